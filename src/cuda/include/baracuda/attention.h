@@ -1,0 +1,130 @@
+// One attention step: fold a chunk of K and V into the online-softmax state of some query rows.
+//
+//   q        [B, H,   Q, D]      k, v  [B, Hkv, K, D]      H % Hkv == 0
+//   y        [B, H,   Q, D]      lse   [B, H, Q] (dense)
+//   state    unnormalised o_acc, row max m, row sum l of every query row; private to a kernel
+//
+// FIRST: there is no state to load. LAST: y = o_acc / l and lse = m + ln(l) are written and no
+// state is stored. FIRST|LAST is plain attention in one launch with no state traffic.
+// A row that saw no key gets y = 0 and lse = -inf.
+#pragma once
+
+#include <stdint.h>
+
+#include "baracuda/export.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum baracuda_element {
+  BARACUDA_F16 = 0,
+  BARACUDA_BF16 = 1,
+  BARACUDA_F32 = 2,
+  BARACUDA_F64 = 3,
+};
+
+// Kernel families. A build may lack some of them: see baracuda_attention_available().
+enum baracuda_attention_kernel {
+  BARACUDA_ATTENTION_HOST = 0,   // C++ threads; stream is ignored and the call is synchronous
+  BARACUDA_ATTENTION_SIMT = 1,   // CUDA cores, strict f32/f64 math
+  BARACUDA_ATTENTION_SM80 = 2,   // mma.sync, f16/bf16
+  BARACUDA_ATTENTION_SM90A = 3,  // wgmma, f16/bf16
+};
+
+enum baracuda_step_flags {
+  BARACUDA_STEP_FIRST = 1,
+  BARACUDA_STEP_LAST = 2,
+  BARACUDA_STEP_CAUSAL = 4,  // key j is visible to row i iff k_map(j) <= q_map(i)
+};
+
+// Global position of local row i: head + stride*i below split, tail + stride*(i - split) from it
+// on. Must rise with i (so visible keys are always a prefix of the chunk). stride >= 1.
+typedef struct baracuda_position_map {
+  int64_t head;
+  int64_t tail;
+  int64_t stride;
+  int64_t split;
+} baracuda_position_map;
+
+// Strides are in elements; the last dimension is contiguous.
+typedef struct baracuda_strides {
+  int64_t batch;
+  int64_t head;
+  int64_t seq;
+} baracuda_strides;
+
+typedef struct baracuda_attention_step_params {
+  uint64_t struct_size;  // sizeof(baracuda_attention_step_params)
+  uint32_t flags;        // enum baracuda_step_flags
+  int32_t element;       // enum baracuda_element of q, k, v, y
+  int32_t lse_element;   // BARACUDA_F32, or element
+  int32_t sm_margin;     // SMs that the grid leaves free (persistent kernels; others ignore it)
+
+  int64_t batch;
+  int64_t heads;
+  int64_t kv_heads;
+  int64_t query_len;
+  int64_t key_len;
+  int64_t head_dim;
+  double scale;
+
+  const void* q;
+  const void* k;
+  const void* v;
+  void* y;      // read only when LAST
+  void* lse;    // may be NULL
+  void* state;  // may be NULL when FIRST|LAST; at least baracuda_attention_state_bytes()
+  baracuda_strides q_strides;
+  baracuda_strides k_strides;
+  baracuda_strides v_strides;
+  baracuda_strides y_strides;
+
+  baracuda_position_map q_map;
+  baracuda_position_map k_map;
+  const baracuda_position_map* device_maps;  // {q, k} in device memory; overrides the two above
+
+  // Reserved for later kernels: must be zero.
+  int64_t query_offset;
+  int64_t global_query_len;
+  int64_t global_key_len;
+  int64_t value_head_dim;
+  int64_t window_left;
+  int64_t window_right;
+  double softcap;
+  const void* query_segments;
+  const void* key_segments;
+  void* partial_out;
+} baracuda_attention_step_params;
+
+// 1 if this build contains the family, else 0.
+BARACUDA_API int32_t baracuda_attention_available(int32_t kernel);
+
+// Bytes of state that the family needs for this problem; 0 for FIRST|LAST.
+BARACUDA_API int64_t baracuda_attention_state_bytes(int32_t kernel,
+                                                    const baracuda_attention_step_params* params);
+
+// Loads every kernel that steps of this problem (any flags) may launch on the current device,
+// so that a later step neither allocates nor loads. Host: starts the thread pool.
+BARACUDA_API int32_t baracuda_attention_load(int32_t kernel,
+                                             const baracuda_attention_step_params* params);
+
+// Checks params and enqueues one step on stream (a cudaStream_t; ignored by the host family).
+// Never allocates, never synchronises. B, H, Q of zero launch nothing; key_len of zero is legal.
+BARACUDA_API int32_t baracuda_attention_step(int32_t kernel,
+                                             const baracuda_attention_step_params* params,
+                                             void* stream);
+
+// Keys of the chunk that row i of the query shard sees: a prefix length in [0, key_len].
+BARACUDA_API int64_t baracuda_visible_keys(const baracuda_attention_step_params* params, int64_t i);
+
+// Threads that the host family uses (default: the CPUs this process may run on).
+BARACUDA_API int32_t baracuda_host_threads(void);
+BARACUDA_API int32_t baracuda_set_host_threads(int32_t threads);
+
+// Instruction set the host family dispatches to: "avx512", "avx2" or "baseline".
+BARACUDA_API const char* baracuda_host_isa(void);
+
+#ifdef __cplusplus
+}
+#endif

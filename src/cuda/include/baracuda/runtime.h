@@ -1,0 +1,43 @@
+// What the library asks of the CUDA runtime besides launching kernels. In a build without CUDA
+// every entry returns BARACUDA_UNAVAILABLE (baracuda_cuda_device_count gives 0).
+#pragma once
+
+#include <stdint.h>
+
+#include "baracuda/export.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+BARACUDA_API int32_t baracuda_cuda_built(void);             // 1 if built with CUDA
+BARACUDA_API int32_t baracuda_cuda_runtime_version(void);   // 13000 for 13.0; 0 without CUDA
+// 0 where the driver is missing or too old; never an error for want of a GPU.
+BARACUDA_API int32_t baracuda_cuda_driver_version(int32_t* version);
+BARACUDA_API int32_t baracuda_cuda_device_count(int32_t* count);
+BARACUDA_API int32_t baracuda_cuda_current_device(int32_t* device);
+BARACUDA_API int32_t baracuda_cuda_set_device(int32_t device);
+
+typedef struct baracuda_cuda_device {
+  char name[128];
+  int32_t compute_capability;  // 90 for 9.0
+  int32_t multiprocessors;
+  int32_t max_shared_bytes;    // opt-in, per block
+  int64_t total_bytes;
+} baracuda_cuda_device;
+BARACUDA_API int32_t baracuda_cuda_device_info(int32_t device, baracuda_cuda_device* info);
+
+// Device of a stream; for NULL (the legacy default stream) the current one.
+BARACUDA_API int32_t baracuda_cuda_stream_device(void* stream, int32_t* device);
+// *device: ordinal of device or managed memory, -1 for host memory (pinned or not), -2 where the
+// pointer means nothing to CUDA.
+BARACUDA_API int32_t baracuda_cuda_pointer_device(const void* pointer, int32_t* device);
+BARACUDA_API int32_t baracuda_cuda_stream_synchronize(void* stream);
+BARACUDA_API int32_t baracuda_cuda_stream_query(void* stream, int32_t* done);
+BARACUDA_API int32_t baracuda_cuda_stream_is_capturing(void* stream, int32_t* capturing);
+BARACUDA_API int32_t baracuda_cuda_mem_info(int64_t* free_bytes, int64_t* total_bytes);
+BARACUDA_API int32_t baracuda_cuda_copy(void* dst, const void* src, int64_t bytes, void* stream);
+
+#ifdef __cplusplus
+}
+#endif
