@@ -78,6 +78,35 @@ def run_local_ring(
     CudaError
         The device failed.
     """
+    y, lse, _ = run_with_plan(
+        q,
+        k,
+        v,
+        world_size,
+        is_causal=is_causal,
+        scale=scale,
+        sequence_layout=sequence_layout,
+        device=device,
+        progress=progress,
+        timeout=timeout,
+    )
+    return y, lse
+
+
+def run_with_plan(
+    q: Any,
+    k: Any,
+    v: Any,
+    world_size: int,
+    *,
+    is_causal: bool,
+    scale: float | None,
+    sequence_layout: SequenceLayout | str,
+    device: str,
+    progress: Callable[[int, int], None] | None,
+    timeout: float,
+) -> tuple[Any, Any, Any]:
+    """`run_local_ring`, with the plan that ran as a third result."""
     from baracuda_kernels import LocalCommunicator, RingAttentionDescriptor, RingAttentionPlan
 
     layout = SequenceLayout.parse(sequence_layout)
@@ -116,7 +145,7 @@ def run_local_ring(
 
     y = unshard([memory.fetch(rank.y) for rank in ranks], sequence_layout=layout)
     lse = unshard([memory.fetch(rank.lse) for rank in ranks], sequence_layout=layout)
-    return y, lse
+    return y, lse, plan
 
 
 class _Rank:

@@ -45,10 +45,10 @@ def rows_per_rank(total: int, world_size: int, what: str = "the sequence") -> in
     rest = total % world_size
     if rest:
         below, above = total - rest, total - rest + world_size
-        nearest = f"lengths that fit are {below} and {above}" if below else f"length that fits is {above}"
+        fits = f"lengths that fit are {below} and {above}" if below else f"length that fits is {above}"
         raise InvalidProblemError(
             f"{what} has {total} rows, which {world_size} ranks cannot share evenly; "
-            f"the nearest {nearest}"
+            f"the nearest {fits}"
         )
     return total // world_size
 
