@@ -1,0 +1,114 @@
+"""CUDA kernels behind plans. First op: Ring Attention, exact attention over a sharded sequence.
+
+Importing this needs no GPU, no driver, no NCCL and no framework.
+"""
+
+from __future__ import annotations
+
+import importlib as _importlib
+import os as _os
+import sys as _sys
+
+
+def _has_modules(folder: str) -> bool:
+    return _os.path.isfile(_os.path.join(folder, "_core", "__init__.py"))
+
+
+def _installed_path() -> list[str]:
+    """Folder of the compiled package.
+
+    In a checkout this folder lies at the top without the compiled modules, and Python started
+    there imports it instead of the installed package; that one's folder then takes over.
+    """
+    for entry in _sys.path:
+        folder = _os.path.join(_os.path.abspath(entry), "baracuda_kernels")
+        if _has_modules(folder):
+            return [folder]
+    raise ImportError(
+        f"baracuda_kernels: {__path__[0]} is a source folder without compiled modules, and no "
+        "installed copy was found; run 'pip install .' in the checkout first")
+
+
+if not any(_has_modules(folder) for folder in __path__):
+    __path__ = _installed_path()
+
+from baracuda_kernels._core._communicator import Communicator, UniqueId  # noqa: E402
+from baracuda_kernels._core._enums import (  # noqa: E402
+    ArchSku,
+    AttentionKind,
+    BackendKind,
+    ElementKind,
+    EpilogueKind,
+    LayoutSku,
+    MathPrecision,
+    OpCategory,
+    SequenceLayout,
+)
+from baracuda_kernels._core._errors import (  # noqa: E402
+    BaracudaError,
+    BufferTooSmallError,
+    CommunicatorError,
+    CudaError,
+    InvalidProblemError,
+    MisalignedOperandError,
+    NcclError,
+    NcclTimeoutError,
+    UnsupportedError,
+    WorkspaceTooSmallError,
+)
+from baracuda_kernels._core._info import version as _version  # noqa: E402
+from baracuda_kernels._core._local import LocalCommunicator, LocalRing  # noqa: E402
+from baracuda_kernels._core._sku import (  # noqa: E402
+    KernelSku,
+    PlanPreference,
+    PrecisionGuarantee,
+)
+from baracuda_kernels._core._stream import Stream  # noqa: E402
+from baracuda_kernels._core._tensor import DeviceSlice, TensorMut, TensorRef  # noqa: E402
+from baracuda_kernels._core._transport import Transport, TransportCommunicator  # noqa: E402
+from baracuda_kernels import registry  # noqa: E402
+from baracuda_kernels.ops.flash_sdpa import (  # noqa: E402
+    FlashSdpaArgs,
+    FlashSdpaDescriptor,
+    FlashSdpaPlan,
+)
+from baracuda_kernels.ops.ring_attention import (  # noqa: E402
+    RingAttentionArgs,
+    RingAttentionDescriptor,
+    RingAttentionPlan,
+)
+
+__version__ = _version()
+
+# Loaded on first use: they need NumPy, which the core does not.
+_LAZY = {
+    "positions": "sharding",
+    "run_local_ring": "local_ring",
+    "shard": "sharding",
+    "unshard": "sharding",
+}
+
+__all__ = [
+    "ArchSku", "AttentionKind", "BackendKind", "BaracudaError", "BufferTooSmallError",
+    "Communicator", "CommunicatorError", "CudaError", "DeviceSlice", "ElementKind",
+    "EpilogueKind", "FlashSdpaArgs", "FlashSdpaDescriptor", "FlashSdpaPlan",
+    "InvalidProblemError", "KernelSku", "LayoutSku", "LocalCommunicator", "LocalRing",
+    "MathPrecision", "MisalignedOperandError", "NcclError", "NcclTimeoutError", "OpCategory",
+    "PlanPreference", "PrecisionGuarantee", "RingAttentionArgs", "RingAttentionDescriptor",
+    "RingAttentionPlan", "SequenceLayout", "Stream", "TensorMut", "TensorRef", "Transport",
+    "TransportCommunicator", "UniqueId", "UnsupportedError", "WorkspaceTooSmallError",
+    "__version__", "positions", "registry", "run_local_ring", "shard", "unshard",
+]
+
+
+def __getattr__(name: str):
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'baracuda_kernels' has no attribute {name!r}")
+    value = getattr(_importlib.import_module(f"baracuda_kernels.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted(__all__)

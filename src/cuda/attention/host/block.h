@@ -1,0 +1,60 @@
+// The unit of work of the host family: some query rows that share one K/V head, against a whole
+// chunk. The driver (family.cpp) fills it; the kernels, one per instruction set, run it.
+//
+// Kernels are compiled with wider instruction sets than the rest of the library, so they know
+// nothing but this header: an inline function shared with other code could be linked from here.
+#pragma once
+
+#include <stdint.h>
+
+namespace baracuda {
+namespace host {
+
+constexpr int64_t kMaxBlockRows = 128;
+constexpr int64_t kMaxHeadDim = 1024;
+// Enough for every element type and head_dim; only the touched part becomes resident.
+constexpr int64_t kScratchBytes = int64_t(5) << 19;
+
+struct BlockProblem {
+  const void* k;
+  const void* v;
+  int64_t k_stride;  // elements between keys
+  int64_t v_stride;
+  int64_t head_dim;
+  double scale;
+  int32_t element;
+  int32_t lse_element;
+  bool first;
+  bool last;
+  void* state;        // o_acc [total_rows, head_dim], m [total_rows], l [total_rows]
+  void* lse;          // may be null
+  int64_t total_rows;
+};
+
+struct BlockRows {
+  int64_t count;
+  const void* q[kMaxBlockRows];
+  void* y[kMaxBlockRows];
+  int64_t row[kMaxBlockRows];      // index into state and lse
+  int64_t visible[kMaxBlockRows];  // the keys [0, visible) of the chunk are seen
+};
+
+// scratch: kScratchBytes, aligned to 64.
+using BlockFunction = void (*)(const BlockProblem&, const BlockRows&, void* scratch);
+
+struct IsaKernels {
+  const char* name;
+  BlockFunction run[4];  // by enum baracuda_element
+};
+
+extern const IsaKernels kBaselineKernels;
+#if defined(__x86_64__)
+extern const IsaKernels kAvx2Kernels;
+extern const IsaKernels kAvx512Kernels;
+#endif
+
+// The best set this CPU runs, or a lower one named by BARACUDA_HOST_ISA.
+const IsaKernels& isa_kernels();
+
+}  // namespace host
+}  // namespace baracuda

@@ -1,0 +1,257 @@
+// The sm80 attention step: mma.sync m16n8k16 on tiles that cp.async brings in.
+//
+// A warp owns 16*row_blocks query rows and all columns of S and O, so a row's statistics live in
+// one quad of lanes and P never leaves registers: the accumulator layout of QK is the A operand
+// layout of PV. K of the next tile loads under the softmax and PV, V under QK.
+#pragma once
+
+#include <math_constants.h>
+
+#include "attention/sm80/epilogue.cuh"
+#include "attention/sm80/tile.cuh"
+#include "attention/step_args.cuh"
+#include "common/dtype.cuh"
+#include "common/mma_sync.cuh"
+
+namespace baracuda::sm80 {
+
+template <typename Element_, int HeadDim, int BlockM, int BlockN, int Warps, int BlocksPerSm>
+struct Config {
+  using Element = Element_;
+  using Layout = RowLayout<HeadDim>;
+  static constexpr int head_dim = HeadDim;
+  static constexpr int block_m = BlockM;
+  static constexpr int block_n = BlockN;
+  static constexpr int threads = 32 * Warps;
+  static constexpr int blocks_per_sm = BlocksPerSm;
+  static constexpr int warp_rows = BlockM / Warps;
+  static constexpr int row_blocks = warp_rows / 16;
+  static_assert(BlockM % (16 * Warps) == 0 && BlockN % 16 == 0, "tile is whole mma tiles");
+  static constexpr int q_bytes = BlockM * Layout::bytes;
+  static constexpr int kv_bytes = BlockN * Layout::bytes;
+  static constexpr int limits_offset = q_bytes + 2 * kv_bytes;
+  static constexpr int work_offset = limits_offset + BlockM * 8;
+  static constexpr int shared_bytes = work_offset + static_cast<int>(sizeof(BlockWork));
+};
+
+// How far (in powers of two) scores may rise above the maximum in use before O and l are rescaled
+// to a new one. Any reference value gives the same quotient; 2^8 is far from overflow even in f16.
+constexpr float rescale_threshold = 8.0f;
+
+template <typename C>
+struct Warp {
+  using Element = typename C::Element;
+  using Layout = typename C::Layout;
+  static constexpr int rows = 2 * C::row_blocks;  // rows of a lane: block i, half h is 2*i + h
+
+  float o[C::row_blocks][C::head_dim / 8][4];
+  float m[rows];  // maximum in use, unscaled; -inf: nothing seen
+  float l[rows];  // this lane's part of the row sum
+
+  __device__ __forceinline__ void scores(float (&s)[C::row_blocks][C::block_n / 8][4],
+                                         uint32_t q_address, uint32_t k_address) const {
+#pragma unroll
+    for (int i = 0; i < C::row_blocks; ++i)
+#pragma unroll
+      for (int j = 0; j < C::block_n / 8; ++j)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) s[i][j][c] = 0.0f;
+#pragma unroll
+    for (int d = 0; d < C::head_dim / 16; ++d) {
+      uint32_t a[C::row_blocks][4];
+      const uint32_t q_step = Layout::advance(q_address, 2 * d);
+#pragma unroll
+      for (int i = 0; i < C::row_blocks; ++i) ldmatrix_x4(a[i], q_step + i * 16 * Layout::bytes);
+      const uint32_t k_step = Layout::advance(k_address, 2 * d);
+#pragma unroll
+      for (int j = 0; j < C::block_n / 16; ++j) {
+        uint32_t b[4];
+        ldmatrix_x4(b, k_step + j * 16 * Layout::bytes);
+#pragma unroll
+        for (int i = 0; i < C::row_blocks; ++i) {
+          mma_16816<Element>(s[i][2 * j], a[i], b[0], b[1]);
+          mma_16816<Element>(s[i][2 * j + 1], a[i], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+  // Columns of the tile from limits[row] - key0 on are not visible.
+  __device__ __forceinline__ void mask(float (&s)[C::row_blocks][C::block_n / 8][4],
+                                       const int64_t* limits, int64_t key0) const {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int r = 0; r < rows; ++r) {
+      const int64_t left = limits[r / 2 * 16 + r % 2 * 8 + lane / 4] - key0;
+      const int visible = left < C::block_n ? static_cast<int>(left < 0 ? 0 : left) : C::block_n;
+#pragma unroll
+      for (int j = 0; j < C::block_n / 8; ++j)
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+          if (8 * j + 2 * (lane % 4) + c >= visible) s[r / 2][j][r % 2 * 2 + c] = -CUDART_INF_F;
+    }
+  }
+
+  // Raises m to the tile's maximum where some row of the warp needs it.
+  __device__ __forceinline__ void raise_maximum(
+      const float (&s)[C::row_blocks][C::block_n / 8][4], float scale_log2) {
+    float tile_max[rows];
+    bool raise = false;
+#pragma unroll
+    for (int r = 0; r < rows; ++r) {
+      float x = m[r];
+#pragma unroll
+      for (int j = 0; j < C::block_n / 8; ++j)
+        x = fmaxf(fmaxf(x, s[r / 2][j][r % 2 * 2]), s[r / 2][j][r % 2 * 2 + 1]);
+      x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+      x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+      tile_max[r] = x;
+      raise |= (x - m[r]) * scale_log2 > rescale_threshold;
+    }
+    if (!__any_sync(0xffffffffu, raise)) return;
+#pragma unroll
+    for (int r = 0; r < rows; ++r) {
+      const float use = tile_max[r] == -CUDART_INF_F ? 0.0f : tile_max[r];
+      const float factor = exp2_approx((m[r] - use) * scale_log2);
+      m[r] = tile_max[r];
+      l[r] *= factor;
+#pragma unroll
+      for (int j = 0; j < C::head_dim / 8; ++j) {
+        o[r / 2][j][r % 2 * 2] *= factor;
+        o[r / 2][j][r % 2 * 2 + 1] *= factor;
+      }
+    }
+  }
+
+  // o += exp2(s - m) * V, l += row sums: sixteen keys at a time, so that the exponentials of the
+  // next sixteen overlap the products of these.
+  __device__ __forceinline__ void accumulate(const float (&s)[C::row_blocks][C::block_n / 8][4],
+                                             float scale_log2, uint32_t v_address) {
+    float offset[rows];
+#pragma unroll
+    for (int r = 0; r < rows; ++r) offset[r] = m[r] == -CUDART_INF_F ? 0.0f : -m[r] * scale_log2;
+#pragma unroll
+    for (int k = 0; k < C::block_n / 16; ++k) {
+      uint32_t p[C::row_blocks][4];
+#pragma unroll
+      for (int i = 0; i < C::row_blocks; ++i)
+#pragma unroll
+        for (int x = 0; x < 4; ++x) {
+          const int r = 2 * i + x % 2;
+          const float lo =
+              exp2_approx(fmaf(s[i][2 * k + x / 2][x % 2 * 2], scale_log2, offset[r]));
+          const float hi =
+              exp2_approx(fmaf(s[i][2 * k + x / 2][x % 2 * 2 + 1], scale_log2, offset[r]));
+          l[r] += lo + hi;
+          p[i][x] = Dtype<Element>::pack(lo, hi);
+        }
+#pragma unroll
+      for (int j = 0; j < C::head_dim / 16; ++j) {
+        uint32_t b[4];
+        ldmatrix_x4_trans(b, Layout::advance(v_address, 2 * j) + k * 16 * Layout::bytes);
+#pragma unroll
+        for (int i = 0; i < C::row_blocks; ++i) {
+          mma_16816<Element>(o[i][2 * j], p[i], b[0], b[1]);
+          mma_16816<Element>(o[i][2 * j + 1], p[i], b[2], b[3]);
+        }
+      }
+    }
+  }
+};
+
+template <typename C>
+__global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
+    step_kernel(const __grid_constant__ StepArgs args) {
+  using Element = typename C::Element;
+  using Layout = typename C::Layout;
+  using QCopy = TileCopy<C::head_dim, C::block_m, C::threads>;
+  using KvCopy = TileCopy<C::head_dim, C::block_n, C::threads>;
+  extern __shared__ __align__(1024) char shared[];
+
+  BlockWork work;
+  if (!block_work(args, C::block_m, work)) return;
+
+  const uint32_t q_tile = shared_address(shared);
+  const uint32_t k_tile = q_tile + C::q_bytes;
+  const uint32_t v_tile = k_tile + C::kv_bytes;
+  int64_t* limits = reinterpret_cast<int64_t*>(shared + C::limits_offset);
+  volatile BlockWork* parked = reinterpret_cast<BlockWork*>(shared + C::work_offset);
+
+  {
+    const int64_t row_stride = args.q_strides.seq * static_cast<int64_t>(sizeof(Element));
+    const char* q = static_cast<const char*>(args.q) +
+                    (work.batch * args.q_strides.batch + work.head * args.q_strides.head) *
+                        static_cast<int64_t>(sizeof(Element));
+    QCopy::copy(q_tile, q + (work.row0 + QCopy::row()) * row_stride + QCopy::chunk() * 16,
+                row_stride, args.query_len - work.row0);
+    cp_async_commit();
+  }
+  write_row_limits(args, work.row0, C::block_m, limits);
+  if (threadIdx.x == 0) park(parked, work);
+  __syncthreads();
+  const int tiles = static_cast<int>((limits[C::block_m - 1] + C::block_n - 1) / C::block_n);
+  const int unmasked_tiles = static_cast<int>(limits[0] / C::block_n);
+
+  const int64_t k_stride = args.k_strides.seq * static_cast<int64_t>(sizeof(Element));
+  const int64_t v_stride = args.v_strides.seq * static_cast<int64_t>(sizeof(Element));
+  const int64_t first_key = static_cast<int64_t>(tiles - 1) * C::block_n;
+  const char* k_src = static_cast<const char*>(args.k) +
+                      (work.batch * args.k_strides.batch + work.kv_head * args.k_strides.head) *
+                          static_cast<int64_t>(sizeof(Element)) +
+                      (first_key + KvCopy::row()) * k_stride + KvCopy::chunk() * 16;
+  const char* v_src = static_cast<const char*>(args.v) +
+                      (work.batch * args.v_strides.batch + work.kv_head * args.v_strides.head) *
+                          static_cast<int64_t>(sizeof(Element)) +
+                      (first_key + KvCopy::row()) * v_stride + KvCopy::chunk() * 16;
+  if (tiles > 0) KvCopy::copy(k_tile, k_src, k_stride, args.key_len - first_key);
+  cp_async_commit();
+
+  const int lane = threadIdx.x % 32;
+  const int warp_row0 = threadIdx.x / 32 * C::warp_rows;
+  const uint32_t q_address = q_tile + Layout::offset(warp_row0 + lane % 16, lane / 16);
+  const uint32_t k_address = k_tile + Layout::offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  const uint32_t v_address = v_tile + Layout::offset(lane % 16, lane / 16);
+  const float scale_log2 = static_cast<float>(args.scale * 1.4426950408889634);
+
+  Warp<C> warp;
+  RowState<C>(args, work, warp_row0).load(warp);
+
+  for (int tile = tiles - 1; tile >= 0; --tile) {
+    cp_async_wait<0>();
+    __syncthreads();  // K is there; every warp is done with the previous V
+    KvCopy::copy(v_tile, v_src, v_stride, args.key_len - int64_t{tile} * C::block_n);
+    cp_async_commit();
+    v_src -= C::block_n * v_stride;
+
+    float s[C::row_blocks][C::block_n / 8][4];
+    warp.scores(s, q_address, k_address);
+    if (tile >= unmasked_tiles)
+      warp.mask(s, limits + threadIdx.x / 32 * C::warp_rows, int64_t{tile} * C::block_n);
+
+    cp_async_wait<0>();
+    __syncthreads();  // V is there; every warp is done with this K
+    k_src -= C::block_n * k_stride;
+    if (tile > 0) {
+      KvCopy::copy(k_tile, k_src, k_stride, C::block_n);
+      cp_async_commit();
+    }
+
+    warp.raise_maximum(s, scale_log2);
+    warp.accumulate(s, scale_log2, v_address);
+  }
+
+  // Kept in shared memory meanwhile: the loop needs every register.
+  const BlockWork finished = unpark(parked);
+  const RowState<C> state(args, finished, threadIdx.x / 32 * C::warp_rows);
+  if (args.last) {
+    if (tiles == 0) {  // nobody waited for Q, and y is staged in its place
+      cp_async_wait<0>();
+      __syncthreads();
+    }
+    state.finish(warp, shared + threadIdx.x / 32 * C::warp_rows * Layout::bytes);
+  } else {
+    state.save(warp);
+  }
+}
+
+}  // namespace baracuda::sm80

@@ -1,0 +1,30 @@
+// Host side of one instantiation of the sm80 kernel.
+#pragma once
+
+#include "attention/sm80/kernel.cuh"
+#include "attention/sm80/variant.h"
+#include "common/kernel_load.h"
+
+namespace baracuda::sm80 {
+
+template <typename C>
+int32_t load_kernel() {
+  static ReadyDevices ready;
+  return ensure_loaded(reinterpret_cast<const void*>(step_kernel<C>), C::shared_bytes, ready);
+}
+
+template <typename C>
+int32_t launch_kernel(const StepParams& params, cudaStream_t stream) {
+  const int32_t status = load_kernel<C>();
+  if (status != BARACUDA_OK) return status;
+  const StepArgs args = make_step_args(params, C::block_m, sizeof(typename C::Element));
+  step_kernel<C><<<step_grid(args), C::threads, C::shared_bytes, stream>>>(args);
+  return check_cuda(cudaGetLastError(), "sm80 attention step");
+}
+
+template <typename C>
+constexpr Variant make_variant() {
+  return Variant{load_kernel<C>, launch_kernel<C>};
+}
+
+}  // namespace baracuda::sm80

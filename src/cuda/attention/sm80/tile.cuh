@@ -1,0 +1,63 @@
+// Swizzled shared-memory tiles of the sm80 kernel.
+//
+// A tile is rows of HeadDim 16-bit elements. The 16-byte chunks of a row are permuted within
+// spans (8 chunks, or 4 where a row is an odd number of 64-byte units), so that the eight rows
+// that an ldmatrix phase or a copy touches fall in eight different groups of banks.
+#pragma once
+
+#include <stdint.h>
+
+#include "common/cp_async.cuh"
+
+namespace baracuda::sm80 {
+
+template <int HeadDim>
+struct RowLayout {
+  static_assert(HeadDim % 32 == 0, "a row is whole 64-byte units");
+  static constexpr int span = HeadDim % 64 == 0 ? 8 : 4;
+  static constexpr int bytes = HeadDim * 2;
+  static constexpr int chunks = HeadDim / 8;
+
+  static __device__ __forceinline__ uint32_t swizzle(uint32_t row) {
+    return span == 8 ? (row & 7) : (row >> 1 & 3);
+  }
+  // Byte offset of a chunk of a row; swizzle(row) repeats every 8 rows.
+  static __device__ __forceinline__ uint32_t offset(uint32_t row, uint32_t chunk) {
+    return row * bytes + ((chunk ^ swizzle(row)) << 4);
+  }
+  // Moves an offset whose chunk was below 2 by an even number of chunks. The unswizzled chunk
+  // bits of `even` are free in it, so a step of k costs one xor with a constant.
+  static __device__ __forceinline__ uint32_t advance(uint32_t address, int even) {
+    return (address ^ (even % span << 4)) + even / span * span * 16;
+  }
+};
+
+// Copies rows of a tile from global memory with all threads of the block; rows from `valid` on
+// are zero-filled, for stale bits there could be NaN and would survive a weight of zero.
+template <int HeadDim, int Rows, int Threads>
+struct TileCopy {
+  using Layout = RowLayout<HeadDim>;
+  static constexpr int rows_per_pass = Threads / Layout::span;
+  static_assert(Rows % rows_per_pass == 0 && rows_per_pass % 8 == 0, "uneven tile copy");
+
+  static __device__ __forceinline__ int row() { return threadIdx.x / Layout::span; }
+  static __device__ __forceinline__ int chunk() { return threadIdx.x % Layout::span; }
+
+  // src is this thread's first chunk: row(), chunk().
+  static __device__ __forceinline__ void copy(uint32_t tile, const char* src, int64_t row_stride,
+                                              int64_t valid) {
+    const int rows = valid < Rows ? static_cast<int>(valid) : Rows;
+    const uint32_t dst = tile + Layout::offset(row(), chunk());
+#pragma unroll
+    for (int i = 0; i < Rows / rows_per_pass; ++i) {
+      const bool inside = row() + i * rows_per_pass < rows;
+#pragma unroll
+      for (int j = 0; j < Layout::chunks / Layout::span; ++j) {
+        cp_async_or_zero<16>(dst + i * rows_per_pass * Layout::bytes + j * Layout::span * 16,
+                             src + i * rows_per_pass * row_stride + j * Layout::span * 16, inside);
+      }
+    }
+  }
+};
+
+}  // namespace baracuda::sm80

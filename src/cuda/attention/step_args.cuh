@@ -1,0 +1,147 @@
+// What the simt and sm80 kernels are launched with, and how a block finds its work.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+
+#include "attention/family.h"
+#include "common/position_map.h"
+
+namespace baracuda {
+
+struct StepArgs {
+  const void* q;
+  const void* k;
+  const void* v;
+  void* y;
+  void* lse;
+  void* state;
+  baracuda_strides q_strides, k_strides, v_strides, y_strides;
+  baracuda_position_map q_map, k_map;
+  const baracuda_position_map* device_maps;
+  int64_t heads;
+  int64_t group;  // query heads per key head
+  int64_t batch_heads;
+  int64_t query_len;
+  int64_t key_len;
+  int64_t query_tiles;
+  int64_t blocks;
+  int64_t section;  // heads that run side by side, see block_work()
+  double scale;
+  int32_t head_dim;
+  bool first;
+  bool last;
+  bool causal;
+  bool lse_is_f32;
+};
+
+inline StepArgs make_step_args(const StepParams& p, int block_m, int element_bytes) {
+  StepArgs a{};
+  a.q = p.q;
+  a.k = p.k;
+  a.v = p.v;
+  a.y = p.y;
+  a.lse = p.lse;
+  a.state = p.state;
+  a.q_strides = p.q_strides;
+  a.k_strides = p.k_strides;
+  a.v_strides = p.v_strides;
+  a.y_strides = p.y_strides;
+  a.q_map = p.q_map;
+  a.k_map = p.k_map;
+  a.device_maps = p.device_maps;
+  a.heads = p.heads;
+  a.group = p.heads / p.kv_heads;
+  a.batch_heads = p.batch * p.heads;
+  a.query_len = p.query_len;
+  a.key_len = p.key_len;
+  a.query_tiles = (p.query_len + block_m - 1) / block_m;
+  a.blocks = a.batch_heads * a.query_tiles;
+  a.scale = p.scale;
+  a.head_dim = static_cast<int32_t>(p.head_dim);
+  a.first = (p.flags & BARACUDA_STEP_FIRST) != 0;
+  a.last = (p.flags & BARACUDA_STEP_LAST) != 0;
+  a.causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
+  a.lse_is_f32 = p.lse_element == BARACUDA_F32;
+  a.section = 1;
+  if (a.causal) {
+    // Longest tiles first, over as many heads as keep their K and V in an L2 of 40 MB or more.
+    constexpr int64_t l2_share = int64_t{32} << 20;
+    const int64_t pair_bytes = 2 * p.key_len * p.head_dim * element_bytes + 1;
+    const int64_t pairs = l2_share / pair_bytes;
+    a.section = (pairs > 1 ? pairs : 1) * a.group;
+    if (a.section > a.batch_heads) a.section = a.batch_heads;
+  }
+  return a;
+}
+
+// Blocks are one-dimensional work items; y only carries what x cannot hold.
+inline dim3 step_grid(const StepArgs& a) {
+  constexpr int64_t max_x = int64_t{1} << 30;
+  const int64_t x = a.blocks < max_x ? a.blocks : max_x;
+  return dim3(static_cast<unsigned>(x), static_cast<unsigned>((a.blocks + x - 1) / x));
+}
+
+#if defined(__CUDACC__)
+
+struct BlockWork {
+  int64_t batch;
+  int64_t head;
+  int64_t kv_head;
+  int64_t row0;        // first query row of the tile
+  int64_t state_row0;  // the same row among all B*H*Q
+};
+
+// Sections of heads follow one another; within one, tiles run from the last (under a causal mask
+// the longest) to the first.
+__device__ __forceinline__ bool block_work(const StepArgs& a, int block_m, BlockWork& work) {
+  const int64_t index = blockIdx.x + static_cast<int64_t>(gridDim.x) * blockIdx.y;
+  if (index >= a.blocks) return false;
+  const int64_t section_blocks = a.section * a.query_tiles;
+  const int64_t first_head = index / section_blocks * a.section;
+  const int64_t rest = index % section_blocks;
+  const int64_t left = a.batch_heads - first_head;
+  const int64_t heads_here = a.section < left ? a.section : left;
+  const int64_t batch_head = first_head + rest % heads_here;
+  work.batch = batch_head / a.heads;
+  work.head = batch_head % a.heads;
+  work.kv_head = work.head / a.group;
+  work.row0 = (a.query_tiles - 1 - rest / heads_here) * block_m;
+  work.state_row0 = batch_head * a.query_len + work.row0;
+  return true;
+}
+
+// A block's work, kept in shared memory where the main loop needs every register. Volatile, or the
+// compiler would keep the registers after all.
+__device__ __forceinline__ void park(volatile BlockWork* parked, const BlockWork& work) {
+  parked->batch = work.batch;
+  parked->head = work.head;
+  parked->kv_head = work.kv_head;
+  parked->row0 = work.row0;
+  parked->state_row0 = work.state_row0;
+}
+
+__device__ __forceinline__ BlockWork unpark(const volatile BlockWork* parked) {
+  return BlockWork{parked->batch, parked->head, parked->kv_head, parked->row0,
+                   parked->state_row0};
+}
+
+// Writes the number of keys that each of the tile's rows sees to limits[0 .. rows). Rows past the
+// end repeat the last one, so the first and last entries bound the tile.
+__device__ __forceinline__ void write_row_limits(const StepArgs& a, int64_t row0, int rows,
+                                                 int64_t* limits) {
+  for (int i = threadIdx.x; i < rows; i += blockDim.x) {
+    int64_t limit = a.key_len;
+    if (a.causal) {
+      const int64_t row = row0 + i < a.query_len ? row0 + i : a.query_len - 1;
+      const baracuda_position_map q_map = a.device_maps ? a.device_maps[0] : a.q_map;
+      const baracuda_position_map k_map = a.device_maps ? a.device_maps[1] : a.k_map;
+      limit = visible_keys(k_map, a.key_len, position(q_map, row));
+    }
+    limits[i] = limit;
+  }
+}
+
+#endif  // __CUDACC__
+
+}  // namespace baracuda

@@ -1,0 +1,34 @@
+// cp.async (sm_80): copies from global to shared memory that the thread does not wait for.
+#pragma once
+
+#include <stdint.h>
+
+namespace baracuda {
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// Copies Bytes (4, 8 or 16), or writes zeros where valid is false; src is not read then.
+template <int Bytes>
+__device__ __forceinline__ void cp_async_or_zero(uint32_t dst, const void* src, bool valid) {
+  const int size = valid ? Bytes : 0;
+  if constexpr (Bytes == 16) {
+    // Past L1: a tile is read once by a block.
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(size)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(dst), "l"(src), "n"(Bytes),
+                 "r"(size)
+                 : "memory");
+  }
+}
+
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int Pending>
+__device__ __forceinline__ void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+}  // namespace baracuda

@@ -1,0 +1,406 @@
+# cython: language_level=3
+"""NCCL communicators: made here, or borrowed from whoever has one."""
+
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
+from libc.stdint cimport int32_t, uintptr_t
+from libc.stdlib cimport calloc, free
+
+from baracuda_kernels._core cimport c_api
+from baracuda_kernels._core._member cimport RingMember
+from baracuda_kernels._core._status cimport check, last_exception
+from baracuda_kernels._core._stream cimport Stream, as_stream
+
+from baracuda_kernels._core import _nccl_library
+from baracuda_kernels._core._errors import CommunicatorError, InvalidProblemError
+
+DEFAULT_TIMEOUT = 300.0
+_STATES = ("healthy", "failed", "aborted")
+
+
+cdef class UniqueId:
+    """NCCL's rendezvous token: made on one rank, given to all. Hashable, picklable."""
+
+    cdef readonly bytes bytes
+
+    def __cinit__(self, bytes data):
+        if len(data) != c_api.BARACUDA_NCCL_UNIQUE_ID_BYTES:
+            raise InvalidProblemError(
+                f"unique_id: got {len(data)} bytes, must be "
+                f"{c_api.BARACUDA_NCCL_UNIQUE_ID_BYTES}")
+        self.bytes = data
+
+    @staticmethod
+    def new():
+        """A fresh id (``ncclGetUniqueId``); needs NCCL, not a GPU."""
+        cdef char buffer[128]
+        _nccl_library.load()
+        check(c_api.baracuda_nccl_unique_id(buffer))
+        return UniqueId(PyBytes_FromStringAndSize(buffer, c_api.BARACUDA_NCCL_UNIQUE_ID_BYTES))
+
+    @staticmethod
+    def from_bytes(data):
+        """The id that ``data`` (128 bytes) holds."""
+        return UniqueId(bytes(data))
+
+    def __eq__(self, other):
+        return isinstance(other, UniqueId) and self.bytes == (<UniqueId>other).bytes
+
+    def __hash__(self):
+        return hash(self.bytes)
+
+    def __reduce__(self):
+        return UniqueId, (self.bytes,)
+
+    def __repr__(self):
+        return f"UniqueId({self.bytes[:16].hex()}...)"
+
+
+cdef class Communicator(RingMember):
+    """A rank of a NCCL ring, with its own ring stream and events.
+
+    Made by the static methods below. One ``run`` at a time; different communicators are
+    independent, but NCCL itself needs every rank to issue operations on several communicators in
+    the same order. An owned communicator is aborted when a deadline passes; a borrowed one never
+    is. After a failure it refuses further use with a :class:`CommunicatorError`.
+
+    Usable as a context manager, which closes it.
+    """
+
+    cdef c_api.baracuda_nccl_comm* comm
+    cdef readonly double timeout
+    cdef object owner
+
+    def __init__(self):
+        raise TypeError(
+            "Communicator: use new_single_gpu, init_all, init_rank, from_handle, from_torch or "
+            "from_mpi")
+
+    @staticmethod
+    def new_single_gpu(device=0, *, timeout=DEFAULT_TIMEOUT):
+        """A ring of one rank on a CUDA device."""
+        return Communicator.init_rank(1, UniqueId.new(), 0, device=device, timeout=timeout)
+
+    @staticmethod
+    def init_all(devices, *, max_ctas=None, timeout=DEFAULT_TIMEOUT):
+        """One communicator per device, all ranks of a ring in this process.
+
+        Parameters
+        ----------
+        devices : sequence of int
+            Distinct CUDA ordinals; rank r gets ``devices[r]``.
+        max_ctas : int, optional
+            SMs that an exchange may take; NCCL's choice by default.
+        timeout : float
+            Seconds until :class:`NcclTimeoutError`, for making the ring and for each run.
+
+        Returns
+        -------
+        list of Communicator
+        """
+        cdef int i, count = len(devices)
+        cdef int32_t status, ctas = _max_ctas(max_ctas)
+        cdef double seconds = _seconds(timeout)
+        cdef int32_t* ordinals
+        cdef c_api.baracuda_nccl_comm** comms
+        if count == 0 or len(set(devices)) != count:
+            raise InvalidProblemError(f"devices: got {list(devices)}, must be distinct, one or more")
+        _nccl_library.load()
+        ordinals = <int32_t*>calloc(count, sizeof(int32_t))
+        comms = <c_api.baracuda_nccl_comm**>calloc(count, sizeof(comms[0]))
+        try:
+            for i in range(count):
+                ordinals[i] = _device(devices[i])
+            with nogil:
+                status = c_api.baracuda_nccl_init_all(count, ordinals, ctas, seconds, comms)
+            check(status)
+            return [_wrap(comms[i], seconds, None) for i in range(count)]
+        finally:
+            free(ordinals)
+            free(comms)
+
+    @staticmethod
+    def init_rank(world_size, unique_id, rank, *, device=None, max_ctas=None,
+                  timeout=DEFAULT_TIMEOUT):
+        """Join a ring: collective over all ranks.
+
+        Parameters
+        ----------
+        world_size : int
+        unique_id : UniqueId or bytes
+            The same on every rank.
+        rank : int
+        device : int or "host", optional
+            CUDA ordinal, the current device by default. "host" is for NCCL-compatible libraries
+            that move host memory.
+        max_ctas : int, optional
+            SMs that an exchange may take; NCCL's choice by default.
+        timeout : float
+            Seconds until :class:`NcclTimeoutError`, for joining and for each run.
+
+        Raises
+        ------
+        NcclTimeoutError
+            A rank did not come in time.
+        NcclError
+            A NCCL call failed.
+        UnsupportedError
+            No NCCL, or one that is too old.
+        """
+        cdef c_api.baracuda_nccl_comm* comm = NULL
+        cdef bytes token
+        cdef char* raw
+        cdef int32_t status, size, place, ordinal, ctas = _max_ctas(max_ctas)
+        cdef double seconds = _seconds(timeout)
+        if not isinstance(world_size, int) or world_size < 1:
+            raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
+        if not isinstance(rank, int) or not 0 <= rank < world_size:
+            raise InvalidProblemError(
+                f"rank: got {rank!r}, must be an integer in [0, {world_size})")
+        if not isinstance(unique_id, UniqueId):
+            unique_id = UniqueId.from_bytes(unique_id)
+        token = unique_id.bytes
+        raw = PyBytes_AsString(token)
+        size, place, ordinal = world_size, rank, _device(device)
+        _nccl_library.load()
+        with nogil:
+            status = c_api.baracuda_nccl_init_rank(size, raw, place, ordinal, ctas, seconds, &comm)
+        check(status)
+        return _wrap(comm, seconds, None)
+
+    @staticmethod
+    def from_handle(handle, *, device=None, timeout=DEFAULT_TIMEOUT, owner=None):
+        """Borrow a ready ``ncclComm_t``: never aborted, never destroyed here.
+
+        Parameters
+        ----------
+        handle : int
+            The ``ncclComm_t``, made by the same libnccl that this library loads.
+        device : int, optional
+            Its CUDA ordinal, the current device by default.
+        owner : object, optional
+            Kept alive as long as the communicator.
+        """
+        cdef c_api.baracuda_nccl_comm* comm = NULL
+        cdef int32_t status, ordinal = _device(device)
+        cdef double seconds = _seconds(timeout)
+        cdef void* raw
+        if not isinstance(handle, int) or handle <= 0:
+            raise InvalidProblemError(f"handle: got {handle!r}, must be a ncclComm_t as an int > 0")
+        raw = <void*><uintptr_t>handle
+        _nccl_library.load()
+        with nogil:
+            status = c_api.baracuda_nccl_from_handle(raw, ordinal, seconds, &comm)
+        check(status)
+        return _wrap(comm, seconds, owner)
+
+    @staticmethod
+    def from_torch(group=None, borrow=False, *, device=None, max_ctas=None,
+                   timeout=DEFAULT_TIMEOUT):
+        """A communicator with the ranks of a torch process group.
+
+        Parameters
+        ----------
+        group : torch.distributed.ProcessGroup, optional
+            The default group by default.
+        borrow : bool
+            False makes an own communicator, with the id sent through the group (collective).
+            True uses the group's ready NCCL handle, in the libnccl that torch uses; refused where
+            torch does not offer it. It is never aborted or destroyed here.
+        """
+        from baracuda_kernels._core import _frameworks
+
+        if borrow:
+            handle, device = _frameworks.torch_handle(group, device)
+            return Communicator.from_handle(handle, device=device, timeout=timeout, owner=group)
+        rank, world_size, token, device = _frameworks.torch_rendezvous(group, device, UniqueId)
+        return Communicator.init_rank(world_size, token, rank, device=device, max_ctas=max_ctas,
+                                      timeout=timeout)
+
+    @staticmethod
+    def from_mpi(comm, *, device=None, max_ctas=None, timeout=DEFAULT_TIMEOUT):
+        """A communicator with the ranks of an mpi4py communicator (collective).
+
+        Parameters
+        ----------
+        comm : mpi4py.MPI.Comm
+        device : int, optional
+            CUDA ordinal, the current device by default.
+        """
+        rank, world_size = comm.Get_rank(), comm.Get_size()
+        token = comm.bcast(UniqueId.new().bytes if rank == 0 else None, root=0)
+        return Communicator.init_rank(world_size, UniqueId.from_bytes(token), rank, device=device,
+                                      max_ctas=max_ctas, timeout=timeout)
+
+    def split(self, color, key=None, *, timeout=None):
+        """Sub-ring of the ranks with the same ``color``, in the order of ``key`` (collective).
+
+        ``color=None`` takes no part and returns None; ``key`` defaults to the rank.
+        """
+        cdef c_api.baracuda_nccl_comm* child = NULL
+        cdef int32_t status, group = -1 if color is None else color
+        cdef int32_t order = self.rank if key is None else key
+        cdef double seconds = self.timeout if timeout is None else _seconds(timeout)
+        if color is not None and (not isinstance(color, int) or color < 0):
+            raise InvalidProblemError(f"color: got {color!r}, must be None or an integer >= 0")
+        self.enter()
+        try:
+            with nogil:
+                status = c_api.baracuda_nccl_split(self.comm, group, order, seconds, &child)
+        finally:
+            self.busy = False
+        check(status)
+        return None if child == NULL else _wrap(child, seconds, None)
+
+    @property
+    def handle(self):
+        """The ``ncclComm_t`` as an int."""
+        self.refuse_if_unusable()
+        return <uintptr_t>c_api.baracuda_nccl_handle(self.comm)
+
+    @property
+    def owned(self):
+        """Whether the NCCL communicator is ours to abort and destroy."""
+        self.refuse_if_closed()
+        return bool(c_api.baracuda_nccl_is_owned(self.comm))
+
+    @property
+    def state(self):
+        """"healthy", "failed", "aborted" or "closed"."""
+        if self.comm == NULL:
+            return "closed"
+        return _STATES[c_api.baracuda_nccl_state(self.comm)]
+
+    def async_error(self):
+        """The error NCCL met in the background, as an exception object; None if there is none."""
+        cdef int32_t status
+        self.refuse_if_closed()
+        with nogil:
+            status = c_api.baracuda_nccl_async_error(self.comm)
+        return None if status == c_api.BARACUDA_OK else last_exception(status)
+
+    def abort(self):
+        """Abort an owned communicator, from any thread; a borrowed one is only marked failed."""
+        cdef int32_t status
+        self.refuse_if_closed()
+        with nogil:
+            status = c_api.baracuda_nccl_abort(self.comm)
+        check(status)
+
+    def synchronize(self, stream, timeout=None):
+        """Wait until ``stream`` is done, watching the ring.
+
+        Raises
+        ------
+        NcclTimeoutError
+            Not done after ``timeout`` seconds (the communicator's own by default).
+        NcclError
+            NCCL met an error in the background. In both cases an owned communicator is aborted.
+        """
+        cdef Stream one = as_stream(stream)
+        cdef int32_t status
+        cdef double seconds = self.timeout if timeout is None else _seconds(timeout)
+        self.refuse_if_unusable()
+        with nogil:
+            status = c_api.baracuda_nccl_synchronize(self.comm, one.handle, seconds)
+        check(status)
+
+    def close(self):
+        """End the communicator. Idempotent; a failed one is aborted, a borrowed one left alone."""
+        cdef c_api.baracuda_nccl_comm* comm = self.comm
+        cdef int32_t status
+        if comm == NULL:
+            return
+        if self.busy:
+            raise CommunicatorError("communicator: close() while a run is in flight; abort() it")
+        self.comm = NULL
+        self.endpoint = NULL
+        with nogil:
+            status = c_api.baracuda_nccl_destroy(comm)
+        check(status)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    cdef int refuse_if_closed(self) except -1:
+        if self.comm == NULL:
+            raise CommunicatorError("communicator: it is closed")
+        return 0
+
+    cdef int refuse_if_unusable(self) except -1:
+        self.refuse_if_closed()
+        if c_api.baracuda_nccl_state(self.comm) != 0:
+            raise CommunicatorError(
+                f"communicator: rank {self.rank} of {self.world_size} is {self.state} after an "
+                "earlier error; make a new one")
+        return 0
+
+    cdef int enter(self) except -1:
+        RingMember.enter(self)
+        cdef int32_t status = c_api.baracuda_nccl_arm(self.comm, self.timeout)
+        if status != c_api.BARACUDA_OK:
+            self.busy = False
+            check(status)
+        return 0
+
+    cdef int leave(self, int32_t status) except -1:
+        # The first failure is the cause, so it is read before the watchdog is asked.
+        error = None if status == c_api.BARACUDA_OK else last_exception(status)
+        cdef int32_t late = c_api.baracuda_nccl_disarm(self.comm)
+        self.busy = False
+        if late != c_api.BARACUDA_OK:
+            raise last_exception(late) from error
+        if error is not None:
+            raise error
+        return 0
+
+    def __repr__(self):
+        return (f"Communicator(rank={self.rank}, world_size={self.world_size}, "
+                f"device={self.device}, state={self.state!r})")
+
+    def __dealloc__(self):
+        if self.comm != NULL:
+            with nogil:
+                c_api.baracuda_nccl_destroy(self.comm)
+
+
+cdef Communicator _wrap(c_api.baracuda_nccl_comm* comm, double timeout, object owner):
+    cdef Communicator self = Communicator.__new__(Communicator)
+    self.comm = comm
+    self.endpoint = c_api.baracuda_nccl_endpoint(comm)
+    self.rank = c_api.baracuda_nccl_rank(comm)
+    self.world_size = c_api.baracuda_nccl_world_size(comm)
+    self.device = self.endpoint.device
+    self.timeout = timeout
+    self.owner = owner
+    return self
+
+
+cdef int32_t _device(object device) except? -2:
+    cdef int32_t current = 0
+    if device is None:
+        check(c_api.baracuda_cuda_current_device(&current))
+        return current
+    if device == "host":
+        return -1
+    if isinstance(device, int) and not isinstance(device, bool) and device >= 0:
+        return device
+    raise InvalidProblemError(f"device: got {device!r}, must be a CUDA ordinal >= 0")
+
+
+cdef int32_t _max_ctas(object max_ctas) except? -2:
+    if max_ctas is None:
+        return 0
+    if isinstance(max_ctas, int) and max_ctas > 0:
+        return max_ctas
+    raise InvalidProblemError(f"max_ctas: got {max_ctas!r}, must be None or an integer > 0")
+
+
+cdef double _seconds(object timeout) except? -2:
+    if timeout is None:
+        return 0.0
+    if isinstance(timeout, (int, float)) and timeout > 0:
+        return timeout
+    raise InvalidProblemError(f"timeout: got {timeout!r}, must be None or > 0 seconds")

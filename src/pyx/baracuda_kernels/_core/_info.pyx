@@ -1,0 +1,76 @@
+# cython: language_level=3
+"""What this build is, and what it finds on this machine."""
+
+from libc.stdint cimport int32_t, int64_t
+
+from baracuda_kernels._core cimport c_api
+from baracuda_kernels._core._status cimport check
+
+from baracuda_kernels._core._errors import InvalidProblemError
+
+
+def version():
+    """Version of the compiled library."""
+    return c_api.baracuda_version().decode()
+
+
+def build_info():
+    """Dict: version, source_hash, cuda_built, cuda_runtime_version, architectures, nvcc, cxx."""
+    return {
+        "version": version(),
+        "source_hash": c_api.baracuda_source_hash().decode(),
+        "cuda_built": bool(c_api.baracuda_cuda_built()),
+        "cuda_runtime_version": c_api.baracuda_cuda_runtime_version(),
+        "architectures": c_api.baracuda_architectures().decode().split(),
+        "nvcc": c_api.baracuda_nvcc_version().decode(),
+        "cxx": c_api.baracuda_cxx_compiler().decode(),
+    }
+
+
+def driver_version():
+    """CUDA version that the driver supports, e.g. 13000; 0 without a driver."""
+    cdef int32_t number = 0
+    if c_api.baracuda_cuda_driver_version(&number) != c_api.BARACUDA_OK:
+        return 0
+    return number
+
+
+def devices():
+    """List of dicts, one per CUDA device: index, name, compute_capability, multiprocessors,
+    max_shared_bytes, total_bytes. Empty without a usable driver."""
+    cdef int32_t count = 0
+    cdef int32_t i
+    cdef c_api.baracuda_cuda_device info
+    if c_api.baracuda_cuda_device_count(&count) != c_api.BARACUDA_OK:
+        return []
+    found = []
+    for i in range(count):
+        check(c_api.baracuda_cuda_device_info(i, &info))
+        found.append({
+            "index": i,
+            "name": info.name.decode("utf-8", "replace"),
+            "compute_capability": info.compute_capability,
+            "multiprocessors": info.multiprocessors,
+            "max_shared_bytes": info.max_shared_bytes,
+            "total_bytes": info.total_bytes,
+        })
+    return found
+
+
+def memory_info():
+    """(free, total) bytes of the current CUDA device."""
+    cdef int64_t free_bytes = 0, total_bytes = 0
+    check(c_api.baracuda_cuda_mem_info(&free_bytes, &total_bytes))
+    return free_bytes, total_bytes
+
+
+def host_info():
+    """Dict: isa ("avx512", "avx2" or "baseline") and threads of the host kernels."""
+    return {"isa": c_api.baracuda_host_isa().decode(), "threads": c_api.baracuda_host_threads()}
+
+
+def set_host_threads(threads):
+    """Number of threads that the host kernels use from now on."""
+    if not isinstance(threads, int) or threads < 1:
+        raise InvalidProblemError(f"threads: got {threads!r}, must be an integer >= 1")
+    check(c_api.baracuda_set_host_threads(threads))

@@ -1,0 +1,212 @@
+# cython: language_level=3
+"""P virtual ranks in one process: the same loop, the same kernels, real copies."""
+
+from libc.stdint cimport int32_t
+from libc.stdlib cimport calloc, free
+
+from baracuda_kernels._core cimport c_api
+from baracuda_kernels._core._member cimport RingBinding, RingMember, RingPlan
+from baracuda_kernels._core._status cimport check
+from baracuda_kernels._core._stream cimport Stream, as_stream
+
+from baracuda_kernels._core._errors import CommunicatorError, InvalidProblemError
+
+
+cdef class _World:
+    cdef c_api.baracuda_local_world* world
+
+    def __cinit__(self, int world_size, double timeout):
+        check(c_api.baracuda_local_world_create(world_size, timeout, &self.world))
+
+    def __dealloc__(self):
+        if self.world != NULL:
+            c_api.baracuda_local_world_destroy(self.world)
+
+
+cdef class LocalCommunicator(RingMember):
+    """One virtual rank of a :class:`LocalRing`; made by :meth:`LocalCommunicator.ring`.
+
+    Bytes are copied into the receiver's scratch, in the order that a NCCL ring would keep. Each
+    rank may be driven by its own thread (``plan.run``), or all of them by one
+    (:meth:`LocalRing.run_all`).
+    """
+
+    cdef _World world
+    cdef bint aborted
+
+    def __cinit__(self, _World world, int rank, int world_size, int device):
+        self.world = world
+        self.rank = rank
+        self.world_size = world_size
+        self.device = device
+        self.endpoint = <c_api.baracuda_ring_endpoint*>calloc(1, sizeof(self.endpoint[0]))
+        if self.endpoint == NULL:
+            raise MemoryError("ring endpoint")
+        self.endpoint.struct_size = sizeof(self.endpoint[0])
+        self.endpoint.device = device
+        self.endpoint.ops = (c_api.baracuda_host_stream_ops() if device < 0
+                             else c_api.baracuda_cuda_stream_ops())
+        if self.endpoint.ops == NULL:
+            raise InvalidProblemError(
+                f"device: got {device}, this build has no CUDA; must be 'host'")
+        check(c_api.baracuda_local_transport(world.world, rank, self.endpoint))
+        check(c_api.baracuda_ring_endpoint_open(self.endpoint))
+
+    @staticmethod
+    def ring(world_size, *, device="host", timeout=60.0):
+        """Make a ring of ``world_size`` virtual ranks.
+
+        Parameters
+        ----------
+        world_size : int
+            P >= 1.
+        device : "host", int or sequence of int
+            Where the ranks live: the host, one CUDA ordinal, or one ordinal per rank.
+        timeout : float
+            Seconds that ranks driven by threads wait for each other before
+            :class:`NcclTimeoutError`.
+
+        Returns
+        -------
+        LocalRing
+        """
+        return LocalRing(world_size, device, timeout)
+
+    cdef int refuse_if_unusable(self) except -1:
+        if self.aborted:
+            raise CommunicatorError(f"communicator: rank {self.rank}'s local ring was aborted")
+        return RingMember.refuse_if_unusable(self)
+
+    def abort(self):
+        """End the whole ring: whoever waits, or calls later, gets a CommunicatorError."""
+        self.aborted = True
+        check(c_api.baracuda_local_world_abort(self.world.world))
+
+    def __repr__(self):
+        where = "host" if self.device < 0 else f"cuda:{self.device}"
+        return f"LocalCommunicator(rank={self.rank}, world_size={self.world_size}, device={where})"
+
+    def __dealloc__(self):
+        if self.endpoint != NULL:
+            c_api.baracuda_ring_endpoint_close(self.endpoint)
+            free(self.endpoint)
+
+
+cdef class LocalRing:
+    """P virtual ranks in one process. Indexing gives a rank's :class:`LocalCommunicator`.
+
+    Attributes
+    ----------
+    ranks : list of LocalCommunicator
+    world_size : int
+    """
+
+    cdef readonly list ranks
+    cdef readonly int world_size
+    cdef c_api.baracuda_ring_call* calls
+
+    def __cinit__(self, world_size, device="host", timeout=60.0):
+        cdef _World world
+        if not isinstance(world_size, int) or world_size < 1 or world_size > 65536:
+            raise InvalidProblemError(
+                f"world_size: got {world_size!r}, must be an integer in [1, 65536]")
+        devices = _devices(device, world_size)
+        if not timeout > 0:
+            raise InvalidProblemError(f"timeout: got {timeout!r}, must be > 0 seconds")
+        world = _World(world_size, timeout)
+        self.world_size = world_size
+        self.ranks = [LocalCommunicator(world, rank, world_size, devices[rank])
+                      for rank in range(world_size)]
+        self.calls = <c_api.baracuda_ring_call*>calloc(world_size, sizeof(self.calls[0]))
+        if self.calls == NULL:
+            raise MemoryError("ring calls")
+
+    def __len__(self):
+        return self.world_size
+
+    def __getitem__(self, rank):
+        return self.ranks[rank]
+
+    def __iter__(self):
+        return iter(self.ranks)
+
+    def abort(self):
+        """End the ring: whoever waits, or calls later, gets a CommunicatorError."""
+        for rank in self.ranks:
+            rank.abort()
+
+    def run_all(self, stream, plans, args):
+        """Run every rank from this thread: per step, all exchanges, then all kernels.
+
+        Parameters
+        ----------
+        stream : Stream, or sequence of P
+            One stream for all ranks, or one per rank.
+        plans : plan, or sequence of P
+            One plan for all ranks, or one per rank.
+        args : sequence of P
+            Each rank's arguments.
+
+        Raises
+        ------
+        InvalidProblemError, UnsupportedError, ...
+            What ``plan.run`` raises for one rank; nothing is launched for any.
+        """
+        cdef int r, entered = 0
+        cdef int32_t status = c_api.BARACUDA_OK
+        cdef RingBinding binding
+        cdef Stream one
+        cdef int count = self.world_size
+        streams = _per_rank("stream", stream, count)
+        plans = _per_rank("plans", plans, count)
+        args = _per_rank("args", args, count)
+        bindings = []
+        for r in range(count):
+            if not isinstance(plans[r], RingPlan):
+                raise InvalidProblemError(
+                    f"plans: got {type(plans[r]).__name__} for rank {r}, must be a ring plan")
+            one = as_stream(streams[r])
+            binding = (<RingPlan>plans[r]).bind(one, <RingMember>self.ranks[r], args[r])
+            binding.call.stream = one.handle
+            self.calls[r] = binding.call
+            bindings.append((binding, one))
+        try:
+            for r in range(count):
+                (<RingMember>self.ranks[r]).enter()
+                entered = r + 1
+            with nogil:
+                status = c_api.baracuda_ring_run(self.calls, count)
+        finally:
+            for r in range(entered):
+                (<RingMember>self.ranks[r]).busy = False
+        check(status)
+
+    def __repr__(self):
+        return f"LocalRing({self.ranks!r})"
+
+    def __dealloc__(self):
+        free(self.calls)
+
+
+cdef list _devices(object device, int world_size):
+    if device == "host" or device == -1:
+        return [-1] * world_size
+    if isinstance(device, int) and not isinstance(device, bool) and device >= 0:
+        return [device] * world_size
+    if isinstance(device, (list, tuple)) and len(device) == world_size:
+        if all(isinstance(d, int) and d >= 0 for d in device):
+            return list(device)
+    raise InvalidProblemError(
+        f"device: got {device!r}, must be 'host', a CUDA ordinal, or {world_size} ordinals")
+
+
+cdef list _per_rank(str name, object value, int count):
+    if isinstance(value, (list, tuple)):
+        if len(value) != count:
+            raise InvalidProblemError(f"{name}: got {len(value)} for {count} ranks")
+        return list(value)
+    if name == "args":
+        raise InvalidProblemError(
+            f"args: got {type(value).__name__}, must be a sequence with one entry per rank "
+            f"({count})")
+    return [value] * count

@@ -1,0 +1,34 @@
+# cython: language_level=3
+from libc.stdint cimport int32_t
+
+from baracuda_kernels._core.c_api cimport baracuda_ring_call, baracuda_ring_endpoint, \
+    baracuda_ring_hop
+from baracuda_kernels._core._stream cimport Stream
+
+cdef class RingMember:
+    cdef baracuda_ring_endpoint* endpoint
+    cdef readonly int rank
+    cdef readonly int world_size
+    cdef readonly int device
+    cdef bint busy
+    cdef object __weakref__
+
+    # Takes the communicator for one call; refuses while another runs, or after a failure.
+    cdef int enter(self) except -1
+    # Gives it back and raises what the call's status says.
+    cdef int leave(self, int32_t status) except -1
+    # Raises why the communicator cannot be used now, if it cannot.
+    cdef int refuse_if_unusable(self) except -1
+
+# Arguments of one plan, checked against one rank of one communicator: the C call, ready to run.
+cdef class RingBinding:
+    cdef baracuda_ring_call call
+    cdef baracuda_ring_hop* hops
+    cdef object plan
+    cdef RingMember member
+
+cdef class RingPlan:
+    cdef RingBinding bind(self, Stream stream, RingMember member, object args)
+
+# The member that an object given as a communicator stands for.
+cdef RingMember as_member(object communicator, int device)

@@ -1,0 +1,62 @@
+# cython: language_level=3
+"""What every communicator lends to a run, and what every ring plan gives one."""
+
+from libc.stdint cimport int32_t
+from libc.stdlib cimport free
+
+from baracuda_kernels._core._status cimport check
+
+from baracuda_kernels._core._errors import CommunicatorError, InvalidProblemError
+
+
+cdef class RingMember:
+    """One rank of a ring: base of the communicators. Not made by hand.
+
+    Attributes
+    ----------
+    rank, world_size : int
+    device : int
+        CUDA ordinal, -1 on the host.
+    """
+
+    cdef int enter(self) except -1:
+        self.refuse_if_unusable()
+        if self.busy:
+            raise CommunicatorError(
+                f"communicator: rank {self.rank} of {self.world_size} is in another run; one run "
+                "at a time, use one communicator per concurrent run")
+        self.busy = True
+        return 0
+
+    cdef int leave(self, int32_t status) except -1:
+        self.busy = False
+        return check(status)
+
+    cdef int refuse_if_unusable(self) except -1:
+        if self.endpoint == NULL:
+            raise CommunicatorError("communicator: it is closed")
+        return 0
+
+
+cdef class RingBinding:
+    def __dealloc__(self):
+        free(self.hops)
+
+
+cdef class RingPlan:
+    """Base of the plans that run over a ring."""
+
+    cdef RingBinding bind(self, Stream stream, RingMember member, object args):
+        raise NotImplementedError
+
+
+cdef RingMember as_member(object communicator, int device):
+    if isinstance(communicator, RingMember):
+        return <RingMember>communicator
+    from baracuda_kernels._core._transport import Transport, TransportCommunicator
+
+    if isinstance(communicator, Transport):
+        return TransportCommunicator.of(communicator, device)
+    raise InvalidProblemError(
+        f"comm: got {type(communicator).__name__}, must be a Communicator, a LocalCommunicator or "
+        "an object with the Transport protocol")

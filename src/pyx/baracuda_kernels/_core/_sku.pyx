@@ -1,0 +1,250 @@
+# cython: language_level=3
+"""What identifies a kernel, and what it promises."""
+
+from baracuda_kernels._core._enums import (
+    ArchSku,
+    BackendKind,
+    ElementKind,
+    EpilogueKind,
+    LayoutSku,
+    MathPrecision,
+    OpCategory,
+    AttentionKind,
+)
+from baracuda_kernels._core._errors import InvalidProblemError
+
+
+cdef object _flag(str name, object value):
+    if not isinstance(value, bool):
+        raise InvalidProblemError(f"{name}: got {value!r}, must be a bool")
+    return value
+
+
+cdef object _optional(object enum, object value):
+    return None if value is None else enum.parse(value)
+
+
+cdef object _plain(object value):
+    return value.name if hasattr(value, "name") else value
+
+
+cdef class PrecisionGuarantee:
+    """What a kernel promises about its numbers. Frozen, hashable, picklable.
+
+    Parameters
+    ----------
+    math_precision : MathPrecision
+        Precision of the multiplicands.
+    accumulator : ElementKind
+        Type that products are summed in, and that the ring's state is kept in.
+    bit_stable_on_same_hardware : bool
+        The same inputs give the same bits on the same card, world size and rank.
+    deterministic : bool
+        The order of every sum is fixed: no floating-point atomics.
+    """
+
+    cdef readonly object math_precision
+    cdef readonly object accumulator
+    cdef readonly bint bit_stable_on_same_hardware
+    cdef readonly bint deterministic
+
+    def __cinit__(self, math_precision, accumulator, bit_stable_on_same_hardware, deterministic):
+        self.math_precision = MathPrecision.parse(math_precision)
+        self.accumulator = ElementKind.parse(accumulator)
+        self.bit_stable_on_same_hardware = _flag("bit_stable_on_same_hardware",
+                                                 bit_stable_on_same_hardware)
+        self.deterministic = _flag("deterministic", deterministic)
+
+    def _key(self):
+        return (self.math_precision, self.accumulator, self.bit_stable_on_same_hardware,
+                self.deterministic)
+
+    def __eq__(self, other):
+        if not isinstance(other, PrecisionGuarantee):
+            return NotImplemented
+        return self._key() == other._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __repr__(self):
+        return (f"PrecisionGuarantee(math_precision={self.math_precision}, "
+                f"accumulator={self.accumulator}, "
+                f"bit_stable_on_same_hardware={self.bit_stable_on_same_hardware}, "
+                f"deterministic={self.deterministic})")
+
+    def __reduce__(self):
+        return PrecisionGuarantee, self._key()
+
+    def to_dict(self):
+        """Plain dict with enum names, for caches and telemetry; :meth:`from_dict` reads it."""
+        return {
+            "math_precision": self.math_precision.name,
+            "accumulator": self.accumulator.name,
+            "bit_stable_on_same_hardware": self.bit_stable_on_same_hardware,
+            "deterministic": self.deterministic,
+        }
+
+    @classmethod
+    def from_dict(cls, data):
+        """Inverse of :meth:`to_dict`; unknown keys are an :class:`InvalidProblemError`."""
+        return cls(**_known(cls.__name__, data, _GUARANTEE_FIELDS))
+
+
+cdef tuple _GUARANTEE_FIELDS = (
+    "math_precision", "accumulator", "bit_stable_on_same_hardware", "deterministic")
+cdef tuple _SKU_FIELDS = (
+    "category", "op", "element", "aux_element", "layout", "epilogue", "arch", "backend",
+    "precision_guarantee")
+
+
+cdef dict _known(str owner, object data, tuple fields):
+    unknown = sorted(set(data) - set(fields))
+    missing = sorted(set(fields) - set(data))
+    if unknown or missing:
+        raise InvalidProblemError(
+            f"{owner}.from_dict: unknown keys {unknown}, missing keys {missing}; "
+            f"the keys are {list(fields)}")
+    return dict(data)
+
+
+cdef class KernelSku:
+    """Identity of a kernel: what it computes, on what, and what it promises.
+
+    Frozen, hashable, picklable.
+
+    Parameters
+    ----------
+    category : OpCategory
+    op : AttentionKind or int
+        Operation within the category (the Rust side's ``u16``).
+    element : ElementKind
+        Operand element type.
+    aux_element, layout, epilogue : optional
+        Second element type, matrix layout and epilogue; None where an op has none.
+    arch : ArchSku
+    backend : BackendKind
+    precision_guarantee : PrecisionGuarantee
+    """
+
+    cdef readonly object category
+    cdef readonly object op
+    cdef readonly object element
+    cdef readonly object aux_element
+    cdef readonly object layout
+    cdef readonly object epilogue
+    cdef readonly object arch
+    cdef readonly object backend
+    cdef readonly PrecisionGuarantee precision_guarantee
+
+    def __cinit__(self, category, op, element, aux_element, layout, epilogue, arch, backend,
+                  precision_guarantee):
+        self.category = OpCategory.parse(category)
+        if self.category is OpCategory.ATTENTION:
+            self.op = AttentionKind.parse(op)
+        elif isinstance(op, int) and 0 <= op < 65536:
+            self.op = op
+        else:
+            raise InvalidProblemError(f"op: got {op!r}, must be an integer in [0, 65535]")
+        self.element = ElementKind.parse(element)
+        self.aux_element = _optional(ElementKind, aux_element)
+        self.layout = _optional(LayoutSku, layout)
+        self.epilogue = _optional(EpilogueKind, epilogue)
+        self.arch = ArchSku.parse(arch)
+        self.backend = BackendKind.parse(backend)
+        if not isinstance(precision_guarantee, PrecisionGuarantee):
+            raise InvalidProblemError(
+                f"precision_guarantee: got {precision_guarantee!r}, must be a PrecisionGuarantee")
+        self.precision_guarantee = precision_guarantee
+
+    def _key(self):
+        return (self.category, self.op, self.element, self.aux_element, self.layout,
+                self.epilogue, self.arch, self.backend, self.precision_guarantee)
+
+    def __eq__(self, other):
+        if not isinstance(other, KernelSku):
+            return NotImplemented
+        return self._key() == other._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __repr__(self):
+        fields = ", ".join(f"{name}={getattr(self, name)}" for name in _SKU_FIELDS)
+        return f"KernelSku({fields})"
+
+    def __reduce__(self):
+        return KernelSku, self._key()
+
+    def to_dict(self):
+        """Plain dict with enum names, for caches and telemetry; :meth:`from_dict` reads it."""
+        data = {name: _plain(getattr(self, name)) for name in _SKU_FIELDS[:-1]}
+        data["precision_guarantee"] = self.precision_guarantee.to_dict()
+        return data
+
+    @classmethod
+    def from_dict(cls, data):
+        """Inverse of :meth:`to_dict`; unknown keys are an :class:`InvalidProblemError`."""
+        fields = _known(cls.__name__, data, _SKU_FIELDS)
+        fields["precision_guarantee"] = PrecisionGuarantee.from_dict(fields["precision_guarantee"])
+        return cls(**fields)
+
+
+cdef class PlanPreference:
+    """What a caller asks of the kernel that ``select`` picks. Frozen, hashable, picklable.
+
+    Parameters
+    ----------
+    max_workspace_bytes : int or None
+        Refuse kernels that need more scratch than this, in bytes.
+    allow_sm90a : bool
+        Whether Hopper-only kernels may be picked.
+    prefer_backend : BackendKind or None
+        Only kernels of this backend.
+    math_precision : MathPrecision or None
+        Only kernels that multiply in this precision.
+
+    A preference that no kernel meets is an :class:`UnsupportedError`, never a silent fallback.
+    """
+
+    cdef readonly object max_workspace_bytes
+    cdef readonly bint allow_sm90a
+    cdef readonly object prefer_backend
+    cdef readonly object math_precision
+
+    def __cinit__(self, max_workspace_bytes=None, allow_sm90a=True, prefer_backend=None, *,
+                  math_precision=None):
+        if max_workspace_bytes is not None:
+            if not isinstance(max_workspace_bytes, int) or max_workspace_bytes < 0:
+                raise InvalidProblemError(
+                    f"max_workspace_bytes: got {max_workspace_bytes!r}, must be None or an "
+                    "integer >= 0")
+        self.max_workspace_bytes = max_workspace_bytes
+        self.allow_sm90a = _flag("allow_sm90a", allow_sm90a)
+        self.prefer_backend = _optional(BackendKind, prefer_backend)
+        self.math_precision = _optional(MathPrecision, math_precision)
+
+    def _key(self):
+        return (self.max_workspace_bytes, self.allow_sm90a, self.prefer_backend,
+                self.math_precision)
+
+    def __eq__(self, other):
+        if not isinstance(other, PlanPreference):
+            return NotImplemented
+        return self._key() == other._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __repr__(self):
+        return (f"PlanPreference(max_workspace_bytes={self.max_workspace_bytes}, "
+                f"allow_sm90a={self.allow_sm90a}, prefer_backend={self.prefer_backend}, "
+                f"math_precision={self.math_precision})")
+
+    def __reduce__(self):
+        return _preference_from, self._key()
+
+
+def _preference_from(max_workspace_bytes, allow_sm90a, prefer_backend, math_precision):
+    return PlanPreference(max_workspace_bytes, allow_sm90a, prefer_backend,
+                          math_precision=math_precision)

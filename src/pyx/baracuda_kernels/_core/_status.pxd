@@ -1,0 +1,7 @@
+# cython: language_level=3
+from libc.stdint cimport int32_t
+
+# Raises the typed error of a failed C entry; 0 for BARACUDA_OK.
+cdef int check(int32_t status) except -1
+# The exception of the thread's last failure, not raised.
+cdef object last_exception(int32_t status)

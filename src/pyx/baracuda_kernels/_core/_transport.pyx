@@ -1,0 +1,162 @@
+# cython: language_level=3
+"""A ring over anything that can send and receive: MPI, a torch process group, a test."""
+
+import weakref
+from typing import Protocol, runtime_checkable
+
+from libc.stdint cimport int32_t, int64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+
+from baracuda_kernels._core cimport c_api
+from baracuda_kernels._core._member cimport RingMember
+from baracuda_kernels._core._status cimport check
+from baracuda_kernels._core._stream cimport Stream
+from baracuda_kernels._core._tensor cimport raw_slice
+
+from baracuda_kernels._core._errors import InvalidProblemError
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """Point-to-point messages of one rank, for :class:`TransportCommunicator`.
+
+    A step of the ring makes, on every rank and in this order: ``group_start()``, ``send`` of K,
+    ``send`` of V, ``recv`` of K, ``recv`` of V, ``group_end()``. Messages between two ranks arrive
+    in the order they were sent. Buffers stay valid until ``group_end`` returns.
+
+    On the host (``stream`` is None) a transfer must be complete when ``group_end`` returns, and
+    ``memoryview(buffer)`` gives its bytes. On a GPU it must be ordered on ``stream``, and
+    ``buffer.__cuda_array_interface__`` gives its bytes. An exception ends the run and reaches its
+    caller; ``group_end`` is called all the same.
+
+    Attributes
+    ----------
+    rank, world_size : int
+    """
+
+    rank: int
+    world_size: int
+
+    def group_start(self): ...
+
+    def send(self, buffer, peer, stream): ...
+
+    def recv(self, buffer, peer, stream): ...
+
+    def group_end(self): ...
+
+
+_members = weakref.WeakKeyDictionary()
+
+
+cdef class TransportCommunicator(RingMember):
+    """Communicator over a caller's own :class:`Transport`.
+
+    Parameters
+    ----------
+    transport : Transport
+    device : int
+        CUDA ordinal whose memory the transport moves, -1 (default) for host memory.
+    """
+
+    cdef object transport
+    cdef object error
+    cdef Stream ring_stream
+
+    def __cinit__(self, transport, device=-1):
+        self.endpoint = <c_api.baracuda_ring_endpoint*>calloc(1, sizeof(self.endpoint[0]))
+        if self.endpoint == NULL:
+            raise MemoryError("ring endpoint")
+        self.device = device
+        self.transport = transport
+        self.rank = transport.rank
+        self.world_size = transport.world_size
+        if self.world_size < 1 or not 0 <= self.rank < self.world_size:
+            raise InvalidProblemError(
+                f"transport: got rank {self.rank} of {self.world_size}, must have "
+                "0 <= rank < world_size")
+        self.endpoint.struct_size = sizeof(self.endpoint[0])
+        self.endpoint.device = device
+        if device < 0:
+            self.endpoint.ops = c_api.baracuda_host_stream_ops()
+        else:
+            self.endpoint.ops = c_api.baracuda_cuda_stream_ops()
+            if self.endpoint.ops == NULL:
+                raise InvalidProblemError(
+                    f"device: got {device}, this build has no CUDA; must be -1")
+        self.endpoint.transport.struct_size = sizeof(c_api.baracuda_transport)
+        self.endpoint.transport.context = <void*>self
+        self.endpoint.transport.rank = self.rank
+        self.endpoint.transport.world_size = self.world_size
+        self.endpoint.transport.group_start = _group_start
+        self.endpoint.transport.send = _send
+        self.endpoint.transport.recv = _recv
+        self.endpoint.transport.group_end = _group_end
+        check(c_api.baracuda_ring_endpoint_open(self.endpoint))
+        if device >= 0:
+            self.ring_stream = Stream(<uintptr_t>self.endpoint.ring_stream, device=device)
+
+    @staticmethod
+    def of(transport, int device):
+        """The communicator over ``transport``, made once per transport and device."""
+        per_device = _members.setdefault(transport, {})
+        if device not in per_device:
+            # The member must not keep its own key alive.
+            per_device[device] = TransportCommunicator(weakref.proxy(transport), device)
+        return per_device[device]
+
+    cdef int leave(self, int32_t status) except -1:
+        error, self.error = self.error, None
+        self.busy = False
+        if error is not None:
+            raise error
+        return check(status)
+
+    cdef int32_t failed(self, object error) noexcept:
+        if self.error is None:  # the first failure is the cause
+            self.error = error
+        return c_api.BARACUDA_TRANSPORT_ERROR
+
+    def __dealloc__(self):
+        if self.endpoint != NULL:
+            c_api.baracuda_ring_endpoint_close(self.endpoint)
+            free(self.endpoint)
+
+
+cdef int32_t _group_start(void* context) noexcept with gil:
+    cdef TransportCommunicator self = <TransportCommunicator>context
+    try:
+        self.transport.group_start()
+    except BaseException as error:
+        return self.failed(error)
+    return c_api.BARACUDA_OK
+
+
+cdef int32_t _send(void* context, const void* data, int64_t nbytes, int32_t peer,
+                   void* stream) noexcept with gil:
+    cdef TransportCommunicator self = <TransportCommunicator>context
+    try:
+        self.transport.send(raw_slice(<void*>data, nbytes, self.device, False), peer,
+                            self.ring_stream)
+    except BaseException as error:
+        return self.failed(error)
+    return c_api.BARACUDA_OK
+
+
+cdef int32_t _recv(void* context, void* data, int64_t nbytes, int32_t peer,
+                   void* stream) noexcept with gil:
+    cdef TransportCommunicator self = <TransportCommunicator>context
+    try:
+        self.transport.recv(raw_slice(data, nbytes, self.device, True), peer, self.ring_stream)
+    except BaseException as error:
+        return self.failed(error)
+    return c_api.BARACUDA_OK
+
+
+cdef int32_t _group_end(void* context) noexcept with gil:
+    cdef TransportCommunicator self = <TransportCommunicator>context
+    try:
+        self.transport.group_end()
+    except BaseException as error:
+        return self.failed(error)
+    return c_api.BARACUDA_OK

@@ -1,0 +1,203 @@
+# cython: language_level=3
+"""The C ABI of src/cuda/include/baracuda, for cimport."""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+cdef extern from "baracuda/status.h" nogil:
+    enum:
+        BARACUDA_OK
+        BARACUDA_INVALID_ARGUMENT
+        BARACUDA_UNSUPPORTED
+        BARACUDA_MISALIGNED
+        BARACUDA_UNAVAILABLE
+        BARACUDA_TIMEOUT
+        BARACUDA_ABORTED
+        BARACUDA_OUT_OF_MEMORY
+        BARACUDA_CUDA_ERROR
+        BARACUDA_NCCL_ERROR
+        BARACUDA_TRANSPORT_ERROR
+    ctypedef struct baracuda_error:
+        int32_t status
+        int32_t code
+        int32_t rank
+        int32_t step
+        char call[64]
+        char message[320]
+    const baracuda_error* baracuda_last_error()
+
+cdef extern from "baracuda/build_info.h" nogil:
+    const char* baracuda_version()
+    const char* baracuda_source_hash()
+    const char* baracuda_architectures()
+    const char* baracuda_nvcc_version()
+    const char* baracuda_cxx_compiler()
+
+cdef extern from "baracuda/runtime.h" nogil:
+    ctypedef struct baracuda_cuda_device:
+        char name[128]
+        int32_t compute_capability
+        int32_t multiprocessors
+        int32_t max_shared_bytes
+        int64_t total_bytes
+    int32_t baracuda_cuda_built()
+    int32_t baracuda_cuda_runtime_version()
+    int32_t baracuda_cuda_driver_version(int32_t* version)
+    int32_t baracuda_cuda_device_count(int32_t* count)
+    int32_t baracuda_cuda_current_device(int32_t* device)
+    int32_t baracuda_cuda_set_device(int32_t device)
+    int32_t baracuda_cuda_device_info(int32_t device, baracuda_cuda_device* info)
+    int32_t baracuda_cuda_stream_device(void* stream, int32_t* device)
+    int32_t baracuda_cuda_pointer_device(const void* pointer, int32_t* device)
+    int32_t baracuda_cuda_stream_synchronize(void* stream)
+    int32_t baracuda_cuda_stream_query(void* stream, int32_t* done)
+    int32_t baracuda_cuda_stream_is_capturing(void* stream, int32_t* capturing)
+    int32_t baracuda_cuda_mem_info(int64_t* free_bytes, int64_t* total_bytes)
+    int32_t baracuda_cuda_copy(void* dst, const void* src, int64_t nbytes, void* stream)
+
+cdef extern from "baracuda/attention.h" nogil:
+    enum:
+        BARACUDA_F16
+        BARACUDA_BF16
+        BARACUDA_F32
+        BARACUDA_F64
+        BARACUDA_ATTENTION_HOST
+        BARACUDA_ATTENTION_SIMT
+        BARACUDA_ATTENTION_SM80
+        BARACUDA_ATTENTION_SM90A
+        BARACUDA_STEP_FIRST
+        BARACUDA_STEP_LAST
+        BARACUDA_STEP_CAUSAL
+    ctypedef struct baracuda_position_map:
+        int64_t head
+        int64_t tail
+        int64_t stride
+        int64_t split
+    ctypedef struct baracuda_strides:
+        int64_t batch
+        int64_t head
+        int64_t seq
+    ctypedef struct baracuda_attention_step_params:
+        uint64_t struct_size
+        uint32_t flags
+        int32_t element
+        int32_t lse_element
+        int32_t sm_margin
+        int64_t batch
+        int64_t heads
+        int64_t kv_heads
+        int64_t query_len
+        int64_t key_len
+        int64_t head_dim
+        double scale
+        const void* q
+        const void* k
+        const void* v
+        void* y
+        void* lse
+        void* state
+        baracuda_strides q_strides
+        baracuda_strides k_strides
+        baracuda_strides v_strides
+        baracuda_strides y_strides
+        baracuda_position_map q_map
+        baracuda_position_map k_map
+        const baracuda_position_map* device_maps
+    int32_t baracuda_attention_available(int32_t kernel)
+    int64_t baracuda_attention_state_bytes(int32_t kernel,
+                                           const baracuda_attention_step_params* params)
+    int32_t baracuda_attention_load(int32_t kernel, const baracuda_attention_step_params* params)
+    int32_t baracuda_attention_step(int32_t kernel, const baracuda_attention_step_params* params,
+                                    void* stream)
+    int32_t baracuda_host_threads()
+    int32_t baracuda_set_host_threads(int32_t threads)
+    const char* baracuda_host_isa()
+
+cdef extern from "baracuda/ring.h" nogil:
+    enum:
+        BARACUDA_CONTIGUOUS
+        BARACUDA_ZIGZAG
+        BARACUDA_STRIPED
+    ctypedef struct baracuda_transport:
+        uint64_t struct_size
+        void* context
+        int32_t rank
+        int32_t world_size
+        int32_t (*group_start)(void* context) noexcept nogil
+        int32_t (*send)(void* context, const void* data, int64_t nbytes, int32_t peer,
+                        void* stream) noexcept nogil
+        int32_t (*recv)(void* context, void* data, int64_t nbytes, int32_t peer,
+                        void* stream) noexcept nogil
+        int32_t (*group_end)(void* context) noexcept nogil
+    ctypedef struct baracuda_stream_ops:
+        uint64_t struct_size
+    const baracuda_stream_ops* baracuda_host_stream_ops()
+    const baracuda_stream_ops* baracuda_cuda_stream_ops()
+    ctypedef struct baracuda_ring_endpoint:
+        uint64_t struct_size
+        baracuda_transport transport
+        const baracuda_stream_ops* ops
+        int32_t device
+        int32_t max_ctas
+        void* ring_stream
+        int32_t steps_enqueued
+    int32_t baracuda_ring_endpoint_open(baracuda_ring_endpoint* endpoint)
+    int32_t baracuda_ring_endpoint_close(baracuda_ring_endpoint* endpoint)
+    ctypedef struct baracuda_ring_hop:
+        int32_t origin
+        int32_t send_to
+        int32_t recv_from
+    baracuda_position_map baracuda_layout_map(int32_t layout, int32_t rank, int32_t world_size,
+                                              int64_t length)
+    void baracuda_ring_schedule(int32_t rank, int32_t world_size, baracuda_ring_hop* hops)
+    ctypedef struct baracuda_ring_call:
+        uint64_t struct_size
+        baracuda_ring_endpoint* endpoint
+        void* stream
+        int32_t kernel
+        int32_t layout
+        const baracuda_ring_hop* hops
+        baracuda_attention_step_params step
+        int64_t message_bytes
+        void* receive[2]
+    int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count)
+    int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer)
+    ctypedef struct baracuda_local_world:
+        pass
+    int32_t baracuda_local_world_create(int32_t world_size, double timeout_seconds,
+                                        baracuda_local_world** world)
+    int32_t baracuda_local_world_abort(baracuda_local_world* world)
+    int32_t baracuda_local_world_destroy(baracuda_local_world* world)
+    int32_t baracuda_local_transport(baracuda_local_world* world, int32_t rank,
+                                     baracuda_ring_endpoint* endpoint)
+
+cdef extern from "baracuda/nccl.h" nogil:
+    enum:
+        BARACUDA_NCCL_UNIQUE_ID_BYTES
+    ctypedef struct baracuda_nccl_comm:
+        pass
+    int32_t baracuda_nccl_load(const char* path)
+    const char* baracuda_nccl_path()
+    int32_t baracuda_nccl_version(int32_t* version)
+    int32_t baracuda_nccl_unique_id(void* id)
+    int32_t baracuda_nccl_init_rank(int32_t world_size, const void* id, int32_t rank,
+                                    int32_t device, int32_t max_ctas, double timeout_seconds,
+                                    baracuda_nccl_comm** comm)
+    int32_t baracuda_nccl_init_all(int32_t count, const int32_t* devices, int32_t max_ctas,
+                                   double timeout_seconds, baracuda_nccl_comm** comms)
+    int32_t baracuda_nccl_from_handle(void* handle, int32_t device, double timeout_seconds,
+                                      baracuda_nccl_comm** comm)
+    int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key,
+                                double timeout_seconds, baracuda_nccl_comm** child)
+    int32_t baracuda_nccl_rank(const baracuda_nccl_comm* comm)
+    int32_t baracuda_nccl_world_size(const baracuda_nccl_comm* comm)
+    void* baracuda_nccl_handle(const baracuda_nccl_comm* comm)
+    int32_t baracuda_nccl_is_owned(const baracuda_nccl_comm* comm)
+    baracuda_ring_endpoint* baracuda_nccl_endpoint(baracuda_nccl_comm* comm)
+    int32_t baracuda_nccl_async_error(baracuda_nccl_comm* comm)
+    int32_t baracuda_nccl_abort(baracuda_nccl_comm* comm)
+    int32_t baracuda_nccl_destroy(baracuda_nccl_comm* comm)
+    int32_t baracuda_nccl_state(const baracuda_nccl_comm* comm)
+    int32_t baracuda_nccl_synchronize(baracuda_nccl_comm* comm, void* stream,
+                                      double timeout_seconds)
+    int32_t baracuda_nccl_arm(baracuda_nccl_comm* comm, double timeout_seconds)
+    int32_t baracuda_nccl_disarm(baracuda_nccl_comm* comm)

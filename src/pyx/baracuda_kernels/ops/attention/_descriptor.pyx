@@ -1,0 +1,140 @@
+# cython: language_level=3
+"""The attention problem as data: what every attention op's descriptor holds."""
+
+import math
+
+from libc.string cimport memset
+
+from baracuda_kernels._core cimport c_api
+
+from baracuda_kernels._core._enums import ElementKind
+from baracuda_kernels._core._errors import InvalidProblemError
+
+_C_ELEMENTS = {
+    ElementKind.F16: c_api.BARACUDA_F16,
+    ElementKind.BF16: c_api.BARACUDA_BF16,
+    ElementKind.F32: c_api.BARACUDA_F32,
+    ElementKind.F32_STRICT: c_api.BARACUDA_F32,
+    ElementKind.F64: c_api.BARACUDA_F64,
+}
+_FIELDS = ("batch_size", "num_heads", "query_len", "key_len", "head_dim", "scale", "is_causal",
+           "element")
+# Element counts, and their bytes, must fit in 63 bits.
+_MAX_ELEMENTS = 2 ** 59
+
+
+cdef class AttentionDescriptor:
+    """Base of the attention descriptors. Frozen, hashable, picklable; not made by itself."""
+
+    def __cinit__(self, batch_size, num_heads, query_len, key_len, head_dim, scale=None,
+                  is_causal=False, element=ElementKind.F32, *, num_kv_heads=None, **kwargs):
+        self.batch_size = _extent("batch_size", batch_size)
+        self.num_heads = _extent("num_heads", num_heads)
+        self.query_len = _extent("query_len", query_len)
+        self.key_len = _extent("key_len", key_len)
+        self.head_dim = _extent("head_dim", head_dim)
+        self.num_kv_heads = (self.num_heads if num_kv_heads is None
+                             else _extent("num_kv_heads", num_kv_heads))
+        if scale is None:
+            self.scale = 1.0 / math.sqrt(self.head_dim) if self.head_dim > 0 else 1.0
+        elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
+            raise InvalidProblemError(f"scale: got {scale!r}, must be None or a float")
+        else:
+            self.scale = scale
+        if not isinstance(is_causal, bool):
+            raise InvalidProblemError(f"is_causal: got {is_causal!r}, must be a bool")
+        self.is_causal = is_causal
+        self.element = ElementKind.parse(element)
+        self.c_element = _C_ELEMENTS.get(self.element, -1)
+        self.itemsize = self.element.itemsize
+
+    def validate(self):
+        """Raise :class:`InvalidProblemError` if no kernel could serve this.
+
+        ``select`` and ``explain`` call it: extents must be non-negative and their products fit in
+        memory's address space, the scale finite, and ``num_heads`` a multiple of ``num_kv_heads``.
+        """
+        for name in ("batch_size", "num_heads", "query_len", "key_len", "head_dim",
+                     "num_kv_heads"):
+            if getattr(self, name) < 0:
+                raise InvalidProblemError(f"{name}: got {getattr(self, name)}, must be >= 0")
+        if not math.isfinite(self.scale):
+            raise InvalidProblemError(f"scale: got {self.scale}, must be finite")
+        heads, kv_heads = int(self.num_heads), int(self.num_kv_heads)
+        if heads > 0 and (kv_heads == 0 or heads % kv_heads):
+            raise InvalidProblemError(
+                f"num_kv_heads: got {kv_heads}, must divide num_heads = {heads}")
+        for length, count in ((self.query_len, heads), (self.key_len, kv_heads)):
+            if int(self.batch_size) * count * int(length) * max(int(self.head_dim) + 2, 1) \
+                    > _MAX_ELEMENTS:
+                raise InvalidProblemError(
+                    f"descriptor: {self!r} has more than 2**59 elements in one operand")
+
+    cdef void fill(self, baracuda_attention_step_params* step) noexcept:
+        memset(step, 0, sizeof(step[0]))
+        step.struct_size = sizeof(step[0])
+        step.element = self.c_element
+        step.lse_element = c_api.BARACUDA_F32
+        step.flags = c_api.BARACUDA_STEP_CAUSAL if self.is_causal else 0
+        step.batch = self.batch_size
+        step.heads = self.num_heads
+        step.kv_heads = self.num_kv_heads
+        step.query_len = self.query_len
+        step.key_len = self.key_len
+        step.head_dim = self.head_dim
+        step.scale = self.scale
+        step.q_map.stride = step.k_map.stride = 1
+        step.q_map.split = self.query_len
+        step.k_map.split = self.key_len
+
+    def _extra(self):
+        return {}
+
+    def _fields(self):
+        fields = {name: getattr(self, name) for name in _FIELDS}
+        fields["num_kv_heads"] = self.num_kv_heads
+        fields.update(self._extra())
+        return fields
+
+    def _key(self):
+        return tuple(self._fields().values())
+
+    def __eq__(self, other):
+        if type(self) is not type(other):
+            return NotImplemented
+        return self._key() == other._key()
+
+    def __hash__(self):
+        return hash((type(self).__name__, self._key()))
+
+    def __repr__(self):
+        fields = ", ".join(f"{name}={value}" for name, value in self._fields().items())
+        return f"{type(self).__name__}({fields})"
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self._fields())
+
+    def to_dict(self):
+        """Plain dict with enum names, for caches and telemetry; :meth:`from_dict` reads it."""
+        return {name: getattr(value, "name", value) for name, value in self._fields().items()}
+
+    @classmethod
+    def from_dict(cls, data):
+        """Inverse of :meth:`to_dict`; an unknown key is an :class:`InvalidProblemError`."""
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise InvalidProblemError(f"{cls.__name__}.from_dict: {error}") from error
+
+
+def _rebuild(cls, fields):
+    return cls(**fields)
+
+
+cdef int64_t _extent(str name, object value) except? -1:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidProblemError(f"{name}: got {value!r}, must be an integer")
+    value = value.__index__()
+    if value < -(2 ** 62) or value > 2 ** 62:
+        raise InvalidProblemError(f"{name}: got {value}, must be an integer below 2**62")
+    return value

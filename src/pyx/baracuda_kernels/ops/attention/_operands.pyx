@@ -1,0 +1,181 @@
+# cython: language_level=3
+"""Every check that an attention call makes of its operands, before anything is launched."""
+
+from libc.stdint cimport int64_t, uintptr_t
+
+from baracuda_kernels._core._tensor cimport TensorRef
+
+from baracuda_kernels._core._enums import ElementKind
+from baracuda_kernels._core._errors import (
+    BufferTooSmallError,
+    InvalidProblemError,
+    MisalignedOperandError,
+    WorkspaceTooSmallError,
+)
+
+
+cdef class OperandChecks:
+    def __cinit__(self, element, int device, int alignment, int64_t stride_multiple):
+        self.element = element
+        self.itemsize = element.itemsize
+        self.device = device
+        self.alignment = max(alignment, self.itemsize)
+        self.stride_multiple = stride_multiple
+        self.inputs = []
+        self.outputs = []
+
+    cdef int common(self, str name, TensorRef view, bint output) except -1:
+        if view is None:
+            raise InvalidProblemError(f"{name}: got None, must be given")
+        if view.device != self.device and view.numel() > 0:
+            raise InvalidProblemError(
+                f"{name}: lies on {_place(view.device)}, must lie on {_place(self.device)}")
+        if output and not view.writable:
+            raise InvalidProblemError(f"{name}: is read-only, must be writable")
+        return 0
+
+    cdef int aligned(self, str name, TensorRef view, int alignment) except -1:
+        if <uintptr_t>view.data % <uintptr_t>alignment and view.numel() > 0:
+            raise MisalignedOperandError(
+                f"{name}: address {<uintptr_t>view.data:#x} is not a multiple of {alignment} bytes")
+        return 0
+
+    cdef TensorRef tensor(self, str name, TensorRef view, int64_t b, int64_t h, int64_t s,
+                          int64_t d, bint output, baracuda_strides* strides):
+        cdef int i
+        self.common(name, view, output)
+        shape = (b, h, s, d)
+        if _is_bytes(view):
+            if view.numel() < b * h * s * d * self.itemsize:
+                raise BufferTooSmallError(b * h * s * d, view.numel() // self.itemsize, name)
+            view = TensorRef(view, shape, None, self.element)
+        if view.ndim != 4 or view.shape != shape:
+            raise InvalidProblemError(f"{name}: got shape {view.shape}, must be {shape}")
+        if not _same_element(view.element, self.element):
+            raise InvalidProblemError(
+                f"{name}: got {view.element}, must be {self.element} as in the descriptor")
+        if view.numel() > 0:
+            if d > 1 and view.steps[3] != 1:
+                raise InvalidProblemError(
+                    f"{name}: got stride {view.steps[3]} in the last dimension, must be 1 "
+                    "(contiguous)")
+            self.aligned(name, view, self.alignment)
+            for i in range(3):
+                if view.dims[i] > 1 and view.steps[i] % self.stride_multiple:
+                    raise MisalignedOperandError(
+                        f"{name}: stride {view.steps[i]} of dimension {i} is not a multiple of "
+                        f"{self.stride_multiple} elements, which this kernel needs")
+            if output:
+                _no_self_overlap(name, view)
+        # A dimension of one row is never stepped along, whatever its stride says.
+        strides.batch = view.steps[0] if b > 1 else 0
+        strides.head = view.steps[1] if h > 1 else 0
+        strides.seq = view.steps[2] if s > 1 else 0
+        (self.outputs if output else self.inputs).append((name, view))
+        return view
+
+    cdef TensorRef lse(self, TensorRef view, int64_t b, int64_t h, int64_t s):
+        self.common("lse", view, True)
+        if view.ndim != 3 or view.shape != (b, h, s):
+            raise InvalidProblemError(f"lse: got shape {view.shape}, must be {(b, h, s)}")
+        if not _same_element(view.element, ElementKind.F32) \
+                and not _same_element(view.element, self.element):
+            raise InvalidProblemError(
+                f"lse: got {view.element}, must be F32 or the operands' {self.element}")
+        if not view.is_dense_bytes():
+            raise InvalidProblemError(
+                f"lse: got strides {view.strides}, must be contiguous [B, H, Q]")
+        self.aligned("lse", view, view.itemsize)
+        self.outputs.append(("lse", view))
+        return view
+
+    cdef TensorRef scratch(self, str name, TensorRef view, int64_t elements):
+        self.common(name, view, True)
+        if not _same_element(view.element, self.element) and view.itemsize != 1:
+            raise InvalidProblemError(
+                f"{name}: got {view.element}, must be {self.element} or bytes")
+        if not view.is_dense_bytes():
+            raise InvalidProblemError(f"{name}: got strides {view.strides}, must be contiguous")
+        if view.numel() * view.itemsize < elements * self.itemsize:
+            raise BufferTooSmallError(elements, view.numel() * view.itemsize // self.itemsize,
+                                      name)
+        self.aligned(name, view, self.alignment)
+        self.outputs.append((name, view))
+        return view
+
+    cdef TensorRef workspace(self, str name, TensorRef view, int64_t nbytes):
+        self.common(name, view, True)
+        if not view.is_dense_bytes():
+            raise InvalidProblemError(f"{name}: got strides {view.strides}, must be contiguous")
+        if view.numel() * view.itemsize < nbytes:
+            raise WorkspaceTooSmallError(nbytes, view.numel() * view.itemsize, name)
+        self.aligned(name, view, 16)
+        self.outputs.append((name, view))
+        return view
+
+    cdef int no_overlaps(self) except -1:
+        cdef TensorRef one, other
+        for i, (name, view) in enumerate(self.outputs):
+            one = view
+            for other_name, other_view in self.inputs + self.outputs[i + 1:]:
+                other = other_view
+                if _overlap(one, other):
+                    raise InvalidProblemError(
+                        f"{name}: overlaps {other_name} in memory, must be separate from it")
+        return 0
+
+
+cdef str _place(int device):
+    return "the host" if device < 0 else f"cuda:{device}"
+
+
+cdef bint _is_bytes(TensorRef view) noexcept:
+    return view.ndim == 1 and view.itemsize == 1 and view.is_dense_bytes()
+
+
+cdef bint _same_element(object a, object b):
+    if a is b:
+        return True
+    strict = (ElementKind.F32, ElementKind.F32_STRICT)
+    return a in strict and b in strict
+
+
+cdef int _no_self_overlap(str name, TensorRef view) except -1:
+    """Each dimension must step past everything that the smaller ones span."""
+    cdef int64_t span = 1
+    order = sorted([i for i in range(view.ndim) if view.dims[i] > 1],
+                   key=lambda i: abs(view.steps[i]))
+    for i in order:
+        step = abs(view.steps[i])
+        if step < span:
+            raise InvalidProblemError(
+                f"{name}: strides {view.strides} let elements of shape {view.shape} overlap")
+        span = step * (view.dims[i] - 1) + span
+    return 0
+
+
+cdef bint _overlap(TensorRef a, TensorRef b):
+    cdef uintptr_t a_low, a_high, b_low, b_high
+    cdef int64_t pitch = 0, offset
+    cdef int i
+    a.extent(&a_low, &a_high)
+    b.extent(&b_low, &b_high)
+    if a_low == a_high or b_low == b_high or a_high <= b_low or b_high <= a_low:
+        return False
+    # Views of one packed tensor interleave row by row without sharing an element: the same
+    # pitch in every dimension, and rows that lie side by side within the smallest one.
+    if a.ndim != b.ndim or a.itemsize != b.itemsize or a.ndim < 2:
+        return True
+    for i in range(a.ndim - 1):
+        if a.dims[i] != b.dims[i] or a.steps[i] != b.steps[i]:
+            return True
+        if a.dims[i] > 1 and a.steps[i] > 0 and (pitch == 0 or a.steps[i] < pitch):
+            pitch = a.steps[i]
+    if pitch == 0:
+        return True
+    for i in range(a.ndim - 1):
+        if a.dims[i] > 1 and a.steps[i] % pitch:
+            return True
+    offset = (<int64_t>(b_low - a_low)) // a.itemsize % pitch if b_low >= a_low \
+        else pitch - (<int64_t>(a_low - b_low)) // a.itemsize % pitch
+    return not (a.dims[a.ndim - 1] <= offset and offset + b.dims[b.ndim - 1] <= pitch)

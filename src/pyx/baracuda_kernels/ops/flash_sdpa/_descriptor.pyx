@@ -1,0 +1,32 @@
+# cython: language_level=3
+"""The plain attention problem."""
+
+from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
+
+from baracuda_kernels._core._enums import ElementKind
+
+
+cdef class FlashSdpaDescriptor(AttentionDescriptor):
+    """Scaled dot-product attention on one device. Frozen, hashable, picklable.
+
+    Parameters
+    ----------
+    batch_size, num_heads : int
+        B and H.
+    query_len, key_len : int
+        Q and K; 0 is legal.
+    head_dim : int
+        D.
+    scale : float, optional
+        Factor on the scores; ``1/sqrt(head_dim)`` by default.
+    is_causal : bool
+        Key j stays for query i if ``j <= i`` (aligned at the top left).
+    element : ElementKind
+        Of q, k, v and y.
+    num_kv_heads : int, optional
+        Hkv, a divisor of H; H by default.
+    """
+
+    def __cinit__(self, batch_size, num_heads, query_len, key_len, head_dim, scale=None,
+                  is_causal=False, element=ElementKind.F32, *, num_kv_heads=None):
+        pass

@@ -1,0 +1,154 @@
+# cython: language_level=3
+"""The same attention step without a ring: one launch, no state."""
+
+from libc.stdint cimport int32_t, int64_t
+
+from baracuda_kernels._core cimport c_api
+from baracuda_kernels._core._status cimport check
+from baracuda_kernels._core._stream cimport Stream, as_stream
+from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
+from baracuda_kernels.ops.attention._load cimport enter_device, leave_device, load_kernels
+from baracuda_kernels.ops.attention._operands cimport OperandChecks
+from baracuda_kernels.ops.flash_sdpa._descriptor cimport FlashSdpaDescriptor
+
+from baracuda_kernels._core._enums import AttentionKind
+from baracuda_kernels._core._errors import InvalidProblemError
+from baracuda_kernels._core._selection import Architecture, OpSpec
+from baracuda_kernels.ops.attention import _families
+
+
+cdef class FlashSdpaArgs:
+    """Views of the operands of one attention call.
+
+    Parameters
+    ----------
+    q : [B, H, Q, D]
+    k, v : [B, Hkv, K, D]
+    y : [B, H, Q, D], written
+        All four with any strides whose last dimension is contiguous; y overlaps nothing.
+    lse : [B, H, Q], float32 or the operands' type, contiguous, written; optional
+    """
+
+    cdef readonly TensorRef q
+    cdef readonly TensorRef k
+    cdef readonly TensorRef v
+    cdef readonly TensorRef y
+    cdef readonly TensorRef lse
+    cdef FlashSdpaPlan plan                               # that step was checked for
+    cdef c_api.baracuda_attention_step_params step
+
+    def __cinit__(self, *, q, k, v, y, lse=None):
+        self.q = as_tensor("q", q)
+        self.k = as_tensor("k", k)
+        self.v = as_tensor("v", v)
+        self.y = as_tensor("y", y)
+        self.lse = as_tensor("lse", lse)
+
+
+cdef class FlashSdpaPlan:
+    """Attention on one device, with the ring's own kernels. Made by :meth:`select`."""
+
+    cdef readonly FlashSdpaDescriptor descriptor
+    cdef readonly object sku
+    cdef readonly str family
+    cdef readonly int device
+    cdef int32_t kernel
+    cdef int alignment
+    cdef int64_t stride_multiple
+
+    def __init__(self):
+        raise TypeError("FlashSdpaPlan: use FlashSdpaPlan.select(stream, descriptor)")
+
+    @staticmethod
+    def select(stream, descriptor, preference=None):
+        """Choose a kernel and load it; see :meth:`RingAttentionPlan.select`."""
+        cdef FlashSdpaPlan self = FlashSdpaPlan.__new__(FlashSdpaPlan)
+        cdef c_api.baracuda_attention_step_params step
+        cdef Stream one = as_stream(stream)
+        chosen = SPEC.explain(descriptor, Architecture.of_device(one.device), preference).require()
+        self.descriptor = descriptor
+        self.sku = chosen.sku
+        self.family = chosen.family
+        self.device = one.device
+        self.kernel = _families.kernel_of(chosen.family)
+        self.alignment, self.stride_multiple = _families.alignment_of(
+            chosen.family, self.descriptor.itemsize)
+        self.descriptor.fill(&step)
+        load_kernels(self.kernel, &step, self.device)
+        return self
+
+    @property
+    def precision_guarantee(self):
+        """The SKU's :class:`PrecisionGuarantee`."""
+        return self.sku.precision_guarantee
+
+    def can_implement(self, FlashSdpaArgs args not None):
+        """Raise what ``run`` would raise for these arguments; return None if it would run."""
+        self.bind(args)
+
+    def run(self, stream, FlashSdpaArgs args not None):
+        """Enqueue the attention call on ``stream``; no allocation, no wait.
+
+        Raises
+        ------
+        InvalidProblemError, MisalignedOperandError
+            An operand is wrong; nothing was launched.
+        CudaError
+            The launch failed.
+        """
+        cdef Stream one = as_stream(stream)
+        cdef int32_t status, previous
+        if one.device != self.device:
+            raise InvalidProblemError(
+                f"stream: is on device {one.device}, the plan was selected for {self.device}")
+        if args.plan is not self:
+            self.bind(args)
+        previous = enter_device(self.device)
+        with nogil:
+            status = c_api.baracuda_attention_step(self.kernel, &args.step, one.handle)
+        leave_device(previous)
+        check(status)
+
+    cdef int bind(self, FlashSdpaArgs args) except -1:
+        cdef FlashSdpaDescriptor d = self.descriptor
+        cdef OperandChecks checks = OperandChecks(d.element, self.device, self.alignment,
+                                                  self.stride_multiple)
+        cdef c_api.baracuda_attention_step_params step
+        cdef TensorRef view
+        d.fill(&step)
+        step.flags |= c_api.BARACUDA_STEP_FIRST | c_api.BARACUDA_STEP_LAST
+        view = checks.tensor("q", args.q, d.batch_size, d.num_heads, d.query_len, d.head_dim,
+                             False, &step.q_strides)
+        step.q = view.data
+        view = checks.tensor("k", args.k, d.batch_size, d.num_kv_heads, d.key_len, d.head_dim,
+                             False, &step.k_strides)
+        step.k = view.data
+        view = checks.tensor("v", args.v, d.batch_size, d.num_kv_heads, d.key_len, d.head_dim,
+                             False, &step.v_strides)
+        step.v = view.data
+        view = checks.tensor("y", args.y, d.batch_size, d.num_heads, d.query_len, d.head_dim,
+                             True, &step.y_strides)
+        step.y = view.data
+        if args.lse is not None:
+            view = checks.lse(args.lse, d.batch_size, d.num_heads, d.query_len)
+            step.lse = view.data
+            if view.itemsize != 4:
+                step.lse_element = d.c_element
+        checks.no_overlaps()
+        args.step = step
+        args.plan = self
+        return 0
+
+    def __repr__(self):
+        return f"FlashSdpaPlan({self.descriptor!r}, family={self.family!r})"
+
+
+def _skus():
+    return _families.skus(AttentionKind.FLASH_ATTENTION)
+
+
+def _candidates(descriptor, arch, preference):
+    return _families.candidates(AttentionKind.FLASH_ATTENTION, descriptor, arch, preference, 0)
+
+
+SPEC = OpSpec("flash_sdpa", FlashSdpaDescriptor, FlashSdpaPlan, _skus, _candidates)

@@ -1,0 +1,10 @@
+"""Ring Attention: exact attention over a sequence sharded across a ring."""
+
+from baracuda_kernels import registry
+from baracuda_kernels.ops.ring_attention._args import RingAttentionArgs
+from baracuda_kernels.ops.ring_attention._descriptor import RingAttentionDescriptor
+from baracuda_kernels.ops.ring_attention._plan import SPEC, RingAttentionPlan
+
+__all__ = ["RingAttentionArgs", "RingAttentionDescriptor", "RingAttentionPlan"]
+
+registry.register(SPEC)

@@ -1,0 +1,49 @@
+# cython: language_level=3
+"""The caller's memory for one rank."""
+
+from baracuda_kernels._core._tensor cimport as_tensor
+
+
+cdef class RingAttentionArgs:
+    """Views of one rank's operands and scratch; checked once, used for any number of runs.
+
+    Every operand may be anything that :class:`TensorRef` takes.
+
+    Parameters
+    ----------
+    q : [B, H, Q, D]
+        Any strides with a contiguous last dimension.
+    y : [B, H, Q, D], written
+        The attention output. Must not overlap any other operand.
+    kv_scratch_a, kv_scratch_b : contiguous, plan.kv_scratch_elements elements
+        The two receive buffers. Without ``k`` and ``v``, scratch A holds this rank's K
+        [B, Hkv, K, D] and then its V before every run, and the run consumes it.
+    accumulator_scratch : contiguous, plan.accumulator_scratch_bytes bytes
+        The float32 state (float64 for F64 operands) between steps.
+    lse : [B, H, Q], float32 or the operands' type, contiguous, written; optional
+        Natural-log sum of exponentials of each row, ``-inf`` for a row that sees nothing.
+    k, v : [B, Hkv, K, D], optional, together
+        This rank's chunk where it lies: step 0 reads and sends it from there. On more than one
+        rank it must be dense, in any dimension order that is the same on every rank.
+
+    Scratch that a world size does not need may be None: with ``k`` and ``v``, all of it at P = 1
+    and scratch B at P = 2; without them, scratch B and the accumulator at P = 1.
+    """
+
+    def __cinit__(self, *, q, y, kv_scratch_a=None, kv_scratch_b=None, accumulator_scratch=None,
+                  lse=None, k=None, v=None):
+        self.q = as_tensor("q", q)
+        self.y = as_tensor("y", y)
+        self.kv_scratch_a = as_tensor("kv_scratch_a", kv_scratch_a)
+        self.kv_scratch_b = as_tensor("kv_scratch_b", kv_scratch_b)
+        self.accumulator_scratch = as_tensor("accumulator_scratch", accumulator_scratch)
+        self.lse = as_tensor("lse", lse)
+        self.k = as_tensor("k", k)
+        self.v = as_tensor("v", v)
+
+    def __repr__(self):
+        given = [f"{name}={getattr(self, name)!r}"
+                 for name in ("q", "y", "kv_scratch_a", "kv_scratch_b", "accumulator_scratch",
+                              "lse", "k", "v")
+                 if getattr(self, name) is not None]
+        return f"RingAttentionArgs({', '.join(given)})"

@@ -1,0 +1,350 @@
+# cython: language_level=3
+"""The Ring Attention plan: choose once, run many times."""
+
+from libc.stdint cimport int32_t, int64_t
+from libc.stdlib cimport malloc
+from libc.string cimport memset
+
+from baracuda_kernels._core cimport c_api
+from baracuda_kernels._core._member cimport RingBinding, RingMember, RingPlan, as_member
+from baracuda_kernels._core._status cimport check
+from baracuda_kernels._core._stream cimport Stream, as_stream
+from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
+from baracuda_kernels.ops.attention._load cimport enter_device, leave_device, load_kernels
+from baracuda_kernels.ops.attention._operands cimport OperandChecks
+from baracuda_kernels.ops.ring_attention._args cimport RingAttentionArgs
+from baracuda_kernels.ops.ring_attention._descriptor cimport RingAttentionDescriptor
+
+from baracuda_kernels._core._enums import AttentionKind
+from baracuda_kernels._core._errors import InvalidProblemError
+from baracuda_kernels._core._selection import Architecture, OpSpec
+from baracuda_kernels.ops.attention import _families
+
+
+cdef class RingAttentionPlan(RingPlan):
+    """Exact attention over a sequence that is sharded across a ring. Made by :meth:`select`.
+
+    Every rank makes the same plan. ``run`` rotates K and V around the ring while it computes, and
+    keeps an unnormalised float32 state across the steps, so the answer does not get worse as the
+    ring grows. It allocates nothing and never waits for the GPU.
+    """
+
+    cdef readonly RingAttentionDescriptor descriptor
+    cdef readonly object sku
+    cdef readonly str family
+    cdef readonly int device
+    cdef int32_t kernel
+    cdef int alignment
+    cdef int64_t stride_multiple
+
+    def __init__(self):
+        raise TypeError("RingAttentionPlan: use RingAttentionPlan.select(stream, descriptor)")
+
+    @staticmethod
+    def select(stream, descriptor, preference=None):
+        """Choose a kernel and load it.
+
+        Parameters
+        ----------
+        stream : Stream or what :class:`Stream` takes
+            Tells the device: ``Stream.host()`` or a CUDA stream.
+        descriptor : RingAttentionDescriptor
+        preference : PlanPreference, optional
+
+        Raises
+        ------
+        InvalidProblemError
+            The descriptor is no problem at all (negative extents, a scale that is not finite,
+            heads that do not divide).
+        UnsupportedError
+            No kernel fits; the message has every kernel's reason.
+        """
+        cdef RingAttentionPlan self = RingAttentionPlan.__new__(RingAttentionPlan)
+        cdef c_api.baracuda_attention_step_params step
+        cdef Stream one = as_stream(stream)
+        explanation = SPEC.explain(descriptor, Architecture.of_device(one.device), preference)
+        chosen = explanation.require()
+        self.descriptor = descriptor
+        self.sku = chosen.sku
+        self.family = chosen.family
+        self.device = one.device
+        self.kernel = _families.kernel_of(chosen.family)
+        self.alignment, self.stride_multiple = _families.alignment_of(
+            chosen.family, self.descriptor.itemsize)
+        self.descriptor.fill(&step)
+        load_kernels(self.kernel, &step, self.device)
+        return self
+
+    @property
+    def precision_guarantee(self):
+        """The SKU's :class:`PrecisionGuarantee`."""
+        return self.sku.precision_guarantee
+
+    @property
+    def kv_scratch_elements(self):
+        """Elements of each K/V scratch buffer: 2 * B * Hkv * K * D."""
+        return 2 * _kv_elements(self.descriptor)
+
+    @property
+    def accumulator_scratch_bytes(self):
+        """Bytes of the accumulator: B * H * Q * (D + 2) * 4 (8 for F64 operands)."""
+        return _accumulator_bytes(self.descriptor)
+
+    @property
+    def scratch_alignment(self):
+        """Bytes that the scratch buffers' addresses must be a multiple of."""
+        return 16
+
+    def can_implement(self, RingAttentionArgs args not None, world_size=None):
+        """Raise what ``run`` would raise for these arguments; return None if it would run.
+
+        Parameters
+        ----------
+        args : RingAttentionArgs
+        world_size : int, optional
+            P. Without it the staged contract is checked: both scratch buffers and the accumulator.
+        """
+        cdef RingBinding binding = RingBinding()
+        if world_size is not None and (not isinstance(world_size, int) or world_size < 1):
+            raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
+        self.check(args, 3 if world_size is None else world_size, binding)
+
+    def run(self, stream, comm, RingAttentionArgs args not None):
+        """Attend to the whole ring; every rank calls it.
+
+        Parameters
+        ----------
+        stream : Stream or what :class:`Stream` takes
+            The caller's: inputs are read, and y and lse written, in its order.
+        comm : Communicator, LocalCommunicator, or an object with the Transport protocol
+        args : RingAttentionArgs
+
+        Raises
+        ------
+        InvalidProblemError, MisalignedOperandError, BufferTooSmallError, WorkspaceTooSmallError
+            An operand is wrong; nothing was launched or sent.
+        CommunicatorError
+            The communicator is busy in another run, failed or closed.
+        NcclError, NcclTimeoutError, CudaError
+            The ring or the GPU failed.
+        """
+        cdef Stream one = as_stream(stream)
+        cdef RingMember member = as_member(comm, self.device)
+        cdef RingBinding binding = self.bind(one, member, args)
+        cdef int32_t status
+        member.enter()
+        binding.call.stream = one.handle
+        with nogil:
+            status = c_api.baracuda_ring_run(&binding.call, 1)
+        member.leave(status)
+
+    def step(self, stream, *, q, k, v, y=None, lse=None, accumulator_scratch=None, rank=0,
+             origin=0, world_size=1, first=True, last=True):
+        """One step, for callers who rotate K and V themselves.
+
+        Folds the chunk that ``origin`` started with into the state of ``rank``'s rows.
+
+        Parameters
+        ----------
+        stream : Stream or what :class:`Stream` takes
+        q, k, v, y, lse, accumulator_scratch
+            As in :class:`RingAttentionArgs`; k and v may have any strides with a contiguous last
+            dimension. y (and lse) are written by the last step alone.
+        rank, origin, world_size : int
+            Whose queries, whose keys, of how many ranks: they give the global positions.
+        first : bool
+            There is no state yet.
+        last : bool
+            Normalise and write y and lse; the state is not stored.
+        """
+        cdef Stream one = as_stream(stream)
+        cdef c_api.baracuda_attention_step_params step
+        cdef RingAttentionDescriptor d = self.descriptor
+        cdef OperandChecks checks = self.checks(one)
+        cdef TensorRef view
+        cdef int32_t status, previous
+        for name, value in (("rank", rank), ("origin", origin)):
+            if not isinstance(value, int) or not 0 <= value < world_size:
+                raise InvalidProblemError(
+                    f"{name}: got {value!r}, must be an integer in [0, {world_size})")
+        d.fill(&step)
+        view = checks.tensor("q", as_tensor("q", q), d.batch_size, d.num_heads, d.query_len,
+                             d.head_dim, False, &step.q_strides)
+        step.q = view.data
+        view = checks.tensor("k", as_tensor("k", k), d.batch_size, d.num_kv_heads, d.key_len,
+                             d.head_dim, False, &step.k_strides)
+        step.k = view.data
+        view = checks.tensor("v", as_tensor("v", v), d.batch_size, d.num_kv_heads, d.key_len,
+                             d.head_dim, False, &step.v_strides)
+        step.v = view.data
+        if last:
+            step.flags |= c_api.BARACUDA_STEP_LAST
+            self.bind_outputs(checks, as_tensor("y", y), as_tensor("lse", lse), &step)
+        if first:
+            step.flags |= c_api.BARACUDA_STEP_FIRST
+        if not (first and last):
+            view = checks.workspace("accumulator_scratch",
+                                    as_tensor("accumulator_scratch", accumulator_scratch),
+                                    _accumulator_bytes(d))
+            step.state = view.data
+        checks.no_overlaps()
+        step.q_map = c_api.baracuda_layout_map(d.c_layout, rank, world_size, d.query_len)
+        step.k_map = c_api.baracuda_layout_map(d.c_layout, origin, world_size, d.key_len)
+        previous = enter_device(self.device)
+        with nogil:
+            status = c_api.baracuda_attention_step(self.kernel, &step, one.handle)
+        leave_device(previous)
+        check(status)
+
+    cdef RingBinding bind(self, Stream stream, RingMember member, object args):
+        cdef RingBinding binding
+        cdef RingAttentionArgs given
+        if not isinstance(args, RingAttentionArgs):
+            raise InvalidProblemError(
+                f"args: got {type(args).__name__}, must be RingAttentionArgs")
+        given = args
+        if stream.device != self.device:
+            raise InvalidProblemError(
+                f"stream: is on device {stream.device}, the plan was selected for {self.device}")
+        binding = given.binding
+        if binding is not None and binding.plan is self and binding.member is member:
+            return binding
+        member.refuse_if_unusable()
+        if member.device != self.device:
+            raise InvalidProblemError(
+                f"comm: is on device {member.device}, the plan was selected for {self.device}")
+        binding = RingBinding()
+        self.check(given, member.world_size, binding)
+        binding.hops = <c_api.baracuda_ring_hop*>malloc(
+            member.world_size * sizeof(c_api.baracuda_ring_hop))
+        if binding.hops == NULL:
+            raise MemoryError("ring schedule")
+        c_api.baracuda_ring_schedule(member.rank, member.world_size, binding.hops)
+        binding.call.hops = binding.hops
+        binding.call.endpoint = member.endpoint
+        binding.call.kernel = self.kernel
+        binding.call.layout = self.descriptor.c_layout
+        binding.plan = self
+        binding.member = member
+        given.binding = binding
+        return binding
+
+    cdef OperandChecks checks(self, Stream stream):
+        if stream.device != self.device:
+            raise InvalidProblemError(
+                f"stream: is on device {stream.device}, the plan was selected for {self.device}")
+        return OperandChecks(self.descriptor.element, self.device, self.alignment,
+                             self.stride_multiple)
+
+    cdef int bind_outputs(self, OperandChecks checks, TensorRef y, TensorRef lse,
+                          c_api.baracuda_attention_step_params* step) except -1:
+        cdef RingAttentionDescriptor d = self.descriptor
+        cdef TensorRef view = checks.tensor("y", y, d.batch_size, d.num_heads, d.query_len,
+                                            d.head_dim, True, &step.y_strides)
+        step.y = view.data
+        if lse is not None:
+            view = checks.lse(lse, d.batch_size, d.num_heads, d.query_len)
+            step.lse = view.data
+            if view.itemsize != 4:
+                step.lse_element = d.c_element
+        return 0
+
+    cdef int check(self, RingAttentionArgs args, int64_t world_size,
+                   RingBinding binding) except -1:
+        """Checks every operand and fills binding.call; the schedule and endpoint are not its."""
+        cdef RingAttentionDescriptor d = self.descriptor
+        cdef OperandChecks checks = OperandChecks(d.element, self.device, self.alignment,
+                                                  self.stride_multiple)
+        cdef c_api.baracuda_ring_call* call = &binding.call
+        cdef c_api.baracuda_attention_step_params* step = &call.step
+        cdef TensorRef view, scratch_a = None, scratch_b = None
+        cdef bint in_place = args.k is not None
+        memset(call, 0, sizeof(call[0]))
+        call.struct_size = sizeof(call[0])
+        call.message_bytes = _kv_elements(d) * d.itemsize
+        d.fill(step)
+        view = checks.tensor("q", args.q, d.batch_size, d.num_heads, d.query_len, d.head_dim,
+                             False, &step.q_strides)
+        step.q = view.data
+        self.bind_outputs(checks, args.y, args.lse, step)
+        if (args.k is None) != (args.v is None):
+            raise InvalidProblemError("k, v: got only one of them, must be given together")
+        if in_place:
+            self.bind_in_place(checks, args, world_size, step)
+        if not in_place or world_size > 1:
+            scratch_a = checks.scratch("kv_scratch_a", args.kv_scratch_a, 2 * _kv_elements(d))
+        if world_size > (2 if in_place else 1):
+            scratch_b = checks.scratch("kv_scratch_b", args.kv_scratch_b, 2 * _kv_elements(d))
+        if in_place:
+            call.receive[1] = NULL if scratch_a is None else scratch_a.data
+            call.receive[0] = NULL if scratch_b is None else scratch_b.data
+        else:
+            step.k = scratch_a.data
+            step.v = <char*>scratch_a.data + call.message_bytes
+            step.k_strides.seq = step.v_strides.seq = d.head_dim
+            step.k_strides.head = step.v_strides.head = d.key_len * d.head_dim
+            step.k_strides.batch = step.v_strides.batch = \
+                d.num_kv_heads * d.key_len * d.head_dim
+            call.receive[0] = scratch_a.data
+            call.receive[1] = NULL if scratch_b is None else scratch_b.data
+        if world_size > 1:
+            view = checks.workspace("accumulator_scratch", args.accumulator_scratch,
+                                    _accumulator_bytes(d))
+            step.state = view.data
+        checks.no_overlaps()
+        return 0
+
+    cdef int bind_in_place(self, OperandChecks checks, RingAttentionArgs args,
+                           int64_t world_size,
+                           c_api.baracuda_attention_step_params* step) except -1:
+        cdef RingAttentionDescriptor d = self.descriptor
+        cdef TensorRef k = checks.tensor("k", args.k, d.batch_size, d.num_kv_heads, d.key_len,
+                                         d.head_dim, False, &step.k_strides)
+        cdef TensorRef v = checks.tensor("v", args.v, d.batch_size, d.num_kv_heads, d.key_len,
+                                         d.head_dim, False, &step.v_strides)
+        if world_size > 1:
+            _require_dense("k", k)
+            _require_dense("v", v)
+        step.k = k.data
+        step.v = v.data
+        return 0
+
+    def __repr__(self):
+        return f"RingAttentionPlan({self.descriptor!r}, family={self.family!r})"
+
+
+cdef int64_t _kv_elements(RingAttentionDescriptor d) noexcept:
+    return d.batch_size * d.num_kv_heads * d.key_len * d.head_dim
+
+
+cdef int64_t _accumulator_bytes(RingAttentionDescriptor d) noexcept:
+    cdef int64_t size = 8 if d.itemsize == 8 else 4
+    return d.batch_size * d.num_heads * d.query_len * (d.head_dim + 2) * size
+
+
+cdef int _require_dense(str name, TensorRef view) except -1:
+    """One message per tensor goes around, so its elements must be one dense run of memory."""
+    cdef int64_t expected = 1
+    if view.numel() == 0:
+        return 0
+    order = sorted([i for i in range(view.ndim) if view.dims[i] > 1], key=lambda i: view.steps[i])
+    for i in order:
+        if view.steps[i] != expected:
+            raise InvalidProblemError(
+                f"{name}: got strides {view.strides} for shape {view.shape}, must be dense (in any "
+                "dimension order) to be sent in place; copy it, or stage it in kv_scratch_a")
+        expected *= view.dims[i]
+    return 0
+
+
+def _skus():
+    return _families.skus(AttentionKind.RING_ATTENTION)
+
+
+def _candidates(descriptor, arch, preference):
+    descriptor.validate()
+    return _families.candidates(AttentionKind.RING_ATTENTION, descriptor, arch, preference,
+                                _accumulator_bytes(descriptor))
+
+
+SPEC = OpSpec("ring_attention", RingAttentionDescriptor, RingAttentionPlan, _skus, _candidates)
