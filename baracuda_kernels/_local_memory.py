@@ -1,0 +1,234 @@
+"""Where the operands of a local ring live: NumPy, a framework's arrays, or cuda.core's buffers.
+
+`memory_for` picks one. Each offers the same few methods, so that the ring is written once:
+`stage` copies a shard to a dense array there (if it is not one already), `empty` makes an output or
+scratch, `operand` is the form in which plans take an array, `fetch` gives an output as the caller
+will see it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from baracuda_kernels._core._enums import ElementKind
+from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
+
+_ELEMENTS = {
+    "float16": ElementKind.F16,
+    "bfloat16": ElementKind.BF16,
+    "float32": ElementKind.F32,
+    "float64": ElementKind.F64,
+}
+
+
+def dtype_name(x: Any) -> str:
+    """The dtype's plain name: ``"bfloat16"`` for NumPy's, PyTorch's and CuPy's alike."""
+    return str(x.dtype).rpartition(".")[2]
+
+
+def element_of(x: Any, name: str) -> ElementKind:
+    """ElementKind of an array, or InvalidProblemError naming the dtypes that are served."""
+    element = _ELEMENTS.get(dtype_name(x))
+    if element is None:
+        raise InvalidProblemError(
+            f"{name} has dtype {x.dtype}; it must be one of {', '.join(_ELEMENTS)}"
+        )
+    return element
+
+
+def parse_device(device: str) -> int:
+    """-1 for ``"host"``, the ordinal for ``"cuda"`` (0) and ``"cuda:N"``."""
+    if device == "host":
+        return -1
+    if device == "cuda":
+        return 0
+    kind, _, ordinal = str(device).partition(":")
+    if kind == "cuda" and ordinal.isdecimal():
+        return int(ordinal)
+    raise InvalidProblemError(f"device is {device!r}; it must be 'host', 'cuda' or 'cuda:N'")
+
+
+def memory_for(x: Any, device: str) -> Any:
+    """The memory that serves arrays of the kind of `x` on `device`."""
+    ordinal = parse_device(device)
+    root = type(x).__module__.partition(".")[0]
+    if isinstance(x, np.ndarray):
+        return HostMemory() if ordinal < 0 else CudaCoreMemory(ordinal)
+    if root == "torch":
+        return TorchMemory(x, ordinal)
+    if root == "cupy":
+        return CupyMemory(x, ordinal)
+    raise InvalidProblemError(
+        f"q is a {type(x).__module__}.{type(x).__qualname__}; "
+        "it must be a NumPy array, a PyTorch tensor or a CuPy array"
+    )
+
+
+def _device_mismatch(where: str, ordinal: int) -> InvalidProblemError:
+    asked = "host" if ordinal < 0 else f"cuda:{ordinal}"
+    return InvalidProblemError(f"q is on {where} and device is {asked!r}; pass device={where!r}")
+
+
+class HostMemory:
+    """NumPy arrays in host memory."""
+
+    ring_device: str | int = "host"
+
+    def __init__(self) -> None:
+        from baracuda_kernels import Stream
+
+        self.stream = Stream.host()
+
+    def stage(self, x: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(x)
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return np.empty(shape, dtype=_numpy_dtype(dtype))
+
+    def fetch(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def operand(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+
+class TorchMemory:
+    """PyTorch tensors on the host or on one GPU, on PyTorch's current stream."""
+
+    def __init__(self, x: Any, ordinal: int) -> None:
+        from baracuda_kernels import Stream
+
+        self._torch = torch = sys.modules["torch"]
+        if x.device.type not in ("cpu", "cuda"):
+            raise InvalidProblemError(f"q is on {x.device}; it must be on the CPU or a CUDA device")
+        if x.device.type == "cuda" and x.device.index != ordinal:
+            raise _device_mismatch(str(x.device), ordinal)
+        self._home = x.device
+        self.ring_device: str | int = "host" if ordinal < 0 else ordinal
+        self._device = torch.device("cpu") if ordinal < 0 else torch.device("cuda", ordinal)
+        if ordinal < 0:
+            self.stream = Stream.host()
+        else:
+            self.stream = Stream(torch.cuda.current_stream(self._device))
+
+    def stage(self, x: Any) -> Any:
+        return x.detach().to(self._device).contiguous()
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        return self._torch.empty(shape, dtype=getattr(self._torch, dtype), device=self._device)
+
+    def operand(self, array: Any) -> Any:
+        return array
+
+    def fetch(self, array: Any) -> Any:
+        return array.to(self._home)
+
+
+class CupyMemory:
+    """CuPy arrays on one GPU, on CuPy's current stream."""
+
+    def __init__(self, x: Any, ordinal: int) -> None:
+        from baracuda_kernels import Stream
+
+        self._cupy = sys.modules["cupy"]
+        if x.device.id != ordinal:
+            raise _device_mismatch(f"cuda:{x.device.id}", ordinal)
+        self.ring_device: str | int = ordinal
+        self._ordinal = ordinal
+        with self._cupy.cuda.Device(ordinal):
+            self.stream = Stream(self._cupy.cuda.get_current_stream())
+
+    def stage(self, x: Any) -> Any:
+        return self._cupy.ascontiguousarray(x)
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        with self._cupy.cuda.Device(self._ordinal):
+            return self._cupy.empty(shape, dtype=_numpy_dtype(dtype))
+
+    def operand(self, array: Any) -> Any:
+        return array
+
+    def fetch(self, array: Any) -> Any:
+        return array
+
+
+class CudaCoreMemory:
+    """NumPy arrays at the caller's end, cuda.core buffers on the GPU."""
+
+    def __init__(self, ordinal: int) -> None:
+        from baracuda_kernels import Stream
+
+        core = _cuda_core()
+        self._buffer_type = core.Buffer
+        self._device = core.Device(ordinal)
+        self._device.set_current()
+        self._stream = self._device.create_stream()
+        self.ring_device: str | int = ordinal
+        self.stream = Stream(self._stream, device=ordinal)
+
+    def stage(self, x: np.ndarray) -> "DeviceArray":
+        x = np.ascontiguousarray(x)
+        array = self.empty(x.shape, x.dtype.name)
+        if x.nbytes:
+            array.buffer.copy_from(self._host(x), stream=self._stream)
+        return array
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> "DeviceArray":
+        nbytes = int(np.prod(shape, dtype=np.int64)) * _numpy_dtype(dtype).itemsize
+        # cuda.core gives no address for zero bytes; copies need buffers of one size.
+        buffer = self._device.allocate(max(nbytes, 1), stream=self._stream)
+        return DeviceArray(buffer, tuple(shape), dtype)
+
+    def operand(self, array: "DeviceArray") -> Any:
+        from baracuda_kernels import TensorMut
+
+        element = ElementKind.U8 if array.dtype == "uint8" else _ELEMENTS[array.dtype]
+        address = int(array.buffer.handle)
+        device = self._device.device_id
+        return TensorMut(address, shape=array.shape, element=element, device=device)
+
+    def fetch(self, array: "DeviceArray") -> np.ndarray:
+        x = np.empty(array.shape, dtype=_numpy_dtype(array.dtype))
+        if x.nbytes:
+            self._host(x).copy_from(array.buffer, stream=self._stream)
+        self._stream.sync()
+        return x
+
+    def _host(self, x: np.ndarray) -> Any:
+        return self._buffer_type.from_handle(x.ctypes.data, x.nbytes)
+
+
+class DeviceArray(NamedTuple):
+    """A cuda.core buffer with a shape and a dtype's name."""
+
+    buffer: Any
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _cuda_core() -> Any:
+    try:
+        import cuda.core as core
+
+        if hasattr(core, "Device"):
+            return core
+        # Before 0.5 everything but the version lay here.
+        import cuda.core.experimental as core
+    except ImportError as error:
+        raise UnsupportedError(
+            "NumPy arrays on a CUDA device need cuda.core, which owns the device memory: "
+            "pip install 'baracuda-kernels[cu13]' (CUDA 12: [cu12]), "
+            f"or pass arrays that are on the device already ({error})"
+        ) from error
+    return core
+
+
+def _numpy_dtype(name: str) -> np.dtype:
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)

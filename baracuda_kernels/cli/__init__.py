@@ -1,0 +1,28 @@
+"""The command line ``baracuda-kernels``: run, sample, info, skus, explain."""
+
+from __future__ import annotations
+
+import click
+
+from baracuda_kernels.cli._console import TypedErrorGroup
+from baracuda_kernels.cli._explain import explain
+from baracuda_kernels.cli._info import info, version_of_build
+from baracuda_kernels.cli._run import run
+from baracuda_kernels.cli._sample import sample
+from baracuda_kernels.cli._skus import skus
+
+__all__ = ["main"]
+
+
+@click.group(cls=TypedErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version_of_build(), prog_name="baracuda-kernels")
+def main() -> None:
+    """Ring attention through plans: try it, and ask which kernel runs where, and why.
+
+    Every command takes --json: one JSON object on stdout; errors as one JSON object on stderr.
+    An input that cannot be served ends with exit code 2.
+    """
+
+
+for _command in (run, sample, info, skus, explain):
+    main.add_command(_command)

@@ -1,0 +1,137 @@
+"""``run``: ring attention of a file's q, k, v over virtual ranks in this process."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from baracuda_kernels.cli._console import err_console, json_option, print_json
+from baracuda_kernels.cli._tensor_file import (
+    check_storable,
+    check_writable,
+    read_tensors,
+    write_tensors,
+)
+
+LAYOUTS = ("contiguous", "zigzag", "striped")
+
+
+@click.command()
+@click.argument("qkv", type=click.Path(path_type=Path))
+@click.option("--ranks", type=click.IntRange(1), required=True, help="Virtual ranks P.")
+@click.option("--causal", is_flag=True, help="Row i sees the keys up to i.")
+@click.option("--scale", type=float, help="Factor on q·k. [default: 1/sqrt(D)]")
+@click.option(
+    "--layout",
+    type=click.Choice(LAYOUTS),
+    default="contiguous",
+    show_default=True,
+    help="How rows are dealt to ranks.",
+)
+@click.option("--device", default="host", show_default=True, help="host, cuda or cuda:N.")
+@click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds.")
+@click.option("--check", is_flag=True, help="Compare with attention in float64 (slow).")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File.")
+@json_option
+def run(
+    qkv: Path,
+    ranks: int,
+    causal: bool,
+    scale: float | None,
+    layout: str,
+    device: str,
+    timeout: float,
+    check: bool,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Attention of q, k, v in QKV over a ring of virtual ranks; writes y and lse.
+
+    QKV is a .safetensors or .npz file with q [B,H,S,D] and k, v [B,Hkv,S,D]. The sequence is
+    sharded over the ranks, the real plans run over a local ring, and the outputs are gathered.
+    """
+    from baracuda_kernels.local_ring import run_with_plan
+
+    check_writable(output)
+    tensors = read_tensors(qkv, ("q", "k", "v"))
+    check_storable(output, *tensors.values())
+    with _progress_bar() as progress:
+        bar = progress.add_task(f"{ranks} ranks, ring steps", total=ranks * ranks)
+        start = time.perf_counter()
+        y, lse, plan = run_with_plan(
+            **tensors,
+            world_size=ranks,
+            is_causal=causal,
+            scale=scale,
+            sequence_layout=layout,
+            device=device,
+            timeout=timeout,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+        seconds = time.perf_counter() - start
+    write_tensors(output, {"y": y, "lse": lse})
+
+    result: dict[str, Any] = {
+        "input": str(qkv),
+        "output": str(output),
+        "shapes": {"y": list(y.shape), "lse": list(lse.shape)},
+        "dtype": str(y.dtype),
+        "ranks": ranks,
+        "causal": causal,
+        "layout": layout,
+        "device": device,
+        "sku": plan.sku.to_dict(),
+        "seconds": seconds,
+    }
+    if check:
+        result["check"] = _check(tensors, y, lse, plan.descriptor)
+    if as_json:
+        print_json(result)
+    else:
+        _print_text(result, plan.sku)
+
+
+def _check(
+    tensors: dict[str, np.ndarray], y: np.ndarray, lse: np.ndarray, descriptor: Any
+) -> dict[str, dict[str, float]]:
+    from baracuda_kernels import reference
+
+    exact_y, exact_lse = reference.attention(
+        **tensors, scale=descriptor.scale, is_causal=descriptor.is_causal
+    )
+    return {
+        "y": reference.error_of(y, exact_y),
+        "lse": reference.error_of(lse, exact_lse),
+        # What is left when the exact answer is merely stored in y's dtype.
+        "rounding": reference.error_of(exact_y.astype(y.dtype), exact_y),
+    }
+
+
+def _print_text(result: dict[str, Any], sku: Any) -> None:
+    shape = "x".join(map(str, result["shapes"]["y"]))
+    causal = "causal, " if result["causal"] else ""
+    click.echo(
+        f"{result['output']}: y {shape} {result['dtype']} and lse, {causal}{result['layout']}, "
+        f"{result['ranks']} ranks on {result['device']}, {result['seconds']:.3f} s"
+    )
+    click.echo(f"kernel: {sku.arch.name.lower()} ({sku.backend.name.lower()})")
+    if "check" in result:
+        click.echo("against float64:")
+        for name, label in (("y", "y"), ("lse", "lse"), ("rounding", "exact y rounded")):
+            error = result["check"][name]
+            click.echo(f"  {label + ':':17}rms {error['rms']:.3e}   max {error['max']:.3e}")
+
+
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=err_console(),
+    )

@@ -1,0 +1,61 @@
+"""``sample``: random q, k, v to try things on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import ml_dtypes
+import numpy as np
+
+from baracuda_kernels.cli._console import json_option, print_json
+from baracuda_kernels.cli._tensor_file import check_storable, check_writable, write_tensors
+
+DTYPES = {
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "f32": np.dtype(np.float32),
+    "f64": np.dtype(np.float64),
+}
+dtype_choice = click.Choice(list(DTYPES))
+
+
+@click.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File.")
+@click.option("--seq", type=click.IntRange(0), default=4096, show_default=True, help="S.")
+@click.option("--batch", type=click.IntRange(0), default=1, show_default=True, help="B.")
+@click.option("--heads", type=click.IntRange(1), default=8, show_default=True, help="H.")
+@click.option("--kv-heads", type=click.IntRange(1), help="Hkv; divides H. [default: H]")
+@click.option("--head-dim", type=click.IntRange(1), default=64, show_default=True, help="D.")
+@click.option("--dtype", type=dtype_choice, default="f32", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@json_option
+def sample(
+    output: Path,
+    seq: int,
+    batch: int,
+    heads: int,
+    kv_heads: int | None,
+    head_dim: int,
+    dtype: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Write unit-normal q [B,H,S,D] and k, v [B,Hkv,S,D] to a .safetensors or .npz file."""
+    kv_heads = heads if kv_heads is None else kv_heads
+    if heads % kv_heads:
+        raise click.BadParameter(f"{kv_heads} does not divide {heads} heads", param_hint="kv-heads")
+    check_writable(output)
+    check_storable(output, np.empty(0, DTYPES[dtype]))
+    random = np.random.default_rng(seed)
+    tensors = {
+        name: random.standard_normal((batch, h, seq, head_dim)).astype(DTYPES[dtype])
+        for name, h in (("q", heads), ("k", kv_heads), ("v", kv_heads))
+    }
+    write_tensors(output, tensors)
+    shapes = {name: list(x.shape) for name, x in tensors.items()}
+    if as_json:
+        print_json({"output": str(output), "dtype": dtype, "seed": seed, "shapes": shapes})
+    else:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        click.echo(f"{output}: {listed} in {dtype}, seed {seed}")

@@ -1,0 +1,216 @@
+"""Ring attention on whole arrays, over virtual ranks in this process, in one call."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, Callable
+
+from baracuda_kernels._core._enums import SequenceLayout
+from baracuda_kernels._local_memory import dtype_name, element_of, memory_for
+from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.sharding import rows_per_rank, shard, unshard
+
+__all__ = ["run_local_ring"]
+
+# Seconds between two looks at how far the ranks have come.
+_POLL = 0.05
+
+
+def run_local_ring(
+    q: Any,
+    k: Any,
+    v: Any,
+    world_size: int,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    sequence_layout: SequenceLayout | str = "contiguous",
+    device: str = "host",
+    progress: Callable[[int, int], None] | None = None,
+    timeout: float = 60.0,
+) -> tuple[Any, Any]:
+    """Exact attention of whole arrays through the real plans, sharded over virtual ranks.
+
+    Shards the sequence over `world_size` ranks of a `LocalCommunicator` ring, runs every rank's
+    `RingAttentionPlan` and gathers the outputs. It allocates the operands and scratch itself: for
+    trying, testing and checking. Engines that own their memory use the plan.
+
+    Parameters
+    ----------
+    q : array
+        ``[B, H, S, D]``; float16, bfloat16, float32 or float64. A NumPy array (bfloat16 by
+        ml_dtypes), a PyTorch tensor or a CuPy array.
+    k, v : array
+        ``[B, Hkv, Sk, D]`` of the same kind and dtype, ``H % Hkv == 0``.
+    world_size : int
+        Ranks, 1 or more; S and Sk must be multiples of it.
+    is_causal : bool, default False
+        Global row ``i`` sees the keys ``j <= i``.
+    scale : float, optional
+        Factor on ``q·k``; default ``1 / sqrt(D)``.
+    sequence_layout : SequenceLayout or str, default "contiguous"
+        How rows are dealt to ranks: contiguous, zigzag or striped.
+    device : str, default "host"
+        ``"host"``, ``"cuda"`` or ``"cuda:N"``: where the ring runs. NumPy arrays (through
+        cuda.core, the extra ``[cu13]`` or ``[cu12]``) and CPU tensors are copied there and back;
+        arrays on a GPU must name their own device.
+    progress : callable, optional
+        Called from this thread as ``progress(done, total)``, in rank-steps: every rank takes
+        `world_size` steps.
+    timeout : float, default 60.0
+        Seconds that a rank waits for another before the ring fails.
+
+    Returns
+    -------
+    y : array
+        ``[B, H, S, D]``, of the kind and dtype of `q` and on its device.
+    lse : array
+        ``[B, H, S]``, float64 for float64 operands, else float32; natural log, -inf in rows that
+        see no key.
+
+    Raises
+    ------
+    InvalidProblemError
+        Shapes, dtypes, devices or the layout do not fit; an uneven S is answered with the nearest
+        lengths that fit.
+    UnsupportedError
+        No kernel serves the problem on that device, or cuda.core is missing for NumPy arrays.
+    CudaError
+        The device failed.
+    """
+    y, lse, _ = run_with_plan(
+        q,
+        k,
+        v,
+        world_size,
+        is_causal=is_causal,
+        scale=scale,
+        sequence_layout=sequence_layout,
+        device=device,
+        progress=progress,
+        timeout=timeout,
+    )
+    return y, lse
+
+
+def run_with_plan(
+    q: Any,
+    k: Any,
+    v: Any,
+    world_size: int,
+    *,
+    is_causal: bool,
+    scale: float | None,
+    sequence_layout: SequenceLayout | str,
+    device: str,
+    progress: Callable[[int, int], None] | None,
+    timeout: float,
+) -> tuple[Any, Any, Any]:
+    """`run_local_ring`, with the plan that ran as a third result."""
+    from baracuda_kernels import LocalCommunicator, RingAttentionDescriptor, RingAttentionPlan
+
+    layout = SequenceLayout.parse(sequence_layout)
+    _check(q, k, v, world_size)
+    memory = memory_for(q, device)
+    batch, heads, total_queries, head_dim = (int(n) for n in q.shape)
+    kv_heads, total_keys = int(k.shape[1]), int(k.shape[2])
+    dtype = dtype_name(q)
+
+    descriptor = RingAttentionDescriptor(
+        batch,
+        heads,
+        total_queries // world_size,
+        total_keys // world_size,
+        head_dim,
+        scale=scale,
+        is_causal=is_causal,
+        element=element_of(q, "q"),
+        num_kv_heads=kv_heads,
+        sequence_layout=layout,
+    )
+    plan = RingAttentionPlan.select(memory.stream, descriptor)
+
+    shards = [shard(x, world_size, sequence_layout=layout) for x in (q, k, v)]
+    ranks = [
+        _Rank(memory, plan, tuple(memory.stage(x) for x in rank_shards), dtype, world_size)
+        for rank_shards in zip(*shards)
+    ]
+    ring = LocalCommunicator.ring(world_size, device=memory.ring_device, timeout=timeout)
+    plans = [plan] * world_size
+    args = [rank.args for rank in ranks]
+    if progress is None:
+        ring.run_all(memory.stream, plans, args)
+    else:
+        _run_watched(ring, memory.stream, plans, args, progress)
+
+    y = unshard([memory.fetch(rank.y) for rank in ranks], sequence_layout=layout)
+    lse = unshard([memory.fetch(rank.lse) for rank in ranks], sequence_layout=layout)
+    return y, lse, plan
+
+
+class _Rank:
+    """One virtual rank's arrays, and the arguments that view them."""
+
+    def __init__(self, memory: Any, plan: Any, qkv: tuple, dtype: str, world_size: int) -> None:
+        from baracuda_kernels import RingAttentionArgs
+
+        # Held here because arguments over raw addresses keep nothing alive.
+        self._q, self._k, self._v = qkv
+        desc = plan.descriptor
+        rows = (desc.batch_size, desc.num_heads, desc.query_len)
+        self.y = memory.empty((*rows, desc.head_dim), dtype)
+        self.lse = memory.empty(rows, "float64" if dtype == "float64" else "float32")
+        scratch = {}
+        if world_size > 1:
+            self._scratch = {
+                "kv_scratch_a": memory.empty((plan.kv_scratch_elements,), dtype),
+                "kv_scratch_b": memory.empty((plan.kv_scratch_elements,), dtype),
+                "accumulator_scratch": memory.empty((plan.accumulator_scratch_bytes,), "uint8"),
+            }
+            scratch = {name: memory.operand(array) for name, array in self._scratch.items()}
+        self.args = RingAttentionArgs(
+            q=memory.operand(self._q),
+            k=memory.operand(self._k),
+            v=memory.operand(self._v),
+            y=memory.operand(self.y),
+            lse=memory.operand(self.lse),
+            **scratch,
+        )
+
+
+def _run_watched(
+    ring: Any, stream: Any, plans: list, args: list, progress: Callable[[int, int], None]
+) -> None:
+    # The ring runs in a thread of its own so that this one can report how far it has come.
+    total = len(plans) ** 2
+    progress(0, total)
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(ring.run_all, stream, plans, args)
+        while wait([run], timeout=_POLL).not_done:
+            progress(sum(rank.steps_enqueued for rank in ring.ranks), total)
+        run.result()
+    progress(total, total)
+
+
+def _check(q: Any, k: Any, v: Any, world_size: int) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if len(x.shape) != 4:
+            raise InvalidProblemError(
+                f"{name} has shape {tuple(x.shape)}; it must have four dimensions, [B, H, S, D]"
+            )
+        if type(x) is not type(q) or x.dtype != q.dtype:
+            raise InvalidProblemError(
+                f"{name} is {type(x).__name__} of {x.dtype} and q {type(q).__name__} of {q.dtype}; "
+                "they must be alike"
+            )
+    if tuple(k.shape) != tuple(v.shape):
+        raise InvalidProblemError(
+            f"k has shape {tuple(k.shape)} and v {tuple(v.shape)}; they must be alike"
+        )
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise InvalidProblemError(
+            f"q has shape {tuple(q.shape)} and k {tuple(k.shape)}; "
+            "batch and head_dim must be equal"
+        )
+    for name, x in (("the sequence of q", q), ("the sequence of k and v", k)):
+        rows_per_rank(int(x.shape[2]), world_size, name)

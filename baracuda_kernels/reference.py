@@ -1,0 +1,176 @@
+"""Exact attention in float64: the oracle that every kernel is measured against.
+
+Slow and plain on purpose: the textbook formula, one block of query rows of one head at a time, so
+that memory stays small at any length. NumPy only; it shares no code with the kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from baracuda_kernels.errors import InvalidProblemError
+
+__all__ = ["attention", "error_of"]
+
+# Scores held at once: 2**22 float64 values are 32 MiB.
+_BLOCK_SCORES = 1 << 22
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    q_positions: np.ndarray | None = None,
+    k_positions: np.ndarray | None = None,
+    block_scores: int = _BLOCK_SCORES,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Attention of whole arrays in float64.
+
+    Parameters
+    ----------
+    q : array_like
+        ``[B, H, Q, D]``, any real dtype that NumPy converts to float64 (ml_dtypes too).
+    k, v : array_like
+        ``[B, Hkv, K, D]`` with ``H % Hkv == 0``; query head ``h`` reads head ``h // (H // Hkv)``.
+    scale : float, optional
+        Factor on ``q·k``. Default ``1 / sqrt(D)``.
+    is_causal : bool, default False
+        Row ``i`` sees key ``j`` if and only if ``k_positions[j] <= q_positions[i]``.
+    q_positions, k_positions : int array, optional
+        Global positions, ``[Q]`` and ``[K]``, in any order. Default ``0, 1, 2, …``. Used only with
+        `is_causal`.
+    block_scores : int, default 2**22
+        Most scores held at once (at least one row's); the result depends on it by rounding alone.
+
+    Returns
+    -------
+    y : numpy.ndarray
+        float64 ``[B, H, Q, D]``; 0 in rows that see no key.
+    lse : numpy.ndarray
+        float64 ``[B, H, Q]``: natural log of the sum of exponentials of the scaled scores;
+        -inf in rows that see no key.
+
+    Raises
+    ------
+    InvalidProblemError
+        If the shapes do not belong together.
+    """
+    q, k, v = (np.asarray(x) for x in (q, k, v))
+    group = _check_shapes(q, k, v)
+    batch, heads, query_len, head_dim = q.shape
+    key_len = k.shape[2]
+    if scale is None:
+        scale = 1.0 / math.sqrt(head_dim) if head_dim else 1.0
+    q_pos = _positions_or_range(q_positions, query_len, "q_positions")
+    k_pos = _positions_or_range(k_positions, key_len, "k_positions")
+
+    y = np.zeros((batch, heads, query_len, head_dim))
+    lse = np.full((batch, heads, query_len), -np.inf)
+    if y.size == 0 or key_len == 0:
+        return y, lse
+
+    for b in range(batch):
+        for h_kv in range(heads // group):
+            k64 = k[b, h_kv].astype(np.float64)
+            v64 = v[b, h_kv].astype(np.float64)
+            # Rows are taken one by one where a hidden V row could leak through 0 * inf.
+            v_is_finite = bool(np.isfinite(v64).all())
+            rows = max(1, block_scores // key_len) if v_is_finite or not is_causal else 1
+            for h in range(h_kv * group, (h_kv + 1) * group):
+                for i in range(0, query_len, rows):
+                    at = slice(i, i + rows)
+                    block = q[b, h, at].astype(np.float64)
+                    mask = k_pos[None, :] <= q_pos[at, None] if is_causal else None
+                    y[b, h, at], lse[b, h, at] = _rows(block, k64, v64, scale, mask)
+    return y, lse
+
+
+def error_of(got: Any, exact: np.ndarray) -> dict[str, float]:
+    """How far a result lies from the exact one, in float64.
+
+    Returns
+    -------
+    dict
+        ``rms`` and ``max`` of the difference, ``relative``: the norm of the difference over the
+        norm of `exact`; equal infinities count as equal, any other non-finite difference as inf.
+    """
+    got = np.asarray(got).astype(np.float64)
+    if got.shape != exact.shape:
+        raise InvalidProblemError(f"shape is {got.shape}; the exact answer has {exact.shape}")
+    if got.size == 0:
+        return {"rms": 0.0, "max": 0.0, "relative": 0.0}
+    same = got == exact
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.where(same, 0.0, got - exact)
+        difference[~np.isfinite(difference)] = np.inf
+        rms = float(np.sqrt(np.mean(np.square(difference))))
+        size = float(np.sqrt(np.mean(np.square(np.where(np.isfinite(exact), exact, 0.0)))))
+    return {
+        "rms": rms,
+        "max": float(np.max(np.abs(difference))),
+        "relative": rms / size if size > 0 else (0.0 if rms == 0 else math.inf),
+    }
+
+
+def _rows(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, mask: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    if mask is not None:
+        # Keys that none of these rows sees take no part at all, NaN or not.
+        seen = mask.any(axis=0)
+        k, v, mask = k[seen], v[seen], mask[:, seen]
+    if k.shape[0] == 0:
+        return np.zeros((q.shape[0], v.shape[1])), np.full(q.shape[0], -np.inf)
+    # NaN and Inf in the operands are legal inputs: they go where IEEE arithmetic takes them.
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        scores = (q @ k.T) * scale
+        if mask is not None:
+            scores = np.where(mask, scores, -np.inf)
+        top = scores.max(axis=1, keepdims=True)
+        weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
+        total = weights.sum(axis=1, keepdims=True)
+        y = np.divide(weights @ v, total)
+        lse = (top + np.log(total))[:, 0]
+    if mask is not None:
+        blind = ~mask.any(axis=1)
+        y[blind] = 0.0
+        lse[blind] = -np.inf
+    return y, lse
+
+
+def _check_shapes(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> int:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise InvalidProblemError(f"{name} has shape {x.shape}; it must be [B, H, S, D]")
+    if k.shape != v.shape:
+        raise InvalidProblemError(f"k has shape {k.shape} and v {v.shape}; they must be alike")
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise InvalidProblemError(
+            f"q has shape {q.shape} and k {k.shape}; batch and head_dim must be equal"
+        )
+    heads, kv_heads = q.shape[1], k.shape[1]
+    if heads == 0:
+        return 1
+    if kv_heads == 0 or heads % kv_heads:
+        raise InvalidProblemError(
+            f"q has {heads} heads and k {kv_heads}; the first must be a multiple of the second"
+        )
+    return heads // kv_heads
+
+
+def _positions_or_range(given: np.ndarray | None, length: int, name: str) -> np.ndarray:
+    if given is None:
+        return np.arange(length, dtype=np.int64)
+    given = np.asarray(given)
+    if given.shape != (length,) or given.dtype.kind not in "iu":
+        raise InvalidProblemError(
+            f"{name} has shape {given.shape} and dtype {given.dtype}; "
+            f"it must hold {length} integers"
+        )
+    return given.astype(np.int64)

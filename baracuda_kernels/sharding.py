@@ -1,0 +1,229 @@
+"""Cutting a sequence over the ranks of a ring, putting it back, and where each row lies.
+
+A rank's shard is a set of rows of the whole sequence, in rising order:
+
+========== ===================================================================================
+contiguous rank ``r`` holds the rows ``r*L .. (r+1)*L - 1``
+zigzag     two runs: one from the front, one from the mirrored place at the back, so that causal
+           work is the same on every rank
+striped    every ``P``-th row: ``r, r + P, r + 2P, …``
+========== ===================================================================================
+
+with ``L`` the rows of a rank and ``P`` the world size. These are the maps that the kernels mask by.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Sequence
+
+import numpy as np
+
+from baracuda_kernels._core._enums import SequenceLayout
+from baracuda_kernels.errors import InvalidProblemError
+
+__all__ = ["positions", "rows_per_rank", "shard", "unshard"]
+
+
+def rows_per_rank(total: int, world_size: int, what: str = "the sequence") -> int:
+    """Rows of each rank when `world_size` ranks share `total` rows evenly.
+
+    Parameters
+    ----------
+    total, world_size : int
+    what : str
+        What has the rows, for the message.
+
+    Raises
+    ------
+    InvalidProblemError
+        If `world_size` is not positive, or does not divide `total`: the message names the nearest
+        lengths that fit.
+    """
+    if world_size < 1:
+        raise InvalidProblemError(f"world_size is {world_size}; it must be 1 or more")
+    rest = total % world_size
+    if rest:
+        below, above = total - rest, total - rest + world_size
+        fits = f"lengths that fit are {below} and {above}" if below else f"length that fits is {above}"
+        raise InvalidProblemError(
+            f"{what} has {total} rows, which {world_size} ranks cannot share evenly; "
+            f"the nearest {fits}"
+        )
+    return total // world_size
+
+
+def positions(
+    length: int,
+    rank: int,
+    world_size: int,
+    sequence_layout: SequenceLayout | str = "contiguous",
+) -> np.ndarray:
+    """Global positions of the rows that a rank holds.
+
+    Parameters
+    ----------
+    length : int
+        Rows of one rank (not of the whole sequence); 0 or more.
+    rank : int
+        In ``[0, world_size)``.
+    world_size : int
+        Ranks of the ring; 1 or more.
+    sequence_layout : SequenceLayout or str, default "contiguous"
+        A member, or its name in any case: contiguous, zigzag, striped.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64, shape ``[length]``, rising.
+
+    Raises
+    ------
+    InvalidProblemError
+        If a number is out of its range or the layout is unknown.
+    """
+    layout = SequenceLayout.parse(sequence_layout)
+    if world_size < 1:
+        raise InvalidProblemError(f"world_size is {world_size}; it must be 1 or more")
+    if length < 0:
+        raise InvalidProblemError(f"length is {length}; it must be 0 or more")
+    if not 0 <= rank < world_size:
+        raise InvalidProblemError(f"rank is {rank}; it must be in [0, {world_size})")
+    i = np.arange(length, dtype=np.int64)
+    if layout is SequenceLayout.CONTIGUOUS:
+        return rank * length + i
+    if layout is SequenceLayout.STRIPED:
+        return i * world_size + rank
+    split = _zigzag_split(length)
+    tail = world_size * split + (world_size - 1 - rank) * (length - split)
+    return np.where(i < split, rank * split + i, tail + (i - split))
+
+
+def shard(
+    x: Any,
+    world_size: int,
+    *,
+    dim: int = 2,
+    sequence_layout: SequenceLayout | str = "contiguous",
+) -> list[Any]:
+    """Cut an array's sequence dimension over the ranks of a ring.
+
+    Parameters
+    ----------
+    x : array
+        NumPy (any dtype, ml_dtypes too), PyTorch, CuPy or JAX. None of these is imported here.
+    world_size : int
+        Ranks; the length of `dim` must be a multiple of it.
+    dim : int, default 2
+        The sequence dimension: 2 in ``[B, H, S, D]`` and in ``[B, H, S]``. May be negative.
+    sequence_layout : SequenceLayout or str, default "contiguous"
+
+    Returns
+    -------
+    list of arrays
+        One per rank, of the kind of `x`. Contiguous and striped shards are views of `x` where the
+        library has views; zigzag shards are copies (with two ranks or more).
+
+    Raises
+    ------
+    InvalidProblemError
+        If the length does not divide (the message names the nearest lengths that do), if `x` has
+        no such dimension, or if the layout is unknown.
+    """
+    layout = SequenceLayout.parse(sequence_layout)
+    dim = _check_dim(x, dim)
+    total = int(x.shape[dim])
+    length = rows_per_rank(total, world_size, f"dimension {dim}")
+
+    if layout is SequenceLayout.CONTIGUOUS or world_size == 1:
+        return [_take(x, dim, r * length, (r + 1) * length) for r in range(world_size)]
+    if layout is SequenceLayout.STRIPED:
+        return [_take(x, dim, r, total, world_size) for r in range(world_size)]
+    split = _zigzag_split(length)
+    rest = length - split
+    shards = []
+    for r in range(world_size):
+        tail = world_size * split + (world_size - 1 - r) * rest
+        pieces = [
+            _take(x, dim, r * split, (r + 1) * split),
+            _take(x, dim, tail, tail + rest),
+        ]
+        shards.append(_concatenate(pieces, dim))
+    return shards
+
+
+def unshard(
+    shards: Sequence[Any],
+    *,
+    dim: int = 2,
+    sequence_layout: SequenceLayout | str = "contiguous",
+) -> Any:
+    """Put the shards of all ranks together again: the inverse of `shard`.
+
+    Parameters
+    ----------
+    shards : sequence of arrays
+        One per rank, in the order of the ranks, all of one shape.
+    dim : int, default 2
+        The sequence dimension. May be negative.
+    sequence_layout : SequenceLayout or str, default "contiguous"
+
+    Returns
+    -------
+    array
+        A new array of the kind of the shards.
+
+    Raises
+    ------
+    InvalidProblemError
+        If there are no shards, if their shapes differ, or if the layout is unknown.
+    """
+    layout = SequenceLayout.parse(sequence_layout)
+    shards = list(shards)
+    if not shards:
+        raise InvalidProblemError("shards is empty; it must hold one array per rank")
+    shapes = {tuple(s.shape) for s in shards}
+    if len(shapes) != 1:
+        raise InvalidProblemError(f"shards differ in shape: {sorted(shapes)}; they must be alike")
+    dim = _check_dim(shards[0], dim)
+    length = int(shards[0].shape[dim])
+
+    if layout is SequenceLayout.CONTIGUOUS:
+        return _concatenate(shards, dim)
+    if layout is SequenceLayout.ZIGZAG:
+        split = _zigzag_split(length)
+        heads = [_take(s, dim, 0, split) for s in shards]
+        tails = [_take(s, dim, split, length) for s in reversed(shards)]
+        return _concatenate(heads + tails, dim)
+    # Striped: row i of rank r is row i*P + r, so a new dimension of ranks goes behind the rows.
+    shape = list(shards[0].shape)
+    wide = [s.reshape((*shape[: dim + 1], 1, *shape[dim + 1 :])) for s in shards]
+    shape[dim] = length * len(shards)
+    return _concatenate(wide, dim + 1).reshape(tuple(shape))
+
+
+def _zigzag_split(length: int) -> int:
+    return (length + 1) // 2
+
+
+def _check_dim(x: Any, dim: int) -> int:
+    ndim = len(x.shape)
+    if not -ndim <= dim < ndim:
+        raise InvalidProblemError(f"dim is {dim}; the array has {ndim} dimensions")
+    return dim % ndim
+
+
+def _take(x: Any, dim: int, start: int, stop: int, step: int = 1) -> Any:
+    return x[(slice(None),) * dim + (slice(start, stop, step),)]
+
+
+def _concatenate(pieces: list[Any], dim: int) -> Any:
+    # The array's own library is loaded already, so look it up instead of importing anything.
+    root = type(pieces[0]).__module__.partition(".")[0]
+    if root == "torch":
+        return sys.modules["torch"].cat(pieces, dim=dim)
+    if root == "cupy":
+        return sys.modules["cupy"].concatenate(pieces, axis=dim)
+    if root in ("jax", "jaxlib"):
+        return sys.modules["jax"].numpy.concatenate(pieces, axis=dim)
+    return np.concatenate(pieces, axis=dim)

@@ -1,0 +1,69 @@
+"""Markers, the capabilities they need, and --require-gpu."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+# For `helpers`, whatever the import mode.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-gpu",
+        action="store_true",
+        help="A test that lacks the GPU, NCCL or framework it needs fails instead of skipping.",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in (
+        "gpu: needs a CUDA device, a build with CUDA, and torch for device memory",
+        "multi_rank: runs one process per rank over NCCL, all on one GPU",
+        "multi_gpu(n): needs n CUDA devices",
+    ):
+        config.addinivalue_line("markers", line)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    missing = _missing_capability(item)
+    if missing is None:
+        return
+    if item.config.getoption("--require-gpu"):
+        pytest.fail(f"--require-gpu: {missing}", pytrace=False)
+    pytest.skip(missing)
+
+
+def _missing_capability(item: pytest.Item) -> str | None:
+    marks = {mark.name: mark for mark in item.iter_markers()}
+    if not marks.keys() & {"gpu", "multi_rank", "multi_gpu"}:
+        return None
+    import baracuda_kernels as bk
+
+    if not bk._build_info()["cuda_built"]:
+        return "needs a build with CUDA"
+    devices = len(bk._devices())
+    needed = marks["multi_gpu"].args[0] if "multi_gpu" in marks else 1
+    if devices < needed:
+        return f"needs {needed} CUDA device(s), found {devices}"
+    if importlib.util.find_spec("torch") is None:
+        return "needs torch for device memory"
+    if "multi_rank" in marks and not bk._nccl_probe()["found"]:
+        return "needs NCCL"
+    return None
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """The torch module, for gpu tests alone: device memory and streams."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch as module
+
+        module.cuda.init()
+    return module

@@ -1,0 +1,62 @@
+"""The ring takes what it says: operands, the scratch formulas, and at most 4 MB."""
+
+import pytest
+
+import baracuda_kernels as bk
+from helpers.inputs import torch_qkv
+from helpers.rings import descriptor, preference, rank_arrays, shards_of
+
+pytestmark = pytest.mark.gpu
+
+_MARGIN = 4 << 20
+
+
+def _used(torch) -> int:
+    torch.cuda.synchronize()
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+@pytest.mark.parametrize(("family", "dtype"), [("sm80", "bf16"), ("simt", "f32")])
+def test_nothing_beyond_operands_and_scratch(torch, family, dtype, ranks):
+    q, k, v = torch_qkv("normal", dtype, 0, heads=8, kv_heads=2, query_len=4096, head_dim=128)
+    stream = bk.Stream(torch.cuda.current_stream())
+    shards = shards_of(q, k, v, ranks, "zigzag")
+    desc = descriptor(
+        *shards[0][:2], dtype, is_causal=True, sequence_layout=bk.SequenceLayout.ZIGZAG
+    )
+    plan = bk.RingAttentionPlan.select(stream, desc, preference(family, dtype))
+    rows, head_dim = 8 * 4096 // ranks, 128
+    assert plan.kv_scratch_elements == 2 * 2 * (4096 // ranks) * head_dim
+    assert plan.accumulator_scratch_bytes >= rows * (head_dim + 2) * 4
+    tile = 128  # the largest that a kernel may round the rows up to, per head
+    padded = 8 * (-(-(4096 // ranks) // tile) * tile)
+    assert plan.accumulator_scratch_bytes <= padded * (head_dim + 2) * 4
+    arrays = [rank_arrays(torch, plan, *shard, ranks) for shard in shards]
+
+    before = _used(torch)
+    ring = bk.LocalCommunicator.ring(ranks, device=0)
+    ring.run_all(stream, [plan] * ranks, [rank.args for rank in arrays])
+    after_first = _used(torch)
+    assert after_first - before <= _MARGIN
+    for _ in range(50):
+        ring.run_all(stream, [plan] * ranks, [rank.args for rank in arrays])
+    assert _used(torch) <= after_first
+
+
+def test_rings_and_plans_give_their_memory_back(torch):
+    q, k, v = torch_qkv("normal", "bf16", 0, heads=2, query_len=512, head_dim=64)
+    stream = bk.Stream(torch.cuda.current_stream())
+    shards = shards_of(q, k, v, 4, "contiguous")
+    desc = descriptor(*shards[0][:2], "bf16")
+    used = []
+    for _ in range(20):
+        plan = bk.RingAttentionPlan.select(stream, desc, preference("sm80", "bf16"))
+        arrays = [rank_arrays(torch, plan, *shard, 4) for shard in shards]
+        ring = bk.LocalCommunicator.ring(4, device=0)
+        ring.run_all(stream, [plan] * 4, [rank.args for rank in arrays])
+        torch.cuda.synchronize()
+        del ring, arrays, plan
+        used.append(_used(torch))
+    assert used[-1] <= used[4], used

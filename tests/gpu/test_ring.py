@@ -1,0 +1,174 @@
+"""Rings of 1 to 8 virtual ranks on one GPU: state carried across steps, masks on global rows."""
+
+import threading
+
+import pytest
+
+import baracuda_kernels as bk
+from helpers.inputs import torch_qkv
+from helpers.oracle import attention
+from helpers.rings import (
+    case,
+    descriptor,
+    local_ring,
+    preference,
+    rank_arrays,
+    same_bits,
+    shards_of,
+)
+from helpers.tolerances import assert_close, rms_over_rounding
+
+pytestmark = pytest.mark.gpu
+
+LAYOUTS = ("contiguous", "zigzag", "striped")
+KERNELS = [
+    ("sm80", "bf16", 128),
+    ("sm80", "f16", 64),
+    ("simt", "f32", 64),
+    ("simt", "bf16", 128),
+    ("simt", "f64", 32),
+]
+
+
+@pytest.mark.parametrize("ranks", range(1, 9))
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
+def test_against_float64(torch, family, dtype, head_dim, ranks):
+    # (rows, keys) of a rank: even, odd, unequal; the last leaves whole steps that see nothing.
+    for rows, keys in ((64, 64), (33, 33), (77, 130), (130, 77), (5, 200)):
+        q, k, v = torch_qkv(
+            "normal",
+            dtype,
+            ranks,
+            heads=4,
+            kv_heads=2,
+            query_len=rows * ranks,
+            key_len=keys * ranks,
+            head_dim=head_dim,
+        )
+        for is_causal in (False, True):
+            exact = attention(q, k, v, is_causal=is_causal)
+            for layout in LAYOUTS if is_causal else LAYOUTS[:1]:
+                with case(rows=rows, keys=keys, is_causal=is_causal, layout=layout):
+                    y, lse = local_ring(
+                        torch, family, dtype, q, k, v, ranks, is_causal=is_causal, layout=layout
+                    )
+                    assert_close(family, dtype, y, exact[0], lse, exact[1])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS[:3])
+def test_staged_and_in_place_give_the_same_bits(torch, family, dtype, head_dim, ranks):
+    q, k, v = torch_qkv("normal", dtype, 0, heads=2, query_len=96 * ranks, head_dim=head_dim)
+    results = [
+        local_ring(
+            torch, family, dtype, q, k, v, ranks, is_causal=True, layout="zigzag", staged=staged
+        )
+        for staged in (False, True)
+    ]
+    assert same_bits(torch, results[0][0], results[1][0])
+    assert same_bits(torch, results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
+def test_one_rank_gives_the_bits_of_flash_sdpa(torch, family, dtype, head_dim):
+    q, k, v = torch_qkv("normal", dtype, 1, heads=4, kv_heads=2, query_len=200, head_dim=head_dim)
+    stream = bk.Stream(torch.cuda.current_stream())
+    desc = bk.FlashSdpaDescriptor(
+        1, 4, 200, 200, head_dim, None, True, bk.ElementKind.parse(dtype), num_kv_heads=2
+    )
+    plan = bk.FlashSdpaPlan.select(stream, desc, preference(family, dtype))
+    y = torch.empty_like(q)
+    lse_dtype = torch.float64 if dtype == "f64" else torch.float32
+    lse = torch.empty(q.shape[:3], dtype=lse_dtype, device=q.device)
+    plan.run(stream, bk.FlashSdpaArgs(q, k, v, y, lse))
+    ring_y, ring_lse = local_ring(torch, family, dtype, q, k, v, 1, is_causal=True)
+    assert same_bits(torch, y, ring_y) and same_bits(torch, lse, ring_lse)
+
+
+@pytest.mark.parametrize("ranks", [2, 5])
+def test_threads_and_one_thread_give_the_same_bits(torch, ranks):
+    q, k, v = torch_qkv("normal", "bf16", 2, heads=2, query_len=128 * ranks, head_dim=64)
+    together, _ = local_ring(torch, "sm80", "bf16", q, k, v, ranks, is_causal=True)
+
+    shards = shards_of(q, k, v, ranks, "contiguous")
+    desc = descriptor(*shards[0][:2], "bf16", is_causal=True)
+    streams = [torch.cuda.Stream() for _ in range(ranks)]
+    plans = [
+        bk.RingAttentionPlan.select(bk.Stream(s), desc, preference("sm80", "bf16"))
+        for s in streams
+    ]
+    arrays = [rank_arrays(torch, p, *s, ranks) for p, s in zip(plans, shards, strict=True)]
+    torch.cuda.synchronize()
+    ring = bk.LocalCommunicator.ring(ranks, device=0, timeout=30.0)
+    failures = []
+
+    def drive(rank):
+        try:
+            torch.cuda.set_device(0)
+            plans[rank].run(bk.Stream(streams[rank]), ring.ranks[rank], arrays[rank].args)
+        except bk.errors.BaracudaError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=drive, args=(rank,)) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    torch.cuda.synchronize()
+    assert not failures
+    apart = bk.unshard([a.y for a in arrays])
+    assert same_bits(torch, apart, together)
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
+def test_100_runs_give_the_same_bits(torch, family, dtype, head_dim, ranks):
+    q, k, v = torch_qkv("normal", dtype, 3, heads=4, query_len=256 * ranks, head_dim=head_dim)
+    shards = shards_of(q, k, v, ranks, "zigzag")
+    layout = bk.SequenceLayout.ZIGZAG
+    desc = descriptor(*shards[0][:2], dtype, is_causal=True, sequence_layout=layout)
+    stream = bk.Stream(torch.cuda.current_stream())
+    plan = bk.RingAttentionPlan.select(stream, desc, preference(family, dtype))
+    assert plan.precision_guarantee.deterministic
+    arrays = [rank_arrays(torch, plan, *shard, ranks) for shard in shards]
+    ring = bk.LocalCommunicator.ring(ranks, device=0)
+    first = None
+    for _ in range(100):
+        for rank in arrays:
+            rank.y.zero_()
+            rank.lse.zero_()
+        ring.run_all(stream, [plan] * ranks, [rank.args for rank in arrays])
+        bits = [x for rank in arrays for x in (rank.y, rank.lse)]
+        if first is None:
+            first = [x.clone() for x in bits]
+        assert all(same_bits(torch, a, b) for a, b in zip(first, bits, strict=True))
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_16_bit_error_does_not_grow_with_the_ring(torch, dtype, is_causal):
+    q, k, v = torch_qkv("normal", dtype, 4, heads=8, query_len=2048, head_dim=128)
+    exact, _ = attention(q, k, v, is_causal=is_causal)
+    for family in ("sm80", "simt"):
+        ratios = []
+        for ranks in (1, 2, 4, 8):
+            y, _ = local_ring(
+                torch, family, dtype, q, k, v, ranks, is_causal=is_causal, layout="zigzag"
+            )
+            ratios.append(rms_over_rounding(y, exact, dtype))
+        assert all(abs(ratio / ratios[0] - 1) <= 0.02 for ratio in ratios), (family, ratios)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "outliers"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_sm80_is_as_exact_as_cudnn(torch, dtype, distribution):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    q, k, v = torch_qkv(distribution, dtype, 5, heads=8, query_len=4096, head_dim=128)
+    exact, _ = attention(q, k, v)
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    limit = 1.05 * rms_over_rounding(theirs, exact, dtype)
+    for ranks in (1, 8):
+        ours, _ = local_ring(torch, "sm80", dtype, q, k, v, ranks)
+        assert rms_over_rounding(ours, exact, dtype) <= limit, f"{ranks} ranks"

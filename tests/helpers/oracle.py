@@ -1,0 +1,82 @@
+"""Truth: attention in float64.
+
+There is one oracle, `baracuda_kernels.reference`. Here it is offered to NumPy arrays as it is, and
+to CUDA tensors as the same formula in torch, because a grid of long sequences would take NumPy
+hours. test_reference.py holds the first against brute force, test_grid.py (GPU) the second against
+the first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from baracuda_kernels import reference
+from baracuda_kernels.reference import error_of
+
+__all__ = ["attention", "error_of", "max_score"]
+
+_BLOCK_SCORES = 1 << 25
+
+
+def attention(q: Any, k: Any, v: Any, **options: Any) -> tuple[Any, Any]:
+    """(y, lse) in float64; see `baracuda_kernels.reference.attention` for the options."""
+    if type(q).__module__.partition(".")[0] == "torch":
+        return _torch_attention(q, k, v, **options)
+    return reference.attention(q, k, v, **options)
+
+
+def max_score(q: np.ndarray, k: np.ndarray, scale: float | None) -> float:
+    """An upper bound of the scaled scores' size: what an exponential's relative error grows with."""
+    if q.size == 0 or k.size == 0:
+        return 0.0
+    factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else abs(scale)
+    q_norm = np.linalg.norm(np.asarray(q, dtype=np.float64), axis=-1).max()
+    k_norm = np.linalg.norm(np.asarray(k, dtype=np.float64), axis=-1).max()
+    return float(factor * q_norm * k_norm)
+
+
+def _torch_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    q_positions: Any = None,
+    k_positions: Any = None,
+) -> tuple[Any, Any]:
+    import torch
+
+    batch, heads, query_len, head_dim = q.shape
+    kv_heads, key_len = k.shape[1], k.shape[2]
+    group = heads // max(kv_heads, 1)
+    scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
+
+    def places(given: Any, length: int) -> Any:
+        if given is None:
+            return torch.arange(length, device=q.device)
+        return torch.as_tensor(given, device=q.device)
+
+    q_pos, k_pos = places(q_positions, query_len), places(k_positions, key_len)
+    y = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
+    lse = torch.full(q.shape[:3], -math.inf, dtype=torch.float64, device=q.device)
+    if y.numel() == 0 or key_len == 0:
+        return y, lse
+    rows = max(1, _BLOCK_SCORES // key_len)
+    for b in range(batch):
+        for h in range(heads):
+            keys, values = k[b, h // group].double(), v[b, h // group].double()
+            for i in range(0, query_len, rows):
+                at = slice(i, i + rows)
+                scores = (q[b, h, at].double() @ keys.T) * scale
+                if is_causal:
+                    scores.masked_fill_(k_pos[None, :] > q_pos[at, None], -math.inf)
+                row_lse = torch.logsumexp(scores, dim=1)
+                blind = row_lse == -math.inf
+                weights = torch.exp(scores - row_lse.masked_fill(blind, 0.0)[:, None])
+                y[b, h, at] = weights @ values
+                lse[b, h, at] = row_lse
+    return y, lse

@@ -1,0 +1,101 @@
+"""The one table of how exact each kernel family must be, and the one way to hold a result to it.
+
+Errors are relative: the norm of the difference over the norm of the exact answer. For 16-bit
+outputs there is a finer measure for outputs large enough to be statistics: the rms error over the
+rms error of merely rounding the exact answer to that dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from helpers.oracle import error_of
+
+# Outputs of at least this many elements are held to `over_rounding` too.
+STATISTICAL = 1 << 16
+
+
+class Tolerance(NamedTuple):
+    relative: float
+    # Largest rms error in units of the rounding's; None where the output is not 16-bit.
+    over_rounding: float | None
+    # Precision of scores and state: its eps times the largest score bounds exp's relative error.
+    eps: float
+    # lse: absolute error, on top of the eps terms.
+    lse: float
+
+
+_F32, _F64 = 2.0**-24, 2.0**-53
+# Half a unit in the last place of the dtype: the largest relative error of one rounding.
+_BF16, _F16 = 2.0**-9, 2.0**-12
+
+# sm80 also rounds the weights to 16 bits before the second product, as every tensor-core attention
+# does; that costs about another rounding.
+TOLERANCES = {
+    ("host", "f64"): Tolerance(1e-12, None, _F64, 1e-12),
+    ("host", "f32"): Tolerance(2e-6, None, _F32, 4e-6),
+    ("host", "bf16"): Tolerance(0.75 * _BF16, 1.2, _F32, 4e-6),
+    ("host", "f16"): Tolerance(0.75 * _F16, 1.2, _F32, 4e-6),
+    ("simt", "f64"): Tolerance(1e-12, None, _F64, 1e-12),
+    ("simt", "f32"): Tolerance(2e-6, None, _F32, 4e-6),
+    ("simt", "bf16"): Tolerance(0.75 * _BF16, 1.2, _F32, 4e-6),
+    ("simt", "f16"): Tolerance(0.75 * _F16, 1.2, _F32, 4e-6),
+    ("sm80", "bf16"): Tolerance(1.1 * _BF16, 1.75, _F32, 4e-6),
+    ("sm80", "f16"): Tolerance(1.1 * _F16, 1.75, _F32, 4e-6),
+}
+
+NUMPY_DTYPES = {
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "f32": np.dtype(np.float32),
+    "f64": np.dtype(np.float64),
+}
+
+
+def assert_close(
+    family: str, dtype: str, y: Any, exact_y: Any, lse: Any, exact_lse: Any, *, score: float = 0.0
+) -> None:
+    """Hold y and lse (NumPy, or tensors with ``.cpu()``) to the family's tolerance.
+
+    `score` is the largest scaled score where it is beyond the ordinary (large logits or a large
+    scale); 0 asks for the plain tolerance.
+    """
+    tolerance = TOLERANCES[family, dtype]
+    y, exact_y, lse, exact_lse = (_numpy(x) for x in (y, exact_y, lse, exact_lse))
+    wrong = np.isneginf(exact_lse) != np.isneginf(lse)
+    assert not wrong.any(), f"{wrong.sum()} rows differ in whether they see any key"
+    assert not np.isnan(y.astype(np.float64)).any(), "NaN in y"
+
+    extra = 4 * tolerance.eps * score
+    got = error_of(y, exact_y)["relative"]
+    assert got <= tolerance.relative + extra, (
+        f"{family} {dtype}: relative error of y {got:.3e} > {tolerance.relative + extra:.3e}"
+    )
+    seen = ~np.isneginf(exact_lse)
+    off = np.abs(lse.astype(np.float64)[seen] - exact_lse[seen])
+    allowed = tolerance.lse + 4 * tolerance.eps * np.abs(exact_lse[seen]) + extra
+    assert (off <= allowed).all(), f"{family} {dtype}: lse off by {off.max():.3e}"
+    if tolerance.over_rounding is not None and exact_y.size >= STATISTICAL and not score:
+        ratio = rms_over_rounding(y, exact_y, dtype)
+        assert ratio <= tolerance.over_rounding, (
+            f"{family} {dtype}: rms error is {ratio:.3f}x that of rounding the exact answer, "
+            f"more than {tolerance.over_rounding}x"
+        )
+
+
+def rms_over_rounding(y: Any, exact_y: Any, dtype: str) -> float:
+    """rms error in units of the rms error of rounding the exact answer to `dtype`."""
+    y, exact_y = _numpy(y), _numpy(exact_y)
+    rounded = exact_y.astype(NUMPY_DTYPES[dtype])
+    return error_of(y, exact_y)["rms"] / error_of(rounded, exact_y)["rms"]
+
+
+def _numpy(x: Any) -> np.ndarray:
+    if isinstance(x, np.ndarray):
+        return x
+    x = x.detach().cpu()
+    # NumPy has no bfloat16 of torch's; float32 holds every bfloat16 exactly.
+    return (x.float() if x.element_size() == 2 else x).numpy()

@@ -1,0 +1,141 @@
+"""The float64 oracle against the formula written out, element by element."""
+
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import baracuda_kernels as bk
+from baracuda_kernels.reference import attention, error_of
+
+
+def brute_force(q, k, v, scale, visible):
+    """The definition, in Python floats and exact sums."""
+    batch, heads, query_len, head_dim = q.shape
+    group = heads // k.shape[1]
+    y = np.zeros(q.shape)
+    lse = np.full(q.shape[:3], -math.inf)
+    for b in range(batch):
+        for h in range(heads):
+            for i in range(query_len):
+                keys = [j for j in range(k.shape[2]) if visible(i, j)]
+                if not keys:
+                    continue
+                row = [
+                    scale * math.fsum(float(a) * float(c) for a, c in zip(q[b, h, i], kj))
+                    for kj in (k[b, h // group, j] for j in keys)
+                ]
+                top = max(row)
+                weights = [math.exp(s - top) for s in row]
+                total = math.fsum(weights)
+                lse[b, h, i] = top + math.log(total)
+                for d in range(head_dim):
+                    products = (w * float(v[b, h // group, j, d]) for w, j in zip(weights, keys))
+                    y[b, h, i, d] = math.fsum(products) / total
+    return y, lse
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    batch=st.integers(0, 2),
+    kv_heads=st.integers(1, 2),
+    group=st.integers(1, 3),
+    query_len=st.integers(0, 6),
+    key_len=st.integers(0, 6),
+    head_dim=st.integers(1, 5),
+    scale=st.sampled_from([-0.1, 0.0, None, 1.0, 10.0]),
+    is_causal=st.booleans(),
+    block=st.sampled_from([1, 7, 1 << 22]),
+)
+def test_against_brute_force(
+    seed, batch, kv_heads, group, query_len, key_len, head_dim, scale, is_causal, block
+):
+    random = np.random.default_rng(seed)
+    q = random.standard_normal((batch, kv_heads * group, query_len, head_dim))
+    k, v = random.standard_normal((2, batch, kv_heads, key_len, head_dim))
+    q_pos, k_pos = random.integers(0, 8, query_len), random.integers(0, 8, key_len)
+    y, lse = attention(
+        q,
+        k,
+        v,
+        scale=scale,
+        is_causal=is_causal,
+        q_positions=q_pos,
+        k_positions=k_pos,
+        block_scores=block,
+    )
+    factor = 1 / math.sqrt(head_dim) if scale is None else scale
+    exact_y, exact_lse = brute_force(
+        q, k, v, factor, lambda i, j: not is_causal or k_pos[j] <= q_pos[i]
+    )
+    np.testing.assert_allclose(y, exact_y, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(lse, exact_lse, rtol=1e-12, atol=1e-13)
+
+
+def test_default_positions_are_top_left():
+    q, k, v = np.ones((1, 1, 3, 2)), np.ones((1, 1, 5, 2)), np.arange(10.0).reshape(1, 1, 5, 2)
+    y, lse = attention(q, k, v, scale=0.0, is_causal=True)
+    assert y[0, 0, :, 0].tolist() == [0.0, 1.0, 2.0]
+    np.testing.assert_allclose(lse[0, 0], np.log([1, 2, 3]))
+
+
+def test_rows_that_see_nothing():
+    q, k, v = np.ones((3, 1, 2, 3, 4))
+    y, lse = attention(q, k, v, is_causal=True, k_positions=np.arange(3) + 1)
+    assert (y[..., 0, :] == 0).all() and np.isneginf(lse[..., 0]).all()
+    assert np.isfinite(lse[..., 1:]).all()
+
+
+def test_nan_reaches_exactly_the_rows_that_see_it():
+    random = np.random.default_rng(0)
+    q, k, v = random.standard_normal((3, 1, 1, 6, 4))
+    for x, name in ((k, "k"), (v, "v")):
+        given = {"q": q, "k": k, "v": v, name: x.copy()}
+        given[name][0, 0, 3] = np.nan
+        y, _ = attention(**given, is_causal=True)
+        assert np.isnan(y[0, 0, 3:]).all() and np.isfinite(y[0, 0, :3]).all()
+
+
+def test_16_bit_operands_are_taken_as_they_are():
+    random = np.random.default_rng(1)
+    q, k, v = random.standard_normal((3, 1, 2, 5, 8)).astype(ml_dtypes.bfloat16)
+    y, lse = attention(q, k, v)
+    same_y, same_lse = attention(*(x.astype(np.float64) for x in (q, k, v)))
+    assert np.array_equal(y, same_y) and np.array_equal(lse, same_lse)
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "v"),
+    [
+        ((2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4)),
+        ((1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 5, 4)),
+        ((1, 2, 3, 4), (2, 2, 3, 4), (2, 2, 3, 4)),
+        ((1, 2, 3, 4), (1, 2, 3, 8), (1, 2, 3, 8)),
+        ((1, 3, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4)),
+    ],
+)
+def test_shapes_that_do_not_belong_together(q, k, v):
+    with pytest.raises(bk.errors.InvalidProblemError):
+        attention(np.zeros(q), np.zeros(k), np.zeros(v))
+
+
+def test_positions_must_fit():
+    x = np.zeros((1, 1, 3, 4))
+    for wrong in (np.arange(4), np.arange(3.0)):
+        with pytest.raises(bk.errors.InvalidProblemError, match="q_positions"):
+            attention(x, x, x, is_causal=True, q_positions=wrong)
+
+
+def test_error_of():
+    exact = np.array([3.0, -np.inf, 4.0])
+    assert error_of(exact, exact) == {"rms": 0.0, "max": 0.0, "relative": 0.0}
+    off = error_of(np.array([3.0, -np.inf, 4.5]), exact)
+    assert off["max"] == 0.5 and off["relative"] == pytest.approx(0.1)
+    for wrong in (np.nan, np.inf):
+        assert error_of(np.array([3.0, wrong, 4.0]), exact)["max"] == np.inf
+    with pytest.raises(bk.errors.InvalidProblemError):
+        error_of(np.zeros(2), exact)
