@@ -1,3 +1,4 @@
+import builtins
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -7,13 +8,13 @@ from baracuda_kernels._core._member import RingMember
 DEFAULT_TIMEOUT: float
 
 class UniqueId:
-    def __new__(cls, data: bytes) -> Self: ...
+    def __new__(cls, data: builtins.bytes) -> Self: ...
     @property
-    def bytes(self) -> bytes: ...
+    def bytes(self) -> builtins.bytes: ...
     @staticmethod
     def new() -> UniqueId: ...
     @staticmethod
-    def from_bytes(data: bytes) -> UniqueId: ...
+    def from_bytes(data: builtins.bytes) -> UniqueId: ...
     def __eq__(self, other: object) -> bool: ...
     def __hash__(self) -> int: ...
 
@@ -27,7 +28,7 @@ class Communicator(RingMember):
     @staticmethod
     def init_rank(
         world_size: int,
-        unique_id: UniqueId | bytes,
+        unique_id: UniqueId | builtins.bytes,
         rank: int,
         *,
         device: int | str | None = None,
