@@ -42,6 +42,11 @@ void locate_failure(int32_t rank, int32_t step) {
   last_error.step = step;
 }
 
+int32_t restore_failure(const baracuda_error& failure) {
+  last_error = failure;
+  return failure.status;
+}
+
 }  // namespace baracuda
 
 extern "C" const baracuda_error* baracuda_last_error(void) { return &baracuda::last_error; }

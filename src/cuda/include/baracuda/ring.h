@@ -37,6 +37,7 @@ typedef struct baracuda_stream_ops {
   int32_t (*event_destroy)(void* event);
   int32_t (*stream_create)(void** stream, int32_t high_priority);
   int32_t (*stream_destroy)(void* stream);
+  int32_t (*get_device)(int32_t* device);  // so that whoever calls set_device can undo it
 } baracuda_stream_ops;
 
 BARACUDA_API const baracuda_stream_ops* baracuda_host_stream_ops(void);

@@ -1,0 +1,81 @@
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from baracuda_kernels._core._member import RingMember
+
+DEFAULT_TIMEOUT: float
+
+class UniqueId:
+    def __new__(cls, data: bytes) -> Self: ...
+    @property
+    def bytes(self) -> bytes: ...
+    @staticmethod
+    def new() -> UniqueId: ...
+    @staticmethod
+    def from_bytes(data: bytes) -> UniqueId: ...
+    def __eq__(self, other: object) -> bool: ...
+    def __hash__(self) -> int: ...
+
+class Communicator(RingMember):
+    @staticmethod
+    def new_single_gpu(device: int = 0, *, timeout: float | None = 300.0) -> Communicator: ...
+    @staticmethod
+    def init_all(
+        devices: Sequence[int], *, max_ctas: int | None = None, timeout: float | None = 300.0
+    ) -> list[Communicator]: ...
+    @staticmethod
+    def init_rank(
+        world_size: int,
+        unique_id: UniqueId | bytes,
+        rank: int,
+        *,
+        device: int | str | None = None,
+        max_ctas: int | None = None,
+        timeout: float | None = 300.0,
+    ) -> Communicator: ...
+    @staticmethod
+    def from_handle(
+        handle: int,
+        *,
+        device: int | str | None = None,
+        timeout: float | None = 300.0,
+        owner: Any = None,
+    ) -> Communicator: ...
+    @staticmethod
+    def from_torch(
+        group: Any = None,
+        borrow: bool = False,
+        *,
+        device: int | None = None,
+        max_ctas: int | None = None,
+        timeout: float | None = 300.0,
+    ) -> Communicator: ...
+    @staticmethod
+    def from_mpi(
+        comm: Any,
+        *,
+        device: int | None = None,
+        max_ctas: int | None = None,
+        timeout: float | None = 300.0,
+    ) -> Communicator: ...
+    def split(
+        self, color: int | None, key: int | None = None, *, timeout: float | None = None
+    ) -> Communicator | None: ...
+    @property
+    def timeout(self) -> float: ...
+    @property
+    def handle(self) -> int: ...
+    @property
+    def owned(self) -> bool: ...
+    @property
+    def state(self) -> str: ...
+    def async_error(self) -> Exception | None: ...
+    def abort(self) -> None: ...
+    def synchronize(self, stream: Any, timeout: float | None = None) -> None: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        *exc_info: type[BaseException] | BaseException | TracebackType | None,
+    ) -> None: ...

@@ -1,0 +1,43 @@
+from dataclasses import dataclass
+from typing import Any
+
+from baracuda_kernels._core._enums import (
+    ArchSku,
+    AttentionKind,
+    BackendKind,
+    ElementKind,
+    MathPrecision,
+)
+from baracuda_kernels._core._selection import Architecture, Candidate
+from baracuda_kernels._core._sku import KernelSku, PlanPreference, PrecisionGuarantee
+
+@dataclass(frozen=True)
+class Family:
+    name: str
+    kernel: int
+    arch: ArchSku
+    backend: BackendKind
+    min_compute_capability: int
+    max_compute_capability: int
+    math: dict[ElementKind, MathPrecision]
+    head_dims: Any
+    positive_scale: bool
+    vector_bytes: int
+    def guarantee(self, element: ElementKind) -> PrecisionGuarantee: ...
+    def sku(self, op: AttentionKind, element: ElementKind) -> KernelSku: ...
+    def refusal(
+        self, descriptor: Any, arch: Architecture, preference: PlanPreference, workspace_bytes: int
+    ) -> str: ...
+
+FAMILIES: tuple[Family, ...]
+
+def skus(op: AttentionKind) -> list[tuple[str, KernelSku]]: ...
+def candidates(
+    op: AttentionKind,
+    descriptor: Any,
+    arch: Architecture,
+    preference: PlanPreference,
+    workspace_bytes: int,
+) -> list[Candidate]: ...
+def kernel_of(name: str) -> int: ...
+def alignment_of(name: str, itemsize: int) -> tuple[int, int]: ...

@@ -1,0 +1,51 @@
+from typing import Any
+
+from baracuda_kernels._core._member import RingPlan
+from baracuda_kernels._core._selection import OpSpec
+from baracuda_kernels._core._sku import KernelSku, PlanPreference, PrecisionGuarantee
+from baracuda_kernels.ops.ring_attention._args import RingAttentionArgs
+from baracuda_kernels.ops.ring_attention._descriptor import RingAttentionDescriptor
+
+class RingAttentionPlan(RingPlan):
+    @staticmethod
+    def select(
+        stream: Any,
+        descriptor: RingAttentionDescriptor,
+        preference: PlanPreference | None = None,
+    ) -> RingAttentionPlan: ...
+    @property
+    def descriptor(self) -> RingAttentionDescriptor: ...
+    @property
+    def sku(self) -> KernelSku: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def precision_guarantee(self) -> PrecisionGuarantee: ...
+    @property
+    def kv_scratch_elements(self) -> int: ...
+    @property
+    def accumulator_scratch_bytes(self) -> int: ...
+    @property
+    def scratch_alignment(self) -> int: ...
+    def can_implement(self, args: RingAttentionArgs, world_size: int | None = None) -> None: ...
+    def run(self, stream: Any, comm: Any, args: RingAttentionArgs) -> None: ...
+    def step(
+        self,
+        stream: Any,
+        *,
+        q: Any,
+        k: Any,
+        v: Any,
+        y: Any = None,
+        lse: Any = None,
+        accumulator_scratch: Any = None,
+        rank: int = 0,
+        origin: int = 0,
+        world_size: int = 1,
+        first: bool = True,
+        last: bool = True,
+    ) -> None: ...
+
+SPEC: OpSpec

@@ -1,0 +1,14 @@
+// Preconditions of baracuda_ring_run.
+#pragma once
+
+#include <stdint.h>
+
+#include "baracuda/ring.h"
+
+namespace baracuda {
+
+// Everything that can be refused before the first exchange: a rank that fails later leaves its
+// neighbours waiting.
+int32_t check_calls(const baracuda_ring_call* calls, int32_t count);
+
+}  // namespace baracuda

@@ -1,0 +1,14 @@
+// The transport functions of a local ring: NCCL-like groups, one open per thread.
+#pragma once
+
+#include <stdint.h>
+
+namespace baracuda {
+
+// context is a LocalRank.
+int32_t local_group_start(void* context);
+int32_t local_send(void* context, const void* data, int64_t bytes, int32_t peer, void* stream);
+int32_t local_recv(void* context, void* data, int64_t bytes, int32_t peer, void* stream);
+int32_t local_group_end(void* context);
+
+}  // namespace baracuda

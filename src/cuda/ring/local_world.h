@@ -1,0 +1,84 @@
+// A local ring's shared state: P virtual ranks in one process, each driven by a thread of its own
+// or several by one.
+#pragma once
+
+#include <stdint.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <vector>
+
+#include "baracuda/ring.h"
+#include "baracuda/status.h"
+
+namespace baracuda {
+
+struct LocalGroup;
+
+// A send stays where its rank keeps it until the receiver has copied it, so the mailboxes link
+// sends and own nothing. A rank is in one group at a time and leaves it only when none of its
+// sends is in use.
+struct LocalSend {
+  enum State { kPosted, kTaken, kDelivered };
+  const void* data;
+  int64_t bytes;
+  int32_t peer;
+  State state;
+  struct LocalRank* sender;
+  LocalSend* next;
+};
+
+struct LocalReceive {
+  void* data;
+  int64_t bytes;
+  int32_t peer;
+  LocalSend* message;
+};
+
+struct LocalMailbox {
+  LocalSend* head = nullptr;
+  LocalSend* tail = nullptr;
+};
+
+struct LocalRank {
+  baracuda_local_world* world = nullptr;
+  int32_t rank = -1;
+  const baracuda_stream_ops* ops = nullptr;
+  void* ready = nullptr;  // what this rank sends may be read
+  void* done = nullptr;   // what this rank receives has been copied
+  // Signals a message to this rank, or the delivery of one of its own.
+  std::condition_variable changed;
+
+  // The open group, used by the thread that opened it alone.
+  LocalGroup* group = nullptr;  // guarded by the world's mutex
+  LocalRank* next_in_group = nullptr;
+  void* stream = nullptr;
+  std::vector<LocalSend> sends;
+  std::vector<LocalReceive> receives;
+};
+
+}  // namespace baracuda
+
+struct baracuda_local_world {
+  using Clock = std::chrono::steady_clock;
+
+  explicit baracuda_local_world(int32_t size, double timeout);
+
+  // With the mutex held. Fails every waiting and later call; the first reason stays.
+  void abort_with(const baracuda_error& reason);
+  // With the mutex held: BARACUDA_OK, or the refusal of an aborted world.
+  int32_t refuse(const char* call, int32_t rank) const;
+  Clock::time_point deadline() const;
+
+  baracuda::LocalMailbox& mailbox(int32_t from, int32_t to) {
+    return mailboxes[static_cast<size_t>(from) * ranks.size() + to];
+  }
+
+  const double timeout_seconds;
+  std::mutex mutex;
+  bool aborted = false;
+  baracuda_error abort_reason{};
+  std::vector<baracuda::LocalRank> ranks;
+  std::vector<baracuda::LocalMailbox> mailboxes;  // [from][to], FIFO
+};

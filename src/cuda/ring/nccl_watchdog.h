@@ -1,0 +1,54 @@
+// Deadlines for calls that may block inside NCCL: one thread for all communicators of the process,
+// started with the first deadline.
+#pragma once
+
+#include <stdint.h>
+
+#include <chrono>
+
+struct baracuda_nccl_comm;
+
+namespace baracuda {
+
+// A point in time by which something has to be over; never() has none.
+class TimeLimit {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  explicit TimeLimit(double seconds);  // <= 0: never
+  bool never() const { return at_ == Clock::time_point::max(); }
+  bool passed() const { return !never() && Clock::now() >= at_; }
+  Clock::time_point at() const { return at_; }
+  double seconds() const { return seconds_; }  // as asked for
+
+ private:
+  double seconds_;
+  Clock::time_point at_;
+};
+
+// One deadline of a communicator. The watchdog links armed ones and allocates nothing.
+struct NcclDeadline {
+  explicit NcclDeadline(baracuda_nccl_comm& target) : comm(target) {}
+  NcclDeadline(const NcclDeadline&) = delete;
+  NcclDeadline& operator=(const NcclDeadline&) = delete;
+
+  baracuda_nccl_comm& comm;
+  TimeLimit limit{0};
+  const char* call = "";  // what blocks, for the message
+  bool armed = false;
+  bool fired = false;
+  NcclDeadline* previous = nullptr;
+  NcclDeadline* next = nullptr;
+};
+
+// When the limit passes, comm fails with BARACUDA_TIMEOUT and, if owned, is aborted.
+int32_t watchdog_arm(NcclDeadline& deadline, const TimeLimit& limit, const char* call);
+// True if the limit had passed.
+bool watchdog_disarm(NcclDeadline& deadline);
+
+// Aborts a failed, owned communicator: at once, or when its handle is free or plainly stuck.
+void watchdog_abort(baracuda_nccl_comm& comm);
+// The watchdog holds no pointer to comm afterwards.
+void watchdog_forget(baracuda_nccl_comm& comm);
+
+}  // namespace baracuda

@@ -1,0 +1,13 @@
+// A few bytes of a device's memory (device < 0: the host's), for set-up code only.
+#pragma once
+
+#include <stdint.h>
+
+namespace baracuda {
+
+// The device must be current.
+int32_t scratch_allocate(int32_t device, int64_t bytes, void** scratch);
+// Waits for the device's work. scratch may be NULL.
+void scratch_free(int32_t device, void* scratch);
+
+}  // namespace baracuda
