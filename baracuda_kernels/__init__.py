@@ -66,7 +66,7 @@ from baracuda_kernels._core._sku import (  # noqa: E402
 from baracuda_kernels._core._stream import Stream  # noqa: E402
 from baracuda_kernels._core._tensor import DeviceSlice, TensorMut, TensorRef  # noqa: E402
 from baracuda_kernels._core._transport import Transport, TransportCommunicator  # noqa: E402
-from baracuda_kernels import registry  # noqa: E402
+from baracuda_kernels import errors, registry  # noqa: E402
 from baracuda_kernels.ops.flash_sdpa import (  # noqa: E402
     FlashSdpaArgs,
     FlashSdpaDescriptor,
@@ -97,7 +97,7 @@ __all__ = [
     "PlanPreference", "PrecisionGuarantee", "RingAttentionArgs", "RingAttentionDescriptor",
     "RingAttentionPlan", "SequenceLayout", "Stream", "TensorMut", "TensorRef", "Transport",
     "TransportCommunicator", "UniqueId", "UnsupportedError", "WorkspaceTooSmallError",
-    "__version__", "positions", "registry", "run_local_ring", "shard", "unshard",
+    "__version__", "errors", "positions", "registry", "run_local_ring", "shard", "unshard",
 ]
 
 

@@ -85,6 +85,7 @@ def run(
         "causal": causal,
         "layout": layout,
         "device": device,
+        "family": plan.family,
         "sku": plan.sku.to_dict(),
         "seconds": seconds,
     }
@@ -119,7 +120,8 @@ def _print_text(result: dict[str, Any], sku: Any) -> None:
         f"{result['output']}: y {shape} {result['dtype']} and lse, {causal}{result['layout']}, "
         f"{result['ranks']} ranks on {result['device']}, {result['seconds']:.3f} s"
     )
-    click.echo(f"kernel: {sku.arch.name.lower()} ({sku.backend.name.lower()})")
+    math = sku.precision_guarantee.math_precision.name
+    click.echo(f"kernel: {result['family']}, {math} products")
     if "check" in result:
         click.echo("against float64:")
         for name, label in (("y", "y"), ("lse", "lse"), ("rounding", "exact y rounded")):

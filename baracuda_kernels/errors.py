@@ -1,0 +1,29 @@
+"""Every error that the library raises, under one roof."""
+
+from __future__ import annotations
+
+from baracuda_kernels._core._errors import (
+    BaracudaError,
+    BufferTooSmallError,
+    CommunicatorError,
+    CudaError,
+    InvalidProblemError,
+    MisalignedOperandError,
+    NcclError,
+    NcclTimeoutError,
+    UnsupportedError,
+    WorkspaceTooSmallError,
+)
+
+__all__ = [
+    "BaracudaError",
+    "BufferTooSmallError",
+    "CommunicatorError",
+    "CudaError",
+    "InvalidProblemError",
+    "MisalignedOperandError",
+    "NcclError",
+    "NcclTimeoutError",
+    "UnsupportedError",
+    "WorkspaceTooSmallError",
+]
