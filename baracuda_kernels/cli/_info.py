@@ -8,10 +8,9 @@ from typing import Any
 import click
 
 from baracuda_kernels._core import _info, _nccl_library
+from baracuda_kernels._machine import dotted, why_no_gpu
 from baracuda_kernels.cli._console import json_option, print_json
 
-# A driver that is older than the toolkit's own first one cannot run its kernels.
-_MINIMUM_DRIVER = {12: "525", 13: "580"}
 _DTYPES = ("F16", "BF16", "F32", "F64")
 _HEAD_DIM = 128
 
@@ -36,35 +35,18 @@ def info(as_json: bool) -> None:
 def gather() -> dict[str, Any]:
     """Everything that ``info`` shows."""
     build = _info.build_info()
-    driver = _info.driver_version()
     devices = _info.devices()
     return {
         "version": build["version"],
         "python": platform.python_version(),
         "build": build,
-        "driver_cuda_version": driver,
+        "driver_cuda_version": _info.driver_version(),
         "devices": devices,
-        "gpu_reason": _gpu_reason(build, driver, devices),
+        "gpu_reason": why_no_gpu(),
         "host": _info.host_info(),
         "nccl": _nccl_library.probe(),
         "runs_here": _runs_here(devices if build["cuda_built"] else []),
     }
-
-
-def _gpu_reason(build: dict[str, Any], driver: int, devices: list) -> str:
-    """Why no GPU can be used; empty where one can."""
-    if not build["cuda_built"]:
-        return "this build has no CUDA kernels (made with BARACUDA_CUDA=OFF)"
-    needed = build["cuda_runtime_version"]
-    if driver == 0:
-        return "no usable NVIDIA driver was found"
-    if driver // 1000 < needed // 1000:
-        least = _MINIMUM_DRIVER.get(needed // 1000, "a newer one")
-        return (
-            f"the driver serves CUDA up to {_dotted(driver)}; this build, made with CUDA "
-            f"{_dotted(needed)}, needs driver {least} or later"
-        )
-    return "" if devices else "the driver shows no device"
 
 
 def _runs_here(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -82,7 +64,7 @@ def _runs_here(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
             explanation = registry.explain(descriptor, arch=arch)
             passed_over = []
             for candidate in explanation.candidates:
-                if candidate is explanation.chosen:
+                if candidate is explanation.chosen or place == "host":
                     break
                 passed_over.append(f"{candidate.family} {candidate.reason}")
             family = explanation.family
@@ -99,13 +81,13 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     ]
     if build["cuda_built"]:
         lines.append(
-            f"CUDA runtime: {_dotted(build['cuda_runtime_version'])} (static), "
+            f"CUDA runtime: {dotted(build['cuda_runtime_version'])} (static), "
             f"code for {' '.join(build['architectures'])}"
         )
     else:
         lines.append("CUDA: not in this build; the host kernels alone")
     if facts["driver_cuda_version"]:
-        lines.append(f"driver: serves CUDA up to {_dotted(facts['driver_cuda_version'])}")
+        lines.append(f"driver: serves CUDA up to {dotted(facts['driver_cuda_version'])}")
     for device in facts["devices"]:
         major, minor = divmod(device["compute_capability"], 10)
         lines.append(
@@ -125,6 +107,3 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         lines.append(f"  {row['device']:7} {row['dtype']:5} {row['family'] or 'nothing'}{why}")
     return lines
 
-
-def _dotted(cuda: int) -> str:
-    return f"{cuda // 1000}.{cuda % 1000 // 10}"
