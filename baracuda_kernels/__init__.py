@@ -56,7 +56,8 @@ from baracuda_kernels._core._errors import (  # noqa: E402
     UnsupportedError,
     WorkspaceTooSmallError,
 )
-from baracuda_kernels._core._info import version as _version  # noqa: E402
+from baracuda_kernels._core._info import build_info as _build_info  # noqa: E402
+from baracuda_kernels._core._nccl_library import probe as _nccl_probe  # noqa: E402
 from baracuda_kernels._core._local import LocalCommunicator, LocalRing  # noqa: E402
 from baracuda_kernels._core._sku import (  # noqa: E402
     KernelSku,
@@ -78,7 +79,7 @@ from baracuda_kernels.ops.ring_attention import (  # noqa: E402
     RingAttentionPlan,
 )
 
-__version__ = _version()
+__version__ = _build_info()["version"]
 
 # Loaded on first use: they need NumPy, which the core does not.
 _LAZY = {

@@ -1,6 +1,4 @@
-"""Every error that the library raises, under one roof."""
-
-from __future__ import annotations
+"""Every error that the library raises."""
 
 from baracuda_kernels._core._errors import (
     BaracudaError,
@@ -16,14 +14,7 @@ from baracuda_kernels._core._errors import (
 )
 
 __all__ = [
-    "BaracudaError",
-    "BufferTooSmallError",
-    "CommunicatorError",
-    "CudaError",
-    "InvalidProblemError",
-    "MisalignedOperandError",
-    "NcclError",
-    "NcclTimeoutError",
-    "UnsupportedError",
-    "WorkspaceTooSmallError",
+    "BaracudaError", "BufferTooSmallError", "CommunicatorError", "CudaError",
+    "InvalidProblemError", "MisalignedOperandError", "NcclError", "NcclTimeoutError",
+    "UnsupportedError", "WorkspaceTooSmallError",
 ]

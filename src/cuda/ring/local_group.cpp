@@ -168,10 +168,11 @@ class Exchange {
     posted_ = true;
     for (LocalRank* rank = group_.ranks; rank != nullptr; rank = rank->next_in_group) {
       for (LocalSend& send : rank->sends) {
-        LocalMailbox& box = world_.mailbox(rank->rank, send.peer);
-        (box.head != nullptr ? box.tail->next : box.head) = &send;
-        box.tail = &send;
-        world_.ranks[static_cast<size_t>(send.peer)].changed.notify_all();
+        LocalRank& receiver = world_.ranks[static_cast<size_t>(send.peer)];
+        LocalSend** end = &receiver.inbox;
+        while (*end != nullptr) end = &(*end)->next;
+        *end = &send;
+        receiver.changed.notify_all();
       }
     }
     return BARACUDA_OK;
@@ -209,12 +210,18 @@ class Exchange {
     return status != BARACUDA_OK ? status : joined;
   }
 
-  // Takes the oldest message of the pair out of its mailbox.
+  // The link to the oldest message from peer, or to the end of the inbox.
+  static LocalSend** find(LocalRank& rank, int32_t peer) {
+    LocalSend** link = &rank.inbox;
+    while (*link != nullptr && (*link)->sender->rank != peer) link = &(*link)->next;
+    return link;
+  }
+
   int32_t take(LocalRank& rank, LocalReceive& into) {
-    LocalMailbox& box = world_.mailbox(into.peer, rank.rank);
     Lock lock(world_.mutex);
-    const bool in_time =
-        wait_until(world_, rank, lock, deadline_, [&box] { return box.head != nullptr; });
+    const bool in_time = wait_until(world_, rank, lock, deadline_, [&rank, &into] {
+      return *find(rank, into.peer) != nullptr;
+    });
     const int32_t status = world_.refuse("local recv", rank.rank);
     if (status != BARACUDA_OK) return status;
     if (!in_time) {
@@ -222,9 +229,10 @@ class Exchange {
                   "rank %d waited %g s for a message from rank %d", rank.rank,
                   world_.timeout_seconds, into.peer);
     }
-    into.message = box.head;
+    LocalSend** link = find(rank, into.peer);
+    into.message = *link;
     into.message->state = LocalSend::kTaken;
-    box.head = box.head->next;
+    *link = into.message->next;
     return BARACUDA_OK;
   }
 
@@ -268,7 +276,7 @@ class Exchange {
                         world_.timeout_seconds, send.peer);
           fail_at(*rank, status);
         }
-        // From here on nobody takes what is still in a mailbox.
+        // From here on nobody takes what is still in an inbox.
         if (status != BARACUDA_OK) world_.abort_with(*baracuda_last_error());
       }
     }

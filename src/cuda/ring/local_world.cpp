@@ -33,9 +33,7 @@ int32_t create_events(LocalRank& rank, const baracuda_ring_endpoint& endpoint) {
 }  // namespace
 
 baracuda_local_world::baracuda_local_world(int32_t size, double timeout)
-    : timeout_seconds(timeout),
-      ranks(static_cast<size_t>(size)),
-      mailboxes(static_cast<size_t>(size) * static_cast<size_t>(size)) {
+    : timeout_seconds(timeout), ranks(static_cast<size_t>(size)) {
   for (int32_t i = 0; i < size; ++i) {
     LocalRank& rank = ranks[static_cast<size_t>(i)];
     rank.world = this;

@@ -16,8 +16,8 @@ namespace baracuda {
 
 struct LocalGroup;
 
-// A send stays where its rank keeps it until the receiver has copied it, so the mailboxes link
-// sends and own nothing. A rank is in one group at a time and leaves it only when none of its
+// A send stays where its rank keeps it until the receiver has copied it, so an inbox links sends
+// and owns nothing. A rank is in one group at a time and leaves it only when none of its
 // sends is in use.
 struct LocalSend {
   enum State { kPosted, kTaken, kDelivered };
@@ -36,17 +36,14 @@ struct LocalReceive {
   LocalSend* message;
 };
 
-struct LocalMailbox {
-  LocalSend* head = nullptr;
-  LocalSend* tail = nullptr;
-};
-
 struct LocalRank {
   baracuda_local_world* world = nullptr;
   int32_t rank = -1;
   const baracuda_stream_ops* ops = nullptr;
   void* ready = nullptr;  // what this rank sends may be read
   void* done = nullptr;   // what this rank receives has been copied
+  // Messages to this rank that it has not taken yet, oldest first; guarded by the world's mutex.
+  LocalSend* inbox = nullptr;
   // Signals a message to this rank, or the delivery of one of its own.
   std::condition_variable changed;
 
@@ -71,14 +68,9 @@ struct baracuda_local_world {
   int32_t refuse(const char* call, int32_t rank) const;
   Clock::time_point deadline() const;
 
-  baracuda::LocalMailbox& mailbox(int32_t from, int32_t to) {
-    return mailboxes[static_cast<size_t>(from) * ranks.size() + to];
-  }
-
   const double timeout_seconds;
   std::mutex mutex;
   bool aborted = false;
   baracuda_error abort_reason{};
   std::vector<baracuda::LocalRank> ranks;
-  std::vector<baracuda::LocalMailbox> mailboxes;  // [from][to], FIFO
 };
