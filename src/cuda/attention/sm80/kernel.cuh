@@ -16,8 +16,9 @@
 namespace baracuda::sm80 {
 
 // LeanLoop: the main loop comes in a masked and an unmasked copy, and O is only rescaled for rows
-// whose maximum rose. Pays where the warp's O and S leave the scheduler no registers to hide the
-// rescaling in (+4 % at head_dim 128 on an H100); elsewhere the branches cost more than they save.
+// whose maximum rose. Pays for warps of 32 rows at head_dim 96 and 128 (4 % on an H100), whose O
+// and S leave no registers to schedule the rescaling around; elsewhere the branches cost more than
+// they save.
 template <typename Element_, int HeadDim, int BlockM, int BlockN, int Warps, int BlocksPerSm,
           bool LeanLoop>
 struct Config {
@@ -50,7 +51,7 @@ struct Warp {
   float l[rows];  // this lane's part of the row sum
 
   __device__ __forceinline__ void scores(float (&s)[C::row_blocks][C::block_n / 8][4],
-                                         uint32_t q_address, uint32_t kv_address) const {
+                                         uint32_t q_address, uint32_t k_address) const {
 #pragma unroll
     for (int i = 0; i < C::row_blocks; ++i)
 #pragma unroll
@@ -63,15 +64,15 @@ struct Warp {
       const uint32_t q_step = Layout::advance(q_address, 2 * d);
 #pragma unroll
       for (int i = 0; i < C::row_blocks; ++i) ldmatrix_x4(a[i], q_step + i * 16 * Layout::bytes);
-      const uint32_t k_step = Layout::advance(kv_address, 2 * d) + C::q_bytes;
+      const uint32_t k_step = Layout::advance(k_address, 2 * d);
 #pragma unroll
       for (int j = 0; j < C::block_n / 16; ++j) {
         uint32_t b[4];
         ldmatrix_x4(b, k_step + j * 16 * Layout::bytes);
 #pragma unroll
         for (int i = 0; i < C::row_blocks; ++i) {
-          mma_16816<Element>(s[i][2 * j], a[i], b[0], b[2]);
-          mma_16816<Element>(s[i][2 * j + 1], a[i], b[1], b[3]);
+          mma_16816<Element>(s[i][2 * j], a[i], b[0], b[1]);
+          mma_16816<Element>(s[i][2 * j + 1], a[i], b[2], b[3]);
         }
       }
     }
@@ -126,7 +127,7 @@ struct Warp {
   // o += exp2(s - m) * V, l += row sums: sixteen keys at a time, so that the exponentials of the
   // next sixteen overlap the products of these.
   __device__ __forceinline__ void accumulate(const float (&s)[C::row_blocks][C::block_n / 8][4],
-                                             float scale_log2, uint32_t kv_address) {
+                                             float scale_log2, uint32_t v_address) {
     float offset[rows];
 #pragma unroll
     for (int r = 0; r < rows; ++r) offset[r] = m[r] == -CUDART_INF_F ? 0.0f : -m[r] * scale_log2;
@@ -148,8 +149,7 @@ struct Warp {
 #pragma unroll
       for (int j = 0; j < C::head_dim / 16; ++j) {
         uint32_t b[4];
-        ldmatrix_x4_trans(b, Layout::advance(kv_address, 2 * j) + C::q_bytes + C::kv_bytes +
-                                 k * 16 * Layout::bytes);
+        ldmatrix_x4_trans(b, Layout::advance(v_address, 2 * j) + k * 16 * Layout::bytes);
 #pragma unroll
         for (int i = 0; i < C::row_blocks; ++i) {
           mma_16816<Element>(o[i][2 * j], p[i], b[0], b[1]);
@@ -213,12 +213,13 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   if (tiles > 0) KvCopy::copy(k_tile, k_src, k_step, args.key_len - first_key);
   cp_async_commit();
 
-  // Q, K and V share one lane pattern, so K and V share an address and its xors; constants tell
-  // the tiles apart.
+  // mma takes B as a pair of adjacent registers, so an ldmatrix of K goes along a row first and
+  // one of V along a column first.
   const int lane = threadIdx.x % 32;
   const int warp_row0 = threadIdx.x / 32 * C::warp_rows;
-  const uint32_t kv_address = q_tile + Layout::offset(lane % 16, lane / 16);
-  const uint32_t q_address = kv_address + warp_row0 * Layout::bytes;
+  const uint32_t q_address = q_tile + Layout::offset(warp_row0 + lane % 16, lane / 16);
+  const uint32_t k_address = k_tile + Layout::offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  const uint32_t v_address = v_tile + Layout::offset(lane % 16, lane / 16);
 
   Warp<C> warp;
   RowState<C>(args, work, warp_row0).load(warp);
@@ -230,7 +231,7 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
     cp_async_commit();
 
     float s[C::row_blocks][C::block_n / 8][4];
-    warp.scores(s, q_address, kv_address);
+    warp.scores(s, q_address, k_address);
     if (masked) warp.mask(s, limits + threadIdx.x / 32 * C::warp_rows, tile * C::block_n);
 
     cp_async_wait<0>();
@@ -241,7 +242,7 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
     }
 
     warp.raise_maximum(s, args.scale_log2);
-    warp.accumulate(s, args.scale_log2, kv_address);
+    warp.accumulate(s, args.scale_log2, v_address);
   };
   int tile = tiles - 1;
   if constexpr (C::lean_loop) {
