@@ -3,10 +3,13 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from typing_extensions import disjoint_base
+
 from baracuda_kernels._core._member import RingMember
 
 DEFAULT_TIMEOUT: float
 
+@disjoint_base
 class UniqueId:
     def __new__(cls, data: builtins.bytes) -> Self: ...
     @property
@@ -15,9 +18,10 @@ class UniqueId:
     def new() -> UniqueId: ...
     @staticmethod
     def from_bytes(data: builtins.bytes) -> UniqueId: ...
-    def __eq__(self, other: object) -> bool: ...
+    def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 
+@disjoint_base
 class Communicator(RingMember):
     @staticmethod
     def new_single_gpu(device: int = 0, *, timeout: float | None = 300.0) -> Communicator: ...
