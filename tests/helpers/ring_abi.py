@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as ct
 import os
+import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -106,14 +107,19 @@ def last_failure() -> Failure:
 
 @cache
 def library() -> ct.CDLL:
-    """The library under test: BARACUDA_TEST_LIBRARY, or the installed package's."""
+    """The library under test: BARACUDA_TEST_LIBRARY, or the installed package's.
+
+    A copy of it: its NCCL is a fake one, while the package's own, in the same process, may be real.
+    """
     path = os.environ.get("BARACUDA_TEST_LIBRARY")
     if path is None:
         import baracuda_kernels as bk
 
         folders = [Path(folder) for folder in bk.__path__]
         path = str(next(p for f in folders if (p := f / "libbaracuda_kernels.so").exists()))
-    lib = ct.CDLL(path)
+    copied = Path(tempfile.mkdtemp(prefix="baracuda-")) / "libbaracuda_kernels.so"
+    shutil.copyfile(path, copied)
+    lib = ct.CDLL(str(copied))
     pointer, seconds, integer = ct.c_void_p, ct.c_double, ct.c_int32
     lib.baracuda_last_error.restype = ct.POINTER(Error)
     lib.baracuda_host_stream_ops.restype = ct.POINTER(StreamOps)
@@ -174,6 +180,17 @@ def simulator() -> ct.CDLL:
 def reset_simulator(dropped_wait: int = -1) -> None:
     step = ct.cast(library().baracuda_attention_step, ct.c_void_p)
     simulator().sim_reset(step, dropped_wait)
+
+
+@cache
+def fake_nccl() -> ct.CDLL:
+    """The fake NCCL (fake_nccl.cpp), bound by the library under test."""
+    path = build_helper("fake_nccl.cpp")
+    assert library().baracuda_nccl_load(path.encode()) == OK, last_failure()
+    fake = ct.CDLL(path)
+    fake.fake_nccl_count.restype = ct.c_int64
+    fake.fake_nccl_set_async_error.argtypes = [ct.c_void_p, ct.c_int]
+    return fake
 
 
 class LocalWorld:
