@@ -6,7 +6,9 @@ import ctypes as ct
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+import textwrap
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -193,6 +195,21 @@ def fake_nccl() -> ct.CDLL:
     return fake
 
 
+def in_new_process(body: str, *arguments: str, preload: str = "") -> None:
+    """Runs body with abi and lib at hand: NCCL is bound once per process."""
+    code = f"import sys, ctypes as ct\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\n" + (
+        "from helpers import ring_abi as abi\nlib = abi.library()\n" + textwrap.dedent(body)
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | ({"LD_PRELOAD": preload} if preload else {}),
+    )
+    assert done.returncode == 0, done.stderr
+
+
 class LocalWorld:
     """A local world and the open endpoints of its ranks."""
 
@@ -241,16 +258,17 @@ class Problem:
         self.q = rng.standard_normal((world_size, batch, heads, query_len, dim))
         self.k = rng.standard_normal((world_size, batch, kv_heads, key_len, dim))
         self.v = rng.standard_normal((world_size, batch, kv_heads, key_len, dim))
+        state = batch * heads * query_len * (dim + 2)
+        self.y, self.lse = np.empty_like(self.q), np.empty(self.q.shape[:4])
+        self.state = np.empty((world_size, max(state, 1)))
+        self.receive = np.empty((world_size, 2, 2, *self.k.shape[1:]))
+        self.hops: dict[int, Any] = {}
         self.reset()
 
     def reset(self) -> None:
-        """Fresh outputs, poisoned scratch, K and V staged."""
-        p, _, heads, rows, dim = self.q.shape
-        state = self.q.shape[1] * heads * rows * (dim + 2)
-        self.y = np.full_like(self.q, 77.0)
-        self.lse = np.full(self.q.shape[:4], 77.0)
-        self.state = np.full((p, max(state, 1)), np.nan)
-        self.receive = np.full((p, 2, 2, *self.k.shape[1:]), np.nan)
+        """Poisons outputs and scratch, stages K and V."""
+        self.y[:] = self.lse[:] = 77.0
+        self.state[:] = self.receive[:] = np.nan
         if self.staged:
             self.receive[:, 0, 0] = self.k
             self.receive[:, 0, 1] = self.v
@@ -262,7 +280,6 @@ class Problem:
             self.q[rank], k, v, self.y[rank], self.lse[rank], self.state[rank],
             element="f64", lse_element="f64", flags=CAUSAL if self.causal else 0,
         )  # fmt: skip
-        self.hops = getattr(self, "hops", {})
         self.hops[rank] = plain_schedule(rank, self.world_size) if hops is None else hops
         return Call(
             struct_size=ct.sizeof(Call),

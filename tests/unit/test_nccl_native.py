@@ -6,9 +6,6 @@ Whatever happens, no test may leave a group open, a communicator alive, or a dea
 from __future__ import annotations
 
 import ctypes as ct
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 
@@ -484,22 +481,8 @@ def test_a_second_library_is_refused():
     assert lib.baracuda_nccl_path() == path
 
 
-def in_new_process(body: str, *arguments: str) -> None:
-    """Runs body with abi imported: NCCL is bound once per process."""
-    from pathlib import Path
-
-    tests = str(Path(abi.__file__).parents[1])
-    code = f"import sys, ctypes as ct\nsys.path.insert(0, {tests!r})\n" + (
-        "from helpers import ring_abi as abi\nlib = abi.library()\n" + textwrap.dedent(body)
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_without_a_library():
-    in_new_process(
+    abi.in_new_process(
         """
         comm, version = ct.c_void_p(), ct.c_int32()
         assert lib.baracuda_nccl_path() is None
@@ -516,7 +499,7 @@ def test_without_a_library():
 
 
 def test_an_old_library():
-    in_new_process(
+    abi.in_new_process(
         """
         path = abi.build_helper("fake_nccl.cpp", "-DFAKE_NCCL_OLD")
         assert lib.baracuda_nccl_load(path.encode()) == abi.OK
@@ -534,7 +517,7 @@ def test_the_real_library_answers_without_a_gpu():
         path = pathfinder.load_nvidia_dynamic_lib("nccl").abs_path
     except pathfinder.DynamicLibNotFoundError:
         pytest.skip("needs NCCL")
-    in_new_process(
+    abi.in_new_process(
         """
         assert lib.baracuda_nccl_load(sys.argv[1].encode()) == abi.OK, abi.last_failure()
         version, token = ct.c_int32(), ct.create_string_buffer(128)

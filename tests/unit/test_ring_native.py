@@ -145,6 +145,30 @@ def test_calls_can_be_run_again():
     world.close()
 
 
+def test_a_run_allocates_nothing():
+    """Counted by a preloaded malloc, on the second run, one thread driving all ranks."""
+    body = """
+    count = ct.CDLL(None).count_malloc
+    count.restype = ct.c_int64
+    world, problem = abi.LocalWorld(4), abi.Problem(4, abi.ZIGZAG, True)
+    calls = problem.calls(world.endpoints)
+    run = lib.baracuda_ring_run
+    assert run(calls, 4) == abi.OK
+    problem.reset()
+    before = count()
+    assert before > 0
+    unrelated = count()
+    status = lib.baracuda_ring_run(None, 0)
+    cost_of_ctypes = count() - unrelated
+    before = count()
+    status = run(calls, 4)
+    allocated = count() - before
+    assert status == abi.OK and problem.is_right()
+    assert allocated <= cost_of_ctypes, (allocated, cost_of_ctypes)
+    """
+    abi.in_new_process(body, preload=abi.build_helper("count_malloc.cpp", "-ldl"))
+
+
 # ---- Simulated streams: order and races ---------------------------------------------------------
 
 

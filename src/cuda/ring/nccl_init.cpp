@@ -116,7 +116,11 @@ int32_t warm_up(CommPtr* comms, int32_t count, const TimeLimit& limit) {
     status = watchdog_arm(comms[i]->run_deadline, limit, "warm-up exchange");
   }
   if (status == BARACUDA_OK) status = exchange_warm_up(comms, count);
-  for (int32_t i = 0; i < count; ++i) watchdog_disarm(comms[i]->run_deadline);
+  for (int32_t i = 0; i < count; ++i) {
+    watchdog_disarm(comms[i]->run_deadline);
+    // Where the deadline came first, that is the failure, and not what it then refused.
+    if (status == BARACUDA_ABORTED) status = comms[i]->report_failure();
+  }
   for (int32_t i = 0; i < count && status == BARACUDA_OK; ++i) {
     status = baracuda_nccl_synchronize(comms[i].get(), comms[i]->endpoint.ring_stream,
                                        seconds_left(limit));

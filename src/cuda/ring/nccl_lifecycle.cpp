@@ -98,9 +98,11 @@ int32_t baracuda_nccl_async_error(baracuda_nccl_comm* comm) { return find_async_
 
 int32_t baracuda_nccl_synchronize(baracuda_nccl_comm* comm, void* stream, double timeout_seconds) {
   int32_t capturing = 0;
+  DeviceScope scope;  // NULL, the default stream, is the current device's
   if (comm->endpoint.device >= 0) {
+    int32_t status = scope.enter(*comm->endpoint.ops, comm->endpoint.device);
     // Asking a capturing stream whether it is done would end the capture.
-    const int32_t status = baracuda_cuda_stream_is_capturing(stream, &capturing);
+    if (status == BARACUDA_OK) status = baracuda_cuda_stream_is_capturing(stream, &capturing);
     if (status != BARACUDA_OK) return status;
   }
   if (capturing) {

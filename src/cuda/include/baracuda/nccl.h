@@ -49,10 +49,12 @@ BARACUDA_API baracuda_ring_endpoint* baracuda_nccl_endpoint(baracuda_nccl_comm* 
 
 // ncclCommGetAsyncError: BARACUDA_OK, or the failure. Never blocks.
 BARACUDA_API int32_t baracuda_nccl_async_error(baracuda_nccl_comm* comm);
-// Aborts an owned communicator; for a borrowed one only marks it failed on our side.
+// Aborts an owned communicator; for a borrowed one only marks it failed on our side. Does not wait:
+// ncclCommAbort runs on a thread of its own, once no call is about to use the handle.
 BARACUDA_API int32_t baracuda_nccl_abort(baracuda_nccl_comm* comm);
 // Ends the communicator and frees it: ncclCommDestroy when owned and healthy, ncclCommAbort when
-// owned and failed, nothing of NCCL's when borrowed. comm may be NULL.
+// owned and failed, nothing of NCCL's when borrowed. comm may be NULL. Waits at most 5 s for an
+// abort under way, which otherwise ends by itself.
 BARACUDA_API int32_t baracuda_nccl_destroy(baracuda_nccl_comm* comm);
 // A failed communicator refuses further use. 0 healthy, 1 failed, 2 aborted.
 BARACUDA_API int32_t baracuda_nccl_state(const baracuda_nccl_comm* comm);
