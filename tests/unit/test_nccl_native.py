@@ -457,6 +457,17 @@ def test_a_failing_destroy_is_told(fake):
     fake.fake_nccl_reset()
 
 
+def test_a_destroy_that_hangs(fake):
+    ring = Ring(1, timeout=0.2)
+    fake.fake_nccl_hang(b"ncclCommDestroy", 0, 1)
+    start = time.monotonic()
+    assert ring.close() == [abi.TIMEOUT]
+    assert time.monotonic() - start < 3 and last_failure().call == "ncclCommDestroy"
+    fake.fake_nccl_release()
+    time.sleep(0.1)
+    fake.fake_nccl_reset()
+
+
 # ---- Loading ------------------------------------------------------------------------------------
 
 
