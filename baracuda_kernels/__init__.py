@@ -56,7 +56,10 @@ from baracuda_kernels._core._errors import (  # noqa: E402
     UnsupportedError,
     WorkspaceTooSmallError,
 )
-from baracuda_kernels._core._info import version as _version  # noqa: E402
+from baracuda_kernels._core._info import build_info as _build_info  # noqa: E402
+from baracuda_kernels._core._info import devices as _devices  # noqa: E402
+from baracuda_kernels._core._info import host_info as _host_info  # noqa: E402
+from baracuda_kernels._core._nccl_library import probe as _nccl_probe  # noqa: E402
 from baracuda_kernels._core._local import LocalCommunicator, LocalRing  # noqa: E402
 from baracuda_kernels._core._sku import (  # noqa: E402
     KernelSku,
@@ -66,7 +69,7 @@ from baracuda_kernels._core._sku import (  # noqa: E402
 from baracuda_kernels._core._stream import Stream  # noqa: E402
 from baracuda_kernels._core._tensor import DeviceSlice, TensorMut, TensorRef  # noqa: E402
 from baracuda_kernels._core._transport import Transport, TransportCommunicator  # noqa: E402
-from baracuda_kernels import registry  # noqa: E402
+from baracuda_kernels import errors, registry  # noqa: E402
 from baracuda_kernels.ops.flash_sdpa import (  # noqa: E402
     FlashSdpaArgs,
     FlashSdpaDescriptor,
@@ -78,7 +81,7 @@ from baracuda_kernels.ops.ring_attention import (  # noqa: E402
     RingAttentionPlan,
 )
 
-__version__ = _version()
+__version__ = _build_info()["version"]
 
 # Loaded on first use: they need NumPy, which the core does not.
 _LAZY = {
@@ -97,7 +100,7 @@ __all__ = [
     "PlanPreference", "PrecisionGuarantee", "RingAttentionArgs", "RingAttentionDescriptor",
     "RingAttentionPlan", "SequenceLayout", "Stream", "TensorMut", "TensorRef", "Transport",
     "TransportCommunicator", "UniqueId", "UnsupportedError", "WorkspaceTooSmallError",
-    "__version__", "positions", "registry", "run_local_ring", "shard", "unshard",
+    "__version__", "errors", "positions", "registry", "run_local_ring", "shard", "unshard",
 ]
 
 

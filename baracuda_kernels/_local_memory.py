@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from baracuda_kernels._core import _info
 from baracuda_kernels._core._enums import ElementKind
+from baracuda_kernels._machine import why_no_gpu
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 
 _ELEMENTS = {
@@ -161,6 +163,13 @@ class CudaCoreMemory:
     def __init__(self, ordinal: int) -> None:
         from baracuda_kernels import Stream
 
+        reason = why_no_gpu()
+        if reason:
+            raise UnsupportedError(f"device 'cuda:{ordinal}' cannot be used: {reason}")
+        if ordinal >= len(_info.devices()):
+            raise InvalidProblemError(
+                f"device is 'cuda:{ordinal}'; this machine has {len(_info.devices())} CUDA devices"
+            )
         core = _cuda_core()
         self._buffer_type = core.Buffer
         self._device = core.Device(ordinal)

@@ -110,8 +110,8 @@ def run_with_plan(
     from baracuda_kernels import LocalCommunicator, RingAttentionDescriptor, RingAttentionPlan
 
     layout = SequenceLayout.parse(sequence_layout)
-    _check(q, k, v, world_size)
     memory = memory_for(q, device)
+    _check(q, k, v, world_size)
     batch, heads, total_queries, head_dim = (int(n) for n in q.shape)
     kv_heads, total_keys = int(k.shape[1]), int(k.shape[2])
     dtype = dtype_name(q)

@@ -8,7 +8,6 @@ loads to an :class:`OpSpec`, or to a function that returns one).
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import logging
 import pkgutil
 import threading
@@ -77,6 +76,8 @@ def _discover() -> None:
         if _discovered:
             return
         _discovered = True
+        import importlib.metadata  # slow to import, and only needed here
+
         package = importlib.import_module("baracuda_kernels.ops")
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")

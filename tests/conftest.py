@@ -43,17 +43,17 @@ def _missing_capability(item: pytest.Item) -> str | None:
     marks = {mark.name: mark for mark in item.iter_markers()}
     if not marks.keys() & {"gpu", "multi_rank", "multi_gpu"}:
         return None
-    import baracuda_kernels as bk
+    from baracuda_kernels._core import _info, _nccl_library
 
-    if not bk._build_info()["cuda_built"]:
+    if not _info.build_info()["cuda_built"]:
         return "needs a build with CUDA"
-    devices = len(bk._devices())
+    devices = len(_info.devices())
     needed = marks["multi_gpu"].args[0] if "multi_gpu" in marks else 1
     if devices < needed:
         return f"needs {needed} CUDA device(s), found {devices}"
     if importlib.util.find_spec("torch") is None:
         return "needs torch for device memory"
-    if "multi_rank" in marks and not bk._nccl_probe()["found"]:
+    if "multi_rank" in marks and not _nccl_library.probe()["found"]:
         return "needs NCCL"
     return None
 

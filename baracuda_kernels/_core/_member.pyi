@@ -1,3 +1,6 @@
+from typing_extensions import disjoint_base
+
+@disjoint_base
 class RingMember:
     @property
     def rank(self) -> int: ...
@@ -6,4 +9,5 @@ class RingMember:
     @property
     def device(self) -> int: ...
 
+@disjoint_base
 class RingPlan: ...

@@ -29,24 +29,25 @@ from baracuda_kernels.cli._sample import dtype_choice
 @click.option("--causal", is_flag=True)
 @click.option("--scale", type=float, help="[default: 1/sqrt(D)]")
 @click.option("--layout", type=click.Choice(LAYOUTS), default="contiguous", show_default=True)
-@click.option("--arch", help="sm80, sm89, sm90a or host. [default: this machine's]")
+@click.option("--arch", help="host, or as in sm_90 or 9.0. [default: this machine's]")
 @json_option
 def explain(as_json: bool, arch: str | None, **problem: Any) -> None:
     """Which kernel a problem gets on an architecture, and why not the others. Needs no GPU."""
-    from baracuda_kernels import ArchSku, registry
+    from baracuda_kernels import registry
 
-    explanation = registry.explain(
-        _descriptor(**problem), arch=None if arch is None else ArchSku.parse(arch)
-    )
+    explanation = registry.explain(_descriptor(**problem), arch=arch)
     if as_json:
         print_json(explanation.to_dict())
         return
-    table = Table("kernel", "", "why", title=f"on {explanation.arch.name}")
-    for sku, accepted, reason in explanation.candidates:
-        chosen = "selected" if sku == explanation.selected else "fits" if accepted else "no"
-        table.add_row(f"{sku.arch.name} {sku.backend.name}", chosen, reason)
+    table = Table("kernel", "", "why", title=f"{explanation.op} on {explanation.arch}")
+    for candidate in explanation.candidates:
+        if candidate is explanation.chosen:
+            verdict = "selected"
+        else:
+            verdict = "fits, but comes later" if candidate.accepted else "refused"
+        table.add_row(candidate.family, verdict, candidate.reason)
     out_console().print(table)
-    if explanation.selected is None:
+    if explanation.chosen is None:
         click.echo("no kernel serves this problem")
 
 

@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from baracuda_kernels.cli._console import err_console, json_option, print_json
 from baracuda_kernels.cli._tensor_file import (
@@ -60,9 +67,8 @@ def run(
     check_writable(output)
     tensors = read_tensors(qkv, ("q", "k", "v"))
     check_storable(output, *tensors.values())
-    with _progress_bar() as progress:
-        bar = progress.add_task(f"{ranks} ranks, ring steps", total=ranks * ranks)
-        start = time.perf_counter()
+    start = time.perf_counter()
+    with _ProgressBar(f"{ranks} ranks, ring steps") as bar:
         y, lse, plan = run_with_plan(
             **tensors,
             world_size=ranks,
@@ -71,9 +77,9 @@ def run(
             sequence_layout=layout,
             device=device,
             timeout=timeout,
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            progress=bar.update,
         )
-        seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start
     write_tensors(output, {"y": y, "lse": lse})
 
     result: dict[str, Any] = {
@@ -85,6 +91,7 @@ def run(
         "causal": causal,
         "layout": layout,
         "device": device,
+        "family": plan.family,
         "sku": plan.sku.to_dict(),
         "seconds": seconds,
     }
@@ -119,7 +126,8 @@ def _print_text(result: dict[str, Any], sku: Any) -> None:
         f"{result['output']}: y {shape} {result['dtype']} and lse, {causal}{result['layout']}, "
         f"{result['ranks']} ranks on {result['device']}, {result['seconds']:.3f} s"
     )
-    click.echo(f"kernel: {sku.arch.name.lower()} ({sku.backend.name.lower()})")
+    math = sku.precision_guarantee.math_precision.name
+    click.echo(f"kernel: {result['family']}, {math} products")
     if "check" in result:
         click.echo("against float64:")
         for name, label in (("y", "y"), ("lse", "lse"), ("rounding", "exact y rounded")):
@@ -127,11 +135,29 @@ def _print_text(result: dict[str, Any], sku: Any) -> None:
             click.echo(f"  {label + ':':17}rms {error['rms']:.3e}   max {error['max']:.3e}")
 
 
-def _progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=err_console(),
-    )
+class _ProgressBar:
+    """A bar on stderr that appears with the first step: a refused run shows none."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._task: TaskID | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=err_console(),
+        )
+
+    def __enter__(self) -> _ProgressBar:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._task is not None:
+            self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        if self._task is None:
+            self._task = self._bar.add_task(self._label, total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done)

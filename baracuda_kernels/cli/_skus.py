@@ -24,23 +24,23 @@ def skus(as_json: bool, **filters: Any) -> None:
 
     given = {name: value for name, value in filters.items() if value is not None}
     op = given.pop("op", None)
-    ops = registry.ops() if op is None else [registry.get(op).name]
-    found = [(name, sku) for name in ops for sku in registry.skus(op=name, **given)]
+    wanted = registry.ops() if op is None else [registry.get(op).name]
+    found = [row for row in registry.named_skus(**given) if row[0] in wanted]
     if as_json:
-        print_json({"skus": [{"op_name": name, **sku.to_dict()} for name, sku in found]})
+        rows = [
+            {"op_name": name, "family": family, **sku.to_dict()} for name, family, sku in found
+        ]
+        print_json({"skus": rows})
         return
-    table = Table()
-    for column in ("op", "element", "arch", "backend", "math", "accumulator"):
-        table.add_column(column)
+    table = Table("op", "family", "element", "arch", "backend", "math", "accumulator")
     table.add_column("deterministic")
     table.add_column("bit-stable on the same hardware")
-    for name, sku in found:
-        table.add_row(name, *sku_cells(sku))
+    for name, family, sku in found:
+        table.add_row(name, family, *_cells(sku))
     out_console().print(table)
 
 
-def sku_cells(sku: Any) -> list[str]:
-    """A SKU's fields as the cells of a table's row, without its op."""
+def _cells(sku: Any) -> list[str]:
     guarantee = sku.precision_guarantee
     return [
         sku.element.name,

@@ -29,22 +29,24 @@ class Tolerance(NamedTuple):
 
 
 _F32, _F64 = 2.0**-24, 2.0**-53
-# Half a unit in the last place of the dtype: the largest relative error of one rounding.
-_BF16, _F16 = 2.0**-9, 2.0**-12
+# The largest relative error of one rounding to the dtype.
+_BF16, _F16 = 2.0**-8, 2.0**-11
+# Half the distance of float16's smallest numbers, where relative errors end.
+_F16_FLOOR = 2.0**-25
 
 # sm80 also rounds the weights to 16 bits before the second product, as every tensor-core attention
 # does; that costs about another rounding.
 TOLERANCES = {
     ("host", "f64"): Tolerance(1e-12, None, _F64, 1e-12),
     ("host", "f32"): Tolerance(2e-6, None, _F32, 4e-6),
-    ("host", "bf16"): Tolerance(0.75 * _BF16, 1.2, _F32, 4e-6),
-    ("host", "f16"): Tolerance(0.75 * _F16, 1.2, _F32, 4e-6),
+    ("host", "bf16"): Tolerance(1.02 * _BF16, 1.2, _F32, 4e-6),
+    ("host", "f16"): Tolerance(1.02 * _F16, 1.2, _F32, 4e-6),
     ("simt", "f64"): Tolerance(1e-12, None, _F64, 1e-12),
     ("simt", "f32"): Tolerance(2e-6, None, _F32, 4e-6),
-    ("simt", "bf16"): Tolerance(0.75 * _BF16, 1.2, _F32, 4e-6),
-    ("simt", "f16"): Tolerance(0.75 * _F16, 1.2, _F32, 4e-6),
-    ("sm80", "bf16"): Tolerance(1.1 * _BF16, 1.75, _F32, 4e-6),
-    ("sm80", "f16"): Tolerance(1.1 * _F16, 1.75, _F32, 4e-6),
+    ("simt", "bf16"): Tolerance(1.02 * _BF16, 1.2, _F32, 4e-6),
+    ("simt", "f16"): Tolerance(1.02 * _F16, 1.2, _F32, 4e-6),
+    ("sm80", "bf16"): Tolerance(2.0 * _BF16, 1.75, _F32, 4e-6),
+    ("sm80", "f16"): Tolerance(2.0 * _F16, 1.75, _F32, 4e-6),
 }
 
 NUMPY_DTYPES = {
@@ -70,9 +72,11 @@ def assert_close(
     assert not np.isnan(y.astype(np.float64)).any(), "NaN in y"
 
     extra = 4 * tolerance.eps * score
-    got = error_of(y, exact_y)["relative"]
-    assert got <= tolerance.relative + extra, (
-        f"{family} {dtype}: relative error of y {got:.3e} > {tolerance.relative + extra:.3e}"
+    error = error_of(y, exact_y)
+    floor = _F16_FLOOR if dtype == "f16" else 0.0
+    assert error["relative"] <= tolerance.relative + extra or error["max"] <= floor, (
+        f"{family} {dtype}: relative error of y {error['relative']:.3e} > "
+        f"{tolerance.relative + extra:.3e}"
     )
     seen = ~np.isneginf(exact_lse)
     off = np.abs(lse.astype(np.float64)[seen] - exact_lse[seen])

@@ -51,7 +51,9 @@ struct Job {
   void* context;
   int64_t count;
   std::atomic<int64_t> next{0};
-  int helpers = 0;  // pool threads inside; guarded by the pool's mutex
+  // Guarded by the pool's mutex:
+  int helpers = 0;  // pool threads inside
+  Job* behind = nullptr;
 };
 
 class ThreadPool {
@@ -90,7 +92,9 @@ class ThreadPool {
     start();
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      jobs_.push_back(&job);
+      Job** end = &jobs_;
+      while (*end != nullptr) end = &(*end)->behind;
+      *end = &job;
     }
     work_.notify_all();
     // The caller never stops early: its job ends even if the pool is closed under it.
@@ -108,9 +112,9 @@ class ThreadPool {
     if (scratch == nullptr) return;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      work_.wait(lock, [this] { return stopping_ || !jobs_.empty(); });
+      work_.wait(lock, [this] { return stopping_ || jobs_ != nullptr; });
       if (stopping_) return;
-      Job* job = jobs_.front();
+      Job* job = jobs_;
       ++job->helpers;
       lock.unlock();
       while (!stopping_.load(std::memory_order_relaxed)) {
@@ -125,12 +129,9 @@ class ThreadPool {
   }
 
   void forget(Job* job) {
-    for (size_t i = 0; i < jobs_.size(); ++i) {
-      if (jobs_[i] == job) {
-        jobs_.erase(jobs_.begin() + static_cast<std::ptrdiff_t>(i));
-        return;
-      }
-    }
+    Job** link = &jobs_;
+    while (*link != nullptr && *link != job) link = &(*link)->behind;
+    if (*link == job) *link = job->behind;
   }
 
   void stop() {  // under resize_
@@ -146,10 +147,10 @@ class ThreadPool {
   }
 
   std::mutex resize_;  // starting and stopping threads
-  std::mutex mutex_;   // jobs_ and helpers
+  std::mutex mutex_;
   std::condition_variable work_;
   std::condition_variable left_;
-  std::vector<Job*> jobs_;
+  Job* jobs_ = nullptr;  // first come, first helped; a list, so that a step allocates nothing
   std::vector<std::thread> workers_;
   std::atomic<int32_t> threads_;
   std::atomic<bool> started_{false};

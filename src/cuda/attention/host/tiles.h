@@ -1,6 +1,6 @@
-// The two products of attention as register tiles. Every output element is one chain of
-// multiply-adds in ascending order, whatever the shape of the tile it falls into: a row's result
-// never depends on its neighbours.
+// The two products of attention as register tiles. Every output element is summed in the same
+// order whatever the shape of the tile it falls into: a row's result never depends on its
+// neighbours.
 #pragma once
 
 #include <stdint.h>
@@ -16,10 +16,11 @@ namespace BARACUDA_HOST_ISA {
 template <class T>
 constexpr int kPanelRows = kScoreVectors * Simd<T>::kWidth;
 
-// scores[key][row] = sum_d k[key][d] * q[d][row] for KEYS keys and VECTORS vectors of rows.
+// scores[key][row] = sum_d k[key][d] * q[d][row] for KEYS keys and VECTORS vectors of rows, added
+// to what is there if `more`.
 template <int KEYS, int VECTORS, class T>
 BARACUDA_INLINE void score_tile(const T* q, const T* k, int64_t k_stride, int64_t head_dim,
-                                T* scores) {
+                                bool more, T* scores) {
   using V = typename Simd<T>::Vector;
   constexpr int kWidth = Simd<T>::kWidth;
   constexpr int kPanel = kPanelRows<T>;
@@ -38,30 +39,33 @@ BARACUDA_INLINE void score_tile(const T* q, const T* k, int64_t k_stride, int64_
 #pragma GCC unroll 8
   for (int i = 0; i < KEYS; ++i) {
 #pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; ++v) store(scores + i * kPanel + v * kWidth, acc[i][v]);
+    for (int v = 0; v < VECTORS; ++v) {
+      T* sum = scores + i * kPanel + v * kWidth;
+      store(sum, more ? load<V>(sum) + acc[i][v] : acc[i][v]);
+    }
   }
 }
 
 template <int KEYS, int VECTORS, class T>
 inline void score_rest(const T* q, const T* k, int64_t k_stride, int64_t head_dim, int64_t keys,
-                       T* scores) {
+                       bool more, T* scores) {
   if (keys == KEYS) {
-    score_tile<KEYS, VECTORS>(q, k, k_stride, head_dim, scores);
+    score_tile<KEYS, VECTORS>(q, k, k_stride, head_dim, more, scores);
   } else if constexpr (KEYS > 1) {
-    score_rest<KEYS - 1, VECTORS>(q, k, k_stride, head_dim, keys, scores);
+    score_rest<KEYS - 1, VECTORS>(q, k, k_stride, head_dim, keys, more, scores);
   }
 }
 
 template <int VECTORS, class T>
 void score_keys(const T* q, const T* k, int64_t k_stride, int64_t head_dim, int64_t keys,
-                T* scores) {
+                bool more, T* scores) {
   int64_t j = 0;
   for (; j + kScoreKeys <= keys; j += kScoreKeys) {
-    score_tile<kScoreKeys, VECTORS>(q, k + j * k_stride, k_stride, head_dim,
+    score_tile<kScoreKeys, VECTORS>(q, k + j * k_stride, k_stride, head_dim, more,
                                     scores + j * kPanelRows<T>);
   }
   score_rest<kScoreKeys, VECTORS>(q, k + j * k_stride, k_stride, head_dim, keys - j,
-                                  scores + j * kPanelRows<T>);
+                                  more, scores + j * kPanelRows<T>);
 }
 
 // The scores of a panel's first `vectors` vectors of rows.
@@ -69,7 +73,12 @@ template <int VECTORS = kScoreVectors, class T>
 inline void score_panel(int vectors, const T* q, const T* k, int64_t k_stride, int64_t head_dim,
                         int64_t keys, T* scores) {
   if (vectors == VECTORS) {
-    score_keys<VECTORS>(q, k, k_stride, head_dim, keys, scores);
+    // In pieces of head_dim: Q's stays in the L1 cache, and short sums lose fewer bits.
+    constexpr int64_t kPiece = 64;
+    for (int64_t d = 0; d < head_dim; d += kPiece) {
+      const int64_t piece = head_dim - d < kPiece ? head_dim - d : kPiece;
+      score_keys<VECTORS>(q + d * kPanelRows<T>, k + d, k_stride, piece, keys, d > 0, scores);
+    }
   } else if constexpr (VECTORS > 1) {
     score_panel<VECTORS - 1>(vectors, q, k, k_stride, head_dim, keys, scores);
   }

@@ -19,6 +19,11 @@ cdef class RingMember:
         CUDA ordinal, -1 on the host.
     """
 
+    @property
+    def steps_enqueued(self):
+        """Steps that the last run, or the one in flight, has enqueued: 0 to world_size."""
+        return 0 if self.endpoint == NULL else self.endpoint.steps_enqueued
+
     cdef int enter(self) except -1:
         self.refuse_if_unusable()
         if self.busy:

@@ -67,11 +67,8 @@ class Family:
 
     def refusal(self, descriptor, arch, preference, workspace_bytes) -> str:
         """Why this family does not serve the problem there; empty if it does."""
-        for reason in (self._wrong_place(arch), self._wrong_problem(descriptor),
-                       self._unwanted(descriptor, preference, workspace_bytes)):
-            if reason:
-                return reason
-        return ""
+        return (self._wrong_place(arch) or self._wrong_problem(descriptor)
+                or self._unwanted(descriptor, preference, workspace_bytes))
 
     def _wrong_place(self, arch):
         capability = arch.compute_capability

@@ -1,0 +1,109 @@
+"""``info``: what this build is, what it finds here, and what will run."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import click
+
+from baracuda_kernels._core import _info, _nccl_library
+from baracuda_kernels._machine import dotted, why_no_gpu
+from baracuda_kernels.cli._console import json_option, print_json
+
+_DTYPES = ("F16", "BF16", "F32", "F64")
+_HEAD_DIM = 128
+
+
+def version_of_build() -> str:
+    """The compiled library's version."""
+    return _info.version()
+
+
+@click.command()
+@json_option
+def info(as_json: bool) -> None:
+    """Version, build, CUDA, driver, devices, NCCL, and what will run here and why."""
+    facts = gather()
+    if as_json:
+        print_json(facts)
+        return
+    for line in _lines(facts):
+        click.echo(line)
+
+
+def gather() -> dict[str, Any]:
+    """Everything that ``info`` shows."""
+    build = _info.build_info()
+    devices = _info.devices()
+    return {
+        "version": build["version"],
+        "python": platform.python_version(),
+        "build": build,
+        "driver_cuda_version": _info.driver_version(),
+        "devices": devices,
+        "gpu_reason": why_no_gpu(),
+        "host": _info.host_info(),
+        "nccl": _nccl_library.probe(),
+        "runs_here": _runs_here(devices if build["cuda_built"] else []),
+    }
+
+
+def _runs_here(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from baracuda_kernels import ElementKind, RingAttentionDescriptor, registry
+
+    places: list[tuple[str, Any]] = [
+        (f"cuda:{d['index']}", d["compute_capability"]) for d in devices
+    ]
+    rows = []
+    for place, arch in [*places, ("host", "host")]:
+        for dtype in _DTYPES:
+            descriptor = RingAttentionDescriptor(
+                1, 1, 4096, 4096, _HEAD_DIM, element=ElementKind[dtype]
+            )
+            explanation = registry.explain(descriptor, arch=arch)
+            passed_over = []
+            for candidate in explanation.candidates:
+                if candidate is explanation.chosen or place == "host":
+                    break
+                passed_over.append(f"{candidate.family} {candidate.reason}")
+            family = explanation.family
+            rows.append({"device": place, "dtype": dtype, "family": family, "why": passed_over})
+    return rows
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    build, host, nccl = facts["build"], facts["host"], facts["nccl"]
+    lines = [
+        f"baracuda_kernels {facts['version']}, source {build['source_hash']}, "
+        f"Python {facts['python']}",
+        f"built by: {build['cxx']}" + (f", nvcc {build['nvcc']}" if build["cuda_built"] else ""),
+    ]
+    if build["cuda_built"]:
+        lines.append(
+            f"CUDA runtime: {dotted(build['cuda_runtime_version'])} (static), "
+            f"code for {' '.join(build['architectures'])}"
+        )
+    else:
+        lines.append("CUDA: not in this build; the host kernels alone")
+    if facts["driver_cuda_version"]:
+        lines.append(f"driver: serves CUDA up to {dotted(facts['driver_cuda_version'])}")
+    for device in facts["devices"]:
+        major, minor = divmod(device["compute_capability"], 10)
+        lines.append(
+            f"cuda:{device['index']}: {device['name']}, compute capability {major}.{minor}, "
+            f"{device['multiprocessors']} SMs, {device['total_bytes'] / 2**30:.1f} GiB"
+        )
+    if facts["gpu_reason"]:
+        lines.append(f"no GPU will be used: {facts['gpu_reason']}")
+    lines.append(f"host: {host['isa']}, {host['threads']} threads")
+    if nccl["found"]:
+        lines.append(f"NCCL: {nccl['version']} at {nccl['path']}")
+    else:
+        lines.append(f"NCCL: none ({nccl['reason']}); local rings work without it")
+    lines.append(f"what runs here, at head_dim {_HEAD_DIM}:")
+    for row in facts["runs_here"]:
+        why = f"   ({'; '.join(row['why'])})" if row["why"] else ""
+        lines.append(f"  {row['device']:7} {row['dtype']:5} {row['family'] or 'nothing'}{why}")
+    return lines
+

@@ -1,0 +1,123 @@
+"""One process per rank of a NCCL ring, all on one GPU, kept for many tasks.
+
+A distinct NCCL_HOSTID makes NCCL take each process for a machine of its own, so that it connects
+them by sockets instead of refusing two ranks on one GPU. Good for correctness; speed means nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+_WORKER = Path(__file__).parent.parent / "multi_rank" / "worker.py"
+_START_SECONDS = 180.0
+
+
+class RankPool:
+    """Workers of a ring; `run` gives every one of them a task and waits for all answers.
+
+    A worker that raises, dies or does not answer in time fails the calling test with every worker's
+    stderr, and ends the pool: a broken ring cannot be trusted with the next task.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self.folder = tempfile.TemporaryDirectory(prefix="rank-pool-")
+        self._workers = [self._start(rank) for rank in range(world_size)]
+        self._broken = False
+        token = self.run({"do": "unique_id"}, ranks=[0], seconds=_START_SECONDS)[0]
+        join = {"do": "join", "world_size": world_size, "unique_id": token["unique_id"]}
+        self.run(join, seconds=_START_SECONDS)
+
+    def run(
+        self, task: dict[str, Any], *, ranks: list[int] | None = None, seconds: float = 60.0
+    ) -> list[dict[str, Any]]:
+        """The answers of `ranks` (all by default), in their order."""
+        assert not self._broken, "an earlier task broke this ring"
+        chosen = [self._workers[r] for r in (range(self.world_size) if ranks is None else ranks)]
+        for worker in chosen:
+            worker.tell({**task, "folder": self.folder.name})
+        answers = [worker.answer(seconds) for worker in chosen]
+        failures = [text for a in answers if (text := a.get("failure"))]
+        if failures:
+            self._broken = True
+            report = "\n".join([*failures, *(w.stderr_report() for w in self._workers)])
+            raise AssertionError(f"task {task} failed on a ring of {self.world_size}:\n{report}")
+        return answers
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+        self.folder.cleanup()
+
+    def _start(self, rank: int) -> _Worker:
+        environment = {
+            **os.environ,
+            "NCCL_HOSTID": f"rank-{rank}",
+            "NCCL_SOCKET_IFNAME": "lo",
+            "PYTHONUNBUFFERED": "1",
+        }
+        stderr = Path(self.folder.name) / f"stderr-{rank}.txt"
+        return _Worker(rank, environment, stderr)
+
+
+class _Worker:
+    def __init__(self, rank: int, environment: dict[str, str], stderr: Path) -> None:
+        self._rank = rank
+        self._stderr_path = stderr
+        self._stderr = stderr.open("w")
+        self._process = subprocess.Popen(
+            [sys.executable, str(_WORKER), str(rank)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+        )
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put("")  # the end
+
+    def tell(self, task: dict[str, Any]) -> None:
+        try:
+            self._process.stdin.write(json.dumps(task) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died: its answer will say so
+
+    def answer(self, seconds: float) -> dict[str, Any]:
+        try:
+            line = self._lines.get(timeout=seconds)
+        except queue.Empty:
+            self._process.kill()
+            return {"failure": f"rank {self._rank} gave no answer in {seconds:.0f} s: killed"}
+        if not line:
+            return {"failure": f"rank {self._rank} ended with {self._process.wait(10)}"}
+        return json.loads(line)
+
+    def stderr_report(self) -> str:
+        text = self._stderr_path.read_text(errors="replace")
+        return f"--- stderr of rank {self._rank}\n{text[-4000:]}"
+
+    def close(self) -> None:
+        self._process.stdin.close()  # the worker's loop ends with its input
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
+        self._reader.join(10)
+        self._process.stdout.close()
+        self._stderr.close()

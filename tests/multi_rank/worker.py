@@ -1,0 +1,127 @@
+"""One rank of a NCCL ring: reads tasks as JSON lines, answers each with one JSON line.
+
+Started by helpers.rank_pool, one process per rank, all on one GPU.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import traceback
+from pathlib import Path
+
+# For `helpers`: this file is run by its path.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch  # noqa: E402
+
+import baracuda_kernels as bk  # noqa: E402
+from helpers.inputs import torch_qkv  # noqa: E402
+from helpers.rings import descriptor, preference, rank_arrays, shards_of  # noqa: E402
+
+_TIMEOUT = 60.0
+
+
+class Rank:
+    """What a worker keeps between tasks: its communicators."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.comms: dict[str, bk.Communicator] = {}
+        torch.cuda.set_device(0)
+
+    def unique_id(self, task: dict) -> dict:
+        return {"unique_id": base64.b64encode(bk.UniqueId.new().bytes).decode()}
+
+    def join(self, task: dict) -> dict:
+        token = bk.UniqueId.from_bytes(base64.b64decode(task["unique_id"]))
+        before = torch.cuda.mem_get_info()[0]
+        comm = bk.Communicator.init_rank(
+            task["world_size"], token, self.rank, device=0, timeout=_TIMEOUT
+        )
+        assert (comm.rank, comm.world_size) == (self.rank, task["world_size"])
+        self.comms["own"] = comm
+        return {"communicator_bytes": before - torch.cuda.mem_get_info()[0]}
+
+    def join_torch(self, task: dict) -> dict:
+        """A communicator through a torch process group: our own, or the group's, borrowed."""
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            dist.init_process_group(
+                task["backend"],
+                init_method=f"file://{task['folder']}/rendezvous-{task['backend']}",
+                rank=self.rank,
+                world_size=task["world_size"],
+                device_id=torch.device("cuda", 0) if task["backend"] == "nccl" else None,
+            )
+        comm = bk.Communicator.from_torch(borrow=task["borrow"], device=0, timeout=_TIMEOUT)
+        self.comms[task["name"]] = comm
+        return {"rank": comm.rank, "world_size": comm.world_size, "owned": comm.owned}
+
+    def leave_torch(self, task: dict) -> dict:
+        import torch.distributed as dist
+
+        self.comms.pop(task["name"]).close()
+        dist.destroy_process_group()
+        return {}
+
+    def split(self, task: dict) -> dict:
+        """Even and odd ranks apart, each half in reversed order."""
+        half = self.comms["own"].split(self.rank % 2, -self.rank)
+        self.comms["half"] = half
+        return {"rank": half.rank, "world_size": half.world_size}
+
+    def ring(self, task: dict) -> dict:
+        """Run this rank's part of a ring; y and lse go to the task's folder, as raw bytes."""
+        comm = self.comms[task.get("comm", "own")]
+        q, k, v = torch_qkv("normal", task["dtype"], task["seed"], **task["shape"])
+        layout = task["layout"]
+        shards = shards_of(q, k, v, comm.world_size, layout)
+        desc = descriptor(
+            *shards[comm.rank][:2],
+            task["dtype"],
+            is_causal=task["is_causal"],
+            sequence_layout=bk.SequenceLayout.parse(layout),
+        )
+        stream = bk.Stream(torch.cuda.current_stream())
+        plan = bk.RingAttentionPlan.select(stream, desc, preference("sm80", task["dtype"]))
+        arrays = rank_arrays(
+            torch, plan, *shards[comm.rank], comm.world_size, staged=task["staged"]
+        )
+        used = []
+        for number in range(task.get("runs", 1)):
+            if task["staged"]:  # a run consumes what was staged
+                flat = [x.reshape(-1) for x in shards[comm.rank][1:]]
+                arrays.held[3].copy_(torch.cat(flat))
+            plan.run(stream, comm, arrays.args)
+            if number in (1, task.get("runs", 1) - 1):
+                comm.synchronize(stream)
+                used.append(torch.cuda.mem_get_info()[0])
+        comm.synchronize(stream)
+        for name, x in (("y", arrays.y), ("lse", arrays.lse)):
+            raw = x.contiguous().view(torch.uint8).cpu().numpy()
+            raw.tofile(Path(task["folder"]) / f"{name}-{self.rank}.bin")
+        return {"rank": comm.rank, "free_bytes": used}
+
+
+def main() -> None:
+    rank = Rank(int(sys.argv[1]))
+    # Libraries may print; answers go to the real stdout, everything else to stderr.
+    answers = sys.stdout
+    sys.stdout = sys.stderr
+    for line in sys.stdin:
+        task = json.loads(line)
+        try:
+            answer = getattr(rank, task["do"])(task)
+        except Exception as error:  # whatever it is, the parent must hear of it
+            traceback.print_exc()
+            answer = {"failure": f"rank {rank.rank}: {type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+    for comm in rank.comms.values():
+        comm.close()
+
+
+if __name__ == "__main__":
+    main()

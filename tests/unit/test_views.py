@@ -1,0 +1,172 @@
+"""TensorRef, TensorMut, DeviceSlice and Stream: every way in, every refusal."""
+
+import gc
+import sys
+import weakref
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import baracuda_kernels as bk
+
+DTYPES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64,
+          "S8": np.int8, "U8": np.uint8, "I32": np.int32, "I64": np.int64, "BOOL": np.bool_,
+          "U32": np.uint32}
+
+
+class OnlyDlpack:
+    """A producer with nothing but DLPack, with or without the 1.0 keywords."""
+
+    def __init__(self, array, versioned):
+        self.array = array
+        self.versioned = versioned
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, *, stream=None, **kwargs):
+        assert stream is None
+        if not self.versioned:
+            if kwargs:
+                raise TypeError("unexpected keyword")
+            return self.array.__dlpack__()
+        return self.array.__dlpack__(**kwargs)
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_numpy_of_every_dtype(name):
+    array = np.zeros((3, 4, 5), DTYPES[name])
+    view = bk.TensorRef(array)
+    assert view.element.name == name and view.shape == (3, 4, 5) and view.strides == (20, 5, 1)
+    assert view.pointer == array.ctypes.data and view.device == -1 and view.nbytes == array.nbytes
+    assert view.is_contiguous() and view.writable
+
+
+@pytest.mark.parametrize("versioned", [False, True])
+def test_dlpack_capsules(versioned):
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)[:, ::2, ::-1]
+    view = bk.TensorRef(OnlyDlpack(array, versioned))
+    assert view.shape == (2, 2, 4) and view.strides == (12, 8, -1)
+    assert view.pointer == array.ctypes.data and view.element is bk.ElementKind.F32
+    assert not view.is_contiguous()
+
+
+def test_read_only_is_seen():
+    array = np.zeros(4, np.float32)
+    array.flags.writeable = False
+    assert not bk.TensorRef(array).writable
+    assert not bk.TensorRef(OnlyDlpack(array, True)).writable
+    for source in (array, OnlyDlpack(array, True)):
+        with pytest.raises(bk.InvalidProblemError, match="read-only"):
+            bk.TensorMut(source)
+
+
+@pytest.mark.parametrize("wrap", [lambda a: a, lambda a: OnlyDlpack(a, True)])
+def test_a_view_keeps_its_owner_and_lets_it_go(wrap):
+    array = np.zeros(1000)
+    ghost, before = weakref.ref(array), sys.getrefcount(array)
+    for _ in range(100):
+        bk.TensorRef(wrap(array))
+    assert sys.getrefcount(array) == before
+    view = bk.TensorRef(wrap(array))
+    del array
+    gc.collect()
+    assert ghost() is not None and view.shape == (1000,)
+    del view
+    gc.collect()
+    assert ghost() is None
+
+
+def test_addresses():
+    array = np.arange(12, dtype=np.float32)
+    view = bk.TensorRef(array.ctypes.data, (3, 4), element="F32", device=-1)
+    assert np.array_equal(np.asarray(view), array.reshape(3, 4))
+    strided = bk.TensorRef(array.ctypes.data, (2, 3), (6, 2), "F32", device=-1)
+    assert np.array_equal(np.asarray(strided), array.reshape(2, 6)[:, ::2])
+    assert bk.TensorRef(array.ctypes.data, (12,), element="F32").device == -1
+    for bad in ({"shape": (3,)}, {"element": "F32"}, {"shape": (3,), "element": "S4"},
+                {"shape": (-1,), "element": "F32"}, {"shape": (1,) * 9, "element": "F32"},
+                {"shape": (2, 2), "strides": (1,), "element": "F32"}):
+        with pytest.raises((bk.InvalidProblemError, bk.UnsupportedError)):
+            bk.TensorRef(array.ctypes.data, **bad)
+    with pytest.raises(bk.InvalidProblemError, match="null"):
+        bk.TensorRef(0, (3,), element="F32", device=-1)
+
+
+def test_a_byte_buffer_takes_a_shape():
+    buffer = np.zeros(64, np.uint8)
+    view = bk.TensorRef(buffer, (2, 4), element="F64")
+    assert view.shape == (2, 4) and view.element is bk.ElementKind.F64
+    with pytest.raises(bk.InvalidProblemError, match="needs 72 bytes"):
+        bk.TensorRef(buffer, (9,), element="F64")
+    with pytest.raises(bk.InvalidProblemError, match="contiguous"):
+        bk.TensorRef(buffer[::2], (4,), element="F64")
+
+
+@pytest.mark.parametrize("bad", ["text", [1.0], object(), None, 1.5])
+def test_what_is_no_tensor(bad):
+    with pytest.raises(bk.InvalidProblemError):
+        bk.TensorRef(bad)
+
+
+def test_unknown_dtypes_and_foreign_byte_order():
+    for array in (np.zeros(3, "U4"), np.zeros(3, ">f4"), np.zeros(3, np.uint16)):
+        with pytest.raises(bk.UnsupportedError):
+            bk.TensorRef(array)
+    with pytest.raises(bk.InvalidProblemError, match="F32"):
+        bk.TensorRef(np.zeros(3, np.float32), element="F64")
+    assert bk.TensorRef(np.zeros(3, np.float32), element="F32_STRICT").nbytes == 12
+
+
+def test_slices_share_memory_both_ways():
+    array = np.arange(6, dtype=np.int32).reshape(2, 3)
+    run = bk.DeviceSlice(array)
+    assert len(run) == 6 and run.shape == (6,)
+    assert bytes(memoryview(run)) == array.tobytes()
+    memoryview(run)[:4] = b"\x07\0\0\0"
+    assert array[0, 0] == 7
+    with pytest.raises(bk.InvalidProblemError, match="contiguous"):
+        bk.DeviceSlice(array.T)
+    array.flags.writeable = False
+    frozen = bk.DeviceSlice(array)
+    assert memoryview(frozen).readonly
+    with pytest.raises(TypeError):
+        memoryview(frozen)[0] = 1
+    assert bk.DeviceSlice(array.ctypes.data, 6, "I32", device=-1).nbytes == 24
+
+
+def test_a_wrong_device_is_named():
+    with pytest.raises(bk.InvalidProblemError, match="device -1, not 0"):
+        bk.TensorRef(np.zeros(3), device=0)
+
+
+class FakeStream:
+    def __init__(self, **attributes):
+        self.__dict__.update(attributes)
+
+
+class ProtocolStream:
+    def __cuda_stream__(self):
+        return (0, 77)
+
+
+def test_streams():
+    host = bk.Stream.host()
+    assert host.is_host and host.device == -1 and host.pointer == 0
+    host.synchronize()
+    with pytest.raises(AttributeError):
+        host.__cuda_stream__()
+    assert bk.Stream(77, device=1).__cuda_stream__() == (0, 77)
+    assert bk.Stream(ProtocolStream(), device=0).pointer == 77
+    assert bk.Stream(FakeStream(cuda_stream=5, device_index=2)).device == 2
+    assert bk.Stream(FakeStream(ptr=6), device=0).pointer == 6
+    assert bk.Stream(None, device=0).pointer == 0
+
+
+@pytest.mark.parametrize("bad", ["stream", object(), -1, 1.5, True])
+def test_what_is_no_stream(bad):
+    with pytest.raises(bk.InvalidProblemError, match="stream"):
+        bk.Stream(bad, device=0)
+    with pytest.raises(bk.InvalidProblemError, match="device"):
+        bk.Stream(0, device=-2)
