@@ -12,7 +12,7 @@ pytestmark = pytest.mark.gpu
 
 E = bk.errors
 B, H, HKV, Q, K, D = 1, 4, 2, 64, 64, 64
-RANKS = 2
+RANKS = 3  # with two, K and V in place need only one scratch buffer
 
 
 def _good(torch) -> dict:
@@ -107,10 +107,6 @@ BAD = {
     ),
     "q: odd row stride": (E.MisalignedOperandError, lambda t, a: {"q": _odd_row_stride(t, a["q"])}),
     "k not dense": (E.InvalidProblemError, lambda t, a: {"k": _with_gaps(t, a["k"])}),
-    "v in another order than k": (
-        E.InvalidProblemError,
-        lambda t, a: {"v": a["v"].transpose(1, 2).contiguous().transpose(1, 2)},
-    ),
     "k without v": (E.InvalidProblemError, lambda t, a: {"v": None}),
     "v without k": (E.InvalidProblemError, lambda t, a: {"k": None}),
     "no scratch_a": (E.InvalidProblemError, lambda t, a: {"kv_scratch_a": None, "k": None, "v": None}),
@@ -158,7 +154,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def ready(torch):
-    """Stream, plan and rank 0 of a ring of two."""
+    """Stream, plan and a ring."""
     stream = bk.Stream(torch.cuda.current_stream())
     desc = bk.RingAttentionDescriptor(
         B, H, Q, K, D, is_causal=True, element=bk.ElementKind.BF16, num_kv_heads=HKV
