@@ -4,9 +4,9 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.rings import preference
 
 import baracuda_kernels as bk
-from helpers.rings import preference
 
 pytestmark = pytest.mark.gpu
 
@@ -109,7 +109,10 @@ BAD = {
     "k not dense": (E.InvalidProblemError, lambda t, a: {"k": _with_gaps(t, a["k"])}),
     "k without v": (E.InvalidProblemError, lambda t, a: {"v": None}),
     "v without k": (E.InvalidProblemError, lambda t, a: {"k": None}),
-    "no scratch_a": (E.InvalidProblemError, lambda t, a: {"kv_scratch_a": None, "k": None, "v": None}),
+    "no scratch_a": (
+        E.InvalidProblemError,
+        lambda t, a: {"kv_scratch_a": None, "k": None, "v": None},
+    ),
     "no scratch_b": (E.InvalidProblemError, lambda t, a: {"kv_scratch_b": None}),
     "no accumulator": (E.InvalidProblemError, lambda t, a: {"accumulator_scratch": None}),
     "scratch_a too short": (
@@ -143,7 +146,9 @@ BAD = {
     ),
     "accumulator overlaps k": (
         E.InvalidProblemError,
-        lambda t, a: {"k": a["accumulator_scratch"].view(t.bfloat16)[: B * HKV * K * D].view(B, HKV, K, D)},
+        lambda t, a: {
+            "k": a["accumulator_scratch"].view(t.bfloat16)[: B * HKV * K * D].view(B, HKV, K, D)
+        },
     ),
     "lse: q's own memory": (
         E.InvalidProblemError,
@@ -187,9 +192,7 @@ def test_bad_operand(torch, ready, name):
         assert any(argument in str(caught.value) for argument in arguments)
 
     def attempt():
-        refused(
-            lambda: plan.can_implement(bk.RingAttentionArgs(**arguments), world_size=RANKS)
-        )
+        refused(lambda: plan.can_implement(bk.RingAttentionArgs(**arguments), world_size=RANKS))
         refused(lambda: plan.run(stream, ring.ranks[0], bk.RingAttentionArgs(**arguments)))
 
     attempt()

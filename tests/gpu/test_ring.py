@@ -3,8 +3,6 @@
 import threading
 
 import pytest
-
-import baracuda_kernels as bk
 from helpers.inputs import torch_qkv
 from helpers.oracle import attention
 from helpers.rings import (
@@ -17,6 +15,8 @@ from helpers.rings import (
     shards_of,
 )
 from helpers.tolerances import assert_close, rms_over_rounding
+
+import baracuda_kernels as bk
 
 pytestmark = pytest.mark.gpu
 
@@ -94,8 +94,7 @@ def test_threads_and_one_thread_give_the_same_bits(torch, ranks):
     desc = descriptor(*shards[0][:2], "bf16", is_causal=True)
     streams = [torch.cuda.Stream() for _ in range(ranks)]
     plans = [
-        bk.RingAttentionPlan.select(bk.Stream(s), desc, preference("sm80", "bf16"))
-        for s in streams
+        bk.RingAttentionPlan.select(bk.Stream(s), desc, preference("sm80", "bf16")) for s in streams
     ]
     arrays = [rank_arrays(torch, p, *s, ranks) for p, s in zip(plans, shards, strict=True)]
     torch.cuda.synchronize()

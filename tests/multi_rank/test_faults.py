@@ -3,7 +3,6 @@
 import time
 
 import pytest
-
 from helpers.rank_pool import RankPool
 
 pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank]

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-
-import baracuda_kernels as bk
 from helpers.inputs import TORCH_DTYPES, torch_qkv
 from helpers.oracle import attention
 from helpers.rank_pool import RankPool
 from helpers.rings import local_ring, same_bits
 from helpers.tolerances import assert_close
+
+import baracuda_kernels as bk
 
 pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank]
 
@@ -67,9 +67,7 @@ def _check(torch, pool, task):
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 def test_against_float64_and_the_local_ring(torch, pool, dtype, is_causal, staged):
     for layout, rows in (("contiguous", 192), ("zigzag", 157), ("striped", 64)):
-        task = _task(
-            pool, dtype, rows=rows, layout=layout, is_causal=is_causal, staged=staged
-        )
+        task = _task(pool, dtype, rows=rows, layout=layout, is_causal=is_causal, staged=staged)
         _check(torch, pool, task)
 
 
@@ -91,9 +89,7 @@ def test_split_makes_independent_rings(torch, pool):
     task = _task(pool, "bf16") | {"comm": "half"}
     pool.run(task)
     q, k, v = torch_qkv("normal", "bf16", task["seed"], **task["shape"])
-    expected, _ = local_ring(
-        torch, "sm80", "bf16", q, k, v, half, is_causal=True, layout="zigzag"
-    )
+    expected, _ = local_ring(torch, "sm80", "bf16", q, k, v, half, is_causal=True, layout="zigzag")
     folder = Path(pool.folder.name)
     shards = bk.shard(expected, half, sequence_layout="zigzag")
     for old, answer in enumerate(answers):

@@ -15,10 +15,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch  # noqa: E402
-
-import baracuda_kernels as bk  # noqa: E402
 from helpers.inputs import torch_qkv  # noqa: E402
 from helpers.rings import descriptor, preference, rank_arrays, shards_of  # noqa: E402
+
+import baracuda_kernels as bk  # noqa: E402
 
 _TIMEOUT = 60.0
 
@@ -101,9 +101,7 @@ class Rank:
     def join_alone(self, task: dict) -> dict:
         """Join a ring of two whose other rank never comes."""
         try:
-            bk.Communicator.init_rank(
-                2, bk.UniqueId.new(), 0, device=0, timeout=task["seconds"]
-            )
+            bk.Communicator.init_rank(2, bk.UniqueId.new(), 0, device=0, timeout=task["seconds"])
         except bk.BaracudaError as error:
             return {"error": type(error).__name__}
         return {"error": "no error"}
