@@ -1,22 +1,27 @@
+import builtins
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
+
+from typing_extensions import disjoint_base
 
 from baracuda_kernels._core._member import RingMember
 
 DEFAULT_TIMEOUT: float
 
+@disjoint_base
 class UniqueId:
-    def __new__(cls, data: bytes) -> Self: ...
+    def __new__(cls, data: builtins.bytes) -> Self: ...
     @property
-    def bytes(self) -> bytes: ...
+    def bytes(self) -> builtins.bytes: ...
     @staticmethod
     def new() -> UniqueId: ...
     @staticmethod
-    def from_bytes(data: bytes) -> UniqueId: ...
-    def __eq__(self, other: object) -> bool: ...
+    def from_bytes(data: builtins.bytes) -> UniqueId: ...
+    def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 
+@disjoint_base
 class Communicator(RingMember):
     @staticmethod
     def new_single_gpu(device: int = 0, *, timeout: float | None = 300.0) -> Communicator: ...
@@ -27,7 +32,7 @@ class Communicator(RingMember):
     @staticmethod
     def init_rank(
         world_size: int,
-        unique_id: UniqueId | bytes,
+        unique_id: UniqueId | builtins.bytes,
         rank: int,
         *,
         device: int | str | None = None,

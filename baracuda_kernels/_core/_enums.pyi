@@ -1,7 +1,7 @@
 import enum
 from typing import Self
 
-class _Named(enum.IntEnum):
+class _Named(enum.IntEnum):  # type: ignore[misc]  # a base has no members
     @classmethod
     def parse(cls, value: Self | str | int) -> Self: ...
     def __str__(self) -> str: ...

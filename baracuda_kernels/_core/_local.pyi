@@ -1,8 +1,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
+from typing_extensions import disjoint_base
+
 from baracuda_kernels._core._member import RingMember, RingPlan
 
+@disjoint_base
 class LocalCommunicator(RingMember):
     @staticmethod
     def ring(
@@ -10,6 +13,7 @@ class LocalCommunicator(RingMember):
     ) -> LocalRing: ...
     def abort(self) -> None: ...
 
+@disjoint_base
 class LocalRing:
     def __new__(
         cls, world_size: int, device: str | int | Sequence[int] = "host", timeout: float = 60.0
@@ -19,7 +23,7 @@ class LocalRing:
     @property
     def world_size(self) -> int: ...
     def __len__(self) -> int: ...
-    def __getitem__(self, rank: int) -> LocalCommunicator: ...
+    def __getitem__(self, rank: int, /) -> LocalCommunicator: ...
     def __iter__(self) -> Iterator[LocalCommunicator]: ...
     def abort(self) -> None: ...
     def run_all(

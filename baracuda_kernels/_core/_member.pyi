@@ -1,3 +1,6 @@
+from typing_extensions import disjoint_base
+
+@disjoint_base
 class RingMember:
     @property
     def rank(self) -> int: ...
@@ -8,4 +11,5 @@ class RingMember:
     @property
     def steps_enqueued(self) -> int: ...
 
+@disjoint_base
 class RingPlan: ...

@@ -1,5 +1,8 @@
 from typing import Any
 
+from typing_extensions import disjoint_base
+
+@disjoint_base
 class Stream:
     def __init__(self, source: Any = None, *, device: int | None = None) -> None: ...
     @staticmethod

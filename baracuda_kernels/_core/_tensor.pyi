@@ -1,8 +1,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from typing_extensions import disjoint_base
+
 from baracuda_kernels._core._enums import ElementKind
 
+@disjoint_base
 class TensorRef:
     def __init__(
         self,

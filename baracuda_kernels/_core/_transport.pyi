@@ -1,5 +1,7 @@
 from typing import Any, Protocol, Self, runtime_checkable
 
+from typing_extensions import disjoint_base
+
 from baracuda_kernels._core._member import RingMember
 from baracuda_kernels._core._stream import Stream
 from baracuda_kernels._core._tensor import DeviceSlice
@@ -13,6 +15,7 @@ class Transport(Protocol):
     def recv(self, buffer: DeviceSlice, peer: int, stream: Stream | None) -> None: ...
     def group_end(self) -> None: ...
 
+@disjoint_base
 class TransportCommunicator(RingMember):
     def __new__(cls, transport: Any, device: int = -1) -> Self: ...
     @staticmethod

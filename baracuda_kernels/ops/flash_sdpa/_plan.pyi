@@ -1,10 +1,13 @@
 from typing import Any, Self
 
+from typing_extensions import disjoint_base
+
 from baracuda_kernels._core._selection import OpSpec
 from baracuda_kernels._core._sku import KernelSku, PlanPreference, PrecisionGuarantee
 from baracuda_kernels._core._tensor import TensorRef
 from baracuda_kernels.ops.flash_sdpa._descriptor import FlashSdpaDescriptor
 
+@disjoint_base
 class FlashSdpaArgs:
     def __new__(cls, *, q: Any, k: Any, v: Any, y: Any, lse: Any = None) -> Self: ...
     @property
@@ -18,6 +21,7 @@ class FlashSdpaArgs:
     @property
     def lse(self) -> TensorRef | None: ...
 
+@disjoint_base
 class FlashSdpaPlan:
     @staticmethod
     def select(

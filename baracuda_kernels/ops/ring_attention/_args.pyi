@@ -1,7 +1,10 @@
 from typing import Any, Self
 
+from typing_extensions import disjoint_base
+
 from baracuda_kernels._core._tensor import TensorRef
 
+@disjoint_base
 class RingAttentionArgs:
     def __new__(
         cls,

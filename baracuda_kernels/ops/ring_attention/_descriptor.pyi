@@ -1,8 +1,11 @@
 from typing import Self
 
+from typing_extensions import disjoint_base
+
 from baracuda_kernels._core._enums import ElementKind, SequenceLayout
 from baracuda_kernels.ops.attention._descriptor import AttentionDescriptor
 
+@disjoint_base
 class RingAttentionDescriptor(AttentionDescriptor):
     def __new__(
         cls,

@@ -1,11 +1,14 @@
 from typing import Any
 
+from typing_extensions import disjoint_base
+
 from baracuda_kernels._core._member import RingPlan
 from baracuda_kernels._core._selection import OpSpec
 from baracuda_kernels._core._sku import KernelSku, PlanPreference, PrecisionGuarantee
 from baracuda_kernels.ops.ring_attention._args import RingAttentionArgs
 from baracuda_kernels.ops.ring_attention._descriptor import RingAttentionDescriptor
 
+@disjoint_base
 class RingAttentionPlan(RingPlan):
     @staticmethod
     def select(

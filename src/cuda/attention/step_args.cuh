@@ -28,6 +28,7 @@ struct StepArgs {
   int64_t blocks;
   int64_t section;  // heads that run side by side, see block_work()
   double scale;
+  float scale_log2;  // scale * log2(e)
   int32_t head_dim;
   bool first;
   bool last;
@@ -58,6 +59,7 @@ inline StepArgs make_step_args(const StepParams& p, int block_m, int element_byt
   a.query_tiles = (p.query_len + block_m - 1) / block_m;
   a.blocks = a.batch_heads * a.query_tiles;
   a.scale = p.scale;
+  a.scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
   a.head_dim = static_cast<int32_t>(p.head_dim);
   a.first = (p.flags & BARACUDA_STEP_FIRST) != 0;
   a.last = (p.flags & BARACUDA_STEP_LAST) != 0;
@@ -83,6 +85,12 @@ inline dim3 step_grid(const StepArgs& a) {
 }
 
 #if defined(__CUDACC__)
+
+// ceil(a / b) without overflow near the end of the type.
+template <typename T>
+__device__ __forceinline__ T ceil_div(T a, T b) {
+  return a / b + (a % b != 0);
+}
 
 struct BlockWork {
   int64_t batch;
@@ -128,8 +136,9 @@ __device__ __forceinline__ BlockWork unpark(const volatile BlockWork* parked) {
 
 // Writes the number of keys that each of the tile's rows sees to limits[0 .. rows). Rows past the
 // end repeat the last one, so the first and last entries bound the tile.
+template <typename Limit>
 __device__ __forceinline__ void write_row_limits(const StepArgs& a, int64_t row0, int rows,
-                                                 int64_t* limits) {
+                                                 Limit* limits) {
   for (int i = threadIdx.x; i < rows; i += blockDim.x) {
     int64_t limit = a.key_len;
     if (a.causal) {
@@ -138,7 +147,7 @@ __device__ __forceinline__ void write_row_limits(const StepArgs& a, int64_t row0
       const baracuda_position_map k_map = a.device_maps ? a.device_maps[1] : a.k_map;
       limit = visible_keys(k_map, a.key_len, position(q_map, row));
     }
-    limits[i] = limit;
+    limits[i] = static_cast<Limit>(limit);
   }
 }
 

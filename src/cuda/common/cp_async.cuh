@@ -24,7 +24,9 @@ __device__ __forceinline__ void cp_async_or_zero(uint32_t dst, const void* src, 
   }
 }
 
-__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void cp_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 
 template <int Pending>
 __device__ __forceinline__ void cp_async_wait() {

@@ -20,7 +20,8 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t add
                : "r"(address));
 }
 
-// d += a * b. Lane t of d: rows t/4 (d[0], d[1]) and t/4 + 8 (d[2], d[3]), columns 2*(t%4) + {0, 1}.
+// d += a * b. Lane t holds of d: rows t/4 (d[0], d[1]) and t/4 + 8 (d[2], d[3]) at columns
+// 2*(t%4) and 2*(t%4) + 1.
 template <typename T>
 __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                           uint32_t b1);

@@ -1,6 +1,6 @@
 // The simt family: which problems it takes, and which instantiation serves them.
+#include "attention/alignment.h"
 #include "attention/simt/variant.h"
-#include "common/error.h"
 
 namespace baracuda {
 namespace {
@@ -17,7 +17,8 @@ int32_t check(const StepParams& p) {
     return fail(BARACUDA_UNSUPPORTED, entry, "head_dim is %lld; the simt kernel takes 1 to 256",
                 static_cast<long long>(p.head_dim));
   }
-  return BARACUDA_OK;
+  return check_operand_alignment("simt", p, element_bytes(p.element),
+                                 p.element == BARACUDA_F64 ? 8 : 4);
 }
 
 int64_t state_bytes(const StepParams& p) {

@@ -1,21 +1,14 @@
 // The sm80 family: which problems it takes, and which instantiation serves them.
 #include <cmath>
-#include <cstdlib>
 
+#include "attention/alignment.h"
 #include "attention/sm80/variant.h"
-#include "common/error.h"
 
 namespace baracuda {
 namespace {
 
 using sm80::Variant;
 constexpr const char* entry = "baracuda_attention_step";
-
-int32_t check_pointer(const char* name, const void* pointer) {
-  if (reinterpret_cast<uintptr_t>(pointer) % 16 == 0) return BARACUDA_OK;
-  return fail(BARACUDA_MISALIGNED, entry, "%s is at address %p; the sm80 kernel needs it 16-byte "
-              "aligned", name, pointer);
-}
 
 // A dimension of extent 1 is never stepped over, so its stride does not matter.
 int32_t check_stride(const char* name, const char* dimension, int64_t stride, int64_t extent) {
@@ -24,10 +17,9 @@ int32_t check_stride(const char* name, const char* dimension, int64_t stride, in
               "needs a multiple of 8", name, dimension, static_cast<long long>(stride));
 }
 
-int32_t check_operand(const char* name, const void* pointer, const baracuda_strides& strides,
-                      int64_t batch, int64_t heads, int64_t length) {
-  int32_t status = check_pointer(name, pointer);
-  if (status == BARACUDA_OK) status = check_stride(name, "batch", strides.batch, batch);
+int32_t check_strides(const char* name, const baracuda_strides& strides, int64_t batch,
+                      int64_t heads, int64_t length) {
+  int32_t status = check_stride(name, "batch", strides.batch, batch);
   if (status == BARACUDA_OK) status = check_stride(name, "head", strides.head, heads);
   if (status == BARACUDA_OK) status = check_stride(name, "sequence", strides.seq, length);
   return status;
@@ -44,23 +36,25 @@ int32_t check(const StepParams& p) {
       return fail(BARACUDA_UNSUPPORTED, entry, "head_dim is %lld; the sm80 kernel takes 64, 96, "
                   "128, 192 and 256", static_cast<long long>(p.head_dim));
   }
+  if (p.key_len > int64_t{1} << 30) {
+    return fail(BARACUDA_UNSUPPORTED, entry, "key_len is %lld; the sm80 kernel takes at most "
+                "1073741824 keys a step", static_cast<long long>(p.key_len));
+  }
   // The maximum is taken of unscaled scores, and a masked score of -inf must stay -inf.
   const float scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
   if (!(scale_log2 > 0.0f) || !std::isnormal(scale_log2)) {
     return fail(BARACUDA_UNSUPPORTED, entry, "scale is %g; the sm80 kernel takes positive scales "
                 "within the range of f32", p.scale);
   }
-  const bool first = (p.flags & BARACUDA_STEP_FIRST) != 0;
-  const bool last = (p.flags & BARACUDA_STEP_LAST) != 0;
-  int32_t status = check_operand("q", p.q, p.q_strides, p.batch, p.heads, p.query_len);
-  if (status == BARACUDA_OK && p.key_len > 0) {
-    status = check_operand("k", p.k, p.k_strides, p.batch, p.kv_heads, p.key_len);
-    if (status == BARACUDA_OK)
-      status = check_operand("v", p.v, p.v_strides, p.batch, p.kv_heads, p.key_len);
-  }
-  if (status == BARACUDA_OK && last)
-    status = check_operand("y", p.y, p.y_strides, p.batch, p.heads, p.query_len);
-  if (status == BARACUDA_OK && !(first && last)) status = check_pointer("state", p.state);
+  int32_t status = check_operand_alignment("sm80", p, 16, 16);
+  if (status == BARACUDA_OK)
+    status = check_strides("q", p.q_strides, p.batch, p.heads, p.query_len);
+  if (status == BARACUDA_OK)
+    status = check_strides("k", p.k_strides, p.batch, p.kv_heads, p.key_len);
+  if (status == BARACUDA_OK)
+    status = check_strides("v", p.v_strides, p.batch, p.kv_heads, p.key_len);
+  if (status == BARACUDA_OK && (p.flags & BARACUDA_STEP_LAST) != 0)
+    status = check_strides("y", p.y_strides, p.batch, p.heads, p.query_len);
   return status;
 }
 

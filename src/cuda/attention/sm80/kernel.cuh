@@ -15,7 +15,12 @@
 
 namespace baracuda::sm80 {
 
-template <typename Element_, int HeadDim, int BlockM, int BlockN, int Warps, int BlocksPerSm>
+// LeanLoop: the main loop comes in a masked and an unmasked copy, and O is only rescaled for rows
+// whose maximum rose. Pays for warps of 32 rows at head_dim 96 and 128 (4 % on an H100), whose O
+// and S leave no registers to schedule the rescaling around; elsewhere the branches cost more than
+// they save.
+template <typename Element_, int HeadDim, int BlockM, int BlockN, int Warps, int BlocksPerSm,
+          bool LeanLoop>
 struct Config {
   using Element = Element_;
   using Layout = RowLayout<HeadDim>;
@@ -24,19 +29,16 @@ struct Config {
   static constexpr int block_n = BlockN;
   static constexpr int threads = 32 * Warps;
   static constexpr int blocks_per_sm = BlocksPerSm;
+  static constexpr bool lean_loop = LeanLoop;
   static constexpr int warp_rows = BlockM / Warps;
   static constexpr int row_blocks = warp_rows / 16;
   static_assert(BlockM % (16 * Warps) == 0 && BlockN % 16 == 0, "tile is whole mma tiles");
   static constexpr int q_bytes = BlockM * Layout::bytes;
   static constexpr int kv_bytes = BlockN * Layout::bytes;
   static constexpr int limits_offset = q_bytes + 2 * kv_bytes;
-  static constexpr int work_offset = limits_offset + BlockM * 8;
+  static constexpr int work_offset = limits_offset + BlockM * 4;
   static constexpr int shared_bytes = work_offset + static_cast<int>(sizeof(BlockWork));
 };
-
-// How far (in powers of two) scores may rise above the maximum in use before O and l are rescaled
-// to a new one. Any reference value gives the same quotient; 2^8 is far from overflow even in f16.
-constexpr float rescale_threshold = 8.0f;
 
 template <typename C>
 struct Warp {
@@ -78,12 +80,11 @@ struct Warp {
 
   // Columns of the tile from limits[row] - key0 on are not visible.
   __device__ __forceinline__ void mask(float (&s)[C::row_blocks][C::block_n / 8][4],
-                                       const int64_t* limits, int64_t key0) const {
+                                       const int32_t* limits, int key0) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < rows; ++r) {
-      const int64_t left = limits[r / 2 * 16 + r % 2 * 8 + lane / 4] - key0;
-      const int visible = left < C::block_n ? static_cast<int>(left < 0 ? 0 : left) : C::block_n;
+      const int visible = limits[r / 2 * 16 + r % 2 * 8 + lane / 4] - key0;
 #pragma unroll
       for (int j = 0; j < C::block_n / 8; ++j)
 #pragma unroll
@@ -92,34 +93,34 @@ struct Warp {
     }
   }
 
-  // Raises m to the tile's maximum where some row of the warp needs it.
+  // Raises m to the tile's maximum. (Letting m lag by up to 2^8 would spare most rescaling, but
+  // then a row's largest weight is no longer exactly 1 in 16 bits: 8 % more error with outliers.)
   __device__ __forceinline__ void raise_maximum(
       const float (&s)[C::row_blocks][C::block_n / 8][4], float scale_log2) {
-    float tile_max[rows];
-    bool raise = false;
+    float top[rows];
 #pragma unroll
     for (int r = 0; r < rows; ++r) {
-      float x = m[r];
+      top[r] = m[r];
 #pragma unroll
       for (int j = 0; j < C::block_n / 8; ++j)
-        x = fmaxf(fmaxf(x, s[r / 2][j][r % 2 * 2]), s[r / 2][j][r % 2 * 2 + 1]);
-      x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-      x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-      tile_max[r] = x;
-      raise |= (x - m[r]) * scale_log2 > rescale_threshold;
+        top[r] = fmaxf(fmaxf(top[r], s[r / 2][j][r % 2 * 2]), s[r / 2][j][r % 2 * 2 + 1]);
+      top[r] = fmaxf(top[r], __shfl_xor_sync(0xffffffffu, top[r], 1));
+      top[r] = fmaxf(top[r], __shfl_xor_sync(0xffffffffu, top[r], 2));
     }
-    if (!__any_sync(0xffffffffu, raise)) return;
 #pragma unroll
-    for (int r = 0; r < rows; ++r) {
-      const float use = tile_max[r] == -CUDART_INF_F ? 0.0f : tile_max[r];
-      const float factor = exp2_approx((m[r] - use) * scale_log2);
-      m[r] = tile_max[r];
-      l[r] *= factor;
+    for (int r = 0; r < rows; ++r)
+      if (!C::lean_loop || __any_sync(0xffffffffu, top[r] > m[r])) rescale(r, top[r], scale_log2);
+  }
+
+  __device__ __forceinline__ void rescale(int r, float top, float scale_log2) {
+    const float use = top == -CUDART_INF_F ? 0.0f : top;
+    const float factor = exp2_approx((m[r] - use) * scale_log2);
+    m[r] = top;
+    l[r] *= factor;
 #pragma unroll
-      for (int j = 0; j < C::head_dim / 8; ++j) {
-        o[r / 2][j][r % 2 * 2] *= factor;
-        o[r / 2][j][r % 2 * 2 + 1] *= factor;
-      }
+    for (int j = 0; j < C::head_dim / 8; ++j) {
+      o[r / 2][j][r % 2 * 2] *= factor;
+      o[r / 2][j][r % 2 * 2 + 1] *= factor;
     }
   }
 
@@ -159,6 +160,21 @@ struct Warp {
   }
 };
 
+template <typename Element>
+__device__ __forceinline__ int64_t row_bytes(const baracuda_strides& strides) {
+  return strides.seq * static_cast<int64_t>(sizeof(Element));
+}
+
+// Where this thread starts to copy a tile whose first row is `row`.
+template <typename Element, typename Copy>
+__device__ __forceinline__ const char* rows_of(const void* tensor, const baracuda_strides& strides,
+                                               int64_t batch, int64_t head, int64_t row) {
+  return static_cast<const char*>(tensor) +
+         (batch * strides.batch + head * strides.head + (row + Copy::last_row()) * strides.seq) *
+             static_cast<int64_t>(sizeof(Element)) +
+         Copy::chunk() * 16;
+}
+
 template <typename C>
 __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
     step_kernel(const __grid_constant__ StepArgs args) {
@@ -174,81 +190,76 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   const uint32_t q_tile = shared_address(shared);
   const uint32_t k_tile = q_tile + C::q_bytes;
   const uint32_t v_tile = k_tile + C::kv_bytes;
-  int64_t* limits = reinterpret_cast<int64_t*>(shared + C::limits_offset);
+  int32_t* limits = reinterpret_cast<int32_t*>(shared + C::limits_offset);
   volatile BlockWork* parked = reinterpret_cast<BlockWork*>(shared + C::work_offset);
 
-  {
-    const int64_t row_stride = args.q_strides.seq * static_cast<int64_t>(sizeof(Element));
-    const char* q = static_cast<const char*>(args.q) +
-                    (work.batch * args.q_strides.batch + work.head * args.q_strides.head) *
-                        static_cast<int64_t>(sizeof(Element));
-    QCopy::copy(q_tile, q + (work.row0 + QCopy::row()) * row_stride + QCopy::chunk() * 16,
-                row_stride, args.query_len - work.row0);
-    cp_async_commit();
-  }
+  const char* q_src = rows_of<Element, QCopy>(args.q, args.q_strides, work.batch, work.head,
+                                              work.row0);
+  QCopy::copy(q_tile, q_src, row_bytes<Element>(args.q_strides) * QCopy::rows_per_pass,
+              args.query_len - work.row0);
+  cp_async_commit();
   write_row_limits(args, work.row0, C::block_m, limits);
   if (threadIdx.x == 0) park(parked, work);
   __syncthreads();
-  const int tiles = static_cast<int>((limits[C::block_m - 1] + C::block_n - 1) / C::block_n);
-  const int unmasked_tiles = static_cast<int>(limits[0] / C::block_n);
+  const int tiles = ceil_div(limits[C::block_m - 1], C::block_n);
 
-  const int64_t k_stride = args.k_strides.seq * static_cast<int64_t>(sizeof(Element));
-  const int64_t v_stride = args.v_strides.seq * static_cast<int64_t>(sizeof(Element));
+  const int64_t k_step = row_bytes<Element>(args.k_strides) * KvCopy::rows_per_pass;
+  const int64_t v_step = row_bytes<Element>(args.v_strides) * KvCopy::rows_per_pass;
   const int64_t first_key = static_cast<int64_t>(tiles - 1) * C::block_n;
-  const char* k_src = static_cast<const char*>(args.k) +
-                      (work.batch * args.k_strides.batch + work.kv_head * args.k_strides.head) *
-                          static_cast<int64_t>(sizeof(Element)) +
-                      (first_key + KvCopy::row()) * k_stride + KvCopy::chunk() * 16;
-  const char* v_src = static_cast<const char*>(args.v) +
-                      (work.batch * args.v_strides.batch + work.kv_head * args.v_strides.head) *
-                          static_cast<int64_t>(sizeof(Element)) +
-                      (first_key + KvCopy::row()) * v_stride + KvCopy::chunk() * 16;
-  if (tiles > 0) KvCopy::copy(k_tile, k_src, k_stride, args.key_len - first_key);
+  const char* k_src = rows_of<Element, KvCopy>(args.k, args.k_strides, work.batch, work.kv_head,
+                                               first_key);
+  const char* v_src = rows_of<Element, KvCopy>(args.v, args.v_strides, work.batch, work.kv_head,
+                                               first_key);
+  if (tiles > 0) KvCopy::copy(k_tile, k_src, k_step, args.key_len - first_key);
   cp_async_commit();
 
+  // mma takes B as a pair of adjacent registers, so an ldmatrix of K goes along a row first and
+  // one of V along a column first.
   const int lane = threadIdx.x % 32;
   const int warp_row0 = threadIdx.x / 32 * C::warp_rows;
   const uint32_t q_address = q_tile + Layout::offset(warp_row0 + lane % 16, lane / 16);
   const uint32_t k_address = k_tile + Layout::offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
   const uint32_t v_address = v_tile + Layout::offset(lane % 16, lane / 16);
-  const float scale_log2 = static_cast<float>(args.scale * 1.4426950408889634);
 
   Warp<C> warp;
   RowState<C>(args, work, warp_row0).load(warp);
 
-  for (int tile = tiles - 1; tile >= 0; --tile) {
+  const auto fold = [&](int tile, bool masked) {
     cp_async_wait<0>();
     __syncthreads();  // K is there; every warp is done with the previous V
-    KvCopy::copy(v_tile, v_src, v_stride, args.key_len - int64_t{tile} * C::block_n);
+    KvCopy::copy(v_tile, v_src, v_step, args.key_len - int64_t{tile} * C::block_n);
     cp_async_commit();
-    v_src -= C::block_n * v_stride;
 
     float s[C::row_blocks][C::block_n / 8][4];
     warp.scores(s, q_address, k_address);
-    if (tile >= unmasked_tiles)
-      warp.mask(s, limits + threadIdx.x / 32 * C::warp_rows, int64_t{tile} * C::block_n);
+    if (masked) warp.mask(s, limits + threadIdx.x / 32 * C::warp_rows, tile * C::block_n);
 
     cp_async_wait<0>();
     __syncthreads();  // V is there; every warp is done with this K
-    k_src -= C::block_n * k_stride;
     if (tile > 0) {
-      KvCopy::copy(k_tile, k_src, k_stride, C::block_n);
+      KvCopy::copy(k_tile, k_src, k_step, C::block_n);
       cp_async_commit();
     }
 
-    warp.raise_maximum(s, scale_log2);
-    warp.accumulate(s, scale_log2, v_address);
+    warp.raise_maximum(s, args.scale_log2);
+    warp.accumulate(s, args.scale_log2, v_address);
+  };
+  int tile = tiles - 1;
+  if constexpr (C::lean_loop) {
+    for (; (tile + 1) * C::block_n > limits[0]; --tile) fold(tile, true);
+    for (; tile >= 0; --tile) fold(tile, false);
+  } else {
+    for (; tile >= 0; --tile) fold(tile, (tile + 1) * C::block_n > limits[0]);
   }
 
-  // Kept in shared memory meanwhile: the loop needs every register.
+  // Without tiles nobody has waited for Q yet, and y is staged in its place.
+  cp_async_wait<0>();
+  __syncthreads();
   const BlockWork finished = unpark(parked);
-  const RowState<C> state(args, finished, threadIdx.x / 32 * C::warp_rows);
+  const int warp_first = threadIdx.x / 32 * C::warp_rows;
+  const RowState<C> state(args, finished, warp_first);
   if (args.last) {
-    if (tiles == 0) {  // nobody waited for Q, and y is staged in its place
-      cp_async_wait<0>();
-      __syncthreads();
-    }
-    state.finish(warp, shared + threadIdx.x / 32 * C::warp_rows * Layout::bytes);
+    state.finish(warp, shared + warp_first * Layout::bytes);
   } else {
     state.save(warp);
   }

@@ -42,20 +42,25 @@ struct TileCopy {
 
   static __device__ __forceinline__ int row() { return threadIdx.x / Layout::span; }
   static __device__ __forceinline__ int chunk() { return threadIdx.x % Layout::span; }
+  // The row that this thread copies first: from there it goes upwards, and on into the tile
+  // above, so one pointer and one step are all that a walk from the last tile to the first needs.
+  static __device__ __forceinline__ int last_row() { return Rows - rows_per_pass + row(); }
 
-  // src is this thread's first chunk: row(), chunk().
-  static __device__ __forceinline__ void copy(uint32_t tile, const char* src, int64_t row_stride,
+  // src is this thread's first chunk of last_row(), and in the end that of the tile above;
+  // step is rows_per_pass rows in bytes.
+  static __device__ __forceinline__ void copy(uint32_t tile, const char*& src, int64_t step,
                                               int64_t valid) {
     const int rows = valid < Rows ? static_cast<int>(valid) : Rows;
     const uint32_t dst = tile + Layout::offset(row(), chunk());
 #pragma unroll
-    for (int i = 0; i < Rows / rows_per_pass; ++i) {
+    for (int i = Rows / rows_per_pass - 1; i >= 0; --i) {
       const bool inside = row() + i * rows_per_pass < rows;
 #pragma unroll
       for (int j = 0; j < Layout::chunks / Layout::span; ++j) {
         cp_async_or_zero<16>(dst + i * rows_per_pass * Layout::bytes + j * Layout::span * 16,
-                             src + i * rows_per_pass * row_stride + j * Layout::span * 16, inside);
+                             src + j * Layout::span * 16, inside);
       }
+      src -= step;
     }
   }
 };

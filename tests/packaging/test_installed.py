@@ -1,0 +1,194 @@
+"""What was installed: stable ABI, symbols, size, import time, stubs, and the kernels' resources."""
+
+import functools
+import io
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+
+import pytest
+
+import baracuda_kernels as bk
+
+PACKAGE = pathlib.Path(bk.__path__[0])
+LIBRARY = PACKAGE / "libbaracuda_kernels.so"
+MODULES = sorted(PACKAGE.rglob("*.abi3.so"))
+needs_cuda_build = pytest.mark.skipif(
+    not bk._build_info()["cuda_built"], reason="capability: CUDA kernels in the build"
+)
+
+
+def output_of(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_every_module_is_stable_abi():
+    assert len(MODULES) >= 20 and LIBRARY.exists()
+    assert set(PACKAGE.rglob("*.so")) == {*MODULES, LIBRARY}
+    result = subprocess.run([sys.executable, "-m", "abi3audit", "--strict", "--verbose",
+                             "--assume-minimum-abi3", "3.11", *MODULES],
+                            capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_only_our_symbols_are_exported():
+    symbols = output_of("nm", "-D", "--defined-only", "--format=posix", LIBRARY).split("\n")
+    names = {line.split()[0] for line in symbols if line}
+    assert names and all(name.startswith("baracuda_") for name in names), sorted(names)[:20]
+    for module in MODULES:
+        lines = output_of("nm", "-D", "--defined-only", "--format=posix", module).split("\n")
+        assert {line.split()[0] for line in lines if line} == {f"PyInit_{module.name.split('.')[0]}"}
+
+
+def test_nothing_of_cuda_or_nccl_is_linked():
+    for path in (LIBRARY, *MODULES):
+        needed = re.findall(r"NEEDED.*\[(.*)\]", output_of("readelf", "-d", path))
+        assert not [n for n in needed if re.search("cuda|nccl|cudart|python", n.replace(
+            "libbaracuda_kernels", ""))], f"{path.name}: {needed}"
+
+
+def test_the_wheel_is_small():
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as wheel:
+        for path in PACKAGE.rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                wheel.write(path)
+    assert len(packed.getvalue()) < 15e6
+
+
+def test_import_is_quick_and_pulls_in_no_framework():
+    script = (
+        "import sys, time; start = time.perf_counter(); import baracuda_kernels; "
+        "print(time.perf_counter() - start); "
+        "print([m for m in ('torch', 'jax', 'cupy', 'numpy', 'cuda') if m in sys.modules])"
+    )
+    best = 1e9
+    for _ in range(5):
+        seconds, modules = output_of(sys.executable, "-c", script).split("\n")[:2]
+        assert modules == "[]"
+        best = min(best, float(seconds))
+    assert best < 0.3
+
+
+def test_it_runs_with_no_driver_and_no_nccl():
+    script = (
+        "import numpy as np, baracuda_kernels as bk\n"
+        "q = np.ones((1, 2, 8, 16), np.float32)\n"
+        "y, lse = bk.run_local_ring(q, q, q, 4)\n"
+        "assert np.allclose(y, 1)\n"
+        "print(bk._devices())\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True,
+        env={"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_checkout_does_not_shadow_the_installed_package():
+    """Started at the top of the tree, Python finds baracuda_kernels/ there first."""
+    root = pathlib.Path(__file__).parent.parent.parent
+    for command in (["-m", "baracuda_kernels", "info", "--json"],
+                    ["-c", "import baracuda_kernels as bk; print(bk.registry.ops())"]):
+        subprocess.run([sys.executable, *command], check=True, cwd=root, capture_output=True)
+
+
+def test_the_embedded_hash_is_that_of_the_sources():
+    root = pathlib.Path(__file__).parent.parent.parent
+    shell = ("find src -type f | LC_ALL=C sort | xargs sha256sum | sha256sum | cut -c1-16")
+    digest = subprocess.run(shell, shell=True, check=True, capture_output=True, text=True,
+                            cwd=root).stdout.strip()
+    assert bk._build_info()["source_hash"] == digest, "the installed build is of other sources"
+
+
+def test_the_version_is_the_metadata_s():
+    from importlib.metadata import version
+
+    assert version("baracuda-kernels") == bk.__version__ == bk._build_info()["version"]
+
+
+def test_stubs_agree_with_the_modules(tmp_path):
+    allowed = pathlib.Path(__file__).parent / "stubtest_allowlist.txt"
+    result = subprocess.run(
+        [sys.executable, "-m", "mypy.stubtest", "baracuda_kernels._core", "baracuda_kernels.ops",
+         "--allowlist", allowed, "--ignore-missing-stub"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_public_api_type_checks(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import baracuda_kernels as bk\n"
+        "d = bk.RingAttentionDescriptor(1, 2, 3, 4, 5, is_causal=True)\n"
+        "p = bk.RingAttentionPlan.select(bk.Stream.host(), d)\n"
+        "n: int = p.kv_scratch_elements\n"
+        "g: bk.MathPrecision = p.sku.precision_guarantee.math_precision\n"
+        "bad: str = p.accumulator_scratch_bytes\n"
+    )
+    result = subprocess.run([sys.executable, "-m", "mypy", "--strict", program],
+                            capture_output=True, text=True, cwd=tmp_path)
+    assert "Found 1 error" in result.stdout and ":6:" in result.stdout, result.stdout
+
+
+@functools.cache
+def cuobjdump(*options):
+    """Output of cuobjdump on the library; the tool is on PATH or in its wheel."""
+    wheel = pathlib.Path(sysconfig.get_path("purelib")) / "nvidia/cu13/bin"
+    path = f"{wheel}:{os.environ['PATH']}"
+    tool = shutil.which("cuobjdump", path=path)
+    assert tool is not None, "cuobjdump: neither on PATH nor in nvidia-cuda-cuobjdump's wheel"
+    return subprocess.run([tool, *options, LIBRARY], check=True, capture_output=True, text=True,
+                          env={**os.environ, "PATH": path}).stdout
+
+
+def resources():
+    """(architecture, kernel) -> dict of its registers, stack and local bytes."""
+    found, arch, name = {}, None, None
+    for line in cuobjdump("-res-usage").split("\n"):
+        if match := re.search(r"arch = (sm_\w+)", line):
+            arch = match[1]
+        if match := re.search(r"Function (\w+):", line):
+            name = match[1]
+        if match := re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", line):
+            found[arch, name] = dict(zip(("reg", "stack", "local"), map(int, match.groups())))
+    return found
+
+
+@needs_cuda_build
+def test_no_kernel_spills():
+    kernels = resources()
+    architectures = {arch for arch, _ in kernels}
+    assert architectures == {"sm_80", "sm_90"}
+    assert len(kernels) >= 2 * 10
+    bad = {key: use for key, use in kernels.items() if use["local"] or use["reg"] > 255}
+    assert not bad
+    for (arch, name), use in kernels.items():
+        if "sm80" in name:
+            assert use["stack"] == 0, f"{arch} {name}: {use}"
+
+
+@needs_cuda_build
+def test_tensor_core_kernels_use_tensor_cores():
+    sass = cuobjdump("-sass")
+    functions = re.split(r"Function : ", sass)[1:]
+    seen = 0
+    for function in functions:
+        name = function.split("\n", 1)[0]
+        if "sm80" in name:
+            seen += 1
+            for instruction in ("HMMA.16816.F32", "LDSM", "LDGSTS"):
+                assert instruction in function, f"{name} has no {instruction}"
+            assert "STL" not in function and "LDL" not in function, f"{name} spills"
+    assert seen >= 20
+
+
+@needs_cuda_build
+def test_ptx_for_later_cards_is_there():
+    assert ".target sm_80" in cuobjdump("-ptx")
