@@ -178,20 +178,20 @@ class CudaCoreMemory:
         self.ring_device: str | int = ordinal
         self.stream = Stream(self._stream, device=ordinal)
 
-    def stage(self, x: np.ndarray) -> "DeviceArray":
+    def stage(self, x: np.ndarray) -> DeviceArray:
         x = np.ascontiguousarray(x)
         array = self.empty(x.shape, x.dtype.name)
         if x.nbytes:
             array.buffer.copy_from(self._host(x), stream=self._stream)
         return array
 
-    def empty(self, shape: tuple[int, ...], dtype: str) -> "DeviceArray":
+    def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         nbytes = int(np.prod(shape, dtype=np.int64)) * _numpy_dtype(dtype).itemsize
         # cuda.core gives no address for zero bytes; copies need buffers of one size.
         buffer = self._device.allocate(max(nbytes, 1), stream=self._stream)
         return DeviceArray(buffer, tuple(shape), dtype)
 
-    def operand(self, array: "DeviceArray") -> Any:
+    def operand(self, array: DeviceArray) -> Any:
         from baracuda_kernels import TensorMut
 
         element = ElementKind.U8 if array.dtype == "uint8" else _ELEMENTS[array.dtype]
@@ -199,7 +199,7 @@ class CudaCoreMemory:
         device = self._device.device_id
         return TensorMut(address, shape=array.shape, element=element, device=device)
 
-    def fetch(self, array: "DeviceArray") -> np.ndarray:
+    def fetch(self, array: DeviceArray) -> np.ndarray:
         x = np.empty(array.shape, dtype=_numpy_dtype(array.dtype))
         if x.nbytes:
             self._host(x).copy_from(array.buffer, stream=self._stream)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, Callable
+from typing import Any
 
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels._local_memory import dtype_name, element_of, memory_for
@@ -209,8 +210,7 @@ def _check(q: Any, k: Any, v: Any, world_size: int) -> None:
         )
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise InvalidProblemError(
-            f"q has shape {tuple(q.shape)} and k {tuple(k.shape)}; "
-            "batch and head_dim must be equal"
+            f"q has shape {tuple(q.shape)} and k {tuple(k.shape)}; batch and head_dim must be equal"
         )
     for name, x in (("the sequence of q", q), ("the sequence of k and v", k)):
         rows_per_rank(int(x.shape[2]), world_size, name)

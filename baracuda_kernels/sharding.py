@@ -15,7 +15,8 @@ with ``L`` the rows of a rank and ``P`` the world size. These are the maps that 
 from __future__ import annotations
 
 import sys
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,9 @@ def rows_per_rank(total: int, world_size: int, what: str = "the sequence") -> in
     rest = total % world_size
     if rest:
         below, above = total - rest, total - rest + world_size
-        fits = f"lengths that fit are {below} and {above}" if below else f"length that fits is {above}"
+        fits = (
+            f"lengths that fit are {below} and {above}" if below else f"length that fits is {above}"
+        )
         raise InvalidProblemError(
             f"{what} has {total} rows, which {world_size} ranks cannot share evenly; "
             f"the nearest {fits}"

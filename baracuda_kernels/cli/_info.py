@@ -106,4 +106,3 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         why = f"   ({'; '.join(row['why'])})" if row["why"] else ""
         lines.append(f"  {row['device']:7} {row['dtype']:5} {row['family'] or 'nothing'}{why}")
     return lines
-

@@ -27,9 +27,7 @@ def skus(as_json: bool, **filters: Any) -> None:
     wanted = registry.ops() if op is None else [registry.get(op).name]
     found = [row for row in registry.named_skus(**given) if row[0] in wanted]
     if as_json:
-        rows = [
-            {"op_name": name, "family": family, **sku.to_dict()} for name, family, sku in found
-        ]
+        rows = [{"op_name": name, "family": family, **sku.to_dict()} for name, family, sku in found]
         print_json({"skus": rows})
         return
     table = Table("op", "family", "element", "arch", "backend", "math", "accumulator")

@@ -4,15 +4,15 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.rings import preference
 
 import baracuda_kernels as bk
-from helpers.rings import preference
 
 pytestmark = pytest.mark.gpu
 
 E = bk.errors
 B, H, HKV, Q, K, D = 1, 4, 2, 64, 64, 64
-RANKS = 2
+RANKS = 3  # with two, K and V in place need only one scratch buffer
 
 
 def _good(torch) -> dict:
@@ -107,13 +107,12 @@ BAD = {
     ),
     "q: odd row stride": (E.MisalignedOperandError, lambda t, a: {"q": _odd_row_stride(t, a["q"])}),
     "k not dense": (E.InvalidProblemError, lambda t, a: {"k": _with_gaps(t, a["k"])}),
-    "v in another order than k": (
-        E.InvalidProblemError,
-        lambda t, a: {"v": a["v"].transpose(1, 2).contiguous().transpose(1, 2)},
-    ),
     "k without v": (E.InvalidProblemError, lambda t, a: {"v": None}),
     "v without k": (E.InvalidProblemError, lambda t, a: {"k": None}),
-    "no scratch_a": (E.InvalidProblemError, lambda t, a: {"kv_scratch_a": None, "k": None, "v": None}),
+    "no scratch_a": (
+        E.InvalidProblemError,
+        lambda t, a: {"kv_scratch_a": None, "k": None, "v": None},
+    ),
     "no scratch_b": (E.InvalidProblemError, lambda t, a: {"kv_scratch_b": None}),
     "no accumulator": (E.InvalidProblemError, lambda t, a: {"accumulator_scratch": None}),
     "scratch_a too short": (
@@ -147,7 +146,9 @@ BAD = {
     ),
     "accumulator overlaps k": (
         E.InvalidProblemError,
-        lambda t, a: {"k": a["accumulator_scratch"].view(t.bfloat16)[: B * HKV * K * D].view(B, HKV, K, D)},
+        lambda t, a: {
+            "k": a["accumulator_scratch"].view(t.bfloat16)[: B * HKV * K * D].view(B, HKV, K, D)
+        },
     ),
     "lse: q's own memory": (
         E.InvalidProblemError,
@@ -158,7 +159,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def ready(torch):
-    """Stream, plan and rank 0 of a ring of two."""
+    """Stream, plan and a ring."""
     stream = bk.Stream(torch.cuda.current_stream())
     desc = bk.RingAttentionDescriptor(
         B, H, Q, K, D, is_causal=True, element=bk.ElementKind.BF16, num_kv_heads=HKV
@@ -191,9 +192,7 @@ def test_bad_operand(torch, ready, name):
         assert any(argument in str(caught.value) for argument in arguments)
 
     def attempt():
-        refused(
-            lambda: plan.can_implement(bk.RingAttentionArgs(**arguments), world_size=RANKS)
-        )
+        refused(lambda: plan.can_implement(bk.RingAttentionArgs(**arguments), world_size=RANKS))
         refused(lambda: plan.run(stream, ring.ranks[0], bk.RingAttentionArgs(**arguments)))
 
     attempt()

@@ -3,12 +3,12 @@
 import math
 
 import pytest
-
-import baracuda_kernels as bk
 from helpers.inputs import numpy_qkv, torch_qkv
 from helpers.oracle import attention, max_score
 from helpers.rings import case, local_ring, preference
 from helpers.tolerances import assert_close
+
+import baracuda_kernels as bk
 
 pytestmark = pytest.mark.gpu
 
@@ -97,7 +97,9 @@ def test_scales(torch, family, dtype, scale):
 @pytest.mark.parametrize(("family", "dtype"), [("sm80", "bf16"), ("simt", "f32"), ("simt", "f64")])
 @pytest.mark.parametrize(("query_len", "key_len"), [(5, 0), (0, 5), (0, 0)])
 def test_nothing_to_attend_to(torch, family, dtype, query_len, key_len):
-    q, k, v = torch_qkv("normal", dtype, 9, heads=2, query_len=query_len, key_len=key_len, head_dim=64)
+    q, k, v = torch_qkv(
+        "normal", dtype, 9, heads=2, query_len=query_len, key_len=key_len, head_dim=64
+    )
     for ranks in (1, 3):
         parts = [x.repeat(1, 1, ranks, 1) for x in (q, k, v)]
         y, lse = local_ring(torch, family, dtype, *parts, ranks, is_causal=True)
@@ -108,7 +110,9 @@ def test_nothing_to_attend_to(torch, family, dtype, query_len, key_len):
 @pytest.mark.parametrize(("family", "dtype"), [("sm80", "bf16"), ("simt", "f32")])
 def test_strided_operands(torch, family, dtype):
     """[B,S,H,D] storage seen as [B,H,S,D]: the strides are honoured, nothing is copied."""
-    q, k, v = torch_qkv("normal", dtype, 10, batch=2, heads=4, kv_heads=2, query_len=150, head_dim=64)
+    q, k, v = torch_qkv(
+        "normal", dtype, 10, batch=2, heads=4, kv_heads=2, query_len=150, head_dim=64
+    )
     stream = bk.Stream(torch.cuda.current_stream())
     desc = bk.FlashSdpaDescriptor(
         2, 4, 150, 150, 64, None, True, bk.ElementKind.parse(dtype), num_kv_heads=2
@@ -122,7 +126,7 @@ def test_strided_operands(torch, family, dtype):
         y = torch.full_like(operands[0], float("nan"))
         lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
         assert y.stride() == operands[0].stride()
-        plan.run(stream, bk.FlashSdpaArgs(*operands, y, lse))
+        plan.run(stream, bk.FlashSdpaArgs(**dict(zip("qkv", operands)), y=y, lse=lse))
         results.append(y.contiguous())
     assert torch.equal(*results)
 

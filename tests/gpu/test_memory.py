@@ -1,10 +1,10 @@
 """The ring takes what it says: operands, the scratch formulas, and at most 4 MB."""
 
 import pytest
-
-import baracuda_kernels as bk
 from helpers.inputs import torch_qkv
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
+
+import baracuda_kernels as bk
 
 pytestmark = pytest.mark.gpu
 

@@ -3,8 +3,6 @@
 import threading
 
 import pytest
-
-import baracuda_kernels as bk
 from helpers.inputs import torch_qkv
 from helpers.oracle import attention
 from helpers.rings import (
@@ -17,6 +15,8 @@ from helpers.rings import (
     shards_of,
 )
 from helpers.tolerances import assert_close, rms_over_rounding
+
+import baracuda_kernels as bk
 
 pytestmark = pytest.mark.gpu
 
@@ -80,7 +80,7 @@ def test_one_rank_gives_the_bits_of_flash_sdpa(torch, family, dtype, head_dim):
     y = torch.empty_like(q)
     lse_dtype = torch.float64 if dtype == "f64" else torch.float32
     lse = torch.empty(q.shape[:3], dtype=lse_dtype, device=q.device)
-    plan.run(stream, bk.FlashSdpaArgs(q, k, v, y, lse))
+    plan.run(stream, bk.FlashSdpaArgs(q=q, k=k, v=v, y=y, lse=lse))
     ring_y, ring_lse = local_ring(torch, family, dtype, q, k, v, 1, is_causal=True)
     assert same_bits(torch, y, ring_y) and same_bits(torch, lse, ring_lse)
 
@@ -94,8 +94,7 @@ def test_threads_and_one_thread_give_the_same_bits(torch, ranks):
     desc = descriptor(*shards[0][:2], "bf16", is_causal=True)
     streams = [torch.cuda.Stream() for _ in range(ranks)]
     plans = [
-        bk.RingAttentionPlan.select(bk.Stream(s), desc, preference("sm80", "bf16"))
-        for s in streams
+        bk.RingAttentionPlan.select(bk.Stream(s), desc, preference("sm80", "bf16")) for s in streams
     ]
     arrays = [rank_arrays(torch, p, *s, ranks) for p, s in zip(plans, shards, strict=True)]
     torch.cuda.synchronize()
@@ -172,3 +171,53 @@ def test_sm80_is_as_exact_as_cudnn(torch, dtype, distribution):
     for ranks in (1, 8):
         ours, _ = local_ring(torch, "sm80", dtype, q, k, v, ranks)
         assert rms_over_rounding(ours, exact, dtype) <= limit, f"{ranks} ranks"
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_k_and_v_in_any_dense_order(torch, ranks):
+    """In place, K and V travel as they lie: [B,S,H,D] storage gives the bits of [B,H,S,D]."""
+    q, k, v = torch_qkv("normal", "bf16", 6, heads=4, kv_heads=2, query_len=64 * ranks, head_dim=64)
+    expected, _ = local_ring(torch, "sm80", "bf16", q, k, v, ranks, is_causal=True)
+    shards = [
+        (a, b.transpose(1, 2).contiguous().transpose(1, 2), c)
+        for a, b, c in shards_of(q, k, v, ranks, "contiguous")
+    ]
+    stream = bk.Stream(torch.cuda.current_stream())
+    desc = descriptor(*shards[0][:2], "bf16", is_causal=True)
+    plan = bk.RingAttentionPlan.select(stream, desc, preference("sm80", "bf16"))
+    arrays = [rank_arrays(torch, plan, *shard, ranks) for shard in shards]
+    ring = bk.LocalCommunicator.ring(ranks, device=0)
+    ring.run_all(stream, [plan] * ranks, [rank.args for rank in arrays])
+    assert same_bits(torch, bk.unshard([rank.y for rank in arrays]), expected)
+
+
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
+def test_steps_by_hand_give_the_bits_of_run(torch, family, dtype, head_dim):
+    """plan.step in the ring's order, for callers who rotate K and V themselves."""
+    ranks = 4
+    q, k, v = torch_qkv("normal", dtype, 7, heads=2, query_len=80 * ranks, head_dim=head_dim)
+    expected, _ = local_ring(torch, family, dtype, q, k, v, ranks)
+    shards = shards_of(q, k, v, ranks, "contiguous")
+    stream = bk.Stream(torch.cuda.current_stream())
+    plan = bk.RingAttentionPlan.select(
+        stream, descriptor(*shards[0][:2], dtype), preference(family, dtype)
+    )
+    for rank in range(ranks):
+        arrays = rank_arrays(torch, plan, *shards[rank], ranks)
+        for number in range(ranks):
+            origin = (rank - number) % ranks
+            plan.step(
+                stream,
+                q=shards[rank][0],
+                k=shards[origin][1],
+                v=shards[origin][2],
+                y=arrays.y,
+                lse=arrays.lse,
+                accumulator_scratch=arrays.held["accumulator_scratch"],
+                rank=rank,
+                origin=origin,
+                world_size=ranks,
+                first=number == 0,
+                last=number == ranks - 1,
+            )
+        assert same_bits(torch, arrays.y, bk.shard(expected, ranks)[rank])

@@ -52,6 +52,10 @@ class RankPool:
             raise AssertionError(f"task {task} failed on a ring of {self.world_size}:\n{report}")
         return answers
 
+    def kill(self, rank: int) -> None:
+        """End one worker without a word to the others."""
+        self._workers[rank].kill()
+
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
@@ -111,8 +115,15 @@ class _Worker:
         text = self._stderr_path.read_text(errors="replace")
         return f"--- stderr of rank {self._rank}\n{text[-4000:]}"
 
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(10)
+
     def close(self) -> None:
-        self._process.stdin.close()  # the worker's loop ends with its input
+        try:
+            self._process.stdin.close()  # the worker's loop ends with its input
+        except BrokenPipeError:
+            pass  # it is gone already
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:

@@ -34,7 +34,7 @@ class RankArrays(NamedTuple):
     args: Any
     y: Any
     lse: Any
-    held: tuple
+    held: dict
 
 
 def descriptor(q: Any, k: Any, dtype: str, **options: Any) -> Any:
@@ -75,7 +75,7 @@ def rank_arrays(
         scratch[0].copy_(torch.cat([k.reshape(-1), v.reshape(-1)]))
     else:
         given |= {"k": k, "v": v}
-    return RankArrays(plan, bk.RingAttentionArgs(**given), y, lse, tuple(given.values()))
+    return RankArrays(plan, bk.RingAttentionArgs(**given), y, lse, given)
 
 
 def shards_of(q: Any, k: Any, v: Any, world_size: int, layout: str) -> list[tuple]:

@@ -15,10 +15,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch  # noqa: E402
-
-import baracuda_kernels as bk  # noqa: E402
 from helpers.inputs import torch_qkv  # noqa: E402
 from helpers.rings import descriptor, preference, rank_arrays, shards_of  # noqa: E402
+
+import baracuda_kernels as bk  # noqa: E402
 
 _TIMEOUT = 60.0
 
@@ -73,6 +73,39 @@ class Rank:
         self.comms["half"] = half
         return {"rank": half.rank, "world_size": half.world_size}
 
+    def run_alone(self, task: dict) -> dict:
+        """Run our part while nobody else does: what error comes, and what is left after it."""
+        comm = self.comms["own"]
+        q, k, v = torch_qkv("normal", "bf16", 0, heads=2, query_len=128, head_dim=64)
+        desc = descriptor(q, k, "bf16")
+        stream = bk.Stream(torch.cuda.Stream())
+        plan = bk.RingAttentionPlan.select(stream, desc, preference("sm80", "bf16"))
+        arrays = rank_arrays(torch, plan, q, k, v, comm.world_size)
+        torch.cuda.synchronize()
+
+        def attempt() -> str:
+            try:
+                plan.run(stream, comm, arrays.args)
+                comm.synchronize(stream, task["seconds"])
+            except bk.BaracudaError as error:
+                answer.setdefault("rank", getattr(error, "rank", None))
+                return type(error).__name__
+            return "no error"
+
+        answer: dict = {}
+        answer["error"] = attempt()
+        answer["state"] = comm.state
+        answer["again"] = attempt()
+        return answer
+
+    def join_alone(self, task: dict) -> dict:
+        """Join a ring of two whose other rank never comes."""
+        try:
+            bk.Communicator.init_rank(2, bk.UniqueId.new(), 0, device=0, timeout=task["seconds"])
+        except bk.BaracudaError as error:
+            return {"error": type(error).__name__}
+        return {"error": "no error"}
+
     def ring(self, task: dict) -> dict:
         """Run this rank's part of a ring; y and lse go to the task's folder, as raw bytes."""
         comm = self.comms[task.get("comm", "own")]
@@ -94,7 +127,7 @@ class Rank:
         for number in range(task.get("runs", 1)):
             if task["staged"]:  # a run consumes what was staged
                 flat = [x.reshape(-1) for x in shards[comm.rank][1:]]
-                arrays.held[3].copy_(torch.cat(flat))
+                arrays.held["kv_scratch_a"].copy_(torch.cat(flat))
             plan.run(stream, comm, arrays.args)
             if number in (1, task.get("runs", 1) - 1):
                 comm.synchronize(stream)

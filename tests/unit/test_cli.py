@@ -220,7 +220,9 @@ def test_skus_and_its_filters():
     assert {row["element"] for row in exact} == {"F64"}
     assert json.loads(ok("skus", "--not-deterministic", "--json").stdout)["skus"] == []
     table = ok("skus").stdout
-    assert table.count("ring_attention") == sum(r["op_name"] == "ring_attention" for r in everything)
+    assert table.count("ring_attention") == sum(
+        r["op_name"] == "ring_attention" for r in everything
+    )
 
 
 def test_explain_names_every_family_and_its_reason():

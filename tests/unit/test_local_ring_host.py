@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from helpers.inputs import numpy_qkv
+from helpers.oracle import attention, max_score
+from helpers.tolerances import TOLERANCES, assert_close, rms_over_rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import baracuda_kernels as bk
-from helpers.inputs import numpy_qkv
-from helpers.oracle import attention, max_score
-from helpers.tolerances import TOLERANCES, assert_close, rms_over_rounding
 
 LAYOUTS = ("contiguous", "zigzag", "striped")
 

@@ -1,0 +1,219 @@
+"""Tests and measures the installed package on a GPU machine, in parts.
+
+    python -m benchmarks.evidence --part tests|forward|ring|faults|sanitize --out DIR
+    python -m benchmarks.evidence --merge DIR -o benchmarks/results
+
+Each part ends within 8 minutes and writes DIR/<part>.json; the parts in DIR that agree in card and
+source hash are merged into DIR/<card>.json after each. A part refuses to run where the installed
+build was not made of the sources beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+from baracuda_kernels._core import _info
+from benchmarks import ROOT
+from benchmarks.source import SourceMismatch, require_own_sources
+
+SCHEMA = 1
+PARTS = ("tests", "forward", "ring", "faults", "sanitize")
+LIMIT_SECONDS = 480
+_FAULTS = "tests/multi_rank/test_faults.py"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 if the part ran and nothing in it failed, 1 if something did, 2 if refused."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence")
+    parser.add_argument("--part", choices=PARTS)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where <part>.json goes")
+    parser.add_argument("--merge", type=Path, metavar="DIR", help="merge the parts in DIR")
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args(arguments)
+    if (options.part is None) == (options.merge is None):
+        parser.error("give either --part with --out, or --merge")
+    if options.merge is not None:
+        print(merge(options.merge, options.output))
+        return 0
+    if options.out is None:
+        parser.error("--part needs --out")
+    try:
+        evidence = run_part(options.part)
+    except SourceMismatch as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 2
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(options.out / f"{options.part}.json", evidence)
+    print(merge(options.out, options.out))
+    return 1 if evidence["tests"]["failed"] else 0
+
+
+def run_part(part: str) -> dict[str, Any]:
+    """One part's evidence: the header, its tests and its rows."""
+    digest = require_own_sources(ROOT)
+    start = time.monotonic()
+    counts, rows = _RUNNERS[part]()
+    return {
+        "schema": SCHEMA,
+        "part": part,
+        **_machine(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "source_hash": digest,
+        "seconds": round(time.monotonic() - start, 1),
+        "tests": counts,
+        "rows": rows,
+    }
+
+
+def merge(folder: Path, output: Path) -> Path:
+    """Merge the parts in `folder` into `output`/<card>.json; the file's path.
+
+    Raises
+    ------
+    SystemExit
+        If there are no parts, or if they disagree in schema, card or source hash.
+    """
+    parts = [json.loads(p.read_text()) for n in PARTS if (p := folder / f"{n}.json").is_file()]
+    if not parts:
+        raise SystemExit(f"{folder}: holds no part of {', '.join(PARTS)}")
+    for field in ("schema", "card", "source_hash"):
+        values = {part[field] for part in parts}
+        if len(values) > 1:
+            raise SystemExit(f"{folder}: the parts disagree in {field}: {sorted(map(str, values))}")
+    newest = max(parts, key=lambda part: part["date"])
+    tests = {k: sum(p["tests"][k] for p in parts) for k in ("passed", "failed", "skipped")}
+    merged = {
+        **{k: newest[k] for k in ("schema", "card", "driver", "cuda", "date", "source_hash")},
+        "tests": tests,
+        "rows": [row for part in parts for row in part["rows"]],
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{_slug(newest['card'])}.json"
+    write_json(path, merged)
+    return path
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write `data` with one row to a line, so that changes read well."""
+    head = {name: value for name, value in data.items() if name != "rows"}
+    lines = ",\n".join("  " + json.dumps(row) for row in data["rows"])
+    text = json.dumps(head, indent=1)[:-2] + ',\n "rows": [\n' + lines + "\n ]\n}\n"
+    path.write_text(text)
+
+
+def _machine() -> dict[str, str]:
+    devices = _info.devices()
+    if not devices:
+        raise SystemExit("evidence needs a CUDA device, and a build with CUDA")
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i", "0"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    runtime = _info.build_info()["cuda_runtime_version"]
+    return {
+        "card": devices[0]["name"],
+        "driver": driver,
+        "cuda": f"{runtime // 1000}.{runtime % 1000 // 10}",
+    }
+
+
+def _slug(card: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
+
+
+def _pytest(*arguments: str) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "--require-gpu", f"--junitxml={report}"]
+        code = _run([*command, *arguments], seconds=LIMIT_SECONDS - 20)
+        if not report.is_file():
+            return {"passed": 0, "failed": 1, "skipped": 0}
+        suites = ElementTree.parse(report).getroot().iter("testsuite")
+        totals = [
+            {k: int(s.get(k, 0)) for k in ("tests", "failures", "errors", "skipped")}
+            for s in suites
+        ]
+    tests, failures, errors, skipped = (
+        sum(t[k] for t in totals) for k in ("tests", "failures", "errors", "skipped")
+    )
+    failed = failures + errors
+    if code != 0 and failed == 0:
+        failed = 1  # a time-out, or a failure outside of any test
+    return {"passed": tests - failures - errors - skipped, "failed": failed, "skipped": skipped}
+
+
+def _run(command: list[str], *, seconds: float, environment: dict[str, str] | None = None) -> int:
+    print("$", " ".join(command), flush=True)
+    environment = {**os.environ, **(environment or {})}
+    try:
+        return subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds).returncode
+    except subprocess.TimeoutExpired:
+        print(f"stopped after {seconds:.0f} s", file=sys.stderr)
+        return 124
+
+
+def _tests() -> tuple[dict[str, int], list]:
+    return _pytest("tests", f"--ignore={_FAULTS}"), []
+
+
+def _faults() -> tuple[dict[str, int], list]:
+    return _pytest(_FAULTS), []
+
+
+def _forward() -> tuple[dict[str, int], list]:
+    from benchmarks import error, forward
+
+    return _no_tests(), [*forward.rows(), *error.rows()]
+
+
+def _ring() -> tuple[dict[str, int], list]:
+    from benchmarks import host_cost, ring
+
+    return _no_tests(), [*ring.rows(), *host_cost.rows()]
+
+
+def _sanitize() -> tuple[dict[str, int], list]:
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        raise SystemExit("the part sanitize needs compute-sanitizer on PATH")
+    counts = _no_tests()
+    for tool in ("memcheck", "racecheck"):
+        code = _run(
+            [
+                *(sanitizer, "--tool", tool, "--error-exitcode", "9"),
+                *("--kernel-name", "kns=baracuda"),
+                *(sys.executable, "-m", "benchmarks.sanitize_grid"),
+            ],
+            seconds=(LIMIT_SECONDS - 20) / 2,
+            # Every tensor an allocation of its own, or memcheck cannot see its end.
+            environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        )
+        counts["passed" if code == 0 else "failed"] += 1
+    return counts, []
+
+
+def _no_tests() -> dict[str, int]:
+    return {"passed": 0, "failed": 0, "skipped": 0}
+
+
+_RUNNERS = {
+    "tests": _tests,
+    "forward": _forward,
+    "ring": _ring,
+    "faults": _faults,
+    "sanitize": _sanitize,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""`forward` rows: one attention call of each kernel family beside cuDNN and FlashAttention-2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from helpers.inputs import torch_qkv
+from helpers.rings import preference
+
+import baracuda_kernels as bk
+from benchmarks.peers import peers_for
+from benchmarks.timing import input_sets, interleaved, summary
+
+# (family, dtype, head_dim, batch, heads, kv_heads, query_len = key_len)
+PROBLEMS = [
+    *[("sm80", "bf16", d, 1, h, h, 8192) for d, h in ((64, 32), (96, 16), (128, 16), (192, 8))],
+    ("sm80", "bf16", 256, 1, 8, 8, 8192),
+    ("sm80", "f16", 64, 1, 32, 32, 8192),
+    ("sm80", "f16", 128, 1, 16, 16, 8192),
+    ("sm80", "bf16", 128, 8, 16, 16, 1024),
+    ("sm80", "bf16", 128, 1, 32, 8, 8192),
+    ("sm80", "bf16", 128, 1, 8, 8, 32768),
+    ("simt", "f32", 64, 1, 8, 8, 4096),
+    ("simt", "f32", 128, 1, 8, 8, 4096),
+    ("simt", "f64", 128, 1, 4, 4, 2048),
+    ("simt", "bf16", 128, 1, 8, 8, 4096),
+]
+
+
+def rows() -> list[dict[str, Any]]:
+    """All `forward` rows, causal and not."""
+    return [_row(*problem, causal) for problem in PROBLEMS for causal in (False, True)]
+
+
+def _row(
+    family: str,
+    dtype: str,
+    head_dim: int,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    length: int,
+    causal: bool,
+) -> dict[str, Any]:
+    shape = {
+        "batch": batch,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "query_len": length,
+        "key_len": length,
+        "head_dim": head_dim,
+    }
+    stream = bk.Stream(torch.cuda.current_stream())
+    desc = bk.FlashSdpaDescriptor(
+        batch,
+        heads,
+        length,
+        length,
+        head_dim,
+        is_causal=causal,
+        element=bk.ElementKind.parse(dtype),
+        num_kv_heads=kv_heads,
+    )
+    plan = bk.FlashSdpaPlan.select(stream, desc, preference(family, dtype))
+
+    def make(seed: int) -> tuple[Any, Any, Any, Any]:
+        q, k, v = torch_qkv("normal", dtype, seed, **shape)
+        y = torch.empty_like(q)
+        return q, k, v, bk.FlashSdpaArgs(q=q, k=k, v=v, y=y)
+
+    itemsize = bk.ElementKind.parse(dtype).itemsize
+    one = batch * length * head_dim * (2 * heads + 2 * kv_heads) * itemsize
+    sets = input_sets(make, one)
+    calls = {"ours": lambda i: plan.run(stream, sets[i % len(sets)][3])}
+    for name, call in peers_for(*sets[0][:3], causal).items():
+        calls[name] = lambda i, call=call: call(*sets[i % len(sets)][:3])
+    ours, peers = summary(interleaved(calls))
+    params = {"family": family, "dtype": dtype, **shape, "causal": causal}
+    return {"name": "forward", "params": params, "unit": "ms", "ours": ours, "peers": peers}

@@ -1,0 +1,91 @@
+"""`host_cost` rows: microseconds of the calling thread per call, the GPU's work not counted."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from helpers.inputs import torch_qkv
+from helpers.rings import descriptor, preference, rank_arrays, shards_of
+from torch.nn.attention import sdpa_kernel
+
+import baracuda_kernels as bk
+from benchmarks.peers import BACKENDS
+
+_CALLS = 200
+_ROUNDS = 15
+# Small enough that the GPU keeps up and the launch queue never fills.
+_SHAPE = {"heads": 2, "head_dim": 64}
+_ROWS = 64
+
+
+def rows() -> list[dict[str, Any]]:
+    """All `host_cost` rows."""
+    stream = bk.Stream(torch.cuda.current_stream())
+    pref = preference("sm80", "bf16")
+    q, k, v = torch_qkv("normal", "bf16", 0, query_len=_ROWS, **_SHAPE)
+    y = torch.empty_like(q)
+    element = bk.ElementKind.BF16
+    desc = bk.FlashSdpaDescriptor(1, 2, _ROWS, _ROWS, 64, element=element)
+    sdpa = bk.FlashSdpaPlan.select(stream, desc, pref)
+    args = bk.FlashSdpaArgs(q=q, k=k, v=v, y=y)
+
+    def one_call() -> None:
+        sdpa.run(stream, args)
+
+    def with_args() -> None:
+        sdpa.run(stream, bk.FlashSdpaArgs(q=q, k=k, v=v, y=y))
+
+    def theirs() -> None:
+        torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    found = [
+        _row("flash_sdpa.run", 1, one_call, theirs),
+        _row("flash_sdpa.run, args made anew", 1, with_args, theirs),
+        _row("flash_sdpa.select", 1, lambda: bk.FlashSdpaPlan.select(stream, desc, pref)),
+    ]
+    for ranks in (1, 2, 4, 8):
+        found.append(_row("ring_attention.run_all", ranks, _ring(stream, pref, ranks)))
+    return found
+
+
+def _ring(stream: Any, pref: Any, ranks: int) -> Callable[[], None]:
+    q, k, v = torch_qkv("normal", "bf16", 0, query_len=_ROWS * ranks, **_SHAPE)
+    shards = shards_of(q, k, v, ranks, "contiguous")
+    plan = bk.RingAttentionPlan.select(stream, descriptor(*shards[0][:2], "bf16"), pref)
+    arrays = [rank_arrays(torch, plan, *shard, ranks) for shard in shards]
+    ring = bk.LocalCommunicator.ring(ranks, device=0)
+    args = [a.args for a in arrays]
+    # The operands live as long as the closure: arguments hold views of them.
+    return lambda: ring.run_all(stream, plan, args)
+
+
+def _row(
+    what: str, ranks: int, ours: Callable[[], Any], theirs: Callable[[], Any] | None = None
+) -> dict[str, Any]:
+    samples: dict[str, list[float]] = {"ours": []}
+    ours()
+    for _ in range(_ROUNDS):
+        samples["ours"].append(_microseconds(ours, max(4, _CALLS // ranks**2)))
+        for name, backend in BACKENDS.items() if theirs is not None else ():
+            # The choice of backend is made outside of what is timed.
+            with sdpa_kernel(backend):
+                theirs()
+                samples.setdefault(name, []).append(_microseconds(theirs, _CALLS))
+    values = {name: statistics.median(times) for name, times in samples.items()}
+    mine = values.pop("ours")
+    params = {"what": what, "ranks": ranks}
+    return {"name": "host_cost", "params": params, "unit": "us", "ours": mine, "peers": values}
+
+
+def _microseconds(call: Callable[[], Any], calls: int) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    stop = time.perf_counter()
+    torch.cuda.synchronize()
+    return (stop - start) / calls * 1e6

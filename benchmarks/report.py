@@ -1,0 +1,150 @@
+"""Writes docs/performance.md from benchmarks/results/*.json: `python -m benchmarks.report`.
+
+`--check` writes nothing and fails if the page is not what the results say.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from benchmarks import ROOT
+
+PAGE = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+_HEAD = """# Performance
+
+<!-- Written by `python -m benchmarks.report` from benchmarks/results/*.json; do not edit. -->
+
+How it is measured: through the public plans, on random inputs that are rotated so that none is
+found in the L2 cache, in interleaved rounds (ours, then each peer, nine rounds, in turning order),
+by CUDA events. Ratios are medians of the ratios within a round. `cudnn` and `fa2` are PyTorch's
+`scaled_dot_product_attention` on its cuDNN and FlashAttention-2 backends. A ratio above 1 means
+that we are faster.
+"""
+
+_NOTHING = """
+There are no results yet. On a machine with a GPU:
+
+    python -m benchmarks.evidence --part forward --out out
+    python -m benchmarks.evidence --merge out
+    python -m benchmarks.report
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 1 if `--check` finds the page out of date."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    text = page([json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))])
+    if "--check" in arguments:
+        if PAGE.is_file() and PAGE.read_text() == text:
+            return 0
+        print(f"{PAGE.relative_to(ROOT)} is not what the results say", file=sys.stderr)
+        return 1
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(text)
+    return 0
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    """The page's text."""
+    if not results:
+        return _HEAD + _NOTHING
+    return _HEAD + "".join(_card(result) for result in results)
+
+
+def _card(result: dict[str, Any]) -> str:
+    tests = result["tests"]
+    text = (
+        f"\n## {result['card']}\n\n"
+        f"Driver {result['driver']}, CUDA {result['cuda']}, {result['date']}, source "
+        f"`{result['source_hash']}`; tests: {tests['passed']} passed, {tests['failed']} failed, "
+        f"{tests['skipped']} skipped.\n"
+    )
+    for name, section in _SECTIONS.items():
+        rows = [row for row in result["rows"] if row["name"] == name]
+        if rows:
+            text += section(rows)
+    return text
+
+
+def _forward(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        p, peers = row["params"], row["peers"]
+        flops = 4 * p["batch"] * p["heads"] * p["query_len"] * p["key_len"] * p["head_dim"]
+        if p["causal"]:
+            flops /= 2
+        lines.append(
+            [
+                *(p["family"], p["dtype"], p["head_dim"], p["batch"]),
+                f"{p['heads']}/{p['kv_heads']}",
+                *(p["query_len"], "yes" if p["causal"] else "no", f"{row['ours']:.3f}"),
+                f"{flops / row['ours'] / 1e9:.1f}",
+                *(_ratio(peers, name, row["ours"]) for name in ("fa2", "cudnn")),
+            ]
+        )
+    head = "family, dtype, D, B, H/Hkv, S, causal, ms, TFLOPS, vs fa2, vs cuDNN"
+    return "\n### One attention call\n\n" + _table(head, lines)
+
+
+def _ring_tax(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        p = row["params"]
+        lines.append(
+            [
+                *(p["family"], p["dtype"], p["head_dim"], p["heads"], p["chunk"], p["ranks"]),
+                *("yes" if p["causal"] else "no", f"{row['ours']:.3f}"),
+                *(f"{row['peers']['one_call']:.3f}", _ratio(row["peers"], "one_call", row["ours"])),
+            ]
+        )
+    head = "family, dtype, D, H, chunk, P, causal, steps ms, one call ms, ratio"
+    return "\n### The steps of a ring beside one call\n\n" + _table(head, lines)
+
+
+def _error(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        p, peers = row["params"], row["peers"]
+        lines.append(
+            [
+                *(p["family"], p["dtype"], p["ranks"], p["distribution"], f"{row['ours']:.3e}"),
+                f"{row['ours'] / peers['rounding']:.3f}",
+                f"{row['ours'] / peers['cudnn']:.3f}" if "cudnn" in peers else "–",
+            ]
+        )
+    head = "family, dtype, P, inputs, rms error, / rounding, / cuDNN"
+    return "\n### Error against float64\n\n" + _table(head, lines)
+
+
+def _host_cost(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        peers = ", ".join(f"{name} {value:.1f}" for name, value in row["peers"].items()) or "–"
+        lines.append([row["params"]["what"], row["params"]["ranks"], f"{row['ours']:.1f}", peers])
+    return "\n### Host time of a call\n\n" + _table("call, P, µs, peers µs", lines)
+
+
+def _ratio(peers: dict[str, float], name: str, ours: float) -> str:
+    return f"{peers[name] / ours:.2f}" if name in peers else "–"
+
+
+def _table(head: str, lines: list[list[Any]]) -> str:
+    columns = head.split(", ")
+    rows = [columns, ["---"] * len(columns), *lines]
+    return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
+
+
+_SECTIONS = {
+    "forward": _forward,
+    "ring_tax": _ring_tax,
+    "error": _error,
+    "host_cost": _host_cost,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Fair timing on a GPU: interleaved rounds, rotated inputs, medians of ratios."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+ROUNDS = 9
+# Milliseconds that one sample should last at least: long against the event's own resolution.
+_SAMPLE_MS = 15.0
+# Inputs are rotated over at least this many bytes, so that none is found in the L2 cache.
+_ROTATED_BYTES = 256 << 20
+
+
+def input_sets(make: Callable[[int], Any], bytes_of_one: int) -> list[Any]:
+    """Enough random inputs, made by ``make(seed)``, that rotating them defeats the L2 cache."""
+    count = min(16, max(2, -(-_ROTATED_BYTES // max(bytes_of_one, 1))))
+    return [make(seed) for seed in range(count)]
+
+
+def interleaved(
+    calls: dict[str, Callable[[int], Any]], *, rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """Milliseconds per call of each of `calls`, one sample per round, in turn.
+
+    A call gets the number of the input set to use. The order turns with every round, so that no
+    contender always runs on the warmer card.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        call(0)
+        torch.cuda.synchronize()
+        repeats[name] = max(2, min(400, round(_SAMPLE_MS / max(_sample(call, 3), 1e-3))))
+    names = list(calls)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            samples[name].append(_sample(calls[name], repeats[name]))
+    return samples
+
+
+def summary(samples: dict[str, list[float]], ours: str = "ours") -> tuple[float, dict[str, float]]:
+    """(our median, peers). A peer's value is our median times the median of its ratios to ours.
+
+    Ratios are taken within a round, where both ran at the same clocks; so ``peer / ours`` of a row
+    is the median of ratios.
+    """
+    mine = statistics.median(samples[ours])
+    peers = {}
+    for name, theirs in samples.items():
+        if name != ours:
+            ratios = [b / a for a, b in zip(samples[ours], theirs, strict=True)]
+            peers[name] = mine * statistics.median(ratios)
+    return mine, peers
+
+
+def _sample(call: Callable[[int], Any], repeats: int) -> float:
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for i in range(repeats):
+        call(i)
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / repeats

@@ -1,0 +1,43 @@
+"""A rank that does not come: the others get a typed error in time, and nobody hangs."""
+
+import time
+
+import pytest
+from helpers.rank_pool import RankPool
+
+pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank]
+
+_DEADLINE = 5.0
+# From the deadline to the error: the watchdog's and NCCL's abort.
+_GRACE = 20.0
+
+
+@pytest.fixture
+def pair(torch):
+    ranks = RankPool(2)
+    yield ranks
+    ranks.close()
+
+
+def test_a_rank_that_never_runs(pair):
+    started = time.monotonic()
+    answer = pair.run({"do": "run_alone", "seconds": _DEADLINE}, ranks=[0], seconds=90)[0]
+    assert answer["error"] == "NcclTimeoutError" and answer["rank"] == 0, answer
+    assert time.monotonic() - started < _DEADLINE + _GRACE
+    assert answer["state"] in ("failed", "aborted")
+    assert answer["again"] == "CommunicatorError", "a failed communicator refuses further use"
+
+
+def test_a_rank_that_never_joins(pair):
+    started = time.monotonic()
+    answer = pair.run({"do": "join_alone", "seconds": _DEADLINE}, ranks=[0], seconds=90)[0]
+    assert answer["error"] == "NcclTimeoutError", answer
+    assert time.monotonic() - started < _DEADLINE + _GRACE
+
+
+def test_a_rank_that_dies(pair):
+    pair.kill(1)
+    started = time.monotonic()
+    answer = pair.run({"do": "run_alone", "seconds": _DEADLINE}, ranks=[0], seconds=90)[0]
+    assert answer["error"] in ("NcclTimeoutError", "NcclError"), answer
+    assert time.monotonic() - started < _DEADLINE + _GRACE

@@ -1,0 +1,183 @@
+"""The evidence tool's own rules: the source hash, refusals, merging, and the page made of it."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from baracuda_kernels._core import _info
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def _load(name):
+    """A module of benchmarks/, whatever folder the tests were started in."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+evidence, report, source = _load("evidence"), _load("report"), _load("source")
+
+
+def _tree(folder):
+    for name in ("src/b/two.cu", "src/a.h", "src/B/Z.txt", "src/b-x/n.pyx", "other/not_src.h"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return folder
+
+
+def test_the_hash_is_the_documented_command(tmp_path):
+    command = "find src -type f | LC_ALL=C sort | xargs sha256sum | sha256sum | cut -c1-16"
+    for root in (_tree(tmp_path), ROOT):
+        shell = subprocess.run(command, shell=True, cwd=root, capture_output=True, text=True)
+        assert source.source_hash(root) == shell.stdout.strip()
+
+
+def test_the_installed_build_was_made_of_this_checkout():
+    assert _info.build_info()["source_hash"] == source.source_hash(ROOT)
+
+
+def test_a_foreign_source_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evidence, "ROOT", _tree(tmp_path))
+    out = tmp_path / "out"
+    assert evidence.main(["--part", "forward", "--out", str(out)]) == 2
+    assert "refused" in capsys.readouterr().err and not out.exists()
+
+
+def test_uncommitted_sources_are_refused(tmp_path, monkeypatch):
+    root = _tree(tmp_path)
+    monkeypatch.setattr(
+        source._info, "build_info", lambda: {"source_hash": source.source_hash(root)}
+    )
+    assert source.require_own_sources(root) == source.source_hash(root), "without git"
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *command], cwd=root, check=True)
+    source.require_own_sources(root)
+    (root / "src" / "a.h").write_text("changed")
+    with pytest.raises(source.SourceMismatch, match="not committed"):
+        source.require_own_sources(root)
+
+
+ROWS = {
+    "forward": [
+        {
+            "name": "forward",
+            "params": {
+                "family": "sm80",
+                "dtype": "bf16",
+                "batch": 1,
+                "heads": 16,
+                "kv_heads": 16,
+                "query_len": 8192,
+                "key_len": 8192,
+                "head_dim": 128,
+                "causal": False,
+            },
+            "unit": "ms",
+            "ours": 2.0,
+            "peers": {"cudnn": 1.0, "fa2": 1.9},
+        },
+        {
+            "name": "error",
+            "params": {
+                "family": "sm80",
+                "dtype": "bf16",
+                "ranks": 8,
+                "distribution": "normal",
+            },
+            "unit": "rms",
+            "ours": 1.5e-4,
+            "peers": {"cudnn": 1.5e-4, "rounding": 1e-4},
+        },
+    ],
+    "ring": [
+        {
+            "name": "ring_tax",
+            "params": {
+                "family": "sm80",
+                "dtype": "bf16",
+                "head_dim": 128,
+                "heads": 16,
+                "chunk": 1024,
+                "ranks": 8,
+                "causal": True,
+            },
+            "unit": "ms",
+            "ours": 2.2,
+            "peers": {"one_call": 2.0},
+        },
+        {
+            "name": "host_cost",
+            "params": {"what": "flash_sdpa.run", "ranks": 1},
+            "unit": "us",
+            "ours": 3.0,
+            "peers": {"fa2": 17.0},
+        },
+    ],
+    "tests": [],
+}
+
+
+def _part(folder, name, **changes):
+    data = {
+        "schema": 1,
+        "part": name,
+        "card": "NVIDIA H100 80GB HBM3",
+        "driver": "580.1",
+        "cuda": "13.0",
+        "date": f"2026-01-0{len(name) % 9 + 1}T00:00:00+00:00",
+        "source_hash": "0123456789abcdef",
+        "seconds": 1.0,
+        "tests": {"passed": 5, "failed": 0, "skipped": 1},
+        "rows": ROWS[name],
+        **changes,
+    }
+    evidence.write_json(folder / f"{name}.json", data)
+
+
+def test_parts_that_agree_are_merged(tmp_path):
+    for name in ROWS:
+        _part(tmp_path, name)
+    path = evidence.merge(tmp_path, tmp_path / "results")
+    assert path.name == "nvidia-h100-80gb-hbm3.json"
+    merged = json.loads(path.read_text())
+    fields = ["schema", "card", "driver", "cuda", "date", "source_hash", "tests", "rows"]
+    assert list(merged) == fields
+    assert merged["tests"] == {"passed": 15, "failed": 0, "skipped": 3}
+    assert sorted(r["name"] for r in merged["rows"]) == [
+        "error",
+        "forward",
+        "host_cost",
+        "ring_tax",
+    ]
+
+
+@pytest.mark.parametrize("change", [{"source_hash": "f" * 16}, {"card": "another"}])
+def test_parts_that_disagree_are_not(tmp_path, change):
+    _part(tmp_path, "forward")
+    _part(tmp_path, "ring", **change)
+    with pytest.raises(SystemExit, match="disagree"):
+        evidence.merge(tmp_path, tmp_path / "results")
+
+
+def test_the_page_says_what_the_rows_say(tmp_path):
+    for name in ROWS:
+        _part(tmp_path, name)
+    merged = json.loads(evidence.merge(tmp_path, tmp_path).read_text())
+    text = report.page([merged])
+    # 4 * 16 * 8192^2 * 128 flops in 2 ms; fa2 takes 1.9 ms, cuDNN 1.
+    assert "| sm80 | bf16 | 128 | 1 | 16/16 | 8192 | no | 2.000 | 274.9 | 0.95 | 0.50 |" in text
+    assert "| sm80 | bf16 | 8 | normal | 1.500e-04 | 1.500 | 1.000 |" in text
+    assert "| sm80 | bf16 | 128 | 16 | 1024 | 8 | yes | 2.200 | 2.000 | 0.91 |" in text
+    assert "| flash_sdpa.run | 1 | 3.0 | fa2 17.0 |" in text
+    assert "15 passed, 0 failed, 3 skipped" in text
+
+
+def test_the_committed_page_is_that_of_the_committed_results():
+    assert report.main(["--check"]) == 0
