@@ -118,7 +118,8 @@ BARACUDA_INLINE void value_tile(const T* p, const T* v, int64_t v_stride, int64_
 #pragma GCC unroll 8
     for (int c = 0; c < VECTORS; ++c) {
       T* element = out + r * out_stride + c * kWidth;
-      store(element, alpha == nullptr ? acc[r][c] : fma(splat(alpha[r]), load<V>(element), acc[r][c]));
+      const V sum = acc[r][c];
+      store(element, alpha == nullptr ? sum : fma(splat(alpha[r]), load<V>(element), sum));
     }
   }
 }
