@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from native.host_abi import Error, Params, PositionMap, make_params
 
 (OK, INVALID_ARGUMENT, UNSUPPORTED, MISALIGNED, UNAVAILABLE, TIMEOUT, ABORTED, OUT_OF_MEMORY,
@@ -23,9 +22,7 @@ CAUSAL = 4
 CONTIGUOUS, ZIGZAG, STRIPED = range(3)
 
 GroupFn = ct.CFUNCTYPE(ct.c_int32, ct.c_void_p)
-MessageFn = ct.CFUNCTYPE(
-    ct.c_int32, ct.c_void_p, ct.c_void_p, ct.c_int64, ct.c_int32, ct.c_void_p
-)
+MessageFn = ct.CFUNCTYPE(ct.c_int32, ct.c_void_p, ct.c_void_p, ct.c_int64, ct.c_int32, ct.c_void_p)
 
 
 class Transport(ct.Structure):
@@ -202,6 +199,7 @@ def in_new_process(body: str, *arguments: str, preload: str = "") -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
+        check=False,
         capture_output=True,
         text=True,
         timeout=60,

@@ -10,7 +10,6 @@ import threading
 import time
 
 import pytest
-
 from helpers import ring_abi as abi
 from helpers.ring_abi import Problem, last_failure
 
