@@ -54,6 +54,7 @@ class StreamOps(ct.Structure):
         ("stream_create", ct.CFUNCTYPE(ct.c_int32, ct.POINTER(ct.c_void_p), ct.c_int32)),
         ("stream_destroy", ct.c_void_p),
         ("get_device", ct.c_void_p),
+        ("stream_synchronize", ct.c_void_p),
     ]
 
 

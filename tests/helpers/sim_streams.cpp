@@ -76,6 +76,8 @@ int32_t set_device(int32_t device) {
   return enter("set_device");
 }
 
+int32_t synchronize(void*) { return BARACUDA_OK; }
+
 int32_t get_device(int32_t* device) {
   const std::lock_guard<std::mutex> lock(mutex);
   *device = current_device;
@@ -165,6 +167,7 @@ const baracuda_stream_ops ops = {
     stream_create,
     destroy,
     get_device,
+    synchronize,
 };
 
 }  // namespace

@@ -68,6 +68,7 @@ const baracuda_stream_ops cuda_ops = {
     create_stream,
     destroy_stream,
     baracuda_cuda_current_device,
+    baracuda_cuda_stream_synchronize,
 };
 
 }  // namespace

@@ -40,6 +40,7 @@ typedef struct baracuda_stream_ops {
   int32_t (*stream_create)(void** stream, int32_t high_priority);
   int32_t (*stream_destroy)(void* stream);
   int32_t (*get_device)(int32_t* device);  // so that whoever calls set_device can undo it
+  int32_t (*stream_synchronize)(void* stream);
 } baracuda_stream_ops;
 
 BARACUDA_API const baracuda_stream_ops* baracuda_host_stream_ops(void);
@@ -114,6 +115,12 @@ BARACUDA_API int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count)
 // Warm-up: sends a few bytes to ourselves, to the next and to the previous rank in one group, so
 // that the transport connects its peers now. buffer holds at least 6*64 bytes (device or host).
 BARACUDA_API int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer);
+
+// Every rank's few bytes of host memory, in rank order, in all (world_size * bytes) on every rank.
+// Collective, for set-up: it allocates and waits for the ring stream, and several ranks of one ring
+// must call it from threads of their own. bytes is the same on every rank.
+BARACUDA_API int32_t baracuda_ring_all_gather(baracuda_ring_endpoint* endpoint, const void* mine,
+                                              int64_t bytes, void* all);
 
 // ---- Local rings: P virtual ranks in one process -------------------------------------------
 

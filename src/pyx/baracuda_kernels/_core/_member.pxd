@@ -19,6 +19,8 @@ cdef class RingMember:
     cdef int leave(self, int32_t status) except -1
     # Raises why the communicator cannot be used now, if it cannot.
     cdef int refuse_if_unusable(self) except -1
+    # Collective: every rank's bytes (of one length), in rank order. Waits for the peers.
+    cdef list all_gather(self, bytes mine)
 
 # Arguments of one plan, checked against one rank of one communicator: the C call, ready to run.
 cdef class RingBinding:

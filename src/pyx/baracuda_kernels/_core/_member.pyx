@@ -1,9 +1,12 @@
 # cython: language_level=3
 """What every communicator lends to a run, and what every ring plan gives one."""
 
-from libc.stdint cimport int32_t
+from cpython.bytearray cimport PyByteArray_AsString
+from cpython.bytes cimport PyBytes_AsString
+from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free
 
+from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._status cimport check
 
 from baracuda_kernels._core._errors import CommunicatorError, InvalidProblemError
@@ -41,6 +44,19 @@ cdef class RingMember:
         if self.endpoint == NULL:
             raise CommunicatorError("communicator: it is closed")
         return 0
+
+
+    cdef list all_gather(self, bytes mine):
+        cdef int64_t size = len(mine)
+        cdef bytearray everyone = bytearray(size * self.world_size)
+        cdef char* source = PyBytes_AsString(mine)
+        cdef char* target = PyByteArray_AsString(everyone)
+        cdef int32_t status
+        self.enter()
+        with nogil:
+            status = c_api.baracuda_ring_all_gather(self.endpoint, source, size, target)
+        self.leave(status)
+        return [bytes(everyone[r * size:(r + 1) * size]) for r in range(self.world_size)]
 
 
 cdef class RingBinding:

@@ -161,6 +161,8 @@ cdef extern from "baracuda/ring.h" nogil:
         void* receive[2]
     int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count)
     int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer)
+    int32_t baracuda_ring_all_gather(baracuda_ring_endpoint* endpoint, const void* mine,
+                                     int64_t nbytes, void* all)
     ctypedef struct baracuda_local_world:
         pass
     int32_t baracuda_local_world_create(int32_t world_size, double timeout_seconds,

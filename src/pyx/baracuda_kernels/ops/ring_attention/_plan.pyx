@@ -19,6 +19,7 @@ from baracuda_kernels._core._enums import AttentionKind
 from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels._core._selection import Architecture, OpSpec
 from baracuda_kernels.ops.attention import _families
+from baracuda_kernels.ops.ring_attention import _agreement
 
 
 cdef class RingAttentionPlan(RingPlan):
@@ -117,6 +118,29 @@ cdef class RingAttentionPlan(RingPlan):
         if world_size is not None and (not isinstance(world_size, int) or world_size < 1):
             raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
         self.check(args, 3 if world_size is None else world_size, binding)
+
+    def validate(self, comm, RingAttentionArgs args=None):
+        """Check once, before the first run, that every rank means the same call (collective).
+
+        Compares the library version, every field of the descriptor, the schedule and, with
+        ``args``, whether K and V are staged or in place and their dimension orders. Ranks that
+        differ there would wait for each other's messages or read them wrongly.
+
+        Raises
+        ------
+        InvalidProblemError
+            On every rank alike: which rank differs from rank 0, in which field, and how.
+        CommunicatorError, NcclError, NcclTimeoutError
+            The ring failed, or a rank did not come.
+        """
+        cdef RingMember member = as_member(comm, self.device)
+        if member.device != self.device:
+            raise InvalidProblemError(
+                f"comm: is on device {member.device}, the plan was selected for {self.device}")
+        if args is not None:
+            self.check(args, member.world_size, RingBinding())
+        _agreement.require(member.world_size,
+                           member.all_gather(_agreement.encode(self.descriptor, args)))
 
     def run(self, stream, comm, RingAttentionArgs args not None):
         """Attend to the whole ring; every rank calls it.

@@ -1,0 +1,69 @@
+// A few bytes from every rank to every rank: what each one holds goes once around the ring.
+#include <cstring>
+
+#include "baracuda/ring.h"
+#include "baracuda/status.h"
+#include "common/error.h"
+#include "ring/device_scope.h"
+#include "runtime/scratch.h"
+
+namespace baracuda {
+namespace {
+
+// Passes the slot that came last on to the next rank and receives the previous rank's.
+int32_t hop(const baracuda_ring_endpoint& endpoint, char* slots, int64_t bytes, int32_t step) {
+  const baracuda_transport& transport = endpoint.transport;
+  const int32_t p = transport.world_size;
+  const int32_t rank = transport.rank;
+  char* const out = slots + (rank - step + p) % p * bytes;
+  char* const in = slots + (rank - step - 1 + p) % p * bytes;
+  int32_t status = transport.group_start(transport.context);
+  if (status != BARACUDA_OK) return status;
+  status = transport.send(transport.context, out, bytes, (rank + 1) % p, endpoint.ring_stream);
+  if (status == BARACUDA_OK) {
+    status = transport.recv(transport.context, in, bytes, (rank + p - 1) % p,
+                            endpoint.ring_stream);
+  }
+  if (status == BARACUDA_OK) return transport.group_end(transport.context);
+  // The group is closed also after a failure, which the record must keep.
+  const baracuda_error failure = *baracuda_last_error();
+  transport.group_end(transport.context);
+  return restore_failure(failure);
+}
+
+int32_t gather(const baracuda_ring_endpoint& endpoint, const void* mine, int64_t bytes, void* all,
+               char* slots) {
+  const baracuda_stream_ops& ops = *endpoint.ops;
+  const int32_t p = endpoint.transport.world_size;
+  int32_t status = ops.copy(slots + endpoint.transport.rank * bytes, mine, bytes,
+                            endpoint.ring_stream);
+  for (int32_t step = 0; step + 1 < p && status == BARACUDA_OK; ++step) {
+    status = hop(endpoint, slots, bytes, step);
+  }
+  if (status == BARACUDA_OK) status = ops.copy(all, slots, p * bytes, endpoint.ring_stream);
+  if (status == BARACUDA_OK) status = ops.stream_synchronize(endpoint.ring_stream);
+  return status;
+}
+
+}  // namespace
+}  // namespace baracuda
+
+extern "C" int32_t baracuda_ring_all_gather(baracuda_ring_endpoint* endpoint, const void* mine,
+                                            int64_t bytes, void* all) {
+  baracuda::DeviceScope device;
+  int32_t status = device.enter(*endpoint->ops, endpoint->device);
+  if (status != BARACUDA_OK) return status;
+  void* slots = nullptr;
+  status = baracuda::scratch_allocate(endpoint->device, endpoint->transport.world_size * bytes,
+                                      &slots);
+  if (status == BARACUDA_OK) {
+    status = baracuda::gather(*endpoint, mine, bytes, all, static_cast<char*>(slots));
+  }
+  if (status == BARACUDA_OK) {
+    baracuda::scratch_free(endpoint->device, slots);
+    return status;
+  }
+  const baracuda_error failure = *baracuda_last_error();
+  baracuda::scratch_free(endpoint->device, slots);
+  return baracuda::restore_failure(failure);
+}

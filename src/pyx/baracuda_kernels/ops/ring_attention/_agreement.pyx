@@ -1,0 +1,52 @@
+# cython: language_level=3
+"""What the ranks of a ring must agree on, as a message of fixed size."""
+
+import json
+
+from baracuda_kernels._core._errors import InvalidProblemError
+from baracuda_kernels._core._info import build_info
+
+# Fixed, so that ranks which disagree about everything else can still read each other.
+MESSAGE_BYTES = 1024
+
+
+def encode(descriptor, args=None):
+    """This rank's side, padded to MESSAGE_BYTES."""
+    fields = {"library version": build_info()["version"], "schedule": "ring"}
+    for name, value in descriptor.to_dict().items():
+        # A float's hex form is exact.
+        fields[name] = value.hex() if isinstance(value, float) else value
+    if args is not None:
+        fields["staging"] = "kv_scratch_a" if args.k is None else "in place"
+        if args.k is not None:
+            fields["order of k's dimensions"] = _order(args.k)
+            fields["order of v's dimensions"] = _order(args.v)
+    message = json.dumps(fields).encode()
+    if len(message) > MESSAGE_BYTES:
+        raise InvalidProblemError(
+            f"descriptor: takes {len(message)} bytes to describe, at most {MESSAGE_BYTES} fit")
+    return message.ljust(MESSAGE_BYTES)
+
+
+def _order(view):
+    """Dimensions from the slowest to the fastest, those of one row left out."""
+    moving = [i for i in range(view.ndim) if view.shape[i] > 1]
+    return "".join("BHSD"[i] for i in sorted(moving, key=lambda i: -view.strides[i]))
+
+
+def require(world_size, messages):
+    """Raise for the first rank that differs from rank 0."""
+    sides = [json.loads(message) for message in messages]
+    first = sides[0]
+    for rank in range(1, world_size):
+        for name in {**first, **sides[rank]}:
+            mine, theirs = first.get(name, "not given"), sides[rank].get(name, "not given")
+            if mine != theirs:
+                raise InvalidProblemError(
+                    f"rank {rank}: {name} is {_shown(theirs)}, must be {_shown(mine)} as on rank 0")
+
+
+def _shown(value):
+    if isinstance(value, str) and value.lstrip("-").startswith("0x"):
+        return float.fromhex(value)
+    return value

@@ -1,0 +1,97 @@
+"""plan.validate: ranks that mean different calls find out before the first run."""
+
+import threading
+
+import numpy as np
+import pytest
+
+import baracuda_kernels as bk
+
+P = 3
+GOOD = {"batch_size": 1, "num_heads": 4, "query_len": 4, "key_len": 4, "head_dim": 8,
+        "element": "F32", "num_kv_heads": 2}
+
+
+def validate(differ=None, args=lambda rank, plan: None):
+    """Every rank on its own thread; rank 1's descriptor differs. What each one raised."""
+    ring = bk.LocalCommunicator.ring(P, timeout=10)
+    raised = [None] * P
+
+    def work(rank):
+        fields = {**GOOD, **(differ or {})} if rank == 1 else GOOD
+        plan = bk.RingAttentionPlan.select(bk.Stream.host(), bk.RingAttentionDescriptor(**fields))
+        try:
+            plan.validate(ring[rank], args(rank, plan))
+        except bk.BaracudaError as error:
+            raised[rank] = error
+
+    threads = [threading.Thread(target=work, args=(r,)) for r in range(P)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    return raised
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+def test_agreement(ranks):
+    ring = bk.LocalCommunicator.ring(ranks, timeout=10)
+    plan = bk.RingAttentionPlan.select(bk.Stream.host(), bk.RingAttentionDescriptor(**GOOD))
+    threads = [threading.Thread(target=plan.validate, args=(comm,)) for comm in ring]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert validate() == [None] * P
+
+
+@pytest.mark.parametrize(
+    ("differ", "text"),
+    [
+        ({"head_dim": 16}, "head_dim is 16, must be 8"),
+        ({"key_len": 5}, "key_len is 5, must be 4"),
+        ({"scale": 0.25}, "scale is 0.25, must be 0.35"),
+        ({"is_causal": True}, "is_causal is True, must be False"),
+        ({"element": "F64"}, "element is F64, must be F32"),
+        ({"num_kv_heads": 4}, "num_kv_heads is 4, must be 2"),
+        ({"sequence_layout": "ZIGZAG"}, "sequence_layout is ZIGZAG, must be CONTIGUOUS"),
+    ],
+    ids=str,
+)
+def test_every_rank_names_the_one_that_differs(differ, text):
+    for error in validate(differ):
+        assert type(error) is bk.InvalidProblemError
+        assert "rank 1: " in str(error) and text in str(error) and "rank 0" in str(error)
+
+
+def arguments(plan, staged=False, order="BHSD"):
+    shape = (1, 2, 4, 8)
+    permutation = ["BHSD".index(c) for c in order]
+    dense = np.zeros([shape[i] for i in permutation], np.float32)
+    kv = dense.transpose(np.argsort(permutation))
+    q, y = np.zeros((2, 1, 4, 4, 8), np.float32)
+    given = {} if staged else {"k": kv, "v": kv.copy("K")}
+    return bk.RingAttentionArgs(
+        q=q, y=y, kv_scratch_a=np.zeros(plan.kv_scratch_elements, np.float32),
+        kv_scratch_b=np.zeros(plan.kv_scratch_elements, np.float32),
+        accumulator_scratch=np.zeros(plan.accumulator_scratch_bytes, np.uint8), **given)
+
+
+def test_staging_and_dimension_order():
+    assert validate(args=lambda rank, plan: arguments(plan)) == [None] * P
+    for error in validate(args=lambda rank, plan: arguments(plan, staged=rank == 1)):
+        assert "staging is kv_scratch_a, must be in place" in str(error)
+    for error in validate(args=lambda rank, plan: arguments(plan, order="BSHD" if rank == 1
+                                                            else "BHSD")):
+        assert "order of k's dimensions is SHD, must be HSD" in str(error)
+
+
+def test_a_wrong_operand_is_found_before_anything_is_sent():
+    def args(rank, plan):
+        good = arguments(plan)
+        return bk.RingAttentionArgs(q=np.zeros((1, 4, 4, 8)), y=good.y, k=good.k, v=good.v)
+
+    for error in validate(args=args):
+        assert type(error) is bk.InvalidProblemError and str(error).startswith("q: ")
