@@ -80,6 +80,7 @@ std::map<std::string, std::shared_ptr<World>> worlds;  // by unique id
 std::vector<std::unique_ptr<Comm>> comms;              // never freed before a reset: see `dead`
 std::vector<Fault> faults;
 int64_t ids = 0;
+int64_t releases = 0;
 int version = 22809;
 
 thread_local Group group;
@@ -105,7 +106,8 @@ int enter(std::unique_lock<std::mutex>& lock, const char* call, const std::vecto
     const Fault fault = faults[i];
     faults.erase(faults.begin() + static_cast<std::ptrdiff_t>(i));
     if (!fault.hang) return fault.result;
-    changed.wait(lock, [&] { return any_aborted(involved); });
+    const int64_t before = releases;
+    changed.wait(lock, [&] { return any_aborted(involved) || releases != before; });
     return kInternalError;
   }
   return kSuccess;
@@ -392,6 +394,13 @@ void fake_nccl_inject(const char* call, int rank, int nth, int result) {
 void fake_nccl_hang(const char* call, int rank, int nth) {
   const std::lock_guard<std::mutex> lock(mutex);
   faults.push_back({call, rank, nth, 0, true});
+}
+
+// Ends every call that hangs now.
+void fake_nccl_release() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  ++releases;
+  changed.notify_all();
 }
 
 void fake_nccl_set_async_error(Comm* comm, int error) {

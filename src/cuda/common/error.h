@@ -14,8 +14,10 @@ int32_t fail_with_code(int32_t status, int32_t code, const char* call, const cha
     __attribute__((format(printf, 4, 5)));
 // Adds where in a ring the thread's last failure happened.
 void locate_failure(int32_t rank, int32_t step);
+// How many failures this thread has recorded: tells whether a call left a record.
+uint64_t failures_recorded();
 // Puts an earlier failure back into the thread's record (clean-up after it may have failed too)
-// and returns its status. A default baracuda_error clears the record.
+// and returns its status.
 int32_t restore_failure(const baracuda_error& failure);
 // fail() for a cudaError_t: BARACUDA_CUDA_ERROR with code, or BARACUDA_OK for cudaSuccess.
 int32_t check_cuda(int32_t cuda_error, const char* call);

@@ -27,6 +27,14 @@ int32_t fail_at(const LocalRank& rank, int32_t status) {
   return status;
 }
 
+// A stream operation's status, recorded and located if it failed. The table may be the caller's,
+// and not have left a record.
+int32_t check_op(const LocalRank& rank, int32_t status, const char* call) {
+  if (status == BARACUDA_OK) return status;
+  if (baracuda_last_error()->status != status) fail(status, call, "%s returned %d", call, status);
+  return fail_at(rank, status);
+}
+
 int32_t join_group(LocalGroup& group, LocalRank& rank) {
   constexpr const char* call = "local group_start";
   const Lock lock(rank.world->mutex);
@@ -159,8 +167,9 @@ class Exchange {
   int32_t post() {
     for (LocalRank* rank = group_.ranks; rank != nullptr; rank = rank->next_in_group) {
       if (rank->sends.empty()) continue;
-      const int32_t status = rank->ops->record(rank->ready, rank->stream);
-      if (status != BARACUDA_OK) return fail_at(*rank, status);
+      const int32_t status =
+          check_op(*rank, rank->ops->record(rank->ready, rank->stream), "record");
+      if (status != BARACUDA_OK) return status;
     }
     const Lock lock(world_.mutex);
     const int32_t status = world_.refuse("local group_end", group_.ranks->rank);
@@ -196,10 +205,13 @@ class Exchange {
         continue;
       }
       const bool same_sender = copies > 0 && rank.receives[taken - 1].peer == into.peer;
-      if (!same_sender) status = rank.ops->wait(rank.stream, message.sender->ready);
+      if (!same_sender) {
+        status = check_op(rank, rank.ops->wait(rank.stream, message.sender->ready), "wait");
+      }
       if (status != BARACUDA_OK) continue;
       ++copies;
-      status = rank.ops->copy(into.data, message.data, into.bytes, rank.stream);
+      status = check_op(rank, rank.ops->copy(into.data, message.data, into.bytes, rank.stream),
+                        "copy");
     }
     if (status != BARACUDA_OK) {
       fail_at(rank, status);
@@ -240,13 +252,13 @@ class Exchange {
   // the senders are still in their group, so that no event is recorded anew before it was waited
   // for.
   int32_t hold_senders(LocalRank& rank, size_t taken) {
-    int32_t status = rank.ops->record(rank.done, rank.stream);
+    int32_t status = check_op(rank, rank.ops->record(rank.done, rank.stream), "record");
     for (size_t i = 0; i < taken && status == BARACUDA_OK; ++i) {
       if (i > 0 && rank.receives[i].peer == rank.receives[i - 1].peer) continue;
       const LocalRank& sender = *rank.receives[i].message->sender;
-      status = sender.ops->wait(sender.stream, rank.done);
+      status = check_op(rank, sender.ops->wait(sender.stream, rank.done), "wait");
     }
-    return status == BARACUDA_OK ? status : fail_at(rank, status);
+    return status;
   }
 
   void release(LocalRank& rank, size_t taken) {

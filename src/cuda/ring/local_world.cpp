@@ -65,8 +65,8 @@ int32_t baracuda_local_world::refuse(const char* call, int32_t rank) const {
 baracuda_local_world::Clock::time_point baracuda_local_world::deadline() const {
   constexpr double kLongest = 1e8;  // three years: beyond it the clock's arithmetic overflows
   if (!(timeout_seconds > 0 && timeout_seconds < kLongest)) return Clock::time_point::max();
-  return Clock::now() +
-         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(timeout_seconds));
+  const std::chrono::duration<double> timeout(timeout_seconds);
+  return Clock::now() + std::chrono::duration_cast<Clock::duration>(timeout);
 }
 
 extern "C" {

@@ -66,8 +66,9 @@ int32_t load(const char* path) {
   const std::lock_guard<std::mutex> lock(binding_mutex);
   if (const Binding* present = bound.load()) {
     if (present->path == path) return BARACUDA_OK;
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "path: %.120s, but NCCL is already bound to %.120s",
-                path, present->path.c_str());
+    return fail(BARACUDA_INVALID_ARGUMENT, call,
+                "path: %.120s, but NCCL is already bound to %.120s", path,
+                present->path.c_str());
   }
   void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) return fail(BARACUDA_UNAVAILABLE, call, "%s", dlerror());

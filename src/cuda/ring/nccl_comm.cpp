@@ -14,14 +14,23 @@ constexpr std::chrono::milliseconds kPlainlyStuck{20};
 
 using Lock = std::unique_lock<std::mutex>;
 
-void abort_handle(baracuda_nccl_comm* comm) {
-  baracuda::nccl_api()->comm_abort(comm->handle);
+void end_handle(baracuda_nccl_comm* comm, int (*end)(baracuda::NcclComm*)) {
+  const int result = end(comm->handle);
   Lock lock(comm->mutex);
-  comm->aborting = false;
-  comm->abort_ended.notify_all();
+  comm->ending = false;
+  comm->end_result = result;
+  comm->ended.notify_all();
   const bool orphaned = comm->orphaned;
   lock.unlock();
   if (orphaned) baracuda::free_comm(comm);
+}
+
+void start_end(baracuda_nccl_comm* comm, int (*end)(baracuda::NcclComm*)) {
+  try {
+    std::thread(end_handle, comm, end).detach();
+  } catch (const std::system_error&) {
+    end_handle(comm, end);
+  }
 }
 
 }  // namespace
@@ -58,20 +67,26 @@ bool baracuda_nccl_comm::try_abort() {
   }
   state = baracuda::kAborted;
   if (load_handle() == nullptr) return true;
-  aborting = true;
+  ending = true;
   lock.unlock();
-  try {
-    std::thread(abort_handle, this).detach();
-  } catch (const std::system_error&) {
-    abort_handle(this);
-  }
+  start_end(this, baracuda::nccl_api()->comm_abort);
   return true;
 }
 
-bool baracuda_nccl_comm::wait_aborted(double seconds) {
+void baracuda_nccl_comm::start_destroy() {
   Lock lock(mutex);
-  return abort_ended.wait_for(lock, std::chrono::duration<double>(seconds),
-                              [this] { return !aborting; });
+  ending = true;
+  lock.unlock();
+  start_end(this, baracuda::nccl_api()->comm_destroy);
+}
+
+bool baracuda_nccl_comm::wait_ended(double seconds) {
+  const baracuda::TimeLimit limit(seconds);
+  const auto has_ended = [this] { return !ending; };
+  Lock lock(mutex);
+  if (!limit.never()) return ended.wait_until(lock, limit.at(), has_ended);
+  ended.wait(lock, has_ended);
+  return true;
 }
 
 void baracuda_nccl_comm::enter_blocked() {

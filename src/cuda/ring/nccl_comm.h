@@ -52,7 +52,10 @@ struct baracuda_nccl_comm {
   // Starts ncclCommAbort on a thread of its own (it may wait for other communicators' aborts).
   // False where the handle is in use: try again later. At most one abort ever happens.
   bool try_abort();
-  bool wait_aborted(double seconds);
+  // ncclCommDestroy on a thread of its own: it waits for the other ranks of the node.
+  void start_destroy();
+  // False if the handle's end has not returned within seconds (<= 0: no limit).
+  bool wait_ended(double seconds);
 
   void enter_blocked();
   void leave_blocked();
@@ -61,6 +64,7 @@ struct baracuda_nccl_comm {
   bool owned = false;
   int32_t rank = 0;
   int32_t world_size = 1;
+  double patience = 0;      // seconds that its making could take, and its end may; <= 0: no limit
   void* scratch = nullptr;  // of the warm-up
   baracuda_ring_endpoint endpoint{};
 
@@ -69,9 +73,10 @@ struct baracuda_nccl_comm {
   baracuda_error failure{};
   baracuda::NcclPhase phase = baracuda::NcclPhase::kIdle;
   Clock::time_point blocked_since{};
-  bool aborting = false;  // ncclCommAbort has not returned yet
-  bool orphaned = false;  // whoever ends the abort frees the communicator
-  std::condition_variable abort_ended;
+  bool ending = false;    // ncclCommAbort or ncclCommDestroy has not returned yet
+  int end_result = 0;     // what it returned
+  bool orphaned = false;  // its thread frees the communicator
+  std::condition_variable ended;
 
   baracuda::NcclGroup* group = nullptr;
   baracuda_nccl_comm* next_in_group = nullptr;

@@ -43,7 +43,7 @@ int32_t check_device(const char* call, int32_t device) {
 
 // A communicator without its handle, endpoint open.
 CommPtr make_comm(const char* call, bool owned, int32_t rank, int32_t world_size, int32_t device,
-                  int32_t max_ctas) {
+                  int32_t max_ctas, const TimeLimit& limit) {
   CommPtr comm(new (std::nothrow) baracuda_nccl_comm);
   if (comm == nullptr) {
     fail(BARACUDA_OUT_OF_MEMORY, call, "no memory for a communicator");
@@ -52,6 +52,7 @@ CommPtr make_comm(const char* call, bool owned, int32_t rank, int32_t world_size
   comm->owned = owned;
   comm->rank = rank;
   comm->world_size = world_size;
+  comm->patience = limit.never() ? 0 : limit.seconds();
   baracuda_ring_endpoint& endpoint = comm->endpoint;
   endpoint.struct_size = sizeof(baracuda_ring_endpoint);
   endpoint.ops = device < 0 ? baracuda_host_stream_ops() : baracuda_cuda_stream_ops();
@@ -116,7 +117,11 @@ int32_t warm_up(CommPtr* comms, int32_t count, const TimeLimit& limit) {
     status = watchdog_arm(comms[i]->run_deadline, limit, "warm-up exchange");
   }
   if (status == BARACUDA_OK) status = exchange_warm_up(comms, count);
-  for (int32_t i = 0; i < count; ++i) watchdog_disarm(comms[i]->run_deadline);
+  for (int32_t i = 0; i < count; ++i) {
+    watchdog_disarm(comms[i]->run_deadline);
+    // Where the deadline came first, that is the failure, and not what it then refused.
+    if (status == BARACUDA_ABORTED) status = comms[i]->report_failure();
+  }
   for (int32_t i = 0; i < count && status == BARACUDA_OK; ++i) {
     status = baracuda_nccl_synchronize(comms[i].get(), comms[i]->endpoint.ring_stream,
                                        seconds_left(limit));
@@ -143,7 +148,8 @@ int32_t init_all(int32_t count, const int32_t* devices, int32_t max_ctas, const 
   std::vector<CommPtr> comms(static_cast<size_t>(count));
   std::vector<std::unique_ptr<NcclDeadline>> deadlines(static_cast<size_t>(count));
   for (size_t i = 0; i < comms.size(); ++i) {
-    comms[i] = make_comm(call, true, static_cast<int32_t>(i), count, devices[i], max_ctas);
+    comms[i] = make_comm(call, true, static_cast<int32_t>(i), count, devices[i], max_ctas,
+                         limit);
     if (comms[i] == nullptr) return baracuda_last_error()->status;
     deadlines[i] = std::make_unique<NcclDeadline>(*comms[i]);
   }
@@ -228,7 +234,7 @@ int32_t baracuda_nccl_init_rank(int32_t world_size, const void* id, int32_t rank
   if (status != BARACUDA_OK) return status;
 
   const TimeLimit limit(timeout_seconds);
-  CommPtr made = make_comm(call, true, rank, world_size, device, max_ctas);
+  CommPtr made = make_comm(call, true, rank, world_size, device, max_ctas, limit);
   if (made == nullptr) return baracuda_last_error()->status;
   DeviceScope scope;
   status = scope.enter(*made->endpoint.ops, device);
@@ -276,10 +282,11 @@ int32_t baracuda_nccl_from_handle(void* handle, int32_t device, double timeout_s
   if (status == BARACUDA_OK) status = query_ranks(borrowed, &rank, &world_size);
   if (status == BARACUDA_OK) status = check_handle_device(borrowed, device);
   if (status != BARACUDA_OK) return status;
-  CommPtr made = make_comm(call, false, rank, world_size, device, 0);
+  const TimeLimit limit(timeout_seconds);
+  CommPtr made = make_comm(call, false, rank, world_size, device, 0, limit);
   if (made == nullptr) return baracuda_last_error()->status;
   made->handle = borrowed;
-  return finish(made, TimeLimit(timeout_seconds), comm);
+  return finish(made, limit, comm);
 }
 
 int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key,
@@ -298,7 +305,7 @@ int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key
   const baracuda_ring_endpoint& parent = comm->endpoint;
   // Rank and size are NCCL's to tell, afterwards.
   CommPtr made = make_comm(call, true, comm->rank, comm->world_size, parent.device,
-                           parent.max_ctas);
+                           parent.max_ctas, limit);
   if (made == nullptr) return baracuda_last_error()->status;
   DeviceScope scope;
   status = scope.enter(*parent.ops, parent.device);

@@ -98,9 +98,11 @@ int32_t baracuda_nccl_async_error(baracuda_nccl_comm* comm) { return find_async_
 
 int32_t baracuda_nccl_synchronize(baracuda_nccl_comm* comm, void* stream, double timeout_seconds) {
   int32_t capturing = 0;
+  DeviceScope scope;  // NULL, the default stream, is the current device's
   if (comm->endpoint.device >= 0) {
+    int32_t status = scope.enter(*comm->endpoint.ops, comm->endpoint.device);
     // Asking a capturing stream whether it is done would end the capture.
-    const int32_t status = baracuda_cuda_stream_is_capturing(stream, &capturing);
+    if (status == BARACUDA_OK) status = baracuda_cuda_stream_is_capturing(stream, &capturing);
     if (status != BARACUDA_OK) return status;
   }
   if (capturing) {
@@ -144,24 +146,29 @@ int32_t baracuda_nccl_destroy(baracuda_nccl_comm* comm) {
   if (comm == nullptr) return BARACUDA_OK;
   watchdog_forget(*comm);
   int32_t status = BARACUDA_OK;
-  NcclComm* const handle = comm->load_handle();
-  if (comm->owned && handle != nullptr) {
-    DeviceScope scope;
-    scope.enter(*comm->endpoint.ops, comm->endpoint.device);
-    if (comm->state == kHealthy) {
-      status = check_nccl(nccl_api()->comm_destroy(handle), "ncclCommDestroy");
-      if (status != BARACUDA_OK) locate_failure(comm->rank, -1);
+  if (comm->owned && comm->load_handle() != nullptr) {
+    const bool healthy = comm->state == kHealthy;
+    if (healthy) {
+      comm->start_destroy();
     } else {
       comm->try_abort();
-      if (!comm->wait_aborted(kAbortPatience)) {
-        // The thread that is aborting frees it when NCCL lets go.
-        Lock lock(comm->mutex);
-        if (comm->aborting) {
-          comm->orphaned = true;
-          return BARACUDA_OK;
-        }
+    }
+    const double patience = healthy ? comm->patience : kAbortPatience;
+    if (!comm->wait_ended(patience)) {
+      Lock lock(comm->mutex);
+      if (comm->ending) {
+        // The thread that is in NCCL frees it when NCCL lets go.
+        comm->orphaned = true;
+        if (!healthy) return BARACUDA_OK;
+        fail(BARACUDA_TIMEOUT, "ncclCommDestroy",
+             "rank %d of %d: the other ranks of this machine did not end theirs within %g s",
+             comm->rank, comm->world_size, patience);
+        locate_failure(comm->rank, -1);
+        return BARACUDA_TIMEOUT;
       }
     }
+    if (healthy) status = check_nccl(comm->end_result, "ncclCommDestroy");
+    if (status != BARACUDA_OK) locate_failure(comm->rank, -1);
   }
   free_comm(comm);
   return status;

@@ -185,7 +185,8 @@ Watchdog* start_watchdog() {
 TimeLimit::TimeLimit(double seconds) : seconds_(seconds), at_(Clock::time_point::max()) {
   constexpr double kLongest = 1e8;  // three years: beyond it the clock's arithmetic overflows
   if (!(seconds > 0 && seconds < kLongest)) return;
-  at_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  const std::chrono::duration<double> left(seconds);
+  at_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(left);
 }
 
 int32_t watchdog_arm(NcclDeadline& deadline, const TimeLimit& limit, const char* call) {

@@ -30,9 +30,7 @@ Chunk chunk_of(const baracuda_ring_call& call, int32_t step) {
 class Run {
  public:
   Run(const baracuda_ring_call* calls, int32_t count)
-      : calls_(calls), count_(count), steps_(calls[0].endpoint->transport.world_size) {
-    restore_failure(baracuda_error{BARACUDA_OK, 0, -1, -1, "", ""});
-  }
+      : calls_(calls), count_(count), steps_(calls[0].endpoint->transport.world_size) {}
 
   int32_t execute() {
     for (step_ = 0; step_ < steps_; ++step_) {
@@ -165,7 +163,7 @@ class Run {
     if (status == BARACUDA_OK) return true;
     if (failed_) return false;
     failed_ = true;
-    if (baracuda_last_error()->status != status) {
+    if (failures_recorded() == recorded_before_ || baracuda_last_error()->status != status) {
       fail_with_code(unrecorded, status, call_name, "%s returned %d", call_name, status);
     }
     failure_ = *baracuda_last_error();
@@ -195,6 +193,7 @@ class Run {
   const baracuda_ring_call* const calls_;
   const int32_t count_;
   const int32_t steps_;
+  const uint64_t recorded_before_ = failures_recorded();
   int32_t step_ = 0;
   bool failed_ = false;
   baracuda_error failure_{};

@@ -89,11 +89,13 @@ int32_t baracuda_cuda_device_info(int32_t device, baracuda_cuda_device* info) {
 
 int32_t baracuda_cuda_stream_device(void* stream, int32_t* device) {
   if (is_default_stream(stream)) return baracuda_cuda_current_device(device);
-#if CUDART_VERSION >= 12080
+#if CUDART_VERSION >= 13000
   return check_cuda(cudaStreamGetDevice(as_stream(stream), device), "cudaStreamGetDevice");
 #else
-  // Before 12.8 only the driver knows, by way of the stream's context.
-  using GetContext = int (*)(cudaStream_t, void**);
+  // A 12.x build may meet a driver older than cudaStreamGetDevice (12.8), which all of them tell
+  // by way of the stream's context.
+  // Its second version has a third argument, for green contexts; the first one ignores it.
+  using GetContext = int (*)(cudaStream_t, void**, void**);
   using GetDevice = int (*)(int*);
   using PushContext = int (*)(void*);
   using PopContext = int (*)(void**);
@@ -107,10 +109,11 @@ int32_t baracuda_cuda_stream_device(void* stream, int32_t* device) {
   static const auto pop_context = reinterpret_cast<PopContext>(entry("cuCtxPopCurrent"));
   static const auto get_device = reinterpret_cast<GetDevice>(entry("cuCtxGetDevice"));
   void* context = nullptr;
+  void* green_context = nullptr;
   if (!get_context || !push_context || !pop_context || !get_device) {
     return check_cuda(cudaErrorInsufficientDriver, "cuStreamGetCtx");
   }
-  int error = get_context(as_stream(stream), &context);
+  int error = get_context(as_stream(stream), &context, &green_context);
   if (error == 0) error = push_context(context);
   if (error != 0) return check_cuda(error, "cuStreamGetCtx");
   error = get_device(device);

@@ -125,10 +125,13 @@ class FlashBlock {
     int64_t stride;
   };
 
-  // Far-apart rows are copied too: they would miss the TLB and share cache sets.
+  // Far-apart rows are copied too: they would miss the TLB and share cache sets. So are long rows
+  // where vectors are narrow, as more panels then pass over a tile.
   Tile convert_tile(const E* rows, int64_t stride, int64_t keys, int64_t multiple, T* tile) {
     if constexpr (kDirect) {
-      if (dim_ % multiple == 0 && stride >= 0 && stride <= 2 * dim_) return {rows, stride};
+      const bool close = stride >= 0 && stride <= 2 * dim_;
+      const bool few_passes = kVectorBytes == 64 || dim_ * int64_t(sizeof(T)) <= 256;
+      if (close && few_passes && dim_ % multiple == 0) return {rows, stride};
     }
     for (int64_t j = 0; j < keys; ++j) load_row(rows + j * stride, tile + j * tile_stride_, dim_);
     return {tile, tile_stride_};

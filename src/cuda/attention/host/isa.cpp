@@ -14,16 +14,23 @@ namespace host {
 namespace {
 
 #if defined(__x86_64__)
-bool has_avx2() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  const bool has_f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
-  return has_f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
+// Straight from CPUID: __builtin_cpu_supports needs a runtime that not every compiler links.
+struct Cpu {
+  bool avx2 = false;    // and FMA, F16C
+  bool avx512 = false;  // F, BW, VL, DQ
 
-bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
+  Cpu() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    constexpr unsigned needed = bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & needed) != needed) return;
+    unsigned saved = 0, high = 0;  // what the operating system keeps for a thread
+    __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+    avx2 = (saved & 0x6) == 0x6 && (b & bit_AVX2) != 0;
+    constexpr unsigned wide = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
+    avx512 = avx2 && (saved & 0xe6) == 0xe6 && (b & wide) == wide;
+  }
+};
 #endif
 
 const IsaKernels& choose() {
@@ -32,10 +39,10 @@ const IsaKernels& choose() {
   const auto at_most = [wish](const char* name) {
     return wish != nullptr && std::strcmp(wish, name) == 0;
   };
-  __builtin_cpu_init();
+  const Cpu cpu;
   if (at_most("baseline")) return kBaselineKernels;
-  if (has_avx512() && !at_most("avx2")) return kAvx512Kernels;
-  if (has_avx2()) return kAvx2Kernels;
+  if (cpu.avx512 && !at_most("avx2")) return kAvx512Kernels;
+  if (cpu.avx2) return kAvx2Kernels;
 #endif
   return kBaselineKernels;
 }

@@ -74,7 +74,7 @@ inline void score_panel(int vectors, const T* q, const T* k, int64_t k_stride, i
                         int64_t keys, T* scores) {
   if (vectors == VECTORS) {
     // In pieces of head_dim: Q's stays in the L1 cache, and short sums lose fewer bits.
-    constexpr int64_t kPiece = 64;
+    constexpr int64_t kPiece = 32;
     for (int64_t d = 0; d < head_dim; d += kPiece) {
       const int64_t piece = head_dim - d < kPiece ? head_dim - d : kPiece;
       score_keys<VECTORS>(q + d * kPanelRows<T>, k + d, k_stride, piece, keys, d > 0, scores);
@@ -118,7 +118,8 @@ BARACUDA_INLINE void value_tile(const T* p, const T* v, int64_t v_stride, int64_
 #pragma GCC unroll 8
     for (int c = 0; c < VECTORS; ++c) {
       T* element = out + r * out_stride + c * kWidth;
-      store(element, alpha == nullptr ? acc[r][c] : fma(splat(alpha[r]), load<V>(element), acc[r][c]));
+      const V sum = acc[r][c];
+      store(element, alpha == nullptr ? sum : fma(splat(alpha[r]), load<V>(element), sum));
     }
   }
 }

@@ -1,6 +1,8 @@
 // Softmax state of a thread's rows: loaded from and saved to global memory, or normalised into y.
 //
 // State: o_acc [B*H*Q][head_dim], then m [B*H*Q], then l [B*H*Q], in the type of the arithmetic.
+// l is -0 for a row that saw keys, all with score -inf (an Inf in Q or K): its softmax is undefined,
+// where a row that saw none gives zeros.
 #pragma once
 
 #include <math_constants.h>
@@ -46,7 +48,9 @@ struct RowState {
     }
   }
 
-  __device__ __forceinline__ void save(const StepArgs& args, const BlockWork& work) const {
+  // limits: of the block's rows, keys that each one sees in this step.
+  __device__ __forceinline__ void save(const StepArgs& args, const BlockWork& work,
+                                       const int64_t* limits) const {
     const Stored stored(args);
 #pragma unroll
     for (int i = 0; i < C::rows; ++i) {
@@ -54,8 +58,9 @@ struct RowState {
       if (work.row0 + row(i) >= args.query_len) continue;
       const int64_t r = work.state_row0 + row(i);
       if (threadIdx.x % 16 == 0) {
+        const bool undefined = is_undefined(args, total, i, r, limits);
         stored.m[r] = m[i];
-        stored.l[r] = total;
+        stored.l[r] = undefined ? -Compute(0) : total;
       }
 #pragma unroll
       for (int c = 0; c < C::chunks; ++c)
@@ -65,17 +70,21 @@ struct RowState {
     }
   }
 
-  __device__ __forceinline__ void finish(const StepArgs& args, const BlockWork& work) const {
+  __device__ __forceinline__ void finish(const StepArgs& args, const BlockWork& work,
+                                         const int64_t* limits) const {
 #pragma unroll
     for (int i = 0; i < C::rows; ++i) {
       const Compute total = row_sum(i);
       const int64_t query = work.row0 + row(i);
       if (query >= args.query_len) continue;
-      const bool empty = total == Compute(0);
-      const Compute inverse = empty ? Compute(0) : Compute(1) / total;
+      const int64_t r = work.state_row0 + row(i);
+      const Compute empty = is_undefined(args, total, i, r, limits)
+                                ? static_cast<Compute>(CUDART_NAN)
+                                : Compute(0);
+      const Compute inverse = total == Compute(0) ? empty : Compute(1) / total;
       if (threadIdx.x % 16 == 0 && args.lse != nullptr) {
-        const int64_t r = work.state_row0 + row(i);
-        const Compute lse = empty ? minus_infinity(Compute()) : m[i] + logarithm(total);
+        const Compute lse = total == Compute(0) ? empty + minus_infinity(Compute())
+                                                : m[i] + logarithm(total);
         if (args.lse_is_f32) {
           static_cast<float*>(args.lse)[r] = static_cast<float>(lse);
         } else {
@@ -104,6 +113,11 @@ struct RowState {
     Compute* l;
   };
 
+  __device__ __forceinline__ bool is_undefined(const StepArgs& args, Compute total, int i,
+                                               int64_t state_row, const int64_t* limits) const {
+    if (m[i] != minus_infinity(Compute()) || total != Compute(0)) return false;
+    return limits[row(i)] > 0 || (!args.first && signbit(Stored(args).l[state_row]));
+  }
   static __device__ __forceinline__ int row(int i) { return threadIdx.x / 16 + 8 * i; }
   // Of a chunk's columns a thread holds whole 16-byte vectors, so V is read as vectors.
   static __device__ __forceinline__ int column(int chunk, int x) {

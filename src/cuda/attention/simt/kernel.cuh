@@ -225,9 +225,9 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   }
 
   if (args.last) {
-    state.finish(args, unpark(parked));
+    state.finish(args, unpark(parked), limits);
   } else {
-    state.save(args, unpark(parked));
+    state.save(args, unpark(parked), limits);
   }
 }
 

@@ -2,6 +2,8 @@
 //
 // State: o_acc [B*H*Q][HeadDim], then m [B*H*Q], then l [B*H*Q], all f32. The columns of a row are
 // permuted so that the lane that owns four values of two adjacent mma tiles moves 16 bytes.
+// l is -0 for a row that saw keys, all with score -inf (an Inf in Q or K): its softmax is undefined,
+// where a row that saw none gives zeros.
 #pragma once
 
 #include <math_constants.h>
@@ -19,8 +21,11 @@ class RowState {
   static constexpr int rows = 2 * C::row_blocks;
 
  public:
-  __device__ __forceinline__ RowState(const StepArgs& args, const BlockWork& work, int warp_row0)
-      : args_(args), work_(work), warp_row0_(warp_row0), lane_(threadIdx.x % 32) {}
+  // limits: of the block's rows, keys that each one sees in this step.
+  __device__ __forceinline__ RowState(const StepArgs& args, const BlockWork& work,
+                                      const int32_t* limits, int warp_row0)
+      : args_(args), work_(work), limits_(limits), warp_row0_(warp_row0),
+        lane_(threadIdx.x % 32) {}
 
   template <typename Warp>
   __device__ __forceinline__ void load(Warp& w) const {
@@ -49,8 +54,9 @@ class RowState {
       const float l = quad_sum(w.l[r]);
       if (!in_tensor(r)) continue;
       if (lane_ % 4 == 0) {
+        const bool undefined = is_undefined(w.m[r], l, r);
         statistics()[state_row(r)] = w.m[r];
-        statistics()[state_rows() + state_row(r)] = l;
+        statistics()[state_rows() + state_row(r)] = undefined ? -0.0f : l;
       }
 #pragma unroll
       for (int j = 0; j < C::head_dim / 8; j += 2)
@@ -67,9 +73,10 @@ class RowState {
 #pragma unroll
     for (int r = 0; r < rows; ++r) {
       const float l = quad_sum(w.l[r]);
-      const float inverse = l == 0.0f ? 0.0f : 1.0f / l;
+      const float empty = is_undefined(w.m[r], l, r) ? CUDART_NAN_F : 0.0f;
+      const float inverse = l == 0.0f ? empty : 1.0f / l;
       if (args_.lse != nullptr && lane_ % 4 == 0 && in_tensor(r)) {
-        const float lse = l == 0.0f ? -CUDART_INF_F
+        const float lse = l == 0.0f ? empty - CUDART_INF_F
                                     : static_cast<float>(w.m[r] * args_.scale + logf(l));
         if (args_.lse_is_f32) {
           static_cast<float*>(args_.lse)[state_row(r)] = lse;
@@ -107,6 +114,12 @@ class RowState {
   __device__ __forceinline__ bool in_tensor(int r) const {
     return work_.row0 + warp_row0_ + row_in_warp(r) < args_.query_len;
   }
+  __device__ __forceinline__ bool is_undefined(float m, float l, int r) const {
+    if (m != -CUDART_INF_F || l != 0.0f) return false;
+    if (limits_[warp_row0_ + row_in_warp(r)] > 0) return true;
+    return !args_.first && in_tensor(r) &&
+           __float_as_int(statistics()[state_rows() + state_row(r)]) < 0;
+  }
   __device__ __forceinline__ int64_t state_rows() const {
     return args_.batch_heads * args_.query_len;
   }
@@ -127,6 +140,7 @@ class RowState {
 
   const StepArgs& args_;
   const BlockWork& work_;
+  const int32_t* const limits_;
   const int warp_row0_;
   const int lane_;
 };

@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   const uint32_t v_address = v_tile + Layout::offset(lane % 16, lane / 16);
 
   Warp<C> warp;
-  RowState<C>(args, work, warp_row0).load(warp);
+  RowState<C>(args, work, limits, warp_row0).load(warp);
 
   const auto fold = [&](int tile, bool masked) {
     cp_async_wait<0>();
@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   __syncthreads();
   const BlockWork finished = unpark(parked);
   const int warp_first = threadIdx.x / 32 * C::warp_rows;
-  const RowState<C> state(args, finished, warp_first);
+  const RowState<C> state(args, finished, limits, warp_first);
   if (args.last) {
     state.finish(warp, shared + warp_first * Layout::bytes);
   } else {

@@ -35,7 +35,8 @@ BARACUDA_API int32_t baracuda_nccl_init_all(int32_t count, const int32_t* device
 // Borrows a ready ncclComm_t: never aborted, never destroyed by us.
 BARACUDA_API int32_t baracuda_nccl_from_handle(void* handle, int32_t device,
                                                double timeout_seconds, baracuda_nccl_comm** comm);
-// Collective. color < 0: this rank takes no part and *child is NULL.
+// Collective. color < 0: this rank takes no part and *child is NULL. After a deadline or a failure
+// the parent has failed too. A borrowed parent cannot be aborted: its split may block for ever.
 BARACUDA_API int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key,
                                          double timeout_seconds, baracuda_nccl_comm** child);
 
@@ -49,10 +50,14 @@ BARACUDA_API baracuda_ring_endpoint* baracuda_nccl_endpoint(baracuda_nccl_comm* 
 
 // ncclCommGetAsyncError: BARACUDA_OK, or the failure. Never blocks.
 BARACUDA_API int32_t baracuda_nccl_async_error(baracuda_nccl_comm* comm);
-// Aborts an owned communicator; for a borrowed one only marks it failed on our side.
+// Aborts an owned communicator; for a borrowed one only marks it failed on our side. Does not wait:
+// ncclCommAbort runs on a thread of its own, once no call is about to use the handle.
 BARACUDA_API int32_t baracuda_nccl_abort(baracuda_nccl_comm* comm);
 // Ends the communicator and frees it: ncclCommDestroy when owned and healthy, ncclCommAbort when
-// owned and failed, nothing of NCCL's when borrowed. comm may be NULL.
+// owned and failed, nothing of NCCL's when borrowed. comm may be NULL. ncclCommDestroy waits for the
+// other ranks of the machine: for longer than the timeout that comm was made with is
+// BARACUDA_TIMEOUT. An abort under way is waited for up to 5 s. In both cases NCCL's call then goes
+// on by itself, and comm must not be used again.
 BARACUDA_API int32_t baracuda_nccl_destroy(baracuda_nccl_comm* comm);
 // A failed communicator refuses further use. 0 healthy, 1 failed, 2 aborted.
 BARACUDA_API int32_t baracuda_nccl_state(const baracuda_nccl_comm* comm);

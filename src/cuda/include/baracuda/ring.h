@@ -13,7 +13,9 @@ extern "C" {
 // Point-to-point messages between the ranks of one ring. Every function returns a
 // baracuda_status. Sends and receives between group_start and group_end happen together, in the
 // order of enqueueing per pair of ranks, on stream (NULL on the host, where group_end is
-// synchronous).
+// synchronous). Groups nest on a thread, and only the outermost group_end acts: one thread that
+// drives several ranks opens a group per rank. A function that fails without leaving a record for
+// baracuda_last_error() gets one, BARACUDA_TRANSPORT_ERROR with what it returned as code.
 typedef struct baracuda_transport {
   uint64_t struct_size;
   void* context;
@@ -84,7 +86,8 @@ BARACUDA_API baracuda_position_map baracuda_layout_map(int32_t layout, int32_t r
 // hops holds world_size entries.
 BARACUDA_API void baracuda_ring_schedule(int32_t rank, int32_t world_size, baracuda_ring_hop* hops);
 
-// One rank's part of a run. All pointers outlive the call; the loop writes nothing but `step`.
+// One rank's part of a run. All pointers outlive the call; the loop leaves the struct as it is, so
+// it can be run again.
 typedef struct baracuda_ring_call {
   uint64_t struct_size;
   baracuda_ring_endpoint* endpoint;
@@ -104,6 +107,8 @@ typedef struct baracuda_ring_call {
 // Runs count ranks of one ring from this thread (count = 1 for one rank per process or thread;
 // count = world_size for a whole local ring). Enqueues, per step, all exchanges in one group,
 // then all kernels. After the first call it allocates nothing and never synchronises the host.
+// A failed launch is returned at the end: the exchanges go on, for the neighbours' sake. After a
+// failed exchange the run stops, and the callers' streams join what was enqueued.
 BARACUDA_API int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count);
 
 // Warm-up: sends a few bytes to ourselves, to the next and to the previous rank in one group, so

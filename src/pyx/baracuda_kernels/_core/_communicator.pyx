@@ -242,7 +242,7 @@ cdef class Communicator(RingMember):
         cdef double seconds = self.timeout if timeout is None else _seconds(timeout)
         if color is not None and (not isinstance(color, int) or color < 0):
             raise InvalidProblemError(f"color: got {color!r}, must be None or an integer >= 0")
-        self.enter()
+        RingMember.enter(self)  # busy, but without a run's deadline: a split has its own
         try:
             with nogil:
                 status = c_api.baracuda_nccl_split(self.comm, group, order, seconds, &child)

@@ -4,6 +4,7 @@
 import dataclasses
 
 from baracuda_kernels._core cimport c_api
+from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
 
 from baracuda_kernels._core._enums import (
     ArchSku,
@@ -130,17 +131,29 @@ def skus(op):
             for family in FAMILIES for element in family.math]
 
 
-def candidates(op, descriptor, arch, preference, workspace_bytes):
-    """Every family, with its SKU for the descriptor and its refusal."""
+def candidates(op, descriptor, arch, preference, workspace):
+    """Every family, with its SKU for the descriptor and its refusal.
+
+    ``workspace`` tells whether the op needs the family's state as scratch.
+    """
     descriptor.validate()
     found = []
     for family in FAMILIES:
         # A family that does not know the element is shown with the nearest SKU it has.
         element = descriptor.element if descriptor.element in family.math \
             else next(iter(family.math))
-        reason = family.refusal(descriptor, arch, preference, workspace_bytes)
+        nbytes = _state_bytes(family.kernel, descriptor) if workspace else 0
+        reason = family.refusal(descriptor, arch, preference, nbytes)
         found.append(Candidate(family.name, family.sku(op, element), reason))
     return found
+
+
+def _state_bytes(int kernel, AttentionDescriptor descriptor):
+    cdef c_api.baracuda_attention_step_params step
+    if not c_api.baracuda_attention_available(kernel):
+        return 0
+    descriptor.fill(&step)
+    return c_api.baracuda_attention_state_bytes(kernel, &step)
 
 
 def _named(name):

@@ -148,7 +148,8 @@ def _skus():
 
 
 def _candidates(descriptor, arch, preference):
-    return _families.candidates(AttentionKind.FLASH_ATTENTION, descriptor, arch, preference, 0)
+    return _families.candidates(AttentionKind.FLASH_ATTENTION, descriptor, arch, preference,
+                                workspace=False)
 
 
 SPEC = OpSpec("flash_sdpa", FlashSdpaDescriptor, FlashSdpaPlan, _skus, _candidates)

@@ -27,12 +27,25 @@ cdef class RingAttentionPlan(RingPlan):
     Every rank makes the same plan. ``run`` rotates K and V around the ring while it computes, and
     keeps an unnormalised float32 state across the steps, so the answer does not get worse as the
     ring grows. It allocates nothing and never waits for the GPU.
+
+    Attributes
+    ----------
+    descriptor : RingAttentionDescriptor
+    sku : KernelSku
+    family : str
+        Kernel family of the SKU, e.g. "sm80".
+    device : int
+        CUDA ordinal, -1 for the host.
+    accumulator_scratch_bytes : int
+        Bytes of the accumulator: B * H * Q * (D + 2) * 4 (8 for F64 operands), with Q rounded up
+        to the kernel's tile where the kernel keeps its state in tiles.
     """
 
     cdef readonly RingAttentionDescriptor descriptor
     cdef readonly object sku
     cdef readonly str family
     cdef readonly int device
+    cdef readonly int64_t accumulator_scratch_bytes
     cdef int32_t kernel
     cdef int alignment
     cdef int64_t stride_multiple
@@ -72,6 +85,7 @@ cdef class RingAttentionPlan(RingPlan):
         self.alignment, self.stride_multiple = _families.alignment_of(
             chosen.family, self.descriptor.itemsize)
         self.descriptor.fill(&step)
+        self.accumulator_scratch_bytes = c_api.baracuda_attention_state_bytes(self.kernel, &step)
         load_kernels(self.kernel, &step, self.device)
         return self
 
@@ -84,11 +98,6 @@ cdef class RingAttentionPlan(RingPlan):
     def kv_scratch_elements(self):
         """Elements of each K/V scratch buffer: 2 * B * Hkv * K * D."""
         return 2 * _kv_elements(self.descriptor)
-
-    @property
-    def accumulator_scratch_bytes(self):
-        """Bytes of the accumulator: B * H * Q * (D + 2) * 4 (8 for F64 operands)."""
-        return _accumulator_bytes(self.descriptor)
 
     @property
     def scratch_alignment(self):
@@ -131,12 +140,20 @@ cdef class RingAttentionPlan(RingPlan):
         cdef Stream one = as_stream(stream)
         cdef RingMember member = as_member(comm, self.device)
         cdef RingBinding binding = self.bind(one, member, args)
-        cdef int32_t status
+        cdef int32_t status, previous
         member.enter()
         binding.call.stream = one.handle
+        try:
+            previous = enter_device(self.device)
+        except BaseException:
+            member.leave(c_api.BARACUDA_OK)
+            raise
         with nogil:
             status = c_api.baracuda_ring_run(&binding.call, 1)
-        member.leave(status)
+        try:
+            leave_device(previous)
+        finally:
+            member.leave(status)
 
     def step(self, stream, *, q, k, v, y=None, lse=None, accumulator_scratch=None, rank=0,
              origin=0, world_size=1, first=True, last=True):
@@ -185,7 +202,7 @@ cdef class RingAttentionPlan(RingPlan):
         if not (first and last):
             view = checks.workspace("accumulator_scratch",
                                     as_tensor("accumulator_scratch", accumulator_scratch),
-                                    _accumulator_bytes(d))
+                                    self.accumulator_scratch_bytes)
             step.state = view.data
         checks.no_overlaps()
         step.q_map = c_api.baracuda_layout_map(d.c_layout, rank, world_size, d.query_len)
@@ -289,7 +306,7 @@ cdef class RingAttentionPlan(RingPlan):
             call.receive[1] = NULL if scratch_b is None else scratch_b.data
         if world_size > 1:
             view = checks.workspace("accumulator_scratch", args.accumulator_scratch,
-                                    _accumulator_bytes(d))
+                                    self.accumulator_scratch_bytes)
             step.state = view.data
         checks.no_overlaps()
         return 0
@@ -317,11 +334,6 @@ cdef int64_t _kv_elements(RingAttentionDescriptor d) noexcept:
     return d.batch_size * d.num_kv_heads * d.key_len * d.head_dim
 
 
-cdef int64_t _accumulator_bytes(RingAttentionDescriptor d) noexcept:
-    cdef int64_t size = 8 if d.itemsize == 8 else 4
-    return d.batch_size * d.num_heads * d.query_len * (d.head_dim + 2) * size
-
-
 cdef int _require_dense(str name, TensorRef view) except -1:
     """One message per tensor goes around, so its elements must be one dense run of memory."""
     cdef int64_t expected = 1
@@ -342,9 +354,8 @@ def _skus():
 
 
 def _candidates(descriptor, arch, preference):
-    descriptor.validate()
     return _families.candidates(AttentionKind.RING_ATTENTION, descriptor, arch, preference,
-                                _accumulator_bytes(descriptor))
+                                workspace=True)
 
 
 SPEC = OpSpec("ring_attention", RingAttentionDescriptor, RingAttentionPlan, _skus, _candidates)

@@ -1,0 +1,195 @@
+"""Operands and streams of every library on the machine, read and written where they lie."""
+
+import importlib.util
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import baracuda_kernels as bk
+from helpers.inputs import torch_qkv
+from helpers.oracle import attention
+from helpers.tolerances import assert_close
+
+pytestmark = pytest.mark.gpu
+
+SHAPE = {"heads": 4, "kv_heads": 2, "query_len": 96, "key_len": 96, "head_dim": 64}
+
+
+def needs(module):
+    return pytest.mark.skipif(
+        importlib.util.find_spec(module) is None, reason=f"capability: {module}"
+    )
+
+
+def plan_on(stream, dtype="bf16"):
+    descriptor = bk.FlashSdpaDescriptor(1, 4, 96, 96, 64, is_causal=True, element=dtype,
+                                        num_kv_heads=2)
+    return bk.FlashSdpaPlan.select(stream, descriptor)
+
+
+@pytest.fixture
+def problem(torch):
+    q, k, v = torch_qkv("normal", "bf16", 0, **SHAPE)
+    return (q, k, v), attention(q, k, v, is_causal=True)
+
+
+def test_streams_of_pytorch(torch, problem):
+    (q, k, v), exact = problem
+    side = torch.cuda.Stream()
+    for source in (side, torch.cuda.current_stream(), side.cuda_stream, 0, None):
+        y, lse = torch.full_like(q, float("nan")), torch.empty(1, 4, 96, device="cuda")
+        stream = bk.Stream(source)
+        assert stream.device == torch.cuda.current_device()
+        torch.cuda.synchronize()
+        plan_on(stream).run(source, bk.FlashSdpaArgs(q=q, k=k, v=v, y=y, lse=lse))
+        stream.synchronize()
+        assert_close("sm80", "bf16", y, exact[0], lse, exact[1])
+
+
+def test_strides_and_slices_of_a_packed_projection(torch, problem):
+    (q, k, v), exact = problem
+    packed = torch.empty(1, 96, 8 + 4, 64, dtype=q.dtype, device="cuda")
+    views = packed.transpose(1, 2).split([4, 2, 2, 4], 1)
+    for view, x in zip(views, (q, k, v), strict=False):
+        view.copy_(x)
+    lse = torch.empty(1, 4, 96, device="cuda")
+    stream = bk.Stream(torch.cuda.current_stream())
+    plan_on(stream).run(stream, bk.FlashSdpaArgs(q=views[0], k=views[1], v=views[2], y=views[3],
+                                                 lse=lse))
+    assert_close("sm80", "bf16", views[3], exact[0], lse, exact[1])
+    assert torch.equal(views[1], k)
+
+
+def test_raw_pointers(torch, problem):
+    (q, k, v), exact = problem
+    y, lse = torch.full_like(q, float("nan")), torch.empty(1, 4, 96, device="cuda")
+
+    def raw(x):
+        view = bk.TensorRef(x.data_ptr(), x.shape, x.stride(), bk.TensorRef(x).element)
+        assert view.device == x.device.index
+        return view
+
+    stream = bk.Stream(torch.cuda.current_stream().cuda_stream)
+    args = bk.FlashSdpaArgs(**{n: raw(x) for n, x in zip("qkvy", (q, k, v, y), strict=True)},
+                            lse=raw(lse))
+    plan_on(stream).run(stream, args)
+    assert_close("sm80", "bf16", y, exact[0], lse, exact[1])
+
+
+def test_a_tensor_that_wants_gradients_is_refused(torch, problem):
+    (q, k, v), _ = problem
+    with pytest.raises(bk.InvalidProblemError, match="q: "):
+        bk.FlashSdpaArgs(q=q.clone().requires_grad_(), k=k, v=v, y=torch.empty_like(q))
+
+
+@needs("cupy")
+def test_cupy(torch, problem):
+    import cupy
+
+    (q, k, v), exact = problem
+    host = [x.cpu().half().numpy() for x in (q, k, v)]
+    q, k, v = (cupy.asarray(x) for x in host)
+    exact = attention(*host, is_causal=True)
+    side = cupy.cuda.Stream(non_blocking=True)
+    for stream in (side, cupy.cuda.get_current_stream()):
+        y, lse = cupy.full_like(q, cupy.nan), cupy.empty((1, 4, 96), cupy.float32)
+        cupy.cuda.Device().synchronize()
+        plan_on(bk.Stream(stream), "f16").run(
+            stream, bk.FlashSdpaArgs(q=q, k=k, v=v, y=y, lse=lse))
+        stream.synchronize()
+        assert_close("sm80", "f16", cupy.asnumpy(y), exact[0], cupy.asnumpy(lse), exact[1])
+
+
+class OnlyCudaArrayInterface:
+    def __init__(self, x, readonly=False):
+        self.x = x
+        interface = dict(x.__cuda_array_interface__)
+        interface["data"] = (interface["data"][0], readonly)
+        self.__cuda_array_interface__ = interface
+
+
+def test_cuda_array_interface(torch, problem):
+    host = [x.half() for x in problem[0]]
+    exact = attention(*host, is_causal=True)
+    q, k, v = (OnlyCudaArrayInterface(x, readonly=True) for x in host)
+    y = torch.full_like(host[0], float("nan"))
+    lse = torch.empty(1, 4, 96, device="cuda")
+    stream = bk.Stream(torch.cuda.current_stream())
+    plan_on(stream, "f16").run(stream, bk.FlashSdpaArgs(
+        q=q, k=k, v=v, y=OnlyCudaArrayInterface(y), lse=OnlyCudaArrayInterface(lse)))
+    assert_close("sm80", "f16", y, exact[0], lse, exact[1])
+    with pytest.raises(bk.InvalidProblemError, match="read-only"):
+        plan_on(stream, "f16").run(stream, bk.FlashSdpaArgs(q=q, k=k, v=v, y=q))
+
+
+@needs("jax")
+def test_jax_arrays_are_read_through_dlpack(torch, problem):
+    """In a process of its own: JAX and torch would share the card's memory."""
+    import subprocess
+    import sys
+
+    script = """
+import numpy as np, jax, jax.numpy as jnp, torch, baracuda_kernels as bk
+x = [jax.random.normal(jax.random.key(i), (1, 2, 64, 64), jnp.bfloat16) for i in range(3)]
+jax.block_until_ready(x)
+y = torch.full((1, 2, 64, 64), float("nan"), dtype=torch.bfloat16, device="cuda")
+torch.cuda.synchronize()
+stream = bk.Stream(torch.cuda.current_stream())
+plan = bk.FlashSdpaPlan.select(stream, bk.FlashSdpaDescriptor(1, 2, 64, 64, 64, element="BF16"))
+plan.run(stream, bk.FlashSdpaArgs(q=x[0], k=x[1], v=x[2], y=y))
+exact = jax.nn.dot_product_attention(*(a.swapaxes(1, 2).astype(jnp.float32) for a in x))
+exact = np.asarray(exact.swapaxes(1, 2))
+error = np.linalg.norm(y.float().cpu().numpy() - exact) / np.linalg.norm(exact)
+assert error < 6e-3, error
+"""
+    import os
+
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120,
+                   env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
+
+
+@needs("cuda.core")
+def test_cuda_core_buffers_and_streams(torch, problem):
+    """cuda.core's memory comes as bytes; the plan knows the shape."""
+    try:
+        from cuda.core import Device
+    except ImportError:  # before cuda.core 0.5
+        from cuda.core.experimental import Device
+
+    (q, k, v), exact = problem
+    device = Device(torch.cuda.current_device())
+    device.set_current()
+    stream = device.create_stream()
+
+    def buffer_of(x):
+        buffer = device.allocate(x.numel() * x.element_size(), stream=stream)
+        source = bk.TensorRef(x)
+        torch.cuda.synchronize()
+        stream.sync()
+        view = torch.as_tensor(bk.DeviceSlice(int(buffer.handle), source.nbytes, "U8"),
+                               device="cuda")
+        view.copy_(x.contiguous().view(torch.uint8).reshape(-1))
+        torch.cuda.synchronize()
+        return buffer
+
+    buffers = [buffer_of(x) for x in (q, k, v)]
+    out = buffer_of(torch.full_like(q, float("nan")))
+    lse = torch.empty(1, 4, 96, device="cuda")
+    plan_on(bk.Stream(stream)).run(stream, bk.FlashSdpaArgs(
+        q=buffers[0], k=buffers[1], v=buffers[2], y=out, lse=lse))
+    stream.sync()
+    y = torch.as_tensor(bk.DeviceSlice(int(out.handle), q.numel() * 2, "U8"), device="cuda")
+    y = y.view(torch.bfloat16).reshape(q.shape)
+    assert_close("sm80", "bf16", y, exact[0], lse, exact[1])
+
+
+def test_memory_on_another_device_is_named(torch, problem):
+    (q, k, v), _ = problem
+    stream = bk.Stream(torch.cuda.current_stream())
+    elsewhere = bk.TensorRef(q.data_ptr(), q.shape, None, "BF16", device=q.device.index + 1)
+    with pytest.raises(bk.InvalidProblemError, match="cuda:"):
+        plan_on(stream).run(stream, bk.FlashSdpaArgs(q=elsewhere, k=k, v=v, y=torch.empty_like(q)))
+    host = np.zeros(q.shape, ml_dtypes.bfloat16)
+    with pytest.raises(bk.InvalidProblemError, match="the host"):
+        plan_on(stream).run(stream, bk.FlashSdpaArgs(q=host, k=k, v=v, y=torch.empty_like(q)))

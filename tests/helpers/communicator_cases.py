@@ -1,0 +1,263 @@
+"""Communicator and UniqueId over a fake NCCL on host memory: the Python side of life and faults.
+
+NCCL is bound once per process, so tests/unit/test_communicator.py runs these in one of their own.
+"""
+
+import ctypes as ct
+import gc
+import os
+import pickle
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import baracuda_kernels as bk
+from helpers.oracle import attention
+
+B, H, S, D = 1, 2, 12, 16
+
+
+@pytest.fixture(autouse=True)
+def fake():
+    library = ct.CDLL(os.environ["BARACUDA_NCCL_LIBRARY"])
+    library.fake_nccl_count.restype = ct.c_int64
+    library.fake_nccl_reset()
+    yield library
+    gc.collect()
+    assert library.fake_nccl_count(b"comms_alive") == 0
+    assert library.fake_nccl_count(b"open_groups") == 0
+    library.fake_nccl_reset()
+
+
+def on_ranks(world_size, work):
+    """work(rank) on a thread per rank: results, or the exceptions they raised."""
+    results = [None] * world_size
+
+    def drive(rank):
+        try:
+            results[rank] = work(rank)
+        except bk.BaracudaError as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=drive, args=(r,)) for r in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive(), "a rank hangs"
+    return results
+
+
+def make_ring(world_size, timeout=20.0):
+    token = bk.UniqueId.new()
+    return on_ranks(world_size, lambda rank: bk.Communicator.init_rank(
+        world_size, token, rank, device="host", timeout=timeout))
+
+
+def arguments(plan, x, world_size, rank):
+    q, k, v = (bk.shard(a, world_size)[rank].copy() for a in x)
+    y = np.full_like(q, np.nan)
+    scratch = [np.full(plan.kv_scratch_elements, np.nan, q.dtype) for _ in range(2)]
+    state = np.zeros(plan.accumulator_scratch_bytes, np.uint8)
+    args = bk.RingAttentionArgs(q=q, k=k, v=v, y=y, kv_scratch_a=scratch[0],
+                                kv_scratch_b=scratch[1], accumulator_scratch=state)
+    return args, y
+
+
+def run(plan, comms, x):
+    def work(rank):
+        args, y = arguments(plan, x, len(comms), rank)
+        plan.run(bk.Stream.host(), comms[rank], args)
+        return y
+
+    return on_ranks(len(comms), work)
+
+
+def plan_of(world_size):
+    descriptor = bk.RingAttentionDescriptor(B, H, S // world_size, S // world_size, D,
+                                            is_causal=True, element="F64")
+    return bk.RingAttentionPlan.select(bk.Stream.host(), descriptor)
+
+
+def problem():
+    rng = np.random.default_rng()
+    return [rng.standard_normal((B, H, S, D)) for _ in range(3)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_a_ring_gives_the_answer(world_size):
+    comms = make_ring(world_size)
+    x = problem()
+    for _ in range(2):
+        y = bk.unshard(run(plan_of(world_size), comms, x))
+        exact = attention(*x, is_causal=True)[0]
+        assert np.linalg.norm(y - exact) <= 1e-12 * np.linalg.norm(exact)
+    for rank, comm in enumerate(comms):
+        assert (comm.rank, comm.world_size, comm.device) == (rank, world_size, -1)
+        assert comm.state == "healthy" and comm.owned and comm.async_error() is None
+        assert comm.handle > 0 and "healthy" in repr(comm)
+    on_ranks(world_size, lambda rank: comms[rank].close())
+
+
+def test_life_cycle():
+    comm = make_ring(1)[0]
+    with comm as same:
+        assert same is comm
+    assert comm.state == "closed"
+    comm.close()
+    args, _ = arguments(plan_of(1), problem(), 1, 0)
+    for use in (lambda: plan_of(1).run(bk.Stream.host(), comm, args), comm.abort,
+                lambda: comm.handle, lambda: comm.async_error(), lambda: comm.split(0),
+                lambda: comm.synchronize(bk.Stream.host())):
+        with pytest.raises(bk.CommunicatorError, match="closed"):
+            use()
+
+
+def test_a_dropped_communicator_is_destroyed(fake):
+    comm = make_ring(1)[0]
+    assert fake.fake_nccl_count(b"comms_alive") == 1
+    del comm
+    gc.collect()
+    assert fake.fake_nccl_count(b"comms_alive") == 0
+
+
+def test_abort_is_final():
+    comms = make_ring(2, timeout=1.0)
+    comms[0].abort()
+    assert comms[0].state == "aborted"
+    results = run(plan_of(2), comms, problem())
+    assert all(isinstance(r, bk.CommunicatorError) for r in results), results
+    assert "aborted" in str(results[0])
+    on_ranks(2, lambda rank: comms[rank].close())
+
+
+def test_a_borrowed_communicator_is_left_alone(fake):
+    owner = make_ring(1)[0]
+    borrowed = bk.Communicator.from_handle(owner.handle, device="host", owner=owner)
+    assert not borrowed.owned and borrowed.world_size == 1
+    x = problem()
+    y = run(plan_of(1), [borrowed], x)[0]
+    assert np.allclose(y, attention(*x, is_causal=True)[0])
+    borrowed.close()
+    assert fake.fake_nccl_count(b"comms_alive") == 1 and owner.state == "healthy"
+    owner.close()
+
+
+def test_split():
+    comms = make_ring(4)
+    children = on_ranks(4, lambda rank: comms[rank].split(rank % 2, -rank))
+    assert [(c.rank, c.world_size) for c in children] == [(1, 2), (1, 2), (0, 2), (0, 2)]
+    x = problem()
+    exact = attention(*x, is_causal=True)[0]
+    for color in range(2):
+        pair = sorted((c for r, c in enumerate(children) if r % 2 == color), key=lambda c: c.rank)
+        assert np.allclose(bk.unshard(run(plan_of(2), pair, x)), exact)
+    nobody = on_ranks(4, lambda rank: comms[rank].split(None if rank else 0))
+    assert [n is None for n in nobody] == [False, True, True, True]
+    for rank in range(4):
+        for comm in (children[rank], nobody[rank], comms[rank]):
+            if comm is not None:
+                comm_close = comm.close
+                del comm
+                on_ranks(1, lambda _: comm_close())  # noqa: B023
+    del children, nobody, comms, pair
+
+
+def test_a_missing_rank_is_a_timeout():
+    token = bk.UniqueId.new()
+    with pytest.raises(bk.NcclTimeoutError, match="0.2"):
+        bk.Communicator.init_rank(2, token, 0, device="host", timeout=0.2)
+
+
+def test_one_run_at_a_time(fake):
+    comms = make_ring(2)
+    x, plan = problem(), plan_of(2)
+    args = [arguments(plan, x, 2, rank)[0] for rank in range(2)]
+    started = fake.fake_nccl_count(b"ncclGroupStart")
+    thread = threading.Thread(target=plan.run, args=(bk.Stream.host(), comms[0], args[0]))
+    thread.start()  # waits for rank 1 inside its first group
+    while fake.fake_nccl_count(b"ncclGroupStart") == started:
+        time.sleep(0.001)
+    other, _ = arguments(plan, x, 2, 0)
+    with pytest.raises(bk.CommunicatorError, match="in another run"):
+        plan.run(bk.Stream.host(), comms[0], other)
+    with pytest.raises(bk.CommunicatorError, match="in flight"):
+        comms[0].close()
+    plan.run(bk.Stream.host(), comms[1], args[1])
+    thread.join(20)
+    assert not thread.is_alive() and comms[0].state == "healthy"
+    on_ranks(2, lambda rank: comms[rank].close())
+
+
+@pytest.mark.parametrize("call", ["ncclSend", "ncclRecv", "ncclGroupEnd"])
+def test_a_failed_call_is_typed_and_final(fake, call):
+    comms = make_ring(2, timeout=0.5)
+    fake.fake_nccl_inject(call.encode(), -1, 1, 2)
+    results = run(plan_of(2), comms, problem())
+    failed = [r for r in results if isinstance(r, bk.NcclError)]
+    assert failed, results
+    assert failed[0].call == call and failed[0].status == 2 and failed[0].rank in (0, 1)
+    again = run(plan_of(2), comms, problem())
+    assert all(isinstance(r, bk.CommunicatorError) for r in again)
+    on_ranks(2, lambda rank: comms[rank].close())
+
+
+def test_unique_ids():
+    one, other = bk.UniqueId.new(), bk.UniqueId.new()
+    assert one != other and len(one.bytes) == 128
+    assert bk.UniqueId.from_bytes(one.bytes) == one == pickle.loads(pickle.dumps(one))
+    assert len({one, bk.UniqueId.from_bytes(one.bytes)}) == 1
+    with pytest.raises(bk.InvalidProblemError, match="128"):
+        bk.UniqueId.from_bytes(b"short")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"world_size": 0}, {"world_size": "2"}, {"rank": 2}, {"rank": -1}, {"device": "gpu"},
+     {"device": -3}, {"max_ctas": 0}, {"timeout": 0}, {"timeout": "soon"}, {"unique_id": b"x"}],
+    ids=str,
+)
+def test_bad_arguments(arguments):
+    good = {"world_size": 2, "unique_id": bk.UniqueId.new(), "rank": 0, "device": "host"}
+    with pytest.raises(bk.InvalidProblemError, match=next(iter(arguments))):
+        bk.Communicator.init_rank(**{**good, **arguments})
+
+
+def test_it_is_not_made_by_hand():
+    with pytest.raises(TypeError, match="init_rank"):
+        bk.Communicator()
+    for bad in (0, -1, "handle", None):
+        with pytest.raises(bk.InvalidProblemError, match="handle"):
+            bk.Communicator.from_handle(bad, device="host")
+    for bad in ([], [0, 0]):
+        with pytest.raises(bk.InvalidProblemError, match="devices"):
+            bk.Communicator.init_all(bad)
+
+
+class FakeMpi:
+    """mpi4py's three methods over threads."""
+
+    def __init__(self, rank, size, box, barrier):
+        self.rank, self.size, self.box, self.barrier = rank, size, box, barrier
+
+    def Get_rank(self):  # noqa: N802
+        return self.rank
+
+    def Get_size(self):  # noqa: N802
+        return self.size
+
+    def bcast(self, value, root):
+        if self.rank == root:
+            self.box.append(value)
+        self.barrier.wait(10)
+        return self.box[0]
+
+
+def test_from_mpi():
+    box, barrier = [], threading.Barrier(3)
+    comms = on_ranks(3, lambda rank: bk.Communicator.from_mpi(
+        FakeMpi(rank, 3, box, barrier), device="host"))
+    assert [c.rank for c in comms] == [0, 1, 2]
+    on_ranks(3, lambda rank: comms[rank].close())

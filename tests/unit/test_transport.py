@@ -1,0 +1,140 @@
+"""A ring over a caller's own transport: the protocol's calls, their order, and its exceptions."""
+
+import gc
+import queue
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+import baracuda_kernels as bk
+from helpers.oracle import attention
+
+B, H, S, D, P = 1, 2, 12, 16, 3
+
+
+class Queues:
+    """A transport between threads, as an engine of one's own might have."""
+
+    def __init__(self, rank, world_size, wires):
+        self.rank, self.world_size, self.wires = rank, world_size, wires
+        self.calls, self.pending = [], []
+
+    def group_start(self):
+        self.calls.append("start")
+
+    def send(self, buffer, peer, stream):
+        assert stream is None and buffer.device == -1
+        self.calls.append(("send", peer, buffer.nbytes))
+        self.wires[self.rank, peer].put(bytes(memoryview(buffer)))
+
+    def recv(self, buffer, peer, stream):
+        self.calls.append(("recv", peer, buffer.nbytes))
+        self.pending.append((buffer, peer))
+
+    def group_end(self):
+        self.calls.append("end")
+        for buffer, peer in self.pending:
+            memoryview(buffer)[:] = self.wires[peer, self.rank].get(timeout=10)
+        self.pending.clear()
+
+
+def transports(kind=Queues):
+    wires = {(a, b): queue.Queue() for a in range(P) for b in range(P)}
+    return [kind(rank, P, wires) for rank in range(P)]
+
+
+def run(plan, ends, x):
+    y = [None] * P
+    errors = [None] * P
+
+    def work(rank):
+        q, k, v = (bk.shard(a, P)[rank].copy() for a in x)
+        y[rank] = np.full_like(q, np.nan)
+        scratch = np.zeros((2, plan.kv_scratch_elements))
+        state = np.zeros(plan.accumulator_scratch_bytes, np.uint8)
+        try:
+            plan.run(bk.Stream.host(), ends[rank], bk.RingAttentionArgs(
+                q=q, k=k, v=v, y=y[rank], kv_scratch_a=scratch[0], kv_scratch_b=scratch[1],
+                accumulator_scratch=state))
+        except Exception as error:  # handed to the test
+            errors[rank] = error
+
+    threads = [threading.Thread(target=work, args=(r,)) for r in range(P)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    return y, errors
+
+
+@pytest.fixture(scope="module")
+def plan():
+    descriptor = bk.RingAttentionDescriptor(B, H, S // P, S // P, D, element="F64")
+    return bk.RingAttentionPlan.select(bk.Stream.host(), descriptor)
+
+
+@pytest.fixture
+def x():
+    rng = np.random.default_rng()
+    return [rng.standard_normal((B, H, S, D)) for _ in range(3)]
+
+
+@pytest.mark.parametrize("wrap", [lambda t: t, bk.TransportCommunicator])
+def test_the_ring_over_queues(plan, x, wrap):
+    ends = transports()
+    y, errors = run(plan, [wrap(t) for t in ends], x)
+    assert errors == [None] * P
+    exact = attention(*x)[0]
+    assert np.linalg.norm(bk.unshard(y) - exact) <= 1e-12 * np.linalg.norm(exact)
+    nbytes = B * H * (S // P) * D * 8
+    for rank, end in enumerate(ends):
+        after, before = (rank + 1) % P, (rank - 1) % P
+        step = ["start", ("send", after, nbytes), ("send", after, nbytes),
+                ("recv", before, nbytes), ("recv", before, nbytes), "end"]
+        assert end.calls == step * (P - 1)
+
+
+class Broken(Queues):
+    def recv(self, buffer, peer, stream):
+        if self.rank == 1:
+            raise OSError("cable cut")
+        super().recv(buffer, peer, stream)
+
+    def group_end(self):
+        self.calls.append("end")
+        if self.rank == 1:
+            raise RuntimeError("a later failure, which must not hide the first")
+        for buffer, peer in self.pending:
+            memoryview(buffer)[:] = self.wires[peer, self.rank].get(timeout=0.5)
+
+
+def test_its_exception_reaches_the_caller_and_the_group_is_closed(plan, x):
+    ends = transports(Broken)
+    _, errors = run(plan, ends, x)
+    assert isinstance(errors[1], OSError) and str(errors[1]) == "cable cut"
+    assert ends[1].calls.count("start") == ends[1].calls.count("end")
+    # The neighbour that waited in vain reports its own.
+    assert any(isinstance(e, queue.Empty) for e in errors)
+
+
+def test_a_transport_is_not_kept_alive(plan, x):
+    ends = transports()
+    run(plan, ends, x)
+    ghosts = [weakref.ref(end) for end in ends]
+    del ends
+    gc.collect()
+    assert [ghost() for ghost in ghosts] == [None] * P
+
+
+@pytest.mark.parametrize("bad", [(3, 3), (-1, 2), (0, 0)])
+def test_ranks_that_cannot_be(bad):
+    with pytest.raises(bk.InvalidProblemError, match="rank"):
+        bk.TransportCommunicator(Queues(*bad, {}))
+
+
+def test_an_object_without_the_protocol(plan):
+    assert not isinstance(object(), bk.Transport)
+    assert isinstance(Queues(0, 1, {}), bk.Transport)
