@@ -134,7 +134,7 @@ def run_with_plan(
     shards = [shard(x, world_size, sequence_layout=layout) for x in (q, k, v)]
     ranks = [
         _Rank(memory, plan, tuple(memory.stage(x) for x in rank_shards), dtype, world_size)
-        for rank_shards in zip(*shards)
+        for rank_shards in zip(*shards, strict=True)
     ]
     ring = LocalCommunicator.ring(world_size, device=memory.ring_device, timeout=timeout)
     plans = [plan] * world_size

@@ -1,4 +1,4 @@
-"""`error` rows: rms error against float64, beside cuDNN's and that of merely rounding the answer."""
+"""`error` rows: rms error against float64, beside cuDNN's and mere rounding's."""
 
 from __future__ import annotations
 

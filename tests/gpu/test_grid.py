@@ -126,7 +126,7 @@ def test_strided_operands(torch, family, dtype):
         y = torch.full_like(operands[0], float("nan"))
         lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
         assert y.stride() == operands[0].stride()
-        plan.run(stream, bk.FlashSdpaArgs(**dict(zip("qkv", operands)), y=y, lse=lse))
+        plan.run(stream, bk.FlashSdpaArgs(**dict(zip("qkv", operands, strict=True)), y=y, lse=lse))
         results.append(y.contiguous())
     assert torch.equal(*results)
 

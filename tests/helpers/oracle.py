@@ -29,7 +29,7 @@ def attention(q: Any, k: Any, v: Any, **options: Any) -> tuple[Any, Any]:
 
 
 def max_score(q: np.ndarray, k: np.ndarray, scale: float | None) -> float:
-    """An upper bound of the scaled scores' size: what an exponential's relative error grows with."""
+    """An upper bound of the scaled scores: what an exponential's relative error grows with."""
     if q.size == 0 or k.size == 0:
         return 0.0
     factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else abs(scale)

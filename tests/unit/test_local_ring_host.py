@@ -1,8 +1,11 @@
 """run_local_ring on the host: the real plans and the real ring loop against float64."""
 
+import importlib.util
+import itertools
+
 import numpy as np
 import pytest
-from helpers.inputs import numpy_qkv
+from helpers.inputs import TORCH_DTYPES, numpy_qkv
 from helpers.oracle import attention, max_score
 from helpers.tolerances import TOLERANCES, assert_close, rms_over_rounding
 from hypothesis import given, settings
@@ -51,8 +54,17 @@ def run_and_check(dtype, scale, score_matters, **p):
     assert y.dtype == q.dtype and y.shape == q.shape
     assert lse.dtype == (np.float64 if dtype == "f64" else np.float32)
     exact_y, exact_lse = attention(q, k, v, scale=scale, is_causal=p["is_causal"])
-    score = max_score(q, k, scale) if score_matters else 0.0
-    assert_close("host", dtype, y, exact_y, lse, exact_lse, score=score)
+    lse_score = max_score(q, k, scale)
+    score = lse_score if score_matters else 0.0
+    summands = None
+    if p["batch"] * p["kv_heads"] * p["head_dim"] < 32:
+        summands, _ = attention(q, k, np.abs(v), scale=scale, is_causal=p["is_causal"])
+    assert_close(
+        *("host", dtype, y, exact_y, lse, exact_lse),
+        score=score,
+        lse_score=lse_score,
+        summands=summands,
+    )
 
 
 @settings(max_examples=150, deadline=None)
@@ -112,7 +124,7 @@ def test_progress_counts_rank_steps_to_the_end():
     seen = []
     bk.run_local_ring(q, k, v, 4, progress=lambda done, total: seen.append((done, total)))
     assert seen[0] == (0, 16) and seen[-1] == (16, 16)
-    assert all(a <= b for a, b in zip(seen, seen[1:]))
+    assert all(a <= b for a, b in itertools.pairwise(seen))
 
 
 def test_inputs_are_left_as_they_were():
@@ -121,7 +133,7 @@ def test_inputs_are_left_as_they_were():
     for x in (q, k, v):
         x.flags.writeable = False
     bk.run_local_ring(q, k, v, 3, is_causal=True)
-    assert all(np.array_equal(x, old) for x, old in zip((q, k, v), before))
+    assert all(np.array_equal(x, old) for x, old in zip((q, k, v), before, strict=True))
 
 
 def test_strided_whole_arrays():
@@ -134,7 +146,7 @@ def test_strided_whole_arrays():
 
 
 def _qkv(q=(1, 2, 8, 4), k=(1, 2, 8, 4), v=(1, 2, 8, 4), dtypes=("f4", "f4", "f4")):
-    return [np.zeros(shape, dtype) for shape, dtype in zip((q, k, v), dtypes)]
+    return [np.zeros(shape, dtype) for shape, dtype in zip((q, k, v), dtypes, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -158,3 +170,19 @@ def _qkv(q=(1, 2, 8, 4), k=(1, 2, 8, 4), v=(1, 2, 8, 4), dtypes=("f4", "f4", "f4
 def test_bad_arguments_are_typed_errors(arrays, options, says):
     with pytest.raises(bk.errors.InvalidProblemError, match=says):
         bk.run_local_ring(*arrays, **{"world_size": 2, **options})
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="capability: torch is installed"
+)
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32", "f64"])
+def test_torch_tensors_on_the_host(dtype):
+    import torch
+
+    arrays = numpy_qkv("normal", "f64", 6, heads=2, query_len=24, head_dim=16)
+    torch_dtype = getattr(torch, TORCH_DTYPES[dtype])
+    tensors = [torch.from_numpy(x).to(torch_dtype).requires_grad_() for x in arrays]
+    y, lse = bk.run_local_ring(*tensors, 3, is_causal=True, sequence_layout="zigzag")
+    assert isinstance(y, torch.Tensor) and y.dtype == torch_dtype
+    exact = attention(*(x.detach().double().numpy() for x in tensors), is_causal=True)
+    assert_close("host", dtype, y, exact[0], lse, exact[1])

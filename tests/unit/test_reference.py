@@ -25,7 +25,8 @@ def brute_force(q, k, v, scale, visible):
                 if not keys:
                     continue
                 row = [
-                    scale * math.fsum(float(a) * float(c) for a, c in zip(q[b, h, i], kj))
+                    scale
+                    * math.fsum(float(a) * float(c) for a, c in zip(q[b, h, i], kj, strict=True))
                     for kj in (k[b, h // group, j] for j in keys)
                 ]
                 top = max(row)
@@ -33,7 +34,10 @@ def brute_force(q, k, v, scale, visible):
                 total = math.fsum(weights)
                 lse[b, h, i] = top + math.log(total)
                 for d in range(head_dim):
-                    products = (w * float(v[b, h // group, j, d]) for w, j in zip(weights, keys))
+                    products = (
+                        w * float(v[b, h // group, j, d])
+                        for w, j in zip(weights, keys, strict=True)
+                    )
                     y[b, h, i, d] = math.fsum(products) / total
     return y, lse
 

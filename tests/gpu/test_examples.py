@@ -1,0 +1,26 @@
+"""The example for torchrun, as a user would start it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank]
+
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "torchrun_ring.py"
+
+
+def test_torchrun_ring(torch, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node=1", str(EXAMPLE), "--rows", "512"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    (error,) = re.findall(r"rank 0 of 1: \w+, rms error (\S+)", done.stdout)
+    assert float(error) < 1e-2
