@@ -40,14 +40,14 @@ def require_own_sources(root: Path) -> str:
             f"the installed build was made of source {built}, here lies {here}: "
             "install this folder first"
         )
-    if (root / ".git").exists() and shutil.which("git"):
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "--", "src"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        if status.stdout:
-            raise SourceMismatch(f"src/ has changes that are not committed:\n{status.stdout}")
+    # Where git knows no file of src/ (a copy of the tree, say) it has nothing to tell.
+    if (root / ".git").exists() and shutil.which("git") and _git(root, "ls-files", "src"):
+        changes = _git(root, "status", "--porcelain", "--", "src")
+        if changes:
+            raise SourceMismatch(f"src/ has changes that are not committed:\n{changes}")
     return here
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout

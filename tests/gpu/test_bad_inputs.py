@@ -1,5 +1,6 @@
 """Every kind of bad operand is a typed error before any launch: outputs stay, nothing leaks."""
 
+import gc
 import sys
 
 import numpy as np
@@ -197,10 +198,12 @@ def test_bad_operand(torch, ready, name):
 
     attempt()
     torch.cuda.synchronize()
+    gc.collect()  # what earlier tests left in cycles
     references = [sys.getrefcount(x) for x in watched]
     allocated = torch.cuda.memory_allocated()
     for _ in range(3):
         attempt()
+    gc.collect()
     assert [sys.getrefcount(x) for x in watched] == references
     assert torch.cuda.memory_allocated() == allocated
     for x, old in zip(good.values(), before, strict=True):

@@ -403,16 +403,7 @@ cdef object _from_dlpack(TensorRef self, str name, object source):
     if kind not in _DL_HOST and kind not in _DL_CUDA:
         raise InvalidProblemError(
             f"{name}: lies on DLPack device type {kind}, must be host (1, 3) or CUDA (2, 13)")
-    # -1: the producer does not synchronise; the caller orders its work on the plan's stream.
-    stream = -1 if kind in _DL_CUDA else None
-    try:
-        try:
-            capsule = source.__dlpack__(stream=stream, max_version=(1, 0))
-        except TypeError:  # a producer from before DLPack 1.0
-            capsule = source.__dlpack__(stream=stream)
-    except (BufferError, RuntimeError) as error:
-        raise InvalidProblemError(
-            f"{name}: {type(source).__name__} refuses to be viewed: {error}") from error
+    capsule = _export(name, source, kind in _DL_CUDA)
     self.writable = True
     if PyCapsule_IsValid(capsule, "dltensor_versioned"):
         versioned = <BaracudaDLVersioned*>PyCapsule_GetPointer(capsule, "dltensor_versioned")
@@ -437,6 +428,22 @@ cdef object _from_dlpack(TensorRef self, str name, object source):
     # The capsule stays unconsumed: its own destructor frees the producer's tensor with us.
     self.owner = (capsule, source)
     return None
+
+
+cdef object _export(str name, object source, bint on_gpu):
+    # -1: the producer does not synchronise; the caller orders its work on the plan's stream.
+    # JAX takes -1 for a stream's handle and fails, so the default is tried after it.
+    refusal = None
+    for stream in ((-1, None) if on_gpu else (None,)):
+        try:
+            try:
+                return source.__dlpack__(stream=stream, max_version=(1, 0))
+            except TypeError:  # a producer from before DLPack 1.0
+                return source.__dlpack__(stream=stream)
+        except (BufferError, RuntimeError) as error:
+            refusal = refusal or error
+    raise InvalidProblemError(
+        f"{name}: {type(source).__name__} refuses to be viewed: {refusal}") from refusal
 
 
 cdef object _reshape_bytes(TensorRef self, str name, object shape, object strides, object element):

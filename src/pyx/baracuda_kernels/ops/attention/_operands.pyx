@@ -1,9 +1,9 @@
-# cython: language_level=3
+# cython: language_level=3, cdivision=True
 """Every check that an attention call makes of its operands, before anything is launched."""
 
 from libc.stdint cimport int64_t, uintptr_t
 
-from baracuda_kernels._core._tensor cimport TensorRef
+from baracuda_kernels._core._tensor cimport MAX_DIMS, TensorRef
 
 from baracuda_kernels._core._enums import ElementKind
 from baracuda_kernels._core._errors import (
@@ -154,28 +154,82 @@ cdef int _no_self_overlap(str name, TensorRef view) except -1:
     return 0
 
 
+cdef struct _Search:
+    int count
+    int visited
+    int64_t step[2 * MAX_DIMS + 1]   # > 0, descending
+    int64_t low[2 * MAX_DIMS + 1]
+    int64_t high[2 * MAX_DIMS + 1]
+
+
 cdef bint _overlap(TensorRef a, TensorRef b):
+    """Whether the views share a byte. Views of one packed tensor interleave without sharing any,
+    so where their extents meet, a byte of each at one address is searched for."""
     cdef uintptr_t a_low, a_high, b_low, b_high
-    cdef int64_t pitch = 0, offset
+    cdef _Search search
     cdef int i
     a.extent(&a_low, &a_high)
     b.extent(&b_low, &b_high)
     if a_low == a_high or b_low == b_high or a_high <= b_low or b_high <= a_low:
         return False
-    # Views of one packed tensor interleave row by row without sharing an element: the same
-    # pitch in every dimension, and rows that lie side by side within the smallest one.
-    if a.ndim != b.ndim or a.itemsize != b.itemsize or a.ndim < 2:
+    # a.data + sum(i * step) + byte == b.data + sum(j * step) + byte: one variable per dimension,
+    # i - j where both views step alike.
+    search.count = 0
+    search.visited = 0
+    _add(&search, 1, -(b.itemsize - 1), a.itemsize - 1)
+    for i in range(max(a.ndim, b.ndim)):
+        if i < a.ndim and i < b.ndim and a.steps[i] * a.itemsize == b.steps[i] * b.itemsize:
+            _add(&search, a.steps[i] * a.itemsize, -(b.dims[i] - 1), a.dims[i] - 1)
+            continue
+        if i < a.ndim:
+            _add(&search, a.steps[i] * a.itemsize, 0, a.dims[i] - 1)
+        if i < b.ndim:
+            _add(&search, -b.steps[i] * b.itemsize, 0, b.dims[i] - 1)
+    return _meets(&search, 0, <int64_t>(<uintptr_t>b.data - <uintptr_t>a.data))
+
+
+cdef void _add(_Search* search, int64_t step, int64_t low, int64_t high) noexcept:
+    cdef int i = search.count
+    if step == 0 or low == high == 0:
+        return
+    if step < 0:
+        step, low, high = -step, -high, -low
+    while i > 0 and search.step[i - 1] < step:
+        search.step[i] = search.step[i - 1]
+        search.low[i] = search.low[i - 1]
+        search.high[i] = search.high[i - 1]
+        i -= 1
+    search.step[i] = step
+    search.low[i] = low
+    search.high[i] = high
+    search.count += 1
+
+
+cdef bint _meets(_Search* search, int at, int64_t target) noexcept:
+    """Whether the variables from ``at`` on can add up to target; True when it takes too long."""
+    cdef int64_t least = 0, most = 0, first, last, step
+    cdef int i
+    if at == search.count:
+        return target == 0
+    search.visited += 1
+    if search.visited > 10000:
         return True
-    for i in range(a.ndim - 1):
-        if a.dims[i] != b.dims[i] or a.steps[i] != b.steps[i]:
+    for i in range(at + 1, search.count):
+        least += search.low[i] * search.step[i]
+        most += search.high[i] * search.step[i]
+    step = search.step[at]
+    first = max(search.low[at], _ceil_div(target - most, step))
+    last = min(search.high[at], _floor_div(target - least, step))
+    while first <= last:
+        if _meets(search, at + 1, target - first * step):
             return True
-        if a.dims[i] > 1 and a.steps[i] > 0 and (pitch == 0 or a.steps[i] < pitch):
-            pitch = a.steps[i]
-    if pitch == 0:
-        return True
-    for i in range(a.ndim - 1):
-        if a.dims[i] > 1 and a.steps[i] % pitch:
-            return True
-    offset = (<int64_t>(b_low - a_low)) // a.itemsize % pitch if b_low >= a_low \
-        else pitch - (<int64_t>(a_low - b_low)) // a.itemsize % pitch
-    return not (a.dims[a.ndim - 1] <= offset and offset + b.dims[b.ndim - 1] <= pitch)
+        first += 1
+    return False
+
+
+cdef int64_t _floor_div(int64_t a, int64_t b) noexcept:
+    return a / b - (a % b != 0 and a < 0)
+
+
+cdef int64_t _ceil_div(int64_t a, int64_t b) noexcept:
+    return a / b + (a % b != 0 and a > 0)
