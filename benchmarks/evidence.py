@@ -187,7 +187,7 @@ def _sanitize() -> tuple[dict[str, int], list]:
     folders = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
     sanitizer = shutil.which("compute-sanitizer", path=folders)
     if sanitizer is None:
-        raise SystemExit("the part sanitize needs compute-sanitizer, in the CUDA toolkit or on PATH")
+        raise SystemExit("the part sanitize needs the CUDA toolkit's compute-sanitizer")
     counts = _no_tests()
     for tool in ("memcheck", "racecheck"):
         code = _run(
