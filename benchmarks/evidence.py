@@ -163,7 +163,8 @@ def _run(command: list[str], *, seconds: float, environment: dict[str, str] | No
 
 
 def _tests() -> tuple[dict[str, int], list]:
-    return _pytest("tests", f"--ignore={_FAULTS}"), []
+    # How the wheel is packed is CI's matter: it needs tools that a GPU machine may lack.
+    return _pytest("tests", f"--ignore={_FAULTS}", "--ignore=tests/packaging"), []
 
 
 def _faults() -> tuple[dict[str, int], list]:
@@ -183,9 +184,10 @@ def _ring() -> tuple[dict[str, int], list]:
 
 
 def _sanitize() -> tuple[dict[str, int], list]:
-    sanitizer = shutil.which("compute-sanitizer")
+    folders = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
+    sanitizer = shutil.which("compute-sanitizer", path=folders)
     if sanitizer is None:
-        raise SystemExit("the part sanitize needs compute-sanitizer on PATH")
+        raise SystemExit("the part sanitize needs the CUDA toolkit's compute-sanitizer")
     counts = _no_tests()
     for tool in ("memcheck", "racecheck"):
         code = _run(
