@@ -189,12 +189,12 @@ def _sanitize() -> tuple[dict[str, int], list]:
     if sanitizer is None:
         raise SystemExit("the part sanitize needs the CUDA toolkit's compute-sanitizer")
     counts = _no_tests()
-    for tool in ("memcheck", "racecheck"):
+    for tool, grid in (("memcheck", []), ("racecheck", ["--one-each"])):
         code = _run(
             [
                 *(sanitizer, "--tool", tool, "--error-exitcode", "9"),
                 *("--kernel-name", "kns=baracuda"),
-                *(sys.executable, "-m", "benchmarks.sanitize_grid"),
+                *(sys.executable, "-m", "benchmarks.sanitize_grid", *grid),
             ],
             seconds=(LIMIT_SECONDS - 20) / 2,
             # Every tensor an allocation of its own, or memcheck cannot see its end.

@@ -23,20 +23,30 @@ SHAPES = [(1, 65, 130), (1, 1, 63), (3, 40, 72)]
 
 
 def main() -> int:
-    """Runs the grid and holds every answer to float64."""
-    for family, dtype, head_dim in KERNELS:
-        for ranks, rows, keys in SHAPES:
-            for is_causal in (False, True):
-                shape = {
-                    "heads": 2,
-                    "kv_heads": 1,
-                    "query_len": rows * ranks,
-                    "key_len": keys * ranks,
-                    "head_dim": head_dim,
-                }
-                with case(family=family, dtype=dtype, ranks=ranks, causal=is_causal, **shape):
-                    _run(family, dtype, ranks, is_causal, shape)
-    print(f"{len(KERNELS) * len(SHAPES) * 2} problems agree with float64")
+    """Runs the grid and holds every answer to float64.
+
+    With ``--one-each`` every kernel gets one of its problems, in turn: racecheck is slow.
+    """
+    problems = [
+        (kernel, shape, is_causal)
+        for kernel in KERNELS
+        for shape in SHAPES
+        for is_causal in (False, True)
+    ]
+    if "--one-each" in sys.argv[1:]:
+        each = len(SHAPES) * 2
+        problems = [problems[i * each + i % each] for i in range(len(KERNELS))]
+    for (family, dtype, head_dim), (ranks, rows, keys), is_causal in problems:
+        shape = {
+            "heads": 2,
+            "kv_heads": 1,
+            "query_len": rows * ranks,
+            "key_len": keys * ranks,
+            "head_dim": head_dim,
+        }
+        with case(family=family, dtype=dtype, ranks=ranks, causal=is_causal, **shape):
+            _run(family, dtype, ranks, is_causal, shape)
+    print(f"{len(problems)} problems agree with float64")
     return 0
 
 
