@@ -74,6 +74,35 @@ cdef class OperandChecks:
         (self.outputs if output else self.inputs).append((name, view))
         return view
 
+    cdef int bind_query(self, AttentionDescriptor d, TensorRef q,
+                        baracuda_attention_step_params* step) except -1:
+        cdef TensorRef view = self.tensor("q", q, d.batch_size, d.num_heads, d.query_len,
+                                          d.head_dim, False, &step.q_strides)
+        step.q = view.data
+        return 0
+
+    cdef int bind_keys(self, AttentionDescriptor d, TensorRef k, TensorRef v,
+                       baracuda_attention_step_params* step) except -1:
+        cdef TensorRef view = self.tensor("k", k, d.batch_size, d.num_kv_heads, d.key_len,
+                                          d.head_dim, False, &step.k_strides)
+        step.k = view.data
+        view = self.tensor("v", v, d.batch_size, d.num_kv_heads, d.key_len, d.head_dim, False,
+                           &step.v_strides)
+        step.v = view.data
+        return 0
+
+    cdef int bind_outputs(self, AttentionDescriptor d, TensorRef y, TensorRef lse,
+                          baracuda_attention_step_params* step) except -1:
+        cdef TensorRef view = self.tensor("y", y, d.batch_size, d.num_heads, d.query_len,
+                                          d.head_dim, True, &step.y_strides)
+        step.y = view.data
+        if lse is not None:
+            view = self.lse(lse, d.batch_size, d.num_heads, d.query_len)
+            step.lse = view.data
+            if view.itemsize != 4:
+                step.lse_element = d.c_element
+        return 0
+
     cdef TensorRef lse(self, TensorRef view, int64_t b, int64_t h, int64_t s):
         self.common("lse", view, True)
         if view.ndim != 3 or view.shape != (b, h, s):

@@ -114,26 +114,11 @@ cdef class FlashSdpaPlan:
         cdef OperandChecks checks = OperandChecks(d.element, self.device, self.alignment,
                                                   self.stride_multiple)
         cdef c_api.baracuda_attention_step_params step
-        cdef TensorRef view
         d.fill(&step)
         step.flags |= c_api.BARACUDA_STEP_FIRST | c_api.BARACUDA_STEP_LAST
-        view = checks.tensor("q", args.q, d.batch_size, d.num_heads, d.query_len, d.head_dim,
-                             False, &step.q_strides)
-        step.q = view.data
-        view = checks.tensor("k", args.k, d.batch_size, d.num_kv_heads, d.key_len, d.head_dim,
-                             False, &step.k_strides)
-        step.k = view.data
-        view = checks.tensor("v", args.v, d.batch_size, d.num_kv_heads, d.key_len, d.head_dim,
-                             False, &step.v_strides)
-        step.v = view.data
-        view = checks.tensor("y", args.y, d.batch_size, d.num_heads, d.query_len, d.head_dim,
-                             True, &step.y_strides)
-        step.y = view.data
-        if args.lse is not None:
-            view = checks.lse(args.lse, d.batch_size, d.num_heads, d.query_len)
-            step.lse = view.data
-            if view.itemsize != 4:
-                step.lse_element = d.c_element
+        checks.bind_query(d, args.q, &step)
+        checks.bind_keys(d, args.k, args.v, &step)
+        checks.bind_outputs(d, args.y, args.lse, &step)
         checks.no_overlaps()
         args.step = step
         args.plan = self

@@ -209,18 +209,11 @@ cdef class RingAttentionPlan(RingPlan):
                 raise InvalidProblemError(
                     f"{name}: got {value!r}, must be an integer in [0, {world_size})")
         d.fill(&step)
-        view = checks.tensor("q", as_tensor("q", q), d.batch_size, d.num_heads, d.query_len,
-                             d.head_dim, False, &step.q_strides)
-        step.q = view.data
-        view = checks.tensor("k", as_tensor("k", k), d.batch_size, d.num_kv_heads, d.key_len,
-                             d.head_dim, False, &step.k_strides)
-        step.k = view.data
-        view = checks.tensor("v", as_tensor("v", v), d.batch_size, d.num_kv_heads, d.key_len,
-                             d.head_dim, False, &step.v_strides)
-        step.v = view.data
+        checks.bind_query(d, as_tensor("q", q), &step)
+        checks.bind_keys(d, as_tensor("k", k), as_tensor("v", v), &step)
         if last:
             step.flags |= c_api.BARACUDA_STEP_LAST
-            self.bind_outputs(checks, as_tensor("y", y), as_tensor("lse", lse), &step)
+            checks.bind_outputs(d, as_tensor("y", y), as_tensor("lse", lse), &step)
         if first:
             step.flags |= c_api.BARACUDA_STEP_FIRST
         if not (first and last):
@@ -277,19 +270,6 @@ cdef class RingAttentionPlan(RingPlan):
         return OperandChecks(self.descriptor.element, self.device, self.alignment,
                              self.stride_multiple)
 
-    cdef int bind_outputs(self, OperandChecks checks, TensorRef y, TensorRef lse,
-                          c_api.baracuda_attention_step_params* step) except -1:
-        cdef RingAttentionDescriptor d = self.descriptor
-        cdef TensorRef view = checks.tensor("y", y, d.batch_size, d.num_heads, d.query_len,
-                                            d.head_dim, True, &step.y_strides)
-        step.y = view.data
-        if lse is not None:
-            view = checks.lse(lse, d.batch_size, d.num_heads, d.query_len)
-            step.lse = view.data
-            if view.itemsize != 4:
-                step.lse_element = d.c_element
-        return 0
-
     cdef int check(self, RingAttentionArgs args, int64_t world_size,
                    RingBinding binding) except -1:
         """Checks every operand and fills binding.call; the schedule and endpoint are not its."""
@@ -304,14 +284,15 @@ cdef class RingAttentionPlan(RingPlan):
         call.struct_size = sizeof(call[0])
         call.message_bytes = _kv_elements(d) * d.itemsize
         d.fill(step)
-        view = checks.tensor("q", args.q, d.batch_size, d.num_heads, d.query_len, d.head_dim,
-                             False, &step.q_strides)
-        step.q = view.data
-        self.bind_outputs(checks, args.y, args.lse, step)
+        checks.bind_query(d, args.q, step)
+        checks.bind_outputs(d, args.y, args.lse, step)
         if (args.k is None) != (args.v is None):
             raise InvalidProblemError("k, v: got only one of them, must be given together")
         if in_place:
-            self.bind_in_place(checks, args, world_size, step)
+            checks.bind_keys(d, args.k, args.v, step)
+            if world_size > 1:
+                _require_dense("k", args.k, step.k_strides, d)
+                _require_dense("v", args.v, step.v_strides, d)
         if not in_place or world_size > 1:
             scratch_a = checks.scratch("kv_scratch_a", args.kv_scratch_a, 2 * _kv_elements(d))
         if world_size > (2 if in_place else 1):
@@ -335,21 +316,6 @@ cdef class RingAttentionPlan(RingPlan):
         checks.no_overlaps()
         return 0
 
-    cdef int bind_in_place(self, OperandChecks checks, RingAttentionArgs args,
-                           int64_t world_size,
-                           c_api.baracuda_attention_step_params* step) except -1:
-        cdef RingAttentionDescriptor d = self.descriptor
-        cdef TensorRef k = checks.tensor("k", args.k, d.batch_size, d.num_kv_heads, d.key_len,
-                                         d.head_dim, False, &step.k_strides)
-        cdef TensorRef v = checks.tensor("v", args.v, d.batch_size, d.num_kv_heads, d.key_len,
-                                         d.head_dim, False, &step.v_strides)
-        if world_size > 1:
-            _require_dense("k", k)
-            _require_dense("v", v)
-        step.k = k.data
-        step.v = v.data
-        return 0
-
     def __repr__(self):
         return f"RingAttentionPlan({self.descriptor!r}, family={self.family!r})"
 
@@ -358,18 +324,20 @@ cdef int64_t _kv_elements(RingAttentionDescriptor d) noexcept:
     return d.batch_size * d.num_kv_heads * d.key_len * d.head_dim
 
 
-cdef int _require_dense(str name, TensorRef view) except -1:
+cdef int _require_dense(str name, TensorRef view, c_api.baracuda_strides strides,
+                        RingAttentionDescriptor d) except -1:
     """One message per tensor goes around, so its elements must be one dense run of memory."""
     cdef int64_t expected = 1
-    if view.numel() == 0:
+    shape = (d.batch_size, d.num_kv_heads, d.key_len, d.head_dim)
+    steps = (strides.batch, strides.head, strides.seq, 1)
+    if 0 in shape:
         return 0
-    order = sorted([i for i in range(view.ndim) if view.dims[i] > 1], key=lambda i: view.steps[i])
-    for i in order:
-        if view.steps[i] != expected:
+    for i in sorted([i for i in range(4) if shape[i] > 1], key=lambda i: steps[i]):
+        if steps[i] != expected:
             raise InvalidProblemError(
                 f"{name}: got strides {view.strides} for shape {view.shape}, must be dense (in any "
                 "dimension order) to be sent in place; copy it, or stage it in kv_scratch_a")
-        expected *= view.dims[i]
+        expected *= shape[i]
     return 0
 
 
