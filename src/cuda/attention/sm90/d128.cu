@@ -1,0 +1,10 @@
+#include "attention/sm90/launch.cuh"
+
+namespace baracuda::sm90 {
+
+Variant variant_d128(bool is_bf16, bool) {
+  return is_bf16 ? make_variant<Config<__nv_bfloat16, 128, 128, 2>>()
+                 : make_variant<Config<__half, 128, 128, 2>>();
+}
+
+}  // namespace baracuda::sm90
