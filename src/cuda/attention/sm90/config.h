@@ -6,7 +6,7 @@
 namespace baracuda::sm90 {
 
 // Warpgroup 0 copies, the others compute 64 query rows each.
-template <typename Element_, int HeadDim, int BlockN, int Consumers>
+template <typename Element_, int HeadDim, int BlockN, int Consumers, int Options = 0>
 struct Config {
   using Element = Element_;
   static constexpr int head_dim = HeadDim;
@@ -14,10 +14,17 @@ struct Config {
   static constexpr int consumers = Consumers;
   static constexpr int block_m = 64 * Consumers;
   static constexpr int threads = 128 * (Consumers + 1);
-  // setmaxnreg: what the compiler may use at launch (65536 / threads) is shared out anew.
-  static constexpr int producer_registers = Consumers == 2 ? 24 : 32;
-  static constexpr int consumer_registers = Consumers == 2 ? 240 : 160;
+  // setmaxnreg shares out anew what the block was launched with; asking for more waits forever.
+  static constexpr int launch_registers = 65536 / threads / 8 * 8;
+  static constexpr int producer_registers = Consumers == 2 ? 40 : 32;
+  static constexpr int consumer_registers = Consumers == 2 ? 232 : 160;
+  static_assert(producer_registers + Consumers * consumer_registers <=
+                    (Consumers + 1) * launch_registers, "more registers than the block has");
   static constexpr int stages = 2;
+  static constexpr bool ascending = Options & 1;
+  static constexpr bool vote = Options & 2;
+  static constexpr bool take_turns = !(Options & 4);
+  static constexpr bool hints = !(Options & 8);
 
   // Tiles are blocks of 64 columns (128 bytes), all rows of a block together.
   static constexpr int column_blocks = HeadDim / 64;

@@ -25,39 +25,45 @@ struct Consumer {
   static constexpr int scores = C::block_n / 2;
 
   const Barriers<C>& barriers;
-  const int group;  // of the consumer warpgroups
   const uint32_t shared;
-  Turn<C::stages> k, v;
+  const int group;  // of the consumer warpgroups
+  uint32_t turn = 0;  // key tiles whose scores were taken, in all query tiles
   uint32_t q_parity = 0;
 
   __device__ __forceinline__ Consumer(uint32_t shared_, const Barriers<C>& barriers_, int group_)
-      : barriers(barriers_), group(group_), shared(shared_) {
+      : barriers(barriers_), shared(shared_), group(group_) {
     if (group == C::consumers - 1) pass_turn();  // the first warpgroup may begin
   }
 
   // Warpgroups issue products in turn, so that one's softmax meets the other's products.
-  __device__ __forceinline__ void await_turn() const { named_barrier_sync(1 + group, 256); }
+  __device__ __forceinline__ void await_turn() const {
+    if constexpr (C::take_turns) named_barrier_sync(1 + group, 256);
+  }
   __device__ __forceinline__ void pass_turn() const {
-    named_barrier_arrive(1 + (group + 1) % C::consumers, 256);
+    if constexpr (C::take_turns) named_barrier_arrive(1 + (group + 1) % C::consumers, 256);
   }
 
-  __device__ __forceinline__ void release(uint32_t barrier) const {
+  static __device__ __forceinline__ void release(uint32_t barrier) {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
   }
-  __device__ __forceinline__ void await_k() const { mbarrier_wait(barriers.k_full(k.stage), k.parity); }
-  __device__ __forceinline__ void await_v() const { mbarrier_wait(barriers.v_full(v.stage), v.parity); }
-  __device__ __forceinline__ void release_k() {
-    release(barriers.k_empty(k.stage));
-    k.advance();
+  // K of this turn, and V of the n-th: the one before, or in the end this one.
+  __device__ __forceinline__ void await_k() const {
+    mbarrier_wait(barriers.k_full(stage_of<C::stages>(turn)), parity_of<C::stages>(turn));
   }
-  __device__ __forceinline__ void release_v() {
-    release(barriers.v_empty(v.stage));
-    v.advance();
+  __device__ __forceinline__ void release_k() const {
+    release(barriers.k_empty(stage_of<C::stages>(turn)));
+  }
+  __device__ __forceinline__ void await_v(uint32_t n) const {
+    mbarrier_wait(barriers.v_full(stage_of<C::stages>(n)), parity_of<C::stages>(n));
+  }
+  __device__ __forceinline__ void release_v(uint32_t n) const {
+    release(barriers.v_empty(stage_of<C::stages>(n)));
   }
 
   __device__ __forceinline__ void issue_scores(float (&s)[scores]) const {
     const uint64_t q_tile = wgmma_descriptor(shared + group * 64 * 128, 0);
-    const uint64_t k_tile = wgmma_descriptor(shared + C::k_offset + k.stage * C::kv_bytes, 0);
+    const uint64_t k_tile =
+        wgmma_descriptor(shared + C::k_offset + stage_of<C::stages>(turn) * C::kv_bytes, 0);
 #pragma unroll
     for (int d = 0; d < C::head_dim / 16; ++d) {
       const int block = d / 4, inside = d % 4 * 32;
@@ -67,12 +73,27 @@ struct Consumer {
     wgmma_commit();
   }
   __device__ __forceinline__ void issue_output(float (&o)[C::head_dim / 2],
-                                               const uint32_t (&p)[C::block_n / 16][4]) const {
-    const uint64_t v_tile =
-        wgmma_descriptor(shared + C::v_offset + v.stage * C::kv_bytes, C::kv_block_bytes);
+                                               const uint32_t (&p)[C::block_n / 16][4],
+                                               uint32_t n) const {
+    const uint64_t v_tile = wgmma_descriptor(
+        shared + C::v_offset + stage_of<C::stages>(n) * C::kv_bytes, C::kv_block_bytes);
 #pragma unroll
     for (int i = 0; i < C::block_n / 16; ++i) wgmma<Element>(o, p[i], v_tile + (i * 2048 >> 4));
     wgmma_commit();
+  }
+
+  // Key tiles that only other warpgroups see.
+  __device__ __forceinline__ void pass_by(int tiles) {
+#pragma unroll 1
+    for (; tiles > 0; --tiles) {
+      await_turn();
+      pass_turn();
+      await_k();
+      release_k();
+      await_v(turn);
+      release_v(turn);
+      ++turn;
+    }
   }
 
   // Folds the keys of one query tile into o. `tiles` are copied, of which this warpgroup sees the
@@ -83,28 +104,27 @@ struct Consumer {
     if (tiles == 0) return;
     mbarrier_wait(barriers.q_full(), q_parity);
     q_parity ^= 1;
-    int t = tiles - 1;
-#pragma unroll 1
-    for (; t >= seen; --t) {  // only other warpgroups see this one
-      await_turn();
-      pass_turn();
-      await_k();
-      release_k();
-      await_v();
-      release_v();
-    }
-    if (t < 0) {
+    if (!C::ascending) pass_by(tiles - seen);
+    if (seen > 0) {
+      fold_seen(o, rows, seen, limit, unmasked, scale_log2);
+    } else {
       release(barriers.q_empty());
-      return;
     }
+    if (C::ascending) pass_by(tiles - seen);
+  }
 
+  __device__ __forceinline__ void fold_seen(float (&o)[C::head_dim / 2], RowStatistics& rows,
+                                            int seen, const int (&limit)[2], int unmasked,
+                                            float scale_log2) {
     float s[scores];
     float factor[2];
     uint32_t p[C::block_n / 16][4];
+    const auto needs_mask = [&](int tile) { return (tile + 1) * C::block_n > unmasked; };
     const auto mask = [&](int tile) {
       const int visible[2] = {limit[0] - tile * C::block_n, limit[1] - tile * C::block_n};
       mask_scores(s, visible);
     };
+    int t = C::ascending ? 0 : seen - 1;
 
     await_k();
     await_turn();
@@ -115,22 +135,23 @@ struct Consumer {
     wgmma_wait<0>();
     pin_registers(s);
     release_k();
-    if ((t + 1) * C::block_n > unmasked) mask(t);
+    if (needs_mask(t)) mask(t);
     softmax_step(s, rows, scale_log2, factor);
-    rescale(o, factor);
+    rescale<C::vote>(o, factor);
     pack_weights<Element>(s, p);
 
     // Scores of tile t beside the weights and V of the tile before.
     const auto both = [&](auto masked) {
+      ++turn;
       await_k();
       await_turn();
       pin_registers(s);
       pin_registers(o);
       wgmma_fence();
       issue_scores(s);
-      await_v();
+      await_v(turn - 1);
       wgmma_fence();
-      issue_output(o, p);
+      issue_output(o, p, turn - 1);
       pass_turn();
       wgmma_wait<1>();
       pin_registers(s);
@@ -140,31 +161,53 @@ struct Consumer {
       hold_until_summed(rows, barriers.base);
       wgmma_wait<0>();
       pin_registers(o);
-      release_v();
-      rescale(o, factor);
+      release_v(turn - 1);
+      rescale<C::vote>(o, factor);
       pack_weights<Element>(s, p);
     };
+    if constexpr (C::ascending) {
 #pragma unroll 1
-    for (--t; t >= 0 && (t + 1) * C::block_n > unmasked; --t) both(std::true_type{});
+      for (++t; t < seen && !needs_mask(t); ++t) both(std::false_type{});
 #pragma unroll 1
-    for (; t >= 0; --t) both(std::false_type{});
+      for (; t < seen; ++t) both(std::true_type{});
+    } else {
+#pragma unroll 1
+      for (--t; t >= 0 && needs_mask(t); --t) both(std::true_type{});
+#pragma unroll 1
+      for (; t >= 0; --t) both(std::false_type{});
+    }
 
     release(barriers.q_empty());
-    await_v();
+    await_v(turn);
     pin_registers(o);
     wgmma_fence();
-    issue_output(o, p);
+    issue_output(o, p, turn);
     wgmma_wait<0>();
     pin_registers(o);
-    release_v();
+    release_v(turn);
+    ++turn;
   }
 };
 
 template <typename C, bool First, bool Last>
 __device__ __forceinline__ void consume(const StepArgs& args, Consumer<C>& consumer) {
   const int warp_row = consumer.group * 64 + threadIdx.x % 128 / 32 * 16;
+  const int lane = threadIdx.x % 32;
+  const auto tiles_of = [](int keys) { return (keys + C::block_n - 1) / C::block_n; };
   Tile tile;
   for (TileWalk walk; walk.next(args, C::block_m, tile);) {
+    // A lane works out the limit of one row: of the warp's, and of those that bound the tile, the
+    // warpgroup's last and its first.
+    const int offset = lane < 16    ? warp_row + lane
+                       : lane == 16 ? C::block_m - 1
+                                    : consumer.group * 64 + (lane == 17 ? 63 : 0);
+    const int bound = row_limit(args, int64_t{tile.row0} + offset);
+    const int tiles = tiles_of(__shfl_sync(0xffffffffu, bound, 16));
+    const bool outside = tile.row0 + consumer.group * 64 >= args.query_len;
+    const int seen = outside ? 0 : tiles_of(__shfl_sync(0xffffffffu, bound, 17));
+    const int unmasked = __shfl_sync(0xffffffffu, bound, 18);
+    const int limit[2] = {__shfl_sync(0xffffffffu, bound, lane / 4),
+                          __shfl_sync(0xffffffffu, bound, lane / 4 + 8)};
     float o[C::head_dim / 2];
     RowStatistics rows;
     if constexpr (First) {
@@ -174,12 +217,7 @@ __device__ __forceinline__ void consume(const StepArgs& args, Consumer<C>& consu
     } else {
       StateRows<C>(args, tile, tile.row0 + warp_row).load(o, rows);
     }
-    const int64_t row0 = tile.row0 + consumer.group * 64;
-    const int tiles = key_tiles<C>(args, int64_t{tile.row0} + C::block_m - 1);
-    const int seen = row0 < args.query_len ? key_tiles<C>(args, row0 + 63) : 0;
-    const int64_t row = tile.row0 + warp_row + threadIdx.x % 32 / 4;
-    const int limit[2] = {row_limit(args, row), row_limit(args, row + 8)};
-    consumer.fold(o, rows, tiles, seen, limit, row_limit(args, row0), args.scale_log2);
+    consumer.fold(o, rows, tiles, seen, limit, unmasked, args.scale_log2);
     tile.forget();
     const StateRows<C> state(args, tile, tile.row0 + warp_row);
     if constexpr (Last) {
@@ -209,7 +247,7 @@ __global__ void __launch_bounds__(C::threads, 1)
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     give_registers_back<C::producer_registers>();
-    if (threadIdx.x == 0) produce<C>(args, shared, barriers);
+    if (threadIdx.x == 0) produce<C, First>(args, shared, barriers);
   } else {
     take_registers<C::consumer_registers>();
     Consumer<C> consumer(shared, barriers, warpgroup - 1);

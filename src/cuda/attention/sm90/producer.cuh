@@ -37,57 +37,56 @@ struct Barriers {
   }
 };
 
-// Which stage is next, and the parity of its current round.
+// Stage of the n-th tile that passes through, and the parity of that stage's round.
 template <int Stages>
-struct Turn {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == Stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
-// Key tiles that the rows up to last_row see.
-template <typename C>
-__device__ __forceinline__ int key_tiles(const StepArgs& args, int64_t last_row) {
-  return (row_limit(args, last_row) + C::block_n - 1) / C::block_n;
+__device__ __forceinline__ int stage_of(uint32_t n) {
+  return n % Stages;
+}
+template <int Stages>
+__device__ __forceinline__ uint32_t parity_of(uint32_t n) {
+  return n / Stages & 1;
 }
 
-// One thread: for each tile Q, then K and V of its key tiles from the last to the first, K one
-// tile ahead of V as the consumers want them.
 template <typename C>
+__device__ __forceinline__ void prefetch_state(const StepArgs& args, const Tile& tile) {
+  const int64_t left = args.query_len - tile.row0;
+  const int rows = left < C::block_m ? static_cast<int>(left) : C::block_m;
+  prefetch_l2(static_cast<const float*>(args.state) +
+                  (tile.batch_head * args.query_len + tile.row0) * C::head_dim,
+              rows * C::head_dim * 4);
+}
+
+// One thread: for each tile Q, then K and V of its key tiles, K one tile ahead of V as the
+// consumers want them.
+template <typename C, bool First>
 __device__ __forceinline__ void produce(const HopperArgs& args, uint32_t shared,
                                         const Barriers<C>& barriers) {
   const uint64_t once = l2_evict_first();
-  const uint64_t again = l2_evict_last();
-  Turn<C::stages> k, v;
+  const uint64_t again = C::hints ? l2_evict_last() : l2_evict_normal();
+  uint32_t turn = 0;  // key tiles copied so far
   uint32_t q_parity = 0;
   int kv_head, batch;
-  const auto load = [&](const CUtensorMap& map, uint32_t full, uint32_t dst, int key0) {
+  const auto load = [&](const CUtensorMap& map, uint32_t full, uint32_t dst, int tile) {
     mbarrier_arrive_expect(full, C::kv_bytes);
 #pragma unroll
     for (int i = 0; i < C::column_blocks; ++i)
-      tma_load_4d(dst + i * C::kv_block_bytes, &map, full, 64 * i, key0, kv_head, batch,
-                  again);
+      tma_load_4d(dst + i * C::kv_block_bytes, &map, full, 64 * i, tile * C::block_n, kv_head,
+                  batch, again);
   };
-  const auto load_k = [&](int t) {
-    mbarrier_wait(barriers.k_empty(k.stage), k.parity ^ 1);
-    load(args.k, barriers.k_full(k.stage), shared + C::k_offset + k.stage * C::kv_bytes,
-         t * C::block_n);
-    k.advance();
+  const auto load_k = [&](uint32_t n, int tile) {
+    const int stage = stage_of<C::stages>(n);
+    mbarrier_wait(barriers.k_empty(stage), parity_of<C::stages>(n) ^ 1);
+    load(args.k, barriers.k_full(stage), shared + C::k_offset + stage * C::kv_bytes, tile);
   };
-  const auto load_v = [&](int t) {
-    mbarrier_wait(barriers.v_empty(v.stage), v.parity ^ 1);
-    load(args.v, barriers.v_full(v.stage), shared + C::v_offset + v.stage * C::kv_bytes,
-         t * C::block_n);
-    v.advance();
+  const auto load_v = [&](uint32_t n, int tile) {
+    const int stage = stage_of<C::stages>(n);
+    mbarrier_wait(barriers.v_empty(stage), parity_of<C::stages>(n) ^ 1);
+    load(args.v, barriers.v_full(stage), shared + C::v_offset + stage * C::kv_bytes, tile);
   };
   Tile tile;
   for (TileWalk walk; walk.next(args.step, C::block_m, tile);) {
-    const int tiles = key_tiles<C>(args.step, int64_t{tile.row0} + C::block_m - 1);
+    const int keys = row_limit(args.step, int64_t{tile.row0} + C::block_m - 1);
+    const int tiles = (keys + C::block_n - 1) / C::block_n;
     if (tiles == 0) continue;
     kv_head = tile.kv_head(args.step);
     batch = tile.batch(args.step);
@@ -98,12 +97,19 @@ __device__ __forceinline__ void produce(const HopperArgs& args, uint32_t shared,
     for (int i = 0; i < C::column_blocks; ++i)
       tma_load_4d(shared + i * C::q_block_bytes, &args.q, barriers.q_full(), 64 * i, tile.row0,
                   tile.head(args.step), batch, once);
-    load_k(tiles - 1);
-    for (int t = tiles - 1; t > 0; --t) {
-      load_k(t - 1);
-      load_v(t);
+    const auto at = [&](int t) { return C::ascending ? t : tiles - 1 - t; };
+    load_k(turn, at(0));
+    // Blocks start their tiles together, so the states would all be asked of memory at once.
+    Tile following;
+    TileWalk ahead = walk;
+    if (!First && ahead.next(args.step, C::block_m, following))
+      prefetch_state<C>(args.step, following);
+#pragma unroll 1
+    for (int t = 1; t < tiles; ++t, ++turn) {
+      load_k(turn + 1, at(t));
+      load_v(turn, at(t - 1));
     }
-    load_v(0);
+    load_v(turn++, at(tiles - 1));
   }
 }
 

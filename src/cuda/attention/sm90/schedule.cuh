@@ -46,9 +46,22 @@ struct Tile {
   }
 };
 
+// How many heads' tiles are mixed to be walked longest first. As many as keep K and V in L2 need no
+// more than that; and few enough that several blocks read the same K and V at about the same time.
+// Equal sections, because each has a last round that does not come out even.
+inline int64_t choose_section(const StepArgs& args, int element_bytes) {
+  constexpr int64_t l2_share = int64_t{32} << 20;
+  constexpr int64_t heads_side_by_side = 32;
+  const int64_t pair_bytes = 2 * args.key_len * args.head_dim * element_bytes;
+  int64_t section = args.group * (pair_bytes > 0 ? l2_share / pair_bytes : args.batch_heads);
+  if (section < heads_side_by_side) section = heads_side_by_side;
+  const int64_t sections = (args.batch_heads + section - 1) / section;
+  return (args.batch_heads + sections - 1) / sections;
+}
+
 // The grid stays resident and every block walks a fixed list of tiles. Without a mask all tiles
 // take the same time, and those of a head follow one another. With a mask the tiles of a section
-// (as many heads as keep their K and V in L2, see StepArgs) come longest first, in rounds of one
+// of heads come longest first, in rounds of one
 // tile a block whose direction alternates: what a block gains in one round it loses in the next,
 // so all finish within about a tile of each other without a shared counter.
 class TileWalk {

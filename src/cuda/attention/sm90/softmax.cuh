@@ -29,35 +29,37 @@ __device__ __forceinline__ void mask_scores(float (&s)[S], const int (&visible)[
 }
 
 // Turns scores into weights exp2(s - m) in place; m and l move on. factor is what earlier weights
-// must be multiplied by. (Two partial results a row shorten the chains of dependent instructions.)
+// must be multiplied by. Both rows go side by side, with two partial results each: the chains of
+// dependent instructions are what a warp waits for.
 template <int S>
 __device__ __forceinline__ void softmax_step(float (&s)[S], RowStatistics& rows, float scale_log2,
                                              float (&factor)[2]) {
+  float top[4] = {rows.m[0], s[1], rows.m[1], s[3]};
+#pragma unroll
+  for (int i = 0; i < S; ++i) top[i % 4] = fmaxf(top[i % 4], s[i]);
+  float use[2], sum[4];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) top[h] = fmaxf(top[2 * h], top[2 * h + 1]);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 1));
+#pragma unroll
+  for (int h = 0; h < 2; ++h) top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 2));
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float top0 = rows.m[h], top1 = s[2 * h + 1];
-#pragma unroll
-    for (int j = 0; j < S / 4; ++j) {
-      top0 = fmaxf(top0, s[4 * j + 2 * h]);
-      top1 = fmaxf(top1, s[4 * j + 2 * h + 1]);
-    }
-    float top = fmaxf(top0, top1);
-    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-    const float use = top == -CUDART_INF_F ? 0.0f : top;
-    factor[h] = exp2_approx((rows.m[h] - use) * scale_log2);
-    rows.m[h] = top;
-    const float offset = -use * scale_log2;
-    float sum0 = rows.l[h] * factor[h], sum1 = 0.0f;
-#pragma unroll
-    for (int j = 0; j < S / 4; ++j) {
-      s[4 * j + 2 * h] = exp2_approx(fmaf(s[4 * j + 2 * h], scale_log2, offset));
-      s[4 * j + 2 * h + 1] = exp2_approx(fmaf(s[4 * j + 2 * h + 1], scale_log2, offset));
-      sum0 += s[4 * j + 2 * h];
-      sum1 += s[4 * j + 2 * h + 1];
-    }
-    rows.l[h] = sum0 + sum1;
+    use[h] = top[h] == -CUDART_INF_F ? 0.0f : top[h];
+    factor[h] = exp2_approx((rows.m[h] - use[h]) * scale_log2);
+    rows.m[h] = top[h];
+    sum[2 * h] = rows.l[h] * factor[h];
+    sum[2 * h + 1] = 0.0f;
+    use[h] *= -scale_log2;
   }
+#pragma unroll
+  for (int i = 0; i < S; ++i) {
+    s[i] = exp2_approx(fmaf(s[i], scale_log2, use[i / 2 % 2]));
+    sum[i % 4] += s[i];
+  }
+#pragma unroll
+  for (int h = 0; h < 2; ++h) rows.l[h] = sum[2 * h] + sum[2 * h + 1];
 }
 
 // ptxas moves the wait for PV above the exponentials, and then nothing overlaps PV. This store is
@@ -73,8 +75,10 @@ __device__ __forceinline__ void hold_until_summed(const RowStatistics& rows, uin
       : "memory");
 }
 
-template <int N>
+template <bool Vote, int N>
 __device__ __forceinline__ void rescale(float (&o)[N], const float (&factor)[2]) {
+  // NaN must get through: it is not equal to one either.
+  if (Vote && !__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) return;
 #pragma unroll
   for (int i = 0; i < N; ++i) o[i] *= factor[i / 2 % 2];
 }

@@ -36,7 +36,7 @@ class StateRows {
 #pragma unroll
       for (int j = 0; j < head_dim / 16; ++j) {
         float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (inside) x = fragments[j * group_stride(h)];
+        if (inside) x = __ldcg(fragments + j * group_stride(h));
         o[8 * j + 2 * h] = x.x;
         o[8 * j + 2 * h + 1] = x.y;
         o[8 * j + 4 + 2 * h] = x.z;
