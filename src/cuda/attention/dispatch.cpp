@@ -16,6 +16,7 @@ const AttentionFamily* find_family(int32_t kernel) {
 #if defined(BARACUDA_WITH_CUDA)
     case BARACUDA_ATTENTION_SIMT: return &simt_family();
     case BARACUDA_ATTENTION_SM80: return &sm80_family();
+    case BARACUDA_ATTENTION_SM90A: return &sm90a_family();
 #endif
     default: return nullptr;
   }

@@ -23,6 +23,7 @@ const AttentionFamily& host_family();
 #if defined(BARACUDA_WITH_CUDA)
 const AttentionFamily& simt_family();
 const AttentionFamily& sm80_family();
+const AttentionFamily& sm90a_family();
 #endif
 
 }  // namespace baracuda

@@ -1,0 +1,45 @@
+// Tile shapes and the shared-memory plan of one instantiation of the sm90a kernel.
+#pragma once
+
+#include <stdint.h>
+
+namespace baracuda::sm90 {
+
+// Warpgroup 0 copies, the others compute 64 query rows each.
+template <typename Element_, int HeadDim, int BlockN, int Consumers, int Options = 0>
+struct Config {
+  using Element = Element_;
+  static constexpr int head_dim = HeadDim;
+  static constexpr int block_n = BlockN;
+  static constexpr int consumers = Consumers;
+  static constexpr int block_m = 64 * Consumers;
+  static constexpr int threads = 128 * (Consumers + 1);
+  // setmaxnreg shares out anew what the block was launched with; asking for more waits forever.
+  static constexpr int launch_registers = 65536 / threads / 8 * 8;
+  static constexpr int producer_registers = Consumers == 2 ? 40 : 32;
+  static constexpr int consumer_registers = Consumers == 2 ? 232 : 160;
+  static_assert(producer_registers + Consumers * consumer_registers <=
+                    (Consumers + 1) * launch_registers, "more registers than the block has");
+  static constexpr int stages = 2;
+  static constexpr bool ascending = Options & 1;
+  static constexpr bool vote = Options & 2;
+  static constexpr bool take_turns = !(Options & 4);
+  static constexpr bool hints = !(Options & 8);
+
+  // Tiles are blocks of 64 columns (128 bytes), all rows of a block together.
+  static constexpr int column_blocks = HeadDim / 64;
+  static constexpr int q_block_bytes = block_m * 128;
+  static constexpr int kv_block_bytes = BlockN * 128;
+  static constexpr int q_bytes = column_blocks * q_block_bytes;
+  static constexpr int kv_bytes = column_blocks * kv_block_bytes;
+  static_assert(q_bytes % 1024 == 0 && kv_bytes % 1024 == 0, "swizzled tiles are 1024-aligned");
+
+  static constexpr int k_offset = q_bytes;
+  static constexpr int v_offset = k_offset + stages * kv_bytes;
+  static constexpr int barrier_offset = v_offset + stages * kv_bytes;
+  static constexpr int barriers = 2 + 4 * stages;
+  static constexpr int shared_bytes = barrier_offset + 8 * barriers;
+  static_assert(shared_bytes <= 227 * 1024, "more shared memory than a block can have");
+};
+
+}  // namespace baracuda::sm90

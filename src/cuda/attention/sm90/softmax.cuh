@@ -1,0 +1,96 @@
+// Online softmax on a warpgroup's accumulator fragments: a lane holds parts of two rows, h = 0 and 1.
+#pragma once
+
+#include <math_constants.h>
+
+#include "common/dtype.cuh"
+#include "common/mma_sync.cuh"
+
+namespace baracuda::sm90 {
+
+struct RowStatistics {
+  float m[2];  // true maximum so far, unscaled; -inf: nothing seen
+  float l[2];  // this lane's part of the row sum
+};
+
+// Columns from visible[h] on are not seen.
+template <int S>
+__device__ __forceinline__ void mask_scores(float (&s)[S], const int (&visible)[2]) {
+  const int column = 2 * (threadIdx.x % 4);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int left = visible[h] - column;
+#pragma unroll
+    for (int j = 0; j < S / 4; ++j)
+#pragma unroll
+      for (int c = 0; c < 2; ++c)
+        if (8 * j + c >= left) s[4 * j + 2 * h + c] = -CUDART_INF_F;
+  }
+}
+
+// Turns scores into weights exp2(s - m) in place; m and l move on. factor is what earlier weights
+// must be multiplied by. Both rows go side by side, with two partial results each: the chains of
+// dependent instructions are what a warp waits for.
+template <int S>
+__device__ __forceinline__ void softmax_step(float (&s)[S], RowStatistics& rows, float scale_log2,
+                                             float (&factor)[2]) {
+  float top[4] = {rows.m[0], s[1], rows.m[1], s[3]};
+#pragma unroll
+  for (int i = 0; i < S; ++i) top[i % 4] = fmaxf(top[i % 4], s[i]);
+  float use[2], sum[4];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) top[h] = fmaxf(top[2 * h], top[2 * h + 1]);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 1));
+#pragma unroll
+  for (int h = 0; h < 2; ++h) top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 2));
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    use[h] = top[h] == -CUDART_INF_F ? 0.0f : top[h];
+    factor[h] = exp2_approx((rows.m[h] - use[h]) * scale_log2);
+    rows.m[h] = top[h];
+    sum[2 * h] = rows.l[h] * factor[h];
+    sum[2 * h + 1] = 0.0f;
+    use[h] *= -scale_log2;
+  }
+#pragma unroll
+  for (int i = 0; i < S; ++i) {
+    s[i] = exp2_approx(fmaf(s[i], scale_log2, use[i / 2 % 2]));
+    sum[i % 4] += s[i];
+  }
+#pragma unroll
+  for (int h = 0; h < 2; ++h) rows.l[h] = sum[2 * h] + sum[2 * h + 1];
+}
+
+// ptxas moves the wait for PV above the exponentials, and then nothing overlaps PV. This store is
+// never made (row sums are not negative), but it needs every weight and may not cross the wait.
+__device__ __forceinline__ void hold_until_summed(const RowStatistics& rows, uint32_t address) {
+  asm volatile(
+      "{\n"
+      ".reg .pred never;\n"
+      "setp.lt.f32 never, %0, 0fBF800000;\n"
+      "@never st.shared.f32 [%1], %0;\n"
+      "}\n" ::"f"(rows.l[0] + rows.l[1]),
+      "r"(address)
+      : "memory");
+}
+
+template <bool Vote, int N>
+__device__ __forceinline__ void rescale(float (&o)[N], const float (&factor)[2]) {
+  // NaN must get through: it is not equal to one either.
+  if (Vote && !__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) return;
+#pragma unroll
+  for (int i = 0; i < N; ++i) o[i] *= factor[i / 2 % 2];
+}
+
+// Weights rounded to the operand type, as the A fragments of the product with V.
+template <typename Element, int S>
+__device__ __forceinline__ void pack_weights(const float (&s)[S], uint32_t (&p)[S / 8][4]) {
+#pragma unroll
+  for (int k = 0; k < S / 8; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      p[k][i] = Dtype<Element>::pack(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
+}
+
+}  // namespace baracuda::sm90

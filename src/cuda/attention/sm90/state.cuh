@@ -1,0 +1,157 @@
+// State of a warpgroup's rows in global memory, and the normalised output.
+//
+// State: o_acc, then m [B*H*Q], then l [B*H*Q], all f32. o_acc is in fragment order: of each eight
+// rows of a head the lanes' float4s {two columns of two adjacent accumulator tiles} lie side by
+// side, so that a warp moves 512 contiguous bytes. The last rows of a head, if fewer than eight,
+// lie just as close: the state is exactly B*H*Q*(D+2) floats.
+#pragma once
+
+#include <math_constants.h>
+
+#include "attention/sm90/schedule.cuh"
+#include "attention/sm90/softmax.cuh"
+#include "common/dtype.cuh"
+
+namespace baracuda::sm90 {
+
+template <typename C>
+class StateRows {
+  using Element = typename C::Element;
+  static constexpr int head_dim = C::head_dim;
+
+ public:
+  // row0: first row of the warp.
+  __device__ __forceinline__ StateRows(const StepArgs& args, const Tile& tile, int row0)
+      : args_(args), tile_(tile), row0_(row0), lane_(threadIdx.x % 32) {}
+
+  __device__ __forceinline__ void load(float (&o)[head_dim / 2], RowStatistics& rows) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const bool inside = in_tensor(h);
+      rows.m[h] = inside ? statistics()[state_row(h)] : -CUDART_INF_F;
+      // The row sum is spread over a quad and only added up at the end: one lane takes it in.
+      rows.l[h] =
+          inside && lane_ % 4 == 0 ? statistics()[state_rows() + state_row(h)] : 0.0f;
+      const float4* fragments = accumulator(h);
+#pragma unroll
+      for (int j = 0; j < head_dim / 16; ++j) {
+        float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (inside) x = __ldcg(fragments + j * group_stride(h));
+        o[8 * j + 2 * h] = x.x;
+        o[8 * j + 2 * h + 1] = x.y;
+        o[8 * j + 4 + 2 * h] = x.z;
+        o[8 * j + 4 + 2 * h + 1] = x.w;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void save(const float (&o)[head_dim / 2],
+                                       const RowStatistics& rows) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float l = quad_sum(rows.l[h]);
+      if (!in_tensor(h)) continue;
+      if (lane_ % 4 == 0) {
+        statistics()[state_row(h)] = rows.m[h];
+        statistics()[state_rows() + state_row(h)] = l;
+      }
+      float4* fragments = accumulator(h);
+#pragma unroll
+      for (int j = 0; j < head_dim / 16; ++j)
+        fragments[j * group_stride(h)] =
+            make_float4(o[8 * j + 2 * h], o[8 * j + 2 * h + 1], o[8 * j + 4 + 2 * h],
+                        o[8 * j + 4 + 2 * h + 1]);
+    }
+  }
+
+  // Writes y and lse. The lanes of a quad exchange words, so that each stores 16 bytes of a row.
+  __device__ __forceinline__ void finish(const float (&o)[head_dim / 2],
+                                         const RowStatistics& rows) const {
+    Element* y = static_cast<Element*>(args_.y) + tile_.batch(args_) * args_.y_strides.batch +
+                 tile_.head(args_) * args_.y_strides.head + lane_ % 4 * 8;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float l = quad_sum(rows.l[h]);
+      const float inverse = l == 0.0f ? 0.0f : 1.0f / l;
+      const bool inside = in_tensor(h);
+      if (args_.lse != nullptr && lane_ % 4 == 0 && inside) {
+        const float lse = l == 0.0f ? -CUDART_INF_F
+                                    : static_cast<float>(rows.m[h] * args_.scale + logf(l));
+        if (args_.lse_is_f32) {
+          static_cast<float*>(args_.lse)[state_row(h)] = lse;
+        } else {
+          static_cast<Element*>(args_.lse)[state_row(h)] = Dtype<Element>::store(lse);
+        }
+      }
+      Element* y_row = y + row(h) * args_.y_strides.seq;
+#pragma unroll
+      for (int j = 0; j < head_dim / 8; j += 4) {
+        uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          words[i] = Dtype<Element>::pack(o[4 * (j + i) + 2 * h] * inverse,
+                                          o[4 * (j + i) + 2 * h + 1] * inverse);
+        transpose_quad(words);
+        if (inside)
+          *reinterpret_cast<uint4*>(y_row + j * 8) =
+              make_uint4(words[0], words[1], words[2], words[3]);
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ int64_t row(int h) const { return row0_ + 8 * h + lane_ / 4; }
+  __device__ __forceinline__ bool in_tensor(int h) const { return row(h) < args_.query_len; }
+  __device__ __forceinline__ int64_t state_rows() const {
+    return args_.batch_heads * args_.query_len;
+  }
+  __device__ __forceinline__ int64_t state_row(int h) const {
+    return tile_.batch_head * args_.query_len + row(h);
+  }
+  // In float4s: from one pair of accumulator tiles to the next, four for each row of the eight.
+  __device__ __forceinline__ int group_stride(int h) const {
+    const int64_t left = args_.query_len - (row0_ + 8 * h);
+    return 4 * (left < 8 ? static_cast<int>(left) : 8);
+  }
+  __device__ __forceinline__ float4* accumulator(int h) const {
+    float* eight_rows = static_cast<float*>(args_.state) +
+                        (tile_.batch_head * args_.query_len + row0_ + 8 * h) * head_dim;
+    return reinterpret_cast<float4*>(eight_rows) + lane_;
+  }
+  __device__ __forceinline__ float* statistics() const {
+    return static_cast<float*>(args_.state) + state_rows() * head_dim;
+  }
+  static __device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+  }
+  // Lane i of a quad gets word i of all four lanes.
+  __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4]) const {
+    const bool odd = lane_ & 1, high = lane_ & 2;
+    const uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[1], 1);
+    const uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? w[2] : w[3], 1);
+    if (odd) {
+      w[0] = a;
+      w[2] = b;
+    } else {
+      w[1] = a;
+      w[3] = b;
+    }
+    const uint32_t c = __shfl_xor_sync(0xffffffffu, high ? w[0] : w[2], 2);
+    const uint32_t d = __shfl_xor_sync(0xffffffffu, high ? w[1] : w[3], 2);
+    if (high) {
+      w[0] = c;
+      w[1] = d;
+    } else {
+      w[2] = c;
+      w[3] = d;
+    }
+  }
+
+  const StepArgs& args_;
+  const Tile& tile_;
+  const int row0_;
+  const int lane_;
+};
+
+}  // namespace baracuda::sm90
