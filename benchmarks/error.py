@@ -9,7 +9,7 @@ from helpers.inputs import TORCH_DTYPES, torch_qkv
 from helpers.oracle import attention
 from helpers.rings import local_ring
 
-from benchmarks.peers import peers_for
+from benchmarks.peers import available, peers_for
 
 _SHAPE = {"heads": 8, "query_len": 4096, "head_dim": 128}
 
@@ -32,7 +32,7 @@ def _rows(dtype: str, distribution: str) -> list[dict[str, Any]]:
     if cudnn is not None:
         peers["cudnn"] = _rms(cudnn(q, k, v), exact)
     rows = []
-    for family in ("sm80", "simt"):
+    for (family,) in available([("sm90a",), ("sm80",), ("simt",)]):
         for ranks in (1, 8):
             y, _ = local_ring(torch, family, dtype, q, k, v, ranks)
             params = {

@@ -9,11 +9,22 @@ from helpers.inputs import torch_qkv
 from helpers.rings import preference
 
 import baracuda_kernels as bk
-from benchmarks.peers import peers_for
+from benchmarks.peers import available, peers_for
 from benchmarks.timing import input_sets, interleaved, summary
 
 # (family, dtype, head_dim, batch, heads, kv_heads, query_len = key_len)
 PROBLEMS = [
+    # B * S = 16384, H * D = 2048
+    *[
+        ("sm90a", "bf16", d, 16384 // s, 2048 // d, 2048 // d, s)
+        for d in (128, 64, 256)
+        for s in (2048, 8192, 16384)
+    ],
+    ("sm90a", "f16", 128, 2, 16, 16, 8192),
+    ("sm90a", "f16", 64, 2, 32, 32, 8192),
+    ("sm90a", "f16", 256, 2, 8, 8, 8192),
+    ("sm90a", "bf16", 128, 2, 32, 8, 8192),
+    *[("sm90a", "bf16", 128, b, 16, 16, s) for b, s in ((32, 512), (16, 1000), (4, 4097))],
     *[("sm80", "bf16", d, 1, h, h, 8192) for d, h in ((64, 32), (96, 16), (128, 16), (192, 8))],
     ("sm80", "bf16", 256, 1, 8, 8, 8192),
     ("sm80", "f16", 64, 1, 32, 32, 8192),
@@ -30,7 +41,7 @@ PROBLEMS = [
 
 def rows() -> list[dict[str, Any]]:
     """All `forward` rows, causal and not."""
-    return [_row(*problem, causal) for problem in PROBLEMS for causal in (False, True)]
+    return [_row(*problem, causal) for problem in available(PROBLEMS) for causal in (False, True)]
 
 
 def _row(

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from baracuda_kernels.registry import Architecture
+
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "fa2": SDPBackend.FLASH_ATTENTION}
 
 
@@ -23,6 +25,12 @@ def call_of(name: str, is_causal: bool) -> Callable[[Any, Any, Any], Any]:
             )
 
     return call
+
+
+def available(problems: list[tuple]) -> list[tuple]:
+    """The problems, family first, whose family this card can run."""
+    hopper = Architecture.here().compute_capability == 90
+    return [problem for problem in problems if hopper or problem[0] != "sm90a"]
 
 
 def peers_for(q: Any, k: Any, v: Any, is_causal: bool) -> dict[str, Callable[[Any, Any, Any], Any]]:

@@ -14,7 +14,10 @@ from helpers.oracle import attention
 from helpers.rings import case, local_ring
 from helpers.tolerances import assert_close
 
+from benchmarks.peers import available
+
 KERNELS = [
+    *[("sm90a", t, d) for t in ("f16", "bf16") for d in (64, 128, 256)],
     *[("sm80", t, d) for t in ("f16", "bf16") for d in (64, 96, 128, 192, 256)],
     *[("simt", t, d) for t in ("f16", "bf16", "f32", "f64") for d in (24, 64, 128, 256)],
 ]
@@ -27,15 +30,16 @@ def main() -> int:
 
     With ``--one-each`` every kernel gets one of its problems, in turn: racecheck is slow.
     """
+    kernels = available(KERNELS)
     problems = [
         (kernel, shape, is_causal)
-        for kernel in KERNELS
+        for kernel in kernels
         for shape in SHAPES
         for is_causal in (False, True)
     ]
     if "--one-each" in sys.argv[1:]:
         each = len(SHAPES) * 2
-        problems = [problems[i * each + i % each] for i in range(len(KERNELS))]
+        problems = [problems[i * each + i % each] for i in range(len(kernels))]
     for (family, dtype, head_dim), (ranks, rows, keys), is_causal in problems:
         shape = {
             "heads": 2,

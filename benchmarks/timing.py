@@ -21,6 +21,16 @@ def input_sets(make: Callable[[int], Any], bytes_of_one: int) -> list[Any]:
     return [make(seed) for seed in range(count)]
 
 
+def captured(call: Callable[[], Any]) -> Callable[[], None]:
+    """Replays what ``call`` enqueues on the current stream, as a CUDA graph."""
+    call()  # whatever is lazy in it
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
 def interleaved(
     calls: dict[str, Callable[[int], Any]], *, rounds: int = ROUNDS
 ) -> dict[str, list[float]]:

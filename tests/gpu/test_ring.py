@@ -22,6 +22,9 @@ pytestmark = pytest.mark.gpu
 
 LAYOUTS = ("contiguous", "zigzag", "striped")
 KERNELS = [
+    ("sm90a", "bf16", 128),
+    ("sm90a", "f16", 64),
+    ("sm90a", "bf16", 256),
     ("sm80", "bf16", 128),
     ("sm80", "f16", 64),
     ("simt", "f32", 64),
@@ -148,7 +151,7 @@ def test_100_runs_give_the_same_bits(torch, family, dtype, head_dim, ranks):
 def test_16_bit_error_does_not_grow_with_the_ring(torch, dtype, is_causal):
     q, k, v = torch_qkv("normal", dtype, 4, heads=8, query_len=2048, head_dim=128)
     exact, _ = attention(q, k, v, is_causal=is_causal)
-    for family in ("sm80", "simt"):
+    for family in ("sm90a", "sm80", "simt"):
         ratios = []
         for ranks in (1, 2, 4, 8):
             y, _ = local_ring(

@@ -6,8 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import pytest
+
 import baracuda_kernels as bk
 from baracuda_kernels import MathPrecision, PlanPreference
+from baracuda_kernels.registry import Architecture
 
 STRICT = {
     "f16": MathPrecision.F32,
@@ -22,6 +25,10 @@ def preference(family: str, dtype: str) -> PlanPreference:
     """The preference that only `family` meets on a GPU."""
     if family == "simt":
         return PlanPreference(math_precision=STRICT[dtype])
+    if family == "sm90a":
+        if Architecture.here().compute_capability != 90:
+            pytest.skip("capability: compute capability 9.0")
+        return PlanPreference(math_precision=TENSOR_CORE[dtype])
     if family == "sm80":
         return PlanPreference(math_precision=TENSOR_CORE[dtype], allow_sm90a=False)
     raise AssertionError(f"no such family: {family}")

@@ -45,6 +45,8 @@ TOLERANCES = {
     ("simt", "f32"): Tolerance(2e-6, None, _F32, 4e-6),
     ("simt", "bf16"): Tolerance(1.02 * _BF16, 1.2, _F32, 4e-6),
     ("simt", "f16"): Tolerance(1.02 * _F16, 1.2, _F32, 4e-6),
+    ("sm90a", "bf16"): Tolerance(2.0 * _BF16, 1.75, _F32, 4e-6),
+    ("sm90a", "f16"): Tolerance(2.0 * _F16, 1.75, _F32, 4e-6),
     ("sm80", "bf16"): Tolerance(2.0 * _BF16, 1.75, _F32, 4e-6),
     ("sm80", "f16"): Tolerance(2.0 * _F16, 1.75, _F32, 4e-6),
 }

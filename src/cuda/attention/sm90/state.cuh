@@ -4,6 +4,8 @@
 // rows of a head the lanes' float4s {two columns of two adjacent accumulator tiles} lie side by
 // side, so that a warp moves 512 contiguous bytes. The last rows of a head, if fewer than eight,
 // lie just as close: the state is exactly B*H*Q*(D+2) floats.
+// l is -0 for a row that saw keys, all with score -inf (an Inf in Q or K): its softmax is undefined,
+// where a row that saw none gives zeros.
 #pragma once
 
 #include <math_constants.h>

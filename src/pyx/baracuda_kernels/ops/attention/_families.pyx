@@ -43,6 +43,8 @@ class Family:
         Whether it keeps unscaled maxima, which needs scale > 0.
     vector_bytes : int
         Alignment that operands' addresses and strides need; 0 for the element's own.
+    forward_strides : bool
+        Whether inputs must not run backwards in memory.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Family:
     head_dims: object
     positive_scale: bool
     vector_bytes: int
+    forward_strides: bool
 
     def guarantee(self, element) -> PrecisionGuarantee:
         """Fixed order of every sum and f32 (f64 for F64) state: bits repeat on the same card,
@@ -98,6 +101,13 @@ class Family:
             return f"head_dim {descriptor.head_dim} is not {dims}"
         if self.positive_scale and not descriptor.scale > 0:
             return f"scale {descriptor.scale} is not > 0, which its unscaled row maxima need"
+        if self.positive_scale and not _NORMAL_F32[0] < descriptor.scale < _NORMAL_F32[1]:
+            return f"scale {descriptor.scale} is beyond float32, in which it scales"
+        if self.vector_bytes and max(descriptor.query_len, descriptor.key_len) > _MAX_LENGTH:
+            return "query_len or key_len is more than 2**30 rows a step"
+        tiles = int(descriptor.batch_size) * descriptor.num_heads * (descriptor.query_len // 64 + 1)
+        if self.arch is ArchSku.SM90A and tiles > _MAX_TILES:
+            return f"{tiles} query tiles are more than it counts in 32 bits"
         return ""
 
     def _unwanted(self, descriptor, preference, workspace_bytes):
@@ -114,14 +124,21 @@ class Family:
         return ""
 
 
+# Of scale, with room for the factor log2(e) that kernels take in.
+_NORMAL_F32 = (2.0 ** -125, 2.0 ** 126)
+_MAX_LENGTH = 2 ** 30
+_MAX_TILES = 2 ** 31 - 2 ** 12
+
 # In order of preference: the first that fits is taken.
 FAMILIES = (
+    Family("sm90a", c_api.BARACUDA_ATTENTION_SM90A, ArchSku.SM90A, BackendKind.BESPOKE, 90, 90,
+           _TENSOR_CORE, (64, 128, 256), True, 16, True),
     Family("sm80", c_api.BARACUDA_ATTENTION_SM80, ArchSku.SM80, BackendKind.BESPOKE, 80, 999,
-           _TENSOR_CORE, (64, 96, 128, 192, 256), True, 16),
+           _TENSOR_CORE, (64, 96, 128, 192, 256), True, 16, False),
     Family("simt", c_api.BARACUDA_ATTENTION_SIMT, ArchSku.SM80, BackendKind.BESPOKE, 80, 999,
-           _STRICT, range(1, 257), False, 0),
+           _STRICT, range(1, 257), False, 0, False),
     Family("host", c_api.BARACUDA_ATTENTION_HOST, ArchSku.HOST, BackendKind.HOST, 0, 0,
-           _STRICT, range(1, 1025), False, 0),
+           _STRICT, range(1, 1025), False, 0, False),
 )
 
 
@@ -165,7 +182,9 @@ def kernel_of(name):
     return _named(name).kernel
 
 
-def alignment_of(name, itemsize):
-    """(bytes that addresses, elements that strides must be a multiple of) for a family."""
-    nbytes = max(_named(name).vector_bytes, itemsize)
-    return nbytes, nbytes // itemsize
+def layout_needs(name, itemsize):
+    """Of a family's operands: bytes that addresses and elements that strides must be a multiple
+    of, and whether inputs must not run backwards."""
+    family = _named(name)
+    nbytes = max(family.vector_bytes, itemsize)
+    return nbytes, nbytes // itemsize, family.forward_strides

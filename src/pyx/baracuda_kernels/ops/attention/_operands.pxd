@@ -12,6 +12,7 @@ cdef class OperandChecks:
     cdef int device
     cdef int alignment            # bytes, of pointers
     cdef int64_t stride_multiple  # elements, of strides
+    cdef bint forward_strides     # inputs must not run backwards
     cdef list inputs
     cdef list outputs
 

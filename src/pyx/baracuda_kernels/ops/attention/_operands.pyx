@@ -15,12 +15,14 @@ from baracuda_kernels._core._errors import (
 
 
 cdef class OperandChecks:
-    def __cinit__(self, element, int device, int alignment, int64_t stride_multiple):
+    def __cinit__(self, element, int device, int alignment, int64_t stride_multiple,
+                  bint forward_strides):
         self.element = element
         self.itemsize = element.itemsize
         self.device = device
         self.alignment = max(alignment, self.itemsize)
         self.stride_multiple = stride_multiple
+        self.forward_strides = forward_strides
         self.inputs = []
         self.outputs = []
 
@@ -65,6 +67,10 @@ cdef class OperandChecks:
                     raise MisalignedOperandError(
                         f"{name}: stride {view.steps[i]} of dimension {i} is not a multiple of "
                         f"{self.stride_multiple} elements, which this kernel needs")
+                if self.forward_strides and not output and view.dims[i] > 1 and view.steps[i] < 0:
+                    raise InvalidProblemError(
+                        f"{name}: stride {view.steps[i]} of dimension {i} must be >= 0 for this "
+                        "kernel; allow_sm90a=False selects one that reads backwards")
             if output:
                 _no_self_overlap(name, view)
         # A dimension of one row is never stepped along, whatever its stride says.

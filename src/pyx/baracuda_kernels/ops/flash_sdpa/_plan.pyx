@@ -55,6 +55,7 @@ cdef class FlashSdpaPlan:
     cdef int32_t kernel
     cdef int alignment
     cdef int64_t stride_multiple
+    cdef bint forward_strides
 
     def __init__(self):
         raise TypeError("FlashSdpaPlan: use FlashSdpaPlan.select(stream, descriptor)")
@@ -71,7 +72,7 @@ cdef class FlashSdpaPlan:
         self.family = chosen.family
         self.device = one.device
         self.kernel = _families.kernel_of(chosen.family)
-        self.alignment, self.stride_multiple = _families.alignment_of(
+        self.alignment, self.stride_multiple, self.forward_strides = _families.layout_needs(
             chosen.family, self.descriptor.itemsize)
         self.descriptor.fill(&step)
         load_kernels(self.kernel, &step, self.device)
@@ -111,8 +112,8 @@ cdef class FlashSdpaPlan:
 
     cdef int bind(self, FlashSdpaArgs args) except -1:
         cdef FlashSdpaDescriptor d = self.descriptor
-        cdef OperandChecks checks = OperandChecks(d.element, self.device, self.alignment,
-                                                  self.stride_multiple)
+        cdef OperandChecks checks = OperandChecks(
+            d.element, self.device, self.alignment, self.stride_multiple, self.forward_strides)
         cdef c_api.baracuda_attention_step_params step
         d.fill(&step)
         step.flags |= c_api.BARACUDA_STEP_FIRST | c_api.BARACUDA_STEP_LAST

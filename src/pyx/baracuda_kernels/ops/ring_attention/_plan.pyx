@@ -50,6 +50,7 @@ cdef class RingAttentionPlan(RingPlan):
     cdef int32_t kernel
     cdef int alignment
     cdef int64_t stride_multiple
+    cdef bint forward_strides
 
     def __init__(self):
         raise TypeError("RingAttentionPlan: use RingAttentionPlan.select(stream, descriptor)")
@@ -83,7 +84,7 @@ cdef class RingAttentionPlan(RingPlan):
         self.family = chosen.family
         self.device = one.device
         self.kernel = _families.kernel_of(chosen.family)
-        self.alignment, self.stride_multiple = _families.alignment_of(
+        self.alignment, self.stride_multiple, self.forward_strides = _families.layout_needs(
             chosen.family, self.descriptor.itemsize)
         self.descriptor.fill(&step)
         self.accumulator_scratch_bytes = c_api.baracuda_attention_state_bytes(self.kernel, &step)
@@ -201,9 +202,10 @@ cdef class RingAttentionPlan(RingPlan):
         cdef Stream one = as_stream(stream)
         cdef c_api.baracuda_attention_step_params step
         cdef RingAttentionDescriptor d = self.descriptor
-        cdef OperandChecks checks = self.checks(one)
+        cdef OperandChecks checks = self.checks()
         cdef TensorRef view
         cdef int32_t status, previous
+        self.refuse_stream(one)
         for name, value in (("rank", rank), ("origin", origin)):
             if not isinstance(value, int) or not 0 <= value < world_size:
                 raise InvalidProblemError(
@@ -237,9 +239,7 @@ cdef class RingAttentionPlan(RingPlan):
             raise InvalidProblemError(
                 f"args: got {type(args).__name__}, must be RingAttentionArgs")
         given = args
-        if stream.device != self.device:
-            raise InvalidProblemError(
-                f"stream: is on device {stream.device}, the plan was selected for {self.device}")
+        self.refuse_stream(stream)
         binding = given.binding
         if binding is not None and binding.plan is self and binding.member is member:
             return binding
@@ -263,19 +263,21 @@ cdef class RingAttentionPlan(RingPlan):
         given.binding = binding
         return binding
 
-    cdef OperandChecks checks(self, Stream stream):
+    cdef int refuse_stream(self, Stream stream) except -1:
         if stream.device != self.device:
             raise InvalidProblemError(
                 f"stream: is on device {stream.device}, the plan was selected for {self.device}")
+        return 0
+
+    cdef OperandChecks checks(self):
         return OperandChecks(self.descriptor.element, self.device, self.alignment,
-                             self.stride_multiple)
+                             self.stride_multiple, self.forward_strides)
 
     cdef int check(self, RingAttentionArgs args, int64_t world_size,
                    RingBinding binding) except -1:
         """Checks every operand and fills binding.call; the schedule and endpoint are not its."""
         cdef RingAttentionDescriptor d = self.descriptor
-        cdef OperandChecks checks = OperandChecks(d.element, self.device, self.alignment,
-                                                  self.stride_multiple)
+        cdef OperandChecks checks = self.checks()
         cdef c_api.baracuda_ring_call* call = &binding.call
         cdef c_api.baracuda_attention_step_params* step = &call.step
         cdef TensorRef view, scratch_a = None, scratch_b = None
