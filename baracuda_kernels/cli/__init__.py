@@ -1,4 +1,4 @@
-"""The command line ``baracuda-kernels``: run, sample, info, skus, explain."""
+"""The command line ``baracuda-kernels``: run, sample, info, skus, explain, plan."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import click
 from baracuda_kernels.cli._console import TypedErrorGroup
 from baracuda_kernels.cli._explain import explain
 from baracuda_kernels.cli._info import info, version_of_build
+from baracuda_kernels.cli._plan import plan
 from baracuda_kernels.cli._run import run
 from baracuda_kernels.cli._sample import sample
 from baracuda_kernels.cli._skus import skus
@@ -24,5 +25,5 @@ def main() -> None:
     """
 
 
-for _command in (run, sample, info, skus, explain):
+for _command in (run, sample, info, skus, explain, plan):
     main.add_command(_command)

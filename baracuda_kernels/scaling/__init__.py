@@ -1,0 +1,50 @@
+"""Scale on paper: what a ring of P GPUs needs, how long it takes, and what to choose.
+
+Pure arithmetic: needs no GPU, and runs nothing. ``baracuda-kernels plan`` shows it; the formulas
+and what they leave out are in ``docs/scaling.md``.
+"""
+
+from baracuda_kernels.scaling._model import (
+    Machine,
+    RankMemory,
+    RingForecast,
+    RingProblem,
+    StepForecast,
+    compute_seconds,
+    exchange_seconds,
+    forecast,
+    rank_memory,
+)
+from baracuda_kernels.scaling._pairs import VisiblePairs, visible_pairs
+from baracuda_kernels.scaling._plan import (
+    LAYOUTS,
+    Recommendation,
+    ScalingPlan,
+    hiding_chunk,
+    plan,
+    smallest_hiding_chunk,
+)
+from baracuda_kernels.scaling._rates import ComputeRates, default_rates, measured_rates
+
+__all__ = [
+    "LAYOUTS",
+    "ComputeRates",
+    "Machine",
+    "RankMemory",
+    "Recommendation",
+    "RingForecast",
+    "RingProblem",
+    "ScalingPlan",
+    "StepForecast",
+    "VisiblePairs",
+    "compute_seconds",
+    "default_rates",
+    "exchange_seconds",
+    "forecast",
+    "hiding_chunk",
+    "measured_rates",
+    "plan",
+    "rank_memory",
+    "smallest_hiding_chunk",
+    "visible_pairs",
+]

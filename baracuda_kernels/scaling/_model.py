@@ -1,0 +1,384 @@
+"""The model of one ring: memory, bytes, and the time of every step.
+
+The ring is taken to go in lock step: a step ends when the slowest rank has computed and the chunk
+has arrived, and only then does the next one begin. `docs/scaling.md` has the formulas and what they
+leave out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from baracuda_kernels._core._enums import ElementKind, SequenceLayout
+from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.scaling._pairs import visible_pairs
+from baracuda_kernels.scaling._rates import ComputeRates
+from baracuda_kernels.sharding import rows_per_rank
+
+MAX_SEQ = 2**30
+MAX_RANKS = 4096
+DTYPES = ("f16", "bf16", "f32", "f64")
+# Rows of a kernel's query tile: one SM's piece of the work.
+_TILE_ROWS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class RingProblem:
+    """Self-attention over one sequence that the ranks share evenly.
+
+    Parameters
+    ----------
+    seq : int
+        Tokens of the whole sequence, 1 to 2**30; a multiple of `ranks`.
+    ranks : int
+        GPUs of the ring, 1 to 4096.
+    heads : int
+        Query heads H.
+    head_dim : int
+        D.
+    batch : int, default 1
+    kv_heads : int, default `heads`
+        Hkv; divides `heads`. The ring carries only these.
+    dtype : str, default "bf16"
+        f16, bf16, f32 or f64.
+    causal : bool, default False
+
+    Raises
+    ------
+    InvalidProblemError
+        If a number is out of its range, or does not divide as it must; the message names the
+        nearest lengths that fit.
+    """
+
+    seq: int
+    ranks: int
+    heads: int
+    head_dim: int
+    batch: int = 1
+    kv_heads: int | None = None
+    dtype: str = "bf16"
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kv_heads is None:
+            object.__setattr__(self, "kv_heads", self.heads)
+        limits = {"seq": MAX_SEQ, "ranks": MAX_RANKS}
+        for name in ("seq", "ranks", "heads", "head_dim", "batch", "kv_heads"):
+            value, most = getattr(self, name), limits.get(name, 2**20)
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise InvalidProblemError(
+                    f"{name}: got {value!r}, must be an integer from 1 to {most}"
+                )
+        if self.heads % self.hkv:
+            raise InvalidProblemError(
+                f"kv_heads: got {self.kv_heads}, must divide the {self.heads} heads"
+            )
+        if self.dtype not in DTYPES:
+            raise InvalidProblemError(f"dtype: got {self.dtype!r}, must be one of {DTYPES}")
+        rows_per_rank(self.seq, self.ranks)
+
+    @property
+    def hkv(self) -> int:
+        """`kv_heads`, as an integer for sure."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def chunk(self) -> int:
+        """Rows (and keys) of a rank."""
+        return self.seq // self.ranks
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of q, k, v and y."""
+        return ElementKind.parse(self.dtype).itemsize
+
+    @property
+    def kv_scratch_elements(self) -> int:
+        """Elements of one K/V scratch buffer: 2·B·Hkv·K·D."""
+        return 2 * self.batch * self.hkv * self.chunk * self.head_dim
+
+    @property
+    def bytes_per_hop(self) -> int:
+        """Bytes of K and V that a rank sends in one exchange."""
+        return self.kv_scratch_elements * self.itemsize
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that a rank sends in all: (P-1)·2·B·Hkv·K·D·size."""
+        return (self.ranks - 1) * self.bytes_per_hop
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a rank's accumulator: B·H·Q·(D+2)·4, for f64 8 in place of 4."""
+        size = 8 if self.dtype == "f64" else 4
+        return self.batch * self.heads * self.chunk * (self.head_dim + 2) * size
+
+    @property
+    def flops_per_pair(self) -> int:
+        """Flops of a visible (row, key) pair over all heads: 4·B·H·D."""
+        return 4 * self.batch * self.heads * self.head_dim
+
+    @property
+    def visible(self) -> int:
+        """Visible pairs of the whole sequence, a head."""
+        return self.seq * (self.seq + 1) // 2 if self.causal else self.seq**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """One GPU of the ring and its link.
+
+    Parameters
+    ----------
+    rates : ComputeRates
+    link_gbps : float
+        Gbit/s that a GPU sends to the next rank while it receives as much from the previous one;
+        more than 0, ``inf`` for a link that costs nothing.
+    latency_us : float, default 10
+        Microseconds of an exchange besides its bytes, from the kernel's launch to its end.
+    sms : int, default 132
+        SMs of the GPU (132: H100 SXM).
+    sm_margin : int, default 8
+        SMs left to the exchange in the steps that have one (`max_ctas` of the communicator);
+        libraries of this kind keep 4 to 8.
+    memory_gib : float, default 80
+        GiB of the GPU that the op may take.
+
+    Raises
+    ------
+    InvalidProblemError
+        If a number is out of its range.
+    """
+
+    rates: ComputeRates
+    link_gbps: float
+    latency_us: float = 10.0
+    sms: int = 132
+    sm_margin: int = 8
+    memory_gib: float = 80.0
+
+    def __post_init__(self) -> None:
+        for name in ("link_gbps", "memory_gib"):
+            if not getattr(self, name) > 0:
+                raise InvalidProblemError(f"{name}: got {getattr(self, name)}, must be more than 0")
+        if not 0 <= self.latency_us < math.inf:
+            raise InvalidProblemError(f"latency_us: got {self.latency_us}, must be 0 or more")
+        if self.sms < 1 or not 0 <= self.sm_margin < self.sms:
+            raise InvalidProblemError(
+                f"sm_margin: got {self.sm_margin}, must be in [0, sms) with sms = {self.sms}"
+            )
+
+    @property
+    def link_bytes_per_second(self) -> float:
+        """Bytes a second in one direction: Gbit/s / 8."""
+        return self.link_gbps * 1e9 / 8
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of one rank's operands and scratch, all of them the caller's.
+
+    `kv` is what the chunk takes outside of the scratch: nothing where it is staged in scratch A.
+    """
+
+    q: int
+    y: int
+    lse: int
+    kv: int
+    scratch_a: int
+    scratch_b: int
+    accumulator: int
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return sum(dataclasses.astuple(self))
+
+
+def rank_memory(problem: RingProblem, *, in_place: bool) -> RankMemory:
+    """What a rank holds during `run`.
+
+    Parameters
+    ----------
+    problem : RingProblem
+    in_place : bool
+        K and V are given where they lie (``k``, ``v``) instead of staged in ``kv_scratch_a``. Then
+        scratch A is needed from P = 2 and scratch B from P = 3 on.
+    """
+    rows = problem.batch * problem.heads * problem.chunk
+    scratch, ranks = problem.bytes_per_hop, problem.ranks
+    return RankMemory(
+        q=rows * problem.head_dim * problem.itemsize,
+        y=rows * problem.head_dim * problem.itemsize,
+        lse=rows * 4,
+        kv=scratch if in_place else 0,
+        scratch_a=scratch if not in_place or ranks > 1 else 0,
+        scratch_b=scratch if ranks > (2 if in_place else 1) else 0,
+        accumulator=problem.state_bytes if ranks > 1 else 0,
+    )
+
+
+def exchange_seconds(problem: RingProblem, machine: Machine) -> float:
+    """Seconds of one exchange, nothing beside it; 0 on one rank."""
+    if problem.ranks == 1:
+        return 0.0
+    return machine.latency_us * 1e-6 + problem.bytes_per_hop / machine.link_bytes_per_second
+
+
+def compute_seconds(
+    problem: RingProblem, machine: Machine, sequence_layout: SequenceLayout | str = "contiguous"
+) -> np.ndarray:
+    """Seconds that each rank computes in each step.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, shape ``[P, P]``: steps, ranks. 0 where a rank sees nothing of the chunk.
+    """
+    layout = SequenceLayout.parse(sequence_layout)
+    ranks, chunk, rates = problem.ranks, problem.chunk, machine.rates
+    if ranks == 1:
+        layout = SequenceLayout.CONTIGUOUS  # the same rows, in one block
+    full_rate = problem.flops_per_pair / (rates.tflops(chunk) * 1e12)
+    cut_rate = problem.flops_per_pair / (rates.tflops(chunk, causal=True) * 1e12)
+    state = problem.state_bytes * rates.state_seconds_per_byte(chunk)
+    rank = np.arange(ranks)
+    seconds = np.zeros((ranks, ranks))
+    live_later = np.zeros(ranks, dtype=bool)
+    for step in reversed(range(ranks)):
+        pairs = visible_pairs(
+            chunk, rank, (rank - step) % ranks, ranks, layout, causal=problem.causal
+        )
+        live = pairs.live_rows > 0
+        tiles = problem.batch * problem.heads * -(-pairs.live_rows // _TILE_ROWS)
+        usable = machine.sms - (machine.sm_margin if step + 1 < ranks else 0)
+        # Rates are of a full GPU: a step has the SMs that the exchange leaves, and no more of them
+        # than tiles.
+        share = np.clip(tiles, 1, usable) / machine.sms
+        # Step 0 is live on every rank: a row sees its own key. So it alone has no state to load;
+        # the last live one stores none.
+        moves = live * (float(step > 0) + live_later)
+        seconds[step] = (pairs.full * full_rate + pairs.cut * cut_rate) / share + moves * state
+        live_later |= live
+    return seconds
+
+
+@dataclass(frozen=True)
+class StepForecast:
+    """One step of the ring, in seconds.
+
+    `slowest`, `mean` and `fastest` are compute over the ranks; `exchange` is 0 in the last step;
+    `exposed` is what the exchange lasts beyond the slowest rank's compute.
+    """
+
+    slowest: float
+    mean: float
+    fastest: float
+    exchange: float
+
+    @property
+    def exposed(self) -> float:
+        """Seconds that every rank waits for the exchange."""
+        return max(self.exchange - self.slowest, 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the step: the longer one of compute and exchange."""
+        return max(self.exchange, self.slowest)
+
+
+@dataclass(frozen=True)
+class RingForecast:
+    """A problem on a machine in one layout.
+
+    `one_gpu` is the seconds of the whole sequence on one such GPU, with nothing exchanged.
+    """
+
+    problem: RingProblem
+    layout: SequenceLayout
+    steps: tuple[StepForecast, ...]
+    one_gpu: float
+
+    @property
+    def compute(self) -> float:
+        """Seconds of compute on the critical path: the sum of the slowest ranks."""
+        return sum(step.slowest for step in self.steps)
+
+    @property
+    def exposed(self) -> float:
+        """Seconds of communication that compute does not hide."""
+        return sum(step.exposed for step in self.steps)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole call."""
+        return sum(step.seconds for step in self.steps)
+
+    @property
+    def balance(self) -> float:
+        """Compute on the critical path over a rank's average; 1 is perfect."""
+        return self.compute / sum(step.mean for step in self.steps)
+
+    @property
+    def efficiency(self) -> float:
+        """Part of P ideal GPUs' speed: `one_gpu` / (P · `seconds`)."""
+        return self.one_gpu / (self.problem.ranks * self.seconds)
+
+    @property
+    def tflops_per_gpu(self) -> float:
+        """Visible flops a second and GPU, in TFLOPS."""
+        flops = self.problem.visible * self.problem.flops_per_pair
+        return flops / self.problem.ranks / self.seconds / 1e12
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, by name; times in seconds."""
+        return {
+            "seconds": self.seconds,
+            "compute_seconds": self.compute,
+            "exposed_seconds": self.exposed,
+            "efficiency": self.efficiency,
+            "balance": self.balance,
+            "tflops_per_gpu": self.tflops_per_gpu,
+            "steps": [
+                {**dataclasses.asdict(s), "exposed": s.exposed, "seconds": s.seconds}
+                for s in self.steps
+            ],
+        }
+
+
+def forecast(
+    problem: RingProblem, machine: Machine, sequence_layout: SequenceLayout | str = "contiguous"
+) -> RingForecast:
+    """Predict one call of the ring.
+
+    Parameters
+    ----------
+    problem : RingProblem
+    machine : Machine
+    sequence_layout : SequenceLayout or str, default "contiguous"
+
+    Raises
+    ------
+    InvalidProblemError
+        If the layout is unknown.
+    """
+    layout = SequenceLayout.parse(sequence_layout)
+    alone = dataclasses.replace(problem, ranks=1)
+    one_gpu = float(compute_seconds(alone, machine)[0, 0])
+    exchange = exchange_seconds(problem, machine)
+    seconds = compute_seconds(problem, machine, layout)
+    steps = tuple(
+        StepForecast(
+            slowest=float(row.max()),
+            mean=float(row.mean()),
+            fastest=float(row.min()),
+            exchange=exchange if step + 1 < problem.ranks else 0.0,
+        )
+        for step, row in enumerate(seconds)
+    )
+    return RingForecast(problem, layout, steps, one_gpu)

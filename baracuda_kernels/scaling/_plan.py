@@ -1,0 +1,304 @@
+"""Putting it together: layouts beside each other, rank counts, the smallest chunk, the advice."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from baracuda_kernels._core._enums import SequenceLayout
+from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.scaling._model import (
+    MAX_SEQ,
+    Machine,
+    RankMemory,
+    RingForecast,
+    RingProblem,
+    exchange_seconds,
+    forecast,
+    rank_memory,
+)
+
+# In the order of preference between equals: contiguous shards need no thought about positions,
+# and zigzag leaves whole blocks unmasked.
+LAYOUTS = (SequenceLayout.CONTIGUOUS, SequenceLayout.ZIGZAG, SequenceLayout.STRIPED)
+# Forecasts closer than this are equals.
+_TIE = 0.005
+
+
+def hiding_chunk(problem: RingProblem, machine: Machine, *, causal: bool = False) -> float:
+    """Rows of a chunk from which on compute hides the exchange: the closed form.
+
+    Solves a·L² = latency + b·L, with a = 4·B·H·D·φ / R and b = 2·B·Hkv·D·size / W: R the flops a
+    second at the problem's chunk on the SMs that the exchange leaves, W the link's bytes a second,
+    φ the visible part of a step: 1, or 1/2 if `causal`, for the first step of every layout is a
+    diagonal one. The state's traffic and SMs without tiles are left out: both make it smaller.
+
+    Parameters
+    ----------
+    problem : RingProblem
+        Its `causal` plays no part.
+    machine : Machine
+    causal : bool, default False
+    """
+    left = (machine.sms - machine.sm_margin) / machine.sms
+    rate = machine.rates.tflops(problem.chunk, causal) * 1e12 * left
+    a = problem.flops_per_pair * (0.5 if causal else 1.0) / rate
+    b = problem.bytes_per_hop / problem.chunk / machine.link_bytes_per_second
+    return (b + math.sqrt(b * b + 4 * a * machine.latency_us * 1e-6)) / (2 * a)
+
+
+def smallest_hiding_chunk(
+    problem: RingProblem, machine: Machine, sequence_layout: SequenceLayout | str
+) -> int | None:
+    """Rows of the smallest chunk of which the model says that nothing of the exchange is exposed.
+
+    Found by bisection, so with rates that fall as the length rises there may be a smaller one.
+
+    Parameters
+    ----------
+    problem : RingProblem
+        Its `seq` plays no part; on one rank there is nothing to hide and the answer is 1.
+    machine : Machine
+    sequence_layout : SequenceLayout or str
+
+    Returns
+    -------
+    int or None
+        None if no chunk up to 2**30 / 3 rows hides it.
+    """
+    # All steps between the first and the last are alike in their slowest rank: three ranks do.
+    ranks = min(problem.ranks, 3)
+
+    def hidden(chunk: int) -> bool:
+        small = dataclasses.replace(problem, ranks=ranks, seq=ranks * chunk)
+        return forecast(small, machine, sequence_layout).exposed == 0
+
+    low, high = 0, 1
+    while not hidden(high):
+        low, high = high, 2 * high
+        if ranks * high > MAX_SEQ:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if hidden(middle) else (middle, high)
+    return high
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Which layout on how many of the ranks, and why; `fits` tells whether the memory suffices."""
+
+    layout: SequenceLayout
+    ranks: int
+    fits: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class ScalingPlan:
+    """What `plan` found.
+
+    Attributes
+    ----------
+    problem : RingProblem
+    machine : Machine
+    staged, in_place : RankMemory
+        A rank's memory with K and V staged in scratch A, and given where they lie.
+    exchange : float
+        Seconds of one exchange.
+    forecasts : tuple of RingForecast
+        At the problem's ranks, one per layout.
+    sweep : tuple of RingForecast
+        For every layout, at every rank count that divides the problem's.
+    hiding_chunks : dict
+        `closed_form` (not causal) and `closed_form_causal` in rows, and by layout the model's own.
+        None where nothing can be said: one rank has no exchange.
+    recommendation : Recommendation
+    """
+
+    problem: RingProblem
+    machine: Machine
+    staged: RankMemory
+    in_place: RankMemory
+    exchange: float
+    forecasts: tuple[RingForecast, ...]
+    sweep: tuple[RingForecast, ...]
+    hiding_chunks: dict[str, float | int | None]
+    recommendation: Recommendation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON: times in seconds, sizes in bytes, numbers without end as None."""
+        problem, machine, advice = self.problem, self.machine, self.recommendation
+        link = machine.link_gbps
+        return {
+            "problem": {**dataclasses.asdict(problem), "chunk": problem.chunk},
+            "machine": {
+                **dataclasses.asdict(machine),
+                "link_gbps": link if math.isfinite(link) else None,
+            },
+            "memory": {
+                name: {**dataclasses.asdict(memory), "total": memory.total}
+                for name, memory in (("staged", self.staged), ("in_place", self.in_place))
+            },
+            "exchange": {
+                "hops": problem.ranks - 1,
+                "bytes_per_hop": problem.bytes_per_hop if problem.ranks > 1 else 0,
+                "bytes_sent_per_rank": problem.bytes_sent,
+                "seconds_per_hop": self.exchange,
+            },
+            "layouts": {name_of(f.layout): f.to_dict() for f in self.forecasts},
+            "smallest_hiding_chunk": self.hiding_chunks,
+            "sweep": [
+                {
+                    "ranks": f.problem.ranks,
+                    "layout": name_of(f.layout),
+                    "seconds": f.seconds,
+                    "exposed_seconds": f.exposed,
+                    "efficiency": f.efficiency,
+                    "balance": f.balance,
+                }
+                for f in self.sweep
+            ],
+            "recommendation": {
+                **dataclasses.asdict(advice),
+                "layout": name_of(advice.layout),
+            },
+        }
+
+
+def plan(
+    problem: RingProblem,
+    machine: Machine,
+    layouts: Iterable[SequenceLayout | str] = LAYOUTS,
+    *,
+    min_efficiency: float = 0.8,
+) -> ScalingPlan:
+    """Forecast a problem in several layouts, and recommend a setting.
+
+    Recommended is the fastest of all layouts and of all rank counts that divide the problem's,
+    among those that fit the memory and reach `min_efficiency`.
+
+    Parameters
+    ----------
+    problem : RingProblem
+    machine : Machine
+    layouts : iterable of SequenceLayout or str, default all three
+    min_efficiency : float, default 0.8
+        In (0, 1].
+
+    Raises
+    ------
+    InvalidProblemError
+        If `min_efficiency` is out of its range, or a layout unknown or given twice, or none is.
+    """
+    chosen = tuple(SequenceLayout.parse(layout) for layout in layouts)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise InvalidProblemError(f"layouts: got {chosen}, must be different ones, one or more")
+    if not 0 < min_efficiency <= 1:
+        raise InvalidProblemError(f"min_efficiency: got {min_efficiency}, must be in (0, 1]")
+    counts = [n for n in range(1, problem.ranks + 1) if problem.ranks % n == 0]
+    sweep = tuple(
+        forecast(dataclasses.replace(problem, ranks=n), machine, layout)
+        for n in counts
+        for layout in chosen
+    )
+    chunks: dict[str, float | int | None] = {"closed_form": None, "closed_form_causal": None}
+    if problem.ranks > 1:
+        chunks["closed_form"] = hiding_chunk(problem, machine)
+        chunks["closed_form_causal"] = hiding_chunk(problem, machine, causal=True)
+    for layout in chosen:
+        alone = problem.ranks == 1
+        found = None if alone else smallest_hiding_chunk(problem, machine, layout)
+        chunks[name_of(layout)] = found
+    return ScalingPlan(
+        problem=problem,
+        machine=machine,
+        staged=rank_memory(problem, in_place=False),
+        in_place=rank_memory(problem, in_place=True),
+        exchange=exchange_seconds(problem, machine),
+        forecasts=sweep[-len(chosen) :],
+        sweep=sweep,
+        hiding_chunks=chunks,
+        recommendation=_recommend(problem, machine, sweep, min_efficiency, chunks),
+    )
+
+
+def name_of(layout: SequenceLayout) -> str:
+    """``"zigzag"`` for ``SequenceLayout.ZIGZAG``."""
+    return layout.name.lower()
+
+
+def _recommend(
+    problem: RingProblem,
+    machine: Machine,
+    sweep: tuple[RingForecast, ...],
+    floor: float,
+    chunks: dict[str, float | int | None],
+) -> Recommendation:
+    def need(f: RingForecast) -> int:
+        return min(rank_memory(f.problem, in_place=flag).total for flag in (False, True))
+
+    roomy = [f for f in sweep if need(f) <= machine.memory_gib * 2**30]
+    efficient = [f for f in roomy if f.efficiency >= floor]
+    if efficient:
+        best = _first_near(efficient, lambda f: f.seconds)
+    else:
+        # No setting keeps the promise: the one that wastes least, or where none fits the one that
+        # needs the least memory.
+        most = max(f.problem.ranks for f in sweep)
+        rest = roomy or [f for f in sweep if f.problem.ranks == most]
+        best = _first_near(rest, lambda f: 1 / f.efficiency)
+    reason = _reason(problem, best, sweep, floor, chunks)
+    if not roomy:
+        reason = (
+            f"no count up to {problem.ranks} ranks fits {machine.memory_gib:g} GiB (at "
+            f"{best.problem.ranks}: {need(best) / 2**30:.1f} GiB); " + reason
+        )
+    elif not efficient:
+        reason = f"nothing that fits reaches {floor:.0%} efficiency, this comes closest; " + reason
+    return Recommendation(best.layout, best.problem.ranks, bool(roomy), reason)
+
+
+def _first_near(forecasts: list[RingForecast], cost: Any) -> RingForecast:
+    """The first in order of layouts and counts whose cost is within a tie of the least."""
+    least = min(map(cost, forecasts))
+    return next(f for f in forecasts if cost(f) <= least * (1 + _TIE))
+
+
+def _reason(
+    problem: RingProblem,
+    best: RingForecast,
+    sweep: tuple[RingForecast, ...],
+    floor: float,
+    chunks: dict[str, float | int | None],
+) -> str:
+    ranks = best.problem.ranks
+    parts = [f"{best.seconds * 1e3:.4g} ms"]
+    if ranks > 1:
+        parts[0] += f" at {best.efficiency:.0%} of {ranks} ideal GPUs, balance {best.balance:.2f}"
+    others = [f for f in sweep if f.problem.ranks == ranks and f.layout is not best.layout]
+    if others and ranks > 1:
+        listed = ", ".join(f"{name_of(f.layout)} {f.seconds * 1e3:.4g} ms" for f in others)
+        parts.append(f"beside it {listed}")
+    if ranks > 1:
+        if best.exposed == 0:
+            parts.append("the exchange is hidden")
+        else:
+            least = chunks[name_of(best.layout)]
+            hides = f", hidden from chunks of {least} rows on" if least else ""
+            parts.append(
+                f"{best.exposed / best.seconds:.0%} of the time is exposed communication at "
+                f"chunks of {best.problem.chunk} rows{hides}"
+            )
+    if ranks < problem.ranks:
+        top = max(
+            (f for f in sweep if f.problem.ranks == problem.ranks), key=lambda f: f.efficiency
+        )
+        why = f"{problem.ranks} ranks would run at {top.efficiency:.0%}"
+        if top.efficiency < floor:
+            why += f", less than {floor:.0%}"
+        parts.append(f"{why} ({name_of(top.layout)}, {top.seconds * 1e3:.4g} ms)")
+    return "; ".join(parts)

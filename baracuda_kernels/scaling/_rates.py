@@ -1,0 +1,243 @@
+"""How fast one GPU computes a step: from an evidence file, or from the kernel log.
+
+Curves are interpolated linearly in the logarithm of the length, and held at their ends, but for the
+causal one's upper end, see `ComputeRates.tflops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
+
+Curve = tuple[tuple[float, float], ...]
+
+# docs/kernel-log.md, one H100. TFLOPS, not causal and causal, at the length given there: sm80 by
+# steps 1 and 5 at 8192, simt at 4096 (f64 2048).
+_SM80 = {64: (353, 340), 96: (370, 339), 128: (392, 356), 192: (325, 326), 256: (333, 293)}
+_SIMT = {
+    "f32": {64: (30.7, 25.3), 128: (32.9, 23.4), 256: (27.5, 23.8)},
+    "f64": {64: (10.3, 9.0), 128: (11.7, 9.2), 256: (8.6, 7.5)},
+    "bf16": {128: (21.7, 16.8)},
+}
+# The log's small problems, S 512, not causal: 60, 34 and 129 µs at B 8, H 16.
+_SM80_AT_512 = {64: 253, 128: 286, 256: 266}
+# The state at the card's copy bandwidth, 3.0 TB/s, gives the log's ring tax: for D 128 it makes
+# ×1.23, ×1.11, ×1.06, ×1.03 at chunks 1024 to 8192, measured ×1.21, ×1.10, ×1.06, ×1.02.
+_STATE_PS_PER_BYTE = 1 / 3.0
+_LONGEST = 2.0**30  # of all sequences
+
+
+@dataclass(frozen=True)
+class ComputeRates:
+    """What one GPU does in a second, by the length of the chunk.
+
+    Parameters
+    ----------
+    full : tuple of (length, TFLOPS)
+        Of calls without a mask; lengths rising.
+    causal : tuple of (length, TFLOPS)
+        Of causal calls, for the visible half of the pairs alone.
+    state : tuple of (chunk, picoseconds per byte), default 1/3 ps (3.0 TB/s) everywhere
+        Of loading or storing the state between steps, as far as the kernel does not hide it.
+    sources : tuple of str
+        Where the numbers are from.
+
+    Raises
+    ------
+    InvalidProblemError
+        If a curve is empty, its lengths do not rise, or a number in it is not finite and positive
+        (the state's may be 0).
+    """
+
+    full: Curve
+    causal: Curve
+    state: Curve = ((1.0, _STATE_PS_PER_BYTE),)
+    sources: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("full", "causal", "state"):
+            curve = getattr(self, name)
+            lengths, values = [x for x, _ in curve], [y for _, y in curve]
+            if not curve or lengths[0] <= 0 or sorted(set(lengths)) != lengths:
+                raise InvalidProblemError(f"{name}: got {curve}, must be of rising lengths > 0")
+            if not all(np.isfinite(y) and (y > 0 or (y == 0 and name == "state")) for y in values):
+                raise InvalidProblemError(f"{name}: got {curve}, must be of finite numbers > 0")
+
+    @staticmethod
+    def constant(tflops: float, causal_tflops: float | None = None) -> ComputeRates:
+        """The same rate at every length.
+
+        Parameters
+        ----------
+        tflops : float
+        causal_tflops : float, default `tflops`
+        """
+        causal_tflops = tflops if causal_tflops is None else causal_tflops
+        return ComputeRates(
+            full=((1.0, tflops),),
+            causal=((1.0, causal_tflops), (_LONGEST, causal_tflops)),
+            sources=(f"given: {tflops:g} TFLOPS, causal {causal_tflops:g}",),
+        )
+
+    def tflops(self, length: float, causal: bool = False) -> float:
+        """TFLOPS of a call on chunks of `length` rows.
+
+        Above the longest causal length the loss against unmasked calls falls as 1/length: it comes
+        of the tiles along the diagonal, a part of all tiles that does so.
+        """
+        longest, at_longest = self.causal[-1]
+        if not causal or length <= longest:
+            return _interpolate(self.causal if causal else self.full, length)
+        loss = _interpolate(self.full, longest) / at_longest - 1
+        return _interpolate(self.full, length) / (1 + loss * longest / length)
+
+    def state_seconds_per_byte(self, length: float) -> float:
+        """Seconds a byte of state that is loaded or stored, at chunks of `length` rows."""
+        return _interpolate(self.state, length) * 1e-12
+
+
+def default_rates(family: str, dtype: str, head_dim: int) -> ComputeRates:
+    """The kernel log's figures for an H100.
+
+    Parameters
+    ----------
+    family : str
+        Kernel family; ``sm90a``, of which the log has no figures yet, gets those of ``sm80``.
+    dtype : str
+        f16, bf16, f32 or f64; f16 gets the figures of bf16.
+    head_dim : int
+        Gets the figures of the next head_dim in the log, the largest if there is none.
+
+    Raises
+    ------
+    UnsupportedError
+        If the log has none for the family and dtype.
+    """
+    sources = [f"docs/kernel-log.md (H100), {family} {dtype} D {head_dim}"]
+    logged = "bf16" if dtype == "f16" else dtype
+    table: dict[int, tuple[float, float]] = {}
+    if family in ("sm80", "sm90a") and logged == "bf16":
+        table = {d: (float(a), float(b)) for d, (a, b) in _SM80.items()}
+    elif family == "simt":
+        table = _SIMT.get(logged, {})
+    if not table:
+        raise UnsupportedError(
+            f"there are no logged figures for the family {family} with {dtype}: give measured "
+            "rows of it, or TFLOPS"
+        )
+    taken = min((d for d in table if d >= head_dim), default=max(table))
+    if family == "sm90a":
+        sources.append("the log has no figures of sm90a yet: those of sm80 stand in")
+    if logged != dtype or taken != head_dim:
+        sources.append(f"those of {logged} D {taken} stand in")
+    full, causal = table[taken]
+    timed_at = 8192.0 if family != "simt" else 2048.0 if dtype == "f64" else 4096.0
+    points = [(timed_at, full, causal)]
+    if family != "simt" and taken in _SM80_AT_512:
+        # Causal calls were not timed at 512; they are taken to lose the same part.
+        small = float(_SM80_AT_512[taken])
+        points.insert(0, (512.0, small, causal * small / full))
+    return ComputeRates(
+        full=tuple((n, rate) for n, rate, _ in points),
+        causal=tuple((n, rate) for n, _, rate in points),
+        sources=tuple(sources),
+    )
+
+
+def measured_rates(
+    evidence: Mapping[str, Any], family: str, dtype: str, head_dim: int
+) -> ComputeRates:
+    """Rates of an evidence file (``benchmarks/results/<card>.json``).
+
+    TFLOPS come from its ``forward`` rows, by key length; rows of one length are averaged. The cost
+    of the state comes from its ``ring_tax`` rows that are not causal: what the steps took longer
+    than the one call, over the bytes of state that they loaded and stored. Whatever the file does
+    not have comes from `default_rates`, and `sources` says so.
+
+    Parameters
+    ----------
+    evidence : mapping
+        With ``rows``, and ``card`` for the record.
+    family, dtype, head_dim
+        Which rows.
+
+    Raises
+    ------
+    InvalidProblemError
+        If it is no evidence, or a row lacks a field.
+    UnsupportedError
+        If neither the file nor the log has figures for the family and dtype.
+    """
+    rows = evidence.get("rows") if isinstance(evidence, Mapping) else None
+    if not isinstance(rows, list):
+        raise InvalidProblemError("measured: got no evidence; it must be an object with rows")
+    wanted = {"family": family, "dtype": dtype, "head_dim": head_dim}
+    try:
+        full = _forward_curve(_matching(rows, "forward", {**wanted, "causal": False}))
+        causal = _forward_curve(_matching(rows, "forward", {**wanted, "causal": True}))
+        state = _state_curve(_matching(rows, "ring_tax", {**wanted, "causal": False}))
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise InvalidProblemError(f"measured: a row is not as it must be ({error!r})") from error
+
+    label = f"{evidence.get('card', 'measured')}, {family} {dtype} D {head_dim}"
+    sources = []
+    if not (full and causal):
+        default = default_rates(family, dtype, head_dim)
+        for name, curve in (("forward", full), ("causal forward", causal)):
+            if not curve:
+                sources.append(f"{name} rows: none measured for {family} {dtype} D {head_dim}")
+        sources.extend(default.sources)
+        full, causal = full or default.full, causal or default.causal
+    else:
+        sources.append(f"forward rows: {label}")
+    if state:
+        sources.append(f"ring_tax rows: {label}")
+        return ComputeRates(full, causal, state, tuple(sources))
+    sources.append(f"state: no ring_tax rows for {family} {dtype} D {head_dim}; taken at 3.0 TB/s")
+    return ComputeRates(full, causal, sources=tuple(sources))
+
+
+def _matching(
+    rows: Iterable[Mapping[str, Any]], name: str, wanted: Mapping[str, Any]
+) -> list[Mapping[str, Any]]:
+    named = [row for row in rows if row["name"] == name]
+    return [r for r in named if all(r["params"].get(k) == v for k, v in wanted.items())]
+
+
+def _forward_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
+    def point(row: Mapping[str, Any]) -> tuple[float, float]:
+        p = row["params"]
+        pairs = p["query_len"] * p["key_len"] / (2 if p["causal"] else 1)
+        flops = 4 * p["batch"] * p["heads"] * pairs * p["head_dim"]
+        return p["key_len"], flops / row["ours"] / 1e9
+
+    return _averaged(point(row) for row in rows)
+
+
+def _state_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
+    def point(row: Mapping[str, Any]) -> tuple[float, float]:
+        p = row["params"]
+        itemsize = 8 if p["dtype"] == "f64" else 4
+        # Stored by all steps but the last, loaded by all but the first.
+        moved = 2 * (p["ranks"] - 1) * p["heads"] * p["chunk"] * (p["head_dim"] + 2) * itemsize
+        lost_ms = max(row["ours"] - row["peers"]["one_call"], 0.0)
+        return p["chunk"], lost_ms * 1e9 / moved
+
+    return _averaged(point(row) for row in rows)
+
+
+def _averaged(points: Iterable[tuple[float, float]]) -> Curve:
+    by_length: dict[float, list[float]] = {}
+    for length, value in points:
+        by_length.setdefault(float(length), []).append(value)
+    return tuple((n, sum(values) / len(values)) for n, values in sorted(by_length.items()))
+
+
+def _interpolate(curve: Curve, length: float) -> float:
+    lengths, values = zip(*curve, strict=True)
+    return float(np.interp(np.log2(max(length, 1.0)), np.log2(lengths), values))

@@ -1,0 +1,57 @@
+"""A problem, a machine and an evidence file for the tests of the scaling model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from baracuda_kernels import scaling
+
+
+def problem(**changes: Any) -> scaling.RingProblem:
+    """A causal problem with eight ranks, with changes."""
+    good = {"seq": 2**17, "ranks": 8, "heads": 32, "kv_heads": 8, "head_dim": 128, "causal": True}
+    return scaling.RingProblem(**{**good, **changes})
+
+
+def machine(
+    tflops: float = 400.0, link_gbps: float = 400.0, state: float = 0.0, **changes: Any
+) -> scaling.Machine:
+    """Constant rates, and nothing but what is asked for."""
+    rates = dataclasses.replace(scaling.ComputeRates.constant(tflops), state=((1.0, state),))
+    plain = {"latency_us": 0.0, "sm_margin": 0}
+    return scaling.Machine(rates=rates, link_gbps=link_gbps, **{**plain, **changes})
+
+
+def forward_row(length: int, tflops: float, causal: bool = False, **changes: Any) -> dict[str, Any]:
+    """A row of the evidence file, of a call at that speed."""
+    params = {"family": "sm80", "dtype": "bf16", "batch": 2, "heads": 4, "kv_heads": 4}
+    params.update({"query_len": length, "key_len": length, "head_dim": 128, "causal": causal})
+    params.update(changes)
+    flops = 4 * 2 * 4 * length**2 * 128 / (2 if causal else 1)
+    ms = flops / tflops / 1e9
+    return {"name": "forward", "params": params, "unit": "ms", "ours": ms, "peers": {}}
+
+
+def tax_row(chunk: int, ours: float, one_call: float) -> dict[str, Any]:
+    """A row of the evidence file, of eight steps at H 16, D 128."""
+    params = {"family": "sm80", "dtype": "bf16", "head_dim": 128, "heads": 16}
+    params.update({"chunk": chunk, "ranks": 8, "causal": False})
+    peers = {"one_call": one_call}
+    return {"name": "ring_tax", "params": params, "unit": "ms", "ours": ours, "peers": peers}
+
+
+EVIDENCE = {
+    "card": "Some Card",
+    "rows": [
+        forward_row(1024, 100.0),
+        forward_row(4096, 200.0),
+        forward_row(4096, 300.0),
+        forward_row(4096, 999.0, head_dim=64),
+        forward_row(4096, 999.0, family="simt"),
+        forward_row(1024, 80.0, causal=True),
+        forward_row(4096, 200.0, causal=True),
+        tax_row(1024, 1.0 + 14 * 16 * 1024 * 130 * 4 * 2e-9, 1.0),
+        tax_row(4096, 0.9, 1.0),
+    ],
+}

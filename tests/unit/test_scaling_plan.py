@@ -1,0 +1,197 @@
+"""What the scaling model advises, and the command ``plan``."""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from helpers.scaling_cases import EVIDENCE, machine, problem
+
+import baracuda_kernels as bk
+from baracuda_kernels import scaling
+from baracuda_kernels.cli import main
+
+ROOT = Path(__file__).parent.parent.parent
+LAYOUTS = ("contiguous", "zigzag", "striped")
+
+
+# --- the advice ---------------------------------------------------------------------------------
+
+
+def test_zigzag_is_advised_for_a_causal_ring_and_contiguous_for_a_full_one():
+    m = scaling.Machine(rates=scaling.default_rates("sm80", "bf16", 128), link_gbps=400)
+    p = problem(seq=2**20, ranks=64)
+    causal = scaling.plan(p, m)
+    assert causal.recommendation.layout is bk.SequenceLayout.ZIGZAG
+    assert causal.recommendation.ranks == 64 and "hidden" in causal.recommendation.reason
+    full = scaling.plan(dataclasses.replace(p, causal=False), m)
+    assert full.recommendation.layout is bk.SequenceLayout.CONTIGUOUS
+    only = scaling.plan(p, m, ["striped"])
+    assert only.recommendation.layout is bk.SequenceLayout.STRIPED and len(only.forecasts) == 1
+
+
+def test_fewer_ranks_are_advised_where_the_link_is_too_slow():
+    m = scaling.Machine(rates=scaling.default_rates("sm80", "bf16", 128), link_gbps=100)
+    found = scaling.plan(problem(seq=2**17, ranks=64), m)
+    advice = found.recommendation
+    chosen = [f for f in found.sweep if f.problem.ranks == advice.ranks]
+    assert 1 < advice.ranks < 64 and "64 ranks would run at" in advice.reason
+    assert max(f.efficiency for f in chosen) >= 0.8
+    assert max(f.efficiency for f in found.forecasts) < 0.8
+    assert scaling.plan(found.problem, m, min_efficiency=0.01).recommendation.ranks > advice.ranks
+
+
+def test_memory_is_minded():
+    p = problem(seq=2**20, ranks=64)
+    least = min(scaling.rank_memory(p, in_place=x).total for x in (False, True)) / 2**30
+    tight = scaling.plan(p, machine(link_gbps=1.0, memory_gib=1.01 * least)).recommendation
+    assert tight.fits and tight.ranks == 64 and "comes closest" in tight.reason
+    none = scaling.plan(p, machine(memory_gib=0.99 * least)).recommendation
+    assert not none.fits and none.ranks == 64 and "GiB" in none.reason
+
+
+def test_bad_plans_are_typed_errors():
+    for change in ({"layouts": []}, {"layouts": ["zigzag"] * 2}, {"min_efficiency": 0}):
+        with pytest.raises(bk.InvalidProblemError):
+            scaling.plan(problem(), machine(), **change)
+
+
+def test_many_ranks_take_no_time():
+    start = time.monotonic()
+    scaling.plan(problem(seq=2**20, ranks=512), machine())
+    assert time.monotonic() - start < 10
+
+
+# --- the command --------------------------------------------------------------------------------
+
+needs_cuda_build = pytest.mark.skipif(
+    not bk._build_info()["cuda_built"], reason="capability: CUDA kernels in the build"
+)
+GIVEN = ("--seq", "1M", "--ranks", "16", "--heads", "32", "--kv-heads", "8", "--head-dim", "128")
+GIVEN = ("plan", *GIVEN, "--link-gbps", "400", "--causal")
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def as_json(*arguments):
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def refused(*arguments):
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 2 and result.stdout == ""
+    error = json.loads(result.stderr)["error"]
+    text = invoke(*arguments)
+    assert text.exit_code == 2 and "Traceback" not in text.stderr
+    return error["type"], error["message"]
+
+
+@needs_cuda_build
+def test_the_commands_json():
+    found = as_json(*GIVEN)
+    assert set(found) == {
+        *("family", "problem", "machine", "memory", "exchange", "layouts"),
+        *("smallest_hiding_chunk", "sweep", "recommendation"),
+    }
+    assert found["problem"]["seq"] == 2**20 and found["problem"]["chunk"] == 2**16
+    assert set(found["memory"]) == {"staged", "in_place"}
+    assert found["exchange"]["bytes_sent_per_rank"] == 15 * 2 * 8 * 2**16 * 128 * 2
+    assert set(found["layouts"]) == set(LAYOUTS)
+    zigzag = found["layouts"]["zigzag"]
+    assert set(zigzag) == {
+        *("seconds", "compute_seconds", "exposed_seconds", "efficiency", "balance"),
+        *("tflops_per_gpu", "steps"),
+    }
+    assert len(zigzag["steps"]) == 16
+    assert set(zigzag["steps"][0]) == {
+        *("slowest", "mean", "fastest", "exchange", "exposed", "seconds"),
+    }
+    assert set(found["smallest_hiding_chunk"]) == {"closed_form", "closed_form_causal", *LAYOUTS}
+    assert {row["ranks"] for row in found["sweep"]} == {1, 2, 4, 8, 16}
+    assert found["recommendation"]["layout"] == "zigzag"
+    one = as_json(*GIVEN, "--layout", "striped", "--link-gbps", "inf")
+    assert set(one["layouts"]) == {"striped"} and one["machine"]["link_gbps"] is None
+
+
+@needs_cuda_build
+def test_the_commands_text():
+    result = invoke(*GIVEN)
+    assert result.exit_code == 0, result.output
+    for word in ("scratch A", "in place", "zigzag", "balance", "recommended:", "kernel-log"):
+        assert word in result.stdout
+    alone = invoke(*GIVEN, "--ranks", 1)
+    assert alone.exit_code == 0 and "on one GPU" in alone.stdout
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("text, size", [("4096", 4096), ("128k", 2**17), ("1.5M", 3 * 2**19)])
+def test_sizes(text, size):
+    assert as_json(*GIVEN, "--seq", text, "--tflops", 400)["problem"]["seq"] == size
+
+
+@pytest.mark.parametrize("text", ["", "k", "1.0001k", "many", "-4k", "nan", "infM", "0"])
+def test_bad_sizes(text):
+    assert refused(*GIVEN, "--seq", text)[0] == "BadParameter"
+
+
+@needs_cuda_build
+def test_measured_numbers_are_used(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(EVIDENCE))
+    # The file's rows are of sm80, which is what an A100 gets.
+    found = as_json(*GIVEN, "--arch", "sm_80", "--measured", path)
+    assert found["family"] == "sm80"
+    assert any("Some Card" in source for source in found["machine"]["rates"]["sources"])
+    doubled = as_json(*GIVEN, "--tflops", 500)["layouts"]["zigzag"]["seconds"]
+    assert doubled < as_json(*GIVEN, "--tflops", 250)["layouts"]["zigzag"]["seconds"]
+
+
+@needs_cuda_build
+def test_refusals_are_typed(tmp_path):
+    kind, message = refused(*GIVEN, "--ranks", 48)
+    assert kind == "InvalidProblemError" and "1048560 and 1048608" in message
+    assert refused(*GIVEN, "--measured", tmp_path / "none.json")[0] == "FileProblemError"
+    bad = tmp_path / "bad.json"
+    bad.write_text("{")
+    assert refused(*GIVEN, "--measured", bad)[0] == "FileProblemError"
+    bad.write_text("[]")
+    assert refused(*GIVEN, "--measured", bad)[0] == "InvalidProblemError"
+    assert refused(*GIVEN, "--measured", bad, "--tflops", 3)[0] == "UsageError"
+    assert refused(*GIVEN, "--tflops", -1)[0] == "InvalidProblemError"
+    assert refused(*GIVEN, "--head-dim", 512)[0] == "UnsupportedError"
+    kind, message = refused(*GIVEN, "--arch", "host")
+    assert kind == "UnsupportedError" and "host" in message
+    assert refused(*GIVEN, "--plot", tmp_path / "out.gif")[0] == "FileProblemError"
+    assert refused(*GIVEN, "--plot", tmp_path / "no" / "out.png")[0] == "FileProblemError"
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
+    kind, message = refused(*GIVEN, "--plot", tmp_path / "out.png")
+    assert kind == "UnsupportedError" and "baracuda-kernels[bench]" in message
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_plot(tmp_path, suffix):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"out.{suffix}"
+    found = as_json(*GIVEN, "--plot", path)
+    assert found["plot"] == str(path)
+    assert path.read_bytes()[:4] in (b"\x89PNG", b"<?xm")
+
+
+@needs_cuda_build
+def test_the_example_in_the_docs_is_the_commands_output():
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    block = page.split("```console\n$ baracuda-kernels ")[1].split("```")[0]
+    command, shown = block.split("\n", 1)
+    assert invoke(*command.split()).stdout == shown

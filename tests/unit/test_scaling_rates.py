@@ -1,0 +1,80 @@
+"""Where the scaling model's rates come from: an evidence file, or the kernel log."""
+
+import math
+
+import pytest
+from helpers.scaling_cases import EVIDENCE, forward_row, problem
+
+import baracuda_kernels as bk
+from baracuda_kernels import scaling
+
+
+def test_measured_rates_are_interpolated_by_length():
+    rates = scaling.measured_rates(EVIDENCE, "sm80", "bf16", 128)
+    assert rates.tflops(1024) == pytest.approx(100) and rates.tflops(4096) == pytest.approx(250)
+    assert rates.tflops(2048) == pytest.approx(175)
+    assert rates.tflops(1) == pytest.approx(100) and rates.tflops(2**20) == pytest.approx(250)
+    assert rates.tflops(2048, causal=True) == pytest.approx(140)
+    # Beyond the last length the loss of 25 % falls as 1/length.
+    assert rates.tflops(8192, causal=True) == pytest.approx(250 / 1.125)
+    assert rates.tflops(2**30, causal=True) == pytest.approx(250, rel=1e-5)
+    # 2 ps a byte where it was timed so, and nothing where the steps were not slower.
+    assert rates.state_seconds_per_byte(1024) * 1e12 == pytest.approx(2)
+    assert rates.state_seconds_per_byte(4096) == 0
+    assert rates.state_seconds_per_byte(2048) * 1e12 == pytest.approx(1)
+    assert all("Some Card" in source for source in rates.sources)
+
+
+def test_what_was_not_measured_comes_from_the_log_and_is_said():
+    rates = scaling.measured_rates(EVIDENCE, "sm80", "bf16", 256)
+    assert rates.full == scaling.default_rates("sm80", "bf16", 256).full
+    text = "; ".join(rates.sources)
+    assert "none measured" in text and "kernel-log" in text and "no ring_tax rows" in text
+
+
+def test_the_default_state_gives_the_logs_ring_tax():
+    """docs/kernel-log.md, D 128, H 16, 8 chunks without a mask against one call."""
+    rates = scaling.default_rates("sm80", "bf16", 128)
+    at_8192 = scaling.ComputeRates.constant(rates.tflops(8192))
+    # 128 SMs: the 128 tiles of chunk 1024 would leave some idle, in the one call as in the steps.
+    m = scaling.Machine(rates=at_8192, link_gbps=math.inf, latency_us=0, sms=128, sm_margin=0)
+    for chunk, measured in ((1024, 1.21), (2048, 1.10), (4096, 1.06), (8192, 1.02)):
+        p = problem(seq=8 * chunk, heads=16, kv_heads=16, causal=False)
+        steps = scaling.forecast(p, m).seconds
+        one_call = p.flops_per_pair * chunk * p.seq / (rates.tflops(8192) * 1e12)
+        assert steps / one_call == pytest.approx(measured, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "family, dtype, head_dim, full",
+    [
+        ("sm80", "bf16", 128, 392),
+        ("sm80", "f16", 64, 353),
+        ("sm80", "bf16", 80, 370),
+        ("sm90a", "bf16", 256, 333),
+        ("simt", "f32", 64, 30.7),
+        ("simt", "f64", 300, 8.6),
+        ("simt", "bf16", 40, 21.7),
+    ],
+)
+def test_default_rates(family, dtype, head_dim, full):
+    rates = scaling.default_rates(family, dtype, head_dim)
+    assert rates.tflops(8192) == full and "kernel-log" in rates.sources[0]
+    assert rates.tflops(8192, causal=True) < full * 1.01
+    if family == "sm90a" or head_dim not in (64, 128, 256) or dtype == "f16":
+        assert any("stand in" in source for source in rates.sources)
+
+
+def test_bad_rates_are_typed_errors():
+    for family, dtype in (("host", "f32"), ("sm80", "f32"), ("other", "bf16")):
+        with pytest.raises(bk.UnsupportedError, match=family):
+            scaling.default_rates(family, dtype, 128)
+    broken = {"rows": [{"name": "forward", "params": {"family": "sm80"}}, {"no": "name"}]}
+    half = {"rows": [forward_row(1024, 100.0)]}
+    del half["rows"][0]["ours"]
+    for evidence in ({}, [], {"rows": 3}, broken, half, {"rows": [1]}):
+        with pytest.raises(bk.InvalidProblemError):
+            scaling.measured_rates(evidence, "sm80", "bf16", 128)
+    for curve in ((), ((2.0, 1.0), (1.0, 1.0)), ((1.0, -1.0),), ((0.0, 1.0),), ((1.0, math.nan),)):
+        with pytest.raises(bk.InvalidProblemError):
+            scaling.ComputeRates(full=curve, causal=((1.0, 1.0),))
