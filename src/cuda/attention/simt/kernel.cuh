@@ -133,6 +133,7 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   if (threadIdx.x == 0) park(parked, work);
   __syncthreads();
   const int64_t end = limits[C::block_m - 1];  // keys that any row of the tile sees
+  if (end == 0 && !args.first && !args.last) return;  // the state stays as it is
 
   // One chunk load is always in flight: chunk 0.. of K, then of V, then of the next tile's K.
   const Element* k = static_cast<const Element*>(args.k) + work.batch * args.k_strides.batch +
