@@ -14,6 +14,7 @@ pytestmark = pytest.mark.gpu
 
 SIMT = [("simt", t, d) for t in ("f16", "bf16", "f32", "f64") for d in (1, 40, 64, 128, 200, 256)]
 SM80 = [("sm80", t, d) for t in ("f16", "bf16") for d in (64, 96, 128, 192, 256)]
+SM90A = [("sm90a", t, d) for t in ("f16", "bf16") for d in (64, 128, 256)]
 
 # (query_len, key_len): around every tile edge, one-row, one-key, long against short.
 LENGTHS = [(1, 1), (1, 257), (63, 65), (64, 64), (65, 127), (127, 63), (128, 129), (300, 1)]
@@ -22,7 +23,7 @@ LENGTHS += [(1000, 127), (127, 1000)]
 HEADS = [(2, 2), (4, 2), (6, 1)]
 
 
-@pytest.mark.parametrize(("family", "dtype", "head_dim"), SIMT + SM80)
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), SIMT + SM80 + SM90A)
 def test_lengths_masks_and_heads(torch, family, dtype, head_dim):
     for number, (query_len, key_len) in enumerate(LENGTHS):
         heads, kv_heads = HEADS[number % len(HEADS)]
@@ -49,6 +50,9 @@ def test_lengths_masks_and_heads(torch, family, dtype, head_dim):
         ("sm80", "bf16", 128),
         ("sm80", "f16", 64),
         ("sm80", "bf16", 256),
+        ("sm90a", "bf16", 128),
+        ("sm90a", "f16", 64),
+        ("sm90a", "bf16", 256),
         ("simt", "f32", 128),
         ("simt", "f64", 64),
         ("simt", "bf16", 128),
@@ -64,7 +68,15 @@ def test_long_sequences(torch, family, dtype, head_dim, is_causal):
 @pytest.mark.parametrize("distribution", ["heavy", "outliers", "large_logits"])
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [("sm80", "bf16"), ("sm80", "f16"), ("simt", "f32"), ("simt", "f64"), ("simt", "bf16")],
+    [
+        ("sm80", "bf16"),
+        ("sm80", "f16"),
+        ("sm90a", "bf16"),
+        ("sm90a", "f16"),
+        ("simt", "f32"),
+        ("simt", "f64"),
+        ("simt", "bf16"),
+    ],
 )
 def test_distributions(torch, family, dtype, distribution):
     for is_causal in (False, True):
@@ -78,15 +90,17 @@ def test_distributions(torch, family, dtype, distribution):
 
 
 @pytest.mark.parametrize("scale", [-0.1, 0.0, 1e-3, 0.5, 3.0])
-@pytest.mark.parametrize(("family", "dtype"), [("sm80", "bf16"), ("simt", "bf16"), ("simt", "f64")])
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("sm80", "bf16"), ("sm90a", "bf16"), ("simt", "bf16"), ("simt", "f64")]
+)
 def test_scales(torch, family, dtype, scale):
     q, k, v = torch_qkv("normal", dtype, 8, heads=2, query_len=200, head_dim=64)
-    if family == "sm80" and scale <= 0:
+    if family in ("sm80", "sm90a") and scale <= 0:
         stream = bk.Stream(torch.cuda.current_stream())
         element = bk.ElementKind.parse(dtype)
         desc = bk.RingAttentionDescriptor(1, 2, 200, 200, 64, scale, element=element)
         with pytest.raises(bk.errors.UnsupportedError, match="scale"):
-            bk.RingAttentionPlan.select(stream, desc, preference("sm80", dtype))
+            bk.RingAttentionPlan.select(stream, desc, preference(family, dtype))
         return
     exact = attention(q, k, v, scale=scale, is_causal=True)
     y, lse = local_ring(torch, family, dtype, q, k, v, 1, scale=scale, is_causal=True)
@@ -94,7 +108,9 @@ def test_scales(torch, family, dtype, scale):
     assert_close(family, dtype, y, exact[0], lse, exact[1], score=score)
 
 
-@pytest.mark.parametrize(("family", "dtype"), [("sm80", "bf16"), ("simt", "f32"), ("simt", "f64")])
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("sm80", "bf16"), ("sm90a", "bf16"), ("simt", "f32"), ("simt", "f64")]
+)
 @pytest.mark.parametrize(("query_len", "key_len"), [(5, 0), (0, 5), (0, 0)])
 def test_nothing_to_attend_to(torch, family, dtype, query_len, key_len):
     q, k, v = torch_qkv("normal", dtype, 9, heads=2, query_len=query_len, key_len=key_len, head_dim=64)
@@ -105,7 +121,9 @@ def test_nothing_to_attend_to(torch, family, dtype, query_len, key_len):
         assert y.shape == parts[0].shape
 
 
-@pytest.mark.parametrize(("family", "dtype"), [("sm80", "bf16"), ("simt", "f32")])
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("sm80", "bf16"), ("sm90a", "bf16"), ("simt", "f32")]
+)
 def test_strided_operands(torch, family, dtype):
     """[B,S,H,D] storage seen as [B,H,S,D]: the strides are honoured, nothing is copied."""
     q, k, v = torch_qkv("normal", dtype, 10, batch=2, heads=4, kv_heads=2, query_len=150, head_dim=64)
@@ -127,7 +145,9 @@ def test_strided_operands(torch, family, dtype):
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize(("family", "dtype"), [("sm80", "bf16"), ("simt", "f32"), ("simt", "f64")])
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("sm80", "bf16"), ("sm90a", "bf16"), ("simt", "f32"), ("simt", "f64")]
+)
 def test_nan_reaches_exactly_the_rows_that_see_it(torch, family, dtype):
     q, k, v = torch_qkv("normal", dtype, 11, heads=1, query_len=200, head_dim=64)
     k[0, 0, 130] = float("nan")

@@ -24,6 +24,9 @@ LAYOUTS = ("contiguous", "zigzag", "striped")
 KERNELS = [
     ("sm80", "bf16", 128),
     ("sm80", "f16", 64),
+    ("sm90a", "bf16", 128),
+    ("sm90a", "f16", 64),
+    ("sm90a", "bf16", 256),
     ("simt", "f32", 64),
     ("simt", "bf16", 128),
     ("simt", "f64", 32),
@@ -149,7 +152,7 @@ def test_100_runs_give_the_same_bits(torch, family, dtype, head_dim, ranks):
 def test_16_bit_error_does_not_grow_with_the_ring(torch, dtype, is_causal):
     q, k, v = torch_qkv("normal", dtype, 4, heads=8, query_len=2048, head_dim=128)
     exact, _ = attention(q, k, v, is_causal=is_causal)
-    for family in ("sm80", "simt"):
+    for family in ("sm80", "sm90a", "simt"):
         ratios = []
         for ranks in (1, 2, 4, 8):
             y, _ = local_ring(
@@ -161,7 +164,8 @@ def test_16_bit_error_does_not_grow_with_the_ring(torch, dtype, is_causal):
 
 @pytest.mark.parametrize("distribution", ["normal", "outliers"])
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
-def test_sm80_is_as_exact_as_cudnn(torch, dtype, distribution):
+@pytest.mark.parametrize("family", ["sm80", "sm90a"])
+def test_as_exact_as_cudnn(torch, family, dtype, distribution):
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     q, k, v = torch_qkv(distribution, dtype, 5, heads=8, query_len=4096, head_dim=128)
@@ -170,5 +174,5 @@ def test_sm80_is_as_exact_as_cudnn(torch, dtype, distribution):
         theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     limit = 1.05 * rms_over_rounding(theirs, exact, dtype)
     for ranks in (1, 8):
-        ours, _ = local_ring(torch, "sm80", dtype, q, k, v, ranks)
+        ours, _ = local_ring(torch, family, dtype, q, k, v, ranks)
         assert rms_over_rounding(ours, exact, dtype) <= limit, f"{ranks} ranks"

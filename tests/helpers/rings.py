@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import pytest
+
 import baracuda_kernels as bk
 from baracuda_kernels import MathPrecision, PlanPreference
 
@@ -24,6 +26,12 @@ def preference(family: str, dtype: str) -> PlanPreference:
         return PlanPreference(math_precision=STRICT[dtype])
     if family == "sm80":
         return PlanPreference(math_precision=TENSOR_CORE[dtype], allow_sm90a=False)
+    if family == "sm90a":
+        import torch
+
+        if torch.cuda.get_device_capability() != (9, 0):
+            pytest.skip("needs compute capability 9.0")
+        return PlanPreference(math_precision=TENSOR_CORE[dtype])
     raise AssertionError(f"no such family: {family}")
 
 

@@ -165,12 +165,12 @@ def resources():
 def test_no_kernel_spills():
     kernels = resources()
     architectures = {arch for arch, _ in kernels}
-    assert architectures == {"sm_80", "sm_90"}
+    assert architectures == {"sm_80", "sm_90", "sm_90a"}
     assert len(kernels) >= 2 * 10
     bad = {key: use for key, use in kernels.items() if use["local"] or use["reg"] > 255}
     assert not bad
     for (arch, name), use in kernels.items():
-        if "sm80" in name:
+        if "sm80" in name or "sm90" in name:
             assert use["stack"] == 0, f"{arch} {name}: {use}"
 
 
@@ -178,7 +178,7 @@ def test_no_kernel_spills():
 def test_tensor_core_kernels_use_tensor_cores():
     sass = cuobjdump("-sass")
     functions = re.split(r"Function : ", sass)[1:]
-    seen = 0
+    seen = seen_sm90a = 0
     for function in functions:
         name = function.split("\n", 1)[0]
         if "sm80" in name:
@@ -186,7 +186,13 @@ def test_tensor_core_kernels_use_tensor_cores():
             for instruction in ("HMMA.16816.F32", "LDSM", "LDGSTS"):
                 assert instruction in function, f"{name} has no {instruction}"
             assert "STL" not in function and "LDL" not in function, f"{name} spills"
+        if "sm90" in name:
+            seen_sm90a += 1
+            for instruction in ("HGMMA", "UTMALDG", "USETMAXREG"):
+                assert instruction in function, f"{name} has no {instruction}"
+            assert "STL" not in function and "LDL" not in function, f"{name} spills"
     assert seen >= 20
+    assert seen_sm90a == 32  # (3 head dims + a second tile at 128) x 2 dtypes x 4 flag variants
 
 
 @needs_cuda_build

@@ -28,7 +28,7 @@ def test_ops_and_get():
 
 def test_skus_are_complete_and_unique_per_op():
     skus = registry.skus(op="RING_ATTENTION")
-    assert len(set(skus)) == len(skus) == 2 + 5 + 5
+    assert len(set(skus)) == len(skus) == 2 + 2 + 5 + 5
     assert {s.category for s in skus} == {bk.OpCategory.ATTENTION}
     # f64 state is kept in f64, every other in f32.
     for sku in skus:
@@ -53,7 +53,7 @@ def test_sku_filters():
 @pytest.mark.parametrize(
     ("fields", "arch", "family"),
     [
-        ({}, "sm_90", "sm80"), ({}, 80, "sm80"), ({}, "8.9", "sm80"), ({}, (12, 0), "sm80"),
+        ({}, "sm_90", "sm90a"), ({}, 80, "sm80"), ({}, "8.9", "sm80"), ({}, (12, 0), "sm80"),
         ({}, bk.ArchSku.SM80, "sm80"), ({}, "host", "host"), ({}, bk.ArchSku.HOST, "host"),
         ({"head_dim": 80}, "sm_90", "simt"), ({"scale": 0.0}, "sm_90", "simt"),
         ({"scale": -0.1}, "sm_90", "simt"), ({"element": "F32"}, "sm_90", "simt"),
@@ -66,7 +66,9 @@ def test_sku_filters():
 def test_explain_for_any_architecture(fields, arch, family):
     explanation = registry.explain(ring(**fields), arch)
     assert explanation.family == family
-    assert [c.family for c in explanation.candidates][-3:] == ["sm80", "simt", "host"]
+    assert [c.family for c in explanation.candidates][-4:] == [
+        "sm90a", "sm80", "simt", "host",
+    ]
     for candidate in explanation.candidates:
         assert candidate.accepted or candidate.reason
     if family is None:
@@ -86,6 +88,7 @@ def test_explain_for_any_architecture(fields, arch, family):
     ("preference", "family", "reason"),
     [
         (bk.PlanPreference(math_precision="F32"), "simt", "math_precision"),
+        (bk.PlanPreference(allow_sm90a=False), "sm80", "allow_sm90a"),
         (bk.PlanPreference(prefer_backend="CUDNN"), None, "prefer_backend"),
         (bk.PlanPreference(max_workspace_bytes=0), None, "max_workspace_bytes"),
         (bk.PlanPreference(math_precision="TF32"), None, "math_precision"),

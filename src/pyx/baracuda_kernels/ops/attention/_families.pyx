@@ -115,6 +115,8 @@ class Family:
 
 # In order of preference: the first that fits is taken.
 FAMILIES = (
+    Family("sm90a", c_api.BARACUDA_ATTENTION_SM90A, ArchSku.SM90A, BackendKind.BESPOKE, 90, 90,
+           _TENSOR_CORE, (64, 128, 256), True, 16),
     Family("sm80", c_api.BARACUDA_ATTENTION_SM80, ArchSku.SM80, BackendKind.BESPOKE, 80, 999,
            _TENSOR_CORE, (64, 96, 128, 192, 256), True, 16),
     Family("simt", c_api.BARACUDA_ATTENTION_SIMT, ArchSku.SM80, BackendKind.BESPOKE, 80, 999,
