@@ -68,7 +68,15 @@ def test_long_sequences(torch, family, dtype, head_dim, is_causal):
 @pytest.mark.parametrize("distribution", ["heavy", "outliers", "large_logits"])
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [("sm90a", "bf16"), ("sm90a", "f16"), ("sm80", "bf16"), ("sm80", "f16"), ("simt", "f32"), ("simt", "f64"), ("simt", "bf16")],
+    [
+        ("sm90a", "bf16"),
+        ("sm90a", "f16"),
+        ("sm80", "bf16"),
+        ("sm80", "f16"),
+        ("simt", "f32"),
+        ("simt", "f64"),
+        ("simt", "bf16"),
+    ],
 )
 def test_distributions(torch, family, dtype, distribution):
     for is_causal in (False, True):
@@ -82,7 +90,9 @@ def test_distributions(torch, family, dtype, distribution):
 
 
 @pytest.mark.parametrize("scale", [-0.1, 0.0, 1e-3, 0.5, 3.0])
-@pytest.mark.parametrize(("family", "dtype"), [("sm90a", "bf16"), ("sm80", "bf16"), ("simt", "bf16"), ("simt", "f64")])
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("sm90a", "bf16"), ("sm80", "bf16"), ("simt", "bf16"), ("simt", "f64")]
+)
 def test_scales(torch, family, dtype, scale):
     q, k, v = torch_qkv("normal", dtype, 8, heads=2, query_len=200, head_dim=64)
     if family in ("sm80", "sm90a") and scale <= 0:
@@ -98,7 +108,9 @@ def test_scales(torch, family, dtype, scale):
     assert_close(family, dtype, y, exact[0], lse, exact[1], score=score)
 
 
-@pytest.mark.parametrize(("family", "dtype"), [("sm90a", "bf16"), ("sm80", "bf16"), ("simt", "f32"), ("simt", "f64")])
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("sm90a", "bf16"), ("sm80", "bf16"), ("simt", "f32"), ("simt", "f64")]
+)
 @pytest.mark.parametrize(("query_len", "key_len"), [(5, 0), (0, 5), (0, 0)])
 def test_nothing_to_attend_to(torch, family, dtype, query_len, key_len):
     q, k, v = torch_qkv(
@@ -111,7 +123,9 @@ def test_nothing_to_attend_to(torch, family, dtype, query_len, key_len):
         assert y.shape == parts[0].shape
 
 
-@pytest.mark.parametrize(("family", "dtype"), [("sm90a", "bf16"), ("sm80", "bf16"), ("simt", "f32")])
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("sm90a", "bf16"), ("sm80", "bf16"), ("simt", "f32")]
+)
 def test_strided_operands(torch, family, dtype):
     """[B,S,H,D] storage seen as [B,H,S,D]: the strides are honoured, nothing is copied."""
     q, k, v = torch_qkv(
@@ -135,7 +149,9 @@ def test_strided_operands(torch, family, dtype):
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize(("family", "dtype"), [("sm90a", "bf16"), ("sm80", "bf16"), ("simt", "f32"), ("simt", "f64")])
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("sm90a", "bf16"), ("sm80", "bf16"), ("simt", "f32"), ("simt", "f64")]
+)
 def test_nan_reaches_exactly_the_rows_that_see_it(torch, family, dtype):
     q, k, v = torch_qkv("normal", dtype, 11, heads=1, query_len=200, head_dim=64)
     k[0, 0, 130] = float("nan")

@@ -10,7 +10,15 @@ pytestmark = pytest.mark.gpu
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize(
-    ("family", "dtype"), [("sm90a", "f16"), ("sm90a", "bf16"), ("sm80", "f16"), ("sm80", "bf16"), ("simt", "f32"), ("simt", "f64")]
+    ("family", "dtype"),
+    [
+        ("sm90a", "f16"),
+        ("sm90a", "bf16"),
+        ("sm80", "f16"),
+        ("sm80", "bf16"),
+        ("simt", "f32"),
+        ("simt", "f64"),
+    ],
 )
 @pytest.mark.parametrize("kind", SPOILT)
 def test_nan_and_inf_reach_the_rows_that_see_them(torch, kind, family, dtype, ranks):

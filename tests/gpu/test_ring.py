@@ -163,7 +163,8 @@ def test_16_bit_error_does_not_grow_with_the_ring(torch, dtype, is_causal):
 
 @pytest.mark.parametrize("distribution", ["normal", "outliers"])
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
-def test_sm80_is_as_exact_as_cudnn(torch, dtype, distribution):
+@pytest.mark.parametrize("family", ["sm90a", "sm80"])
+def test_as_exact_as_cudnn(torch, family, dtype, distribution):
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     q, k, v = torch_qkv(distribution, dtype, 5, heads=8, query_len=4096, head_dim=128)
@@ -172,7 +173,7 @@ def test_sm80_is_as_exact_as_cudnn(torch, dtype, distribution):
         theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     limit = 1.05 * rms_over_rounding(theirs, exact, dtype)
     for ranks in (1, 8):
-        ours, _ = local_ring(torch, "sm80", dtype, q, k, v, ranks)
+        ours, _ = local_ring(torch, family, dtype, q, k, v, ranks)
         assert rms_over_rounding(ours, exact, dtype) <= limit, f"{ranks} ranks"
 
 

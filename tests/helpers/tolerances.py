@@ -34,7 +34,7 @@ _BF16, _F16 = 2.0**-8, 2.0**-11
 # Half the distance of float16's smallest numbers, where relative errors end.
 _F16_FLOOR = 2.0**-25
 
-# sm80 also rounds the weights to 16 bits before the second product, as every tensor-core attention
+# sm80 and sm90a also round the weights to 16 bits before the second product, as every tensor-core attention
 # does; that costs about another rounding.
 TOLERANCES = {
     ("host", "f64"): Tolerance(1e-12, None, _F64, 1e-12),
@@ -45,10 +45,10 @@ TOLERANCES = {
     ("simt", "f32"): Tolerance(2e-6, None, _F32, 4e-6),
     ("simt", "bf16"): Tolerance(1.02 * _BF16, 1.2, _F32, 4e-6),
     ("simt", "f16"): Tolerance(1.02 * _F16, 1.2, _F32, 4e-6),
-    ("sm90a", "bf16"): Tolerance(2.0 * _BF16, 1.75, _F32, 4e-6),
-    ("sm90a", "f16"): Tolerance(2.0 * _F16, 1.75, _F32, 4e-6),
     ("sm80", "bf16"): Tolerance(2.0 * _BF16, 1.75, _F32, 4e-6),
     ("sm80", "f16"): Tolerance(2.0 * _F16, 1.75, _F32, 4e-6),
+    ("sm90a", "bf16"): Tolerance(2.0 * _BF16, 1.75, _F32, 4e-6),
+    ("sm90a", "f16"): Tolerance(2.0 * _F16, 1.75, _F32, 4e-6),
 }
 
 NUMPY_DTYPES = {

@@ -1,4 +1,4 @@
-// Barriers in shared memory that the copy engine and threads arrive at, and named hardware barriers.
+// Barriers in shared memory that threads and the copy engine arrive at, and named barriers.
 #pragma once
 
 #include <stdint.h>

@@ -22,17 +22,6 @@ __device__ __forceinline__ uint64_t l2_evict_last() {
   return policy;
 }
 
-__device__ __forceinline__ uint64_t l2_evict_normal() {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
-// Brings contiguous bytes (a multiple of 16, as is the address) into L2.
-__device__ __forceinline__ void prefetch_l2(const void* src, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(src), "r"(bytes) : "memory");
-}
-
 // One box of a 4-dimensional tensor, innermost coordinate first; elements outside are zeros.
 // Completes on the mbarrier, whose phase must expect the bytes of the whole box.
 __device__ __forceinline__ void tma_load_4d(uint32_t dst, const void* map, uint32_t barrier, int c0,

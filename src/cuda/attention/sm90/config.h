@@ -5,8 +5,10 @@
 
 namespace baracuda::sm90 {
 
-// Warpgroup 0 copies, the others compute 64 query rows each.
-template <typename Element_, int HeadDim, int BlockN, int Consumers, int Options = 0>
+// Warpgroup 0 copies, the others compute 64 query rows each. TakeTurns: they issue their products
+// one after the other, in a fixed order. Pays with three of them at head_dim 64, where softmax
+// takes longer than the products; with two, at head_dim 128 and 256, each does better on its own.
+template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns>
 struct Config {
   using Element = Element_;
   static constexpr int head_dim = HeadDim;
@@ -21,10 +23,7 @@ struct Config {
   static_assert(producer_registers + Consumers * consumer_registers <=
                     (Consumers + 1) * launch_registers, "more registers than the block has");
   static constexpr int stages = 2;
-  static constexpr bool ascending = Options & 1;
-  static constexpr bool vote = Options & 2;
-  static constexpr bool take_turns = !(Options & 4);
-  static constexpr bool hints = !(Options & 8);
+  static constexpr bool take_turns = TakeTurns;
 
   // Tiles are blocks of 64 columns (128 bytes), all rows of a block together.
   static constexpr int column_blocks = HeadDim / 64;

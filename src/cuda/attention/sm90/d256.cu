@@ -3,8 +3,8 @@
 namespace baracuda::sm90 {
 
 Variant variant_d256(bool is_bf16, bool) {
-  return is_bf16 ? make_variant<Config<__nv_bfloat16, 256, 80, 2, 6>>()
-                 : make_variant<Config<__half, 256, 80, 2, 6>>();
+  return is_bf16 ? make_variant<Config<__nv_bfloat16, 256, 80, 2, false>>()
+                 : make_variant<Config<__half, 256, 80, 2, false>>();
 }
 
 }  // namespace baracuda::sm90

@@ -3,8 +3,8 @@
 // A block is resident for the whole step. Warpgroup 0 copies; every other warpgroup owns 64 query
 // rows and all columns of S and O, so a row's statistics live in one quad of lanes and P goes from
 // the accumulators of QK to the A operand of PV without leaving registers. The softmax of a key
-// tile runs beside the tensor cores twice: PV of the tile before is still in flight, and the other
-// warpgroup, which takes turns at issuing, has its products queued.
+// tile runs beside the tensor cores twice: PV of the tile before is still in flight, and so are the
+// products of the other warpgroups.
 #pragma once
 
 #include <math_constants.h>
@@ -35,7 +35,8 @@ struct Consumer {
     if (group == C::consumers - 1) pass_turn();  // the first warpgroup may begin
   }
 
-  // Warpgroups issue products in turn, so that one's softmax meets the other's products.
+  // Where the configuration says so, warpgroups issue their products in a fixed order, so that one's
+  // softmax meets the others' products.
   __device__ __forceinline__ void await_turn() const {
     if constexpr (C::take_turns) named_barrier_sync(1 + group, 256);
   }
@@ -104,13 +105,12 @@ struct Consumer {
     if (tiles == 0) return;
     mbarrier_wait(barriers.q_full(), q_parity);
     q_parity ^= 1;
-    if (!C::ascending) pass_by(tiles - seen);
+    pass_by(tiles - seen);
     if (seen > 0) {
       fold_seen(o, rows, seen, limit, unmasked, scale_log2);
     } else {
       release(barriers.q_empty());
     }
-    if (C::ascending) pass_by(tiles - seen);
   }
 
   __device__ __forceinline__ void fold_seen(float (&o)[C::head_dim / 2], RowStatistics& rows,
@@ -124,7 +124,7 @@ struct Consumer {
       const int visible[2] = {limit[0] - tile * C::block_n, limit[1] - tile * C::block_n};
       mask_scores(s, visible);
     };
-    int t = C::ascending ? 0 : seen - 1;
+    int t = seen - 1;
 
     await_k();
     await_turn();
@@ -137,7 +137,7 @@ struct Consumer {
     release_k();
     if (needs_mask(t)) mask(t);
     softmax_step(s, rows, scale_log2, factor);
-    rescale<C::vote>(o, factor);
+    rescale(o, factor);
     pack_weights<Element>(s, p);
 
     // Scores of tile t beside the weights and V of the tile before.
@@ -162,20 +162,13 @@ struct Consumer {
       wgmma_wait<0>();
       pin_registers(o);
       release_v(turn - 1);
-      rescale<C::vote>(o, factor);
+      rescale(o, factor);
       pack_weights<Element>(s, p);
     };
-    if constexpr (C::ascending) {
 #pragma unroll 1
-      for (++t; t < seen && !needs_mask(t); ++t) both(std::false_type{});
+    for (--t; t >= 0 && needs_mask(t); --t) both(std::true_type{});
 #pragma unroll 1
-      for (; t < seen; ++t) both(std::true_type{});
-    } else {
-#pragma unroll 1
-      for (--t; t >= 0 && needs_mask(t); --t) both(std::true_type{});
-#pragma unroll 1
-      for (; t >= 0; --t) both(std::false_type{});
-    }
+    for (; t >= 0; --t) both(std::false_type{});
 
     release(barriers.q_empty());
     await_v(turn);
@@ -208,6 +201,9 @@ __device__ __forceinline__ void consume(const StepArgs& args, Consumer<C>& consu
     const int unmasked = __shfl_sync(0xffffffffu, bound, 18);
     const int limit[2] = {__shfl_sync(0xffffffffu, bound, lane / 4),
                           __shfl_sync(0xffffffffu, bound, lane / 4 + 8)};
+    if constexpr (!First && !Last) {
+      if (tiles == 0) continue;  // the state stays as it is
+    }
     float o[C::head_dim / 2];
     RowStatistics rows;
     if constexpr (First) {
@@ -247,7 +243,7 @@ __global__ void __launch_bounds__(C::threads, 1)
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     give_registers_back<C::producer_registers>();
-    if (threadIdx.x == 0) produce<C, First>(args, shared, barriers);
+    if (threadIdx.x == 0) produce<C>(args, shared, barriers);
   } else {
     take_registers<C::consumer_registers>();
     Consumer<C> consumer(shared, barriers, warpgroup - 1);

@@ -47,22 +47,13 @@ __device__ __forceinline__ uint32_t parity_of(uint32_t n) {
   return n / Stages & 1;
 }
 
+// One thread: for each tile Q, then K and V of its key tiles from the last to the first, K one tile
+// ahead of V as the consumers want them.
 template <typename C>
-__device__ __forceinline__ void prefetch_state(const StepArgs& args, const Tile& tile) {
-  const int64_t left = args.query_len - tile.row0;
-  const int rows = left < C::block_m ? static_cast<int>(left) : C::block_m;
-  prefetch_l2(static_cast<const float*>(args.state) +
-                  (tile.batch_head * args.query_len + tile.row0) * C::head_dim,
-              rows * C::head_dim * 4);
-}
-
-// One thread: for each tile Q, then K and V of its key tiles, K one tile ahead of V as the
-// consumers want them.
-template <typename C, bool First>
 __device__ __forceinline__ void produce(const HopperArgs& args, uint32_t shared,
                                         const Barriers<C>& barriers) {
   const uint64_t once = l2_evict_first();
-  const uint64_t again = C::hints ? l2_evict_last() : l2_evict_normal();
+  const uint64_t again = l2_evict_last();
   uint32_t turn = 0;  // key tiles copied so far
   uint32_t q_parity = 0;
   int kv_head, batch;
@@ -97,19 +88,13 @@ __device__ __forceinline__ void produce(const HopperArgs& args, uint32_t shared,
     for (int i = 0; i < C::column_blocks; ++i)
       tma_load_4d(shared + i * C::q_block_bytes, &args.q, barriers.q_full(), 64 * i, tile.row0,
                   tile.head(args.step), batch, once);
-    const auto at = [&](int t) { return C::ascending ? t : tiles - 1 - t; };
-    load_k(turn, at(0));
-    // Blocks start their tiles together, so the states would all be asked of memory at once.
-    Tile following;
-    TileWalk ahead = walk;
-    if (!First && ahead.next(args.step, C::block_m, following))
-      prefetch_state<C>(args.step, following);
+    load_k(turn, tiles - 1);
 #pragma unroll 1
-    for (int t = 1; t < tiles; ++t, ++turn) {
-      load_k(turn + 1, at(t));
-      load_v(turn, at(t - 1));
+    for (int t = tiles - 1; t > 0; --t, ++turn) {
+      load_k(turn + 1, t - 1);
+      load_v(turn, t);
     }
-    load_v(turn++, at(tiles - 1));
+    load_v(turn++, 0);
   }
 }
 

@@ -1,4 +1,4 @@
-// Online softmax on a warpgroup's accumulator fragments: a lane holds parts of two rows, h = 0 and 1.
+// Online softmax on a warpgroup's accumulator fragments: a lane holds parts of two rows, h = 0, 1.
 #pragma once
 
 #include <math_constants.h>
@@ -75,10 +75,11 @@ __device__ __forceinline__ void hold_until_summed(const RowStatistics& rows, uin
       : "memory");
 }
 
-template <bool Vote, int N>
+// Most key tiles move no row's maximum, and then there is nothing to multiply by.
+template <int N>
 __device__ __forceinline__ void rescale(float (&o)[N], const float (&factor)[2]) {
-  // NaN must get through: it is not equal to one either.
-  if (Vote && !__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) return;
+  // A factor that is NaN must get through: it is not equal to one either.
+  if (!__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) return;
 #pragma unroll
   for (int i = 0; i < N; ++i) o[i] *= factor[i / 2 % 2];
 }

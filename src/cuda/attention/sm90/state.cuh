@@ -6,6 +6,8 @@
 // lie just as close: the state is exactly B*H*Q*(D+2) floats.
 // l is -0 for a row that saw keys, all with score -inf (an Inf in Q or K): its softmax is undefined,
 // where a row that saw none gives zeros.
+// l is -0 for a row that saw keys, all with score -inf (an Inf in Q or K): its softmax is undefined,
+// where a row that saw none gives zeros.
 #pragma once
 
 #include <math_constants.h>
@@ -54,8 +56,9 @@ class StateRows {
       const float l = quad_sum(rows.l[h]);
       if (!in_tensor(h)) continue;
       if (lane_ % 4 == 0) {
+        const bool undefined = is_undefined(rows.m[h], l, h);
         statistics()[state_row(h)] = rows.m[h];
-        statistics()[state_rows() + state_row(h)] = l;
+        statistics()[state_rows() + state_row(h)] = undefined ? -0.0f : l;
       }
       float4* fragments = accumulator(h);
 #pragma unroll
@@ -74,10 +77,11 @@ class StateRows {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const float l = quad_sum(rows.l[h]);
-      const float inverse = l == 0.0f ? 0.0f : 1.0f / l;
       const bool inside = in_tensor(h);
+      const float empty = is_undefined(rows.m[h], l, h) ? CUDART_NAN_F : 0.0f;
+      const float inverse = l == 0.0f ? empty : 1.0f / l;
       if (args_.lse != nullptr && lane_ % 4 == 0 && inside) {
-        const float lse = l == 0.0f ? -CUDART_INF_F
+        const float lse = l == 0.0f ? empty - CUDART_INF_F
                                     : static_cast<float>(rows.m[h] * args_.scale + logf(l));
         if (args_.lse_is_f32) {
           static_cast<float*>(args_.lse)[state_row(h)] = lse;
@@ -104,6 +108,12 @@ class StateRows {
  private:
   __device__ __forceinline__ int64_t row(int h) const { return row0_ + 8 * h + lane_ / 4; }
   __device__ __forceinline__ bool in_tensor(int h) const { return row(h) < args_.query_len; }
+  __device__ __forceinline__ bool is_undefined(float m, float l, int h) const {
+    if (m != -CUDART_INF_F || l != 0.0f) return false;
+    if (row_limit(args_, row(h)) > 0) return true;
+    return !args_.first && in_tensor(h) &&
+           __float_as_int(statistics()[state_rows() + state_row(h)]) < 0;
+  }
   __device__ __forceinline__ int64_t state_rows() const {
     return args_.batch_heads * args_.query_len;
   }
