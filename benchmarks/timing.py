@@ -28,7 +28,8 @@ def captured(call: Callable[[], Any]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    return graph.replay
+    # The graph knows addresses alone: `call` is kept, for what it holds.
+    return lambda call=call: graph.replay()
 
 
 def interleaved(

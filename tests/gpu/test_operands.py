@@ -184,6 +184,34 @@ def test_cuda_core_buffers_and_streams(torch, problem):
     assert_close("sm80", "bf16", y, exact[0], lse, exact[1])
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+def test_a_thread_that_has_not_touched_the_gpu_yet(torch, dtype):
+    """An engine's worker may make its first CUDA call through a plan."""
+    import threading
+
+    q, k, v = torch_qkv("normal", dtype, 1, **SHAPE)
+    exact = attention(q, k, v, is_causal=True)
+    y, lse = torch.full_like(q, float("nan")), torch.empty(1, 4, 96, device="cuda")
+    side = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    stream = bk.Stream(side.cuda_stream, device=q.device.index)
+    plan, args = plan_on(stream, dtype), bk.FlashSdpaArgs(q=q, k=k, v=v, y=y, lse=lse)
+    failures = []
+
+    def work():
+        try:
+            plan.run(stream, args)
+        except bk.BaracudaError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(30)
+    side.synchronize()
+    assert failures == []
+    assert_close("sm80" if dtype == "bf16" else "simt", dtype, y, exact[0], lse, exact[1])
+
+
 def test_memory_on_another_device_is_named(torch, problem):
     (q, k, v), _ = problem
     stream = bk.Stream(torch.cuda.current_stream())

@@ -54,11 +54,21 @@ int32_t encode_tensor_map(CUtensorMap* map, const char* name, bool is_bf16, cons
                                bytes(strides.batch, batch)};
   const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(rows), 1, 1};
   const cuuint32_t every[4] = {1, 1, 1, 1};
-  const CUresult result = encoder()(
-      map, is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
-      const_cast<void*>(address), extents, steps, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto encode = [&] {
+    return encoder()(
+        map, is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
+        const_cast<void*>(address), extents, steps, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult result = encode();
+  // A driver call, so the runtime does not make its context current for it in a thread that has
+  // called nothing else yet.
+  int device = 0;
+  if (result == CUDA_ERROR_INVALID_CONTEXT && cudaGetDevice(&device) == cudaSuccess &&
+      cudaSetDevice(device) == cudaSuccess) {
+    result = encode();
+  }
   if (result == CUDA_SUCCESS) return BARACUDA_OK;
   return fail_with_code(BARACUDA_CUDA_ERROR, static_cast<int32_t>(result),
                         "cuTensorMapEncodeTiled", "the copy engine cannot describe %s", name);
