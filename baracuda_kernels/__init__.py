@@ -32,6 +32,7 @@ def _installed_path() -> list[str]:
 if not any(_has_modules(folder) for folder in __path__):
     __path__ = _installed_path()
 
+from baracuda_kernels import errors, registry  # noqa: E402
 from baracuda_kernels._core._communicator import Communicator, UniqueId  # noqa: E402
 from baracuda_kernels._core._enums import (  # noqa: E402
     ArchSku,
@@ -57,10 +58,10 @@ from baracuda_kernels._core._errors import (  # noqa: E402
     WorkspaceTooSmallError,
 )
 from baracuda_kernels._core._info import build_info as _build_info  # noqa: E402
-from baracuda_kernels._core._info import devices as _devices  # noqa: E402
-from baracuda_kernels._core._info import host_info as _host_info  # noqa: E402
-from baracuda_kernels._core._nccl_library import probe as _nccl_probe  # noqa: E402
+from baracuda_kernels._core._info import devices as _devices  # noqa: E402, F401
+from baracuda_kernels._core._info import host_info as _host_info  # noqa: E402, F401
 from baracuda_kernels._core._local import LocalCommunicator, LocalRing  # noqa: E402
+from baracuda_kernels._core._nccl_library import probe as _nccl_probe  # noqa: E402, F401
 from baracuda_kernels._core._sku import (  # noqa: E402
     KernelSku,
     PlanPreference,
@@ -69,7 +70,6 @@ from baracuda_kernels._core._sku import (  # noqa: E402
 from baracuda_kernels._core._stream import Stream  # noqa: E402
 from baracuda_kernels._core._tensor import DeviceSlice, TensorMut, TensorRef  # noqa: E402
 from baracuda_kernels._core._transport import Transport, TransportCommunicator  # noqa: E402
-from baracuda_kernels import errors, registry  # noqa: E402
 from baracuda_kernels.ops.flash_sdpa import (  # noqa: E402
     FlashSdpaArgs,
     FlashSdpaDescriptor,

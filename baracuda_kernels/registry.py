@@ -7,7 +7,6 @@ loads to an :class:`OpSpec`, or to a function that returns one).
 
 from __future__ import annotations
 
-import importlib
 import logging
 import pkgutil
 import threading

@@ -13,6 +13,8 @@ import shutil
 from scikit_build_core.build import *  # noqa: F403  (every PEP 517 hook)
 from scikit_build_core.build import (
     get_requires_for_build_editable as _requires_editable,
+)
+from scikit_build_core.build import (
     get_requires_for_build_wheel as _requires_wheel,
 )
 

@@ -18,7 +18,9 @@ def _used(torch) -> int:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
-@pytest.mark.parametrize(("family", "dtype"), [("sm90a", "bf16"), ("sm80", "bf16"), ("simt", "f32")])
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("sm90a", "bf16"), ("sm80", "bf16"), ("simt", "f32")]
+)
 def test_nothing_beyond_operands_and_scratch(torch, family, dtype, ranks):
     q, k, v = torch_qkv("normal", dtype, 0, heads=8, kv_heads=2, query_len=4096, head_dim=128)
     stream = bk.Stream(torch.cuda.current_stream())

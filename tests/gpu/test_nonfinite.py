@@ -1,7 +1,6 @@
 """Non-finite operands on the GPU, over rings of several sizes."""
 
 import pytest
-
 from helpers.nonfinite import SPOILT, check, problem
 from helpers.rings import local_ring
 

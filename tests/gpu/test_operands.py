@@ -5,11 +5,11 @@ import importlib.util
 import ml_dtypes
 import numpy as np
 import pytest
-
-import baracuda_kernels as bk
 from helpers.inputs import torch_qkv
 from helpers.oracle import attention
 from helpers.tolerances import assert_close
+
+import baracuda_kernels as bk
 
 pytestmark = pytest.mark.gpu
 

@@ -156,13 +156,8 @@ def test_split():
         assert np.allclose(bk.unshard(run(plan_of(2), pair, x)), exact)
     nobody = on_ranks(4, lambda rank: comms[rank].split(None if rank else 0))
     assert [n is None for n in nobody] == [False, True, True, True]
-    for rank in range(4):
-        for comm in (children[rank], nobody[rank], comms[rank]):
-            if comm is not None:
-                comm_close = comm.close
-                del comm
-                on_ranks(1, lambda _: comm_close())  # noqa: B023
-    del children, nobody, comms, pair
+    for group in (children, nobody, comms):
+        on_ranks(4, lambda rank, group=group: group[rank] and group[rank].close())
 
 
 def test_a_missing_rank_is_a_timeout():
@@ -242,10 +237,10 @@ class FakeMpi:
     def __init__(self, rank, size, box, barrier):
         self.rank, self.size, self.box, self.barrier = rank, size, box, barrier
 
-    def Get_rank(self):  # noqa: N802
+    def Get_rank(self):
         return self.rank
 
-    def Get_size(self):  # noqa: N802
+    def Get_size(self):
         return self.size
 
     def bcast(self, value, root):

@@ -34,8 +34,8 @@ _BF16, _F16 = 2.0**-8, 2.0**-11
 # Half the distance of float16's smallest numbers, where relative errors end.
 _F16_FLOOR = 2.0**-25
 
-# sm80 and sm90a also round the weights to 16 bits before the second product, as every tensor-core attention
-# does; that costs about another rounding.
+# sm80 and sm90a also round the weights to 16 bits before the second product, as every tensor-core
+# attention does; that costs about another rounding.
 TOLERANCES = {
     ("host", "f64"): Tolerance(1e-12, None, _F64, 1e-12),
     ("host", "f32"): Tolerance(2e-6, None, _F32, 4e-6),

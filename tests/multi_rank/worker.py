@@ -14,11 +14,11 @@ from pathlib import Path
 # For `helpers`: this file is run by its path.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import torch  # noqa: E402
-from helpers.inputs import torch_qkv  # noqa: E402
-from helpers.rings import descriptor, preference, rank_arrays, shards_of  # noqa: E402
+import torch
+from helpers.inputs import torch_qkv
+from helpers.rings import descriptor, preference, rank_arrays, shards_of
 
-import baracuda_kernels as bk  # noqa: E402
+import baracuda_kernels as bk
 
 _TIMEOUT = 60.0
 

@@ -6,8 +6,21 @@ import threading
 
 import numpy as np
 from host_abi import (
-    CAUSAL, DTYPE, FIRST, LAST, Library, PositionMap, attend, attend_chunks, causal_mask,
-    contiguous, make_params, oracle, relative_error, striped, zigzag,
+    CAUSAL,
+    DTYPE,
+    FIRST,
+    LAST,
+    Library,
+    PositionMap,
+    attend,
+    attend_chunks,
+    causal_mask,
+    contiguous,
+    make_params,
+    oracle,
+    relative_error,
+    striped,
+    zigzag,
 )  # fmt: skip
 
 lib = Library(sys.argv[1])

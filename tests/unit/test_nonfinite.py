@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from helpers.nonfinite import SPOILT, check, problem
 
 import baracuda_kernels as bk
-from helpers.nonfinite import SPOILT, check, problem
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

@@ -86,6 +86,26 @@ def test_explain_for_any_architecture(fields, arch, family):
 
 @needs_cuda_build
 @pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"scale": 1e-40}, "beyond float32"), ({"scale": 1e39}, "beyond float32"),
+        ({"query_len": 2**30 + 1}, "2\\*\\*30"), ({"key_len": 2**31}, "2\\*\\*30"),
+        ({"batch_size": 2**20, "query_len": 2**18}, "32 bits"),
+    ],
+    ids=str,
+)
+def test_what_the_tensor_core_kernels_cannot_count_or_scale(fields, reason):
+    """Known before a launch, so that select and explain name the kernel that will run."""
+    import re
+
+    explanation = registry.explain(ring(**fields), "sm_90")
+    refused = {c.family: c.reason for c in explanation.candidates}
+    assert re.search(reason, refused["sm90a"])
+    assert explanation.family in ("sm80", "simt")
+
+
+@needs_cuda_build
+@pytest.mark.parametrize(
     ("preference", "family", "reason"),
     [
         (bk.PlanPreference(math_precision="F32"), "simt", "math_precision"),

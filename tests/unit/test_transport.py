@@ -7,9 +7,9 @@ import weakref
 
 import numpy as np
 import pytest
+from helpers.oracle import attention
 
 import baracuda_kernels as bk
-from helpers.oracle import attention
 
 B, H, S, D, P = 1, 2, 12, 16, 3
 
