@@ -184,6 +184,10 @@ def test_wrong_streams_communicators_and_argument_objects(plan):
         plan.can_implement(args, 0)
     with pytest.raises(TypeError, match="select"):
         bk.RingAttentionPlan()
+    for other in (None, "ring", bk.Stream.host()):
+        for plan_type in (bk.RingAttentionPlan, bk.FlashSdpaPlan):
+            with pytest.raises(bk.InvalidProblemError, match="descriptor"):
+                plan_type.select(bk.Stream.host(), other)
     with pytest.raises(bk.InvalidProblemError, match="descriptor"):
         bk.RingAttentionPlan.select(bk.Stream.host(), bk.FlashSdpaDescriptor(1, 1, 1, 1, 1))
     with pytest.raises(bk.UnsupportedError, match="head_dim 2000"):

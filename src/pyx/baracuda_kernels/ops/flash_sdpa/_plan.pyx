@@ -7,13 +7,13 @@ from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._status cimport check
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
-from baracuda_kernels.ops.attention._load cimport enter_device, leave_device, load_kernels
+from baracuda_kernels.ops.attention._kernel cimport AttentionKernel, choose_kernel
 from baracuda_kernels.ops.attention._operands cimport OperandChecks
 from baracuda_kernels.ops.flash_sdpa._descriptor cimport FlashSdpaDescriptor
 
 from baracuda_kernels._core._enums import AttentionKind
 from baracuda_kernels._core._errors import InvalidProblemError
-from baracuda_kernels._core._selection import Architecture, OpSpec
+from baracuda_kernels._core._selection import OpSpec
 from baracuda_kernels.ops.attention import _families
 
 
@@ -49,13 +49,7 @@ cdef class FlashSdpaPlan:
     """Attention on one device, with the ring's own kernels. Made by :meth:`select`."""
 
     cdef readonly FlashSdpaDescriptor descriptor
-    cdef readonly object sku
-    cdef readonly str family
-    cdef readonly int device
-    cdef int32_t kernel
-    cdef int alignment
-    cdef int64_t stride_multiple
-    cdef bint forward_strides
+    cdef AttentionKernel kernel
 
     def __init__(self):
         raise TypeError("FlashSdpaPlan: use FlashSdpaPlan.select(stream, descriptor)")
@@ -64,24 +58,29 @@ cdef class FlashSdpaPlan:
     def select(stream, descriptor, preference=None):
         """Choose a kernel and load it; see :meth:`RingAttentionPlan.select`."""
         cdef FlashSdpaPlan self = FlashSdpaPlan.__new__(FlashSdpaPlan)
-        cdef c_api.baracuda_attention_step_params step
-        cdef Stream one = as_stream(stream)
-        chosen = SPEC.explain(descriptor, Architecture.of_device(one.device), preference).require()
+        self.kernel = choose_kernel(SPEC, as_stream(stream), descriptor, preference)
         self.descriptor = descriptor
-        self.sku = chosen.sku
-        self.family = chosen.family
-        self.device = one.device
-        self.kernel = _families.kernel_of(chosen.family)
-        self.alignment, self.stride_multiple, self.forward_strides = _families.layout_needs(
-            chosen.family, self.descriptor.itemsize)
-        self.descriptor.fill(&step)
-        load_kernels(self.kernel, &step, self.device)
         return self
+
+    @property
+    def sku(self):
+        """The chosen :class:`KernelSku`."""
+        return self.kernel.sku
+
+    @property
+    def family(self):
+        """Kernel family of the SKU, e.g. "sm80"."""
+        return self.kernel.family
+
+    @property
+    def device(self):
+        """CUDA ordinal, -1 for the host."""
+        return self.kernel.device
 
     @property
     def precision_guarantee(self):
         """The SKU's :class:`PrecisionGuarantee`."""
-        return self.sku.precision_guarantee
+        return self.kernel.sku.precision_guarantee
 
     def can_implement(self, FlashSdpaArgs args not None):
         """Raise what ``run`` would raise for these arguments; return None if it would run."""
@@ -98,22 +97,14 @@ cdef class FlashSdpaPlan:
             The launch failed.
         """
         cdef Stream one = as_stream(stream)
-        cdef int32_t status, previous
-        if one.device != self.device:
-            raise InvalidProblemError(
-                f"stream: is on device {one.device}, the plan was selected for {self.device}")
+        self.kernel.refuse_stream(one)
         if args.plan is not self:
             self.bind(args)
-        previous = enter_device(self.device)
-        with nogil:
-            status = c_api.baracuda_attention_step(self.kernel, &args.step, one.handle)
-        leave_device(previous)
-        check(status)
+        self.kernel.step(&args.step, one)
 
     cdef int bind(self, FlashSdpaArgs args) except -1:
         cdef FlashSdpaDescriptor d = self.descriptor
-        cdef OperandChecks checks = OperandChecks(
-            d.element, self.device, self.alignment, self.stride_multiple, self.forward_strides)
+        cdef OperandChecks checks = self.kernel.checks()
         cdef c_api.baracuda_attention_step_params step
         d.fill(&step)
         step.flags |= c_api.BARACUDA_STEP_FIRST | c_api.BARACUDA_STEP_LAST
@@ -126,7 +117,7 @@ cdef class FlashSdpaPlan:
         return 0
 
     def __repr__(self):
-        return f"FlashSdpaPlan({self.descriptor!r}, family={self.family!r})"
+        return f"FlashSdpaPlan({self.descriptor!r}, family={self.kernel.family!r})"
 
 
 def _skus():

@@ -10,14 +10,19 @@ from baracuda_kernels._core._member cimport RingBinding, RingMember, RingPlan, a
 from baracuda_kernels._core._status cimport check
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
-from baracuda_kernels.ops.attention._load cimport enter_device, leave_device, load_kernels
+from baracuda_kernels.ops.attention._kernel cimport (
+    AttentionKernel,
+    choose_kernel,
+    enter_device,
+    leave_device,
+)
 from baracuda_kernels.ops.attention._operands cimport OperandChecks
 from baracuda_kernels.ops.ring_attention._args cimport RingAttentionArgs
 from baracuda_kernels.ops.ring_attention._descriptor cimport RingAttentionDescriptor
 
 from baracuda_kernels._core._enums import AttentionKind
 from baracuda_kernels._core._errors import InvalidProblemError
-from baracuda_kernels._core._selection import Architecture, OpSpec
+from baracuda_kernels._core._selection import OpSpec
 from baracuda_kernels.ops.attention import _families
 from baracuda_kernels.ops.ring_attention import _agreement
 
@@ -32,25 +37,14 @@ cdef class RingAttentionPlan(RingPlan):
     Attributes
     ----------
     descriptor : RingAttentionDescriptor
-    sku : KernelSku
-    family : str
-        Kernel family of the SKU, e.g. "sm80".
-    device : int
-        CUDA ordinal, -1 for the host.
     accumulator_scratch_bytes : int
         Bytes of the accumulator: B * H * Q * (D + 2) * 4 (8 for F64 operands), with Q rounded up
         to the kernel's tile where the kernel keeps its state in tiles.
     """
 
     cdef readonly RingAttentionDescriptor descriptor
-    cdef readonly object sku
-    cdef readonly str family
-    cdef readonly int device
     cdef readonly int64_t accumulator_scratch_bytes
-    cdef int32_t kernel
-    cdef int alignment
-    cdef int64_t stride_multiple
-    cdef bint forward_strides
+    cdef AttentionKernel kernel
 
     def __init__(self):
         raise TypeError("RingAttentionPlan: use RingAttentionPlan.select(stream, descriptor)")
@@ -76,25 +70,32 @@ cdef class RingAttentionPlan(RingPlan):
         """
         cdef RingAttentionPlan self = RingAttentionPlan.__new__(RingAttentionPlan)
         cdef c_api.baracuda_attention_step_params step
-        cdef Stream one = as_stream(stream)
-        explanation = SPEC.explain(descriptor, Architecture.of_device(one.device), preference)
-        chosen = explanation.require()
+        self.kernel = choose_kernel(SPEC, as_stream(stream), descriptor, preference)
         self.descriptor = descriptor
-        self.sku = chosen.sku
-        self.family = chosen.family
-        self.device = one.device
-        self.kernel = _families.kernel_of(chosen.family)
-        self.alignment, self.stride_multiple, self.forward_strides = _families.layout_needs(
-            chosen.family, self.descriptor.itemsize)
         self.descriptor.fill(&step)
-        self.accumulator_scratch_bytes = c_api.baracuda_attention_state_bytes(self.kernel, &step)
-        load_kernels(self.kernel, &step, self.device)
+        self.accumulator_scratch_bytes = c_api.baracuda_attention_state_bytes(
+            self.kernel.number, &step)
         return self
+
+    @property
+    def sku(self):
+        """The chosen :class:`KernelSku`."""
+        return self.kernel.sku
+
+    @property
+    def family(self):
+        """Kernel family of the SKU, e.g. "sm80"."""
+        return self.kernel.family
+
+    @property
+    def device(self):
+        """CUDA ordinal, -1 for the host."""
+        return self.kernel.device
 
     @property
     def precision_guarantee(self):
         """The SKU's :class:`PrecisionGuarantee`."""
-        return self.sku.precision_guarantee
+        return self.kernel.sku.precision_guarantee
 
     @property
     def kv_scratch_elements(self):
@@ -134,10 +135,10 @@ cdef class RingAttentionPlan(RingPlan):
         CommunicatorError, NcclError, NcclTimeoutError
             The ring failed, or a rank did not come.
         """
-        cdef RingMember member = as_member(comm, self.device)
-        if member.device != self.device:
+        cdef RingMember member = as_member(comm, self.kernel.device)
+        if member.device != self.kernel.device:
             raise InvalidProblemError(
-                f"comm: is on device {member.device}, the plan was selected for {self.device}")
+                f"comm: is on device {member.device}, the plan was selected for {self.kernel.device}")
         if args is not None:
             self.check(args, member.world_size, RingBinding())
         _agreement.require(member.world_size,
@@ -163,13 +164,13 @@ cdef class RingAttentionPlan(RingPlan):
             The ring or the GPU failed.
         """
         cdef Stream one = as_stream(stream)
-        cdef RingMember member = as_member(comm, self.device)
+        cdef RingMember member = as_member(comm, self.kernel.device)
         cdef RingBinding binding = self.bind(one, member, args)
         cdef int32_t status, previous
         member.enter()
         binding.call.stream = one.handle
         try:
-            previous = enter_device(self.device)
+            previous = enter_device(self.kernel.device)
         except BaseException:
             member.leave(c_api.BARACUDA_OK)
             raise
@@ -202,10 +203,9 @@ cdef class RingAttentionPlan(RingPlan):
         cdef Stream one = as_stream(stream)
         cdef c_api.baracuda_attention_step_params step
         cdef RingAttentionDescriptor d = self.descriptor
-        cdef OperandChecks checks = self.checks()
+        cdef OperandChecks checks = self.kernel.checks()
         cdef TensorRef view
-        cdef int32_t status, previous
-        self.refuse_stream(one)
+        self.kernel.refuse_stream(one)
         for name, value in (("rank", rank), ("origin", origin)):
             if not isinstance(value, int) or not 0 <= value < world_size:
                 raise InvalidProblemError(
@@ -226,11 +226,7 @@ cdef class RingAttentionPlan(RingPlan):
         checks.no_overlaps()
         step.q_map = c_api.baracuda_layout_map(d.c_layout, rank, world_size, d.query_len)
         step.k_map = c_api.baracuda_layout_map(d.c_layout, origin, world_size, d.key_len)
-        previous = enter_device(self.device)
-        with nogil:
-            status = c_api.baracuda_attention_step(self.kernel, &step, one.handle)
-        leave_device(previous)
-        check(status)
+        self.kernel.step(&step, one)
 
     cdef RingBinding bind(self, Stream stream, RingMember member, object args):
         cdef RingBinding binding
@@ -239,14 +235,14 @@ cdef class RingAttentionPlan(RingPlan):
             raise InvalidProblemError(
                 f"args: got {type(args).__name__}, must be RingAttentionArgs")
         given = args
-        self.refuse_stream(stream)
+        self.kernel.refuse_stream(stream)
         binding = given.binding
         if binding is not None and binding.plan is self and binding.member is member:
             return binding
         member.refuse_if_unusable()
-        if member.device != self.device:
+        if member.device != self.kernel.device:
             raise InvalidProblemError(
-                f"comm: is on device {member.device}, the plan was selected for {self.device}")
+                f"comm: is on device {member.device}, the plan was selected for {self.kernel.device}")
         binding = RingBinding()
         self.check(given, member.world_size, binding)
         binding.hops = <c_api.baracuda_ring_hop*>malloc(
@@ -256,28 +252,18 @@ cdef class RingAttentionPlan(RingPlan):
         c_api.baracuda_ring_schedule(member.rank, member.world_size, binding.hops)
         binding.call.hops = binding.hops
         binding.call.endpoint = member.endpoint
-        binding.call.kernel = self.kernel
+        binding.call.kernel = self.kernel.number
         binding.call.layout = self.descriptor.c_layout
         binding.plan = self
         binding.member = member
         given.binding = binding
         return binding
 
-    cdef int refuse_stream(self, Stream stream) except -1:
-        if stream.device != self.device:
-            raise InvalidProblemError(
-                f"stream: is on device {stream.device}, the plan was selected for {self.device}")
-        return 0
-
-    cdef OperandChecks checks(self):
-        return OperandChecks(self.descriptor.element, self.device, self.alignment,
-                             self.stride_multiple, self.forward_strides)
-
     cdef int check(self, RingAttentionArgs args, int64_t world_size,
                    RingBinding binding) except -1:
         """Checks every operand and fills binding.call; the schedule and endpoint are not its."""
         cdef RingAttentionDescriptor d = self.descriptor
-        cdef OperandChecks checks = self.checks()
+        cdef OperandChecks checks = self.kernel.checks()
         cdef c_api.baracuda_ring_call* call = &binding.call
         cdef c_api.baracuda_attention_step_params* step = &call.step
         cdef TensorRef view, scratch_a = None, scratch_b = None
@@ -319,7 +305,7 @@ cdef class RingAttentionPlan(RingPlan):
         return 0
 
     def __repr__(self):
-        return f"RingAttentionPlan({self.descriptor!r}, family={self.family!r})"
+        return f"RingAttentionPlan({self.descriptor!r}, family={self.kernel.family!r})"
 
 
 cdef int64_t _kv_elements(RingAttentionDescriptor d) noexcept:
