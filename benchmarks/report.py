@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from benchmarks import ROOT
+from benchmarks.source import source_hash
 
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -52,10 +53,11 @@ def page(results: list[dict[str, Any]]) -> str:
     """The page's text."""
     if not results:
         return _HEAD + _NOTHING
-    return _HEAD + "".join(_card(result) for result in results)
+    here = source_hash(ROOT)
+    return _HEAD + "".join(_card(result, here) for result in results)
 
 
-def _card(result: dict[str, Any]) -> str:
+def _card(result: dict[str, Any], here: str) -> str:
     tests = result["tests"]
     text = (
         f"\n## {result['card']}\n\n"
@@ -63,6 +65,8 @@ def _card(result: dict[str, Any]) -> str:
         f"`{result['source_hash']}`; tests: {tests['passed']} passed, {tests['failed']} failed, "
         f"{tests['skipped']} skipped.\n"
     )
+    if result["source_hash"] != here:
+        text += "\n**These results are of older sources than `src/` holds now.**\n"
     for name, section in _SECTIONS.items():
         rows = [row for row in result["rows"] if row["name"] == name]
         if rows:
