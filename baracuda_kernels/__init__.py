@@ -59,7 +59,6 @@ from baracuda_kernels._core._errors import (  # noqa: E402
 )
 from baracuda_kernels._core._info import build_info as _build_info  # noqa: E402
 from baracuda_kernels._core._info import devices as _devices  # noqa: E402, F401
-from baracuda_kernels._core._info import host_info as _host_info  # noqa: E402, F401
 from baracuda_kernels._core._local import LocalCommunicator, LocalRing  # noqa: E402
 from baracuda_kernels._core._nccl_library import probe as _nccl_probe  # noqa: E402, F401
 from baracuda_kernels._core._sku import (  # noqa: E402

@@ -196,6 +196,23 @@ def test_wrong_streams_communicators_and_argument_objects(plan):
 
 
 @pytest.mark.parametrize(
+    ("bad", "name"),
+    [({"rank": 2}, "rank"), ({"origin": -1}, "origin"), ({"world_size": 0}, "world_size"),
+     ({"world_size": "2"}, "world_size"), ({"y": None}, "y"), ({"q": None}, "q"),
+     ({"last": False}, "accumulator_scratch")],
+    ids=str,
+)
+def test_a_step_of_wrong_arguments(plan, bad, name):
+    given = good()
+    step = {n: given[n] for n in "qkvy"} | {"rank": 0, "origin": 0, "world_size": 2}
+    with pytest.raises(bk.InvalidProblemError, match=name):
+        plan.step(bk.Stream.host(), **(step | bad))
+    assert np.isnan(given["y"]).all()
+    plan.step(bk.Stream.host(), **step)
+    assert np.isfinite(given["y"]).all()
+
+
+@pytest.mark.parametrize(
     "make",
     [lambda: bk.LocalCommunicator.ring(0), lambda: bk.LocalCommunicator.ring("2"),
      lambda: bk.LocalCommunicator.ring(2, device="gpu"),

@@ -172,6 +172,24 @@ def test_bad_arguments_are_typed_errors(arrays, options, says):
         bk.run_local_ring(*arrays, **{"world_size": 2, **options})
 
 
+def test_the_number_of_threads_changes_no_bit():
+    from baracuda_kernels._core import _info
+
+    arrays = numpy_qkv("normal", "f32", 8, heads=3, query_len=300, head_dim=40)
+    before, answers = _info.host_info()["threads"], []
+    try:
+        for threads in (1, 2, 5):
+            _info.set_host_threads(threads)
+            assert _info.host_info()["threads"] == threads
+            answers.append(bk.run_local_ring(*arrays, 3, is_causal=True)[0])
+    finally:
+        _info.set_host_threads(before)
+    assert all(np.array_equal(answers[0], y) for y in answers[1:])
+    for bad in (0, -1, "2"):
+        with pytest.raises(bk.errors.InvalidProblemError, match="threads"):
+            _info.set_host_threads(bad)
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="capability: torch is installed"
 )

@@ -159,15 +159,6 @@ int32_t baracuda_cuda_stream_is_capturing(void* stream, int32_t* capturing) {
   return check_cuda(error, "cudaStreamIsCapturing");
 }
 
-int32_t baracuda_cuda_mem_info(int64_t* free_bytes, int64_t* total_bytes) {
-  size_t free_size = 0;
-  size_t total_size = 0;
-  const cudaError_t error = cudaMemGetInfo(&free_size, &total_size);
-  *free_bytes = static_cast<int64_t>(free_size);
-  *total_bytes = static_cast<int64_t>(total_size);
-  return check_cuda(error, "cudaMemGetInfo");
-}
-
 int32_t baracuda_cuda_copy(void* dst, const void* src, int64_t bytes, void* stream) {
   return check_cuda(cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes), cudaMemcpyDefault,
                                     as_stream(stream)),

@@ -59,8 +59,6 @@ int32_t baracuda_cuda_stream_is_capturing(void*, int32_t*) {
   return unavailable("baracuda_cuda_stream_is_capturing");
 }
 
-int32_t baracuda_cuda_mem_info(int64_t*, int64_t*) { return unavailable("baracuda_cuda_mem_info"); }
-
 int32_t baracuda_cuda_copy(void*, const void*, int64_t, void*) {
   return unavailable("baracuda_cuda_copy");
 }

@@ -35,7 +35,6 @@ BARACUDA_API int32_t baracuda_cuda_pointer_device(const void* pointer, int32_t* 
 BARACUDA_API int32_t baracuda_cuda_stream_synchronize(void* stream);
 BARACUDA_API int32_t baracuda_cuda_stream_query(void* stream, int32_t* done);
 BARACUDA_API int32_t baracuda_cuda_stream_is_capturing(void* stream, int32_t* capturing);
-BARACUDA_API int32_t baracuda_cuda_mem_info(int64_t* free_bytes, int64_t* total_bytes);
 BARACUDA_API int32_t baracuda_cuda_copy(void* dst, const void* src, int64_t bytes, void* stream);
 
 #ifdef __cplusplus

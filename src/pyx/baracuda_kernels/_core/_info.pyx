@@ -1,7 +1,7 @@
 # cython: language_level=3
 """What this build is, and what it finds on this machine."""
 
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t
 
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._status cimport check
@@ -55,13 +55,6 @@ def devices():
             "total_bytes": info.total_bytes,
         })
     return found
-
-
-def memory_info():
-    """(free, total) bytes of the current CUDA device."""
-    cdef int64_t free_bytes = 0, total_bytes = 0
-    check(c_api.baracuda_cuda_mem_info(&free_bytes, &total_bytes))
-    return free_bytes, total_bytes
 
 
 def host_info():

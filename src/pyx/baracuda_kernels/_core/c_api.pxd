@@ -51,7 +51,6 @@ cdef extern from "baracuda/runtime.h" nogil:
     int32_t baracuda_cuda_stream_synchronize(void* stream)
     int32_t baracuda_cuda_stream_query(void* stream, int32_t* done)
     int32_t baracuda_cuda_stream_is_capturing(void* stream, int32_t* capturing)
-    int32_t baracuda_cuda_mem_info(int64_t* free_bytes, int64_t* total_bytes)
     int32_t baracuda_cuda_copy(void* dst, const void* src, int64_t nbytes, void* stream)
 
 cdef extern from "baracuda/attention.h" nogil:

@@ -206,6 +206,8 @@ cdef class RingAttentionPlan(RingPlan):
         cdef OperandChecks checks = self.kernel.checks()
         cdef TensorRef view
         self.kernel.refuse_stream(one)
+        if not isinstance(world_size, int) or world_size < 1:
+            raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
         for name, value in (("rank", rank), ("origin", origin)):
             if not isinstance(value, int) or not 0 <= value < world_size:
                 raise InvalidProblemError(
