@@ -1,0 +1,132 @@
+"""``ring_attention`` as an operator of PyTorch: dispatch, fake tensors, and the backward's place."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from baracuda_kernels import SequenceLayout
+from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
+from baracuda_kernels.interop.torch import _problem, _process_group
+from baracuda_kernels.interop.torch._ring import ring_of
+
+# torch.library.custom_op would add about 10 us of Python to every call.
+_library = torch.library.Library("baracuda", "FRAGMENT")
+_library.define(
+    "ring_attention(Tensor q, Tensor k, Tensor v, str group_name, bool is_causal, float? scale, "
+    "str sequence_layout) -> (Tensor, Tensor)",
+    tags=(torch.Tag.needs_fixed_stride_order,),
+)
+
+
+def _forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    group_name: str,
+    is_causal: bool,
+    scale: float | None,
+    sequence_layout: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _problem.check(q, k, v, sequence_layout)
+    ring = ring_of(group_name, q.device)
+    return ring.attend(q, k, v, is_causal, scale, sequence_layout)
+
+
+def _fake(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    group_name: str,
+    is_causal: bool,
+    scale: float | None,
+    sequence_layout: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _problem.check(q, k, v, sequence_layout)
+    return _problem.outputs(q)
+
+
+def _backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    raise UnsupportedError(
+        "ring_attention: a gradient of q, k or v is needed, and only the forward is built; call "
+        "the model under torch.no_grad(), or detach them"
+    )
+
+
+_library.impl("ring_attention", _forward, "CompositeExplicitAutograd")
+torch.library.register_fake("baracuda::ring_attention", _fake, lib=_library)
+torch.library.register_autograd("baracuda::ring_attention", _backward, lib=_library)
+_op = torch.ops.baracuda.ring_attention.default
+
+
+def ring_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    group: dist.ProcessGroup | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    sequence_layout: SequenceLayout | str = "contiguous",
+    tensor_layout: Literal["bhsd", "bshd"] = "bhsd",
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Exact attention of this rank's queries over the keys of every rank; every rank calls it.
+
+    Works in eager mode, under ``torch.compile(fullgraph=True)``, under
+    ``torch.inference_mode()``, and in CUDA graphs once the same problem has been called. Outputs
+    and scratch come from PyTorch's allocator at every call. Communicators and plans are kept
+    (`clear_cache` drops them); the first call of a problem compares it among the ranks.
+
+    Parameters
+    ----------
+    q : Tensor
+        This rank's ``[B, H, S, D]``, or ``[B, S, H, D]`` with `tensor_layout`; float16, bfloat16,
+        float32 or float64, on cpu or cuda. S is the rows of one rank, the same on every rank.
+    k, v : Tensor
+        ``[B, Hkv, Sk, D]`` (or ``[B, Sk, Hkv, D]``), ``H % Hkv == 0``. Sent from where they lie if
+        dense in any dimension order (the same on every rank), else from a copy.
+    group : ProcessGroup, optional
+        The ring's ranks in order; the default group by default. On the CPU any backend that sends
+        CPU tensors (gloo); on CUDA, NCCL: the group's communicator where this torch lends it,
+        else one of our own.
+    is_causal : bool, default False
+        Global row ``i`` sees the keys ``j <= i``.
+    scale : float, optional
+        Factor on ``q·k``; default ``1 / sqrt(D)``.
+    sequence_layout : SequenceLayout or str, default "contiguous"
+        How rows are dealt to ranks: contiguous, zigzag or striped (`shard` does it).
+    tensor_layout : {"bhsd", "bshd"}, default "bhsd"
+        The order of dimensions of q, k, v and y.
+    return_lse : bool, default False
+
+    Returns
+    -------
+    y : Tensor
+        The shape and dtype of q, dense, in the order of q's dimensions in memory.
+    lse : Tensor
+        With `return_lse`: ``[B, H, S]`` in either `tensor_layout`; float64 for float64, else
+        float32; natural log, -inf in rows that see no key.
+
+    Raises
+    ------
+    InvalidProblemError
+        Shapes, dtypes, devices, the group or the layout do not fit, or differ between ranks.
+    UnsupportedError
+        No kernel serves the problem; or, from a backward pass, that there is none.
+    CommunicatorError, NcclError, NcclTimeoutError, CudaError
+        The ring or the device failed.
+    """
+    if not isinstance(sequence_layout, str):
+        sequence_layout = sequence_layout.name
+    if tensor_layout == "bshd":
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    elif tensor_layout != "bhsd":
+        raise InvalidProblemError(f'tensor_layout: got {tensor_layout!r}, must be "bhsd" or "bshd"')
+    name = _process_group.name_of(group)
+    y, lse = _op(q, k, v, name, is_causal, scale, sequence_layout)
+    if tensor_layout == "bshd":
+        y = y.transpose(1, 2)
+    return (y, lse) if return_lse else y

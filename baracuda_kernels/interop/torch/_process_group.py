@@ -1,0 +1,121 @@
+"""From a torch process group to a communicator."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _resolve_process_group
+
+from baracuda_kernels import Communicator, TransportCommunicator
+from baracuda_kernels.errors import CommunicatorError, InvalidProblemError, UnsupportedError
+
+# Away from the small numbers that users give their own messages.
+_TAG = 0x6261
+
+
+def name_of(group: Any) -> str:
+    """The name by which `resolve` finds the group again; empty for the default group."""
+    if group is None:
+        return ""
+    if not isinstance(group, dist.ProcessGroup):
+        raise InvalidProblemError(
+            f"group: got {type(group).__name__}, must be a ProcessGroup that this process is a "
+            "member of, or None for the default group"
+        )
+    return group.group_name
+
+
+def resolve(name: str) -> dist.ProcessGroup:
+    """The live process group of that name."""
+    if not dist.is_initialized():
+        raise InvalidProblemError(
+            "group: torch.distributed is not initialised; call init_process_group first"
+        )
+    return _resolve_process_group(name) if name else dist.group.WORLD
+
+
+def communicator(group: dist.ProcessGroup, device: torch.device) -> Any:
+    """A ring over the ranks of `group` for tensors on `device`; collective.
+
+    On the CPU the group's own messages carry K and V. On CUDA it is the NCCL communicator of the
+    group where this torch lends it, else one of our own over the same ranks.
+    """
+    if device.type == "cpu":
+        return TransportCommunicator(GroupTransport(group))
+    if _has_nccl(group, device):
+        # Every rank must choose alike, and the first collective makes the group's communicator.
+        lent = torch.tensor([_lends(group, device)], dtype=torch.int32, device=device)
+        dist.all_reduce(lent, op=dist.ReduceOp.MIN, group=group)
+        if lent.item():
+            return Communicator.from_torch(group, borrow=True, device=device.index)
+    return Communicator.from_torch(group, device=device.index)
+
+
+def _has_nccl(group: dist.ProcessGroup, device: torch.device) -> bool:
+    try:
+        return group._get_backend(device).name() == "nccl"
+    except RuntimeError:  # no backend at all for CUDA
+        return False
+
+
+def _lends(group: dist.ProcessGroup, device: torch.device) -> bool:
+    """Whether the group's handle can be used, apart from its being made yet."""
+    from baracuda_kernels._core import _frameworks
+
+    try:
+        _frameworks.torch_handle(group, device.index)
+    except UnsupportedError as refusal:
+        return "not made yet" in str(refusal)
+    return True
+
+
+class GroupTransport:
+    """Messages of a ring over a process group's point-to-point calls, on the CPU."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.rank, self.world_size = group.rank(), group.size()
+        self._group = group
+        self._pending: list[Any] = []
+        try:
+            group._get_backend(torch.device("cpu"))
+        except RuntimeError as error:
+            raise InvalidProblemError(
+                f"group: its backend {dist.get_backend(group)} moves no CPU tensors, and q lies on "
+                "cpu; use a gloo group, or tensors on cuda"
+            ) from error
+
+    def group_start(self) -> None:
+        self._pending.clear()
+
+    def send(self, buffer: Any, peer: int, stream: None) -> None:
+        self._begin(self._group.send, buffer, peer)
+
+    def recv(self, buffer: Any, peer: int, stream: None) -> None:
+        self._begin(self._group.recv, buffer, peer)
+
+    def group_end(self) -> None:
+        pending, self._pending = self._pending, []
+        for work, _ in pending:
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise self._failure(error) from error
+
+    def _begin(self, call: Any, buffer: Any, peer: int) -> None:
+        if buffer.nbytes == 0:
+            return
+        memory = (ctypes.c_char * buffer.nbytes).from_address(buffer.pointer)
+        tensor = torch.frombuffer(memory, dtype=torch.uint8)
+        try:
+            # The tensor must outlive the transfer.
+            self._pending.append((call([tensor], peer, _TAG), tensor))
+        except RuntimeError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: RuntimeError) -> CommunicatorError:
+        return CommunicatorError(
+            f"group: an exchange failed on rank {self.rank} of {self.world_size}: {error}"
+        )
