@@ -19,6 +19,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="A test that lacks the GPU, NCCL or framework it needs fails instead of skipping.",
     )
+    parser.addoption(
+        "--require-framework",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="A test of this framework fails instead of skipping where it is not installed.",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,11 +33,18 @@ def pytest_configure(config: pytest.Config) -> None:
         "gpu: needs a CUDA device, a build with CUDA, and torch for device memory",
         "multi_rank: runs one process per rank over NCCL, all on one GPU",
         "multi_gpu(n): needs n CUDA devices",
+        "framework(name): needs that Python package installed",
     ):
         config.addinivalue_line("markers", line)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("framework"):
+        (name,) = mark.args
+        if importlib.util.find_spec(name) is None:
+            if name in item.config.getoption("--require-framework"):
+                pytest.fail(f"--require-framework: {name} is not installed", pytrace=False)
+            pytest.skip(f"{name} is not installed")
     missing = _missing_capability(item)
     if missing is None:
         return

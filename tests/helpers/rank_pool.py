@@ -1,4 +1,4 @@
-"""One process per rank of a NCCL ring, all on one GPU, kept for many tasks.
+"""One process per rank of a ring, kept for many tasks; rings over NCCL are all on one GPU.
 
 A distinct NCCL_HOSTID makes NCCL take each process for a machine of its own, so that it connects
 them by sockets instead of refusing two ranks on one GPU. Good for correctness; speed means nothing.
@@ -27,13 +27,14 @@ class RankPool:
     stderr, and ends the pool: a broken ring cannot be trusted with the next task.
     """
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, worker: Path = _WORKER, **join: Any) -> None:
         self.world_size = world_size
+        self._script = worker
         self.folder = tempfile.TemporaryDirectory(prefix="rank-pool-")
         self._workers = [self._start(rank) for rank in range(world_size)]
         self._broken = False
         token = self.run({"do": "unique_id"}, ranks=[0], seconds=_START_SECONDS)[0]
-        join = {"do": "join", "world_size": world_size, "unique_id": token["unique_id"]}
+        join |= {"do": "join", "world_size": world_size, "unique_id": token["unique_id"]}
         self.run(join, seconds=_START_SECONDS)
 
     def run(
@@ -69,16 +70,18 @@ class RankPool:
             "PYTHONUNBUFFERED": "1",
         }
         stderr = Path(self.folder.name) / f"stderr-{rank}.txt"
-        return _Worker(rank, environment, stderr)
+        return _Worker(self._script, rank, environment, stderr)
 
 
 class _Worker:
-    def __init__(self, rank: int, environment: dict[str, str], stderr: Path) -> None:
+    def __init__(
+        self, script: Path, rank: int, environment: dict[str, str], stderr: Path
+    ) -> None:
         self._rank = rank
         self._stderr_path = stderr
         self._stderr = stderr.open("w")
         self._process = subprocess.Popen(
-            [sys.executable, str(_WORKER), str(rank)],
+            [sys.executable, str(script), str(rank)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -6,9 +6,7 @@ Started by helpers.rank_pool, one process per rank, all on one GPU.
 from __future__ import annotations
 
 import base64
-import json
 import sys
-import traceback
 from pathlib import Path
 
 # For `helpers`: this file is run by its path.
@@ -16,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from helpers.inputs import torch_qkv
+from helpers.rank_tasks import serve
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
 
 import baracuda_kernels as bk
@@ -141,17 +140,7 @@ class Rank:
 
 def main() -> None:
     rank = Rank(int(sys.argv[1]))
-    # Libraries may print; answers go to the real stdout, everything else to stderr.
-    answers = sys.stdout
-    sys.stdout = sys.stderr
-    for line in sys.stdin:
-        task = json.loads(line)
-        try:
-            answer = getattr(rank, task["do"])(task)
-        except Exception as error:  # whatever it is, the parent must hear of it
-            traceback.print_exc()
-            answer = {"failure": f"rank {rank.rank}: {type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+    serve(rank)
     for comm in rank.comms.values():
         comm.close()
 

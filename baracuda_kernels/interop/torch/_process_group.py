@@ -83,8 +83,8 @@ class GroupTransport:
             group._get_backend(torch.device("cpu"))
         except RuntimeError as error:
             raise InvalidProblemError(
-                f"group: its backend {dist.get_backend(group)} moves no CPU tensors, and q lies on "
-                "cpu; use a gloo group, or tensors on cuda"
+                "group: it moves no CPU tensors, and q lies on cpu; use a gloo group, or tensors "
+                "on cuda"
             ) from error
 
     def group_start(self) -> None:

@@ -1,0 +1,23 @@
+"""The worker's side of helpers.rank_pool: tasks in as JSON lines, answers out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from typing import Any
+
+
+def serve(rank: Any) -> None:
+    """Answer every task by the method of `rank` that it names, until the input ends."""
+    # Libraries may print; answers go to the real stdout, everything else to stderr.
+    answers = sys.stdout
+    sys.stdout = sys.stderr
+    for line in sys.stdin:
+        task = json.loads(line)
+        try:
+            answer = getattr(rank, task["do"])(task)
+        except Exception as error:  # whatever it is, the parent must hear of it
+            traceback.print_exc()
+            answer = {"failure": f"rank {rank.rank}: {type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)

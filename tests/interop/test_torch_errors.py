@@ -1,0 +1,148 @@
+"""What the PyTorch adapter refuses, by typed errors that name the argument."""
+
+import pytest
+
+from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
+
+pytestmark = pytest.mark.framework("torch")
+
+
+@pytest.fixture
+def qkv(torch, one_rank):
+    return list(torch.randn(3, 1, 4, 8, 16))
+
+
+@pytest.fixture
+def ring_attention(torch):
+    from baracuda_kernels.interop.torch import ring_attention
+
+    return ring_attention
+
+
+def test_mixed_dtypes(ring_attention, qkv):
+    q, k, v = qkv
+    with pytest.raises(InvalidProblemError, match=r"q, k, v: got torch.float32, torch.float64"):
+        ring_attention(q, k.double(), v)
+
+
+def test_a_dtype_without_kernels(torch, ring_attention, qkv):
+    with pytest.raises(UnsupportedError, match=r"q: got torch.int32, must be one of torch.float16"):
+        ring_attention(*(x.to(torch.int32) for x in qkv))
+
+
+def test_tensors_on_different_devices(ring_attention, qkv):
+    q, k, v = qkv
+    with pytest.raises(InvalidProblemError, match="must lie on one device"):
+        ring_attention(q, k.to("meta"), v)
+
+
+def test_a_device_that_the_group_cannot_serve(torch, ring_attention):
+    # A stand-in for a group that has NCCL alone: this machine need have none.
+    from baracuda_kernels.interop.torch import _process_group
+
+    class CudaOnly:
+        def rank(self):
+            return 0
+
+        def size(self):
+            return 1
+
+        def _get_backend(self, device):
+            raise RuntimeError(f"no backend for {device}")
+
+    with pytest.raises(InvalidProblemError, match="group: it moves no CPU tensors"):
+        _process_group.GroupTransport(CudaOnly())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, k, v: (q[0], k, v), "q: got 3 dimensions, must have 4"),
+        (lambda q, k, v: (q, k, v[:, :, :4]), r"v: got shape \(1, 4, 4, 16\).*must be k's"),
+        (lambda q, k, v: (q, k[..., :8], v[..., :8]), "k: got shape .*head_dim of q"),
+        (lambda q, k, v: (q, k[:, :3], v[:, :3]), "num_kv_heads: got 3, must divide"),
+    ],
+)
+def test_shapes(ring_attention, qkv, change, message):
+    with pytest.raises(InvalidProblemError, match=message):
+        ring_attention(*change(*qkv))
+
+
+def test_options(ring_attention, qkv):
+    with pytest.raises(InvalidProblemError, match="tensor_layout: got 'sbhd'"):
+        ring_attention(*qkv, tensor_layout="sbhd")
+    with pytest.raises(InvalidProblemError, match="SequenceLayout: got 'spiral'"):
+        ring_attention(*qkv, sequence_layout="spiral")
+    with pytest.raises(InvalidProblemError, match="scale: got nan"):
+        ring_attention(*qkv, scale=float("nan"))
+
+
+def test_groups(torch, ring_attention, qkv):
+    for group in ("0", torch.distributed.GroupMember.NON_GROUP_MEMBER):
+        with pytest.raises(InvalidProblemError, match="group: got .* must be a ProcessGroup"):
+            ring_attention(*qkv, group)
+
+
+def test_without_a_process_group(torch, ring_attention):
+    q, k, v = torch.randn(3, 1, 4, 8, 16)
+    with pytest.raises(InvalidProblemError, match="group: .*init_process_group"):
+        ring_attention(q, k, v)
+
+
+def test_the_backward_is_not_built(torch, ring_attention, qkv):
+    qkv[1].requires_grad_()
+    y = ring_attention(*qkv)
+    with pytest.raises(UnsupportedError, match=r"only the forward is built.*no_grad"):
+        y.sum().backward()
+    with torch.no_grad():
+        assert not ring_attention(*qkv).requires_grad
+
+
+def test_unshard_would_cut_a_gradient_off(torch, one_rank):
+    from baracuda_kernels.interop.torch import unshard
+
+    with pytest.raises(UnsupportedError, match="x: requires a gradient"):
+        unshard(torch.zeros(2, 3, requires_grad=True), 1)
+
+
+def test_sharding(torch, one_rank):
+    from baracuda_kernels.interop.torch import position_ids, shard
+
+    with pytest.raises(InvalidProblemError, match="dim: got 3, x has 2 dimensions"):
+        shard(torch.zeros(2, 3), 3)
+    with pytest.raises(InvalidProblemError, match="length is -1"):
+        position_ids(-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"attn_mask": True}, UnsupportedError, "attn_mask: got a tensor of shape"),
+        ({"dropout_p": 0.1}, UnsupportedError, "dropout_p: got 0.1, must be 0"),
+        ({"keys": 12, "is_causal": True}, UnsupportedError, "sharded cache"),
+        ({"queries": 1}, UnsupportedError, "sharded cache"),
+        ({"kv_heads": 2}, InvalidProblemError, "key: got 2 heads.*enable_gqa"),
+    ],
+)
+def test_what_context_parallel_refuses(torch, one_rank, options, error, message):
+    from baracuda_kernels.interop.torch import context_parallel
+
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    options = dict(options)
+    q = torch.randn(1, 4, options.pop("queries", 8), 16)
+    k, v = torch.randn(2, 1, options.pop("kv_heads", 4), options.pop("keys", 8), 16)
+    if options.pop("attn_mask", False):
+        options["attn_mask"] = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)
+    with context_parallel(), pytest.raises(error, match=message):
+        sdpa(q, k, v, **options)
+
+
+def test_context_parallel_casts_as_autocast_does(torch, one_rank):
+    from baracuda_kernels.interop.torch import context_parallel
+
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    q, k, v = torch.randn(3, 1, 4, 8, 16)
+    with torch.autocast("cpu", torch.bfloat16), context_parallel():
+        y = sdpa(q, k.bfloat16(), v)
+    assert y.dtype is torch.bfloat16
+    torch.testing.assert_close(y.float(), sdpa(q, k, v), atol=2e-2, rtol=2e-2)

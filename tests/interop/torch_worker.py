@@ -1,0 +1,226 @@
+"""One rank of a torch process group: runs the adapter and compares with the whole, for the tests.
+
+Started by helpers.rank_pool. Every rank draws the same whole sequence, so each can compare what it
+has gathered with the answer of a single process.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# For `helpers` and the modules beside this file: it is run by its path.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+import torch
+import torch.distributed as dist
+from helpers.rank_tasks import serve
+from torch.nn import functional
+from transformers_tasks import TransformersTasks
+
+from baracuda_kernels.errors import BaracudaError
+from baracuda_kernels.interop.torch import (
+    clear_cache,
+    context_parallel,
+    position_ids,
+    ring_attention,
+    shard,
+    unshard,
+)
+
+_INNER = {"bhsd": 2, "bshd": 1}
+
+
+class Rank(TransformersTasks):
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        torch.set_num_threads(1)
+
+    def unique_id(self, task: dict) -> dict:
+        return {"unique_id": None}
+
+    def join(self, task: dict) -> dict:
+        on_gpu = task["backend"] == "nccl"
+        self.device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+        if on_gpu:
+            torch.cuda.set_device(self.device)
+        dist.init_process_group(
+            task["backend"],
+            init_method=f"file://{task['folder']}/rendezvous",
+            rank=self.rank,
+            world_size=task["world_size"],
+            device_id=self.device if on_gpu else None,
+        )
+        return {}
+
+    def leave(self) -> None:
+        clear_cache()
+        dist.destroy_process_group()
+
+    def attend(self, task: dict) -> dict:
+        """Relative error of y and largest error of lse against one process's own attention."""
+        q, k, v = self._whole(task)
+        call = {"eager": _attend, "inference": torch.inference_mode()(_attend)}.get(task["mode"])
+        if call is None:
+            call = torch.compile(_attend, fullgraph=True, backend=task["mode"])
+        layout, tensor_layout = task["layout"], task["tensor_layout"]
+        shards = [_arrange(shard(x, 2, None, layout), tensor_layout) for x in (q, k, v)]
+        y, lse = call(*shards, task["is_causal"], layout, tensor_layout)
+        y = unshard(y, _INNER[tensor_layout], None, layout)
+        if tensor_layout == "bshd":
+            y = y.transpose(1, 2)
+        exact, exact_lse = _exact(q, k, v, task["is_causal"])
+        lse = unshard(lse, 2, None, layout)
+        off = (lse.double() - exact_lse).abs().max().item()
+        return {"relative": _relative(y, exact), "lse": off, "dtype": str(y.dtype)}
+
+    def patched(self, task: dict) -> dict:
+        """An unmodified call of SDPA within `context_parallel`, eager or compiled."""
+        q, k, v = self._whole(task)
+        layout = task["layout"]
+
+        def model(q, k, v):
+            return functional.scaled_dot_product_attention(
+                q, k, v, is_causal=task["is_causal"], enable_gqa=True
+            )
+
+        if task["mode"] != "eager":
+            model = torch.compile(model, fullgraph=True, backend=task["mode"])
+        shards = [shard(x, 2, None, layout) for x in (q, k, v)]
+        with context_parallel(sequence_layout=layout):
+            y = model(*shards)
+        outside = model(q, k, v)
+        exact, _ = _exact(q, k, v, task["is_causal"])
+        y = unshard(y, 2, None, layout)
+        return {"relative": _relative(y, exact), "outside": _relative(outside, exact)}
+
+    def sub_group(self, task: dict) -> dict:
+        """Rings over the even and over the odd ranks, at the same time."""
+        groups = [dist.new_group(list(range(start, dist.get_world_size(), 2))) for start in (0, 1)]
+        mine = groups[self.rank % 2]
+        torch.manual_seed(self.rank % 2)
+        q, k, v = torch.randn(3, 1, 2, 32, 16)
+        y = ring_attention(*(shard(x, 2, mine, "striped") for x in (q, k, v)), mine,
+                           is_causal=True, sequence_layout="striped")  # fmt: skip
+        exact, _ = _exact(q, k, v, True)
+        return {"relative": _relative(unshard(y, 2, mine, "striped"), exact)}
+
+    def differing(self, task: dict) -> dict:
+        """Every rank's error, where one rank's call differs from the others'."""
+        q, k, v = (torch.randn(1, 4, 16, 32) for _ in range(3))
+        options = {"is_causal": True, "sequence_layout": "zigzag"}
+        if self.rank == task["odd_rank"]:
+            match task["what"]:
+                case "rows":
+                    q, k, v = (torch.randn(1, 4, 15, 32) for _ in range(3))
+                case "kv_heads":
+                    k, v = k[:, :2], v[:, :2]
+                case "dtype":
+                    q, k, v = q.double(), k.double(), v.double()
+                case "layout":
+                    options["sequence_layout"] = "striped"
+                case "order":
+                    k = k.transpose(1, 2).contiguous().transpose(1, 2)
+        answer = {"error": "", "message": ""}
+        try:
+            ring_attention(q, k, v, **options)
+        except BaracudaError as error:
+            answer = {"error": type(error).__name__, "message": str(error)}
+        return answer
+
+    def uneven_unshard(self, task: dict) -> dict:
+        try:
+            unshard(torch.zeros(2, 3 + self.rank), 1)
+        except BaracudaError as error:
+            return {"error": type(error).__name__, "message": str(error)}
+        return {"error": "", "message": ""}
+
+    def deal(self, task: dict) -> dict:
+        """Whether `unshard` undoes `shard`, and `position_ids` names the rows."""
+        x = torch.arange(24 * 6).reshape(2, 3, 24)
+        mine = shard(x, -1, None, task["layout"])
+        back = unshard(mine, -1, None, task["layout"])
+        rows = position_ids(mine.shape[-1], None, task["layout"])
+        named = torch.equal(x[..., rows], mine)
+        return {"same": torch.equal(back, x), "named": named, "rows": rows.tolist()}
+
+    def steady(self, task: dict) -> dict:
+        """Bytes that the allocator holds after the first and after later calls."""
+        q, k, v = (shard(x, 2, None, task["layout"]) for x in self._whole(task))
+        reserved = []
+        for _ in range(task["calls"]):
+            ring_attention(q, k, v, is_causal=True, sequence_layout=task["layout"])
+            torch.cuda.synchronize()
+            reserved.append(torch.cuda.memory_reserved())
+        return {"reserved": reserved}
+
+    def graph(self, task: dict) -> dict:
+        """Replays of a captured call against eager calls, on inputs the capture never saw."""
+        layout = task["layout"]
+        q, k, v = (shard(x, 2, None, layout) for x in self._whole(task))
+
+        def call():
+            return ring_attention(q, k, v, is_causal=True, sequence_layout=layout, return_lse=True)
+
+        call()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y, lse = call()
+        same = []
+        for seed in (1, 2):
+            torch.manual_seed(seed + self.rank)
+            for x in (q, k, v):
+                x.normal_()
+            graph.replay()
+            torch.cuda.synchronize()
+            eager_y, eager_lse = call()
+            same.append(torch.equal(y, eager_y) and torch.equal(lse, eager_lse))
+        return {"same": same}
+
+    def _whole(self, task: dict) -> list[torch.Tensor]:
+        torch.manual_seed(task.get("seed", 0))
+        rows, width = task["rows"] * dist.get_world_size(), task.get("head_dim", 32)
+        heads = (task["heads"], task["kv_heads"], task["kv_heads"])
+        dtype = getattr(torch, task["dtype"])
+        return [torch.randn(2, h, rows, width).to(self.device, dtype) for h in heads]
+
+
+def _attend(q, k, v, is_causal, layout, tensor_layout):
+    # The factor gives a compiler something to compile around the ring.
+    y, lse = ring_attention(
+        q * 2.0,
+        k,
+        v,
+        is_causal=is_causal,
+        scale=0.5 / q.shape[-1] ** 0.5,
+        sequence_layout=layout,
+        tensor_layout=tensor_layout,
+        return_lse=True,
+    )
+    return y * 1.0, lse
+
+
+def _arrange(x: torch.Tensor, tensor_layout: str) -> torch.Tensor:
+    return x if tensor_layout == "bhsd" else x.transpose(1, 2).contiguous()
+
+
+def _exact(q, k, v, is_causal):
+    """SDPA of the whole in the tensors' own precision, float32 at least, and lse in float64."""
+    precise = [x.float() if x.element_size() < 4 else x for x in (q, k, v)]
+    y = functional.scaled_dot_product_attention(*precise, is_causal=is_causal, enable_gqa=True)
+    q, k = q.double(), k.double().repeat_interleave(q.shape[1] // k.shape[1], 1)
+    scores = q @ k.transpose(2, 3) / q.shape[3] ** 0.5
+    if is_causal:
+        hidden = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(hidden, -torch.inf)
+    return y, torch.logsumexp(scores, -1)
+
+
+def _relative(y: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((y.double() - exact.double()).norm() / exact.double().norm()).item()
+
+
+if __name__ == "__main__":
+    me = Rank(int(sys.argv[1]))
+    serve(me)
+    me.leave()
