@@ -29,10 +29,11 @@ def test_context_parallel_around_an_unmodified_model(gloo_ranks, model, layout, 
         assert answer["off"] <= 1e-5, answer
 
 
-@pytest.mark.parametrize("layout", ["zigzag", "striped"])
-def test_the_mask_that_transformers_makes_of_permuted_positions(gloo_ranks, layout):
+# The last rank's zigzag rows happen to follow each other, so it gets no mask and would wait.
+@pytest.mark.parametrize(("layout", "ranks"), [("zigzag", [0, 1, 2]), ("striped", [0, 1, 2, 3])])
+def test_the_mask_that_transformers_makes_of_permuted_positions(gloo_ranks, layout, ranks):
     task = TASK | {"do": "refused", "what": "mask within context_parallel", "layout": layout}
-    for answer in gloo_ranks.run(task | {"by": "context_parallel"}):
+    for answer in gloo_ranks.run(task | {"by": "context_parallel"}, ranks=ranks):
         assert answer["error"] == "UnsupportedError", answer
         assert "use_cache=True" in answer["message"] and "baracuda_ring" in answer["message"]
 

@@ -144,6 +144,12 @@ class Rank(TransformersTasks):
         named = torch.equal(x[..., rows], mine)
         return {"same": torch.equal(back, x), "named": named, "rows": rows.tolist()}
 
+    def communicator(self, task: dict) -> dict:
+        """Whether the ring's communicator is our own."""
+        from baracuda_kernels.interop.torch._ring import ring_of
+
+        return {"owned": ring_of("", self.device)._comm.owned}
+
     def steady(self, task: dict) -> dict:
         """Bytes that the allocator holds after the first and after later calls."""
         q, k, v = (shard(x, 2, None, task["layout"]) for x in self._whole(task))

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _resolve_process_group
 
-from baracuda_kernels import Communicator, TransportCommunicator
+from baracuda_kernels import Communicator, LocalCommunicator, TransportCommunicator
 from baracuda_kernels.errors import CommunicatorError, InvalidProblemError, UnsupportedError
 
 # Away from the small numbers that users give their own messages.
@@ -41,8 +41,11 @@ def communicator(group: dist.ProcessGroup, device: torch.device) -> Any:
     """A ring over the ranks of `group` for tensors on `device`; collective.
 
     On the CPU the group's own messages carry K and V. On CUDA it is the NCCL communicator of the
-    group where this torch lends it, else one of our own over the same ranks.
+    group where this torch lends it, else one of our own over the same ranks. A group of one rank
+    needs neither.
     """
+    if group.size() == 1:
+        return LocalCommunicator.ring(1, device="host" if device.type == "cpu" else device.index)[0]
     if device.type == "cpu":
         return TransportCommunicator(GroupTransport(group))
     if _has_nccl(group, device):

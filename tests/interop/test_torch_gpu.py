@@ -1,0 +1,143 @@
+"""The PyTorch adapter on a GPU: NCCL ranks that share the card, CUDA graphs, memory, host time."""
+
+import statistics
+import time
+
+import pytest
+from helpers.rank_pool import RankPool
+from helpers.tolerances import TOLERANCES
+
+from .conftest import WORKER
+from .test_torch import LAYOUTS, TASK
+
+pytestmark = [pytest.mark.gpu, pytest.mark.framework("torch")]
+
+BF16 = TASK | {"dtype": "bfloat16", "rows": 96, "kv_heads": 2, "head_dim": 64}
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def nccl_ranks(request, torch):
+    ranks = RankPool(request.param, WORKER, backend="nccl")
+    yield ranks
+    ranks.close()
+
+
+def check(pool, **task):
+    tolerance = TOLERANCES["sm80", "bf16"]
+    for answer in pool.run(BF16 | task, seconds=240):
+        assert answer["relative"] <= tolerance.relative, answer
+        assert answer["lse"] <= 1e-4, answer
+
+
+@pytest.mark.multi_rank
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_nccl_ranks_equal_one_process(nccl_ranks, layout, is_causal):
+    for tensor_layout in ("bhsd", "bshd"):
+        check(nccl_ranks, layout=layout, is_causal=is_causal, tensor_layout=tensor_layout)
+
+
+@pytest.mark.multi_rank
+@pytest.mark.parametrize("mode", ["inference", "inductor"])
+def test_nccl_ranks_in_other_modes(nccl_ranks, mode):
+    check(nccl_ranks, mode=mode)
+
+
+@pytest.mark.multi_rank
+def test_the_communicator_is_the_groups(nccl_ranks):
+    check(nccl_ranks)
+    assert not any(a["owned"] for a in nccl_ranks.run({"do": "communicator"}))
+
+
+@pytest.mark.multi_rank
+def test_nccl_ranks_in_a_cuda_graph(nccl_ranks):
+    for answer in nccl_ranks.run(BF16 | {"do": "graph"}, seconds=120):
+        assert answer["same"] == [True, True]
+
+
+@pytest.mark.multi_rank
+def test_reserved_memory_stays_as_after_the_first_call(nccl_ranks):
+    for answer in nccl_ranks.run(BF16 | {"do": "steady", "calls": 20}, seconds=120):
+        assert len(set(answer["reserved"])) == 1, answer
+
+
+@pytest.mark.multi_rank
+@pytest.mark.framework("transformers")
+@pytest.mark.parametrize("by", ["register", "context_parallel"])
+def test_a_model_on_nccl_ranks(nccl_ranks, by):
+    task = {"do": "logits", "dtype": "float32", "model": "llama", "layout": "zigzag"}
+    # cuBLAS and the kernels sum in other orders than one process does.
+    for answer in nccl_ranks.run(task | {"by": by, "use_cache": True}, seconds=240):
+        assert answer["off"] <= 1e-5, answer
+
+
+@pytest.fixture
+def one_cuda_rank(torch, one_rank):
+    torch.cuda.set_device(0)
+    return one_rank
+
+
+def test_a_capture_needs_an_earlier_call(torch, one_cuda_rank):
+    from baracuda_kernels.errors import InvalidProblemError
+    from baracuda_kernels.interop.torch import ring_attention
+
+    q, k, v = torch.randn(3, 1, 2, 64, 64, dtype=torch.bfloat16, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    match = "call it once before the capture"
+    with pytest.raises(InvalidProblemError, match=match), torch.cuda.graph(graph):
+        ring_attention(q, k, v)
+
+
+def test_one_rank_in_a_cuda_graph_and_steady(torch, one_cuda_rank):
+    from baracuda_kernels.interop.torch import ring_attention
+
+    q, k, v = torch.randn(3, 1, 2, 512, 64, dtype=torch.bfloat16, device="cuda")
+    y = ring_attention(q, k, v, is_causal=True)
+    torch.cuda.synchronize()
+    reserved = torch.cuda.memory_reserved()
+    for _ in range(20):
+        y = ring_attention(q, k, v, is_causal=True)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_reserved() == reserved
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = ring_attention(q, k, v, is_causal=True)
+    q.normal_()
+    graph.replay()
+    y = ring_attention(q, k, v, is_causal=True)
+    torch.cuda.synchronize()
+    assert torch.equal(captured, y)
+
+
+def test_tensors_on_the_host_and_on_the_device(torch, one_cuda_rank):
+    from baracuda_kernels.errors import InvalidProblemError
+    from baracuda_kernels.interop.torch import ring_attention
+
+    q, k, v = torch.randn(3, 1, 2, 64, 64)
+    with pytest.raises(InvalidProblemError, match="must lie on one device"):
+        ring_attention(q.cuda(), k, v)
+
+
+def test_host_time_is_near_that_of_sdpa(torch, one_cuda_rank):
+    from baracuda_kernels.interop.torch import ring_attention
+
+    # Small enough that the GPU keeps up and the launch queue never fills.
+    q, k, v = torch.randn(3, 1, 2, 64, 64, dtype=torch.bfloat16, device="cuda")
+    calls = {
+        "ours": lambda: ring_attention(q, k, v),
+        "sdpa": lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v),
+    }
+    rounds = [{name: _microseconds(torch, call) for name, call in calls.items()} for _ in range(15)]
+    ratio = statistics.median(r["ours"] / r["sdpa"] for r in rounds)
+    assert ratio <= 1.5, f"{ratio:.2f} times the host time of SDPA: {rounds[-1]} us"
+
+
+def _microseconds(torch, call, calls=200):
+    call()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    stop = time.perf_counter()
+    torch.cuda.synchronize()
+    return (stop - start) / calls * 1e6
