@@ -148,7 +148,7 @@ class Rank(TransformersTasks):
         """Whether the ring's communicator is our own."""
         from baracuda_kernels.interop.torch._ring import ring_of
 
-        return {"owned": ring_of("", self.device)._comm.owned}
+        return {"owned": ring_of("", self.device).comm.owned}
 
     def steady(self, task: dict) -> dict:
         """Bytes that the allocator holds after the first and after later calls."""

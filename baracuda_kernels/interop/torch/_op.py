@@ -30,9 +30,7 @@ def _forward(
     scale: float | None,
     sequence_layout: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    _problem.check(q, k, v, sequence_layout)
-    ring = ring_of(group_name, q.device)
-    return ring.attend(q, k, v, is_causal, scale, sequence_layout)
+    return ring_of(group_name, q.device).attend(q, k, v, is_causal, scale, sequence_layout)
 
 
 def _fake(
@@ -126,7 +124,13 @@ def ring_attention(
     elif tensor_layout != "bhsd":
         raise InvalidProblemError(f'tensor_layout: got {tensor_layout!r}, must be "bhsd" or "bshd"')
     name = _process_group.name_of(group)
-    y, lse = _op(q, k, v, name, is_causal, scale, sequence_layout)
+    wants_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if wants_grad or torch.compiler.is_compiling():
+        y, lse = _op(q, k, v, name, is_causal, scale, sequence_layout)
+    else:
+        # Autograd's layer is Python and would only find that there is nothing to record.
+        with torch._C._AutoDispatchBelowAutograd():
+            y, lse = _op(q, k, v, name, is_causal, scale, sequence_layout)
     if tensor_layout == "bshd":
         y = y.transpose(1, 2)
     return (y, lse) if return_lse else y

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,11 @@ from baracuda_kernels import (
     Stream,
     TensorRef,
 )
-from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _problem, _process_group
+
+# Plans, and argument views, that a ring keeps before it begins anew.
+_KEPT = 1024
 
 _rings: dict[tuple[str, torch.device], Ring] = {}
 
@@ -31,6 +34,8 @@ def ring_of(group_name: str, device: torch.device) -> Ring:
     if ring is None or ring.group is not group:
         if ring is not None:
             ring.close()
+        if device.type not in ("cpu", "cuda"):
+            raise UnsupportedError(f"q: lies on {device}, must lie on cpu or cuda")
         _refuse_capture(device)
         ring = _rings[group_name, device] = Ring(group, device)
     return ring
@@ -52,19 +57,19 @@ class Ring:
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
         self.group = group
-        self.device = device
-        self._comm = _process_group.communicator(group, device)
-        self._world_size = self._comm.world_size
+        self._device = device
         self._ordinal = -1 if device.type == "cpu" else device.index
-        # Every rank makes the same calls, so every rank forgets and makes the same plans.
-        self._plan = functools.lru_cache(maxsize=512)(self._make_plan)
-        self._stream = functools.lru_cache(maxsize=64)(self._make_stream)
+        self.comm = _process_group.communicator(group, device)
+        # Every rank makes the same calls, so all forget and agree anew at the same calls.
+        self._plans: dict[tuple, RingAttentionPlan] = {}
+        self._agreed: set[tuple] = set()
         # Allocators hand out the same addresses again and again.
-        self._args = functools.lru_cache(maxsize=512)(self._make_args)
+        self._args: dict[tuple, RingAttentionArgs] = {}
+        self._streams: dict[int, Stream] = {-1: Stream.host()}
 
     def close(self) -> None:
-        if isinstance(self._comm, Communicator):
-            self._comm.close()
+        if isinstance(self.comm, Communicator):
+            self.comm.close()
 
     def attend(
         self,
@@ -76,52 +81,30 @@ class Ring:
         sequence_layout: str,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """y and lse of the whole ring's attention for the rows of q; every rank calls it."""
+        problem = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, k.device, v.device,
+                   is_causal, scale, sequence_layout)  # fmt: skip
+        plan = self._plans.get(problem)
+        if plan is None:
+            _problem.check(q, k, v, sequence_layout)
+            plan = self._select(problem)
         y, lse = _problem.outputs(q)
-        q = _problem.readable(q)
-        if self._world_size == 1:
-            k, v, orders = _problem.readable(k), _problem.readable(v), None
-        else:
-            k, v = _problem.sendable(k), _problem.sendable(v)
-            orders = (_problem.order(k), _problem.order(v))
-        problem = (q.shape, k.shape, q.dtype, is_causal, scale, sequence_layout.upper(), orders)
-        plan, validated = self._plan(*problem)
-        scratch = self._scratch(plan, q)
-        args = self._args(
-            problem,
-            *((x.data_ptr(), x.stride()) for x in (q, k, v, y)),
-            lse.data_ptr(),
-            *(x.data_ptr() for x in scratch),
-        )
-        if not validated:
-            plan.validate(self._comm, args)
-            validated.append(True)
-        handle = torch.cuda.current_stream(self.device).cuda_stream if self._ordinal >= 0 else None
-        plan.run(self._stream(handle), self._comm, args)
+        scratch = self._scratch(plan, q) if self.comm.world_size > 1 else ()
+        places = (plan, q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), lse.data_ptr(),
+                  q.stride(), k.stride(), v.stride(), *(x.data_ptr() for x in scratch))  # fmt: skip
+        args = self._args.get(places)
+        if args is None:
+            suited = _problem.sendable if self.comm.world_size > 1 else _problem.readable
+            read = (_problem.readable(q), suited(k), suited(v))
+            args = _args_of(plan, read, y, lse, scratch, self._ordinal)
+            self._agree(problem, plan, args, read)
+            if read[0] is q and read[1] is k and read[2] is v:
+                _keep(self._args, places, args)
+        plan.run(self._stream(), self.comm, args)
         return y, lse
 
-    def _scratch(self, plan: RingAttentionPlan, q: torch.Tensor) -> list[torch.Tensor]:
-        """The state and the receive buffers: none at P = 1, one buffer at P = 2, else two."""
-        if self._world_size == 1:
-            return []
-        state = q.new_empty(plan.accumulator_scratch_bytes, dtype=torch.uint8)
-        buffers = min(self._world_size - 1, 2)
-        return [state, *(q.new_empty(plan.kv_scratch_elements) for _ in range(buffers))]
-
-    def _make_stream(self, handle: int | None) -> Stream:
-        return Stream.host() if handle is None else Stream(handle, device=self._ordinal)
-
-    def _make_plan(
-        self,
-        q_shape: torch.Size,
-        k_shape: torch.Size,
-        dtype: torch.dtype,
-        is_causal: bool,
-        scale: float | None,
-        sequence_layout: str,
-        orders: Any,
-    ) -> tuple[RingAttentionPlan, list[bool]]:
-        """The plan, and a list that is empty until the ranks have agreed on it."""
-        _refuse_capture(self.device)
+    def _select(self, problem: tuple) -> RingAttentionPlan:
+        _refuse_capture(self._device)
+        q_shape, k_shape, _, dtype, *_, is_causal, scale, sequence_layout = problem
         descriptor = RingAttentionDescriptor(
             *q_shape[:3],
             *k_shape[2:],
@@ -131,35 +114,63 @@ class Ring:
             num_kv_heads=k_shape[1],
             sequence_layout=sequence_layout,
         )
-        plan = RingAttentionPlan.select(self._stream(0 if self._ordinal >= 0 else None), descriptor)
-        return plan, [True] if self._world_size == 1 else []
+        plan = RingAttentionPlan.select(self._stream(), descriptor)
+        if len(self._plans) >= _KEPT:
+            self._agreed.clear()
+        _keep(self._plans, problem, plan)
+        return plan
 
-    def _make_args(
-        self, problem: tuple, q: tuple, k: tuple, v: tuple, y: tuple, lse: int, *scratch: int
-    ) -> RingAttentionArgs:
-        """Views of addresses alone: they own nothing, so they may outlive the tensors."""
-        q_shape, k_shape, dtype = problem[:3]
-        plan, _ = self._plan(*problem)
-        element = _problem.ELEMENTS[dtype]
-        lse_element = "F64" if dtype is torch.float64 else "F32"
+    def _agree(
+        self, problem: tuple, plan: RingAttentionPlan, args: RingAttentionArgs, read: tuple
+    ) -> None:
+        """Compare a new problem among the ranks: those that differ would misread each other."""
+        agreement = (problem, _problem.order(read[1]), _problem.order(read[2]))
+        if self.comm.world_size > 1 and agreement not in self._agreed:
+            _refuse_capture(self._device)
+            plan.validate(self.comm, args)
+            self._agreed.add(agreement)
 
-        def view(address: int, shape: Any, strides: Any, kind: Any) -> TensorRef:
-            return TensorRef(address, shape, strides, kind, device=self._ordinal)
+    def _scratch(self, plan: RingAttentionPlan, q: torch.Tensor) -> list[torch.Tensor]:
+        """The state and the receive buffers: one at P = 2, else two."""
+        state = q.new_empty(plan.accumulator_scratch_bytes, dtype=torch.uint8)
+        buffers = min(self.comm.world_size - 1, 2)
+        return [state, *(q.new_empty(plan.kv_scratch_elements) for _ in range(buffers))]
 
-        sizes = [plan.accumulator_scratch_bytes, plan.kv_scratch_elements, plan.kv_scratch_elements]
-        buffers = [
-            view(address, (size,), None, kind)
-            for address, size, kind in zip(scratch, sizes, ("U8", element, element), strict=False)
-        ]
-        names = ("accumulator_scratch", "kv_scratch_a", "kv_scratch_b")
-        return RingAttentionArgs(
-            q=view(q[0], q_shape, q[1], element),
-            k=view(k[0], k_shape, k[1], element),
-            v=view(v[0], k_shape, v[1], element),
-            y=view(y[0], q_shape, y[1], element),
-            lse=view(lse, q_shape[:3], None, lse_element),
-            **dict(zip(names, buffers, strict=False)),
-        )
+    def _stream(self) -> Stream:
+        handle = -1
+        if self._ordinal >= 0:
+            # torch.cuda.current_stream makes an object of 5 us to say the same.
+            handle = torch._C._cuda_getCurrentRawStream(self._ordinal)
+        stream = self._streams.get(handle)
+        if stream is None:
+            stream = self._streams[handle] = Stream(handle, device=self._ordinal)
+        return stream
+
+
+def _args_of(
+    plan: RingAttentionPlan,
+    read: tuple[torch.Tensor, ...],
+    y: torch.Tensor,
+    lse: torch.Tensor,
+    scratch: Sequence[torch.Tensor],
+    ordinal: int,
+) -> RingAttentionArgs:
+    """Views of addresses alone: they own nothing, so they may outlive the tensors."""
+
+    def view(x: torch.Tensor) -> TensorRef:
+        element = "U8" if x.dtype is torch.uint8 else _problem.ELEMENTS[x.dtype]
+        return TensorRef(x.data_ptr(), x.shape, x.stride(), element, device=ordinal)
+
+    names = ("accumulator_scratch", "kv_scratch_a", "kv_scratch_b")
+    buffers = {name: view(x) for name, x in zip(names, scratch, strict=False)}
+    q, k, v = map(view, read)
+    return RingAttentionArgs(q=q, k=k, v=v, y=view(y), lse=view(lse), **buffers)
+
+
+def _keep(cache: dict, key: tuple, value: Any) -> None:
+    if len(cache) >= _KEPT:
+        cache.clear()
+    cache[key] = value
 
 
 def _refuse_capture(device: torch.device) -> None:
