@@ -20,9 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from baracuda_kernels._core import _info
 from benchmarks import ROOT
@@ -156,7 +156,9 @@ def _run(command: list[str], *, seconds: float, environment: dict[str, str] | No
     print("$", " ".join(command), flush=True)
     environment = {**os.environ, **(environment or {})}
     try:
-        return subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds).returncode
+        return subprocess.run(
+            command, check=False, cwd=ROOT, env=environment, timeout=seconds
+        ).returncode
     except subprocess.TimeoutExpired:
         print(f"stopped after {seconds:.0f} s", file=sys.stderr)
         return 124
