@@ -1,4 +1,4 @@
-"""Markers, the capabilities they need, and --require-gpu."""
+"""Markers, the capabilities they need, --require-gpu and --require-frameworks."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="A test that lacks the GPU, NCCL or framework it needs fails instead of skipping.",
     )
+    parser.addoption(
+        "--require-frameworks",
+        action="store_true",
+        help="A test marked framework(...) fails instead of skipping where that is not installed.",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,11 +31,18 @@ def pytest_configure(config: pytest.Config) -> None:
         "gpu: needs a CUDA device, a build with CUDA, and torch for device memory",
         "multi_rank: runs one process per rank over NCCL, all on one GPU",
         "multi_gpu(n): needs n CUDA devices",
+        "framework(*modules): needs these modules, of frameworks that the extra [test] leaves out",
     ):
         config.addinivalue_line("markers", line)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    for module in (name for mark in item.iter_markers("framework") for name in mark.args):
+        if importlib.util.find_spec(module) is None:
+            reason = f"capability: {module} is not installed"
+            if item.config.getoption("--require-frameworks"):
+                pytest.fail(f"--require-frameworks: {reason}", pytrace=False)
+            pytest.skip(reason)
     missing = _missing_capability(item)
     if missing is None:
         return

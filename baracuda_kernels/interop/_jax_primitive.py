@@ -106,21 +106,22 @@ def _run_eagerly(*operands, **params):
     return jax.jit(lambda *xs: attention_step_p.bind(*xs, **params))(*operands)
 
 
-def _register() -> None:
+def register_targets() -> None:
+    """Hand the library's handlers to XLA, which first asks what they were written to."""
     for platform, stages in _xla.handlers().items():
         try:
             jax.ffi.register_ffi_target(TARGET, stages, platform=platform)
         except jax.errors.JaxRuntimeError as error:
             raise UnsupportedError(
-                f"jaxlib {jax.lib.__version__} does not take this build's XLA FFI handlers, which "
-                f"are written to version 0.3 of its interface: {error}") from error
-    attention_step_p.def_abstract_eval(_abstract_eval)
-    attention_step_p.def_impl(_run_eagerly)
-    mlir.register_lowering(attention_step_p, _lower_elsewhere)
-    mlir.register_lowering(attention_step_p, _lower_host, platform="cpu")
-    mlir.register_lowering(attention_step_p, _lower_cuda, platform="cuda")
-    ad.primitive_jvps[attention_step_p] = _refuse_gradient
-    batching.primitive_batchers[attention_step_p] = _refuse_vmap
+                f"jax {jax.__version__} does not take this build's XLA FFI handlers: {error}"
+            ) from error
 
 
-_register()
+register_targets()
+attention_step_p.def_abstract_eval(_abstract_eval)
+attention_step_p.def_impl(_run_eagerly)
+mlir.register_lowering(attention_step_p, _lower_elsewhere)
+mlir.register_lowering(attention_step_p, _lower_host, platform="cpu")
+mlir.register_lowering(attention_step_p, _lower_cuda, platform="cuda")
+ad.primitive_jvps[attention_step_p] = _refuse_gradient
+batching.primitive_batchers[attention_step_p] = _refuse_vmap
