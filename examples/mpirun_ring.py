@@ -60,21 +60,39 @@ def main() -> None:
 
     total = options.rows * world_size
     random = np.random.default_rng(0)  # the same whole sequence on every rank
-    whole = [random.standard_normal((1, h, total, options.head_dim)).astype(dtype)
-             for h in (options.heads, options.kv_heads, options.kv_heads)]
-    mine = [np.ascontiguousarray(bk.shard(x, world_size, sequence_layout=options.layout)[rank])
-            for x in whole]
+    whole = [
+        random.standard_normal((1, h, total, options.head_dim)).astype(dtype)
+        for h in (options.heads, options.kv_heads, options.kv_heads)
+    ]
+    mine = [
+        np.ascontiguousarray(bk.shard(x, world_size, sequence_layout=options.layout)[rank])
+        for x in whole
+    ]
 
     q, k, v = (xp.asarray(x) for x in mine)
     desc = bk.RingAttentionDescriptor(
-        1, options.heads, options.rows, options.rows, options.head_dim, is_causal=True,
-        element="F16" if options.device == "cuda" else "F32", num_kv_heads=options.kv_heads,
-        sequence_layout=options.layout)
+        1,
+        options.heads,
+        options.rows,
+        options.rows,
+        options.head_dim,
+        is_causal=True,
+        element="F16" if options.device == "cuda" else "F32",
+        num_kv_heads=options.kv_heads,
+        sequence_layout=options.layout,
+    )
     plan = bk.RingAttentionPlan.select(stream, desc)
     y, scratch = xp.empty_like(q), xp.empty((2, plan.kv_scratch_elements), dtype)
     state = xp.empty(plan.accumulator_scratch_bytes, np.uint8)
-    args = bk.RingAttentionArgs(q=q, k=k, v=v, y=y, kv_scratch_a=scratch[0],
-                                kv_scratch_b=scratch[1], accumulator_scratch=state)
+    args = bk.RingAttentionArgs(
+        q=q,
+        k=k,
+        v=v,
+        y=y,
+        kv_scratch_a=scratch[0],
+        kv_scratch_b=scratch[1],
+        accumulator_scratch=state,
+    )
     plan.run(stream, ring, args)
     stream.synchronize()
 
@@ -82,7 +100,10 @@ def main() -> None:
     exact, _ = reference.attention(mine[0], *whole[1:], is_causal=True, q_positions=positions)
     got = y if xp is np else xp.asnumpy(y)
     error = reference.error_of(got, exact)["relative"]
-    print(f"rank {rank} of {world_size}: {plan.family}, relative error {error:.2e}", flush=True)
+    errors = comm.gather(error)
+    if rank == 0:
+        for r, e in enumerate(errors):
+            print(f"rank {r} of {world_size}: {plan.family}, relative error {e:.2e}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Markers, the capabilities they need, --require-gpu and --require-frameworks."""
+"""Markers, the capabilities they need, and --require-gpu."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="A test that lacks the GPU, NCCL or framework it needs fails instead of skipping.",
     )
     parser.addoption(
-        "--require-frameworks",
-        action="store_true",
-        help="A test marked framework(...) fails instead of skipping where that is not installed.",
+        "--require-framework",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="A test of this framework fails instead of skipping where it is not installed.",
     )
 
 
@@ -31,18 +33,18 @@ def pytest_configure(config: pytest.Config) -> None:
         "gpu: needs a CUDA device, a build with CUDA, and torch for device memory",
         "multi_rank: runs one process per rank over NCCL, all on one GPU",
         "multi_gpu(n): needs n CUDA devices",
-        "framework(*modules): needs these modules, of frameworks that the extra [test] leaves out",
+        "framework(name): needs that Python package installed",
     ):
         config.addinivalue_line("markers", line)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for module in (name for mark in item.iter_markers("framework") for name in mark.args):
-        if importlib.util.find_spec(module) is None:
-            reason = f"capability: {module} is not installed"
-            if item.config.getoption("--require-frameworks"):
-                pytest.fail(f"--require-frameworks: {reason}", pytrace=False)
-            pytest.skip(reason)
+    for mark in item.iter_markers("framework"):
+        (name,) = mark.args
+        if importlib.util.find_spec(name) is None:
+            if name in item.config.getoption("--require-framework"):
+                pytest.fail(f"--require-framework: {name} is not installed", pytrace=False)
+            pytest.skip(f"{name} is not installed")
     missing = _missing_capability(item)
     if missing is None:
         return

@@ -40,7 +40,11 @@ def bind(
         missing = tuple(sorted(axes - _varying_axes(x), key=str))
         uniform.append(jax.lax.pcast(x, missing, to="varying") if missing else x)
     return attention_step_p.bind(
-        *uniform, descriptor=descriptor, first=first, last=last, sequence_dim=sequence_dim,
+        *uniform,
+        descriptor=descriptor,
+        first=first,
+        last=last,
+        sequence_dim=sequence_dim,
         sm_margin=sm_margin,
     )
 
@@ -55,8 +59,10 @@ def _abstract_eval(q, *_, descriptor, last, **__):
     d = descriptor
     if last:
         rows = (d.batch_size, d.num_heads, d.query_len, 1)
-        return [q.update(weak_type=False),
-                q.update(shape=rows, dtype=np.dtype(np.float32), weak_type=False)]
+        return [
+            q.update(weak_type=False),
+            q.update(shape=rows, dtype=np.dtype(np.float32), weak_type=False),
+        ]
     dtype = np.dtype(np.float64 if d.element is ElementKind.F64 else np.float32)
     elements = _xla.state_bytes(d) // dtype.itemsize
     return [q.update(shape=(1, 1, 1, elements), dtype=dtype, weak_type=False)]
@@ -67,11 +73,19 @@ def _custom_call(ctx, operands, arch, descriptor, first, last, sequence_dim, sm_
     aliases = {} if first or last else {len(operands) - 1: 0}
     rule = jax.ffi.ffi_lowering(TARGET, operand_output_aliases=aliases)
     integers = {
-        "kernel": _families.kernel_of(chosen.family), "first": first, "last": last,
-        "causal": descriptor.is_causal, "sequence_dim": sequence_dim, "sm_margin": sm_margin,
+        "kernel": _families.kernel_of(chosen.family),
+        "first": first,
+        "last": last,
+        "causal": descriptor.is_causal,
+        "sequence_dim": sequence_dim,
+        "sm_margin": sm_margin,
     }
-    return rule(ctx, *operands, scale=np.float64(descriptor.scale),
-                **{name: np.int64(value) for name, value in integers.items()})
+    return rule(
+        ctx,
+        *operands,
+        scale=np.float64(descriptor.scale),
+        **{name: np.int64(value) for name, value in integers.items()},
+    )
 
 
 def _lower_host(ctx, *operands, **params):
@@ -88,18 +102,21 @@ def _lower_cuda(ctx, *operands, **params):
 def _lower_elsewhere(ctx, *operands, **params):
     platforms = ", ".join(ctx.module_context.platforms)
     raise UnsupportedError(
-        f"ring_attention: JAX compiles for {platforms}; the kernels run on cpu and cuda")
+        f"ring_attention: JAX compiles for {platforms}; the kernels run on cpu and cuda"
+    )
 
 
 def _refuse_gradient(primals, tangents, **params):
     raise UnsupportedError(
         "ring_attention: the backward pass is not built yet, only the forward; stop the gradient "
-        "with jax.lax.stop_gradient, or differentiate another attention")
+        "with jax.lax.stop_gradient, or differentiate another attention"
+    )
 
 
 def _refuse_vmap(args, dims, **params):
     raise UnsupportedError(
-        "ring_attention: vmap is not served; put the mapped axis into the batch dimension")
+        "ring_attention: vmap is not served; put the mapped axis into the batch dimension"
+    )
 
 
 def _run_eagerly(*operands, **params):

@@ -87,8 +87,13 @@ def ring_attention(
         problem on the platform, with every kernel's reason.
     """
     world_size = _axis_size(axis_name)
-    options = dict(world_size=world_size, is_causal=is_causal, scale=scale,
-                   sequence_layout=sequence_layout, tensor_layout=tensor_layout)
+    options = {
+        "world_size": world_size,
+        "is_causal": is_causal,
+        "scale": scale,
+        "sequence_layout": sequence_layout,
+        "tensor_layout": tensor_layout,
+    }
     rank = lax.axis_index(axis_name) if is_causal else 0
     forward = [(source, (source + 1) % world_size) for source in range(world_size)]
     state, k_next, v_next = None, k, v
@@ -98,11 +103,18 @@ def ring_attention(
         if not last:
             # Before the step in the program: independent of it, so that XLA may overlap the two.
             k_next, v_next = (lax.ppermute(x, axis_name, forward) for x in (k, v))
-        result = attention_step(
-            q, k, v, state, rank=rank, origin=(rank - step) % world_size, last=last,
-            sm_margin=0 if last else sm_margin, **options)
-        state = result
-    y, lse = result
+        state = attention_step(
+            q,
+            k,
+            v,
+            state,
+            rank=rank,
+            origin=(rank - step) % world_size,
+            last=last,
+            sm_margin=0 if last else sm_margin,
+            **options,
+        )
+    y, lse = state
     return (y, lse) if return_lse else y
 
 
@@ -163,8 +175,13 @@ def attention_step(
         _check_state(state, descriptor)
         operands.append(state)
     results = _jax_primitive.bind(
-        *operands, descriptor=descriptor, first=state is None, last=last, sequence_dim=dim,
-        sm_margin=sm_margin)
+        *operands,
+        descriptor=descriptor,
+        first=state is None,
+        last=last,
+        sequence_dim=dim,
+        sm_margin=sm_margin,
+    )
     if not last:
         return results[0]
     y, lse = results
@@ -199,7 +216,8 @@ def sequence_order(
     """
     length = rows_per_rank(total, world_size)
     return np.concatenate(
-        [positions(length, rank, world_size, sequence_layout) for rank in range(world_size)])
+        [positions(length, rank, world_size, sequence_layout) for rank in range(world_size)]
+    )
 
 
 def _axis_size(axis_name: Any) -> int:
@@ -208,20 +226,21 @@ def _axis_size(axis_name: Any) -> int:
     except NameError as error:
         raise InvalidProblemError(
             f"axis_name: got {axis_name!r}, which is no mesh axis here; call ring_attention inside "
-            "jax.shard_map over a mesh that has it") from error
+            "jax.shard_map over a mesh that has it"
+        ) from error
 
 
 def _sequence_dim(tensor_layout: str) -> int:
     if tensor_layout not in _SEQUENCE_DIM:
-        raise InvalidProblemError(
-            f"tensor_layout: got {tensor_layout!r}, must be 'bhsd' or 'bshd'")
+        raise InvalidProblemError(f"tensor_layout: got {tensor_layout!r}, must be 'bhsd' or 'bshd'")
     return _SEQUENCE_DIM[tensor_layout]
 
 
 def _array(name: str, x: Any) -> jax.Array:
     if not isinstance(x, (jax.Array, np.ndarray)):
         raise InvalidProblemError(
-            f"{name}: got {type(x).__module__}.{type(x).__qualname__}, must be a jax.Array")
+            f"{name}: got {type(x).__module__}.{type(x).__qualname__}, must be a jax.Array"
+        )
     if x.ndim != 4:
         raise InvalidProblemError(f"{name}: got shape {x.shape}, must have four dimensions")
     return jnp.asarray(x)
@@ -236,16 +255,27 @@ def _describe(q, k, v, dim, is_causal, scale, sequence_layout) -> RingAttentionD
         raise InvalidProblemError(f"v: got shape {v.shape}, must be k's, {k.shape}")
     if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
         raise InvalidProblemError(
-            f"k: got shape {k.shape}, must have the batch and head_dim of q, {q.shape}")
+            f"k: got shape {k.shape}, must have the batch and head_dim of q, {q.shape}"
+        )
     descriptor = RingAttentionDescriptor(
-        q.shape[0], q.shape[3 - dim], q.shape[dim], k.shape[dim], q.shape[3], scale, is_causal,
-        element, num_kv_heads=k.shape[3 - dim], sequence_layout=sequence_layout)
+        q.shape[0],
+        q.shape[3 - dim],
+        q.shape[dim],
+        k.shape[dim],
+        q.shape[3],
+        scale,
+        is_causal,
+        element,
+        num_kv_heads=k.shape[3 - dim],
+        sequence_layout=sequence_layout,
+    )
     descriptor.validate()
     return descriptor
 
 
 def _maps(descriptor, world_size: int, rank: Any, origin: Any) -> jax.Array:
     """Where the rows of both shards lie, as the kernel reads it: 8 int64, in 32-bit halves."""
+
     def of(length: int, who: Any) -> jax.Array:
         table = _xla.position_maps(descriptor.sequence_layout, world_size, length)
         words = np.frombuffer(table, np.uint32).reshape(world_size, 8)
@@ -262,4 +292,5 @@ def _check_state(state: Any, descriptor: RingAttentionDescriptor) -> None:
     elements = _xla.state_bytes(descriptor) // np.dtype(dtype).itemsize
     if getattr(state, "shape", None) != (1, 1, 1, elements) or state.dtype != dtype:
         raise InvalidProblemError(
-            f"state: got {state!r:.80}, must be what an earlier step of this problem returned")
+            f"state: got {state!r:.80}, must be what an earlier step of this problem returned"
+        )

@@ -1,6 +1,6 @@
 """Cases of interop.jax on one GPU, a program of its own: JAX shares no process with torch here.
 
-    python tests/helpers/jax_gpu.py whole|steps DTYPE FAMILY
+python tests/helpers/jax_gpu.py whole|steps DTYPE FAMILY
 """
 
 import os
@@ -12,14 +12,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import jax
 import numpy as np
+
+from baracuda_kernels.interop.jax import attention_step, ring_attention, sequence_order
 from helpers.inputs import numpy_qkv
 from helpers.oracle import attention
 from helpers.tolerances import assert_close
 
-from baracuda_kernels.interop.jax import attention_step, ring_attention, sequence_order
-
 NO_CUDA = "JAX has no CUDA device here"
-SHAPE = dict(batch=2, heads=8, kv_heads=2)
+SHAPE = {"batch": 2, "heads": 8, "kv_heads": 2}
 SPEC = jax.sharding.PartitionSpec(None, None, "ring")
 
 
@@ -28,18 +28,27 @@ def whole(dtype: str, family: str, head_dim: int) -> None:
     mesh = jax.make_mesh((1,), ("ring",), devices=jax.devices()[:1])
     q, k, v = numpy_qkv("normal", dtype, 0, query_len=777, head_dim=head_dim, **SHAPE)
     for is_causal in (False, True):
-        f = jax.jit(jax.shard_map(
-            lambda q, k, v, causal=is_causal: ring_attention(
-                q, k, v, "ring", is_causal=causal, return_lse=True),
-            mesh=mesh, in_specs=SPEC, out_specs=(SPEC, SPEC)))
+        f = jax.jit(
+            jax.shard_map(
+                lambda q, k, v, causal=is_causal: ring_attention(
+                    q, k, v, "ring", is_causal=causal, return_lse=True
+                ),
+                mesh=mesh,
+                in_specs=SPEC,
+                out_specs=(SPEC, SPEC),
+            )
+        )
         arrays = [jax.device_put(x, jax.NamedSharding(mesh, SPEC)) for x in (q, k, v)]
         y, lse = map(np.asarray, f(*arrays))
         exact = attention(q, k, v, is_causal=is_causal)
         assert_close(family, dtype, y, exact[0], lse, exact[1])
         assert f.lower(*arrays).compile().as_text().count("custom-call(") == 1
         turned = [x.swapaxes(1, 2) for x in (q, k, v)]
-        step = jax.jit(lambda q, k, v, causal=is_causal: attention_step(
-            q, k, v, is_causal=causal, tensor_layout="bshd"))
+        step = jax.jit(
+            lambda q, k, v, causal=is_causal: attention_step(
+                q, k, v, is_causal=causal, tensor_layout="bshd"
+            )
+        )
         other = np.asarray(step(*turned)[0]).swapaxes(1, 2)
         assert (other.view(np.uint8) == y.view(np.uint8)).all()
 
@@ -59,9 +68,18 @@ def steps(dtype: str, family: str, head_dim: int) -> None:
             for step in range(ranks):
                 origin = (rank - step) % ranks
                 state = attention_step(
-                    q, jax.numpy.take(ks, origin, 0), jax.numpy.take(vs, origin, 0), state,
-                    rank=rank, origin=origin, world_size=ranks, last=step == ranks - 1,
-                    is_causal=True, sequence_layout=layout, sm_margin=8 if step < 7 else 0)
+                    q,
+                    jax.numpy.take(ks, origin, 0),
+                    jax.numpy.take(vs, origin, 0),
+                    state,
+                    rank=rank,
+                    origin=origin,
+                    world_size=ranks,
+                    last=step == ranks - 1,
+                    is_causal=True,
+                    sequence_layout=layout,
+                    sm_margin=8 if step < 7 else 0,
+                )
             return state
 
         ks, vs = np.stack(parts[1]), np.stack(parts[2])

@@ -26,8 +26,7 @@ def run_page(
     assert blocks, f"{page} shows no Python"
     program = folder / f"{Path(page).stem.replace('-', '_')}_page.py"
     program.write_text("\n".join([*blocks, append]))
-    return run_program(program, folder, launcher=launcher, environment=environment,
-                       timeout=timeout)
+    return run_program(program, folder, launcher=launcher, environment=environment, timeout=timeout)
 
 
 def run_program(
@@ -40,9 +39,18 @@ def run_program(
 ) -> str:
     """Output of a program that must succeed, started in `folder` by this Python."""
     done = subprocess.run(
-        [*launcher, sys.executable, "-W", "error::DeprecationWarning:__main__", str(program),
-         *arguments],
-        cwd=folder, env={**os.environ, **(environment or {})}, capture_output=True, text=True,
+        [
+            *launcher,
+            sys.executable,
+            "-W",
+            "error::DeprecationWarning:__main__",
+            str(program),
+            *arguments,
+        ],
+        cwd=folder,
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
         timeout=timeout,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

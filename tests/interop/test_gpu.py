@@ -15,8 +15,15 @@ def test_jax(request, tmp_path, case, dtype, head_dim):
     family = "simt" if dtype == "f32" else "sm80"
     if head_dim == 128 and Architecture.here().compute_capability == 90:
         family = "sm90a"
-    said = run_program(ROOT / "tests" / "helpers" / "jax_gpu.py", tmp_path, case, dtype, family,
-                       str(head_dim), timeout=240)
+    said = run_program(
+        ROOT / "tests" / "helpers" / "jax_gpu.py",
+        tmp_path,
+        case,
+        dtype,
+        family,
+        str(head_dim),
+        timeout=240,
+    )
     if "JAX has no CUDA device here" in said:
         if request.config.getoption("--require-gpu"):
             pytest.fail("--require-gpu: needs JAX with CUDA")

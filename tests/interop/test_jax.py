@@ -38,18 +38,32 @@ def ring(jax):
 
 
 def draw(dtype="f32", seed=0, rows=16, head_dim=32, batch=2, heads=4, kv_heads=2):
-    return numpy_qkv("normal", dtype, seed, batch=batch, heads=heads, kv_heads=kv_heads,
-                     query_len=P * rows, head_dim=head_dim)
+    return numpy_qkv(
+        "normal",
+        dtype,
+        seed,
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        query_len=P * rows,
+        head_dim=head_dim,
+    )
 
 
 def sharded(jax, ring, layout="contiguous", spec=SPEC, **options):
     """The jitted function of q, k, v on whole arrays in the layout's order -> (y, lse)."""
     specs = jax.sharding.PartitionSpec(*spec)
     rows = jax.sharding.PartitionSpec(*SPEC[:3])
-    return jax.jit(jax.shard_map(
-        lambda q, k, v: ring.ring_attention(q, k, v, "ring", sequence_layout=layout,
-                                            return_lse=True, **options),
-        mesh=ring.mesh, in_specs=specs, out_specs=(specs, rows)))
+    return jax.jit(
+        jax.shard_map(
+            lambda q, k, v: ring.ring_attention(
+                q, k, v, "ring", sequence_layout=layout, return_lse=True, **options
+            ),
+            mesh=ring.mesh,
+            in_specs=specs,
+            out_specs=(specs, rows),
+        )
+    )
 
 
 def put(jax, ring, arrays, order, dim=2):
@@ -67,8 +81,9 @@ def test_eight_devices_give_the_single_device_answer(jax, ring, layout, is_causa
     y, lse = sharded(jax, ring, layout, is_causal=is_causal)(*put(jax, ring, qkv, order))
     back = np.argsort(order)
     exact = attention(*qkv, is_causal=is_causal)
-    assert_close("host", dtype, np.asarray(y)[:, :, back], exact[0],
-                 np.asarray(lse)[:, :, back], exact[1])
+    assert_close(
+        "host", dtype, np.asarray(y)[:, :, back], exact[0], np.asarray(lse)[:, :, back], exact[1]
+    )
 
 
 def test_uneven_rows_of_queries_and_keys(jax, ring):
@@ -80,8 +95,9 @@ def test_uneven_rows_of_queries_and_keys(jax, ring):
     y, lse = sharded(jax, ring, "zigzag", is_causal=True, scale=-0.3)(*arrays)
     exact = attention(q, k, v, is_causal=True, scale=-0.3)
     back = np.argsort(orders[0])
-    assert_close("host", "f32", np.asarray(y)[:, :, back], exact[0],
-                 np.asarray(lse)[:, :, back], exact[1])
+    assert_close(
+        "host", "f32", np.asarray(y)[:, :, back], exact[0], np.asarray(lse)[:, :, back], exact[1]
+    )
 
 
 def test_bshd_and_f64(jax, ring):
@@ -89,16 +105,30 @@ def test_bshd_and_f64(jax, ring):
         qkv = draw("f64", seed=3)
         order = ring.sequence_order(P * 16, P, "striped")
         arrays = put(jax, ring, [x.swapaxes(1, 2) for x in qkv], order, dim=1)
-        y, lse = sharded(jax, ring, "striped", spec=(None, "ring", None, None), is_causal=True,
-                         tensor_layout="bshd")(*arrays)
+        y, lse = sharded(
+            jax,
+            ring,
+            "striped",
+            spec=(None, "ring", None, None),
+            is_causal=True,
+            tensor_layout="bshd",
+        )(*arrays)
         exact = attention(*qkv, is_causal=True)
         back = np.argsort(order)
         assert y.shape == (2, P * 16, 4, 32) and y.dtype == np.float64
         # lse comes as float32
-        assert_close("host", "f32", np.asarray(lse)[:, :, back].astype(np.float32)[..., None],
-                     exact[1][..., None], np.asarray(lse)[:, :, back], exact[1])
-        assert bk.reference.error_of(np.asarray(y).swapaxes(1, 2)[:, :, back],
-                                     exact[0])["relative"] < 1e-12
+        assert_close(
+            "host",
+            "f32",
+            np.asarray(lse)[:, :, back].astype(np.float32)[..., None],
+            exact[1][..., None],
+            np.asarray(lse)[:, :, back],
+            exact[1],
+        )
+        assert (
+            bk.reference.error_of(np.asarray(y).swapaxes(1, 2)[:, :, back], exact[0])["relative"]
+            < 1e-12
+        )
 
 
 def test_a_mesh_of_two_axes(jax, ring):
@@ -112,18 +142,20 @@ def test_a_mesh_of_two_axes(jax, ring):
     def local(q, k, v):
         return ring.ring_attention(q, k, v, "ring", is_causal=True)
 
-    arrays = [jax.device_put(x, jax.NamedSharding(mesh, s))
-              for x, s in ((q, whole), (k, split), (v, split))]
-    y = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(whole, split, split),
-                              out_specs=split))(*arrays)
-    exact = [attention(q, k[i:i + 1], v[i:i + 1], is_causal=True)[0] for i in range(2)]
+    arrays = [
+        jax.device_put(x, jax.NamedSharding(mesh, s))
+        for x, s in ((q, whole), (k, split), (v, split))
+    ]
+    y = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(whole, split, split), out_specs=split))(
+        *arrays
+    )
+    exact = [attention(q, k[i : i + 1], v[i : i + 1], is_causal=True)[0] for i in range(2)]
     assert bk.reference.error_of(np.asarray(y), np.concatenate(exact))["relative"] < 2e-6
 
 
 def test_the_state_stays_in_one_buffer(jax, ring):
     """FIRST, six MIDDLE that alias the state, LAST; and 2 x 7 permutations, nothing copied."""
-    lowered = sharded(jax, ring, is_causal=True).lower(
-        *put(jax, ring, draw(), np.arange(P * 16)))
+    lowered = sharded(jax, ring, is_causal=True).lower(*put(jax, ring, draw(), np.arange(P * 16)))
     program = lowered.compile().as_text()
     calls = [line for line in program.splitlines() if " custom-call(" in line]
     assert len(calls) == P
@@ -142,14 +174,15 @@ def test_the_steps_alone(jax, ring):
 
     @jax.jit
     def second_rank(q, ks, vs, rank):
-        options = dict(rank=rank, world_size=2, is_causal=True, sequence_layout="striped")
+        options = {"rank": rank, "world_size": 2, "is_causal": True, "sequence_layout": "striped"}
         state = ring.attention_step(q, ks[0], vs[0], last=False, origin=0, **options)
         return ring.attention_step(q, ks[1], vs[1], state, origin=1, **options)
 
     y, lse = second_rank(parts[0][1], parts[1], parts[2], 1)
     exact = attention(q, k, v, is_causal=True)
-    assert_close("host", "f32", np.asarray(y), exact[0][:, :, 1::2], np.asarray(lse),
-                 exact[1][:, :, 1::2])
+    assert_close(
+        "host", "f32", np.asarray(y), exact[0][:, :, 1::2], np.asarray(lse), exact[1][:, :, 1::2]
+    )
 
 
 def test_rows_that_see_nothing(jax, ring):
@@ -159,30 +192,37 @@ def test_rows_that_see_nothing(jax, ring):
     assert not np.asarray(y).any() and np.isneginf(np.asarray(lse)).all()
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(k="bf16"), "k: got dtype bfloat16, must be q's, float32"),
-    (dict(q="int", k="int", v="int"), "dtype int32"),
-    (dict(v="rows"), "v: got shape"),
-    (dict(k="dim", v="dim"), "head_dim of q"),
-    (dict(k="heads", v="heads"), "num_kv_heads"),
-    (dict(q="flat"), "q: got shape"),
-    (dict(q="list"), "q: got builtins.list, must be a jax.Array"),
-    (dict(tensor_layout="sbhd"), "tensor_layout: got 'sbhd'"),
-    (dict(sequence_layout="spiral"), "SequenceLayout: got 'spiral'"),
-    (dict(scale=float("nan")), "scale: got nan"),
-    (dict(is_causal=1), "is_causal: got 1"),
-    (dict(sm_margin=-1), "sm_margin: got -1"),
-    (dict(world_size=0), "world_size: got 0"),
-    (dict(rank=2, world_size=2, is_causal=True), "rank: got 2"),
-    (dict(state="other", last=True), "state: got"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"k": "bf16"}, "k: got dtype bfloat16, must be q's, float32"),
+        ({"q": "int", "k": "int", "v": "int"}, "dtype int32"),
+        ({"v": "rows"}, "v: got shape"),
+        ({"k": "dim", "v": "dim"}, "head_dim of q"),
+        ({"k": "heads", "v": "heads"}, "num_kv_heads"),
+        ({"q": "flat"}, "q: got shape"),
+        ({"q": "list"}, "q: got builtins.list, must be a jax.Array"),
+        ({"tensor_layout": "sbhd"}, "tensor_layout: got 'sbhd'"),
+        ({"sequence_layout": "spiral"}, "SequenceLayout: got 'spiral'"),
+        ({"scale": float("nan")}, "scale: got nan"),
+        ({"is_causal": 1}, "is_causal: got 1"),
+        ({"sm_margin": -1}, "sm_margin: got -1"),
+        ({"world_size": 0}, "world_size: got 0"),
+        ({"rank": 2, "world_size": 2, "is_causal": True}, "rank: got 2"),
+        ({"state": "other", "last": True}, "state: got"),
+    ],
+)
 def test_bad_input_is_a_typed_error(jax, ring, change, message):
     change = dict(change)
     q, k, v = draw(seed=7)
     kinds = {
-        "bf16": lambda x: jax.numpy.asarray(x, "bfloat16"), "int": lambda x: x.astype("int32"),
-        "rows": lambda x: x[:, :, 1:], "dim": lambda x: x[..., 1:], "flat": lambda x: x[0],
-        "heads": lambda x: np.concatenate([x, x[:, :1]], 1), "list": lambda x: x.tolist(),
+        "bf16": lambda x: jax.numpy.asarray(x, "bfloat16"),
+        "int": lambda x: x.astype("int32"),
+        "rows": lambda x: x[:, :, 1:],
+        "dim": lambda x: x[..., 1:],
+        "flat": lambda x: x[0],
+        "heads": lambda x: np.concatenate([x, x[:, :1]], 1),
+        "list": lambda x: x.tolist(),
         "other": lambda x: x,
     }
     given = {"q": q, "k": k, "v": v}
@@ -230,12 +270,23 @@ def test_platforms_without_kernels(jax, ring):
 
 def test_a_failing_kernel_is_an_error_with_its_message(jax, ring):
     """What goes wrong inside the custom call reaches the caller as XLA's error."""
-    shapes = [jax.ShapeDtypeStruct((2, 4, 16, 32), np.float32),
-              jax.ShapeDtypeStruct((2, 4, 16, 1), np.float32)]
+    shapes = [
+        jax.ShapeDtypeStruct((2, 4, 16, 32), np.float32),
+        jax.ShapeDtypeStruct((2, 4, 16, 1), np.float32),
+    ]
     call = jax.ffi.ffi_call("baracuda_attention_step", shapes)
     x = np.zeros((2, 4, 16, 32), np.float32)
-    options = {name: np.int64(value) for name, value in dict(
-        first=1, last=1, causal=0, kernel=9, sequence_dim=2, sm_margin=0).items()}
+    options = {
+        name: np.int64(value)
+        for name, value in {
+            "first": 1,
+            "last": 1,
+            "causal": 0,
+            "kernel": 9,
+            "sequence_dim": 2,
+            "sm_margin": 0,
+        }.items()
+    }
     with pytest.raises(jax.errors.JaxRuntimeError, match="kernel is 9: must be a"):
         jax.block_until_ready(call(x, x, x, scale=np.float64(1), **options))
     with pytest.raises(jax.errors.JaxRuntimeError, match="attribute scale is missing"):
