@@ -8,6 +8,6 @@ source_suffix = {".md": "markdown"}
 myst_heading_anchors = 3
 nitpicky = True
 html_theme = "furo"
-html_title = "baracuda_kernels"
+html_title = "Baracuda kernels"
 html_show_sphinx = False
 html_copy_source = False
