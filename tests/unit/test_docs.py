@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import textwrap
 import tomllib
 from pathlib import Path
@@ -49,6 +51,35 @@ def test_the_readme_runs_as_written_on_whole_arrays():
     scope = {}
     exec(code_blocks(README, "python")[1], scope)
     assert scope["y"].shape == (1, 8, 1024, 64) and scope["lse"].shape == (1, 8, 1024)
+
+
+@pytest.mark.framework("sphinx")
+@pytest.mark.timeout(120)
+def test_the_site_builds_without_a_warning(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", ROOT / "docs", tmp_path],
+        capture_output=True, text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert not result.stderr, result.stderr
+    for page in (ROOT / "docs").glob("*.md"):
+        assert (tmp_path / f"{page.stem}.html").exists(), page.name
+
+
+def test_the_first_page_runs_as_written():
+    (block,) = code_blocks((ROOT / "docs" / "index.md").read_text(), "python")
+    scope = {}
+    exec(block, scope)
+    assert scope["y"].shape == (1, 8, 1024, 64)
+
+
+def test_every_page_with_python_runs_in_the_tests():
+    """Pages of their own by run_page; these by tests that need to know what is in them."""
+    tests = "".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py"))
+    for page in (ROOT / "docs").glob("*.md"):
+        blocks = code_blocks(page.read_text(), "python")
+        if blocks and page.name not in ("index.md", "developer-guide.md"):
+            assert f'run_page("{page.name}"' in tests, page.name
 
 
 def test_the_kernel_table_is_the_registry():

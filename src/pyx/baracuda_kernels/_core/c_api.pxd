@@ -202,3 +202,8 @@ cdef extern from "baracuda/nccl.h" nogil:
                                       double timeout_seconds)
     int32_t baracuda_nccl_arm(baracuda_nccl_comm* comm, double timeout_seconds)
     int32_t baracuda_nccl_disarm(baracuda_nccl_comm* comm)
+
+cdef extern from "baracuda/xla_ffi.h" nogil:
+    void* baracuda_xla_attention_host(void* frame)
+    void* baracuda_xla_attention_cuda(void* frame)
+    void* baracuda_xla_attention_cuda_load(void* frame)

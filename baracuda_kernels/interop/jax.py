@@ -1,0 +1,296 @@
+"""Ring Attention inside ``jax.jit`` and ``jax.shard_map``.
+
+The step is a custom call that XLA runs on its own stream; K and V go around by ``lax.ppermute``, so
+XLA owns the communication and no second communicator exists. On the CPU and on CUDA devices.
+Needs JAX 0.9 or later. Forward only: a gradient is an :class:`UnsupportedError`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from baracuda_kernels import RingAttentionDescriptor
+from baracuda_kernels._core._enums import SequenceLayout
+from baracuda_kernels._local_memory import element_of
+from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.interop import _jax_primitive
+from baracuda_kernels.ops.attention import _xla
+from baracuda_kernels.sharding import positions, rows_per_rank
+
+__all__ = ["attention_step", "ring_attention", "sequence_order"]
+
+_SEQUENCE_DIM = {"bhsd": 2, "bshd": 1}
+
+
+def ring_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    axis_name: Any,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    sequence_layout: SequenceLayout | str = "contiguous",
+    tensor_layout: str = "bhsd",
+    return_lse: bool = False,
+    sm_margin: int = 8,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Exact attention of this device's queries over the keys of a whole mesh axis.
+
+    Liu, Zaharia, Abbeel 2023, arXiv:2310.01889. Call it inside ``jax.shard_map`` (and ``jax.jit``).
+    The steps are unrolled: one custom call for each of the P devices of the axis, whose state
+    stays in one buffer, and P - 1 exchanges of K and V.
+
+    Parameters
+    ----------
+    q : jax.Array
+        This device's rows, ``[B, H, Q, D]``, or ``[B, Q, H, D]`` for ``tensor_layout="bshd"``;
+        float16, bfloat16, float32 or float64.
+    k, v : jax.Array
+        ``[B, Hkv, K, D]`` (``[B, K, Hkv, D]``) of q's dtype; Hkv must divide H.
+    axis_name : str or tuple of str
+        Mesh axis over which the sequence is sharded.
+    is_causal : bool, default False
+        Mask keys whose global position is beyond the query's.
+    scale : float, optional
+        Factor on the scores; ``1/sqrt(D)`` by default.
+    sequence_layout : SequenceLayout or str, default "contiguous"
+        Which rows of the sequence a device holds: contiguous, zigzag or striped; see
+        :func:`sequence_order`.
+    tensor_layout : {"bhsd", "bshd"}
+        Order of the dimensions of q, k, v and y.
+    return_lse : bool, default False
+        Return ``(y, lse)`` instead of ``y``.
+    sm_margin : int, default 8
+        SMs that a kernel leaves free while K and V travel (persistent kernels alone, on GPUs).
+
+    Returns
+    -------
+    y : jax.Array
+        Of q's shape and dtype; 0 in rows that see no key.
+    lse : jax.Array
+        float32 ``[B, H, Q]``: natural log of the sum of exponentials of the scaled scores; -inf in
+        rows that see no key.
+
+    Raises
+    ------
+    InvalidProblemError
+        While tracing: shapes or dtypes that do not belong together, an unknown layout, an
+        ``axis_name`` that is not bound here.
+    UnsupportedError
+        While tracing: a gradient or ``vmap`` is asked for. While compiling: no kernel serves the
+        problem on the platform, with every kernel's reason.
+    """
+    world_size = _axis_size(axis_name)
+    options = {
+        "world_size": world_size,
+        "is_causal": is_causal,
+        "scale": scale,
+        "sequence_layout": sequence_layout,
+        "tensor_layout": tensor_layout,
+    }
+    rank = lax.axis_index(axis_name) if is_causal else 0
+    forward = [(source, (source + 1) % world_size) for source in range(world_size)]
+    state, k_next, v_next = None, k, v
+    for step in range(world_size):
+        last = step == world_size - 1
+        k, v = k_next, v_next
+        if not last:
+            # Before the step in the program: independent of it, so that XLA may overlap the two.
+            k_next, v_next = (lax.ppermute(x, axis_name, forward) for x in (k, v))
+        state = attention_step(
+            q,
+            k,
+            v,
+            state,
+            rank=rank,
+            origin=(rank - step) % world_size,
+            last=last,
+            sm_margin=0 if last else sm_margin,
+            **options,
+        )
+    y, lse = state
+    return (y, lse) if return_lse else y
+
+
+def attention_step(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    state: jax.Array | None = None,
+    *,
+    rank: Any = 0,
+    origin: Any = 0,
+    world_size: int = 1,
+    last: bool = True,
+    is_causal: bool = False,
+    scale: float | None = None,
+    sequence_layout: SequenceLayout | str = "contiguous",
+    tensor_layout: str = "bhsd",
+    sm_margin: int = 0,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """One step, for callers who rotate K and V themselves: folds a chunk into the state.
+
+    Parameters
+    ----------
+    q, k, v, is_causal, scale, sequence_layout, tensor_layout, sm_margin
+        As in :func:`ring_attention`.
+    state : jax.Array, optional
+        What the step before returned; None for the first one. XLA updates it in place.
+    rank, origin : int or int32 scalar, default 0
+        Whose queries and whose keys these are, in ``[0, world_size)``; may be traced. Read for
+        causal masks alone.
+    world_size : int, default 1
+    last : bool, default True
+        Normalise: return y and lse instead of the state.
+
+    Returns
+    -------
+    state : jax.Array
+        Unless ``last``: opaque, for the next step with the same q.
+    y, lse : jax.Array
+        If ``last``; see :func:`ring_attention`.
+
+    Raises
+    ------
+    InvalidProblemError, UnsupportedError
+        As in :func:`ring_attention`; also a state of another problem.
+    """
+    dim = _sequence_dim(tensor_layout)
+    q, k, v = (_array(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
+    descriptor = _describe(q, k, v, dim, is_causal, scale, sequence_layout)
+    if isinstance(world_size, bool) or not isinstance(world_size, int) or world_size < 1:
+        raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
+    if isinstance(sm_margin, bool) or not isinstance(sm_margin, int) or sm_margin < 0:
+        raise InvalidProblemError(f"sm_margin: got {sm_margin!r}, must be an integer >= 0")
+    operands = [q, k, v]
+    if is_causal:
+        operands.append(_maps(descriptor, world_size, rank, origin))
+    if state is not None:
+        _check_state(state, descriptor)
+        operands.append(state)
+    results = _jax_primitive.bind(
+        *operands,
+        descriptor=descriptor,
+        first=state is None,
+        last=last,
+        sequence_dim=dim,
+        sm_margin=sm_margin,
+    )
+    if not last:
+        return results[0]
+    y, lse = results
+    return y, lse[..., 0]
+
+
+def sequence_order(
+    total: int, world_size: int, sequence_layout: SequenceLayout | str = "contiguous"
+) -> np.ndarray:
+    """Rows of the whole sequence in the order in which the ranks hold them.
+
+    ``x[:, :, order]``, sharded evenly over a mesh axis, gives each device its rows of the layout;
+    ``y[:, :, np.argsort(order)]`` undoes it. It is also the global position of each row, for
+    rotary embeddings.
+
+    Parameters
+    ----------
+    total : int
+        Rows of the whole sequence, a multiple of `world_size`.
+    world_size : int
+    sequence_layout : SequenceLayout or str, default "contiguous"
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 ``[total]``.
+
+    Raises
+    ------
+    InvalidProblemError
+        The length does not divide, or the layout is unknown.
+    """
+    length = rows_per_rank(total, world_size)
+    return np.concatenate(
+        [positions(length, rank, world_size, sequence_layout) for rank in range(world_size)]
+    )
+
+
+def _axis_size(axis_name: Any) -> int:
+    try:
+        return lax.axis_size(axis_name)
+    except NameError as error:
+        raise InvalidProblemError(
+            f"axis_name: got {axis_name!r}, which is no mesh axis here; call ring_attention inside "
+            "jax.shard_map over a mesh that has it"
+        ) from error
+
+
+def _sequence_dim(tensor_layout: str) -> int:
+    if tensor_layout not in _SEQUENCE_DIM:
+        raise InvalidProblemError(f"tensor_layout: got {tensor_layout!r}, must be 'bhsd' or 'bshd'")
+    return _SEQUENCE_DIM[tensor_layout]
+
+
+def _array(name: str, x: Any) -> jax.Array:
+    if not isinstance(x, (jax.Array, np.ndarray)):
+        raise InvalidProblemError(
+            f"{name}: got {type(x).__module__}.{type(x).__qualname__}, must be a jax.Array"
+        )
+    if x.ndim != 4:
+        raise InvalidProblemError(f"{name}: got shape {x.shape}, must have four dimensions")
+    return jnp.asarray(x)
+
+
+def _describe(q, k, v, dim, is_causal, scale, sequence_layout) -> RingAttentionDescriptor:
+    element = element_of(q, "q")
+    for name, x in (("k", k), ("v", v)):
+        if x.dtype != q.dtype:
+            raise InvalidProblemError(f"{name}: got dtype {x.dtype}, must be q's, {q.dtype}")
+    if v.shape != k.shape:
+        raise InvalidProblemError(f"v: got shape {v.shape}, must be k's, {k.shape}")
+    if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
+        raise InvalidProblemError(
+            f"k: got shape {k.shape}, must have the batch and head_dim of q, {q.shape}"
+        )
+    descriptor = RingAttentionDescriptor(
+        q.shape[0],
+        q.shape[3 - dim],
+        q.shape[dim],
+        k.shape[dim],
+        q.shape[3],
+        scale,
+        is_causal,
+        element,
+        num_kv_heads=k.shape[3 - dim],
+        sequence_layout=sequence_layout,
+    )
+    descriptor.validate()
+    return descriptor
+
+
+def _maps(descriptor, world_size: int, rank: Any, origin: Any) -> jax.Array:
+    """Where the rows of both shards lie, as the kernel reads it: 8 int64, in 32-bit halves."""
+
+    def of(length: int, who: Any) -> jax.Array:
+        table = _xla.position_maps(descriptor.sequence_layout, world_size, length)
+        words = np.frombuffer(table, np.uint32).reshape(world_size, 8)
+        return lax.dynamic_index_in_dim(jnp.asarray(words), who, keepdims=False)
+
+    for name, who in (("rank", rank), ("origin", origin)):
+        if isinstance(who, int) and not 0 <= who < world_size:
+            raise InvalidProblemError(f"{name}: got {who}, must be in [0, {world_size})")
+    return jnp.concatenate([of(descriptor.query_len, rank), of(descriptor.key_len, origin)])
+
+
+def _check_state(state: Any, descriptor: RingAttentionDescriptor) -> None:
+    dtype = np.float64 if descriptor.element.name == "F64" else np.float32
+    elements = _xla.state_bytes(descriptor) // np.dtype(dtype).itemsize
+    if getattr(state, "shape", None) != (1, 1, 1, elements) or state.dtype != dtype:
+        raise InvalidProblemError(
+            f"state: got {state!r:.80}, must be what an earlier step of this problem returned"
+        )
