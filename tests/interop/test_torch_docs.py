@@ -1,75 +1,65 @@
-"""The pages on PyTorch and transformers, and their examples, run as a user would run them."""
+"""The pages on PyTorch and transformers, and their examples, under torchrun as for a user."""
 
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers.pages import ROOT, run_page, run_program
 
 pytestmark = pytest.mark.framework("torch")
 
-ROOT = Path(__file__).parent.parent.parent
+
+def torchrun(ranks):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+    return [*command, f"--nproc-per-node={ranks}"]
 
 
-def torchrun(script, *arguments, ranks, folder):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, f"--nproc-per-node={ranks}", str(script), *arguments],
-        check=False,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
-    return done.stdout
+def test_the_pytorch_page(tmp_path):
+    run_page("pytorch.md", tmp_path, launcher=torchrun(2))
 
 
-def program(page):
-    text = (ROOT / "docs" / page).read_text()
-    return "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+def test_the_page_for_those_who_come_from_elsewhere(tmp_path):
+    run_page("coming-from.md", tmp_path, launcher=torchrun(2))
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "pytorch.md",
-        "coming-from.md",
-        pytest.param("transformers.md", marks=pytest.mark.framework("transformers")),
-    ],
-)
-def test_the_blocks_of_a_page_are_a_program(tmp_path, page):
-    script = tmp_path / "page.py"
-    script.write_text(program(page))
-    torchrun(script, ranks=2, folder=tmp_path)
+@pytest.mark.framework("transformers")
+def test_the_transformers_page(tmp_path):
+    run_page("transformers.md", tmp_path, launcher=torchrun(2))
+
+
+def test_the_readmes_call(tmp_path):
+    text = (ROOT / "README.md").read_text()
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "interop" in b)
+    program = tmp_path / "readme.py"
+    program.write_text(block)
+    run_program(program, tmp_path, launcher=torchrun(2))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "zigzag", "striped"])
 def test_pytorch_ring(tmp_path, layout):
     example = ROOT / "examples" / "pytorch_ring.py"
-    printed = torchrun(
-        example, "--rows", "96", "--layout", layout, ranks=2, folder=tmp_path
-    )
-    errors = re.findall(r"rank \d of 2: 96 rows, relative error (\S+)", printed)
-    assert len(errors) == 2 and all(float(e) < 1e-2 for e in errors)
+    options = ["--rows", "96", "--layout", layout]
+    said = run_program(example, tmp_path, *options, launcher=torchrun(2))
+    errors = re.findall(r"rank \d of 2: 96 rows, relative error (\S+)", said)
+    assert len(errors) == 2 and all(float(error) < 1e-2 for error in errors)
 
 
 @pytest.mark.framework("transformers")
 def test_a_long_prompt_takes_a_share_of_the_memory(tmp_path):
-    example, arguments = ROOT / "examples" / "long_prompt.py", ["--tokens", "2048", "--check"]
+    example = ROOT / "examples" / "long_prompt.py"
+    options = ["--tokens", "8192", "--hidden", "256", "--layers", "2", "--check"]
     cache, working, token = {}, {}, {}
     for ranks in (1, 2, 4):
-        printed = torchrun(example, *arguments, ranks=ranks, folder=tmp_path)
+        said = run_program(example, tmp_path, *options, launcher=torchrun(ranks))
         pattern = r"cache (\S+) MiB, working memory (\d+) MiB, next token (\d+)"
-        found = re.findall(pattern, printed)
-        assert len(found) == ranks, printed
+        found = re.findall(pattern, said)
+        assert len(found) == ranks, said
         (cache[ranks],) = {float(c) for c, _, _ in found}
         working[ranks] = max(int(w) for _, w, _ in found)
         (token[ranks],) = {t for _, _, t in found}
-        (off,) = re.findall(r"differ from one rank's alone by (\S+),", printed)
+        (off,) = re.findall(r"differ from one rank's alone by (\S+),", said)
         assert float(off) < 1e-5
     assert cache[1] == 2 * cache[2] == 4 * cache[4]
-    # What a call of a library takes once does not fall, so this bound is looser.
-    assert working[2] < 0.75 * working[1] and working[4] < 0.5 * working[1], working
+    # The pages of a process also hold what gloo and malloc keep: the bounds leave room for it.
+    assert working[2] < 0.85 * working[1] and working[4] < 0.55 * working[1], working
     assert len(set(token.values())) == 1
