@@ -40,7 +40,7 @@ def test_pytorch_ring(tmp_path, layout):
     example = ROOT / "examples" / "pytorch_ring.py"
     options = ["--rows", "96", "--layout", layout]
     said = run_program(example, tmp_path, *options, launcher=torchrun(2))
-    errors = re.findall(r"rank \d of 2: 96 rows, relative error (\S+)", said)
+    errors = re.findall(r"rank \d of 2: 96 rows, relative error (\d\.\de-\d\d)", said)
     assert len(errors) == 2 and all(float(error) < 1e-2 for error in errors)
 
 
