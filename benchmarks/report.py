@@ -1,15 +1,17 @@
-"""Writes docs/performance.md from benchmarks/results/*.json: `python -m benchmarks.report`.
+"""Writes docs/performance.md and its pictures from benchmarks/results/*.json:
+`python -m benchmarks.report`.
 
-`--check` writes nothing and fails if the page is not what the results say.
+`--check` writes nothing and fails if the page or a picture is not what the results say.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT
+from benchmarks import ROOT, plots
 from benchmarks.source import source_hash
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -36,28 +38,39 @@ There are no results yet. On a machine with a GPU:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 if `--check` finds the page out of date."""
+    """Exit code 1 if `--check` finds the page or a picture out of date."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    text = page([json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))])
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    text = page(results)
     if "--check" in arguments:
-        if PAGE.is_file() and PAGE.read_text() == text:
-            return 0
-        print(f"{PAGE.relative_to(ROOT)} is not what the results say", file=sys.stderr)
-        return 1
+        stale = [] if PAGE.is_file() and PAGE.read_text() == text else [PAGE]
+        for card, result in results.items():
+            picture = _picture(card)
+            if not picture.is_file() or plots.mark(result) not in picture.read_text():
+                stale.append(picture)
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is not what the results say", file=sys.stderr)
+        return 1 if stale else 0
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(text)
+    for card, result in results.items():
+        plots.draw(result, _picture(card))
     return 0
 
 
-def page(results: list[dict[str, Any]]) -> str:
-    """The page's text."""
+def page(results: dict[str, dict[str, Any]]) -> str:
+    """The page's text, from the results by card."""
     if not results:
         return _HEAD + _NOTHING
     here = source_hash(ROOT)
-    return _HEAD + "".join(_card(result, here) for result in results)
+    return _HEAD + "".join(_card(card, result, here) for card, result in results.items())
 
 
-def _card(result: dict[str, Any], here: str) -> str:
+def _picture(card: str) -> Path:
+    return PAGE.with_name(f"performance-{card}.svg")
+
+
+def _card(card: str, result: dict[str, Any], here: str) -> str:
     tests = result["tests"]
     text = (
         f"\n## {result['card']}\n\n"
@@ -67,6 +80,8 @@ def _card(result: dict[str, Any], here: str) -> str:
     )
     if result["source_hash"] != here:
         text += "\n**These results are of older sources than `src/` holds now.**\n"
+    name = _picture(card).name
+    text += f"\n![TFLOPS, ring steps and error on the {result['card']}]({name})\n"
     for name, section in _SECTIONS.items():
         rows = [row for row in result["rows"] if row["name"] == name]
         if rows:
@@ -102,10 +117,11 @@ def _ring_tax(rows: list[dict[str, Any]]) -> str:
             [
                 *(p["family"], p["dtype"], p["head_dim"], p["heads"], p["chunk"], p["ranks"]),
                 *("yes" if p["causal"] else "no", f"{row['ours']:.3f}"),
-                *(f"{row['peers']['one_call']:.3f}", _ratio(row["peers"], "one_call", row["ours"])),
+                f"{row['peers']['one_call']:.3f}",
+                f"{row['ours'] / row['peers']['one_call']:.2f}",
             ]
         )
-    head = "family, dtype, D, H, chunk, P, causal, steps ms, one call ms, ratio"
+    head = "family, dtype, D, H, chunk, P, causal, steps ms, one call ms, steps / one call"
     return "\n### The steps of a ring beside one call\n\n" + _table(head, lines)
 
 

@@ -170,11 +170,11 @@ def test_the_page_says_what_the_rows_say(tmp_path):
     for name in ROWS:
         _part(tmp_path, name)
     merged = json.loads(evidence.merge(tmp_path, tmp_path).read_text())
-    text = report.page([merged])
+    text = report.page({"card": merged})
     # 4 * 16 * 8192^2 * 128 flops in 2 ms; fa2 takes 1.9 ms, cuDNN 1.
     assert "| sm80 | bf16 | 128 | 1 | 16/16 | 8192 | no | 2.000 | 274.9 | 0.95 | 0.50 |" in text
     assert "| sm80 | bf16 | 8 | normal | 1.500e-04 | 1.500 | 1.000 |" in text
-    assert "| sm80 | bf16 | 128 | 16 | 1024 | 8 | yes | 2.200 | 2.000 | 0.91 |" in text
+    assert "| sm80 | bf16 | 128 | 16 | 1024 | 8 | yes | 2.200 | 2.000 | 1.10 |" in text
     assert "| flash_sdpa.run | 1 | 3.0 | fa2 17.0 |" in text
     assert "15 passed, 0 failed, 3 skipped" in text
 

@@ -1,0 +1,98 @@
+"""The picture of one card's results that stands in docs/performance.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+_TOKENS = 16384  # batch x sequence of the rows that are drawn
+_COLORS = {"sm90a": "tab:green", "sm80": "tab:blue", "cudnn": "tab:orange", "fa2": "tab:gray"}
+_NAMES = {"cudnn": "cuDNN", "fa2": "FlashAttention-2"}
+
+
+def mark(result: dict[str, Any]) -> str:
+    """What a picture of these results is marked with, so that an old one is found out."""
+    rows = json.dumps(result["rows"], sort_keys=True).encode()
+    return f"rows {hashlib.sha256(rows).hexdigest()[:16]}"
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Write an SVG: attention's TFLOPS over the sequence, and what a ring's steps cost."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # Text stays text, and the same results give the same file.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
+        # Not pyplot: it would choose a backend, and keep the figure.
+        figure = Figure(figsize=(13, 6.5), layout="constrained")
+        grid = figure.subplots(2, 4)
+        for line, causal in enumerate((False, True)):
+            for axes, head_dim in zip(grid[line], (64, 128, 256), strict=False):
+                _tflops(axes, result, head_dim, causal)
+        _ring_tax(grid[0][3], result)
+        _error(grid[1][3], result)
+        figure.suptitle(f"{result['card']}, bf16")
+        figure.savefig(path, metadata={"Date": None, "Description": mark(result)})
+
+
+def _tflops(axes: Any, result: dict[str, Any], head_dim: int, causal: bool) -> None:
+    """TFLOPS of one call at batch x sequence = 16384 and heads x head_dim = 2048."""
+    lines: dict[str, dict[int, float]] = {}
+    for row in result["rows"]:
+        p = row["params"]
+        if row["name"] != "forward" or p["family"] != "sm90a" or p["dtype"] != "bf16":
+            continue
+        shape = (p["head_dim"], p["causal"], p["heads"] * head_dim, p["kv_heads"] * head_dim)
+        if shape != (head_dim, causal, 2048, 2048) or p["batch"] * p["query_len"] != _TOKENS:
+            continue
+        flops = 4 * p["batch"] * p["heads"] * p["query_len"] * p["key_len"] * head_dim
+        for name, ms in {"sm90a": row["ours"], **row["peers"]}.items():
+            rate = flops / (2 if causal else 1) / ms / 1e9
+            lines.setdefault(name, {})[p["query_len"]] = rate
+    for name, points in lines.items():
+        lengths = sorted(points)
+        rates = [points[length] for length in lengths]
+        style = {"color": _COLORS[name], "marker": "o", "label": _NAMES.get(name, name)}
+        axes.plot(lengths, rates, **style)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [f"{length / 1024:g}k" for length in lengths])
+    axes.set_title(f"D {head_dim}, {'causal' if causal else 'full'}: TFLOPS over S")
+    axes.set_ylim(0, 850)
+    axes.grid(alpha=0.3)
+    if lines:
+        axes.legend(loc="lower right")
+
+
+def _ring_tax(axes: Any, result: dict[str, Any]) -> None:
+    """Eight steps of one rank over one call on all keys (ours or cuDNN's, the faster)."""
+    points = {}
+    for row in result["rows"]:
+        p = row["params"]
+        if row["name"] != "ring_tax" or p["causal"] or p["dtype"] != "bf16":
+            continue
+        if (p["family"], p["head_dim"], p["ranks"]) == ("sm90a", 128, 8):
+            points[p["chunk"]] = row["ours"] / row["peers"]["one_call"]
+    chunks = sorted(points)
+    axes.plot(chunks, [points[chunk] for chunk in chunks], marker="o", color=_COLORS["sm90a"])
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(chunks, [f"{chunk / 1024:g}k" for chunk in chunks])
+    axes.set_title("D 128: 8 steps / one call, over chunk")
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.grid(alpha=0.3)
+
+
+def _error(axes: Any, result: dict[str, Any]) -> None:
+    """Error of rings beside that of cuDNN's single call."""
+    bars = {}
+    for row in result["rows"]:
+        p = row["params"]
+        if row["name"] == "error" and p["dtype"] == "bf16" and "cudnn" in row["peers"]:
+            label = f"{p['family']} P {p['ranks']} {p['distribution']}"
+            bars[label] = row["ours"] / row["peers"]["cudnn"]
+    axes.barh(list(bars), list(bars.values()), color="tab:purple")
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_title("rms error / cuDNN's single call")
