@@ -190,8 +190,7 @@ class Exchange {
   int32_t receive(LocalRank& rank) {
     int32_t status = BARACUDA_OK;
     size_t taken = 0;
-    Copy copy;
-    awaited_ = nullptr;
+    size_t copies = 0;
     for (; taken < rank.receives.size() && status == BARACUDA_OK; ++taken) {
       LocalReceive& into = rank.receives[taken];
       status = take(rank, into);
@@ -205,52 +204,22 @@ class Exchange {
                       static_cast<long long>(message.bytes));
         continue;
       }
-      if (copy.extend(into)) continue;
-      status = enqueue_copy(rank, copy);
-      copy = Copy(into);
+      const bool same_sender = copies > 0 && rank.receives[taken - 1].peer == into.peer;
+      if (!same_sender) {
+        status = check_op(rank, rank.ops->wait(rank.stream, message.sender->ready), "wait");
+      }
+      if (status != BARACUDA_OK) continue;
+      ++copies;
+      status = check_op(rank, rank.ops->copy(into.data, message.data, into.bytes, rank.stream),
+                        "copy");
     }
-    if (status == BARACUDA_OK) status = enqueue_copy(rank, copy);
     if (status != BARACUDA_OK) {
       fail_at(rank, status);
       failure_ = *baracuda_last_error();
     }
-    const int32_t joined = taken > 0 ? hold_senders(rank, taken) : BARACUDA_OK;
+    const int32_t joined = copies > 0 ? hold_senders(rank, taken) : BARACUDA_OK;
     release(rank, taken);
     return status != BARACUDA_OK ? status : joined;
-  }
-
-  // One copy takes what lies together at both ends, as K and V do in scratch: fewer calls of the
-  // driver, which are most of what a step costs the host.
-  struct Copy {
-    Copy() = default;
-    explicit Copy(const LocalReceive& receive)
-        : sender(receive.message->sender),
-          from(static_cast<const char*>(receive.message->data)),
-          into(static_cast<char*>(receive.data)),
-          bytes(receive.bytes) {}
-
-    bool extend(const LocalReceive& next) {
-      const bool adjacent = next.message->sender == sender && next.message->data == from + bytes &&
-                            next.data == into + bytes;
-      if (adjacent) bytes += next.bytes;
-      return adjacent;
-    }
-
-    LocalRank* sender = nullptr;
-    const char* from = nullptr;
-    char* into = nullptr;
-    int64_t bytes = 0;
-  };
-
-  int32_t enqueue_copy(LocalRank& rank, const Copy& copy) {
-    if (copy.sender == nullptr) return BARACUDA_OK;
-    int32_t status = BARACUDA_OK;
-    if (copy.sender != awaited_) {
-      status = check_op(rank, rank.ops->wait(rank.stream, copy.sender->ready), "wait");
-    }
-    awaited_ = copy.sender;
-    if (status != BARACUDA_OK) return status;
-    return check_op(rank, rank.ops->copy(copy.into, copy.from, copy.bytes, rank.stream), "copy");
   }
 
   // The link to the oldest message from peer, or to the end of the inbox.
@@ -330,7 +299,6 @@ class Exchange {
   baracuda_local_world& world_;
   const baracuda_local_world::Clock::time_point deadline_;
   bool posted_ = false;
-  const LocalRank* awaited_ = nullptr;  // whose `ready` the receiving stream waits for already
   baracuda_error failure_{};
 };
 
