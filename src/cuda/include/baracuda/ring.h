@@ -95,7 +95,8 @@ BARACUDA_API void baracuda_ring_schedule(int32_t rank, int32_t world_size, barac
 typedef struct baracuda_ring_marks {
   void* exchange_begin;  // on the ring stream; the two of the last step are not recorded
   void* exchange_end;
-  void* compute_begin;   // on the caller's stream, once the step's chunk is there
+  void* wait_begin;      // on the caller's stream, before it waits for the step's chunk
+  void* compute_begin;   // once the chunk is there
   void* compute_end;
 } baracuda_ring_marks;
 

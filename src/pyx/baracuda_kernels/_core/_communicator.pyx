@@ -14,9 +14,9 @@ from baracuda_kernels._core import _nccl_library
 from baracuda_kernels._core._errors import CommunicatorError, InvalidProblemError
 
 DEFAULT_TIMEOUT = 300.0
-# SMs that an exchange may take, and that kernels leave to it, where the caller does not say. The
-# 128 that are left of an H100's 132 still take a power of two of tiles in whole waves; with 124 a
-# step of 512 tiles took a quarter longer.
+# SMs that an exchange may take, and that kernels leave to it, where the caller does not say. Of an
+# H100's 132 that leaves 128, which take a power of two of tiles in whole waves: 512 tiles need four
+# on 128 SMs and five on 124.
 DEFAULT_MAX_CTAS = 4
 _STATES = ("healthy", "failed", "aborted")
 

@@ -148,8 +148,7 @@ cdef class LocalRing:
         args : sequence of P
             Each rank's arguments.
         timeline : sequence of P RingTimeline, optional
-            Each rank's; ranks on one stream take turns there, so give every rank a stream of its
-            own to see an exchange beside the kernels. Refused while a stream is captured.
+            Each rank's. Refused while a stream is captured.
 
         Raises
         ------

@@ -14,6 +14,10 @@ from baracuda_kernels._core._stream cimport Stream
 from baracuda_kernels._core._errors import InvalidProblemError
 
 
+cdef enum:
+    _MARKS = 5  # events of baracuda_ring_marks
+
+
 class RingStepTime(NamedTuple):
     """One step of one rank, in milliseconds.
 
@@ -26,8 +30,8 @@ class RingStepTime(NamedTuple):
         From when the step's messages could start until they were through, waiting for the peers
         included. 0 in the last step, which has none.
     exposed : float
-        What the caller's stream waited for the previous step's exchange, after its own previous
-        kernel had ended. 0 in the first step.
+        What the caller's stream waited for the previous step's exchange, once all that it held
+        before had ended. 0 in the first step.
     """
 
     step: int
@@ -76,7 +80,7 @@ cdef class RingTimeline:
                 if self.exchanges and s + 1 < self.world_size:
                     exchange = self.elapsed(mark.exchange_begin, mark.exchange_end)
                 if s > 0:
-                    exposed = self.elapsed(self.marks[s - 1].compute_end, mark.compute_begin)
+                    exposed = self.elapsed(mark.wait_begin, mark.compute_begin)
                 self.measured.append(RingStepTime(
                     s, self.elapsed(mark.compute_begin, mark.compute_end), exchange, exposed))
         return list(self.measured)
@@ -98,7 +102,8 @@ cdef class RingTimeline:
 
     @property
     def total(self):
-        """Milliseconds from the first kernel's start to the last one's end."""
+        """Milliseconds from the first kernel's start to the last one's end; on a stream that other
+        ranks share, their turns included."""
         if not self.recorded:
             raise InvalidProblemError("timeline: nothing was recorded; pass it to a run first")
         return self.elapsed(self.marks[0].compute_begin,
@@ -138,7 +143,7 @@ cdef class RingTimeline:
                 check(self.ops.get_device(&previous))
                 check(self.ops.set_device(self.device))
             events = <void**>self.marks
-            for i in range(4 * self.world_size):
+            for i in range(_MARKS * self.world_size):
                 if status == c_api.BARACUDA_OK:
                     status = self.ops.timed_event_create(&events[i])
             if self.device >= 0:
@@ -154,7 +159,7 @@ cdef class RingTimeline:
         cdef int i
         cdef void** events = <void**>self.marks
         if self.marks != NULL:
-            for i in range(4 * self.world_size):
+            for i in range(_MARKS * self.world_size):
                 if events[i] != NULL:
                     self.ops.event_destroy(events[i])
         free(self.marks)

@@ -156,6 +156,7 @@ cdef extern from "baracuda/ring.h" nogil:
     ctypedef struct baracuda_ring_marks:
         void* exchange_begin
         void* exchange_end
+        void* wait_begin
         void* compute_begin
         void* compute_end
     ctypedef struct baracuda_ring_call:
