@@ -29,7 +29,7 @@ def _row(case: str) -> dict[str, Any]:
                 if outcome.error not in CASES[case]:
                     raise AssertionError(f"{case}, ring {number}: {outcome}")
                 worst = max(worst, outcome.seconds)
-            print(f"faults: {case}, ring {number + 1} of {RINGS}: {worst:.2f} s at most", flush=True)
+            print(f"{case}, ring {number + 1} of {RINGS}: {worst:.2f} s at most", flush=True)
     params = {"case": case, "ranks": RANKS, "rings": RINGS}
     return {
         "name": "faults",
