@@ -98,7 +98,8 @@ __all__ = [
     "InvalidProblemError", "KernelSku", "LayoutSku", "LocalCommunicator", "LocalRing",
     "MathPrecision", "MisalignedOperandError", "NcclError", "NcclTimeoutError", "OpCategory",
     "PlanPreference", "PrecisionGuarantee", "RingAttentionArgs", "RingAttentionDescriptor",
-    "RingAttentionPlan", "RingStepTime", "RingTimeline", "SequenceLayout", "Stream", "TensorMut", "TensorRef", "Transport",
+    "RingAttentionPlan", "RingStepTime", "RingTimeline",
+    "SequenceLayout", "Stream", "TensorMut", "TensorRef", "Transport",
     "TransportCommunicator", "UniqueId", "UnsupportedError", "WorkspaceTooSmallError",
     "__version__", "errors", "positions", "registry", "run_local_ring", "shard", "unshard",
 ]

@@ -29,7 +29,7 @@ def bench() -> None:
 
 @bench.command()
 @click.option("--ranks", type=click.IntRange(1), default=8, show_default=True, help="P.")
-@click.option("--chunk", type=click.IntRange(1), default=1024, show_default=True, help="Rows a rank.")
+@click.option("--chunk", type=click.IntRange(1), default=1024, show_default=True, help="Rows.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="B.")
 @click.option("--heads", type=click.IntRange(1), default=16, show_default=True, help="H.")
 @click.option("--kv-heads", type=click.IntRange(1), help="Hkv; divides H. [default: H]")
@@ -75,7 +75,9 @@ def ring(
         check_json(output)
     random = np.random.default_rng(0)
     q, k, v = (
-        random.standard_normal((batch, h, ranks * chunk, head_dim), np.float32).astype(DTYPES[dtype])
+        random.standard_normal((batch, h, ranks * chunk, head_dim), np.float32).astype(
+            DTYPES[dtype]
+        )
         for h in (heads, kv_heads, kv_heads)
     )
     prepared = PreparedRing(
