@@ -68,6 +68,7 @@ from baracuda_kernels._core._sku import (  # noqa: E402
 )
 from baracuda_kernels._core._stream import Stream  # noqa: E402
 from baracuda_kernels._core._tensor import DeviceSlice, TensorMut, TensorRef  # noqa: E402
+from baracuda_kernels._core._timeline import RingStepTime, RingTimeline  # noqa: E402
 from baracuda_kernels._core._transport import Transport, TransportCommunicator  # noqa: E402
 from baracuda_kernels.ops.flash_sdpa import (  # noqa: E402
     FlashSdpaArgs,
@@ -97,7 +98,8 @@ __all__ = [
     "InvalidProblemError", "KernelSku", "LayoutSku", "LocalCommunicator", "LocalRing",
     "MathPrecision", "MisalignedOperandError", "NcclError", "NcclTimeoutError", "OpCategory",
     "PlanPreference", "PrecisionGuarantee", "RingAttentionArgs", "RingAttentionDescriptor",
-    "RingAttentionPlan", "SequenceLayout", "Stream", "TensorMut", "TensorRef", "Transport",
+    "RingAttentionPlan", "RingStepTime", "RingTimeline",
+    "SequenceLayout", "Stream", "TensorMut", "TensorRef", "Transport",
     "TransportCommunicator", "UniqueId", "UnsupportedError", "WorkspaceTooSmallError",
     "__version__", "errors", "positions", "registry", "run_local_ring", "shard", "unshard",
 ]

@@ -108,45 +108,90 @@ def run_with_plan(
     timeout: float,
 ) -> tuple[Any, Any, Any]:
     """`run_local_ring`, with the plan that ran as a third result."""
-    from baracuda_kernels import LocalCommunicator, RingAttentionDescriptor, RingAttentionPlan
-
-    layout = SequenceLayout.parse(sequence_layout)
-    memory = memory_for(q, device)
-    _check(q, k, v, world_size)
-    batch, heads, total_queries, head_dim = (int(n) for n in q.shape)
-    kv_heads, total_keys = int(k.shape[1]), int(k.shape[2])
-    dtype = dtype_name(q)
-
-    descriptor = RingAttentionDescriptor(
-        batch,
-        heads,
-        total_queries // world_size,
-        total_keys // world_size,
-        head_dim,
-        scale=scale,
+    prepared = PreparedRing(
+        q,
+        k,
+        v,
+        world_size,
         is_causal=is_causal,
-        element=element_of(q, "q"),
-        num_kv_heads=kv_heads,
-        sequence_layout=layout,
+        scale=scale,
+        sequence_layout=sequence_layout,
+        device=device,
+        timeout=timeout,
     )
-    plan = RingAttentionPlan.select(memory.stream, descriptor)
-
-    shards = [shard(x, world_size, sequence_layout=layout) for x in (q, k, v)]
-    ranks = [
-        _Rank(memory, plan, tuple(memory.stage(x) for x in rank_shards), dtype, world_size)
-        for rank_shards in zip(*shards, strict=True)
-    ]
-    ring = LocalCommunicator.ring(world_size, device=memory.ring_device, timeout=timeout)
-    plans = [plan] * world_size
-    args = [rank.args for rank in ranks]
     if progress is None:
-        ring.run_all(memory.stream, plans, args)
+        prepared.run()
     else:
-        _run_watched(ring, memory.stream, plans, args, progress)
+        _run_watched(prepared, progress)
+    y, lse = prepared.outputs()
+    return y, lse, prepared.plan
 
-    y = unshard([memory.fetch(rank.y) for rank in ranks], sequence_layout=layout)
-    lse = unshard([memory.fetch(rank.lse) for rank in ranks], sequence_layout=layout)
-    return y, lse, plan
+
+class PreparedRing:
+    """A local ring over whole arrays: sharded and staged, ready for any number of runs.
+
+    Attributes
+    ----------
+    plan : RingAttentionPlan
+    ring : LocalRing
+    stream : Stream
+        Of the memory that the arrays lie in.
+    """
+
+    def __init__(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        world_size: int,
+        *,
+        is_causal: bool,
+        scale: float | None,
+        sequence_layout: SequenceLayout | str,
+        device: str,
+        timeout: float,
+    ) -> None:
+        from baracuda_kernels import LocalCommunicator, RingAttentionDescriptor, RingAttentionPlan
+
+        self._layout = layout = SequenceLayout.parse(sequence_layout)
+        self._memory = memory = memory_for(q, device)
+        _check(q, k, v, world_size)
+        batch, heads, total_queries, head_dim = (int(n) for n in q.shape)
+        kv_heads, total_keys = int(k.shape[1]), int(k.shape[2])
+        dtype = dtype_name(q)
+        descriptor = RingAttentionDescriptor(
+            batch,
+            heads,
+            total_queries // world_size,
+            total_keys // world_size,
+            head_dim,
+            scale=scale,
+            is_causal=is_causal,
+            element=element_of(q, "q"),
+            num_kv_heads=kv_heads,
+            sequence_layout=layout,
+        )
+        self.stream = memory.stream
+        self.plan = RingAttentionPlan.select(self.stream, descriptor)
+        shards = [shard(x, world_size, sequence_layout=layout) for x in (q, k, v)]
+        self._ranks = [
+            _Rank(memory, self.plan, tuple(memory.stage(x) for x in rank_shards), dtype, world_size)
+            for rank_shards in zip(*shards, strict=True)
+        ]
+        self.ring = LocalCommunicator.ring(world_size, device=memory.ring_device, timeout=timeout)
+        self._args = [rank.args for rank in self._ranks]
+
+    def run(self, timeline: list | None = None) -> None:
+        """Enqueue one run of all ranks."""
+        self.ring.run_all(self.stream, self.plan, self._args, timeline=timeline)
+
+    def outputs(self) -> tuple[Any, Any]:
+        """y and lse of the last run, gathered."""
+        y, lse = (
+            unshard([self._memory.fetch(x) for x in shards], sequence_layout=self._layout)
+            for shards in zip(*((rank.y, rank.lse) for rank in self._ranks), strict=True)
+        )
+        return y, lse
 
 
 class _Rank:
@@ -179,16 +224,15 @@ class _Rank:
         )
 
 
-def _run_watched(
-    ring: Any, stream: Any, plans: list, args: list, progress: Callable[[int, int], None]
-) -> None:
+def _run_watched(prepared: PreparedRing, progress: Callable[[int, int], None]) -> None:
     # The ring runs in a thread of its own so that this one can report how far it has come.
-    total = len(plans) ** 2
+    ranks = prepared.ring.ranks
+    total = len(ranks) ** 2
     progress(0, total)
     with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(ring.run_all, stream, plans, args)
+        run = pool.submit(prepared.run)
         while wait([run], timeout=_POLL).not_done:
-            progress(sum(rank.steps_enqueued for rank in ring.ranks), total)
+            progress(sum(rank.steps_enqueued for rank in ranks), total)
         run.result()
     progress(total, total)
 

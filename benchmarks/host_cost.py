@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from helpers import cuda_ring
 from helpers.inputs import torch_qkv
+from helpers.loop_cost import time_calls
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
 from torch.nn.attention import sdpa_kernel
 
@@ -49,7 +51,34 @@ def rows() -> list[dict[str, Any]]:
     ]
     for ranks in (1, 2, 4, 8):
         found.append(_row("ring_attention.run_all", ranks, _ring(stream, pref, ranks)))
-    return found
+    found.append(_one_rank(stream, pref, q, k, v))
+    return found + [_loop(ranks) for ranks in (2, 8, 64)]
+
+
+def _one_rank(stream: Any, pref: Any, q: Any, k: Any, v: Any) -> dict[str, Any]:
+    """`plan.run` of a NCCL communicator of one, beside the launch of its kernel alone from C."""
+    rank = cuda_ring.RankTensors(torch, q, k, v, family="sm80")
+    rank.stage()
+    params = rank.step()
+    params.flags |= 3  # FIRST and LAST
+    raw = torch.cuda.current_stream().cuda_stream
+    plan = bk.RingAttentionPlan.select(stream, descriptor(q, k, "bf16"), pref)
+    arrays = rank_arrays(torch, plan, q, k, v, 1)
+    with bk.Communicator.new_single_gpu(0) as comm:
+        row = _row("ring_attention.run", 1, lambda: plan.run(stream, comm, arrays.args))
+    launches = []
+    for _ in range(_ROUNDS):
+        torch.cuda.synchronize()
+        launches.append(time_calls().launches(params, 2, raw, _CALLS))
+    return row | {"peers": {"launch": statistics.median(launches)}}
+
+
+def _loop(ranks: int) -> dict[str, Any]:
+    """A step of one rank in the loop, with streams and a transport that do nothing."""
+    samples = [time_calls().loop(ranks, max(4, 20_000 // ranks)) for _ in range(_ROUNDS)]
+    params = {"what": "the loop's own part of a step", "ranks": ranks}
+    ours = statistics.median(samples)
+    return {"name": "host_cost", "params": params, "unit": "us", "ours": ours, "peers": {}}
 
 
 def _ring(stream: Any, pref: Any, ranks: int) -> Callable[[], None]:

@@ -148,6 +148,68 @@ def _host_cost(rows: list[dict[str, Any]]) -> str:
     return "\n### Host time of a call\n\n" + _table("call, P, µs, peers µs", lines)
 
 
+def _balance(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        p = row["params"]
+        contiguous = f"{row['peers']['contiguous']:.3f}"
+        lines.append(
+            [*(p[k] for k in ("family", "layout", "ranks", "chunk", "what")),
+             f"{row['ours']:.3f}", contiguous]
+        )  # fmt: skip
+    text = (
+        "\n### Balance of a causal ring\n\nEvery rank's every step timed alone. *Slowest rank*: "
+        "the sum over steps of the slowest rank, over all steps of all ranks divided by P; 1 is "
+        "perfect. *Summed work*: all steps of all ranks over one causal call on the whole "
+        "sequence.\n\n"
+    )
+    return text + _table("family, layout, P, chunk, what, ratio, contiguous", lines)
+
+
+def _overlap(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        p, peers = row["params"], row["peers"]
+        longer = max(peers.values())
+        lines.append(
+            [*(p["family"], p["transport"], p.get("max_ctas", "–"), p["ranks"], p["chunk"]),
+             *(f"{ms:.3f}" for ms in (row["ours"], peers["compute"], peers["exchange"])),
+             f"{row['ours'] / longer:.3f}"]
+        )  # fmt: skip
+    text = (
+        "\n### Overlap\n\nA run beside its kernels alone and its exchanges alone. *local*: all "
+        "ranks on one card. *nccl_self*: one NCCL rank that sends to itself for P steps.\n\n"
+    )
+    head = "family, transport, max_ctas, P, chunk, run ms, compute ms, exchange ms, / the longer"
+    return text + _table(head, lines)
+
+
+def _graph(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        p, kernels = row["params"], row["peers"]["kernels"]
+        lines.append(
+            [p["family"], p["ranks"], p["chunk"], f"{row['ours']:.3f}", f"{kernels:.3f}",
+             f"{row['ours'] / kernels:.3f}"]
+        )  # fmt: skip
+    text = "\n### A local ring as one CUDA graph\n\nBeside a graph of its kernels alone.\n\n"
+    return text + _table("family, P, chunk, ring ms, kernels ms, ratio", lines)
+
+
+def _faults(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        p = row["params"]
+        times = f"{row['ours']:.2f}", f"{row['peers']['timeout']:.1f}"
+        lines.append([p["case"], p["ranks"], p["rings"], *times])
+    text = (
+        "\n### A rank that fails\n\nSeconds from the fault of one rank process until the last of "
+        "the others had its typed error, the worst of all rings. A rank with another head_dim is "
+        "found by `plan.validate` before the first run.\n\n"
+    )
+    return text + _table("fault, P, rings, worst s, deadline s", lines)
+
+
 def _ratio(peers: dict[str, float], name: str, ours: float) -> str:
     return f"{peers[name] / ours:.2f}" if name in peers else "–"
 
@@ -161,6 +223,10 @@ def _table(head: str, lines: list[list[Any]]) -> str:
 _SECTIONS = {
     "forward": _forward,
     "ring_tax": _ring_tax,
+    "balance": _balance,
+    "overlap": _overlap,
+    "graph": _graph,
+    "faults": _faults,
     "error": _error,
     "host_cost": _host_cost,
 }

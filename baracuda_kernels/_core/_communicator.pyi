@@ -8,6 +8,7 @@ from typing_extensions import disjoint_base
 from baracuda_kernels._core._member import RingMember
 
 DEFAULT_TIMEOUT: float
+DEFAULT_MAX_CTAS: int
 
 @disjoint_base
 class UniqueId:
@@ -44,6 +45,7 @@ class Communicator(RingMember):
         handle: int,
         *,
         device: int | str | None = None,
+        max_ctas: int | None = None,
         timeout: float | None = 300.0,
         owner: Any = None,
     ) -> Communicator: ...

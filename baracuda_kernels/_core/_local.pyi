@@ -4,6 +4,7 @@ from typing import Any, Self
 from typing_extensions import disjoint_base
 
 from baracuda_kernels._core._member import RingMember, RingPlan
+from baracuda_kernels._core._timeline import RingTimeline
 
 @disjoint_base
 class LocalCommunicator(RingMember):
@@ -27,5 +28,10 @@ class LocalRing:
     def __iter__(self) -> Iterator[LocalCommunicator]: ...
     def abort(self) -> None: ...
     def run_all(
-        self, stream: Any, plans: RingPlan | Sequence[RingPlan], args: Sequence[Any]
+        self,
+        stream: Any,
+        plans: RingPlan | Sequence[RingPlan],
+        args: Sequence[Any],
+        *,
+        timeline: Sequence[RingTimeline | None] | None = None,
     ) -> None: ...

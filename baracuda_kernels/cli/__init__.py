@@ -1,9 +1,10 @@
-"""The command line ``baracuda-kernels``: run, sample, info, skus, explain, plan."""
+"""The command line ``baracuda-kernels``: run, sample, bench, info, skus, explain, plan."""
 
 from __future__ import annotations
 
 import click
 
+from baracuda_kernels.cli._bench import bench
 from baracuda_kernels.cli._console import TypedErrorGroup
 from baracuda_kernels.cli._explain import explain
 from baracuda_kernels.cli._info import info, version_of_build
@@ -25,5 +26,5 @@ def main() -> None:
     """
 
 
-for _command in (run, sample, info, skus, explain, plan):
+for _command in (run, sample, bench, info, skus, explain, plan):
     main.add_command(_command)

@@ -9,6 +9,14 @@ from typing import Any, NoReturn
 
 import click
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from baracuda_kernels.errors import BaracudaError
 
@@ -78,3 +86,31 @@ def out_console() -> Console:
 def err_console() -> Console:
     """For progress, on stderr."""
     return Console(stderr=True)
+
+
+class ProgressBar:
+    """A bar on stderr that appears with the first step: a refused run shows none."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._task: TaskID | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=err_console(),
+        )
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._task is not None:
+            self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        if self._task is None:
+            self._task = self._bar.add_task(self._label, total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done)

@@ -32,7 +32,7 @@ def check_plot(path: Path) -> None:
         raise FileProblemError(f"{path}: the name must end in {', '.join(_SUFFIXES)}")
     if not path.parent.is_dir():
         raise FileProblemError(f"{path}: there is no folder {path.parent}")
-    _figure_module()
+    figure_module()
 
 
 def draw_plot(path: Path, result: Any) -> None:
@@ -44,7 +44,7 @@ def draw_plot(path: Path, result: Any) -> None:
         As `check_plot`, and if the file cannot be written.
     """
     # Not pyplot: it would choose a backend, and keep the figure.
-    figure = _figure_module().Figure(figsize=(9, 4), layout="constrained")
+    figure = figure_module().Figure(figsize=(9, 4), layout="constrained")
     efficiency, exposed = figure.subplots(1, 2)
     layouts = [f.layout for f in result.forecasts]
     for layout in layouts:
@@ -77,7 +77,7 @@ def draw_plot(path: Path, result: Any) -> None:
         raise FileProblemError(f"{path}: {error}") from error
 
 
-def _figure_module() -> Any:
+def figure_module() -> Any:
     try:
         return importlib.import_module("matplotlib.figure")
     except ImportError as error:

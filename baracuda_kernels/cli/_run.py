@@ -8,16 +8,8 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
-from baracuda_kernels.cli._console import err_console, json_option, print_json
+from baracuda_kernels.cli._console import ProgressBar, json_option, print_json
 from baracuda_kernels.cli._tensor_file import (
     check_storable,
     check_writable,
@@ -68,7 +60,7 @@ def run(
     tensors = read_tensors(qkv, ("q", "k", "v"))
     check_storable(output, *tensors.values())
     start = time.perf_counter()
-    with _ProgressBar(f"{ranks} ranks, ring steps") as bar:
+    with ProgressBar(f"{ranks} ranks, ring steps") as bar:
         y, lse, plan = run_with_plan(
             **tensors,
             world_size=ranks,
@@ -133,31 +125,3 @@ def _print_text(result: dict[str, Any], sku: Any) -> None:
         for name, label in (("y", "y"), ("lse", "lse"), ("rounding", "exact y rounded")):
             error = result["check"][name]
             click.echo(f"  {label + ':':17}rms {error['rms']:.3e}   max {error['max']:.3e}")
-
-
-class _ProgressBar:
-    """A bar on stderr that appears with the first step: a refused run shows none."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._task: TaskID | None = None
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=err_console(),
-        )
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._task is not None:
-            self._bar.stop()
-
-    def update(self, done: int, total: int) -> None:
-        if self._task is None:
-            self._task = self._bar.add_task(self._label, total=total)
-            self._bar.start()
-        self._bar.update(self._task, completed=done)

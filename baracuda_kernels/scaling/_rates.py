@@ -26,6 +26,12 @@ _SIMT = {
 }
 # The log's small problems, S 512, not causal: 60, 34 and 129 µs at B 8, H 16.
 _SM80_AT_512 = {64: 253, 128: 286, 256: 266}
+# docs/performance.md, the same card: TFLOPS at a length, not causal and causal.
+_SM90A = {
+    64: ((2048, 487, 390), (8192, 553, 505), (16384, 574, 532)),
+    128: ((2048, 572, 519), (8192, 629, 633), (16384, 675, 683)),
+    256: ((2048, 707, 559), (8192, 782, 730), (16384, 806, 784)),
+}
 # The state at the card's copy bandwidth, 3.0 TB/s, gives the log's ring tax: for D 128 it makes
 # ×1.23, ×1.11, ×1.06, ×1.03 at chunks 1024 to 8192, measured ×1.21, ×1.10, ×1.06, ×1.02.
 _STATE_PS_PER_BYTE = 1 / 3.0
@@ -107,7 +113,7 @@ def default_rates(family: str, dtype: str, head_dim: int) -> ComputeRates:
     Parameters
     ----------
     family : str
-        Kernel family; ``sm90a``, of which the log has no figures yet, gets those of ``sm80``.
+        Kernel family.
     dtype : str
         f16, bf16, f32 or f64; f16 gets the figures of bf16.
     head_dim : int
@@ -118,35 +124,43 @@ def default_rates(family: str, dtype: str, head_dim: int) -> ComputeRates:
     UnsupportedError
         If the log has none for the family and dtype.
     """
-    sources = [f"docs/kernel-log.md (H100), {family} {dtype} D {head_dim}"]
+    page = "performance.md" if family == "sm90a" else "kernel-log.md"
+    sources = [f"docs/{page} (H100), {family} {dtype} D {head_dim}"]
     logged = "bf16" if dtype == "f16" else dtype
-    table: dict[int, tuple[float, float]] = {}
-    if family in ("sm80", "sm90a") and logged == "bf16":
-        table = {d: (float(a), float(b)) for d, (a, b) in _SM80.items()}
-    elif family == "simt":
-        table = _SIMT.get(logged, {})
+    table = _logged_points(family, logged)
     if not table:
         raise UnsupportedError(
             f"there are no logged figures for the family {family} with {dtype}: give measured "
             "rows of it, or TFLOPS"
         )
     taken = min((d for d in table if d >= head_dim), default=max(table))
-    if family == "sm90a":
-        sources.append("the log has no figures of sm90a yet: those of sm80 stand in")
     if logged != dtype or taken != head_dim:
         sources.append(f"those of {logged} D {taken} stand in")
-    full, causal = table[taken]
-    timed_at = 8192.0 if family != "simt" else 2048.0 if dtype == "f64" else 4096.0
-    points = [(timed_at, full, causal)]
-    if family != "simt" and taken in _SM80_AT_512:
-        # Causal calls were not timed at 512; they are taken to lose the same part.
-        small = float(_SM80_AT_512[taken])
-        points.insert(0, (512.0, small, causal * small / full))
     return ComputeRates(
-        full=tuple((n, rate) for n, rate, _ in points),
-        causal=tuple((n, rate) for n, _, rate in points),
+        full=tuple((n, rate) for n, rate, _ in table[taken]),
+        causal=tuple((n, rate) for n, _, rate in table[taken]),
         sources=tuple(sources),
     )
+
+
+def _logged_points(family: str, dtype: str) -> dict[int, list[tuple[float, float, float]]]:
+    """(length, TFLOPS not causal, causal) by head_dim."""
+    if family == "sm90a" and dtype == "bf16":
+        return {
+            d: [(float(n), float(full), float(causal)) for n, full, causal in points]
+            for d, points in _SM90A.items()
+        }
+    if family == "simt":
+        timed_at = 2048.0 if dtype == "f64" else 4096.0
+        return {d: [(timed_at, *rates)] for d, rates in _SIMT.get(dtype, {}).items()}
+    if family != "sm80" or dtype != "bf16":
+        return {}
+    table = {d: [(8192.0, float(full), float(causal))] for d, (full, causal) in _SM80.items()}
+    for d, small in _SM80_AT_512.items():
+        # Causal calls were not timed at 512; they are taken to lose the same part.
+        _, full, causal = table[d][0]
+        table[d].insert(0, (512.0, float(small), causal * small / full))
+    return table
 
 
 def measured_rates(

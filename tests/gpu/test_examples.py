@@ -24,3 +24,15 @@ def test_torchrun_ring(torch, tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     (error,) = re.findall(r"rank 0 of 1: \w+, rms error (\S+)", done.stdout)
     assert float(error) < 1e-2
+
+
+def test_cuda_graph(torch, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE.with_name("cuda_graph.py"))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout == "replayed and eager give the same bits: True\n"

@@ -1,5 +1,7 @@
 """The ring takes what it says: operands, the scratch formulas, and at most 4 MB."""
 
+from random import Random
+
 import pytest
 from helpers.inputs import torch_qkv
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
@@ -62,3 +64,38 @@ def test_rings_and_plans_give_their_memory_back(torch):
         del ring, arrays, plan
         used.append(_used(torch))
     assert used[-1] <= used[4], used
+
+
+def test_device_memory_is_flat_after_2000_random_runs(torch):
+    """Plans, rings, layouts and world sizes at random, in one process."""
+    random = Random(0)
+    stream = bk.Stream(torch.cuda.current_stream())
+
+    def run():
+        ranks, rows = random.randrange(1, 9), random.randrange(1, 200)
+        family, dtype, head_dim = random.choice(
+            [("sm80", "bf16", 64), ("sm80", "f16", 128), ("simt", "f32", 32)]
+        )
+        layout = random.choice(["contiguous", "zigzag", "striped"])
+        shape = {"heads": 2, "query_len": rows * ranks, "head_dim": head_dim}
+        shards = shards_of(*torch_qkv("normal", dtype, 0, **shape), ranks, layout)
+        desc = descriptor(
+            *shards[0][:2], dtype, is_causal=random.random() < 0.5,
+            sequence_layout=bk.SequenceLayout.parse(layout),
+        )  # fmt: skip
+        plan = bk.RingAttentionPlan.select(stream, desc, preference(family, dtype))
+        arrays = [rank_arrays(torch, plan, *shard, ranks) for shard in shards]
+        ring = bk.LocalCommunicator.ring(ranks, device=0)
+        ring.run_all(stream, plan, [rank.args for rank in arrays])
+        torch.cuda.synchronize()
+
+    def settled():
+        torch.cuda.empty_cache()
+        return _used(torch)
+
+    for _ in range(100):
+        run()
+    before = settled()
+    for _ in range(2000):
+        run()
+    assert settled() - before <= _MARGIN

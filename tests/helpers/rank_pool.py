@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +28,41 @@ class RankPool:
     stderr, and ends the pool: a broken ring cannot be trusted with the next task.
     """
 
-    def __init__(self, world_size: int, worker: Path = _WORKER, **join: Any) -> None:
+    def __init__(self, world_size: int, worker: Path = _WORKER, **options: Any) -> None:
         self.world_size = world_size
         self._script = worker
+        self._options = options  # of the worker's task `join`
         self.folder = tempfile.TemporaryDirectory(prefix="rank-pool-")
         self._workers = [self._start(rank) for rank in range(world_size)]
         self._broken = False
+        self.join()
+
+    def join(self) -> None:
+        """A new communicator of all ranks; an earlier one is closed."""
         token = self.run({"do": "unique_id"}, ranks=[0], seconds=_START_SECONDS)[0]
-        join |= {"do": "join", "world_size": world_size, "unique_id": token["unique_id"]}
-        self.run(join, seconds=_START_SECONDS)
+        task = {"do": "join", "world_size": self.world_size, "unique_id": token["unique_id"]}
+        self.run({**self._options, **task}, seconds=_START_SECONDS)
 
     def run(
-        self, task: dict[str, Any], *, ranks: list[int] | None = None, seconds: float = 60.0
+        self,
+        task: dict[str, Any],
+        *,
+        ranks: list[int] | None = None,
+        seconds: float = 60.0,
+        meanwhile: Callable[[], None] | None = None,
+        victim: int | None = None,
     ) -> list[dict[str, Any]]:
-        """The answers of `ranks` (all by default), in their order."""
+        """The answers of `ranks` (all by default), in their order.
+
+        `meanwhile` is called once all have their task; no answer is expected of the `victim`.
+        """
         assert not self._broken, "an earlier task broke this ring"
         chosen = [self._workers[r] for r in (range(self.world_size) if ranks is None else ranks)]
         for worker in chosen:
             worker.tell({**task, "folder": self.folder.name})
-        answers = [worker.answer(seconds) for worker in chosen]
+        if meanwhile is not None:
+            meanwhile()
+        answers = [w.answer(seconds) for w in chosen if victim is None or w.rank != victim]
         failures = [text for a in answers if (text := a.get("failure"))]
         if failures:
             self._broken = True
@@ -56,6 +73,19 @@ class RankPool:
     def kill(self, rank: int) -> None:
         """End one worker without a word to the others."""
         self._workers[rank].kill()
+
+    def signal(self, rank: int, number: int) -> None:
+        """Send a worker a signal."""
+        self._workers[rank].signal(number)
+
+    def forget_answer(self, rank: int, seconds: float = 60.0) -> None:
+        """Wait for the answer of a victim that lives on."""
+        self._workers[rank].answer(seconds)
+
+    def restart(self, rank: int) -> None:
+        """A new process for a rank; `join` makes it part of the ring."""
+        self._workers[rank].close()
+        self._workers[rank] = self._start(rank)
 
     def close(self) -> None:
         for worker in self._workers:
@@ -77,7 +107,7 @@ class _Worker:
     def __init__(
         self, script: Path, rank: int, environment: dict[str, str], stderr: Path
     ) -> None:
-        self._rank = rank
+        self.rank = rank
         self._stderr_path = stderr
         self._stderr = stderr.open("w")
         self._process = subprocess.Popen(
@@ -109,18 +139,21 @@ class _Worker:
             line = self._lines.get(timeout=seconds)
         except queue.Empty:
             self._process.kill()
-            return {"failure": f"rank {self._rank} gave no answer in {seconds:.0f} s: killed"}
+            return {"failure": f"rank {self.rank} gave no answer in {seconds:.0f} s: killed"}
         if not line:
-            return {"failure": f"rank {self._rank} ended with {self._process.wait(10)}"}
+            return {"failure": f"rank {self.rank} ended with {self._process.wait(10)}"}
         return json.loads(line)
 
     def stderr_report(self) -> str:
         text = self._stderr_path.read_text(errors="replace")
-        return f"--- stderr of rank {self._rank}\n{text[-4000:]}"
+        return f"--- stderr of rank {self.rank}\n{text[-4000:]}"
 
     def kill(self) -> None:
         self._process.kill()
         self._process.wait(10)
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
 
     def close(self) -> None:
         try:

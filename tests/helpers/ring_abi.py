@@ -55,6 +55,8 @@ class StreamOps(ct.Structure):
         ("stream_destroy", ct.c_void_p),
         ("get_device", ct.c_void_p),
         ("stream_synchronize", ct.c_void_p),
+        ("timed_event_create", ct.c_void_p),
+        ("elapsed", ct.c_void_p),
     ]
 
 
@@ -87,6 +89,7 @@ class Call(ct.Structure):
         ("step", Params),
         ("message_bytes", ct.c_int64),
         ("receive", ct.c_void_p * 2),
+        ("marks", ct.c_void_p),
     ]
 
 

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from helpers.fault_cases import CASES, HEALTHY, FaultyRing
 from helpers.rank_pool import RankPool
 
 pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank]
@@ -41,3 +42,18 @@ def test_a_rank_that_dies(pair):
     answer = pair.run({"do": "run_alone", "seconds": _DEADLINE}, ranks=[0], seconds=90)[0]
     assert answer["error"] in ("NcclTimeoutError", "NcclError"), answer
     assert time.monotonic() - started < _DEADLINE + _GRACE
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_four_ranks_of_which_one_fails(torch, case):
+    """Killed, stopped or wrong in the middle of it: the others all end with a typed error."""
+    with FaultyRing() as ring:
+        answers = ring.run(case)
+    assert len(answers) == 3
+    for answer in answers:
+        assert answer.error in CASES[case], answer
+        assert answer.seconds < ring.timeout + 5
+        # What every rank finds before its first run breaks nothing.
+        healthy = case in HEALTHY
+        assert (answer.state == "healthy") == healthy, answer
+        assert healthy or answer.again == "CommunicatorError", answer

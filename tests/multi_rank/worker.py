@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import sys
+import time
 from pathlib import Path
 
 # For `helpers`: this file is run by its path.
@@ -35,6 +36,9 @@ class Rank:
 
     def join(self, task: dict) -> dict:
         token = bk.UniqueId.from_bytes(base64.b64decode(task["unique_id"]))
+        earlier = self.comms.pop("own", None)
+        if earlier is not None:
+            earlier.close()
         before = torch.cuda.mem_get_info()[0]
         comm = bk.Communicator.init_rank(
             task["world_size"], token, self.rank, device=0, timeout=_TIMEOUT
@@ -96,6 +100,36 @@ class Rank:
         answer["state"] = comm.state
         answer["again"] = attempt()
         return answer
+
+    def endure(self, task: dict) -> dict:
+        """Run again and again until an error comes: which, when, and what is left after it."""
+        comm = self.comms["own"]
+        head_dim = task["head_dims"].get(str(self.rank), 64)
+        q, k, v = torch_qkv("normal", "bf16", 0, heads=2, query_len=128, head_dim=head_dim)
+        stream = bk.Stream(torch.cuda.Stream())
+        plan = bk.RingAttentionPlan.select(
+            stream, descriptor(q, k, "bf16"), preference("sm80", "bf16")
+        )
+        arrays = rank_arrays(torch, plan, q, k, v, comm.world_size)
+        torch.cuda.synchronize()
+        try:
+            if task.get("validate"):
+                plan.validate(comm)
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                plan.run(stream, comm, arrays.args)
+                comm.synchronize(stream, task["seconds"])
+        except bk.BaracudaError as error:
+            at = time.time()
+            again = ""
+            if comm.state != "healthy":
+                try:
+                    plan.run(stream, comm, arrays.args)
+                except bk.BaracudaError as refusal:
+                    again = type(refusal).__name__
+            return {"error": type(error).__name__, "message": str(error), "at": at,
+                    "again": again, "state": comm.state}  # fmt: skip
+        return {"error": "no error", "at": time.time(), "again": "", "state": comm.state}
 
     def join_alone(self, task: dict) -> dict:
         """Join a ring of two whose other rank never comes."""

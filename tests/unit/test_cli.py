@@ -262,3 +262,30 @@ def test_as_a_module(tmp_path, request, in_checkout):
         [*command, "run", given, "--ranks", "3", "-o", out], cwd=cwd, capture_output=True, text=True
     )
     assert failed.returncode == 2 and "15 and 18" in failed.stderr
+
+
+BENCH = ("bench", "ring", "--device", "host", "--ranks", 3, "--chunk", 32, "--heads", 2,
+         "--head-dim", 16, "--dtype", "f32", "--runs", 2)  # fmt: skip
+
+
+def test_bench_ring_as_a_table_json_and_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    out, picture = tmp_path / "ring.json", tmp_path / "ring.png"
+    result = ok(*BENCH, "--causal", "-o", out, "--plot", picture)
+    assert "kernel host on host" in result.stdout and "exposed" in result.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    found = json.loads(out.read_text())
+    assert (found["ranks"], found["layout"], found["unit"]) == (3, "zigzag", "ms")
+    assert [step["step"] for step in found["steps"]] == [0, 1, 2]
+    assert all(len(step["compute"]) == 3 for step in found["steps"])
+    total = sum(sum(step["compute"]) for step in found["steps"])
+    assert found["compute"] == pytest.approx(total) and found["balance"] >= 1
+    assert found["steps"][2]["exchange"] == [0, 0, 0]
+    assert json.loads(ok(*BENCH, "--json").stdout)["causal"] is False
+
+
+def test_what_bench_ring_refuses(tmp_path):
+    assert refused(*BENCH, "-o", tmp_path / "ring.txt")[0] == "FileProblemError"
+    assert refused(*BENCH, "-o", tmp_path / "none" / "ring.json")[0] == "FileProblemError"
+    assert "does not divide" in refused(*BENCH, "--kv-heads", 3)[1]
+    assert refused(*BENCH, "--device", "moon")[0] == "InvalidProblemError"

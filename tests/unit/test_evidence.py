@@ -120,6 +120,42 @@ ROWS = {
             "peers": {"fa2": 17.0},
         },
     ],
+    "runtime": [
+        {
+            "name": "balance",
+            "params": {
+                "family": "sm90a",
+                "layout": "zigzag",
+                "ranks": 8,
+                "chunk": 4096,
+                "what": "slowest rank",
+            },
+            "unit": "ratio",
+            "ours": 1.04,
+            "peers": {"contiguous": 1.95},
+        },
+        {
+            "name": "overlap",
+            "params": {"family": "sm80", "ranks": 8, "chunk": 4096, "transport": "local"},
+            "unit": "ms",
+            "ours": 2.2,
+            "peers": {"compute": 2.0, "exchange": 1.0},
+        },
+        {
+            "name": "graph",
+            "params": {"family": "sm80", "ranks": 8, "chunk": 1024},
+            "unit": "ms",
+            "ours": 1.1,
+            "peers": {"kernels": 1.0},
+        },
+        {
+            "name": "faults",
+            "params": {"case": "SIGSTOP", "ranks": 4, "rings": 5},
+            "unit": "s",
+            "ours": 2.01,
+            "peers": {"timeout": 2.0},
+        },
+    ],
     "tests": [],
 }
 
@@ -149,11 +185,15 @@ def test_parts_that_agree_are_merged(tmp_path):
     merged = json.loads(path.read_text())
     fields = ["schema", "card", "driver", "cuda", "date", "source_hash", "tests", "rows"]
     assert list(merged) == fields
-    assert merged["tests"] == {"passed": 15, "failed": 0, "skipped": 3}
+    assert merged["tests"] == {"passed": 20, "failed": 0, "skipped": 4}
     assert sorted(r["name"] for r in merged["rows"]) == [
+        "balance",
         "error",
+        "faults",
         "forward",
+        "graph",
         "host_cost",
+        "overlap",
         "ring_tax",
     ]
 
@@ -176,7 +216,11 @@ def test_the_page_says_what_the_rows_say(tmp_path):
     assert "| sm80 | bf16 | 8 | normal | 1.500e-04 | 1.500 | 1.000 |" in text
     assert "| sm80 | bf16 | 128 | 16 | 1024 | 8 | yes | 2.200 | 2.000 | 1.10 |" in text
     assert "| flash_sdpa.run | 1 | 3.0 | fa2 17.0 |" in text
-    assert "15 passed, 0 failed, 3 skipped" in text
+    assert "| sm90a | zigzag | 8 | 4096 | slowest rank | 1.040 | 1.950 |" in text
+    assert "| sm80 | local | – | 8 | 4096 | 2.200 | 2.000 | 1.000 | 1.100 |" in text
+    assert "| sm80 | 8 | 1024 | 1.100 | 1.000 | 1.100 |" in text
+    assert "| SIGSTOP | 4 | 5 | 2.01 | 2.0 |" in text
+    assert "20 passed, 0 failed, 4 skipped" in text
 
 
 def test_the_committed_page_is_that_of_the_committed_results():

@@ -538,3 +538,59 @@ def test_the_real_library_answers_without_a_gpu():
         """,
         path,
     )
+
+
+@pytest.mark.parametrize(
+    ("call", "nth"),
+    [
+        ("ncclCommCount", 1),
+        ("ncclCommUserRank", 1),
+        ("ncclGroupStart", 1),
+        *[("ncclSend", n) for n in (1, 2, 3)],
+        *[("ncclRecv", n) for n in (1, 2, 3)],
+        ("ncclGroupEnd", 1),
+        ("ncclCommGetAsyncError", 1),
+    ],
+)
+def test_every_call_of_a_borrowing_fails_in_turn(fake, call, nth):
+    """And the communicator that was not ours is as it was."""
+    ring = Ring(1)
+    handle = ring.lib.baracuda_nccl_handle(ring.comms[0])
+    fake.fake_nccl_inject(call.encode(), -1, nth, 3)
+    borrowed = ct.c_void_p()
+    status = ring.lib.baracuda_nccl_from_handle(handle, HOST, 5.0, borrowed)
+    failure = last_failure()
+    assert status == failure.status == abi.NCCL_ERROR
+    assert (failure.code, failure.call) == (3, call)
+    assert not borrowed
+    assert ring.states() == [0] and count("ncclCommAbort") == count("ncclCommDestroy") == 0
+    assert ring.lib.baracuda_nccl_from_handle(handle, HOST, 5.0, borrowed) == abi.OK
+    assert ring.lib.baracuda_nccl_destroy(borrowed) == abi.OK
+    ring.close()
+
+
+@pytest.mark.parametrize(
+    ("call", "nth"),
+    [
+        ("ncclCommSplit", 1),
+        ("ncclCommCount", 1),
+        ("ncclCommUserRank", 1),
+        ("ncclGroupStart", 1),
+        *[("ncclSend", n) for n in (1, 2, 3)],
+        *[("ncclRecv", n) for n in (1, 2, 3)],
+        ("ncclGroupEnd", 1),
+        ("ncclCommGetAsyncError", 1),
+    ],
+)
+def test_every_call_of_a_split_fails_in_turn(fake, call, nth):
+    ring = Ring(1)
+    fake.fake_nccl_inject(call.encode(), -1, nth, 3)
+    child = ct.c_void_p()
+    assert ring.lib.baracuda_nccl_split(ring.comms[0], 0, 0, 5.0, child) == abi.NCCL_ERROR
+    failure = last_failure()
+    assert (failure.code, failure.call) == (3, call)
+    assert not child
+    # A split that NCCL refused leaves nobody knowing what the parent is in; a child that was made
+    # and then failed is no fault of the parent's.
+    assert (ring.states() == [0]) == (call != "ncclCommSplit")
+    ring.close()

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from helpers import ring_abi as abi
+from helpers.loop_cost import time_calls
 from helpers.ring_abi import LocalWorld, Problem, last_failure
 
 LAYOUTS = (abi.CONTIGUOUS, abi.ZIGZAG, abi.STRIPED)
@@ -511,3 +512,13 @@ def test_preconditions_are_refused_before_anything_moves():
         assert name in last_failure().message, (name, last_failure())
     assert (problem.y == 77).all()
     world.close()
+
+
+# ---- Host cost ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [2, 8, 64])
+def test_the_loop_itself_takes_no_time_worth_mentioning(ranks):
+    """4 µs a step is what may come on top of the driver's and NCCL's calls; the best of a few, for
+    this machine may be busy."""
+    assert min(time_calls().loop(ranks, 2000 // ranks) for _ in range(10)) < 4.0

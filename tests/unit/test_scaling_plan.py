@@ -124,7 +124,7 @@ def test_the_commands_json():
 def test_the_commands_text():
     result = invoke(*GIVEN)
     assert result.exit_code == 0, result.output
-    for word in ("scratch A", "in place", "zigzag", "balance", "recommended:", "kernel-log"):
+    for word in ("scratch A", "in place", "zigzag", "balance", "recommended:", "performance.md"):
         assert word in result.stdout
     alone = invoke(*GIVEN, "--ranks", 1)
     assert alone.exit_code == 0 and "on one GPU" in alone.stdout

@@ -5,6 +5,7 @@ from typing_extensions import disjoint_base
 from baracuda_kernels._core._member import RingPlan
 from baracuda_kernels._core._selection import OpSpec
 from baracuda_kernels._core._sku import KernelSku, PlanPreference, PrecisionGuarantee
+from baracuda_kernels._core._timeline import RingTimeline
 from baracuda_kernels.ops.ring_attention._args import RingAttentionArgs
 from baracuda_kernels.ops.ring_attention._descriptor import RingAttentionDescriptor
 
@@ -34,7 +35,14 @@ class RingAttentionPlan(RingPlan):
     def scratch_alignment(self) -> int: ...
     def can_implement(self, args: RingAttentionArgs, world_size: int | None = None) -> None: ...
     def validate(self, comm: Any, args: RingAttentionArgs | None = None) -> None: ...
-    def run(self, stream: Any, comm: Any, args: RingAttentionArgs) -> None: ...
+    def run(
+        self,
+        stream: Any,
+        comm: Any,
+        args: RingAttentionArgs,
+        *,
+        timeline: RingTimeline | None = None,
+    ) -> None: ...
     def step(
         self,
         stream: Any,

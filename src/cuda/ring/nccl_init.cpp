@@ -27,6 +27,9 @@ using CommPtr = std::unique_ptr<baracuda_nccl_comm, DestroyComm>;
 NcclConfig config_for(int32_t max_ctas) {
   NcclConfig config;
   if (max_ctas > 0) config.max_ctas = max_ctas;
+  // The SMs that a kernel leaves free lie anywhere; a cluster, by NCCL's default of 4 blocks on
+  // Hopper, needs neighbours and would wait for the kernel's end.
+  config.cga_cluster_size = 0;
   return config;
 }
 

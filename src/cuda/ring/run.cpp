@@ -71,12 +71,13 @@ class Run {
       return enter(call) &&
              (step_ > 0 ||
               ok(end.ops->record(end.compute_done, call.stream), "record", call)) &&
-             ok(end.ops->wait(end.ring_stream, end.compute_done), "wait", call);
+             ok(end.ops->wait(end.ring_stream, end.compute_done), "wait", call) &&
+             mark(call, &baracuda_ring_marks::exchange_begin, end.ring_stream);
     });
     if (!ordered || !exchange_messages()) return false;
     return for_each_rank([this](const baracuda_ring_call& call) {
       const baracuda_ring_endpoint& end = *call.endpoint;
-      return enter(call) &&
+      return enter(call) && mark(call, &baracuda_ring_marks::exchange_end, end.ring_stream) &&
              ok(end.ops->record(end.exchange_done[step_ & 1], end.ring_stream), "record", call);
     });
   }
@@ -115,16 +116,18 @@ class Run {
   bool compute() {
     return for_each_rank([this](const baracuda_ring_call& call) {
       const baracuda_ring_endpoint& end = *call.endpoint;
-      if (!enter(call)) return false;
+      if (!enter(call) || !mark(call, &baracuda_ring_marks::wait_begin, call.stream)) return false;
       // Also where no kernel follows: the caller's stream has to join the last exchange, and
       // compute_done must not say that a buffer is free before the previous exchange left it.
       if (exchanges(step_ - 1) &&
           !ok(end.ops->wait(call.stream, end.exchange_done[(step_ - 1) & 1]), "wait", call)) {
         return false;
       }
+      if (!mark(call, &baracuda_ring_marks::compute_begin, call.stream)) return false;
       launch(call);
-      return !exchanges(step_ + 1) ||
-             ok(end.ops->record(end.compute_done, call.stream), "record", call);
+      return mark(call, &baracuda_ring_marks::compute_end, call.stream) &&
+             (!exchanges(step_ + 1) ||
+              ok(end.ops->record(end.compute_done, call.stream), "record", call));
     });
   }
 
@@ -139,6 +142,11 @@ class Run {
     params.v = chunk.v;
     params.sm_margin = exchanges(step_) ? call.endpoint->max_ctas : 0;
     ok(call.endpoint->ops->launch(call.kernel, &params, call.stream), "launch", call);
+  }
+
+  bool mark(const baracuda_ring_call& call, void* baracuda_ring_marks::*which, void* stream) {
+    return call.marks == nullptr ||
+           ok(call.endpoint->ops->record(call.marks[step_].*which, stream), "record", call);
   }
 
   // A single rank's device is the caller's business, and current already.

@@ -7,6 +7,7 @@
 
 #include "baracuda/ring.h"
 #include "baracuda/runtime.h"
+#include "baracuda/status.h"
 #include "common/error.h"
 
 namespace {
@@ -30,6 +31,22 @@ int32_t create_event(void** event) {
   const cudaError_t error = cudaEventCreateWithFlags(&created, cudaEventDisableTiming);
   *event = created;
   return check_cuda(error, "cudaEventCreateWithFlags");
+}
+
+int32_t create_timed_event(void** event) {
+  cudaEvent_t created = nullptr;
+  const cudaError_t error = cudaEventCreate(&created);
+  *event = created;
+  return check_cuda(error, "cudaEventCreate");
+}
+
+int32_t elapsed(void* from, void* to, float* milliseconds) {
+  const int32_t status =
+      check_cuda(cudaEventSynchronize(static_cast<cudaEvent_t>(to)), "cudaEventSynchronize");
+  if (status != BARACUDA_OK) return status;
+  return check_cuda(cudaEventElapsedTime(milliseconds, static_cast<cudaEvent_t>(from),
+                                         static_cast<cudaEvent_t>(to)),
+                    "cudaEventElapsedTime");
 }
 
 int32_t destroy_event(void* event) {
@@ -69,6 +86,8 @@ const baracuda_stream_ops cuda_ops = {
     destroy_stream,
     baracuda_cuda_current_device,
     baracuda_cuda_stream_synchronize,
+    create_timed_event,
+    elapsed,
 };
 
 }  // namespace

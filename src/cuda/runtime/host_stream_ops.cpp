@@ -1,12 +1,21 @@
 // Streams and events of the host: every operation is done when it returns, so there is nothing
-// to record or to wait for, and the handles are NULL.
+// to wait for, and the handles are NULL but for timed events, which keep when they were recorded.
+#include <chrono>
 #include <cstddef>
 #include <cstring>
+#include <new>
 
 #include "baracuda/ring.h"
 #include "baracuda/status.h"
+#include "common/error.h"
 
 namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct TimedEvent {
+  Clock::time_point at{};
+};
 
 int32_t set_device(int32_t) { return BARACUDA_OK; }
 
@@ -15,7 +24,10 @@ int32_t get_device(int32_t* device) {
   return BARACUDA_OK;
 }
 
-int32_t record(void*, void*) { return BARACUDA_OK; }
+int32_t record(void* event, void*) {
+  if (event != nullptr) static_cast<TimedEvent*>(event)->at = Clock::now();
+  return BARACUDA_OK;
+}
 
 int32_t wait(void*, void*) { return BARACUDA_OK; }
 
@@ -26,6 +38,24 @@ int32_t copy(void* dst, const void* src, int64_t bytes, void*) {
 
 int32_t create_event(void** event) {
   *event = nullptr;
+  return BARACUDA_OK;
+}
+
+int32_t create_timed_event(void** event) {
+  *event = new (std::nothrow) TimedEvent;
+  if (*event != nullptr) return BARACUDA_OK;
+  return baracuda::fail(BARACUDA_OUT_OF_MEMORY, "timed_event_create", "no memory for an event");
+}
+
+int32_t destroy_event(void* event) {
+  delete static_cast<TimedEvent*>(event);
+  return BARACUDA_OK;
+}
+
+int32_t elapsed(void* from, void* to, float* milliseconds) {
+  const std::chrono::duration<float, std::milli> time =
+      static_cast<TimedEvent*>(to)->at - static_cast<TimedEvent*>(from)->at;
+  *milliseconds = time.count();
   return BARACUDA_OK;
 }
 
@@ -45,11 +75,13 @@ const baracuda_stream_ops host_ops = {
     copy,
     baracuda_attention_step,
     create_event,
-    nothing,
+    destroy_event,
     create_stream,
     nothing,
     get_device,
     nothing,
+    create_timed_event,
+    elapsed,
 };
 
 }  // namespace

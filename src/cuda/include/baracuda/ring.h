@@ -41,6 +41,10 @@ typedef struct baracuda_stream_ops {
   int32_t (*stream_destroy)(void* stream);
   int32_t (*get_device)(int32_t* device);  // so that whoever calls set_device can undo it
   int32_t (*stream_synchronize)(void* stream);
+  // Events that tell the time, for timelines; record, wait and event_destroy take them too.
+  int32_t (*timed_event_create)(void** event);
+  // Milliseconds from one recorded timed event to another; waits for both.
+  int32_t (*elapsed)(void* from, void* to, float* milliseconds);
 } baracuda_stream_ops;
 
 BARACUDA_API const baracuda_stream_ops* baracuda_host_stream_ops(void);
@@ -87,6 +91,15 @@ BARACUDA_API baracuda_position_map baracuda_layout_map(int32_t layout, int32_t r
 // hops holds world_size entries.
 BARACUDA_API void baracuda_ring_schedule(int32_t rank, int32_t world_size, baracuda_ring_hop* hops);
 
+// The timed events of one step, for a timeline.
+typedef struct baracuda_ring_marks {
+  void* exchange_begin;  // on the ring stream; the two of the last step are not recorded
+  void* exchange_end;
+  void* wait_begin;      // on the caller's stream, before it waits for the step's chunk
+  void* compute_begin;   // once the chunk is there
+  void* compute_end;
+} baracuda_ring_marks;
+
 // One rank's part of a run. All pointers outlive the call; the loop leaves the struct as it is, so
 // it can be run again.
 typedef struct baracuda_ring_call {
@@ -103,6 +116,7 @@ typedef struct baracuda_ring_call {
   // The chunk of step s >= 1 is received into receive[s % 2]: K at +0, V at +message_bytes. Where
   // step 0's chunk was staged in a scratch buffer, receive[0] is that buffer.
   void* receive[2];
+  const baracuda_ring_marks* marks;  // NULL, or world_size entries: where to record a timeline
 } baracuda_ring_call;
 
 // Runs count ranks of one ring from this thread (count = 1 for one rank per process or thread;

@@ -14,6 +14,10 @@ from baracuda_kernels._core import _nccl_library
 from baracuda_kernels._core._errors import CommunicatorError, InvalidProblemError
 
 DEFAULT_TIMEOUT = 300.0
+# SMs that an exchange may take, and that kernels leave to it, where the caller does not say. Of an
+# H100's 132 that leaves 128, which take a power of two of tiles in whole waves: 512 tiles need four
+# on 128 SMs and five on 124.
+DEFAULT_MAX_CTAS = 4
 _STATES = ("healthy", "failed", "aborted")
 
 
@@ -89,7 +93,8 @@ cdef class Communicator(RingMember):
         devices : sequence of int
             Distinct CUDA ordinals; rank r gets ``devices[r]``.
         max_ctas : int, optional
-            SMs that an exchange may take; NCCL's choice by default.
+            SMs that an exchange may take (``max_ctas`` of NCCL's config), and that the kernels beside
+            it leave free; 4 by default.
         timeout : float
             Seconds until :class:`NcclTimeoutError`, for making the ring and for each run.
 
@@ -133,7 +138,8 @@ cdef class Communicator(RingMember):
             CUDA ordinal, the current device by default. "host" is for NCCL-compatible libraries
             that move host memory.
         max_ctas : int, optional
-            SMs that an exchange may take; NCCL's choice by default.
+            SMs that an exchange may take (``max_ctas`` of NCCL's config), and that the kernels beside
+            it leave free; 4 by default.
         timeout : float
             Seconds until :class:`NcclTimeoutError`, for joining and for each run.
 
@@ -168,7 +174,7 @@ cdef class Communicator(RingMember):
         return _wrap(comm, seconds, None)
 
     @staticmethod
-    def from_handle(handle, *, device=None, timeout=DEFAULT_TIMEOUT, owner=None):
+    def from_handle(handle, *, device=None, max_ctas=None, timeout=DEFAULT_TIMEOUT, owner=None):
         """Borrow a ready ``ncclComm_t``: never aborted, never destroyed here.
 
         Parameters
@@ -177,11 +183,14 @@ cdef class Communicator(RingMember):
             The ``ncclComm_t``, made by the same libnccl that this library loads.
         device : int, optional
             Its CUDA ordinal, the current device by default.
+        max_ctas : int, optional
+            SMs that the kernels leave free for an exchange, 4 by default; how many it takes is its
+            owner's choice.
         owner : object, optional
             Kept alive as long as the communicator.
         """
         cdef c_api.baracuda_nccl_comm* comm = NULL
-        cdef int32_t status, ordinal = _device(device)
+        cdef int32_t status, ordinal = _device(device), ctas = _max_ctas(max_ctas)
         cdef double seconds = _seconds(timeout)
         cdef void* raw
         if not isinstance(handle, int) or handle <= 0:
@@ -191,6 +200,7 @@ cdef class Communicator(RingMember):
         with nogil:
             status = c_api.baracuda_nccl_from_handle(raw, ordinal, seconds, &comm)
         check(status)
+        c_api.baracuda_nccl_endpoint(comm).max_ctas = ctas
         return _wrap(comm, seconds, owner)
 
     @staticmethod
@@ -211,7 +221,8 @@ cdef class Communicator(RingMember):
 
         if borrow:
             handle, device = _frameworks.torch_handle(group, device)
-            return Communicator.from_handle(handle, device=device, timeout=timeout, owner=group)
+            return Communicator.from_handle(handle, device=device, max_ctas=max_ctas,
+                                            timeout=timeout, owner=group)
         rank, world_size, token, device = _frameworks.torch_rendezvous(group, device, UniqueId)
         return Communicator.init_rank(world_size, token, rank, device=device, max_ctas=max_ctas,
                                       timeout=timeout)
@@ -392,7 +403,7 @@ cdef int32_t _device(object device) except? -2:
 
 cdef int32_t _max_ctas(object max_ctas) except? -2:
     if max_ctas is None:
-        return 0
+        return DEFAULT_MAX_CTAS
     if isinstance(max_ctas, int) and max_ctas > 0:
         return max_ctas
     raise InvalidProblemError(f"max_ctas: got {max_ctas!r}, must be None or an integer > 0")

@@ -8,6 +8,7 @@ from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._member cimport RingBinding, RingMember, RingPlan
 from baracuda_kernels._core._status cimport check
 from baracuda_kernels._core._stream cimport Stream, as_stream
+from baracuda_kernels._core._timeline cimport RingTimeline, as_timeline
 
 from baracuda_kernels._core._errors import CommunicatorError, InvalidProblemError
 
@@ -135,7 +136,7 @@ cdef class LocalRing:
         for rank in self.ranks:
             rank.abort()
 
-    def run_all(self, stream, plans, args):
+    def run_all(self, stream, plans, args, *, timeline=None):
         """Run every rank from this thread: per step, all exchanges, then all kernels.
 
         Parameters
@@ -146,6 +147,8 @@ cdef class LocalRing:
             One plan for all ranks, or one per rank.
         args : sequence of P
             Each rank's arguments.
+        timeline : sequence of P RingTimeline, optional
+            Each rank's. Refused while a stream is captured.
 
         Raises
         ------
@@ -156,10 +159,12 @@ cdef class LocalRing:
         cdef int32_t status = c_api.BARACUDA_OK
         cdef RingBinding binding
         cdef Stream one
+        cdef RingTimeline recorder
         cdef int count = self.world_size
         streams = _per_rank("stream", stream, count)
         plans = _per_rank("plans", plans, count)
         args = _per_rank("args", args, count)
+        timelines = [None] * count if timeline is None else _per_rank("timeline", timeline, count)
         bindings = []
         for r in range(count):
             if not isinstance(plans[r], RingPlan):
@@ -168,18 +173,29 @@ cdef class LocalRing:
             one = as_stream(streams[r])
             binding = (<RingPlan>plans[r]).bind(one, <RingMember>self.ranks[r], args[r])
             binding.call.stream = one.handle
+            binding.call.marks = NULL
             self.calls[r] = binding.call
             bindings.append((binding, one))
         try:
             for r in range(count):
                 (<RingMember>self.ranks[r]).enter()
                 entered = r + 1
+            for r in range(count):
+                recorder = as_timeline(timelines[r])
+                if recorder is not None:
+                    recorder.prepare(<RingMember>self.ranks[r], <Stream>bindings[r][1],
+                                     self.calls[r].message_bytes > 0)
+                    self.calls[r].marks = recorder.marks
             with nogil:
                 status = c_api.baracuda_ring_run(self.calls, count)
         finally:
             for r in range(entered):
                 (<RingMember>self.ranks[r]).busy = False
         check(status)
+        for r in range(count):
+            recorder = timelines[r]
+            if recorder is not None:
+                recorder.recorded = True
 
     def __repr__(self):
         return f"LocalRing({self.ranks!r})"
@@ -205,8 +221,8 @@ cdef list _per_rank(str name, object value, int count):
         if len(value) != count:
             raise InvalidProblemError(f"{name}: got {len(value)} for {count} ranks")
         return list(value)
-    if name == "args":
+    if name in ("args", "timeline"):
         raise InvalidProblemError(
-            f"args: got {type(value).__name__}, must be a sequence with one entry per rank "
+            f"{name}: got {type(value).__name__}, must be a sequence with one entry per rank "
             f"({count})")
     return [value] * count

@@ -129,6 +129,11 @@ cdef extern from "baracuda/ring.h" nogil:
         int32_t (*group_end)(void* context) noexcept nogil
     ctypedef struct baracuda_stream_ops:
         uint64_t struct_size
+        int32_t (*set_device)(int32_t device) noexcept nogil
+        int32_t (*event_destroy)(void* event) noexcept nogil
+        int32_t (*get_device)(int32_t* device) noexcept nogil
+        int32_t (*timed_event_create)(void** event) noexcept nogil
+        int32_t (*elapsed)(void* start, void* stop, float* milliseconds) noexcept nogil
     const baracuda_stream_ops* baracuda_host_stream_ops()
     const baracuda_stream_ops* baracuda_cuda_stream_ops()
     ctypedef struct baracuda_ring_endpoint:
@@ -148,6 +153,12 @@ cdef extern from "baracuda/ring.h" nogil:
     baracuda_position_map baracuda_layout_map(int32_t layout, int32_t rank, int32_t world_size,
                                               int64_t length)
     void baracuda_ring_schedule(int32_t rank, int32_t world_size, baracuda_ring_hop* hops)
+    ctypedef struct baracuda_ring_marks:
+        void* exchange_begin
+        void* exchange_end
+        void* wait_begin
+        void* compute_begin
+        void* compute_end
     ctypedef struct baracuda_ring_call:
         uint64_t struct_size
         baracuda_ring_endpoint* endpoint
@@ -158,6 +169,7 @@ cdef extern from "baracuda/ring.h" nogil:
         baracuda_attention_step_params step
         int64_t message_bytes
         void* receive[2]
+        const baracuda_ring_marks* marks
     int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count)
     int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer)
     int32_t baracuda_ring_all_gather(baracuda_ring_endpoint* endpoint, const void* mine,

@@ -10,6 +10,7 @@ from baracuda_kernels._core._member cimport RingBinding, RingMember, RingPlan, a
 from baracuda_kernels._core._status cimport check
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
+from baracuda_kernels._core._timeline cimport RingTimeline, as_timeline
 from baracuda_kernels.ops.attention._kernel cimport (
     AttentionKernel,
     choose_kernel,
@@ -144,7 +145,7 @@ cdef class RingAttentionPlan(RingPlan):
         _agreement.require(member.world_size,
                            member.all_gather(_agreement.encode(self.descriptor, args)))
 
-    def run(self, stream, comm, RingAttentionArgs args not None):
+    def run(self, stream, comm, RingAttentionArgs args not None, *, timeline=None):
         """Attend to the whole ring; every rank calls it.
 
         Parameters
@@ -153,6 +154,8 @@ cdef class RingAttentionPlan(RingPlan):
             The caller's: inputs are read, and y and lse written, in its order.
         comm : Communicator, LocalCommunicator, or an object with the Transport protocol
         args : RingAttentionArgs
+        timeline : RingTimeline, optional
+            Gets when each step computed and exchanged. Refused while ``stream`` is captured.
 
         Raises
         ------
@@ -166,10 +169,15 @@ cdef class RingAttentionPlan(RingPlan):
         cdef Stream one = as_stream(stream)
         cdef RingMember member = as_member(comm, self.kernel.device)
         cdef RingBinding binding = self.bind(one, member, args)
+        cdef RingTimeline recorder = as_timeline(timeline)
         cdef int32_t status, previous
         member.enter()
         binding.call.stream = one.handle
+        binding.call.marks = NULL
         try:
+            if recorder is not None:
+                recorder.prepare(member, one, binding.call.message_bytes > 0)
+                binding.call.marks = recorder.marks
             previous = enter_device(self.kernel.device)
         except BaseException:
             member.leave(c_api.BARACUDA_OK)
@@ -180,6 +188,8 @@ cdef class RingAttentionPlan(RingPlan):
             leave_device(previous)
         finally:
             member.leave(status)
+        if recorder is not None:
+            recorder.recorded = True
 
     def step(self, stream, *, q, k, v, y=None, lse=None, accumulator_scratch=None, rank=0,
              origin=0, world_size=1, first=True, last=True):

@@ -1,0 +1,27 @@
+from typing import NamedTuple
+
+from typing_extensions import disjoint_base
+
+class RingStepTime(NamedTuple):
+    step: int
+    compute: float
+    exchange: float
+    exposed: float
+
+@disjoint_base
+class RingTimeline:
+    def __new__(cls) -> RingTimeline: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def steps(self) -> list[RingStepTime]: ...
+    @property
+    def compute(self) -> float: ...
+    @property
+    def exchange(self) -> float: ...
+    @property
+    def exposed(self) -> float: ...
+    @property
+    def total(self) -> float: ...

@@ -1,0 +1,173 @@
+"""``bench ring``: when the steps of a local ring compute, exchange, and wait for the exchange."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.table import Table
+
+from baracuda_kernels.cli._console import (
+    FileProblemError,
+    ProgressBar,
+    json_option,
+    out_console,
+    print_json,
+)
+from baracuda_kernels.cli._run import LAYOUTS
+from baracuda_kernels.cli._sample import DTYPES, dtype_choice
+
+
+@click.group()
+def bench() -> None:
+    """Measure on this machine."""
+
+
+@bench.command()
+@click.option("--ranks", type=click.IntRange(1), default=8, show_default=True, help="P.")
+@click.option("--chunk", type=click.IntRange(1), default=1024, show_default=True, help="Rows.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="B.")
+@click.option("--heads", type=click.IntRange(1), default=16, show_default=True, help="H.")
+@click.option("--kv-heads", type=click.IntRange(1), help="Hkv; divides H. [default: H]")
+@click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True, help="D.")
+@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True)
+@click.option("--causal", is_flag=True, help="Row i sees the keys up to i.")
+@click.option("--layout", type=click.Choice(LAYOUTS), default="zigzag", show_default=True)
+@click.option("--device", default="cuda", show_default=True, help="host, cuda or cuda:N.")
+@click.option("--runs", type=click.IntRange(1), default=20, show_default=True, help="Timed runs.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Picture: .png, .svg or .pdf.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the JSON there.")
+@json_option
+def ring(
+    ranks: int,
+    chunk: int,
+    batch: int,
+    heads: int,
+    kv_heads: int | None,
+    head_dim: int,
+    dtype: str,
+    causal: bool,
+    layout: str,
+    device: str,
+    runs: int,
+    plot: Path | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Time every step of every rank of a ring of virtual ranks in this process.
+
+    The ranks take turns on one device, so the total is that of all their work; the exchanges are
+    copies beside the kernels. Times are medians over the runs, after two that are not counted.
+    """
+    from baracuda_kernels.cli import _plot_ring
+    from baracuda_kernels.local_ring import PreparedRing
+
+    kv_heads = heads if kv_heads is None else kv_heads
+    if heads % kv_heads:
+        raise click.BadParameter(f"{kv_heads} does not divide {heads} heads", param_hint="kv-heads")
+    if plot is not None:
+        _plot_ring.check_plot(plot)
+    if output is not None:
+        check_json(output)
+    random = np.random.default_rng(0)
+    q, k, v = (
+        random.standard_normal((batch, h, ranks * chunk, head_dim), np.float32).astype(
+            DTYPES[dtype]
+        )
+        for h in (heads, kv_heads, kv_heads)
+    )
+    prepared = PreparedRing(
+        q, k, v, ranks, is_causal=causal, scale=None, sequence_layout=layout, device=device,
+        timeout=600.0,
+    )  # fmt: skip
+    result = {
+        "ranks": ranks, "chunk": chunk, "batch": batch, "heads": heads, "kv_heads": kv_heads,
+        "head_dim": head_dim, "dtype": dtype, "causal": causal, "layout": layout, "device": device,
+        "family": prepared.plan.family, "runs": runs, **_measure(prepared, ranks, runs),
+    }  # fmt: skip
+    if output is not None:
+        try:
+            output.write_text(json.dumps(result, indent=2) + "\n")
+        except OSError as error:
+            raise FileProblemError(f"{output}: {error}") from error
+    if plot is not None:
+        _plot_ring.draw_plot(plot, result)
+    if as_json:
+        print_json(result)
+    else:
+        _print_text(result)
+
+
+def check_json(path: Path) -> None:
+    """Before any work: whether the file can be written."""
+    if path.suffix != ".json":
+        raise FileProblemError(f"{path}: the name must end in .json")
+    if not path.parent.is_dir():
+        raise FileProblemError(f"{path}: there is no folder {path.parent}")
+
+
+def _measure(prepared: Any, ranks: int, runs: int) -> dict[str, Any]:
+    from baracuda_kernels import RingTimeline
+
+    timelines = [RingTimeline() for _ in range(ranks)]
+    for _ in range(2):
+        prepared.run(timelines)
+    samples = []  # [run][rank] -> steps
+    with ProgressBar(f"{ranks} ranks, runs") as bar:
+        for number in range(runs):
+            prepared.run(timelines)
+            samples.append([timeline.steps for timeline in timelines])
+            bar.update(number + 1, runs)
+
+    def median(name: str, rank: int, step: int) -> float:
+        return statistics.median(getattr(run[rank][step], name) for run in samples)
+
+    steps = [
+        {
+            "step": step,
+            **{name: [median(name, rank, step) for rank in range(ranks)]
+               for name in ("compute", "exchange", "exposed")},
+        }
+        for step in range(ranks)
+    ]  # fmt: skip
+    compute = [step["compute"] for step in steps]
+    whole = sum(map(sum, compute))
+    return {
+        "unit": "ms",
+        "steps": steps,
+        "compute": whole,
+        "exposed": sum(sum(step["exposed"]) for step in steps),
+        # What the ring would take in lock step over what it would with the work spread evenly.
+        "balance": sum(map(max, compute)) / (whole / ranks),
+    }
+
+
+def _print_text(result: dict[str, Any]) -> None:
+    mask = "causal" if result["causal"] else "not causal"
+    click.echo(
+        f"{result['ranks']} ranks of {result['chunk']} rows, B {result['batch']}, "
+        f"H {result['heads']}/{result['kv_heads']}, D {result['head_dim']}, {result['dtype']}, "
+        f"{mask}, {result['layout']}; kernel {result['family']} on {result['device']}; medians of "
+        f"{result['runs']} runs"
+    )
+    table = Table()
+    for head in ("step", "compute ms, slowest rank", "mean", "exchange ms, slowest rank",
+                 "exposed ms, slowest rank"):  # fmt: skip
+        table.add_column(head, justify="right")
+    for step in result["steps"]:
+        figures = (
+            max(step["compute"]),
+            statistics.fmean(step["compute"]),
+            max(step["exchange"]),
+            max(step["exposed"]),
+        )
+        table.add_row(str(step["step"]), *(f"{x:.3f}" for x in figures))
+    out_console().print(table)
+    click.echo(
+        f"all ranks: compute {result['compute']:.3f} ms, exposed communication "
+        f"{result['exposed']:.3f} ms; balance {result['balance']:.2f}"
+    )

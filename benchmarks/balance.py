@@ -1,0 +1,120 @@
+"""`balance` rows: how evenly a causal ring's work lies on its ranks, each rank's steps timed alone.
+
+`slowest rank`: what the steps last in lock step, the sum over steps of the slowest rank, over the
+sum of all ranks' steps divided by P. 1 is perfect. `summed work`: all ranks' steps over one causal
+call on the whole sequence. The peer of both is the contiguous layout's figure.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+from helpers.inputs import torch_qkv
+from helpers.rings import preference, shards_of
+
+import baracuda_kernels as bk
+from benchmarks.peers import available
+from benchmarks.timing import captured
+
+RANKS = 8
+HEADS, HEAD_DIM = 16, 128
+# (family, chunk)
+PROBLEMS = [("sm90a", 4096), ("sm80", 4096)]
+_LAYOUTS = ("contiguous", "zigzag", "striped")
+_ROUNDS = 5
+_REPEATS = 4
+
+
+def rows() -> list[dict[str, Any]]:
+    """All `balance` rows."""
+    return [row for problem in available(PROBLEMS) for row in _rows(*problem)]
+
+
+def _rows(family: str, chunk: int) -> list[dict[str, Any]]:
+    q, k, v = torch_qkv(
+        "normal", "bf16", 0, heads=HEADS, query_len=RANKS * chunk, head_dim=HEAD_DIM
+    )
+    whole = _milliseconds([_whole(family, q, k, v)])[0]
+    figures = {}
+    for layout in _LAYOUTS:
+        times = _step_times(family, layout, chunk, q, k, v)
+        total = sum(map(sum, times))
+        slowest = sum(max(rank[step] for rank in times) for step in range(RANKS))
+        figures[layout] = {
+            "slowest rank": slowest / (total / RANKS),
+            "summed work": total / whole,
+        }
+    return [
+        {
+            "name": "balance",
+            "params": {
+                "family": family, "layout": layout, "ranks": RANKS, "chunk": chunk, "what": what
+            },
+            "unit": "ratio",
+            "ours": figures[layout][what],
+            "peers": {"contiguous": figures["contiguous"][what]},
+        }
+        for what in ("slowest rank", "summed work")
+        for layout in _LAYOUTS
+    ]  # fmt: skip
+
+
+def _whole(family: str, q: Any, k: Any, v: Any) -> Any:
+    stream = bk.Stream(torch.cuda.current_stream())
+    desc = bk.FlashSdpaDescriptor(
+        1, HEADS, q.shape[2], q.shape[2], HEAD_DIM, None, True, bk.ElementKind.BF16
+    )
+    plan = bk.FlashSdpaPlan.select(stream, desc, preference(family, "bf16"))
+    args = bk.FlashSdpaArgs(q=q, k=k, v=v, y=torch.empty_like(q))
+    return captured(lambda: plan.run(torch.cuda.current_stream(), args))
+
+
+def _step_times(family: str, layout: str, chunk: int, q: Any, k: Any, v: Any) -> list[list[float]]:
+    """Milliseconds of every rank's every step; 0 where the mask leaves it nothing to launch."""
+    stream = bk.Stream(torch.cuda.current_stream())
+    desc = bk.RingAttentionDescriptor(
+        1, HEADS, chunk, chunk, HEAD_DIM, None, True, bk.ElementKind.BF16,
+        sequence_layout=bk.SequenceLayout.parse(layout),
+    )  # fmt: skip
+    plan = bk.RingAttentionPlan.select(stream, desc, preference(family, "bf16"))
+    shards = shards_of(q, k, v, RANKS, layout)
+    state = torch.zeros(plan.accumulator_scratch_bytes, dtype=torch.uint8, device="cuda")
+    y = torch.empty_like(shards[0][0])
+
+    def step(rank: int, number: int, steps: int) -> Any:
+        origin = (rank - number) % RANKS
+        return captured(
+            lambda: plan.step(
+                torch.cuda.current_stream(),
+                q=shards[rank][0], k=shards[origin][1], v=shards[origin][2], y=y,
+                accumulator_scratch=state, rank=rank, origin=origin, world_size=RANKS,
+                first=number == 0, last=number == steps - 1,
+            )
+        )  # fmt: skip
+
+    times = []
+    for rank in range(RANKS):
+        # Contiguous: only the chunks up to a rank's own; the other layouts give every rank some of
+        # every chunk.
+        steps = rank + 1 if layout == "contiguous" else RANKS
+        live = _milliseconds([step(rank, number, steps) for number in range(steps)])
+        times.append(live + [0.0] * (RANKS - steps))
+    return times
+
+
+def _milliseconds(calls: list[Any]) -> list[float]:
+    """Medians over interleaved rounds."""
+    samples: list[list[float]] = [[] for _ in calls]
+    for _ in range(_ROUNDS):
+        for sample, call in zip(samples, calls, strict=True):
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            call()
+            start.record()
+            for _ in range(_REPEATS):
+                call()
+            stop.record()
+            stop.synchronize()
+            sample.append(start.elapsed_time(stop) / _REPEATS)
+    return [statistics.median(sample) for sample in samples]

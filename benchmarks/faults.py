@@ -1,0 +1,40 @@
+"""`faults` rows: one of four rank processes fails, and how long until the other three know.
+
+Seconds from the fault (from the task, where a rank is wrong from the start) to the last rank's
+typed error, the worst of five rings. The peer is the deadline that the runs were given; a rank that
+ends without a typed error fails the part.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from helpers.fault_cases import CASES, RANKS, FaultyRing
+
+RINGS = 5
+
+
+def rows() -> list[dict[str, Any]]:
+    """All `faults` rows; the cases run side by side, each with processes of its own."""
+    with ThreadPoolExecutor(len(CASES)) as pool:
+        return list(pool.map(_row, CASES))
+
+
+def _row(case: str) -> dict[str, Any]:
+    worst = 0.0
+    with FaultyRing() as ring:
+        for number in range(RINGS):
+            for outcome in ring.run(case):
+                if outcome.error not in CASES[case]:
+                    raise AssertionError(f"{case}, ring {number}: {outcome}")
+                worst = max(worst, outcome.seconds)
+            print(f"{case}, ring {number + 1} of {RINGS}: {worst:.2f} s at most", flush=True)
+    params = {"case": case, "ranks": RANKS, "rings": RINGS}
+    return {
+        "name": "faults",
+        "params": params,
+        "unit": "s",
+        "ours": worst,
+        "peers": {"timeout": ring.timeout},
+    }

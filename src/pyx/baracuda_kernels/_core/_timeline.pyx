@@ -1,0 +1,183 @@
+# cython: language_level=3
+"""When each step of a run computed, exchanged, and waited for the exchange."""
+
+from typing import NamedTuple
+
+from libc.stdint cimport int32_t
+from libc.stdlib cimport calloc, free
+
+from baracuda_kernels._core cimport c_api
+from baracuda_kernels._core._member cimport RingMember
+from baracuda_kernels._core._status cimport check
+from baracuda_kernels._core._stream cimport Stream
+
+from baracuda_kernels._core._errors import InvalidProblemError
+
+
+cdef enum:
+    _MARKS = 5  # events of baracuda_ring_marks
+
+
+class RingStepTime(NamedTuple):
+    """One step of one rank, in milliseconds.
+
+    Attributes
+    ----------
+    step : int
+    compute : float
+        The step's kernel; next to nothing where the mask leaves it no work.
+    exchange : float
+        From when the step's messages could start until they were through, waiting for the peers
+        included. 0 in the last step, which has none.
+    exposed : float
+        What the caller's stream waited for the previous step's exchange, once all that it held
+        before had ended. 0 in the first step.
+    """
+
+    step: int
+    compute: float
+    exchange: float
+    exposed: float
+
+
+cdef class RingTimeline:
+    """Records when the steps of a run happened; pass it as ``plan.run(..., timeline=...)``.
+
+    Its events are made at the first run, and again when the ring's size or device changes, so the
+    first run with it allocates. A run without a timeline records nothing and pays nothing. Reading
+    a result waits until the run is over. One object serves one rank, and keeps its last run.
+
+    Attributes
+    ----------
+    rank, world_size : int
+        Of the last run; -1 and 0 before any.
+    """
+
+    def __cinit__(self):
+        self.rank = -1
+
+    @property
+    def steps(self):
+        """List of :class:`RingStepTime`, one per step; waits for the run.
+
+        Raises
+        ------
+        InvalidProblemError
+            Nothing was recorded yet.
+        CudaError
+            The run failed on the GPU.
+        """
+        cdef c_api.baracuda_ring_marks* mark
+        cdef int s
+        cdef double exchange, exposed
+        if not self.recorded:
+            raise InvalidProblemError("timeline: nothing was recorded; pass it to a run first")
+        if self.measured is None:
+            self.measured = []
+            for s in range(self.world_size):
+                mark = &self.marks[s]
+                exchange = exposed = 0.0
+                if self.exchanges and s + 1 < self.world_size:
+                    exchange = self.elapsed(mark.exchange_begin, mark.exchange_end)
+                if s > 0:
+                    exposed = self.elapsed(mark.wait_begin, mark.compute_begin)
+                self.measured.append(RingStepTime(
+                    s, self.elapsed(mark.compute_begin, mark.compute_end), exchange, exposed))
+        return list(self.measured)
+
+    @property
+    def compute(self):
+        """Milliseconds of all kernels."""
+        return sum(step.compute for step in self.steps)
+
+    @property
+    def exchange(self):
+        """Milliseconds of all exchanges, beside the kernels or not."""
+        return sum(step.exchange for step in self.steps)
+
+    @property
+    def exposed(self):
+        """Milliseconds that the kernels waited for exchanges."""
+        return sum(step.exposed for step in self.steps)
+
+    @property
+    def total(self):
+        """Milliseconds from the first kernel's start to the last one's end; on a stream that other
+        ranks share, their turns included."""
+        if not self.recorded:
+            raise InvalidProblemError("timeline: nothing was recorded; pass it to a run first")
+        return self.elapsed(self.marks[0].compute_begin,
+                            self.marks[self.world_size - 1].compute_end)
+
+    cdef double elapsed(self, void* start, void* stop) except? -1:
+        cdef float milliseconds = 0
+        cdef int32_t status
+        with nogil:
+            status = self.ops.elapsed(start, stop, &milliseconds)
+        check(status)
+        return milliseconds
+
+    cdef int prepare(self, RingMember member, Stream stream, bint exchanges) except -1:
+        cdef int32_t capturing = 0, previous = -1, status = c_api.BARACUDA_OK
+        cdef int i
+        cdef void** events
+        if stream.device >= 0:
+            check(c_api.baracuda_cuda_stream_is_capturing(stream.handle, &capturing))
+        if capturing:
+            raise InvalidProblemError(
+                "timeline: the stream is being captured, and a graph's events tell no time; "
+                "run without a timeline")
+        self.recorded = False
+        self.measured = None
+        if self.world_size != member.world_size or self.device != member.device \
+                or self.ops != member.endpoint.ops or self.marks == NULL:
+            self.destroy_marks()
+            self.marks = <c_api.baracuda_ring_marks*>calloc(
+                member.world_size, sizeof(self.marks[0]))
+            if self.marks == NULL:
+                raise MemoryError("timeline")
+            self.ops = member.endpoint.ops
+            self.world_size = member.world_size
+            self.device = member.device
+            if self.device >= 0:  # events belong to the current device
+                check(self.ops.get_device(&previous))
+                check(self.ops.set_device(self.device))
+            events = <void**>self.marks
+            for i in range(_MARKS * self.world_size):
+                if status == c_api.BARACUDA_OK:
+                    status = self.ops.timed_event_create(&events[i])
+            if self.device >= 0:
+                self.ops.set_device(previous)
+            if status != c_api.BARACUDA_OK:
+                self.destroy_marks()
+            check(status)
+        self.rank = member.rank
+        self.exchanges = exchanges
+        return 0
+
+    cdef int destroy_marks(self) noexcept:
+        cdef int i
+        cdef void** events = <void**>self.marks
+        if self.marks != NULL:
+            for i in range(_MARKS * self.world_size):
+                if events[i] != NULL:
+                    self.ops.event_destroy(events[i])
+        free(self.marks)
+        self.marks = NULL
+        self.world_size = 0
+        return 0
+
+    def __repr__(self):
+        if not self.recorded:
+            return "RingTimeline()"
+        return f"RingTimeline(rank={self.rank}, world_size={self.world_size})"
+
+    def __dealloc__(self):
+        self.destroy_marks()
+
+
+cdef RingTimeline as_timeline(object timeline):
+    if timeline is None or isinstance(timeline, RingTimeline):
+        return timeline
+    raise InvalidProblemError(
+        f"timeline: got {type(timeline).__name__}, must be a RingTimeline")

@@ -1,0 +1,159 @@
+"""Whole runs as CUDA graphs: the bits of an eager run, replayed on new inputs."""
+
+import pytest
+from helpers import cuda_ring
+from helpers import ring_abi as abi
+from helpers.inputs import torch_qkv
+from helpers.rings import descriptor, preference, rank_arrays, same_bits, shards_of
+
+import baracuda_kernels as bk
+
+pytestmark = pytest.mark.gpu
+
+KERNELS = [("sm90a", "bf16", 128), ("sm80", "bf16", 64), ("simt", "f32", 64)]
+
+
+class Ring:
+    """A local ring of P ranks whose inputs can be drawn anew in place."""
+
+    def __init__(self, torch, family, dtype, head_dim, ranks, *, staged=False, layout="zigzag",
+                 rows=192):  # fmt: skip
+        self.torch, self.ranks, self.staged, self.layout = torch, ranks, staged, layout
+        self.shape = {"heads": 4, "kv_heads": 2, "query_len": rows * ranks, "head_dim": head_dim}
+        self.dtype = dtype
+        self.shards = self.draw(0)
+        desc = descriptor(
+            *self.shards[0][:2], dtype, is_causal=True,
+            sequence_layout=bk.SequenceLayout.parse(layout),
+        )  # fmt: skip
+        stream = bk.Stream(torch.cuda.current_stream())
+        self.plan = bk.RingAttentionPlan.select(stream, desc, preference(family, dtype))
+        self.arrays = [rank_arrays(torch, self.plan, *s, ranks, staged=staged) for s in self.shards]
+        self.ring = bk.LocalCommunicator.ring(ranks, device=0)
+        self.args = [rank.args for rank in self.arrays]
+
+    def draw(self, seed):
+        q, k, v = torch_qkv("normal", self.dtype, seed, **self.shape)
+        return shards_of(q, k, v, self.ranks, self.layout)
+
+    def set_inputs(self, seed):
+        for mine, new in zip(self.shards, self.draw(seed), strict=True):
+            for x, fresh in zip(mine, new, strict=True):
+                x.copy_(fresh)
+
+    def run(self):
+        if self.staged:  # in the graph too: a run consumes what was staged
+            for (_, k, v), arrays in zip(self.shards, self.arrays, strict=True):
+                arrays.held["kv_scratch_a"].copy_(self.torch.cat([k.flatten(), v.flatten()]))
+        self.ring.run_all(self.torch.cuda.current_stream(), self.plan, self.args)
+
+    def outputs(self):
+        return [x.clone() for rank in self.arrays for x in (rank.y, rank.lse)]
+
+
+def capture(torch, run):
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
+
+
+@pytest.mark.parametrize("staged", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
+def test_a_local_ring_replays_the_bits_of_an_eager_run(
+    torch, family, dtype, head_dim, ranks, staged
+):
+    ring = Ring(torch, family, dtype, head_dim, ranks, staged=staged)
+    graph = capture(torch, ring.run)
+    for seed in (1, 2):
+        ring.set_inputs(seed)
+        ring.run()
+        eager = ring.outputs()
+        for rank in ring.arrays:
+            rank.y.zero_()
+            rank.lse.zero_()
+        graph.replay()
+        assert all(same_bits(torch, a, b) for a, b in zip(eager, ring.outputs(), strict=True))
+
+
+def test_a_run_over_nccl_replays(torch):
+    """NCCL's own kernels in the graph: a rank that sends to itself, step after step."""
+    ranks = 4
+    q, k, v = torch_qkv("normal", "bf16", 0, heads=4, query_len=256, head_dim=128)
+    rank = cuda_ring.RankTensors(torch, q, k, v, family="sm80")
+    ring = cuda_ring.SelfRing(ranks)
+
+    def run():
+        rank.stage()
+        stream = torch.cuda.current_stream().cuda_stream
+        call = rank.call(ring.endpoint, stream, ring.hops)
+        cuda_ring.check(ring.lib.baracuda_ring_run(abi.ct.byref(call), 1))
+
+    graph = capture(torch, run)
+    for seed in (1, 2):
+        fresh = torch_qkv("normal", "bf16", seed, heads=4, query_len=256, head_dim=128)
+        rank.q.copy_(fresh[0])
+        rank.kv.copy_(torch.stack(fresh[1:]))
+        run()
+        eager = rank.y.clone(), rank.lse.clone()
+        rank.y.zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert same_bits(torch, rank.y, eager[0]) and same_bits(torch, rank.lse, eager[1])
+    del graph  # NCCL's communicator ends only when no graph holds work of it
+    ring.close()
+
+
+def test_one_rank_of_a_communicator_replays(torch):
+    q, k, v = torch_qkv("normal", "bf16", 0, heads=2, query_len=256, head_dim=64)
+    stream = bk.Stream(torch.cuda.current_stream())
+    plan = bk.RingAttentionPlan.select(stream, descriptor(q, k, "bf16"))
+    arrays = rank_arrays(torch, plan, q, k, v, 1)
+    with bk.Communicator.new_single_gpu(0) as comm:
+
+        def run():
+            plan.run(torch.cuda.current_stream(), comm, arrays.args)
+
+        graph = capture(torch, run)
+        expected = arrays.y.clone()
+        arrays.y.zero_()
+        graph.replay()
+        assert same_bits(torch, arrays.y, expected)
+        del graph
+
+
+def test_a_timeline_is_refused_under_capture(torch):
+    ring = Ring(torch, "sm80", "bf16", 64, 2)
+    timelines = [bk.RingTimeline() for _ in range(2)]
+    ring.run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        stream = torch.cuda.current_stream()
+        with pytest.raises(bk.InvalidProblemError, match="timeline: the stream is being captured"):
+            ring.ring.run_all(stream, ring.plan, ring.args, timeline=timelines)
+        ring.run()  # the capture goes on
+    graph.replay()
+    torch.cuda.synchronize()
+
+
+def test_a_timeline_agrees_with_the_clock(torch):
+    """Compute and exposed communication add up to what other events measure around the run."""
+    ring = Ring(torch, "sm80", "bf16", 128, 4, rows=4096)
+    timelines = [bk.RingTimeline() for _ in range(4)]
+    plain = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    for _ in range(3):
+        torch.cuda.synchronize()
+        torch.cuda._sleep(20_000_000)  # so that the whole run is enqueued before it starts
+        plain[0].record()
+        ring.ring.run_all(
+            torch.cuda.current_stream(), ring.plan, ring.args, timeline=timelines
+        )
+        plain[1].record()
+        torch.cuda.synchronize()
+    wall = plain[0].elapsed_time(plain[1])
+    # The ranks take turns on one stream.
+    assert sum(t.compute + t.exposed for t in timelines) == pytest.approx(wall, rel=0.1)
+    assert all(timeline.total <= wall for timeline in timelines)

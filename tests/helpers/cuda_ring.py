@@ -1,0 +1,154 @@
+"""Ring calls on a GPU through the C ABI: stream tables of our own, and NCCL to oneself.
+
+NCCL refuses two ranks on one GPU in one process, but a rank may send to itself. A world of one that
+the loop takes for a rank of P therefore runs every exchange as a NCCL kernel on one card; what it
+receives is what it sent.
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+from collections.abc import Callable
+from typing import Any
+
+from native.host_abi import Params
+
+from helpers import ring_abi as abi
+
+FAMILIES = {"simt": 1, "sm80": 2, "sm90a": 3}
+ELEMENTS = {"float16": 0, "bfloat16": 1, "float32": 2}
+EventCreateFn = ct.CFUNCTYPE(ct.c_int32, ct.POINTER(ct.c_void_p))
+LaunchFn = ct.CFUNCTYPE(ct.c_int32, ct.c_int32, ct.c_void_p, ct.c_void_p)
+
+
+def cuda_ops() -> Any:
+    """The library's own table of CUDA streams and events."""
+    lib = abi.library()
+    lib.baracuda_cuda_stream_ops.restype = ct.POINTER(abi.StreamOps)
+    return lib.baracuda_cuda_stream_ops()
+
+
+def check(status: int) -> None:
+    assert status == abi.OK, abi.last_failure()
+
+
+class RankTensors:
+    """One rank's operands on the GPU, K and V staged in the first of two receive buffers."""
+
+    def __init__(self, torch: Any, q: Any, k: Any, v: Any, *, family: str) -> None:
+        self.q, self.kv, self.family = q, torch.stack([k, v]), family
+        self.y = torch.full_like(q, float("nan"))
+        self.lse = torch.full(q.shape[:3], float("nan"), device=q.device)
+        self.buffers = torch.full((2, *self.kv.shape), float("nan"), dtype=q.dtype, device=q.device)
+        rows = -(-q.shape[2] // 128) * 128
+        size = q.shape[0] * q.shape[1] * rows * (q.shape[3] + 2)
+        self.state = torch.full((size,), float("nan"), device=q.device)
+
+    def stage(self) -> None:
+        """K and V into their buffer, on the current stream."""
+        self.buffers[0].copy_(self.kv)
+
+    def step(self, *, causal: bool = False) -> Params:
+        """The attention step's parameters."""
+        b, h, rows, d = self.q.shape
+        hkv, keys = self.kv.shape[2:4]
+        p = Params(struct_size=ct.sizeof(Params), flags=abi.CAUSAL if causal else 0)
+        p.element = ELEMENTS[str(self.q.dtype).rpartition(".")[2]]
+        p.lse_element = 2
+        p.batch, p.heads, p.kv_heads, p.query_len, p.key_len, p.head_dim = b, h, hkv, rows, keys, d
+        p.scale = d**-0.5
+        p.q, p.y, p.lse = self.q.data_ptr(), self.y.data_ptr(), self.lse.data_ptr()
+        p.k, p.v = (self.buffers[0, i].data_ptr() for i in range(2))
+        p.state = self.state.data_ptr()
+        for name, (heads, length) in {"q": (h, rows), "k": (hkv, keys), "v": (hkv, keys),
+                                      "y": (h, rows)}.items():  # fmt: skip
+            strides = getattr(p, name + "_strides")
+            strides.batch, strides.head, strides.seq = heads * length * d, length * d, d
+        return p
+
+    def call(self, endpoint: Any, stream: int, hops: Any, *, layout: int = 0,
+             causal: bool = False) -> abi.Call:  # fmt: skip
+        """The rank's part of a run."""
+        step = self.step(causal=causal)
+        lib = abi.library()
+        lib.baracuda_attention_load.argtypes = [ct.c_int32, ct.POINTER(Params)]
+        check(lib.baracuda_attention_load(FAMILIES[self.family], step))
+        return abi.Call(
+            struct_size=ct.sizeof(abi.Call),
+            endpoint=ct.pointer(endpoint),
+            stream=stream,
+            kernel=FAMILIES[self.family],
+            layout=layout,
+            hops=ct.cast(hops, ct.POINTER(abi.Hop)),
+            step=step,
+            message_bytes=self.kv[0].numel() * self.kv.element_size(),
+            receive=(ct.c_void_p * 2)(*(self.buffers[i].data_ptr() for i in range(2))),
+        )
+
+
+class SelfRing:
+    """A NCCL communicator of one rank, and an endpoint of it that counts `world_size` ranks."""
+
+    def __init__(self, world_size: int, *, max_ctas: int = 8, ops: Any = None) -> None:
+        from baracuda_kernels._core import _nccl_library
+
+        self.lib = abi.library()
+        check(self.lib.baracuda_nccl_load(_nccl_library.library_path().encode()))
+        token = ct.create_string_buffer(128)
+        check(self.lib.baracuda_nccl_unique_id(token))
+        self.comm = ct.c_void_p()
+        check(self.lib.baracuda_nccl_init_rank(1, token.raw, 0, 0, max_ctas, 60.0, self.comm))
+        own = self.lib.baracuda_nccl_endpoint(self.comm).contents
+        self.endpoint = abi.Endpoint.from_buffer_copy(own)
+        self.endpoint.transport.world_size = world_size
+        if ops is not None:
+            self.endpoint.ops = ops
+        self.hops = (abi.Hop * world_size)(*(abi.Hop(s, 0, 0) for s in range(world_size)))
+
+    def close(self) -> None:
+        check(self.lib.baracuda_nccl_destroy(self.comm))
+
+
+class DisturbedOps:
+    """The CUDA table with a random delay before whatever is enqueued, and one wait left out.
+
+    Parameters
+    ----------
+    delay : callable
+        ``delay(stream)``, called before every kernel and copy, and after every wait.
+    poison : callable
+        ``poison(stream)``, called after every wait, before its delay.
+    """
+
+    def __init__(self, delay: Callable[[int], None], poison: Callable[[int], None]) -> None:
+        self.real = cuda_ops().contents
+        launch = ct.cast(self.real.launch, LaunchFn)
+        self.waits, self.dropped = 0, -1
+
+        def wait(stream: int, event: int) -> int:
+            number, self.waits = self.waits, self.waits + 1
+            status = abi.OK if number == self.dropped else self.real.wait(stream, event)
+            poison(stream)
+            delay(stream)
+            return status
+
+        def copy(into: int, source: int, count: int, stream: int) -> int:
+            delay(stream)
+            return self.real.copy(into, source, count, stream)
+
+        def launched(kernel: int, params: int, stream: int) -> int:
+            delay(stream)
+            return launch(kernel, params, stream)
+
+        self._held = abi.EventFn(wait), type(self.real.copy)(copy), LaunchFn(launched)
+        table = abi.StreamOps.from_buffer_copy(self.real)
+        table.wait, table.copy = self._held[:2]
+        table.launch = ct.cast(self._held[2], ct.c_void_p)
+        self.table = table
+
+    @property
+    def pointer(self) -> Any:
+        return ct.pointer(self.table)
+
+    def reset(self, dropped: int) -> None:
+        self.waits, self.dropped = 0, dropped

@@ -1,0 +1,76 @@
+"""Rings of four processes of which one fails: how long until the others know, and as what."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import NamedTuple
+
+from helpers.rank_pool import RankPool
+
+RANKS, VICTIM = 4, 2
+_LOST = ("NcclTimeoutError", "NcclError")
+# case -> the errors that may end it
+CASES = {
+    "SIGKILL": _LOST,
+    "SIGSTOP": _LOST,
+    # NCCL takes messages of unequal sizes for good (2.28.9, sockets): plan.validate() finds them.
+    "other head_dim": ("InvalidProblemError",),
+}
+# Those after which the communicator is as good as before.
+HEALTHY = ("other head_dim",)
+
+
+class Outcome(NamedTuple):
+    """What a surviving rank met, and how many seconds after the fault."""
+
+    error: str
+    seconds: float
+    state: str
+    again: str
+    message: str
+
+
+class FaultyRing:
+    """Four processes; every run is with a new communicator, of new processes where some died."""
+
+    def __init__(self, timeout: float = 2.0) -> None:
+        self.timeout = timeout
+        self._pool = RankPool(RANKS)
+        self._fresh = True
+
+    def run(self, case: str) -> list[Outcome]:
+        """Let rank 2 fail; what the other three met."""
+        if not self._fresh:
+            self._pool.join()
+        self._fresh = False
+        task = {"do": "endure", "seconds": self.timeout, "head_dims": {}}
+        fault, at = None, time.time()
+        if case == "other head_dim":
+            task |= {"head_dims": {str(VICTIM): 128}, "validate": True}
+        else:
+            number = getattr(signal, case)
+
+            def fault() -> None:
+                nonlocal at
+                time.sleep(0.7)  # the runs are under way
+                at = time.time()
+                self._pool.signal(VICTIM, number)
+
+        answers = self._pool.run(task, meanwhile=fault, victim=VICTIM, seconds=90)
+        if case == "SIGKILL":
+            self._pool.restart(VICTIM)
+        else:
+            if case == "SIGSTOP":
+                self._pool.signal(VICTIM, signal.SIGCONT)
+            self._pool.forget_answer(VICTIM)
+        return [
+            Outcome(a["error"], a["at"] - at, a["state"], a["again"], a.get("message", ""))
+            for a in answers
+        ]
+
+    def __enter__(self) -> FaultyRing:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._pool.close()
