@@ -15,7 +15,7 @@ _SHAPE = {"heads": 8, "query_len": 4096, "head_dim": 128}
 
 
 def rows() -> list[dict[str, Any]]:
-    """All `error` rows: P = 1 and 8, unit-normal inputs and inputs with outliers."""
+    """All `error` rows: P = 1, 8 and 32, unit-normal inputs and inputs with outliers."""
     return [
         row
         for dtype in ("bf16", "f16")
@@ -33,7 +33,7 @@ def _rows(dtype: str, distribution: str) -> list[dict[str, Any]]:
         peers["cudnn"] = _rms(cudnn(q, k, v), exact)
     rows = []
     for (family,) in available([("sm90a",), ("sm80",), ("simt",)]):
-        for ranks in (1, 8):
+        for ranks in (1, 8, 32):
             y, _ = local_ring(torch, family, dtype, q, k, v, ranks)
             params = {
                 "family": family,

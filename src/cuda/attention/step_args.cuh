@@ -1,4 +1,4 @@
-// What the simt and sm80 kernels are launched with, and how a block finds its work.
+// What the kernels are launched with, and how a block finds its work.
 #pragma once
 
 #include <cuda_runtime_api.h>

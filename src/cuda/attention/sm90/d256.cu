@@ -2,9 +2,9 @@
 
 namespace baracuda::sm90 {
 
-Variant variant_d256(bool is_bf16, bool) {
-  return is_bf16 ? make_variant<Config<__nv_bfloat16, 256, 80, 2, false>>()
-                 : make_variant<Config<__half, 256, 80, 2, false>>();
+Variant variant_d256(const StepParams& p) {
+  return p.element == BARACUDA_BF16 ? make_variant<Config<__nv_bfloat16, 256, 80, 2, false>>()
+                                    : make_variant<Config<__half, 256, 80, 2, false>>();
 }
 
 }  // namespace baracuda::sm90

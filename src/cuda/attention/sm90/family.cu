@@ -80,12 +80,10 @@ int64_t state_bytes(const StepParams& p) {
 }
 
 Variant select(const StepParams& p) {
-  const bool is_bf16 = p.element == BARACUDA_BF16;
-  const bool causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
   switch (p.head_dim) {
-    case 64: return sm90::variant_d64(is_bf16, causal);
-    case 128: return sm90::variant_d128(is_bf16, causal);
-    default: return sm90::variant_d256(is_bf16, causal);
+    case 64: return sm90::variant_d64(p);
+    case 128: return sm90::variant_d128(p);
+    default: return sm90::variant_d256(p);
   }
 }
 

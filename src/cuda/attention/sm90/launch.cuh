@@ -4,6 +4,7 @@
 #include "attention/sm90/kernel.cuh"
 #include "attention/sm90/tensor_map.h"
 #include "attention/sm90/variant.h"
+#include "common/dependent_launch.cuh"
 #include "common/kernel_load.h"
 
 namespace baracuda::sm90 {
@@ -38,7 +39,7 @@ template <typename C>
 int32_t encode_maps(const StepParams& p, HopperArgs& args) {
   const bool is_bf16 = p.element == BARACUDA_BF16;
   int32_t status = encode_tensor_map(&args.q, "q", is_bf16, p.q, p.q_strides, p.batch, p.heads,
-                                     p.query_len, p.head_dim, C::block_m);
+                                     p.query_len, p.head_dim, C::group_m);
   if (status == BARACUDA_OK)
     status = encode_tensor_map(&args.k, "k", is_bf16, p.k, p.k_strides, p.batch, p.kv_heads,
                                p.key_len, p.head_dim, C::block_n);
@@ -46,6 +47,12 @@ int32_t encode_maps(const StepParams& p, HopperArgs& args) {
     status = encode_tensor_map(&args.v, "v", is_bf16, p.v, p.v_strides, p.batch, p.kv_heads,
                                p.key_len, p.head_dim, C::block_n);
   return status;
+}
+
+// Steps that carry on from another start while it ends. Not where multiprocessors are to be left to
+// others: blocks that only wait would take their place.
+inline bool overlaps_previous(const StepParams& p) {
+  return (p.flags & BARACUDA_STEP_FIRST) == 0 && p.sm_margin == 0;
 }
 
 template <typename C>
@@ -65,9 +72,8 @@ int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
   args.step.section = choose_section(args.step, sizeof(typename C::Element));
   int64_t blocks = processors > p.sm_margin ? processors - p.sm_margin : 1;
   if (blocks > args.step.blocks) blocks = args.step.blocks;
-  kernel_of<C>(p.flags)<<<static_cast<unsigned>(blocks), C::threads, C::shared_bytes, stream>>>(
-      args);
-  return check_cuda(cudaGetLastError(), "sm90a attention step");
+  return launch_grid(kernel_of<C>(p.flags), static_cast<unsigned>(blocks), C::threads,
+                     C::shared_bytes, stream, overlaps_previous(p), args);
 }
 
 template <typename C>

@@ -1,100 +1,145 @@
-// The copying side of the sm90a kernel.
+// The copying side of the sm90a kernel: one warp for K and V, one for each consumer's Q.
 #pragma once
 
-#include "attention/sm90/config.h"
+#include "attention/sm90/barriers.cuh"
+#include "attention/sm90/prefetch.cuh"
 #include "attention/sm90/schedule.cuh"
-#include "common/mbarrier.cuh"
 #include "common/tma.cuh"
 
 namespace baracuda::sm90 {
 
-// Addresses of the barriers. "full": the copy has arrived; "empty": every consumer warp is done.
 template <typename C>
-struct Barriers {
-  uint32_t base;
-  __device__ __forceinline__ uint32_t q_full() const { return base; }
-  __device__ __forceinline__ uint32_t q_empty() const { return base + 8; }
-  __device__ __forceinline__ uint32_t k_full(int stage) const { return base + 16 + 8 * stage; }
-  __device__ __forceinline__ uint32_t k_empty(int stage) const {
-    return k_full(stage) + 8 * C::stages;
-  }
-  __device__ __forceinline__ uint32_t v_full(int stage) const {
-    return k_full(stage) + 16 * C::stages;
-  }
-  __device__ __forceinline__ uint32_t v_empty(int stage) const {
-    return k_full(stage) + 24 * C::stages;
-  }
-  __device__ __forceinline__ void init() const {
-    mbarrier_init(q_full(), 1);
-    mbarrier_init(q_empty(), 4 * C::consumers);
-    for (int i = 0; i < C::stages; ++i) {
-      mbarrier_init(k_full(i), 1);
-      mbarrier_init(v_full(i), 1);
-      mbarrier_init(k_empty(i), 4 * C::consumers);
-      mbarrier_init(v_empty(i), 4 * C::consumers);
+__device__ __forceinline__ int key_tiles(int keys) {
+  return (keys + C::block_n - 1) / C::block_n;
+}
+
+// Steps that neither begin nor end a ring leave alone the tiles that see no key.
+template <typename C, bool First, bool Last>
+class Work {
+ public:
+  Tile tile;
+  int tiles;  // key tiles
+
+  __device__ __forceinline__ bool next(const StepArgs& args) {
+    while (walk_.next(args, C::block_m, tile)) {
+      tiles = key_tiles<C>(row_limit(args, int64_t{tile.row0} + C::block_m - 1));
+      if (First || Last || tiles > 0) return true;
     }
-    mbarrier_init_fence();
+    tiles = -1;
+    return false;
   }
+
+ private:
+  TileWalk walk_;
 };
 
-// Stage of the n-th tile that passes through, and the parity of that stage's round.
-template <int Stages>
-__device__ __forceinline__ int stage_of(uint32_t n) {
-  return n % Stages;
-}
-template <int Stages>
-__device__ __forceinline__ uint32_t parity_of(uint32_t n) {
-  return n / Stages & 1;
-}
+// A warp, in step; its first lane copies. For each query tile its key tiles from the last to the
+// first, K one tile ahead of V as the consumers want them.
+template <typename C, bool First, bool Last>
+class KeyProducer {
+ public:
+  __device__ __forceinline__ KeyProducer(const HopperArgs& args, uint32_t shared,
+                                         const Barriers<C>& barriers)
+      : args_(args), shared_(shared), barriers_(barriers), policy_(l2_evict_last()) {}
 
-// One thread: for each tile Q, then K and V of its key tiles from the last to the first, K one tile
-// ahead of V as the consumers want them.
-template <typename C>
-__device__ __forceinline__ void produce(const HopperArgs& args, uint32_t shared,
-                                        const Barriers<C>& barriers) {
-  const uint64_t once = l2_evict_first();
-  const uint64_t again = l2_evict_last();
-  uint32_t turn = 0;  // key tiles copied so far
-  uint32_t q_parity = 0;
-  int kv_head, batch;
-  const auto load = [&](const CUtensorMap& map, uint32_t full, uint32_t dst, int tile) {
-    mbarrier_arrive_expect(full, C::kv_bytes);
-#pragma unroll
-    for (int i = 0; i < C::column_blocks; ++i)
-      tma_load_4d(dst + i * C::kv_block_bytes, &map, full, 64 * i, tile * C::block_n, kv_head,
-                  batch, again);
-  };
-  const auto load_k = [&](uint32_t n, int tile) {
-    const int stage = stage_of<C::stages>(n);
-    mbarrier_wait(barriers.k_empty(stage), parity_of<C::stages>(n) ^ 1);
-    load(args.k, barriers.k_full(stage), shared + C::k_offset + stage * C::kv_bytes, tile);
-  };
-  const auto load_v = [&](uint32_t n, int tile) {
-    const int stage = stage_of<C::stages>(n);
-    mbarrier_wait(barriers.v_empty(stage), parity_of<C::stages>(n) ^ 1);
-    load(args.v, barriers.v_full(stage), shared + C::v_offset + stage * C::kv_bytes, tile);
-  };
-  Tile tile;
-  for (TileWalk walk; walk.next(args.step, C::block_m, tile);) {
-    const int keys = row_limit(args.step, int64_t{tile.row0} + C::block_m - 1);
-    const int tiles = (keys + C::block_n - 1) / C::block_n;
-    if (tiles == 0) continue;
-    kv_head = tile.kv_head(args.step);
-    batch = tile.batch(args.step);
-    mbarrier_wait(barriers.q_empty(), q_parity ^ 1);
-    q_parity ^= 1;
-    mbarrier_arrive_expect(barriers.q_full(), C::q_bytes);
-#pragma unroll
-    for (int i = 0; i < C::column_blocks; ++i)
-      tma_load_4d(shared + i * C::q_block_bytes, &args.q, barriers.q_full(), 64 * i, tile.row0,
-                  tile.head(args.step), batch, once);
-    load_k(turn, tiles - 1);
+  __device__ __forceinline__ void run() {
+    Work<C, First, Last> work;
+    uint32_t turn = 0;  // key tiles of K copied so far; V is one behind
+    KeyTile previous{};
+    for (bool more = work.next(args_.step); more;) {
+      const int tiles = work.tiles;
+      const int batch = work.tile.batch(args_.step);
+      const int kv_head = work.tile.kv_head(args_.step);
+      more = work.next(args_.step);
+      StatePrefetch<C> prefetch(args_.step, work.tile, !First && work.tiles > 0, tiles);
 #pragma unroll 1
-    for (int t = tiles - 1; t > 0; --t, ++turn) {
-      load_k(turn + 1, t - 1);
-      load_v(turn, t);
+      for (int t = tiles - 1; t >= 0; --t, ++turn) {
+        const KeyTile tile{batch, kv_head, t};
+        load_k(turn, tile);
+        if (turn > 0) load_v(turn - 1, previous);
+        previous = tile;
+        if constexpr (!First) prefetch.some();
+      }
     }
-    load_v(turn++, 0);
+    if (turn > 0) load_v(turn - 1, previous);
+  }
+
+ private:
+  struct KeyTile {
+    int batch, kv_head, index;
+  };
+
+  __device__ __forceinline__ void load_k(uint32_t n, const KeyTile& tile) const {
+    const int stage = stage_of<C::stages>(n);
+    mbarrier_wait(barriers_.k_empty(stage), parity_of<C::stages>(n) ^ 1);
+    load(args_.k, barriers_.k_full(stage), shared_ + C::k_offset + stage * C::kv_bytes, tile);
+  }
+  __device__ __forceinline__ void load_v(uint32_t n, const KeyTile& tile) const {
+    const int stage = stage_of<C::stages>(n);
+    mbarrier_wait(barriers_.v_empty(stage), parity_of<C::stages>(n) ^ 1);
+    load(args_.v, barriers_.v_full(stage), shared_ + C::v_offset + stage * C::kv_bytes, tile);
+  }
+  __device__ __forceinline__ void load(const CUtensorMap& map, uint32_t full, uint32_t dst,
+                                       const KeyTile& tile) const {
+    if (threadIdx.x % 32 == 0) {
+      mbarrier_arrive_expect(full, C::kv_bytes);
+#pragma unroll
+      for (int i = 0; i < C::column_blocks; ++i)
+        tma_load_4d(dst + i * C::kv_block_bytes, &map, full, 64 * i, tile.index * C::block_n,
+                    tile.kv_head, tile.batch, policy_);
+    }
+    __syncwarp();
+  }
+
+  const HopperArgs& args_;
+  const uint32_t shared_;
+  const Barriers<C>& barriers_;
+  const uint64_t policy_;
+};
+
+// A warp, in step: works out each query tile for one consumer warpgroup, and copies its Q as soon
+// as the warpgroup has taken the last scores of the tile before.
+template <typename C, bool First, bool Last>
+__device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t shared,
+                                                const Barriers<C>& barriers, int group) {
+  const StepArgs& step = args.step;
+  const int lane = threadIdx.x % 32;
+  const uint64_t policy = l2_evict_first();
+  Work<C, First, Last> work;
+  for (uint32_t n = 0;; ++n) {
+    const bool more = work.next(step);
+    const Slot<C> slot(shared, group, n);
+    const int row0 = work.tile.row0 + group * C::group_m;
+    const int batch = more ? work.tile.batch(step) : 0;
+    const int head = more ? work.tile.head(step) : 0;
+    int seen = 0;
+    if (more) {
+      int keys = 0;
+#pragma unroll
+      for (int i = lane; i < C::group_m; i += 32) {
+        keys = row_limit(step, int64_t{row0} + i);
+        slot.set_limit(i, keys);
+      }
+      keys = __shfl_sync(0xffffffffu, keys, 31);
+      seen = row0 < step.query_len ? key_tiles<C>(keys) : 0;
+    }
+    if (lane == 0) slot.set(work.tile.batch_head, batch, head, row0, work.tiles, seen);
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(barriers.slot_full(group, n % C::slots));
+    if (!more) return;
+    if (n > 0 && seen > 0) prefetch_queries<C>(step, batch, head, row0);
+    mbarrier_wait(barriers.q_empty(group), parity_of<1>(n) ^ 1);
+    const uint32_t full = barriers.q_full(group);
+    if (lane == 0 && seen > 0) {
+      const uint32_t dst = shared + group * C::q_bytes;
+      mbarrier_arrive_expect(full, C::q_bytes);
+#pragma unroll
+      for (int i = 0; i < C::column_blocks; ++i)
+        tma_load_4d(dst + i * C::q_block_bytes, &args.q, full, 64 * i, row0, head, batch, policy);
+    } else if (lane == 0) {
+      mbarrier_arrive(full);  // not read, but counted
+    }
+    __syncwarp();
   }
 }
 

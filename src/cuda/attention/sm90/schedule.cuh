@@ -12,21 +12,41 @@ struct HopperArgs {
   StepArgs step;
 };
 
-// Number of keys that a row sees; rows past the end see what the last one does.
-__device__ __forceinline__ int row_limit(const StepArgs& args, int64_t row) {
-  if (!args.causal) return static_cast<int>(args.key_len);
-  if (row >= args.query_len) row = args.query_len - 1;
-  const baracuda_position_map q_map = args.device_maps ? args.device_maps[0] : args.q_map;
-  baracuda_position_map k_map = args.device_maps ? args.device_maps[1] : args.k_map;
-  const int64_t pos = position(q_map, row);
-  if (k_map.stride == 1) {
-    k_map.stride = 1;  // now a constant: no 64-bit division
-    return static_cast<int>(visible_keys(k_map, args.key_len, pos));
+// As rows_at_or_before(), without the 64-bit division, for which a copying warp has no registers:
+// the quotient is below count, which is at most 2^30.
+__device__ __forceinline__ int count_at_or_before(int64_t first, int64_t stride, int count,
+                                                  int64_t pos) {
+  if (count <= 0 || pos < first) return 0;
+  uint64_t rest = pos - first;
+  if (stride == 1) return rest < count ? static_cast<int>(rest) + 1 : count;
+  if (rest >= static_cast<uint64_t>(stride) * count) return count;
+  int quotient = 0;
+#pragma unroll 1
+  for (int bit = 29; bit >= 0; --bit) {
+    if (rest >> bit < static_cast<uint64_t>(stride)) continue;
+    rest -= static_cast<uint64_t>(stride) << bit;
+    quotient |= 1 << bit;
   }
-  return static_cast<int>(visible_keys(k_map, args.key_len, pos));
+  return quotient < count ? quotient + 1 : count;
 }
 
-// Only what must outlive the main loop, where registers are short; the rest is worked out again.
+// Number of keys that a row sees; rows past the end see what the last one does.
+__device__ __forceinline__ int row_limit(const StepArgs& args, int64_t row) {
+  const int keys = static_cast<int>(args.key_len);
+  if (!args.causal) return keys;
+  if (row >= args.query_len) row = args.query_len - 1;
+  const baracuda_position_map& q_map = args.device_maps ? args.device_maps[0] : args.q_map;
+  const baracuda_position_map& k_map = args.device_maps ? args.device_maps[1] : args.k_map;
+  const int64_t pos = position(q_map, row);
+  const int split = static_cast<int>(k_map.split < keys ? k_map.split : keys);
+  int seen = 0;
+#pragma unroll 1
+  for (int part = 0; part < 2; ++part)
+    seen += count_at_or_before(part == 0 ? k_map.head : k_map.tail, k_map.stride,
+                               part == 0 ? split : keys - split, pos);
+  return seen;
+}
+
 struct Tile {
   int batch_head;
   int row0;  // first query row
@@ -40,18 +60,16 @@ struct Tile {
   __device__ __forceinline__ int kv_head(const StepArgs& args) const {
     return head(args) / static_cast<int>(args.group);
   }
-  // The compiler shall not keep what was worked out from the tile before.
-  __device__ __forceinline__ void forget() {
-    asm volatile("" : "+r"(batch_head), "+r"(row0));
-  }
 };
 
-// How many heads' tiles are mixed to be walked longest first. As many as keep K and V in L2 need no
-// more than that; and few enough that several blocks read the same K and V at about the same time.
-// Equal sections, because each has a last round that does not come out even.
+// How many heads' tiles are mixed to be walked longest first; 0: one head after the other, as
+// without a mask there is no longest. As many as keep K and V in L2 need no more than that; and few
+// enough that several blocks read the same K and V at about the same time. Equal sections, because
+// each has a last round that does not come out even.
 inline int64_t choose_section(const StepArgs& args, int element_bytes) {
   constexpr int64_t l2_share = int64_t{32} << 20;
   constexpr int64_t heads_side_by_side = 32;
+  if (!args.causal) return 0;
   const int64_t pair_bytes = 2 * args.key_len * args.head_dim * element_bytes;
   int64_t section = args.group * (pair_bytes > 0 ? l2_share / pair_bytes : args.batch_heads);
   if (section < heads_side_by_side) section = heads_side_by_side;
@@ -59,11 +77,9 @@ inline int64_t choose_section(const StepArgs& args, int element_bytes) {
   return (args.batch_heads + sections - 1) / sections;
 }
 
-// The grid stays resident and every block walks a fixed list of tiles. Without a mask all tiles
-// take the same time, and those of a head follow one another. With a mask the tiles of a section
-// of heads come longest first, in rounds of one
-// tile a block whose direction alternates: what a block gains in one round it loses in the next,
-// so all finish within about a tile of each other without a shared counter.
+// The grid stays resident and every block walks a fixed list of tiles, in rounds of one tile a
+// block whose direction alternates: under a mask, what a block gains in one round it loses in the
+// next, so all finish within about a tile of each other without a shared counter.
 class TileWalk {
  public:
   __device__ __forceinline__ bool next(const StepArgs& args, int block_m, Tile& tile) {
@@ -71,7 +87,8 @@ class TileWalk {
     const int block = static_cast<int>(blockIdx.x);
     const int tiles_per_head = static_cast<int>(args.query_tiles);
     const int heads = static_cast<int>(args.batch_heads);
-    const int section = args.causal ? static_cast<int>(args.section) : heads;
+    const bool mixed = args.section > 0;
+    const int section = mixed ? static_cast<int>(args.section) : heads;
     while (first_head_ < heads) {
       const int left = heads - first_head_;
       const int heads_here = section < left ? section : left;
@@ -85,13 +102,9 @@ class TileWalk {
       done_ += grid;
       backwards_ = !backwards_;
       if (index >= tiles_here) continue;
-      if (args.causal) {
-        tile.batch_head = first_head_ + index % heads_here;
-        tile.row0 = (tiles_per_head - 1 - index / heads_here) * block_m;
-      } else {
-        tile.batch_head = index / tiles_per_head;
-        tile.row0 = index % tiles_per_head * block_m;
-      }
+      tile.batch_head = mixed ? first_head_ + index % heads_here : index / tiles_per_head;
+      const int rank = mixed ? index / heads_here : index % tiles_per_head;
+      tile.row0 = (tiles_per_head - 1 - rank) * block_m;
       return true;
     }
     return false;

@@ -4,14 +4,13 @@
 // rows of a head the lanes' float4s {two columns of two adjacent accumulator tiles} lie side by
 // side, so that a warp moves 512 contiguous bytes. The last rows of a head, if fewer than eight,
 // lie just as close: the state is exactly B*H*Q*(D+2) floats.
-// l is -0 for a row that saw keys, all with score -inf (an Inf in Q or K): its softmax is undefined,
-// where a row that saw none gives zeros.
-// l is -0 for a row that saw keys, all with score -inf (an Inf in Q or K): its softmax is undefined,
-// where a row that saw none gives zeros.
+// l is -0 for a row that saw keys, all with score -inf (an Inf in Q or K): its softmax is
+// undefined, where a row that saw none gives zeros.
 #pragma once
 
 #include <math_constants.h>
 
+#include "attention/sm90/barriers.cuh"
 #include "attention/sm90/schedule.cuh"
 #include "attention/sm90/softmax.cuh"
 #include "common/dtype.cuh"
@@ -24,9 +23,13 @@ class StateRows {
   static constexpr int head_dim = C::head_dim;
 
  public:
-  // row0: first row of the warp.
-  __device__ __forceinline__ StateRows(const StepArgs& args, const Tile& tile, int row0)
-      : args_(args), tile_(tile), row0_(row0), lane_(threadIdx.x % 32) {}
+  __device__ __forceinline__ StateRows(const StepArgs& args, const Slot<C>& tile)
+      : args_(args),
+        tile_(tile),
+        batch_head_(tile.batch_head()),
+        warp_row_(threadIdx.x % 128 / 32 * 16),
+        row0_(tile.row0() + warp_row_),
+        lane_(threadIdx.x % 32) {}
 
   __device__ __forceinline__ void load(float (&o)[head_dim / 2], RowStatistics& rows) const {
 #pragma unroll
@@ -72,8 +75,8 @@ class StateRows {
   // Writes y and lse. The lanes of a quad exchange words, so that each stores 16 bytes of a row.
   __device__ __forceinline__ void finish(const float (&o)[head_dim / 2],
                                          const RowStatistics& rows) const {
-    Element* y = static_cast<Element*>(args_.y) + tile_.batch(args_) * args_.y_strides.batch +
-                 tile_.head(args_) * args_.y_strides.head + lane_ % 4 * 8;
+    Element* y = static_cast<Element*>(args_.y) + tile_.batch() * args_.y_strides.batch +
+                 tile_.head() * args_.y_strides.head + lane_ % 4 * 8;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const float l = quad_sum(rows.l[h]);
@@ -110,7 +113,7 @@ class StateRows {
   __device__ __forceinline__ bool in_tensor(int h) const { return row(h) < args_.query_len; }
   __device__ __forceinline__ bool is_undefined(float m, float l, int h) const {
     if (m != -CUDART_INF_F || l != 0.0f) return false;
-    if (row_limit(args_, row(h)) > 0) return true;
+    if (tile_.limit(warp_row_ + 8 * h + lane_ / 4) > 0) return true;
     return !args_.first && in_tensor(h) &&
            __float_as_int(statistics()[state_rows() + state_row(h)]) < 0;
   }
@@ -118,7 +121,7 @@ class StateRows {
     return args_.batch_heads * args_.query_len;
   }
   __device__ __forceinline__ int64_t state_row(int h) const {
-    return tile_.batch_head * args_.query_len + row(h);
+    return batch_head_ * args_.query_len + row(h);
   }
   // In float4s: from one pair of accumulator tiles to the next, four for each row of the eight.
   __device__ __forceinline__ int group_stride(int h) const {
@@ -127,7 +130,7 @@ class StateRows {
   }
   __device__ __forceinline__ float4* accumulator(int h) const {
     float* eight_rows = static_cast<float*>(args_.state) +
-                        (tile_.batch_head * args_.query_len + row0_ + 8 * h) * head_dim;
+                        (batch_head_ * args_.query_len + row0_ + 8 * h) * head_dim;
     return reinterpret_cast<float4*>(eight_rows) + lane_;
   }
   __device__ __forceinline__ float* statistics() const {
@@ -161,8 +164,10 @@ class StateRows {
   }
 
   const StepArgs& args_;
-  const Tile& tile_;
-  const int row0_;
+  const Slot<C>& tile_;
+  const int64_t batch_head_;
+  const int warp_row_;  // first row of the warp among those of its warpgroup
+  const int64_t row0_;  // the same in the head
   const int lane_;
 };
 

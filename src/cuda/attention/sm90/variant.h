@@ -13,9 +13,9 @@ struct Variant {
   int32_t (*launch)(const StepParams& params, cudaStream_t stream);
 };
 
-// is_bf16 picks between the two element types; a causal step may want another tile.
-Variant variant_d64(bool is_bf16, bool causal);
-Variant variant_d128(bool is_bf16, bool causal);
-Variant variant_d256(bool is_bf16, bool causal);
+// Those that serve steps like this one.
+Variant variant_d64(const StepParams& params);
+Variant variant_d128(const StepParams& params);
+Variant variant_d256(const StepParams& params);
 
 }  // namespace baracuda::sm90

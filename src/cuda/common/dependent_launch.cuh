@@ -1,0 +1,40 @@
+// Programmatic dependent launch (sm_90): a kernel's blocks take their places while the kernel
+// before it in the stream still runs, and wait for its end only before they touch memory.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include "common/error.h"
+
+namespace baracuda {
+
+// From here on, as far as this block goes, blocks of a dependent grid may be started.
+__device__ __forceinline__ void launch_dependent_grids() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+// Waits until the grids that this one depends on have ended and their writes can be seen.
+__device__ __forceinline__ void await_grids_before() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+// Launches a grid; with `overlap` it may start before the kernel ahead of it has ended, and must
+// call await_grids_before().
+template <typename Args>
+int32_t launch_grid(void (*kernel)(Args), unsigned blocks, unsigned threads, int shared_bytes,
+                    cudaStream_t stream, bool overlap, const Args& args) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = overlap ? 1 : 0;
+  return check_cuda(cudaLaunchKernelEx(&config, kernel, args), "cudaLaunchKernelEx");
+}
+
+}  // namespace baracuda

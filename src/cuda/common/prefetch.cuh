@@ -1,0 +1,11 @@
+// Loads that only go as far as L2.
+#pragma once
+
+namespace baracuda {
+
+// The 32 bytes around an address of global memory.
+__device__ __forceinline__ void prefetch_l2(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+}  // namespace baracuda
