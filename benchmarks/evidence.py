@@ -1,6 +1,6 @@
 """Tests and measures the installed package on a GPU machine, in parts.
 
-    python -m benchmarks.evidence --part tests|forward|ring|runtime|faults|sanitize --out DIR
+    python -m benchmarks.evidence --part PART --out DIR
     python -m benchmarks.evidence --merge DIR -o benchmarks/results
 
 Each part ends within 8 minutes and writes DIR/<part>.json; the parts in DIR that agree in card and
@@ -30,9 +30,13 @@ from benchmarks import ROOT
 from benchmarks.source import SourceMismatch, require_own_sources
 
 SCHEMA = 1
-PARTS = ("tests", "forward", "ring", "runtime", "faults", "sanitize")
+PARTS = (
+    "tests", "forward", "ring", "runtime", "faults", "sanitize", "interop", "endurance",
+)  # fmt: skip
 LIMIT_SECONDS = 480
 _FAULTS = "tests/multi_rank/test_faults.py"
+_INTEROP = "tests/interop"
+_QUICK = ("-m", "not endurance")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -169,14 +173,25 @@ def _tests() -> tuple[dict[str, int], list]:
     # Side by side: the unit tests keep the CPU busy and leave the GPU alone. How the wheel is packed
     # is CI's matter: it needs tools that a GPU machine may lack.
     unit = "tests/unit"
-    rest = ("tests", *(f"--ignore={path}" for path in (unit, _FAULTS, "tests/packaging")))
+    elsewhere = (unit, _FAULTS, _INTEROP, "tests/packaging")
+    rest = ("tests", *_QUICK, *(f"--ignore={path}" for path in elsewhere))
     with ThreadPoolExecutor() as pool:
         counts = list(pool.map(lambda paths: _pytest(*paths), [(unit,), rest]))
     return {name: sum(c[name] for c in counts) for name in counts[0]}, []
 
 
 def _faults() -> tuple[dict[str, int], list]:
-    return _pytest(_FAULTS), []
+    return _pytest(_FAULTS, *_QUICK), []
+
+
+def _interop() -> tuple[dict[str, int], list]:
+    return _pytest(_INTEROP, "-m", "gpu"), []
+
+
+def _endurance() -> tuple[dict[str, int], list]:
+    from benchmarks import faults
+
+    return _pytest("tests", "-m", "endurance"), faults.rows()
 
 
 def _forward() -> tuple[dict[str, int], list]:
@@ -192,10 +207,9 @@ def _ring() -> tuple[dict[str, int], list]:
 
 
 def _runtime() -> tuple[dict[str, int], list]:
-    from benchmarks import balance, faults, overlap
+    from benchmarks import balance, overlap
 
-    # The processes of the faults hold the GPU up: what is timed on it comes first.
-    return _no_tests(), [*balance.rows(), *overlap.rows(), *faults.rows()]
+    return _no_tests(), [*balance.rows(), *overlap.rows()]
 
 
 def _sanitize() -> tuple[dict[str, int], list]:
@@ -230,6 +244,8 @@ _RUNNERS = {
     "runtime": _runtime,
     "faults": _faults,
     "sanitize": _sanitize,
+    "interop": _interop,
+    "endurance": _endurance,
 }
 
 

@@ -66,6 +66,7 @@ def test_rings_and_plans_give_their_memory_back(torch):
     assert used[-1] <= used[4], used
 
 
+@pytest.mark.endurance
 def test_device_memory_is_flat_after_2000_random_runs(torch):
     """Plans, rings, layouts and world sizes at random, in one process."""
     random = Random(0)

@@ -13,7 +13,7 @@ from helpers import ring_abi as abi
 from helpers.inputs import torch_qkv
 from helpers.rings import same_bits, shards_of
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.endurance]
 
 RANKS, ROWS, HEADS, DIM = 3, 256, 2, 64
 TRIALS, MOST_TRIALS = 100, 500

@@ -104,9 +104,7 @@ class RankPool:
 
 
 class _Worker:
-    def __init__(
-        self, script: Path, rank: int, environment: dict[str, str], stderr: Path
-    ) -> None:
+    def __init__(self, script: Path, rank: int, environment: dict[str, str], stderr: Path) -> None:
         self.rank = rank
         self._stderr_path = stderr
         self._stderr = stderr.open("w")

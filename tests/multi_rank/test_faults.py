@@ -44,6 +44,7 @@ def test_a_rank_that_dies(pair):
     assert time.monotonic() - started < _DEADLINE + _GRACE
 
 
+@pytest.mark.endurance
 @pytest.mark.parametrize("case", CASES)
 def test_four_ranks_of_which_one_fails(torch, case):
     """Killed, stopped or wrong in the middle of it: the others all end with a typed error."""
