@@ -79,7 +79,9 @@ def test_nothing_grows_from_run_2_to_run_100(torch, pool):
     # The ranks share the card, so each sees the others' memory too: compare the totals.
     second = min(a["free_bytes"][0] for a in answers)
     last = min(a["free_bytes"][1] for a in answers)
-    assert last >= second, f"{(second - last) / 2**20:.1f} MiB more after run {runs} than after run 2"
+    assert last >= second, (
+        f"{(second - last) / 2**20:.1f} MiB more after run {runs} than after run 2"
+    )
 
 
 def test_split_makes_independent_rings(torch, pool):

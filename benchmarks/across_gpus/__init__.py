@@ -1,0 +1,1 @@
+"""What `benchmarks.scaling` measures on several GPUs of one host."""

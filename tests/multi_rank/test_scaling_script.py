@@ -1,0 +1,67 @@
+"""`benchmarks.scaling` with two ranks on one GPU: it runs whole, and what it reports is right."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank]
+
+_ROOT = Path(__file__).parents[2]
+_RANKS = 2
+
+
+@pytest.fixture
+def report(torch, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    output = tmp_path / "scaling.json"
+    sizes = ["--chunk", "512", "--heads", "4", "--kv-heads", "2", "--rounds", "1"]
+    command = [sys.executable, "-m", "benchmarks.scaling", *sizes, "--layout", "zigzag"]
+    processes = []
+    for rank in range(_RANKS):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(_ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "RANK": str(rank),
+            "WORLD_SIZE": str(_RANKS),
+            # Lets NCCL take two ranks on one GPU; see helpers.rank_pool.
+            "NCCL_HOSTID": f"rank-{rank}",
+            "NCCL_SOCKET_IFNAME": "lo",
+        }
+        arguments = [*command, "-o", str(output)]
+        log = (tmp_path / f"log-{rank}.txt").open("w")
+        processes.append(
+            subprocess.Popen(arguments, cwd=_ROOT, env=environment, stdout=log, stderr=log)
+        )
+    try:
+        codes = [process.wait(120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    logs = "\n".join((tmp_path / f"log-{rank}.txt").read_text()[-4000:] for rank in range(_RANKS))
+    assert codes == [0] * _RANKS, logs
+    return json.loads(output.read_text())
+
+
+def test_answers_speed_and_memory_of_two_ranks(report):
+    rows = report["rows"]
+    assert report["ranks"] == _RANKS
+    kinds = [(row["name"], row["params"]["causal"]) for row in rows]
+    for causal in (True, False):
+        assert kinds.count(("scaling_error", causal)) == 1
+        assert kinds.count(("scaling_memory", causal)) == 1
+        assert kinds.count(("scaling", causal)) == 2
+    for row in rows:
+        assert row["ours"] > 0
+        if row["name"] == "scaling":
+            assert row["peers"].keys() == {"ideal", "all_gather", "context_parallel"}
+        if row["name"] == "scaling_error":
+            assert row["ours"] < 1.1 * row["peers"]["one_gpu"]
