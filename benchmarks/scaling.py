@@ -52,9 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
         problem = Problem(ranks, chunk, *shape, layout, causal)
         checked = check(problem, comm)
         failed |= checked["ours"] > TOLERANCES[checked["params"]["family"], "bf16"].relative
-        rows += [checked, memory(problem, comm), *speed(problem, comm, mesh, options.rounds)]
+        new = [checked, memory(problem, comm), *steps(problem, comm)]
+        new += speed(problem, comm, mesh, options.rounds)
+        rows += new
         if rank == 0:
-            _show(rows[-4:])
+            _show(new)
     comm.close()
     if rank == 0 and options.output:
         header = {
@@ -116,6 +118,27 @@ def memory(problem: Problem, comm: Any) -> dict[str, Any]:
         "ours": kept,
         "peers": {},
     }
+
+
+def steps(problem: Problem, comm: Any) -> list[dict[str, Any]]:
+    """`scaling_step` rows: exposed milliseconds of each step, the worst rank's; of the third run."""
+    ring, timeline = contenders.Ring(problem, comm), bk.RingTimeline()
+    for _ in range(3):
+        dist.barrier()
+        ring.plan.run(torch.cuda.current_stream(), comm, ring.args, timeline=timeline)
+    mine = [[step.exposed, step.compute, step.exchange] for step in timeline.steps]
+    worst = torch.tensor(mine, device="cuda")
+    dist.all_reduce(worst, dist.ReduceOp.MAX)
+    return [
+        {
+            "name": "scaling_step",
+            "params": {**problem.params(), "step": number},
+            "unit": "ms",
+            "ours": exposed,
+            "peers": {"compute": compute, "exchange": exchange},
+        }
+        for number, (exposed, compute, exchange) in enumerate(worst.tolist())
+    ]
 
 
 def speed(problem: Problem, comm: Any, mesh: Any, rounds: int) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank]
+pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank, pytest.mark.endurance]
 
 _ROOT = Path(__file__).parents[2]
 _RANKS = 2
@@ -59,8 +59,9 @@ def test_answers_speed_and_memory_of_two_ranks(report):
         assert kinds.count(("scaling_error", causal)) == 1
         assert kinds.count(("scaling_memory", causal)) == 1
         assert kinds.count(("scaling", causal)) == 2
+        assert kinds.count(("scaling_step", causal)) == _RANKS
     for row in rows:
-        assert row["ours"] > 0
+        assert row["ours"] > 0 or row["name"] == "scaling_step"
         if row["name"] == "scaling":
             assert row["peers"].keys() == {"ideal", "all_gather", "context_parallel"}
         if row["name"] == "scaling_error":
