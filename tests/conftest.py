@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("framework"):
         (name,) = mark.args
-        if importlib.util.find_spec(name) is None:
+        if not _installed(name):
             if name in item.config.getoption("--require-framework"):
                 pytest.fail(f"--require-framework: {name} is not installed", pytrace=False)
             pytest.skip(f"{name} is not installed")
@@ -52,6 +52,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.config.getoption("--require-gpu"):
         pytest.fail(f"--require-gpu: {missing}", pytrace=False)
     pytest.skip(missing)
+
+
+def _installed(name: str) -> bool:
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None  # not what an uninstaller left of it
 
 
 def _missing_capability(item: pytest.Item) -> str | None:
