@@ -100,25 +100,11 @@ def run_with_plan(
     v: Any,
     world_size: int,
     *,
-    is_causal: bool,
-    scale: float | None,
-    sequence_layout: SequenceLayout | str,
-    device: str,
     progress: Callable[[int, int], None] | None,
-    timeout: float,
+    **options: Any,
 ) -> tuple[Any, Any, Any]:
-    """`run_local_ring`, with the plan that ran as a third result."""
-    prepared = PreparedRing(
-        q,
-        k,
-        v,
-        world_size,
-        is_causal=is_causal,
-        scale=scale,
-        sequence_layout=sequence_layout,
-        device=device,
-        timeout=timeout,
-    )
+    """`run_local_ring`, with the plan that ran as a third result; `options` of `PreparedRing`."""
+    prepared = PreparedRing(q, k, v, world_size, **options)
     if progress is None:
         prepared.run()
     else:

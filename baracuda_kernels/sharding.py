@@ -56,6 +56,18 @@ def rows_per_rank(total: int, world_size: int, what: str = "the sequence") -> in
     return total // world_size
 
 
+def check_layout(
+    length: int, world_size: int, sequence_layout: SequenceLayout | str
+) -> SequenceLayout:
+    """The layout, or `InvalidProblemError` if it is unknown or a number is out of its range."""
+    layout = SequenceLayout.parse(sequence_layout)
+    if world_size < 1:
+        raise InvalidProblemError(f"world_size is {world_size}; it must be 1 or more")
+    if length < 0:
+        raise InvalidProblemError(f"length is {length}; it must be 0 or more")
+    return layout
+
+
 def positions(
     length: int,
     rank: int,
@@ -85,11 +97,7 @@ def positions(
     InvalidProblemError
         If a number is out of its range or the layout is unknown.
     """
-    layout = SequenceLayout.parse(sequence_layout)
-    if world_size < 1:
-        raise InvalidProblemError(f"world_size is {world_size}; it must be 1 or more")
-    if length < 0:
-        raise InvalidProblemError(f"length is {length}; it must be 0 or more")
+    layout = check_layout(length, world_size, sequence_layout)
     if not 0 <= rank < world_size:
         raise InvalidProblemError(f"rank is {rank}; it must be in [0, {world_size})")
     i = np.arange(length, dtype=np.int64)

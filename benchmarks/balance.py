@@ -16,7 +16,7 @@ from helpers.rings import preference, shards_of
 
 import baracuda_kernels as bk
 from benchmarks.peers import available
-from benchmarks.timing import captured
+from benchmarks.timing import captured, sample
 
 RANKS = 8
 HEADS, HEAD_DIM = 16, 128
@@ -108,13 +108,7 @@ def _milliseconds(calls: list[Any]) -> list[float]:
     """Medians over interleaved rounds."""
     samples: list[list[float]] = [[] for _ in calls]
     for _ in range(_ROUNDS):
-        for sample, call in zip(samples, calls, strict=True):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for taken, call in zip(samples, calls, strict=True):
             call()
-            start.record()
-            for _ in range(_REPEATS):
-                call()
-            stop.record()
-            stop.synchronize()
-            sample.append(start.elapsed_time(stop) / _REPEATS)
-    return [statistics.median(sample) for sample in samples]
+            taken.append(sample(lambda _, call=call: call(), _REPEATS))
+    return [statistics.median(taken) for taken in samples]

@@ -30,7 +30,7 @@ from benchmarks.across_gpus import contenders
 from benchmarks.across_gpus.problem import Problem
 from benchmarks.across_gpus.timing import interleaved
 from benchmarks.source import require_own_sources
-from benchmarks.timing import summary
+from benchmarks.timing import captured, summary
 
 LAYOUTS = ("contiguous", "zigzag", "striped")
 _SAMPLED_ROWS = 64
@@ -147,7 +147,7 @@ def speed(problem: Problem, comm: Any, mesh: Any, rounds: int) -> list[dict[str,
     whole, _ = contenders.one_gpu(problem)
     calls = {
         "eager": ring.run,
-        "graph": ring.captured(),
+        "graph": captured(ring.run),
         "one_gpu": whole,
         "all_gather": contenders.all_gather(problem, comm.rank),
     }

@@ -44,13 +44,13 @@ def interleaved(
     for name, call in calls.items():
         call(0)
         torch.cuda.synchronize()
-        repeats[name] = max(2, min(400, round(_SAMPLE_MS / max(_sample(call, 3), 1e-3))))
+        repeats[name] = max(2, min(400, round(_SAMPLE_MS / max(sample(call, 3), 1e-3))))
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            samples[name].append(_sample(calls[name], repeats[name]))
+            samples[name].append(sample(calls[name], repeats[name]))
     return samples
 
 
@@ -69,7 +69,8 @@ def summary(samples: dict[str, list[float]], ours: str = "ours") -> tuple[float,
     return mine, peers
 
 
-def _sample(call: Callable[[int], Any], repeats: int) -> float:
+def sample(call: Callable[[int], Any], repeats: int) -> float:
+    """Milliseconds per call, by events; a call gets its number."""
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for i in range(repeats):

@@ -18,6 +18,8 @@ from baracuda_kernels.cli._console import (
     out_console,
     print_json,
 )
+from baracuda_kernels.cli._plot import check_plot
+from baracuda_kernels.cli._plot_ring import draw_plot
 from baracuda_kernels.cli._run import LAYOUTS
 from baracuda_kernels.cli._sample import DTYPES, dtype_choice
 
@@ -63,14 +65,13 @@ def ring(
     The ranks take turns on one device, so the total is that of all their work; the exchanges are
     copies beside the kernels. Times are medians over the runs, after two that are not counted.
     """
-    from baracuda_kernels.cli import _plot_ring
     from baracuda_kernels.local_ring import PreparedRing
 
     kv_heads = heads if kv_heads is None else kv_heads
     if heads % kv_heads:
         raise click.BadParameter(f"{kv_heads} does not divide {heads} heads", param_hint="kv-heads")
     if plot is not None:
-        _plot_ring.check_plot(plot)
+        check_plot(plot)
     if output is not None:
         check_json(output)
     random = np.random.default_rng(0)
@@ -95,7 +96,7 @@ def ring(
         except OSError as error:
             raise FileProblemError(f"{output}: {error}") from error
     if plot is not None:
-        _plot_ring.draw_plot(plot, result)
+        draw_plot(plot, result)
     if as_json:
         print_json(result)
     else:

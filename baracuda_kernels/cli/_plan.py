@@ -10,7 +10,8 @@ import click
 from rich.table import Table
 
 from baracuda_kernels.cli._console import FileProblemError, json_option, out_console, print_json
-from baracuda_kernels.cli._plot_plan import check_plot, draw_plot
+from baracuda_kernels.cli._plot import check_plot
+from baracuda_kernels.cli._plot_plan import draw_plot
 from baracuda_kernels.cli._run import LAYOUTS
 from baracuda_kernels.cli._sample import dtype_choice
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
-from baracuda_kernels.cli._console import FileProblemError
-from baracuda_kernels.errors import UnsupportedError
+from baracuda_kernels.cli._plot import figure_module, save
 
-_SUFFIXES = (".png", ".svg", ".pdf")
 # Two lines may lie on each other, so they differ in more than colour.
 _STYLES = {
     "contiguous": ("tab:red", "o", "-"),
@@ -18,30 +15,13 @@ _STYLES = {
 }
 
 
-def check_plot(path: Path) -> None:
-    """Before any work: whether the picture can be drawn there.
-
-    Raises
-    ------
-    UnsupportedError
-        If matplotlib is not installed.
-    FileProblemError
-        If the name has another suffix, or its folder is not there.
-    """
-    if path.suffix not in _SUFFIXES:
-        raise FileProblemError(f"{path}: the name must end in {', '.join(_SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise FileProblemError(f"{path}: there is no folder {path.parent}")
-    figure_module()
-
-
 def draw_plot(path: Path, result: Any) -> None:
     """Draw a `ScalingPlan`'s sweep.
 
     Raises
     ------
     UnsupportedError, FileProblemError
-        As `check_plot`, and if the file cannot be written.
+        As `_plot.check_plot`, and if the file cannot be written.
     """
     # Not pyplot: it would choose a backend, and keep the figure.
     figure = figure_module().Figure(figsize=(9, 4), layout="constrained")
@@ -71,16 +51,4 @@ def draw_plot(path: Path, result: Any) -> None:
         f"{problem.seq} tokens, H {problem.heads}/{problem.hkv}, D {problem.head_dim}, "
         f"{problem.dtype}, {mask}, {result.machine.link_gbps:g} Gbit/s"
     )
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise FileProblemError(f"{path}: {error}") from error
-
-
-def figure_module() -> Any:
-    try:
-        return importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise UnsupportedError(
-            "--plot needs matplotlib: pip install 'baracuda-kernels[bench]'"
-        ) from error
+    save(figure, path)

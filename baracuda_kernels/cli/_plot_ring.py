@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from baracuda_kernels.cli._console import FileProblemError
-from baracuda_kernels.cli._plot_plan import check_plot, figure_module
-
-__all__ = ["check_plot", "draw_plot"]
+from baracuda_kernels.cli._plot import figure_module, save
 
 
 def draw_plot(path: Path, result: dict[str, Any]) -> None:
@@ -45,7 +42,4 @@ def draw_plot(path: Path, result: dict[str, Any]) -> None:
         f"H {result['heads']}/{result['kv_heads']}, D {result['head_dim']}, {result['dtype']}: "
         f"{result['family']} on {result['device']}"
     )
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise FileProblemError(f"{path}: {error}") from error
+    save(figure, path)

@@ -14,6 +14,7 @@ import numpy as np
 
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.sharding import check_layout
 
 Integers = Any  # an integer or an int64 array of them
 
@@ -76,11 +77,7 @@ def visible_pairs(
     InvalidProblemError
         If a number is out of its range or the layout is unknown.
     """
-    layout = SequenceLayout.parse(sequence_layout)
-    if world_size < 1:
-        raise InvalidProblemError(f"world_size is {world_size}; it must be 1 or more")
-    if length < 0:
-        raise InvalidProblemError(f"length is {length}; it must be 0 or more")
+    layout = check_layout(length, world_size, sequence_layout)
     if length * world_size > 2**30:
         # Pairs are counted in 64 bits, and a count is less than twice the square of the length.
         raise InvalidProblemError(f"the sequence has {length * world_size} rows, at most 2**30")

@@ -60,15 +60,6 @@ class Ring:
         """One eager run."""
         self.plan.run(torch.cuda.current_stream(), self.comm, self.args)
 
-    def captured(self) -> Call:
-        """The run as a CUDA graph, NCCL's kernels included."""
-        self.run()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.run()
-        return graph.replay
-
 
 def one_gpu(problem: Problem) -> tuple[Call, torch.Tensor]:
     """The whole attention on this GPU alone, and its y: 1 / ranks of its time is the ideal."""

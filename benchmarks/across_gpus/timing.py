@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from benchmarks.timing import sample
+
 _SAMPLE_MS = 30.0
 
 
@@ -31,15 +33,9 @@ def interleaved(calls: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str
 
 
 def _sample(call: Callable[[], Any], repeats: int) -> float:
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     dist.barrier()
-    start.record()
-    for _ in range(repeats):
-        call()
-    stop.record()
-    stop.synchronize()
-    return start.elapsed_time(stop) / repeats
+    return sample(lambda _: call(), repeats)
 
 
 def _slowest(milliseconds: float) -> float:

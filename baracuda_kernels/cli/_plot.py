@@ -1,0 +1,46 @@
+"""What the pictures of all commands share; matplotlib is an extra."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from baracuda_kernels.cli._console import FileProblemError
+from baracuda_kernels.errors import UnsupportedError
+
+_SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def check_plot(path: Path) -> None:
+    """Before any work: whether the picture can be drawn there.
+
+    Raises
+    ------
+    UnsupportedError
+        If matplotlib is not installed.
+    FileProblemError
+        If the name has another suffix, or its folder is not there.
+    """
+    if path.suffix not in _SUFFIXES:
+        raise FileProblemError(f"{path}: the name must end in {', '.join(_SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise FileProblemError(f"{path}: there is no folder {path.parent}")
+    figure_module()
+
+
+def figure_module() -> Any:
+    try:
+        return importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise UnsupportedError(
+            "--plot needs matplotlib: pip install 'baracuda-kernels[bench]'"
+        ) from error
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write the figure, or raise `FileProblemError`."""
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise FileProblemError(f"{path}: {error}") from error
