@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from baracuda_kernels._core._communicator import DEFAULT_MAX_CTAS
 from baracuda_kernels.cli._console import FileProblemError, json_option, out_console, print_json
 from baracuda_kernels.cli._plot import check_plot
 from baracuda_kernels.cli._plot_plan import draw_plot
@@ -77,7 +78,7 @@ class SizeType(click.ParamType):
 @click.option(
     "--sm-margin",
     type=int,
-    default=8,
+    default=DEFAULT_MAX_CTAS,
     show_default=True,
     help="SMs left to the exchange (max_ctas of the communicator).",
 )

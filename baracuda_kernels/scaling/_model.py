@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from baracuda_kernels._core._communicator import DEFAULT_MAX_CTAS
 from baracuda_kernels._core._enums import ElementKind, SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
 from baracuda_kernels.scaling._pairs import visible_pairs
@@ -143,9 +144,9 @@ class Machine:
         Microseconds of an exchange besides its bytes, from the kernel's launch to its end.
     sms : int, default 132
         SMs of the GPU (132: H100 SXM).
-    sm_margin : int, default 8
-        SMs left to the exchange in the steps that have one (`max_ctas` of the communicator);
-        libraries of this kind keep 4 to 8.
+    sm_margin : int, default 4
+        SMs left to the exchange in the steps that have one: `max_ctas` of the communicator, whose
+        default this is.
     memory_gib : float, default 80
         GiB of the GPU that the op may take.
 
@@ -159,7 +160,7 @@ class Machine:
     link_gbps: float
     latency_us: float = 10.0
     sms: int = 132
-    sm_margin: int = 8
+    sm_margin: int = DEFAULT_MAX_CTAS
     memory_gib: float = 80.0
 
     def __post_init__(self) -> None:
