@@ -69,9 +69,9 @@ int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
         "cudaDeviceGetAttribute");
   if (status != BARACUDA_OK) return status;
   args.step = make_step_args(p, C::block_m, sizeof(typename C::Element));
-  args.step.section = choose_section(args.step, sizeof(typename C::Element));
   int64_t blocks = processors > p.sm_margin ? processors - p.sm_margin : 1;
   if (blocks > args.step.blocks) blocks = args.step.blocks;
+  args.step.section = choose_section(args.step, sizeof(typename C::Element), blocks);
   return launch_grid(kernel_of<C>(p.flags), static_cast<unsigned>(blocks), C::threads,
                      C::shared_bytes, stream, overlaps_previous(p), args);
 }

@@ -62,14 +62,16 @@ struct Tile {
   }
 };
 
-// How many heads' tiles are mixed to be walked longest first; 0: one head after the other, as
-// without a mask there is no longest. As many as keep K and V in L2 need no more than that; and few
-// enough that several blocks read the same K and V at about the same time. Equal sections, because
-// each has a last round that does not come out even.
-inline int64_t choose_section(const StepArgs& args, int element_bytes) {
+// How many heads' tiles are mixed to be walked longest first; 0: one head after the other.
+// Without a mask there is no longest. Short sequences are bound by memory: K and V should be read
+// once, by blocks that work on a head together, and with many rounds the lengths even out anyway.
+// Else as many heads as keep K and V in L2 need no more than that; and few enough that several
+// blocks read the same K and V at about the same time. Equal sections, because each has a last
+// round that does not come out even.
+inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t grid) {
   constexpr int64_t l2_share = int64_t{32} << 20;
   constexpr int64_t heads_side_by_side = 32;
-  if (!args.causal) return 0;
+  if (!args.causal || (args.query_tiles <= 8 && args.blocks >= 8 * grid)) return 0;
   const int64_t pair_bytes = 2 * args.key_len * args.head_dim * element_bytes;
   int64_t section = args.group * (pair_bytes > 0 ? l2_share / pair_bytes : args.batch_heads);
   if (section < heads_side_by_side) section = heads_side_by_side;
