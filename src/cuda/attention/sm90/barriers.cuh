@@ -38,8 +38,15 @@ struct Barriers {
   __device__ __forceinline__ uint32_t q_empty(int group) const {
     return q_full(group) + 8 * C::consumers;
   }
+  // The state that a tile goes on from has arrived; the one it leaves behind is written.
+  __device__ __forceinline__ uint32_t state_full(int group) const {
+    return q_full(group) + 16 * C::consumers;
+  }
+  __device__ __forceinline__ uint32_t state_done(int group) const {
+    return q_full(group) + 24 * C::consumers;
+  }
   __device__ __forceinline__ uint32_t slot_full(int group, int slot) const {
-    return base + 32 * C::stages + 16 * C::consumers + 8 * (group * C::slots + slot);
+    return base + 32 * C::stages + 32 * C::consumers + 8 * (group * C::slots + slot);
   }
   __device__ __forceinline__ void init() const {
     for (int i = 0; i < C::stages; ++i) {
@@ -51,6 +58,8 @@ struct Barriers {
     for (int group = 0; group < C::consumers; ++group) {
       mbarrier_init(q_full(group), 1);
       mbarrier_init(q_empty(group), 4);
+      mbarrier_init(state_full(group), 1);
+      mbarrier_init(state_done(group), 4);
       for (int i = 0; i < C::slots; ++i) mbarrier_init(slot_full(group, i), 1);
     }
     mbarrier_init_fence();

@@ -6,9 +6,11 @@ namespace {
 constexpr int narrow = 128, wide = 176;
 
 // The wide tile has fewer waits per key and takes 3 % less time for it. That is lost where more
-// keys than that are added to fill the last tile, and on a diagonal.
+// keys than that are added to fill the last tile, and on a diagonal; and it leaves no room for the
+// state.
 bool prefers_wide(const StepParams& p) {
-  if ((p.flags & BARACUDA_STEP_CAUSAL) != 0) return false;
+  constexpr uint32_t whole = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
+  if ((p.flags & BARACUDA_STEP_CAUSAL) != 0 || (p.flags & whole) != whole) return false;
   const int64_t filled_narrow = (p.key_len + narrow - 1) / narrow * narrow;
   const int64_t filled_wide = (p.key_len + wide - 1) / wide * wide;
   return filled_wide - filled_narrow <= filled_narrow / 40;

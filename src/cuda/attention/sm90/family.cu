@@ -1,6 +1,7 @@
 // The sm90a family: which problems it takes, and which instantiation serves them.
 #include <climits>
 #include <cmath>
+#include <initializer_list>
 
 #include "attention/alignment.h"
 #include "attention/sm90/variant.h"
@@ -87,12 +88,18 @@ Variant select(const StepParams& p) {
   }
 }
 
-// Steps of a problem may differ in their flags: both kernels of a head_dim are made ready.
+// Steps of a problem differ in their flags: the kernels of all of them are made ready.
 int32_t load(const StepParams& p) {
-  StepParams other = p;
-  other.flags ^= BARACUDA_STEP_CAUSAL;
-  const int32_t status = select(p).load();
-  return status == BARACUDA_OK ? select(other).load() : status;
+  constexpr uint32_t whole = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
+  int32_t status = BARACUDA_OK;
+  for (const uint32_t steps : {0u, whole}) {
+    for (const uint32_t mask : {0u, uint32_t{BARACUDA_STEP_CAUSAL}}) {
+      StepParams step = p;
+      step.flags = steps | mask;
+      if (status == BARACUDA_OK) status = select(step).load();
+    }
+  }
+  return status;
 }
 
 int32_t step(const StepParams& p, void* stream) {

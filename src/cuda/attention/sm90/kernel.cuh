@@ -24,6 +24,7 @@ template <typename C, bool First, bool Last>
 class Consumer {
   using Element = typename C::Element;
   static constexpr int scores = C::block_n / 2;
+  static constexpr bool staged = C::stages_state && !(First && Last);
 
  public:
   __device__ __forceinline__ Consumer(const StepArgs& args, uint32_t shared,
@@ -35,10 +36,13 @@ class Consumer {
   __device__ __forceinline__ void run() {
     float o[C::head_dim / 2];
     RowStatistics rows;
+    float m_before[2];
     uint32_t n = 0;
 #pragma unroll 1
     for (Slot<C> tile = await_slot(n); tile.tiles() >= 0; tile = await_slot(++n)) {
       begin(o, rows, tile);
+      m_before[0] = rows.m[0];
+      m_before[1] = rows.m[1];
       await_q(n);
       pass_by(tile.tiles() - tile.seen());
       if (tile.seen() > 0) {
@@ -46,26 +50,43 @@ class Consumer {
       } else {
         release_q();
       }
-      end(o, rows, tile);
+      end(o, rows, m_before, tile, n);
     }
   }
 
  private:
   __device__ __forceinline__ void begin(float (&o)[C::head_dim / 2], RowStatistics& rows,
                                         const Slot<C>& tile) const {
-    if constexpr (First) {
+    if constexpr (First || staged) {
 #pragma unroll
       for (int i = 0; i < C::head_dim / 2; ++i) o[i] = 0.0f;
+    }
+    if constexpr (First) {
       rows = RowStatistics{{-CUDART_INF_F, -CUDART_INF_F}, {0.0f, 0.0f}};
+    } else if constexpr (staged) {
+      StateRows<C>(args_, tile).load_statistics(rows);
     } else {
       StateRows<C>(args_, tile).load(o, rows);
     }
   }
-  __device__ __forceinline__ void end(const float (&o)[C::head_dim / 2], const RowStatistics& rows,
-                                      const Slot<C>& tile) const {
+  // m_before: the maxima that the tile began with.
+  __device__ __forceinline__ void end(float (&o)[C::head_dim / 2], const RowStatistics& rows,
+                                      const float (&m_before)[2], const Slot<C>& tile,
+                                      uint32_t n) const {
     const StateRows<C> state(args_, tile);
+    const uint32_t buffer = shared_ + C::state_offset + group_ * C::state_bytes;
+    if constexpr (staged) {
+      mbarrier_wait(barriers_.state_full(group_), parity_of<1>(n));
+      if constexpr (!First) state.add_staged(o, rows, m_before, buffer);
+    }
     if constexpr (Last) {
+      if constexpr (staged) release_state();
       state.finish(o, rows);
+    } else if constexpr (staged) {
+      state.stage(o, buffer);
+      fence_async_proxy();
+      release_state();
+      state.save_statistics(rows);
     } else {
       state.save(o, rows);
     }
@@ -105,6 +126,11 @@ class Consumer {
   }
   __device__ __forceinline__ void release_q() const {
     release(barriers_.q_empty(group_));
+  }
+
+  __device__ __forceinline__ void release_state() const {
+    __syncwarp();
+    release(barriers_.state_done(group_));
   }
 
   __device__ __forceinline__ void issue_scores(float (&s)[scores]) const {

@@ -58,7 +58,7 @@ class KeyProducer {
         load_k(turn, tile);
         if (turn > 0) load_v(turn - 1, previous);
         previous = tile;
-        if constexpr (!First) prefetch.some();
+        if constexpr (!First && !C::stages_state) prefetch.some();
       }
     }
     if (turn > 0) load_v(turn - 1, previous);
@@ -97,6 +97,52 @@ class KeyProducer {
   const uint64_t policy_;
 };
 
+// Moves one warpgroup's state between memory and its buffer, in a single thread: out once a tile is
+// done, and in again for the next while that one's products run.
+template <typename C, bool First, bool Last>
+class StateMover {
+ public:
+  __device__ __forceinline__ StateMover(const StepArgs& args, uint32_t shared,
+                                        const Barriers<C>& barriers, int group)
+      : args_(args),
+        buffer_(shared + C::state_offset + group * C::state_bytes),
+        full_(barriers.state_full(group)),
+        done_(barriers.state_done(group)) {}
+
+  // The n-th tile comes next.
+  __device__ __forceinline__ void advance(uint32_t n, int batch_head, int row0) {
+    if (n > 0) put_away(n - 1);
+    bulk_stores_read();
+    const int64_t left = args_.query_len - row0;
+    bytes_ = left <= 0 ? 0 : (left < C::group_m ? static_cast<int>(left) : C::group_m) * row_bytes;
+    address_ = static_cast<char*>(args_.state) +
+               (batch_head * args_.query_len + row0) * row_bytes;
+    if (First || bytes_ == 0) {
+      mbarrier_arrive(full_);  // the buffer is free
+    } else {
+      mbarrier_arrive_expect(full_, bytes_);
+      bulk_load(buffer_, address_, bytes_, full_);
+    }
+  }
+  __device__ __forceinline__ void finish(uint32_t tiles) {
+    if (tiles > 0) put_away(tiles - 1);
+    bulk_stores_done();
+  }
+
+ private:
+  static constexpr int row_bytes = C::head_dim * 4;
+
+  __device__ __forceinline__ void put_away(uint32_t n) const {
+    mbarrier_wait(done_, parity_of<1>(n));
+    if (!Last && bytes_ > 0) bulk_store(address_, buffer_, bytes_);
+  }
+
+  const StepArgs& args_;
+  const uint32_t buffer_, full_, done_;
+  char* address_ = nullptr;  // the tile's in memory
+  int bytes_ = 0;
+};
+
 // A warp, in step: works out each query tile for one consumer warpgroup, and copies its Q as soon
 // as the warpgroup has taken the last scores of the tile before.
 template <typename C, bool First, bool Last>
@@ -105,6 +151,8 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
   const StepArgs& step = args.step;
   const int lane = threadIdx.x % 32;
   const uint64_t policy = l2_evict_first();
+  constexpr bool staged = C::stages_state && !(First && Last);
+  StateMover<C, First, Last> state(step, shared, barriers, group);
   Work<C, First, Last> work;
   for (uint32_t n = 0;; ++n) {
     const bool more = work.next(step);
@@ -126,7 +174,10 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
     if (lane == 0) slot.set(work.tile.batch_head, batch, head, row0, work.tiles, seen);
     __syncwarp();
     if (lane == 0) mbarrier_arrive(barriers.slot_full(group, n % C::slots));
-    if (!more) return;
+    if (!more) {
+      if (staged && lane == 0) state.finish(n);
+      return;
+    }
     if (n > 0 && seen > 0) prefetch_queries<C>(step, batch, head, row0);
     mbarrier_wait(barriers.q_empty(group), parity_of<1>(n) ^ 1);
     const uint32_t full = barriers.q_full(group);
@@ -139,6 +190,7 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
     } else if (lane == 0) {
       mbarrier_arrive(full);  // not read, but counted
     }
+    if (staged && lane == 0) state.advance(n, work.tile.batch_head, row0);
     __syncwarp();
   }
 }

@@ -28,6 +28,11 @@ __device__ __forceinline__ void mask_scores(float (&s)[S], const int (&visible)[
   }
 }
 
+// What weights under the maximum `before` must be multiplied by under `now`.
+__device__ __forceinline__ float rescaling(float before, float now, float scale_log2) {
+  return exp2_approx((before - (now == -CUDART_INF_F ? 0.0f : now)) * scale_log2);
+}
+
 // Turns scores into weights exp2(s - m) in place; m and l move on. factor is what earlier weights
 // must be multiplied by. Both rows go side by side, with two partial results each: the chains of
 // dependent instructions are what a warp waits for.

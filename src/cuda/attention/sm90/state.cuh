@@ -14,6 +14,7 @@
 #include "attention/sm90/schedule.cuh"
 #include "attention/sm90/softmax.cuh"
 #include "common/dtype.cuh"
+#include "common/shared_access.cuh"
 
 namespace baracuda::sm90 {
 
@@ -32,6 +33,18 @@ class StateRows {
         lane_(threadIdx.x % 32) {}
 
   __device__ __forceinline__ void load(float (&o)[head_dim / 2], RowStatistics& rows) const {
+    load_statistics(rows);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const bool inside = in_tensor(h);
+      const float4* fragments = accumulator(h);
+#pragma unroll
+      for (int j = 0; j < head_dim / 16; ++j)
+        put(o, h, j,
+            inside ? __ldcg(fragments + j * group_stride(h)) : make_float4(0.0f, 0.0f, 0.0f, 0.0f));
+    }
+  }
+  __device__ __forceinline__ void load_statistics(RowStatistics& rows) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const bool inside = in_tensor(h);
@@ -39,36 +52,56 @@ class StateRows {
       // The row sum is spread over a quad and only added up at the end: one lane takes it in.
       rows.l[h] =
           inside && lane_ % 4 == 0 ? statistics()[state_rows() + state_row(h)] : 0.0f;
-      const float4* fragments = accumulator(h);
-#pragma unroll
-      for (int j = 0; j < head_dim / 16; ++j) {
-        float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (inside) x = __ldcg(fragments + j * group_stride(h));
-        o[8 * j + 2 * h] = x.x;
-        o[8 * j + 2 * h + 1] = x.y;
-        o[8 * j + 4 + 2 * h] = x.z;
-        o[8 * j + 4 + 2 * h + 1] = x.w;
-      }
     }
   }
 
   __device__ __forceinline__ void save(const float (&o)[head_dim / 2],
                                        const RowStatistics& rows) const {
+    save_statistics(rows);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (!in_tensor(h)) continue;
+      float4* fragments = accumulator(h);
+#pragma unroll
+      for (int j = 0; j < head_dim / 16; ++j) fragments[j * group_stride(h)] = get(o, h, j);
+    }
+  }
+  __device__ __forceinline__ void save_statistics(const RowStatistics& rows) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const float l = quad_sum(rows.l[h]);
+      if (!in_tensor(h) || lane_ % 4 != 0) continue;
+      const bool undefined = is_undefined(rows.m[h], l, h);
+      statistics()[state_row(h)] = rows.m[h];
+      statistics()[state_rows() + state_row(h)] = undefined ? -0.0f : l;
+    }
+  }
+
+  // The same o_acc in shared memory, where the warpgroup's rows start at `staged`. Adds it, whose
+  // maxima were m, to the sum of this step.
+  __device__ __forceinline__ void add_staged(float (&o)[head_dim / 2], const RowStatistics& rows,
+                                             const float (&m)[2], uint32_t staged) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
       if (!in_tensor(h)) continue;
-      if (lane_ % 4 == 0) {
-        const bool undefined = is_undefined(rows.m[h], l, h);
-        statistics()[state_row(h)] = rows.m[h];
-        statistics()[state_rows() + state_row(h)] = undefined ? -0.0f : l;
+      const float factor = rescaling(m[h], rows.m[h], args_.scale_log2);
+#pragma unroll
+      for (int j = 0; j < head_dim / 16; ++j) {
+        const float4 x = shared_load4(staged_fragment(staged, h) + 16 * j * group_stride(h));
+        const float4 y = get(o, h, j);
+        put(o, h, j,
+            make_float4(fmaf(x.x, factor, y.x), fmaf(x.y, factor, y.y), fmaf(x.z, factor, y.z),
+                        fmaf(x.w, factor, y.w)));
       }
-      float4* fragments = accumulator(h);
+    }
+  }
+  __device__ __forceinline__ void stage(const float (&o)[head_dim / 2], uint32_t staged) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (!in_tensor(h)) continue;
 #pragma unroll
       for (int j = 0; j < head_dim / 16; ++j)
-        fragments[j * group_stride(h)] =
-            make_float4(o[8 * j + 2 * h], o[8 * j + 2 * h + 1], o[8 * j + 4 + 2 * h],
-                        o[8 * j + 4 + 2 * h + 1]);
+        shared_store4(staged_fragment(staged, h) + 16 * j * group_stride(h), get(o, h, j));
     }
   }
 
@@ -109,6 +142,20 @@ class StateRows {
   }
 
  private:
+  // The j-th pair of accumulator tiles, as it lies in the state.
+  static __device__ __forceinline__ float4 get(const float (&o)[head_dim / 2], int h, int j) {
+    return make_float4(o[8 * j + 2 * h], o[8 * j + 2 * h + 1], o[8 * j + 4 + 2 * h],
+                       o[8 * j + 4 + 2 * h + 1]);
+  }
+  static __device__ __forceinline__ void put(float (&o)[head_dim / 2], int h, int j, float4 x) {
+    o[8 * j + 2 * h] = x.x;
+    o[8 * j + 2 * h + 1] = x.y;
+    o[8 * j + 4 + 2 * h] = x.z;
+    o[8 * j + 4 + 2 * h + 1] = x.w;
+  }
+  __device__ __forceinline__ uint32_t staged_fragment(uint32_t staged, int h) const {
+    return staged + (warp_row_ + 8 * h) * head_dim * 4 + 16 * lane_;
+  }
   __device__ __forceinline__ int64_t row(int h) const { return row0_ + 8 * h + lane_ / 4; }
   __device__ __forceinline__ bool in_tensor(int h) const { return row(h) < args_.query_len; }
   __device__ __forceinline__ bool is_undefined(float m, float l, int h) const {
