@@ -18,7 +18,9 @@ __device__ __forceinline__ uint32_t parity_of(uint32_t n) {
 }
 
 // Addresses of the barriers. "full": the data has arrived; "empty": every warp that reads it is
-// done. K and V are read by all consumers, Q and the slots by one warpgroup.
+// done. K and V are read by all consumers, Q and the slots by one warpgroup. Slots are written and
+// read by ordinary instructions, so every thread that does arrives: at slot_full, and at q_empty
+// once it has read the slots before.
 template <typename C>
 struct Barriers {
   uint32_t base;
@@ -57,10 +59,10 @@ struct Barriers {
     }
     for (int group = 0; group < C::consumers; ++group) {
       mbarrier_init(q_full(group), 1);
-      mbarrier_init(q_empty(group), 4);
+      mbarrier_init(q_empty(group), 128);
       mbarrier_init(state_full(group), 1);
       mbarrier_init(state_done(group), 4);
-      for (int i = 0; i < C::slots; ++i) mbarrier_init(slot_full(group, i), 1);
+      for (int i = 0; i < C::slots; ++i) mbarrier_init(slot_full(group, i), 32);
     }
     mbarrier_init_fence();
   }

@@ -125,7 +125,7 @@ class Consumer {
     mbarrier_wait(barriers_.q_full(group_), parity_of<1>(n));
   }
   __device__ __forceinline__ void release_q() const {
-    release(barriers_.q_empty(group_));
+    mbarrier_arrive(barriers_.q_empty(group_));
   }
 
   __device__ __forceinline__ void release_state() const {

@@ -172,8 +172,7 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
       seen = row0 < step.query_len ? key_tiles<C>(keys) : 0;
     }
     if (lane == 0) slot.set(work.tile.batch_head, batch, head, row0, work.tiles, seen);
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(barriers.slot_full(group, n % C::slots));
+    mbarrier_arrive(barriers.slot_full(group, n % C::slots));
     if (!more) {
       if (staged && lane == 0) state.finish(n);
       return;
