@@ -96,6 +96,7 @@ def _row(
                     world_size=RANKS,
                     first=number == 0,
                     last=number == RANKS - 1,
+                    follows=number > 0,
                 )
 
     sets = input_sets(make, 4 * heads * RANKS * chunk * head_dim * element.itemsize)

@@ -58,6 +58,7 @@ class RingAttentionPlan(RingPlan):
         world_size: int = 1,
         first: bool = True,
         last: bool = True,
+        follows: bool = False,
     ) -> None: ...
 
 SPEC: OpSpec

@@ -33,6 +33,7 @@ struct StepArgs {
   bool first;
   bool last;
   bool causal;
+  bool follows;
   bool lse_is_f32;
 };
 
@@ -64,6 +65,7 @@ inline StepArgs make_step_args(const StepParams& p, int block_m, int element_byt
   a.first = (p.flags & BARACUDA_STEP_FIRST) != 0;
   a.last = (p.flags & BARACUDA_STEP_LAST) != 0;
   a.causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
+  a.follows = (p.flags & BARACUDA_STEP_FOLLOWS) != 0;
   a.lse_is_f32 = p.lse_element == BARACUDA_F32;
   a.section = 1;
   if (a.causal) {

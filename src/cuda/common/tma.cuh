@@ -46,11 +46,6 @@ __device__ __forceinline__ void bulk_stores_read() {
   asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
-// Waits until this thread's bulk stores are done.
-__device__ __forceinline__ void bulk_stores_done() {
-  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
-}
-
 // Makes this thread's ordinary writes to shared memory visible to the copy engine.
 __device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -141,6 +141,9 @@ class Run {
     params.k = chunk.k;
     params.v = chunk.v;
     params.sm_margin = exchanges(step_) ? call.endpoint->max_ctas : 0;
+    // After the first, only steps have been enqueued on the stream, and the chunk's arrival is an
+    // event that it waits for.
+    if ((params.flags & BARACUDA_STEP_FIRST) == 0) params.flags |= BARACUDA_STEP_FOLLOWS;
     ok(call.endpoint->ops->launch(call.kernel, &params, call.stream), "launch", call);
   }
 

@@ -9,11 +9,14 @@ namespace baracuda::sm90 {
 // TakeTurns: they issue their products one after the other, in a fixed order. Pays with three of
 // them at head_dim 64, where softmax takes longer than the products; with two, at head_dim 128 and
 // 256, each does better on its own.
-template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns>
+// LastN: columns that the last key tile is given where it holds no more keys; BlockN: no such case.
+template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns,
+          int LastN = BlockN>
 struct Config {
   using Element = Element_;
   static constexpr int head_dim = HeadDim;
   static constexpr int block_n = BlockN;
+  static constexpr int last_n = LastN;
   static constexpr int consumers = Consumers;
   static constexpr int group_m = 64;  // query rows of a warpgroup
   static constexpr int block_m = group_m * Consumers;
@@ -45,13 +48,13 @@ struct Config {
   static constexpr int barriers = 4 * stages + Consumers * (slots + 4);
   static constexpr int small_bytes = Consumers * slots * slot_bytes + 8 * barriers;
 
-  // Where there is room for it, and two registers, the state passes through shared memory, copied
-  // while products run.
+  // Where there is room for it the state passes through shared memory, copied while products run,
+  // and is added at a tile's end.
   static constexpr int state_offset = v_offset + stages * kv_bytes;
   static constexpr int state_bytes = group_m * HeadDim * 4;  // of a warpgroup
   static constexpr int max_shared_bytes = 227 * 1024;
   static constexpr bool stages_state =
-      Consumers == 2 && state_offset + Consumers * state_bytes + small_bytes <= max_shared_bytes;
+      state_offset + Consumers * state_bytes + small_bytes <= max_shared_bytes;
 
   static constexpr int slots_offset = state_offset + (stages_state ? Consumers * state_bytes : 0);
   static constexpr int barrier_offset = slots_offset + Consumers * slots * slot_bytes;

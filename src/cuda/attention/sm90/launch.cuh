@@ -49,10 +49,12 @@ int32_t encode_maps(const StepParams& p, HopperArgs& args) {
   return status;
 }
 
-// Steps that carry on from another start while it ends. Not where multiprocessors are to be left to
-// others: blocks that only wait would take their place.
+// Steps that carry on from another start while it ends. Where multiprocessors are to be left to an
+// exchange, only those of a ring: there this step's blocks come after the exchange before, and the
+// one to be left room for after the step before, when all of them have their places.
 inline bool overlaps_previous(const StepParams& p) {
-  return (p.flags & BARACUDA_STEP_FIRST) == 0 && p.sm_margin == 0;
+  return (p.flags & BARACUDA_STEP_FIRST) == 0 &&
+         (p.sm_margin == 0 || (p.flags & BARACUDA_STEP_FOLLOWS) != 0);
 }
 
 template <typename C>

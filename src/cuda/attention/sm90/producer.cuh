@@ -4,6 +4,7 @@
 #include "attention/sm90/barriers.cuh"
 #include "attention/sm90/prefetch.cuh"
 #include "attention/sm90/schedule.cuh"
+#include "attention/sm90/state_mover.cuh"
 #include "common/tma.cuh"
 
 namespace baracuda::sm90 {
@@ -43,6 +44,7 @@ class KeyProducer {
       : args_(args), shared_(shared), barriers_(barriers), policy_(l2_evict_last()) {}
 
   __device__ __forceinline__ void run() {
+    constexpr bool prefetches = !First && !C::stages_state;
     Work<C, First, Last> work;
     uint32_t turn = 0;  // key tiles of K copied so far; V is one behind
     KeyTile previous{};
@@ -50,16 +52,17 @@ class KeyProducer {
       const int tiles = work.tiles;
       const int batch = work.tile.batch(args_.step);
       const int kv_head = work.tile.kv_head(args_.step);
-      more = work.next(args_.step);
-      StatePrefetch<C> prefetch(args_.step, work.tile, !First && work.tiles > 0, tiles);
+      if constexpr (prefetches) more = work.next(args_.step);
+      StatePrefetch<C> prefetch(args_.step, work.tile, prefetches && work.tiles > 0, tiles);
 #pragma unroll 1
       for (int t = tiles - 1; t >= 0; --t, ++turn) {
         const KeyTile tile{batch, kv_head, t};
         load_k(turn, tile);
         if (turn > 0) load_v(turn - 1, previous);
         previous = tile;
-        if constexpr (!First && !C::stages_state) prefetch.some();
+        if constexpr (prefetches) prefetch.some();
       }
+      if constexpr (!prefetches) more = work.next(args_.step);
     }
     if (turn > 0) load_v(turn - 1, previous);
   }
@@ -97,52 +100,6 @@ class KeyProducer {
   const uint64_t policy_;
 };
 
-// Moves one warpgroup's state between memory and its buffer, in a single thread: out once a tile is
-// done, and in again for the next while that one's products run.
-template <typename C, bool First, bool Last>
-class StateMover {
- public:
-  __device__ __forceinline__ StateMover(const StepArgs& args, uint32_t shared,
-                                        const Barriers<C>& barriers, int group)
-      : args_(args),
-        buffer_(shared + C::state_offset + group * C::state_bytes),
-        full_(barriers.state_full(group)),
-        done_(barriers.state_done(group)) {}
-
-  // The n-th tile comes next.
-  __device__ __forceinline__ void advance(uint32_t n, int batch_head, int row0) {
-    if (n > 0) put_away(n - 1);
-    bulk_stores_read();
-    const int64_t left = args_.query_len - row0;
-    bytes_ = left <= 0 ? 0 : (left < C::group_m ? static_cast<int>(left) : C::group_m) * row_bytes;
-    address_ = static_cast<char*>(args_.state) +
-               (batch_head * args_.query_len + row0) * row_bytes;
-    if (First || bytes_ == 0) {
-      mbarrier_arrive(full_);  // the buffer is free
-    } else {
-      mbarrier_arrive_expect(full_, bytes_);
-      bulk_load(buffer_, address_, bytes_, full_);
-    }
-  }
-  __device__ __forceinline__ void finish(uint32_t tiles) {
-    if (tiles > 0) put_away(tiles - 1);
-    bulk_stores_done();
-  }
-
- private:
-  static constexpr int row_bytes = C::head_dim * 4;
-
-  __device__ __forceinline__ void put_away(uint32_t n) const {
-    mbarrier_wait(done_, parity_of<1>(n));
-    if (!Last && bytes_ > 0) bulk_store(address_, buffer_, bytes_);
-  }
-
-  const StepArgs& args_;
-  const uint32_t buffer_, full_, done_;
-  char* address_ = nullptr;  // the tile's in memory
-  int bytes_ = 0;
-};
-
 // A warp, in step: works out each query tile for one consumer warpgroup, and copies its Q as soon
 // as the warpgroup has taken the last scores of the tile before.
 template <typename C, bool First, bool Last>
@@ -160,6 +117,21 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
     const int row0 = work.tile.row0 + group * C::group_m;
     const int batch = more ? work.tile.batch(step) : 0;
     const int head = more ? work.tile.head(step) : 0;
+    const auto copy_queries = [&] {
+      mbarrier_wait(barriers.q_empty(group), parity_of<1>(n) ^ 1);
+      if (lane != 0) return;
+      const uint32_t full = barriers.q_full(group);
+      if (work.tiles > 0 && row0 < step.query_len) {
+        const uint32_t dst = shared + group * C::q_bytes;
+        mbarrier_arrive_expect(full, C::q_bytes);
+#pragma unroll
+        for (int i = 0; i < C::column_blocks; ++i)
+          tma_load_4d(dst + i * C::q_block_bytes, &args.q, full, 64 * i, row0, head, batch, policy);
+      } else {
+        mbarrier_arrive(full);  // not read, but counted
+      }
+    };
+    if (n == 0 && more) copy_queries();  // what the consumers wait for first
     int seen = 0;
     if (more) {
       int keys = 0;
@@ -177,17 +149,9 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
       if (staged && lane == 0) state.finish(n);
       return;
     }
-    if (n > 0 && seen > 0) prefetch_queries<C>(step, batch, head, row0);
-    mbarrier_wait(barriers.q_empty(group), parity_of<1>(n) ^ 1);
-    const uint32_t full = barriers.q_full(group);
-    if (lane == 0 && seen > 0) {
-      const uint32_t dst = shared + group * C::q_bytes;
-      mbarrier_arrive_expect(full, C::q_bytes);
-#pragma unroll
-      for (int i = 0; i < C::column_blocks; ++i)
-        tma_load_4d(dst + i * C::q_block_bytes, &args.q, full, 64 * i, row0, head, batch, policy);
-    } else if (lane == 0) {
-      mbarrier_arrive(full);  // not read, but counted
+    if (n > 0) {
+      if (seen > 0) prefetch_queries<C>(step, batch, head, row0);
+      copy_queries();
     }
     if (staged && lane == 0) state.advance(n, work.tile.batch_head, row0);
     __syncwarp();

@@ -80,6 +80,27 @@ __device__ __forceinline__ void hold_until_summed(const RowStatistics& rows, uin
       : "memory");
 }
 
+// What two parts of a sum must be multiplied by before they are added.
+struct Factors {
+  float now[2], before[2];
+};
+
+// Adds the statistics of other keys to those in `rows`.
+__device__ __forceinline__ Factors merge_statistics(RowStatistics& rows,
+                                                    const RowStatistics& before,
+                                                    float scale_log2) {
+  Factors factors;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const float m = fmaxf(rows.m[h], before.m[h]);
+    factors.now[h] = rescaling(rows.m[h], m, scale_log2);
+    factors.before[h] = rescaling(before.m[h], m, scale_log2);
+    rows.m[h] = m;
+    rows.l[h] = fmaf(rows.l[h], factors.now[h], before.l[h] * factors.before[h]);
+  }
+  return factors;
+}
+
 // Most key tiles move no row's maximum, and then there is nothing to multiply by.
 template <int N>
 __device__ __forceinline__ void rescale(float (&o)[N], const float (&factor)[2]) {

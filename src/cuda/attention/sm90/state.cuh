@@ -32,26 +32,56 @@ class StateRows {
         row0_(tile.row0() + warp_row_),
         lane_(threadIdx.x % 32) {}
 
-  __device__ __forceinline__ void load(float (&o)[head_dim / 2], RowStatistics& rows) const {
-    load_statistics(rows);
+  // o_acc as it lies in memory.
+  using Fragments = float4[2][head_dim / 16];
+
+  __device__ __forceinline__ void load(Fragments& x) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int j = 0; j < head_dim / 16; ++j) x[h][j] = load_fragment(h, j);
+  }
+  // Adds another part of the sum to o: from registers, from memory, or from shared memory, where
+  // the warpgroup's rows start at `staged`.
+  static __device__ __forceinline__ void add(float (&o)[head_dim / 2], const Factors& factors,
+                                             const Fragments& x) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int j = 0; j < head_dim / 16; ++j) add_fragment(o, factors, h, j, x[h][j]);
+  }
+  __device__ __forceinline__ void add(float (&o)[head_dim / 2], const Factors& factors) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const bool inside = in_tensor(h);
+      if (!in_tensor(h)) continue;
       const float4* fragments = accumulator(h);
+      const int stride = group_stride(h);
+#pragma unroll
+      for (int j = 0; j < head_dim / 16; ++j) {
+        add_fragment(o, factors, h, j, __ldcg(fragments));
+        fragments += stride;
+      }
+    }
+  }
+  __device__ __forceinline__ void add(float (&o)[head_dim / 2], const Factors& factors,
+                                      uint32_t staged) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (!in_tensor(h)) continue;
 #pragma unroll
       for (int j = 0; j < head_dim / 16; ++j)
-        put(o, h, j,
-            inside ? __ldcg(fragments + j * group_stride(h)) : make_float4(0.0f, 0.0f, 0.0f, 0.0f));
+        add_fragment(o, factors, h, j,
+                     shared_load4(staged_fragment(staged, h) + 16 * j * group_stride(h)));
     }
   }
   __device__ __forceinline__ void load_statistics(RowStatistics& rows) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const bool inside = in_tensor(h);
-      rows.m[h] = inside ? statistics()[state_row(h)] : -CUDART_INF_F;
+      rows.m[h] = inside ? __ldcg(statistics() + state_row(h)) : -CUDART_INF_F;
       // The row sum is spread over a quad and only added up at the end: one lane takes it in.
       rows.l[h] =
-          inside && lane_ % 4 == 0 ? statistics()[state_rows() + state_row(h)] : 0.0f;
+          inside && lane_ % 4 == 0 ? __ldcg(statistics() + state_rows() + state_row(h)) : 0.0f;
     }
   }
 
@@ -77,24 +107,6 @@ class StateRows {
     }
   }
 
-  // The same o_acc in shared memory, where the warpgroup's rows start at `staged`. Adds it, whose
-  // maxima were m, to the sum of this step.
-  __device__ __forceinline__ void add_staged(float (&o)[head_dim / 2], const RowStatistics& rows,
-                                             const float (&m)[2], uint32_t staged) const {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      if (!in_tensor(h)) continue;
-      const float factor = rescaling(m[h], rows.m[h], args_.scale_log2);
-#pragma unroll
-      for (int j = 0; j < head_dim / 16; ++j) {
-        const float4 x = shared_load4(staged_fragment(staged, h) + 16 * j * group_stride(h));
-        const float4 y = get(o, h, j);
-        put(o, h, j,
-            make_float4(fmaf(x.x, factor, y.x), fmaf(x.y, factor, y.y), fmaf(x.z, factor, y.z),
-                        fmaf(x.w, factor, y.w)));
-      }
-    }
-  }
   __device__ __forceinline__ void stage(const float (&o)[head_dim / 2], uint32_t staged) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -153,6 +165,19 @@ class StateRows {
     o[8 * j + 4 + 2 * h] = x.z;
     o[8 * j + 4 + 2 * h + 1] = x.w;
   }
+  static __device__ __forceinline__ void add_fragment(float (&o)[head_dim / 2],
+                                                      const Factors& factors, int h, int j,
+                                                      float4 x) {
+    const float4 y = get(o, h, j);
+    const float now = factors.now[h], before = factors.before[h];
+    put(o, h, j,
+        make_float4(fmaf(y.x, now, x.x * before), fmaf(y.y, now, x.y * before),
+                    fmaf(y.z, now, x.z * before), fmaf(y.w, now, x.w * before)));
+  }
+  __device__ __forceinline__ float4 load_fragment(int h, int j) const {
+    return in_tensor(h) ? __ldcg(accumulator(h) + j * group_stride(h))
+                        : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
   __device__ __forceinline__ uint32_t staged_fragment(uint32_t staged, int h) const {
     return staged + (warp_row_ + 8 * h) * head_dim * 4 + 16 * lane_;
   }
@@ -162,7 +187,7 @@ class StateRows {
     if (m != -CUDART_INF_F || l != 0.0f) return false;
     if (tile_.limit(warp_row_ + 8 * h + lane_ / 4) > 0) return true;
     return !args_.first && in_tensor(h) &&
-           __float_as_int(statistics()[state_rows() + state_row(h)]) < 0;
+           __float_as_int(__ldcg(statistics() + state_rows() + state_row(h))) < 0;
   }
   __device__ __forceinline__ int64_t state_rows() const {
     return args_.batch_heads * args_.query_len;

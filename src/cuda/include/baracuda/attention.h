@@ -36,6 +36,9 @@ enum baracuda_step_flags {
   BARACUDA_STEP_FIRST = 1,
   BARACUDA_STEP_LAST = 2,
   BARACUDA_STEP_CAUSAL = 4,  // key j is visible to row i iff k_map(j) <= q_map(i)
+  // The kernel enqueued last on the stream is a step too, and all that this one reads but the state
+  // was complete before that one began: the two may run side by side until the state is wanted.
+  BARACUDA_STEP_FOLLOWS = 8,
 };
 
 // Global position of local row i: head + stride*i below split, tail + stride*(i - split) from it

@@ -66,6 +66,7 @@ cdef extern from "baracuda/attention.h" nogil:
         BARACUDA_STEP_FIRST
         BARACUDA_STEP_LAST
         BARACUDA_STEP_CAUSAL
+        BARACUDA_STEP_FOLLOWS
     ctypedef struct baracuda_position_map:
         int64_t head
         int64_t tail

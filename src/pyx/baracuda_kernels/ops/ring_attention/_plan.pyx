@@ -192,7 +192,7 @@ cdef class RingAttentionPlan(RingPlan):
             recorder.recorded = True
 
     def step(self, stream, *, q, k, v, y=None, lse=None, accumulator_scratch=None, rank=0,
-             origin=0, world_size=1, first=True, last=True):
+             origin=0, world_size=1, first=True, last=True, follows=False):
         """One step, for callers who rotate K and V themselves.
 
         Folds the chunk that ``origin`` started with into the state of ``rank``'s rows.
@@ -209,6 +209,11 @@ cdef class RingAttentionPlan(RingPlan):
             There is no state yet.
         last : bool
             Normalise and write y and lse; the state is not stored.
+        follows : bool
+            A promise that what was enqueued last on ``stream`` is a step of this plan, and that q,
+            k and v were complete before that one began. The two then run side by side until the
+            state is wanted. Without it, or where the kernel cannot, a step waits for the end of
+            what is before it.
         """
         cdef Stream one = as_stream(stream)
         cdef c_api.baracuda_attention_step_params step
@@ -230,6 +235,8 @@ cdef class RingAttentionPlan(RingPlan):
             checks.bind_outputs(d, as_tensor("y", y), as_tensor("lse", lse), &step)
         if first:
             step.flags |= c_api.BARACUDA_STEP_FIRST
+        elif follows:
+            step.flags |= c_api.BARACUDA_STEP_FOLLOWS
         if not (first and last):
             view = checks.workspace("accumulator_scratch",
                                     as_tensor("accumulator_scratch", accumulator_scratch),
