@@ -225,3 +225,44 @@ def test_steps_by_hand_give_the_bits_of_run(torch, family, dtype, head_dim):
                 last=number == ranks - 1,
             )
         assert same_bits(torch, arrays.y, bk.shard(expected, ranks)[rank])
+
+
+@pytest.mark.parametrize("rows", [1024, 3200])  # the narrow and the wide tile of sm90a
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
+def test_steps_that_follow_others_give_the_same_bits(torch, family, dtype, head_dim, rows):
+    """follows=True lets a step begin while the one before ends; the state is poisoned each time."""
+    ranks = 4
+    q, k, v = torch_qkv("normal", dtype, 8, heads=8, query_len=rows * ranks, head_dim=head_dim)
+    shards = shards_of(q, k, v, ranks, "contiguous")
+    stream = bk.Stream(torch.cuda.current_stream())
+    plan = bk.RingAttentionPlan.select(
+        stream, descriptor(*shards[0][:2], dtype), preference(family, dtype)
+    )
+    arrays = rank_arrays(torch, plan, *shards[0], ranks)
+    state = arrays.held["accumulator_scratch"]
+
+    def run(follows: bool):
+        state.fill_(0xFF)  # NaN in every format
+        arrays.y.fill_(float("nan"))
+        for number in range(ranks):
+            plan.step(
+                stream,
+                q=shards[0][0],
+                k=shards[-number][1],
+                v=shards[-number][2],
+                y=arrays.y,
+                lse=arrays.lse,
+                accumulator_scratch=state,
+                rank=0,
+                origin=-number % ranks,
+                world_size=ranks,
+                first=number == 0,
+                last=number == ranks - 1,
+                follows=follows and number > 0,
+            )
+        return arrays.y.clone()
+
+    expected = run(False)
+    exact = attention(q[:, :, :rows], k, v)
+    assert_close(family, dtype, expected, exact[0], arrays.lse, exact[1])
+    assert all(same_bits(torch, run(True), expected) for _ in range(20))
