@@ -95,9 +95,9 @@ class _Gathered:
         self.rows = problem.positions(rank, balanced_layout(problem))
         self.q = whole.q[:, :, self.rows.to(whole.q.device)]
         mine = slice(rank * problem.chunk, (rank + 1) * problem.chunk)
-        # [chunk, H, D]: the ranks' chunks one after another are then a view of the whole.
+        # [chunk, H, D]: what is gathered is then whole as it lies.
         self._own = [x[0, :, mine].transpose(0, 1).contiguous() for x in whole[1:]]
-        self._all = [x.new_empty(problem.ranks, *x.shape) for x in self._own]
+        self._all = [x.new_empty(problem.ranks * problem.chunk, *x.shape[1:]) for x in self._own]
         # (queries, keys, number of the queries' chunk among those of that length)
         half, total = problem.chunk // 2, problem.ranks * problem.chunk
         self.parts = [(slice(0, problem.chunk), total, 0)]
@@ -112,7 +112,7 @@ class _Gathered:
         """K and V, [1, H, ranks * chunk, D]."""
         for own, everyone in zip(self._own, self._all, strict=True):
             dist.all_gather_into_tensor(everyone, own)
-        return [x.flatten(0, 1).transpose(0, 1)[None] for x in self._all]
+        return [x.transpose(0, 1)[None] for x in self._all]
 
 
 def all_gather(problem: Problem, rank: int, whole: Whole) -> Contender:

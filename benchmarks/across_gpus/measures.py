@@ -157,12 +157,15 @@ class Measures:
     def _peers(self, problem: Problem, whole: Whole) -> dict[str, Contender]:
         """The others that run here and answer rightly, `context_parallel` in its fastest form."""
         rank = self.comm.rank
-        found = {
+        gathering = {
             "all_gather": contenders.all_gather(problem, rank, whole),
             "all_gather_own": contenders.all_gather_own(problem, rank, whole),
         }
-        if self._time(problem, whole, "all_gather", found["all_gather"]) is None:
-            del found["all_gather"]
+        found = {
+            name: peer
+            for name, peer in gathering.items()
+            if self._time(problem, whole, name, peer) is not None
+        }
         case = problem.chunk, problem.causal
         if case not in self._forms:
             self._forms[case] = self._fastest_form(problem, whole)

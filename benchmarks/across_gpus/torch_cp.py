@@ -69,14 +69,12 @@ def _patched(problem: Problem, mesh: Any, rotation: str) -> Iterator[None]:
     _attention.set_rotate_method(rotation)
     # It wants a buffer to shard; the shards of q, k and v are cut already.
     marker = torch.empty(1, problem.ranks * problem.chunk, device=mesh.device_type)
-    failure = None
-    with _attention.context_parallel(
+    patch = _attention.context_parallel(
         mesh, buffers=[marker], buffer_seq_dims=[1], no_restore_buffers={marker}
-    ):
-        try:
-            yield
-        except Exception as error:  # its context would leave the patch behind
-            failure = error
-    options.enable_load_balance, options.rotate_method = before
-    if failure is not None:
-        raise failure
+    )
+    patch.__enter__()
+    try:
+        yield
+    finally:
+        patch.__exit__(None, None, None)  # told of an error, it would leave the patch behind
+        options.enable_load_balance, options.rotate_method = before

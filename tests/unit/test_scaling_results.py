@@ -78,9 +78,14 @@ def test_the_page_says_what_the_rows_say(results):
     assert "source `0123456789abcdef`; **of older sources than `src/` holds now**." in text
     # 4 * 32 * 16384^2 * 128 / 2 flops on 2 GPUs in 2 ms; the ideal takes 1.9 ms.
     form = "cuDNN/allgather/GQA"
-    line = f"| 2 | 8192 | zigzag | yes | 2.000 | 549.8 | 95.0 | 97.4 | 1.25 | 1.50 | 1.05 | {form} |"
+    line = (
+        f"| 2 | 8192 | zigzag | yes | 2.000 | 549.8 | 95.0 | 97.4 | 1.25 | 1.50 | 1.05 | {form} |"
+    )
     assert line in text
-    assert "| 2 | 8192 | contiguous | yes | 2.000 | 549.8 | 95.0 | 97.4 | – | 1.50 | 1.05 | absent |" in text
+    assert (
+        "| 2 | 8192 | contiguous | yes | 2.000 | 549.8 | 95.0 | 97.4 | – | 1.50 | 1.05 | absent |"
+        in text
+    )
     assert "| 2 | 8192 | zigzag | no | 2.000 | 1099.5 | 95.0 |" in text
     assert "| 4 | 8192 | zigzag | yes | 2.000 | 1099.5 | 95.0 |" in text
     steps = "| 2 | 8192 | zigzag | yes | 0.000 / 0.010 | 0.900 / 0.900 | 0.200 / 0.000 |"
