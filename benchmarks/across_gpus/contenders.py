@@ -1,7 +1,7 @@
 """The same attention by our ring, by one GPU without a ring, and by gathering all keys first.
 
-Each contender's `call` takes no arguments and enqueues its work on the current stream; `rows` are
-the global positions of what it returns, [1, H, rows, D].
+Each contender's `call` takes no arguments and enqueues its work on the current stream. What it
+returns are parts of [1, H, rows, D], in the order of `rows`: their global positions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.across_gpus.problem import Problem, Whole
 class Contender:
     """Another way to the same answer; its calls are good inside `around()` alone."""
 
-    call: Callable[[], torch.Tensor]
+    call: Callable[[], list[torch.Tensor]]
     rows: torch.Tensor
     around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
@@ -77,9 +77,9 @@ def one_gpu(problem: Problem, whole: Whole) -> Contender:
     y = torch.empty_like(whole.q)
     args = bk.FlashSdpaArgs(q=whole.q, k=whole.k, v=whole.v, y=y)
 
-    def call() -> torch.Tensor:
+    def call() -> list[torch.Tensor]:
         plan.run(stream_of(device), args)
-        return y
+        return [y]
 
     return Contender(call, torch.arange(total))
 
@@ -125,10 +125,10 @@ def all_gather(problem: Problem, rank: int, whole: Whole) -> Contender:
     if whole.q.is_cuda:
         backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION][problem.causal :]
 
-    def call() -> torch.Tensor:
+    def call() -> list[torch.Tensor]:
         k, v = gathered.keys()
         with sdpa_kernel(backends, set_priority=True):
-            found = []
+            found = []  # not put together: nobody pays for that
             for queries, keys, _ in gathered.parts:
                 q = gathered.q[:, :, queries]
                 mask = causal_lower_right(q.shape[2], keys) if problem.causal else None
@@ -136,7 +136,7 @@ def all_gather(problem: Problem, rank: int, whole: Whole) -> Contender:
                     q, k[:, :, :keys], v[:, :, :keys], attn_mask=mask, enable_gqa=True
                 )
                 found.append(y)
-        return found[0] if len(found) == 1 else torch.cat(found, 2)
+        return found
 
     return Contender(call, gathered.rows)
 
@@ -152,7 +152,7 @@ def all_gather_own(problem: Problem, rank: int, whole: Whole) -> Contender:
         plan = bk.RingAttentionPlan.select(stream_of(device), desc)
         parts.append((plan, gathered.q[:, :, queries], y[:, :, queries], keys, number))
 
-    def call() -> torch.Tensor:
+    def call() -> list[torch.Tensor]:
         k, v = gathered.keys()
         for plan, q, out, keys, number in parts:
             # A ring's first and last step in one, of the rank that has just these queries.
@@ -165,7 +165,7 @@ def all_gather_own(problem: Problem, rank: int, whole: Whole) -> Contender:
                 rank=number,
                 world_size=2 * problem.ranks,
             )
-        return y
+        return [y]
 
     return Contender(call, gathered.rows)
 

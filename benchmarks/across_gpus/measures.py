@@ -63,7 +63,7 @@ class Measures:
         ring.y.fill_(float("nan"))
         ring.run()
         self.comm.synchronize(contenders.stream_of(self._device), timeout=60)
-        found = Contender(lambda: ring.y, problem.positions(self.comm.rank))
+        found = Contender(lambda: [ring.y], problem.positions(self.comm.rank))
         ours = self._off(problem, whole, found, found.rows)
         peers = {name: self._off(problem, whole, c, found.rows) for name, c in others.items()}
         family = ring.plan.family
@@ -77,7 +77,7 @@ class Measures:
         self, problem: Problem, whole: Whole, contender: Contender, wanted: torch.Tensor
     ) -> float:
         with contender.around():
-            y = contender.call()
+            y = torch.cat(contender.call(), 2)
             torch.cuda.synchronize()
         local = torch.arange(len(contender.rows))
         if len(local) > len(wanted):

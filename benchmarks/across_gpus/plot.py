@@ -26,6 +26,10 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
             for axes, causal in zip(line, (True, False), strict=True):
                 _panel(axes, rows, chunk, causal)
         figure.suptitle(f"{results[0]['card']}: % of one GPU's time / P")
+        # All panels name the same; a peer may be absent in some.
+        bars = {b.get_label(): b for axes in grid.flat for b in axes.containers}
+        labels = sorted(bars, key=_place)
+        figure.legend([bars[x] for x in labels], labels, loc="outside lower center", ncols=6)
 
 
 def _panel(axes: Any, rows: list[dict[str, Any]], chunk: int, causal: bool) -> None:
@@ -42,7 +46,8 @@ def _panel(axes: Any, rows: list[dict[str, Any]], chunk: int, causal: bool) -> N
                     bars.setdefault(label, {})[p["ranks"]] = ideal / row["peers"][name]
     ranks = sorted({p for heights in bars.values() for p in heights})
     width = 0.8 / max(1, len(bars))
-    for number, ((label, color), heights) in enumerate(sorted(bars.items(), key=_place)):
+    for number, (label, color) in enumerate(sorted(bars, key=lambda bar: _place(bar[0]))):
+        heights = bars[label, color]
         at = [ranks.index(p) + (number - (len(bars) - 1) / 2) * width for p in heights]
         drawn = axes.bar(at, [100 * x for x in heights.values()], width, color=color, label=label)
         axes.bar_label(drawn, fmt="%.0f", fontsize=7)
@@ -51,11 +56,9 @@ def _panel(axes: Any, rows: list[dict[str, Any]], chunk: int, causal: bool) -> N
     axes.set_ylim(0, 115)
     axes.axhline(100, color="black", linewidth=0.8)
     axes.grid(alpha=0.3, axis="y")
-    if bars:
-        axes.legend(loc="lower left", fontsize=7)
 
 
-def _place(bar: tuple[tuple[str, str], Any]) -> int:
+def _place(label: str) -> int:
     """Rings first."""
     labels = [f"ring, {layout}" for layout in _LAYOUTS] + [label for label, _ in _PEERS.values()]
-    return labels.index(bar[0][0])
+    return labels.index(label)

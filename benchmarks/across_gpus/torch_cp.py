@@ -49,12 +49,12 @@ def context_parallel(problem: Problem, rank: int, whole: Whole, mesh: Any, form:
     # It merges by lse, which cuDNN's forward leaves out where no gradient is asked for.
     q.requires_grad_(form.backend == "cuDNN")
 
-    def call() -> torch.Tensor:
+    def call() -> list[torch.Tensor]:
         with sdpa_kernel(_BACKENDS[form.backend]):
             y = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, is_causal=problem.causal, enable_gqa=form.heads == "GQA"
             )
-        return y.detach()
+        return [y.detach()]
 
     return Contender(call, rows, lambda: _patched(problem, mesh, form.rotation))
 
