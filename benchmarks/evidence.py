@@ -73,7 +73,7 @@ def run_part(part: str) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "part": part,
-        **_machine(),
+        **machine(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "source_hash": digest,
         "seconds": round(time.monotonic() - start, 1),
@@ -105,7 +105,7 @@ def merge(folder: Path, output: Path) -> Path:
         "rows": [row for part in parts for row in part["rows"]],
     }
     output.mkdir(parents=True, exist_ok=True)
-    path = output / f"{_slug(newest['card'])}.json"
+    path = output / f"{slug(newest['card'])}.json"
     write_json(path, merged)
     return path
 
@@ -118,7 +118,8 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(text)
 
 
-def _machine() -> dict[str, str]:
+def machine() -> dict[str, str]:
+    """Card, driver and CUDA version, for the head of a file of results."""
     devices = _info.devices()
     if not devices:
         raise SystemExit("evidence needs a CUDA device, and a build with CUDA")
@@ -132,7 +133,8 @@ def _machine() -> dict[str, str]:
     }
 
 
-def _slug(card: str) -> str:
+def slug(card: str) -> str:
+    """A card's name as part of a file's."""
     return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
 
 

@@ -18,19 +18,30 @@ RINGS = 5
 def rows() -> list[dict[str, Any]]:
     """All `faults` rows; the cases run side by side, each with processes of its own."""
     with ThreadPoolExecutor(len(CASES)) as pool:
-        return list(pool.map(_row, CASES))
+        return list(pool.map(row, CASES))
 
 
-def _row(case: str) -> dict[str, Any]:
+def row(
+    case: str, *, ranks: int = RANKS, rings: int = RINGS, device_each: bool = False
+) -> dict[str, Any]:
+    """The worst of `rings` rings, on one GPU or with a GPU for each rank.
+
+    Raises
+    ------
+    AssertionError
+        If a rank met another error than the case's, or did not end at all.
+    """
     worst = 0.0
-    with FaultyRing() as ring:
-        for number in range(RINGS):
+    with FaultyRing(ranks, device_each=device_each) as ring:
+        for number in range(rings):
             for outcome in ring.run(case):
                 if outcome.error not in CASES[case]:
                     raise AssertionError(f"{case}, ring {number}: {outcome}")
                 worst = max(worst, outcome.seconds)
-            print(f"{case}, ring {number + 1} of {RINGS}: {worst:.2f} s at most", flush=True)
-    params = {"case": case, "ranks": RANKS, "rings": RINGS}
+            print(f"{case}, ring {number + 1} of {rings}: {worst:.2f} s at most", flush=True)
+    params = {"case": case, "ranks": ranks, "rings": rings}
+    if device_each:
+        params["devices"] = ranks
     return {
         "name": "faults",
         "params": params,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,29 @@ _COLORS = {"sm90a": "tab:green", "sm80": "tab:blue", "cudnn": "tab:orange", "fa2
 _NAMES = {"cudnn": "cuDNN", "fa2": "FlashAttention-2"}
 
 
-def mark(result: dict[str, Any]) -> str:
+def mark(results: list[dict[str, Any]]) -> str:
     """What a picture of these results is marked with, so that an old one is found out."""
-    rows = json.dumps(result["rows"], sort_keys=True).encode()
-    return f"rows {hashlib.sha256(rows).hexdigest()[:16]}"
+    rows = json.dumps([row for result in results for row in result["rows"]], sort_keys=True)
+    return f"rows {hashlib.sha256(rows.encode()).hexdigest()[:16]}"
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Write an SVG: attention's TFLOPS over the sequence, and what a ring's steps cost."""
+@contextlib.contextmanager
+def saved(results: list[dict[str, Any]], path: Path, size: tuple[float, float]) -> Iterator[Any]:
+    """A matplotlib figure that becomes an SVG, marked with its results."""
     import matplotlib
     from matplotlib.figure import Figure
 
     # Text stays text, and the same results give the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
         # Not pyplot: it would choose a backend, and keep the figure.
-        figure = Figure(figsize=(13, 6.5), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        figure.savefig(path, metadata={"Date": None, "Description": mark(results)})
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Write an SVG: attention's TFLOPS over the sequence, and what a ring's steps cost."""
+    with saved([result], path, (13, 6.5)) as figure:
         grid = figure.subplots(2, 4)
         for line, causal in enumerate((False, True)):
             for axes, head_dim in zip(grid[line], (64, 128, 256), strict=False):
@@ -34,7 +44,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
         _ring_tax(grid[0][3], result)
         _error(grid[1][3], result)
         figure.suptitle(f"{result['card']}, bf16")
-        figure.savefig(path, metadata={"Date": None, "Description": mark(result)})
 
 
 def _tflops(axes: Any, result: dict[str, Any], head_dim: int, causal: bool) -> None:

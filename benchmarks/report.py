@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT, plots
+from benchmarks.across_gpus import page as across_page
+from benchmarks.across_gpus import plot as across_plot
 from benchmarks.source import source_hash
+from benchmarks.tables import fault_table, ratio, table
 
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -42,28 +45,50 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     text = page(results)
+    alone, across = _split(results)
     if "--check" in arguments:
         stale = [] if PAGE.is_file() and PAGE.read_text() == text else [PAGE]
-        for card, result in results.items():
+        drawn = {card: [result] for card, result in alone.items()} | across
+        for card, of_it in drawn.items():
             picture = _picture(card)
-            if not picture.is_file() or plots.mark(result) not in picture.read_text():
+            if not picture.is_file() or plots.mark(of_it) not in picture.read_text():
                 stale.append(picture)
         for path in stale:
             print(f"{path.relative_to(ROOT)} is not what the results say", file=sys.stderr)
         return 1 if stale else 0
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(text)
-    for card, result in results.items():
+    for card, result in alone.items():
         plots.draw(result, _picture(card))
+    for card, of_it in across.items():
+        across_plot.draw(of_it, _picture(card))
     return 0
 
 
 def page(results: dict[str, dict[str, Any]]) -> str:
-    """The page's text, from the results by card."""
+    """The page's text, from the results by the names of their files."""
     if not results:
         return _HEAD + _NOTHING
     here = source_hash(ROOT)
-    return _HEAD + "".join(_card(card, result, here) for card, result in results.items())
+    alone, across = _split(results)
+    text = _HEAD + "".join(_card(card, result, here) for card, result in alone.items())
+    for card, of_it in across.items():
+        text += across_page.section(of_it, here, _picture(card).name)
+    return text
+
+
+def _split(
+    results: dict[str, dict[str, Any]],
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Those of one GPU, and those of several by card, the fewest GPUs first."""
+    alone = {name: result for name, result in results.items() if "ranks" not in result}
+    across: dict[str, list[dict[str, Any]]] = {}
+    for name, result in results.items():
+        if "ranks" in result:
+            across.setdefault("across-" + name.partition("x-")[2], []).append(result)
+    for of_it in across.values():
+        of_it.sort(key=lambda result: result["ranks"])
+    return alone, across
 
 
 def _picture(card: str) -> Path:
@@ -102,11 +127,11 @@ def _forward(rows: list[dict[str, Any]]) -> str:
                 f"{p['heads']}/{p['kv_heads']}",
                 *(p["query_len"], "yes" if p["causal"] else "no", f"{row['ours']:.3f}"),
                 f"{flops / row['ours'] / 1e9:.1f}",
-                *(_ratio(peers, name, row["ours"]) for name in ("fa2", "cudnn")),
+                *(ratio(peers, name, row["ours"]) for name in ("fa2", "cudnn")),
             ]
         )
     head = "family, dtype, D, B, H/Hkv, S, causal, ms, TFLOPS, vs fa2, vs cuDNN"
-    return "\n### One attention call\n\n" + _table(head, lines)
+    return "\n### One attention call\n\n" + table(head, lines)
 
 
 def _ring_tax(rows: list[dict[str, Any]]) -> str:
@@ -122,7 +147,7 @@ def _ring_tax(rows: list[dict[str, Any]]) -> str:
             ]
         )
     head = "family, dtype, D, H, chunk, P, causal, steps ms, one call ms, steps / one call"
-    return "\n### The steps of a ring beside one call\n\n" + _table(head, lines)
+    return "\n### The steps of a ring beside one call\n\n" + table(head, lines)
 
 
 def _error(rows: list[dict[str, Any]]) -> str:
@@ -137,7 +162,7 @@ def _error(rows: list[dict[str, Any]]) -> str:
             ]
         )
     head = "family, dtype, P, inputs, rms error, / rounding, / cuDNN"
-    return "\n### Error against float64\n\n" + _table(head, lines)
+    return "\n### Error against float64\n\n" + table(head, lines)
 
 
 def _host_cost(rows: list[dict[str, Any]]) -> str:
@@ -145,7 +170,7 @@ def _host_cost(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         peers = ", ".join(f"{name} {value:.1f}" for name, value in row["peers"].items()) or "–"
         lines.append([row["params"]["what"], row["params"]["ranks"], f"{row['ours']:.1f}", peers])
-    return "\n### Host time of a call\n\n" + _table("call, P, µs, peers µs", lines)
+    return "\n### Host time of a call\n\n" + table("call, P, µs, peers µs", lines)
 
 
 def _balance(rows: list[dict[str, Any]]) -> str:
@@ -163,7 +188,7 @@ def _balance(rows: list[dict[str, Any]]) -> str:
         "perfect. *Summed work*: all steps of all ranks over one causal call on the whole "
         "sequence.\n\n"
     )
-    return text + _table("family, layout, P, chunk, what, ratio, contiguous", lines)
+    return text + table("family, layout, P, chunk, what, ratio, contiguous", lines)
 
 
 def _overlap(rows: list[dict[str, Any]]) -> str:
@@ -181,7 +206,7 @@ def _overlap(rows: list[dict[str, Any]]) -> str:
         "ranks on one card. *nccl_self*: one NCCL rank that sends to itself for P steps.\n\n"
     )
     head = "family, transport, max_ctas, P, chunk, run ms, compute ms, exchange ms, / the longer"
-    return text + _table(head, lines)
+    return text + table(head, lines)
 
 
 def _graph(rows: list[dict[str, Any]]) -> str:
@@ -193,31 +218,11 @@ def _graph(rows: list[dict[str, Any]]) -> str:
              f"{row['ours'] / kernels:.3f}"]
         )  # fmt: skip
     text = "\n### A local ring as one CUDA graph\n\nBeside a graph of its kernels alone.\n\n"
-    return text + _table("family, P, chunk, ring ms, kernels ms, ratio", lines)
+    return text + table("family, P, chunk, ring ms, kernels ms, ratio", lines)
 
 
 def _faults(rows: list[dict[str, Any]]) -> str:
-    lines = []
-    for row in rows:
-        p = row["params"]
-        times = f"{row['ours']:.2f}", f"{row['peers']['timeout']:.1f}"
-        lines.append([p["case"], p["ranks"], p["rings"], *times])
-    text = (
-        "\n### A rank that fails\n\nSeconds from the fault of one rank process until the last of "
-        "the others had its typed error, the worst of all rings. A rank with another head_dim is "
-        "found by `plan.validate` before the first run.\n\n"
-    )
-    return text + _table("fault, P, rings, worst s, deadline s", lines)
-
-
-def _ratio(peers: dict[str, float], name: str, ours: float) -> str:
-    return f"{peers[name] / ours:.2f}" if name in peers else "–"
-
-
-def _table(head: str, lines: list[list[Any]]) -> str:
-    columns = head.split(", ")
-    rows = [columns, ["---"] * len(columns), *lines]
-    return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
+    return "\n### A rank that fails\n\n" + fault_table(rows)
 
 
 _SECTIONS = {

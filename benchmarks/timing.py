@@ -26,7 +26,8 @@ def captured(call: Callable[[], Any]) -> Callable[[], None]:
     call()  # whatever is lazy in it
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # What other threads do meanwhile, NCCL's and its watchdogs', is no error of the capture.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         call()
     # The graph knows addresses alone: `call` is kept, for what it holds.
     return lambda call=call: graph.replay()

@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "gpu: needs a CUDA device, a build with CUDA, and torch for device memory",
-        "multi_rank: runs one process per rank over NCCL, all on one GPU",
+        "multi_rank: runs one process per rank over NCCL, all on one GPU by default",
         "multi_gpu(n): needs n CUDA devices",
         "endurance: takes many runs; an evidence part of its own",
         "framework(name): needs that Python package installed",

@@ -1,12 +1,14 @@
-"""The same attention by our ring, by one GPU without a ring, and by what others do across GPUs.
+"""The same attention by our ring, by one GPU without a ring, and by gathering all keys first.
 
-Each contender is a function without arguments that enqueues its work on the current stream.
+Each contender's `call` takes no arguments and enqueues its work on the current stream. What it
+returns are parts of [1, H, rows, D], in the order of `rows`: their global positions.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,31 +17,28 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
 import baracuda_kernels as bk
-from benchmarks.across_gpus.problem import Problem
+from benchmarks.across_gpus.problem import Problem, Whole
 
-Call = Callable[[], Any]
+
+@dataclass(frozen=True)
+class Contender:
+    """Another way to the same answer; its calls are good inside `around()` alone."""
+
+    call: Callable[[], list[torch.Tensor]]
+    rows: torch.Tensor
+    around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
 
 class Ring:
-    """`RingAttentionPlan` on this rank's shards, with all that its run needs."""
+    """`RingAttentionPlan` on this rank's shards, with all that a run of any ring takes."""
 
     def __init__(self, problem: Problem, comm: Any) -> None:
-        rank, device = comm.rank, torch.device("cuda", torch.cuda.current_device())
+        rank, device = comm.rank, torch.device("cuda", comm.device)
         self.comm = comm
         self.q, self.k, self.v = (problem.shard(name, rank, device) for name in "qkv")
         self.y = torch.empty_like(self.q)
-        desc = bk.RingAttentionDescriptor(
-            batch_size=1,
-            num_heads=problem.heads,
-            query_len=problem.chunk,
-            key_len=problem.chunk,
-            head_dim=problem.head_dim,
-            is_causal=problem.causal,
-            element=bk.ElementKind.BF16,
-            num_kv_heads=problem.kv_heads,
-            sequence_layout=bk.SequenceLayout.parse(problem.layout),
-        )
-        self.plan = bk.RingAttentionPlan.select(bk.Stream(torch.cuda.current_stream()), desc)
+        desc = _descriptor(problem, problem.chunk, problem.chunk, problem.layout)
+        self.plan = bk.RingAttentionPlan.select(stream_of(device), desc)
         self._scratch = torch.empty(
             2, self.plan.kv_scratch_elements, dtype=self.q.dtype, device=device
         )
@@ -56,16 +55,14 @@ class Ring:
             accumulator_scratch=self._state,
         )
 
-    def run(self) -> None:
+    def run(self, timeline: bk.RingTimeline | None = None) -> None:
         """One eager run."""
-        self.plan.run(torch.cuda.current_stream(), self.comm, self.args)
+        self.plan.run(torch.cuda.current_stream(), self.comm, self.args, timeline=timeline)
 
 
-def one_gpu(problem: Problem) -> tuple[Call, torch.Tensor]:
-    """The whole attention on this GPU alone, and its y: 1 / ranks of its time is the ideal."""
-    device = torch.device("cuda", torch.cuda.current_device())
-    q, k, v = (problem.whole(name, device) for name in "qkv")
-    total = problem.ranks * problem.chunk
+def one_gpu(problem: Problem, whole: Whole) -> Contender:
+    """The whole attention on one GPU alone: 1 / ranks of its time is the ideal."""
+    device, total = whole.q.device, problem.ranks * problem.chunk
     desc = bk.FlashSdpaDescriptor(
         batch_size=1,
         num_heads=problem.heads,
@@ -76,69 +73,122 @@ def one_gpu(problem: Problem) -> tuple[Call, torch.Tensor]:
         element=bk.ElementKind.BF16,
         num_kv_heads=problem.kv_heads,
     )
-    plan = bk.FlashSdpaPlan.select(bk.Stream(torch.cuda.current_stream()), desc)
-    y = torch.empty_like(q)
-    args = bk.FlashSdpaArgs(q=q, k=k, v=v, y=y)
-    return lambda: plan.run(torch.cuda.current_stream(), args), y
+    plan = bk.FlashSdpaPlan.select(stream_of(device), desc)
+    y = torch.empty_like(whole.q)
+    args = bk.FlashSdpaArgs(q=whole.q, k=whole.k, v=whole.v, y=y)
+
+    def call() -> list[torch.Tensor]:
+        plan.run(stream_of(device), args)
+        return [y]
+
+    return Contender(call, torch.arange(total))
 
 
-def all_gather(problem: Problem, rank: int) -> Call:
-    """K and V gathered to every rank, then PyTorch's attention on this rank's queries.
+class _Gathered:
+    """This rank's queries, and the keys and values of all ranks, gathered by each `keys()`.
 
-    The queries are in two halves, balanced as in ZIGZAG when causal, each against the keys up to
-    its own end. The gathered chunks are contiguous ones: putting them in order is not timed.
+    Causal queries are in two halves, balanced as in ZIGZAG, each against the keys up to its own
+    end. The gathered chunks are contiguous ones, so nothing need be put in order.
     """
-    device = torch.device("cuda", torch.cuda.current_device())
-    q, k, v = (problem.shard(name, rank, device)[0] for name in "qkv")
-    kv = torch.stack([k, v]).transpose(1, 2).contiguous()  # [2, chunk, H, D]
-    gathered = torch.empty(problem.ranks, *kv.shape, dtype=kv.dtype, device=device)
-    half = problem.chunk // 2
-    starts = (rank * half, (2 * problem.ranks - 1 - rank) * half)
 
-    def call() -> Any:
-        dist.all_gather_into_tensor(gathered, kv)
-        # [ranks, 2, chunk, H, D] to two of [1, H, ranks * chunk, D].
-        keys, values = gathered.permute(1, 3, 0, 2, 4).flatten(2, 3)[:, None]
-        if not problem.causal:
-            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-                return _sdpa(q[None], keys, values)
-        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            return [
-                _sdpa(
-                    q[None, :, number * half : (number + 1) * half],
-                    keys[:, :, : start + half],
-                    values[:, :, : start + half],
-                    attn_mask=causal_lower_right(half, start + half),
-                )
-                for number, start in enumerate(starts)
+    def __init__(self, problem: Problem, rank: int, whole: Whole) -> None:
+        self.rows = problem.positions(rank, balanced_layout(problem))
+        self.q = whole.q[:, :, self.rows.to(whole.q.device)]
+        mine = slice(rank * problem.chunk, (rank + 1) * problem.chunk)
+        # [chunk, H, D]: what is gathered is then whole as it lies.
+        self._own = [x[0, :, mine].transpose(0, 1).contiguous() for x in whole[1:]]
+        self._all = [x.new_empty(problem.ranks * problem.chunk, *x.shape[1:]) for x in self._own]
+        # (queries, keys, number of the queries' chunk among those of that length)
+        half, total = problem.chunk // 2, problem.ranks * problem.chunk
+        self.parts = [(slice(0, problem.chunk), total, 0)]
+        if problem.causal:
+            numbers = (rank, 2 * problem.ranks - 1 - rank)
+            queries = (slice(0, half), slice(half, problem.chunk))
+            self.parts = [
+                (q, (number + 1) * half, number) for q, number in zip(queries, numbers, strict=True)
             ]
 
-    return call
+    def keys(self) -> list[torch.Tensor]:
+        """K and V, [1, H, ranks * chunk, D]."""
+        for own, everyone in zip(self._own, self._all, strict=True):
+            dist.all_gather_into_tensor(everyone, own)
+        return [x.transpose(0, 1)[None] for x in self._all]
 
 
-@contextlib.contextmanager
-def context_parallel(problem: Problem, mesh: Any) -> Any:
-    """PyTorch's `context_parallel` in the same processes; yields its call.
+def all_gather(problem: Problem, rank: int, whole: Whole) -> Contender:
+    """K and V gathered to every rank, then PyTorch's attention on this rank's queries.
 
-    K and V have the heads of Q: it does not do GQA in every release.
+    cuDNN where it can, FlashAttention-2 when causal: cuDNN's mask starts at the first key.
     """
-    from torch.distributed.tensor.experimental import context_parallel as theirs
+    gathered = _Gathered(problem, rank, whole)
+    backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    if whole.q.is_cuda:
+        backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION][problem.causal :]
 
-    device = torch.device("cuda", torch.cuda.current_device())
-    q, k, v = (problem.whole(name, device) for name in "qkv")
-    group = problem.heads // problem.kv_heads
-    k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
-    buffers = [q, k, v]
-    with (
-        sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]),
-        theirs(mesh, buffers=buffers, buffer_seq_dims=[2, 2, 2], no_restore_buffers=set(buffers)),
-    ):
-        yield lambda: torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=problem.causal
-        )
+    def call() -> list[torch.Tensor]:
+        k, v = gathered.keys()
+        with sdpa_kernel(backends, set_priority=True):
+            found = []  # not put together: nobody pays for that
+            for queries, keys, _ in gathered.parts:
+                q = gathered.q[:, :, queries]
+                mask = causal_lower_right(q.shape[2], keys) if problem.causal else None
+                y = torch.nn.functional.scaled_dot_product_attention(
+                    q, k[:, :, :keys], v[:, :, :keys], attn_mask=mask, enable_gqa=True
+                )
+                found.append(y)
+        return found
+
+    return Contender(call, gathered.rows)
 
 
-def _sdpa(q: Any, k: Any, v: Any, attn_mask: Any = None) -> Any:
-    return torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=attn_mask, enable_gqa=q.shape[1] != k.shape[1]
+def all_gather_own(problem: Problem, rank: int, whole: Whole) -> Contender:
+    """The same with our kernel: what the ring gains by overlap, whatever the kernel."""
+    device = whole.q.device
+    gathered = _Gathered(problem, rank, whole)
+    y = torch.empty_like(gathered.q)
+    parts = []
+    for queries, keys, number in gathered.parts:
+        desc = _descriptor(problem, queries.stop - queries.start, keys, "contiguous")
+        plan = bk.RingAttentionPlan.select(stream_of(device), desc)
+        parts.append((plan, gathered.q[:, :, queries], y[:, :, queries], keys, number))
+
+    def call() -> list[torch.Tensor]:
+        k, v = gathered.keys()
+        for plan, q, out, keys, number in parts:
+            # A ring's first and last step in one, of the rank that has just these queries.
+            plan.step(
+                stream_of(device),
+                q=q,
+                k=k[:, :, :keys],
+                v=v[:, :, :keys],
+                y=out,
+                rank=number,
+                world_size=2 * problem.ranks,
+            )
+        return [y]
+
+    return Contender(call, gathered.rows)
+
+
+def balanced_layout(problem: Problem) -> str:
+    """The layout in which others share a causal problem out."""
+    return "zigzag" if problem.causal else "contiguous"
+
+
+def stream_of(device: torch.device) -> bk.Stream:
+    """The current stream of a device."""
+    return bk.Stream.host() if device.type == "cpu" else bk.Stream(torch.cuda.current_stream())
+
+
+def _descriptor(problem: Problem, queries: int, keys: int, layout: str) -> Any:
+    return bk.RingAttentionDescriptor(
+        batch_size=1,
+        num_heads=problem.heads,
+        query_len=queries,
+        key_len=keys,
+        head_dim=problem.head_dim,
+        is_causal=problem.causal,
+        element=bk.ElementKind.BF16,
+        num_kv_heads=problem.kv_heads,
+        sequence_layout=bk.SequenceLayout.parse(layout),
     )

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import baracuda_kernels as bk
+from benchmarks.across_gpus.params import flops
 
 _SEEDS = {"q": 0, "k": 1, "v": 2}
+
+
+class Whole(NamedTuple):
+    """q, k and v of all ranks in global order, [1, H, ranks * chunk, D]."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -31,22 +40,24 @@ class Problem:
     @property
     def flops(self) -> float:
         """Of all ranks together."""
-        total = self.chunk * self.ranks
-        return 4.0 * self.heads * total * total * self.head_dim / (2 if self.causal else 1)
+        return flops(self.params())
 
-    def positions(self, rank: int) -> torch.Tensor:
-        """Global positions of a rank's rows."""
-        return torch.as_tensor(bk.positions(self.chunk, rank, self.ranks, self.layout))
+    def positions(self, rank: int, layout: str | None = None) -> torch.Tensor:
+        """Global positions of a rank's rows, in the problem's layout or another."""
+        return torch.as_tensor(bk.positions(self.chunk, rank, self.ranks, layout or self.layout))
 
-    def shard(self, name: str, rank: int, device: str | torch.device) -> torch.Tensor:
+    def shard(self, name: str, rank: int, device: torch.device) -> torch.Tensor:
         """``q``, ``k`` or ``v`` of a rank, [1, H, chunk, D]: the same wherever it is made."""
         generator = torch.Generator(device).manual_seed(3 * rank + _SEEDS[name])
         heads = self.heads if name == "q" else self.kv_heads
         shape = (1, heads, self.chunk, self.head_dim)
         return torch.randn(shape, generator=generator, device=device).to(torch.bfloat16)
 
-    def whole(self, name: str, device: str | torch.device) -> torch.Tensor:
-        """``q``, ``k`` or ``v`` of all ranks, [1, H, ranks * chunk, D], in global order."""
+    def whole(self, device: torch.device) -> Whole:
+        """The inputs of all ranks together."""
+        return Whole(*(self._whole(name, device) for name in "qkv"))
+
+    def _whole(self, name: str, device: torch.device) -> torch.Tensor:
         heads = self.heads if name == "q" else self.kv_heads
         shape = (1, heads, self.ranks * self.chunk, self.head_dim)
         out = torch.empty(shape, dtype=torch.bfloat16, device=device)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,33 +13,43 @@ from benchmarks.timing import sample
 
 _SAMPLE_MS = 30.0
 
+Around = Callable[[], contextlib.AbstractContextManager[Any]]
 
-def interleaved(calls: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[float]]:
+
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], around: Mapping[str, Around], *, rounds: int
+) -> dict[str, list[float]]:
     """Milliseconds per call, of the slowest rank, one sample of each call per round.
 
-    Every rank gives the same names in the same order: the calls may be collective.
+    Every rank gives the same names in the same order: the calls may be collective. A call named in
+    `around` is made inside that context, which is not timed.
     """
+
+    def timed(name: str, repeats: int) -> float:
+        with around.get(name, contextlib.nullcontext)():
+            return slowest(_sample(calls[name], repeats))
+
     repeats = {}
-    for name, call in calls.items():
-        call()
-        once = _slowest(_sample(call, 1))
-        repeats[name] = max(1, min(100, round(_SAMPLE_MS / once)))
+    for name in calls:
+        timed(name, 1)  # warms up
+        repeats[name] = max(1, min(100, round(_SAMPLE_MS / timed(name, 2))))
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            samples[name].append(_slowest(_sample(calls[name], repeats[name])))
+            samples[name].append(timed(name, repeats[name]))
     return samples
+
+
+def slowest(value: float) -> float:
+    """The largest of all ranks' values."""
+    most = torch.tensor([value], device="cuda", dtype=torch.float64)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return most.item()
 
 
 def _sample(call: Callable[[], Any], repeats: int) -> float:
     torch.cuda.synchronize()
     dist.barrier()
     return sample(lambda _: call(), repeats)
-
-
-def _slowest(milliseconds: float) -> float:
-    value = torch.tensor([milliseconds], device="cuda")
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return value.item()

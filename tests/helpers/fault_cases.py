@@ -1,14 +1,14 @@
-"""Rings of four processes of which one fails: how long until the others know, and as what."""
+"""Rings of processes of which one fails: how long until the others know, and as what."""
 
 from __future__ import annotations
 
 import signal
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from helpers.rank_pool import RankPool
 
-RANKS, VICTIM = 4, 2
+RANKS = 4
 _LOST = ("NcclTimeoutError", "NcclError")
 # case -> the errors that may end it
 CASES = {
@@ -32,22 +32,26 @@ class Outcome(NamedTuple):
 
 
 class FaultyRing:
-    """Four processes; every run is with a new communicator, of new processes where some died."""
+    """Every run is with a new communicator, of new processes where some died.
 
-    def __init__(self, timeout: float = 2.0) -> None:
+    `options` are of :class:`RankPool`.
+    """
+
+    def __init__(self, ranks: int = RANKS, *, timeout: float = 2.0, **options: Any) -> None:
         self.timeout = timeout
-        self._pool = RankPool(RANKS)
+        self._victim = ranks // 2
+        self._pool = RankPool(ranks, **options)
         self._fresh = True
 
     def run(self, case: str) -> list[Outcome]:
-        """Let rank 2 fail; what the other three met."""
+        """Let one rank fail; what the others met."""
         if not self._fresh:
             self._pool.join()
         self._fresh = False
         task = {"do": "endure", "seconds": self.timeout, "head_dims": {}}
         fault, at = None, time.time()
         if case == "other head_dim":
-            task |= {"head_dims": {str(VICTIM): 128}, "validate": True}
+            task |= {"head_dims": {str(self._victim): 128}, "validate": True}
         else:
             number = getattr(signal, case)
 
@@ -55,15 +59,15 @@ class FaultyRing:
                 nonlocal at
                 time.sleep(0.7)  # the runs are under way
                 at = time.time()
-                self._pool.signal(VICTIM, number)
+                self._pool.signal(self._victim, number)
 
-        answers = self._pool.run(task, meanwhile=fault, victim=VICTIM, seconds=90)
+        answers = self._pool.run(task, meanwhile=fault, victim=self._victim, seconds=90)
         if case == "SIGKILL":
-            self._pool.restart(VICTIM)
+            self._pool.restart(self._victim)
         else:
             if case == "SIGSTOP":
-                self._pool.signal(VICTIM, signal.SIGCONT)
-            self._pool.forget_answer(VICTIM)
+                self._pool.signal(self._victim, signal.SIGCONT)
+            self._pool.forget_answer(self._victim)
         return [
             Outcome(a["error"], a["at"] - at, a["state"], a["again"], a.get("message", ""))
             for a in answers

@@ -1,6 +1,6 @@
-"""Cases of interop.jax on one GPU, a program of its own: JAX shares no process with torch here.
+"""Cases of interop.jax on GPUs, a program of its own: JAX shares no process with torch here.
 
-python tests/helpers/jax_gpu.py whole|steps DTYPE FAMILY
+python tests/helpers/jax_gpu.py whole|steps|ring DTYPE FAMILY HEAD_DIM
 """
 
 import os
@@ -91,6 +91,32 @@ def steps(dtype: str, family: str, head_dim: int) -> None:
         check_aliasing(program, ranks)
 
 
+def ring(dtype: str, family: str, head_dim: int) -> None:
+    """All GPUs of this process in one ring, XLA moving K and V, in every layout and mask."""
+    ranks, rows = jax.device_count(), 321
+    mesh = jax.make_mesh((ranks,), ("ring",))
+    q, k, v = numpy_qkv("normal", dtype, 2, query_len=ranks * rows, head_dim=head_dim, **SHAPE)
+    for layout in ("contiguous", "zigzag", "striped"):
+        order = sequence_order(ranks * rows, ranks, layout)
+        sharding = jax.NamedSharding(mesh, SPEC)
+        arrays = [jax.device_put(x[:, :, order], sharding) for x in (q, k, v)]
+        for is_causal in (False, True):
+            f = jax.jit(
+                jax.shard_map(
+                    lambda q, k, v, layout=layout, is_causal=is_causal: ring_attention(
+                        q, k, v, "ring", is_causal=is_causal, sequence_layout=layout,
+                        return_lse=True,
+                    ),
+                    mesh=mesh,
+                    in_specs=SPEC,
+                    out_specs=(SPEC, SPEC),
+                )
+            )  # fmt: skip
+            y, lse = (np.asarray(x)[:, :, np.argsort(order)] for x in f(*arrays))
+            exact = attention(q, k, v, is_causal=is_causal)
+            assert_close(family, dtype, y, exact[0], lse, exact[1])
+
+
 def check_aliasing(program: str, ranks: int) -> None:
     """The state of all steps is one buffer: aliased by every middle step, copied by none."""
     calls = [x for x in program.splitlines() if 'custom_call_target="baracuda_attention' in x]
@@ -107,5 +133,5 @@ if __name__ == "__main__":
     if jax.default_backend() != "gpu":
         print(NO_CUDA)
     else:
-        {"whole": whole, "steps": steps}[case](dtype, family, int(head_dim))
-        print("passed on", jax.devices()[0].device_kind)
+        {"whole": whole, "steps": steps, "ring": ring}[case](dtype, family, int(head_dim))
+        print(f"passed on {jax.device_count()} x {jax.devices()[0].device_kind}")

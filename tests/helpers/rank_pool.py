@@ -1,7 +1,9 @@
-"""One process per rank of a ring, kept for many tasks; rings over NCCL are all on one GPU.
+"""One process per rank of a ring, kept for many tasks; rings over NCCL are on one GPU by default.
 
 A distinct NCCL_HOSTID makes NCCL take each process for a machine of its own, so that it connects
 them by sockets instead of refusing two ranks on one GPU. Good for correctness; speed means nothing.
+With BARACUDA_TEST_RANK_DEVICES=each, rings that find a GPU for every rank use one for each, and
+what links the GPUs.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 
 _WORKER = Path(__file__).parent.parent / "multi_rank" / "worker.py"
 _START_SECONDS = 180.0
+RANK_DEVICE = "BARACUDA_TEST_RANK_DEVICE"  # tells a worker its GPU
 
 
 class RankPool:
@@ -26,12 +29,28 @@ class RankPool:
 
     A worker that raises, dies or does not answer in time fails the calling test with every worker's
     stderr, and ends the pool: a broken ring cannot be trusted with the next task.
+
+    Parameters
+    ----------
+    device_each : bool, optional
+        Rank r on GPU r instead of all on GPU 0; by default if BARACUDA_TEST_RANK_DEVICES says so
+        and there are enough.
+    options
+        Of the worker's task `join`.
     """
 
-    def __init__(self, world_size: int, worker: Path = _WORKER, **options: Any) -> None:
+    def __init__(
+        self,
+        world_size: int,
+        worker: Path = _WORKER,
+        *,
+        device_each: bool | None = None,
+        **options: Any,
+    ) -> None:
         self.world_size = world_size
+        self._device_each = _enough_gpus(world_size) if device_each is None else device_each
         self._script = worker
-        self._options = options  # of the worker's task `join`
+        self._options = options
         self.folder = tempfile.TemporaryDirectory(prefix="rank-pool-")
         self._workers = [self._start(rank) for rank in range(world_size)]
         self._broken = False
@@ -95,12 +114,22 @@ class RankPool:
     def _start(self, rank: int) -> _Worker:
         environment = {
             **os.environ,
-            "NCCL_HOSTID": f"rank-{rank}",
             "NCCL_SOCKET_IFNAME": "lo",
             "PYTHONUNBUFFERED": "1",
+            RANK_DEVICE: str(rank if self._device_each else 0),
         }
+        if not self._device_each:
+            environment["NCCL_HOSTID"] = f"rank-{rank}"
         stderr = Path(self.folder.name) / f"stderr-{rank}.txt"
         return _Worker(self._script, rank, environment, stderr)
+
+
+def _enough_gpus(world_size: int) -> bool:
+    if os.environ.get("BARACUDA_TEST_RANK_DEVICES") != "each":
+        return False
+    from baracuda_kernels._core import _info
+
+    return len(_info.devices()) >= world_size
 
 
 class _Worker:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from typing import Any
+
+from helpers.rank_pool import RANK_DEVICE
+
+
+def own_device() -> int:
+    """CUDA ordinal of this rank's GPU."""
+    return int(os.environ.get(RANK_DEVICE, "0"))
 
 
 def serve(rank: Any) -> None:

@@ -14,7 +14,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import torch
 import torch.distributed as dist
-from helpers.rank_tasks import serve
+from helpers.rank_tasks import own_device, serve
 from torch.nn import functional
 from transformers_tasks import TransformersTasks
 
@@ -41,7 +41,7 @@ class Rank(TransformersTasks):
 
     def join(self, task: dict) -> dict:
         on_gpu = task["backend"] == "nccl"
-        self.device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+        self.device = torch.device("cuda", own_device()) if on_gpu else torch.device("cpu")
         if on_gpu:
             torch.cuda.set_device(self.device)
         dist.init_process_group(

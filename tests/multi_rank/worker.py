@@ -1,6 +1,6 @@
 """One rank of a NCCL ring: reads tasks as JSON lines, answers each with one JSON line.
 
-Started by helpers.rank_pool, one process per rank, all on one GPU.
+Started by helpers.rank_pool, one process per rank.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from helpers.inputs import torch_qkv
-from helpers.rank_tasks import serve
+from helpers.rank_tasks import own_device, serve
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
 
 import baracuda_kernels as bk
@@ -29,7 +29,8 @@ class Rank:
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self.comms: dict[str, bk.Communicator] = {}
-        torch.cuda.set_device(0)
+        self.device = own_device()
+        torch.cuda.set_device(self.device)
 
     def unique_id(self, task: dict) -> dict:
         return {"unique_id": base64.b64encode(bk.UniqueId.new().bytes).decode()}
@@ -41,7 +42,7 @@ class Rank:
             earlier.close()
         before = torch.cuda.mem_get_info()[0]
         comm = bk.Communicator.init_rank(
-            task["world_size"], token, self.rank, device=0, timeout=_TIMEOUT
+            task["world_size"], token, self.rank, device=self.device, timeout=_TIMEOUT
         )
         assert (comm.rank, comm.world_size) == (self.rank, task["world_size"])
         self.comms["own"] = comm
@@ -57,9 +58,11 @@ class Rank:
                 init_method=f"file://{task['folder']}/rendezvous-{task['backend']}",
                 rank=self.rank,
                 world_size=task["world_size"],
-                device_id=torch.device("cuda", 0) if task["backend"] == "nccl" else None,
+                device_id=torch.device("cuda", self.device) if task["backend"] == "nccl" else None,
             )
-        comm = bk.Communicator.from_torch(borrow=task["borrow"], device=0, timeout=_TIMEOUT)
+        comm = bk.Communicator.from_torch(
+            borrow=task["borrow"], device=self.device, timeout=_TIMEOUT
+        )
         self.comms[task["name"]] = comm
         return {"rank": comm.rank, "world_size": comm.world_size, "owned": comm.owned}
 
@@ -134,7 +137,9 @@ class Rank:
     def join_alone(self, task: dict) -> dict:
         """Join a ring of two whose other rank never comes."""
         try:
-            bk.Communicator.init_rank(2, bk.UniqueId.new(), 0, device=0, timeout=task["seconds"])
+            bk.Communicator.init_rank(
+                2, bk.UniqueId.new(), 0, device=self.device, timeout=task["seconds"]
+            )
         except bk.BaracudaError as error:
             return {"error": type(error).__name__}
         return {"error": "no error"}

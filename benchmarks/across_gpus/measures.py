@@ -1,0 +1,222 @@
+"""Rows of `benchmarks.scaling`: answers, memory, steps and speed of one problem."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from helpers.oracle import attention, error_of
+from helpers.tolerances import TOLERANCES
+
+import baracuda_kernels as bk
+from benchmarks.across_gpus import contenders, torch_cp
+from benchmarks.across_gpus.contenders import Contender
+from benchmarks.across_gpus.problem import Problem, Whole
+from benchmarks.across_gpus.timing import interleaved, slowest
+from benchmarks.timing import captured, summary
+
+_SAMPLED_ROWS = 64
+_TIMELINES = 7
+# Of one call on one GPU; beyond it five rounds are enough.
+_LONG_FLOPS = 5e13
+# Relative; others keep 16-bit partial answers, but what is beyond this is another answer.
+_PEER_TOLERANCE = 0.02
+
+
+class Measures:
+    """Measures problems on the ranks of one process group, all ranks alike.
+
+    Parameters
+    ----------
+    comm : Communicator
+    alone : Communicator
+        A ring of this rank alone, for memory at P = 1.
+    mesh : DeviceMesh
+        All ranks, for `context_parallel`.
+    """
+
+    def __init__(self, comm: Any, alone: Any, mesh: Any) -> None:
+        self.comm, self.alone, self._mesh = comm, alone, mesh
+        self._device = torch.device("cuda", comm.device)
+        self._forms: dict[tuple[int, bool], torch_cp.Form | None] = {}
+        self.failed = False
+
+    def rows(self, problem: Problem, rounds: int) -> list[dict[str, Any]]:
+        """All rows of one problem."""
+        found = [self._memory(problem), *self._steps(problem)]
+        whole = problem.whole(self._device)
+        peers = self._peers(problem, whole)
+        one = contenders.one_gpu(problem, whole)
+        found.append(self._error(problem, whole, {"one_gpu": one, **peers}))
+        return found + self._speed(problem, one, peers, rounds)
+
+    def _error(
+        self, problem: Problem, whole: Whole, others: dict[str, Contender]
+    ) -> dict[str, Any]:
+        """`scaling_error`: relative error of sampled rows against float64, the worst rank's.
+
+        The same rows for everyone who has them; `one_gpu` has all.
+        """
+        ring = contenders.Ring(problem, self.comm)
+        ring.y.fill_(float("nan"))
+        ring.run()
+        self.comm.synchronize(contenders.stream_of(self._device), timeout=60)
+        found = Contender(lambda: [ring.y], problem.positions(self.comm.rank))
+        ours = self._off(problem, whole, found, found.rows)
+        peers = {name: self._off(problem, whole, c, found.rows) for name, c in others.items()}
+        family = ring.plan.family
+        if not ours <= TOLERANCES[family, "bf16"].relative:
+            self._say(f"WRONG: relative error {ours:.3e} of {problem}")
+            self.failed = True
+        params = {**problem.params(), "family": family}
+        return _row("scaling_error", params, "relative", ours, peers)
+
+    def _off(
+        self, problem: Problem, whole: Whole, contender: Contender, wanted: torch.Tensor
+    ) -> float:
+        with contender.around():
+            y = torch.cat(contender.call(), 2)
+            torch.cuda.synchronize()
+        local = torch.arange(len(contender.rows))
+        if len(local) > len(wanted):
+            local = wanted  # it has every row: compare those that the ring has
+        random = torch.Generator().manual_seed(self.comm.rank)
+        local = local[torch.randperm(len(local), generator=random)[:_SAMPLED_ROWS]]
+        at = contender.rows[local].to(self._device)
+        exact, _ = attention(
+            whole.q[:, :, at], *whole[1:], is_causal=problem.causal, q_positions=at
+        )
+        got = y[:, :, local.to(self._device)].double().cpu().numpy()
+        return slowest(error_of(got, exact.cpu().numpy())["relative"])
+
+    def _memory(self, problem: Problem) -> dict[str, Any]:
+        """`scaling_memory`: peak bytes of a rank's tensors over a run, beside a ring of one rank.
+
+        `other` is the growth of all else on the device from before the run to after it.
+        """
+        one_rank, _ = self._peak(dataclasses.replace(problem, ranks=1), self.alone)
+        ours, other = self._peak(problem, self.comm)
+        peers = {"one_rank": slowest(one_rank), "other": slowest(other)}
+        return _row("scaling_memory", problem.params(), "bytes", slowest(ours), peers)
+
+    def _peak(self, problem: Problem, comm: Any) -> tuple[int, int]:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        ring = contenders.Ring(problem, comm)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()  # making a shard passes through float32
+        other = _not_of_torch()
+        for _ in range(2):
+            ring.run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before, _not_of_torch() - other
+
+    def _steps(self, problem: Problem) -> list[dict[str, Any]]:
+        """`scaling_step` rows: milliseconds that each step's kernel waited for its exchange.
+
+        The worst rank's, the median of several runs.
+        """
+        ring, timeline = contenders.Ring(problem, self.comm), bk.RingTimeline()
+        taken = []
+        for _ in range(_TIMELINES + 2):
+            dist.barrier()
+            ring.run(timeline)
+            taken.append([[s.exposed, s.compute, s.exchange] for s in timeline.steps])
+        worst = torch.tensor(taken[2:], device=self._device)
+        dist.all_reduce(worst, dist.ReduceOp.MAX)
+        rows = []
+        for step, (exposed, compute, exchange) in enumerate(worst.median(0).values.tolist()):
+            peers = {"compute": compute, "exchange": exchange}
+            params = {**problem.params(), "step": step}
+            rows.append(_row("scaling_step", params, "ms", exposed, peers))
+        return rows
+
+    def _speed(
+        self, problem: Problem, one: Contender, peers: dict[str, Contender], rounds: int
+    ) -> list[dict[str, Any]]:
+        """`scaling` rows, eager and captured: milliseconds; `ideal`: one GPU's time / ranks."""
+        ring = contenders.Ring(problem, self.comm)
+        calls = {"eager": ring.run, "graph": captured(ring.run), "one_gpu": one.call}
+        calls |= {name: peer.call for name, peer in peers.items()}
+        around = {name: peer.around for name, peer in peers.items()}
+        rounds = min(rounds, 5) if problem.flops > _LONG_FLOPS else rounds
+        samples = interleaved(calls, around, rounds=rounds)
+        form = self._forms[problem.chunk, problem.causal]
+        found = []
+        for what in ("eager", "graph"):
+            others = {name: samples[name] for name in samples if name not in ("eager", "graph")}
+            ours, times = summary({"ours": samples[what], **others})
+            times["ideal"] = times.pop("one_gpu") / problem.ranks
+            params = {**problem.params(), "what": what, "rounds": rounds}
+            params["context_parallel"] = "absent" if form is None else str(form)
+            found.append(_row("scaling", params, "ms", ours, times))
+        return found
+
+    def _peers(self, problem: Problem, whole: Whole) -> dict[str, Contender]:
+        """The others that run here and answer rightly, `context_parallel` in its fastest form."""
+        rank = self.comm.rank
+        gathering = {
+            "all_gather": contenders.all_gather(problem, rank, whole),
+            "all_gather_own": contenders.all_gather_own(problem, rank, whole),
+        }
+        found = {
+            name: peer
+            for name, peer in gathering.items()
+            if self._time(problem, whole, name, peer) is not None
+        }
+        case = problem.chunk, problem.causal
+        if case not in self._forms:
+            self._forms[case] = self._fastest_form(problem, whole)
+        form = self._forms[case]
+        if form is not None:
+            peer = torch_cp.context_parallel(problem, rank, whole, self._mesh, form)
+            found["context_parallel"] = peer
+        return found
+
+    def _fastest_form(self, problem: Problem, whole: Whole) -> torch_cp.Form | None:
+        times: dict[torch_cp.Form, float] = {}
+        for forms in torch_cp.FORMS:
+            for form in forms:
+                peer = torch_cp.context_parallel(problem, self.comm.rank, whole, self._mesh, form)
+                taken = self._time(problem, whole, f"context_parallel ({form})", peer)
+                if taken is not None:
+                    times[form] = taken
+                    break
+        return min(times, key=times.__getitem__) if times else None
+
+    def _time(self, problem: Problem, whole: Whole, name: str, peer: Contender) -> float | None:
+        """Milliseconds of a peer's call; None, said aloud, if it fails or answers wrongly."""
+        trouble = ""
+        try:
+            with peer.around():
+                peer.call()
+                torch.cuda.synchronize()
+        except Exception as error:  # whatever it is, the others go on without this peer
+            trouble = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        if slowest(float(bool(trouble))):
+            self._say(f"absent: {name}: {trouble or 'failed on another rank'}")
+            return None
+        off = self._off(problem, whole, peer, peer.rows)
+        if not off <= _PEER_TOLERANCE:
+            self._say(f"absent: {name}: its relative error is {off:.2e}")
+            return None
+        taken = interleaved({name: peer.call}, {name: peer.around}, rounds=1)[name][0]
+        self._say(f"{name}: {taken:.3f} ms, relative error {off:.2e}")
+        return taken
+
+    def _say(self, text: str) -> None:
+        if self.comm.rank == 0:
+            print(text, flush=True)
+
+
+def _not_of_torch() -> int:
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved()
+
+
+def _row(
+    name: str, params: dict[str, Any], unit: str, ours: float, peers: dict[str, float]
+) -> dict[str, Any]:
+    return {"name": name, "params": params, "unit": unit, "ours": ours, "peers": peers}

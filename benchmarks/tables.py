@@ -1,0 +1,33 @@
+"""Tables of docs/performance.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def table(head: str, lines: list[list[Any]]) -> str:
+    """Markdown; the head's columns are parted by ", "."""
+    columns = head.split(", ")
+    rows = [columns, ["---"] * len(columns), *lines]
+    return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
+
+
+def ratio(peers: dict[str, float], name: str, ours: float) -> str:
+    """How many times as long a peer takes; a dash where it is absent."""
+    return f"{peers[name] / ours:.2f}" if name in peers else "–"
+
+
+def fault_table(rows: list[dict[str, Any]]) -> str:
+    """Of `faults` rows, with what the figures are."""
+    lines = []
+    for row in rows:
+        p = row["params"]
+        times = f"{row['ours']:.2f}", f"{row['peers']['timeout']:.1f}"
+        lines.append([p["case"], p["ranks"], p["rings"], *times])
+    text = (
+        "Seconds from the fault of one rank process until the last of the others had its typed "
+        "error, the worst of all rings."
+    )
+    if any(row["params"]["case"] == "other head_dim" for row in rows):
+        text += " A rank with another head_dim is found by `plan.validate` before the first run."
+    return text + "\n\n" + table("fault, P, rings, worst s, deadline s", lines)

@@ -1,0 +1,88 @@
+"""The contenders of `benchmarks.scaling` that a CPU can run: every rank's answer, one by one."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.oracle import attention, error_of
+
+import baracuda_kernels as bk
+
+pytestmark = pytest.mark.framework("torch")
+
+ROOT = Path(__file__).parents[2]
+RANKS, CHUNK = 3, 8
+
+
+@pytest.fixture(scope="module")
+def across(torch):
+    """Modules of benchmarks.across_gpus, by name."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    return lambda name: importlib.import_module(f"benchmarks.across_gpus.{name}")
+
+
+def _problem(across, layout, causal):
+    return across("problem").Problem(RANKS, CHUNK, 4, 2, 16, layout, causal)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "zigzag", "striped"])
+def test_every_rank_makes_the_same_whole(torch, across, layout):
+    problem = _problem(across, layout, True)
+    cpu = torch.device("cpu")
+    whole = problem.whole(cpu)
+    for name, x in zip("qkv", whole, strict=True):
+        shards = [problem.shard(name, rank, cpu) for rank in range(RANKS)]
+        assert torch.equal(x, bk.unshard(shards, sequence_layout=layout))
+        for rank, shard in enumerate(shards):
+            assert torch.equal(x[:, :, problem.positions(rank)], shard)
+    assert whole.q.shape[1] == 4 and whole.k.shape[1] == 2 and not torch.equal(whole.k, whole.v)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["all_gather", "all_gather_own", "one_gpu"])
+def test_others_give_the_answer_of_their_rows(torch, across, monkeypatch, name, causal):
+    contenders = across("contenders")
+    problem = _problem(across, "zigzag", causal)
+    whole = problem.whole(torch.device("cpu"))
+    exact, _ = attention(*(x.float().numpy() for x in whole), is_causal=causal)
+    ranks = range(RANKS)
+    seen = []
+
+    def gather(everyone, own):
+        """What a collective does: this rank's part is where it must be, the others' are there."""
+        keys = (whole.k if len(seen) % 2 == 0 else whole.v)[0].transpose(0, 1)
+        assert torch.equal(keys[rank * CHUNK : (rank + 1) * CHUNK], own) and own.is_contiguous()
+        everyone.copy_(keys)
+        seen.append(rank)
+
+    monkeypatch.setattr(contenders.dist, "all_gather_into_tensor", gather)
+    covered = []
+    for rank in ranks:
+        make = getattr(contenders, name)
+        contender = make(problem, whole) if name == "one_gpu" else make(problem, rank, whole)
+        with contender.around():
+            y = torch.cat(contender.call(), 2)
+        assert error_of(y.float().numpy(), exact[:, :, contender.rows])["relative"] < 6e-3
+        covered += contender.rows.tolist()
+    assert sorted(set(covered)) == list(range(RANKS * CHUNK))
+    assert len(seen) == (0 if name == "one_gpu" else 2 * RANKS)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_context_parallel_leaves_nothing_patched(torch, across, one_rank, causal):
+    """Also after a failure inside: the other contenders' attention must be their own."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch_cp = across("torch_cp")
+    problem = across("problem").Problem(1, CHUNK, 4, 2, 16, "zigzag", causal)
+    whole = problem.whole(torch.device("cpu"))
+    mesh = init_device_mesh("cpu", (1,))
+    plain = torch.nn.functional.scaled_dot_product_attention
+    for form in [form for forms in torch_cp.FORMS for form in forms]:
+        contender = torch_cp.context_parallel(problem, 0, whole, mesh, form)
+        with pytest.raises(ZeroDivisionError), contender.around():
+            assert torch.nn.functional.scaled_dot_product_attention is not plain
+            raise ZeroDivisionError
+        assert torch.nn.functional.scaled_dot_product_attention is plain
