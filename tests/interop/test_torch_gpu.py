@@ -50,6 +50,15 @@ def test_the_communicator_is_the_groups(nccl_ranks):
 
 
 @pytest.mark.multi_rank
+@pytest.mark.parametrize("what", ["rows", "kv_heads", "dtype", "layout", "order"])
+def test_nccl_ranks_that_differ_all_get_a_typed_error(nccl_ranks, what):
+    task = {"do": "differing", "what": what, "odd_rank": 1, "by": "ring_attention"}
+    for answer in nccl_ranks.run(task, seconds=120):
+        assert answer["error"] == "InvalidProblemError" and "rank 1" in answer["message"], answer
+    check(nccl_ranks)
+
+
+@pytest.mark.multi_rank
 def test_nccl_ranks_in_a_cuda_graph(nccl_ranks):
     for answer in nccl_ranks.run(BF16 | {"do": "graph"}, seconds=120):
         assert answer["same"] == [True, True]
