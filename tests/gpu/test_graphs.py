@@ -50,6 +50,11 @@ class Ring:
     def outputs(self):
         return [x.clone() for rank in self.arrays for x in (rank.y, rank.lse)]
 
+    def clear(self):
+        for rank in self.arrays:
+            rank.y.zero_()
+            rank.lse.zero_()
+
 
 def capture(torch, run):
     run()
@@ -72,11 +77,56 @@ def test_a_local_ring_replays_the_bits_of_an_eager_run(
         ring.set_inputs(seed)
         ring.run()
         eager = ring.outputs()
-        for rank in ring.arrays:
-            rank.y.zero_()
-            rank.lse.zero_()
+        ring.clear()
         graph.replay()
         assert all(same_bits(torch, a, b) for a, b in zip(eager, ring.outputs(), strict=True))
+
+
+def test_a_bare_stream_that_torch_is_capturing(torch):
+    ring = Ring(torch, "sm80", "bf16", 64, 2)
+    ring.run()
+    eager = ring.outputs()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        stream = bk.Stream(torch.cuda.current_stream().cuda_stream)
+        ring.ring.run_all(stream, ring.plan, ring.args)
+    assert stream.device == torch.cuda.current_device()
+    ring.clear()
+    graph.replay()
+    assert all(same_bits(torch, a, b) for a, b in zip(eager, ring.outputs(), strict=True))
+
+
+@pytest.mark.framework("cuda.bindings")
+@pytest.mark.parametrize("mode", ["Global", "ThreadLocal", "Relaxed"])
+def test_a_bare_stream_that_the_cuda_runtime_is_capturing(torch, mode):
+    from cuda.bindings import runtime
+
+    def call(function, *arguments):
+        error, *values = function(*arguments)
+        assert error == runtime.cudaError_t.cudaSuccess, (function.__name__, error)
+        return values[0] if values else None
+
+    ring = Ring(torch, "sm80", "bf16", 64, 2)
+    ring.run()
+    eager = ring.outputs()
+    ring.clear()
+    torch.cuda.synchronize()
+    mode = getattr(runtime.cudaStreamCaptureMode, f"cudaStreamCaptureMode{mode}")
+    handle = call(runtime.cudaStreamCreateWithFlags, runtime.cudaStreamNonBlocking)
+    call(runtime.cudaStreamBeginCapture, handle, mode)
+    try:
+        stream = bk.Stream(int(handle))
+        ring.ring.run_all(stream, ring.plan, ring.args)
+    finally:  # or no later test could allocate
+        graph = call(runtime.cudaStreamEndCapture, handle)
+    assert stream.device == torch.cuda.current_device()
+    executable = call(runtime.cudaGraphInstantiate, graph, 0)
+    call(runtime.cudaGraphLaunch, executable, handle)
+    stream.synchronize()
+    assert all(same_bits(torch, a, b) for a, b in zip(eager, ring.outputs(), strict=True))
+    call(runtime.cudaGraphExecDestroy, executable)
+    call(runtime.cudaGraphDestroy, graph)
+    call(runtime.cudaStreamDestroy, handle)
 
 
 def test_a_run_over_nccl_replays(torch):

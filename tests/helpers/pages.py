@@ -1,15 +1,48 @@
-"""Running what the documents show: a page's Python blocks, one after another, as one program."""
+"""What the documents show, and running it: Python blocks as one program, commands as commands."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """(language, text) of every fenced block of a file, by its path in the repository."""
+    fence = r"^( *)```([^\n]*)\n(.*?)^\1```$"
+    found = re.findall(fence, (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    return [(language, textwrap.dedent(text)) for _, language, text in found]
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    """Text of the blocks of one language."""
+    return [text for name, text in blocks(page) if name == language]
+
+
+def commands(block: str) -> list[list[str]]:
+    """The words of each command of a shell block, its lines and `&&` apart, comments left out."""
+    lines = (part for line in block.splitlines() for part in line.split("&&"))
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def torchrun(ranks: int, *, one_gpu: bool = False) -> list[str]:
+    """What starts a program as `ranks` processes.
+
+    With `one_gpu` all are on the first device, and NCCL takes each for a machine of its own, or it
+    would refuse.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+    command += [f"--nproc-per-node={ranks}"]
+    if one_gpu:
+        command += ["sh", "-c", 'NCCL_HOSTID=rank-$RANK LOCAL_RANK=0 exec "$@"', "sh"]
+    return command
 
 
 def run_page(
@@ -22,10 +55,10 @@ def run_page(
     timeout: float = 120,
 ) -> str:
     """Output of docs/`page`'s Python blocks and `append`; a failure has the program's stderr."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
-    assert blocks, f"{page} shows no Python"
+    found = code_blocks(f"docs/{page}", "python")
+    assert found, f"{page} shows no Python"
     program = folder / f"{Path(page).stem.replace('-', '_')}_page.py"
-    program.write_text("\n".join([*blocks, append]))
+    program.write_text("\n".join([*found, append]))
     return run_program(program, folder, launcher=launcher, environment=environment, timeout=timeout)
 
 

@@ -15,13 +15,18 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _WORKER = Path(__file__).parent.parent / "multi_rank" / "worker.py"
 _START_SECONDS = 180.0
+<<<<<<< HEAD
 RANK_DEVICE = "BARACUDA_TEST_RANK_DEVICE"  # tells a worker its GPU
+=======
+_END_SECONDS = 30.0
+>>>>>>> users
 
 
 class RankPool:
@@ -103,13 +108,23 @@ class RankPool:
 
     def restart(self, rank: int) -> None:
         """A new process for a rank; `join` makes it part of the ring."""
-        self._workers[rank].close()
+        self._workers[rank].close(_END_SECONDS)
         self._workers[rank] = self._start(rank)
 
-    def close(self) -> None:
+    def close(self, *, cleanly: bool = False) -> None:
+        """Let all workers end, at the same time: one that ends a communicator may wait for others.
+
+        With `cleanly`, one that fails on its way out or must be killed fails the caller, unless the
+        ring was broken before.
+        """
         for worker in self._workers:
-            worker.close()
+            worker.end_input()
+        deadline = time.monotonic() + _END_SECONDS
+        codes = [worker.close(deadline - time.monotonic()) for worker in self._workers]
+        report = "\n".join(w.stderr_report() for w in self._workers)
         self.folder.cleanup()
+        if cleanly and not self._broken and any(codes):
+            raise AssertionError(f"the workers ended with {codes}:\n{report}")
 
     def _start(self, rank: int) -> _Worker:
         environment = {
@@ -182,16 +197,21 @@ class _Worker:
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
-    def close(self) -> None:
+    def end_input(self) -> None:
         try:
             self._process.stdin.close()  # the worker's loop ends with its input
         except BrokenPipeError:
             pass  # it is gone already
+
+    def close(self, seconds: float) -> int:
+        """What it ended with, in that time or killed."""
+        self.end_input()
         try:
-            self._process.wait(30)
+            code = self._process.wait(max(seconds, 0.1))
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(10)
+            code = self._process.wait(10)
         self._reader.join(10)
         self._process.stdout.close()
         self._stderr.close()
+        return code

@@ -28,7 +28,7 @@ def gloo_ranks(torch):
     """Four processes, one gloo group."""
     ranks = RankPool(4, WORKER, backend="gloo")
     yield ranks
-    ranks.close()
+    ranks.close(cleanly=True)
 
 
 @pytest.fixture

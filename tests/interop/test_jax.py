@@ -233,6 +233,19 @@ def test_bad_input_is_a_typed_error(jax, ring, change, message):
         ring.attention_step(**given, **change)
 
 
+def test_devices_and_shards_are_jax_to_check(jax, ring):
+    """Arrays of different devices, and a sequence that P does not divide, never come to a step."""
+    q, k, v = draw(seed=8)
+    here, there = jax.devices()[:2]
+    with pytest.raises(ValueError, match="incompatible devices"):
+        ring.attention_step(jax.device_put(q, here), jax.device_put(k, there), v)
+    uneven = [x[:, :, :-1] for x in (q, k, v)]
+    with pytest.raises(ValueError, match="divisible"):
+        sharded(jax, ring)(*uneven)
+    with pytest.raises(bk.InvalidProblemError, match="127 rows, which 8 ranks cannot"):
+        ring.sequence_order(P * 16 - 1, P, "zigzag")
+
+
 def test_an_axis_that_is_not_bound(jax, ring):
     with pytest.raises(bk.InvalidProblemError, match="axis_name: got 'rong'"):
         ring.ring_attention(*draw(), "rong")

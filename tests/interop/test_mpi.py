@@ -2,11 +2,13 @@
 
 import re
 import shutil
+import subprocess
+import sys
 import sysconfig
 import textwrap
 
 import pytest
-from helpers.pages import ROOT, run_page, run_program
+from helpers.pages import ROOT, code_blocks, commands, run_page, run_program
 
 pytestmark = pytest.mark.framework("mpi4py")
 
@@ -53,3 +55,37 @@ def test_the_page_runs_as_written(mpiexec, tmp_path):
     """
     said = run_page("mpi.md", tmp_path, append=textwrap.dedent(check), launcher=mpiexec)
     assert said.count("True") == RANKS
+
+
+def test_the_commands_on_the_page(mpiexec):
+    """Those of mpi.md: the first as it stands, of the second that it starts the same program."""
+    on_host, on_gpus = commands(code_blocks("docs/mpi.md", "sh")[0])
+    launcher, program = on_host[:3], on_host[3:]
+    assert launcher == ["mpiexec", "-n", "4"] and program[0] == "python"
+    assert on_gpus[3:] == [*program, "--device", "cuda"]
+    done = subprocess.run(
+        [mpiexec[0], *launcher[1:], sys.executable, *program[1:]],
+        cwd=ROOT, check=True, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    errors = re.findall(r"rank \d of 4: host, relative error (\S+)", done.stdout)
+    assert len(errors) == 4 and all(float(error) < 2e-6 for error in errors)
+
+
+# By the shell, since every rank needs a NCCL_HOSTID of its own on a shared GPU.
+OWN_HOST = ["sh", "-c", 'NCCL_HOSTID=rank-${PMI_RANK:-$OMPI_COMM_WORLD_RANK} exec "$@"', "sh"]
+
+
+@pytest.mark.gpu
+@pytest.mark.multi_rank
+@pytest.mark.framework("cupy")
+def test_the_example_on_a_gpu(mpiexec, tmp_path):
+    said = run_program(
+        ROOT / "examples" / "mpirun_ring.py",
+        tmp_path,
+        *("--device", "cuda"),
+        launcher=[*mpiexec, *OWN_HOST],
+        environment={"NCCL_SOCKET_IFNAME": "lo"},
+        timeout=240,
+    )
+    errors = re.findall(r"rank \d of 4: \w+, relative error (\S+)", said)
+    assert len(errors) == RANKS and all(float(error) < 2e-3 for error in errors), said

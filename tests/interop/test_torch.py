@@ -80,8 +80,12 @@ def test_unshard_undoes_shard(gloo_ranks, layout):
         ("order", "order of k's dimensions"),
     ],
 )
-def test_ranks_that_differ_all_get_a_typed_error(gloo_ranks, what, field):
-    for answer in gloo_ranks.run({"do": "differing", "what": what, "odd_rank": 2}):
+@pytest.mark.parametrize("by", ["ring_attention", "context_parallel"])
+def test_ranks_that_differ_all_get_a_typed_error(gloo_ranks, what, field, by):
+    # Also where the others have had their problem before, and compared it.
+    agreed = gloo_ranks.run({"do": "differing", "what": what, "odd_rank": None, "by": by})
+    assert not any(a["error"] for a in agreed)
+    for answer in gloo_ranks.run({"do": "differing", "what": what, "odd_rank": 2, "by": by}):
         assert answer["error"] == "InvalidProblemError", answer
         assert "rank 2" in answer["message"] and field in answer["message"]
     check(gloo_ranks)  # the ring is as good as before

@@ -1,45 +1,68 @@
 """The pages on PyTorch and transformers, and their examples, under torchrun as for a user."""
 
 import re
-import sys
 
 import pytest
-from helpers.pages import ROOT, run_page, run_program
+from helpers.pages import ROOT, code_blocks, run_page, run_program, torchrun
 
 pytestmark = pytest.mark.framework("torch")
 
-
-def torchrun(ranks):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
-    return [*command, f"--nproc-per-node={ranks}"]
+# Over gloo whatever the machine has; those over NCCL share the first GPU.
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+OVER_NCCL = {"launcher": torchrun(2, one_gpu=True), "environment": {"NCCL_SOCKET_IFNAME": "lo"}}
 
 
 def test_the_pytorch_page(tmp_path):
-    run_page("pytorch.md", tmp_path, launcher=torchrun(2))
+    run_page("pytorch.md", tmp_path, launcher=torchrun(2), environment=NO_GPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.multi_rank
+def test_the_pytorch_page_over_nccl(tmp_path):
+    run_page("pytorch.md", tmp_path, **OVER_NCCL, timeout=240)
 
 
 def test_the_page_for_those_who_come_from_elsewhere(tmp_path):
-    run_page("coming-from.md", tmp_path, launcher=torchrun(2))
+    run_page("coming-from.md", tmp_path, launcher=torchrun(2), environment=NO_GPU)
 
 
 @pytest.mark.framework("transformers")
 def test_the_transformers_page(tmp_path):
-    run_page("transformers.md", tmp_path, launcher=torchrun(2))
+    run_page("transformers.md", tmp_path, launcher=torchrun(2), environment=NO_GPU)
 
 
 def test_the_readmes_call(tmp_path):
-    text = (ROOT / "README.md").read_text()
-    (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "interop" in b)
+    (block,) = (b for b in code_blocks("README.md", "python") if '"gloo"' in b)
     program = tmp_path / "readme.py"
     program.write_text(block)
-    run_program(program, tmp_path, launcher=torchrun(2))
+    run_program(program, tmp_path, launcher=torchrun(2), environment=NO_GPU)
+
+
+CHECK_THE_RING = """
+from baracuda_kernels.interop.torch import unshard
+q, k, v, y = (unshard(x, 2, sequence_layout="zigzag") for x in (q, k, v, y))
+exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+torch.testing.assert_close(y, exact, atol=2e-2, rtol=2e-2)
+comm.close()
+dist.destroy_process_group()
+print("agrees")
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.multi_rank
+def test_the_readmes_ring(tmp_path):
+    (block,) = (b for b in code_blocks("README.md", "python") if '("nccl")' in b)
+    program = tmp_path / "readme.py"
+    program.write_text(block + CHECK_THE_RING)
+    assert run_program(program, tmp_path, **OVER_NCCL).count("agrees") == 2
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "zigzag", "striped"])
 def test_pytorch_ring(tmp_path, layout):
     example = ROOT / "examples" / "pytorch_ring.py"
     options = ["--rows", "96", "--layout", layout]
-    said = run_program(example, tmp_path, *options, launcher=torchrun(2))
+    said = run_program(example, tmp_path, *options, launcher=torchrun(2), environment=NO_GPU)
     errors = re.findall(r"rank \d of 2: 96 rows, relative error (\d\.\de-\d\d)", said)
     assert len(errors) == 2 and all(float(error) < 1e-2 for error in errors)
 
@@ -50,7 +73,9 @@ def test_a_long_prompt_takes_a_share_of_the_memory(tmp_path):
     options = ["--tokens", "8192", "--hidden", "256", "--layers", "2", "--check"]
     cache, working, token = {}, {}, {}
     for ranks in (1, 2, 4):
-        said = run_program(example, tmp_path, *options, launcher=torchrun(ranks))
+        said = run_program(
+            example, tmp_path, *options, launcher=torchrun(ranks), environment=NO_GPU
+        )
         pattern = r"cache (\S+) MiB, working memory (\d+) MiB, next token (\d+)"
         found = re.findall(pattern, said)
         assert len(found) == ranks, said

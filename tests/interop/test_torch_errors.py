@@ -98,6 +98,16 @@ def test_the_backward_is_not_built(torch, ring_attention, qkv):
         assert not ring_attention(*qkv).requires_grad
 
 
+def test_the_backward_is_not_built_within_context_parallel(torch, qkv):
+    from baracuda_kernels.interop.torch import context_parallel
+
+    qkv[0].requires_grad_()
+    with context_parallel():
+        y = torch.nn.functional.scaled_dot_product_attention(*qkv)
+    with pytest.raises(UnsupportedError, match=r"only the forward is built.*no_grad"):
+        y.sum().backward()
+
+
 def test_unshard_would_cut_a_gradient_off(torch, one_rank):
     from baracuda_kernels.interop.torch import unshard
 
@@ -122,6 +132,8 @@ def test_sharding(torch, one_rank):
         ({"keys": 12, "is_causal": True}, UnsupportedError, "sharded cache"),
         ({"queries": 1}, UnsupportedError, "sharded cache"),
         ({"kv_heads": 2}, InvalidProblemError, "key: got 2 heads.*enable_gqa"),
+        ({"dtype": "float64"}, InvalidProblemError, "q, k, v: got torch.float32, torch.float64"),
+        ({"device": "meta"}, InvalidProblemError, "must lie on one device"),
     ],
 )
 def test_what_context_parallel_refuses(torch, one_rank, options, error, message):
@@ -131,6 +143,9 @@ def test_what_context_parallel_refuses(torch, one_rank, options, error, message)
     options = dict(options)
     q = torch.randn(1, 4, options.pop("queries", 8), 16)
     k, v = torch.randn(2, 1, options.pop("kv_heads", 4), options.pop("keys", 8), 16)
+    if "dtype" in options or "device" in options:
+        dtype = getattr(torch, options.pop("dtype", "float32"))
+        k = k.to(options.pop("device", "cpu"), dtype)
     if options.pop("attn_mask", False):
         options["attn_mask"] = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)
     with context_parallel(), pytest.raises(error, match=message):

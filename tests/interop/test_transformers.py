@@ -42,6 +42,8 @@ def test_the_mask_that_transformers_makes_of_permuted_positions(gloo_ranks, layo
     ("what", "message"),
     [
         ("padding", "attention_mask: hides rows"),
+        ("another mask", "attention_mask: got a tensor of shape (1, 1, 24, 24), must be None"),
+        ("gradient", "only the forward is built"),
         ("decoding", "decoding against a sharded cache"),
         ("dropout", "dropout: got 0.1"),
         ("sliding window", "sliding_window: got 8"),
@@ -52,6 +54,13 @@ def test_what_the_ring_cannot_serve(gloo_ranks, what, message):
     # Padding lies on the last rank alone, and the others would wait for it: ask that rank.
     for answer in gloo_ranks.run(task, ranks=[3] if what == "padding" else None):
         assert answer["error"] == "UnsupportedError" and message in answer["message"], answer
+
+
+def test_shards_of_two_lengths(gloo_ranks):
+    task = TASK | {"do": "refused", "what": "shards of two lengths", "layout": "striped"}
+    for answer in gloo_ranks.run(task):
+        assert answer["error"] == "InvalidProblemError", answer
+        assert "rank 2" in answer["message"] and "query_len" in answer["message"]
 
 
 def test_register_checks_its_arguments(torch):

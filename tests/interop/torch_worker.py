@@ -107,12 +107,12 @@ class Rank(TransformersTasks):
 
     def differing(self, task: dict) -> dict:
         """Every rank's error, where one rank's call differs from the others'."""
-        q, k, v = (torch.randn(1, 4, 16, 32) for _ in range(3))
+        q, k, v = torch.randn(3, 1, 4, 16, 32, device=self.device)
         options = {"is_causal": True, "sequence_layout": "zigzag"}
         if self.rank == task["odd_rank"]:
             match task["what"]:
                 case "rows":
-                    q, k, v = (torch.randn(1, 4, 15, 32) for _ in range(3))
+                    q, k, v = (x[:, :, 1:].contiguous() for x in (q, k, v))
                 case "kv_heads":
                     k, v = k[:, :2], v[:, :2]
                 case "dtype":
@@ -123,7 +123,13 @@ class Rank(TransformersTasks):
                     k = k.transpose(1, 2).contiguous().transpose(1, 2)
         answer = {"error": "", "message": ""}
         try:
-            ring_attention(q, k, v, **options)
+            if task["by"] == "context_parallel":
+                with context_parallel(sequence_layout=options["sequence_layout"]):
+                    functional.scaled_dot_product_attention(
+                        q, k, v, is_causal=options["is_causal"], enable_gqa=True
+                    )
+            else:
+                ring_attention(q, k, v, **options)
         except BaracudaError as error:
             answer = {"error": type(error).__name__, "message": str(error)}
         return answer

@@ -23,6 +23,7 @@ _SIZES = {
 
 
 class TransformersTasks:
+    rank: int
     device: torch.device
 
     def logits(self, task: dict) -> dict:
@@ -68,6 +69,16 @@ class TransformersTasks:
                     self._sharded(model, ids, layout, task)
                 finally:
                     model.eval()
+            case "another mask":
+                rows = ids.shape[1] // dist.get_world_size()
+                mask = torch.ones(1, 1, rows, rows, dtype=torch.bool)
+                self._sharded(model, ids, layout, task, attention_mask=mask)
+            case "gradient":
+                with torch.enable_grad():
+                    self._sharded(model, ids, layout, task).logits.sum().backward()
+            case "shards of two lengths":
+                whole = ids[:, : -dist.get_world_size()] if self.rank == 2 else ids
+                self._sharded(model, whole, layout, task)
             case "sliding window":
                 self._sharded(_model("qwen2-window"), ids, layout, task)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers.pages import code_blocks, commands
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -43,10 +44,13 @@ def test_a_build_without_cuda(tmp_path):
     )
     environment = {**os.environ, "PATH": path}
     environment.pop("CUDACXX", None)
+    # The command of install.md, to a place of its own.
+    (command,) = commands(code_blocks("docs/install.md", "sh")[1])
+    assert command[:2] == ["pip", "install"] and "-Ccmake.define.BARACUDA_CUDA=OFF" in command
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "site",
-         "-Ccmake.define.BARACUDA_CUDA=OFF", f"-Cbuild-dir={tmp_path / 'build'}", ROOT],
-        check=True, env=environment,
+        [sys.executable, "-m", *command, "-q", "--no-deps", "--target", tmp_path / "site",
+         f"-Cbuild-dir={tmp_path / 'build'}"],
+        check=True, env=environment, cwd=ROOT,
     )
     result = subprocess.run([sys.executable, "-c", SCRIPT, tmp_path / "site"], check=True,
                             capture_output=True, text=True, cwd=tmp_path)

@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.pages import code_blocks, commands
 
 from baracuda_kernels._core import _info
 
@@ -225,3 +228,24 @@ def test_the_page_says_what_the_rows_say(tmp_path):
 
 def test_the_committed_page_is_that_of_the_committed_results():
     assert report.main(["--check"]) == 0
+
+
+def test_the_documented_commands(tmp_path):
+    """Those of developer-guide.md, in a tree whose parts have run; running one takes a GPU."""
+    pytest.importorskip("matplotlib")
+    first, *others = commands(code_blocks("docs/developer-guide.md", "sh")[1])
+    assert first[1:] == ["-m", "benchmarks.evidence", "--part", "tests", "--out", "out"]
+    parts = re.search(r"The parts are (.*?)\.", (ROOT / "docs" / "developer-guide.md").read_text())[1]
+    assert tuple(re.findall(r"`(\w+)`", parts)) == evidence.PARTS
+    shutil.copytree(
+        ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results")
+    )
+    (tmp_path / "out").mkdir()
+    for name in ROWS:
+        _part(tmp_path / "out", name)
+    for python, *arguments in others:
+        assert python == "python"
+        subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True)
+    docs = tmp_path / "docs"
+    assert "20 passed, 0 failed, 4 skipped" in (docs / "performance.md").read_text()
+    assert (docs / "performance-nvidia-h100-80gb-hbm3.svg").is_file()

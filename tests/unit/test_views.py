@@ -160,7 +160,8 @@ def test_streams():
     assert bk.Stream(77, device=1).__cuda_stream__() == (0, 77)
     assert bk.Stream(ProtocolStream(), device=0).pointer == 77
     assert bk.Stream(FakeStream(cuda_stream=5, device_index=2)).device == 2
-    assert bk.Stream(FakeStream(ptr=6), device=0).pointer == 6
+    assert bk.Stream(FakeStream(ptr=6, device_id=3)).device == 3
+    assert bk.Stream(FakeStream(ptr=6, device_id=-1), device=0).pointer == 6
     assert bk.Stream(None, device=0).pointer == 0
 
 

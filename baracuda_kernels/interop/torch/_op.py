@@ -76,7 +76,8 @@ def ring_attention(
     Works in eager mode, under ``torch.compile(fullgraph=True)``, under
     ``torch.inference_mode()``, and in CUDA graphs once the same problem has been called. Outputs
     and scratch come from PyTorch's allocator at every call. Communicators and plans are kept
-    (`clear_cache` drops them); the first call of a problem compares it among the ranks.
+    (`clear_cache` drops them). On CUDA the first call of a problem compares it among the ranks, on
+    the CPU every call does.
 
     Parameters
     ----------

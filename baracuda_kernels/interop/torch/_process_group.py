@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _resolve_process_group
 
 from baracuda_kernels import Communicator, LocalCommunicator, TransportCommunicator
+from baracuda_kernels._core import _frameworks
 from baracuda_kernels.errors import CommunicatorError, InvalidProblemError, UnsupportedError
 
 # Away from the small numbers that users give their own messages.
@@ -65,13 +66,11 @@ def _has_nccl(group: dist.ProcessGroup, device: torch.device) -> bool:
 
 
 def _lends(group: dist.ProcessGroup, device: torch.device) -> bool:
-    """Whether the group's handle can be used, apart from its being made yet."""
-    from baracuda_kernels._core import _frameworks
-
+    """Whether the group's communicator can be used here, made already or not."""
     try:
-        _frameworks.torch_handle(group, device.index)
-    except UnsupportedError as refusal:
-        return "not made yet" in str(refusal)
+        _frameworks.torch_lender(group, device.index)
+    except UnsupportedError:
+        return False
     return True
 
 

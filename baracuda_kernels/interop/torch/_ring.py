@@ -60,6 +60,9 @@ class Ring:
         self._device = device
         self._ordinal = -1 if device.type == "cpu" else device.index
         self.comm = _process_group.communicator(group, device)
+        # On CUDA a comparison would wait for the GPU, and is for new problems alone. Elsewhere it
+        # costs little, and ranks that misread each other bring the process down (gloo).
+        self._compares_always = device.type == "cpu" and self.comm.world_size > 1
         # Every rank makes the same calls, so all forget and agree anew at the same calls.
         self._plans: dict[tuple, RingAttentionPlan] = {}
         self._agreed: set[tuple] = set()
@@ -96,9 +99,12 @@ class Ring:
             suited = _problem.sendable if self.comm.world_size > 1 else _problem.readable
             read = (_problem.readable(q), suited(k), suited(v))
             args = _args_of(plan, read, y, lse, scratch, self._ordinal)
-            self._agree(problem, plan, args, read)
+            if not self._compares_always:
+                self._agree(problem, plan, args, read)
             if read[0] is q and read[1] is k and read[2] is v:
                 _keep(self._args, places, args)
+        if self._compares_always:
+            plan.validate(self.comm, args)
         plan.run(self._stream(), self.comm, args)
         return y, lse
 

@@ -89,6 +89,12 @@ int32_t baracuda_cuda_device_info(int32_t device, baracuda_cuda_device* info) {
 
 int32_t baracuda_cuda_stream_device(void* stream, int32_t* device) {
   if (is_default_stream(stream)) return baracuda_cuda_current_device(device);
+  // A stream that is being captured must not be asked: CUDA may refuse (error 900), and a refusal
+  // ends the capture.
+  int32_t capturing = 0;
+  const int32_t status = baracuda_cuda_stream_is_capturing(stream, &capturing);
+  if (status != BARACUDA_OK) return status;
+  if (capturing) return baracuda_cuda_current_device(device);
 #if CUDART_VERSION >= 13000
   return check_cuda(cudaStreamGetDevice(as_stream(stream), device), "cudaStreamGetDevice");
 #else

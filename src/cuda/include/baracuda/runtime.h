@@ -27,7 +27,8 @@ typedef struct baracuda_cuda_device {
 } baracuda_cuda_device;
 BARACUDA_API int32_t baracuda_cuda_device_info(int32_t device, baracuda_cuda_device* info);
 
-// Device of a stream; for NULL (the legacy default stream) the current one.
+// Device of a stream; the current one for the default streams, and for one that is being captured,
+// whose own CUDA does not tell.
 BARACUDA_API int32_t baracuda_cuda_stream_device(void* stream, int32_t* device);
 // *device: ordinal of device or managed memory, -1 for host memory (pinned or not), -2 where the
 // pointer means nothing to CUDA.

@@ -19,14 +19,16 @@ def torch_rendezvous(group, device, unique_id):
     return rank, world_size, unique_id.from_bytes(box[0]), device
 
 
-def torch_handle(group, device):
-    """(ncclComm_t, device) of a torch NCCL group that has made its communicator."""
-    import torch
-    import torch.distributed as dist
+def torch_lender(group, device):
+    """The NCCL backend of a torch group, where its communicator can be used here once it is made.
 
-    group = dist.group.WORLD if group is None else group
-    if device is None:
-        device = torch.cuda.current_device()
+    Raises
+    ------
+    UnsupportedError
+        This torch does not give the handle, or uses another libnccl than this library.
+    """
+    import torch
+
     backend = group._get_backend(torch.device("cuda", device))
     if not hasattr(backend, "_comm_ptr"):
         raise UnsupportedError(
@@ -38,7 +40,18 @@ def torch_handle(group, device):
         raise UnsupportedError(
             f"group: torch's NCCL must be the one used here ({path}), but this process has loaded "
             f"{sorted(copies) or 'none as a shared library'}; use borrow=False")
-    handle = backend._comm_ptr()
+    return backend
+
+
+def torch_handle(group, device):
+    """(ncclComm_t, device) of a torch NCCL group that has made its communicator."""
+    import torch
+    import torch.distributed as dist
+
+    group = dist.group.WORLD if group is None else group
+    if device is None:
+        device = torch.cuda.current_device()
+    handle = torch_lender(group, device)._comm_ptr()
     if not handle:
         raise UnsupportedError(
             "group: its NCCL communicator is not made yet; init_process_group(device_id=...) "

@@ -19,7 +19,8 @@ cdef class Stream:
         0 and None are the legacy default stream of the current device, 1 and 2 CUDA's own names
         for the legacy and the per-thread default stream.
     device : int, optional
-        CUDA ordinal; by default what the stream's owner or the CUDA runtime says.
+        CUDA ordinal; by default what the stream's owner or the CUDA runtime says. Of a stream that
+        is being captured the runtime does not tell: then the current device.
 
     Raises
     ------
@@ -35,7 +36,7 @@ cdef class Stream:
         self.handle = <void*><uintptr_t>handle
         self.owner = source
         if device is None:
-            device = getattr(source, "device_index", None)
+            device = _device_of(source)
         if device is None:
             check(c_api.baracuda_cuda_stream_device(self.handle, &found))
             device = found
@@ -77,6 +78,14 @@ cdef class Stream:
         if self.device < 0:
             return "Stream.host()"
         return f"Stream({<uintptr_t>self.handle:#x}, device={self.device})"
+
+
+cdef object _device_of(object source):
+    """The ordinal that a PyTorch or CuPy stream knows of itself, or None."""
+    device = getattr(source, "device_index", None)
+    if device is None:
+        device = getattr(source, "device_id", -1)  # CuPy's word for unknown
+    return None if device == -1 else device
 
 
 cdef object _handle_of(object source):

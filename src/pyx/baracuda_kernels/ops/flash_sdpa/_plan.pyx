@@ -1,10 +1,7 @@
 # cython: language_level=3
 """The same attention step without a ring: one launch, no state."""
 
-from libc.stdint cimport int32_t, int64_t
-
 from baracuda_kernels._core cimport c_api
-from baracuda_kernels._core._status cimport check
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
 from baracuda_kernels.ops.attention._kernel cimport AttentionKernel, choose_kernel
@@ -12,7 +9,6 @@ from baracuda_kernels.ops.attention._operands cimport OperandChecks
 from baracuda_kernels.ops.flash_sdpa._descriptor cimport FlashSdpaDescriptor
 
 from baracuda_kernels._core._enums import AttentionKind
-from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels._core._selection import OpSpec
 from baracuda_kernels.ops.attention import _families
 

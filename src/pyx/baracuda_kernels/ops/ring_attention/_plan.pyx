@@ -7,7 +7,6 @@ from libc.string cimport memset
 
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._member cimport RingBinding, RingMember, RingPlan, as_member
-from baracuda_kernels._core._status cimport check
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
 from baracuda_kernels._core._timeline cimport RingTimeline, as_timeline
