@@ -22,11 +22,8 @@ from typing import Any
 
 _WORKER = Path(__file__).parent.parent / "multi_rank" / "worker.py"
 _START_SECONDS = 180.0
-<<<<<<< HEAD
 RANK_DEVICE = "BARACUDA_TEST_RANK_DEVICE"  # tells a worker its GPU
-=======
 _END_SECONDS = 30.0
->>>>>>> users
 
 
 class RankPool:

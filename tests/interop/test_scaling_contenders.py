@@ -1,11 +1,13 @@
 """The contenders of `benchmarks.scaling` that a CPU can run: every rank's answer, one by one."""
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from helpers.oracle import attention, error_of
+from helpers.pages import code_blocks, commands
 
 import baracuda_kernels as bk
 
@@ -86,3 +88,17 @@ def test_context_parallel_leaves_nothing_patched(torch, across, one_rank, causal
             assert torch.nn.functional.scaled_dot_product_attention is not plain
             raise ZeroDivisionError
         assert torch.nn.functional.scaled_dot_product_attention is plain
+
+
+def test_the_documented_commands(across):
+    """Those of developer-guide.md: the launcher is torch's, the options are the script's."""
+    scaling = importlib.import_module("benchmarks.scaling")
+    launch, page = commands(code_blocks("docs/developer-guide.md", "sh")[2])
+    at = launch.index("benchmarks.scaling")
+    assert launch[:3] == ["python", "-m", "torch.distributed.run"]
+    assert launch[at - 1] == "-m"
+    options = scaling._parser().parse_args(launch[at + 1 :])
+    assert options.faults
+    assert (ROOT / options.out).is_dir()
+    assert page == ["python", "-m", "benchmarks.report"]
+    subprocess.run([sys.executable, *launch[1 : at - 1], "--help"], check=True)
