@@ -34,16 +34,20 @@ class Outcome(NamedTuple):
 class FaultyRing:
     """Four processes; every run is with a new communicator, of new processes where some died."""
 
-    def __init__(self, timeout: float = 2.0) -> None:
+    def __init__(self, timeout: float = 2.0, *, restarts: int = 0) -> None:
+        """`restarts`: how many processes to have ready for those that will be killed."""
         self.timeout = timeout
         self._pool = RankPool(RANKS)
-        self._fresh = True
+        self._pool.prepare(VICTIM, restarts)
+        self._fresh, self._killed = True, False
 
     def run(self, case: str) -> list[Outcome]:
         """Let rank 2 fail; what the other three met."""
+        if self._killed:
+            self._pool.restart(VICTIM)
         if not self._fresh:
             self._pool.join()
-        self._fresh = False
+        self._fresh, self._killed = False, case == "SIGKILL"
         task = {"do": "endure", "seconds": self.timeout, "head_dims": {}}
         fault, at = None, time.time()
         if case == "other head_dim":
@@ -58,11 +62,9 @@ class FaultyRing:
                 self._pool.signal(VICTIM, number)
 
         answers = self._pool.run(task, meanwhile=fault, victim=VICTIM, seconds=90)
-        if case == "SIGKILL":
-            self._pool.restart(VICTIM)
-        else:
-            if case == "SIGSTOP":
-                self._pool.signal(VICTIM, signal.SIGCONT)
+        if case == "SIGSTOP":
+            self._pool.signal(VICTIM, signal.SIGCONT)
+        if case != "SIGKILL":
             self._pool.forget_answer(VICTIM)
         return [
             Outcome(a["error"], a["at"] - at, a["state"], a["again"], a.get("message", ""))

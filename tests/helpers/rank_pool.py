@@ -6,6 +6,7 @@ them by sockets instead of refusing two ranks on one GPU. Good for correctness; 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -33,7 +34,9 @@ class RankPool:
         self._script = worker
         self._options = options  # of the worker's task `join`
         self.folder = tempfile.TemporaryDirectory(prefix="rank-pool-")
+        self._started = 0
         self._workers = [self._start(rank) for rank in range(world_size)]
+        self._successors: dict[int, list[_Worker]] = {}
         self._broken = False
         self.join()
 
@@ -82,13 +85,22 @@ class RankPool:
         """Wait for the answer of a victim that lives on."""
         self._workers[rank].answer(seconds)
 
+    def prepare(self, rank: int, count: int) -> None:
+        """Start processes for the next restarts of a rank: starting one takes many seconds."""
+        started = [self._start(rank) for _ in range(count)]
+        self._successors.setdefault(rank, []).extend(started)
+
     def restart(self, rank: int) -> None:
         """A new process for a rank; `join` makes it part of the ring."""
         self._workers[rank].close()
-        self._workers[rank] = self._start(rank)
+        prepared = self._successors.get(rank)
+        self._workers[rank] = prepared.pop(0) if prepared else self._start(rank)
 
     def close(self) -> None:
-        for worker in self._workers:
+        workers = [*self._workers, *itertools.chain(*self._successors.values())]
+        for worker in workers:  # all at once: NCCL may wait for a peer that has not left yet
+            worker.dismiss()
+        for worker in workers:
             worker.close()
         self.folder.cleanup()
 
@@ -99,7 +111,8 @@ class RankPool:
             "NCCL_SOCKET_IFNAME": "lo",
             "PYTHONUNBUFFERED": "1",
         }
-        stderr = Path(self.folder.name) / f"stderr-{rank}.txt"
+        self._started += 1
+        stderr = Path(self.folder.name) / f"stderr-{self._started}.txt"
         return _Worker(self._script, rank, environment, stderr)
 
 
@@ -153,11 +166,14 @@ class _Worker:
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
-    def close(self) -> None:
+    def dismiss(self) -> None:
         try:
             self._process.stdin.close()  # the worker's loop ends with its input
         except BrokenPipeError:
             pass  # it is gone already
+
+    def close(self) -> None:
+        self.dismiss()
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
