@@ -15,11 +15,12 @@ from helpers.inputs import torch_qkv
 from helpers.rings import preference, shards_of
 
 import baracuda_kernels as bk
+from benchmarks import RING_HEAD_DIM as HEAD_DIM
+from benchmarks import RING_HEADS as HEADS
 from benchmarks.peers import available
 from benchmarks.timing import captured, sample
 
 RANKS = 8
-HEADS, HEAD_DIM = 16, 128
 # (family, chunk)
 PROBLEMS = [("sm90a", 4096), ("sm80", 4096)]
 _LAYOUTS = ("contiguous", "zigzag", "striped")

@@ -32,7 +32,8 @@ def row(
         If a rank met another error than the case's, or did not end at all.
     """
     worst = 0.0
-    with FaultyRing(ranks, device_each=device_each) as ring:
+    restarts = rings - 1 if case == "SIGKILL" else 0
+    with FaultyRing(ranks, restarts=restarts, device_each=device_each) as ring:
         for number in range(rings):
             for outcome in ring.run(case):
                 if outcome.error not in CASES[case]:

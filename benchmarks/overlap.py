@@ -18,11 +18,12 @@ from helpers.inputs import torch_qkv
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
 
 import baracuda_kernels as bk
+from benchmarks import RING_HEAD_DIM as HEAD_DIM
+from benchmarks import RING_HEADS as HEADS
 from benchmarks.peers import available
 from benchmarks.timing import captured, interleaved, summary
 
 RANKS = 8
-HEADS, HEAD_DIM = 16, 128
 # (family, chunk)
 LOCAL = [("sm90a", 4096), ("sm80", 4096)]
 NCCL_SELF = [("sm90a", 4096, 4), ("sm90a", 4096, 8), ("sm80", 4096, 4)]  # and max_ctas

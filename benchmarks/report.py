@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT, plots
+from benchmarks import ROOT, on_paper, plots
 from benchmarks.across_gpus import page as across_page
 from benchmarks.across_gpus import plot as across_plot
 from benchmarks.source import source_hash
@@ -111,7 +112,7 @@ def _card(card: str, result: dict[str, Any], here: str) -> str:
         rows = [row for row in result["rows"] if row["name"] == name]
         if rows:
             text += section(rows)
-    return text
+    return text + _on_paper(result)
 
 
 def _forward(rows: list[dict[str, Any]]) -> str:
@@ -223,6 +224,33 @@ def _graph(rows: list[dict[str, Any]]) -> str:
 
 def _faults(rows: list[dict[str, Any]]) -> str:
     return "\n### A rank that fails\n\n" + fault_table(rows)
+
+
+def _on_paper(result: dict[str, Any]) -> str:
+    compared = on_paper.comparisons(result)
+    if not compared:
+        return ""
+    lines = [
+        [
+            *(c.family, c.dtype, c.head_dim, c.layout, c.ranks, c.chunk, c.what),
+            *(f"{c.measured:.3f}", f"{c.predicted:.3f}", f"{c.measured / c.predicted:.3f}"),
+        ]
+        for c in compared
+    ]
+    text = (
+        "\n### Scale on paper beside these runs\n\nWhat `baracuda-kernels plan --measured` makes of "
+        "the single calls above, and of the state's cost in rings without a mask, for the other "
+        "rings above; nothing is exchanged in them. *ms*: all steps of all ranks. The middle half "
+        f"of the ratios lies between {_quartiles(lines)}.\n\n"
+    )
+    head = "family, dtype, D, layout, P, chunk, what, measured, on paper, measured / on paper"
+    return text + table(head, lines)
+
+
+def _quartiles(lines: list[list[Any]]) -> str:
+    ratios = [float(line[-1]) for line in lines]
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    return f"{low:.2f} and {high:.2f}"
 
 
 _SECTIONS = {

@@ -18,14 +18,12 @@ from baracuda_kernels._core._communicator import DEFAULT_MAX_CTAS
 from baracuda_kernels._core._enums import ElementKind, SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
 from baracuda_kernels.scaling._pairs import visible_pairs
-from baracuda_kernels.scaling._rates import ComputeRates
+from baracuda_kernels.scaling._rates import H100_SMS, ComputeRates
 from baracuda_kernels.sharding import rows_per_rank
 
 MAX_SEQ = 2**30
 MAX_RANKS = 4096
 DTYPES = ("f16", "bf16", "f32", "f64")
-# Rows of a kernel's query tile: one SM's piece of the work.
-_TILE_ROWS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +157,7 @@ class Machine:
     rates: ComputeRates
     link_gbps: float
     latency_us: float = 10.0
-    sms: int = 132
+    sms: int = H100_SMS
     sm_margin: int = DEFAULT_MAX_CTAS
     memory_gib: float = 80.0
 
@@ -256,7 +254,7 @@ def compute_seconds(
             chunk, rank, (rank - step) % ranks, ranks, layout, causal=problem.causal
         )
         live = pairs.live_rows > 0
-        tiles = problem.batch * problem.heads * -(-pairs.live_rows // _TILE_ROWS)
+        tiles = problem.batch * problem.heads * -(-pairs.live_rows // rates.tile_rows)
         usable = machine.sms - (machine.sm_margin if step + 1 < ranks else 0)
         # Rates are of a full GPU: a step has the SMs that the exchange leaves, and no more of them
         # than tiles.

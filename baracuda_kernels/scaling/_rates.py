@@ -6,6 +6,7 @@ causal one's upper end, see `ComputeRates.tflops`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,8 @@ _SM90A = {
 # ×1.23, ×1.11, ×1.06, ×1.03 at chunks 1024 to 8192, measured ×1.21, ×1.10, ×1.06, ×1.02.
 _STATE_PS_PER_BYTE = 1 / 3.0
 _LONGEST = 2.0**30  # of all sequences
+# SMs of the card that the figures and the evidence are of.
+H100_SMS = 132
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class ComputeRates:
         Of causal calls, for the visible half of the pairs alone.
     state : tuple of (chunk, picoseconds per byte), default 1/3 ps (3.0 TB/s) everywhere
         Of loading or storing the state between steps, as far as the kernel does not hide it.
+    tile_rows : int, default 128
+        Query rows of a kernel's tile, one block's work: fewer tiles than SMs leave some idle.
     sources : tuple of str
         Where the numbers are from.
 
@@ -57,12 +62,13 @@ class ComputeRates:
     ------
     InvalidProblemError
         If a curve is empty, its lengths do not rise, or a number in it is not finite and positive
-        (the state's may be 0).
+        (the state's may be 0), or `tile_rows` is less than 1.
     """
 
     full: Curve
     causal: Curve
     state: Curve = ((1.0, _STATE_PS_PER_BYTE),)
+    tile_rows: int = 128
     sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -73,6 +79,8 @@ class ComputeRates:
                 raise InvalidProblemError(f"{name}: got {curve}, must be of rising lengths > 0")
             if not all(np.isfinite(y) and (y > 0 or (y == 0 and name == "state")) for y in values):
                 raise InvalidProblemError(f"{name}: got {curve}, must be of finite numbers > 0")
+        if self.tile_rows < 1:
+            raise InvalidProblemError(f"tile_rows: got {self.tile_rows}, must be 1 or more")
 
     @staticmethod
     def constant(tflops: float, causal_tflops: float | None = None) -> ComputeRates:
@@ -139,6 +147,7 @@ def default_rates(family: str, dtype: str, head_dim: int) -> ComputeRates:
     return ComputeRates(
         full=tuple((n, rate) for n, rate, _ in table[taken]),
         causal=tuple((n, rate) for n, _, rate in table[taken]),
+        tile_rows=_tile_rows(family, dtype, head_dim),
         sources=tuple(sources),
     )
 
@@ -163,6 +172,15 @@ def _logged_points(family: str, dtype: str) -> dict[int, list[tuple[float, float
     return table
 
 
+def _tile_rows(family: str, dtype: str, head_dim: int) -> int:
+    """The kernels' own, `block_m` of their configurations."""
+    if family == "sm90a":
+        return 192 if head_dim <= 64 else 128
+    if family == "simt":
+        return (64 if head_dim <= 128 else 32) // (2 if dtype == "f64" else 1)
+    return 128 if head_dim <= 128 else 64
+
+
 def measured_rates(
     evidence: Mapping[str, Any], family: str, dtype: str, head_dim: int
 ) -> ComputeRates:
@@ -170,8 +188,8 @@ def measured_rates(
 
     TFLOPS come from its ``forward`` rows, by key length; rows of one length are averaged. The cost
     of the state comes from its ``ring_tax`` rows that are not causal: what the steps took longer
-    than the one call, over the bytes of state that they loaded and stored. Whatever the file does
-    not have comes from `default_rates`, and `sources` says so.
+    than their flops at that rate, over the bytes of state that they loaded and stored. Whatever the
+    file does not have comes from `default_rates`, and `sources` says so.
 
     Parameters
     ----------
@@ -191,29 +209,32 @@ def measured_rates(
     if not isinstance(rows, list):
         raise InvalidProblemError("measured: got no evidence; it must be an object with rows")
     wanted = {"family": family, "dtype": dtype, "head_dim": head_dim}
+    label = f"{evidence.get('card', 'measured')}, {family} {dtype} D {head_dim}"
+    tile_rows = _tile_rows(family, dtype, head_dim)
+    sources = []
     try:
         full = _forward_curve(_matching(rows, "forward", {**wanted, "causal": False}))
         causal = _forward_curve(_matching(rows, "forward", {**wanted, "causal": True}))
-        state = _state_curve(_matching(rows, "ring_tax", {**wanted, "causal": False}))
+        if not (full and causal):
+            default = default_rates(family, dtype, head_dim)
+            for name, curve in (("forward", full), ("causal forward", causal)):
+                if not curve:
+                    sources.append(f"{name} rows: none measured for {family} {dtype} D {head_dim}")
+            sources.extend(default.sources)
+            full, causal = full or default.full, causal or default.causal
+        else:
+            sources.append(f"forward rows: {label}")
+        rates = ComputeRates(full, causal, tile_rows=tile_rows)
+        state = _state_curve(_matching(rows, "ring_tax", {**wanted, "causal": False}), rates)
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise InvalidProblemError(f"measured: a row is not as it must be ({error!r})") from error
-
-    label = f"{evidence.get('card', 'measured')}, {family} {dtype} D {head_dim}"
-    sources = []
-    if not (full and causal):
-        default = default_rates(family, dtype, head_dim)
-        for name, curve in (("forward", full), ("causal forward", causal)):
-            if not curve:
-                sources.append(f"{name} rows: none measured for {family} {dtype} D {head_dim}")
-        sources.extend(default.sources)
-        full, causal = full or default.full, causal or default.causal
-    else:
-        sources.append(f"forward rows: {label}")
     if state:
         sources.append(f"ring_tax rows: {label}")
-        return ComputeRates(full, causal, state, tuple(sources))
-    sources.append(f"state: no ring_tax rows for {family} {dtype} D {head_dim}; taken at 3.0 TB/s")
-    return ComputeRates(full, causal, sources=tuple(sources))
+    else:
+        sources.append(
+            f"state: no ring_tax rows for {family} {dtype} D {head_dim}; taken at 3.0 TB/s"
+        )
+    return dataclasses.replace(rates, state=state or rates.state, sources=tuple(sources))
 
 
 def _matching(
@@ -233,14 +254,16 @@ def _forward_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
     return _averaged(point(row) for row in rows)
 
 
-def _state_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
+def _state_curve(rows: Iterable[Mapping[str, Any]], rates: ComputeRates) -> Curve:
     def point(row: Mapping[str, Any]) -> tuple[float, float]:
         p = row["params"]
         itemsize = 8 if p["dtype"] == "f64" else 4
         # Stored by all steps but the last, loaded by all but the first.
         moved = 2 * (p["ranks"] - 1) * p["heads"] * p["chunk"] * (p["head_dim"] + 2) * itemsize
-        lost_ms = max(row["ours"] - row["peers"]["one_call"], 0.0)
-        return p["chunk"], lost_ms * 1e9 / moved
+        tiles = p["heads"] * -(-p["chunk"] // rates.tile_rows)
+        flops = 4 * p["heads"] * p["chunk"] ** 2 * p["ranks"] * p["head_dim"]
+        alone_ms = flops / rates.tflops(p["chunk"]) / 1e9 / min(tiles / H100_SMS, 1.0)
+        return p["chunk"], max(row["ours"] - alone_ms, 0.0) * 1e9 / moved
 
     return _averaged(point(row) for row in rows)
 

@@ -37,17 +37,23 @@ class FaultyRing:
     `options` are of :class:`RankPool`.
     """
 
-    def __init__(self, ranks: int = RANKS, *, timeout: float = 2.0, **options: Any) -> None:
+    def __init__(
+        self, ranks: int = RANKS, *, timeout: float = 2.0, restarts: int = 0, **options: Any
+    ) -> None:
+        """`restarts`: how many processes to have ready for those that will be killed."""
         self.timeout = timeout
         self._victim = ranks // 2
         self._pool = RankPool(ranks, **options)
-        self._fresh = True
+        self._pool.prepare(self._victim, restarts)
+        self._fresh, self._killed = True, False
 
     def run(self, case: str) -> list[Outcome]:
         """Let one rank fail; what the others met."""
+        if self._killed:
+            self._pool.restart(self._victim)
         if not self._fresh:
             self._pool.join()
-        self._fresh = False
+        self._fresh, self._killed = False, case == "SIGKILL"
         task = {"do": "endure", "seconds": self.timeout, "head_dims": {}}
         fault, at = None, time.time()
         if case == "other head_dim":
@@ -62,11 +68,9 @@ class FaultyRing:
                 self._pool.signal(self._victim, number)
 
         answers = self._pool.run(task, meanwhile=fault, victim=self._victim, seconds=90)
-        if case == "SIGKILL":
-            self._pool.restart(self._victim)
-        else:
-            if case == "SIGSTOP":
-                self._pool.signal(self._victim, signal.SIGCONT)
+        if case == "SIGSTOP":
+            self._pool.signal(self._victim, signal.SIGCONT)
+        if case != "SIGKILL":
             self._pool.forget_answer(self._victim)
         return [
             Outcome(a["error"], a["at"] - at, a["state"], a["again"], a.get("message", ""))

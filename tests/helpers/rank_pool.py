@@ -8,6 +8,7 @@ what links the GPUs.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -54,7 +55,9 @@ class RankPool:
         self._script = worker
         self._options = options
         self.folder = tempfile.TemporaryDirectory(prefix="rank-pool-")
+        self._started = 0
         self._workers = [self._start(rank) for rank in range(world_size)]
+        self._successors: dict[int, list[_Worker]] = {}
         self._broken = False
         self.join()
 
@@ -103,10 +106,16 @@ class RankPool:
         """Wait for the answer of a victim that lives on."""
         self._workers[rank].answer(seconds)
 
+    def prepare(self, rank: int, count: int) -> None:
+        """Start processes for the next restarts of a rank: starting one takes many seconds."""
+        started = [self._start(rank) for _ in range(count)]
+        self._successors.setdefault(rank, []).extend(started)
+
     def restart(self, rank: int) -> None:
         """A new process for a rank; `join` makes it part of the ring."""
         self._workers[rank].close(_END_SECONDS)
-        self._workers[rank] = self._start(rank)
+        prepared = self._successors.get(rank)
+        self._workers[rank] = prepared.pop(0) if prepared else self._start(rank)
 
     def close(self, *, cleanly: bool = False) -> None:
         """Let all workers end, at the same time: one that ends a communicator may wait for others.
@@ -114,11 +123,12 @@ class RankPool:
         With `cleanly`, one that fails on its way out or must be killed fails the caller, unless the
         ring was broken before.
         """
-        for worker in self._workers:
+        workers = [*self._workers, *itertools.chain(*self._successors.values())]
+        for worker in workers:
             worker.end_input()
         deadline = time.monotonic() + _END_SECONDS
-        codes = [worker.close(deadline - time.monotonic()) for worker in self._workers]
-        report = "\n".join(w.stderr_report() for w in self._workers)
+        codes = [worker.close(deadline - time.monotonic()) for worker in workers]
+        report = "\n".join(w.stderr_report() for w in workers)
         self.folder.cleanup()
         if cleanly and not self._broken and any(codes):
             raise AssertionError(f"the workers ended with {codes}:\n{report}")
@@ -132,7 +142,8 @@ class RankPool:
         }
         if not self._device_each:
             environment["NCCL_HOSTID"] = f"rank-{rank}"
-        stderr = Path(self.folder.name) / f"stderr-{rank}.txt"
+        self._started += 1
+        stderr = Path(self.folder.name) / f"stderr-{self._started}.txt"
         return _Worker(self._script, rank, environment, stderr)
 
 

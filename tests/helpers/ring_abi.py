@@ -233,6 +233,14 @@ class LocalWorld:
         assert self.lib.baracuda_local_world_destroy(self.handle) == OK
 
 
+def without_overlap(endpoints: list[Endpoint], streams: list[Any]) -> list[Endpoint]:
+    """Copies of endpoints whose exchanges go to the callers' own streams, in line with the steps."""
+    copies = [Endpoint.from_buffer_copy(end) for end in endpoints]
+    for copy, stream in zip(copies, streams, strict=True):
+        copy.ring_stream = stream
+    return copies
+
+
 def plain_schedule(rank: int, world_size: int) -> Any:
     hops = (Hop * world_size)()
     library().baracuda_ring_schedule(rank, world_size, hops)

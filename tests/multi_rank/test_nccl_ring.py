@@ -111,3 +111,21 @@ def test_communicator_of_a_torch_group(torch, pool, backend, borrow):
     assert all(a["owned"] != borrow for a in answers)
     _check(torch, pool, _task(pool, "bf16") | {"comm": name})
     pool.run({"do": "leave_torch", "name": name})
+
+
+def test_in_order_beside_the_groups_own_communicator(torch, pool):
+    """Two NCCL communicators on the same streams, as the architecture page says to order them."""
+    ranks, runs = pool.world_size, 20 if pool.world_size < 8 else 3
+    join = {"do": "join_torch", "world_size": ranks, "backend": "nccl", "borrow": False}
+    assert all(a["owned"] for a in pool.run(join | {"name": "beside"}, seconds=120))
+    shape = {**SHAPE, "query_len": 128 * ranks}
+    task = {"do": "interleave", "name": "beside", "seed": 5, "shape": shape, "runs": runs}
+    answers = pool.run(task, seconds=120)
+    assert [a["differing"] for a in answers] == [0] * ranks
+    q, k, v = torch_qkv("normal", "bf16", 5, **shape)
+    expected, _ = local_ring(torch, "sm80", "bf16", q, k, v, ranks)
+    for rank, shard in enumerate(bk.shard(expected, ranks, sequence_layout="contiguous")):
+        raw = bytearray((Path(pool.folder.name) / f"y-{rank}.bin").read_bytes())
+        mine = torch.frombuffer(raw, dtype=torch.bfloat16).cuda()
+        assert same_bits(torch, mine, shard.reshape(-1)), f"rank {rank}"
+    pool.run({"do": "leave_torch", "name": "beside"})

@@ -55,7 +55,7 @@ class Rank:
         if not dist.is_initialized():
             dist.init_process_group(
                 task["backend"],
-                init_method=f"file://{task['folder']}/rendezvous-{task['backend']}",
+                init_method=f"file://{task['folder']}/rendezvous-{task['name']}",
                 rank=self.rank,
                 world_size=task["world_size"],
                 device_id=torch.device("cuda", self.device) if task["backend"] == "nccl" else None,
@@ -72,6 +72,43 @@ class Rank:
         self.comms.pop(task["name"]).close()
         dist.destroy_process_group()
         return {}
+
+    def interleave(self, task: dict) -> dict:
+        """Collectives of the group's own communicator before and after every run.
+
+        K and V come by an all-gather of the group, which the stream waits for before the run; y
+        leaves by another, which the group's stream starts after it. Nothing waits on the host.
+        """
+        import torch.distributed as dist
+
+        comm = self.comms[task["name"]]
+        q, k, v = torch_qkv("normal", "bf16", task["seed"], **task["shape"])
+        mine = shards_of(q, k, v, comm.world_size, "contiguous")[comm.rank]
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            stream = bk.Stream(torch.cuda.current_stream())
+            plan = bk.RingAttentionPlan.select(
+                stream, descriptor(*mine[:2], "bf16"), preference("sm80", "bf16")
+            )
+            kv = torch.full_like(torch.stack(mine[1:]), float("nan"))
+            arrays = rank_arrays(torch, plan, mine[0], kv[0], kv[1], comm.world_size)
+            sent = torch.stack(mine[1:])
+            gathered = kv.new_empty(comm.world_size, *kv.shape)
+            answers = arrays.y.new_empty(task["runs"], comm.world_size, *arrays.y.shape)
+            for number in range(task["runs"]):
+                gathered.fill_(float("nan"))
+                work = dist.all_gather_into_tensor(gathered, sent, async_op=True)
+                work.wait()  # the stream waits, not the host
+                kv.copy_(gathered[comm.rank])
+                plan.run(stream, comm, arrays.args)
+                work = dist.all_gather_into_tensor(answers[number], arrays.y, async_op=True)
+                work.wait()  # before the next run writes y
+            comm.synchronize(stream)
+        raw = answers.view(torch.int16).flatten(1)
+        answers[0, comm.rank].view(torch.uint8).cpu().numpy().tofile(
+            Path(task["folder"]) / f"y-{self.rank}.bin"
+        )
+        return {"differing": int((raw != raw[:1]).any(1).sum())}
 
     def split(self, task: dict) -> dict:
         """Even and odd ranks apart, each half in reversed order."""

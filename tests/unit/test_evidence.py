@@ -23,7 +23,7 @@ def _load(name):
     return importlib.import_module(f"benchmarks.{name}")
 
 
-evidence, report, source = _load("evidence"), _load("report"), _load("source")
+evidence, on_paper, report, source = map(_load, ("evidence", "on_paper", "report", "source"))
 
 
 def _tree(folder):
@@ -223,7 +223,18 @@ def test_the_page_says_what_the_rows_say(tmp_path):
     assert "| sm80 | local | – | 8 | 4096 | 2.200 | 2.000 | 1.000 | 1.100 |" in text
     assert "| sm80 | 8 | 1024 | 1.100 | 1.000 | 1.100 |" in text
     assert "| SIGSTOP | 4 | 5 | 2.01 | 2.0 |" in text
+    (line,) = [x for x in text.splitlines() if x.startswith("| sm80 | bf16 | 128 | zigzag | 8 |")]
+    assert "| ms, causal | 2.200 |" in line
     assert "20 passed, 0 failed, 4 skipped" in text
+
+
+def test_scale_on_paper_holds_against_the_committed_results():
+    """Rings that the model was not fitted to: half of them within 10 %, most within 15 %."""
+    for path in sorted(report.RESULTS.glob("*.json")):
+        compared = on_paper.comparisons(json.loads(path.read_text()))
+        assert {c.what for c in compared} >= {"ms, causal", "slowest rank", "summed work"}
+        off = sorted(abs(c.measured / c.predicted - 1) for c in compared)
+        assert off[len(off) // 2] < 0.10 and off[len(off) * 9 // 10] < 0.15, off
 
 
 def test_the_committed_page_is_that_of_the_committed_results():

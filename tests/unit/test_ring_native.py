@@ -176,7 +176,10 @@ class Simulation:
     """A staged ring on simulated streams: K and V arrive on the callers' streams just before the
     run, and every buffer is poisoned on them just after it."""
 
-    def __init__(self, world_size: int, layout: int, causal: bool, dropped_wait: int = -1) -> None:
+    def __init__(
+        self, world_size: int, layout: int, causal: bool, dropped_wait: int = -1,
+        overlap: bool = True,
+    ) -> None:  # fmt: skip
         abi.reset_simulator(dropped_wait)
         self.sim = abi.simulator()
         self.ops = self.sim.sim_stream_ops().contents
@@ -187,7 +190,10 @@ class Simulation:
             stream = ct.c_void_p()
             self.ops.stream_create(stream, 0)
             self.streams.append(stream.value)
-        for end in self.world.endpoints:
+        self.endpoints = self.world.endpoints
+        if not overlap:  # every exchange in its place between the steps, on the caller's stream
+            self.endpoints = abi.without_overlap(self.endpoints, self.streams)
+        for end in self.endpoints:
             end.max_ctas = 8
 
     def enqueue(self, threads: bool = False) -> int:
@@ -199,7 +205,8 @@ class Simulation:
         for rank, stream in enumerate(self.streams):
             into, what = problem.receive[rank, 0], staged[rank]
             self.ops.copy(into.ctypes.data, what.ctypes.data, what.nbytes, stream)
-        status = run_all(problem, self.world, self.streams)
+        calls = problem.calls(self.endpoints, self.streams)
+        status = self.world.lib.baracuda_ring_run(calls, problem.world_size)
         for rank, stream in enumerate(self.streams):
             into, what = problem.receive[rank], poison[rank]
             self.ops.copy(into.ctypes.data, what.ctypes.data, what.nbytes, stream)
@@ -218,6 +225,22 @@ def test_any_order_of_the_streams_gives_the_answer(world_size, causal, layout):
         assert simulation.enqueue() == abi.OK
         assert simulation.finish(seed), seed
         simulation.world.close()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_overlap_changes_no_bit(world_size, layout):
+    outputs = []
+    for overlap in (True, False):
+        for seed in range(6):
+            simulation = Simulation(world_size, layout, True, overlap=overlap)
+            assert simulation.enqueue() == abi.OK
+            streams = {line.split()[-1] for line in simulation.sim.sim_log().decode().splitlines()}
+            assert any(name.startswith("ring") for name in streams) == overlap
+            assert simulation.finish(seed), (overlap, seed)
+            outputs.append(simulation.problem.y.tobytes() + simulation.problem.lse.tobytes())
+            simulation.world.close()
+    assert len(set(outputs)) == 1
 
 
 @pytest.mark.parametrize(("layout", "causal"), [(abi.CONTIGUOUS, False), (abi.ZIGZAG, True)])

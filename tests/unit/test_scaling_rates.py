@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from helpers.scaling_cases import EVIDENCE, forward_row, problem
+from helpers.scaling_cases import EVIDENCE, forward_row, problem, tax_row
 
 import baracuda_kernels as bk
 from baracuda_kernels import scaling
@@ -23,6 +23,33 @@ def test_measured_rates_are_interpolated_by_length():
     assert rates.state_seconds_per_byte(4096) == 0
     assert rates.state_seconds_per_byte(2048) * 1e12 == pytest.approx(1)
     assert all("Some Card" in source for source in rates.sources)
+
+
+def test_the_state_costs_what_the_steps_take_beyond_their_flops():
+    """However fast another library's one call is; and few tiles leave SMs idle, which is no cost."""
+    row = tax_row(1024, 100.0, 0.0, heads=4)
+    on_32_of_132_sms = 4 * 4 * 8 * 1024**2 * 128 / 100e12 * 132 / 32
+    row["ours"] = 1e3 * (on_32_of_132_sms + 14 * 4 * 1024 * 130 * 4 * 5e-12)
+    rows = [r for r in EVIDENCE["rows"] if r["name"] == "forward"]
+    for one_call in (1e-3, 1e3):
+        row["peers"]["one_call"] = one_call
+        rates = scaling.measured_rates({"rows": [*rows, row]}, "sm80", "bf16", 128)
+        assert rates.state_seconds_per_byte(1024) * 1e12 == pytest.approx(5)
+
+
+@pytest.mark.parametrize(
+    "family, dtype, head_dim, rows",
+    [
+        ("sm90a", "bf16", 64, 192),
+        ("sm90a", "bf16", 256, 128),
+        ("sm80", "bf16", 128, 128),
+        ("sm80", "bf16", 192, 64),
+        ("simt", "f32", 128, 64),
+        ("simt", "f64", 256, 16),
+    ],
+)
+def test_tiles_are_the_kernels_own(family, dtype, head_dim, rows):
+    assert scaling.default_rates(family, dtype, head_dim).tile_rows == rows
 
 
 def test_what_was_not_measured_comes_from_the_log_and_is_said():
@@ -79,3 +106,5 @@ def test_bad_rates_are_typed_errors():
     for curve in ((), ((2.0, 1.0), (1.0, 1.0)), ((1.0, -1.0),), ((0.0, 1.0),), ((1.0, math.nan),)):
         with pytest.raises(bk.InvalidProblemError):
             scaling.ComputeRates(full=curve, causal=((1.0, 1.0),))
+    with pytest.raises(bk.InvalidProblemError, match="tile_rows"):
+        scaling.ComputeRates(full=((1.0, 1.0),), causal=((1.0, 1.0),), tile_rows=0)

@@ -1,0 +1,101 @@
+"""Overlap changes no bit: exchanges beside the steps or between them, eager or in a CUDA graph.
+
+Without overlap a rank's exchanges go to its caller's own stream, each in its place before the step
+that it would run beside, and no SMs are left to them.
+"""
+
+import pytest
+from helpers import cuda_ring
+from helpers import ring_abi as abi
+from helpers.inputs import torch_qkv
+from helpers.rings import preference, same_bits, shards_of
+
+pytestmark = pytest.mark.gpu
+
+RANKS, ROWS, HEADS, KV_HEADS = 4, 384, 4, 2
+KERNELS = [("sm90a", "bf16", 128), ("sm90a", "f16", 64), ("sm80", "bf16", 128), ("simt", "f32", 64)]
+
+
+class _Ring:
+    """Ranks of one ring and their endpoints; `run` enqueues all of it on the current stream."""
+
+    max_ctas = 8
+
+    def run(self, torch, overlap):
+        stream = torch.cuda.current_stream().cuda_stream
+        endpoints = self.endpoints
+        if not overlap:
+            endpoints = abi.without_overlap(endpoints, [stream] * len(endpoints))
+        calls = []
+        for rank, endpoint, hops in zip(self.ranks, endpoints, self.hops, strict=True):
+            endpoint.max_ctas = self.max_ctas if overlap else 0
+            rank.stage()
+            calls.append(rank.call(endpoint, stream, hops, layout=abi.ZIGZAG, causal=True))
+        array = (abi.Call * len(calls))(*calls)
+        cuda_ring.check(abi.library().baracuda_ring_run(array, len(calls)))
+
+    def poison(self):
+        for rank in self.ranks:
+            for x in (rank.y, rank.lse, rank.state, rank.buffers):
+                x.fill_(float("nan"))
+
+    def outputs(self):
+        return [x.clone() for rank in self.ranks for x in (rank.y, rank.lse)]
+
+
+class _LocalRing(_Ring):
+    def __init__(self, torch, family, dtype, head_dim):
+        shape = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": head_dim}
+        q, k, v = torch_qkv("normal", dtype, 3, query_len=ROWS * RANKS, **shape)
+        shards = shards_of(q, k, v, RANKS, "zigzag")
+        self.ranks = [cuda_ring.RankTensors(torch, *shard, family=family) for shard in shards]
+        self.world = abi.LocalWorld(RANKS, cuda_ring.cuda_ops())
+        self.endpoints = self.world.endpoints
+        self.hops = [abi.plain_schedule(rank, RANKS) for rank in range(RANKS)]
+
+    def close(self):
+        self.world.close()
+
+
+class _NcclRing(_Ring):
+    """A rank that sends to itself."""
+
+    def __init__(self, torch, family, dtype, head_dim):
+        shape = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": head_dim}
+        q, k, v = torch_qkv("normal", dtype, 3, query_len=ROWS, **shape)
+        self.ranks = [cuda_ring.RankTensors(torch, q, k, v, family=family)]
+        self.own = cuda_ring.SelfRing(RANKS, max_ctas=self.max_ctas)
+        self.endpoints, self.hops = [self.own.endpoint], [self.own.hops]
+
+    def close(self):
+        self.own.close()
+
+
+@pytest.mark.parametrize("kind", [_LocalRing, _NcclRing], ids=["local", "nccl"])
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
+def test_overlap_and_capture_change_no_bit(torch, family, dtype, head_dim, kind):
+    preference(family, dtype)  # skips where the card lacks the family
+    ring = kind(torch, family, dtype, head_dim)
+    found = {}
+    stream = torch.cuda.Stream()
+    for overlap in (True, False):
+        with torch.cuda.stream(stream):
+            ring.poison()
+            ring.run(torch, overlap)
+            torch.cuda.synchronize()
+            found[overlap, "eager"] = ring.outputs()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            ring.run(torch, overlap)
+        with torch.cuda.stream(stream):
+            ring.poison()
+            graph.replay()
+            torch.cuda.synchronize()
+            found[overlap, "captured"] = ring.outputs()
+        del graph  # NCCL's communicator ends only when no graph holds work of it
+    expected = found[True, "eager"]
+    assert all(x.isfinite().all() for x in expected)
+    for case, outputs in found.items():
+        for x, y in zip(expected, outputs, strict=True):
+            assert same_bits(torch, x, y), f"{case} differs from the eager run with overlap"
+    ring.close()
