@@ -1,7 +1,6 @@
 // The sm90a family: which problems it takes, and which instantiation serves them.
 #include <climits>
 #include <cmath>
-#include <initializer_list>
 
 #include "attention/alignment.h"
 #include "attention/sm90/variant.h"
@@ -88,19 +87,7 @@ Variant select(const StepParams& p) {
   }
 }
 
-// Steps of a problem differ in their flags: the kernels of all of them are made ready.
-int32_t load(const StepParams& p) {
-  constexpr uint32_t whole = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
-  int32_t status = BARACUDA_OK;
-  for (const uint32_t steps : {0u, whole}) {
-    for (const uint32_t mask : {0u, uint32_t{BARACUDA_STEP_CAUSAL}}) {
-      StepParams step = p;
-      step.flags = steps | mask;
-      if (status == BARACUDA_OK) status = select(step).load();
-    }
-  }
-  return status;
-}
+int32_t load(const StepParams& p) { return select(p).load(); }
 
 int32_t step(const StepParams& p, void* stream) {
   if (p.batch == 0 || p.heads == 0 || p.query_len == 0) return BARACUDA_OK;

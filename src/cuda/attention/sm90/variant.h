@@ -9,7 +9,7 @@
 namespace baracuda::sm90 {
 
 struct Variant {
-  int32_t (*load)();
+  int32_t (*load)();  // what serves any step of the problem
   int32_t (*launch)(const StepParams& params, cudaStream_t stream);
 };
 
