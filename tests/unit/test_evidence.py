@@ -230,8 +230,11 @@ def test_the_page_says_what_the_rows_say(tmp_path):
 
 def test_scale_on_paper_holds_against_the_committed_results():
     """Rings that the model was not fitted to: half of them within 10 %, most within 15 %."""
-    for path in sorted(report.RESULTS.glob("*.json")):
-        compared = on_paper.comparisons(json.loads(path.read_text()))
+    results = [json.loads(path.read_text()) for path in sorted(report.RESULTS.glob("*.json"))]
+    for result in results:
+        if "ranks" in result:  # of several GPUs
+            continue
+        compared = on_paper.comparisons(result)
         assert {c.what for c in compared} >= {"ms, causal", "slowest rank", "summed work"}
         off = sorted(abs(c.measured / c.predicted - 1) for c in compared)
         assert off[len(off) // 2] < 0.10 and off[len(off) * 9 // 10] < 0.15, off
