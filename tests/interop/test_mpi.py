@@ -74,6 +74,9 @@ def test_the_commands_on_the_page(mpiexec):
 # By the shell, since every rank needs a NCCL_HOSTID of its own on a shared GPU.
 OWN_HOST = ["sh", "-c", 'NCCL_HOSTID=rank-${PMI_RANK:-$OMPI_COMM_WORLD_RANK} exec "$@"', "sh"]
 
+# What Open MPI asks of those who are root in a container.
+AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
 
 @pytest.mark.gpu
 @pytest.mark.multi_rank
@@ -84,7 +87,7 @@ def test_the_example_on_a_gpu(mpiexec, tmp_path):
         tmp_path,
         *("--device", "cuda"),
         launcher=[*mpiexec, *OWN_HOST],
-        environment={"NCCL_SOCKET_IFNAME": "lo"},
+        environment={"NCCL_SOCKET_IFNAME": "lo", **AS_ROOT},
         timeout=240,
     )
     errors = re.findall(r"rank \d of 4: \w+, relative error (\S+)", said)

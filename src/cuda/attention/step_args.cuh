@@ -34,6 +34,7 @@ struct StepArgs {
   bool last;
   bool causal;
   bool follows;
+  bool backwards;  // direction of the first round of a resident grid
   bool lse_is_f32;
 };
 

@@ -38,28 +38,25 @@ bool prefers_wide(const StepParams& p) {
 }
 
 template <typename Element>
-using Narrow = Config<Element, 128, narrow, 2, false>;
-template <typename Element>
-using Wide = Config<Element, 128, wide, 2, false, wide_last>;
+struct Both {
+  using Narrow = Config<Element, 128, narrow, 2, false>;
+  using Wide = Config<Element, 128, wide, 2, false, wide_last>;
 
-// Steps of a problem differ in which they prefer.
-template <typename Element>
-int32_t load_both() {
-  const int32_t status = load_kernels<Narrow<Element>>();
-  return status == BARACUDA_OK ? load_kernels<Wide<Element>>() : status;
-}
-
-template <typename Element>
-Variant variant(bool is_wide) {
-  return Variant{load_both<Element>,
-                 is_wide ? launch_kernel<Wide<Element>> : launch_kernel<Narrow<Element>>};
-}
+  static int32_t load() {
+    const int32_t status = load_kernels<Narrow>();
+    return status == BARACUDA_OK ? load_kernels<Wide>() : status;
+  }
+  static int32_t launch(const StepParams& p, cudaStream_t stream) {
+    return prefers_wide(p) ? launch_kernel<Wide>(p, stream) : launch_kernel<Narrow>(p, stream);
+  }
+};
 
 }  // namespace
 
 Variant variant_d128(const StepParams& p) {
-  const bool is_wide = prefers_wide(p);
-  return p.element == BARACUDA_BF16 ? variant<__nv_bfloat16>(is_wide) : variant<__half>(is_wide);
+  return p.element == BARACUDA_BF16
+             ? Variant{Both<__nv_bfloat16>::load, Both<__nv_bfloat16>::launch}
+             : Variant{Both<__half>::load, Both<__half>::launch};
 }
 
 }  // namespace baracuda::sm90

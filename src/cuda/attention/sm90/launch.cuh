@@ -74,6 +74,7 @@ int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
   int64_t blocks = processors > p.sm_margin ? processors - p.sm_margin : 1;
   if (blocks > args.step.blocks) blocks = args.step.blocks;
   args.step.section = choose_section(args.step, sizeof(typename C::Element), blocks);
+  args.step.backwards = starts_backwards(args.step, blocks);
   return launch_grid(kernel_of<C>(p.flags), static_cast<unsigned>(blocks), C::threads,
                      C::shared_bytes, stream, overlaps_previous(p), args);
 }

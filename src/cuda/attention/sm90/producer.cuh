@@ -21,6 +21,8 @@ class Work {
   Tile tile;
   int tiles;  // key tiles
 
+  __device__ __forceinline__ explicit Work(const StepArgs& args) : walk_(args) {}
+
   __device__ __forceinline__ bool next(const StepArgs& args) {
     while (walk_.next(args, C::block_m, tile)) {
       tiles = key_tiles<C>(row_limit(args, int64_t{tile.row0} + C::block_m - 1));
@@ -45,7 +47,7 @@ class KeyProducer {
 
   __device__ __forceinline__ void run() {
     constexpr bool prefetches = !First && !C::stages_state;
-    Work<C, First, Last> work;
+    Work<C, First, Last> work(args_.step);
     uint32_t turn = 0;  // key tiles of K copied so far; V is one behind
     KeyTile previous{};
     for (bool more = work.next(args_.step); more;) {
@@ -110,7 +112,7 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
   const uint64_t policy = l2_evict_first();
   constexpr bool staged = C::stages_state && !(First && Last);
   StateMover<C, First, Last> state(step, shared, barriers, group);
-  Work<C, First, Last> work;
+  Work<C, First, Last> work(step);
   for (uint32_t n = 0;; ++n) {
     const bool more = work.next(step);
     const Slot<C> slot(shared, group, n);

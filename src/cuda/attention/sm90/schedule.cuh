@@ -79,11 +79,21 @@ inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t g
   return (args.batch_heads + sections - 1) / sections;
 }
 
+// The direction of the first round, see TileWalk. Where heads are not mixed the last round, which
+// may be short, runs forwards: the first blocks have a tile more, and they are the first to get a
+// multiprocessor that the step before has left.
+inline bool starts_backwards(const StepArgs& args, int64_t grid) {
+  return args.section == 0 && (args.blocks + grid - 1) / grid % 2 == 0;
+}
+
 // The grid stays resident and every block walks a fixed list of tiles, in rounds of one tile a
 // block whose direction alternates: under a mask, what a block gains in one round it loses in the
 // next, so all finish within about a tile of each other without a shared counter.
 class TileWalk {
  public:
+  __device__ __forceinline__ explicit TileWalk(const StepArgs& args)
+      : backwards_(args.backwards) {}
+
   __device__ __forceinline__ bool next(const StepArgs& args, int block_m, Tile& tile) {
     const int grid = static_cast<int>(gridDim.x);
     const int block = static_cast<int>(blockIdx.x);
@@ -115,7 +125,7 @@ class TileWalk {
  private:
   int first_head_ = 0;
   int done_ = 0;  // tiles of the section in earlier rounds
-  bool backwards_ = false;
+  bool backwards_;
 };
 
 }  // namespace baracuda::sm90

@@ -9,11 +9,11 @@
 namespace baracuda::sm90 {
 
 struct Variant {
-  int32_t (*load)();  // what serves any step of the problem
+  int32_t (*load)();  // what serves any step of a problem
   int32_t (*launch)(const StepParams& params, cudaStream_t stream);
 };
 
-// Those that serve steps like this one.
+// Those that serve this element.
 Variant variant_d64(const StepParams& params);
 Variant variant_d128(const StepParams& params);
 Variant variant_d256(const StepParams& params);
