@@ -106,9 +106,9 @@ class SelfRun:
 
 
 class LocalRun:
-    """A local ring of RANKS, each on a stream of its own."""
+    """A local ring of RANKS, on so many streams: each on its own, or all on one."""
 
-    def __init__(self, torch, disturbance):
+    def __init__(self, torch, disturbance, streams=RANKS):
         self.torch, self.disturbance = torch, disturbance
         q, k, v = torch_qkv("normal", "bf16", 0, heads=HEADS, query_len=ROWS * RANKS, head_dim=DIM)
         shards = shards_of(q, k, v, RANKS, "contiguous")
@@ -116,7 +116,7 @@ class LocalRun:
         self.ops = cuda_ring.DisturbedOps(disturbance.delay, disturbance.poison)
         self.pointer = self.ops.pointer
         self.world = abi.LocalWorld(RANKS, self.pointer)
-        self.users = [torch.cuda.Stream() for _ in range(RANKS)]
+        self.users = [torch.cuda.Stream() for _ in range(streams)] * (RANKS // streams)
         self.outputs = [x for rank in self.ranks for x in (rank.y, rank.lse)]
 
     def run(self, dropped=-1):
@@ -177,4 +177,17 @@ def test_delays_change_nothing_and_every_wait_is_needed(torch, kind):
         if dropped not in COVERED[kind] and not any(differs(dropped) for _ in range(MOST_TRIALS))
     ]
     assert not missed, f"nothing needs the waits {missed}"
+    ring.close()
+
+
+def test_delays_change_nothing_where_ranks_share_a_stream(torch):
+    """Their waits cover one another; unit/test_ring_native.py leaves them out together."""
+    disturbance = Disturbance(torch)
+    ring = LocalRun(torch, disturbance, streams=1)
+    expected = ring.run()
+    assert all(x.isfinite().all() for x in expected)
+    disturbance.on = True
+    for _ in range(TRIALS):
+        found = ring.run()
+        assert all(same_bits(torch, a, b) for a, b in zip(expected, found, strict=True))
     ring.close()

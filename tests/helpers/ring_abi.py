@@ -176,13 +176,13 @@ def simulator() -> ct.CDLL:
     sim = ct.CDLL(build_helper("sim_streams.cpp"))
     sim.sim_stream_ops.restype = ct.POINTER(StreamOps)
     sim.sim_log.restype = ct.c_char_p
-    sim.sim_reset.argtypes = [ct.c_void_p, ct.c_int]
+    sim.sim_reset.argtypes = [ct.c_void_p, ct.c_int, ct.c_int]
     return sim
 
 
-def reset_simulator(dropped_wait: int = -1) -> None:
+def reset_simulator(dropped_wait: int = 0, count: int = 0) -> None:
     step = ct.cast(library().baracuda_attention_step, ct.c_void_p)
-    simulator().sim_reset(step, dropped_wait)
+    simulator().sim_reset(step, dropped_wait, count)
 
 
 @cache

@@ -50,7 +50,7 @@ std::string log_text;
 Launch real_launch = nullptr;
 int32_t launch_status = BARACUDA_OK;
 int waits = 0;
-int dropped_wait = -1;
+int dropped_wait = -1, dropped_count = 0;
 int32_t current_device = -1;
 int alive = 0;
 
@@ -100,7 +100,8 @@ int32_t wait(void* stream, void* event) {
   note("wait", stream);
   // As in CUDA, an event that was never recorded holds nobody up.
   const auto& marker = static_cast<Event*>(event)->last;
-  if (waits++ == dropped_wait || marker == nullptr) return BARACUDA_OK;
+  const int number = waits++ - dropped_wait;
+  if ((number >= 0 && number < dropped_count) || marker == nullptr) return BARACUDA_OK;
   as_stream(stream).tasks.push_back({marker, [] {}});
   return BARACUDA_OK;
 }
@@ -184,8 +185,8 @@ extern "C" {
 
 const baracuda_stream_ops* sim_stream_ops() { return &ops; }
 
-// launch runs the attention step; dropped_wait_index: this wait from now on is left out (-1: none).
-void sim_reset(Launch step, int dropped_wait_index) {
+// launch runs the attention step; `count` waits from that index on, counted from now, are left out.
+void sim_reset(Launch step, int first_dropped_wait, int count) {
   const std::lock_guard<std::mutex> lock(mutex);
   streams.clear();
   events.clear();
@@ -194,7 +195,8 @@ void sim_reset(Launch step, int dropped_wait_index) {
   real_launch = step;
   launch_status = BARACUDA_OK;
   waits = 0;
-  dropped_wait = dropped_wait_index;
+  dropped_wait = first_dropped_wait;
+  dropped_count = count;
   current_device = -1;
   alive = 0;
 }

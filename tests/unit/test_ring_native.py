@@ -177,19 +177,21 @@ class Simulation:
     run, and every buffer is poisoned on them just after it."""
 
     def __init__(
-        self, world_size: int, layout: int, causal: bool, dropped_wait: int = -1,
-        overlap: bool = True,
+        self, world_size: int, layout: int, causal: bool, dropped: range = range(0),
+        overlap: bool = True, one_stream: bool = False,
     ) -> None:  # fmt: skip
-        abi.reset_simulator(dropped_wait)
+        abi.reset_simulator(dropped.start, len(dropped))
         self.sim = abi.simulator()
         self.ops = self.sim.sim_stream_ops().contents
         self.problem = Problem(world_size, layout, causal, query_len=3, key_len=3)
         self.world = LocalWorld(world_size, self.sim.sim_stream_ops())
         self.streams = []
-        for _ in range(world_size):
+        for _ in range(1 if one_stream else world_size):
             stream = ct.c_void_p()
             self.ops.stream_create(stream, 0)
             self.streams.append(stream.value)
+        if one_stream:
+            self.streams *= world_size
         self.endpoints = self.world.endpoints
         if not overlap:  # every exchange in its place between the steps, on the caller's stream
             self.endpoints = abi.without_overlap(self.endpoints, self.streams)
@@ -216,12 +218,13 @@ class Simulation:
         return self.sim.sim_run(seed) == 0 and self.problem.is_right()
 
 
+@pytest.mark.parametrize("one_stream", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
-def test_any_order_of_the_streams_gives_the_answer(world_size, causal, layout):
+def test_any_order_of_the_streams_gives_the_answer(world_size, causal, layout, one_stream):
     for seed in range(12):
-        simulation = Simulation(world_size, layout, causal)
+        simulation = Simulation(world_size, layout, causal, one_stream=one_stream)
         assert simulation.enqueue() == abi.OK
         assert simulation.finish(seed), seed
         simulation.world.close()
@@ -256,13 +259,43 @@ def test_every_wait_is_needed(layout, causal):
     # comes before that sender's own copy, and covers this exchange too.
     covered = {ranks + 1, 3 * ranks + ranks + 1}
     for dropped in set(range(waits)) - covered:
-        for seed in range(400):
-            simulation = Simulation(ranks, layout, causal, dropped)
-            assert simulation.enqueue() == abi.OK
-            if not simulation.finish(seed):
-                break
-        else:
-            pytest.fail(f"nothing needs wait {dropped}")
+        assert is_needed(range(dropped, dropped + 1), ranks, layout, causal), dropped
+
+
+def is_needed(dropped: range, *problem, **options) -> bool:
+    """Whether some order that leaving these waits out permits gives a wrong answer."""
+    for seed in range(400):
+        simulation = Simulation(*problem, dropped, **options)
+        assert simulation.enqueue() == abi.OK
+        if not simulation.finish(seed):
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("layout", "causal"), [(abi.CONTIGUOUS, False), (abi.ZIGZAG, True)])
+def test_ranks_on_one_stream_need_their_waits_together(layout, causal):
+    """There the waits of a step cover one another, and nothing parts its kernels."""
+    ranks, exchanges = 4, 3
+    simulation = Simulation(ranks, layout, causal, one_stream=True)
+    assert simulation.enqueue() == abi.OK
+    assert simulation.sim.sim_waits() == ranks * exchanges * 4
+    lines = simulation.sim.sim_log().decode().splitlines()
+    on_user = [what.split("[")[0] for what, at in map(str.split, lines) if at.startswith("user")]
+    step = ["launch"] * ranks
+    waits = ["wait"] * ranks
+    assert on_user == [
+        *["copy"] * ranks,  # ours: K and V arrive
+        *("record", *step, "record"),  # the start, and step 0
+        *(*waits, *step, "record"),
+        *(*waits, *step, *waits, *step),  # nobody fills the last two buffers again
+        *["copy"] * ranks,  # ours: poison
+    ]
+    # The waits of exchange(s) for kernel(s - 1), and those of kernel(s) for exchange(s - 1).
+    group = ranks * 3
+    first = [0, group, 2 * group + ranks]
+    for start in (*first, 2 * group, 3 * group + ranks, 3 * group + 2 * ranks):
+        dropped = range(start, start + ranks)
+        assert is_needed(dropped, ranks, layout, causal, one_stream=True), dropped
 
 
 def test_order_of_one_rank():

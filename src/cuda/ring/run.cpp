@@ -6,6 +6,9 @@
 //
 // exchange(s) sends chunk s and receives chunk s + 1 into the other buffer, which kernel(s - 1)
 // and exchange(s - 1) have finished reading by then: two buffers suffice for any number of ranks.
+//
+// Ranks that share a stream share its waits too: kernels with nothing but kernels between them can
+// overlap, and a wait before each would part them.
 #include "baracuda/ring.h"
 #include "baracuda/status.h"
 #include "common/error.h"
@@ -30,7 +33,10 @@ Chunk chunk_of(const baracuda_ring_call& call, int32_t step) {
 class Run {
  public:
   Run(const baracuda_ring_call* calls, int32_t count)
-      : calls_(calls), count_(count), steps_(calls[0].endpoint->transport.world_size) {}
+      : calls_(calls),
+        count_(count),
+        steps_(calls[0].endpoint->transport.world_size),
+        shared_stream_(share_stream(calls, count)) {}
 
   int32_t execute() {
     for (step_ = 0; step_ < steps_; ++step_) {
@@ -54,6 +60,17 @@ class Run {
     return step >= 0 && step + 1 < steps_ && calls_[0].message_bytes > 0;
   }
 
+  // A timeline tells the ranks apart, so it parts their kernels.
+  static bool share_stream(const baracuda_ring_call* calls, int32_t count) {
+    for (int32_t i = 0; i < count; ++i) {
+      if (calls[i].stream != calls[0].stream || calls[i].marks != nullptr ||
+          calls[i].endpoint->device != calls[0].endpoint->device) {
+        return false;
+      }
+    }
+    return count > 1;
+  }
+
   template <typename F>
   bool for_each_rank(F f) {
     for (int32_t i = 0; i < count_; ++i) {
@@ -63,15 +80,13 @@ class Run {
   }
 
   bool exchange() {
+    // Before the first exchange: whatever the caller had enqueued, which wrote K and V and last
+    // read the receive buffers. Later: kernel(s - 1). The ring stream itself keeps the order of the
+    // exchanges.
+    if (step_ == 0 && !record_compute_done()) return false;
     const bool ordered = for_each_rank([this](const baracuda_ring_call& call) {
       const baracuda_ring_endpoint& end = *call.endpoint;
-      // Before the first exchange: whatever the caller had enqueued, which wrote K and V and last
-      // read the receive buffers. Later: kernel(s - 1). The ring stream itself keeps the order of
-      // the exchanges.
-      return enter(call) &&
-             (step_ > 0 ||
-              ok(end.ops->record(end.compute_done, call.stream), "record", call)) &&
-             ok(end.ops->wait(end.ring_stream, end.compute_done), "wait", call) &&
+      return enter(call) && ok(end.ops->wait(end.ring_stream, compute_done(call)), "wait", call) &&
              mark(call, &baracuda_ring_marks::exchange_begin, end.ring_stream);
     });
     if (!ordered || !exchange_messages()) return false;
@@ -114,20 +129,47 @@ class Run {
   }
 
   bool compute() {
+    const bool is_read = exchanges(step_ + 1);  // the chunk's buffer is filled again
+    if (shared_stream_) {
+      return for_each_rank([this](const baracuda_ring_call& call) { return await_chunk(call); }) &&
+             for_each_rank([this](const baracuda_ring_call& call) { return compute(call); }) &&
+             (!is_read || record_compute_done());
+    }
+    return for_each_rank([this, is_read](const baracuda_ring_call& call) {
+      return await_chunk(call) && compute(call) && (!is_read || record_compute_done(call));
+    });
+  }
+
+  // Also where no kernel follows: the caller's stream has to join the last exchange, and
+  // compute_done must not say that a buffer is free before the previous exchange left it.
+  bool await_chunk(const baracuda_ring_call& call) {
+    const baracuda_ring_endpoint& end = *call.endpoint;
+    return enter(call) && mark(call, &baracuda_ring_marks::wait_begin, call.stream) &&
+           (!exchanges(step_ - 1) ||
+            ok(end.ops->wait(call.stream, end.exchange_done[(step_ - 1) & 1]), "wait", call)) &&
+           mark(call, &baracuda_ring_marks::compute_begin, call.stream);
+  }
+
+  bool compute(const baracuda_ring_call& call) {
+    if (!enter(call)) return false;
+    launch(call);
+    return mark(call, &baracuda_ring_marks::compute_end, call.stream);
+  }
+
+  // On a stream that all share the last rank's event speaks for all.
+  const baracuda_ring_call& recorder(const baracuda_ring_call& call) const {
+    return shared_stream_ ? calls_[count_ - 1] : call;
+  }
+  void* compute_done(const baracuda_ring_call& call) const {
+    return recorder(call).endpoint->compute_done;
+  }
+  bool record_compute_done(const baracuda_ring_call& call) {
+    const baracuda_ring_endpoint& end = *call.endpoint;
+    return enter(call) && ok(end.ops->record(end.compute_done, call.stream), "record", call);
+  }
+  bool record_compute_done() {
     return for_each_rank([this](const baracuda_ring_call& call) {
-      const baracuda_ring_endpoint& end = *call.endpoint;
-      if (!enter(call) || !mark(call, &baracuda_ring_marks::wait_begin, call.stream)) return false;
-      // Also where no kernel follows: the caller's stream has to join the last exchange, and
-      // compute_done must not say that a buffer is free before the previous exchange left it.
-      if (exchanges(step_ - 1) &&
-          !ok(end.ops->wait(call.stream, end.exchange_done[(step_ - 1) & 1]), "wait", call)) {
-        return false;
-      }
-      if (!mark(call, &baracuda_ring_marks::compute_begin, call.stream)) return false;
-      launch(call);
-      return mark(call, &baracuda_ring_marks::compute_end, call.stream) &&
-             (!exchanges(step_ + 1) ||
-              ok(end.ops->record(end.compute_done, call.stream), "record", call));
+      return &call != &recorder(call) || record_compute_done(call);
     });
   }
 
@@ -204,6 +246,7 @@ class Run {
   const baracuda_ring_call* const calls_;
   const int32_t count_;
   const int32_t steps_;
+  const bool shared_stream_;
   const uint64_t recorded_before_ = failures_recorded();
   int32_t step_ = 0;
   bool failed_ = false;

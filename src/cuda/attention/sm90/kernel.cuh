@@ -18,27 +18,36 @@ __global__ void __launch_bounds__(C::threads, 1)
   extern __shared__ __align__(1024) char shared_memory[];
   const uint32_t shared = shared_address(shared_memory);
   const Barriers<C> barriers{shared + C::barrier_offset};
-  if (threadIdx.x == 0) {
-    barriers.init();
-    if (args.step.key_len > 0) {  // else the maps are empty
-      tma_prefetch_map(&args.q);
-      tma_prefetch_map(&args.k);
-      tma_prefetch_map(&args.v);
-    }
-  }
-  __syncthreads();
+  // The same in all lanes, which the compiler cannot see.
+  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+  const bool leads = threadIdx.x % 32 == 0;
   launch_dependent_grids();
   // The step before may still be running: up to here, or where the operands were there before it,
   // until its state is wanted.
   if (!args.step.follows) await_grids_before();
-  // The same in all lanes, which the compiler cannot see.
-  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+  // Side by side, all that comes before the first copies.
+  Work<C, First, Last> work(args.step);
+  bool more = false;
+  if (warp < 4) {
+    if (leads && args.step.key_len > 0) {  // else the maps are empty
+      if (warp == 0) {
+        tma_prefetch_map(&args.k);
+        tma_prefetch_map(&args.v);
+      } else if (warp == 1) {
+        tma_prefetch_map(&args.q);
+      }
+    }
+    more = work.next(args.step);
+  } else if (warp == 4 && leads) {
+    barriers.init();
+  }
+  __syncthreads();
   if (warp < 4) {
     give_registers_back<C::producer_registers>();
     if (warp == 0) {
-      KeyProducer<C, First, Last>(args, shared, barriers).run();
+      KeyProducer<C, First, Last>(args, shared, barriers).run(work, more);
     } else if (warp <= C::consumers) {
-      produce_queries<C, First, Last>(args, shared, barriers, warp - 1);
+      produce_queries<C, First, Last>(args, shared, barriers, warp - 1, work, more);
     }
   } else {
     take_registers<C::consumer_registers>();

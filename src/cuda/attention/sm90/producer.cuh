@@ -45,12 +45,12 @@ class KeyProducer {
                                          const Barriers<C>& barriers)
       : args_(args), shared_(shared), barriers_(barriers), policy_(l2_evict_last()) {}
 
-  __device__ __forceinline__ void run() {
+  // From the tile that `work` is at, if there are more.
+  __device__ __forceinline__ void run(Work<C, First, Last>& work, bool more) {
     constexpr bool prefetches = !First && !C::stages_state;
-    Work<C, First, Last> work(args_.step);
     uint32_t turn = 0;  // key tiles of K copied so far; V is one behind
     KeyTile previous{};
-    for (bool more = work.next(args_.step); more;) {
+    while (more) {
       const int tiles = work.tiles;
       const int batch = work.tile.batch(args_.step);
       const int kv_head = work.tile.kv_head(args_.step);
@@ -103,18 +103,18 @@ class KeyProducer {
 };
 
 // A warp, in step: works out each query tile for one consumer warpgroup, and copies its Q as soon
-// as the warpgroup has taken the last scores of the tile before.
+// as the warpgroup has taken the last scores of the tile before. Begins with the tile that `work` is
+// at, if there are more.
 template <typename C, bool First, bool Last>
 __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t shared,
-                                                const Barriers<C>& barriers, int group) {
+                                                const Barriers<C>& barriers, int group,
+                                                Work<C, First, Last>& work, bool more) {
   const StepArgs& step = args.step;
   const int lane = threadIdx.x % 32;
   const uint64_t policy = l2_evict_first();
   constexpr bool staged = C::stages_state && !(First && Last);
   StateMover<C, First, Last> state(step, shared, barriers, group);
-  Work<C, First, Last> work(step);
-  for (uint32_t n = 0;; ++n) {
-    const bool more = work.next(step);
+  for (uint32_t n = 0;; ++n, more = work.next(step)) {
     const Slot<C> slot(shared, group, n);
     const int row0 = work.tile.row0 + group * C::group_m;
     const int batch = more ? work.tile.batch(step) : 0;
