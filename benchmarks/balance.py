@@ -37,16 +37,7 @@ def _rows(family: str, chunk: int) -> list[dict[str, Any]]:
     q, k, v = torch_qkv(
         "normal", "bf16", 0, heads=HEADS, query_len=RANKS * chunk, head_dim=HEAD_DIM
     )
-    whole = _milliseconds([_whole(family, q, k, v)])[0]
-    figures = {}
-    for layout in _LAYOUTS:
-        times = _step_times(family, layout, chunk, q, k, v)
-        total = sum(map(sum, times))
-        slowest = sum(max(rank[step] for rank in times) for step in range(RANKS))
-        figures[layout] = {
-            "slowest rank": slowest / (total / RANKS),
-            "summed work": total / whole,
-        }
+    figures = {layout: _figures(family, layout, chunk, q, k, v) for layout in _LAYOUTS}
     return [
         {
             "name": "balance",
@@ -62,6 +53,23 @@ def _rows(family: str, chunk: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def _figures(family: str, layout: str, chunk: int, *qkv: Any) -> dict[str, float]:
+    """Medians of the rounds' ratios: the card's clocks drift by more than what is looked for."""
+    whole, steps = _whole(family, *qkv), _steps(family, layout, chunk, *qkv)
+    slowest, summed = [], []
+    for _ in range(_ROUNDS):
+        one_call = _milliseconds(whole)
+        times = {at: _milliseconds(step) for at, step in steps.items()}
+        total = sum(times.values())
+        lock_step = sum(
+            max(taken for (_, number), taken in times.items() if number == wanted)
+            for wanted in range(RANKS)
+        )
+        slowest.append(lock_step / (total / RANKS))
+        summed.append(total / one_call)
+    return {"slowest rank": statistics.median(slowest), "summed work": statistics.median(summed)}
+
+
 def _whole(family: str, q: Any, k: Any, v: Any) -> Any:
     stream = bk.Stream(torch.cuda.current_stream())
     desc = bk.FlashSdpaDescriptor(
@@ -72,8 +80,10 @@ def _whole(family: str, q: Any, k: Any, v: Any) -> Any:
     return captured(lambda: plan.run(torch.cuda.current_stream(), args))
 
 
-def _step_times(family: str, layout: str, chunk: int, q: Any, k: Any, v: Any) -> list[list[float]]:
-    """Milliseconds of every rank's every step; 0 where the mask leaves it nothing to launch."""
+def _steps(
+    family: str, layout: str, chunk: int, q: Any, k: Any, v: Any
+) -> dict[tuple[int, int], Any]:
+    """Replays of every rank's every step, by rank and number, where it has any to launch."""
     stream = bk.Stream(torch.cuda.current_stream())
     desc = bk.RingAttentionDescriptor(
         1, HEADS, chunk, chunk, HEAD_DIM, None, True, bk.ElementKind.BF16,
@@ -95,21 +105,16 @@ def _step_times(family: str, layout: str, chunk: int, q: Any, k: Any, v: Any) ->
             )
         )  # fmt: skip
 
-    times = []
-    for rank in range(RANKS):
-        # Contiguous: only the chunks up to a rank's own; the other layouts give every rank some of
-        # every chunk.
-        steps = rank + 1 if layout == "contiguous" else RANKS
-        live = _milliseconds([step(rank, number, steps) for number in range(steps)])
-        times.append(live + [0.0] * (RANKS - steps))
-    return times
+    # Contiguous: only the chunks up to a rank's own; the other layouts give every rank some of every
+    # chunk.
+    counts = [rank + 1 if layout == "contiguous" else RANKS for rank in range(RANKS)]
+    return {
+        (rank, number): step(rank, number, steps)
+        for rank, steps in enumerate(counts)
+        for number in range(steps)
+    }
 
 
-def _milliseconds(calls: list[Any]) -> list[float]:
-    """Medians over interleaved rounds."""
-    samples: list[list[float]] = [[] for _ in calls]
-    for _ in range(_ROUNDS):
-        for taken, call in zip(samples, calls, strict=True):
-            call()
-            taken.append(sample(lambda _, call=call: call(), _REPEATS))
-    return [statistics.median(taken) for taken in samples]
+def _milliseconds(call: Any) -> float:
+    call()
+    return sample(lambda _: call(), _REPEATS)

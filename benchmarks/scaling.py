@@ -70,9 +70,14 @@ def _group() -> Iterator[tuple[int, int]]:
 def _measure(options: argparse.Namespace, ranks: int, report: _Report) -> bool:
     """Whether an answer was wrong."""
     device = torch.cuda.current_device()
-    comm = bk.Communicator.from_torch(device=device, timeout=_TIMEOUT.total_seconds())
+    comms = {
+        ctas: bk.Communicator.from_torch(
+            device=device, max_ctas=ctas, timeout=_TIMEOUT.total_seconds()
+        )
+        for ctas in options.max_ctas
+    }
     alone = bk.Communicator.new_single_gpu(device)
-    measures = Measures(comm, alone, init_device_mesh("cuda", (ranks,)))
+    measures = Measures(comms, alone, init_device_mesh("cuda", (ranks,)))
     shape = (options.heads, options.kv_heads, options.head_dim)
     try:
         for chunk, layout, causal in itertools.product(
@@ -81,10 +86,11 @@ def _measure(options: argparse.Namespace, ranks: int, report: _Report) -> bool:
             problem = Problem(ranks, chunk, *shape, layout, causal)
             report.add(measures.rows(problem, options.rounds))
     except BaseException:
-        comm.abort()  # or this rank would wait for the others
+        for comm in comms.values():
+            comm.abort()  # or this rank would wait for the others
         raise
     gc.collect()  # a communicator ends when no graph holds work of it
-    for one in (alone, comm):
+    for one in (alone, *comms.values()):
         one.close()
     return measures.failed
 
@@ -159,6 +165,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--heads", type=int, default=32)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument(
+        "--max-ctas", type=int, nargs="+", default=[4, 8], metavar="SMS",
+        help="SMs for exchanges: of these the first that leaves next to none of it exposed",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-faults", dest="faults", action="store_false")
     parser.add_argument("-o", "--out", type=Path, metavar="DIR")

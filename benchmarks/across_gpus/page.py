@@ -14,7 +14,8 @@ One process per GPU; bf16, batch 1, each GPU with the given rows of queries and 
 our single call for the whole sequence on one GPU, divided by P, in the same rounds. Times are the
 slowest rank's; ratios above 1 mean that the ring (eager) is faster. *context_parallel*: PyTorch's,
 in the fastest of its forms, named at the end. *all-gather*: K and V gathered, then PyTorch's
-attention (cuDNN; FlashAttention-2, in two balanced halves, when causal) or our kernel.
+attention (cuDNN; FlashAttention-2, in two balanced halves, when causal) or our kernel. *SMs*: what
+the exchanges may take (`max_ctas`), of 4 and 8 the first that leaves at most 2 % exposed.
 """
 
 
@@ -61,10 +62,10 @@ def _speed(rows: list[dict[str, Any]]) -> str:
         ]
         names = ("context_parallel", "all_gather", "all_gather_own")
         lines.append(
-            [*problem, f"{ours:.3f}", f"{flops(p) / p['ranks'] / ours / 1e9:.1f}", *ideals,
+            [*problem, p["max_ctas"], f"{ours:.3f}", f"{flops(p) / p['ranks'] / ours / 1e9:.1f}", *ideals,
              *(ratio(peers, name, ours) for name in names), p["context_parallel"].replace(", ", "/")]
         )  # fmt: skip
-    head = "P, rows, layout, causal, ms, TFLOPS per GPU, % of ideal, as a graph, "
+    head = "P, rows, layout, causal, SMs, ms, TFLOPS per GPU, % of ideal, as a graph, "
     head += "vs context_parallel, vs all-gather, vs all-gather + our kernel, its form"
     return "\n### Speed\n\n" + table(head, lines)
 

@@ -38,10 +38,10 @@ def report(torch, tmp_path):
             "NCCL_HOSTID": f"rank-{rank}",
             "NCCL_SOCKET_IFNAME": "lo",
         }
-        log = (tmp_path / f"log-{rank}.txt").open("w")
-        processes.append(
-            subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=log, stderr=log)
-        )
+        with (tmp_path / f"log-{rank}.txt").open("w") as log:
+            processes.append(
+                subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=log, stderr=log)
+            )
     codes = []
     try:
         for process in processes:

@@ -42,8 +42,8 @@ def _rows(ranks, layout="zigzag", causal=True, context_parallel=2.5):
             for s in range(2)
         ),
         row("scaling_error", "relative", 2e-3, {"one_gpu": 1.6e-3, "all_gather": 2.4e-3}),
-        row("scaling", "ms", 2.0, peers, what="eager", context_parallel=form),
-        row("scaling", "ms", 1.95, peers, what="graph", context_parallel=form),
+        row("scaling", "ms", 2.0, peers, what="eager", max_ctas=8, context_parallel=form),
+        row("scaling", "ms", 1.95, peers, what="graph", max_ctas=8, context_parallel=form),
     ]
 
 
@@ -79,21 +79,21 @@ def test_the_page_says_what_the_rows_say(results):
     # 4 * 32 * 16384^2 * 128 / 2 flops on 2 GPUs in 2 ms; the ideal takes 1.9 ms.
     form = "cuDNN/allgather/GQA"
     line = (
-        f"| 2 | 8192 | zigzag | yes | 2.000 | 549.8 | 95.0 | 97.4 | 1.25 | 1.50 | 1.05 | {form} |"
+        f"| 2 | 8192 | zigzag | yes | 8 | 2.000 | 549.8 | 95.0 | 97.4 | 1.25 | 1.50 | 1.05 | {form} |"
     )
     assert line in text
     assert (
-        "| 2 | 8192 | contiguous | yes | 2.000 | 549.8 | 95.0 | 97.4 | – | 1.50 | 1.05 | absent |"
+        "| 2 | 8192 | contiguous | yes | 8 | 2.000 | 549.8 | 95.0 | 97.4 | – | 1.50 | 1.05 | absent |"
         in text
     )
-    assert "| 2 | 8192 | zigzag | no | 2.000 | 1099.5 | 95.0 |" in text
-    assert "| 4 | 8192 | zigzag | yes | 2.000 | 1099.5 | 95.0 |" in text
+    assert "| 2 | 8192 | zigzag | no | 8 | 2.000 | 1099.5 | 95.0 |" in text
+    assert "| 4 | 8192 | zigzag | yes | 8 | 2.000 | 1099.5 | 95.0 |" in text
     steps = "| 2 | 8192 | zigzag | yes | 0.000 / 0.010 | 0.900 / 0.900 | 0.200 / 0.000 |"
     assert steps in text
     assert "| 2 | 8192 | zigzag | yes | 256.0 | 256.0 | 3.0 |" in text
     assert "| 2 | 8192 | zigzag | yes | 2.000e-03 | 1.600e-03 | – | 2.400e-03 | 1.250 |" in text
     assert "| SIGSTOP | 2 | 3 | 2.21 | 2.0 |" in text
-    places = [text.index(f"| 2 | 8192 | {x} | 2.000 |") for x in
+    places = [text.index(f"| 2 | 8192 | {x} | 8 | 2.000 |") for x in
               ("zigzag | yes", "zigzag | no", "contiguous | yes")]  # fmt: skip
     assert places == sorted(places)
 

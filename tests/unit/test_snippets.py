@@ -1,10 +1,12 @@
 """Every block of code in the README and the pages runs in a test; some of them here."""
 
 import ast
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tomllib
 
@@ -105,10 +107,11 @@ def test_the_first_command(tmp_path):
     assert [words[:2] for words in programs] == [
         [".venv/bin/baracuda-kernels", name] for name in ("sample", "run")
     ]
-    installed = shutil.which("baracuda-kernels", path=sysconfig.get_path("scripts"))
+    script = shutil.which("baracuda-kernels", path=sysconfig.get_path("scripts"))
+    installed = [sys.executable, "-m", "baracuda_kernels"] if script is None else [script]
     for _, *arguments in programs:
         done = subprocess.run(
-            [installed, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+            [*installed, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
         )
     out = load_file(tmp_path / "out.safetensors")
     assert out["y"].dtype == ml_dtypes.bfloat16 and out["y"].shape == (1, 8, 4096, 128)
@@ -154,7 +157,8 @@ assert registry.get("my_op") is SPEC
 print(registry.explain(MyDescriptor(5, 3.0), "host").family)
 """
     program.write_text(before + block + after)
-    assert run_program(program, tmp_path, environment={"PYTHONPATH": str(TINY_OP)}) == "tiny\n"
+    path = os.pathsep.join([str(TINY_OP), os.environ.get("PYTHONPATH", "")])
+    assert run_program(program, tmp_path, environment={"PYTHONPATH": path}) == "tiny\n"
 
 
 def test_the_entry_point_of_another_package():
