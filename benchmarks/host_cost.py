@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from helpers import cuda_ring
+from helpers.host_time import microseconds
 from helpers.inputs import torch_qkv
 from helpers.loop_cost import time_calls
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
@@ -98,23 +98,13 @@ def _row(
     samples: dict[str, list[float]] = {"ours": []}
     ours()
     for _ in range(_ROUNDS):
-        samples["ours"].append(_microseconds(ours, max(4, _CALLS // ranks**2)))
+        samples["ours"].append(microseconds(torch, ours, max(4, _CALLS // ranks**2)))
         for name, backend in BACKENDS.items() if theirs is not None else ():
             # The choice of backend is made outside of what is timed.
             with sdpa_kernel(backend):
                 theirs()
-                samples.setdefault(name, []).append(_microseconds(theirs, _CALLS))
+                samples.setdefault(name, []).append(microseconds(torch, theirs, _CALLS))
     values = {name: statistics.median(times) for name, times in samples.items()}
     mine = values.pop("ours")
     params = {"what": what, "ranks": ranks}
     return {"name": "host_cost", "params": params, "unit": "us", "ours": mine, "peers": values}
-
-
-def _microseconds(call: Callable[[], Any], calls: int) -> float:
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    stop = time.perf_counter()
-    torch.cuda.synchronize()
-    return (stop - start) / calls * 1e6

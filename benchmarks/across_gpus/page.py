@@ -15,7 +15,8 @@ our single call for the whole sequence on one GPU, divided by P, in the same rou
 slowest rank's; ratios above 1 mean that the ring (eager) is faster. *context_parallel*: PyTorch's,
 in the fastest of its forms, named at the end. *all-gather*: K and V gathered, then PyTorch's
 attention (cuDNN; FlashAttention-2, in two balanced halves, when causal) or our kernel. *SMs*: what
-the exchanges may take (`max_ctas`), of 4 and 8 the first that leaves at most 2 % exposed.
+the exchanges may take (`max_ctas`), of those tried (4 and 8 by default) the first that leaves at most
+2 % exposed.
 """
 
 

@@ -25,7 +25,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         for line, chunk in zip(grid, chunks, strict=False):
             for axes, causal in zip(line, (True, False), strict=True):
                 _panel(axes, rows, chunk, causal)
-        figure.suptitle(f"{results[0]['card']}: % of one GPU's time / P")
+        figure.suptitle(f"{results[0]['card']}: one GPU's time / P, in % of each one's own")
         # All panels name the same; a peer may be absent in some.
         bars = {b.get_label(): b for axes in grid.flat for b in axes.containers}
         labels = sorted(bars, key=_place)
@@ -36,7 +36,7 @@ def _panel(axes: Any, rows: list[dict[str, Any]], chunk: int, causal: bool) -> N
     bars: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows:
         p, ideal = row["params"], row["peers"]["ideal"]
-        if (p["chunk"], p["causal"], p["what"]) != (chunk, causal, "graph"):
+        if (p["chunk"], p["causal"], p["what"]) != (chunk, causal, "eager"):
             continue
         color = _GREENS[_LAYOUTS.index(p["layout"])]
         bars.setdefault((f"ring, {p['layout']}", color), {})[p["ranks"]] = ideal / row["ours"]

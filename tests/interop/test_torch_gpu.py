@@ -1,9 +1,9 @@
 """The PyTorch adapter on a GPU: NCCL ranks that share the card, CUDA graphs, memory, host time."""
 
 import statistics
-import time
 
 import pytest
+from helpers.host_time import microseconds
 from helpers.rank_pool import RankPool
 from helpers.tolerances import TOLERANCES
 
@@ -145,17 +145,10 @@ def test_host_time_is_near_that_of_sdpa(torch, one_cuda_rank):
         "ours": lambda: ring_attention(q, k, v),
         "sdpa": lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v),
     }
-    rounds = [{name: _microseconds(torch, call) for name, call in calls.items()} for _ in range(15)]
+    for call in calls.values():
+        call()
+    rounds = [
+        {name: microseconds(torch, call, 200) for name, call in calls.items()} for _ in range(15)
+    ]
     ratio = statistics.median(r["ours"] / r["sdpa"] for r in rounds)
     assert ratio <= 1.5, f"{ratio:.2f} times the host time of SDPA: {rounds[-1]} us"
-
-
-def _microseconds(torch, call, calls=200):
-    call()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    stop = time.perf_counter()
-    torch.cuda.synchronize()
-    return (stop - start) / calls * 1e6

@@ -1,12 +1,16 @@
 """Where the scaling model's rates come from: an evidence file, or the kernel log."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 from helpers.scaling_cases import EVIDENCE, forward_row, problem, tax_row
 
 import baracuda_kernels as bk
 from baracuda_kernels import scaling
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_measured_rates_are_interpolated_by_length():
@@ -78,7 +82,7 @@ def test_the_default_state_gives_the_logs_ring_tax():
         ("sm80", "bf16", 128, 392),
         ("sm80", "f16", 64, 353),
         ("sm80", "bf16", 80, 370),
-        ("sm90a", "bf16", 256, 782),
+        ("sm90a", "bf16", 256, 793),
         ("simt", "f32", 64, 30.7),
         ("simt", "f64", 300, 8.6),
         ("simt", "bf16", 40, 21.7),
@@ -91,6 +95,18 @@ def test_default_rates(family, dtype, head_dim, full):
     assert rates.tflops(8192, causal=True) < full * 1.01
     if head_dim not in (64, 128, 256) or dtype == "f16":
         assert any("stand in" in source for source in rates.sources)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_the_default_rates_of_sm90a_are_those_of_the_results(head_dim):
+    for result in (ROOT / "benchmarks" / "results").glob("nvidia-h100-*.json"):
+        measured = scaling.measured_rates(json.loads(result.read_text()), "sm90a", "bf16", head_dim)
+        default = scaling.default_rates("sm90a", "bf16", head_dim)
+        for length in (2048, 8192, 16384):
+            for causal in (False, True):
+                rate = measured.tflops(length, causal=causal)
+                # The card moves by as much from run to run.
+                assert default.tflops(length, causal=causal) == pytest.approx(rate, rel=0.1)
 
 
 def test_bad_rates_are_typed_errors():
