@@ -146,13 +146,13 @@ def test_a_ring_gives_the_answer(world_size, one_thread):
 
 
 def test_messages_of_a_run():
-    """One group a step; K and V each way; all ranks of a thread in one group."""
+    """One group a step, all ranks of a thread in it; K and V apart in the first step alone."""
     ring = Ring(4, one_thread=True)
     before = {call: count(call) for call in ("ncclGroupStart", "ncclSend", "ncclRecv")}
     assert ring.run_from_one_thread(Problem(4, abi.CONTIGUOUS, True)) is None
     assert count("ncclGroupStart") - before["ncclGroupStart"] == 3
-    assert count("ncclSend") - before["ncclSend"] == 3 * 4 * 2
-    assert count("ncclRecv") - before["ncclRecv"] == 3 * 4 * 2
+    assert count("ncclSend") - before["ncclSend"] == 4 * (2 + 1 + 1)
+    assert count("ncclRecv") - before["ncclRecv"] == 4 * (2 + 1 + 1)
     ring.close()
 
 
@@ -321,23 +321,35 @@ def test_many_deadlines():
 
 # ---- Failures -----------------------------------------------------------------------------------
 
-RUN_CALLS = {"ncclGroupStart": 3, "ncclSend": 24, "ncclRecv": 24, "ncclGroupEnd": 3}
+# Of four ranks, by step.
+RUN_CALLS = {
+    "ncclGroupStart": (1, 1, 1),
+    "ncclSend": (8, 4, 4),
+    "ncclRecv": (8, 4, 4),
+    "ncclGroupEnd": (1, 1, 1),
+}
 
 
 @pytest.mark.parametrize(
-    ("call", "nth"), [(call, n) for call, times in RUN_CALLS.items() for n in range(1, times + 1)]
+    ("call", "step", "which"),
+    [
+        (call, step, which)
+        for call, by_step in RUN_CALLS.items()
+        for step, times in enumerate(by_step)
+        for which in range(times)
+    ],
 )
-def test_every_call_of_a_run_fails_in_turn(fake, call, nth):
+def test_every_call_of_a_run_fails_in_turn(fake, call, step, which):
     """All four ranks on one thread, so that the nth call is always the same one."""
     ring = Ring(4, one_thread=True)
-    fake.fake_nccl_inject(call.encode(), -1, nth, 2)
+    by_step = RUN_CALLS[call]
+    fake.fake_nccl_inject(call.encode(), -1, sum(by_step[:step]) + which + 1, 2)
     failure = ring.run_from_one_thread(Problem(4, abi.CONTIGUOUS, False))
-    per_step = RUN_CALLS[call] // 3
     assert failure.status == abi.NCCL_ERROR and failure.code == 2
     assert failure.call == call
-    assert failure.step == (nth - 1) // per_step
-    if per_step > 1:
-        assert failure.rank == (nth - 1) % per_step // 2
+    assert failure.step == step
+    if by_step[step] > 1:
+        assert failure.rank == which * 4 // by_step[step]
     assert "unhandled system error" in failure.message and "fake details" in failure.message
     assert count("open_groups") == 0
     assert eventually(lambda: ring.states()[failure.rank] == 2)
@@ -350,7 +362,7 @@ def test_every_call_of_a_run_fails_in_turn(fake, call, nth):
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_failing_rank_does_not_hang_the_others(fake, call, step):
     ring = Ring(3)
-    nth = step + 1 if call == "ncclGroupEnd" else 2 * step + 2
+    nth = step + 1 if call == "ncclGroupEnd" else step + 2  # V's, then the only one
     fake.fake_nccl_inject(call.encode(), 1, nth, 6)
     results = ring.run(Problem(3, abi.CONTIGUOUS, False), timeout=0.5)
     assert results[1].status == abi.NCCL_ERROR

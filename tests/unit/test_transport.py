@@ -11,7 +11,7 @@ from helpers.oracle import attention
 
 import baracuda_kernels as bk
 
-B, H, S, D, P = 1, 2, 12, 16, 3
+B, H, S, D, P = 1, 2, 12, 16, 4
 
 
 class Queues:
@@ -45,18 +45,21 @@ def transports(kind=Queues):
     return [kind(rank, P, wires) for rank in range(P)]
 
 
-def run(plan, ends, x):
+def run(plan, ends, x, *, staged=False):
     y = [None] * P
     errors = [None] * P
 
     def work(rank):
         q, k, v = (bk.shard(a, P)[rank].copy() for a in x)
         y[rank] = np.full_like(q, np.nan)
-        scratch = np.zeros((2, plan.kv_scratch_elements))
+        scratch = np.full((2, plan.kv_scratch_elements), np.nan)
         state = np.zeros(plan.accumulator_scratch_bytes, np.uint8)
+        if staged:
+            scratch[0] = np.concatenate([k.ravel(), v.ravel()])
+        given = {} if staged else {"k": k, "v": v}
         try:
             plan.run(bk.Stream.host(), ends[rank], bk.RingAttentionArgs(
-                q=q, k=k, v=v, y=y[rank], kv_scratch_a=scratch[0], kv_scratch_b=scratch[1],
+                q=q, **given, y=y[rank], kv_scratch_a=scratch[0], kv_scratch_b=scratch[1],
                 accumulator_scratch=state))
         except Exception as error:  # handed to the test
             errors[rank] = error
@@ -82,19 +85,22 @@ def x():
     return [rng.standard_normal((B, H, S, D)) for _ in range(3)]
 
 
+@pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize("wrap", [lambda t: t, bk.TransportCommunicator])
-def test_the_ring_over_queues(plan, x, wrap):
+def test_the_ring_over_queues(plan, x, wrap, staged):
+    """K and V are two messages in the first exchange and one in the others, wherever they lie."""
     ends = transports()
-    y, errors = run(plan, [wrap(t) for t in ends], x)
+    y, errors = run(plan, [wrap(t) for t in ends], x, staged=staged)
     assert errors == [None] * P
     exact = attention(*x)[0]
     assert np.linalg.norm(bk.unshard(y) - exact) <= 1e-12 * np.linalg.norm(exact)
     nbytes = B * H * (S // P) * D * 8
     for rank, end in enumerate(ends):
         after, before = (rank + 1) % P, (rank - 1) % P
-        step = ["start", ("send", after, nbytes), ("send", after, nbytes),
-                ("recv", before, nbytes), ("recv", before, nbytes), "end"]
-        assert end.calls == step * (P - 1)
+        first = ["start", ("send", after, nbytes), ("send", after, nbytes),
+                 ("recv", before, nbytes), ("recv", before, nbytes), "end"]
+        later = ["start", ("send", after, 2 * nbytes), ("recv", before, 2 * nbytes), "end"]
+        assert end.calls == first + later * (P - 2)
 
 
 class Broken(Queues):

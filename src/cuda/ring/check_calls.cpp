@@ -78,9 +78,10 @@ int32_t check_shapes(const baracuda_ring_call& call, int32_t world_size) {
 }
 
 int32_t check_buffers(const baracuda_ring_call& call, int32_t world_size) {
-  if (call.message_bytes < 0) {
-    return invalid("message_bytes: must not be negative, got %lld",
-                   static_cast<long long>(call.message_bytes));
+  constexpr int64_t most_bytes = INT64_MAX / 2;  // K and V of a received chunk are one message
+  if (call.message_bytes < 0 || call.message_bytes > most_bytes) {
+    return invalid("message_bytes: must be in [0, %lld], got %lld",
+                   static_cast<long long>(most_bytes), static_cast<long long>(call.message_bytes));
   }
   if (call.message_bytes == 0 || world_size == 1) return BARACUDA_OK;
   if (call.step.k == nullptr || call.step.v == nullptr) {

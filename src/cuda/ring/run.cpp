@@ -6,6 +6,7 @@
 //
 // exchange(s) sends chunk s and receives chunk s + 1 into the other buffer, which kernel(s - 1)
 // and exchange(s - 1) have finished reading by then: two buffers suffice for any number of ranks.
+// K and V of chunk 0 are two messages, those of a received chunk are one.
 //
 // Ranks that share a stream share its waits too: kernels with nothing but kernels between them can
 // overlap, and a wait before each would part them.
@@ -106,26 +107,39 @@ class Run {
       ++opened;
       return true;
     });
-    good = good && for_each_rank([this](const baracuda_ring_call& call) {
-      const baracuda_transport& transport = call.endpoint->transport;
-      const baracuda_ring_hop& hop = call.hops[step_];
-      const Chunk chunk = chunk_of(call, step_);
-      char* into = static_cast<char*>(call.receive[(step_ + 1) & 1]);
-      const int64_t bytes = call.message_bytes;
-      void* context = transport.context;
-      void* stream = call.endpoint->ring_stream;
-      return sent(transport.send(context, chunk.k, bytes, hop.send_to, stream), "send", call) &&
-             sent(transport.send(context, chunk.v, bytes, hop.send_to, stream), "send", call) &&
-             sent(transport.recv(context, into, bytes, hop.recv_from, stream), "recv", call) &&
-             sent(transport.recv(context, into + bytes, bytes, hop.recv_from, stream), "recv",
-                  call);
-    });
+    good =
+        good && for_each_rank([this](const baracuda_ring_call& call) { return send_recv(call); });
     while (opened > 0) {
       const baracuda_ring_call& call = calls_[--opened];
       const baracuda_transport& transport = call.endpoint->transport;
       good = sent(transport.group_end(transport.context), "group_end", call) && good;
     }
     return good;
+  }
+
+  // A received chunk is contiguous: one message, half the operations. The caller's K and V may lie
+  // anywhere; they are two messages even where they lie together, because both sides of a message
+  // must agree, and neither knows the other's addresses.
+  bool send_recv(const baracuda_ring_call& call) {
+    const Chunk chunk = chunk_of(call, step_);
+    char* into = static_cast<char*>(call.receive[(step_ + 1) & 1]);
+    const int64_t bytes = call.message_bytes;
+    if (step_ > 0) return send(call, chunk.k, 2 * bytes) && recv(call, into, 2 * bytes);
+    return send(call, chunk.k, bytes) && send(call, chunk.v, bytes) && recv(call, into, bytes) &&
+           recv(call, into + bytes, bytes);
+  }
+
+  bool send(const baracuda_ring_call& call, const void* data, int64_t bytes) {
+    const baracuda_ring_endpoint& end = *call.endpoint;
+    const int32_t peer = call.hops[step_].send_to;
+    return sent(end.transport.send(end.transport.context, data, bytes, peer, end.ring_stream),
+                "send", call);
+  }
+  bool recv(const baracuda_ring_call& call, void* data, int64_t bytes) {
+    const baracuda_ring_endpoint& end = *call.endpoint;
+    const int32_t peer = call.hops[step_].recv_from;
+    return sent(end.transport.recv(end.transport.context, data, bytes, peer, end.ring_stream),
+                "recv", call);
   }
 
   bool compute() {

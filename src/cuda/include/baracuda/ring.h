@@ -112,7 +112,9 @@ typedef struct baracuda_ring_call {
   // q, y, lse, state, shapes and strides are set; k and v are step 0's chunk, and its strides are
   // those of every received chunk; FIRST, LAST and the maps are the loop's business.
   baracuda_attention_step_params step;
-  int64_t message_bytes;     // bytes of K, and of V, in one message each
+  // Bytes of K, and of V. The exchange of step 0 sends K and V as two messages of so many bytes,
+  // wherever they lie; a later one sends the received chunk as one message of 2*message_bytes.
+  int64_t message_bytes;
   // The chunk of step s >= 1 is received into receive[s % 2]: K at +0, V at +message_bytes. Where
   // step 0's chunk was staged in a scratch buffer, receive[0] is that buffer.
   void* receive[2];

@@ -20,9 +20,11 @@ from baracuda_kernels._core._errors import InvalidProblemError
 class Transport(Protocol):
     """Point-to-point messages of one rank, for :class:`TransportCommunicator`.
 
-    A step of the ring makes, on every rank and in this order: ``group_start()``, ``send`` of K,
-    ``send`` of V, ``recv`` of K, ``recv`` of V, ``group_end()``. Messages between two ranks arrive
-    in the order they were sent. Buffers stay valid until ``group_end`` returns.
+    The first exchange of a run makes, on every rank and in this order: ``group_start()``, ``send``
+    of K, ``send`` of V, ``recv`` of K, ``recv`` of V, ``group_end()``. In each later one K and V,
+    which then lie together, are one message: ``group_start()``, ``send``, ``recv``,
+    ``group_end()``. Messages between two ranks arrive in the order they were sent. Buffers stay
+    valid until ``group_end`` returns.
 
     On the host (``stream`` is None) a transfer must be complete when ``group_end`` returns, and
     ``memoryview(buffer)`` gives its bytes. On a GPU it must be ordered on ``stream``, and
