@@ -4,7 +4,7 @@ import threading
 
 import pytest
 from helpers.inputs import torch_qkv
-from helpers.oracle import attention
+from helpers.oracle import attention, max_score
 from helpers.rings import (
     case,
     descriptor,
@@ -56,6 +56,46 @@ def test_against_float64(torch, family, dtype, head_dim, ranks):
                         torch, family, dtype, q, k, v, ranks, is_causal=is_causal, layout=layout
                     )
                     assert_close(family, dtype, y, exact[0], lse, exact[1])
+
+
+# A zigzag half of whole tiles: there steps leave one half of the rows alone.
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
+def test_zigzag_halves_of_whole_tiles(torch, family, dtype, head_dim, ranks):
+    for rows, keys in ((256, 256), (384, 200), (768, 384)):
+        q, k, v = torch_qkv(
+            "normal", dtype, ranks, heads=4, kv_heads=2, query_len=rows * ranks,
+            key_len=keys * ranks, head_dim=head_dim,
+        )  # fmt: skip
+        exact = attention(q, k, v, is_causal=True)
+        with case(rows=rows, keys=keys):
+            y, lse = local_ring(
+                torch, family, dtype, q, k, v, ranks, is_causal=True, layout="zigzag"
+            )
+            assert_close(family, dtype, y, exact[0], lse, exact[1])
+
+
+# Of the chunks in turn, so that a rank meets keys whose scores are far above or below those before:
+# by more than a factor of 2^16 between their weights, and by less.
+@pytest.mark.parametrize(
+    "growth", [(0.02, 1, 12, 0.3), (12, 0.02, 0.3, 1), (0.5, 1, 2, 3), (0, 0, 9, 0)]
+)
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
+def test_scores_that_rise_and_fall_along_the_ring(torch, family, dtype, head_dim, growth):
+    ranks, rows = len(growth), 200
+    q, k, v = torch_qkv(
+        "normal", dtype, 5, heads=4, kv_heads=2, query_len=ranks * rows, head_dim=head_dim
+    )
+    for chunk, factor in zip(k.split(rows, dim=2), growth, strict=True):
+        chunk.mul_(factor)
+    score = max_score(*(x.double().cpu().numpy() for x in (q, k)), None)
+    for is_causal in (False, True):
+        exact = attention(q, k, v, is_causal=is_causal)
+        for layout in LAYOUTS if is_causal else LAYOUTS[:1]:
+            y, lse = local_ring(
+                torch, family, dtype, q, k, v, ranks, is_causal=is_causal, layout=layout
+            )
+            assert_close(family, dtype, y, exact[0], lse, exact[1], score=score)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])

@@ -203,8 +203,29 @@ def test_tensor_core_kernels_use_tensor_cores():
             for instruction in ("HGMMA", "UTMALDG", "USETMAXREG"):
                 assert instruction in function, f"{name} has no {instruction}"
             assert "STL" not in function and "LDL" not in function, f"{name} spills"
+            # Matrix descriptors stay in uniform registers: moving them there costs a quarter of a loop.
+            loops = _product_loops(function)
+            assert len(loops) >= 2, f"{name} has {len(loops)} loops with products"
+            for body in loops[:2]:
+                moves = sum("R2UR" in line for line in body)
+                assert moves <= 8, f"{name} moves {moves} values to uniform registers in a loop"
     assert seen >= 20
     assert hopper == 32  # (3 head dims + a second tile at 128) x 2 dtypes x 4 flag variants
+
+
+def _product_loops(function):
+    """The loops with warpgroup products, shortest first, each as its instructions."""
+    code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", function)
+    at = {int(address, 16): i for i, (address, _) in enumerate(code)}
+    loops = []
+    for end, (address, instruction) in enumerate(code):
+        target = re.search(r"\bBRA 0x([0-9a-f]+)", instruction)
+        if target is None or int(target[1], 16) >= int(address, 16):
+            continue
+        body = [text for _, text in code[at[int(target[1], 16)] : end + 1]]
+        if any("HGMMA" in text for text in body):
+            loops.append(body)
+    return sorted(loops, key=len)
 
 
 @needs_cuda_build

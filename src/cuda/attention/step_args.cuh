@@ -38,6 +38,19 @@ struct StepArgs {
   bool lse_is_f32;
 };
 
+// How many heads' tiles are mixed to be worked off longest first: as many as keep K and V in an L2
+// of 40 MB or more need no more than that; and few enough that several blocks read the same K and V
+// at about the same time. Equal sections, because each ends with tiles that do not come out even.
+inline int64_t longest_first_section(const StepArgs& a, int element_bytes) {
+  constexpr int64_t l2_share = int64_t{32} << 20;
+  constexpr int64_t heads_side_by_side = 32;
+  const int64_t pair_bytes = 2 * a.key_len * a.head_dim * element_bytes;
+  int64_t section = pair_bytes > 0 ? a.group * (l2_share / pair_bytes) : a.batch_heads;
+  if (section < heads_side_by_side) section = heads_side_by_side;
+  const int64_t sections = (a.batch_heads + section - 1) / section;
+  return sections > 1 ? (a.batch_heads + sections - 1) / sections : a.batch_heads;
+}
+
 inline StepArgs make_step_args(const StepParams& p, int block_m, int element_bytes) {
   StepArgs a{};
   a.q = p.q;
@@ -68,15 +81,7 @@ inline StepArgs make_step_args(const StepParams& p, int block_m, int element_byt
   a.causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
   a.follows = (p.flags & BARACUDA_STEP_FOLLOWS) != 0;
   a.lse_is_f32 = p.lse_element == BARACUDA_F32;
-  a.section = 1;
-  if (a.causal) {
-    // Longest tiles first, over as many heads as keep their K and V in an L2 of 40 MB or more.
-    constexpr int64_t l2_share = int64_t{32} << 20;
-    const int64_t pair_bytes = 2 * p.key_len * p.head_dim * element_bytes + 1;
-    const int64_t pairs = l2_share / pair_bytes;
-    a.section = (pairs > 1 ? pairs : 1) * a.group;
-    if (a.section > a.batch_heads) a.section = a.batch_heads;
-  }
+  a.section = a.causal ? longest_first_section(a, element_bytes) : 1;
   return a;
 }
 

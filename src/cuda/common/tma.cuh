@@ -22,35 +22,6 @@ __device__ __forceinline__ uint64_t l2_evict_last() {
   return policy;
 }
 
-// Contiguous bytes, a multiple of 16 as are the addresses. Completes on the mbarrier.
-__device__ __forceinline__ void bulk_load(uint32_t dst, const void* src, uint32_t bytes,
-                                          uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-      " [%0], [%1], %2, [%3];" ::"r"(dst),
-      "l"(src), "r"(bytes), "r"(barrier)
-      : "memory");
-}
-
-// The other way. Threads that wrote the bytes call fence_async_proxy() first.
-__device__ __forceinline__ void bulk_store(void* dst, uint32_t src, uint32_t bytes) {
-  asm volatile(
-      "cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n"
-      "cp.async.bulk.commit_group;" ::"l"(dst),
-      "r"(src), "r"(bytes)
-      : "memory");
-}
-
-// Waits until this thread's bulk stores have read their sources.
-__device__ __forceinline__ void bulk_stores_read() {
-  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-}
-
-// Makes this thread's ordinary writes to shared memory visible to the copy engine.
-__device__ __forceinline__ void fence_async_proxy() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
 // One box of a 4-dimensional tensor, innermost coordinate first; elements outside are zeros.
 // Completes on the mbarrier, whose phase must expect the bytes of the whole box.
 __device__ __forceinline__ void tma_load_4d(uint32_t dst, const void* map, uint32_t barrier, int c0,

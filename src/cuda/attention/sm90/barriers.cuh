@@ -40,15 +40,8 @@ struct Barriers {
   __device__ __forceinline__ uint32_t q_empty(int group) const {
     return q_full(group) + 8 * C::consumers;
   }
-  // The state that a tile goes on from has arrived; the one it leaves behind is written.
-  __device__ __forceinline__ uint32_t state_full(int group) const {
-    return q_full(group) + 16 * C::consumers;
-  }
-  __device__ __forceinline__ uint32_t state_done(int group) const {
-    return q_full(group) + 24 * C::consumers;
-  }
   __device__ __forceinline__ uint32_t slot_full(int group, int slot) const {
-    return base + 32 * C::stages + 32 * C::consumers + 8 * (group * C::slots + slot);
+    return base + 32 * C::stages + 16 * C::consumers + 8 * (group * C::slots + slot);
   }
   __device__ __forceinline__ void init() const {
     for (int i = 0; i < C::stages; ++i) {
@@ -60,8 +53,6 @@ struct Barriers {
     for (int group = 0; group < C::consumers; ++group) {
       mbarrier_init(q_full(group), 1);
       mbarrier_init(q_empty(group), 128);
-      mbarrier_init(state_full(group), 1);
-      mbarrier_init(state_done(group), 4);
       for (int i = 0; i < C::slots; ++i) mbarrier_init(slot_full(group, i), 32);
     }
     mbarrier_init_fence();
@@ -85,9 +76,9 @@ class Slot {
   // The warpgroup's first row.
   __device__ __forceinline__ int row0() const { return shared_load(address_ + 12); }
   // Key tiles; -1: no more work.
-  __device__ __forceinline__ int tiles() const { return uniform(shared_load(address_ + 16)); }
+  __device__ __forceinline__ int tiles() const { return shared_load(address_ + 16); }
   // Key tiles that some row of the warpgroup sees: the first so many, which come last.
-  __device__ __forceinline__ int seen() const { return uniform(shared_load(address_ + 20)); }
+  __device__ __forceinline__ int seen() const { return shared_load(address_ + 20); }
   // Keys that the i-th row of the warpgroup sees; the first row sees the fewest.
   __device__ __forceinline__ int limit(int i) const { return shared_load(address_ + 32 + 4 * i); }
 

@@ -45,20 +45,12 @@ struct Config {
   // theirs then.
   static constexpr int slots = 4;
   static constexpr int slot_bytes = 4 * (8 + group_m);
-  static constexpr int barriers = 4 * stages + Consumers * (slots + 4);
-  static constexpr int small_bytes = Consumers * slots * slot_bytes + 8 * barriers;
+  static constexpr int barriers = 4 * stages + Consumers * (slots + 2);
 
-  // Where there is room for it the state passes through shared memory, copied while products run,
-  // and is added at a tile's end.
-  static constexpr int state_offset = v_offset + stages * kv_bytes;
-  static constexpr int state_bytes = group_m * HeadDim * 4;  // of a warpgroup
-  static constexpr int max_shared_bytes = 227 * 1024;
-  static constexpr bool stages_state =
-      state_offset + Consumers * state_bytes + small_bytes <= max_shared_bytes;
-
-  static constexpr int slots_offset = state_offset + (stages_state ? Consumers * state_bytes : 0);
+  static constexpr int slots_offset = v_offset + stages * kv_bytes;
   static constexpr int barrier_offset = slots_offset + Consumers * slots * slot_bytes;
-  static constexpr int shared_bytes = slots_offset + small_bytes;
+  static constexpr int shared_bytes = barrier_offset + 8 * barriers;
+  static constexpr int max_shared_bytes = 227 * 1024;
   static_assert(shared_bytes <= max_shared_bytes, "more shared memory than a block can have");
 };
 

@@ -22,7 +22,6 @@ namespace baracuda::sm90 {
 template <typename C, bool First, bool Last>
 class Consumer {
   using Element = typename C::Element;
-  static constexpr bool staged = C::stages_state && !(First && Last);
 
  public:
   __device__ __forceinline__ Consumer(const StepArgs& args, uint32_t shared,
@@ -34,29 +33,32 @@ class Consumer {
   __device__ __forceinline__ void run() {
     float o[C::head_dim / 2];
     RowStatistics rows;
-    uint32_t n = 0;
+    look_at(0);
 #pragma unroll 1
-    for (Slot<C> tile = await_slot(n); tile.tiles() >= 0; tile = await_slot(++n)) {
+    for (uint32_t n = 0; uniform(tiles_) >= 0; ++n) {
+      const Slot<C> tile(shared_, group_, n);
 #pragma unroll
       for (int i = 0; i < C::head_dim / 2; ++i) o[i] = 0.0f;
       rows = RowStatistics{{-CUDART_INF_F, -CUDART_INF_F}, {0.0f, 0.0f}};
       await_q(n);
-      pass_by(tile.tiles() - tile.seen());
+      seen_ = uniform(seen_);
+      pass_by(uniform(tiles_) - seen_);
       Before before;
-      if (tile.seen() > 0) {
-        fold(o, rows, before, tile);
+      if (seen_ > 0) {
+        fold(o, rows, before, tile, n);
       } else {
         release_q();
         load_before(before, tile);
+        look_at(n + 1);
       }
-      end(o, rows, before, tile, n);
+      end(o, rows, before, tile);
     }
   }
 
  private:
-  // The state of the step before, which is added at a tile's end: up to then that step may still be
-  // running. o: where there are registers to read it ahead.
-  static constexpr bool reads_ahead = !staged && C::head_dim <= 128;
+  // The state of the step before, which is wanted at a tile's end: up to then that step may still
+  // be running. o: where there are registers to read it ahead.
+  static constexpr bool reads_ahead = Last && C::head_dim <= 128;
   struct Before {
     RowStatistics rows;
     typename StateRows<C>::Fragments o;
@@ -69,35 +71,36 @@ class Consumer {
       if constexpr (reads_ahead) state.load(before.o);
     }
   }
-  __device__ __forceinline__ void add_before(float (&o)[C::head_dim / 2], RowStatistics& rows,
-                                             const Before& before, const StateRows<C>& state,
-                                             uint32_t buffer) const {
+  // A step between the first and the last does not load o_acc: its share, brought under the maximum
+  // that the state was begun with, is added where it lies. Not so where a warp's scores rose far.
+  __device__ __forceinline__ void end(float (&o)[C::head_dim / 2], RowStatistics& rows,
+                                      const Before& before, const Slot<C>& tile) const {
+    const StateRows<C> state(args_, tile);
+    if constexpr (Last) {
+      if constexpr (!First) take_in(o, rows, before, state);
+      state.finish(o, rows);
+      return;
+    }
+    float factor[2];
+    if constexpr (First) {
+      state.save(o);
+    } else if (join_statistics(rows, before.rows, args_.scale_log2, factor)) {
+#pragma unroll
+      for (int i = 0; i < C::head_dim / 2; ++i) o[i] *= factor[i / 2 % 2];
+      state.save_sum(o);
+    } else {
+      take_in(o, rows, before, state);
+      state.save(o);
+    }
+    state.save_statistics(rows);
+  }
+  __device__ __forceinline__ void take_in(float (&o)[C::head_dim / 2], RowStatistics& rows,
+                                          const Before& before, const StateRows<C>& state) const {
     const Factors factors = merge_statistics(rows, before.rows, args_.scale_log2);
-    if constexpr (staged) {
-      state.add(o, factors, buffer);
-    } else if constexpr (reads_ahead) {
+    if constexpr (reads_ahead) {
       state.add(o, factors, before.o);
     } else {
       state.add(o, factors);
-    }
-  }
-  __device__ __forceinline__ void end(float (&o)[C::head_dim / 2], RowStatistics& rows,
-                                      const Before& before, const Slot<C>& tile,
-                                      uint32_t n) const {
-    const StateRows<C> state(args_, tile);
-    const uint32_t buffer = shared_ + C::state_offset + group_ * C::state_bytes;
-    if constexpr (staged) mbarrier_wait(barriers_.state_full(group_), parity_of<1>(n));
-    if constexpr (!First) add_before(o, rows, before, state, buffer);
-    if constexpr (Last) {
-      if constexpr (staged) release_state();
-      state.finish(o, rows);
-    } else if constexpr (staged) {
-      state.stage(o, buffer);
-      fence_async_proxy();
-      release_state();
-      state.save_statistics(rows);
-    } else {
-      state.save(o, rows);
     }
   }
 
@@ -126,20 +129,18 @@ class Consumer {
   __device__ __forceinline__ void release_v(uint32_t n) const {
     release(barriers_.v_empty(stage_of<C::stages>(n)));
   }
-  __device__ __forceinline__ Slot<C> await_slot(uint32_t n) const {
+  // The n-th query tile comes next. Asked while products run; the slot was filled long before.
+  __device__ __forceinline__ void look_at(uint32_t n) {
     mbarrier_wait(barriers_.slot_full(group_, n % C::slots), parity_of<C::slots>(n));
-    return Slot<C>(shared_, group_, n);
+    const Slot<C> tile(shared_, group_, n);
+    tiles_ = tile.tiles();
+    seen_ = tile.seen();
   }
   __device__ __forceinline__ void await_q(uint32_t n) const {
     mbarrier_wait(barriers_.q_full(group_), parity_of<1>(n));
   }
   __device__ __forceinline__ void release_q() const {
     mbarrier_arrive(barriers_.q_empty(group_));
-  }
-
-  __device__ __forceinline__ void release_state() const {
-    __syncwarp();
-    release(barriers_.state_done(group_));
   }
 
   // Of the first columns of a key tile, as many as s has room for.
@@ -184,17 +185,17 @@ class Consumer {
   // Folds the keys of a query tile that the warpgroup sees into o: from the last key tile to the
   // first, the scores of each beside the weights and V of the one before.
   __device__ __forceinline__ void fold(float (&o)[C::head_dim / 2], RowStatistics& rows,
-                                       Before& before, const Slot<C>& query) {
+                                       Before& before, const Slot<C>& query, uint32_t n) {
     uint32_t p[C::block_n / 16][4];
     const int unmasked = query.limit(0);
     const auto needs_mask = [&](int tile) { return (tile + 1) * C::block_n > unmasked; };
-    int t = query.seen() - 1;
+    int t = seen_ - 1;
     if constexpr (C::last_n < C::block_n) {
       // Few keys in the last tile: as many columns as they need, while nothing else runs.
       if (query.limit(C::group_m - 1) - t * C::block_n <= C::last_n) {
         uint32_t few[C::last_n / 16][4];
         begin(rows, few, query, t, needs_mask(t));
-        if (--t < 0) return finish(o, few, before, query);
+        if (--t < 0) return finish(o, few, before, query, n);
         both(o, rows, few, p, query, t, [&] { return needs_mask(t); });
       } else {
         begin(rows, p, query, t, needs_mask(t));
@@ -206,7 +207,7 @@ class Consumer {
     for (--t; t >= 0 && needs_mask(t); --t) both(o, rows, p, p, query, t, std::true_type{});
 #pragma unroll 1
     for (; t >= 0; --t) both(o, rows, p, p, query, t, std::false_type{});
-    finish(o, p, before, query);
+    finish(o, p, before, query, n);
   }
 
   template <int Steps>
@@ -271,12 +272,13 @@ class Consumer {
   template <int Steps>
   __device__ __forceinline__ void finish(float (&o)[C::head_dim / 2],
                                          const uint32_t (&p)[Steps][4], Before& before,
-                                         const Slot<C>& query) const {
+                                         const Slot<C>& query, uint32_t n) {
     await_v(turn_);
     pin_registers(o);
     wgmma_fence();
     issue_output(o, p, turn_);
     load_before(before, query);
+    look_at(n + 1);
     wgmma_wait<0>();
     pin_registers(o);
     release_v(turn_);
@@ -294,6 +296,7 @@ class Consumer {
   const uint32_t shared_;
   const Barriers<C>& barriers_;
   const int group_;  // of the consumer warpgroups
+  int tiles_, seen_;     // of the query tile at hand: its key tiles, and those that we see
   uint32_t turn_ = ~0u;  // key tile whose scores were taken last, counted over all query tiles
 };
 

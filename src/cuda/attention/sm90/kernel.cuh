@@ -2,7 +2,7 @@
 //
 // A block is resident for the whole step. Warpgroup 0 copies; every other warpgroup owns 64 query
 // rows. The steps of a ring overlap: a step knows nothing of the one before until it has its own
-// keys' share of a tile, and adds that one's state to it then.
+// keys' share of a tile, and has it added to the state that that one left.
 #pragma once
 
 #include "attention/sm90/consumer.cuh"
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(C::threads, 1)
   // until its state is wanted.
   if (!args.step.follows) await_grids_before();
   // Side by side, all that comes before the first copies.
-  Work<C, First, Last> work(args.step);
+  Work<C, First, Last> work(args);
   bool more = false;
   if (warp < 4) {
     if (leads && args.step.key_len > 0) {  // else the maps are empty
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(C::threads, 1)
         tma_prefetch_map(&args.q);
       }
     }
-    more = work.next(args.step);
+    more = work.next(args);
   } else if (warp == 4 && leads) {
     barriers.init();
   }

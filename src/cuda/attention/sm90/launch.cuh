@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/sm90/kernel.cuh"
+#include "attention/sm90/sight.h"
 #include "attention/sm90/tensor_map.h"
 #include "attention/sm90/variant.h"
 #include "common/dependent_launch.cuh"
@@ -57,6 +58,20 @@ inline bool overlaps_previous(const StepParams& p) {
          (p.sm_margin == 0 || (p.flags & BARACUDA_STEP_FOLLOWS) != 0);
 }
 
+// A causal step without a diagonal is one without a mask, on the keys and the rows that it is
+// about. Rows without keys are passed over where the step leaves their state as it is.
+inline void drop_mask(const StepParams& p, int block_m, HopperArgs& args) {
+  const Sight sight = sight_of(p);
+  const bool leaves_rows = (p.flags & (BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST)) == 0 &&
+                           sight.first_row % block_m == 0;
+  if (!sight.same_keys || (sight.first_row > 0 && !leaves_rows)) return;
+  args.step.causal = false;
+  args.step.key_len = sight.keys;
+  args.first_row = static_cast<int>(sight.first_row);
+  args.step.query_tiles -= sight.first_row / block_m;
+  args.step.blocks = args.step.batch_heads * args.step.query_tiles;
+}
+
 template <typename C>
 int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
   int32_t status = load_kernel<C>(p.flags);
@@ -71,10 +86,18 @@ int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
         "cudaDeviceGetAttribute");
   if (status != BARACUDA_OK) return status;
   args.step = make_step_args(p, C::block_m, sizeof(typename C::Element));
+  drop_mask(p, C::block_m, args);
   int64_t blocks = processors > p.sm_margin ? processors - p.sm_margin : 1;
   if (blocks > args.step.blocks) blocks = args.step.blocks;
   args.step.section = choose_section(args.step, sizeof(typename C::Element), blocks);
   args.step.backwards = starts_backwards(args.step, blocks);
+  args.query_tiles = make_divisor(args.step.query_tiles);
+  args.heads = make_divisor(args.step.heads);
+  args.group = make_divisor(args.step.group);
+  args.section = make_divisor(args.step.section > 0 ? args.step.section : 1);
+  const int64_t stride = p.k_map.stride;
+  if (p.device_maps == nullptr && stride > 0 && stride >> 31 == 0)
+    args.key_stride = make_divisor(stride);
   return launch_grid(kernel_of<C>(p.flags), static_cast<unsigned>(blocks), C::threads,
                      C::shared_bytes, stream, overlaps_previous(p), args);
 }

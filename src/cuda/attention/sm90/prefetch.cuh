@@ -14,9 +14,8 @@ class StatePrefetch {
   static constexpr int sector = 32, step = 32 * sector;  // bytes of a lane, of the warp
 
  public:
-  __device__ __forceinline__ StatePrefetch(const StepArgs& args, const Tile& tile, bool wanted,
-                                           int calls) {
-    if (!wanted || calls == 0) return;
+  // In about so many calls of some().
+  __device__ __forceinline__ void begin(const StepArgs& args, const Tile& tile, int calls) {
     const int64_t left = args.query_len - tile.row0;
     const int rows = left < C::block_m ? static_cast<int>(left) : C::block_m;
     const int64_t row = tile.batch_head * args.query_len + tile.row0;

@@ -4,7 +4,6 @@
 #include "attention/sm90/barriers.cuh"
 #include "attention/sm90/prefetch.cuh"
 #include "attention/sm90/schedule.cuh"
-#include "attention/sm90/state_mover.cuh"
 #include "common/tma.cuh"
 
 namespace baracuda::sm90 {
@@ -21,9 +20,9 @@ class Work {
   Tile tile;
   int tiles;  // key tiles
 
-  __device__ __forceinline__ explicit Work(const StepArgs& args) : walk_(args) {}
+  __device__ __forceinline__ explicit Work(const HopperArgs& args) : walk_(args.step) {}
 
-  __device__ __forceinline__ bool next(const StepArgs& args) {
+  __device__ __forceinline__ bool next(const HopperArgs& args) {
     while (walk_.next(args, C::block_m, tile)) {
       tiles = key_tiles<C>(row_limit(args, int64_t{tile.row0} + C::block_m - 1));
       if (First || Last || tiles > 0) return true;
@@ -43,28 +42,38 @@ class KeyProducer {
  public:
   __device__ __forceinline__ KeyProducer(const HopperArgs& args, uint32_t shared,
                                          const Barriers<C>& barriers)
-      : args_(args), shared_(shared), barriers_(barriers), policy_(l2_evict_last()) {}
+      : args_(args),
+        shared_(shared),
+        barriers_(barriers),
+        policy_(keeps_rows<First, Last>(args.step) ? l2_evict_first() : l2_evict_last()) {}
 
   // From the tile that `work` is at, if there are more.
   __device__ __forceinline__ void run(Work<C, First, Last>& work, bool more) {
-    constexpr bool prefetches = !First && !C::stages_state;
+    constexpr bool prefetches = Last && !First;
     uint32_t turn = 0;  // key tiles of K copied so far; V is one behind
     KeyTile previous{};
     while (more) {
       const int tiles = work.tiles;
-      const int batch = work.tile.batch(args_.step);
-      const int kv_head = work.tile.kv_head(args_.step);
-      if constexpr (prefetches) more = work.next(args_.step);
-      StatePrefetch<C> prefetch(args_.step, work.tile, prefetches && work.tiles > 0, tiles);
+      const int batch = work.tile.batch(args_);
+      const int kv_head = work.tile.kv_head(args_);
+      StatePrefetch<C> prefetch;
+      bool looked_ahead = false;
 #pragma unroll 1
       for (int t = tiles - 1; t >= 0; --t, ++turn) {
         const KeyTile tile{batch, kv_head, t};
         load_k(turn, tile);
         if (turn > 0) load_v(turn - 1, previous);
         previous = tile;
-        if constexpr (prefetches) prefetch.some();
+        if constexpr (prefetches) {
+          if (!looked_ahead) {  // not before the first K, which the consumers wait for
+            more = work.next(args_);
+            looked_ahead = true;
+            if (work.tiles > 0) prefetch.begin(args_.step, work.tile, tiles);
+          }
+          prefetch.some();
+        }
       }
-      if constexpr (!prefetches) more = work.next(args_.step);
+      if (!looked_ahead) more = work.next(args_);
     }
     if (turn > 0) load_v(turn - 1, previous);
   }
@@ -111,14 +120,12 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
                                                 Work<C, First, Last>& work, bool more) {
   const StepArgs& step = args.step;
   const int lane = threadIdx.x % 32;
-  const uint64_t policy = l2_evict_first();
-  constexpr bool staged = C::stages_state && !(First && Last);
-  StateMover<C, First, Last> state(step, shared, barriers, group);
-  for (uint32_t n = 0;; ++n, more = work.next(step)) {
+  const uint64_t policy = keeps_rows<First, Last>(step) ? l2_evict_last() : l2_evict_first();
+  for (uint32_t n = 0;; ++n, more = work.next(args)) {
     const Slot<C> slot(shared, group, n);
     const int row0 = work.tile.row0 + group * C::group_m;
-    const int batch = more ? work.tile.batch(step) : 0;
-    const int head = more ? work.tile.head(step) : 0;
+    const int batch = more ? work.tile.batch(args) : 0;
+    const int head = more ? work.tile.head(args) : 0;
     const auto copy_queries = [&] {
       mbarrier_wait(barriers.q_empty(group), parity_of<1>(n) ^ 1);
       if (lane != 0) return;
@@ -139,7 +146,7 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
       int keys = 0;
 #pragma unroll
       for (int i = lane; i < C::group_m; i += 32) {
-        keys = row_limit(step, int64_t{row0} + i);
+        keys = row_limit(args, int64_t{row0} + i);
         slot.set_limit(i, keys);
       }
       keys = __shfl_sync(0xffffffffu, keys, 31);
@@ -147,15 +154,11 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
     }
     if (lane == 0) slot.set(work.tile.batch_head, batch, head, row0, work.tiles, seen);
     mbarrier_arrive(barriers.slot_full(group, n % C::slots));
-    if (!more) {
-      if (staged && lane == 0) state.finish(n);
-      return;
-    }
+    if (!more) return;
     if (n > 0) {
       if (seen > 0) prefetch_queries<C>(step, batch, head, row0);
       copy_queries();
     }
-    if (staged && lane == 0) state.advance(n, work.tile.batch_head, row0);
     __syncwarp();
   }
 }

@@ -4,22 +4,27 @@
 #include <cuda.h>
 
 #include "attention/step_args.cuh"
+#include "common/divisor.h"
 
 namespace baracuda::sm90 {
 
 struct HopperArgs {
   CUtensorMap q, k, v;
   StepArgs step;
+  Divisor query_tiles, heads, group, section;  // those of step, to divide by
+  Divisor key_stride;  // of 0 where only the device knows it
+  int first_row;  // of those that there is anything to do for; query_tiles counts from it
 };
 
 // As rows_at_or_before(), without the 64-bit division, for which a copying warp has no registers:
-// the quotient is below count, which is at most 2^30.
-__device__ __forceinline__ int count_at_or_before(int64_t first, int64_t stride, int count,
-                                                  int64_t pos) {
+// the quotient is below count, which is at most 2^30. known: that of stride, or of 0.
+__device__ __forceinline__ int count_at_or_before(int64_t first, int64_t stride,
+                                                  const Divisor& known, int count, int64_t pos) {
   if (count <= 0 || pos < first) return 0;
   uint64_t rest = pos - first;
   if (stride == 1) return rest < count ? static_cast<int>(rest) + 1 : count;
   if (rest >= static_cast<uint64_t>(stride) * count) return count;
+  if (known.divisor != 0 && rest >> 31 == 0) return known.quotient(static_cast<int>(rest)) + 1;
   int quotient = 0;
 #pragma unroll 1
   for (int bit = 29; bit >= 0; --bit) {
@@ -31,7 +36,8 @@ __device__ __forceinline__ int count_at_or_before(int64_t first, int64_t stride,
 }
 
 // Number of keys that a row sees; rows past the end see what the last one does.
-__device__ __forceinline__ int row_limit(const StepArgs& args, int64_t row) {
+__device__ __forceinline__ int row_limit(const HopperArgs& all, int64_t row) {
+  const StepArgs& args = all.step;
   const int keys = static_cast<int>(args.key_len);
   if (!args.causal) return keys;
   if (row >= args.query_len) row = args.query_len - 1;
@@ -42,7 +48,7 @@ __device__ __forceinline__ int row_limit(const StepArgs& args, int64_t row) {
   int seen = 0;
 #pragma unroll 1
   for (int part = 0; part < 2; ++part)
-    seen += count_at_or_before(part == 0 ? k_map.head : k_map.tail, k_map.stride,
+    seen += count_at_or_before(part == 0 ? k_map.head : k_map.tail, k_map.stride, all.key_stride,
                                part == 0 ? split : keys - split, pos);
   return seen;
 }
@@ -51,32 +57,39 @@ struct Tile {
   int batch_head;
   int row0;  // first query row
 
-  __device__ __forceinline__ int batch(const StepArgs& args) const {
-    return batch_head / static_cast<int>(args.heads);
+  __device__ __forceinline__ int batch(const HopperArgs& args) const {
+    return args.heads.quotient(batch_head);
   }
-  __device__ __forceinline__ int head(const StepArgs& args) const {
-    return batch_head % static_cast<int>(args.heads);
+  __device__ __forceinline__ int head(const HopperArgs& args) const {
+    return args.heads.remainder(batch_head);
   }
-  __device__ __forceinline__ int kv_head(const StepArgs& args) const {
-    return head(args) / static_cast<int>(args.group);
+  __device__ __forceinline__ int kv_head(const HopperArgs& args) const {
+    return args.group.quotient(head(args));
   }
 };
 
 // How many heads' tiles are mixed to be walked longest first; 0: one head after the other.
 // Without a mask there is no longest. Short sequences are bound by memory: K and V should be read
 // once, by blocks that work on a head together, and with many rounds the lengths even out anyway.
-// Else as many heads as keep K and V in L2 need no more than that; and few enough that several
-// blocks read the same K and V at about the same time. Equal sections, because each has a last
-// round that does not come out even.
+// The steps of a ring even out among themselves what a section leaves uneven: there, the fewest
+// heads that fill rounds of the grid, for the sake of L2.
 inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t grid) {
-  constexpr int64_t l2_share = int64_t{32} << 20;
-  constexpr int64_t heads_side_by_side = 32;
   if (!args.causal || (args.query_tiles <= 8 && args.blocks >= 8 * grid)) return 0;
-  const int64_t pair_bytes = 2 * args.key_len * args.head_dim * element_bytes;
-  int64_t section = args.group * (pair_bytes > 0 ? l2_share / pair_bytes : args.batch_heads);
-  if (section < heads_side_by_side) section = heads_side_by_side;
-  const int64_t sections = (args.batch_heads + section - 1) / section;
-  return (args.batch_heads + sections - 1) / sections;
+  const int64_t heads = longest_first_section(args, element_bytes);
+  if (!args.follows) return heads;
+  for (int64_t fewer = 1; fewer < heads; ++fewer) {
+    const int64_t tiles = fewer * args.query_tiles, rounds = (tiles + grid - 1) / grid;
+    if (args.batch_heads % fewer == 0 && 20 * tiles >= 19 * rounds * grid) return fewer;
+  }
+  return heads;
+}
+
+// What is to stay in L2: Q and the state, which the next step of a ring comes back to, or K and V.
+// Blocks that work on a head together read its K and V at about the same time; under a mask,
+// longest tiles first, they do not.
+template <bool First, bool Last>
+__device__ __forceinline__ bool keeps_rows(const StepArgs& args) {
+  return !(First && Last) && args.section == 0;
 }
 
 // The direction of the first round, see TileWalk. Where heads are not mixed the last round, which
@@ -94,7 +107,8 @@ class TileWalk {
   __device__ __forceinline__ explicit TileWalk(const StepArgs& args)
       : backwards_(args.backwards) {}
 
-  __device__ __forceinline__ bool next(const StepArgs& args, int block_m, Tile& tile) {
+  __device__ __forceinline__ bool next(const HopperArgs& all, int block_m, Tile& tile) {
+    const StepArgs& args = all.step;
     const int grid = static_cast<int>(gridDim.x);
     const int block = static_cast<int>(blockIdx.x);
     const int tiles_per_head = static_cast<int>(args.query_tiles);
@@ -114,9 +128,15 @@ class TileWalk {
       done_ += grid;
       backwards_ = !backwards_;
       if (index >= tiles_here) continue;
-      tile.batch_head = mixed ? first_head_ + index % heads_here : index / tiles_per_head;
-      const int rank = mixed ? index / heads_here : index % tiles_per_head;
-      tile.row0 = (tiles_per_head - 1 - rank) * block_m;
+      int rank;
+      if (!mixed) {
+        tile.batch_head = all.query_tiles.quotient(index);
+        rank = index - tile.batch_head * tiles_per_head;
+      } else {
+        rank = heads_here == section ? all.section.quotient(index) : index / heads_here;
+        tile.batch_head = first_head_ + index - rank * heads_here;
+      }
+      tile.row0 = all.first_row + (tiles_per_head - 1 - rank) * block_m;
       return true;
     }
     return false;

@@ -101,6 +101,26 @@ __device__ __forceinline__ Factors merge_statistics(RowStatistics& rows,
   return factors;
 }
 
+// Brings the statistics of this step's keys under the maximum that the state was begun with, and
+// adds those in `before`. False, with nothing changed, where this step's scores are so far above
+// that maximum that its weights could overflow under it.
+__device__ __forceinline__ bool join_statistics(RowStatistics& rows, const RowStatistics& before,
+                                                float scale_log2, float (&factor)[2]) {
+  constexpr float most_growth = 16.0f;  // to the power of two
+  float growth[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+    growth[h] = before.m[h] == -CUDART_INF_F ? 0.0f : (rows.m[h] - before.m[h]) * scale_log2;
+  if (__any_sync(0xffffffffu, growth[0] > most_growth || growth[1] > most_growth)) return false;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    factor[h] = exp2_approx(growth[h]);
+    if (before.m[h] != -CUDART_INF_F) rows.m[h] = before.m[h];
+    rows.l[h] = fmaf(rows.l[h], factor[h], before.l[h]);
+  }
+  return true;
+}
+
 // Most key tiles move no row's maximum, and then there is nothing to multiply by.
 template <int N>
 __device__ __forceinline__ void rescale(float (&o)[N], const float (&factor)[2]) {

@@ -4,6 +4,9 @@
 // rows of a head the lanes' float4s {two columns of two adjacent accumulator tiles} lie side by
 // side, so that a warp moves 512 contiguous bytes. The last rows of a head, if fewer than eight,
 // lie just as close: the state is exactly B*H*Q*(D+2) floats.
+// o_acc and l are sums of exp(score - m). m need not be the largest score: it is the largest of the
+// first keys that a row saw, as long as later ones do not rise far above it, so that steps can have
+// their shares added where the state lies.
 // l is -0 for a row that saw keys, all with score -inf (an Inf in Q or K): its softmax is
 // undefined, where a row that saw none gives zeros.
 #pragma once
@@ -14,7 +17,8 @@
 #include "attention/sm90/schedule.cuh"
 #include "attention/sm90/softmax.cuh"
 #include "common/dtype.cuh"
-#include "common/shared_access.cuh"
+#include "common/global_access.cuh"
+#include "common/tma.cuh"
 
 namespace baracuda::sm90 {
 
@@ -30,7 +34,8 @@ class StateRows {
         batch_head_(tile.batch_head()),
         warp_row_(threadIdx.x % 128 / 32 * 16),
         row0_(tile.row0() + warp_row_),
-        lane_(threadIdx.x % 32) {}
+        lane_(threadIdx.x % 32),
+        maxima_(static_cast<float*>(args.state) + state_rows() * head_dim + state_row(0)) {}
 
   // o_acc as it lies in memory.
   using Fragments = float4[2][head_dim / 16];
@@ -41,8 +46,7 @@ class StateRows {
 #pragma unroll
       for (int j = 0; j < head_dim / 16; ++j) x[h][j] = load_fragment(h, j);
   }
-  // Adds another part of the sum to o: from registers, from memory, or from shared memory, where
-  // the warpgroup's rows start at `staged`.
+  // Adds another part of the sum to o, from registers or from memory.
   static __device__ __forceinline__ void add(float (&o)[head_dim / 2], const Factors& factors,
                                              const Fragments& x) {
 #pragma unroll
@@ -51,70 +55,39 @@ class StateRows {
       for (int j = 0; j < head_dim / 16; ++j) add_fragment(o, factors, h, j, x[h][j]);
   }
   __device__ __forceinline__ void add(float (&o)[head_dim / 2], const Factors& factors) const {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      if (!in_tensor(h)) continue;
-      const float4* fragments = accumulator(h);
-      const int stride = group_stride(h);
-#pragma unroll
-      for (int j = 0; j < head_dim / 16; ++j) {
-        add_fragment(o, factors, h, j, __ldcg(fragments));
-        fragments += stride;
-      }
-    }
-  }
-  __device__ __forceinline__ void add(float (&o)[head_dim / 2], const Factors& factors,
-                                      uint32_t staged) const {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      if (!in_tensor(h)) continue;
-#pragma unroll
-      for (int j = 0; j < head_dim / 16; ++j)
-        add_fragment(o, factors, h, j,
-                     shared_load4(staged_fragment(staged, h) + 16 * j * group_stride(h)));
-    }
+    for_each_fragment([&](float4* fragment, int h, int j) {
+      add_fragment(o, factors, h, j, load_early(fragment));
+    });
   }
   __device__ __forceinline__ void load_statistics(RowStatistics& rows) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const bool inside = in_tensor(h);
-      rows.m[h] = inside ? __ldcg(statistics() + state_row(h)) : -CUDART_INF_F;
+      rows.m[h] = inside ? load_early(maxima_ + 8 * h) : -CUDART_INF_F;
       // The row sum is spread over a quad and only added up at the end: one lane takes it in.
-      rows.l[h] =
-          inside && lane_ % 4 == 0 ? __ldcg(statistics() + state_rows() + state_row(h)) : 0.0f;
+      rows.l[h] = inside && lane_ % 4 == 0 ? load_early(sums() + 8 * h) : 0.0f;
     }
   }
 
-  __device__ __forceinline__ void save(const float (&o)[head_dim / 2],
-                                       const RowStatistics& rows) const {
-    save_statistics(rows);
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      if (!in_tensor(h)) continue;
-      float4* fragments = accumulator(h);
-#pragma unroll
-      for (int j = 0; j < head_dim / 16; ++j) fragments[j * group_stride(h)] = get(o, h, j);
-    }
-  }
   __device__ __forceinline__ void save_statistics(const RowStatistics& rows) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const float l = quad_sum(rows.l[h]);
       if (!in_tensor(h) || lane_ % 4 != 0) continue;
       const bool undefined = is_undefined(rows.m[h], l, h);
-      statistics()[state_row(h)] = rows.m[h];
-      statistics()[state_rows() + state_row(h)] = undefined ? -0.0f : l;
+      maxima_[8 * h] = rows.m[h];
+      sums()[8 * h] = undefined ? -0.0f : l;
     }
   }
 
-  __device__ __forceinline__ void stage(const float (&o)[head_dim / 2], uint32_t staged) const {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      if (!in_tensor(h)) continue;
-#pragma unroll
-      for (int j = 0; j < head_dim / 16; ++j)
-        shared_store4(staged_fragment(staged, h) + 16 * j * group_stride(h), get(o, h, j));
-    }
+  // Writes o over what lies in memory, or has it added there.
+  __device__ __forceinline__ void save(const float (&o)[head_dim / 2]) const {
+    for_each_fragment([&](float4* fragment, int h, int j) { *fragment = get(o, h, j); });
+  }
+  __device__ __forceinline__ void save_sum(const float (&o)[head_dim / 2]) const {
+    const uint64_t policy = args_.section == 0 ? l2_evict_last() : l2_evict_first();
+    for_each_fragment(
+        [&](float4* fragment, int h, int j) { add_in_memory(fragment, get(o, h, j), policy); });
   }
 
   // Writes y and lse. The lanes of a quad exchange words, so that each stores 16 bytes of a row.
@@ -154,6 +127,20 @@ class StateRows {
   }
 
  private:
+  template <typename F>
+  __device__ __forceinline__ void for_each_fragment(F f) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (!in_tensor(h)) continue;
+      float4* fragment = accumulator(h);
+      const int stride = group_stride(h);
+#pragma unroll
+      for (int j = 0; j < head_dim / 16; ++j) {
+        f(fragment, h, j);
+        fragment += stride;
+      }
+    }
+  }
   // The j-th pair of accumulator tiles, as it lies in the state.
   static __device__ __forceinline__ float4 get(const float (&o)[head_dim / 2], int h, int j) {
     return make_float4(o[8 * j + 2 * h], o[8 * j + 2 * h + 1], o[8 * j + 4 + 2 * h],
@@ -175,19 +162,15 @@ class StateRows {
                     fmaf(y.z, now, x.z * before), fmaf(y.w, now, x.w * before)));
   }
   __device__ __forceinline__ float4 load_fragment(int h, int j) const {
-    return in_tensor(h) ? __ldcg(accumulator(h) + j * group_stride(h))
+    return in_tensor(h) ? load_early(accumulator(h) + j * group_stride(h))
                         : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  }
-  __device__ __forceinline__ uint32_t staged_fragment(uint32_t staged, int h) const {
-    return staged + (warp_row_ + 8 * h) * head_dim * 4 + 16 * lane_;
   }
   __device__ __forceinline__ int64_t row(int h) const { return row0_ + 8 * h + lane_ / 4; }
   __device__ __forceinline__ bool in_tensor(int h) const { return row(h) < args_.query_len; }
   __device__ __forceinline__ bool is_undefined(float m, float l, int h) const {
     if (m != -CUDART_INF_F || l != 0.0f) return false;
     if (tile_.limit(warp_row_ + 8 * h + lane_ / 4) > 0) return true;
-    return !args_.first && in_tensor(h) &&
-           __float_as_int(__ldcg(statistics() + state_rows() + state_row(h))) < 0;
+    return !args_.first && in_tensor(h) && __float_as_int(__ldcg(sums() + 8 * h)) < 0;
   }
   __device__ __forceinline__ int64_t state_rows() const {
     return args_.batch_heads * args_.query_len;
@@ -205,9 +188,7 @@ class StateRows {
                         (batch_head_ * args_.query_len + row0_ + 8 * h) * head_dim;
     return reinterpret_cast<float4*>(eight_rows) + lane_;
   }
-  __device__ __forceinline__ float* statistics() const {
-    return static_cast<float*>(args_.state) + state_rows() * head_dim;
-  }
+  __device__ __forceinline__ float* sums() const { return maxima_ + state_rows(); }
   static __device__ __forceinline__ float quad_sum(float x) {
     x += __shfl_xor_sync(0xffffffffu, x, 1);
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
@@ -241,6 +222,7 @@ class StateRows {
   const int warp_row_;  // first row of the warp among those of its warpgroup
   const int64_t row0_;  // the same in the head
   const int lane_;
+  float* const maxima_;  // at the lane's first row; the other lies 8 further on
 };
 
 }  // namespace baracuda::sm90

@@ -1,0 +1,34 @@
+// Global memory, in ways that the compiler would not choose.
+#pragma once
+
+#include <stdint.h>
+
+namespace baracuda {
+
+// Loads that stay where they are written: the compiler would put them off until their values are
+// wanted, and a warp would wait for memory then.
+__device__ __forceinline__ float load_early(const float* address) {
+  float x;
+  asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(x) : "l"(address) : "memory");
+  return x;
+}
+
+__device__ __forceinline__ float4 load_early(const float4* address) {
+  float4 x;
+  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "l"(address)
+               : "memory");
+  return x;
+}
+
+// Adds to what lies in memory without loading it: L2 does the sum. With nobody else adding to the
+// same numbers meanwhile the result does not depend on any order. policy: of tma.cuh.
+__device__ __forceinline__ void add_in_memory(float4* address, float4 x, uint64_t policy) {
+  asm volatile(
+      "red.relaxed.gpu.global.add.L2::cache_hint.v4.f32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(address),
+      "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "l"(policy)
+      : "memory");
+}
+
+}  // namespace baracuda
