@@ -2,7 +2,8 @@
 
 `slowest rank`: what the steps last in lock step, the sum over steps of the slowest rank, over the
 sum of all ranks' steps divided by P. 1 is perfect. `summed work`: all ranks' steps over one causal
-call on the whole sequence. The peer of both is the contiguous layout's figure.
+call on the whole sequence. The peer of both is the contiguous layout's figure. A step is repeated as
+a ring repeats steps: each after the first follows the one before, and may start while it ends.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ RANKS = 8
 # (family, chunk)
 PROBLEMS = [("sm90a", 4096), ("sm80", 4096)]
 _LAYOUTS = ("contiguous", "zigzag", "striped")
-_ROUNDS = 5
-_REPEATS = 8  # in a replay
+_ROUNDS = 7
+_REPEATS = {"call": 4, "step": 32}  # in a replay, whose own start must not count
 
 
 def rows() -> list[dict[str, Any]]:
@@ -54,20 +55,23 @@ def _rows(family: str, chunk: int) -> list[dict[str, Any]]:
 
 
 def _figures(family: str, layout: str, chunk: int, *qkv: Any) -> dict[str, float]:
-    """Medians of the rounds' ratios: the card's clocks drift by more than what is looked for."""
+    """Steps are compared as parts of one call in the same round: the card's clocks drift by more than
+    what is looked for, and the largest of several is sought, which noise alone would raise."""
     whole, steps = _whole(family, *qkv), _steps(family, layout, chunk, *qkv)
-    slowest, summed = [], []
+    parts: dict[tuple[int, int], list[float]] = {at: [] for at in steps}
     for _ in range(_ROUNDS):
-        one_call = _milliseconds(whole)
-        times = {at: _milliseconds(step) for at, step in steps.items()}
-        total = sum(times.values())
-        lock_step = sum(
-            max(taken for (_, number), taken in times.items() if number == wanted)
-            for wanted in range(RANKS)
-        )
-        slowest.append(lock_step / (total / RANKS))
-        summed.append(total / one_call)
-    return {"slowest rank": statistics.median(slowest), "summed work": statistics.median(summed)}
+        before = whole()
+        times = {at: step() for at, step in steps.items()}
+        one_call = (before + whole()) / 2
+        for at, taken in times.items():
+            parts[at].append(taken / one_call)
+    share = {at: statistics.median(of) for at, of in parts.items()}
+    summed = sum(share.values())
+    lock_step = sum(
+        max(part for (_, number), part in share.items() if number == wanted)
+        for wanted in range(RANKS)
+    )
+    return {"slowest rank": lock_step / (summed / RANKS), "summed work": summed}
 
 
 def _whole(family: str, q: Any, k: Any, v: Any) -> Any:
@@ -78,17 +82,16 @@ def _whole(family: str, q: Any, k: Any, v: Any) -> Any:
     plan = bk.FlashSdpaPlan.select(stream, desc, preference(family, "bf16"))
     args = bk.FlashSdpaArgs(q=q, k=k, v=v, y=torch.empty_like(q))
 
-    def repeat() -> None:
-        for _ in range(_REPEATS):
-            plan.run(torch.cuda.current_stream(), args)
+    def run() -> None:
+        plan.run(torch.cuda.current_stream(), args)
 
-    return captured(repeat)
+    return _repeated(run, _REPEATS["call"])
 
 
 def _steps(
     family: str, layout: str, chunk: int, q: Any, k: Any, v: Any
 ) -> dict[tuple[int, int], Any]:
-    """Replays of every rank's every step, by rank and number, where it has any to launch."""
+    """Measurements of every rank's every step, by rank and number, where it has any to launch."""
     stream = bk.Stream(torch.cuda.current_stream())
     desc = bk.RingAttentionDescriptor(
         1, HEADS, chunk, chunk, HEAD_DIM, None, True, bk.ElementKind.BF16,
@@ -102,16 +105,15 @@ def _steps(
     def step(rank: int, number: int, steps: int) -> Any:
         origin = (rank - number) % RANKS
 
-        def repeat() -> None:
-            for _ in range(_REPEATS):
-                plan.step(
-                    torch.cuda.current_stream(),
-                    q=shards[rank][0], k=shards[origin][1], v=shards[origin][2], y=y,
-                    accumulator_scratch=state, rank=rank, origin=origin, world_size=RANKS,
-                    first=number == 0, last=number == steps - 1,
-                )  # fmt: skip
+        def run() -> None:
+            plan.step(
+                torch.cuda.current_stream(),
+                q=shards[rank][0], k=shards[origin][1], v=shards[origin][2], y=y,
+                accumulator_scratch=state, rank=rank, origin=origin, world_size=RANKS,
+                first=number == 0, last=number == steps - 1, follows=number > 0,
+            )  # fmt: skip
 
-        return captured(repeat)
+        return _repeated(run, _REPEATS["step"])
 
     # Contiguous: only the chunks up to a rank's own; the other layouts give every rank some of every
     # chunk.
@@ -123,7 +125,17 @@ def _steps(
     }
 
 
-def _milliseconds(call: Any) -> float:
-    """Of one repeat; a replay makes several, or its launch would count."""
-    call()
-    return sample(lambda _: call(), 1) / _REPEATS
+def _repeated(run: Any, repeats: int) -> Any:
+    """A measurement of `run`: milliseconds of one, of so many in a replay."""
+
+    def repeat() -> None:
+        for _ in range(repeats):
+            run()
+
+    replay = captured(repeat)
+
+    def milliseconds() -> float:
+        replay()
+        return sample(lambda _: replay(), 1) / repeats
+
+    return milliseconds

@@ -232,14 +232,16 @@ def _sanitize() -> tuple[dict[str, int], list]:
     if sanitizer is None:
         raise SystemExit("the part sanitize needs the CUDA toolkit's compute-sanitizer")
     counts = _no_tests()
-    for tool, grid in (("memcheck", []), ("racecheck", ["--one-each"])):
+    one_each = ["--one-each"]
+    tools = (("memcheck", []), ("racecheck", one_each), ("synccheck", one_each))
+    for tool, grid in tools:
         code = _run(
             [
                 *(sanitizer, "--tool", tool, "--error-exitcode", "9"),
                 *("--kernel-name", "kns=baracuda"),
                 *(sys.executable, "-m", "benchmarks.sanitize_grid", *grid),
             ],
-            seconds=(LIMIT_SECONDS - 20) / 2,
+            seconds=(LIMIT_SECONDS - 20) / len(tools),
             # Every tensor an allocation of its own, or memcheck cannot see its end.
             environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         )
