@@ -8,10 +8,11 @@ constexpr int narrow = 128, wide = 176, wide_last = 112;
 
 // The wide tile has fewer waits per key and takes 6 % less time for it. That is lost on a diagonal,
 // where more keys than that are added to fill the last tile, and in steps of few keys, whose first
-// and last tiles weigh more; more so beside an exchange, where all blocks begin at once.
+// and last tiles weigh more. What runs beside a step must not matter here: the two tiles give
+// different bits, and a ring gives the same ones over any transport.
 bool prefers_wide(const StepParams& p) {
   constexpr uint32_t whole = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
-  const int64_t few_keys = p.sm_margin > 0 ? 6144 : 1536;
+  constexpr int64_t few_keys = 1536;
   const Sight sight = sight_of(p);
   if (sight.has_diagonal) return false;
   if ((p.flags & whole) != whole && sight.keys < few_keys) return false;
