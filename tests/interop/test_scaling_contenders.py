@@ -93,7 +93,7 @@ def test_context_parallel_leaves_nothing_patched(torch, across, one_rank, causal
 def test_the_documented_commands(across):
     """Those of developer-guide.md: the launcher is torch's, the options are the script's."""
     scaling = importlib.import_module("benchmarks.scaling")
-    launch, page = commands(code_blocks("docs/developer-guide.md", "sh")[2])
+    launch, page = commands(code_blocks("docs/developer-guide.md", "sh")[3])
     at = launch.index("benchmarks.scaling")
     assert launch[:3] == ["python", "-m", "torch.distributed.run"]
     assert launch[at - 1] == "-m"

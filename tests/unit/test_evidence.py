@@ -248,8 +248,12 @@ def test_the_committed_page_is_that_of_the_committed_results():
 def test_the_documented_commands(tmp_path):
     """Those of developer-guide.md, in a tree whose parts have run; running one takes a GPU."""
     pytest.importorskip("matplotlib")
-    first, *others = commands(code_blocks("docs/developer-guide.md", "sh")[1])
-    assert first[1:] == ["-m", "benchmarks.evidence", "--part", "tests", "--out", "out"]
+    _, together, one_by_one, *_ = map(commands, code_blocks("docs/developer-guide.md", "sh"))
+    (everything, write_page), (part, merge_parts) = together, one_by_one
+    assert everything[1:] == [
+        *("-m", "benchmarks.all_parts", "--out", "out", "-o", "benchmarks/results")
+    ]
+    assert part[1:] == ["-m", "benchmarks.evidence", "--part", "tests", "--out", "out"]
     parts = re.search(r"The parts are (.*?)\.", (ROOT / "docs" / "developer-guide.md").read_text())[1]
     assert tuple(re.findall(r"`(\w+)`", parts)) == evidence.PARTS
     shutil.copytree(
@@ -258,7 +262,7 @@ def test_the_documented_commands(tmp_path):
     (tmp_path / "out").mkdir()
     for name in ROWS:
         _part(tmp_path / "out", name)
-    for python, *arguments in others:
+    for python, *arguments in (merge_parts, write_page):
         assert python == "python"
         subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True)
     docs = tmp_path / "docs"

@@ -43,6 +43,7 @@ RUN_BY = {
         "sh": [
             "packaging/test_editable_install.py::test_the_developer_guide_sets_up_the_same",
             "unit/test_evidence.py::test_the_documented_commands",
+            "unit/test_evidence.py::test_the_documented_commands",
             "interop/test_scaling_contenders.py::test_the_documented_commands",
         ],
         "python": ["unit/test_snippets.py::test_one_register_call"],

@@ -1,0 +1,75 @@
+"""Running all parts of the evidence: each once, where and when it may."""
+
+import importlib
+import sys
+import threading
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+all_parts = importlib.import_module("benchmarks.all_parts")
+PARTS = importlib.import_module("benchmarks.evidence").PARTS
+
+
+class _Machine:
+    """Stands in for the parts: notes what runs beside what, and lets the timed ones last."""
+
+    def __init__(self, failing=()):
+        self.lock, self.running, self.failing = threading.Lock(), [], failing
+        self.beside, self.gpu, self.order = {}, {}, []
+
+    def start(self, part, gpu):
+        with self.lock:
+            self.order.append(part)
+            self.gpu[part] = gpu
+            self.beside[part] = set(self.running)
+            for other in self.running:
+                self.beside[other].add(part)
+            self.running.append(part)
+        threading.Event().wait(0.05)
+        with self.lock:
+            self.running.remove(part)
+        return int(part in self.failing)
+
+
+def test_one_gpu_runs_one_part_after_the_other():
+    machine = _Machine(failing={"faults"})
+    codes = all_parts.run_all(1, machine.start)
+    assert machine.order == list(PARTS) and not any(machine.beside.values())
+    assert set(machine.gpu.values()) == {0}
+    assert codes == {part: int(part == "faults") for part in PARTS}
+
+
+def test_two_gpus_run_them_side_by_side():
+    machine = _Machine(failing={"endurance", "ring"})
+    codes = all_parts.run_all(2, machine.start)
+    assert sorted(machine.order) == sorted(PARTS)
+    assert codes == {part: int(part in ("endurance", "ring")) for part in PARTS}
+    # What is timed has its GPU to itself, and the host's microseconds all but the host.
+    for part in ("ring", "runtime", "forward", "tests"):
+        assert machine.gpu[part] == 0
+        assert all(machine.gpu[other] == 1 for other in machine.beside[part])
+    for part in ("ring", "runtime"):
+        assert machine.beside[part] <= {"sanitize"}
+    assert machine.gpu["faults"] == machine.gpu["endurance"] == 1
+
+
+def test_a_part_gets_its_gpu_its_log_and_its_folder(tmp_path, monkeypatch):
+    seen = {}
+
+    def run(command, *, env, stdout, **_):
+        seen[command[4]] = env["CUDA_VISIBLE_DEVICES"]
+        folder = Path(command[6])
+        folder.mkdir()
+        (folder / f"{command[4]}.json").write_text("{}")
+        stdout.write("said")
+        return all_parts.subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(all_parts.subprocess, "run", run)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert all_parts._start(tmp_path, "ring", 1) == 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,2")
+    assert all_parts._start(tmp_path, "faults", 1) == 3
+    assert seen == {"ring": "1", "faults": "2"}
+    assert (tmp_path / "ring.json").is_file() and (tmp_path / "ring.txt").read_text() == "said"
