@@ -2,7 +2,7 @@
 
     python -m benchmarks.all_parts --out out -o benchmarks/results
 
-One GPU: one part after the other, some eight minutes. Two: the timed parts on the first, the others
+One GPU: one part after the other, some ten minutes. Two: the timed parts on the first, the others
 on the second; beside those that time single microseconds of the host only the sanitizer runs. What
 a part prints goes to OUT/<part>.txt.
 """

@@ -14,7 +14,6 @@
 #include "attention/sm90/softmax.cuh"
 #include "attention/sm90/state.cuh"
 #include "common/dependent_launch.cuh"
-#include "common/tma.cuh"
 #include "common/wgmma.cuh"
 
 namespace baracuda::sm90 {
@@ -295,7 +294,7 @@ class Consumer {
   const StepArgs& args_;
   const uint32_t shared_;
   const Barriers<C>& barriers_;
-  const int group_;  // of the consumer warpgroups
+  const int group_;      // of the consumer warpgroups
   int tiles_, seen_;     // of the query tile at hand: its key tiles, and those that we see
   uint32_t turn_ = ~0u;  // key tile whose scores were taken last, counted over all query tiles
 };

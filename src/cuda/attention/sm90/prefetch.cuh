@@ -1,5 +1,5 @@
-// Brings into L2 what the consumers will want at the start of their next query tile. By ordinary
-// instructions: the copy engine would serve it before the K and V that are wanted now.
+// Brings into L2 what the consumers will want of their next query tile. By ordinary instructions:
+// the copy engine would serve it before the K and V that are wanted now.
 #pragma once
 
 #include "attention/sm90/schedule.cuh"
@@ -7,8 +7,9 @@
 
 namespace baracuda::sm90 {
 
-// The state of a query tile, spread over the key tiles of the one before: blocks start their tiles
-// at about the same time, and would ask for all their states at once.
+// The state of a query tile, in the last step of a ring, which alone loads it. Spread over the key
+// tiles of the one before: blocks end their tiles at about the same time, and would ask for all
+// their states at once.
 template <typename C>
 class StatePrefetch {
   static constexpr int sector = 32, step = 32 * sector;  // bytes of a lane, of the warp
