@@ -213,6 +213,18 @@ def test_tensor_core_kernels_use_tensor_cores():
     assert hopper == 32  # (3 head dims + a second tile at 128) x 2 dtypes x 4 flag variants
 
 
+@needs_cuda_build
+def test_steps_overlap_on_hopper_alone():
+    for arch, wanted in (("sm_80", False), ("sm_90", True)):
+        functions = re.split(r"Function : ", cuobjdump("-sass", "-arch", arch))[1:]
+        steps = [f for f in functions if "sm80" in f.split("\n", 1)[0]]
+        assert len(steps) >= 10
+        for function in steps:
+            # griddepcontrol.launch_dependents and griddepcontrol.wait
+            for instruction in ("PREEXIT", "ACQBULK"):
+                assert (instruction in function) == wanted, (arch, function.split("\n", 1)[0])
+
+
 def _product_loops(function):
     """The loops with warpgroup products, shortest first, each as its instructions."""
     code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", function)

@@ -1,5 +1,6 @@
 // Programmatic dependent launch (sm_90): a kernel's blocks take their places while the kernel
-// before it in the stream still runs, and wait for its end only before they touch memory.
+// before it in the stream still runs, and wait for its end only before they touch what it writes.
+// Code for older architectures has neither instruction and must not be launched so.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,24 +12,28 @@ namespace baracuda {
 
 // From here on, as far as this block goes, blocks of a dependent grid may be started.
 __device__ __forceinline__ void launch_dependent_grids() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 // Waits until the grids that this one depends on have ended and their writes can be seen.
 __device__ __forceinline__ void await_grids_before() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // Launches a grid; with `overlap` it may start before the kernel ahead of it has ended, and must
 // call await_grids_before().
 template <typename Args>
-int32_t launch_grid(void (*kernel)(Args), unsigned blocks, unsigned threads, int shared_bytes,
+int32_t launch_grid(void (*kernel)(Args), dim3 blocks, unsigned threads, int shared_bytes,
                     cudaStream_t stream, bool overlap, const Args& args) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks);
+  config.gridDim = blocks;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;

@@ -10,9 +10,8 @@
 
 namespace baracuda {
 
-// A bit per device on which the kernel is ready. Devices from 64 on are set up at every call,
-// which is slower but right. Two threads may do the same set-up at once: it is idempotent.
-class ReadyDevices {
+// A set of devices. Those from 64 on are never in it.
+class DeviceSet {
  public:
   bool contains(int device) const {
     return device < 64 && (bits_.load(std::memory_order_acquire) >> device & 1) != 0;
@@ -25,10 +24,19 @@ class ReadyDevices {
   std::atomic<uint64_t> bits_{0};
 };
 
-inline int32_t ensure_loaded(const void* kernel, int shared_bytes, ReadyDevices& ready) {
+// Where a kernel is ready; elsewhere it is set up at every call, which is slower but right. Two
+// threads may do the same set-up at once: it is idempotent.
+struct ReadyDevices {
+  DeviceSet loaded;
+  DeviceSet waits;  // its code there waits for the grids before it (see dependent_launch.cuh)
+};
+
+inline int32_t ensure_loaded(const void* kernel, int shared_bytes, ReadyDevices& ready,
+                             bool* waits = nullptr) {
   int device = 0;
   int32_t status = check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  if (status != BARACUDA_OK || ready.contains(device)) return status;
+  if (waits != nullptr) *waits = ready.waits.contains(device);
+  if (status != BARACUDA_OK || ready.loaded.contains(device)) return status;
   // Under lazy loading, asking for attributes is what loads the kernel's module.
   cudaFuncAttributes attributes;
   status = check_cuda(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
@@ -36,8 +44,12 @@ inline int32_t ensure_loaded(const void* kernel, int shared_bytes, ReadyDevices&
   status = check_cuda(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
       "cudaFuncSetAttribute");
-  if (status == BARACUDA_OK) ready.insert(device);
-  return status;
+  if (status != BARACUDA_OK) return status;
+  const bool has_wait = attributes.ptxVersion >= 90;
+  if (has_wait) ready.waits.insert(device);
+  ready.loaded.insert(device);
+  if (waits != nullptr) *waits = has_wait;
+  return BARACUDA_OK;
 }
 
 }  // namespace baracuda

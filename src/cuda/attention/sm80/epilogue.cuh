@@ -11,6 +11,7 @@
 #include "attention/sm80/tile.cuh"
 #include "attention/step_args.cuh"
 #include "common/dtype.cuh"
+#include "common/mma_sync.cuh"
 
 namespace baracuda::sm80 {
 
@@ -27,22 +28,31 @@ class RowState {
       : args_(args), work_(work), limits_(limits), warp_row0_(warp_row0),
         lane_(threadIdx.x % 32) {}
 
+  // Adds what earlier steps left of other keys.
   template <typename Warp>
-  __device__ __forceinline__ void load(Warp& w) const {
+  __device__ __forceinline__ void take_in(Warp& w) const {
 #pragma unroll
     for (int r = 0; r < rows; ++r) {
-      const bool stored = !args_.first && in_tensor(r);
-      w.m[r] = stored ? statistics()[state_row(r)] : -CUDART_INF_F;
+      if (!in_tensor(r)) continue;
+      const float before = statistics()[state_row(r)];
+      const float top = fmaxf(w.m[r], before);
+      const float use = top == -CUDART_INF_F ? 0.0f : top;
+      const float now = exp2_approx((w.m[r] - use) * args_.scale_log2);
+      const float then = exp2_approx((before - use) * args_.scale_log2);
+      w.m[r] = top;
+      w.l[r] *= now;
       // The row sum is spread over a quad and only added up at the end: one lane takes it in.
-      w.l[r] = stored && lane_ % 4 == 0 ? statistics()[state_rows() + state_row(r)] : 0.0f;
+      if (lane_ % 4 == 0)
+        w.l[r] = fmaf(statistics()[state_rows() + state_row(r)], then, w.l[r]);
 #pragma unroll
       for (int j = 0; j < C::head_dim / 8; j += 2) {
-        float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (stored) x = *accumulator(r, j);
-        w.o[r / 2][j][r % 2 * 2] = x.x;
-        w.o[r / 2][j][r % 2 * 2 + 1] = x.y;
-        w.o[r / 2][j + 1][r % 2 * 2] = x.z;
-        w.o[r / 2][j + 1][r % 2 * 2 + 1] = x.w;
+        const float4 x = *accumulator(r, j);
+        float(&a)[4] = w.o[r / 2][j];
+        float(&b)[4] = w.o[r / 2][j + 1];
+        a[r % 2 * 2] = fmaf(a[r % 2 * 2], now, x.x * then);
+        a[r % 2 * 2 + 1] = fmaf(a[r % 2 * 2 + 1], now, x.y * then);
+        b[r % 2 * 2] = fmaf(b[r % 2 * 2], now, x.z * then);
+        b[r % 2 * 2 + 1] = fmaf(b[r % 2 * 2 + 1], now, x.w * then);
       }
     }
   }

@@ -10,6 +10,7 @@
 #include "attention/sm80/epilogue.cuh"
 #include "attention/sm80/tile.cuh"
 #include "attention/step_args.cuh"
+#include "common/dependent_launch.cuh"
 #include "common/dtype.cuh"
 #include "common/mma_sync.cuh"
 
@@ -49,6 +50,17 @@ struct Warp {
   float o[C::row_blocks][C::head_dim / 8][4];
   float m[rows];  // maximum in use, unscaled; -inf: nothing seen
   float l[rows];  // this lane's part of the row sum
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int r = 0; r < rows; ++r) {
+      m[r] = -CUDART_INF_F;
+      l[r] = 0.0f;
+#pragma unroll
+      for (int j = 0; j < C::head_dim / 8; ++j)
+        o[r / 2][j][r % 2 * 2] = o[r / 2][j][r % 2 * 2 + 1] = 0.0f;
+    }
+  }
 
   __device__ __forceinline__ void scores(float (&s)[C::row_blocks][C::block_n / 8][4],
                                          uint32_t q_address, uint32_t k_address) const {
@@ -184,8 +196,12 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   using KvCopy = TileCopy<C::head_dim, C::block_n, C::threads>;
   extern __shared__ __align__(1024) char shared[];
 
+  launch_dependent_grids();
+  // The step before may still be running: up to here, or where the operands were there before it,
+  // until its state is wanted.
+  if (!args.follows) await_grids_before();
   BlockWork work;
-  if (!block_work(args, C::block_m, work)) return;
+  if (!block_work(args, C::block_m, work)) return await_grids_before();
 
   const uint32_t q_tile = shared_address(shared);
   const uint32_t k_tile = q_tile + C::q_bytes;
@@ -204,7 +220,7 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   const int tiles = ceil_div(limits[C::block_m - 1], C::block_n);
   if (tiles == 0 && !args.first && !args.last) {  // the state stays as it is
     cp_async_wait<0>();
-    return;
+    return await_grids_before();
   }
 
   const int64_t k_step = row_bytes<Element>(args.k_strides) * KvCopy::rows_per_pass;
@@ -226,7 +242,7 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   const uint32_t v_address = v_tile + Layout::offset(lane % 16, lane / 16);
 
   Warp<C> warp;
-  RowState<C>(args, work, limits, warp_row0).load(warp);
+  warp.clear();
 
   const auto fold = [&](int tile, bool masked) {
     cp_async_wait<0>();
@@ -262,6 +278,8 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   const BlockWork finished = unpark(parked);
   const int warp_first = threadIdx.x / 32 * C::warp_rows;
   const RowState<C> state(args, finished, limits, warp_first);
+  await_grids_before();
+  if (!args.first) state.take_in(warp);
   if (args.last) {
     state.finish(warp, shared + warp_first * Layout::bytes);
   } else {

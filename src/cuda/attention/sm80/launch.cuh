@@ -3,23 +3,30 @@
 
 #include "attention/sm80/kernel.cuh"
 #include "attention/sm80/variant.h"
+#include "common/dependent_launch.cuh"
 #include "common/kernel_load.h"
 
 namespace baracuda::sm80 {
 
 template <typename C>
-int32_t load_kernel() {
+int32_t load_kernel(bool* waits) {
   static ReadyDevices ready;
-  return ensure_loaded(reinterpret_cast<const void*>(step_kernel<C>), C::shared_bytes, ready);
+  return ensure_loaded(reinterpret_cast<const void*>(step_kernel<C>), C::shared_bytes, ready,
+                       waits);
+}
+template <typename C>
+int32_t load_kernel() {
+  return load_kernel<C>(nullptr);
 }
 
 template <typename C>
 int32_t launch_kernel(const StepParams& params, cudaStream_t stream) {
-  const int32_t status = load_kernel<C>();
+  bool waits = false;
+  const int32_t status = load_kernel<C>(&waits);
   if (status != BARACUDA_OK) return status;
   const StepArgs args = make_step_args(params, C::block_m, sizeof(typename C::Element));
-  step_kernel<C><<<step_grid(args), C::threads, C::shared_bytes, stream>>>(args);
-  return check_cuda(cudaGetLastError(), "sm80 attention step");
+  return launch_grid(step_kernel<C>, step_grid(args), C::threads, C::shared_bytes, stream,
+                     waits && args.follows && !args.first, args);
 }
 
 template <typename C>
