@@ -1,6 +1,7 @@
 """Rings of 1 to 8 virtual ranks on one GPU: state carried across steps, masks on global rows."""
 
 import threading
+from itertools import permutations
 
 import pytest
 from helpers.inputs import torch_qkv
@@ -73,6 +74,45 @@ def test_zigzag_halves_of_whole_tiles(torch, family, dtype, head_dim, ranks):
                 torch, family, dtype, q, k, v, ranks, is_causal=True, layout="zigzag"
             )
             assert_close(family, dtype, y, exact[0], lse, exact[1])
+
+
+# Chunks in any order, also one that half of the rows see nothing of: first, last, or alone.
+@pytest.mark.parametrize("origins", [*permutations(range(3)), (0,), (1,), (2,), (2, 0), (0, 2)])
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
+def test_steps_in_any_order(torch, family, dtype, head_dim, origins):
+    ranks, rank, rows, keys = 3, 1, 768, 384
+    q, k, v = torch_qkv(
+        "normal", dtype, 7, heads=4, kv_heads=2, query_len=rows * ranks, key_len=keys * ranks,
+        head_dim=head_dim,
+    )  # fmt: skip
+    shards = shards_of(q, k, v, ranks, "zigzag")
+    stream = bk.Stream(torch.cuda.current_stream())
+    layout = bk.SequenceLayout.ZIGZAG
+    desc = descriptor(*shards[0][:2], dtype, is_causal=True, sequence_layout=layout)
+    plan = bk.RingAttentionPlan.select(stream, desc, preference(family, dtype))
+    mine = rank_arrays(torch, plan, *shards[rank], ranks)
+    for number, origin in enumerate(origins):
+        plan.step(
+            stream, q=shards[rank][0], k=shards[origin][1], v=shards[origin][2], y=mine.y,
+            lse=mine.lse, accumulator_scratch=mine.held["accumulator_scratch"], rank=rank,
+            origin=origin, world_size=ranks, first=number == 0, last=number == len(origins) - 1,
+            follows=number > 0,
+        )  # fmt: skip
+
+    def places(length, which):
+        return torch.cat(
+            [torch.as_tensor(bk.positions(length, r, ranks, sequence_layout=layout)) for r in which]
+        ).cuda()
+
+    exact = attention(
+        shards[rank][0],
+        torch.cat([shards[origin][1] for origin in origins], dim=2),
+        torch.cat([shards[origin][2] for origin in origins], dim=2),
+        is_causal=True,
+        q_positions=places(rows, [rank]),
+        k_positions=places(keys, origins),
+    )
+    assert_close(family, dtype, mine.y, exact[0], mine.lse, exact[1])
 
 
 # Of the chunks in turn, so that a rank meets keys whose scores are far above or below those before:

@@ -59,17 +59,21 @@ inline bool overlaps_previous(const StepParams& p) {
 }
 
 // A causal step without a diagonal is one without a mask, on the keys and the rows that it is
-// about. Rows without keys are passed over where the step leaves their state as it is.
+// about. Rows without keys come last, or not at all where the step leaves their state as it is.
 inline void drop_mask(const StepParams& p, int block_m, HopperArgs& args) {
   const Sight sight = sight_of(p);
-  const bool leaves_rows = (p.flags & (BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST)) == 0 &&
-                           sight.first_row % block_m == 0;
-  if (!sight.same_keys || (sight.first_row > 0 && !leaves_rows)) return;
+  if (!sight.same_keys || sight.first_row % block_m != 0) return;
+  const int64_t empty = sight.first_row / block_m;
+  const bool leaves_rows = (p.flags & (BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST)) == 0;
   args.step.causal = false;
   args.step.key_len = sight.keys;
   args.first_row = static_cast<int>(sight.first_row);
-  args.step.query_tiles -= sight.first_row / block_m;
-  args.step.blocks = args.step.batch_heads * args.step.query_tiles;
+  args.step.query_tiles -= empty;
+  if (leaves_rows) {
+    args.step.blocks = args.step.batch_heads * args.step.query_tiles;
+  } else if (empty > 0) {
+    args.empty_tiles = make_divisor(empty);
+  }
 }
 
 template <typename C>
@@ -91,6 +95,7 @@ int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
   if (blocks > args.step.blocks) blocks = args.step.blocks;
   args.step.section = choose_section(args.step, sizeof(typename C::Element), blocks);
   args.step.backwards = starts_backwards(args.step, blocks);
+  args.has_exchange = p.sm_margin > 0;
   args.query_tiles = make_divisor(args.step.query_tiles);
   args.heads = make_divisor(args.step.heads);
   args.group = make_divisor(args.step.group);
@@ -98,7 +103,7 @@ int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
   const int64_t stride = p.k_map.stride;
   if (p.device_maps == nullptr && stride > 0 && stride >> 31 == 0)
     args.key_stride = make_divisor(stride);
-  return launch_grid(kernel_of<C>(p.flags), static_cast<unsigned>(blocks), C::threads,
+  return launch_grid(kernel_of<C>(p.flags), dim3(static_cast<unsigned>(blocks)), C::threads,
                      C::shared_bytes, stream, overlaps_previous(p), args);
 }
 

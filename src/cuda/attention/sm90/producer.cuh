@@ -45,7 +45,7 @@ class KeyProducer {
       : args_(args),
         shared_(shared),
         barriers_(barriers),
-        policy_(keeps_rows<First, Last>(args.step) ? l2_evict_first() : l2_evict_last()) {}
+        policy_(keeps_keys<First, Last>(args.step) ? l2_evict_last() : l2_evict_first()) {}
 
   // From the tile that `work` is at, if there are more.
   __device__ __forceinline__ void run(Work<C, First, Last>& work, bool more) {
@@ -120,7 +120,7 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
                                                 Work<C, First, Last>& work, bool more) {
   const StepArgs& step = args.step;
   const int lane = threadIdx.x % 32;
-  const uint64_t policy = keeps_rows<First, Last>(step) ? l2_evict_last() : l2_evict_first();
+  const uint64_t policy = First && Last ? l2_evict_first() : l2_evict_last();
   for (uint32_t n = 0;; ++n, more = work.next(args)) {
     const Slot<C> slot(shared, group, n);
     const int row0 = work.tile.row0 + group * C::group_m;
@@ -154,7 +154,16 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
     }
     if (lane == 0) slot.set(work.tile.batch_head, batch, head, row0, work.tiles, seen);
     mbarrier_arrive(barriers.slot_full(group, n % C::slots));
-    if (!more) return;
+    if (!more) {
+      // All blocks of a step that does not overlap this one ask for their first Q at once.
+      if (!Last && args.has_exchange) {
+        Work<C, First, Last> again(args);
+        if (again.next(args))
+          prefetch_queries<C>(step, again.tile.batch(args), again.tile.head(args),
+                              again.tile.row0 + group * C::group_m);
+      }
+      return;
+    }
     if (n > 0) {
       if (seen > 0) prefetch_queries<C>(step, batch, head, row0);
       copy_queries();

@@ -13,7 +13,9 @@ struct HopperArgs {
   StepArgs step;
   Divisor query_tiles, heads, group, section;  // those of step, to divide by
   Divisor key_stride;  // of 0 where only the device knows it
-  int first_row;  // of those that there is anything to do for; query_tiles counts from it
+  int first_row;  // rows before it see no key; query_tiles counts from it
+  Divisor empty_tiles;  // of a head, before first_row: to be begun or finished all the same
+  bool has_exchange;    // beside it: the next step of the ring starts when that has ended, too
 };
 
 // As rows_at_or_before(), without the 64-bit division, for which a copying warp has no registers:
@@ -39,7 +41,7 @@ __device__ __forceinline__ int count_at_or_before(int64_t first, int64_t stride,
 __device__ __forceinline__ int row_limit(const HopperArgs& all, int64_t row) {
   const StepArgs& args = all.step;
   const int keys = static_cast<int>(args.key_len);
-  if (!args.causal) return keys;
+  if (!args.causal) return row < all.first_row ? 0 : keys;
   if (row >= args.query_len) row = args.query_len - 1;
   const baracuda_position_map& q_map = args.device_maps ? args.device_maps[0] : args.q_map;
   const baracuda_position_map& k_map = args.device_maps ? args.device_maps[1] : args.k_map;
@@ -84,12 +86,12 @@ inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t g
   return heads;
 }
 
-// What is to stay in L2: Q and the state, which the next step of a ring comes back to, or K and V.
-// Blocks that work on a head together read its K and V at about the same time; under a mask,
-// longest tiles first, they do not.
+// What is to stay in L2: Q and the state, which the next step of a ring comes back to. K and V leave
+// first where they may: blocks that work on a head together read them at about the same time; under
+// a mask, longest tiles first, they do not.
 template <bool First, bool Last>
-__device__ __forceinline__ bool keeps_rows(const StepArgs& args) {
-  return !(First && Last) && args.section == 0;
+__device__ __forceinline__ bool keeps_keys(const StepArgs& args) {
+  return (First && Last) || args.section > 0;
 }
 
 // The direction of the first round, see TileWalk. Where heads are not mixed the last round, which
@@ -118,7 +120,7 @@ class TileWalk {
     while (first_head_ < heads) {
       const int left = heads - first_head_;
       const int heads_here = section < left ? section : left;
-      const int tiles_here = heads_here * tiles_per_head;
+      const int tiles_here = heads_here * (tiles_per_head + all.empty_tiles.divisor);
       if (done_ >= tiles_here) {
         first_head_ += section;
         done_ = 0;
@@ -129,6 +131,12 @@ class TileWalk {
       backwards_ = !backwards_;
       if (index >= tiles_here) continue;
       int rank;
+      const int empty = index - heads_here * tiles_per_head;
+      if (empty >= 0) {  // after all others: little to do
+        tile.batch_head = all.empty_tiles.quotient(empty);
+        tile.row0 = all.empty_tiles.remainder(empty) * block_m;
+        return true;
+      }
       if (!mixed) {
         tile.batch_head = all.query_tiles.quotient(index);
         rank = index - tile.batch_head * tiles_per_head;

@@ -85,8 +85,7 @@ class StateRows {
     for_each_fragment([&](float4* fragment, int h, int j) { *fragment = get(o, h, j); });
   }
   __device__ __forceinline__ void save_sum(const float (&o)[head_dim / 2]) const {
-    const uint64_t policy =
-        keeps_rows<false, false>(args_) ? l2_evict_last() : l2_evict_first();
+    const uint64_t policy = l2_evict_last();
     for_each_fragment(
         [&](float4* fragment, int h, int j) { add_in_memory(fragment, get(o, h, j), policy); });
   }
