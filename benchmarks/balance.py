@@ -19,7 +19,7 @@ import baracuda_kernels as bk
 from benchmarks import RING_HEAD_DIM as HEAD_DIM
 from benchmarks import RING_HEADS as HEADS
 from benchmarks.peers import available
-from benchmarks.timing import captured, sample
+from benchmarks.timing import captured, order, sample
 
 RANKS = 8
 # (family, chunk)
@@ -59,9 +59,9 @@ def _figures(family: str, layout: str, chunk: int, *qkv: Any) -> dict[str, float
     what is looked for, and the largest of several is sought, which noise alone would raise."""
     whole, steps = _whole(family, *qkv), _steps(family, layout, chunk, *qkv)
     parts: dict[tuple[int, int], list[float]] = {at: [] for at in steps}
-    for _ in range(_ROUNDS):
+    for number in range(_ROUNDS):
         before = whole()
-        times = {at: step() for at, step in steps.items()}
+        times = {at: steps[at]() for at in order(steps, number)}
         one_call = (before + whole()) / 2
         for at, taken in times.items():
             parts[at].append(taken / one_call)

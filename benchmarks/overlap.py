@@ -26,7 +26,14 @@ from benchmarks.timing import captured, interleaved, summary
 RANKS = 8
 # (family, chunk)
 LOCAL = [("sm90a", 4096), ("sm80", 4096)]
-NCCL_SELF = [("sm90a", 4096, 4), ("sm90a", 4096, 8), ("sm80", 4096, 4)]  # and max_ctas
+# and max_ctas
+NCCL_SELF = [
+    ("sm90a", 4096, 4),
+    ("sm90a", 6144, 4),
+    ("sm90a", 4096, 8),
+    ("sm80", 4096, 2),
+    ("sm80", 4096, 4),
+]
 GRAPH = [("sm90a", 1024), ("sm80", 1024)]
 _ROUNDS = 7
 

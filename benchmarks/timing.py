@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import statistics
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,6 +14,17 @@ ROUNDS = 9
 _SAMPLE_MS = 15.0
 # Inputs are rotated over at least this many bytes, so that none is found in the L2 cache.
 _ROTATED_BYTES = 256 << 20
+
+
+_Name = TypeVar("_Name")
+
+
+def order(names: Iterable[_Name], number: int) -> list[_Name]:
+    """The order of a round, another one in each: a card's clock follows its power, and a call gains
+    or loses some percent by what ran before it. The same for every process."""
+    shuffled = list(names)
+    random.Random(number).shuffle(shuffled)
+    return shuffled
 
 
 def input_sets(make: Callable[[int], Any], bytes_of_one: int) -> list[Any]:
@@ -36,21 +48,18 @@ def captured(call: Callable[[], Any]) -> Callable[[], None]:
 def interleaved(
     calls: dict[str, Callable[[int], Any]], *, rounds: int = ROUNDS
 ) -> dict[str, list[float]]:
-    """Milliseconds per call of each of `calls`, one sample per round, in turn.
+    """Milliseconds per call of each of `calls`, one sample per round, in turn (see `order`).
 
-    A call gets the number of the input set to use. The order turns with every round, so that no
-    contender always runs on the warmer card.
+    A call gets the number of the input set to use.
     """
     repeats = {}
     for name, call in calls.items():
         call(0)
         torch.cuda.synchronize()
         repeats[name] = max(2, min(400, round(_SAMPLE_MS / max(sample(call, 3), 1e-3))))
-    names = list(calls)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in order(calls, number):
             samples[name].append(sample(calls[name], repeats[name]))
     return samples
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.timing import sample
+from benchmarks.timing import order, sample
 
 _SAMPLE_MS = 30.0
 
@@ -33,11 +33,9 @@ def interleaved(
     for name in calls:
         timed(name, 1)  # warms up
         repeats[name] = max(1, min(100, round(_SAMPLE_MS / timed(name, 2))))
-    names = list(calls)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in order(calls, number):
             samples[name].append(timed(name, repeats[name]))
     return samples
 
