@@ -203,6 +203,10 @@ def test_tensor_core_kernels_use_tensor_cores():
             for instruction in ("HGMMA", "UTMALDG", "USETMAXREG"):
                 assert instruction in function, f"{name} has no {instruction}"
             assert "STL" not in function and "LDL" not in function, f"{name} spills"
+            # Where ptxas takes the products one by one (C75xx, which is no warning to it), each has a
+            # wait of its own.
+            products, waits = (function.count(x) for x in ("HGMMA", "WARPGROUP.DEPBAR"))
+            assert waits <= products // 4, f"{name}: {products} products wait {waits} times"
             # Matrix descriptors stay in uniform registers: moving them there costs a quarter of a loop.
             loops = _product_loops(function)
             assert len(loops) >= 2, f"{name} has {len(loops)} loops with products"
