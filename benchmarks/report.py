@@ -26,7 +26,7 @@ _HEAD = """# Performance
 <!-- Written by `python -m benchmarks.report` from benchmarks/results/*.json; do not edit. -->
 
 How it is measured: through the public plans, on random inputs that are rotated so that none is
-found in the L2 cache, in interleaved rounds (nine of ours and of each peer, in random order), by CUDA
+found in the L2 cache, in interleaved rounds (seven or nine, each in a random order), by CUDA
 events. Ratios are medians of the ratios within a round. `cudnn` and `fa2` are PyTorch's
 `scaled_dot_product_attention` on its cuDNN and FlashAttention-2 backends. A ratio above 1 means
 that we are faster.
