@@ -211,13 +211,22 @@ def test_unique_ids():
 @pytest.mark.parametrize(
     "arguments",
     [{"world_size": 0}, {"world_size": "2"}, {"rank": 2}, {"rank": -1}, {"device": "gpu"},
-     {"device": -3}, {"max_ctas": 0}, {"timeout": 0}, {"timeout": "soon"}, {"unique_id": b"x"}],
+     {"device": -3}, {"max_ctas": 0}, {"max_ctas": 65}, {"timeout": 0}, {"timeout": "soon"},
+     {"unique_id": b"x"}],
     ids=str,
 )
 def test_bad_arguments(arguments):
     good = {"world_size": 2, "unique_id": bk.UniqueId.new(), "rank": 0, "device": "host"}
     with pytest.raises(bk.InvalidProblemError, match=next(iter(arguments))):
         bk.Communicator.init_rank(**{**good, **arguments})
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(None, 8), (1, 1), (3, 4), (8, 8), (33, 64)])
+def test_max_ctas_are_a_power_of_two(fake, asked, taken):
+    """NCCL maps messages between ranks to so many channels, whatever the config says."""
+    given = {} if asked is None else {"max_ctas": asked}
+    with bk.Communicator.init_rank(1, bk.UniqueId.new(), 0, device="host", **given):
+        assert fake.fake_nccl_count(b"max_ctas") == taken
 
 
 def test_it_is_not_made_by_hand():

@@ -231,6 +231,8 @@ int ncclCommInitRankConfig(Comm** out, int size, ncclUniqueId id, int rank, nccl
     if (result == kSuccess && (config->magic != 0xcafebeef || config->size < 32)) {
       result = kInvalidArgument;
     }
+    counts["max_ctas"] = config->max_ctas;
+    counts["cga_cluster_size"] = config->cga_cluster_size;
     if (result != kSuccess) {
       group.failed = group.failed != kSuccess ? group.failed : result;
       return result;
@@ -408,7 +410,8 @@ void fake_nccl_set_async_error(Comm* comm, int error) {
   comm->async_error = error;
 }
 
-// Calls by name; also comms_alive, open_groups, unopened_groups and use_after_free.
+// Calls by name; also comms_alive, open_groups, unopened_groups and use_after_free, and what the last
+// config said: max_ctas and cga_cluster_size.
 int64_t fake_nccl_count(const char* what) {
   const std::lock_guard<std::mutex> lock(mutex);
   return counts[what];

@@ -71,6 +71,7 @@ class Endpoint(ct.Structure):
         ("compute_done", ct.c_void_p),
         ("exchange_done", ct.c_void_p * 2),
         ("steps_enqueued", ct.c_int32),
+        ("in_clusters", ct.c_int32),
     ]
 
 

@@ -120,6 +120,7 @@ int32_t launch(int32_t kernel, const baracuda_attention_step_params* params, voi
   if (const int32_t status = enter("launch")) return status;
   std::string flags = params->flags & BARACUDA_STEP_FIRST ? "F" : "";
   if (params->flags & BARACUDA_STEP_LAST) flags += "L";
+  if (params->flags & BARACUDA_STEP_GIVES_WAY) flags += "W";
   note("launch[" + flags + "," + std::to_string(params->sm_margin) + "]", stream);
   const baracuda_attention_step_params copied = *params;
   as_stream(stream).tasks.push_back({nullptr, [=] {

@@ -129,7 +129,8 @@ def test_a_ring_gives_the_answer(world_size, one_thread):
     assert [lib.baracuda_nccl_rank(c) for c in ring.comms] == list(range(world_size))
     assert {lib.baracuda_nccl_world_size(c) for c in ring.comms} == {world_size}
     assert {lib.baracuda_nccl_is_owned(c) for c in ring.comms} == {1}
-    assert {end.max_ctas for end in ring.endpoints()} == {4}
+    assert {(end.max_ctas, end.in_clusters) for end in ring.endpoints()} == {(4, 0)}
+    assert count("max_ctas") == 4 and count("cga_cluster_size") == 0
     for layout in (abi.CONTIGUOUS, abi.ZIGZAG, abi.STRIPED):
         problem = Problem(world_size, layout, True)
         if one_thread:
@@ -167,6 +168,8 @@ def test_borrowed():
     assert results == [abi.OK] * 3
     assert [lib.baracuda_nccl_rank(c) for c in borrowed] == [0, 1, 2]
     assert [lib.baracuda_nccl_is_owned(c) for c in borrowed] == [0] * 3
+    # Its owner may have left NCCL's clusters on.
+    assert {lib.baracuda_nccl_endpoint(c).contents.in_clusters for c in borrowed} == {1}
     # An abort of a borrowed one only ends our use of it.
     assert lib.baracuda_nccl_abort(borrowed[1]) == abi.OK
     assert lib.baracuda_nccl_state(borrowed[1]) == 1

@@ -350,6 +350,18 @@ def test_flags_follow_the_live_steps():
     }
 
 
+def test_steps_give_way_where_exchanges_come_in_clusters():
+    simulation = Simulation(2, abi.CONTIGUOUS, False)
+    simulation.endpoints[0].in_clusters = 1
+    assert simulation.enqueue() == abi.OK
+    lines = simulation.sim.sim_log().decode().splitlines()
+    launches = [line for line in lines if line.startswith("launch")]
+    assert launches == [
+        "launch[FW,8] user2", "launch[F,8] user3", "launch[LW,0] user2", "launch[L,0] user3",
+    ]  # fmt: skip
+    assert simulation.finish(0)
+
+
 @pytest.mark.parametrize("call", ["record", "wait", "copy", "launch"])
 def test_failures_of_the_streams_are_located(call):
     """Every call in turn fails: typed, the group closed, the first failure reported."""

@@ -105,7 +105,7 @@ int32_t check_problem(const char* call, const Params* params) {
                 static_cast<unsigned long long>(sizeof(Params)));
   }
   constexpr uint32_t known = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST | BARACUDA_STEP_CAUSAL |
-                             BARACUDA_STEP_FOLLOWS;
+                             BARACUDA_STEP_FOLLOWS | BARACUDA_STEP_GIVES_WAY;
   if ((p.flags & ~known) != 0) {
     return fail(BARACUDA_INVALID_ARGUMENT, call, "flags is 0x%x: must be made of 0x%x", p.flags,
                 known);

@@ -31,6 +31,14 @@ struct ReadyDevices {
   DeviceSet waits;  // its code there waits for the grids before it (see dependent_launch.cuh)
 };
 
+inline int32_t count_multiprocessors(int* count) {
+  int device = 0;
+  const int32_t status = check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  if (status != BARACUDA_OK) return status;
+  return check_cuda(cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device),
+                    "cudaDeviceGetAttribute");
+}
+
 inline int32_t ensure_loaded(const void* kernel, int shared_bytes, ReadyDevices& ready,
                              bool* waits = nullptr) {
   int device = 0;

@@ -165,7 +165,7 @@ int32_t check_same(const char* name, const Buffer& buffer, const Buffer& like,
 
 int32_t bind_inputs(Buffers& operands, const Options& options,
                     baracuda_attention_step_params& step) {
-  const Buffer *q, *k, *v;
+  const Buffer *q = nullptr, *k = nullptr, *v = nullptr;
   int32_t status = operands.next("q", 4, q);
   if (status == BARACUDA_OK) status = operands.next("k", 4, k);
   if (status == BARACUDA_OK) status = operands.next("v", 4, v);
@@ -190,7 +190,7 @@ int32_t bind_inputs(Buffers& operands, const Options& options,
   step.q_strides = step.y_strides = dense_strides(*q, sequence);
   step.k_strides = step.v_strides = dense_strides(*k, sequence);
   if (!options.causal) return BARACUDA_OK;
-  const Buffer* maps;
+  const Buffer* maps = nullptr;
   status = operands.next("maps", 1, maps);
   if (status != BARACUDA_OK) return status;
   if (maps->dims[0] != 2 * sizeof(baracuda_position_map) / 4) {
@@ -225,7 +225,7 @@ int32_t bind_state(Buffers& operands, Buffers& results, const Options& options,
 }
 
 int32_t bind_outputs(Buffers& results, const Buffer& q, baracuda_attention_step_params& step) {
-  const Buffer *y, *lse;
+  const Buffer *y = nullptr, *lse = nullptr;
   int32_t status = results.next("y", 4, y);
   if (status == BARACUDA_OK) status = results.next("lse", -1, lse);
   if (status == BARACUDA_OK) status = check_same("y", *y, q, "q");

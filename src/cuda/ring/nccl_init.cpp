@@ -61,6 +61,7 @@ CommPtr make_comm(const char* call, bool owned, int32_t rank, int32_t world_size
   endpoint.ops = device < 0 ? baracuda_host_stream_ops() : baracuda_cuda_stream_ops();
   endpoint.device = device;
   endpoint.max_ctas = max_ctas > 0 ? max_ctas : 0;
+  endpoint.in_clusters = owned ? 0 : 1;  // whether config_for() was heard
   endpoint.transport = nccl_transport(*comm);
   DeviceScope scope;
   int32_t status = scope.enter(*endpoint.ops, device);

@@ -1,5 +1,6 @@
 // The simt family: which problems it takes, and which instantiation serves them.
 #include "attention/alignment.h"
+#include "attention/head_start.h"
 #include "attention/simt/variant.h"
 
 namespace baracuda {
@@ -37,7 +38,10 @@ Variant select(const StepParams& p) {
   }
 }
 
-int32_t load(const StepParams& p) { return select(p).load(); }
+int32_t load(const StepParams& p) {
+  const int32_t status = select(p).load();
+  return status == BARACUDA_OK ? load_head_start() : status;
+}
 
 int32_t step(const StepParams& p, void* stream) {
   if (p.batch == 0 || p.heads == 0 || p.query_len == 0) return BARACUDA_OK;

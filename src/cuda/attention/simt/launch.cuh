@@ -1,6 +1,7 @@
 // Host side of one instantiation of the simt kernel.
 #pragma once
 
+#include "attention/head_start.h"
 #include "attention/simt/kernel.cuh"
 #include "attention/simt/variant.h"
 #include "common/kernel_load.h"
@@ -16,9 +17,11 @@ int32_t load_kernel() {
 
 template <typename C>
 int32_t launch_kernel(const StepParams& params, cudaStream_t stream) {
-  const int32_t status = load_kernel<C>();
+  int32_t status = load_kernel<C>();
   if (status != BARACUDA_OK) return status;
   const StepArgs args = make_step_args(params, C::block_m, sizeof(typename C::Element));
+  status = make_way(params, args.blocks, C::blocks_per_sm, stream);
+  if (status != BARACUDA_OK) return status;
   step_kernel<C><<<step_grid(args), C::threads, C::shared_bytes, stream>>>(args);
   return check_cuda(cudaGetLastError(), "simt attention step");
 }

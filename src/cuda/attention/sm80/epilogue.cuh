@@ -11,6 +11,7 @@
 #include "attention/sm80/tile.cuh"
 #include "attention/step_args.cuh"
 #include "common/dtype.cuh"
+#include "common/exponential.cuh"
 #include "common/mma_sync.cuh"
 
 namespace baracuda::sm80 {
@@ -36,9 +37,8 @@ class RowState {
       if (!in_tensor(r)) continue;
       const float before = statistics()[state_row(r)];
       const float top = fmaxf(w.m[r], before);
-      const float use = top == -CUDART_INF_F ? 0.0f : top;
-      const float now = exp2_approx((w.m[r] - use) * args_.scale_log2);
-      const float then = exp2_approx((before - use) * args_.scale_log2);
+      const float now = rescaling(w.m[r], top, args_.scale_log2);
+      const float then = rescaling(before, top, args_.scale_log2);
       w.m[r] = top;
       w.l[r] *= now;
       // The row sum is spread over a quad and only added up at the end: one lane takes it in.

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "attention/alignment.h"
+#include "attention/head_start.h"
 #include "attention/sm80/variant.h"
 
 namespace baracuda {
@@ -95,8 +96,9 @@ int32_t select(const StepParams& p, Variant& variant) {
 
 int32_t load(const StepParams& p) {
   Variant variant;
-  const int32_t status = select(p, variant);
-  return status == BARACUDA_OK ? variant.load() : status;
+  int32_t status = select(p, variant);
+  if (status == BARACUDA_OK) status = variant.load();
+  return status == BARACUDA_OK ? load_head_start() : status;
 }
 
 int32_t step(const StepParams& p, void* stream) {

@@ -12,6 +12,7 @@
 #include "attention/step_args.cuh"
 #include "common/dependent_launch.cuh"
 #include "common/dtype.cuh"
+#include "common/exponential.cuh"
 #include "common/mma_sync.cuh"
 
 namespace baracuda::sm80 {
@@ -125,8 +126,7 @@ struct Warp {
   }
 
   __device__ __forceinline__ void rescale(int r, float top, float scale_log2) {
-    const float use = top == -CUDART_INF_F ? 0.0f : top;
-    const float factor = exp2_approx((m[r] - use) * scale_log2);
+    const float factor = rescaling(m[r], top, scale_log2);
     m[r] = top;
     l[r] *= factor;
 #pragma unroll

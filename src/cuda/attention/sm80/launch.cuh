@@ -1,6 +1,7 @@
 // Host side of one instantiation of the sm80 kernel.
 #pragma once
 
+#include "attention/head_start.h"
 #include "attention/sm80/kernel.cuh"
 #include "attention/sm80/variant.h"
 #include "common/dependent_launch.cuh"
@@ -22,11 +23,13 @@ int32_t load_kernel() {
 template <typename C>
 int32_t launch_kernel(const StepParams& params, cudaStream_t stream) {
   bool waits = false;
-  const int32_t status = load_kernel<C>(&waits);
+  int32_t status = load_kernel<C>(&waits);
   if (status != BARACUDA_OK) return status;
   const StepArgs args = make_step_args(params, C::block_m, sizeof(typename C::Element));
+  status = make_way(params, args.blocks, C::blocks_per_sm, stream);
+  if (status != BARACUDA_OK) return status;
   return launch_grid(step_kernel<C>, step_grid(args), C::threads, C::shared_bytes, stream,
-                     waits && args.follows && !args.first, args);
+                     waits && overlaps_previous(params), args);
 }
 
 template <typename C>

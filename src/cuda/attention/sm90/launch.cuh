@@ -1,6 +1,7 @@
 // Host side of one instantiation of the sm90a kernel.
 #pragma once
 
+#include "attention/head_start.h"
 #include "attention/sm90/kernel.cuh"
 #include "attention/sm90/sight.h"
 #include "attention/sm90/tensor_map.h"
@@ -50,14 +51,6 @@ int32_t encode_maps(const StepParams& p, HopperArgs& args) {
   return status;
 }
 
-// Steps that carry on from another start while it ends. Where multiprocessors are to be left to an
-// exchange, only those of a ring: there this step's blocks come after the exchange before, and the
-// one to be left room for after the step before, when all of them have their places.
-inline bool overlaps_previous(const StepParams& p) {
-  return (p.flags & BARACUDA_STEP_FIRST) == 0 &&
-         (p.sm_margin == 0 || (p.flags & BARACUDA_STEP_FOLLOWS) != 0);
-}
-
 // A causal step without a diagonal is one without a mask, on the keys and the rows that it is
 // about. Rows without keys come last, or not at all where the step leaves their state as it is.
 inline void drop_mask(const StepParams& p, int block_m, HopperArgs& args) {
@@ -82,12 +75,8 @@ int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
   HopperArgs args{};
   // Without keys nothing is copied, and the operands may be null.
   if (status == BARACUDA_OK && p.key_len > 0) status = encode_maps<C>(p, args);
-  int device = 0, processors = 0;
-  if (status == BARACUDA_OK) status = check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  if (status == BARACUDA_OK)
-    status = check_cuda(
-        cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
-        "cudaDeviceGetAttribute");
+  int processors = 0;
+  if (status == BARACUDA_OK) status = count_multiprocessors(&processors);
   if (status != BARACUDA_OK) return status;
   args.step = make_step_args(p, C::block_m, sizeof(typename C::Element));
   drop_mask(p, C::block_m, args);
@@ -103,6 +92,11 @@ int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
   const int64_t stride = p.k_map.stride;
   if (p.device_maps == nullptr && stride > 0 && stride >> 31 == 0)
     args.key_stride = make_divisor(stride);
+  if ((p.flags & BARACUDA_STEP_GIVES_WAY) != 0 && args.has_exchange &&
+      blocks == processors - p.sm_margin) {
+    status = give_head_start(stream);
+    if (status != BARACUDA_OK) return status;
+  }
   return launch_grid(kernel_of<C>(p.flags), dim3(static_cast<unsigned>(blocks)), C::threads,
                      C::shared_bytes, stream, overlaps_previous(p), args);
 }

@@ -4,7 +4,7 @@
 #include <math_constants.h>
 
 #include "common/dtype.cuh"
-#include "common/mma_sync.cuh"
+#include "common/exponential.cuh"
 
 namespace baracuda::sm90 {
 
@@ -26,11 +26,6 @@ __device__ __forceinline__ void mask_scores(float (&s)[S], const int (&visible)[
       for (int c = 0; c < 2; ++c)
         if (8 * j + c >= left) s[4 * j + 2 * h + c] = -CUDART_INF_F;
   }
-}
-
-// What weights under the maximum `before` must be multiplied by under `now`.
-__device__ __forceinline__ float rescaling(float before, float now, float scale_log2) {
-  return exp2_approx((before - (now == -CUDART_INF_F ? 0.0f : now)) * scale_log2);
 }
 
 // Turns scores into weights exp2(s - m) in place; m and l move on. factor is what earlier weights

@@ -63,6 +63,7 @@ typedef struct baracuda_ring_endpoint {
   void* exchange_done[2];   // recorded on the ring stream, by parity of the step
   // What the last run had enqueued: the step it reached, for error messages.
   int32_t steps_enqueued;
+  int32_t in_clusters;  // not 0: an exchange's blocks may come in clusters, as NCCL's do by default
 } baracuda_ring_endpoint;
 
 // Creates ring_stream and the three events of an endpoint whose ops and device are set, and

@@ -18,6 +18,7 @@ DEFAULT_TIMEOUT = 300.0
 # NVLink an H100 moves about 34 GB/s each way with 4 of them, which is less than causal steps of
 # 8192 rows want (33 MB in 0.85 ms, 8 key heads of 128), and 60 GB/s with 8.
 DEFAULT_MAX_CTAS = 8
+_MOST_CTAS = 64  # NCCL's channels
 _STATES = ("healthy", "failed", "aborted")
 
 
@@ -94,7 +95,7 @@ cdef class Communicator(RingMember):
             Distinct CUDA ordinals; rank r gets ``devices[r]``.
         max_ctas : int, optional
             SMs that an exchange may take (``max_ctas`` of NCCL's config), and that the kernels beside
-            it leave free; 8 by default.
+            it leave free: 1 to 64, 8 by default. NCCL takes the next power of two.
         timeout : float
             Seconds until :class:`NcclTimeoutError`, for making the ring and for each run.
 
@@ -139,7 +140,7 @@ cdef class Communicator(RingMember):
             that move host memory.
         max_ctas : int, optional
             SMs that an exchange may take (``max_ctas`` of NCCL's config), and that the kernels beside
-            it leave free; 8 by default.
+            it leave free: 1 to 64, 8 by default. NCCL takes the next power of two.
         timeout : float
             Seconds until :class:`NcclTimeoutError`, for joining and for each run.
 
@@ -184,8 +185,8 @@ cdef class Communicator(RingMember):
         device : int, optional
             Its CUDA ordinal, the current device by default.
         max_ctas : int, optional
-            SMs that the kernels leave free for an exchange, 8 by default; how many it takes is its
-            owner's choice.
+            SMs that the kernels leave free for an exchange: 1 to 64, 8 by default, and the next power
+            of two. How many it takes is its owner's choice: those that torch makes take 16 and more.
         owner : object, optional
             Kept alive as long as the communicator.
         """
@@ -404,9 +405,10 @@ cdef int32_t _device(object device) except? -2:
 cdef int32_t _max_ctas(object max_ctas) except? -2:
     if max_ctas is None:
         return DEFAULT_MAX_CTAS
-    if isinstance(max_ctas, int) and max_ctas > 0:
-        return max_ctas
-    raise InvalidProblemError(f"max_ctas: got {max_ctas!r}, must be None or an integer > 0")
+    if isinstance(max_ctas, int) and 0 < max_ctas <= _MOST_CTAS:
+        return 1 << (max_ctas - 1).bit_length()
+    raise InvalidProblemError(
+        f"max_ctas: got {max_ctas!r}, must be None or an integer from 1 to {_MOST_CTAS}")
 
 
 cdef double _seconds(object timeout) except? -2:

@@ -40,7 +40,7 @@ cdef class PrecisionGuarantee:
     bit_stable_on_same_hardware : bool
         The same inputs give the same bits on the same card, world size and rank.
     deterministic : bool
-        The order of every sum is fixed: no floating-point atomics.
+        The order of every sum is fixed: no value depends on which block or thread came first.
     """
 
     cdef readonly object math_precision

@@ -1,0 +1,19 @@
+// Exponentials of an online softmax, base 2: maxima are kept unscaled, -inf where nothing was seen.
+#pragma once
+
+#include <math_constants.h>
+
+namespace baracuda {
+
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// What weights under the maximum `before` must be multiplied by under `now`.
+__device__ __forceinline__ float rescaling(float before, float now, float scale_log2) {
+  return exp2_approx((before - (now == -CUDART_INF_F ? 0.0f : now)) * scale_log2);
+}
+
+}  // namespace baracuda
