@@ -259,9 +259,11 @@ def compute_seconds(
         # Rates are of a full GPU: a step has the SMs that the exchange leaves, and no more of them
         # than tiles.
         share = np.clip(tiles, 1, usable) / machine.sms
-        # Step 0 is live on every rank: a row sees its own key. So it alone has no state to load;
-        # the last live one stores none.
-        moves = live * (float(step > 0) + live_later)
+        # The state of rows that see nothing stays where it is, but for the last live step, which
+        # finishes all and stores none. Step 0 alone has none to load: every row sees its own key.
+        part = pairs.live_rows / max(chunk, 1)
+        loads = np.where(live_later, part, live) * float(step > 0)
+        moves = loads + part * live_later
         seconds[step] = (pairs.full * full_rate + pairs.cut * cut_rate) / share + moves * state
         live_later |= live
     return seconds

@@ -178,8 +178,10 @@ def test_state_is_moved_by_live_steps_alone():
     # Steps down, ranks across: rank 0 of a contiguous causal ring has one live step.
     expected = [[0, 1, 1, 1], [0, 1, 2, 2], [0, 0, 1, 2], [0, 0, 0, 1]]
     assert np.allclose(moved["contiguous"], expected)
-    for x in ("zigzag", "striped"):
-        assert np.allclose(moved[x], [[1] * 4, [2] * 4, [2] * 4, [1] * 4])
+    # Before the last step, rows that see nothing keep theirs where it is: half of them in zigzag's
+    # steps with a later rank's chunk, one of 4096 in striped's.
+    assert np.allclose(moved["zigzag"], [[1] * 4, [1, 2, 2, 2], [1, 1, 2, 2], [1] * 4])
+    assert np.allclose(moved["striped"], [[1] * 4, [2] * 4, [2] * 4, [1] * 4], atol=1e-3)
 
 
 def test_the_margin_slows_the_steps_with_an_exchange():

@@ -250,6 +250,8 @@ int32_t run(const CallFrame& frame, Stage stage, void* stream) {
   step.lse_element = BARACUDA_F32;
   step.sm_margin = static_cast<int32_t>(options.sm_margin);
   step.flags = options.causal ? BARACUDA_STEP_CAUSAL : 0;
+  // XLA's communicators keep NCCL's clusters.
+  if (step.sm_margin > 0) step.flags |= BARACUDA_STEP_GIVES_WAY;
   status = bind_inputs(operands, options, step);
   if (status != BARACUDA_OK) return status;
   if (stage == Stage::kLoad) return baracuda_attention_load(kernel, &step);
