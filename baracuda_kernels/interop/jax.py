@@ -67,7 +67,8 @@ def ring_attention(
     return_lse : bool, default False
         Return ``(y, lse)`` instead of ``y``.
     sm_margin : int, default 8
-        SMs that a kernel leaves free while K and V travel (persistent kernels alone, on GPUs).
+        SMs that a kernel leaves to XLA's exchange while K and V travel (on GPUs): persistent kernels
+        leave them free, and those that would fill the device begin some microseconds later.
 
     Returns
     -------
