@@ -2,8 +2,9 @@
 a whole local ring replayed as one CUDA graph beside its kernels replayed alone.
 
 `local`: 8 virtual ranks on one card, not causal. `nccl_self`: one NCCL rank that sends to itself
-for 8 steps, so that NCCL's copy kernels run beside the steps; P counts the steps. NCCL at its real
-speed between GPUs is not in either.
+for 8 steps, so that NCCL's copy kernels run beside the steps; P counts the steps. `sockets`: two
+rank processes that share the card, over NCCL's sockets; the slower rank's medians. NCCL at its real
+speed between GPUs is in none of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from helpers import cuda_ring, ring_abi
 from helpers.inputs import torch_qkv
+from helpers.rank_pool import RankPool
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
 
 import baracuda_kernels as bk
@@ -35,6 +37,7 @@ NCCL_SELF = [
     ("sm80", 6144, 2),
     ("sm80", 4096, 4),
 ]
+SOCKETS = [("sm90a", 16384)]
 GRAPH = [("sm90a", 1024), ("sm80", 1024)]
 _ROUNDS = 7
 
@@ -43,6 +46,7 @@ def rows() -> list[dict[str, Any]]:
     """All `overlap` and `graph` rows."""
     found = [_local(*problem) for problem in available(LOCAL)]
     found += [_nccl_self(*problem) for problem in available(NCCL_SELF)]
+    found += [_sockets(*problem) for problem in available(SOCKETS)]
     return found + [_graph(*problem) for problem in available(GRAPH)]
 
 
@@ -122,6 +126,23 @@ def _nccl_self(family: str, chunk: int, max_ctas: int) -> dict[str, Any]:
         torch.cuda.synchronize()
     ring.close()
     return row
+
+
+def _sockets(family: str, chunk: int) -> dict[str, Any]:
+    ranks = 2
+    pool = RankPool(ranks, device_each=False)
+    try:
+        answers = pool.run(
+            {"do": "time_overlap", "family": family, "rows": chunk, "heads": HEADS,
+             "head_dim": HEAD_DIM, "rounds": _ROUNDS},
+            seconds=120,
+        )  # fmt: skip
+    finally:
+        pool.close()
+    slower = {name: max(answer[name] for answer in answers) for name in answers[0]}
+    params = {"family": family, "ranks": ranks, "chunk": chunk, "transport": "sockets"}
+    ours = slower.pop("ours")
+    return {"name": "overlap", "params": params, "unit": "ms", "ours": ours, "peers": slower}
 
 
 def _graph(family: str, chunk: int) -> dict[str, Any]:

@@ -204,7 +204,8 @@ def _overlap(rows: list[dict[str, Any]]) -> str:
         )  # fmt: skip
     text = (
         "\n### Overlap\n\nA run beside its kernels alone and its exchanges alone. *local*: all "
-        "ranks on one card. *nccl_self*: one NCCL rank that sends to itself for P steps.\n\n"
+        "ranks on one card. *nccl_self*: one NCCL rank that sends to itself for P steps. "
+        "*sockets*: two processes that share the card, over NCCL's sockets.\n\n"
     )
     head = "family, transport, max_ctas, P, chunk, run ms, compute ms, exchange ms, / the longer"
     return text + table(head, lines)
