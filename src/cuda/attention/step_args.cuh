@@ -85,14 +85,6 @@ inline StepArgs make_step_args(const StepParams& p, int block_m, int element_byt
   return a;
 }
 
-// Steps that carry on from another start while it ends. Where multiprocessors are to be left to an
-// exchange, only those of a ring: there this step's blocks come after the exchange before, and the
-// one to be left room for after the step before, when all of them have their places.
-inline bool overlaps_previous(const StepParams& p) {
-  return (p.flags & BARACUDA_STEP_FIRST) == 0 &&
-         (p.sm_margin == 0 || (p.flags & BARACUDA_STEP_FOLLOWS) != 0);
-}
-
 // Blocks are one-dimensional work items; y only carries what x cannot hold.
 inline dim3 step_grid(const StepArgs& a) {
   constexpr int64_t max_x = int64_t{1} << 30;

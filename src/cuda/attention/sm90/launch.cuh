@@ -51,6 +51,14 @@ int32_t encode_maps(const StepParams& p, HopperArgs& args) {
   return status;
 }
 
+// Steps that carry on from another start while it ends. Where multiprocessors are to be left to an
+// exchange, only those of a ring: there this step's blocks come after the exchange before, and the
+// one to be left room for after the step before, when all of them have their places.
+inline bool overlaps_previous(const StepParams& p) {
+  return (p.flags & BARACUDA_STEP_FIRST) == 0 &&
+         (p.sm_margin == 0 || (p.flags & BARACUDA_STEP_FOLLOWS) != 0);
+}
+
 // A causal step without a diagonal is one without a mask, on the keys and the rows that it is
 // about. Rows without keys come last, or not at all where the step leaves their state as it is.
 inline void drop_mask(const StepParams& p, int block_m, HopperArgs& args) {

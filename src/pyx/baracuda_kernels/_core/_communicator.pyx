@@ -217,6 +217,8 @@ cdef class Communicator(RingMember):
             False makes an own communicator, with the id sent through the group (collective).
             True uses the group's ready NCCL handle, in the libnccl that torch uses; refused where
             torch does not offer it. It is never aborted or destroyed here.
+        device, max_ctas, timeout
+            As for :meth:`init_rank`, or with ``borrow`` for :meth:`from_handle`.
         """
         from baracuda_kernels._core import _frameworks
 
