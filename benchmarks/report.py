@@ -187,7 +187,7 @@ def _balance(rows: list[dict[str, Any]]) -> str:
         "\n### Balance of a causal ring\n\nEvery rank's every step timed alone. *Slowest rank*: "
         "the sum over steps of the slowest rank, over all steps of all ranks divided by P; 1 is "
         "perfect. *Summed work*: all steps of all ranks over one causal call on the whole "
-        "sequence.\n\n"
+        "sequence, each as in continuous use; the power limit moves it by 1 to 2 % between runs.\n\n"
     )
     return text + table("family, layout, P, chunk, what, ratio, contiguous", lines)
 

@@ -261,8 +261,8 @@ def compute_seconds(
         share = np.clip(tiles, 1, usable) / machine.sms
         # The state of rows that see nothing stays where it is, but for the last live step, which
         # finishes all and stores none. Step 0 alone has none to load: every row sees its own key.
-        part = pairs.live_rows / max(chunk, 1)
-        loads = np.where(live_later, part, live) * float(step > 0)
+        part = pairs.live_rows / chunk
+        loads = np.where(live_later, part, live) * (step > 0)
         moves = loads + part * live_later
         seconds[step] = (pairs.full * full_rate + pairs.cut * cut_rate) / share + moves * state
         live_later |= live
