@@ -28,7 +28,7 @@ RANKS = 8
 # (family, chunk)
 PROBLEMS = [("sm90a", 4096), ("sm80", 4096)]
 _LAYOUTS = ("contiguous", "zigzag", "striped")
-_ROUNDS = 7
+_ROUNDS = 15  # 15 s: the power limit swings within seconds
 _REPEATS = {"call": 4, "step": 32}  # in a replay, whose own start must not count
 # Replays before the timed ones, and of those: the call's first 0.16 s, and the 0.2 s after (at 28 ms
 # each); steps follow other steps.

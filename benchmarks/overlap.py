@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ NCCL_SELF = [
     ("sm80", 4096, 4),
 ]
 SOCKETS = [("sm90a", 16384)]
+_WORKER = Path(__file__).parent / "overlap_worker.py"
 GRAPH = [("sm90a", 1024), ("sm80", 1024)]
 _ROUNDS = 7
 
@@ -130,7 +132,7 @@ def _nccl_self(family: str, chunk: int, max_ctas: int) -> dict[str, Any]:
 
 def _sockets(family: str, chunk: int) -> dict[str, Any]:
     ranks = 2
-    pool = RankPool(ranks, device_each=False)
+    pool = RankPool(ranks, _WORKER, device_each=False)
     try:
         answers = pool.run(
             {"do": "time_overlap", "family": family, "rows": chunk, "heads": HEADS,

@@ -6,7 +6,8 @@ import numpy as np
 
 from helpers.oracle import attention
 
-# Row or key that is spoilt, and with what: the whole row, or one element of it.
+LENGTH = 48
+# Row or key that is spoilt, of LENGTH, and with what: the whole row, or one element of it.
 SPOILT = {
     "nan in a key": ("k", 30, slice(None), np.nan),
     "nan in a query": ("q", 7, slice(None), np.nan),
@@ -15,15 +16,14 @@ SPOILT = {
     "+inf in the first key": ("k", 0, 5, np.inf),
     "inf in every element of a query": ("q", 40, slice(None), np.inf),
 }
-SHAPE = (1, 2, 48, 64)
 
 
-def problem(kind: str, dtype=np.float64):
+def problem(kind: str, dtype=np.float64, length: int = LENGTH):
     """(q, k, v) with the fault in head 0, and the rows of the exact answer that are NaN."""
     rng = np.random.default_rng()
-    arrays = {name: rng.standard_normal(SHAPE).astype(dtype) for name in "qkv"}
+    arrays = {name: rng.standard_normal((1, 2, length, 64)).astype(dtype) for name in "qkv"}
     name, row, column, value = SPOILT[kind]
-    arrays[name][0, 0, row, column] = value
+    arrays[name][0, 0, row * length // LENGTH, column] = value
     q, k, v = arrays.values()
     with np.errstate(invalid="ignore"):
         exact, _ = attention(q, k, v, is_causal=True)

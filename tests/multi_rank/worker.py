@@ -6,8 +6,6 @@ Started by helpers.rank_pool, one process per rank.
 from __future__ import annotations
 
 import base64
-import random
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -172,50 +170,6 @@ class Rank:
             return {"error": type(error).__name__, "message": str(error), "at": at,
                     "again": again, "state": comm.state}  # fmt: skip
         return {"error": "no error", "at": time.time(), "again": "", "state": comm.state}
-
-    def time_overlap(self, task: dict) -> dict:
-        """Milliseconds of a ring, of its kernels alone, and of one that has next to no kernels."""
-        comm, chunk = self.comms["own"], task["rows"]
-        shape = {"heads": task["heads"], "query_len": chunk, "head_dim": task["head_dim"]}
-        q, k, v = torch_qkv("normal", "bf16", self.rank, **shape)
-        stream = bk.Stream(torch.cuda.current_stream())
-
-        def ring(rows: int) -> tuple:
-            some = q[:, :, :rows].contiguous()
-            plan = bk.RingAttentionPlan.select(
-                stream, descriptor(some, k, "bf16"), preference(task["family"], "bf16")
-            )
-            return plan, rank_arrays(torch, plan, some, k, v, comm.world_size)
-
-        (plan, arrays), (plan_of_one, arrays_of_one) = ring(chunk), ring(1)
-
-        def kernels() -> None:
-            steps = comm.world_size
-            for number in range(steps):
-                plan.step(
-                    stream, q=q, k=k, v=v, y=arrays.y, rank=self.rank, world_size=steps,
-                    accumulator_scratch=arrays.held["accumulator_scratch"],
-                    origin=(self.rank - number) % steps, first=number == 0,
-                    last=number == steps - 1, follows=number > 0,
-                )  # fmt: skip
-
-        calls = {
-            "ours": lambda: plan.run(stream, comm, arrays.args),
-            "compute": kernels,
-            "exchange": lambda: plan_of_one.run(stream, comm, arrays_of_one.args),
-        }
-        samples: dict[str, list[float]] = {name: [] for name in calls}
-        for number in range(task["rounds"] + 1):  # the first warms up
-            names = list(calls)
-            random.Random(number).shuffle(names)  # the same on every rank
-            for name in names:
-                start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                calls[name]()
-                stop.record()
-                comm.synchronize(stream)
-                samples[name].append(start.elapsed_time(stop))
-        return {name: statistics.median(taken[1:]) for name, taken in samples.items()}
 
     def join_alone(self, task: dict) -> dict:
         """Join a ring of two whose other rank never comes."""

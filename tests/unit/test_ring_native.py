@@ -357,7 +357,7 @@ def test_steps_give_way_where_exchanges_come_in_clusters():
     lines = simulation.sim.sim_log().decode().splitlines()
     launches = [line for line in lines if line.startswith("launch")]
     assert launches == [
-        "launch[FW,8] user2", "launch[F,8] user3", "launch[LW,0] user2", "launch[L,0] user3",
+        "launch[FW,8] user2", "launch[F,8] user3", "launch[L,0] user2", "launch[L,0] user3",
     ]  # fmt: skip
     assert simulation.finish(0)
 

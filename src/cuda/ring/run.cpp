@@ -196,8 +196,10 @@ class Run {
     const Chunk chunk = chunk_of(call, step_);
     params.k = chunk.k;
     params.v = chunk.v;
-    params.sm_margin = exchanges(step_) ? call.endpoint->max_ctas : 0;
-    if (call.endpoint->in_clusters != 0) params.flags |= BARACUDA_STEP_GIVES_WAY;
+    if (exchanges(step_)) {
+      params.sm_margin = call.endpoint->max_ctas;
+      if (call.endpoint->in_clusters != 0) params.flags |= BARACUDA_STEP_GIVES_WAY;
+    }
     // After the first, only steps have been enqueued on the stream, and the chunk's arrival is an
     // event that it waits for.
     if ((params.flags & BARACUDA_STEP_FIRST) == 0) params.flags |= BARACUDA_STEP_FOLLOWS;

@@ -60,21 +60,16 @@ inline bool overlaps_previous(const StepParams& p) {
 }
 
 // A causal step without a diagonal is one without a mask, on the keys and the rows that it is
-// about. Rows without keys come last, or not at all where the step leaves their state as it is.
+// about. Rows without keys are not among its tiles, see keyless.cuh.
 inline void drop_mask(const StepParams& p, int block_m, HopperArgs& args) {
   const Sight sight = sight_of(p);
-  if (!sight.same_keys || sight.first_row % block_m != 0) return;
-  const int64_t empty = sight.first_row / block_m;
-  const bool leaves_rows = (p.flags & (BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST)) == 0;
+  if (!sight.same_keys || sight.first_row % keyless_unit != 0) return;
   args.step.causal = false;
   args.step.key_len = sight.keys;
   args.first_row = static_cast<int>(sight.first_row);
-  args.step.query_tiles -= empty;
-  if (leaves_rows) {
-    args.step.blocks = args.step.batch_heads * args.step.query_tiles;
-  } else if (empty > 0) {
-    args.empty_tiles = make_divisor(empty);
-  }
+  args.step.query_tiles = (p.query_len - sight.first_row + block_m - 1) / block_m;
+  args.step.blocks = args.step.batch_heads * args.step.query_tiles;
+  if (sight.first_row > 0) args.keyless_units = make_divisor(sight.first_row / keyless_unit);
 }
 
 template <typename C>
@@ -100,11 +95,8 @@ int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
   const int64_t stride = p.k_map.stride;
   if (p.device_maps == nullptr && stride > 0 && stride >> 31 == 0)
     args.key_stride = make_divisor(stride);
-  if ((p.flags & BARACUDA_STEP_GIVES_WAY) != 0 && args.has_exchange &&
-      blocks == processors - p.sm_margin) {
-    status = give_head_start(stream);
-    if (status != BARACUDA_OK) return status;
-  }
+  status = make_way_for_clusters(p, blocks, stream);
+  if (status != BARACUDA_OK) return status;
   return launch_grid(kernel_of<C>(p.flags), dim3(static_cast<unsigned>(blocks)), C::threads,
                      C::shared_bytes, stream, overlaps_previous(p), args);
 }

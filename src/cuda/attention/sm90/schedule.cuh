@@ -8,14 +8,17 @@
 
 namespace baracuda::sm90 {
 
+// Rows that see no key are taken care of by so many.
+constexpr int keyless_unit = 64;
+
 struct HopperArgs {
   CUtensorMap q, k, v;
   StepArgs step;
   Divisor query_tiles, heads, group, section;  // those of step, to divide by
   Divisor key_stride;  // of 0 where only the device knows it
   int first_row;  // rows before it see no key; query_tiles counts from it
-  Divisor empty_tiles;  // of a head, before first_row: to be begun or finished all the same
-  bool has_exchange;    // beside it: the next step of the ring starts when that has ended, too
+  Divisor keyless_units;  // of a head, of 64 such rows: to be begun or finished all the same
+  bool has_exchange;      // beside it: the next step of the ring starts when that has ended, too
 };
 
 // As rows_at_or_before(), without the 64-bit division, for which a copying warp has no registers:
@@ -41,7 +44,7 @@ __device__ __forceinline__ int count_at_or_before(int64_t first, int64_t stride,
 __device__ __forceinline__ int row_limit(const HopperArgs& all, int64_t row) {
   const StepArgs& args = all.step;
   const int keys = static_cast<int>(args.key_len);
-  if (!args.causal) return row < all.first_row ? 0 : keys;
+  if (!args.causal) return keys;
   if (row >= args.query_len) row = args.query_len - 1;
   const baracuda_position_map& q_map = args.device_maps ? args.device_maps[0] : args.q_map;
   const baracuda_position_map& k_map = args.device_maps ? args.device_maps[1] : args.k_map;
@@ -120,7 +123,7 @@ class TileWalk {
     while (first_head_ < heads) {
       const int left = heads - first_head_;
       const int heads_here = section < left ? section : left;
-      const int tiles_here = heads_here * (tiles_per_head + all.empty_tiles.divisor);
+      const int tiles_here = heads_here * tiles_per_head;
       if (done_ >= tiles_here) {
         first_head_ += section;
         done_ = 0;
@@ -131,12 +134,6 @@ class TileWalk {
       backwards_ = !backwards_;
       if (index >= tiles_here) continue;
       int rank;
-      const int empty = index - heads_here * tiles_per_head;
-      if (empty >= 0) {  // after all others: little to do
-        tile.batch_head = all.empty_tiles.quotient(empty);
-        tile.row0 = all.empty_tiles.remainder(empty) * block_m;
-        return true;
-      }
       if (!mixed) {
         tile.batch_head = all.query_tiles.quotient(index);
         rank = index - tile.batch_head * tiles_per_head;

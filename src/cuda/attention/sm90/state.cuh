@@ -22,6 +22,42 @@
 
 namespace baracuda::sm90 {
 
+// Lane i of a quad gets word i of all four lanes.
+__device__ __forceinline__ void transpose_quad(uint32_t (&w)[4], int lane) {
+  const bool odd = lane & 1, high = lane & 2;
+  const uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[1], 1);
+  const uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? w[2] : w[3], 1);
+  if (odd) {
+    w[0] = a;
+    w[2] = b;
+  } else {
+    w[1] = a;
+    w[3] = b;
+  }
+  const uint32_t c = __shfl_xor_sync(0xffffffffu, high ? w[0] : w[2], 2);
+  const uint32_t d = __shfl_xor_sync(0xffffffffu, high ? w[1] : w[3], 2);
+  if (high) {
+    w[0] = c;
+    w[1] = d;
+  } else {
+    w[2] = c;
+    w[3] = d;
+  }
+}
+
+// Of a row, counted among all heads'. empty: what a row without weights has for a sum, 0 or NaN.
+template <typename Element>
+__device__ __forceinline__ void store_lse(const StepArgs& args, int64_t row, float m, float l,
+                                          float empty) {
+  const float lse =
+      l == 0.0f ? empty - CUDART_INF_F : static_cast<float>(m * args.scale + logf(l));
+  if (args.lse_is_f32) {
+    static_cast<float*>(args.lse)[row] = lse;
+  } else {
+    static_cast<Element*>(args.lse)[row] = Dtype<Element>::store(lse);
+  }
+}
+
 template <typename C>
 class StateRows {
   using Element = typename C::Element;
@@ -101,15 +137,8 @@ class StateRows {
       const bool inside = in_tensor(h);
       const float empty = is_undefined(rows.m[h], l, h) ? CUDART_NAN_F : 0.0f;
       const float inverse = l == 0.0f ? empty : 1.0f / l;
-      if (args_.lse != nullptr && lane_ % 4 == 0 && inside) {
-        const float lse = l == 0.0f ? empty - CUDART_INF_F
-                                    : static_cast<float>(rows.m[h] * args_.scale + logf(l));
-        if (args_.lse_is_f32) {
-          static_cast<float*>(args_.lse)[state_row(h)] = lse;
-        } else {
-          static_cast<Element*>(args_.lse)[state_row(h)] = Dtype<Element>::store(lse);
-        }
-      }
+      if (args_.lse != nullptr && lane_ % 4 == 0 && inside)
+        store_lse<Element>(args_, state_row(h), rows.m[h], l, empty);
       Element* y_row = y + row(h) * args_.y_strides.seq;
 #pragma unroll
       for (int j = 0; j < head_dim / 8; j += 4) {
@@ -118,7 +147,7 @@ class StateRows {
         for (int i = 0; i < 4; ++i)
           words[i] = Dtype<Element>::pack(o[4 * (j + i) + 2 * h] * inverse,
                                           o[4 * (j + i) + 2 * h + 1] * inverse);
-        transpose_quad(words);
+        transpose_quad(words, lane_);
         if (inside)
           *reinterpret_cast<uint4*>(y_row + j * 8) =
               make_uint4(words[0], words[1], words[2], words[3]);
@@ -192,28 +221,6 @@ class StateRows {
   static __device__ __forceinline__ float quad_sum(float x) {
     x += __shfl_xor_sync(0xffffffffu, x, 1);
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
-  }
-  // Lane i of a quad gets word i of all four lanes.
-  __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4]) const {
-    const bool odd = lane_ & 1, high = lane_ & 2;
-    const uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[1], 1);
-    const uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? w[2] : w[3], 1);
-    if (odd) {
-      w[0] = a;
-      w[2] = b;
-    } else {
-      w[1] = a;
-      w[3] = b;
-    }
-    const uint32_t c = __shfl_xor_sync(0xffffffffu, high ? w[0] : w[2], 2);
-    const uint32_t d = __shfl_xor_sync(0xffffffffu, high ? w[1] : w[3], 2);
-    if (high) {
-      w[0] = c;
-      w[1] = d;
-    } else {
-      w[2] = c;
-      w[3] = d;
-    }
   }
 
   const StepArgs& args_;

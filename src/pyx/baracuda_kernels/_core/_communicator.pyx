@@ -186,7 +186,7 @@ cdef class Communicator(RingMember):
             Its CUDA ordinal, the current device by default.
         max_ctas : int, optional
             SMs that the kernels leave free for an exchange: 1 to 64, 8 by default, and the next power
-            of two. How many it takes is its owner's choice: those that torch makes take 16 and more.
+            of two. How many it takes is its owner's choice.
         owner : object, optional
             Kept alive as long as the communicator.
         """
