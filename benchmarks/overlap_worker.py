@@ -9,8 +9,9 @@ import statistics
 import sys
 from pathlib import Path
 
-# For `benchmarks`: this file is run by its path.
-sys.path.insert(0, str(Path(__file__).parent.parent))
+# For `benchmarks` and the tests' helpers: this file is run by its path.
+_ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(_ROOT), str(_ROOT / "tests")]
 
 import torch
 from helpers.inputs import torch_qkv
