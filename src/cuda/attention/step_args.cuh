@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "attention/family.h"
+#include "attention/sight.h"
 #include "common/position_map.h"
 
 namespace baracuda {
@@ -36,6 +37,8 @@ struct StepArgs {
   bool follows;
   bool backwards;  // direction of the first round of a resident grid
   bool lse_is_f32;
+  int64_t first_row;      // rows before it see no key, and are none of the query_tiles'
+  int64_t keyless_tiles;  // of a head, of such rows, that blocks after all others take
 };
 
 // How many heads' tiles are mixed to be worked off longest first: as many as keep K and V in an L2
@@ -85,6 +88,28 @@ inline StepArgs make_step_args(const StepParams& p, int block_m, int element_byt
   return a;
 }
 
+// A causal step without a diagonal is one without a mask, on the keys and the rows that it is about:
+// those from the first on that sees keys, if that is a multiple of row_unit.
+inline void drop_mask(const Sight& sight, int block_m, int64_t row_unit, StepArgs& a) {
+  if (!sight.same_keys || sight.first_row % row_unit != 0) return;
+  a.causal = false;
+  a.key_len = sight.keys;
+  a.first_row = sight.first_row;
+  a.query_tiles = (a.query_len - sight.first_row + block_m - 1) / block_m;
+  a.blocks = a.batch_heads * a.query_tiles;
+  a.section = 1;
+}
+
+// The same for kernels of one block a tile. Rows without keys have tiles of their own in steps that
+// begin or end a ring; others leave them as they are.
+inline void drop_mask_of_tiles(const StepParams& p, int block_m, StepArgs& a) {
+  const bool leaves_rows = !a.first && !a.last;
+  drop_mask(sight_of(p), block_m, leaves_rows ? 1 : block_m, a);
+  if (leaves_rows) return;
+  a.keyless_tiles = a.first_row / block_m;
+  a.blocks += a.batch_heads * a.keyless_tiles;
+}
+
 // Blocks are one-dimensional work items; y only carries what x cannot hold.
 inline dim3 step_grid(const StepArgs& a) {
   constexpr int64_t max_x = int64_t{1} << 30;
@@ -108,22 +133,33 @@ struct BlockWork {
   int64_t state_row0;  // the same row among all B*H*Q
 };
 
+__device__ __forceinline__ void set_work(const StepArgs& a, int64_t batch_head, int64_t row0,
+                                         BlockWork& work) {
+  work.batch = batch_head / a.heads;
+  work.head = batch_head % a.heads;
+  work.kv_head = work.head / a.group;
+  work.row0 = row0;
+  work.state_row0 = batch_head * a.query_len + row0;
+}
+
 // Sections of heads follow one another; within one, tiles run from the last (under a causal mask
 // the longest) to the first.
 __device__ __forceinline__ bool block_work(const StepArgs& a, int block_m, BlockWork& work) {
   const int64_t index = blockIdx.x + static_cast<int64_t>(gridDim.x) * blockIdx.y;
   if (index >= a.blocks) return false;
+  const int64_t keyless = index - a.batch_heads * a.query_tiles;
+  if (keyless >= 0) {
+    const int64_t batch_head = keyless / a.keyless_tiles;
+    set_work(a, batch_head, keyless % a.keyless_tiles * block_m, work);
+    return true;
+  }
   const int64_t section_blocks = a.section * a.query_tiles;
   const int64_t first_head = index / section_blocks * a.section;
   const int64_t rest = index % section_blocks;
   const int64_t left = a.batch_heads - first_head;
   const int64_t heads_here = a.section < left ? a.section : left;
-  const int64_t batch_head = first_head + rest % heads_here;
-  work.batch = batch_head / a.heads;
-  work.head = batch_head % a.heads;
-  work.kv_head = work.head / a.group;
-  work.row0 = (a.query_tiles - 1 - rest / heads_here) * block_m;
-  work.state_row0 = batch_head * a.query_len + work.row0;
+  const int64_t row0 = a.first_row + (a.query_tiles - 1 - rest / heads_here) * block_m;
+  set_work(a, first_head + rest % heads_here, row0, work);
   return true;
 }
 
@@ -148,7 +184,7 @@ template <typename Limit>
 __device__ __forceinline__ void write_row_limits(const StepArgs& a, int64_t row0, int rows,
                                                  Limit* limits) {
   for (int i = threadIdx.x; i < rows; i += blockDim.x) {
-    int64_t limit = a.key_len;
+    int64_t limit = row0 < a.first_row ? 0 : a.key_len;
     if (a.causal) {
       const int64_t row = row0 + i < a.query_len ? row0 + i : a.query_len - 1;
       const baracuda_position_map q_map = a.device_maps ? a.device_maps[0] : a.q_map;

@@ -19,7 +19,8 @@ template <typename C>
 int32_t launch_kernel(const StepParams& params, cudaStream_t stream) {
   int32_t status = load_kernel<C>();
   if (status != BARACUDA_OK) return status;
-  const StepArgs args = make_step_args(params, C::block_m, sizeof(typename C::Element));
+  StepArgs args = make_step_args(params, C::block_m, sizeof(typename C::Element));
+  drop_mask_of_tiles(params, C::block_m, args);
   status = make_way(params, args.blocks, C::blocks_per_sm, stream);
   if (status != BARACUDA_OK) return status;
   step_kernel<C><<<step_grid(args), C::threads, C::shared_bytes, stream>>>(args);

@@ -25,7 +25,8 @@ int32_t launch_kernel(const StepParams& params, cudaStream_t stream) {
   bool waits = false;
   int32_t status = load_kernel<C>(&waits);
   if (status != BARACUDA_OK) return status;
-  const StepArgs args = make_step_args(params, C::block_m, sizeof(typename C::Element));
+  StepArgs args = make_step_args(params, C::block_m, sizeof(typename C::Element));
+  drop_mask_of_tiles(params, C::block_m, args);
   status = make_way(params, args.blocks, C::blocks_per_sm, stream);
   if (status != BARACUDA_OK) return status;
   // Only where the blocks can begin at once: those that wait for the step before them take places

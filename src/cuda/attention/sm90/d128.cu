@@ -1,5 +1,5 @@
+#include "attention/sight.h"
 #include "attention/sm90/launch.cuh"
-#include "attention/sm90/sight.h"
 
 namespace baracuda::sm90 {
 namespace {

@@ -47,10 +47,10 @@ class KeylessRows {
     const int64_t state_row0 = batch_head * args_.query_len + row0, row = state_row0 + lane_ / 4;
     float* const state = static_cast<float*>(args_.state);
     float* const maxima = state + state_rows * C::head_dim;
-    float4* const sums = reinterpret_cast<float4*>(state + state_row0 * C::head_dim) + lane_;
+    float4* const o_acc = reinterpret_cast<float4*>(state + state_row0 * C::head_dim) + lane_;
     if constexpr (!Last) {
 #pragma unroll
-      for (int j = 0; j < C::head_dim / 16; ++j) sums[32 * j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      for (int j = 0; j < C::head_dim / 16; ++j) o_acc[32 * j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       if (lane_ % 4 == 0) {
         maxima[row] = -CUDART_INF_F;
         maxima[state_rows + row] = 0.0f;
@@ -62,8 +62,7 @@ class KeylessRows {
         l = load_early(maxima + state_rows + row);
       }
       // A row sum of -0 is that of a row whose softmax is undefined.
-      const float empty =
-          m == -CUDART_INF_F && __float_as_int(l) < 0 ? CUDART_NAN_F : 0.0f;
+      const float empty = m == -CUDART_INF_F && __float_as_int(l) < 0 ? CUDART_NAN_F : 0.0f;
       if (args_.lse != nullptr && lane_ % 4 == 0) store_lse<Element>(args_, row, m, l, empty);
       const float inverse = l == 0.0f ? empty : 1.0f / l;
       const int batch = all_.heads.quotient(batch_head), head = all_.heads.remainder(batch_head);
@@ -76,7 +75,7 @@ class KeylessRows {
         if constexpr (!First) {
 #pragma unroll
           for (int j = 0; j < columns_at_once / 16; ++j)
-            x[j] = load_early(sums + 2 * part + 32 * j);
+            x[j] = load_early(o_acc + 2 * part + 32 * j);
         }
 #pragma unroll
         for (int j = 0; j < columns_at_once / 32; ++j) {

@@ -3,7 +3,6 @@
 
 #include "attention/head_start.h"
 #include "attention/sm90/kernel.cuh"
-#include "attention/sm90/sight.h"
 #include "attention/sm90/tensor_map.h"
 #include "attention/sm90/variant.h"
 #include "common/dependent_launch.cuh"
@@ -59,19 +58,6 @@ inline bool overlaps_previous(const StepParams& p) {
          (p.sm_margin == 0 || (p.flags & BARACUDA_STEP_FOLLOWS) != 0);
 }
 
-// A causal step without a diagonal is one without a mask, on the keys and the rows that it is
-// about. Rows without keys are not among its tiles, see keyless.cuh.
-inline void drop_mask(const StepParams& p, int block_m, HopperArgs& args) {
-  const Sight sight = sight_of(p);
-  if (!sight.same_keys || sight.first_row % keyless_unit != 0) return;
-  args.step.causal = false;
-  args.step.key_len = sight.keys;
-  args.first_row = static_cast<int>(sight.first_row);
-  args.step.query_tiles = (p.query_len - sight.first_row + block_m - 1) / block_m;
-  args.step.blocks = args.step.batch_heads * args.step.query_tiles;
-  if (sight.first_row > 0) args.keyless_units = make_divisor(sight.first_row / keyless_unit);
-}
-
 template <typename C>
 int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
   int32_t status = load_kernel<C>(p.flags);
@@ -82,7 +68,9 @@ int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
   if (status == BARACUDA_OK) status = count_multiprocessors(&processors);
   if (status != BARACUDA_OK) return status;
   args.step = make_step_args(p, C::block_m, sizeof(typename C::Element));
-  drop_mask(p, C::block_m, args);
+  drop_mask(sight_of(p), C::block_m, keyless_unit, args.step);
+  args.first_row = static_cast<int>(args.step.first_row);
+  if (args.first_row > 0) args.keyless_units = make_divisor(args.first_row / keyless_unit);
   int64_t blocks = processors > p.sm_margin ? processors - p.sm_margin : 1;
   if (blocks > args.step.blocks) blocks = args.step.blocks;
   args.step.section = choose_section(args.step, sizeof(typename C::Element), blocks);

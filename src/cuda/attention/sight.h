@@ -6,7 +6,7 @@
 #include "attention/family.h"
 #include "common/position_map.h"
 
-namespace baracuda::sm90 {
+namespace baracuda {
 
 // In the rings of contiguous and zigzag layouts most causal steps have no diagonal: all rows of a
 // chunk see the same keys, or those of its first half none and those of the other the same.
@@ -32,4 +32,4 @@ inline Sight sight_of(const StepParams& p) {
   return {false, same || before == 0, visible(last), same ? 0 : split};
 }
 
-}  // namespace baracuda::sm90
+}  // namespace baracuda
