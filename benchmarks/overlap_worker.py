@@ -15,9 +15,8 @@ sys.path[:0] = [str(_ROOT), str(_ROOT / "tests")]
 
 import torch
 from helpers.inputs import torch_qkv
-from helpers.rank_tasks import serve
 from helpers.rings import descriptor, preference, rank_arrays
-from multi_rank.worker import Rank
+from multi_rank.worker import Rank, main
 
 import baracuda_kernels as bk
 from benchmarks.timing import order
@@ -69,12 +68,5 @@ class TimedRank(Rank):
         return {name: statistics.median(taken[1:]) for name, taken in samples.items()}
 
 
-def main() -> None:
-    rank = TimedRank(int(sys.argv[1]))
-    serve(rank)
-    for comm in rank.comms.values():
-        comm.close()
-
-
 if __name__ == "__main__":
-    main()
+    main(TimedRank)
