@@ -22,9 +22,10 @@ int32_t give_head_start(cudaStream_t stream);
 int32_t make_way(const StepParams& p, int64_t blocks, int64_t per_multiprocessor,
                  cudaStream_t stream);
 
-// The same ahead of a step whose resident blocks, one to a multiprocessor, leave p.sm_margin of them
-// free: room enough for an exchange, but where its blocks come in clusters
+// The same ahead of a step whose resident blocks, one to a multiprocessor, leave p.sm_margin of the
+// device's free: room enough for an exchange, but where its blocks come in clusters
 // (BARACUDA_STEP_GIVES_WAY), which want neighbours.
-int32_t make_way_for_clusters(const StepParams& p, int64_t blocks, cudaStream_t stream);
+int32_t make_way_for_clusters(const StepParams& p, int64_t blocks, int multiprocessors,
+                              cudaStream_t stream);
 
 }  // namespace baracuda

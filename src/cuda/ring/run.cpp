@@ -196,8 +196,8 @@ class Run {
     const Chunk chunk = chunk_of(call, step_);
     params.k = chunk.k;
     params.v = chunk.v;
+    params.sm_margin = exchanges(step_) ? call.endpoint->max_ctas : 0;
     if (exchanges(step_)) {
-      params.sm_margin = call.endpoint->max_ctas;
       if (call.endpoint->in_clusters != 0) params.flags |= BARACUDA_STEP_GIVES_WAY;
     }
     // After the first, only steps have been enqueued on the stream, and the chunk's arrival is an

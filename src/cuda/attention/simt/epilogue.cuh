@@ -9,6 +9,7 @@
 
 #include "attention/simt/chunk_copy.cuh"
 #include "attention/step_args.cuh"
+#include "attention/store_lse.cuh"
 #include "common/dtype.cuh"
 
 namespace baracuda::simt {
@@ -85,11 +86,7 @@ struct RowState {
       if (threadIdx.x % 16 == 0 && args.lse != nullptr) {
         const Compute lse = total == Compute(0) ? empty + minus_infinity(Compute())
                                                 : m[i] + logarithm(total);
-        if (args.lse_is_f32) {
-          static_cast<float*>(args.lse)[r] = static_cast<float>(lse);
-        } else {
-          static_cast<Element*>(args.lse)[r] = Dtype<Element>::store(lse);
-        }
+        store_lse<Element>(args, r, lse);
       }
       Element* y = static_cast<Element*>(args.y) + work.batch * args.y_strides.batch +
                    work.head * args.y_strides.head + query * args.y_strides.seq;

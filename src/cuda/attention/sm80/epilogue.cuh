@@ -10,6 +10,7 @@
 
 #include "attention/sm80/tile.cuh"
 #include "attention/step_args.cuh"
+#include "attention/store_lse.cuh"
 #include "common/dtype.cuh"
 #include "common/exponential.cuh"
 #include "common/mma_sync.cuh"
@@ -85,15 +86,8 @@ class RowState {
       const float l = quad_sum(w.l[r]);
       const float empty = is_undefined(w.m[r], l, r) ? CUDART_NAN_F : 0.0f;
       const float inverse = l == 0.0f ? empty : 1.0f / l;
-      if (args_.lse != nullptr && lane_ % 4 == 0 && in_tensor(r)) {
-        const float lse = l == 0.0f ? empty - CUDART_INF_F
-                                    : static_cast<float>(w.m[r] * args_.scale + logf(l));
-        if (args_.lse_is_f32) {
-          static_cast<float*>(args_.lse)[state_row(r)] = lse;
-        } else {
-          static_cast<Element*>(args_.lse)[state_row(r)] = Dtype<Element>::store(lse);
-        }
-      }
+      if (args_.lse != nullptr && lane_ % 4 == 0 && in_tensor(r))
+        store_lse<Element>(args_, state_row(r), log_sum_exp(args_, w.m[r], l, empty));
       const uint32_t row = row_in_warp(r);
 #pragma unroll
       for (int j = 0; j < C::head_dim / 8; ++j)

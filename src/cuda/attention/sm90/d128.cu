@@ -10,10 +10,9 @@ constexpr int narrow = 128, wide = 176, wide_last = 112;
 // where more keys than that are added to fill the last tile, and in steps of few keys, whose first
 // and last tiles weigh more. What runs beside a step must not matter here: the two tiles give
 // different bits, and a ring gives the same ones over any transport.
-bool prefers_wide(const StepParams& p) {
+bool prefers_wide(const StepParams& p, const Sight& sight) {
   constexpr uint32_t whole = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
   constexpr int64_t few_keys = 1536;
-  const Sight sight = sight_of(p);
   if (sight.has_diagonal) return false;
   if ((p.flags & whole) != whole && sight.keys < few_keys) return false;
   const int64_t filled_narrow = (sight.keys + narrow - 1) / narrow * narrow;
@@ -32,7 +31,9 @@ struct Both {
     return status == BARACUDA_OK ? load_kernels<Wide>() : status;
   }
   static int32_t launch(const StepParams& p, cudaStream_t stream) {
-    return prefers_wide(p) ? launch_kernel<Wide>(p, stream) : launch_kernel<Narrow>(p, stream);
+    const Sight sight = sight_of(p);
+    return prefers_wide(p, sight) ? launch_kernel<Wide>(p, sight, stream)
+                                  : launch_kernel<Narrow>(p, sight, stream);
   }
 };
 

@@ -8,6 +8,7 @@
 
 #include "attention/sm90/schedule.cuh"
 #include "attention/sm90/state.cuh"
+#include "attention/store_lse.cuh"
 #include "common/dependent_launch.cuh"
 #include "common/dtype.cuh"
 #include "common/global_access.cuh"
@@ -63,7 +64,8 @@ class KeylessRows {
       }
       // A row sum of -0 is that of a row whose softmax is undefined.
       const float empty = m == -CUDART_INF_F && __float_as_int(l) < 0 ? CUDART_NAN_F : 0.0f;
-      if (args_.lse != nullptr && lane_ % 4 == 0) store_lse<Element>(args_, row, m, l, empty);
+      if (args_.lse != nullptr && lane_ % 4 == 0)
+        store_lse<Element>(args_, row, log_sum_exp(args_, m, l, empty));
       const float inverse = l == 0.0f ? empty : 1.0f / l;
       const int batch = all_.heads.quotient(batch_head), head = all_.heads.remainder(batch_head);
       Element* const y = static_cast<Element*>(args_.y) + batch * args_.y_strides.batch +

@@ -59,7 +59,7 @@ inline bool overlaps_previous(const StepParams& p) {
 }
 
 template <typename C>
-int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
+int32_t launch_kernel(const StepParams& p, const Sight& sight, cudaStream_t stream) {
   int32_t status = load_kernel<C>(p.flags);
   HopperArgs args{};
   // Without keys nothing is copied, and the operands may be null.
@@ -68,9 +68,9 @@ int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
   if (status == BARACUDA_OK) status = count_multiprocessors(&processors);
   if (status != BARACUDA_OK) return status;
   args.step = make_step_args(p, C::block_m, sizeof(typename C::Element));
-  drop_mask(sight_of(p), C::block_m, keyless_unit, args.step);
-  args.first_row = static_cast<int>(args.step.first_row);
-  if (args.first_row > 0) args.keyless_units = make_divisor(args.first_row / keyless_unit);
+  drop_mask(sight, C::block_m, keyless_unit, args.step);
+  if (args.step.first_row > 0)
+    args.keyless_units = make_divisor(args.step.first_row / keyless_unit);
   int64_t blocks = processors > p.sm_margin ? processors - p.sm_margin : 1;
   if (blocks > args.step.blocks) blocks = args.step.blocks;
   args.step.section = choose_section(args.step, sizeof(typename C::Element), blocks);
@@ -83,7 +83,7 @@ int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
   const int64_t stride = p.k_map.stride;
   if (p.device_maps == nullptr && stride > 0 && stride >> 31 == 0)
     args.key_stride = make_divisor(stride);
-  status = make_way_for_clusters(p, blocks, stream);
+  status = make_way_for_clusters(p, blocks, processors, stream);
   if (status != BARACUDA_OK) return status;
   return launch_grid(kernel_of<C>(p.flags), dim3(static_cast<unsigned>(blocks)), C::threads,
                      C::shared_bytes, stream, overlaps_previous(p), args);
@@ -91,7 +91,9 @@ int32_t launch_kernel(const StepParams& p, cudaStream_t stream) {
 
 template <typename C>
 constexpr Variant make_variant() {
-  return Variant{load_kernels<C>, launch_kernel<C>};
+  return Variant{load_kernels<C>, [](const StepParams& p, cudaStream_t stream) {
+                   return launch_kernel<C>(p, sight_of(p), stream);
+                 }};
 }
 
 }  // namespace baracuda::sm90

@@ -16,8 +16,7 @@ struct HopperArgs {
   StepArgs step;
   Divisor query_tiles, heads, group, section;  // those of step, to divide by
   Divisor key_stride;  // of 0 where only the device knows it
-  int first_row;  // rows before it see no key; query_tiles counts from it
-  Divisor keyless_units;  // of a head, of 64 such rows: to be begun or finished all the same
+  Divisor keyless_units;  // of a head, of 64 rows before first_row: to be begun or finished too
   bool has_exchange;      // beside it: the next step of the ring starts when that has ended, too
 };
 
@@ -141,7 +140,7 @@ class TileWalk {
         rank = heads_here == section ? all.section.quotient(index) : index / heads_here;
         tile.batch_head = first_head_ + index - rank * heads_here;
       }
-      tile.row0 = all.first_row + (tiles_per_head - 1 - rank) * block_m;
+      tile.row0 = static_cast<int>(args.first_row) + (tiles_per_head - 1 - rank) * block_m;
       return true;
     }
     return false;

@@ -16,6 +16,7 @@
 #include "attention/sm90/barriers.cuh"
 #include "attention/sm90/schedule.cuh"
 #include "attention/sm90/softmax.cuh"
+#include "attention/store_lse.cuh"
 #include "common/dtype.cuh"
 #include "common/global_access.cuh"
 #include "common/tma.cuh"
@@ -42,19 +43,6 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4], int lane) {
   } else {
     w[2] = c;
     w[3] = d;
-  }
-}
-
-// Of a row, counted among all heads'. empty: what a row without weights has for a sum, 0 or NaN.
-template <typename Element>
-__device__ __forceinline__ void store_lse(const StepArgs& args, int64_t row, float m, float l,
-                                          float empty) {
-  const float lse =
-      l == 0.0f ? empty - CUDART_INF_F : static_cast<float>(m * args.scale + logf(l));
-  if (args.lse_is_f32) {
-    static_cast<float*>(args.lse)[row] = lse;
-  } else {
-    static_cast<Element*>(args.lse)[row] = Dtype<Element>::store(lse);
   }
 }
 
@@ -138,7 +126,7 @@ class StateRows {
       const float empty = is_undefined(rows.m[h], l, h) ? CUDART_NAN_F : 0.0f;
       const float inverse = l == 0.0f ? empty : 1.0f / l;
       if (args_.lse != nullptr && lane_ % 4 == 0 && inside)
-        store_lse<Element>(args_, state_row(h), rows.m[h], l, empty);
+        store_lse<Element>(args_, state_row(h), log_sum_exp(args_, rows.m[h], l, empty));
       Element* y_row = y + row(h) * args_.y_strides.seq;
 #pragma unroll
       for (int j = 0; j < head_dim / 8; j += 4) {
