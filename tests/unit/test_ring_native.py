@@ -362,6 +362,19 @@ def test_steps_give_way_where_exchanges_come_in_clusters():
     assert simulation.finish(0)
 
 
+def test_only_exchanges_have_a_margin():
+    """Whatever the caller's step says of SMs to leave free: the loop alone knows its exchanges."""
+    simulation = Simulation(2, abi.CONTIGUOUS, False)
+    calls = simulation.problem.calls(simulation.endpoints, simulation.streams)
+    for call in calls:
+        call.step.sm_margin = 5
+    assert simulation.world.lib.baracuda_ring_run(calls, 2) == abi.OK
+    lines = simulation.sim.sim_log().decode().splitlines()
+    launches = [line.split()[0] for line in lines if line.startswith("launch")]
+    assert launches == ["launch[F,8]", "launch[F,8]", "launch[L,0]", "launch[L,0]"]
+    assert simulation.sim.sim_run(0) == 0  # before the buffers go
+
+
 @pytest.mark.parametrize("call", ["record", "wait", "copy", "launch"])
 def test_failures_of_the_streams_are_located(call):
     """Every call in turn fails: typed, the group closed, the first failure reported."""
