@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "common/position_map.h"
+#include "common/host_device.h"
 
 namespace baracuda {
 

@@ -4,7 +4,7 @@
 #include <stdint.h>
 
 #include "baracuda/ring.h"
-#include "common/position_map.h"
+#include "attention/positions.h"
 
 namespace baracuda {
 

@@ -11,18 +11,13 @@
 
 #include <stdint.h>
 
+#include "baracuda/element.h"
 #include "baracuda/export.h"
+#include "baracuda/positions.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-enum baracuda_element {
-  BARACUDA_F16 = 0,
-  BARACUDA_BF16 = 1,
-  BARACUDA_F32 = 2,
-  BARACUDA_F64 = 3,
-};
 
 // Kernel families. A build may lack some of them: see baracuda_attention_available().
 enum baracuda_attention_kernel {
@@ -43,22 +38,6 @@ enum baracuda_step_flags {
   // clusters), which those that a grid leaves are not: it must come first.
   BARACUDA_STEP_GIVES_WAY = 16,
 };
-
-// Global position of local row i: head + stride*i below split, tail + stride*(i - split) from it
-// on. Must rise with i (so visible keys are always a prefix of the chunk). stride >= 1.
-typedef struct baracuda_position_map {
-  int64_t head;
-  int64_t tail;
-  int64_t stride;
-  int64_t split;
-} baracuda_position_map;
-
-// Strides are in elements; the last dimension is contiguous.
-typedef struct baracuda_strides {
-  int64_t batch;
-  int64_t head;
-  int64_t seq;
-} baracuda_strides;
 
 typedef struct baracuda_attention_step_params {
   uint64_t struct_size;  // sizeof(baracuda_attention_step_params)

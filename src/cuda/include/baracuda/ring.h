@@ -79,15 +79,6 @@ typedef struct baracuda_ring_hop {
   int32_t recv_from;
 } baracuda_ring_hop;
 
-enum baracuda_sequence_layout {
-  BARACUDA_CONTIGUOUS = 0,  // pos(i) = r*L + i
-  BARACUDA_ZIGZAG = 1,      // split = ceil(L/2); r*split + i, then P*split + (P-1-r)*(L-split) + i'
-  BARACUDA_STRIPED = 2,     // pos(i) = i*P + r
-};
-
-BARACUDA_API baracuda_position_map baracuda_layout_map(int32_t layout, int32_t rank,
-                                                       int32_t world_size, int64_t length);
-
 // Hops of the plain ring: origin (rank - s) mod P, send to rank + 1, receive from rank - 1.
 // hops holds world_size entries.
 BARACUDA_API void baracuda_ring_schedule(int32_t rank, int32_t world_size, baracuda_ring_hop* hops);

@@ -53,12 +53,28 @@ cdef extern from "baracuda/runtime.h" nogil:
     int32_t baracuda_cuda_stream_is_capturing(void* stream, int32_t* capturing)
     int32_t baracuda_cuda_copy(void* dst, const void* src, int64_t nbytes, void* stream)
 
-cdef extern from "baracuda/attention.h" nogil:
+cdef extern from "baracuda/element.h" nogil:
     enum:
         BARACUDA_F16
         BARACUDA_BF16
         BARACUDA_F32
         BARACUDA_F64
+    ctypedef struct baracuda_strides:
+        int64_t batch
+        int64_t head
+        int64_t seq
+
+cdef extern from "baracuda/positions.h" nogil:
+    ctypedef struct baracuda_position_map:
+        int64_t head
+        int64_t tail
+        int64_t stride
+        int64_t split
+    baracuda_position_map baracuda_layout_map(int32_t layout, int32_t rank, int32_t world_size,
+                                              int64_t length)
+
+cdef extern from "baracuda/attention.h" nogil:
+    enum:
         BARACUDA_ATTENTION_HOST
         BARACUDA_ATTENTION_SIMT
         BARACUDA_ATTENTION_SM80
@@ -67,15 +83,6 @@ cdef extern from "baracuda/attention.h" nogil:
         BARACUDA_STEP_LAST
         BARACUDA_STEP_CAUSAL
         BARACUDA_STEP_FOLLOWS
-    ctypedef struct baracuda_position_map:
-        int64_t head
-        int64_t tail
-        int64_t stride
-        int64_t split
-    ctypedef struct baracuda_strides:
-        int64_t batch
-        int64_t head
-        int64_t seq
     ctypedef struct baracuda_attention_step_params:
         uint64_t struct_size
         uint32_t flags
@@ -113,10 +120,6 @@ cdef extern from "baracuda/attention.h" nogil:
     const char* baracuda_host_isa()
 
 cdef extern from "baracuda/ring.h" nogil:
-    enum:
-        BARACUDA_CONTIGUOUS
-        BARACUDA_ZIGZAG
-        BARACUDA_STRIPED
     ctypedef struct baracuda_transport:
         uint64_t struct_size
         void* context
@@ -151,8 +154,6 @@ cdef extern from "baracuda/ring.h" nogil:
         int32_t origin
         int32_t send_to
         int32_t recv_from
-    baracuda_position_map baracuda_layout_map(int32_t layout, int32_t rank, int32_t world_size,
-                                              int64_t length)
     void baracuda_ring_schedule(int32_t rank, int32_t world_size, baracuda_ring_hop* hops)
     ctypedef struct baracuda_ring_marks:
         void* exchange_begin

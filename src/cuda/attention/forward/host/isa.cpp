@@ -1,0 +1,60 @@
+// Which instruction set the host kernels use, decided once.
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "attention/forward/host/block.h"
+#include "baracuda/attention.h"
+
+namespace baracuda {
+namespace host {
+namespace {
+
+#if defined(__x86_64__)
+// Straight from CPUID: __builtin_cpu_supports needs a runtime that not every compiler links.
+struct Cpu {
+  bool avx2 = false;    // and FMA, F16C
+  bool avx512 = false;  // F, BW, VL, DQ
+
+  Cpu() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    constexpr unsigned needed = bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & needed) != needed) return;
+    unsigned saved = 0, high = 0;  // what the operating system keeps for a thread
+    __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+    avx2 = (saved & 0x6) == 0x6 && (b & bit_AVX2) != 0;
+    constexpr unsigned wide = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
+    avx512 = avx2 && (saved & 0xe6) == 0xe6 && (b & wide) == wide;
+  }
+};
+#endif
+
+const IsaKernels& choose() {
+#if defined(__x86_64__)
+  const char* wish = std::getenv("BARACUDA_HOST_ISA");
+  const auto at_most = [wish](const char* name) {
+    return wish != nullptr && std::strcmp(wish, name) == 0;
+  };
+  const Cpu cpu;
+  if (at_most("baseline")) return kBaselineKernels;
+  if (cpu.avx512 && !at_most("avx2")) return kAvx512Kernels;
+  if (cpu.avx2) return kAvx2Kernels;
+#endif
+  return kBaselineKernels;
+}
+
+}  // namespace
+
+const IsaKernels& isa_kernels() {
+  static const IsaKernels& kernels = choose();
+  return kernels;
+}
+
+}  // namespace host
+}  // namespace baracuda
+
+extern "C" const char* baracuda_host_isa(void) { return baracuda::host::isa_kernels().name; }

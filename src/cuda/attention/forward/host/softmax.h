@@ -1,0 +1,77 @@
+// Online softmax of one tile of scores; rows lie side by side in vectors.
+#pragma once
+
+#include <stdint.h>
+
+#include "attention/forward/host/tiles.h"
+
+namespace baracuda {
+namespace host {
+namespace BARACUDA_HOST_ISA {
+
+// Scores are kept unscaled: the largest is m, weights are 2^((score - m) * log2_scale), so any
+// finite scale >= 0 works and the largest score weighs exactly 1.
+//
+// m == -inf, l == +0: the row saw no key. m == -inf, l == -0: it saw keys, all with score -inf
+// (an Inf in Q or K); softmax is undefined there unless a later key has a finite score.
+//
+// `visible` holds the keys of this tile that each row sees; those below `open` are seen by all.
+template <class T>
+inline void softmax_vector(T* scores, int64_t open, int64_t keys,
+                           const typename Simd<T>::IntScalar* visible, T log2_scale, T* m, T* l,
+                           T* alpha) {
+  using S = Simd<T>;
+  using V = typename S::Vector;
+  using I = typename S::Int;
+  using IntScalar = typename S::IntScalar;
+  constexpr int kPanel = kPanelRows<T>;
+  const V zero = {};
+  const V empty = splat(-S::kInfinity);
+  const V scale = splat(log2_scale);
+  const I limit = load<I>(visible);
+
+  const V m_old = load<V>(m);
+  V best[4] = {m_old, m_old, m_old, m_old};
+  int64_t j = 0;
+  for (; j + 4 <= open; j += 4) {
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) best[u] = max(load<V>(scores + (j + u) * kPanel), best[u]);
+  }
+  for (; j < open; ++j) best[0] = max(load<V>(scores + j * kPanel), best[0]);
+  for (; j < keys; ++j) {
+    const V score = load<V>(scores + j * kPanel);
+    best[0] = max(limit > IntScalar(j) ? score : empty, best[0]);
+  }
+  const V m_new = max(max(best[0], best[1]), max(best[2], best[3]));
+  const V base = m_new == empty ? zero : m_new;
+
+  V sum = zero;
+  for (j = 0; j < open; ++j) {
+    T* p = scores + j * kPanel;
+    const V weight = exp2_nonpositive<T>((load<V>(p) - base) * scale);
+    store(p, weight);
+    sum += weight;
+  }
+  for (; j < keys; ++j) {
+    T* p = scores + j * kPanel;
+    V weight = exp2_nonpositive<T>((load<V>(p) - base) * scale);
+    weight = limit > IntScalar(j) ? weight : zero;
+    store(p, weight);
+    sum += weight;
+  }
+
+  const V l_old = load<V>(l);
+  V factor = exp2_nonpositive<T>((m_old - m_new) * scale);
+  factor = m_old == empty ? zero : factor;
+  V l_new = fma(l_old, factor, sum);
+  const I saw_only_infinities =
+      (m_new == empty) & (l_new == zero) & ((limit > IntScalar(0)) | (I(l_old) < IntScalar(0)));
+  l_new = saw_only_infinities ? -zero : l_new;
+  store(m, m_new);
+  store(l, l_new);
+  store(alpha, factor);
+}
+
+}  // namespace BARACUDA_HOST_ISA
+}  // namespace host
+}  // namespace baracuda

@@ -1,0 +1,102 @@
+// The barriers of the sm90a kernel, and what its warps hand one another of a query tile.
+#pragma once
+
+#include "attention/forward/sm90/config.h"
+#include "common/mbarrier.cuh"
+#include "common/shared_access.cuh"
+
+namespace baracuda::sm90 {
+
+// Stage of the n-th tile that passes through, and the parity of that stage's round.
+template <int Stages>
+__device__ __forceinline__ int stage_of(uint32_t n) {
+  return n % Stages;
+}
+template <int Stages>
+__device__ __forceinline__ uint32_t parity_of(uint32_t n) {
+  return n / Stages & 1;
+}
+
+// Addresses of the barriers. "full": the data has arrived; "empty": every warp that reads it is
+// done. K and V are read by all consumers, Q and the slots by one warpgroup. Slots are written and
+// read by ordinary instructions, so every thread that does arrives: at slot_full, and at q_empty
+// once it has read the slots before.
+template <typename C>
+struct Barriers {
+  uint32_t base;
+  __device__ __forceinline__ uint32_t k_full(int stage) const { return base + 8 * stage; }
+  __device__ __forceinline__ uint32_t k_empty(int stage) const {
+    return k_full(stage) + 8 * C::stages;
+  }
+  __device__ __forceinline__ uint32_t v_full(int stage) const {
+    return k_full(stage) + 16 * C::stages;
+  }
+  __device__ __forceinline__ uint32_t v_empty(int stage) const {
+    return k_full(stage) + 24 * C::stages;
+  }
+  __device__ __forceinline__ uint32_t q_full(int group) const {
+    return base + 32 * C::stages + 8 * group;
+  }
+  __device__ __forceinline__ uint32_t q_empty(int group) const {
+    return q_full(group) + 8 * C::consumers;
+  }
+  __device__ __forceinline__ uint32_t slot_full(int group, int slot) const {
+    return base + 32 * C::stages + 16 * C::consumers + 8 * (group * C::slots + slot);
+  }
+  __device__ __forceinline__ void init() const {
+    for (int i = 0; i < C::stages; ++i) {
+      mbarrier_init(k_full(i), 1);
+      mbarrier_init(v_full(i), 1);
+      mbarrier_init(k_empty(i), 4 * C::consumers);
+      mbarrier_init(v_empty(i), 4 * C::consumers);
+    }
+    for (int group = 0; group < C::consumers; ++group) {
+      mbarrier_init(q_full(group), 1);
+      mbarrier_init(q_empty(group), 128);
+      for (int i = 0; i < C::slots; ++i) mbarrier_init(slot_full(group, i), 32);
+    }
+    mbarrier_init_fence();
+  }
+};
+
+// The same in all lanes, which the compiler cannot see: it keeps what follows in uniform registers.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+
+// What a warpgroup must know of its n-th query tile, in shared memory: a warp of warpgroup 0 works
+// it out while the consumers are busy, and they need not keep it in registers.
+template <typename C>
+class Slot {
+ public:
+  __device__ __forceinline__ Slot(uint32_t shared, int group, uint32_t n)
+      : address_(shared + C::slots_offset + (group * C::slots + n % C::slots) * C::slot_bytes) {}
+
+  __device__ __forceinline__ int batch_head() const { return shared_load(address_); }
+  __device__ __forceinline__ int batch() const { return shared_load(address_ + 4); }
+  __device__ __forceinline__ int head() const { return shared_load(address_ + 8); }
+  // The warpgroup's first row.
+  __device__ __forceinline__ int row0() const { return shared_load(address_ + 12); }
+  // Key tiles; -1: no more work.
+  __device__ __forceinline__ int tiles() const { return shared_load(address_ + 16); }
+  // Key tiles that some row of the warpgroup sees: the first so many, which come last.
+  __device__ __forceinline__ int seen() const { return shared_load(address_ + 20); }
+  // Keys that the i-th row of the warpgroup sees; the first row sees the fewest.
+  __device__ __forceinline__ int limit(int i) const { return shared_load(address_ + 32 + 4 * i); }
+
+  __device__ __forceinline__ void set_limit(int i, int keys) const {
+    shared_store(address_ + 32 + 4 * i, keys);
+  }
+  __device__ __forceinline__ void set(int batch_head, int batch, int head, int row0, int tiles,
+                                      int seen) const {
+    shared_store(address_, batch_head);
+    shared_store(address_ + 4, batch);
+    shared_store(address_ + 8, head);
+    shared_store(address_ + 12, row0);
+    shared_store(address_ + 16, tiles);
+    shared_store(address_ + 20, seen);
+  }
+
+ private:
+  uint32_t address_;
+};
+
+}  // namespace baracuda::sm90

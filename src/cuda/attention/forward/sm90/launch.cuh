@@ -1,0 +1,99 @@
+// Host side of one instantiation of the sm90a kernel.
+#pragma once
+
+#include "ring/head_start.h"
+#include "attention/forward/sm90/kernel.cuh"
+#include "attention/forward/sm90/tensor_map.h"
+#include "attention/forward/sm90/variant.h"
+#include "common/dependent_launch.cuh"
+#include "common/kernel_load.h"
+
+namespace baracuda::sm90 {
+
+using Kernel = void (*)(HopperArgs);
+
+// The kernel of these flags: bit 0 FIRST, bit 1 LAST.
+template <typename C>
+Kernel kernel_of(uint32_t flags) {
+  static constexpr Kernel kernels[4] = {step_kernel<C, false, false>, step_kernel<C, true, false>,
+                                        step_kernel<C, false, true>, step_kernel<C, true, true>};
+  static_assert(BARACUDA_STEP_FIRST == 1 && BARACUDA_STEP_LAST == 2, "flags index the table");
+  return kernels[flags & 3];
+}
+
+template <typename C>
+int32_t load_kernel(uint32_t flags) {
+  static ReadyDevices ready[4];
+  return ensure_loaded(reinterpret_cast<const void*>(kernel_of<C>(flags)), C::shared_bytes,
+                       ready[flags & 3]);
+}
+
+template <typename C>
+int32_t load_kernels() {
+  int32_t status = load_tensor_map_encoder();
+  for (uint32_t flags = 0; flags < 4 && status == BARACUDA_OK; ++flags)
+    status = load_kernel<C>(flags);
+  return status;
+}
+
+template <typename C>
+int32_t encode_maps(const StepParams& p, HopperArgs& args) {
+  const bool is_bf16 = p.element == BARACUDA_BF16;
+  int32_t status = encode_tensor_map(&args.q, "q", is_bf16, p.q, p.q_strides, p.batch, p.heads,
+                                     p.query_len, p.head_dim, C::group_m);
+  if (status == BARACUDA_OK)
+    status = encode_tensor_map(&args.k, "k", is_bf16, p.k, p.k_strides, p.batch, p.kv_heads,
+                               p.key_len, p.head_dim, C::block_n);
+  if (status == BARACUDA_OK)
+    status = encode_tensor_map(&args.v, "v", is_bf16, p.v, p.v_strides, p.batch, p.kv_heads,
+                               p.key_len, p.head_dim, C::block_n);
+  return status;
+}
+
+// Steps that carry on from another start while it ends. Where multiprocessors are to be left to an
+// exchange, only those of a ring: there this step's blocks come after the exchange before, and the
+// one to be left room for after the step before, when all of them have their places.
+inline bool overlaps_previous(const StepParams& p) {
+  return (p.flags & BARACUDA_STEP_FIRST) == 0 &&
+         (p.sm_margin == 0 || (p.flags & BARACUDA_STEP_FOLLOWS) != 0);
+}
+
+template <typename C>
+int32_t launch_kernel(const StepParams& p, const Sight& sight, cudaStream_t stream) {
+  int32_t status = load_kernel<C>(p.flags);
+  HopperArgs args{};
+  // Without keys nothing is copied, and the operands may be null.
+  if (status == BARACUDA_OK && p.key_len > 0) status = encode_maps<C>(p, args);
+  int processors = 0;
+  if (status == BARACUDA_OK) status = count_multiprocessors(&processors);
+  if (status != BARACUDA_OK) return status;
+  args.step = make_step_args(p, C::block_m, sizeof(typename C::Element));
+  drop_mask(sight, C::block_m, keyless_unit, args.step);
+  if (args.step.first_row > 0)
+    args.keyless_units = make_divisor(args.step.first_row / keyless_unit);
+  int64_t blocks = processors > p.sm_margin ? processors - p.sm_margin : 1;
+  if (blocks > args.step.blocks) blocks = args.step.blocks;
+  args.step.section = choose_section(args.step, sizeof(typename C::Element), blocks);
+  args.step.backwards = starts_backwards(args.step, blocks);
+  args.has_exchange = p.sm_margin > 0;
+  args.query_tiles = make_divisor(args.step.query_tiles);
+  args.heads = make_divisor(args.step.heads);
+  args.group = make_divisor(args.step.group);
+  args.section = make_divisor(args.step.section > 0 ? args.step.section : 1);
+  const int64_t stride = p.k_map.stride;
+  if (p.device_maps == nullptr && stride > 0 && stride >> 31 == 0)
+    args.key_stride = make_divisor(stride);
+  status = make_way_for_clusters(p, blocks, processors, stream);
+  if (status != BARACUDA_OK) return status;
+  return launch_grid(kernel_of<C>(p.flags), dim3(static_cast<unsigned>(blocks)), C::threads,
+                     C::shared_bytes, stream, overlaps_previous(p), args);
+}
+
+template <typename C>
+constexpr Variant make_variant() {
+  return Variant{load_kernels<C>, [](const StepParams& p, cudaStream_t stream) {
+                   return launch_kernel<C>(p, sight_of(p), stream);
+                 }};
+}
+
+}  // namespace baracuda::sm90

@@ -1,0 +1,182 @@
+// The copying side of the sm90a kernel: one warp for K and V, one for each consumer's Q.
+#pragma once
+
+#include "attention/forward/sm90/barriers.cuh"
+#include "attention/forward/sm90/keyless.cuh"
+#include "attention/forward/sm90/prefetch.cuh"
+#include "attention/forward/sm90/schedule.cuh"
+#include "common/tma.cuh"
+
+namespace baracuda::sm90 {
+
+template <typename C>
+__device__ __forceinline__ int key_tiles(int keys) {
+  return (keys + C::block_n - 1) / C::block_n;
+}
+
+// Steps that neither begin nor end a ring leave alone the tiles that see no key.
+template <typename C, bool First, bool Last>
+class Work {
+ public:
+  Tile tile;
+  int tiles;  // key tiles
+
+  __device__ __forceinline__ explicit Work(const HopperArgs& args) : walk_(args.step) {}
+
+  __device__ __forceinline__ bool next(const HopperArgs& args) {
+    while (walk_.next(args, C::block_m, tile)) {
+      tiles = key_tiles<C>(row_limit(args, int64_t{tile.row0} + C::block_m - 1));
+      if (First || Last || tiles > 0) return true;
+    }
+    tiles = -1;
+    return false;
+  }
+
+ private:
+  TileWalk walk_;
+};
+
+// A warp, in step; its first lane copies. For each query tile its key tiles from the last to the
+// first, K one tile ahead of V as the consumers want them.
+template <typename C, bool First, bool Last>
+class KeyProducer {
+ public:
+  __device__ __forceinline__ KeyProducer(const HopperArgs& args, uint32_t shared,
+                                         const Barriers<C>& barriers)
+      : args_(args),
+        shared_(shared),
+        barriers_(barriers),
+        policy_(keeps_keys<First, Last>(args.step) ? l2_evict_last() : l2_evict_first()) {}
+
+  // From the tile that `work` is at, if there are more.
+  __device__ __forceinline__ void run(Work<C, First, Last>& work, bool more) {
+    constexpr bool prefetches = Last && !First;
+    uint32_t turn = 0;  // key tiles of K copied so far; V is one behind
+    KeyTile previous{};
+    while (more) {
+      const int tiles = work.tiles;
+      const int batch = work.tile.batch(args_);
+      const int kv_head = work.tile.kv_head(args_);
+      StatePrefetch<C> prefetch;
+      bool looked_ahead = false;
+#pragma unroll 1
+      for (int t = tiles - 1; t >= 0; --t, ++turn) {
+        const KeyTile tile{batch, kv_head, t};
+        load_k(turn, tile);
+        if (turn > 0) load_v(turn - 1, previous);
+        previous = tile;
+        if constexpr (prefetches) {
+          if (!looked_ahead) {  // not before the first K, which the consumers wait for
+            more = work.next(args_);
+            looked_ahead = true;
+            if (work.tiles > 0) prefetch.begin(args_.step, work.tile, tiles);
+          }
+          prefetch.some();
+        }
+      }
+      if (!looked_ahead) more = work.next(args_);
+    }
+    if (turn > 0) load_v(turn - 1, previous);
+  }
+
+ private:
+  struct KeyTile {
+    int batch, kv_head, index;
+  };
+
+  __device__ __forceinline__ void load_k(uint32_t n, const KeyTile& tile) const {
+    const int stage = stage_of<C::stages>(n);
+    mbarrier_wait(barriers_.k_empty(stage), parity_of<C::stages>(n) ^ 1);
+    load(args_.k, barriers_.k_full(stage), shared_ + C::k_offset + stage * C::kv_bytes, tile);
+  }
+  __device__ __forceinline__ void load_v(uint32_t n, const KeyTile& tile) const {
+    const int stage = stage_of<C::stages>(n);
+    mbarrier_wait(barriers_.v_empty(stage), parity_of<C::stages>(n) ^ 1);
+    load(args_.v, barriers_.v_full(stage), shared_ + C::v_offset + stage * C::kv_bytes, tile);
+  }
+  __device__ __forceinline__ void load(const CUtensorMap& map, uint32_t full, uint32_t dst,
+                                       const KeyTile& tile) const {
+    if (threadIdx.x % 32 == 0) {
+      mbarrier_arrive_expect(full, C::kv_bytes);
+#pragma unroll
+      for (int i = 0; i < C::column_blocks; ++i)
+        tma_load_4d(dst + i * C::kv_block_bytes, &map, full, 64 * i, tile.index * C::block_n,
+                    tile.kv_head, tile.batch, policy_);
+    }
+    __syncwarp();
+  }
+
+  const HopperArgs& args_;
+  const uint32_t shared_;
+  const Barriers<C>& barriers_;
+  const uint64_t policy_;
+};
+
+// A warp, in step: works out each query tile for one consumer warpgroup, and copies its Q as soon
+// as the warpgroup has taken the last scores of the tile before. Begins with the tile that `work` is
+// at, if there are more.
+template <typename C, bool First, bool Last>
+__device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t shared,
+                                                const Barriers<C>& barriers, int group,
+                                                Work<C, First, Last>& work, bool more) {
+  const StepArgs& step = args.step;
+  const int lane = threadIdx.x % 32;
+  const uint64_t policy = First && Last ? l2_evict_first() : l2_evict_last();
+  // Warpgroups that take no turns come to run half a key tile apart, and the one that begins first
+  // leads to the end. Let it be the same in all blocks: where chance decides, steps that follow
+  // others take up to 4 % longer (chunks of 1024 rows; 0.3 % at 4096).
+  if (!First && !C::take_turns && group > 0 && more) mbarrier_wait(barriers.q_full(group - 1), 0);
+  for (uint32_t n = 0;; ++n, more = work.next(args)) {
+    const Slot<C> slot(shared, group, n);
+    const int row0 = work.tile.row0 + group * C::group_m;
+    const int batch = more ? work.tile.batch(args) : 0;
+    const int head = more ? work.tile.head(args) : 0;
+    const auto copy_queries = [&] {
+      mbarrier_wait(barriers.q_empty(group), parity_of<1>(n) ^ 1);
+      if (lane != 0) return;
+      const uint32_t full = barriers.q_full(group);
+      if (work.tiles > 0 && row0 < step.query_len) {
+        const uint32_t dst = shared + group * C::q_bytes;
+        mbarrier_arrive_expect(full, C::q_bytes);
+#pragma unroll
+        for (int i = 0; i < C::column_blocks; ++i)
+          tma_load_4d(dst + i * C::q_block_bytes, &args.q, full, 64 * i, row0, head, batch, policy);
+      } else {
+        mbarrier_arrive(full);  // not read, but counted
+      }
+    };
+    if (n == 0 && more) copy_queries();  // what the consumers wait for first
+    int seen = 0;
+    if (more) {
+      int keys = 0;
+#pragma unroll
+      for (int i = lane; i < C::group_m; i += 32) {
+        keys = row_limit(args, int64_t{row0} + i);
+        slot.set_limit(i, keys);
+      }
+      keys = __shfl_sync(0xffffffffu, keys, 31);
+      seen = row0 < step.query_len ? key_tiles<C>(keys) : 0;
+    }
+    if (lane == 0) slot.set(work.tile.batch_head, batch, head, row0, work.tiles, seen);
+    mbarrier_arrive(barriers.slot_full(group, n % C::slots));
+    if (!more) {
+      // All blocks of a step that does not overlap this one ask for their first Q at once.
+      if (!Last && args.has_exchange) {
+        Work<C, First, Last> again(args);
+        if (again.next(args))
+          prefetch_queries<C>(step, again.tile.batch(args), again.tile.head(args),
+                              again.tile.row0 + group * C::group_m);
+      }
+      KeylessRows<C, First, Last>(args).run(blockIdx.x * C::consumers + group,
+                                            gridDim.x * C::consumers);
+      return;
+    }
+    if (n > 0) {
+      if (seen > 0) prefetch_queries<C>(step, batch, head, row0);
+      copy_queries();
+    }
+    __syncwarp();
+  }
+}
+
+}  // namespace baracuda::sm90

@@ -1,0 +1,155 @@
+// What the sm90a kernel is launched with, and which tiles a block works through.
+#pragma once
+
+#include <cuda.h>
+
+#include "attention/forward/step_args.cuh"
+#include "common/divisor.h"
+
+namespace baracuda::sm90 {
+
+// Rows that see no key are taken care of by so many.
+constexpr int keyless_unit = 64;
+
+struct HopperArgs {
+  CUtensorMap q, k, v;
+  StepArgs step;
+  Divisor query_tiles, heads, group, section;  // those of step, to divide by
+  Divisor key_stride;  // of 0 where only the device knows it
+  Divisor keyless_units;  // of a head, of 64 rows before first_row: to be begun or finished too
+  bool has_exchange;      // beside it: the next step of the ring starts when that has ended, too
+};
+
+// As rows_at_or_before(), without the 64-bit division, for which a copying warp has no registers:
+// the quotient is below count, which is at most 2^30. known: that of stride, or of 0.
+__device__ __forceinline__ int count_at_or_before(int64_t first, int64_t stride,
+                                                  const Divisor& known, int count, int64_t pos) {
+  if (count <= 0 || pos < first) return 0;
+  uint64_t rest = pos - first;
+  if (stride == 1) return rest < count ? static_cast<int>(rest) + 1 : count;
+  if (rest >= static_cast<uint64_t>(stride) * count) return count;
+  if (known.divisor != 0 && rest >> 31 == 0) return known.quotient(static_cast<int>(rest)) + 1;
+  int quotient = 0;
+#pragma unroll 1
+  for (int bit = 29; bit >= 0; --bit) {
+    if (rest >> bit < static_cast<uint64_t>(stride)) continue;
+    rest -= static_cast<uint64_t>(stride) << bit;
+    quotient |= 1 << bit;
+  }
+  return quotient < count ? quotient + 1 : count;
+}
+
+// Number of keys that a row sees; rows past the end see what the last one does.
+__device__ __forceinline__ int row_limit(const HopperArgs& all, int64_t row) {
+  const StepArgs& args = all.step;
+  const int keys = static_cast<int>(args.key_len);
+  if (!args.causal) return keys;
+  if (row >= args.query_len) row = args.query_len - 1;
+  const baracuda_position_map& q_map = args.device_maps ? args.device_maps[0] : args.q_map;
+  const baracuda_position_map& k_map = args.device_maps ? args.device_maps[1] : args.k_map;
+  const int64_t pos = position(q_map, row);
+  const int split = static_cast<int>(k_map.split < keys ? k_map.split : keys);
+  int seen = 0;
+#pragma unroll 1
+  for (int part = 0; part < 2; ++part)
+    seen += count_at_or_before(part == 0 ? k_map.head : k_map.tail, k_map.stride, all.key_stride,
+                               part == 0 ? split : keys - split, pos);
+  return seen;
+}
+
+struct Tile {
+  int batch_head;
+  int row0;  // first query row
+
+  __device__ __forceinline__ int batch(const HopperArgs& args) const {
+    return args.heads.quotient(batch_head);
+  }
+  __device__ __forceinline__ int head(const HopperArgs& args) const {
+    return args.heads.remainder(batch_head);
+  }
+  __device__ __forceinline__ int kv_head(const HopperArgs& args) const {
+    return args.group.quotient(head(args));
+  }
+};
+
+// How many heads' tiles are mixed to be walked longest first; 0: one head after the other.
+// Without a mask there is no longest. Short sequences are bound by memory: K and V should be read
+// once, by blocks that work on a head together, and with many rounds the lengths even out anyway.
+// The steps of a ring even out among themselves what a section leaves uneven: there, the fewest
+// heads that fill rounds of the grid, for the sake of L2.
+inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t grid) {
+  if (!args.causal || (args.query_tiles <= 8 && args.blocks >= 8 * grid)) return 0;
+  const int64_t heads = longest_first_section(args, element_bytes);
+  if (!args.follows) return heads;
+  for (int64_t fewer = 1; fewer < heads; ++fewer) {
+    const int64_t tiles = fewer * args.query_tiles, rounds = (tiles + grid - 1) / grid;
+    if (args.batch_heads % fewer == 0 && 20 * tiles >= 19 * rounds * grid) return fewer;
+  }
+  return heads;
+}
+
+// What is to stay in L2: Q and the state, which the next step of a ring comes back to. K and V leave
+// first where they may: blocks that work on a head together read them at about the same time; under
+// a mask, longest tiles first, they do not.
+template <bool First, bool Last>
+__device__ __forceinline__ bool keeps_keys(const StepArgs& args) {
+  return (First && Last) || args.section > 0;
+}
+
+// The direction of the first round, see TileWalk. Where heads are not mixed the last round, which
+// may be short, runs forwards: the first blocks have a tile more, and they are the first to get a
+// multiprocessor that the step before has left.
+inline bool starts_backwards(const StepArgs& args, int64_t grid) {
+  return args.section == 0 && (args.blocks + grid - 1) / grid % 2 == 0;
+}
+
+// The grid stays resident and every block walks a fixed list of tiles, in rounds of one tile a
+// block whose direction alternates: under a mask, what a block gains in one round it loses in the
+// next, so all finish within about a tile of each other without a shared counter.
+class TileWalk {
+ public:
+  __device__ __forceinline__ explicit TileWalk(const StepArgs& args)
+      : backwards_(args.backwards) {}
+
+  __device__ __forceinline__ bool next(const HopperArgs& all, int block_m, Tile& tile) {
+    const StepArgs& args = all.step;
+    const int grid = static_cast<int>(gridDim.x);
+    const int block = static_cast<int>(blockIdx.x);
+    const int tiles_per_head = static_cast<int>(args.query_tiles);
+    const int heads = static_cast<int>(args.batch_heads);
+    const bool mixed = args.section > 0;
+    const int section = mixed ? static_cast<int>(args.section) : heads;
+    while (first_head_ < heads) {
+      const int left = heads - first_head_;
+      const int heads_here = section < left ? section : left;
+      const int tiles_here = heads_here * tiles_per_head;
+      if (done_ >= tiles_here) {
+        first_head_ += section;
+        done_ = 0;
+        continue;
+      }
+      const int index = done_ + (backwards_ ? grid - 1 - block : block);
+      done_ += grid;
+      backwards_ = !backwards_;
+      if (index >= tiles_here) continue;
+      int rank;
+      if (!mixed) {
+        tile.batch_head = all.query_tiles.quotient(index);
+        rank = index - tile.batch_head * tiles_per_head;
+      } else {
+        rank = heads_here == section ? all.section.quotient(index) : index / heads_here;
+        tile.batch_head = first_head_ + index - rank * heads_here;
+      }
+      tile.row0 = static_cast<int>(args.first_row) + (tiles_per_head - 1 - rank) * block_m;
+      return true;
+    }
+    return false;
+  }
+
+ private:
+  int first_head_ = 0;
+  int done_ = 0;  // tiles of the section in earlier rounds
+  bool backwards_;
+};
+
+}  // namespace baracuda::sm90

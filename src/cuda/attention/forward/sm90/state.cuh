@@ -1,0 +1,223 @@
+// State of a warpgroup's rows in global memory, and the normalised output.
+//
+// State: o_acc, then m [B*H*Q], then l [B*H*Q], all f32. o_acc is in fragment order: of each eight
+// rows of a head the lanes' float4s {two columns of two adjacent accumulator tiles} lie side by
+// side, so that a warp moves 512 contiguous bytes. The last rows of a head, if fewer than eight,
+// lie just as close: the state is exactly B*H*Q*(D+2) floats.
+// o_acc and l are sums of exp(score - m). m need not be the largest score: it is the largest of the
+// first keys that a row saw, as long as later ones do not rise far above it, so that steps can have
+// their shares added where the state lies.
+// l is -0 for a row that saw keys, all with score -inf (an Inf in Q or K): its softmax is
+// undefined, where a row that saw none gives zeros.
+#pragma once
+
+#include <math_constants.h>
+
+#include "attention/forward/sm90/barriers.cuh"
+#include "attention/forward/sm90/schedule.cuh"
+#include "attention/forward/sm90/softmax.cuh"
+#include "attention/forward/store_lse.cuh"
+#include "common/dtype.cuh"
+#include "common/global_access.cuh"
+#include "common/tma.cuh"
+
+namespace baracuda::sm90 {
+
+// Lane i of a quad gets word i of all four lanes.
+__device__ __forceinline__ void transpose_quad(uint32_t (&w)[4], int lane) {
+  const bool odd = lane & 1, high = lane & 2;
+  const uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[1], 1);
+  const uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? w[2] : w[3], 1);
+  if (odd) {
+    w[0] = a;
+    w[2] = b;
+  } else {
+    w[1] = a;
+    w[3] = b;
+  }
+  const uint32_t c = __shfl_xor_sync(0xffffffffu, high ? w[0] : w[2], 2);
+  const uint32_t d = __shfl_xor_sync(0xffffffffu, high ? w[1] : w[3], 2);
+  if (high) {
+    w[0] = c;
+    w[1] = d;
+  } else {
+    w[2] = c;
+    w[3] = d;
+  }
+}
+
+template <typename C>
+class StateRows {
+  using Element = typename C::Element;
+  static constexpr int head_dim = C::head_dim;
+
+ public:
+  __device__ __forceinline__ StateRows(const StepArgs& args, const Slot<C>& tile)
+      : args_(args),
+        tile_(tile),
+        batch_head_(tile.batch_head()),
+        warp_row_(threadIdx.x % 128 / 32 * 16),
+        row0_(tile.row0() + warp_row_),
+        lane_(threadIdx.x % 32),
+        maxima_(static_cast<float*>(args.state) + state_rows() * head_dim + state_row(0)) {}
+
+  // o_acc as it lies in memory.
+  using Fragments = float4[2][head_dim / 16];
+
+  __device__ __forceinline__ void load(Fragments& x) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int j = 0; j < head_dim / 16; ++j) x[h][j] = load_fragment(h, j);
+  }
+  // Adds another part of the sum to o, from registers or from memory.
+  static __device__ __forceinline__ void add(float (&o)[head_dim / 2], const Factors& factors,
+                                             const Fragments& x) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int j = 0; j < head_dim / 16; ++j) add_fragment(o, factors, h, j, x[h][j]);
+  }
+  __device__ __forceinline__ void add(float (&o)[head_dim / 2], const Factors& factors) const {
+    for_each_fragment([&](float4* fragment, int h, int j) {
+      add_fragment(o, factors, h, j, load_early(fragment));
+    });
+  }
+  __device__ __forceinline__ void load_statistics(RowStatistics& rows) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const bool inside = in_tensor(h);
+      rows.m[h] = inside ? load_early(maxima_ + 8 * h) : -CUDART_INF_F;
+      // The row sum is spread over a quad and only added up at the end: one lane takes it in.
+      rows.l[h] = inside && lane_ % 4 == 0 ? load_early(sums() + 8 * h) : 0.0f;
+    }
+  }
+
+  __device__ __forceinline__ void save_statistics(const RowStatistics& rows) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float l = quad_sum(rows.l[h]);
+      if (!in_tensor(h) || lane_ % 4 != 0) continue;
+      const bool undefined = is_undefined(rows.m[h], l, h);
+      maxima_[8 * h] = rows.m[h];
+      sums()[8 * h] = undefined ? -0.0f : l;
+    }
+  }
+
+  // Writes o over what lies in memory, or has it added there.
+  __device__ __forceinline__ void save(const float (&o)[head_dim / 2]) const {
+    for_each_fragment([&](float4* fragment, int h, int j) { *fragment = get(o, h, j); });
+  }
+  __device__ __forceinline__ void save_sum(const float (&o)[head_dim / 2]) const {
+    const uint64_t policy = l2_evict_last();
+    for_each_fragment(
+        [&](float4* fragment, int h, int j) { add_in_memory(fragment, get(o, h, j), policy); });
+  }
+
+  // Writes y and lse. The lanes of a quad exchange words, so that each stores 16 bytes of a row.
+  __device__ __forceinline__ void finish(const float (&o)[head_dim / 2],
+                                         const RowStatistics& rows) const {
+    Element* y = static_cast<Element*>(args_.y) + tile_.batch() * args_.y_strides.batch +
+                 tile_.head() * args_.y_strides.head + lane_ % 4 * 8;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float l = quad_sum(rows.l[h]);
+      const bool inside = in_tensor(h);
+      const float empty = is_undefined(rows.m[h], l, h) ? CUDART_NAN_F : 0.0f;
+      const float inverse = l == 0.0f ? empty : 1.0f / l;
+      if (args_.lse != nullptr && lane_ % 4 == 0 && inside)
+        store_lse<Element>(args_, state_row(h), log_sum_exp(args_, rows.m[h], l, empty));
+      Element* y_row = y + row(h) * args_.y_strides.seq;
+#pragma unroll
+      for (int j = 0; j < head_dim / 8; j += 4) {
+        uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          words[i] = Dtype<Element>::pack(o[4 * (j + i) + 2 * h] * inverse,
+                                          o[4 * (j + i) + 2 * h + 1] * inverse);
+        transpose_quad(words, lane_);
+        if (inside)
+          *reinterpret_cast<uint4*>(y_row + j * 8) =
+              make_uint4(words[0], words[1], words[2], words[3]);
+      }
+    }
+  }
+
+ private:
+  template <typename F>
+  __device__ __forceinline__ void for_each_fragment(F f) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (!in_tensor(h)) continue;
+      float4* fragment = accumulator(h);
+      const int stride = group_stride(h);
+#pragma unroll
+      for (int j = 0; j < head_dim / 16; ++j) {
+        f(fragment, h, j);
+        fragment += stride;
+      }
+    }
+  }
+  // The j-th pair of accumulator tiles, as it lies in the state.
+  static __device__ __forceinline__ float4 get(const float (&o)[head_dim / 2], int h, int j) {
+    return make_float4(o[8 * j + 2 * h], o[8 * j + 2 * h + 1], o[8 * j + 4 + 2 * h],
+                       o[8 * j + 4 + 2 * h + 1]);
+  }
+  static __device__ __forceinline__ void put(float (&o)[head_dim / 2], int h, int j, float4 x) {
+    o[8 * j + 2 * h] = x.x;
+    o[8 * j + 2 * h + 1] = x.y;
+    o[8 * j + 4 + 2 * h] = x.z;
+    o[8 * j + 4 + 2 * h + 1] = x.w;
+  }
+  static __device__ __forceinline__ void add_fragment(float (&o)[head_dim / 2],
+                                                      const Factors& factors, int h, int j,
+                                                      float4 x) {
+    const float4 y = get(o, h, j);
+    const float now = factors.now[h], before = factors.before[h];
+    put(o, h, j,
+        make_float4(fmaf(y.x, now, x.x * before), fmaf(y.y, now, x.y * before),
+                    fmaf(y.z, now, x.z * before), fmaf(y.w, now, x.w * before)));
+  }
+  __device__ __forceinline__ float4 load_fragment(int h, int j) const {
+    return in_tensor(h) ? load_early(accumulator(h) + j * group_stride(h))
+                        : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
+  __device__ __forceinline__ int64_t row(int h) const { return row0_ + 8 * h + lane_ / 4; }
+  __device__ __forceinline__ bool in_tensor(int h) const { return row(h) < args_.query_len; }
+  __device__ __forceinline__ bool is_undefined(float m, float l, int h) const {
+    if (m != -CUDART_INF_F || l != 0.0f) return false;
+    if (tile_.limit(warp_row_ + 8 * h + lane_ / 4) > 0) return true;
+    return !args_.first && in_tensor(h) && __float_as_int(__ldcg(sums() + 8 * h)) < 0;
+  }
+  __device__ __forceinline__ int64_t state_rows() const {
+    return args_.batch_heads * args_.query_len;
+  }
+  __device__ __forceinline__ int64_t state_row(int h) const {
+    return batch_head_ * args_.query_len + row(h);
+  }
+  // In float4s: from one pair of accumulator tiles to the next, four for each row of the eight.
+  __device__ __forceinline__ int group_stride(int h) const {
+    const int64_t left = args_.query_len - (row0_ + 8 * h);
+    return 4 * (left < 8 ? static_cast<int>(left) : 8);
+  }
+  __device__ __forceinline__ float4* accumulator(int h) const {
+    float* eight_rows = static_cast<float*>(args_.state) +
+                        (batch_head_ * args_.query_len + row0_ + 8 * h) * head_dim;
+    return reinterpret_cast<float4*>(eight_rows) + lane_;
+  }
+  __device__ __forceinline__ float* sums() const { return maxima_ + state_rows(); }
+  static __device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+  }
+
+  const StepArgs& args_;
+  const Slot<C>& tile_;
+  const int64_t batch_head_;
+  const int warp_row_;  // first row of the warp among those of its warpgroup
+  const int64_t row0_;  // the same in the head
+  const int lane_;
+  float* const maxima_;  // at the lane's first row; the other lies 8 further on
+};
+
+}  // namespace baracuda::sm90

@@ -1,0 +1,21 @@
+// The instantiations of the sm90a kernel, one file per head_dim.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+
+#include "attention/forward/family.h"
+
+namespace baracuda::sm90 {
+
+struct Variant {
+  int32_t (*load)();  // what serves any step of a problem
+  int32_t (*launch)(const StepParams& params, cudaStream_t stream);
+};
+
+// Those that serve this element.
+Variant variant_d64(const StepParams& params);
+Variant variant_d128(const StepParams& params);
+Variant variant_d256(const StepParams& params);
+
+}  // namespace baracuda::sm90

@@ -1,0 +1,338 @@
+#include "ring/exchange/local/group.h"
+
+#include <new>
+
+#include "common/error.h"
+#include "ring/exchange/local/world.h"
+
+namespace baracuda {
+
+// The group that a thread has open: its depth (groups nest, as NCCL's do) and its ranks.
+struct LocalGroup {
+  int32_t depth = 0;
+  baracuda_local_world* world = nullptr;
+  LocalRank* ranks = nullptr;
+  LocalRank** end = &ranks;
+  baracuda_error failure{};  // of a send or receive in it: the group then exchanges nothing
+};
+
+namespace {
+
+using Lock = std::unique_lock<std::mutex>;
+
+thread_local LocalGroup open_group;
+
+int32_t fail_at(const LocalRank& rank, int32_t status) {
+  locate_failure(rank.rank, -1);
+  return status;
+}
+
+// A stream operation's status, recorded and located if it failed. The table may be the caller's,
+// and not have left a record.
+int32_t check_op(const LocalRank& rank, int32_t status, const char* call) {
+  if (status == BARACUDA_OK) return status;
+  if (baracuda_last_error()->status != status) fail(status, call, "%s returned %d", call, status);
+  return fail_at(rank, status);
+}
+
+int32_t join_group(LocalGroup& group, LocalRank& rank) {
+  constexpr const char* call = "local group_start";
+  const Lock lock(rank.world->mutex);
+  if (rank.group == &group) return BARACUDA_OK;
+  const int32_t status = rank.world->refuse(call, rank.rank);
+  if (status != BARACUDA_OK) return status;
+  if (rank.group != nullptr) {
+    return fail_at(rank, fail(BARACUDA_INVALID_ARGUMENT, call,
+                              "rank %d is in a group of another thread", rank.rank));
+  }
+  if (group.world != nullptr && group.world != rank.world) {
+    return fail_at(rank, fail(BARACUDA_INVALID_ARGUMENT, call,
+                              "the ranks of a group must be of one world"));
+  }
+  group.world = rank.world;
+  rank.group = &group;
+  rank.next_in_group = nullptr;
+  rank.sends.clear();
+  rank.receives.clear();
+  *group.end = &rank;
+  group.end = &rank.next_in_group;
+  return BARACUDA_OK;
+}
+
+// The lists keep their memory, so that later groups allocate nothing.
+void leave_group(LocalGroup& group) {
+  if (group.world != nullptr) {
+    const Lock lock(group.world->mutex);
+    for (LocalRank* rank = group.ranks; rank != nullptr; rank = rank->next_in_group) {
+      rank->group = nullptr;
+    }
+  }
+  group = LocalGroup();
+  group.end = &group.ranks;
+}
+
+int32_t check_message(const LocalRank& rank, const char* call, int64_t bytes, int32_t peer,
+                      void* stream) {
+  const int32_t world_size = static_cast<int32_t>(rank.world->ranks.size());
+  if (peer < 0 || peer >= world_size || bytes < 0) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "%lld bytes, peer %d of %d ranks",
+                static_cast<long long>(bytes), peer, world_size);
+  }
+  if (rank.sends.empty() && rank.receives.empty()) return BARACUDA_OK;
+  if (stream != rank.stream) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call,
+                "the messages of rank %d in one group must be on one stream", rank.rank);
+  }
+  return BARACUDA_OK;
+}
+
+// Appends a message to a list of the rank's group; a single message makes a group of its own.
+template <typename Message>
+int32_t enqueue(LocalRank& rank, std::vector<Message>& list, const Message& message,
+                const char* call, void* stream) {
+  LocalGroup& group = open_group;
+  const bool alone = group.depth == 0;
+  int32_t status = alone ? local_group_start(&rank) : BARACUDA_OK;
+  if (status != BARACUDA_OK) return status;
+  if (rank.group != &group) {
+    status = fail(BARACUDA_INVALID_ARGUMENT, call, "rank %d is not in the open group", rank.rank);
+  } else {
+    status = check_message(rank, call, message.bytes, message.peer, stream);
+  }
+  if (status == BARACUDA_OK) {
+    rank.stream = stream;
+    try {
+      list.push_back(message);
+    } catch (const std::bad_alloc&) {
+      status = fail(BARACUDA_OUT_OF_MEMORY, call, "no memory for a message");
+    }
+  }
+  if (status != BARACUDA_OK) {
+    fail_at(rank, status);
+    if (group.failure.status == BARACUDA_OK) group.failure = *baracuda_last_error();
+  }
+  if (!alone) return status;
+  const int32_t closed = local_group_end(&rank);
+  return status != BARACUDA_OK ? status : closed;
+}
+
+template <typename Ready>
+bool wait_until(baracuda_local_world& world, LocalRank& rank, Lock& lock,
+                baracuda_local_world::Clock::time_point deadline, Ready ready) {
+  const auto done = [&world, &ready] { return world.aborted || ready(); };
+  if (deadline != baracuda_local_world::Clock::time_point::max()) {
+    return rank.changed.wait_until(lock, deadline, done);
+  }
+  rank.changed.wait(lock, done);
+  return true;
+}
+
+// One thread's part of an exchange. All sends of all its ranks are posted before the first wait,
+// so ranks driven by one thread never wait for each other.
+class Exchange {
+ public:
+  explicit Exchange(LocalGroup& group)
+      : group_(group), world_(*group.world), deadline_(world_.deadline()) {}
+
+  int32_t execute() {
+    int32_t status = group_.failure.status;
+    if (status != BARACUDA_OK) {
+      restore_failure(group_.failure);
+      abort();
+      return status;
+    }
+    status = post();
+    for (LocalRank* rank = group_.ranks; rank && status == BARACUDA_OK;
+         rank = rank->next_in_group) {
+      status = receive(*rank);
+    }
+    if (status != BARACUDA_OK) abort();
+    const int32_t delivered = await_deliveries();
+    if (status == BARACUDA_OK && delivered != BARACUDA_OK) {
+      status = delivered;
+      abort();
+    }
+    if (status != BARACUDA_OK) restore_failure(failure_);
+    return status;
+  }
+
+ private:
+  // Whoever waits for this thread's ranks must not wait for ever: a failure ends the world.
+  void abort() {
+    if (failure_.status == BARACUDA_OK) failure_ = *baracuda_last_error();
+    const Lock lock(world_.mutex);
+    world_.abort_with(failure_);
+  }
+
+  int32_t post() {
+    for (LocalRank* rank = group_.ranks; rank != nullptr; rank = rank->next_in_group) {
+      if (rank->sends.empty()) continue;
+      const int32_t status =
+          check_op(*rank, rank->ops->record(rank->ready, rank->stream), "record");
+      if (status != BARACUDA_OK) return status;
+    }
+    const Lock lock(world_.mutex);
+    const int32_t status = world_.refuse("local group_end", group_.ranks->rank);
+    if (status != BARACUDA_OK) return status;
+    posted_ = true;
+    for (LocalRank* rank = group_.ranks; rank != nullptr; rank = rank->next_in_group) {
+      for (LocalSend& send : rank->sends) {
+        LocalRank& receiver = world_.ranks[static_cast<size_t>(send.peer)];
+        LocalSend** end = &receiver.inbox;
+        while (*end != nullptr) end = &(*end)->next;
+        *end = &send;
+        receiver.changed.notify_all();
+      }
+    }
+    return BARACUDA_OK;
+  }
+
+  int32_t receive(LocalRank& rank) {
+    int32_t status = BARACUDA_OK;
+    size_t taken = 0;
+    size_t copies = 0;
+    for (; taken < rank.receives.size() && status == BARACUDA_OK; ++taken) {
+      LocalReceive& into = rank.receives[taken];
+      status = take(rank, into);
+      if (status != BARACUDA_OK) break;
+      const LocalSend& message = *into.message;
+      if (message.bytes != into.bytes) {
+        status = fail(BARACUDA_INVALID_ARGUMENT, "local recv",
+                      "rank %d expects %lld bytes from rank %d, which sends %lld: the ranks' "
+                      "problems differ",
+                      rank.rank, static_cast<long long>(into.bytes), into.peer,
+                      static_cast<long long>(message.bytes));
+        continue;
+      }
+      const bool same_sender = copies > 0 && rank.receives[taken - 1].peer == into.peer;
+      if (!same_sender) {
+        status = check_op(rank, rank.ops->wait(rank.stream, message.sender->ready), "wait");
+      }
+      if (status != BARACUDA_OK) continue;
+      ++copies;
+      status = check_op(rank, rank.ops->copy(into.data, message.data, into.bytes, rank.stream),
+                        "copy");
+    }
+    if (status != BARACUDA_OK) {
+      fail_at(rank, status);
+      failure_ = *baracuda_last_error();
+    }
+    const int32_t joined = copies > 0 ? hold_senders(rank, taken) : BARACUDA_OK;
+    release(rank, taken);
+    return status != BARACUDA_OK ? status : joined;
+  }
+
+  // The link to the oldest message from peer, or to the end of the inbox.
+  static LocalSend** find(LocalRank& rank, int32_t peer) {
+    LocalSend** link = &rank.inbox;
+    while (*link != nullptr && (*link)->sender->rank != peer) link = &(*link)->next;
+    return link;
+  }
+
+  int32_t take(LocalRank& rank, LocalReceive& into) {
+    Lock lock(world_.mutex);
+    const bool in_time = wait_until(world_, rank, lock, deadline_, [&rank, &into] {
+      return *find(rank, into.peer) != nullptr;
+    });
+    const int32_t status = world_.refuse("local recv", rank.rank);
+    if (status != BARACUDA_OK) return status;
+    if (!in_time) {
+      return fail(BARACUDA_TIMEOUT, "local recv",
+                  "rank %d waited %g s for a message from rank %d", rank.rank,
+                  world_.timeout_seconds, into.peer);
+    }
+    LocalSend** link = find(rank, into.peer);
+    into.message = *link;
+    into.message->state = LocalSend::kTaken;
+    *link = into.message->next;
+    return BARACUDA_OK;
+  }
+
+  // A send is complete only when its copy is: the senders' streams wait for ours. Done here, while
+  // the senders are still in their group, so that no event is recorded anew before it was waited
+  // for.
+  int32_t hold_senders(LocalRank& rank, size_t taken) {
+    int32_t status = check_op(rank, rank.ops->record(rank.done, rank.stream), "record");
+    for (size_t i = 0; i < taken && status == BARACUDA_OK; ++i) {
+      if (i > 0 && rank.receives[i].peer == rank.receives[i - 1].peer) continue;
+      const LocalRank& sender = *rank.receives[i].message->sender;
+      status = check_op(rank, sender.ops->wait(sender.stream, rank.done), "wait");
+    }
+    return status;
+  }
+
+  void release(LocalRank& rank, size_t taken) {
+    const Lock lock(world_.mutex);
+    for (size_t i = 0; i < taken; ++i) {
+      LocalSend& message = *rank.receives[i].message;
+      message.state = LocalSend::kDelivered;
+      message.sender->changed.notify_all();
+    }
+  }
+
+  int32_t await_deliveries() {
+    if (!posted_) return BARACUDA_OK;
+    int32_t status = BARACUDA_OK;
+    Lock lock(world_.mutex);
+    for (LocalRank* rank = group_.ranks; rank != nullptr; rank = rank->next_in_group) {
+      for (LocalSend& send : rank->sends) {
+        const auto delivered = [&send] { return send.state == LocalSend::kDelivered; };
+        const bool in_time = wait_until(world_, *rank, lock, deadline_, delivered);
+        // Somebody is copying it: the caller must not get the buffer back before that is over.
+        rank->changed.wait(lock, [&send] { return send.state != LocalSend::kTaken; });
+        if (delivered() || status != BARACUDA_OK) continue;
+        status = world_.refuse("local send", rank->rank);
+        if (status == BARACUDA_OK && !in_time) {
+          status = fail(BARACUDA_TIMEOUT, "local send",
+                        "rank %d waited %g s for rank %d to receive its message", rank->rank,
+                        world_.timeout_seconds, send.peer);
+          fail_at(*rank, status);
+        }
+        // From here on nobody takes what is still in an inbox.
+        if (status != BARACUDA_OK) world_.abort_with(*baracuda_last_error());
+      }
+    }
+    return status;
+  }
+
+  LocalGroup& group_;
+  baracuda_local_world& world_;
+  const baracuda_local_world::Clock::time_point deadline_;
+  bool posted_ = false;
+  baracuda_error failure_{};
+};
+
+}  // namespace
+
+int32_t local_group_start(void* context) {
+  LocalGroup& group = open_group;
+  const int32_t status = join_group(group, *static_cast<LocalRank*>(context));
+  if (status == BARACUDA_OK) ++group.depth;
+  return status;
+}
+
+int32_t local_send(void* context, const void* data, int64_t bytes, int32_t peer, void* stream) {
+  LocalRank& rank = *static_cast<LocalRank*>(context);
+  const LocalSend send = {data, bytes, peer, LocalSend::kPosted, &rank, nullptr};
+  return enqueue(rank, rank.sends, send, "local send", stream);
+}
+
+int32_t local_recv(void* context, void* data, int64_t bytes, int32_t peer, void* stream) {
+  LocalRank& rank = *static_cast<LocalRank*>(context);
+  const LocalReceive receive = {data, bytes, peer, nullptr};
+  return enqueue(rank, rank.receives, receive, "local recv", stream);
+}
+
+int32_t local_group_end(void* context) {
+  LocalGroup& group = open_group;
+  if (group.depth == 0) {
+    return fail_at(*static_cast<LocalRank*>(context),
+                   fail(BARACUDA_INVALID_ARGUMENT, "local group_end", "no group is open"));
+  }
+  if (--group.depth > 0) return BARACUDA_OK;
+  const int32_t status = Exchange(group).execute();
+  leave_group(group);
+  return status;
+}
+
+}  // namespace baracuda

@@ -1,0 +1,150 @@
+#include "ring/exchange/local/world.h"
+
+#include <new>
+
+#include "common/error.h"
+#include "ring/device_scope.h"
+#include "ring/exchange/local/group.h"
+
+namespace {
+
+using baracuda::fail;
+using baracuda::LocalRank;
+
+// Messages a rank may have in one group before its lists have to grow.
+constexpr size_t kReservedMessages = 16;
+
+void destroy_events(LocalRank& rank) {
+  if (rank.ops == nullptr) return;
+  if (rank.ready != nullptr) rank.ops->event_destroy(rank.ready);
+  if (rank.done != nullptr) rank.ops->event_destroy(rank.done);
+  rank.ready = nullptr;
+  rank.done = nullptr;
+}
+
+int32_t create_events(LocalRank& rank, const baracuda_ring_endpoint& endpoint) {
+  baracuda::DeviceScope device;
+  int32_t status = device.enter(*endpoint.ops, endpoint.device);
+  if (status == BARACUDA_OK) status = endpoint.ops->event_create(&rank.ready);
+  if (status == BARACUDA_OK) status = endpoint.ops->event_create(&rank.done);
+  return status;
+}
+
+}  // namespace
+
+baracuda_local_world::baracuda_local_world(int32_t size, double timeout)
+    : timeout_seconds(timeout), ranks(static_cast<size_t>(size)) {
+  for (int32_t i = 0; i < size; ++i) {
+    LocalRank& rank = ranks[static_cast<size_t>(i)];
+    rank.world = this;
+    rank.rank = i;
+    rank.sends.reserve(kReservedMessages);
+    rank.receives.reserve(kReservedMessages);
+  }
+}
+
+void baracuda_local_world::abort_with(const baracuda_error& reason) {
+  if (aborted) return;
+  aborted = true;
+  abort_reason = reason;
+  for (LocalRank& rank : ranks) rank.changed.notify_all();
+}
+
+int32_t baracuda_local_world::refuse(const char* call, int32_t rank) const {
+  if (!aborted) return BARACUDA_OK;
+  if (abort_reason.rank < 0) {
+    fail(BARACUDA_ABORTED, call, "the local ring was aborted: %s", abort_reason.message);
+  } else {
+    fail(BARACUDA_ABORTED, call, "the local ring was aborted: rank %d, %s: %.200s",
+         abort_reason.rank, abort_reason.call, abort_reason.message);
+  }
+  baracuda::locate_failure(rank, -1);
+  return BARACUDA_ABORTED;
+}
+
+baracuda_local_world::Clock::time_point baracuda_local_world::deadline() const {
+  constexpr double kLongest = 1e8;  // three years: beyond it the clock's arithmetic overflows
+  if (!(timeout_seconds > 0 && timeout_seconds < kLongest)) return Clock::time_point::max();
+  const std::chrono::duration<double> timeout(timeout_seconds);
+  return Clock::now() + std::chrono::duration_cast<Clock::duration>(timeout);
+}
+
+extern "C" {
+
+int32_t baracuda_local_world_create(int32_t world_size, double timeout_seconds,
+                                    baracuda_local_world** world) {
+  constexpr const char* call = "baracuda_local_world_create";
+  *world = nullptr;
+  if (world_size < 1) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "world_size: must be at least 1, got %d",
+                world_size);
+  }
+  try {
+    *world = new baracuda_local_world(world_size, timeout_seconds);
+  } catch (const std::bad_alloc&) {
+    return fail(BARACUDA_OUT_OF_MEMORY, call, "no memory for a world of %d ranks", world_size);
+  }
+  return BARACUDA_OK;
+}
+
+int32_t baracuda_local_world_abort(baracuda_local_world* world) {
+  const std::lock_guard<std::mutex> lock(world->mutex);
+  world->abort_with({BARACUDA_ABORTED, 0, -1, -1, "baracuda_local_world_abort", "on request"});
+  return BARACUDA_OK;
+}
+
+int32_t baracuda_local_world_destroy(baracuda_local_world* world) {
+  if (world == nullptr) return BARACUDA_OK;
+  {
+    const std::lock_guard<std::mutex> lock(world->mutex);
+    for (const LocalRank& rank : world->ranks) {
+      if (rank.group == nullptr) continue;
+      return fail(BARACUDA_INVALID_ARGUMENT, "baracuda_local_world_destroy",
+                  "rank %d is in a group: abort the world and let its threads return first",
+                  rank.rank);
+    }
+  }
+  for (LocalRank& rank : world->ranks) destroy_events(rank);
+  delete world;
+  return BARACUDA_OK;
+}
+
+int32_t baracuda_local_transport(baracuda_local_world* world, int32_t rank,
+                                 baracuda_ring_endpoint* endpoint) {
+  constexpr const char* call = "baracuda_local_transport";
+  const int32_t world_size = static_cast<int32_t>(world->ranks.size());
+  if (rank < 0 || rank >= world_size) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "rank: must be in [0, %d), got %d", world_size,
+                rank);
+  }
+  if (endpoint->ops == nullptr || endpoint->ops->struct_size != sizeof(baracuda_stream_ops)) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "endpoint->ops: struct_size must be %zu",
+                sizeof(baracuda_stream_ops));
+  }
+  const std::lock_guard<std::mutex> lock(world->mutex);
+  for (const LocalRank& other : world->ranks) {
+    if (other.rank != rank && other.ops != nullptr && other.ops != endpoint->ops) {
+      return fail(BARACUDA_INVALID_ARGUMENT, call,
+                  "endpoint->ops: rank %d of this world uses other streams", other.rank);
+    }
+  }
+  LocalRank& own = world->ranks[static_cast<size_t>(rank)];
+  if (own.group != nullptr) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "rank %d is in a group", rank);
+  }
+  destroy_events(own);
+  own.ops = endpoint->ops;
+  const int32_t status = create_events(own, *endpoint);
+  if (status != BARACUDA_OK) return status;
+  endpoint->transport = {sizeof(baracuda_transport),
+                         &own,
+                         rank,
+                         world_size,
+                         baracuda::local_group_start,
+                         baracuda::local_send,
+                         baracuda::local_recv,
+                         baracuda::local_group_end};
+  return BARACUDA_OK;
+}
+
+}  // extern "C"

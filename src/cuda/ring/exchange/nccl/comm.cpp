@@ -1,0 +1,124 @@
+#include "ring/exchange/nccl/comm.h"
+
+#include <system_error>
+#include <thread>
+
+#include "common/error.h"
+#include "ring/device_scope.h"
+#include "runtime/scratch.h"
+
+namespace {
+
+// A call that has blocked for less may be about to return, and would then touch a freed handle.
+constexpr std::chrono::milliseconds kPlainlyStuck{20};
+
+using Lock = std::unique_lock<std::mutex>;
+
+void end_handle(baracuda_nccl_comm* comm, int (*end)(baracuda::NcclComm*)) {
+  const int result = end(comm->handle);
+  Lock lock(comm->mutex);
+  comm->ending = false;
+  comm->end_result = result;
+  comm->ended.notify_all();
+  const bool orphaned = comm->orphaned;
+  lock.unlock();
+  if (orphaned) baracuda::free_comm(comm);
+}
+
+void start_end(baracuda_nccl_comm* comm, int (*end)(baracuda::NcclComm*)) {
+  try {
+    std::thread(end_handle, comm, end).detach();
+  } catch (const std::system_error&) {
+    end_handle(comm, end);
+  }
+}
+
+}  // namespace
+
+int32_t baracuda_nccl_comm::refuse(const char* call) const {
+  if (state == baracuda::kHealthy) return BARACUDA_OK;
+  baracuda::fail(BARACUDA_ABORTED, call, "the communicator of rank %d failed earlier in %s: %.200s",
+                 rank, failure.call, failure.message);
+  baracuda::locate_failure(rank, -1);
+  return BARACUDA_ABORTED;
+}
+
+void baracuda_nccl_comm::mark_failed() { mark_failed(*baracuda_last_error()); }
+
+void baracuda_nccl_comm::mark_failed(const baracuda_error& reason) {
+  const Lock lock(mutex);
+  if (state != baracuda::kHealthy) return;
+  failure = reason;
+  state = baracuda::kFailed;
+}
+
+int32_t baracuda_nccl_comm::report_failure() {
+  const Lock lock(mutex);
+  return state == baracuda::kHealthy ? BARACUDA_OK : baracuda::restore_failure(failure);
+}
+
+bool baracuda_nccl_comm::try_abort() {
+  Lock lock(mutex);
+  if (!owned || state == baracuda::kAborted) return true;
+  if (phase == baracuda::NcclPhase::kInGroup) return false;
+  if (phase == baracuda::NcclPhase::kBlocked &&
+      (Clock::now() - blocked_since < kPlainlyStuck || load_handle() == nullptr)) {
+    return false;
+  }
+  state = baracuda::kAborted;
+  if (load_handle() == nullptr) return true;
+  ending = true;
+  lock.unlock();
+  start_end(this, baracuda::nccl_api()->comm_abort);
+  return true;
+}
+
+void baracuda_nccl_comm::start_destroy() {
+  Lock lock(mutex);
+  ending = true;
+  lock.unlock();
+  start_end(this, baracuda::nccl_api()->comm_destroy);
+}
+
+bool baracuda_nccl_comm::wait_ended(double seconds) {
+  const baracuda::TimeLimit limit(seconds);
+  const auto has_ended = [this] { return !ending; };
+  Lock lock(mutex);
+  if (!limit.never()) return ended.wait_until(lock, limit.at(), has_ended);
+  ended.wait(lock, has_ended);
+  return true;
+}
+
+void baracuda_nccl_comm::enter_blocked() {
+  const Lock lock(mutex);
+  phase = baracuda::NcclPhase::kBlocked;
+  blocked_since = Clock::now();
+}
+
+void baracuda_nccl_comm::leave_blocked() {
+  const Lock lock(mutex);
+  phase = baracuda::NcclPhase::kIdle;
+}
+
+namespace baracuda {
+
+void fail_comm(baracuda_nccl_comm& comm) {
+  comm.mark_failed();
+  if (comm.owned) watchdog_abort(comm);
+}
+
+void free_comm(baracuda_nccl_comm* comm) {
+  // Under a borrowed communicator that failed, work may hang on the device: freeing device memory
+  // would wait for it.
+  if (comm->owned || comm->state == kHealthy || comm->endpoint.device < 0) {
+    scratch_free(comm->endpoint.device, comm->scratch);
+  }
+  baracuda_ring_endpoint_close(&comm->endpoint);
+  delete comm;
+}
+
+void locate_comm(const baracuda_nccl_comm& comm) {
+  locate_failure(comm.rank, __atomic_load_n(&comm.endpoint.steps_enqueued, __ATOMIC_RELAXED));
+}
+
+}  // namespace baracuda

@@ -1,0 +1,340 @@
+// Making communicators: init, borrow, split, and the warm-up exchange that connects the peers.
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "baracuda/runtime.h"
+#include "common/error.h"
+#include "ring/device_scope.h"
+#include "ring/exchange/nccl/comm.h"
+#include "runtime/scratch.h"
+
+namespace baracuda {
+namespace {
+
+constexpr int64_t kWarmUpBytes = 6 * 64;
+
+struct DestroyComm {
+  void operator()(baracuda_nccl_comm* comm) const {
+    // What went wrong before matters more than what goes wrong here.
+    const baracuda_error failure = *baracuda_last_error();
+    baracuda_nccl_destroy(comm);
+    restore_failure(failure);
+  }
+};
+using CommPtr = std::unique_ptr<baracuda_nccl_comm, DestroyComm>;
+
+NcclConfig config_for(int32_t max_ctas) {
+  NcclConfig config;
+  if (max_ctas > 0) config.max_ctas = max_ctas;
+  // The SMs that a kernel leaves free lie anywhere; a cluster, by NCCL's default of 4 blocks on
+  // Hopper, needs neighbours and would wait for the kernel's end.
+  config.cga_cluster_size = 0;
+  return config;
+}
+
+int32_t check_device(const char* call, int32_t device) {
+  if (device < -1) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "device: must be an ordinal or -1, got %d",
+                device);
+  }
+  if (device >= 0 && baracuda_cuda_stream_ops() == nullptr) {
+    return fail(BARACUDA_UNAVAILABLE, call, "device %d: this build has no CUDA", device);
+  }
+  return BARACUDA_OK;
+}
+
+// A communicator without its handle, endpoint open.
+CommPtr make_comm(const char* call, bool owned, int32_t rank, int32_t world_size, int32_t device,
+                  int32_t max_ctas, const TimeLimit& limit) {
+  CommPtr comm(new (std::nothrow) baracuda_nccl_comm);
+  if (comm == nullptr) {
+    fail(BARACUDA_OUT_OF_MEMORY, call, "no memory for a communicator");
+    return comm;
+  }
+  comm->owned = owned;
+  comm->rank = rank;
+  comm->world_size = world_size;
+  comm->patience = limit.never() ? 0 : limit.seconds();
+  baracuda_ring_endpoint& endpoint = comm->endpoint;
+  endpoint.struct_size = sizeof(baracuda_ring_endpoint);
+  endpoint.ops = device < 0 ? baracuda_host_stream_ops() : baracuda_cuda_stream_ops();
+  endpoint.device = device;
+  endpoint.max_ctas = max_ctas > 0 ? max_ctas : 0;
+  endpoint.in_clusters = owned ? 0 : 1;  // whether config_for() was heard
+  endpoint.transport = nccl_transport(*comm);
+  DeviceScope scope;
+  int32_t status = scope.enter(*endpoint.ops, device);
+  if (status == BARACUDA_OK) status = baracuda_ring_endpoint_open(&endpoint);
+  if (status == BARACUDA_OK) status = scratch_allocate(device, kWarmUpBytes, &comm->scratch);
+  if (status != BARACUDA_OK) comm.reset();
+  return comm;
+}
+
+// Runs f, a call on comm's handle that may block, until it is done or the limit has passed. The
+// watchdog acts on target: comm itself, unless that is only borrowed.
+template <typename F>
+int32_t call_blocking(baracuda_nccl_comm& comm, baracuda_nccl_comm& target, const TimeLimit& limit,
+                      const char* call, F f) {
+  NcclDeadline deadline(target);
+  int32_t status = watchdog_arm(deadline, limit, call);
+  if (status != BARACUDA_OK) return status;
+  comm.enter_blocked();
+  if (&target != &comm) target.enter_blocked();
+  const int result = f(*nccl_api());
+  comm.leave_blocked();
+  if (&target != &comm) target.leave_blocked();
+  watchdog_disarm(deadline);
+  status = target.report_failure();
+  if (status == BARACUDA_OK) status = comm.report_failure();
+  if (status != BARACUDA_OK) return status;
+  status = check_nccl(result, call);
+  if (status == BARACUDA_OK) return status;
+  locate_failure(comm.rank, -1);
+  comm.mark_failed();
+  return status;
+}
+
+double seconds_left(const TimeLimit& limit) {
+  if (limit.never()) return 0;
+  const std::chrono::duration<double> left = limit.at() - TimeLimit::Clock::now();
+  return left.count() > 1e-3 ? left.count() : 1e-3;
+}
+
+int32_t exchange_warm_up(CommPtr* comms, int32_t count) {
+  baracuda_transport& outer = comms[0]->endpoint.transport;
+  int32_t status = outer.group_start(outer.context);
+  if (status != BARACUDA_OK) return status;
+  for (int32_t i = 0; i < count && status == BARACUDA_OK; ++i) {
+    status = baracuda_ring_warm_up(&comms[i]->endpoint, comms[i]->scratch);
+  }
+  const baracuda_error failure = *baracuda_last_error();
+  const int32_t ended = outer.group_end(outer.context);
+  return status == BARACUDA_OK ? ended : restore_failure(failure);
+}
+
+// NCCL connects peers in the first group that uses them, and blocks there: better here, under a
+// deadline, than in the first run.
+int32_t warm_up(CommPtr* comms, int32_t count, const TimeLimit& limit) {
+  int32_t status = BARACUDA_OK;
+  for (int32_t i = 0; i < count && status == BARACUDA_OK; ++i) {
+    status = watchdog_arm(comms[i]->run_deadline, limit, "warm-up exchange");
+  }
+  if (status == BARACUDA_OK) status = exchange_warm_up(comms, count);
+  for (int32_t i = 0; i < count; ++i) {
+    watchdog_disarm(comms[i]->run_deadline);
+    // Where the deadline came first, that is the failure, and not what it then refused.
+    if (status == BARACUDA_ABORTED) status = comms[i]->report_failure();
+  }
+  for (int32_t i = 0; i < count && status == BARACUDA_OK; ++i) {
+    status = baracuda_nccl_synchronize(comms[i].get(), comms[i]->endpoint.ring_stream,
+                                       seconds_left(limit));
+  }
+  for (int32_t i = 0; i < count && status == BARACUDA_OK; ++i) {
+    scratch_free(comms[i]->endpoint.device, comms[i]->scratch);
+    comms[i]->scratch = nullptr;
+  }
+  return status;
+}
+
+int32_t finish(CommPtr& comm, const TimeLimit& limit, baracuda_nccl_comm** out) {
+  const int32_t status = warm_up(&comm, 1, limit);
+  if (status == BARACUDA_OK) *out = comm.release();
+  return status;
+}
+
+int32_t init_all(int32_t count, const int32_t* devices, int32_t max_ctas, const TimeLimit& limit,
+                 baracuda_nccl_comm** out) {
+  constexpr const char* call = "ncclCommInitRankConfig";
+  NcclUniqueId id;
+  int32_t status = check_nccl(nccl_api()->get_unique_id(&id), "ncclGetUniqueId");
+  if (status != BARACUDA_OK) return status;
+  std::vector<CommPtr> comms(static_cast<size_t>(count));
+  std::vector<std::unique_ptr<NcclDeadline>> deadlines(static_cast<size_t>(count));
+  for (size_t i = 0; i < comms.size(); ++i) {
+    comms[i] = make_comm(call, true, static_cast<int32_t>(i), count, devices[i], max_ctas,
+                         limit);
+    if (comms[i] == nullptr) return baracuda_last_error()->status;
+    deadlines[i] = std::make_unique<NcclDeadline>(*comms[i]);
+  }
+  for (size_t i = 0; i < comms.size() && status == BARACUDA_OK; ++i) {
+    status = watchdog_arm(*deadlines[i], limit, call);
+  }
+  if (status == BARACUDA_OK) {
+    DeviceScope scope;
+    for (CommPtr& comm : comms) comm->enter_blocked();
+    status = check_nccl(nccl_api()->group_start(), "ncclGroupStart");
+    if (status == BARACUDA_OK) {
+      for (size_t i = 0; i < comms.size() && status == BARACUDA_OK; ++i) {
+        status = scope.enter(*comms[i]->endpoint.ops, devices[i]);
+        if (status != BARACUDA_OK) break;
+        NcclConfig config = config_for(max_ctas);
+        status = check_nccl(nccl_api()->comm_init_rank_config(&comms[i]->handle, count, id,
+                                                              static_cast<int32_t>(i), &config),
+                            call);
+        if (status != BARACUDA_OK) locate_failure(static_cast<int32_t>(i), -1);
+      }
+      const baracuda_error failure = *baracuda_last_error();
+      const int32_t ended = check_nccl(nccl_api()->group_end(), "ncclGroupEnd");
+      status = status == BARACUDA_OK ? ended : restore_failure(failure);
+    }
+    for (CommPtr& comm : comms) comm->leave_blocked();
+  }
+  for (auto& deadline : deadlines) watchdog_disarm(*deadline);
+  for (CommPtr& comm : comms) {
+    // A deadline that passed is the cause of whatever NCCL said.
+    const int32_t failed = comm->report_failure();
+    if (failed != BARACUDA_OK) status = failed;
+  }
+  if (status != BARACUDA_OK) {
+    for (CommPtr& comm : comms) comm->mark_failed();
+    return status;
+  }
+  status = warm_up(comms.data(), count, limit);
+  if (status != BARACUDA_OK) {
+    // Together or not at all: what the others have enqueued may wait for the failed one.
+    for (CommPtr& comm : comms) comm->mark_failed();
+  }
+  for (size_t i = 0; i < comms.size() && status == BARACUDA_OK; ++i) out[i] = comms[i].release();
+  return status;
+}
+
+int32_t query_ranks(NcclComm* handle, int32_t* rank, int32_t* world_size) {
+  const int32_t status = check_nccl(nccl_api()->comm_count(handle, world_size), "ncclCommCount");
+  if (status != BARACUDA_OK) return status;
+  return check_nccl(nccl_api()->comm_user_rank(handle, rank), "ncclCommUserRank");
+}
+
+int32_t check_handle_device(NcclComm* handle, int32_t device) {
+  if (device < 0 || nccl_api()->comm_cu_device == nullptr) return BARACUDA_OK;
+  int found = device;
+  const int32_t status =
+      check_nccl(nccl_api()->comm_cu_device(handle, &found), "ncclCommCuDevice");
+  if (status != BARACUDA_OK || found == device) return status;
+  return fail(BARACUDA_INVALID_ARGUMENT, "baracuda_nccl_from_handle",
+              "device: %d, but the communicator is on device %d", device, found);
+}
+
+}  // namespace
+}  // namespace baracuda
+
+using namespace baracuda;
+
+extern "C" {
+
+int32_t baracuda_nccl_init_rank(int32_t world_size, const void* id, int32_t rank, int32_t device,
+                                int32_t max_ctas, double timeout_seconds,
+                                baracuda_nccl_comm** comm) {
+  constexpr const char* call = "ncclCommInitRankConfig";
+  *comm = nullptr;
+  if (world_size < 1 || rank < 0 || rank >= world_size || id == nullptr) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "rank %d of world_size %d%s", rank, world_size,
+                id == nullptr ? ", id is NULL" : "");
+  }
+  const NcclApi* api = require_nccl(call);
+  if (api == nullptr) return BARACUDA_UNAVAILABLE;
+  int32_t status = require_nccl_function(api->comm_init_rank_config != nullptr, call, "2.14");
+  if (status == BARACUDA_OK) status = check_device(call, device);
+  if (status != BARACUDA_OK) return status;
+
+  const TimeLimit limit(timeout_seconds);
+  CommPtr made = make_comm(call, true, rank, world_size, device, max_ctas, limit);
+  if (made == nullptr) return baracuda_last_error()->status;
+  DeviceScope scope;
+  status = scope.enter(*made->endpoint.ops, device);
+  if (status != BARACUDA_OK) return status;
+  status = call_blocking(*made, *made, limit, call, [&](const NcclApi& nccl) {
+    NcclConfig config = config_for(max_ctas);
+    return nccl.comm_init_rank_config(&made->handle, world_size,
+                                      *static_cast<const NcclUniqueId*>(id), rank, &config);
+  });
+  return status == BARACUDA_OK ? finish(made, limit, comm) : status;
+}
+
+int32_t baracuda_nccl_init_all(int32_t count, const int32_t* devices, int32_t max_ctas,
+                               double timeout_seconds, baracuda_nccl_comm** comms) {
+  constexpr const char* call = "baracuda_nccl_init_all";
+  if (count < 1 || devices == nullptr || comms == nullptr) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "count: must be at least 1, got %d", count);
+  }
+  for (int32_t i = 0; i < count; ++i) comms[i] = nullptr;
+  const NcclApi* api = require_nccl(call);
+  if (api == nullptr) return BARACUDA_UNAVAILABLE;
+  int32_t status = require_nccl_function(api->comm_init_rank_config != nullptr,
+                                         "ncclCommInitRankConfig", "2.14");
+  for (int32_t i = 0; i < count && status == BARACUDA_OK; ++i) {
+    status = check_device(call, devices[i]);
+  }
+  if (status != BARACUDA_OK) return status;
+  try {
+    return init_all(count, devices, max_ctas, TimeLimit(timeout_seconds), comms);
+  } catch (const std::bad_alloc&) {
+    return fail(BARACUDA_OUT_OF_MEMORY, call, "no memory for %d communicators", count);
+  }
+}
+
+int32_t baracuda_nccl_from_handle(void* handle, int32_t device, double timeout_seconds,
+                                  baracuda_nccl_comm** comm) {
+  constexpr const char* call = "baracuda_nccl_from_handle";
+  *comm = nullptr;
+  if (handle == nullptr) return fail(BARACUDA_INVALID_ARGUMENT, call, "handle: must not be NULL");
+  if (require_nccl(call) == nullptr) return BARACUDA_UNAVAILABLE;
+  NcclComm* const borrowed = static_cast<NcclComm*>(handle);
+  int32_t rank = 0;
+  int32_t world_size = 0;
+  int32_t status = check_device(call, device);
+  if (status == BARACUDA_OK) status = query_ranks(borrowed, &rank, &world_size);
+  if (status == BARACUDA_OK) status = check_handle_device(borrowed, device);
+  if (status != BARACUDA_OK) return status;
+  const TimeLimit limit(timeout_seconds);
+  CommPtr made = make_comm(call, false, rank, world_size, device, 0, limit);
+  if (made == nullptr) return baracuda_last_error()->status;
+  made->handle = borrowed;
+  return finish(made, limit, comm);
+}
+
+int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key,
+                            double timeout_seconds, baracuda_nccl_comm** child) {
+  constexpr const char* call = "ncclCommSplit";
+  *child = nullptr;
+  {
+    const std::lock_guard<std::mutex> lock(comm->mutex);
+    const int32_t refused = comm->refuse(call);
+    if (refused != BARACUDA_OK) return refused;
+  }
+  int32_t status = require_nccl_function(nccl_api()->comm_split != nullptr, call, "2.18");
+  if (status != BARACUDA_OK) return status;
+
+  const TimeLimit limit(timeout_seconds);
+  const baracuda_ring_endpoint& parent = comm->endpoint;
+  // Rank and size are NCCL's to tell, afterwards.
+  CommPtr made = make_comm(call, true, comm->rank, comm->world_size, parent.device,
+                           parent.max_ctas, limit);
+  if (made == nullptr) return baracuda_last_error()->status;
+  DeviceScope scope;
+  status = scope.enter(*parent.ops, parent.device);
+  if (status != BARACUDA_OK) return status;
+  // Aborting the parent unblocks its split; one that is not ours is left alone.
+  status = call_blocking(*comm, comm->owned ? *comm : *made, limit, call,
+                         [&](const NcclApi& nccl) {
+    NcclConfig config = config_for(parent.max_ctas);
+    return nccl.comm_split(comm->handle, color < 0 ? kNcclSplitNoColor : color, key, &made->handle,
+                           &config);
+  });
+  if (status != BARACUDA_OK) {
+    const baracuda_error failure = *baracuda_last_error();
+    // The parent's abort may still be busy with the half-made child: better lost than freed twice.
+    if (status != BARACUDA_NCCL_ERROR && comm->owned) made->handle = nullptr;
+    made->mark_failed(failure);
+    made.reset();
+    if (comm->state != kHealthy) fail_comm(*comm);
+    return restore_failure(failure);
+  }
+  if (made->handle == nullptr) return BARACUDA_OK;
+  status = query_ranks(made->handle, &made->rank, &made->world_size);
+  if (status != BARACUDA_OK) return status;
+  made->endpoint.transport = nccl_transport(*made);
+  return finish(made, limit, child);
+}
+
+}  // extern "C"

@@ -1,0 +1,177 @@
+// What one does with a communicator once it is made: ask, wait, guard, abort, destroy.
+#include <algorithm>
+#include <chrono>
+#include <mutex>
+#include <thread>
+
+#include "baracuda/runtime.h"
+#include "common/error.h"
+#include "ring/device_scope.h"
+#include "ring/exchange/nccl/comm.h"
+
+namespace baracuda {
+namespace {
+
+using Lock = std::unique_lock<std::mutex>;
+
+// How long destroy waits for an abort under way; NCCL's may wait for other communicators' aborts.
+constexpr double kAbortPatience = 5.0;
+
+int32_t refuse(baracuda_nccl_comm& comm, const char* call) {
+  const Lock lock(comm.mutex);
+  return comm.refuse(call);
+}
+
+// NCCL's asynchronous error, recorded as comm's failure. Leaves aborting to the caller.
+int32_t find_async_error(baracuda_nccl_comm& comm) {
+  int32_t status = comm.report_failure();
+  if (status != BARACUDA_OK) return status;
+  {
+    const Lock lock(comm.mutex);  // keeps an abort away from the handle
+    if (comm.state != kHealthy) return restore_failure(comm.failure);
+    int error = kNcclSuccess;
+    status = check_nccl(nccl_api()->comm_get_async_error(comm.handle, &error),
+                        "ncclCommGetAsyncError");
+    if (status == BARACUDA_OK && error != kNcclInProgress) {
+      status = check_nccl(error, "ncclCommGetAsyncError");
+    }
+  }
+  if (status != BARACUDA_OK) {
+    locate_comm(comm);
+    comm.mark_failed();
+  }
+  return status;
+}
+
+int32_t fail_synchronize(baracuda_nccl_comm& comm, double seconds) {
+  const int32_t steps = __atomic_load_n(&comm.endpoint.steps_enqueued, __ATOMIC_RELAXED);
+  fail(BARACUDA_TIMEOUT, "baracuda_nccl_synchronize",
+       "rank %d of %d: the stream was not done within %g s (%d ring steps were enqueued); a peer "
+       "is missing or stuck",
+       comm.rank, comm.world_size, seconds, steps);
+  locate_comm(comm);
+  return BARACUDA_TIMEOUT;
+}
+
+// Polls ever less often: short waits end soon, long ones cost little.
+int32_t poll(baracuda_nccl_comm& comm, void* stream, const TimeLimit& limit) {
+  std::chrono::microseconds pause{0};
+  for (;;) {
+    int32_t done = 1;
+    if (comm.endpoint.device >= 0) {
+      const int32_t status = baracuda_cuda_stream_query(stream, &done);
+      if (status != BARACUDA_OK) return status;
+    }
+    // Also after the stream is done: kernels give up on an error.
+    const int32_t status = find_async_error(comm);
+    if (status != BARACUDA_OK || done) return status;
+    if (limit.passed()) return fail_synchronize(comm, limit.seconds());
+    std::this_thread::sleep_for(pause);
+    pause = std::min(std::chrono::microseconds(1000), pause * 3 / 2 + std::chrono::microseconds(5));
+  }
+}
+
+}  // namespace
+}  // namespace baracuda
+
+using namespace baracuda;
+
+extern "C" {
+
+int32_t baracuda_nccl_rank(const baracuda_nccl_comm* comm) { return comm->rank; }
+
+int32_t baracuda_nccl_world_size(const baracuda_nccl_comm* comm) { return comm->world_size; }
+
+void* baracuda_nccl_handle(const baracuda_nccl_comm* comm) {
+  return comm->state == kAborted ? nullptr : comm->load_handle();
+}
+
+int32_t baracuda_nccl_is_owned(const baracuda_nccl_comm* comm) { return comm->owned; }
+
+baracuda_ring_endpoint* baracuda_nccl_endpoint(baracuda_nccl_comm* comm) {
+  return &comm->endpoint;
+}
+
+int32_t baracuda_nccl_state(const baracuda_nccl_comm* comm) { return comm->state; }
+
+int32_t baracuda_nccl_async_error(baracuda_nccl_comm* comm) { return find_async_error(*comm); }
+
+int32_t baracuda_nccl_synchronize(baracuda_nccl_comm* comm, void* stream, double timeout_seconds) {
+  int32_t capturing = 0;
+  DeviceScope scope;  // NULL, the default stream, is the current device's
+  if (comm->endpoint.device >= 0) {
+    int32_t status = scope.enter(*comm->endpoint.ops, comm->endpoint.device);
+    // Asking a capturing stream whether it is done would end the capture.
+    if (status == BARACUDA_OK) status = baracuda_cuda_stream_is_capturing(stream, &capturing);
+    if (status != BARACUDA_OK) return status;
+  }
+  if (capturing) {
+    return fail(BARACUDA_INVALID_ARGUMENT, "baracuda_nccl_synchronize",
+                "stream: is being captured, there is nothing to wait for");
+  }
+  int32_t status = refuse(*comm, "baracuda_nccl_synchronize");
+  if (status == BARACUDA_OK) status = poll(*comm, stream, TimeLimit(timeout_seconds));
+  if (status == BARACUDA_OK) return status;
+  const baracuda_error failure = *baracuda_last_error();
+  // A failed query is no fault of the communicator, but what it waited for may never end.
+  fail_comm(*comm);
+  return restore_failure(failure);
+}
+
+int32_t baracuda_nccl_abort(baracuda_nccl_comm* comm) {
+  fail(BARACUDA_ABORTED, "baracuda_nccl_abort", "on request");
+  locate_failure(comm->rank, -1);
+  fail_comm(*comm);
+  return BARACUDA_OK;
+}
+
+int32_t baracuda_nccl_arm(baracuda_nccl_comm* comm, double timeout_seconds) {
+  const int32_t refused = refuse(*comm, "baracuda_nccl_arm");
+  if (refused != BARACUDA_OK) return refused;
+  return watchdog_arm(comm->run_deadline, TimeLimit(timeout_seconds), "ring run");
+}
+
+int32_t baracuda_nccl_disarm(baracuda_nccl_comm* comm) {
+  if (!watchdog_disarm(comm->run_deadline)) return BARACUDA_OK;
+  comm->run_deadline.fired = false;
+  const int32_t status = comm->report_failure();
+  if (status == BARACUDA_TIMEOUT) return status;
+  fail(BARACUDA_TIMEOUT, "ring run", "rank %d was not done within %g s", comm->rank,
+       comm->run_deadline.limit.seconds());
+  locate_comm(*comm);
+  return BARACUDA_TIMEOUT;
+}
+
+int32_t baracuda_nccl_destroy(baracuda_nccl_comm* comm) {
+  if (comm == nullptr) return BARACUDA_OK;
+  watchdog_forget(*comm);
+  int32_t status = BARACUDA_OK;
+  if (comm->owned && comm->load_handle() != nullptr) {
+    const bool healthy = comm->state == kHealthy;
+    if (healthy) {
+      comm->start_destroy();
+    } else {
+      comm->try_abort();
+    }
+    const double patience = healthy ? comm->patience : kAbortPatience;
+    if (!comm->wait_ended(patience)) {
+      Lock lock(comm->mutex);
+      if (comm->ending) {
+        // The thread that is in NCCL frees it when NCCL lets go.
+        comm->orphaned = true;
+        if (!healthy) return BARACUDA_OK;
+        fail(BARACUDA_TIMEOUT, "ncclCommDestroy",
+             "rank %d of %d: the other ranks of this machine did not end theirs within %g s",
+             comm->rank, comm->world_size, patience);
+        locate_failure(comm->rank, -1);
+        return BARACUDA_TIMEOUT;
+      }
+    }
+    if (healthy) status = check_nccl(comm->end_result, "ncclCommDestroy");
+    if (status != BARACUDA_OK) locate_failure(comm->rank, -1);
+  }
+  free_comm(comm);
+  return status;
+}
+
+}  // extern "C"
