@@ -2,11 +2,14 @@
 #include <cstdio>
 #include <cstring>
 
+#include "attention/forward/family.h"
 #include "baracuda/attention.h"
+#include "baracuda/exchange.h"
 #include "baracuda/status.h"
 #include "baracuda/xla_ffi.h"
 #include "common/error.h"
 #include "interop/xla_ffi_abi.h"
+#include "ring/margin.h"
 
 namespace baracuda {
 namespace xla {
@@ -238,6 +241,23 @@ int32_t bind_outputs(Buffers& results, const Buffer& q, baracuda_attention_step_
   return BARACUDA_OK;
 }
 
+int32_t load(int32_t kernel, const baracuda_attention_step_params& step) {
+  const baracuda_stream_ops* ops = baracuda_cuda_stream_ops();
+  const int32_t status = baracuda_attention_load(kernel, &step);
+  return status == BARACUDA_OK && ops != nullptr ? ops->pause_load() : status;
+}
+
+// For an exchange of XLA's own beside the step; its communicators keep NCCL's clusters.
+int32_t make_room(int32_t kernel, const baracuda_attention_step_params& step, void* stream) {
+  const baracuda_stream_ops* ops = baracuda_cuda_stream_ops();
+  if (kernel == BARACUDA_ATTENTION_HOST || ops == nullptr) return BARACUDA_OK;
+  StepGrid grid{};
+  const int32_t status = attention_step_grid(kernel, step, &grid);
+  if (status != BARACUDA_OK) return status;
+  return give_head_start(*ops, {grid.blocks, grid.blocks_per_multiprocessor}, step.sm_margin,
+                         true, stream);
+}
+
 int32_t run(const CallFrame& frame, Stage stage, void* stream) {
   Options options;
   int32_t status = read_options(frame.attributes, options);
@@ -250,11 +270,9 @@ int32_t run(const CallFrame& frame, Stage stage, void* stream) {
   step.lse_element = BARACUDA_F32;
   step.sm_margin = static_cast<int32_t>(options.sm_margin);
   step.flags = options.causal ? BARACUDA_STEP_CAUSAL : 0;
-  // XLA's communicators keep NCCL's clusters.
-  if (step.sm_margin > 0) step.flags |= BARACUDA_STEP_GIVES_WAY;
   status = bind_inputs(operands, options, step);
   if (status != BARACUDA_OK) return status;
-  if (stage == Stage::kLoad) return baracuda_attention_load(kernel, &step);
+  if (stage == Stage::kLoad) return load(kernel, step);
   status = bind_state(operands, results, options, step);
   if (status == BARACUDA_OK && options.last) {
     status = bind_outputs(results, *static_cast<const Buffer*>(frame.operands.values[0]), step);
@@ -264,7 +282,8 @@ int32_t run(const CallFrame& frame, Stage stage, void* stream) {
   if (status != BARACUDA_OK) return status;
   if (options.first) step.flags |= BARACUDA_STEP_FIRST;
   if (options.last) step.flags |= BARACUDA_STEP_LAST;
-  return baracuda_attention_step(kernel, &step, stream);
+  if (step.sm_margin > 0) status = make_room(kernel, step, stream);
+  return status == BARACUDA_OK ? baracuda_attention_step(kernel, &step, stream) : status;
 }
 
 void* handle(void* given, Stage stage, bool cuda) {

@@ -1,7 +1,7 @@
 // A few bytes from every rank to every rank: what each one holds goes once around the ring.
 #include <cstring>
 
-#include "baracuda/ring.h"
+#include "baracuda/exchange.h"
 #include "baracuda/status.h"
 #include "common/error.h"
 #include "ring/device_scope.h"

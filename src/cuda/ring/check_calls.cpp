@@ -4,6 +4,7 @@
 
 #include "baracuda/status.h"
 #include "common/error.h"
+#include "ring/rounds.h"
 
 namespace baracuda {
 namespace {
@@ -23,6 +24,10 @@ int32_t check_endpoint(const baracuda_ring_endpoint* endpoint) {
   if (endpoint->ops == nullptr || endpoint->ops->struct_size != sizeof(baracuda_stream_ops)) {
     return invalid("endpoint->ops: struct_size must be %zu", sizeof(baracuda_stream_ops));
   }
+  if (endpoint->exchange == nullptr ||
+      endpoint->exchange->struct_size != sizeof(baracuda_ring_exchange)) {
+    return invalid("endpoint->exchange: struct_size must be %zu", sizeof(baracuda_ring_exchange));
+  }
   const baracuda_transport& transport = endpoint->transport;
   if (transport.struct_size != sizeof(baracuda_transport)) {
     return invalid("transport: struct_size must be %zu", sizeof(baracuda_transport));
@@ -38,13 +43,14 @@ int32_t check_endpoint(const baracuda_ring_endpoint* endpoint) {
   return BARACUDA_OK;
 }
 
-int32_t check_hops(const baracuda_ring_hop* hops, int32_t world_size) {
+// brings_home: the last step has sums to send.
+int32_t check_hops(const baracuda_ring_hop* hops, int32_t world_size, bool brings_home) {
   if (hops == nullptr) return invalid("%s", "hops: must not be NULL");
   const auto is_rank = [world_size](int32_t rank) { return rank >= 0 && rank < world_size; };
   for (int32_t step = 0; step < world_size; ++step) {
     const baracuda_ring_hop& hop = hops[step];
-    const bool exchanges = step + 1 < world_size;
-    if (!is_rank(hop.origin) || (exchanges && !(is_rank(hop.send_to) && is_rank(hop.recv_from)))) {
+    const bool travels = step + 1 < world_size || (brings_home && world_size > 1);
+    if (!is_rank(hop.origin) || (travels && !(is_rank(hop.send_to) && is_rank(hop.recv_from)))) {
       return invalid("hops[%d]: origin %d, send_to %d, recv_from %d; must be in [0, %d)", step,
                      hop.origin, hop.send_to, hop.recv_from, world_size);
     }
@@ -52,46 +58,121 @@ int32_t check_hops(const baracuda_ring_hop* hops, int32_t world_size) {
   return BARACUDA_OK;
 }
 
-int32_t check_shapes(const baracuda_ring_call& call, int32_t world_size) {
-  const baracuda_attention_step_params& step = call.step;
-  if (step.struct_size != sizeof(baracuda_attention_step_params)) {
-    return invalid("step: struct_size must be %zu", sizeof(baracuda_attention_step_params));
+int32_t check_program(const baracuda_ring_program* program, bool has_behind) {
+  if (program == nullptr || program->struct_size != sizeof(baracuda_ring_program)) {
+    return invalid("program: struct_size must be %zu", sizeof(baracuda_ring_program));
   }
-  if (step.batch < 0 || step.heads < 0 || step.query_len < 0 || step.key_len < 0) {
-    return invalid("step: batch, heads, query_len and key_len must not be negative, got %lld, "
-                   "%lld, %lld, %lld",
-                   static_cast<long long>(step.batch), static_cast<long long>(step.heads),
-                   static_cast<long long>(step.query_len), static_cast<long long>(step.key_len));
+  if (program->parts < 1 || program->parts > BARACUDA_RING_MAX_PARTS) {
+    return invalid("program->parts: got %d, must be 1 to %d", program->parts,
+                   BARACUDA_RING_MAX_PARTS);
   }
-  const int64_t longest = INT64_MAX / 4 / world_size;
-  if (step.query_len > longest || step.key_len > longest) {
-    return invalid("step: query_len and key_len must be at most %lld at world_size %d",
-                   static_cast<long long>(longest), world_size);
+  if (program->is_live == nullptr || program->launch == nullptr) {
+    return invalid("%s", "program: is_live and launch must be set");
   }
-  if (step.device_maps != nullptr) {
-    return invalid("%s", "step.device_maps: must be NULL, the ring knows its ranks");
-  }
-  if (call.layout < BARACUDA_CONTIGUOUS || call.layout > BARACUDA_STRIPED) {
-    return invalid("layout: %d is not a baracuda_sequence_layout", call.layout);
+  if (has_behind && program->add == nullptr) {
+    return invalid("%s", "program->add: must be set, for payloads that travel BEHIND");
   }
   return BARACUDA_OK;
 }
 
-int32_t check_buffers(const baracuda_ring_call& call, int32_t world_size) {
-  constexpr int64_t most_bytes = INT64_MAX / 2;  // K and V of a received chunk are one message
-  if (call.message_bytes < 0 || call.message_bytes > most_bytes) {
-    return invalid("message_bytes: must be in [0, %lld], got %lld",
-                   static_cast<long long>(most_bytes), static_cast<long long>(call.message_bytes));
+int32_t check_payload(const baracuda_ring_call& call, int32_t i, int32_t world_size) {
+  const baracuda_ring_payload& payload = call.payloads[i];
+  const int32_t parts = call.program->parts;
+  if (payload.timing != BARACUDA_RING_BESIDE && payload.timing != BARACUDA_RING_BEHIND) {
+    return invalid("payloads[%d].timing: got %d, must be a baracuda_ring_timing", i,
+                   payload.timing);
   }
-  if (call.message_bytes == 0 || world_size == 1) return BARACUDA_OK;
-  if (call.step.k == nullptr || call.step.v == nullptr) {
-    return invalid("%s", "step.k, step.v: must not be NULL");
+  if (payload.part < 0 || payload.part >= parts) {
+    return invalid("payloads[%d].part: got %d, must be in [0, %d)", i, payload.part, parts);
   }
-  if (call.receive[1] == nullptr || (world_size > 2 && call.receive[0] == nullptr)) {
-    return invalid("receive[%d]: must not be NULL at world_size %d",
-                   call.receive[1] == nullptr ? 1 : 0, world_size);
+  if (payload.pieces < 1 || payload.pieces > BARACUDA_RING_MAX_PIECES) {
+    return invalid("payloads[%d].pieces: got %d, must be 1 to %d", i, payload.pieces,
+                   BARACUDA_RING_MAX_PIECES);
+  }
+  constexpr int64_t most_bytes = INT64_MAX / 8;
+  for (int32_t j = 0; j < payload.pieces; ++j) {
+    const int64_t bytes = payload.piece_bytes[j];
+    if (bytes < 0 || bytes > most_bytes) {
+      return invalid("payloads[%d].piece_bytes[%d]: got %lld, must be in [0, %lld]", i, j,
+                     static_cast<long long>(bytes), static_cast<long long>(most_bytes));
+    }
+    const bool is_used = Rounds::is_behind(payload) || world_size > 1;
+    if (bytes > 0 && is_used && payload.own[j] == nullptr) {
+      return invalid("payloads[%d].own[%d]: must not be NULL", i, j);
+    }
+  }
+  if (chunk_bytes(payload) == 0) return BARACUDA_OK;
+  // By the steps that fill them: 1, 2, and for shares apart from their sum the third.
+  const bool behind = Rounds::is_behind(payload);
+  const bool needed[3] = {world_size > (behind ? 1 : 2), world_size > 1,
+                          behind && world_size > 2 && call.program->launch_adds == 0};
+  for (int32_t j = 0; j < 3; ++j) {
+    if (needed[j] && payload.buffers[j] == nullptr) {
+      return invalid("payloads[%d].buffers[%d]: must not be NULL at world_size %d", i, j,
+                     world_size);
+    }
   }
   return BARACUDA_OK;
+}
+
+bool has_behind(const baracuda_ring_call& call) {
+  for (int32_t i = 0; i < call.payload_count; ++i) {
+    if (Rounds::is_behind(call.payloads[i])) return true;
+  }
+  return false;
+}
+
+int32_t check_payloads(const baracuda_ring_call& call, int32_t world_size) {
+  if (call.payload_count < 0 || call.payload_count > BARACUDA_RING_MAX_PAYLOADS ||
+      (call.payload_count > 0 && call.payloads == nullptr)) {
+    return invalid("payload_count: got %d, must be 0 to %d, and payloads set", call.payload_count,
+                   BARACUDA_RING_MAX_PAYLOADS);
+  }
+  int32_t status = check_program(call.program, has_behind(call));
+  int32_t messages = 0;
+  for (int32_t i = 0; i < call.payload_count && status == BARACUDA_OK; ++i) {
+    status = check_payload(call, i, world_size);
+    messages += Rounds::is_behind(call.payloads[i]) ? 1 : call.payloads[i].pieces;
+  }
+  if (status == BARACUDA_OK && messages > BARACUDA_RING_MAX_MESSAGES) {
+    return invalid("payloads: got %d pieces, must be at most %d", messages,
+                   BARACUDA_RING_MAX_MESSAGES);
+  }
+  return status;
+}
+
+// Ranks of one thread go through the loop together.
+bool same_shape(const baracuda_ring_call& a, const baracuda_ring_call& b) {
+  if (a.endpoint->transport.world_size != b.endpoint->transport.world_size ||
+      a.program->parts != b.program->parts ||
+      a.program->launch_adds != b.program->launch_adds || a.payload_count != b.payload_count) {
+    return false;
+  }
+  for (int32_t i = 0; i < a.payload_count; ++i) {
+    const baracuda_ring_payload& p = a.payloads[i];
+    const baracuda_ring_payload& q = b.payloads[i];
+    if (p.timing != q.timing || p.part != q.part || p.pieces != q.pieces) return false;
+    for (int32_t j = 0; j < p.pieces; ++j) {
+      if (p.piece_bytes[j] != q.piece_bytes[j]) return false;
+    }
+  }
+  return true;
+}
+
+int32_t check_call(const baracuda_ring_call& call) {
+  const baracuda_transport& transport = call.endpoint->transport;
+  int32_t status = check_payloads(call, transport.world_size);
+  if (status == BARACUDA_OK) {
+    status = check_hops(call.hops, transport.world_size, has_behind(call));
+  }
+  if (status == BARACUDA_OK && call.program->check != nullptr) {
+    baracuda_ring_step at{};
+    at.rank = transport.rank;
+    at.world_size = transport.world_size;
+    status = call.program->check(call.problem, &at);
+  }
+  if (status != BARACUDA_OK) locate_failure(transport.rank, -1);
+  return status;
 }
 
 }  // namespace
@@ -104,19 +185,10 @@ int32_t check_calls(const baracuda_ring_call* calls, int32_t count) {
       return invalid("calls[%d]: struct_size must be %zu", i, sizeof(baracuda_ring_call));
     }
     int32_t status = check_endpoint(call.endpoint);
+    if (status == BARACUDA_OK) status = check_call(call);
     if (status != BARACUDA_OK) return status;
-    const int32_t world_size = call.endpoint->transport.world_size;
-    status = check_hops(call.hops, world_size);
-    if (status == BARACUDA_OK) status = check_shapes(call, world_size);
-    if (status == BARACUDA_OK) status = check_buffers(call, world_size);
-    if (status != BARACUDA_OK) {
-      locate_failure(call.endpoint->transport.rank, -1);
-      return status;
-    }
-    if (world_size != calls[0].endpoint->transport.world_size ||
-        call.message_bytes != calls[0].message_bytes) {
-      return invalid("calls[%d]: world_size %d and message_bytes %lld differ from calls[0]'s", i,
-                     world_size, static_cast<long long>(call.message_bytes));
+    if (!same_shape(call, calls[0])) {
+      return invalid("calls[%d]: world_size, program or payloads differ from those of calls[0]", i);
     }
   }
   return BARACUDA_OK;

@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-#include "baracuda/ring.h"
+#include "baracuda/exchange.h"
 #include "baracuda/status.h"
 
 namespace baracuda {

@@ -1,5 +1,5 @@
 // Opening and closing an endpoint, and the warm-up exchange.
-#include "baracuda/ring.h"
+#include "baracuda/exchange.h"
 #include "baracuda/status.h"
 #include "common/error.h"
 #include "ring/device_scope.h"
@@ -17,6 +17,7 @@ int32_t create_all(baracuda_ring_endpoint& endpoint) {
   for (void*& event : endpoint.exchange_done) {
     if (status == BARACUDA_OK) status = ops.event_create(&event);
   }
+  if (status == BARACUDA_OK && ops.pause_load != nullptr) status = ops.pause_load();
   return status;
 }
 
@@ -53,8 +54,8 @@ int32_t baracuda_ring_endpoint_open(baracuda_ring_endpoint* endpoint) {
   }
   endpoint->ring_stream = nullptr;
   endpoint->compute_done = nullptr;
-  endpoint->exchange_done[0] = nullptr;
-  endpoint->exchange_done[1] = nullptr;
+  for (void*& event : endpoint->exchange_done) event = nullptr;
+  if (endpoint->exchange == nullptr) endpoint->exchange = baracuda_send_recv_exchange();
   endpoint->steps_enqueued = 0;
   baracuda::DeviceScope device;
   int32_t status = device.enter(*endpoint->ops, endpoint->device);

@@ -1,68 +1,50 @@
-// The ring loop: the only one, for NCCL, local and host rings and any schedule of hops.
+// The ring loop: the only one, for every exchange, op and schedule of hops.
 //
-//   ring stream      exchange(0) ───────── exchange(1) ───────── …
+//   exchange         exchange(0) ───────── exchange(1) ───────── …
 //                       ▲      └────────┐   ▲      └───────┐
-//   caller's stream  (start)  kernel(0) ┴───┴─ kernel(1) ──┴─ kernel(2) …
+//   caller's stream  (start)  launch(0) ┴───┴─ launch(1) ──┴─ launch(2) …
 //
-// exchange(s) sends chunk s and receives chunk s + 1 into the other buffer, which kernel(s - 1)
-// and exchange(s - 1) have finished reading by then: two buffers suffice for any number of ranks.
-// K and V of chunk 0 are two messages, those of a received chunk are one.
+// exchange(s) sends the chunk of step s and receives that of step s + 1 into the other buffer, which
+// launch(s - 1) and exchange(s - 1) have finished reading by then: two buffers suffice for any number
+// of ranks. What launches leave BEHIND follows one exchange later (rounds.h).
 //
-// Ranks that share a stream share its waits too: kernels with nothing but kernels between them can
+// Ranks that share a stream share its waits too: launches with nothing but launches between them can
 // overlap, and a wait before each would part them.
 #include "baracuda/ring.h"
 #include "baracuda/status.h"
 #include "common/error.h"
 #include "ring/check_calls.h"
 #include "ring/device_scope.h"
-#include "ring/live_steps.h"
+#include "ring/margin.h"
+#include "ring/rounds.h"
 
 namespace baracuda {
 namespace {
 
-struct Chunk {
-  const void* k;
-  const void* v;
-};
-
-Chunk chunk_of(const baracuda_ring_call& call, int32_t step) {
-  if (step == 0) return {call.step.k, call.step.v};
-  const char* base = static_cast<const char*>(call.receive[step & 1]);
-  return {base, base + call.message_bytes};
-}
+using Call = baracuda_ring_call;
 
 class Run {
  public:
-  Run(const baracuda_ring_call* calls, int32_t count)
+  Run(const Call* calls, int32_t count)
       : calls_(calls),
         count_(count),
-        steps_(calls[0].endpoint->transport.world_size),
+        rounds_(calls[0]),
         shared_stream_(share_stream(calls, count)) {}
 
   int32_t execute() {
-    for (step_ = 0; step_ < steps_; ++step_) {
-      for_each_rank([this](const baracuda_ring_call& call) {
-        __atomic_store_n(&call.endpoint->steps_enqueued, step_, __ATOMIC_RELAXED);
-        return true;
-      });
+    for (int32_t t = 0; t < rounds_.launches(); ++t) {
+      if (t % rounds_.parts() == 0) begin_step(t / rounds_.parts());
       // First the exchange, so that it is not queued behind a kernel that fills the device.
-      if (exchanges(step_) && !exchange()) return join_and_report();
-      if (!compute()) return join_and_report();
+      if (!exchange(t) || !compute(t)) return join_and_report();
     }
-    for_each_rank([this](const baracuda_ring_call& call) {
-      __atomic_store_n(&call.endpoint->steps_enqueued, steps_, __ATOMIC_RELAXED);
-      return true;
-    });
+    begin_step(rounds_.steps());
+    if (!exchange(rounds_.launches()) || !bring_home()) return join_and_report();
     return report();
   }
 
  private:
-  bool exchanges(int32_t step) const {
-    return step >= 0 && step + 1 < steps_ && calls_[0].message_bytes > 0;
-  }
-
-  // A timeline tells the ranks apart, so it parts their kernels.
-  static bool share_stream(const baracuda_ring_call* calls, int32_t count) {
+  // A timeline tells the ranks apart, so it parts their launches.
+  static bool share_stream(const Call* calls, int32_t count) {
     for (int32_t i = 0; i < count; ++i) {
       if (calls[i].stream != calls[0].stream || calls[i].marks != nullptr ||
           calls[i].endpoint->device != calls[0].endpoint->device) {
@@ -80,161 +62,223 @@ class Run {
     return true;
   }
 
-  bool exchange() {
-    // Before the first exchange: whatever the caller had enqueued, which wrote K and V and last
-    // read the receive buffers. Later: kernel(s - 1). The ring stream itself keeps the order of the
-    // exchanges.
-    if (step_ == 0 && !record_compute_done()) return false;
-    const bool ordered = for_each_rank([this](const baracuda_ring_call& call) {
-      const baracuda_ring_endpoint& end = *call.endpoint;
-      return enter(call) && ok(end.ops->wait(end.ring_stream, compute_done(call)), "wait", call) &&
-             mark(call, &baracuda_ring_marks::exchange_begin, end.ring_stream);
+  void begin_step(int32_t step) {
+    step_ = step;
+    for (int32_t i = 0; i < count_; ++i) {
+      __atomic_store_n(&calls_[i].endpoint->steps_enqueued, step, __ATOMIC_RELAXED);
+    }
+  }
+
+  // ---- Exchanges -------------------------------------------------------------------------------
+
+  bool exchange(int32_t number) {
+    if (!rounds_.has_messages(number)) return true;
+    // Before the first launch: whatever the caller had enqueued, which wrote the chunks and last
+    // read the buffers. Later: launch(number - 1).
+    if (number == 0 && !record_compute_done()) return false;
+    const bool granted = for_each_rank([this, number](const Call& call) {
+      const Round round(*this, call, number);
+      return enter(call) && ok(exchange_of(call).grant(call.endpoint, &round), "grant", call);
     });
-    if (!ordered || !exchange_messages()) return false;
-    return for_each_rank([this](const baracuda_ring_call& call) {
-      const baracuda_ring_endpoint& end = *call.endpoint;
-      return enter(call) && mark(call, &baracuda_ring_marks::exchange_end, end.ring_stream) &&
-             ok(end.ops->record(end.exchange_done[step_ & 1], end.ring_stream), "record", call);
+    if (!granted || !post_all(number)) return false;
+    return for_each_rank([this, number](const Call& call) {
+      const Round round(*this, call, number);
+      return enter(call) && ok(exchange_of(call).complete(call.endpoint, &round), "complete", call);
     });
   }
 
   // The messages of all ranks of this thread in one group, which is closed whatever happens.
-  bool exchange_messages() {
+  bool post_all(int32_t number) {
     int32_t opened = 0;
-    bool good = for_each_rank([this, &opened](const baracuda_ring_call& call) {
-      const baracuda_transport& transport = call.endpoint->transport;
-      if (!sent(transport.group_start(transport.context), "group_start", call)) return false;
+    bool good = for_each_rank([this, &opened](const Call& call) {
+      if (!ok(exchange_of(call).open(call.endpoint), "open", call)) return false;
       ++opened;
       return true;
     });
-    good =
-        good && for_each_rank([this](const baracuda_ring_call& call) { return send_recv(call); });
+    good = good && for_each_rank([this, number](const Call& call) {
+      const Round round(*this, call, number);
+      return ok(exchange_of(call).post(call.endpoint, &round), "post", call);
+    });
     while (opened > 0) {
-      const baracuda_ring_call& call = calls_[--opened];
-      const baracuda_transport& transport = call.endpoint->transport;
-      good = sent(transport.group_end(transport.context), "group_end", call) && good;
+      const Call& call = calls_[--opened];
+      good = ok(exchange_of(call).close(call.endpoint), "close", call) && good;
     }
     return good;
   }
 
-  // A received chunk is contiguous: one message, half the operations. The caller's K and V may lie
-  // anywhere; they are two messages even where they lie together, because both sides of a message
-  // must agree, and neither knows the other's addresses.
-  bool send_recv(const baracuda_ring_call& call) {
-    const Chunk chunk = chunk_of(call, step_);
-    char* into = static_cast<char*>(call.receive[(step_ + 1) & 1]);
-    const int64_t bytes = call.message_bytes;
-    if (step_ > 0) return send(call, chunk.k, 2 * bytes) && recv(call, into, 2 * bytes);
-    return send(call, chunk.k, bytes) && send(call, chunk.v, bytes) && recv(call, into, bytes) &&
-           recv(call, into + bytes, bytes);
-  }
-
-  bool send(const baracuda_ring_call& call, const void* data, int64_t bytes) {
-    const baracuda_ring_endpoint& end = *call.endpoint;
-    const int32_t peer = call.hops[step_].send_to;
-    return sent(end.transport.send(end.transport.context, data, bytes, peer, end.ring_stream),
-                "send", call);
-  }
-  bool recv(const baracuda_ring_call& call, void* data, int64_t bytes) {
-    const baracuda_ring_endpoint& end = *call.endpoint;
-    const int32_t peer = call.hops[step_].recv_from;
-    return sent(end.transport.recv(end.transport.context, data, bytes, peer, end.ring_stream),
-                "recv", call);
-  }
-
-  bool compute() {
-    const bool is_read = exchanges(step_ + 1);  // the chunk's buffer is filled again
-    if (shared_stream_) {
-      return for_each_rank([this](const baracuda_ring_call& call) { return await_chunk(call); }) &&
-             for_each_rank([this](const baracuda_ring_call& call) { return compute(call); }) &&
-             (!is_read || record_compute_done());
+  struct Round : baracuda_ring_round {
+    Round(const Run& run, const Call& call, int32_t n) {
+      Rounds(call).fill(n, this);
+      stream = call.stream;
+      ready = run.recorder(call).endpoint->compute_done;
+      begin_mark = call.marks == nullptr ? nullptr : call.marks[n].exchange_begin;
+      end_mark = call.marks == nullptr ? nullptr : call.marks[n].exchange_end;
     }
-    return for_each_rank([this, is_read](const baracuda_ring_call& call) {
-      return await_chunk(call) && compute(call) && (!is_read || record_compute_done(call));
+  };
+
+  static const baracuda_ring_exchange& exchange_of(const Call& call) {
+    return *call.endpoint->exchange;
+  }
+
+  // The caller's stream waits for every exchange up to this one, once and in order.
+  bool await(const Call& call, int32_t number) {
+    for (int32_t n = awaited_ + 1; n <= number; ++n) {
+      if (!rounds_.has_messages(n)) continue;
+      if (!ok(exchange_of(call).wait(call.endpoint, n, call.stream), "wait", call)) return false;
+    }
+    return true;
+  }
+
+  // ---- Launches --------------------------------------------------------------------------------
+
+  bool compute(int32_t t) {
+    const int32_t inputs = rounds_.awaited_by_launch(t);
+    if (shared_stream_) {
+      if (!for_each_rank([=](const Call& call) { return await_inputs(call, t, inputs); }) ||
+          !for_each_rank([=](const Call& call) { return compute(call, t); })) {
+        return false;
+      }
+    } else if (!for_each_rank([=](const Call& call) {
+                 return await_inputs(call, t, inputs) && compute(call, t);
+               })) {
+      return false;
+    }
+    set_awaited(inputs);
+    // What the next exchange reads, and overwrites, is ready once this is reached.
+    return add(t) && (!rounds_.has_messages(t + 1) || record_compute_done());
+  }
+
+  // Also where nothing is launched: the caller's stream has to join the last exchange, and
+  // compute_done must not say that a buffer is free before the previous exchange left it.
+  bool await_inputs(const Call& call, int32_t t, int32_t inputs) {
+    return enter(call) && mark(call, t, &baracuda_ring_marks::wait_begin) && await(call, inputs) &&
+           mark(call, t, &baracuda_ring_marks::compute_begin);
+  }
+
+  bool compute(const Call& call, int32_t t) {
+    if (!enter(call)) return false;
+    launch(call, t);
+    return mark(call, t, &baracuda_ring_marks::compute_end);
+  }
+
+  // A failed launch is reported in the end; the ring goes on without launches until then, because
+  // the neighbours wait for the chunks that pass through here.
+  void launch(const Call& call, int32_t t) {
+    if (failed_) return;
+    Step at(*this, call, t);
+    const baracuda_ring_program& program = *call.program;
+    if (program.is_live(call.problem, &at) == 0) return leave_nothing(call, at);
+    const baracuda_ring_endpoint& end = *call.endpoint;
+    if (at.sm_margin > 0 && program.grid != nullptr && end.ops->pause != nullptr) {
+      baracuda_ring_grid grid{};
+      if (!ok(program.grid(call.problem, &at, &grid), "grid", call)) return;
+      const int32_t status =
+          give_head_start(*end.ops, grid, at.sm_margin, end.in_clusters != 0, call.stream);
+      if (!ok(status, "pause", call)) return;
+    }
+    ok(program.launch(call.problem, &at), "launch", call);
+  }
+
+  // The share of a step that launches nothing: zeros where a sum starts with it, and what was
+  // received is passed on as it is.
+  void leave_nothing(const Call& call, const baracuda_ring_step& at) {
+    if (at.step > 1) return;
+    for (int32_t i = 0; i < call.payload_count; ++i) {
+      const baracuda_ring_payload& payload = call.payloads[i];
+      if (!Rounds::is_behind(payload) || payload.part != at.part) continue;
+      for (int32_t j = 0; j < payload.pieces; ++j) {
+        const int64_t bytes = payload.piece_bytes[j];
+        if (bytes == 0) continue;
+        has_added_ = true;
+        const int32_t status = call.endpoint->ops->clear(at.chunk[i][j], bytes, call.stream);
+        if (!ok(status, "clear", call)) return;
+      }
+    }
+  }
+
+  // Adds the shares of launch t to the sums that have come for them.
+  bool add(int32_t t) {
+    const int32_t sums = rounds_.awaited_by_add(t);
+    return sums < 0 || add(t, sums, false);
+  }
+
+  // And, after the last step, the sums of the ranks' own chunks to the shares that stayed at home.
+  bool bring_home() {
+    for (int32_t part = 0; part < rounds_.parts(); ++part) {
+      const int32_t sums = rounds_.home(part);
+      if (sums >= 0 && !add(rounds_.launches() + part, sums, true)) return false;
+    }
+    return true;
+  }
+
+  bool add(int32_t t, int32_t sums, bool always) {
+    if (!for_each_rank([=](const Call& call) { return enter(call) && await(call, sums); })) {
+      return false;
+    }
+    set_awaited(sums);
+    return for_each_rank([=](const Call& call) {
+      if (!enter(call)) return false;
+      if (failed_) return true;
+      const Step at(*this, call, t);
+      const baracuda_ring_program& program = *call.program;
+      if (always || program.is_live(call.problem, &at) != 0) {
+        has_added_ = true;
+        ok(program.add(call.problem, &at), "add", call);
+      }
+      return true;
     });
   }
 
-  // Also where no kernel follows: the caller's stream has to join the last exchange, and
-  // compute_done must not say that a buffer is free before the previous exchange left it.
-  bool await_chunk(const baracuda_ring_call& call) {
-    const baracuda_ring_endpoint& end = *call.endpoint;
-    return enter(call) && mark(call, &baracuda_ring_marks::wait_begin, call.stream) &&
-           (!exchanges(step_ - 1) ||
-            ok(end.ops->wait(call.stream, end.exchange_done[(step_ - 1) & 1]), "wait", call)) &&
-           mark(call, &baracuda_ring_marks::compute_begin, call.stream);
-  }
+  struct Step : baracuda_ring_step {
+    Step(const Run& run, const Call& call, int32_t t) : baracuda_ring_step{} {
+      const Rounds rounds(call);
+      rank = call.endpoint->transport.rank;
+      world_size = rounds.steps();
+      hops = call.hops;
+      sm_margin = rounds.has_messages(t) ? call.endpoint->max_ctas : 0;
+      follows = run.has_added_ ? 0 : 1;
+      stream = call.stream;
+      rounds.fill(t, this);
+    }
+  };
 
-  bool compute(const baracuda_ring_call& call) {
-    if (!enter(call)) return false;
-    launch(call);
-    return mark(call, &baracuda_ring_marks::compute_end, call.stream);
+  void set_awaited(int32_t number) {
+    if (number > awaited_) awaited_ = number;
   }
 
   // On a stream that all share the last rank's event speaks for all.
-  const baracuda_ring_call& recorder(const baracuda_ring_call& call) const {
+  const Call& recorder(const Call& call) const {
     return shared_stream_ ? calls_[count_ - 1] : call;
   }
-  void* compute_done(const baracuda_ring_call& call) const {
-    return recorder(call).endpoint->compute_done;
-  }
-  bool record_compute_done(const baracuda_ring_call& call) {
-    const baracuda_ring_endpoint& end = *call.endpoint;
-    return enter(call) && ok(end.ops->record(end.compute_done, call.stream), "record", call);
-  }
   bool record_compute_done() {
-    return for_each_rank([this](const baracuda_ring_call& call) {
-      return &call != &recorder(call) || record_compute_done(call);
+    return for_each_rank([this](const Call& call) {
+      if (&call != &recorder(call)) return true;
+      const baracuda_ring_endpoint& end = *call.endpoint;
+      return enter(call) && ok(end.ops->record(end.compute_done, call.stream), "record", call);
     });
   }
 
-  // A failed launch is reported in the end; the ring goes on without kernels until then, because
-  // the neighbours wait for the K and V that pass through here.
-  void launch(const baracuda_ring_call& call) {
-    if (failed_) return;
-    baracuda_attention_step_params params;
-    if (!LiveSteps(call).launch_params(step_, &params)) return;
-    const Chunk chunk = chunk_of(call, step_);
-    params.k = chunk.k;
-    params.v = chunk.v;
-    params.sm_margin = exchanges(step_) ? call.endpoint->max_ctas : 0;
-    if (exchanges(step_)) {
-      if (call.endpoint->in_clusters != 0) params.flags |= BARACUDA_STEP_GIVES_WAY;
-    }
-    // After the first, only steps have been enqueued on the stream, and the chunk's arrival is an
-    // event that it waits for.
-    if ((params.flags & BARACUDA_STEP_FIRST) == 0) params.flags |= BARACUDA_STEP_FOLLOWS;
-    ok(call.endpoint->ops->launch(call.kernel, &params, call.stream), "launch", call);
-  }
-
-  bool mark(const baracuda_ring_call& call, void* baracuda_ring_marks::*which, void* stream) {
+  bool mark(const Call& call, int32_t t, void* baracuda_ring_marks::*which) {
     return call.marks == nullptr ||
-           ok(call.endpoint->ops->record(call.marks[step_].*which, stream), "record", call);
+           ok(call.endpoint->ops->record(call.marks[t].*which, call.stream), "record", call);
   }
 
   // A single rank's device is the caller's business, and current already.
-  bool enter(const baracuda_ring_call& call) {
+  bool enter(const Call& call) {
     return count_ == 1 ||
            ok(device_.enter(*call.endpoint->ops, call.endpoint->device), "set_device", call);
   }
 
-  bool ok(int32_t status, const char* call_name, const baracuda_ring_call& call) {
-    return note(status, status, call_name, call);
-  }
+  // ---- Failures --------------------------------------------------------------------------------
 
-  // Transports may be the caller's own, with their own codes.
-  bool sent(int32_t status, const char* call_name, const baracuda_ring_call& call) {
-    return note(status, BARACUDA_TRANSPORT_ERROR, call_name, call);
-  }
-
-  // Keeps the first failure: those of the clean-up after it must not hide it. A table's function
-  // that failed without a record gets one here.
-  bool note(int32_t status, int32_t unrecorded, const char* call_name,
-            const baracuda_ring_call& call) {
+  // Keeps the first failure: those of the clean-up after it must not hide it. A function that failed
+  // without a record gets one here.
+  bool ok(int32_t status, const char* call_name, const Call& call) {
     if (status == BARACUDA_OK) return true;
     if (failed_) return false;
     failed_ = true;
     if (failures_recorded() == recorded_before_ || baracuda_last_error()->status != status) {
-      fail_with_code(unrecorded, status, call_name, "%s returned %d", call_name, status);
+      fail_with_code(status, status, call_name, "%s returned %d", call_name, status);
     }
     failure_ = *baracuda_last_error();
     if (failure_.rank < 0) failure_.rank = call.endpoint->transport.rank;
@@ -242,14 +286,11 @@ class Run {
     return false;
   }
 
-  // After a failed exchange: what did get enqueued on the ring streams is joined all the same, so
-  // that the caller may free buffers in the order of its own stream.
+  // After a failed exchange: what did get enqueued is joined all the same, so that the caller may
+  // free buffers in the order of its own stream.
   int32_t join_and_report() {
-    for_each_rank([this](const baracuda_ring_call& call) {
-      const baracuda_ring_endpoint& end = *call.endpoint;
-      if (enter(call) && end.ops->record(end.exchange_done[0], end.ring_stream) == BARACUDA_OK) {
-        end.ops->wait(call.stream, end.exchange_done[0]);
-      }
+    for_each_rank([this](const Call& call) {
+      if (enter(call)) exchange_of(call).join(call.endpoint, call.stream);
       return true;
     });
     return report();
@@ -260,12 +301,14 @@ class Run {
     return failed_ ? restore_failure(failure_) : BARACUDA_OK;
   }
 
-  const baracuda_ring_call* const calls_;
+  const Call* const calls_;
   const int32_t count_;
-  const int32_t steps_;
+  const Rounds rounds_;
   const bool shared_stream_;
   const uint64_t recorded_before_ = failures_recorded();
   int32_t step_ = 0;
+  int32_t awaited_ = -1;    // the last exchange that the callers' streams have waited for
+  bool has_added_ = false;  // something else than launches went to the callers' streams
   bool failed_ = false;
   baracuda_error failure_{};
   DeviceScope device_;
@@ -273,6 +316,10 @@ class Run {
 
 }  // namespace
 }  // namespace baracuda
+
+extern "C" int32_t baracuda_ring_has_exchange(const baracuda_ring_call* call, int32_t number) {
+  return baracuda::Rounds(*call).has_messages(number) ? 1 : 0;
+}
 
 extern "C" int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count) {
   const int32_t status = baracuda::check_calls(calls, count);

@@ -5,10 +5,11 @@
 
 #include <cstddef>
 
-#include "baracuda/ring.h"
+#include "baracuda/exchange.h"
 #include "baracuda/runtime.h"
 #include "baracuda/status.h"
 #include "common/error.h"
+#include "runtime/pause.h"
 
 namespace {
 
@@ -24,6 +25,12 @@ int32_t wait(void* stream, void* event) {
   return check_cuda(
       cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), static_cast<cudaEvent_t>(event), 0),
       "cudaStreamWaitEvent");
+}
+
+int32_t clear(void* dst, int64_t bytes, void* stream) {
+  return check_cuda(cudaMemsetAsync(dst, 0, static_cast<size_t>(bytes),
+                                    static_cast<cudaStream_t>(stream)),
+                    "cudaMemsetAsync");
 }
 
 int32_t create_event(void** event) {
@@ -76,18 +83,21 @@ int32_t destroy_stream(void* stream) {
 const baracuda_stream_ops cuda_ops = {
     sizeof(baracuda_stream_ops),
     baracuda_cuda_set_device,
+    baracuda_cuda_current_device,
     record,
     wait,
     baracuda_cuda_copy,
-    baracuda_attention_step,
+    clear,
     create_event,
     destroy_event,
     create_stream,
     destroy_stream,
-    baracuda_cuda_current_device,
     baracuda_cuda_stream_synchronize,
     create_timed_event,
     elapsed,
+    baracuda::pause,
+    baracuda::load_pause,
+    baracuda::multiprocessors,
 };
 
 }  // namespace

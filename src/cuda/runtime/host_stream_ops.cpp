@@ -5,7 +5,7 @@
 #include <cstring>
 #include <new>
 
-#include "baracuda/ring.h"
+#include "baracuda/exchange.h"
 #include "baracuda/status.h"
 #include "common/error.h"
 
@@ -33,6 +33,11 @@ int32_t wait(void*, void*) { return BARACUDA_OK; }
 
 int32_t copy(void* dst, const void* src, int64_t bytes, void*) {
   std::memmove(dst, src, static_cast<size_t>(bytes));
+  return BARACUDA_OK;
+}
+
+int32_t clear(void* dst, int64_t bytes, void*) {
+  std::memset(dst, 0, static_cast<size_t>(bytes));
   return BARACUDA_OK;
 }
 
@@ -70,18 +75,21 @@ int32_t nothing(void*) { return BARACUDA_OK; }
 const baracuda_stream_ops host_ops = {
     sizeof(baracuda_stream_ops),
     set_device,
+    get_device,
     record,
     wait,
     copy,
-    baracuda_attention_step,
+    clear,
     create_event,
     destroy_event,
     create_stream,
     nothing,
-    get_device,
     nothing,
     create_timed_event,
     elapsed,
+    nullptr,
+    nullptr,
+    nullptr,
 };
 
 }  // namespace

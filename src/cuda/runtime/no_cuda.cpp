@@ -1,7 +1,7 @@
 // runtime.h and the CUDA stream table in a build without CUDA.
 #if !defined(BARACUDA_WITH_CUDA)
 
-#include "baracuda/ring.h"
+#include "baracuda/exchange.h"
 #include "baracuda/runtime.h"
 #include "common/error.h"
 

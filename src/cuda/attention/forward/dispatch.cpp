@@ -105,7 +105,7 @@ int32_t check_problem(const char* call, const Params* params) {
                 static_cast<unsigned long long>(sizeof(Params)));
   }
   constexpr uint32_t known = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST | BARACUDA_STEP_CAUSAL |
-                             BARACUDA_STEP_FOLLOWS | BARACUDA_STEP_GIVES_WAY;
+                             BARACUDA_STEP_FOLLOWS;
   if ((p.flags & ~known) != 0) {
     return fail(BARACUDA_INVALID_ARGUMENT, call, "flags is 0x%x: must be made of 0x%x", p.flags,
                 known);
@@ -187,6 +187,17 @@ int32_t check_pointers(const char* call, const Params& p) {
 }
 
 }  // namespace
+
+int32_t attention_step_grid(int32_t kernel, const StepParams& params, StepGrid* grid) {
+  constexpr const char* call = "baracuda_attention_step";
+  *grid = {0, 0};
+  const AttentionFamily* family = find_family(kernel);
+  if (family == nullptr) return no_family(call, kernel);
+  BARACUDA_CHECK(check_problem(call, &params));
+  BARACUDA_CHECK(family->check(params));
+  return family->grid(params, grid);
+}
+
 }  // namespace baracuda
 
 extern "C" int32_t baracuda_attention_available(int32_t kernel) {

@@ -34,9 +34,6 @@ enum baracuda_step_flags {
   // The kernel enqueued last on the stream is a step too, and all that this one reads but the state
   // was complete before that one began: the two may run side by side until the state is wanted.
   BARACUDA_STEP_FOLLOWS = 8,
-  // The exchange that sm_margin is for needs free SMs that are neighbours (its blocks come in
-  // clusters), which those that a grid leaves are not: it must come first.
-  BARACUDA_STEP_GIVES_WAY = 16,
 };
 
 typedef struct baracuda_attention_step_params {
@@ -44,9 +41,7 @@ typedef struct baracuda_attention_step_params {
   uint32_t flags;        // enum baracuda_step_flags
   int32_t element;       // enum baracuda_element of q, k, v, y
   int32_t lse_element;   // BARACUDA_F32, or element
-  // SMs for an exchange beside the step. Persistent kernels leave so many free; others, where their
-  // blocks would fill the device, wait some microseconds, so that the exchange comes first.
-  int32_t sm_margin;
+  int32_t sm_margin;     // SMs that kernels whose blocks stay resident leave free
 
   int64_t batch;
   int64_t heads;

@@ -4,7 +4,7 @@
 #include <stdint.h>
 
 #include "baracuda/export.h"
-#include "baracuda/ring.h"
+#include "baracuda/exchange.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -184,8 +184,7 @@ cdef class LocalRing:
                 recorder = as_timeline(timelines[r])
                 if recorder is not None:
                     recorder.prepare(<RingMember>self.ranks[r], <Stream>bindings[r][1],
-                                     self.calls[r].message_bytes > 0)
-                    self.calls[r].marks = recorder.marks
+                                     &self.calls[r])
             with nogil:
                 status = c_api.baracuda_ring_run(self.calls, count)
         finally:

@@ -1,8 +1,8 @@
 # cython: language_level=3
 from libc.stdint cimport int32_t
 
-from baracuda_kernels._core.c_api cimport baracuda_ring_call, baracuda_ring_endpoint, \
-    baracuda_ring_hop
+from baracuda_kernels._core.c_api cimport BARACUDA_RING_MAX_PAYLOADS, baracuda_ring_call, \
+    baracuda_ring_endpoint, baracuda_ring_hop, baracuda_ring_payload
 from baracuda_kernels._core._stream cimport Stream
 
 cdef class RingMember:
@@ -23,11 +23,16 @@ cdef class RingMember:
     cdef list all_gather(self, bytes mine)
 
 # Arguments of one plan, checked against one rank of one communicator: the C call, ready to run.
+# A plan's own subclass holds the problem that its program is given.
 cdef class RingBinding:
     cdef baracuda_ring_call call
+    cdef baracuda_ring_payload payloads[BARACUDA_RING_MAX_PAYLOADS]
     cdef baracuda_ring_hop* hops
     cdef object plan
     cdef RingMember member
+
+    # Fills what depends on the communicator: the endpoint and the schedule.
+    cdef int connect(self, object plan, RingMember member) except -1
 
 cdef class RingPlan:
     cdef RingBinding bind(self, Stream stream, RingMember member, object args)

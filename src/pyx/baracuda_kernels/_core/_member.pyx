@@ -4,7 +4,7 @@
 from cpython.bytearray cimport PyByteArray_AsString
 from cpython.bytes cimport PyBytes_AsString
 from libc.stdint cimport int32_t, int64_t
-from libc.stdlib cimport free
+from libc.stdlib cimport free, malloc
 
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._status cimport check
@@ -45,7 +45,6 @@ cdef class RingMember:
             raise CommunicatorError("communicator: it is closed")
         return 0
 
-
     cdef list all_gather(self, bytes mine):
         cdef int64_t size = len(mine)
         cdef bytearray everyone = bytearray(size * self.world_size)
@@ -60,6 +59,21 @@ cdef class RingMember:
 
 
 cdef class RingBinding:
+    def __cinit__(self):
+        self.call.struct_size = sizeof(self.call)
+        self.call.payloads = self.payloads
+
+    cdef int connect(self, object plan, RingMember member) except -1:
+        self.hops = <c_api.baracuda_ring_hop*>malloc(member.world_size * sizeof(self.hops[0]))
+        if self.hops == NULL:
+            raise MemoryError("ring schedule")
+        c_api.baracuda_ring_schedule(member.rank, member.world_size, self.hops)
+        self.call.hops = self.hops
+        self.call.endpoint = member.endpoint
+        self.plan = plan
+        self.member = member
+        return 0
+
     def __dealloc__(self):
         free(self.hops)
 

@@ -1,7 +1,8 @@
 # cython: language_level=3
 from libc.stdint cimport int32_t
 
-from baracuda_kernels._core.c_api cimport baracuda_ring_marks, baracuda_stream_ops
+from baracuda_kernels._core.c_api cimport baracuda_ring_call, baracuda_ring_marks, \
+    baracuda_stream_ops
 from baracuda_kernels._core._member cimport RingMember
 from baracuda_kernels._core._stream cimport Stream
 
@@ -11,12 +12,13 @@ cdef class RingTimeline:
     cdef int device
     cdef readonly int rank
     cdef readonly int world_size
-    cdef bint exchanges      # whether the recorded run had messages
+    cdef int parts           # launches of a step
+    cdef list exchanges      # whether each exchange of the recorded run had messages
     cdef bint recorded
     cdef list measured       # the steps, once they were read
 
-    # Events for one run of member on stream; refuses a stream that is being captured.
-    cdef int prepare(self, RingMember member, Stream stream, bint exchanges) except -1
+    # Events for one run of member on stream, put into call; refuses a stream that is being captured.
+    cdef int prepare(self, RingMember member, Stream stream, baracuda_ring_call* call) except -1
     cdef int destroy_marks(self) noexcept
     cdef double elapsed(self, void* start, void* stop) except? -1
 

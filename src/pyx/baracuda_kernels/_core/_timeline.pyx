@@ -68,21 +68,25 @@ cdef class RingTimeline:
             The run failed on the GPU.
         """
         cdef c_api.baracuda_ring_marks* mark
-        cdef int s
-        cdef double exchange, exposed
+        cdef int s, t
+        cdef double compute, exchange, exposed
         if not self.recorded:
             raise InvalidProblemError("timeline: nothing was recorded; pass it to a run first")
         if self.measured is None:
             self.measured = []
             for s in range(self.world_size):
-                mark = &self.marks[s]
-                exchange = exposed = 0.0
-                if self.exchanges and s + 1 < self.world_size:
-                    exchange = self.elapsed(mark.exchange_begin, mark.exchange_end)
-                if s > 0:
-                    exposed = self.elapsed(mark.wait_begin, mark.compute_begin)
-                self.measured.append(RingStepTime(
-                    s, self.elapsed(mark.compute_begin, mark.compute_end), exchange, exposed))
+                compute = exchange = exposed = 0.0
+                for t in range(s * self.parts, (s + 1) * self.parts):
+                    mark = &self.marks[t]
+                    compute += self.elapsed(mark.compute_begin, mark.compute_end)
+                    if self.exchanges[t]:
+                        exchange += self.elapsed(mark.exchange_begin, mark.exchange_end)
+                    if t > 0:
+                        exposed += self.elapsed(mark.wait_begin, mark.compute_begin)
+                if s + 1 == self.world_size and self.exchanges[t + 1]:  # sums come home
+                    mark = &self.marks[t + 1]
+                    exchange += self.elapsed(mark.exchange_begin, mark.exchange_end)
+                self.measured.append(RingStepTime(s, compute, exchange, exposed))
         return list(self.measured)
 
     @property
@@ -107,7 +111,7 @@ cdef class RingTimeline:
         if not self.recorded:
             raise InvalidProblemError("timeline: nothing was recorded; pass it to a run first")
         return self.elapsed(self.marks[0].compute_begin,
-                            self.marks[self.world_size - 1].compute_end)
+                            self.marks[self.world_size * self.parts - 1].compute_end)
 
     cdef double elapsed(self, void* start, void* stop) except? -1:
         cdef float milliseconds = 0
@@ -117,9 +121,10 @@ cdef class RingTimeline:
         check(status)
         return milliseconds
 
-    cdef int prepare(self, RingMember member, Stream stream, bint exchanges) except -1:
+    cdef int prepare(self, RingMember member, Stream stream,
+                     c_api.baracuda_ring_call* call) except -1:
         cdef int32_t capturing = 0, previous = -1, status = c_api.BARACUDA_OK
-        cdef int i
+        cdef int i, count = member.world_size * call.program.parts + 1
         cdef void** events
         if stream.device >= 0:
             check(c_api.baracuda_cuda_stream_is_capturing(stream.handle, &capturing))
@@ -130,20 +135,21 @@ cdef class RingTimeline:
         self.recorded = False
         self.measured = None
         if self.world_size != member.world_size or self.device != member.device \
-                or self.ops != member.endpoint.ops or self.marks == NULL:
+                or self.parts != call.program.parts or self.ops != member.endpoint.ops \
+                or self.marks == NULL:
             self.destroy_marks()
-            self.marks = <c_api.baracuda_ring_marks*>calloc(
-                member.world_size, sizeof(self.marks[0]))
+            self.marks = <c_api.baracuda_ring_marks*>calloc(count, sizeof(self.marks[0]))
             if self.marks == NULL:
                 raise MemoryError("timeline")
             self.ops = member.endpoint.ops
             self.world_size = member.world_size
+            self.parts = call.program.parts
             self.device = member.device
             if self.device >= 0:  # events belong to the current device
                 check(self.ops.get_device(&previous))
                 check(self.ops.set_device(self.device))
             events = <void**>self.marks
-            for i in range(_MARKS * self.world_size):
+            for i in range(_MARKS * count):
                 if status == c_api.BARACUDA_OK:
                     status = self.ops.timed_event_create(&events[i])
             if self.device >= 0:
@@ -152,14 +158,15 @@ cdef class RingTimeline:
                 self.destroy_marks()
             check(status)
         self.rank = member.rank
-        self.exchanges = exchanges
+        self.exchanges = [bool(c_api.baracuda_ring_has_exchange(call, i)) for i in range(count)]
+        call.marks = self.marks
         return 0
 
     cdef int destroy_marks(self) noexcept:
         cdef int i
         cdef void** events = <void**>self.marks
         if self.marks != NULL:
-            for i in range(_MARKS * self.world_size):
+            for i in range(_MARKS * (self.world_size * self.parts + 1)):
                 if events[i] != NULL:
                     self.ops.event_destroy(events[i])
         free(self.marks)

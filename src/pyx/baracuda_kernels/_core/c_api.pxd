@@ -119,7 +119,7 @@ cdef extern from "baracuda/attention.h" nogil:
     int32_t baracuda_set_host_threads(int32_t threads)
     const char* baracuda_host_isa()
 
-cdef extern from "baracuda/ring.h" nogil:
+cdef extern from "baracuda/exchange.h" nogil:
     ctypedef struct baracuda_transport:
         uint64_t struct_size
         void* context
@@ -132,10 +132,9 @@ cdef extern from "baracuda/ring.h" nogil:
                         void* stream) noexcept nogil
         int32_t (*group_end)(void* context) noexcept nogil
     ctypedef struct baracuda_stream_ops:
-        uint64_t struct_size
         int32_t (*set_device)(int32_t device) noexcept nogil
-        int32_t (*event_destroy)(void* event) noexcept nogil
         int32_t (*get_device)(int32_t* device) noexcept nogil
+        int32_t (*event_destroy)(void* event) noexcept nogil
         int32_t (*timed_event_create)(void** event) noexcept nogil
         int32_t (*elapsed)(void* start, void* stop, float* milliseconds) noexcept nogil
     const baracuda_stream_ops* baracuda_host_stream_ops()
@@ -146,34 +145,10 @@ cdef extern from "baracuda/ring.h" nogil:
         const baracuda_stream_ops* ops
         int32_t device
         int32_t max_ctas
-        void* ring_stream
         int32_t steps_enqueued
+        void* ring_stream
     int32_t baracuda_ring_endpoint_open(baracuda_ring_endpoint* endpoint)
     int32_t baracuda_ring_endpoint_close(baracuda_ring_endpoint* endpoint)
-    ctypedef struct baracuda_ring_hop:
-        int32_t origin
-        int32_t send_to
-        int32_t recv_from
-    void baracuda_ring_schedule(int32_t rank, int32_t world_size, baracuda_ring_hop* hops)
-    ctypedef struct baracuda_ring_marks:
-        void* exchange_begin
-        void* exchange_end
-        void* wait_begin
-        void* compute_begin
-        void* compute_end
-    ctypedef struct baracuda_ring_call:
-        uint64_t struct_size
-        baracuda_ring_endpoint* endpoint
-        void* stream
-        int32_t kernel
-        int32_t layout
-        const baracuda_ring_hop* hops
-        baracuda_attention_step_params step
-        int64_t message_bytes
-        void* receive[2]
-        const baracuda_ring_marks* marks
-    int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count)
-    int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer)
     int32_t baracuda_ring_all_gather(baracuda_ring_endpoint* endpoint, const void* mine,
                                      int64_t nbytes, void* all)
     ctypedef struct baracuda_local_world:
@@ -184,6 +159,49 @@ cdef extern from "baracuda/ring.h" nogil:
     int32_t baracuda_local_world_destroy(baracuda_local_world* world)
     int32_t baracuda_local_transport(baracuda_local_world* world, int32_t rank,
                                      baracuda_ring_endpoint* endpoint)
+
+cdef extern from "baracuda/ring.h" nogil:
+    enum:
+        BARACUDA_RING_MAX_PAYLOADS
+        BARACUDA_RING_BESIDE
+    ctypedef struct baracuda_ring_hop:
+        pass
+    void baracuda_ring_schedule(int32_t rank, int32_t world_size, baracuda_ring_hop* hops)
+    ctypedef struct baracuda_ring_payload:
+        int32_t timing
+        int32_t part
+        int32_t pieces
+        int64_t piece_bytes[4]
+        void* own[4]
+        void* buffers[3]
+    ctypedef struct baracuda_ring_program:
+        int32_t parts
+    ctypedef struct baracuda_ring_marks:
+        void* exchange_begin
+        void* exchange_end
+        void* wait_begin
+        void* compute_begin
+        void* compute_end
+    ctypedef struct baracuda_ring_call:
+        uint64_t struct_size
+        baracuda_ring_endpoint* endpoint
+        void* stream
+        const baracuda_ring_hop* hops
+        const baracuda_ring_program* program
+        const void* problem
+        const baracuda_ring_payload* payloads
+        int32_t payload_count
+        const baracuda_ring_marks* marks
+    int32_t baracuda_ring_has_exchange(const baracuda_ring_call* call, int32_t number)
+    int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count)
+
+cdef extern from "baracuda/attention_ring.h" nogil:
+    ctypedef struct baracuda_attention_ring_problem:
+        uint64_t struct_size
+        int32_t kernel
+        int32_t layout
+        baracuda_attention_step_params step
+    const baracuda_ring_program* baracuda_attention_ring_program()
 
 cdef extern from "baracuda/nccl.h" nogil:
     enum:

@@ -157,12 +157,14 @@ int32_t step(const StepParams& p, void*) {
               static_cast<long long>(kScratchBytes));
 }
 
+int32_t grid(const StepParams&, StepGrid*) { return BARACUDA_OK; }
+
 }  // namespace
 }  // namespace host
 
 const AttentionFamily& host_family() {
   static const AttentionFamily family = {"host", host::check, host::state_bytes, host::load,
-                                         host::step};
+                                         host::step, host::grid};
   return family;
 }
 

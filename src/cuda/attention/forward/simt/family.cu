@@ -1,6 +1,5 @@
 // The simt family: which problems it takes, and which instantiation serves them.
 #include "attention/forward/alignment.h"
-#include "ring/head_start.h"
 #include "attention/forward/simt/variant.h"
 
 namespace baracuda {
@@ -38,17 +37,16 @@ Variant select(const StepParams& p) {
   }
 }
 
-int32_t load(const StepParams& p) {
-  const int32_t status = select(p).load();
-  return status == BARACUDA_OK ? load_head_start() : status;
-}
+int32_t load(const StepParams& p) { return select(p).load(); }
 
 int32_t step(const StepParams& p, void* stream) {
   if (p.batch == 0 || p.heads == 0 || p.query_len == 0) return BARACUDA_OK;
   return select(p).launch(p, static_cast<cudaStream_t>(stream));
 }
 
-constexpr AttentionFamily family = {"simt", check, state_bytes, load, step};
+int32_t grid(const StepParams& p, StepGrid* grid) { return select(p).grid(p, grid); }
+
+constexpr AttentionFamily family = {"simt", check, state_bytes, load, step, grid};
 
 }  // namespace
 

@@ -1,7 +1,6 @@
 // Host side of one instantiation of the simt kernel.
 #pragma once
 
-#include "ring/head_start.h"
 #include "attention/forward/simt/kernel.cuh"
 #include "attention/forward/simt/variant.h"
 #include "common/kernel_load.h"
@@ -16,20 +15,30 @@ int32_t load_kernel() {
 }
 
 template <typename C>
+StepArgs arguments(const StepParams& params) {
+  StepArgs args = make_step_args(params, C::block_m, sizeof(typename C::Element));
+  drop_mask_of_tiles(params, C::block_m, args);
+  return args;
+}
+
+template <typename C>
 int32_t launch_kernel(const StepParams& params, cudaStream_t stream) {
   int32_t status = load_kernel<C>();
   if (status != BARACUDA_OK) return status;
-  StepArgs args = make_step_args(params, C::block_m, sizeof(typename C::Element));
-  drop_mask_of_tiles(params, C::block_m, args);
-  status = make_way(params, args.blocks, C::blocks_per_sm, stream);
-  if (status != BARACUDA_OK) return status;
+  const StepArgs args = arguments<C>(params);
   step_kernel<C><<<step_grid(args), C::threads, C::shared_bytes, stream>>>(args);
   return check_cuda(cudaGetLastError(), "simt attention step");
 }
 
 template <typename C>
+int32_t find_grid(const StepParams& params, StepGrid* grid) {
+  *grid = {arguments<C>(params).blocks, C::blocks_per_sm};
+  return BARACUDA_OK;
+}
+
+template <typename C>
 constexpr Variant make_variant() {
-  return Variant{load_kernel<C>, launch_kernel<C>};
+  return Variant{load_kernel<C>, launch_kernel<C>, find_grid<C>};
 }
 
 // For elements whose arithmetic is f32.

@@ -11,6 +11,7 @@ namespace baracuda::simt {
 struct Variant {
   int32_t (*load)();
   int32_t (*launch)(const StepParams& params, cudaStream_t stream);
+  int32_t (*grid)(const StepParams& params, StepGrid* grid);
 };
 
 // The smallest one that holds head_dim (at most 256).

@@ -2,7 +2,6 @@
 #include <cmath>
 
 #include "attention/forward/alignment.h"
-#include "ring/head_start.h"
 #include "attention/forward/sm80/variant.h"
 
 namespace baracuda {
@@ -96,9 +95,8 @@ int32_t select(const StepParams& p, Variant& variant) {
 
 int32_t load(const StepParams& p) {
   Variant variant;
-  int32_t status = select(p, variant);
-  if (status == BARACUDA_OK) status = variant.load();
-  return status == BARACUDA_OK ? load_head_start() : status;
+  const int32_t status = select(p, variant);
+  return status == BARACUDA_OK ? variant.load() : status;
 }
 
 int32_t step(const StepParams& p, void* stream) {
@@ -108,7 +106,13 @@ int32_t step(const StepParams& p, void* stream) {
   return status == BARACUDA_OK ? variant.launch(p, static_cast<cudaStream_t>(stream)) : status;
 }
 
-constexpr AttentionFamily family = {"sm80", check, state_bytes, load, step};
+int32_t grid(const StepParams& p, StepGrid* grid) {
+  Variant variant;
+  const int32_t status = select(p, variant);
+  return status == BARACUDA_OK ? variant.grid(p, grid) : status;
+}
+
+constexpr AttentionFamily family = {"sm80", check, state_bytes, load, step, grid};
 
 }  // namespace
 

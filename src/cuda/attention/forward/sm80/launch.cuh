@@ -1,7 +1,6 @@
 // Host side of one instantiation of the sm80 kernel.
 #pragma once
 
-#include "ring/head_start.h"
 #include "attention/forward/sm80/kernel.cuh"
 #include "attention/forward/sm80/variant.h"
 #include "common/dependent_launch.cuh"
@@ -21,14 +20,18 @@ int32_t load_kernel() {
 }
 
 template <typename C>
+StepArgs arguments(const StepParams& params) {
+  StepArgs args = make_step_args(params, C::block_m, sizeof(typename C::Element));
+  drop_mask_of_tiles(params, C::block_m, args);
+  return args;
+}
+
+template <typename C>
 int32_t launch_kernel(const StepParams& params, cudaStream_t stream) {
   bool waits = false;
   int32_t status = load_kernel<C>(&waits);
   if (status != BARACUDA_OK) return status;
-  StepArgs args = make_step_args(params, C::block_m, sizeof(typename C::Element));
-  drop_mask_of_tiles(params, C::block_m, args);
-  status = make_way(params, args.blocks, C::blocks_per_sm, stream);
-  if (status != BARACUDA_OK) return status;
+  const StepArgs args = arguments<C>(params);
   // Only where the blocks can begin at once: those that wait for the step before them take places
   // unevenly, and steps that do not fill the device took a third longer.
   return launch_grid(step_kernel<C>, step_grid(args), C::threads, C::shared_bytes, stream,
@@ -36,8 +39,14 @@ int32_t launch_kernel(const StepParams& params, cudaStream_t stream) {
 }
 
 template <typename C>
+int32_t find_grid(const StepParams& params, StepGrid* grid) {
+  *grid = {arguments<C>(params).blocks, C::blocks_per_sm};
+  return BARACUDA_OK;
+}
+
+template <typename C>
 constexpr Variant make_variant() {
-  return Variant{load_kernel<C>, launch_kernel<C>};
+  return Variant{load_kernel<C>, launch_kernel<C>, find_grid<C>};
 }
 
 }  // namespace baracuda::sm80

@@ -11,6 +11,7 @@ namespace baracuda::sm80 {
 struct Variant {
   int32_t (*load)();
   int32_t (*launch)(const StepParams& params, cudaStream_t stream);
+  int32_t (*grid)(const StepParams& params, StepGrid* grid);
 };
 
 // is_bf16 picks between the two element types.

@@ -35,14 +35,20 @@ struct Both {
     return prefers_wide(p, sight) ? launch_kernel<Wide>(p, sight, stream)
                                   : launch_kernel<Narrow>(p, sight, stream);
   }
+  static int32_t grid(const StepParams& p, StepGrid* grid) {
+    const Sight sight = sight_of(p);
+    return prefers_wide(p, sight) ? find_grid<Wide>(p, sight, grid)
+                                  : find_grid<Narrow>(p, sight, grid);
+  }
 };
 
 }  // namespace
 
 Variant variant_d128(const StepParams& p) {
   return p.element == BARACUDA_BF16
-             ? Variant{Both<__nv_bfloat16>::load, Both<__nv_bfloat16>::launch}
-             : Variant{Both<__half>::load, Both<__half>::launch};
+             ? Variant{Both<__nv_bfloat16>::load, Both<__nv_bfloat16>::launch,
+                       Both<__nv_bfloat16>::grid}
+             : Variant{Both<__half>::load, Both<__half>::launch, Both<__half>::grid};
 }
 
 }  // namespace baracuda::sm90

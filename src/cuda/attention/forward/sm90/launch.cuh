@@ -1,7 +1,6 @@
 // Host side of one instantiation of the sm90a kernel.
 #pragma once
 
-#include "ring/head_start.h"
 #include "attention/forward/sm90/kernel.cuh"
 #include "attention/forward/sm90/tensor_map.h"
 #include "attention/forward/sm90/variant.h"
@@ -50,12 +49,35 @@ int32_t encode_maps(const StepParams& p, HopperArgs& args) {
   return status;
 }
 
-// Steps that carry on from another start while it ends. Where multiprocessors are to be left to an
-// exchange, only those of a ring: there this step's blocks come after the exchange before, and the
-// one to be left room for after the step before, when all of them have their places.
+// Steps that carry on from another start while it ends. Where multiprocessors are to be left free,
+// only those that follow a step: what they are left to comes after that step, when all of this one's
+// blocks have their places.
 inline bool overlaps_previous(const StepParams& p) {
   return (p.flags & BARACUDA_STEP_FIRST) == 0 &&
          (p.sm_margin == 0 || (p.flags & BARACUDA_STEP_FOLLOWS) != 0);
+}
+
+template <typename C>
+StepArgs arguments(const StepParams& p, const Sight& sight) {
+  StepArgs args = make_step_args(p, C::block_m, sizeof(typename C::Element));
+  drop_mask(sight, C::block_m, keyless_unit, args);
+  return args;
+}
+
+// Blocks stay resident, one to a multiprocessor.
+inline int64_t resident_blocks(const StepParams& p, const StepArgs& args, int processors) {
+  const int64_t places = processors > p.sm_margin ? processors - p.sm_margin : 1;
+  return places < args.blocks ? places : args.blocks;
+}
+
+template <typename C>
+int32_t find_grid(const StepParams& p, const Sight& sight, StepGrid* grid) {
+  int processors = 0;
+  const int32_t status = count_multiprocessors(&processors);
+  if (status == BARACUDA_OK) {
+    *grid = {resident_blocks(p, arguments<C>(p, sight), processors), 1};
+  }
+  return status;
 }
 
 template <typename C>
@@ -67,15 +89,13 @@ int32_t launch_kernel(const StepParams& p, const Sight& sight, cudaStream_t stre
   int processors = 0;
   if (status == BARACUDA_OK) status = count_multiprocessors(&processors);
   if (status != BARACUDA_OK) return status;
-  args.step = make_step_args(p, C::block_m, sizeof(typename C::Element));
-  drop_mask(sight, C::block_m, keyless_unit, args.step);
+  args.step = arguments<C>(p, sight);
   if (args.step.first_row > 0)
     args.keyless_units = make_divisor(args.step.first_row / keyless_unit);
-  int64_t blocks = processors > p.sm_margin ? processors - p.sm_margin : 1;
-  if (blocks > args.step.blocks) blocks = args.step.blocks;
+  const int64_t blocks = resident_blocks(p, args.step, processors);
   args.step.section = choose_section(args.step, sizeof(typename C::Element), blocks);
   args.step.backwards = starts_backwards(args.step, blocks);
-  args.has_exchange = p.sm_margin > 0;
+  args.leaves_processors = p.sm_margin > 0;
   args.query_tiles = make_divisor(args.step.query_tiles);
   args.heads = make_divisor(args.step.heads);
   args.group = make_divisor(args.step.group);
@@ -83,8 +103,6 @@ int32_t launch_kernel(const StepParams& p, const Sight& sight, cudaStream_t stre
   const int64_t stride = p.k_map.stride;
   if (p.device_maps == nullptr && stride > 0 && stride >> 31 == 0)
     args.key_stride = make_divisor(stride);
-  status = make_way_for_clusters(p, blocks, processors, stream);
-  if (status != BARACUDA_OK) return status;
   return launch_grid(kernel_of<C>(p.flags), dim3(static_cast<unsigned>(blocks)), C::threads,
                      C::shared_bytes, stream, overlaps_previous(p), args);
 }
@@ -93,6 +111,9 @@ template <typename C>
 constexpr Variant make_variant() {
   return Variant{load_kernels<C>, [](const StepParams& p, cudaStream_t stream) {
                    return launch_kernel<C>(p, sight_of(p), stream);
+                 },
+                 [](const StepParams& p, StepGrid* grid) {
+                   return find_grid<C>(p, sight_of(p), grid);
                  }};
 }
 

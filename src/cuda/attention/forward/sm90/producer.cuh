@@ -161,7 +161,7 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
     mbarrier_arrive(barriers.slot_full(group, n % C::slots));
     if (!more) {
       // All blocks of a step that does not overlap this one ask for their first Q at once.
-      if (!Last && args.has_exchange) {
+      if (!Last && args.leaves_processors) {
         Work<C, First, Last> again(args);
         if (again.next(args))
           prefetch_queries<C>(step, again.tile.batch(args), again.tile.head(args),

@@ -17,7 +17,7 @@ struct HopperArgs {
   Divisor query_tiles, heads, group, section;  // those of step, to divide by
   Divisor key_stride;  // of 0 where only the device knows it
   Divisor keyless_units;  // of a head, of 64 rows before first_row: to be begun or finished too
-  bool has_exchange;      // beside it: the next step of the ring starts when that has ended, too
+  bool leaves_processors;  // to something beside it, whose end the next step waits for, too
 };
 
 // As rows_at_or_before(), without the 64-bit division, for which a copying warp has no registers:

@@ -11,6 +11,7 @@ namespace baracuda::sm90 {
 struct Variant {
   int32_t (*load)();  // what serves any step of a problem
   int32_t (*launch)(const StepParams& params, cudaStream_t stream);
+  int32_t (*grid)(const StepParams& params, StepGrid* grid);
 };
 
 // Those that serve this element.

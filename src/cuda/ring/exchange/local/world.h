@@ -9,7 +9,7 @@
 #include <mutex>
 #include <vector>
 
-#include "baracuda/ring.h"
+#include "baracuda/exchange.h"
 #include "baracuda/status.h"
 
 namespace baracuda {

@@ -2,8 +2,6 @@
 """The Ring Attention plan: choose once, run many times."""
 
 from libc.stdint cimport int32_t, int64_t
-from libc.stdlib cimport malloc
-from libc.string cimport memset
 
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._member cimport RingBinding, RingMember, RingPlan, as_member
@@ -25,6 +23,20 @@ from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels._core._selection import OpSpec
 from baracuda_kernels.ops.attention import _families
 from baracuda_kernels.ops.ring_attention import _agreement
+
+
+cdef class _Binding(RingBinding):
+    """K and V travel beside the steps, as one payload of two pieces."""
+
+    cdef c_api.baracuda_attention_ring_problem problem
+
+    def __cinit__(self):
+        self.problem.struct_size = sizeof(self.problem)
+        self.call.program = c_api.baracuda_attention_ring_program()
+        self.call.problem = &self.problem
+        self.call.payload_count = 1
+        self.payloads[0].timing = c_api.BARACUDA_RING_BESIDE
+        self.payloads[0].pieces = 2
 
 
 cdef class RingAttentionPlan(RingPlan):
@@ -116,10 +128,9 @@ cdef class RingAttentionPlan(RingPlan):
         world_size : int, optional
             P. Without it the staged contract is checked: both scratch buffers and the accumulator.
         """
-        cdef RingBinding binding = RingBinding()
         if world_size is not None and (not isinstance(world_size, int) or world_size < 1):
             raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
-        self.check(args, 3 if world_size is None else world_size, binding)
+        self.check(args, 3 if world_size is None else world_size, _Binding())
 
     def validate(self, comm, RingAttentionArgs args=None):
         """Check once, before the first run, that every rank means the same call (collective).
@@ -140,7 +151,7 @@ cdef class RingAttentionPlan(RingPlan):
             raise InvalidProblemError(
                 f"comm: is on device {member.device}, the plan was selected for {self.kernel.device}")
         if args is not None:
-            self.check(args, member.world_size, RingBinding())
+            self.check(args, member.world_size, _Binding())
         _agreement.require(member.world_size,
                            member.all_gather(_agreement.encode(self.descriptor, args)))
 
@@ -175,8 +186,7 @@ cdef class RingAttentionPlan(RingPlan):
         binding.call.marks = NULL
         try:
             if recorder is not None:
-                recorder.prepare(member, one, binding.call.message_bytes > 0)
-                binding.call.marks = recorder.marks
+                recorder.prepare(member, one, &binding.call)
             previous = enter_device(self.kernel.device)
         except BaseException:
             member.leave(c_api.BARACUDA_OK)
@@ -248,6 +258,7 @@ cdef class RingAttentionPlan(RingPlan):
 
     cdef RingBinding bind(self, Stream stream, RingMember member, object args):
         cdef RingBinding binding
+        cdef _Binding checked
         cdef RingAttentionArgs given
         if not isinstance(args, RingAttentionArgs):
             raise InvalidProblemError(
@@ -261,34 +272,23 @@ cdef class RingAttentionPlan(RingPlan):
         if member.device != self.kernel.device:
             raise InvalidProblemError(
                 f"comm: is on device {member.device}, the plan was selected for {self.kernel.device}")
-        binding = RingBinding()
-        self.check(given, member.world_size, binding)
-        binding.hops = <c_api.baracuda_ring_hop*>malloc(
-            member.world_size * sizeof(c_api.baracuda_ring_hop))
-        if binding.hops == NULL:
-            raise MemoryError("ring schedule")
-        c_api.baracuda_ring_schedule(member.rank, member.world_size, binding.hops)
-        binding.call.hops = binding.hops
-        binding.call.endpoint = member.endpoint
-        binding.call.kernel = self.kernel.number
-        binding.call.layout = self.descriptor.c_layout
-        binding.plan = self
-        binding.member = member
-        given.binding = binding
-        return binding
+        checked = _Binding()
+        self.check(given, member.world_size, checked)
+        checked.connect(self, member)
+        given.binding = checked
+        return checked
 
-    cdef int check(self, RingAttentionArgs args, int64_t world_size,
-                   RingBinding binding) except -1:
-        """Checks every operand and fills binding.call; the schedule and endpoint are not its."""
+    cdef int check(self, RingAttentionArgs args, int64_t world_size, _Binding binding) except -1:
+        """Checks every operand and fills the call; its schedule and endpoint are not its."""
         cdef RingAttentionDescriptor d = self.descriptor
         cdef OperandChecks checks = self.kernel.checks()
-        cdef c_api.baracuda_ring_call* call = &binding.call
-        cdef c_api.baracuda_attention_step_params* step = &call.step
+        cdef c_api.baracuda_ring_payload* kv = &binding.payloads[0]
+        cdef c_api.baracuda_attention_step_params* step = &binding.problem.step
+        cdef int64_t nbytes = _kv_elements(d) * d.itemsize
         cdef TensorRef view, scratch_a = None, scratch_b = None
         cdef bint in_place = args.k is not None
-        memset(call, 0, sizeof(call[0]))
-        call.struct_size = sizeof(call[0])
-        call.message_bytes = _kv_elements(d) * d.itemsize
+        binding.problem.kernel = self.kernel.number
+        binding.problem.layout = d.c_layout
         d.fill(step)
         checks.bind_query(d, args.q, step)
         checks.bind_outputs(d, args.y, args.lse, step)
@@ -304,17 +304,20 @@ cdef class RingAttentionPlan(RingPlan):
         if world_size > (2 if in_place else 1):
             scratch_b = checks.scratch("kv_scratch_b", args.kv_scratch_b, 2 * _kv_elements(d))
         if in_place:
-            call.receive[1] = NULL if scratch_a is None else scratch_a.data
-            call.receive[0] = NULL if scratch_b is None else scratch_b.data
+            kv.buffers[1] = NULL if scratch_a is None else scratch_a.data
+            kv.buffers[0] = NULL if scratch_b is None else scratch_b.data
         else:
             step.k = scratch_a.data
-            step.v = <char*>scratch_a.data + call.message_bytes
+            step.v = <char*>scratch_a.data + nbytes
             step.k_strides.seq = step.v_strides.seq = d.head_dim
             step.k_strides.head = step.v_strides.head = d.key_len * d.head_dim
             step.k_strides.batch = step.v_strides.batch = \
                 d.num_kv_heads * d.key_len * d.head_dim
-            call.receive[0] = scratch_a.data
-            call.receive[1] = NULL if scratch_b is None else scratch_b.data
+            kv.buffers[0] = scratch_a.data
+            kv.buffers[1] = NULL if scratch_b is None else scratch_b.data
+        kv.piece_bytes[0] = kv.piece_bytes[1] = nbytes
+        kv.own[0] = <void*>step.k
+        kv.own[1] = <void*>step.v
         if world_size > 1:
             view = checks.workspace("accumulator_scratch", args.accumulator_scratch,
                                     self.accumulator_scratch_bytes)

@@ -1,0 +1,160 @@
+// How the ranks of a ring move chunks: messages, streams and events, and exchanges built on them.
+#pragma once
+
+#include <stdint.h>
+
+#include "baracuda/export.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Point-to-point messages between the ranks of one ring. Every function returns a
+// baracuda_status. Sends and receives between group_start and group_end happen together, in the
+// order of enqueueing per pair of ranks, on stream (NULL on the host, where group_end is
+// synchronous). Groups nest on a thread, and only the outermost group_end acts: one thread that
+// drives several ranks opens a group per rank. A function that fails without leaving a record for
+// baracuda_last_error() gets one, BARACUDA_TRANSPORT_ERROR with what it returned as code.
+typedef struct baracuda_transport {
+  uint64_t struct_size;
+  void* context;
+  int32_t rank;
+  int32_t world_size;
+  int32_t (*group_start)(void* context);
+  int32_t (*send)(void* context, const void* data, int64_t bytes, int32_t peer, void* stream);
+  int32_t (*recv)(void* context, void* data, int64_t bytes, int32_t peer, void* stream);
+  int32_t (*group_end)(void* context);
+} baracuda_transport;
+
+// Streams and events of one kind of device. Every function returns a baracuda_status.
+typedef struct baracuda_stream_ops {
+  uint64_t struct_size;
+  int32_t (*set_device)(int32_t device);
+  int32_t (*get_device)(int32_t* device);  // so that whoever calls set_device can undo it
+  int32_t (*record)(void* event, void* stream);
+  int32_t (*wait)(void* stream, void* event);
+  int32_t (*copy)(void* dst, const void* src, int64_t bytes, void* stream);
+  int32_t (*clear)(void* dst, int64_t bytes, void* stream);  // sets every byte to zero
+  int32_t (*event_create)(void** event);
+  int32_t (*event_destroy)(void* event);
+  int32_t (*stream_create)(void** stream, int32_t high_priority);
+  int32_t (*stream_destroy)(void* stream);
+  int32_t (*stream_synchronize)(void* stream);
+  // Events that tell the time, for timelines; record, wait and event_destroy take them too.
+  int32_t (*timed_event_create)(void** event);
+  // Milliseconds from one recorded timed event to another; waits for both.
+  int32_t (*elapsed)(void* from, void* to, float* milliseconds);
+  // Holds the stream up for some microseconds, so that a kernel enqueued elsewhere reaches the
+  // device before what follows here. NULL where kernels do not compete for a device.
+  int32_t (*pause)(void* stream);
+  // Loads what pause launches. NULL where pause is.
+  int32_t (*pause_load)(void);
+  // Multiprocessors of the current device. NULL where pause is.
+  int32_t (*multiprocessors)(int32_t* count);
+} baracuda_stream_ops;
+
+BARACUDA_API const baracuda_stream_ops* baracuda_host_stream_ops(void);
+// NULL in a build without CUDA.
+BARACUDA_API const baracuda_stream_ops* baracuda_cuda_stream_ops(void);
+
+typedef struct baracuda_ring_message {
+  void* data;  // a send reads it
+  int64_t bytes;
+  int32_t peer;
+} baracuda_ring_message;
+
+enum { BARACUDA_RING_MAX_MESSAGES = 8 };
+
+// One exchange of one rank: what it sends and receives together.
+typedef struct baracuda_ring_round {
+  int32_t number;  // 0, 1, … of a run, the same on every rank
+  int32_t send_count;
+  int32_t receive_count;
+  // The caller's stream, and an event on it: when it is reached, what is sent has been written and
+  // what is received into has been read.
+  void* stream;
+  void* ready;
+  // Timed events for the round's begin and end, NULL without a timeline.
+  void* begin_mark;
+  void* end_mark;
+  baracuda_ring_message sends[BARACUDA_RING_MAX_MESSAGES];
+  baracuda_ring_message receives[BARACUDA_RING_MAX_MESSAGES];
+} baracuda_ring_round;
+
+typedef struct baracuda_ring_endpoint baracuda_ring_endpoint;
+
+// The way in which rounds are carried out. For every round the loop calls grant for each of the
+// ranks that this thread drives, then open, post and close, then complete, and for each round that
+// receives something wait, once, in the order of the rounds. An exchange by send and receive acts in
+// post. One that pushes into the neighbour's memory tells the sender in grant that the receive
+// buffers may be written, and copies in post. Nothing here may wait for a device.
+typedef struct baracuda_ring_exchange {
+  uint64_t struct_size;
+  const char* name;
+  // Makes memory that rounds will receive into known to the neighbours: collective, before a run.
+  // NULL where any memory will do.
+  int32_t (*register_buffer)(baracuda_ring_endpoint* endpoint, void* data, int64_t bytes);
+  int32_t (*grant)(baracuda_ring_endpoint* endpoint, const baracuda_ring_round* round);
+  // Messages that are posted between open and close are one group. A close follows every open that
+  // succeeded, also after a failure.
+  int32_t (*open)(baracuda_ring_endpoint* endpoint);
+  int32_t (*post)(baracuda_ring_endpoint* endpoint, const baracuda_ring_round* round);
+  int32_t (*close)(baracuda_ring_endpoint* endpoint);
+  int32_t (*complete)(baracuda_ring_endpoint* endpoint, const baracuda_ring_round* round);
+  // stream waits until what this rank sends and receives in a round has arrived.
+  int32_t (*wait)(baracuda_ring_endpoint* endpoint, int32_t number, void* stream);
+  // After a failure: stream waits for whatever has been enqueued.
+  int32_t (*join)(baracuda_ring_endpoint* endpoint, void* stream);
+} baracuda_ring_exchange;
+
+// Rounds by a transport's sends and receives on the endpoint's ring stream.
+BARACUDA_API const baracuda_ring_exchange* baracuda_send_recv_exchange(void);
+
+// What a communicator lends to a run: one rank's way to the others.
+struct baracuda_ring_endpoint {
+  uint64_t struct_size;
+  baracuda_transport transport;
+  const baracuda_ring_exchange* exchange;
+  const baracuda_stream_ops* ops;
+  int32_t device;       // CUDA ordinal, -1 on the host
+  int32_t max_ctas;     // SMs that an exchange may take; 0 if none or unknown
+  int32_t in_clusters;  // not 0: its blocks may come in clusters, as NCCL's do by default
+  // What the last run had enqueued: the step it reached, for error messages.
+  int32_t steps_enqueued;
+  void* ring_stream;
+  void* compute_done;      // recorded on the caller's stream after each launch
+  void* exchange_done[4];  // recorded on the ring stream, by number of the round
+};
+
+// Creates ring_stream and the events of an endpoint whose transport, ops and device are set, and
+// loads what the loop may launch; exchange is the one by send and receive unless it is set.
+// baracuda_ring_endpoint_close destroys them.
+BARACUDA_API int32_t baracuda_ring_endpoint_open(baracuda_ring_endpoint* endpoint);
+BARACUDA_API int32_t baracuda_ring_endpoint_close(baracuda_ring_endpoint* endpoint);
+
+// Warm-up: sends a few bytes to ourselves, to the next and to the previous rank in one group, so
+// that the transport connects its peers now. buffer holds at least 6*64 bytes (device or host).
+BARACUDA_API int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer);
+
+// Every rank's few bytes of host memory, in rank order, in all (world_size * bytes) on every rank.
+// Collective, for set-up: it allocates and waits for the ring stream, and several ranks of one ring
+// must call it from threads of their own. bytes is the same on every rank.
+BARACUDA_API int32_t baracuda_ring_all_gather(baracuda_ring_endpoint* endpoint, const void* mine,
+                                              int64_t bytes, void* all);
+
+// ---- Local rings: P virtual ranks in one process -------------------------------------------
+
+typedef struct baracuda_local_world baracuda_local_world;
+
+BARACUDA_API int32_t baracuda_local_world_create(int32_t world_size, double timeout_seconds,
+                                                 baracuda_local_world** world);
+// Fails every waiting and every later call of the world's ranks with BARACUDA_ABORTED.
+BARACUDA_API int32_t baracuda_local_world_abort(baracuda_local_world* world);
+BARACUDA_API int32_t baracuda_local_world_destroy(baracuda_local_world* world);
+// Fills endpoint->transport for a rank; endpoint->ops and device are set by the caller before.
+BARACUDA_API int32_t baracuda_local_transport(baracuda_local_world* world, int32_t rank,
+                                              baracuda_ring_endpoint* endpoint);
+
+#ifdef __cplusplus
+}
+#endif

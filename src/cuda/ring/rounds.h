@@ -1,0 +1,173 @@
+// Which messages each exchange of a run has, and what waits for it.
+//
+// Launches are numbered t = step * parts + part, and exchange t runs beside launch t; where something
+// travels BEHIND, one more follows the last launch. A chunk BESIDE part b of step s is sent in
+// exchange s * parts + b. What launch t leaves BEHIND is sent in exchange t + 1, and reaches the rank
+// that works on the chunk next, in its launch t + parts.
+#pragma once
+
+#include <stdint.h>
+
+#include "baracuda/ring.h"
+
+namespace baracuda {
+
+inline int64_t chunk_bytes(const baracuda_ring_payload& payload) {
+  int64_t bytes = 0;
+  for (int32_t i = 0; i < payload.pieces; ++i) bytes += payload.piece_bytes[i];
+  return bytes;
+}
+
+// The pieces of a chunk that lies in one buffer.
+inline void split_chunk(const baracuda_ring_payload& payload, void* buffer, void** pieces) {
+  char* next = static_cast<char*>(buffer);
+  for (int32_t i = 0; i < payload.pieces; ++i) {
+    pieces[i] = next;
+    if (next != nullptr) next += payload.piece_bytes[i];
+  }
+}
+
+class Rounds {
+ public:
+  explicit Rounds(const baracuda_ring_call& call)
+      : call_(call),
+        steps_(call.endpoint->transport.world_size),
+        parts_(call.program->parts) {}
+
+  int32_t steps() const { return steps_; }
+  int32_t parts() const { return parts_; }
+  int32_t launches() const { return steps_ * parts_; }
+
+  bool has_messages(int32_t number) const {
+    for (int32_t i = 0; i < call_.payload_count; ++i) {
+      if (sent_step(call_.payloads[i], number) >= 0) return true;
+    }
+    return false;
+  }
+
+  // The exchange that a launch must wait for, and all before it; -1: none.
+  int32_t awaited_by_launch(int32_t t) const {
+    int32_t last = -1;
+    for (int32_t i = 0; i < call_.payload_count; ++i) {
+      const baracuda_ring_payload& payload = call_.payloads[i];
+      const int32_t number = is_behind(payload)
+                                 ? (call_.program->launch_adds ? received_sum(payload, t) : -1)
+                                 : received_chunk(payload, t);
+      if (number > last) last = number;
+    }
+    return last;
+  }
+
+  // The same for adding the share of launch t; -1: there is nothing to add it to.
+  int32_t awaited_by_add(int32_t t) const {
+    if (call_.program->launch_adds) return -1;
+    int32_t last = -1;
+    for (int32_t i = 0; i < call_.payload_count; ++i) {
+      const int32_t number = received_sum(call_.payloads[i], t);
+      if (number > last) last = number;
+    }
+    return last;
+  }
+
+  // The exchange by which the sum of this part's own chunk comes home; -1: none travelled.
+  int32_t home(int32_t part) const {
+    const int32_t number = (steps_ - 1) * parts_ + part + 1;
+    for (int32_t i = 0; i < call_.payload_count; ++i) {
+      const baracuda_ring_payload& payload = call_.payloads[i];
+      if (is_behind(payload) && sent_step(payload, number) >= 0) return number;
+    }
+    return -1;
+  }
+
+  // Sends and receives of an exchange. A received chunk is one message, half the operations of two.
+  // The caller's own chunk is a message a piece even where its pieces lie together: both sides of a
+  // message must agree, and neither knows the other's addresses.
+  void fill(int32_t number, baracuda_ring_round* round) const {
+    round->number = number;
+    round->send_count = 0;
+    round->receive_count = 0;
+    for (int32_t i = 0; i < call_.payload_count; ++i) {
+      const baracuda_ring_payload& payload = call_.payloads[i];
+      const int32_t step = sent_step(payload, number);
+      if (step < 0) continue;
+      const baracuda_ring_hop& hop = call_.hops[step];
+      char* const into = static_cast<char*>(payload.buffers[(step + 1) & 1]);
+      if (is_behind(payload) || step > 0) {
+        const int64_t bytes = chunk_bytes(payload);
+        round->sends[round->send_count++] = {payload.buffers[step & 1], bytes, hop.send_to};
+        round->receives[round->receive_count++] = {into, bytes, hop.recv_from};
+        continue;
+      }
+      int64_t offset = 0;
+      for (int32_t j = 0; j < payload.pieces; ++j) {
+        const int64_t bytes = payload.piece_bytes[j];
+        round->sends[round->send_count++] = {payload.own[j], bytes, hop.send_to};
+        round->receives[round->receive_count++] = {into + offset, bytes, hop.recv_from};
+        offset += bytes;
+      }
+    }
+  }
+
+  // What the program is told of launch t, or of adding its share; of the sum that comes home where
+  // t is beyond the launches.
+  void fill(int32_t t, baracuda_ring_step* at) const {
+    at->step = t / parts_;
+    at->part = t % parts_;
+    for (int32_t i = 0; i < call_.payload_count; ++i) {
+      const baracuda_ring_payload& payload = call_.payloads[i];
+      if (!is_behind(payload)) {
+        fill_chunk(payload, at->step, at->chunk[i]);
+      } else if (payload.part == at->part) {
+        fill_share(payload, at->step, at->chunk[i], at->received[i]);
+      }
+    }
+  }
+
+  static bool is_behind(const baracuda_ring_payload& payload) {
+    return payload.timing == BARACUDA_RING_BEHIND;
+  }
+
+ private:
+  // The step whose chunk or sum of a payload an exchange sends; -1: none.
+  int32_t sent_step(const baracuda_ring_payload& payload, int32_t number) const {
+    const int32_t t = is_behind(payload) ? number - 1 : number;
+    if (t < 0 || t % parts_ != payload.part) return -1;
+    const int32_t step = t / parts_;
+    const bool travels = is_behind(payload) ? step >= 1 && step < steps_ : step + 1 < steps_;
+    return travels && chunk_bytes(payload) > 0 ? step : -1;
+  }
+  int32_t received_chunk(const baracuda_ring_payload& payload, int32_t t) const {
+    const int32_t step = t / parts_;
+    if (step < 1 || payload.part > t % parts_) return -1;
+    const int32_t number = (step - 1) * parts_ + payload.part;
+    return sent_step(payload, number) >= 0 ? number : -1;
+  }
+  int32_t received_sum(const baracuda_ring_payload& payload, int32_t t) const {
+    if (!is_behind(payload) || t / parts_ < 2 || payload.part != t % parts_) return -1;
+    const int32_t number = t + 1 - parts_;
+    return sent_step(payload, number) >= 0 ? number : -1;
+  }
+
+  static void fill_chunk(const baracuda_ring_payload& payload, int32_t step, void** chunk) {
+    if (step > 0) return split_chunk(payload, payload.buffers[step & 1], chunk);
+    for (int32_t j = 0; j < payload.pieces; ++j) chunk[j] = payload.own[j];
+  }
+  void fill_share(const baracuda_ring_payload& payload, int32_t step, void** chunk,
+                  void** received) const {
+    void* const sum = payload.buffers[step & 1];
+    if (step == 0 || step == steps_) {
+      for (int32_t j = 0; j < payload.pieces; ++j) chunk[j] = payload.own[j];
+    } else {
+      // The second step's share begins the sum.
+      const bool apart = step > 1 && !call_.program->launch_adds;
+      split_chunk(payload, apart ? payload.buffers[2] : sum, chunk);
+    }
+    if (step > 1 || (step == 1 && step == steps_)) split_chunk(payload, sum, received);
+  }
+
+  const baracuda_ring_call& call_;
+  const int32_t steps_;
+  const int32_t parts_;
+};
+
+}  // namespace baracuda

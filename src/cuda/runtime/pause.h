@@ -1,0 +1,12 @@
+// A kernel of one warp that holds a stream up for some microseconds. The device is current.
+#pragma once
+
+#include <stdint.h>
+
+namespace baracuda {
+
+int32_t load_pause();
+int32_t pause(void* stream);
+int32_t multiprocessors(int32_t* count);
+
+}  // namespace baracuda
