@@ -11,7 +11,7 @@ import ctypes as ct
 from collections.abc import Callable
 from typing import Any
 
-from native.host_abi import Params
+from native.host_abi import CAUSAL, Params
 
 from helpers import ring_abi as abi
 
@@ -52,7 +52,7 @@ class RankTensors:
         """The attention step's parameters."""
         b, h, rows, d = self.q.shape
         hkv, keys = self.kv.shape[2:4]
-        p = Params(struct_size=ct.sizeof(Params), flags=abi.CAUSAL if causal else 0)
+        p = Params(struct_size=ct.sizeof(Params), flags=CAUSAL if causal else 0)
         p.element = ELEMENTS[str(self.q.dtype).rpartition(".")[2]]
         p.lse_element = 2
         p.batch, p.heads, p.kv_heads, p.query_len, p.key_len, p.head_dim = b, h, hkv, rows, keys, d

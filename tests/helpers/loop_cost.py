@@ -13,12 +13,12 @@ from helpers import ring_abi as abi
 
 class TimeCalls:
     def __init__(self) -> None:
-        self._timer = ct.CDLL(abi.build_helper("time_calls.cpp"))
+        self._timer = ct.CDLL(abi.build_helper("time_calls.cpp", *abi.LIVE_STEPS))
         self._timer.time_launches.restype = self._timer.time_loop.restype = ct.c_double
         self._timer.time_launches.argtypes = [
             ct.c_void_p, ct.POINTER(Params), ct.c_int32, ct.c_void_p, ct.c_int,
         ]  # fmt: skip
-        self._timer.time_loop.argtypes = [ct.c_void_p, ct.c_void_p, ct.c_int32, ct.c_int]
+        self._timer.time_loop.argtypes = [ct.c_void_p] * 3 + [ct.c_int32, ct.c_int]
 
     def launches(self, params: Any, kernel: int, stream: int | None, calls: int) -> float:
         """Microseconds of one attention step's launch."""
@@ -28,10 +28,13 @@ class TimeCalls:
     def loop(self, ranks: int, calls: int) -> float:
         """Microseconds that the ring's loop itself takes for a step of one rank."""
         lib = abi.library()
-        run, schedule = (
-            ct.cast(f, ct.c_void_p) for f in (lib.baracuda_ring_run, lib.baracuda_ring_schedule)
-        )
-        return self._answer(self._timer.time_loop(run, schedule, ranks, calls))
+        functions = (
+            ct.cast(f, ct.c_void_p)
+            for f in (
+                lib.baracuda_ring_run, lib.baracuda_ring_schedule, lib.baracuda_send_recv_exchange
+            )
+        )  # fmt: skip
+        return self._answer(self._timer.time_loop(*functions, ranks, calls))
 
     def _answer(self, microseconds: float) -> float:
         assert microseconds >= 0, abi.last_failure()

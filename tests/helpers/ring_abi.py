@@ -13,12 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from native.host_abi import Error, Params, PositionMap, make_params
+from native.host_abi import Error, Params, PositionMap
 
 (OK, INVALID_ARGUMENT, UNSUPPORTED, MISALIGNED, UNAVAILABLE, TIMEOUT, ABORTED, OUT_OF_MEMORY,
  CUDA_ERROR, NCCL_ERROR, TRANSPORT_ERROR) = range(11)  # fmt: skip
-CAUSAL = 4
 CONTIGUOUS, ZIGZAG, STRIPED = range(3)
 
 GroupFn = ct.CFUNCTYPE(ct.c_int32, ct.c_void_p)
@@ -45,18 +43,21 @@ class StreamOps(ct.Structure):
     _fields_ = [
         ("struct_size", ct.c_uint64),
         ("set_device", ct.c_void_p),
+        ("get_device", ct.c_void_p),
         ("record", EventFn),
         ("wait", EventFn),
         ("copy", ct.CFUNCTYPE(ct.c_int32, ct.c_void_p, ct.c_void_p, ct.c_int64, ct.c_void_p)),
-        ("launch", ct.c_void_p),
+        ("clear", ct.CFUNCTYPE(ct.c_int32, ct.c_void_p, ct.c_int64, ct.c_void_p)),
         ("event_create", ct.c_void_p),
         ("event_destroy", ct.c_void_p),
         ("stream_create", ct.CFUNCTYPE(ct.c_int32, ct.POINTER(ct.c_void_p), ct.c_int32)),
         ("stream_destroy", ct.c_void_p),
-        ("get_device", ct.c_void_p),
         ("stream_synchronize", ct.c_void_p),
         ("timed_event_create", ct.c_void_p),
         ("elapsed", ct.c_void_p),
+        ("pause", ct.c_void_p),
+        ("pause_load", ct.c_void_p),
+        ("multiprocessors", ct.c_void_p),
     ]
 
 
@@ -64,14 +65,16 @@ class Endpoint(ct.Structure):
     _fields_ = [
         ("struct_size", ct.c_uint64),
         ("transport", Transport),
+        ("exchange", ct.c_void_p),
+        ("exchange_context", ct.c_void_p),
         ("ops", ct.POINTER(StreamOps)),
         ("device", ct.c_int32),
         ("max_ctas", ct.c_int32),
+        ("in_clusters", ct.c_int32),
+        ("steps_enqueued", ct.c_int32),
         ("ring_stream", ct.c_void_p),
         ("compute_done", ct.c_void_p),
-        ("exchange_done", ct.c_void_p * 2),
-        ("steps_enqueued", ct.c_int32),
-        ("in_clusters", ct.c_int32),
+        ("exchange_done", ct.c_void_p * 4),
     ]
 
 
@@ -79,19 +82,98 @@ class Hop(ct.Structure):
     _fields_ = [(n, ct.c_int32) for n in ("origin", "send_to", "recv_from")]
 
 
+BESIDE, BEHIND = range(2)
+PAYLOADS, PIECES = 4, 4
+
+
+class Payload(ct.Structure):
+    _fields_ = [(n, ct.c_int32) for n in ("timing", "part", "pieces")] + [
+        ("piece_bytes", ct.c_int64 * PIECES),
+        ("own", ct.c_void_p * PIECES),
+        ("buffers", ct.c_void_p * 3),
+    ]
+
+
+class Step(ct.Structure):
+    """What a program's functions are told."""
+
+    _fields_ = [
+        ("rank", ct.c_int32),
+        ("world_size", ct.c_int32),
+        ("hops", ct.POINTER(Hop)),
+        ("step", ct.c_int32),
+        ("part", ct.c_int32),
+        ("sm_margin", ct.c_int32),
+        ("follows", ct.c_int32),
+        ("stream", ct.c_void_p),
+        ("chunk", ct.c_void_p * PIECES * PAYLOADS),
+        ("received", ct.c_void_p * PIECES * PAYLOADS),
+    ]
+
+
+ProgramFn = ct.CFUNCTYPE(ct.c_int32, ct.c_void_p, ct.POINTER(Step))
+
+
+class Program(ct.Structure):
+    _fields_ = [
+        ("struct_size", ct.c_uint64),
+        ("parts", ct.c_int32),
+        ("launch_adds", ct.c_int32),
+        ("check", ProgramFn),
+        ("is_live", ProgramFn),
+        ("grid", ct.c_void_p),
+        ("launch", ProgramFn),
+        ("add", ProgramFn),
+    ]
+
+
+class AttentionProblem(ct.Structure):
+    """What the forward pass's program is given."""
+
+    _fields_ = [
+        ("struct_size", ct.c_uint64),
+        ("kernel", ct.c_int32),
+        ("layout", ct.c_int32),
+        ("step", Params),
+    ]
+
+
 class Call(ct.Structure):
     _fields_ = [
         ("struct_size", ct.c_uint64),
         ("endpoint", ct.POINTER(Endpoint)),
         ("stream", ct.c_void_p),
-        ("kernel", ct.c_int32),
-        ("layout", ct.c_int32),
         ("hops", ct.POINTER(Hop)),
-        ("step", Params),
-        ("message_bytes", ct.c_int64),
-        ("receive", ct.c_void_p * 2),
+        ("program", ct.POINTER(Program)),
+        ("problem", ct.c_void_p),
+        ("payloads", ct.POINTER(Payload)),
+        ("payload_count", ct.c_int32),
         ("marks", ct.c_void_p),
     ]
+
+
+def attention_call(
+    endpoint: Endpoint, stream: Any, hops: Any, problem: AttentionProblem, kv: Payload,
+    program: Any = None,
+) -> Call:  # fmt: skip
+    """One rank's call of the forward pass; its parts must outlive it."""
+    return Call(
+        struct_size=ct.sizeof(Call),
+        endpoint=ct.pointer(endpoint),
+        stream=stream,
+        hops=ct.cast(hops, ct.POINTER(Hop)),
+        program=library().baracuda_attention_ring_program() if program is None else program,
+        problem=ct.addressof(problem),
+        payloads=ct.pointer(kv),
+        payload_count=1,
+    )
+
+
+def kv_payload(k: int, v: int, buffers: list[int], nbytes: int) -> Payload:
+    """K and V at these addresses, two receive buffers, bytes of each tensor."""
+    kv = Payload(timing=BESIDE, part=0, pieces=2)
+    kv.own[:2], kv.buffers[:2], kv.piece_bytes[:2] = [k, v], buffers, [nbytes, nbytes]
+    return kv
 
 
 class Failure(NamedTuple):
@@ -134,6 +216,8 @@ def library() -> ct.CDLL:
     lib.baracuda_local_world_destroy.argtypes = [pointer]
     lib.baracuda_local_transport.argtypes = [pointer, integer, ct.POINTER(Endpoint)]
     lib.baracuda_ring_run.argtypes = [ct.POINTER(Call), integer]
+    lib.baracuda_send_recv_exchange.restype = pointer
+    lib.baracuda_attention_ring_program.restype = ct.POINTER(Program)
     lib.baracuda_nccl_path.restype = ct.c_char_p
     lib.baracuda_nccl_endpoint.restype = ct.POINTER(Endpoint)
     lib.baracuda_nccl_handle.restype = pointer
@@ -156,16 +240,20 @@ def library() -> ct.CDLL:
     return lib
 
 
+_SOURCES = Path(__file__).parents[2] / "src" / "cuda"
+# For helpers that include the forward pass's live steps.
+LIVE_STEPS = (f"-I{_SOURCES}", str(_SOURCES / "attention" / "layout.cpp"))
+
+
 @cache
 def build_helper(source: str, *flags: str) -> str:
     """A helper of tests/helpers, built by the C++ compiler; the path of the shared library."""
     folder = Path(__file__).parent
-    include = folder.parents[1] / "src" / "cuda" / "include"
     out = Path(tempfile.mkdtemp(prefix="baracuda-")) / f"lib{Path(source).stem}.so"
     options = os.environ.get("BARACUDA_TEST_CXXFLAGS", "").split()
     command = [
         os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-pthread",
-        f"-I{include}", *options, *flags, str(folder / source), "-o", str(out),
+        f"-I{_SOURCES / 'include'}", *options, *flags, str(folder / source), "-o", str(out),
     ]  # fmt: skip
     subprocess.run(command, check=True)
     return str(out)
@@ -174,8 +262,10 @@ def build_helper(source: str, *flags: str) -> str:
 @cache
 def simulator() -> ct.CDLL:
     """Simulated streams (sim_streams.cpp)."""
-    sim = ct.CDLL(build_helper("sim_streams.cpp"))
+    sim = ct.CDLL(build_helper("sim_streams.cpp", *LIVE_STEPS))
     sim.sim_stream_ops.restype = ct.POINTER(StreamOps)
+    sim.sim_program.restype = ct.POINTER(Program)
+    sim.sim_set_grid.argtypes = [ct.c_int64, ct.c_int64]
     sim.sim_log.restype = ct.c_char_p
     sim.sim_reset.argtypes = [ct.c_void_p, ct.c_int, ct.c_int]
     return sim
@@ -246,99 +336,3 @@ def plain_schedule(rank: int, world_size: int) -> Any:
     hops = (Hop * world_size)()
     library().baracuda_ring_schedule(rank, world_size, hops)
     return hops
-
-
-class Problem:
-    """Random shards of one ring in f64, and their calls."""
-
-    def __init__(
-        self,
-        world_size: int,
-        layout: int,
-        causal: bool,
-        *,
-        query_len: int = 5,
-        key_len: int = 5,
-        shape: tuple[int, int, int, int] = (1, 2, 1, 4),
-        staged: bool = True,
-        seed: int = 0,
-    ) -> None:
-        rng = np.random.default_rng(seed)
-        batch, heads, kv_heads, dim = shape
-        self.world_size, self.layout, self.causal, self.staged = world_size, layout, causal, staged
-        self.q = rng.standard_normal((world_size, batch, heads, query_len, dim))
-        self.k = rng.standard_normal((world_size, batch, kv_heads, key_len, dim))
-        self.v = rng.standard_normal((world_size, batch, kv_heads, key_len, dim))
-        state = batch * heads * query_len * (dim + 2)
-        self.y, self.lse = np.empty_like(self.q), np.empty(self.q.shape[:4])
-        self.state = np.empty((world_size, max(state, 1)))
-        self.receive = np.empty((world_size, 2, 2, *self.k.shape[1:]))
-        self.hops: dict[int, Any] = {}
-        self.reset()
-
-    def reset(self) -> None:
-        """Poisons outputs and scratch, stages K and V."""
-        self.y[:] = self.lse[:] = 77.0
-        self.state[:] = self.receive[:] = np.nan
-        if self.staged:
-            self.receive[:, 0, 0] = self.k
-            self.receive[:, 0, 1] = self.v
-
-    def call(self, rank: int, endpoint: Endpoint, stream: Any = None, hops: Any = None) -> Call:
-        buffers = self.receive[rank]
-        k, v = (buffers[0, 0], buffers[0, 1]) if self.staged else (self.k[rank], self.v[rank])
-        step = make_params(
-            self.q[rank], k, v, self.y[rank], self.lse[rank], self.state[rank],
-            element="f64", lse_element="f64", flags=CAUSAL if self.causal else 0,
-        )  # fmt: skip
-        self.hops[rank] = plain_schedule(rank, self.world_size) if hops is None else hops
-        return Call(
-            struct_size=ct.sizeof(Call),
-            endpoint=ct.pointer(endpoint),
-            stream=stream,
-            kernel=0,
-            layout=self.layout,
-            hops=ct.cast(self.hops[rank], ct.POINTER(Hop)),
-            step=step,
-            message_bytes=k.nbytes,
-            receive=(ct.c_void_p * 2)(buffers[0].ctypes.data, buffers[1].ctypes.data),
-        )
-
-    def calls(self, endpoints: list[Endpoint], streams: Any = None) -> Any:
-        streams = [None] * self.world_size if streams is None else streams
-        made = [self.call(r, endpoints[r], streams[r]) for r in range(self.world_size)]
-        return (Call * self.world_size)(*made)
-
-    def positions(self, rank: int, length: int) -> np.ndarray:
-        """Of a shard's rows, from the definition of the layouts."""
-        p, half, i = self.world_size, (length + 1) // 2, np.arange(length)
-        if self.layout == CONTIGUOUS:
-            return rank * length + i
-        if self.layout == STRIPED:
-            return i * p + rank
-        tail = p * half + (p - 1 - rank) * (length - half)
-        return np.where(i < half, rank * half + i, tail + i - half)
-
-    def expected(self) -> tuple[np.ndarray, np.ndarray]:
-        ranks = range(self.world_size)
-        group = self.q.shape[2] // self.k.shape[2]
-        k, v = (np.repeat(np.concatenate(list(x), axis=2), group, axis=1) for x in (self.k, self.v))
-        k_pos = np.concatenate([self.positions(r, self.k.shape[3]) for r in ranks])
-        y, lse = np.empty_like(self.q), np.empty_like(self.lse)
-        for r in ranks:
-            s = np.einsum("bhqd,bhkd->bhqk", self.q[r], k) / np.sqrt(self.q.shape[-1])
-            if self.causal:
-                s = np.where(k_pos <= self.positions(r, self.q.shape[3])[:, None], s, -np.inf)
-            m = s.max(-1, keepdims=True, initial=-1e300)
-            e = np.exp(s - m)
-            total = e.sum(-1, keepdims=True)
-            with np.errstate(divide="ignore"):
-                lse[r] = (np.log(total) + m)[..., 0]
-            y[r] = np.einsum("bhqk,bhkd->bhqd", e, v) / np.where(total == 0, 1, total)
-        return y, lse
-
-    def is_right(self) -> bool:
-        y, lse = self.expected()
-        return np.allclose(self.y, y, rtol=1e-11, atol=1e-12) and np.allclose(
-            self.lse, lse, rtol=1e-11, atol=1e-12
-        )

@@ -11,7 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "baracuda/ring.h"
+#include "attention/forward/live_steps.h"
+#include "baracuda/attention_ring.h"
 #include "baracuda/status.h"
 
 namespace {
@@ -21,7 +22,7 @@ struct Marker {
 };
 
 struct Task {
-  std::shared_ptr<Marker> blocked_by;  // a wait
+  std::function<bool()> may_run;  // empty: at once
   std::function<void()> work;
 };
 
@@ -48,6 +49,7 @@ std::vector<std::unique_ptr<Event>> events;
 std::vector<Fault> faults;
 std::string log_text;
 Launch real_launch = nullptr;
+baracuda_ring_grid launch_grid{};
 int32_t launch_status = BARACUDA_OK;
 int waits = 0;
 int dropped_wait = -1, dropped_count = 0;
@@ -90,7 +92,7 @@ int32_t record(void* event, void* stream) {
   note("record", stream);
   auto marker = std::make_shared<Marker>();
   static_cast<Event*>(event)->last = marker;
-  as_stream(stream).tasks.push_back({nullptr, [marker] { marker->reached = true; }});
+  as_stream(stream).tasks.push_back({{}, [marker] { marker->reached = true; }});
   return BARACUDA_OK;
 }
 
@@ -102,7 +104,7 @@ int32_t wait(void* stream, void* event) {
   const auto& marker = static_cast<Event*>(event)->last;
   const int number = waits++ - dropped_wait;
   if ((number >= 0 && number < dropped_count) || marker == nullptr) return BARACUDA_OK;
-  as_stream(stream).tasks.push_back({marker, [] {}});
+  as_stream(stream).tasks.push_back({[marker] { return marker->reached; }, [] {}});
   return BARACUDA_OK;
 }
 
@@ -111,22 +113,60 @@ int32_t copy(void* dst, const void* src, int64_t bytes, void* stream) {
   if (const int32_t status = enter("copy")) return status;
   note("copy", stream);
   as_stream(stream).tasks.push_back(
-      {nullptr, [=] { std::memmove(dst, src, static_cast<size_t>(bytes)); }});
+      {{}, [=] { std::memmove(dst, src, static_cast<size_t>(bytes)); }});
   return BARACUDA_OK;
 }
 
-int32_t launch(int32_t kernel, const baracuda_attention_step_params* params, void* stream) {
+int32_t clear(void* dst, int64_t bytes, void* stream) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (const int32_t status = enter("clear")) return status;
+  note("clear", stream);
+  as_stream(stream).tasks.push_back(
+      {{}, [=] { std::memset(dst, 0, static_cast<size_t>(bytes)); }});
+  return BARACUDA_OK;
+}
+
+int32_t pause(void* stream) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  note("pause", stream);
+  return BARACUDA_OK;
+}
+
+int32_t pause_load() { return BARACUDA_OK; }
+
+int32_t multiprocessors(int32_t* count) {
+  *count = 132;
+  return BARACUDA_OK;
+}
+
+// The forward pass on simulated streams: its own live steps, the attention step as a task.
+const baracuda_attention_ring_problem& as_problem(const void* problem) {
+  return *static_cast<const baracuda_attention_ring_problem*>(problem);
+}
+
+int32_t is_live(const void* problem, const baracuda_ring_step* at) {
+  return baracuda::LiveSteps(as_problem(problem), *at).launches(at->step);
+}
+
+int32_t grid(const void*, const baracuda_ring_step*, baracuda_ring_grid* found) {
+  *found = launch_grid;
+  return BARACUDA_OK;
+}
+
+int32_t launch(const void* problem, const baracuda_ring_step* at) {
   const std::lock_guard<std::mutex> lock(mutex);
   if (const int32_t status = enter("launch")) return status;
-  std::string flags = params->flags & BARACUDA_STEP_FIRST ? "F" : "";
-  if (params->flags & BARACUDA_STEP_LAST) flags += "L";
-  if (params->flags & BARACUDA_STEP_GIVES_WAY) flags += "W";
-  note("launch[" + flags + "," + std::to_string(params->sm_margin) + "]", stream);
-  const baracuda_attention_step_params copied = *params;
-  as_stream(stream).tasks.push_back({nullptr, [=] {
-                                       const int32_t status = real_launch(kernel, &copied, nullptr);
-                                       if (launch_status == BARACUDA_OK) launch_status = status;
-                                     }});
+  const baracuda_attention_step_params params =
+      baracuda::LiveSteps(as_problem(problem), *at).launch_params();
+  std::string flags = params.flags & BARACUDA_STEP_FIRST ? "F" : "";
+  if (params.flags & BARACUDA_STEP_LAST) flags += "L";
+  note("launch[" + flags + "," + std::to_string(params.sm_margin) + "]", at->stream);
+  const int32_t kernel = as_problem(problem).kernel;
+  as_stream(at->stream).tasks.push_back(
+      {{}, [=] {
+         const int32_t status = real_launch(kernel, &params, nullptr);
+         if (launch_status == BARACUDA_OK) launch_status = status;
+       }});
   return BARACUDA_OK;
 }
 
@@ -166,25 +206,47 @@ int32_t stream_create(void** stream, int32_t high_priority) {
 const baracuda_stream_ops ops = {
     sizeof(baracuda_stream_ops),
     set_device,
+    get_device,
     record,
     wait,
     copy,
-    launch,
+    clear,
     event_create,
     destroy,
     stream_create,
     destroy,
-    get_device,
     synchronize,
     event_create,
     elapsed,
+    pause,
+    pause_load,
+    multiprocessors,
 };
+
+const baracuda_ring_program program = {
+    sizeof(baracuda_ring_program), 1, 0, nullptr, is_live, grid, launch, nullptr};
 
 }  // namespace
 
 extern "C" {
 
 const baracuda_stream_ops* sim_stream_ops() { return &ops; }
+const baracuda_ring_program* sim_program() { return &program; }
+void sim_set_grid(int64_t blocks, int64_t per_multiprocessor) {
+  launch_grid = {blocks, per_multiprocessor};
+}
+
+// For programs and exchanges of tests: work on a stream, where may_run answers.
+void sim_enqueue(void* stream, const char* what, int32_t (*may_run)(void*), void (*work)(void*),
+                 void (*destroy_data)(void*), void* data) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  note(what, stream);
+  const std::shared_ptr<void> owned(data, destroy_data);
+  Task task;
+  if (may_run != nullptr) task.may_run = [=] { return may_run(owned.get()) != 0; };
+  task.work = [=] { work(owned.get()); };
+  as_stream(stream).tasks.push_back(std::move(task));
+}
 
 // launch runs the attention step; `count` waits from that index on, counted from now, are left out.
 void sim_reset(Launch step, int first_dropped_wait, int count) {
@@ -194,6 +256,7 @@ void sim_reset(Launch step, int first_dropped_wait, int count) {
   faults.clear();
   log_text.clear();
   real_launch = step;
+  launch_grid = {};
   launch_status = BARACUDA_OK;
   waits = 0;
   dropped_wait = first_dropped_wait;
@@ -227,7 +290,7 @@ int sim_run(uint32_t seed) {
     for (size_t i = 0; i < streams.size(); ++i) {
       const auto& tasks = streams[i]->tasks;
       if (tasks.empty()) continue;
-      if (tasks.front().blocked_by && !tasks.front().blocked_by->reached) continue;
+      if (tasks.front().may_run && !tasks.front().may_run()) continue;
       runnable[i] = weights[i];
       any = true;
     }

@@ -3,7 +3,8 @@
 #include <chrono>
 #include <vector>
 
-#include "baracuda/ring.h"
+#include "attention/forward/live_steps.h"
+#include "baracuda/attention_ring.h"
 #include "baracuda/status.h"
 
 namespace {
@@ -14,14 +15,23 @@ int32_t nothing(void*) { return BARACUDA_OK; }
 int32_t nothing_of_two(void*, void*) { return BARACUDA_OK; }
 int32_t message(void*, const void*, int64_t, int32_t, void*) { return BARACUDA_OK; }
 int32_t receive(void*, void*, int64_t, int32_t, void*) { return BARACUDA_OK; }
-int32_t launch(int32_t, const baracuda_attention_step_params*, void*) { return BARACUDA_OK; }
+
+const baracuda_attention_ring_problem& as_problem(const void* problem) {
+  return *static_cast<const baracuda_attention_ring_problem*>(problem);
+}
+int32_t is_live(const void* problem, const baracuda_ring_step* at) {
+  return baracuda::LiveSteps(as_problem(problem), *at).launches(at->step);
+}
+int32_t launch(const void* problem, const baracuda_ring_step* at) {
+  const auto params = baracuda::LiveSteps(as_problem(problem), *at).launch_params();
+  return params.key_len > 0 ? BARACUDA_OK : BARACUDA_INVALID_ARGUMENT;
+}
 
 baracuda_stream_ops idle_ops() {
   baracuda_stream_ops ops{};
   ops.struct_size = sizeof(ops);
   ops.record = nothing_of_two;
   ops.wait = nothing_of_two;
-  ops.launch = launch;
   return ops;
 }
 
@@ -46,7 +56,8 @@ double time_launches(int32_t (*step)(int32_t, const baracuda_attention_step_para
 // Microseconds of one step of one rank's run of `ranks` steps, causal and striped: every step is
 // live, and every position map is computed.
 double time_loop(int32_t (*run)(baracuda_ring_call*, int32_t),
-                 void (*schedule)(int32_t, int32_t, baracuda_ring_hop*), int32_t ranks, int calls) {
+                 void (*schedule)(int32_t, int32_t, baracuda_ring_hop*),
+                 const baracuda_ring_exchange* (*exchange)(), int32_t ranks, int calls) {
   const baracuda_stream_ops ops = idle_ops();
   std::vector<baracuda_ring_hop> hops(static_cast<size_t>(ranks));
   schedule(ranks / 2, ranks, hops.data());
@@ -55,21 +66,32 @@ double time_loop(int32_t (*run)(baracuda_ring_call*, int32_t),
   endpoint.transport = {sizeof(baracuda_transport), nullptr, ranks / 2, ranks, nothing,
                         message,                    receive, nothing};
   endpoint.ops = &ops;
+  endpoint.exchange = exchange();
   endpoint.device = -1;
+  const baracuda_ring_program program = {
+      sizeof(program), 1, 0, nullptr, is_live, nullptr, launch, nullptr};
+  baracuda_attention_ring_problem problem{};
+  problem.struct_size = sizeof(problem);
+  problem.layout = BARACUDA_STRIPED;
+  problem.step.struct_size = sizeof(problem.step);
+  problem.step.flags = BARACUDA_STEP_CAUSAL;
+  problem.step.batch = problem.step.heads = problem.step.kv_heads = 1;
+  problem.step.query_len = problem.step.key_len = 1024;
+  problem.step.head_dim = 64;
+  char buffer[4] = {};
+  baracuda_ring_payload payload{};
+  payload.timing = BARACUDA_RING_BESIDE;
+  payload.pieces = 2;
+  payload.piece_bytes[0] = payload.piece_bytes[1] = 1;
+  payload.own[0] = payload.own[1] = payload.buffers[0] = payload.buffers[1] = buffer;
   baracuda_ring_call call{};
   call.struct_size = sizeof(call);
   call.endpoint = &endpoint;
-  call.layout = BARACUDA_STRIPED;
   call.hops = hops.data();
-  call.step.struct_size = sizeof(call.step);
-  call.step.flags = BARACUDA_STEP_CAUSAL;
-  call.step.batch = call.step.heads = call.step.kv_heads = 1;
-  call.step.query_len = call.step.key_len = 1024;
-  call.step.head_dim = 64;
-  char buffer[4] = {};
-  call.step.k = call.step.v = buffer;
-  call.receive[0] = call.receive[1] = buffer;
-  call.message_bytes = 1;
+  call.program = &program;
+  call.problem = &problem;
+  call.payloads = &payload;
+  call.payload_count = 1;
   int32_t failed = BARACUDA_OK;
   const Clock::time_point start = Clock::now();
   for (int i = 0; i < calls; ++i) failed |= run(&call, 1);

@@ -11,7 +11,8 @@ import time
 
 import pytest
 from helpers import ring_abi as abi
-from helpers.ring_abi import Problem, last_failure
+from helpers.ring_abi import last_failure
+from helpers.ring_problem import Problem
 
 HOST = -1
 

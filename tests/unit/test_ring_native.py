@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from helpers import ring_abi as abi
 from helpers.loop_cost import time_calls
-from helpers.ring_abi import LocalWorld, Problem, last_failure
+from helpers.ring_abi import LocalWorld, last_failure
+from helpers.ring_problem import Problem
 
 LAYOUTS = (abi.CONTIGUOUS, abi.ZIGZAG, abi.STRIPED)
 
@@ -89,7 +90,7 @@ def test_a_rank_without_rows_passes_k_and_v_on():
     problem = Problem(4, abi.CONTIGUOUS, False)
     world = LocalWorld(4)
     calls = problem.calls(world.endpoints)
-    calls[2].step.query_len = 0
+    problem.parts[2].step.query_len = 0
     assert world.lib.baracuda_ring_run(calls, 4) == abi.OK
     y, _ = problem.expected()
     for rank in (0, 1, 3):
@@ -150,7 +151,8 @@ def test_a_run_allocates_nothing():
     body = """
     count = ct.CDLL(None).count_malloc
     count.restype = ct.c_int64
-    world, problem = abi.LocalWorld(4), abi.Problem(4, abi.ZIGZAG, True)
+    from helpers.ring_problem import Problem
+    world, problem = abi.LocalWorld(4), Problem(4, abi.ZIGZAG, True)
     calls = problem.calls(world.endpoints)
     run = lib.baracuda_ring_run
     assert run(calls, 4) == abi.OK
@@ -207,7 +209,7 @@ class Simulation:
         for rank, stream in enumerate(self.streams):
             into, what = problem.receive[rank, 0], staged[rank]
             self.ops.copy(into.ctypes.data, what.ctypes.data, what.nbytes, stream)
-        calls = problem.calls(self.endpoints, self.streams)
+        calls = problem.calls(self.endpoints, self.streams, self.sim.sim_program())
         status = self.world.lib.baracuda_ring_run(calls, problem.world_size)
         for rank, stream in enumerate(self.streams):
             into, what = problem.receive[rank], poison[rank]
@@ -350,24 +352,44 @@ def test_flags_follow_the_live_steps():
     }
 
 
-def test_steps_give_way_where_exchanges_come_in_clusters():
+def paused_launches(blocks: int, per_multiprocessor: int, *, in_clusters: bool = False) -> list:
+    """For each launch of rank 0 of two, with such a grid on 132 multiprocessors of which 8 are the
+    exchange's: whether the stream was held up ahead of it."""
     simulation = Simulation(2, abi.CONTIGUOUS, False)
-    simulation.endpoints[0].in_clusters = 1
+    simulation.endpoints[0].in_clusters = int(in_clusters)
+    simulation.sim.sim_set_grid(blocks, per_multiprocessor)
     assert simulation.enqueue() == abi.OK
     lines = simulation.sim.sim_log().decode().splitlines()
-    launches = [line for line in lines if line.startswith("launch")]
-    assert launches == [
-        "launch[FW,8] user2", "launch[F,8] user3", "launch[L,0] user2", "launch[L,0] user3",
-    ]  # fmt: skip
     assert simulation.finish(0)
+    mine = [line.split("[")[0].split()[0] for line in lines if line.endswith("user2")]
+    return [mine[i - 1] == "pause" for i, what in enumerate(mine) if what == "launch"]
+
+
+def test_launches_that_would_fill_the_device_let_the_exchange_begin_first():
+    left, every, per_sm = 124, 132, 2
+    assert paused_launches(left, per_sm) == [False, False]  # whole multiprocessors stay free
+    assert paused_launches(left + 1, per_sm) == [True, False]  # the last step has no exchange
+    assert paused_launches(per_sm * left, per_sm) == [True, False]
+    assert paused_launches(per_sm * left + 1, per_sm) == [False, False]  # would take another wave
+    assert paused_launches(per_sm * every, per_sm) == [False, False]
+    assert paused_launches(per_sm * every + 1, per_sm) == [True, False]  # takes it anyway
+    assert paused_launches(0, 0) == [False, False]
+
+
+def test_resident_blocks_give_way_to_clusters_alone():
+    assert paused_launches(124, 1, in_clusters=True) == [True, False]
+    assert paused_launches(123, 1, in_clusters=True) == [False, False]
+    assert paused_launches(124, 1) == [False, False]
 
 
 def test_only_exchanges_have_a_margin():
     """Whatever the caller's step says of SMs to leave free: the loop alone knows its exchanges."""
     simulation = Simulation(2, abi.CONTIGUOUS, False)
-    calls = simulation.problem.calls(simulation.endpoints, simulation.streams)
-    for call in calls:
-        call.step.sm_margin = 5
+    problem = simulation.problem
+    program = simulation.sim.sim_program()
+    calls = problem.calls(simulation.endpoints, simulation.streams, program)
+    for part in problem.parts.values():
+        part.step.sm_margin = 5
     assert simulation.world.lib.baracuda_ring_run(calls, 2) == abi.OK
     lines = simulation.sim.sim_log().decode().splitlines()
     launches = [line.split()[0] for line in lines if line.startswith("launch")]
@@ -400,7 +422,7 @@ def test_failures_of_the_streams_are_located(call):
 
 def test_endpoint_open_cleans_up_after_itself():
     lib, sim = abi.library(), abi.simulator()
-    for call, count in (("stream_create", 1), ("event_create", 3)):
+    for call, count in (("stream_create", 1), ("event_create", 5)):
         for nth in range(1, count + 1):
             abi.reset_simulator()
             sim.sim_fail(call.encode(), nth, 8)
@@ -460,7 +482,7 @@ def test_differing_sizes_are_a_failure_for_all():
     def drive(rank: int) -> None:
         call = problem.call(rank, world.endpoints[rank])
         if rank == 1:
-            call.message_bytes //= 2
+            problem.kv[rank].piece_bytes[:2] = [problem.k[0].nbytes // 2] * 2
         status = world.lib.baracuda_ring_run(ct.byref(call), 1)
         results[rank] = last_failure() if status else None
 
@@ -557,7 +579,11 @@ def test_a_callers_own_transport_and_its_codes():
             group_end=abi.GroupFn(lambda _: answer("group_end")),
         )
         mine = abi.Endpoint(
-            struct_size=ct.sizeof(abi.Endpoint), transport=transport, device=-1, ops=end.ops
+            struct_size=ct.sizeof(abi.Endpoint),
+            transport=transport,
+            exchange=abi.library().baracuda_send_recv_exchange(),
+            device=-1,
+            ops=end.ops,
         )
         call = problem.call(0, mine)
         assert world.lib.baracuda_ring_run(ct.byref(call), 1) == abi.TRANSPORT_ERROR
@@ -572,26 +598,46 @@ def test_a_callers_own_transport_and_its_codes():
 def test_preconditions_are_refused_before_anything_moves():
     problem = Problem(3, abi.CONTIGUOUS, False)
     world = LocalWorld(3)
+    kv, part = (lambda: problem.kv[0]), (lambda: problem.parts[0])
+    no_launch = abi.Program.from_buffer_copy(
+        abi.library().baracuda_attention_ring_program().contents
+    )
+    no_launch.launch = abi.ProgramFn(0)
     changes = {
         "struct_size": lambda c: setattr(c, "struct_size", 8),
-        "layout": lambda c: setattr(c, "layout", 3),
-        "message_bytes": lambda c: setattr(c, "message_bytes", -1),
-        "message_bytes: must": lambda c: setattr(c, "message_bytes", 2**62),
+        "layout": lambda c: setattr(part(), "layout", 3),
+        "piece_bytes[0]": lambda c: kv().piece_bytes.__setitem__(0, -1),
+        "piece_bytes[1]": lambda c: kv().piece_bytes.__setitem__(1, 2**62),
         "hops": lambda c: setattr(c, "hops", None),
         "hops[0]": lambda c: setattr(c.hops[0], "send_to", 3),
         "endpoint": lambda c: setattr(c, "endpoint", None),
-        "receive[1]": lambda c: c.receive.__setitem__(1, None),
-        "receive[0]": lambda c: c.receive.__setitem__(0, None),
-        "step.k": lambda c: setattr(c.step, "k", None),
-        "device_maps": lambda c: setattr(c.step, "device_maps", 1),
-        "query_len": lambda c: setattr(c.step, "query_len", -1),
-        "world_size 3": lambda c: setattr(c.step, "key_len", 2**62),
+        "exchange": lambda c: setattr(c.endpoint.contents, "exchange", None),
+        "buffers[1]": lambda c: kv().buffers.__setitem__(1, None),
+        "buffers[0]": lambda c: kv().buffers.__setitem__(0, None),
+        "own[0]": lambda c: kv().own.__setitem__(0, None),
+        "timing": lambda c: setattr(kv(), "timing", 2),
+        "payloads[0].part": lambda c: setattr(kv(), "part", 1),
+        "pieces": lambda c: setattr(kv(), "pieces", 5),
+        "payload_count": lambda c: setattr(c, "payload_count", 5),
+        "program: struct_size": lambda c: setattr(c, "program", None),
+        "launch must be set": lambda c: setattr(c, "program", ct.pointer(no_launch)),
+        "program->add": lambda c: setattr(kv(), "timing", abi.BEHIND),
+        "problem": lambda c: setattr(c, "problem", None),
+        "device_maps": lambda c: setattr(part().step, "device_maps", 1),
+        "query_len": lambda c: setattr(part().step, "query_len", -1),
+        "world_size 3": lambda c: setattr(part().step, "key_len", 2**62),
     }
     for name, change in changes.items():
+        exchange = world.endpoints[0].exchange
         call = problem.call(0, world.endpoints[0])
         change(call)
         assert world.lib.baracuda_ring_run(ct.byref(call), 1) == abi.INVALID_ARGUMENT, name
         assert name in last_failure().message, (name, last_failure())
+        world.endpoints[0].exchange = exchange
+    calls = problem.calls(world.endpoints)
+    problem.kv[1].piece_bytes[0] -= 8
+    assert world.lib.baracuda_ring_run(calls, 3) == abi.INVALID_ARGUMENT
+    assert "calls[1]" in last_failure().message
     assert (problem.y == 77).all()
     world.close()
 

@@ -84,10 +84,11 @@ typedef struct baracuda_ring_round {
 typedef struct baracuda_ring_endpoint baracuda_ring_endpoint;
 
 // The way in which rounds are carried out. For every round the loop calls grant for each of the
-// ranks that this thread drives, then open, post and close, then complete, and for each round that
-// receives something wait, once, in the order of the rounds. An exchange by send and receive acts in
-// post. One that pushes into the neighbour's memory tells the sender in grant that the receive
-// buffers may be written, and copies in post. Nothing here may wait for a device.
+// ranks that this thread drives, then open, post and close, then complete, and later wait, once, in
+// the order of the rounds. A rank's rounds are carried out in order: one may send what the one before
+// received, and receive into what the one before sent. An exchange by send and receive acts in post.
+// One that pushes into the neighbour's memory tells the sender in grant that the receive buffers may
+// be written, and copies in post. Nothing here may wait for a device.
 typedef struct baracuda_ring_exchange {
   uint64_t struct_size;
   const char* name;
@@ -115,6 +116,7 @@ struct baracuda_ring_endpoint {
   uint64_t struct_size;
   baracuda_transport transport;
   const baracuda_ring_exchange* exchange;
+  void* exchange_context;  // the exchange's own
   const baracuda_stream_ops* ops;
   int32_t device;       // CUDA ordinal, -1 on the host
   int32_t max_ctas;     // SMs that an exchange may take; 0 if none or unknown
