@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import cuda_ring, ring_abi
+from helpers import cuda_ring
 from helpers.inputs import torch_qkv
 from helpers.rank_pool import RankPool
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
@@ -110,10 +110,10 @@ def _nccl_self(family: str, chunk: int, max_ctas: int) -> dict[str, Any]:
     ring = cuda_ring.SelfRing(RANKS, max_ctas=max_ctas)
     stream = torch.cuda.Stream()
     call = rank.call(ring.endpoint, stream.cuda_stream, ring.hops)
-    only_compute = ring_abi.Call.from_buffer_copy(call)
-    only_compute.message_bytes = 0
-    only_exchange = ring_abi.Call.from_buffer_copy(call)
-    only_exchange.step.query_len = 0
+    only_compute = rank.call(ring.endpoint, stream.cuda_stream, ring.hops)
+    rank.calls[-1][1].piece_bytes[:2] = [0, 0]
+    only_exchange = rank.call(ring.endpoint, stream.cuda_stream, ring.hops)
+    rank.calls[-1][0].step.query_len = 0
 
     def runs(which: Any) -> Callable[[int], None]:
         return lambda _: cuda_ring.check(ring.lib.baracuda_ring_run(ctypes.byref(which), 1))

@@ -1,6 +1,7 @@
 """Steps that would fill the device let the exchange beside them begin first, and no others wait.
 
-The wait is a kernel ahead of the step's; captured, a step that waits is two nodes.
+The wait is a kernel ahead of the step's; captured, a step that waits is two nodes. The rule itself is
+under test in unit/test_ring_native.py, on simulated streams; here are the grids it is told.
 """
 
 import ctypes as ct
@@ -14,26 +15,24 @@ from helpers.rings import preference
 pytestmark = pytest.mark.gpu
 
 MARGIN = 8
-FIRST, GIVES_WAY = 1, 16
 # Family, element, head_dim, rows of a tile, blocks on a multiprocessor.
 FAMILIES = {"sm80": ("bf16", 128, 128, 2), "simt": ("f32", 64, 64, 3)}
 
 
-def nodes_of_a_step(torch, family, dtype, head_dim, rows, blocks, *, margin, flags=FIRST):
-    """Of one step whose heads have one tile each."""
+def pauses(torch, family, dtype, head_dim, rows, blocks, *, margin=MARGIN, in_clusters=False):
+    """How often a run of two steps, the first with an exchange, is held up; heads have one tile."""
     q, k, v = torch_qkv("normal", dtype, 0, heads=blocks, query_len=rows, head_dim=head_dim)
     rank = cuda_ring.RankTensors(torch, q, k, v, family=family)
     rank.stage()
-    params = rank.step()
-    params.flags, params.sm_margin = flags, margin
-    number, lib = cuda_ring.FAMILIES[family], abi.library()
-    cuda_ring.check(lib.baracuda_attention_load(number, ct.byref(params)))
-    lib.baracuda_attention_step.argtypes = [ct.c_int32, ct.c_void_p, ct.c_void_p]
+    ring = cuda_ring.IdleRing(2, max_ctas=margin, in_clusters=in_clusters)
 
-    def step(stream):
-        cuda_ring.check(lib.baracuda_attention_step(number, ct.addressof(params), stream))
+    def run(stream):
+        call = rank.call(ring.endpoint, stream, ring.hops)
+        cuda_ring.check(ring.lib.baracuda_ring_run(ct.byref(call), 1))
 
-    return captured_nodes(torch, step)
+    nodes = captured_nodes(torch, run)
+    ring.close()
+    return nodes - 2
 
 
 def captured_nodes(torch, enqueue):
@@ -51,35 +50,34 @@ def captured_nodes(torch, enqueue):
 def test_one_block_a_tile(torch, family):
     dtype, head_dim, rows, per_sm = FAMILIES[family]
     preference(family, dtype)  # skips where the card lacks the family
-    all_sms = torch.cuda.get_device_properties(0).multi_processor_count
-    left = all_sms - MARGIN
+    every = torch.cuda.get_device_properties(0).multi_processor_count
+    left = every - MARGIN
 
-    def waits(blocks, margin=MARGIN):
-        return nodes_of_a_step(torch, family, dtype, head_dim, rows, blocks, margin=margin) == 2
+    def held_up(blocks, margin=MARGIN):
+        return pauses(torch, family, dtype, head_dim, rows, blocks, margin=margin)
 
-    assert not waits(left)  # whole multiprocessors stay free
-    assert waits(left + 1)
-    assert waits(per_sm * left)
-    assert not waits(per_sm * left + 1)  # would take another wave
-    assert not waits(per_sm * all_sms)
-    assert waits(per_sm * all_sms + 1)  # takes it anyway
-    assert not waits(per_sm * left, margin=0)
-    assert not waits(per_sm * left, margin=all_sms)
+    assert held_up(left) == 0  # whole multiprocessors stay free
+    assert held_up(left + 1) == 1
+    assert held_up(per_sm * left) == 1
+    assert held_up(per_sm * left + 1) == 0  # would take another wave
+    assert held_up(per_sm * every + 1) == 1  # takes it anyway
+    assert held_up(per_sm * left, margin=0) == 0
+    assert held_up(per_sm * left, margin=every) == 0
 
 
 def test_resident_blocks_wait_for_clusters_alone(torch):
     preference("sm90a", "bf16")
     left = torch.cuda.get_device_properties(0).multi_processor_count - MARGIN
 
-    def waits(blocks, flags, margin=MARGIN):
-        return nodes_of_a_step(torch, "sm90a", "bf16", 128, 128, blocks, margin=margin,
-                               flags=flags) == 2  # fmt: skip
+    def held_up(blocks, in_clusters, margin=MARGIN):
+        return pauses(torch, "sm90a", "bf16", 128, 128, blocks, margin=margin,
+                      in_clusters=in_clusters)  # fmt: skip
 
-    assert waits(left, FIRST | GIVES_WAY)
-    assert waits(3 * left, FIRST | GIVES_WAY)
-    assert not waits(left - 1, FIRST | GIVES_WAY)
-    assert not waits(3 * left, FIRST)
-    assert not waits(3 * left, FIRST | GIVES_WAY, margin=0)
+    assert held_up(left, True) == 1
+    assert held_up(3 * left, True) == 1
+    assert held_up(left - 1, True) == 0
+    assert held_up(3 * left, False) == 0
+    assert held_up(3 * left, True, margin=0) == 0
 
 
 def test_steps_of_jax_do_as_its_communicators_come_in_clusters(torch):

@@ -78,8 +78,8 @@ class SelfRun:
         self.torch, self.disturbance = torch, disturbance
         q, k, v = torch_qkv("normal", "bf16", 0, heads=HEADS, query_len=ROWS, head_dim=DIM)
         self.rank = cuda_ring.RankTensors(torch, q, k, v, family="sm80")
-        self.ops = cuda_ring.DisturbedOps(disturbance.delay, disturbance.poison)
-        self.ring = cuda_ring.SelfRing(RANKS, ops=self.ops.pointer)
+        self.disturbed = cuda_ring.Disturbed(disturbance.delay, disturbance.poison)
+        self.ring = cuda_ring.SelfRing(RANKS, ops=self.disturbed.ops)
         self.user = torch.cuda.Stream()
         self.outputs = [self.rank.y, self.rank.lse]
 
@@ -88,13 +88,16 @@ class SelfRun:
         for x in (*self.outputs, self.rank.buffers, self.rank.state):
             x.fill_(float("nan"))
         torch.cuda.synchronize()
-        self.ops.reset(dropped)
+        self.disturbed.reset(dropped)
         disturbance.before_receive = {self.ring.endpoint.ring_stream: poison_next(self.rank)}
         disturbance.begin()
         disturbance.gate(self.user.cuda_stream)
         with torch.cuda.stream(self.user):
             self.rank.stage()
-        call = self.rank.call(self.ring.endpoint, self.user.cuda_stream, self.ring.hops)
+        program = self.disturbed.program
+        call = self.rank.call(
+            self.ring.endpoint, self.user.cuda_stream, self.ring.hops, program=program
+        )
         cuda_ring.check(self.ring.lib.baracuda_ring_run(abi.ct.byref(call), 1))
         with torch.cuda.stream(self.user):  # the caller may free or reuse its scratch now
             self.rank.buffers.fill_(float("nan"))
@@ -113,9 +116,9 @@ class LocalRun:
         q, k, v = torch_qkv("normal", "bf16", 0, heads=HEADS, query_len=ROWS * RANKS, head_dim=DIM)
         shards = shards_of(q, k, v, RANKS, "contiguous")
         self.ranks = [cuda_ring.RankTensors(torch, *shard, family="sm80") for shard in shards]
-        self.ops = cuda_ring.DisturbedOps(disturbance.delay, disturbance.poison)
-        self.pointer = self.ops.pointer
-        self.world = abi.LocalWorld(RANKS, self.pointer)
+        self.disturbed = cuda_ring.Disturbed(disturbance.delay, disturbance.poison)
+        self.ops = self.disturbed.ops
+        self.world = abi.LocalWorld(RANKS, self.ops)
         self.users = [torch.cuda.Stream() for _ in range(streams)] * (RANKS // streams)
         self.outputs = [x for rank in self.ranks for x in (rank.y, rank.lse)]
 
@@ -125,7 +128,7 @@ class LocalRun:
             for x in (rank.y, rank.lse, rank.buffers, rank.state):
                 x.fill_(float("nan"))
         torch.cuda.synchronize()
-        self.ops.reset(dropped)
+        self.disturbed.reset(dropped)
         disturbance.before_receive = {}
         disturbance.begin()
         for user in self.users:
@@ -136,7 +139,8 @@ class LocalRun:
             with torch.cuda.stream(user):
                 rank.stage()
             hops = abi.plain_schedule(number, RANKS)
-            calls.append(rank.call(self.world.endpoints[number], user.cuda_stream, hops))
+            endpoint, program = self.world.endpoints[number], self.disturbed.program
+            calls.append(rank.call(endpoint, user.cuda_stream, hops, program=program))
             calls[-1].kept = hops
         lib = abi.library()
         cuda_ring.check(lib.baracuda_ring_run((abi.Call * RANKS)(*calls), RANKS))
@@ -163,7 +167,7 @@ def test_delays_change_nothing_and_every_wait_is_needed(torch, kind):
     ring = kind(torch, disturbance)
     expected = ring.run()
     assert all(x.isfinite().all() for x in expected)
-    assert ring.ops.waits == WAITS[kind]
+    assert ring.disturbed.waits == WAITS[kind]
 
     def differs(dropped):
         found = ring.run(dropped)

@@ -17,8 +17,6 @@ from helpers import ring_abi as abi
 
 FAMILIES = {"simt": 1, "sm80": 2, "sm90a": 3}
 ELEMENTS = {"float16": 0, "bfloat16": 1, "float32": 2}
-EventCreateFn = ct.CFUNCTYPE(ct.c_int32, ct.POINTER(ct.c_void_p))
-LaunchFn = ct.CFUNCTYPE(ct.c_int32, ct.c_int32, ct.c_void_p, ct.c_void_p)
 
 
 def cuda_ops() -> Any:
@@ -43,6 +41,7 @@ class RankTensors:
         rows = -(-q.shape[2] // 128) * 128
         size = q.shape[0] * q.shape[1] * rows * (q.shape[3] + 2)
         self.state = torch.full((size,), float("nan"), device=q.device)
+        self.calls: list[tuple[abi.AttentionProblem, abi.Payload]] = []
 
     def stage(self) -> None:
         """K and V into their buffer, on the current stream."""
@@ -67,23 +66,23 @@ class RankTensors:
         return p
 
     def call(self, endpoint: Any, stream: int, hops: Any, *, layout: int = 0,
-             causal: bool = False) -> abi.Call:  # fmt: skip
-        """The rank's part of a run."""
+             causal: bool = False, program: Any = None) -> abi.Call:  # fmt: skip
+        """The rank's part of a run; its problem and payload are the last of `calls`."""
         step = self.step(causal=causal)
         lib = abi.library()
         lib.baracuda_attention_load.argtypes = [ct.c_int32, ct.POINTER(Params)]
         check(lib.baracuda_attention_load(FAMILIES[self.family], step))
-        return abi.Call(
-            struct_size=ct.sizeof(abi.Call),
-            endpoint=ct.pointer(endpoint),
-            stream=stream,
+        problem = abi.AttentionProblem(
+            struct_size=ct.sizeof(abi.AttentionProblem),
             kernel=FAMILIES[self.family],
             layout=layout,
-            hops=ct.cast(hops, ct.POINTER(abi.Hop)),
             step=step,
-            message_bytes=self.kv[0].numel() * self.kv.element_size(),
-            receive=(ct.c_void_p * 2)(*(self.buffers[i].data_ptr() for i in range(2))),
         )
+        nbytes = self.kv[0].numel() * self.kv.element_size()
+        buffers = [self.buffers[i].data_ptr() for i in range(2)]
+        kv = abi.kv_payload(step.k, step.v, buffers, nbytes)
+        self.calls.append((problem, kv))
+        return abi.attention_call(endpoint, stream, hops, problem, kv, program)
 
 
 class SelfRing:
@@ -109,8 +108,34 @@ class SelfRing:
         check(self.lib.baracuda_nccl_destroy(self.comm))
 
 
-class DisturbedOps:
-    """The CUDA table with a random delay before whatever is enqueued, and one wait left out.
+class IdleRing:
+    """Rank 0 of a ring whose messages go nowhere, on CUDA streams: what is left are the steps."""
+
+    def __init__(self, world_size: int, *, max_ctas: int, in_clusters: bool = False) -> None:
+        self.lib = abi.library()
+        nothing = abi.GroupFn(lambda _: abi.OK)
+        message = abi.MessageFn(lambda *_: abi.OK)
+        self.endpoint = abi.Endpoint(
+            struct_size=ct.sizeof(abi.Endpoint),
+            transport=abi.Transport(
+                struct_size=ct.sizeof(abi.Transport), rank=0, world_size=world_size,
+                group_start=nothing, send=message, recv=message, group_end=nothing,
+            ),
+            ops=cuda_ops(),
+            device=0,
+            max_ctas=max_ctas,
+            in_clusters=int(in_clusters),
+        )  # fmt: skip
+        check(self.lib.baracuda_ring_endpoint_open(ct.byref(self.endpoint)))
+        self.hops = abi.plain_schedule(0, world_size)
+
+    def close(self) -> None:
+        check(self.lib.baracuda_ring_endpoint_close(ct.byref(self.endpoint)))
+
+
+class Disturbed:
+    """The CUDA table and the forward's program with a random delay before whatever is enqueued, and
+    one wait left out.
 
     Parameters
     ----------
@@ -122,7 +147,7 @@ class DisturbedOps:
 
     def __init__(self, delay: Callable[[int], None], poison: Callable[[int], None]) -> None:
         self.real = cuda_ops().contents
-        launch = ct.cast(self.real.launch, LaunchFn)
+        self.forward = abi.library().baracuda_attention_ring_program().contents
         self.waits, self.dropped = 0, -1
 
         def wait(stream: int, event: int) -> int:
@@ -136,19 +161,23 @@ class DisturbedOps:
             delay(stream)
             return self.real.copy(into, source, count, stream)
 
-        def launched(kernel: int, params: int, stream: int) -> int:
-            delay(stream)
-            return launch(kernel, params, stream)
+        def launch(problem: int, at: Any) -> int:
+            delay(at.contents.stream)
+            return self.forward.launch(problem, at)
 
-        self._held = abi.EventFn(wait), type(self.real.copy)(copy), LaunchFn(launched)
-        table = abi.StreamOps.from_buffer_copy(self.real)
-        table.wait, table.copy = self._held[:2]
-        table.launch = ct.cast(self._held[2], ct.c_void_p)
-        self.table = table
+        self._held = abi.EventFn(wait), type(self.real.copy)(copy), abi.ProgramFn(launch)
+        self.table = abi.StreamOps.from_buffer_copy(self.real)
+        self.table.wait, self.table.copy = self._held[:2]
+        self._program = abi.Program.from_buffer_copy(self.forward)
+        self._program.launch = self._held[2]
 
     @property
-    def pointer(self) -> Any:
+    def ops(self) -> Any:
         return ct.pointer(self.table)
+
+    @property
+    def program(self) -> Any:
+        return ct.pointer(self._program)
 
     def reset(self, dropped: int) -> None:
         self.waits, self.dropped = 0, dropped

@@ -84,6 +84,18 @@ def test_nothing_grows_from_run_2_to_run_100(torch, pool):
     )
 
 
+def test_sums_travel_behind_the_steps(torch, pool):
+    token = pool.run_one(0, {"do": "unique_id"})["unique_id"]
+    rings = [
+        {"parts": parts, "launch_adds": adds, "count": 1000}
+        for parts in (1, 2)
+        for adds in (False, True)
+    ]
+    task = {"do": "sums", "unique_id": token, "world_size": pool.world_size, "rings": rings}
+    answers = pool.run(task, seconds=120)
+    assert all(all(answer["right"]) for answer in answers)
+
+
 def test_split_makes_independent_rings(torch, pool):
     answers = pool.run({"do": "split"})
     half = pool.world_size // 2

@@ -6,6 +6,7 @@ Started by helpers.rank_pool, one process per rank.
 from __future__ import annotations
 
 import base64
+import ctypes as ct
 import sys
 import time
 from pathlib import Path
@@ -14,11 +15,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
+from helpers import cuda_ring
+from helpers import ring_abi as abi
+from helpers.cuda_sum import CudaSumRank
 from helpers.inputs import torch_qkv
 from helpers.rank_tasks import own_device, serve
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
+from helpers.sum_ring import SumRing
 
 import baracuda_kernels as bk
+from baracuda_kernels._core import _nccl_library
 
 _TIMEOUT = 60.0
 
@@ -109,6 +115,28 @@ class Rank:
             Path(task["folder"]) / f"y-{self.rank}.bin"
         )
         return {"differing": int((raw != raw[:1]).any(1).sum())}
+
+    def sums(self, task: dict) -> dict:
+        """The test op of helpers.sum_ring over NCCL, twice a ring."""
+        lib = abi.library()
+        cuda_ring.check(lib.baracuda_nccl_load(_nccl_library.library_path().encode()))
+        token, comm = base64.b64decode(task["unique_id"]), ct.c_void_p()
+        size = task["world_size"]
+        cuda_ring.check(
+            lib.baracuda_nccl_init_rank(size, token, self.rank, self.device, 8, _TIMEOUT, comm)
+        )
+        endpoint = lib.baracuda_nccl_endpoint(comm).contents
+        right = []
+        for options in task["rings"]:
+            rank = CudaSumRank(torch, SumRing(size, **options), self.rank)
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(2):
+                    rank.poison()
+                    call = rank.call(endpoint, torch.cuda.current_stream().cuda_stream)
+                    cuda_ring.check(lib.baracuda_ring_run(ct.byref(call), 1))
+                    right.append(rank.is_right())
+        cuda_ring.check(lib.baracuda_nccl_destroy(comm))
+        return {"right": right}
 
     def split(self, task: dict) -> dict:
         """Even and odd ranks apart, each half in reversed order."""

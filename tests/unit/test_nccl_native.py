@@ -13,6 +13,7 @@ import pytest
 from helpers import ring_abi as abi
 from helpers.ring_abi import last_failure
 from helpers.ring_problem import Problem
+from helpers.sum_ring import SumRing
 
 HOST = -1
 
@@ -119,6 +120,19 @@ def unique_id() -> bytes:
 
 
 # ---- Health -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("parts", "launch_adds"), [(1, False), (2, True)])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_sums_travel_behind_the_steps(world_size, parts, launch_adds):
+    ring = Ring(world_size)
+    problem = SumRing(world_size, parts=parts, launch_adds=launch_adds)
+    assert not any(ring.run(problem))
+    assert problem.is_right()
+    problem.reset()
+    assert ring.run_from_one_thread(problem) is None
+    assert problem.is_right()
+    assert ring.close() == [abi.OK] * world_size
 
 
 @pytest.mark.parametrize("one_thread", [False, True])

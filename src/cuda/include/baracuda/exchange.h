@@ -67,7 +67,7 @@ enum { BARACUDA_RING_MAX_MESSAGES = 8 };
 
 // One exchange of one rank: what it sends and receives together.
 typedef struct baracuda_ring_round {
-  int32_t number;  // 0, 1, … of a run, the same on every rank
+  int32_t number;  // rises during a run, the same on every rank; some are left out
   int32_t send_count;
   int32_t receive_count;
   // The caller's stream, and an event on it: when it is reached, what is sent has been written and
