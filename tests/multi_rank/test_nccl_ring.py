@@ -85,7 +85,7 @@ def test_nothing_grows_from_run_2_to_run_100(torch, pool):
 
 
 def test_sums_travel_behind_the_steps(torch, pool):
-    token = pool.run_one(0, {"do": "unique_id"})["unique_id"]
+    token = pool.run({"do": "unique_id"}, ranks=[0])[0]["unique_id"]
     rings = [
         {"parts": parts, "launch_adds": adds, "count": 1000}
         for parts in (1, 2)
