@@ -32,7 +32,10 @@ class Rounds {
   explicit Rounds(const baracuda_ring_call& call)
       : call_(call),
         steps_(call.endpoint->transport.world_size),
-        parts_(call.program->parts) {}
+        parts_(call.program->parts),
+        shift_(parts_ - 1) {
+    static_assert(BARACUDA_RING_MAX_PARTS == 2, "divided by shifts");
+  }
 
   int32_t steps() const { return steps_; }
   int32_t parts() const { return parts_; }
@@ -111,8 +114,8 @@ class Rounds {
   // What the program is told of launch t, or of adding its share; of the sum that comes home where
   // t is beyond the launches.
   void fill(int32_t t, baracuda_ring_step* at) const {
-    at->step = t / parts_;
-    at->part = t % parts_;
+    at->step = step_of(t);
+    at->part = part_of(t);
     for (int32_t i = 0; i < call_.payload_count; ++i) {
       const baracuda_ring_payload& payload = call_.payloads[i];
       if (!is_behind(payload)) {
@@ -128,22 +131,25 @@ class Rounds {
   }
 
  private:
+  int32_t step_of(int32_t t) const { return t >> shift_; }
+  int32_t part_of(int32_t t) const { return t & shift_; }
+
   // The step whose chunk or sum of a payload an exchange sends; -1: none.
   int32_t sent_step(const baracuda_ring_payload& payload, int32_t number) const {
     const int32_t t = is_behind(payload) ? number - 1 : number;
-    if (t < 0 || t % parts_ != payload.part) return -1;
-    const int32_t step = t / parts_;
+    if (t < 0 || part_of(t) != payload.part) return -1;
+    const int32_t step = step_of(t);
     const bool travels = is_behind(payload) ? step >= 1 && step < steps_ : step + 1 < steps_;
     return travels && chunk_bytes(payload) > 0 ? step : -1;
   }
   int32_t received_chunk(const baracuda_ring_payload& payload, int32_t t) const {
-    const int32_t step = t / parts_;
-    if (step < 1 || payload.part > t % parts_) return -1;
+    const int32_t step = step_of(t);
+    if (step < 1 || payload.part > part_of(t)) return -1;
     const int32_t number = (step - 1) * parts_ + payload.part;
     return sent_step(payload, number) >= 0 ? number : -1;
   }
   int32_t received_sum(const baracuda_ring_payload& payload, int32_t t) const {
-    if (!is_behind(payload) || t / parts_ < 2 || payload.part != t % parts_) return -1;
+    if (!is_behind(payload) || step_of(t) < 2 || payload.part != part_of(t)) return -1;
     const int32_t number = t + 1 - parts_;
     return sent_step(payload, number) >= 0 ? number : -1;
   }
@@ -168,6 +174,7 @@ class Rounds {
   const baracuda_ring_call& call_;
   const int32_t steps_;
   const int32_t parts_;
+  const int32_t shift_;
 };
 
 }  // namespace baracuda

@@ -29,7 +29,9 @@ class Run {
       : calls_(calls),
         count_(count),
         rounds_(calls[0]),
-        shared_stream_(share_stream(calls, count)) {}
+        shared_stream_(share_stream(calls, count)) {
+    expect_record();
+  }
 
   int32_t execute() {
     for (int32_t t = 0; t < rounds_.launches(); ++t) {
@@ -72,33 +74,45 @@ class Run {
   // ---- Exchanges -------------------------------------------------------------------------------
 
   bool exchange(int32_t number) {
-    if (!rounds_.has_messages(number)) return true;
+    has_exchange_ = rounds_.has_messages(number);
+    if (!has_exchange_) return true;
     // Before the first launch: whatever the caller had enqueued, which wrote the chunks and last
     // read the buffers. Later: launch(number - 1).
     if (number == 0 && !record_compute_done()) return false;
-    const bool granted = for_each_rank([this, number](const Call& call) {
-      const Round round(*this, call, number);
-      return enter(call) && ok(exchange_of(call).grant(call.endpoint, &round), "grant", call);
-    });
-    if (!granted || !post_all(number)) return false;
-    return for_each_rank([this, number](const Call& call) {
-      const Round round(*this, call, number);
-      return enter(call) && ok(exchange_of(call).complete(call.endpoint, &round), "complete", call);
-    });
+    if (count_ == 1) {
+      const Round round(*this, calls_[0], number);
+      return grant(calls_[0], round) && post_all(number, &round) && complete(calls_[0], round);
+    }
+    return for_each_rank([=](const Call& call) {
+             return enter(call) && grant(call, Round(*this, call, number));
+           }) &&
+           post_all(number, nullptr) && for_each_rank([=](const Call& call) {
+             return enter(call) && complete(call, Round(*this, call, number));
+           });
   }
 
-  // The messages of all ranks of this thread in one group, which is closed whatever happens.
-  bool post_all(int32_t number) {
+  bool grant(const Call& call, const baracuda_ring_round& round) {
+    return ok(exchange_of(call).grant(call.endpoint, &round), "grant", call);
+  }
+  bool post(const Call& call, const baracuda_ring_round& round) {
+    return ok(exchange_of(call).post(call.endpoint, &round), "post", call);
+  }
+  bool complete(const Call& call, const baracuda_ring_round& round) {
+    return ok(exchange_of(call).complete(call.endpoint, &round), "complete", call);
+  }
+
+  // The messages of all ranks of this thread in one group, which is closed whatever happens. only: the
+  // round of a single rank.
+  bool post_all(int32_t number, const baracuda_ring_round* only) {
     int32_t opened = 0;
     bool good = for_each_rank([this, &opened](const Call& call) {
       if (!ok(exchange_of(call).open(call.endpoint), "open", call)) return false;
       ++opened;
       return true;
     });
-    good = good && for_each_rank([this, number](const Call& call) {
-      const Round round(*this, call, number);
-      return ok(exchange_of(call).post(call.endpoint, &round), "post", call);
-    });
+    good = good && for_each_rank([=](const Call& call) {
+             return post(call, only != nullptr ? *only : Round(*this, call, number));
+           });
     while (opened > 0) {
       const Call& call = calls_[--opened];
       good = ok(exchange_of(call).close(call.endpoint), "close", call) && good;
@@ -235,7 +249,7 @@ class Run {
       rank = call.endpoint->transport.rank;
       world_size = rounds.steps();
       hops = call.hops;
-      sm_margin = rounds.has_messages(t) ? call.endpoint->max_ctas : 0;
+      sm_margin = run.has_exchange_ ? call.endpoint->max_ctas : 0;
       follows = run.has_added_ ? 0 : 1;
       stream = call.stream;
       rounds.fill(t, this);
@@ -277,7 +291,7 @@ class Run {
     if (status == BARACUDA_OK) return true;
     if (failed_) return false;
     failed_ = true;
-    if (failures_recorded() == recorded_before_ || baracuda_last_error()->status != status) {
+    if (!has_record() || baracuda_last_error()->status != status) {
       fail_with_code(status, status, call_name, "%s returned %d", call_name, status);
     }
     failure_ = *baracuda_last_error();
@@ -305,9 +319,9 @@ class Run {
   const int32_t count_;
   const Rounds rounds_;
   const bool shared_stream_;
-  const uint64_t recorded_before_ = failures_recorded();
   int32_t step_ = 0;
   int32_t awaited_ = -1;    // the last exchange that the callers' streams have waited for
+  bool has_exchange_ = false;  // beside the launch at hand
   bool has_added_ = false;  // something else than launches went to the callers' streams
   bool failed_ = false;
   baracuda_error failure_{};

@@ -13,10 +13,9 @@ using Round = baracuda_ring_round;
 // `unrecorded` or, if that is BARACUDA_OK, of its own status.
 template <typename F>
 int32_t recorded(const char* call, int32_t unrecorded, F f) {
-  const uint64_t before = failures_recorded();
   const int32_t status = f();
   if (status == BARACUDA_OK) return status;
-  if (failures_recorded() != before && baracuda_last_error()->status == status) return status;
+  if (has_record() && baracuda_last_error()->status == status) return status;
   return fail_with_code(unrecorded != BARACUDA_OK ? unrecorded : status, status, call,
                         "%s returned %d", call, status);
 }

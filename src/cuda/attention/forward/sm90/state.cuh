@@ -114,7 +114,7 @@ class StateRows {
         [&](float4* fragment, int h, int j) { add_in_memory(fragment, get(o, h, j), policy); });
   }
 
-  // Writes y and lse. The lanes of a quad exchange words, so that each stores 16 bytes of a row.
+  // Writes y and lse. The lanes of a quad transpose their words, so that each stores 16 bytes of a row.
   __device__ __forceinline__ void finish(const float (&o)[head_dim / 2],
                                          const RowStatistics& rows) const {
     Element* y = static_cast<Element*>(args_.y) + tile_.batch() * args_.y_strides.batch +
