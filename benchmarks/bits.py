@@ -105,7 +105,8 @@ def _rings(
     for ranks, layout, causal in itertools.product(range(1, 9), LAYOUTS, (False, True)):
         n = next(turn)
         heads, kv_heads = HEADS[n % 3]
-        rows = lengths[n % len(lengths)]
+        # The whole sequence is no longer than two ranks of the longest.
+        rows = min(lengths[n % len(lengths)], 2 * lengths[-1] // ranks)
         # Several dtypes at a time, or their turns would fall together with the layouts'.
         for i, form in enumerate(("staged", "dense")):
             dtype = dtypes[(n + n // len(dtypes) + i) % len(dtypes)]
