@@ -62,8 +62,8 @@ class Case(NamedTuple):
 def cases(device: str) -> list[Case]:
     """Every case of a device; the host's own are timed on any."""
     found = [Case("import", 1.02)]
-    found += [Case("run", 1.1, d, anew=a) for d in {device, "host"} for a in (False, True)]
-    found += [Case("run_all", 1.1, d, ranks=8) for d in {device, "host"}]
+    found += [Case("run", 1.1, d, anew=a) for d in sorted({device, "host"}) for a in (False, True)]
+    found += [Case("run_all", 1.1, d, ranks=8) for d in sorted({device, "host"})]
     if device == "host":
         return found + [
             Case("kernel", 1.015, device, "host", dtype, head_dim, 384, causal)
