@@ -1,13 +1,16 @@
-"""Whether the installed build was made of the sources beside these benchmarks."""
+"""Whether the installed build was made of the sources beside these benchmarks.
+
+Run, it prints the hash of the sources and nothing else, whether or not anything is installed.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
 
-from baracuda_kernels._core import _info
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class SourceMismatch(Exception):
@@ -15,14 +18,12 @@ class SourceMismatch(Exception):
 
 
 def source_hash(root: Path) -> str:
-    """``find src -type f | LC_ALL=C sort | xargs sha256sum | sha256sum | cut -c1-16`` at `root`."""
-    paths = [p for p in (root / "src").rglob("*") if p.is_file() and not p.is_symlink()]
-    names = sorted(str(p.relative_to(root)).encode() for p in paths)
-    total = hashlib.sha256()
-    for name in names:
-        digest = hashlib.sha256((root / name.decode()).read_bytes()).hexdigest()
-        total.update(digest.encode() + b"  " + name + b"\n")
-    return total.hexdigest()[:16]
+    """The hash that the build of `root` embeds, see ``cmake/source_hash.py``."""
+    spec = importlib.util.spec_from_file_location("source_hash", ROOT / "cmake" / "source_hash.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return str(module.source_hash(root))
 
 
 def require_own_sources(root: Path) -> str:
@@ -34,6 +35,8 @@ def require_own_sources(root: Path) -> str:
         If the build has another hash, or if git knows of changes below ``src/`` that are not
         committed. Where there is no git, the hashes alone decide.
     """
+    from baracuda_kernels._core import _info  # the hash alone needs no package
+
     built, here = _info.build_info()["source_hash"], source_hash(root)
     if built != here:
         raise SourceMismatch(
@@ -51,3 +54,7 @@ def require_own_sources(root: Path) -> str:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", *arguments]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+
+
+if __name__ == "__main__":
+    print(source_hash(ROOT))

@@ -70,11 +70,11 @@ class SizeType(click.ParamType):
 @click.option(
     "--measured",
     type=click.Path(path_type=Path),
-    help="Evidence file with forward and ring_tax rows. [default: the kernel log's, one H100]",
+    help="Evidence file with forward and ring_tax rows. [default: what is known of --arch]",
 )
 @click.option("--tflops", type=float, help="TFLOPS to reckon with, instead of measured ones.")
 @click.option("--arch", default="sm_90", show_default=True, help="GPU, as in sm_80 or 9.0.")
-@click.option("--sms", type=int, default=132, show_default=True, help="SMs of a GPU.")
+@click.option("--sms", type=int, help="SMs of a GPU. [default: as known of --arch]")
 @click.option(
     "--sm-margin",
     type=int,
@@ -82,7 +82,7 @@ class SizeType(click.ParamType):
     show_default=True,
     help="SMs left to the exchange (max_ctas of the communicator).",
 )
-@click.option("--memory-gib", type=float, default=80.0, show_default=True, help="Of a GPU.")
+@click.option("--memory-gib", type=float, help="Of a GPU. [default: as known of --arch]")
 @click.option(
     "--min-efficiency",
     type=float,
@@ -112,11 +112,13 @@ def plan(
         raise click.UsageError("give --measured or --tflops, not both")
     if plot is not None:
         check_plot(plot)
+    own = {name: given.pop(name) for name in ("sms", "memory_gib")}
     names = ("seq", "ranks", "heads", "kv_heads", "head_dim", "batch", "dtype", "causal")
     problem = scaling.RingProblem(**{name: given.pop(name) for name in names})
     family = _family(problem, arch)
-    rates = _rates(family, problem, measured, tflops)
-    machine = scaling.Machine(rates=rates, **given)
+    own = _gpu(arch, own, measured is not None or tflops is not None)
+    rates = _rates(family, problem, arch, own["sms"], measured, tflops)
+    machine = scaling.Machine(rates=rates, **own, **given)
     layouts = scaling.LAYOUTS if layout is None else (layout,)
     result = scaling.plan(problem, machine, layouts, min_efficiency=min_efficiency)
     if plot is not None:
@@ -147,19 +149,38 @@ def _family(problem: Any, arch: str) -> str:
     return str(registry.explain(descriptor, arch=arch).require().family)
 
 
-def _rates(family: str, problem: Any, measured: Path | None, tflops: float | None) -> Any:
+def _gpu(arch: str, own: dict[str, Any], has_rates: bool) -> dict[str, Any]:
+    """SMs and memory of a GPU, given or known; refused where the arch has never been measured."""
+    from baracuda_kernels import UnsupportedError, scaling
+
+    card = scaling.find_card(arch)
+    if card is not None:
+        return {k: getattr(card, k) if v is None else v for k, v in own.items()}
+    missing = [] if has_rates else ["--tflops or --measured"]
+    missing += [f"--{k.replace('_', '-')}" for k, v in own.items() if v is None]
+    if missing:
+        raise UnsupportedError(
+            f"arch: got {arch}, must be one that was measured "
+            f"({', '.join(card.arch for card in scaling.cards())}), or give {', '.join(missing)}"
+        )
+    return own
+
+
+def _rates(
+    family: str, problem: Any, arch: str, sms: int, measured: Path | None, tflops: float | None
+) -> Any:
     from baracuda_kernels import scaling
 
     if tflops is not None:
         return scaling.ComputeRates.constant(tflops)
-    of = (family, problem.dtype, problem.head_dim)
+    of = (family, problem.dtype, problem.head_dim, arch)
     if measured is None:
         return scaling.default_rates(*of)
     try:
         evidence = json.loads(measured.read_text())
     except (OSError, ValueError) as error:
         raise FileProblemError(f"{measured}: {error}") from error
-    return scaling.measured_rates(evidence, *of)
+    return scaling.measured_rates(evidence, *of, sms)
 
 
 def _print_text(family: str, result: Any) -> None:

@@ -4,6 +4,7 @@ Pure arithmetic: needs no GPU, and runs nothing. ``baracuda-kernels plan`` shows
 and what they leave out are in ``docs/scaling.md``.
 """
 
+from baracuda_kernels.scaling._cards import Card, cards, find_card
 from baracuda_kernels.scaling._model import (
     Machine,
     RankMemory,
@@ -28,6 +29,7 @@ from baracuda_kernels.scaling._rates import ComputeRates, default_rates, measure
 
 __all__ = [
     "LAYOUTS",
+    "Card",
     "ComputeRates",
     "Machine",
     "RankMemory",
@@ -37,9 +39,11 @@ __all__ = [
     "ScalingPlan",
     "StepForecast",
     "VisiblePairs",
+    "cards",
     "compute_seconds",
     "default_rates",
     "exchange_seconds",
+    "find_card",
     "forecast",
     "hiding_chunk",
     "measured_rates",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ import numpy as np
 from baracuda_kernels._core._communicator import DEFAULT_MAX_CTAS
 from baracuda_kernels._core._enums import ElementKind, SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.scaling._cards import cards
 from baracuda_kernels.scaling._pairs import visible_pairs
-from baracuda_kernels.scaling._rates import H100_SMS, ComputeRates
+from baracuda_kernels.scaling._rates import ComputeRates
 from baracuda_kernels.sharding import rows_per_rank
 
 MAX_SEQ = 2**30
@@ -140,12 +141,12 @@ class Machine:
         more than 0, ``inf`` for a link that costs nothing.
     latency_us : float, default 10
         Microseconds of an exchange besides its bytes, from the kernel's launch to its end.
-    sms : int, default 132
-        SMs of the GPU (132: H100 SXM).
-    sm_margin : int, default 4
+    sms : int, default those of an H100
+        SMs of the GPU.
+    sm_margin : int, default `DEFAULT_MAX_CTAS`
         SMs left to the exchange in the steps that have one: `max_ctas` of the communicator, whose
         default this is.
-    memory_gib : float, default 80
+    memory_gib : float, default that of an H100
         GiB of the GPU that the op may take.
 
     Raises
@@ -157,9 +158,9 @@ class Machine:
     rates: ComputeRates
     link_gbps: float
     latency_us: float = 10.0
-    sms: int = H100_SMS
+    sms: int = field(default_factory=lambda: cards()[0].sms)
     sm_margin: int = DEFAULT_MAX_CTAS
-    memory_gib: float = 80.0
+    memory_gib: float = field(default_factory=lambda: cards()[0].memory_gib)
 
     def __post_init__(self) -> None:
         for name in ("link_gbps", "memory_gib"):

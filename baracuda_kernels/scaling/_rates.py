@@ -1,4 +1,4 @@
-"""How fast one GPU computes a step: from an evidence file, or from the kernel log.
+"""How fast one GPU computes a step: from an evidence file, or from a card's measured figures.
 
 Curves are interpolated linearly in the logarithm of the length, and held at their ends, but for the
 causal one's upper end, see `ComputeRates.tflops`.
@@ -14,31 +14,16 @@ from typing import Any
 import numpy as np
 
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
+from baracuda_kernels.scaling._cards import Card, cards, find_card, require_card
 
 Curve = tuple[tuple[float, float], ...]
 
-# docs/kernel-log.md, one H100. TFLOPS, not causal and causal, at the length given there: sm80 by
-# steps 1, 5 and 8 at 8192, simt at 4096 (f64 2048).
-_SM80 = {64: (353, 340), 96: (370, 360), 128: (392, 374), 192: (325, 326), 256: (333, 327)}
-_SIMT = {
-    "f32": {64: (30.7, 25.3), 128: (32.9, 31.3), 256: (27.5, 23.8)},
-    "f64": {64: (10.3, 9.0), 128: (11.7, 9.2), 256: (8.6, 7.5)},
-    "bf16": {128: (21.7, 20.9)},
-}
-# The log's small problems, S 512, not causal: 60, 34 and 129 µs at B 8, H 16.
-_SM80_AT_512 = {64: 253, 128: 286, 256: 266}
-# docs/performance.md, the same card: TFLOPS at a length, not causal and causal.
-_SM90A = {
-    64: ((2048, 487, 392), (8192, 547, 505), (16384, 562, 537)),
-    128: ((2048, 627, 513), (8192, 687, 631), (16384, 683, 679)),
-    256: ((2048, 716, 542), (8192, 793, 729), (16384, 800, 794)),
-}
-# The state at the card's copy bandwidth, 3.0 TB/s, gives the log's ring tax: for D 128 it makes
-# ×1.23, ×1.11, ×1.06, ×1.03 at chunks 1024 to 8192, measured ×1.21, ×1.10, ×1.06, ×1.02.
-_STATE_PS_PER_BYTE = 1 / 3.0
 _LONGEST = 2.0**30  # of all sequences
-# SMs of the card that the figures and the evidence are of.
-H100_SMS = 132
+
+
+def _state_of(card: Card) -> Curve:
+    """Picoseconds a byte of state, at every length."""
+    return ((1.0, 1 / card.state_tbps),)
 
 
 @dataclass(frozen=True)
@@ -51,7 +36,7 @@ class ComputeRates:
         Of calls without a mask; lengths rising.
     causal : tuple of (length, TFLOPS)
         Of causal calls, for the visible half of the pairs alone.
-    state : tuple of (chunk, picoseconds per byte), default 1/3 ps (3.0 TB/s) everywhere
+    state : tuple of (chunk, picoseconds per byte), default 1/3 ps (3.0 TB/s, an H100) everywhere
         Of loading or storing the state between steps, as far as the kernel does not hide it.
     tile_rows : int, default 128
         Query rows of a kernel's tile, one block's work: fewer tiles than SMs leave some idle.
@@ -67,7 +52,7 @@ class ComputeRates:
 
     full: Curve
     causal: Curve
-    state: Curve = ((1.0, _STATE_PS_PER_BYTE),)
+    state: Curve = dataclasses.field(default_factory=lambda: _state_of(cards()[0]))
     tile_rows: int = 128
     sources: tuple[str, ...] = ()
 
@@ -95,7 +80,10 @@ class ComputeRates:
         return ComputeRates(
             full=((1.0, tflops),),
             causal=((1.0, causal_tflops), (_LONGEST, causal_tflops)),
-            sources=(f"given: {tflops:g} TFLOPS, causal {causal_tflops:g}",),
+            sources=(
+                f"given: {tflops:g} TFLOPS, causal {causal_tflops:g}",
+                _stand_in_state(cards()[0]),
+            ),
         )
 
     def tflops(self, length: float, causal: bool = False) -> float:
@@ -115,8 +103,8 @@ class ComputeRates:
         return _interpolate(self.state, length) * 1e-12
 
 
-def default_rates(family: str, dtype: str, head_dim: int) -> ComputeRates:
-    """The kernel log's figures for an H100.
+def default_rates(family: str, dtype: str, head_dim: int, arch: Any = None) -> ComputeRates:
+    """The figures of ``cards.json``.
 
     Parameters
     ----------
@@ -125,51 +113,39 @@ def default_rates(family: str, dtype: str, head_dim: int) -> ComputeRates:
     dtype : str
         f16, bf16, f32 or f64; f16 gets the figures of bf16.
     head_dim : int
-        Gets the figures of the next head_dim in the log, the largest if there is none.
+        Gets the figures of the next head_dim there, the largest if there is none.
+    arch : ArchSku, str, int or tuple, optional
+        Whose figures, as in ``"sm_90"``; None is the H100's.
 
     Raises
     ------
     UnsupportedError
-        If the log has none for the family and dtype.
+        If nothing was measured on the architecture, or not of the family and dtype.
     """
-    page = "performance.md" if family == "sm90a" else "kernel-log.md"
-    sources = [f"docs/{page} (H100), {family} {dtype} D {head_dim}"]
-    logged = "bf16" if dtype == "f16" else dtype
-    table = _logged_points(family, logged)
-    if not table:
+    card = cards()[0] if arch is None else require_card(arch)
+    measured = "bf16" if dtype == "f16" else dtype
+    figures = card.families.get(family)
+    table = figures.tflops.get(measured) if figures is not None else None
+    if figures is None or table is None:
         raise UnsupportedError(
-            f"there are no logged figures for the family {family} with {dtype}: give measured "
-            "rows of it, or TFLOPS"
+            f"there are no measured figures of the family {family} with {dtype} on an {card.name}: "
+            "give measured rows of it, or TFLOPS"
         )
+    sources = [f"{figures.source} ({card.name}), {family} {dtype} D {head_dim}"]
     taken = min((d for d in table if d >= head_dim), default=max(table))
-    if logged != dtype or taken != head_dim:
-        sources.append(f"those of {logged} D {taken} stand in")
+    if measured != dtype or taken != head_dim:
+        sources.append(f"those of {measured} D {taken} stand in")
     return ComputeRates(
         full=tuple((n, rate) for n, rate, _ in table[taken]),
         causal=tuple((n, rate) for n, _, rate in table[taken]),
+        state=_state_of(card),
         tile_rows=_tile_rows(family, dtype, head_dim),
         sources=tuple(sources),
     )
 
 
-def _logged_points(family: str, dtype: str) -> dict[int, list[tuple[float, float, float]]]:
-    """(length, TFLOPS not causal, causal) by head_dim."""
-    if family == "sm90a" and dtype == "bf16":
-        return {
-            d: [(float(n), float(full), float(causal)) for n, full, causal in points]
-            for d, points in _SM90A.items()
-        }
-    if family == "simt":
-        timed_at = 2048.0 if dtype == "f64" else 4096.0
-        return {d: [(timed_at, *rates)] for d, rates in _SIMT.get(dtype, {}).items()}
-    if family != "sm80" or dtype != "bf16":
-        return {}
-    table = {d: [(8192.0, float(full), float(causal))] for d, (full, causal) in _SM80.items()}
-    for d, small in _SM80_AT_512.items():
-        # Causal calls were not timed at 512; they are taken to lose the same part.
-        _, full, causal = table[d][0]
-        table[d].insert(0, (512.0, float(small), causal * small / full))
-    return table
+def _stand_in_state(card: Card) -> str:
+    return f"state: taken at {card.state_tbps:.1f} TB/s ({card.name})"
 
 
 def _tile_rows(family: str, dtype: str, head_dim: int) -> int:
@@ -182,7 +158,12 @@ def _tile_rows(family: str, dtype: str, head_dim: int) -> int:
 
 
 def measured_rates(
-    evidence: Mapping[str, Any], family: str, dtype: str, head_dim: int
+    evidence: Mapping[str, Any],
+    family: str,
+    dtype: str,
+    head_dim: int,
+    arch: Any = None,
+    sms: int | None = None,
 ) -> ComputeRates:
     """Rates of an evidence file (``benchmarks/results/<card>.json``).
 
@@ -197,13 +178,18 @@ def measured_rates(
         With ``rows``, and ``card`` for the record.
     family, dtype, head_dim
         Which rows.
+    arch : ArchSku, str, int or tuple, optional
+        The file's card, as in ``"sm_90"``; None is an H100.
+    sms : int, optional
+        SMs of the file's card, by default those of `arch`.
 
     Raises
     ------
     InvalidProblemError
         If it is no evidence, or a row lacks a field.
     UnsupportedError
-        If neither the file nor the log has figures for the family and dtype.
+        If neither the file nor `default_rates` has figures for the family and dtype, or nothing
+        is known of the architecture and `sms` is not given.
     """
     rows = evidence.get("rows") if isinstance(evidence, Mapping) else None
     if not isinstance(rows, list):
@@ -211,12 +197,15 @@ def measured_rates(
     wanted = {"family": family, "dtype": dtype, "head_dim": head_dim}
     label = f"{evidence.get('card', 'measured')}, {family} {dtype} D {head_dim}"
     tile_rows = _tile_rows(family, dtype, head_dim)
+    card = cards()[0] if arch is None else find_card(arch)
+    if sms is None:
+        sms = (card or require_card(arch)).sms
     sources = []
     try:
         full = _forward_curve(_matching(rows, "forward", {**wanted, "causal": False}))
         causal = _forward_curve(_matching(rows, "forward", {**wanted, "causal": True}))
         if not (full and causal):
-            default = default_rates(family, dtype, head_dim)
+            default = default_rates(family, dtype, head_dim, arch)
             for name, curve in (("forward", full), ("causal forward", causal)):
                 if not curve:
                     sources.append(f"{name} rows: none measured for {family} {dtype} D {head_dim}")
@@ -225,16 +214,16 @@ def measured_rates(
         else:
             sources.append(f"forward rows: {label}")
         rates = ComputeRates(full, causal, tile_rows=tile_rows)
-        state = _state_curve(_matching(rows, "ring_tax", {**wanted, "causal": False}), rates)
+        state = _state_curve(_matching(rows, "ring_tax", {**wanted, "causal": False}), rates, sms)
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise InvalidProblemError(f"measured: a row is not as it must be ({error!r})") from error
     if state:
         sources.append(f"ring_tax rows: {label}")
     else:
-        sources.append(
-            f"state: no ring_tax rows for {family} {dtype} D {head_dim}; taken at 3.0 TB/s"
-        )
-    return dataclasses.replace(rates, state=state or rates.state, sources=tuple(sources))
+        sources.append(f"state: no ring_tax rows for {family} {dtype} D {head_dim}")
+        sources.append(_stand_in_state(card or cards()[0]))
+        state = _state_of(card or cards()[0])
+    return dataclasses.replace(rates, state=state, sources=tuple(sources))
 
 
 def _matching(
@@ -254,7 +243,7 @@ def _forward_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
     return _averaged(point(row) for row in rows)
 
 
-def _state_curve(rows: Iterable[Mapping[str, Any]], rates: ComputeRates) -> Curve:
+def _state_curve(rows: Iterable[Mapping[str, Any]], rates: ComputeRates, sms: int) -> Curve:
     def point(row: Mapping[str, Any]) -> tuple[float, float]:
         p = row["params"]
         itemsize = 8 if p["dtype"] == "f64" else 4
@@ -262,7 +251,7 @@ def _state_curve(rows: Iterable[Mapping[str, Any]], rates: ComputeRates) -> Curv
         moved = 2 * (p["ranks"] - 1) * p["heads"] * p["chunk"] * (p["head_dim"] + 2) * itemsize
         tiles = p["heads"] * -(-p["chunk"] // rates.tile_rows)
         flops = 4 * p["heads"] * p["chunk"] ** 2 * p["ranks"] * p["head_dim"]
-        alone_ms = flops / rates.tflops(p["chunk"]) / 1e9 / min(tiles / H100_SMS, 1.0)
+        alone_ms = flops / rates.tflops(p["chunk"]) / 1e9 / min(tiles / sms, 1.0)
         return p["chunk"], max(row["ours"] - alone_ms, 0.0) * 1e9 / moved
 
     return _averaged(point(row) for row in rows)

@@ -12,6 +12,7 @@ from helpers.scaling_cases import EVIDENCE, machine, problem
 
 import baracuda_kernels as bk
 from baracuda_kernels import scaling
+from baracuda_kernels._core._communicator import DEFAULT_MAX_CTAS
 from baracuda_kernels.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
@@ -146,11 +147,37 @@ def test_measured_numbers_are_used(tmp_path):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(EVIDENCE))
     # The file's rows are of sm80, which is what an A100 gets.
-    found = as_json(*GIVEN, "--arch", "sm_80", "--measured", path)
+    a100 = ("--arch", "sm_80", "--sms", "108", "--memory-gib", "40")
+    found = as_json(*GIVEN, *a100, "--measured", path)
     assert found["family"] == "sm80"
+    assert (found["machine"]["sms"], found["machine"]["memory_gib"]) == (108, 40)
     assert any("Some Card" in source for source in found["machine"]["rates"]["sources"])
     doubled = as_json(*GIVEN, "--tflops", 500)["layouts"]["zigzag"]["seconds"]
     assert doubled < as_json(*GIVEN, "--tflops", 250)["layouts"]["zigzag"]["seconds"]
+
+
+@needs_cuda_build
+def test_no_card_stands_in_for_another():
+    """Of a GPU that was never measured the user says all, or is told what is missing."""
+    for arch in ("sm_80", "sm_86", "sm_100"):
+        kind, message = refused(*GIVEN, "--arch", arch)
+        assert kind == "UnsupportedError" and f"got {arch}," in message and "(sm_90)" in message
+        assert all(f"--{name}" in message for name in ("tflops", "measured", "sms", "memory-gib"))
+        kind, message = refused(*GIVEN, "--arch", arch, "--tflops", 250, "--sms", 108)
+        assert kind == "UnsupportedError" and message.endswith("or give --memory-gib")
+        own = ("--arch", arch, "--tflops", 250, "--sms", 108, "--memory-gib", 40)
+        rates = as_json(*GIVEN, *own)["machine"]["rates"]
+        assert rates["full"] == [[1.0, 250.0]] and "given" in rates["sources"][0]
+    known = as_json(*GIVEN)["machine"]
+    card = scaling.find_card("sm_90")
+    assert (known["sms"], known["memory_gib"]) == (card.sms, card.memory_gib)
+
+
+def test_the_exchange_takes_the_librarys_default_of_sms():
+    rates = scaling.ComputeRates.constant(400)
+    option = next(o for o in main.commands["plan"].params if o.name == "sm_margin")
+    assert option.default == DEFAULT_MAX_CTAS
+    assert scaling.Machine(rates=rates, link_gbps=400).sm_margin == DEFAULT_MAX_CTAS
 
 
 @needs_cuda_build

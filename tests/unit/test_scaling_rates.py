@@ -1,4 +1,4 @@
-"""Where the scaling model's rates come from: an evidence file, or the kernel log."""
+"""Where the scaling model's rates come from: an evidence file, or a card's measured figures."""
 
 import json
 import math
@@ -107,6 +107,58 @@ def test_the_default_rates_of_sm90a_are_those_of_the_results(head_dim):
                 rate = measured.tflops(length, causal=causal)
                 # The card moves by as much from run to run.
                 assert default.tflops(length, causal=causal) == pytest.approx(rate, rel=0.1)
+
+
+def test_every_card_has_rates_of_every_point():
+    for card in scaling.cards():
+        assert scaling.find_card(card.arch) is card and card.sms > 0 and card.memory_gib > 0
+        for name, family in card.families.items():
+            for dtype, by_head_dim in family.tflops.items():
+                for head_dim, points in by_head_dim.items():
+                    rates = scaling.default_rates(name, dtype, head_dim, card.arch)
+                    assert rates.full == tuple((n, full) for n, full, _ in points)
+                    assert rates.causal == tuple((n, causal) for n, _, causal in points)
+                    assert rates.state == ((1.0, 1 / card.state_tbps),)
+                    assert card.name in rates.sources[0] and family.source in rates.sources[0]
+    assert len({card.arch for card in scaling.cards()}) == len(scaling.cards())
+
+
+def test_a_rate_that_was_not_timed_loses_what_the_next_one_does():
+    rates = scaling.default_rates("sm80", "bf16", 64)
+    assert rates.causal[0] == (512.0, 340 * 253 / 353) and rates.full[0] == (512.0, 253.0)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "8.6", "sm_100", "sm_120", "host"])
+def test_an_architecture_without_measured_rates_has_none(arch):
+    name = "host" if arch == "host" else f"sm_{arch.removeprefix('sm_').replace('.', '')}"
+    refusal = f"got {name}, must be .*sm_90.*--tflops"
+    assert scaling.find_card(arch) is None
+    with pytest.raises(bk.UnsupportedError, match=refusal):
+        scaling.default_rates("sm80", "bf16", 128, arch)
+    # Nor does an evidence file of such a card get another card's SMs, or its rates for missing rows.
+    with pytest.raises(bk.UnsupportedError, match=refusal):
+        scaling.measured_rates(EVIDENCE, "sm80", "bf16", 128, arch)
+    with pytest.raises(bk.UnsupportedError, match=refusal):
+        scaling.measured_rates(EVIDENCE, "sm80", "bf16", 256, arch, 108)
+    own = scaling.measured_rates(EVIDENCE, "sm80", "bf16", 128, arch, 132)
+    assert own == scaling.measured_rates(EVIDENCE, "sm80", "bf16", 128, "sm_90")
+    assert all("H100" not in source for source in own.sources)
+
+
+def test_where_the_state_stands_in_it_is_said():
+    assert any("H100" in source for source in scaling.ComputeRates.constant(300).sources)
+    rows = [row for row in EVIDENCE["rows"] if row["name"] == "forward"]
+    rates = scaling.measured_rates({"rows": rows}, "sm80", "bf16", 128, "sm_80", 108)
+    assert any("3.0 TB/s (H100)" in source for source in rates.sources)
+
+
+def test_the_sms_of_the_files_card_are_minded():
+    """On twice the SMs the same few tiles leave more idle, so less of the time is the state's."""
+    rows = [row for row in EVIDENCE["rows"] if row["name"] == "forward"]
+    rows.append(tax_row(1024, 100.0, 5.0, heads=4))
+    of = ({"rows": rows}, "sm80", "bf16", 128, "sm_80")
+    few, many = (scaling.measured_rates(*of, sms).state_seconds_per_byte(1024) for sms in (64, 128))
+    assert few > many
 
 
 def test_bad_rates_are_typed_errors():

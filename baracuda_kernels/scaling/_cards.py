@@ -1,0 +1,97 @@
+"""The cards that the model has measured figures of: ``cards.json``, beside this file."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from baracuda_kernels._core._selection import Architecture
+from baracuda_kernels.errors import UnsupportedError
+
+Points = tuple[tuple[float, float, float], ...]
+
+
+@dataclass(frozen=True)
+class FamilyFigures:
+    """What a kernel family reaches on a card, and the page that says so.
+
+    `tflops` has (length, TFLOPS without a mask, causal) by dtype and head_dim.
+    """
+
+    source: str
+    tflops: dict[str, dict[int, Points]]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU, and what was measured on it.
+
+    `state_tbps` is the speed, in TB/s, at which it loads and stores the state between steps.
+    """
+
+    name: str
+    arch: str
+    sms: int
+    memory_gib: float
+    state_tbps: float
+    families: dict[str, FamilyFigures]
+
+
+@functools.cache
+def cards() -> tuple[Card, ...]:
+    """All of them; where no card is named, the first one is meant."""
+    entries = json.loads(Path(__file__).with_name("cards.json").read_text(encoding="utf-8"))
+    return tuple(_card(entry) for entry in entries)
+
+
+def find_card(arch: Any) -> Card | None:
+    """The card of an architecture; None where none was measured."""
+    wanted = Architecture.parse(arch).name
+    return next((card for card in cards() if card.arch == wanted), None)
+
+
+def require_card(arch: Any) -> Card:
+    """The card of an architecture; `UnsupportedError` where none was measured."""
+    card = find_card(arch)
+    if card is None:
+        raise UnsupportedError(
+            f"arch: got {Architecture.parse(arch).name}, must be one with measured rates "
+            f"({measured_archs()}), or give your own: --tflops or --measured "
+            "(ComputeRates.constant, or measured_rates with sms)"
+        )
+    return card
+
+
+def measured_archs() -> str:
+    """Their names, for messages."""
+    return ", ".join(card.arch for card in cards())
+
+
+def _card(entry: dict[str, Any]) -> Card:
+    families = {
+        name: FamilyFigures(
+            family["source"],
+            {
+                dtype: {int(head_dim): _points(rows) for head_dim, rows in by_head_dim.items()}
+                for dtype, by_head_dim in family["tflops"].items()
+            },
+        )
+        for name, family in entry["families"].items()
+    }
+    own = ("name", "arch", "sms", "memory_gib", "state_tbps")
+    return Card(**{name: entry[name] for name in own}, families=families)
+
+
+def _points(rows: list[list[float | None]]) -> Points:
+    """The rows; a causal rate that was not timed loses the part that the next one does."""
+    points: list[tuple[float, float, float]] = []
+    for length, full, causal in reversed(rows):
+        assert length is not None and full is not None
+        if causal is None:
+            _, next_full, next_causal = points[-1]
+            causal = next_causal * full / next_full
+        points.append((float(length), float(full), float(causal)))
+    return tuple(reversed(points))

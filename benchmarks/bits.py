@@ -1,0 +1,385 @@
+"""Hashes of what a build answers, so that two builds can be compared bit for bit.
+
+It needs the installed package and NumPy, with ``--device cuda`` PyTorch, and nothing of this
+folder: a copy of the file runs beside any build.
+
+    python bits.py --device cuda -o old.json      # with one build, then with the other
+    python bits.py --compare old.json new.json    # fails if a case differs or is missing
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+DTYPES = ("f16", "bf16", "f32", "f64")
+LAYOUTS = ("contiguous", "zigzag", "striped")
+HEADS = ((2, 2), (4, 2), (4, 1))
+
+
+class Case(NamedTuple):
+    """One call: `rows` and `keys` are a rank's, `form` how it is made, `odd` what is not finite."""
+
+    op: str
+    family: str
+    dtype: str
+    rows: int
+    keys: int
+    head_dim: int
+    causal: bool = False
+    layout: str = "contiguous"
+    ranks: int = 1
+    form: str = "dense"
+    odd: str = ""
+    heads: int = 2
+    kv_heads: int = 2
+    batch: int = 1
+    scale: float | None = None
+
+    @property
+    def name(self) -> str:
+        """All fields that are not the default, in one word."""
+        given = [f"{k}={v}" for k, v in self._asdict().items() if v != self._field_defaults.get(k)]
+        return ",".join(given)
+
+
+# --- the cases
+
+
+def host_cases() -> Iterator[Case]:
+    """Those of the host family."""
+    dims, lengths = (1, 16, 40, 64, 80, 128, 192, 256), (1, 7, 33, 64, 97, 130, 300, 513)
+    yield from _calls("host", DTYPES, dims, lengths, lengths[:3])
+    yield from _rings("host", DTYPES, (24, 64, 128), (1, 9, 16, 37, 150))
+    yield from _others("host", DTYPES, 64, 45)
+
+
+def cuda_cases() -> Iterator[Case]:
+    """Those of the GPU families: lengths on both sides of every tile and of 1536 keys."""
+    lengths = (1, 65, 128, 176, 352, 384, 1000, 1408, 1535, 1536, 1537, 2048, 2112, 2304, 3000)
+    for family, dims in (("sm90a", (64, 128, 256)), ("sm80", (64, 96, 128, 192, 256))):
+        yield from _calls(family, ("bf16", "f16"), dims, lengths, (1, 128, 700, 1537))
+        yield from _rings(family, ("bf16", "f16"), dims, (65, 128, 200, 384, 500, 1600))
+        yield from _others(family, ("bf16", "f16"), 128, 333)
+    yield from _calls("simt", DTYPES, (40, 64, 128, 256), (1, 33, 200, 1000, 1537), (64,))
+    yield from _rings("simt", DTYPES, (40, 64, 128), (17, 64, 130))
+    yield from _others("simt", DTYPES, 80, 111)
+
+
+def _calls(
+    family: str,
+    dtypes: tuple[str, ...],
+    dims: tuple[int, ...],
+    lengths: tuple[int, ...],
+    crossed: tuple[int, ...],
+) -> Iterator[Case]:
+    """Single calls: each length with each head_dim, and keys of another number than rows."""
+    turn = itertools.count()
+    for head_dim, length in itertools.product(dims, lengths):
+        for causal in (False, True):
+            n = next(turn)
+            heads, kv_heads = HEADS[n % 3]
+            dtype = dtypes[(n // 2) % len(dtypes)]
+            yield Case("flash", family, dtype, length, length, head_dim, causal, heads=heads,
+                       kv_heads=kv_heads, batch=1 + n % 2)  # fmt: skip
+    for head_dim, keys, dtype in itertools.product(dims, crossed, dtypes):
+        n = next(turn)
+        yield Case("flash", family, dtype, lengths[n % len(lengths)], keys, head_dim,
+                   causal=n % 2 == 1, scale=(None, 0.3, -0.25)[n % 3])  # fmt: skip
+
+
+def _rings(
+    family: str, dtypes: tuple[str, ...], dims: tuple[int, ...], lengths: tuple[int, ...]
+) -> Iterator[Case]:
+    """Rings of 1 to 8 ranks in every layout, staged and in place by turns."""
+    turn = itertools.count()
+    for ranks, layout, causal in itertools.product(range(1, 9), LAYOUTS, (False, True)):
+        n = next(turn)
+        heads, kv_heads = HEADS[n % 3]
+        # The whole sequence is no longer than two ranks of the longest.
+        rows = min(lengths[n % len(lengths)], 2 * lengths[-1] // ranks)
+        # Several dtypes at a time, or their turns would fall together with the layouts'.
+        for i, form in enumerate(("staged", "dense")):
+            dtype = dtypes[(n + n // len(dtypes) + i) % len(dtypes)]
+            yield Case("ring", family, dtype, rows, rows if causal or n % 4 else rows + 5,
+                       dims[(n // 2) % len(dims)], causal, layout, ranks, form, heads=heads,
+                       kv_heads=kv_heads)  # fmt: skip
+
+
+def _others(family: str, dtypes: tuple[str, ...], head_dim: int, rows: int) -> Iterator[Case]:
+    """What is not finite, operands that are views, and steps that the caller makes."""
+    for dtype, causal in itertools.product(dtypes, (False, True)):
+        call = Case("flash", family, dtype, rows, rows, head_dim, causal, heads=4)
+        ring = call._replace(op="ring", ranks=3, layout="zigzag")
+        for odd in ("nan q", "nan k", "inf q", "inf k", "-inf k", "inf v"):
+            yield call._replace(odd=odd)
+            yield ring._replace(odd=odd)
+        yield call._replace(form="views")
+        yield ring._replace(form="views", layout="striped")
+        for layout in LAYOUTS:
+            for form in ("steps", "following steps", "one step"):
+                yield ring._replace(op="steps", layout=layout, form=form)
+
+
+# --- their operands
+
+
+class HostMemory:
+    """NumPy arrays."""
+
+    def __init__(self) -> None:
+        import ml_dtypes
+
+        import baracuda_kernels as bk
+
+        self.stream, self.device = bk.Stream.host(), "host"
+        self._dtypes = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32,
+                        "f64": np.float64}  # fmt: skip
+
+    def array(self, values: np.ndarray, dtype: str) -> Any:
+        return values.astype(self._dtypes[dtype])
+
+    def scratch(self, nbytes: int, dtype: str) -> Any:
+        """Aligned as any plan wants it, every bit set."""
+        raw = np.full(nbytes + 256, 255, dtype=np.uint8)
+        start = -raw.ctypes.data % 256
+        return raw[start : start + nbytes].view(self._dtypes[dtype])
+
+    def dense(self, x: Any) -> Any:
+        return np.ascontiguousarray(x)
+
+    def as_view(self, x: Any) -> Any:
+        return np.ascontiguousarray(x.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+
+    def concatenated(self, arrays: list[Any]) -> Any:
+        return np.concatenate([x.reshape(-1) for x in arrays])
+
+    def content(self, x: Any) -> bytes:
+        return np.ascontiguousarray(x).tobytes()
+
+
+class CudaMemory:
+    """PyTorch tensors on the current GPU."""
+
+    def __init__(self) -> None:
+        import torch
+
+        import baracuda_kernels as bk
+
+        self._torch = torch
+        self.stream, self.device = bk.Stream(torch.cuda.current_stream()), 0
+        self._dtypes = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32,
+                        "f64": torch.float64}  # fmt: skip
+
+    def array(self, values: np.ndarray, dtype: str) -> Any:
+        return self._torch.from_numpy(values).cuda().to(self._dtypes[dtype])
+
+    def scratch(self, nbytes: int, dtype: str) -> Any:
+        raw = self._torch.full((nbytes,), 255, dtype=self._torch.uint8, device="cuda")
+        return raw.view(self._dtypes[dtype])
+
+    def dense(self, x: Any) -> Any:
+        return x.contiguous()
+
+    def as_view(self, x: Any) -> Any:
+        return x.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
+
+    def concatenated(self, arrays: list[Any]) -> Any:
+        return self._torch.cat([x.reshape(-1) for x in arrays])
+
+    def content(self, x: Any) -> bytes:
+        host: np.ndarray = x.contiguous().view(self._torch.uint8).cpu().numpy()
+        return host.tobytes()
+
+
+def operands(memory: Any, case: Case) -> tuple[Any, Any, Any]:
+    """q, k and v of the whole sequence, of the case's own seed."""
+    seed = int.from_bytes(hashlib.sha256(case.name.encode()).digest()[:8], "little")
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for name, heads, rows in (("q", case.heads, case.rows), ("k", case.kv_heads, case.keys),
+                              ("v", case.kv_heads, case.keys)):  # fmt: skip
+        shape = (case.batch, heads, rows * case.ranks, case.head_dim)
+        x = rng.standard_normal(shape, dtype=np.float64 if case.dtype == "f64" else np.float32)
+        value, _, where = case.odd.partition(" ")
+        if where == name:  # a whole row, and one element of another
+            x[:, 0, x.shape[2] // 2] = float(value)
+            x[:, -1, x.shape[2] // 3, 0] = float(value)
+        arrays[name] = memory.array(x, case.dtype)
+    return arrays["q"], arrays["k"], arrays["v"]
+
+
+def outputs(memory: Any, case: Case, q: Any) -> tuple[Any, Any]:
+    """y and lse for a rank's q, full of NaN."""
+    lse_dtype = "f64" if case.dtype == "f64" else "f32"
+    y = memory.array(np.full(tuple(q.shape), np.nan), case.dtype)
+    lse = memory.array(np.full(tuple(q.shape[:3]), np.nan), lse_dtype)
+    return memory.as_view(y) if case.form == "views" else y, lse
+
+
+# --- their calls
+
+
+def preference(case: Case) -> Any:
+    """What only the case's family meets."""
+    import baracuda_kernels as bk
+
+    if case.family == "host":
+        return None
+    if case.family == "simt":
+        strict = bk.MathPrecision.F64 if case.dtype == "f64" else bk.MathPrecision.F32
+        return bk.PlanPreference(math_precision=strict)
+    tensor_cores = bk.MathPrecision.F16 if case.dtype == "f16" else bk.MathPrecision.BF16
+    return bk.PlanPreference(math_precision=tensor_cores, allow_sm90a=case.family == "sm90a")
+
+
+def _descriptor(case: Case, make: Any, **more: Any) -> Any:
+    import baracuda_kernels as bk
+
+    return make(case.batch, case.heads, case.rows, case.keys, case.head_dim, scale=case.scale,
+                is_causal=case.causal, element=bk.ElementKind.parse(case.dtype),
+                num_kv_heads=case.kv_heads, **more)  # fmt: skip
+
+
+def _flash(memory: Any, case: Case) -> list[Any]:
+    import baracuda_kernels as bk
+
+    descriptor = _descriptor(case, bk.FlashSdpaDescriptor)
+    plan = bk.FlashSdpaPlan.select(memory.stream, descriptor, preference(case))
+    _expect(plan, case)
+    q, k, v = operands(memory, case)
+    if case.form == "views":
+        q, k, v = (memory.as_view(x) for x in (q, k, v))
+    y, lse = outputs(memory, case, q)
+    plan.run(memory.stream, bk.FlashSdpaArgs(q=q, k=k, v=v, y=y, lse=lse))
+    return [y, lse]
+
+
+def _ring_plan(memory: Any, case: Case) -> tuple[Any, list[Any]]:
+    """The plan, and (q, k, v) of every rank."""
+    import baracuda_kernels as bk
+
+    descriptor = _descriptor(
+        case,
+        bk.RingAttentionDescriptor,
+        sequence_layout=bk.SequenceLayout.parse(case.layout),
+    )
+    plan = bk.RingAttentionPlan.select(memory.stream, descriptor, preference(case))
+    _expect(plan, case)
+    cut = [bk.shard(x, case.ranks, sequence_layout=case.layout) for x in operands(memory, case)]
+    lay = memory.as_view if case.form == "views" else memory.dense
+    return plan, [[lay(x) for x in of_rank] for of_rank in zip(*cut, strict=True)]
+
+
+def _ring(memory: Any, case: Case) -> list[Any]:
+    import baracuda_kernels as bk
+
+    plan, shards = _ring_plan(memory, case)
+    found, arguments = [], []
+    for q, k, v in shards:
+        y, lse = outputs(memory, case, q)
+        found += [y, lse]
+        given: dict[str, Any] = {"q": q, "y": y, "lse": lse}
+        nbytes = plan.kv_scratch_elements * bk.ElementKind.parse(case.dtype).itemsize
+        for name in ("kv_scratch_a", "kv_scratch_b"):
+            given[name] = memory.scratch(nbytes, case.dtype)
+        given["accumulator_scratch"] = memory.scratch(plan.accumulator_scratch_bytes, "f32")
+        if case.form == "staged":
+            given["kv_scratch_a"][:] = memory.concatenated([k, v])
+        else:
+            given |= {"k": k, "v": v}
+        arguments.append(bk.RingAttentionArgs(**given))
+    ring = bk.LocalCommunicator.ring(case.ranks, device=memory.device)
+    ring.run_all(memory.stream, [plan] * case.ranks, arguments)
+    return found
+
+
+def _steps(memory: Any, case: Case) -> list[Any]:
+    """Every rank's steps one by one; or each step of each pair of ranks alone."""
+    plan, shards = _ring_plan(memory, case)
+    found = []
+    for rank, (q, _, _) in enumerate(shards):
+        state = memory.scratch(plan.accumulator_scratch_bytes, "f32")
+        for step in range(case.ranks):
+            origin, alone = (rank - step) % case.ranks, case.form == "one step"
+            if alone or step == 0:
+                y, lse = outputs(memory, case, q)
+                found += [y, lse]
+            _, k, v = shards[origin]
+            plan.step(memory.stream, q=q, k=k, v=v, y=y, lse=lse, accumulator_scratch=state,
+                      rank=rank, origin=origin, world_size=case.ranks, first=alone or step == 0,
+                      last=alone or step + 1 == case.ranks,
+                      follows=case.form == "following steps" and step > 0)  # fmt: skip
+    return found
+
+
+def _expect(plan: Any, case: Case) -> None:
+    if plan.family != case.family:
+        raise SystemExit(f"{case.name}: served by {plan.family}")
+
+
+_RUN: dict[str, Callable[[Any, Case], list[Any]]] = {
+    "flash": _flash,
+    "ring": _ring,
+    "steps": _steps,
+}
+
+
+def answer(memory: Any, case: Case) -> str:
+    """SHA-256 of y and lse of all ranks, or "refused" where the family does not serve the case."""
+    from baracuda_kernels import UnsupportedError
+
+    try:
+        found = _RUN[case.op](memory, case)
+    except UnsupportedError as error:
+        return f"refused: {type(error).__name__}"
+    digest = hashlib.sha256()
+    for x in found:
+        digest.update(memory.content(x))
+    return digest.hexdigest()
+
+
+def compare(paths: list[Path]) -> int:
+    """How many cases of the two files are equal, and which are not; 1 if there is one."""
+    old, new = (json.loads(path.read_text()) for path in paths)
+    names = list(dict.fromkeys([*old, *new]))
+    differ = [name for name in names if old.get(name) != new.get(name)]
+    for name in differ:
+        print(f"{name}: {old.get(name, 'missing')} and {new.get(name, 'missing')}")
+    refused = sum(str(old.get(name)).startswith("refused") for name in names)
+    print(f"{len(names) - len(differ)} of {len(names)} cases equal, {refused} of them refused")
+    return 1 if differ or not names else 0
+
+
+def main() -> int:
+    """Hash or compare, as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("host", "cuda"))
+    parser.add_argument("-o", "--out", type=Path)
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"))
+    given = parser.parse_args()
+    if given.compare:
+        return compare(given.compare)
+    if given.device is None or given.out is None:
+        parser.error("give --device and -o, or --compare")
+    start = time.monotonic()
+    memory = HostMemory() if given.device == "host" else CudaMemory()
+    cases = dict.fromkeys(host_cases() if given.device == "host" else cuda_cases())
+    answers = {case.name: answer(memory, case) for case in cases}
+    given.out.write_text(json.dumps(answers, indent=1) + "\n")
+    served = sum(not a.startswith("refused") for a in answers.values())
+    print(f"{served} of {len(cases)} cases hashed in {time.monotonic() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
