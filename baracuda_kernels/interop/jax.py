@@ -19,7 +19,7 @@ from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels._local_memory import element_of
 from baracuda_kernels.errors import InvalidProblemError
 from baracuda_kernels.interop import _jax_primitive
-from baracuda_kernels.ops.attention import _xla
+from baracuda_kernels.ops.attention import _positions, _xla
 from baracuda_kernels.sharding import positions, rows_per_rank
 
 __all__ = ["attention_step", "ring_attention", "sequence_order"]
@@ -278,7 +278,7 @@ def _maps(descriptor, world_size: int, rank: Any, origin: Any) -> jax.Array:
     """Where the rows of both shards lie, as the kernel reads it: 8 int64, in 32-bit halves."""
 
     def of(length: int, who: Any) -> jax.Array:
-        table = _xla.position_maps(descriptor.sequence_layout, world_size, length)
+        table = _positions.layout_maps(descriptor.sequence_layout, world_size, length)
         words = np.frombuffer(table, np.uint32).reshape(world_size, 8)
         return lax.dynamic_index_in_dim(jnp.asarray(words), who, keepdims=False)
 

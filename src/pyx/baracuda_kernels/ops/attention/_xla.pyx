@@ -1,14 +1,12 @@
 # cython: language_level=3
-"""What XLA needs to call an attention step: handlers, the state's size, position maps."""
+"""What XLA needs to call an attention step: handlers and the state's size."""
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int64_t
 
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
 
-from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels._core._errors import UnsupportedError
 from baracuda_kernels.ops.attention import _families
 
@@ -45,25 +43,6 @@ def state_bytes(AttentionDescriptor descriptor not None):
     if most < 0:
         raise UnsupportedError(f"no kernel takes the state of {descriptor!r}")
     return most
-
-
-def position_maps(sequence_layout, int32_t world_size, int64_t length):
-    """The position map of each rank, rank after rank, as bytes: 4 int64 each.
-
-    Parameters
-    ----------
-    sequence_layout : SequenceLayout or str
-    world_size : int
-    length : int
-        Rows of one rank.
-    """
-    cdef int32_t layout = SequenceLayout.parse(sequence_layout), rank
-    cdef c_api.baracuda_position_map one
-    maps = []
-    for rank in range(world_size):
-        one = c_api.baracuda_layout_map(layout, rank, world_size, length)
-        maps.append(PyBytes_FromStringAndSize(<const char*>&one, sizeof(one)))
-    return b"".join(maps)
 
 
 cdef object _capsule(void* function):

@@ -1,0 +1,6 @@
+from baracuda_kernels._core._enums import SequenceLayout
+
+def layout_map(
+    sequence_layout: SequenceLayout | str, rank: int, world_size: int, length: int
+) -> tuple[int, int, int, int]: ...
+def layout_maps(sequence_layout: SequenceLayout | str, world_size: int, length: int) -> bytes: ...

@@ -1,0 +1,93 @@
+// Masks are intervals: positions rise with the row in every layout, so under every mask here a row
+// sees the keys [begin, end) of a chunk, and neither end ever falls from row to row. So a tile is
+// bounded by its first and last row, and the rows that see a key are an interval too.
+//
+// The host asks here for rows, keys, tiles and chunks; the kernels' own loops take a prefix
+// (attention/positions.h).
+#pragma once
+
+#include <stdint.h>
+
+#include "attention/positions.h"
+#include "baracuda/attention.h"
+
+namespace baracuda {
+
+struct Interval {
+  int64_t begin;
+  int64_t end;
+
+  bool empty() const { return begin >= end; }
+  int64_t size() const { return end > begin ? end - begin : 0; }
+};
+
+// A mask, as data. What a row at position p sees are the positions that all of these allow; the
+// default allows every one.
+//
+//   causal                 right 0
+//   sliding window of W    left W - 1, right 0
+//   two-sided window       left, right
+//   chunked                right 0, chunk
+//   prefix, then causal    right 0, prefix
+//   packed documents       cu_seqlens, and right 0 where causal, and a window or none
+struct Mask {
+  static constexpr int64_t unlimited = INT64_MAX;
+
+  int64_t left = unlimited;   // keys from p - left on
+  int64_t right = unlimited;  // keys up to p + right, or
+  int64_t prefix = 0;         // up to prefix - 1 where that is more
+  int64_t chunk = 0;          // > 0: keys of p's own chunk: of so many positions, from 0 on
+  // Keys of p's own document. Document d holds the positions from cu_seqlens[d] to that of the next;
+  // there are `documents` and one entry more. What lies outside of all sees nothing and is not seen.
+  const int64_t* cu_seqlens = nullptr;
+  int64_t documents = 0;
+};
+
+// The mask that a step of these parameters has.
+Mask mask_of(const baracuda_attention_step_params& params);
+
+// Positions that the row at a position sees, and those of the rows that see the key at a position.
+Interval key_positions(const Mask& mask, int64_t row_position);
+Interval row_positions(const Mask& mask, int64_t key_position);
+
+// The rows of a shard against a chunk of keys.
+class ChunkPair {
+ public:
+  ChunkPair(const Mask& mask, const baracuda_position_map& q_map, int64_t query_len,
+            const baracuda_position_map& k_map, int64_t key_len)
+      : mask_(mask), q_map_(q_map), k_map_(k_map), query_len_(query_len), key_len_(key_len) {}
+
+  // Keys that a row sees, and rows that see a key.
+  Interval keys_of_row(int64_t row) const;
+  Interval rows_of_key(int64_t key) const;
+  // Of rows or keys that lie together (one or more): all that any of them sees or is seen by. Rows
+  // of the tile that see nothing may widen it.
+  Interval keys_of_rows(Interval rows) const;
+  Interval rows_of_keys(Interval keys) const;
+  // Keys that every row of the tile sees: a tile of keys within them needs no mask.
+  Interval keys_of_every_row(Interval rows) const;
+
+  // Whether any row sees any key.
+  bool is_live() const { return next_live_row(0) < query_len_; }
+  // The rows from the first that sees a key to the last that does.
+  Interval live_rows() const;
+
+ private:
+  int64_t next_live_row(int64_t row) const;
+  int64_t last_live_row() const;
+
+  const Mask mask_;
+  const baracuda_position_map q_map_, k_map_;
+  const int64_t query_len_, key_len_;
+};
+
+// Pairs of a row and a key that it sees, by the blocks of one run of rows and one run of keys (a
+// shard has one or two, in each of which positions are evenly spaced).
+struct PairCount {
+  int64_t whole;  // in blocks that the mask leaves whole
+  int64_t cut;    // in others
+};
+PairCount count_pairs(const Mask& mask, const baracuda_position_map& q_map, int64_t query_len,
+                      const baracuda_position_map& k_map, int64_t key_len);
+
+}  // namespace baracuda

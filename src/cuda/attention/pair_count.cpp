@@ -1,0 +1,148 @@
+// How many pairs of a row and a key a mask leaves, in closed form: the planner counts rings of any
+// length. Between the edges of chunks and documents each end of a row's interval either stands still
+// or moves with the row, so a run of rows is a few sums of clamped quotients.
+#include <algorithm>
+
+#include "attention/interval.h"
+
+namespace baracuda {
+namespace {
+
+// Rows at first, first + stride, ...
+struct Run {
+  int64_t first;
+  int64_t stride;
+  int64_t count;
+};
+
+struct Runs {
+  Run run[2];
+  Runs(const baracuda_position_map& map, int64_t length) {
+    const int64_t split = std::min(map.split, length);
+    run[0] = {map.head, map.stride, split};
+    run[1] = {map.tail, map.stride, length - split};
+  }
+};
+
+// How an end of the interval goes on from a row position, and up to which one it goes on so.
+struct Course {
+  int64_t value;
+  bool moves;
+  int64_t until;
+};
+
+// The least i >= 0 with start + step * i >= bound.
+int64_t first_reaching(int64_t start, int64_t step, int64_t bound) {
+  return start >= bound ? 0 : (bound - start + step - 1) / step;
+}
+
+// Sum of floor((start + step * i) / divisor) over 0 <= i < count; start >= 0.
+int64_t sum_of_quotients(int64_t count, int64_t divisor, int64_t step, int64_t start) {
+  int64_t sum = 0;
+  while (count > 0) {
+    sum += (count & 1 ? (count - 1) / 2 * count : count / 2 * (count - 1)) * (step / divisor) +
+           count * (start / divisor);
+    step %= divisor;
+    start %= divisor;
+    const int64_t top = step * count + start;
+    if (top < divisor) break;
+    // The same lattice points, counted along the other axis.
+    count = top / divisor;
+    start = top % divisor;
+    std::swap(divisor, step);
+  }
+  return sum;
+}
+
+// Sum over `rows` rows, `stride` apart, of the keys that lie before the end on its course.
+int64_t sum_before(const Run& keys, const Course& end, int64_t stride, int64_t rows) {
+  if (end.value == INT64_MIN) return 0;
+  if (end.value == INT64_MAX) return rows * keys.count;
+  const int64_t ahead = end.value - keys.first;  // of the first row: the end, from the first key
+  const int64_t all = (keys.count - 1) * keys.stride + 1;  // what ahead is where all keys lie before
+  if (!end.moves) {
+    if (ahead <= 0) return 0;
+    return rows * (ahead >= all ? keys.count : (ahead - 1) / keys.stride + 1);
+  }
+  const int64_t some = std::min(rows, first_reaching(ahead, stride, 1));
+  const int64_t full = std::min(rows, first_reaching(ahead, stride, all));
+  return (rows - full) * keys.count + (full - some) +
+         sum_of_quotients(full - some, keys.stride, stride, ahead + stride * some - 1);
+}
+
+class PairCounter {
+ public:
+  explicit PairCounter(const Mask& mask) : mask_(mask) {}
+
+  int64_t count(const Run& rows, const Run& keys) const {
+    int64_t pairs = 0;
+    for (int64_t done = 0; done < rows.count;) {
+      const int64_t at = rows.first + rows.stride * done;
+      const Interval fence = fence_at(at);
+      const Course begin = begin_at(at, fence), end = end_at(at, fence);
+      const int64_t until = std::min({begin.until, end.until, fence_end(at, fence)});
+      const int64_t here = until == INT64_MAX
+                               ? rows.count - done
+                               : std::min(rows.count - done,
+                                          first_reaching(at, rows.stride, until));
+      if (!fence.empty()) {
+        pairs += sum_before(keys, end, rows.stride, here) -
+                 sum_before(keys, begin, rows.stride, here);
+      }
+      done += here;
+    }
+    return pairs;
+  }
+
+ private:
+  // The chunk and document of a position: an interval of which all positions have the same. Empty
+  // where a row there sees nothing.
+  Interval fence_at(int64_t at) const {
+    Mask fences;
+    fences.chunk = mask_.chunk;
+    fences.cu_seqlens = mask_.cu_seqlens;
+    fences.documents = mask_.documents;
+    return key_positions(fences, at);
+  }
+  int64_t fence_end(int64_t at, const Interval& fence) const {
+    if (!fence.empty()) return fence.end;
+    // Outside of all documents: before the first, or behind the last.
+    const int64_t start = mask_.cu_seqlens[0];
+    return at < start ? start : INT64_MAX;
+  }
+  Course begin_at(int64_t at, const Interval& fence) const {
+    if (mask_.left == Mask::unlimited) return {fence.begin, false, INT64_MAX};
+    const int64_t moving = at - mask_.left;
+    if (moving >= fence.begin) return {moving, true, INT64_MAX};
+    return {fence.begin, false, fence.begin + mask_.left};
+  }
+  Course end_at(int64_t at, const Interval& fence) const {
+    if (mask_.right == Mask::unlimited) return {fence.end, false, INT64_MAX};
+    const int64_t moving = at + mask_.right + 1;
+    if (moving < mask_.prefix)
+      return {std::min(mask_.prefix, fence.end), false, mask_.prefix - mask_.right - 1};
+    if (moving >= fence.end) return {fence.end, false, INT64_MAX};
+    return {moving, true, fence.end == INT64_MAX ? INT64_MAX : fence.end - mask_.right - 1};
+  }
+
+  const Mask& mask_;
+};
+
+}  // namespace
+
+PairCount count_pairs(const Mask& mask, const baracuda_position_map& q_map, int64_t query_len,
+                      const baracuda_position_map& k_map, int64_t key_len) {
+  const PairCounter counter(mask);
+  const Runs rows(q_map, query_len), keys(k_map, key_len);
+  PairCount count{0, 0};
+  for (const Run& some_rows : rows.run) {
+    for (const Run& some_keys : keys.run) {
+      if (some_rows.count == 0 || some_keys.count == 0) continue;
+      const int64_t pairs = counter.count(some_rows, some_keys);
+      (pairs == some_rows.count * some_keys.count ? count.whole : count.cut) += pairs;
+    }
+  }
+  return count;
+}
+
+}  // namespace baracuda
