@@ -73,7 +73,7 @@ def _custom_call(ctx, operands, arch, descriptor, first, last, sequence_dim, sm_
     aliases = {} if first or last else {len(operands) - 1: 0}
     rule = jax.ffi.ffi_lowering(TARGET, operand_output_aliases=aliases)
     integers = {
-        "kernel": _families.kernel_of(chosen.family),
+        "kernel": chosen.entry.kernel,
         "first": first,
         "last": last,
         "causal": descriptor.is_causal,

@@ -3,6 +3,7 @@ from libc.stdint cimport int32_t
 
 from baracuda_kernels._core.c_api cimport baracuda_ring_call, baracuda_ring_endpoint, \
     baracuda_ring_hop
+from baracuda_kernels._core._plan cimport KernelPlan
 from baracuda_kernels._core._stream cimport Stream
 
 cdef class RingMember:
@@ -29,7 +30,7 @@ cdef class RingBinding:
     cdef object plan
     cdef RingMember member
 
-cdef class RingPlan:
+cdef class RingPlan(KernelPlan):
     cdef RingBinding bind(self, Stream stream, RingMember member, object args)
 
 # The member that an object given as a communicator stands for.

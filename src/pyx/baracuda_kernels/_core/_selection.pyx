@@ -2,14 +2,15 @@
 """How a kernel is chosen: candidates in order of preference, each with its reason to refuse."""
 
 import dataclasses
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 
 from libc.stdint cimport int32_t
 
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._status cimport check
 
-from baracuda_kernels._core._enums import ArchSku
+from baracuda_kernels._core._enums import ArchSku, Direction, ElementKind
 from baracuda_kernels._core._errors import InvalidProblemError, UnsupportedError
 from baracuda_kernels._core._sku import KernelSku, PlanPreference
 
@@ -93,11 +94,14 @@ class Candidate:
     sku : KernelSku
     reason : str
         Why it was refused; empty if it fits.
+    entry : object
+        What the op's own plans need to run it, so that none looks it up again. Opaque to others.
     """
 
     family: str
     sku: KernelSku
     reason: str = ""
+    entry: object = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def accepted(self) -> bool:
@@ -118,11 +122,13 @@ class Explanation:
     arch : Architecture
     candidates : tuple of Candidate
         In order of preference.
+    direction : Direction
     """
 
     op: str
     arch: Architecture
     candidates: tuple
+    direction: Direction = Direction.FORWARD
 
     @property
     def chosen(self) -> Candidate | None:
@@ -147,18 +153,45 @@ class Explanation:
         if chosen is None:
             reasons = "; ".join(f"{c.family}: {c.reason}" for c in self.candidates)
             raise UnsupportedError(
-                f"{self.op}: no kernel fits on {self.arch}: {reasons or 'none is registered'}")
+                f"{self._what}: no kernel fits on {self.arch}: {reasons or 'none is registered'}")
         return chosen
 
+    @property
+    def _what(self) -> str:
+        return self.op if self.direction is Direction.FORWARD else f"{self.op} {self.direction}"
+
     def to_dict(self) -> dict:
-        return {"op": self.op, "arch": self.arch.name, "family": self.family,
+        return {"op": self.op, "direction": self.direction.name, "arch": self.arch.name,
+                "family": self.family,
                 "selected": None if self.selected is None else self.selected.to_dict(),
                 "candidates": [c.to_dict() for c in self.candidates]}
 
     def __str__(self) -> str:
-        lines = [f"{self.op} on {self.arch}: {self.family or 'no kernel fits'}"]
+        lines = [f"{self._what} on {self.arch}: {self.family or 'no kernel fits'}"]
         lines += [f"  {c.family}: {c.reason or 'fits'}" for c in self.candidates]
         return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProblemOption:
+    """One option by which the command ``explain`` describes a problem of an op.
+
+    Attributes
+    ----------
+    name : str
+        As a Python name: ``kv_heads`` is ``--kv-heads``.
+    type : type
+        int, float, str, bool (a flag), or an enum of the vocabulary (by its members' names; of
+        :class:`ElementKind` those that the op takes).
+    default : object
+        Of that type, or None for a value that the op works out.
+    help : str
+    """
+
+    name: str
+    type: type
+    default: object = None
+    help: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,22 +202,76 @@ class OpSpec:
     ----------
     name : str
         Unique, e.g. "ring_attention".
-    descriptor_type, plan_type : type
-        The op's descriptor and plan classes.
+    descriptor_type : type
+        The op's descriptor class, the same for every direction.
+    plan_types : Mapping
+        Direction -> the plan class that computes it.
     skus : callable
-        ``skus() -> iterable of (family, KernelSku)``: every kernel, in order of preference.
+        ``skus() -> iterable of (family, KernelSku)``: every kernel of every direction, in order of
+        preference.
     candidates : callable
-        ``candidates(descriptor, architecture, preference) -> iterable of Candidate``; raises
-        InvalidProblemError for a descriptor that is no problem at all.
+        ``candidates(descriptor, architecture, preference, direction) -> iterable of Candidate``,
+        for a direction of ``plan_types``; raises InvalidProblemError for a descriptor that is no
+        problem at all.
+    options : tuple of ProblemOption
+        How the command ``explain`` describes a problem of the op. ``info`` says what runs here for
+        their defaults, in each dtype. An op without options is in neither.
+    describe : callable, optional
+        ``describe(**values of the options) -> descriptor``; ``descriptor_type`` by default.
     """
 
     name: str
     descriptor_type: type
-    plan_type: type
+    plan_types: Mapping = dataclasses.field(hash=False)
     skus: Callable
     candidates: Callable
+    options: tuple = ()
+    describe: Callable | None = None
 
-    def explain(self, descriptor, arch=None, preference=None) -> Explanation:
+    def __post_init__(self):
+        if not isinstance(self.plan_types, Mapping) or not self.plan_types:
+            raise InvalidProblemError(
+                f"plan_types: got {self.plan_types!r}, must be a mapping of Direction to a plan "
+                "type; OpSpec.forward_only takes a plan type alone")
+        plans = {Direction.parse(direction): plan for direction, plan in self.plan_types.items()}
+        object.__setattr__(self, "plan_types", types.MappingProxyType(plans))
+
+    @classmethod
+    def forward_only(cls, name, descriptor_type, plan_type, skus, candidates,
+                     **more) -> "OpSpec":
+        """An op without gradients: one plan type, ``candidates(descriptor, arch, preference)``."""
+        def forward(descriptor, arch, preference, direction):
+            return candidates(descriptor, arch, preference)
+
+        return cls(name, descriptor_type, {Direction.FORWARD: plan_type}, skus, forward, **more)
+
+    @property
+    def directions(self) -> tuple:
+        """The directions that the op has."""
+        return tuple(self.plan_types)
+
+    @property
+    def elements(self) -> tuple:
+        """The element types that some kernel of the op takes, in the order of the enum."""
+        return tuple(sorted({sku.element for _, sku in self.skus()}))
+
+    @property
+    def dtypes(self) -> dict:
+        """Name of a dtype -> the element it means, of all dtypes that the op takes."""
+        return {element.dtype_name: element for element in self.elements
+                if ElementKind.of_dtype(element.dtype_name or "") is element}
+
+    def plan_type(self, direction=Direction.FORWARD) -> type:
+        """The plan class of a direction; an :class:`UnsupportedError` where there is none."""
+        direction = Direction.parse(direction)
+        if direction not in self.plan_types:
+            raise UnsupportedError(
+                f"direction: got {direction}, {self.name} has "
+                f"{', '.join(map(str, self.directions))}")
+        return self.plan_types[direction]
+
+    def explain(self, descriptor, arch=None, preference=None,
+                direction=Direction.FORWARD) -> Explanation:
         """See :func:`baracuda_kernels.registry.explain`."""
         arch = Architecture.parse(arch)
         preference = PlanPreference() if preference is None else preference
@@ -195,4 +282,13 @@ class OpSpec:
             raise InvalidProblemError(
                 f"descriptor: got {type(descriptor).__name__}, must be a "
                 f"{self.descriptor_type.__name__}")
-        return Explanation(self.name, arch, tuple(self.candidates(descriptor, arch, preference)))
+        direction = Direction.parse(direction)
+        self.plan_type(direction)
+        return Explanation(self.name, arch,
+                           tuple(self.candidates(descriptor, arch, preference, direction)),
+                           direction)
+
+    def problem(self, **values):
+        """The descriptor that values of :attr:`options` describe; the rest have their defaults."""
+        defaults = {option.name: option.default for option in self.options}
+        return (self.describe or self.descriptor_type)(**{**defaults, **values})
