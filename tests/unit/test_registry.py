@@ -184,7 +184,7 @@ def test_a_plan_type_a_direction():
 
     def candidates(descriptor, arch, preference, direction):
         seen.append((descriptor, arch.name, preference, direction))
-        return [registry.Candidate("both", dict_of[direction], "", entry := object())]
+        return [registry.Candidate("both", dict_of[direction], "", object())]
 
     spec = two_way(candidates)
     dict_of = {sku.direction: sku for _, sku in spec.skus()}

@@ -62,8 +62,10 @@ def test_element_widths():
     assert bk.ElementKind.BF16.itemsize == 2
 
 
-@pytest.mark.parametrize("name", ["float16", "float32", "float64", "int8", "uint8", "int32", "int64",
-                                  "bool", "uint32", "complex64", "complex128"])
+@pytest.mark.parametrize(
+    "name", ["float16", "float32", "float64", "int8", "uint8", "int32", "int64", "bool", "uint32",
+             "complex64", "complex128"],
+)
 def test_an_element_is_its_dtype(name):
     import numpy as np
 
@@ -90,7 +92,8 @@ def test_elements_of_ml_dtypes_and_elements_without_a_dtype():
         assert dtype.itemsize == kind.itemsize and kind.typestr is None
     # Both are float32 in memory; the name alone means the one that may use tensor cores.
     assert kinds.F32_STRICT.dtype_name == kinds.F32.dtype_name == "float32"
-    assert kinds.of_dtype("float32") is kinds.of_typestr("f4") is kinds.of_dlpack(2, 32) is kinds.F32
+    assert kinds.of_dtype("float32") is kinds.of_typestr("f4") is kinds.F32
+    assert kinds.of_dlpack(2, 32) is kinds.F32
     assert kinds.S4.dtype_name is None and kinds.S4.typestr is None
     for nothing in ("float128", "", "U", object):
         assert kinds.of_dtype(nothing) is None

@@ -15,6 +15,7 @@ from baracuda_kernels._core._enums import (
 )
 from baracuda_kernels._core._selection import Candidate
 from baracuda_kernels._core._sku import KernelSku, PrecisionGuarantee
+from baracuda_kernels.ops.attention._descriptor import accumulator_of
 
 _STRICT = {
     ElementKind.F16: MathPrecision.F32, ElementKind.BF16: MathPrecision.F32,
@@ -62,8 +63,7 @@ class Family:
     def guarantee(self, element) -> PrecisionGuarantee:
         """Fixed order of every sum and f32 (f64 for F64) state: bits repeat on the same card,
         world size and rank."""
-        accumulator = ElementKind.F64 if element is ElementKind.F64 else ElementKind.F32
-        return PrecisionGuarantee(self.math[element], accumulator, True, True)
+        return PrecisionGuarantee(self.math[element], accumulator_of(element), True, True)
 
     def sku(self, op, element) -> KernelSku:
         return KernelSku(op.category, op, element, None, None, None, self.arch, self.backend,
