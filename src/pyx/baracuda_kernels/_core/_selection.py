@@ -1,15 +1,13 @@
-# cython: language_level=3
 """How a kernel is chosen: candidates in order of preference, each with its reason to refuse."""
+
+from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from libc.stdint cimport int32_t
-
-from baracuda_kernels._core cimport c_api
-from baracuda_kernels._core._status cimport check
-
+from baracuda_kernels._core import _info
 from baracuda_kernels._core._enums import ArchSku, Direction, ElementKind
 from baracuda_kernels._core._errors import InvalidProblemError, UnsupportedError
 from baracuda_kernels._core._sku import KernelSku, PlanPreference
@@ -39,7 +37,9 @@ class Architecture:
         return self.name
 
     @classmethod
-    def parse(cls, value) -> "Architecture":
+    def parse(
+        cls, value: Architecture | ArchSku | str | int | tuple[int, int] | None
+    ) -> Architecture:
         """From an ArchSku, "host", "sm_90", "sm90a", "9.0", 90 or (9, 0).
 
         None is what a plan would use here: the current GPU's, or the host's where there is none.
@@ -62,25 +62,18 @@ class Architecture:
             return cls(value)
         raise InvalidProblemError(
             f"arch: got {value!r}, must be an ArchSku, 'host', or a compute capability such as "
-            "'sm_90', '9.0' or 90")
+            "'sm_90', '9.0' or 90"
+        )
 
     @classmethod
-    def here(cls) -> "Architecture":
+    def here(cls) -> Architecture:
         """The current GPU's architecture; the host's without a usable one."""
-        cdef int32_t count = 0, device = 0
-        if c_api.baracuda_cuda_device_count(&count) != c_api.BARACUDA_OK or count == 0:
-            return cls(0)
-        check(c_api.baracuda_cuda_current_device(&device))
-        return cls.of_device(device)
+        return cls.of_device(_info.current_device())
 
     @classmethod
-    def of_device(cls, int device) -> "Architecture":
+    def of_device(cls, device: int) -> Architecture:
         """That of a CUDA ordinal; -1 is the host."""
-        cdef c_api.baracuda_cuda_device info
-        if device < 0:
-            return cls(0)
-        check(c_api.baracuda_cuda_device_info(device, &info))
-        return cls(info.compute_capability)
+        return cls(0 if device < 0 else _info.compute_capability(device))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,15 +94,19 @@ class Candidate:
     family: str
     sku: KernelSku
     reason: str = ""
-    entry: object = dataclasses.field(default=None, repr=False, compare=False)
+    entry: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def accepted(self) -> bool:
         return not self.reason
 
-    def to_dict(self) -> dict:
-        return {"family": self.family, "accepted": self.accepted, "reason": self.reason,
-                "sku": self.sku.to_dict()}
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "family": self.family,
+            "accepted": self.accepted,
+            "reason": self.reason,
+            "sku": self.sku.to_dict(),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +124,7 @@ class Explanation:
 
     op: str
     arch: Architecture
-    candidates: tuple
+    candidates: tuple[Candidate, ...]
     direction: Direction = Direction.FORWARD
 
     @property
@@ -153,18 +150,23 @@ class Explanation:
         if chosen is None:
             reasons = "; ".join(f"{c.family}: {c.reason}" for c in self.candidates)
             raise UnsupportedError(
-                f"{self._what}: no kernel fits on {self.arch}: {reasons or 'none is registered'}")
+                f"{self._what}: no kernel fits on {self.arch}: {reasons or 'none is registered'}"
+            )
         return chosen
 
     @property
     def _what(self) -> str:
         return self.op if self.direction is Direction.FORWARD else f"{self.op} {self.direction}"
 
-    def to_dict(self) -> dict:
-        return {"op": self.op, "direction": self.direction.name, "arch": self.arch.name,
-                "family": self.family,
-                "selected": None if self.selected is None else self.selected.to_dict(),
-                "candidates": [c.to_dict() for c in self.candidates]}
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "op": self.op,
+            "direction": self.direction.name,
+            "arch": self.arch.name,
+            "family": self.family,
+            "selected": None if self.selected is None else self.selected.to_dict(),
+            "candidates": [c.to_dict() for c in self.candidates],
+        }
 
     def __str__(self) -> str:
         lines = [f"{self._what} on {self.arch}: {self.family or 'no kernel fits'}"]
@@ -190,7 +192,7 @@ class ProblemOption:
 
     name: str
     type: type
-    default: object = None
+    default: Any = None
     help: str = ""
 
 
@@ -222,73 +224,99 @@ class OpSpec:
 
     name: str
     descriptor_type: type
-    plan_types: Mapping = dataclasses.field(hash=False)
-    skus: Callable
-    candidates: Callable
-    options: tuple = ()
-    describe: Callable | None = None
+    plan_types: Mapping[Direction, type] = dataclasses.field(hash=False)
+    skus: Callable[[], Iterable[tuple[str, KernelSku]]]
+    candidates: Callable[[Any, Architecture, PlanPreference, Direction], Iterable[Candidate]]
+    options: tuple[ProblemOption, ...] = ()
+    describe: Callable[..., Any] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.plan_types, Mapping) or not self.plan_types:
             raise InvalidProblemError(
                 f"plan_types: got {self.plan_types!r}, must be a mapping of Direction to a plan "
-                "type; OpSpec.forward_only takes a plan type alone")
+                "type; OpSpec.forward_only takes a plan type alone"
+            )
         plans = {Direction.parse(direction): plan for direction, plan in self.plan_types.items()}
         object.__setattr__(self, "plan_types", types.MappingProxyType(plans))
 
     @classmethod
-    def forward_only(cls, name, descriptor_type, plan_type, skus, candidates,
-                     **more) -> "OpSpec":
+    def forward_only(
+        cls,
+        name: str,
+        descriptor_type: type,
+        plan_type: type,
+        skus: Callable[[], Iterable[tuple[str, KernelSku]]],
+        candidates: Callable[[Any, Architecture, PlanPreference], Iterable[Candidate]],
+        **more: Any,
+    ) -> OpSpec:
         """An op without gradients: one plan type, ``candidates(descriptor, arch, preference)``."""
-        def forward(descriptor, arch, preference, direction):
+
+        def forward(
+            descriptor: Any, arch: Architecture, preference: PlanPreference, direction: Direction
+        ) -> Iterable[Candidate]:
             return candidates(descriptor, arch, preference)
 
         return cls(name, descriptor_type, {Direction.FORWARD: plan_type}, skus, forward, **more)
 
     @property
-    def directions(self) -> tuple:
+    def directions(self) -> tuple[Direction, ...]:
         """The directions that the op has."""
         return tuple(self.plan_types)
 
     @property
-    def elements(self) -> tuple:
+    def elements(self) -> tuple[ElementKind, ...]:
         """The element types that some kernel of the op takes, in the order of the enum."""
         return tuple(sorted({sku.element for _, sku in self.skus()}))
 
     @property
-    def dtypes(self) -> dict:
+    def dtypes(self) -> dict[str, ElementKind]:
         """Name of a dtype -> the element it means, of all dtypes that the op takes."""
-        return {element.dtype_name: element for element in self.elements
-                if ElementKind.of_dtype(element.dtype_name or "") is element}
+        # Of two elements of one dtype, F32 and F32_STRICT, the name means the first.
+        return {
+            element.dtype_name: element
+            for element in self.elements
+            if element.dtype_name and ElementKind.of_dtype(element.dtype_name) is element
+        }
 
-    def plan_type(self, direction=Direction.FORWARD) -> type:
+    def plan_type(self, direction: Direction | str = Direction.FORWARD) -> type:
         """The plan class of a direction; an :class:`UnsupportedError` where there is none."""
         direction = Direction.parse(direction)
         if direction not in self.plan_types:
             raise UnsupportedError(
                 f"direction: got {direction}, {self.name} has "
-                f"{', '.join(map(str, self.directions))}")
+                f"{', '.join(map(str, self.directions))}"
+            )
         return self.plan_types[direction]
 
-    def explain(self, descriptor, arch=None, preference=None,
-                direction=Direction.FORWARD) -> Explanation:
+    def explain(
+        self,
+        descriptor: Any,
+        arch: Architecture | ArchSku | str | int | tuple[int, int] | None = None,
+        preference: PlanPreference | None = None,
+        direction: Direction | str = Direction.FORWARD,
+    ) -> Explanation:
         """See :func:`baracuda_kernels.registry.explain`."""
         arch = Architecture.parse(arch)
         preference = PlanPreference() if preference is None else preference
         if not isinstance(preference, PlanPreference):
             raise InvalidProblemError(
-                f"preference: got {type(preference).__name__}, must be a PlanPreference")
+                f"preference: got {type(preference).__name__}, must be a PlanPreference"
+            )
         if not isinstance(descriptor, self.descriptor_type):
             raise InvalidProblemError(
                 f"descriptor: got {type(descriptor).__name__}, must be a "
-                f"{self.descriptor_type.__name__}")
+                f"{self.descriptor_type.__name__}"
+            )
         direction = Direction.parse(direction)
         self.plan_type(direction)
-        return Explanation(self.name, arch,
-                           tuple(self.candidates(descriptor, arch, preference, direction)),
-                           direction)
+        return Explanation(
+            self.name,
+            arch,
+            tuple(self.candidates(descriptor, arch, preference, direction)),
+            direction,
+        )
 
-    def problem(self, **values):
+    def problem(self, **values: Any) -> Any:
         """The descriptor that values of :attr:`options` describe; the rest have their defaults."""
         defaults = {option.name: option.default for option in self.options}
         return (self.describe or self.descriptor_type)(**{**defaults, **values})
