@@ -73,10 +73,10 @@ class ElementKind(_Named):
     def typestr(self) -> str | None: ...
     @classmethod
     def of_dtype(cls, dtype: Any) -> ElementKind | None: ...
-    @classmethod
-    def of_typestr(cls, typestr: str) -> ElementKind | None: ...
-    @classmethod
-    def of_dlpack(cls, code: int, bits: int) -> ElementKind | None: ...
+
+BY_DTYPE_NAME: dict[str, ElementKind]
+BY_TYPESTR: dict[str, ElementKind]
+BY_DLPACK: dict[tuple[int, int], ElementKind]
 
 class MathPrecision(_Named):
     F16 = 0

@@ -168,17 +168,7 @@ class ElementKind(_Named):
         """
         name = dtype if isinstance(dtype, str) else \
             getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
-        return _BY_DTYPE_NAME.get(name.rpartition(".")[2])
-
-    @classmethod
-    def of_typestr(cls, typestr):
-        """The element of an array interface's typestr without the byte order; None without one."""
-        return _BY_TYPESTR.get(typestr)
-
-    @classmethod
-    def of_dlpack(cls, code, bits):
-        """The element of a DLPack type code and width; None without one."""
-        return _BY_DLPACK.get((code, bits))
+        return BY_DTYPE_NAME.get(name.rpartition(".")[2])
 
 
 class _Format:
@@ -211,17 +201,17 @@ _FORMATS = {
     ElementKind.COMPLEX64: _Format(128, "complex128", 5, "c16"),
     ElementKind.U32: _Format(32, "uint32", 1, "u4"),
 }
-_BY_DTYPE_NAME = {}
-_BY_TYPESTR = {}
-_BY_DLPACK = {}
+# Elements by what others call them; float32 is F32.
+BY_DTYPE_NAME = {}
+BY_TYPESTR = {}  # without the byte order
+BY_DLPACK = {}   # (type code, bits)
 for _kind, _format in _FORMATS.items():
-    # The first of a name is meant by it: F32 by float32.
     if _format.dtype_name is not None:
-        _BY_DTYPE_NAME.setdefault(_format.dtype_name, _kind)
+        BY_DTYPE_NAME.setdefault(_format.dtype_name, _kind)
     if _format.typestr is not None:
-        _BY_TYPESTR.setdefault(_format.typestr, _kind)
+        BY_TYPESTR.setdefault(_format.typestr, _kind)
     if _format.dlpack_code is not None:
-        _BY_DLPACK.setdefault((_format.dlpack_code, _format.bits), _kind)
+        BY_DLPACK.setdefault((_format.dlpack_code, _format.bits), _kind)
 
 
 class MathPrecision(_Named):

@@ -3,6 +3,9 @@ from libc.stdint cimport int64_t
 
 from baracuda_kernels._core._tensor cimport TensorRef
 
+cdef enum:
+    SCRATCH_ALIGNMENT = 16         # bytes, of workspaces
+
 # Checks of one call's operands. Collects them as it goes, for the overlap check at the end.
 cdef class OperandChecks:
     cdef object element

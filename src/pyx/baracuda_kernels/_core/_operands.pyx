@@ -59,7 +59,7 @@ cdef class OperandChecks:
             raise InvalidProblemError(f"{name}: got strides {view.strides}, must be contiguous")
         if view.numel() * view.itemsize < nbytes:
             raise WorkspaceTooSmallError(nbytes, view.numel() * view.itemsize, name)
-        self.aligned(name, view, 16)
+        self.aligned(name, view, SCRATCH_ALIGNMENT)
         self.outputs.append((name, view))
         return view
 

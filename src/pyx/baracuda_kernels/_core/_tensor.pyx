@@ -12,7 +12,12 @@ from baracuda_kernels._core._dlpack cimport (
 )
 from baracuda_kernels._core._status cimport check
 
-from baracuda_kernels._core._enums import ElementKind
+from baracuda_kernels._core._enums import (
+    BY_DLPACK,
+    BY_DTYPE_NAME,
+    BY_TYPESTR,
+    ElementKind,
+)
 from baracuda_kernels._core._errors import InvalidProblemError, UnsupportedError
 
 # DLPack device types: 1 CPU, 2 CUDA, 3 CUDA pinned host, 13 CUDA managed.
@@ -329,26 +334,16 @@ cdef object _byte_strides(TensorRef self, str name, object shape, object strides
     return None
 
 
-cdef object _named_element(object source):
-    """The element that an array's dtype names: typestrs have no name for bfloat16."""
-    name = getattr(getattr(source, "dtype", None), "name", None)
-    return None if name is None else ElementKind.of_dtype(name)
-
-
-cdef list _known(str attribute):
-    return sorted({getattr(kind, attribute) for kind in ElementKind} - {None})
-
-
 cdef object _from_numpy(TensorRef self, str name, object source):
     interface = source.__array_interface__
     dtype = getattr(source, "dtype", None)
-    element = _named_element(source)
+    element = BY_DTYPE_NAME.get(getattr(dtype, "name", None))
     if element is None:
-        element = ElementKind.of_typestr(interface["typestr"][1:])
+        element = BY_TYPESTR.get(interface["typestr"][1:])
     if element is None or interface["typestr"][0] == ">":
         raise UnsupportedError(
             f"{name}: got dtype {dtype if dtype is not None else interface['typestr']}, must be "
-            f"one of {_known('dtype_name')} in native byte order")
+            f"one of {sorted(BY_DTYPE_NAME)} in native byte order")
     _set_element(self, name, element)
     data = interface.get("data")
     if data is None:
@@ -364,12 +359,12 @@ cdef object _from_numpy(TensorRef self, str name, object source):
 cdef object _from_cuda_interface(TensorRef self, str name, object source):
     cdef int32_t found = -2
     interface = source.__cuda_array_interface__
-    element = ElementKind.of_typestr(interface["typestr"][1:])
+    element = BY_TYPESTR.get(interface["typestr"][1:])
     if element is None:
-        element = _named_element(source)
+        element = BY_DTYPE_NAME.get(getattr(getattr(source, "dtype", None), "name", None))
     if element is None:
         raise UnsupportedError(
-            f"{name}: got typestr {interface['typestr']!r}, must be one of {_known('typestr')}")
+            f"{name}: got typestr {interface['typestr']!r}, must be one of {sorted(BY_TYPESTR)}")
     _set_element(self, name, element)
     self.data = <void*><uintptr_t>(interface["data"][0] or 0)
     self.writable = not interface["data"][1]
@@ -404,7 +399,7 @@ cdef object _from_dlpack(TensorRef self, str name, object source):
         tensor = &(<BaracudaDLManaged*>PyCapsule_GetPointer(capsule, "dltensor")).dl_tensor
     else:
         raise InvalidProblemError(f"{name}: __dlpack__ gave no unused DLPack capsule")
-    element = ElementKind.of_dlpack(tensor.dtype.code, tensor.dtype.bits)
+    element = BY_DLPACK.get((tensor.dtype.code, tensor.dtype.bits))
     if element is None or tensor.dtype.lanes != 1:
         raise UnsupportedError(
             f"{name}: got DLPack type (code {tensor.dtype.code}, {tensor.dtype.bits} bits, "

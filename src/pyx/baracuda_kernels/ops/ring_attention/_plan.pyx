@@ -10,6 +10,7 @@ from libc.string cimport memset
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._device cimport enter_device, leave_device
 from baracuda_kernels._core._member cimport RingBinding, RingMember, RingPlan, as_member
+from baracuda_kernels._core._operands cimport SCRATCH_ALIGNMENT
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
 from baracuda_kernels._core._timeline cimport RingTimeline, as_timeline
@@ -81,7 +82,7 @@ cdef class RingAttentionPlan(RingPlan):
     @property
     def scratch_alignment(self):
         """Bytes that the scratch buffers' addresses must be a multiple of."""
-        return 16
+        return SCRATCH_ALIGNMENT
 
     def can_implement(self, RingAttentionArgs args not None, world_size=None):
         """Raise what ``run`` would raise for these arguments; return None if it would run.
