@@ -17,28 +17,30 @@ from baracuda_kernels._core import _info
 from baracuda_kernels._core._enums import ElementKind
 from baracuda_kernels._machine import why_no_gpu
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
+from baracuda_kernels.ops.ring_attention._plan import SPEC
 
-_ELEMENTS = {
-    "float16": ElementKind.F16,
-    "bfloat16": ElementKind.BF16,
-    "float32": ElementKind.F32,
-    "float64": ElementKind.F64,
-}
-
-
-def dtype_name(x: Any) -> str:
-    """The dtype's plain name: ``"bfloat16"`` for NumPy's, PyTorch's and CuPy's alike."""
-    return str(x.dtype).rpartition(".")[2]
+# Name of a dtype -> its element, of those that Ring Attention takes.
+DTYPES = SPEC.dtypes
 
 
 def element_of(x: Any, name: str) -> ElementKind:
     """ElementKind of an array, or InvalidProblemError naming the dtypes that are served."""
-    element = _ELEMENTS.get(dtype_name(x))
-    if element is None:
+    element = ElementKind.of_dtype(x.dtype)
+    if element not in DTYPES.values():
         raise InvalidProblemError(
-            f"{name} has dtype {x.dtype}; it must be one of {', '.join(_ELEMENTS)}"
+            f"{name} has dtype {x.dtype}; it must be one of {', '.join(DTYPES)}"
         )
     return element
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """NumPy's dtype of that name, or that of ml_dtypes."""
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
 
 
 def parse_device(device: str) -> int:
@@ -88,7 +90,7 @@ class HostMemory:
         return np.ascontiguousarray(x)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        return np.empty(shape, dtype=_numpy_dtype(dtype))
+        return np.empty(shape, dtype=numpy_dtype(dtype))
 
     def fetch(self, array: np.ndarray) -> np.ndarray:
         return array
@@ -148,7 +150,7 @@ class CupyMemory:
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         with self._cupy.cuda.Device(self._ordinal):
-            return self._cupy.empty(shape, dtype=_numpy_dtype(dtype))
+            return self._cupy.empty(shape, dtype=numpy_dtype(dtype))
 
     def operand(self, array: Any) -> Any:
         return array
@@ -186,7 +188,7 @@ class CudaCoreMemory:
         return array
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-        nbytes = int(np.prod(shape, dtype=np.int64)) * _numpy_dtype(dtype).itemsize
+        nbytes = int(np.prod(shape, dtype=np.int64)) * numpy_dtype(dtype).itemsize
         # cuda.core gives no address for zero bytes; copies need buffers of one size.
         buffer = self._device.allocate(max(nbytes, 1), stream=self._stream)
         return DeviceArray(buffer, tuple(shape), dtype)
@@ -194,13 +196,12 @@ class CudaCoreMemory:
     def operand(self, array: DeviceArray) -> Any:
         from baracuda_kernels import TensorMut
 
-        element = ElementKind.U8 if array.dtype == "uint8" else _ELEMENTS[array.dtype]
         address = int(array.buffer.handle)
-        device = self._device.device_id
-        return TensorMut(address, shape=array.shape, element=element, device=device)
+        element, device = ElementKind.of_dtype(array.dtype), self._device.device_id
+        return TensorMut(address, array.shape, element=element, device=device)
 
     def fetch(self, array: DeviceArray) -> np.ndarray:
-        x = np.empty(array.shape, dtype=_numpy_dtype(array.dtype))
+        x = np.empty(array.shape, dtype=numpy_dtype(array.dtype))
         if x.nbytes:
             self._host(x).copy_from(array.buffer, stream=self._stream)
         self._stream.sync()
@@ -233,11 +234,3 @@ def _cuda_core() -> Any:
             f"or pass arrays that are on the device already ({error})"
         ) from error
     return core
-
-
-def _numpy_dtype(name: str) -> np.dtype:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)

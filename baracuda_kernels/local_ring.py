@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from baracuda_kernels._core._enums import SequenceLayout
-from baracuda_kernels._local_memory import dtype_name, element_of, memory_for
+from baracuda_kernels._local_memory import element_of, memory_for
 from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.ops.attention._descriptor import accumulator_of
 from baracuda_kernels.sharding import rows_per_rank, shard, unshard
 
 __all__ = ["run_local_ring"]
@@ -144,7 +145,7 @@ class PreparedRing:
         _check(q, k, v, world_size)
         batch, heads, total_queries, head_dim = (int(n) for n in q.shape)
         kv_heads, total_keys = int(k.shape[1]), int(k.shape[2])
-        dtype = dtype_name(q)
+        element = element_of(q, "q")
         descriptor = RingAttentionDescriptor(
             batch,
             heads,
@@ -153,7 +154,7 @@ class PreparedRing:
             head_dim,
             scale=scale,
             is_causal=is_causal,
-            element=element_of(q, "q"),
+            element=element,
             num_kv_heads=kv_heads,
             sequence_layout=layout,
         )
@@ -161,7 +162,7 @@ class PreparedRing:
         self.plan = RingAttentionPlan.select(self.stream, descriptor)
         shards = [shard(x, world_size, sequence_layout=layout) for x in (q, k, v)]
         self._ranks = [
-            _Rank(memory, self.plan, tuple(memory.stage(x) for x in rank_shards), dtype, world_size)
+            _Rank(memory, self.plan, tuple(memory.stage(x) for x in rank_shards), world_size)
             for rank_shards in zip(*shards, strict=True)
         ]
         self.ring = LocalCommunicator.ring(world_size, device=memory.ring_device, timeout=timeout)
@@ -183,15 +184,16 @@ class PreparedRing:
 class _Rank:
     """One virtual rank's arrays, and the arguments that view them."""
 
-    def __init__(self, memory: Any, plan: Any, qkv: tuple, dtype: str, world_size: int) -> None:
+    def __init__(self, memory: Any, plan: Any, qkv: tuple, world_size: int) -> None:
         from baracuda_kernels import RingAttentionArgs
 
         # Held here because arguments over raw addresses keep nothing alive.
         self._q, self._k, self._v = qkv
         desc = plan.descriptor
         rows = (desc.batch_size, desc.num_heads, desc.query_len)
+        dtype = desc.element.dtype_name
         self.y = memory.empty((*rows, desc.head_dim), dtype)
-        self.lse = memory.empty(rows, "float64" if dtype == "float64" else "float32")
+        self.lse = memory.empty(rows, accumulator_of(desc.element).dtype_name)
         scratch = {}
         if world_size > 1:
             self._scratch = {

@@ -7,43 +7,34 @@ loads to an :class:`OpSpec`, or to a function that returns one).
 
 from __future__ import annotations
 
-import logging
-import pkgutil
 import threading
+from collections.abc import Callable
 
-from baracuda_kernels._core._enums import (
-    ArchSku,
-    AttentionKind,
-    BackendKind,
-    ElementKind,
-    EpilogueKind,
-    LayoutSku,
-    MathPrecision,
-    OpCategory,
-)
+from baracuda_kernels._core._enums import Direction, OpKind, kinds
 from baracuda_kernels._core._errors import InvalidProblemError, UnsupportedError
-from baracuda_kernels._core._selection import Architecture, Candidate, Explanation, OpSpec
-from baracuda_kernels._core._sku import KernelSku, PlanPreference
+from baracuda_kernels._core._selection import (
+    Architecture,
+    Candidate,
+    Explanation,
+    OpSpec,
+    ProblemOption,
+)
+from baracuda_kernels._core._sku import GUARANTEE_FIELDS, SKU_FIELDS, KernelSku, PlanPreference
 
 __all__ = [
-    "Architecture", "Candidate", "ENTRY_POINT_GROUP", "Explanation", "OpSpec", "explain", "get",
-    "ops", "register", "skus",
+    "Architecture", "Candidate", "ENTRY_POINT_GROUP", "Explanation", "OpKind", "OpSpec",
+    "ProblemOption", "explain", "get", "ops", "register", "skus", "specs",
 ]
 
 ENTRY_POINT_GROUP = "baracuda_kernels.ops"
 
-_log = logging.getLogger("baracuda_kernels")
 _specs: dict[str, OpSpec] = {}
 _lock = threading.RLock()
 _discovered = False
 
-# Every field of a KernelSku or its guarantee, with the enum that reads a filter's value.
-_FILTERS = {
-    "category": OpCategory, "op": AttentionKind, "element": ElementKind,
-    "aux_element": ElementKind, "layout": LayoutSku, "epilogue": EpilogueKind, "arch": ArchSku,
-    "backend": BackendKind, "math_precision": MathPrecision, "accumulator": ElementKind,
-    "bit_stable_on_same_hardware": None, "deterministic": None,
-}
+# What skus() filters by, with the type that reads a value.
+_FILTERS = {**SKU_FIELDS, **GUARANTEE_FIELDS}
+del _FILTERS["precision_guarantee"]  # by its fields
 
 
 def register(spec: OpSpec) -> None:
@@ -75,7 +66,10 @@ def _discover() -> None:
         if _discovered:
             return
         _discovered = True
-        import importlib.metadata  # slow to import, and only needed here
+        # Slow to import, and only needed here.
+        import importlib.metadata
+        import logging
+        import pkgutil
 
         package = importlib.import_module("baracuda_kernels.ops")
         for module in pkgutil.iter_modules(package.__path__):
@@ -86,13 +80,21 @@ def _discover() -> None:
                 register(loaded if isinstance(loaded, OpSpec) else loaded())
             except (ImportError, AttributeError, InvalidProblemError, TypeError) as error:
                 # A broken plug-in must not take the library down with it.
-                _log.warning("op entry point %r was not registered: %s", entry.value, error)
+                logging.getLogger("baracuda_kernels").warning(
+                    "op entry point %r was not registered: %s", entry.value, error
+                )
 
 
 def ops() -> list[str]:
     """Names of all ops, sorted."""
     _discover()
     return sorted(_specs)
+
+
+def specs() -> tuple[OpSpec, ...]:
+    """All ops in the order in which they were registered, the library's own first."""
+    _discover()
+    return tuple(_specs.values())
 
 
 def get(name: str) -> OpSpec:
@@ -117,7 +119,7 @@ def skus(**filters) -> list[KernelSku]:
     ----------
     **filters
         Any field of :class:`KernelSku` or :class:`PrecisionGuarantee`, with an enum member or its
-        name: ``skus(op="RING_ATTENTION", math_precision="F32")``.
+        name: ``skus(op="RING_ATTENTION", direction="FORWARD")``. An ``op`` may be a number.
 
     Raises
     ------
@@ -129,27 +131,50 @@ def skus(**filters) -> list[KernelSku]:
 
 def named_skus(**filters) -> list[tuple[str, str, KernelSku]]:
     """As :func:`skus`, as (op name, family name, SKU)."""
-    wanted = {}
-    for name, value in filters.items():
-        if name not in _FILTERS:
-            raise InvalidProblemError(
-                f"filter: got {name!r}, must be one of {', '.join(_FILTERS)}")
-        enum = _FILTERS[name]
-        if enum is None:
-            if not isinstance(value, bool):
-                raise InvalidProblemError(f"{name}: got {value!r}, must be a bool")
-        elif value is not None and not (name == "op" and isinstance(value, int)):
-            value = enum.parse(value)
-        wanted[name] = value
+    _discover()
+    wanted = [_filter(name, value) for name, value in filters.items()]
     return [(op, family, sku) for op in ops() for family, sku in _specs[op].skus()
-            if all(_field(sku, name) == value for name, value in wanted.items())]
+            if all(fits(sku) for fits in wanted)]
+
+
+def _filter(name: str, value) -> Callable[[KernelSku], bool]:
+    """Whether a SKU has the value in the field of that name."""
+    if name not in _FILTERS:
+        raise InvalidProblemError(f"filter: got {name!r}, must be one of {', '.join(_FILTERS)}")
+    kind = _FILTERS[name]
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise InvalidProblemError(f"{name}: got {value!r}, must be a bool")
+    elif kind is OpKind:
+        return _op_filter(value)
+    elif value is not None:
+        value = kind.parse(value)
+    return lambda sku: _field(sku, name) == value
+
+
+def _op_filter(value) -> Callable[[KernelSku], bool]:
+    if isinstance(value, int) and not isinstance(value, (bool, OpKind)):
+        return lambda sku: sku.op == value
+    name = value.name if isinstance(value, OpKind) else str(value).upper()
+    named = [kind[name] for kind in kinds() if name in kind.__members__
+             and (not isinstance(value, OpKind) or isinstance(value, kind))]
+    if not named:
+        names = ", ".join(name for kind in kinds() for name in kind.__members__)
+        raise InvalidProblemError(f"op: got {value!r}, must be a number or one of {names}")
+    # The same number is another op in another category.
+    return lambda sku: any(sku.category is op.category and sku.op == op for op in named)
 
 
 def _field(sku: KernelSku, name: str):
     return getattr(sku if hasattr(sku, name) else sku.precision_guarantee, name)
 
 
-def explain(descriptor, arch=None, preference: PlanPreference | None = None) -> Explanation:
+def explain(
+    descriptor,
+    arch=None,
+    preference: PlanPreference | None = None,
+    direction: Direction | str = Direction.FORWARD,
+) -> Explanation:
     """Which kernel ``select`` picks for a descriptor, and why not the others.
 
     Parameters
@@ -159,16 +184,20 @@ def explain(descriptor, arch=None, preference: PlanPreference | None = None) -> 
         "host", or a compute capability as "sm_90", "9.0", 90 or (9, 0). By default what a plan
         would use here: the current GPU, or the host.
     preference : PlanPreference, optional
+    direction : Direction or str, optional
+        Whether the op's outputs are asked for or its gradients; ``FORWARD`` by default.
 
     Raises
     ------
     InvalidProblemError
         The descriptor is no problem at all, or not a registered op's.
+    UnsupportedError
+        The op does not have that direction.
     """
     _discover()
     for spec in _specs.values():
         if type(descriptor) is spec.descriptor_type:
-            return spec.explain(descriptor, arch, preference)
+            return spec.explain(descriptor, arch, preference, direction)
     types = ", ".join(sorted(s.descriptor_type.__name__ for s in _specs.values()))
     raise InvalidProblemError(
         f"descriptor: got {type(descriptor).__name__}, must be one of {types}")

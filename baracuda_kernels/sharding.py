@@ -9,7 +9,8 @@ zigzag     two runs: one from the front, one from the mirrored place at the back
 striped    every ``P``-th row: ``r, r + P, r + 2P, …``
 ========== ===================================================================================
 
-with ``L`` the rows of a rank and ``P`` the world size. These are the maps that the kernels mask by.
+with ``L`` the rows of a rank and ``P`` the world size. The maps are asked of the library, which
+masks by the same ones.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.ops.attention._positions import layout_map
 
 __all__ = ["positions", "rows_per_rank", "shard", "unshard"]
 
@@ -100,14 +102,11 @@ def positions(
     layout = check_layout(length, world_size, sequence_layout)
     if not 0 <= rank < world_size:
         raise InvalidProblemError(f"rank is {rank}; it must be in [0, {world_size})")
-    i = np.arange(length, dtype=np.int64)
-    if layout is SequenceLayout.CONTIGUOUS:
-        return rank * length + i
-    if layout is SequenceLayout.STRIPED:
-        return i * world_size + rank
-    split = _zigzag_split(length)
-    tail = world_size * split + (world_size - 1 - rank) * (length - split)
-    return np.where(i < split, rank * split + i, tail + (i - split))
+    rows = [
+        np.arange(run.start, run.stop, run.step, dtype=np.int64)
+        for run in _runs(layout, rank, world_size, length)
+    ]
+    return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
 
 def shard(
@@ -132,8 +131,8 @@ def shard(
     Returns
     -------
     list of arrays
-        One per rank, of the kind of `x`. Contiguous and striped shards are views of `x` where the
-        library has views; zigzag shards are copies (with two ranks or more).
+        One per rank, of the kind of `x`. A shard of one run of rows (contiguous, striped, or all
+        there is) is a view of `x` where the library has views, one of two runs (zigzag) a copy.
 
     Raises
     ------
@@ -143,23 +142,13 @@ def shard(
     """
     layout = SequenceLayout.parse(sequence_layout)
     dim = _check_dim(x, dim)
-    total = int(x.shape[dim])
-    length = rows_per_rank(total, world_size, f"dimension {dim}")
+    length = rows_per_rank(int(x.shape[dim]), world_size, f"dimension {dim}")
 
-    if layout is SequenceLayout.CONTIGUOUS or world_size == 1:
-        return [_take(x, dim, r * length, (r + 1) * length) for r in range(world_size)]
-    if layout is SequenceLayout.STRIPED:
-        return [_take(x, dim, r, total, world_size) for r in range(world_size)]
-    split = _zigzag_split(length)
-    rest = length - split
     shards = []
-    for r in range(world_size):
-        tail = world_size * split + (world_size - 1 - r) * rest
-        pieces = [
-            _take(x, dim, r * split, (r + 1) * split),
-            _take(x, dim, tail, tail + rest),
-        ]
-        shards.append(_concatenate(pieces, dim))
+    for rank in range(world_size):
+        runs = _runs(layout, rank, world_size, length) if world_size > 1 else [slice(0, length)]
+        pieces = [_take(x, dim, run) for run in runs or [slice(0, 0)]]
+        shards.append(pieces[0] if len(pieces) == 1 else _concatenate(pieces, dim))
     return shards
 
 
@@ -199,22 +188,38 @@ def unshard(
     dim = _check_dim(shards[0], dim)
     length = int(shards[0].shape[dim])
 
-    if layout is SequenceLayout.CONTIGUOUS:
+    runs = [_runs(layout, rank, len(shards), length) for rank in range(len(shards))]
+    if len(shards) > 1 and all(len(one) == 1 and one[0].step == len(shards) for one in runs):
+        return _interleave(shards, dim)
+    pieces = []
+    for shard_of_rank, runs_of_rank in zip(shards, runs, strict=True):
+        row = 0
+        for run in runs_of_rank:
+            count = len(range(run.start, run.stop, run.step))
+            pieces.append((run.start, _take(shard_of_rank, dim, slice(row, row + count))))
+            row += count
+    if not pieces:
         return _concatenate(shards, dim)
-    if layout is SequenceLayout.ZIGZAG:
-        split = _zigzag_split(length)
-        heads = [_take(s, dim, 0, split) for s in shards]
-        tails = [_take(s, dim, split, length) for s in reversed(shards)]
-        return _concatenate(heads + tails, dim)
-    # Striped: row i of rank r is row i*P + r, so a new dimension of ranks goes behind the rows.
+    return _concatenate([piece for _, piece in sorted(pieces, key=lambda p: p[0])], dim)
+
+
+def _runs(layout: SequenceLayout, rank: int, world_size: int, length: int) -> list[slice]:
+    """The rows of a rank as slices of the whole sequence; empty ones are left out."""
+    head, tail, stride, split = layout_map(layout, rank, world_size, length)
+    split = min(split, length)
+    return [
+        slice(start, start + count * stride, stride)
+        for start, count in ((head, split), (tail, length - split))
+        if count > 0
+    ]
+
+
+def _interleave(shards: list[Any], dim: int) -> Any:
+    """Row i of rank r is row i*P + r: a new dimension of ranks goes behind the rows."""
     shape = list(shards[0].shape)
     wide = [s.reshape((*shape[: dim + 1], 1, *shape[dim + 1 :])) for s in shards]
-    shape[dim] = length * len(shards)
+    shape[dim] *= len(shards)
     return _concatenate(wide, dim + 1).reshape(tuple(shape))
-
-
-def _zigzag_split(length: int) -> int:
-    return (length + 1) // 2
 
 
 def _check_dim(x: Any, dim: int) -> int:
@@ -224,8 +229,8 @@ def _check_dim(x: Any, dim: int) -> int:
     return dim % ndim
 
 
-def _take(x: Any, dim: int, start: int, stop: int, step: int = 1) -> Any:
-    return x[(slice(None),) * dim + (slice(start, stop, step),)]
+def _take(x: Any, dim: int, rows: slice) -> Any:
+    return x[(slice(None),) * dim + (rows,)]
 
 
 def _concatenate(pieces: list[Any], dim: int) -> Any:

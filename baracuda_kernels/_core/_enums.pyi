@@ -1,5 +1,5 @@
 import enum
-from typing import Self
+from typing import Any, ClassVar, Self
 
 class _Named(enum.IntEnum):  # type: ignore[misc]  # a base has no members
     @classmethod
@@ -33,18 +33,16 @@ class OpCategory(_Named):
     LINALG = 22
     MOE = 23
 
-class AttentionKind(_Named):
-    ROPE = 0
-    ALIBI = 1
-    SDPA = 2
-    FLASH_ATTENTION = 3
-    KV_CACHE = 4
-    PAGED_ATTENTION = 5
-    HYPER_CONNECTION = 6
-    SSD_CHUNK_SCAN = 7
-    SELECTIVE_SCAN = 8
-    BLOCK_SPARSE_ATTENTION = 9
-    RING_ATTENTION = 10
+class OpKind(_Named):  # type: ignore[misc]  # a base has no members
+    category: ClassVar[OpCategory]
+    def __init_subclass__(cls, category: OpCategory, **more: Any) -> None: ...
+
+def kind_of(category: OpCategory) -> type[OpKind] | None: ...
+def kinds() -> tuple[type[OpKind], ...]: ...
+
+class Direction(_Named):
+    FORWARD = 0
+    BACKWARD = 1
 
 class ElementKind(_Named):
     F16 = 0
@@ -69,6 +67,16 @@ class ElementKind(_Named):
     def bits(self) -> int: ...
     @property
     def itemsize(self) -> int: ...
+    @property
+    def dtype_name(self) -> str | None: ...
+    @property
+    def typestr(self) -> str | None: ...
+    @classmethod
+    def of_dtype(cls, dtype: Any) -> ElementKind | None: ...
+
+BY_DTYPE_NAME: dict[str, ElementKind]
+BY_TYPESTR: dict[str, ElementKind]
+BY_DLPACK: dict[tuple[int, int], ElementKind]
 
 class MathPrecision(_Named):
     F16 = 0

@@ -1,5 +1,7 @@
 from typing_extensions import disjoint_base
 
+from baracuda_kernels._core._plan import KernelPlan
+
 @disjoint_base
 class RingMember:
     @property
@@ -11,5 +13,4 @@ class RingMember:
     @property
     def steps_enqueued(self) -> int: ...
 
-@disjoint_base
-class RingPlan: ...
+class RingPlan(KernelPlan): ...

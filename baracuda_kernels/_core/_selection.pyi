@@ -1,8 +1,8 @@
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from baracuda_kernels._core._enums import ArchSku
+from baracuda_kernels._core._enums import ArchSku, Direction, ElementKind
 from baracuda_kernels._core._sku import KernelSku, PlanPreference
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Candidate:
     family: str
     sku: KernelSku
     reason: str = ""
+    entry: Any = ...
     @property
     def accepted(self) -> bool: ...
     def to_dict(self) -> dict[str, Any]: ...
@@ -35,6 +36,7 @@ class Explanation:
     op: str
     arch: Architecture
     candidates: tuple[Candidate, ...]
+    direction: Direction = ...
     @property
     def chosen(self) -> Candidate | None: ...
     @property
@@ -45,15 +47,44 @@ class Explanation:
     def to_dict(self) -> dict[str, Any]: ...
 
 @dataclass(frozen=True)
+class ProblemOption:
+    name: str
+    type: type
+    default: Any = None
+    help: str = ""
+
+@dataclass(frozen=True)
 class OpSpec:
     name: str
     descriptor_type: type
-    plan_type: type
+    plan_types: Mapping[Direction, type]
     skus: Callable[[], Iterable[tuple[str, KernelSku]]]
-    candidates: Callable[[Any, Architecture, PlanPreference], Iterable[Candidate]]
+    candidates: Callable[[Any, Architecture, PlanPreference, Direction], Iterable[Candidate]]
+    options: tuple[ProblemOption, ...] = ()
+    describe: Callable[..., Any] | None = None
+    def __post_init__(self) -> None: ...
+    @classmethod
+    def forward_only(
+        cls,
+        name: str,
+        descriptor_type: type,
+        plan_type: type,
+        skus: Callable[[], Iterable[tuple[str, KernelSku]]],
+        candidates: Callable[[Any, Architecture, PlanPreference], Iterable[Candidate]],
+        **more: Any,
+    ) -> OpSpec: ...
+    @property
+    def directions(self) -> tuple[Direction, ...]: ...
+    @property
+    def elements(self) -> tuple[ElementKind, ...]: ...
+    @property
+    def dtypes(self) -> dict[str, ElementKind]: ...
+    def plan_type(self, direction: Direction | str = ...) -> type: ...
     def explain(
         self,
         descriptor: Any,
         arch: Architecture | ArchSku | str | int | tuple[int, int] | None = None,
         preference: PlanPreference | None = None,
+        direction: Direction | str = ...,
     ) -> Explanation: ...
+    def problem(self, **values: Any) -> Any: ...

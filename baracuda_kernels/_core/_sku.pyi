@@ -5,14 +5,18 @@ from typing_extensions import disjoint_base
 
 from baracuda_kernels._core._enums import (
     ArchSku,
-    AttentionKind,
     BackendKind,
+    Direction,
     ElementKind,
     EpilogueKind,
     LayoutSku,
     MathPrecision,
     OpCategory,
+    OpKind,
 )
+
+GUARANTEE_FIELDS: dict[str, type]
+SKU_FIELDS: dict[str, type]
 
 @disjoint_base
 class PrecisionGuarantee:
@@ -42,7 +46,7 @@ class KernelSku:
     @property
     def category(self) -> OpCategory: ...
     @property
-    def op(self) -> AttentionKind | int: ...
+    def op(self) -> OpKind | int: ...
     @property
     def element(self) -> ElementKind: ...
     @property
@@ -57,10 +61,12 @@ class KernelSku:
     def backend(self) -> BackendKind: ...
     @property
     def precision_guarantee(self) -> PrecisionGuarantee: ...
+    @property
+    def direction(self) -> Direction: ...
     def __new__(
         cls,
         category: OpCategory | str,
-        op: AttentionKind | str | int,
+        op: OpKind | str | int,
         element: ElementKind | str,
         aux_element: ElementKind | str | None,
         layout: LayoutSku | str | None,
@@ -68,6 +74,7 @@ class KernelSku:
         arch: ArchSku | str,
         backend: BackendKind | str,
         precision_guarantee: PrecisionGuarantee,
+        direction: Direction | str = ...,
     ) -> Self: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...

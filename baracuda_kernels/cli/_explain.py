@@ -2,44 +2,82 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
 from baracuda_kernels.cli._console import json_option, out_console, print_json
-from baracuda_kernels.cli._run import LAYOUTS
-from baracuda_kernels.cli._sample import dtype_choice
+
+if TYPE_CHECKING:
+    from baracuda_kernels.registry import OpSpec, ProblemOption
 
 
-@click.command()
+_PARAMS = f"{__name__}.params"
+
+
+class _ProblemCommand(click.Command):
+    """A command whose options are those by which an op describes its problems.
+
+    They are asked of the registry when the command runs, so that ops of other packages have theirs,
+    and so that no other command waits for the search for them.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from baracuda_kernels import registry
+
+        offered = {spec.name: spec for spec in registry.specs() if spec.options}
+        choice = click.Option(
+            ["--op"],
+            type=click.Choice(list(offered)),
+            default=next(iter(offered)),
+            show_default=True,
+            help="The options down to --direction are its own.",
+        )
+        # Alone first: it says which options there are.
+        lenient = {"ignore_unknown_options": True, "allow_extra_args": True}
+        first = click.Command(self.name, params=[choice], add_help_option=False,
+                              context_settings=lenient)  # fmt: skip
+        op = first.make_context(self.name, list(args), parent=ctx.parent).params["op"]
+        ctx.meta[_PARAMS] = [choice, *(_option(offered[op], o) for o in offered[op].options)]
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*ctx.meta.get(_PARAMS, []), *super().get_params(ctx)]
+
+
+def _option(spec: OpSpec, option: ProblemOption) -> click.Option:
+    flag, default = f"--{option.name.replace('_', '-')}", option.default
+    if option.type is bool:
+        return click.Option([flag], is_flag=True, default=bool(default), help=option.help)
+    kind: Any = option.type
+    if hasattr(kind, "parse"):  # an enum of the vocabulary
+        members = [m for m in kind if m in spec.elements or not hasattr(kind, "of_dtype")]
+        kind = click.Choice([member.name.lower() for member in members])
+        default = None if default is None else default.name.lower()
+    return click.Option([flag], type=kind, default=default, show_default=True, help=option.help)
+
+
+@click.command(cls=_ProblemCommand)
 @click.option(
-    "--op",
-    type=click.Choice(["ring_attention", "flash_sdpa"]),
-    default="ring_attention",
-    show_default=True,
+    "--direction", type=click.Choice(["forward", "backward"]), default="forward", show_default=True
 )
-@click.option("--batch", type=int, default=1, show_default=True, help="B.")
-@click.option("--heads", type=int, default=8, show_default=True, help="H.")
-@click.option("--kv-heads", type=int, help="Hkv. [default: H]")
-@click.option("--query-len", type=int, default=4096, show_default=True, help="Rows per rank.")
-@click.option("--key-len", type=int, help="Keys per rank. [default: the rows]")
-@click.option("--head-dim", type=int, default=128, show_default=True, help="D.")
-@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True)
-@click.option("--causal", is_flag=True)
-@click.option("--scale", type=float, help="[default: 1/sqrt(D)]")
-@click.option("--layout", type=click.Choice(LAYOUTS), default="contiguous", show_default=True)
 @click.option("--arch", help="host, or as in sm_90 or 9.0. [default: this machine's]")
 @json_option
-def explain(as_json: bool, arch: str | None, **problem: Any) -> None:
+def explain(as_json: bool, arch: str | None, direction: str, op: str, **problem: Any) -> None:
     """Which kernel a problem gets on an architecture, and why not the others. Needs no GPU."""
     from baracuda_kernels import registry
 
-    explanation = registry.explain(_descriptor(**problem), arch=arch)
+    spec = registry.get(op)
+    for option in spec.options:
+        if hasattr(option.type, "parse") and problem[option.name] is not None:
+            problem[option.name] = option.type.parse(problem[option.name])
+    explanation = spec.explain(spec.problem(**problem), arch, direction=direction)
     if as_json:
         print_json(explanation.to_dict())
         return
-    table = Table("kernel", "", "why", title=f"{explanation.op} on {explanation.arch}")
+    title = f"{explanation.op} {direction} on {explanation.arch}"
+    table = Table("kernel", "", "why", title=title)
     for candidate in explanation.candidates:
         if candidate is explanation.chosen:
             verdict = "selected"
@@ -49,38 +87,3 @@ def explain(as_json: bool, arch: str | None, **problem: Any) -> None:
     out_console().print(table)
     if explanation.chosen is None:
         click.echo("no kernel serves this problem")
-
-
-def _descriptor(
-    op: str,
-    batch: int,
-    heads: int,
-    kv_heads: int | None,
-    query_len: int,
-    key_len: int | None,
-    head_dim: int,
-    dtype: str,
-    causal: bool,
-    scale: float | None,
-    layout: str,
-) -> Any:
-    from baracuda_kernels import (
-        ElementKind,
-        FlashSdpaDescriptor,
-        RingAttentionDescriptor,
-        SequenceLayout,
-    )
-
-    key_len = query_len if key_len is None else key_len
-    common = {
-        "scale": scale,
-        "is_causal": causal,
-        "element": ElementKind.parse(dtype),
-        "num_kv_heads": heads if kv_heads is None else kv_heads,
-    }
-    if op == "flash_sdpa":
-        return FlashSdpaDescriptor(batch, heads, query_len, key_len, head_dim, **common)
-    layout_member = SequenceLayout.parse(layout)
-    return RingAttentionDescriptor(
-        batch, heads, query_len, key_len, head_dim, sequence_layout=layout_member, **common
-    )

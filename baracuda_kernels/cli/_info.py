@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from baracuda_kernels._core import _info, _nccl_library
+from baracuda_kernels._core._enums import Direction, ElementKind
 from baracuda_kernels._machine import dotted, why_no_gpu
 from baracuda_kernels.cli._console import json_option, print_json
+from baracuda_kernels.errors import BaracudaError
 
-_DTYPES = ("F16", "BF16", "F32", "F64")
-_HEAD_DIM = 128
+if TYPE_CHECKING:
+    from baracuda_kernels.registry import OpSpec
 
 
 def version_of_build() -> str:
@@ -50,26 +52,62 @@ def gather() -> dict[str, Any]:
 
 
 def _runs_here(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    from baracuda_kernels import ElementKind, RingAttentionDescriptor, registry
+    from baracuda_kernels import registry
 
     places: list[tuple[str, Any]] = [
         (f"cuda:{d['index']}", d["compute_capability"]) for d in devices
     ]
-    rows = []
-    for place, arch in [*places, ("host", "host")]:
-        for dtype in _DTYPES:
-            descriptor = RingAttentionDescriptor(
-                1, 1, 4096, 4096, _HEAD_DIM, element=ElementKind[dtype]
-            )
-            explanation = registry.explain(descriptor, arch=arch)
-            passed_over = []
-            for candidate in explanation.candidates:
-                if candidate is explanation.chosen or place == "host":
-                    break
-                passed_over.append(f"{candidate.family} {candidate.reason}")
-            family = explanation.family
-            rows.append({"device": place, "dtype": dtype, "family": family, "why": passed_over})
-    return rows
+    places.append(("host", "host"))
+    return [
+        {
+            "op": spec.name,
+            "direction": direction.name,
+            "device": place,
+            "dtype": dtype,
+            **_verdict(spec, direction, arch, problem),
+        }
+        for spec in registry.specs()
+        for direction in spec.directions
+        for place, arch in places
+        for dtype, problem in _problems(spec)
+    ]
+
+
+def _problems(spec: OpSpec) -> list[tuple[str, dict[str, Any]]]:
+    """The problem that `explain` asks about by default, in each dtype, as options' values."""
+    for option in spec.options:
+        if option.type is ElementKind:
+            return [(element.name, {option.name: element}) for element in spec.dtypes.values()]
+    return [(", ".join(element.name for element in spec.elements), {})] if spec.options else []
+
+
+def _verdict(
+    spec: OpSpec, direction: Direction, arch: Any, problem: dict[str, Any]
+) -> dict[str, Any]:
+    try:
+        explanation = spec.explain(spec.problem(**problem), arch, direction=direction)
+    except BaracudaError as error:  # another package's op must not hide what the rest do
+        return {"family": None, "why": [str(error)]}
+    passed_over = []
+    for candidate in explanation.candidates:
+        if candidate is explanation.chosen or explanation.arch.is_host:
+            break
+        passed_over.append(f"{candidate.family} {candidate.reason}")
+    return {"family": explanation.family, "why": passed_over}
+
+
+def _defaults(op: str) -> str:
+    """What stays the same in the rows of an op."""
+    from baracuda_kernels import registry
+
+    shown = [
+        f"{option.name} {option.default}"
+        for option in registry.get(op).options
+        if option.type is not ElementKind
+        and option.default is not None
+        and option.default is not False
+    ]
+    return f" ({', '.join(shown)})" if shown else ""
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
@@ -101,8 +139,13 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         lines.append(f"NCCL: {nccl['version']} at {nccl['path']}")
     else:
         lines.append(f"NCCL: none ({nccl['reason']}); local rings work without it")
-    lines.append(f"what runs here, at head_dim {_HEAD_DIM}:")
+    lines.append("what runs here:")
+    shown = None
     for row in facts["runs_here"]:
+        op = row["op"], row["direction"]
+        if op != shown:
+            lines.append(f"  {row['op']} {row['direction'].lower()}{_defaults(row['op'])}")
+            shown = op
         why = f"   ({'; '.join(row['why'])})" if row["why"] else ""
-        lines.append(f"  {row['device']:7} {row['dtype']:5} {row['family'] or 'nothing'}{why}")
+        lines.append(f"    {row['device']:7} {row['dtype']:5} {row['family'] or 'nothing'}{why}")
     return lines

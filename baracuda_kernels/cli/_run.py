@@ -9,6 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
+from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels.cli._console import ProgressBar, json_option, print_json
 from baracuda_kernels.cli._tensor_file import (
     check_storable,
@@ -17,7 +18,7 @@ from baracuda_kernels.cli._tensor_file import (
     write_tensors,
 )
 
-LAYOUTS = ("contiguous", "zigzag", "striped")
+LAYOUTS = tuple(layout.name.lower() for layout in SequenceLayout)
 
 
 @click.command()

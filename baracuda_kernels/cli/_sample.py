@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import ml_dtypes
 import numpy as np
 
+from baracuda_kernels import _local_memory
 from baracuda_kernels.cli._console import json_option, print_json
 from baracuda_kernels.cli._tensor_file import check_storable, check_writable, write_tensors
 
+# What q, k and v may be, by the names of elements in lower case.
 DTYPES = {
-    "f16": np.dtype(np.float16),
-    "bf16": np.dtype(ml_dtypes.bfloat16),
-    "f32": np.dtype(np.float32),
-    "f64": np.dtype(np.float64),
+    element.name.lower(): _local_memory.numpy_dtype(name)
+    for name, element in _local_memory.DTYPES.items()
 }
 dtype_choice = click.Choice(list(DTYPES))
 

@@ -12,6 +12,7 @@ from baracuda_kernels.cli._console import json_option, out_console, print_json
 
 @click.command()
 @click.option("--op", help="Op by its registered name, such as ring_attention.")
+@click.option("--direction", help="forward or backward.")
 @click.option("--element", help="Element kind, such as bf16.")
 @click.option("--arch", help="Architecture, such as sm80 or host.")
 @click.option("--backend", help="Backend, such as bespoke.")
@@ -30,11 +31,11 @@ def skus(as_json: bool, **filters: Any) -> None:
         rows = [{"op_name": name, "family": family, **sku.to_dict()} for name, family, sku in found]
         print_json({"skus": rows})
         return
-    table = Table("op", "family", "element", "arch", "backend", "math", "accumulator")
+    table = Table("op", "direction", "family", "element", "arch", "backend", "math", "accumulator")
     table.add_column("deterministic")
     table.add_column("bit-stable on the same hardware")
     for name, family, sku in found:
-        table.add_row(name, family, *_cells(sku))
+        table.add_row(name, sku.direction.name.lower(), family, *_cells(sku))
     out_console().print(table)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from baracuda_kernels._core._enums import ElementKind
 from baracuda_kernels.cli._console import FileProblemError
 
 SUFFIXES = (".safetensors", ".npz")
@@ -41,7 +41,7 @@ def read_tensors(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise FileProblemError(f"{path}: no such file")
     tensors = _read_safetensors(path, names) if path.suffix != ".npz" else _read_npz(path, names)
     for name, x in tensors.items():
-        if x.dtype.kind == "V" and x.dtype != ml_dtypes.bfloat16:
+        if x.dtype.kind == "V" and ElementKind.of_dtype(x.dtype) is None:
             raise FileProblemError(
                 f"{path}: {name} has dtype {x.dtype}, as bfloat16 has in .npz, which cannot name "
                 "it; store it as .safetensors"
@@ -71,8 +71,9 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 def check_storable(path: Path, *tensors: np.ndarray) -> None:
     """FileProblemError where the format cannot name the dtype of one of the tensors."""
-    if path.suffix == ".npz" and any(x.dtype == ml_dtypes.bfloat16 for x in tensors):
-        raise FileProblemError(f"{path}: .npz cannot hold bfloat16; use .safetensors")
+    for x in tensors:
+        if path.suffix == ".npz" and x.dtype.kind == "V":  # of ml_dtypes
+            raise FileProblemError(f"{path}: .npz cannot hold {x.dtype}; use .safetensors")
 
 
 def _read_safetensors(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:

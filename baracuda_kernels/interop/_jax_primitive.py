@@ -10,11 +10,11 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from baracuda_kernels import RingAttentionDescriptor, registry
-from baracuda_kernels._core._enums import ElementKind
 from baracuda_kernels._core._selection import Architecture
 from baracuda_kernels._machine import why_no_gpu
 from baracuda_kernels.errors import UnsupportedError
-from baracuda_kernels.ops.attention import _families, _xla
+from baracuda_kernels.ops.attention import _xla
+from baracuda_kernels.ops.attention._descriptor import accumulator_of
 
 TARGET = "baracuda_attention_step"
 
@@ -63,7 +63,7 @@ def _abstract_eval(q, *_, descriptor, last, **__):
             q.update(weak_type=False),
             q.update(shape=rows, dtype=np.dtype(np.float32), weak_type=False),
         ]
-    dtype = np.dtype(np.float64 if d.element is ElementKind.F64 else np.float32)
+    dtype = np.dtype(accumulator_of(d.element).dtype_name)
     elements = _xla.state_bytes(d) // dtype.itemsize
     return [q.update(shape=(1, 1, 1, elements), dtype=dtype, weak_type=False)]
 
@@ -73,7 +73,7 @@ def _custom_call(ctx, operands, arch, descriptor, first, last, sequence_dim, sm_
     aliases = {} if first or last else {len(operands) - 1: 0}
     rule = jax.ffi.ffi_lowering(TARGET, operand_output_aliases=aliases)
     integers = {
-        "kernel": _families.kernel_of(chosen.family),
+        "kernel": chosen.entry.kernel,
         "first": first,
         "last": last,
         "causal": descriptor.is_causal,

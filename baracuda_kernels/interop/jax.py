@@ -20,6 +20,7 @@ from baracuda_kernels._local_memory import element_of
 from baracuda_kernels.errors import InvalidProblemError
 from baracuda_kernels.interop import _jax_primitive
 from baracuda_kernels.ops.attention import _positions, _xla
+from baracuda_kernels.ops.attention._descriptor import accumulator_of
 from baracuda_kernels.sharding import positions, rows_per_rank
 
 __all__ = ["attention_step", "ring_attention", "sequence_order"]
@@ -289,7 +290,7 @@ def _maps(descriptor, world_size: int, rank: Any, origin: Any) -> jax.Array:
 
 
 def _check_state(state: Any, descriptor: RingAttentionDescriptor) -> None:
-    dtype = np.float64 if descriptor.element.name == "F64" else np.float32
+    dtype = accumulator_of(descriptor.element).dtype_name
     elements = _xla.state_bytes(descriptor) // np.dtype(dtype).itemsize
     if getattr(state, "shape", None) != (1, 1, 1, elements) or state.dtype != dtype:
         raise InvalidProblemError(

@@ -28,21 +28,22 @@ class Group:
 @pytest.fixture
 def libraries(torch, monkeypatch, tmp_path):
     """Paths of the libnccl used here and of another; the process has loaded those in `loaded`."""
-    from baracuda_kernels._core import _frameworks, _nccl_library
+    from baracuda_kernels._core import _nccl_library
+    from baracuda_kernels.interop import _torch_rendezvous
 
     paths = {name: str(tmp_path / f"libnccl.so.{name}") for name in ("ours", "other")}
     for path in paths.values():
         Path(path).touch()
     loaded = {paths["ours"]}
     monkeypatch.setattr(_nccl_library, "library_path", lambda: paths["ours"])
-    monkeypatch.setattr(_frameworks, "_loaded_nccl", lambda: loaded)
+    monkeypatch.setattr(_torch_rendezvous, "_loaded_nccl", lambda: loaded)
     return paths, loaded
 
 
 def handle_of(backend):
-    from baracuda_kernels._core import _frameworks
+    from baracuda_kernels.interop import _torch_rendezvous
 
-    return _frameworks.torch_handle(Group(backend), 0)
+    return _torch_rendezvous.handle(Group(backend), 0)
 
 
 def lends(torch, backend):

@@ -183,7 +183,11 @@ def test_files_that_cannot_be_written(qkv, tmp_path):
         ("sample", "-o", "x.npz", "--heads", "3", "--kv-heads", "2"),
         ("skus", "--arch", "sm12345"),
         ("skus", "--op", "nothing"),
+        ("skus", "--direction", "sideways"),
         ("explain", "--arch", "abacus"),
+        ("explain", "--op", "nothing"),
+        ("explain", "--op", "flash_sdpa", "--layout", "zigzag"),
+        ("explain", "--direction", "backward"),
         ("explain", "--heads", "3", "--kv-heads", "2"),
         ("explain", "--head-dim", "-1"),
         ("nothing",),
@@ -202,7 +206,11 @@ def test_info():
     assert report["build"] == build
     for fact in (bk.__version__, build["source_hash"], _info.host_info()["isa"]):
         assert fact in text
-    assert {row["device"] for row in report["runs_here"]} >= {"host"}
+    host = [row for row in report["runs_here"] if row["device"] == "host"]
+    for op in ("ring_attention", "flash_sdpa"):
+        dtypes = [row["dtype"] for row in host if row["op"] == op]
+        assert dtypes == ["F16", "BF16", "F32", "F64"]
+        assert f"{op} forward (batch 1, heads 8, query_len 4096, head_dim 128" in text
     assert all(row["family"] for row in report["runs_here"])
     assert ("no GPU will be used" in text) == bool(report["gpu_reason"])
     assert bool(report["gpu_reason"]) == (not (_info.devices() and build["cuda_built"]))
@@ -219,6 +227,9 @@ def test_skus_and_its_filters():
     exact = json.loads(ok("skus", "--math-precision", "f64", "--json").stdout)["skus"]
     assert {row["element"] for row in exact} == {"F64"}
     assert json.loads(ok("skus", "--not-deterministic", "--json").stdout)["skus"] == []
+    forward = json.loads(ok("skus", "--direction", "forward", "--json").stdout)["skus"]
+    assert forward == everything and {row["direction"] for row in forward} == {"FORWARD"}
+    assert json.loads(ok("skus", "--direction", "backward", "--json").stdout)["skus"] == []
     table = ok("skus").stdout
     assert table.count("ring_attention") == sum(
         r["op_name"] == "ring_attention" for r in everything
@@ -232,6 +243,9 @@ def test_explain_names_every_family_and_its_reason():
     assert reasons["host"] == "" and all(reasons[f] for f in reasons if f != "host")
     text = ok("explain", "--arch", "host", "--op", "flash_sdpa", "--causal").stdout
     assert "selected" in text and "refused" in text and "flash_sdpa" in text
+    options = ok("explain", "--op", "flash_sdpa", "--help").stdout
+    assert "--head-dim" in options and "f32_strict" in options and "--layout" not in options
+    assert "[contiguous|zigzag|striped]" in ok("explain", "--help").stdout
     nothing = ok("explain", "--arch", "host", "--head-dim", 5000).stdout
     assert "no kernel serves this problem" in nothing
 

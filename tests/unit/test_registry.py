@@ -1,6 +1,7 @@
 """What gets chosen and why, for any architecture, with no GPU in sight."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 import textwrap
@@ -22,7 +23,11 @@ def ring(**fields):
 
 def test_ops_and_get():
     assert {"ring_attention", "flash_sdpa"} <= set(registry.ops())
-    assert registry.get("ring_attention").plan_type is bk.RingAttentionPlan
+    spec = registry.get("ring_attention")
+    assert spec.plan_types == {bk.Direction.FORWARD: bk.RingAttentionPlan}
+    assert spec.plan_type() is bk.RingAttentionPlan
+    assert registry.specs()[0] is spec, "the command line means the first op by default"
+    assert {s.name for s in registry.specs()} == set(registry.ops())
     with pytest.raises(bk.UnsupportedError, match="ring_attention"):
         registry.get("ring")
 
@@ -45,7 +50,11 @@ def test_sku_filters():
         "FLASH_ATTENTION"
     )
     assert registry.skus(deterministic=False) == []
-    for bad in ({"colour": 1}, {"deterministic": "yes"}, {"arch": "SM70"}):
+    named = registry.skus(op="ring_attention")
+    assert named == registry.skus(op=bk.AttentionKind.RING_ATTENTION) != []
+    assert named == registry.skus(op=10, category="ATTENTION")
+    for bad in ({"colour": 1}, {"deterministic": "yes"}, {"arch": "SM70"}, {"op": "RING"},
+                {"op": None}, {"precision_guarantee": None}, {"direction": "SIDEWAYS"}):
         with pytest.raises(bk.InvalidProblemError):
             registry.skus(**bad)
 
@@ -138,6 +147,98 @@ def test_an_unknown_architecture(arch):
         registry.explain(ring(), arch)
 
 
+def test_the_op_s_direction_is_part_of_what_is_asked():
+    forward = registry.explain(ring(), "host")
+    assert forward == registry.explain(ring(), "host", direction="forward")
+    assert forward.direction is bk.Direction.FORWARD
+    assert forward.to_dict()["direction"] == "FORWARD"
+    assert forward.selected.direction is bk.Direction.FORWARD
+    assert registry.skus(direction="FORWARD", op="RING_ATTENTION") == \
+        registry.skus(op="RING_ATTENTION")
+    assert registry.skus(direction="BACKWARD", op="RING_ATTENTION") == []
+    with pytest.raises(bk.UnsupportedError, match="got BACKWARD, ring_attention has FORWARD$"):
+        registry.explain(ring(), "host", direction="BACKWARD")
+    with pytest.raises(bk.InvalidProblemError, match="FORWARD, BACKWARD"):
+        registry.explain(ring(), "host", direction="SIDEWAYS")
+
+
+class Forward:
+    pass
+
+
+class Backward:
+    pass
+
+
+def two_way(candidates=lambda *a: []):
+    """An op with both directions, which is not registered."""
+    base = registry.get("ring_attention").skus()[-1][1]
+    skus = [("both", bk.KernelSku.from_dict({**base.to_dict(), "direction": d.name}))
+            for d in bk.Direction]
+    plans = {"BACKWARD": Backward, bk.Direction.FORWARD: Forward}
+    return registry.OpSpec("both", int, plans, lambda: skus, candidates)
+
+
+def test_a_plan_type_a_direction():
+    seen = []
+
+    def candidates(descriptor, arch, preference, direction):
+        seen.append((descriptor, arch.name, preference, direction))
+        return [registry.Candidate("both", dict_of[direction], "", object())]
+
+    spec = two_way(candidates)
+    dict_of = {sku.direction: sku for _, sku in spec.skus()}
+    assert spec.plan_type("BACKWARD") is Backward and spec.plan_type() is Forward
+    assert set(spec.directions) == set(bk.Direction)
+    for direction in bk.Direction:
+        explanation = spec.explain(7, "host", direction=direction)
+        assert explanation.selected is dict_of[direction]
+        assert explanation.direction is direction
+        assert seen.pop() == (7, "host", bk.PlanPreference(), direction)
+    assert "both BACKWARD on host" in str(spec.explain(7, "host", direction="BACKWARD"))
+    with pytest.raises(TypeError):
+        spec.plan_types[bk.Direction.FORWARD] = Backward
+    with pytest.raises(bk.UnsupportedError, match="both BACKWARD: no kernel fits on host"):
+        two_way().explain(7, "host", direction="BACKWARD").require()
+
+
+def test_an_op_with_one_direction():
+    sku = registry.get("ring_attention").skus()[-1][1]
+    spec = registry.OpSpec.forward_only(
+        "one", int, Forward, lambda: [("one", sku)],
+        lambda descriptor, arch, preference: [registry.Candidate("one", sku, f"{descriptor}")],
+    )
+    assert spec.plan_types == {bk.Direction.FORWARD: Forward}
+    assert spec.explain(7, "host").candidates[0].reason == "7"
+    with pytest.raises(bk.UnsupportedError, match="one has FORWARD"):
+        spec.plan_type(bk.Direction.BACKWARD)
+
+
+@pytest.mark.parametrize("plan_types", [Forward, {}, {"SIDEWAYS": Forward}], ids=str)
+def test_plan_types_that_are_none(plan_types):
+    with pytest.raises(bk.InvalidProblemError, match="plan_types|Direction"):
+        registry.OpSpec("none", int, plan_types, list, list)
+
+
+def test_a_candidate_s_entry_is_no_part_of_what_it_says():
+    sku = registry.get("ring_attention").skus()[0][1]
+    one, other = (registry.Candidate("f", sku, "r", object()) for _ in range(2))
+    assert one == other and hash(one) == hash(other)
+    assert "entry" not in one.to_dict() and "entry" not in repr(one)
+
+
+def test_what_an_op_takes():
+    spec = registry.get("flash_sdpa")
+    assert [e.name for e in spec.elements] == ["F16", "BF16", "F32", "F32_STRICT", "F64"]
+    assert {name: e.name for name, e in spec.dtypes.items()} == {
+        "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+    assert spec.problem() == bk.FlashSdpaDescriptor(1, 8, 4096, 4096, 128, element="BF16")
+    ring_spec = registry.get("ring_attention")
+    assert ring_spec.problem(layout=bk.SequenceLayout.ZIGZAG, query_len=8, kv_heads=2) == \
+        bk.RingAttentionDescriptor(1, 8, 8, 8, 128, element="BF16", num_kv_heads=2,
+                                   sequence_layout="ZIGZAG")
+
+
 def test_a_descriptor_of_no_op():
     with pytest.raises(bk.InvalidProblemError, match="RingAttentionDescriptor"):
         registry.explain("attention")
@@ -177,16 +278,28 @@ def test_a_third_party_op_by_entry_point(tiny_op):
         import numpy as np
         import baracuda_kernels as bk
         assert "tiny_scale" in bk.registry.ops()
-        assert [s.op for s in bk.registry.skus(category="UNARY_ELEMENTWISE")] == [7]
+        both = bk.registry.skus(category="UNARY_ELEMENTWISE")
+        assert [(s.op, s.op.name, s.direction.name) for s in both] == [
+            (7, "SCALE", "FORWARD"), (7, "SCALE", "BACKWARD")]
+        assert bk.registry.skus(op="SCALE", direction="BACKWARD") == both[1:]
+        assert bk.KernelSku.from_dict(both[1].to_dict()) == both[1]
+        # The same number of another category is another op.
+        assert all(s.category.name == "ATTENTION" for s in bk.registry.skus(op="SSD_CHUNK_SCAN"))
+        assert bk.registry.skus(op=7) == both
         spec = bk.registry.get("tiny_scale")
         descriptor = spec.descriptor_type(length=5, factor=3.0)
         explanation = bk.registry.explain(descriptor, "host")
         assert explanation.family == "tiny" and explanation.candidates[0].accepted
         assert not bk.registry.explain(descriptor, "sm_90").selected
-        plan = spec.plan_type.select(bk.Stream.host(), descriptor)
+        plan = spec.plan_type().select(bk.Stream.host(), descriptor)
         x, y = np.arange(5.0), np.full(5, np.nan)
         plan.run(bk.Stream.host(), x, y)
         assert (y == 3 * x).all()
+        backward = spec.plan_type("BACKWARD").select(bk.Stream.host(), descriptor)
+        assert backward.sku == both[1] and plan.sku == both[0]
+        dx = np.full(5, np.nan)
+        backward.run(bk.Stream.host(), np.ones(5), dx)
+        assert (dx == 3).all()
         try:
             plan.run(bk.Stream.host(), x, y[:4])
         except bk.BufferTooSmallError as error:
@@ -196,6 +309,44 @@ def test_a_third_party_op_by_entry_point(tiny_op):
         assert bk.registry.explain(bk.FlashSdpaDescriptor(1, 1, 1, 1, 8), "host").family == "host"
     """)
     subprocess.run([sys.executable, "-c", script, tiny_op], check=True, cwd=tiny_op)
+
+
+def command(site, *arguments):
+    """JSON, and text, of a command with the tiny op installed."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+        "from baracuda_kernels.cli import main; main()"
+    )
+    outputs = [
+        subprocess.run([sys.executable, "-c", program, site, *arguments, *json_flag], cwd=site,
+                       check=True, capture_output=True, text=True).stdout
+        for json_flag in (["--json"], [])
+    ]
+    return json.loads(outputs[0]), outputs[1]
+
+
+def test_a_third_party_op_on_the_command_line(tiny_op):
+    """`skus`, `info` and `explain` show it as they show ours."""
+    rows, text = command(tiny_op, "skus", "--op", "tiny_scale")
+    assert [(r["op"], r["direction"], r["family"]) for r in rows["skus"]] == [
+        ("SCALE", "FORWARD", "tiny"), ("SCALE", "BACKWARD", "tiny")]
+    assert text.count("tiny_scale") == 2 and "backward" in text
+
+    facts, text = command(tiny_op, "info")
+    ours = [r for r in facts["runs_here"] if r["op"] == "tiny_scale" and r["device"] == "host"]
+    assert [(r["direction"], r["dtype"], r["family"]) for r in ours] == [
+        ("FORWARD", "F64", "tiny"), ("BACKWARD", "F64", "tiny")]
+    assert "tiny_scale backward (length 5, factor 3.0)" in text
+
+    described = ("explain", "--length", "9", "--op", "tiny_scale", "--direction", "backward")
+    report, text = command(tiny_op, *described, "--arch", "host")
+    assert (report["op"], report["direction"], report["family"]) == (
+        "tiny_scale", "BACKWARD", "tiny")
+    assert "tiny_scale backward on host" in text and "selected" in text
+    report, text = command(tiny_op, *described, "--arch", "sm_90")
+    assert report["family"] is None and "host only" in text
+    # Ours is still the one that is meant where none is named, with options of its own.
+    assert command(tiny_op, "explain", "--layout", "zigzag")[0]["op"] == "ring_attention"
 
 
 def test_a_broken_entry_point_is_logged_and_left_out(tmp_path):

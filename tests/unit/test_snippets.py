@@ -148,14 +148,15 @@ def test_one_register_call(tmp_path):
     program = tmp_path / "register.py"
     before = """
 from baracuda_kernels import registry
-from baracuda_kernels.registry import OpSpec
-from tiny_op import SKU, ScaleDescriptor as MyDescriptor, ScalePlan as MyPlan
-from tiny_op import _candidates as candidates
-skus = lambda: [("tiny", SKU)]
+from baracuda_kernels import Direction
+from baracuda_kernels.registry import OpSpec, ProblemOption
+from tiny_op import ScaleBackwardPlan as MyBackwardPlan, ScaleDescriptor as MyDescriptor
+from tiny_op import ScalePlan as MyPlan, candidates, skus
 """
     after = """
 assert registry.get("my_op") is SPEC
-print(registry.explain(MyDescriptor(5, 3.0), "host").family)
+assert SPEC.problem() == MyDescriptor(5, 3.0)
+print(registry.explain(MyDescriptor(5, 3.0), "host", direction="BACKWARD").family)
 """
     program.write_text(before + block + after)
     path = os.pathsep.join([str(TINY_OP), os.environ.get("PYTHONPATH", "")])

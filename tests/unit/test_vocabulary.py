@@ -1,12 +1,14 @@
 """Enums, SKUs, guarantees, preferences and errors: complete, frozen, hashable, picklable."""
 
 import pickle
+import types
 
 import pytest
 
 import baracuda_kernels as bk
 
 MEMBERS = {
+    bk.Direction: "FORWARD BACKWARD",
     bk.OpCategory: "GEMM UNARY_ELEMENTWISE BINARY_ELEMENTWISE TERNARY_ELEMENTWISE "
     "GATED_ACTIVATION REDUCTION SCAN NORMALIZATION SOFTMAX CONVOLUTION POOLING ATTENTION INDEXING "
     "EMBEDDING SHAPE_LAYOUT SORTING QUANTIZATION RANDOM LOSS SEGMENT_OPS IMAGE FFT LINALG MOE",
@@ -59,6 +61,54 @@ def test_element_widths():
     bits = {"F16": 16, "BF16": 16, "F32": 32, "F64": 64, "FP8_E4M3": 8, "S4": 4, "BIN": 1}
     assert {name: bk.ElementKind[name].bits for name in bits} == bits
     assert bk.ElementKind.BF16.itemsize == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["float16", "float32", "float64", "int8", "uint8", "int32", "int64", "bool", "uint32",
+             "complex64", "complex128"],
+)
+def test_an_element_is_its_dtype(name):
+    import numpy as np
+
+    kind = bk.ElementKind.of_dtype(name)
+    dtype = np.dtype(kind.dtype_name)
+    assert dtype.name == name and dtype.itemsize == kind.itemsize
+    assert dtype.str[1:] == kind.typestr
+    for spelling in (dtype, dtype.type, f"torch.{name}"):
+        assert bk.ElementKind.of_dtype(spelling) is kind
+    array = np.zeros(2, dtype)
+    sources = [array, types.SimpleNamespace(__array_interface__=array.__array_interface__)]
+    if name != "bool":  # which NumPy does not export by DLPack everywhere
+        sources.append(Exported(array))
+    for source in sources:
+        view = bk.TensorRef(source)
+        assert view.element is kind and np.asarray(view).dtype == dtype
+
+
+class Exported:
+    """An array behind DLPack alone."""
+
+    def __init__(self, array):
+        self.__dlpack_device__ = array.__dlpack_device__
+        self.__dlpack__ = array.__dlpack__
+
+
+def test_elements_of_ml_dtypes_and_elements_without_a_dtype():
+    import ml_dtypes
+    import numpy as np
+
+    kinds = bk.ElementKind
+    for name, kind in (("bfloat16", kinds.BF16), ("float8_e4m3fn", kinds.FP8_E4M3),
+                       ("float8_e5m2", kinds.FP8_E5M2)):
+        dtype = np.dtype(getattr(ml_dtypes, name))
+        assert kinds.of_dtype(dtype) is kind and kind.dtype_name == name
+        assert dtype.itemsize == kind.itemsize and kind.typestr is None
+    # Both are float32 in memory; the name alone means the one that may use tensor cores.
+    assert kinds.F32_STRICT.dtype_name == kinds.F32.dtype_name == "float32"
+    assert kinds.of_dtype("float32") is kinds.F32
+    assert kinds.S4.dtype_name is None and kinds.S4.typestr is None
+    for nothing in ("float128", "", "U", object):
+        assert kinds.of_dtype(nothing) is None
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
@@ -119,12 +169,51 @@ def test_to_dict_is_plain_and_reversible(value):
 
 
 def test_a_field_changes_identity():
-    other = bk.KernelSku.from_dict({**SKU.to_dict(), "element": "F16"})
-    assert other != SKU and hash(other) != hash(SKU)
+    for change in ({"element": "F16"}, {"op": "SDPA"}, {"direction": "BACKWARD"}):
+        other = bk.KernelSku.from_dict({**SKU.to_dict(), **change})
+        assert other != SKU and hash(other) != hash(SKU)
     base = bk.RingAttentionDescriptor(1, 2, 3, 4, 5)
     for change in ({"scale": 2.0}, {"is_causal": True}, {"sequence_layout": "ZIGZAG"},
                    {"num_kv_heads": 1}, {"element": "F64"}, {"key_len": 5}):
         assert bk.RingAttentionDescriptor.from_dict({**base.to_dict(), **change}) != base
+
+
+def test_a_sku_has_a_direction():
+    assert SKU.direction is bk.Direction.FORWARD
+    fields = [getattr(SKU, name) for name in list(SKU.to_dict())]
+    assert list(SKU.to_dict())[-1] == "direction"
+    backward = bk.KernelSku(*fields[:-1], direction="backward")
+    assert backward.direction is bk.Direction.BACKWARD and "direction=BACKWARD" in repr(backward)
+    assert pickle.loads(pickle.dumps(backward)) == backward
+    assert bk.KernelSku.from_dict(backward.to_dict()) == backward
+    old = {name: value for name, value in SKU.to_dict().items() if name != "direction"}
+    assert bk.KernelSku.from_dict(old) == SKU  # as written before kernels had a direction
+    with pytest.raises(bk.InvalidProblemError, match="Direction: got 'UP'"):
+        bk.KernelSku.from_dict({**old, "direction": "UP"})
+    del old["op"]
+    with pytest.raises(bk.InvalidProblemError, match=r"missing keys \['op'\]"):
+        bk.KernelSku.from_dict(old)
+
+
+def test_an_op_is_a_name_of_its_category_or_a_number():
+    def sku(category, op):
+        return bk.KernelSku.from_dict({**SKU.to_dict(), "category": category, "op": op}).op
+
+    assert bk.AttentionKind.RING_ATTENTION.category is bk.OpCategory.ATTENTION
+    assert sku("ATTENTION", 3) is sku("ATTENTION", "flash_attention")
+    assert sku("ATTENTION", 3) is bk.AttentionKind.FLASH_ATTENTION
+    assert sku("ATTENTION", 500) == 500 and sku("FFT", 3) == 3  # of another package
+    assert type(sku("ATTENTION", 500)) is type(sku("FFT", 3)) is int
+    for category, op, message in (
+        ("ATTENTION", "RING", "AttentionKind: got 'RING'"), ("ATTENTION", -1, "AttentionKind"),
+        ("ATTENTION", 65536, "AttentionKind"), ("ATTENTION", True, "AttentionKind"),
+        ("FFT", "RADIX_2", "no names are known in FFT"), ("FFT", 65536, r"\[0, 65535\]"),
+    ):
+        with pytest.raises(bk.InvalidProblemError, match=message):
+            sku(category, op)
+    with pytest.raises(bk.InvalidProblemError, match="named by AttentionKind already"):
+        class OtherKind(bk.registry.OpKind, category=bk.OpCategory.ATTENTION):
+            MINE = 0
 
 
 def test_scale_is_float64_and_defaults_to_the_root():

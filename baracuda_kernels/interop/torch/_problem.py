@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from baracuda_kernels import ElementKind, SequenceLayout
+from baracuda_kernels import SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
+from baracuda_kernels.ops.attention._descriptor import accumulator_of
+from baracuda_kernels.ops.ring_attention._plan import SPEC
 
-ELEMENTS = {
-    torch.float16: ElementKind.F16,
-    torch.bfloat16: ElementKind.BF16,
-    torch.float32: ElementKind.F32,
-    torch.float64: ElementKind.F64,
+ELEMENTS = {getattr(torch, name): element for name, element in SPEC.dtypes.items()}
+_LSE = {
+    dtype: getattr(torch, accumulator_of(element).dtype_name) for dtype, element in ELEMENTS.items()
 }
 
 
@@ -51,8 +51,7 @@ def outputs(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         y = q.new_empty((b, s, h, d)).transpose(1, 2)
     else:
         y = q.new_empty((b, h, s, d))
-    dtype = torch.float64 if q.dtype is torch.float64 else torch.float32
-    return y, q.new_empty((b, h, s), dtype=dtype)
+    return y, q.new_empty((b, h, s), dtype=_LSE[q.dtype])
 
 
 def readable(x: torch.Tensor) -> torch.Tensor:

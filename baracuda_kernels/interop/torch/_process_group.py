@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _resolve_process_group
 
 from baracuda_kernels import Communicator, LocalCommunicator, TransportCommunicator
-from baracuda_kernels._core import _frameworks
 from baracuda_kernels.errors import CommunicatorError, InvalidProblemError, UnsupportedError
+from baracuda_kernels.interop import _torch_rendezvous
 
 # Away from the small numbers that users give their own messages.
 _TAG = 0x6261
@@ -68,7 +68,7 @@ def _has_nccl(group: dist.ProcessGroup, device: torch.device) -> bool:
 def _lends(group: dist.ProcessGroup, device: torch.device) -> bool:
     """Whether the group's communicator can be used here, made already or not."""
     try:
-        _frameworks.torch_lender(group, device.index)
+        _torch_rendezvous.lender(group, device.index)
     except UnsupportedError:
         return False
     return True

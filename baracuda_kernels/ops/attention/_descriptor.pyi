@@ -5,6 +5,8 @@ from typing_extensions import disjoint_base
 
 from baracuda_kernels._core._enums import ElementKind
 
+def accumulator_of(element: ElementKind) -> ElementKind: ...
+
 @disjoint_base
 class AttentionDescriptor:
     @property

@@ -3,13 +3,14 @@ from typing import Any
 
 from baracuda_kernels._core._enums import (
     ArchSku,
-    AttentionKind,
     BackendKind,
+    Direction,
     ElementKind,
     MathPrecision,
 )
 from baracuda_kernels._core._selection import Architecture, Candidate
 from baracuda_kernels._core._sku import KernelSku, PlanPreference, PrecisionGuarantee
+from baracuda_kernels.ops.attention._kind import AttentionKind
 
 @dataclass(frozen=True)
 class Family:
@@ -26,6 +27,7 @@ class Family:
     forward_strides: bool
     def guarantee(self, element: ElementKind) -> PrecisionGuarantee: ...
     def sku(self, op: AttentionKind, element: ElementKind) -> KernelSku: ...
+    def layout_needs(self, itemsize: int) -> tuple[int, int, bool]: ...
     def refusal(
         self, descriptor: Any, arch: Architecture, preference: PlanPreference, workspace_bytes: int
     ) -> str: ...
@@ -38,7 +40,6 @@ def candidates(
     descriptor: Any,
     arch: Architecture,
     preference: PlanPreference,
+    direction: Direction,
     workspace: bool,
 ) -> list[Candidate]: ...
-def kernel_of(name: str) -> int: ...
-def layout_needs(name: str, itemsize: int) -> tuple[int, int, bool]: ...

@@ -2,8 +2,9 @@ from typing import Any, Self
 
 from typing_extensions import disjoint_base
 
+from baracuda_kernels._core._plan import KernelPlan
 from baracuda_kernels._core._selection import OpSpec
-from baracuda_kernels._core._sku import KernelSku, PlanPreference, PrecisionGuarantee
+from baracuda_kernels._core._sku import PlanPreference
 from baracuda_kernels._core._tensor import TensorRef
 from baracuda_kernels.ops.flash_sdpa._descriptor import FlashSdpaDescriptor
 
@@ -22,21 +23,13 @@ class FlashSdpaArgs:
     def lse(self) -> TensorRef | None: ...
 
 @disjoint_base
-class FlashSdpaPlan:
+class FlashSdpaPlan(KernelPlan):
     @staticmethod
     def select(
         stream: Any, descriptor: FlashSdpaDescriptor, preference: PlanPreference | None = None
     ) -> FlashSdpaPlan: ...
     @property
     def descriptor(self) -> FlashSdpaDescriptor: ...
-    @property
-    def sku(self) -> KernelSku: ...
-    @property
-    def family(self) -> str: ...
-    @property
-    def device(self) -> int: ...
-    @property
-    def precision_guarantee(self) -> PrecisionGuarantee: ...
     def can_implement(self, args: FlashSdpaArgs) -> None: ...
     def run(self, stream: Any, args: FlashSdpaArgs) -> None: ...
 

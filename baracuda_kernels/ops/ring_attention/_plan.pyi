@@ -4,7 +4,7 @@ from typing_extensions import disjoint_base
 
 from baracuda_kernels._core._member import RingPlan
 from baracuda_kernels._core._selection import OpSpec
-from baracuda_kernels._core._sku import KernelSku, PlanPreference, PrecisionGuarantee
+from baracuda_kernels._core._sku import PlanPreference
 from baracuda_kernels._core._timeline import RingTimeline
 from baracuda_kernels.ops.ring_attention._args import RingAttentionArgs
 from baracuda_kernels.ops.ring_attention._descriptor import RingAttentionDescriptor
@@ -19,14 +19,6 @@ class RingAttentionPlan(RingPlan):
     ) -> RingAttentionPlan: ...
     @property
     def descriptor(self) -> RingAttentionDescriptor: ...
-    @property
-    def sku(self) -> KernelSku: ...
-    @property
-    def family(self) -> str: ...
-    @property
-    def device(self) -> int: ...
-    @property
-    def precision_guarantee(self) -> PrecisionGuarantee: ...
     @property
     def kv_scratch_elements(self) -> int: ...
     @property

@@ -220,23 +220,24 @@ cdef class Communicator(RingMember):
         device, max_ctas, timeout
             As for :meth:`init_rank`, or with ``borrow`` for :meth:`from_handle`.
         """
-        from baracuda_kernels._core import _frameworks
+        from baracuda_kernels.interop import _torch_rendezvous
 
         if borrow:
-            handle, device = _frameworks.torch_handle(group, device)
+            handle, device = _torch_rendezvous.handle(group, device)
             return Communicator.from_handle(handle, device=device, max_ctas=max_ctas,
                                             timeout=timeout, owner=group)
-        rank, world_size, token, device = _frameworks.torch_rendezvous(group, device, UniqueId)
+        rank, world_size, token, device = _torch_rendezvous.rendezvous(group, device)
         return Communicator.init_rank(world_size, token, rank, device=device, max_ctas=max_ctas,
                                       timeout=timeout)
 
     @staticmethod
     def from_mpi(comm, *, device=None, max_ctas=None, timeout=DEFAULT_TIMEOUT):
-        """A communicator with the ranks of an mpi4py communicator (collective).
+        """A communicator with the ranks of an MPI communicator (collective).
 
         Parameters
         ----------
-        comm : mpi4py.MPI.Comm
+        comm : MPI.Comm
+            Of MPI for Python, or anything with its ``Get_rank``, ``Get_size`` and ``bcast``.
         device : int, optional
             CUDA ordinal, the current device by default.
         """

@@ -66,20 +66,52 @@ class OpCategory(_Named):
     MOE = 23
 
 
-class AttentionKind(_Named):
-    """Operations of :attr:`OpCategory.ATTENTION`."""
+class OpKind(_Named):
+    """Base of the enums that name the ops of one category; a subclass says which.
 
-    ROPE = 0
-    ALIBI = 1
-    SDPA = 2
-    FLASH_ATTENTION = 3
-    KV_CACHE = 4
-    PAGED_ATTENTION = 5
-    HYPER_CONNECTION = 6
-    SSD_CHUNK_SCAN = 7
-    SELECTIVE_SCAN = 8
-    BLOCK_SPARSE_ATTENTION = 9
-    RING_ATTENTION = 10
+    ``class MyKind(OpKind, category=OpCategory.SCAN)`` makes ``KernelSku("SCAN", "MY_SCAN", …)``
+    and the filter ``skus(op="MY_SCAN")`` read its names. An op without a name is a number.
+
+    Attributes
+    ----------
+    category : OpCategory
+    """
+
+    def __init_subclass__(cls, category, **more):
+        super().__init_subclass__(**more)
+        known = _KINDS.get(category)
+        # A module that is loaded anew defines its class anew.
+        if known is not None and _place(known) != _place(cls):
+            from baracuda_kernels._core._errors import InvalidProblemError
+
+            raise InvalidProblemError(
+                f"{cls.__name__}: the ops of {category} are named by {known.__name__} already")
+        cls.category = category
+        _KINDS[category] = cls
+
+
+_KINDS = {}  # OpCategory -> the OpKind that names its ops
+
+
+def _place(cls):
+    return cls.__module__, cls.__qualname__
+
+
+def kind_of(category):
+    """The enum that names the ops of a category; None where none is loaded."""
+    return _KINDS.get(category)
+
+
+def kinds():
+    """All enums that name ops."""
+    return tuple(_KINDS.values())
+
+
+class Direction(_Named):
+    """Whether a kernel computes an op's outputs, or gradients from theirs."""
+
+    FORWARD = 0
+    BACKWARD = 1
 
 
 class ElementKind(_Named):
@@ -111,21 +143,75 @@ class ElementKind(_Named):
     @property
     def bits(self):
         """Width of one element in bits."""
-        return _BITS[self]
+        return _FORMATS[self].bits
 
     @property
     def itemsize(self):
         """Bytes of one element; 0 for the packed sub-byte types."""
-        return _BITS[self] // 8
+        return _FORMATS[self].bits // 8
+
+    @property
+    def dtype_name(self):
+        """Its dtype's name in NumPy (with ml_dtypes), PyTorch, CuPy and JAX; None without one."""
+        return _FORMATS[self].dtype_name
+
+    @property
+    def typestr(self):
+        """Its typestr in the array interfaces without the byte order; None without one."""
+        return _FORMATS[self].typestr
+
+    @classmethod
+    def of_dtype(cls, dtype):
+        """The element of a dtype of NumPy, PyTorch, CuPy or JAX, or of its name; None without one.
+
+        float32 is :attr:`F32`.
+        """
+        name = dtype if isinstance(dtype, str) else \
+            getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
+        return BY_DTYPE_NAME.get(name.rpartition(".")[2])
 
 
-_BITS = {
-    ElementKind.F16: 16, ElementKind.BF16: 16, ElementKind.F32: 32, ElementKind.F32_STRICT: 32,
-    ElementKind.F64: 64, ElementKind.S8: 8, ElementKind.U8: 8, ElementKind.I32: 32,
-    ElementKind.I64: 64, ElementKind.BOOL: 8, ElementKind.FP8_E4M3: 8, ElementKind.FP8_E5M2: 8,
-    ElementKind.S4: 4, ElementKind.U4: 4, ElementKind.BIN: 1, ElementKind.COMPLEX32: 64,
-    ElementKind.COMPLEX64: 128, ElementKind.U32: 32,
+class _Format:
+    """How an element lies in memory, and what others call it."""
+
+    def __init__(self, bits, dtype_name=None, dlpack_code=None, typestr=None):
+        self.bits = bits
+        self.dtype_name = dtype_name
+        self.dlpack_code = dlpack_code
+        self.typestr = typestr
+
+
+_FORMATS = {
+    ElementKind.F16: _Format(16, "float16", 2, "f2"),
+    ElementKind.BF16: _Format(16, "bfloat16", 4),
+    ElementKind.F32: _Format(32, "float32", 2, "f4"),
+    ElementKind.F32_STRICT: _Format(32, "float32", 2, "f4"),
+    ElementKind.F64: _Format(64, "float64", 2, "f8"),
+    ElementKind.S8: _Format(8, "int8", 0, "i1"),
+    ElementKind.U8: _Format(8, "uint8", 1, "u1"),
+    ElementKind.I32: _Format(32, "int32", 0, "i4"),
+    ElementKind.I64: _Format(64, "int64", 0, "i8"),
+    ElementKind.BOOL: _Format(8, "bool", 6, "b1"),
+    ElementKind.FP8_E4M3: _Format(8, "float8_e4m3fn"),
+    ElementKind.FP8_E5M2: _Format(8, "float8_e5m2"),
+    ElementKind.S4: _Format(4),
+    ElementKind.U4: _Format(4),
+    ElementKind.BIN: _Format(1),
+    ElementKind.COMPLEX32: _Format(64, "complex64", 5, "c8"),
+    ElementKind.COMPLEX64: _Format(128, "complex128", 5, "c16"),
+    ElementKind.U32: _Format(32, "uint32", 1, "u4"),
 }
+# Elements by what others call them; float32 is F32.
+BY_DTYPE_NAME = {}
+BY_TYPESTR = {}  # without the byte order
+BY_DLPACK = {}   # (type code, bits)
+for _kind, _format in _FORMATS.items():
+    if _format.dtype_name is not None:
+        BY_DTYPE_NAME.setdefault(_format.dtype_name, _kind)
+    if _format.typestr is not None:
+        BY_TYPESTR.setdefault(_format.typestr, _kind)
+    if _format.dlpack_code is not None:
+        BY_DLPACK.setdefault((_format.dlpack_code, _format.bits), _kind)
 
 
 class MathPrecision(_Named):

@@ -57,6 +57,22 @@ def devices():
     return found
 
 
+def current_device():
+    """Ordinal of the current CUDA device; -1 without a usable one."""
+    cdef int32_t count = 0, device = 0
+    if c_api.baracuda_cuda_device_count(&count) != c_api.BARACUDA_OK or count == 0:
+        return -1
+    check(c_api.baracuda_cuda_current_device(&device))
+    return device
+
+
+def compute_capability(int device):
+    """Of a CUDA device, as 90 for 9.0."""
+    cdef c_api.baracuda_cuda_device info
+    check(c_api.baracuda_cuda_device_info(device, &info))
+    return info.compute_capability
+
+
 def host_info():
     """Dict: isa ("avx512", "avx2" or "baseline") and threads of the host kernels."""
     return {"isa": c_api.baracuda_host_isa().decode(), "threads": c_api.baracuda_host_threads()}

@@ -78,7 +78,7 @@ cdef class RingBinding:
         free(self.hops)
 
 
-cdef class RingPlan:
+cdef class RingPlan(KernelPlan):
     """Base of the plans that run over a ring."""
 
     cdef RingBinding bind(self, Stream stream, RingMember member, object args):

@@ -4,12 +4,14 @@
 from baracuda_kernels._core._enums import (
     ArchSku,
     BackendKind,
+    Direction,
     ElementKind,
     EpilogueKind,
     LayoutSku,
     MathPrecision,
     OpCategory,
-    AttentionKind,
+    OpKind,
+    kind_of,
 )
 from baracuda_kernels._core._errors import InvalidProblemError
 
@@ -88,19 +90,24 @@ cdef class PrecisionGuarantee:
     @classmethod
     def from_dict(cls, data):
         """Inverse of :meth:`to_dict`; unknown keys are an :class:`InvalidProblemError`."""
-        return cls(**_known(cls.__name__, data, _GUARANTEE_FIELDS))
+        return cls(**_known(cls.__name__, data, GUARANTEE_FIELDS))
 
 
-cdef tuple _GUARANTEE_FIELDS = (
-    "math_precision", "accumulator", "bit_stable_on_same_hardware", "deterministic")
-cdef tuple _SKU_FIELDS = (
-    "category", "op", "element", "aux_element", "layout", "epilogue", "arch", "backend",
-    "precision_guarantee")
+# Each field with the enum that reads it; a bool reads itself.
+GUARANTEE_FIELDS = {
+    "math_precision": MathPrecision, "accumulator": ElementKind,
+    "bit_stable_on_same_hardware": bool, "deterministic": bool,
+}
+SKU_FIELDS = {
+    "category": OpCategory, "op": OpKind, "element": ElementKind, "aux_element": ElementKind,
+    "layout": LayoutSku, "epilogue": EpilogueKind, "arch": ArchSku, "backend": BackendKind,
+    "precision_guarantee": PrecisionGuarantee, "direction": Direction,
+}
 
 
-cdef dict _known(str owner, object data, tuple fields):
+cdef dict _known(str owner, object data, object fields, object optional=()):
     unknown = sorted(set(data) - set(fields))
-    missing = sorted(set(fields) - set(data))
+    missing = sorted(set(fields) - set(data) - set(optional))
     if unknown or missing:
         raise InvalidProblemError(
             f"{owner}.from_dict: unknown keys {unknown}, missing keys {missing}; "
@@ -116,8 +123,9 @@ cdef class KernelSku:
     Parameters
     ----------
     category : OpCategory
-    op : AttentionKind or int
-        Operation within the category (the Rust side's ``u16``).
+    op : OpKind or int
+        Operation within the category (the Rust side's ``u16``): of the category's enum where it
+        has one, such as :class:`AttentionKind`, by name or number.
     element : ElementKind
         Operand element type.
     aux_element, layout, epilogue : optional
@@ -125,6 +133,8 @@ cdef class KernelSku:
     arch : ArchSku
     backend : BackendKind
     precision_guarantee : PrecisionGuarantee
+    direction : Direction, optional
+        ``FORWARD`` by default.
     """
 
     cdef readonly object category
@@ -136,16 +146,12 @@ cdef class KernelSku:
     cdef readonly object arch
     cdef readonly object backend
     cdef readonly PrecisionGuarantee precision_guarantee
+    cdef readonly object direction
 
     def __cinit__(self, category, op, element, aux_element, layout, epilogue, arch, backend,
-                  precision_guarantee):
+                  precision_guarantee, direction=Direction.FORWARD):
         self.category = OpCategory.parse(category)
-        if self.category is OpCategory.ATTENTION:
-            self.op = AttentionKind.parse(op)
-        elif isinstance(op, int) and 0 <= op < 65536:
-            self.op = op
-        else:
-            raise InvalidProblemError(f"op: got {op!r}, must be an integer in [0, 65535]")
+        self.op = _op_of(self.category, op)
         self.element = ElementKind.parse(element)
         self.aux_element = _optional(ElementKind, aux_element)
         self.layout = _optional(LayoutSku, layout)
@@ -156,10 +162,11 @@ cdef class KernelSku:
             raise InvalidProblemError(
                 f"precision_guarantee: got {precision_guarantee!r}, must be a PrecisionGuarantee")
         self.precision_guarantee = precision_guarantee
+        self.direction = Direction.parse(direction)
 
     def _key(self):
         return (self.category, self.op, self.element, self.aux_element, self.layout,
-                self.epilogue, self.arch, self.backend, self.precision_guarantee)
+                self.epilogue, self.arch, self.backend, self.precision_guarantee, self.direction)
 
     def __eq__(self, other):
         if not isinstance(other, KernelSku):
@@ -170,7 +177,7 @@ cdef class KernelSku:
         return hash(self._key())
 
     def __repr__(self):
-        fields = ", ".join(f"{name}={getattr(self, name)}" for name in _SKU_FIELDS)
+        fields = ", ".join(f"{name}={getattr(self, name)}" for name in SKU_FIELDS)
         return f"KernelSku({fields})"
 
     def __reduce__(self):
@@ -178,16 +185,32 @@ cdef class KernelSku:
 
     def to_dict(self):
         """Plain dict with enum names, for caches and telemetry; :meth:`from_dict` reads it."""
-        data = {name: _plain(getattr(self, name)) for name in _SKU_FIELDS[:-1]}
+        data = {name: _plain(getattr(self, name)) for name in SKU_FIELDS}
         data["precision_guarantee"] = self.precision_guarantee.to_dict()
         return data
 
     @classmethod
     def from_dict(cls, data):
-        """Inverse of :meth:`to_dict`; unknown keys are an :class:`InvalidProblemError`."""
-        fields = _known(cls.__name__, data, _SKU_FIELDS)
+        """Inverse of :meth:`to_dict`; unknown keys are an :class:`InvalidProblemError`.
+
+        A dict without a direction, as earlier versions wrote it, is of a forward kernel.
+        """
+        fields = _known(cls.__name__, data, SKU_FIELDS, optional=("direction",))
         fields["precision_guarantee"] = PrecisionGuarantee.from_dict(fields["precision_guarantee"])
         return cls(**fields)
+
+
+cdef object _op_of(object category, object op):
+    kind = kind_of(category)
+    if isinstance(op, int) and not isinstance(op, bool) and 0 <= op < 65536:
+        try:
+            return op if kind is None else kind(op)
+        except ValueError:  # a number without a name is another package's op
+            return op
+    if kind is not None:
+        return kind.parse(op)
+    raise InvalidProblemError(
+        f"op: got {op!r}, must be an integer in [0, 65535]: no names are known in {category}")
 
 
 cdef class PlanPreference:

@@ -12,30 +12,14 @@ from baracuda_kernels._core._dlpack cimport (
 )
 from baracuda_kernels._core._status cimport check
 
-from baracuda_kernels._core._enums import ElementKind
+from baracuda_kernels._core._enums import (
+    BY_DLPACK,
+    BY_DTYPE_NAME,
+    BY_TYPESTR,
+    ElementKind,
+)
 from baracuda_kernels._core._errors import InvalidProblemError, UnsupportedError
 
-_BY_NAME = {
-    "float16": ElementKind.F16, "bfloat16": ElementKind.BF16, "float32": ElementKind.F32,
-    "float64": ElementKind.F64, "int8": ElementKind.S8, "uint8": ElementKind.U8,
-    "int32": ElementKind.I32, "int64": ElementKind.I64, "bool": ElementKind.BOOL,
-    "float8_e4m3fn": ElementKind.FP8_E4M3, "float8_e5m2": ElementKind.FP8_E5M2,
-    "uint32": ElementKind.U32, "complex64": ElementKind.COMPLEX32,
-    "complex128": ElementKind.COMPLEX64,
-}
-# (DLPack type code, bits)
-_BY_DLPACK = {
-    (2, 16): ElementKind.F16, (4, 16): ElementKind.BF16, (2, 32): ElementKind.F32,
-    (2, 64): ElementKind.F64, (0, 8): ElementKind.S8, (1, 8): ElementKind.U8,
-    (0, 32): ElementKind.I32, (0, 64): ElementKind.I64, (6, 8): ElementKind.BOOL,
-    (1, 32): ElementKind.U32, (5, 64): ElementKind.COMPLEX32, (5, 128): ElementKind.COMPLEX64,
-}
-_BY_TYPESTR = {
-    "f2": ElementKind.F16, "f4": ElementKind.F32, "f8": ElementKind.F64, "i1": ElementKind.S8,
-    "u1": ElementKind.U8, "i4": ElementKind.I32, "i8": ElementKind.I64, "b1": ElementKind.BOOL,
-    "u4": ElementKind.U32, "c8": ElementKind.COMPLEX32, "c16": ElementKind.COMPLEX64,
-}
-_TYPESTR = {value: key for key, value in _BY_TYPESTR.items()}
 # DLPack device types: 1 CPU, 2 CUDA, 3 CUDA pinned host, 13 CUDA managed.
 _DL_HOST = (1, 3)
 _DL_CUDA = (2, 13)
@@ -129,7 +113,7 @@ cdef class TensorRef:
         return {
             "shape": self.shape,
             "strides": tuple([s * self.itemsize for s in self.strides]),
-            "typestr": "<" + _TYPESTR.get(self.element, f"V{self.itemsize}"),
+            "typestr": "<" + (self.element.typestr or f"V{self.itemsize}"),
             "data": (self.pointer, not self.writable),
             "version": 3,
         }
@@ -353,13 +337,13 @@ cdef object _byte_strides(TensorRef self, str name, object shape, object strides
 cdef object _from_numpy(TensorRef self, str name, object source):
     interface = source.__array_interface__
     dtype = getattr(source, "dtype", None)
-    element = _BY_NAME.get(getattr(dtype, "name", None))
+    element = BY_DTYPE_NAME.get(getattr(dtype, "name", None))
     if element is None:
-        element = _BY_TYPESTR.get(interface["typestr"][1:])
+        element = BY_TYPESTR.get(interface["typestr"][1:])
     if element is None or interface["typestr"][0] == ">":
         raise UnsupportedError(
             f"{name}: got dtype {dtype if dtype is not None else interface['typestr']}, must be "
-            f"one of {sorted(_BY_NAME)} in native byte order")
+            f"one of {sorted(BY_DTYPE_NAME)} in native byte order")
     _set_element(self, name, element)
     data = interface.get("data")
     if data is None:
@@ -375,12 +359,12 @@ cdef object _from_numpy(TensorRef self, str name, object source):
 cdef object _from_cuda_interface(TensorRef self, str name, object source):
     cdef int32_t found = -2
     interface = source.__cuda_array_interface__
-    element = _BY_TYPESTR.get(interface["typestr"][1:])
+    element = BY_TYPESTR.get(interface["typestr"][1:])
     if element is None:
-        element = _BY_NAME.get(getattr(getattr(source, "dtype", None), "name", None))
+        element = BY_DTYPE_NAME.get(getattr(getattr(source, "dtype", None), "name", None))
     if element is None:
         raise UnsupportedError(
-            f"{name}: got typestr {interface['typestr']!r}, must be one of {sorted(_BY_TYPESTR)}")
+            f"{name}: got typestr {interface['typestr']!r}, must be one of {sorted(BY_TYPESTR)}")
     _set_element(self, name, element)
     self.data = <void*><uintptr_t>(interface["data"][0] or 0)
     self.writable = not interface["data"][1]
@@ -415,7 +399,7 @@ cdef object _from_dlpack(TensorRef self, str name, object source):
         tensor = &(<BaracudaDLManaged*>PyCapsule_GetPointer(capsule, "dltensor")).dl_tensor
     else:
         raise InvalidProblemError(f"{name}: __dlpack__ gave no unused DLPack capsule")
-    element = _BY_DLPACK.get((tensor.dtype.code, tensor.dtype.bits))
+    element = BY_DLPACK.get((tensor.dtype.code, tensor.dtype.bits))
     if element is None or tensor.dtype.lanes != 1:
         raise UnsupportedError(
             f"{name}: got DLPack type (code {tensor.dtype.code}, {tensor.dtype.bits} bits, "

@@ -49,9 +49,7 @@ cdef extern from "baracuda/runtime.h" nogil:
     int32_t baracuda_cuda_stream_device(void* stream, int32_t* device)
     int32_t baracuda_cuda_pointer_device(const void* pointer, int32_t* device)
     int32_t baracuda_cuda_stream_synchronize(void* stream)
-    int32_t baracuda_cuda_stream_query(void* stream, int32_t* done)
     int32_t baracuda_cuda_stream_is_capturing(void* stream, int32_t* capturing)
-    int32_t baracuda_cuda_copy(void* dst, const void* src, int64_t nbytes, void* stream)
 
 cdef extern from "baracuda/element.h" nogil:
     enum:

@@ -1,16 +1,27 @@
-"""y = factor * x on the host: the smallest op that a plan, a SKU and a registry entry make."""
+"""y = factor * x on the host, and its gradient: the smallest op with plans, SKUs and a spec."""
 
 import dataclasses
 
 import numpy as np
 
 import baracuda_kernels as bk
-from baracuda_kernels.registry import Candidate, OpSpec
+from baracuda_kernels.registry import Candidate, OpKind, OpSpec, ProblemOption
 
-SKU = bk.KernelSku(
-    "UNARY_ELEMENTWISE", 7, "F64", None, None, None, "HOST", "HOST",
-    bk.PrecisionGuarantee("F64", "F64", True, True),
-)
+
+class UnaryKind(OpKind, category=bk.OpCategory.UNARY_ELEMENTWISE):
+    """Names of this category's ops; without them an op's number would do."""
+
+    SCALE = 7
+
+
+def _sku(direction):
+    return bk.KernelSku(
+        "UNARY_ELEMENTWISE", "SCALE", "F64", None, None, None, "HOST", "HOST",
+        bk.PrecisionGuarantee("F64", "F64", True, True), direction,
+    )
+
+
+SKUS = {direction: _sku(direction) for direction in bk.Direction}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +32,10 @@ class ScaleDescriptor:
     factor: float
 
 
-class ScalePlan:
+class _Plan:
     """Made by :meth:`select`."""
+
+    direction: bk.Direction
 
     def __init__(self, descriptor, sku):
         self.descriptor = descriptor
@@ -31,20 +44,56 @@ class ScalePlan:
     @classmethod
     def select(cls, stream, descriptor, preference=None):
         arch = "host" if stream.is_host else None
-        return cls(descriptor, SPEC.explain(descriptor, arch, preference).require().sku)
+        explanation = SPEC.explain(descriptor, arch, preference, cls.direction)
+        return cls(descriptor, explanation.require().sku)
+
+    def _scale(self, **operands):
+        length = self.descriptor.length
+        (_, source), (_, target) = operands.items()
+        views = bk.TensorRef(source), bk.TensorMut(target)
+        for name, view in zip(operands, views, strict=True):
+            if view.shape != (length,):
+                raise bk.BufferTooSmallError(length, view.shape[0], name)
+        np.asarray(views[1])[:] = self.descriptor.factor * np.asarray(views[0])
+
+
+class ScalePlan(_Plan):
+    """y = factor * x."""
+
+    direction = bk.Direction.FORWARD
 
     def run(self, stream, x, y):
         """x, y: float64 arrays of ``length`` elements."""
-        source, target = bk.TensorRef(x), bk.TensorMut(y)
-        for name, view in (("x", source), ("y", target)):
-            if view.shape != (self.descriptor.length,):
-                raise bk.BufferTooSmallError(self.descriptor.length, view.shape[0], name)
-        np.asarray(target)[:] = self.descriptor.factor * np.asarray(source)
+        self._scale(x=x, y=y)
 
 
-def _candidates(descriptor, arch, preference):
+class ScaleBackwardPlan(_Plan):
+    """dx = factor * dy."""
+
+    direction = bk.Direction.BACKWARD
+
+    def run(self, stream, dy, dx):
+        """dy, dx: float64 arrays of ``length`` elements."""
+        self._scale(dy=dy, dx=dx)
+
+
+def skus():
+    return [("tiny", sku) for sku in SKUS.values()]
+
+
+def candidates(descriptor, arch, preference, direction):
     reason = "" if arch.is_host else f"runs on the host only, {arch} was asked for"
-    return [Candidate("tiny", SKU, reason)]
+    return [Candidate("tiny", SKUS[direction], reason)]
 
 
-SPEC = OpSpec("tiny_scale", ScaleDescriptor, ScalePlan, lambda: [("tiny", SKU)], _candidates)
+SPEC = OpSpec(
+    "tiny_scale",
+    ScaleDescriptor,
+    {bk.Direction.FORWARD: ScalePlan, bk.Direction.BACKWARD: ScaleBackwardPlan},
+    skus,
+    candidates,
+    options=(
+        ProblemOption("length", int, 5, "Elements."),
+        ProblemOption("factor", float, 3.0, "On each element."),
+    ),
+)

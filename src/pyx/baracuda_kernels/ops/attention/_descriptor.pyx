@@ -23,6 +23,11 @@ _FIELDS = ("batch_size", "num_heads", "query_len", "key_len", "head_dim", "scale
 _MAX_ELEMENTS = 2 ** 59
 
 
+def accumulator_of(element):
+    """The type that sums, the state between steps and, by default, lse are kept in."""
+    return ElementKind.F64 if element is ElementKind.F64 else ElementKind.F32
+
+
 cdef class AttentionDescriptor:
     """Base of the attention descriptors. Frozen, hashable, picklable; not made by itself."""
 

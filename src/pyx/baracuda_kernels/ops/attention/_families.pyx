@@ -9,12 +9,13 @@ from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
 from baracuda_kernels._core._enums import (
     ArchSku,
     BackendKind,
+    Direction,
     ElementKind,
     MathPrecision,
-    OpCategory,
 )
 from baracuda_kernels._core._selection import Candidate
 from baracuda_kernels._core._sku import KernelSku, PrecisionGuarantee
+from baracuda_kernels.ops.attention._descriptor import accumulator_of
 
 _STRICT = {
     ElementKind.F16: MathPrecision.F32, ElementKind.BF16: MathPrecision.F32,
@@ -62,12 +63,17 @@ class Family:
     def guarantee(self, element) -> PrecisionGuarantee:
         """Fixed order of every sum and f32 (f64 for F64) state: bits repeat on the same card,
         world size and rank."""
-        accumulator = ElementKind.F64 if element is ElementKind.F64 else ElementKind.F32
-        return PrecisionGuarantee(self.math[element], accumulator, True, True)
+        return PrecisionGuarantee(self.math[element], accumulator_of(element), True, True)
 
     def sku(self, op, element) -> KernelSku:
-        return KernelSku(OpCategory.ATTENTION, op, element, None, None, None, self.arch,
-                         self.backend, self.guarantee(element))
+        return KernelSku(op.category, op, element, None, None, None, self.arch, self.backend,
+                         self.guarantee(element), Direction.FORWARD)
+
+    def layout_needs(self, itemsize):
+        """Of the operands: bytes that addresses and elements that strides must be a multiple of,
+        and whether inputs must not run backwards."""
+        nbytes = max(self.vector_bytes, itemsize)
+        return nbytes, nbytes // itemsize, self.forward_strides
 
     def refusal(self, descriptor, arch, preference, workspace_bytes) -> str:
         """Why this family does not serve the problem there; empty if it does."""
@@ -143,13 +149,13 @@ FAMILIES = (
 
 
 def skus(op):
-    """Every (family, SKU) of an attention op."""
+    """Every (family, SKU) of an attention op's forward."""
     return [(family.name, family.sku(op, element))
             for family in FAMILIES for element in family.math]
 
 
-def candidates(op, descriptor, arch, preference, workspace):
-    """Every family, with its SKU for the descriptor and its refusal.
+def candidates(op, descriptor, arch, preference, direction, workspace):
+    """Every family of the direction, with its SKU for the descriptor and its refusal.
 
     ``workspace`` tells whether the op needs the family's state as scratch.
     """
@@ -161,7 +167,7 @@ def candidates(op, descriptor, arch, preference, workspace):
             else next(iter(family.math))
         nbytes = _state_bytes(family.kernel, descriptor) if workspace else 0
         reason = family.refusal(descriptor, arch, preference, nbytes)
-        found.append(Candidate(family.name, family.sku(op, element), reason))
+        found.append(Candidate(family.name, family.sku(op, element), reason, family))
     return found
 
 
@@ -171,20 +177,3 @@ def _state_bytes(int kernel, AttentionDescriptor descriptor):
         return 0
     descriptor.fill(&step)
     return c_api.baracuda_attention_state_bytes(kernel, &step)
-
-
-def _named(name):
-    return next(family for family in FAMILIES if family.name == name)
-
-
-def kernel_of(name):
-    """Number in the C ABI of a family's name."""
-    return _named(name).kernel
-
-
-def layout_needs(name, itemsize):
-    """Of a family's operands: bytes that addresses and elements that strides must be a multiple
-    of, and whether inputs must not run backwards."""
-    family = _named(name)
-    nbytes = max(family.vector_bytes, itemsize)
-    return nbytes, nbytes // itemsize, family.forward_strides

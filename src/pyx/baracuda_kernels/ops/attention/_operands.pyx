@@ -1,59 +1,37 @@
 # cython: language_level=3, cdivision=True
-"""Every check that an attention call makes of its operands, before anything is launched."""
+"""What an attention call asks of its operands beyond what every op does."""
 
-from libc.stdint cimport int64_t, uintptr_t
+from libc.stdint cimport int64_t
 
-from baracuda_kernels._core._tensor cimport MAX_DIMS, TensorRef
+from baracuda_kernels._core._operands cimport is_bytes, no_self_overlap, same_element
+from baracuda_kernels._core._tensor cimport TensorRef
 
 from baracuda_kernels._core._enums import ElementKind
 from baracuda_kernels._core._errors import (
     BufferTooSmallError,
     InvalidProblemError,
     MisalignedOperandError,
-    WorkspaceTooSmallError,
 )
 
 
-cdef class OperandChecks:
+cdef class AttentionOperands(OperandChecks):
     def __cinit__(self, element, int device, int alignment, int64_t stride_multiple,
                   bint forward_strides):
-        self.element = element
-        self.itemsize = element.itemsize
-        self.device = device
-        self.alignment = max(alignment, self.itemsize)
         self.stride_multiple = stride_multiple
         self.forward_strides = forward_strides
-        self.inputs = []
-        self.outputs = []
-
-    cdef int common(self, str name, TensorRef view, bint output) except -1:
-        if view is None:
-            raise InvalidProblemError(f"{name}: got None, must be given")
-        if view.device != self.device and view.numel() > 0:
-            raise InvalidProblemError(
-                f"{name}: lies on {_place(view.device)}, must lie on {_place(self.device)}")
-        if output and not view.writable:
-            raise InvalidProblemError(f"{name}: is read-only, must be writable")
-        return 0
-
-    cdef int aligned(self, str name, TensorRef view, int alignment) except -1:
-        if <uintptr_t>view.data % <uintptr_t>alignment and view.numel() > 0:
-            raise MisalignedOperandError(
-                f"{name}: address {<uintptr_t>view.data:#x} is not a multiple of {alignment} bytes")
-        return 0
 
     cdef TensorRef tensor(self, str name, TensorRef view, int64_t b, int64_t h, int64_t s,
                           int64_t d, bint output, baracuda_strides* strides):
         cdef int i
         self.common(name, view, output)
         shape = (b, h, s, d)
-        if _is_bytes(view):
+        if is_bytes(view):
             if view.numel() < b * h * s * d * self.itemsize:
                 raise BufferTooSmallError(b * h * s * d, view.numel() // self.itemsize, name)
             view = TensorRef(view, shape, None, self.element)
         if view.ndim != 4 or view.shape != shape:
             raise InvalidProblemError(f"{name}: got shape {view.shape}, must be {shape}")
-        if not _same_element(view.element, self.element):
+        if not same_element(view.element, self.element):
             raise InvalidProblemError(
                 f"{name}: got {view.element}, must be {self.element} as in the descriptor")
         if view.numel() > 0:
@@ -72,7 +50,7 @@ cdef class OperandChecks:
                         f"{name}: stride {view.steps[i]} of dimension {i} must be >= 0 for this "
                         "kernel; allow_sm90a=False selects one that reads backwards")
             if output:
-                _no_self_overlap(name, view)
+                no_self_overlap(name, view)
         # A dimension of one row is never stepped along, whatever its stride says.
         strides.batch = view.steps[0] if b > 1 else 0
         strides.head = view.steps[1] if h > 1 else 0
@@ -113,8 +91,8 @@ cdef class OperandChecks:
         self.common("lse", view, True)
         if view.ndim != 3 or view.shape != (b, h, s):
             raise InvalidProblemError(f"lse: got shape {view.shape}, must be {(b, h, s)}")
-        if not _same_element(view.element, ElementKind.F32) \
-                and not _same_element(view.element, self.element):
+        if not same_element(view.element, ElementKind.F32) \
+                and not same_element(view.element, self.element):
             raise InvalidProblemError(
                 f"lse: got {view.element}, must be F32 or the operands' {self.element}")
         if not view.is_dense_bytes():
@@ -123,148 +101,3 @@ cdef class OperandChecks:
         self.aligned("lse", view, view.itemsize)
         self.outputs.append(("lse", view))
         return view
-
-    cdef TensorRef scratch(self, str name, TensorRef view, int64_t elements):
-        self.common(name, view, True)
-        if not _same_element(view.element, self.element) and view.itemsize != 1:
-            raise InvalidProblemError(
-                f"{name}: got {view.element}, must be {self.element} or bytes")
-        if not view.is_dense_bytes():
-            raise InvalidProblemError(f"{name}: got strides {view.strides}, must be contiguous")
-        if view.numel() * view.itemsize < elements * self.itemsize:
-            raise BufferTooSmallError(elements, view.numel() * view.itemsize // self.itemsize,
-                                      name)
-        self.aligned(name, view, self.alignment)
-        self.outputs.append((name, view))
-        return view
-
-    cdef TensorRef workspace(self, str name, TensorRef view, int64_t nbytes):
-        self.common(name, view, True)
-        if not view.is_dense_bytes():
-            raise InvalidProblemError(f"{name}: got strides {view.strides}, must be contiguous")
-        if view.numel() * view.itemsize < nbytes:
-            raise WorkspaceTooSmallError(nbytes, view.numel() * view.itemsize, name)
-        self.aligned(name, view, 16)
-        self.outputs.append((name, view))
-        return view
-
-    cdef int no_overlaps(self) except -1:
-        cdef TensorRef one, other
-        for i, (name, view) in enumerate(self.outputs):
-            one = view
-            for other_name, other_view in self.inputs + self.outputs[i + 1:]:
-                other = other_view
-                if _overlap(one, other):
-                    raise InvalidProblemError(
-                        f"{name}: overlaps {other_name} in memory, must be separate from it")
-        return 0
-
-
-cdef str _place(int device):
-    return "the host" if device < 0 else f"cuda:{device}"
-
-
-cdef bint _is_bytes(TensorRef view) noexcept:
-    return view.ndim == 1 and view.itemsize == 1 and view.is_dense_bytes()
-
-
-cdef bint _same_element(object a, object b):
-    if a is b:
-        return True
-    strict = (ElementKind.F32, ElementKind.F32_STRICT)
-    return a in strict and b in strict
-
-
-cdef int _no_self_overlap(str name, TensorRef view) except -1:
-    """Each dimension must step past everything that the smaller ones span."""
-    cdef int64_t span = 1
-    order = sorted([i for i in range(view.ndim) if view.dims[i] > 1],
-                   key=lambda i: abs(view.steps[i]))
-    for i in order:
-        step = abs(view.steps[i])
-        if step < span:
-            raise InvalidProblemError(
-                f"{name}: strides {view.strides} let elements of shape {view.shape} overlap")
-        span = step * (view.dims[i] - 1) + span
-    return 0
-
-
-cdef struct _Search:
-    int count
-    int visited
-    int64_t step[2 * MAX_DIMS + 1]   # > 0, descending
-    int64_t low[2 * MAX_DIMS + 1]
-    int64_t high[2 * MAX_DIMS + 1]
-
-
-cdef bint _overlap(TensorRef a, TensorRef b):
-    """Whether the views share a byte. Views of one packed tensor interleave without sharing any,
-    so where their extents meet, a byte of each at one address is searched for."""
-    cdef uintptr_t a_low, a_high, b_low, b_high
-    cdef _Search search
-    cdef int i
-    a.extent(&a_low, &a_high)
-    b.extent(&b_low, &b_high)
-    if a_low == a_high or b_low == b_high or a_high <= b_low or b_high <= a_low:
-        return False
-    # a.data + sum(i * step) + byte == b.data + sum(j * step) + byte: one variable per dimension,
-    # i - j where both views step alike.
-    search.count = 0
-    search.visited = 0
-    _add(&search, 1, -(b.itemsize - 1), a.itemsize - 1)
-    for i in range(max(a.ndim, b.ndim)):
-        if i < a.ndim and i < b.ndim and a.steps[i] * a.itemsize == b.steps[i] * b.itemsize:
-            _add(&search, a.steps[i] * a.itemsize, -(b.dims[i] - 1), a.dims[i] - 1)
-            continue
-        if i < a.ndim:
-            _add(&search, a.steps[i] * a.itemsize, 0, a.dims[i] - 1)
-        if i < b.ndim:
-            _add(&search, -b.steps[i] * b.itemsize, 0, b.dims[i] - 1)
-    return _meets(&search, 0, <int64_t>(<uintptr_t>b.data - <uintptr_t>a.data))
-
-
-cdef void _add(_Search* search, int64_t step, int64_t low, int64_t high) noexcept:
-    cdef int i = search.count
-    if step == 0 or low == high == 0:
-        return
-    if step < 0:
-        step, low, high = -step, -high, -low
-    while i > 0 and search.step[i - 1] < step:
-        search.step[i] = search.step[i - 1]
-        search.low[i] = search.low[i - 1]
-        search.high[i] = search.high[i - 1]
-        i -= 1
-    search.step[i] = step
-    search.low[i] = low
-    search.high[i] = high
-    search.count += 1
-
-
-cdef bint _meets(_Search* search, int at, int64_t target) noexcept:
-    """Whether the variables from ``at`` on can add up to target; True when it takes too long."""
-    cdef int64_t least = 0, most = 0, first, last, step
-    cdef int i
-    if at == search.count:
-        return target == 0
-    search.visited += 1
-    if search.visited > 10000:
-        return True
-    for i in range(at + 1, search.count):
-        least += search.low[i] * search.step[i]
-        most += search.high[i] * search.step[i]
-    step = search.step[at]
-    first = max(search.low[at], _ceil_div(target - most, step))
-    last = min(search.high[at], _floor_div(target - least, step))
-    while first <= last:
-        if _meets(search, at + 1, target - first * step):
-            return True
-        first += 1
-    return False
-
-
-cdef int64_t _floor_div(int64_t a, int64_t b) noexcept:
-    return a / b - (a % b != 0 and a < 0)
-
-
-cdef int64_t _ceil_div(int64_t a, int64_t b) noexcept:
-    return a / b + (a % b != 0 and a > 0)

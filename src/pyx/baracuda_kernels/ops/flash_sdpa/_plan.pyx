@@ -1,16 +1,20 @@
 # cython: language_level=3
 """The same attention step without a ring: one launch, no state."""
 
+from functools import partial
+
 from baracuda_kernels._core cimport c_api
+from baracuda_kernels._core._plan cimport KernelPlan
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
-from baracuda_kernels.ops.attention._kernel cimport AttentionKernel, choose_kernel
-from baracuda_kernels.ops.attention._operands cimport OperandChecks
+from baracuda_kernels.ops.attention._kernel cimport AttentionKernel, load_kernel
+from baracuda_kernels.ops.attention._operands cimport AttentionOperands
 from baracuda_kernels.ops.flash_sdpa._descriptor cimport FlashSdpaDescriptor
 
-from baracuda_kernels._core._enums import AttentionKind
+from baracuda_kernels._core._enums import Direction
 from baracuda_kernels._core._selection import OpSpec
-from baracuda_kernels.ops.attention import _families
+from baracuda_kernels.ops.attention import _families, _options
+from baracuda_kernels.ops.attention._kind import AttentionKind
 
 
 cdef class FlashSdpaArgs:
@@ -41,42 +45,18 @@ cdef class FlashSdpaArgs:
         self.lse = as_tensor("lse", lse)
 
 
-cdef class FlashSdpaPlan:
+cdef class FlashSdpaPlan(KernelPlan):
     """Attention on one device, with the ring's own kernels. Made by :meth:`select`."""
 
-    cdef readonly FlashSdpaDescriptor descriptor
     cdef AttentionKernel kernel
-
-    def __init__(self):
-        raise TypeError("FlashSdpaPlan: use FlashSdpaPlan.select(stream, descriptor)")
 
     @staticmethod
     def select(stream, descriptor, preference=None):
         """Choose a kernel and load it; see :meth:`RingAttentionPlan.select`."""
         cdef FlashSdpaPlan self = FlashSdpaPlan.__new__(FlashSdpaPlan)
-        self.kernel = choose_kernel(SPEC, as_stream(stream), descriptor, preference)
-        self.descriptor = descriptor
+        family = self.choose(SPEC, as_stream(stream), descriptor, preference, Direction.FORWARD)
+        self.kernel = load_kernel(family, descriptor, self.device)
         return self
-
-    @property
-    def sku(self):
-        """The chosen :class:`KernelSku`."""
-        return self.kernel.sku
-
-    @property
-    def family(self):
-        """Kernel family of the SKU, e.g. "sm80"."""
-        return self.kernel.family
-
-    @property
-    def device(self):
-        """CUDA ordinal, -1 for the host."""
-        return self.kernel.device
-
-    @property
-    def precision_guarantee(self):
-        """The SKU's :class:`PrecisionGuarantee`."""
-        return self.kernel.sku.precision_guarantee
 
     def can_implement(self, FlashSdpaArgs args not None):
         """Raise what ``run`` would raise for these arguments; return None if it would run."""
@@ -93,14 +73,14 @@ cdef class FlashSdpaPlan:
             The launch failed.
         """
         cdef Stream one = as_stream(stream)
-        self.kernel.refuse_stream(one)
+        self.refuse_stream(one)
         if args.plan is not self:
             self.bind(args)
         self.kernel.step(&args.step, one)
 
     cdef int bind(self, FlashSdpaArgs args) except -1:
         cdef FlashSdpaDescriptor d = self.descriptor
-        cdef OperandChecks checks = self.kernel.checks()
+        cdef AttentionOperands checks = self.kernel.checks()
         cdef c_api.baracuda_attention_step_params step
         d.fill(&step)
         step.flags |= c_api.BARACUDA_STEP_FIRST | c_api.BARACUDA_STEP_LAST
@@ -112,17 +92,13 @@ cdef class FlashSdpaPlan:
         args.plan = self
         return 0
 
-    def __repr__(self):
-        return f"FlashSdpaPlan({self.descriptor!r}, family={self.kernel.family!r})"
 
-
-def _skus():
-    return _families.skus(AttentionKind.FLASH_ATTENTION)
-
-
-def _candidates(descriptor, arch, preference):
-    return _families.candidates(AttentionKind.FLASH_ATTENTION, descriptor, arch, preference,
-                                workspace=False)
-
-
-SPEC = OpSpec("flash_sdpa", FlashSdpaDescriptor, FlashSdpaPlan, _skus, _candidates)
+SPEC = OpSpec(
+    "flash_sdpa",
+    FlashSdpaDescriptor,
+    {Direction.FORWARD: FlashSdpaPlan},
+    partial(_families.skus, AttentionKind.FLASH_ATTENTION),
+    partial(_families.candidates, AttentionKind.FLASH_ATTENTION, workspace=False),
+    options=_options.OPTIONS,
+    describe=partial(_options.describe, FlashSdpaDescriptor),
+)

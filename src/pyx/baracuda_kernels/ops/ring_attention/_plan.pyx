@@ -1,27 +1,27 @@
 # cython: language_level=3
 """The Ring Attention plan: choose once, run many times."""
 
+from functools import partial
+
 from libc.stdint cimport int32_t, int64_t
 
 from baracuda_kernels._core cimport c_api
+from baracuda_kernels._core._device cimport enter_device, leave_device
 from baracuda_kernels._core._member cimport RingBinding, RingMember, RingPlan, as_member
+from baracuda_kernels._core._operands cimport SCRATCH_ALIGNMENT
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
 from baracuda_kernels._core._timeline cimport RingTimeline, as_timeline
-from baracuda_kernels.ops.attention._kernel cimport (
-    AttentionKernel,
-    choose_kernel,
-    enter_device,
-    leave_device,
-)
-from baracuda_kernels.ops.attention._operands cimport OperandChecks
+from baracuda_kernels.ops.attention._kernel cimport AttentionKernel, load_kernel
+from baracuda_kernels.ops.attention._operands cimport AttentionOperands
 from baracuda_kernels.ops.ring_attention._args cimport RingAttentionArgs
 from baracuda_kernels.ops.ring_attention._descriptor cimport RingAttentionDescriptor
 
-from baracuda_kernels._core._enums import AttentionKind
+from baracuda_kernels._core._enums import Direction
 from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels._core._selection import OpSpec
-from baracuda_kernels.ops.attention import _families
+from baracuda_kernels.ops.attention import _families, _options
+from baracuda_kernels.ops.attention._kind import AttentionKind
 from baracuda_kernels.ops.ring_attention import _agreement
 
 
@@ -48,18 +48,13 @@ cdef class RingAttentionPlan(RingPlan):
 
     Attributes
     ----------
-    descriptor : RingAttentionDescriptor
     accumulator_scratch_bytes : int
         Bytes of the accumulator: B * H * Q * (D + 2) * 4 (8 for F64 operands), with Q rounded up
         to the kernel's tile where the kernel keeps its state in tiles.
     """
 
-    cdef readonly RingAttentionDescriptor descriptor
     cdef readonly int64_t accumulator_scratch_bytes
     cdef AttentionKernel kernel
-
-    def __init__(self):
-        raise TypeError("RingAttentionPlan: use RingAttentionPlan.select(stream, descriptor)")
 
     @staticmethod
     def select(stream, descriptor, preference=None):
@@ -82,32 +77,14 @@ cdef class RingAttentionPlan(RingPlan):
         """
         cdef RingAttentionPlan self = RingAttentionPlan.__new__(RingAttentionPlan)
         cdef c_api.baracuda_attention_step_params step
-        self.kernel = choose_kernel(SPEC, as_stream(stream), descriptor, preference)
-        self.descriptor = descriptor
-        self.descriptor.fill(&step)
+        cdef RingAttentionDescriptor problem
+        family = self.choose(SPEC, as_stream(stream), descriptor, preference, Direction.FORWARD)
+        problem = descriptor
+        self.kernel = load_kernel(family, problem, self.device)
+        problem.fill(&step)
         self.accumulator_scratch_bytes = c_api.baracuda_attention_state_bytes(
             self.kernel.number, &step)
         return self
-
-    @property
-    def sku(self):
-        """The chosen :class:`KernelSku`."""
-        return self.kernel.sku
-
-    @property
-    def family(self):
-        """Kernel family of the SKU, e.g. "sm80"."""
-        return self.kernel.family
-
-    @property
-    def device(self):
-        """CUDA ordinal, -1 for the host."""
-        return self.kernel.device
-
-    @property
-    def precision_guarantee(self):
-        """The SKU's :class:`PrecisionGuarantee`."""
-        return self.kernel.sku.precision_guarantee
 
     @property
     def kv_scratch_elements(self):
@@ -117,7 +94,7 @@ cdef class RingAttentionPlan(RingPlan):
     @property
     def scratch_alignment(self):
         """Bytes that the scratch buffers' addresses must be a multiple of."""
-        return 16
+        return SCRATCH_ALIGNMENT
 
     def can_implement(self, RingAttentionArgs args not None, world_size=None):
         """Raise what ``run`` would raise for these arguments; return None if it would run.
@@ -227,9 +204,9 @@ cdef class RingAttentionPlan(RingPlan):
         cdef Stream one = as_stream(stream)
         cdef c_api.baracuda_attention_step_params step
         cdef RingAttentionDescriptor d = self.descriptor
-        cdef OperandChecks checks = self.kernel.checks()
+        cdef AttentionOperands checks = self.kernel.checks()
         cdef TensorRef view
-        self.kernel.refuse_stream(one)
+        self.refuse_stream(one)
         if not isinstance(world_size, int) or world_size < 1:
             raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
         for name, value in (("rank", rank), ("origin", origin)):
@@ -264,7 +241,7 @@ cdef class RingAttentionPlan(RingPlan):
             raise InvalidProblemError(
                 f"args: got {type(args).__name__}, must be RingAttentionArgs")
         given = args
-        self.kernel.refuse_stream(stream)
+        self.refuse_stream(stream)
         binding = given.binding
         if binding is not None and binding.plan is self and binding.member is member:
             return binding
@@ -281,7 +258,7 @@ cdef class RingAttentionPlan(RingPlan):
     cdef int check(self, RingAttentionArgs args, int64_t world_size, _Binding binding) except -1:
         """Checks every operand and fills the call; its schedule and endpoint are not its."""
         cdef RingAttentionDescriptor d = self.descriptor
-        cdef OperandChecks checks = self.kernel.checks()
+        cdef AttentionOperands checks = self.kernel.checks()
         cdef c_api.baracuda_ring_payload* kv = &binding.payloads[0]
         cdef c_api.baracuda_attention_step_params* step = &binding.problem.step
         cdef int64_t nbytes = _kv_elements(d) * d.itemsize
@@ -325,9 +302,6 @@ cdef class RingAttentionPlan(RingPlan):
         checks.no_overlaps()
         return 0
 
-    def __repr__(self):
-        return f"RingAttentionPlan({self.descriptor!r}, family={self.kernel.family!r})"
-
 
 cdef int64_t _kv_elements(RingAttentionDescriptor d) noexcept:
     return d.batch_size * d.num_kv_heads * d.key_len * d.head_dim
@@ -350,13 +324,12 @@ cdef int _require_dense(str name, TensorRef view, c_api.baracuda_strides strides
     return 0
 
 
-def _skus():
-    return _families.skus(AttentionKind.RING_ATTENTION)
-
-
-def _candidates(descriptor, arch, preference):
-    return _families.candidates(AttentionKind.RING_ATTENTION, descriptor, arch, preference,
-                                workspace=True)
-
-
-SPEC = OpSpec("ring_attention", RingAttentionDescriptor, RingAttentionPlan, _skus, _candidates)
+SPEC = OpSpec(
+    "ring_attention",
+    RingAttentionDescriptor,
+    {Direction.FORWARD: RingAttentionPlan},
+    partial(_families.skus, AttentionKind.RING_ATTENTION),
+    partial(_families.candidates, AttentionKind.RING_ATTENTION, workspace=True),
+    options=(*_options.OPTIONS, _options.LAYOUT),
+    describe=partial(_options.describe, RingAttentionDescriptor),
+)

@@ -1,9 +1,0 @@
-from typing import Any
-
-from baracuda_kernels._core._communicator import UniqueId
-
-def torch_rendezvous(
-    group: Any, device: int | None, unique_id: type[UniqueId]
-) -> tuple[int, int, UniqueId, int]: ...
-def torch_lender(group: Any, device: int) -> Any: ...
-def torch_handle(group: Any, device: int | None) -> tuple[int, int]: ...

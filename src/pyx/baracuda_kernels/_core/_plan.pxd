@@ -1,0 +1,15 @@
+# cython: language_level=3
+from baracuda_kernels._core._stream cimport Stream
+
+# Base of every plan: which kernel a descriptor got, on which device.
+cdef class KernelPlan:
+    cdef readonly object descriptor
+    cdef readonly object sku
+    cdef readonly str family
+    cdef readonly int device       # CUDA ordinal, -1 on the host
+
+    # Chooses by the op's spec for the stream's device; returns the chosen candidate's entry.
+    cdef object choose(self, object spec, Stream stream, object descriptor, object preference,
+                       object direction)
+    # Raises unless the stream is on the plan's device.
+    cdef int refuse_stream(self, Stream stream) except -1

@@ -1,0 +1,48 @@
+# cython: language_level=3
+"""What all plans share: the kernel that was chosen for a descriptor, and where it runs."""
+
+from baracuda_kernels._core._errors import InvalidProblemError
+from baracuda_kernels._core._selection import Architecture
+
+
+cdef class KernelPlan:
+    """Base of the plans. Made by a subclass's ``select``.
+
+    Attributes
+    ----------
+    descriptor : the op's descriptor
+    sku : KernelSku
+        The chosen kernel.
+    family : str
+        Kernel family of the SKU, e.g. "sm80".
+    device : int
+        CUDA ordinal, -1 for the host.
+    """
+
+    def __init__(self):
+        name = type(self).__name__
+        raise TypeError(f"{name}: use {name}.select(stream, descriptor)")
+
+    @property
+    def precision_guarantee(self):
+        """The SKU's :class:`PrecisionGuarantee`."""
+        return self.sku.precision_guarantee
+
+    cdef object choose(self, object spec, Stream stream, object descriptor, object preference,
+                       object direction):
+        arch = Architecture.of_device(stream.device)
+        chosen = spec.explain(descriptor, arch, preference, direction).require()
+        self.descriptor = descriptor
+        self.sku = chosen.sku
+        self.family = chosen.family
+        self.device = stream.device
+        return chosen.entry
+
+    cdef int refuse_stream(self, Stream stream) except -1:
+        if stream.device != self.device:
+            raise InvalidProblemError(
+                f"stream: is on device {stream.device}, the plan was selected for {self.device}")
+        return 0
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.descriptor!r}, family={self.family!r})"

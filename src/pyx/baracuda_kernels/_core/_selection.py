@@ -1,0 +1,322 @@
+"""How a kernel is chosen: candidates in order of preference, each with its reason to refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from baracuda_kernels._core import _info
+from baracuda_kernels._core._enums import ArchSku, Direction, ElementKind
+from baracuda_kernels._core._errors import InvalidProblemError, UnsupportedError
+from baracuda_kernels._core._sku import KernelSku, PlanPreference
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """Where a kernel would run: the host, or a GPU of some compute capability.
+
+    Attributes
+    ----------
+    compute_capability : int
+        90 for 9.0; 0 for the host.
+    """
+
+    compute_capability: int
+
+    @property
+    def is_host(self) -> bool:
+        return self.compute_capability == 0
+
+    @property
+    def name(self) -> str:
+        return "host" if self.is_host else f"sm_{self.compute_capability}"
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def parse(
+        cls, value: Architecture | ArchSku | str | int | tuple[int, int] | None
+    ) -> Architecture:
+        """From an ArchSku, "host", "sm_90", "sm90a", "9.0", 90 or (9, 0).
+
+        None is what a plan would use here: the current GPU's, or the host's where there is none.
+        """
+        if isinstance(value, Architecture):
+            return value
+        if value is None:
+            return cls.here()
+        if isinstance(value, ArchSku):
+            value = value.name
+        if isinstance(value, tuple) and len(value) == 2:
+            value = value[0] * 10 + value[1]
+        if isinstance(value, str):
+            text = value.lower().removeprefix("sm").removeprefix("_").removesuffix("a")
+            if value.lower() == "host":
+                return cls(0)
+            text = text.replace(".", "")
+            value = int(text) if text.isdigit() else value
+        if isinstance(value, int) and not isinstance(value, bool) and 10 <= value < 1000:
+            return cls(value)
+        raise InvalidProblemError(
+            f"arch: got {value!r}, must be an ArchSku, 'host', or a compute capability such as "
+            "'sm_90', '9.0' or 90"
+        )
+
+    @classmethod
+    def here(cls) -> Architecture:
+        """The current GPU's architecture; the host's without a usable one."""
+        return cls.of_device(_info.current_device())
+
+    @classmethod
+    def of_device(cls, device: int) -> Architecture:
+        """That of a CUDA ordinal; -1 is the host."""
+        return cls(0 if device < 0 else _info.compute_capability(device))
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One kernel that was considered.
+
+    Attributes
+    ----------
+    family : str
+        Kernel family, e.g. "sm80".
+    sku : KernelSku
+    reason : str
+        Why it was refused; empty if it fits.
+    entry : object
+        What the op's own plans need to run it, so that none looks it up again. Opaque to others.
+    """
+
+    family: str
+    sku: KernelSku
+    reason: str = ""
+    entry: Any = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def accepted(self) -> bool:
+        return not self.reason
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "family": self.family,
+            "accepted": self.accepted,
+            "reason": self.reason,
+            "sku": self.sku.to_dict(),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Which kernel a descriptor gets on an architecture, and why not the others.
+
+    Attributes
+    ----------
+    op : str
+    arch : Architecture
+    candidates : tuple of Candidate
+        In order of preference.
+    direction : Direction
+    """
+
+    op: str
+    arch: Architecture
+    candidates: tuple[Candidate, ...]
+    direction: Direction = Direction.FORWARD
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The first candidate that fits, None if none does."""
+        return next((c for c in self.candidates if c.accepted), None)
+
+    @property
+    def selected(self) -> KernelSku | None:
+        """The SKU that ``select`` would pick, None if it would refuse."""
+        chosen = self.chosen
+        return None if chosen is None else chosen.sku
+
+    @property
+    def family(self) -> str | None:
+        """The family of :attr:`selected`."""
+        chosen = self.chosen
+        return None if chosen is None else chosen.family
+
+    def require(self) -> Candidate:
+        """The chosen candidate; an :class:`UnsupportedError` with every reason if there is none."""
+        chosen = self.chosen
+        if chosen is None:
+            reasons = "; ".join(f"{c.family}: {c.reason}" for c in self.candidates)
+            raise UnsupportedError(
+                f"{self._what}: no kernel fits on {self.arch}: {reasons or 'none is registered'}"
+            )
+        return chosen
+
+    @property
+    def _what(self) -> str:
+        return self.op if self.direction is Direction.FORWARD else f"{self.op} {self.direction}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "op": self.op,
+            "direction": self.direction.name,
+            "arch": self.arch.name,
+            "family": self.family,
+            "selected": None if self.selected is None else self.selected.to_dict(),
+            "candidates": [c.to_dict() for c in self.candidates],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self._what} on {self.arch}: {self.family or 'no kernel fits'}"]
+        lines += [f"  {c.family}: {c.reason or 'fits'}" for c in self.candidates]
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProblemOption:
+    """One option by which the command ``explain`` describes a problem of an op.
+
+    Attributes
+    ----------
+    name : str
+        As a Python name: ``kv_heads`` is ``--kv-heads``.
+    type : type
+        int, float, str, bool (a flag), or an enum of the vocabulary (by its members' names; of
+        :class:`ElementKind` those that the op takes).
+    default : object
+        Of that type, or None for a value that the op works out.
+    help : str
+    """
+
+    name: str
+    type: type
+    default: Any = None
+    help: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class OpSpec:
+    """What the registry knows of an op.
+
+    Attributes
+    ----------
+    name : str
+        Unique, e.g. "ring_attention".
+    descriptor_type : type
+        The op's descriptor class, the same for every direction.
+    plan_types : Mapping
+        Direction -> the plan class that computes it.
+    skus : callable
+        ``skus() -> iterable of (family, KernelSku)``: every kernel of every direction, in order of
+        preference.
+    candidates : callable
+        ``candidates(descriptor, architecture, preference, direction) -> iterable of Candidate``,
+        for a direction of ``plan_types``; raises InvalidProblemError for a descriptor that is no
+        problem at all.
+    options : tuple of ProblemOption
+        How the command ``explain`` describes a problem of the op. ``info`` says what runs here for
+        their defaults, in each dtype. An op without options is in neither.
+    describe : callable, optional
+        ``describe(**values of the options) -> descriptor``; ``descriptor_type`` by default.
+    """
+
+    name: str
+    descriptor_type: type
+    plan_types: Mapping[Direction, type] = dataclasses.field(hash=False)
+    skus: Callable[[], Iterable[tuple[str, KernelSku]]]
+    candidates: Callable[[Any, Architecture, PlanPreference, Direction], Iterable[Candidate]]
+    options: tuple[ProblemOption, ...] = ()
+    describe: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.plan_types, Mapping) or not self.plan_types:
+            raise InvalidProblemError(
+                f"plan_types: got {self.plan_types!r}, must be a mapping of Direction to a plan "
+                "type; OpSpec.forward_only takes a plan type alone"
+            )
+        plans = {Direction.parse(direction): plan for direction, plan in self.plan_types.items()}
+        object.__setattr__(self, "plan_types", types.MappingProxyType(plans))
+
+    @classmethod
+    def forward_only(
+        cls,
+        name: str,
+        descriptor_type: type,
+        plan_type: type,
+        skus: Callable[[], Iterable[tuple[str, KernelSku]]],
+        candidates: Callable[[Any, Architecture, PlanPreference], Iterable[Candidate]],
+        **more: Any,
+    ) -> OpSpec:
+        """An op without gradients: one plan type, ``candidates(descriptor, arch, preference)``."""
+
+        def forward(
+            descriptor: Any, arch: Architecture, preference: PlanPreference, direction: Direction
+        ) -> Iterable[Candidate]:
+            return candidates(descriptor, arch, preference)
+
+        return cls(name, descriptor_type, {Direction.FORWARD: plan_type}, skus, forward, **more)
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """The directions that the op has."""
+        return tuple(self.plan_types)
+
+    @property
+    def elements(self) -> tuple[ElementKind, ...]:
+        """The element types that some kernel of the op takes, in the order of the enum."""
+        return tuple(sorted({sku.element for _, sku in self.skus()}))
+
+    @property
+    def dtypes(self) -> dict[str, ElementKind]:
+        """Name of a dtype -> the element it means, of all dtypes that the op takes."""
+        # Of two elements of one dtype, F32 and F32_STRICT, the name means the first.
+        return {
+            element.dtype_name: element
+            for element in self.elements
+            if element.dtype_name and ElementKind.of_dtype(element.dtype_name) is element
+        }
+
+    def plan_type(self, direction: Direction | str = Direction.FORWARD) -> type:
+        """The plan class of a direction; an :class:`UnsupportedError` where there is none."""
+        direction = Direction.parse(direction)
+        if direction not in self.plan_types:
+            raise UnsupportedError(
+                f"direction: got {direction}, {self.name} has "
+                f"{', '.join(map(str, self.directions))}"
+            )
+        return self.plan_types[direction]
+
+    def explain(
+        self,
+        descriptor: Any,
+        arch: Architecture | ArchSku | str | int | tuple[int, int] | None = None,
+        preference: PlanPreference | None = None,
+        direction: Direction | str = Direction.FORWARD,
+    ) -> Explanation:
+        """See :func:`baracuda_kernels.registry.explain`."""
+        arch = Architecture.parse(arch)
+        preference = PlanPreference() if preference is None else preference
+        if not isinstance(preference, PlanPreference):
+            raise InvalidProblemError(
+                f"preference: got {type(preference).__name__}, must be a PlanPreference"
+            )
+        if not isinstance(descriptor, self.descriptor_type):
+            raise InvalidProblemError(
+                f"descriptor: got {type(descriptor).__name__}, must be a "
+                f"{self.descriptor_type.__name__}"
+            )
+        direction = Direction.parse(direction)
+        self.plan_type(direction)
+        return Explanation(
+            self.name,
+            arch,
+            tuple(self.candidates(descriptor, arch, preference, direction)),
+            direction,
+        )
+
+    def problem(self, **values: Any) -> Any:
+        """The descriptor that values of :attr:`options` describe; the rest have their defaults."""
+        defaults = {option.name: option.default for option in self.options}
+        return (self.describe or self.descriptor_type)(**{**defaults, **values})
