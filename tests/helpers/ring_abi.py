@@ -242,7 +242,10 @@ def library() -> ct.CDLL:
 
 _SOURCES = Path(__file__).parents[2] / "src" / "cuda"
 # For helpers that include the forward pass's live steps.
-LIVE_STEPS = (f"-I{_SOURCES}", str(_SOURCES / "attention" / "layout.cpp"))
+LIVE_STEPS = (
+    f"-I{_SOURCES}",
+    *(str(_SOURCES / "attention" / name) for name in ("layout.cpp", "interval.cpp")),
+)
 
 
 @cache

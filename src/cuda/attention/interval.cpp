@@ -98,6 +98,16 @@ Interval ChunkPair::keys_of_every_row(Interval rows) const {
   return {keys_of_row(rows.end - 1).begin, keys_of_row(rows.begin).end};
 }
 
+bool ChunkPair::is_live() const {
+  if (query_len_ <= 0 || key_len_ <= 0) return false;
+  const bool from_the_start =
+      mask_.left == Mask::unlimited && mask_.chunk <= 0 && mask_.cu_seqlens == nullptr;
+  if (!from_the_start) return next_live_row(0) < query_len_;
+  // The last row sees all that any row does. A ring asks this at every step.
+  const Interval seen = key_positions(mask_, position(q_map_, query_len_ - 1));
+  return position(k_map_, 0) < seen.end;
+}
+
 Interval ChunkPair::live_rows() const {
   const int64_t first = next_live_row(0);
   return first < query_len_ ? Interval{first, last_live_row() + 1} : Interval{0, 0};

@@ -68,7 +68,7 @@ class ChunkPair {
   Interval keys_of_every_row(Interval rows) const;
 
   // Whether any row sees any key.
-  bool is_live() const { return next_live_row(0) < query_len_; }
+  bool is_live() const;
   // The rows from the first that sees a key to the last that does.
   Interval live_rows() const;
 

@@ -118,6 +118,7 @@ class Rounds {
     at->part = part_of(t);
     for (int32_t i = 0; i < call_.payload_count; ++i) {
       const baracuda_ring_payload& payload = call_.payloads[i];
+      for (int32_t j = 0; j < payload.pieces; ++j) at->chunk[i][j] = at->received[i][j] = nullptr;
       if (!is_behind(payload)) {
         fill_chunk(payload, at->step, at->chunk[i]);
       } else if (payload.part == at->part) {

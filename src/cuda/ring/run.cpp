@@ -244,7 +244,7 @@ class Run {
   }
 
   struct Step : baracuda_ring_step {
-    Step(const Run& run, const Call& call, int32_t t) : baracuda_ring_step{} {
+    Step(const Run& run, const Call& call, int32_t t) {
       const Rounds rounds(call);
       rank = call.endpoint->transport.rank;
       world_size = rounds.steps();

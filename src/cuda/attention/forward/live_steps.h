@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-#include "attention/positions.h"
+#include "attention/interval.h"
 #include "baracuda/attention_ring.h"
 
 namespace baracuda {
@@ -11,14 +11,16 @@ namespace baracuda {
 class LiveSteps {
  public:
   LiveSteps(const baracuda_attention_ring_problem& problem, const baracuda_ring_step& at)
-      : problem_(problem), step_(problem.step), at_(at) {}
+      : problem_(problem),
+        step_(problem.step),
+        at_(at),
+        mask_(mask_of(problem.step)),
+        q_map_(baracuda_layout_map(problem.layout, at.rank, at.world_size, step_.query_len)) {}
 
-  // The last query row sees the most: a step is live if that row sees a key of the chunk.
+  // A step is live if some row sees a key of its chunk.
   bool is_live(int32_t step) const {
-    if (!has_rows() || step_.key_len <= 0) return false;
-    if (!(step_.flags & BARACUDA_STEP_CAUSAL)) return true;
-    const int64_t last_row = position(query_map(), step_.query_len - 1);
-    return visible_keys(key_map(step), step_.key_len, last_row) > 0;
+    return has_rows() &&
+           ChunkPair(mask_, q_map_, step_.query_len, key_map(step), step_.key_len).is_live();
   }
 
   // Rows that see nothing in any step still get their y = 0 and lse = -inf, from one launch.
@@ -29,7 +31,7 @@ class LiveSteps {
   // What the step at hand launches.
   baracuda_attention_step_params launch_params() const {
     baracuda_attention_step_params params = step_;
-    params.q_map = query_map();
+    params.q_map = q_map_;
     params.k_map = key_map(at_.step);
     params.k = at_.chunk[0][0];
     params.v = at_.chunk[0][1];
@@ -60,9 +62,6 @@ class LiveSteps {
     }
     return false;
   }
-  baracuda_position_map query_map() const {
-    return baracuda_layout_map(problem_.layout, at_.rank, at_.world_size, step_.query_len);
-  }
   baracuda_position_map key_map(int32_t step) const {
     return baracuda_layout_map(problem_.layout, at_.hops[step].origin, at_.world_size,
                                step_.key_len);
@@ -71,6 +70,8 @@ class LiveSteps {
   const baracuda_attention_ring_problem& problem_;
   const baracuda_attention_step_params& step_;
   const baracuda_ring_step& at_;
+  const Mask mask_;
+  const baracuda_position_map q_map_;
 };
 
 }  // namespace baracuda

@@ -67,7 +67,7 @@ typedef struct baracuda_ring_step {
   int32_t sm_margin;  // SMs that a launch must leave free
   int32_t follows;    // not 0: since the run's first launch, launches alone went to the stream
   void* stream;
-  // Of each payload, piece by piece. chunk: BESIDE what the step reads, BEHIND where it writes its
+  // Of each payload of the call, piece by piece. chunk: BESIDE what the step reads, BEHIND where it writes its
   // share. received: BEHIND the sum to add the share to; NULL where there is none.
   void* chunk[BARACUDA_RING_MAX_PAYLOADS][BARACUDA_RING_MAX_PIECES];
   void* received[BARACUDA_RING_MAX_PAYLOADS][BARACUDA_RING_MAX_PIECES];
