@@ -79,6 +79,8 @@ def run_local_ring(
         No kernel serves the problem on that device, or cuda.core is missing for NumPy arrays.
     CudaError
         The device failed.
+    KeyboardInterrupt
+        Ctrl-C, and on the host within half a second; also whatever else `progress` raises.
     """
     y, lse, _ = run_with_plan(
         q,
@@ -219,8 +221,12 @@ def _run_watched(prepared: PreparedRing, progress: Callable[[int, int], None]) -
     progress(0, total)
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(prepared.run)
-        while wait([run], timeout=_POLL).not_done:
-            progress(sum(rank.steps_enqueued for rank in ranks), total)
+        try:
+            while wait([run], timeout=_POLL).not_done:
+                progress(sum(rank.steps_enqueued for rank in ranks), total)
+        except BaseException:  # Ctrl-C above all: nobody wants the result, and leaving waits for it
+            prepared.ring.abort()
+            raise
         run.result()
     progress(total, total)
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from baracuda_kernels import UniqueId
 from baracuda_kernels._core import _nccl_library
+from baracuda_kernels._core._communicator import id_to_send, received_id
 from baracuda_kernels.errors import UnsupportedError
 
 
@@ -20,11 +21,12 @@ def rendezvous(group: Any, device: int | None) -> tuple[int, int, UniqueId, int]
     """(rank, world_size, UniqueId, device) of a process group; sends the id through it."""
     group = dist.group.WORLD if group is None else group
     rank, world_size = dist.get_rank(group), dist.get_world_size(group)
-    box = [UniqueId.new().bytes if rank == 0 else None]
+    box = [id_to_send() if rank == 0 else None]
     dist.broadcast_object_list(box, src=dist.get_global_rank(group, 0), group=group)
+    token = received_id(box[0], rank)
     if device is None:
         device = torch.cuda.current_device()
-    return rank, world_size, UniqueId.from_bytes(box[0]), device
+    return rank, world_size, token, device
 
 
 def lender(group: Any, device: int) -> Any:

@@ -75,6 +75,7 @@ class Endpoint(ct.Structure):
         ("ring_stream", ct.c_void_p),
         ("compute_done", ct.c_void_p),
         ("exchange_done", ct.c_void_p * 4),
+        ("stop", ct.c_void_p),
     ]
 
 

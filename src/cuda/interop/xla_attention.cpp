@@ -8,6 +8,7 @@
 #include "baracuda/status.h"
 #include "baracuda/xla_ffi.h"
 #include "common/error.h"
+#include "common/interrupt.h"
 #include "interop/xla_ffi_abi.h"
 #include "ring/margin.h"
 
@@ -259,6 +260,7 @@ int32_t make_room(int32_t kernel, const baracuda_attention_step_params& step, vo
 }
 
 int32_t run(const CallFrame& frame, Stage stage, void* stream) {
+  const SignalsLater later;
   Options options;
   int32_t status = read_options(frame.attributes, options);
   if (status != BARACUDA_OK) return status;

@@ -13,6 +13,7 @@
 #include "baracuda/ring.h"
 #include "baracuda/status.h"
 #include "common/error.h"
+#include "common/interrupt.h"
 #include "ring/check_calls.h"
 #include "ring/device_scope.h"
 #include "ring/margin.h"
@@ -172,7 +173,7 @@ class Run {
   bool compute(const Call& call, int32_t t) {
     if (!enter(call)) return false;
     launch(call, t);
-    return mark(call, t, &baracuda_ring_marks::compute_end);
+    return mark(call, t, &baracuda_ring_marks::compute_end) && !stopped_;
   }
 
   // A failed launch is reported in the end; the ring goes on without launches until then, because
@@ -291,6 +292,8 @@ class Run {
     if (status == BARACUDA_OK) return true;
     if (failed_) return false;
     failed_ = true;
+    // Nobody is to wait for an exchange of a ring that ends.
+    stopped_ = status == BARACUDA_INTERRUPTED || status == BARACUDA_ABORTED;
     if (!has_record() || baracuda_last_error()->status != status) {
       fail_with_code(status, status, call_name, "%s returned %d", call_name, status);
     }
@@ -324,6 +327,7 @@ class Run {
   bool has_exchange_ = false;  // beside the launch at hand
   bool has_added_ = false;  // something else than launches went to the callers' streams
   bool failed_ = false;
+  bool stopped_ = false;  // by a signal or an abort
   baracuda_error failure_{};
   DeviceScope device_;
 };
@@ -337,5 +341,8 @@ extern "C" int32_t baracuda_ring_has_exchange(const baracuda_ring_call* call, in
 
 extern "C" int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count) {
   const int32_t status = baracuda::check_calls(calls, count);
-  return status == BARACUDA_OK ? baracuda::Run(calls, count).execute() : status;
+  if (status != BARACUDA_OK) return status;
+  if (calls[0].endpoint->device >= 0) return baracuda::Run(calls, count).execute();
+  const baracuda::StopScope scope(calls[0].endpoint->stop);
+  return baracuda::Run(calls, count).execute();
 }

@@ -126,6 +126,8 @@ struct baracuda_ring_endpoint {
   void* ring_stream;
   void* compute_done;      // recorded on the caller's stream after each launch
   void* exchange_done[4];  // recorded on the ring stream, by number of the round
+  // NULL, or not 0 once the ring was aborted: a run that computes on the host then ends early.
+  const int32_t* stop;
 };
 
 // Creates ring_stream and the events of an endpoint whose transport, ops and device are set, and

@@ -38,6 +38,12 @@ BARACUDA_API int32_t baracuda_cuda_stream_query(void* stream, int32_t* done);
 BARACUDA_API int32_t baracuda_cuda_stream_is_capturing(void* stream, int32_t* capturing);
 BARACUDA_API int32_t baracuda_cuda_copy(void* dst, const void* src, int64_t bytes, void* stream);
 
+// How calls that take long, or wait for other ranks, learn of signals: on the process's main thread
+// alone they call check about every 50 ms, with no lock held. Not 0 ends the call with
+// BARACUDA_INTERRUPTED; what it was to write is undefined then, and its ring has to be aborted. NULL:
+// signals end nothing.
+BARACUDA_API int32_t baracuda_set_signal_check(int32_t (*check)(void));
+
 #ifdef __cplusplus
 }
 #endif

@@ -23,6 +23,7 @@ enum baracuda_status {
   BARACUDA_CUDA_ERROR = 8,        // code holds the cudaError_t
   BARACUDA_NCCL_ERROR = 9,        // code holds the ncclResult_t
   BARACUDA_TRANSPORT_ERROR = 10,  // a caller's own transport failed; code is the caller's
+  BARACUDA_INTERRUPTED = 11,      // a signal ended the call: see baracuda_set_signal_check
 };
 
 typedef struct baracuda_error {

@@ -4,6 +4,7 @@
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uintptr_t
 from libc.stdlib cimport calloc, free
+from posix.unistd cimport usleep
 
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._member cimport RingMember
@@ -11,7 +12,7 @@ from baracuda_kernels._core._status cimport check, last_exception
 from baracuda_kernels._core._stream cimport Stream, as_stream
 
 from baracuda_kernels._core import _nccl_library
-from baracuda_kernels._core._errors import CommunicatorError, InvalidProblemError
+from baracuda_kernels._core._errors import BaracudaError, CommunicatorError, InvalidProblemError
 
 DEFAULT_TIMEOUT = 300.0
 # SMs that an exchange may take, and that kernels leave to it, where the caller does not say. Over
@@ -60,6 +61,25 @@ cdef class UniqueId:
         return f"UniqueId({self.bytes[:16].hex()}...)"
 
 
+def id_to_send():
+    """Rank 0's side of a rendezvous: a new id's bytes, or the error that the others wait for."""
+    try:
+        return UniqueId.new().bytes
+    except BaracudaError as error:
+        return error
+    except Exception as error:
+        return CommunicatorError(f"unique_id: {type(error).__name__}: {error}")
+
+
+def received_id(sent, rank):
+    """The id that rank 0 sent; its error, if that is what came, is raised on every rank."""
+    if not isinstance(sent, BaseException):
+        return UniqueId.from_bytes(sent)
+    if rank == 0:
+        raise sent
+    raise CommunicatorError(f"rank 0 made no unique id: {type(sent).__name__}: {sent}") from sent
+
+
 cdef class Communicator(RingMember):
     """A rank of a NCCL ring, with its own ring stream and events.
 
@@ -72,6 +92,8 @@ cdef class Communicator(RingMember):
     """
 
     cdef c_api.baracuda_nccl_comm* comm
+    cdef int users    # calls without the GIL that the communicator must outlive and that end soon
+    cdef int waiting  # and those that may wait long
     cdef readonly double timeout
     cdef object owner
 
@@ -158,9 +180,9 @@ cdef class Communicator(RingMember):
         cdef char* raw
         cdef int32_t status, size, place, ordinal, ctas = _max_ctas(max_ctas)
         cdef double seconds = _seconds(timeout)
-        if not isinstance(world_size, int) or world_size < 1:
+        if not _is_integer(world_size, 1, 2 ** 31):
             raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
-        if not isinstance(rank, int) or not 0 <= rank < world_size:
+        if not _is_integer(rank, 0, world_size):
             raise InvalidProblemError(
                 f"rank: got {rank!r}, must be an integer in [0, {world_size})")
         if not isinstance(unique_id, UniqueId):
@@ -194,7 +216,7 @@ cdef class Communicator(RingMember):
         cdef int32_t status, ordinal = _device(device), ctas = _max_ctas(max_ctas)
         cdef double seconds = _seconds(timeout)
         cdef void* raw
-        if not isinstance(handle, int) or handle <= 0:
+        if not _is_integer(handle, 1, 2 ** 64):
             raise InvalidProblemError(f"handle: got {handle!r}, must be a ncclComm_t as an int > 0")
         raw = <void*><uintptr_t>handle
         _nccl_library.load()
@@ -242,9 +264,9 @@ cdef class Communicator(RingMember):
             CUDA ordinal, the current device by default.
         """
         rank, world_size = comm.Get_rank(), comm.Get_size()
-        token = comm.bcast(UniqueId.new().bytes if rank == 0 else None, root=0)
-        return Communicator.init_rank(world_size, UniqueId.from_bytes(token), rank, device=device,
-                                      max_ctas=max_ctas, timeout=timeout)
+        token = received_id(comm.bcast(id_to_send() if rank == 0 else None, root=0), rank)
+        return Communicator.init_rank(world_size, token, rank, device=device, max_ctas=max_ctas,
+                                      timeout=timeout)
 
     def split(self, color, key=None, *, timeout=None):
         """Sub-ring of the ranks with the same ``color``, in the order of ``key`` (collective).
@@ -252,11 +274,15 @@ cdef class Communicator(RingMember):
         ``color=None`` takes no part and returns None; ``key`` defaults to the rank.
         """
         cdef c_api.baracuda_nccl_comm* child = NULL
-        cdef int32_t status, group = -1 if color is None else color
-        cdef int32_t order = self.rank if key is None else key
+        cdef int32_t status, group, order
         cdef double seconds = self.timeout if timeout is None else _seconds(timeout)
-        if color is not None and (not isinstance(color, int) or color < 0):
-            raise InvalidProblemError(f"color: got {color!r}, must be None or an integer >= 0")
+        if color is not None and not _is_integer(color, 0, 2 ** 31):
+            raise InvalidProblemError(
+                f"color: got {color!r}, must be None or an integer in [0, 2**31)")
+        if key is not None and not _is_integer(key, -2 ** 31, 2 ** 31):
+            raise InvalidProblemError(f"key: got {key!r}, must be None or a 32-bit integer")
+        group = -1 if color is None else color
+        order = self.rank if key is None else key
         RingMember.enter(self)  # busy, but without a run's deadline: a split has its own
         try:
             with nogil:
@@ -289,16 +315,20 @@ cdef class Communicator(RingMember):
         """The error NCCL met in the background, as an exception object; None if there is none."""
         cdef int32_t status
         self.refuse_if_closed()
+        self.users += 1
         with nogil:
             status = c_api.baracuda_nccl_async_error(self.comm)
+        self.users -= 1
         return None if status == c_api.BARACUDA_OK else last_exception(status)
 
     def abort(self):
         """Abort an owned communicator, from any thread; a borrowed one is only marked failed."""
         cdef int32_t status
         self.refuse_if_closed()
+        self.users += 1
         with nogil:
             status = c_api.baracuda_nccl_abort(self.comm)
+        self.users -= 1
         check(status)
 
     def synchronize(self, stream, timeout=None):
@@ -315,20 +345,33 @@ cdef class Communicator(RingMember):
         cdef int32_t status
         cdef double seconds = self.timeout if timeout is None else _seconds(timeout)
         self.refuse_if_unusable()
+        self.waiting += 1
         with nogil:
             status = c_api.baracuda_nccl_synchronize(self.comm, one.handle, seconds)
+        self.waiting -= 1
         check(status)
 
     def close(self):
-        """End the communicator. Idempotent; a failed one is aborted, a borrowed one left alone."""
+        """End the communicator. Idempotent; a failed one is aborted, a borrowed one left alone.
+
+        Refused with a :class:`CommunicatorError` while another thread runs, splits or synchronizes
+        with it; :meth:`abort` ends those.
+        """
         cdef c_api.baracuda_nccl_comm* comm = self.comm
         cdef int32_t status
         if comm == NULL:
             return
         if self.busy:
             raise CommunicatorError("communicator: close() while a run is in flight; abort() it")
+        if self.waiting:
+            raise CommunicatorError(
+                "communicator: close() while another thread waits in synchronize(); abort() it")
+        # From here on nobody comes in; whoever is inside never blocks, and is waited for.
         self.comm = NULL
         self.endpoint = NULL
+        while self.users:
+            with nogil:
+                usleep(50)
         with nogil:
             status = c_api.baracuda_nccl_destroy(comm)
         check(status)
@@ -365,10 +408,18 @@ cdef class Communicator(RingMember):
         error = None if status == c_api.BARACUDA_OK else last_exception(status)
         cdef int32_t late = c_api.baracuda_nccl_disarm(self.comm)
         self.busy = False
+        if status == c_api.BARACUDA_INTERRUPTED:
+            self.abandon()
+            raise error
         if late != c_api.BARACUDA_OK:
             raise last_exception(late) from error
         if error is not None:
             raise error
+        return 0
+
+    cdef int abandon(self) except -1:
+        if self.world_size > 1:
+            c_api.baracuda_nccl_abort(self.comm)
         return 0
 
     def __repr__(self):
@@ -393,6 +444,10 @@ cdef Communicator _wrap(c_api.baracuda_nccl_comm* comm, double timeout, object o
     return self
 
 
+cdef bint _is_integer(object value, object low, object end):
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < end
+
+
 cdef int32_t _device(object device) except? -2:
     cdef int32_t current = 0
     if device is None:
@@ -400,7 +455,7 @@ cdef int32_t _device(object device) except? -2:
         return current
     if device == "host":
         return -1
-    if isinstance(device, int) and not isinstance(device, bool) and device >= 0:
+    if _is_integer(device, 0, 2 ** 31):
         return device
     raise InvalidProblemError(f"device: got {device!r}, must be a CUDA ordinal >= 0")
 
@@ -408,7 +463,7 @@ cdef int32_t _device(object device) except? -2:
 cdef int32_t _max_ctas(object max_ctas) except? -2:
     if max_ctas is None:
         return DEFAULT_MAX_CTAS
-    if isinstance(max_ctas, int) and 0 < max_ctas <= _MOST_CTAS:
+    if _is_integer(max_ctas, 1, _MOST_CTAS + 1):
         return 1 << (max_ctas - 1).bit_length()
     raise InvalidProblemError(
         f"max_ctas: got {max_ctas!r}, must be None or an integer from 1 to {_MOST_CTAS}")
@@ -417,6 +472,6 @@ cdef int32_t _max_ctas(object max_ctas) except? -2:
 cdef double _seconds(object timeout) except? -2:
     if timeout is None:
         return 0.0
-    if isinstance(timeout, (int, float)) and timeout > 0:
+    if isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout > 0:
         return timeout
     raise InvalidProblemError(f"timeout: got {timeout!r}, must be None or > 0 seconds")

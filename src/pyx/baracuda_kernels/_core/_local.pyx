@@ -35,7 +35,9 @@ cdef class LocalCommunicator(RingMember):
     cdef _World world
     cdef bint aborted
 
-    def __cinit__(self, _World world, int rank, int world_size, int device):
+    def __cinit__(self, world=None, int rank=0, int world_size=1, int device=-1):
+        if not isinstance(world, _World):
+            raise TypeError("LocalCommunicator: use LocalCommunicator.ring")
         self.world = world
         self.rank = rank
         self.world_size = world_size
@@ -50,7 +52,7 @@ cdef class LocalCommunicator(RingMember):
         if self.endpoint.ops == NULL:
             raise InvalidProblemError(
                 f"device: got {device}, this build has no CUDA; must be 'host'")
-        check(c_api.baracuda_local_transport(world.world, rank, self.endpoint))
+        check(c_api.baracuda_local_transport(self.world.world, rank, self.endpoint))
         check(c_api.baracuda_ring_endpoint_open(self.endpoint))
 
     @staticmethod
@@ -81,7 +83,15 @@ cdef class LocalCommunicator(RingMember):
     def abort(self):
         """End the whole ring: whoever waits, or calls later, gets a CommunicatorError."""
         self.aborted = True
+        if self.world is None:
+            return
         check(c_api.baracuda_local_world_abort(self.world.world))
+
+    cdef int abandon(self) except -1:
+        # A rank alone leaves nobody waiting, and nothing that a next run could take for its own.
+        if self.world_size > 1:
+            self.abort()
+        return 0
 
     def __repr__(self):
         where = "host" if self.device < 0 else f"cuda:{self.device}"
@@ -98,26 +108,26 @@ cdef class LocalRing:
 
     Attributes
     ----------
-    ranks : list of LocalCommunicator
+    ranks : tuple of LocalCommunicator
     world_size : int
     """
 
-    cdef readonly list ranks
+    cdef readonly tuple ranks
     cdef readonly int world_size
     cdef c_api.baracuda_ring_call* calls
 
     def __cinit__(self, world_size, device="host", timeout=60.0):
         cdef _World world
-        if not isinstance(world_size, int) or world_size < 1 or world_size > 65536:
+        if not isinstance(world_size, int) or isinstance(world_size, bool) or world_size < 1 or world_size > 65536:
             raise InvalidProblemError(
                 f"world_size: got {world_size!r}, must be an integer in [1, 65536]")
         devices = _devices(device, world_size)
-        if not timeout > 0:
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
             raise InvalidProblemError(f"timeout: got {timeout!r}, must be > 0 seconds")
         world = _World(world_size, timeout)
         self.world_size = world_size
-        self.ranks = [LocalCommunicator(world, rank, world_size, devices[rank])
-                      for rank in range(world_size)]
+        self.ranks = tuple([LocalCommunicator(world, rank, world_size, devices[rank])
+                            for rank in range(world_size)])
         self.calls = <c_api.baracuda_ring_call*>calloc(world_size, sizeof(self.calls[0]))
         if self.calls == NULL:
             raise MemoryError("ring calls")
@@ -155,52 +165,70 @@ cdef class LocalRing:
         InvalidProblemError, UnsupportedError, ...
             What ``plan.run`` raises for one rank; nothing is launched for any.
         """
-        cdef int r, entered = 0
-        cdef int32_t status = c_api.BARACUDA_OK
+        cdef int r, entered = 0, count = self.world_size
+        cdef int32_t status = c_api.BARACUDA_INVALID_ARGUMENT
         cdef RingBinding binding
+        cdef RingMember member
         cdef Stream one
         cdef RingTimeline recorder
-        cdef int count = self.world_size
-        streams = _per_rank("stream", stream, count)
+        cdef list bindings = [], recorders = []
+        streams = [as_stream(given) for given in _per_rank("stream", stream, count)]
         plans = _per_rank("plans", plans, count)
         args = _per_rank("args", args, count)
         timelines = [None] * count if timeline is None else _per_rank("timeline", timeline, count)
-        bindings = []
-        for r in range(count):
-            if not isinstance(plans[r], RingPlan):
-                raise InvalidProblemError(
-                    f"plans: got {type(plans[r]).__name__} for rank {r}, must be a ring plan")
-            one = as_stream(streams[r])
-            binding = (<RingPlan>plans[r]).bind(one, <RingMember>self.ranks[r], args[r])
-            binding.call.stream = one.handle
-            binding.call.marks = NULL
-            self.calls[r] = binding.call
-            bindings.append((binding, one))
+        _refuse_mixture(plans, args)
         try:
             for r in range(count):
                 (<RingMember>self.ranks[r]).enter()
                 entered = r + 1
+            # Until every rank is ours another run may be reading what is written below.
+            for r in range(count):
+                one = streams[r]
+                binding = (<RingPlan>plans[r]).bind(one, <RingMember>self.ranks[r], args[r])
+                binding.call.stream = one.handle
+                binding.call.marks = NULL
+                self.calls[r] = binding.call
+                bindings.append(binding)  # held: another plan may be bound to the arguments
             for r in range(count):
                 recorder = as_timeline(timelines[r])
                 if recorder is not None:
-                    recorder.prepare(<RingMember>self.ranks[r], <Stream>bindings[r][1],
+                    recorder.prepare(<RingMember>self.ranks[r], <Stream>streams[r],
                                      &self.calls[r])
+                    recorders.append(recorder)
             with nogil:
                 status = c_api.baracuda_ring_run(self.calls, count)
         finally:
+            for recorder in recorders:
+                recorder.finish(status)
             for r in range(entered):
-                (<RingMember>self.ranks[r]).busy = False
+                member = self.ranks[r]
+                member.busy = False
+        if status == c_api.BARACUDA_INTERRUPTED:
+            (<RingMember>self.ranks[0]).abandon()
         check(status)
-        for r in range(count):
-            recorder = timelines[r]
-            if recorder is not None:
-                recorder.recorded = True
 
     def __repr__(self):
         return f"LocalRing({self.ranks!r})"
 
     def __dealloc__(self):
         free(self.calls)
+
+
+cdef int _refuse_mixture(list plans, list args) except -1:
+    """Ranks whose plans differ, or that share arguments, would give an answer that is none."""
+    first = plans[0]
+    for r, plan in enumerate(plans):
+        if not isinstance(plan, RingPlan):
+            raise InvalidProblemError(
+                f"plans: got {type(plan).__name__} for rank {r}, must be a ring plan")
+        if plan is not first and (type(plan) is not type(first) or plan.family != first.family
+                                  or plan.descriptor != first.descriptor):
+            raise InvalidProblemError(
+                f"plans: got {plan!r} for rank {r}, must mean the same as rank 0's, {first!r}")
+    if len({id(given) for given in args}) != len(args):
+        raise InvalidProblemError(
+            "args: got the same arguments for two ranks, each rank must have its own")
+    return 0
 
 
 cdef list _devices(object device, int world_size):

@@ -18,6 +18,8 @@ cdef class RingMember:
     cdef int enter(self) except -1
     # Gives it back and raises what the call's status says.
     cdef int leave(self, int32_t status) except -1
+    # Ends the ring after a signal ended a call of this rank: the others would wait for it.
+    cdef int abandon(self) except -1
     # Raises why the communicator cannot be used now, if it cannot.
     cdef int refuse_if_unusable(self) except -1
     # Collective: every rank's bytes (of one length), in rank order. Waits for the peers.

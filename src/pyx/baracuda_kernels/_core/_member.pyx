@@ -38,7 +38,12 @@ cdef class RingMember:
 
     cdef int leave(self, int32_t status) except -1:
         self.busy = False
+        if status == c_api.BARACUDA_INTERRUPTED:
+            self.abandon()
         return check(status)
+
+    cdef int abandon(self) except -1:
+        return 0
 
     cdef int refuse_if_unusable(self) except -1:
         if self.endpoint == NULL:

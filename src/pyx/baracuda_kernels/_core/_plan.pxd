@@ -1,6 +1,9 @@
 # cython: language_level=3
 from baracuda_kernels._core._stream cimport Stream
 
+# What plans are made with: only a select has it.
+cdef object MADE_BY_SELECT
+
 # Base of every plan: which kernel a descriptor got, on which device.
 cdef class KernelPlan:
     cdef readonly object descriptor

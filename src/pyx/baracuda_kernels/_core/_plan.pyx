@@ -5,6 +5,9 @@ from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels._core._selection import Architecture
 
 
+cdef object MADE_BY_SELECT = object()
+
+
 cdef class KernelPlan:
     """Base of the plans. Made by a subclass's ``select``.
 
@@ -19,9 +22,16 @@ cdef class KernelPlan:
         CUDA ordinal, -1 for the host.
     """
 
-    def __init__(self):
-        name = type(self).__name__
-        raise TypeError(f"{name}: use {name}.select(stream, descriptor)")
+    def __cinit__(self, *made):
+        # Here and not in __init__, which a subclass may leave out: a plan without a kernel is a crash.
+        if len(made) != 1 or made[0] is not MADE_BY_SELECT:
+            name = type(self).__name__
+            raise TypeError(f"{name}: use {name}.select(stream, descriptor)")
+
+    def __reduce__(self):
+        raise TypeError(
+            f"{type(self).__name__}: cannot be pickled or copied, as its kernel is loaded in this "
+            "process; pickle its descriptor and select again")
 
     @property
     def precision_guarantee(self):

@@ -1,6 +1,7 @@
 # cython: language_level=3
 """From the C ABI's status codes to the library's errors."""
 
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t
 
 from baracuda_kernels._core cimport c_api
@@ -17,6 +18,29 @@ from baracuda_kernels._core._errors import (
 )
 
 
+# What a signal's handler raised within a call of the C ABI, until the call is back.
+cdef object _raised = None
+
+
+cdef int32_t _look_for_signals() noexcept with gil:
+    global _raised
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        _raised = error
+        return 1
+    return 0
+
+
+cdef object _interruption():
+    global _raised
+    error, _raised = _raised, None
+    return KeyboardInterrupt() if error is None else error
+
+
+c_api.baracuda_set_signal_check(_look_for_signals)
+
+
 cdef int check(int32_t status) except -1:
     if status == c_api.BARACUDA_OK:
         return 0
@@ -25,6 +49,8 @@ cdef int check(int32_t status) except -1:
 
 cdef object last_exception(int32_t status):
     cdef const c_api.baracuda_error* error = c_api.baracuda_last_error()
+    if status == c_api.BARACUDA_INTERRUPTED:
+        return _interruption()
     cdef str call = error.call.decode("utf-8", "replace")
     cdef str message = error.message.decode("utf-8", "replace")
     if status == c_api.BARACUDA_CUDA_ERROR:

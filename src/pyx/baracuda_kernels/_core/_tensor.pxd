@@ -28,4 +28,7 @@ cdef class DeviceSlice(TensorRef):
 
 # View of any supported operand; name is the argument's, for messages. None stays None.
 cdef TensorRef as_tensor(str name, object operand)
+# An integer in [low, end); floats and bools are none.
+cdef int64_t integer(str name, object value, object low, object end) except? -1
+
 cdef DeviceSlice raw_slice(void* data, int64_t nbytes, int device, bint writable)

@@ -243,7 +243,7 @@ cdef object _fill(TensorRef self, str name, object source, object shape, object 
         raise InvalidProblemError(
             f"{name}: got {type(source).__name__}, must be a tensor with __dlpack__ or "
             "__cuda_array_interface__, a NumPy array, or a TensorRef over an address")
-    if device is not None and device != self.device:
+    if device is not None and integer(f"{name}: device", device, -1, 2 ** 31) != self.device:
         raise InvalidProblemError(f"{name}: lies on device {self.device}, not {device}")
     if shape is not None:
         _reshape_bytes(self, name, shape, strides, element)
@@ -254,9 +254,61 @@ cdef object _fill(TensorRef self, str name, object source, object shape, object 
     return None
 
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+
+    // Whether all that a view spans has addresses, and a size in bytes below 2^63.
+    static int baracuda_spans_memory(const int64_t* dims, const int64_t* steps, int ndim,
+                                     int64_t itemsize, uintptr_t data) {
+        int64_t count = itemsize, first = 0, last = itemsize, reach;
+        uintptr_t end;
+        int i;
+        for (i = 0; i < ndim; ++i) {
+            if (dims[i] == 0) return 1;
+        }
+        for (i = 0; i < ndim; ++i) {
+            if (__builtin_mul_overflow(count, dims[i], &count)) return 0;
+            if (dims[i] == 1) continue;
+            if (__builtin_mul_overflow(steps[i], dims[i] - 1, &reach) ||
+                __builtin_mul_overflow(reach, itemsize, &reach) ||
+                __builtin_add_overflow(steps[i] < 0 ? first : last, reach,
+                                       steps[i] < 0 ? &first : &last)) {
+                return 0;
+            }
+        }
+        return data >= (uintptr_t)0 - (uintptr_t)first &&
+               !__builtin_add_overflow(data, (uintptr_t)last, &end);
+    }
+    """
+    bint baracuda_spans_memory(const int64_t* dims, const int64_t* steps, int ndim,
+                               int64_t itemsize, uintptr_t data) noexcept nogil
+
+
+cdef int64_t integer(str name, object value, object low, object end) except? -1:
+    """An integer in [low, end) and nothing that would have to be rounded to one."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidProblemError(f"{name}: got {value!r}, must be an integer")
+    whole = value.__index__()
+    if not low <= whole < end:
+        raise InvalidProblemError(f"{name}: got {whole}, must be in [{low}, {end})")
+    return whole
+
+
+cdef tuple _sequence(str name, str what, object given):
+    try:
+        return tuple(given)
+    except TypeError:
+        raise InvalidProblemError(
+            f"{name}: got {what} {given!r}, must be a sequence of integers") from None
+
+
 cdef object _set_shape(TensorRef self, str name, object shape, object strides):
+    """The data and the element are set before."""
     cdef int i
-    shape = tuple(shape)
+    shape = _sequence(name, "shape", shape)
+    if strides is not None:
+        strides = _sequence(name, "strides", strides)
     if len(shape) > MAX_DIMS:
         raise InvalidProblemError(f"{name}: got {len(shape)} dimensions, at most {MAX_DIMS} fit")
     if strides is not None and len(strides) != len(shape):
@@ -264,14 +316,17 @@ cdef object _set_shape(TensorRef self, str name, object shape, object strides):
             f"{name}: got {len(strides)} strides for {len(shape)} dimensions")
     self.ndim = len(shape)
     for i in range(self.ndim):
-        if shape[i] < 0:
-            raise InvalidProblemError(f"{name}: got shape {shape}, extents must be >= 0")
-        self.dims[i] = shape[i]
+        self.dims[i] = integer(f"{name}: shape", shape[i], 0, 2 ** 63)
     if strides is None:
         _row_major(self)
     else:
         for i in range(self.ndim):
-            self.steps[i] = strides[i]
+            self.steps[i] = integer(f"{name}: strides", strides[i], -2 ** 63 + 1, 2 ** 63)
+    if not baracuda_spans_memory(self.dims, self.steps, self.ndim, self.itemsize,
+                                 <uintptr_t>self.data):
+        raise InvalidProblemError(
+            f"{name}: got shape {shape} with strides {strides}, which spans more bytes than a "
+            "memory has")
     return None
 
 
@@ -301,7 +356,7 @@ cdef object _from_address(TensorRef self, str name, object address, object shape
                 found = -1  # no usable driver: it can only be host memory
         self.device = found if found >= 0 else -1
     else:
-        self.device = device
+        self.device = integer(f"{name}: device", device, -1, 2 ** 31)
     self.writable = True
     return None
 
@@ -326,7 +381,8 @@ cdef object _byte_strides(TensorRef self, str name, object shape, object strides
         _set_shape(self, name, shape, None)
         return None
     for i, stride in enumerate(strides):
-        if stride % self.itemsize and shape[i] > 1:
+        if integer(f"{name}: strides", stride, -2 ** 63 + 1, 2 ** 63) % self.itemsize \
+                and shape[i] > 1:
             raise InvalidProblemError(
                 f"{name}: stride of {stride} bytes is not a multiple of the element's "
                 f"{self.itemsize}")
@@ -346,12 +402,15 @@ cdef object _from_numpy(TensorRef self, str name, object source):
             f"one of {sorted(BY_DTYPE_NAME)} in native byte order")
     _set_element(self, name, element)
     data = interface.get("data")
-    if data is None:
-        raise InvalidProblemError(f"{name}: {type(source).__name__} does not expose its address")
+    if not isinstance(data, tuple) or len(data) != 2 or not isinstance(data[0], int):
+        # A buffer object is allowed there, such as Pillow's, and would be read as an address.
+        raise InvalidProblemError(
+            f"{name}: {type(source).__name__} does not expose its address; pass "
+            "numpy.asarray(...) of it")
     self.data = <void*><uintptr_t>data[0]
     self.writable = not data[1]
     self.device = -1
-    self.owner = source
+    self.owner = (source, interface)  # whatever the address is of may hang on the dict alone
     _byte_strides(self, name, interface["shape"], interface.get("strides"))
     return None
 
@@ -405,9 +464,9 @@ cdef object _from_dlpack(TensorRef self, str name, object source):
             f"{name}: got DLPack type (code {tensor.dtype.code}, {tensor.dtype.bits} bits, "
             f"{tensor.dtype.lanes} lanes), which no kernel knows")
     _set_element(self, name, element)
+    self.data = <void*>(<char*>tensor.data + tensor.byte_offset)
     _set_shape(self, name, [tensor.shape[i] for i in range(tensor.ndim)],
                None if tensor.strides == NULL else [tensor.strides[i] for i in range(tensor.ndim)])
-    self.data = <void*>(<char*>tensor.data + tensor.byte_offset)
     self.device = -1 if kind in _DL_HOST else tensor.device.device_id
     # The capsule stays unconsumed: its own destructor frees the producer's tensor with us.
     self.owner = (capsule, source)

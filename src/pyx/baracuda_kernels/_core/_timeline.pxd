@@ -15,10 +15,16 @@ cdef class RingTimeline:
     cdef int parts           # launches of a step
     cdef list exchanges      # whether each exchange of the recorded run had messages
     cdef bint recorded
+    cdef bint in_run         # a run records into it
+    cdef int readers         # calls that wait for its events
     cdef list measured       # the steps, once they were read
 
-    # Events for one run of member on stream, put into call; refuses a stream that is being captured.
+    # Takes the timeline for one run of member on stream: its events, put into call. Refuses a stream
+    # that is being captured, and a timeline that another run records into or that is being read.
     cdef int prepare(self, RingMember member, Stream stream, baracuda_ring_call* call) except -1
+    # Gives it back after the run, with the run's status.
+    cdef int finish(self, int32_t status) noexcept
+    cdef list measure(self)
     cdef int destroy_marks(self) noexcept
     cdef double elapsed(self, void* start, void* stop) except? -1
 

@@ -67,26 +67,14 @@ cdef class RingTimeline:
         CudaError
             The run failed on the GPU.
         """
-        cdef c_api.baracuda_ring_marks* mark
-        cdef int s, t
-        cdef double compute, exchange, exposed
         if not self.recorded:
             raise InvalidProblemError("timeline: nothing was recorded; pass it to a run first")
         if self.measured is None:
-            self.measured = []
-            for s in range(self.world_size):
-                compute = exchange = exposed = 0.0
-                for t in range(s * self.parts, (s + 1) * self.parts):
-                    mark = &self.marks[t]
-                    compute += self.elapsed(mark.compute_begin, mark.compute_end)
-                    if self.exchanges[t]:
-                        exchange += self.elapsed(mark.exchange_begin, mark.exchange_end)
-                    if t > 0:
-                        exposed += self.elapsed(mark.wait_begin, mark.compute_begin)
-                if s + 1 == self.world_size and self.exchanges[t + 1]:  # sums come home
-                    mark = &self.marks[t + 1]
-                    exchange += self.elapsed(mark.exchange_begin, mark.exchange_end)
-                self.measured.append(RingStepTime(s, compute, exchange, exposed))
+            self.readers += 1
+            try:
+                self.measured = self.measure()
+            finally:
+                self.readers -= 1
         return list(self.measured)
 
     @property
@@ -110,8 +98,32 @@ cdef class RingTimeline:
         ranks share, their turns included."""
         if not self.recorded:
             raise InvalidProblemError("timeline: nothing was recorded; pass it to a run first")
-        return self.elapsed(self.marks[0].compute_begin,
-                            self.marks[self.world_size * self.parts - 1].compute_end)
+        self.readers += 1
+        try:
+            return self.elapsed(self.marks[0].compute_begin,
+                                self.marks[self.world_size * self.parts - 1].compute_end)
+        finally:
+            self.readers -= 1
+
+    cdef list measure(self):
+        cdef c_api.baracuda_ring_marks* mark
+        cdef int s, t
+        cdef double compute, exchange, exposed
+        cdef list measured = []
+        for s in range(self.world_size):
+            compute = exchange = exposed = 0.0
+            for t in range(s * self.parts, (s + 1) * self.parts):
+                mark = &self.marks[t]
+                compute += self.elapsed(mark.compute_begin, mark.compute_end)
+                if self.exchanges[t]:
+                    exchange += self.elapsed(mark.exchange_begin, mark.exchange_end)
+                if t > 0:
+                    exposed += self.elapsed(mark.wait_begin, mark.compute_begin)
+            if s + 1 == self.world_size and self.exchanges[t + 1]:  # sums come home
+                mark = &self.marks[t + 1]
+                exchange += self.elapsed(mark.exchange_begin, mark.exchange_end)
+            measured.append(RingStepTime(s, compute, exchange, exposed))
+        return measured
 
     cdef double elapsed(self, void* start, void* stop) except? -1:
         cdef float milliseconds = 0
@@ -124,6 +136,9 @@ cdef class RingTimeline:
     cdef int prepare(self, RingMember member, Stream stream,
                      c_api.baracuda_ring_call* call) except -1:
         cdef int32_t capturing = 0, previous = -1, status = c_api.BARACUDA_OK
+        if self.in_run or self.readers:
+            raise InvalidProblemError(
+                "timeline: is in use by another run, or being read; use one per rank and run")
         cdef int i, count = member.world_size * call.program.parts + 1
         cdef void** events
         if stream.device >= 0:
@@ -160,6 +175,12 @@ cdef class RingTimeline:
         self.rank = member.rank
         self.exchanges = [bool(c_api.baracuda_ring_has_exchange(call, i)) for i in range(count)]
         call.marks = self.marks
+        self.in_run = True
+        return 0
+
+    cdef int finish(self, int32_t status) noexcept:
+        self.in_run = False
+        self.recorded = status == c_api.BARACUDA_OK
         return 0
 
     cdef int destroy_marks(self) noexcept:

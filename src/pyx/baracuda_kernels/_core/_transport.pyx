@@ -2,6 +2,7 @@
 """A ring over anything that can send and receive: MPI, a torch process group, a test."""
 
 import weakref
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from libc.stdint cimport int32_t, int64_t, uintptr_t
@@ -11,9 +12,9 @@ from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._member cimport RingMember
 from baracuda_kernels._core._status cimport check
 from baracuda_kernels._core._stream cimport Stream
-from baracuda_kernels._core._tensor cimport raw_slice
+from baracuda_kernels._core._tensor cimport integer, raw_slice
 
-from baracuda_kernels._core._errors import InvalidProblemError
+from baracuda_kernels._core._errors import CommunicatorError, InvalidProblemError
 
 
 @runtime_checkable
@@ -48,7 +49,14 @@ class Transport(Protocol):
     def group_end(self): ...
 
 
-_members = weakref.WeakKeyDictionary()
+# By identity, as transports that compare equal may be different connections: id of a transport to a
+# weak reference to it and its communicators by device.
+_members = {}
+
+
+def _forget(dead, key):
+    if _members.get(key, (None,))[0] is dead:
+        del _members[key]
 
 
 cdef class TransportCommunicator(RingMember):
@@ -63,16 +71,17 @@ cdef class TransportCommunicator(RingMember):
 
     cdef object transport
     cdef object error
+    cdef bint interrupted
     cdef Stream ring_stream
 
     def __cinit__(self, transport, device=-1):
         self.endpoint = <c_api.baracuda_ring_endpoint*>calloc(1, sizeof(self.endpoint[0]))
         if self.endpoint == NULL:
             raise MemoryError("ring endpoint")
-        self.device = device
+        self.device = integer("device", device, -1, 2 ** 31)
         self.transport = transport
-        self.rank = transport.rank
-        self.world_size = transport.world_size
+        self.rank = integer("transport.rank", transport.rank, -2 ** 31, 2 ** 31)
+        self.world_size = integer("transport.world_size", transport.world_size, -2 ** 31, 2 ** 31)
         if self.world_size < 1 or not 0 <= self.rank < self.world_size:
             raise InvalidProblemError(
                 f"transport: got rank {self.rank} of {self.world_size}, must have "
@@ -101,7 +110,11 @@ cdef class TransportCommunicator(RingMember):
     @staticmethod
     def of(transport, int device):
         """The communicator over ``transport``, made once per transport and device."""
-        per_device = _members.setdefault(transport, {})
+        key = id(transport)
+        known, per_device = _members.get(key, (None, None))
+        if known is None or known() is not transport:
+            per_device = {}
+            _members[key] = weakref.ref(transport, partial(_forget, key=key)), per_device
         if device not in per_device:
             # The member must not keep its own key alive.
             per_device[device] = TransportCommunicator(weakref.proxy(transport), device)
@@ -112,7 +125,21 @@ cdef class TransportCommunicator(RingMember):
         self.busy = False
         if error is not None:
             raise error
+        if status == c_api.BARACUDA_INTERRUPTED:
+            self.abandon()
         return check(status)
+
+    cdef int abandon(self) except -1:
+        # The other ranks cannot be told, but what they sent is not the next run's.
+        self.interrupted = self.world_size > 1
+        return 0
+
+    cdef int refuse_if_unusable(self) except -1:
+        if self.interrupted:
+            raise CommunicatorError(
+                f"communicator: rank {self.rank} of {self.world_size} was interrupted in a run; "
+                "make a new transport")
+        return RingMember.refuse_if_unusable(self)
 
     cdef int32_t failed(self, object error) noexcept:
         if self.error is None:  # the first failure is the cause
@@ -125,40 +152,84 @@ cdef class TransportCommunicator(RingMember):
             free(self.endpoint)
 
 
-cdef int32_t _group_start(void* context) noexcept with gil:
-    cdef TransportCommunicator self = <TransportCommunicator>context
+cdef extern from *:
+    """
+    #include <pthread.h>
+    #include <unistd.h>
+
+    // A thread that is not the main one when Python ends is ended by Python (up to 3.13) wherever it
+    // next wants the GIL: with the ring loop's frames on its stack, which cannot be unwound so. It
+    // hangs instead, until the process is gone.
+    static void baracuda_hang(void* unused) {
+        (void)unused;
+        for (;;) pause();
+    }
+
+    static int baracuda_call_python(int (*call)(void*), void* message) {
+        int status;
+        pthread_cleanup_push(baracuda_hang, NULL);
+        status = call(message);
+        pthread_cleanup_pop(0);
+        return status;
+    }
+    """
+    int baracuda_call_python(int (*call)(void*) noexcept nogil, void* message) nogil
+
+
+cdef enum:
+    _START, _SEND, _RECV, _END
+
+
+cdef struct _Message:
+    int what
+    void* context
+    void* data
+    int64_t nbytes
+    int32_t peer
+
+
+cdef int _tell(void* given) noexcept with gil:
+    cdef _Message* message = <_Message*>given
+    cdef TransportCommunicator self = <TransportCommunicator>message.context
     try:
-        self.transport.group_start()
+        if message.what == _START:
+            self.transport.group_start()
+        elif message.what == _END:
+            self.transport.group_end()
+        else:
+            buffer = raw_slice(message.data, message.nbytes, self.device, message.what == _RECV)
+            if message.what == _SEND:
+                self.transport.send(buffer, message.peer, self.ring_stream)
+            else:
+                self.transport.recv(buffer, message.peer, self.ring_stream)
     except BaseException as error:
         return self.failed(error)
     return c_api.BARACUDA_OK
+
+
+cdef int32_t _call(int what, void* context, void* data, int64_t nbytes, int32_t peer) noexcept nogil:
+    cdef _Message message
+    message.what = what
+    message.context = context
+    message.data = data
+    message.nbytes = nbytes
+    message.peer = peer
+    return baracuda_call_python(_tell, &message)
+
+
+cdef int32_t _group_start(void* context) noexcept nogil:
+    return _call(_START, context, NULL, 0, 0)
 
 
 cdef int32_t _send(void* context, const void* data, int64_t nbytes, int32_t peer,
-                   void* stream) noexcept with gil:
-    cdef TransportCommunicator self = <TransportCommunicator>context
-    try:
-        self.transport.send(raw_slice(<void*>data, nbytes, self.device, False), peer,
-                            self.ring_stream)
-    except BaseException as error:
-        return self.failed(error)
-    return c_api.BARACUDA_OK
+                   void* stream) noexcept nogil:
+    return _call(_SEND, context, <void*>data, nbytes, peer)
 
 
 cdef int32_t _recv(void* context, void* data, int64_t nbytes, int32_t peer,
-                   void* stream) noexcept with gil:
-    cdef TransportCommunicator self = <TransportCommunicator>context
-    try:
-        self.transport.recv(raw_slice(data, nbytes, self.device, True), peer, self.ring_stream)
-    except BaseException as error:
-        return self.failed(error)
-    return c_api.BARACUDA_OK
+                   void* stream) noexcept nogil:
+    return _call(_RECV, context, data, nbytes, peer)
 
 
-cdef int32_t _group_end(void* context) noexcept with gil:
-    cdef TransportCommunicator self = <TransportCommunicator>context
-    try:
-        self.transport.group_end()
-    except BaseException as error:
-        return self.failed(error)
-    return c_api.BARACUDA_OK
+cdef int32_t _group_end(void* context) noexcept nogil:
+    return _call(_END, context, NULL, 0, 0)

@@ -16,6 +16,7 @@ cdef extern from "baracuda/status.h" nogil:
         BARACUDA_CUDA_ERROR
         BARACUDA_NCCL_ERROR
         BARACUDA_TRANSPORT_ERROR
+        BARACUDA_INTERRUPTED
     ctypedef struct baracuda_error:
         int32_t status
         int32_t code
@@ -40,6 +41,7 @@ cdef extern from "baracuda/runtime.h" nogil:
         int32_t max_shared_bytes
         int64_t total_bytes
     int32_t baracuda_cuda_built()
+    int32_t baracuda_set_signal_check(int32_t (*check)() noexcept nogil)
     int32_t baracuda_cuda_runtime_version()
     int32_t baracuda_cuda_driver_version(int32_t* version)
     int32_t baracuda_cuda_device_count(int32_t* count)

@@ -16,6 +16,13 @@ constexpr int64_t kMaxHeadDim = 1024;
 // resident.
 constexpr int64_t kScratchBytes = int64_t(5) << 19;
 
+// Whether the work at hand should end early, as nobody wants its result any more. Asked once per tile
+// of keys: items may be long.
+struct StopCheck {
+  bool (*ask)(void* context);
+  void* context;
+};
+
 struct BlockProblem {
   const void* k;
   const void* v;
@@ -30,6 +37,7 @@ struct BlockProblem {
   void* state;        // o_acc [total_rows, head_dim], m [total_rows], l [total_rows]
   void* lse;          // may be null
   int64_t total_rows;
+  StopCheck stop;
 };
 
 struct BlockRows {

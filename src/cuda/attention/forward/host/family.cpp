@@ -77,7 +77,7 @@ int64_t visible(const Step& step, int64_t i) {
   return visible_keys(step.k_map, p.key_len, position(step.q_map, i));
 }
 
-void run_item(void* context, int64_t item, void* scratch) {
+void run_item(void* context, int64_t item, void* scratch, const StopCheck& stop) {
   const Step& step = *static_cast<const Step*>(context);
   const StepParams& p = step.params;
   const Blocking& blocking = step.blocking;
@@ -103,6 +103,7 @@ void run_item(void* context, int64_t item, void* scratch) {
   problem.state = p.state;
   problem.lse = problem.last ? p.lse : nullptr;
   problem.total_rows = p.batch * p.heads * p.query_len;
+  problem.stop = stop;
 
   BlockRows rows;
   rows.count = 0;
@@ -152,7 +153,8 @@ int32_t step(const StepParams& p, void*) {
     step.k_map = p.device_maps[1];
   }
   step.blocking = choose_blocking(p, thread_count());
-  if (parallel_for(step.blocking.items, run_item, &step)) return BARACUDA_OK;
+  const int32_t status = parallel_for(step.blocking.items, run_item, &step, kStep);
+  if (status != BARACUDA_OUT_OF_MEMORY) return status;
   return fail(BARACUDA_OUT_OF_MEMORY, kStep, "no memory for %lld bytes of scratch",
               static_cast<long long>(kScratchBytes));
 }

@@ -60,6 +60,7 @@ class FlashBlock {
     load_state();
     if (keys > 0) pack_queries();
     for (int64_t start = 0; start < keys; start += tile_keys_) {
+      if (problem_.stop.ask(problem_.stop.context)) return;
       fold_tile(start, smaller(tile_keys_, keys - start));
     }
     if (problem_.last) {

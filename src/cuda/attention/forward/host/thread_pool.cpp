@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "attention/forward/host/block.h"
+#include "baracuda/status.h"
+#include "common/interrupt.h"
 
 namespace baracuda {
 namespace host {
@@ -19,17 +21,75 @@ namespace {
 
 constexpr int32_t kMaxThreads = 1024;
 
+void* allocate_scratch() { return std::aligned_alloc(64, kScratchBytes); }
+
 struct Scratch {
   void* memory = nullptr;
+  bool in_use = false;
   ~Scratch() { std::free(memory); }
 };
 
 // Taken at a thread's first use and kept, so that later steps do not allocate.
-void* thread_scratch() {
+Scratch& thread_scratch() {
   static thread_local Scratch scratch;
-  if (scratch.memory == nullptr) scratch.memory = std::aligned_alloc(64, kScratchBytes);
-  return scratch.memory;
+  if (scratch.memory == nullptr) scratch.memory = allocate_scratch();
+  return scratch;
 }
+
+// The thread's scratch for one call. A signal's handler that runs a step within a step gets its own.
+class ScratchUse {
+ public:
+  ScratchUse() : kept_(thread_scratch()), nested_(kept_.in_use) {
+    memory_ = nested_ ? allocate_scratch() : kept_.memory;
+    kept_.in_use = true;
+  }
+  ~ScratchUse() {
+    if (nested_) {
+      std::free(memory_);
+    } else {
+      kept_.in_use = false;
+    }
+  }
+  ScratchUse(const ScratchUse&) = delete;
+  ScratchUse& operator=(const ScratchUse&) = delete;
+  void* memory() const { return memory_; }
+
+ private:
+  Scratch& kept_;
+  const bool nested_;
+  void* memory_;
+};
+
+// Rounding to nearest, no flushing to zero, no traps: the mode that a thread starts with, unless the
+// one that started it had another.
+class DefaultFloats {
+ public:
+#if defined(__x86_64__)
+  DefaultFloats() : before_(__builtin_ia32_stmxcsr()) {
+    if (differs()) __builtin_ia32_ldmxcsr(kDefault);
+  }
+  ~DefaultFloats() {
+    if (differs()) __builtin_ia32_ldmxcsr(before_);
+  }
+
+ private:
+  static constexpr unsigned kDefault = 0x1f80;
+  static constexpr unsigned kSticky = 0x3f;  // exceptions that were met
+  bool differs() const { return (before_ & ~kSticky) != kDefault; }
+  const unsigned before_;
+#elif defined(__aarch64__)
+  DefaultFloats() {
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before_));
+    if (before_ != 0) __asm__ volatile("msr fpcr, %0" : : "r"(uint64_t(0)));
+  }
+  ~DefaultFloats() {
+    if (before_ != 0) __asm__ volatile("msr fpcr, %0" : : "r"(before_));
+  }
+
+ private:
+  uint64_t before_ = 0;
+#endif
+};
 
 int32_t default_threads() {
   if (const char* wish = std::getenv("BARACUDA_NUM_THREADS")) {
@@ -50,11 +110,33 @@ struct Job {
   Task task;
   void* context;
   int64_t count;
+  const char* call;
   std::atomic<int64_t> next{0};
+  std::atomic<int32_t> stopped{BARACUDA_OK};  // why its items end early
   // Guarded by the pool's mutex:
   int helpers = 0;  // pool threads inside
   Job* behind = nullptr;
+
+  void run_item(int64_t i, void* scratch, bool (*ask)(void*)) {
+    task(context, i, scratch, {ask, this});
+  }
 };
+
+// What an item on a pool's thread asks.
+bool is_stopped(void* context) {
+  return static_cast<Job*>(context)->stopped.load(std::memory_order_relaxed) != BARACUDA_OK;
+}
+
+// And on the caller's, which hears of signals and aborts for all.
+bool poll_job(void* context) {
+  Job& job = *static_cast<Job*>(context);
+  if (is_stopped(context)) return true;
+  const int32_t status = poll_stop(job.call);
+  if (status == BARACUDA_OK) return false;
+  job.stopped.store(status, std::memory_order_relaxed);
+  job.next.store(job.count);
+  return true;
+}
 
 class ThreadPool {
  public:
@@ -99,7 +181,7 @@ class ThreadPool {
     work_.notify_all();
     // The caller never stops early: its job ends even if the pool is closed under it.
     for (int64_t i = job.next++; i < job.count; i = job.next++) {
-      job.task(job.context, i, scratch);
+      job.run_item(i, scratch, poll_job);
     }
     std::unique_lock<std::mutex> lock(mutex_);
     forget(&job);
@@ -108,8 +190,9 @@ class ThreadPool {
 
  private:
   void work() {
-    void* scratch = thread_scratch();
+    void* scratch = thread_scratch().memory;
     if (scratch == nullptr) return;
+    const DefaultFloats floats;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
       work_.wait(lock, [this] { return stopping_ || jobs_ != nullptr; });
@@ -120,7 +203,7 @@ class ThreadPool {
       while (!stopping_.load(std::memory_order_relaxed)) {
         const int64_t i = job->next++;
         if (i >= job->count) break;
-        job->task(job->context, i, scratch);
+        job->run_item(i, scratch, is_stopped);
       }
       lock.lock();
       if (job->next.load() >= job->count) forget(job);
@@ -181,25 +264,30 @@ ThreadPool& pool() {
 
 }  // namespace
 
-bool parallel_for(int64_t count, Task task, void* context) {
-  void* scratch = thread_scratch();
-  if (scratch == nullptr) return false;
-  ThreadPool& threads = pool();
-  if (count <= 1 || threads.threads() == 1) {
-    for (int64_t i = 0; i < count; ++i) task(context, i, scratch);
-    return true;
-  }
+int32_t parallel_for(int64_t count, Task task, void* context, const char* call) {
+  const ScratchUse scratch;
+  if (scratch.memory() == nullptr) return BARACUDA_OUT_OF_MEMORY;
+  const DefaultFloats floats;
+  const StopScope scope(nullptr);
   Job job;
   job.task = task;
   job.context = context;
   job.count = count;
-  threads.run(job, scratch);
-  return true;
+  job.call = call;
+  ThreadPool& threads = pool();
+  if (count > 1 && threads.threads() > 1) {
+    threads.run(job, scratch.memory());
+  } else {
+    for (int64_t i = job.next++; i < count; i = job.next++) {
+      job.run_item(i, scratch.memory(), poll_job);
+    }
+  }
+  return job.stopped.load(std::memory_order_relaxed);
 }
 
 bool start_threads() {
   pool().start();
-  return thread_scratch() != nullptr;
+  return thread_scratch().memory != nullptr;
 }
 
 int32_t thread_count() { return pool().threads(); }

@@ -3,17 +3,21 @@
 
 #include <stdint.h>
 
+#include "attention/forward/host/block.h"
+
 namespace baracuda {
 namespace host {
 
-// scratch: kScratchBytes that belong to the running thread.
-using Task = void (*)(void* context, int64_t item, void* scratch);
+// scratch: kScratchBytes that belong to the running thread. stop: for the item to ask now and then.
+using Task = void (*)(void* context, int64_t item, void* scratch, const StopCheck& stop);
 
 // Runs task for the items [0, count) on this thread and the pool's; returns when all are done.
 // Several threads may call at once: the pool helps them in turn and each does its own work
-// meanwhile, so a call never waits for another's. False: no memory for this thread's scratch, and
-// nothing ran.
-bool parallel_for(int64_t count, Task task, void* context);
+// meanwhile, so a call never waits for another's. Whatever the threads' floating-point modes are,
+// items run in the default one, so that they answer alike. BARACUDA_OUT_OF_MEMORY, not recorded: no
+// memory for this thread's scratch, and nothing ran. BARACUDA_ABORTED, BARACUDA_INTERRUPTED: some
+// items were left out (common/interrupt.h).
+int32_t parallel_for(int64_t count, Task task, void* context, const char* call);
 
 // Starts the threads and takes this one's scratch. False: no memory for it.
 bool start_threads();

@@ -1,8 +1,10 @@
 #include "ring/exchange/local/group.h"
 
+#include <algorithm>
 #include <new>
 
 #include "common/error.h"
+#include "common/interrupt.h"
 #include "ring/exchange/local/world.h"
 
 namespace baracuda {
@@ -14,6 +16,7 @@ struct LocalGroup {
   LocalRank* ranks = nullptr;
   LocalRank** end = &ranks;
   baracuda_error failure{};  // of a send or receive in it: the group then exchanges nothing
+  bool acting = false;       // exchanging: a signal's handler must not open it anew
 };
 
 namespace {
@@ -116,15 +119,31 @@ int32_t enqueue(LocalRank& rank, std::vector<Message>& list, const Message& mess
   return status != BARACUDA_OK ? status : closed;
 }
 
+// BARACUDA_OK, in time or not, or BARACUDA_INTERRUPTED.
 template <typename Ready>
-bool wait_until(baracuda_local_world& world, LocalRank& rank, Lock& lock,
-                baracuda_local_world::Clock::time_point deadline, Ready ready) {
-  const auto done = [&world, &ready] { return world.aborted || ready(); };
-  if (deadline != baracuda_local_world::Clock::time_point::max()) {
-    return rank.changed.wait_until(lock, deadline, done);
+int32_t wait_until(baracuda_local_world& world, LocalRank& rank, Lock& lock,
+                   baracuda_local_world::Clock::time_point deadline, const char* call, Ready ready,
+                   bool* in_time) {
+  using Clock = baracuda_local_world::Clock;
+  const auto done = [&world, &ready] { return world.aborted != 0 || ready(); };
+  *in_time = true;
+  if (done()) return BARACUDA_OK;
+  const bool looks = is_interruptible();
+  if (!looks && deadline == Clock::time_point::max()) {
+    rank.changed.wait(lock, done);
+    return BARACUDA_OK;
   }
-  rank.changed.wait(lock, done);
-  return true;
+  const StopScope scope(nullptr);
+  for (;;) {
+    const auto until = looks ? std::min(deadline, Clock::now() + kLookForSignals) : deadline;
+    if (rank.changed.wait_until(lock, until, done)) return BARACUDA_OK;
+    *in_time = until != deadline;
+    if (!*in_time) return BARACUDA_OK;
+    lock.unlock();
+    const int32_t status = poll_stop(call);
+    lock.lock();
+    if (status != BARACUDA_OK) return status;
+  }
 }
 
 // One thread's part of an exchange. All sends of all its ranks are posted before the first wait,
@@ -231,10 +250,11 @@ class Exchange {
 
   int32_t take(LocalRank& rank, LocalReceive& into) {
     Lock lock(world_.mutex);
-    const bool in_time = wait_until(world_, rank, lock, deadline_, [&rank, &into] {
-      return *find(rank, into.peer) != nullptr;
-    });
-    const int32_t status = world_.refuse("local recv", rank.rank);
+    bool in_time = true;
+    int32_t status = wait_until(
+        world_, rank, lock, deadline_, "local recv",
+        [&rank, &into] { return *find(rank, into.peer) != nullptr; }, &in_time);
+    if (status == BARACUDA_OK) status = world_.refuse("local recv", rank.rank);
     if (status != BARACUDA_OK) return status;
     if (!in_time) {
       return fail(BARACUDA_TIMEOUT, "local recv",
@@ -277,11 +297,14 @@ class Exchange {
     for (LocalRank* rank = group_.ranks; rank != nullptr; rank = rank->next_in_group) {
       for (LocalSend& send : rank->sends) {
         const auto delivered = [&send] { return send.state == LocalSend::kDelivered; };
-        const bool in_time = wait_until(world_, *rank, lock, deadline_, delivered);
+        bool in_time = true;
+        const int32_t interrupted =
+            wait_until(world_, *rank, lock, deadline_, "local send", delivered, &in_time);
         // Somebody is copying it: the caller must not get the buffer back before that is over.
         rank->changed.wait(lock, [&send] { return send.state != LocalSend::kTaken; });
         if (delivered() || status != BARACUDA_OK) continue;
-        status = world_.refuse("local send", rank->rank);
+        status = interrupted;
+        if (status == BARACUDA_OK) status = world_.refuse("local send", rank->rank);
         if (status == BARACUDA_OK && !in_time) {
           status = fail(BARACUDA_TIMEOUT, "local send",
                         "rank %d waited %g s for rank %d to receive its message", rank->rank,
@@ -306,6 +329,11 @@ class Exchange {
 
 int32_t local_group_start(void* context) {
   LocalGroup& group = open_group;
+  if (group.acting) {
+    return fail_at(*static_cast<LocalRank*>(context),
+                   fail(BARACUDA_INVALID_ARGUMENT, "local group_start",
+                        "this thread is in an exchange: a signal's handler cannot run a ring"));
+  }
   const int32_t status = join_group(group, *static_cast<LocalRank*>(context));
   if (status == BARACUDA_OK) ++group.depth;
   return status;
@@ -330,6 +358,7 @@ int32_t local_group_end(void* context) {
                    fail(BARACUDA_INVALID_ARGUMENT, "local group_end", "no group is open"));
   }
   if (--group.depth > 0) return BARACUDA_OK;
+  group.acting = true;
   const int32_t status = Exchange(group).execute();
   leave_group(group);
   return status;

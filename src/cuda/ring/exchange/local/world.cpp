@@ -45,7 +45,7 @@ baracuda_local_world::baracuda_local_world(int32_t size, double timeout)
 
 void baracuda_local_world::abort_with(const baracuda_error& reason) {
   if (aborted) return;
-  aborted = true;
+  __atomic_store_n(&aborted, 1, __ATOMIC_RELAXED);
   abort_reason = reason;
   for (LocalRank& rank : ranks) rank.changed.notify_all();
 }
@@ -144,6 +144,7 @@ int32_t baracuda_local_transport(baracuda_local_world* world, int32_t rank,
                          baracuda::local_send,
                          baracuda::local_recv,
                          baracuda::local_group_end};
+  endpoint->stop = &world->aborted;
   return BARACUDA_OK;
 }
 

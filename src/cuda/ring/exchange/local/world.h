@@ -70,7 +70,7 @@ struct baracuda_local_world {
 
   const double timeout_seconds;
   std::mutex mutex;
-  bool aborted = false;
+  int32_t aborted = 0;  // read without the mutex by runs that compute
   baracuda_error abort_reason{};
   std::vector<baracuda::LocalRank> ranks;
 };

@@ -95,6 +95,14 @@ void baracuda_nccl_comm::enter_blocked() {
   blocked_since = Clock::now();
 }
 
+bool baracuda_nccl_comm::enter_blocked_if_healthy() {
+  const Lock lock(mutex);
+  if (state != baracuda::kHealthy) return false;
+  phase = baracuda::NcclPhase::kBlocked;
+  blocked_since = Clock::now();
+  return true;
+}
+
 void baracuda_nccl_comm::leave_blocked() {
   const Lock lock(mutex);
   phase = baracuda::NcclPhase::kIdle;

@@ -58,6 +58,8 @@ struct baracuda_nccl_comm {
   bool wait_ended(double seconds);
 
   void enter_blocked();
+  // False, and not entered, after a failure: an abort that came before a call would not end it.
+  bool enter_blocked_if_healthy();
   void leave_blocked();
 
   baracuda::NcclComm* handle = nullptr;

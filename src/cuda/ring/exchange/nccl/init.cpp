@@ -5,6 +5,7 @@
 
 #include "baracuda/runtime.h"
 #include "common/error.h"
+#include "common/interrupt.h"
 #include "ring/device_scope.h"
 #include "ring/exchange/nccl/comm.h"
 #include "runtime/scratch.h"
@@ -79,11 +80,12 @@ int32_t call_blocking(baracuda_nccl_comm& comm, baracuda_nccl_comm& target, cons
   NcclDeadline deadline(target);
   int32_t status = watchdog_arm(deadline, limit, call);
   if (status != BARACUDA_OK) return status;
-  comm.enter_blocked();
-  if (&target != &comm) target.enter_blocked();
-  const int result = f(*nccl_api());
-  comm.leave_blocked();
-  if (&target != &comm) target.leave_blocked();
+  int result = kNcclSuccess;
+  const bool entered = comm.enter_blocked_if_healthy();
+  const bool both = entered && (&target == &comm || target.enter_blocked_if_healthy());
+  if (both) result = f(*nccl_api());
+  if (entered) comm.leave_blocked();
+  if (both && &target != &comm) target.leave_blocked();
   watchdog_disarm(deadline);
   status = target.report_failure();
   if (status == BARACUDA_OK) status = comm.report_failure();
@@ -137,24 +139,42 @@ int32_t warm_up(CommPtr* comms, int32_t count, const TimeLimit& limit) {
   return status;
 }
 
+// Does work, which may block inside NCCL, while this thread looks for signals. One that comes fails
+// the communicators and aborts those that are ours, so that the work ends.
+template <typename Pointer, typename Work>
+int32_t interruptibly(const char* call, const Pointer* comms, size_t count, Work work) {
+  struct Context {
+    const char* call;
+    const Pointer* comms;
+    size_t count;
+    Work& work;
+  } context{call, comms, count, work};
+  const auto interrupted = [](void* given) {
+    const Context& at = *static_cast<const Context*>(given);
+    for (size_t i = 0; i < at.count; ++i) {
+      baracuda_nccl_comm& comm = *at.comms[i];
+      fail(BARACUDA_INTERRUPTED, at.call, "a signal came");
+      locate_failure(comm.rank, -1);
+      fail_comm(comm);
+    }
+  };
+  return run_interruptibly([](void* given) { return static_cast<Context*>(given)->work(); },
+                           interrupted, &context, call);
+}
+
 int32_t finish(CommPtr& comm, const TimeLimit& limit, baracuda_nccl_comm** out) {
   const int32_t status = warm_up(&comm, 1, limit);
   if (status == BARACUDA_OK) *out = comm.release();
   return status;
 }
 
-int32_t init_all(int32_t count, const int32_t* devices, int32_t max_ctas, const TimeLimit& limit,
-                 baracuda_nccl_comm** out) {
-  constexpr const char* call = "ncclCommInitRankConfig";
-  NcclUniqueId id;
-  int32_t status = check_nccl(nccl_api()->get_unique_id(&id), "ncclGetUniqueId");
-  if (status != BARACUDA_OK) return status;
-  std::vector<CommPtr> comms(static_cast<size_t>(count));
-  std::vector<std::unique_ptr<NcclDeadline>> deadlines(static_cast<size_t>(count));
+// All ranks join the ring: what may block of init_all.
+int32_t join_all(std::vector<CommPtr>& comms, const int32_t* devices, int32_t max_ctas,
+                 const TimeLimit& limit, const NcclUniqueId& id, const char* call) {
+  const int32_t count = static_cast<int32_t>(comms.size());
+  int32_t status = BARACUDA_OK;
+  std::vector<std::unique_ptr<NcclDeadline>> deadlines(comms.size());
   for (size_t i = 0; i < comms.size(); ++i) {
-    comms[i] = make_comm(call, true, static_cast<int32_t>(i), count, devices[i], max_ctas,
-                         limit);
-    if (comms[i] == nullptr) return baracuda_last_error()->status;
     deadlines[i] = std::make_unique<NcclDeadline>(*comms[i]);
   }
   for (size_t i = 0; i < comms.size() && status == BARACUDA_OK; ++i) {
@@ -162,8 +182,10 @@ int32_t init_all(int32_t count, const int32_t* devices, int32_t max_ctas, const 
   }
   if (status == BARACUDA_OK) {
     DeviceScope scope;
-    for (CommPtr& comm : comms) comm->enter_blocked();
-    status = check_nccl(nccl_api()->group_start(), "ncclGroupStart");
+    bool entered = true;
+    for (CommPtr& comm : comms) entered = comm->enter_blocked_if_healthy() && entered;
+    // Of one that failed before, the failure is reported below.
+    status = entered ? check_nccl(nccl_api()->group_start(), "ncclGroupStart") : BARACUDA_ABORTED;
     if (status == BARACUDA_OK) {
       for (size_t i = 0; i < comms.size() && status == BARACUDA_OK; ++i) {
         status = scope.enter(*comms[i]->endpoint.ops, devices[i]);
@@ -195,6 +217,28 @@ int32_t init_all(int32_t count, const int32_t* devices, int32_t max_ctas, const 
     // Together or not at all: what the others have enqueued may wait for the failed one.
     for (CommPtr& comm : comms) comm->mark_failed();
   }
+  return status;
+}
+
+int32_t init_all(int32_t count, const int32_t* devices, int32_t max_ctas, const TimeLimit& limit,
+                 baracuda_nccl_comm** out) {
+  constexpr const char* call = "ncclCommInitRankConfig";
+  NcclUniqueId id;
+  int32_t status = check_nccl(nccl_api()->get_unique_id(&id), "ncclGetUniqueId");
+  if (status != BARACUDA_OK) return status;
+  std::vector<CommPtr> comms(static_cast<size_t>(count));
+  for (size_t i = 0; i < comms.size(); ++i) {
+    comms[i] = make_comm(call, true, static_cast<int32_t>(i), count, devices[i], max_ctas,
+                         limit);
+    if (comms[i] == nullptr) return baracuda_last_error()->status;
+  }
+  status = interruptibly(call, comms.data(), comms.size(), [&]() -> int32_t {
+    try {
+      return join_all(comms, devices, max_ctas, limit, id, call);
+    } catch (const std::bad_alloc&) {
+      return fail(BARACUDA_OUT_OF_MEMORY, call, "no memory for %d communicators", count);
+    }
+  });
   for (size_t i = 0; i < comms.size() && status == BARACUDA_OK; ++i) out[i] = comms[i].release();
   return status;
 }
@@ -240,15 +284,19 @@ int32_t baracuda_nccl_init_rank(int32_t world_size, const void* id, int32_t rank
   const TimeLimit limit(timeout_seconds);
   CommPtr made = make_comm(call, true, rank, world_size, device, max_ctas, limit);
   if (made == nullptr) return baracuda_last_error()->status;
-  DeviceScope scope;
-  status = scope.enter(*made->endpoint.ops, device);
-  if (status != BARACUDA_OK) return status;
-  status = call_blocking(*made, *made, limit, call, [&](const NcclApi& nccl) {
-    NcclConfig config = config_for(max_ctas);
-    return nccl.comm_init_rank_config(&made->handle, world_size,
-                                      *static_cast<const NcclUniqueId*>(id), rank, &config);
+  status = interruptibly(call, &made, 1, [&]() -> int32_t {
+    DeviceScope scope;
+    int32_t joined = scope.enter(*made->endpoint.ops, device);
+    if (joined != BARACUDA_OK) return joined;
+    joined = call_blocking(*made, *made, limit, call, [&](const NcclApi& nccl) {
+      NcclConfig config = config_for(max_ctas);
+      return nccl.comm_init_rank_config(&made->handle, world_size,
+                                        *static_cast<const NcclUniqueId*>(id), rank, &config);
+    });
+    return joined == BARACUDA_OK ? warm_up(&made, 1, limit) : joined;
   });
-  return status == BARACUDA_OK ? finish(made, limit, comm) : status;
+  if (status == BARACUDA_OK) *comm = made.release();
+  return status;
 }
 
 int32_t baracuda_nccl_init_all(int32_t count, const int32_t* devices, int32_t max_ctas,
@@ -311,15 +359,18 @@ int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key
   CommPtr made = make_comm(call, true, comm->rank, comm->world_size, parent.device,
                            parent.max_ctas, limit);
   if (made == nullptr) return baracuda_last_error()->status;
-  DeviceScope scope;
-  status = scope.enter(*parent.ops, parent.device);
-  if (status != BARACUDA_OK) return status;
   // Aborting the parent unblocks its split; one that is not ours is left alone.
-  status = call_blocking(*comm, comm->owned ? *comm : *made, limit, call,
-                         [&](const NcclApi& nccl) {
-    NcclConfig config = config_for(parent.max_ctas);
-    return nccl.comm_split(comm->handle, color < 0 ? kNcclSplitNoColor : color, key, &made->handle,
-                           &config);
+  baracuda_nccl_comm& target = comm->owned ? *comm : *made;
+  baracuda_nccl_comm* const targets[] = {&target};
+  status = interruptibly(call, targets, 1, [&]() -> int32_t {
+    DeviceScope scope;
+    const int32_t entered = scope.enter(*parent.ops, parent.device);
+    if (entered != BARACUDA_OK) return entered;
+    return call_blocking(*comm, target, limit, call, [&](const NcclApi& nccl) {
+      NcclConfig config = config_for(parent.max_ctas);
+      return nccl.comm_split(comm->handle, color < 0 ? kNcclSplitNoColor : color, key,
+                             &made->handle, &config);
+    });
   });
   if (status != BARACUDA_OK) {
     const baracuda_error failure = *baracuda_last_error();
@@ -334,7 +385,13 @@ int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key
   status = query_ranks(made->handle, &made->rank, &made->world_size);
   if (status != BARACUDA_OK) return status;
   made->endpoint.transport = nccl_transport(*made);
-  return finish(made, limit, child);
+  status = interruptibly(call, &made, 1, [&]() -> int32_t {
+    DeviceScope scope;
+    const int32_t entered = scope.enter(*parent.ops, parent.device);
+    return entered == BARACUDA_OK ? warm_up(&made, 1, limit) : entered;
+  });
+  if (status == BARACUDA_OK) *child = made.release();
+  return status;
 }
 
 }  // extern "C"

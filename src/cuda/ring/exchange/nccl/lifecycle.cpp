@@ -6,6 +6,7 @@
 
 #include "baracuda/runtime.h"
 #include "common/error.h"
+#include "common/interrupt.h"
 #include "ring/device_scope.h"
 #include "ring/exchange/nccl/comm.h"
 
@@ -55,6 +56,7 @@ int32_t fail_synchronize(baracuda_nccl_comm& comm, double seconds) {
 
 // Polls ever less often: short waits end soon, long ones cost little.
 int32_t poll(baracuda_nccl_comm& comm, void* stream, const TimeLimit& limit) {
+  const StopScope scope(nullptr);
   std::chrono::microseconds pause{0};
   for (;;) {
     int32_t done = 1;
@@ -66,6 +68,8 @@ int32_t poll(baracuda_nccl_comm& comm, void* stream, const TimeLimit& limit) {
     const int32_t status = find_async_error(comm);
     if (status != BARACUDA_OK || done) return status;
     if (limit.passed()) return fail_synchronize(comm, limit.seconds());
+    const int32_t interrupted = poll_stop("baracuda_nccl_synchronize");
+    if (interrupted != BARACUDA_OK) return interrupted;
     std::this_thread::sleep_for(pause);
     pause = std::min(std::chrono::microseconds(1000), pause * 3 / 2 + std::chrono::microseconds(5));
   }

@@ -4,7 +4,7 @@
 from functools import partial
 
 from baracuda_kernels._core cimport c_api
-from baracuda_kernels._core._plan cimport KernelPlan
+from baracuda_kernels._core._plan cimport MADE_BY_SELECT, KernelPlan
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
 from baracuda_kernels.ops.attention._kernel cimport AttentionKernel, load_kernel
@@ -53,7 +53,7 @@ cdef class FlashSdpaPlan(KernelPlan):
     @staticmethod
     def select(stream, descriptor, preference=None):
         """Choose a kernel and load it; see :meth:`RingAttentionPlan.select`."""
-        cdef FlashSdpaPlan self = FlashSdpaPlan.__new__(FlashSdpaPlan)
+        cdef FlashSdpaPlan self = FlashSdpaPlan.__new__(FlashSdpaPlan, MADE_BY_SELECT)
         family = self.choose(SPEC, as_stream(stream), descriptor, preference, Direction.FORWARD)
         self.kernel = load_kernel(family, descriptor, self.device)
         return self
@@ -73,10 +73,13 @@ cdef class FlashSdpaPlan(KernelPlan):
             The launch failed.
         """
         cdef Stream one = as_stream(stream)
+        cdef c_api.baracuda_attention_step_params step
         self.refuse_stream(one)
         if args.plan is not self:
             self.bind(args)
-        self.kernel.step(&args.step, one)
+        # A copy: another plan may be bound to these arguments by another thread meanwhile.
+        step = args.step
+        self.kernel.step(&step, one)
 
     cdef int bind(self, FlashSdpaArgs args) except -1:
         cdef FlashSdpaDescriptor d = self.descriptor

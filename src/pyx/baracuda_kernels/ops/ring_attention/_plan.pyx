@@ -9,6 +9,7 @@ from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._device cimport enter_device, leave_device
 from baracuda_kernels._core._member cimport RingBinding, RingMember, RingPlan, as_member
 from baracuda_kernels._core._operands cimport SCRATCH_ALIGNMENT
+from baracuda_kernels._core._plan cimport MADE_BY_SELECT
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
 from baracuda_kernels._core._timeline cimport RingTimeline, as_timeline
@@ -23,6 +24,10 @@ from baracuda_kernels._core._selection import OpSpec
 from baracuda_kernels.ops.attention import _families, _options
 from baracuda_kernels.ops.attention._kind import AttentionKind
 from baracuda_kernels.ops.ring_attention import _agreement
+
+
+_MAX_POSITION = 2 ** 62
+_MAX_RANKS = 2 ** 31 - 1
 
 
 cdef class _Binding(RingBinding):
@@ -75,7 +80,7 @@ cdef class RingAttentionPlan(RingPlan):
         UnsupportedError
             No kernel fits; the message has every kernel's reason.
         """
-        cdef RingAttentionPlan self = RingAttentionPlan.__new__(RingAttentionPlan)
+        cdef RingAttentionPlan self = RingAttentionPlan.__new__(RingAttentionPlan, MADE_BY_SELECT)
         cdef c_api.baracuda_attention_step_params step
         cdef RingAttentionDescriptor problem
         family = self.choose(SPEC, as_stream(stream), descriptor, preference, Direction.FORWARD)
@@ -150,6 +155,9 @@ cdef class RingAttentionPlan(RingPlan):
             An operand is wrong; nothing was launched or sent.
         CommunicatorError
             The communicator is busy in another run, failed or closed.
+        KeyboardInterrupt
+            Ctrl-C while the host computed, or waited for another rank. What y, lse and the scratch
+            hold is undefined then, and the ring is aborted (one of several ranks).
         NcclError, NcclTimeoutError, CudaError
             The ring or the GPU failed.
         """
@@ -158,24 +166,29 @@ cdef class RingAttentionPlan(RingPlan):
         cdef RingBinding binding = self.bind(one, member, args)
         cdef RingTimeline recorder = as_timeline(timeline)
         cdef int32_t status, previous
+        # Until the communicator is ours another run may be reading what is written below.
         member.enter()
         binding.call.stream = one.handle
         binding.call.marks = NULL
         try:
-            if recorder is not None:
-                recorder.prepare(member, one, &binding.call)
             previous = enter_device(self.kernel.device)
+            if recorder is not None:
+                try:
+                    recorder.prepare(member, one, &binding.call)
+                except BaseException:
+                    leave_device(previous)
+                    raise
         except BaseException:
             member.leave(c_api.BARACUDA_OK)
             raise
         with nogil:
             status = c_api.baracuda_ring_run(&binding.call, 1)
+        if recorder is not None:
+            recorder.finish(status)
         try:
             leave_device(previous)
         finally:
             member.leave(status)
-        if recorder is not None:
-            recorder.recorded = True
 
     def step(self, stream, *, q, k, v, y=None, lse=None, accumulator_scratch=None, rank=0,
              origin=0, world_size=1, first=True, last=True, follows=False):
@@ -209,6 +222,10 @@ cdef class RingAttentionPlan(RingPlan):
         self.refuse_stream(one)
         if not isinstance(world_size, int) or world_size < 1:
             raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
+        if world_size * max(d.query_len, d.key_len, 1) > _MAX_POSITION or world_size > _MAX_RANKS:
+            raise InvalidProblemError(
+                f"world_size: got {world_size}, must keep all positions below 2**62 and be below "
+                "2**31")
         for name, value in (("rank", rank), ("origin", origin)):
             if not isinstance(value, int) or not 0 <= value < world_size:
                 raise InvalidProblemError(
