@@ -7,6 +7,7 @@ import ctypes as ct
 import gc
 import os
 import pickle
+import signal
 import threading
 import time
 
@@ -17,6 +18,7 @@ import baracuda_kernels as bk
 from helpers.oracle import attention
 
 B, H, S, D = 1, 2, 12, 16
+HOST = bk.Stream.host()
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +168,109 @@ def test_a_missing_rank_is_a_timeout():
         bk.Communicator.init_rank(2, token, 0, device="host", timeout=0.2)
 
 
+def interrupt_soon():
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    return time.monotonic()
+
+
+def test_ctrl_c_ends_the_wait_for_a_missing_rank():
+    token, start = bk.UniqueId.new(), interrupt_soon()
+    with pytest.raises(KeyboardInterrupt):
+        bk.Communicator.init_rank(2, token, 0, device="host", timeout=30)
+    assert time.monotonic() - start < 2
+
+
+def test_ctrl_c_ends_the_wait_for_a_peer_in_the_warm_up(fake):
+    fake.fake_nccl_hang(b"ncclGroupEnd", -1, 1)
+    start = interrupt_soon()
+    with pytest.raises(KeyboardInterrupt):
+        bk.Communicator.init_rank(1, bk.UniqueId.new(), 0, device="host", timeout=30)
+    assert time.monotonic() - start < 2
+
+
+def test_ctrl_c_ends_a_split():
+    comms = make_ring(2, timeout=30)
+    start = interrupt_soon()
+    with pytest.raises(KeyboardInterrupt):
+        comms[0].split(0)
+    assert time.monotonic() - start < 2
+    assert comms[0].state in ("failed", "aborted")
+    with pytest.raises(bk.CommunicatorError):
+        comms[0].split(0)
+    comms[1].abort()
+    for comm in comms:
+        comm.close()
+
+
+def test_a_signal_without_an_exception_changes_nothing():
+    seen = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))
+    try:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(bk.NcclTimeoutError):
+            bk.Communicator.init_rank(2, bk.UniqueId.new(), 0, device="host", timeout=0.5)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen
+
+
+def test_close_waits_for_whoever_is_inside(fake):
+    """Threads that ask and abort while another closes: answered, or told that it is closed."""
+    for _ in range(20):
+        comm, stop, wrong = make_ring(1)[0], threading.Event(), []
+
+        def use(comm=comm, stop=stop, wrong=wrong):
+            while not stop.is_set():
+                for call in (comm.async_error, comm.abort, lambda: comm.synchronize(HOST),
+                             lambda: comm.state, lambda: comm.handle):
+                    try:
+                        call()
+                    except bk.CommunicatorError:
+                        pass
+                    except BaseException as error:
+                        wrong.append(error)
+
+        threads = [threading.Thread(target=use) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.005)
+        while comm.state != "closed":
+            try:
+                comm.close()
+            except bk.CommunicatorError as error:
+                assert "synchronize" in str(error)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+    assert fake.fake_nccl_count(b"use_after_free") == 0
+
+
+def test_close_waits_for_a_slow_question(fake):
+    comm = make_ring(1)[0]
+    fake.fake_nccl_hang(b"ncclCommGetAsyncError", -1, 1)
+    threading.Timer(0.3, fake.fake_nccl_release).start()
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(comm.async_error()))
+    thread.start()
+    time.sleep(0.1)
+    comm.close()
+    thread.join()
+    assert isinstance(answers[0], bk.NcclError) and fake.fake_nccl_count(b"use_after_free") == 0
+
+
+def test_rank_0_tells_the_others_that_it_made_no_id(fake):
+    box, barrier = [], threading.Barrier(3)
+    fake.fake_nccl_inject(b"ncclGetUniqueId", -1, 1, 2)
+    start = time.monotonic()
+    results = on_ranks(3, lambda rank: bk.Communicator.from_mpi(
+        FakeMpi(rank, 3, box, barrier), device="host"))
+    assert time.monotonic() - start < 5
+    assert isinstance(results[0], bk.NcclError)
+    assert all("rank 0" in str(r) and isinstance(r, bk.CommunicatorError) for r in results[1:])
+
+
 def test_one_run_at_a_time(fake):
     comms = make_ring(2)
     x, plan = problem(), plan_of(2)
@@ -211,7 +316,8 @@ def test_unique_ids():
 @pytest.mark.parametrize(
     "arguments",
     [{"world_size": 0}, {"world_size": "2"}, {"rank": 2}, {"rank": -1}, {"device": "gpu"},
-     {"device": -3}, {"max_ctas": 0}, {"max_ctas": 65}, {"timeout": 0}, {"timeout": "soon"},
+     {"device": -3}, {"max_ctas": 0}, {"max_ctas": 65}, {"max_ctas": True}, {"timeout": 0},
+     {"timeout": True}, {"rank": True}, {"world_size": 2**40}, {"device": 2**40}, {"timeout": "soon"},
      {"unique_id": b"x"}],
     ids=str,
 )
@@ -232,7 +338,7 @@ def test_max_ctas_are_a_power_of_two(fake, asked, taken):
 def test_it_is_not_made_by_hand():
     with pytest.raises(TypeError, match="init_rank"):
         bk.Communicator()
-    for bad in (0, -1, "handle", None):
+    for bad in (0, -1, "handle", None, True, 2.0, 2**64):
         with pytest.raises(bk.InvalidProblemError, match="handle"):
             bk.Communicator.from_handle(bad, device="host")
     for bad in ([], [0, 0]):

@@ -100,11 +100,17 @@ class GroupTransport:
 
     def group_end(self) -> None:
         pending, self._pending = self._pending, []
+        failure = None
         for work, _ in pending:
+            # Whatever has failed: the others may still be writing into buffers that are freed next.
             try:
                 work.wait()
-            except RuntimeError as error:
-                raise self._failure(error) from error
+            except BaseException as error:
+                failure = failure or error
+        if isinstance(failure, RuntimeError):
+            raise self._failure(failure) from failure
+        if failure is not None:
+            raise failure
 
     def _begin(self, call: Any, buffer: Any, peer: int) -> None:
         if buffer.nbytes == 0:

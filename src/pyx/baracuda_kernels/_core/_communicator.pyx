@@ -313,21 +313,25 @@ cdef class Communicator(RingMember):
 
     def async_error(self):
         """The error NCCL met in the background, as an exception object; None if there is none."""
+        cdef c_api.baracuda_nccl_comm* comm
         cdef int32_t status
         self.refuse_if_closed()
+        comm = self.comm
         self.users += 1
         with nogil:
-            status = c_api.baracuda_nccl_async_error(self.comm)
+            status = c_api.baracuda_nccl_async_error(comm)
         self.users -= 1
         return None if status == c_api.BARACUDA_OK else last_exception(status)
 
     def abort(self):
         """Abort an owned communicator, from any thread; a borrowed one is only marked failed."""
+        cdef c_api.baracuda_nccl_comm* comm
         cdef int32_t status
         self.refuse_if_closed()
+        comm = self.comm
         self.users += 1
         with nogil:
-            status = c_api.baracuda_nccl_abort(self.comm)
+            status = c_api.baracuda_nccl_abort(comm)
         self.users -= 1
         check(status)
 
@@ -342,12 +346,14 @@ cdef class Communicator(RingMember):
             NCCL met an error in the background. In both cases an owned communicator is aborted.
         """
         cdef Stream one = as_stream(stream)
+        cdef c_api.baracuda_nccl_comm* comm
         cdef int32_t status
         cdef double seconds = self.timeout if timeout is None else _seconds(timeout)
         self.refuse_if_unusable()
+        comm = self.comm
         self.waiting += 1
         with nogil:
-            status = c_api.baracuda_nccl_synchronize(self.comm, one.handle, seconds)
+            status = c_api.baracuda_nccl_synchronize(comm, one.handle, seconds)
         self.waiting -= 1
         check(status)
 

@@ -36,7 +36,7 @@ def _order(view):
 
 def require(world_size, messages):
     """Raise for the first rank that differs from rank 0."""
-    sides = [json.loads(message) for message in messages]
+    sides = [_decode(rank, message) for rank, message in enumerate(messages)]
     first = sides[0]
     for rank in range(1, world_size):
         for name in {**first, **sides[rank]}:
@@ -46,7 +46,23 @@ def require(world_size, messages):
                     f"rank {rank}: {name} is {_shown(theirs)}, must be {_shown(mine)} as on rank 0")
 
 
+def _decode(rank, message):
+    try:
+        side = json.loads(message)
+    except ValueError:  # not JSON, or not UTF-8
+        side = None
+    except RecursionError:
+        side = None
+    if not isinstance(side, dict):
+        raise InvalidProblemError(
+            f"rank {rank}: sent {message[:32]!r}..., must send what this library's validate does")
+    return side
+
+
 def _shown(value):
     if isinstance(value, str) and value.lstrip("-").startswith("0x"):
-        return float.fromhex(value)
+        try:
+            return float.fromhex(value)
+        except ValueError:
+            return value
     return value
