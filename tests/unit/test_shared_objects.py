@@ -226,7 +226,7 @@ def test_a_daemon_thread_in_a_transport_does_not_abort_the_exit():
 
         # Long enough for the thread to wake while the interpreter is being taken down.
         class Slow:
-            def __del__(self): time.sleep(3)
+            def __del__(self, sleep=time.sleep): sleep(3)
         import sys
         sys.slow = Slow()
         threading.Thread(target=drive, daemon=True).start()

@@ -56,17 +56,19 @@ cdef class AttentionDescriptor:
     def validate(self):
         """Raise :class:`InvalidProblemError` if no kernel could serve this.
 
-        ``select`` and ``explain`` call it: extents must be non-negative and their products fit in
-        memory's address space, the scale finite, and ``num_heads`` a multiple of ``num_kv_heads``.
+        ``select`` and ``explain`` call it: extents must be non-negative (heads one or more) and
+        their products fit in memory's address space, the scale finite, and ``num_heads`` a multiple
+        of ``num_kv_heads``.
         """
-        for name in ("batch_size", "num_heads", "query_len", "key_len", "head_dim",
-                     "num_kv_heads"):
-            if getattr(self, name) < 0:
-                raise InvalidProblemError(f"{name}: got {getattr(self, name)}, must be >= 0")
+        for name, least in (("batch_size", 0), ("num_heads", 1), ("query_len", 0), ("key_len", 0),
+                            ("head_dim", 0), ("num_kv_heads", 1)):
+            if getattr(self, name) < least:
+                raise InvalidProblemError(
+                    f"{name}: got {getattr(self, name)}, must be >= {least}")
         if not math.isfinite(self.scale):
             raise InvalidProblemError(f"scale: got {self.scale}, must be finite")
         heads, kv_heads = int(self.num_heads), int(self.num_kv_heads)
-        if heads > 0 and (kv_heads == 0 or heads % kv_heads):
+        if heads % kv_heads:
             raise InvalidProblemError(
                 f"num_kv_heads: got {kv_heads}, must divide num_heads = {heads}")
         for length, count in ((self.query_len, heads), (self.key_len, kv_heads)):
