@@ -192,6 +192,14 @@ def last_failure() -> Failure:
     return Failure(e.status, e.code, e.rank, e.step, e.call.decode(), e.message.decode())
 
 
+# What is built or copied here goes with the process.
+_folder = tempfile.TemporaryDirectory(prefix="baracuda-")
+
+
+def _new_folder() -> Path:
+    return Path(tempfile.mkdtemp(dir=_folder.name))
+
+
 @cache
 def library() -> ct.CDLL:
     """The library under test: BARACUDA_TEST_LIBRARY, or the installed package's.
@@ -204,7 +212,7 @@ def library() -> ct.CDLL:
 
         folders = [Path(folder) for folder in bk.__path__]
         path = str(next(p for f in folders if (p := f / "libbaracuda_kernels.so").exists()))
-    copied = Path(tempfile.mkdtemp(prefix="baracuda-")) / "libbaracuda_kernels.so"
+    copied = _new_folder() / "libbaracuda_kernels.so"
     shutil.copyfile(path, copied)
     lib = ct.CDLL(str(copied))
     pointer, seconds, integer = ct.c_void_p, ct.c_double, ct.c_int32
@@ -253,7 +261,7 @@ LIVE_STEPS = (
 def build_helper(source: str, *flags: str) -> str:
     """A helper of tests/helpers, built by the C++ compiler; the path of the shared library."""
     folder = Path(__file__).parent
-    out = Path(tempfile.mkdtemp(prefix="baracuda-")) / f"lib{Path(source).stem}.so"
+    out = _new_folder() / f"lib{Path(source).stem}.so"
     options = os.environ.get("BARACUDA_TEST_CXXFLAGS", "").split()
     command = [
         os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-pthread",

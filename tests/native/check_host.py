@@ -241,7 +241,7 @@ def check_refusals():
         expect(got == status and part in message, f"{field}={value}: {got} {message}")
 
     for field, value, status, part in [
-        ("struct_size", 3, 1, "struct_size is 3"), ("flags", 9, 1, "flags"), ("element", 4, 1, "element"),
+        ("struct_size", 3, 1, "struct_size is 3"), ("flags", 1 << 20, 1, "flags"), ("element", 4, 1, "element"),
         ("lse_element", 0, 1, "lse_element"), ("batch", -1, 1, "batch is -1"), ("heads", 3, 0, ""),
         ("kv_heads", 0, 1, "kv_heads"), ("query_len", -1, 1, "query_len"), ("key_len", -1, 1, "key_len"),
         ("head_dim", 0, 1, "head_dim"), ("head_dim", 1025, 2, "head_dim is 1025"),

@@ -56,6 +56,9 @@ struct IsaKernels {
   BlockFunction run[4];  // by enum baracuda_element
 };
 
+// Whether BARACUDA_HOST_ISA, if set, names an instruction set. Which one is taken is isa_kernels()'s.
+int32_t check_isa_variable(const char* call);
+
 extern const IsaKernels kBaselineKernels;
 #if defined(__x86_64__)
 extern const IsaKernels kAvx2Kernels;

@@ -140,9 +140,13 @@ int64_t state_bytes(const StepParams& p) {
 }
 
 int32_t load(const StepParams&) {
+  constexpr const char* call = "baracuda_attention_load";
+  int32_t status = check_threads_variable(call);
+  if (status == BARACUDA_OK) status = check_isa_variable(call);
+  if (status != BARACUDA_OK) return status;
   isa_kernels();
   if (start_threads()) return BARACUDA_OK;
-  return fail(BARACUDA_OUT_OF_MEMORY, "baracuda_attention_load",
+  return fail(BARACUDA_OUT_OF_MEMORY, call,
               "no memory for %lld bytes of scratch", static_cast<long long>(kScratchBytes));
 }
 

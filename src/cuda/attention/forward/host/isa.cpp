@@ -1,6 +1,7 @@
 // Which instruction set the host kernels use, decided once.
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -8,10 +9,14 @@
 
 #include "attention/forward/host/block.h"
 #include "baracuda/attention.h"
+#include "baracuda/status.h"
+#include "common/error.h"
 
 namespace baracuda {
 namespace host {
 namespace {
+
+constexpr const char* kIsaVariable = "BARACUDA_HOST_ISA";
 
 #if defined(__x86_64__)
 // Straight from CPUID: __builtin_cpu_supports needs a runtime that not every compiler links.
@@ -35,7 +40,7 @@ struct Cpu {
 
 const IsaKernels& choose() {
 #if defined(__x86_64__)
-  const char* wish = std::getenv("BARACUDA_HOST_ISA");
+  const char* wish = std::getenv(kIsaVariable);
   const auto at_most = [wish](const char* name) {
     return wish != nullptr && std::strcmp(wish, name) == 0;
   };
@@ -48,6 +53,16 @@ const IsaKernels& choose() {
 }
 
 }  // namespace
+
+int32_t check_isa_variable(const char* call) {
+  const char* wish = std::getenv(kIsaVariable);
+  if (wish == nullptr || *wish == '\0') return BARACUDA_OK;
+  for (const char* name : {"baseline", "avx2", "avx512"}) {
+    if (std::strcmp(wish, name) == 0) return BARACUDA_OK;
+  }
+  return fail(BARACUDA_INVALID_ARGUMENT, call, "%s: got %.40s, must be baseline, avx2 or avx512",
+              kIsaVariable, wish);
+}
 
 const IsaKernels& isa_kernels() {
   static const IsaKernels& kernels = choose();

@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <atomic>
+#include <cmath>
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
@@ -12,7 +13,9 @@
 #include <vector>
 
 #include "attention/forward/host/block.h"
+#include "attention/forward/host/cpu_quota.h"
 #include "baracuda/status.h"
+#include "common/error.h"
 #include "common/interrupt.h"
 
 namespace baracuda {
@@ -91,11 +94,18 @@ class DefaultFloats {
 #endif
 };
 
-int32_t default_threads() {
-  if (const char* wish = std::getenv("BARACUDA_NUM_THREADS")) {
-    const long threads = std::strtol(wish, nullptr, 10);
-    if (threads >= 1 && threads <= kMaxThreads) return static_cast<int32_t>(threads);
-  }
+constexpr const char* kThreadsVariable = "BARACUDA_NUM_THREADS";
+
+// What the environment asks for; 0 where it asks for nothing, -1 where for no number of threads.
+int32_t wished_threads() {
+  const char* wish = std::getenv(kThreadsVariable);
+  if (wish == nullptr || *wish == '\0') return 0;
+  char* end = nullptr;
+  const long threads = std::strtol(wish, &end, 10);
+  return *end == '\0' && threads >= 1 && threads <= kMaxThreads ? static_cast<int32_t>(threads) : -1;
+}
+
+int32_t affine_threads() {
   cpu_set_t cpus;
   CPU_ZERO(&cpus);
   if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0) {
@@ -104,6 +114,16 @@ int32_t default_threads() {
   }
   const unsigned count = std::thread::hardware_concurrency();  // more CPUs than a cpu_set_t holds
   return count < 1 ? 1 : count < kMaxThreads ? static_cast<int32_t>(count) : kMaxThreads;
+}
+
+int32_t default_threads() {
+  const int32_t wished = wished_threads();
+  if (wished > 0) return wished;
+  const int32_t threads = affine_threads();
+  // More threads than a quota pays for are all stopped once it is used up.
+  const double quota = cpu_quota("/proc/self/cgroup", "/sys/fs/cgroup");
+  const double paid = std::ceil(quota);
+  return paid >= 1 && paid < threads ? static_cast<int32_t>(paid) : threads;
 }
 
 struct Job {
@@ -283,6 +303,12 @@ int32_t parallel_for(int64_t count, Task task, void* context, const char* call) 
     }
   }
   return job.stopped.load(std::memory_order_relaxed);
+}
+
+int32_t check_threads_variable(const char* call) {
+  if (wished_threads() >= 0) return BARACUDA_OK;
+  return fail(BARACUDA_INVALID_ARGUMENT, call, "%s: got %.40s, must be an integer in [1, %d]",
+              kThreadsVariable, std::getenv(kThreadsVariable), kMaxThreads);
 }
 
 bool start_threads() {

@@ -19,6 +19,9 @@ using Task = void (*)(void* context, int64_t item, void* scratch, const StopChec
 // items were left out (common/interrupt.h).
 int32_t parallel_for(int64_t count, Task task, void* context, const char* call);
 
+// Whether BARACUDA_NUM_THREADS, if set, is a number of threads.
+int32_t check_threads_variable(const char* call);
+
 // Starts the threads and takes this one's scratch. False: no memory for it.
 bool start_threads();
 
