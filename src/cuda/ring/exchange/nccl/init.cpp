@@ -140,7 +140,8 @@ int32_t warm_up(CommPtr* comms, int32_t count, const TimeLimit& limit) {
 }
 
 // Does work, which may block inside NCCL, while this thread looks for signals. One that comes fails
-// the communicators and aborts those that are ours, so that the work ends.
+// the communicators and aborts those that are ours, so that the work ends. The first one's device is
+// current in it.
 template <typename Pointer, typename Work>
 int32_t interruptibly(const char* call, const Pointer* comms, size_t count, Work work) {
   struct Context {
@@ -149,6 +150,10 @@ int32_t interruptibly(const char* call, const Pointer* comms, size_t count, Work
     size_t count;
     Work& work;
   } context{call, comms, count, work};
+  const baracuda_ring_endpoint& endpoint = comms[0]->endpoint;
+  DeviceScope scope;
+  const int32_t entered = scope.enter(*endpoint.ops, endpoint.device);
+  if (entered != BARACUDA_OK) return entered;
   const auto interrupted = [](void* given) {
     const Context& at = *static_cast<const Context*>(given);
     for (size_t i = 0; i < at.count; ++i) {
@@ -158,8 +163,15 @@ int32_t interruptibly(const char* call, const Pointer* comms, size_t count, Work
       fail_comm(comm);
     }
   };
-  return run_interruptibly([](void* given) { return static_cast<Context*>(given)->work(); },
-                           interrupted, &context, call);
+  const auto begin = [](void* given) -> int32_t {
+    const Context& at = *static_cast<const Context*>(given);
+    // Set and not entered: a thread of its own begins on device 0, and to go back there would make
+    // a context on it.
+    const baracuda_ring_endpoint& end = at.comms[0]->endpoint;
+    const int32_t status = end.device < 0 ? BARACUDA_OK : end.ops->set_device(end.device);
+    return status == BARACUDA_OK ? at.work() : status;
+  };
+  return run_interruptibly(begin, interrupted, &context, call);
 }
 
 int32_t finish(CommPtr& comm, const TimeLimit& limit, baracuda_nccl_comm** out) {
@@ -285,10 +297,7 @@ int32_t baracuda_nccl_init_rank(int32_t world_size, const void* id, int32_t rank
   CommPtr made = make_comm(call, true, rank, world_size, device, max_ctas, limit);
   if (made == nullptr) return baracuda_last_error()->status;
   status = interruptibly(call, &made, 1, [&]() -> int32_t {
-    DeviceScope scope;
-    int32_t joined = scope.enter(*made->endpoint.ops, device);
-    if (joined != BARACUDA_OK) return joined;
-    joined = call_blocking(*made, *made, limit, call, [&](const NcclApi& nccl) {
+    const int32_t joined = call_blocking(*made, *made, limit, call, [&](const NcclApi& nccl) {
       NcclConfig config = config_for(max_ctas);
       return nccl.comm_init_rank_config(&made->handle, world_size,
                                         *static_cast<const NcclUniqueId*>(id), rank, &config);
@@ -363,9 +372,6 @@ int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key
   baracuda_nccl_comm& target = comm->owned ? *comm : *made;
   baracuda_nccl_comm* const targets[] = {&target};
   status = interruptibly(call, targets, 1, [&]() -> int32_t {
-    DeviceScope scope;
-    const int32_t entered = scope.enter(*parent.ops, parent.device);
-    if (entered != BARACUDA_OK) return entered;
     return call_blocking(*comm, target, limit, call, [&](const NcclApi& nccl) {
       NcclConfig config = config_for(parent.max_ctas);
       return nccl.comm_split(comm->handle, color < 0 ? kNcclSplitNoColor : color, key,
@@ -385,11 +391,7 @@ int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key
   status = query_ranks(made->handle, &made->rank, &made->world_size);
   if (status != BARACUDA_OK) return status;
   made->endpoint.transport = nccl_transport(*made);
-  status = interruptibly(call, &made, 1, [&]() -> int32_t {
-    DeviceScope scope;
-    const int32_t entered = scope.enter(*parent.ops, parent.device);
-    return entered == BARACUDA_OK ? warm_up(&made, 1, limit) : entered;
-  });
+  status = interruptibly(call, &made, 1, [&] { return warm_up(&made, 1, limit); });
   if (status == BARACUDA_OK) *child = made.release();
   return status;
 }
