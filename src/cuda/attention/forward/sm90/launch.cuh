@@ -59,7 +59,7 @@ inline bool overlaps_previous(const StepParams& p) {
 }
 
 template <typename C>
-int32_t launch_kernel(const StepParams& p, const Sight& sight, cudaStream_t stream) {
+int32_t launch_kernel(const StepParams& p, const StepMask& mask, cudaStream_t stream) {
   int32_t status = load_kernel<C>(p.flags);
   HopperArgs args{};
   // Without keys nothing is copied, and the operands may be null.
@@ -68,13 +68,13 @@ int32_t launch_kernel(const StepParams& p, const Sight& sight, cudaStream_t stre
   if (status == BARACUDA_OK) status = count_multiprocessors(&processors);
   if (status != BARACUDA_OK) return status;
   args.step = make_step_args(p, C::block_m, sizeof(typename C::Element));
-  drop_mask(sight, C::block_m, keyless_unit, args.step);
+  drop_mask(mask, C::block_m, keyless_unit, args.step);
   if (args.step.first_row > 0)
     args.keyless_units = make_divisor(args.step.first_row / keyless_unit);
   int64_t blocks = processors > p.sm_margin ? processors - p.sm_margin : 1;
   if (blocks > args.step.blocks) blocks = args.step.blocks;
   args.step.section = choose_section(args.step, sizeof(typename C::Element), blocks);
-  args.step.backwards = starts_backwards(args.step, blocks);
+  args.backwards = starts_backwards(args.step, blocks);
   args.has_exchange = p.sm_margin > 0;
   args.query_tiles = make_divisor(args.step.query_tiles);
   args.heads = make_divisor(args.step.heads);
@@ -92,7 +92,7 @@ int32_t launch_kernel(const StepParams& p, const Sight& sight, cudaStream_t stre
 template <typename C>
 constexpr Variant make_variant() {
   return Variant{load_kernels<C>, [](const StepParams& p, cudaStream_t stream) {
-                   return launch_kernel<C>(p, sight_of(p), stream);
+                   return launch_kernel<C>(p, step_mask(p), stream);
                  }};
 }
 
