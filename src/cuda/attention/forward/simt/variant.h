@@ -4,7 +4,7 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
-#include "attention/forward/family.h"
+#include "attention/problem.h"
 
 namespace baracuda::simt {
 
