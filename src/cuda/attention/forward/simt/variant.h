@@ -4,7 +4,7 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
-#include "attention/problem.h"
+#include "attention/forward/family.h"
 
 namespace baracuda::simt {
 
