@@ -52,6 +52,8 @@ class Case(NamedTuple):
         """For people."""
         if self.what == "import":
             return "import"
+        if self.what == "step":
+            return f"{self.family} {self.dtype} D {self.head_dim} S {self.length} a ring's middle step"
         if self.what == "kernel":
             mask = "causal" if self.causal else "full"
             return f"{self.family} {self.dtype} D {self.head_dim} S {self.length} {mask}"
@@ -77,6 +79,12 @@ def cases(device: str) -> list[Case]:
         ("simt", "f32", (64, 128), (2048,)),
         ("simt", "f16", (64, 128), (2048,)),
     )
+    # Steps between the first and the last of a ring, where that is a kernel of its own.
+    found += [
+        Case("step", 1.015, device, "sm90a", "bf16", head_dim, length)
+        for head_dim in (64, 128, 256)
+        for length in (1024, 4096)
+    ]
     return found + [
         Case("kernel", 1.015, device, family, dtype, head_dim, length, causal)
         for family, dtype, dims, lengths in tables
@@ -106,7 +114,7 @@ def worker() -> None:
 def _timer(case: Case) -> Callable[[], float]:
     """Measures the case: seconds of one call."""
     call, synchronize = _call(case)
-    if case.what == "kernel" and case.device == "cuda":
+    if case.what in ("kernel", "step") and case.device == "cuda":
         count = _repeats(_SAMPLE_SECONDS, _gpu_seconds(call, synchronize, 3))
         return lambda: _gpu_seconds(call, synchronize, count)
     # A GPU that falls behind would block the host in the end.
@@ -153,7 +161,7 @@ def _call(case: Case) -> tuple[Callable[[], Any], Callable[[], Any]]:
     import baracuda_kernels as bk
 
     stream, empty, synchronize = _memory(case)
-    heads = 2 if case.what != "kernel" else 4 if case.device == "host" else _HEADS
+    heads = 2 if case.what.startswith("run") else 4 if case.device == "host" else _HEADS
     shape = (1, heads, case.length, case.head_dim)
     make = bk.FlashSdpaDescriptor if case.what == "kernel" else bk.RingAttentionDescriptor
     descriptor = make(1, heads, case.length, case.length, case.head_dim, is_causal=case.causal,
@@ -165,21 +173,30 @@ def _call(case: Case) -> tuple[Callable[[], Any], Callable[[], Any]]:
         kernel_args = bk.FlashSdpaArgs(**{name: empty(shape) for name in "qkvy"})
         return lambda: plan.run(stream, kernel_args), synchronize
     ring_plan = bk.RingAttentionPlan.select(stream, descriptor)
+    if case.what == "step":
+        operands = {name: empty(shape) for name in "qkv"}
+        operands["accumulator_scratch"] = empty((ring_plan.accumulator_scratch_bytes // 2,))
+        middle = {"rank": 1, "origin": 0, "world_size": 3, "last": False}
+        ring_plan.step(stream, **operands, **middle, first=True)
+        return (
+            lambda: ring_plan.step(stream, **operands, **middle, first=False, follows=True),
+            synchronize,
+        )
     ring = bk.LocalCommunicator.ring(case.ranks, device="host" if case.device == "host" else 0)
     # At P = 1 no scratch is wanted; the accumulator is of f32.
     names = ("kv_scratch_a", "kv_scratch_b")[: 2 * (case.ranks > 1)]
     state = (ring_plan.accumulator_scratch_bytes // 2 + 1,)
-    operands = []
+    per_rank = []
     for _ in range(case.ranks):
         given = {name: empty(shape) for name in "qkvy"}
         given |= {name: empty((ring_plan.kv_scratch_elements,)) for name in names}
-        operands.append(given | {"accumulator_scratch": empty(state)} if names else given)
-    args = [bk.RingAttentionArgs(**given) for given in operands]
+        per_rank.append(given | {"accumulator_scratch": empty(state)} if names else given)
+    args = [bk.RingAttentionArgs(**given) for given in per_rank]
     if case.what == "run_all":
         return lambda: ring.run_all(stream, ring_plan, args), synchronize
     if case.anew:
         return (
-            lambda: ring_plan.run(stream, ring[0], bk.RingAttentionArgs(**operands[0])),
+            lambda: ring_plan.run(stream, ring[0], bk.RingAttentionArgs(**per_rank[0])),
             synchronize,
         )
     return lambda: ring_plan.run(stream, ring[0], args[0]), synchronize
