@@ -31,6 +31,7 @@ _IMPORT = "import time; t = time.perf_counter(); import baracuda_kernels; "
 _IMPORT += "print(time.perf_counter() - t)"
 _SAMPLE_SECONDS = 0.03  # of work in a measurement, at least
 _HEADS, _TINY = 16, 8
+_STEPS = 20  # of a ring, in one graph
 
 
 class Case(NamedTuple):
@@ -116,7 +117,8 @@ def _timer(case: Case) -> Callable[[], float]:
     call, synchronize = _call(case)
     if case.what in ("kernel", "step") and case.device == "cuda":
         count = _repeats(_SAMPLE_SECONDS, _gpu_seconds(call, synchronize, 3))
-        return lambda: _gpu_seconds(call, synchronize, count)
+        of_one = _STEPS if case.what == "step" else 1
+        return lambda: _gpu_seconds(call, synchronize, count) / of_one
     # A GPU that falls behind would block the host in the end.
     most = 100 if case.device == "cuda" else 10**6
     burst = min(most, _repeats(_SAMPLE_SECONDS / 10, _host_seconds(call, synchronize, 1, 10)))
@@ -178,10 +180,8 @@ def _call(case: Case) -> tuple[Callable[[], Any], Callable[[], Any]]:
         operands["accumulator_scratch"] = empty((ring_plan.accumulator_scratch_bytes // 2,))
         middle = {"rank": 1, "origin": 0, "world_size": 3, "last": False}
         ring_plan.step(stream, **operands, **middle, first=True)
-        return (
-            lambda: ring_plan.step(stream, **operands, **middle, first=False, follows=True),
-            synchronize,
-        )
+        return _captured(lambda on: ring_plan.step(on, **operands, **middle, first=False,
+                                                   follows=True)), synchronize  # fmt: skip
     ring = bk.LocalCommunicator.ring(case.ranks, device="host" if case.device == "host" else 0)
     # At P = 1 no scratch is wanted; the accumulator is of f32.
     names = ("kv_scratch_a", "kv_scratch_b")[: 2 * (case.ranks > 1)]
@@ -200,6 +200,17 @@ def _call(case: Case) -> tuple[Callable[[], Any], Callable[[], Any]]:
             synchronize,
         )
     return lambda: ring_plan.run(stream, ring[0], args[0]), synchronize
+
+
+def _captured(step: Callable[[Any], None]) -> Callable[[], None]:
+    """Steps as a graph: a step's checks take the host longer than the GPU needs for a short one."""
+    import torch
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(_STEPS):
+            step(torch.cuda.current_stream())
+    return graph.replay
 
 
 def _memory(case: Case) -> tuple[Any, Callable[[tuple[int, ...]], Any], Callable[[], Any]]:
