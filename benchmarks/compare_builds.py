@@ -210,7 +210,11 @@ def _captured(step: Callable[[Any], None]) -> Callable[[], None]:
     with torch.cuda.graph(graph):
         for _ in range(_STEPS):
             step(torch.cuda.current_stream())
-    return graph.replay
+
+    def replay(kept: Any = step) -> None:  # what the steps read and write lives as long as the graph
+        graph.replay()
+
+    return replay
 
 
 def _memory(case: Case) -> tuple[Any, Callable[[tuple[int, ...]], Any], Callable[[], Any]]:
