@@ -30,6 +30,9 @@ from typing import Any, NamedTuple
 _IMPORT = "import time; t = time.perf_counter(); import baracuda_kernels; "
 _IMPORT += "print(time.perf_counter() - t)"
 _SAMPLE_SECONDS = 0.03  # of work in a measurement, at least
+# The same on a GPU: short, and after a pause, so that the power limit, which moves the clock by some
+# per cent from one second to the next, is not reached.
+_GPU_SECONDS, _PAUSE_SECONDS = 0.006, 0.03
 _HEADS, _TINY = 16, 8
 _STEPS = 20  # of a ring, in one graph
 
@@ -116,7 +119,7 @@ def _timer(case: Case) -> Callable[[], float]:
     """Measures the case: seconds of one call."""
     call, synchronize = _call(case)
     if case.what in ("kernel", "step") and case.device == "cuda":
-        count = _repeats(_SAMPLE_SECONDS, _gpu_seconds(call, synchronize, 3))
+        count = _repeats(_GPU_SECONDS, _gpu_seconds(call, synchronize, 3))
         of_one = _STEPS if case.what == "step" else 1
         return lambda: _gpu_seconds(call, synchronize, count) / of_one
     # A GPU that falls behind would block the host in the end.
@@ -148,6 +151,7 @@ def _gpu_seconds(call: Any, synchronize: Any, count: int) -> float:
 
     event: Any = torch.cuda.Event
     begin, end = event(enable_timing=True), event(enable_timing=True)
+    time.sleep(_PAUSE_SECONDS)
     for _ in range(2):  # the card wakes up
         call()
     begin.record()
