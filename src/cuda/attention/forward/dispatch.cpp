@@ -8,18 +8,6 @@
 namespace baracuda {
 namespace {
 
-const AttentionFamily* find_family(int32_t kernel) {
-  switch (kernel) {
-    case BARACUDA_ATTENTION_HOST: return &host_family();
-#if defined(BARACUDA_WITH_CUDA)
-    case BARACUDA_ATTENTION_SIMT: return &simt_family();
-    case BARACUDA_ATTENTION_SM80: return &sm80_family();
-    case BARACUDA_ATTENTION_SM90A: return &sm90a_family();
-#endif
-    default: return nullptr;
-  }
-}
-
 int32_t no_such_kernel(const char* call, int32_t kernel) {
   return fail(BARACUDA_INVALID_ARGUMENT, call,
               "kernel is %d: must be a baracuda_attention_kernel, 0 to 3", kernel);

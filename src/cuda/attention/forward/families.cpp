@@ -169,6 +169,18 @@ const FamilyFacts* find_facts(int32_t kernel) {
   }
 }
 
+const AttentionFamily* find_family(int32_t kernel) {
+  switch (kernel) {
+    case BARACUDA_ATTENTION_HOST: return &host_family();
+#if defined(BARACUDA_WITH_CUDA)
+    case BARACUDA_ATTENTION_SIMT: return &simt_family();
+    case BARACUDA_ATTENTION_SM80: return &sm80_family();
+    case BARACUDA_ATTENTION_SM90A: return &sm90a_family();
+#endif
+    default: return nullptr;
+  }
+}
+
 std::string refusal(const FamilyFacts& family, const StepParams& p) {
   std::string reason = refused_element(family, p.element);
   if (reason.empty()) reason = refused_head_dim(family, p.head_dim);

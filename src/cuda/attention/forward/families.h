@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "attention/forward/family.h"
 #include "attention/problem.h"
 
 namespace baracuda {
@@ -35,6 +36,8 @@ struct FamilyFacts {
 
 // Null where there is no such family.
 const FamilyFacts* find_facts(int32_t kernel);
+// Null where this build lacks it, too.
+const AttentionFamily* find_family(int32_t kernel);
 
 // Why the family does not serve the problem (operands aside): the rest of a sentence that begins
 // with its name. Empty if it does. Asked for any extents of 0 or more.

@@ -21,6 +21,7 @@ extern "C" {
 
 // Kernel families. A build may lack some of them: see baracuda_attention_available().
 enum baracuda_attention_kernel {
+  // In rising order of preference.
   BARACUDA_ATTENTION_HOST = 0,   // C++ threads; stream is ignored and the call is synchronous
   BARACUDA_ATTENTION_SIMT = 1,   // CUDA cores, strict f32/f64 math
   BARACUDA_ATTENTION_SM80 = 2,   // mma.sync, f16/bf16

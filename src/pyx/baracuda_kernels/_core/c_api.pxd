@@ -73,10 +73,6 @@ cdef extern from "baracuda/positions.h" nogil:
 
 cdef extern from "baracuda/attention.h" nogil:
     enum:
-        BARACUDA_ATTENTION_HOST
-        BARACUDA_ATTENTION_SIMT
-        BARACUDA_ATTENTION_SM80
-        BARACUDA_ATTENTION_SM90A
         BARACUDA_STEP_FIRST
         BARACUDA_STEP_LAST
         BARACUDA_STEP_CAUSAL

@@ -6,7 +6,6 @@ import dataclasses
 from libc.stdint cimport int32_t
 
 from baracuda_kernels._core cimport c_api
-from baracuda_kernels._core._status cimport check
 from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
 
 from baracuda_kernels._core._enums import (
@@ -114,26 +113,32 @@ class Family:
         return ""
 
 
-def _family(int32_t kernel, arch, backend):
+def _family(int32_t kernel):
+    """The family of a number in the C ABI; None where numbers end."""
     cdef c_api.baracuda_attention_family info
-    check(c_api.baracuda_attention_family_info(kernel, &info))
+    if c_api.baracuda_attention_family_info(kernel, &info) != c_api.BARACUDA_OK:
+        return None
+    least, most = info.min_compute_capability, info.max_compute_capability
+    arch = ArchSku.HOST if most == 0 else ArchSku[f"SM{least}A" if most == least else f"SM{least}"]
+    backend = BackendKind.HOST if arch is ArchSku.HOST else BackendKind.BESPOKE
     math = {}
     for element, number in _ELEMENTS:
         if info.elements >> number & 1:
             strict = MathPrecision.F64 if element is ElementKind.F64 else MathPrecision.F32
             math[element] = _TENSOR_CORE[element] if info.tensor_cores else strict
-    return Family(kernel, arch, backend, info.name.decode(), info.min_compute_capability,
-                  info.max_compute_capability, math, info.vector_bytes,
+    return Family(kernel, arch, backend, info.name.decode(), least, most, math, info.vector_bytes,
                   bool(info.forward_strides))
 
 
-# In order of preference: the first that fits is taken.
-FAMILIES = (
-    _family(c_api.BARACUDA_ATTENTION_SM90A, ArchSku.SM90A, BackendKind.BESPOKE),
-    _family(c_api.BARACUDA_ATTENTION_SM80, ArchSku.SM80, BackendKind.BESPOKE),
-    _family(c_api.BARACUDA_ATTENTION_SIMT, ArchSku.SM80, BackendKind.BESPOKE),
-    _family(c_api.BARACUDA_ATTENTION_HOST, ArchSku.HOST, BackendKind.HOST),
-)
+def _all_families():
+    found = []
+    while (family := _family(len(found))) is not None:
+        found.append(family)
+    return tuple(reversed(found))
+
+
+# In order of preference: the first that fits is taken. C numbers them in rising order of it.
+FAMILIES = _all_families()
 
 
 def skus(op):
