@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from baracuda_kernels._arguments import library_of
 from baracuda_kernels._core import _info
 from baracuda_kernels._core._enums import ElementKind
 from baracuda_kernels._machine import why_no_gpu
@@ -43,27 +44,33 @@ def numpy_dtype(name: str) -> np.dtype:
         return np.dtype(getattr(ml_dtypes, name))
 
 
-def parse_device(device: str) -> int:
-    """-1 for ``"host"``, the ordinal for ``"cuda"`` (0) and ``"cuda:N"``."""
-    if device == "host":
+def parse_device(device: Any) -> int:
+    """-1 for ``"host"`` and ``"cpu"``, the ordinal for ``"cuda"`` (0) and ``"cuda:N"``.
+
+    Also a torch.device, which reads as its text.
+    """
+    text = str(device) if isinstance(device, str) or library_of(device) == "torch" else ""
+    kind, _, ordinal = text.partition(":")
+    if kind in ("host", "cpu") and ordinal in ("", "0"):
         return -1
-    if device == "cuda":
+    if text == "cuda":
         return 0
-    kind, _, ordinal = str(device).partition(":")
-    if kind == "cuda" and ordinal.isdecimal():
+    if kind == "cuda" and ordinal.isdecimal() and len(ordinal) < 6:
         return int(ordinal)
-    raise InvalidProblemError(f"device is {device!r}; it must be 'host', 'cuda' or 'cuda:N'")
+    raise InvalidProblemError(
+        f"device: got {device!r}, must be 'host' (or 'cpu'), 'cuda' or 'cuda:N'"
+    )
 
 
-def memory_for(x: Any, device: str) -> Any:
+def memory_for(x: Any, device: Any) -> Any:
     """The memory that serves arrays of the kind of `x` on `device`."""
     ordinal = parse_device(device)
-    root = type(x).__module__.partition(".")[0]
-    if isinstance(x, np.ndarray):
+    library = library_of(x)
+    if library == "numpy":
         return HostMemory() if ordinal < 0 else CudaCoreMemory(ordinal)
-    if root == "torch":
+    if library == "torch":
         return TorchMemory(x, ordinal)
-    if root == "cupy":
+    if library == "cupy":
         return CupyMemory(x, ordinal)
     raise InvalidProblemError(
         f"q is a {type(x).__module__}.{type(x).__qualname__}; "

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from baracuda_kernels._arguments import array
 from baracuda_kernels.errors import InvalidProblemError
 
 __all__ = ["attention", "error_of"]
@@ -61,7 +62,7 @@ def attention(
     InvalidProblemError
         If the shapes do not belong together.
     """
-    q, k, v = (np.asarray(x) for x in (q, k, v))
+    q, k, v = (np.asarray(array(name, x)) for name, x in (("q", q), ("k", k), ("v", v)))
     group = _check_shapes(q, k, v)
     batch, heads, query_len, head_dim = q.shape
     key_len = k.shape[2]
