@@ -27,21 +27,22 @@ DTYPES = SPEC.dtypes
 def element_of(x: Any, name: str) -> ElementKind:
     """ElementKind of an array, or InvalidProblemError naming the dtypes that are served."""
     element = ElementKind.of_dtype(x.dtype)
-    if element not in DTYPES.values():
+    if element is None or element not in DTYPES.values():
         raise InvalidProblemError(
             f"{name} has dtype {x.dtype}; it must be one of {', '.join(DTYPES)}"
         )
     return element
 
 
-def numpy_dtype(name: str) -> np.dtype:
+def numpy_dtype(name: str) -> np.dtype[Any]:
     """NumPy's dtype of that name, or that of ml_dtypes."""
     try:
         return np.dtype(name)
     except TypeError:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, name))
+        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return dtype
 
 
 def parse_device(device: Any) -> int:

@@ -37,7 +37,7 @@ _POLL = 0.05
 
 
 @overload
-def run_local_ring(  # type: ignore[overload-overlap]  # NumPy's lse has a dtype of its own
+def run_local_ring(
     q: NDArray[_Scalar],
     k: NDArray[_Scalar],
     v: NDArray[_Scalar],
@@ -51,7 +51,7 @@ def run_local_ring(  # type: ignore[overload-overlap]  # NumPy's lse has a dtype
     timeout: float | None = None,
 ) -> tuple[NDArray[_Scalar], NDArray[np.floating[Any]]]: ...
 @overload
-def run_local_ring(  # type: ignore[overload-overlap]
+def run_local_ring(
     q: Sequence[Any],
     k: Sequence[Any],
     v: Sequence[Any],

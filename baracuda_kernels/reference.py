@@ -162,7 +162,7 @@ def _check_shapes(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> int:
         raise InvalidProblemError(
             f"q has {heads} heads and k {kv_heads}; the first must be a multiple of the second"
         )
-    return heads // kv_heads
+    return int(heads // kv_heads)
 
 
 def _positions_or_range(given: np.ndarray | None, length: int, name: str) -> np.ndarray:

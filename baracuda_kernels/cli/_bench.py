@@ -118,7 +118,7 @@ def _measure(prepared: Any, ranks: int, runs: int, as_json: bool) -> dict[str, A
             bar.update(number + 1, runs)
 
     def median(name: str, rank: int, step: int) -> float:
-        return statistics.median(getattr(run[rank][step], name) for run in samples)
+        return float(statistics.median(getattr(run[rank][step], name) for run in samples))
 
     steps: list[dict[str, Any]] = [
         {

@@ -133,7 +133,7 @@ def check_fits_memory(what: str, nbytes: int) -> None:
         )
 
 
-class SizeType(click.ParamType):
+class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic in new clicks alone
     """A number of tokens: an integer, or a number with k, M or G for 2**10, 2**20 and 2**30."""
 
     name = "size"

@@ -144,3 +144,20 @@ def test_select_without_a_gpu_says_what_to_give():
     for stream in (None, 0):
         with pytest.raises(bk.UnsupportedError, match=r"Stream\.host\(\)"):
             bk.RingAttentionPlan.select(stream, descriptor)
+
+
+@pytest.mark.parametrize(("plan", "kind"), [(bk.RingAttentionPlan, bk.RingAttentionDescriptor),
+                                            (bk.FlashSdpaPlan, bk.FlashSdpaDescriptor)])
+def test_select_takes_its_arguments_in_explains_order(plan, kind):
+    """The problem, where, the preference; the earlier order and both names go on to work."""
+    descriptor, host = kind(1, 2, 4, 4, 8), bk.Stream.host()
+    preference = bk.PlanPreference(math_precision="F32")
+    assert plan.select(descriptor, host, preference).family == "host"
+    assert plan.select(host, descriptor, preference).family == "host"
+    assert plan.select(stream=host, descriptor=descriptor, preference=preference).family == "host"
+    assert plan.select(descriptor, stream=host).descriptor is descriptor
+    for wrong in ((descriptor, descriptor), (host, host), (descriptor, "host"), (None, None)):
+        with pytest.raises(bk.BaracudaError):
+            plan.select(*wrong)
+    with pytest.raises(bk.UnsupportedError, match="math_precision"):
+        plan.select(descriptor, host, bk.PlanPreference(math_precision="TF32"))
