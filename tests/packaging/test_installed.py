@@ -170,6 +170,14 @@ def test_a_users_program_type_checks(tmp_path):
 
 
 @needs_wheel
+@pytest.mark.framework("torch")
+@pytest.mark.framework("jax")
+def test_return_lse_says_what_comes_back(tmp_path):
+    program = shutil.copy(HERE / "typed_frameworks.py", tmp_path)
+    checked("mypy", "--strict", program, cwd=tmp_path)
+
+
+@needs_wheel
 def test_a_users_program_is_clean_in_pyright(tmp_path):
     if importlib.util.find_spec("pyright") is None:
         pytest.skip("capability: pyright is installed")
