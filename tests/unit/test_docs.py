@@ -1,5 +1,6 @@
 """What the documents claim: a site that builds, the kernel table, links, named tests, extras."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import baracuda_kernels as bk
 from baracuda_kernels import registry
 
 ROOT = Path(__file__).parent.parent.parent
@@ -101,3 +103,21 @@ def test_the_picture_of_the_ring_is_the_scripts(tmp_path):
     assert drawn == cells(ROOT / "docs" / "ring.svg")
     # Every chunk visits every rank.
     assert all(drawn.count(f"K{origin} V{origin}") == 4 for origin in range(4))
+
+
+@pytest.mark.framework("sphinx")
+@pytest.mark.timeout(120)
+def test_the_reference_has_every_public_name(tmp_path):
+    """With its arguments; the site is built from the docstrings of this very package."""
+    subprocess.run([sys.executable, "-m", "sphinx", "-q", ROOT / "docs", tmp_path], check=True,
+                   capture_output=True)  # fmt: skip
+    page = (tmp_path / "api.html").read_text()
+    modules = {"errors", "registry"}
+    vocabulary = {"AttentionKind", "EpilogueKind", "LayoutSku"}  # of SKUs alone
+    for name in set(bk.__all__) - modules - vocabulary - {"__version__"}:
+        assert f'id="baracuda_kernels.{name}"' in page or f'errors.{name}"' in page, name
+    for module in ("reference", "registry", "scaling"):
+        for name in importlib.import_module(f"baracuda_kernels.{module}").__all__:
+            if name[0].islower():
+                assert f'id="baracuda_kernels.{module}.{name}"' in page, name
+    assert "accumulator_scratch" in page and "sequence_layout" in page
