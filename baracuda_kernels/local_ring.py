@@ -114,9 +114,9 @@ def run_local_ring(
     sequence_layout : SequenceLayout or str, default "contiguous"
         How rows are dealt to ranks: contiguous, zigzag or striped.
     device : str or torch.device, default "host"
-        ``"host"`` (or ``"cpu"``), ``"cuda"`` or ``"cuda:N"``: where the ring runs. NumPy arrays (through
-        cuda.core, the extra ``[cu13]`` or ``[cu12]``) and CPU tensors are copied there and back;
-        arrays on a GPU must name their own device.
+        ``"host"`` (or ``"cpu"``), ``"cuda"`` or ``"cuda:N"``: where the ring runs. NumPy arrays
+        (through cuda.core, the extra ``[cu13]`` or ``[cu12]``) and CPU tensors are copied there and
+        back; arrays on a GPU must name their own device.
     progress : callable, optional
         Called from this thread as ``progress(done, total)``, in rank-steps: every rank takes
         `world_size` steps.

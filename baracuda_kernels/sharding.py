@@ -48,8 +48,8 @@ def rows_per_rank(total: int, world_size: int, what: str = "the sequence") -> in
     Raises
     ------
     InvalidProblemError
-        If `world_size` is not from 1 to 65536, or does not divide `total`: the message names the nearest
-        lengths that fit.
+        If `world_size` is not from 1 to 65536, or does not divide `total`: the message names
+        the nearest lengths that fit.
     """
     total = integer("total", total, least=0)
     world_size = integer("world_size", world_size, least=1, most=MAX_RANKS)

@@ -24,6 +24,7 @@ from rich.progress import (
 from baracuda_kernels.errors import BaracudaError
 
 EXIT_REFUSED = 2
+_SUFFIXES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}  # of sizes
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on stdout instead of text."
@@ -137,7 +138,6 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic in new cli
     """A number of tokens: an integer, or a number with k, M or G for 2**10, 2**20 and 2**30."""
 
     name = "size"
-    _SUFFIXES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
     def __init__(self, least: int = 1) -> None:
         self._least = least
@@ -147,9 +147,9 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic in new cli
         if isinstance(value, int):
             return value
         text = str(value).strip().lower()
-        suffix = text[-1:] if text[-1:] in self._SUFFIXES else ""
+        suffix = text[-1:] if text[-1:] in _SUFFIXES else ""
         try:
-            size = float(text[: len(text) - len(suffix)]) * self._SUFFIXES[suffix]
+            size = float(text[: len(text) - len(suffix)]) * _SUFFIXES[suffix]
         except ValueError:
             self.fail(f"{value!r} is no size; sizes are like 4096, 128k, 1.5M", param, ctx)
         if not size.is_integer() or size < self._least:  # also inf and nan

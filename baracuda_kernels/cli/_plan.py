@@ -24,6 +24,7 @@ from baracuda_kernels.cli._run import LAYOUTS
 from baracuda_kernels.cli._sample import dtype_choice
 from baracuda_kernels.scaling._units import duration, size
 
+
 @click.command()
 @click.option(
     "--seq",
@@ -186,9 +187,11 @@ def _rates(
 def _print_text(family: str, result: Any, layers: int) -> None:
     problem, rates = result.problem, result.machine.rates
     mask = "causal" if problem.causal else "not causal"
-    each = f", {problem.chunk} on each of {problem.ranks} ranks" if problem.ranks > 1 else ", one GPU"
+    where = "one GPU"
+    if problem.ranks > 1:
+        where = f"{problem.chunk} on each of {problem.ranks} ranks"
     _say(
-        f"One attention layer, forward: {problem.seq} tokens{each}; B {problem.batch}, "
+        f"One attention layer, forward: {problem.seq} tokens, {where}; B {problem.batch}, "
         f"H {problem.heads}/{problem.hkv}, D {problem.head_dim}, {problem.dtype}, {mask}; "
         f"kernel {family}"
     )

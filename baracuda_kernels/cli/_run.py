@@ -106,7 +106,9 @@ def _check(
     from baracuda_kernels import reference
 
     exact_y, exact_lse = reference.attention(
-        tensors["q"], tensors["k"], tensors["v"], scale=descriptor.scale, is_causal=descriptor.is_causal
+        *(tensors[name] for name in ("q", "k", "v")),
+        scale=descriptor.scale,
+        is_causal=descriptor.is_causal,
     )
     return {
         "y": reference.error_of(y, exact_y),

@@ -14,7 +14,6 @@ from safetensors.numpy import load_file, save_file
 import baracuda_kernels as bk
 from baracuda_kernels import reference
 from baracuda_kernels._core import _info
-from baracuda_kernels.cli import main
 
 
 def load(path):

@@ -68,22 +68,22 @@ def test_extras_that_install_md_names_exist():
 def test_the_readmes_figures_are_of_the_results():
     """Every row of its two tables is a row of the performance page, by the same columns."""
     page = (ROOT / "docs" / "performance.md").read_text()
-    calls = re.findall(r"^\| `(\w+)`, ([\w ]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.M)
+    calls = re.findall(r"^\| `(\w+)`, ([\w ]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
     assert len(calls) == 2
     one_call = page.split("## NVIDIA H100 80GB HBM3")[1].split("### ")[1]
     for family, mask, *figures in calls:
         causal = {"causal": "yes", "no mask": "no"}[mask]
         row = rf"^\| {family} \| bf16 \| 128 \| 2 \| 16/16 \| 8192 \| {causal} \| [\d.]+ \| "
-        assert re.search(row + re.escape(" | ".join(figures)), one_call, re.M), figures
+        assert re.search(row + re.escape(" | ".join(figures)), one_call, re.MULTILINE), figures
     rings = re.findall(
         r"^\| (\d) (H\d00), (\d+) rows each \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
-        README, re.M)
+        README, re.MULTILINE)
     assert len(rings) == 4
     for gpus, card, rows, tflops, ideal, *peers in rings:
         of_card = page.split(f"## Across GPUs: NVIDIA {card}")[1].split("### ")[1]
         row = (rf"^\| {gpus} \| {rows} \| zigzag \| yes \| \d \| [\d.]+ \| {tflops} \| {ideal} \| "
                r"[\d.]+ \| " + re.escape(" | ".join(peers)))
-        assert re.search(row, of_card, re.M), (gpus, card, rows)
+        assert re.search(row, of_card, re.MULTILINE), (gpus, card, rows)
 
 
 def test_nothing_is_installed_from_where_it_is_not():

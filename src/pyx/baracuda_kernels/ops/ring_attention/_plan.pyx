@@ -81,7 +81,7 @@ cdef class RingAttentionPlan(RingPlan):
         cdef RingAttentionPlan self = RingAttentionPlan.__new__(RingAttentionPlan)
         cdef c_api.baracuda_attention_step_params step
         cdef RingAttentionDescriptor problem
-        if isinstance(stream, RingAttentionDescriptor):
+        if isinstance(stream, RingAttentionDescriptor) or isinstance(descriptor, Stream):
             descriptor, stream = stream, descriptor
         family = self.choose(SPEC, as_stream(stream), descriptor, preference, Direction.FORWARD)
         problem = descriptor
