@@ -121,3 +121,24 @@ def test_the_reference_has_every_public_name(tmp_path):
             if name[0].islower():
                 assert f'id="baracuda_kernels.{module}.{name}"' in page, name
     assert "accumulator_scratch" in page and "sequence_layout" in page
+
+
+@pytest.fixture
+def supported(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return importlib.import_module("write_supported")
+
+
+@pytest.mark.skipif(not bk._build_info()["cuda_built"],
+                    reason="capability: CUDA kernels in the build")  # fmt: skip
+def test_the_page_of_what_is_supported_is_the_registrys(supported):
+    """`python docs/write_supported.py` writes it anew."""
+    assert (ROOT / "docs" / "supported.md").read_text() == supported.page()
+
+
+def test_the_refusals_and_calls_on_that_page(supported):
+    page = (ROOT / "docs" / "supported.md").read_text()
+    rows = [*supported.refusals(), *supported.adapters()]
+    assert len(rows) > 8
+    for row in rows:
+        assert row in page
