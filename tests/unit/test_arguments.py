@@ -1,13 +1,14 @@
 """Arguments as users have them are taken; what would be misread is refused by its name."""
 
 import math
+import time
 
 import numpy as np
 import pytest
 from helpers.oracle import attention
 
 import baracuda_kernels as bk
-from baracuda_kernels import reference, scaling
+from baracuda_kernels import local_ring, reference, scaling
 
 
 @pytest.fixture
@@ -118,6 +119,15 @@ def test_a_timeout_stops_a_host_run():
     assert bk.run_local_ring(q[:, :1, :64], q[:, :1, :64], q[:, :1, :64], 2, timeout=60)
 
 
+def test_progress_moves_within_a_step(monkeypatch):
+    """By whole steps it would stand still for four of sixteen rank-steps at a time."""
+    monkeypatch.setattr(local_ring, "_POLL", 0.001)
+    q, seen = np.zeros((1, 8, 2**14, 64), np.float32), []
+    bk.run_local_ring(q, q, q, 4, progress=lambda done, total: seen.append(done))
+    assert seen[0] == 0 and seen[-1] == 16 and seen == sorted(seen)
+    assert any(done % 4 for done in seen), seen
+
+
 def test_a_progress_that_raises_stops_the_run():
     """Not after the run: the pool would wait for it."""
     q = np.zeros((1, 8, 2**14, 64), np.float32)
@@ -125,8 +135,6 @@ def test_a_progress_that_raises_stops_the_run():
     def stop(done, total):
         if done >= 16:
             raise KeyError("enough")
-
-    import time
 
     start = time.monotonic()
     with pytest.raises(KeyError):

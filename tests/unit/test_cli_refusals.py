@@ -4,9 +4,11 @@ import io
 import json
 import math
 import os
+import signal
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -214,3 +216,20 @@ def test_the_real_process_ends_in_one_line(qkv):
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("Error: ")
+
+
+def test_ctrl_c_ends_a_run_in_one_line_and_writes_nothing(tmp_path):
+    command = [sys.executable, "-m", "baracuda_kernels"]
+    given = ("--seq", "256k", "--heads", 1, "--dtype", "f16")  # little to read, long to compute
+    ok("sample", "-o", tmp_path / "x.safetensors", *given)
+    process = subprocess.Popen(
+        [*command, "run", "x.safetensors", "--ranks", "64", "--json", "-o", "out.npz"],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(2.0)
+    running = process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert running and process.returncode == 130 and out == ""
+    assert json.loads(errors)["error"] == {"type": "Abort", "message": "stopped"}
+    assert not (tmp_path / "out.npz").exists()
