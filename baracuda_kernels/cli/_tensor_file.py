@@ -104,12 +104,13 @@ def _read_safetensors(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarra
 
 
 def _read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    loaded = np.load(path, allow_pickle=False)
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        raise FileProblemError(f"{path}: holds one array (.npy), not a named set")
-    with loaded as file:
-        _check_names(path, names, list(file.files))
-        return {name: file[name] for name in names}
+    with path.open("rb") as opened:  # np.load leaves a broken one open
+        loaded = np.load(opened, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise FileProblemError(f"{path}: holds one array (.npy), not a named set")
+        with loaded as file:
+            _check_names(path, names, list(file.files))
+            return {name: file[name] for name in names}
 
 
 def _check_names(path: Path, wanted: tuple[str, ...], found: list[str]) -> None:
