@@ -21,7 +21,7 @@ cdef class KernelPlan:
 
     def __init__(self):
         name = type(self).__name__
-        raise TypeError(f"{name}: use {name}.select(stream, descriptor)")
+        raise TypeError(f"{name}: use {name}.select(descriptor, stream)")
 
     @property
     def precision_guarantee(self):
