@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib as _importlib
 import os as _os
 import sys as _sys
+import typing as _typing
 
 
 def _has_modules(folder: str) -> bool:
@@ -85,7 +86,11 @@ from baracuda_kernels.ops.flash_sdpa import (  # noqa: E402
     FlashSdpaPlan,
 )
 
-__version__ = _build_info()["version"]
+if _typing.TYPE_CHECKING:
+    from baracuda_kernels.local_ring import run_local_ring
+    from baracuda_kernels.sharding import positions, shard, unshard
+
+__version__: str = _build_info()["version"]
 
 # Loaded on first use: they need NumPy, which the core does not.
 _LAZY = {
@@ -109,7 +114,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module 'baracuda_kernels' has no attribute {name!r}")
@@ -118,5 +123,5 @@ def __getattr__(name: str):
     return value
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted(__all__)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from baracuda_kernels._arguments import library_of
 from baracuda_kernels._core import _info
 from baracuda_kernels._core._enums import ElementKind
 from baracuda_kernels._machine import why_no_gpu
@@ -26,44 +27,51 @@ DTYPES = SPEC.dtypes
 def element_of(x: Any, name: str) -> ElementKind:
     """ElementKind of an array, or InvalidProblemError naming the dtypes that are served."""
     element = ElementKind.of_dtype(x.dtype)
-    if element not in DTYPES.values():
+    if element is None or element not in DTYPES.values():
         raise InvalidProblemError(
             f"{name} has dtype {x.dtype}; it must be one of {', '.join(DTYPES)}"
         )
     return element
 
 
-def numpy_dtype(name: str) -> np.dtype:
+def numpy_dtype(name: str) -> np.dtype[Any]:
     """NumPy's dtype of that name, or that of ml_dtypes."""
     try:
         return np.dtype(name)
     except TypeError:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, name))
+        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return dtype
 
 
-def parse_device(device: str) -> int:
-    """-1 for ``"host"``, the ordinal for ``"cuda"`` (0) and ``"cuda:N"``."""
-    if device == "host":
+def parse_device(device: Any) -> int:
+    """-1 for ``"host"`` and ``"cpu"``, the ordinal for ``"cuda"`` (0) and ``"cuda:N"``.
+
+    Also a torch.device, which reads as its text.
+    """
+    text = str(device) if isinstance(device, str) or library_of(device) == "torch" else ""
+    kind, _, ordinal = text.partition(":")
+    if kind in ("host", "cpu") and ordinal in ("", "0"):
         return -1
-    if device == "cuda":
+    if text == "cuda":
         return 0
-    kind, _, ordinal = str(device).partition(":")
-    if kind == "cuda" and ordinal.isdecimal():
+    if kind == "cuda" and ordinal.isdecimal() and len(ordinal) < 6:
         return int(ordinal)
-    raise InvalidProblemError(f"device is {device!r}; it must be 'host', 'cuda' or 'cuda:N'")
+    raise InvalidProblemError(
+        f"device: got {device!r}, must be 'host' (or 'cpu'), 'cuda' or 'cuda:N'"
+    )
 
 
-def memory_for(x: Any, device: str) -> Any:
+def memory_for(x: Any, device: Any) -> Any:
     """The memory that serves arrays of the kind of `x` on `device`."""
     ordinal = parse_device(device)
-    root = type(x).__module__.partition(".")[0]
-    if isinstance(x, np.ndarray):
+    library = library_of(x)
+    if library == "numpy":
         return HostMemory() if ordinal < 0 else CudaCoreMemory(ordinal)
-    if root == "torch":
+    if library == "torch":
         return TorchMemory(x, ordinal)
-    if root == "cupy":
+    if library == "cupy":
         return CupyMemory(x, ordinal)
     raise InvalidProblemError(
         f"q is a {type(x).__module__}.{type(x).__qualname__}; "
@@ -230,7 +238,7 @@ def _cuda_core() -> Any:
     except ImportError as error:
         raise UnsupportedError(
             "NumPy arrays on a CUDA device need cuda.core, which owns the device memory: "
-            "pip install 'baracuda-kernels[cu13]' (CUDA 12: [cu12]), "
+            "pip install cuda-core, or the extra baracuda-kernels[cu13] (CUDA 12: [cu12]), "
             f"or pass arrays that are on the device already ({error})"
         ) from error
     return core

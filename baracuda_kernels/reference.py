@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from baracuda_kernels._arguments import array
 from baracuda_kernels.errors import InvalidProblemError
 
 __all__ = ["attention", "error_of"]
@@ -61,7 +62,7 @@ def attention(
     InvalidProblemError
         If the shapes do not belong together.
     """
-    q, k, v = (np.asarray(x) for x in (q, k, v))
+    q, k, v = (np.asarray(array(name, x)) for name, x in (("q", q), ("k", k), ("v", v)))
     group = _check_shapes(q, k, v)
     batch, heads, query_len, head_dim = q.shape
     key_len = k.shape[2]
@@ -77,15 +78,14 @@ def attention(
 
     for b in range(batch):
         for h_kv in range(heads // group):
-            k64 = k[b, h_kv].astype(np.float64)
-            v64 = v[b, h_kv].astype(np.float64)
+            k64, v64 = _wide(k[b, h_kv]), _wide(v[b, h_kv])
             # Rows are taken one by one where a hidden V row could leak through 0 * inf.
             v_is_finite = bool(np.isfinite(v64).all())
             rows = max(1, block_scores // key_len) if v_is_finite or not is_causal else 1
             for h in range(h_kv * group, (h_kv + 1) * group):
                 for i in range(0, query_len, rows):
                     at = slice(i, i + rows)
-                    block = q[b, h, at].astype(np.float64)
+                    block = _wide(q[b, h, at])
                     mask = k_pos[None, :] <= q_pos[at, None] if is_causal else None
                     y[b, h, at], lse[b, h, at] = _rows(block, k64, v64, scale, mask)
     return y, lse
@@ -100,7 +100,7 @@ def error_of(got: Any, exact: np.ndarray) -> dict[str, float]:
         ``rms`` and ``max`` of the difference, ``relative``: the norm of the difference over the
         norm of `exact`; equal infinities count as equal, any other non-finite difference as inf.
     """
-    got = np.asarray(got).astype(np.float64)
+    got = _wide(np.asarray(array("got", got)))
     if got.shape != exact.shape:
         raise InvalidProblemError(f"shape is {got.shape}; the exact answer has {exact.shape}")
     if got.size == 0:
@@ -116,6 +116,12 @@ def error_of(got: Any, exact: np.ndarray) -> dict[str, float]:
         "max": float(np.max(np.abs(difference))),
         "relative": rms / size if size > 0 else (0.0 if rms == 0 else math.inf),
     }
+
+
+def _wide(x: np.ndarray) -> np.ndarray:
+    # Signalling NaNs are legal inputs.
+    with np.errstate(invalid="ignore"):
+        return x.astype(np.float64)
 
 
 def _rows(
@@ -161,7 +167,7 @@ def _check_shapes(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> int:
         raise InvalidProblemError(
             f"q has {heads} heads and k {kv_heads}; the first must be a multiple of the second"
         )
-    return heads // kv_heads
+    return int(heads // kv_heads)
 
 
 def _positions_or_range(given: np.ndarray | None, length: int, name: str) -> np.ndarray:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
-from baracuda_kernels._core._enums import Direction, OpKind, kinds
+from baracuda_kernels._core._enums import ArchSku, Direction, OpKind, kinds
 from baracuda_kernels._core._errors import InvalidProblemError, UnsupportedError
 from baracuda_kernels._core._selection import (
     Architecture,
@@ -23,13 +24,14 @@ from baracuda_kernels._core._sku import GUARANTEE_FIELDS, SKU_FIELDS, KernelSku,
 
 __all__ = [
     "Architecture", "Candidate", "ENTRY_POINT_GROUP", "Explanation", "OpKind", "OpSpec",
-    "ProblemOption", "explain", "get", "ops", "register", "skus", "specs",
+    "ProblemOption", "explain", "get", "left_out", "ops", "register", "skus", "specs",
 ]
 
 ENTRY_POINT_GROUP = "baracuda_kernels.ops"
 
 _specs: dict[str, OpSpec] = {}
 _lock = threading.RLock()
+_left_out: dict[str, str] = {}
 _discovered = False
 
 # What skus() filters by, with the type that reads a value.
@@ -77,12 +79,23 @@ def _discover() -> None:
         for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
             try:
                 loaded = entry.load()
-                register(loaded if isinstance(loaded, OpSpec) else loaded())
-            except (ImportError, AttributeError, InvalidProblemError, TypeError) as error:
-                # A broken plug-in must not take the library down with it.
+                spec = loaded if isinstance(loaded, OpSpec) else loaded()
+                if isinstance(spec, OpSpec):
+                    tuple(spec.skus())  # what `skus` and `info` will ask of it
+                register(spec)
+            # Whatever it raises, sys.exit too: a broken plug-in must not take the library down.
+            except (Exception, SystemExit) as error:
+                reason = f"{type(error).__name__}: {error}"
+                _left_out[f"{entry.name} = {entry.value}"] = reason
                 logging.getLogger("baracuda_kernels").warning(
-                    "op entry point %r was not registered: %s", entry.value, error
+                    "op entry point %r was not registered: %s", entry.value, reason
                 )
+
+
+def left_out() -> dict[str, str]:
+    """Entry points that could not be registered, each with the reason; ``info`` shows them."""
+    _discover()
+    return dict(_left_out)
 
 
 def ops() -> list[str]:
@@ -112,7 +125,7 @@ def get(name: str) -> OpSpec:
         raise UnsupportedError(f"op: got {name!r}, must be one of {', '.join(ops())}") from None
 
 
-def skus(**filters) -> list[KernelSku]:
+def skus(**filters: Any) -> list[KernelSku]:
     """Every kernel of every op, in each op's order of preference.
 
     Parameters
@@ -129,7 +142,7 @@ def skus(**filters) -> list[KernelSku]:
     return [sku for _, _, sku in named_skus(**filters)]
 
 
-def named_skus(**filters) -> list[tuple[str, str, KernelSku]]:
+def named_skus(**filters: Any) -> list[tuple[str, str, KernelSku]]:
     """As :func:`skus`, as (op name, family name, SKU)."""
     _discover()
     wanted = [_filter(name, value) for name, value in filters.items()]
@@ -137,11 +150,11 @@ def named_skus(**filters) -> list[tuple[str, str, KernelSku]]:
             if all(fits(sku) for fits in wanted)]
 
 
-def _filter(name: str, value) -> Callable[[KernelSku], bool]:
+def _filter(name: str, value: Any) -> Callable[[KernelSku], bool]:
     """Whether a SKU has the value in the field of that name."""
     if name not in _FILTERS:
         raise InvalidProblemError(f"filter: got {name!r}, must be one of {', '.join(_FILTERS)}")
-    kind = _FILTERS[name]
+    kind: Any = _FILTERS[name]
     if kind is bool:
         if not isinstance(value, bool):
             raise InvalidProblemError(f"{name}: got {value!r}, must be a bool")
@@ -152,7 +165,7 @@ def _filter(name: str, value) -> Callable[[KernelSku], bool]:
     return lambda sku: _field(sku, name) == value
 
 
-def _op_filter(value) -> Callable[[KernelSku], bool]:
+def _op_filter(value: Any) -> Callable[[KernelSku], bool]:
     if isinstance(value, int) and not isinstance(value, (bool, OpKind)):
         return lambda sku: sku.op == value
     name = value.name if isinstance(value, OpKind) else str(value).upper()
@@ -165,13 +178,13 @@ def _op_filter(value) -> Callable[[KernelSku], bool]:
     return lambda sku: any(sku.category is op.category and sku.op == op for op in named)
 
 
-def _field(sku: KernelSku, name: str):
+def _field(sku: KernelSku, name: str) -> Any:
     return getattr(sku if hasattr(sku, name) else sku.precision_guarantee, name)
 
 
 def explain(
-    descriptor,
-    arch=None,
+    descriptor: Any,
+    arch: Architecture | ArchSku | str | int | tuple[int, int] | None = None,
     preference: PlanPreference | None = None,
     direction: Direction | str = Direction.FORWARD,
 ) -> Explanation:

@@ -17,15 +17,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
+from baracuda_kernels._arguments import array, integer, library_of
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
 from baracuda_kernels.ops.attention._positions import layout_map
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 __all__ = ["positions", "rows_per_rank", "shard", "unshard"]
+
+_Array = TypeVar("_Array")
+# Nobody's ring is larger, and every rank has an entry in some list.
+MAX_RANKS = 65536
 
 
 def rows_per_rank(total: int, world_size: int, what: str = "the sequence") -> int:
@@ -40,11 +48,11 @@ def rows_per_rank(total: int, world_size: int, what: str = "the sequence") -> in
     Raises
     ------
     InvalidProblemError
-        If `world_size` is not positive, or does not divide `total`: the message names the nearest
-        lengths that fit.
+        If `world_size` is not from 1 to 65536, or does not divide `total`: the message names
+        the nearest lengths that fit.
     """
-    if world_size < 1:
-        raise InvalidProblemError(f"world_size is {world_size}; it must be 1 or more")
+    total = integer("total", total, least=0)
+    world_size = integer("world_size", world_size, least=1, most=MAX_RANKS)
     rest = total % world_size
     if rest:
         below, above = total - rest, total - rest + world_size
@@ -63,10 +71,8 @@ def check_layout(
 ) -> SequenceLayout:
     """The layout, or `InvalidProblemError` if it is unknown or a number is out of its range."""
     layout = SequenceLayout.parse(sequence_layout)
-    if world_size < 1:
-        raise InvalidProblemError(f"world_size is {world_size}; it must be 1 or more")
-    if length < 0:
-        raise InvalidProblemError(f"length is {length}; it must be 0 or more")
+    integer("world_size", world_size, least=1)
+    integer("length", length, least=0)
     return layout
 
 
@@ -75,7 +81,7 @@ def positions(
     rank: int,
     world_size: int,
     sequence_layout: SequenceLayout | str = "contiguous",
-) -> np.ndarray:
+) -> NDArray[np.int64]:
     """Global positions of the rows that a rank holds.
 
     Parameters
@@ -100,8 +106,8 @@ def positions(
         If a number is out of its range or the layout is unknown.
     """
     layout = check_layout(length, world_size, sequence_layout)
-    if not 0 <= rank < world_size:
-        raise InvalidProblemError(f"rank is {rank}; it must be in [0, {world_size})")
+    length, world_size = integer("length", length), integer("world_size", world_size)
+    rank = integer("rank", rank, least=0, most=world_size - 1)
     rows = [
         np.arange(run.start, run.stop, run.step, dtype=np.int64)
         for run in _runs(layout, rank, world_size, length)
@@ -109,6 +115,22 @@ def positions(
     return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
 
+@overload
+def shard(
+    x: Sequence[Any],
+    world_size: int,
+    *,
+    dim: int = 2,
+    sequence_layout: SequenceLayout | str = "contiguous",
+) -> list[NDArray[Any]]: ...
+@overload
+def shard(
+    x: _Array,
+    world_size: int,
+    *,
+    dim: int = 2,
+    sequence_layout: SequenceLayout | str = "contiguous",
+) -> list[_Array]: ...
 def shard(
     x: Any,
     world_size: int,
@@ -121,7 +143,8 @@ def shard(
     Parameters
     ----------
     x : array
-        NumPy (any dtype, ml_dtypes too), PyTorch, CuPy or JAX. None of these is imported here.
+        NumPy (any dtype, ml_dtypes too; lists become NumPy arrays, masked arrays are refused),
+        PyTorch, CuPy or JAX. None of these is imported here.
     world_size : int
         Ranks; the length of `dim` must be a multiple of it.
     dim : int, default 2
@@ -141,9 +164,11 @@ def shard(
         no such dimension, or if the layout is unknown.
     """
     layout = SequenceLayout.parse(sequence_layout)
+    x = array("x", x)
     dim = _check_dim(x, dim)
     length = rows_per_rank(int(x.shape[dim]), world_size, f"dimension {dim}")
 
+    world_size = integer("world_size", world_size)
     shards = []
     for rank in range(world_size):
         runs = _runs(layout, rank, world_size, length) if world_size > 1 else [slice(0, length)]
@@ -153,11 +178,11 @@ def shard(
 
 
 def unshard(
-    shards: Sequence[Any],
+    shards: Sequence[_Array],
     *,
     dim: int = 2,
     sequence_layout: SequenceLayout | str = "contiguous",
-) -> Any:
+) -> _Array:
     """Put the shards of all ranks together again: the inverse of `shard`.
 
     Parameters
@@ -179,15 +204,18 @@ def unshard(
         If there are no shards, if their shapes differ, or if the layout is unknown.
     """
     layout = SequenceLayout.parse(sequence_layout)
-    shards = list(shards)
-    if not shards:
+    parts = [array(f"shards[{rank}]", x) for rank, x in enumerate(shards)]
+    if not parts:
         raise InvalidProblemError("shards is empty; it must hold one array per rank")
-    shapes = {tuple(s.shape) for s in shards}
+    shapes = {tuple(x.shape) for x in parts}
     if len(shapes) != 1:
         raise InvalidProblemError(f"shards differ in shape: {sorted(shapes)}; they must be alike")
-    dim = _check_dim(shards[0], dim)
-    length = int(shards[0].shape[dim])
+    gathered: _Array = _gather(parts, _check_dim(parts[0], dim), layout)
+    return gathered
 
+
+def _gather(shards: list[Any], dim: int, layout: SequenceLayout) -> Any:
+    length = int(shards[0].shape[dim])
     runs = [_runs(layout, rank, len(shards), length) for rank in range(len(shards))]
     if len(shards) > 1 and all(len(one) == 1 and one[0].step == len(shards) for one in runs):
         return _interleave(shards, dim)
@@ -223,7 +251,7 @@ def _interleave(shards: list[Any], dim: int) -> Any:
 
 
 def _check_dim(x: Any, dim: int) -> int:
-    ndim = len(x.shape)
+    ndim, dim = len(x.shape), integer("dim", dim)
     if not -ndim <= dim < ndim:
         raise InvalidProblemError(f"dim is {dim}; the array has {ndim} dimensions")
     return dim % ndim
@@ -235,11 +263,11 @@ def _take(x: Any, dim: int, rows: slice) -> Any:
 
 def _concatenate(pieces: list[Any], dim: int) -> Any:
     # The array's own library is loaded already, so look it up instead of importing anything.
-    root = type(pieces[0]).__module__.partition(".")[0]
+    root = library_of(pieces[0])
     if root == "torch":
         return sys.modules["torch"].cat(pieces, dim=dim)
     if root == "cupy":
         return sys.modules["cupy"].concatenate(pieces, axis=dim)
-    if root in ("jax", "jaxlib"):
+    if root == "jax":
         return sys.modules["jax"].numpy.concatenate(pieces, axis=dim)
     return np.concatenate(pieces, axis=dim)

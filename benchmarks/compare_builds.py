@@ -30,7 +30,11 @@ from typing import Any, NamedTuple
 _IMPORT = "import time; t = time.perf_counter(); import baracuda_kernels; "
 _IMPORT += "print(time.perf_counter() - t)"
 _SAMPLE_SECONDS = 0.03  # of work in a measurement, at least
+# The same on a GPU: short, and after a pause, so that the power limit, which moves the clock by some
+# per cent from one second to the next, is not reached.
+_GPU_SECONDS, _PAUSE_SECONDS = 0.006, 0.03
 _HEADS, _TINY = 16, 8
+_STEPS = 20  # of a ring, in one graph
 
 
 class Case(NamedTuple):
@@ -52,6 +56,8 @@ class Case(NamedTuple):
         """For people."""
         if self.what == "import":
             return "import"
+        if self.what == "step":
+            return f"{self.family} {self.dtype} D {self.head_dim} S {self.length} a ring's middle step"
         if self.what == "kernel":
             mask = "causal" if self.causal else "full"
             return f"{self.family} {self.dtype} D {self.head_dim} S {self.length} {mask}"
@@ -77,6 +83,12 @@ def cases(device: str) -> list[Case]:
         ("simt", "f32", (64, 128), (2048,)),
         ("simt", "f16", (64, 128), (2048,)),
     )
+    # Steps between the first and the last of a ring, where that is a kernel of its own.
+    found += [
+        Case("step", 1.015, device, "sm90a", "bf16", head_dim, length)
+        for head_dim in (64, 128, 256)
+        for length in (1024, 4096)
+    ]
     return found + [
         Case("kernel", 1.015, device, family, dtype, head_dim, length, causal)
         for family, dtype, dims, lengths in tables
@@ -106,9 +118,10 @@ def worker() -> None:
 def _timer(case: Case) -> Callable[[], float]:
     """Measures the case: seconds of one call."""
     call, synchronize = _call(case)
-    if case.what == "kernel" and case.device == "cuda":
-        count = _repeats(_SAMPLE_SECONDS, _gpu_seconds(call, synchronize, 3))
-        return lambda: _gpu_seconds(call, synchronize, count)
+    if case.what in ("kernel", "step") and case.device == "cuda":
+        count = _repeats(_GPU_SECONDS, _gpu_seconds(call, synchronize, 3))
+        of_one = _STEPS if case.what == "step" else 1
+        return lambda: _gpu_seconds(call, synchronize, count) / of_one
     # A GPU that falls behind would block the host in the end.
     most = 100 if case.device == "cuda" else 10**6
     burst = min(most, _repeats(_SAMPLE_SECONDS / 10, _host_seconds(call, synchronize, 1, 10)))
@@ -138,6 +151,7 @@ def _gpu_seconds(call: Any, synchronize: Any, count: int) -> float:
 
     event: Any = torch.cuda.Event
     begin, end = event(enable_timing=True), event(enable_timing=True)
+    time.sleep(_PAUSE_SECONDS)
     for _ in range(2):  # the card wakes up
         call()
     begin.record()
@@ -153,7 +167,7 @@ def _call(case: Case) -> tuple[Callable[[], Any], Callable[[], Any]]:
     import baracuda_kernels as bk
 
     stream, empty, synchronize = _memory(case)
-    heads = 2 if case.what != "kernel" else 4 if case.device == "host" else _HEADS
+    heads = 2 if case.what.startswith("run") else 4 if case.device == "host" else _HEADS
     shape = (1, heads, case.length, case.head_dim)
     make = bk.FlashSdpaDescriptor if case.what == "kernel" else bk.RingAttentionDescriptor
     descriptor = make(1, heads, case.length, case.length, case.head_dim, is_causal=case.causal,
@@ -165,24 +179,46 @@ def _call(case: Case) -> tuple[Callable[[], Any], Callable[[], Any]]:
         kernel_args = bk.FlashSdpaArgs(**{name: empty(shape) for name in "qkvy"})
         return lambda: plan.run(stream, kernel_args), synchronize
     ring_plan = bk.RingAttentionPlan.select(stream, descriptor)
+    if case.what == "step":
+        operands = {name: empty(shape) for name in "qkv"}
+        operands["accumulator_scratch"] = empty((ring_plan.accumulator_scratch_bytes // 2,))
+        middle = {"rank": 1, "origin": 0, "world_size": 3, "last": False}
+        ring_plan.step(stream, **operands, **middle, first=True)
+        return _captured(lambda on: ring_plan.step(on, **operands, **middle, first=False,
+                                                   follows=True)), synchronize  # fmt: skip
     ring = bk.LocalCommunicator.ring(case.ranks, device="host" if case.device == "host" else 0)
     # At P = 1 no scratch is wanted; the accumulator is of f32.
     names = ("kv_scratch_a", "kv_scratch_b")[: 2 * (case.ranks > 1)]
     state = (ring_plan.accumulator_scratch_bytes // 2 + 1,)
-    operands = []
+    per_rank = []
     for _ in range(case.ranks):
         given = {name: empty(shape) for name in "qkvy"}
         given |= {name: empty((ring_plan.kv_scratch_elements,)) for name in names}
-        operands.append(given | {"accumulator_scratch": empty(state)} if names else given)
-    args = [bk.RingAttentionArgs(**given) for given in operands]
+        per_rank.append(given | {"accumulator_scratch": empty(state)} if names else given)
+    args = [bk.RingAttentionArgs(**given) for given in per_rank]
     if case.what == "run_all":
         return lambda: ring.run_all(stream, ring_plan, args), synchronize
     if case.anew:
         return (
-            lambda: ring_plan.run(stream, ring[0], bk.RingAttentionArgs(**operands[0])),
+            lambda: ring_plan.run(stream, ring[0], bk.RingAttentionArgs(**per_rank[0])),
             synchronize,
         )
     return lambda: ring_plan.run(stream, ring[0], args[0]), synchronize
+
+
+def _captured(step: Callable[[Any], None]) -> Callable[[], None]:
+    """Steps as a graph: a step's checks take the host longer than the GPU needs for a short one."""
+    import torch
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(_STEPS):
+            step(torch.cuda.current_stream())
+
+    def replay(kept: Any = step) -> None:  # what the steps read and write lives as long as the graph
+        graph.replay()
+
+    return replay
 
 
 def _memory(case: Case) -> tuple[Any, Callable[[tuple[int, ...]], Any], Callable[[], Any]]:

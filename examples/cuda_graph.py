@@ -21,7 +21,7 @@ def main() -> None:
         1, HEADS, ROWS, ROWS, HEAD_DIM, is_causal=True, element=bk.ElementKind.BF16,
         sequence_layout=bk.SequenceLayout.ZIGZAG,
     )  # fmt: skip
-    plan = bk.RingAttentionPlan.select(stream, desc)
+    plan = bk.RingAttentionPlan.select(desc, stream)
     ring = bk.LocalCommunicator.ring(RANKS, device=torch.cuda.current_device())
     shape = (RANKS, 1, HEADS, ROWS, HEAD_DIM)
     q, k, v, y = (torch.randn(shape, device="cuda").bfloat16() for _ in range(4))

@@ -43,7 +43,7 @@ def main() -> None:
         num_kv_heads=kv_heads,
         sequence_layout=options.layout,
     )
-    plan = bk.RingAttentionPlan.select(bk.Stream(stream), desc)
+    plan = bk.RingAttentionPlan.select(desc, bk.Stream(stream))
     args = [
         rank_args(plan, *(cp.asarray(np.ascontiguousarray(x[rank])) for x in shards))
         for rank in range(ranks)

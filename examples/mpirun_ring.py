@@ -81,7 +81,7 @@ def main() -> None:
         num_kv_heads=options.kv_heads,
         sequence_layout=options.layout,
     )
-    plan = bk.RingAttentionPlan.select(stream, desc)
+    plan = bk.RingAttentionPlan.select(desc, stream)
     y, scratch = xp.empty_like(q), xp.empty((2, plan.kv_scratch_elements), dtype)
     state = xp.empty(plan.accumulator_scratch_bytes, np.uint8)
     args = bk.RingAttentionArgs(

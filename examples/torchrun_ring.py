@@ -45,7 +45,7 @@ def main() -> None:
         num_kv_heads=options.kv_heads,
         sequence_layout=bk.SequenceLayout.parse(options.layout),
     )
-    plan = bk.RingAttentionPlan.select(stream, desc)
+    plan = bk.RingAttentionPlan.select(desc, stream)
     y = torch.empty_like(q)
     kv_scratch = torch.empty(2, plan.kv_scratch_elements, dtype=q.dtype, device="cuda")
     state = torch.empty(plan.accumulator_scratch_bytes, dtype=torch.uint8, device="cuda")

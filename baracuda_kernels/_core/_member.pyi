@@ -1,3 +1,5 @@
+from typing import Self
+
 from typing_extensions import disjoint_base
 
 from baracuda_kernels._core._plan import KernelPlan
@@ -14,3 +16,7 @@ class RingMember:
     def steps_enqueued(self) -> int: ...
 
 class RingPlan(KernelPlan): ...
+
+@disjoint_base
+class RingBinding:
+    def __new__(cls) -> Self: ...

@@ -22,7 +22,8 @@ def main() -> None:
     """Ring attention through plans: try it, and ask which kernel runs where, and why.
 
     Every command takes --json: one JSON object on stdout; errors as one JSON object on stderr.
-    An input that cannot be served ends with exit code 2.
+    Numbers without end are the texts "Infinity", "-Infinity" and "NaN" there. An input that cannot
+    be served ends with exit code 2.
     """
 
 

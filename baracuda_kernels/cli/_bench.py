@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,16 @@ from rich.table import Table
 from baracuda_kernels.cli._console import (
     FileProblemError,
     ProgressBar,
+    check_target,
     json_option,
+    json_text,
     out_console,
     print_json,
 )
 from baracuda_kernels.cli._plot import check_plot
 from baracuda_kernels.cli._plot_ring import draw_plot
-from baracuda_kernels.cli._run import LAYOUTS
-from baracuda_kernels.cli._sample import DTYPES, dtype_choice
+from baracuda_kernels.cli._run import LAYOUTS, ranks_type
+from baracuda_kernels.cli._sample import DTYPES, check_sample, dtype_choice
 
 
 @click.group()
@@ -30,7 +31,7 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--ranks", type=click.IntRange(1), default=8, show_default=True, help="P.")
+@click.option("--ranks", type=ranks_type, default=8, show_default=True, help="P.")
 @click.option("--chunk", type=click.IntRange(1), default=1024, show_default=True, help="Rows.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="B.")
 @click.option("--heads", type=click.IntRange(1), default=16, show_default=True, help="H.")
@@ -39,7 +40,7 @@ def bench() -> None:
 @click.option("--dtype", type=dtype_choice, default="bf16", show_default=True)
 @click.option("--causal", is_flag=True, help="Row i sees the keys up to i.")
 @click.option("--layout", type=click.Choice(LAYOUTS), default="zigzag", show_default=True)
-@click.option("--device", default="cuda", show_default=True, help="host, cuda or cuda:N.")
+@click.option("--device", default="cuda", show_default=True, help="host (or cpu), cuda or cuda:N.")
 @click.option("--runs", type=click.IntRange(1), default=20, show_default=True, help="Timed runs.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Picture: .png, .svg or .pdf.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the JSON there.")
@@ -73,7 +74,8 @@ def ring(
     if plot is not None:
         check_plot(plot)
     if output is not None:
-        check_json(output)
+        check_target(output, (".json",))
+    check_sample(batch, heads + 2 * kv_heads, ranks * chunk, head_dim, dtype)
     random = np.random.default_rng(0)
     q, k, v = (
         random.standard_normal((batch, h, ranks * chunk, head_dim), np.float32).astype(
@@ -83,16 +85,15 @@ def ring(
     )
     prepared = PreparedRing(
         q, k, v, ranks, is_causal=causal, scale=None, sequence_layout=layout, device=device,
-        timeout=600.0,
     )  # fmt: skip
     result = {
         "ranks": ranks, "chunk": chunk, "batch": batch, "heads": heads, "kv_heads": kv_heads,
         "head_dim": head_dim, "dtype": dtype, "causal": causal, "layout": layout, "device": device,
-        "family": prepared.plan.family, "runs": runs, **_measure(prepared, ranks, runs),
+        "family": prepared.plan.family, "runs": runs, **_measure(prepared, ranks, runs, as_json),
     }  # fmt: skip
     if output is not None:
         try:
-            output.write_text(json.dumps(result, indent=2) + "\n")
+            output.write_text(json_text(result) + "\n")
         except OSError as error:
             raise FileProblemError(f"{output}: {error}") from error
     if plot is not None:
@@ -103,31 +104,23 @@ def ring(
         _print_text(result)
 
 
-def check_json(path: Path) -> None:
-    """Before any work: whether the file can be written."""
-    if path.suffix != ".json":
-        raise FileProblemError(f"{path}: the name must end in .json")
-    if not path.parent.is_dir():
-        raise FileProblemError(f"{path}: there is no folder {path.parent}")
-
-
-def _measure(prepared: Any, ranks: int, runs: int) -> dict[str, Any]:
+def _measure(prepared: Any, ranks: int, runs: int, as_json: bool) -> dict[str, Any]:
     from baracuda_kernels import RingTimeline
 
     timelines = [RingTimeline() for _ in range(ranks)]
     for _ in range(2):
         prepared.run(timelines)
     samples = []  # [run][rank] -> steps
-    with ProgressBar(f"{ranks} ranks, runs") as bar:
+    with ProgressBar(f"{ranks} ranks, runs", as_json) as bar:
         for number in range(runs):
             prepared.run(timelines)
             samples.append([timeline.steps for timeline in timelines])
             bar.update(number + 1, runs)
 
     def median(name: str, rank: int, step: int) -> float:
-        return statistics.median(getattr(run[rank][step], name) for run in samples)
+        return float(statistics.median(getattr(run[rank][step], name) for run in samples))
 
-    steps = [
+    steps: list[dict[str, Any]] = [
         {
             "step": step,
             **{name: [median(name, rank, step) for rank in range(ranks)]

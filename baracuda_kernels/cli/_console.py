@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -21,6 +24,7 @@ from rich.progress import (
 from baracuda_kernels.errors import BaracudaError
 
 EXIT_REFUSED = 2
+_SUFFIXES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}  # of sizes
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on stdout instead of text."
@@ -41,16 +45,16 @@ class TypedErrorGroup(click.Group):
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = None,
-        *more: Any,
+        complete_var: str | None = None,
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
         if not standalone_mode:
-            return super().main(args, prog_name, *more, standalone_mode=False, **extra)
+            return super().main(args, prog_name, complete_var, False, **extra)
         args = list(sys.argv[1:] if args is None else args)
         as_json = "--json" in args
         try:
-            code = super().main(args, prog_name, *more, standalone_mode=False, **extra)
+            code = super().main(args, prog_name, complete_var, False, **extra)
         except click.ClickException as error:
             if not as_json:
                 error.show()
@@ -60,12 +64,15 @@ class TypedErrorGroup(click.Group):
             _fail("Abort", "stopped", 130, as_json)
         except BaracudaError as error:
             _fail(type(error).__name__, str(error), EXIT_REFUSED, as_json)
+        except MemoryError as error:
+            _fail("MemoryError", str(error) or "out of memory", EXIT_REFUSED, as_json)
         sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(kind: str, message: str, code: int, as_json: bool) -> NoReturn:
+    message = " ".join(message.split())  # one line, whoever wrote it
     if as_json:
-        text = json.dumps({"error": {"type": kind, "message": message}})
+        text = json_text({"error": {"type": kind, "message": message}}, indent=None)
     else:
         text = f"Error: {message} [{kind}]"
     click.echo(text, err=True)
@@ -74,7 +81,80 @@ def _fail(kind: str, message: str, code: int, as_json: bool) -> NoReturn:
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout."""
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json_text(value))
+
+
+def json_text(value: Any, indent: int | None = 2) -> str:
+    """Valid JSON of any value: numbers without end are the texts that float() reads.
+
+    JSON has no infinity and no NaN; they become "Infinity", "-Infinity" and "NaN".
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def check_target(path: Path, suffixes: Sequence[str]) -> None:
+    """Before any work: whether the file can be written.
+
+    Raises
+    ------
+    FileProblemError
+        If the name has another suffix, its folder is not there, or it cannot be opened.
+    """
+    if path.suffix not in suffixes:
+        raise FileProblemError(f"{path}: the name must end in {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise FileProblemError(f"{path}: there is no folder {path.parent}")
+    try:
+        # What is there stays as it is; what was not goes again.
+        there = path.exists()
+        with path.open("r+b" if there else "xb"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise FileProblemError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def check_fits_memory(what: str, nbytes: int) -> None:
+    """MemoryError where the machine has not as many bytes."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if nbytes > most:
+        raise MemoryError(
+            f"{what} would take {nbytes / 2**30:.3g} GiB; this machine has {most / 2**30:.3g} GiB"
+        )
+
+
+class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic in new clicks alone
+    """A number of tokens: an integer, or a number with k, M or G for 2**10, 2**20 and 2**30."""
+
+    name = "size"
+
+    def __init__(self, least: int = 1) -> None:
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number; a click error if it is none, or no whole one."""
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().lower()
+        suffix = text[-1:] if text[-1:] in _SUFFIXES else ""
+        try:
+            size = float(text[: len(text) - len(suffix)]) * _SUFFIXES[suffix]
+        except ValueError:
+            self.fail(f"{value!r} is no size; sizes are like 4096, 128k, 1.5M", param, ctx)
+        if not size.is_integer() or size < self._least:  # also inf and nan
+            self.fail(f"{value!r} is no whole number of tokens, {self._least} or more", param, ctx)
+        return int(size)
 
 
 def out_console() -> Console:
@@ -89,9 +169,12 @@ def err_console() -> Console:
 
 
 class ProgressBar:
-    """A bar on stderr that appears with the first step: a refused run shows none."""
+    """A bar on stderr that appears with the first step: a refused run shows none.
 
-    def __init__(self, label: str) -> None:
+    Under ``--json`` there is none at all, for stderr is one JSON object then, or nothing.
+    """
+
+    def __init__(self, label: str, as_json: bool) -> None:
         self._label = label
         self._task: TaskID | None = None
         self._bar = Progress(
@@ -100,6 +183,7 @@ class ProgressBar:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=err_console(),
+            disable=as_json,
         )
 
     def __enter__(self) -> ProgressBar:

@@ -36,6 +36,8 @@ def info(as_json: bool) -> None:
 
 def gather() -> dict[str, Any]:
     """Everything that ``info`` shows."""
+    from baracuda_kernels import registry
+
     build = _info.build_info()
     devices = _info.devices()
     return {
@@ -47,6 +49,7 @@ def gather() -> dict[str, Any]:
         "gpu_reason": why_no_gpu(),
         "host": _info.host_info(),
         "nccl": _nccl_library.probe(),
+        "plugins_left_out": registry.left_out(),
         "runs_here": _runs_here(devices if build["cuda_built"] else []),
     }
 
@@ -86,8 +89,10 @@ def _verdict(
 ) -> dict[str, Any]:
     try:
         explanation = spec.explain(spec.problem(**problem), arch, direction=direction)
-    except BaracudaError as error:  # another package's op must not hide what the rest do
+    except BaracudaError as error:
         return {"family": None, "why": [str(error)]}
+    except Exception as error:  # another package's op must not hide what the rest do
+        return {"family": None, "why": [f"{type(error).__name__}: {error}"]}
     passed_over = []
     for candidate in explanation.candidates:
         if candidate is explanation.chosen or explanation.arch.is_host:
@@ -139,6 +144,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         lines.append(f"NCCL: {nccl['version']} at {nccl['path']}")
     else:
         lines.append(f"NCCL: none ({nccl['reason']}); local rings work without it")
+    for entry, reason in facts["plugins_left_out"].items():
+        lines.append(f"plug-in left out: {entry} ({reason})")
     lines.append("what runs here:")
     shown = None
     for row in facts["runs_here"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +11,18 @@ import click
 from rich.table import Table
 
 from baracuda_kernels._core._communicator import DEFAULT_MAX_CTAS
-from baracuda_kernels.cli._console import FileProblemError, json_option, out_console, print_json
+from baracuda_kernels.cli._console import (
+    FileProblemError,
+    SizeType,
+    json_option,
+    out_console,
+    print_json,
+)
 from baracuda_kernels.cli._plot import check_plot
 from baracuda_kernels.cli._plot_plan import draw_plot
 from baracuda_kernels.cli._run import LAYOUTS
 from baracuda_kernels.cli._sample import dtype_choice
-
-_SUFFIXES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
-
-
-class SizeType(click.ParamType):
-    """A number of tokens: an integer, or a number with k, M or G for 2**10, 2**20 and 2**30."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number; a click error if it is none, or no whole one."""
-        if isinstance(value, int):
-            return value
-        text = str(value).strip().lower()
-        suffix = text[-1:] if text[-1:] in _SUFFIXES else ""
-        try:
-            size = float(text[: len(text) - len(suffix)]) * _SUFFIXES[suffix]
-        except ValueError:
-            self.fail(f"{value!r} is no size; sizes are like 4096, 128k, 1.5M", param, ctx)
-        if not size.is_integer() or size < 1:  # also inf and nan
-            self.fail(f"{value!r} is no whole number of tokens, 1 or more", param, ctx)
-        return int(size)
+from baracuda_kernels.scaling._units import duration, size
 
 
 @click.command()
@@ -65,6 +51,13 @@ class SizeType(click.ParamType):
     default=10.0,
     show_default=True,
     help="Microseconds of an exchange besides its bytes.",
+)
+@click.option(
+    "--layers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Attention layers of the model; all else is of one.",
 )
 @click.option("--layout", type=click.Choice(LAYOUTS), help="Only this one. [default: all]")
 @click.option(
@@ -97,6 +90,7 @@ def plan(
     arch: str,
     measured: Path | None,
     tflops: float | None,
+    layers: int,
     layout: str | None,
     min_efficiency: float,
     plot: Path | None,
@@ -104,6 +98,7 @@ def plan(
 ) -> None:
     """What a ring of GPUs needs, how long it takes, and which setting to choose. Needs no GPU.
 
+    Everything is of one attention layer's forward pass; --layers tells the time of all of them.
     A model, not a measurement: docs/scaling.md has its formulas and limits.
     """
     from baracuda_kernels import scaling
@@ -125,9 +120,15 @@ def plan(
         draw_plot(plot, result)
     if as_json:
         drawn = {} if plot is None else {"plot": str(plot)}
-        print_json({"family": family, **result.to_dict(), **drawn})
+        whole = {
+            f.layout.name.lower(): f.seconds * layers for f in result.forecasts
+        }  # of all layers
+        print_json(
+            {"family": family, "layers": layers, **result.to_dict(), "seconds_all_layers": whole,
+             **drawn}
+        )  # fmt: skip
         return
-    _print_text(family, result)
+    _print_text(family, result, layers)
     if plot is not None:
         click.echo(f"plot: {plot}")
 
@@ -178,62 +179,90 @@ def _rates(
         return scaling.default_rates(*of)
     try:
         evidence = json.loads(measured.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FileProblemError(f"{measured}: {error}") from error
     return scaling.measured_rates(evidence, *of, sms)
 
 
-def _print_text(family: str, result: Any) -> None:
-    from baracuda_kernels.scaling import StepForecast
-
-    problem, machine = result.problem, result.machine
-    console = out_console()
+def _print_text(family: str, result: Any, layers: int) -> None:
+    problem, rates = result.problem, result.machine.rates
     mask = "causal" if problem.causal else "not causal"
-    click.echo(
-        f"{problem.seq} tokens, {problem.chunk} on each of {problem.ranks} rank(s); "
-        f"B {problem.batch}, H {problem.heads}/{problem.hkv}, D {problem.head_dim}, "
-        f"{problem.dtype}, {mask}; kernel {family}"
-    )
-    for source in machine.rates.sources:
-        click.echo(f"rates: {source}")
-    click.echo(
-        f"at this chunk: {machine.rates.tflops(problem.chunk):.0f} TFLOPS, causal "
-        f"{machine.rates.tflops(problem.chunk, causal=True):.0f}"
-    )
-
-    memory = Table("memory of a rank, MiB", "q", "y", "lse", "k, v", "scratch A", "scratch B")
-    memory.add_column("accumulator")
-    memory.add_column("total")
-    for label, m in (("staged", result.staged), ("in place", result.in_place)):
-        parts = (m.q, m.y, m.lse, m.kv, m.scratch_a, m.scratch_b, m.accumulator, m.total)
-        memory.add_row(label, *(f"{part / 2**20:.1f}" for part in parts))
-    console.print(memory)
-
+    where = "one GPU"
     if problem.ranks > 1:
-        click.echo(
-            f"exchange: {problem.bytes_per_hop / 2**20:.1f} MiB a hop, "
-            f"{result.exchange * 1e3:.3f} ms; {problem.bytes_sent / 2**30:.2f} GiB sent by a rank "
-            f"in {problem.ranks - 1} hops"
+        where = f"{problem.chunk} on each of {problem.ranks} ranks"
+    _say(
+        f"One attention layer, forward: {problem.seq} tokens, {where}; B {problem.batch}, "
+        f"H {problem.heads}/{problem.hkv}, D {problem.head_dim}, {problem.dtype}, {mask}; "
+        f"kernel {family}"
+    )
+    for source in rates.sources:
+        _say(f"rates: {source}")
+    _say(
+        f"at this chunk: {rates.tflops(problem.chunk):.0f} TFLOPS, causal "
+        f"{rates.tflops(problem.chunk, causal=True):.0f}"
+    )
+    out_console().print(_memory_table(result))
+    if problem.ranks > 1:
+        _say(
+            f"exchange: {size(problem.bytes_per_hop)} a hop, {duration(result.exchange)}; "
+            f"{size(problem.bytes_sent)} sent by a rank in {problem.ranks - 1} hops"
         )
-    times = Table("layout", "step 0 ms", "later step ms", "exposed ms", "total ms", "balance")
-    times.add_column("efficiency")
-    times.add_column("TFLOPS/GPU")
-    times.add_column("chunk that hides the exchange")
+    out_console().print(_times_table(result, layers))
+    _say(_advice(result))
+
+
+def _say(text: str) -> None:
+    click.echo(textwrap.fill(text, 80, subsequent_indent="  ", break_long_words=False))
+
+
+def _memory_table(result: Any) -> Table:
+    """What a rank holds; the layers of a model can share the scratch and the accumulator."""
+    table = Table("memory of a rank")
+    for head in ("staged", "in place"):
+        table.add_column(head, justify="right")
+    ways = result.staged, result.in_place
+    for label, name in (("q", "q"), ("y", "y"), ("lse", "lse"), ("k, v", "kv"),
+                        ("scratch A", "scratch_a"), ("scratch B", "scratch_b"),
+                        ("accumulator", "accumulator"), ("total", "total")):  # fmt: skip
+        table.add_row(label, *(size(getattr(memory, name)) for memory in ways))
+    return table
+
+
+def _times_table(result: Any, layers: int) -> Table:
+    table = Table("layout")
     for f in result.forecasts:
-        later: list[StepForecast] = list(f.steps[1:])
-        hides = result.hiding_chunks[f.layout.name.lower()]
-        times.add_row(
-            f.layout.name.lower(),
-            f"{f.steps[0].slowest * 1e3:.3f}",
-            f"{sum(s.slowest for s in later) / len(later) * 1e3:.3f}" if later else "–",
-            f"{f.exposed * 1e3:.3f}",
-            f"{f.seconds * 1e3:.3f}",
-            f"{f.balance:.3f}",
-            f"{f.efficiency:.1%}",
-            f"{f.tflops_per_gpu:.0f}",
-            "–" if hides is None else str(hides),
-        )
-    console.print(times)
+        table.add_column(f.layout.name.lower(), justify="right")
+
+    def row(label: str, cell: Any) -> None:
+        table.add_row(label, *(cell(f) for f in result.forecasts))
+
+    def later(f: Any) -> str:
+        steps = f.steps[1:]
+        return duration(sum(step.slowest for step in steps) / len(steps)) if steps else "–"
+
+    def hides(f: Any) -> str:
+        rows = result.hiding_chunks[f.layout.name.lower()]
+        return "–" if rows is None else str(rows)
+
+    row("step 0, slowest rank", lambda f: duration(f.steps[0].slowest))
+    row("a later step, slowest rank", later)
+    row("exposed communication", lambda f: duration(f.exposed))
+    row("one layer in all", lambda f: duration(f.seconds))
+    if layers > 1:
+        row(f"{layers} layers in all", lambda f: duration(f.seconds * layers))
+    row("balance", lambda f: f"{f.balance:.3f}")
+    row("efficiency", lambda f: f"{f.efficiency:.1%}")
+    row("TFLOPS a GPU", lambda f: f"{f.tflops_per_gpu:.0f}")
+    row("chunk that hides the exchange", hides)
+    return table
+
+
+def _advice(result: Any) -> str:
     advice = result.recommendation
+    if result.problem.ranks == 1:
+        return f"nothing to choose on one GPU: {advice.reason}"
     where = "one GPU" if advice.ranks == 1 else f"{advice.ranks} ranks"
-    click.echo(f"recommended: {advice.layout.name.lower()} on {where}: {advice.reason}")
+    setting = f"{advice.layout.name.lower()} on {where}"
+    if advice.advised:
+        return f"recommended: {setting}: {advice.reason}"
+    return f"no recommendation; closest comes {setting}: {advice.reason}"

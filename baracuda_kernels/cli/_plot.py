@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from baracuda_kernels.cli._console import FileProblemError
+from baracuda_kernels.cli._console import FileProblemError, check_target
 from baracuda_kernels.errors import UnsupportedError
 
 _SUFFIXES = (".png", ".svg", ".pdf")
@@ -20,12 +20,9 @@ def check_plot(path: Path) -> None:
     UnsupportedError
         If matplotlib is not installed.
     FileProblemError
-        If the name has another suffix, or its folder is not there.
+        If the name has another suffix, or the file cannot be written.
     """
-    if path.suffix not in _SUFFIXES:
-        raise FileProblemError(f"{path}: the name must end in {', '.join(_SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise FileProblemError(f"{path}: there is no folder {path.parent}")
+    check_target(path, _SUFFIXES)
     figure_module()
 
 
@@ -34,7 +31,7 @@ def figure_module() -> Any:
         return importlib.import_module("matplotlib.figure")
     except ImportError as error:
         raise UnsupportedError(
-            "--plot needs matplotlib: pip install 'baracuda-kernels[bench]'"
+            "--plot needs matplotlib: pip install matplotlib, or the extra baracuda-kernels[bench]"
         ) from error
 
 

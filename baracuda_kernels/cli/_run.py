@@ -17,13 +17,15 @@ from baracuda_kernels.cli._tensor_file import (
     read_tensors,
     write_tensors,
 )
+from baracuda_kernels.sharding import MAX_RANKS
 
+ranks_type = click.IntRange(1, MAX_RANKS)
 LAYOUTS = tuple(layout.name.lower() for layout in SequenceLayout)
 
 
 @click.command()
 @click.argument("qkv", type=click.Path(path_type=Path))
-@click.option("--ranks", type=click.IntRange(1), required=True, help="Virtual ranks P.")
+@click.option("--ranks", type=ranks_type, required=True, help="Virtual ranks P.")
 @click.option("--causal", is_flag=True, help="Row i sees the keys up to i.")
 @click.option("--scale", type=float, help="Factor on q·k. [default: 1/sqrt(D)]")
 @click.option(
@@ -33,8 +35,10 @@ LAYOUTS = tuple(layout.name.lower() for layout in SequenceLayout)
     show_default=True,
     help="How rows are dealt to ranks.",
 )
-@click.option("--device", default="host", show_default=True, help="host, cuda or cuda:N.")
-@click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds.")
+@click.option("--device", default="host", show_default=True, help="host (or cpu), cuda or cuda:N.")
+@click.option(
+    "--timeout", type=float, help="Seconds that a run on the host may take. [default: no limit]"
+)
 @click.option("--check", is_flag=True, help="Compare with attention in float64 (slow).")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File.")
 @json_option
@@ -45,7 +49,7 @@ def run(
     scale: float | None,
     layout: str,
     device: str,
-    timeout: float,
+    timeout: float | None,
     check: bool,
     output: Path,
     as_json: bool,
@@ -57,11 +61,11 @@ def run(
     """
     from baracuda_kernels.local_ring import run_with_plan
 
-    check_writable(output)
+    check_writable(output, source=qkv)
     tensors = read_tensors(qkv, ("q", "k", "v"))
     check_storable(output, *tensors.values())
     start = time.perf_counter()
-    with ProgressBar(f"{ranks} ranks, ring steps") as bar:
+    with ProgressBar(f"{ranks} ranks, ring steps", as_json) as bar:
         y, lse, plan = run_with_plan(
             **tensors,
             world_size=ranks,
@@ -102,13 +106,17 @@ def _check(
     from baracuda_kernels import reference
 
     exact_y, exact_lse = reference.attention(
-        **tensors, scale=descriptor.scale, is_causal=descriptor.is_causal
+        *(tensors[name] for name in ("q", "k", "v")),
+        scale=descriptor.scale,
+        is_causal=descriptor.is_causal,
     )
+    with np.errstate(invalid="ignore", over="ignore"):
+        rounded = exact_y.astype(y.dtype)
     return {
         "y": reference.error_of(y, exact_y),
         "lse": reference.error_of(lse, exact_lse),
         # What is left when the exact answer is merely stored in y's dtype.
-        "rounding": reference.error_of(exact_y.astype(y.dtype), exact_y),
+        "rounding": reference.error_of(rounded, exact_y),
     }
 
 

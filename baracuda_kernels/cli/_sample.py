@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from baracuda_kernels import _local_memory
-from baracuda_kernels.cli._console import json_option, print_json
+from baracuda_kernels.cli._console import SizeType, check_fits_memory, json_option, print_json
 from baracuda_kernels.cli._tensor_file import check_storable, check_writable, write_tensors
 
 # What q, k and v may be, by the names of elements in lower case.
@@ -21,13 +21,15 @@ dtype_choice = click.Choice(list(DTYPES))
 
 @click.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File.")
-@click.option("--seq", type=click.IntRange(0), default=4096, show_default=True, help="S.")
+@click.option(
+    "--seq", type=SizeType(least=0), default=4096, show_default=True, help="S; k, M, G as in plan."
+)
 @click.option("--batch", type=click.IntRange(0), default=1, show_default=True, help="B.")
 @click.option("--heads", type=click.IntRange(1), default=8, show_default=True, help="H.")
 @click.option("--kv-heads", type=click.IntRange(1), help="Hkv; divides H. [default: H]")
 @click.option("--head-dim", type=click.IntRange(1), default=64, show_default=True, help="D.")
 @click.option("--dtype", type=dtype_choice, default="f32", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @json_option
 def sample(
     output: Path,
@@ -46,6 +48,7 @@ def sample(
         raise click.BadParameter(f"{kv_heads} does not divide {heads} heads", param_hint="kv-heads")
     check_writable(output)
     check_storable(output, np.empty(0, DTYPES[dtype]))
+    check_sample(batch, heads + 2 * kv_heads, seq, head_dim, dtype)
     random = np.random.default_rng(seed)
     tensors = {
         name: random.standard_normal((batch, h, seq, head_dim)).astype(DTYPES[dtype])
@@ -58,3 +61,8 @@ def sample(
     else:
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         click.echo(f"{output}: {listed} in {dtype}, seed {seed}")
+
+
+def check_sample(batch: int, heads: int, rows: int, head_dim: int, dtype: str) -> None:
+    """MemoryError where random q, k and v, with `heads` heads in all, do not fit the machine."""
+    check_fits_memory("q, k and v", batch * heads * rows * head_dim * DTYPES[dtype].itemsize)

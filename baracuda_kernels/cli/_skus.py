@@ -11,7 +11,7 @@ from baracuda_kernels.cli._console import json_option, out_console, print_json
 
 
 @click.command()
-@click.option("--op", help="Op by its registered name, such as ring_attention.")
+@click.option("--op", help="Op by its registered name.")
 @click.option("--direction", help="forward or backward.")
 @click.option("--element", help="Element kind, such as bf16.")
 @click.option("--arch", help="Architecture, such as sm80 or host.")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from baracuda_kernels._core._enums import ElementKind
-from baracuda_kernels.cli._console import FileProblemError
+from baracuda_kernels.cli._console import FileProblemError, check_target
 
 SUFFIXES = (".safetensors", ".npz")
+# By safetensors' names: what the kernels take. Others NumPy cannot name, or they are no numbers.
+_SAFETENSORS_DTYPES = ("F16", "BF16", "F32", "F64")
 
 
 def check_suffix(path: Path) -> None:
@@ -21,11 +23,14 @@ def check_suffix(path: Path) -> None:
         raise FileProblemError(f"{path}: the name must end in {' or '.join(SUFFIXES)}")
 
 
-def check_writable(path: Path) -> None:
-    """FileProblemError unless the name fits and its folder is there; before any long work."""
-    check_suffix(path)
-    if not path.parent.is_dir():
-        raise FileProblemError(f"{path}: there is no folder {path.parent}")
+def check_writable(path: Path, source: Path | None = None) -> None:
+    """FileProblemError unless the file can be written, and is not the one that is read.
+
+    To be called before any long work.
+    """
+    check_target(path, SUFFIXES)
+    if source is not None and source.exists() and path.exists() and path.samefile(source):
+        raise FileProblemError(f"{path}: is the input; the output must be another file")
 
 
 def read_tensors(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -39,7 +44,15 @@ def read_tensors(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     check_suffix(path)
     if not path.is_file():
         raise FileProblemError(f"{path}: no such file")
-    tensors = _read_safetensors(path, names) if path.suffix != ".npz" else _read_npz(path, names)
+    read = _read_npz if path.suffix == ".npz" else _read_safetensors
+    try:
+        tensors = read(path, names)
+    except FileProblemError:
+        raise
+    except MemoryError as error:
+        raise FileProblemError(f"{path}: does not fit into memory ({error})") from error
+    except Exception as error:  # a broken file breaks its reader in many ways
+        raise FileProblemError(f"{path}: {error or type(error).__name__}") from error
     for name, x in tensors.items():
         if x.dtype.kind == "V" and ElementKind.of_dtype(x.dtype) is None:
             raise FileProblemError(
@@ -62,10 +75,11 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     check_storable(path, *tensors.values())
     try:
         if path.suffix == ".npz":
-            np.savez(path, **tensors)
+            arrays: dict[str, Any] = tensors
+            np.savez(path, **arrays)
         else:
             save_file(tensors, str(path))
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # as of OSError, and of what safetensors makes of one
         raise FileProblemError(f"{path}: {error}") from error
 
 
@@ -77,27 +91,26 @@ def check_storable(path: Path, *tensors: np.ndarray) -> None:
 
 
 def _read_safetensors(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(str(path), framework="np") as file:
-            _check_names(path, names, list(file.keys()))
-            return {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, FileProblemError):
-            raise
-        raise FileProblemError(f"{path}: {error}") from error
+    with safe_open(str(path), framework="np") as file:
+        _check_names(path, names, list(file.keys()))
+        for name in names:
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in _SAFETENSORS_DTYPES:
+                raise FileProblemError(
+                    f"{path}: {name} has dtype {dtype}, must be one of "
+                    f"{', '.join(_SAFETENSORS_DTYPES)}"
+                )
+        return {name: file.get_tensor(name) for name in names}
 
 
 def _read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise FileProblemError(f"{path}: holds one array, not a named set")
+    with path.open("rb") as opened:  # np.load leaves a broken one open
+        loaded = np.load(opened, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise FileProblemError(f"{path}: holds one array (.npy), not a named set")
+        with loaded as file:
             _check_names(path, names, list(file.files))
             return {name: file[name] for name in names}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, FileProblemError):
-            raise
-        raise FileProblemError(f"{path}: {error}") from error
 
 
 def _check_names(path: Path, wanted: tuple[str, ...], found: list[str]) -> None:

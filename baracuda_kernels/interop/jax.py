@@ -7,7 +7,7 @@ Needs JAX 0.9 or later. Forward only: a gradient is an :class:`UnsupportedError`
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,48 @@ __all__ = ["attention_step", "ring_attention", "sequence_order"]
 _SEQUENCE_DIM = {"bhsd": 2, "bshd": 1}
 
 
+@overload
+def ring_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    axis_name: Any,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    sequence_layout: SequenceLayout | str = "contiguous",
+    tensor_layout: str = "bhsd",
+    return_lse: Literal[False] = False,
+    sm_margin: int = 8,
+) -> jax.Array: ...
+@overload
+def ring_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    axis_name: Any,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    sequence_layout: SequenceLayout | str = "contiguous",
+    tensor_layout: str = "bhsd",
+    return_lse: Literal[True],
+    sm_margin: int = 8,
+) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def ring_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    axis_name: Any,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    sequence_layout: SequenceLayout | str = "contiguous",
+    tensor_layout: str = "bhsd",
+    return_lse: bool,
+    sm_margin: int = 8,
+) -> jax.Array | tuple[jax.Array, jax.Array]: ...
 def ring_attention(
     q: jax.Array,
     k: jax.Array,

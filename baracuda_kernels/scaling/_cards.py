@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +39,9 @@ class Card:
     families: dict[str, FamilyFigures]
 
 
-@functools.cache
 def cards() -> tuple[Card, ...]:
     """All of them; where no card is named, the first one is meant."""
-    entries = json.loads(Path(__file__).with_name("cards.json").read_text(encoding="utf-8"))
-    return tuple(_card(entry) for entry in entries)
+    return _CARDS
 
 
 def find_card(arch: Any) -> Card | None:
@@ -95,3 +92,9 @@ def _points(rows: list[list[float | None]]) -> Points:
             causal = next_causal * full / next_full
         points.append((float(length), float(full), float(causal)))
     return tuple(reversed(points))
+
+
+_CARDS = tuple(
+    _card(entry)
+    for entry in json.loads(Path(__file__).with_name("cards.json").read_text(encoding="utf-8"))
+)

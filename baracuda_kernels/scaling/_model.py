@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from baracuda_kernels._arguments import flag, integer, number
 from baracuda_kernels._core._communicator import DEFAULT_MAX_CTAS
 from baracuda_kernels._core._enums import ElementKind, SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
@@ -69,11 +70,9 @@ class RingProblem:
             object.__setattr__(self, "kv_heads", self.heads)
         limits = {"seq": MAX_SEQ, "ranks": MAX_RANKS}
         for name in ("seq", "ranks", "heads", "head_dim", "batch", "kv_heads"):
-            value, most = getattr(self, name), limits.get(name, 2**20)
-            if not isinstance(value, int) or not 1 <= value <= most:
-                raise InvalidProblemError(
-                    f"{name}: got {value!r}, must be an integer from 1 to {most}"
-                )
+            value = integer(name, getattr(self, name), least=1, most=limits.get(name, 2**20))
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "causal", flag("causal", self.causal))
         if self.heads % self.hkv:
             raise InvalidProblemError(
                 f"kv_heads: got {self.kv_heads}, must divide the {self.heads} heads"
@@ -163,6 +162,10 @@ class Machine:
     memory_gib: float = field(default_factory=lambda: cards()[0].memory_gib)
 
     def __post_init__(self) -> None:
+        for name in ("link_gbps", "latency_us", "memory_gib"):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
+        for name in ("sms", "sm_margin"):
+            object.__setattr__(self, name, integer(name, getattr(self, name)))
         for name in ("link_gbps", "memory_gib"):
             if not getattr(self, name) > 0:
                 raise InvalidProblemError(f"{name}: got {getattr(self, name)}, must be more than 0")

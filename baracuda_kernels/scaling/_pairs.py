@@ -1,8 +1,7 @@
-"""How many (row, key) pairs of one rank's rows and one chunk of keys a causal mask leaves.
+"""How many (row, key) pairs of one rank's rows and one chunk of keys a mask leaves.
 
-A shard is one or two runs of evenly spaced positions, so a chunk pair is a few blocks of a run of
-rows and a run of keys. In a block row ``i`` sees ``clamp(i + offset, 0, keys)`` keys: a sum with a
-closed form, for all ranks at once.
+The count is the library's own, of the intervals that its kernels mask by. A shard is one or two runs
+of evenly spaced positions, so a chunk pair is a few blocks of a run of rows and a run of keys.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import numpy as np
 
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.ops.attention import _intervals
 from baracuda_kernels.sharding import check_layout
 
 Integers = Any  # an integer or an int64 array of them
@@ -79,7 +79,7 @@ def visible_pairs(
     """
     layout = check_layout(length, world_size, sequence_layout)
     if length * world_size > 2**30:
-        # Pairs are counted in 64 bits, and a count is less than twice the square of the length.
+        # Pairs are counted in 64 bits.
         raise InvalidProblemError(f"the sequence has {length * world_size} rows, at most 2**30")
     rank, origin = np.broadcast_arrays(
         np.asarray(rank, dtype=np.int64), np.asarray(origin, dtype=np.int64)
@@ -87,41 +87,10 @@ def visible_pairs(
     for name, value in (("rank", rank), ("origin", origin)):
         if value.size and not (value.min() >= 0 and value.max() < world_size):
             raise InvalidProblemError(f"{name} is {value}; it must be in [0, {world_size})")
-    nothing = np.zeros(rank.shape, dtype=np.int64)
-    if not causal:
-        return VisiblePairs(nothing + length * length, nothing, nothing + length * (length > 0))
-
-    full, cut, live_rows = nothing, nothing, nothing
-    stride = world_size if layout is SequenceLayout.STRIPED else 1
-    for row_start, rows in _runs(length, rank, world_size, layout):
-        seen_from = rows + nothing
-        for key_start, keys in _runs(length, origin, world_size, layout):
-            if keys == 0:
-                continue
-            # Keys of the block that its first row sees, were there any number of them.
-            offset = (row_start - key_start) // stride + 1
-            pairs = _sum_of_clamps(rows + offset, keys) - _sum_of_clamps(offset, keys)
-            full = full + np.where(offset >= keys, pairs, 0)
-            cut = cut + np.where(offset >= keys, 0, pairs)
-            seen_from = np.minimum(seen_from, np.clip(1 - offset, 0, rows))
-        live_rows = live_rows + rows - seen_from
-    return VisiblePairs(full, cut, live_rows)
-
-
-def _runs(
-    length: int, rank: Integers, world_size: int, layout: SequenceLayout
-) -> list[tuple[Integers, int]]:
-    """First position and rows of each run, as `sharding.positions` has them."""
-    if layout is SequenceLayout.CONTIGUOUS:
-        return [(rank * length, length)]
-    if layout is SequenceLayout.STRIPED:
-        return [(rank, length)]
-    head = (length + 1) // 2
-    tail = length - head
-    return [(rank * head, head), (world_size * head + (world_size - 1 - rank) * tail, tail)]
-
-
-def _sum_of_clamps(count: Integers, top: int) -> Integers:
-    """Sum of ``min(t, top)`` over ``0 <= t < count``; 0 where `count` is negative."""
-    rising = np.clip(count, 0, top + 1)
-    return rising * (rising - 1) // 2 + np.maximum(count - (top + 1), 0) * top
+    counted = _intervals.visible_pairs(
+        layout, world_size, length, causal, rank.tobytes(), origin.tobytes()
+    )
+    full, cut, first, end = np.moveaxis(
+        np.frombuffer(counted, dtype=np.int64).reshape(*rank.shape, 4), -1, 0
+    )
+    return VisiblePairs(full, cut, end - first)

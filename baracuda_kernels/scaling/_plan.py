@@ -20,6 +20,7 @@ from baracuda_kernels.scaling._model import (
     forecast,
     rank_memory,
 )
+from baracuda_kernels.scaling._units import duration, size
 
 # In the order of preference between equals: contiguous shards need no thought about positions,
 # and zigzag leaves whole blocks unmasked.
@@ -89,12 +90,22 @@ def smallest_hiding_chunk(
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Which layout on how many of the ranks, and why; `fits` tells whether the memory suffices."""
+    """Which layout on how many of the ranks, and why.
+
+    `fits` tells whether the memory suffices, `efficient` whether the floor is reached. Where either
+    is false nothing is recommended: the setting is merely the one that comes closest.
+    """
 
     layout: SequenceLayout
     ranks: int
     fits: bool
+    efficient: bool
     reason: str
+
+    @property
+    def advised(self) -> bool:
+        """Whether this is a recommendation."""
+        return self.fits and self.efficient
 
 
 @dataclass(frozen=True)
@@ -164,6 +175,7 @@ class ScalingPlan:
             ],
             "recommendation": {
                 **dataclasses.asdict(advice),
+                "advised": advice.advised,
                 "layout": name_of(advice.layout),
             },
         }
@@ -255,11 +267,13 @@ def _recommend(
     if not roomy:
         reason = (
             f"no count up to {problem.ranks} ranks fits {machine.memory_gib:g} GiB (at "
-            f"{best.problem.ranks}: {need(best) / 2**30:.1f} GiB); " + reason
+            f"{best.problem.ranks}: {size(need(best))}); " + reason
         )
     elif not efficient:
-        reason = f"nothing that fits reaches {floor:.0%} efficiency, this comes closest; " + reason
-    return Recommendation(best.layout, best.problem.ranks, bool(roomy), reason)
+        reason = f"nothing that fits reaches {floor:.0%} efficiency; " + reason
+    return Recommendation(
+        best.layout, best.problem.ranks, bool(roomy), best.efficiency >= floor, reason
+    )
 
 
 def _first_near(forecasts: list[RingForecast], cost: Any) -> RingForecast:
@@ -276,12 +290,12 @@ def _reason(
     chunks: dict[str, float | int | None],
 ) -> str:
     ranks = best.problem.ranks
-    parts = [f"{best.seconds * 1e3:.4g} ms"]
+    parts = [duration(best.seconds)]
     if ranks > 1:
         parts[0] += f" at {best.efficiency:.0%} of {ranks} ideal GPUs, balance {best.balance:.2f}"
     others = [f for f in sweep if f.problem.ranks == ranks and f.layout is not best.layout]
     if others and ranks > 1:
-        listed = ", ".join(f"{name_of(f.layout)} {f.seconds * 1e3:.4g} ms" for f in others)
+        listed = ", ".join(f"{name_of(f.layout)} {duration(f.seconds)}" for f in others)
         parts.append(f"beside it {listed}")
     if ranks > 1:
         if best.exposed == 0:
@@ -300,5 +314,5 @@ def _reason(
         why = f"{problem.ranks} ranks would run at {top.efficiency:.0%}"
         if top.efficiency < floor:
             why += f", less than {floor:.0%}"
-        parts.append(f"{why} ({name_of(top.layout)}, {top.seconds * 1e3:.4g} ms)")
+        parts.append(f"{why} ({name_of(top.layout)}, {duration(top.seconds)})")
     return "; ".join(parts)

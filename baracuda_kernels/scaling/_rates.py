@@ -19,6 +19,8 @@ from baracuda_kernels.scaling._cards import Card, cards, find_card, require_card
 Curve = tuple[tuple[float, float], ...]
 
 _LONGEST = 2.0**30  # of all sequences
+# TFLOPS, and picoseconds a byte: what no card is near, and arithmetic on it cannot overflow.
+_LEAST, _MOST = 1e-9, 1e9
 
 
 def _state_of(card: Card) -> Curve:
@@ -46,7 +48,7 @@ class ComputeRates:
     Raises
     ------
     InvalidProblemError
-        If a curve is empty, its lengths do not rise, or a number in it is not finite and positive
+        If a curve is empty, its lengths do not rise, or a number in it is not from 1e-9 to 1e9
         (the state's may be 0), or `tile_rows` is less than 1.
     """
 
@@ -62,8 +64,10 @@ class ComputeRates:
             lengths, values = [x for x, _ in curve], [y for _, y in curve]
             if not curve or lengths[0] <= 0 or sorted(set(lengths)) != lengths:
                 raise InvalidProblemError(f"{name}: got {curve}, must be of rising lengths > 0")
-            if not all(np.isfinite(y) and (y > 0 or (y == 0 and name == "state")) for y in values):
-                raise InvalidProblemError(f"{name}: got {curve}, must be of finite numbers > 0")
+            if not all(_LEAST <= y <= _MOST or (y == 0 and name == "state") for y in values):
+                raise InvalidProblemError(
+                    f"{name}: got {curve}, must be of numbers from {_LEAST:g} to {_MOST:g}"
+                )
         if self.tile_rows < 1:
             raise InvalidProblemError(f"tile_rows: got {self.tile_rows}, must be 1 or more")
 

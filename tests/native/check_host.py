@@ -244,7 +244,7 @@ def check_refusals():
         ("struct_size", 3, 1, "struct_size is 3"), ("flags", 1 << 20, 1, "flags"), ("element", 4, 1, "element"),
         ("lse_element", 0, 1, "lse_element"), ("batch", -1, 1, "batch is -1"), ("heads", 3, 0, ""),
         ("kv_heads", 0, 1, "kv_heads"), ("query_len", -1, 1, "query_len"), ("key_len", -1, 1, "key_len"),
-        ("head_dim", 0, 1, "head_dim"), ("head_dim", 1025, 2, "head_dim is 1025"),
+        ("head_dim", 0, 1, "head_dim"), ("head_dim", 1025, 2, "head_dim 1025"),
         ("scale", float("nan"), 1, "scale"), ("q", None, 1, "q is null"), ("k", None, 1, "k is null"),
         ("v", None, 1, "v is null"), ("y", None, 1, "y is null"), ("flags", 1, 1, "state is null"),
         ("q_map.stride", 0, 1, "q_map.stride"), ("k_map.split", -1, 1, "k_map.split"),

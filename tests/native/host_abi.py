@@ -70,8 +70,6 @@ class Library:
             f = getattr(self.c, "baracuda_attention_" + name)
             f.argtypes = [ct.c_int32, ct.POINTER(Params)] + [ct.c_void_p] * (name == "step")
         self.c.baracuda_attention_state_bytes.restype = ct.c_int64
-        self.c.baracuda_visible_keys.restype = ct.c_int64
-        self.c.baracuda_visible_keys.argtypes = [ct.POINTER(Params), ct.c_int64]
 
     def error(self):
         e = self.c.baracuda_last_error().contents

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import importlib.util
 import io
 import json
 import os
@@ -22,6 +23,8 @@ PACKAGE = next(p for p in map(pathlib.Path, bk.__path__) if (p / "_core" / "__in
 DIRECT_URL = importlib.metadata.distribution("baracuda-kernels").read_text("direct_url.json") or "{}"
 EDITABLE = json.loads(DIRECT_URL).get("dir_info", {}).get("editable", False)
 LIBRARY = PACKAGE / "libbaracuda_kernels.so"
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
 MODULES = sorted(PACKAGE.rglob("*.abi3.so"))
 needs_wheel = pytest.mark.skipif(
     EDITABLE, reason="capability: an install that is not editable (that one rebuilds on import)"
@@ -103,15 +106,13 @@ def test_it_runs_with_no_driver_and_no_nccl():
 
 def test_the_checkout_does_not_shadow_the_installed_package():
     """Started at the top of the tree, Python finds baracuda_kernels/ there first."""
-    root = pathlib.Path(__file__).parent.parent.parent
     for command in (["-m", "baracuda_kernels", "info", "--json"],
                     ["-c", "import baracuda_kernels as bk; print(bk.registry.ops())"]):
-        subprocess.run([sys.executable, *command], check=True, cwd=root, capture_output=True)
+        subprocess.run([sys.executable, *command], check=True, cwd=ROOT, capture_output=True)
 
 
 def test_the_embedded_hash_is_that_of_the_sources():
-    root = pathlib.Path(__file__).parent.parent.parent
-    digest = subprocess.run([sys.executable, root / "benchmarks" / "source.py"], check=True,
+    digest = subprocess.run([sys.executable, ROOT / "benchmarks" / "source.py"], check=True,
                             capture_output=True, text=True).stdout.strip()
     assert bk._build_info()["source_hash"] == digest, "the installed build is of other sources"
 
@@ -122,30 +123,64 @@ def test_the_version_is_the_metadata_s():
     assert version("baracuda-kernels") == bk.__version__ == bk._build_info()["version"]
 
 
-def test_stubs_agree_with_the_modules(tmp_path):
-    allowed = pathlib.Path(__file__).parent / "stubtest_allowlist.txt"
-    result = subprocess.run(
-        [sys.executable, "-m", "mypy.stubtest", "baracuda_kernels._core", "baracuda_kernels.ops",
-         "--allowlist", allowed, "--ignore-missing-stub"],
-        capture_output=True, text=True, cwd=tmp_path,
-    )
+def checked(*command, cwd):
+    """The output of a checker that finds nothing wrong."""
+    result = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True,
+                            cwd=cwd)
     assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
-@needs_wheel
-def test_the_public_api_type_checks(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import baracuda_kernels as bk\n"
-        "d = bk.RingAttentionDescriptor(1, 2, 3, 4, 5, is_causal=True)\n"
-        "p = bk.RingAttentionPlan.select(bk.Stream.host(), d)\n"
-        "n: int = p.kv_scratch_elements\n"
-        "g: bk.MathPrecision = p.sku.precision_guarantee.math_precision\n"
-        "bad: str = p.accumulator_scratch_bytes\n"
-    )
-    result = subprocess.run([sys.executable, "-m", "mypy", "--strict", program],
-                            capture_output=True, text=True, cwd=tmp_path)
-    assert "Found 1 error" in result.stdout and ":6:" in result.stdout, result.stdout
+def test_stubs_agree_with_the_modules(tmp_path):
+    """All of the package; of the adapters those whose framework is here."""
+    allowed = [HERE / "stubtest_allowlist.txt", tmp_path / "absent.txt"]
+    absent = [name for name in ("jax", "torch", "transformers")
+              if importlib.util.find_spec(name) is None]
+    without = {"jax": "(jax|_jax_primitive)", "torch": "(_?torch.*|transformers)",
+               "transformers": "transformers"}  # fmt: skip
+    allowed[1].write_text("".join(f"baracuda_kernels.interop.{without[x]}.*\n" for x in absent))
+    checked("mypy.stubtest", "baracuda_kernels", "--mypy-config-file", ROOT / "pyproject.toml",
+            "--ignore-unused-allowlist", *(x for path in allowed for x in ("--allowlist", path)),
+            cwd=tmp_path)  # fmt: skip
+
+
+def test_the_package_type_checks(tmp_path):
+    checked("mypy", "--config-file", ROOT / "pyproject.toml", "-p", "baracuda_kernels",
+            cwd=tmp_path)  # fmt: skip
+
+
+def misuse(folder):
+    """The user's program with an error in its last line, which a checker must find."""
+    program = folder / "misuse.py"
+    wrong = "bad: str = bk.shard(np.zeros(1), 1)\n"
+    program.write_text((HERE / "typed_program.py").read_text() + wrong)
+    return program
+
+
+def test_a_users_program_type_checks(tmp_path):
+    program = shutil.copy(HERE / "typed_program.py", tmp_path)
+    checked("mypy", "--strict", program, cwd=tmp_path)
+    wrong = subprocess.run([sys.executable, "-m", "mypy", "--strict", misuse(tmp_path)],
+                           capture_output=True, text=True, cwd=tmp_path)
+    assert "Found 1 error" in wrong.stdout, wrong.stdout
+
+
+@pytest.mark.framework("torch")
+@pytest.mark.framework("jax")
+def test_return_lse_says_what_comes_back(tmp_path):
+    program = shutil.copy(HERE / "typed_frameworks.py", tmp_path)
+    checked("mypy", "--strict", program, cwd=tmp_path)
+
+
+def test_a_users_program_is_clean_in_pyright(tmp_path):
+    if importlib.util.find_spec("pyright") is None:
+        pytest.skip("capability: pyright is installed")
+    program = shutil.copy(HERE / "typed_program.py", tmp_path)
+    environment = ("--pythonpath", sys.executable)
+    assert "0 errors, 0 warnings" in checked("pyright", *environment, program, cwd=tmp_path)
+    wrong = subprocess.run([sys.executable, "-m", "pyright", *environment, misuse(tmp_path)],
+                           capture_output=True, text=True, cwd=tmp_path)
+    assert "1 error," in wrong.stdout, wrong.stdout
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import ctypes as ct
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def masks(draw, total):
     # Documents that may be empty, and may leave positions at both ends that belong to none.
     cuts = sorted(draw(st.lists(st.integers(0, total), min_size=2, max_size=8)))
     document = np.full(total, -1)
-    for d, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for d, (start, end) in enumerate(pairwise(cuts)):
         document[start:end] = d
     left = draw(st.one_of(st.just(UNLIMITED), extents))
     right = draw(st.one_of(st.just(UNLIMITED), st.just(0), extents))

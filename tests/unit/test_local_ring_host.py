@@ -164,7 +164,8 @@ def _qkv(q=(1, 2, 8, 4), k=(1, 2, 8, 4), v=(1, 2, 8, 4), dtypes=("f4", "f4", "f4
         (_qkv(), {"sequence_layout": "spiral"}, "CONTIGUOUS"),
         (_qkv(), {"device": "tpu"}, "device"),
         (_qkv(), {"scale": float("nan")}, "scale"),
-        ([[1.0]] * 3, {}, "NumPy"),
+        ([[1.0]] * 3, {}, "four dimensions"),
+        ([range(3)] * 3, {}, "q: got range.*must be an array"),
     ],
 )
 def test_bad_arguments_are_typed_errors(arrays, options, says):

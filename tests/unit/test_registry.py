@@ -349,15 +349,48 @@ def test_a_third_party_op_on_the_command_line(tiny_op):
     assert command(tiny_op, "explain", "--layout", "zigzag")[0]["op"] == "ring_attention"
 
 
-def test_a_broken_entry_point_is_logged_and_left_out(tmp_path):
+BROKEN_PLUGINS = {
+    "missing": None,
+    "syntax": "SPEC = (",
+    "runtime": "raise RuntimeError('no license')",
+    "key": "{}['absent']",
+    "quits": "import sys; sys.exit(3)",
+    "factory": "def SPEC():\n    return {}['absent']",
+    "nothing": "SPEC = None",
+    "skus": "import dataclasses\nfrom baracuda_kernels import registry\n"
+            "def _skus():\n    return 1 / 0\n"
+            "def SPEC():\n    return registry.OpSpec.forward_only("
+            "'broken', dict, list, _skus, list)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN_PLUGINS)
+def test_a_broken_entry_point_is_logged_and_left_out(tmp_path, kind):
+    """Whatever it raises, and wherever: the library goes on, and ``info`` names it."""
     info = tmp_path / "broken_op-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-op\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[baracuda_kernels.ops]\nbroken = no_such_module:SPEC\n")
+    module = f"{kind}_plugin"
+    (info / "entry_points.txt").write_text(f"[baracuda_kernels.ops]\nbroken = {module}:SPEC\n")
+    if BROKEN_PLUGINS[kind] is not None:
+        (tmp_path / f"{module}.py").write_text(BROKEN_PLUGINS[kind])
     script = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "import baracuda_kernels as bk\nprint(bk.registry.ops())\n"
+        "assert bk.registry.skus()\n"
+        "from baracuda_kernels.cli import main\n"
+        "main(sys.argv[1:])\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path,
-                            capture_output=True, text=True)
-    assert "ring_attention" in result.stdout and "no_such_module" in result.stderr
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, "-c", script, *arguments], check=True, cwd=tmp_path,
+                              capture_output=True, text=True)
+
+    result = run("info")
+    assert "ring_attention" in result.stdout and module in result.stderr
+    assert f"plug-in left out: broken = {module}:SPEC (" in result.stdout
+    assert "broken'" not in result.stdout.splitlines()[0]
+    if kind == "key":
+        report = json.loads(run("info", "--json").stdout.split("\n", 1)[1])
+        assert report["plugins_left_out"] == {"broken = key_plugin:SPEC": "KeyError: 'absent'"}
+        assert "ring_attention" in run("explain", "--arch", "host").stdout

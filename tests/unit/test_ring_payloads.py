@@ -142,6 +142,54 @@ def test_half_of_a_sum_travels_beside_the_other_half():
     assert order == ["launch"] * 8 + ["add"] * 2
 
 
+class Marks(ct.Structure):
+    _fields_ = [
+        (name, ct.c_void_p)
+        for name in (
+            "exchange_begin", "exchange_end", "wait_begin", "compute_begin", "compute_end"
+        )
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("parts", "launch_adds"), PROGRAMS)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_timeline_has_every_launch_and_every_exchange(world_size, parts, launch_adds):
+    lib = abi.library()
+    lib.baracuda_ring_has_exchange.argtypes = [ct.POINTER(abi.Call), ct.c_int32]
+    ring = SumRing(world_size, parts=parts, launch_adds=launch_adds)
+    logs = {}
+    for marked in (False, True):
+        abi.reset_simulator()
+        sim = abi.simulator()
+        ops = sim.sim_stream_ops().contents
+        world = LocalWorld(world_size, sim.sim_stream_ops())
+        streams = [ct.c_void_p() for _ in range(world_size)]
+        for stream in streams:
+            ops.stream_create(stream, 0)
+        enqueue = ct.cast(sim.sim_enqueue, ct.c_void_p)
+        calls = ring.calls(world.endpoints, [stream.value for stream in streams], enqueue)
+        count = world_size * parts + 1
+        create = ct.CFUNCTYPE(ct.c_int32, ct.c_void_p)(ops.timed_event_create)
+        kept = [(Marks * count)() for _ in calls]
+        for call, marks in zip(calls, kept, strict=True):
+            for i in range(5 * count):
+                create(ct.addressof(marks) + 8 * i)
+            call.marks = ct.addressof(marks) if marked else None
+        exchanges = sum(lib.baracuda_ring_has_exchange(calls[0], n) for n in range(count))
+        assert lib.baracuda_ring_run(calls, world_size) == abi.OK, last_failure()
+        logs[marked] = sim.sim_log().decode().splitlines()
+        assert sim.sim_run(0) == 0 and ring.is_right()
+        ring.reset()
+        world.close()
+    recorded = [sum(line.startswith("record") for line in logs[m]) for m in (False, True)]
+    more = world_size * (3 * world_size * parts + 2 * exchanges)
+    assert recorded[1] - recorded[0] == more
+    # BESIDE until the last step but one, the sums of each part behind all steps but the first.
+    beside = set(range(0, (world_size - 1) * parts, parts))
+    behind = {s * parts + h + 1 for s in range(1, world_size) for h in range(parts)}
+    assert exchanges == len(beside | behind)
+
+
 # ---- Every event is needed ----------------------------------------------------------------------
 
 

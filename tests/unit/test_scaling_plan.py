@@ -14,6 +14,7 @@ import baracuda_kernels as bk
 from baracuda_kernels import scaling
 from baracuda_kernels._core._communicator import DEFAULT_MAX_CTAS
 from baracuda_kernels.cli import main
+from baracuda_kernels.scaling._units import duration, size
 
 ROOT = Path(__file__).parent.parent.parent
 LAYOUTS = ("contiguous", "zigzag", "striped")
@@ -49,9 +50,10 @@ def test_memory_is_minded():
     p = problem(seq=2**20, ranks=64)
     least = min(scaling.rank_memory(p, in_place=x).total for x in (False, True)) / 2**30
     tight = scaling.plan(p, machine(link_gbps=1.0, memory_gib=1.01 * least)).recommendation
-    assert tight.fits and tight.ranks == 64 and "comes closest" in tight.reason
+    assert tight.fits and tight.ranks == 64 and "nothing that fits reaches" in tight.reason
+    assert not tight.efficient and not tight.advised
     none = scaling.plan(p, machine(memory_gib=0.99 * least)).recommendation
-    assert not none.fits and none.ranks == 64 and "GiB" in none.reason
+    assert not none.fits and none.ranks == 64 and "GiB" in none.reason and not none.advised
 
 
 def test_bad_plans_are_typed_errors():
@@ -99,7 +101,7 @@ def test_the_commands_json():
     found = as_json(*GIVEN)
     assert set(found) == {
         *("family", "problem", "machine", "memory", "exchange", "layouts"),
-        *("smallest_hiding_chunk", "sweep", "recommendation"),
+        *("smallest_hiding_chunk", "sweep", "recommendation", "layers", "seconds_all_layers"),
     }
     assert found["problem"]["seq"] == 2**20 and found["problem"]["chunk"] == 2**16
     assert set(found["memory"]) == {"staged", "in_place"}
@@ -128,7 +130,50 @@ def test_the_commands_text():
     for word in ("scratch A", "in place", "zigzag", "balance", "recommended:", "performance.md"):
         assert word in result.stdout
     alone = invoke(*GIVEN, "--ranks", 1)
-    assert alone.exit_code == 0 and "on one GPU" in alone.stdout
+    assert alone.exit_code == 0 and "nothing to choose on one GPU: " in alone.stdout
+    assert "recommended" not in alone.stdout
+
+
+@needs_cuda_build
+def test_one_layer_is_said_and_more_can_be_asked_for():
+    one, many = as_json(*GIVEN), as_json(*GIVEN, "--layers", 32)
+    assert one["layers"] == 1 and one["layouts"] == many["layouts"]
+    for name, layout in one["layouts"].items():
+        assert many["seconds_all_layers"][name] == pytest.approx(32 * layout["seconds"])
+    assert invoke(*GIVEN).stdout.startswith("One attention layer, forward: 1048576 tokens")
+    assert "32 layers in all" in invoke(*GIVEN, "--layers", 32).stdout
+
+
+@needs_cuda_build
+def test_what_cannot_be_recommended_is_not():
+    text = invoke(*GIVEN, "--memory-gib", 0.001).stdout
+    assert "no recommendation; closest comes" in text and "recommended:" not in text
+    found = as_json(*GIVEN, "--memory-gib", 0.001)["recommendation"]
+    assert (found["fits"], found["advised"]) == (False, False)
+    text = invoke(*GIVEN, "--link-gbps", 0.01).stdout
+    assert ("no recommendation" in text) != ("recommended:" in text)
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("more", [(), ("--seq", "1G", "--ranks", 4096), ("--layers", 1000)])
+def test_lines_fit_80_characters(more):
+    long = [x for x in invoke(*GIVEN, *more).stdout.splitlines() if len(x) > 80]
+    assert not long
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0"), (4.56e-5, "45.6 µs"), (0.461, "461 ms"), (0.99996, "1 s"), (5.5, "5.5 s"),
+     (119, "119 s"), (600, "10 min"), (7e3, "117 min"), (9e4, "25 h"), (21 * 86400, "21 days"),
+     (1e9, "31.7 years"), (1e-9, "0.001 µs"), (1e20, "3168808781403 years")],
+)  # fmt: skip
+def test_times_as_people_read_them(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_sizes_as_people_read_them():
+    assert [size(x) for x in (0, 1024, 34078720, 2**30, 5 * 2**40)] == [
+        "0", "1 KiB", "32.5 MiB", "1 GiB", "5 TiB"]  # fmt: skip
 
 
 @needs_cuda_build
@@ -191,7 +236,13 @@ def test_refusals_are_typed(tmp_path):
     bad.write_text("[]")
     assert refused(*GIVEN, "--measured", bad)[0] == "InvalidProblemError"
     assert refused(*GIVEN, "--measured", bad, "--tflops", 3)[0] == "UsageError"
-    assert refused(*GIVEN, "--tflops", -1)[0] == "InvalidProblemError"
+    bad.write_text("[" * 100_000 + "]" * 100_000)
+    assert refused(*GIVEN, "--measured", bad)[0] == "FileProblemError"
+    for tflops in (-1, 0, "1e308", "1e-308", "nan", "inf"):
+        assert refused(*GIVEN, "--tflops", tflops)[0] == "InvalidProblemError"
+    for option in ("--latency-us", "--memory-gib", "--link-gbps"):
+        assert invoke(*GIVEN, option, "1e308").exit_code == 0
+        assert refused(*GIVEN, option, "nan")[0] == "InvalidProblemError"
     assert refused(*GIVEN, "--head-dim", 512)[0] == "UnsupportedError"
     kind, message = refused(*GIVEN, "--arch", "host")
     assert kind == "UnsupportedError" and "host" in message

@@ -18,8 +18,9 @@ from safetensors.numpy import load_file
 PAGES = ["README.md", "CONTRIBUTING.md"]
 PAGES += sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
 
-# Nothing to run: trees of files, other libraries' calls, and what Sphinx makes its menu of.
-SHOWN = {"text", "{toctree}"}
+# Nothing to run: trees of files, other libraries' calls, and what Sphinx makes its menu
+# and its reference of.
+SHOWN = {"text", "{toctree}", "{eval-rst}"}
 
 # The tests of each language's blocks in their order; one alone runs all of the page as a program.
 RUN_BY = {

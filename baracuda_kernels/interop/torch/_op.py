@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 import torch.distributed as dist
@@ -59,6 +59,45 @@ torch.library.register_autograd("baracuda::ring_attention", _backward, lib=_libr
 _op = torch.ops.baracuda.ring_attention.default
 
 
+@overload
+def ring_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    group: Any = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    sequence_layout: SequenceLayout | str = "contiguous",
+    tensor_layout: Literal["bhsd", "bshd"] = "bhsd",
+    return_lse: Literal[False] = False,
+) -> torch.Tensor: ...
+@overload
+def ring_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    group: Any = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    sequence_layout: SequenceLayout | str = "contiguous",
+    tensor_layout: Literal["bhsd", "bshd"] = "bhsd",
+    return_lse: Literal[True],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
+def ring_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    group: Any = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    sequence_layout: SequenceLayout | str = "contiguous",
+    tensor_layout: Literal["bhsd", "bshd"] = "bhsd",
+    return_lse: bool,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]: ...
 def ring_attention(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -14,15 +14,13 @@ from baracuda_kernels.ops.attention._kind import AttentionKind
 
 @dataclass(frozen=True)
 class Family:
-    name: str
     kernel: int
     arch: ArchSku
     backend: BackendKind
+    name: str
     min_compute_capability: int
     max_compute_capability: int
     math: dict[ElementKind, MathPrecision]
-    head_dims: Any
-    positive_scale: bool
     vector_bytes: int
     forward_strides: bool
     def guarantee(self, element: ElementKind) -> PrecisionGuarantee: ...

@@ -1,4 +1,4 @@
-from typing import Any, Self
+from typing import Any, Self, overload
 
 from typing_extensions import disjoint_base
 
@@ -24,9 +24,15 @@ class FlashSdpaArgs:
 
 @disjoint_base
 class FlashSdpaPlan(KernelPlan):
+    @overload
     @staticmethod
     def select(
-        stream: Any, descriptor: FlashSdpaDescriptor, preference: PlanPreference | None = None
+        descriptor: FlashSdpaDescriptor, stream: Any, preference: PlanPreference | None = None
+    ) -> FlashSdpaPlan: ...
+    @overload
+    @staticmethod
+    def select(
+        descriptor: Any, stream: FlashSdpaDescriptor, preference: PlanPreference | None = None
     ) -> FlashSdpaPlan: ...
     @property
     def descriptor(self) -> FlashSdpaDescriptor: ...

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, overload
 
 from typing_extensions import disjoint_base
 
@@ -11,11 +11,15 @@ from baracuda_kernels.ops.ring_attention._descriptor import RingAttentionDescrip
 
 @disjoint_base
 class RingAttentionPlan(RingPlan):
+    @overload
     @staticmethod
     def select(
-        stream: Any,
-        descriptor: RingAttentionDescriptor,
-        preference: PlanPreference | None = None,
+        descriptor: RingAttentionDescriptor, stream: Any, preference: PlanPreference | None = None
+    ) -> RingAttentionPlan: ...
+    @overload
+    @staticmethod
+    def select(
+        descriptor: Any, stream: RingAttentionDescriptor, preference: PlanPreference | None = None
     ) -> RingAttentionPlan: ...
     @property
     def descriptor(self) -> RingAttentionDescriptor: ...

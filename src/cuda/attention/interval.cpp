@@ -135,7 +135,8 @@ int64_t ChunkPair::last_live_row() const {
     if (key < 0) break;
     const int64_t previous = position(k_map_, key);
     if (previous >= seen.begin) return row;
-    row = std::min(row - 1, rows_before(q_map_, query_len_, row_positions(mask_, previous).end) - 1);
+    const int64_t end = rows_before(q_map_, query_len_, row_positions(mask_, previous).end);
+    row = std::min(row, end) - 1;
   }
   return row;
 }

@@ -37,8 +37,8 @@ struct Mask {
   int64_t right = unlimited;  // keys up to p + right, or
   int64_t prefix = 0;         // up to prefix - 1 where that is more
   int64_t chunk = 0;          // > 0: keys of p's own chunk: of so many positions, from 0 on
-  // Keys of p's own document. Document d holds the positions from cu_seqlens[d] to that of the next;
-  // there are `documents` and one entry more. What lies outside of all sees nothing and is not seen.
+  // Keys of p's own document. Document d holds the positions from cu_seqlens[d] to that of the
+  // next; there are `documents` and one entry more. What lies outside sees nothing and is not seen.
   const int64_t* cu_seqlens = nullptr;
   int64_t documents = 0;
 };

@@ -1,6 +1,6 @@
 // How many pairs of a row and a key a mask leaves, in closed form: the planner counts rings of any
-// length. Between the edges of chunks and documents each end of a row's interval either stands still
-// or moves with the row, so a run of rows is a few sums of clamped quotients.
+// length. Between the edges of chunks and documents each end of a row's interval either stands
+// still or moves with the row, so a run of rows is a few sums of clamped quotients.
 #include <algorithm>
 
 #include "attention/interval.h"
@@ -59,7 +59,7 @@ int64_t sum_before(const Run& keys, const Course& end, int64_t stride, int64_t r
   if (end.value == INT64_MIN) return 0;
   if (end.value == INT64_MAX) return rows * keys.count;
   const int64_t ahead = end.value - keys.first;  // of the first row: the end, from the first key
-  const int64_t all = (keys.count - 1) * keys.stride + 1;  // what ahead is where all keys lie before
+  const int64_t all = (keys.count - 1) * keys.stride + 1;  // and where the end is behind all keys
   if (!end.moves) {
     if (ahead <= 0) return 0;
     return rows * (ahead >= all ? keys.count : (ahead - 1) / keys.stride + 1);

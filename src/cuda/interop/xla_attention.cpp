@@ -131,22 +131,28 @@ class Buffers {
   int64_t taken_ = 0;
 };
 
+// Its baracuda_element; -1 for what is none.
+int32_t find_element(const Buffer& buffer) {
+  switch (buffer.dtype) {
+    case kF16: return BARACUDA_F16;
+    case kBF16: return BARACUDA_BF16;
+    case kF32: return BARACUDA_F32;
+    case kF64: return BARACUDA_F64;
+    default: return -1;
+  }
+}
+
 int64_t bytes_of(const Buffer& buffer) {
-  int64_t bytes = buffer.dtype == kF64 ? 8 : buffer.dtype == kF16 || buffer.dtype == kBF16 ? 2 : 4;
+  int64_t bytes = baracuda_element_bytes(find_element(buffer));
   for (int64_t i = 0; i < buffer.rank; ++i) bytes *= buffer.dims[i];
   return bytes;
 }
 
 int32_t element_of(const Buffer& buffer, int32_t& element) {
-  switch (buffer.dtype) {
-    case kF16: element = BARACUDA_F16; return BARACUDA_OK;
-    case kBF16: element = BARACUDA_BF16; return BARACUDA_OK;
-    case kF32: element = BARACUDA_F32; return BARACUDA_OK;
-    case kF64: element = BARACUDA_F64; return BARACUDA_OK;
-    default:
-      return fail(BARACUDA_UNSUPPORTED, kCall,
-                  "q has XLA data type %d: must be f16, bf16, f32 or f64", buffer.dtype);
-  }
+  element = find_element(buffer);
+  if (element >= 0) return BARACUDA_OK;
+  return fail(BARACUDA_UNSUPPORTED, kCall,
+              "q has XLA data type %d: must be f16, bf16, f32 or f64", buffer.dtype);
 }
 
 baracuda_strides dense_strides(const Buffer& buffer, int64_t sequence_dim) {

@@ -173,6 +173,10 @@ class Run {
   bool compute(const Call& call, int32_t t) {
     if (!enter(call)) return false;
     launch(call, t);
+    // So that a run of many ranks can be watched within its steps, which may be long on the host.
+    if (count_ > 1 && (t + 1) % rounds_.parts() == 0) {
+      __atomic_store_n(&call.endpoint->steps_enqueued, step_ + 1, __ATOMIC_RELAXED);
+    }
     return mark(call, t, &baracuda_ring_marks::compute_end) && !stopped_;
   }
 

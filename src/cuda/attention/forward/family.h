@@ -1,14 +1,12 @@
-// What dispatch knows of a kernel family. Each family lives in its own folder and offers one of
-// these; dispatch has checked everything that is common to all before it calls.
+// A kernel family, as dispatch calls it. Each lives in its own folder and offers one of these; what
+// it takes stands in forward/families.cpp, and dispatch has checked all of that before it calls.
 #pragma once
 
 #include <stdint.h>
 
-#include "baracuda/attention.h"
+#include "attention/problem.h"
 
 namespace baracuda {
-
-using StepParams = baracuda_attention_step_params;
 
 // The blocks of a step's launch, and how many of them a multiprocessor holds. Blocks that stay
 // resident leave params.sm_margin multiprocessors free.
@@ -18,11 +16,8 @@ struct StepGrid {
 };
 
 struct AttentionFamily {
-  const char* name;
-  // BARACUDA_OK or a recorded failure: dtype, head_dim, scale, alignment that this family needs.
-  int32_t (*check)(const StepParams& params);
-  int64_t (*state_bytes)(const StepParams& params);
   int32_t (*load)(const StepParams& params);
+  // Of a problem that is not empty.
   int32_t (*step)(const StepParams& params, void* stream);
   int32_t (*grid)(const StepParams& params, StepGrid* grid);
 };

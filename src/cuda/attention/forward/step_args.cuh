@@ -4,8 +4,8 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
-#include "attention/forward/family.h"
-#include "attention/forward/sight.h"
+#include "attention/problem.h"
+#include "attention/forward/step_mask.h"
 #include "attention/positions.h"
 
 namespace baracuda {
@@ -34,9 +34,8 @@ struct StepArgs {
   bool first;
   bool last;
   bool causal;
-  bool follows;
-  bool backwards;  // direction of the first round of a resident grid
   bool lse_is_f32;
+  bool follows;
   int64_t first_row;      // rows before it see no key, and are none of the query_tiles'
   int64_t keyless_tiles;  // of a head, of such rows, that blocks after all others take
 };
@@ -90,12 +89,12 @@ inline StepArgs make_step_args(const StepParams& p, int block_m, int element_byt
 
 // A causal step without a diagonal is one without a mask, on the keys and the rows that it is about:
 // those from the first on that sees keys, if that is a multiple of row_unit.
-inline void drop_mask(const Sight& sight, int block_m, int64_t row_unit, StepArgs& a) {
-  if (!sight.same_keys || sight.first_row % row_unit != 0) return;
+inline void drop_mask(const StepMask& mask, int block_m, int64_t row_unit, StepArgs& a) {
+  if (!mask.same_keys || mask.first_row % row_unit != 0) return;
   a.causal = false;
-  a.key_len = sight.keys;
-  a.first_row = sight.first_row;
-  a.query_tiles = (a.query_len - sight.first_row + block_m - 1) / block_m;
+  a.key_len = mask.keys;
+  a.first_row = mask.first_row;
+  a.query_tiles = (a.query_len - mask.first_row + block_m - 1) / block_m;
   a.blocks = a.batch_heads * a.query_tiles;
   a.section = 1;
 }
@@ -104,7 +103,7 @@ inline void drop_mask(const Sight& sight, int block_m, int64_t row_unit, StepArg
 // begin or end a ring; others leave them as they are.
 inline void drop_mask_of_tiles(const StepParams& p, int block_m, StepArgs& a) {
   const bool leaves_rows = !a.first && !a.last;
-  drop_mask(sight_of(p), block_m, leaves_rows ? 1 : block_m, a);
+  drop_mask(step_mask(p), block_m, leaves_rows ? 1 : block_m, a);
   if (leaves_rows) return;
   a.keyless_tiles = a.first_row / block_m;
   a.blocks += a.batch_heads * a.keyless_tiles;

@@ -21,6 +21,7 @@ extern "C" {
 
 // Kernel families. A build may lack some of them: see baracuda_attention_available().
 enum baracuda_attention_kernel {
+  // In rising order of preference.
   BARACUDA_ATTENTION_HOST = 0,   // C++ threads; stream is ignored and the call is synchronous
   BARACUDA_ATTENTION_SIMT = 1,   // CUDA cores, strict f32/f64 math
   BARACUDA_ATTENTION_SM80 = 2,   // mma.sync, f16/bf16
@@ -66,13 +67,14 @@ typedef struct baracuda_attention_step_params {
   baracuda_position_map k_map;
   const baracuda_position_map* device_maps;  // {q, k} in device memory; overrides the two above
 
-  // Reserved for later kernels: must be zero.
+  // Reserved for later kernels: must be zero, but for the windows where a family serves them (none
+  // does yet).
   int64_t query_offset;
   int64_t global_query_len;
   int64_t global_key_len;
   int64_t value_head_dim;
-  int64_t window_left;
-  int64_t window_right;
+  int64_t window_left;   // of the keys up to its own position a row sees the last so many; 0: all
+  int64_t window_right;  // of those after it the first so many; 0: all, or where CAUSAL none
   double softcap;
   const void* query_segments;
   const void* key_segments;
@@ -81,6 +83,28 @@ typedef struct baracuda_attention_step_params {
 
 // 1 if this build contains the family, else 0.
 BARACUDA_API int32_t baracuda_attention_available(int32_t kernel);
+
+// What a family is and needs, whether it is in this build or not.
+typedef struct baracuda_attention_family {
+  const char* name;
+  int32_t min_compute_capability;  // 10 * major + minor, both inclusive; 0 and 0: the host
+  int32_t max_compute_capability;
+  uint32_t elements;        // it takes: bits 1 << enum baracuda_element
+  int32_t tensor_cores;     // 1: multiplies at the operands' precision; 0: in f32, f64 in f64
+  int32_t vector_bytes;     // addresses and strides are multiples of it; 0: of the element
+  int32_t forward_strides;  // 1: inputs must not run backwards in memory
+} baracuda_attention_family;
+
+BARACUDA_API int32_t baracuda_attention_family_info(int32_t kernel,
+                                                    baracuda_attention_family* info);
+
+// BARACUDA_OK if the family, in a build that has it, serves the problem: element, extents, scale and
+// mask; pointers, strides and positions are not looked at. Otherwise BARACUDA_UNSUPPORTED, with why
+// in reason, cut to size bytes: the rest of a sentence that begins with the family's name. Records
+// no failure, except that there is no such family. Extents must not be negative.
+BARACUDA_API int32_t baracuda_attention_refusal(int32_t kernel,
+                                                const baracuda_attention_step_params* params,
+                                                char* reason, int64_t size);
 
 // Bytes of state that the family needs for this problem; 0 for FIRST|LAST.
 BARACUDA_API int64_t baracuda_attention_state_bytes(int32_t kernel,
@@ -97,8 +121,20 @@ BARACUDA_API int32_t baracuda_attention_step(int32_t kernel,
                                              const baracuda_attention_step_params* params,
                                              void* stream);
 
-// Keys of the chunk that row i of the query shard sees: a prefix length in [0, key_len].
-BARACUDA_API int64_t baracuda_visible_keys(const baracuda_attention_step_params* params, int64_t i);
+// What the rows of a chunk pair see under the mask, for planners: only flags, lengths, windows and
+// the two maps of params are looked at. The product of the lengths must stay below 2^63.
+typedef struct baracuda_visible_pairs {
+  // Pairs of a row and a key that it sees, by the blocks of one run of rows and one run of keys (a
+  // map has two runs, below and from its split): in blocks that the mask leaves whole, and others.
+  int64_t whole;
+  int64_t cut;
+  // The rows from the first to the last that see a key; 0 and 0 where none does.
+  int64_t first_row;
+  int64_t end_row;
+} baracuda_visible_pairs;
+
+BARACUDA_API int32_t baracuda_attention_visible_pairs(const baracuda_attention_step_params* params,
+                                                      baracuda_visible_pairs* pairs);
 
 // Threads that the host family uses (default: the CPUs this process may run on).
 BARACUDA_API int32_t baracuda_host_threads(void);

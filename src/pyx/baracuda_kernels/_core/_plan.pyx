@@ -26,7 +26,7 @@ cdef class KernelPlan:
         # Here and not in __init__, which a subclass may leave out: a plan without a kernel is a crash.
         if len(made) != 1 or made[0] is not MADE_BY_SELECT:
             name = type(self).__name__
-            raise TypeError(f"{name}: use {name}.select(stream, descriptor)")
+            raise TypeError(f"{name}: use {name}.select(descriptor, stream)")
 
     def __reduce__(self):
         raise TypeError(

@@ -216,6 +216,8 @@ cdef object _op_of(object category, object op):
 cdef class PlanPreference:
     """What a caller asks of the kernel that ``select`` picks. Frozen, hashable, picklable.
 
+    A preference that no kernel meets is an :class:`UnsupportedError`, never a silent fallback.
+
     Parameters
     ----------
     max_workspace_bytes : int or None
@@ -226,8 +228,6 @@ cdef class PlanPreference:
         Only kernels of this backend.
     math_precision : MathPrecision or None
         Only kernels that multiply in this precision.
-
-    A preference that no kernel meets is an :class:`UnsupportedError`, never a silent fallback.
     """
 
     cdef readonly object max_workspace_bytes

@@ -6,7 +6,7 @@ from libc.stdint cimport int32_t, uintptr_t
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._status cimport check
 
-from baracuda_kernels._core._errors import InvalidProblemError
+from baracuda_kernels._core._errors import CudaError, InvalidProblemError, UnsupportedError
 
 
 cdef class Stream:
@@ -27,7 +27,8 @@ cdef class Stream:
     InvalidProblemError
         Not a stream.
     CudaError, UnsupportedError
-        The runtime cannot tell the stream's device: no driver, or a build without CUDA.
+        The runtime cannot tell the stream's device; without a GPU, or in a build without CUDA,
+        the message names the host's stream.
     """
 
     def __init__(self, source=None, *, device=None):
@@ -38,7 +39,11 @@ cdef class Stream:
         if device is None:
             device = _device_of(source)
         if device is None:
-            check(c_api.baracuda_cuda_stream_device(self.handle, &found))
+            try:
+                check(c_api.baracuda_cuda_stream_device(self.handle, &found))
+            except (CudaError, UnsupportedError) as error:
+                refuse_without_gpu(source, error)
+                raise
             device = found
         if not isinstance(device, int) or device < 0:
             raise InvalidProblemError(f"device: got {device!r}, must be a CUDA ordinal >= 0")
@@ -78,6 +83,17 @@ cdef class Stream:
         if self.device < 0:
             return "Stream.host()"
         return f"Stream({<uintptr_t>self.handle:#x}, device={self.device})"
+
+
+cdef int refuse_without_gpu(object source, object error) except -1:
+    """An UnsupportedError that says what to give instead, where no GPU can be used here."""
+    from baracuda_kernels._core._info import devices
+
+    if devices():
+        return 0
+    raise UnsupportedError(
+        f"stream: got {source!r}, must be Stream.host() here: no GPU can be used ({error})"
+    ) from error
 
 
 cdef object _device_of(object source):

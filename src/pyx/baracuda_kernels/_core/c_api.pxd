@@ -75,10 +75,6 @@ cdef extern from "baracuda/positions.h" nogil:
 
 cdef extern from "baracuda/attention.h" nogil:
     enum:
-        BARACUDA_ATTENTION_HOST
-        BARACUDA_ATTENTION_SIMT
-        BARACUDA_ATTENTION_SM80
-        BARACUDA_ATTENTION_SM90A
         BARACUDA_STEP_FIRST
         BARACUDA_STEP_LAST
         BARACUDA_STEP_CAUSAL
@@ -108,13 +104,31 @@ cdef extern from "baracuda/attention.h" nogil:
         baracuda_strides y_strides
         baracuda_position_map q_map
         baracuda_position_map k_map
-        const baracuda_position_map* device_maps
     int32_t baracuda_attention_available(int32_t kernel)
+    ctypedef struct baracuda_attention_family:
+        const char* name
+        int32_t min_compute_capability
+        int32_t max_compute_capability
+        uint32_t elements
+        int32_t tensor_cores
+        int32_t vector_bytes
+        int32_t forward_strides
+    int32_t baracuda_attention_family_info(int32_t kernel, baracuda_attention_family* info)
+    int32_t baracuda_attention_refusal(int32_t kernel,
+                                       const baracuda_attention_step_params* params,
+                                       char* reason, int64_t size)
     int64_t baracuda_attention_state_bytes(int32_t kernel,
                                            const baracuda_attention_step_params* params)
     int32_t baracuda_attention_load(int32_t kernel, const baracuda_attention_step_params* params)
     int32_t baracuda_attention_step(int32_t kernel, const baracuda_attention_step_params* params,
                                     void* stream)
+    ctypedef struct baracuda_visible_pairs:
+        int64_t whole
+        int64_t cut
+        int64_t first_row
+        int64_t end_row
+    int32_t baracuda_attention_visible_pairs(const baracuda_attention_step_params* params,
+                                             baracuda_visible_pairs* pairs)
     int32_t baracuda_host_threads()
     int32_t baracuda_set_host_threads(int32_t threads)
     const char* baracuda_host_isa()

@@ -2,7 +2,8 @@
 // chunk. The driver (family.cpp) fills it; the kernels, one per instruction set, run it.
 //
 // Kernels are compiled with wider instruction sets than the rest of the library, so they know
-// nothing but this header: an inline function shared with other code could be linked from here.
+// nothing but this header and row_result.h: an inline function shared with other code could be
+// linked from here.
 #pragma once
 
 #include <stdint.h>
@@ -45,7 +46,8 @@ struct BlockRows {
   const void* q[kMaxBlockRows];
   void* y[kMaxBlockRows];
   int64_t row[kMaxBlockRows];      // index into state and lse
-  int64_t visible[kMaxBlockRows];  // the keys [0, visible) of the chunk are seen
+  int64_t begin[kMaxBlockRows];  // the keys [begin, end) of the chunk are seen
+  int64_t end[kMaxBlockRows];
 };
 
 // scratch: kScratchBytes, aligned to 64.

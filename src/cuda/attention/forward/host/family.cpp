@@ -5,8 +5,8 @@
 
 #include "attention/forward/host/block.h"
 #include "attention/forward/host/thread_pool.h"
+#include "attention/interval.h"
 #include "common/error.h"
-#include "attention/positions.h"
 
 namespace baracuda {
 namespace host {
@@ -14,16 +14,10 @@ namespace {
 
 constexpr const char* kStep = "baracuda_attention_step";
 
-int64_t element_bytes(int32_t element) {
-  return element == BARACUDA_F64 ? 8 : element == BARACUDA_F32 ? 4 : 2;
-}
-
-int64_t math_bytes(int32_t element) { return element == BARACUDA_F64 ? 8 : 4; }
-
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 const void* at(const void* base, int64_t elements, int32_t element) {
-  return static_cast<const char*>(base) + elements * element_bytes(element);
+  return static_cast<const char*>(base) + elements * baracuda_element_bytes(element);
 }
 
 // How a step falls into blocks. A row's result does not depend on its block, so this may follow
@@ -54,7 +48,7 @@ Blocking split(const StepParams& p, int64_t max_rows) {
 Blocking choose_blocking(const StepParams& p, int64_t threads) {
   // Queries and outputs of a block stay in the L2 cache.
   int64_t rows = kMaxBlockRows;
-  while (rows > 16 && rows * p.head_dim * math_bytes(p.element) > (int64_t(1) << 19)) rows /= 2;
+  while (rows > 16 && rows * p.head_dim * accumulator_bytes(p.element) > (int64_t(1) << 19)) rows /= 2;
   Blocking b = split(p, rows);
   while (b.items < 4 * threads && rows > 32) {
     rows /= 2;
@@ -65,17 +59,10 @@ Blocking choose_blocking(const StepParams& p, int64_t threads) {
 
 struct Step {
   const StepParams& params;
-  baracuda_position_map q_map;
-  baracuda_position_map k_map;
+  ChunkPair pair;
   BlockFunction run;
   Blocking blocking;
 };
-
-int64_t visible(const Step& step, int64_t i) {
-  const StepParams& p = step.params;
-  if (!(p.flags & BARACUDA_STEP_CAUSAL)) return p.key_len;
-  return visible_keys(step.k_map, p.key_len, position(step.q_map, i));
-}
 
 void run_item(void* context, int64_t item, void* scratch, const StopCheck& stop) {
   const Step& step = *static_cast<const Step*>(context);
@@ -121,22 +108,12 @@ void run_item(void* context, int64_t item, void* scratch, const StopCheck& stop)
       rows.y[r] = const_cast<void*>(
           at(p.y, batch * ys.batch + h * ys.head + i * ys.seq, p.element));
       rows.row[r] = (batch * p.heads + h) * p.query_len + i;
-      rows.visible[r] = visible(step, i);
+      const Interval keys = step.pair.keys_of_row(i);
+      rows.begin[r] = keys.begin;
+      rows.end[r] = keys.end;
     }
   }
   step.run(problem, rows, scratch);
-}
-
-int32_t check(const StepParams& p) {
-  if (p.head_dim > kMaxHeadDim) {
-    return fail(BARACUDA_UNSUPPORTED, kStep, "head_dim is %lld: the host family serves 1 to %lld",
-                static_cast<long long>(p.head_dim), static_cast<long long>(kMaxHeadDim));
-  }
-  return BARACUDA_OK;
-}
-
-int64_t state_bytes(const StepParams& p) {
-  return p.batch * p.heads * p.query_len * (p.head_dim + 2) * math_bytes(p.element);
 }
 
 int32_t load(const StepParams&) {
@@ -151,12 +128,12 @@ int32_t load(const StepParams&) {
 }
 
 int32_t step(const StepParams& p, void*) {
-  Step step = {p, p.q_map, p.k_map, isa_kernels().run[p.element], {}};
-  if (p.device_maps != nullptr) {  // the host is this family's device
-    step.q_map = p.device_maps[0];
-    step.k_map = p.device_maps[1];
-  }
-  step.blocking = choose_blocking(p, thread_count());
+  // The host is this family's device.
+  const bool given = p.device_maps != nullptr;
+  const baracuda_position_map& q_map = given ? p.device_maps[0] : p.q_map;
+  const baracuda_position_map& k_map = given ? p.device_maps[1] : p.k_map;
+  Step step = {p, ChunkPair(mask_of(p), q_map, p.query_len, k_map, p.key_len),
+               isa_kernels().run[p.element], choose_blocking(p, thread_count())};
   const int32_t status = parallel_for(step.blocking.items, run_item, &step, kStep);
   if (status != BARACUDA_OUT_OF_MEMORY) return status;
   return fail(BARACUDA_OUT_OF_MEMORY, kStep, "no memory for %lld bytes of scratch",
@@ -169,8 +146,7 @@ int32_t grid(const StepParams&, StepGrid*) { return BARACUDA_OK; }
 }  // namespace host
 
 const AttentionFamily& host_family() {
-  static const AttentionFamily family = {"host", host::check, host::state_bytes, host::load,
-                                         host::step, host::grid};
+  static const AttentionFamily family = {host::load, host::step, host::grid};
   return family;
 }
 

@@ -7,6 +7,7 @@
 #include "attention/forward/host/convert.h"
 #include "attention/forward/host/softmax.h"
 #include "attention/forward/host/tiles.h"
+#include "attention/row_result.h"
 
 namespace baracuda {
 namespace host {
@@ -54,14 +55,20 @@ class FlashBlock {
   }
 
   void run() {
-    int64_t keys = 0;
-    for (int64_t r = 0; r < rows_.count; ++r) keys = larger(keys, rows_.visible[r]);
-    if (keys == 0 && !problem_.first && !problem_.last) return;
+    int64_t begin = INT64_MAX;
+    int64_t end = 0;
+    for (int64_t r = 0; r < rows_.count; ++r) {
+      if (rows_.begin[r] >= rows_.end[r]) continue;
+      begin = smaller(begin, rows_.begin[r]);
+      end = larger(end, rows_.end[r]);
+    }
+    if (end == 0 && !problem_.first && !problem_.last) return;
     load_state();
-    if (keys > 0) pack_queries();
-    for (int64_t start = 0; start < keys; start += tile_keys_) {
+    if (end > 0) pack_queries();
+    // Tiles begin at the same keys for every block, or a row's bits would depend on its neighbours.
+    for (int64_t start = begin / tile_keys_ * tile_keys_; start < end; start += tile_keys_) {
       if (problem_.stop.ask(problem_.stop.context)) return;
-      fold_tile(start, smaller(tile_keys_, keys - start));
+      fold_tile(start, smaller(tile_keys_, end - start));
     }
     if (problem_.last) {
       write_output();
@@ -126,6 +133,12 @@ class FlashBlock {
     int64_t stride;
   };
 
+  // The keys of a tile that each row of a panel sees.
+  struct Seen {
+    typename S::IntScalar begin[kPanel];
+    typename S::IntScalar end[kPanel];
+  };
+
   // Far-apart rows are copied too: they would miss the TLB and share cache sets. So are long rows
   // where vectors are narrow, as more panels then pass over a tile.
   Tile convert_tile(const E* rows, int64_t stride, int64_t keys, int64_t multiple, T* tile) {
@@ -139,74 +152,95 @@ class FlashBlock {
   }
 
   void fold_panel(int64_t first, int64_t rows, int64_t start, int64_t tile_keys, Tile k, Tile v) {
-    typename S::IntScalar visible[kPanel];
-    int64_t keys = 0;
-    int64_t open = tile_keys;
+    Seen seen;
+    KeyRange some = {tile_keys, 0};
+    KeyRange all = {0, tile_keys};
     for (int64_t r = 0; r < kPanel; ++r) {
       // Lanes without a row follow the last one; their results go nowhere.
-      const int64_t ahead = rows_.visible[first + smaller(r, rows - 1)] - start;
-      const int64_t seen = larger(0, smaller(tile_keys, ahead));
-      visible[r] = static_cast<typename S::IntScalar>(seen);
-      keys = larger(keys, seen);
-      open = smaller(open, seen);
+      const int64_t row = first + smaller(r, rows - 1);
+      const int64_t end = larger(0, smaller(tile_keys, rows_.end[row] - start));
+      const int64_t begin = smaller(end, larger(0, rows_.begin[row] - start));
+      seen.begin[r] = static_cast<typename S::IntScalar>(begin);
+      seen.end[r] = static_cast<typename S::IntScalar>(end);
+      all = {larger(all.begin, begin), smaller(all.end, end)};
+      if (begin < end) some = {smaller(some.begin, begin), larger(some.end, end)};
     }
-    if (keys == 0) return;
+    if (some.end == 0) return;
+    all.begin = larger(some.begin, smaller(all.begin, some.end));
+    all.end = larger(all.begin, all.end);
     const int vectors = static_cast<int>((rows + kWidth - 1) / kWidth);
-    score_panel(vectors, q_ + first * dim_, k.rows, k.stride, dim_, keys, scores_);
+    score_panel(vectors, q_ + first * dim_, k.rows + some.begin * k.stride, k.stride, dim_,
+                some.end - some.begin, scores_ + some.begin * kPanel);
     for (int64_t lane = 0; lane < vectors * kWidth; lane += kWidth) {
-      softmax_vector<T>(scores_ + lane, open, keys, visible + lane, log2_scale_,
+      softmax_vector<T>(scores_ + lane, some, all, seen.begin + lane, seen.end + lane, log2_scale_,
                         m_ + first + lane, l_ + first + lane, alpha_ + lane);
     }
     int64_t r = 0;
-    for (; r + kValueRows <= rows; r += kValueRows) add_values<kValueRows>(first, r, visible, v);
+    for (; r + kValueRows <= rows; r += kValueRows) add_values<kValueRows>(first, r, seen, v);
     if constexpr (kValueRows > 4) {
-      for (; r + 4 <= rows; r += 4) add_values<4>(first, r, visible, v);
+      for (; r + 4 <= rows; r += 4) add_values<4>(first, r, seen, v);
     }
-    for (; r + 2 <= rows; r += 2) add_values<2>(first, r, visible, v);
-    for (; r < rows; ++r) add_values<1>(first, r, visible, v);
+    for (; r + 2 <= rows; r += 2) add_values<2>(first, r, seen, v);
+    for (; r < rows; ++r) add_values<1>(first, r, seen, v);
   }
 
   template <int ROWS>
-  void add_values(int64_t first, int64_t r, const typename S::IntScalar* visible, Tile v) {
+  void add_values(int64_t first, int64_t r, const Seen& seen, Tile v) {
     T* out = out_ + (first + r) * padded_dim_;
-    int64_t least = visible[r];
-    int64_t most = visible[r];
+    KeyRange some = {seen.begin[r], seen.end[r]};
+    KeyRange all = some;
     for (int i = 1; i < ROWS; ++i) {
-      least = smaller(least, visible[r + i]);
-      most = larger(most, visible[r + i]);
+      some = {smaller(some.begin, seen.begin[r + i]), larger(some.end, seen.end[r + i])};
+      all = {larger(all.begin, seen.begin[r + i]), smaller(all.end, seen.end[r + i])};
     }
-    if (least == most) {
-      if (most > 0) {
-        value_rows<ROWS>(scores_ + r, v.rows, v.stride, most, static_cast<const T*>(nullptr),
-                         alpha_ + r, out, padded_dim_);
+    if (some.begin == all.begin && some.end == all.end) {
+      if (all.begin < all.end) add_keys<ROWS>(r, all, v, nullptr, alpha_ + r, out);
+      return;
+    }
+    // On a diagonal each row goes alone through the keys that not all see: no row touches a V row
+    // that it may not see (0 * NaN is NaN). Each takes its keys in their order.
+    if (all.begin >= all.end) {
+      for (int i = 0; i < ROWS; ++i) {
+        const KeyRange own = {seen.begin[r + i], seen.end[r + i]};
+        if (own.begin < own.end)
+          add_keys<1>(r + i, own, v, nullptr, alpha_ + r + i, out + i * padded_dim_);
       }
       return;
     }
-    // On a diagonal each row goes on alone from the keys that all see: no row touches a V row
-    // that it may not see (0 * NaN is NaN).
-    value_rows<ROWS>(scores_ + r, v.rows, v.stride, least, static_cast<const T*>(nullptr),
-                     static_cast<const T*>(nullptr), partial_, padded_dim_);
-    for (int i = 0; i < ROWS; ++i) {
-      if (visible[r + i] == 0) continue;
-      value_rows<1>(scores_ + least * kPanel + r + i, v.rows + least * v.stride, v.stride,
-                    visible[r + i] - least, partial_ + i * padded_dim_, alpha_ + r + i,
-                    out + i * padded_dim_, padded_dim_);
+    const T* before = nullptr;
+    if (some.begin < all.begin) {
+      for (int i = 0; i < ROWS; ++i)
+        add_keys<1>(r + i, {seen.begin[r + i], all.begin}, v, nullptr, nullptr,
+                    partial_ + i * padded_dim_);
+      before = partial_;
     }
+    add_keys<ROWS>(r, all, v, before, nullptr, partial_);
+    for (int i = 0; i < ROWS; ++i)
+      add_keys<1>(r + i, {all.end, seen.end[r + i]}, v, partial_ + i * padded_dim_, alpha_ + r + i,
+                  out + i * padded_dim_);
+  }
+
+  // value_rows() over the keys of a range, which may be empty.
+  template <int ROWS>
+  BARACUDA_INLINE void add_keys(int64_t r, KeyRange keys, Tile v, const T* start, const T* alpha,
+                                T* out) {
+    value_rows<ROWS>(scores_ + keys.begin * kPanel + r, v.rows + keys.begin * v.stride, v.stride,
+                     keys.end - keys.begin, start, alpha, out, padded_dim_);
   }
 
   void write_output() {
     for (int64_t r = 0; r < rows_.count; ++r) {
       T* out = out_ + r * padded_dim_;
-      // Only an empty row has l == 0 (see softmax.h for -0); its out is 0.
-      const bool undefined = l_[r] == 0 && __builtin_signbit(l_[r]) != 0;
-      const T divisor = l_[r] != 0 ? l_[r] : undefined ? T(__builtin_nan("")) : T(1);
+      // Only an empty row has l == 0; its out is 0.
+      const bool undefined = l_[r] == 0 && is_undefined_sum(l_[r]);
+      const T divisor = row_divisor(l_[r], undefined);
       for (int64_t c = 0; c < padded_dim_; c += kWidth) {
         store(out + c, load<V>(out + c) / splat(divisor));
       }
       store_row(out, static_cast<E*>(rows_.y[r]), dim_);
       if (problem_.lse != nullptr) {
-        const double l = undefined ? __builtin_nan("") : double(l_[r]);
-        write_lse(rows_.row[r], double(m_[r]) * magnitude_ + __builtin_log(l));
+        write_lse(rows_.row[r], log_sum_exp(double(m_[r]), magnitude_, double(l_[r]),
+                                            empty_row<double>(undefined)));
       }
     }
   }

@@ -9,16 +9,22 @@ namespace baracuda {
 namespace host {
 namespace BARACUDA_HOST_ISA {
 
+struct KeyRange {
+  int64_t begin;
+  int64_t end;
+};
+
 // Scores are kept unscaled: the largest is m, weights are 2^((score - m) * log2_scale), so any
 // finite scale >= 0 works and the largest score weighs exactly 1.
 //
-// m == -inf, l == +0: the row saw no key. m == -inf, l == -0: it saw keys, all with score -inf
-// (an Inf in Q or K); softmax is undefined there unless a later key has a finite score.
+// l becomes -0 where a row saw keys, all with score -inf (attention/row_result.h).
 //
-// `visible` holds the keys of this tile that each row sees; those below `open` are seen by all.
+// begin, end: the keys of this tile that each row sees. No row sees others than `some`; all rows see
+// those in `all`, which may be empty.
 template <class T>
-inline void softmax_vector(T* scores, int64_t open, int64_t keys,
-                           const typename Simd<T>::IntScalar* visible, T log2_scale, T* m, T* l,
+inline void softmax_vector(T* scores, KeyRange some, KeyRange all,
+                           const typename Simd<T>::IntScalar* begin,
+                           const typename Simd<T>::IntScalar* end, T log2_scale, T* m, T* l,
                            T* alpha) {
   using S = Simd<T>;
   using V = typename S::Vector;
@@ -28,17 +34,23 @@ inline void softmax_vector(T* scores, int64_t open, int64_t keys,
   const V zero = {};
   const V empty = splat(-S::kInfinity);
   const V scale = splat(log2_scale);
-  const I limit = load<I>(visible);
+  const I first = load<I>(begin);
+  const I limit = load<I>(end);
+  const auto seen = [&](int64_t j) { return (limit > IntScalar(j)) & (first <= IntScalar(j)); };
 
   const V m_old = load<V>(m);
   V best[4] = {m_old, m_old, m_old, m_old};
-  int64_t j = 0;
-  for (; j + 4 <= open; j += 4) {
+  int64_t j = some.begin;
+  for (; j < all.begin; ++j) {
+    const V score = load<V>(scores + j * kPanel);
+    best[0] = max(seen(j) ? score : empty, best[0]);
+  }
+  for (; j + 4 <= all.end; j += 4) {
 #pragma GCC unroll 4
     for (int u = 0; u < 4; ++u) best[u] = max(load<V>(scores + (j + u) * kPanel), best[u]);
   }
-  for (; j < open; ++j) best[0] = max(load<V>(scores + j * kPanel), best[0]);
-  for (; j < keys; ++j) {
+  for (; j < all.end; ++j) best[0] = max(load<V>(scores + j * kPanel), best[0]);
+  for (; j < some.end; ++j) {  // no row begins behind `all`
     const V score = load<V>(scores + j * kPanel);
     best[0] = max(limit > IntScalar(j) ? score : empty, best[0]);
   }
@@ -46,13 +58,20 @@ inline void softmax_vector(T* scores, int64_t open, int64_t keys,
   const V base = m_new == empty ? zero : m_new;
 
   V sum = zero;
-  for (j = 0; j < open; ++j) {
+  for (j = some.begin; j < all.begin; ++j) {
+    T* p = scores + j * kPanel;
+    V weight = exp2_nonpositive<T>((load<V>(p) - base) * scale);
+    weight = seen(j) ? weight : zero;
+    store(p, weight);
+    sum += weight;
+  }
+  for (; j < all.end; ++j) {
     T* p = scores + j * kPanel;
     const V weight = exp2_nonpositive<T>((load<V>(p) - base) * scale);
     store(p, weight);
     sum += weight;
   }
-  for (; j < keys; ++j) {
+  for (; j < some.end; ++j) {
     T* p = scores + j * kPanel;
     V weight = exp2_nonpositive<T>((load<V>(p) - base) * scale);
     weight = limit > IntScalar(j) ? weight : zero;
@@ -65,7 +84,7 @@ inline void softmax_vector(T* scores, int64_t open, int64_t keys,
   factor = m_old == empty ? zero : factor;
   V l_new = fma(l_old, factor, sum);
   const I saw_only_infinities =
-      (m_new == empty) & (l_new == zero) & ((limit > IntScalar(0)) | (I(l_old) < IntScalar(0)));
+      (m_new == empty) & (l_new == zero) & ((limit > first) | (I(l_old) < IntScalar(0)));
   l_new = saw_only_infinities ? -zero : l_new;
   store(m, m_new);
   store(l, l_new);

@@ -1,8 +1,6 @@
 // Softmax state of a thread's rows: loaded from and saved to global memory, or normalised into y.
 //
 // State: o_acc [B*H*Q][head_dim], then m [B*H*Q], then l [B*H*Q], in the type of the arithmetic.
-// l is -0 for a row that saw keys, all with score -inf (an Inf in Q or K): its softmax is undefined,
-// where a row that saw none gives zeros.
 #pragma once
 
 #include <math_constants.h>
@@ -10,6 +8,7 @@
 #include "attention/forward/simt/chunk_copy.cuh"
 #include "attention/forward/step_args.cuh"
 #include "attention/forward/store_lse.cuh"
+#include "attention/row_result.h"
 #include "common/dtype.cuh"
 
 namespace baracuda::simt {
@@ -18,8 +17,6 @@ __device__ __forceinline__ float minus_infinity(float) { return -CUDART_INF_F; }
 __device__ __forceinline__ double minus_infinity(double) { return -CUDART_INF; }
 __device__ __forceinline__ float exponential(float x) { return expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
-__device__ __forceinline__ float logarithm(float x) { return logf(x); }
-__device__ __forceinline__ double logarithm(double x) { return log(x); }
 
 template <typename C>
 struct RowState {
@@ -61,7 +58,7 @@ struct RowState {
       if (threadIdx.x % 16 == 0) {
         const bool undefined = is_undefined(args, total, i, r, limits);
         stored.m[r] = m[i];
-        stored.l[r] = undefined ? -Compute(0) : total;
+        stored.l[r] = stored_sum(total, undefined);
       }
 #pragma unroll
       for (int c = 0; c < C::chunks; ++c)
@@ -79,15 +76,10 @@ struct RowState {
       const int64_t query = work.row0 + row(i);
       if (query >= args.query_len) continue;
       const int64_t r = work.state_row0 + row(i);
-      const Compute empty = is_undefined(args, total, i, r, limits)
-                                ? static_cast<Compute>(CUDART_NAN)
-                                : Compute(0);
-      const Compute inverse = total == Compute(0) ? empty : Compute(1) / total;
-      if (threadIdx.x % 16 == 0 && args.lse != nullptr) {
-        const Compute lse = total == Compute(0) ? empty + minus_infinity(Compute())
-                                                : m[i] + logarithm(total);
-        store_lse<Element>(args, r, lse);
-      }
+      const Compute empty = static_cast<Compute>(empty_row<double>(is_undefined(args, total, i, r, limits)));
+      const Compute inverse = row_factor(total, empty);
+      if (threadIdx.x % 16 == 0 && args.lse != nullptr)
+        store_lse<Element>(args, r, log_sum_exp(m[i], Compute(1), total, empty));
       Element* y = static_cast<Element*>(args.y) + work.batch * args.y_strides.batch +
                    work.head * args.y_strides.head + query * args.y_strides.seq;
 #pragma unroll
@@ -112,8 +104,8 @@ struct RowState {
 
   __device__ __forceinline__ bool is_undefined(const StepArgs& args, Compute total, int i,
                                                int64_t state_row, const int64_t* limits) const {
-    if (m[i] != minus_infinity(Compute()) || total != Compute(0)) return false;
-    return limits[row(i)] > 0 || (!args.first && signbit(Stored(args).l[state_row]));
+    if (!is_empty_row(m[i], total)) return false;
+    return limits[row(i)] > 0 || (!args.first && is_undefined_sum(Stored(args).l[state_row]));
   }
   static __device__ __forceinline__ int row(int i) { return threadIdx.x / 16 + 8 * i; }
   // Of a chunk's columns a thread holds whole 16-byte vectors, so V is read as vectors.

@@ -2,15 +2,12 @@
 //
 // State: o_acc [B*H*Q][HeadDim], then m [B*H*Q], then l [B*H*Q], all f32. The columns of a row are
 // permuted so that the lane that owns four values of two adjacent mma tiles moves 16 bytes.
-// l is -0 for a row that saw keys, all with score -inf (an Inf in Q or K): its softmax is undefined,
-// where a row that saw none gives zeros.
 #pragma once
-
-#include <math_constants.h>
 
 #include "attention/forward/sm80/tile.cuh"
 #include "attention/forward/step_args.cuh"
 #include "attention/forward/store_lse.cuh"
+#include "attention/row_result.h"
 #include "common/dtype.cuh"
 #include "common/exponential.cuh"
 #include "common/mma_sync.cuh"
@@ -67,7 +64,7 @@ class RowState {
       if (lane_ % 4 == 0) {
         const bool undefined = is_undefined(w.m[r], l, r);
         statistics()[state_row(r)] = w.m[r];
-        statistics()[state_rows() + state_row(r)] = undefined ? -0.0f : l;
+        statistics()[state_rows() + state_row(r)] = stored_sum(l, undefined);
       }
 #pragma unroll
       for (int j = 0; j < C::head_dim / 8; j += 2)
@@ -84,10 +81,10 @@ class RowState {
 #pragma unroll
     for (int r = 0; r < rows; ++r) {
       const float l = quad_sum(w.l[r]);
-      const float empty = is_undefined(w.m[r], l, r) ? CUDART_NAN_F : 0.0f;
-      const float inverse = l == 0.0f ? empty : 1.0f / l;
+      const float empty = empty_row<float>(is_undefined(w.m[r], l, r));
+      const float inverse = row_factor(l, empty);
       if (args_.lse != nullptr && lane_ % 4 == 0 && in_tensor(r))
-        store_lse<Element>(args_, state_row(r), log_sum_exp(args_, w.m[r], l, empty));
+        store_lse<Element>(args_, state_row(r), log_sum_exp(w.m[r], args_.scale, l, empty));
       const uint32_t row = row_in_warp(r);
 #pragma unroll
       for (int j = 0; j < C::head_dim / 8; ++j)
@@ -119,10 +116,10 @@ class RowState {
     return work_.row0 + warp_row0_ + row_in_warp(r) < args_.query_len;
   }
   __device__ __forceinline__ bool is_undefined(float m, float l, int r) const {
-    if (m != -CUDART_INF_F || l != 0.0f) return false;
+    if (!is_empty_row(m, l)) return false;
     if (limits_[warp_row0_ + row_in_warp(r)] > 0) return true;
     return !args_.first && in_tensor(r) &&
-           __float_as_int(statistics()[state_rows() + state_row(r)]) < 0;
+           is_undefined_sum(statistics()[state_rows() + state_row(r)]);
   }
   __device__ __forceinline__ int64_t state_rows() const {
     return args_.batch_heads * args_.query_len;

@@ -1,4 +1,4 @@
-#include "attention/forward/sight.h"
+#include "attention/forward/step_mask.h"
 #include "attention/forward/sm90/launch.cuh"
 
 namespace baracuda::sm90 {
@@ -10,15 +10,15 @@ constexpr int narrow = 128, wide = 176, wide_last = 112;
 // where more keys than that are added to fill the last tile, and in steps of few keys, whose first
 // and last tiles weigh more. What runs beside a step must not matter here: the two tiles give
 // different bits, and a ring gives the same ones over any transport.
-bool prefers_wide(const StepParams& p, const Sight& sight) {
+bool prefers_wide(const StepParams& p, const StepMask& mask) {
   constexpr uint32_t whole = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
   constexpr int64_t few_keys = 1536;
-  if (sight.has_diagonal) return false;
-  if ((p.flags & whole) != whole && sight.keys < few_keys) return false;
-  const int64_t filled_narrow = (sight.keys + narrow - 1) / narrow * narrow;
-  const int64_t rest = sight.keys % wide;
+  if (mask.has_diagonal) return false;
+  if ((p.flags & whole) != whole && mask.keys < few_keys) return false;
+  const int64_t filled_narrow = (mask.keys + narrow - 1) / narrow * narrow;
+  const int64_t rest = mask.keys % wide;
   const int64_t filled_last = rest == 0 ? 0 : rest <= wide_last ? wide_last : wide;
-  return sight.keys - rest + filled_last - filled_narrow <= filled_narrow / 40;
+  return mask.keys - rest + filled_last - filled_narrow <= filled_narrow / 40;
 }
 
 template <typename Element>
@@ -31,14 +31,14 @@ struct Both {
     return status == BARACUDA_OK ? load_kernels<Wide>() : status;
   }
   static int32_t launch(const StepParams& p, cudaStream_t stream) {
-    const Sight sight = sight_of(p);
-    return prefers_wide(p, sight) ? launch_kernel<Wide>(p, sight, stream)
-                                  : launch_kernel<Narrow>(p, sight, stream);
+    const StepMask mask = step_mask(p);
+    return prefers_wide(p, mask) ? launch_kernel<Wide>(p, mask, stream)
+                                 : launch_kernel<Narrow>(p, mask, stream);
   }
   static int32_t grid(const StepParams& p, StepGrid* grid) {
-    const Sight sight = sight_of(p);
-    return prefers_wide(p, sight) ? find_grid<Wide>(p, sight, grid)
-                                  : find_grid<Narrow>(p, sight, grid);
+    const StepMask mask = step_mask(p);
+    return prefers_wide(p, mask) ? find_grid<Wide>(p, mask, grid)
+                                 : find_grid<Narrow>(p, mask, grid);
   }
 };
 

@@ -9,6 +9,7 @@
 #include "attention/forward/sm90/schedule.cuh"
 #include "attention/forward/sm90/state.cuh"
 #include "attention/forward/store_lse.cuh"
+#include "attention/row_result.h"
 #include "common/dependent_launch.cuh"
 #include "common/dtype.cuh"
 #include "common/global_access.cuh"
@@ -62,11 +63,11 @@ class KeylessRows {
         m = load_early(maxima + row);
         l = load_early(maxima + state_rows + row);
       }
-      // A row sum of -0 is that of a row whose softmax is undefined.
-      const float empty = m == -CUDART_INF_F && __float_as_int(l) < 0 ? CUDART_NAN_F : 0.0f;
+      const float empty =
+          m == -CUDART_INF_F && is_undefined_sum(l) ? empty_row<float>(true) : 0.0f;
       if (args_.lse != nullptr && lane_ % 4 == 0)
-        store_lse<Element>(args_, row, log_sum_exp(args_, m, l, empty));
-      const float inverse = l == 0.0f ? empty : 1.0f / l;
+        store_lse<Element>(args_, row, log_sum_exp(m, args_.scale, l, empty));
+      const float inverse = row_factor(l, empty);
       const int batch = all_.heads.quotient(batch_head), head = all_.heads.remainder(batch_head);
       Element* const y = static_cast<Element*>(args_.y) + batch * args_.y_strides.batch +
                          head * args_.y_strides.head + (row0 + lane_ / 4) * args_.y_strides.seq +

@@ -58,9 +58,9 @@ inline bool overlaps_previous(const StepParams& p) {
 }
 
 template <typename C>
-StepArgs arguments(const StepParams& p, const Sight& sight) {
+StepArgs arguments(const StepParams& p, const StepMask& mask) {
   StepArgs args = make_step_args(p, C::block_m, sizeof(typename C::Element));
-  drop_mask(sight, C::block_m, keyless_unit, args);
+  drop_mask(mask, C::block_m, keyless_unit, args);
   return args;
 }
 
@@ -71,17 +71,17 @@ inline int64_t resident_blocks(const StepParams& p, const StepArgs& args, int pr
 }
 
 template <typename C>
-int32_t find_grid(const StepParams& p, const Sight& sight, StepGrid* grid) {
+int32_t find_grid(const StepParams& p, const StepMask& mask, StepGrid* grid) {
   int processors = 0;
   const int32_t status = count_multiprocessors(&processors);
   if (status == BARACUDA_OK) {
-    *grid = {resident_blocks(p, arguments<C>(p, sight), processors), 1};
+    *grid = {resident_blocks(p, arguments<C>(p, mask), processors), 1};
   }
   return status;
 }
 
 template <typename C>
-int32_t launch_kernel(const StepParams& p, const Sight& sight, cudaStream_t stream) {
+int32_t launch_kernel(const StepParams& p, const StepMask& mask, cudaStream_t stream) {
   int32_t status = load_kernel<C>(p.flags);
   HopperArgs args{};
   // Without keys nothing is copied, and the operands may be null.
@@ -89,13 +89,13 @@ int32_t launch_kernel(const StepParams& p, const Sight& sight, cudaStream_t stre
   int processors = 0;
   if (status == BARACUDA_OK) status = count_multiprocessors(&processors);
   if (status != BARACUDA_OK) return status;
-  args.step = arguments<C>(p, sight);
+  args.step = arguments<C>(p, mask);
   if (args.step.first_row > 0)
     args.keyless_units = make_divisor(args.step.first_row / keyless_unit);
   const int64_t blocks = resident_blocks(p, args.step, processors);
   args.step.section = choose_section(args.step, sizeof(typename C::Element), blocks);
-  args.step.backwards = starts_backwards(args.step, blocks);
   args.leaves_processors = p.sm_margin > 0;
+  args.backwards = starts_backwards(args.step, blocks);
   args.query_tiles = make_divisor(args.step.query_tiles);
   args.heads = make_divisor(args.step.heads);
   args.group = make_divisor(args.step.group);
@@ -110,10 +110,10 @@ int32_t launch_kernel(const StepParams& p, const Sight& sight, cudaStream_t stre
 template <typename C>
 constexpr Variant make_variant() {
   return Variant{load_kernels<C>, [](const StepParams& p, cudaStream_t stream) {
-                   return launch_kernel<C>(p, sight_of(p), stream);
+                   return launch_kernel<C>(p, step_mask(p), stream);
                  },
                  [](const StepParams& p, StepGrid* grid) {
-                   return find_grid<C>(p, sight_of(p), grid);
+                   return find_grid<C>(p, step_mask(p), grid);
                  }};
 }
 

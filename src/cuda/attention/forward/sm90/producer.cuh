@@ -21,7 +21,7 @@ class Work {
   Tile tile;
   int tiles;  // key tiles
 
-  __device__ __forceinline__ explicit Work(const HopperArgs& args) : walk_(args.step) {}
+  __device__ __forceinline__ explicit Work(const HopperArgs& args) : walk_(args) {}
 
   __device__ __forceinline__ bool next(const HopperArgs& args) {
     while (walk_.next(args, C::block_m, tile)) {

@@ -18,6 +18,7 @@ struct HopperArgs {
   Divisor key_stride;  // of 0 where only the device knows it
   Divisor keyless_units;  // of a head, of 64 rows before first_row: to be begun or finished too
   bool leaves_processors;  // to something beside it, whose end the next step waits for, too
+  bool backwards;          // direction of the first round of tiles
 };
 
 // As rows_at_or_before(), without the 64-bit division, for which a copying warp has no registers:
@@ -108,8 +109,8 @@ inline bool starts_backwards(const StepArgs& args, int64_t grid) {
 // next, so all finish within about a tile of each other without a shared counter.
 class TileWalk {
  public:
-  __device__ __forceinline__ explicit TileWalk(const StepArgs& args)
-      : backwards_(args.backwards) {}
+  __device__ __forceinline__ explicit TileWalk(const HopperArgs& all)
+      : backwards_(all.backwards) {}
 
   __device__ __forceinline__ bool next(const HopperArgs& all, int block_m, Tile& tile) {
     const StepArgs& args = all.step;

@@ -7,8 +7,6 @@
 // o_acc and l are sums of exp(score - m). m need not be the largest score: it is the largest of the
 // first keys that a row saw, as long as later ones do not rise far above it, so that steps can have
 // their shares added where the state lies.
-// l is -0 for a row that saw keys, all with score -inf (an Inf in Q or K): its softmax is
-// undefined, where a row that saw none gives zeros.
 #pragma once
 
 #include <math_constants.h>
@@ -17,6 +15,7 @@
 #include "attention/forward/sm90/schedule.cuh"
 #include "attention/forward/sm90/softmax.cuh"
 #include "attention/forward/store_lse.cuh"
+#include "attention/row_result.h"
 #include "common/dtype.cuh"
 #include "common/global_access.cuh"
 #include "common/tma.cuh"
@@ -100,7 +99,7 @@ class StateRows {
       if (!in_tensor(h) || lane_ % 4 != 0) continue;
       const bool undefined = is_undefined(rows.m[h], l, h);
       maxima_[8 * h] = rows.m[h];
-      sums()[8 * h] = undefined ? -0.0f : l;
+      sums()[8 * h] = stored_sum(l, undefined);
     }
   }
 
@@ -123,10 +122,10 @@ class StateRows {
     for (int h = 0; h < 2; ++h) {
       const float l = quad_sum(rows.l[h]);
       const bool inside = in_tensor(h);
-      const float empty = is_undefined(rows.m[h], l, h) ? CUDART_NAN_F : 0.0f;
-      const float inverse = l == 0.0f ? empty : 1.0f / l;
+      const float empty = empty_row<float>(is_undefined(rows.m[h], l, h));
+      const float inverse = row_factor(l, empty);
       if (args_.lse != nullptr && lane_ % 4 == 0 && inside)
-        store_lse<Element>(args_, state_row(h), log_sum_exp(args_, rows.m[h], l, empty));
+        store_lse<Element>(args_, state_row(h), log_sum_exp(rows.m[h], args_.scale, l, empty));
       Element* y_row = y + row(h) * args_.y_strides.seq;
 #pragma unroll
       for (int j = 0; j < head_dim / 8; j += 4) {
@@ -185,9 +184,9 @@ class StateRows {
   __device__ __forceinline__ int64_t row(int h) const { return row0_ + 8 * h + lane_ / 4; }
   __device__ __forceinline__ bool in_tensor(int h) const { return row(h) < args_.query_len; }
   __device__ __forceinline__ bool is_undefined(float m, float l, int h) const {
-    if (m != -CUDART_INF_F || l != 0.0f) return false;
+    if (!is_empty_row(m, l)) return false;
     if (tile_.limit(warp_row_ + 8 * h + lane_ / 4) > 0) return true;
-    return !args_.first && in_tensor(h) && __float_as_int(__ldcg(sums() + 8 * h)) < 0;
+    return !args_.first && in_tensor(h) && is_undefined_sum(__ldcg(sums() + 8 * h));
   }
   __device__ __forceinline__ int64_t state_rows() const {
     return args_.batch_heads * args_.query_len;

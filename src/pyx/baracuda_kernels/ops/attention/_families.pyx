@@ -3,6 +3,8 @@
 
 import dataclasses
 
+from libc.stdint cimport int32_t
+
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
 
@@ -17,46 +19,41 @@ from baracuda_kernels._core._selection import Candidate
 from baracuda_kernels._core._sku import KernelSku, PrecisionGuarantee
 from baracuda_kernels.ops.attention._descriptor import accumulator_of
 
-_STRICT = {
-    ElementKind.F16: MathPrecision.F32, ElementKind.BF16: MathPrecision.F32,
-    ElementKind.F32: MathPrecision.F32, ElementKind.F32_STRICT: MathPrecision.F32,
-    ElementKind.F64: MathPrecision.F64,
-}
+_ELEMENTS = (
+    (ElementKind.F16, c_api.BARACUDA_F16), (ElementKind.BF16, c_api.BARACUDA_BF16),
+    (ElementKind.F32, c_api.BARACUDA_F32), (ElementKind.F32_STRICT, c_api.BARACUDA_F32),
+    (ElementKind.F64, c_api.BARACUDA_F64),
+)
 _TENSOR_CORE = {ElementKind.F16: MathPrecision.F16, ElementKind.BF16: MathPrecision.BF16}
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One kernel family.
+    """One kernel family. What it takes and needs is asked of C (``attention.h``).
 
     Attributes
     ----------
-    name : str
     kernel : int
         Its number in the C ABI.
     arch, backend : ArchSku, BackendKind
+    name : str
     min_compute_capability, max_compute_capability : int
         Inclusive; 0 and 0 for the host.
     math : dict
         Operand element -> precision of the products.
-    head_dims : tuple of int, or range
-    positive_scale : bool
-        Whether it keeps unscaled maxima, which needs scale > 0.
     vector_bytes : int
         Alignment that operands' addresses and strides need; 0 for the element's own.
     forward_strides : bool
         Whether inputs must not run backwards in memory.
     """
 
-    name: str
     kernel: int
     arch: ArchSku
     backend: BackendKind
+    name: str
     min_compute_capability: int
     max_compute_capability: int
     math: dict
-    head_dims: object
-    positive_scale: bool
     vector_bytes: int
     forward_strides: bool
 
@@ -97,24 +94,10 @@ class Family:
         return ""
 
     def _wrong_problem(self, descriptor):
-        if descriptor.element not in self.math:
+        if descriptor.element not in self.math:  # C knows only the elements that some kernel takes
             names = ", ".join(element.name for element in self.math)
             return f"element {descriptor.element.name} is not one of {names}"
-        if descriptor.head_dim not in self.head_dims:
-            dims = (f"{self.head_dims.start} to {self.head_dims.stop - 1}"
-                    if isinstance(self.head_dims, range)
-                    else " or ".join(map(str, self.head_dims)))
-            return f"head_dim {descriptor.head_dim} is not {dims}"
-        if self.positive_scale and not descriptor.scale > 0:
-            return f"scale {descriptor.scale} is not > 0, which its unscaled row maxima need"
-        if self.positive_scale and not _NORMAL_F32[0] < descriptor.scale < _NORMAL_F32[1]:
-            return f"scale {descriptor.scale} is beyond float32, in which it scales"
-        if self.vector_bytes and max(descriptor.query_len, descriptor.key_len) > _MAX_LENGTH:
-            return "query_len or key_len is more than 2**30 rows a step"
-        tiles = int(descriptor.batch_size) * descriptor.num_heads * (descriptor.query_len // 64 + 1)
-        if self.arch is ArchSku.SM90A and tiles > _MAX_TILES:
-            return f"{tiles} query tiles are more than it counts in 32 bits"
-        return ""
+        return _refusal(self.kernel, descriptor)
 
     def _unwanted(self, descriptor, preference, workspace_bytes):
         if self.arch is ArchSku.SM90A and not preference.allow_sm90a:
@@ -130,22 +113,32 @@ class Family:
         return ""
 
 
-# Of scale, with room for the factor log2(e) that kernels take in.
-_NORMAL_F32 = (2.0 ** -125, 2.0 ** 126)
-_MAX_LENGTH = 2 ** 30
-_MAX_TILES = 2 ** 31 - 2 ** 12
+def _family(int32_t kernel):
+    """The family of a number in the C ABI; None where numbers end."""
+    cdef c_api.baracuda_attention_family info
+    if c_api.baracuda_attention_family_info(kernel, &info) != c_api.BARACUDA_OK:
+        return None
+    least, most = info.min_compute_capability, info.max_compute_capability
+    arch = ArchSku.HOST if most == 0 else ArchSku[f"SM{least}A" if most == least else f"SM{least}"]
+    backend = BackendKind.HOST if arch is ArchSku.HOST else BackendKind.BESPOKE
+    math = {}
+    for element, number in _ELEMENTS:
+        if info.elements >> number & 1:
+            strict = MathPrecision.F64 if element is ElementKind.F64 else MathPrecision.F32
+            math[element] = _TENSOR_CORE[element] if info.tensor_cores else strict
+    return Family(kernel, arch, backend, info.name.decode(), least, most, math, info.vector_bytes,
+                  bool(info.forward_strides))
 
-# In order of preference: the first that fits is taken.
-FAMILIES = (
-    Family("sm90a", c_api.BARACUDA_ATTENTION_SM90A, ArchSku.SM90A, BackendKind.BESPOKE, 90, 90,
-           _TENSOR_CORE, (64, 128, 256), True, 16, True),
-    Family("sm80", c_api.BARACUDA_ATTENTION_SM80, ArchSku.SM80, BackendKind.BESPOKE, 80, 999,
-           _TENSOR_CORE, (64, 96, 128, 192, 256), True, 16, False),
-    Family("simt", c_api.BARACUDA_ATTENTION_SIMT, ArchSku.SM80, BackendKind.BESPOKE, 80, 999,
-           _STRICT, range(1, 257), False, 0, False),
-    Family("host", c_api.BARACUDA_ATTENTION_HOST, ArchSku.HOST, BackendKind.HOST, 0, 0,
-           _STRICT, range(1, 1025), False, 0, False),
-)
+
+def _all_families():
+    found = []
+    while (family := _family(len(found))) is not None:
+        found.append(family)
+    return tuple(reversed(found))
+
+
+# In order of preference: the first that fits is taken. C numbers them in rising order of it.
+FAMILIES = _all_families()
 
 
 def skus(op):
@@ -171,7 +164,16 @@ def candidates(op, descriptor, arch, preference, direction, workspace):
     return found
 
 
-def _state_bytes(int kernel, AttentionDescriptor descriptor):
+def _refusal(int32_t kernel, AttentionDescriptor descriptor):
+    cdef c_api.baracuda_attention_step_params step
+    cdef char reason[256]
+    descriptor.fill(&step)
+    if c_api.baracuda_attention_refusal(kernel, &step, reason, sizeof(reason)) == c_api.BARACUDA_OK:
+        return ""
+    return (<bytes>reason).decode()
+
+
+def _state_bytes(int32_t kernel, AttentionDescriptor descriptor):
     cdef c_api.baracuda_attention_step_params step
     if not c_api.baracuda_attention_available(kernel):
         return 0

@@ -51,9 +51,11 @@ cdef class FlashSdpaPlan(KernelPlan):
     cdef AttentionKernel kernel
 
     @staticmethod
-    def select(stream, descriptor, preference=None):
+    def select(descriptor, stream, preference=None):
         """Choose a kernel and load it; see :meth:`RingAttentionPlan.select`."""
         cdef FlashSdpaPlan self = FlashSdpaPlan.__new__(FlashSdpaPlan, MADE_BY_SELECT)
+        if isinstance(stream, FlashSdpaDescriptor) or isinstance(descriptor, Stream):
+            descriptor, stream = stream, descriptor
         family = self.choose(SPEC, as_stream(stream), descriptor, preference, Direction.FORWARD)
         self.kernel = load_kernel(family, descriptor, self.device)
         return self

@@ -1,8 +1,6 @@
 # cython: language_level=3
 """What the ranks of a ring must agree on, as a message of fixed size."""
 
-import json
-
 from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels._core._info import build_info
 
@@ -12,6 +10,8 @@ MESSAGE_BYTES = 1024
 
 def encode(descriptor, args=None):
     """This rank's side, padded to MESSAGE_BYTES."""
+    import json  # takes a twentieth of the package's import, and few ask for it
+
     fields = {"library version": build_info()["version"], "schedule": "ring"}
     for name, value in descriptor.to_dict().items():
         # A float's hex form is exact.
@@ -47,11 +47,11 @@ def require(world_size, messages):
 
 
 def _decode(rank, message):
+    import json
+
     try:
         side = json.loads(message)
-    except ValueError:  # not JSON, or not UTF-8
-        side = None
-    except RecursionError:
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or as deep as the stack
         side = None
     if not isinstance(side, dict):
         raise InvalidProblemError(

@@ -62,14 +62,17 @@ cdef class RingAttentionPlan(RingPlan):
     cdef AttentionKernel kernel
 
     @staticmethod
-    def select(stream, descriptor, preference=None):
+    def select(descriptor, stream, preference=None):
         """Choose a kernel and load it.
+
+        The order is that of :func:`baracuda_kernels.registry.explain`: the problem, where, the
+        preference. The stream may also come first, as it once did.
 
         Parameters
         ----------
+        descriptor : RingAttentionDescriptor
         stream : Stream or what :class:`Stream` takes
             Tells the device: ``Stream.host()`` or a CUDA stream.
-        descriptor : RingAttentionDescriptor
         preference : PlanPreference, optional
 
         Raises
@@ -83,6 +86,8 @@ cdef class RingAttentionPlan(RingPlan):
         cdef RingAttentionPlan self = RingAttentionPlan.__new__(RingAttentionPlan, MADE_BY_SELECT)
         cdef c_api.baracuda_attention_step_params step
         cdef RingAttentionDescriptor problem
+        if isinstance(stream, RingAttentionDescriptor) or isinstance(descriptor, Stream):
+            descriptor, stream = stream, descriptor
         family = self.choose(SPEC, as_stream(stream), descriptor, preference, Direction.FORWARD)
         problem = descriptor
         self.kernel = load_kernel(family, problem, self.device)

@@ -1,0 +1,100 @@
+"""Which kernels of two builds have the same machine code.
+
+`python -m benchmarks.compare_sass OLD NEW` takes two libraries (or cubins) and writes a line for
+each kernel and architecture: equal or different, and its instructions in both. A kernel whose
+instructions are equal needs no new timing. Left out of the comparison are addresses, encodings and
+the offsets of parameters (`c[0x0][...]`), which move when a field is added to an argument. Exits
+with 1 where a kernel differs or is missing in one of the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+Kernels = dict[tuple[str, str], list[str]]  # (architecture, mangled name) -> instructions
+
+
+def cuobjdump(*arguments: str) -> str:
+    """Output of the tool on PATH or in the wheel nvidia-cuda-cuobjdump."""
+    wheel = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"
+    path = f"{wheel}{os.pathsep}{os.environ['PATH']}"
+    tool = shutil.which("cuobjdump", path=path)
+    if tool is None:
+        raise SystemExit("cuobjdump is neither on PATH nor in the wheel nvidia-cuda-cuobjdump")
+    return subprocess.run(
+        [tool, *arguments],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PATH": path},
+    ).stdout
+
+
+def normalised(instruction: str) -> str:
+    """An instruction without what only says where its parameters lie."""
+    return " ".join(re.sub(r"c\[0x0\]\[[^\]]*\]", "c[0x0][.]", instruction).split())
+
+
+def source_name(name: str) -> str:
+    """A mangled name without the hash that nvcc gives to a file's anonymous namespace."""
+    return re.sub(r"\d+_GLOBAL__N__[0-9a-f]{8}_\d+_(\w+?_cu)_[0-9a-f]{8}(_\d+)?", r"\1_", name)
+
+
+def read_kernels(file: str) -> Kernels:
+    """The kernels of a library, instruction by instruction."""
+    kernels: Kernels = {}
+    architecture, body = "", None
+    for line in cuobjdump("-sass", file).splitlines():
+        if match := re.search(r"\b(?:arch =|code for) (sm_\w+)", line):
+            architecture = match[1]
+        elif match := re.search(r"Function : (\S+)", line):
+            body = kernels.setdefault((architecture, source_name(match[1])), [])
+        elif body is not None and (match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line)):
+            body.append(normalised(match[1]))
+    return kernels
+
+
+def short_names(names: list[str]) -> list[str]:
+    """Names as the source has them, where c++filt is at hand."""
+    if shutil.which("c++filt") is None or not names:
+        return names
+    text = subprocess.run(
+        ["c++filt", "-p"], input="\n".join(names), check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    return text.splitlines()
+
+
+def main() -> int:
+    """Compares and prints; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("old")
+    parser.add_argument("new")
+    parser.add_argument("--different", action="store_true", help="leave equal kernels out")
+    options = parser.parse_args()
+    old, new = read_kernels(options.old), read_kernels(options.new)
+    if not old or not new:
+        raise SystemExit(f"no kernels in {options.new if old else options.old}")
+    kernels = sorted(old.keys() | new.keys())
+    different = 0
+    for key, name in zip(kernels, short_names([name for _, name in kernels]), strict=True):
+        before, after = old.get(key), new.get(key)
+        equal = before == after
+        different += not equal
+        if equal and options.different:
+            continue
+        word = "equal" if equal else "different" if before and after else "missing"
+        counts = " ".join(f"{len(body) if body else 0:>6}" for body in (before, after))
+        print(f"{word:<10}{counts}  {key[0]:<8}{name}")
+    print(f"{len(kernels)} kernels, {different} different or missing")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+#include "attention/problem.h"
+
+#include <cmath>
+
+#include "common/error.h"
+
+namespace baracuda {
+namespace {
+
+long long ll(int64_t x) { return static_cast<long long>(x); }
+
+int32_t check_at_least(const char* call, const char* name, int64_t value, int64_t least) {
+  if (value >= least) return BARACUDA_OK;
+  return fail(BARACUDA_INVALID_ARGUMENT, call, "%s is %lld: must be at least %lld", name,
+              ll(value), ll(least));
+}
+
+int32_t check_extents(const char* call, const StepParams& p) {
+  const struct {
+    const char* name;
+    int64_t value, least;
+  } extents[] = {
+      {"batch", p.batch, 0},         {"heads", p.heads, 0},
+      {"kv_heads", p.kv_heads, 1},   {"query_len", p.query_len, 0},
+      {"key_len", p.key_len, 0},     {"head_dim", p.head_dim, 1},
+      {"sm_margin", p.sm_margin, 0}, {"window_left", p.window_left, 0},
+      {"window_right", p.window_right, 0},
+  };
+  for (const auto& extent : extents) {
+    const int32_t status = check_at_least(call, extent.name, extent.value, extent.least);
+    if (status != BARACUDA_OK) return status;
+  }
+  if (p.heads % p.kv_heads != 0) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call,
+                "heads is %lld: must be a multiple of kv_heads, %lld", ll(p.heads),
+                ll(p.kv_heads));
+  }
+  if (state_bytes(p) < 0) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call,
+                "batch %lld, heads %lld, query_len %lld, head_dim %lld: the state must stay "
+                "below 2^63 bytes",
+                ll(p.batch), ll(p.heads), ll(p.query_len), ll(p.head_dim));
+  }
+  return BARACUDA_OK;
+}
+
+int32_t check_reserved(const char* call, const StepParams& p) {
+  const char* name = p.query_offset != 0       ? "query_offset"
+                     : p.global_query_len != 0 ? "global_query_len"
+                     : p.global_key_len != 0   ? "global_key_len"
+                     : p.value_head_dim != 0   ? "value_head_dim"
+                     : p.softcap != 0          ? "softcap"
+                     : p.query_segments        ? "query_segments"
+                     : p.key_segments          ? "key_segments"
+                     : p.partial_out           ? "partial_out"
+                                               : nullptr;
+  if (name == nullptr) return BARACUDA_OK;
+  return fail(BARACUDA_UNSUPPORTED, call, "%s is set: it is reserved and must be zero", name);
+}
+
+int32_t check_map(const char* call, const char* name, const baracuda_position_map& map,
+                  int64_t length) {
+  if (map.stride < 1) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "%s.stride is %lld: must be at least 1", name,
+                ll(map.stride));
+  }
+  if (map.split < 0) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "%s.split is %lld: must be at least 0", name,
+                ll(map.split));
+  }
+  const int64_t below = map.split < length ? map.split : length;
+  int64_t end = 0;
+  int64_t end_of_tail = 0;
+  if (__builtin_mul_overflow(map.stride, below, &end) ||
+      __builtin_add_overflow(map.head, end, &end) ||
+      __builtin_mul_overflow(map.stride, length - below, &end_of_tail) ||
+      __builtin_add_overflow(map.tail, end_of_tail, &end_of_tail)) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "%s must keep its positions below 2^63", name);
+  }
+  if (below > 0 && below < length && map.tail <= end - map.stride) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call,
+                "%s.tail is %lld: must lie above the head's last position, %lld", name,
+                ll(map.tail), ll(end - map.stride));
+  }
+  return BARACUDA_OK;
+}
+
+}  // namespace
+
+int64_t accumulator_bytes(int32_t element) {
+  return baracuda_element_bytes(element == BARACUDA_F64 ? BARACUDA_F64 : BARACUDA_F32);
+}
+
+int64_t state_bytes(const StepParams& p) {
+  int64_t bytes = 0;
+  if (__builtin_add_overflow(p.head_dim, int64_t(2), &bytes) ||
+      __builtin_mul_overflow(bytes, accumulator_bytes(p.element), &bytes) ||
+      __builtin_mul_overflow(bytes, p.batch, &bytes) ||
+      __builtin_mul_overflow(bytes, p.heads, &bytes) ||
+      __builtin_mul_overflow(bytes, p.query_len, &bytes)) {
+    return -1;
+  }
+  return bytes;
+}
+
+int32_t check_problem(const char* call, const StepParams* params) {
+  if (params == nullptr) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "params is null");
+  }
+  const StepParams& p = *params;
+  if (p.struct_size != sizeof(StepParams)) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "struct_size is %llu: must be %llu",
+                static_cast<unsigned long long>(p.struct_size),
+                static_cast<unsigned long long>(sizeof(StepParams)));
+  }
+  constexpr uint32_t known = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST | BARACUDA_STEP_CAUSAL |
+                             BARACUDA_STEP_FOLLOWS;
+  if ((p.flags & ~known) != 0) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "flags is 0x%x: must be made of 0x%x", p.flags,
+                known);
+  }
+  if (baracuda_element_bytes(p.element) == 0) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call,
+                "element is %d: must be a baracuda_element, 0 to 3", p.element);
+  }
+  if (p.lse_element != BARACUDA_F32 && p.lse_element != p.element) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call,
+                "lse_element is %d: must be BARACUDA_F32 (%d) or element (%d)", p.lse_element,
+                BARACUDA_F32, p.element);
+  }
+  const int32_t status = check_extents(call, p);
+  if (status != BARACUDA_OK) return status;
+  if (!std::isfinite(p.scale)) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "scale is %g: must be finite", p.scale);
+  }
+  return check_reserved(call, p);
+}
+
+int32_t check_maps(const char* call, const StepParams& p, const baracuda_position_map& q_map,
+                   const baracuda_position_map& k_map) {
+  if ((p.flags & BARACUDA_STEP_CAUSAL) == 0 && p.window_left == 0 && p.window_right == 0)
+    return BARACUDA_OK;
+  const int32_t status = check_map(call, "q_map", q_map, p.query_len);
+  return status == BARACUDA_OK ? check_map(call, "k_map", k_map, p.key_len) : status;
+}
+
+}  // namespace baracuda

@@ -1,0 +1,32 @@
+// The attention problem of a step, and the checks of it that every kernel needs.
+#pragma once
+
+#include <stdint.h>
+
+#include "baracuda/attention.h"
+#include "baracuda/status.h"
+
+namespace baracuda {
+
+using StepParams = baracuda_attention_step_params;
+
+// Bytes of the type that sums are kept in: f64 for f64, f32 for all others.
+int64_t accumulator_bytes(int32_t element);
+
+// Bytes of the state: o_acc, m and l of every query row. -1 where they do not fit in 63 bits.
+int64_t state_bytes(const StepParams& p);
+
+// No rows, or none of a head: nothing is launched.
+inline bool is_empty(const StepParams& p) {
+  return p.batch == 0 || p.heads == 0 || p.query_len == 0;
+}
+
+// Each BARACUDA_OK, or the failure that it recorded for `call`.
+
+// Everything but the positions, and pointers and flags that concern them.
+int32_t check_problem(const char* call, const StepParams* params);
+// That positions rise and stay below 2^63, where the mask depends on them.
+int32_t check_maps(const char* call, const StepParams& p, const baracuda_position_map& q_map,
+                   const baracuda_position_map& k_map);
+
+}  // namespace baracuda

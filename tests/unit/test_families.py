@@ -1,0 +1,80 @@
+"""What each kernel family takes, at the edges of what it can count and scale: one rule, in C."""
+
+import pytest
+
+import baracuda_kernels as bk
+from baracuda_kernels.ops.attention import _families
+
+FAMILIES = {family.name: family for family in _families.FAMILIES}
+LARGEST = 3.4028234663852886e38  # of float32
+LOG2_E = 1.4426950408889634
+MOST_TILES = 2**31 - 2**12
+
+
+def refusal(family, **fields):
+    good = {"batch_size": 1, "num_heads": 1, "query_len": 8, "key_len": 8, "head_dim": 64,
+            "element": "BF16"}  # fmt: skip
+    descriptor = bk.FlashSdpaDescriptor(**{**good, **fields})
+    return _families._refusal(FAMILIES[family].kernel, descriptor)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_takes_a_plain_problem(family):
+    assert refusal(family) == ""
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "reason"),
+    [
+        ("sm90a", {"element": "F32"}, "element F32 is not one of F16, BF16"),
+        ("sm90a", {"element": "F32", "head_dim": 80}, "element F32 is not one of F16, BF16"),
+        ("sm90a", {"head_dim": 96}, "head_dim 96 is not 64 or 128 or 256"),
+        ("sm80", {"head_dim": 80}, "head_dim 80 is not 64 or 96 or 128 or 192 or 256"),
+        ("simt", {"head_dim": 257}, "head_dim 257 is not 1 to 256"),
+        ("host", {"head_dim": 0}, "head_dim 0 is not 1 to 1024"),
+        ("sm80", {"scale": 0.0}, "scale 0.0 is not > 0, which its unscaled row maxima need"),
+        ("sm90a", {"scale": -0.1}, "scale -0.1 is not > 0, which its unscaled row maxima need"),
+        ("sm90a", {"scale": 1e-40}, "scale 1e-40 is beyond float32, in which it scales"),
+        ("sm80", {"scale": 1e39}, "scale 1e+39 is beyond float32, in which it scales"),
+        ("sm90a", {"query_len": 2**30 + 1}, "query_len or key_len is more than 2**30 rows a step"),
+        ("sm90a", {"key_len": 2**30 + 1}, "query_len or key_len is more than 2**30 rows a step"),
+        ("sm80", {"key_len": 2**30 + 1}, "key_len is more than 2**30 rows a step"),
+        (
+            "sm90a",
+            {"batch_size": 2**22, "query_len": 2**18},
+            f"{2**22 * 4097} query tiles are more than it counts in 32 bits",
+        ),
+        (
+            "sm90a",
+            {"batch_size": 2**45, "num_heads": 2**45, "query_len": 0, "key_len": 0},
+            f"{2**63 - 1} query tiles are more than it counts in 32 bits",
+        ),
+    ],
+    ids=str,
+)
+def test_reasons(family, fields, reason):
+    assert refusal(family, **fields) == reason
+
+
+@pytest.mark.parametrize("family", ["sm80", "sm90a"])
+def test_a_scale_serves_while_it_is_a_normal_float32_times_log2_e(family):
+    smallest = 2.0**-126 / LOG2_E
+    for served in (smallest * 1.001, LARGEST / LOG2_E * 0.999):
+        assert refusal(family, scale=served) == ""
+    for beyond in (smallest * 0.999, LARGEST / LOG2_E * 1.001):
+        assert "beyond float32" in refusal(family, scale=beyond)
+
+
+def test_sm90a_counts_tiles_of_all_heads_in_32_bits():
+    most = MOST_TILES // 4097  # heads of 2**18 rows
+    assert refusal("sm90a", num_heads=most, query_len=2**18) == ""
+    assert "32 bits" in refusal("sm90a", num_heads=most + 1, query_len=2**18)
+    assert refusal("sm90a", num_heads=MOST_TILES, query_len=1) == ""
+    assert "32 bits" in refusal("sm90a", num_heads=MOST_TILES + 1, query_len=1)
+    for family in ("sm80", "simt", "host"):
+        assert refusal(family, num_heads=MOST_TILES + 1, query_len=1) == ""
+
+
+def test_only_sm90a_counts_query_rows_in_32_bits():
+    for family in ("sm80", "simt", "host"):
+        assert refusal(family, query_len=2**30 + 1) == ""

@@ -1,0 +1,53 @@
+"""What may not know what: the core knows no framework, and the core and the registry know no op."""
+
+import pathlib
+import re
+
+import pytest
+
+from baracuda_kernels import registry
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+CORE = sorted(
+    path
+    for path in (ROOT / "src/pyx/baracuda_kernels/_core").iterdir()
+    # The C ABI in one file, whatever it is of.
+    if path.suffix in (".py", ".pyx", ".pxd") and path.name not in ("__init__.py", "c_api.pxd")
+)
+# The other commands are about Ring Attention by their name.
+ABOUT_ANY_OP = [
+    *CORE, ROOT / "baracuda_kernels/registry.py",
+    *(ROOT / "baracuda_kernels/cli" / f"_{name}.py" for name in ("explain", "info", "skus")),
+]
+FRAMEWORK = r"\b(?:c?import|from)\s+(?:torch|jax|cupy|mpi4py|transformers|numpy)\b"
+
+
+def code_of(text):
+    """The text without comments and docstrings, where examples may name anything."""
+    return re.sub(r'"""(?:.|\n)*?"""|#.*', "", text)
+
+
+def op_names():
+    for spec in registry.specs():
+        yield spec.name
+        yield spec.descriptor_type.__name__
+        yield from (plan.__name__ for plan in spec.plan_types.values())
+        yield from {type(sku.op).__name__ for _, sku in spec.skus()}
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
+def test_the_core_imports_no_framework(path):
+    assert not re.findall(FRAMEWORK, path.read_text())
+
+
+@pytest.mark.parametrize("path", ABOUT_ANY_OP, ids=lambda path: path.name)
+def test_no_op_is_named(path):
+    code = code_of(path.read_text())
+    assert [name for name in op_names() if re.search(rf"\b{name}\b", code)] == []
+
+
+def test_the_walls_would_show_a_hole():
+    names = set(op_names())
+    assert {"ring_attention", "FlashSdpaDescriptor", "RingAttentionPlan", "AttentionKind"} <= names
+    assert re.findall(FRAMEWORK, "    import torch.distributed as dist")
+    assert "flash_sdpa" in code_of('x = "flash_sdpa"  # flash') and "#" not in code_of("1  # two")
