@@ -2,31 +2,29 @@
 
 After ``register()``, a model made with ``attn_implementation="baracuda_ring"`` attends over a
 sequence whose shards lie on the ranks of a torch process group. Give it this rank's ``input_ids``
-(`baracuda_kernels.interop.torch.shard`) and their ``position_ids``.
+(`baracuda_kernels.interop.torch.shard`) and their ``position_ids``. ``check(model)`` tells whether
+a ring can serve a model at all.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from baracuda_kernels import SequenceLayout
-from baracuda_kernels.errors import UnsupportedError
-from baracuda_kernels.interop.torch import _process_group, ring_attention
-from baracuda_kernels.interop.torch._context import refuse_decode
+from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.interop.torch import _process_group
+from baracuda_kernels.interop.transformers import _attention, _check, _models
+from baracuda_kernels.interop.transformers._attention import Ring
 
-__all__ = ["register"]
-
-# Keyword arguments by which models ask for another attention than softmax(q·k) over all rows.
-_VARIANTS = ("softcap", "s_aux", "sliding_window", "position_bias")
+__all__ = ["check", "register"]
 
 
 def register(
-    group: dist.ProcessGroup | None = None,
+    group: Any = None,
     *,
     sequence_layout: SequenceLayout | str = "contiguous",
     name: str = "baracuda_ring",
@@ -34,11 +32,11 @@ def register(
     """Register the ring as an attention implementation; again, to change its group or layout.
 
     Models find the registration at every forward. Prefill works with and without a cache, in every
-    layout; decoding against the sharded cache is not built.
+    layout; decoding against the sharded cache is not built. The first call of a model runs `check`.
 
     Parameters
     ----------
-    group : ProcessGroup, optional
+    group : ProcessGroup or DeviceMesh of one dimension, optional
         The default group at the time of each forward by default.
     sequence_layout : SequenceLayout or str, default "contiguous"
         How rows are dealt to ranks: contiguous, zigzag or striped.
@@ -48,77 +46,46 @@ def register(
     Raises
     ------
     InvalidProblemError
-        The group or layout is wrong. In a forward also what `ring_attention` raises.
+        The group or layout is wrong. In a forward also what `ring_attention` raises, and position
+        ids that are not those of this rank's rows.
     UnsupportedError
-        In a forward: padding or another mask, a sliding window, soft-capped scores, sinks,
-        dropout, packed sequences given by a mask, or queries that continue a cache.
+        In a forward: what `check` refuses, no position ids, labels, padding or another mask, a
+        sliding window, soft-capped scores, sinks, dropout, packed sequences, or queries that
+        continue a cache.
     """
-    _process_group.name_of(group)
-    layout = SequenceLayout.parse(sequence_layout).name
-
-    def attention(
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        dropout: float = 0.0,
-        scaling: float | None = None,
-        is_causal: bool | None = None,
-        **options: Any,
-    ) -> tuple[torch.Tensor, None]:
-        _refuse(attention_mask, dropout, options)
-        if is_causal is None:
-            is_causal = getattr(module, "is_causal", True)
-        refuse_decode(query, key, is_causal)
-        y = ring_attention(
-            query,
-            key,
-            value,
-            group,
-            is_causal=is_causal,
-            scale=scaling,
-            sequence_layout=layout,
-        )
-        return y.transpose(1, 2), None
-
-    AttentionInterface.register(name, attention)
-    AttentionMaskInterface.register(name, _mask)
+    ring = Ring(_process_group.name_of(group), SequenceLayout.parse(sequence_layout).name)
+    _models.install()
+    _models.registered[name] = lambda: ring
+    AttentionInterface.register(name, functools.partial(_models.attend, ring))
+    AttentionMaskInterface.register(name, functools.partial(_attention.mask, ring))
 
 
-def _refuse(attention_mask: torch.Tensor | None, dropout: float, options: dict[str, Any]) -> None:
-    if attention_mask is not None:
-        raise UnsupportedError(
-            f"attention_mask: got a tensor of shape {tuple(attention_mask.shape)}, must be None: "
-            "the ring masks by causality alone"
-        )
-    if dropout:
-        raise UnsupportedError(f"dropout: got {dropout}, must be 0; call model.eval()")
-    for name in _VARIANTS:
-        if options.get(name) is not None:
-            raise UnsupportedError(f"{name}: is given by the model, and no kernel serves it")
+def check(model: Any, sequence_length: int | None = None) -> None:
+    """Raise for a model whose answer from a ring would be another one than from one process.
 
+    Not collective, and needs no process group. What only a call shows (masks, positions, labels) is
+    refused at the call.
 
-def _mask(
-    *args: Any,
-    attention_mask: torch.Tensor | None = None,
-    local_size: int | None = None,
-    use_vmap: bool = False,
-    **options: Any,
-) -> None:
-    """In place of a mask tensor: nothing, or an error where only a mask tensor would do.
+    Parameters
+    ----------
+    model : PreTrainedModel
+        With the ``attn_implementation`` that it is to run with.
+    sequence_length : int, optional
+        Rows of the whole sequence, with which windows are compared; the model's
+        ``max_position_embeddings`` by default.
 
-    Without it, transformers would leave a padding mask out in silence.
+    Raises
+    ------
+    InvalidProblemError
+        `model` is none of transformers'.
+    UnsupportedError
+        By name: recurrent, convolutional or windowed layers, encoder-decoders, position biases,
+        models without ``position_ids``, poolers and classifications of sequences, or code that
+        ignores ``attn_implementation``.
     """
-    if local_size is not None:
-        raise UnsupportedError(
-            f"sliding_window: got {local_size}, and no kernel serves it; the model's layers must "
-            "attend to all rows"
-        )
-    if use_vmap:
-        raise UnsupportedError("mask_function: got one, and the ring masks by causality alone")
-    if attention_mask is not None and not bool(attention_mask.all()):
-        raise UnsupportedError(
-            "attention_mask: hides rows, and the ring masks by causality alone; give sequences of "
-            "one length without padding"
-        )
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise InvalidProblemError(f"model: got {type(model).__name__}, must be a PreTrainedModel")
+    chosen = getattr(model.config, "_attn_implementation", None)
+    _check.require(model, sequence_length, chosen if chosen in _models.registered else None)
