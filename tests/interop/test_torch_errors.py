@@ -215,3 +215,15 @@ def test_context_parallel_casts_as_autocast_does(torch, one_rank):
         y = sdpa(q, k.bfloat16(), v)
     assert y.dtype is torch.bfloat16
     torch.testing.assert_close(y.float(), sdpa(q, k, v), atol=2e-2, rtol=2e-2)
+
+
+def test_a_dtype_is_an_element(torch):
+    import numpy as np
+
+    from baracuda_kernels import ElementKind, RingAttentionDescriptor
+
+    for dtype, element in ((torch.bfloat16, ElementKind.BF16), (np.float16, ElementKind.F16)):
+        assert RingAttentionDescriptor(1, 1, 8, 8, 16, element=dtype).element is element
+    for other in (None, 1.5, torch.strided):
+        with pytest.raises(InvalidProblemError, match="ElementKind: got"):
+            RingAttentionDescriptor(1, 1, 8, 8, 16, element=other)
