@@ -39,7 +39,7 @@ _libraries: list[torch.library.Library] = []
 
 
 def guard(
-    attend: Callable[..., torch.Tensor], refuse: Callable[[UnsupportedError, tuple], None]
+    attend: Callable[..., torch.Tensor], refuse: Callable[[UnsupportedError, tuple[Any, ...]], None]
 ) -> Any:
     """Context manager that puts the kernels into this thread's way.
 
@@ -67,7 +67,7 @@ def refuse_scores(shape: Any, dim: int) -> None:
 
 
 def _register(
-    attend: Callable[..., torch.Tensor], refuse: Callable[[UnsupportedError, tuple], None]
+    attend: Callable[..., torch.Tensor], refuse: Callable[[UnsupportedError, tuple[Any, ...]], None]
 ) -> None:
     everything = torch.library.Library("_", "IMPL")
     everything.fallback(torch.library.fallthrough_kernel, _KEY_NAME)

@@ -71,7 +71,11 @@ class _RingMode(TorchFunctionMode):
         self.layout = layout
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is functional.scaled_dot_product_attention:
             return self.attend(*args, **(kwargs or {}))
@@ -133,7 +137,7 @@ def _attend_below(*args: Any) -> torch.Tensor:
     return mode.attend(*args)
 
 
-def _tell_below(error: UnsupportedError, args: tuple) -> None:
+def _tell_below(error: UnsupportedError, args: tuple[Any, ...]) -> None:
     mode = innermost()
     if mode is not None:
         tell(mode.group_name, error, device_of(*args))
@@ -183,7 +187,8 @@ def _refuse(
     if dropout_p > 0.0:
         raise UnsupportedError(f"dropout_p: got {dropout_p}, must be 0; call model.eval()")
     refuse_decode(query, key, is_causal)
-    if not enable_gqa and query.dim() > 2 and query.shape[-3] != key.shape[-3]:
+    # One head of keys is broadcast over those of the queries, as PyTorch does.
+    if not enable_gqa and query.dim() > 2 and key.shape[-3] not in (1, query.shape[-3]):
         raise InvalidProblemError(
             f"key: got {key.shape[-3]} heads, must have the {query.shape[-3]} of query unless "
             "enable_gqa=True"

@@ -77,10 +77,10 @@ class Ring:
         if device.type == "cpu" and self.comm.world_size > 1:
             self._agreement = Agreement(group)
         # Every rank makes the same calls, so all forget and agree anew at the same calls.
-        self._plans: dict[tuple, RingAttentionPlan] = {}
-        self._agreed: set[tuple] = set()
+        self._plans: dict[tuple[Any, ...], RingAttentionPlan] = {}
+        self._agreed: set[tuple[Any, ...]] = set()
         # Allocators hand out the same addresses again and again.
-        self._args: dict[tuple, tuple[RingAttentionArgs, bytes]] = {}
+        self._args: dict[tuple[Any, ...], tuple[RingAttentionArgs, bytes]] = {}
         self._streams: dict[int, Stream] = {-1: Stream.host()}
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class Ring:
         scratch = self._scratch(plan, q) if self.comm.world_size > 1 else ()
         places = (plan, q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), lse.data_ptr(),
                   q.stride(), k.stride(), v.stride(), *(x.data_ptr() for x in scratch))  # fmt: skip
-        held: tuple = (q, k, v)
+        held: tuple[Any, ...] = (q, k, v)
         kept = self._args.get(places)
         if kept is None:
             suited = _problem.sendable if self.comm.world_size > 1 else _problem.readable
@@ -148,7 +148,7 @@ class Ring:
                 _keep(self._args, places, kept)
         return _Call(plan, *kept, y, lse, (held, scratch))
 
-    def _select(self, problem: tuple) -> RingAttentionPlan:
+    def _select(self, problem: tuple[Any, ...]) -> RingAttentionPlan:
         _refuse_capture(self._device)
         q_shape, k_shape, _, dtype, *_, is_causal, scale, sequence_layout = problem
         descriptor = RingAttentionDescriptor(
@@ -167,7 +167,11 @@ class Ring:
         return plan
 
     def _agree(
-        self, problem: tuple, plan: RingAttentionPlan, args: RingAttentionArgs, read: tuple
+        self,
+        problem: tuple[Any, ...],
+        plan: RingAttentionPlan,
+        args: RingAttentionArgs,
+        read: tuple[Any, ...],
     ) -> None:
         """Compare a new problem among the ranks: those that differ would misread each other."""
         agreement = (problem, _problem.order(read[1]), _problem.order(read[2]))
@@ -213,7 +217,7 @@ def _args_of(
     return RingAttentionArgs(q=q, k=k, v=v, y=view(y), lse=view(lse), **buffers)
 
 
-def _keep(cache: dict, key: tuple, value: Any) -> None:
+def _keep(cache: dict, key: tuple[Any, ...], value: Any) -> None:
     if len(cache) >= _KEPT:
         cache.clear()
     cache[key] = value

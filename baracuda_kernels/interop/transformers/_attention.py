@@ -39,13 +39,17 @@ def attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    *,
+    compared: bool = False,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' call of an attention function."""
+    """transformers' call of an attention function; `compared` if the model's positions are."""
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     try:
         _refuse(ring, module, query, attention_mask, dropout, options)
+        if not compared and options.get("position_ids") is not None:
+            compare_positions(options["position_ids"], query.shape[-2], ring)
         refuse_decode(query, key, is_causal)
     except BaracudaError as error:
         tell(ring.group_name, error, query.device)
@@ -69,7 +73,7 @@ def mask(
     Without it, transformers would leave a padding mask out in silence.
     """
     try:
-        if local_size is not None:
+        if local_size:  # 0 is that of a window which no layer has
             refuse_window("sliding_window", local_size, q_length, ring)
         if use_vmap:
             raise UnsupportedError("mask_function: got one, and the ring masks by causality alone")
@@ -119,9 +123,6 @@ def _refuse(
     window = options.get("sliding_window", getattr(module, "sliding_window", None))
     if window:
         refuse_window("sliding_window", window, query.shape[-2], ring)
-    positions = options.get("position_ids")
-    if positions is not None:
-        compare_positions(positions, query.shape[-2], ring)
 
 
 def refuse_packed(options: dict[str, Any]) -> None:
@@ -139,17 +140,17 @@ class _Compared:
 
     def __init__(self) -> None:
         self._tensor: Any = lambda: None
-        self._what: tuple = ()
-        self._rows: dict[tuple, torch.Tensor] = {}
-        self._shapes: set[tuple] = set()
+        self._what: tuple[Any, ...] = ()
+        self._rows: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._shapes: set[tuple[Any, ...]] = set()
 
-    def same(self, positions: torch.Tensor, what: tuple) -> bool:
+    def same(self, positions: torch.Tensor, what: tuple[Any, ...]) -> bool:
         return self._tensor() is positions and self._what == (*what, positions._version)
 
-    def keep(self, positions: torch.Tensor, what: tuple) -> None:
+    def keep(self, positions: torch.Tensor, what: tuple[Any, ...]) -> None:
         self._tensor, self._what = weakref.ref(positions), (*what, positions._version)
 
-    def rows(self, what: tuple, device: torch.device) -> torch.Tensor:
+    def rows(self, what: tuple[Any, ...], device: torch.device) -> torch.Tensor:
         """This rank's positions, made once and kept on the device."""
         found = self._rows.get((what, device))
         if found is None:
@@ -161,7 +162,7 @@ class _Compared:
             found = self._rows[what, device] = torch.tensor(mine + offset, device=device)
         return found
 
-    def first(self, what: tuple, device: torch.device) -> bool:
+    def first(self, what: tuple[Any, ...], device: torch.device) -> bool:
         new = (what, device) not in self._shapes
         self._shapes.add((what, device))
         return new
@@ -194,9 +195,10 @@ def compare_positions(positions: torch.Tensor, rows: int, ring: Ring, offset: in
         if positions.is_cuda and (capturing or not _compared.first(seen, positions.device)):
             torch._assert_async(equal, "position_ids: are not those of this rank's rows")
         elif not bool(equal):
+            found, row = _first_difference(positions, expected)
             raise InvalidProblemError(
-                f"position_ids: got {_shown(positions)}, must be {_shown(expected)}, the rows of "
-                f"rank {group.rank()} of {group.size()} in the {ring.layout} layout "
+                f"position_ids: got {found} for row {row} of {rows}, must be {expected[row]}, as in "
+                f"the {ring.layout.lower()} rows of rank {group.rank()} of {group.size()} "
                 "(interop.torch.position_ids makes them); packed sequences and generate() are not "
                 "served"
             )
@@ -204,6 +206,8 @@ def compare_positions(positions: torch.Tensor, rows: int, ring: Ring, offset: in
             _compared.keep(positions, seen)
 
 
-def _shown(positions: torch.Tensor) -> str:
-    values = positions.reshape(-1, positions.shape[-1])[0].tolist()
-    return str(values) if len(values) <= 8 else f"[{', '.join(map(str, values[:6]))}, ...]"
+def _first_difference(positions: torch.Tensor, expected: torch.Tensor) -> tuple[Any, int]:
+    """A position that is another than expected, and its row."""
+    given = positions.reshape(-1, positions.shape[-1])
+    sequence, row = (given != expected).nonzero()[0].tolist()
+    return given[sequence, row].item(), row

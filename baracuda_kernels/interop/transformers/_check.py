@@ -68,6 +68,10 @@ def _refuse_recurrence(kind: str, model: Any, config: Any) -> None:
                 f"{kind}: config.layer_types has {layer!r}, which mixes rows by another means than "
                 "attention"
             )
+    if getattr(config, "trigram_input", False):
+        raise UnsupportedError(
+            f"{kind}: config.trigram_input is True, which mixes the rows of a shard"
+        )
     for name, module in model.named_modules():
         mixing = isinstance(module, torch.nn.RNNBase) or (
             isinstance(module, torch.nn.Conv1d) and module.kernel_size[0] > 1
@@ -93,6 +97,12 @@ def _refuse_positions_in_scores(kind: str, config: Any) -> None:
 def _refuse_windows(kind: str, config: Any, total: int | None) -> None:
     if total is None:
         total = getattr(config, "max_position_embeddings", None)
+    # Where attributes differ between layers, the whole's raises.
+    for part in getattr(config, "per_layer_config", None) or (config,):
+        _refuse_windows_of(kind, part, total)
+
+
+def _refuse_windows_of(kind: str, config: Any, total: int | None) -> None:
     types = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
     for name, layer in (
         ("sliding_window", "sliding_attention"),

@@ -32,7 +32,7 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
-_required: weakref.WeakKeyDictionary[Any, tuple] = weakref.WeakKeyDictionary()
+_required: weakref.WeakKeyDictionary[Any, tuple[Any, ...]] = weakref.WeakKeyDictionary()
 
 
 def install() -> None:
@@ -60,7 +60,7 @@ def install() -> None:
         finally:
             _thread.within = False
 
-    PreTrainedModel.__call__ = call
+    PreTrainedModel.__call__ = call  # type: ignore[method-assign]
     _refuse_generate()
     _refuse_names_without_effect()
 
@@ -80,7 +80,7 @@ def _refuse_generate() -> None:
             raise error
         return generate(self, *args, **options)
 
-    GenerationMixin.generate = refusing
+    GenerationMixin.generate = refusing  # type: ignore[method-assign]
 
 
 def _refuse_names_without_effect() -> None:
@@ -98,7 +98,7 @@ def _refuse_names_without_effect() -> None:
             )
         return answer
 
-    PreTrainedModel.set_attn_implementation = checked
+    PreTrainedModel.set_attn_implementation = checked  # type: ignore[method-assign]
 
 
 def enter_context() -> None:
@@ -116,7 +116,7 @@ def enter_context() -> None:
 
 def attend(ring: Ring, *args: Any, **options: Any) -> tuple[torch.Tensor, None]:
     _thread.attentions += 1
-    return _attention.attention(ring, *args, **options)
+    return _attention.attention(ring, *args, compared=_thread.within, **options)
 
 
 def _within_context(name: str, original: Any) -> Any:
@@ -125,7 +125,7 @@ def _within_context(name: str, original: Any) -> Any:
         mode = innermost()
         if mode is None:
             return original(*args, **options)
-        ring = Ring(mode.group_name, mode.layout)
+        ring = Ring(mode.group_name, str(mode.layout))
         if name != "sdpa":
             error = UnsupportedError(
                 f'attn_implementation: got {name!r}, must be "sdpa" within context_parallel'
@@ -134,7 +134,7 @@ def _within_context(name: str, original: Any) -> Any:
             raise error
         return attend(ring, *args, **options)
 
-    attention._baracuda = True
+    attention._baracuda = True  # type: ignore[attr-defined]
     return attention
 
 
@@ -144,9 +144,9 @@ def _mask_within_context(original: Any) -> Any:
         mode = innermost()
         if mode is None:
             return original(*args, **options)
-        return _attention.mask(Ring(mode.group_name, mode.layout), *args, **options)
+        return _attention.mask(Ring(mode.group_name, str(mode.layout)), *args, **options)
 
-    mask._baracuda = True
+    mask._baracuda = True  # type: ignore[attr-defined]
     return mask
 
 
@@ -154,7 +154,7 @@ def _ring_of(model: Any) -> tuple[Ring, str | None] | None:
     """The ring that a call of this model reaches, and the name it is registered by."""
     mode = innermost()
     if mode is not None:
-        return Ring(mode.group_name, mode.layout), None
+        return Ring(mode.group_name, str(mode.layout)), None
     config = getattr(model, "config", None)
     parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
     for part in parts:
@@ -164,7 +164,9 @@ def _ring_of(model: Any) -> tuple[Ring, str | None] | None:
     return None
 
 
-def _before(model: Any, ring: Ring, own_name: str | None, args: tuple, options: dict) -> None:
+def _before(
+    model: Any, ring: Ring, own_name: str | None, args: tuple[Any, ...], options: dict[str, Any]
+) -> None:
     device = None
     try:
         given = inspect.signature(model.forward).bind_partial(*args, **options).arguments
