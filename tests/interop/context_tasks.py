@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -55,12 +56,11 @@ class ContextTasks:
         except BaracudaError as error:
             return {"error": type(error).__name__, "message": str(error)}
         except Exception as error:
-            for cause in (error.__cause__, getattr(error, "inner_exception", None)):
-                if isinstance(cause, BaracudaError):
-                    return {"error": type(cause).__name__, "message": str(cause)}
-            if "UnsupportedError" in str(error):  # Dynamo's and TorchScript's own errors quote it
-                return {"error": "UnsupportedError", "message": str(error)}
-            raise
+            # Dynamo's and TorchScript's own errors quote it.
+            said = re.search(r"UnsupportedError[:(]+['\"]?([^\n]*)", str(error))
+            if said is None:
+                raise
+            return {"error": "UnsupportedError", "message": said[1]}
         with torch.no_grad():
             exact = function(*whole)
         off = (unshard(y.clone(), dim) - exact).norm() / exact.norm()

@@ -1,48 +1,11 @@
 """What ``context_parallel`` finds below PyTorch's function layer, and what it refuses there."""
 
 import pytest
+from helpers.context_forms import CAUGHT, REFUSED
 
 from baracuda_kernels.errors import UnsupportedError
 
 pytestmark = [pytest.mark.framework("torch"), pytest.mark.filterwarnings("ignore:.*torch.jit")]
-
-CAUGHT = [
-    "sdpa",
-    "sdpa of 3 dimensions",
-    "sdpa of 2 dimensions",
-    "sdpa of 5 dimensions",
-    "aten operator",
-    "inference mode",
-    "nn.MultiheadAttention",
-    "nn.MultiheadAttention, fast path",
-    "nn.TransformerEncoderLayer",
-    "nn.TransformerEncoderLayer, causal",
-    "nn.TransformerEncoder",
-    "nn.TransformerDecoderLayer",
-    "TorchScript",
-    "TorchScript, traced",
-    "exported",
-    "exported and decomposed",
-    "compiled",
-]
-REFUSED = {
-    "nn.MultiheadAttention with weights": "need_weights: got True, must be False",
-    "nn.MultiheadAttention with add_bias_kv": "add_bias_kv: got True, must be False",
-    "nn.MultiheadAttention with add_zero_attn": "add_zero_attn: got True, must be False",
-    "nn.MultiheadAttention with padding": "attn_mask: got a tensor",
-    "scripted nn.TransformerEncoderLayer": "_transformer_encoder_layer_fwd",
-    "function modes off": "_native_multi_head_attention",
-    "fused CPU operator": "_scaled_dot_product_flash_attention_for_cpu",
-    "written out": "softmax: got",
-    "written out, scripted": "softmax: got",
-    "written out of 3 dimensions": "softmax: got",
-    "written out, exported": "softmax: got",
-    "written out, compiled": "softmax: got",
-    "flex_attention": "flex_attention: is called",
-    "nn.LSTM": "lstm: is a recurrence",
-    "nn.GRU": "gru: is a recurrence",
-    "nn.Conv1d": "conv1d: got a kernel of 3 rows",
-}
 
 
 @pytest.mark.parametrize("what", CAUGHT)
