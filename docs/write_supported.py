@@ -68,8 +68,11 @@ def kernels() -> list[str]:
             arch, where = PLACES[family]
             first = elements[0]
             scales = {"> 0": 0.5, "0": 0.0, "< 0": -0.5}
-            fit = [name for name, scale in scales.items()
-                   if not accepted(spec, family, arch, scale=scale, dtype=first, head_dim=64)]  # fmt: skip
+            fit = [
+                name
+                for name, scale in scales.items()
+                if not accepted(spec, family, arch, scale=scale, dtype=first, head_dim=64)
+            ]
             rows.append(
                 f"| `{spec.name}` | `{family}` | {where} | {', '.join(e.name for e in elements)} | "
                 f"{head_dims(spec, family, arch, first)} | "
