@@ -23,7 +23,15 @@ ADAPTERS = {
     "torch `context_parallel`": ("baracuda_kernels/interop/torch/_context.py", "context_parallel"),
     "jax `ring_attention`": ("baracuda_kernels/interop/jax.py", "ring_attention"),
 }
-ASKED = ("is_causal", "scale", "sequence_layout", "tensor_layout", "return_lse", "device", "timeout")
+ASKED = (
+    "is_causal",
+    "scale",
+    "sequence_layout",
+    "tensor_layout",
+    "return_lse",
+    "device",
+    "timeout",
+)
 HEAD = """# What is supported, and what is refused
 
 <!-- Written by `python docs/write_supported.py`, which asks the registry; do not edit. -->
@@ -60,8 +68,11 @@ def kernels() -> list[str]:
             arch, where = PLACES[family]
             first = elements[0]
             scales = {"> 0": 0.5, "0": 0.0, "< 0": -0.5}
-            fit = [name for name, scale in scales.items()
-                   if not accepted(spec, family, arch, scale=scale, dtype=first, head_dim=64)]  # fmt: skip
+            fit = [
+                name
+                for name, scale in scales.items()
+                if not accepted(spec, family, arch, scale=scale, dtype=first, head_dim=64)
+            ]
             rows.append(
                 f"| `{spec.name}` | `{family}` | {where} | {', '.join(e.name for e in elements)} | "
                 f"{head_dims(spec, family, arch, first)} | "
@@ -80,7 +91,9 @@ def refusals() -> list[str]:
             registry.explain(ring.problem(**problem), problem.pop("arch", "host")).require()
         except bk.BaracudaError as error:
             text = str(error).rpartition("host: ")[2].replace("|", "\\|")
-            text = re.sub(r"^element \w+ is", "it is", text) if label.startswith("element") else text
+            text = (
+                re.sub(r"^element \w+ is", "it is", text) if label.startswith("element") else text
+            )
             rows.append(f"| {label} | `{type(error).__name__}`: {text} |")
         else:
             raise AssertionError(f"{label} is served")
@@ -101,7 +114,10 @@ def refusals() -> list[str]:
 
 def adapters() -> list[str]:
     """Which of a call's options each adapter has, by its signature."""
-    rows = [f"| call | {' | '.join(f'`{name}`' for name in ASKED)} |", "|---" * (len(ASKED) + 1) + "|"]
+    rows = [
+        f"| call | {' | '.join(f'`{name}`' for name in ASKED)} |",
+        "|---" * (len(ASKED) + 1) + "|",
+    ]
     for label, (path, function) in ADAPTERS.items():
         tree = ast.parse((ROOT / path).read_text())
         # The last of that name: before it come its overloads.

@@ -57,8 +57,9 @@ def test_a_target_that_cannot_be_written_is_refused_first(qkv, tmp_path, no_run)
         assert kind == "FileProblemError" and "cannot be written" in message
     pictures = ("bench", "ring", "--device", "host", "--plot", "/proc/x.png")
     assert "cannot be written" in refused(*pictures)[1]
-    assert "cannot be written" in refused("bench", "ring", "--device", "host", "-o",
-                                          "/proc/x.json")[1]
+    assert (
+        "cannot be written" in refused("bench", "ring", "--device", "host", "-o", "/proc/x.json")[1]
+    )
 
 
 def test_looking_at_the_target_leaves_what_is_there(qkv, tmp_path):
@@ -87,18 +88,22 @@ def test_the_timeout_of_a_host_run_acts(tmp_path):
     ok("sample", "-o", path, "--seq", "16k", "--heads", 8)
     kind, message = refused("run", path, "--ranks", 16, "--timeout", 0.05, "-o", out)
     assert kind == "NcclTimeoutError" and message == (
-        "run_local_ring: timeout: the run was stopped after 0.05 s")
+        "run_local_ring: timeout: the run was stopped after 0.05 s"
+    )
     assert not out.exists()
     for bad in (0, -1, "nan"):
         assert refused("run", path, "--ranks", 16, "--timeout", bad, "-o", out)[0] == (
-            "InvalidProblemError")
+            "InvalidProblemError"
+        )
 
 
 def fp8_file(path):
     """A safetensors file as it lies on disk: a header's length, the header, the bytes."""
     names = ("q", "k", "v")
-    header = {name: {"dtype": "F8_E4M3", "shape": [1, 1, 4, 4], "data_offsets": [16 * i, 16 * i + 16]}
-              for i, name in enumerate(names)}
+    header = {
+        name: {"dtype": "F8_E4M3", "shape": [1, 1, 4, 4], "data_offsets": [16 * i, 16 * i + 16]}
+        for i, name in enumerate(names)
+    }
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(48))
 
@@ -202,11 +207,27 @@ def test_sizes_are_those_of_plan(tmp_path):
 
 
 def test_the_host_by_its_other_name(qkv, tmp_path):
-    report = json.loads(ok("run", qkv, "--ranks", 2, "--device", "cpu", "--json", "-o",
-                           tmp_path / "out.npz").stdout)
+    report = json.loads(
+        ok("run", qkv, "--ranks", 2, "--device", "cpu", "--json", "-o", tmp_path / "out.npz").stdout
+    )
     assert report["family"] == "host"
-    assert "kernel host" in ok("bench", "ring", "--device", "cpu", "--ranks", 2, "--chunk", 8,
-                               "--head-dim", 8, "--runs", 1).stdout
+    assert (
+        "kernel host"
+        in ok(
+            "bench",
+            "ring",
+            "--device",
+            "cpu",
+            "--ranks",
+            2,
+            "--chunk",
+            8,
+            "--head-dim",
+            8,
+            "--runs",
+            1,
+        ).stdout
+    )
 
 
 def test_the_real_process_ends_in_one_line(qkv):
@@ -246,7 +267,9 @@ def test_files_with_bytes_changed_at_random(tmp_path, suffix):
         places = random.integers(0, min(len(data), 600), random.integers(1, 6))
         data[places] = random.integers(0, 256, len(places))
         broken.write_bytes(data.tobytes()[: len(data) - int(random.integers(0, 2) * 40)])
-        result = invoke("run", broken, "--ranks", 2, "--check", "--json", "-o", tmp_path / "out.npz")
+        result = invoke(
+            "run", broken, "--ranks", 2, "--check", "--json", "-o", tmp_path / "out.npz"
+        )
         codes.add(result.exit_code)
         assert isinstance(result.exception, (SystemExit, type(None))), result.exc_info
         json.loads(result.stdout or result.stderr)
