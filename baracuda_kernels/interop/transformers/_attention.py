@@ -74,7 +74,8 @@ def mask(
     """
     try:
         if local_size:  # 0 is that of a window which no layer has
-            refuse_window("sliding_window", local_size, q_length, ring)
+            rows = options.get("cache_position") if q_length is None else q_length
+            refuse_window("sliding_window", local_size, rows, ring)
         if use_vmap:
             raise UnsupportedError("mask_function: got one, and the ring masks by causality alone")
         if attention_mask is not None and not bool(attention_mask.all()):
