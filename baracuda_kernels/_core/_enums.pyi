@@ -63,6 +63,8 @@ class ElementKind(_Named):
     COMPLEX32 = 15
     COMPLEX64 = 16
     U32 = 17
+    @classmethod
+    def parse(cls, value: Any) -> Self: ...
     @property
     def bits(self) -> int: ...
     @property

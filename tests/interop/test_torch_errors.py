@@ -91,9 +91,11 @@ def test_without_a_process_group(torch, ring_attention):
 
 def test_the_backward_is_not_built(torch, ring_attention, qkv):
     qkv[1].requires_grad_()
-    y = ring_attention(*qkv)
     with pytest.raises(UnsupportedError, match=r"only the forward is built.*no_grad"):
-        y.sum().backward()
+        ring_attention(*qkv)
+    compiled = torch.compile(lambda *x: ring_attention(*x), backend="aot_eager")
+    with pytest.raises(Exception, match=r"only the forward is built.*no_grad"):
+        compiled(*qkv)
     with torch.no_grad():
         assert not ring_attention(*qkv).requires_grad
 
@@ -102,10 +104,62 @@ def test_the_backward_is_not_built_within_context_parallel(torch, qkv):
     from baracuda_kernels.interop.torch import context_parallel
 
     qkv[0].requires_grad_()
-    with context_parallel():
-        y = torch.nn.functional.scaled_dot_product_attention(*qkv)
-    with pytest.raises(UnsupportedError, match=r"only the forward is built.*no_grad"):
-        y.sum().backward()
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    with context_parallel(), pytest.raises(UnsupportedError, match=r"only the forward.*no_grad"):
+        sdpa(*qkv)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_other_derivatives(torch, ring_attention, qkv):
+    q, k, v = qkv
+    forward_ad = torch.autograd.forward_ad
+    with forward_ad.dual_level(), pytest.raises(UnsupportedError, match="has a tangent"):
+        ring_attention(q, forward_ad.make_dual(k, k), v)
+    with forward_ad.dual_level():
+        assert ring_attention(q, k, v).shape == q.shape
+    for transform in (
+        lambda f: torch.func.jvp(f, (q,), (q,)),
+        lambda f: torch.func.grad(lambda x: f(x).sum())(q),
+        lambda f: torch.func.vmap(f)(q[None]),
+    ):
+        with torch.no_grad(), pytest.raises(UnsupportedError, match="torch.func transform"):
+            transform(lambda x: ring_attention(x, k, v))
+
+
+@pytest.mark.parametrize("argument", [0, 1, 2])
+@pytest.mark.parametrize("value", [None, [1.0], "numpy"])
+def test_what_is_no_tensor(ring_attention, qkv, argument, value):
+    qkv[argument] = qkv[argument].numpy() if value == "numpy" else value
+    for layout in ("bhsd", "bshd"):
+        with pytest.raises(InvalidProblemError, match=r"[qkv]: got .*, must be a torch.Tensor"):
+            ring_attention(*qkv, tensor_layout=layout)
+
+
+def test_sharding_of_what_is_no_tensor(torch, one_rank):
+    from baracuda_kernels.interop.torch import shard, unshard
+
+    x = torch.zeros(2, 4).numpy()
+    for call in (shard, unshard):
+        with pytest.raises(InvalidProblemError, match="x: got ndarray, must be a torch.Tensor"):
+            call(x, 1)
+
+
+def test_no_sequence_layout(torch, ring_attention, qkv):
+    for layout in (None, 3):
+        with pytest.raises(InvalidProblemError, match="SequenceLayout"):
+            ring_attention(*qkv, sequence_layout=layout)
+
+
+def test_a_device_mesh_is_a_group(torch, ring_attention, qkv):
+    from baracuda_kernels.interop.torch import context_parallel, position_ids
+
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1, 1), mesh_dim_names=("a", "b"))
+    torch.testing.assert_close(ring_attention(*qkv, mesh["b"]), ring_attention(*qkv))
+    assert position_ids(4, mesh["b"]).tolist() == [0, 1, 2, 3]
+    with context_parallel(mesh["a"]):
+        torch.nn.functional.scaled_dot_product_attention(*qkv)
+    with pytest.raises(InvalidProblemError, match="DeviceMesh of 2 dimensions, must have 1"):
+        ring_attention(*qkv, mesh)
 
 
 def test_unshard_would_cut_a_gradient_off(torch, one_rank):
@@ -161,3 +215,15 @@ def test_context_parallel_casts_as_autocast_does(torch, one_rank):
         y = sdpa(q, k.bfloat16(), v)
     assert y.dtype is torch.bfloat16
     torch.testing.assert_close(y.float(), sdpa(q, k, v), atol=2e-2, rtol=2e-2)
+
+
+def test_a_dtype_is_an_element(torch):
+    import numpy as np
+
+    from baracuda_kernels import ElementKind, RingAttentionDescriptor
+
+    for dtype, element in ((torch.bfloat16, ElementKind.BF16), (np.float16, ElementKind.F16)):
+        assert RingAttentionDescriptor(1, 1, 8, 8, 16, element=dtype).element is element
+    for other in (None, 1.5, torch.strided):
+        with pytest.raises(InvalidProblemError, match="ElementKind: got"):
+            RingAttentionDescriptor(1, 1, 8, 8, 16, element=other)

@@ -18,24 +18,14 @@ def test_baracuda_ring(gloo_ranks, model, layout, use_cache):
         assert answer["cached_rows"] == (24 if use_cache else None)
 
 
-@pytest.mark.parametrize(
-    ("layout", "use_cache"),
-    [("contiguous", False), ("contiguous", True), ("zigzag", True), ("striped", True)],
-)
+# Without a cache transformers takes permuted positions for packed sequences and makes a mask.
+@pytest.mark.parametrize("use_cache", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("model", ["llama", "qwen2", "qwen3"])
 def test_context_parallel_around_an_unmodified_model(gloo_ranks, model, layout, use_cache):
     task = TASK | {"model": model, "layout": layout, "use_cache": use_cache}
     for answer in gloo_ranks.run(task | {"by": "context_parallel"}, seconds=120):
         assert answer["off"] <= 1e-5, answer
-
-
-# The last rank's zigzag rows happen to follow each other, so it gets no mask and would wait.
-@pytest.mark.parametrize(("layout", "ranks"), [("zigzag", [0, 1, 2]), ("striped", [0, 1, 2, 3])])
-def test_the_mask_that_transformers_makes_of_permuted_positions(gloo_ranks, layout, ranks):
-    task = TASK | {"do": "refused", "what": "mask within context_parallel", "layout": layout}
-    for answer in gloo_ranks.run(task | {"by": "context_parallel"}, ranks=ranks):
-        assert answer["error"] == "UnsupportedError", answer
-        assert "use_cache=True" in answer["message"] and "baracuda_ring" in answer["message"]
 
 
 @pytest.mark.parametrize(
@@ -46,14 +36,71 @@ def test_the_mask_that_transformers_makes_of_permuted_positions(gloo_ranks, layo
         ("gradient", "only the forward is built"),
         ("decoding", "decoding against a sharded cache"),
         ("dropout", "dropout: got 0.1"),
-        ("sliding window", "sliding_window: got 8"),
+        ("sliding window", "config.sliding_window is 8"),
+        ("chunked layers", "config.attention_chunk_size is 8"),
+        ("a recurrent hybrid", "mixes rows by another means than attention"),
+        ("code of its own", "does not look up attn_implementation"),
+        ("no position_ids", "position_ids: are not given"),
+        ("labels", "labels: are given"),
+        ("packed by lengths", "cu_seq_lens_q: is given"),
+        ("generate", "generate: the last row"),
     ],
 )
-def test_what_the_ring_cannot_serve(gloo_ranks, what, message):
+@pytest.mark.parametrize("by", ["register", "context_parallel"])
+def test_what_the_ring_cannot_serve(gloo_ranks, what, message, by):
+    if (what, by) == ("code of its own", "context_parallel"):
+        message = "attn_implementation is 'eager', must be \"sdpa\""
     task = TASK | {"do": "refused", "what": what, "layout": "contiguous", "use_cache": True}
-    # Padding lies on the last rank alone, and the others would wait for it: ask that rank.
-    for answer in gloo_ranks.run(task, ranks=[3] if what == "padding" else None):
+    # Some of it lies on one rank alone: the others, which wait for it, get its error at once.
+    for answer in gloo_ranks.run(task | {"by": by}, seconds=30):
         assert answer["error"] == "UnsupportedError" and message in answer["message"], answer
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("what", ["packed positions", "positions of another layout", "local"])
+@pytest.mark.parametrize("by", ["register", "context_parallel"])
+def test_positions_that_are_not_those_of_the_rows(gloo_ranks, what, layout, by):
+    task = TASK | {"do": "refused", "what": what, "layout": layout, "by": by}
+    for answer in gloo_ranks.run(task, seconds=30):
+        assert answer["error"] == "InvalidProblemError", answer
+        assert "position_ids: got " in answer["message"], answer
+
+
+@pytest.mark.parametrize("by", ["register", "context_parallel"])
+def test_a_window_as_long_as_the_sequence_is_none(gloo_ranks, by):
+    task = TASK | {"model": "qwen2-long-window", "layout": "contiguous", "by": by}
+    for answer in gloo_ranks.run(task, seconds=30):
+        assert answer["off"] <= 1e-5, answer
+
+
+@pytest.mark.parametrize("by", ["register", "context_parallel"])
+def test_autocast(gloo_ranks, by):
+    task = TASK | {"model": "qwen3", "layout": "zigzag", "by": by, "autocast": True}
+    for answer in gloo_ranks.run(task, seconds=30):
+        assert answer["off"] <= 3e-2, answer
+
+
+def test_check_names_the_model(torch):
+    import transformers
+
+    from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
+    from baracuda_kernels.interop.transformers import check, register
+
+    register()
+    sizes = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32,
+             "num_attention_heads": 2, "attn_implementation": "baracuda_ring"}  # fmt: skip
+    check(transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)))
+    windowed = transformers.MistralForCausalLM(
+        transformers.MistralConfig(**sizes, num_key_value_heads=2, sliding_window=64)
+    )
+    check(windowed, 64)
+    with pytest.raises(UnsupportedError, match="MistralForCausalLM: config.sliding_window is 64"):
+        check(windowed, 65)
+    classes = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**sizes))
+    with pytest.raises(UnsupportedError, match="LlamaForSequenceClassification: reads one row"):
+        check(classes)
+    with pytest.raises(InvalidProblemError, match="model: got Linear"):
+        check(torch.nn.Linear(2, 2))
 
 
 def test_shards_of_two_lengths(gloo_ranks):

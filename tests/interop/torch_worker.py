@@ -14,6 +14,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import torch
 import torch.distributed as dist
+from context_tasks import ContextTasks
+from coverage_tasks import CoverageTasks
 from helpers.rank_tasks import own_device, serve
 from torch.nn import functional
 from transformers_tasks import TransformersTasks
@@ -31,7 +33,7 @@ from baracuda_kernels.interop.torch import (
 _INNER = {"bhsd": 2, "bshd": 1}
 
 
-class Rank(TransformersTasks):
+class Rank(ContextTasks, CoverageTasks, TransformersTasks):
     def __init__(self, rank: int) -> None:
         self.rank = rank
         torch.set_num_threads(1)

@@ -33,7 +33,8 @@ class TransformersTasks:
         with torch.no_grad():
             model.set_attn_implementation("sdpa")
             exact = model(ids, use_cache=False).logits
-            found = self._sharded(model, ids, layout, task)
+            with torch.autocast("cpu", torch.bfloat16, enabled=task.get("autocast", False)):
+                found = self._sharded(model, ids, layout, task)
         cached = found.past_key_values.get_seq_length() if task["use_cache"] else None
         off = (unshard(found.logits, 1, None, layout) - exact).abs().max() / exact.abs().max()
         return {"off": off.item(), "cached_rows": cached}
@@ -51,16 +52,12 @@ class TransformersTasks:
     def _refused_call(self, task: dict, ids: torch.Tensor, layout: str) -> None:
         model = _model("llama")
         match task["what"]:
-            case "mask within context_parallel":
-                self._sharded(model, ids, layout, task)
             case "padding":
                 mask = torch.ones_like(ids)
                 mask[:, -3:] = 0
                 self._sharded(model, ids, layout, task, attention_mask=shard(mask, 1))
             case "decoding":
-                found = self._sharded(model, ids, layout, task)
-                cache, last = found.past_key_values, torch.tensor([[ids.shape[1]]])
-                model(ids[:, -1:], position_ids=last, past_key_values=cache)
+                self._sharded(model, ids, layout, task, call=_decode)
             case "dropout":
                 model.train()
                 for layer in model.model.layers:
@@ -81,27 +78,69 @@ class TransformersTasks:
                 self._sharded(model, whole, layout, task)
             case "sliding window":
                 self._sharded(_model("qwen2-window"), ids, layout, task)
+            case "chunked layers":
+                self._sharded(_model("llama4"), ids, layout, task)
+            case "a recurrent hybrid":
+                self._sharded(_model("qwen3-next"), ids, layout, task)
+            case "code of its own":
+                self._sharded(_model("gpt-neo"), ids, layout, task)
+            case "no position_ids":
+                self._sharded(model, ids, layout, task, position_ids=None)
+            case "labels":
+                self._sharded(model, ids, layout, task, labels=shard(ids, 1))
+            case "packed by lengths":
+                lengths = torch.tensor([0, 12, 24], dtype=torch.int32)
+                packed = {"cu_seq_lens_q": lengths, "cu_seq_lens_k": lengths}
+                self._sharded(model, ids, layout, task, **packed)
+            case "generate":
+                self._sharded(model, ids, layout, task, call=_generate)
+            case "packed positions":
+                rows = position_ids(24, None, layout)
+                packed = torch.arange(24).remainder(12) if self.rank == 1 else rows
+                self._sharded(model, ids, layout, task, position_ids=packed.unsqueeze(0))
+            case "positions of another layout":
+                other = "zigzag" if layout == "striped" else "striped"
+                rows = position_ids(24, None, other).unsqueeze(0)
+                self._sharded(model, ids, layout, task, position_ids=rows)
+            case "local":  # right on the first rank of contiguous shards
+                rows = torch.arange(24).unsqueeze(0)
+                self._sharded(model, ids, layout, task, position_ids=rows)
 
     def _sharded(
-        self, model: Any, ids: torch.Tensor, layout: str, task: dict, **options: Any
+        self,
+        model: Any,
+        ids: torch.Tensor,
+        layout: str,
+        task: dict,
+        call: Any = None,
+        **options: Any,
     ) -> Any:
         mine = shard(ids, 1, None, layout)
         rows = position_ids(mine.shape[1], None, layout, device=ids.device).unsqueeze(0)
-        options |= {"position_ids": rows, "use_cache": task["use_cache"]}
+        options = {"position_ids": rows, "use_cache": task["use_cache"]} | options
         if task["by"] == "context_parallel":
             model.set_attn_implementation("sdpa")
             with context_parallel(sequence_layout=layout):
-                return model(mine, **options)
+                return (call or type(model).__call__)(model, mine, **options)
         from baracuda_kernels.interop import transformers
 
         transformers.register(sequence_layout=layout)
         model.set_attn_implementation("baracuda_ring")
-        return model(mine, **options)
+        return (call or type(model).__call__)(model, mine, **options)
 
     def _ids(self) -> torch.Tensor:
         torch.manual_seed(3)
         shape = (1, 24 * dist.get_world_size())
         return torch.randint(_SIZES["vocab_size"], shape).to(self.device)
+
+
+def _generate(model: Any, mine: torch.Tensor, **options: Any) -> Any:
+    return model.generate(mine, max_new_tokens=1, position_ids=options["position_ids"])
+
+
+def _decode(model: Any, mine: torch.Tensor, **options: Any) -> Any:
+    cache = model(mine, **options).past_key_values
+    return model(mine[:, -1:], position_ids=torch.tensor([[96]]), past_key_values=cache)
 
 
 @functools.cache
@@ -114,9 +153,22 @@ def _model(name: str) -> Any:
     elif name == "qwen3":
         config = transformers.Qwen3Config(**_SIZES, head_dim=16)
         kind = transformers.Qwen3ForCausalLM
+    elif name == "llama4":
+        config = transformers.Llama4TextConfig(
+            **_SIZES, attention_chunk_size=8, head_dim=16, num_local_experts=2, pad_token_id=0
+        )
+        kind = transformers.Llama4ForCausalLM
+    elif name == "qwen3-next":
+        config = transformers.Qwen3NextConfig(**_SIZES, head_dim=16, num_experts=0)
+        kind = transformers.Qwen3NextForCausalLM
+    elif name == "gpt-neo":
+        sizes = {"vocab_size": 97, "hidden_size": 64, "num_layers": 2}
+        config = transformers.GPTNeoConfig(**sizes, num_heads=4, attention_types=[[["global"], 2]])
+        kind = transformers.GPTNeoForCausalLM
     else:
-        window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
-        options = window if name == "qwen2-window" else {}
+        window = {"use_sliding_window": True, "max_window_layers": 0}
+        length = {"qwen2-window": 8, "qwen2-long-window": 24 * dist.get_world_size()}.get(name)
+        options = window | {"sliding_window": length} if length else {}
         config = transformers.Qwen2Config(**_SIZES, **options)
         kind = transformers.Qwen2ForCausalLM
     return kind(config).eval()

@@ -201,7 +201,19 @@ def test_torch_tensors_on_the_host(dtype):
     arrays = numpy_qkv("normal", "f64", 6, heads=2, query_len=24, head_dim=16)
     torch_dtype = getattr(torch, TORCH_DTYPES[dtype])
     tensors = [torch.from_numpy(x).to(torch_dtype).requires_grad_() for x in arrays]
-    y, lse = bk.run_local_ring(*tensors, 3, is_causal=True, sequence_layout="zigzag")
+    # An output without the gradient that is recorded would be a wrong one.
+    with pytest.raises(bk.UnsupportedError, match="q: got a tensor that requires grad"):
+        bk.run_local_ring(*tensors, 3)
+    with torch.no_grad():
+        y, lse = bk.run_local_ring(*tensors, 3, is_causal=True, sequence_layout="zigzag")
+    with pytest.raises(bk.InvalidProblemError, match="they must be alike"):
+        bk.run_local_ring(tensors[0].detach(), tensors[1].detach().numpy()
+                          if dtype != "bf16" else arrays[1], tensors[2].detach(), 3)  # fmt: skip
+    parameter = torch.nn.Parameter(tensors[1].detach(), requires_grad=False)
+    at = torch.device("cpu")
+    beside, _ = bk.run_local_ring(tensors[0].detach(), parameter, tensors[2].detach(), 3, device=at,
+                                  is_causal=True)  # fmt: skip
+    assert (beside - y).abs().max() < 0.05
     assert isinstance(y, torch.Tensor) and y.dtype == torch_dtype
     exact = attention(*(x.detach().double().numpy() for x in tensors), is_causal=True)
     assert_close("host", dtype, y, exact[0], lse, exact[1])

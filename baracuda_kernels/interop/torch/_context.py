@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from baracuda_kernels import SequenceLayout
-from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
-from baracuda_kernels.interop.torch import _process_group
-from baracuda_kernels.interop.torch._op import ring_attention
+from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
+from baracuda_kernels.interop.torch import _below, _process_group
+from baracuda_kernels.interop.torch._op import attend, device_of
+from baracuda_kernels.interop.torch._refusal import tell
 
 
 def context_parallel(
-    group: dist.ProcessGroup | None = None,
+    group: Any = None,
     *,
     sequence_layout: SequenceLayout | str = "contiguous",
 ) -> TorchFunctionMode:
-    """Context in which ``F.scaled_dot_product_attention`` attends over the whole ring.
+    """Context in which ``scaled_dot_product_attention`` attends over the whole ring.
 
     Give the model this rank's rows (`shard`) and their global positions (`position_ids`); all that
     works row by row needs no change. The context holds for this thread. Under autocast, q, k and v
-    are cast as PyTorch's own function casts them.
+    are cast as PyTorch's own function casts them. Calls from ``nn.MultiheadAttention``, TorchScript
+    and exported graphs are found too. The page "What context_parallel catches" lists what is not.
 
     Parameters
     ----------
-    group : ProcessGroup, optional
+    group : ProcessGroup or DeviceMesh of one dimension, optional
         The default group by default.
     sequence_layout : SequenceLayout or str, default "contiguous"
 
@@ -37,29 +40,55 @@ def context_parallel(
     InvalidProblemError
         The group or layout is wrong; inside, also what `ring_attention` raises.
     UnsupportedError
-        Inside: a mask tensor, dropout, or one query row against a longer cache. Nothing falls back
-        to attention of the local rows.
+        Inside: a mask tensor, dropout, one query row against a longer cache, attention that is
+        written out or fused, a recurrence or convolution over the rows; of transformers' models
+        also what `interop.transformers.check` refuses. Nothing falls back to attention of the
+        local rows.
     """
-    _process_group.name_of(group)
-    if not torch.compiler.is_compiling():  # else the operator's fake implementation does it
-        SequenceLayout.parse(sequence_layout)
-    return _RingMode(group, sequence_layout)
+    name = _process_group.name_of(group)
+    if torch.compiler.is_compiling():  # the operator's fake implementation checks the layout
+        return _RingMode(name, sequence_layout)
+    return _EagerRingMode(name, SequenceLayout.parse(sequence_layout).name)
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.modes: list[_EagerRingMode] = []
+
+
+_thread = _Thread()
+
+
+def innermost() -> _EagerRingMode | None:
+    """The context that this thread is in."""
+    return _thread.modes[-1] if _thread.modes else None
 
 
 class _RingMode(TorchFunctionMode):
-    def __init__(self, group: dist.ProcessGroup | None, layout: SequenceLayout | str) -> None:
+    def __init__(self, group_name: str, layout: SequenceLayout | str) -> None:
         super().__init__()
-        self._group = group
-        self._layout = layout
+        self.group_name = group_name
+        self.layout = layout
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is functional.scaled_dot_product_attention:
-            return self._attend(*args, **(kwargs or {}))
+            return self.attend(*args, **(kwargs or {}))
+        check = _CHECKS.get(func)
+        if check is not None:
+            try:
+                check(*args, **(kwargs or {}))
+            except UnsupportedError as error:
+                tell(self.group_name, error, device_of(*args))
+                raise
         return func(*args, **(kwargs or {}))
 
-    def _attend(
+    def attend(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -70,34 +99,57 @@ class _RingMode(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
-        if attn_mask is not None:
-            raise UnsupportedError(
-                f"attn_mask: got a tensor of shape {tuple(attn_mask.shape)}, must be None: the "
-                "ring masks by is_causal alone. transformers makes a mask of padding, and of the "
-                "positions of zigzag and striped shards when use_cache=False; give no padding, "
-                'and use_cache=True or attn_implementation="baracuda_ring"'
-            )
-        if dropout_p > 0.0:
-            raise UnsupportedError(f"dropout_p: got {dropout_p}, must be 0")
-        refuse_decode(query, key, is_causal)
-        if not enable_gqa and query.shape[-3] != key.shape[-3]:
-            raise InvalidProblemError(
-                f"key: got {key.shape[-3]} heads, must have the {query.shape[-3]} of query unless "
-                "enable_gqa=True"
-            )
-        device = query.device.type
-        if torch.is_autocast_enabled(device) and query.dtype is not torch.float64:
-            dtype = torch.get_autocast_dtype(device)
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        return ring_attention(
-            query,
-            key,
-            value,
-            self._group,
-            is_causal=is_causal,
-            scale=scale,
-            sequence_layout=self._layout,
-        )
+        try:
+            _refuse(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+            leading = query.shape[:-3]
+            if query.dim() != 4:
+                query, key, value = _of_four_dimensions(query, key, value)
+        except BaracudaError as error:
+            tell(self.group_name, error, device_of(query, key, value))
+            raise
+        query, key, value = as_autocast_casts(query, key, value)
+        y, _ = attend(query, key, value, self.group_name, is_causal, scale, self.layout)
+        return y if len(leading) == 1 else y.reshape(*leading, *y.shape[1:])
+
+
+class _EagerRingMode(_RingMode):
+    """Also below the function layer, and in transformers' tables of attention functions."""
+
+    def __enter__(self) -> Any:
+        if "transformers.modeling_utils" in sys.modules:
+            from baracuda_kernels.interop.transformers import _models
+
+            _models.enter_context()
+        self._below = _below.guard(_attend_below, _tell_below)
+        self._below.__enter__()
+        _thread.modes.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *exc_info: object) -> None:
+        super().__exit__(*exc_info)
+        _thread.modes.pop()
+        self._below.__exit__(*exc_info)
+
+
+def _attend_below(*args: Any) -> torch.Tensor:
+    mode = innermost()
+    assert mode is not None, "the dispatch key of a context that has ended"
+    return mode.attend(*args)
+
+
+def _tell_below(error: UnsupportedError, args: tuple[Any, ...]) -> None:
+    mode = innermost()
+    if mode is not None:
+        tell(mode.group_name, error, device_of(*args))
+
+
+def as_autocast_casts(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """q, k and v in the dtype that autocast gives to ``scaled_dot_product_attention``."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [x if x.dtype is torch.float64 else x.to(dtype) for x in tensors]
 
 
 def refuse_decode(query: torch.Tensor, key: torch.Tensor, is_causal: bool) -> None:
@@ -108,3 +160,88 @@ def refuse_decode(query: torch.Tensor, key: torch.Tensor, is_causal: bool) -> No
             f"query: got {rows} rows and {keys} keys on this rank: decoding against a sharded "
             "cache is not built; prefill alone is, with as many queries as keys"
         )
+
+
+def _refuse(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    enable_gqa: bool,
+) -> None:
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(x, torch.Tensor):
+            raise InvalidProblemError(f"{name}: got {type(x).__name__}, must be a torch.Tensor")
+        if x.dim() < 2 or x.dim() != query.dim():
+            raise InvalidProblemError(
+                f"{name}: got {x.dim()} dimensions, must have 2 or more and as many as query, "
+                f"which has {query.dim()}"
+            )
+    if attn_mask is not None:
+        raise UnsupportedError(
+            f"attn_mask: got a tensor of shape {tuple(attn_mask.shape)}, must be None: the ring "
+            "masks by is_causal alone; give no padding, and is_causal in place of a causal mask"
+        )
+    if dropout_p > 0.0:
+        raise UnsupportedError(f"dropout_p: got {dropout_p}, must be 0; call model.eval()")
+    refuse_decode(query, key, is_causal)
+    # One head of keys is broadcast over those of the queries, as PyTorch does.
+    if not enable_gqa and query.dim() > 2 and key.shape[-3] not in (1, query.shape[-3]):
+        raise InvalidProblemError(
+            f"key: got {key.shape[-3]} heads, must have the {query.shape[-3]} of query unless "
+            "enable_gqa=True"
+        )
+
+
+def _of_four_dimensions(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """[..., H, S, D] with every dimension before the heads in the first one."""
+    shape = tensors[0].shape
+    for name, x in zip(("key", "value"), tensors[1:], strict=True):
+        if x.shape[:-3] != shape[:-3]:
+            raise InvalidProblemError(
+                f"{name}: got shape {tuple(x.shape)}, must have the leading dimensions of query, "
+                f"{tuple(shape[:-3])}"
+            )
+    if len(shape) == 2:
+        return [x[None, None] for x in tensors]
+    return [x[None] if len(shape) == 3 else x.flatten(0, -4) for x in tensors]
+
+
+def _refuse_multi_head(
+    query: Any, key: Any, value: Any, width: Any, heads: Any, w: Any, b: Any,
+    bias_k: Any = None, bias_v: Any = None, add_zero_attn: bool = False, *args: Any, **options: Any,
+) -> None:  # fmt: skip
+    # nn.MultiheadAttention: after add_zero_attn follow dropout_p, out_proj's two, training,
+    # key_padding_mask and need_weights.
+    need_weights = options.get("need_weights", args[5] if len(args) > 5 else True)
+    if bias_k is not None or bias_v is not None:
+        raise UnsupportedError("add_bias_kv: got True, must be False: every rank would add a key")
+    if add_zero_attn:
+        raise UnsupportedError("add_zero_attn: got True, must be False: every rank would add a key")
+    if need_weights:
+        raise UnsupportedError(
+            "need_weights: got True, must be False: the weights of all rows are never in one place"
+        )
+
+
+def _refuse_softmax(input: Any, dim: int | None = None, *_: Any, **__: Any) -> None:
+    if dim is not None:
+        _below.refuse_scores(input.shape, dim)
+
+
+def _refuse_flex(*args: Any, **options: Any) -> None:
+    raise UnsupportedError(
+        "flex_attention: is called within context_parallel and would see the rows of this rank "
+        "alone; must be F.scaled_dot_product_attention"
+    )
+
+
+_CHECKS: dict[Any, Any] = {
+    functional.multi_head_attention_forward: _refuse_multi_head,
+    functional.softmax: _refuse_softmax,
+    torch.softmax: _refuse_softmax,
+    torch.Tensor.softmax: _refuse_softmax,
+    torch.ops.higher_order.flex_attention: _refuse_flex,
+}

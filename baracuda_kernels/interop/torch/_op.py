@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, Literal, overload
 
 import torch
-import torch.distributed as dist
+from torch.autograd import forward_ad
 
 from baracuda_kernels import SequenceLayout
-from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
+from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _problem, _process_group
+from baracuda_kernels.interop.torch._refusal import tell
 from baracuda_kernels.interop.torch._ring import ring_of
 
 # torch.library.custom_op would add about 10 us of Python to every call.
@@ -46,11 +47,14 @@ def _fake(
     return _problem.outputs(q)
 
 
+_NO_GRADIENT = (
+    "ring_attention: a gradient of q, k or v is needed, and only the forward is built; call "
+    "the model under torch.no_grad(), or detach them"
+)
+
+
 def _backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-    raise UnsupportedError(
-        "ring_attention: a gradient of q, k or v is needed, and only the forward is built; call "
-        "the model under torch.no_grad(), or detach them"
-    )
+    raise UnsupportedError(_NO_GRADIENT)
 
 
 _library.impl("ring_attention", _forward, "CompositeExplicitAutograd")
@@ -102,7 +106,7 @@ def ring_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    group: dist.ProcessGroup | None = None,
+    group: Any = None,
     *,
     is_causal: bool = False,
     scale: float | None = None,
@@ -126,7 +130,7 @@ def ring_attention(
     k, v : Tensor
         ``[B, Hkv, Sk, D]`` (or ``[B, Sk, Hkv, D]``), ``H % Hkv == 0``. Sent from where they lie if
         dense in any dimension order (the same on every rank), else from a copy.
-    group : ProcessGroup, optional
+    group : ProcessGroup or DeviceMesh of one dimension, optional
         The ring's ranks in order; the default group by default. On the CPU any backend that sends
         CPU tensors (gloo); on CUDA, NCCL: the group's communicator where this torch lends it,
         else one of our own.
@@ -153,24 +157,78 @@ def ring_attention(
     InvalidProblemError
         Shapes, dtypes, devices, the group or the layout do not fit, or differ between ranks.
     UnsupportedError
-        No kernel serves the problem; or, from a backward pass, that there is none.
+        No kernel serves the problem; or a derivative is asked for: an operand needs a gradient or
+        has a tangent.
     CommunicatorError, NcclError, NcclTimeoutError, CudaError
         The ring or the device failed.
     """
-    if not isinstance(sequence_layout, str):
-        sequence_layout = sequence_layout.name
-    if tensor_layout == "bshd":
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    elif tensor_layout != "bhsd":
-        raise InvalidProblemError(f'tensor_layout: got {tensor_layout!r}, must be "bhsd" or "bshd"')
     name = _process_group.name_of(group)
-    wants_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if wants_grad or torch.compiler.is_compiling():
-        y, lse = _op(q, k, v, name, is_causal, scale, sequence_layout)
-    else:
-        # Autograd's layer is Python and would only find that there is nothing to record.
-        with torch._C._AutoDispatchBelowAutograd():
-            y, lse = _op(q, k, v, name, is_causal, scale, sequence_layout)
-    if tensor_layout == "bshd":
+    swapped = tensor_layout == "bshd"
+    try:
+        if not swapped and tensor_layout != "bhsd":
+            raise InvalidProblemError(
+                f'tensor_layout: got {tensor_layout!r}, must be "bhsd" or "bshd"'
+            )
+        for argument, x in (("q", q), ("k", k), ("v", v)):
+            if not isinstance(x, torch.Tensor):
+                raise InvalidProblemError(
+                    f"{argument}: got {type(x).__name__}, must be a torch.Tensor"
+                )
+            if swapped and x.dim() != 4:
+                raise InvalidProblemError(f"{argument}: got {x.dim()} dimensions, must have 4")
+    except BaracudaError as error:
+        tell(name, error, device_of(q, k, v))
+        raise
+    if swapped:
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    y, lse = attend(q, k, v, name, is_causal, scale, sequence_layout)
+    if swapped:
         y = y.transpose(1, 2)
     return (y, lse) if return_lse else y
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    group_name: str,
+    is_causal: bool,
+    scale: float | None,
+    sequence_layout: SequenceLayout | str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y and lse for tensors [B, H, S, D], by the name of the group."""
+    if torch.compiler.is_compiling():  # AOTAutograd asks for the backward in the forward call
+        if not isinstance(sequence_layout, str):
+            sequence_layout = sequence_layout.name
+        return _op(q, k, v, group_name, is_causal, scale, sequence_layout)
+    try:
+        _refuse_derivatives(q, k, v)
+        if not isinstance(sequence_layout, str):
+            sequence_layout = SequenceLayout.parse(sequence_layout).name
+    except BaracudaError as error:
+        tell(group_name, error, q.device)
+        raise
+    # Autograd's layer is Python and would only find that there is nothing to record.
+    with torch._C._AutoDispatchBelowAutograd():
+        return _op(q, k, v, group_name, is_causal, scale, sequence_layout)
+
+
+def device_of(*values: Any) -> torch.device | None:
+    """The device of the first tensor among them."""
+    return next((x.device for x in values if isinstance(x, torch.Tensor)), None)
+
+
+def _refuse_derivatives(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise UnsupportedError(
+            "ring_attention: is called within a torch.func transform, and only the forward is "
+            "built; call it outside of grad, jvp and vmap"
+        )
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise UnsupportedError(_NO_GRADIENT)
+    if forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(x).tangent is not None for x in (q, k, v)
+    ):
+        raise UnsupportedError(
+            "ring_attention: q, k or v has a tangent, and forward-mode derivatives are not built"
+        )

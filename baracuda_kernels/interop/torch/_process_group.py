@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from typing import Any
 
 import torch
@@ -22,11 +23,24 @@ def name_of(group: Any) -> str:
     if group is None:
         return ""
     if not isinstance(group, dist.ProcessGroup):
-        raise InvalidProblemError(
-            f"group: got {type(group).__name__}, must be a ProcessGroup that this process is a "
-            "member of, or None for the default group"
-        )
+        group = _of_mesh(group)
     return group.group_name
+
+
+def _of_mesh(mesh: Any) -> dist.ProcessGroup:
+    """The group of a DeviceMesh of one dimension."""
+    module = sys.modules.get("torch.distributed.device_mesh")  # loaded if there is a mesh
+    if module is None or not isinstance(mesh, module.DeviceMesh):
+        raise InvalidProblemError(
+            f"group: got {type(mesh).__name__}, must be a ProcessGroup that this process is a "
+            "member of, a DeviceMesh of one dimension, or None for the default group"
+        )
+    if mesh.ndim != 1:
+        raise InvalidProblemError(
+            f"group: got a DeviceMesh of {mesh.ndim} dimensions, must have 1; name one of them, as "
+            'in mesh["cp"]'
+        )
+    return mesh.get_group()
 
 
 def resolve(name: str) -> dist.ProcessGroup:
@@ -36,6 +50,18 @@ def resolve(name: str) -> dist.ProcessGroup:
             "group: torch.distributed is not initialised; call init_process_group first"
         )
     return _resolve_process_group(name) if name else dist.group.WORLD
+
+
+def sends_cpu_tensors(name: str) -> bool:
+    """Whether that group has a backend for the CPU, and other ranks to send to."""
+    group = resolve(name)
+    if group.size() == 1:
+        return False
+    try:
+        group._get_backend(torch.device("cpu"))
+    except RuntimeError:
+        return False
+    return True
 
 
 def communicator(group: dist.ProcessGroup, device: torch.device) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,8 +17,10 @@ from baracuda_kernels import (
     Stream,
     TensorRef,
 )
-from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
+from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _problem, _process_group
+from baracuda_kernels.interop.torch._agreement import Agreement
+from baracuda_kernels.ops.ring_attention import _agreement
 
 # Plans, and argument views, that a ring keeps before it begins anew.
 _KEPT = 1024
@@ -52,6 +54,15 @@ def clear_cache() -> None:
         _rings.popitem()[1].close()
 
 
+class _Call(NamedTuple):
+    plan: RingAttentionPlan
+    args: RingAttentionArgs
+    side: bytes  # what the other ranks compare; on the CPU alone
+    y: torch.Tensor
+    lse: torch.Tensor
+    held: tuple  # what args points to, which owns nothing
+
+
 class Ring:
     """The ranks of a process group on one kind of device."""
 
@@ -62,12 +73,14 @@ class Ring:
         self.comm = _process_group.communicator(group, device)
         # On CUDA a comparison would wait for the GPU, and is for new problems alone. Elsewhere it
         # costs little, and ranks that misread each other bring the process down (gloo).
-        self._compares_always = device.type == "cpu" and self.comm.world_size > 1
+        self._agreement: Agreement | None = None
+        if device.type == "cpu" and self.comm.world_size > 1:
+            self._agreement = Agreement(group)
         # Every rank makes the same calls, so all forget and agree anew at the same calls.
-        self._plans: dict[tuple, RingAttentionPlan] = {}
-        self._agreed: set[tuple] = set()
+        self._plans: dict[tuple[Any, ...], RingAttentionPlan] = {}
+        self._agreed: set[tuple[Any, ...]] = set()
         # Allocators hand out the same addresses again and again.
-        self._args: dict[tuple, RingAttentionArgs] = {}
+        self._args: dict[tuple[Any, ...], tuple[RingAttentionArgs, bytes]] = {}
         self._streams: dict[int, Stream] = {-1: Stream.host()}
 
     def close(self) -> None:
@@ -84,6 +97,31 @@ class Ring:
         sequence_layout: str,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """y and lse of the whole ring's attention for the rows of q; every rank calls it."""
+        try:
+            call = self._prepare(q, k, v, is_causal, scale, sequence_layout)
+        except BaracudaError as error:
+            self.refuse(error)
+            raise
+        if self._agreement is not None:
+            self._agreement.require(call.side)
+        call.plan.run(self._stream(), self.comm, call.args)
+        return call.y, call.lse
+
+    def refuse(self, error: BaracudaError) -> None:
+        """Give the other ranks, which wait for this one, the error that it raises instead."""
+        if self._agreement is not None:
+            self._agreement.refuse(error)
+
+    def _prepare(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        is_causal: bool,
+        scale: float | None,
+        sequence_layout: str,
+    ) -> _Call:
+        """Everything of a call but what needs the other ranks, and this rank's side of it."""
         problem = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, k.device, v.device,
                    is_causal, scale, sequence_layout)  # fmt: skip
         plan = self._plans.get(problem)
@@ -94,21 +132,23 @@ class Ring:
         scratch = self._scratch(plan, q) if self.comm.world_size > 1 else ()
         places = (plan, q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), lse.data_ptr(),
                   q.stride(), k.stride(), v.stride(), *(x.data_ptr() for x in scratch))  # fmt: skip
-        args = self._args.get(places)
-        if args is None:
+        held: tuple[Any, ...] = (q, k, v)
+        kept = self._args.get(places)
+        if kept is None:
             suited = _problem.sendable if self.comm.world_size > 1 else _problem.readable
-            read = (_problem.readable(q), suited(k), suited(v))
-            args = _args_of(plan, read, y, lse, scratch, self._ordinal)
-            if not self._compares_always:
+            held = read = (_problem.readable(q), suited(k), suited(v))
+            args, side = _args_of(plan, read, y, lse, scratch, self._ordinal), b""
+            if self._agreement is None:
                 self._agree(problem, plan, args, read)
+            else:
+                plan.can_implement(args, self.comm.world_size)
+                side = _agreement.encode(plan.descriptor, args)
+            kept = args, side
             if read[0] is q and read[1] is k and read[2] is v:
-                _keep(self._args, places, args)
-        if self._compares_always:
-            plan.validate(self.comm, args)
-        plan.run(self._stream(), self.comm, args)
-        return y, lse
+                _keep(self._args, places, kept)
+        return _Call(plan, *kept, y, lse, (held, scratch))
 
-    def _select(self, problem: tuple) -> RingAttentionPlan:
+    def _select(self, problem: tuple[Any, ...]) -> RingAttentionPlan:
         _refuse_capture(self._device)
         q_shape, k_shape, _, dtype, *_, is_causal, scale, sequence_layout = problem
         descriptor = RingAttentionDescriptor(
@@ -127,7 +167,11 @@ class Ring:
         return plan
 
     def _agree(
-        self, problem: tuple, plan: RingAttentionPlan, args: RingAttentionArgs, read: tuple
+        self,
+        problem: tuple[Any, ...],
+        plan: RingAttentionPlan,
+        args: RingAttentionArgs,
+        read: tuple[Any, ...],
     ) -> None:
         """Compare a new problem among the ranks: those that differ would misread each other."""
         agreement = (problem, _problem.order(read[1]), _problem.order(read[2]))
@@ -173,7 +217,7 @@ def _args_of(
     return RingAttentionArgs(q=q, k=k, v=v, y=view(y), lse=view(lse), **buffers)
 
 
-def _keep(cache: dict, key: tuple, value: Any) -> None:
+def _keep(cache: dict, key: tuple[Any, ...], value: Any) -> None:
     if len(cache) >= _KEPT:
         cache.clear()
     cache[key] = value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
@@ -13,7 +15,7 @@ from baracuda_kernels.interop.torch import _process_group
 def shard(
     x: torch.Tensor,
     dim: int,
-    group: dist.ProcessGroup | None = None,
+    group: Any = None,
     sequence_layout: SequenceLayout | str = "contiguous",
 ) -> torch.Tensor:
     """This rank's rows of a tensor that every rank holds whole.
@@ -24,7 +26,7 @@ def shard(
         The whole tensor, alike on every rank.
     dim : int
         The sequence dimension; its length must be a multiple of the group's size. May be negative.
-    group : ProcessGroup, optional
+    group : ProcessGroup or DeviceMesh of one dimension, optional
         The default group by default.
     sequence_layout : SequenceLayout or str, default "contiguous"
 
@@ -39,6 +41,7 @@ def shard(
         The length does not divide (the message names the nearest that do), there is no such
         dimension, or the group or layout is wrong.
     """
+    _require_tensor(x)
     ranks = _process_group.resolve(_process_group.name_of(group))
     dim = _dimension(x, dim)
     rows = sharding.rows_per_rank(x.shape[dim], ranks.size(), f"dimension {dim}")
@@ -48,7 +51,7 @@ def shard(
 def unshard(
     x: torch.Tensor,
     dim: int,
-    group: dist.ProcessGroup | None = None,
+    group: Any = None,
     sequence_layout: SequenceLayout | str = "contiguous",
 ) -> torch.Tensor:
     """The whole tensor, from every rank's rows: the inverse of `shard`. Collective.
@@ -59,7 +62,7 @@ def unshard(
         This rank's rows, of the same shape and dtype on every rank.
     dim : int
         The sequence dimension. May be negative.
-    group : ProcessGroup, optional
+    group : ProcessGroup or DeviceMesh of one dimension, optional
         The default group by default.
     sequence_layout : SequenceLayout or str, default "contiguous"
 
@@ -75,6 +78,7 @@ def unshard(
     UnsupportedError
         A gradient would be needed: `x` requires it.
     """
+    _require_tensor(x)
     if x.requires_grad and torch.is_grad_enabled():
         raise UnsupportedError(
             "x: requires a gradient, and only the forward is built; call it under torch.no_grad()"
@@ -93,7 +97,7 @@ def unshard(
 
 def position_ids(
     rows: int,
-    group: dist.ProcessGroup | None = None,
+    group: Any = None,
     sequence_layout: SequenceLayout | str = "contiguous",
     *,
     device: torch.device | str | None = None,
@@ -104,7 +108,7 @@ def position_ids(
     ----------
     rows : int
         Rows of one rank.
-    group : ProcessGroup, optional
+    group : ProcessGroup or DeviceMesh of one dimension, optional
         The default group by default.
     sequence_layout : SequenceLayout or str, default "contiguous"
     device : torch.device, optional
@@ -123,6 +127,11 @@ def position_ids(
     ranks = _process_group.resolve(_process_group.name_of(group))
     positions = sharding.positions(rows, ranks.rank(), ranks.size(), sequence_layout)
     return torch.tensor(positions, device=device)
+
+
+def _require_tensor(x: Any) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise InvalidProblemError(f"x: got {type(x).__name__}, must be a torch.Tensor")
 
 
 def _dimension(x: torch.Tensor, dim: int) -> int:

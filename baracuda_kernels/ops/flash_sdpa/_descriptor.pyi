@@ -1,4 +1,4 @@
-from typing import Self
+from typing import Any, Self
 
 from baracuda_kernels._core._enums import ElementKind
 from baracuda_kernels.ops.attention._descriptor import AttentionDescriptor
@@ -13,7 +13,7 @@ class FlashSdpaDescriptor(AttentionDescriptor):
         head_dim: int,
         scale: float | None = None,
         is_causal: bool = False,
-        element: ElementKind | str = ElementKind.F32,
+        element: Any = ElementKind.F32,  # or a dtype
         *,
         num_kv_heads: int | None = None,
     ) -> Self: ...

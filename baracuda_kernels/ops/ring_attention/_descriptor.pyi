@@ -1,4 +1,4 @@
-from typing import Self
+from typing import Any, Self
 
 from typing_extensions import disjoint_base
 
@@ -16,7 +16,7 @@ class RingAttentionDescriptor(AttentionDescriptor):
         head_dim: int,
         scale: float | None = None,
         is_causal: bool = False,
-        element: ElementKind | str = ElementKind.F32,
+        element: Any = ElementKind.F32,  # or a dtype
         *,
         num_kv_heads: int | None = None,
         sequence_layout: SequenceLayout | str = SequenceLayout.CONTIGUOUS,

@@ -140,6 +140,15 @@ class ElementKind(_Named):
     COMPLEX64 = 16
     U32 = 17
 
+    @classmethod
+    def parse(cls, value):
+        """The member of that name, number or dtype (of NumPy, PyTorch, CuPy or JAX)."""
+        if not isinstance(value, (str, int)):
+            found = cls.of_dtype(value)
+            if found is not None:
+                return found
+        return super().parse(value)
+
     @property
     def bits(self):
         """Width of one element in bits."""

@@ -1,0 +1,81 @@
+"""What the ranks of a group on the CPU tell each other before each call."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from baracuda_kernels import errors
+from baracuda_kernels.errors import BaracudaError, CommunicatorError
+from baracuda_kernels.ops.ring_attention import _agreement
+
+# Away from the numbers of users' own messages and from that of K and V.
+_TAG = 0x6262
+_TEXT = 600  # characters of a refusal that surely fit into a message
+
+
+class Agreement:
+    """One message from every rank to every other, one round for each call.
+
+    A rank that refuses its call sends the refusal in its round and does not wait: the others find
+    it where they would have found its side of the comparison.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+        self._rank, self._size = group.rank(), group.size()
+        self._round: list[Any] = []  # (work, tensor) of a round that this rank did not wait for
+
+    def require(self, mine: bytes) -> None:
+        """Raise what another rank refuses, or for the first rank that differs."""
+        self._finish()
+        received = self._post(mine)
+        self._finish()
+        messages = [mine if x is None else bytes(x.numpy()) for x in received]
+        for rank, message in enumerate(messages):
+            if message.startswith(b'{"refused"'):
+                said = json.loads(message)
+                raise getattr(errors, said["refused"])(f"rank {rank}: {said['text']}")
+        _agreement.require(self._size, messages)
+
+    def refuse(self, error: BaracudaError) -> None:
+        """Take part in the round that the other ranks are in, without waiting for them."""
+        said = {"refused": type(error).__name__, "text": str(error)[:_TEXT]}
+        message = json.dumps(said).encode()[: _agreement.MESSAGE_BYTES]
+        self._finish()
+        self._post(message.ljust(_agreement.MESSAGE_BYTES))
+
+    def _post(self, mine: bytes) -> list[torch.Tensor | None]:
+        sent = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+        received: list[torch.Tensor | None] = [None] * self._size
+        try:
+            for step in range(1, self._size):
+                peer = (self._rank + step) % self._size
+                self._round.append((self._group.send([sent], peer, _TAG), sent))
+            for step in range(1, self._size):
+                peer = (self._rank - step) % self._size
+                box = received[peer] = torch.empty(_agreement.MESSAGE_BYTES, dtype=torch.uint8)
+                self._round.append((self._group.recv([box], peer, _TAG), box))
+        except RuntimeError as error:
+            raise self._failure(error) from error
+        return received
+
+    def _finish(self) -> None:
+        # Every work is waited for, whatever becomes of the others: each still has its tensor.
+        failure = None
+        for work, _ in self._round:
+            try:
+                work.wait()
+            except RuntimeError as error:
+                failure = failure or error
+        self._round.clear()
+        if failure is not None:
+            raise self._failure(failure) from failure
+
+    def _failure(self, error: RuntimeError) -> CommunicatorError:
+        return CommunicatorError(
+            f"group: a comparison failed on rank {self._rank} of {self._size}: {error}"
+        )

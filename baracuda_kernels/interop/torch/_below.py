@@ -1,0 +1,142 @@
+"""What a context sees below PyTorch's function layer: from C++, TorchScript and exported graphs.
+
+Functions of ``torch.nn`` that may be overridden call others with every function mode off, and
+TorchScript and exported graphs never pass the function layer. All of them pass the dispatcher. The
+kernels here stand at a dispatch key that is no tensor's and that a context puts into its thread's
+own set: outside a context no operator looks at it. It lies above autograd, before
+``scaled_dot_product_attention`` is taken apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from baracuda_kernels.errors import UnsupportedError
+
+_KEY_NAME = "TESTING_ONLY_GenericMode"
+_KEY = torch._C._dispatch_key_parse(_KEY_NAME)
+
+# Attention that has left the form in which the ring can take its place.
+_ATTENTION = (
+    "_native_multi_head_attention",
+    "_transformer_encoder_layer_fwd",
+    "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "_flash_attention_forward",
+    "_efficient_attention_forward",
+    "_triton_multi_head_attention",
+)
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+_libraries: list[torch.library.Library] = []
+
+
+def guard(
+    attend: Callable[..., torch.Tensor], refuse: Callable[[UnsupportedError, tuple[Any, ...]], None]
+) -> Any:
+    """Context manager that puts the kernels into this thread's way.
+
+    ``attend`` and ``refuse`` are the same at every call: they find the thread's innermost context.
+    """
+    if not _libraries:
+        _register(attend, refuse)
+    return torch._C._IncludeDispatchKeyGuard(_KEY)
+
+
+def refuse_scores(shape: Any, dim: int) -> None:
+    """Raise for a softmax over the scores of an attention that is written out."""
+    if len(shape) < 3 or dim % len(shape) != len(shape) - 1:
+        return
+    rows, columns = shape[-2], shape[-1]
+    if rows < 2 or columns < 2:
+        return
+    # Four dimensions are [B, H, S, S]; three may be [B * H, S, S], or the experts of every row.
+    if len(shape) > 3 or rows in (columns, columns - 1):
+        raise UnsupportedError(
+            f"softmax: got {tuple(shape)}, the scores of an attention that is written out, which "
+            "would see the rows of this rank alone; must be F.scaled_dot_product_attention "
+            '(transformers: attn_implementation="sdpa"; nn.MultiheadAttention: need_weights=False)'
+        )
+
+
+def _register(
+    attend: Callable[..., torch.Tensor], refuse: Callable[[UnsupportedError, tuple[Any, ...]], None]
+) -> None:
+    everything = torch.library.Library("_", "IMPL")
+    everything.fallback(torch.library.fallthrough_kernel, _KEY_NAME)
+    aten = torch.library.Library("aten", "IMPL")
+
+    def sdpa(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        return attend(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+    def checked(name: str, check: Callable[..., None]) -> None:
+        base, _, overload = name.partition(".")
+        packet = getattr(torch.ops.aten, base, None)
+        if packet is None or (overload or "default") not in packet.overloads():
+            return  # this torch has none
+        op = getattr(packet, overload or "default")
+
+        def kernel(keyset: Any, *args: Any, **options: Any) -> Any:
+            try:
+                check(*args)
+            except UnsupportedError as error:
+                refuse(error, args)
+                raise
+            return op.redispatch(keyset.remove(_KEY), *args, **options)
+
+        aten.impl(name, kernel, _KEY_NAME, with_keyset=True)
+
+    aten.impl("scaled_dot_product_attention", sdpa, _KEY_NAME)
+    for name in _ATTENTION:
+        checked(name, _refuse_all(name))
+    for name in _RECURRENT:
+        checked(f"{name}.input", _refuse_recurrence(name))
+    checked("_softmax", lambda x, dim, *_: refuse_scores(x.shape, dim))
+    checked("convolution", _refuse_convolution)
+    _libraries.extend((everything, aten))
+
+
+def _refuse_all(name: str) -> Callable[..., None]:
+    def check(*args: Any) -> None:
+        raise UnsupportedError(
+            f"aten::{name}: is called within context_parallel and would see the rows of this rank "
+            "alone; must be F.scaled_dot_product_attention (a scripted nn.TransformerEncoderLayer "
+            "takes a fused path: do not script it)"
+        )
+
+    return check
+
+
+def _refuse_recurrence(name: str) -> Callable[..., None]:
+    def check(*args: Any) -> None:
+        raise UnsupportedError(
+            f"aten::{name}: is a recurrence over the rows of this rank alone; only attention "
+            "crosses the ranks"
+        )
+
+    return check
+
+
+def _refuse_convolution(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> None:
+    if weight.dim() == 3 and weight.shape[2] > 1:
+        raise UnsupportedError(
+            f"conv1d: got a kernel of {weight.shape[2]} rows, which would mix the rows of this "
+            "rank alone; only attention crosses the ranks"
+        )

@@ -1,0 +1,91 @@
+"""Ring Attention as an attention implementation of Hugging Face transformers. Forward only.
+
+After ``register()``, a model made with ``attn_implementation="baracuda_ring"`` attends over a
+sequence whose shards lie on the ranks of a torch process group. Give it this rank's ``input_ids``
+(`baracuda_kernels.interop.torch.shard`) and their ``position_ids``. ``check(model)`` tells whether
+a ring can serve a model at all.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from baracuda_kernels import SequenceLayout
+from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.interop.torch import _process_group
+from baracuda_kernels.interop.transformers import _attention, _check, _models
+from baracuda_kernels.interop.transformers._attention import Ring
+
+__all__ = ["check", "register"]
+
+
+def register(
+    group: Any = None,
+    *,
+    sequence_layout: SequenceLayout | str = "contiguous",
+    name: str = "baracuda_ring",
+) -> None:
+    """Register the ring as an attention implementation; again, to change its group or layout.
+
+    Models find the registration at every forward. Prefill works with and without a cache, in every
+    layout; decoding against the sharded cache is not built. The first call of a model runs `check`.
+
+    Parameters
+    ----------
+    group : ProcessGroup or DeviceMesh of one dimension, optional
+        The default group at the time of each forward by default.
+    sequence_layout : SequenceLayout or str, default "contiguous"
+        How rows are dealt to ranks: contiguous, zigzag or striped.
+    name : str, default "baracuda_ring"
+        What ``attn_implementation`` is to be; another name for a second group or layout.
+
+    Raises
+    ------
+    InvalidProblemError
+        The group or layout is wrong. In a forward also what `ring_attention` raises, and position
+        ids that are not those of this rank's rows.
+    UnsupportedError
+        In a forward: what `check` refuses, no position ids, labels, padding or another mask, a
+        sliding window, soft-capped scores, sinks, dropout, packed sequences, or queries that
+        continue a cache.
+    """
+    ring = Ring(_process_group.name_of(group), SequenceLayout.parse(sequence_layout).name)
+    _models.install()
+    _models.registered[name] = lambda: ring
+    AttentionInterface.register(name, functools.partial(_models.attend, ring))
+    AttentionMaskInterface.register(name, functools.partial(_attention.mask, ring))
+
+
+def check(model: Any, sequence_length: int | None = None) -> None:
+    """Raise for a model whose answer from a ring would be another one than from one process.
+
+    Not collective, and needs no process group. What only a call shows (masks, positions, labels) is
+    refused at the call.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        With the ``attn_implementation`` that it is to run with.
+    sequence_length : int, optional
+        Rows of the whole sequence, with which windows are compared; the model's
+        ``max_position_embeddings`` by default.
+
+    Raises
+    ------
+    InvalidProblemError
+        `model` is none of transformers'.
+    UnsupportedError
+        By name: recurrent, convolutional or windowed layers, encoder-decoders, position biases,
+        models without ``position_ids``, poolers and classifications of sequences, or code that
+        ignores ``attn_implementation``.
+    """
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise InvalidProblemError(f"model: got {type(model).__name__}, must be a PreTrainedModel")
+    chosen = getattr(model.config, "_attn_implementation", None)
+    _check.require(model, sequence_length, chosen if chosen in _models.registered else None)

@@ -1,0 +1,243 @@
+"""What a call of a whole model is checked for, and transformers' own tables within a context."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, GenerationMixin, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+from baracuda_kernels.errors import BaracudaError, UnsupportedError
+from baracuda_kernels.interop.torch._context import innermost
+from baracuda_kernels.interop.torch._refusal import tell
+from baracuda_kernels.interop.transformers import _attention, _check
+from baracuda_kernels.interop.transformers._attention import Ring
+
+_OTHER_CODE = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+
+registered: dict[str, Callable[[], Ring]] = {}
+_installed = False
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.within = False
+        self.attentions = 0
+
+
+_thread = _Thread()
+_required: weakref.WeakKeyDictionary[Any, tuple[Any, ...]] = weakref.WeakKeyDictionary()
+
+
+def install() -> None:
+    """Look at every call of a whole model; calls that reach no ring pass unchanged."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    original = PreTrainedModel.__call__
+
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling() or _thread.within:
+            return original(self, *args, **options)
+        found = _ring_of(self)
+        if found is None:
+            return original(self, *args, **options)
+        ring, own_name = found
+        _thread.within, _thread.attentions = True, 0
+        try:
+            _before(self, ring, own_name, args, options)
+            answer = original(self, *args, **options)
+            _after(self)
+            return answer
+        finally:
+            _thread.within = False
+
+    PreTrainedModel.__call__ = call  # type: ignore[method-assign]
+    _refuse_generate()
+    _refuse_names_without_effect()
+
+
+def _refuse_generate() -> None:
+    generate = GenerationMixin.generate
+
+    @functools.wraps(generate)
+    def refusing(self: Any, *args: Any, **options: Any) -> Any:
+        found = _ring_of(self)
+        if found is not None and found[0].ranks() > 1:
+            error = UnsupportedError(
+                "generate: the last row of the sequence lies on one rank, and every rank would "
+                "continue its own; call the model once, and take the row of unshard(logits, 1)"
+            )
+            tell(found[0].group_name, error, self.device)
+            raise error
+        return generate(self, *args, **options)
+
+    GenerationMixin.generate = refusing  # type: ignore[method-assign]
+
+
+def _refuse_names_without_effect() -> None:
+    chosen = PreTrainedModel.set_attn_implementation
+
+    @functools.wraps(chosen)
+    def checked(self: Any, attn_implementation: Any, *args: Any, **options: Any) -> Any:
+        answer = chosen(self, attn_implementation, *args, **options)
+        found = self.config._attn_implementation
+        named = isinstance(attn_implementation, str) and attn_implementation in registered
+        if named and found != attn_implementation:
+            raise UnsupportedError(
+                f"{type(self).__name__}: its code does not look up attn_implementation, which stays "
+                f'{found!r}; try context_parallel around attn_implementation="sdpa"'
+            )
+        return answer
+
+    PreTrainedModel.set_attn_implementation = checked  # type: ignore[method-assign]
+
+
+def enter_context() -> None:
+    """Put the ring of `context_parallel` into transformers' tables; other threads keep theirs."""
+    install()
+    attention = AttentionInterface._global_mapping
+    for name in ("sdpa", *_OTHER_CODE):
+        original = attention.get(name)
+        if original is not None and not hasattr(original, "_baracuda"):
+            AttentionInterface.register(name, _within_context(name, original))
+    original = AttentionMaskInterface._global_mapping.get("sdpa")
+    if original is not None and not hasattr(original, "_baracuda"):
+        AttentionMaskInterface.register("sdpa", _mask_within_context(original))
+
+
+def attend(ring: Ring, *args: Any, **options: Any) -> tuple[torch.Tensor, None]:
+    _thread.attentions += 1
+    return _attention.attention(ring, *args, compared=_thread.within, **options)
+
+
+def _within_context(name: str, original: Any) -> Any:
+    @functools.wraps(original)
+    def attention(*args: Any, **options: Any) -> Any:
+        mode = innermost()
+        if mode is None:
+            return original(*args, **options)
+        ring = Ring(mode.group_name, str(mode.layout))
+        if name != "sdpa":
+            error = UnsupportedError(
+                f'attn_implementation: got {name!r}, must be "sdpa" within context_parallel'
+            )
+            tell(ring.group_name, error, args[1].device)
+            raise error
+        return attend(ring, *args, **options)
+
+    attention._baracuda = True  # type: ignore[attr-defined]
+    return attention
+
+
+def _mask_within_context(original: Any) -> Any:
+    @functools.wraps(original)
+    def mask(*args: Any, **options: Any) -> Any:
+        mode = innermost()
+        if mode is None:
+            return original(*args, **options)
+        return _attention.mask(Ring(mode.group_name, str(mode.layout)), *args, **options)
+
+    mask._baracuda = True  # type: ignore[attr-defined]
+    return mask
+
+
+def _ring_of(model: Any) -> tuple[Ring, str | None] | None:
+    """The ring that a call of this model reaches, and the name it is registered by."""
+    mode = innermost()
+    if mode is not None:
+        return Ring(mode.group_name, str(mode.layout)), None
+    config = getattr(model, "config", None)
+    parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
+    for part in parts:
+        name = getattr(part, "_attn_implementation", None)
+        if name in registered:
+            return registered[name](), name
+    return None
+
+
+def _before(
+    model: Any, ring: Ring, own_name: str | None, args: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    device = None
+    try:
+        given = inspect.signature(model.forward).bind_partial(*args, **options).arguments
+        given = {**given, **given.pop("kwargs", {})}
+        tokens = _tokens(given)
+        device = None if tokens is None else tokens.device
+        rows = None if tokens is None else tokens.shape[1]
+        total = None if rows is None else rows * ring.ranks()
+        if _required.get(model) != (total, own_name):
+            _check.require(model, total, own_name)
+            _required[model] = (total, own_name)
+        _refuse_arguments(model, given, ring)
+        positions = given.get("position_ids")
+        if positions is not None and rows is not None:
+            _attention.compare_positions(positions, rows, ring, _offset(model))
+        elif ring.ranks() > 1:
+            raise UnsupportedError(
+                "position_ids: are not given, and the model would place the rows of every rank at "
+                "the beginning of the sequence; must be interop.torch.position_ids(rows, ...)"
+                ".unsqueeze(0)"
+            )
+    except BaracudaError as error:
+        tell(ring.group_name, error, device)
+        raise
+
+
+def _after(model: Any) -> None:
+    layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1)
+    if _thread.attentions < layers:
+        raise UnsupportedError(
+            f"{type(model).__name__}: {_thread.attentions} of its {layers} layers reached the ring; "
+            "the others attended to the rows of this rank alone, or not at all"
+        )
+
+
+def _tokens(given: dict[str, Any]) -> torch.Tensor | None:
+    for name in ("input_ids", "inputs_embeds"):
+        if isinstance(given.get(name), torch.Tensor) and given[name].dim() >= 2:
+            return given[name]
+    return None
+
+
+def _refuse_arguments(model: Any, given: dict[str, Any], ring: Ring) -> None:
+    if given.get("labels") is not None and ring.ranks() > 1:
+        raise UnsupportedError(
+            "labels: are given, and the model would shift them within this rank's rows; must be "
+            "left out: shift the labels of the whole sequence, shard them like the tokens, and "
+            "compare them with this rank's logits by F.cross_entropy(..., reduction='sum')"
+        )
+    _attention.refuse_packed(given)
+    for name in ("past_key_values", "cache", "cache_params"):
+        length = getattr(given.get(name), "get_seq_length", int)()
+        if isinstance(length, int) and length:
+            raise UnsupportedError(
+                f"{name}: holds {length} rows: decoding against a sharded cache is not built; "
+                "prefill alone is"
+            )
+    for name, value in given.items():
+        if value is not None and name.startswith(
+            ("pixel_values", "image_", "video_", "input_feat")
+        ):
+            raise UnsupportedError(f"{name}: is given, and only text is dealt out to ranks")
+    if given.get("token_type_ids") is not None and hasattr(model.config, "vision_config"):
+        raise UnsupportedError(
+            "token_type_ids: is given, and the ring masks by causality alone; must be left out"
+        )
+
+
+def _offset(model: Any) -> int:
+    """Where a model's positions begin: behind its padding's, in models of RoBERTa's kind."""
+    for module in model.modules():
+        if hasattr(module, "create_position_ids_from_input_ids"):
+            return module.padding_idx + 1
+    return 0

@@ -1,0 +1,160 @@
+"""Makes docs/context-parallel.md: what ``context_parallel`` and ``baracuda_ring`` serve and refuse.
+
+``python tests/helpers/ring_coverage.py`` tries every model type over two gloo ranks (some minutes) and
+writes the data file and the page; with ``--page`` it only writes the page of the data. A test tries
+a part again and compares.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).parents[2]
+DATA = _ROOT / "tests" / "interop" / "ring_coverage.json"
+PAGE = _ROOT / "docs" / "context-parallel.md"
+WORKER = _ROOT / "tests" / "interop" / "torch_worker.py"
+WAYS = ("context_parallel", "register")
+
+HEAD = """\
+# What context_parallel catches
+
+Made by `tests/helpers/ring_coverage.py`, which tries every row over two gloo ranks with random weights
+and compares with one process: do not edit. *Right* is a relative error of at most 1e-4; *refused*
+is a typed error that names what it is about, on every rank at once on the CPU. No row is wrong.
+
+## Forms of attention in PyTorch
+
+"""
+
+NOT_SEEN = """
+## What cannot be seen
+
+Nothing tells the context of these, so they stay the caller's to avoid:
+
+- kernels that do not pass PyTorch's dispatcher: the `flash_attn`, `xformers` and Triton packages
+  called by the model itself;
+- attention written out without a softmax over the scores (`exp` and a sum), or over scores of two
+  dimensions, and code that a compiler other than Dynamo has fused;
+- what mixes rows by other means than attention, LSTM, GRU, RNN or one-dimensional convolution:
+  cumulative sums, rolls, shifts by one token, pooling over the sequence;
+- positions that a model of your own counts from its shard's first row, instead of taking
+  `position_ids`; for transformers' models they are compared, but not under `torch.compile`;
+- attention that another thread computes: the context is the thread's own;
+- a model that was registered (`baracuda_ring`) and is called layer by layer, not as a whole: only
+  its attention is looked at then.
+
+A softmax of three dimensions whose last two are alike is taken for attention: experts as many as
+this rank's rows are refused with it.
+"""
+
+
+def render(data: dict[str, Any]) -> str:
+    lines = [HEAD, "| form | |", "|---|---|"]
+    for row in data["forms"]:
+        lines.append(f"| {row['name']} | {_cell(row)} |")
+    lines += ["", f"## Models of transformers {data['transformers']}", ""]
+    lines += ["Causal and masked language models by `model_type`, as the library makes them, with",
+              "windows of 8 rows where the type has windows; contiguous shards of 16 rows. Types with",
+              "windows are tried a second time without.", ""]  # fmt: skip
+    lines += ["| model type | `context_parallel` | `baracuda_ring` |", "|---|---|---|"]
+    for row in data["models"]:
+        first, second = (row[way] for way in WAYS)
+        same = first == second
+        lines.append(
+            f"| {row['name']} | {_cell(first)} | {'the same' if same else _cell(second)} |"
+        )
+    if data["not_built"]:
+        lines += ["", "Not tried, as this trial's small sizes make no such model: "
+                  + ", ".join(data["not_built"]) + "."]  # fmt: skip
+    return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n" + NOT_SEEN
+
+
+def _cell(row: dict[str, str]) -> str:
+    why = row["why"].replace("|", "\\|").replace("<", "&lt;")
+    why = why.partition(": ")[2] if why.startswith("rank ") else why
+    return row["is"] if row["is"] == "right" else f"{row['is']}: {_short(why)}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 110 else text[:107] + "..."
+
+
+def try_form(pool: Any, name: str) -> dict[str, str]:
+    answer = pool.run({"do": "within", "what": name}, seconds=120)[0]
+    if answer["error"]:
+        return {"name": name, "is": "refused", "why": answer["message"][:200]}
+    return {"name": name, "is": "right" if answer["relative"] <= 1e-4 else "wrong", "why": ""}
+
+
+def try_model(pool: Any, model_type: str) -> list[dict[str, Any]]:
+    """The rows of a type: as it is, and without windows where these are refused."""
+    row = _try(pool, model_type, windows=True)
+    rows = [row]
+    if any(word in row[WAYS[0]]["why"] for word in ("window", "chunk")):
+        rows.append(_try(pool, model_type, windows=False))
+    return rows
+
+
+def _try(pool: Any, model_type: str, windows: bool) -> dict[str, Any]:
+    """What each way gives, the same on every rank but for whose error it is."""
+    name = model_type if windows else f"{model_type}, no window shorter than the sequence"
+    row: dict[str, Any] = {"name": name, "type": model_type}
+    for way in WAYS:
+        task = {"do": "model_type", "model": model_type, "by": way, "windows": windows}
+        answers = pool.run(task, seconds=120)
+        kinds = {answer["is"] for answer in answers}
+        if len(kinds) > 1:
+            raise AssertionError(f"{name} by {way}: the ranks differ: {answers}")
+        own = next((a for a in answers if not a["why"].startswith("rank ")), answers[0])
+        row[way] = {"is": own["is"], "why": own["why"]}
+    return row
+
+
+def model_types() -> list[str]:
+    from transformers.models.auto import modeling_auto as auto
+
+    return sorted(
+        {*auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES}
+    )
+
+
+def main() -> None:
+    sys.path.insert(0, str(_ROOT / "tests"))
+    import transformers
+
+    from helpers.context_forms import CAUGHT, REFUSED
+    from helpers.rank_pool import RankPool
+
+    if "--page" in sys.argv:
+        PAGE.write_text(render(json.loads(DATA.read_text())))
+        return
+    names = [name for name in sys.argv[1:] if not name.startswith("-")] or model_types()
+    data: dict[str, Any] = {"transformers": transformers.__version__, "models": [], "not_built": []}
+    pool = RankPool(2, WORKER, backend="gloo")
+    data["forms"] = [try_form(pool, name) for name in (*CAUGHT, *REFUSED)]
+    for name in names:
+        try:
+            rows = try_model(pool, name)
+        except AssertionError as error:  # a hang or a crash: a new ring, and a row that says so
+            print(name, str(error)[-1500:], flush=True)
+            failed = {way: {"is": "fails", "why": "see above"} for way in WAYS}
+            rows = [{"name": name, "type": name} | failed]
+            pool.close()
+            pool = RankPool(2, WORKER, backend="gloo")
+        for row in rows:
+            print(json.dumps(row), flush=True)
+            if row[WAYS[0]]["is"] == "not built":
+                data["not_built"].append(row["name"])
+            else:
+                data["models"].append(row)
+    pool.close()
+    if len(sys.argv) == 1:
+        DATA.write_text(json.dumps(data, indent=1) + "\n")
+        PAGE.write_text(render(data))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What ``context_parallel`` finds below PyTorch's function layer, and what it refuses there."""
+
+import pytest
+from helpers.context_forms import CAUGHT, REFUSED
+
+from baracuda_kernels.errors import UnsupportedError
+
+pytestmark = [pytest.mark.framework("torch"), pytest.mark.filterwarnings("ignore:.*torch.jit")]
+
+
+@pytest.mark.parametrize("what", CAUGHT)
+def test_caught(gloo_ranks, what):
+    for answer in gloo_ranks.run({"do": "within", "what": what}, seconds=120):
+        assert not answer["error"], answer
+        assert answer["relative"] <= 4e-6, answer
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(gloo_ranks, what):
+    for answer in gloo_ranks.run({"do": "within", "what": what}, seconds=120):
+        assert REFUSED[what] in answer["message"], answer
+        assert answer["error"] == "UnsupportedError", answer
+
+
+def test_what_one_rank_refuses_ends_on_the_others(gloo_ranks):
+    for what in ("a mask", "dropout", "a dtype", "a layout", "no tensor", "written out"):
+        answers = gloo_ranks.run({"do": "one_refuses", "what": what, "odd_rank": 2}, seconds=20)
+        for rank, answer in enumerate(answers):
+            assert answer["error"] == answers[2]["error"] != "", answer
+            assert rank == 2 or answer["message"].startswith("rank 2: "), answer
+    # The ring is as good as before, and the order of its calls too.
+    for answer in gloo_ranks.run({"do": "within", "what": "sdpa"}):
+        assert answer["relative"] <= 4e-6, answer
+
+
+def test_nothing_is_left_behind(torch, one_rank):
+    from baracuda_kernels.interop.torch import context_parallel
+
+    functional = torch.nn.functional
+    q = torch.randn(1, 2, 8, 16)
+    with context_parallel(), pytest.raises(UnsupportedError, match="softmax"):
+        functional.softmax(q @ q.transpose(2, 3), -1)
+    functional.softmax(q @ q.transpose(2, 3), -1)
+    with context_parallel():
+        with context_parallel(sequence_layout="zigzag"):
+            pass
+        functional.scaled_dot_product_attention(q, q, q)
+    q.requires_grad_()
+    functional.scaled_dot_product_attention(q, q, q).sum().backward()
+    assert q.grad is not None
+
+
+def test_a_softmax_over_experts_is_not_attention(torch, one_rank):
+    from baracuda_kernels.interop.torch import context_parallel
+
+    with context_parallel():
+        assert torch.softmax(torch.randn(2, 8, 4), -1).shape == (2, 8, 4)
+        assert torch.softmax(torch.randn(8, 8), -1).shape == (8, 8)
+        assert torch.nn.functional.log_softmax(torch.randn(2, 8, 32), -1).shape == (2, 8, 32)
+
+
+def test_other_threads_are_left_alone(torch, one_rank):
+    import threading
+
+    from baracuda_kernels.interop.torch import context_parallel
+
+    found = []
+
+    def elsewhere():
+        scores = torch.randn(1, 2, 8, 8)
+        found.append(torch.softmax(scores, -1).shape)
+
+    with context_parallel():
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+    assert found == [(1, 2, 8, 8)]
