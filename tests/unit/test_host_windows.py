@@ -28,9 +28,12 @@ TOLERANCE = {"f64": 1e-12, "f32": 2e-6, "bf16": 5e-3}
 def host_step():
     """Enqueues a step of the host family, whatever its mask."""
     host = SOURCES / "attention" / "forward" / "host"
-    sources = [host / name for name in ("family.cpp", "host_baseline.cpp", "thread_pool.cpp")]
+    sources = [
+        host / name
+        for name in ("cpu_quota.cpp", "family.cpp", "host_baseline.cpp", "thread_pool.cpp")
+    ]
     sources += [SOURCES / "attention" / name for name in ("interval.cpp", "problem.cpp")]
-    sources += [SOURCES / "common" / name for name in ("element.cpp", "error.cpp")]
+    sources += [SOURCES / "common" / name for name in ("element.cpp", "error.cpp", "interrupt.cpp")]
     return ct.CDLL(build_helper("host_step.cpp", f"-I{SOURCES}", *map(str, sources))).host_step
 
 

@@ -90,6 +90,8 @@ def test_descriptors_of_junk(extents, scale, is_causal, element):
 
 @settings(max_examples=100, deadline=None)
 @given(junk, junk, junk)
+@example(1, 2**31, 1.0)
+@example(2, [0, True], 1.0)
 def test_local_rings_of_junk(world_size, device, timeout):
     if isinstance(world_size, int) and world_size > 64:
         world_size = 64

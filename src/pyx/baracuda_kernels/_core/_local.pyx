@@ -231,13 +231,17 @@ cdef int _refuse_mixture(list plans, list args) except -1:
     return 0
 
 
+cdef bint _is_ordinal(object device):
+    return isinstance(device, int) and not isinstance(device, bool) and 0 <= device < 2 ** 31
+
+
 cdef list _devices(object device, int world_size):
     if device == "host" or device == -1:
         return [-1] * world_size
-    if isinstance(device, int) and not isinstance(device, bool) and device >= 0:
+    if _is_ordinal(device):
         return [device] * world_size
     if isinstance(device, (list, tuple)) and len(device) == world_size:
-        if all(isinstance(d, int) and d >= 0 for d in device):
+        if all([_is_ordinal(d) for d in device]):
             return list(device)
     raise InvalidProblemError(
         f"device: got {device!r}, must be 'host', a CUDA ordinal, or {world_size} ordinals")
