@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "baracuda/attention.h"
+#include "baracuda/host.h"
 #include "baracuda/attention_ring.h"
 #include "baracuda/exchange.h"
 #include "baracuda/ring.h"

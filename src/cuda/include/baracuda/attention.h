@@ -136,13 +136,6 @@ typedef struct baracuda_visible_pairs {
 BARACUDA_API int32_t baracuda_attention_visible_pairs(const baracuda_attention_step_params* params,
                                                       baracuda_visible_pairs* pairs);
 
-// Threads that the host family uses (default: the CPUs this process may run on).
-BARACUDA_API int32_t baracuda_host_threads(void);
-BARACUDA_API int32_t baracuda_set_host_threads(int32_t threads);
-
-// Instruction set the host family dispatches to: "avx512", "avx2" or "baseline".
-BARACUDA_API const char* baracuda_host_isa(void);
-
 #ifdef __cplusplus
 }
 #endif

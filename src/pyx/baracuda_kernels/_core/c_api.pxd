@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The C ABI of src/cuda/include/baracuda, for cimport."""
+"""The C ABI of src/cuda/include/baracuda, for cimport. Ops declare theirs beside themselves."""
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
@@ -53,82 +53,7 @@ cdef extern from "baracuda/runtime.h" nogil:
     int32_t baracuda_cuda_stream_synchronize(void* stream)
     int32_t baracuda_cuda_stream_is_capturing(void* stream, int32_t* capturing)
 
-cdef extern from "baracuda/element.h" nogil:
-    enum:
-        BARACUDA_F16
-        BARACUDA_BF16
-        BARACUDA_F32
-        BARACUDA_F64
-    ctypedef struct baracuda_strides:
-        int64_t batch
-        int64_t head
-        int64_t seq
-
-cdef extern from "baracuda/positions.h" nogil:
-    ctypedef struct baracuda_position_map:
-        int64_t head
-        int64_t tail
-        int64_t stride
-        int64_t split
-    baracuda_position_map baracuda_layout_map(int32_t layout, int32_t rank, int32_t world_size,
-                                              int64_t length)
-
-cdef extern from "baracuda/attention.h" nogil:
-    enum:
-        BARACUDA_STEP_FIRST
-        BARACUDA_STEP_LAST
-        BARACUDA_STEP_CAUSAL
-        BARACUDA_STEP_FOLLOWS
-    ctypedef struct baracuda_attention_step_params:
-        uint64_t struct_size
-        uint32_t flags
-        int32_t element
-        int32_t lse_element
-        int32_t sm_margin
-        int64_t batch
-        int64_t heads
-        int64_t kv_heads
-        int64_t query_len
-        int64_t key_len
-        int64_t head_dim
-        double scale
-        const void* q
-        const void* k
-        const void* v
-        void* y
-        void* lse
-        void* state
-        baracuda_strides q_strides
-        baracuda_strides k_strides
-        baracuda_strides v_strides
-        baracuda_strides y_strides
-        baracuda_position_map q_map
-        baracuda_position_map k_map
-    int32_t baracuda_attention_available(int32_t kernel)
-    ctypedef struct baracuda_attention_family:
-        const char* name
-        int32_t min_compute_capability
-        int32_t max_compute_capability
-        uint32_t elements
-        int32_t tensor_cores
-        int32_t vector_bytes
-        int32_t forward_strides
-    int32_t baracuda_attention_family_info(int32_t kernel, baracuda_attention_family* info)
-    int32_t baracuda_attention_refusal(int32_t kernel,
-                                       const baracuda_attention_step_params* params,
-                                       char* reason, int64_t size)
-    int64_t baracuda_attention_state_bytes(int32_t kernel,
-                                           const baracuda_attention_step_params* params)
-    int32_t baracuda_attention_load(int32_t kernel, const baracuda_attention_step_params* params)
-    int32_t baracuda_attention_step(int32_t kernel, const baracuda_attention_step_params* params,
-                                    void* stream)
-    ctypedef struct baracuda_visible_pairs:
-        int64_t whole
-        int64_t cut
-        int64_t first_row
-        int64_t end_row
-    int32_t baracuda_attention_visible_pairs(const baracuda_attention_step_params* params,
-                                             baracuda_visible_pairs* pairs)
+cdef extern from "baracuda/host.h" nogil:
     int32_t baracuda_host_threads()
     int32_t baracuda_set_host_threads(int32_t threads)
     const char* baracuda_host_isa()
@@ -209,14 +134,6 @@ cdef extern from "baracuda/ring.h" nogil:
     int32_t baracuda_ring_has_exchange(const baracuda_ring_call* call, int32_t number)
     int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count)
 
-cdef extern from "baracuda/attention_ring.h" nogil:
-    ctypedef struct baracuda_attention_ring_problem:
-        uint64_t struct_size
-        int32_t kernel
-        int32_t layout
-        baracuda_attention_step_params step
-    const baracuda_ring_program* baracuda_attention_ring_program()
-
 cdef extern from "baracuda/nccl.h" nogil:
     enum:
         BARACUDA_NCCL_UNIQUE_ID_BYTES
@@ -248,8 +165,3 @@ cdef extern from "baracuda/nccl.h" nogil:
                                       double timeout_seconds)
     int32_t baracuda_nccl_arm(baracuda_nccl_comm* comm, double timeout_seconds)
     int32_t baracuda_nccl_disarm(baracuda_nccl_comm* comm)
-
-cdef extern from "baracuda/xla_ffi.h" nogil:
-    void* baracuda_xla_attention_host(void* frame)
-    void* baracuda_xla_attention_cuda(void* frame)
-    void* baracuda_xla_attention_cuda_load(void* frame)

@@ -6,6 +6,7 @@
 #include "attention/forward/host/block.h"
 #include "attention/forward/host/thread_pool.h"
 #include "attention/interval.h"
+#include "baracuda/host.h"
 #include "common/error.h"
 
 namespace baracuda {

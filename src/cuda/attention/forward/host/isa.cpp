@@ -8,7 +8,7 @@
 #endif
 
 #include "attention/forward/host/block.h"
-#include "baracuda/attention.h"
+#include "baracuda/host.h"
 #include "baracuda/status.h"
 #include "common/error.h"
 

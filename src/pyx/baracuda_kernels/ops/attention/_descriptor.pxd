@@ -1,7 +1,7 @@
 # cython: language_level=3
 from libc.stdint cimport int32_t, int64_t
 
-from baracuda_kernels._core.c_api cimport baracuda_attention_step_params
+from baracuda_kernels.ops.attention.c_api cimport baracuda_attention_step_params
 
 cdef class AttentionDescriptor:
     cdef readonly int64_t batch_size

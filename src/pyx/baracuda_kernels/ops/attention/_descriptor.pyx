@@ -5,17 +5,17 @@ import math
 
 from libc.string cimport memset
 
-from baracuda_kernels._core cimport c_api
+from baracuda_kernels.ops.attention cimport c_api as attention_api
 
 from baracuda_kernels._core._enums import ElementKind
 from baracuda_kernels._core._errors import InvalidProblemError
 
 _C_ELEMENTS = {
-    ElementKind.F16: c_api.BARACUDA_F16,
-    ElementKind.BF16: c_api.BARACUDA_BF16,
-    ElementKind.F32: c_api.BARACUDA_F32,
-    ElementKind.F32_STRICT: c_api.BARACUDA_F32,
-    ElementKind.F64: c_api.BARACUDA_F64,
+    ElementKind.F16: attention_api.BARACUDA_F16,
+    ElementKind.BF16: attention_api.BARACUDA_BF16,
+    ElementKind.F32: attention_api.BARACUDA_F32,
+    ElementKind.F32_STRICT: attention_api.BARACUDA_F32,
+    ElementKind.F64: attention_api.BARACUDA_F64,
 }
 _FIELDS = ("batch_size", "num_heads", "query_len", "key_len", "head_dim", "scale", "is_causal",
            "element")
@@ -81,8 +81,8 @@ cdef class AttentionDescriptor:
         memset(step, 0, sizeof(step[0]))
         step.struct_size = sizeof(step[0])
         step.element = self.c_element
-        step.lse_element = c_api.BARACUDA_F32
-        step.flags = c_api.BARACUDA_STEP_CAUSAL if self.is_causal else 0
+        step.lse_element = attention_api.BARACUDA_F32
+        step.flags = attention_api.BARACUDA_STEP_CAUSAL if self.is_causal else 0
         step.batch = self.batch_size
         step.heads = self.num_heads
         step.kv_heads = self.num_kv_heads

@@ -6,6 +6,7 @@ import dataclasses
 from libc.stdint cimport int32_t
 
 from baracuda_kernels._core cimport c_api
+from baracuda_kernels.ops.attention cimport c_api as attention_api
 from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
 
 from baracuda_kernels._core._enums import (
@@ -20,9 +21,10 @@ from baracuda_kernels._core._sku import KernelSku, PrecisionGuarantee
 from baracuda_kernels.ops.attention._descriptor import accumulator_of
 
 _ELEMENTS = (
-    (ElementKind.F16, c_api.BARACUDA_F16), (ElementKind.BF16, c_api.BARACUDA_BF16),
-    (ElementKind.F32, c_api.BARACUDA_F32), (ElementKind.F32_STRICT, c_api.BARACUDA_F32),
-    (ElementKind.F64, c_api.BARACUDA_F64),
+    (ElementKind.F16, attention_api.BARACUDA_F16), (ElementKind.BF16, attention_api.BARACUDA_BF16),
+    (ElementKind.F32, attention_api.BARACUDA_F32),
+    (ElementKind.F32_STRICT, attention_api.BARACUDA_F32),
+    (ElementKind.F64, attention_api.BARACUDA_F64),
 )
 _TENSOR_CORE = {ElementKind.F16: MathPrecision.F16, ElementKind.BF16: MathPrecision.BF16}
 
@@ -89,7 +91,7 @@ class Family:
                     f"{arch} was asked for")
         elif capability > self.max_compute_capability:
             return f"runs on compute capability {self.max_compute_capability / 10} alone"
-        if not c_api.baracuda_attention_available(self.kernel):
+        if not attention_api.baracuda_attention_available(self.kernel):
             return "is not in this build (made with BARACUDA_CUDA=OFF)"
         return ""
 
@@ -115,8 +117,8 @@ class Family:
 
 def _family(int32_t kernel):
     """The family of a number in the C ABI; None where numbers end."""
-    cdef c_api.baracuda_attention_family info
-    if c_api.baracuda_attention_family_info(kernel, &info) != c_api.BARACUDA_OK:
+    cdef attention_api.baracuda_attention_family info
+    if attention_api.baracuda_attention_family_info(kernel, &info) != c_api.BARACUDA_OK:
         return None
     least, most = info.min_compute_capability, info.max_compute_capability
     arch = ArchSku.HOST if most == 0 else ArchSku[f"SM{least}A" if most == least else f"SM{least}"]
@@ -165,17 +167,18 @@ def candidates(op, descriptor, arch, preference, direction, workspace):
 
 
 def _refusal(int32_t kernel, AttentionDescriptor descriptor):
-    cdef c_api.baracuda_attention_step_params step
+    cdef attention_api.baracuda_attention_step_params step
     cdef char reason[256]
     descriptor.fill(&step)
-    if c_api.baracuda_attention_refusal(kernel, &step, reason, sizeof(reason)) == c_api.BARACUDA_OK:
+    if attention_api.baracuda_attention_refusal(
+            kernel, &step, reason, sizeof(reason)) == c_api.BARACUDA_OK:
         return ""
     return (<bytes>reason).decode()
 
 
 def _state_bytes(int32_t kernel, AttentionDescriptor descriptor):
-    cdef c_api.baracuda_attention_step_params step
-    if not c_api.baracuda_attention_available(kernel):
+    cdef attention_api.baracuda_attention_step_params step
+    if not attention_api.baracuda_attention_available(kernel):
         return 0
     descriptor.fill(&step)
-    return c_api.baracuda_attention_state_bytes(kernel, &step)
+    return attention_api.baracuda_attention_state_bytes(kernel, &step)

@@ -5,7 +5,8 @@ from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
-from baracuda_kernels._core cimport c_api
+from baracuda_kernels.ops.attention cimport c_api as attention_api
+from baracuda_kernels.ops.attention.c_api cimport baracuda_visible_pairs
 from baracuda_kernels._core._status cimport check
 
 from baracuda_kernels._core._enums import SequenceLayout
@@ -35,18 +36,20 @@ def visible_pairs(sequence_layout, int32_t world_size, int64_t length, bint caus
     cdef Py_ssize_t count = min(len(rank), len(origin)) // sizeof(int64_t), i
     cdef const int64_t* ranks = <const int64_t*>PyBytes_AsString(rank)
     cdef const int64_t* origins = <const int64_t*>PyBytes_AsString(origin)
-    counted = PyBytes_FromStringAndSize(NULL, count * sizeof(c_api.baracuda_visible_pairs))
-    cdef c_api.baracuda_visible_pairs* pairs = <c_api.baracuda_visible_pairs*>PyBytes_AsString(
+    counted = PyBytes_FromStringAndSize(NULL, count * sizeof(baracuda_visible_pairs))
+    cdef baracuda_visible_pairs* pairs = <baracuda_visible_pairs*>PyBytes_AsString(
         counted)
-    cdef c_api.baracuda_attention_step_params step
+    cdef attention_api.baracuda_attention_step_params step
     memset(&step, 0, sizeof(step))
     step.struct_size = sizeof(step)
-    step.element = step.lse_element = c_api.BARACUDA_F32
-    step.flags = c_api.BARACUDA_STEP_CAUSAL if causal else 0
+    step.element = step.lse_element = attention_api.BARACUDA_F32
+    step.flags = attention_api.BARACUDA_STEP_CAUSAL if causal else 0
     step.batch = step.heads = step.kv_heads = step.head_dim = 1
     step.query_len = step.key_len = length
     for i in range(count):
-        step.q_map = c_api.baracuda_layout_map(layout, <int32_t>ranks[i], world_size, length)
-        step.k_map = c_api.baracuda_layout_map(layout, <int32_t>origins[i], world_size, length)
-        check(c_api.baracuda_attention_visible_pairs(&step, pairs + i))
+        step.q_map = attention_api.baracuda_layout_map(
+            layout, <int32_t>ranks[i], world_size, length)
+        step.k_map = attention_api.baracuda_layout_map(
+            layout, <int32_t>origins[i], world_size, length)
+        check(attention_api.baracuda_attention_visible_pairs(&step, pairs + i))
     return counted

@@ -2,7 +2,7 @@
 from libc.stdint cimport int32_t, int64_t
 
 from baracuda_kernels._core._stream cimport Stream
-from baracuda_kernels._core.c_api cimport baracuda_attention_step_params
+from baracuda_kernels.ops.attention.c_api cimport baracuda_attention_step_params
 from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
 from baracuda_kernels.ops.attention._operands cimport AttentionOperands
 

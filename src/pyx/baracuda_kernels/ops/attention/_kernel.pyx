@@ -3,7 +3,7 @@
 
 from libc.stdint cimport int32_t
 
-from baracuda_kernels._core cimport c_api
+from baracuda_kernels.ops.attention cimport c_api as attention_api
 from baracuda_kernels._core._device cimport enter_device, leave_device
 from baracuda_kernels._core._status cimport check
 
@@ -16,14 +16,14 @@ cdef class AttentionKernel:
     cdef int step(self, baracuda_attention_step_params* step, Stream stream) except -1:
         cdef int32_t previous = enter_device(self.device), status
         with nogil:
-            status = c_api.baracuda_attention_step(self.number, step, stream.handle)
+            status = attention_api.baracuda_attention_step(self.number, step, stream.handle)
         leave_device(previous)
         return check(status)
 
 
 cdef AttentionKernel load_kernel(object family, AttentionDescriptor problem, int device):
     cdef AttentionKernel self = AttentionKernel.__new__(AttentionKernel)
-    cdef c_api.baracuda_attention_step_params step
+    cdef attention_api.baracuda_attention_step_params step
     cdef int32_t previous, status
     self.device = device
     self.number = family.kernel
@@ -33,7 +33,7 @@ cdef AttentionKernel load_kernel(object family, AttentionDescriptor problem, int
     problem.fill(&step)
     previous = enter_device(device)
     with nogil:
-        status = c_api.baracuda_attention_load(self.number, &step)
+        status = attention_api.baracuda_attention_load(self.number, &step)
     leave_device(previous)
     check(status)
     return self

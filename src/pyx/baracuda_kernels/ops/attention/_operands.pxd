@@ -1,7 +1,7 @@
 # cython: language_level=3
 from libc.stdint cimport int64_t
 
-from baracuda_kernels._core.c_api cimport baracuda_attention_step_params, baracuda_strides
+from baracuda_kernels.ops.attention.c_api cimport baracuda_attention_step_params, baracuda_strides
 from baracuda_kernels._core._operands cimport OperandChecks
 from baracuda_kernels._core._tensor cimport TensorRef
 from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor

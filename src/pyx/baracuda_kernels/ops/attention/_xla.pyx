@@ -4,7 +4,7 @@
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int64_t
 
-from baracuda_kernels._core cimport c_api
+from baracuda_kernels.ops.attention cimport c_api as attention_api
 from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
 
 from baracuda_kernels._core._errors import UnsupportedError
@@ -17,9 +17,9 @@ def handlers():
     What they expect is in ``include/baracuda/xla_ffi.h``.
     """
     return {
-        "cpu": {"execute": _capsule(<void*>c_api.baracuda_xla_attention_host)},
-        "CUDA": {"execute": _capsule(<void*>c_api.baracuda_xla_attention_cuda),
-                 "initialize": _capsule(<void*>c_api.baracuda_xla_attention_cuda_load)},
+        "cpu": {"execute": _capsule(<void*>attention_api.baracuda_xla_attention_host)},
+        "CUDA": {"execute": _capsule(<void*>attention_api.baracuda_xla_attention_cuda),
+                 "initialize": _capsule(<void*>attention_api.baracuda_xla_attention_cuda_load)},
     }
 
 
@@ -33,13 +33,13 @@ def state_bytes(AttentionDescriptor descriptor not None):
     UnsupportedError
         No family takes its element and head_dim.
     """
-    cdef c_api.baracuda_attention_step_params step
+    cdef attention_api.baracuda_attention_step_params step
     cdef int64_t most = -1
     descriptor.validate()
     descriptor.fill(&step)
     for family in _families.FAMILIES:
-        if c_api.baracuda_attention_available(family.kernel):
-            most = max(most, c_api.baracuda_attention_state_bytes(family.kernel, &step))
+        if attention_api.baracuda_attention_available(family.kernel):
+            most = max(most, attention_api.baracuda_attention_state_bytes(family.kernel, &step))
     if most < 0:
         raise UnsupportedError(f"no kernel takes the state of {descriptor!r}")
     return most

@@ -3,7 +3,7 @@
 
 from functools import partial
 
-from baracuda_kernels._core cimport c_api
+from baracuda_kernels.ops.attention cimport c_api as attention_api
 from baracuda_kernels._core._plan cimport MADE_BY_SELECT, KernelPlan
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
@@ -35,7 +35,7 @@ cdef class FlashSdpaArgs:
     cdef readonly TensorRef y
     cdef readonly TensorRef lse
     cdef FlashSdpaPlan plan                               # that step was checked for
-    cdef c_api.baracuda_attention_step_params step
+    cdef attention_api.baracuda_attention_step_params step
 
     def __cinit__(self, *, q, k, v, y, lse=None):
         self.q = as_tensor("q", q)
@@ -75,7 +75,7 @@ cdef class FlashSdpaPlan(KernelPlan):
             The launch failed.
         """
         cdef Stream one = as_stream(stream)
-        cdef c_api.baracuda_attention_step_params step
+        cdef attention_api.baracuda_attention_step_params step
         self.refuse_stream(one)
         if args.plan is not self:
             self.bind(args)
@@ -86,9 +86,9 @@ cdef class FlashSdpaPlan(KernelPlan):
     cdef int bind(self, FlashSdpaArgs args) except -1:
         cdef FlashSdpaDescriptor d = self.descriptor
         cdef AttentionOperands checks = self.kernel.checks()
-        cdef c_api.baracuda_attention_step_params step
+        cdef attention_api.baracuda_attention_step_params step
         d.fill(&step)
-        step.flags |= c_api.BARACUDA_STEP_FIRST | c_api.BARACUDA_STEP_LAST
+        step.flags |= attention_api.BARACUDA_STEP_FIRST | attention_api.BARACUDA_STEP_LAST
         checks.bind_query(d, args.q, &step)
         checks.bind_keys(d, args.k, args.v, &step)
         checks.bind_outputs(d, args.y, args.lse, &step)

@@ -6,6 +6,7 @@ from functools import partial
 from libc.stdint cimport int32_t, int64_t
 
 from baracuda_kernels._core cimport c_api
+from baracuda_kernels.ops.attention cimport c_api as attention_api
 from baracuda_kernels._core._device cimport enter_device, leave_device
 from baracuda_kernels._core._member cimport RingBinding, RingMember, RingPlan, as_member
 from baracuda_kernels._core._operands cimport SCRATCH_ALIGNMENT
@@ -33,11 +34,11 @@ _MAX_RANKS = 2 ** 31 - 1
 cdef class _Binding(RingBinding):
     """K and V travel beside the steps, as one payload of two pieces."""
 
-    cdef c_api.baracuda_attention_ring_problem problem
+    cdef attention_api.baracuda_attention_ring_problem problem
 
     def __cinit__(self):
         self.problem.struct_size = sizeof(self.problem)
-        self.call.program = c_api.baracuda_attention_ring_program()
+        self.call.program = attention_api.baracuda_attention_ring_program()
         self.call.problem = &self.problem
         self.call.payload_count = 1
         self.payloads[0].timing = c_api.BARACUDA_RING_BESIDE
@@ -84,7 +85,7 @@ cdef class RingAttentionPlan(RingPlan):
             No kernel fits; the message has every kernel's reason.
         """
         cdef RingAttentionPlan self = RingAttentionPlan.__new__(RingAttentionPlan, MADE_BY_SELECT)
-        cdef c_api.baracuda_attention_step_params step
+        cdef attention_api.baracuda_attention_step_params step
         cdef RingAttentionDescriptor problem
         if isinstance(stream, RingAttentionDescriptor) or isinstance(descriptor, Stream):
             descriptor, stream = stream, descriptor
@@ -92,7 +93,7 @@ cdef class RingAttentionPlan(RingPlan):
         problem = descriptor
         self.kernel = load_kernel(family, problem, self.device)
         problem.fill(&step)
-        self.accumulator_scratch_bytes = c_api.baracuda_attention_state_bytes(
+        self.accumulator_scratch_bytes = attention_api.baracuda_attention_state_bytes(
             self.kernel.number, &step)
         return self
 
@@ -220,7 +221,7 @@ cdef class RingAttentionPlan(RingPlan):
             what is before it.
         """
         cdef Stream one = as_stream(stream)
-        cdef c_api.baracuda_attention_step_params step
+        cdef attention_api.baracuda_attention_step_params step
         cdef RingAttentionDescriptor d = self.descriptor
         cdef AttentionOperands checks = self.kernel.checks()
         cdef TensorRef view
@@ -239,20 +240,20 @@ cdef class RingAttentionPlan(RingPlan):
         checks.bind_query(d, as_tensor("q", q), &step)
         checks.bind_keys(d, as_tensor("k", k), as_tensor("v", v), &step)
         if last:
-            step.flags |= c_api.BARACUDA_STEP_LAST
+            step.flags |= attention_api.BARACUDA_STEP_LAST
             checks.bind_outputs(d, as_tensor("y", y), as_tensor("lse", lse), &step)
         if first:
-            step.flags |= c_api.BARACUDA_STEP_FIRST
+            step.flags |= attention_api.BARACUDA_STEP_FIRST
         elif follows:
-            step.flags |= c_api.BARACUDA_STEP_FOLLOWS
+            step.flags |= attention_api.BARACUDA_STEP_FOLLOWS
         if not (first and last):
             view = checks.workspace("accumulator_scratch",
                                     as_tensor("accumulator_scratch", accumulator_scratch),
                                     self.accumulator_scratch_bytes)
             step.state = view.data
         checks.no_overlaps()
-        step.q_map = c_api.baracuda_layout_map(d.c_layout, rank, world_size, d.query_len)
-        step.k_map = c_api.baracuda_layout_map(d.c_layout, origin, world_size, d.key_len)
+        step.q_map = attention_api.baracuda_layout_map(d.c_layout, rank, world_size, d.query_len)
+        step.k_map = attention_api.baracuda_layout_map(d.c_layout, origin, world_size, d.key_len)
         self.kernel.step(&step, one)
 
     cdef RingBinding bind(self, Stream stream, RingMember member, object args):
@@ -282,7 +283,7 @@ cdef class RingAttentionPlan(RingPlan):
         cdef RingAttentionDescriptor d = self.descriptor
         cdef AttentionOperands checks = self.kernel.checks()
         cdef c_api.baracuda_ring_payload* kv = &binding.payloads[0]
-        cdef c_api.baracuda_attention_step_params* step = &binding.problem.step
+        cdef attention_api.baracuda_attention_step_params* step = &binding.problem.step
         cdef int64_t nbytes = _kv_elements(d) * d.itemsize
         cdef TensorRef view, scratch_a = None, scratch_b = None
         cdef bint in_place = args.k is not None
@@ -329,7 +330,7 @@ cdef int64_t _kv_elements(RingAttentionDescriptor d) noexcept:
     return d.batch_size * d.num_kv_heads * d.key_len * d.head_dim
 
 
-cdef int _require_dense(str name, TensorRef view, c_api.baracuda_strides strides,
+cdef int _require_dense(str name, TensorRef view, attention_api.baracuda_strides strides,
                         RingAttentionDescriptor d) except -1:
     """One message per tensor goes around, so its elements must be one dense run of memory."""
     cdef int64_t expected = 1
