@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import baracuda_kernels as bk
+from baracuda_kernels._core import _info
 from helpers.oracle import attention
 
 HOST = bk.Stream.host()
@@ -57,7 +58,16 @@ class Ring:
         return thread
 
 
-LONG = 6144  # rows: about a second
+LONG = 6144  # rows: about a second of one thread
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """So that a run takes its time on a machine of many cores, too."""
+    before = _info.host_info()["threads"]
+    _info.set_host_threads(1)
+    yield
+    _info.set_host_threads(before)
 
 
 def test_a_refused_run_all_leaves_the_run_in_flight_alone():

@@ -1,4 +1,4 @@
-"""``ring_attention`` as an operator of PyTorch: dispatch, fake tensors, and the backward's place."""
+"""``ring_attention`` as an operator of PyTorch: dispatch, fake tensors, the backward's place."""
 
 from __future__ import annotations
 
@@ -169,13 +169,9 @@ def ring_attention(
             raise InvalidProblemError(
                 f'tensor_layout: got {tensor_layout!r}, must be "bhsd" or "bshd"'
             )
-        for argument, x in (("q", q), ("k", k), ("v", v)):
-            if not isinstance(x, torch.Tensor):
-                raise InvalidProblemError(
-                    f"{argument}: got {type(x).__name__}, must be a torch.Tensor"
-                )
-            if swapped and x.dim() != 4:
-                raise InvalidProblemError(f"{argument}: got {x.dim()} dimensions, must have 4")
+        kind = torch.Tensor
+        if swapped or not (isinstance(q, kind) and isinstance(k, kind) and isinstance(v, kind)):
+            _check_tensors(q, k, v, swapped)
     except BaracudaError as error:
         tell(name, error, device_of(q, k, v))
         raise
@@ -211,6 +207,14 @@ def attend(
     # Autograd's layer is Python and would only find that there is nothing to record.
     with torch._C._AutoDispatchBelowAutograd():
         return _op(q, k, v, group_name, is_causal, scale, sequence_layout)
+
+
+def _check_tensors(q: Any, k: Any, v: Any, swapped: bool) -> None:
+    for argument, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, torch.Tensor):
+            raise InvalidProblemError(f"{argument}: got {type(x).__name__}, must be a torch.Tensor")
+        if swapped and x.dim() != 4:
+            raise InvalidProblemError(f"{argument}: got {x.dim()} dimensions, must have 4")
 
 
 def device_of(*values: Any) -> torch.device | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,13 +54,11 @@ def clear_cache() -> None:
         _rings.popitem()[1].close()
 
 
-class _Call(NamedTuple):
-    plan: RingAttentionPlan
-    args: RingAttentionArgs
-    side: bytes  # what the other ranks compare; on the CPU alone
-    y: torch.Tensor
-    lse: torch.Tensor
-    held: tuple  # what args points to, which owns nothing
+# The plan and its arguments; what the other ranks compare, on the CPU alone; y, lse, and what else
+# the arguments point to, for they own nothing.
+_Call = tuple[
+    RingAttentionPlan, RingAttentionArgs, bytes, torch.Tensor, torch.Tensor, tuple[Any, ...]
+]
 
 
 class Ring:
@@ -98,14 +96,16 @@ class Ring:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """y and lse of the whole ring's attention for the rows of q; every rank calls it."""
         try:
-            call = self._prepare(q, k, v, is_causal, scale, sequence_layout)
+            plan, args, side, y, lse, _held = self._prepare(
+                q, k, v, is_causal, scale, sequence_layout
+            )
         except BaracudaError as error:
             self.refuse(error)
             raise
         if self._agreement is not None:
-            self._agreement.require(call.side)
-        call.plan.run(self._stream(), self.comm, call.args)
-        return call.y, call.lse
+            self._agreement.require(side)
+        plan.run(self._stream(), self.comm, args)
+        return y, lse
 
     def refuse(self, error: BaracudaError) -> None:
         """Give the other ranks, which wait for this one, the error that it raises instead."""
@@ -146,7 +146,7 @@ class Ring:
             kept = args, side
             if read[0] is q and read[1] is k and read[2] is v:
                 _keep(self._args, places, kept)
-        return _Call(plan, *kept, y, lse, (held, scratch))
+        return (plan, *kept, y, lse, (held, scratch))
 
     def _select(self, problem: tuple[Any, ...]) -> RingAttentionPlan:
         _refuse_capture(self._device)

@@ -2,7 +2,7 @@
 """Views of the caller's memory: nothing is copied, nothing is allocated on a device."""
 
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
-from libc.stdint cimport int32_t, int64_t, uintptr_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uintptr_t
 
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._dlpack cimport (
@@ -243,7 +243,8 @@ cdef object _fill(TensorRef self, str name, object source, object shape, object 
         raise InvalidProblemError(
             f"{name}: got {type(source).__name__}, must be a tensor with __dlpack__ or "
             "__cuda_array_interface__, a NumPy array, or a TensorRef over an address")
-    if device is not None and integer(f"{name}: device", device, -1, 2 ** 31) != self.device:
+    if device is not None and not (type(device) is int and device == self.device) \
+            and integer(f"{name}: device", device, -1, 2 ** 31) != self.device:
         raise InvalidProblemError(f"{name}: lies on device {self.device}, not {device}")
     if shape is not None:
         _reshape_bytes(self, name, shape, strides, element)
@@ -285,6 +286,21 @@ cdef extern from *:
                                int64_t itemsize, uintptr_t data) noexcept nogil
 
 
+cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
+
+
+cdef int64_t _whole(str name, str what, object value, int64_t low) except? -1:
+    """As integer(), of low or more in 64 bits, without a text for every value that is right."""
+    cdef int overflow = 0
+    cdef int64_t number
+    if type(value) is int:
+        number = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if overflow == 0 and number >= low:
+            return number
+    return integer(f"{name}: {what}", value, low, 2 ** 63)
+
+
 cdef int64_t integer(str name, object value, object low, object end) except? -1:
     """An integer in [low, end) and nothing that would have to be rounded to one."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -316,12 +332,12 @@ cdef object _set_shape(TensorRef self, str name, object shape, object strides):
             f"{name}: got {len(strides)} strides for {len(shape)} dimensions")
     self.ndim = len(shape)
     for i in range(self.ndim):
-        self.dims[i] = integer(f"{name}: shape", shape[i], 0, 2 ** 63)
+        self.dims[i] = _whole(name, "shape", shape[i], 0)
     if strides is None:
         _row_major(self)
     else:
         for i in range(self.ndim):
-            self.steps[i] = integer(f"{name}: strides", strides[i], -2 ** 63 + 1, 2 ** 63)
+            self.steps[i] = _whole(name, "strides", strides[i], -INT64_MAX)
     if not baracuda_spans_memory(self.dims, self.steps, self.ndim, self.itemsize,
                                  <uintptr_t>self.data):
         raise InvalidProblemError(
@@ -356,7 +372,8 @@ cdef object _from_address(TensorRef self, str name, object address, object shape
                 found = -1  # no usable driver: it can only be host memory
         self.device = found if found >= 0 else -1
     else:
-        self.device = integer(f"{name}: device", device, -1, 2 ** 31)
+        self.device = (device if type(device) is int and -1 <= device < 64
+                       else integer(f"{name}: device", device, -1, 2 ** 31))
     self.writable = True
     return None
 
@@ -381,8 +398,7 @@ cdef object _byte_strides(TensorRef self, str name, object shape, object strides
         _set_shape(self, name, shape, None)
         return None
     for i, stride in enumerate(strides):
-        if integer(f"{name}: strides", stride, -2 ** 63 + 1, 2 ** 63) % self.itemsize \
-                and shape[i] > 1:
+        if _whole(name, "strides", stride, -INT64_MAX) % self.itemsize and shape[i] > 1:
             raise InvalidProblemError(
                 f"{name}: stride of {stride} bytes is not a multiple of the element's "
                 f"{self.itemsize}")
