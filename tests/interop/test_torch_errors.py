@@ -174,7 +174,7 @@ def test_sharding(torch, one_rank):
 
     with pytest.raises(InvalidProblemError, match="dim: got 3, x has 2 dimensions"):
         shard(torch.zeros(2, 3), 3)
-    with pytest.raises(InvalidProblemError, match="length is -1"):
+    with pytest.raises(InvalidProblemError, match="length: got -1"):
         position_ids(-1)
 
 

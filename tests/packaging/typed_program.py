@@ -64,6 +64,6 @@ def paper() -> float:
 
 def ring(bad: bk.BaracudaError) -> str:
     local = bk.LocalCommunicator.ring(2)
-    assert_type(local.ranks, list[bk.LocalCommunicator])
+    assert_type(local.ranks, tuple[bk.LocalCommunicator, ...])
     assert_type(local[0].world_size, int)
     return str(bad)
