@@ -123,30 +123,46 @@ def test_the_version_is_the_metadata_s():
     assert version("baracuda-kernels") == bk.__version__ == bk._build_info()["version"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_mypy_cache(tmp_path_factory):
+    """The checks read the frameworks' sources once between them, and none of an earlier run's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MYPY_CACHE_DIR", str(tmp_path_factory.mktemp("mypy")))
+        yield
+
+
+def started(*command, cwd):
+    return subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, cwd=cwd)  # fmt: skip
+
+
 def checked(*command, cwd):
     """The output of a checker that finds nothing wrong."""
-    result = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True,
-                            cwd=cwd)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    with started(*command, cwd=cwd) as process:
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return output
 
 
-def test_stubs_agree_with_the_modules(tmp_path):
-    """All of the package; of the adapters those whose framework is here."""
+@pytest.mark.timeout(300)
+def test_the_package_type_checks_and_its_stubs_agree_with_the_modules(tmp_path):
+    """All of the package; of the adapters those whose framework is here. Side by side: both are
+    slow."""
     allowed = [HERE / "stubtest_allowlist.txt", tmp_path / "absent.txt"]
     absent = [name for name in ("jax", "torch", "transformers")
               if importlib.util.find_spec(name) is None]
     without = {"jax": "(jax|_jax_primitive)", "torch": "(_?torch.*|transformers)",
                "transformers": "transformers"}  # fmt: skip
     allowed[1].write_text("".join(f"baracuda_kernels.interop.{without[x]}.*\n" for x in absent))
-    checked("mypy.stubtest", "baracuda_kernels", "--mypy-config-file", ROOT / "pyproject.toml",
-            "--ignore-unused-allowlist", *(x for path in allowed for x in ("--allowlist", path)),
-            cwd=tmp_path)  # fmt: skip
-
-
-def test_the_package_type_checks(tmp_path):
-    checked("mypy", "--config-file", ROOT / "pyproject.toml", "-p", "baracuda_kernels",
-            cwd=tmp_path)  # fmt: skip
+    stubs = started(
+        "mypy.stubtest", "baracuda_kernels", "--mypy-config-file", ROOT / "pyproject.toml",
+        "--ignore-unused-allowlist", *(x for path in allowed for x in ("--allowlist", path)),
+        cwd=tmp_path)  # fmt: skip
+    with stubs:
+        checked("mypy", "--config-file", ROOT / "pyproject.toml", "-p", "baracuda_kernels",
+                cwd=tmp_path)  # fmt: skip
+        output, _ = stubs.communicate()
+    assert stubs.returncode == 0, output
 
 
 def misuse(folder):
