@@ -285,6 +285,13 @@ class Build:
             "text": True,
             "stdout": subprocess.PIPE,
         }
+        # An editable install outranks PYTHONPATH: its checkout would be timed in the folder's place.
+        if Path(where).is_dir():
+            find = "import importlib.util as u; print(u.find_spec('baracuda_kernels').origin)"
+            command = [self._python, "-P", "-c", find]
+            found = subprocess.run(command, check=True, **self._start).stdout.strip()
+            if Path(where).resolve() not in Path(found).resolve().parents:
+                raise SystemExit(f"{where}: {self._python} imports {found} instead")
         self._process: Any = subprocess.Popen(
             [self._python, "-P", str(Path(__file__).resolve()), "--worker"],
             stdin=subprocess.PIPE,

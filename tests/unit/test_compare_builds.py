@@ -101,3 +101,9 @@ def test_a_slower_build_is_told(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", arguments)
         assert compare_builds.main() == code
         assert ("SLOWER" in capsys.readouterr().out) == bool(code)
+
+
+def test_a_folder_that_is_not_imported_is_refused(tmp_path):
+    """It holds no package: this Python's own would be timed in its name."""
+    with pytest.raises(SystemExit, match="imports .* instead"):
+        compare_builds.Build(str(tmp_path), str(tmp_path))
