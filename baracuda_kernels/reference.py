@@ -169,8 +169,9 @@ def attention_backward(
                     q[b, h, at], k[b, kv, seen], v[b, kv, seen], dy[b, h, at], dlse[b, h, at],
                     scale, mask[:, seen],
                 )  # fmt: skip
-                dk[b, kv, seen] += d_keys
-                dv[b, kv, seen] += d_values
+                with np.errstate(invalid="ignore"):
+                    dk[b, kv, seen] += d_keys
+                    dv[b, kv, seen] += d_values
     return dq, dk, dv
 
 

@@ -66,23 +66,28 @@ int32_t check_params(const char* call, const BackwardParams* params) {
               static_cast<unsigned long long>(sizeof(BackwardParams)));
 }
 
-// The types of a checked problem's lse, dk and dv.
+// Of a checked problem: the type of lse.
+int32_t check_rows(const char* call, const BackwardParams& params) {
+  const int32_t wide = accumulator_element(params.step.element);
+  if (params.step.lse_element != wide) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call,
+                "lse_element is %d: must be %d, the accumulator's type", params.step.lse_element,
+                wide);
+  }
+  if (params.reserved == 0) return BARACUDA_OK;
+  return fail(BARACUDA_UNSUPPORTED, call, "%s", "reserved is set: it must be zero");
+}
+
+// And that of dk and dv, which the steps write.
 int32_t check_types(const char* call, const BackwardParams& params) {
   const StepParams& p = params.step;
   const int32_t wide = accumulator_element(p.element);
-  if (p.lse_element != wide) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "lse_element is %d: must be %d, the accumulator's type", p.lse_element, wide);
-  }
   if (params.kv_gradient_element != p.element && params.kv_gradient_element != wide) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
                 "kv_gradient_element is %d: must be element, %d, or the accumulator's type, %d",
                 params.kv_gradient_element, p.element, wide);
   }
-  if (params.reserved != 0) {
-    return fail(BARACUDA_UNSUPPORTED, call, "%s", "reserved is set: it must be zero");
-  }
-  return BARACUDA_OK;
+  return check_rows(call, params);
 }
 
 // Addresses: these families ask for no more than their element's alignment.
@@ -188,7 +193,7 @@ extern "C" int32_t baracuda_attention_backward_prepare(
   const BackwardFamily* family = nullptr;
   int32_t status = check_params(call, params);
   if (status == BARACUDA_OK) status = find_server(call, kernel, &params->step, &family);
-  if (status == BARACUDA_OK) status = check_types(call, *params);
+  if (status == BARACUDA_OK) status = check_rows(call, *params);
   if (status != BARACUDA_OK || is_empty(params->step)) return status;
   status = check_prepare_operands(call, *params);
   return status == BARACUDA_OK ? family->prepare(*params, stream) : status;
