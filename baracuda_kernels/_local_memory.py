@@ -238,7 +238,7 @@ def _cuda_core() -> Any:
     except ImportError as error:
         raise UnsupportedError(
             "NumPy arrays on a CUDA device need cuda.core, which owns the device memory: "
-            "pip install cuda-core, or the extra baracuda-kernels[cu13] (CUDA 12: [cu12]), "
+            "pip install cuda-core (from a clone: pip install '.[cu13]'; CUDA 12: '.[cu12]'), "
             f"or pass arrays that are on the device already ({error})"
         ) from error
     return core

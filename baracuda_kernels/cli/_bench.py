@@ -23,6 +23,7 @@ from baracuda_kernels.cli._plot import check_plot
 from baracuda_kernels.cli._plot_ring import draw_plot
 from baracuda_kernels.cli._run import LAYOUTS, ranks_type
 from baracuda_kernels.cli._sample import DTYPES, check_sample, dtype_choice
+from baracuda_kernels.cli._trace import write_trace
 
 
 @click.group()
@@ -43,6 +44,11 @@ def bench() -> None:
 @click.option("--device", default="cuda", show_default=True, help="host (or cpu), cuda or cuda:N.")
 @click.option("--runs", type=click.IntRange(1), default=20, show_default=True, help="Timed runs.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Picture: .png, .svg or .pdf.")
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    help="Lanes of one run for Perfetto or chrome://tracing: .json.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the JSON there.")
 @json_option
 def ring(
@@ -58,6 +64,7 @@ def ring(
     device: str,
     runs: int,
     plot: Path | None,
+    trace: Path | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -65,6 +72,8 @@ def ring(
 
     The ranks take turns on one device, so the total is that of all their work; the exchanges are
     copies beside the kernels. Times are medians over the runs, after two that are not counted.
+    --plot and --trace show when all of it happened in one run, the median one by its length: a lane
+    for what a rank computed, one for its exchanges, one for what its kernels waited for them.
     """
     from baracuda_kernels.local_ring import PreparedRing
 
@@ -73,8 +82,11 @@ def ring(
         raise click.BadParameter(f"{kv_heads} does not divide {heads} heads", param_hint="kv-heads")
     if plot is not None:
         check_plot(plot)
-    if output is not None:
-        check_target(output, (".json",))
+    for target in (trace, output):
+        if target is not None:
+            check_target(target, (".json",))
+    if trace is not None and trace == output:
+        raise click.BadParameter(f"{trace} is -o's file, too", param_hint="trace")
     check_sample(batch, heads + 2 * kv_heads, ranks * chunk, head_dim, dtype)
     random = np.random.default_rng(0)
     q, k, v = (
@@ -98,6 +110,8 @@ def ring(
             raise FileProblemError(f"{output}: {error}") from error
     if plot is not None:
         draw_plot(plot, result)
+    if trace is not None:
+        write_trace(trace, result)
     if as_json:
         print_json(result)
     else:
@@ -111,10 +125,12 @@ def _measure(prepared: Any, ranks: int, runs: int, as_json: bool) -> dict[str, A
     for _ in range(2):
         prepared.run(timelines)
     samples = []  # [run][rank] -> steps
+    lanes = []  # [run] -> spans
     with ProgressBar(f"{ranks} ranks, runs", as_json) as bar:
         for number in range(runs):
             prepared.run(timelines)
             samples.append([timeline.steps for timeline in timelines])
+            lanes.append(_lanes(timelines))
             bar.update(number + 1, runs)
 
     def median(name: str, rank: int, step: int) -> float:
@@ -137,7 +153,26 @@ def _measure(prepared: Any, ranks: int, runs: int, as_json: bool) -> dict[str, A
         "exposed": sum(sum(step["exposed"]) for step in steps),
         # What the ring would take in lock step over what it would with the work spread evenly.
         "balance": sum(map(max, compute)) / (whole / ranks),
+        "lanes": sorted(lanes, key=_length)[len(lanes) // 2],
     }
+
+
+def _lanes(timelines: list[Any]) -> list[dict[str, Any]]:
+    """What the ranks did in the last run, in milliseconds after the first of it."""
+    spans = [
+        {"rank": timeline.rank, **span._asdict()}
+        for timeline in timelines
+        for span in timeline.spans(timelines[0])
+    ]
+    start = min(span["begin"] for span in spans)
+    for span in spans:
+        span["begin"] -= start
+        span["end"] -= start
+    return spans
+
+
+def _length(lanes: list[dict[str, Any]]) -> float:
+    return max(float(span["end"]) for span in lanes)
 
 
 def _print_text(result: dict[str, Any]) -> None:

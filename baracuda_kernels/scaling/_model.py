@@ -186,7 +186,9 @@ class Machine:
 class RankMemory:
     """Bytes of one rank's operands and scratch, all of them the caller's.
 
-    `kv` is what the chunk takes outside of the scratch: nothing where it is staged in scratch A.
+    Of `q`, `y` and `lse`; of `scratch_a` and `scratch_b`, which receive chunks; of the
+    `accumulator`. `kv` is what the chunk takes outside of the scratch: nothing where it is staged
+    in scratch A.
     """
 
     q: int
@@ -227,7 +229,13 @@ def rank_memory(problem: RingProblem, *, in_place: bool) -> RankMemory:
 
 
 def exchange_seconds(problem: RingProblem, machine: Machine) -> float:
-    """Seconds of one exchange, nothing beside it; 0 on one rank."""
+    """Seconds of one exchange, nothing beside it; 0 on one rank.
+
+    Parameters
+    ----------
+    problem : RingProblem
+    machine : Machine
+    """
     if problem.ranks == 1:
         return 0.0
     return machine.latency_us * 1e-6 + problem.bytes_per_hop / machine.link_bytes_per_second
@@ -238,10 +246,21 @@ def compute_seconds(
 ) -> np.ndarray:
     """Seconds that each rank computes in each step.
 
+    Parameters
+    ----------
+    problem : RingProblem
+    machine : Machine
+    sequence_layout : SequenceLayout or str, default "contiguous"
+
     Returns
     -------
     numpy.ndarray
         float64, shape ``[P, P]``: steps, ranks. 0 where a rank sees nothing of the chunk.
+
+    Raises
+    ------
+    InvalidProblemError
+        If the layout is unknown.
     """
     layout = SequenceLayout.parse(sequence_layout)
     ranks, chunk, rates = problem.ranks, problem.chunk, machine.rates
@@ -299,7 +318,7 @@ class StepForecast:
 
 @dataclass(frozen=True)
 class RingForecast:
-    """A problem on a machine in one layout.
+    """A `problem` on a machine in one `layout`, by its `steps`.
 
     `one_gpu` is the seconds of the whole sequence on one such GPU, with nothing exchanged.
     """

@@ -43,6 +43,11 @@ cdef class PrecisionGuarantee:
         The same inputs give the same bits on the same card, world size and rank.
     deterministic : bool
         The order of every sum is fixed: no value depends on which block or thread came first.
+
+    Raises
+    ------
+    InvalidProblemError
+        An unknown name, or a flag that is no bool.
     """
 
     cdef readonly object math_precision
@@ -89,7 +94,7 @@ cdef class PrecisionGuarantee:
 
     @classmethod
     def from_dict(cls, data):
-        """Inverse of :meth:`to_dict`; unknown keys are an :class:`InvalidProblemError`."""
+        """Inverse of :meth:`to_dict`; unknown keys of ``data`` are an :class:`InvalidProblemError`."""
         return cls(**_known(cls.__name__, data, GUARANTEE_FIELDS))
 
 
@@ -135,6 +140,11 @@ cdef class KernelSku:
     precision_guarantee : PrecisionGuarantee
     direction : Direction, optional
         ``FORWARD`` by default.
+
+    Raises
+    ------
+    InvalidProblemError
+        A name or number that the field's enum does not have.
     """
 
     cdef readonly object category
@@ -191,7 +201,7 @@ cdef class KernelSku:
 
     @classmethod
     def from_dict(cls, data):
-        """Inverse of :meth:`to_dict`; unknown keys are an :class:`InvalidProblemError`.
+        """Inverse of :meth:`to_dict`; unknown keys of ``data`` are an :class:`InvalidProblemError`.
 
         A dict without a direction, as earlier versions wrote it, is of a forward kernel.
         """
@@ -220,14 +230,21 @@ cdef class PlanPreference:
 
     Parameters
     ----------
-    max_workspace_bytes : int or None
+    max_workspace_bytes : int, optional
         Refuse kernels that need more scratch than this, in bytes.
-    allow_sm90a : bool
+    allow_sm90a : bool, default True
         Whether Hopper-only kernels may be picked.
-    prefer_backend : BackendKind or None
+    prefer_backend : BackendKind, optional
         Only kernels of this backend.
-    math_precision : MathPrecision or None
+    math_precision : MathPrecision, optional
         Only kernels that multiply in this precision.
+
+    What is left out, or None, is not asked for.
+
+    Raises
+    ------
+    InvalidProblemError
+        A number of bytes below 0, an unknown name, or a flag that is no bool.
     """
 
     cdef readonly object max_workspace_bytes

@@ -19,12 +19,17 @@ cdef class FlashSdpaDescriptor(AttentionDescriptor):
         D.
     scale : float, optional
         Factor on the scores; ``1/sqrt(head_dim)`` by default.
-    is_causal : bool
+    is_causal : bool, default False
         Key j stays for query i if ``j <= i`` (aligned at the top left).
-    element : ElementKind
+    element : ElementKind, default F32
         Of q, k, v and y.
     num_kv_heads : int, optional
         Hkv, a divisor of H; H by default.
+
+    Raises
+    ------
+    InvalidProblemError
+        As :class:`RingAttentionDescriptor`.
     """
 
     def __cinit__(self, batch_size, num_heads, query_len, key_len, head_dim, scale=None,

@@ -23,14 +23,20 @@ cdef class RingAttentionDescriptor(AttentionDescriptor):
     scale : float, optional
         Factor on the scores, float64 to the kernel; ``1/sqrt(head_dim)`` by default. Any finite
         value is legal; the tensor-core kernels need it > 0.
-    is_causal : bool
+    is_causal : bool, default False
         Mask keys whose global position is beyond the query's (``k_pos <= q_pos`` stays).
-    element : ElementKind
+    element : ElementKind, default F32
         Of q, k, v and y.
     num_kv_heads : int, optional
         Hkv, a divisor of H (grouped-query attention); H by default.
-    sequence_layout : SequenceLayout
+    sequence_layout : SequenceLayout, default CONTIGUOUS
         Which global positions a rank holds.
+
+    Raises
+    ------
+    InvalidProblemError
+        A value of the wrong type or name. Whether the numbers make a problem
+        :meth:`~AttentionDescriptor.validate` tells, which ``select`` and ``explain`` call.
     """
 
     def __cinit__(self, batch_size, num_heads, query_len, key_len, head_dim, scale=None,

@@ -115,6 +115,11 @@ cdef class RingAttentionPlan(RingPlan):
         args : RingAttentionArgs
         world_size : int, optional
             P. Without it the staged contract is checked: both scratch buffers and the accumulator.
+
+        Raises
+        ------
+        InvalidProblemError, MisalignedOperandError, BufferTooSmallError, WorkspaceTooSmallError
+            As :meth:`run`.
         """
         if world_size is not None and (not isinstance(world_size, int) or world_size < 1):
             raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
@@ -126,6 +131,12 @@ cdef class RingAttentionPlan(RingPlan):
         Compares the library version, every field of the descriptor, the schedule and, with
         ``args``, whether K and V are staged or in place and their dimension orders. Ranks that
         differ there would wait for each other's messages or read them wrongly.
+
+        Parameters
+        ----------
+        comm : Communicator, LocalCommunicator, or an object with the Transport protocol
+        args : RingAttentionArgs, optional
+            What the run will be given.
 
         Raises
         ------
@@ -205,20 +216,27 @@ cdef class RingAttentionPlan(RingPlan):
         Parameters
         ----------
         stream : Stream or what :class:`Stream` takes
-        q, k, v, y, lse, accumulator_scratch
+        q, k, v, y, lse, accumulator_scratch : optional but for q, k and v
             As in :class:`RingAttentionArgs`; k and v may have any strides with a contiguous last
             dimension. y (and lse) are written by the last step alone.
-        rank, origin, world_size : int
+        rank, origin, world_size : int, default 0, 0 and 1
             Whose queries, whose keys, of how many ranks: they give the global positions.
-        first : bool
+        first : bool, default True
             There is no state yet.
-        last : bool
+        last : bool, default True
             Normalise and write y and lse; the state is not stored.
-        follows : bool
+        follows : bool, default False
             A promise that what was enqueued last on ``stream`` is a step of this plan, and that q,
             k and v were complete before that one began. The two then run side by side until the
             state is wanted. Without it, or where the kernel cannot, a step waits for the end of
             what is before it.
+
+        Raises
+        ------
+        InvalidProblemError, MisalignedOperandError, WorkspaceTooSmallError
+            An argument is wrong or missing; nothing was launched.
+        CudaError
+            The launch failed.
         """
         cdef Stream one = as_stream(stream)
         cdef attention_api.baracuda_attention_step_params step

@@ -1,0 +1,71 @@
+"""The API reference is complete: names, parameters, defaults and errors of all that is public."""
+
+import re
+
+import pytest
+from helpers.reference import public
+
+EVERYTHING = {described.name: described for described in public()}
+CALLS = [d for d in EVERYTHING.values() if d.kind != "property" and d.parameters]
+# What only the library makes or calls refuses nothing: results, errors, and a protocol.
+MADE_HERE = {
+    *("registry.Architecture", "registry.Candidate", "registry.Explanation"),
+    *("registry.ProblemOption", "scaling.Card", "scaling.RankMemory", "scaling.Recommendation"),
+    *("scaling.RingForecast", "scaling.ScalingPlan", "scaling.StepForecast"),
+    *("scaling.VisiblePairs", "baracuda_kernels.Transport.send", "baracuda_kernels.Transport.recv"),
+    # Of objects that were checked when they were made.
+    *("scaling.ComputeRates.tflops", "scaling.ComputeRates.state_seconds_per_byte"),
+    *("scaling.exchange_seconds", "scaling.hiding_chunk", "scaling.rank_memory"),
+}
+
+
+def test_the_list_is_long():
+    assert len(EVERYTHING) > 200 and len(CALLS) > 60
+    for name in ("RingAttentionPlan.run", "RingAttentionPlan.select", "Stream", "shard"):
+        assert f"baracuda_kernels.{name}" in EVERYTHING
+    assert "interop.torch.ring_attention" in EVERYTHING and "scaling.plan" in EVERYTHING
+    assert EVERYTHING.keys() >= MADE_HERE
+
+
+@pytest.mark.parametrize("kind", ["class", "function", "property"])
+def test_every_public_name_is_described(kind):
+    """By a docstring of its own; a field also by its class's."""
+    missing = []
+    for name, described in EVERYTHING.items():
+        owner = EVERYTHING.get(name.rpartition(".")[0])
+        in_owner = owner is not None and name.rpartition(".")[2] in owner.described()
+        if described.kind == kind and not described.doc and not in_owner:
+            missing.append(name)
+    assert not missing
+
+
+@pytest.mark.parametrize("described", CALLS, ids=lambda d: d.name)
+def test_every_parameter_is_described(described):
+    """By a line that has its type, and the default where there is one; the only one may be in the
+    first sentence."""
+    found = described.described()
+    for name, default in described.parameters.items():
+        named = re.search(rf"[`{{]{name}\b", described.doc)
+        if name not in found and named and (
+            len(described.parameters) == 1 or described.name in MADE_HERE
+        ):
+            continue
+        assert name in found, f"{name} is not in Parameters"
+        line = found[name]
+        assert name.startswith("more") or " : " in line or "\n" in line.strip(), f"{name}: no type"
+        if default is None or "``" in line and ":func:" in line:
+            continue
+        assert re.search("default|optional|:func:|:meth:", line), f"{name}: may be left out"
+        if default not in ("None", "...") and re.fullmatch(r"[\w.'-]+", default):
+            value = default.strip("'").rpartition(".")[2] if default[0].isalpha() else default
+            assert value.strip("'") in line or ":func:" in line or ":meth:" in line, (name, default)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [d for d in CALLS if d.name not in MADE_HERE and not d.name.endswith("Error")],
+    ids=lambda d: d.name,
+)
+def test_errors_are_named(described):
+    """A call that takes arguments refuses wrong ones, by a type that its docstring names."""
+    assert re.search(r"\w+Error\b", described.doc)
