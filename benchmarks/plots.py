@@ -28,7 +28,8 @@ def saved(results: list[dict[str, Any]], path: Path, size: tuple[float, float]) 
     from matplotlib.figure import Figure
 
     # Text stays text, and the same results give the same file.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name, "axes.titlesize": 10}):
+    style = {"svg.fonttype": "none", "svg.hashsalt": path.name, "axes.titlesize": 10}
+    with matplotlib.rc_context(style):
         # Not pyplot: it would choose a backend, and keep the figure.
         figure = Figure(figsize=size, layout="constrained")
         yield figure
@@ -42,6 +43,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         for line, head_dim in zip(grid, (64, 128, 256), strict=True):
             for axes, causal in zip(line, (False, True), strict=True):
                 _tflops(axes, result, head_dim, causal)
+        # All of these panels name the same.
+        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         _ring_tax(rest[0], result)
         _error(rest[1], result)
         figure.suptitle(f"{result['card']}, bf16")
@@ -71,8 +74,6 @@ def _tflops(axes: Any, result: dict[str, Any], head_dim: int, causal: bool) -> N
     axes.set_title(f"D {head_dim}, {'causal' if causal else 'no mask'}: TFLOPS by length")
     axes.set_ylim(0, 850)
     axes.grid(alpha=0.3)
-    if lines:
-        axes.legend(loc="lower right")
 
 
 def _ring_tax(axes: Any, result: dict[str, Any]) -> None:

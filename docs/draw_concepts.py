@@ -47,12 +47,13 @@ def _ring(axes: Any, step: int) -> None:
         origin = (rank - step) % RANKS
         if step + 1 < RANKS:
             axes.add_patch(FancyArrowPatch(
-                (x, y), places[(rank + 1) % RANKS], connectionstyle="arc3,rad=-0.3",
-                arrowstyle="-|>", mutation_scale=12, shrinkA=24, shrinkB=24, color="#555555"))  # fmt: skip
+                (x, y), places[(rank + 1) % RANKS], connectionstyle="arc3,rad=-0.3", shrinkA=26,
+                shrinkB=26, arrowstyle="-|>", mutation_scale=12, color="#555555"))  # fmt: skip
         style = {"ha": "center", "va": "center", "fontsize": 9}
-        axes.text(x, y + 0.17, f"rank {rank}: Q{rank}", **style)
+        outward = -0.2 if y < -0.5 else 0.2  # the name away from the arrows
+        axes.text(x, y + outward, f"rank {rank}: Q{rank}", **style)
         box = {"facecolor": COLORS[origin], "edgecolor": "none", "boxstyle": "round,pad=0.2"}
-        axes.text(x, y - 0.17, f"K{origin} V{origin}", color="white", bbox=box, **style)
+        axes.text(x, y - outward, f"K{origin} V{origin}", color="white", bbox=box, **style)
     axes.set_title(f"step {step}", fontsize=10)
     axes.set_xlim(-1.7, 1.7)
     axes.set_ylim(-1.45, 1.45)
@@ -121,8 +122,8 @@ def draw_causal(path: Path) -> None:
                     shade = 1 - 0.8 * float(part)
                     text = "white" if shade < 0.55 else "#333333"
                     cell(axes, step, rank, str(shade), f"{part:.0%}"[:-1], color=text, fontsize=9)
-            frame(axes, COUNTED_RANKS, f"{layout}: {slowest(layout, COUNTED_RANKS):.2f} of even work",
-                  "step", range(COUNTED_RANKS), [str(rank) for rank in range(COUNTED_RANKS)])
+            cost = f"{layout}: {slowest(layout, COUNTED_RANKS):.2f} × even work"
+            frame(axes, COUNTED_RANKS, cost, "step", range(COUNTED_RANKS), [str(rank) for rank in range(COUNTED_RANKS)])
             axes.set_ylabel("rank")
 
 
@@ -203,10 +204,11 @@ TABLES = {"causal": causal_table, "memory": memory_table}
 def page(text: str) -> str:
     """The page with its tables written anew."""
     for name, table in TABLES.items():
+        found = re.findall(f"<!-- {name}: .*?<!-- end -->", text, flags=re.DOTALL)
+        if len(found) != 1:
+            raise ValueError(f"the page has {len(found)} places for the table {name}, must have 1")
         block = f"<!-- {name}: by draw_concepts.py -->\n\n{table()}\n\n<!-- end -->"
-        text, count = re.subn(f"<!-- {name}: .*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
-        if count != 1:
-            raise ValueError(f"the page has {count} places for the table {name}, must have 1")
+        text = text.replace(found[0], block)
     return text
 
 

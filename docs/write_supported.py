@@ -30,7 +30,8 @@ ADAPTERS = {
     "torch `context_parallel`": ("baracuda_kernels/interop/torch/_context.py", "context_parallel"),
     "jax `ring_attention`": ("baracuda_kernels/interop/jax.py", "ring_attention"),
 }
-ASKED = ("is_causal", "scale", "sequence_layout", "tensor_layout", "return_lse", "device", "timeout")
+ASKED = ("is_causal", "scale", "sequence_layout", "tensor_layout", "return_lse", "device",
+         "timeout")  # fmt: skip
 # Where the tests of each call's refusals are.
 REFUSED_BY = {
     "`run_local_ring`, `shard`, `scaling`": ("unit/test_arguments.py",),
@@ -119,19 +120,25 @@ def features() -> list[str]:
     named = ", ".join(f"`{layout.name.lower()}`" for layout in bk.SequenceLayout)
     by_layout = (f"the layouts {named}", layouts, "gpu/test_ring.py::test_against_float64")
     for label, problems, test in (*FEATURES, by_layout):
-        taken: dict[str, list[str]] = {}
+        taken: dict[str, list[str]] = {}  # families -> ops
         for spec in registry.specs():
             known = {option.name for option in spec.options}
             asked = [problem for problem in problems if problem.keys() <= known]
             elements: dict[str, bk.ElementKind] = {}
             for family, sku in spec.skus() if asked else ():
                 elements.setdefault(family, sku.element)
-            for family, element in elements.items():
-                place = {"dtype": element, "head_dim": 64}
-                arch, _ = PLACES[family]
-                if not any(accepted(spec, family, arch, **place, **one) for one in asked):
-                    taken.setdefault(spec.name, []).append(f"`{family}`")
-        by = "; ".join(f"`{op}`: {', '.join(names)}" for op, names in taken.items())
+            fit = [
+                f"`{family}`"
+                for family, element in elements.items()
+                if not any(
+                    accepted(spec, family, PLACES[family][0], dtype=element, head_dim=64, **one)
+                    for one in asked
+                )
+            ]
+            if fit:
+                families = "every family" if len(fit) == len(elements) else ", ".join(fit)
+                taken.setdefault(families, []).append(f"`{spec.name}`")
+        by = "; ".join(f"{families} of {', '.join(ops)}" for families, ops in taken.items())
         rows.append(f"| {label} | {by} | {_tests(test)} |")
     return rows
 

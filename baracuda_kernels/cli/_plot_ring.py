@@ -84,8 +84,8 @@ def _draw_lanes(axes: Any, result: dict[str, Any]) -> None:
     axes.set_ylim(ranks - 0.5, -0.5)
     axes.set_xlim(0, _end(result))
     axes.set_xlabel("ms; the numbers are steps")
-    axes.set_title("one run, the median one", fontsize="medium")
-    axes.legend(loc="upper right", ncols=3, fontsize="small")
+    axes.set_title("one run, the median one", fontsize="medium", loc="left")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize="small")
     axes.grid(alpha=0.3, axis="x")
 
 

@@ -53,7 +53,7 @@ def _panel(axes: Any, rows: list[dict[str, Any]], chunk: int, causal: bool) -> N
         axes.bar_label(drawn, fmt="%.0f", fontsize=8)
     axes.set_xticks(range(len(ranks)), [f"P = {p}" for p in ranks])
     axes.set_title(f"{chunk / 1024:g}k rows a GPU, {'causal' if causal else 'full'}")
-    axes.set_ylim(0, 115)
+    axes.set_ylim(0, 125)
     axes.axhline(100, color="black", linewidth=0.8)
     axes.grid(alpha=0.3, axis="y")
 

@@ -1,4 +1,4 @@
-"""The public callables of the API reference: signatures as the sources or stubs have them, and docs."""
+"""What the API reference is about: public names, their signatures by source or stub, their docs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import baracuda_kernels as bk
 
 _ROOT = Path(__file__).parents[2]
 # Public modules besides the package itself. Those of frameworks are only read.
-MODULES = ("reference", "registry", "scaling", "interop.torch", "interop.transformers", "interop.jax")
+MODULES = ("reference", "registry", "scaling", "interop.torch", "interop.transformers",
+           "interop.jax")  # fmt: skip
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Described:
 
     def described(self) -> dict[str, str]:
         """Parameter (of a class of results: attribute) -> its line and what stands below it."""
-        both = self.section("Parameters") + self.section("Attributes")
+        both = self.section("Attributes") + self.section("Parameters")
         return {
             name.strip(" *"): text
             for text in re.split(r"^(?=\S)", both, flags=re.MULTILINE)
@@ -55,7 +56,7 @@ def public() -> Iterator[Described]:
 
 
 def _exports(module: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """(module that defines it, name) of what `__all__` has and this package does not have at its top."""
+    """(module that defines it, name) of what `__all__` has and the package itself has not."""
     names: list[str] = []
     sources: dict[str, str] = {}
     for node in tree.body:
@@ -90,7 +91,9 @@ def _of_module(module: str, names: list[str], shown: str) -> Iterator[Described]
         yield from _describe(node, value, f"{shown}.{node.name}")
 
 
-def _describe(node: ast.ClassDef | ast.FunctionDef, value: object, name: str) -> Iterator[Described]:
+def _describe(
+    node: ast.ClassDef | ast.FunctionDef, value: object, name: str
+) -> Iterator[Described]:
     if isinstance(node, ast.FunctionDef):
         yield Described(name, "function", _parameters(node), _doc(node, value))
         return

@@ -106,7 +106,8 @@ def test_the_readmes_figures_are_of_the_results():
             shown, of = [tflops, fa2, cudnn], one_call
             assert {ideal, context_parallel, all_gather} == {"–"}
         else:
-            gpus, card, length = re.fullmatch(r"(\d) (H\d00), (\d+) rows each, causal", what).groups()
+            rings = r"(\d) (H\d00), (\d+) rows each, causal"
+            gpus, card, length = re.fullmatch(rings, what).groups()
             row = rf"^\| {gpus} \| {length} \| zigzag \| yes \| \d \| [\d.]+ \| "
             row += re.escape(f"{tflops} | {ideal} | ") + r"[\d.]+ \| "
             shown = [context_parallel, all_gather]

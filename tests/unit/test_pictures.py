@@ -1,4 +1,4 @@
-"""The pictures of the pages: made by the scripts as they stand, and readable where they are shown."""
+"""The pages' pictures: made by the scripts as they stand, and readable where they are shown."""
 
 import importlib
 import re

@@ -29,7 +29,12 @@ cdef class UniqueId:
     Parameters
     ----------
     data : bytes
-        128 of them, as :attr:`bytes` of another id has them.
+        128 of them.
+
+    Attributes
+    ----------
+    bytes : bytes
+        What to send to the other ranks.
 
     Raises
     ------

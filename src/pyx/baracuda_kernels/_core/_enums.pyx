@@ -172,7 +172,7 @@ class ElementKind(_Named):
 
     @classmethod
     def of_dtype(cls, dtype):
-        """The element of ``dtype``, one of NumPy, PyTorch, CuPy or JAX or its name; None without one.
+        """The element of ``dtype``, of NumPy, PyTorch, CuPy or JAX, or of its name; else None.
 
         float32 is :attr:`F32`.
         """

@@ -44,7 +44,8 @@ class Architecture:
     ) -> Architecture:
         """From a ``value`` that is an ArchSku, "host", "sm_90", "sm90a", "9.0", 90 or (9, 0).
 
-        Anything else is an :class:`InvalidProblemError`. None is what a plan would use here: the current GPU's, or the host's where there is none.
+        None is what a plan would use here: the current GPU's, or the host's where there is none.
+        Anything else is an :class:`InvalidProblemError`.
         """
         if isinstance(value, Architecture):
             return value

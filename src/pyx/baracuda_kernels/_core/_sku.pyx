@@ -94,7 +94,7 @@ cdef class PrecisionGuarantee:
 
     @classmethod
     def from_dict(cls, data):
-        """Inverse of :meth:`to_dict`; unknown keys of ``data`` are an :class:`InvalidProblemError`."""
+        """Inverse of :meth:`to_dict`; unknown keys in ``data``: :class:`InvalidProblemError`."""
         return cls(**_known(cls.__name__, data, GUARANTEE_FIELDS))
 
 
@@ -201,7 +201,7 @@ cdef class KernelSku:
 
     @classmethod
     def from_dict(cls, data):
-        """Inverse of :meth:`to_dict`; unknown keys of ``data`` are an :class:`InvalidProblemError`.
+        """Inverse of :meth:`to_dict`; unknown keys in ``data``: :class:`InvalidProblemError`.
 
         A dict without a direction, as earlier versions wrote it, is of a forward kernel.
         """

@@ -53,7 +53,12 @@ cdef class FlashSdpaArgs:
 
 
 cdef class FlashSdpaPlan(KernelPlan):
-    """Attention on one device, with the ring's own kernels. Made by :meth:`select`."""
+    """Attention on one device, with the ring's own kernels. Made by :meth:`select`.
+
+    Attributes
+    ----------
+    descriptor : FlashSdpaDescriptor
+    """
 
     cdef AttentionKernel kernel
 

@@ -54,6 +54,7 @@ cdef class RingAttentionPlan(RingPlan):
 
     Attributes
     ----------
+    descriptor : RingAttentionDescriptor
     accumulator_scratch_bytes : int
         Bytes of the accumulator: B * H * Q * (D + 2) * 4 (8 for F64 operands), with Q rounded up
         to the kernel's tile where the kernel keeps its state in tiles.
