@@ -123,7 +123,8 @@ def draw_causal(path: Path) -> None:
                     text = "white" if shade < 0.55 else "#333333"
                     cell(axes, step, rank, str(shade), f"{part:.0%}"[:-1], color=text, fontsize=9)
             cost = f"{layout}: {slowest(layout, COUNTED_RANKS):.2f} × even work"
-            frame(axes, COUNTED_RANKS, cost, "step", range(COUNTED_RANKS), [str(rank) for rank in range(COUNTED_RANKS)])
+            frame(axes, COUNTED_RANKS, cost, "step", range(COUNTED_RANKS),
+                  [str(rank) for rank in range(COUNTED_RANKS)])  # fmt: skip
             axes.set_ylabel("rank")
 
 
