@@ -55,7 +55,7 @@ def draw_plot(path: Path, result: dict[str, Any]) -> None:
     figure.suptitle(
         f"{ranks} ranks of {result['chunk']} rows, {mask}, {result['layout']}, "
         f"H {result['heads']}/{result['kv_heads']}, D {result['head_dim']}, {result['dtype']}: "
-        f"{result['family']} on {result['device']}",
+        f"kernel {result['family']} on {result['device']}",
         fontsize="medium",
     )
     save(figure, path)
