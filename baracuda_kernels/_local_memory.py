@@ -175,7 +175,9 @@ class CudaCoreMemory:
 
         reason = why_no_gpu()
         if reason:
-            raise UnsupportedError(f"device 'cuda:{ordinal}' cannot be used: {reason}")
+            raise UnsupportedError(
+                f"device: got 'cuda:{ordinal}', must be 'host' here: no GPU can be used, {reason}"
+            )
         if ordinal >= len(_info.devices()):
             raise InvalidProblemError(
                 f"device is 'cuda:{ordinal}'; this machine has {len(_info.devices())} CUDA devices"

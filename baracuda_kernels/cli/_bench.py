@@ -26,18 +26,24 @@ from baracuda_kernels.cli._sample import DTYPES, check_sample, dtype_choice
 from baracuda_kernels.cli._trace import write_trace
 
 
-@click.group()
+@click.group(short_help="Time the steps of a ring on this machine.")
 def bench() -> None:
     """Measure on this machine."""
 
 
 @bench.command()
-@click.option("--ranks", type=ranks_type, default=8, show_default=True, help="P.")
-@click.option("--chunk", type=click.IntRange(1), default=1024, show_default=True, help="Rows.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="B.")
-@click.option("--heads", type=click.IntRange(1), default=16, show_default=True, help="H.")
-@click.option("--kv-heads", type=click.IntRange(1), help="Hkv; divides H. [default: H]")
-@click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True, help="D.")
+@click.option("--ranks", type=ranks_type, default=8, show_default=True, help="Virtual ranks, P.")
+@click.option("--chunk", type=click.IntRange(1), default=1024, show_default=True,
+              help="Rows of each rank.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
+              help="Sequences, B.")  # fmt: skip
+@click.option("--heads", type=click.IntRange(1), default=16, show_default=True,
+              help="Query heads, H.")  # fmt: skip
+@click.option(
+    "--kv-heads", type=click.IntRange(1), help="Heads of K and V, Hkv; divides H. [default: H]"
+)
+@click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True,
+              help="Elements of a head, D.")  # fmt: skip
 @click.option("--dtype", type=dtype_choice, default="bf16", show_default=True)
 @click.option("--causal", is_flag=True, help="Row i sees the keys up to i.")
 @click.option("--layout", type=click.Choice(LAYOUTS), default="zigzag", show_default=True)

@@ -329,6 +329,20 @@ def test_bench_ring_draws_a_lane_for_each_of_the_three(tmp_path):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["rank 0", "rank 1", "rank 2"]
 
 
+def test_the_list_of_commands_is_whole_sentences():
+    """None is cut off at the width of a terminal."""
+    listed = ok("--help").stdout.split("Commands:")[1].strip().splitlines()
+    assert len(listed) == 7
+    assert all(line.endswith(".") and not line.endswith("...") for line in listed)
+
+
+def test_without_a_gpu_the_answer_names_the_host(monkeypatch):
+    monkeypatch.setattr("baracuda_kernels._local_memory.why_no_gpu", lambda: "the driver is old")
+    kind, message = refused("bench", "ring")
+    assert kind == "UnsupportedError" and "must be 'host' here" in message
+    assert "the driver is old" in message
+
+
 def test_what_bench_ring_refuses(tmp_path):
     assert refused(*BENCH, "--trace", tmp_path / "ring.txt")[0] == "FileProblemError"
     both = ("-o", tmp_path / "x.json", "--trace", tmp_path / "x.json")

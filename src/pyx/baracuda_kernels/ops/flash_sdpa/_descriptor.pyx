@@ -12,11 +12,11 @@ cdef class FlashSdpaDescriptor(AttentionDescriptor):
     Parameters
     ----------
     batch_size, num_heads : int
-        B and H.
+        Sequences in the batch (B) and query heads (H).
     query_len, key_len : int
         Q and K; 0 is legal.
     head_dim : int
-        D.
+        Elements of a head (D).
     scale : float, optional
         Factor on the scores; ``1/sqrt(head_dim)`` by default.
     is_causal : bool, default False

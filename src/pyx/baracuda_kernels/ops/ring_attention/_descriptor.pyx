@@ -14,12 +14,12 @@ cdef class RingAttentionDescriptor(AttentionDescriptor):
     Parameters
     ----------
     batch_size, num_heads : int
-        B and H.
+        Sequences in the batch (B) and query heads (H).
     query_len, key_len : int
         Rows of Q, and of K and V, that one rank holds; the global lengths are P times that. They
         may differ; 0 is legal.
     head_dim : int
-        D.
+        Elements of a head (D).
     scale : float, optional
         Factor on the scores, float64 to the kernel; ``1/sqrt(head_dim)`` by default. Any finite
         value is legal; the tensor-core kernels need it > 0.
