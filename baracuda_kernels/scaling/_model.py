@@ -41,7 +41,7 @@ class RingProblem:
     heads : int
         Query heads H.
     head_dim : int
-        D.
+        Elements of a head D.
     batch : int, default 1
     kv_heads : int, default `heads`
         Hkv; divides `heads`. The ring carries only these.
@@ -98,7 +98,7 @@ class RingProblem:
 
     @property
     def kv_scratch_elements(self) -> int:
-        """Elements of one K/V scratch buffer: 2·B·Hkv·K·D."""
+        """Elements of one K/V scratch buffer, 2·B·Hkv·K·D."""
         return 2 * self.batch * self.hkv * self.chunk * self.head_dim
 
     @property
@@ -108,18 +108,18 @@ class RingProblem:
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes that a rank sends in all: (P-1)·2·B·Hkv·K·D·size."""
+        """Bytes that a rank sends in all, (P-1)·2·B·Hkv·K·D·size."""
         return (self.ranks - 1) * self.bytes_per_hop
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of a rank's accumulator: B·H·Q·(D+2)·4, for f64 8 in place of 4."""
+        """Bytes of a rank's accumulator, B·H·Q·(D+2)·4, for f64 8 in place of 4."""
         size = 8 if self.dtype == "f64" else 4
         return self.batch * self.heads * self.chunk * (self.head_dim + 2) * size
 
     @property
     def flops_per_pair(self) -> int:
-        """Flops of a visible (row, key) pair over all heads: 4·B·H·D."""
+        """Flops of a visible (row, key) pair over all heads, 4·B·H·D."""
         return 4 * self.batch * self.heads * self.head_dim
 
     @property
@@ -178,7 +178,7 @@ class Machine:
 
     @property
     def link_bytes_per_second(self) -> float:
-        """Bytes a second in one direction: Gbit/s / 8."""
+        """Bytes a second in one direction, Gbit/s / 8."""
         return self.link_gbps * 1e9 / 8
 
 
@@ -312,7 +312,7 @@ class StepForecast:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the step: the longer one of compute and exchange."""
+        """Seconds of the step, the longer one of compute and exchange."""
         return max(self.exchange, self.slowest)
 
 
@@ -330,7 +330,7 @@ class RingForecast:
 
     @property
     def compute(self) -> float:
-        """Seconds of compute on the critical path: the sum of the slowest ranks."""
+        """Seconds of compute on the critical path, the sum of the slowest ranks."""
         return sum(step.slowest for step in self.steps)
 
     @property
@@ -350,7 +350,7 @@ class RingForecast:
 
     @property
     def efficiency(self) -> float:
-        """Part of P ideal GPUs' speed: `one_gpu` / (P · `seconds`)."""
+        """Part of P ideal GPUs' speed, `one_gpu` / (P · `seconds`)."""
         return self.one_gpu / (self.problem.ranks * self.seconds)
 
     @property

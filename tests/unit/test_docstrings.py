@@ -1,9 +1,13 @@
 """The API reference is complete: names, parameters, defaults and errors of all that is public."""
 
+import importlib
 import re
 
 import pytest
+from helpers.pages import ROOT
 from helpers.reference import public
+
+import baracuda_kernels as bk
 
 EVERYTHING = {described.name: described for described in public()}
 CALLS = [d for d in EVERYTHING.values() if d.kind != "property" and d.parameters]
@@ -38,6 +42,34 @@ def test_every_public_name_is_described(kind):
         if described.kind == kind and not described.doc and not in_owner:
             missing.append(name)
     assert not missing
+
+
+def test_compiled_classes_begin_with_their_signature(monkeypatch):
+    """The stub's, so that help() and the reference show how to make one."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    signature = importlib.import_module("stub_signatures").of_name
+    shown = []
+    for name in bk.__all__:
+        value = getattr(bk, name)
+        if not isinstance(value, type) or issubclass(value, Exception):  # those have their own
+            continue
+        found = signature(f"baracuda_kernels.{name}")
+        described = EVERYTHING.get(f"baracuda_kernels.{name}")
+        if not found or found == "()" or "Made by :meth:" in described.doc:
+            continue
+        shown.append(name)
+        first = described.doc.partition("\n")[0]
+        # What has an __init__ gets its first line from Cython, with self.
+        assert first.replace("(self, ", "(") == name + found
+    assert {"RingAttentionDescriptor", "RingAttentionArgs", "KernelSku", "Stream"} <= set(shown)
+
+
+def test_no_line_is_read_as_something_else():
+    """Of a property's first line the part before a colon would be its type; `P. Ranks` a list."""
+    for name, described in EVERYTHING.items():
+        first = described.doc.partition("\n")[0]
+        assert described.kind != "property" or ": " not in first, name
+        assert not re.search(r"^\s*\w\.( |$)", described.doc, re.MULTILINE), name
 
 
 @pytest.mark.parametrize("described", CALLS, ids=lambda d: d.name)

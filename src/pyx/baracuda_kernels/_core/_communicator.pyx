@@ -24,7 +24,9 @@ _STATES = ("healthy", "failed", "aborted")
 
 
 cdef class UniqueId:
-    """NCCL's rendezvous token: made on one rank, given to all. Hashable, picklable.
+    """UniqueId(data)
+
+    NCCL's rendezvous token: made on one rank, given to all. Hashable, picklable.
 
     Parameters
     ----------

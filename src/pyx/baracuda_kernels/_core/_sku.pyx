@@ -31,7 +31,9 @@ cdef object _plain(object value):
 
 
 cdef class PrecisionGuarantee:
-    """What a kernel promises about its numbers. Frozen, hashable, picklable.
+    """PrecisionGuarantee(math_precision, accumulator, bit_stable_on_same_hardware, deterministic)
+
+    What a kernel promises about its numbers. Frozen, hashable, picklable.
 
     Parameters
     ----------
@@ -121,7 +123,10 @@ cdef dict _known(str owner, object data, object fields, object optional=()):
 
 
 cdef class KernelSku:
-    """Identity of a kernel: what it computes, on what, and what it promises.
+    """KernelSku(category, op, element, aux_element, layout, epilogue, arch, backend, \
+precision_guarantee, direction=Direction.FORWARD)
+
+    Identity of a kernel: what it computes, on what, and what it promises.
 
     Frozen, hashable, picklable.
 
@@ -224,7 +229,10 @@ cdef object _op_of(object category, object op):
 
 
 cdef class PlanPreference:
-    """What a caller asks of the kernel that ``select`` picks. Frozen, hashable, picklable.
+    """PlanPreference(max_workspace_bytes=None, allow_sm90a=True, prefer_backend=None, *, \
+math_precision=None)
+
+    What a caller asks of the kernel that ``select`` picks. Frozen, hashable, picklable.
 
     A preference that no kernel meets is an :class:`UnsupportedError`, never a silent fallback.
 

@@ -84,7 +84,9 @@ def _forget(dead, key):
 
 
 cdef class TransportCommunicator(RingMember):
-    """Communicator over a caller's own :class:`Transport`.
+    """TransportCommunicator(transport, device=-1)
+
+    Communicator over a caller's own :class:`Transport`.
 
     Parameters
     ----------

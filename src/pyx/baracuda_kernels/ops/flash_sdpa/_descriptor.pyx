@@ -7,14 +7,21 @@ from baracuda_kernels._core._enums import ElementKind
 
 
 cdef class FlashSdpaDescriptor(AttentionDescriptor):
-    """Scaled dot-product attention on one device. Frozen, hashable, picklable.
+    """FlashSdpaDescriptor(batch_size, num_heads, query_len, key_len, head_dim, scale=None, \
+is_causal=False, element=ElementKind.F32, *, num_kv_heads=None)
+
+    Scaled dot-product attention on one device. Frozen, hashable, picklable.
 
     Parameters
     ----------
-    batch_size, num_heads : int
-        Sequences in the batch (B) and query heads (H).
-    query_len, key_len : int
-        Q and K; 0 is legal.
+    batch_size : int
+        Sequences in the batch (B).
+    num_heads : int
+        Query heads (H).
+    query_len : int
+        Rows of Q; 0 is legal.
+    key_len : int
+        Rows of K and V; as many or others.
     head_dim : int
         Elements of a head (D).
     scale : float, optional

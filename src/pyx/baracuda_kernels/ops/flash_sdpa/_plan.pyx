@@ -18,7 +18,9 @@ from baracuda_kernels.ops.attention._kind import AttentionKind
 
 
 cdef class FlashSdpaArgs:
-    """Views of the operands of one attention call.
+    """FlashSdpaArgs(*, q, k, v, y, lse=None)
+
+    Views of the operands of one attention call.
 
     Parameters
     ----------

@@ -5,7 +5,10 @@ from baracuda_kernels._core._tensor cimport as_tensor
 
 
 cdef class RingAttentionArgs:
-    """Views of one rank's operands and scratch; checked once, used for any number of runs.
+    """RingAttentionArgs(*, q, y, kv_scratch_a=None, kv_scratch_b=None, accumulator_scratch=None, \
+lse=None, k=None, v=None)
+
+    Views of one rank's operands and scratch; checked once, used for any number of runs.
 
     Every operand may be anything that :class:`TensorRef` takes.
 

@@ -7,17 +7,24 @@ from baracuda_kernels._core._enums import ElementKind, SequenceLayout
 
 
 cdef class RingAttentionDescriptor(AttentionDescriptor):
-    """Exact attention of one rank's query shard over the keys of a whole ring.
+    """RingAttentionDescriptor(batch_size, num_heads, query_len, key_len, head_dim, scale=None, \
+is_causal=False, element=ElementKind.F32, *, num_kv_heads=None, \
+sequence_layout=SequenceLayout.CONTIGUOUS)
+
+    Exact attention of one rank's query shard over the keys of a whole ring.
 
     Liu, Zaharia, Abbeel 2023, arXiv:2310.01889. Frozen, hashable, picklable.
 
     Parameters
     ----------
-    batch_size, num_heads : int
-        Sequences in the batch (B) and query heads (H).
-    query_len, key_len : int
-        Rows of Q, and of K and V, that one rank holds; the global lengths are P times that. They
-        may differ; 0 is legal.
+    batch_size : int
+        Sequences in the batch (B).
+    num_heads : int
+        Query heads (H).
+    query_len : int
+        Rows of Q that one rank holds; the global length is P times that. 0 is legal.
+    key_len : int
+        Rows of K and V that one rank holds; as many or others.
     head_dim : int
         Elements of a head (D).
     scale : float, optional

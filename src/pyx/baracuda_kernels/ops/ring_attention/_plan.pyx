@@ -100,7 +100,7 @@ cdef class RingAttentionPlan(RingPlan):
 
     @property
     def kv_scratch_elements(self):
-        """Elements of each K/V scratch buffer: 2 * B * Hkv * K * D."""
+        """Elements of each K/V scratch buffer, 2 * B * Hkv * K * D."""
         return 2 * _kv_elements(self.descriptor)
 
     @property
@@ -115,7 +115,7 @@ cdef class RingAttentionPlan(RingPlan):
         ----------
         args : RingAttentionArgs
         world_size : int, optional
-            P. Without it the staged contract is checked: both scratch buffers and the accumulator.
+            Ranks of the ring. Without it the staged contract is checked: both scratch buffers and the accumulator.
 
         Raises
         ------
@@ -217,11 +217,22 @@ cdef class RingAttentionPlan(RingPlan):
         Parameters
         ----------
         stream : Stream or what :class:`Stream` takes
-        q, k, v, y, lse, accumulator_scratch : optional but for q, k and v
-            As in :class:`RingAttentionArgs`; k and v may have any strides with a contiguous last
-            dimension. y (and lse) are written by the last step alone.
-        rank, origin, world_size : int, default 0, 0 and 1
-            Whose queries, whose keys, of how many ranks: they give the global positions.
+        q : [B, H, Q, D]
+            As in :class:`RingAttentionArgs`.
+        k, v : [B, Hkv, K, D]
+            Any strides with a contiguous last dimension.
+        y : [B, H, Q, D], optional
+            Written by the last step, which needs it.
+        lse : [B, H, Q], optional
+            Written by the last step.
+        accumulator_scratch : plan.accumulator_scratch_bytes bytes, optional
+            The state, which every step needs that is not first and last at once.
+        rank : int, default 0
+            Whose queries these are; with `origin` and `world_size` it gives the positions.
+        origin : int, default 0
+            Whose keys these are.
+        world_size : int, default 1
+            Ranks of the ring.
         first : bool, default True
             There is no state yet.
         last : bool, default True
