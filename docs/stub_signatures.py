@@ -44,7 +44,8 @@ def of_name(name: str) -> str | None:
         (definer, *_) = [c for c in owner.__mro__ if path[-1] in vars(c)] or [None]
         return None if definer is None else _of_stub(definer, (path[-1],))
     if inspect.isclass(value):
-        return _of_stub(value, _MADE_BY)
+        found = (_of_stub(c, _MADE_BY) for c in value.__mro__ if c.__module__ in sys.modules)
+        return next((text for text in found if text is not None), None)
     return None
 
 
