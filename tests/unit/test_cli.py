@@ -338,7 +338,7 @@ def test_the_list_of_commands_is_whole_sentences():
 
 def test_without_a_gpu_the_answer_names_the_host(monkeypatch):
     monkeypatch.setattr("baracuda_kernels._local_memory.why_no_gpu", lambda: "the driver is old")
-    kind, message = refused("bench", "ring")
+    kind, message = refused("bench", "ring", "--chunk", 16)
     assert kind == "UnsupportedError" and "must be 'host' here" in message
     assert "the driver is old" in message
 
