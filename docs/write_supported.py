@@ -137,8 +137,8 @@ def page() -> str:
              + ", ".join(f"`{name.lower()}`" for name in bk.SequenceLayout.__members__)
              + "; strides; `lse`.",
              "## Refused", "\n".join(refusals()), "## Calls on arrays",
-             "Which options a call has; what else a model asks for (dropout, masks, windows) each "
-             "refuses by name.", "\n".join(adapters())]  # fmt: skip
+             ("Which options a call has; what else a model asks for (dropout, masks, windows) each "
+              "refuses by name."), "\n".join(adapters())]  # fmt: skip
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
