@@ -123,10 +123,10 @@ class _EagerRingMode(_RingMode):
         self._below = _below.guard(_attend_below, _tell_below)
         self._below.__enter__()
         _thread.modes.append(self)
-        return super().__enter__()
+        return TorchFunctionMode.__enter__(self)
 
     def __exit__(self, *exc_info: object) -> None:
-        super().__exit__(*exc_info)
+        TorchFunctionMode.__exit__(self, *exc_info)
         _thread.modes.pop()
         self._below.__exit__(*exc_info)
 
