@@ -191,6 +191,39 @@ def test_what_keeps_one_rank_from_joining_is_told_to_all(odd, wrong):
         assert rank == odd or f"rank {odd} of 3 cannot join" in str(error)
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_the_torch_adapter_tells_the_others(known):
+    """As on CUDA, whether the others compare a new problem or run one that they know."""
+    torch = pytest.importorskip("torch")
+    from baracuda_kernels.interop.torch._ring import Ring
+
+    comms, x = make_ring(RANKS), problem()
+    rings = [Ring(None, torch.device("cpu"), comm) for comm in comms]
+    shards = [[torch.from_numpy(bk.shard(a, RANKS)[rank].copy()) for a in x]
+              for rank in range(RANKS)]
+
+    def attend():
+        return on_ranks(RANKS, lambda rank: rings[rank].attend(
+            *shards[rank], True, None, "CONTIGUOUS")[0].numpy())
+
+    if known:
+        assert is_right(attend(), x)
+    refused = on_ranks(1, lambda _: rings[ODD].attend(
+        shards[ODD][0], shards[ODD][1].float(), shards[ODD][2], True, None, "CONTIGUOUS"))
+    assert "must be of one dtype" in str(refused[0])
+    for error in on_ranks(ODD, lambda rank: rings[rank].attend(
+            *shards[rank], True, None, "CONTIGUOUS")):
+        assert type(error) is bk.InvalidProblemError and "rank 2: q, k, v: got" in str(error)
+    assert is_right(attend(), x)
+    # What differs between ranks is found by all of them, and asked for again at the next call.
+    for _ in range(2):
+        results = on_ranks(RANKS, lambda rank: rings[rank].attend(
+            *shards[rank], True, None, "STRIPED" if rank == ODD else "ZIGZAG"))
+        assert all(type(r) is bk.InvalidProblemError for r in results), results
+    assert is_right(attend(), x)
+    close(comms)
+
+
 def interrupted(call, after=0.2):
     timer = threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT))
     start = time.monotonic()

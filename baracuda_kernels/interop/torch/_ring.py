@@ -16,6 +16,7 @@ from baracuda_kernels import (
     RingAttentionPlan,
     Stream,
     TensorRef,
+    TransportCommunicator,
 )
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _problem, _process_group
@@ -39,7 +40,8 @@ def ring_of(group_name: str, device: torch.device) -> Ring:
         if device.type not in ("cpu", "cuda"):
             raise UnsupportedError(f"q: lies on {device}, must lie on cpu or cuda")
         _refuse_capture(device)
-        ring = _rings[group_name, device] = Ring(group, device)
+        comm = _process_group.communicator(group, device)
+        ring = _rings[group_name, device] = Ring(group, device, comm)
     return ring
 
 
@@ -70,15 +72,15 @@ _Call = tuple[
 class Ring:
     """The ranks of a process group on one kind of device."""
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+    def __init__(self, group: dist.ProcessGroup, device: torch.device, comm: Any) -> None:
         self.group = group
         self._device = device
         self._ordinal = -1 if device.type == "cpu" else device.index
-        self.comm = _process_group.communicator(group, device)
+        self.comm = comm
         # On CUDA a comparison would wait for the GPU, and is for new problems alone. Elsewhere it
         # costs little, and ranks that misread each other bring the process down (gloo).
         self._agreement: Agreement | None = None
-        if device.type == "cpu" and self.comm.world_size > 1:
+        if isinstance(comm, TransportCommunicator):
             self._agreement = Agreement(group)
         # Every rank makes the same calls, so all forget and agree anew at the same calls.
         self._plans: dict[tuple[Any, ...], RingAttentionPlan] = {}
