@@ -5,7 +5,27 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from baracuda_kernels.errors import BaracudaError
+from baracuda_kernels.errors import BaracudaError, UnsupportedError
+
+_library = torch.library.Library("baracuda", "FRAGMENT")
+_library.define("refused(Tensor query, Tensor value, str group_name, str reason) -> Tensor")
+
+
+def _refuse(
+    query: torch.Tensor, value: torch.Tensor, group_name: str, reason: str
+) -> torch.Tensor:
+    """In compiled code, in the place of what a context refuses: raises when it is run."""
+    error = UnsupportedError(reason)
+    tell(group_name, error, query.device)
+    raise error
+
+
+def _fake(query: torch.Tensor, value: torch.Tensor, group_name: str, reason: str) -> torch.Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+_library.impl("refused", _refuse, "CompositeExplicitAutograd")
+torch.library.register_fake("baracuda::refused", _fake, lib=_library)
 
 
 def tell(group_name: str, error: BaracudaError, device: torch.device | None = None) -> None:
