@@ -63,6 +63,15 @@ def test_nothing_of_cuda_or_nccl_is_linked():
             "libbaracuda_kernels", ""))], f"{path.name}: {needed}"
 
 
+def test_the_libraries_are_hardened():
+    """All is bound and read-only before main, and buffers of the C ABI are watched."""
+    for path in (LIBRARY, *MODULES):
+        assert "BIND_NOW" in output_of("readelf", "-d", path), path.name
+        assert "GNU_RELRO" in output_of("readelf", "-lW", path), path.name
+    symbols = output_of("readelf", "-W", "--dyn-syms", LIBRARY)
+    assert "__stack_chk_fail" in symbols and "__snprintf_chk" in symbols
+
+
 @needs_wheel
 def test_the_wheel_is_small():
     packed = io.BytesIO()
