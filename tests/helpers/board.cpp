@@ -24,7 +24,13 @@ void board_refuse(void* board, const char* reason, int begun) {
 // What another rank refused; NULL where nothing is.
 const char* board_begin(void* board) {
   static thread_local baracuda_error found;
-  return static_cast<NcclBoard*>(board)->begin(&found) ? nullptr : found.message;
+  return static_cast<NcclBoard*>(board)->begin(NcclBoard::kRun, &found) ? nullptr : found.message;
+}
+
+const char* board_compare(void* board) {
+  static thread_local baracuda_error found;
+  return static_cast<NcclBoard*>(board)->begin(NcclBoard::kCompared, &found) ? nullptr
+                                                                             : found.message;
 }
 
 const char* board_look(void* board) {

@@ -221,6 +221,13 @@ def test_the_torch_adapter_tells_the_others(known):
             *shards[rank], True, None, "STRIPED" if rank == ODD else "ZIGZAG"))
         assert all(type(r) is bk.InvalidProblemError for r in results), results
     assert is_right(attend(), x)
+    # One whose problem is new compares where the others run.
+    start = time.monotonic()
+    results = on_ranks(RANKS, lambda rank: rings[rank].attend(
+        *shards[rank], rank != ODD, None, "CONTIGUOUS"))
+    assert all(isinstance(r, bk.BaracudaError) for r in results), results
+    assert any("compares a new problem" in str(r) for r in results)
+    assert time.monotonic() - start < SOON
     close(comms)
 
 

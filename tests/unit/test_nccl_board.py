@@ -27,9 +27,9 @@ def path():
 def library(path):
     lib = ct.CDLL(path)
     lib.board_join.restype = ct.c_void_p
-    for name in ("begin", "look"):
+    for name in ("begin", "compare", "look"):
         getattr(lib, f"board_{name}").restype = ct.c_char_p
-    for name in ("begin", "look", "refuse", "fail", "leave", "close_entry"):
+    for name in ("begin", "compare", "look", "refuse", "fail", "leave", "close_entry"):
         getattr(lib, f"board_{name}").argtypes = [
             ct.c_void_p, *{"refuse": (ct.c_char_p, ct.c_int), "fail": (ct.c_char_p,)}.get(name, ())
         ]
@@ -107,6 +107,24 @@ def test_calls_that_all_refuse_are_forgotten(ranks):
             assert second.begin() == b"no"
         assert one.look() is None and other.look() is None
     assert one.begin() is None and other.begin() is None
+
+
+def test_a_comparison_where_another_rank_runs(ranks):
+    one, other = ranks
+    for _ in range(2 * MOST):  # those of all ranks are fine
+        assert one.compare() is None and other.compare() is None
+        assert one.begin() is None and other.begin() is None
+        assert one.look() is None and other.look() is None
+    assert one.compare() is None
+    assert b"compares a new problem" in other.begin()
+    assert b"compares a new problem" in one.look()  # it waits for the other's answer
+
+
+def test_a_run_where_another_rank_compares(ranks):
+    one, other = ranks
+    assert one.begin() is None
+    assert other.compare() is None and other.look() is None
+    assert b"compares a new problem" in one.look()
 
 
 def test_a_call_that_was_begun_and_is_refused(ranks):

@@ -68,7 +68,8 @@ BARACUDA_API int32_t baracuda_nccl_synchronize(baracuda_nccl_comm* comm, void* s
                                                double timeout_seconds);
 
 // baracuda_ring_all_gather() of an NCCL ring, whose wait the deadline, a failure of the ring and a signal
-// end. Then the communicator has failed.
+// end. Then the communicator has failed. It is a call of every rank, as a run is, and one of another
+// kind than theirs is refused as such.
 BARACUDA_API int32_t baracuda_nccl_all_gather(baracuda_nccl_comm* comm, const void* mine,
                                               int64_t bytes, void* all, double timeout_seconds);
 

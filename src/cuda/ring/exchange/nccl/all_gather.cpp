@@ -56,6 +56,8 @@ int32_t nccl_all_gather(baracuda_nccl_comm& comm, const void* mine, int64_t byte
 
 extern "C" int32_t baracuda_nccl_all_gather(baracuda_nccl_comm* comm, const void* mine,
                                             int64_t bytes, void* all, double timeout_seconds) {
+  const int32_t refused = baracuda::begin_call(*comm, baracuda::NcclBoard::kCompared);
+  if (refused != BARACUDA_OK) return refused;
   return baracuda::nccl_all_gather(*comm, mine, bytes, all,
                                    baracuda::TimeLimit(timeout_seconds));
 }

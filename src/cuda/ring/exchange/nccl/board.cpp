@@ -61,59 +61,72 @@ NcclBoard::~NcclBoard() { munmap(page_, bytes_); }
 
 void NcclBoard::close_entry() const { unlink(name_.c_str()); }
 
-void NcclBoard::remember(const baracuda_error& reason, int64_t call) {
+void NcclBoard::note(Kind kind, const baracuda_error& reason, int64_t call) {
   Slot& slot = mine();
-  Refusal& refusal = slot.refusals[static_cast<size_t>(slot.count % kRemembered)];
-  refusal.call = 0;
-  refusal.reason = reason;
-  refusal.call = call;
+  Note& note = slot.notes[static_cast<size_t>(slot.count % kRemembered)];
+  note.call = 0;
+  note.kind = kind;
+  note.reason = reason;
+  note.call = call;
   ++slot.count;
 }
 
-const NcclBoard::Refusal* NcclBoard::find(const Slot& slot, int64_t call) {
-  for (const Refusal& refusal : slot.refusals) {
-    if (refusal.call == call) return &refusal;
+const NcclBoard::Note* NcclBoard::find(const Slot& slot, int64_t call) {
+  for (const Note& note : slot.notes) {
+    if (note.call == call) return &note;
   }
   return nullptr;
 }
 
-void NcclBoard::read(const Refusal& refusal, int32_t rank, baracuda_error* found) {
-  const int64_t call = refusal.call;
-  *found = refusal.reason;
+bool NcclBoard::differs(Kind kind, const Note& note, int32_t rank, baracuda_error* found) {
+  const int64_t call = note.call;
+  const Kind theirs = note.kind;
+  *found = note.reason;
   std::atomic_thread_fence(std::memory_order_acquire);
-  if (call != 0 && refusal.call == call) return;
-  *found = {};  // another one is being written
-  found->status = BARACUDA_ABORTED;
+  const bool whole = call != 0 && note.call == call;
+  if (kind == kRefused || (whole && theirs == kCompared && kind == kCompared)) return false;
+  if (whole && theirs == kRefused) return true;
+  *found = {};
   found->rank = found->step = -1;
   std::snprintf(found->call, sizeof(found->call), "rank %d", rank);
-  std::snprintf(found->message, sizeof(found->message), "refused the call");
+  if (whole) {
+    found->status = BARACUDA_INVALID_ARGUMENT;
+    std::snprintf(found->message, sizeof(found->message),
+                  "compares a new problem in a call that another rank runs: every rank must give "
+                  "the same problems in the same order");
+  } else {  // another one is being written in its place
+    found->status = BARACUDA_ABORTED;
+    std::snprintf(found->message, sizeof(found->message), "refused the call");
+  }
+  return true;
 }
 
-bool NcclBoard::begin(baracuda_error* found) {
+bool NcclBoard::begin(Kind kind, baracuda_error* found) {
   const int64_t call = calls_ + 1;
-  if (page_->news == 0) {
+  const uint32_t quiet = quiet_;
+  if (kind == kRun && page_->news == quiet) {
     calls_ = call;
     // What comes after this, look() sees with the new count.
-    if (page_->news == 0) return true;
+    if (page_->news == quiet) return true;
   }
   const std::lock_guard<std::mutex> lock(mutex_);
-  for (int32_t rank = 0; rank < world_size_; ++rank) {
-    const Refusal* refusal = rank == rank_ ? nullptr : find(page_->slots[rank], call);
-    if (refusal == nullptr) continue;
-    read(*refusal, rank, found);
-    remember(*found, call);  // it stands for the same refusal
-    calls_ = call;
-    judge();
-    return false;
+  bool refused = false;
+  for (int32_t rank = 0; rank < world_size_ && !refused; ++rank) {
+    const Note* theirs = rank == rank_ ? nullptr : find(page_->slots[rank], call);
+    refused = theirs != nullptr && differs(kind, *theirs, rank, found);
   }
+  if (refused) note(kRefused, *found, call);  // it stands for the same refusal
+  if (!refused && kind == kCompared) note(kCompared, {}, call);
   calls_ = call;
-  return true;
+  judge();
+  if (refused || kind == kCompared) ++page_->news;
+  return !refused;
 }
 
 void NcclBoard::refuse(const baracuda_error& reason, bool begun) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const int64_t call = begun ? calls_.load() : calls_ + 1;
-  remember(reason, call);
+  note(kRefused, reason, call);
   calls_ = call;
   judge();
   ++page_->news;
@@ -141,22 +154,25 @@ bool NcclBoard::look(baracuda_error* found) {
 }
 
 void NcclBoard::judge() {
+  const uint32_t news = page_->news;
+  bool pending = false;
   for (int32_t rank = 0; rank < world_size_ && !missed_; ++rank) {
     const Slot& slot = page_->slots[rank];
     const int64_t count = slot.count;
     int64_t& next = judged_[static_cast<size_t>(rank)];
     if (rank == rank_) continue;
     if (count - next > kRemembered) next = count - kRemembered;
-    for (; next < count; ++next) {
-      const Refusal& refusal = slot.refusals[static_cast<size_t>(next % kRemembered)];
-      const int64_t call = refusal.call;
-      if (call == 0 || call > calls_) break;  // begin() will find it
-      if (find(mine(), call) != nullptr) continue;
-      read(refusal, rank, &missed_reason_);
-      missed_ = true;
-      break;
+    for (; next < count && !missed_; ++next) {
+      const Note& theirs = slot.notes[static_cast<size_t>(next % kRemembered)];
+      const int64_t call = theirs.call;
+      pending = call == 0 || call > calls_;  // begin() will find it
+      if (pending) break;
+      const Note* own = find(mine(), call);
+      missed_ = differs(own == nullptr ? kRun : own->kind, theirs, rank, &missed_reason_);
     }
+    if (pending) return;
   }
+  quiet_ = news;
 }
 
 }  // namespace baracuda

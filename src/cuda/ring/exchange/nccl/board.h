@@ -3,7 +3,8 @@
 //
 // Every rank counts its calls, and all make the same ones. One that finds its call refused by another
 // rank, before it has begun, refuses it too, and the ring goes on. Where it has begun already, the
-// ring fails on all of them.
+// ring fails on all of them. A comparison of problems is a call, too, and one that a rank makes where
+// another runs is refused like that: their messages would be misread.
 #pragma once
 
 #include <stdint.h>
@@ -33,9 +34,11 @@ class NcclBoard {
   // Nobody joins any more: every rank of this machine has.
   void close_entry() const;
 
-  // Counts a call of this rank. False where another rank has refused it: then this one refuses it too,
-  // with `found`.
-  bool begin(baracuda_error* found);
+  enum Kind : int32_t { kRefused, kCompared, kRun };
+
+  // Counts a call of this rank, a run or a comparison. False where another rank has refused it, or
+  // compares where this one runs: then this one refuses it too, with `found`.
+  bool begin(Kind kind, baracuda_error* found);
   // Refuses this rank's call: the one that it has begun, or else its next one.
   void refuse(const baracuda_error& reason, bool begun);
   // Says that the ring is of no use any more.
@@ -45,30 +48,31 @@ class NcclBoard {
   bool look(baracuda_error* found);
 
  private:
-  // How many of a rank's refusals the others can still find: more than a rank refuses between two
-  // looks.
+  // How many of a rank's notes the others can still find: more than it writes between two looks.
   static constexpr int kRemembered = 64;
 
-  struct Refusal {
+  struct Note {
     std::atomic<int64_t> call;  // its number, from 1 on; 0: none
-    baracuda_error reason;      // whole where the number is the same before and after it was read
+    Kind kind;                  // whole, as the reason, where the number is the same before and after
+    baracuda_error reason;
   };
   struct Slot {
     std::atomic<int64_t> count;
-    std::array<Refusal, kRemembered> refusals;
+    std::array<Note, kRemembered> notes;
   };
   struct Page {
-    std::atomic<uint32_t> news;   // counts refusals and failures
+    std::atomic<uint32_t> news;   // counts notes and failures
     std::atomic<int32_t> failed;  // 0, 1 while it is written, 2
     baracuda_error failure;
     Slot slots[1];  // world_size of them
   };
 
   NcclBoard(std::string name, Page* page, size_t bytes, int32_t rank, int32_t world_size);
-  void remember(const baracuda_error& reason, int64_t call);
-  static const Refusal* find(const Slot& slot, int64_t call);
-  static void read(const Refusal& refusal, int32_t rank, baracuda_error* found);
-  // Compares the others' new refusals with this rank's own, while it remembers those.
+  void note(Kind kind, const baracuda_error& reason, int64_t call);
+  static const Note* find(const Slot& slot, int64_t call);
+  // Why a call of this kind is at odds with another rank's note of it.
+  static bool differs(Kind kind, const Note& note, int32_t rank, baracuda_error* found);
+  // Compares the others' new notes with this rank's own, while it remembers those.
   void judge();
   Slot& mine() const { return page_->slots[rank_]; }
 
@@ -78,11 +82,12 @@ class NcclBoard {
   const int32_t rank_;
   const int32_t world_size_;
   std::mutex mutex_;  // begin, refuse and look, where there are news
-  std::vector<int64_t> judged_;  // how many refusals of each rank
+  std::vector<int64_t> judged_;  // how many notes of each rank
   bool missed_ = false;          // one came too late: this rank has begun the call
   baracuda_error missed_reason_{};
   std::atomic<int64_t> calls_{0};
   uint32_t seen_ = 0;  // of the news, by look()
+  std::atomic<uint32_t> quiet_{0};  // news of which nothing is about a call yet to come
 };
 
 // The name of the board of a ring, from bytes that its ranks alone share.

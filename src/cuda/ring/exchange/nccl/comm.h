@@ -109,7 +109,7 @@ void free_comm(baracuda_nccl_comm* comm);
 void locate_comm(const baracuda_nccl_comm& comm);
 
 // BARACUDA_OK and a call of this rank that the others know of, or the error of one that has refused it.
-int32_t begin_call(baracuda_nccl_comm& comm);
+int32_t begin_call(baracuda_nccl_comm& comm, NcclBoard::Kind kind);
 
 // Transport functions; context is a baracuda_nccl_comm.
 baracuda_transport nccl_transport(baracuda_nccl_comm& comm);

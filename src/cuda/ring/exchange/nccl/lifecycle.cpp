@@ -78,9 +78,10 @@ int32_t poll(baracuda_nccl_comm& comm, void* stream, const TimeLimit& limit) {
 
 }  // namespace
 
-int32_t begin_call(baracuda_nccl_comm& comm) {
+int32_t begin_call(baracuda_nccl_comm& comm, NcclBoard::Kind kind) {
   baracuda_error found;
-  return comm.board == nullptr || comm.board->begin(&found) ? BARACUDA_OK : restore_failure(found);
+  if (comm.board == nullptr || comm.board->begin(kind, &found)) return BARACUDA_OK;
+  return restore_failure(found);
 }
 
 }  // namespace baracuda
@@ -148,7 +149,7 @@ int32_t baracuda_nccl_refuse(baracuda_nccl_comm* comm, int32_t status, const cha
 
 int32_t baracuda_nccl_arm(baracuda_nccl_comm* comm, double timeout_seconds) {
   int32_t refused = refuse(*comm, "baracuda_nccl_arm");
-  if (refused == BARACUDA_OK) refused = begin_call(*comm);
+  if (refused == BARACUDA_OK) refused = begin_call(*comm, NcclBoard::kRun);
   if (refused != BARACUDA_OK) return refused;
   return watchdog_arm(comm->run_deadline, TimeLimit(timeout_seconds), "ring run");
 }
