@@ -163,12 +163,20 @@ def test_the_package_type_checks_and_its_stubs_agree_with_the_modules(tmp_path):
     without = {"jax": "(jax|_jax_primitive)", "torch": "(_?torch.*|transformers)",
                "transformers": "transformers"}  # fmt: skip
     allowed[1].write_text("".join(f"baracuda_kernels.interop.{without[x]}.*\n" for x in absent))
+    # Without its framework an adapter is made of Any, which strict mode refuses.
+    modules = {"jax": ("jax", "_jax_primitive"), "transformers": ("transformers.*",),
+               "torch": ("torch.*", "_torch_rendezvous", "transformers.*")}  # fmt: skip
+    left_out = sorted({f"baracuda_kernels.interop.{m}" for name in absent for m in modules[name]})
+    config = tmp_path / "pyproject.toml"
+    config.write_text((ROOT / "pyproject.toml").read_text() + (
+        f"\n[[tool.mypy.overrides]]\nmodule = {left_out}\nignore_errors = true\n"
+        if left_out else ""))  # fmt: skip
     stubs = started(
-        "mypy.stubtest", "baracuda_kernels", "--mypy-config-file", ROOT / "pyproject.toml",
+        "mypy.stubtest", "baracuda_kernels", "--mypy-config-file", config,
         "--ignore-unused-allowlist", *(x for path in allowed for x in ("--allowlist", path)),
         cwd=tmp_path)  # fmt: skip
     with stubs:
-        checked("mypy", "--config-file", ROOT / "pyproject.toml", "-p", "baracuda_kernels",
+        checked("mypy", "--config-file", config, "-p", "baracuda_kernels",
                 cwd=tmp_path)  # fmt: skip
         output, _ = stubs.communicate()
     assert stubs.returncode == 0, output
