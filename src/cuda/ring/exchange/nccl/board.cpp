@@ -45,8 +45,9 @@ std::unique_ptr<NcclBoard> NcclBoard::join(const std::string& name, int32_t rank
   const size_t bytes = sizeof(Page) + sizeof(Slot) * static_cast<size_t>(world_size - 1);
   const int file = open(name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (file < 0) return nullptr;
-  // New bytes are zero, and whoever comes later changes nothing. Pages that nobody writes take none.
-  void* page = ftruncate(file, static_cast<off_t>(bytes)) != 0
+  // New bytes are zero, and whoever comes later changes nothing. Where there is no room, it is better to
+  // hear of it here than by a signal at the first write.
+  void* page = posix_fallocate(file, 0, static_cast<off_t>(bytes)) != 0
                    ? MAP_FAILED
                    : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   close(file);

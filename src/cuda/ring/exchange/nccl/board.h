@@ -49,7 +49,7 @@ class NcclBoard {
 
  private:
   // How many of a rank's notes the others can still find: more than it writes between two looks.
-  static constexpr int kRemembered = 64;
+  static constexpr int kRemembered = 32;
 
   struct Note {
     std::atomic<int64_t> call;  // its number, from 1 on; 0: none

@@ -300,6 +300,7 @@ int32_t baracuda_nccl_init_rank(int32_t world_size, const void* id, int32_t rank
     close_entry(*made);
     return joined == BARACUDA_OK ? warm_up(&made, 1, limit) : joined;
   });
+  if (status != BARACUDA_OK) close_entry(*made);  // which may not have come so far
   if (status == BARACUDA_OK) hand_out(made, comm);
   return status;
 }
