@@ -1,5 +1,7 @@
 """Whole runs as CUDA graphs: the bits of an eager run, replayed on new inputs."""
 
+import itertools
+
 import pytest
 from helpers import cuda_ring
 from helpers import ring_abi as abi
@@ -7,7 +9,6 @@ from helpers.inputs import torch_qkv
 from helpers.rings import descriptor, preference, rank_arrays, same_bits, shards_of
 
 import baracuda_kernels as bk
-import itertools
 
 pytestmark = pytest.mark.gpu
 
