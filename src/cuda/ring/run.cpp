@@ -41,7 +41,7 @@ class Run {
       if (!exchange(t) || !compute(t)) return join_and_report();
     }
     begin_step(rounds_.steps());
-    if (!exchange(rounds_.launches()) || !bring_home()) return join_and_report();
+    if (!exchange(rounds_.launches()) || !bring_home() || !finish()) return join_and_report();
     return report();
   }
 
@@ -142,6 +142,14 @@ class Run {
       if (!ok(exchange_of(call).wait(call.endpoint, n, call.stream), "wait", call)) return false;
     }
     return true;
+  }
+
+  bool finish() {
+    return for_each_rank([this](const Call& call) {
+      const baracuda_ring_exchange& exchange = exchange_of(call);
+      if (exchange.finish == nullptr) return true;
+      return enter(call) && ok(exchange.finish(call.endpoint, call.stream), "finish", call);
+    });
   }
 
   // ---- Launches --------------------------------------------------------------------------------
@@ -248,13 +256,17 @@ class Run {
     });
   }
 
+  static int32_t margin_of(baracuda_ring_endpoint& end) {
+    return end.exchange->margin == nullptr ? end.max_ctas : end.exchange->margin(&end);
+  }
+
   struct Step : baracuda_ring_step {
     Step(const Run& run, const Call& call, int32_t t) {
       const Rounds rounds(call);
       rank = call.endpoint->transport.rank;
       world_size = rounds.steps();
       hops = call.hops;
-      sm_margin = run.has_exchange_ ? call.endpoint->max_ctas : 0;
+      sm_margin = run.has_exchange_ ? margin_of(*call.endpoint) : 0;
       follows = run.has_added_ ? 0 : 1;
       stream = call.stream;
       rounds.fill(t, this);

@@ -102,10 +102,15 @@ typedef struct baracuda_ring_exchange {
   int32_t (*post)(baracuda_ring_endpoint* endpoint, const baracuda_ring_round* round);
   int32_t (*close)(baracuda_ring_endpoint* endpoint);
   int32_t (*complete)(baracuda_ring_endpoint* endpoint, const baracuda_ring_round* round);
-  // stream waits until what this rank sends and receives in a round has arrived.
+  // stream waits until what this rank receives in a round has arrived; where finish is NULL, also
+  // what it sends.
   int32_t (*wait)(baracuda_ring_endpoint* endpoint, int32_t number, void* stream);
   // After a failure: stream waits for whatever has been enqueued.
   int32_t (*join)(baracuda_ring_endpoint* endpoint, void* stream);
+  // Behind a run's last launch: stream waits until what this rank sends has arrived. May be NULL.
+  int32_t (*finish)(baracuda_ring_endpoint* endpoint, void* stream);
+  // Multiprocessors that the round posted last takes. NULL: the endpoint's max_ctas.
+  int32_t (*margin)(baracuda_ring_endpoint* endpoint);
 } baracuda_ring_exchange;
 
 // Rounds by a transport's sends and receives on the endpoint's ring stream.

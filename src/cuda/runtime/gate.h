@@ -1,0 +1,13 @@
+// A kernel of one warp that holds back the launch behind it until a word is set. The device is
+// current.
+#pragma once
+
+#include <stdint.h>
+
+namespace baracuda {
+
+int32_t load_gate();
+// Resets the word's lower half once a bit of mask is set in it.
+int32_t gate(void* stream, void* word, uint64_t mask);
+
+}  // namespace baracuda
