@@ -72,8 +72,8 @@ def test_buffers_that_are_not_registered_go_by_nccl(torch, pool):
 
 def test_forced_where_it_cannot_be(torch, pool):
     choice = ["peer"] + ["nccl"] * (pool.world_size - 1)
-    errors = {a["error"] for a in pool.join(exchange=choice, wait="event")}
-    assert len(errors) == 1 and 'exchange: got "peer"' in errors.pop()
+    errors = {a["error"].partition(" (rank ")[0] for a in pool.join(exchange=choice, wait="event")}
+    assert len(errors) == 1 and 'exchange: got "peer", but the hop from rank 0' in errors.pop()
     pool.join(exchange="peer")
 
 
@@ -82,7 +82,7 @@ def test_memory_that_no_other_process_can_open(torch, pool):
     pool.join(exchange="auto", wait="event")
     answers = pool.run({"do": "register_alien", "alien": pool.world_size - 1})
     assert {a["error"] for a in answers} == {"UnsupportedError"}
-    assert len({a["message"] for a in answers}) == 1 and "pool" in answers[0]["message"]
+    assert all("pool" in a["message"] for a in answers)
     assert {a["state"] for a in answers} == {"healthy"}
 
 

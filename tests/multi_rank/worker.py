@@ -83,7 +83,8 @@ class Rank:
 
             device = Device(self.device)
             device.set_current()
-            self.pooled = device.allocate(1 << 22)  # of the device's pool
+            # Of the device's pool.
+            self.pooled = device.allocate(1 << 22, stream=device.create_stream())
             buffer = bk.TensorRef(int(self.pooled.handle), (1 << 22,), element="U8",
                                   device=self.device)  # fmt: skip
         try:
@@ -280,7 +281,7 @@ class Rank:
             run()
             comm.synchronize(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 run()
 
             def run() -> None:

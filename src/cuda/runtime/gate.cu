@@ -34,18 +34,18 @@ __global__ void __launch_bounds__(32) gate_kernel(const __grid_constant__ GateAr
   await_grids_before();
 }
 
-}  // namespace
-
-int32_t load_gate() {
+int32_t load_gate(bool* waits) {
   static ReadyDevices ready;
-  return ensure_loaded(reinterpret_cast<const void*>(gate_kernel), 0, ready);
+  return ensure_loaded(reinterpret_cast<const void*>(gate_kernel), 0, ready, waits);
 }
 
+}  // namespace
+
+int32_t load_gate() { return load_gate(nullptr); }
+
 int32_t gate(void* stream, void* word, uint64_t mask) {
-  static ReadyDevices ready;
   bool waits = false;
-  const int32_t status =
-      ensure_loaded(reinterpret_cast<const void*>(gate_kernel), 0, ready, &waits);
+  const int32_t status = load_gate(&waits);
   if (status != BARACUDA_OK) return status;
   const GateArgs args{static_cast<uint64_t*>(word), mask};
   return launch_grid(gate_kernel, dim3(1), 32, 0, static_cast<cudaStream_t>(stream), waits, args);
