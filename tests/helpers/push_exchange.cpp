@@ -125,7 +125,7 @@ int32_t join(baracuda_ring_endpoint*, void*) { return BARACUDA_OK; }
 
 const baracuda_ring_exchange exchange = {
     sizeof(baracuda_ring_exchange), "push", nullptr, grant, open, post, close, complete, wait, join,
-    nullptr, nullptr};
+    nullptr, nullptr, nullptr};
 
 }  // namespace
 

@@ -16,6 +16,8 @@ from helpers.ring_abi import LocalWorld, last_failure
 from helpers.sum_ring import SumRing
 
 WAITS = (peers.EVENT, peers.VALUE, peers.GATE)
+# A gate enqueued later may be what a grant waits for: nothing for streams that wait at once.
+ON_THREADS = (peers.EVENT, peers.VALUE)
 PROGRAMS = [(1, False), (1, True), (2, False), (2, True)]
 
 
@@ -44,7 +46,7 @@ def run_threads(ring: SumRing, world: LocalWorld, delay=lambda _rank: 0.0) -> li
 # ---- Which hops ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("wait", ON_THREADS)
 @pytest.mark.parametrize("world_size", [2, 3, 4, 8])
 def test_hops_of_one_host_push_and_give_the_answer(world_size, wait):
     world = LocalWorld(world_size)
@@ -168,7 +170,7 @@ def _target(fd: str) -> str:
 # ---- Faults -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("wait", ON_THREADS)
 def test_a_rank_that_is_late_by_a_run_is_waited_for(wait):
     """The others run ahead by as much as the words let them."""
     world = LocalWorld(4)
@@ -249,6 +251,9 @@ def test_ranks_with_other_problems_are_refused_instead_of_misread():
     world.close()
 
 
+# Words of a rank, by their place.
+KINDS = ("granted", "full", *["arrived"] * 4, "read")
+
 # ---- Order --------------------------------------------------------------------------------------
 
 
@@ -259,13 +264,13 @@ class Simulation:
 
     def __init__(self, world_size: int, parts: int = 1, launch_adds: bool = False, *, runs: int = 2,
                  wait: int = peers.EVENT, dropped_word: int = -1, dropped_event: int = -1,
-                 wishes=peers.AUTO, live=None) -> None:  # fmt: skip
+                 wishes=peers.AUTO, live=None, beside_alone: bool = False) -> None:  # fmt: skip
         self.size, self.lib = world_size, peers.library()
         self.world = LocalWorld(world_size)
         self.peers = Peers(self.world, wait=wait, wishes=wishes)
         self.rings = [
             SumRing(world_size, parts=parts, launch_adds=launch_adds, staged=True, seed=seed,
-                    live=live)
+                    live=live, beside_alone=beside_alone)
             for seed in range(runs)
         ]  # fmt: skip
         for ring in self.rings[1:]:
@@ -289,7 +294,6 @@ class Simulation:
             self.ops.stream_create(stream, 0)
             self.streams.append(stream.value)
         peers.host().host_peer_push_to(self.enqueue_task, dropped_word)
-        self.words = 0
 
     def run(self, seed: int) -> bool:
         memory = self.rings[0]
@@ -298,12 +302,13 @@ class Simulation:
                 self.copy(x, np.full_like(x, np.nan))
             ring.y[:] = 0
             self.copy(ring.beside[:, 0], np.stack([ring.a, ring.b], axis=1))
-            calls = ring.calls(self.world.endpoints, self.streams, self.enqueue_task)
-            status = self.lib.baracuda_ring_run(calls, self.size)
-            assert status == abi.OK, last_failure()
+            for call in ring.calls(self.world.endpoints, self.streams, self.enqueue_task):
+                status = self.lib.baracuda_ring_run(ct.byref(call), 1)
+                assert status == abi.OK, last_failure()
             for x in (memory.beside, memory.behind):
                 self.copy(x, np.full_like(x, np.nan))
-        self.words = peers.host().host_peer_waits()
+        lib = peers.host()
+        self.kinds = [KINDS[lib.host_peer_waited(n)] for n in range(lib.host_peer_waits())]
         self.events = self.sim.sim_waits()
         left = self.sim.sim_run(seed)
         return left == 0 and all(ring.is_right() for ring in self.rings)
@@ -332,23 +337,41 @@ def test_any_order_of_the_streams_gives_the_answer(world_size, parts, launch_add
         simulation.close()
 
 
+def not_needed(make, count: int, seeds: int = 150) -> list[int]:
+    """Which of the waits can be left out, and the answer is right in every order that was tried."""
+
+    def is_right(number: int, seed: int) -> bool:
+        simulation = make(number)
+        right = simulation.run(seed)
+        simulation.close()
+        return right
+
+    return [n for n in range(count) if all(is_right(n, seed) for seed in range(seeds))]
+
+
+@pytest.mark.parametrize("beside_alone", [False, True])
 @pytest.mark.parametrize("wait", WAITS)
-@pytest.mark.parametrize(("parts", "launch_adds"), [(1, False), (2, True)])
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_every_wait_for_a_word_is_needed(world_size, parts, launch_adds, wait):
-    """Grants, fills and arrivals: left out, an order comes up that gives another answer."""
-    simulation = Simulation(world_size, parts, launch_adds, wait=wait)
+def test_every_wait_for_a_word_is_needed(wait, beside_alone):
+    """Grants, fills, arrivals, and what a gate tells of the launch before it."""
+    options = {"wait": wait, "beside_alone": beside_alone}
+    simulation = Simulation(3, **options)
     assert simulation.run(0)
-    count = simulation.words
     simulation.close()
-    missed = []
-    for word in range(count):
-        for seed in range(200):
-            simulation = Simulation(world_size, parts, launch_adds, wait=wait, dropped_word=word)
-            right = simulation.run(seed)
-            simulation.close()
-            if not right:
-                break
-        else:
-            missed.append(word)
-    assert not missed, f"nothing needs {len(missed)} of {count}: {missed}"
+    kinds = simulation.kinds
+    missed = not_needed(lambda n: Simulation(3, dropped_word=n, **options), len(kinds))
+    if wait == peers.EVENT:
+        assert not missed, [kinds[n] for n in missed]
+    else:
+        # What arrives last is not sent on: the caller's own wait for it is the one that counts.
+        assert {kinds[n] for n in missed} <= {"full"}
+        assert len(missed) < kinds.count("full")
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_every_event_is_needed(wait):
+    options = {"wait": wait, "runs": 1, "beside_alone": True}
+    simulation = Simulation(3, **options)
+    assert simulation.run(0)
+    simulation.close()
+    missed = not_needed(lambda n: Simulation(3, dropped_event=n, **options), simulation.events)
+    assert not missed, f"nothing needs {missed} of {simulation.events}"

@@ -92,6 +92,13 @@ class Run {
            });
   }
 
+  // Whether the exchange itself sees that what comes before a round has ended.
+  bool is_signalled(int32_t number) const {
+    if (count_ > 1 || !rounds_.needs_launch_alone(number)) return false;
+    const baracuda_ring_exchange& exchange = exchange_of(calls_[0]);
+    return exchange.signals != nullptr && exchange.signals(calls_[0].endpoint, number - 1) != 0;
+  }
+
   bool grant(const Call& call, const baracuda_ring_round& round) {
     return ok(exchange_of(call).grant(call.endpoint, &round), "grant", call);
   }
@@ -126,6 +133,7 @@ class Run {
       Rounds(call).fill(n, this);
       stream = call.stream;
       ready = run.recorder(call).endpoint->compute_done;
+      signalled = run.is_signalled(n) ? 1 : 0;
       begin_mark = call.marks == nullptr ? nullptr : call.marks[n].exchange_begin;
       end_mark = call.marks == nullptr ? nullptr : call.marks[n].exchange_end;
     }
@@ -168,7 +176,7 @@ class Run {
     }
     set_awaited(inputs);
     // What the next exchange reads, and overwrites, is ready once this is reached.
-    return add(t) && (!rounds_.has_messages(t + 1) || record_compute_done());
+    return add(t) && (!rounds_.has_messages(t + 1) || is_signalled(t + 1) || record_compute_done());
   }
 
   // Also where nothing is launched: the caller's stream has to join the last exchange, and

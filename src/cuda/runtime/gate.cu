@@ -11,6 +11,7 @@ namespace {
 struct GateArgs {
   uint64_t* word;
   uint64_t mask;
+  uint64_t* signal;
 };
 
 __device__ __forceinline__ uint64_t load_system(const uint64_t* word) {
@@ -19,19 +20,24 @@ __device__ __forceinline__ uint64_t load_system(const uint64_t* word) {
   return value;
 }
 
+__device__ __forceinline__ void store_system(uint64_t* word, uint32_t state) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(word), "r"(state) : "memory");
+}
+
 // It starts beside the launch before it, and takes no more than a warp's place. What it waits for may
 // itself wait for other work on this device, which finds the rest of it as it was.
 __global__ void __launch_bounds__(32) gate_kernel(const __grid_constant__ GateArgs args) {
   if (threadIdx.x == 0) {
     while ((load_system(args.word) & args.mask) == 0) __nanosleep(100);
     // A stream's wait would leave it too: only the state, an abort's half stays.
-    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(args.word), "r"(0) : "memory");
+    store_system(args.word, 0);
     __threadfence_system();
   }
   __syncwarp();
   launch_dependent_grids();
   // Whoever waits for this grid waits for the launch before it too.
   await_grids_before();
+  if (threadIdx.x == 0 && args.signal != nullptr) store_system(args.signal, 1);
 }
 
 int32_t load_gate(bool* waits) {
@@ -43,11 +49,11 @@ int32_t load_gate(bool* waits) {
 
 int32_t load_gate() { return load_gate(nullptr); }
 
-int32_t gate(void* stream, void* word, uint64_t mask) {
+int32_t gate(void* stream, void* word, uint64_t mask, void* signal) {
   bool waits = false;
   const int32_t status = load_gate(&waits);
   if (status != BARACUDA_OK) return status;
-  const GateArgs args{static_cast<uint64_t*>(word), mask};
+  const GateArgs args{static_cast<uint64_t*>(word), mask, static_cast<uint64_t*>(signal)};
   return launch_grid(gate_kernel, dim3(1), 32, 0, static_cast<cudaStream_t>(stream), waits, args);
 }
 

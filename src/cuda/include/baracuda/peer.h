@@ -34,9 +34,10 @@ typedef struct baracuda_peer_ops {
   int32_t (*write_word)(void* stream, void* word, uint32_t value);
   // stream waits until the word and mask have a bit in common.
   int32_t (*wait_word)(void* stream, void* word, uint64_t mask);
-  // The same by a kernel of one block, which lets the launch behind it begin its work then, and ends
-  // with the launch before it. NULL where there is none.
-  int32_t (*gate)(void* stream, void* word, uint64_t mask);
+  // The same by a kernel of one block, which resets the word, lets the launch behind it begin its
+  // work then, and ends with the launch before it; then it sets signal, a word, to 1 unless that is
+  // NULL. NULL where there is none.
+  int32_t (*gate)(void* stream, void* word, uint64_t mask, void* signal);
   int32_t (*gate_load)(void);
   int32_t (*query)(void* stream, int32_t* done);
 } baracuda_peer_ops;

@@ -98,6 +98,7 @@ constexpr baracuda_ring_exchange exchange = {sizeof(baracuda_ring_exchange),
                                              wait,
                                              join,
                                              nullptr,
+                                             nullptr,
                                              nullptr};
 
 }  // namespace

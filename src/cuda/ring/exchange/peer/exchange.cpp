@@ -48,11 +48,18 @@ int32_t take_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint3
   return status == BARACUDA_OK ? write_word(peer, stream, word, 0) : status;
 }
 
+constexpr uint32_t kRead = 1;
+
 int32_t grant(Endpoint* end, const Round* round) {
   baracuda_peer& peer = peer_of(end);
   int32_t status = peer.begin(*round);
   if (status != BARACUDA_OK) return status;
-  status = recorded("wait", [&] { return end->ops->wait(end->ring_stream, round->ready); });
+  if (round->signalled != 0) {
+    peer.owes_signal = true;
+    status = take_word(peer, end->ring_stream, peer.file.hop(peer.rank()).read, kRead);
+  } else {
+    status = recorded("wait", [&] { return end->ops->wait(end->ring_stream, round->ready); });
+  }
   if (status == BARACUDA_OK && round->begin_mark != nullptr) {
     status = record(*end, round->begin_mark);
   }
@@ -133,9 +140,12 @@ int32_t wait(Endpoint* end, int32_t number, void* stream) {
   const PeerWord& word = peer.file.hop(peer.rank()).arrived[number & (kPeerArrivals - 1)];
   int32_t status = BARACUDA_OK;
   if (peer.wait == BARACUDA_PEER_WAIT_GATE) {
+    void* const signal =
+        peer.owes_signal ? peer.on_device(peer.file.hop(peer.rank()).read) : nullptr;
     status = recorded("gate", [&] {
-      return peer.ops->gate(stream, peer.on_device(word), at.full | kPeerAbortMask);
+      return peer.ops->gate(stream, peer.on_device(word), at.full | kPeerAbortMask, signal);
     });
+    if (status == BARACUDA_OK) peer.owes_signal = false;
   } else {
     status = take_word(peer, stream, word, at.full);
   }
@@ -152,7 +162,18 @@ int32_t finish(Endpoint* end, void* stream) {
 }
 
 int32_t join(Endpoint* end, void* stream) {
+  baracuda_peer& peer = peer_of(end);
+  if (peer.owes_signal) {
+    // The neighbours cannot go on either, without what this rank has not sent.
+    peer.owes_signal = false;
+    peer.end_ring();
+  }
   return baracuda_send_recv_exchange()->join(end, stream);
+}
+
+int32_t signals(Endpoint* end, int32_t number) {
+  baracuda_peer& peer = peer_of(end);
+  return peer.wait == BARACUDA_PEER_WAIT_GATE && round_at(peer, number).takes ? 1 : 0;
 }
 
 int32_t margin(Endpoint* end) {
@@ -175,6 +196,7 @@ constexpr baracuda_ring_exchange exchange = {sizeof(baracuda_ring_exchange),
                                              wait,
                                              join,
                                              finish,
+                                             signals,
                                              margin};
 
 // splitmix64's finaliser.

@@ -25,6 +25,7 @@ struct PeerHopWords {
   PeerWord granted;                 // by this rank; the sender resets it
   PeerWord full;                    // by the sender; the ring stream of this rank resets it
   PeerWord arrived[kPeerArrivals];  // by the sender, by round; the caller's stream resets it
+  PeerWord read;  // by this rank's caller's stream; its ring stream resets it
 };
 
 // What a rank's host tells the others': the problem of its latest runs, by their number.

@@ -46,6 +46,7 @@ void end_waits(baracuda_peer& peer) {
     PeerHopWords& words = peer.file.hop(rank);
     set(words.granted);
     set(words.full);
+    set(words.read);
     for (PeerWord& word : words.arrived) set(word);
   }
 }

@@ -86,6 +86,7 @@ struct baracuda_peer {
   baracuda::PeerRound rounds[baracuda::kPeerArrivals];  // the latest, by number
   int32_t last_number = -1;
   bool joins = false;    // the run at hand has waited for words alone
+  bool owes_signal = false;  // a grant waits for what the caller's stream has not been given yet
   uint32_t runs = 0;     // told to the neighbours
   uint32_t compared[2] = {};  // of those, with the rank before and with the next one
   char process[16] = {};  // tells processes of one host apart
