@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 import baracuda_kernels as bk
+from baracuda_kernels.interop.torch import clear_cache, ring_attention
 from benchmarks.across_gpus.contenders import Ring, one_gpu, stream_of
 from benchmarks.across_gpus.problem import Problem
 from benchmarks.across_gpus.timing import interleaved, slowest
@@ -48,11 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
         comms[name] = bk.Communicator.from_torch(
             device=device.index, exchange=exchange, timeout=60.0
         )
+    # What PyTorch's op makes of the defaults.
+    os.environ |= {"BARACUDA_EXCHANGE": "auto", "BARACUDA_PEER_WAIT": ""}
     rows = []
     for layout, causal in (("zigzag", True), ("contiguous", False)):
         for chunk in options.chunk:
             problem = Problem(ranks, chunk, 32, 8, 128, layout, causal)
-            found = _measure(problem, comms, options.rounds, options.rounds > 1)
+            found = _measure(problem, comms, options.rounds)
             rows += found
             if rank == 0:
                 for row in found:
@@ -61,13 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"ranks": ranks, "card": torch.cuda.get_device_name(), "rows": rows})
         (options.out / f"exchange-{ranks}.json").write_text(text)
+    clear_cache()
     for comm in comms.values():
         comm.close()
     dist.destroy_process_group()
     return 0
 
 
-def _measure(problem: Problem, comms: dict[str, Any], rounds: int, check: bool) -> list[dict]:
+def _measure(problem: Problem, comms: dict[str, Any], rounds: int) -> list[dict]:
     device = torch.device("cuda", torch.cuda.current_device())
     whole = problem.whole(device)
     ideal = one_gpu(problem, whole)
@@ -94,6 +98,10 @@ def _measure(problem: Problem, comms: dict[str, Any], rounds: int, check: bool) 
         calls[f"{name}, graph"] = graph.replay
         speeds[name] = _speed(ring, problem)
         alone[name] = _speed(_Alone(problem, ring), problem)
+    calls["torch op"] = lambda: ring_attention(
+        ring.q, ring.k, ring.v, is_causal=problem.causal, sequence_layout=problem.layout
+    )
+    assert torch.equal(calls["torch op"](), expected), "torch op: other bits"
     calls["steps"] = _steps(rings[next(iter(rings))], problem)
     samples = interleaved(calls, {}, rounds=rounds)
     del graphs
@@ -125,7 +133,7 @@ class _Alone:
             kv_scratch_b=ring._scratch[1], accumulator_scratch=ring._state,
         )  # fmt: skip
 
-    def run(self, timeline: bk.RingTimeline) -> None:
+    def run(self, timeline: bk.RingTimeline | None) -> None:
         self._plan.run(torch.cuda.current_stream(), self._comm, self._args, timeline=timeline)
 
 
@@ -137,6 +145,8 @@ def _speed(ring: Ring | _Alone, problem: Problem) -> float:
         torch.cuda.synchronize()
         dist.barrier()
         torch.cuda._sleep(2_000_000)  # all is enqueued before anything begins
+        for _ in range(3):  # brings the ranks together
+            ring.run(None)
         ring.run(timeline)
         times.append(timeline.steps[0].exchange)
     nbytes = 2 * problem.kv_heads * problem.chunk * problem.head_dim * 2

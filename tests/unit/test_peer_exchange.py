@@ -362,9 +362,10 @@ def test_every_wait_for_a_word_is_needed(wait, beside_alone):
     if wait == peers.EVENT:
         assert not missed, [kinds[n] for n in missed]
     else:
-        # What arrives last is not sent on: the caller's own wait for it is the one that counts.
+        # The caller's own wait counts where what arrives is not sent on, and where a gate tells the
+        # next grant of it.
         assert {kinds[n] for n in missed} <= {"full"}
-        assert len(missed) < kinds.count("full")
+        assert len(missed) < kinds.count("full") or (wait == peers.GATE and beside_alone)
 
 
 @pytest.mark.parametrize("wait", WAITS)

@@ -52,6 +52,8 @@ cdef extern from "baracuda/runtime.h" nogil:
     int32_t baracuda_cuda_pointer_device(const void* pointer, int32_t* device)
     int32_t baracuda_cuda_stream_synchronize(void* stream)
     int32_t baracuda_cuda_stream_is_capturing(void* stream, int32_t* capturing)
+    int32_t baracuda_cuda_allocate(int64_t nbytes, void** data)
+    void baracuda_cuda_free(void* data)
 
 cdef extern from "baracuda/host.h" nogil:
     int32_t baracuda_host_threads()
