@@ -18,9 +18,9 @@ from safetensors.numpy import load_file
 PAGES = ["README.md", "CONTRIBUTING.md"]
 PAGES += sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
 
-# Nothing to run: trees of files, other libraries' calls, and what Sphinx makes its menu
-# and its reference of.
-SHOWN = {"text", "{toctree}", "{eval-rst}"}
+# Nothing to run: trees of files, other libraries' calls, and what Sphinx makes its menu and its
+# reference of, or shows of other files.
+SHOWN = {"text", "{toctree}", "{eval-rst}", "{include}", "{literalinclude}"}
 
 # The tests of each language's blocks in their order; one alone runs all of the page as a program.
 RUN_BY = {
@@ -42,7 +42,7 @@ RUN_BY = {
     "docs/cupy.md": {"python": "interop/test_gpu.py::test_the_cupy_page_runs_as_written"},
     "docs/developer-guide.md": {
         "sh": [
-            "packaging/test_editable_install.py::test_the_developer_guide_sets_up_the_same",
+            "packaging/test_source_builds.py::test_the_developer_guide_sets_up_the_same",
             "unit/test_evidence.py::test_the_documented_commands",
             "unit/test_evidence.py::test_the_documented_commands",
             "interop/test_scaling_contenders.py::test_the_documented_commands",
@@ -54,8 +54,8 @@ RUN_BY = {
     "docs/install.md": {
         "sh": [
             "unit/test_snippets.py::test_the_first_command",
-            "packaging/test_host_only_build.py::test_a_build_without_cuda",
-            "packaging/test_editable_install.py::test_it_rebuilds_on_import",
+            "packaging/test_source_builds.py::test_a_build_without_cuda",
+            "packaging/test_source_builds.py::test_it_rebuilds_on_import",
         ],
     },
     "docs/jax.md": {"python": "interop/test_jax.py::test_the_page_runs_as_written"},
@@ -77,7 +77,7 @@ RUN_BY = {
 def test_every_block_has_a_test(page):
     count: dict[str, int] = {}
     for language, _ in blocks(page):
-        if language not in SHOWN:
+        if language.partition(" ")[0] not in SHOWN:
             count[language] = count.get(language, 0) + 1
     run_by = RUN_BY.get(page, {})
     assert count.keys() == run_by.keys()
