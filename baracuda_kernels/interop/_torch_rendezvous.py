@@ -17,7 +17,11 @@ from baracuda_kernels.errors import UnsupportedError
 
 
 def rendezvous(
-    group: Any, device: int | None, max_ctas: int | None, timeout: float | None
+    group: Any,
+    device: int | None,
+    max_ctas: int | None,
+    exchange: str | None,
+    timeout: float | None,
 ) -> tuple[int, int, bytes, int]:
     """(rank, world_size, unique id, device) of a process group; sends the id through it."""
     group = dist.group.WORLD if group is None else group
@@ -25,7 +29,7 @@ def rendezvous(
 
     def prepare() -> tuple[bytes | None, int]:
         ordinal = torch.cuda.current_device() if device is None else device
-        return ready_to_join(rank, ordinal, max_ctas, timeout), ordinal
+        return ready_to_join(rank, ordinal, max_ctas, exchange, timeout), ordinal
 
     everyone = _tell_all(attempt(prepare), group)
     token, ordinal = everyone[0][0], everyone[rank][1]
@@ -64,14 +68,18 @@ def lender(group: Any, device: int) -> Any:
 
 
 def agreed_handle(
-    group: Any, device: int | None, max_ctas: int | None, timeout: float | None
+    group: Any,
+    device: int | None,
+    max_ctas: int | None,
+    exchange: str | None,
+    timeout: float | None,
 ) -> tuple[int, int]:
     """(ncclComm_t, device) of a NCCL group that has made its communicator; collective."""
     group = dist.group.WORLD if group is None else group
 
     def prepare() -> tuple[int, int]:
         ordinal = torch.cuda.current_device() if device is None else device
-        ready_to_join(-1, ordinal, max_ctas, timeout)
+        ready_to_join(-1, ordinal, max_ctas, exchange, timeout)
         return handle(group, ordinal), ordinal
 
     pointer, ordinal = _tell_all(attempt(prepare), group)[dist.get_rank(group)]

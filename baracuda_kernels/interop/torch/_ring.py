@@ -18,6 +18,7 @@ from baracuda_kernels import (
     TensorRef,
     TransportCommunicator,
 )
+from baracuda_kernels._core._device_buffer import DeviceBuffer
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _problem, _process_group
 from baracuda_kernels.interop.torch._agreement import Agreement
@@ -88,8 +89,18 @@ class Ring:
         # Allocators hand out the same addresses again and again.
         self._args: dict[tuple[Any, ...], tuple[RingAttentionArgs, bytes]] = {}
         self._streams: dict[int, Stream] = {-1: Stream.host()}
+        # What the copy engines of the rank before write to. They are this ring's own: memory of
+        # PyTorch's allocator may be of a kind that no other process can open, and comes and goes.
+        self._by_peer = isinstance(self.comm, Communicator) and any(
+            hop.kind == "peer" for hop in self.comm.exchange
+        )
+        self._room = 0
+        self._receive: list[torch.Tensor] = []
+        self._last_stream: int | None = None
 
     def close(self) -> None:
+        self._receive.clear()
+        self._args.clear()
         if isinstance(self.comm, Communicator):
             self.comm.close()
 
@@ -114,6 +125,10 @@ class Ring:
             self._agreement.require(side)
         elif new is not None:
             self._agree(new, plan, args)
+            if self._by_peer and self._make_room(plan, q):
+                return self.attend(q, k, v, is_causal, scale, sequence_layout)
+        if self._by_peer:
+            self._follow_last_stream()
         plan.run(self._stream(), self.comm, args)
         return y, lse
 
@@ -201,7 +216,34 @@ class Ring:
         """The state and the receive buffers: one at P = 2, else two."""
         state = q.new_empty(plan.accumulator_scratch_bytes, dtype=torch.uint8)
         buffers = min(self.comm.world_size - 1, 2)
+        if 0 < plan.kv_scratch_elements * q.itemsize <= self._room:
+            own = (x.view(q.dtype)[: plan.kv_scratch_elements] for x in self._receive)
+            return [state, *own]
         return [state, *(q.new_empty(plan.kv_scratch_elements) for _ in range(buffers))]
+
+    def _make_room(self, plan: RingAttentionPlan, q: torch.Tensor) -> bool:
+        """Registers larger receive buffers if this problem needs them; whether it did. Collective: all
+        ranks have agreed on the problem. Earlier ones stay, for graphs that have captured them."""
+        needed = plan.kv_scratch_elements * q.itemsize
+        if needed <= self._room:
+            return False
+        self._receive.clear()
+        for _ in range(min(self.comm.world_size - 1, 2)):
+            buffer = DeviceBuffer(needed, self._ordinal)
+            self.comm.register(buffer)
+            self._receive.append(torch.as_tensor(buffer, device=self._device))
+        self._room = needed
+        return True
+
+    def _follow_last_stream(self) -> None:
+        """The receive buffers are those of the last call, which may still read them."""
+        handle = torch._C._cuda_getCurrentRawStream(self._ordinal)
+        if handle == self._last_stream or torch.cuda.is_current_stream_capturing():
+            return
+        if self._last_stream is not None:
+            last = torch.cuda.ExternalStream(self._last_stream, device=self._device)
+            torch.cuda.current_stream(self._device).wait_stream(last)
+        self._last_stream = handle
 
     def _stream(self) -> Stream:
         handle = -1

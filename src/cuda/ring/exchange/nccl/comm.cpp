@@ -52,6 +52,7 @@ void baracuda_nccl_comm::mark_failed(const baracuda_error& reason) {
   if (state != baracuda::kHealthy) return;
   failure = reason;
   state = baracuda::kFailed;
+  if (peer != nullptr) baracuda_peer_abort(peer, reason.message);
 }
 
 int32_t baracuda_nccl_comm::report_failure() {
@@ -122,6 +123,13 @@ namespace baracuda {
 void fail_comm(baracuda_nccl_comm& comm) {
   comm.mark_failed();
   if (comm.owned) watchdog_abort(comm);
+}
+
+int32_t find_peer_failure(baracuda_nccl_comm& comm) {
+  if (comm.peer == nullptr || comm.state != kHealthy) return BARACUDA_OK;
+  const int32_t status = baracuda_peer_check(comm.peer);
+  if (status != BARACUDA_OK) fail_comm(comm);
+  return status == BARACUDA_OK ? BARACUDA_OK : comm.report_failure();
 }
 
 void free_comm(baracuda_nccl_comm* comm) {

@@ -15,6 +15,7 @@
 #include <mutex>
 
 #include "baracuda/nccl.h"
+#include "baracuda/peer.h"
 #include "baracuda/status.h"
 #include "ring/exchange/nccl/api.h"
 #include "ring/exchange/nccl/board.h"
@@ -85,6 +86,9 @@ struct baracuda_nccl_comm {
   bool orphaned = false;  // its thread frees the communicator
   std::condition_variable ended;
 
+  // Of the hops that take another way than NCCL; NULL where none was looked for.
+  baracuda_peer* peer = nullptr;
+
   baracuda::NcclGroup* group = nullptr;
   baracuda_nccl_comm* next_in_group = nullptr;
 
@@ -101,6 +105,9 @@ namespace baracuda {
 // Fails the communicator with the thread's last failure; an owned one is aborted as soon as its
 // handle allows.
 void fail_comm(baracuda_nccl_comm& comm);
+
+// Fails the communicator where the exchange by peer has failed; its failure, or BARACUDA_OK.
+int32_t find_peer_failure(baracuda_nccl_comm& comm);
 
 // Closes the endpoint and frees the object; NCCL's handle is gone or not ours.
 void free_comm(baracuda_nccl_comm* comm);

@@ -27,6 +27,7 @@ int32_t refuse(baracuda_nccl_comm& comm, const char* call) {
 // NCCL's asynchronous error, recorded as comm's failure. Leaves aborting to the caller.
 int32_t find_async_error(baracuda_nccl_comm& comm) {
   int32_t status = comm.report_failure();
+  if (status == BARACUDA_OK) status = find_peer_failure(comm);
   if (status != BARACUDA_OK) return status;
   {
     const Lock lock(comm.mutex);  // keeps an abort away from the handle
@@ -104,7 +105,10 @@ baracuda_ring_endpoint* baracuda_nccl_endpoint(baracuda_nccl_comm* comm) {
   return &comm->endpoint;
 }
 
-int32_t baracuda_nccl_state(const baracuda_nccl_comm* comm) { return comm->state; }
+int32_t baracuda_nccl_state(baracuda_nccl_comm* comm) {
+  find_peer_failure(*comm);
+  return comm->state;
+}
 
 int32_t baracuda_nccl_async_error(baracuda_nccl_comm* comm) { return find_async_error(*comm); }
 
@@ -149,6 +153,7 @@ int32_t baracuda_nccl_refuse(baracuda_nccl_comm* comm, int32_t status, const cha
 
 int32_t baracuda_nccl_arm(baracuda_nccl_comm* comm, double timeout_seconds) {
   int32_t refused = refuse(*comm, "baracuda_nccl_arm");
+  if (refused == BARACUDA_OK) refused = find_peer_failure(*comm);
   if (refused == BARACUDA_OK) refused = begin_call(*comm, NcclBoard::kRun);
   if (refused != BARACUDA_OK) return refused;
   return watchdog_arm(comm->run_deadline, TimeLimit(timeout_seconds), "ring run");
@@ -165,10 +170,24 @@ int32_t baracuda_nccl_disarm(baracuda_nccl_comm* comm) {
   return BARACUDA_TIMEOUT;
 }
 
+int32_t baracuda_nccl_close_peers(baracuda_nccl_comm* comm) {
+  if (comm->peer == nullptr) return 0;
+  const bool healthy = comm->state == kHealthy;
+  int32_t quarantined = 0;
+  baracuda_peer* const peer = comm->peer;
+  {
+    const Lock lock(comm->mutex);  // an abort uses it
+    comm->peer = nullptr;
+  }
+  baracuda_peer_close(peer, healthy ? comm->patience : kAbortPatience, &quarantined);
+  return quarantined;
+}
+
 int32_t baracuda_nccl_destroy(baracuda_nccl_comm* comm) {
   if (comm == nullptr) return BARACUDA_OK;
   watchdog_forget(*comm);
   int32_t status = BARACUDA_OK;
+  baracuda_nccl_close_peers(comm);
   if (comm->owned && comm->load_handle() != nullptr) {
     const bool healthy = comm->state == kHealthy;
     if (healthy) {
