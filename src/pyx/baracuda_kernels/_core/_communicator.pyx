@@ -119,6 +119,17 @@ cdef class UniqueId:
         return f"UniqueId({self.bytes[:16].hex()}...)"
 
 
+def exchange_info():
+    """Dict for ``info``: what `exchange` is by default here, and why no hop can be by peer, if so."""
+    reason = ""
+    if not c_api.baracuda_cuda_built():
+        reason = "this build has no CUDA"
+    elif c_api.baracuda_cuda_peer_ops() == NULL:
+        reason = "the driver cannot let streams wait for words"
+    return {"default": os.environ.get("BARACUDA_EXCHANGE") or DEFAULT_EXCHANGE,
+            "no_peer_reason": reason}
+
+
 def id_to_send():
     """Rank 0's side of a rendezvous: a new id's bytes, or the error that the others wait for."""
     try:
@@ -394,7 +405,7 @@ cdef class Communicator(RingMember):
         ----------
         comm : MPI.Comm
             Of MPI for Python, or anything with its ``Get_rank``, ``Get_size`` and ``bcast``.
-        device, max_ctas, timeout : optional
+        device, max_ctas, exchange, timeout : optional
             As for :meth:`init_rank`.
 
         Raises
@@ -498,7 +509,9 @@ cdef class Communicator(RingMember):
 
     @property
     def exchange(self):
-        """Tuple of :class:`HopExchange`: of the hop from each rank to the next; empty at one rank."""
+        """Tuple of a ``HopExchange`` (sender, receiver, kind, reason) for the hop from each rank to the
+        next; empty at one rank. The kind is "peer" (copy engines, for registered buffers) or "nccl",
+        and the reason why it is not "peer"."""
         cdef const c_api.baracuda_peer* peer
         cdef int32_t rank, reason
         self.refuse_if_closed()
