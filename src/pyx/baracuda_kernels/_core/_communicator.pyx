@@ -544,8 +544,8 @@ cdef class Communicator(RingMember):
 
     @property
     def exchange(self):
-        """How each hop of the ring goes, as a tuple of :class:`HopExchange`: the first from rank 0 to
-        rank 1; empty at one rank.
+        """How each hop of the ring goes, as a tuple of :class:`HopExchange`, in the order of the
+        senders; empty at one rank.
 
         Raises
         ------
