@@ -147,7 +147,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         lines.append(f"  ({nccl['reason'].removeprefix('NCCL: ')})")
     for entry, reason in facts["plugins_left_out"].items():
         lines.append(f"plug-in left out: {entry} ({reason})")
-    lines.append("what runs here:")
+    lines.append("what runs here (device, element type, kernel):")
     shown = None
     for row in facts["runs_here"]:
         op = row["op"], row["direction"]
