@@ -143,7 +143,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     if nccl["found"]:
         lines.append(f"NCCL: {nccl['version']} at {nccl['path']}")
     else:
-        lines.append("NCCL: none was found; local rings work without it")
+        lines.append("NCCL: none was found; rings within one process work without it")
         lines.append(f"  ({nccl['reason'].removeprefix('NCCL: ')})")
     for entry, reason in facts["plugins_left_out"].items():
         lines.append(f"plug-in left out: {entry} ({reason})")
