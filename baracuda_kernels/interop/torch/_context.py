@@ -26,7 +26,7 @@ def context_parallel(
 ) -> TorchFunctionMode:
     """Context in which ``scaled_dot_product_attention`` attends over the whole ring.
 
-    It goes into a ``with`` statement, under ``torch.no_grad()``: only the forward is built.
+    It goes into a ``with`` statement, under ``torch.no_grad()``: a ring has only the forward.
 
     Give the model this rank's rows (`shard`) and their global positions (`position_ids`); all that
     works row by row needs no change. The context holds for this thread. Under autocast, q, k and v
