@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from baracuda_kernels._arguments import array, flag, integer, library_of, number
+from baracuda_kernels._arguments import array, flag, integer, layout_of, library_of, number
 from baracuda_kernels._core._enums import SequenceLayout
+from baracuda_kernels._core._info import HostProgress
 from baracuda_kernels._local_memory import element_of, memory_for
 from baracuda_kernels.errors import (
     CommunicatorError,
@@ -47,7 +48,7 @@ def run_local_ring(
     scale: float | None = None,
     sequence_layout: SequenceLayout | str = "contiguous",
     device: Any = "host",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
     timeout: float | None = None,
 ) -> tuple[NDArray[_Scalar], NDArray[np.floating[Any]]]: ...
 @overload
@@ -61,7 +62,7 @@ def run_local_ring(
     scale: float | None = None,
     sequence_layout: SequenceLayout | str = "contiguous",
     device: Any = "host",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
     timeout: float | None = None,
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]: ...
 @overload
@@ -75,7 +76,7 @@ def run_local_ring(
     scale: float | None = None,
     sequence_layout: SequenceLayout | str = "contiguous",
     device: Any = "host",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
     timeout: float | None = None,
 ) -> tuple[_Array, _Array]: ...
 def run_local_ring(
@@ -88,14 +89,15 @@ def run_local_ring(
     scale: float | None = None,
     sequence_layout: SequenceLayout | str = "contiguous",
     device: Any = "host",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
     timeout: float | None = None,
 ) -> tuple[Any, Any]:
-    """Exact attention of whole arrays through the real plans, sharded over virtual ranks.
+    """Exact attention of whole arrays, computed by a ring of virtual ranks in this process.
 
     Shards the sequence over `world_size` ranks of a `LocalCommunicator` ring, runs every rank's
     `RingAttentionPlan` and gathers the outputs. It allocates the operands and scratch itself: for
-    trying, testing and checking. Engines that own their memory use the plan.
+    trying, testing and checking. Engines that own their memory use the plan. The only mask is the
+    causal one; there is no window and no dropout.
 
     Parameters
     ----------
@@ -106,7 +108,7 @@ def run_local_ring(
     k, v : array
         ``[B, Hkv, Sk, D]`` of the same kind and dtype, ``H % Hkv == 0``.
     world_size : int
-        Ranks, 1 to 65536; S and Sk must be multiples of it.
+        Virtual ranks, 1 to 65536, which share the sequence; S and Sk must be multiples of it.
     is_causal : bool, default False
         Global row ``i`` sees the keys ``j <= i``.
     scale : float, optional
@@ -119,7 +121,7 @@ def run_local_ring(
         back; arrays on a GPU must name their own device.
     progress : callable, optional
         Called from this thread as ``progress(done, total)``, in rank-steps: every rank takes
-        `world_size` steps.
+        `world_size` steps. On the host `done` moves within a step too, and never falls.
     timeout : float, optional
         Seconds that a run on the host may take; it is stopped at the end of the step in which they
         pass. A run on a GPU cannot be stopped and takes none. By default there is no limit.
@@ -168,7 +170,7 @@ def run_with_plan(
     v: Any,
     world_size: int,
     *,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[float, int], None] | None,
     timeout: float | None,
     **options: Any,
 ) -> tuple[Any, Any, RingAttentionPlan]:
@@ -216,7 +218,7 @@ class PreparedRing:
     ) -> None:
         from baracuda_kernels import LocalCommunicator, RingAttentionDescriptor, RingAttentionPlan
 
-        self._layout = layout = SequenceLayout.parse(sequence_layout)
+        self._layout = layout = layout_of(sequence_layout)
         world_size = integer("world_size", world_size, least=1, most=MAX_RANKS)
         is_causal = flag("is_causal", is_causal)
         scale = None if scale is None else number("scale", scale)
@@ -293,7 +295,7 @@ class _Rank:
 
 
 def _run_watched(
-    prepared: PreparedRing, progress: Callable[[int, int], None] | None, timeout: float
+    prepared: PreparedRing, progress: Callable[[float, int], None] | None, timeout: float
 ) -> None:
     # The ring runs in a thread of its own so that this one can report how far it has come, and
     # stop it.
@@ -303,11 +305,19 @@ def _run_watched(
     report(0, total)
     late = False
     end = time.monotonic() + timeout
+    within, furthest = HostProgress(), 0.0
+
+    def run_and_tell() -> None:
+        with within:
+            prepared.run()
+
     with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(prepared.run)
+        run = pool.submit(run_and_tell)
         try:
             while wait([run], timeout=min(_POLL, max(end - time.monotonic(), 0.0))).not_done:
-                report(sum(rank.steps_enqueued for rank in ranks), total)
+                done = sum(rank.steps_enqueued for rank in ranks) + within.fraction
+                furthest = max(furthest, min(done, total))
+                report(furthest, total)
                 if time.monotonic() >= end:
                     late = True
                     prepared.ring.abort()

@@ -92,7 +92,7 @@ def _verdict(
         explanation = spec.explain(spec.problem(**problem), arch, direction=direction)
     except BaracudaError as error:
         return {"family": None, "why": [str(error)]}
-    except Exception as error:  # another package's op must not hide what the rest do
+    except Exception as error:  # noqa: BLE001 - another package's op must not hide the rest
         return {"family": None, "why": [f"{type(error).__name__}: {error}"]}
     passed_over = []
     for candidate in explanation.candidates:
@@ -119,8 +119,8 @@ def _defaults(op: str) -> str:
 def _lines(facts: dict[str, Any]) -> list[str]:
     build, host, nccl = facts["build"], facts["host"], facts["nccl"]
     lines = [
-        f"baracuda_kernels {facts['version']}, source {build['source_hash']}, "
-        f"Python {facts['python']}",
+        (f"baracuda_kernels {facts['version']}, source {build['source_hash']}, "
+         f"Python {facts['python']}"),
         f"built by: {build['cxx']}" + (f", nvcc {build['nvcc']}" if build["cuda_built"] else ""),
     ]
     if build["cuda_built"]:
@@ -144,14 +144,14 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     if nccl["found"]:
         lines.append(f"NCCL: {nccl['version']} at {nccl['path']}")
     else:
-        lines.append("NCCL: none was found; local rings work without it")
+        lines.append("NCCL: none was found; rings within one process work without it")
         lines.append(f"  ({nccl['reason'].removeprefix('NCCL: ')})")
     exchange = facts["exchange"]
     by_peer = exchange["no_peer_reason"] or "tried for each hop when a communicator asks for it"
     lines.append(f"exchange: {exchange['default']} by default; copy engines: {by_peer}")
     for entry, reason in facts["plugins_left_out"].items():
         lines.append(f"plug-in left out: {entry} ({reason})")
-    lines.append("what runs here:")
+    lines.append("what runs here (device, element type, kernel):")
     shown = None
     for row in facts["runs_here"]:
         op = row["op"], row["direction"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from helpers.rank_pool import RankPool
 
@@ -79,7 +79,7 @@ class FaultyRing:
             for a in answers
         ]
 
-    def __enter__(self) -> FaultyRing:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

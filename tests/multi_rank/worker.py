@@ -208,6 +208,41 @@ class Rank:
         answer["again"] = attempt()
         return answer
 
+    def refuse(self, task: dict) -> dict:
+        """A run that rank 1 refuses, at once or when the others have begun it, and one of all ranks:
+        the errors, and how long after the refusal they came."""
+        comm = self.comms["own"]
+        q, k, v = torch_qkv("normal", "bf16", 0, heads=2, query_len=128, head_dim=64)
+        stream = bk.Stream(torch.cuda.Stream())
+        plan = bk.RingAttentionPlan.select(
+            descriptor(q, k, "bf16"), stream, preference("sm80", "bf16")
+        )
+        arrays = rank_arrays(torch, plan, q, k, v, comm.world_size)
+        wrong = bk.RingAttentionArgs(**{**arrays.held, "k": q.float(), "v": q.float()})
+        torch.cuda.synchronize()
+        plan.validate(comm, arrays.args)
+
+        def attempt(args: bk.RingAttentionArgs) -> tuple[str, str]:
+            try:
+                plan.run(stream, comm, args)
+                comm.synchronize(stream)
+            except bk.BaracudaError as error:
+                return type(error).__name__, str(error)
+            return "", ""
+
+        odd = self.rank == 1
+        if odd == task["late"]:
+            time.sleep(1.0)
+        start = time.time()
+        error, message = attempt(wrong if odd else arrays.args)
+        seconds = time.time() - start
+        time.sleep(0.5)
+        state = comm.state
+        again, _ = attempt(arrays.args)
+        right = not again and bool(torch.isfinite(arrays.y).all())
+        return {"error": error, "message": message, "seconds": seconds, "state": state,
+                "again": again, "right": right}  # fmt: skip
+
     def endure(self, task: dict) -> dict:
         """Run again and again until an error comes: which, when, and what is left after it."""
         comm = self.comms["own"]

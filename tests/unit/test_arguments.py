@@ -66,7 +66,7 @@ def test_a_mask_is_never_lost(qkv):
         ({"world_size": True}, "world_size: got True"),
         ({"world_size": 10**9}, "world_size: got 1000000000, must be an integer from 1 to 65536"),
         ({"k": None}, "k: got None, must be an array"),
-        ({"sequence_layout": None}, "SequenceLayout: got None"),
+        ({"sequence_layout": None}, "sequence_layout: got None"),
         ({"is_causal": 1}, "is_causal: got 1, must be a bool"),
         ({"is_causal": "no"}, "is_causal: got 'no'"),
         ({"scale": "1"}, "scale: got '1', must be a number"),
@@ -126,6 +126,15 @@ def test_progress_moves_within_a_step(monkeypatch):
     bk.run_local_ring(q, q, q, 4, progress=lambda done, total: seen.append(done))
     assert seen[0] == 0 and seen[-1] == 16 and seen == sorted(seen)
     assert any(done % 4 for done in seen), seen
+
+
+def test_progress_moves_within_one_rank_s_step(monkeypatch):
+    monkeypatch.setattr(local_ring, "_POLL", 0.001)
+    q, seen = np.zeros((1, 8, 2**12, 64), np.float32), []
+    bk.run_local_ring(q, q, q, 1, progress=lambda *done: seen.append(done))
+    assert seen[0] == (0, 1) and seen[-1] == (1, 1)
+    done = [x for x, _ in seen]
+    assert done == sorted(done) and len({x for x in done if 0 < x < 1}) > 2, seen
 
 
 def test_a_progress_that_raises_stops_the_run():

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from baracuda_kernels import SequenceLayout
+from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 from baracuda_kernels.ops.attention._descriptor import accumulator_of
 from baracuda_kernels.ops.ring_attention._plan import SPEC
 
 ELEMENTS = {getattr(torch, name): element for name, element in SPEC.dtypes.items()}
 _LSE = {
-    dtype: getattr(torch, accumulator_of(element).dtype_name) for dtype, element in ELEMENTS.items()
+    dtype: getattr(torch, str(accumulator_of(element).dtype_name))
+    for dtype, element in ELEMENTS.items()
 }
 
 
 def check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence_layout: str) -> None:
     """Raise for tensors [B, H, S, D] that no ring could serve, before anything is sent."""
-    SequenceLayout.parse(sequence_layout)
+    layout_of(sequence_layout)
     if not q.dim() == k.dim() == v.dim() == 4:
         name, x = next((n, x) for n, x in (("q", q), ("k", k), ("v", v)) if x.dim() != 4)
         raise InvalidProblemError(f"{name}: got {x.dim()} dimensions, must have 4")
@@ -75,7 +76,8 @@ def order(x: torch.Tensor) -> tuple[int, ...]:
     if x.is_contiguous():
         return ()
     moving = [i for i in range(4) if x.shape[i] > 1]
-    return tuple(sorted(moving, key=lambda i: -x.stride(i)))
+    strides = x.stride()
+    return tuple(sorted(moving, key=lambda i: -strides[i]))
 
 
 def _is_dense(x: torch.Tensor) -> bool:

@@ -80,6 +80,18 @@ BARACUDA_API int32_t baracuda_nccl_state(baracuda_nccl_comm* comm);
 BARACUDA_API int32_t baracuda_nccl_synchronize(baracuda_nccl_comm* comm, void* stream,
                                                double timeout_seconds);
 
+// baracuda_ring_all_gather() of an NCCL ring, whose wait the deadline, a failure of the ring and a signal
+// end. Then the communicator has failed. It is a call of every rank, as a run is, and one of another
+// kind than theirs is refused as such.
+BARACUDA_API int32_t baracuda_nccl_all_gather(baracuda_nccl_comm* comm, const void* mine,
+                                              int64_t bytes, void* all, double timeout_seconds);
+
+// Tells the ranks of this machine that this one refuses its next call or, where it has begun, the one
+// that it is in (a call is what baracuda_nccl_arm() begins). A rank that has not begun that call gets
+// status, with reason as its message, from baracuda_nccl_arm(); where one has, the ring fails on all.
+BARACUDA_API int32_t baracuda_nccl_refuse(baracuda_nccl_comm* comm, int32_t status,
+                                          const char* reason, int32_t begun);
+
 // Deadline around a call that may block inside NCCL (a run's groups): arm before, disarm after.
 // When it passes, the watchdog aborts an owned communicator, which unblocks the call.
 BARACUDA_API int32_t baracuda_nccl_arm(baracuda_nccl_comm* comm, double timeout_seconds);

@@ -3,8 +3,10 @@
 
 import os
 import time
+from functools import partial
 from typing import NamedTuple
 
+from cpython.bytearray cimport PyByteArray_AsString
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
@@ -12,12 +14,18 @@ from posix.unistd cimport usleep
 
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._member cimport RingMember
-from baracuda_kernels._core._status cimport check, last_exception
+from baracuda_kernels._core._status cimport check, last_exception, raise_later
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
 
 from baracuda_kernels._core import _nccl_library
-from baracuda_kernels._core._errors import BaracudaError, CommunicatorError, InvalidProblemError
+from baracuda_kernels._core._errors import (
+    BaracudaError,
+    CommunicatorError,
+    InvalidProblemError,
+    MisalignedOperandError,
+    UnsupportedError,
+)
 
 DEFAULT_TIMEOUT = 300.0
 # SMs that an exchange may take, and that kernels leave to it, where the caller does not say. Over
@@ -130,23 +138,43 @@ def exchange_info():
             "no_peer_reason": reason}
 
 
-def id_to_send():
-    """Rank 0's side of a rendezvous: a new id's bytes, or the error that the others wait for."""
+def attempt(prepare):
+    """What one rank tells the others before they do anything together: prepare()'s result, or the
+    error that it raised."""
     try:
-        return UniqueId.new().bytes
+        return prepare()
     except BaracudaError as error:
         return error
     except Exception as error:
-        return CommunicatorError(f"unique_id: {type(error).__name__}: {error}")
+        return CommunicatorError(f"communicator: {type(error).__name__}: {error}")
 
 
-def received_id(sent, rank):
-    """The id that rank 0 sent; its error, if that is what came, is raised on every rank."""
-    if not isinstance(sent, BaseException):
-        return UniqueId.from_bytes(sent)
-    if rank == 0:
-        raise sent
-    raise CommunicatorError(f"rank 0 made no unique id: {type(sent).__name__}: {sent}") from sent
+def agreed(everyone, rank):
+    """What all ranks told; an error among it is raised on every rank alike, by each its own."""
+    failed = [r for r, said in enumerate(everyone) if isinstance(said, BaseException)]
+    if rank in failed:
+        raise everyone[rank]
+    for other in failed:
+        error = everyone[other]
+        raise CommunicatorError(
+            f"communicator: rank {other} of {len(everyone)} cannot join: "
+            f"{type(error).__name__}: {error}") from error
+    return everyone
+
+
+def ready_to_join(rank, device, max_ctas, exchange, timeout):
+    """Everything that can fail on one rank before the ring is made together: on rank 0 the new id's
+    bytes."""
+    cdef c_api.baracuda_cuda_device info
+    cdef int32_t ordinal = _device(device)
+    _max_ctas(max_ctas)
+    _wish(exchange)
+    _wait()
+    _seconds(timeout)
+    if ordinal >= 0:
+        check(c_api.baracuda_cuda_device_info(ordinal, &info))
+    _nccl_library.load()
+    return UniqueId.new().bytes if rank == 0 else None
 
 
 cdef class Communicator(RingMember):
@@ -390,10 +418,12 @@ cdef class Communicator(RingMember):
         from baracuda_kernels.interop import _torch_rendezvous
 
         if borrow:
-            handle, device = _torch_rendezvous.handle(group, device)
+            handle, device = _torch_rendezvous.agreed_handle(
+                group, device, max_ctas, exchange, timeout)
             return Communicator.from_handle(handle, device=device, max_ctas=max_ctas,
                                             exchange=exchange, timeout=timeout, owner=group)
-        rank, world_size, token, device = _torch_rendezvous.rendezvous(group, device)
+        rank, world_size, token, device = _torch_rendezvous.rendezvous(
+            group, device, max_ctas, exchange, timeout)
         return Communicator.init_rank(world_size, token, rank, device=device, max_ctas=max_ctas,
                                       exchange=exchange, timeout=timeout)
 
@@ -414,9 +444,14 @@ cdef class Communicator(RingMember):
             As :meth:`init_rank`; what rank 0 met when it made the id is raised on every rank.
         """
         rank, world_size = comm.Get_rank(), comm.Get_size()
-        token = received_id(comm.bcast(id_to_send() if rank == 0 else None, root=0), rank)
-        return Communicator.init_rank(world_size, token, rank, device=device, max_ctas=max_ctas,
-                                      exchange=exchange, timeout=timeout)
+        mine = attempt(partial(ready_to_join, rank, device, max_ctas, exchange, timeout))
+        if hasattr(comm, "allgather"):
+            everyone = comm.allgather(mine)
+        else:
+            everyone = [comm.bcast(mine, root=r) for r in range(world_size)]
+        everyone = agreed(everyone, rank)
+        return Communicator.init_rank(world_size, everyone[0], rank, device=device,
+                                      max_ctas=max_ctas, exchange=exchange, timeout=timeout)
 
     def split(self, color, key=None, *, timeout=None):
         """Sub-ring of the ranks with the same ``color``, in the order of ``key`` (collective).
@@ -509,9 +544,14 @@ cdef class Communicator(RingMember):
 
     @property
     def exchange(self):
-        """Tuple of a ``HopExchange`` (sender, receiver, kind, reason) for the hop from each rank to the
-        next; empty at one rank. The kind is "peer" (copy engines, for registered buffers) or "nccl",
-        and the reason why it is not "peer"."""
+        """How each hop of the ring goes, as a tuple of :class:`HopExchange`, in the order of the
+        senders; empty at one rank.
+
+        Raises
+        ------
+        CommunicatorError
+            The communicator is closed.
+        """
         cdef const c_api.baracuda_peer* peer
         cdef int32_t rank, reason
         self.refuse_if_closed()
@@ -571,6 +611,28 @@ cdef class Communicator(RingMember):
         self.users -= 1
         check(status)
 
+    def refuse(self, error):
+        """Refuse this rank's next run in its place, so that no other rank waits for it.
+
+        Plans do it for what they refuse. It is for callers who find out by themselves that they
+        cannot run what the other ranks are about to.
+
+        The other ranks of this machine raise the error, with this rank's number, from the run that
+        they would wait in: before anything is sent where they have not begun it, and then the ring
+        goes on. Where one has, the ring fails on all of them within a tenth of a second. Ranks of
+        other machines wait for their deadlines.
+
+        Parameters
+        ----------
+        error : BaracudaError
+            What the caller is going to raise.
+        """
+        if not isinstance(error, BaracudaError):
+            raise InvalidProblemError(
+                f"error: got {type(error).__name__}, must be a BaracudaError")
+        self.refuse_if_unusable()
+        self.pass_on(error, False)
+
     def synchronize(self, stream, timeout=None):
         """Wait until ``stream`` is done, watching the ring.
 
@@ -603,7 +665,8 @@ cdef class Communicator(RingMember):
         """End the communicator. Idempotent; a failed one is aborted, a borrowed one left alone.
 
         Refused with a :class:`CommunicatorError` while another thread runs, splits or synchronizes
-        with it; :meth:`abort` ends those.
+        with it; :meth:`abort` ends those. It waits for the other ranks of the machine, and Ctrl-C
+        ends the wait: the communicator is closed then, too.
         """
         cdef c_api.baracuda_nccl_comm* comm = self.comm
         cdef int32_t status, stays
@@ -654,6 +717,27 @@ cdef class Communicator(RingMember):
             check(status)
         return 0
 
+    cdef int pass_on(self, object error, bint begun) except -1:
+        cdef bytes reason
+        if self.comm != NULL and self.world_size > 1:
+            reason = str(error).encode()
+            check(c_api.baracuda_nccl_refuse(self.comm, _status_of(error),
+                                             PyBytes_AsString(reason), begun))
+        return 0
+
+    cdef list all_gather(self, bytes mine):
+        cdef int64_t size = len(mine)
+        cdef bytearray everyone = bytearray(size * self.world_size)
+        cdef char* source = PyBytes_AsString(mine)
+        cdef char* target = PyByteArray_AsString(everyone)
+        cdef double seconds = self.timeout
+        cdef int32_t status
+        RingMember.enter(self)  # busy, but without a run's deadline: this has its own
+        with nogil:
+            status = c_api.baracuda_nccl_all_gather(self.comm, source, size, target, seconds)
+        self.leave(status)
+        return [bytes(everyone[r * size:(r + 1) * size]) for r in range(self.world_size)]
+
     cdef int leave(self, int32_t status) except -1:
         # The first failure is the cause, so it is read before the watchdog is asked.
         error = None if status == c_api.BARACUDA_OK else last_exception(status)
@@ -678,13 +762,14 @@ cdef class Communicator(RingMember):
                 f"device={self.device}, state={self.state!r})")
 
     def __dealloc__(self):
-        cdef int32_t stays
+        cdef int32_t status, stays
         if self.comm != NULL:
             with nogil:
                 stays = c_api.baracuda_nccl_close_peers(self.comm)
-                c_api.baracuda_nccl_destroy(self.comm)
+                status = c_api.baracuda_nccl_destroy(self.comm)
             if not stays and _registered is not None:
                 _registered.pop(<uintptr_t>self.comm, None)
+            raise_later(status)
 
 
 cdef Communicator _wrap(c_api.baracuda_nccl_comm* comm, double timeout, object owner):
@@ -697,6 +782,17 @@ cdef Communicator _wrap(c_api.baracuda_nccl_comm* comm, double timeout, object o
     self.timeout = timeout
     self.owner = owner
     return self
+
+
+cdef int32_t _status_of(object error) noexcept:
+    """What a rank that is told of an error raises it by."""
+    if isinstance(error, UnsupportedError):
+        return c_api.BARACUDA_UNSUPPORTED
+    if isinstance(error, MisalignedOperandError):
+        return c_api.BARACUDA_MISALIGNED
+    if isinstance(error, CommunicatorError) or not isinstance(error, BaracudaError):
+        return c_api.BARACUDA_ABORTED
+    return c_api.BARACUDA_INVALID_ARGUMENT
 
 
 # Finds out, with the other ranks, which hops go by peer: within what is left of the time since began.

@@ -230,7 +230,7 @@ cdef object _op_of(object category, object op):
 
 cdef class PlanPreference:
     """PlanPreference(max_workspace_bytes=None, allow_sm90a=True, prefer_backend=None, *, \
-math_precision=None)
+math_precision=None, deterministic=None)
 
     What a caller asks of the kernel that ``select`` picks. Frozen, hashable, picklable.
 
@@ -246,6 +246,8 @@ math_precision=None)
         Only kernels of this backend.
     math_precision : MathPrecision, optional
         Only kernels that multiply in this precision.
+    deterministic : bool, optional
+        True: only kernels whose guarantee says so. False is as None: the fastest.
 
     What is left out, or None, is not asked for.
 
@@ -259,9 +261,10 @@ math_precision=None)
     cdef readonly bint allow_sm90a
     cdef readonly object prefer_backend
     cdef readonly object math_precision
+    cdef readonly object deterministic
 
     def __cinit__(self, max_workspace_bytes=None, allow_sm90a=True, prefer_backend=None, *,
-                  math_precision=None):
+                  math_precision=None, deterministic=None):
         if max_workspace_bytes is not None:
             if not isinstance(max_workspace_bytes, int) or max_workspace_bytes < 0:
                 raise InvalidProblemError(
@@ -271,10 +274,14 @@ math_precision=None)
         self.allow_sm90a = _flag("allow_sm90a", allow_sm90a)
         self.prefer_backend = _optional(BackendKind, prefer_backend)
         self.math_precision = _optional(MathPrecision, math_precision)
+        if deterministic is not None and not isinstance(deterministic, bool):
+            raise InvalidProblemError(
+                f"deterministic: got {deterministic!r}, must be None or a bool")
+        self.deterministic = True if deterministic else None
 
     def _key(self):
         return (self.max_workspace_bytes, self.allow_sm90a, self.prefer_backend,
-                self.math_precision)
+                self.math_precision, self.deterministic)
 
     def __eq__(self, other):
         if not isinstance(other, PlanPreference):
@@ -287,12 +294,13 @@ math_precision=None)
     def __repr__(self):
         return (f"PlanPreference(max_workspace_bytes={self.max_workspace_bytes}, "
                 f"allow_sm90a={self.allow_sm90a}, prefer_backend={self.prefer_backend}, "
-                f"math_precision={self.math_precision})")
+                f"math_precision={self.math_precision}, deterministic={self.deterministic})")
 
     def __reduce__(self):
         return _preference_from, self._key()
 
 
-def _preference_from(max_workspace_bytes, allow_sm90a, prefer_backend, math_precision):
+def _preference_from(max_workspace_bytes, allow_sm90a, prefer_backend, math_precision,
+                     deterministic=None):
     return PlanPreference(max_workspace_bytes, allow_sm90a, prefer_backend,
-                          math_precision=math_precision)
+                          math_precision=math_precision, deterministic=deterministic)

@@ -59,6 +59,10 @@ cdef extern from "baracuda/host.h" nogil:
     int32_t baracuda_host_threads()
     int32_t baracuda_set_host_threads(int32_t threads)
     const char* baracuda_host_isa()
+    ctypedef struct baracuda_progress:
+        int64_t done
+        int64_t total
+    void baracuda_watch_progress(baracuda_progress* progress)
 
 cdef extern from "baracuda/exchange.h" nogil:
     ctypedef struct baracuda_transport:
@@ -190,5 +194,9 @@ cdef extern from "baracuda/nccl.h" nogil:
     int32_t baracuda_nccl_close_peers(baracuda_nccl_comm* comm)
     int32_t baracuda_nccl_synchronize(baracuda_nccl_comm* comm, void* stream,
                                       double timeout_seconds)
+    int32_t baracuda_nccl_all_gather(baracuda_nccl_comm* comm, const void* mine, int64_t bytes,
+                                     void* all, double timeout_seconds)
+    int32_t baracuda_nccl_refuse(baracuda_nccl_comm* comm, int32_t status, const char* reason,
+                                 int32_t begun)
     int32_t baracuda_nccl_arm(baracuda_nccl_comm* comm, double timeout_seconds)
     int32_t baracuda_nccl_disarm(baracuda_nccl_comm* comm)

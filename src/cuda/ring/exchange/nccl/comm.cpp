@@ -1,9 +1,11 @@
 #include "ring/exchange/nccl/comm.h"
 
+#include <algorithm>
 #include <system_error>
 #include <thread>
 
 #include "common/error.h"
+#include "common/interrupt.h"
 #include "ring/device_scope.h"
 #include "runtime/scratch.h"
 
@@ -81,13 +83,20 @@ void baracuda_nccl_comm::start_destroy() {
   start_end(this, baracuda::nccl_api()->comm_destroy);
 }
 
-bool baracuda_nccl_comm::wait_ended(double seconds) {
+int32_t baracuda_nccl_comm::wait_ended(double seconds, const char* call) {
   const baracuda::TimeLimit limit(seconds);
+  const baracuda::StopScope scope(nullptr);
   const auto has_ended = [this] { return !ending; };
   Lock lock(mutex);
-  if (!limit.never()) return ended.wait_until(lock, limit.at(), has_ended);
-  ended.wait(lock, has_ended);
-  return true;
+  for (;;) {
+    const auto next = std::min(limit.at(), Clock::now() + baracuda::kLookForSignals);
+    if (ended.wait_until(lock, next, has_ended)) return BARACUDA_OK;
+    if (limit.passed()) return BARACUDA_TIMEOUT;
+    lock.unlock();
+    const int32_t status = baracuda::poll_stop(call);
+    if (status != BARACUDA_OK) return status;
+    lock.lock();
+  }
 }
 
 void baracuda_nccl_comm::enter_blocked() {
