@@ -126,7 +126,7 @@ void host_peer_push_to(Enqueue simulator, int left_out) {
 int host_peer_waits() { return waits; }
 // Which of a rank's words the n-th wait was for: the words of all ranks follow a page.
 int host_peer_waited(int n) {
-  constexpr uintptr_t words_of_a_rank = 7;
+  constexpr uintptr_t words_of_a_rank = 8;
   return static_cast<int>(reinterpret_cast<uintptr_t>(waited[static_cast<size_t>(n)]) % 4096 / 64 %
                           words_of_a_rank);
 }

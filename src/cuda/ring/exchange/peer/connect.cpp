@@ -169,6 +169,7 @@ class Connection {
                                &device_words) == BARACUDA_OK;
       peer_.device_words = static_cast<char*>(device_words);
       mine.is_mapped = good ? 1 : 0;
+      __atomic_store_n(&peer_.file.hop(peer_.rank()).idle.state, 1, __ATOMIC_SEQ_CST);
     }
     if (mine.is_mapped != 0) {
       // Half to receive into, half to send from.
@@ -293,8 +294,8 @@ class Connection {
     if (status == BARACUDA_OK) status = exchange.post(&end, &round);
     if (status == BARACUDA_OK) status = exchange.complete(&end, &round);
     if (status == BARACUDA_OK && peer_.in_by_peer) status = exchange.wait(&end, 0, end.ring_stream);
+    if (status == BARACUDA_OK) status = exchange.finish(&end, end.ring_stream);
     end.exchange_context = nullptr;
-    peer_.joins = false;
     peer_.last_number = -1;
     return status;
   }
@@ -319,6 +320,7 @@ class Connection {
     set(peer_.file.hop(peer_.next()).granted);
     PeerHopWords& mine = peer_.file.hop(peer_.rank());
     set(mine.full);
+    set(mine.idle);
     for (PeerWord& word : mine.arrived) set(word);
   }
 

@@ -48,7 +48,7 @@ int32_t take_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint3
   return status == BARACUDA_OK ? write_word(peer, stream, word, 0) : status;
 }
 
-constexpr uint32_t kRead = 1;
+constexpr uint32_t kSet = 1;
 
 int32_t grant(Endpoint* end, const Round* round) {
   baracuda_peer& peer = peer_of(end);
@@ -56,7 +56,7 @@ int32_t grant(Endpoint* end, const Round* round) {
   if (status != BARACUDA_OK) return status;
   if (round->signalled != 0) {
     peer.owes_signal = true;
-    status = take_word(peer, end->ring_stream, peer.file.hop(peer.rank()).read, kRead);
+    status = take_word(peer, end->ring_stream, peer.file.hop(peer.rank()).read, kSet);
   } else {
     status = recorded("wait", [&] { return end->ops->wait(end->ring_stream, round->ready); });
   }
@@ -64,6 +64,10 @@ int32_t grant(Endpoint* end, const Round* round) {
     status = record(*end, round->begin_mark);
   }
   const PeerRound& at = round_at(peer, round->number);
+  if (status == BARACUDA_OK && at.starts && at.takes && peer.wait != BARACUDA_PEER_WAIT_EVENT) {
+    peer.in_run = true;
+    status = take_word(peer, end->ring_stream, peer.file.hop(peer.rank()).idle, kSet);
+  }
   if (status != BARACUDA_OK || !at.takes) return status;
   return write_word(peer, end->ring_stream, peer.file.hop(peer.rank()).granted, at.granted);
 }
@@ -135,7 +139,6 @@ int32_t wait(Endpoint* end, int32_t number, void* stream) {
   baracuda_peer& peer = peer_of(end);
   const PeerRound& at = round_at(peer, number);
   const bool by_word = peer.wait != BARACUDA_PEER_WAIT_EVENT && at.takes;
-  peer.joins = by_word;
   if (!by_word) return baracuda_send_recv_exchange()->wait(end, number, stream);
   const PeerWord& word = peer.file.hop(peer.rank()).arrived[number & (kPeerArrivals - 1)];
   int32_t status = BARACUDA_OK;
@@ -156,16 +159,18 @@ int32_t wait(Endpoint* end, int32_t number, void* stream) {
 // A word says what came, and nothing of what this rank sends.
 int32_t finish(Endpoint* end, void* stream) {
   baracuda_peer& peer = peer_of(end);
-  if (!peer.joins) return BARACUDA_OK;
-  peer.joins = false;
-  return baracuda_send_recv_exchange()->wait(end, peer.last_number, stream);
+  if (!peer.in_run) return BARACUDA_OK;
+  peer.in_run = false;
+  const int32_t status = baracuda_send_recv_exchange()->wait(end, peer.last_number, stream);
+  if (status != BARACUDA_OK) return status;
+  return write_word(peer, stream, peer.file.hop(peer.rank()).idle, kSet);
 }
 
 int32_t join(Endpoint* end, void* stream) {
   baracuda_peer& peer = peer_of(end);
-  if (peer.owes_signal) {
+  if (peer.in_run) {
     // The neighbours cannot go on either, without what this rank has not sent.
-    peer.owes_signal = false;
+    peer.in_run = peer.owes_signal = false;
     peer.end_ring();
   }
   return baracuda_send_recv_exchange()->join(end, stream);
@@ -276,6 +281,7 @@ int32_t baracuda_peer::begin(const baracuda_ring_round& round) {
     (taken ? at.takes : at.receives_by_transport) = true;
   }
   at.transports = at.transports || at.receives_by_transport;
+  at.starts = starts;
   at.digest = digest;
   at.granted = one_bit(digest >> 32);
   at.full = one_bit(digest & 0xffffffffu);

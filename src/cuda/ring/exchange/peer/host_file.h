@@ -26,6 +26,9 @@ struct PeerHopWords {
   PeerWord full;                    // by the sender; the ring stream of this rank resets it
   PeerWord arrived[kPeerArrivals];  // by the sender, by round; the caller's stream resets it
   PeerWord read;  // by this rank's caller's stream; its ring stream resets it
+  // No run is under way: by the caller's stream, and reset by the ring stream. Runs from other streams,
+  // and replays of graphs, thus follow one another.
+  PeerWord idle;
 };
 
 // What a rank's host tells the others': the problem of its latest runs, by their number.

@@ -47,6 +47,7 @@ void end_waits(baracuda_peer& peer) {
     set(words.granted);
     set(words.full);
     set(words.read);
+    set(words.idle);
     for (PeerWord& word : words.arrived) set(word);
   }
 }

@@ -30,6 +30,7 @@ struct PeerVerdict {
 // What a round does, alike on every rank.
 struct PeerRound {
   int32_t number = -1;
+  bool starts = false;  // a run
   bool takes = false;       // the rank before pushes to us
   bool pushes = false;      // we push to the next one
   bool transports = false;  // some messages go by the transport
@@ -85,7 +86,7 @@ struct baracuda_peer {
 
   baracuda::PeerRound rounds[baracuda::kPeerArrivals];  // the latest, by number
   int32_t last_number = -1;
-  bool joins = false;    // the run at hand has waited for words alone
+  bool in_run = false;   // the caller's stream waits for words of the run at hand
   bool owes_signal = false;  // a grant waits for what the caller's stream has not been given yet
   uint32_t runs = 0;     // told to the neighbours
   uint32_t compared[2] = {};  // of those, with the rank before and with the next one
