@@ -40,6 +40,16 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
       : "memory");
 }
 
+// Stage of the n-th tile that passes through, and the parity of that stage's round.
+template <int Stages>
+__device__ __forceinline__ int stage_of(uint32_t n) {
+  return n % Stages;
+}
+template <int Stages>
+__device__ __forceinline__ uint32_t parity_of(uint32_t n) {
+  return n / Stages & 1;
+}
+
 // Named barriers: `threads` counts those that sync and those that arrive. Id 0 is __syncthreads().
 __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

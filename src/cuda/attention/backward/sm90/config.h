@@ -1,0 +1,58 @@
+// Tile shapes and the shared-memory plan of one instantiation of the sm90a backward kernel.
+#pragma once
+
+#include <stdint.h>
+
+namespace baracuda::sm90::backward {
+
+// Warpgroup 0 copies, the others own 64 keys each of a key tile and go over tiles of 64 queries.
+// Lag: dQ of a query tile is made so many tiles later, so that a warpgroup need not wait for the dS of
+// one that runs behind it.
+template <typename Element_, int HeadDim, int Consumers, int Lag, int VStages, int DsStages>
+struct Config {
+  using Element = Element_;
+  static constexpr int head_dim = HeadDim;
+  static constexpr int consumers = Consumers;
+  static constexpr int group_n = 64;  // keys of a warpgroup
+  static constexpr int block_n = group_n * Consumers;
+  static constexpr int block_m = 64;  // queries
+  static constexpr int lag = Lag;
+  static constexpr int threads = 128 * (Consumers + 1);
+  static constexpr int launch_registers = 65536 / threads / 8 * 8;
+  static constexpr int producer_registers = Consumers == 2 ? 24 : 32;
+  static constexpr int consumer_registers = Consumers == 2 ? 240 : 160;
+  static_assert(producer_registers + Consumers * consumer_registers <=
+                    (Consumers + 1) * launch_registers, "more registers than the block has");
+
+  static constexpr int stages = 2;  // of Q and dO, of K, and of what is known of a key tile
+  static constexpr int v_stages = VStages;
+  static constexpr int ds_stages = DsStages;
+  static_assert(DsStages > Lag, "dS is kept until dQ is made of it");
+
+  // Tiles are blocks of 64 columns (128 bytes), all rows of a block together. dS lies transposed: a
+  // row of 64 queries for each key.
+  static constexpr int column_blocks = HeadDim / 64;
+  static constexpr int q_block_bytes = block_m * 128;
+  static constexpr int kv_block_bytes = block_n * 128;
+  static constexpr int q_bytes = column_blocks * q_block_bytes;
+  static constexpr int kv_bytes = column_blocks * kv_block_bytes;
+  static constexpr int ds_bytes = block_n * 128;
+  static constexpr int dq_floats = block_m * HeadDim;    // of a query tile
+  static constexpr int statistics_bytes = 2 * 4 * block_m;  // lse2 and delta of its rows
+
+  static constexpr int k_offset = 0;
+  static constexpr int v_offset = k_offset + stages * kv_bytes;
+  static constexpr int q_offset = v_offset + v_stages * kv_bytes;
+  static constexpr int dy_offset = q_offset + stages * q_bytes;
+  static constexpr int ds_offset = dy_offset + stages * q_bytes;
+  static constexpr int statistics_offset = ds_offset + ds_stages * ds_bytes;
+  static constexpr int slots_offset = statistics_offset + stages * statistics_bytes;
+  static constexpr int slot_bytes = 4 * (8 + block_n);
+  static constexpr int barrier_offset = slots_offset + stages * slot_bytes;
+  static constexpr int barriers = 7 * stages + 2 * v_stages + ds_stages;
+  static constexpr int shared_bytes = barrier_offset + 8 * barriers;
+  static constexpr int max_shared_bytes = 227 * 1024;
+  static_assert(shared_bytes <= max_shared_bytes, "more shared memory than a block can have");
+};
+
+}  // namespace baracuda::sm90::backward

@@ -1,0 +1,267 @@
+// The computing side of the sm90a backward kernel: a warpgroup with 64 keys at a time.
+//
+// S and dP are made transposed, a row for each key: P and dS then go from the accumulators to the A
+// operands of dV and dK without leaving registers, and what a key's mask is stays in two registers.
+// dQ sums over the keys of all warpgroups: dS goes to shared memory, and the warpgroups take turns to
+// make dQ of a query tile and to add it to global memory.
+#pragma once
+
+#include "attention/backward/sm90/barriers.cuh"
+#include "attention/backward/sm90/gradients.cuh"
+#include "attention/backward/sm90/schedule.cuh"
+#include "common/dtype.cuh"
+#include "common/exponential.cuh"
+#include "common/global_access.cuh"
+#include "common/uniform.cuh"
+#include "common/wgmma.cuh"
+
+namespace baracuda::sm90::backward {
+
+template <typename C>
+class Consumer {
+  using Element = typename C::Element;
+  static constexpr int scores = C::block_m / 2;   // accumulators of S and of dP
+  static constexpr int columns = C::head_dim / 2;  // of dK, of dV, and of dQ
+  static constexpr int steps = C::block_m / 16;
+
+ public:
+  __device__ __forceinline__ Consumer(const Args& args, uint32_t shared,
+                                      const Barriers<C>& barriers, int group)
+      : args_(args), shared_(shared), barriers_(barriers), group_(group) {
+    const int lane = threadIdx.x % 32;
+    const int key = group * C::group_n + threadIdx.x % 128 / 32 * 16 + (lane / 8 & 1) * 8 + lane % 8;
+    ds_store_ = shared + C::ds_offset + key * 128 + ((lane / 16 ^ lane % 8) << 4);
+  }
+
+  __device__ __forceinline__ void run() {
+#pragma unroll 1
+    for (uint32_t item = 0;; ++item) {
+      const int stage = stage_of<C::stages>(item);
+      mbarrier_wait(barriers_.slot_full(stage), parity_of<C::stages>(item));
+      const Slot<C> slot(shared_, item);
+      const int count = uniform(slot.count());
+      if (count < 0) return;
+      float dk[columns], dv[columns];
+#pragma unroll
+      for (int i = 0; i < columns; ++i) dk[i] = dv[i] = 0.0f;
+      k_tile_ = shared_ + C::k_offset + stage * C::kv_bytes;
+      v_tile_ = shared_ + C::v_offset + stage_of<C::v_stages>(item) * C::kv_bytes;
+      mbarrier_wait(barriers_.k_full(stage), parity_of<C::stages>(item));
+      mbarrier_wait(barriers_.v_full(stage_of<C::v_stages>(item)), parity_of<C::v_stages>(item));
+      if (count > 0) go_over_queries(dk, dv, slot, count);
+      release(barriers_.v_empty(stage_of<C::v_stages>(item)));
+      const GradientRows<C> rows(args_, slot, group_);
+      if (count > 0 && C::lag > 0) make_last_dq();
+      release(barriers_.k_empty(stage));  // and the slot
+      rows.store(args_.dk, args_.dk_strides, dk, args_.scale);
+      rows.store(args_.dv, args_.dv_strides, dv, 1.0f);
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ void release(uint32_t barrier) {
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
+  }
+
+  __device__ __forceinline__ void go_over_queries(float (&dk)[columns], float (&dv)[columns],
+                                                  const Slot<C>& slot, int count) {
+    const QueryTiles queries{uniform(slot.first()), count, uniform(slot.begin())};
+    const int whole_from = uniform(slot.whole_from());
+    const int key = group_ * C::group_n + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+    first_row_[0] = slot.first_row(key) - 2 * (threadIdx.x % 4);
+    first_row_[1] = slot.first_row(key + 8) - 2 * (threadIdx.x % 4);
+    const int head0 = uniform(slot.batch()) * args_.heads + uniform(slot.kv_head()) * args_.group;
+    first_ = true;
+#pragma unroll 1
+    for (int g = 0; g < args_.group; ++g) {
+      float* const dq = args_.dq + int64_t{head0 + g} * args_.query_tiles * C::dq_floats;
+#pragma unroll 1
+      for (int i = 0; i < count; ++i) {
+        const int m = queries.at(i);
+        fold(dk, dv, dq, m, m * C::block_m < whole_from);
+      }
+    }
+  }
+
+  // Takes in the n_-th query tile, m of its head. Only under a mask, or where the tile has fewer keys
+  // than it has room for, are there rows that do not see all of it. (Two loops, one of them without
+  // masks, are more than ptxas has registers for.)
+  __device__ __forceinline__ void fold(float (&dk)[columns], float (&dv)[columns], float* dq, int m,
+                                       bool masked) {
+    float s[scores], dp[scores];
+    uint32_t p[steps][4], ds[steps][4];
+    const int stage = stage_of<C::stages>(n_);
+    const uint32_t parity = parity_of<C::stages>(n_);
+    const uint32_t q_tile = shared_ + C::q_offset + stage * C::q_bytes;
+    const uint32_t dy_tile = shared_ + C::dy_offset + stage * C::q_bytes;
+    const uint32_t statistics = shared_ + C::statistics_offset + stage * C::statistics_bytes +
+                                8 * (threadIdx.x % 4);
+    mbarrier_wait(barriers_.q_full(stage), parity);
+    pin_registers(s);
+    pin_registers(dp);
+    wgmma_fence();
+    issue_scores(s, k_tile_, q_tile);
+    mbarrier_wait(barriers_.dy_full(stage), parity);
+    wgmma_fence();
+    issue_scores(dp, v_tile_, dy_tile);
+    wgmma_wait<1>();
+    pin_registers(s);
+    const int left[2] = {first_row_[0] - m * C::block_m, first_row_[1] - m * C::block_m};
+#pragma unroll
+    for (int j = 0; j < scores / 4; ++j) {
+      const float2 lse2 = shared_load2(statistics + 32 * j);
+#pragma unroll
+      for (int i = 4 * j; i < 4 * j + 4; ++i)
+        s[i] = exp2_approx(fmaf(s[i], args_.scale_log2, -(i % 2 == 0 ? lse2.x : lse2.y)));
+    }
+    if (masked) hide(s, left);
+#pragma unroll
+    for (int k = 0; k < steps; ++k) pack(s, k, p[k]);
+    pin_registers(dv);
+    wgmma_fence();
+    issue_update(dv, p, dy_tile);
+    wgmma_wait<1>();
+    pin_registers(dp);
+#pragma unroll
+    for (int j = 0; j < scores / 4; ++j) {
+      const float2 delta = shared_load2(statistics + 4 * C::block_m + 32 * j);
+#pragma unroll
+      for (int i = 4 * j; i < 4 * j + 4; ++i)
+        dp[i] = s[i] * (dp[i] - (i % 2 == 0 ? delta.x : delta.y));
+    }
+    if (masked) hide(dp, left);
+#pragma unroll
+    for (int k = 0; k < steps; ++k) pack(dp, k, ds[k]);
+    pin_registers(dk);
+    wgmma_fence();
+    issue_update(dk, ds, q_tile);
+    store_ds(ds);
+    bool makes_dq;
+    if constexpr (C::lag == 0) {
+      announce_ds(n_);
+      makes_dq = owner_of(n_) == group_;
+    } else {
+      if (owner_of(n_) != group_) announce_ds(n_);
+      makes_dq = !first_ && owner_of(n_ - 1) == group_;
+      if (makes_dq) announce_ds(n_ - 1);
+    }
+    wgmma_wait<1>();
+    pin_registers(dv);
+    release(barriers_.dy_empty(stage));
+    if (makes_dq) {
+      make_dq(n_ - C::lag, C::lag == 0 ? dq_of(dq, m) : dq_before_,
+              [&] { release(barriers_.q_empty(stage)); });
+    } else {
+      wgmma_wait<0>();
+      release(barriers_.q_empty(stage));
+    }
+    dq_before_ = dq_of(dq, m);
+    first_ = false;
+    pin_registers(dk);
+    ++n_;
+  }
+
+  // dQ of an item's last query tile.
+  __device__ __forceinline__ void make_last_dq() {
+    if (owner_of(n_ - 1) != group_) return;
+    announce_ds(n_ - 1);
+    make_dq(n_ - 1, dq_before_, [] {});
+  }
+
+  static __device__ __forceinline__ int owner_of(uint32_t n) { return n % C::consumers; }
+  __device__ __forceinline__ float4* dq_of(float* head, int m) const {
+    return reinterpret_cast<float4*>(head + int64_t{m} * C::dq_floats) + threadIdx.x % 128;
+  }
+
+  // One operand from each tile, 64 keys by 64 queries.
+  __device__ __forceinline__ void issue_scores(float (&d)[scores], uint32_t key_tile,
+                                               uint32_t query_tile) const {
+    const uint64_t a = wgmma_descriptor(key_tile + group_ * C::group_n * 128, 0);
+    const uint64_t b = wgmma_descriptor(query_tile, 0);
+#pragma unroll
+    for (int i = 0; i < C::head_dim / 16; ++i) {
+      const int block = i / 4, inside = i % 4 * 32;
+      wgmma<Element>(d, a + ((block * C::kv_block_bytes + inside) >> 4),
+                     b + ((block * C::q_block_bytes + inside) >> 4), i > 0);
+    }
+    wgmma_commit();
+  }
+  // Adds the products with the rows of a query tile.
+  __device__ __forceinline__ void issue_update(float (&d)[columns], const uint32_t (&a)[steps][4],
+                                               uint32_t query_tile) const {
+    const uint64_t b = wgmma_descriptor(query_tile, C::q_block_bytes);
+#pragma unroll
+    for (int i = 0; i < steps; ++i) wgmma<Element>(d, a[i], b + (i * 2048 >> 4));
+    wgmma_commit();
+  }
+
+  // By select: where P is zero dP or delta may be NaN.
+  static __device__ __forceinline__ void hide(float (&x)[scores], const int (&left)[2]) {
+#pragma unroll
+    for (int i = 0; i < scores; ++i)
+      if (i / 4 * 8 + i % 2 < left[i / 2 % 2]) x[i] = 0.0f;
+  }
+  // The A fragment of the k-th 16 columns.
+  static __device__ __forceinline__ void pack(const float (&x)[scores], int k, uint32_t (&a)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      a[i] = Dtype<Element>::pack(x[8 * k + 2 * i], x[8 * k + 2 * i + 1]);
+  }
+
+  // dS of the n_-th query tile and this warpgroup's keys, as soon as dQ of the tile that lay there
+  // before has been made.
+  __device__ __forceinline__ void store_ds(const uint32_t (&ds)[steps][4]) const {
+    const int stage = stage_of<C::ds_stages>(n_);
+    mbarrier_wait(barriers_.ds_empty(stage), parity_of<C::ds_stages>(n_) ^ 1);
+    const uint32_t to = ds_store_ + stage * C::ds_bytes;
+#pragma unroll
+    for (int k = 0; k < steps; ++k) shared_store_matrices(to ^ 32 * k, ds[k]);
+    shared_store_fence();
+  }
+  // Arrives; who makes dQ waits for the others as well.
+  __device__ __forceinline__ void announce_ds(uint32_t n) const {
+    const int barrier = barriers_.ds_full(stage_of<C::ds_stages>(n));
+    if (owner_of(n) == group_) {
+      named_barrier_sync(barrier, 128 * C::consumers);
+    } else {
+      named_barrier_arrive(barrier, 128 * C::consumers);
+    }
+  }
+
+  // dQ of the n-th query tile, behind an update of dK that may be in flight. after_dk: once it is not.
+  template <typename AfterDk>
+  __device__ __forceinline__ void make_dq(uint32_t n, float4* to, AfterDk after_dk) {
+    float dq[columns];
+    const int stage = stage_of<C::ds_stages>(n);
+    const uint64_t a = wgmma_descriptor(shared_ + C::ds_offset + stage * C::ds_bytes, C::ds_bytes);
+    const uint64_t b = wgmma_descriptor(k_tile_, C::kv_block_bytes);
+    pin_registers(dq);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < C::block_n / 16; ++i)
+      wgmma_mn_major<Element>(dq, a + (i * 2048 >> 4), b + (i * 2048 >> 4), i > 0);
+    wgmma_commit();
+    wgmma_wait<1>();
+    after_dk();
+    wgmma_wait<0>();
+    pin_registers(dq);
+    release(barriers_.ds_empty(stage));
+#pragma unroll
+    for (int j = 0; j < columns / 4; ++j)
+      add_in_memory(to + j * 128,
+                    make_float4(dq[4 * j], dq[4 * j + 1], dq[4 * j + 2], dq[4 * j + 3]));
+  }
+
+  const Args& args_;
+  const uint32_t shared_;
+  const Barriers<C>& barriers_;
+  const int group_;
+  uint32_t ds_store_;       // where this lane's row of a matrix of dS goes, in the first stage
+  uint32_t k_tile_, v_tile_;
+  int first_row_[2];        // that see this thread's keys, less its first column
+  uint32_t n_ = 0;          // query tiles so far
+  bool first_ = true;       // of the item
+  float4* dq_before_;       // of the query tile before
+};
+
+}  // namespace baracuda::sm90::backward

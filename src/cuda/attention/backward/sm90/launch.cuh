@@ -1,0 +1,178 @@
+// Host side of one instantiation of the sm90a backward kernels.
+#pragma once
+
+#include "attention/backward/family.h"
+#include "attention/backward/sm90/finish.cuh"
+#include "attention/backward/sm90/kernel.cuh"
+#include "attention/backward/sm90/prepare.cuh"
+#include "attention/forward/sm90/tensor_map.h"
+#include "common/kernel_load.h"
+
+namespace baracuda::sm90::backward {
+
+// The scratch: lse2 and delta of every query tile, then its sums of dQ.
+template <typename C>
+struct Scratch {
+  int64_t query_tiles;  // of a head
+  int64_t tiles;
+
+  explicit Scratch(const StepParams& p)
+      : query_tiles((p.query_len + C::block_m - 1) / C::block_m),
+        tiles(p.batch * p.heads * query_tiles) {}
+  int64_t bytes() const { return tiles * (C::statistics_bytes + 4 * C::dq_floats); }
+  float* statistics(const StepParams& p) const { return static_cast<float*>(p.state); }
+  float* dq(const StepParams& p) const {
+    return statistics(p) + tiles * (C::statistics_bytes / 4);
+  }
+};
+
+template <typename C>
+int32_t load_kernels() {
+  static ReadyDevices ready[3];
+  using Element = typename C::Element;
+  int32_t status = load_tensor_map_encoder();
+  if (status == BARACUDA_OK)
+    status = ensure_loaded(
+        reinterpret_cast<const void*>(prepare_kernel<Element, C::head_dim, C::block_m>), 0, ready[0]);
+  if (status == BARACUDA_OK)
+    status = ensure_loaded(reinterpret_cast<const void*>(step_kernel<C>), C::shared_bytes, ready[1]);
+  if (status == BARACUDA_OK)
+    status = ensure_loaded(
+        reinterpret_cast<const void*>(finish_kernel<Element, C::head_dim, C::block_m>), 0, ready[2]);
+  return status;
+}
+
+template <typename C>
+int32_t launch_prepare(const BackwardParams& params, cudaStream_t stream) {
+  const StepParams& p = params.step;
+  const Scratch<C> scratch(p);
+  if (scratch.tiles == 0) return BARACUDA_OK;
+  PrepareArgs args{};
+  args.y = p.y;
+  args.dy = params.dy;
+  args.lse = static_cast<const float*>(p.lse);
+  args.dlse = static_cast<const float*>(params.dlse);
+  args.statistics = scratch.statistics(p);
+  args.dq = scratch.dq(p);
+  args.y_strides = p.y_strides;
+  args.dy_strides = params.dy_strides;
+  args.lse_strides = params.lse_strides;
+  args.dlse_strides = params.dlse_strides;
+  args.heads = static_cast<int>(p.heads);
+  args.query_len = static_cast<int>(p.query_len);
+  args.query_tiles = static_cast<int>(scratch.query_tiles);
+  return launch_grid(prepare_kernel<typename C::Element, C::head_dim, C::block_m>,
+                     dim3(static_cast<unsigned>(scratch.tiles)), prepare_threads, 0, stream, false,
+                     args);
+}
+
+template <typename C>
+int32_t launch_finish(const BackwardParams& params, cudaStream_t stream) {
+  const StepParams& p = params.step;
+  const Scratch<C> scratch(p);
+  if (scratch.tiles == 0) return BARACUDA_OK;
+  FinishArgs args{};
+  args.sums = scratch.dq(p);
+  args.dq = params.dq;
+  args.dq_strides = params.dq_strides;
+  args.heads = static_cast<int>(p.heads);
+  args.query_len = static_cast<int>(p.query_len);
+  args.query_tiles = static_cast<int>(scratch.query_tiles);
+  args.scale = static_cast<float>(p.scale);
+  return launch_grid(finish_kernel<typename C::Element, C::head_dim, C::block_m>,
+                     dim3(static_cast<unsigned>(scratch.tiles)), finish_threads, 0, stream, true,
+                     args);
+}
+
+template <typename C>
+int32_t encode_maps(const BackwardParams& params, Args& args) {
+  const StepParams& p = params.step;
+  const bool is_bf16 = p.element == BARACUDA_BF16;
+  int32_t status = encode_tensor_map(&args.k, "k", is_bf16, p.k, p.k_strides, p.batch, p.kv_heads,
+                                     p.key_len, p.head_dim, C::block_n);
+  if (status == BARACUDA_OK)
+    status = encode_tensor_map(&args.v, "v", is_bf16, p.v, p.v_strides, p.batch, p.kv_heads,
+                               p.key_len, p.head_dim, C::block_n);
+  if (status != BARACUDA_OK || p.query_len == 0) return status;
+  status = encode_tensor_map(&args.q, "q", is_bf16, p.q, p.q_strides, p.batch, p.heads, p.query_len,
+                             p.head_dim, C::block_m);
+  if (status == BARACUDA_OK)
+    status = encode_tensor_map(&args.dy, "dy", is_bf16, params.dy, params.dy_strides, p.batch,
+                               p.heads, p.query_len, p.head_dim, C::block_m);
+  return status;
+}
+
+// Heads whose key tiles are mixed: as many as keep Q, dO and the sums of dQ in an L2 of 40 MB or more.
+inline int64_t choose_section(const StepParams& p) {
+  constexpr int64_t l2_share = int64_t{32} << 20;
+  const int64_t heads = p.batch * p.kv_heads;
+  if ((p.flags & BARACUDA_STEP_CAUSAL) == 0) return 1;
+  const int64_t bytes = p.heads / p.kv_heads * p.query_len * p.head_dim * 8;
+  const int64_t most = bytes > 0 && l2_share / bytes < heads ? l2_share / bytes : heads;
+  if (most <= 1) return 1;
+  const int64_t sections = (heads + most - 1) / most;
+  return (heads + sections - 1) / sections;
+}
+
+// dK, dV and what the step adds to dQ.
+template <typename C>
+int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream, bool staggers = false) {
+  const StepParams& p = params.step;
+  const Scratch<C> scratch(p);
+  const int64_t key_tiles = (p.key_len + C::block_n - 1) / C::block_n;
+  const int64_t blocks = p.batch * p.kv_heads * key_tiles;
+  if (blocks == 0) return BARACUDA_OK;
+  Args args{};
+  int32_t status = encode_maps<C>(params, args);
+  int processors = 0;
+  if (status == BARACUDA_OK) status = count_multiprocessors(&processors);
+  if (status != BARACUDA_OK) return status;
+  args.statistics = scratch.statistics(p);
+  args.dq = scratch.dq(p);
+  args.dk = params.dk;
+  args.dv = params.dv;
+  args.dk_strides = params.dk_strides;
+  args.dv_strides = params.dv_strides;
+  args.q_map = p.q_map;
+  args.k_map = p.k_map;
+  args.device_maps = p.device_maps;
+  const int64_t stride = p.q_map.stride;
+  if (p.device_maps == nullptr && stride > 0 && stride >> 31 == 0)
+    args.q_stride = make_divisor(stride);
+  const int64_t section = choose_section(p);
+  args.kv_heads = make_divisor(p.kv_heads);
+  args.section = make_divisor(section);
+  args.section_tiles = make_divisor(section * key_tiles);
+  args.heads = static_cast<int>(p.heads);
+  args.group = static_cast<int>(p.heads / p.kv_heads);
+  args.batch_kv_heads = static_cast<int>(p.batch * p.kv_heads);
+  args.query_len = static_cast<int>(p.query_len);
+  args.key_len = static_cast<int>(p.key_len);
+  args.query_tiles = static_cast<int>(scratch.query_tiles);
+  args.key_blocks = static_cast<int>(blocks);
+  args.scale = static_cast<float>(p.scale);
+  args.scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
+  args.staggers = staggers;
+  args.causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
+  args.gradients_f32 = params.kv_gradient_element == BARACUDA_F32;
+  const int64_t places = processors > p.sm_margin ? processors - p.sm_margin : 1;
+  return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(places < blocks ? places : blocks)),
+                     C::threads, C::shared_bytes, stream, true, args);
+}
+
+template <typename C>
+constexpr BackwardFamily make_variant() {
+  return BackwardFamily{
+      [](const StepParams&) { return load_kernels<C>(); },
+      [](const StepParams& p) { return Scratch<C>(p).bytes(); },
+      [](const BackwardParams& params, void* stream) {
+        return launch_prepare<C>(params, static_cast<cudaStream_t>(stream));
+      },
+      [](const BackwardParams& params, void* stream) {
+        const int32_t status = launch_gradients<C>(params, static_cast<cudaStream_t>(stream));
+        if (status != BARACUDA_OK || (params.step.flags & BARACUDA_STEP_LAST) == 0) return status;
+        return launch_finish<C>(params, static_cast<cudaStream_t>(stream));
+      }};
+}
+
+}  // namespace baracuda::sm90::backward

@@ -1,0 +1,142 @@
+// The copying side of the sm90a backward kernel: a warp that works out key tiles for all others, and
+// one that copies. They run in step; a warp's first lane copies.
+#pragma once
+
+#include "attention/backward/sm90/barriers.cuh"
+#include "attention/backward/sm90/schedule.cuh"
+#include "common/tma.cuh"
+#include "common/uniform.cuh"
+
+namespace baracuda::sm90::backward {
+
+// Fills the slots, up to two key tiles ahead of the consumers.
+template <typename C>
+__device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t shared,
+                                                   const Barriers<C>& barriers) {
+  const int lane = threadIdx.x % 32;
+  KeyTileWalk walk;
+  KeyTile tile;
+  bool more = true;
+#pragma unroll 1
+  for (uint32_t item = 0; more; ++item) {
+    const int stage = stage_of<C::stages>(item);
+    const Slot<C> slot(shared, item);
+    more = walk.next(args, tile);
+    mbarrier_wait(barriers.k_empty(stage), parity_of<C::stages>(item) ^ 1);
+    if (more) {
+      if (lane == 0) slot.set_tile(tile.batch, tile.kv_head, tile.index * C::block_n);
+#pragma unroll 1
+      for (int i = lane; i < C::block_n; i += 32)
+        slot.set_first_row(i, first_row_of(args, int64_t{tile.index} * C::block_n + i));
+      __syncwarp();
+      if (lane == 0) {
+        const int first_row = slot.first_row(0);
+        const int first = first_row / C::block_m;
+        const int count = first_row < args.query_len ? args.query_tiles - first : 0;
+        int begin = first;
+        if (args.staggers && count > 0) begin += tile.index * (C::block_n / C::block_m) % count;
+        slot.set_queries(count, first, begin);
+      }
+    } else if (lane == 0) {
+      slot.set_end();
+    }
+    mbarrier_arrive(barriers.slot_full(stage));
+  }
+}
+
+template <typename C>
+class Producer {
+ public:
+  __device__ __forceinline__ Producer(const Args& args, uint32_t shared, const Barriers<C>& barriers)
+      : args_(args), shared_(shared), barriers_(barriers) {}
+
+  __device__ __forceinline__ void run() {
+    uint32_t n = 0;  // query tiles so far
+#pragma unroll 1
+    for (uint32_t item = 0;; ++item) {
+      const int stage = stage_of<C::stages>(item);
+      mbarrier_wait(barriers_.slot_full(stage), parity_of<C::stages>(item));
+      const Slot<C> slot(shared_, item);
+      const int count = uniform(slot.count());
+      if (count < 0) return;
+      const int key0 = slot.key0(), batch = slot.batch(), kv_head = slot.kv_head();
+      // The slot was filled when K's stage was free.
+      const uint32_t k_full = barriers_.k_full(stage);
+      const uint32_t v_full = barriers_.v_full(stage_of<C::v_stages>(item));
+      if (leads())
+        load_keys(args_.k, k_full, C::k_offset + stage * C::kv_bytes, key0, kv_head, batch);
+      const QueryTiles queries{slot.first(), count, slot.begin()};
+      int head = kv_head * args_.group;
+      const int last_head = head + args_.group;
+      bool has_v = false;
+#pragma unroll 1
+      for (; head < last_head; ++head) {
+#pragma unroll 1
+        for (int i = 0; i < count; ++i, ++n) {
+          const int m = queries.at(i);
+          load_q(n, batch, head, m);
+          if (!has_v) load_v(item, v_full, key0, kv_head, batch);
+          has_v = true;
+          load_dy(n, batch, head, m);
+        }
+      }
+      if (!has_v) load_v(item, v_full, key0, kv_head, batch);  // the consumers count it
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ bool leads() { return threadIdx.x % 32 == 0; }
+
+  __device__ __forceinline__ void load_keys(const CUtensorMap& map, uint32_t full, int offset,
+                                            int key0, int kv_head, int batch) const {
+    mbarrier_arrive_expect(full, C::kv_bytes);
+#pragma unroll
+    for (int i = 0; i < C::column_blocks; ++i)
+      tma_load_4d(shared_ + offset + i * C::kv_block_bytes, &map, full, 64 * i, key0, kv_head, batch,
+                  l2_evict_first());
+  }
+  __device__ __forceinline__ void load_v(uint32_t item, uint32_t full, int key0, int kv_head,
+                                         int batch) const {
+    const int stage = stage_of<C::v_stages>(item);
+    mbarrier_wait(barriers_.v_empty(stage), parity_of<C::v_stages>(item) ^ 1);
+    if (leads()) load_keys(args_.v, full, C::v_offset + stage * C::kv_bytes, key0, kv_head, batch);
+    __syncwarp();
+  }
+  __device__ __forceinline__ void load_q(uint32_t n, int batch, int head, int m) const {
+    const int stage = stage_of<C::stages>(n);
+    mbarrier_wait(barriers_.q_empty(stage), parity_of<C::stages>(n) ^ 1);
+    if (leads()) {
+      const uint32_t full = barriers_.q_full(stage);
+      mbarrier_arrive_expect(full, C::q_bytes + C::statistics_bytes);
+      load_rows(args_.q, full, C::q_offset + stage * C::q_bytes, batch, head, m);
+      const int64_t tile = int64_t{batch * args_.heads + head} * args_.query_tiles + m;
+      tma_load_bytes(shared_ + C::statistics_offset + stage * C::statistics_bytes,
+                     args_.statistics + tile * (2 * C::block_m), C::statistics_bytes, full,
+                     l2_evict_last());
+    }
+    __syncwarp();
+  }
+  __device__ __forceinline__ void load_dy(uint32_t n, int batch, int head, int m) const {
+    const int stage = stage_of<C::stages>(n);
+    mbarrier_wait(barriers_.dy_empty(stage), parity_of<C::stages>(n) ^ 1);
+    if (leads()) {
+      const uint32_t full = barriers_.dy_full(stage);
+      mbarrier_arrive_expect(full, C::q_bytes);
+      load_rows(args_.dy, full, C::dy_offset + stage * C::q_bytes, batch, head, m);
+    }
+    __syncwarp();
+  }
+  __device__ __forceinline__ void load_rows(const CUtensorMap& map, uint32_t full, int offset,
+                                            int batch, int head, int m) const {
+#pragma unroll
+    for (int i = 0; i < C::column_blocks; ++i)
+      tma_load_4d(shared_ + offset + i * C::q_block_bytes, &map, full, 64 * i, m * C::block_m, head,
+                  batch, l2_evict_last());
+  }
+
+  const Args& args_;
+  const uint32_t shared_;
+  const Barriers<C>& barriers_;
+};
+
+}  // namespace baracuda::sm90::backward

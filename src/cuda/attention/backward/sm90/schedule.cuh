@@ -1,0 +1,101 @@
+// What the sm90a backward kernel is launched with, and which key tiles a block works through.
+#pragma once
+
+#include <cuda.h>
+
+#include "attention/count_rows.cuh"
+#include "attention/positions.h"
+#include "baracuda/element.h"
+#include "common/divisor.h"
+
+namespace baracuda::sm90::backward {
+
+struct Args {
+  CUtensorMap q, k, v, dy;
+  // Of every query tile lse * log2(e) of its rows, then delta. +inf and 0 in rows past the end.
+  const float* statistics;
+  // Sums of dQ / scale, tile by tile as the accumulators lie: [tile][column / 8][thread][4].
+  float* dq;
+  void* dk;
+  void* dv;
+  baracuda_strides dk_strides, dv_strides;
+  baracuda_position_map q_map, k_map;
+  const baracuda_position_map* device_maps;
+  Divisor q_stride;  // of q_map, or of 0 where only the device knows it
+  Divisor kv_heads;
+  Divisor section_tiles;  // key tiles of `section` heads
+  Divisor section;        // heads whose key tiles are mixed, longest first
+  int heads, group;       // query heads; those of a key head
+  int batch_kv_heads;
+  int query_len, key_len;
+  int query_tiles;
+  int key_blocks;  // key tiles of all heads
+  float scale, scale_log2;
+  bool causal;
+  bool gradients_f32;  // of dk and dv: f32, else the operands' type
+  bool staggers;       // key tiles of a head begin at query tiles of their own
+};
+
+// The first query row that sees a key; query_len where none does. Keys past the end are seen by none.
+__device__ __forceinline__ int first_row_of(const Args& args, int64_t key) {
+  if (key >= args.key_len) return args.query_len;
+  if (!args.causal) return 0;
+  const baracuda_position_map& q_map = args.device_maps ? args.device_maps[0] : args.q_map;
+  const baracuda_position_map& k_map = args.device_maps ? args.device_maps[1] : args.k_map;
+  const int64_t before = position(k_map, key) - 1;
+  const int rows = args.query_len;
+  const int split = static_cast<int>(q_map.split < rows ? q_map.split : rows);
+  int blind = 0;
+#pragma unroll 1
+  for (int part = 0; part < 2; ++part)
+    blind += count_at_or_before(part == 0 ? q_map.head : q_map.tail, q_map.stride, args.q_stride,
+                                part == 0 ? split : rows - split, before);
+  return blind;
+}
+
+struct KeyTile {
+  int batch, kv_head, index;
+};
+
+// Blocks stay resident, and each walks a fixed list of key tiles in rounds of one a block whose
+// direction alternates under a mask: what a block gains in one round it loses in the next.
+class KeyTileWalk {
+ public:
+  __device__ __forceinline__ bool next(const Args& args, KeyTile& tile) {
+    const int grid = static_cast<int>(gridDim.x);
+    const int block = static_cast<int>(blockIdx.x);
+    const int n = done_ + (backwards_ ? grid - 1 - block : block);
+    if (done_ >= args.key_blocks) return false;
+    done_ += grid;
+    if (args.causal) backwards_ = !backwards_;
+    if (n >= args.key_blocks) return false;  // of the last round
+    const int section = args.section_tiles.quotient(n);
+    const int rest = n - section * static_cast<int>(args.section_tiles.divisor);
+    const int first_head = section * static_cast<int>(args.section.divisor);
+    const int left = args.batch_kv_heads - first_head;
+    const bool whole = left >= static_cast<int>(args.section.divisor);
+    tile.index = whole ? args.section.quotient(rest) : rest / left;
+    const int head =
+        first_head + rest - tile.index * (whole ? static_cast<int>(args.section.divisor) : left);
+    tile.batch = args.kv_heads.quotient(head);
+    tile.kv_head = head - tile.batch * static_cast<int>(args.kv_heads.divisor);
+    return true;
+  }
+
+ private:
+  int done_ = 0;
+  bool backwards_ = false;
+};
+
+// The query tiles of a key tile: `count` a head, from `first` on; where they wrap around they begin
+// at `begin`.
+struct QueryTiles {
+  int first, count, begin;
+
+  __device__ __forceinline__ int at(int i) const {
+    const int tile = begin + i;
+    return tile < first + count ? tile : tile - count;
+  }
+};
+
+}  // namespace baracuda::sm90::backward
