@@ -22,6 +22,12 @@ __device__ __forceinline__ void shared_store(uint32_t address, int x) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
 
+__device__ __forceinline__ void shared_store(uint32_t address, float4 x) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x.x), "f"(x.y),
+               "f"(x.z), "f"(x.w)
+               : "memory");
+}
+
 // Four 8x8 matrices of 16-bit elements, as accumulators and A fragments hold them; lane 8*i + r gives
 // the address of the i-th one's row r.
 __device__ __forceinline__ void shared_store_matrices(uint32_t address, const uint32_t (&x)[4]) {

@@ -43,4 +43,23 @@ __device__ __forceinline__ void tma_load_bytes(uint32_t dst, const void* src, ui
       : "memory");
 }
 
+// Adds so many bytes of f32 to what lies in global memory. Of the thread's own order: commit, then wait
+// until all but so many commits have been read, or added.
+__device__ __forceinline__ void tma_add_bytes(float* dst, uint32_t src, uint32_t bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(dst),
+               "r"(src), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void tma_commit() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+template <int Pending>
+__device__ __forceinline__ void tma_wait_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
+}
+template <int Pending>
+__device__ __forceinline__ void tma_wait() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
 }  // namespace baracuda

@@ -25,6 +25,13 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t 
          (address & 0x3ffff) >> 4;
 }
 
+// A K-major tile of eight columns, rows of 16 bytes one after the other, that a product takes twice: as
+// columns 0 to 7 and as columns 8 to 15.
+__device__ __forceinline__ uint64_t wgmma_descriptor_k8(uint32_t address) {
+  constexpr uint64_t eight_rows = uint64_t{128 >> 4} << 32;
+  return eight_rows | (address & 0x3ffff) >> 4;
+}
+
 // Before the first product, and after registers of A or of accumulators were touched.
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -139,6 +146,15 @@ __device__ __forceinline__ void take_registers() {
                " {" BARACUDA_NAMES##REGS "}, %" #A ", %" #B ", add, 1, 1, 1, 1;\n}\n"             \
                : BARACUDA_OPERANDS##REGS                                                         \
                : "l"(a), "l"(b), "r"(accumulate))
+
+// d += a * b; a in registers, b K-major in shared memory.
+__device__ __forceinline__ void wgmma_bf16_k_major(float (&d)[32], const uint32_t (&a)[4],
+                                                   uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" BARACUDA_NAMES32
+               "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;\n"
+               : BARACUDA_OPERANDS32
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
 
 // d = a * b + (accumulate ? d : 0); a and b K-major in shared memory.
 #define BARACUDA_DEFINE_SS(N, REGS, A, B, ADD)                                                   \

@@ -8,37 +8,36 @@
 namespace baracuda::sm90::backward {
 
 // Addresses of the barriers. "full": the data has arrived; "empty": every warp that reads it is
-// done. A tile of dS is read by one warpgroup alone. Slots come and go with K.
+// done. A tile of dS is read by one warpgroup alone, and a tile of dQ by the copy engine.
 template <typename C>
 struct Barriers {
   uint32_t base;
-  __device__ __forceinline__ uint32_t q_full(int stage) const { return base + 8 * stage; }
-  __device__ __forceinline__ uint32_t q_empty(int stage) const {
-    return base + 8 * (C::stages + stage);
-  }
-  __device__ __forceinline__ uint32_t dy_full(int stage) const {
-    return base + 8 * (2 * C::stages + stage);
-  }
+  __device__ __forceinline__ uint32_t q_full(int stage) const { return at(stage); }
+  __device__ __forceinline__ uint32_t q_empty(int stage) const { return at(C::stages + stage); }
+  __device__ __forceinline__ uint32_t dy_full(int stage) const { return at(2 * C::stages + stage); }
   __device__ __forceinline__ uint32_t dy_empty(int stage) const {
-    return base + 8 * (3 * C::stages + stage);
-  }
-  __device__ __forceinline__ uint32_t k_full(int stage) const {
-    return base + 8 * (4 * C::stages + stage);
-  }
-  __device__ __forceinline__ uint32_t k_empty(int stage) const {
-    return base + 8 * (5 * C::stages + stage);
+    return at(3 * C::stages + stage);
   }
   __device__ __forceinline__ uint32_t slot_full(int stage) const {
-    return base + 8 * (6 * C::stages + stage);
+    return at(4 * C::stages + stage);
   }
-  __device__ __forceinline__ uint32_t v_full(int stage) const {
-    return base + 8 * (7 * C::stages + stage);
+  __device__ __forceinline__ uint32_t slot_empty(int stage) const {
+    return at(5 * C::stages + stage);
   }
-  __device__ __forceinline__ uint32_t v_empty(int stage) const {
-    return base + 8 * (7 * C::stages + C::v_stages + stage);
+  __device__ __forceinline__ uint32_t k_full(int stage) const { return at(k + stage); }
+  __device__ __forceinline__ uint32_t k_empty(int stage) const { return at(k + C::k_stages + stage); }
+  __device__ __forceinline__ uint32_t v_full() const { return at(v); }
+  __device__ __forceinline__ uint32_t v_empty() const { return at(v + 1); }
+  // The consumers have read which rows see their keys of the last key tile.
+  __device__ __forceinline__ uint32_t rows_taken() const { return at(v + 2); }
+  __device__ __forceinline__ uint32_t ds_empty(int stage) const { return at(v + 3 + stage); }
+  __device__ __forceinline__ uint32_t dq_full(int buffer) const {
+    return at(v + 3 + C::ds_stages + buffer);
   }
-  __device__ __forceinline__ uint32_t ds_empty(int stage) const {
-    return base + 8 * (7 * C::stages + 2 * C::v_stages + stage);
+  // A warpgroup may write its next tile of dQ: of its own, for waits that are more than a phase apart
+  // could not be told apart.
+  __device__ __forceinline__ uint32_t dq_turn(int group) const {
+    return at(v + 3 + C::ds_stages + C::dq_stages + group);
   }
   // A named one: the warpgroup that makes dQ of the stage waits, the others only arrive.
   static __device__ __forceinline__ int ds_full(int stage) { return 1 + stage; }
@@ -47,19 +46,28 @@ struct Barriers {
     for (int i = 0; i < C::stages; ++i) {
       mbarrier_init(q_full(i), 1);
       mbarrier_init(dy_full(i), 1);
-      mbarrier_init(k_full(i), 1);
       mbarrier_init(slot_full(i), 32);
       mbarrier_init(q_empty(i), 4 * C::consumers);
       mbarrier_init(dy_empty(i), 4 * C::consumers);
+      // And the warps that copy tiles in, and dQ out.
+      mbarrier_init(slot_empty(i), 4 * C::consumers + 1 + (C::dq_stages > 0));
+    }
+    for (int i = 0; i < C::k_stages; ++i) {
+      mbarrier_init(k_full(i), 1);
       mbarrier_init(k_empty(i), 4 * C::consumers);
     }
-    for (int i = 0; i < C::v_stages; ++i) {
-      mbarrier_init(v_full(i), 1);
-      mbarrier_init(v_empty(i), 4 * C::consumers);
-    }
+    mbarrier_init(v_full(), 1);
+    mbarrier_init(v_empty(), 4 * C::consumers);
+    mbarrier_init(rows_taken(), 4 * C::consumers);
     for (int i = 0; i < C::ds_stages; ++i) mbarrier_init(ds_empty(i), 4);
+    for (int i = 0; i < C::dq_stages; ++i) mbarrier_init(dq_full(i), 4);
+    for (int i = 0; i < C::consumers; ++i) mbarrier_init(dq_turn(i), 1);
     mbarrier_init_fence();
   }
+
+ private:
+  static constexpr int k = 6 * C::stages, v = k + 2 * C::k_stages;
+  __device__ __forceinline__ uint32_t at(int index) const { return base + 8 * index; }
 };
 
 // What the consumers must know of the n-th key tile.
@@ -76,27 +84,37 @@ class Slot {
   __device__ __forceinline__ int batch() const { return shared_load(address_ + 16); }
   __device__ __forceinline__ int kv_head() const { return shared_load(address_ + 20); }
   __device__ __forceinline__ int key0() const { return shared_load(address_ + 24); }
-  // The first row that sees the tile's i-th key.
-  __device__ __forceinline__ int first_row(int i) const {
-    return shared_load(address_ + 32 + 4 * i);
-  }
-
   // The row from which on rows see all keys of the tile.
-  __device__ __forceinline__ int whole_from() const { return first_row(C::block_n - 1); }
+  __device__ __forceinline__ int whole_from() const { return shared_load(address_ + 12); }
 
-  __device__ __forceinline__ void set_first_row(int i, int row) const {
-    shared_store(address_ + 32 + 4 * i, row);
-  }
   __device__ __forceinline__ void set_end() const { shared_store(address_, -1); }
-  __device__ __forceinline__ void set_queries(int count, int first, int begin) const {
+  __device__ __forceinline__ void set_queries(int count, int first, int begin,
+                                              int whole_from) const {
     shared_store(address_, count);
     shared_store(address_ + 4, first);
     shared_store(address_ + 8, begin);
+    shared_store(address_ + 12, whole_from);
   }
   __device__ __forceinline__ void set_tile(int batch, int kv_head, int key0) const {
     shared_store(address_ + 16, batch);
     shared_store(address_ + 20, kv_head);
     shared_store(address_ + 24, key0);
+  }
+
+ private:
+  uint32_t address_;
+};
+
+// The first row that sees each key of the tile that was described last.
+template <typename C>
+class FirstRows {
+ public:
+  __device__ __forceinline__ explicit FirstRows(uint32_t shared)
+      : address_(shared + C::rows_offset) {}
+
+  __device__ __forceinline__ int get(int key) const { return shared_load(address_ + 4 * key); }
+  __device__ __forceinline__ void set(int key, int row) const {
+    shared_store(address_ + 4 * key, row);
   }
 
  private:

@@ -8,7 +8,9 @@ namespace baracuda::sm90::backward {
 // Warpgroup 0 copies, the others own 64 keys each of a key tile and go over tiles of 64 queries.
 // Lag: dQ of a query tile is made so many tiles later, so that a warpgroup need not wait for the dS of
 // one that runs behind it.
-template <typename Element_, int HeadDim, int Consumers, int Lag, int VStages, int DsStages>
+// DqStages: buffers through which the copy engine adds dQ; 0: warps add it from registers.
+template <typename Element_, int HeadDim, int Consumers, int Lag, int KStages, int DsStages,
+          int DqStages, bool Folds>
 struct Config {
   using Element = Element_;
   static constexpr int head_dim = HeadDim;
@@ -24,9 +26,11 @@ struct Config {
   static_assert(producer_registers + Consumers * consumer_registers <=
                     (Consumers + 1) * launch_registers, "more registers than the block has");
 
-  static constexpr int stages = 2;  // of Q and dO, of K, and of what is known of a key tile
-  static constexpr int v_stages = VStages;
+  static constexpr int stages = 2;  // of Q and dO, and of what is known of a key tile
+  static constexpr int k_stages = KStages;
   static constexpr int ds_stages = DsStages;
+  static constexpr int dq_stages = DqStages;
+  static constexpr bool folds = Folds;
   static_assert(DsStages > Lag, "dS is kept until dQ is made of it");
 
   // Tiles are blocks of 64 columns (128 bytes), all rows of a block together. dS lies transposed: a
@@ -38,18 +42,21 @@ struct Config {
   static constexpr int kv_bytes = column_blocks * kv_block_bytes;
   static constexpr int ds_bytes = block_n * 128;
   static constexpr int dq_floats = block_m * HeadDim;    // of a query tile
-  static constexpr int statistics_bytes = 2 * 4 * block_m;  // lse2 and delta of its rows
+  static constexpr int statistics_bytes = (Folds ? 16 : 8) * block_m;  // of its rows: prepare.cuh
 
   static constexpr int k_offset = 0;
-  static constexpr int v_offset = k_offset + stages * kv_bytes;
-  static constexpr int q_offset = v_offset + v_stages * kv_bytes;
+  static constexpr int v_offset = k_offset + k_stages * kv_bytes;
+  static constexpr int q_offset = v_offset + kv_bytes;
   static constexpr int dy_offset = q_offset + stages * q_bytes;
   static constexpr int ds_offset = dy_offset + stages * q_bytes;
-  static constexpr int statistics_offset = ds_offset + ds_stages * ds_bytes;
+  static constexpr int dq_offset = ds_offset + ds_stages * ds_bytes;
+  static constexpr int statistics_offset = dq_offset + dq_stages * 4 * dq_floats;
   static constexpr int slots_offset = statistics_offset + stages * statistics_bytes;
-  static constexpr int slot_bytes = 4 * (8 + block_n);
-  static constexpr int barrier_offset = slots_offset + stages * slot_bytes;
-  static constexpr int barriers = 7 * stages + 2 * v_stages + ds_stages;
+  static constexpr int slot_bytes = 32;
+  static constexpr int rows_offset = slots_offset + stages * slot_bytes;
+  static constexpr int barrier_offset = rows_offset + 4 * block_n;
+  static constexpr int barriers =
+      6 * stages + 2 * k_stages + 3 + ds_stages + dq_stages + consumers;
   static constexpr int shared_bytes = barrier_offset + 8 * barriers;
   static constexpr int max_shared_bytes = 227 * 1024;
   static_assert(shared_bytes <= max_shared_bytes, "more shared memory than a block can have");

@@ -44,15 +44,18 @@ class Consumer {
       float dk[columns], dv[columns];
 #pragma unroll
       for (int i = 0; i < columns; ++i) dk[i] = dv[i] = 0.0f;
-      k_tile_ = shared_ + C::k_offset + stage * C::kv_bytes;
-      v_tile_ = shared_ + C::v_offset + stage_of<C::v_stages>(item) * C::kv_bytes;
-      mbarrier_wait(barriers_.k_full(stage), parity_of<C::stages>(item));
-      mbarrier_wait(barriers_.v_full(stage_of<C::v_stages>(item)), parity_of<C::v_stages>(item));
+      const int k_stage = stage_of<C::k_stages>(item);
+      k_tile_ = shared_ + C::k_offset + k_stage * C::kv_bytes;
+      read_first_rows();
+      mbarrier_wait(barriers_.k_full(k_stage), parity_of<C::k_stages>(item));
+      mbarrier_wait(barriers_.v_full(), parity_of<1>(item));
       if (count > 0) go_over_queries(dk, dv, slot, count);
-      release(barriers_.v_empty(stage_of<C::v_stages>(item)));
+      release(barriers_.v_empty());
       const GradientRows<C> rows(args_, slot, group_);
+      __syncwarp();
+      release(barriers_.slot_empty(stage));
       if (count > 0 && C::lag > 0) make_last_dq();
-      release(barriers_.k_empty(stage));  // and the slot
+      release(barriers_.k_empty(k_stage));
       rows.store(args_.dk, args_.dk_strides, dk, args_.scale);
       rows.store(args_.dv, args_.dv_strides, dv, 1.0f);
     }
@@ -63,13 +66,18 @@ class Consumer {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
   }
 
+  __device__ __forceinline__ void read_first_rows() {
+    const FirstRows<C> rows(shared_);
+    const int key = group_ * C::group_n + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+    first_row_[0] = rows.get(key) - 2 * (threadIdx.x % 4);
+    first_row_[1] = rows.get(key + 8) - 2 * (threadIdx.x % 4);
+    __syncwarp();
+    release(barriers_.rows_taken());
+  }
   __device__ __forceinline__ void go_over_queries(float (&dk)[columns], float (&dv)[columns],
                                                   const Slot<C>& slot, int count) {
     const QueryTiles queries{uniform(slot.first()), count, uniform(slot.begin())};
     const int whole_from = uniform(slot.whole_from());
-    const int key = group_ * C::group_n + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-    first_row_[0] = slot.first_row(key) - 2 * (threadIdx.x % 4);
-    first_row_[1] = slot.first_row(key + 8) - 2 * (threadIdx.x % 4);
     const int head0 = uniform(slot.batch()) * args_.heads + uniform(slot.kv_head()) * args_.group;
     first_ = true;
 #pragma unroll 1
@@ -94,26 +102,31 @@ class Consumer {
     const uint32_t parity = parity_of<C::stages>(n_);
     const uint32_t q_tile = shared_ + C::q_offset + stage * C::q_bytes;
     const uint32_t dy_tile = shared_ + C::dy_offset + stage * C::q_bytes;
-    const uint32_t statistics = shared_ + C::statistics_offset + stage * C::statistics_bytes +
-                                8 * (threadIdx.x % 4);
+    const uint32_t statistics = shared_ + C::statistics_offset + stage * C::statistics_bytes;
     mbarrier_wait(barriers_.q_full(stage), parity);
     pin_registers(s);
     pin_registers(dp);
+    // A fragments of ones in the columns that hold a row's lse, and its delta.
+    uint32_t ones[4] = {0, 0, 0, 0}, delta_ones[4] = {0, 0, 0, 0};
+    if constexpr (C::folds) {
+      uint32_t pair;  // volatile: kept from tile to tile the fragments are more than there is room for
+      asm volatile("mov.u32 %0, %%laneid;" : "=r"(pair));
+      pair %= 4;
+      const uint32_t parts = pair % 2 == 0 ? 0x3f803f80u : 0x3f80u;
+      ones[0] = ones[1] = pair < 2 ? parts : 0;
+      delta_ones[0] = delta_ones[1] = pair < 2 ? 0 : parts;
+      pin_registers(ones);
+      pin_registers(delta_ones);
+    }
     wgmma_fence();
-    issue_scores(s, k_tile_, q_tile);
+    issue_scores(s, k_tile_, q_tile, ones, statistics);
     mbarrier_wait(barriers_.dy_full(stage), parity);
     wgmma_fence();
-    issue_scores(dp, v_tile_, dy_tile);
+    issue_scores(dp, shared_ + C::v_offset, dy_tile, delta_ones, statistics);
     wgmma_wait<1>();
     pin_registers(s);
     const int left[2] = {first_row_[0] - m * C::block_m, first_row_[1] - m * C::block_m};
-#pragma unroll
-    for (int j = 0; j < scores / 4; ++j) {
-      const float2 lse2 = shared_load2(statistics + 32 * j);
-#pragma unroll
-      for (int i = 4 * j; i < 4 * j + 4; ++i)
-        s[i] = exp2_approx(fmaf(s[i], args_.scale_log2, -(i % 2 == 0 ? lse2.x : lse2.y)));
-    }
+    take_weights(s, statistics);
     if (masked) hide(s, left);
 #pragma unroll
     for (int k = 0; k < steps; ++k) pack(s, k, p[k]);
@@ -122,13 +135,7 @@ class Consumer {
     issue_update(dv, p, dy_tile);
     wgmma_wait<1>();
     pin_registers(dp);
-#pragma unroll
-    for (int j = 0; j < scores / 4; ++j) {
-      const float2 delta = shared_load2(statistics + 4 * C::block_m + 32 * j);
-#pragma unroll
-      for (int i = 4 * j; i < 4 * j + 4; ++i)
-        dp[i] = s[i] * (dp[i] - (i % 2 == 0 ? delta.x : delta.y));
-    }
+    take_gradients(dp, s, statistics);
     if (masked) hide(dp, left);
 #pragma unroll
     for (int k = 0; k < steps; ++k) pack(dp, k, ds[k]);
@@ -173,9 +180,11 @@ class Consumer {
     return reinterpret_cast<float4*>(head + int64_t{m} * C::dq_floats) + threadIdx.x % 128;
   }
 
-  // One operand from each tile, 64 keys by 64 queries.
+  // One operand from each tile, 64 keys by 64 queries; less the rows' lse or delta where those are
+  // folded in.
   __device__ __forceinline__ void issue_scores(float (&d)[scores], uint32_t key_tile,
-                                               uint32_t query_tile) const {
+                                               uint32_t query_tile, const uint32_t (&ones)[4],
+                                               uint32_t statistics) const {
     const uint64_t a = wgmma_descriptor(key_tile + group_ * C::group_n * 128, 0);
     const uint64_t b = wgmma_descriptor(query_tile, 0);
 #pragma unroll
@@ -184,6 +193,7 @@ class Consumer {
       wgmma<Element>(d, a + ((block * C::kv_block_bytes + inside) >> 4),
                      b + ((block * C::q_block_bytes + inside) >> 4), i > 0);
     }
+    if constexpr (C::folds) wgmma_bf16_k_major(d, ones, wgmma_descriptor_k8(statistics));
     wgmma_commit();
   }
   // Adds the products with the rows of a query tile.
@@ -195,6 +205,33 @@ class Consumer {
     wgmma_commit();
   }
 
+  // P of S, and dS of dP.
+  __device__ __forceinline__ void take_weights(float (&s)[scores], uint32_t statistics) const {
+#pragma unroll
+    for (int j = 0; j < scores / 4; ++j) {
+      float2 lse2{0.0f, 0.0f};
+      if constexpr (!C::folds)
+        lse2 = shared_load2(statistics + 8 * (threadIdx.x % 4) + 32 * j);
+#pragma unroll
+      for (int i = 4 * j; i < 4 * j + 4; ++i)
+        s[i] = exp2_approx(C::folds ? s[i] * args_.scale_log2
+                                    : fmaf(s[i], args_.scale_log2,
+                                           -(i % 2 == 0 ? lse2.x : lse2.y)));
+    }
+  }
+  static __device__ __forceinline__ void take_gradients(float (&dp)[scores],
+                                                        const float (&p)[scores],
+                                                        uint32_t statistics) {
+#pragma unroll
+    for (int j = 0; j < scores / 4; ++j) {
+      float2 delta{0.0f, 0.0f};
+      if constexpr (!C::folds)
+        delta = shared_load2(statistics + 4 * C::block_m + 8 * (threadIdx.x % 4) + 32 * j);
+#pragma unroll
+      for (int i = 4 * j; i < 4 * j + 4; ++i)
+        dp[i] = p[i] * (C::folds ? dp[i] : dp[i] - (i % 2 == 0 ? delta.x : delta.y));
+    }
+  }
   // By select: where P is zero dP or delta may be NaN.
   static __device__ __forceinline__ void hide(float (&x)[scores], const int (&left)[2]) {
 #pragma unroll
@@ -246,10 +283,30 @@ class Consumer {
     wgmma_wait<0>();
     pin_registers(dq);
     release(barriers_.ds_empty(stage));
+    if constexpr (C::dq_stages > 0) {
+      const int buffer = stage_of<C::dq_stages>(n);
+      const uint32_t at = shared_ + C::dq_offset + buffer * 4 * C::dq_floats + threadIdx.x % 128 * 16;
+      await_turn(n);
+      each_four(dq, [&](int j, float4 x) { shared_store(at + j * 2048, x); });
+      shared_store_fence();
+      __syncwarp();
+      release(barriers_.dq_full(buffer));
+    } else {
+      each_four(dq, [&](int j, float4 x) { add_in_memory(to + j * 128, x); });
+    }
+  }
+  // The buffer that dQ of the n-th query tile goes to has been read: once the turn has come that the
+  // copying warp gives for every tile but the first dq_stages.
+  __device__ __forceinline__ void await_turn(uint32_t n) const {
+    if (n < C::dq_stages) return;
+    const uint32_t turns = (n - C::dq_stages) / C::consumers;  // of this warpgroup before
+    mbarrier_wait(barriers_.dq_turn(group_), turns & 1);
+  }
+  template <typename F>
+  static __device__ __forceinline__ void each_four(const float (&d)[columns], F f) {
 #pragma unroll
     for (int j = 0; j < columns / 4; ++j)
-      add_in_memory(to + j * 128,
-                    make_float4(dq[4 * j], dq[4 * j + 1], dq[4 * j + 2], dq[4 * j + 3]));
+      f(j, make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]));
   }
 
   const Args& args_;
@@ -257,7 +314,7 @@ class Consumer {
   const Barriers<C>& barriers_;
   const int group_;
   uint32_t ds_store_;       // where this lane's row of a matrix of dS goes, in the first stage
-  uint32_t k_tile_, v_tile_;
+  uint32_t k_tile_;
   int first_row_[2];        // that see this thread's keys, less its first column
   uint32_t n_ = 0;          // query tiles so far
   bool first_ = true;       // of the item

@@ -35,6 +35,8 @@ __global__ void __launch_bounds__(C::threads, 1) step_kernel(const __grid_consta
       Producer<C>(args, shared, barriers).run();
     } else if (warp == 1) {
       describe_key_tiles(args, shared, barriers);
+    } else if (warp == 2) {
+      if constexpr (C::dq_stages > 0) add_dq(args, shared, barriers);
     }
   } else {
     take_registers<C::consumer_registers>();

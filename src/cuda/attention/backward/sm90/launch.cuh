@@ -20,9 +20,9 @@ struct Scratch {
       : query_tiles((p.query_len + C::block_m - 1) / C::block_m),
         tiles(p.batch * p.heads * query_tiles) {}
   int64_t bytes() const { return tiles * (C::statistics_bytes + 4 * C::dq_floats); }
-  float* statistics(const StepParams& p) const { return static_cast<float*>(p.state); }
+  char* statistics(const StepParams& p) const { return static_cast<char*>(p.state); }
   float* dq(const StepParams& p) const {
-    return statistics(p) + tiles * (C::statistics_bytes / 4);
+    return reinterpret_cast<float*>(statistics(p) + tiles * C::statistics_bytes);
   }
 };
 
@@ -33,7 +33,7 @@ int32_t load_kernels() {
   int32_t status = load_tensor_map_encoder();
   if (status == BARACUDA_OK)
     status = ensure_loaded(
-        reinterpret_cast<const void*>(prepare_kernel<Element, C::head_dim, C::block_m>), 0, ready[0]);
+        reinterpret_cast<const void*>(prepare_kernel<Element, C::head_dim, C::block_m, C::folds>), 0, ready[0]);
   if (status == BARACUDA_OK)
     status = ensure_loaded(reinterpret_cast<const void*>(step_kernel<C>), C::shared_bytes, ready[1]);
   if (status == BARACUDA_OK)
@@ -61,7 +61,8 @@ int32_t launch_prepare(const BackwardParams& params, cudaStream_t stream) {
   args.heads = static_cast<int>(p.heads);
   args.query_len = static_cast<int>(p.query_len);
   args.query_tiles = static_cast<int>(scratch.query_tiles);
-  return launch_grid(prepare_kernel<typename C::Element, C::head_dim, C::block_m>,
+  args.reciprocal_scale = static_cast<float>(1.0 / p.scale);
+  return launch_grid(prepare_kernel<typename C::Element, C::head_dim, C::block_m, C::folds>,
                      dim3(static_cast<unsigned>(scratch.tiles)), prepare_threads, 0, stream, false,
                      args);
 }
@@ -102,16 +103,24 @@ int32_t encode_maps(const BackwardParams& params, Args& args) {
   return status;
 }
 
-// Heads whose key tiles are mixed: as many as keep Q, dO and the sums of dQ in an L2 of 40 MB or more.
-inline int64_t choose_section(const StepParams& p) {
+// Heads whose key tiles are mixed under a mask: as many as keep Q, dO and the sums of dQ in an L2 of
+// 40 MB or more (of a group one head is at work at a time), but so many that rounds of the grid are
+// nearly full.
+inline int64_t choose_section(const StepParams& p, int64_t key_tiles, int64_t grid) {
   constexpr int64_t l2_share = int64_t{32} << 20;
   const int64_t heads = p.batch * p.kv_heads;
-  if ((p.flags & BARACUDA_STEP_CAUSAL) == 0) return 1;
-  const int64_t bytes = p.heads / p.kv_heads * p.query_len * p.head_dim * 8;
-  const int64_t most = bytes > 0 && l2_share / bytes < heads ? l2_share / bytes : heads;
-  if (most <= 1) return 1;
-  const int64_t sections = (heads + most - 1) / most;
-  return (heads + sections - 1) / sections;
+  if ((p.flags & BARACUDA_STEP_CAUSAL) == 0) return heads;
+  const int64_t bytes = p.query_len * p.head_dim * 8;
+  const int64_t fitting = bytes > 0 && l2_share / bytes < heads ? l2_share / bytes : heads;
+  const auto fills = [&](int64_t section) {
+    const int64_t tiles = section * key_tiles, rounds = (tiles + grid - 1) / grid;
+    return heads % section == 0 && 20 * tiles >= 19 * rounds * grid;
+  };
+  for (int64_t section = fitting; section > 0; --section)
+    if (fills(section)) return section;
+  for (int64_t section = fitting + 1; section < heads; ++section)
+    if (fills(section)) return section;
+  return heads;
 }
 
 // dK, dV and what the step adds to dQ.
@@ -139,25 +148,25 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream, bool
   const int64_t stride = p.q_map.stride;
   if (p.device_maps == nullptr && stride > 0 && stride >> 31 == 0)
     args.q_stride = make_divisor(stride);
-  const int64_t section = choose_section(p);
+  const int64_t places = processors > p.sm_margin ? processors - p.sm_margin : 1;
+  const int64_t grid = places < blocks ? places : blocks;
   args.kv_heads = make_divisor(p.kv_heads);
-  args.section = make_divisor(section);
-  args.section_tiles = make_divisor(section * key_tiles);
+  args.section = make_divisor(choose_section(p, key_tiles, grid));
+  args.tiles = make_divisor(key_tiles);
   args.heads = static_cast<int>(p.heads);
   args.group = static_cast<int>(p.heads / p.kv_heads);
   args.batch_kv_heads = static_cast<int>(p.batch * p.kv_heads);
   args.query_len = static_cast<int>(p.query_len);
   args.key_len = static_cast<int>(p.key_len);
   args.query_tiles = static_cast<int>(scratch.query_tiles);
-  args.key_blocks = static_cast<int>(blocks);
+  args.key_tiles = static_cast<int>(key_tiles);
   args.scale = static_cast<float>(p.scale);
   args.scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
   args.staggers = staggers;
   args.causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
   args.gradients_f32 = params.kv_gradient_element == BARACUDA_F32;
-  const int64_t places = processors > p.sm_margin ? processors - p.sm_margin : 1;
-  return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(places < blocks ? places : blocks)),
-                     C::threads, C::shared_bytes, stream, true, args);
+  return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(grid)), C::threads, C::shared_bytes,
+                     stream, true, args);
 }
 
 template <typename C>

@@ -14,10 +14,11 @@ struct PrepareArgs {
   const void* dy;
   const float* lse;   // natural
   const float* dlse;  // or null
-  float* statistics;
+  void* statistics;
   float* dq;
   baracuda_strides y_strides, dy_strides, lse_strides, dlse_strides;
   int heads, query_len, query_tiles;
+  float reciprocal_scale;
 };
 
 // Two rows of 16-bit elements, eight at a time: the sum of their products.
@@ -31,11 +32,22 @@ __device__ __forceinline__ float dot8(const uint4& a, const uint4& b) {
   return sum;
 }
 
+// -x in three parts of eight bits each: the sum of their products with ones is exact.
+__device__ __forceinline__ uint2 negative_parts(float x) {
+  const float high = __bfloat162float(__float2bfloat16_rn(-x));
+  const float middle = __bfloat162float(__float2bfloat16_rn(-x - high));
+  const float low = -x - high - middle;
+  return make_uint2(Dtype<__nv_bfloat16>::pack(high, middle), Dtype<__nv_bfloat16>::pack(low, 0.0f));
+}
+
 constexpr int prepare_threads = 256;
 
-// A block for each query tile. delta = rowsum(dy * y) - dlse. A row that sees nothing gets lse2 = +inf,
-// as rows past the end do: its weights are zero then under any score.
-template <typename Element, int HeadDim, int BlockM>
+// A block for each query tile. delta = rowsum(dy * y) - dlse. A row that sees nothing gets an lse
+// beyond all scores, as rows past the end do: its weights are zero then.
+//
+// Folds: [row][8] of bf16, a K-major operand: -lse / scale in four columns and -delta in four. Products
+// with ones take them off S and dP. Else lse * log2(e) of all rows, then delta, in f32.
+template <typename Element, int HeadDim, int BlockM, bool Folds>
 __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareArgs args) {
   constexpr int lanes = HeadDim / 8;  // of a row
   constexpr int rows_at_once = prepare_threads / lanes;
@@ -73,18 +85,26 @@ __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareA
     if (lane != 0) continue;
     const int in_tile = i * rows_at_once + threadIdx.x / lanes;
     const int64_t row = row0 + in_tile;
-    float lse2 = CUDART_INF_F;
+    float lse = -CUDART_INF_F;
     if (row < args.query_len) {
       const auto index = [&](const baracuda_strides& strides) {
         return batch * strides.batch + head * strides.head + row * strides.seq;
       };
-      const float lse = args.lse[index(args.lse_strides)];
-      if (lse != -CUDART_INF_F) lse2 = lse * 1.4426950408889634f;
+      lse = args.lse[index(args.lse_strides)];
       if (args.dlse != nullptr) delta -= args.dlse[index(args.dlse_strides)];
     }
-    float* const out = args.statistics + tile * (2 * BlockM) + in_tile;
-    out[0] = lse2;
-    out[BlockM] = lse2 == CUDART_INF_F ? 0.0f : delta;
+    const bool sees_nothing = lse == -CUDART_INF_F;
+    if (sees_nothing) delta = 0.0f;
+    if constexpr (Folds) {
+      uint2* const out = static_cast<uint2*>(args.statistics) + (tile * BlockM + in_tile) * 2;
+      // Finite, for zero times it is zero.
+      out[0] = negative_parts(sees_nothing ? 0x1p127f : lse * args.reciprocal_scale);
+      out[1] = negative_parts(delta);
+    } else {
+      float* const out = static_cast<float*>(args.statistics) + tile * (2 * BlockM) + in_tile;
+      out[0] = sees_nothing ? CUDART_INF_F : lse * 1.4426950408889634f;
+      out[BlockM] = delta;
+    }
   }
 }
 

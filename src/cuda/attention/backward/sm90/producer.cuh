@@ -1,5 +1,5 @@
-// The copying side of the sm90a backward kernel: a warp that works out key tiles for all others, and
-// one that copies. They run in step; a warp's first lane copies.
+// The copying side of the sm90a backward kernel: a warp that works out key tiles for all others, one
+// that copies tiles in, and one that adds dQ. They run in step; a warp's first lane copies.
 #pragma once
 
 #include "attention/backward/sm90/barriers.cuh"
@@ -22,26 +22,68 @@ __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t sh
     const int stage = stage_of<C::stages>(item);
     const Slot<C> slot(shared, item);
     more = walk.next(args, tile);
-    mbarrier_wait(barriers.k_empty(stage), parity_of<C::stages>(item) ^ 1);
+    mbarrier_wait(barriers.slot_empty(stage), parity_of<C::stages>(item) ^ 1);
     if (more) {
+      mbarrier_wait(barriers.rows_taken(), parity_of<1>(item) ^ 1);
+      const FirstRows<C> rows(shared);
       if (lane == 0) slot.set_tile(tile.batch, tile.kv_head, tile.index * C::block_n);
 #pragma unroll 1
       for (int i = lane; i < C::block_n; i += 32)
-        slot.set_first_row(i, first_row_of(args, int64_t{tile.index} * C::block_n + i));
+        rows.set(i, first_row_of(args, int64_t{tile.index} * C::block_n + i));
       __syncwarp();
       if (lane == 0) {
-        const int first_row = slot.first_row(0);
+        const int first_row = rows.get(0);
         const int first = first_row / C::block_m;
         const int count = first_row < args.query_len ? args.query_tiles - first : 0;
         int begin = first;
         if (args.staggers && count > 0) begin += tile.index * (C::block_n / C::block_m) % count;
-        slot.set_queries(count, first, begin);
+        slot.set_queries(count, first, begin, rows.get(C::block_n - 1));
       }
     } else if (lane == 0) {
       slot.set_end();
     }
     mbarrier_arrive(barriers.slot_full(stage));
   }
+}
+
+// Adds dQ of query tile after query tile, as the consumers leave it in shared memory.
+template <typename C>
+__device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
+                                       const Barriers<C>& barriers) {
+  const bool leads = threadIdx.x % 32 == 0;
+  uint32_t n = 0;
+#pragma unroll 1
+  for (uint32_t item = 0;; ++item) {
+    const int stage = stage_of<C::stages>(item);
+    mbarrier_wait(barriers.slot_full(stage), parity_of<C::stages>(item));
+    const Slot<C> slot(shared, item);
+    const int count = uniform(slot.count());
+    if (count < 0) break;
+    const QueryTiles queries{slot.first(), count, slot.begin()};
+    int head = slot.batch() * args.heads + slot.kv_head() * args.group;
+    const int last_head = head + args.group;
+    __syncwarp();
+    if (leads) mbarrier_arrive(barriers.slot_empty(stage));
+#pragma unroll 1
+    for (; head < last_head; ++head) {
+      float* const dq = args.dq + int64_t{head} * args.query_tiles * C::dq_floats;
+#pragma unroll 1
+      for (int i = 0; i < count; ++i, ++n) {
+        const int buffer = stage_of<C::dq_stages>(n);
+        mbarrier_wait(barriers.dq_full(buffer), parity_of<C::dq_stages>(n));
+        if (leads) {
+          tma_add_bytes(dq + int64_t{queries.at(i)} * C::dq_floats,
+                        shared + C::dq_offset + buffer * 4 * C::dq_floats, 4 * C::dq_floats);
+          tma_commit();
+          // Who makes dQ of the tile dq_stages - 1 behind the next gets the buffer read last.
+          tma_wait_read<C::dq_stages - 1>();
+          if (n + 1 >= C::dq_stages) mbarrier_arrive(barriers.dq_turn((n + 1) % C::consumers));
+        }
+        __syncwarp();
+      }
+    }
+  }
+  if (leads) tma_wait<0>();
 }
 
 template <typename C>
@@ -60,12 +102,12 @@ class Producer {
       const int count = uniform(slot.count());
       if (count < 0) return;
       const int key0 = slot.key0(), batch = slot.batch(), kv_head = slot.kv_head();
-      // The slot was filled when K's stage was free.
-      const uint32_t k_full = barriers_.k_full(stage);
-      const uint32_t v_full = barriers_.v_full(stage_of<C::v_stages>(item));
-      if (leads())
-        load_keys(args_.k, k_full, C::k_offset + stage * C::kv_bytes, key0, kv_head, batch);
       const QueryTiles queries{slot.first(), count, slot.begin()};
+      __syncwarp();
+      if (leads()) mbarrier_arrive(barriers_.slot_empty(stage));
+      // A single buffer of K is free last of all.
+      constexpr bool k_first = C::k_stages > 1;
+      if (k_first || count == 0) load_k(item, key0, kv_head, batch);
       int head = kv_head * args_.group;
       const int last_head = head + args_.group;
       bool has_v = false;
@@ -75,12 +117,13 @@ class Producer {
         for (int i = 0; i < count; ++i, ++n) {
           const int m = queries.at(i);
           load_q(n, batch, head, m);
-          if (!has_v) load_v(item, v_full, key0, kv_head, batch);
-          has_v = true;
+          if (!has_v) load_v(item, key0, kv_head, batch);
           load_dy(n, batch, head, m);
+          if (!k_first && !has_v) load_k(item, key0, kv_head, batch);
+          has_v = true;
         }
       }
-      if (!has_v) load_v(item, v_full, key0, kv_head, batch);  // the consumers count it
+      if (!has_v) load_v(item, key0, kv_head, batch);  // the consumers count it
     }
   }
 
@@ -95,11 +138,17 @@ class Producer {
       tma_load_4d(shared_ + offset + i * C::kv_block_bytes, &map, full, 64 * i, key0, kv_head, batch,
                   l2_evict_first());
   }
-  __device__ __forceinline__ void load_v(uint32_t item, uint32_t full, int key0, int kv_head,
-                                         int batch) const {
-    const int stage = stage_of<C::v_stages>(item);
-    mbarrier_wait(barriers_.v_empty(stage), parity_of<C::v_stages>(item) ^ 1);
-    if (leads()) load_keys(args_.v, full, C::v_offset + stage * C::kv_bytes, key0, kv_head, batch);
+  __device__ __forceinline__ void load_k(uint32_t item, int key0, int kv_head, int batch) const {
+    const int stage = stage_of<C::k_stages>(item);
+    mbarrier_wait(barriers_.k_empty(stage), parity_of<C::k_stages>(item) ^ 1);
+    if (leads())
+      load_keys(args_.k, barriers_.k_full(stage), C::k_offset + stage * C::kv_bytes, key0, kv_head,
+                batch);
+    __syncwarp();
+  }
+  __device__ __forceinline__ void load_v(uint32_t item, int key0, int kv_head, int batch) const {
+    mbarrier_wait(barriers_.v_empty(), parity_of<1>(item) ^ 1);
+    if (leads()) load_keys(args_.v, barriers_.v_full(), C::v_offset, key0, kv_head, batch);
     __syncwarp();
   }
   __device__ __forceinline__ void load_q(uint32_t n, int batch, int head, int m) const {
@@ -111,7 +160,7 @@ class Producer {
       load_rows(args_.q, full, C::q_offset + stage * C::q_bytes, batch, head, m);
       const int64_t tile = int64_t{batch * args_.heads + head} * args_.query_tiles + m;
       tma_load_bytes(shared_ + C::statistics_offset + stage * C::statistics_bytes,
-                     args_.statistics + tile * (2 * C::block_m), C::statistics_bytes, full,
+                     args_.statistics + tile * C::statistics_bytes, C::statistics_bytes, full,
                      l2_evict_last());
     }
     __syncwarp();

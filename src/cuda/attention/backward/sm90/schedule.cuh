@@ -12,8 +12,7 @@ namespace baracuda::sm90::backward {
 
 struct Args {
   CUtensorMap q, k, v, dy;
-  // Of every query tile lse * log2(e) of its rows, then delta. +inf and 0 in rows past the end.
-  const float* statistics;
+  const char* statistics;  // of every query tile, see prepare.cuh
   // Sums of dQ / scale, tile by tile as the accumulators lie: [tile][column / 8][thread][4].
   float* dq;
   void* dk;
@@ -23,13 +22,12 @@ struct Args {
   const baracuda_position_map* device_maps;
   Divisor q_stride;  // of q_map, or of 0 where only the device knows it
   Divisor kv_heads;
-  Divisor section_tiles;  // key tiles of `section` heads
-  Divisor section;        // heads whose key tiles are mixed, longest first
+  Divisor tiles;    // key tiles of a head
+  Divisor section;  // heads whose key tiles are mixed, longest first; without a mask all heads
   int heads, group;       // query heads; those of a key head
   int batch_kv_heads;
   int query_len, key_len;
-  int query_tiles;
-  int key_blocks;  // key tiles of all heads
+  int query_tiles, key_tiles;
   float scale, scale_log2;
   bool causal;
   bool gradients_f32;  // of dk and dv: f32, else the operands' type
@@ -57,33 +55,45 @@ struct KeyTile {
   int batch, kv_head, index;
 };
 
-// Blocks stay resident, and each walks a fixed list of key tiles in rounds of one a block whose
-// direction alternates under a mask: what a block gains in one round it loses in the next.
+// Blocks stay resident, and each walks a fixed list of key tiles, in rounds of one a block. Under a
+// mask a section's key tiles are mixed, longest first, in rounds of its own whose direction
+// alternates: what a block gains in one round it loses in the next.
 class KeyTileWalk {
  public:
   __device__ __forceinline__ bool next(const Args& args, KeyTile& tile) {
     const int grid = static_cast<int>(gridDim.x);
     const int block = static_cast<int>(blockIdx.x);
-    const int n = done_ + (backwards_ ? grid - 1 - block : block);
-    if (done_ >= args.key_blocks) return false;
-    done_ += grid;
-    if (args.causal) backwards_ = !backwards_;
-    if (n >= args.key_blocks) return false;  // of the last round
-    const int section = args.section_tiles.quotient(n);
-    const int rest = n - section * static_cast<int>(args.section_tiles.divisor);
-    const int first_head = section * static_cast<int>(args.section.divisor);
-    const int left = args.batch_kv_heads - first_head;
-    const bool whole = left >= static_cast<int>(args.section.divisor);
-    tile.index = whole ? args.section.quotient(rest) : rest / left;
-    const int head =
-        first_head + rest - tile.index * (whole ? static_cast<int>(args.section.divisor) : left);
-    tile.batch = args.kv_heads.quotient(head);
-    tile.kv_head = head - tile.batch * static_cast<int>(args.kv_heads.divisor);
-    return true;
+    const int section = static_cast<int>(args.section.divisor);
+    while (first_head_ < args.batch_kv_heads) {
+      const int left = args.batch_kv_heads - first_head_;
+      const int heads = section < left ? section : left;
+      if (done_ >= heads * args.key_tiles) {
+        first_head_ += section;
+        done_ = 0;
+        continue;
+      }
+      const int n = done_ + (backwards_ ? grid - 1 - block : block);
+      done_ += grid;
+      if (args.causal) backwards_ = !backwards_;
+      if (n >= heads * args.key_tiles) continue;
+      int head;
+      if (args.causal) {
+        tile.index = heads == section ? args.section.quotient(n) : n / heads;
+        head = first_head_ + n - tile.index * heads;
+      } else {
+        head = args.tiles.quotient(n);
+        tile.index = n - head * args.key_tiles;
+      }
+      tile.batch = args.kv_heads.quotient(head);
+      tile.kv_head = head - tile.batch * static_cast<int>(args.kv_heads.divisor);
+      return true;
+    }
+    return false;
   }
 
  private:
-  int done_ = 0;
+  int first_head_ = 0;
+  int done_ = 0;  // key tiles of the section in earlier rounds
   bool backwards_ = false;
 };
 
