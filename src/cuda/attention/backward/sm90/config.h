@@ -6,11 +6,11 @@
 namespace baracuda::sm90::backward {
 
 // Warpgroup 0 copies, the others own 64 keys each of a key tile and go over tiles of 64 queries.
-// Lag: dQ of a query tile is made so many tiles later, so that a warpgroup need not wait for the dS of
-// one that runs behind it.
+// dQ of a query tile is made a tile later, so that a warpgroup need not wait for the dS of one that
+// runs behind it.
 // DqStages: buffers through which the copy engine adds dQ; 0: warps add it from registers.
-template <typename Element_, int HeadDim, int Consumers, int Lag, int KStages, int DsStages,
-          int DqStages, bool Folds>
+template <typename Element_, int HeadDim, int Consumers, int KStages, int DsStages, int DqStages,
+          bool Folds>
 struct Config {
   using Element = Element_;
   static constexpr int head_dim = HeadDim;
@@ -18,7 +18,6 @@ struct Config {
   static constexpr int group_n = 64;  // keys of a warpgroup
   static constexpr int block_n = group_n * Consumers;
   static constexpr int block_m = 64;  // queries
-  static constexpr int lag = Lag;
   static constexpr int threads = 128 * (Consumers + 1);
   static constexpr int launch_registers = 65536 / threads / 8 * 8;
   static constexpr int producer_registers = Consumers == 2 ? 24 : 32;
@@ -31,7 +30,7 @@ struct Config {
   static constexpr int ds_stages = DsStages;
   static constexpr int dq_stages = DqStages;
   static constexpr bool folds = Folds;
-  static_assert(DsStages > Lag, "dS is kept until dQ is made of it");
+  static_assert(DsStages >= 2, "dS is kept until dQ is made of it");
 
   // Tiles are blocks of 64 columns (128 bytes), all rows of a block together. dS lies transposed: a
   // row of 64 queries for each key.

@@ -40,22 +40,22 @@ class Consumer {
       mbarrier_wait(barriers_.slot_full(stage), parity_of<C::stages>(item));
       const Slot<C> slot(shared_, item);
       const int count = uniform(slot.count());
-      if (count < 0) return;
+      if (count < 0) return make_last_dq();
       float dk[columns], dv[columns];
 #pragma unroll
       for (int i = 0; i < columns; ++i) dk[i] = dv[i] = 0.0f;
-      const int k_stage = stage_of<C::k_stages>(item);
-      k_tile_ = shared_ + C::k_offset + k_stage * C::kv_bytes;
+      k_stage_ = stage_of<C::k_stages>(item);
       read_first_rows();
-      mbarrier_wait(barriers_.k_full(k_stage), parity_of<C::k_stages>(item));
+      mbarrier_wait(barriers_.k_full(k_stage_), parity_of<C::k_stages>(item));
       mbarrier_wait(barriers_.v_full(), parity_of<1>(item));
       if (count > 0) go_over_queries(dk, dv, slot, count);
       release(barriers_.v_empty());
       const GradientRows<C> rows(args_, slot, group_);
       __syncwarp();
       release(barriers_.slot_empty(stage));
-      if (count > 0 && C::lag > 0) make_last_dq();
-      release(barriers_.k_empty(k_stage));
+      // With two buffers of K the last dQ waits for the next key tile's first.
+      if (C::k_stages == 1 || count == 0) make_last_dq();
+      if (count == 0) release(barriers_.k_empty(k_stage_));
       rows.store(args_.dk, args_.dk_strides, dk, args_.scale);
       rows.store(args_.dv, args_.dv_strides, dv, 1.0f);
     }
@@ -79,7 +79,6 @@ class Consumer {
     const QueryTiles queries{uniform(slot.first()), count, uniform(slot.begin())};
     const int whole_from = uniform(slot.whole_from());
     const int head0 = uniform(slot.batch()) * args_.heads + uniform(slot.kv_head()) * args_.group;
-    first_ = true;
 #pragma unroll 1
     for (int g = 0; g < args_.group; ++g) {
       float* const dq = args_.dq + int64_t{head0 + g} * args_.query_tiles * C::dq_floats;
@@ -119,7 +118,7 @@ class Consumer {
       pin_registers(delta_ones);
     }
     wgmma_fence();
-    issue_scores(s, k_tile_, q_tile, ones, statistics);
+    issue_scores(s, k_tile(k_stage_), q_tile, ones, statistics);
     mbarrier_wait(barriers_.dy_full(stage), parity);
     wgmma_fence();
     issue_scores(dp, shared_ + C::v_offset, dy_tile, delta_ones, statistics);
@@ -143,36 +142,34 @@ class Consumer {
     wgmma_fence();
     issue_update(dk, ds, q_tile);
     store_ds(ds);
-    bool makes_dq;
-    if constexpr (C::lag == 0) {
-      announce_ds(n_);
-      makes_dq = owner_of(n_) == group_;
-    } else {
-      if (owner_of(n_) != group_) announce_ds(n_);
-      makes_dq = !first_ && owner_of(n_ - 1) == group_;
-      if (makes_dq) announce_ds(n_ - 1);
-    }
+    if (owner_of(n_) != group_) announce_ds(n_);
+    const bool makes_dq = k_before_ >= 0 && owner_of(n_ - 1) == group_;
+    if (makes_dq) announce_ds(n_ - 1);
     wgmma_wait<1>();
     pin_registers(dv);
     release(barriers_.dy_empty(stage));
     if (makes_dq) {
-      make_dq(n_ - C::lag, C::lag == 0 ? dq_of(dq, m) : dq_before_,
-              [&] { release(barriers_.q_empty(stage)); });
+      make_dq(n_ - 1, [&] { release(barriers_.q_empty(stage)); });
     } else {
       wgmma_wait<0>();
       release(barriers_.q_empty(stage));
     }
+    if (k_before_ >= 0 && k_before_ != k_stage_) release(barriers_.k_empty(k_before_));
+    k_before_ = k_stage_;
     dq_before_ = dq_of(dq, m);
-    first_ = false;
     pin_registers(dk);
     ++n_;
   }
 
-  // dQ of an item's last query tile.
+  // dQ of the last query tile, if it has not been made: with that the tile's K is done with.
   __device__ __forceinline__ void make_last_dq() {
-    if (owner_of(n_ - 1) != group_) return;
-    announce_ds(n_ - 1);
-    make_dq(n_ - 1, dq_before_, [] {});
+    if (k_before_ < 0) return;
+    if (owner_of(n_ - 1) == group_) {
+      announce_ds(n_ - 1);
+      make_dq(n_ - 1, [] {});
+    }
+    release(barriers_.k_empty(k_before_));
+    k_before_ = -1;
   }
 
   static __device__ __forceinline__ int owner_of(uint32_t n) { return n % C::consumers; }
@@ -265,13 +262,18 @@ class Consumer {
     }
   }
 
-  // dQ of the n-th query tile, behind an update of dK that may be in flight. after_dk: once it is not.
+  __device__ __forceinline__ uint32_t k_tile(int stage) const {
+    return shared_ + C::k_offset + stage * C::kv_bytes;
+  }
+
+  // dQ of the n-th query tile, the one before, behind an update of dK that may be in flight.
+  // after_dk: once it is not.
   template <typename AfterDk>
-  __device__ __forceinline__ void make_dq(uint32_t n, float4* to, AfterDk after_dk) {
+  __device__ __forceinline__ void make_dq(uint32_t n, AfterDk after_dk) {
     float dq[columns];
     const int stage = stage_of<C::ds_stages>(n);
     const uint64_t a = wgmma_descriptor(shared_ + C::ds_offset + stage * C::ds_bytes, C::ds_bytes);
-    const uint64_t b = wgmma_descriptor(k_tile_, C::kv_block_bytes);
+    const uint64_t b = wgmma_descriptor(k_tile(k_before_), C::kv_block_bytes);
     pin_registers(dq);
     wgmma_fence();
 #pragma unroll
@@ -292,7 +294,7 @@ class Consumer {
       __syncwarp();
       release(barriers_.dq_full(buffer));
     } else {
-      each_four(dq, [&](int j, float4 x) { add_in_memory(to + j * 128, x); });
+      each_four(dq, [&](int j, float4 x) { add_in_memory(dq_before_ + j * 128, x); });
     }
   }
   // The buffer that dQ of the n-th query tile goes to has been read: once the turn has come that the
@@ -314,11 +316,11 @@ class Consumer {
   const Barriers<C>& barriers_;
   const int group_;
   uint32_t ds_store_;       // where this lane's row of a matrix of dS goes, in the first stage
-  uint32_t k_tile_;
+  int k_stage_;
   int first_row_[2];        // that see this thread's keys, less its first column
   uint32_t n_ = 0;          // query tiles so far
-  bool first_ = true;       // of the item
-  float4* dq_before_;       // of the query tile before
+  int k_before_ = -1;       // stage of K of the query tile before, whose dQ is not made; or -1
+  float4* dq_before_;       // where it goes
 };
 
 }  // namespace baracuda::sm90::backward
