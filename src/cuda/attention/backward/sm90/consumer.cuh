@@ -71,6 +71,7 @@ class Consumer {
     const int key = group_ * C::group_n + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
     first_row_[0] = rows.get(key) - 2 * (threadIdx.x % 4);
     first_row_[1] = rows.get(key + 8) - 2 * (threadIdx.x % 4);
+    group_first_row_ = uniform(rows.get(group_ * C::group_n));
     __syncwarp();
     release(barriers_.rows_taken());
   }
@@ -81,19 +82,23 @@ class Consumer {
     const int head0 = uniform(slot.batch()) * args_.heads + uniform(slot.kv_head()) * args_.group;
 #pragma unroll 1
     for (int g = 0; g < args_.group; ++g) {
-      float* const dq = args_.dq + int64_t{head0 + g} * args_.query_tiles * C::dq_floats;
+      const int tile0 = (head0 + g) * args_.query_tiles;
 #pragma unroll 1
       for (int i = 0; i < count; ++i) {
         const int m = queries.at(i);
-        fold(dk, dv, dq, m, m * C::block_m < whole_from);
+        if ((m + 1) * C::block_m <= group_first_row_) {
+          pass_by(tile0 + m);
+        } else {
+          fold(dk, dv, tile0, m, m * C::block_m < whole_from);
+        }
       }
     }
   }
 
-  // Takes in the n_-th query tile, m of its head. Only under a mask, or where the tile has fewer keys
+  // Takes in the n_-th query tile, m of the head whose first is tile0. Only under a mask, or where the tile has fewer keys
   // than it has room for, are there rows that do not see all of it. (Two loops, one of them without
   // masks, are more than ptxas has registers for.)
-  __device__ __forceinline__ void fold(float (&dk)[columns], float (&dv)[columns], float* dq, int m,
+  __device__ __forceinline__ void fold(float (&dk)[columns], float (&dv)[columns], int tile0, int m,
                                        bool masked) {
     float s[scores], dp[scores];
     uint32_t p[steps][4], ds[steps][4];
@@ -154,29 +159,50 @@ class Consumer {
       wgmma_wait<0>();
       release(barriers_.q_empty(stage));
     }
+    pin_registers(dk);
+    look_back_at(tile0 + m);
+  }
+
+  // The n_-th query tile, no row of which sees a key of this warpgroup.
+  __device__ __forceinline__ void pass_by(int tile) {
+    uint32_t ds[steps][4];
+#pragma unroll
+    for (int k = 0; k < steps; ++k)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) ds[k][i] = 0;
+    const int stage = stage_of<C::stages>(n_);
+    mbarrier_wait(barriers_.q_full(stage), parity_of<C::stages>(n_));
+    mbarrier_wait(barriers_.dy_full(stage), parity_of<C::stages>(n_));
+    release(barriers_.q_empty(stage));
+    release(barriers_.dy_empty(stage));
+    store_ds(ds);
+    if (owner_of(n_) != group_) announce_ds(n_);
+    make_dq_before();
+    look_back_at(tile);
+  }
+
+  // dQ of the query tile before, where that is not made yet and is this warpgroup's.
+  __device__ __forceinline__ void make_dq_before() {
+    if (k_before_ < 0 || owner_of(n_ - 1) != group_) return;
+    announce_ds(n_ - 1);
+    make_dq(n_ - 1, [] {});
+  }
+  // The same with no query tile to follow; then K is done with.
+  __device__ __forceinline__ void make_last_dq() {
+    make_dq_before();
+    if (k_before_ >= 0) release(barriers_.k_empty(k_before_));
+    k_before_ = -1;
+  }
+  // The query tile becomes the one before, and if it is the first of its key tile the K before is done
+  // with.
+  __device__ __forceinline__ void look_back_at(int tile) {
     if (k_before_ >= 0 && k_before_ != k_stage_) release(barriers_.k_empty(k_before_));
     k_before_ = k_stage_;
-    dq_before_ = dq_of(dq, m);
-    pin_registers(dk);
+    tile_before_ = tile;
     ++n_;
   }
 
-  // dQ of the last query tile, if it has not been made: with that the tile's K is done with.
-  __device__ __forceinline__ void make_last_dq() {
-    if (k_before_ < 0) return;
-    if (owner_of(n_ - 1) == group_) {
-      announce_ds(n_ - 1);
-      make_dq(n_ - 1, [] {});
-    }
-    release(barriers_.k_empty(k_before_));
-    k_before_ = -1;
-  }
-
   static __device__ __forceinline__ int owner_of(uint32_t n) { return n % C::consumers; }
-  __device__ __forceinline__ float4* dq_of(float* head, int m) const {
-    return reinterpret_cast<float4*>(head + int64_t{m} * C::dq_floats) + threadIdx.x % 128;
-  }
-
   // One operand from each tile, 64 keys by 64 queries; less the rows' lse or delta where those are
   // folded in.
   __device__ __forceinline__ void issue_scores(float (&d)[scores], uint32_t key_tile,
@@ -294,7 +320,10 @@ class Consumer {
       __syncwarp();
       release(barriers_.dq_full(buffer));
     } else {
-      each_four(dq, [&](int j, float4 x) { add_in_memory(dq_before_ + j * 128, x); });
+      float4* const to =
+          reinterpret_cast<float4*>(args_.dq + int64_t{tile_before_} * C::dq_floats) +
+          threadIdx.x % 128;
+      each_four(dq, [&](int j, float4 x) { add_in_memory(to + j * 128, x); });
     }
   }
   // The buffer that dQ of the n-th query tile goes to has been read: once the turn has come that the
@@ -318,9 +347,10 @@ class Consumer {
   uint32_t ds_store_;       // where this lane's row of a matrix of dS goes, in the first stage
   int k_stage_;
   int first_row_[2];        // that see this thread's keys, less its first column
+  int group_first_row_;     // that sees the warpgroup's first key
   uint32_t n_ = 0;          // query tiles so far
   int k_before_ = -1;       // stage of K of the query tile before, whose dQ is not made; or -1
-  float4* dq_before_;       // where it goes
+  int tile_before_;         // of all heads
 };
 
 }  // namespace baracuda::sm90::backward
