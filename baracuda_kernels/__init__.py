@@ -82,6 +82,8 @@ from baracuda_kernels.ops.ring_attention import (  # noqa: E402
 # Not before: the first op to be registered is the one that `explain` is about by default.
 from baracuda_kernels.ops.flash_sdpa import (  # noqa: E402
     FlashSdpaArgs,
+    FlashSdpaBackwardArgs,
+    FlashSdpaBackwardPlan,
     FlashSdpaDescriptor,
     FlashSdpaPlan,
 )
@@ -103,7 +105,8 @@ _LAZY = {
 __all__ = [
     "ArchSku", "AttentionKind", "BackendKind", "BaracudaError", "BufferTooSmallError",
     "Communicator", "CommunicatorError", "CudaError", "DeviceSlice", "Direction", "ElementKind",
-    "EpilogueKind", "FlashSdpaArgs", "FlashSdpaDescriptor", "FlashSdpaPlan",
+    "EpilogueKind", "FlashSdpaArgs", "FlashSdpaBackwardArgs", "FlashSdpaBackwardPlan",
+    "FlashSdpaDescriptor", "FlashSdpaPlan",
     "InvalidProblemError", "KernelSku", "LayoutSku", "LocalCommunicator", "LocalRing",
     "MathPrecision", "MisalignedOperandError", "NcclError", "NcclTimeoutError", "OpCategory",
     "PlanPreference", "PrecisionGuarantee", "RingAttentionArgs", "RingAttentionDescriptor",

@@ -14,7 +14,7 @@ import numpy as np
 from baracuda_kernels._arguments import array
 from baracuda_kernels.errors import InvalidProblemError
 
-__all__ = ["attention", "error_of"]
+__all__ = ["attention", "attention_backward", "error_of"]
 
 # Scores held at once: 2**22 float64 values are 32 MiB.
 _BLOCK_SCORES = 1 << 22
@@ -91,6 +91,90 @@ def attention(
     return y, lse
 
 
+def attention_backward(
+    q: Any,
+    k: Any,
+    v: Any,
+    dy: Any,
+    *,
+    dlse: Any = None,
+    scale: float | None = None,
+    is_causal: bool = False,
+    q_positions: np.ndarray | None = None,
+    k_positions: np.ndarray | None = None,
+    block_scores: int = _BLOCK_SCORES,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of :func:`attention` in float64.
+
+    Of ``sum(dy * y) + sum(dlse * lse)``, where y and lse are the exact ones.
+
+    Parameters
+    ----------
+    q, k, v, scale, is_causal, q_positions, k_positions, block_scores
+        As in :func:`attention`.
+    dy : array_like
+        ``[B, H, Q, D]``: the gradient of y.
+    dlse : array_like, optional
+        ``[B, H, Q]``: the gradient of lse. Default zeros.
+
+    Returns
+    -------
+    dq : numpy.ndarray
+        float64 ``[B, H, Q, D]``; 0 in rows that see no key.
+    dk, dv : numpy.ndarray
+        float64 ``[B, Hkv, K, D]``, summed over the heads of a group; 0 for keys that no row sees.
+
+    Raises
+    ------
+    InvalidProblemError
+        If the shapes do not belong together.
+    """
+    q, k, v, dy = (
+        np.asarray(array(name, x)) for name, x in (("q", q), ("k", k), ("v", v), ("dy", dy))
+    )
+    group = _check_shapes(q, k, v)
+    batch, heads, query_len, head_dim = q.shape
+    key_len = k.shape[2]
+    if dy.shape != q.shape:
+        raise InvalidProblemError(f"dy has shape {dy.shape}; it must be q's, {q.shape}")
+    dlse = np.zeros(q.shape[:3]) if dlse is None else np.asarray(array("dlse", dlse))
+    if dlse.shape != q.shape[:3]:
+        raise InvalidProblemError(f"dlse has shape {dlse.shape}; it must be {q.shape[:3]}")
+    if scale is None:
+        scale = 1.0 / math.sqrt(head_dim) if head_dim else 1.0
+    q_pos = _positions_or_range(q_positions, query_len, "q_positions")
+    k_pos = _positions_or_range(k_positions, key_len, "k_positions")
+
+    dq, dk, dv = np.zeros(q.shape), np.zeros(k.shape), np.zeros(v.shape)
+    if dq.size == 0 or dk.size == 0:
+        return dq, dk, dv
+    q, k, v, dy, dlse = (_wide(x) for x in (q, k, v, dy, dlse))
+    # Rows are taken one by one where a pair that the mask hides could leak through 0 * inf.
+    finite = all(bool(np.isfinite(x).all()) for x in (q, k, v, dy, dlse))
+    rows = max(1, block_scores // key_len) if finite or not is_causal else 1
+    for b in range(batch):
+        for h in range(heads):
+            kv = h // group
+            for i in range(0, query_len, rows):
+                at = slice(i, i + rows)
+                mask = (
+                    k_pos[None, :] <= q_pos[at, None]
+                    if is_causal
+                    else np.ones((len(q_pos[at]), key_len), bool)
+                )
+                seen = mask.any(axis=0)
+                if not seen.any():
+                    continue
+                dq[b, h, at], d_keys, d_values = _row_gradients(
+                    q[b, h, at], k[b, kv, seen], v[b, kv, seen], dy[b, h, at], dlse[b, h, at],
+                    scale, mask[:, seen],
+                )  # fmt: skip
+                with np.errstate(invalid="ignore"):
+                    dk[b, kv, seen] += d_keys
+                    dv[b, kv, seen] += d_values
+    return dq, dk, dv
+
+
 def error_of(got: Any, exact: np.ndarray) -> dict[str, float]:
     """How far a result lies from the exact one, in float64.
 
@@ -148,6 +232,23 @@ def _rows(
         y[blind] = 0.0
         lse[blind] = -np.inf
     return y, lse
+
+
+def _row_gradients(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, dy: np.ndarray, dlse: np.ndarray, scale: float,
+    mask: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    blind = ~mask.any(axis=1)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        scores = np.where(mask, (q @ k.T) * scale, -np.inf)
+        top = scores.max(axis=1, keepdims=True)
+        weights = np.exp(scores - np.where(blind[:, None], 0.0, top))
+        weights /= np.where(blind[:, None], 1.0, weights.sum(axis=1, keepdims=True))
+        d_weights = dy @ v.T
+        # Keys that a row does not see are left out: they may be NaN.
+        mean = np.where(mask, weights * d_weights, 0.0).sum(axis=1) - dlse
+        d_scores = np.where(mask, weights * (d_weights - mean[:, None]), 0.0)
+        return (d_scores @ k) * scale, (d_scores.T @ q) * scale, weights.T @ dy
 
 
 def _check_shapes(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> int:

@@ -1,5 +1,5 @@
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from typing_extensions import disjoint_base
 
@@ -92,6 +92,8 @@ class PlanPreference:
     def prefer_backend(self) -> BackendKind | None: ...
     @property
     def math_precision(self) -> MathPrecision | None: ...
+    @property
+    def deterministic(self) -> Literal[True] | None: ...
     def __new__(
         cls,
         max_workspace_bytes: int | None = None,
@@ -99,6 +101,7 @@ class PlanPreference:
         prefer_backend: BackendKind | str | None = None,
         *,
         math_precision: MathPrecision | str | None = None,
+        deterministic: bool | None = None,
     ) -> Self: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...

@@ -16,7 +16,7 @@ import numpy as np
 from baracuda_kernels import reference
 from baracuda_kernels.reference import error_of
 
-__all__ = ["attention", "error_of", "max_score"]
+__all__ = ["attention", "attention_backward", "error_of", "max_score"]
 
 _BLOCK_SCORES = 1 << 25
 
@@ -26,6 +26,13 @@ def attention(q: Any, k: Any, v: Any, **options: Any) -> tuple[Any, Any]:
     if type(q).__module__.partition(".")[0] == "torch":
         return _torch_attention(q, k, v, **options)
     return reference.attention(q, k, v, **options)
+
+
+def attention_backward(q: Any, k: Any, v: Any, dy: Any, **options: Any) -> tuple[Any, Any, Any]:
+    """(dq, dk, dv) in float64; see `baracuda_kernels.reference.attention_backward`."""
+    if type(q).__module__.partition(".")[0] == "torch":
+        return _torch_backward(q, k, v, dy, **options)
+    return reference.attention_backward(q, k, v, dy, **options)
 
 
 def max_score(q: np.ndarray, k: np.ndarray, scale: float | None) -> float:
@@ -80,3 +87,44 @@ def _torch_attention(
                 y[b, h, at] = weights @ values
                 lse[b, h, at] = row_lse
     return y, lse
+
+
+def _torch_backward(
+    q: Any,
+    k: Any,
+    v: Any,
+    dy: Any,
+    *,
+    dlse: Any = None,
+    scale: float | None = None,
+    is_causal: bool = False,
+) -> tuple[Any, Any, Any]:
+    """Finite operands alone."""
+    import torch
+
+    batch, heads, query_len, head_dim = q.shape
+    key_len, group = k.shape[2], heads // max(k.shape[1], 1)
+    scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
+    dq, dk, dv = (torch.zeros_like(x, dtype=torch.float64) for x in (q, k, v))
+    if dq.numel() == 0 or dk.numel() == 0:
+        return dq, dk, dv
+    places = torch.arange(max(query_len, key_len), device=q.device)
+    rows = max(1, _BLOCK_SCORES // key_len)
+    for b, h in ((b, h) for b in range(batch) for h in range(heads)):
+        keys, values = k[b, h // group].double(), v[b, h // group].double()
+        for i in range(0, query_len, rows):
+            at = slice(i, min(i + rows, query_len))
+            queries, dys = q[b, h, at].double(), dy[b, h, at].double()
+            scores = (queries @ keys.T) * scale
+            if is_causal:
+                scores.masked_fill_(places[None, :key_len] > places[at, None], -math.inf)
+            weights = torch.softmax(scores, dim=1)
+            d_weights = dys @ values.T
+            mean = (weights * d_weights).sum(1, keepdim=True)
+            if dlse is not None:
+                mean = mean - dlse[b, h, at].double()[:, None]
+            d_scores = weights * (d_weights - mean)
+            dq[b, h, at] = (d_scores @ keys) * scale
+            dk[b, h // group] += (d_scores.T @ queries) * scale
+            dv[b, h // group] += weights.T @ dys
+    return dq, dk, dv

@@ -51,6 +51,28 @@ TOLERANCES = {
     ("sm90a", "f16"): Tolerance(2.0 * _F16, 1.75, _F32, 4e-6),
 }
 
+
+class GradientTolerance(NamedTuple):
+    relative: float
+    # As above, over the rounding of the exact gradient. It is more than 1 where y, from which delta is
+    # made, has been rounded to 16 bits.
+    over_rounding: float | None
+    # Precision of scores and sums.
+    eps: float
+
+
+# Of dq, dk and dv alike.
+GRADIENT_TOLERANCES = {
+    ("host", "f64"): GradientTolerance(1e-12, None, _F64),
+    ("host", "f32"): GradientTolerance(2e-6, None, _F32),
+    ("host", "bf16"): GradientTolerance(1.02 * _BF16, 1.25, _F32),
+    ("host", "f16"): GradientTolerance(1.02 * _F16, 1.25, _F32),
+    ("simt", "f64"): GradientTolerance(1e-12, None, _F64),
+    ("simt", "f32"): GradientTolerance(2e-6, None, _F32),
+    ("simt", "bf16"): GradientTolerance(1.02 * _BF16, 1.25, _F32),
+    ("simt", "f16"): GradientTolerance(1.02 * _F16, 1.25, _F32),
+}
+
 NUMPY_DTYPES = {
     "f16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16),
@@ -105,6 +127,42 @@ def assert_close(
             f"{family} {dtype}: rms error is {ratio:.3f}x that of rounding the exact answer, "
             f"more than {tolerance.over_rounding}x"
         )
+
+
+def assert_gradients(
+    family: str,
+    dtype: str,
+    got: Any,
+    exact: Any,
+    *,
+    score: float = 0.0,
+    summands: float = 0.0,
+    peaked: bool = False,
+) -> None:
+    """Hold (dq, dk, dv) to the family's tolerance; in all dtypes that an output may have.
+
+    `score` is as in :func:`assert_close`. `summands` is how large the numbers are that a gradient is
+    the sum of, where those nearly cancel: rows that see one key have dq = 0. `peaked` is for softmax
+    rows close to one-hot, where what y was rounded by is the largest error of a 16-bit gradient.
+    """
+    tolerance = GRADIENT_TOLERANCES[family, dtype]
+    allowed = (tolerance.relative + 8 * tolerance.eps * score) * (2.5 if peaked else 1.0)
+    floor = 16 * tolerance.eps * summands + (_F16_FLOOR if dtype == "f16" else 0.0)
+    for name, one, truth in zip(("dq", "dk", "dv"), got, exact, strict=True):
+        one, truth = _numpy(one), _numpy(truth)
+        assert np.isfinite(one.astype(np.float64)).all(), f"{name} is not finite"
+        error = error_of(one, truth)
+        assert error["relative"] <= allowed or error["max"] <= floor, (
+            f"{family} {dtype}: relative error of {name} {error['relative']:.3e} > {allowed:.3e}, "
+            f"at most {error['max']:.3e} > {floor:.3e}"
+        )
+        if tolerance.over_rounding is not None and one.itemsize == 2 and not (score or peaked) \
+                and truth.size >= STATISTICAL:
+            ratio = rms_over_rounding(one, truth, dtype)
+            assert ratio <= tolerance.over_rounding, (
+                f"{family} {dtype}: rms error of {name} is {ratio:.3f}x that of rounding the exact "
+                f"one, more than {tolerance.over_rounding}x"
+            )
 
 
 def rms_over_rounding(y: Any, exact_y: Any, dtype: str) -> float:

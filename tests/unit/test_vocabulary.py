@@ -137,7 +137,7 @@ def test_every_error_is_in_the_errors_module():
     [
         SKU,
         SKU.precision_guarantee,
-        bk.PlanPreference(10, False, "HOST", math_precision="F32"),
+        bk.PlanPreference(10, False, "HOST", math_precision="F32", deterministic=True),
         bk.RingAttentionDescriptor(1, 4, 8, 9, 64, -0.1, True, "F16", num_kv_heads=2,
                                    sequence_layout="STRIPED"),
         bk.FlashSdpaDescriptor(1, 4, 8, 9, 64),
@@ -166,6 +166,11 @@ def test_to_dict_is_plain_and_reversible(value):
     assert type(value).from_dict(data) == value
     with pytest.raises(bk.InvalidProblemError, match="colour"):
         type(value).from_dict({**data, "colour": 1})
+
+
+def test_asking_for_no_determinism_is_not_asking():
+    assert bk.PlanPreference(deterministic=False) == bk.PlanPreference()
+    assert bk.PlanPreference(deterministic=True) != bk.PlanPreference()
 
 
 def test_a_field_changes_identity():
@@ -258,7 +263,7 @@ def test_a_field_of_the_wrong_type(change, name):
 @pytest.mark.parametrize(
     "fields",
     [{"max_workspace_bytes": -1}, {"max_workspace_bytes": "1"}, {"allow_sm90a": 1},
-     {"prefer_backend": "mine"}, {"math_precision": "F33"}],
+     {"prefer_backend": "mine"}, {"math_precision": "F33"}, {"deterministic": 1}],
     ids=str,
 )
 def test_a_preference_of_the_wrong_type(fields):

@@ -228,15 +228,18 @@ cdef class PlanPreference:
         Only kernels of this backend.
     math_precision : MathPrecision or None
         Only kernels that multiply in this precision.
+    deterministic : bool or None
+        True: only kernels whose guarantee says so. None (False is the same): the fastest.
     """
 
     cdef readonly object max_workspace_bytes
     cdef readonly bint allow_sm90a
     cdef readonly object prefer_backend
     cdef readonly object math_precision
+    cdef readonly object deterministic
 
     def __cinit__(self, max_workspace_bytes=None, allow_sm90a=True, prefer_backend=None, *,
-                  math_precision=None):
+                  math_precision=None, deterministic=None):
         if max_workspace_bytes is not None:
             if not isinstance(max_workspace_bytes, int) or max_workspace_bytes < 0:
                 raise InvalidProblemError(
@@ -246,10 +249,14 @@ cdef class PlanPreference:
         self.allow_sm90a = _flag("allow_sm90a", allow_sm90a)
         self.prefer_backend = _optional(BackendKind, prefer_backend)
         self.math_precision = _optional(MathPrecision, math_precision)
+        if deterministic is not None and not isinstance(deterministic, bool):
+            raise InvalidProblemError(
+                f"deterministic: got {deterministic!r}, must be None or a bool")
+        self.deterministic = True if deterministic else None
 
     def _key(self):
         return (self.max_workspace_bytes, self.allow_sm90a, self.prefer_backend,
-                self.math_precision)
+                self.math_precision, self.deterministic)
 
     def __eq__(self, other):
         if not isinstance(other, PlanPreference):
@@ -262,12 +269,13 @@ cdef class PlanPreference:
     def __repr__(self):
         return (f"PlanPreference(max_workspace_bytes={self.max_workspace_bytes}, "
                 f"allow_sm90a={self.allow_sm90a}, prefer_backend={self.prefer_backend}, "
-                f"math_precision={self.math_precision})")
+                f"math_precision={self.math_precision}, deterministic={self.deterministic})")
 
     def __reduce__(self):
         return _preference_from, self._key()
 
 
-def _preference_from(max_workspace_bytes, allow_sm90a, prefer_backend, math_precision):
+def _preference_from(max_workspace_bytes, allow_sm90a, prefer_backend, math_precision,
+                     deterministic=None):
     return PlanPreference(max_workspace_bytes, allow_sm90a, prefer_backend,
-                          math_precision=math_precision)
+                          math_precision=math_precision, deterministic=deterministic)

@@ -58,8 +58,12 @@ struct IsaKernels {
   BlockFunction run[4];  // by enum baracuda_element
 };
 
-// Whether BARACUDA_HOST_ISA, if set, names an instruction set. Which one is taken is isa_kernels()'s.
+// Whether BARACUDA_HOST_ISA, if set, names an instruction set.
 int32_t check_isa_variable(const char* call);
+
+// The best set this CPU runs, or a lower one named by BARACUDA_HOST_ISA; decided once.
+enum class Isa { baseline, avx2, avx512 };
+Isa chosen_isa();
 
 extern const IsaKernels kBaselineKernels;
 #if defined(__x86_64__)
@@ -67,7 +71,6 @@ extern const IsaKernels kAvx2Kernels;
 extern const IsaKernels kAvx512Kernels;
 #endif
 
-// The best set this CPU runs, or a lower one named by BARACUDA_HOST_ISA.
 const IsaKernels& isa_kernels();
 
 }  // namespace host

@@ -1,21 +1,7 @@
 // Host kernels for AVX-512 (F, BW, VL, DQ).
 #if defined(__x86_64__)
 
-#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || !defined(__AVX512DQ__)
-#error "host_avx512.cpp needs -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c"
-#endif
-
-#define BARACUDA_HOST_ISA avx512
-#define BARACUDA_HOST_VECTOR_BYTES 64
-
-namespace baracuda {
-namespace host {
-namespace BARACUDA_HOST_ISA {
-// Register tiles of the two products; 16 registers, or 32 with AVX-512, bound them.
-constexpr int kScoreKeys = 6, kScoreVectors = 4, kValueRows = 8, kValueVectors = 3;
-}  // namespace BARACUDA_HOST_ISA
-}  // namespace host
-}  // namespace baracuda
+#include "attention/forward/host/avx512.h"
 
 #include "attention/forward/host/flash_block.h"
 

@@ -38,18 +38,18 @@ struct Cpu {
 };
 #endif
 
-const IsaKernels& choose() {
+Isa choose() {
 #if defined(__x86_64__)
   const char* wish = std::getenv(kIsaVariable);
   const auto at_most = [wish](const char* name) {
     return wish != nullptr && std::strcmp(wish, name) == 0;
   };
   const Cpu cpu;
-  if (at_most("baseline")) return kBaselineKernels;
-  if (cpu.avx512 && !at_most("avx2")) return kAvx512Kernels;
-  if (cpu.avx2) return kAvx2Kernels;
+  if (at_most("baseline")) return Isa::baseline;
+  if (cpu.avx512 && !at_most("avx2")) return Isa::avx512;
+  if (cpu.avx2) return Isa::avx2;
 #endif
-  return kBaselineKernels;
+  return Isa::baseline;
 }
 
 }  // namespace
@@ -64,9 +64,20 @@ int32_t check_isa_variable(const char* call) {
               kIsaVariable, wish);
 }
 
+Isa chosen_isa() {
+  static const Isa isa = choose();
+  return isa;
+}
+
 const IsaKernels& isa_kernels() {
-  static const IsaKernels& kernels = choose();
-  return kernels;
+#if defined(__x86_64__)
+  switch (chosen_isa()) {
+    case Isa::avx512: return kAvx512Kernels;
+    case Isa::avx2: return kAvx2Kernels;
+    case Isa::baseline: break;
+  }
+#endif
+  return kBaselineKernels;
 }
 
 }  // namespace host

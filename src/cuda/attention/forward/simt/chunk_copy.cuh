@@ -19,6 +19,12 @@ constexpr int padding = 16 / static_cast<int>(sizeof(Compute));
 template <typename Compute>
 constexpr int chunk_stride = chunk_columns + padding<Compute>;
 
+// What is read from a chunk at once.
+template <typename Compute>
+struct alignas(16) Vector {
+  Compute x[16 / sizeof(Compute)];
+};
+
 // Copies `rows` x 64 elements at src with all threads; what lies beyond valid_rows and
 // valid_columns becomes zero. Only element alignment is assumed. Complete after
 // cp_async_wait and a barrier.

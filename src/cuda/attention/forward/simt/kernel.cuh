@@ -36,11 +36,6 @@ struct Config {
   static constexpr int shared_bytes = work_offset + static_cast<int>(sizeof(BlockWork));
 };
 
-template <typename Compute>
-struct alignas(16) Vector {
-  Compute x[16 / sizeof(Compute)];
-};
-
 template <typename C>
 struct Tile {
   using Compute = typename C::Compute;

@@ -47,6 +47,8 @@ class Family:
         Alignment that operands' addresses and strides need; 0 for the element's own.
     forward_strides : bool
         Whether inputs must not run backwards in memory.
+    has_backward : bool
+        Whether it has kernels of the backward, too.
     """
 
     kernel: int
@@ -58,15 +60,16 @@ class Family:
     math: dict
     vector_bytes: int
     forward_strides: bool
+    has_backward: bool
 
     def guarantee(self, element) -> PrecisionGuarantee:
         """Fixed order of every sum and f32 (f64 for F64) state: bits repeat on the same card,
         world size and rank."""
         return PrecisionGuarantee(self.math[element], accumulator_of(element), True, True)
 
-    def sku(self, op, element) -> KernelSku:
+    def sku(self, op, element, direction=Direction.FORWARD) -> KernelSku:
         return KernelSku(op.category, op, element, None, None, None, self.arch, self.backend,
-                         self.guarantee(element), Direction.FORWARD)
+                         self.guarantee(element), direction)
 
     def layout_needs(self, itemsize):
         """Of the operands: bytes that addresses and elements that strides must be a multiple of,
@@ -74,9 +77,10 @@ class Family:
         nbytes = max(self.vector_bytes, itemsize)
         return nbytes, nbytes // itemsize, self.forward_strides
 
-    def refusal(self, descriptor, arch, preference, workspace_bytes) -> str:
+    def refusal(self, descriptor, arch, preference, workspace_bytes,
+                direction=Direction.FORWARD) -> str:
         """Why this family does not serve the problem there; empty if it does."""
-        return (self._wrong_place(arch) or self._wrong_problem(descriptor)
+        return (self._wrong_place(arch) or self._wrong_problem(descriptor, direction)
                 or self._unwanted(descriptor, preference, workspace_bytes))
 
     def _wrong_place(self, arch):
@@ -95,11 +99,13 @@ class Family:
             return "is not in this build (made with BARACUDA_CUDA=OFF)"
         return ""
 
-    def _wrong_problem(self, descriptor):
-        if descriptor.element not in self.math:  # C knows only the elements that some kernel takes
+    def _wrong_problem(self, descriptor, direction):
+        # C knows only the elements that some kernel takes.
+        if descriptor.element not in self.math and (
+                direction is Direction.FORWARD or self.has_backward):
             names = ", ".join(element.name for element in self.math)
             return f"element {descriptor.element.name} is not one of {names}"
-        return _refusal(self.kernel, descriptor)
+        return _refusal(self.kernel, descriptor, direction)
 
     def _unwanted(self, descriptor, preference, workspace_bytes):
         if self.arch is ArchSku.SM90A and not preference.allow_sm90a:
@@ -109,6 +115,8 @@ class Family:
         precision = self.math[descriptor.element]
         if preference.math_precision not in (None, precision):
             return f"math_precision asks for {preference.math_precision}, this uses {precision}"
+        if preference.deterministic and not self.guarantee(descriptor.element).deterministic:
+            return "deterministic is True, and its sums have no fixed order"
         limit = preference.max_workspace_bytes
         if limit is not None and workspace_bytes > limit:
             return f"needs {workspace_bytes} workspace bytes, max_workspace_bytes is {limit}"
@@ -129,7 +137,8 @@ def _family(int32_t kernel):
             strict = MathPrecision.F64 if element is ElementKind.F64 else MathPrecision.F32
             math[element] = _TENSOR_CORE[element] if info.tensor_cores else strict
     return Family(kernel, arch, backend, info.name.decode(), least, most, math, info.vector_bytes,
-                  bool(info.forward_strides))
+                  bool(info.forward_strides),
+                  attention_api.baracuda_attention_backward_elements(kernel) != 0)
 
 
 def _all_families():
@@ -143,16 +152,17 @@ def _all_families():
 FAMILIES = _all_families()
 
 
-def skus(op):
-    """Every (family, SKU) of an attention op's forward."""
-    return [(family.name, family.sku(op, element))
-            for family in FAMILIES for element in family.math]
+def skus(op, directions=(Direction.FORWARD,)):
+    """Every (family, SKU) of an attention op's directions."""
+    return [(family.name, family.sku(op, element, direction))
+            for direction in directions for family in FAMILIES for element in family.math
+            if direction is Direction.FORWARD or family.has_backward]
 
 
 def candidates(op, descriptor, arch, preference, direction, workspace):
-    """Every family of the direction, with its SKU for the descriptor and its refusal.
+    """Every family, with its SKU of the direction for the descriptor and its refusal.
 
-    ``workspace`` tells whether the op needs the family's state as scratch.
+    ``workspace`` tells whether the op's forward needs the family's state as scratch.
     """
     descriptor.validate()
     found = []
@@ -160,20 +170,38 @@ def candidates(op, descriptor, arch, preference, direction, workspace):
         # A family that does not know the element is shown with the nearest SKU it has.
         element = descriptor.element if descriptor.element in family.math \
             else next(iter(family.math))
-        nbytes = _state_bytes(family.kernel, descriptor) if workspace else 0
-        reason = family.refusal(descriptor, arch, preference, nbytes)
-        found.append(Candidate(family.name, family.sku(op, element), reason, family))
+        if direction is Direction.BACKWARD:
+            nbytes = backward_scratch_bytes(family, descriptor)
+        else:
+            nbytes = _state_bytes(family.kernel, descriptor) if workspace else 0
+        reason = family.refusal(descriptor, arch, preference, nbytes, direction)
+        found.append(Candidate(family.name, family.sku(op, element, direction), reason, family))
     return found
 
 
-def _refusal(int32_t kernel, AttentionDescriptor descriptor):
+def backward_scratch_bytes(family, AttentionDescriptor descriptor):
+    """Bytes of a backward call of one step; 0 where the family has none in this build, or does not
+    serve the problem."""
+    cdef attention_api.baracuda_attention_step_params step
+    cdef int32_t kernel = family.kernel
+    if not (family.has_backward and attention_api.baracuda_attention_available(kernel)):
+        return 0
+    descriptor.fill(&step)
+    step.flags |= attention_api.BARACUDA_STEP_FIRST | attention_api.BARACUDA_STEP_LAST
+    return max(attention_api.baracuda_attention_backward_scratch_bytes(kernel, &step), 0)
+
+
+def _refusal(int32_t kernel, AttentionDescriptor descriptor, direction=Direction.FORWARD):
     cdef attention_api.baracuda_attention_step_params step
     cdef char reason[256]
+    cdef int32_t status
     descriptor.fill(&step)
-    if attention_api.baracuda_attention_refusal(
-            kernel, &step, reason, sizeof(reason)) == c_api.BARACUDA_OK:
-        return ""
-    return (<bytes>reason).decode()
+    if direction is Direction.BACKWARD:
+        status = attention_api.baracuda_attention_backward_refusal(
+            kernel, &step, reason, sizeof(reason))
+    else:
+        status = attention_api.baracuda_attention_refusal(kernel, &step, reason, sizeof(reason))
+    return "" if status == c_api.BARACUDA_OK else (<bytes>reason).decode()
 
 
 def _state_bytes(int32_t kernel, AttentionDescriptor descriptor):

@@ -2,7 +2,10 @@
 from libc.stdint cimport int32_t, int64_t
 
 from baracuda_kernels._core._stream cimport Stream
-from baracuda_kernels.ops.attention.c_api cimport baracuda_attention_step_params
+from baracuda_kernels.ops.attention.c_api cimport (
+    baracuda_attention_backward_params,
+    baracuda_attention_step_params,
+)
 from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
 from baracuda_kernels.ops.attention._operands cimport AttentionOperands
 
@@ -18,6 +21,9 @@ cdef class AttentionKernel:
     cdef AttentionOperands checks(self)
     # Enqueues one step, with the kernel's device current.
     cdef int step(self, baracuda_attention_step_params* step, Stream stream) except -1
+    # Enqueues a backward call of one step, likewise.
+    cdef int backward(self, baracuda_attention_backward_params* params, Stream stream) except -1
 
 # A family's kernel for a problem; loads what its steps may launch.
 cdef AttentionKernel load_kernel(object family, AttentionDescriptor problem, int device)
+cdef AttentionKernel load_backward_kernel(object family, AttentionDescriptor problem, int device)

@@ -1,7 +1,11 @@
 # cython: language_level=3
 from libc.stdint cimport int64_t
 
-from baracuda_kernels.ops.attention.c_api cimport baracuda_attention_step_params, baracuda_strides
+from baracuda_kernels.ops.attention.c_api cimport (
+    baracuda_attention_backward_params,
+    baracuda_attention_step_params,
+    baracuda_strides,
+)
 from baracuda_kernels._core._operands cimport OperandChecks
 from baracuda_kernels._core._tensor cimport TensorRef
 from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
@@ -14,6 +18,9 @@ cdef class AttentionOperands(OperandChecks):
     # A [b, h, s, d] operand (a byte buffer that is large enough counts as dense); fills strides.
     cdef TensorRef tensor(self, str name, TensorRef view, int64_t b, int64_t h, int64_t s,
                           int64_t d, bint output, baracuda_strides* strides)
+    # The same for an operand of another element than the problem's.
+    cdef TensorRef tensor_of(self, object element, str name, TensorRef view, int64_t b, int64_t h,
+                             int64_t s, int64_t d, bint output, baracuda_strides* strides)
     # The operands of a problem, into a step: pointers, strides, and the type of lse.
     cdef int bind_query(self, AttentionDescriptor d, TensorRef q,
                         baracuda_attention_step_params* step) except -1
@@ -21,5 +28,15 @@ cdef class AttentionOperands(OperandChecks):
                        baracuda_attention_step_params* step) except -1
     cdef int bind_outputs(self, AttentionDescriptor d, TensorRef y, TensorRef lse,
                           baracuda_attention_step_params* step) except -1
+    # Of the backward, beside q, k and v: what the forward gave, and gradients. dk and dv are of the
+    # problem's element, or both of the accumulator's.
+    cdef int bind_results(self, AttentionDescriptor d, TensorRef y, TensorRef lse,
+                          baracuda_attention_backward_params* params) except -1
+    cdef int bind_gradients(self, AttentionDescriptor d, TensorRef dy, TensorRef dlse,
+                            TensorRef dq, TensorRef dk, TensorRef dv,
+                            baracuda_attention_backward_params* params) except -1
+    # Numbers of rows that are read, [b, h, s] in the accumulator's type, with any strides.
+    cdef TensorRef rows(self, str name, TensorRef view, AttentionDescriptor d,
+                        baracuda_strides* strides)
     # Row log-sum-exps [b, h, s], contiguous, float32 or the operands' element.
     cdef TensorRef lse(self, TensorRef view, int64_t b, int64_t h, int64_t s)

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport int64_t
 
+from baracuda_kernels.ops.attention cimport c_api as attention_api
 from baracuda_kernels._core._operands cimport is_bytes, no_self_overlap, same_element
 from baracuda_kernels._core._tensor cimport TensorRef
 
@@ -12,6 +13,19 @@ from baracuda_kernels._core._errors import (
     InvalidProblemError,
     MisalignedOperandError,
 )
+from baracuda_kernels.ops.attention._descriptor import accumulator_of
+
+
+cdef object _gradient_element(TensorRef dk, TensorRef dv, object element):
+    """The element that dk and dv both are of: the operands', or the accumulator's."""
+    accumulator = accumulator_of(element)
+    if same_element(dk.element, element) and same_element(dv.element, element):
+        return element
+    if same_element(dk.element, accumulator) and same_element(dv.element, accumulator):
+        return accumulator
+    raise InvalidProblemError(
+        f"dk, dv: got {dk.element} and {dv.element}, must both be {element} as in the descriptor, "
+        f"or both {accumulator}, the accumulator's type")
 
 
 cdef class AttentionOperands(OperandChecks):
@@ -22,24 +36,29 @@ cdef class AttentionOperands(OperandChecks):
 
     cdef TensorRef tensor(self, str name, TensorRef view, int64_t b, int64_t h, int64_t s,
                           int64_t d, bint output, baracuda_strides* strides):
-        cdef int i
+        return self.tensor_of(self.element, name, view, b, h, s, d, output, strides)
+
+    cdef TensorRef tensor_of(self, object element, str name, TensorRef view, int64_t b, int64_t h,
+                             int64_t s, int64_t d, bint output, baracuda_strides* strides):
+        cdef int i, itemsize
         self.common(name, view, output)
         shape = (b, h, s, d)
         if is_bytes(view):
-            if view.numel() < b * h * s * d * self.itemsize:
-                raise BufferTooSmallError(b * h * s * d, view.numel() // self.itemsize, name)
-            view = TensorRef(view, shape, None, self.element)
+            itemsize = element.itemsize
+            if view.numel() < b * h * s * d * itemsize:
+                raise BufferTooSmallError(b * h * s * d, view.numel() // itemsize, name)
+            view = TensorRef(view, shape, None, element)
         if view.ndim != 4 or view.shape != shape:
             raise InvalidProblemError(f"{name}: got shape {view.shape}, must be {shape}")
-        if not same_element(view.element, self.element):
+        if not same_element(view.element, element):
             raise InvalidProblemError(
-                f"{name}: got {view.element}, must be {self.element} as in the descriptor")
+                f"{name}: got {view.element}, must be {element} as in the descriptor")
         if view.numel() > 0:
             if d > 1 and view.steps[3] != 1:
                 raise InvalidProblemError(
                     f"{name}: got stride {view.steps[3]} in the last dimension, must be 1 "
                     "(contiguous)")
-            self.aligned(name, view, self.alignment)
+            self.aligned(name, view, max(self.alignment, view.itemsize))
             for i in range(3):
                 if view.dims[i] > 1 and view.steps[i] % self.stride_multiple:
                     raise MisalignedOperandError(
@@ -86,6 +105,60 @@ cdef class AttentionOperands(OperandChecks):
             if view.itemsize != 4:
                 step.lse_element = d.c_element
         return 0
+
+    cdef int bind_results(self, AttentionDescriptor d, TensorRef y, TensorRef lse,
+                          baracuda_attention_backward_params* params) except -1:
+        cdef TensorRef view = self.tensor("y", y, d.batch_size, d.num_heads, d.query_len,
+                                          d.head_dim, False, &params.step.y_strides)
+        params.step.y = view.data
+        view = self.rows("lse", lse, d, &params.lse_strides)
+        params.step.lse = view.data
+        params.step.lse_element = attention_api.BARACUDA_F64 if view.itemsize == 8 \
+            else attention_api.BARACUDA_F32
+        return 0
+
+    cdef int bind_gradients(self, AttentionDescriptor d, TensorRef dy, TensorRef dlse,
+                            TensorRef dq, TensorRef dk, TensorRef dv,
+                            baracuda_attention_backward_params* params) except -1:
+        cdef TensorRef view = self.tensor("dy", dy, d.batch_size, d.num_heads, d.query_len,
+                                          d.head_dim, False, &params.dy_strides)
+        params.dy = view.data
+        if dlse is not None:
+            view = self.rows("dlse", dlse, d, &params.dlse_strides)
+            params.dlse = view.data
+        view = self.tensor("dq", dq, d.batch_size, d.num_heads, d.query_len, d.head_dim, True,
+                           &params.dq_strides)
+        params.dq = view.data
+        params.kv_gradient_element = d.c_element
+        element = self.element
+        if dk is not None and not is_bytes(dk) and dv is not None and not is_bytes(dv):
+            element = _gradient_element(dk, dv, element)
+            if element is not self.element:
+                params.kv_gradient_element = attention_api.BARACUDA_F32
+        view = self.tensor_of(element, "dk", dk, d.batch_size, d.num_kv_heads, d.key_len,
+                              d.head_dim, True, &params.dk_strides)
+        params.dk = view.data
+        view = self.tensor_of(element, "dv", dv, d.batch_size, d.num_kv_heads, d.key_len,
+                              d.head_dim, True, &params.dv_strides)
+        params.dv = view.data
+        return 0
+
+    cdef TensorRef rows(self, str name, TensorRef view, AttentionDescriptor d,
+                        baracuda_strides* strides):
+        self.common(name, view, False)
+        shape = (d.batch_size, d.num_heads, d.query_len)
+        if view.ndim != 3 or view.shape != shape:
+            raise InvalidProblemError(f"{name}: got shape {view.shape}, must be {shape}")
+        accumulator = accumulator_of(self.element)
+        if not same_element(view.element, accumulator):
+            raise InvalidProblemError(
+                f"{name}: got {view.element}, must be {accumulator}, the accumulator's type")
+        self.aligned(name, view, view.itemsize)
+        strides.batch = view.steps[0] if view.dims[0] > 1 else 0
+        strides.head = view.steps[1] if view.dims[1] > 1 else 0
+        strides.seq = view.steps[2] if view.dims[2] > 1 else 0
+        self.inputs.append((name, view))
+        return view
 
     cdef TensorRef lse(self, TensorRef view, int64_t b, int64_t h, int64_t s):
         self.common("lse", view, True)

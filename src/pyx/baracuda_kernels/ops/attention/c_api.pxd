@@ -82,6 +82,37 @@ cdef extern from "baracuda/attention.h" nogil:
     int32_t baracuda_attention_visible_pairs(const baracuda_attention_step_params* params,
                                              baracuda_visible_pairs* pairs)
 
+cdef extern from "baracuda/attention_backward.h" nogil:
+    ctypedef struct baracuda_attention_backward_params:
+        uint64_t struct_size
+        baracuda_attention_step_params step
+        const void* dy
+        const void* dlse
+        void* dq
+        void* dk
+        void* dv
+        baracuda_strides dy_strides
+        baracuda_strides dq_strides
+        baracuda_strides dk_strides
+        baracuda_strides dv_strides
+        baracuda_strides lse_strides
+        baracuda_strides dlse_strides
+        int32_t kv_gradient_element
+    uint32_t baracuda_attention_backward_elements(int32_t kernel)
+    int32_t baracuda_attention_backward_refusal(int32_t kernel,
+                                                const baracuda_attention_step_params* problem,
+                                                char* reason, int64_t size)
+    int64_t baracuda_attention_backward_scratch_bytes(
+        int32_t kernel, const baracuda_attention_step_params* problem)
+    int32_t baracuda_attention_backward_load(int32_t kernel,
+                                             const baracuda_attention_step_params* problem)
+    int32_t baracuda_attention_backward_prepare(int32_t kernel,
+                                                const baracuda_attention_backward_params* params,
+                                                void* stream)
+    int32_t baracuda_attention_backward_step(int32_t kernel,
+                                             const baracuda_attention_backward_params* params,
+                                             void* stream)
+
 cdef extern from "baracuda/attention_ring.h" nogil:
     ctypedef struct baracuda_attention_ring_problem:
         uint64_t struct_size

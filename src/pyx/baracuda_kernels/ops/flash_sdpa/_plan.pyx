@@ -15,6 +15,7 @@ from baracuda_kernels._core._enums import Direction
 from baracuda_kernels._core._selection import OpSpec
 from baracuda_kernels.ops.attention import _families, _options
 from baracuda_kernels.ops.attention._kind import AttentionKind
+from baracuda_kernels.ops.flash_sdpa._backward import FlashSdpaBackwardPlan
 
 
 cdef class FlashSdpaArgs:
@@ -101,8 +102,8 @@ cdef class FlashSdpaPlan(KernelPlan):
 SPEC = OpSpec(
     "flash_sdpa",
     FlashSdpaDescriptor,
-    {Direction.FORWARD: FlashSdpaPlan},
-    partial(_families.skus, AttentionKind.FLASH_ATTENTION),
+    {Direction.FORWARD: FlashSdpaPlan, Direction.BACKWARD: FlashSdpaBackwardPlan},
+    partial(_families.skus, AttentionKind.FLASH_ATTENTION, tuple(Direction)),
     partial(_families.candidates, AttentionKind.FLASH_ATTENTION, workspace=False),
     options=_options.OPTIONS,
     describe=partial(_options.describe, FlashSdpaDescriptor),

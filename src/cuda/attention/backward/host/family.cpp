@@ -1,0 +1,311 @@
+// The host family's backward: splits a step into tiles and runs them on the thread pool.
+//
+// One pass over the heads, each by one thread, takes five products for a pair of tiles; where there are
+// too few heads for the threads, gradients of keys and of rows are two passes of seven. Either way each
+// sum is taken over the same tiles in the same order, so the bits are the same.
+#include "attention/backward/family.h"
+
+#include <algorithm>
+
+#include "attention/backward/host/gradients.h"
+#include "attention/forward/family.h"
+#include "attention/forward/host/thread_pool.h"
+#include "attention/interval.h"
+#include "common/error.h"
+
+namespace baracuda {
+namespace host {
+namespace {
+
+// Tiles of rows of one head that share the tiles of keys which a pass over rows opens.
+constexpr int64_t kRowTilesTogether = 4;
+// Rows of an item of the preparation.
+constexpr int64_t kPreparedRows = 256;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+void* at(const void* base, int64_t elements, int64_t element_bytes) {
+  return const_cast<char*>(static_cast<const char*>(base)) + elements * element_bytes;
+}
+
+GradientShape shape_of(const BackwardParams& params) {
+  const StepParams& p = params.step;
+  // Of Q, dy, dq and the tile of keys about 1 MB, the L2 cache of a core.
+  const int64_t row_bytes = p.head_dim * accumulator_bytes(p.element);
+  GradientShape shape;
+  shape.head_dim = p.head_dim;
+  shape.scale = p.scale;
+  shape.tile_rows = row_bytes <= 4096 ? kMaxGradientRows : 32;
+  shape.tile_keys = row_bytes <= 512 ? kMaxGradientKeys : row_bytes <= 1024 ? 64
+                    : row_bytes <= 4096 ? 32 : 16;
+  shape.wide_kv = params.kv_gradient_element != p.element;
+  return shape;
+}
+
+const GradientFunctions& functions(int32_t element) {
+#if defined(__x86_64__)
+  switch (chosen_isa()) {
+    case Isa::avx512: return kAvx512Gradients.of[element];
+    case Isa::avx2: return kAvx2Gradients.of[element];
+    case Isa::baseline: break;
+  }
+#endif
+  return kBaselineGradients.of[element];
+}
+
+// The tiles of keys that a tile of rows meets.
+struct Tiles {
+  int64_t begin;
+  int64_t end;
+  bool contains(int64_t tile) const { return begin <= tile && tile < end; }
+};
+
+class Gradients {
+ public:
+  Gradients(const BackwardParams& params, const baracuda_position_map& q_map,
+            const baracuda_position_map& k_map)
+      : params_(params),
+        p_(params.step),
+        pair_(mask_of(p_), q_map, p_.query_len, k_map, p_.key_len),
+        shape_(shape_of(params)),
+        call_(functions(p_.element)),
+        element_bytes_(baracuda_element_bytes(p_.element)),
+        sum_bytes_(accumulator_bytes(p_.element)),
+        kv_bytes_(baracuda_element_bytes(params.kv_gradient_element)),
+        group_(p_.heads / p_.kv_heads),
+        key_tiles_(ceil_div(p_.key_len, shape_.tile_keys)),
+        row_tiles_(ceil_div(p_.query_len, shape_.tile_rows)) {
+    delta_ = p_.state;
+    lse_ = at(p_.state, total_rows(), sum_bytes_);
+    dq_sums_ = at(p_.state, 2 * total_rows(), sum_bytes_);
+  }
+
+  // Items of one pass, or of two.
+  int64_t items(int64_t threads) {
+    const int64_t heads = p_.batch * p_.kv_heads;
+    one_pass_ = ceil_div(heads, threads) * threads * 5 <= heads * 7;
+    if (one_pass_) return heads;
+    row_groups_ = ceil_div(row_tiles_, kRowTilesTogether);
+    return heads * key_tiles_ + p_.batch * p_.heads * row_groups_;
+  }
+
+  void run_item(int64_t item, void* scratch, const StopCheck& stop) const {
+    const int64_t heads = p_.batch * p_.kv_heads;
+    if (one_pass_) {
+      run_head(item, scratch, stop);
+    } else if (item < heads * key_tiles_) {
+      // Early keys first: under a causal mask they are the long ones.
+      run_keys(item % heads, item / heads, kWantDkv, scratch, stop);
+    } else {
+      item -= heads * key_tiles_;
+      const int64_t all_heads = p_.batch * p_.heads;
+      run_rows(item % all_heads, row_groups_ - 1 - item / all_heads, scratch, stop);
+    }
+  }
+
+  void prepare_item(int64_t item, void* scratch) const {
+    const int64_t blocks = ceil_div(p_.query_len, kPreparedRows);
+    const int64_t head = item / blocks, first = item % blocks * kPreparedRows;
+    const int64_t b = head / p_.heads, h = head % p_.heads;
+    const auto from = [&](const void* base, const baracuda_strides& strides, int64_t bytes) {
+      return at(base, b * strides.batch + h * strides.head + first * strides.seq, bytes);
+    };
+    RowStatistics rows;
+    rows.count = std::min(kPreparedRows, p_.query_len - first);
+    rows.y = from(p_.y, p_.y_strides, element_bytes_);
+    rows.dy = from(params_.dy, params_.dy_strides, element_bytes_);
+    rows.lse = from(p_.lse, params_.lse_strides, sum_bytes_);
+    rows.dlse = params_.dlse == nullptr ? nullptr
+                                        : from(params_.dlse, params_.dlse_strides, sum_bytes_);
+    rows.y_stride = p_.y_strides.seq;
+    rows.dy_stride = params_.dy_strides.seq;
+    rows.lse_stride = params_.lse_strides.seq;
+    rows.dlse_stride = params_.dlse_strides.seq;
+    rows.delta = at(delta_, head * p_.query_len + first, sum_bytes_);
+    rows.lse_out = at(lse_, head * p_.query_len + first, sum_bytes_);
+    call_.prepare(shape_, rows, scratch);
+  }
+  int64_t prepare_items() const {
+    return p_.batch * p_.heads * ceil_div(p_.query_len, kPreparedRows);
+  }
+
+ private:
+  int64_t total_rows() const { return p_.batch * p_.heads * p_.query_len; }
+
+  // All of one K/V head: its keys, and the rows of its group.
+  void run_head(int64_t kv_head, void* scratch, const StopCheck& stop) const {
+    for (int64_t tile = 0; tile < key_tiles_; ++tile) {
+      if (!run_keys(kv_head, tile, kWantDq | kWantDkv, scratch, stop)) return;
+    }
+    for (int64_t head = kv_head * group_; head < (kv_head + 1) * group_; ++head)
+      pass_unseeing_rows(head, 0, row_tiles_, scratch);
+  }
+
+  // One tile of keys, and all rows that see it. False: stopped.
+  bool run_keys(int64_t kv_head, int64_t tile, int wanted, void* scratch,
+                const StopCheck& stop) const {
+    const KeyTile keys = key_tile(kv_head, tile);
+    call_.open(shape_, keys, wanted, scratch);
+    for (int64_t head = kv_head * group_; head < (kv_head + 1) * group_; ++head) {
+      for (int64_t rows = 0; rows < row_tiles_; ++rows) {
+        const Tiles met = met_by(rows);
+        if (!met.contains(tile)) continue;
+        if (stop.ask(stop.context)) return false;
+        call_.meet(shape_, keys, row_tile(head, rows, met, tile, keys.count), wanted, scratch);
+      }
+    }
+    call_.close(shape_, keys, scratch);
+    return true;
+  }
+
+  // Some tiles of rows of one head, and all keys that they see.
+  void run_rows(int64_t head, int64_t group, void* scratch, const StopCheck& stop) const {
+    const int64_t first = group * kRowTilesTogether;
+    const int64_t end = std::min(first + kRowTilesTogether, row_tiles_);
+    const int64_t kv_head = head / group_;  // heads of all batches are counted on
+    Tiles all = {key_tiles_, 0};
+    for (int64_t rows = first; rows < end; ++rows) {
+      const Tiles met = met_by(rows);
+      if (met.begin < met.end) all = {std::min(all.begin, met.begin), std::max(all.end, met.end)};
+    }
+    for (int64_t tile = all.begin; tile < all.end; ++tile) {
+      const KeyTile keys = key_tile(kv_head, tile);
+      call_.open(shape_, keys, kWantDq, scratch);
+      for (int64_t rows = first; rows < end; ++rows) {
+        const Tiles met = met_by(rows);
+        if (!met.contains(tile)) continue;
+        if (stop.ask(stop.context)) return;
+        call_.meet(shape_, keys, row_tile(head, rows, met, tile, keys.count), kWantDq, scratch);
+      }
+    }
+    pass_unseeing_rows(head, first, end, scratch);
+  }
+
+  void pass_unseeing_rows(int64_t head, int64_t first, int64_t end, void* scratch) const {
+    for (int64_t rows = first; rows < end; ++rows) {
+      const Tiles met = met_by(rows);
+      if (met.begin < met.end) continue;
+      call_.pass(shape_, row_tile(head, rows, {0, 1}, 0, 0), scratch);
+    }
+  }
+
+  Tiles met_by(int64_t row_tile) const {
+    const int64_t first = row_tile * shape_.tile_rows;
+    const Interval keys =
+        pair_.keys_of_rows({first, std::min(first + shape_.tile_rows, p_.query_len)});
+    if (keys.empty()) return {0, 0};
+    return {keys.begin / shape_.tile_keys, ceil_div(keys.end, shape_.tile_keys)};
+  }
+
+  KeyTile key_tile(int64_t kv_head, int64_t tile) const {
+    const int64_t b = kv_head / p_.kv_heads, h = kv_head % p_.kv_heads;
+    const int64_t first = tile * shape_.tile_keys;
+    const auto from = [&](const void* base, const baracuda_strides& strides, int64_t bytes) {
+      return at(base, b * strides.batch + h * strides.head + first * strides.seq, bytes);
+    };
+    KeyTile keys;
+    keys.count = std::min(shape_.tile_keys, p_.key_len - first);
+    keys.k = from(p_.k, p_.k_strides, element_bytes_);
+    keys.v = from(p_.v, p_.v_strides, element_bytes_);
+    keys.dk = from(params_.dk, params_.dk_strides, kv_bytes_);
+    keys.dv = from(params_.dv, params_.dv_strides, kv_bytes_);
+    keys.k_stride = p_.k_strides.seq;
+    keys.v_stride = p_.v_strides.seq;
+    keys.dk_stride = params_.dk_strides.seq;
+    keys.dv_stride = params_.dv_strides.seq;
+    return keys;
+  }
+
+  // A tile of rows as it meets a tile of so many keys, one of those from met.begin to met.end.
+  RowTile row_tile(int64_t head, int64_t row_tile, Tiles met, int64_t key_tile,
+                   int64_t key_count) const {
+    const int64_t b = head / p_.heads, h = head % p_.heads;
+    const int64_t first = row_tile * shape_.tile_rows;
+    const int64_t row = head * p_.query_len + first;
+    const auto from = [&](const void* base, const baracuda_strides& strides) {
+      return at(base, b * strides.batch + h * strides.head + first * strides.seq, element_bytes_);
+    };
+    RowTile rows;
+    rows.count = std::min(shape_.tile_rows, p_.query_len - first);
+    rows.q = from(p_.q, p_.q_strides);
+    rows.dy = from(params_.dy, params_.dy_strides);
+    rows.dq = from(params_.dq, params_.dq_strides);
+    rows.q_stride = p_.q_strides.seq;
+    rows.dy_stride = params_.dy_strides.seq;
+    rows.dq_stride = params_.dq_strides.seq;
+    rows.delta = at(delta_, row, sum_bytes_);
+    rows.lse = at(lse_, row, sum_bytes_);
+    rows.dq_sum = at(dq_sums_, row * p_.head_dim, sum_bytes_);
+    rows.has_sum = key_tile > met.begin || (p_.flags & BARACUDA_STEP_FIRST) == 0;
+    rows.is_last = key_tile == met.end - 1 && (p_.flags & BARACUDA_STEP_LAST) != 0;
+    const int64_t first_key = key_tile * shape_.tile_keys;
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const Interval keys = key_count > 0 ? pair_.keys_of_row(first + r) : Interval{0, 0};
+      rows.end[r] = std::clamp<int64_t>(keys.end - first_key, 0, key_count);
+      rows.begin[r] = std::clamp<int64_t>(keys.begin - first_key, 0, rows.end[r]);
+    }
+    return rows;
+  }
+
+  const BackwardParams& params_;
+  const StepParams& p_;
+  const ChunkPair pair_;
+  const GradientShape shape_;
+  const GradientFunctions& call_;
+  const int64_t element_bytes_, sum_bytes_, kv_bytes_;
+  const int64_t group_;
+  const int64_t key_tiles_, row_tiles_;
+  void* delta_;
+  void* lse_;
+  void* dq_sums_;
+  bool one_pass_ = true;
+  int64_t row_groups_ = 0;
+};
+
+int32_t out_of_memory(const char* call) {
+  return fail(BARACUDA_OUT_OF_MEMORY, call, "no memory for %lld bytes of scratch",
+              static_cast<long long>(kScratchBytes));
+}
+
+Gradients gradients_of(const BackwardParams& params) {
+  const StepParams& p = params.step;
+  // The host is this family's device.
+  const bool given = p.device_maps != nullptr;
+  return Gradients(params, given ? p.device_maps[0] : p.q_map, given ? p.device_maps[1] : p.k_map);
+}
+
+int32_t prepare(const BackwardParams& params, void*) {
+  constexpr const char* call = "baracuda_attention_backward_prepare";
+  Gradients gradients = gradients_of(params);
+  const auto task = [](void* context, int64_t item, void* scratch, const StopCheck& stop) {
+    if (!stop.ask(stop.context)) static_cast<Gradients*>(context)->prepare_item(item, scratch);
+  };
+  const int32_t status = parallel_for(gradients.prepare_items(), task, &gradients, call);
+  return status == BARACUDA_OUT_OF_MEMORY ? out_of_memory(call) : status;
+}
+
+int32_t step(const BackwardParams& params, void*) {
+  constexpr const char* call = "baracuda_attention_backward_step";
+  Gradients gradients = gradients_of(params);
+  const auto task = [](void* context, int64_t item, void* scratch, const StopCheck& stop) {
+    static_cast<Gradients*>(context)->run_item(item, scratch, stop);
+  };
+  const int32_t status =
+      parallel_for(gradients.items(thread_count()), task, &gradients, call);
+  return status == BARACUDA_OUT_OF_MEMORY ? out_of_memory(call) : status;
+}
+
+int32_t load(const StepParams& problem) { return host_family().load(problem); }
+
+// The sums of dq are kept there from tile to tile, also within one step.
+int64_t scratch_bytes(const StepParams& problem) { return state_bytes(problem); }
+
+}  // namespace
+}  // namespace host
+
+const BackwardFamily& host_backward_family() {
+  static const BackwardFamily family = {host::load, host::scratch_bytes, host::prepare, host::step};
+  return family;
+}
+
+}  // namespace baracuda

@@ -1,0 +1,87 @@
+// The units of work of the host family's backward: a tile of keys of one K/V head, and tiles of query
+// rows that meet it. The driver (family.cpp) walks over them; the kernels, one per instruction set,
+// compute. As in the forward's block.h, kernels know nothing but this header.
+#pragma once
+
+#include <stdint.h>
+
+#include "attention/forward/host/block.h"
+
+namespace baracuda {
+namespace host {
+
+constexpr int64_t kMaxGradientRows = 64;
+constexpr int64_t kMaxGradientKeys = 128;
+
+// What all tiles of a call have in common. Sizes of tiles follow from the problem alone, never from
+// the number of threads: sums of a tile are part of the result's bits.
+struct GradientShape {
+  int64_t head_dim;
+  double scale;
+  int64_t tile_rows;
+  int64_t tile_keys;
+  bool wide_kv;  // dk and dv in the type of the sums
+};
+
+struct KeyTile {
+  int64_t count;
+  const void* k;  // of the tile's first key; strides are elements between keys
+  const void* v;
+  void* dk;
+  void* dv;
+  int64_t k_stride, v_stride, dk_stride, dv_stride;
+};
+
+struct RowTile {
+  int64_t count;
+  const void* q;  // of the tile's first row; strides are elements between rows
+  const void* dy;
+  void* dq;
+  int64_t q_stride, dy_stride, dq_stride;
+  const void* delta;  // in the type of the sums, as all that follow
+  const void* lse;
+  void* dq_sum;    // [count, head_dim], over the tiles of keys so far
+  bool has_sum;    // there is such a sum
+  bool is_last;    // dq is written, not dq_sum
+  // Of the tile of keys, those that each row sees.
+  int64_t begin[kMaxGradientRows];
+  int64_t end[kMaxGradientRows];
+};
+
+struct RowStatistics {
+  int64_t count;
+  const void* y;
+  const void* dy;
+  const void* lse;
+  const void* dlse;  // may be null
+  int64_t y_stride, dy_stride, lse_stride, dlse_stride;
+  void* delta;
+  void* lse_out;
+};
+
+enum GradientsWanted { kWantDq = 1, kWantDkv = 2 };
+
+// scratch is kScratchBytes, aligned to 64, and the same from open to close.
+struct GradientFunctions {
+  // Delta and lse of rows (attention/backward/family.h).
+  void (*prepare)(const GradientShape&, const RowStatistics&, void* scratch);
+  // A tile of keys: opened, met by tiles of rows, and closed, which writes dk and dv.
+  void (*open)(const GradientShape&, const KeyTile&, int wanted, void* scratch);
+  void (*meet)(const GradientShape&, const KeyTile&, const RowTile&, int wanted, void* scratch);
+  void (*close)(const GradientShape&, const KeyTile&, void* scratch);
+  // The dq of rows that meet no tile of keys.
+  void (*pass)(const GradientShape&, const RowTile&, void* scratch);
+};
+
+struct GradientKernels {
+  GradientFunctions of[4];  // by enum baracuda_element
+};
+
+extern const GradientKernels kBaselineGradients;
+#if defined(__x86_64__)
+extern const GradientKernels kAvx2Gradients;
+extern const GradientKernels kAvx512Gradients;
+#endif
+
+}  // namespace host
+}  // namespace baracuda

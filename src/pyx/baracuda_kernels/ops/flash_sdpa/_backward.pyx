@@ -1,0 +1,155 @@
+# cython: language_level=3
+"""The gradients of attention on one device."""
+
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+
+from baracuda_kernels.ops.attention cimport c_api as attention_api
+from baracuda_kernels._core._operands cimport SCRATCH_ALIGNMENT
+from baracuda_kernels._core._plan cimport MADE_BY_SELECT, KernelPlan
+from baracuda_kernels._core._stream cimport Stream, as_stream
+from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
+from baracuda_kernels.ops.attention._kernel cimport AttentionKernel, load_backward_kernel
+from baracuda_kernels.ops.attention._operands cimport AttentionOperands
+from baracuda_kernels.ops.flash_sdpa._descriptor cimport FlashSdpaDescriptor
+
+from baracuda_kernels._core._enums import Direction
+from baracuda_kernels.ops.attention import _families
+
+
+cdef class FlashSdpaBackwardArgs:
+    """Views of the operands of one backward call.
+
+    The inputs may have any strides whose last dimension is contiguous: dy may be expanded or
+    transposed. The outputs too, if none of their elements overlap.
+
+    Parameters
+    ----------
+    q : [B, H, Q, D]
+    k, v : [B, Hkv, K, D]
+    y : [B, H, Q, D]
+        What the forward gave.
+    dy : [B, H, Q, D]
+        The gradient of y.
+    lse : [B, H, Q], float32 (float64 for F64 operands), any strides
+        What the forward gave, in the accumulator's type.
+    dq : [B, H, Q, D], written
+    dk, dv : [B, Hkv, K, D], written
+        Both of the operands' type, or both of the accumulator's: sums over the heads of a group that
+        are not rounded to 16 bits.
+    scratch : contiguous, plan.scratch_bytes bytes
+        May be None where that is 0.
+    dlse : [B, H, Q], of lse's type, any strides; optional
+        The gradient of lse. None: zeros.
+    """
+
+    cdef readonly TensorRef q
+    cdef readonly TensorRef k
+    cdef readonly TensorRef v
+    cdef readonly TensorRef y
+    cdef readonly TensorRef dy
+    cdef readonly TensorRef lse
+    cdef readonly TensorRef dlse
+    cdef readonly TensorRef dq
+    cdef readonly TensorRef dk
+    cdef readonly TensorRef dv
+    cdef readonly TensorRef scratch
+    cdef FlashSdpaBackwardPlan plan                       # that params were checked for
+    cdef attention_api.baracuda_attention_backward_params params
+
+    def __cinit__(self, *, q, k, v, y, dy, lse, dq, dk, dv, scratch=None, dlse=None):
+        self.q = as_tensor("q", q)
+        self.k = as_tensor("k", k)
+        self.v = as_tensor("v", v)
+        self.y = as_tensor("y", y)
+        self.dy = as_tensor("dy", dy)
+        self.lse = as_tensor("lse", lse)
+        self.dlse = as_tensor("dlse", dlse)
+        self.dq = as_tensor("dq", dq)
+        self.dk = as_tensor("dk", dk)
+        self.dv = as_tensor("dv", dv)
+        self.scratch = as_tensor("scratch", scratch)
+
+
+cdef class FlashSdpaBackwardPlan(KernelPlan):
+    """Gradients of attention on one device: dq, dk and dv. Made by :meth:`select`.
+
+    The scores are computed anew from q, k and lse. Every sum is taken in the accumulator's type and
+    rounded once. A row that sees no key has dq = 0 and gives nothing to any key; a key that no row
+    sees has dk = dv = 0.
+
+    Attributes
+    ----------
+    scratch_bytes : int
+        Bytes of the scratch: two numbers of the accumulator's type a row and head, and on the host
+        head_dim more.
+    """
+
+    cdef AttentionKernel kernel
+    cdef readonly int64_t scratch_bytes
+
+    @staticmethod
+    def select(descriptor, stream, preference=None):
+        """Choose a kernel and load it; see :meth:`RingAttentionPlan.select`."""
+        # SPEC names this class: it cannot be imported before.
+        from baracuda_kernels.ops.flash_sdpa._plan import SPEC
+
+        cdef FlashSdpaBackwardPlan self = FlashSdpaBackwardPlan.__new__(
+            FlashSdpaBackwardPlan, MADE_BY_SELECT)
+        if isinstance(stream, FlashSdpaDescriptor) or isinstance(descriptor, Stream):
+            descriptor, stream = stream, descriptor
+        family = self.choose(SPEC, as_stream(stream), descriptor, preference, Direction.BACKWARD)
+        self.kernel = load_backward_kernel(family, descriptor, self.device)
+        self.scratch_bytes = _families.backward_scratch_bytes(family, descriptor)
+        return self
+
+    @property
+    def scratch_alignment(self):
+        """Bytes that the scratch's address must be a multiple of."""
+        return SCRATCH_ALIGNMENT
+
+    def can_implement(self, FlashSdpaBackwardArgs args not None):
+        """Raise what ``run`` would raise for these arguments; return None if it would run."""
+        self.bind(args)
+
+    def run(self, stream, FlashSdpaBackwardArgs args not None):
+        """Enqueue the gradients' kernels on ``stream``; no allocation, no wait.
+
+        Raises
+        ------
+        InvalidProblemError, MisalignedOperandError, WorkspaceTooSmallError
+            An operand is wrong; nothing was launched.
+        KeyboardInterrupt
+            Ctrl-C while the host computed. What the outputs hold is undefined then.
+        CudaError
+            A launch failed.
+        """
+        cdef Stream one = as_stream(stream)
+        cdef attention_api.baracuda_attention_backward_params params
+        self.refuse_stream(one)
+        if args.plan is not self:
+            self.bind(args)
+        # A copy: another plan may be bound to these arguments by another thread meanwhile.
+        params = args.params
+        self.kernel.backward(&params, one)
+
+    cdef int bind(self, FlashSdpaBackwardArgs args) except -1:
+        cdef FlashSdpaDescriptor d = self.descriptor
+        cdef AttentionOperands checks = self.kernel.checks()
+        cdef attention_api.baracuda_attention_backward_params params
+        cdef TensorRef scratch
+        memset(&params, 0, sizeof(params))
+        params.struct_size = sizeof(params)
+        d.fill(&params.step)
+        params.step.flags |= attention_api.BARACUDA_STEP_FIRST | attention_api.BARACUDA_STEP_LAST
+        checks.bind_query(d, args.q, &params.step)
+        checks.bind_keys(d, args.k, args.v, &params.step)
+        checks.bind_results(d, args.y, args.lse, &params)
+        checks.bind_gradients(d, args.dy, args.dlse, args.dq, args.dk, args.dv, &params)
+        if self.scratch_bytes > 0:
+            scratch = checks.workspace("scratch", args.scratch, self.scratch_bytes)
+            params.step.state = scratch.data
+        checks.no_overlaps()
+        args.params = params
+        args.plan = self
+        return 0

@@ -1,0 +1,274 @@
+"""Gradients on the GPU against float64: dtypes, head dims, lengths, masks, heads, layouts, operands."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers import backward_abi as abi
+from helpers.gradients import Problem, accumulator, draw, forward
+from helpers.inputs import TORCH_DTYPES
+from helpers.oracle import attention_backward, error_of, max_score
+from helpers.rings import case, preference
+from helpers.tolerances import assert_gradients
+
+import baracuda_kernels as bk
+from baracuda_kernels import reference
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = ("f16", "bf16", "f32", "f64")
+SIMT = [("simt", dtype) for dtype in DTYPES]
+# (query_len, key_len): around every tile edge, one-row, one-key, long against short.
+LENGTHS = [(1, 1), (1, 257), (31, 33), (63, 65), (64, 64), (65, 127), (127, 63), (300, 1)]
+HEADS = [(2, 2), (4, 2), (6, 1)]
+
+
+def on_gpu(torch, x):
+    """A NumPy problem as tensors; ml_dtypes' bfloat16 as torch's."""
+    def tensor(a):
+        if a is None:
+            return None
+        if a.dtype.name == "bfloat16":
+            return torch.from_numpy(a.astype(np.float32)).cuda().to(torch.bfloat16)
+        return torch.from_numpy(np.array(a)).cuda()
+    return Problem(*map(tensor, x))
+
+
+def drawn(torch, dtype, seed, **shape):
+    return on_gpu(torch, draw(dtype, seed, **shape))
+
+
+class Call:
+    """A backward call with its own outputs, all poisoned, and the forward that comes before it."""
+
+    def __init__(self, torch, family, dtype, x, *, wide=False, **options):
+        self.torch = torch
+        (b, h, q, d), (_, hkv, k, _) = x.q.shape, x.k.shape
+        desc = bk.FlashSdpaDescriptor(b, h, q, k, d, element=dtype.upper(), num_kv_heads=hkv,
+                                      **options)
+        stream = bk.Stream(torch.cuda.current_stream())
+        plan = bk.FlashSdpaPlan.select(desc, stream, preference(family, dtype))
+        wider = torch.float64 if dtype == "f64" else torch.float32
+        self.y = torch.full_like(x.q, math.nan)
+        self.lse = torch.full(x.q.shape[:3], math.nan, dtype=wider, device="cuda")
+        plan.run(stream, bk.FlashSdpaArgs(q=x.q, k=x.k, v=x.v, y=self.y, lse=self.lse))
+        self.plan = bk.FlashSdpaBackwardPlan.select(desc, stream, preference(family, dtype))
+        assert self.plan.family == family
+        of_keys = wider if wide else x.k.dtype
+        self.gradients = [torch.empty_like(x.q), *(torch.empty_like(x.k, dtype=of_keys)
+                                                   for _ in range(2))]
+        self.scratch = torch.empty(self.plan.scratch_bytes, dtype=torch.uint8, device="cuda")
+        self.poison()
+        self.args = bk.FlashSdpaBackwardArgs(
+            **x._asdict(), y=self.y, lse=self.lse, scratch=self.scratch,
+            **dict(zip(("dq", "dk", "dv"), self.gradients, strict=True)))
+
+    def poison(self):
+        for x in self.gradients:
+            x.fill_(math.nan)
+        self.scratch.fill_(255)  # NaNs
+
+    def run(self):
+        self.plan.run(self.torch.cuda.current_stream(), self.args)
+        return self.gradients
+
+
+def gradients(torch, family, dtype, x, **options):
+    return Call(torch, family, dtype, x, **options).run()
+
+
+def summands(x):
+    norms = [float(a.double().norm(dim=-1).max()) if a.numel() else 0.0 for a in (x.k, x.v, x.dy)]
+    return max(math.prod(norms), norms[0]) * (1 if x.dlse is None else 1 + float(x.dlse.abs().max()))
+
+
+def check(torch, family, dtype, x, *, peaked=False, **options):
+    exact = attention_backward(*x[:4], dlse=x.dlse,
+                               **{n: v for n, v in options.items() if n != "wide"})
+    got = gradients(torch, family, dtype, x, **options)
+    score = max_score(x.q.double().cpu().numpy(), x.k.double().cpu().numpy(), options.get("scale"))
+    assert_gradients(family, dtype, got, exact, score=score if score > 40 else 0.0,
+                     summands=summands(x), peaked=peaked)
+    return got
+
+
+@pytest.mark.parametrize("head_dim", [1, 40, 64, 128, 200, 256])
+@pytest.mark.parametrize(("family", "dtype"), SIMT)
+def test_lengths_masks_and_heads(torch, family, dtype, head_dim):
+    for number, (query_len, key_len) in enumerate(LENGTHS):
+        heads, kv_heads = HEADS[number % len(HEADS)]
+        shape = {"batch": 1 + number % 2, "heads": heads, "kv_heads": kv_heads,
+                 "query_len": query_len, "key_len": key_len, "head_dim": head_dim}  # fmt: skip
+        x = drawn(torch, dtype, number, **shape, dlse=number % 2 == 0)
+        for is_causal in (False, True):
+            with case(is_causal=is_causal, **shape):
+                check(torch, family, dtype, x, is_causal=is_causal, wide=number % 3 == 0,
+                      peaked=min(query_len, key_len) < 64)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(("family", "dtype"), SIMT)
+def test_long_sequences(torch, family, dtype, is_causal):
+    x = drawn(torch, dtype, 1, heads=4, kv_heads=2, query_len=2048, head_dim=64)
+    check(torch, family, dtype, x, is_causal=is_causal)
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 1e-3, 2.0])
+@pytest.mark.parametrize(("family", "dtype"), [("simt", "f32"), ("simt", "f64")])
+def test_any_scale(torch, family, dtype, scale):
+    x = drawn(torch, dtype, 2, query_len=150)
+    check(torch, family, dtype, x, scale=scale, is_causal=True)
+
+
+@pytest.mark.parametrize(("family", "dtype"), SIMT)
+def test_peaked_rows(torch, family, dtype):
+    x = drawn(torch, dtype, 3, query_len=333, key_len=517, head_dim=64, logits=8.0)
+    check(torch, family, dtype, x, peaked=True)
+
+
+@pytest.mark.parametrize(("family", "dtype"), SIMT)
+@pytest.mark.parametrize("layout", [0, 1, 2])
+def test_steps_at_the_positions_of_a_ring(torch, family, dtype, layout):
+    """Several steps through one sum of dq, dk and dv of each: the gradients of the whole sequence."""
+    lengths = [(2, 150, True), (3, 70, False), (4, 66, True)]
+    for world_size, length, causal in lengths:
+        x = draw(dtype, world_size, heads=2, kv_heads=1, query_len=world_size * length, head_dim=72,
+                 dlse=True)
+        y, lse = forward(x, is_causal=causal)
+        kinds = {"operand": getattr(torch, TORCH_DTYPES[dtype]), "f64": torch.float64,
+                 "wide": getattr(torch, accumulator(dtype).name)}
+        def empty(shape, like, kinds=kinds):
+            return torch.full(tuple(shape), math.nan, dtype=kinds[like], device="cuda")
+        held = []
+        def place(a, held=held):
+            held.append(on_gpu(torch, [a, *[None] * 4]).q)
+            return held[-1]
+        got = abi.ring_gradients(
+            x, y, lse, world_size, layout, kernel=1, causal=causal, empty=empty, place=place,
+            stream=torch.cuda.current_stream().cuda_stream)
+        exact = reference.attention_backward(*x[:4], dlse=x.dlse, is_causal=causal)
+        bound = {"f32": 1e-6, "f64": 1e-13, "bf16": 3e-3, "f16": 4e-4}[dtype]
+        for name, one, truth in zip(("dq", "dk", "dv"), got, exact, strict=True):
+            with case(name=name, world_size=world_size, causal=causal):
+                assert error_of(one, truth)["relative"] < bound
+
+
+@pytest.mark.parametrize(("family", "dtype"), SIMT)
+def test_keys_that_no_row_sees_and_rows_that_see_none(torch, family, dtype):
+    _, dk, dv = gradients(torch, family, dtype, drawn(torch, dtype, 4, query_len=40, key_len=300),
+                          is_causal=True)
+    assert (dk[:, :, 40:] == 0).all() and (dv[:, :, 40:] == 0).all() and (dv[:, :, :40] != 0).any()
+    dq, _, _ = gradients(torch, family, dtype, drawn(torch, dtype, 5, query_len=70, key_len=0))
+    assert (dq == 0).all()
+    _, dk, dv = gradients(torch, family, dtype, drawn(torch, dtype, 6, query_len=0, key_len=150))
+    assert (dk == 0).all() and (dv == 0).all()
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "dy", "dlse"])
+@pytest.mark.parametrize(("family", "dtype"), SIMT)
+def test_nan_and_inf_reach_what_sees_them_and_nothing_else(torch, family, dtype, name):
+    for value, at in ((np.nan, 0), (np.inf, 70), (np.nan, 131), (np.nan, 149)):
+        x = draw(dtype, 7, query_len=150, dlse=True)
+        spoilt = getattr(x, name).copy()
+        spoilt[(0, 0, at, 3)[: spoilt.ndim]] = value
+        x = x._replace(**{name: spoilt})
+        exact = reference.attention_backward(*x[:4], dlse=x.dlse, is_causal=True)
+        got = gradients_after_exact_forward(torch, family, dtype, x)
+        for gradient, one, truth in zip(("dq", "dk", "dv"), got, exact, strict=True):
+            wrong = ~np.isfinite(abi.to_numpy(one)) != ~np.isfinite(truth)
+            with case(gradient=gradient, value=value, at=at):
+                assert not wrong.any(), np.argwhere(wrong)[:5]
+
+
+def gradients_after_exact_forward(torch, family, dtype, x):
+    """After the host's forward: the GPU's own may spread an Inf in V within a tile."""
+    call = Call(torch, family, dtype, on_gpu(torch, x), is_causal=True)
+    y, lse = forward(x, is_causal=True)
+    exact = on_gpu(torch, [y, lse, None, None, None])
+    call.y.copy_(exact.q)
+    call.lse.copy_(exact.k)
+    return call.run()
+
+
+@pytest.mark.parametrize(("family", "dtype"), SIMT)
+def test_strides(torch, family, dtype):
+    x = drawn(torch, dtype, 8, batch=2, heads=4, kv_heads=2, query_len=130, head_dim=48)
+    plain = gradients(torch, family, dtype, x, is_causal=True)
+    strided = Problem(*(None if a is None else a.transpose(1, 2).contiguous().transpose(1, 2)
+                        for a in x))
+    call = Call(torch, family, dtype, strided, is_causal=True)
+    assert call.gradients[0].stride() == strided.q.stride()
+    assert all(torch.equal(a, b) for a, b in zip(plain, call.run(), strict=True))
+    # dy as autograd gives it for a sum.
+    ones = x._replace(dy=torch.ones_like(x.q), dlse=torch.full_like(call.lse, 0.5))
+    expanded = x._replace(dy=torch.ones((1, 1, 1, 48), dtype=x.q.dtype, device="cuda").expand_as(x.q),
+                          dlse=torch.full((), 0.5, dtype=call.lse.dtype,
+                                          device="cuda").expand_as(call.lse))
+    assert expanded.dy.stride()[:3] == (0, 0, 0)
+    assert all(torch.equal(a, b) for a, b in zip(
+        gradients(torch, family, dtype, ones), gradients(torch, family, dtype, expanded),
+        strict=True))
+
+
+@pytest.mark.parametrize(("family", "dtype"), SIMT)
+def test_a_call_replays_from_a_graph(torch, family, dtype):
+    x = drawn(torch, dtype, 9, heads=4, kv_heads=2, query_len=200, head_dim=64, dlse=True)
+    call = Call(torch, family, dtype, x, is_causal=True)
+    eager = [g.clone() for g in call.run()]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call.run()
+    call.poison()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(eager, call.gradients, strict=True))
+    x.dy.mul_(2)  # new inputs in place
+    eager = [g.clone() for g in call.run()]
+    call.poison()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(eager, call.gradients, strict=True))
+
+
+@pytest.mark.parametrize(("family", "dtype"), SIMT)
+def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype):
+    x = drawn(torch, dtype, 10, heads=4, kv_heads=2, query_len=700, head_dim=64)
+    call = Call(torch, family, dtype, x, is_causal=True)
+    assert call.plan.precision_guarantee.deterministic
+    first = [g.clone() for g in call.run()]
+    torch.cuda.synchronize()
+    free = torch.cuda.mem_get_info()[0]
+    other = torch.cuda.Stream()
+    for run in range(100):
+        call.poison()
+        if run % 2:  # beside other work
+            with torch.cuda.stream(other):
+                x.q.square()
+        call.run()
+        assert all(torch.equal(a, b) for a, b in zip(first, call.gradients, strict=True)), run
+    assert torch.cuda.mem_get_info()[0] >= free - (4 << 20)
+
+
+def test_without_a_preference_a_bf16_problem_gets_simt_and_the_others_say_why(torch):
+    stream = bk.Stream(torch.cuda.current_stream())
+    desc = bk.FlashSdpaDescriptor(1, 2, 64, 64, 128, element="BF16")
+    for pref in (None, bk.PlanPreference(deterministic=True)):
+        plan = bk.FlashSdpaBackwardPlan.select(desc, stream, pref)
+        assert plan.family == "simt" and plan.sku.direction is bk.Direction.BACKWARD
+    with pytest.raises(bk.UnsupportedError, match="sm80: has no backward kernel"):
+        bk.FlashSdpaBackwardPlan.select(desc, stream, bk.PlanPreference(math_precision="BF16"))
+
+
+def test_scratch_and_devices(torch):
+    x = drawn(torch, "bf16", 11, query_len=100)
+    call = Call(torch, "simt", "bf16", x)
+    assert call.plan.scratch_bytes == 2 * 2 * 100 * 4
+    names = ("q", "k", "v", "dy")
+    given = dict(zip(names, x[:4], strict=True), y=call.y, lse=call.lse,
+                 **dict(zip(("dq", "dk", "dv"), call.gradients, strict=True)))
+    with pytest.raises(bk.InvalidProblemError, match="scratch: got None"):
+        call.plan.can_implement(bk.FlashSdpaBackwardArgs(**given))
+    with pytest.raises(bk.WorkspaceTooSmallError, match="scratch"):
+        call.plan.can_implement(bk.FlashSdpaBackwardArgs(**given, scratch=call.scratch[:-16]))
+    given["dq"] = x.q.cpu()
+    with pytest.raises(bk.InvalidProblemError, match="dq: lies on the host"):
+        call.plan.can_implement(bk.FlashSdpaBackwardArgs(**given, scratch=call.scratch))

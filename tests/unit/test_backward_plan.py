@@ -1,0 +1,186 @@
+"""FlashSdpaBackwardPlan as data and as a call: what explains, what selects, what is refused."""
+
+import numpy as np
+import pytest
+
+import baracuda_kernels as bk
+from baracuda_kernels import registry
+from baracuda_kernels.ops.attention import _families
+from helpers.gradients import HOST, descriptor, draw, forward
+
+needs_cuda_build = pytest.mark.skipif(
+    not bk._build_info()["cuda_built"], reason="capability: CUDA kernels in the build"
+)
+BACKWARD = bk.Direction.BACKWARD
+
+
+def problem(**fields):
+    good = {"batch_size": 1, "num_heads": 2, "query_len": 8, "key_len": 8, "head_dim": 64,
+            "element": "BF16"}  # fmt: skip
+    return bk.FlashSdpaDescriptor(**{**good, **fields})
+
+
+def test_the_registry_knows_the_direction():
+    spec = registry.get("flash_sdpa")
+    assert spec.plan_type("backward") is bk.FlashSdpaBackwardPlan
+    backward = registry.skus(op="FLASH_ATTENTION", direction="BACKWARD")
+    assert {(sku.arch.name, sku.element.name) for sku in backward} == {
+        (arch, element) for arch in ("SM80", "HOST")
+        for element in ("F16", "BF16", "F32", "F32_STRICT", "F64")}  # fmt: skip
+    for sku in backward:
+        guarantee = sku.precision_guarantee
+        assert guarantee.deterministic and guarantee.bit_stable_on_same_hardware
+        wide = sku.element is bk.ElementKind.F64
+        assert guarantee.accumulator.name == ("F64" if wide else "F32")
+        assert guarantee.math_precision.name == ("F64" if wide else "F32")
+
+
+def test_families_without_a_backward_say_so_on_any_machine():
+    explanation = registry.explain(problem(), "sm_90", direction="backward")
+    reasons = {c.family: c.reason for c in explanation.candidates}
+    assert list(reasons) == ["sm90a", "sm80", "simt", "host"]
+    if bk._build_info()["cuda_built"]:
+        assert reasons["sm90a"] == reasons["sm80"] == "has no backward kernel"
+        assert explanation.family == "simt" and explanation.selected.direction is BACKWARD
+    else:
+        assert explanation.family is None
+    assert all(c.sku.direction is BACKWARD for c in explanation.candidates)
+    assert "flash_sdpa BACKWARD on sm_90" in str(explanation)
+
+
+@needs_cuda_build
+@pytest.mark.parametrize(
+    ("fields", "arch", "family"),
+    [
+        ({}, "sm_80", "simt"), ({"element": "F64"}, "sm_90", "simt"), ({}, "host", "host"),
+        ({"head_dim": 257}, "sm_90", None), ({"head_dim": 257}, "host", "host"),
+        ({"scale": -1.0}, "sm_90", "simt"), ({"element": "S8"}, "host", None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_explain(fields, arch, family):
+    assert registry.explain(problem(**fields), arch, direction="backward").family == family
+
+
+@pytest.mark.parametrize(
+    ("preference", "reason"),
+    [
+        (bk.PlanPreference(math_precision="BF16"), "math_precision asks for BF16, this uses F32"),
+        (bk.PlanPreference(max_workspace_bytes=100), "needs 4224 workspace bytes"),
+        (bk.PlanPreference(prefer_backend="CUDNN"), "prefer_backend asks for CUDNN"),
+    ],
+    ids=str,
+)
+def test_a_preference_that_the_host_does_not_meet(preference, reason):
+    with pytest.raises(bk.UnsupportedError, match=f"flash_sdpa BACKWARD: no kernel.*{reason}"):
+        bk.FlashSdpaBackwardPlan.select(problem(), HOST, preference)
+
+
+def test_deterministic_is_met_or_refused():
+    for preference in (bk.PlanPreference(deterministic=True), bk.PlanPreference()):
+        plan = bk.FlashSdpaBackwardPlan.select(problem(), HOST, preference)
+        assert plan.family == "host" and plan.precision_guarantee.deterministic
+
+    class Unordered(_families.Family):
+        def guarantee(self, element):
+            return bk.PrecisionGuarantee(self.math[element], "F32", False, False)
+
+    host = next(f for f in _families.FAMILIES if f.name == "host")
+    fast = Unordered(**{name: getattr(host, name) for name in host.__dataclass_fields__})
+    arch = registry.Architecture.parse("host")
+    assert fast.refusal(problem(), arch, bk.PlanPreference(), 0, BACKWARD) == ""
+    reason = fast.refusal(problem(), arch, bk.PlanPreference(deterministic=True), 0, BACKWARD)
+    assert reason == "deterministic is True, and its sums have no fixed order"
+
+
+def test_select_takes_either_order_and_is_the_only_way():
+    for arguments in ((problem(), HOST), (HOST, problem())):
+        assert bk.FlashSdpaBackwardPlan.select(*arguments).descriptor == problem()
+    with pytest.raises(TypeError, match="use FlashSdpaBackwardPlan.select"):
+        bk.FlashSdpaBackwardPlan()
+    with pytest.raises(bk.InvalidProblemError, match="num_kv_heads"):
+        bk.FlashSdpaBackwardPlan.select(problem(num_heads=3, num_kv_heads=2), HOST)
+
+
+# Operands. B 1, H 4, Hkv 2, Q 8, K 6, D 16, bf16.
+
+
+def good():
+    x = draw("bf16", 0, heads=4, kv_heads=2, query_len=8, key_len=6, dlse=True)
+    y, lse = forward(x)
+    return {**x._asdict(), "y": y, "lse": lse,
+            **{"d" + n: np.full_like(getattr(x, n), np.nan) for n in "qkv"},
+            "scratch": np.empty(4 * 8 * 18 * 4, np.uint8)}  # fmt: skip
+
+
+def frozen(a):
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+def off_by_one(a):
+    raw = np.zeros(a.nbytes + 32, np.uint8)
+    start = 17 - raw.ctypes.data % 16
+    return raw[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
+
+
+F32 = np.float32
+BAD = [
+    ("dy", lambda a: None, bk.InvalidProblemError, "dy: got None, must be given"),
+    ("y", lambda a: a[:, :, :7], bk.InvalidProblemError, "y: got shape"),
+    ("dy", lambda a: a.astype(F32), bk.InvalidProblemError, "dy: got F32, must be BF16"),
+    ("dy", lambda a: a.swapaxes(2, 3).copy().swapaxes(2, 3), bk.InvalidProblemError,
+     "dy: got stride .* in the last dimension"),
+    ("lse", lambda a: a.astype(np.float64), bk.InvalidProblemError,
+     "lse: got F64, must be F32, the accumulator's type"),
+    ("lse", lambda a: a[..., None], bk.InvalidProblemError, "lse: got shape"),
+    ("dlse", lambda a: a.astype(np.float16), bk.InvalidProblemError, "dlse: got F16, must be F32"),
+    ("dlse", lambda a: a[:, :2], bk.InvalidProblemError, "dlse: got shape"),
+    ("dq", lambda a: a.astype(F32), bk.InvalidProblemError, "dq: got F32, must be BF16"),
+    ("dq", frozen, bk.InvalidProblemError, "dq: is read-only"),
+    ("dk", lambda a: a.astype(F32), bk.InvalidProblemError, "dk, dv: got F32 and BF16"),
+    ("dv", lambda a: a.astype(np.float16), bk.InvalidProblemError, "dk, dv: got BF16 and F16"),
+    ("dk", lambda a: np.broadcast_to(a[:, :1], a.shape), bk.InvalidProblemError, "dk: is read-only"),
+    ("scratch", lambda a: None, bk.InvalidProblemError, "scratch: got None"),
+    ("scratch", lambda a: a[:-1], bk.WorkspaceTooSmallError, "scratch: got 2303 bytes"),
+    ("scratch", off_by_one, bk.MisalignedOperandError, "scratch: address"),
+    ("dq", off_by_one, bk.MisalignedOperandError, "dq: address"),
+    ("lse", off_by_one, bk.MisalignedOperandError, "lse: address"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "spoil", "error", "message"), BAD, ids=lambda v: str(v)[:24])
+def test_a_bad_operand(name, spoil, error, message):
+    given = good()
+    plan = bk.FlashSdpaBackwardPlan.select(
+        descriptor(draw("bf16", 0, heads=4, kv_heads=2, query_len=8, key_len=6)), HOST)
+    plan.can_implement(bk.FlashSdpaBackwardArgs(**given))
+    args = bk.FlashSdpaBackwardArgs(**{**given, name: spoil(given[name])})
+    for call in (lambda: plan.can_implement(args), lambda: plan.run(HOST, args)):
+        with pytest.raises(error, match=message):
+            call()
+    assert all(np.isnan(given[n].astype(F32)).all() for n in ("dq", "dk", "dv"))
+
+
+def test_outputs_overlap_nothing():
+    given = good()
+    plan = bk.FlashSdpaBackwardPlan.select(
+        descriptor(draw("bf16", 0, heads=4, kv_heads=2, query_len=8, key_len=6)), HOST)
+    for output, other in (("dq", "q"), ("dq", "dy"), ("dk", "k"), ("dv", "dk"), ("dv", "v"),
+                          ("dq", "y")):
+        with pytest.raises(bk.InvalidProblemError, match="overlaps"):
+            plan.can_implement(bk.FlashSdpaBackwardArgs(**{**given, output: given[other]}))
+
+
+def test_arguments_are_checked_once_a_plan():
+    given = good()
+    x = draw("bf16", 0, heads=4, kv_heads=2, query_len=8, key_len=6)
+    args = bk.FlashSdpaBackwardArgs(**given)
+    plans = [bk.FlashSdpaBackwardPlan.select(descriptor(x, is_causal=c), HOST) for c in (False, True)]
+    found = []
+    for plan in (plans[0], plans[1], plans[0]):
+        plan.run(HOST, args)
+        found.append(given["dq"].copy())
+    assert np.array_equal(found[0], found[2]) and not np.array_equal(found[0], found[1])
+    assert args.dlse.shape == (1, 4, 8) and args.scratch is not None

@@ -1,0 +1,121 @@
+"""The backward's C ABI: its structs, several steps at the positions of every layout, its refusals."""
+
+import ctypes as ct
+import subprocess
+
+import numpy as np
+import pytest
+from helpers import backward_abi as abi
+from helpers import ring_abi
+from helpers.gradients import accumulator, draw, forward
+from helpers.oracle import error_of
+from helpers.tolerances import NUMPY_DTYPES
+from native.host_abi import FIRST, LAST, Params, PositionMap
+
+from baracuda_kernels.reference import attention_backward
+
+LAYOUTS = {"contiguous": 0, "zigzag": 1, "striped": 2}
+HOST = 0
+
+
+def names_of(struct, prefix=""):
+    """Every member with its offset, those of members that are structs too."""
+    for name, kind in struct._fields_:
+        offset = getattr(struct, name).offset
+        yield prefix + name, offset
+        if isinstance(kind, type) and issubclass(kind, ct.Structure):
+            yield from ((n, offset + o) for n, o in names_of(kind, f"{prefix}{name}."))
+
+
+@pytest.mark.parametrize(
+    ("struct", "name"),
+    [(Params, "step_params"), (abi.BackwardParams, "backward_params")],
+)
+def test_the_tests_structs_are_the_headers(struct, name, tmp_path):
+    members = dict(names_of(struct))
+    lines = [f'std::printf("%zu\\n", offsetof(baracuda_attention_{name}, {m}));' for m in members]
+    source = tmp_path / "layout.cpp"
+    source.write_text(
+        "#include <cstddef>\n#include <cstdio>\n#include \"baracuda/attention_backward.h\"\n"
+        "int main() {\n" + "\n".join(lines)
+        + f'\nstd::printf("%zu\\n", sizeof(baracuda_attention_{name}));\n}}\n')
+    include = ring_abi._SOURCES / "include"
+    subprocess.run(["g++", "-std=c++17", f"-I{include}", "-o", tmp_path / "layout", source],
+                   check=True)
+    found = subprocess.run([tmp_path / "layout"], check=True, capture_output=True, text=True)
+    assert [int(n) for n in found.stdout.split()] == [*members.values(), ct.sizeof(struct)]
+
+
+def empty_like(dtype):
+    kinds = {"operand": NUMPY_DTYPES[dtype], "wide": accumulator(dtype), "f64": np.float64}
+    return lambda shape, like: np.full(shape, np.nan, kinds[like])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["f32", "f64", "bf16"])
+def test_steps_at_the_positions_of_a_ring(dtype, layout):
+    """dq over the steps, dk and dv of each step's chunk: the gradients of the whole sequence."""
+    for world_size, length, causal in ((2, 70, True), (3, 45, True), (4, 40, False), (5, 30, True)):
+        x = draw(dtype, world_size, heads=2, kv_heads=1, query_len=world_size * length, head_dim=24,
+                 dlse=True)
+        # The whole sequence in one call is the same call for every layout.
+        y, lse = forward(x, is_causal=causal)
+        got = abi.ring_gradients(x, y, lse, world_size, LAYOUTS[layout], kernel=HOST, causal=causal,
+                                 empty=empty_like(dtype), place=np.ascontiguousarray)
+        exact = attention_backward(*x[:4], dlse=x.dlse, is_causal=causal)
+        bound = {"f32": 1e-6, "f64": 1e-13, "bf16": 3e-3}[dtype]
+        for name, one, truth in zip(("dq", "dk", "dv"), got, exact, strict=True):
+            assert error_of(one, truth)["relative"] < bound, (name, world_size)
+
+
+def one_step(**changes):
+    """The status of a call of one step whose params have been changed."""
+    x = draw("bf16", 0, query_len=8)
+    y, lse = forward(x)
+    dq, dk, dv = (np.full_like(a, np.nan) for a in (x.q, x.k, x.v))
+    call = abi.Steps(x, y, lse, kernel=HOST, kv_heads=2, dq=dq, scale=0.5, causal=False,
+                     q_map=PositionMap(0, 0, 1, 8), scratch=np.empty(1 << 14))
+    call.bind_keys(x.k, x.v, dk, dv, PositionMap(0, 0, 1, 8))
+    call.params.step.flags = FIRST | LAST
+    for name, value in changes.items():
+        of_step = hasattr(call.params.step, name) and name != "struct_size"
+        setattr(call.params.step if of_step else call.params, name, value)
+    for entry in (call.lib.baracuda_attention_backward_prepare,
+                  call.lib.baracuda_attention_backward_step):
+        status = entry(HOST, ct.byref(call.params), None)
+        if status != ring_abi.OK:
+            return status
+    return status
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"struct_size": 8}, "struct_size is 8: must be"),
+        ({"lse_element": 1}, "lse_element is 1: must be 2, the accumulator's type"),
+        ({"kv_gradient_element": 0}, "kv_gradient_element is 0: must be element, 1, or"),
+        ({"reserved": 1}, "reserved is set"),
+        ({"dy": None}, "dy is null"),
+        ({"dq": None}, "dq is null"),
+        ({"dk": 2**20 + 1}, "dk is at address"),
+        ({"head_dim": 2000}, "head_dim 2000 is not 1 to 1024"),
+        ({"window_left": 3}, "window_left is set"),
+        ({"heads": 3}, "heads is 3: must be a multiple of kv_heads, 2"),
+    ],
+    ids=str,
+)
+def test_refusals(changes, message):
+    assert one_step() == ring_abi.OK
+    assert one_step(**changes) != ring_abi.OK
+    assert message in str(ring_abi.last_failure())
+
+
+def test_families_without_a_backward_say_so():
+    lib = abi.library()
+    p = abi.BackwardParams(struct_size=ct.sizeof(abi.BackwardParams))
+    for kernel, name in ((2, "sm80"), (3, "sm90a")):
+        assert lib.baracuda_attention_backward_elements(kernel) == 0
+        assert lib.baracuda_attention_backward_step(kernel, ct.byref(p), None) != ring_abi.OK
+        assert f"the {name} family has no backward kernel" in str(ring_abi.last_failure())
+    assert lib.baracuda_attention_backward_elements(0) == 0b1111
+    assert lib.baracuda_attention_backward_elements(1) == 0b1111
