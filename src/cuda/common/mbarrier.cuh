@@ -24,6 +24,12 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, uint32_
                : "memory");
 }
 
+// Keeps the phase open until so many bytes have been copied, besides those of its arrivals.
+__device__ __forceinline__ void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
 // Waits for the end of the phase of this parity. (A new barrier is in phase 0; a wait for parity 1
 // passes then.)
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {

@@ -39,6 +39,12 @@ struct Barriers {
   __device__ __forceinline__ uint32_t dq_turn(int group) const {
     return at(v + 3 + C::ds_stages + C::dq_stages + group);
   }
+  // Of a pair. dS of the other block has arrived: for one and the other warpgroup's dQ.
+  __device__ __forceinline__ uint32_t theirs_full(int group) const { return at(pair + group); }
+  // The other block has made dQ of what it got from here; it has got what was on its way.
+  __device__ __forceinline__ uint32_t theirs_free() const { return at(pair + 2); }
+  __device__ __forceinline__ uint32_t out_full() const { return at(pair + 3); }
+  __device__ __forceinline__ uint32_t out_empty() const { return at(pair + 4); }
   // A named one: the warpgroup that makes dQ of the stage waits, the others only arrive.
   static __device__ __forceinline__ int ds_full(int stage) { return 1 + stage; }
 
@@ -49,8 +55,8 @@ struct Barriers {
       mbarrier_init(slot_full(i), 32);
       mbarrier_init(q_empty(i), 4 * C::consumers);
       mbarrier_init(dy_empty(i), 4 * C::consumers);
-      // And the warps that copy tiles in, and dQ out.
-      mbarrier_init(slot_empty(i), 4 * C::consumers + 1 + (C::dq_stages > 0));
+      // And the warps that copy tiles in, and dQ or dS out.
+      mbarrier_init(slot_empty(i), 4 * C::consumers + 1 + (C::dq_stages > 0) + C::pair);
     }
     for (int i = 0; i < C::k_stages; ++i) {
       mbarrier_init(k_full(i), 1);
@@ -62,11 +68,18 @@ struct Barriers {
     for (int i = 0; i < C::ds_stages; ++i) mbarrier_init(ds_empty(i), 4);
     for (int i = 0; i < C::dq_stages; ++i) mbarrier_init(dq_full(i), 4);
     for (int i = 0; i < C::consumers; ++i) mbarrier_init(dq_turn(i), 1);
+    if constexpr (C::pair) {
+      for (int i = 0; i < 2; ++i) mbarrier_init(theirs_full(i), 1);
+      mbarrier_init(theirs_free(), 4);
+      mbarrier_init(out_full(), 4 * C::consumers);
+      mbarrier_init(out_empty(), 1);
+    }
     mbarrier_init_fence();
   }
 
  private:
   static constexpr int k = 6 * C::stages, v = k + 2 * C::k_stages;
+  static constexpr int pair = v + 3 + C::ds_stages + C::dq_stages + C::consumers;
   __device__ __forceinline__ uint32_t at(int index) const { return base + 8 * index; }
 };
 

@@ -8,9 +8,11 @@ namespace baracuda::sm90::backward {
 // Warpgroup 0 copies, the others own 64 keys each of a key tile and go over tiles of 64 queries.
 // dQ of a query tile is made a tile later, so that a warpgroup need not wait for the dS of one that
 // runs behind it.
+// Pair: two blocks share their dQ, see kernel.cuh. Each holds the K of both, two tiles of its own dS, one
+// of the other's and one on its way there.
 // DqStages: buffers through which the copy engine adds dQ; 0: warps add it from registers.
 template <typename Element_, int HeadDim, int Consumers, int KStages, int DsStages, int DqStages,
-          bool Folds>
+          bool Folds, bool Pair = false>
 struct Config {
   using Element = Element_;
   static constexpr int head_dim = HeadDim;
@@ -30,6 +32,8 @@ struct Config {
   static constexpr int ds_stages = DsStages;
   static constexpr int dq_stages = DqStages;
   static constexpr bool folds = Folds;
+  static constexpr bool pair = Pair;
+  static_assert(!Pair || (Consumers == 2 && KStages == 1 && DsStages == 4 && DqStages == 0));
   static_assert(DsStages >= 2, "dS is kept until dQ is made of it");
 
   // Tiles are blocks of 64 columns (128 bytes), all rows of a block together. dS lies transposed: a
@@ -44,18 +48,20 @@ struct Config {
   static constexpr int statistics_bytes = (Folds ? 16 : 8) * block_m;  // of its rows: prepare.cuh
 
   static constexpr int k_offset = 0;
-  static constexpr int v_offset = k_offset + k_stages * kv_bytes;
+  static constexpr int v_offset = k_offset + (Pair ? 2 : k_stages) * kv_bytes;
   static constexpr int q_offset = v_offset + kv_bytes;
   static constexpr int dy_offset = q_offset + stages * q_bytes;
   static constexpr int ds_offset = dy_offset + stages * q_bytes;
   static constexpr int dq_offset = ds_offset + ds_stages * ds_bytes;
+  static constexpr int theirs_offset = ds_offset + 2 * ds_bytes;
+  static constexpr int out_offset = ds_offset + 3 * ds_bytes;
   static constexpr int statistics_offset = dq_offset + dq_stages * 4 * dq_floats;
   static constexpr int slots_offset = statistics_offset + stages * statistics_bytes;
   static constexpr int slot_bytes = 32;
   static constexpr int rows_offset = slots_offset + stages * slot_bytes;
   static constexpr int barrier_offset = rows_offset + 4 * block_n;
   static constexpr int barriers =
-      6 * stages + 2 * k_stages + 3 + ds_stages + dq_stages + consumers;
+      6 * stages + 2 * k_stages + 3 + ds_stages + dq_stages + consumers + (Pair ? 5 : 0);
   static constexpr int shared_bytes = barrier_offset + 8 * barriers;
   static constexpr int max_shared_bytes = 227 * 1024;
   static_assert(shared_bytes <= max_shared_bytes, "more shared memory than a block can have");

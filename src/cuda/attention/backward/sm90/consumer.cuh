@@ -9,6 +9,7 @@
 #include "attention/backward/sm90/barriers.cuh"
 #include "attention/backward/sm90/gradients.cuh"
 #include "attention/backward/sm90/schedule.cuh"
+#include "common/cluster.cuh"
 #include "common/dtype.cuh"
 #include "common/exponential.cuh"
 #include "common/global_access.cuh"
@@ -147,9 +148,9 @@ class Consumer {
     wgmma_fence();
     issue_update(dk, ds, q_tile);
     store_ds(ds);
-    if (owner_of(n_) != group_) announce_ds(n_);
-    const bool makes_dq = k_before_ >= 0 && owner_of(n_ - 1) == group_;
-    if (makes_dq) announce_ds(n_ - 1);
+    hand_over_ds();
+    const bool makes_dq = k_before_ >= 0 && makes_dq_of(n_ - 1);
+    if (makes_dq) await_ds(n_ - 1);
     wgmma_wait<1>();
     pin_registers(dv);
     release(barriers_.dy_empty(stage));
@@ -176,15 +177,15 @@ class Consumer {
     release(barriers_.q_empty(stage));
     release(barriers_.dy_empty(stage));
     store_ds(ds);
-    if (owner_of(n_) != group_) announce_ds(n_);
+    hand_over_ds();
     make_dq_before();
     look_back_at(tile);
   }
 
   // dQ of the query tile before, where that is not made yet and is this warpgroup's.
   __device__ __forceinline__ void make_dq_before() {
-    if (k_before_ < 0 || owner_of(n_ - 1) != group_) return;
-    announce_ds(n_ - 1);
+    if (k_before_ < 0 || !makes_dq_of(n_ - 1)) return;
+    await_ds(n_ - 1);
     make_dq(n_ - 1, [] {});
   }
   // The same with no query tile to follow; then K is done with.
@@ -202,7 +203,17 @@ class Consumer {
     ++n_;
   }
 
-  static __device__ __forceinline__ int owner_of(uint32_t n) { return n % C::consumers; }
+  // Blocks take turns, and in a block warpgroups; a stage of dS belongs to one of them.
+  __device__ __forceinline__ bool is_ours(uint32_t n) const {
+    return !C::pair || n % 2 == cluster_rank();
+  }
+  static __device__ __forceinline__ uint32_t turn_of(uint32_t n) { return C::pair ? n / 2 : n; }
+  static __device__ __forceinline__ int owner_of(uint32_t n) { return turn_of(n) % C::consumers; }
+  __device__ __forceinline__ bool makes_dq_of(uint32_t n) const {
+    return is_ours(n) && owner_of(n) == group_;
+  }
+  static constexpr int own_ds_stages = C::pair ? 2 : C::ds_stages;
+
   // One operand from each tile, 64 keys by 64 queries; less the rows' lse or delta where those are
   // folded in.
   __device__ __forceinline__ void issue_scores(float (&d)[scores], uint32_t key_tile,
@@ -271,21 +282,34 @@ class Consumer {
   // dS of the n_-th query tile and this warpgroup's keys, as soon as dQ of the tile that lay there
   // before has been made.
   __device__ __forceinline__ void store_ds(const uint32_t (&ds)[steps][4]) const {
-    const int stage = stage_of<C::ds_stages>(n_);
-    mbarrier_wait(barriers_.ds_empty(stage), parity_of<C::ds_stages>(n_) ^ 1);
-    const uint32_t to = ds_store_ + stage * C::ds_bytes;
+    const uint32_t turn = turn_of(n_);
+    uint32_t to = ds_store_;
+    if (is_ours(n_)) {
+      const int stage = stage_of<own_ds_stages>(turn);
+      mbarrier_wait(barriers_.ds_empty(stage), parity_of<own_ds_stages>(turn) ^ 1);
+      to += stage * C::ds_bytes;
+    } else {
+      mbarrier_wait(barriers_.out_empty(), turn & 1 ^ 1);
+      to += C::out_offset - C::ds_offset;
+    }
 #pragma unroll
     for (int k = 0; k < steps; ++k) shared_store_matrices(to ^ 32 * k, ds[k]);
     shared_store_fence();
   }
-  // Arrives; who makes dQ waits for the others as well.
-  __device__ __forceinline__ void announce_ds(uint32_t n) const {
-    const int barrier = barriers_.ds_full(stage_of<C::ds_stages>(n));
-    if (owner_of(n) == group_) {
-      named_barrier_sync(barrier, 128 * C::consumers);
-    } else {
-      named_barrier_arrive(barrier, 128 * C::consumers);
+  // Tells who makes dQ of it, or the warp that sends it.
+  __device__ __forceinline__ void hand_over_ds() const {
+    if (!is_ours(n_)) {
+      __syncwarp();
+      release(barriers_.out_full());
+    } else if (owner_of(n_) != group_) {
+      named_barrier_arrive(barriers_.ds_full(stage_of<own_ds_stages>(turn_of(n_))),
+                           128 * C::consumers);
     }
+  }
+  __device__ __forceinline__ void await_ds(uint32_t n) const {
+    const uint32_t turn = turn_of(n);
+    named_barrier_sync(barriers_.ds_full(stage_of<own_ds_stages>(turn)), 128 * C::consumers);
+    if constexpr (C::pair) mbarrier_wait(barriers_.theirs_full(turn % 2), turn / 2 & 1);
   }
 
   __device__ __forceinline__ uint32_t k_tile(int stage) const {
@@ -297,7 +321,7 @@ class Consumer {
   template <typename AfterDk>
   __device__ __forceinline__ void make_dq(uint32_t n, AfterDk after_dk) {
     float dq[columns];
-    const int stage = stage_of<C::ds_stages>(n);
+    const int stage = stage_of<own_ds_stages>(turn_of(n));
     const uint64_t a = wgmma_descriptor(shared_ + C::ds_offset + stage * C::ds_bytes, C::ds_bytes);
     const uint64_t b = wgmma_descriptor(k_tile(k_before_), C::kv_block_bytes);
     pin_registers(dq);
@@ -305,12 +329,23 @@ class Consumer {
 #pragma unroll
     for (int i = 0; i < C::block_n / 16; ++i)
       wgmma_mn_major<Element>(dq, a + (i * 2048 >> 4), b + (i * 2048 >> 4), i > 0);
+    if constexpr (C::pair) {
+      const uint64_t theirs = wgmma_descriptor(shared_ + C::theirs_offset, C::ds_bytes);
+      const uint64_t their_k = wgmma_descriptor(k_tile(1), C::kv_block_bytes);
+#pragma unroll
+      for (int i = 0; i < C::block_n / 16; ++i)
+        wgmma_mn_major<Element>(dq, theirs + (i * 2048 >> 4), their_k + (i * 2048 >> 4), 1);
+    }
     wgmma_commit();
     wgmma_wait<1>();
     after_dk();
     wgmma_wait<0>();
     pin_registers(dq);
     release(barriers_.ds_empty(stage));
+    if constexpr (C::pair) {
+      if (threadIdx.x % 32 == 0)
+        mbarrier_arrive_at(address_at(cluster_rank() ^ 1, barriers_.theirs_free()));
+    }
     if constexpr (C::dq_stages > 0) {
       const int buffer = stage_of<C::dq_stages>(n);
       const uint32_t at = shared_ + C::dq_offset + buffer * 4 * C::dq_floats + threadIdx.x % 128 * 16;

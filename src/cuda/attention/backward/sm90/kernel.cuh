@@ -2,6 +2,10 @@
 //
 // A block keeps a tile of keys and goes over all query tiles that see them, of all heads of the
 // group: dK and dV stay in registers. Warpgroup 0 copies; every other one owns 64 keys.
+//
+// Additions to dQ are what L2 has to do most of. Two blocks of a cluster with neighbouring key tiles
+// go over the same query tiles: each makes dQ of every second one, over the keys of both, and gets
+// the other's dS for it.
 #pragma once
 
 #include "attention/backward/sm90/consumer.cuh"
@@ -27,7 +31,11 @@ __global__ void __launch_bounds__(C::threads, 1) step_kernel(const __grid_consta
     }
     barriers.init();
   }
-  __syncthreads();
+  if constexpr (C::pair) {
+    cluster_sync();  // the other block arrives at barriers here
+  } else {
+    __syncthreads();
+  }
   await_grids_before();
   if (warp < 4) {
     give_registers_back<C::producer_registers>();
@@ -37,10 +45,15 @@ __global__ void __launch_bounds__(C::threads, 1) step_kernel(const __grid_consta
       describe_key_tiles(args, shared, barriers);
     } else if (warp == 2) {
       if constexpr (C::dq_stages > 0) add_dq(args, shared, barriers);
+      if constexpr (C::pair) exchange_ds(shared, barriers, args.group);
     }
   } else {
     take_registers<C::consumer_registers>();
     Consumer<C>(args, shared, barriers, warp / 4 - 1).run();
+  }
+  if constexpr (C::pair) {
+    __syncwarp();
+    cluster_sync();  // nobody writes to a block that has ended
   }
 }
 

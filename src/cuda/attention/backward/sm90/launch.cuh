@@ -128,8 +128,10 @@ template <typename C>
 int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream, bool staggers = false) {
   const StepParams& p = params.step;
   const Scratch<C> scratch(p);
-  const int64_t key_tiles = (p.key_len + C::block_n - 1) / C::block_n;
-  const int64_t blocks = p.batch * p.kv_heads * key_tiles;
+  constexpr int cluster = C::pair ? 2 : 1;
+  constexpr int keys = cluster * C::block_n;
+  const int64_t key_tiles = (p.key_len + keys - 1) / keys;
+  const int64_t blocks = p.batch * p.kv_heads * key_tiles;  // or clusters
   if (blocks == 0) return BARACUDA_OK;
   Args args{};
   int32_t status = encode_maps<C>(params, args);
@@ -148,7 +150,7 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream, bool
   const int64_t stride = p.q_map.stride;
   if (p.device_maps == nullptr && stride > 0 && stride >> 31 == 0)
     args.q_stride = make_divisor(stride);
-  const int64_t places = processors > p.sm_margin ? processors - p.sm_margin : 1;
+  const int64_t left = (processors - p.sm_margin) / cluster, places = left > 0 ? left : 1;
   const int64_t grid = places < blocks ? places : blocks;
   args.kv_heads = make_divisor(p.kv_heads);
   args.section = make_divisor(choose_section(p, key_tiles, grid));
@@ -165,8 +167,8 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream, bool
   args.staggers = staggers;
   args.causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
   args.gradients_f32 = params.kv_gradient_element == BARACUDA_F32;
-  return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(grid)), C::threads, C::shared_bytes,
-                     stream, true, args);
+  return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(grid * cluster)), C::threads,
+                     C::shared_bytes, stream, true, args, cluster);
 }
 
 template <typename C>

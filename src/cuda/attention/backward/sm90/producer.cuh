@@ -4,6 +4,7 @@
 
 #include "attention/backward/sm90/barriers.cuh"
 #include "attention/backward/sm90/schedule.cuh"
+#include "common/cluster.cuh"
 #include "common/tma.cuh"
 #include "common/uniform.cuh"
 
@@ -14,7 +15,7 @@ template <typename C>
 __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t shared,
                                                    const Barriers<C>& barriers) {
   const int lane = threadIdx.x % 32;
-  KeyTileWalk walk;
+  KeyTileWalk<C::pair ? 2 : 1> walk;
   KeyTile tile;
   bool more = true;
 #pragma unroll 1
@@ -26,17 +27,19 @@ __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t sh
     if (more) {
       mbarrier_wait(barriers.rows_taken(), parity_of<1>(item) ^ 1);
       const FirstRows<C> rows(shared);
-      if (lane == 0) slot.set_tile(tile.batch, tile.kv_head, tile.index * C::block_n);
+      const int index = C::pair ? 2 * tile.index + cluster_rank() : tile.index;
+      if (lane == 0) slot.set_tile(tile.batch, tile.kv_head, index * C::block_n);
 #pragma unroll 1
       for (int i = lane; i < C::block_n; i += 32)
-        rows.set(i, first_row_of(args, int64_t{tile.index} * C::block_n + i));
+        rows.set(i, first_row_of(args, int64_t{index} * C::block_n + i));
       __syncwarp();
       if (lane == 0) {
-        const int first_row = rows.get(0);
+        const int first_row =
+            C::pair ? first_row_of(args, int64_t{tile.index} * 2 * C::block_n) : rows.get(0);
         const int first = first_row / C::block_m;
         const int count = first_row < args.query_len ? args.query_tiles - first : 0;
         int begin = first;
-        if (args.staggers && count > 0) begin += tile.index * (C::block_n / C::block_m) % count;
+        if (args.staggers && count > 0) begin += tile.index * ((C::pair ? 2 : 1) * C::block_n / C::block_m) % count;
         slot.set_queries(count, first, begin, rows.get(C::block_n - 1));
       }
     } else if (lane == 0) {
@@ -86,6 +89,43 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
   if (leads) tma_wait<0>();
 }
 
+// Of a pair: sends dS of the query tiles whose dQ the other block makes, and tells it that its own has
+// arrived.
+template <typename C>
+__device__ __forceinline__ void exchange_ds(uint32_t shared, const Barriers<C>& barriers,
+                                            int group_heads) {
+  const bool leads = threadIdx.x % 32 == 0;
+  const int rank = cluster_rank();
+  uint32_t n = 0;
+#pragma unroll 1
+  for (uint32_t item = 0;; ++item) {
+    const int stage = stage_of<C::stages>(item);
+    mbarrier_wait(barriers.slot_full(stage), parity_of<C::stages>(item));
+    const int count = uniform(Slot<C>(shared, item).count());
+    if (count < 0) break;
+    __syncwarp();
+    if (leads) mbarrier_arrive(barriers.slot_empty(stage));
+    const uint32_t end = n + count * group_heads;
+#pragma unroll 1
+    for (; n < end; ++n) {
+      const uint32_t turn = n / 2;
+      const uint32_t full = barriers.theirs_full(turn % 2);
+      if (n % 2 == rank) {
+        if (leads) mbarrier_arrive_expect(full, C::ds_bytes);
+        mbarrier_wait(full, turn / 2 & 1);
+        if (leads) mbarrier_arrive_at(address_at(rank ^ 1, barriers.out_empty()));
+      } else {
+        mbarrier_wait(barriers.out_full(), turn & 1);
+        mbarrier_wait(barriers.theirs_free(), turn & 1 ^ 1);
+        if (leads)
+          copy_to_block(address_at(rank ^ 1, shared + C::theirs_offset), shared + C::out_offset,
+                        C::ds_bytes, address_at(rank ^ 1, full));
+      }
+      __syncwarp();
+    }
+  }
+}
+
 template <typename C>
 class Producer {
  public:
@@ -133,6 +173,10 @@ class Producer {
   __device__ __forceinline__ void load_keys(const CUtensorMap& map, uint32_t full, int offset,
                                             int key0, int kv_head, int batch) const {
     mbarrier_arrive_expect(full, C::kv_bytes);
+    copy_keys(map, full, offset, key0, kv_head, batch);
+  }
+  __device__ __forceinline__ void copy_keys(const CUtensorMap& map, uint32_t full, int offset,
+                                            int key0, int kv_head, int batch) const {
 #pragma unroll
     for (int i = 0; i < C::column_blocks; ++i)
       tma_load_4d(shared_ + offset + i * C::kv_block_bytes, &map, full, 64 * i, key0, kv_head, batch,
@@ -141,9 +185,14 @@ class Producer {
   __device__ __forceinline__ void load_k(uint32_t item, int key0, int kv_head, int batch) const {
     const int stage = stage_of<C::k_stages>(item);
     mbarrier_wait(barriers_.k_empty(stage), parity_of<C::k_stages>(item) ^ 1);
-    if (leads())
-      load_keys(args_.k, barriers_.k_full(stage), C::k_offset + stage * C::kv_bytes, key0, kv_head,
-                batch);
+    if (leads()) {
+      const uint32_t full = barriers_.k_full(stage);
+      if constexpr (C::pair) {  // and the other block's
+        mbarrier_expect(full, C::kv_bytes);
+        copy_keys(args_.k, full, C::k_offset + C::kv_bytes, key0 ^ C::block_n, kv_head, batch);
+      }
+      load_keys(args_.k, full, C::k_offset + stage * C::kv_bytes, key0, kv_head, batch);
+    }
     __syncwarp();
   }
   __device__ __forceinline__ void load_v(uint32_t item, int key0, int kv_head, int batch) const {

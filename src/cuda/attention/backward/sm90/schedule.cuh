@@ -57,12 +57,14 @@ struct KeyTile {
 
 // Blocks stay resident, and each walks a fixed list of key tiles, in rounds of one a block. Under a
 // mask a section's key tiles are mixed, longest first, in rounds of its own whose direction
-// alternates: what a block gains in one round it loses in the next.
+// alternates: what a block gains in one round it loses in the next. Blocks of a cluster walk together,
+// over so many key tiles at once.
+template <int Cluster>
 class KeyTileWalk {
  public:
   __device__ __forceinline__ bool next(const Args& args, KeyTile& tile) {
-    const int grid = static_cast<int>(gridDim.x);
-    const int block = static_cast<int>(blockIdx.x);
+    const int grid = static_cast<int>(gridDim.x) / Cluster;
+    const int block = static_cast<int>(blockIdx.x) / Cluster;
     const int section = static_cast<int>(args.section.divisor);
     while (first_head_ < args.batch_kv_heads) {
       const int left = args.batch_kv_heads - first_head_;
