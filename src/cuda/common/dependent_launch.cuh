@@ -24,8 +24,8 @@ __device__ __forceinline__ void await_grids_before() {
 #endif
 }
 
-// Launches a grid, of clusters of so many blocks; with `overlap` it may start before the kernel ahead
-// of it has ended, and must call await_grids_before().
+// Launches a grid, of clusters of so many blocks; with `overlap` it may start before the kernel
+// ahead of it has ended, and must call await_grids_before().
 template <typename Args>
 int32_t launch_grid(void (*kernel)(Args), dim3 blocks, unsigned threads, int shared_bytes,
                     cudaStream_t stream, bool overlap, const Args& args, unsigned cluster = 1) {

@@ -28,8 +28,8 @@ __device__ __forceinline__ void shared_store(uint32_t address, float4 x) {
                : "memory");
 }
 
-// Four 8x8 matrices of 16-bit elements, as accumulators and A fragments hold them; lane 8*i + r gives
-// the address of the i-th one's row r.
+// Four 8x8 matrices of 16-bit elements, as accumulators and A fragments hold them; lane 8*i + r
+// gives the address of the i-th one's row r.
 __device__ __forceinline__ void shared_store_matrices(uint32_t address, const uint32_t (&x)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
                "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])

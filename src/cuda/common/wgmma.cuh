@@ -25,8 +25,8 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t 
          (address & 0x3ffff) >> 4;
 }
 
-// A K-major tile of eight columns, rows of 16 bytes one after the other, that a product takes twice: as
-// columns 0 to 7 and as columns 8 to 15.
+// A K-major tile of eight columns, rows of 16 bytes one after the other, that a product takes
+// twice: as columns 0 to 7 and as columns 8 to 15.
 __device__ __forceinline__ uint64_t wgmma_descriptor_k8(uint32_t address) {
   constexpr uint64_t eight_rows = uint64_t{128 >> 4} << 32;
   return eight_rows | (address & 0x3ffff) >> 4;

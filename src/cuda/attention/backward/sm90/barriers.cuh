@@ -25,7 +25,9 @@ struct Barriers {
     return at(5 * C::stages + stage);
   }
   __device__ __forceinline__ uint32_t k_full(int stage) const { return at(k + stage); }
-  __device__ __forceinline__ uint32_t k_empty(int stage) const { return at(k + C::k_stages + stage); }
+  __device__ __forceinline__ uint32_t k_empty(int stage) const {
+    return at(k + C::k_stages + stage);
+  }
   __device__ __forceinline__ uint32_t v_full() const { return at(v); }
   __device__ __forceinline__ uint32_t v_empty() const { return at(v + 1); }
   // The consumers have read which rows see their keys of the last key tile.
@@ -34,8 +36,8 @@ struct Barriers {
   __device__ __forceinline__ uint32_t dq_full(int buffer) const {
     return at(v + 3 + C::ds_stages + buffer);
   }
-  // A warpgroup may write its next tile of dQ: of its own, for waits that are more than a phase apart
-  // could not be told apart.
+  // A warpgroup may write its next tile of dQ: of its own, for waits that are more than a phase
+  // apart could not be told apart.
   __device__ __forceinline__ uint32_t dq_turn(int group) const {
     return at(v + 3 + C::ds_stages + C::dq_stages + group);
   }

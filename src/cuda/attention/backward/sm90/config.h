@@ -5,12 +5,11 @@
 
 namespace baracuda::sm90::backward {
 
-// Warpgroup 0 copies, the others own 64 keys each of a key tile and go over tiles of 64 queries.
-// dQ of a query tile is made a tile later, so that a warpgroup need not wait for the dS of one that
-// runs behind it.
-// Pair: two blocks share their dQ, see kernel.cuh. Each holds the K of both, two tiles of its own dS, one
-// of the other's and one on its way there.
-// DqStages: buffers through which the copy engine adds dQ; 0: warps add it from registers.
+// Warpgroup 0 copies, the others own 64 keys each of a key tile and go over tiles of 64 queries. dQ
+// of a query tile is made a tile later, so that a warpgroup need not wait for the dS of one that
+// runs behind it. Pair: two blocks share their dQ, see kernel.cuh. Each holds the K of both, two
+// tiles of its own dS, one of the other's and one on its way there. DqStages: buffers through which
+// the copy engine adds dQ; 0: warps add it from registers.
 template <typename Element_, int HeadDim, int Consumers, int KStages, int DsStages, int DqStages,
           bool Folds, bool Pair = false>
 struct Config {

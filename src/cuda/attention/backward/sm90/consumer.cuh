@@ -2,8 +2,8 @@
 //
 // S and dP are made transposed, a row for each key: P and dS then go from the accumulators to the A
 // operands of dV and dK without leaving registers, and what a key's mask is stays in two registers.
-// dQ sums over the keys of all warpgroups: dS goes to shared memory, and the warpgroups take turns to
-// make dQ of a query tile and to add it to global memory.
+// dQ sums over the keys of all warpgroups: dS goes to shared memory, and the warpgroups take turns
+// to make dQ of a query tile and to add it to global memory.
 #pragma once
 
 #include "attention/backward/sm90/barriers.cuh"
@@ -30,7 +30,8 @@ class Consumer {
                                       const Barriers<C>& barriers, int group)
       : args_(args), shared_(shared), barriers_(barriers), group_(group) {
     const int lane = threadIdx.x % 32;
-    const int key = group * C::group_n + threadIdx.x % 128 / 32 * 16 + (lane / 8 & 1) * 8 + lane % 8;
+    const int key =
+        group * C::group_n + threadIdx.x % 128 / 32 * 16 + (lane / 8 & 1) * 8 + lane % 8;
     ds_store_ = shared + C::ds_offset + key * 128 + ((lane / 16 ^ lane % 8) << 4);
   }
 
@@ -96,9 +97,9 @@ class Consumer {
     }
   }
 
-  // Takes in the n_-th query tile, m of the head whose first is tile0. Only under a mask, or where the tile has fewer keys
-  // than it has room for, are there rows that do not see all of it. (Two loops, one of them without
-  // masks, are more than ptxas has registers for.)
+  // Takes in the n_-th query tile, m of the head whose first is tile0. Only under a mask, or where
+  // the tile has fewer keys than it has room for, are there rows that do not see all of it. (Two
+  // loops, one of them without masks, are more than ptxas has registers for.)
   __device__ __forceinline__ void fold(float (&dk)[columns], float (&dv)[columns], int tile0, int m,
                                        bool masked) {
     float s[scores], dp[scores];
@@ -114,7 +115,8 @@ class Consumer {
     // A fragments of ones in the columns that hold a row's lse, and its delta.
     uint32_t ones[4] = {0, 0, 0, 0}, delta_ones[4] = {0, 0, 0, 0};
     if constexpr (C::folds) {
-      uint32_t pair;  // volatile: kept from tile to tile the fragments are more than there is room for
+      // Volatile: kept from tile to tile the fragments are more than there is room for.
+      uint32_t pair;
       asm volatile("mov.u32 %0, %%laneid;" : "=r"(pair));
       pair %= 4;
       const uint32_t parts = pair % 2 == 0 ? 0x3f803f80u : 0x3f80u;
@@ -194,8 +196,8 @@ class Consumer {
     if (k_before_ >= 0) release(barriers_.k_empty(k_before_));
     k_before_ = -1;
   }
-  // The query tile becomes the one before, and if it is the first of its key tile the K before is done
-  // with.
+  // The query tile becomes the one before, and if it is the first of its key tile the K before is
+  // done with.
   __device__ __forceinline__ void look_back_at(int tile) {
     if (k_before_ >= 0 && k_before_ != k_stage_) release(barriers_.k_empty(k_before_));
     k_before_ = k_stage_;
@@ -348,7 +350,8 @@ class Consumer {
     }
     if constexpr (C::dq_stages > 0) {
       const int buffer = stage_of<C::dq_stages>(n);
-      const uint32_t at = shared_ + C::dq_offset + buffer * 4 * C::dq_floats + threadIdx.x % 128 * 16;
+      const uint32_t at =
+          shared_ + C::dq_offset + buffer * 4 * C::dq_floats + threadIdx.x % 128 * 16;
       await_turn(n);
       each_four(dq, [&](int j, float4 x) { shared_store(at + j * 2048, x); });
       shared_store_fence();
@@ -361,8 +364,8 @@ class Consumer {
       each_four(dq, [&](int j, float4 x) { add_in_memory(to + j * 128, x); });
     }
   }
-  // The buffer that dQ of the n-th query tile goes to has been read: once the turn has come that the
-  // copying warp gives for every tile but the first dq_stages.
+  // The buffer that dQ of the n-th query tile goes to has been read: once the turn has come that
+  // the copying warp gives for every tile but the first dq_stages.
   __device__ __forceinline__ void await_turn(uint32_t n) const {
     if (n < C::dq_stages) return;
     const uint32_t turns = (n - C::dq_stages) / C::consumers;  // of this warpgroup before

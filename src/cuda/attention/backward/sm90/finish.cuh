@@ -18,13 +18,14 @@ struct FinishArgs {
 
 constexpr int finish_threads = 256;
 
-// A block for each query tile. A quad's accumulators of eight columns lie together: eight columns of
-// a row and of the row eight below.
+// A block for each query tile. A quad's accumulators of eight columns lie together: eight columns
+// of a row and of the row eight below.
 template <typename Element, int HeadDim, int BlockM>
 __global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs args) {
   constexpr int column_groups = HeadDim / 8;
   constexpr int units = column_groups * BlockM / 2;
-  static_assert(units % finish_threads == 0 && BlockM == 64, "whole rounds of one warpgroup's rows");
+  static_assert(units % finish_threads == 0 && BlockM == 64,
+                "whole rounds of one warpgroup's rows");
   await_grids_before();
   const int64_t tile = blockIdx.x;
   const int batch_head = static_cast<int>(tile / args.query_tiles);

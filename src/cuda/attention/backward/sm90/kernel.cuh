@@ -3,9 +3,9 @@
 // A block keeps a tile of keys and goes over all query tiles that see them, of all heads of the
 // group: dK and dV stay in registers. Warpgroup 0 copies; every other one owns 64 keys.
 //
-// Additions to dQ are what L2 has to do most of. Two blocks of a cluster with neighbouring key tiles
-// go over the same query tiles: each makes dQ of every second one, over the keys of both, and gets
-// the other's dS for it.
+// Additions to dQ are what L2 has to do most of. Two blocks of a cluster with neighbouring key
+// tiles go over the same query tiles: each makes dQ of every second one, over the keys of both, and
+// gets the other's dS for it.
 #pragma once
 
 #include "attention/backward/sm90/consumer.cuh"

@@ -31,14 +31,13 @@ int32_t load_kernels() {
   static ReadyDevices ready[3];
   using Element = typename C::Element;
   int32_t status = load_tensor_map_encoder();
-  if (status == BARACUDA_OK)
-    status = ensure_loaded(
-        reinterpret_cast<const void*>(prepare_kernel<Element, C::head_dim, C::block_m, C::folds>), 0, ready[0]);
-  if (status == BARACUDA_OK)
-    status = ensure_loaded(reinterpret_cast<const void*>(step_kernel<C>), C::shared_bytes, ready[1]);
-  if (status == BARACUDA_OK)
-    status = ensure_loaded(
-        reinterpret_cast<const void*>(finish_kernel<Element, C::head_dim, C::block_m>), 0, ready[2]);
+  const auto load = [&](auto* kernel, int shared_bytes, ReadyDevices& devices) {
+    if (status == BARACUDA_OK)
+      status = ensure_loaded(reinterpret_cast<const void*>(kernel), shared_bytes, devices);
+  };
+  load(prepare_kernel<Element, C::head_dim, C::block_m, C::folds>, 0, ready[0]);
+  load(step_kernel<C>, C::shared_bytes, ready[1]);
+  load(finish_kernel<Element, C::head_dim, C::block_m>, 0, ready[2]);
   return status;
 }
 
@@ -103,9 +102,9 @@ int32_t encode_maps(const BackwardParams& params, Args& args) {
   return status;
 }
 
-// Heads whose key tiles are mixed under a mask: as many as keep Q, dO and the sums of dQ in an L2 of
-// 40 MB or more (of a group one head is at work at a time), but so many that rounds of the grid are
-// nearly full.
+// Heads whose key tiles are mixed under a mask: as many as keep Q, dO and the sums of dQ in an L2
+// of 40 MB or more (of a group one head is at work at a time), but so many that rounds of the grid
+// are nearly full.
 inline int64_t choose_section(const StepParams& p, int64_t key_tiles, int64_t grid) {
   constexpr int64_t l2_share = int64_t{32} << 20;
   const int64_t heads = p.batch * p.kv_heads;

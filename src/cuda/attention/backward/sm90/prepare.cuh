@@ -28,7 +28,8 @@ __device__ __forceinline__ float dot8(const uint4& a, const uint4& b) {
   const Element* const y = reinterpret_cast<const Element*>(&b);
   float sum = 0.0f;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) sum = fmaf(Dtype<Element>::load(x[i]), Dtype<Element>::load(y[i]), sum);
+  for (int i = 0; i < 8; ++i)
+    sum = fmaf(Dtype<Element>::load(x[i]), Dtype<Element>::load(y[i]), sum);
   return sum;
 }
 
@@ -37,7 +38,8 @@ __device__ __forceinline__ uint2 negative_parts(float x) {
   const float high = __bfloat162float(__float2bfloat16_rn(-x));
   const float middle = __bfloat162float(__float2bfloat16_rn(-x - high));
   const float low = -x - high - middle;
-  return make_uint2(Dtype<__nv_bfloat16>::pack(high, middle), Dtype<__nv_bfloat16>::pack(low, 0.0f));
+  using Part = Dtype<__nv_bfloat16>;
+  return make_uint2(Part::pack(high, middle), Part::pack(low, 0.0f));
 }
 
 constexpr int prepare_threads = 256;
@@ -45,8 +47,8 @@ constexpr int prepare_threads = 256;
 // A block for each query tile. delta = rowsum(dy * y) - dlse. A row that sees nothing gets an lse
 // beyond all scores, as rows past the end do: its weights are zero then.
 //
-// Folds: [row][8] of bf16, a K-major operand: -lse / scale in four columns and -delta in four. Products
-// with ones take them off S and dP. Else lse * log2(e) of all rows, then delta, in f32.
+// Folds: [row][8] of bf16, a K-major operand: -lse / scale in four columns and -delta in four.
+// Products with ones take them off S and dP. Else lse * log2(e) of all rows, then delta, in f32.
 template <typename Element, int HeadDim, int BlockM, bool Folds>
 __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareArgs args) {
   constexpr int lanes = HeadDim / 8;  // of a row

@@ -1,5 +1,5 @@
-// The copying side of the sm90a backward kernel: a warp that works out key tiles for all others, one
-// that copies tiles in, and one that adds dQ. They run in step; a warp's first lane copies.
+// The copying side of the sm90a backward kernel: a warp that works out key tiles for all others,
+// one that copies tiles in, and one that adds dQ. They run in step; a warp's first lane copies.
 #pragma once
 
 #include "attention/backward/sm90/barriers.cuh"
@@ -39,7 +39,8 @@ __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t sh
         const int first = first_row / C::block_m;
         const int count = first_row < args.query_len ? args.query_tiles - first : 0;
         int begin = first;
-        if (args.staggers && count > 0) begin += tile.index * ((C::pair ? 2 : 1) * C::block_n / C::block_m) % count;
+        constexpr int apart = (C::pair ? 2 : 1) * C::block_n / C::block_m;
+        if (args.staggers && count > 0) begin += tile.index * apart % count;
         slot.set_queries(count, first, begin, rows.get(C::block_n - 1));
       }
     } else if (lane == 0) {
@@ -89,8 +90,8 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
   if (leads) tma_wait<0>();
 }
 
-// Of a pair: sends dS of the query tiles whose dQ the other block makes, and tells it that its own has
-// arrived.
+// Of a pair: sends dS of the query tiles whose dQ the other block makes, and tells it that its own
+// has arrived.
 template <typename C>
 __device__ __forceinline__ void exchange_ds(uint32_t shared, const Barriers<C>& barriers,
                                             int group_heads) {
@@ -129,7 +130,8 @@ __device__ __forceinline__ void exchange_ds(uint32_t shared, const Barriers<C>& 
 template <typename C>
 class Producer {
  public:
-  __device__ __forceinline__ Producer(const Args& args, uint32_t shared, const Barriers<C>& barriers)
+  __device__ __forceinline__ Producer(const Args& args, uint32_t shared,
+                                      const Barriers<C>& barriers)
       : args_(args), shared_(shared), barriers_(barriers) {}
 
   __device__ __forceinline__ void run() {
@@ -179,8 +181,8 @@ class Producer {
                                             int key0, int kv_head, int batch) const {
 #pragma unroll
     for (int i = 0; i < C::column_blocks; ++i)
-      tma_load_4d(shared_ + offset + i * C::kv_block_bytes, &map, full, 64 * i, key0, kv_head, batch,
-                  l2_evict_first());
+      tma_load_4d(shared_ + offset + i * C::kv_block_bytes, &map, full, 64 * i, key0, kv_head,
+                  batch, l2_evict_first());
   }
   __device__ __forceinline__ void load_k(uint32_t item, int key0, int kv_head, int batch) const {
     const int stage = stage_of<C::k_stages>(item);

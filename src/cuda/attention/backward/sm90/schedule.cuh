@@ -34,7 +34,8 @@ struct Args {
   bool staggers;       // key tiles of a head begin at query tiles of their own
 };
 
-// The first query row that sees a key; query_len where none does. Keys past the end are seen by none.
+// The first query row that sees a key; query_len where none does. Keys past the end are seen by
+// none.
 __device__ __forceinline__ int first_row_of(const Args& args, int64_t key) {
   if (key >= args.key_len) return args.query_len;
   if (!args.causal) return 0;
@@ -57,8 +58,8 @@ struct KeyTile {
 
 // Blocks stay resident, and each walks a fixed list of key tiles, in rounds of one a block. Under a
 // mask a section's key tiles are mixed, longest first, in rounds of its own whose direction
-// alternates: what a block gains in one round it loses in the next. Blocks of a cluster walk together,
-// over so many key tiles at once.
+// alternates: what a block gains in one round it loses in the next. Blocks of a cluster walk
+// together, over so many key tiles at once.
 template <int Cluster>
 class KeyTileWalk {
  public:
