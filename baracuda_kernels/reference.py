@@ -238,12 +238,12 @@ def _row_gradients(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, dy: np.ndarray, dlse: np.ndarray, scale: float,
     mask: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    blind = ~mask.any(axis=1)
+    sees = mask.any(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         scores = np.where(mask, (q @ k.T) * scale, -np.inf)
         top = scores.max(axis=1, keepdims=True)
-        weights = np.exp(scores - np.where(blind[:, None], 0.0, top))
-        weights /= np.where(blind[:, None], 1.0, weights.sum(axis=1, keepdims=True))
+        weights = np.exp(scores - np.where(sees, top, 0.0))
+        weights /= np.where(sees, weights.sum(axis=1, keepdims=True), 1.0)
         d_weights = dy @ v.T
         # Keys that a row does not see are left out: they may be NaN.
         mean = np.where(mask, weights * d_weights, 0.0).sum(axis=1) - dlse

@@ -41,16 +41,28 @@ sent.
 """
 
 
-def accepted(spec: registry.OpSpec, family: str, arch: str, **problem: object) -> str:
+def accepted(
+    spec: registry.OpSpec,
+    family: str,
+    arch: str,
+    direction: bk.Direction = bk.Direction.FORWARD,
+    **problem: object,
+) -> str:
     """The reason why that family refuses the problem; empty where it takes it."""
-    explanation = registry.explain(spec.problem(**problem), arch)
+    explanation = registry.explain(spec.problem(**problem), arch, direction=direction)
     return next(c.reason for c in explanation.candidates if c.family == family)
 
 
-def head_dims(spec: registry.OpSpec, family: str, arch: str, element: bk.ElementKind) -> str:
+def head_dims(
+    spec: registry.OpSpec,
+    family: str,
+    arch: str,
+    element: bk.ElementKind,
+    direction: bk.Direction,
+) -> str:
     """The head_dims that it takes, as a list or as a range."""
     most = 1100
-    taken = [d for d in range(1, most) if not accepted(spec, family, arch, head_dim=d,
+    taken = [d for d in range(1, most) if not accepted(spec, family, arch, direction, head_dim=d,
                                                        dtype=element)]  # fmt: skip
     if len(taken) > 1 and taken == list(range(taken[0], taken[-1] + 1)):
         return f"{taken[0]} to {taken[-1]}"
@@ -59,23 +71,27 @@ def head_dims(spec: registry.OpSpec, family: str, arch: str, element: bk.Element
 
 def kernels() -> list[str]:
     """A row for each op, direction and family."""
-    rows = ["| op | family | runs on | elements | head_dim | scale |", "|---|---|---|---|---|---|"]
+    rows = ["| op | direction | family | runs on | elements | head_dim | scale |",
+            "|---|---|---|---|---|---|---|"]  # fmt: skip
     for spec in registry.specs():
-        families: dict[str, list[bk.ElementKind]] = {}
+        families: dict[tuple[bk.Direction, str], list[bk.ElementKind]] = {}
         for family, sku in spec.skus():
-            families.setdefault(family, []).append(sku.element)
-        for family, elements in families.items():
+            families.setdefault((sku.direction, family), []).append(sku.element)
+        for (direction, family), elements in families.items():
             arch, where = PLACES[family]
             first = elements[0]
             scales = {"> 0": 0.5, "0": 0.0, "< 0": -0.5}
             fit = [
                 name
                 for name, scale in scales.items()
-                if not accepted(spec, family, arch, scale=scale, dtype=first, head_dim=64)
+                if not accepted(
+                    spec, family, arch, direction, scale=scale, dtype=first, head_dim=64
+                )
             ]
             rows.append(
-                f"| `{spec.name}` | `{family}` | {where} | {', '.join(e.name for e in elements)} | "
-                f"{head_dims(spec, family, arch, first)} | "
+                f"| `{spec.name}` | {direction.name.lower()} | `{family}` | {where} | "
+                f"{', '.join(e.name for e in elements)} | "
+                f"{head_dims(spec, family, arch, first, direction)} | "
                 f"{'any finite' if len(fit) == 3 else ' and '.join(fit)} |"
             )
     return rows

@@ -102,8 +102,9 @@ def test_lengths_masks_and_heads(torch, family, dtype, head_dim):
         x = drawn(torch, dtype, number, **shape, dlse=number % 2 == 0)
         for is_causal in (False, True):
             with case(is_causal=is_causal, **shape):
+                # Of one column the numbers that a row's gradient is the sum of nearly cancel.
                 check(torch, family, dtype, x, is_causal=is_causal, wide=number % 3 == 0,
-                      peaked=min(query_len, key_len) < 64)
+                      peaked=min(query_len, key_len) < 64 or head_dim == 1)
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -236,15 +237,17 @@ def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype):
     assert call.plan.precision_guarantee.deterministic
     first = [g.clone() for g in call.run()]
     torch.cuda.synchronize()
+    other, square = torch.cuda.Stream(), torch.empty_like(x.q)
+    torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info()[0]
-    other = torch.cuda.Stream()
     for run in range(100):
         call.poison()
         if run % 2:  # beside other work
             with torch.cuda.stream(other):
-                x.q.square()
+                torch.square(x.q, out=square)
         call.run()
         assert all(torch.equal(a, b) for a, b in zip(first, call.gradients, strict=True)), run
+    torch.cuda.empty_cache()
     assert torch.cuda.mem_get_info()[0] >= free - (4 << 20)
 
 

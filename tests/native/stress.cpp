@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "baracuda/attention.h"
+#include "baracuda/attention_backward.h"
 #include "baracuda/host.h"
 #include "baracuda/attention_ring.h"
 #include "baracuda/exchange.h"
@@ -55,6 +56,40 @@ void run_steps(int repeats) {
     if (status != BARACUDA_OK) give_up("step", status);
     if (n == 1) first = y;
     if (n > 1 && n % 2 == 1 && y != first) give_up("the same step gave other bits", n);
+  }
+}
+
+void run_gradients(int repeats) {
+  std::vector<float> x(4 * kElements), y(kElements), lse(kHeads * kRows);
+  std::vector<float> gradients(3 * kElements), first, scratch(kHeads * kRows * (kDim + 2));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 17) * 0.1f - 0.8f;
+  baracuda_attention_backward_params p{};
+  p.struct_size = sizeof(p);
+  p.step = step_params();
+  p.step.flags = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST | BARACUDA_STEP_CAUSAL;
+  p.step.q = x.data();
+  p.step.k = x.data() + kElements;
+  p.step.v = x.data() + 2 * kElements;
+  p.step.y = y.data();
+  p.step.lse = lse.data();
+  int32_t status = baracuda_attention_step(BARACUDA_ATTENTION_HOST, &p.step, nullptr);
+  if (status != BARACUDA_OK) give_up("forward", status);
+  p.step.state = scratch.data();
+  p.dy = x.data() + 3 * kElements;
+  p.dq = gradients.data();
+  p.dk = gradients.data() + kElements;
+  p.dv = gradients.data() + 2 * kElements;
+  p.dy_strides = p.dq_strides = p.dk_strides = p.dv_strides = p.step.q_strides;
+  p.lse_strides = {kHeads * kRows, kRows, 1};
+  p.kv_gradient_element = BARACUDA_F32;
+  for (int n = 0; n < repeats; ++n) {
+    gradients.assign(gradients.size(), -1.0f);
+    status = baracuda_attention_backward_prepare(BARACUDA_ATTENTION_HOST, &p, nullptr);
+    if (status == BARACUDA_OK)
+      status = baracuda_attention_backward_step(BARACUDA_ATTENTION_HOST, &p, nullptr);
+    if (status != BARACUDA_OK) give_up("backward", status);
+    if (n == 0) first = gradients;
+    if (gradients != first) give_up("the same gradients have other bits", n);
   }
 }
 
@@ -155,6 +190,7 @@ int main(int argc, char** argv) {
     });
     std::vector<std::thread> threads;
     for (int i = 0; i < 2; ++i) threads.emplace_back(run_steps, 20);
+    for (int i = 0; i < 2; ++i) threads.emplace_back(run_gradients, 20);
     threads.emplace_back(run_ring, 3, Fate::kGood);
     threads.emplace_back(run_ring, 2, Fate::kGood);
     threads.emplace_back(run_ring, 3, Fate::kAborted);

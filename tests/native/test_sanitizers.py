@@ -30,10 +30,12 @@ def test_threads_that_share_everything(kind, tmp_path):
     sources = [p for p in SOURCES.rglob("*.cpp") if not p.stem.endswith(("_avx2", "_avx512"))]
     stub = tmp_path / "vectors.cpp"
     stub.write_text(
-        '#include "attention/forward/host/block.h"\n'
+        '#include "attention/backward/host/gradients.h"\n'
         "namespace baracuda { namespace host {\n"
         "extern const IsaKernels kAvx2Kernels, kAvx512Kernels;\n"
         "const IsaKernels kAvx2Kernels{}, kAvx512Kernels{};\n"
+        "extern const GradientKernels kAvx2Gradients, kAvx512Gradients;\n"
+        "const GradientKernels kAvx2Gradients{}, kAvx512Gradients{};\n"
         "} }\n")
     program = tmp_path / "stress"
     definitions = [f'-DBARACUDA_{name}="test"' for name in

@@ -236,13 +236,18 @@ def test_no_kernel_spills():
             assert use["stack"] == 0, f"{arch} {name}: {use}"
 
 
+def disassembly():
+    """(architecture, kernel's name, its SASS) of every kernel."""
+    for code in re.split(r"^Fatbin elf code:", cuobjdump("-sass"), flags=re.MULTILINE)[1:]:
+        arch = re.search(r"^arch = (\w+)", code, re.MULTILINE)[1]
+        for function in re.split(r"Function : ", code)[1:]:
+            yield arch, function.split("\n", 1)[0], function
+
+
 @needs_cuda_build
 def test_tensor_core_kernels_use_tensor_cores():
-    sass = cuobjdump("-sass")
-    functions = re.split(r"Function : ", sass)[1:]
     seen = hopper = 0
-    for function in functions:
-        name = function.split("\n", 1)[0]
+    for _, name, function in disassembly():
         if "sm80" in name:
             seen += 1
             for instruction in ("HMMA.16816.F32", "LDSM", "LDGSTS"):
@@ -269,14 +274,14 @@ def test_tensor_core_kernels_use_tensor_cores():
 
 @needs_cuda_build
 def test_steps_overlap_on_hopper_alone():
-    for arch, wanted in (("sm_80", False), ("sm_90", True)):
-        functions = re.split(r"Function : ", cuobjdump("-sass", "-arch", arch))[1:]
-        steps = [f for f in functions if "sm80" in f.split("\n", 1)[0]]
+    for wanted_arch, wanted in (("sm_80", False), ("sm_90", True)):
+        steps = [(name, function) for arch, name, function in disassembly()
+                 if arch == wanted_arch and "sm80" in name]  # fmt: skip
         assert len(steps) >= 10
-        for function in steps:
+        for name, function in steps:
             # griddepcontrol.launch_dependents and griddepcontrol.wait
             for instruction in ("PREEXIT", "ACQBULK"):
-                assert (instruction in function) == wanted, (arch, function.split("\n", 1)[0])
+                assert (instruction in function) == wanted, (wanted_arch, name)
 
 
 def _product_loops(function):

@@ -23,6 +23,7 @@ def whole_arrays(q: Half, k: Half, v: Half) -> Path:
     assert_type(bk.positions(4, 0, 2), NDArray[np.int64])
     exact, _ = reference.attention(q, k, v)
     assert_type(reference.error_of(y, exact), dict[str, float])
+    assert len(reference.attention_backward(q, k, v, y)) == 3
     return Path(bk.__version__)
 
 
@@ -46,6 +47,11 @@ def plans(comm: bk.Communicator, args: bk.RingAttentionArgs) -> int:
     assert_type(earlier, bk.RingAttentionPlan)
     named = bk.FlashSdpaPlan.select(stream=None, descriptor=bk.FlashSdpaDescriptor(1, 1, 1, 1, 8))
     assert_type(named, bk.FlashSdpaPlan)
+    backward = bk.FlashSdpaBackwardPlan.select(
+        named.descriptor, bk.Stream.host(), bk.PlanPreference(deterministic=True)
+    )
+    assert_type(backward, bk.FlashSdpaBackwardPlan)
+    assert_type(backward.scratch_bytes, int)
     timeline = bk.RingTimeline()
     plan.run(bk.Stream.host(), comm, args, timeline=timeline)
     assert_type(timeline.steps, list[bk.RingStepTime])

@@ -4,15 +4,10 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-
-import baracuda_kernels as bk
-from baracuda_kernels._core import _info
-from baracuda_kernels.reference import attention_backward
 from helpers.gradients import (
     HOST,
     NAMES,
@@ -24,6 +19,12 @@ from helpers.gradients import (
 )
 from helpers.oracle import error_of, max_score
 from helpers.tolerances import assert_gradients
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import baracuda_kernels as bk
+from baracuda_kernels._core import _info
+from baracuda_kernels.reference import attention_backward
 
 DTYPES = ("f16", "bf16", "f32", "f64")
 
@@ -297,24 +298,29 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(dtype):
         assert all(a.tobytes() == b.tobytes() for a, b in zip(found[0], other, strict=True))
 
 
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from helpers.gradients import draw, host_gradients
+from helpers.tolerances import assert_gradients
+from baracuda_kernels._core import _info
+from baracuda_kernels.reference import attention_backward
+print(_info.host_info()["isa"])
+for dtype in ("f16", "bf16", "f32", "f64"):
+    for head_dim in (17, 64):
+        x = draw(dtype, 1, heads=2, kv_heads=1, query_len=150, key_len=130, head_dim=head_dim)
+        exact = attention_backward(*x[:4], is_causal=True)
+        assert_gradients("host", dtype, host_gradients(x, is_causal=True), exact)
+"""
+
+
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_every_instruction_set_is_right(isa):
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from unit import test_backward_host as t\n"
-        "from baracuda_kernels._core import _info\n"
-        "assert _info.host_info()['isa'] in (sys.argv[2], 'baseline'), _info.host_info()\n"
-        "for dtype in t.DTYPES:\n"
-        "    for head_dim in (17, 64):\n"
-        "        x = t.draw(dtype, 1, heads=2, kv_heads=1, query_len=150, key_len=130,\n"
-        "                   head_dim=head_dim, dlse=True)\n"
-        "        t.check(x, dtype, is_causal=True)\n"
-    )
-    tests = os.path.dirname(os.path.dirname(__file__))
     done = subprocess.run(
-        [sys.executable, "-c", script, tests, isa], env={**os.environ, "BARACUDA_HOST_ISA": isa},
-        capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+        [sys.executable, "-c", SCRIPT, Path(__file__).parents[1]], capture_output=True, text=True,
+        env={**os.environ, "BARACUDA_HOST_ISA": isa}, check=False)  # fmt: skip
+    # Where the CPU has no AVX2, the best below it.
+    assert done.returncode == 0 and done.stdout.split() in ([isa], ["baseline"]), done
 
 
 def test_accumulators_of_outputs_are_the_unrounded_gradients():

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from helpers.gradients import HOST, descriptor, draw, forward
 
 import baracuda_kernels as bk
 from baracuda_kernels import registry
 from baracuda_kernels.ops.attention import _families
-from helpers.gradients import HOST, descriptor, draw, forward
 
 needs_cuda_build = pytest.mark.skipif(
     not bk._build_info()["cuda_built"], reason="capability: CUDA kernels in the build"

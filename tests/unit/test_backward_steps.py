@@ -119,3 +119,52 @@ def test_families_without_a_backward_say_so():
         assert f"the {name} family has no backward kernel" in str(ring_abi.last_failure())
     assert lib.baracuda_attention_backward_elements(0) == 0b1111
     assert lib.baracuda_attention_backward_elements(1) == 0b1111
+
+
+def test_a_call_allocates_nothing():
+    """Counted by a preloaded malloc, on the second call, of one pass over the heads and of two."""
+    body = """
+    count = ct.CDLL(None).count_malloc
+    count.restype = ct.c_int64
+    import numpy as np
+    from helpers import backward_abi
+    from helpers.gradients import draw, forward
+    from native.host_abi import FIRST, LAST, PositionMap
+    for heads in (1, 8):
+        x = draw("bf16", 0, heads=heads, query_len=100, key_len=150, head_dim=40)
+        y, lse = forward(x)
+        dq, dk, dv = (np.full_like(a, np.nan) for a in (x.q, x.k, x.v))
+        call = backward_abi.Steps(x, y, lse, kernel=0, kv_heads=heads, dq=dq, scale=0.5,
+                                  causal=True, q_map=PositionMap(0, 0, 1, 100),
+                                  scratch=np.empty(heads * 100 * 42))
+        call.bind_keys(x.k, x.v, dk, dv, PositionMap(0, 0, 1, 150))
+        call.params.step.flags |= FIRST | LAST
+        params = ct.byref(call.params)
+        prepare = call.lib.baracuda_attention_backward_prepare
+        step = call.lib.baracuda_attention_backward_step
+        assert prepare(0, params, None) == step(0, params, None) == abi.OK
+        before = count()
+        assert before > 0
+        statuses = prepare(0, params, None), step(0, params, None)
+        allocated = count() - before
+        before = count()
+        prepare(9, params, None), step(9, params, None)
+        cost_of_ctypes = count() - before
+        assert statuses == (abi.OK, abi.OK) and np.isfinite(dq.astype(np.float32)).all()
+        assert allocated <= cost_of_ctypes, (heads, allocated, cost_of_ctypes)
+    """
+    ring_abi.in_new_process(body, preload=ring_abi.build_helper("count_malloc.cpp", "-ldl"))
+
+
+def test_without_rows_nothing_else_is_read():
+    """dk and dv are zeros, and the other operands may be null."""
+    x = draw("f32", 0, query_len=0, key_len=150)
+    dk, dv = (np.full_like(a, np.nan) for a in (x.k, x.v))
+    call = abi.Steps(x, x.q, np.zeros((1, 2, 0), np.float32), kernel=HOST, kv_heads=2, dq=x.q,
+                     scale=0.5, causal=False, q_map=PositionMap(0, 0, 1, 0))
+    call.bind_keys(x.k, x.v, dk, dv, PositionMap(0, 0, 1, 150))
+    p, s = call.params, call.params.step
+    s.q = s.k = s.v = s.y = s.lse = s.state = p.dy = p.dq = None
+    call.prepare()
+    call.step(first=True, last=True)
+    assert (dk == 0).all() and (dv == 0).all()

@@ -186,10 +186,10 @@ def test_info():
         assert fact in text
     host = [row for row in report["runs_here"] if row["device"] == "host"]
     directions = {"ring_attention": ["FORWARD"], "flash_sdpa": ["FORWARD", "BACKWARD"]}
-    for op in directions:
+    for op, wanted in directions.items():
         asked = [(row["direction"], row["dtype"]) for row in host if row["op"] == op]
         assert sorted(asked) == sorted(
-            (d, t) for d in directions[op] for t in ("F16", "BF16", "F32", "F64"))
+            (d, t) for d in wanted for t in ("F16", "BF16", "F32", "F64"))
         assert f"{op} forward (batch 1, heads 8, query_len 4096, head_dim 128" in text
     assert all(row["family"] for row in report["runs_here"])
     assert ("no GPU will be used" in text) == bool(report["gpu_reason"])

@@ -17,17 +17,25 @@ README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site's folder, and what sphinx said."""
+    folder = tmp_path_factory.mktemp("site")
+    result = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", ROOT / "docs", folder],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return folder, result
+
+
 @pytest.mark.framework("sphinx")
 @pytest.mark.timeout(120)
-def test_the_site_builds_without_a_warning(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", ROOT / "docs", tmp_path],
-        capture_output=True, text=True,
-    )
+def test_the_site_builds_without_a_warning(site):
+    folder, result = site
     assert result.returncode == 0, result.stdout + result.stderr
     assert not result.stderr, result.stderr
     for page in (ROOT / "docs").glob("*.md"):
-        assert (tmp_path / f"{page.stem}.html").exists(), page.name
+        assert (folder / f"{page.stem}.html").exists(), page.name
 
 
 def test_the_kernel_table_is_the_registry():
@@ -108,11 +116,10 @@ def test_the_picture_of_the_ring_is_the_scripts(tmp_path):
 
 @pytest.mark.framework("sphinx")
 @pytest.mark.timeout(120)
-def test_the_reference_has_every_public_name(tmp_path):
+def test_the_reference_has_every_public_name(site):
     """With its arguments; the site is built from the docstrings of this very package."""
-    subprocess.run([sys.executable, "-m", "sphinx", "-q", ROOT / "docs", tmp_path], check=True,
-                   capture_output=True)  # fmt: skip
-    page = (tmp_path / "api.html").read_text()
+    folder, _ = site
+    page = (folder / "api.html").read_text()
     modules = {"errors", "registry"}
     vocabulary = {"AttentionKind", "EpilogueKind", "LayoutSku"}  # of SKUs alone
     for name in set(bk.__all__) - modules - vocabulary - {"__version__"}:

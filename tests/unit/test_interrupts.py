@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import baracuda_kernels as bk
+from baracuda_kernels._core import _info
 from helpers.oracle import attention
 
 HOST = bk.Stream.host()
@@ -66,9 +67,37 @@ def ring_plan(x, world_size):
         HOST, bk.RingAttentionDescriptor(b, h, s // world_size, s // world_size, d))
 
 
+def sdpa_backward(x, lse):
+    b, h, s, d = x[0].shape
+    plan = bk.FlashSdpaBackwardPlan.select(HOST, bk.FlashSdpaDescriptor(b, h, s, s, d))
+    gradients = [np.empty_like(a) for a in x]
+    plan.run(HOST, bk.FlashSdpaBackwardArgs(
+        q=x[0], k=x[1], v=x[2], y=x[0], dy=x[1], lse=lse, dq=gradients[0], dk=gradients[1],
+        dv=gradients[2], scratch=np.empty(plan.scratch_bytes, np.uint8)))
+    return gradients
+
+
 def assert_still_right():
     x = [a[:, :, :64] for a in long_problem(64)]
     assert np.allclose(sdpa(x), attention(*x)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [2, 16])
+def test_a_backward_call_on_the_host_stops(threads):
+    """One pass over the heads, and two."""
+    x = long_problem()
+    before = _info.host_info()["threads"]
+    _info.set_host_threads(threads)
+    try:
+        with interrupted():
+            sdpa_backward(x, np.zeros(x[0].shape[:3], np.float32))
+        small = [a[:, :, :64] for a in x]
+        lse = attention(*small)[1].astype(np.float32)
+        again = [sdpa_backward(small, lse) for _ in range(2)]
+    finally:
+        _info.set_host_threads(before)
+    assert all(np.isfinite(a).all() for a in again[0])
+    assert all(map(np.array_equal, *again))
 
 
 def test_an_attention_call_on_the_host_stops():

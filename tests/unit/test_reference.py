@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import baracuda_kernels as bk
-from baracuda_kernels.reference import attention, error_of
+from baracuda_kernels.reference import attention, attention_backward, error_of
+from helpers.gradients import draw
 
 
 def brute_force(q, k, v, scale, visible):
@@ -143,3 +144,43 @@ def test_error_of():
         assert error_of(np.array([3.0, wrong, 4.0]), exact)["max"] == np.inf
     with pytest.raises(bk.errors.InvalidProblemError):
         error_of(np.zeros(2), exact)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_gradients_are_the_slopes_of_the_forward(is_causal):
+    """Central differences in random directions."""
+    x = draw("f64", 42, heads=2, kv_heads=1, query_len=9, key_len=7, head_dim=5, dlse=True)
+    rng = np.random.default_rng(0)
+
+    def loss(q, k, v):
+        y, lse = attention(q, k, v, is_causal=is_causal)
+        return (y * x.dy).sum() + (lse * x.dlse).sum()
+
+    gradients = attention_backward(*x[:4], dlse=x.dlse, is_causal=is_causal)
+    for i, gradient in enumerate(gradients):
+        for _ in range(5):
+            direction = rng.standard_normal(gradient.shape)
+            h = 1e-5
+            up, down = list(x[:3]), list(x[:3])
+            up[i], down[i] = up[i] + h * direction, down[i] - h * direction
+            slope = (loss(*up) - loss(*down)) / (2 * h)
+            assert abs(slope - (gradient * direction).sum()) < 1e-8 * max(1, abs(slope))
+
+
+def test_gradients_of_blocks_and_of_shapes_that_do_not_fit():
+    x = draw("f64", 0, heads=4, kv_heads=2, query_len=20, key_len=13, dlse=True)
+    whole = attention_backward(*x[:4], dlse=x.dlse, is_causal=True)
+    blocks = attention_backward(*x[:4], dlse=x.dlse, is_causal=True, block_scores=30)
+    for a, b in zip(whole, blocks, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-13)
+    # Positions in another order are rows and keys in another order.
+    rows, keys = np.random.default_rng(0).permutation(20), np.random.default_rng(1).permutation(13)
+    moved = attention_backward(
+        x.q[:, :, rows], x.k[:, :, keys], x.v[:, :, keys], x.dy[:, :, rows], dlse=x.dlse[:, :, rows],
+        is_causal=True, q_positions=rows, k_positions=keys)  # fmt: skip
+    for a, b, at in zip(whole, moved, (rows, keys, keys), strict=True):
+        np.testing.assert_allclose(a[:, :, at], b, atol=1e-13)
+    with pytest.raises(bk.InvalidProblemError, match="dy has shape"):
+        attention_backward(x.q, x.k, x.v, x.dy[:, :, :5])
+    with pytest.raises(bk.InvalidProblemError, match="dlse has shape"):
+        attention_backward(*x[:4], dlse=x.dlse[..., None])

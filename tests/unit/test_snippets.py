@@ -42,7 +42,7 @@ RUN_BY = {
     "docs/cupy.md": {"python": "interop/test_gpu.py::test_the_cupy_page_runs_as_written"},
     "docs/developer-guide.md": {
         "sh": [
-            "packaging/test_editable_install.py::test_the_developer_guide_sets_up_the_same",
+            "packaging/test_source_builds.py::test_the_developer_guide_sets_up_the_same",
             "unit/test_evidence.py::test_the_documented_commands",
             "unit/test_evidence.py::test_the_documented_commands",
             "interop/test_scaling_contenders.py::test_the_documented_commands",
@@ -54,8 +54,8 @@ RUN_BY = {
     "docs/install.md": {
         "sh": [
             "unit/test_snippets.py::test_the_first_command",
-            "packaging/test_host_only_build.py::test_a_build_without_cuda",
-            "packaging/test_editable_install.py::test_it_rebuilds_on_import",
+            "packaging/test_source_builds.py::test_a_build_without_cuda",
+            "packaging/test_source_builds.py::test_it_rebuilds_on_import",
         ],
     },
     "docs/jax.md": {"python": "interop/test_jax.py::test_the_page_runs_as_written"},

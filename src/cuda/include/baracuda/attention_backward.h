@@ -10,7 +10,7 @@
 // A call is one baracuda_attention_backward_prepare(), which leaves delta and lse of every row in the
 // scratch, and one step for each chunk of K and V. dq is summed over the steps in the accumulator's
 // type (f32; f64 for f64) in the scratch, and is rounded once. FIRST: nothing has been summed yet.
-// LAST: the step finishes, it writes dq. dk and dv of a step are whole: those of its chunk and of all
+// LAST: the step finishes, it writes dq. FOLLOWS changes nothing here. dk and dv of a step are whole: those of its chunk and of all
 // heads of a group, and each step writes them.
 //
 // A row that sees no key has dq = 0 and gives no key anything, whatever its dy is. A key that no row

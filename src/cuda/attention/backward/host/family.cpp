@@ -145,16 +145,19 @@ class Gradients {
   bool run_keys(int64_t kv_head, int64_t tile, int wanted, void* scratch,
                 const StopCheck& stop) const {
     const KeyTile keys = key_tile(kv_head, tile);
-    call_.open(shape_, keys, wanted, scratch);
+    bool is_packed = false;
+    call_.start(shape_, keys, scratch);
     for (int64_t head = kv_head * group_; head < (kv_head + 1) * group_; ++head) {
       for (int64_t rows = 0; rows < row_tiles_; ++rows) {
         const Tiles met = met_by(rows);
         if (!met.contains(tile)) continue;
         if (stop.ask(stop.context)) return false;
+        if (!is_packed) call_.pack(shape_, keys, scratch);
+        is_packed = true;
         call_.meet(shape_, keys, row_tile(head, rows, met, tile, keys.count), wanted, scratch);
       }
     }
-    call_.close(shape_, keys, scratch);
+    call_.finish(shape_, keys, scratch);
     return true;
   }
 
@@ -170,7 +173,7 @@ class Gradients {
     }
     for (int64_t tile = all.begin; tile < all.end; ++tile) {
       const KeyTile keys = key_tile(kv_head, tile);
-      call_.open(shape_, keys, kWantDq, scratch);
+      call_.pack(shape_, keys, scratch);
       for (int64_t rows = first; rows < end; ++rows) {
         const Tiles met = met_by(rows);
         if (!met.contains(tile)) continue;

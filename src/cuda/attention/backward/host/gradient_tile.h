@@ -68,12 +68,14 @@ class GradientTile {
     }
   }
 
-  void open(const KeyTile& keys, int wanted) {
-    pack(rows_of(keys.v, keys.v_stride, keys.count, v_rows_), keys.count, v_panels_);
-    pack(keys_of(keys, true), keys.count, k_panels_);
-    if ((wanted & kWantDkv) == 0) return;
+  void start(const KeyTile& keys) {
     __builtin_memset(dk_, 0, sizeof(T) * keys.count * padded_dim_);
     __builtin_memset(dv_, 0, sizeof(T) * keys.count * padded_dim_);
+  }
+
+  void pack(const KeyTile& keys) {
+    pack(rows_of(keys.v, keys.v_stride, keys.count, v_rows_), keys.count, v_panels_);
+    pack(keys_of(keys, true), keys.count, k_panels_);
   }
 
   void meet(const KeyTile& keys, const RowTile& rows, int wanted) {
@@ -99,7 +101,7 @@ class GradientTile {
     store_dq(rows);
   }
 
-  void close(const KeyTile& keys) {
+  void finish(const KeyTile& keys) {
     const V scale = splat(scale_);
     for (int64_t j = 0; j < keys.count; ++j) {
       T* dk = dk_ + j * padded_dim_;
@@ -148,9 +150,9 @@ class GradientTile {
     for (int64_t r = 0; r < count; ++r) load_row(rows + r * stride, copy + r * stride_, dim_);
     return {copy, stride_};
   }
-  // K, which `opening` copies where it must be.
-  Rows keys_of(const KeyTile& keys, bool opening) {
-    if (opening || lie_well(keys.k_stride))
+  // K, copied where it must be: once, as it is packed.
+  Rows keys_of(const KeyTile& keys, bool packing) {
+    if (packing || lie_well(keys.k_stride))
       return rows_of(keys.k, keys.k_stride, keys.count, k_rows_);
     return {k_rows_, stride_};
   }
@@ -344,8 +346,12 @@ void prepare_rows(const GradientShape& shape, const RowStatistics& rows, void* s
   GradientTile<E>(shape, scratch).prepare(rows);
 }
 template <class E>
-void open_tile(const GradientShape& shape, const KeyTile& keys, int wanted, void* scratch) {
-  GradientTile<E>(shape, scratch).open(keys, wanted);
+void start_tile(const GradientShape& shape, const KeyTile& keys, void* scratch) {
+  GradientTile<E>(shape, scratch).start(keys);
+}
+template <class E>
+void pack_tile(const GradientShape& shape, const KeyTile& keys, void* scratch) {
+  GradientTile<E>(shape, scratch).pack(keys);
 }
 template <class E>
 void meet_tile(const GradientShape& shape, const KeyTile& keys, const RowTile& rows, int wanted,
@@ -353,8 +359,8 @@ void meet_tile(const GradientShape& shape, const KeyTile& keys, const RowTile& r
   GradientTile<E>(shape, scratch).meet(keys, rows, wanted);
 }
 template <class E>
-void close_tile(const GradientShape& shape, const KeyTile& keys, void* scratch) {
-  GradientTile<E>(shape, scratch).close(keys);
+void finish_tile(const GradientShape& shape, const KeyTile& keys, void* scratch) {
+  GradientTile<E>(shape, scratch).finish(keys);
 }
 template <class E>
 void pass_rows(const GradientShape& shape, const RowTile& rows, void* scratch) {
@@ -363,7 +369,8 @@ void pass_rows(const GradientShape& shape, const RowTile& rows, void* scratch) {
 
 template <class E>
 constexpr GradientFunctions gradient_functions() {
-  return {prepare_rows<E>, open_tile<E>, meet_tile<E>, close_tile<E>, pass_rows<E>};
+  return {prepare_rows<E>, start_tile<E>,  pack_tile<E>,
+          meet_tile<E>,    finish_tile<E>, pass_rows<E>};
 }
 
 constexpr GradientKernels gradient_kernels() {

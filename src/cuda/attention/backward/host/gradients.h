@@ -61,14 +61,16 @@ struct RowStatistics {
 
 enum GradientsWanted { kWantDq = 1, kWantDkv = 2 };
 
-// scratch is kScratchBytes, aligned to 64, and the same from open to close.
+// scratch is kScratchBytes, aligned to 64, and the same from start to finish.
 struct GradientFunctions {
   // Delta and lse of rows (attention/backward/family.h).
   void (*prepare)(const GradientShape&, const RowStatistics&, void* scratch);
-  // A tile of keys: opened, met by tiles of rows, and closed, which writes dk and dv.
-  void (*open)(const GradientShape&, const KeyTile&, int wanted, void* scratch);
+  // A tile of keys: its sums are started, where dk and dv are wanted; K and V are packed, before the
+  // first tile of rows meets it; at the end dk and dv are written.
+  void (*start)(const GradientShape&, const KeyTile&, void* scratch);
+  void (*pack)(const GradientShape&, const KeyTile&, void* scratch);
   void (*meet)(const GradientShape&, const KeyTile&, const RowTile&, int wanted, void* scratch);
-  void (*close)(const GradientShape&, const KeyTile&, void* scratch);
+  void (*finish)(const GradientShape&, const KeyTile&, void* scratch);
   // The dq of rows that meet no tile of keys.
   void (*pass)(const GradientShape&, const RowTile&, void* scratch);
 };

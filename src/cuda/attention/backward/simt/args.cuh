@@ -5,9 +5,11 @@
 #include <stdint.h>
 
 #include <cfloat>
+#include <type_traits>
 
 #include "attention/backward/family.h"
 #include "attention/positions.h"
+#include "common/dtype.cuh"
 
 namespace baracuda::simt {
 
@@ -33,10 +35,11 @@ struct BackwardArgs {
   int64_t query_len, key_len;
   double scale;
   int32_t head_dim;
+  int32_t element;     // of the operands and of dq
+  int32_t kv_element;  // of dk and dv
   bool first;
   bool last;
   bool causal;
-  bool wide_kv;  // dk and dv in the type of the arithmetic
 };
 
 inline BackwardArgs make_args(const BackwardParams& params) {
@@ -80,7 +83,8 @@ inline BackwardArgs make_args(const BackwardParams& params) {
   a.first = (p.flags & BARACUDA_STEP_FIRST) != 0;
   a.last = (p.flags & BARACUDA_STEP_LAST) != 0;
   a.causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
-  a.wide_kv = params.kv_gradient_element != p.element;
+  a.element = p.element;
+  a.kv_element = params.kv_gradient_element;
   return a;
 }
 
@@ -97,11 +101,33 @@ __device__ __forceinline__ int64_t block_index() {
   return blockIdx.x + static_cast<int64_t>(gridDim.x) * blockIdx.y;
 }
 
-template <typename Element>
-__device__ __forceinline__ Element* head_of(const void* base, const baracuda_strides& strides,
-                                            int64_t batch, int64_t head) {
-  return static_cast<Element*>(const_cast<void*>(base)) + batch * strides.batch +
-         head * strides.head;
+// Elements are known at run time, so that one kernel serves all whose arithmetic is the same.
+template <typename Compute>
+constexpr int element_of_sums = std::is_same_v<Compute, double> ? BARACUDA_F64 : BARACUDA_F32;
+
+__device__ __forceinline__ int bytes_of(int element) {
+  return element == BARACUDA_F64 ? 8 : element == BARACUDA_F32 ? 4 : 2;
+}
+
+// Calls visit(x) with x of the element's type. Of double sums all elements are doubles.
+template <typename Compute, typename Visit>
+__device__ __forceinline__ void with_element(int element, Visit visit) {
+  if constexpr (std::is_same_v<Compute, double>) {
+    visit(double{});
+  } else if (element == BARACUDA_F32) {
+    visit(float{});
+  } else if (element == BARACUDA_F16) {
+    visit(__half{});
+  } else {
+    visit(__nv_bfloat16{});
+  }
+}
+
+// A row of one head.
+__device__ __forceinline__ char* row_of(const void* base, const baracuda_strides& strides,
+                                        int64_t batch, int64_t head, int64_t row, int element) {
+  return static_cast<char*>(const_cast<void*>(base)) +
+         (batch * strides.batch + head * strides.head + row * strides.seq) * bytes_of(element);
 }
 
 template <typename Compute>

@@ -8,12 +8,8 @@ namespace {
 using simt::BackwardVariant;
 
 BackwardVariant select(const StepParams& p) {
-  switch (p.element) {
-    case BARACUDA_F16: return simt::backward_f16(p.head_dim);
-    case BARACUDA_BF16: return simt::backward_bf16(p.head_dim);
-    case BARACUDA_F32: return simt::backward_f32(p.head_dim);
-    default: return simt::backward_f64(p.head_dim);
-  }
+  return p.element == BARACUDA_F64 ? simt::backward_f64(p.head_dim)
+                                   : simt::backward_f32(p.head_dim);
 }
 
 int32_t load(const StepParams& problem) { return select(problem).load(); }

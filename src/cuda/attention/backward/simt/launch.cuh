@@ -7,10 +7,10 @@
 
 namespace baracuda::simt {
 
-template <typename Element>
+template <typename Compute>
 int32_t load_prepare() {
   static ReadyDevices ready;
-  return ensure_loaded(reinterpret_cast<const void*>(prepare_kernel<Element>), 0, ready);
+  return ensure_loaded(reinterpret_cast<const void*>(prepare_kernel<Compute>), 0, ready);
 }
 template <typename C>
 int32_t load_keys() {
@@ -26,19 +26,19 @@ int32_t load_rows_kernel() {
 
 template <typename C>
 int32_t load_backward() {
-  int32_t status = load_prepare<typename C::Element>();
+  int32_t status = load_prepare<typename C::Compute>();
   if (status == BARACUDA_OK) status = load_keys<C>();
   return status == BARACUDA_OK ? load_rows_kernel<C>() : status;
 }
 
-template <typename Element>
+template <typename Compute>
 int32_t launch_prepare(const BackwardParams& params, cudaStream_t stream) {
-  const int32_t status = load_prepare<Element>();
+  const int32_t status = load_prepare<Compute>();
   if (status != BARACUDA_OK) return status;
   const BackwardArgs args = make_args(params);
   constexpr int64_t rows = prepare_threads / 32;
   const int64_t blocks = (args.batch_heads * args.query_len + rows - 1) / rows;
-  prepare_kernel<Element><<<grid_of(blocks), prepare_threads, 0, stream>>>(args);
+  prepare_kernel<Compute><<<grid_of(blocks), prepare_threads, 0, stream>>>(args);
   return check_cuda(cudaGetLastError(), "simt backward prepare");
 }
 
@@ -62,14 +62,13 @@ int32_t launch_backward(const BackwardParams& params, cudaStream_t stream) {
 
 template <typename C>
 constexpr BackwardVariant make_backward() {
-  return {load_backward<C>, launch_prepare<typename C::Element>, launch_backward<C>};
+  return {load_backward<C>, launch_prepare<typename C::Compute>, launch_backward<C>};
 }
 
-// Micro: 4 where the arithmetic is f32, 2 where it is f64.
-template <typename Element, int Micro>
+template <typename Compute, int Micro>
 BackwardVariant backward_of(int64_t head_dim) {
-  if (head_dim <= 128) return make_backward<GradientConfig<Element, 2, Micro>>();
-  return make_backward<GradientConfig<Element, 4, Micro>>();
+  if (head_dim <= 128) return make_backward<GradientConfig<Compute, 2, Micro>>();
+  return make_backward<GradientConfig<Compute, 4, Micro>>();
 }
 
 }  // namespace baracuda::simt

@@ -16,10 +16,20 @@ namespace baracuda::simt {
 __device__ __forceinline__ float exponential_of(float x) { return expf(x); }
 __device__ __forceinline__ double exponential_of(double x) { return exp(x); }
 
-template <typename Element_, int Chunks, int Micro>
+// An operand's rows of one head, from the tile's first on. All threads have the same, and the main loop
+// wants every register: they lie in shared memory.
+struct OperandRows {
+  const char* data;
+  int64_t stride;
+  int64_t valid;  // rows up to the operand's end
+  int element;
+};
+
+enum Operand { kQ, kDy, kK, kV, kFirstOutput, kSecondOutput, kOperands };
+
+template <typename Compute_, int Chunks, int Micro>
 struct GradientConfig {
-  using Element = Element_;
-  using Compute = typename Dtype<Element>::Compute;
+  using Compute = Compute_;
   static constexpr int chunks = Chunks;
   static constexpr int micro = Micro;
   static constexpr int side = 16 * Micro;  // rows, and keys, of a tile
@@ -32,7 +42,9 @@ struct GradientConfig {
   static constexpr int statistics_offset =
       static_cast<int>(sizeof(Compute)) * (2 * chunk_elements + 2 * weight_elements);
   static constexpr int seen_offset = statistics_offset + static_cast<int>(sizeof(Compute)) * 2 * side;
-  static constexpr int shared_bytes = seen_offset + 4 * side;
+  static constexpr int operands_offset = seen_offset + 4 * side;
+  static constexpr int shared_bytes =
+      operands_offset + kOperands * static_cast<int>(sizeof(OperandRows));
 };
 
 template <typename C>
@@ -46,7 +58,8 @@ struct GradientShared {
         gradients(weights + C::weight_elements),
         lse(reinterpret_cast<Compute*>(memory + C::statistics_offset)),
         delta(lse + C::side),
-        seen(reinterpret_cast<int*>(memory + C::seen_offset)) {}
+        seen(reinterpret_cast<int*>(memory + C::seen_offset)),
+        operands(reinterpret_cast<OperandRows*>(memory + C::operands_offset)) {}
 
   Compute* chunk[2];
   Compute* weights;
@@ -54,28 +67,14 @@ struct GradientShared {
   Compute* lse;    // of the tile's rows
   Compute* delta;
   int* seen;       // of the tile's keys, how many a row sees: the first ones
+  OperandRows* operands;  // by enum Operand
 };
-
-// An operand's rows of one head, from the tile's first on.
-template <typename Element>
-struct OperandRows {
-  const Element* data;
-  int64_t stride;
-  int64_t valid;  // rows up to the operand's end
-};
-
-template <typename Element>
-__device__ __forceinline__ OperandRows<Element> rows_from(const Element* head, int64_t stride,
-                                                          int64_t length, int64_t row) {
-  return {head + row * stride, stride, length - row};
-}
 
 template <typename C>
 struct GradientMath {
-  using Element = typename C::Element;
   using Compute = typename C::Compute;
   using Pack = Vector<Compute>;
-  using Rows = OperandRows<Element>;
+  using Rows = OperandRows;
   using Pairs = Compute[C::micro][C::micro];
   using Sum = Compute[C::micro][C::columns];
 
@@ -205,22 +204,20 @@ struct GradientMath {
   // One chunk of columns of sums from and to memory, by way of shared memory: a thread's own numbers
   // are known at compile time alone, and moving each by itself would be most of the kernel's code.
   static __device__ __forceinline__ void load_sum(const GradientShared<C>& shared,
-                                                  const OperandRows<Compute>& rows, int chunk,
+                                                  const Compute* rows, int64_t valid, int chunk,
                                                   int head_dim, Sum& sum) {
     __syncthreads();
-    copy_chunk<Compute, C::side, C::threads>(shared.chunk[0], rows.data + chunk * chunk_columns,
-                                             rows.stride, rows.valid,
-                                             head_dim - chunk * chunk_columns);
+    copy_chunk<Compute, C::side, C::threads>(shared.chunk[0], rows + chunk * chunk_columns, head_dim,
+                                             valid, head_dim - chunk * chunk_columns);
     arrive();
 #pragma unroll
     for (int i = 0; i < C::micro; ++i)
 #pragma unroll
       for (int x = 0; x < C::columns; ++x) sum[i][x] = *element(shared.chunk[0], i, x);
   }
-  // Times a factor, rounded to the output's type, or not (wide).
+  // Times a factor, rounded to the output's type.
   static __device__ __forceinline__ void store_sum(const GradientShared<C>& shared, const Sum& sum,
-                                                   Compute factor, void* out, bool wide,
-                                                   int64_t stride, int64_t valid, int chunk,
+                                                   Compute factor, Operand output, int chunk,
                                                    int head_dim) {
     __syncthreads();
 #pragma unroll
@@ -230,16 +227,16 @@ struct GradientMath {
     __syncthreads();
     const int column = threadIdx.x % chunk_columns, d = chunk * chunk_columns + column;
     if (d >= head_dim) return;
+    const Rows out = shared.operands[output];
 #pragma unroll 1
-    for (int row = threadIdx.x / chunk_columns; row < C::side && row < valid;
+    for (int row = threadIdx.x / chunk_columns; row < C::side && row < out.valid;
          row += C::threads / chunk_columns) {
       const Compute x = shared.chunk[0][row * chunk_stride<Compute> + column] * factor;
-      const int64_t at = row * stride + d;
-      if (wide) {
-        static_cast<Compute*>(out)[at] = x;
-      } else {
-        static_cast<Element*>(out)[at] = Dtype<Element>::store(x);
-      }
+      const int64_t at = row * out.stride + d;
+      with_element<Compute>(out.element, [&](auto element) {
+        using Element = decltype(element);
+        reinterpret_cast<Element*>(const_cast<char*>(out.data))[at] = Dtype<Element>::store(x);
+      });
     }
   }
 
@@ -251,8 +248,12 @@ struct GradientMath {
   }
   static __device__ __forceinline__ void copy(Compute* to, const Rows& rows, int chunk,
                                               int head_dim) {
-    copy_chunk<Element, C::side, C::threads>(to, rows.data + chunk * chunk_columns, rows.stride,
-                                             rows.valid, head_dim - chunk * chunk_columns);
+    with_element<Compute>(rows.element, [&](auto element) {
+      using Element = decltype(element);
+      copy_chunk<Element, C::side, C::threads>(
+          to, reinterpret_cast<const Element*>(rows.data) + chunk * chunk_columns, rows.stride,
+          rows.valid, head_dim - chunk * chunk_columns);
+    });
   }
   static __device__ __forceinline__ void arrive() {
     cp_async_commit();

@@ -1,4 +1,4 @@
-// The instantiations of the simt backward, one file per element type.
+// The instantiations of the simt backward, one file per type of the arithmetic.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -15,9 +15,7 @@ struct BackwardVariant {
 };
 
 // The smallest one that holds head_dim (at most 256).
-BackwardVariant backward_f16(int64_t head_dim);
-BackwardVariant backward_bf16(int64_t head_dim);
-BackwardVariant backward_f32(int64_t head_dim);
+BackwardVariant backward_f32(int64_t head_dim);  // f16 and bf16, too
 BackwardVariant backward_f64(int64_t head_dim);
 
 }  // namespace baracuda::simt
