@@ -94,8 +94,8 @@ class Slot {
 
   // Query tiles of a head; -1: no more work.
   __device__ __forceinline__ int count() const { return shared_load(address_); }
-  __device__ __forceinline__ int first() const { return shared_load(address_ + 4); }
-  __device__ __forceinline__ int begin() const { return shared_load(address_ + 8); }
+  __device__ __forceinline__ int begin() const { return shared_load(address_ + 4); }
+  __device__ __forceinline__ int step() const { return shared_load(address_ + 8); }
   __device__ __forceinline__ int batch() const { return shared_load(address_ + 16); }
   __device__ __forceinline__ int kv_head() const { return shared_load(address_ + 20); }
   __device__ __forceinline__ int key0() const { return shared_load(address_ + 24); }
@@ -103,11 +103,11 @@ class Slot {
   __device__ __forceinline__ int whole_from() const { return shared_load(address_ + 12); }
 
   __device__ __forceinline__ void set_end() const { shared_store(address_, -1); }
-  __device__ __forceinline__ void set_queries(int count, int first, int begin,
+  __device__ __forceinline__ void set_queries(int count, int begin, int step,
                                               int whole_from) const {
     shared_store(address_, count);
-    shared_store(address_ + 4, first);
-    shared_store(address_ + 8, begin);
+    shared_store(address_ + 4, begin);
+    shared_store(address_ + 8, step);
     shared_store(address_ + 12, whole_from);
   }
   __device__ __forceinline__ void set_tile(int batch, int kv_head, int key0) const {

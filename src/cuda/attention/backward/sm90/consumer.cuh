@@ -9,6 +9,7 @@
 #include "attention/backward/sm90/barriers.cuh"
 #include "attention/backward/sm90/gradients.cuh"
 #include "attention/backward/sm90/schedule.cuh"
+#include "attention/backward/sm90/shift.cuh"
 #include "common/cluster.cuh"
 #include "common/dtype.cuh"
 #include "common/exponential.cuh"
@@ -33,6 +34,8 @@ class Consumer {
     const int key =
         group * C::group_n + threadIdx.x % 128 / 32 * 16 + (lane / 8 & 1) * 8 + lane % 8;
     ds_store_ = shared + C::ds_offset + key * 128 + ((lane / 16 ^ lane % 8) << 4);
+    if constexpr (C::shifts)
+      shift_ = args.query_tiles > 0 ? uniform(shift_of(args.norms)) : 0;
   }
 
   __device__ __forceinline__ void run() {
@@ -58,8 +61,8 @@ class Consumer {
       // With two buffers of K the last dQ waits for the next key tile's first.
       if (C::k_stages == 1 || count == 0) make_last_dq();
       if (count == 0) release(barriers_.k_empty(k_stage_));
-      rows.store(args_.dk, args_.dk_strides, dk, args_.scale);
-      rows.store(args_.dv, args_.dv_strides, dv, 1.0f);
+      rows.store(args_.dk, args_.dk_strides, dk, args_.scale * unshift());
+      rows.store(args_.dv, args_.dv_strides, dv, unshift());
     }
   }
 
@@ -79,7 +82,7 @@ class Consumer {
   }
   __device__ __forceinline__ void go_over_queries(float (&dk)[columns], float (&dv)[columns],
                                                   const Slot<C>& slot, int count) {
-    const QueryTiles queries{uniform(slot.first()), count, uniform(slot.begin())};
+    const QueryTiles queries{uniform(slot.begin()), uniform(slot.step())};
     const int whole_from = uniform(slot.whole_from());
     const int head0 = uniform(slot.batch()) * args_.heads + uniform(slot.kv_head()) * args_.group;
 #pragma unroll 1
@@ -114,17 +117,15 @@ class Consumer {
     pin_registers(dp);
     // A fragments of ones in the columns that hold a row's lse, and its delta.
     uint32_t ones[4] = {0, 0, 0, 0}, delta_ones[4] = {0, 0, 0, 0};
-    if constexpr (C::folds) {
-      // Volatile: kept from tile to tile the fragments are more than there is room for.
-      uint32_t pair;
-      asm volatile("mov.u32 %0, %%laneid;" : "=r"(pair));
-      pair %= 4;
-      const uint32_t parts = pair % 2 == 0 ? 0x3f803f80u : 0x3f80u;
-      ones[0] = ones[1] = pair < 2 ? parts : 0;
-      delta_ones[0] = delta_ones[1] = pair < 2 ? 0 : parts;
-      pin_registers(ones);
-      pin_registers(delta_ones);
-    }
+    // Volatile: kept from tile to tile the fragments are more than there is room for.
+    uint32_t pair;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(pair));
+    pair %= 4;
+    const uint32_t parts = pair % 2 == 0 ? 0x3f803f80u : 0x3f80u;
+    ones[0] = ones[1] = pair < 2 ? parts : 0;
+    delta_ones[0] = delta_ones[1] = pair < 2 ? 0 : parts;
+    pin_registers(ones);
+    pin_registers(delta_ones);
     wgmma_fence();
     issue_scores(s, k_tile(k_stage_), q_tile, ones, statistics);
     mbarrier_wait(barriers_.dy_full(stage), parity);
@@ -133,7 +134,7 @@ class Consumer {
     wgmma_wait<1>();
     pin_registers(s);
     const int left[2] = {first_row_[0] - m * C::block_m, first_row_[1] - m * C::block_m};
-    take_weights(s, statistics);
+    take_weights(s);
     if (masked) hide(s, left);
 #pragma unroll
     for (int k = 0; k < steps; ++k) pack(s, k, p[k]);
@@ -142,7 +143,7 @@ class Consumer {
     issue_update(dv, p, dy_tile);
     wgmma_wait<1>();
     pin_registers(dp);
-    take_gradients(dp, s, statistics);
+    take_gradients(dp, s);
     if (masked) hide(dp, left);
 #pragma unroll
     for (int k = 0; k < steps; ++k) pack(dp, k, ds[k]);
@@ -216,8 +217,7 @@ class Consumer {
   }
   static constexpr int own_ds_stages = C::pair ? 2 : C::ds_stages;
 
-  // One operand from each tile, 64 keys by 64 queries; less the rows' lse or delta where those are
-  // folded in.
+  // One operand from each tile, 64 keys by 64 queries, less the rows' lse or delta.
   __device__ __forceinline__ void issue_scores(float (&d)[scores], uint32_t key_tile,
                                                uint32_t query_tile, const uint32_t (&ones)[4],
                                                uint32_t statistics) const {
@@ -229,7 +229,7 @@ class Consumer {
       wgmma<Element>(d, a + ((block * C::kv_block_bytes + inside) >> 4),
                      b + ((block * C::q_block_bytes + inside) >> 4), i > 0);
     }
-    if constexpr (C::folds) wgmma_bf16_k_major(d, ones, wgmma_descriptor_k8(statistics));
+    wgmma_bf16_k_major(d, ones, wgmma_descriptor_k8(statistics));
     wgmma_commit();
   }
   // Adds the products with the rows of a query tile.
@@ -241,32 +241,21 @@ class Consumer {
     wgmma_commit();
   }
 
-  // P of S, and dS of dP.
-  __device__ __forceinline__ void take_weights(float (&s)[scores], uint32_t statistics) const {
+  // What takes the shift off again.
+  __device__ __forceinline__ float unshift() const { return C::shifts ? power_of_two(-shift_) : 1; }
+
+  // P of S, and dS of dP, both times two to the shift.
+  __device__ __forceinline__ void take_weights(float (&s)[scores]) const {
+    const float shift = static_cast<float>(shift_);
 #pragma unroll
-    for (int j = 0; j < scores / 4; ++j) {
-      float2 lse2{0.0f, 0.0f};
-      if constexpr (!C::folds)
-        lse2 = shared_load2(statistics + 8 * (threadIdx.x % 4) + 32 * j);
-#pragma unroll
-      for (int i = 4 * j; i < 4 * j + 4; ++i)
-        s[i] = exp2_approx(C::folds ? s[i] * args_.scale_log2
-                                    : fmaf(s[i], args_.scale_log2,
-                                           -(i % 2 == 0 ? lse2.x : lse2.y)));
-    }
+    for (int i = 0; i < scores; ++i)
+      s[i] = exp2_approx(C::shifts ? fmaf(s[i], args_.scale_log2, shift)
+                                   : s[i] * args_.scale_log2);
   }
   static __device__ __forceinline__ void take_gradients(float (&dp)[scores],
-                                                        const float (&p)[scores],
-                                                        uint32_t statistics) {
+                                                        const float (&p)[scores]) {
 #pragma unroll
-    for (int j = 0; j < scores / 4; ++j) {
-      float2 delta{0.0f, 0.0f};
-      if constexpr (!C::folds)
-        delta = shared_load2(statistics + 4 * C::block_m + 8 * (threadIdx.x % 4) + 32 * j);
-#pragma unroll
-      for (int i = 4 * j; i < 4 * j + 4; ++i)
-        dp[i] = p[i] * (C::folds ? dp[i] : dp[i] - (i % 2 == 0 ? delta.x : delta.y));
-    }
+    for (int i = 0; i < scores; ++i) dp[i] *= p[i];
   }
   // By select: where P is zero dP or delta may be NaN.
   static __device__ __forceinline__ void hide(float (&x)[scores], const int (&left)[2]) {
@@ -372,10 +361,12 @@ class Consumer {
     mbarrier_wait(barriers_.dq_turn(group_), turns & 1);
   }
   template <typename F>
-  static __device__ __forceinline__ void each_four(const float (&d)[columns], F f) {
+  __device__ __forceinline__ void each_four(const float (&d)[columns], F f) const {
+    const float factor = unshift();
+    const auto out = [&](float x) { return C::shifts ? x * factor : x; };
 #pragma unroll
     for (int j = 0; j < columns / 4; ++j)
-      f(j, make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]));
+      f(j, make_float4(out(d[4 * j]), out(d[4 * j + 1]), out(d[4 * j + 2]), out(d[4 * j + 3])));
   }
 
   const Args& args_;
@@ -383,6 +374,7 @@ class Consumer {
   const Barriers<C>& barriers_;
   const int group_;
   uint32_t ds_store_;       // where this lane's row of a matrix of dS goes, in the first stage
+  int shift_ = 0;
   int k_stage_;
   int first_row_[2];        // that see this thread's keys, less its first column
   int group_first_row_;     // that sees the warpgroup's first key

@@ -5,7 +5,7 @@ namespace baracuda::sm90::backward {
 namespace {
 
 template <typename Element>
-using Tile = Config<Element, 64, 2, 2, 4, 0, true>;
+using Tile = Config<Element, 64, 2, 4>;
 
 }  // namespace
 

@@ -9,7 +9,7 @@
 namespace baracuda::sm90::backward {
 
 struct FinishArgs {
-  const float* sums;  // as Args::dq
+  const float* sums;  // as Args::dq; null: zeros
   void* dq;
   baracuda_strides dq_strides;
   int heads, query_len, query_tiles;
@@ -40,7 +40,9 @@ __global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs
     const int j = unit % column_groups, quad = unit / column_groups;  // of the warpgroup's 32
     float4 x[4];
 #pragma unroll
-    for (int c = 0; c < 4; ++c) x[c] = __ldcg(sums + j * 128 + quad * 4 + c);
+    for (int c = 0; c < 4; ++c)
+      x[c] = args.sums == nullptr ? make_float4(0.0f, 0.0f, 0.0f, 0.0f)
+                                  : __ldcg(sums + j * 128 + quad * 4 + c);
     const int row = row0 + quad / 8 * 16 + quad % 8;
     const auto pack = [&](float lo, float hi) {
       return Dtype<Element>::pack(lo * args.scale, hi * args.scale);

@@ -10,7 +10,8 @@
 
 namespace baracuda::sm90::backward {
 
-// The scratch: lse2 and delta of every query tile, then its sums of dQ.
+// The scratch: lse and delta of every query tile, then its sums of dQ, and what the shift is made of.
+// The same for all instantiations of an element and head_dim.
 template <typename C>
 struct Scratch {
   int64_t query_tiles;  // of a head
@@ -19,25 +20,29 @@ struct Scratch {
   explicit Scratch(const StepParams& p)
       : query_tiles((p.query_len + C::block_m - 1) / C::block_m),
         tiles(p.batch * p.heads * query_tiles) {}
-  int64_t bytes() const { return tiles * (C::statistics_bytes + 4 * C::dq_floats); }
+  int64_t bytes() const {
+    return tiles * (C::statistics_bytes + 4 * C::dq_floats) + (C::shifts ? norms_bytes : 0);
+  }
   char* statistics(const StepParams& p) const { return static_cast<char*>(p.state); }
   float* dq(const StepParams& p) const {
     return reinterpret_cast<float*>(statistics(p) + tiles * C::statistics_bytes);
   }
+  float* norms(const StepParams& p) const { return dq(p) + tiles * C::dq_floats; }
 };
 
 template <typename C>
 int32_t load_kernels() {
-  static ReadyDevices ready[3];
+  static ReadyDevices ready[4];
   using Element = typename C::Element;
   int32_t status = load_tensor_map_encoder();
   const auto load = [&](auto* kernel, int shared_bytes, ReadyDevices& devices) {
     if (status == BARACUDA_OK)
       status = ensure_loaded(reinterpret_cast<const void*>(kernel), shared_bytes, devices);
   };
-  load(prepare_kernel<Element, C::head_dim, C::block_m, C::folds>, 0, ready[0]);
+  load(prepare_kernel<Element, C::head_dim, C::block_m>, 0, ready[0]);
   load(step_kernel<C>, C::shared_bytes, ready[1]);
   load(finish_kernel<Element, C::head_dim, C::block_m>, 0, ready[2]);
+  if constexpr (C::shifts) load(norm_kernel<Element, C::head_dim>, 0, ready[3]);
   return status;
 }
 
@@ -46,6 +51,11 @@ int32_t launch_prepare(const BackwardParams& params, cudaStream_t stream) {
   const StepParams& p = params.step;
   const Scratch<C> scratch(p);
   if (scratch.tiles == 0) return BARACUDA_OK;
+  if constexpr (C::shifts) {
+    const int32_t status = check_cuda(
+        cudaMemsetAsync(scratch.norms(p), 0, norms_bytes, stream), "cudaMemsetAsync");
+    if (status != BARACUDA_OK) return status;
+  }
   PrepareArgs args{};
   args.y = p.y;
   args.dy = params.dy;
@@ -53,6 +63,7 @@ int32_t launch_prepare(const BackwardParams& params, cudaStream_t stream) {
   args.dlse = static_cast<const float*>(params.dlse);
   args.statistics = scratch.statistics(p);
   args.dq = scratch.dq(p);
+  args.norms = scratch.norms(p);
   args.y_strides = p.y_strides;
   args.dy_strides = params.dy_strides;
   args.lse_strides = params.lse_strides;
@@ -61,8 +72,8 @@ int32_t launch_prepare(const BackwardParams& params, cudaStream_t stream) {
   args.query_len = static_cast<int>(p.query_len);
   args.query_tiles = static_cast<int>(scratch.query_tiles);
   args.reciprocal_scale = static_cast<float>(1.0 / p.scale);
-  return launch_grid(prepare_kernel<typename C::Element, C::head_dim, C::block_m, C::folds>,
-                     dim3(static_cast<unsigned>(scratch.tiles)), prepare_threads, 0, stream, false,
+  return launch_grid(prepare_kernel<typename C::Element, C::head_dim, C::block_m>,
+                     dim3(static_cast<unsigned>(scratch.tiles)), prepare_threads, 0, stream, true,
                      args);
 }
 
@@ -72,7 +83,8 @@ int32_t launch_finish(const BackwardParams& params, cudaStream_t stream) {
   const Scratch<C> scratch(p);
   if (scratch.tiles == 0) return BARACUDA_OK;
   FinishArgs args{};
-  args.sums = scratch.dq(p);
+  // A call of one step without keys needs no scratch.
+  args.sums = p.key_len == 0 && is_single_step(p) ? nullptr : scratch.dq(p);
   args.dq = params.dq;
   args.dq_strides = params.dq_strides;
   args.heads = static_cast<int>(p.heads);
@@ -111,9 +123,10 @@ inline int64_t choose_section(const StepParams& p, int64_t key_tiles, int64_t gr
   if ((p.flags & BARACUDA_STEP_CAUSAL) == 0) return heads;
   const int64_t bytes = p.query_len * p.head_dim * 8;
   const int64_t fitting = bytes > 0 && l2_share / bytes < heads ? l2_share / bytes : heads;
+  const auto rounds_of = [&](int64_t section) { return (section * key_tiles + grid - 1) / grid; };
   const auto fills = [&](int64_t section) {
-    const int64_t tiles = section * key_tiles, rounds = (tiles + grid - 1) / grid;
-    return heads % section == 0 && 20 * tiles >= 19 * rounds * grid;
+    const int64_t rounds = heads / section * rounds_of(section) + rounds_of(heads % section);
+    return 20 * heads * key_tiles >= 19 * rounds * grid;
   };
   for (int64_t section = fitting; section > 0; --section)
     if (fills(section)) return section;
@@ -122,9 +135,27 @@ inline int64_t choose_section(const StepParams& p, int64_t key_tiles, int64_t gr
   return heads;
 }
 
+template <typename C>
+int32_t launch_norm(const BackwardParams& params, int processors, cudaStream_t stream) {
+  const StepParams& p = params.step;
+  constexpr int rows_at_once = norm_threads / (C::head_dim / 8);
+  NormArgs args{};
+  args.v = p.v;
+  args.found = Scratch<C>(p).norms(p);
+  args.strides = p.v_strides;
+  args.rows = p.batch * p.kv_heads * p.key_len;
+  args.kv_heads = static_cast<int>(p.kv_heads);
+  args.key_len = static_cast<int>(p.key_len);
+  const int64_t needed = (args.rows + rows_at_once - 1) / rows_at_once;
+  const int64_t places = int64_t{8} * processors;
+  return launch_grid(norm_kernel<typename C::Element, C::head_dim>,
+                     dim3(static_cast<unsigned>(needed < places ? needed : places)), norm_threads,
+                     0, stream, true, args);
+}
+
 // dK, dV and what the step adds to dQ.
 template <typename C>
-int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream, bool staggers = false) {
+int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   const StepParams& p = params.step;
   const Scratch<C> scratch(p);
   constexpr int cluster = C::pair ? 2 : 1;
@@ -136,9 +167,15 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream, bool
   int32_t status = encode_maps<C>(params, args);
   int processors = 0;
   if (status == BARACUDA_OK) status = count_multiprocessors(&processors);
+  if constexpr (C::shifts) {
+    if (status == BARACUDA_OK && scratch.tiles > 0)
+      status = launch_norm<C>(params, processors, stream);
+  }
   if (status != BARACUDA_OK) return status;
   args.statistics = scratch.statistics(p);
   args.dq = scratch.dq(p);
+  args.norms = scratch.norms(p);
+  args.no_row = static_cast<int>(scratch.query_tiles * C::block_m);
   args.dk = params.dk;
   args.dv = params.dv;
   args.dk_strides = params.dk_strides;
@@ -163,7 +200,6 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream, bool
   args.key_tiles = static_cast<int>(key_tiles);
   args.scale = static_cast<float>(p.scale);
   args.scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
-  args.staggers = staggers;
   args.causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
   args.gradients_f32 = params.kv_gradient_element == BARACUDA_F32;
   return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(grid * cluster)), C::threads,

@@ -3,6 +3,9 @@
 
 #include <math_constants.h>
 
+#include <type_traits>
+
+#include "attention/backward/sm90/shift.cuh"
 #include "baracuda/element.h"
 #include "common/dependent_launch.cuh"
 #include "common/dtype.cuh"
@@ -16,6 +19,7 @@ struct PrepareArgs {
   const float* dlse;  // or null
   void* statistics;
   float* dq;
+  float* norms;  // zeros; of float16 alone
   baracuda_strides y_strides, dy_strides, lse_strides, dlse_strides;
   int heads, query_len, query_tiles;
   float reciprocal_scale;
@@ -47,14 +51,16 @@ constexpr int prepare_threads = 256;
 // A block for each query tile. delta = rowsum(dy * y) - dlse. A row that sees nothing gets an lse
 // beyond all scores, as rows past the end do: its weights are zero then.
 //
-// Folds: [row][8] of bf16, a K-major operand: -lse / scale in four columns and -delta in four.
-// Products with ones take them off S and dP. Else lse * log2(e) of all rows, then delta, in f32.
-template <typename Element, int HeadDim, int BlockM, bool Folds>
+// The statistics are [row][8] of bf16, a K-major operand: -lse / scale in four columns and -delta in
+// four. Products with ones take them off S and dP.
+template <typename Element, int HeadDim, int BlockM>
 __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareArgs args) {
   constexpr int lanes = HeadDim / 8;  // of a row
   constexpr int rows_at_once = prepare_threads / lanes;
   static_assert(32 % lanes == 0 && BlockM % rows_at_once == 0, "whole rows in a warp");
   constexpr int rounds = BlockM / rows_at_once;
+  constexpr bool shifts = std::is_same_v<Element, __half>;
+  launch_dependent_grids();
   await_grids_before();
   const int64_t tile = blockIdx.x;
   const int batch_head = static_cast<int>(tile / args.query_tiles);
@@ -78,8 +84,19 @@ __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareA
 #pragma unroll
   for (int i = 0; i < BlockM * HeadDim / 4 / prepare_threads; ++i)
     dq[i * prepare_threads + threadIdx.x] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  float largest_dy = 0.0f, largest_delta = 0.0f;
+  const auto raise = [](float& largest, float x) {
+    largest = __int_as_float(max(__float_as_int(largest), __float_as_int(fabsf(x))));
+  };
 #pragma unroll
   for (int i = 0; i < rounds; ++i) {
+    if constexpr (shifts) {
+      float square = square8<Element>(dy[i]);
+#pragma unroll
+      for (int step = lanes / 2; step > 0; step /= 2)
+        square += __shfl_xor_sync(0xffffffffu, square, step);
+      raise(largest_dy, square);
+    }
     float delta = dot8<Element>(y[i], dy[i]);
 #pragma unroll
     for (int step = lanes / 2; step > 0; step /= 2)
@@ -97,16 +114,15 @@ __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareA
     }
     const bool sees_nothing = lse == -CUDART_INF_F;
     if (sees_nothing) delta = 0.0f;
-    if constexpr (Folds) {
-      uint2* const out = static_cast<uint2*>(args.statistics) + (tile * BlockM + in_tile) * 2;
-      // Finite, for zero times it is zero.
-      out[0] = negative_parts(sees_nothing ? 0x1p127f : lse * args.reciprocal_scale);
-      out[1] = negative_parts(delta);
-    } else {
-      float* const out = static_cast<float*>(args.statistics) + tile * (2 * BlockM) + in_tile;
-      out[0] = sees_nothing ? CUDART_INF_F : lse * 1.4426950408889634f;
-      out[BlockM] = delta;
-    }
+    if constexpr (shifts) raise(largest_delta, delta);
+    uint2* const out = static_cast<uint2*>(args.statistics) + (tile * BlockM + in_tile) * 2;
+    // Finite, for zero times it is zero.
+    out[0] = negative_parts(sees_nothing ? 0x1p127f : lse * args.reciprocal_scale);
+    out[1] = negative_parts(delta);
+  }
+  if constexpr (shifts) {
+    raise_norm<prepare_threads>(args.norms + norm_dy, sqrtf(largest_dy));
+    raise_norm<prepare_threads>(args.norms + norm_delta, largest_delta);
   }
 }
 

@@ -38,10 +38,8 @@ __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t sh
             C::pair ? first_row_of(args, int64_t{tile.index} * 2 * C::block_n) : rows.get(0);
         const int first = first_row / C::block_m;
         const int count = first_row < args.query_len ? args.query_tiles - first : 0;
-        int begin = first;
-        constexpr int apart = (C::pair ? 2 : 1) * C::block_n / C::block_m;
-        if (args.staggers && count > 0) begin += tile.index * apart % count;
-        slot.set_queries(count, first, begin, rows.get(C::block_n - 1));
+        const int begin = tile.descends ? args.query_tiles - 1 : first;
+        slot.set_queries(count, begin, tile.descends ? -1 : 1, rows.get(C::block_n - 1));
       }
     } else if (lane == 0) {
       slot.set_end();
@@ -63,7 +61,7 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
     const Slot<C> slot(shared, item);
     const int count = uniform(slot.count());
     if (count < 0) break;
-    const QueryTiles queries{slot.first(), count, slot.begin()};
+    const QueryTiles queries{slot.begin(), slot.step()};
     int head = slot.batch() * args.heads + slot.kv_head() * args.group;
     const int last_head = head + args.group;
     __syncwarp();
@@ -144,7 +142,7 @@ class Producer {
       const int count = uniform(slot.count());
       if (count < 0) return;
       const int key0 = slot.key0(), batch = slot.batch(), kv_head = slot.kv_head();
-      const QueryTiles queries{slot.first(), count, slot.begin()};
+      const QueryTiles queries{slot.begin(), slot.step()};
       __syncwarp();
       if (leads()) mbarrier_arrive(barriers_.slot_empty(stage));
       // A single buffer of K is free last of all.

@@ -13,6 +13,7 @@ namespace baracuda::sm90::backward {
 struct Args {
   CUtensorMap q, k, v, dy;
   const char* statistics;  // of every query tile, see prepare.cuh
+  const float* norms;      // see shift.cuh
   // Sums of dQ / scale, tile by tile as the accumulators lie: [tile][column / 8][thread][4].
   float* dq;
   void* dk;
@@ -28,16 +29,16 @@ struct Args {
   int batch_kv_heads;
   int query_len, key_len;
   int query_tiles, key_tiles;
+  int no_row;
   float scale, scale_log2;
   bool causal;
   bool gradients_f32;  // of dk and dv: f32, else the operands' type
-  bool staggers;       // key tiles of a head begin at query tiles of their own
 };
 
-// The first query row that sees a key; query_len where none does. Keys past the end are seen by
-// none.
+// The first query row that sees a key; no_row, which lies behind all query tiles, where none does.
+// Keys past the end are seen by none.
 __device__ __forceinline__ int first_row_of(const Args& args, int64_t key) {
-  if (key >= args.key_len) return args.query_len;
+  if (key >= args.key_len) return args.no_row;
   if (!args.causal) return 0;
   const baracuda_position_map& q_map = args.device_maps ? args.device_maps[0] : args.q_map;
   const baracuda_position_map& k_map = args.device_maps ? args.device_maps[1] : args.k_map;
@@ -49,16 +50,19 @@ __device__ __forceinline__ int first_row_of(const Args& args, int64_t key) {
   for (int part = 0; part < 2; ++part)
     blind += count_at_or_before(part == 0 ? q_map.head : q_map.tail, q_map.stride, args.q_stride,
                                 part == 0 ? split : rows - split, before);
-  return blind;
+  return blind < rows ? blind : args.no_row;
 }
 
 struct KeyTile {
   int batch, kv_head, index;
+  bool descends;
 };
 
 // Blocks stay resident, and each walks a fixed list of key tiles, in rounds of one a block. Under a
 // mask a section's key tiles are mixed, longest first, in rounds of its own whose direction
-// alternates: what a block gains in one round it loses in the next. Blocks of a cluster walk
+// alternates: what a block gains in one round it loses in the next. Blocks begin a forward round
+// together and end a backward one together, at the last query tile: they go down in the one and up in
+// the other, so that all are near the same query tiles, which stay in L2. Blocks of a cluster walk
 // together, over so many key tiles at once.
 template <int Cluster>
 class KeyTileWalk {
@@ -77,6 +81,7 @@ class KeyTileWalk {
       }
       const int n = done_ + (backwards_ ? grid - 1 - block : block);
       done_ += grid;
+      tile.descends = args.causal && !backwards_;
       if (args.causal) backwards_ = !backwards_;
       if (n >= heads * args.key_tiles) continue;
       int head;
@@ -100,15 +105,11 @@ class KeyTileWalk {
   bool backwards_ = false;
 };
 
-// The query tiles of a key tile: `count` a head, from `first` on; where they wrap around they begin
-// at `begin`.
+// The query tiles of a key tile, in order.
 struct QueryTiles {
-  int first, count, begin;
+  int begin, step;
 
-  __device__ __forceinline__ int at(int i) const {
-    const int tile = begin + i;
-    return tile < first + count ? tile : tile - count;
-  }
+  __device__ __forceinline__ int at(int i) const { return begin + i * step; }
 };
 
 }  // namespace baracuda::sm90::backward
