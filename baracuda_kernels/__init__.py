@@ -69,7 +69,7 @@ from baracuda_kernels._core._sku import (  # noqa: E402
 )
 from baracuda_kernels._core._stream import Stream  # noqa: E402
 from baracuda_kernels._core._tensor import DeviceSlice, TensorMut, TensorRef  # noqa: E402
-from baracuda_kernels._core._timeline import RingStepTime, RingTimeline  # noqa: E402
+from baracuda_kernels._core._timeline import RingSpan, RingStepTime, RingTimeline  # noqa: E402
 from baracuda_kernels._core._transport import Transport, TransportCommunicator  # noqa: E402
 from baracuda_kernels.ops.attention._kind import AttentionKind  # noqa: E402
 from baracuda_kernels.ops.ring_attention import (  # noqa: E402
@@ -110,7 +110,7 @@ __all__ = [
     "InvalidProblemError", "KernelSku", "LayoutSku", "LocalCommunicator", "LocalRing",
     "MathPrecision", "MisalignedOperandError", "NcclError", "NcclTimeoutError", "OpCategory",
     "PlanPreference", "PrecisionGuarantee", "RingAttentionArgs", "RingAttentionDescriptor",
-    "RingAttentionPlan", "RingStepTime", "RingTimeline",
+    "RingAttentionPlan", "RingSpan", "RingStepTime", "RingTimeline",
     "SequenceLayout", "Stream", "TensorMut", "TensorRef", "Transport",
     "TransportCommunicator", "UniqueId", "UnsupportedError", "WorkspaceTooSmallError",
     "__version__", "errors", "positions", "registry", "run_local_ring", "shard", "unshard",

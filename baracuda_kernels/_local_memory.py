@@ -175,7 +175,9 @@ class CudaCoreMemory:
 
         reason = why_no_gpu()
         if reason:
-            raise UnsupportedError(f"device 'cuda:{ordinal}' cannot be used: {reason}")
+            raise UnsupportedError(
+                f"device: got 'cuda:{ordinal}', must be 'host' here: no GPU can be used, {reason}"
+            )
         if ordinal >= len(_info.devices()):
             raise InvalidProblemError(
                 f"device is 'cuda:{ordinal}'; this machine has {len(_info.devices())} CUDA devices"
@@ -238,7 +240,7 @@ def _cuda_core() -> Any:
     except ImportError as error:
         raise UnsupportedError(
             "NumPy arrays on a CUDA device need cuda.core, which owns the device memory: "
-            "pip install cuda-core, or the extra baracuda-kernels[cu13] (CUDA 12: [cu12]), "
+            "pip install cuda-core (from a clone: pip install '.[cu13]'; CUDA 12: '.[cu12]'), "
             f"or pass arrays that are on the device already ({error})"
         ) from error
     return core

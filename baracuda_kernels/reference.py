@@ -178,11 +178,23 @@ def attention_backward(
 def error_of(got: Any, exact: np.ndarray) -> dict[str, float]:
     """How far a result lies from the exact one, in float64.
 
+    Parameters
+    ----------
+    got : array
+        Of any shape; what is 16-bit is widened.
+    exact : numpy.ndarray
+        float64, of the same shape.
+
     Returns
     -------
     dict
         ``rms`` and ``max`` of the difference, ``relative``: the norm of the difference over the
         norm of `exact`; equal infinities count as equal, any other non-finite difference as inf.
+
+    Raises
+    ------
+    InvalidProblemError
+        The shapes differ, or `got` is no array.
     """
     got = _wide(np.asarray(array("got", got)))
     if got.shape != exact.shape:

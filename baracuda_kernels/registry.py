@@ -42,6 +42,10 @@ del _FILTERS["precision_guarantee"]  # by its fields
 def register(spec: OpSpec) -> None:
     """Add an op. Registering the same spec again changes nothing.
 
+    Parameters
+    ----------
+    spec : OpSpec
+
     Raises
     ------
     InvalidProblemError
@@ -112,6 +116,11 @@ def specs() -> tuple[OpSpec, ...]:
 
 def get(name: str) -> OpSpec:
     """The op of that name.
+
+    Parameters
+    ----------
+    name : str
+        As in ``"ring_attention"``.
 
     Raises
     ------

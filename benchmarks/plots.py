@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+PAGE_WIDTH = 9  # inches: what is drawn so wide can be read where a page is as wide as text
 _TOKENS = 16384  # batch x sequence of the rows that are drawn
 _COLORS = {"sm90a": "tab:green", "sm80": "tab:blue", "cudnn": "tab:orange", "fa2": "tab:gray"}
 _NAMES = {"cudnn": "cuDNN", "fa2": "FlashAttention-2"}
@@ -27,7 +28,8 @@ def saved(results: list[dict[str, Any]], path: Path, size: tuple[float, float]) 
     from matplotlib.figure import Figure
 
     # Text stays text, and the same results give the same file.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
+    style = {"svg.fonttype": "none", "svg.hashsalt": path.name, "axes.titlesize": 10}
+    with matplotlib.rc_context(style):
         # Not pyplot: it would choose a backend, and keep the figure.
         figure = Figure(figsize=size, layout="constrained")
         yield figure
@@ -36,13 +38,15 @@ def saved(results: list[dict[str, Any]], path: Path, size: tuple[float, float]) 
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Write an SVG: attention's TFLOPS over the sequence, and what a ring's steps cost."""
-    with saved([result], path, (13, 6.5)) as figure:
-        grid = figure.subplots(2, 4)
-        for line, causal in enumerate((False, True)):
-            for axes, head_dim in zip(grid[line], (64, 128, 256), strict=False):
+    with saved([result], path, (PAGE_WIDTH, 13)) as figure:
+        *grid, rest = figure.subplots(4, 2, height_ratios=(1, 1, 1, 1.5))
+        for line, head_dim in zip(grid, (64, 128, 256), strict=True):
+            for axes, causal in zip(line, (False, True), strict=True):
                 _tflops(axes, result, head_dim, causal)
-        _ring_tax(grid[0][3], result)
-        _error(grid[1][3], result)
+        # All of these panels name the same.
+        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        _ring_tax(rest[0], result)
+        _error(rest[1], result)
         figure.suptitle(f"{result['card']}, bf16")
 
 
@@ -67,11 +71,9 @@ def _tflops(axes: Any, result: dict[str, Any], head_dim: int, causal: bool) -> N
         axes.plot(lengths, rates, **style)
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [f"{length / 1024:g}k" for length in lengths])
-    axes.set_title(f"D {head_dim}, {'causal' if causal else 'full'}: TFLOPS over S")
+    axes.set_title(f"D {head_dim}, {'causal' if causal else 'no mask'}: TFLOPS by length")
     axes.set_ylim(0, 850)
     axes.grid(alpha=0.3)
-    if lines:
-        axes.legend(loc="lower right")
 
 
 def _ring_tax(axes: Any, result: dict[str, Any]) -> None:
@@ -87,7 +89,7 @@ def _ring_tax(axes: Any, result: dict[str, Any]) -> None:
     axes.plot(chunks, [points[chunk] for chunk in chunks], marker="o", color=_COLORS["sm90a"])
     axes.set_xscale("log", base=2)
     axes.set_xticks(chunks, [f"{chunk / 1024:g}k" for chunk in chunks])
-    axes.set_title("D 128: 8 steps / one call, over chunk")
+    axes.set_title("D 128: time of 8 steps / one call, by chunk")
     axes.axhline(1, color="black", linewidth=0.8)
     axes.grid(alpha=0.3)
 
@@ -103,5 +105,5 @@ def _error(axes: Any, result: dict[str, Any]) -> None:
     axes.barh(list(bars), list(bars.values()), color="tab:purple")
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.tick_params(axis="y", labelsize=7)
+    axes.tick_params(axis="y", labelsize=9)
     axes.set_title("rms error / cuDNN's single call")

@@ -1,16 +1,19 @@
 """A reduced grid of every GPU kernel, to be run under compute-sanitizer.
 
 Small problems that reach every edge: lengths around the tiles, heads shared, masks, state loaded
-and stored (rings of three). `python -m benchmarks.evidence --part sanitize` runs it.
+and stored (rings of three), and gradients. `python -m benchmarks.evidence --part sanitize` runs it.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import torch
+from helpers import cuda_gradients
+from helpers.gradients import draw
 from helpers.inputs import torch_qkv
-from helpers.oracle import attention
+from helpers.oracle import attention, attention_backward
 from helpers.rings import case, local_ring
 from helpers.tolerances import assert_close
 
@@ -21,6 +24,7 @@ KERNELS = [
     *[("sm80", t, d) for t in ("f16", "bf16") for d in (64, 96, 128, 192, 256)],
     *[("simt", t, d) for t in ("f16", "bf16", "f32", "f64") for d in (24, 64, 128, 256)],
 ]
+BACKWARD = [("simt", t, d) for t in ("f16", "bf16", "f32", "f64") for d in (24, 128, 256)]
 # (ranks, rows, keys)
 SHAPES = [(1, 65, 130), (1, 1, 63), (3, 40, 72)]
 
@@ -50,7 +54,14 @@ def main() -> int:
         }
         with case(family=family, dtype=dtype, ranks=ranks, causal=is_causal, **shape):
             _run(family, dtype, ranks, is_causal, shape)
-    print(f"{len(problems)} problems agree with float64")
+    backward = list(zip(available(BACKWARD), itertools.cycle(SHAPES), strict=False))
+    for (family, dtype, head_dim), (_, rows, keys) in backward:
+        shape = {"heads": 2, "kv_heads": 1, "query_len": rows, "key_len": keys}
+        shape["head_dim"] = head_dim
+        for is_causal in (False, True):
+            with case(backward=family, dtype=dtype, causal=is_causal, **shape):
+                _run_backward(family, dtype, is_causal, shape)
+    print(f"{len(problems) + 2 * len(backward)} problems agree with float64")
     return 0
 
 
@@ -70,6 +81,15 @@ def _run(family: str, dtype: str, ranks: int, is_causal: bool, shape: dict) -> N
         layout="zigzag",
     )
     assert_close(family, dtype, y, exact[0], lse, exact[1])
+
+
+def _run_backward(family: str, dtype: str, is_causal: bool, shape: dict) -> None:
+    x = draw(dtype, 0, dlse=True, **shape)
+    exact = attention_backward(*x[:4], dlse=x.dlse, is_causal=is_causal)
+    cuda_gradients.check(
+        torch, family, dtype, cuda_gradients.on_gpu(torch, x), exact=exact, is_causal=is_causal,
+        peaked=True,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

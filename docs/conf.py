@@ -1,6 +1,12 @@
 """The site: sphinx-build -W docs build/site"""
 
 import importlib.util
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from stub_signatures import process_signature  # noqa: E402
 
 project = "baracuda_kernels"
 author = "The baracuda_kernels authors"
@@ -24,3 +30,8 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = False
 # Types in docstrings are prose, and those of other libraries are not on this site.
 nitpick_ignore_regex = [("py:.*", ".*")]
+
+
+def setup(app):
+    """Compiled classes and functions get their signatures from the stubs."""
+    app.connect("autodoc-process-signature", process_signature)

@@ -8,6 +8,12 @@ class RingStepTime(NamedTuple):
     exchange: float
     exposed: float
 
+class RingSpan(NamedTuple):
+    step: int
+    name: str
+    begin: float
+    end: float
+
 @disjoint_base
 class RingTimeline:
     def __new__(cls) -> RingTimeline: ...
@@ -25,3 +31,4 @@ class RingTimeline:
     def exposed(self) -> float: ...
     @property
     def total(self) -> float: ...
+    def spans(self, since: RingTimeline | None = None) -> list[RingSpan]: ...

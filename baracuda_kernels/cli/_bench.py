@@ -23,26 +23,38 @@ from baracuda_kernels.cli._plot import check_plot
 from baracuda_kernels.cli._plot_ring import draw_plot
 from baracuda_kernels.cli._run import LAYOUTS, ranks_type
 from baracuda_kernels.cli._sample import DTYPES, check_sample, dtype_choice
+from baracuda_kernels.cli._trace import write_trace
 
 
-@click.group()
+@click.group(short_help="Time the steps of a ring on this machine.")
 def bench() -> None:
     """Measure on this machine."""
 
 
 @bench.command()
-@click.option("--ranks", type=ranks_type, default=8, show_default=True, help="P.")
-@click.option("--chunk", type=click.IntRange(1), default=1024, show_default=True, help="Rows.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="B.")
-@click.option("--heads", type=click.IntRange(1), default=16, show_default=True, help="H.")
-@click.option("--kv-heads", type=click.IntRange(1), help="Hkv; divides H. [default: H]")
-@click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True, help="D.")
+@click.option("--ranks", type=ranks_type, default=8, show_default=True, help="Virtual ranks, P.")
+@click.option("--chunk", type=click.IntRange(1), default=1024, show_default=True,
+              help="Rows of each rank.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True,
+              help="Sequences, B.")  # fmt: skip
+@click.option("--heads", type=click.IntRange(1), default=16, show_default=True,
+              help="Query heads, H.")  # fmt: skip
+@click.option(
+    "--kv-heads", type=click.IntRange(1), help="Heads of K and V, Hkv; divides H. [default: H]"
+)
+@click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True,
+              help="Elements of a head, D.")  # fmt: skip
 @click.option("--dtype", type=dtype_choice, default="bf16", show_default=True)
 @click.option("--causal", is_flag=True, help="Row i sees the keys up to i.")
 @click.option("--layout", type=click.Choice(LAYOUTS), default="zigzag", show_default=True)
 @click.option("--device", default="cuda", show_default=True, help="host (or cpu), cuda or cuda:N.")
 @click.option("--runs", type=click.IntRange(1), default=20, show_default=True, help="Timed runs.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Picture: .png, .svg or .pdf.")
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    help="Lanes of one run for Perfetto or chrome://tracing: .json.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the JSON there.")
 @json_option
 def ring(
@@ -58,6 +70,7 @@ def ring(
     device: str,
     runs: int,
     plot: Path | None,
+    trace: Path | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -65,6 +78,8 @@ def ring(
 
     The ranks take turns on one device, so the total is that of all their work; the exchanges are
     copies beside the kernels. Times are medians over the runs, after two that are not counted.
+    --plot and --trace show when all of it happened in one run, the median one by its length: a lane
+    for what a rank computed, one for its exchanges, one for what its kernels waited for them.
     """
     from baracuda_kernels.local_ring import PreparedRing
 
@@ -73,8 +88,11 @@ def ring(
         raise click.BadParameter(f"{kv_heads} does not divide {heads} heads", param_hint="kv-heads")
     if plot is not None:
         check_plot(plot)
-    if output is not None:
-        check_target(output, (".json",))
+    for target in (trace, output):
+        if target is not None:
+            check_target(target, (".json",))
+    if trace is not None and trace == output:
+        raise click.BadParameter(f"{trace} is -o's file, too", param_hint="trace")
     check_sample(batch, heads + 2 * kv_heads, ranks * chunk, head_dim, dtype)
     random = np.random.default_rng(0)
     q, k, v = (
@@ -98,6 +116,8 @@ def ring(
             raise FileProblemError(f"{output}: {error}") from error
     if plot is not None:
         draw_plot(plot, result)
+    if trace is not None:
+        write_trace(trace, result)
     if as_json:
         print_json(result)
     else:
@@ -111,10 +131,12 @@ def _measure(prepared: Any, ranks: int, runs: int, as_json: bool) -> dict[str, A
     for _ in range(2):
         prepared.run(timelines)
     samples = []  # [run][rank] -> steps
+    lanes = []  # [run] -> spans
     with ProgressBar(f"{ranks} ranks, runs", as_json) as bar:
         for number in range(runs):
             prepared.run(timelines)
             samples.append([timeline.steps for timeline in timelines])
+            lanes.append(_lanes(timelines))
             bar.update(number + 1, runs)
 
     def median(name: str, rank: int, step: int) -> float:
@@ -137,7 +159,26 @@ def _measure(prepared: Any, ranks: int, runs: int, as_json: bool) -> dict[str, A
         "exposed": sum(sum(step["exposed"]) for step in steps),
         # What the ring would take in lock step over what it would with the work spread evenly.
         "balance": sum(map(max, compute)) / (whole / ranks),
+        "lanes": sorted(lanes, key=_length)[len(lanes) // 2],
     }
+
+
+def _lanes(timelines: list[Any]) -> list[dict[str, Any]]:
+    """What the ranks did in the last run, in milliseconds after the first of it."""
+    spans = [
+        {"rank": timeline.rank, **span._asdict()}
+        for timeline in timelines
+        for span in timeline.spans(timelines[0])
+    ]
+    start = min(span["begin"] for span in spans)
+    for span in spans:
+        span["begin"] -= start
+        span["end"] -= start
+    return spans
+
+
+def _length(lanes: list[dict[str, Any]]) -> float:
+    return max(float(span["end"]) for span in lanes)
 
 
 def _print_text(result: dict[str, Any]) -> None:
@@ -145,12 +186,11 @@ def _print_text(result: dict[str, Any]) -> None:
     click.echo(
         f"{result['ranks']} ranks of {result['chunk']} rows, B {result['batch']}, "
         f"H {result['heads']}/{result['kv_heads']}, D {result['head_dim']}, {result['dtype']}, "
-        f"{mask}, {result['layout']}; kernel {result['family']} on {result['device']}; medians of "
-        f"{result['runs']} runs"
+        f"{mask}, {result['layout']}; kernel {result['family']} on {result['device']}"
     )
+    click.echo(f"ms of the slowest rank, and the mean of compute; medians of {result['runs']} runs")
     table = Table()
-    for head in ("step", "compute ms, slowest rank", "mean", "exchange ms, slowest rank",
-                 "exposed ms, slowest rank"):  # fmt: skip
+    for head in ("step", "compute", "mean", "exchange", "exposed"):
         table.add_column(head, justify="right")
     for step in result["steps"]:
         figures = (

@@ -58,7 +58,7 @@ def _option(spec: OpSpec, option: ProblemOption) -> click.Option:
     return click.Option([flag], type=kind, default=default, show_default=True, help=option.help)
 
 
-@click.command(cls=_ProblemCommand)
+@click.command(cls=_ProblemCommand, short_help="Which kernel a problem gets, and why not others.")
 @click.option(
     "--direction", type=click.Choice(["forward", "backward"]), default="forward", show_default=True
 )
@@ -77,7 +77,7 @@ def explain(as_json: bool, arch: str | None, direction: str, op: str, **problem:
         print_json(explanation.to_dict())
         return
     title = f"{explanation.op} {direction} on {explanation.arch}"
-    table = Table("kernel", "", "why", title=title)
+    table = Table("kernel", "answer", "why", title=title)
     for candidate in explanation.candidates:
         if candidate is explanation.chosen:
             verdict = "selected"

@@ -22,7 +22,7 @@ def version_of_build() -> str:
     return _info.version()
 
 
-@click.command()
+@click.command(short_help="What this build is, and what will run here.")
 @json_option
 def info(as_json: bool) -> None:
     """Version, build, CUDA, driver, devices, NCCL, and what will run here and why."""
@@ -143,7 +143,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     if nccl["found"]:
         lines.append(f"NCCL: {nccl['version']} at {nccl['path']}")
     else:
-        lines.append(f"NCCL: none ({nccl['reason']}); local rings work without it")
+        lines.append("NCCL: none was found; local rings work without it")
+        lines.append(f"  ({nccl['reason'].removeprefix('NCCL: ')})")
     for entry, reason in facts["plugins_left_out"].items():
         lines.append(f"plug-in left out: {entry} ({reason})")
     lines.append("what runs here:")

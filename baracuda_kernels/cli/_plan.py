@@ -25,7 +25,7 @@ from baracuda_kernels.cli._sample import dtype_choice
 from baracuda_kernels.scaling._units import duration, size
 
 
-@click.command()
+@click.command(short_help="A ring of GPUs on paper: memory, time, advice.")
 @click.option(
     "--seq",
     type=SizeType(),
@@ -33,10 +33,14 @@ from baracuda_kernels.scaling._units import duration, size
     help="Tokens of the whole sequence; k, M, G are 2^10, 2^20, 2^30.",
 )
 @click.option("--ranks", type=click.IntRange(1), required=True, help="GPUs of the ring, P.")
-@click.option("--heads", type=click.IntRange(1), required=True, help="H.")
-@click.option("--kv-heads", type=click.IntRange(1), help="Hkv; divides H. [default: H]")
-@click.option("--head-dim", type=click.IntRange(1), required=True, help="D.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="B.")
+@click.option("--heads", type=click.IntRange(1), required=True, help="Query heads, H.")
+@click.option(
+    "--kv-heads", type=click.IntRange(1), help="Heads of K and V, Hkv; divides H. [default: H]"
+)
+@click.option("--head-dim", type=click.IntRange(1), required=True, help="Elements of a head, D.")
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences, B."
+)
 @click.option("--dtype", type=dtype_choice, default="bf16", show_default=True)
 @click.option("--causal", is_flag=True, help="Row i sees the keys up to i.")
 @click.option(
@@ -135,8 +139,14 @@ def plan(
 
 def _family(problem: Any, arch: str) -> str:
     """The kernel family that a rank gets; its typed refusal where none serves the problem."""
-    from baracuda_kernels import ElementKind, RingAttentionDescriptor, registry
+    from baracuda_kernels import ElementKind, RingAttentionDescriptor, UnsupportedError, registry
+    from baracuda_kernels._core import _info
 
+    if not _info.build_info()["cuda_built"]:
+        raise UnsupportedError(
+            "plan: this build has no CUDA kernels to plan with (made with BARACUDA_CUDA=OFF); "
+            "install it without that option, which needs no GPU"
+        )
     descriptor = RingAttentionDescriptor(
         problem.batch,
         problem.heads,
@@ -202,6 +212,7 @@ def _print_text(family: str, result: Any, layers: int) -> None:
         f"{rates.tflops(problem.chunk, causal=True):.0f}"
     )
     out_console().print(_memory_table(result))
+    _say("staged: k and v lie in scratch A to begin with; in place: wherever they are")
     if problem.ranks > 1:
         _say(
             f"exchange: {size(problem.bytes_per_hop)} a hop, {duration(result.exchange)}; "

@@ -31,7 +31,7 @@ def figure_module() -> Any:
         return importlib.import_module("matplotlib.figure")
     except ImportError as error:
         raise UnsupportedError(
-            "--plot needs matplotlib: pip install matplotlib, or the extra baracuda-kernels[bench]"
+            "--plot needs matplotlib: pip install matplotlib (from a clone: pip install '.[bench]')"
         ) from error
 
 

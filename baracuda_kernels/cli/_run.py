@@ -23,9 +23,9 @@ ranks_type = click.IntRange(1, MAX_RANKS)
 LAYOUTS = tuple(layout.name.lower() for layout in SequenceLayout)
 
 
-@click.command()
+@click.command(short_help="Attention of a file's q, k, v over virtual ranks.")
 @click.argument("qkv", type=click.Path(path_type=Path))
-@click.option("--ranks", type=ranks_type, required=True, help="Virtual ranks P.")
+@click.option("--ranks", type=ranks_type, required=True, help="Virtual ranks, P.")
 @click.option("--causal", is_flag=True, help="Row i sees the keys up to i.")
 @click.option("--scale", type=float, help="Factor on q·k. [default: 1/sqrt(D)]")
 @click.option(
@@ -40,7 +40,8 @@ LAYOUTS = tuple(layout.name.lower() for layout in SequenceLayout)
     "--timeout", type=float, help="Seconds that a run on the host may take. [default: no limit]"
 )
 @click.option("--check", is_flag=True, help="Compare with attention in float64 (slow).")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
+              help="File to write y and lse to: .safetensors or .npz.")  # fmt: skip
 @json_option
 def run(
     qkv: Path,
@@ -131,6 +132,7 @@ def _print_text(result: dict[str, Any], sku: Any) -> None:
     click.echo(f"kernel: {result['family']}, {math} products")
     if "check" in result:
         click.echo("against float64:")
-        for name, label in (("y", "y"), ("lse", "lse"), ("rounding", "exact y rounded")):
+        exact = f"the exact y as {result['dtype']}"
+        for name, label in (("y", "y"), ("lse", "lse"), ("rounding", exact)):
             error = result["check"][name]
-            click.echo(f"  {label + ':':17}rms {error['rms']:.3e}   max {error['max']:.3e}")
+            click.echo(f"  {label + ':':25}rms {error['rms']:.3e}   max {error['max']:.3e}")

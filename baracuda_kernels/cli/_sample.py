@@ -19,15 +19,21 @@ DTYPES = {
 dtype_choice = click.Choice(list(DTYPES))
 
 
-@click.command()
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File.")
+@click.command(short_help="Write random q, k, v to a file, to try things on.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
+              help="File to write: .safetensors or .npz.")  # fmt: skip
 @click.option(
-    "--seq", type=SizeType(least=0), default=4096, show_default=True, help="S; k, M, G as in plan."
+    "--seq", type=SizeType(least=0), default=4096, show_default=True,
+    help="Tokens, S; k, M, G are 2^10, 2^20, 2^30."
 )
-@click.option("--batch", type=click.IntRange(0), default=1, show_default=True, help="B.")
-@click.option("--heads", type=click.IntRange(1), default=8, show_default=True, help="H.")
-@click.option("--kv-heads", type=click.IntRange(1), help="Hkv; divides H. [default: H]")
-@click.option("--head-dim", type=click.IntRange(1), default=64, show_default=True, help="D.")
+@click.option("--batch", type=click.IntRange(0), default=1, show_default=True, help="Sequences, B.")
+@click.option("--heads", type=click.IntRange(1), default=8, show_default=True,
+              help="Query heads, H.")  # fmt: skip
+@click.option(
+    "--kv-heads", type=click.IntRange(1), help="Heads of K and V, Hkv; divides H. [default: H]"
+)
+@click.option("--head-dim", type=click.IntRange(1), default=64, show_default=True,
+              help="Elements of a head, D.")  # fmt: skip
 @click.option("--dtype", type=dtype_choice, default="f32", show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @json_option

@@ -10,7 +10,7 @@ from rich.table import Table
 from baracuda_kernels.cli._console import json_option, out_console, print_json
 
 
-@click.command()
+@click.command(short_help="All kernels, and what they guarantee.")
 @click.option("--op", help="Op by its registered name.")
 @click.option("--direction", help="forward or backward.")
 @click.option("--element", help="Element kind, such as bf16.")

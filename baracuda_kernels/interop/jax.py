@@ -105,7 +105,7 @@ def ring_attention(
     sequence_layout : SequenceLayout or str, default "contiguous"
         Which rows of the sequence a device holds: contiguous, zigzag or striped; see
         :func:`sequence_order`.
-    tensor_layout : {"bhsd", "bshd"}
+    tensor_layout : {"bhsd", "bshd"}, default "bhsd"
         Order of the dimensions of q, k, v and y.
     return_lse : bool, default False
         Return ``(y, lse)`` instead of ``y``.
@@ -182,8 +182,10 @@ def attention_step(
 
     Parameters
     ----------
-    q, k, v, is_causal, scale, sequence_layout, tensor_layout, sm_margin
-        As in :func:`ring_attention`.
+    q, k, v, is_causal, scale, sequence_layout, tensor_layout
+        As in :func:`ring_attention`, with its defaults.
+    sm_margin : int, default 0
+        SMs that the kernel leaves to an exchange beside it.
     state : jax.Array, optional
         What the step before returned; None for the first one. XLA updates it in place.
     rank, origin : int or int32 scalar, default 0

@@ -28,7 +28,18 @@ class FamilyFigures:
 class Card:
     """A GPU, and what was measured on it.
 
-    `state_tbps` is the speed, in TB/s, at which it loads and stores the state between steps.
+    Attributes
+    ----------
+    name, arch : str
+        As in ``"H100"`` and ``"sm_90"``.
+    sms : int
+        SMs.
+    memory_gib : float
+        GiB that the op may take.
+    state_tbps : float
+        TB/s at which it loads and stores the state between steps.
+    families : dict
+        Kernel family -> its rates and their source.
     """
 
     name: str
@@ -45,7 +56,13 @@ def cards() -> tuple[Card, ...]:
 
 
 def find_card(arch: Any) -> Card | None:
-    """The card of an architecture; None where none was measured."""
+    """The card of an architecture `arch`, as in ``"sm_90"``; None where none was measured.
+
+    Raises
+    ------
+    InvalidProblemError
+        It is no architecture.
+    """
     wanted = Architecture.parse(arch).name
     return next((card for card in cards() if card.arch == wanted), None)
 

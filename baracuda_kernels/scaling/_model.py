@@ -41,7 +41,7 @@ class RingProblem:
     heads : int
         Query heads H.
     head_dim : int
-        D.
+        Elements of a head D.
     batch : int, default 1
     kv_heads : int, default `heads`
         Hkv; divides `heads`. The ring carries only these.
@@ -98,7 +98,7 @@ class RingProblem:
 
     @property
     def kv_scratch_elements(self) -> int:
-        """Elements of one K/V scratch buffer: 2·B·Hkv·K·D."""
+        """Elements of one K/V scratch buffer, 2·B·Hkv·K·D."""
         return 2 * self.batch * self.hkv * self.chunk * self.head_dim
 
     @property
@@ -108,18 +108,18 @@ class RingProblem:
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes that a rank sends in all: (P-1)·2·B·Hkv·K·D·size."""
+        """Bytes that a rank sends in all, (P-1)·2·B·Hkv·K·D·size."""
         return (self.ranks - 1) * self.bytes_per_hop
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of a rank's accumulator: B·H·Q·(D+2)·4, for f64 8 in place of 4."""
+        """Bytes of a rank's accumulator, B·H·Q·(D+2)·4, for f64 8 in place of 4."""
         size = 8 if self.dtype == "f64" else 4
         return self.batch * self.heads * self.chunk * (self.head_dim + 2) * size
 
     @property
     def flops_per_pair(self) -> int:
-        """Flops of a visible (row, key) pair over all heads: 4·B·H·D."""
+        """Flops of a visible (row, key) pair over all heads, 4·B·H·D."""
         return 4 * self.batch * self.heads * self.head_dim
 
     @property
@@ -178,7 +178,7 @@ class Machine:
 
     @property
     def link_bytes_per_second(self) -> float:
-        """Bytes a second in one direction: Gbit/s / 8."""
+        """Bytes a second in one direction, Gbit/s / 8."""
         return self.link_gbps * 1e9 / 8
 
 
@@ -186,7 +186,9 @@ class Machine:
 class RankMemory:
     """Bytes of one rank's operands and scratch, all of them the caller's.
 
-    `kv` is what the chunk takes outside of the scratch: nothing where it is staged in scratch A.
+    Of `q`, `y` and `lse`; of `scratch_a` and `scratch_b`, which receive chunks; of the
+    `accumulator`. `kv` is what the chunk takes outside of the scratch: nothing where it is staged
+    in scratch A.
     """
 
     q: int
@@ -227,7 +229,13 @@ def rank_memory(problem: RingProblem, *, in_place: bool) -> RankMemory:
 
 
 def exchange_seconds(problem: RingProblem, machine: Machine) -> float:
-    """Seconds of one exchange, nothing beside it; 0 on one rank."""
+    """Seconds of one exchange, nothing beside it; 0 on one rank.
+
+    Parameters
+    ----------
+    problem : RingProblem
+    machine : Machine
+    """
     if problem.ranks == 1:
         return 0.0
     return machine.latency_us * 1e-6 + problem.bytes_per_hop / machine.link_bytes_per_second
@@ -238,10 +246,21 @@ def compute_seconds(
 ) -> np.ndarray:
     """Seconds that each rank computes in each step.
 
+    Parameters
+    ----------
+    problem : RingProblem
+    machine : Machine
+    sequence_layout : SequenceLayout or str, default "contiguous"
+
     Returns
     -------
     numpy.ndarray
         float64, shape ``[P, P]``: steps, ranks. 0 where a rank sees nothing of the chunk.
+
+    Raises
+    ------
+    InvalidProblemError
+        If the layout is unknown.
     """
     layout = SequenceLayout.parse(sequence_layout)
     ranks, chunk, rates = problem.ranks, problem.chunk, machine.rates
@@ -293,13 +312,13 @@ class StepForecast:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the step: the longer one of compute and exchange."""
+        """Seconds of the step, the longer one of compute and exchange."""
         return max(self.exchange, self.slowest)
 
 
 @dataclass(frozen=True)
 class RingForecast:
-    """A problem on a machine in one layout.
+    """A `problem` on a machine in one `layout`, by its `steps`.
 
     `one_gpu` is the seconds of the whole sequence on one such GPU, with nothing exchanged.
     """
@@ -311,7 +330,7 @@ class RingForecast:
 
     @property
     def compute(self) -> float:
-        """Seconds of compute on the critical path: the sum of the slowest ranks."""
+        """Seconds of compute on the critical path, the sum of the slowest ranks."""
         return sum(step.slowest for step in self.steps)
 
     @property
@@ -331,7 +350,7 @@ class RingForecast:
 
     @property
     def efficiency(self) -> float:
-        """Part of P ideal GPUs' speed: `one_gpu` / (P · `seconds`)."""
+        """Part of P ideal GPUs' speed, `one_gpu` / (P · `seconds`)."""
         return self.one_gpu / (self.problem.ranks * self.seconds)
 
     @property

@@ -69,6 +69,11 @@ def smallest_hiding_chunk(
     -------
     int or None
         None if no chunk up to 2**30 / 3 rows hides it.
+
+    Raises
+    ------
+    InvalidProblemError
+        If the layout is unknown.
     """
     # All steps between the first and the last are alike in their slowest rank: three ranks do.
     ranks = min(problem.ranks, 3)
@@ -90,7 +95,7 @@ def smallest_hiding_chunk(
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Which layout on how many of the ranks, and why.
+    """Which `layout` on how many of the `ranks`, and the `reason`.
 
     `fits` tells whether the memory suffices, `efficient` whether the floor is reached. Where either
     is false nothing is recommended: the setting is merely the one that comes closest.

@@ -42,7 +42,7 @@ class ComputeRates:
         Of loading or storing the state between steps, as far as the kernel does not hide it.
     tile_rows : int, default 128
         Query rows of a kernel's tile, one block's work: fewer tiles than SMs leave some idle.
-    sources : tuple of str
+    sources : tuple of str, default none
         Where the numbers are from.
 
     Raises
@@ -78,7 +78,13 @@ class ComputeRates:
         Parameters
         ----------
         tflops : float
+            10**12 flops a second.
         causal_tflops : float, default `tflops`
+
+        Raises
+        ------
+        InvalidProblemError
+            If one is not from 1e-9 to 1e9.
         """
         causal_tflops = tflops if causal_tflops is None else causal_tflops
         return ComputeRates(
@@ -91,10 +97,16 @@ class ComputeRates:
         )
 
     def tflops(self, length: float, causal: bool = False) -> float:
-        """TFLOPS of a call on chunks of `length` rows.
+        """TFLOPS of a call.
 
         Above the longest causal length the loss against unmasked calls falls as 1/length: it comes
         of the tiles along the diagonal, a part of all tiles that does so.
+
+        Parameters
+        ----------
+        length : float
+            Rows of a chunk; 1 or more.
+        causal : bool, default False
         """
         longest, at_longest = self.causal[-1]
         if not causal or length <= longest:
@@ -180,7 +192,7 @@ def measured_rates(
     ----------
     evidence : mapping
         With ``rows``, and ``card`` for the record.
-    family, dtype, head_dim
+    family, dtype, head_dim : str, str and int
         Which rows.
     arch : ArchSku, str, int or tuple, optional
         The file's card, as in ``"sm_90"``; None is an H100.

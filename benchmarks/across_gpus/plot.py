@@ -20,16 +20,16 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Write an SVG: % of ideal over P, one panel for each mask and number of rows."""
     rows = [row for result in results for row in result["rows"] if row["name"] == "scaling"]
     chunks = sorted({row["params"]["chunk"] for row in rows})
-    with plots.saved(results, path, (13, 3 + 3 * len(chunks))) as figure:
+    with plots.saved(results, path, (plots.PAGE_WIDTH, 2 + 2.8 * len(chunks))) as figure:
         grid = figure.subplots(max(1, len(chunks)), 2, squeeze=False, sharey=True)
         for line, chunk in zip(grid, chunks, strict=False):
             for axes, causal in zip(line, (True, False), strict=True):
                 _panel(axes, rows, chunk, causal)
-        figure.suptitle(f"{results[0]['card']}: one GPU's time / P, in % of each one's own")
+        figure.suptitle(f"{results[0]['card']}: % of ideal, which is one GPU's time / P")
         # All panels name the same; a peer may be absent in some.
         bars = {b.get_label(): b for axes in grid.flat for b in axes.containers}
         labels = sorted(bars, key=_place)
-        figure.legend([bars[x] for x in labels], labels, loc="outside lower center", ncols=6)
+        figure.legend([bars[x] for x in labels], labels, loc="outside lower center", ncols=3)
 
 
 def _panel(axes: Any, rows: list[dict[str, Any]], chunk: int, causal: bool) -> None:
@@ -50,10 +50,10 @@ def _panel(axes: Any, rows: list[dict[str, Any]], chunk: int, causal: bool) -> N
         heights = bars[label, color]
         at = [ranks.index(p) + (number - (len(bars) - 1) / 2) * width for p in heights]
         drawn = axes.bar(at, [100 * x for x in heights.values()], width, color=color, label=label)
-        axes.bar_label(drawn, fmt="%.0f", fontsize=7)
+        axes.bar_label(drawn, fmt="%.0f", fontsize=8)
     axes.set_xticks(range(len(ranks)), [f"P = {p}" for p in ranks])
     axes.set_title(f"{chunk / 1024:g}k rows a GPU, {'causal' if causal else 'full'}")
-    axes.set_ylim(0, 115)
+    axes.set_ylim(0, 125)
     axes.axhline(100, color="black", linewidth=0.8)
     axes.grid(alpha=0.3, axis="y")
 

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 from helpers import backward_abi as abi
+from helpers.cuda_gradients import Call, check, drawn, gradients, on_gpu
 from helpers.gradients import Problem, accumulator, draw, forward
 from helpers.inputs import TORCH_DTYPES
-from helpers.oracle import attention_backward, error_of, max_score
+from helpers.oracle import attention_backward, error_of
 from helpers.rings import case, preference
-from helpers.tolerances import assert_gradients
 
 import baracuda_kernels as bk
 from baracuda_kernels import reference
@@ -24,75 +24,6 @@ CASES = [(family, dtype, d) for family, dtype in FAMILIES for d in HEAD_DIMS[fam
 LENGTHS = [(1, 1), (1, 257), (31, 33), (63, 65), (64, 64), (65, 127), (127, 63), (300, 1),
            (129, 128), (192, 255), (255, 257), (513, 385)]  # fmt: skip
 HEADS = [(2, 2), (4, 2), (6, 1)]
-
-
-def on_gpu(torch, x):
-    """A NumPy problem as tensors; ml_dtypes' bfloat16 as torch's."""
-    def tensor(a):
-        if a is None:
-            return None
-        if a.dtype.name == "bfloat16":
-            return torch.from_numpy(a.astype(np.float32)).cuda().to(torch.bfloat16)
-        return torch.from_numpy(np.array(a)).cuda()
-    return Problem(*map(tensor, x))
-
-
-def drawn(torch, dtype, seed, **shape):
-    return on_gpu(torch, draw(dtype, seed, **shape))
-
-
-class Call:
-    """A backward call with its own outputs, all poisoned, and the forward that comes before it."""
-
-    def __init__(self, torch, family, dtype, x, *, wide=False, **options):
-        self.torch = torch
-        (b, h, q, d), (_, hkv, k, _) = x.q.shape, x.k.shape
-        desc = bk.FlashSdpaDescriptor(b, h, q, k, d, element=dtype.upper(), num_kv_heads=hkv,
-                                      **options)
-        stream = bk.Stream(torch.cuda.current_stream())
-        plan = bk.FlashSdpaPlan.select(desc, stream, preference(family, dtype))
-        wider = torch.float64 if dtype == "f64" else torch.float32
-        self.y = torch.full_like(x.q, math.nan)
-        self.lse = torch.full(x.q.shape[:3], math.nan, dtype=wider, device="cuda")
-        plan.run(stream, bk.FlashSdpaArgs(q=x.q, k=x.k, v=x.v, y=self.y, lse=self.lse))
-        self.plan = bk.FlashSdpaBackwardPlan.select(desc, stream, preference(family, dtype))
-        assert self.plan.family == family
-        of_keys = wider if wide else x.k.dtype
-        self.gradients = [torch.empty_like(x.q), *(torch.empty_like(x.k, dtype=of_keys)
-                                                   for _ in range(2))]
-        self.scratch = torch.empty(self.plan.scratch_bytes, dtype=torch.uint8, device="cuda")
-        self.poison()
-        self.args = bk.FlashSdpaBackwardArgs(
-            **x._asdict(), y=self.y, lse=self.lse, scratch=self.scratch,
-            **dict(zip(("dq", "dk", "dv"), self.gradients, strict=True)))
-
-    def poison(self):
-        for x in self.gradients:
-            x.fill_(math.nan)
-        self.scratch.fill_(255)  # NaNs
-
-    def run(self):
-        self.plan.run(self.torch.cuda.current_stream(), self.args)
-        return self.gradients
-
-
-def gradients(torch, family, dtype, x, **options):
-    return Call(torch, family, dtype, x, **options).run()
-
-
-def summands(x):
-    norms = [float(a.double().norm(dim=-1).max()) if a.numel() else 0.0 for a in (x.k, x.v, x.dy)]
-    return max(math.prod(norms), norms[0]) * (1 if x.dlse is None else 1 + float(x.dlse.abs().max()))
-
-
-def check(torch, family, dtype, x, *, peaked=False, **options):
-    exact = attention_backward(*x[:4], dlse=x.dlse,
-                               **{n: v for n, v in options.items() if n != "wide"})
-    got = gradients(torch, family, dtype, x, **options)
-    score = max_score(x.q.double().cpu().numpy(), x.k.double().cpu().numpy(), options.get("scale"))
-    assert_gradients(family, dtype, got, exact, score=score if score > 40 else 0.0,
-                     summands=summands(x), peaked=peaked)
-    return got
 
 
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), CASES)

@@ -207,3 +207,33 @@ def test_a_timeline_agrees_with_the_clock(torch):
     # The ranks take turns on one stream.
     assert sum(t.compute + t.exposed for t in timelines) == pytest.approx(wall, rel=0.1)
     assert all(timeline.total <= wall for timeline in timelines)
+
+
+def test_spans_of_all_ranks_lie_on_one_clock(torch):
+    """Rank after rank on the stream; exchanges beside them, and each before what waits for it."""
+    ring = Ring(torch, "sm80", "bf16", 128, 4, rows=4096)
+    timelines = [bk.RingTimeline() for _ in range(4)]
+    for _ in range(2):
+        torch.cuda._sleep(20_000_000)
+        stream = torch.cuda.current_stream()
+        ring.ring.run_all(stream, ring.plan, ring.args, timeline=timelines)
+    lanes = [timeline.spans(timelines[2]) for timeline in timelines]  # earlier ones are negative
+    kernels = [
+        [span for span in spans if span.name == "compute" and span.step == step][0]
+        for step in range(4)
+        for spans in lanes
+    ]
+    resolution = 0.002
+    assert lanes[0][0].begin < 0 and kernels[0].begin < 0 < kernels[-1].begin
+    assert all(b.begin >= a.end - resolution for a, b in zip(kernels, kernels[1:], strict=False))
+    for timeline, spans in zip(timelines, lanes, strict=True):
+        exchanges = [span for span in spans if span.name == "exchange"]
+        assert len(exchanges) == 3
+        for step, exchange in enumerate(exchanges):
+            (reader,) = (s for s in spans if s[:2] == (step + 1, "compute"))
+            assert exchange.end <= reader.begin + resolution
+        for step in timeline.steps:
+            (kernel,) = (s for s in spans if s[:2] == (step.step, "compute"))
+            assert kernel.end - kernel.begin == pytest.approx(step.compute, abs=resolution)
+    # Beside the kernels of the first step: begun before they all have ended.
+    assert min(spans[1].begin for spans in lanes) < kernels[3].begin

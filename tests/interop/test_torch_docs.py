@@ -35,7 +35,8 @@ def test_the_readmes_call(tmp_path):
     (block,) = (b for b in code_blocks("README.md", "python") if '"gloo"' in b)
     program = tmp_path / "readme.py"
     program.write_text(block)
-    run_program(program, tmp_path, launcher=torchrun(2), environment=NO_GPU)
+    said = run_program(program, tmp_path, launcher=torchrun(2), environment=NO_GPU)
+    assert {f"rank {rank}: (1, 8, 1024, 64)" for rank in (0, 1)} <= set(said.splitlines())
 
 
 CHECK_THE_RING = """

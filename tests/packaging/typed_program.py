@@ -55,6 +55,7 @@ def plans(comm: bk.Communicator, args: bk.RingAttentionArgs) -> int:
     timeline = bk.RingTimeline()
     plan.run(bk.Stream.host(), comm, args, timeline=timeline)
     assert_type(timeline.steps, list[bk.RingStepTime])
+    assert_type(timeline.spans(), list[bk.RingSpan])
     assert_type(plan.sku.precision_guarantee.math_precision, bk.MathPrecision)
     assert_type(registry.skus(element="BF16"), list[bk.KernelSku])
     return plan.kv_scratch_elements

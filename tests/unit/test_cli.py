@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
@@ -270,6 +271,7 @@ def test_bench_ring_as_a_table_json_and_a_picture(tmp_path):
     out, picture = tmp_path / "ring.json", tmp_path / "ring.png"
     result = ok(*BENCH, "--causal", "-o", out, "--plot", picture)
     assert "kernel host on host" in result.stdout and "exposed" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
     assert picture.read_bytes().startswith(b"\x89PNG")
     found = json.loads(out.read_text())
     assert (found["ranks"], found["layout"], found["unit"]) == (3, "zigzag", "ms")
@@ -281,7 +283,75 @@ def test_bench_ring_as_a_table_json_and_a_picture(tmp_path):
     assert json.loads(ok(*BENCH, "--json").stdout)["causal"] is False
 
 
+def test_bench_ring_as_a_trace(tmp_path):
+    """Chrome's JSON object format: a process a rank, a thread a lane, microseconds."""
+    out, trace = tmp_path / "ring.json", tmp_path / "trace.json"
+    ok(*BENCH, "--causal", "-o", out, "--trace", trace)
+    found, result = json.loads(trace.read_text()), json.loads(out.read_text())
+    assert found["displayTimeUnit"] == "ms" and found["otherData"]["layout"] == "zigzag"
+    names = {
+        (e["name"], e["pid"], e["tid"]): e["args"]["name"]
+        for e in found["traceEvents"]
+        if e["ph"] == "M"
+    }
+    for rank in range(3):
+        assert names["process_name", rank, 0] == f"rank {rank}"
+        lanes = [names["thread_name", rank, lane] for lane in range(3)]
+        assert lanes == ["compute", "exchange", "exposed"]
+    spans = [e for e in found["traceEvents"] if e["ph"] == "X"]
+    assert len(spans) == len(result["lanes"]) == 3 * (3 + 2 + 2)
+    assert min(e["ts"] for e in spans) == 0 and all(e["dur"] >= 0 for e in spans)
+    for event, span in zip(spans, result["lanes"], strict=True):
+        assert names["thread_name", event["pid"], event["tid"]] == span["name"] == event["cat"]
+        assert event["ts"] == pytest.approx(1000 * span["begin"])
+        assert event["dur"] == pytest.approx(1000 * (span["end"] - span["begin"]))
+        step, rank = span["step"], span["rank"]
+        assert event["args"] == {"step": step, "chunk": (rank - step) % 3}
+        assert event["pid"] == rank
+    for lane in {(e["pid"], e["tid"]) for e in spans}:  # a lane shows one thing at a time
+        times = sorted((e["ts"], e["ts"] + e["dur"]) for e in spans if (e["pid"], e["tid"]) == lane)
+        assert all(a[1] <= b[0] + 1 for a, b in pairwise(times))
+
+
+def test_bench_ring_draws_a_lane_for_each_of_the_three(tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    from baracuda_kernels.cli import _plot_ring
+
+    result = json.loads(ok(*BENCH, "--causal", "--json").stdout)
+    axes = Figure().subplots()
+    _plot_ring._draw_lanes(axes, result)
+    drawn = {bars.get_label(): bars for bars in axes.containers}
+    assert set(drawn) == {"compute", "exchange", "exposed"}
+    for name, bars in drawn.items():
+        spans = [span for span in result["lanes"] if span["name"] == name]
+        assert [bar.get_x() for bar in bars] == pytest.approx([s["begin"] for s in spans])
+        assert [bar.get_width() for bar in bars] == pytest.approx(
+            [s["end"] - s["begin"] for s in spans])  # fmt: skip
+        assert [round(bar.get_y() + bar.get_height() / 2) for bar in bars] == [
+            span["rank"] for span in spans]  # fmt: skip
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["rank 0", "rank 1", "rank 2"]
+
+
+def test_the_list_of_commands_is_whole_sentences():
+    """None is cut off at the width of a terminal."""
+    listed = ok("--help").stdout.split("Commands:")[1].strip().splitlines()
+    assert len(listed) == 7
+    assert all(line.endswith(".") and not line.endswith("...") for line in listed)
+
+
+def test_without_a_gpu_the_answer_names_the_host(monkeypatch):
+    monkeypatch.setattr("baracuda_kernels._local_memory.why_no_gpu", lambda: "the driver is old")
+    kind, message = refused("bench", "ring", "--chunk", 16)
+    assert kind == "UnsupportedError" and "must be 'host' here" in message
+    assert "the driver is old" in message
+
+
 def test_what_bench_ring_refuses(tmp_path):
+    assert refused(*BENCH, "--trace", tmp_path / "ring.txt")[0] == "FileProblemError"
+    both = ("-o", tmp_path / "x.json", "--trace", tmp_path / "x.json")
+    assert refused(*BENCH, *both)[0] == "BadParameter"
     assert refused(*BENCH, "-o", tmp_path / "ring.txt")[0] == "FileProblemError"
     assert refused(*BENCH, "-o", tmp_path / "none" / "ring.json")[0] == "FileProblemError"
     assert "does not divide" in refused(*BENCH, "--kv-heads", 3)[1]

@@ -14,7 +14,8 @@ from baracuda_kernels import registry
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,27 @@ def test_the_site_builds_without_a_warning(site):
     folder, result = site
     assert result.returncode == 0, result.stdout + result.stderr
     assert not result.stderr, result.stderr
-    for page in (ROOT / "docs").glob("*.md"):
-        assert (folder / f"{page.stem}.html").exists(), page.name
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert (folder / page.relative_to(ROOT / "docs")).with_suffix(".html").exists(), page.name
+
+
+@pytest.mark.framework("sphinx")
+@pytest.mark.timeout(120)
+def test_the_changelog_and_the_examples_are_on_the_site(site):
+    folder, _ = site
+    changes = (folder / "changelog.html").read_text()
+    assert "Unreleased" in changes and "RingTimeline" in changes
+    first = (folder / "index.html").read_text()
+    for program in EXAMPLES:
+        page = f"examples/{program.stem}.html"
+        assert "baracuda" in (folder / page).read_text() and f'href="{page}"' in first, page
+
+
+@pytest.mark.parametrize("program", EXAMPLES, ids=lambda p: p.stem)
+def test_every_example_has_a_page_that_shows_it_whole(program):
+    page = ROOT / "docs" / "examples" / f"{program.stem}.md"
+    (shown,) = re.findall(r"```{literalinclude} (\S+)\n:language: python\n```", page.read_text())
+    assert (page.parent / shown).resolve() == program
 
 
 def test_the_kernel_table_is_the_registry():
@@ -59,7 +79,7 @@ def test_tests_that_the_documents_name_exist():
     named = set()
     for page in PAGES:
         text = page.read_text()
-        named |= set(re.findall(r"`((?:unit|gpu|multi_rank)/\w+\.py)(?:::(\w+))?`", text))
+        named |= set(re.findall(r"`((?:unit|gpu|multi_rank|interop)/\w+\.py)(?:::(\w+))?`", text))
     assert len(named) > 8
     for file, function in named:
         source = (ROOT / "tests" / file).read_text()
@@ -74,44 +94,39 @@ def test_extras_that_install_md_names_exist():
 
 
 def test_the_readmes_figures_are_of_the_results():
-    """Every row of its two tables is a row of the performance page, by the same columns."""
+    """Every row of its table is a row of the performance page, by the same columns."""
     page = (ROOT / "docs" / "performance.md").read_text()
-    figures = r" \| ([\d.]+)" * 3 + r" \|$"
-    calls = re.findall(rf"^\| `(\w+)`, ([\w ]+){figures}", README, re.MULTILINE)
-    assert len(calls) == 2
+    number = r"([\d.]+|–)"
+    rows = re.findall(r"^\| (one call|ring), ([^|]+) \| " + r" \| ".join([number] * 6) + r" \|$",
+                      README, re.MULTILINE)  # fmt: skip
+    assert [kind for kind, *_ in rows] == ["one call"] * 2 + ["ring"] * 4
     one_call = page.split("## NVIDIA H100 80GB HBM3")[1].split("### ")[1]
-    for family, mask, *figures in calls:
-        causal = {"causal": "yes", "no mask": "no"}[mask]
-        row = rf"^\| {family} \| bf16 \| 128 \| 2 \| 16/16 \| 8192 \| {causal} \| [\d.]+ \| "
-        assert re.search(row + re.escape(" | ".join(figures)), one_call, re.MULTILINE), figures
-    rings = re.findall(
-        r"^\| (\d) (H\d00), (\d+) rows each \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
-        README, re.MULTILINE)
-    assert len(rings) == 4
-    for gpus, card, rows, tflops, ideal, *peers in rings:
-        of_card = page.split(f"## Across GPUs: NVIDIA {card}")[1].split("### ")[1]
-        row = (rf"^\| {gpus} \| {rows} \| zigzag \| yes \| \d \| [\d.]+ \| {tflops} \| {ideal} \| "
-               r"[\d.]+ \| " + re.escape(" | ".join(peers)))
-        assert re.search(row, of_card, re.MULTILINE), (gpus, card, rows)
+    for kind, what, tflops, ideal, fa2, cudnn, context_parallel, all_gather in rows:
+        if kind == "one call":
+            causal = {"causal": "yes", "no mask": "no"}[what.rpartition(", ")[2]]
+            assert what.startswith("H100, 2 x 8192 rows, 16 heads, ")
+            row = rf"^\| sm90a \| bf16 \| 128 \| 2 \| 16/16 \| 8192 \| {causal} \| [\d.]+ \| "
+            shown, of = [tflops, fa2, cudnn], one_call
+            assert {ideal, context_parallel, all_gather} == {"–"}
+        else:
+            rings = r"(\d) (H\d00), (\d+) rows each, causal"
+            gpus, card, length = re.fullmatch(rings, what).groups()
+            row = rf"^\| {gpus} \| {length} \| zigzag \| yes \| \d \| [\d.]+ \| "
+            row += re.escape(f"{tflops} | {ideal} | ") + r"[\d.]+ \| "
+            shown = [context_parallel, all_gather]
+            of = page.split(f"## Across GPUs: NVIDIA {card}")[1].split("### ")[1]
+            assert {fa2, cudnn} == {"–"}
+        assert re.search(row + re.escape(" | ".join(shown)), of, re.MULTILINE), what
 
 
 def test_nothing_is_installed_from_where_it_is_not():
-    """The package is on no index: its extras are those of a clone."""
-    for page in PAGES:
-        assert not re.search(r"pip install '?baracuda", page.read_text()), page.name
-
-
-def test_the_picture_of_the_ring_is_the_scripts(tmp_path):
-    pytest.importorskip("matplotlib")
-    subprocess.run([sys.executable, ROOT / "docs" / "draw_ring.py", tmp_path], check=True)
-
-    def cells(path):
-        return re.findall(r">([^<>]*)</text>", path.read_text())
-
-    drawn = cells(tmp_path / "ring.svg")
-    assert drawn == cells(ROOT / "docs" / "ring.svg")
-    # Every chunk visits every rank.
-    assert all(drawn.count(f"K{origin} V{origin}") == 4 for origin in range(4))
+    """The package is on no index: its extras are those of a clone, in pages and in messages."""
+    sources = [path for folder in ("baracuda_kernels", "src", "examples")
+               for path in (ROOT / folder).rglob("*.py*") if path.suffix in (".py", ".pyx")]
+    assert len(sources) > 80
+    for page in [*PAGES, *sources]:
+        found = re.search(r"pip install '?baracuda|baracuda[-_]kernels\[\w", page.read_text())
+        assert not found, page.name
 
 
 @pytest.mark.framework("sphinx")
@@ -120,15 +135,20 @@ def test_the_reference_has_every_public_name(site):
     """With its arguments; the site is built from the docstrings of this very package."""
     folder, _ = site
     page = (folder / "api.html").read_text()
-    modules = {"errors", "registry"}
-    vocabulary = {"AttentionKind", "EpilogueKind", "LayoutSku"}  # of SKUs alone
-    for name in set(bk.__all__) - modules - vocabulary - {"__version__"}:
+    for name in set(bk.__all__) - {"errors", "registry", "__version__"}:
         assert f'id="baracuda_kernels.{name}"' in page or f'errors.{name}"' in page, name
     for module in ("reference", "registry", "scaling"):
         for name in importlib.import_module(f"baracuda_kernels.{module}").__all__:
             if name[0].islower():
                 assert f'id="baracuda_kernels.{module}.{name}"' in page, name
-    assert "accumulator_scratch" in page and "sequence_layout" in page
+    for member in ("ElementKind.BF16", "ArchSku.SM90A", "SequenceLayout.ZIGZAG", "OpCategory.MOE"):
+        assert f'id="baracuda_kernels.{member}"' in page, member
+    plain = re.sub("<[^>]+>", "", page)
+    # As one writes them: no self, no C types, and the constructors of compiled classes, too.
+    for call in ("run(stream, comm, args, *, timeline=None)", "from_mpi(comm, *, device=None, ",
+                 "RingAttentionDescriptor(batch_size, num_heads, query_len, key_len, head_dim, "):
+        assert call in plain, call
+    assert "(self" not in plain
 
 
 @pytest.fixture
@@ -144,9 +164,39 @@ def test_the_page_of_what_is_supported_is_the_registrys(supported):
     assert (ROOT / "docs" / "supported.md").read_text() == supported.page()
 
 
-def test_the_refusals_and_calls_on_that_page(supported):
+def test_what_needs_no_cuda_kernels_on_that_page(supported):
+    """Refusals, operands, signatures, what tests expect, what was tried: row by row."""
     page = (ROOT / "docs" / "supported.md").read_text()
-    rows = [*supported.refusals(), *supported.adapters()]
-    assert len(rows) > 8
-    for row in rows:
-        assert row in page
+    for heading, rows in supported.OTHERS.items():
+        found = rows()
+        assert len(found) > 4, heading
+        assert supported.section(heading, found) in page, heading
+
+
+def test_no_sentence_of_that_page_is_typed_in(supported):
+    """Headings, tables and links: a claim that nothing holds would be a line of its own."""
+    page = (ROOT / "docs" / "supported.md").read_text().partition("-->")[2]
+    headings = [f"## {heading}" for heading in supported.OF_KERNELS | supported.OTHERS]
+    prose = [line for line in page.splitlines() if line and not line.startswith("|")]
+    assert [line for line in prose if line not in headings] == [
+        "Row by row: [what context_parallel catches](context-parallel.md)."
+    ]
+
+
+def test_refusals_are_read_from_tests(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    module = importlib.import_module("refusals_in_tests")
+    monkeypatch.setattr(module, "TESTS", tmp_path)
+    (tmp_path / "some.py").write_text("""
+@pytest.mark.parametrize(("x", "says"), [(1, "x: got 1"), (2, r"x: got \\(2.*odd")])
+def test_one(x, says):
+    with pytest.raises(bk.InvalidProblemError, match=says):
+        call(x)
+    with pytest.raises(ValueError, match="of another library"):
+        call(x)
+def test_none():
+    call(3)
+""")
+    assert list(module.refusals("some.py")) == [
+        ("test_one", "InvalidProblemError", ["x: got 1", "x: got (2 … odd"])
+    ]

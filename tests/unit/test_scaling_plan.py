@@ -12,6 +12,7 @@ from helpers.scaling_cases import EVIDENCE, machine, problem
 
 import baracuda_kernels as bk
 from baracuda_kernels import scaling
+from baracuda_kernels._core import _info
 from baracuda_kernels._core._communicator import DEFAULT_MAX_CTAS
 from baracuda_kernels.cli import main
 from baracuda_kernels.scaling._units import duration, size
@@ -250,11 +251,18 @@ def test_refusals_are_typed(tmp_path):
     assert refused(*GIVEN, "--plot", tmp_path / "no" / "out.png")[0] == "FileProblemError"
 
 
+def test_a_build_without_kernels_says_so_once(monkeypatch):
+    monkeypatch.setattr(_info, "build_info", lambda: {"cuda_built": False})
+    kind, message = refused(*GIVEN)
+    assert kind == "UnsupportedError" and message.count("BARACUDA_CUDA=OFF") == 1
+
+
 def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
     kind, message = refused(*GIVEN, "--plot", tmp_path / "out.png")
-    assert kind == "UnsupportedError" and "baracuda-kernels[bench]" in message
+    assert kind == "UnsupportedError" and "pip install matplotlib" in message
+    assert "'.[bench]'" in message
 
 
 @needs_cuda_build

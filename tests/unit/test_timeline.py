@@ -81,6 +81,52 @@ def test_one_rank_on_its_own():
     assert timeline.steps == before
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_spans_are_the_steps_with_their_places_in_time(ranks):
+    ring = HostRing(ranks, is_causal=True)
+    timelines = [RingTimeline() for _ in range(ranks)]
+    ring.run(timelines)
+    ended = 0.0
+    lanes = [timeline.spans(timelines[0]) for timeline in timelines]
+    for timeline, spans in zip(timelines, lanes, strict=True):
+        names = ["compute"] * ranks + ["exchange"] * (ranks - 1) + ["exposed"] * (ranks - 1)
+        assert sorted(span.name for span in spans) == names
+        for step in timeline.steps:
+            for name in ("compute", "exchange", "exposed"):
+                times = [s.end - s.begin for s in spans if (s.step, s.name) == (step.step, name)]
+                assert sum(times) == pytest.approx(getattr(step, name), abs=1e-4)
+        own = timeline.spans()
+        assert [span[:2] for span in own] == [span[:2] for span in spans]
+        assert {round(a.begin - b.begin, 3) for a, b in zip(spans, own, strict=True)} == {
+            round(spans[0].begin - own[0].begin, 3)
+        }
+    # One thread: nobody computes while another does, rank after rank and step after step.
+    work = [[s for s in spans if s.name == "compute"] for spans in lanes]
+    for step in range(ranks):
+        for rank in range(ranks):
+            assert work[rank][step].begin >= ended - 1e-4
+            ended = work[rank][step].end
+    # A chunk is on its way only once the one before has come, and computed on once it has.
+    for spans in lanes:
+        exchanges = [s for s in spans if s.name == "exchange"]
+        for step, exchange in enumerate(exchanges):
+            begin = next(s.begin for s in spans if s[:2] == (step + 1, "compute"))
+            assert exchange.end <= begin + 1e-4
+            assert step == 0 or exchange.begin >= exchanges[step - 1].end - 1e-4
+
+
+def test_spans_count_from_a_timeline_that_was_recorded():
+    ring = HostRing(2)
+    first, second = RingTimeline(), RingTimeline()
+    with pytest.raises(InvalidProblemError, match="nothing was recorded"):
+        first.spans()
+    ring.run([first, None])
+    with pytest.raises(InvalidProblemError, match="nothing was recorded"):
+        first.spans(second)
+    with pytest.raises(InvalidProblemError, match="got str, must be a RingTimeline"):
+        first.spans("start")
+
+
 def test_a_timeline_follows_the_size_of_the_ring():
     timeline = RingTimeline()
     for ranks in (2, 4, 1):

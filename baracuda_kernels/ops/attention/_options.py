@@ -8,12 +8,12 @@ from baracuda_kernels._core._enums import ElementKind, SequenceLayout
 from baracuda_kernels._core._selection import ProblemOption
 
 OPTIONS = (
-    ProblemOption("batch", int, 1, "B."),
-    ProblemOption("heads", int, 8, "H."),
-    ProblemOption("kv_heads", int, None, "Hkv. [default: H]"),
+    ProblemOption("batch", int, 1, "Sequences, B."),
+    ProblemOption("heads", int, 8, "Query heads, H."),
+    ProblemOption("kv_heads", int, None, "Heads of K and V, Hkv; divides H. [default: H]"),
     ProblemOption("query_len", int, 4096, "Rows per rank."),
     ProblemOption("key_len", int, None, "Keys per rank. [default: the rows]"),
-    ProblemOption("head_dim", int, 128, "D."),
+    ProblemOption("head_dim", int, 128, "Elements of a head, D."),
     ProblemOption("dtype", ElementKind, ElementKind.BF16),
     ProblemOption("causal", bool, False),
     ProblemOption("scale", float, None, "[default: 1/sqrt(D)]"),

@@ -24,7 +24,25 @@ _STATES = ("healthy", "failed", "aborted")
 
 
 cdef class UniqueId:
-    """NCCL's rendezvous token: made on one rank, given to all. Hashable, picklable."""
+    """UniqueId(data)
+
+    NCCL's rendezvous token: made on one rank, given to all. Hashable, picklable.
+
+    Parameters
+    ----------
+    data : bytes
+        128 of them.
+
+    Attributes
+    ----------
+    bytes : bytes
+        What to send to the other ranks.
+
+    Raises
+    ------
+    InvalidProblemError
+        Not 128 bytes.
+    """
 
     cdef readonly bytes bytes
 
@@ -37,7 +55,15 @@ cdef class UniqueId:
 
     @staticmethod
     def new():
-        """A fresh id (``ncclGetUniqueId``); needs NCCL, not a GPU."""
+        """A fresh id (``ncclGetUniqueId``); needs NCCL, not a GPU.
+
+        Raises
+        ------
+        UnsupportedError
+            No NCCL was found.
+        NcclError
+            NCCL made none.
+        """
         cdef char buffer[128]
         _nccl_library.load()
         check(c_api.baracuda_nccl_unique_id(buffer))
@@ -45,7 +71,7 @@ cdef class UniqueId:
 
     @staticmethod
     def from_bytes(data):
-        """The id that ``data`` (128 bytes) holds."""
+        """The id that ``data`` (128 bytes) holds; else an :class:`InvalidProblemError`."""
         return UniqueId(bytes(data))
 
     def __eq__(self, other):
@@ -89,6 +115,15 @@ cdef class Communicator(RingMember):
     is. After a failure it refuses further use with a :class:`CommunicatorError`.
 
     Usable as a context manager, which closes it.
+
+    Attributes
+    ----------
+    rank, world_size : int
+        Which member of the ring this is, and of how many.
+    device : int
+        CUDA ordinal; -1 for a library that moves host memory.
+    timeout : float
+        Seconds that a run may take until :class:`NcclTimeoutError`.
     """
 
     cdef c_api.baracuda_nccl_comm* comm
@@ -104,7 +139,20 @@ cdef class Communicator(RingMember):
 
     @staticmethod
     def new_single_gpu(device=0, *, timeout=DEFAULT_TIMEOUT):
-        """A ring of one rank on a CUDA device."""
+        """A ring of one rank on a CUDA device.
+
+        Parameters
+        ----------
+        device : int, default 0
+            CUDA ordinal.
+        timeout : float, default 300
+            Seconds until :class:`NcclTimeoutError`, for making the ring and for each run.
+
+        Raises
+        ------
+        UnsupportedError, NcclError, NcclTimeoutError
+            As :meth:`init_rank`.
+        """
         return Communicator.init_rank(1, UniqueId.new(), 0, device=device, timeout=timeout)
 
     @staticmethod
@@ -118,12 +166,19 @@ cdef class Communicator(RingMember):
         max_ctas : int, optional
             SMs that an exchange may take (``max_ctas`` of NCCL's config), and that the kernels beside
             it leave free: 1 to 64, 8 by default. NCCL takes the next power of two.
-        timeout : float
+        timeout : float, default 300
             Seconds until :class:`NcclTimeoutError`, for making the ring and for each run.
 
         Returns
         -------
         list of Communicator
+
+        Raises
+        ------
+        InvalidProblemError
+            No device, one that is no ordinal, or one twice.
+        UnsupportedError, NcclError, NcclTimeoutError
+            As :meth:`init_rank`.
         """
         cdef int i, count = len(devices)
         cdef int32_t status, ctas = _max_ctas(max_ctas)
@@ -163,11 +218,13 @@ cdef class Communicator(RingMember):
         max_ctas : int, optional
             SMs that an exchange may take (``max_ctas`` of NCCL's config), and that the kernels beside
             it leave free: 1 to 64, 8 by default. NCCL takes the next power of two.
-        timeout : float
+        timeout : float, default 300
             Seconds until :class:`NcclTimeoutError`, for joining and for each run.
 
         Raises
         ------
+        InvalidProblemError
+            A rank, world size, id, device, ``max_ctas`` or timeout out of its range.
         NcclTimeoutError
             A rank did not come in time.
         NcclError
@@ -209,8 +266,18 @@ cdef class Communicator(RingMember):
         max_ctas : int, optional
             SMs that the kernels leave free for an exchange: 1 to 64, 8 by default, and the next power
             of two. How many it takes is its owner's choice.
+        timeout : float, default 300
+            Seconds that a run may take until :class:`NcclTimeoutError`; the communicator then only
+            counts as failed here.
         owner : object, optional
             Kept alive as long as the communicator.
+
+        Raises
+        ------
+        InvalidProblemError
+            No handle, or another argument out of its range.
+        UnsupportedError, NcclError
+            No NCCL, or it does not know the handle.
         """
         cdef c_api.baracuda_nccl_comm* comm = NULL
         cdef int32_t status, ordinal = _device(device), ctas = _max_ctas(max_ctas)
@@ -235,12 +302,21 @@ cdef class Communicator(RingMember):
         ----------
         group : torch.distributed.ProcessGroup, optional
             The default group by default.
-        borrow : bool
+        borrow : bool, default False
             False makes an own communicator, with the id sent through the group (collective).
             True uses the group's ready NCCL handle, in the libnccl that torch uses; refused where
             torch does not offer it. It is never aborted or destroyed here.
-        device, max_ctas, timeout
+        device, max_ctas, timeout : optional
             As for :meth:`init_rank`, or with ``borrow`` for :meth:`from_handle`.
+
+        Raises
+        ------
+        InvalidProblemError
+            There is no such group, or this process is none of its ranks.
+        UnsupportedError
+            ``borrow`` of a group that does not lend its handle.
+        NcclError, NcclTimeoutError
+            As :meth:`init_rank`.
         """
         from baracuda_kernels.interop import _torch_rendezvous
 
@@ -260,8 +336,13 @@ cdef class Communicator(RingMember):
         ----------
         comm : MPI.Comm
             Of MPI for Python, or anything with its ``Get_rank``, ``Get_size`` and ``bcast``.
-        device : int, optional
-            CUDA ordinal, the current device by default.
+        device, max_ctas, timeout : optional
+            As for :meth:`init_rank`.
+
+        Raises
+        ------
+        UnsupportedError, NcclError, NcclTimeoutError
+            As :meth:`init_rank`; what rank 0 met when it made the id is raised on every rank.
         """
         rank, world_size = comm.Get_rank(), comm.Get_size()
         token = received_id(comm.bcast(id_to_send() if rank == 0 else None, root=0), rank)
@@ -271,7 +352,21 @@ cdef class Communicator(RingMember):
     def split(self, color, key=None, *, timeout=None):
         """Sub-ring of the ranks with the same ``color``, in the order of ``key`` (collective).
 
-        ``color=None`` takes no part and returns None; ``key`` defaults to the rank.
+        Parameters
+        ----------
+        color : int or None
+            0 or more; None takes no part and returns None.
+        key : int, optional
+            The rank by default.
+        timeout : float, optional
+            Seconds, the communicator's own by default: for splitting, and for runs of the sub-ring.
+
+        Raises
+        ------
+        InvalidProblemError
+            A color, key or timeout out of its range.
+        CommunicatorError, NcclError, NcclTimeoutError
+            The communicator is in use or failed, or a rank did not come.
         """
         cdef c_api.baracuda_nccl_comm* child = NULL
         cdef int32_t status, group, order
@@ -338,10 +433,16 @@ cdef class Communicator(RingMember):
     def synchronize(self, stream, timeout=None):
         """Wait until ``stream`` is done, watching the ring.
 
+        Parameters
+        ----------
+        stream : Stream or what :class:`Stream` takes
+        timeout : float, optional
+            Seconds, the communicator's own by default.
+
         Raises
         ------
         NcclTimeoutError
-            Not done after ``timeout`` seconds (the communicator's own by default).
+            Not done in time.
         NcclError
             NCCL met an error in the background. In both cases an owned communicator is aborted.
         """

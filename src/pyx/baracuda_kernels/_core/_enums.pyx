@@ -142,7 +142,8 @@ class ElementKind(_Named):
 
     @classmethod
     def parse(cls, value):
-        """The member of that name, number or dtype (of NumPy, PyTorch, CuPy or JAX)."""
+        """Member for ``value``: a member, its name in any case, its number, or a dtype of NumPy,
+        PyTorch, CuPy or JAX; else an :class:`InvalidProblemError`."""
         if not isinstance(value, (str, int)):
             found = cls.of_dtype(value)
             if found is not None:
@@ -171,7 +172,7 @@ class ElementKind(_Named):
 
     @classmethod
     def of_dtype(cls, dtype):
-        """The element of a dtype of NumPy, PyTorch, CuPy or JAX, or of its name; None without one.
+        """The element of ``dtype``, of NumPy, PyTorch, CuPy or JAX, or of its name; else None.
 
         float32 is :attr:`F32`.
         """

@@ -44,7 +44,17 @@ class BufferTooSmallError(_TooSmallError):
 
 
 class CudaError(BaracudaError, RuntimeError):
-    """A CUDA runtime call failed: ``status`` is its cudaError_t, ``call`` its name."""
+    """A CUDA runtime call failed.
+
+    Attributes
+    ----------
+    status : int
+        Its cudaError_t.
+    call : str
+        The name of the function that failed.
+    message : str
+        CUDA's own text.
+    """
 
     def __init__(self, status, call, message=""):
         super().__init__(status, call, message)
@@ -61,7 +71,19 @@ class CommunicatorError(BaracudaError, RuntimeError):
 
 
 class NcclError(CommunicatorError):
-    """A NCCL call failed: ``status`` is its ncclResult_t, ``call`` its name, ``rank`` ours."""
+    """A NCCL call failed.
+
+    Attributes
+    ----------
+    status : int
+        Its ncclResult_t.
+    call : str
+        The name of the function that failed.
+    rank, step : int
+        Our rank, and the step of the ring; -1 where there is none.
+    message : str
+        NCCL's own text.
+    """
 
     def __init__(self, status, call, rank=-1, message="", step=-1):
         super().__init__(status, call, rank, message, step)
@@ -78,7 +100,17 @@ class NcclError(CommunicatorError):
 
 
 class NcclTimeoutError(CommunicatorError, TimeoutError):
-    """A peer did not come within the deadline; the communicator, if owned, was aborted."""
+    """A peer did not come within the deadline; the communicator, if owned, was aborted.
+
+    Attributes
+    ----------
+    message : str
+        What was waited for, and how long.
+    rank, step : int
+        Our rank, and the step of the ring; -1 where there is none.
+    call : str
+        The call that waited.
+    """
 
     def __init__(self, message, rank=-1, step=-1, call=""):
         super().__init__(message, rank, step, call)

@@ -63,15 +63,20 @@ cdef class LocalCommunicator(RingMember):
         ----------
         world_size : int
             P >= 1.
-        device : "host", int or sequence of int
+        device : "host", int or sequence of int, default "host"
             Where the ranks live: the host, one CUDA ordinal, or one ordinal per rank.
-        timeout : float
+        timeout : float, default 60
             Seconds that ranks driven by threads wait for each other before
             :class:`NcclTimeoutError`.
 
         Returns
         -------
         LocalRing
+
+        Raises
+        ------
+        InvalidProblemError
+            A number out of its range, or a device that is not here.
         """
         return LocalRing(world_size, device, timeout)
 
@@ -105,6 +110,9 @@ cdef class LocalCommunicator(RingMember):
 
 cdef class LocalRing:
     """P virtual ranks in one process. Indexing gives a rank's :class:`LocalCommunicator`.
+
+    Made by :meth:`LocalCommunicator.ring`, which names the parameters and errors; `device` is
+    "host" and `timeout` 60 seconds by default.
 
     Attributes
     ----------

@@ -33,8 +33,8 @@ def library_path():
         found = load_nvidia_dynamic_lib("nccl")
     except DynamicLibNotFoundError as error:
         raise UnsupportedError(
-            "NCCL: no libnccl.so.2 found; install the extra that matches your driver, "
-            "baracuda-kernels[cu13] or [cu12], or set BARACUDA_NCCL_LIBRARY") from error
+            "NCCL: no libnccl.so.2 found; pip install nvidia-nccl-cu13 or, for CUDA 12, "
+            "nvidia-nccl-cu12, or set BARACUDA_NCCL_LIBRARY") from error
     return found.abs_path or "libnccl.so.2"
 
 

@@ -27,10 +27,12 @@ class Architecture:
 
     @property
     def is_host(self) -> bool:
+        """Whether it is the CPU."""
         return self.compute_capability == 0
 
     @property
     def name(self) -> str:
+        """``"host"``, or as in ``"sm_90"``."""
         return "host" if self.is_host else f"sm_{self.compute_capability}"
 
     def __str__(self) -> str:
@@ -40,9 +42,10 @@ class Architecture:
     def parse(
         cls, value: Architecture | ArchSku | str | int | tuple[int, int] | None
     ) -> Architecture:
-        """From an ArchSku, "host", "sm_90", "sm90a", "9.0", 90 or (9, 0).
+        """From a ``value`` that is an ArchSku, "host", "sm_90", "sm90a", "9.0", 90 or (9, 0).
 
         None is what a plan would use here: the current GPU's, or the host's where there is none.
+        Anything else is an :class:`InvalidProblemError`.
         """
         if isinstance(value, Architecture):
             return value
@@ -72,7 +75,13 @@ class Architecture:
 
     @classmethod
     def of_device(cls, device: int) -> Architecture:
-        """That of a CUDA ordinal; -1 is the host."""
+        """That of a ``device``, by its CUDA ordinal; -1 is the host.
+
+        Raises
+        ------
+        CudaError
+            There is no such device.
+        """
         return cls(0 if device < 0 else _info.compute_capability(device))
 
 
@@ -98,9 +107,11 @@ class Candidate:
 
     @property
     def accepted(self) -> bool:
+        """Whether it fits."""
         return not self.reason
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values by name, for JSON."""
         return {
             "family": self.family,
             "accepted": self.accepted,
@@ -159,6 +170,7 @@ class Explanation:
         return self.op if self.direction is Direction.FORWARD else f"{self.op} {self.direction}"
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values by name, for JSON."""
         return {
             "op": self.op,
             "direction": self.direction.name,
@@ -249,7 +261,24 @@ class OpSpec:
         candidates: Callable[[Any, Architecture, PlanPreference], Iterable[Candidate]],
         **more: Any,
     ) -> OpSpec:
-        """An op without gradients: one plan type, ``candidates(descriptor, arch, preference)``."""
+        """An op without gradients.
+
+        Parameters
+        ----------
+        name, descriptor_type, skus
+            As the attributes.
+        plan_type : type
+            The plan class of the forward direction.
+        candidates : callable
+            ``candidates(descriptor, architecture, preference) -> iterable of Candidate``.
+        **more
+            The optional attributes.
+
+        Raises
+        ------
+        InvalidProblemError
+            A name or type that is none.
+        """
 
         def forward(
             descriptor: Any, arch: Architecture, preference: PlanPreference, direction: Direction
@@ -279,7 +308,13 @@ class OpSpec:
         }
 
     def plan_type(self, direction: Direction | str = Direction.FORWARD) -> type:
-        """The plan class of a direction; an :class:`UnsupportedError` where there is none."""
+        """The plan class of a ``direction``, forward by default.
+
+        Raises
+        ------
+        UnsupportedError
+            The op has no such direction.
+        """
         direction = Direction.parse(direction)
         if direction not in self.plan_types:
             raise UnsupportedError(
@@ -295,7 +330,22 @@ class OpSpec:
         preference: PlanPreference | None = None,
         direction: Direction | str = Direction.FORWARD,
     ) -> Explanation:
-        """See :func:`baracuda_kernels.registry.explain`."""
+        """Which kernel a problem of the op gets, and why not the others.
+
+        Parameters
+        ----------
+        descriptor : object
+            Of :attr:`descriptor_type`.
+        arch, preference, direction : optional
+            As in :func:`baracuda_kernels.registry.explain`.
+
+        Raises
+        ------
+        InvalidProblemError
+            Another descriptor, or one that is no problem; an unknown architecture or direction.
+        UnsupportedError
+            The op has no such direction.
+        """
         arch = Architecture.parse(arch)
         preference = PlanPreference() if preference is None else preference
         if not isinstance(preference, PlanPreference):

@@ -31,7 +31,9 @@ cdef object _plain(object value):
 
 
 cdef class PrecisionGuarantee:
-    """What a kernel promises about its numbers. Frozen, hashable, picklable.
+    """PrecisionGuarantee(math_precision, accumulator, bit_stable_on_same_hardware, deterministic)
+
+    What a kernel promises about its numbers. Frozen, hashable, picklable.
 
     Parameters
     ----------
@@ -43,6 +45,11 @@ cdef class PrecisionGuarantee:
         The same inputs give the same bits on the same card, world size and rank.
     deterministic : bool
         The order of every sum is fixed: no value depends on which block or thread came first.
+
+    Raises
+    ------
+    InvalidProblemError
+        An unknown name, or a flag that is no bool.
     """
 
     cdef readonly object math_precision
@@ -89,7 +96,7 @@ cdef class PrecisionGuarantee:
 
     @classmethod
     def from_dict(cls, data):
-        """Inverse of :meth:`to_dict`; unknown keys are an :class:`InvalidProblemError`."""
+        """Inverse of :meth:`to_dict`; unknown keys in ``data``: :class:`InvalidProblemError`."""
         return cls(**_known(cls.__name__, data, GUARANTEE_FIELDS))
 
 
@@ -116,7 +123,10 @@ cdef dict _known(str owner, object data, object fields, object optional=()):
 
 
 cdef class KernelSku:
-    """Identity of a kernel: what it computes, on what, and what it promises.
+    """KernelSku(category, op, element, aux_element, layout, epilogue, arch, backend, \
+precision_guarantee, direction=Direction.FORWARD)
+
+    Identity of a kernel: what it computes, on what, and what it promises.
 
     Frozen, hashable, picklable.
 
@@ -135,6 +145,11 @@ cdef class KernelSku:
     precision_guarantee : PrecisionGuarantee
     direction : Direction, optional
         ``FORWARD`` by default.
+
+    Raises
+    ------
+    InvalidProblemError
+        A name or number that the field's enum does not have.
     """
 
     cdef readonly object category
@@ -191,7 +206,7 @@ cdef class KernelSku:
 
     @classmethod
     def from_dict(cls, data):
-        """Inverse of :meth:`to_dict`; unknown keys are an :class:`InvalidProblemError`.
+        """Inverse of :meth:`to_dict`; unknown keys in ``data``: :class:`InvalidProblemError`.
 
         A dict without a direction, as earlier versions wrote it, is of a forward kernel.
         """
@@ -214,22 +229,32 @@ cdef object _op_of(object category, object op):
 
 
 cdef class PlanPreference:
-    """What a caller asks of the kernel that ``select`` picks. Frozen, hashable, picklable.
+    """PlanPreference(max_workspace_bytes=None, allow_sm90a=True, prefer_backend=None, *, \
+math_precision=None, deterministic=None)
+
+    What a caller asks of the kernel that ``select`` picks. Frozen, hashable, picklable.
 
     A preference that no kernel meets is an :class:`UnsupportedError`, never a silent fallback.
 
     Parameters
     ----------
-    max_workspace_bytes : int or None
+    max_workspace_bytes : int, optional
         Refuse kernels that need more scratch than this, in bytes.
-    allow_sm90a : bool
+    allow_sm90a : bool, default True
         Whether Hopper-only kernels may be picked.
-    prefer_backend : BackendKind or None
+    prefer_backend : BackendKind, optional
         Only kernels of this backend.
-    math_precision : MathPrecision or None
+    math_precision : MathPrecision, optional
         Only kernels that multiply in this precision.
-    deterministic : bool or None
-        True: only kernels whose guarantee says so. None (False is the same): the fastest.
+    deterministic : bool, optional
+        True: only kernels whose guarantee says so. False is as None: the fastest.
+
+    What is left out, or None, is not asked for.
+
+    Raises
+    ------
+    InvalidProblemError
+        A number of bytes below 0, an unknown name, or a flag that is no bool.
     """
 
     cdef readonly object max_workspace_bytes

@@ -22,6 +22,11 @@ cdef class Stream:
         CUDA ordinal; by default what the stream's owner or the CUDA runtime says. Of a stream that
         is being captured the runtime does not tell: then the current device.
 
+    Attributes
+    ----------
+    device : int
+        CUDA ordinal, -1 for the host.
+
     Raises
     ------
     InvalidProblemError

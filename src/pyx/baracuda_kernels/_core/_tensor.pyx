@@ -41,6 +41,19 @@ cdef class TensorRef:
     device : int, optional
         CUDA ordinal, -1 for host memory. For an address the default is what the CUDA driver says.
 
+    Attributes
+    ----------
+    ndim : int
+        Dimensions.
+    element : ElementKind
+        Of each element.
+    itemsize : int
+        Bytes of an element.
+    device : int
+        CUDA ordinal, -1 for host memory.
+    writable : bool
+        Whether outputs may be written through it.
+
     Nothing is synchronised: the memory must be valid, and written, in the order of the stream that
     a plan is run on.
 
@@ -162,6 +175,11 @@ cdef class DeviceSlice(TensorRef):
         Required for an address.
     device : int, optional
         CUDA ordinal, -1 for host memory.
+
+    Raises
+    ------
+    InvalidProblemError, UnsupportedError
+        As :class:`TensorRef`; also a tensor that is not contiguous.
     """
 
     def __init__(self, source, length=None, element=None, *, device=None):

@@ -25,6 +25,9 @@ cdef class RingTimeline:
     # Gives it back after the run, with the run's status.
     cdef int finish(self, int32_t status) noexcept
     cdef list measure(self)
+    # The spans, from the event start on.
+    cdef list collect(self, void* start)
+    cdef object span(self, int step, str name, void* start, void* begin, void* end)
     cdef int destroy_marks(self) noexcept
     cdef double elapsed(self, void* start, void* stop) except? -1
 

@@ -40,6 +40,25 @@ class RingStepTime(NamedTuple):
     exposed: float
 
 
+class RingSpan(NamedTuple):
+    """One thing that a rank did in a run, and when.
+
+    Attributes
+    ----------
+    step : int
+    name : str
+        ``"compute"``, ``"exchange"`` or ``"exposed"``, as the fields of :class:`RingStepTime`.
+    begin, end : float
+        Milliseconds after the start of the run on the rank that times count from; what began before
+        that is negative.
+    """
+
+    step: int
+    name: str
+    begin: float
+    end: float
+
+
 cdef class RingTimeline:
     """Records when the steps of a run happened; pass it as ``plan.run(..., timeline=...)``.
 
@@ -104,6 +123,64 @@ cdef class RingTimeline:
                                 self.marks[self.world_size * self.parts - 1].compute_end)
         finally:
             self.readers -= 1
+
+    def spans(self, since=None):
+        """When each step computed, exchanged and waited, as lanes of a profiler show it.
+
+        Parameters
+        ----------
+        since : RingTimeline, optional
+            The rank from whose first step times count, of the same run and device; this one by
+            default. Lanes of several ranks beside each other take one for all.
+
+        Returns
+        -------
+        list of RingSpan
+            By step, and within a step by name. Waits for the run.
+
+        Raises
+        ------
+        InvalidProblemError
+            Nothing was recorded yet, here or in ``since``, or ``since`` is of another device.
+        CudaError
+            The run failed on the GPU.
+        """
+        cdef RingTimeline other = self if since is None else as_timeline(since)
+        if not self.recorded or not other.recorded:
+            raise InvalidProblemError("timeline: nothing was recorded; pass it to a run first")
+        if other.device != self.device or other.ops != self.ops:
+            raise InvalidProblemError(
+                f"since: got a timeline of device {other.device}, must be of device {self.device}")
+        self.readers += 1
+        other.readers += 1
+        try:
+            return self.collect(other.marks[0].wait_begin)
+        finally:
+            self.readers -= 1
+            other.readers -= 1
+
+    cdef list collect(self, void* start):
+        cdef c_api.baracuda_ring_marks* mark
+        cdef int t, step, launches = self.world_size * self.parts
+        cdef list spans = []
+        self.elapsed(start, start)  # once it is reached, times before it can be told, too
+        for t in range(launches + 1):
+            mark = &self.marks[t]
+            # The exchange after the last launch brings sums home, as `measure` counts it.
+            step = min(t // self.parts, self.world_size - 1)
+            if t < launches:
+                spans.append(self.span(step, "compute", start, mark.compute_begin,
+                                       mark.compute_end))
+            if self.exchanges[t]:
+                spans.append(self.span(step, "exchange", start, mark.exchange_begin,
+                                       mark.exchange_end))
+            if 0 < t < launches:
+                spans.append(self.span(step, "exposed", start, mark.wait_begin,
+                                       mark.compute_begin))
+        return spans
+
+    cdef object span(self, int step, str name, void* start, void* begin, void* end):
+        return RingSpan(step, name, self.elapsed(start, begin), self.elapsed(start, end))
 
     cdef list measure(self):
         cdef c_api.baracuda_ring_marks* mark

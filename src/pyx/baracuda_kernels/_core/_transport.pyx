@@ -40,13 +40,37 @@ class Transport(Protocol):
     rank: int
     world_size: int
 
-    def group_start(self): ...
+    def group_start(self):
+        """The messages up to ``group_end`` belong together: none of them may wait for another."""
 
-    def send(self, buffer, peer, stream): ...
+    def send(self, buffer, peer, stream):
+        """Send a chunk's bytes.
 
-    def recv(self, buffer, peer, stream): ...
+        Parameters
+        ----------
+        buffer : DeviceSlice
+            To be read.
+        peer : int
+            The rank to send to.
+        stream : Stream or None
+            What the transfer is ordered on; None on the host.
+        """
 
-    def group_end(self): ...
+    def recv(self, buffer, peer, stream):
+        """Receive as many bytes as the buffer has.
+
+        Parameters
+        ----------
+        buffer : DeviceSlice
+            To be written.
+        peer : int
+            The rank to receive from.
+        stream : Stream or None
+            As for ``send``.
+        """
+
+    def group_end(self):
+        """Start, and on the host complete, the messages since ``group_start``."""
 
 
 # By identity, as transports that compare equal may be different connections: id of a transport to a
@@ -60,13 +84,20 @@ def _forget(dead, key):
 
 
 cdef class TransportCommunicator(RingMember):
-    """Communicator over a caller's own :class:`Transport`.
+    """TransportCommunicator(transport, device=-1)
+
+    Communicator over a caller's own :class:`Transport`.
 
     Parameters
     ----------
     transport : Transport
-    device : int
-        CUDA ordinal whose memory the transport moves, -1 (default) for host memory.
+    device : int, default -1
+        CUDA ordinal whose memory the transport moves; -1 for host memory.
+
+    Raises
+    ------
+    InvalidProblemError
+        It lacks a method, or its rank, world size or device is none.
     """
 
     cdef object transport
@@ -109,7 +140,19 @@ cdef class TransportCommunicator(RingMember):
 
     @staticmethod
     def of(transport, int device):
-        """The communicator over ``transport``, made once per transport and device."""
+        """The communicator over ``transport``, made once per transport and device.
+
+        Parameters
+        ----------
+        transport : Transport
+        device : int
+            CUDA ordinal; -1 for host memory.
+
+        Raises
+        ------
+        InvalidProblemError
+            As the constructor.
+        """
         key = id(transport)
         known, per_device = _members.get(key, (None, None))
         if known is None or known() is not transport:

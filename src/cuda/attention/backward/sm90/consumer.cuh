@@ -35,7 +35,7 @@ class Consumer {
         group * C::group_n + threadIdx.x % 128 / 32 * 16 + (lane / 8 & 1) * 8 + lane % 8;
     ds_store_ = shared + C::ds_offset + key * 128 + ((lane / 16 ^ lane % 8) << 4);
     if constexpr (C::shifts)
-      shift_ = args.query_tiles > 0 ? uniform(shift_of(args.norms)) : 0;
+      shift_ = args.query_tiles > 0 ? static_cast<float>(shift_of(args.norms)) : 0.0f;
   }
 
   __device__ __forceinline__ void run() {
@@ -242,14 +242,19 @@ class Consumer {
   }
 
   // What takes the shift off again.
-  __device__ __forceinline__ float unshift() const { return C::shifts ? power_of_two(-shift_) : 1; }
+  __device__ __forceinline__ float unshift() const { 
+    if constexpr (!C::shifts) return 1.0f;
+    // Volatile: made anew where it is needed, not kept in a register.
+    float factor;
+    asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(factor) : "f"(-shift_));
+    return factor;
+  }
 
   // P of S, and dS of dP, both times two to the shift.
   __device__ __forceinline__ void take_weights(float (&s)[scores]) const {
-    const float shift = static_cast<float>(shift_);
 #pragma unroll
     for (int i = 0; i < scores; ++i)
-      s[i] = exp2_approx(C::shifts ? fmaf(s[i], args_.scale_log2, shift)
+      s[i] = exp2_approx(C::shifts ? fmaf(s[i], args_.scale_log2, shift_)
                                    : s[i] * args_.scale_log2);
   }
   static __device__ __forceinline__ void take_gradients(float (&dp)[scores],
@@ -374,7 +379,7 @@ class Consumer {
   const Barriers<C>& barriers_;
   const int group_;
   uint32_t ds_store_;       // where this lane's row of a matrix of dS goes, in the first stage
-  int shift_ = 0;
+  float shift_;             // a whole number
   int k_stage_;
   int first_row_[2];        // that see this thread's keys, less its first column
   int group_first_row_;     // that sees the warpgroup's first key

@@ -13,8 +13,6 @@ namespace baracuda::sm90::backward {
 enum Norm { norm_dy, norm_delta, norm_v, norms };
 constexpr int64_t norms_bytes = 16;
 
-__device__ __forceinline__ float power_of_two(int k) { return __int_as_float((127 + k) << 23); }
-
 // |dS| <= |dy| |v| + |delta|, and P <= 1: shifted, both stay below 2^15. None where a norm is NaN.
 __device__ __forceinline__ int shift_of(const float* found) {
   const float bound = fmaf(found[norm_dy], found[norm_v], found[norm_delta]);

@@ -18,7 +18,9 @@ from baracuda_kernels.ops.attention import _families
 
 
 cdef class FlashSdpaBackwardArgs:
-    """Views of the operands of one backward call.
+    """FlashSdpaBackwardArgs(*, q, k, v, y, dy, lse, dq, dk, dv, scratch=None, dlse=None)
+
+    Views of the operands of one backward call.
 
     The inputs may have any strides whose last dimension is contiguous: dy may be expanded or
     transposed. The outputs too, if none of their elements overlap.
@@ -37,10 +39,16 @@ cdef class FlashSdpaBackwardArgs:
     dk, dv : [B, Hkv, K, D], written
         Both of the operands' type, or both of the accumulator's: sums over the heads of a group that
         are not rounded to 16 bits.
-    scratch : contiguous, plan.scratch_bytes bytes
-        May be None where that is 0.
+    scratch : contiguous, plan.scratch_bytes bytes; optional
+        None where that is 0.
     dlse : [B, H, Q], of lse's type, any strides; optional
         The gradient of lse. None: zeros.
+
+    Raises
+    ------
+    InvalidProblemError, UnsupportedError
+        As :class:`TensorRef`, for what is no tensor. Shapes, dtypes and overlaps are the plan's to
+        check: at the first ``run``, or by ``can_implement``.
     """
 
     cdef readonly TensorRef q
@@ -80,6 +88,7 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
 
     Attributes
     ----------
+    descriptor : FlashSdpaDescriptor
     scratch_bytes : int
         Bytes of the scratch: two numbers of the accumulator's type a row and head, and on the host
         head_dim more; on ``sm90a`` 4 + head_dim, of rows in whole tiles of 64.
@@ -90,7 +99,21 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
 
     @staticmethod
     def select(descriptor, stream, preference=None):
-        """Choose a kernel and load it; see :meth:`RingAttentionPlan.select`."""
+        """Choose a kernel of the backward and load it.
+
+        Parameters
+        ----------
+        descriptor : FlashSdpaDescriptor
+            That of the forward.
+        stream : Stream or what :class:`Stream` takes
+            Tells the device: ``Stream.host()`` or a CUDA stream.
+        preference : PlanPreference, optional
+
+        Raises
+        ------
+        InvalidProblemError, UnsupportedError
+            As :meth:`RingAttentionPlan.select`.
+        """
         # SPEC names this class: it cannot be imported before.
         from baracuda_kernels.ops.flash_sdpa._plan import SPEC
 
@@ -109,11 +132,26 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
         return SCRATCH_ALIGNMENT
 
     def can_implement(self, FlashSdpaBackwardArgs args not None):
-        """Raise what ``run`` would raise for these arguments; return None if it would run."""
+        """Raise what ``run`` would raise for ``args``; return None if it would run.
+
+        Parameters
+        ----------
+        args : FlashSdpaBackwardArgs
+
+        Raises
+        ------
+        InvalidProblemError, MisalignedOperandError, WorkspaceTooSmallError
+            As :meth:`run`.
+        """
         self.bind(args)
 
     def run(self, stream, FlashSdpaBackwardArgs args not None):
         """Enqueue the gradients' kernels on ``stream``; no allocation, no wait.
+
+        Parameters
+        ----------
+        stream : Stream or what :class:`Stream` takes
+        args : FlashSdpaBackwardArgs
 
         Raises
         ------

@@ -19,7 +19,9 @@ from baracuda_kernels.ops.flash_sdpa._backward import FlashSdpaBackwardPlan
 
 
 cdef class FlashSdpaArgs:
-    """Views of the operands of one attention call.
+    """FlashSdpaArgs(*, q, k, v, y, lse=None)
+
+    Views of the operands of one attention call.
 
     Parameters
     ----------
@@ -28,6 +30,13 @@ cdef class FlashSdpaArgs:
     y : [B, H, Q, D], written
         All four with any strides whose last dimension is contiguous; y overlaps nothing.
     lse : [B, H, Q], float32 or the operands' type, contiguous, written; optional
+        Natural-log sum of exponentials of each row, ``-inf`` for a row that sees nothing.
+
+    Raises
+    ------
+    InvalidProblemError, UnsupportedError
+        As :class:`TensorRef`, for what is no tensor. Shapes, dtypes and overlaps are the plan's to
+        check: at the first ``run``, or by ``can_implement``.
     """
 
     cdef readonly TensorRef q
@@ -47,13 +56,31 @@ cdef class FlashSdpaArgs:
 
 
 cdef class FlashSdpaPlan(KernelPlan):
-    """Attention on one device, with the ring's own kernels. Made by :meth:`select`."""
+    """Attention on one device, with the ring's own kernels. Made by :meth:`select`.
+
+    Attributes
+    ----------
+    descriptor : FlashSdpaDescriptor
+    """
 
     cdef AttentionKernel kernel
 
     @staticmethod
     def select(descriptor, stream, preference=None):
-        """Choose a kernel and load it; see :meth:`RingAttentionPlan.select`."""
+        """Choose a kernel and load it.
+
+        Parameters
+        ----------
+        descriptor : FlashSdpaDescriptor
+        stream : Stream or what :class:`Stream` takes
+            Tells the device: ``Stream.host()`` or a CUDA stream.
+        preference : PlanPreference, optional
+
+        Raises
+        ------
+        InvalidProblemError, UnsupportedError
+            As :meth:`RingAttentionPlan.select`.
+        """
         cdef FlashSdpaPlan self = FlashSdpaPlan.__new__(FlashSdpaPlan, MADE_BY_SELECT)
         if isinstance(stream, FlashSdpaDescriptor) or isinstance(descriptor, Stream):
             descriptor, stream = stream, descriptor
@@ -62,11 +89,22 @@ cdef class FlashSdpaPlan(KernelPlan):
         return self
 
     def can_implement(self, FlashSdpaArgs args not None):
-        """Raise what ``run`` would raise for these arguments; return None if it would run."""
+        """Raise what ``run`` would raise for ``args``; return None if it would run.
+
+        Raises
+        ------
+        InvalidProblemError, MisalignedOperandError
+            As :meth:`run`.
+        """
         self.bind(args)
 
     def run(self, stream, FlashSdpaArgs args not None):
         """Enqueue the attention call on ``stream``; no allocation, no wait.
+
+        Parameters
+        ----------
+        stream : Stream or what :class:`Stream` takes
+        args : FlashSdpaArgs
 
         Raises
         ------

@@ -5,7 +5,10 @@ from baracuda_kernels._core._tensor cimport as_tensor
 
 
 cdef class RingAttentionArgs:
-    """Views of one rank's operands and scratch; checked once, used for any number of runs.
+    """RingAttentionArgs(*, q, y, kv_scratch_a=None, kv_scratch_b=None, accumulator_scratch=None, \
+lse=None, k=None, v=None)
+
+    Views of one rank's operands and scratch; checked once, used for any number of runs.
 
     Every operand may be anything that :class:`TensorRef` takes.
 
@@ -15,10 +18,10 @@ cdef class RingAttentionArgs:
         Any strides with a contiguous last dimension.
     y : [B, H, Q, D], written
         The attention output. Must not overlap any other operand.
-    kv_scratch_a, kv_scratch_b : contiguous, plan.kv_scratch_elements elements
+    kv_scratch_a, kv_scratch_b : contiguous, plan.kv_scratch_elements elements, optional
         The two receive buffers. Without ``k`` and ``v``, scratch A holds this rank's K
         [B, Hkv, K, D] and then its V before every run, and the run consumes it.
-    accumulator_scratch : contiguous, plan.accumulator_scratch_bytes bytes
+    accumulator_scratch : contiguous, plan.accumulator_scratch_bytes bytes, optional
         The float32 state (float64 for F64 operands) between steps.
     lse : [B, H, Q], float32 or the operands' type, contiguous, written; optional
         Natural-log sum of exponentials of each row, ``-inf`` for a row that sees nothing.
@@ -28,6 +31,12 @@ cdef class RingAttentionArgs:
 
     Scratch that a world size does not need may be None: with ``k`` and ``v``, all of it at P = 1
     and scratch B at P = 2; without them, scratch B and the accumulator at P = 1.
+
+    Raises
+    ------
+    InvalidProblemError, UnsupportedError
+        As :class:`TensorRef`, for what is no tensor. Shapes, dtypes, sizes and overlaps are the
+        plan's to check: at the first ``run``, or by ``can_implement``.
     """
 
     def __cinit__(self, *, q, y, kv_scratch_a=None, kv_scratch_b=None, accumulator_scratch=None,

@@ -54,6 +54,7 @@ cdef class RingAttentionPlan(RingPlan):
 
     Attributes
     ----------
+    descriptor : RingAttentionDescriptor
     accumulator_scratch_bytes : int
         Bytes of the accumulator: B * H * Q * (D + 2) * 4 (8 for F64 operands), with Q rounded up
         to the kernel's tile where the kernel keeps its state in tiles.
@@ -99,7 +100,7 @@ cdef class RingAttentionPlan(RingPlan):
 
     @property
     def kv_scratch_elements(self):
-        """Elements of each K/V scratch buffer: 2 * B * Hkv * K * D."""
+        """Elements of each K/V scratch buffer, 2 * B * Hkv * K * D."""
         return 2 * _kv_elements(self.descriptor)
 
     @property
@@ -114,7 +115,12 @@ cdef class RingAttentionPlan(RingPlan):
         ----------
         args : RingAttentionArgs
         world_size : int, optional
-            P. Without it the staged contract is checked: both scratch buffers and the accumulator.
+            Ranks of the ring. Without it the staged contract is checked: both scratch buffers and the accumulator.
+
+        Raises
+        ------
+        InvalidProblemError, MisalignedOperandError, BufferTooSmallError, WorkspaceTooSmallError
+            As :meth:`run`.
         """
         if world_size is not None and (not isinstance(world_size, int) or world_size < 1):
             raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
@@ -126,6 +132,12 @@ cdef class RingAttentionPlan(RingPlan):
         Compares the library version, every field of the descriptor, the schedule and, with
         ``args``, whether K and V are staged or in place and their dimension orders. Ranks that
         differ there would wait for each other's messages or read them wrongly.
+
+        Parameters
+        ----------
+        comm : Communicator, LocalCommunicator, or an object with the Transport protocol
+        args : RingAttentionArgs, optional
+            What the run will be given.
 
         Raises
         ------
@@ -205,20 +217,38 @@ cdef class RingAttentionPlan(RingPlan):
         Parameters
         ----------
         stream : Stream or what :class:`Stream` takes
-        q, k, v, y, lse, accumulator_scratch
-            As in :class:`RingAttentionArgs`; k and v may have any strides with a contiguous last
-            dimension. y (and lse) are written by the last step alone.
-        rank, origin, world_size : int
-            Whose queries, whose keys, of how many ranks: they give the global positions.
-        first : bool
+        q : [B, H, Q, D]
+            As in :class:`RingAttentionArgs`.
+        k, v : [B, Hkv, K, D]
+            Any strides with a contiguous last dimension.
+        y : [B, H, Q, D], optional
+            Written by the last step, which needs it.
+        lse : [B, H, Q], optional
+            Written by the last step.
+        accumulator_scratch : plan.accumulator_scratch_bytes bytes, optional
+            The state, which every step needs that is not first and last at once.
+        rank : int, default 0
+            Whose queries these are; with `origin` and `world_size` it gives the positions.
+        origin : int, default 0
+            Whose keys these are.
+        world_size : int, default 1
+            Ranks of the ring.
+        first : bool, default True
             There is no state yet.
-        last : bool
+        last : bool, default True
             Normalise and write y and lse; the state is not stored.
-        follows : bool
+        follows : bool, default False
             A promise that what was enqueued last on ``stream`` is a step of this plan, and that q,
             k and v were complete before that one began. The two then run side by side until the
             state is wanted. Without it, or where the kernel cannot, a step waits for the end of
             what is before it.
+
+        Raises
+        ------
+        InvalidProblemError, MisalignedOperandError, WorkspaceTooSmallError
+            An argument is wrong or missing; nothing was launched.
+        CudaError
+            The launch failed.
         """
         cdef Stream one = as_stream(stream)
         cdef attention_api.baracuda_attention_step_params step
