@@ -30,19 +30,26 @@ struct Scratch {
   float* norms(const StepParams& p) const { return dq(p) + tiles * C::dq_floats; }
 };
 
+// The one kernel that cannot be launched before it is set up: it has more shared memory than others.
+template <typename C>
+int32_t load_step_kernel() {
+  static ReadyDevices ready;
+  return ensure_loaded(reinterpret_cast<const void*>(step_kernel<C>), C::shared_bytes, ready);
+}
+
 template <typename C>
 int32_t load_kernels() {
-  static ReadyDevices ready[4];
+  static ReadyDevices ready[3];
   using Element = typename C::Element;
   int32_t status = load_tensor_map_encoder();
-  const auto load = [&](auto* kernel, int shared_bytes, ReadyDevices& devices) {
+  if (status == BARACUDA_OK) status = load_step_kernel<C>();
+  const auto load = [&](auto* kernel, ReadyDevices& devices) {
     if (status == BARACUDA_OK)
-      status = ensure_loaded(reinterpret_cast<const void*>(kernel), shared_bytes, devices);
+      status = ensure_loaded(reinterpret_cast<const void*>(kernel), 0, devices);
   };
-  load(prepare_kernel<Element, C::head_dim, C::block_m>, 0, ready[0]);
-  load(step_kernel<C>, C::shared_bytes, ready[1]);
-  load(finish_kernel<Element, C::head_dim, C::block_m>, 0, ready[2]);
-  if constexpr (C::shifts) load(norm_kernel<Element, C::head_dim>, 0, ready[3]);
+  load(prepare_kernel<Element, C::head_dim, C::block_m>, ready[0]);
+  load(finish_kernel<Element, C::head_dim, C::block_m>, ready[1]);
+  if constexpr (C::shifts) load(norm_kernel<Element, C::head_dim>, ready[2]);
   return status;
 }
 
@@ -164,7 +171,8 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   const int64_t blocks = p.batch * p.kv_heads * key_tiles;  // or clusters
   if (blocks == 0) return BARACUDA_OK;
   Args args{};
-  int32_t status = encode_maps<C>(params, args);
+  int32_t status = load_step_kernel<C>();
+  if (status == BARACUDA_OK) status = encode_maps<C>(params, args);
   int processors = 0;
   if (status == BARACUDA_OK) status = count_multiprocessors(&processors);
   if constexpr (C::shifts) {
