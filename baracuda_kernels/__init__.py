@@ -33,9 +33,9 @@ def _installed_path() -> list[str]:
 if not any(_has_modules(folder) for folder in __path__):
     __path__ = _installed_path()
 
-from baracuda_kernels import errors, registry  # noqa: E402
-from baracuda_kernels._core._communicator import Communicator, UniqueId  # noqa: E402
-from baracuda_kernels._core._enums import (  # noqa: E402
+from baracuda_kernels import errors, registry
+from baracuda_kernels._core._communicator import Communicator, UniqueId
+from baracuda_kernels._core._enums import (
     ArchSku,
     BackendKind,
     Direction,
@@ -46,7 +46,7 @@ from baracuda_kernels._core._enums import (  # noqa: E402
     OpCategory,
     SequenceLayout,
 )
-from baracuda_kernels._core._errors import (  # noqa: E402
+from baracuda_kernels._core._errors import (
     BaracudaError,
     BufferTooSmallError,
     CommunicatorError,
@@ -58,21 +58,21 @@ from baracuda_kernels._core._errors import (  # noqa: E402
     UnsupportedError,
     WorkspaceTooSmallError,
 )
-from baracuda_kernels._core._info import build_info as _build_info  # noqa: E402
-from baracuda_kernels._core._info import devices as _devices  # noqa: E402, F401
-from baracuda_kernels._core._local import LocalCommunicator, LocalRing  # noqa: E402
-from baracuda_kernels._core._nccl_library import probe as _nccl_probe  # noqa: E402, F401
-from baracuda_kernels._core._sku import (  # noqa: E402
+from baracuda_kernels._core._info import build_info as _build_info
+from baracuda_kernels._core._info import devices as _devices  # noqa: F401
+from baracuda_kernels._core._local import LocalCommunicator, LocalRing
+from baracuda_kernels._core._nccl_library import probe as _nccl_probe  # noqa: F401
+from baracuda_kernels._core._sku import (
     KernelSku,
     PlanPreference,
     PrecisionGuarantee,
 )
-from baracuda_kernels._core._stream import Stream  # noqa: E402
-from baracuda_kernels._core._tensor import DeviceSlice, TensorMut, TensorRef  # noqa: E402
-from baracuda_kernels._core._timeline import RingSpan, RingStepTime, RingTimeline  # noqa: E402
-from baracuda_kernels._core._transport import Transport, TransportCommunicator  # noqa: E402
-from baracuda_kernels.ops.attention._kind import AttentionKind  # noqa: E402
-from baracuda_kernels.ops.ring_attention import (  # noqa: E402
+from baracuda_kernels._core._stream import Stream
+from baracuda_kernels._core._tensor import DeviceSlice, TensorMut, TensorRef
+from baracuda_kernels._core._timeline import RingSpan, RingStepTime, RingTimeline
+from baracuda_kernels._core._transport import Transport, TransportCommunicator
+from baracuda_kernels.ops.attention._kind import AttentionKind
+from baracuda_kernels.ops.ring_attention import (
     RingAttentionArgs,
     RingAttentionDescriptor,
     RingAttentionPlan,
@@ -80,7 +80,7 @@ from baracuda_kernels.ops.ring_attention import (  # noqa: E402
 
 # isort: split
 # Not before: the first op to be registered is the one that `explain` is about by default.
-from baracuda_kernels.ops.flash_sdpa import (  # noqa: E402
+from baracuda_kernels.ops.flash_sdpa import (
     FlashSdpaArgs,
     FlashSdpaBackwardArgs,
     FlashSdpaBackwardPlan,

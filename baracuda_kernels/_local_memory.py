@@ -231,7 +231,7 @@ class DeviceArray(NamedTuple):
 
 def _cuda_core() -> Any:
     try:
-        import cuda.core as core
+        from cuda import core
 
         if hasattr(core, "Device"):
             return core

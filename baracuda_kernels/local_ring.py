@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from baracuda_kernels._arguments import array, flag, integer, library_of, number
 from baracuda_kernels._core._enums import SequenceLayout
+from baracuda_kernels._core._info import HostProgress
 from baracuda_kernels._local_memory import element_of, memory_for
 from baracuda_kernels.errors import (
     CommunicatorError,
@@ -47,7 +48,7 @@ def run_local_ring(
     scale: float | None = None,
     sequence_layout: SequenceLayout | str = "contiguous",
     device: Any = "host",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
     timeout: float | None = None,
 ) -> tuple[NDArray[_Scalar], NDArray[np.floating[Any]]]: ...
 @overload
@@ -61,7 +62,7 @@ def run_local_ring(
     scale: float | None = None,
     sequence_layout: SequenceLayout | str = "contiguous",
     device: Any = "host",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
     timeout: float | None = None,
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]: ...
 @overload
@@ -75,7 +76,7 @@ def run_local_ring(
     scale: float | None = None,
     sequence_layout: SequenceLayout | str = "contiguous",
     device: Any = "host",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
     timeout: float | None = None,
 ) -> tuple[_Array, _Array]: ...
 def run_local_ring(
@@ -88,7 +89,7 @@ def run_local_ring(
     scale: float | None = None,
     sequence_layout: SequenceLayout | str = "contiguous",
     device: Any = "host",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
     timeout: float | None = None,
 ) -> tuple[Any, Any]:
     """Exact attention of whole arrays through the real plans, sharded over virtual ranks.
@@ -119,7 +120,7 @@ def run_local_ring(
         back; arrays on a GPU must name their own device.
     progress : callable, optional
         Called from this thread as ``progress(done, total)``, in rank-steps: every rank takes
-        `world_size` steps.
+        `world_size` steps. On the host `done` moves within a step too, and never falls.
     timeout : float, optional
         Seconds that a run on the host may take; it is stopped at the end of the step in which they
         pass. A run on a GPU cannot be stopped and takes none. By default there is no limit.
@@ -168,7 +169,7 @@ def run_with_plan(
     v: Any,
     world_size: int,
     *,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[float, int], None] | None,
     timeout: float | None,
     **options: Any,
 ) -> tuple[Any, Any, RingAttentionPlan]:
@@ -293,7 +294,7 @@ class _Rank:
 
 
 def _run_watched(
-    prepared: PreparedRing, progress: Callable[[int, int], None] | None, timeout: float
+    prepared: PreparedRing, progress: Callable[[float, int], None] | None, timeout: float
 ) -> None:
     # The ring runs in a thread of its own so that this one can report how far it has come, and
     # stop it.
@@ -303,11 +304,19 @@ def _run_watched(
     report(0, total)
     late = False
     end = time.monotonic() + timeout
+    within, furthest = HostProgress(), 0.0
+
+    def run_and_tell() -> None:
+        with within:
+            prepared.run()
+
     with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(prepared.run)
+        run = pool.submit(run_and_tell)
         try:
             while wait([run], timeout=min(_POLL, max(end - time.monotonic(), 0.0))).not_done:
-                report(sum(rank.steps_enqueued for rank in ranks), total)
+                done = sum(rank.steps_enqueued for rank in ranks) + within.fraction
+                furthest = max(furthest, min(done, total))
+                report(furthest, total)
                 if time.monotonic() >= end:
                     late = True
                     prepared.ring.abort()

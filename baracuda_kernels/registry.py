@@ -23,7 +23,7 @@ from baracuda_kernels._core._selection import (
 from baracuda_kernels._core._sku import GUARANTEE_FIELDS, SKU_FIELDS, KernelSku, PlanPreference
 
 __all__ = [
-    "Architecture", "Candidate", "ENTRY_POINT_GROUP", "Explanation", "OpKind", "OpSpec",
+    "ENTRY_POINT_GROUP", "Architecture", "Candidate", "Explanation", "OpKind", "OpSpec",
     "ProblemOption", "explain", "get", "left_out", "ops", "register", "skus", "specs",
 ]
 
@@ -88,7 +88,7 @@ def _discover() -> None:
                     tuple(spec.skus())  # what `skus` and `info` will ask of it
                 register(spec)
             # Whatever it raises, sys.exit too: a broken plug-in must not take the library down.
-            except (Exception, SystemExit) as error:
+            except (Exception, SystemExit) as error:  # noqa: BLE001
                 reason = f"{type(error).__name__}: {error}"
                 _left_out[f"{entry.name} = {entry.value}"] = reason
                 logging.getLogger("baracuda_kernels").warning(

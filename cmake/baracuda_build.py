@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 
-from scikit_build_core.build import *  # noqa: F403  (every PEP 517 hook)
+from scikit_build_core.build import *
 from scikit_build_core.build import (
     get_requires_for_build_editable as _requires_editable,
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from stub_signatures import process_signature  # noqa: E402
+from stub_signatures import process_signature
 
 project = "baracuda_kernels"
 author = "The baracuda_kernels authors"

@@ -1,14 +1,21 @@
 import builtins
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 from typing_extensions import disjoint_base
 
+from baracuda_kernels._core._errors import BaracudaError
 from baracuda_kernels._core._member import RingMember
 
 DEFAULT_TIMEOUT: float
 DEFAULT_MAX_CTAS: int
+DEFAULT_EXCHANGE: str
+
+class HopExchange(NamedTuple):
+    sender: int
+    receiver: int
+    kind: str
+    reason: str
 
 @disjoint_base
 class UniqueId:
@@ -25,10 +32,16 @@ class UniqueId:
 @disjoint_base
 class Communicator(RingMember):
     @staticmethod
-    def new_single_gpu(device: int = 0, *, timeout: float | None = 300.0) -> Communicator: ...
+    def new_single_gpu(
+        device: int = 0, *, exchange: str | None = None, timeout: float | None = 300.0
+    ) -> Communicator: ...
     @staticmethod
     def init_all(
-        devices: Sequence[int], *, max_ctas: int | None = None, timeout: float | None = 300.0
+        devices: Sequence[int],
+        *,
+        max_ctas: int | None = None,
+        exchange: str | None = None,
+        timeout: float | None = 300.0,
     ) -> list[Communicator]: ...
     @staticmethod
     def init_rank(
@@ -38,6 +51,7 @@ class Communicator(RingMember):
         *,
         device: int | str | None = None,
         max_ctas: int | None = None,
+        exchange: str | None = None,
         timeout: float | None = 300.0,
     ) -> Communicator: ...
     @staticmethod
@@ -46,6 +60,7 @@ class Communicator(RingMember):
         *,
         device: int | str | None = None,
         max_ctas: int | None = None,
+        exchange: str | None = None,
         timeout: float | None = 300.0,
         owner: Any = None,
     ) -> Communicator: ...
@@ -56,6 +71,7 @@ class Communicator(RingMember):
         *,
         device: int | None = None,
         max_ctas: int | None = None,
+        exchange: str | None = None,
         timeout: float | None = 300.0,
     ) -> Communicator: ...
     @staticmethod
@@ -64,6 +80,7 @@ class Communicator(RingMember):
         *,
         device: int | None = None,
         max_ctas: int | None = None,
+        exchange: str | None = None,
         timeout: float | None = 300.0,
     ) -> Communicator: ...
     def split(
@@ -77,15 +94,26 @@ class Communicator(RingMember):
     def owned(self) -> bool: ...
     @property
     def state(self) -> str: ...
+    def register(self, buffer: Any) -> None: ...
+    @property
+    def exchange(self) -> tuple[HopExchange, ...]: ...
     def async_error(self) -> Exception | None: ...
     def abort(self) -> None: ...
+    def refuse(self, error: BaracudaError) -> None: ...
     def synchronize(self, stream: Any, timeout: float | None = None) -> None: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self,
-        *exc_info: type[BaseException] | BaseException | TracebackType | None,
+        *exc_info: object,
     ) -> None: ...
 
-def id_to_send() -> builtins.bytes | Exception: ...
-def received_id(sent: builtins.bytes | Exception, rank: int) -> UniqueId: ...
+def attempt(prepare: Callable[[], Any]) -> Any: ...
+def agreed(everyone: list[Any], rank: int) -> list[Any]: ...
+def ready_to_join(
+    rank: int,
+    device: int | str | None,
+    max_ctas: int | None,
+    exchange: str | None,
+    timeout: float | None,
+) -> builtins.bytes | None: ...

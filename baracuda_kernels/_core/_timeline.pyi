@@ -1,4 +1,4 @@
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from typing_extensions import disjoint_base
 
@@ -16,7 +16,7 @@ class RingSpan(NamedTuple):
 
 @disjoint_base
 class RingTimeline:
-    def __new__(cls) -> RingTimeline: ...
+    def __new__(cls) -> Self: ...
     @property
     def rank(self) -> int: ...
     @property

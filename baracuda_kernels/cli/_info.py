@@ -91,7 +91,7 @@ def _verdict(
         explanation = spec.explain(spec.problem(**problem), arch, direction=direction)
     except BaracudaError as error:
         return {"family": None, "why": [str(error)]}
-    except Exception as error:  # another package's op must not hide what the rest do
+    except Exception as error:  # noqa: BLE001 - another package's op must not hide the rest
         return {"family": None, "why": [f"{type(error).__name__}: {error}"]}
     passed_over = []
     for candidate in explanation.candidates:
@@ -118,8 +118,8 @@ def _defaults(op: str) -> str:
 def _lines(facts: dict[str, Any]) -> list[str]:
     build, host, nccl = facts["build"], facts["host"], facts["nccl"]
     lines = [
-        f"baracuda_kernels {facts['version']}, source {build['source_hash']}, "
-        f"Python {facts['python']}",
+        (f"baracuda_kernels {facts['version']}, source {build['source_hash']}, "
+         f"Python {facts['python']}"),
         f"built by: {build['cxx']}" + (f", nvcc {build['nvcc']}" if build["cuda_built"] else ""),
     ]
     if build["cuda_built"]:

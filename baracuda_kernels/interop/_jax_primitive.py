@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -39,7 +39,7 @@ def bind(
     for x in operands:
         missing = tuple(sorted(axes - _varying_axes(x), key=str))
         uniform.append(jax.lax.pcast(x, missing, to="varying") if missing else x)
-    return attention_step_p.bind(
+    results: list[jax.Array] = attention_step_p.bind(
         *uniform,
         descriptor=descriptor,
         first=first,
@@ -47,15 +47,16 @@ def bind(
         sequence_dim=sequence_dim,
         sm_margin=sm_margin,
     )
+    return results
 
 
-def _varying_axes(x: Any) -> frozenset:
+def _varying_axes(x: Any) -> frozenset[Any]:
     aval = jax.typeof(x)
     kind = getattr(aval, "manual_axis_type", None)  # JAX 0.10; before, the set itself
     return frozenset(aval.vma if kind is None else kind.varying)
 
 
-def _abstract_eval(q, *_, descriptor, last, **__):
+def _abstract_eval(q: Any, *_: Any, descriptor: Any, last: bool, **__: Any) -> list[Any]:
     d = descriptor
     if last:
         rows = (d.batch_size, d.num_heads, d.query_len, 1)
@@ -68,7 +69,16 @@ def _abstract_eval(q, *_, descriptor, last, **__):
     return [q.update(shape=(1, 1, 1, elements), dtype=dtype, weak_type=False)]
 
 
-def _custom_call(ctx, operands, arch, descriptor, first, last, sequence_dim, sm_margin):
+def _custom_call(
+    ctx: Any,
+    operands: tuple[Any, ...],
+    arch: Any,
+    descriptor: Any,
+    first: bool,
+    last: bool,
+    sequence_dim: int,
+    sm_margin: int,
+) -> Any:
     chosen = registry.explain(descriptor, arch).require()
     aliases = {} if first or last else {len(operands) - 1: 0}
     rule = jax.ffi.ffi_lowering(TARGET, operand_output_aliases=aliases)
@@ -88,38 +98,38 @@ def _custom_call(ctx, operands, arch, descriptor, first, last, sequence_dim, sm_
     )
 
 
-def _lower_host(ctx, *operands, **params):
+def _lower_host(ctx: Any, *operands: Any, **params: Any) -> Any:
     return _custom_call(ctx, operands, "host", **params)
 
 
-def _lower_cuda(ctx, *operands, **params):
+def _lower_cuda(ctx: Any, *operands: Any, **params: Any) -> Any:
     reason = why_no_gpu()
     if reason:
         raise UnsupportedError(f"ring_attention: JAX compiles for CUDA, but {reason}")
     return _custom_call(ctx, operands, Architecture.here(), **params)
 
 
-def _lower_elsewhere(ctx, *operands, **params):
+def _lower_elsewhere(ctx: Any, *operands: Any, **params: Any) -> NoReturn:
     platforms = ", ".join(ctx.module_context.platforms)
     raise UnsupportedError(
         f"ring_attention: JAX compiles for {platforms}; the kernels run on cpu and cuda"
     )
 
 
-def _refuse_gradient(primals, tangents, **params):
+def _refuse_gradient(primals: Any, tangents: Any, **params: Any) -> NoReturn:
     raise UnsupportedError(
         "ring_attention: the backward pass is not built yet, only the forward; stop the gradient "
         "with jax.lax.stop_gradient, or differentiate another attention"
     )
 
 
-def _refuse_vmap(args, dims, **params):
+def _refuse_vmap(args: Any, dims: Any, **params: Any) -> NoReturn:
     raise UnsupportedError(
         "ring_attention: vmap is not served; put the mapped axis into the batch dimension"
     )
 
 
-def _run_eagerly(*operands, **params):
+def _run_eagerly(*operands: Any, **params: Any) -> Any:
     return jax.jit(lambda *xs: attention_step_p.bind(*xs, **params))(*operands)
 
 

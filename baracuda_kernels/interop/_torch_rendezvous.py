@@ -11,22 +11,36 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from baracuda_kernels import UniqueId
 from baracuda_kernels._core import _nccl_library
-from baracuda_kernels._core._communicator import id_to_send, received_id
+from baracuda_kernels._core._communicator import agreed, attempt, ready_to_join
 from baracuda_kernels.errors import UnsupportedError
 
 
-def rendezvous(group: Any, device: int | None) -> tuple[int, int, UniqueId, int]:
-    """(rank, world_size, UniqueId, device) of a process group; sends the id through it."""
+def rendezvous(
+    group: Any,
+    device: int | None,
+    max_ctas: int | None,
+    exchange: str | None,
+    timeout: float | None,
+) -> tuple[int, int, bytes, int]:
+    """(rank, world_size, unique id, device) of a process group; sends the id through it."""
     group = dist.group.WORLD if group is None else group
-    rank, world_size = dist.get_rank(group), dist.get_world_size(group)
-    box = [id_to_send() if rank == 0 else None]
-    dist.broadcast_object_list(box, src=dist.get_global_rank(group, 0), group=group)
-    token = received_id(box[0], rank)
-    if device is None:
-        device = torch.cuda.current_device()
-    return rank, world_size, token, device
+    rank = dist.get_rank(group)
+
+    def prepare() -> tuple[bytes | None, int]:
+        ordinal = torch.cuda.current_device() if device is None else device
+        return ready_to_join(rank, ordinal, max_ctas, exchange, timeout), ordinal
+
+    everyone = _tell_all(attempt(prepare), group)
+    token, ordinal = everyone[0][0], everyone[rank][1]
+    return rank, len(everyone), token, ordinal
+
+
+def _tell_all(mine: Any, group: Any) -> list[Any]:
+    """What every rank says, in their order; an error among it is raised on all."""
+    everyone = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, mine, group=group)
+    return agreed(everyone, dist.get_rank(group))
 
 
 def lender(group: Any, device: int) -> Any:
@@ -53,18 +67,34 @@ def lender(group: Any, device: int) -> Any:
     return backend
 
 
-def handle(group: Any, device: int | None) -> tuple[int, int]:
-    """(ncclComm_t, device) of a NCCL group that has made its communicator."""
+def agreed_handle(
+    group: Any,
+    device: int | None,
+    max_ctas: int | None,
+    exchange: str | None,
+    timeout: float | None,
+) -> tuple[int, int]:
+    """(ncclComm_t, device) of a NCCL group that has made its communicator; collective."""
     group = dist.group.WORLD if group is None else group
-    if device is None:
-        device = torch.cuda.current_device()
-    pointer = lender(group, device)._comm_ptr()
+
+    def prepare() -> tuple[int, int]:
+        ordinal = torch.cuda.current_device() if device is None else device
+        ready_to_join(-1, ordinal, max_ctas, exchange, timeout)
+        return handle(group, ordinal), ordinal
+
+    pointer, ordinal = _tell_all(attempt(prepare), group)[dist.get_rank(group)]
+    return pointer, ordinal
+
+
+def handle(group: Any, device: int) -> int:
+    """The ncclComm_t of a NCCL group that has made its communicator."""
+    pointer: int = lender(group, device)._comm_ptr()
     if not pointer:
         raise UnsupportedError(
             "group: its NCCL communicator is not made yet; init_process_group(device_id=...) "
             "makes it at once"
         )
-    return pointer, device
+    return pointer
 
 
 def _loaded_nccl() -> set[str]:

@@ -131,7 +131,7 @@ def ring_attention(
         problem on the platform, with every kernel's reason.
     """
     world_size = _axis_size(axis_name)
-    options = {
+    options: dict[str, Any] = {
         "world_size": world_size,
         "is_causal": is_causal,
         "scale": scale,
@@ -140,7 +140,8 @@ def ring_attention(
     }
     rank = lax.axis_index(axis_name) if is_causal else 0
     forward = [(source, (source + 1) % world_size) for source in range(world_size)]
-    state, k_next, v_next = None, k, v
+    state: Any = None  # and the results at last
+    k_next, v_next = k, v
     for step in range(world_size):
         last = step == world_size - 1
         k, v = k_next, v_next
@@ -292,7 +293,15 @@ def _array(name: str, x: Any) -> jax.Array:
     return jnp.asarray(x)
 
 
-def _describe(q, k, v, dim, is_causal, scale, sequence_layout) -> RingAttentionDescriptor:
+def _describe(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    dim: int,
+    is_causal: bool,
+    scale: float | None,
+    sequence_layout: SequenceLayout | str,
+) -> RingAttentionDescriptor:
     element = element_of(q, "q")
     for name, x in (("k", k), ("v", v)):
         if x.dtype != q.dtype:
@@ -319,13 +328,15 @@ def _describe(q, k, v, dim, is_causal, scale, sequence_layout) -> RingAttentionD
     return descriptor
 
 
-def _maps(descriptor, world_size: int, rank: Any, origin: Any) -> jax.Array:
+def _maps(
+    descriptor: RingAttentionDescriptor, world_size: int, rank: Any, origin: Any) -> jax.Array:
     """Where the rows of both shards lie, as the kernel reads it: 8 int64, in 32-bit halves."""
 
     def of(length: int, who: Any) -> jax.Array:
         table = _positions.layout_maps(descriptor.sequence_layout, world_size, length)
         words = np.frombuffer(table, np.uint32).reshape(world_size, 8)
-        return lax.dynamic_index_in_dim(jnp.asarray(words), who, keepdims=False)
+        row: jax.Array = lax.dynamic_index_in_dim(jnp.asarray(words), who, keepdims=False)
+        return row
 
     for name, who in (("rank", rank), ("origin", origin)):
         if isinstance(who, int) and not 0 <= who < world_size:

@@ -50,7 +50,8 @@ class Measures:
 
     def rows(self, problem: Problem, rounds: int) -> list[dict[str, Any]]:
         """All rows of one problem."""
-        for self.max_ctas, self.comm in self._comms.items():
+        for max_ctas, comm in self._comms.items():
+            self.max_ctas, self.comm = max_ctas, comm
             steps = self._steps(problem)
             compute = sum(row["peers"]["compute"] for row in steps)
             if sum(row["ours"] for row in steps) <= _HIDDEN * compute:
@@ -203,7 +204,7 @@ class Measures:
             with peer.around():
                 peer.call()
                 torch.cuda.synchronize()
-        except Exception as error:  # whatever it is, the others go on without this peer
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on without it
             trouble = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         if slowest(float(bool(trouble))):
             self._say(f"absent: {name}: {trouble or 'failed on another rank'}")

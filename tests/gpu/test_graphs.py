@@ -1,5 +1,7 @@
 """Whole runs as CUDA graphs: the bits of an eager run, replayed on new inputs."""
 
+import itertools
+
 import pytest
 from helpers import cuda_ring
 from helpers import ring_abi as abi
@@ -219,13 +221,13 @@ def test_spans_of_all_ranks_lie_on_one_clock(torch):
         ring.ring.run_all(stream, ring.plan, ring.args, timeline=timelines)
     lanes = [timeline.spans(timelines[2]) for timeline in timelines]  # earlier ones are negative
     kernels = [
-        [span for span in spans if span.name == "compute" and span.step == step][0]
+        next(span for span in spans if span.name == "compute" and span.step == step)
         for step in range(4)
         for spans in lanes
     ]
     resolution = 0.002
     assert lanes[0][0].begin < 0 and kernels[0].begin < 0 < kernels[-1].begin
-    assert all(b.begin >= a.end - resolution for a, b in zip(kernels, kernels[1:], strict=False))
+    assert all(b.begin >= a.end - resolution for a, b in itertools.pairwise(kernels))
     for timeline, spans in zip(timelines, lanes, strict=True):
         exchanges = [span for span in spans if span.name == "exchange"]
         assert len(exchanges) == 3

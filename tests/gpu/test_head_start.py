@@ -8,7 +8,6 @@ import ctypes as ct
 
 import pytest
 from helpers import cuda_ring, xla_frames
-from helpers import ring_abi as abi
 from helpers.inputs import torch_qkv
 from helpers.rings import preference
 

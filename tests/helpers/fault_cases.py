@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from helpers.rank_pool import RankPool
 
@@ -47,17 +47,19 @@ class FaultyRing:
         self._pool.prepare(self._victim, restarts)
         self._fresh, self._killed = True, False
 
-    def run(self, case: str) -> list[Outcome]:
-        """Let one rank fail; what the others met."""
+    def run(self, case: str, **more: Any) -> list[Outcome]:
+        """Let one rank fail; what the others met. `more` goes into the task."""
         if self._killed:
             self._pool.restart(self._victim)
         if not self._fresh:
             self._pool.join()
         self._fresh, self._killed = False, case == "SIGKILL"
-        task = {"do": "endure", "seconds": self.timeout, "head_dims": {}}
+        task = {"do": "endure", "seconds": self.timeout, "head_dims": {}, **more}
         fault, at = None, time.time()
         if case == "other head_dim":
             task |= {"head_dims": {str(self._victim): 128}, "validate": True}
+        elif case == "unequal":  # without asking first
+            task |= {"head_dims": {str(self._victim): 128}}
         else:
             number = getattr(signal, case)
 
@@ -77,7 +79,7 @@ class FaultyRing:
             for a in answers
         ]
 
-    def __enter__(self) -> FaultyRing:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -82,7 +82,7 @@ def run_program(
         ],
         cwd=folder,
         env={**os.environ, **(environment or {})},
-        capture_output=True,
+        capture_output=True, check=False,
         text=True,
         timeout=timeout,
     )

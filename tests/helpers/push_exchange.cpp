@@ -124,7 +124,8 @@ int32_t wait(baracuda_ring_endpoint* end, int32_t number, void* stream) {
 int32_t join(baracuda_ring_endpoint*, void*) { return BARACUDA_OK; }
 
 const baracuda_ring_exchange exchange = {
-    sizeof(baracuda_ring_exchange), "push", nullptr, grant, open, post, close, complete, wait, join};
+    sizeof(baracuda_ring_exchange), "push", nullptr, grant, open, post, close, complete, wait, join,
+    nullptr, nullptr, nullptr};
 
 }  // namespace
 

@@ -61,11 +61,12 @@ class RankPool:
         self._broken = False
         self.join()
 
-    def join(self) -> None:
-        """A new communicator of all ranks; an earlier one is closed."""
+    def join(self, **options: Any) -> list[dict[str, Any]]:
+        """A new communicator of all ranks; an earlier one is closed. `options` stay for later ones."""
+        self._options |= options
         token = self.run({"do": "unique_id"}, ranks=[0], seconds=_START_SECONDS)[0]
         task = {"do": "join", "world_size": self.world_size, "unique_id": token["unique_id"]}
-        self.run({**self._options, **task}, seconds=_START_SECONDS)
+        return self.run({**self._options, **task}, seconds=_START_SECONDS)
 
     def run(
         self,

@@ -25,7 +25,7 @@ def serve(rank: Any) -> None:
         task = json.loads(line)
         try:
             answer = getattr(rank, task["do"])(task)
-        except Exception as error:  # whatever it is, the parent must hear of it
+        except Exception as error:  # noqa: BLE001 - the parent must hear of any
             traceback.print_exc()
             answer = {"failure": f"rank {rank.rank}: {type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)

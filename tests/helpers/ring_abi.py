@@ -241,6 +241,10 @@ def library() -> ct.CDLL:
     lib.baracuda_nccl_split.argtypes = [pointer, integer, integer, seconds, comm]
     lib.baracuda_nccl_synchronize.argtypes = [pointer, pointer, seconds]
     lib.baracuda_nccl_arm.argtypes = [pointer, seconds]
+    lib.baracuda_nccl_all_gather.argtypes = [
+        pointer, ct.c_char_p, ct.c_int64, pointer, seconds,
+    ]  # fmt: skip
+    lib.baracuda_nccl_refuse.argtypes = [pointer, integer, ct.c_char_p, integer]
     for name in (
         "rank", "world_size", "handle", "is_owned", "endpoint", "async_error", "abort", "destroy",
         "state", "disarm",

@@ -26,6 +26,7 @@ struct Problem {
   double* y;
   const uint8_t* live;      // [rank][origin]
   Enqueue enqueue;          // NULL: at once
+  int64_t beside_alone;  // nothing travels behind
 };
 
 const Problem& as_problem(const void* problem) { return *static_cast<const Problem*>(problem); }
@@ -51,7 +52,7 @@ void launch_now(void* data) {
     for (int p = 0; p < 2; ++p) {
       if (w.adds && w.received[p] != nullptr) {
         w.received[p][i] += shares[p];
-      } else {
+      } else if (w.chunk[p] != nullptr) {
         w.chunk[p][i] = shares[p];
       }
     }
@@ -82,8 +83,9 @@ int32_t start(const Problem& problem, const baracuda_ring_step* at, const char* 
   work->b = static_cast<const double*>(at->chunk[kBeside][1]);
   work->y = problem.y;
   for (int p = 0; p < 2; ++p) {
-    work->chunk[p] = static_cast<double*>(at->chunk[behind][p]);
-    work->received[p] = static_cast<double*>(at->received[behind][p]);
+    const bool travels = problem.beside_alone == 0;
+    work->chunk[p] = travels ? static_cast<double*>(at->chunk[behind][p]) : nullptr;
+    work->received[p] = travels ? static_cast<double*>(at->received[behind][p]) : nullptr;
   }
   if (problem.enqueue == nullptr) {
     now(work);

@@ -54,13 +54,13 @@ class ContextTasks:
             with mode(), context_parallel():
                 y = function(*mine)
         except BaracudaError as error:
-            return {"error": type(error).__name__, "message": str(error)}
+            return {"error": type(error).__name__, "message": str(error), "typed": True}
         except Exception as error:
-            # Dynamo's and TorchScript's own errors quote it.
+            # TorchScript's own errors quote it.
             said = re.search(r"UnsupportedError[:(]+['\"]?([^\n]*)", str(error))
             if said is None:
                 raise
-            return {"error": "UnsupportedError", "message": said[1]}
+            return {"error": "UnsupportedError", "message": said[1], "typed": False}
         with torch.no_grad():
             exact = function(*whole)
         off = (unshard(y.clone(), dim) - exact).norm() / exact.norm()
@@ -165,6 +165,14 @@ def _form(what: str) -> tuple[str, Any]:
             from torch.nn.attention.flex_attention import flex_attention
 
             return "qkv", flex_attention
+        case "flex_attention, compiled":
+            from torch.nn.attention.flex_attention import flex_attention
+
+            return "qkv", torch.compile(
+                lambda q, k, v: flex_attention(q, k, v) * 2, backend="aot_eager", fullgraph=True
+            )
+        case "nn.MultiheadAttention with weights, compiled":
+            return "x", torch.compile(lambda x: multi_head(x, x, x)[0], backend="aot_eager")
         case "nn.LSTM" | "nn.GRU":
             recurrent = getattr(nn, what[3:])(_WIDTH, _WIDTH, batch_first=True)
             return "x", lambda x: recurrent(x)[0]

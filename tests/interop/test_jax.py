@@ -1,6 +1,10 @@
 """interop.jax on eight virtual CPU devices: the answer, the compiled program, the refusals."""
 
+import os
 import re
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -322,3 +326,33 @@ def test_a_jaxlib_that_refuses_the_handlers(jax, ring, monkeypatch):
 def test_the_page_runs_as_written(tmp_path):
     environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     run_page("jax.md", tmp_path, environment=environment)
+
+
+@pytest.mark.parametrize("ranks", [1, P])
+def test_ctrl_c_ends_a_run(jax, ring, ranks):
+    """XLA's threads compute while this one waits in C++: its error ends the wait, then the signal's."""
+    x = np.ones((1, 4, P * 3072, 64), np.float32)  # some ten seconds
+    if ranks == 1:
+        call, arrays = jax.jit(lambda q, k, v: ring.attention_step(q, k, v)), [x] * 3
+    else:
+        call, arrays = sharded(jax, ring), put(jax, ring, [x] * 3, np.arange(x.shape[2]))
+    call.lower(*arrays).compile()
+    for _ in range(2):
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        start = time.monotonic()
+        raised = []
+        try:
+            try:
+                jax.block_until_ready(call(*arrays))
+            except jax.errors.JaxRuntimeError as error:
+                assert "Ctrl-C ended the run" in str(error)
+                for _ in range(100):
+                    time.sleep(0.001)
+        except KeyboardInterrupt as error:
+            raised.append(error)
+        timer.join()
+        assert time.monotonic() - start < 0.3 + 1.5
+        assert len(raised) == 1
+    # Nothing waits for what was interrupted, and what comes next is right.
+    test_eight_devices_give_the_single_device_answer(jax, ring, "zigzag", True, "f32")

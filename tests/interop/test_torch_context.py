@@ -20,6 +20,8 @@ def test_refused(gloo_ranks, what):
     for answer in gloo_ranks.run({"do": "within", "what": what}, seconds=120):
         assert REFUSED[what] in answer["message"], answer
         assert answer["error"] == "UnsupportedError", answer
+        # TorchScript wraps what is raised in it, and nothing else does.
+        assert answer["typed"] == ("scripted" not in what), answer
 
 
 def test_what_one_rank_refuses_ends_on_the_others(gloo_ranks):

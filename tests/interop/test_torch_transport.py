@@ -13,7 +13,7 @@ class Work:
     def __init__(self, log, name, error=None):
         self.log, self.name, self.error = log, name, error
 
-    def wait(self):
+    def wait(self, timeout=None):
         self.log.append(self.name)
         if self.error is not None:
             raise self.error
@@ -75,24 +75,23 @@ def test_every_work_is_waited_for_before_a_failure_is_raised(torch, errors, rais
     assert len(log) == len(errors)
 
 
-def test_rank_0_tells_the_others_that_it_made_no_id(torch, monkeypatch):
-    """They would wait for the id else."""
-    from baracuda_kernels._core import _communicator
-    from baracuda_kernels.interop import _torch_rendezvous as rendezvous
+@pytest.mark.parametrize("odd", [0, 3])
+def test_what_keeps_one_rank_from_joining_is_told_to_all(gloo_ranks, odd):
+    """They would wait for it else, in NCCL."""
+    answers = gloo_ranks.run({"do": "join_nccl", "odd_rank": odd}, seconds=20)
+    for rank, answer in enumerate(answers):
+        assert "max_ctas: got 99" in answer["message"], answer
+        assert answer["error"] == ("InvalidProblemError" if rank == odd else "CommunicatorError")
+        assert rank == odd or f"rank {odd} of 4 cannot join" in answer["message"]
 
-    sent = []
-    monkeypatch.setattr(rendezvous, "id_to_send", lambda: bk.UnsupportedError("nccl: none found"))
-    monkeypatch.setattr(rendezvous.dist, "get_world_size", lambda group: 2)
-    monkeypatch.setattr(rendezvous.dist, "get_global_rank", lambda group, rank: rank)
-    for rank, error in ((0, bk.UnsupportedError), (1, bk.CommunicatorError)):
-        monkeypatch.setattr(rendezvous.dist, "get_rank", lambda group, rank=rank: rank)
 
-        def broadcast(box, src, group):
-            if box[0] is None:
-                box[0] = sent[0]
-            sent.append(box[0])
-
-        monkeypatch.setattr(rendezvous.dist, "broadcast_object_list", broadcast)
-        with pytest.raises(error, match="none found"):
-            rendezvous.rendezvous(object(), 0)
-    assert _communicator.received_id(b"\0" * 128, 1) == bk.UniqueId(b"\0" * 128)
+def test_ctrl_c_ends_a_wait_for_another_rank(gloo_ranks):
+    """In the exchange, and in the comparison before it; the others' waits end, too."""
+    for where in ("comparison", "exchange"):
+        first, *others = gloo_ranks.run({"do": "interrupted", "where": where}, seconds=30)
+        assert first["raised"] == "KeyboardInterrupt" and first["seconds"] < 1.5, first
+        for answer in (first, *others):
+            assert answer["later"] == "CommunicatorError", answer
+            assert answer["later_seconds"] < 2, answer
+    for answer in gloo_ranks.run({"do": "within", "what": "sdpa"}):
+        assert answer["relative"] <= 4e-6, answer

@@ -6,7 +6,11 @@ has gathered with the answer of a single process.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 # For `helpers` and the modules beside this file: it is run by its path.
@@ -20,8 +24,10 @@ from helpers.rank_tasks import own_device, serve
 from torch.nn import functional
 from transformers_tasks import TransformersTasks
 
+from baracuda_kernels import Communicator, DeviceSlice
 from baracuda_kernels.errors import BaracudaError
 from baracuda_kernels.interop.torch import (
+    _process_group,
     clear_cache,
     context_parallel,
     position_ids,
@@ -135,6 +141,43 @@ class Rank(ContextTasks, CoverageTasks, TransformersTasks):
         except BaracudaError as error:
             answer = {"error": type(error).__name__, "message": str(error)}
         return answer
+
+    def join_nccl(self, task: dict) -> dict:
+        wrong = {"max_ctas": 99} if self.rank == task["odd_rank"] else {}
+        try:
+            Communicator.from_torch(device="host", timeout=30, **wrong)
+        except BaracudaError as error:
+            return {"error": type(error).__name__, "message": str(error)}
+        return {"error": "", "message": ""}
+
+    def interrupted(self, task: dict) -> dict:
+        """Rank 0 gets a Ctrl-C while it waits for the others, which come later."""
+        group = dist.new_group()
+        q, k, v = torch.randn(3, 1, 4, 16, 32)
+        answer = {}
+        start = time.monotonic()
+        if self.rank == 0:
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                if task["where"] == "exchange":
+                    transport = _process_group.GroupTransport(group)
+                    transport.group_start()
+                    transport.recv(DeviceSlice(q.numpy().reshape(-1)), 1, None)
+                    transport.group_end()
+                else:
+                    ring_attention(q, k, v, group)
+            except KeyboardInterrupt as error:
+                answer["raised"] = type(error).__name__
+            answer["seconds"] = time.monotonic() - start - 0.3
+        else:
+            time.sleep(1.5)
+        start = time.monotonic()
+        try:
+            ring_attention(q, k, v, group)
+            answer["later"] = ""
+        except BaracudaError as error:
+            answer["later"] = type(error).__name__
+        return {**answer, "later_seconds": time.monotonic() - start}
 
     def uneven_unshard(self, task: dict) -> dict:
         try:

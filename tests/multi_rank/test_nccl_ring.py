@@ -3,18 +3,14 @@
 from pathlib import Path
 
 import pytest
-from helpers.inputs import TORCH_DTYPES, torch_qkv
-from helpers.oracle import attention
+from helpers.inputs import torch_qkv
 from helpers.rank_pool import RankPool
+from helpers.ring_files import SHAPE, check, ring_task
 from helpers.rings import local_ring, same_bits
-from helpers.tolerances import assert_close
 
 import baracuda_kernels as bk
 
 pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank]
-
-SHAPE = {"heads": 4, "kv_heads": 2, "head_dim": 128}
-
 
 @pytest.fixture(scope="module", params=[2, 4, 8])
 def pool(request, torch):
@@ -23,59 +19,20 @@ def pool(request, torch):
     ranks.close()
 
 
-def _task(pool, dtype, *, rows=192, **options):
-    shape = {**SHAPE, "query_len": rows * pool.world_size}
-    task = {"do": "ring", "dtype": dtype, "seed": 11, "shape": shape}
-    return task | {"layout": "zigzag", "is_causal": True, "staged": False, **options}
-
-
-def _gather(torch, pool, task, world_size=None):
-    """y and lse of all ranks from the task's folder, as whole tensors."""
-    world_size = pool.world_size if world_size is None else world_size
-    shape = task["shape"]
-    rows = shape["query_len"] // world_size
-    lead = (1, shape["heads"], rows)
-    folder = Path(pool.folder.name)
-
-    def load(name, rank, dtype, extent):
-        raw = bytearray((folder / f"{name}-{rank}.bin").read_bytes())
-        return torch.frombuffer(raw, dtype=dtype).view(extent).cuda()
-
-    dtype = getattr(torch, TORCH_DTYPES[task["dtype"]])
-    y = [load("y", r, dtype, (*lead, shape["head_dim"])) for r in range(world_size)]
-    lse = [load("lse", r, torch.float32, lead) for r in range(world_size)]
-    layout = task["layout"]
-    return bk.unshard(y, sequence_layout=layout), bk.unshard(lse, sequence_layout=layout)
-
-
-def _check(torch, pool, task):
-    pool.run(task)
-    y, lse = _gather(torch, pool, task)
-    q, k, v = torch_qkv("normal", task["dtype"], task["seed"], **task["shape"])
-    exact = attention(q, k, v, is_causal=task["is_causal"])
-    assert_close("sm80", task["dtype"], y, exact[0], lse, exact[1])
-    options = {name: task[name] for name in ("layout", "is_causal", "staged")}
-    local_y, local_lse = local_ring(
-        torch, "sm80", task["dtype"], q, k, v, pool.world_size, **options
-    )
-    assert same_bits(torch, y, local_y), "y differs from the local ring's"
-    assert same_bits(torch, lse, local_lse), "lse differs from the local ring's"
-
-
 @pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 def test_against_float64_and_the_local_ring(torch, pool, dtype, is_causal, staged):
     for layout, rows in (("contiguous", 192), ("zigzag", 157), ("striped", 64)):
-        task = _task(pool, dtype, rows=rows, layout=layout, is_causal=is_causal, staged=staged)
-        _check(torch, pool, task)
+        task = ring_task(pool, dtype, rows=rows, layout=layout, is_causal=is_causal, staged=staged)
+        check(torch, pool, task)
 
 
 def test_nothing_grows_from_run_2_to_run_100(torch, pool):
-    pool.run(_task(pool, "bf16", runs=2))  # after it, no rank is still loading anything
+    pool.run(ring_task(pool, "bf16", runs=2))  # after it, no rank is still loading anything
     # Eight ranks on one card take 0.2 s a run over sockets; two and four show the hundred.
     runs = 100 if pool.world_size < 8 else 20
-    answers = pool.run(_task(pool, "bf16", runs=runs), seconds=120)
+    answers = pool.run(ring_task(pool, "bf16", runs=runs), seconds=120)
     # The ranks share the card, so each sees the others' memory too: compare the totals.
     second = min(a["free_bytes"][0] for a in answers)
     last = min(a["free_bytes"][1] for a in answers)
@@ -102,7 +59,7 @@ def test_split_makes_independent_rings(torch, pool):
     assert [a["world_size"] for a in answers] == [half] * pool.world_size
     # Reversed order: the highest old rank of each parity is the new rank 0.
     assert [a["rank"] for a in answers] == [half - 1 - r // 2 for r in range(pool.world_size)]
-    task = _task(pool, "bf16") | {"comm": "half"}
+    task = ring_task(pool, "bf16") | {"comm": "half"}
     pool.run(task)
     q, k, v = torch_qkv("normal", "bf16", task["seed"], **task["shape"])
     expected, _ = local_ring(torch, "sm80", "bf16", q, k, v, half, is_causal=True, layout="zigzag")
@@ -121,7 +78,7 @@ def test_communicator_of_a_torch_group(torch, pool, backend, borrow):
     answers = pool.run(join | {"name": name}, seconds=120)
     assert [a["rank"] for a in answers] == list(range(ranks))
     assert all(a["owned"] != borrow for a in answers)
-    _check(torch, pool, _task(pool, "bf16") | {"comm": name})
+    check(torch, pool, ring_task(pool, "bf16") | {"comm": name})
     pool.run({"do": "leave_torch", "name": name})
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import ctypes as ct
+import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 # For `helpers`: this file is run by its path.
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -27,6 +29,12 @@ import baracuda_kernels as bk
 from baracuda_kernels._core import _nccl_library
 
 _TIMEOUT = 60.0
+
+
+def register(comm: bk.Communicator, arrays: Any) -> None:
+    """The receive buffers, in the order of every rank."""
+    for name in ("kv_scratch_a", "kv_scratch_b"):
+        comm.register(arrays.held[name])
 
 
 class Rank:
@@ -47,12 +55,43 @@ class Rank:
         if earlier is not None:
             earlier.close()
         before = torch.cuda.mem_get_info()[0]
-        comm = bk.Communicator.init_rank(
-            task["world_size"], token, self.rank, device=self.device, timeout=_TIMEOUT
-        )
+        os.environ["BARACUDA_PEER_WAIT"] = task.get("wait", "")
+        exchange = task.get("exchange")
+        if isinstance(exchange, list):
+            exchange = exchange[self.rank]
+        try:
+            comm = bk.Communicator.init_rank(
+                task["world_size"], token, self.rank, device=self.device, exchange=exchange,
+                timeout=_TIMEOUT,
+            )  # fmt: skip
+        except bk.UnsupportedError as error:
+            return {"error": str(error)}
         assert (comm.rank, comm.world_size) == (self.rank, task["world_size"])
         self.comms["own"] = comm
-        return {"communicator_bytes": before - torch.cuda.mem_get_info()[0]}
+        return {
+            "communicator_bytes": before - torch.cuda.mem_get_info()[0],
+            "exchange": [hop.kind for hop in comm.exchange],
+            "reasons": [hop.reason for hop in comm.exchange],
+        }
+
+    def register_alien(self, task: dict) -> dict:
+        """Memory that no other process can open, on one rank: what error every rank gets."""
+        comm = self.comms["own"]
+        buffer = torch.empty(1 << 22, dtype=torch.uint8, device="cuda")
+        if self.rank == task["alien"]:
+            from cuda.core import Device
+
+            device = Device(self.device)
+            device.set_current()
+            # Of the device's pool.
+            self.pooled = device.allocate(1 << 22, stream=device.create_stream())
+            buffer = bk.TensorRef(int(self.pooled.handle), (1 << 22,), element="U8",
+                                  device=self.device)  # fmt: skip
+        try:
+            comm.register(buffer)
+        except bk.BaracudaError as error:
+            return {"error": type(error).__name__, "message": str(error), "state": comm.state}
+        return {"error": ""}
 
     def join_torch(self, task: dict) -> dict:
         """A communicator through a torch process group: our own, or the group's, borrowed."""
@@ -169,6 +208,41 @@ class Rank:
         answer["again"] = attempt()
         return answer
 
+    def refuse(self, task: dict) -> dict:
+        """A run that rank 1 refuses, at once or when the others have begun it, and one of all ranks:
+        the errors, and how long after the refusal they came."""
+        comm = self.comms["own"]
+        q, k, v = torch_qkv("normal", "bf16", 0, heads=2, query_len=128, head_dim=64)
+        stream = bk.Stream(torch.cuda.Stream())
+        plan = bk.RingAttentionPlan.select(
+            descriptor(q, k, "bf16"), stream, preference("sm80", "bf16")
+        )
+        arrays = rank_arrays(torch, plan, q, k, v, comm.world_size)
+        wrong = bk.RingAttentionArgs(**{**arrays.held, "k": q.float(), "v": q.float()})
+        torch.cuda.synchronize()
+        plan.validate(comm, arrays.args)
+
+        def attempt(args: bk.RingAttentionArgs) -> tuple[str, str]:
+            try:
+                plan.run(stream, comm, args)
+                comm.synchronize(stream)
+            except bk.BaracudaError as error:
+                return type(error).__name__, str(error)
+            return "", ""
+
+        odd = self.rank == 1
+        if odd == task["late"]:
+            time.sleep(1.0)
+        start = time.time()
+        error, message = attempt(wrong if odd else arrays.args)
+        seconds = time.time() - start
+        time.sleep(0.5)
+        state = comm.state
+        again, _ = attempt(arrays.args)
+        right = not again and bool(torch.isfinite(arrays.y).all())
+        return {"error": error, "message": message, "seconds": seconds, "state": state,
+                "again": again, "right": right}  # fmt: skip
+
     def endure(self, task: dict) -> dict:
         """Run again and again until an error comes: which, when, and what is left after it."""
         comm = self.comms["own"]
@@ -181,6 +255,8 @@ class Rank:
         arrays = rank_arrays(torch, plan, q, k, v, comm.world_size)
         torch.cuda.synchronize()
         try:
+            if task.get("register"):
+                register(comm, arrays)
             if task.get("validate"):
                 plan.validate(comm)
             end = time.monotonic() + 60
@@ -227,11 +303,33 @@ class Rank:
             torch, plan, *shards[comm.rank], comm.world_size, staged=task["staged"]
         )
         used = []
-        for number in range(task.get("runs", 1)):
+        if task.get("register"):
+            register(comm, arrays)
+        staging = torch.cat([x.reshape(-1) for x in shards[comm.rank][1:]])
+
+        def run() -> None:
             if task["staged"]:  # a run consumes what was staged
-                flat = [x.reshape(-1) for x in shards[comm.rank][1:]]
-                arrays.held["kv_scratch_a"].copy_(torch.cat(flat))
-            plan.run(stream, comm, arrays.args)
+                arrays.held["kv_scratch_a"].copy_(staging)
+            plan.run(bk.Stream(torch.cuda.current_stream()), comm, arrays.args)
+
+        if task.get("graph"):
+            run()
+            comm.synchronize(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                run()
+
+            def run() -> None:
+                for x in (arrays.y, arrays.lse):
+                    x.fill_(float("nan"))
+                graph.replay()
+
+        for number in range(task.get("runs", 1)):
+            time.sleep(task.get("late", 0) if comm.rank == task.get("late_rank") else 0)
+            run()
+            if task.get("overwrite"):  # the scratch is the caller's between runs
+                for name in ("kv_scratch_a", "kv_scratch_b"):
+                    arrays.held[name].fill_(float("nan"))
             if number in (1, task.get("runs", 1) - 1):
                 comm.synchronize(stream)
                 used.append(torch.cuda.mem_get_info()[0])

@@ -1,6 +1,7 @@
 """Checks the host family against float64: python tests/native/check_host.py LIBRARY"""
 
 import ctypes as ct
+import itertools
 import sys
 import threading
 
@@ -44,7 +45,7 @@ expect.failures = 0
 
 def check_grid():
     worst = {}
-    for element in TOLERANCE:
+    for element, tolerance in TOLERANCE.items():
         for b, h, hkv, q_len, k_len, d in [
             (1, 1, 1, 1, 1, 1), (2, 3, 1, 5, 7, 3), (1, 4, 2, 64, 64, 64), (1, 2, 2, 130, 257, 128),
             (1, 2, 1, 33, 500, 80), (2, 2, 2, 1, 300, 96), (1, 8, 1, 2, 100, 40),
@@ -65,14 +66,14 @@ def check_grid():
                     worst[element, heavy] = max(worst.get((element, heavy), 0), error)
                     where = f"{element} {(b, h, hkv, q_len, k_len, d)} {causal=} {heavy=}: {error:.2e}"
                     # Heavy-tailed 16-bit outputs are dominated by few values: only rounding counts.
-                    expect(error <= TOLERANCE[element], "y " + where)
+                    expect(error <= tolerance, "y " + where)
                     expect(np.allclose(lse, ref_lse, rtol=1e-5, atol=1e-5), "lse " + where)
     for key, error in worst.items():
         print("grid", key, f"{error:.2e}")
 
 
 def check_layouts_and_rings():
-    for element in TOLERANCE:
+    for element, tolerance in TOLERANCE.items():
         for world in range(1, 9):
             for layout in (contiguous, zigzag, striped):
                 length, d, h, hkv = 45, 48, 4, 2
@@ -96,7 +97,7 @@ def check_layouts_and_rings():
                         )  # fmt: skip
                         where = f"{element} {layout.__name__} P={world} r={r} {causal=}"
                         error = relative_error(y, ref[:, :, order[r]])
-                        expect(error <= TOLERANCE[element], f"ring {where} {error:.2e}")
+                        expect(error <= tolerance, f"ring {where} {error:.2e}")
                         close = np.allclose(lse, ref_lse[:, :, order[r]], rtol=1e-5, atol=1e-5)
                         expect(close, "ring lse " + where)
 
@@ -113,7 +114,7 @@ def check_rounding():
             edges = [n * i for i in range(world)] + [1024]
             chunks = [
                 tuple(np.ascontiguousarray(a[:, :, lo:hi]) for a in (k, v))
-                for lo, hi in zip(edges, edges[1:])
+                for lo, hi in itertools.pairwise(edges)
             ]
             y, _ = attend_chunks(lib, q, chunks, element)
             ratios.append(relative_error(y, ref) / rounding)
@@ -122,13 +123,14 @@ def check_rounding():
 
 
 def check_scales():
-    for element in TOLERANCE:
+    for element, tolerance in TOLERANCE.items():
         q, k, v = (normal((1, 2, 100, 32), element) for _ in range(3))
-        for scale in (0.0, -0.3, 1e-30, -1e-46, 5.0, 1e30, -1e300, 1.0):
+        largest = -1e300 if element == "f64" else 2e38
+        for scale in (0.0, -0.3, 1e-30, -1e-46, 5.0, 1e30, largest, 1.0):
             y, lse = attend(lib, q, k, v, element, scale=scale)
             ref, ref_lse = oracle(q, k, v, scale=scale)
             error = relative_error(y, ref)
-            expect(error <= TOLERANCE[element] * 3, f"scale {scale} {element}: {error:.2e}")
+            expect(error <= tolerance * 3, f"scale {scale} {element}: {error:.2e}")
             with np.errstate(over="ignore"):
                 close = np.allclose(lse, ref_lse.astype(np.float32), rtol=1e-5, atol=1e-5)
             expect(close, f"scale lse {scale} {element}")

@@ -43,7 +43,7 @@ def test_every_module_is_stable_abi():
     assert set(PACKAGE.rglob("*.so")) == {*MODULES, LIBRARY}
     result = subprocess.run([sys.executable, "-m", "abi3audit", "--strict", "--verbose",
                              "--assume-minimum-abi3", "3.11", *MODULES],
-                            capture_output=True, text=True)
+                            capture_output=True, check=False, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -61,6 +61,15 @@ def test_nothing_of_cuda_or_nccl_is_linked():
         needed = re.findall(r"NEEDED.*\[(.*)\]", output_of("readelf", "-d", path))
         assert not [n for n in needed if re.search("cuda|nccl|cudart|python", n.replace(
             "libbaracuda_kernels", ""))], f"{path.name}: {needed}"
+
+
+def test_the_libraries_are_hardened():
+    """All is bound and read-only before main, and buffers of the C ABI are watched."""
+    for path in (LIBRARY, *MODULES):
+        assert "BIND_NOW" in output_of("readelf", "-d", path), path.name
+        assert "GNU_RELRO" in output_of("readelf", "-lW", path), path.name
+    symbols = output_of("readelf", "-W", "--dyn-syms", LIBRARY)
+    assert "__stack_chk_fail" in symbols and "__snprintf_chk" in symbols
 
 
 @needs_wheel
@@ -154,12 +163,20 @@ def test_the_package_type_checks_and_its_stubs_agree_with_the_modules(tmp_path):
     without = {"jax": "(jax|_jax_primitive)", "torch": "(_?torch.*|transformers)",
                "transformers": "transformers"}  # fmt: skip
     allowed[1].write_text("".join(f"baracuda_kernels.interop.{without[x]}.*\n" for x in absent))
+    # Without its framework an adapter is made of Any, which strict mode refuses.
+    modules = {"jax": ("jax", "_jax_primitive"), "transformers": ("transformers.*",),
+               "torch": ("torch.*", "_torch_rendezvous", "transformers.*")}  # fmt: skip
+    left_out = sorted({f"baracuda_kernels.interop.{m}" for name in absent for m in modules[name]})
+    config = tmp_path / "pyproject.toml"
+    config.write_text((ROOT / "pyproject.toml").read_text() + (
+        f"\n[[tool.mypy.overrides]]\nmodule = {left_out}\nignore_errors = true\n"
+        if left_out else ""))  # fmt: skip
     stubs = started(
-        "mypy.stubtest", "baracuda_kernels", "--mypy-config-file", ROOT / "pyproject.toml",
+        "mypy.stubtest", "baracuda_kernels", "--mypy-config-file", config,
         "--ignore-unused-allowlist", *(x for path in allowed for x in ("--allowlist", path)),
         cwd=tmp_path)  # fmt: skip
     with stubs:
-        checked("mypy", "--config-file", ROOT / "pyproject.toml", "-p", "baracuda_kernels",
+        checked("mypy", "--config-file", config, "-p", "baracuda_kernels",
                 cwd=tmp_path)  # fmt: skip
         output, _ = stubs.communicate()
     assert stubs.returncode == 0, output
@@ -177,7 +194,7 @@ def test_a_users_program_type_checks(tmp_path):
     program = shutil.copy(HERE / "typed_program.py", tmp_path)
     checked("mypy", "--strict", program, cwd=tmp_path)
     wrong = subprocess.run([sys.executable, "-m", "mypy", "--strict", misuse(tmp_path)],
-                           capture_output=True, text=True, cwd=tmp_path)
+                           capture_output=True, check=False, text=True, cwd=tmp_path)
     assert "Found 1 error" in wrong.stdout, wrong.stdout
 
 
@@ -195,7 +212,7 @@ def test_a_users_program_is_clean_in_pyright(tmp_path):
     environment = ("--pythonpath", sys.executable)
     assert "0 errors, 0 warnings" in checked("pyright", *environment, program, cwd=tmp_path)
     wrong = subprocess.run([sys.executable, "-m", "pyright", *environment, misuse(tmp_path)],
-                           capture_output=True, text=True, cwd=tmp_path)
+                           capture_output=True, check=False, text=True, cwd=tmp_path)
     assert "1 error," in wrong.stdout, wrong.stdout
 
 

@@ -128,6 +128,15 @@ def test_progress_moves_within_a_step(monkeypatch):
     assert any(done % 4 for done in seen), seen
 
 
+def test_progress_moves_within_one_rank_s_step(monkeypatch):
+    monkeypatch.setattr(local_ring, "_POLL", 0.001)
+    q, seen = np.zeros((1, 8, 2**12, 64), np.float32), []
+    bk.run_local_ring(q, q, q, 1, progress=lambda *done: seen.append(done))
+    assert seen[0] == (0, 1) and seen[-1] == (1, 1)
+    done = [x for x, _ in seen]
+    assert done == sorted(done) and len({x for x in done if 0 < x < 1}) > 2, seen
+
+
 def test_a_progress_that_raises_stops_the_run():
     """Not after the run: the pool would wait for it."""
     q = np.zeros((1, 8, 2**14, 64), np.float32)

@@ -61,6 +61,8 @@ BAD = {
     "v strings": (Unsupported, "v", lambda a: {"v": a["v"].astype("U8")}),
     "q big-endian": (Unsupported, "q", lambda a: {"q": a["q"].astype(">f4")}),
     "lse float64": (Invalid, "lse", lambda a: {"lse": a["lse"].astype(np.float64)}),
+    "q masked": (Invalid, "q", lambda a: {"q": np.ma.masked_less(a["q"], 0)}),
+    "y masked": (Invalid, "y", lambda a: {"y": np.ma.array(a["y"])}),
     "q 3-D": (Invalid, "q", lambda a: {"q": a["q"][0]}),
     "q 5-D": (Invalid, "q", lambda a: {"q": a["q"][None]}),
     "q a row short": (Invalid, "q", lambda a: {"q": a["q"][:, :, 1:]}),

@@ -36,6 +36,13 @@ def test_every_family_takes_a_plain_problem(family):
         ("sm90a", {"scale": -0.1}, "scale -0.1 is not > 0, which its unscaled row maxima need"),
         ("sm90a", {"scale": 1e-40}, "scale 1e-40 is beyond float32, in which it scales"),
         ("sm80", {"scale": 1e39}, "scale 1e+39 is beyond float32, in which it scales"),
+        ("host", {"scale": 1e39}, "scale 1e+39 is beyond float32, in which it scales"),
+        ("simt", {"scale": -1e300}, "scale -1e+300 is beyond float32, in which it scales"),
+        (
+            "host",
+            {"scale": 1.5e308, "element": "F64"},
+            "scale 1.5e+308 is beyond float64, in which it scales",
+        ),
         ("sm90a", {"query_len": 2**30 + 1}, "query_len or key_len is more than 2**30 rows a step"),
         ("sm90a", {"key_len": 2**30 + 1}, "query_len or key_len is more than 2**30 rows a step"),
         ("sm80", {"key_len": 2**30 + 1}, "key_len is more than 2**30 rows a step"),
@@ -63,6 +70,24 @@ def test_a_scale_serves_while_it_is_a_normal_float32_times_log2_e(family):
         assert refusal(family, scale=served) == ""
     for beyond in (smallest * 0.999, LARGEST / LOG2_E * 1.001):
         assert "beyond float32" in refusal(family, scale=beyond)
+
+
+@pytest.mark.parametrize("family", ["host", "simt"])
+def test_any_scale_serves_while_it_is_a_float_times_log2_e(family):
+    for scale in (0.0, 1e-300, -1e-40, 2.3e38, -2.3e38):
+        assert refusal(family, scale=scale) == ""
+    assert "beyond float32" in refusal(family, scale=2.4e38)
+    for scale in (1e-320, -1.2e308, 1e39):
+        assert refusal(family, scale=scale, element="F64") == ""
+    assert "beyond float64" in refusal(family, scale=-1.3e308, element="F64")
+
+
+def test_a_huge_scale_is_refused_by_plans_and_explained():
+    d = bk.FlashSdpaDescriptor(1, 1, 8, 8, 64, 1e39)
+    with pytest.raises(bk.UnsupportedError, match=r"scale 1e\+39 is beyond float32"):
+        bk.FlashSdpaPlan.select(d, bk.Stream.host())
+    reasons = [c.reason for c in bk.registry.explain(d, "host").candidates if c.family == "host"]
+    assert reasons == ["scale 1e+39 is beyond float32, in which it scales"]
 
 
 def test_sm90a_counts_tiles_of_all_heads_in_32_bits():

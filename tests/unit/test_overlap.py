@@ -28,7 +28,7 @@ def refused(q, y):
 
 def test_slices_of_a_packed_projection():
     packed = np.zeros((2, 6, 12, 8), np.float32).transpose(0, 2, 1, 3)  # [B, heads, S, D]
-    q, k, v, y = np.split(packed, [4, 6, 8], 1)
+    q, _k, _v, y = np.split(packed, [4, 6, 8], 1)
     assert not refused(q, y)
     assert refused(q, packed[:, 3:7]) and refused(q, q)
     last = np.zeros((1, 2, 6, 32), np.float32)

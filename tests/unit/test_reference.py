@@ -5,12 +5,12 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers.gradients import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import baracuda_kernels as bk
 from baracuda_kernels.reference import attention, attention_backward, error_of
-from helpers.gradients import draw
 
 
 def brute_force(q, k, v, scale, visible):

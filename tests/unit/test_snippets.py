@@ -15,6 +15,8 @@ import pytest
 from helpers.pages import ROOT, blocks, code_blocks, commands, run_program
 from safetensors.numpy import load_file
 
+from baracuda_kernels.reference import attention_backward
+
 PAGES = ["README.md", "CONTRIBUTING.md"]
 PAGES += sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
 
@@ -24,6 +26,7 @@ SHOWN = {"text", "{toctree}", "{eval-rst}", "{include}", "{literalinclude}"}
 
 # The tests of each language's blocks in their order; one alone runs all of the page as a program.
 RUN_BY = {
+    "docs/architecture.md": {"python": "unit/test_snippets.py::test_the_gradients_as_written"},
     "README.md": {
         "sh": [
             "unit/test_snippets.py::test_the_first_command",
@@ -130,15 +133,24 @@ def test_ci_runs_the_readmes_test_command():
 def test_the_readmes_whole_arrays():
     (block,) = (b for b in code_blocks("README.md", "python") if "run_local_ring" in b)
     scope = {}
-    exec(block, scope)
+    exec(block, scope)  # noqa: S102 - a page's own program
     assert scope["y"].shape == (1, 8, 1024, 64) and scope["lse"].shape == (1, 8, 1024)
 
 
 def test_the_first_page_runs_as_written():
     (block,) = code_blocks("docs/index.md", "python")
     scope = {}
-    exec(block, scope)
+    exec(block, scope)  # noqa: S102 - a page's own program
     assert scope["y"].shape == (1, 8, 1024, 64)
+
+
+def test_the_gradients_as_written():
+    (block,) = code_blocks("docs/architecture.md", "python")
+    scope = {}
+    exec(block, scope)  # noqa: S102 - a page's own program
+    exact = attention_backward(*(scope[name] for name in ("q", "k", "v", "dy")), is_causal=True)
+    for name, truth in zip(("dq", "dk", "dv"), exact, strict=True):
+        assert abs(scope[name] - truth).max() < 1e-5
 
 
 TINY_OP = ROOT / "tests" / "third_party" / "tiny_op"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from baracuda_kernels import errors
 from baracuda_kernels.errors import BaracudaError, CommunicatorError
+from baracuda_kernels.interop.torch._works import Works, wait_all
 from baracuda_kernels.ops.ring_attention import _agreement
 
 # Away from the numbers of users' own messages and from that of K and V.
@@ -27,7 +27,7 @@ class Agreement:
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
         self._rank, self._size = group.rank(), group.size()
-        self._round: list[Any] = []  # (work, tensor) of a round that this rank did not wait for
+        self._round: Works = []  # of a round that this rank did not wait for
 
     def require(self, mine: bytes) -> None:
         """Raise what another rank refuses, or for the first rank that differs."""
@@ -64,16 +64,12 @@ class Agreement:
         return received
 
     def _finish(self) -> None:
-        # Every work is waited for, whatever becomes of the others: each still has its tensor.
-        failure = None
-        for work, _ in self._round:
-            try:
-                work.wait()
-            except RuntimeError as error:
-                failure = failure or error
-        self._round.clear()
-        if failure is not None:
+        pending, self._round = self._round, []
+        failure = wait_all(pending)
+        if isinstance(failure, RuntimeError):
             raise self._failure(failure) from failure
+        if failure is not None:
+            raise failure
 
     def _failure(self, error: RuntimeError) -> CommunicatorError:
         return CommunicatorError(

@@ -50,20 +50,27 @@ def guard(
     return torch._C._IncludeDispatchKeyGuard(_KEY)
 
 
-def refuse_scores(shape: Any, dim: int) -> None:
-    """Raise for a softmax over the scores of an attention that is written out."""
+def scores_refusal(shape: Any, dim: int) -> str:
+    """Why a softmax is refused, which is over the scores of an attention that is written out; empty
+    for any other."""
     if len(shape) < 3 or dim % len(shape) != len(shape) - 1:
-        return
+        return ""
     rows, columns = shape[-2], shape[-1]
     if rows < 2 or columns < 2:
-        return
+        return ""
     # Four dimensions are [B, H, S, S]; three may be [B * H, S, S], or the experts of every row.
     if len(shape) > 3 or rows in (columns, columns - 1):
-        raise UnsupportedError(
+        return (
             f"softmax: got {tuple(shape)}, the scores of an attention that is written out, which "
             "would see the rows of this rank alone; must be F.scaled_dot_product_attention "
             '(transformers: attn_implementation="sdpa"; nn.MultiheadAttention: need_weights=False)'
         )
+    return ""
+
+
+def _refuse_scores(x: torch.Tensor, dim: int, *_: Any) -> None:
+    if reason := scores_refusal(x.shape, dim):
+        raise UnsupportedError(reason)
 
 
 def _register(
@@ -108,7 +115,7 @@ def _register(
         checked(name, _refuse_all(name))
     for name in _RECURRENT:
         checked(f"{name}.input", _refuse_recurrence(name))
-    checked("_softmax", lambda x, dim, *_: refuse_scores(x.shape, dim))
+    checked("_softmax", _refuse_scores)
     checked("convolution", _refuse_convolution)
     _libraries.extend((everything, aten))
 

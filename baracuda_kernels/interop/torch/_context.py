@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.nn.attention import flex_attention
 from torch.overrides import TorchFunctionMode
 
 from baracuda_kernels import SequenceLayout
@@ -81,11 +82,16 @@ class _RingMode(TorchFunctionMode):
             return self.attend(*args, **(kwargs or {}))
         check = _CHECKS.get(func)
         if check is not None:
-            try:
-                check(*args, **(kwargs or {}))
-            except UnsupportedError as error:
+            reason, results = check(*args, **(kwargs or {}))
+            if reason and torch.compiler.is_compiling():
+                # A compiler would wrap what is raised here into an error of its own.
+                query, value = args[0], args[2] if func is _flex else args[0]
+                y = torch.ops.baracuda.refused(query, value, self.group_name, reason)
+                return y if results == 1 else (y,) * results
+            if reason:
+                error = UnsupportedError(reason)
                 tell(self.group_name, error, device_of(*args))
-                raise
+                raise error
         return func(*args, **(kwargs or {}))
 
     def attend(
@@ -123,10 +129,10 @@ class _EagerRingMode(_RingMode):
         self._below = _below.guard(_attend_below, _tell_below)
         self._below.__enter__()
         _thread.modes.append(self)
-        return super().__enter__()
+        return TorchFunctionMode.__enter__(self)
 
     def __exit__(self, *exc_info: object) -> None:
-        super().__exit__(*exc_info)
+        TorchFunctionMode.__exit__(self, *exc_info)
         _thread.modes.pop()
         self._below.__exit__(*exc_info)
 
@@ -209,39 +215,49 @@ def _of_four_dimensions(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [x[None] if len(shape) == 3 else x.flatten(0, -4) for x in tensors]
 
 
-def _refuse_multi_head(
+# Why a call is refused, empty if it is not; and how many results it has.
+_Verdict = tuple[str, int]
+
+
+def _check_multi_head(
     query: Any, key: Any, value: Any, width: Any, heads: Any, w: Any, b: Any,
     bias_k: Any = None, bias_v: Any = None, add_zero_attn: bool = False, *args: Any, **options: Any,
-) -> None:  # fmt: skip
+) -> _Verdict:  # fmt: skip
     # nn.MultiheadAttention: after add_zero_attn follow dropout_p, out_proj's two, training,
     # key_padding_mask and need_weights.
     need_weights = options.get("need_weights", args[5] if len(args) > 5 else True)
+    reason = ""
     if bias_k is not None or bias_v is not None:
-        raise UnsupportedError("add_bias_kv: got True, must be False: every rank would add a key")
-    if add_zero_attn:
-        raise UnsupportedError("add_zero_attn: got True, must be False: every rank would add a key")
-    if need_weights:
-        raise UnsupportedError(
+        reason = "add_bias_kv: got True, must be False: every rank would add a key"
+    elif add_zero_attn:
+        reason = "add_zero_attn: got True, must be False: every rank would add a key"
+    elif need_weights:
+        reason = (
             "need_weights: got True, must be False: the weights of all rows are never in one place"
         )
+    return reason, 2
 
 
-def _refuse_softmax(input: Any, dim: int | None = None, *_: Any, **__: Any) -> None:
-    if dim is not None:
-        _below.refuse_scores(input.shape, dim)
+def _check_softmax(input: Any, dim: int | None = None, *_: Any, **__: Any) -> _Verdict:
+    return "" if dim is None else _below.scores_refusal(input.shape, dim), 1
 
 
-def _refuse_flex(*args: Any, **options: Any) -> None:
-    raise UnsupportedError(
+_flex = torch.ops.higher_order.flex_attention
+# y and lse, and in later versions of torch the largest scores.
+_FLEX_RESULTS = 3 if hasattr(flex_attention, "AuxRequest") else 2
+
+
+def _check_flex(*args: Any, **options: Any) -> _Verdict:
+    return (
         "flex_attention: is called within context_parallel and would see the rows of this rank "
         "alone; must be F.scaled_dot_product_attention"
-    )
+    ), _FLEX_RESULTS
 
 
 _CHECKS: dict[Any, Any] = {
-    functional.multi_head_attention_forward: _refuse_multi_head,
-    functional.softmax: _refuse_softmax,
-    torch.softmax: _refuse_softmax,
-    torch.Tensor.softmax: _refuse_softmax,
-    torch.ops.higher_order.flex_attention: _refuse_flex,
+    functional.multi_head_attention_forward: _check_multi_head,
+    functional.softmax: _check_softmax,
+    torch.softmax: _check_softmax,
+    torch.Tensor.softmax: _check_softmax,
+    _flex: _check_flex,
 }

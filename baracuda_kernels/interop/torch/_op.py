@@ -196,7 +196,10 @@ def attend(
     if torch.compiler.is_compiling():  # AOTAutograd asks for the backward in the forward call
         if not isinstance(sequence_layout, str):
             sequence_layout = sequence_layout.name
-        return _op(q, k, v, group_name, is_causal, scale, sequence_layout)
+        traced: tuple[torch.Tensor, torch.Tensor] = _op(
+            q, k, v, group_name, is_causal, scale, sequence_layout
+        )
+        return traced
     try:
         _refuse_derivatives(q, k, v)
         if not isinstance(sequence_layout, str):
@@ -205,8 +208,10 @@ def attend(
         tell(group_name, error, q.device)
         raise
     # Autograd's layer is Python and would only find that there is nothing to record.
+    both: tuple[torch.Tensor, torch.Tensor]
     with torch._C._AutoDispatchBelowAutograd():
-        return _op(q, k, v, group_name, is_causal, scale, sequence_layout)
+        both = _op(q, k, v, group_name, is_causal, scale, sequence_layout)
+    return both
 
 
 def _check_tensors(q: Any, k: Any, v: Any, swapped: bool) -> None:

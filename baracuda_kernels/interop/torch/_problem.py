@@ -11,7 +11,8 @@ from baracuda_kernels.ops.ring_attention._plan import SPEC
 
 ELEMENTS = {getattr(torch, name): element for name, element in SPEC.dtypes.items()}
 _LSE = {
-    dtype: getattr(torch, accumulator_of(element).dtype_name) for dtype, element in ELEMENTS.items()
+    dtype: getattr(torch, str(accumulator_of(element).dtype_name))
+    for dtype, element in ELEMENTS.items()
 }
 
 
@@ -75,7 +76,8 @@ def order(x: torch.Tensor) -> tuple[int, ...]:
     if x.is_contiguous():
         return ()
     moving = [i for i in range(4) if x.shape[i] > 1]
-    return tuple(sorted(moving, key=lambda i: -x.stride(i)))
+    strides = x.stride()
+    return tuple(sorted(moving, key=lambda i: -strides[i]))
 
 
 def _is_dense(x: torch.Tensor) -> bool:

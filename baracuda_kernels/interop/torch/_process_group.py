@@ -8,11 +8,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _resolve_process_group
+from torch.distributed import distributed_c10d
 
 from baracuda_kernels import Communicator, LocalCommunicator, TransportCommunicator
 from baracuda_kernels.errors import CommunicatorError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop import _torch_rendezvous
+from baracuda_kernels.interop.torch._works import Works, wait_all
+
+# By name, as it is private to a module that says what it exports.
+_resolve: Any = vars(distributed_c10d)["_resolve_process_group"]
 
 # Away from the small numbers that users give their own messages.
 _TAG = 0x6261
@@ -24,7 +28,8 @@ def name_of(group: Any) -> str:
         return ""
     if not isinstance(group, dist.ProcessGroup):
         group = _of_mesh(group)
-    return group.group_name
+    name: str = group.group_name
+    return name
 
 
 def _of_mesh(mesh: Any) -> dist.ProcessGroup:
@@ -40,7 +45,8 @@ def _of_mesh(mesh: Any) -> dist.ProcessGroup:
             f"group: got a DeviceMesh of {mesh.ndim} dimensions, must have 1; name one of them, as "
             'in mesh["cp"]'
         )
-    return mesh.get_group()
+    group: dist.ProcessGroup = mesh.get_group()
+    return group
 
 
 def resolve(name: str) -> dist.ProcessGroup:
@@ -49,7 +55,9 @@ def resolve(name: str) -> dist.ProcessGroup:
         raise InvalidProblemError(
             "group: torch.distributed is not initialised; call init_process_group first"
         )
-    return _resolve_process_group(name) if name else dist.group.WORLD
+    everyone: Any = dist.group.WORLD
+    group: dist.ProcessGroup = _resolve(name) if name else everyone
+    return group
 
 
 def sends_cpu_tensors(name: str) -> bool:
@@ -106,7 +114,7 @@ class GroupTransport:
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.rank, self.world_size = group.rank(), group.size()
         self._group = group
-        self._pending: list[Any] = []
+        self._pending: Works = []
         try:
             group._get_backend(torch.device("cpu"))
         except RuntimeError as error:
@@ -126,13 +134,7 @@ class GroupTransport:
 
     def group_end(self) -> None:
         pending, self._pending = self._pending, []
-        failure = None
-        for work, _ in pending:
-            # Whatever has failed: the others may still be writing into buffers that are freed next.
-            try:
-                work.wait()
-            except BaseException as error:
-                failure = failure or error
+        failure = wait_all(pending)
         if isinstance(failure, RuntimeError):
             raise self._failure(failure) from failure
         if failure is not None:

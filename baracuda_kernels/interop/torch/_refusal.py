@@ -5,21 +5,51 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from baracuda_kernels.errors import BaracudaError
+from baracuda_kernels.errors import BaracudaError, UnsupportedError
+
+_library = torch.library.Library("baracuda", "FRAGMENT")
+_library.define("refused(Tensor query, Tensor value, str group_name, str reason) -> Tensor")
+
+
+def _refuse(
+    query: torch.Tensor, value: torch.Tensor, group_name: str, reason: str
+) -> torch.Tensor:
+    """In compiled code, in the place of what a context refuses: raises when it is run."""
+    error = UnsupportedError(reason)
+    tell(group_name, error, query.device)
+    raise error
+
+
+def _fake(query: torch.Tensor, value: torch.Tensor, group_name: str, reason: str) -> torch.Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+_library.impl("refused", _refuse, "CompositeExplicitAutograd")
+torch.library.register_fake("baracuda::refused", _fake, lib=_library)
 
 
 def tell(group_name: str, error: BaracudaError, device: torch.device | None = None) -> None:
     """Give an error, found before this rank has sent anything, to the ranks that wait for it.
 
-    They get it in place of this rank's side of the comparison that begins every call, which is on
-    the CPU alone; on CUDA they wait until a deadline passes. The caller raises the error.
+    On the CPU they get it in place of this rank's side of the comparison that begins every call. On
+    CUDA they get it from the communicator (`Communicator.refuse`). The caller raises the error.
     """
     if torch.compiler.is_compiling() or not dist.is_initialized():
-        return
-    if device is not None and device.type != "cpu":
         return
     from baracuda_kernels.interop.torch import _process_group
     from baracuda_kernels.interop.torch._ring import ring_of
 
-    if _process_group.sends_cpu_tensors(group_name):
-        ring_of(group_name, torch.device("cpu")).refuse(error)
+    if device is None:  # no tensor was given at all: where the group has its tensors
+        device = torch.device("cpu")
+        if not _process_group.sends_cpu_tensors(group_name) and torch.cuda.is_available():
+            device = torch.device("cuda")
+    if device.type == "cuda":
+        if _process_group.resolve(group_name).size() == 1 or not torch.cuda.is_available():
+            return
+        if torch.cuda.is_current_stream_capturing():
+            return  # a communicator cannot be made now; nobody runs what is captured
+        if device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        ring_of(group_name, device).refuse(error)
+    elif device.type == "cpu" and _process_group.sends_cpu_tensors(group_name):
+        ring_of(group_name, device).refuse(error)

@@ -16,7 +16,9 @@ from baracuda_kernels import (
     RingAttentionPlan,
     Stream,
     TensorRef,
+    TransportCommunicator,
 )
+from baracuda_kernels._core._device_buffer import DeviceBuffer
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _problem, _process_group
 from baracuda_kernels.interop.torch._agreement import Agreement
@@ -39,7 +41,8 @@ def ring_of(group_name: str, device: torch.device) -> Ring:
         if device.type not in ("cpu", "cuda"):
             raise UnsupportedError(f"q: lies on {device}, must lie on cpu or cuda")
         _refuse_capture(device)
-        ring = _rings[group_name, device] = Ring(group, device)
+        comm = _process_group.communicator(group, device)
+        ring = _rings[group_name, device] = Ring(group, device, comm)
     return ring
 
 
@@ -54,25 +57,31 @@ def clear_cache() -> None:
         _rings.popitem()[1].close()
 
 
-# The plan and its arguments; what the other ranks compare, on the CPU alone; y, lse, and what else
-# the arguments point to, for they own nothing.
+# The plan and its arguments; what the other ranks compare, on the CPU alone; y, lse; on CUDA what they
+# may have to compare; and what else the arguments point to, for they own nothing.
 _Call = tuple[
-    RingAttentionPlan, RingAttentionArgs, bytes, torch.Tensor, torch.Tensor, tuple[Any, ...]
+    RingAttentionPlan,
+    RingAttentionArgs,
+    bytes,
+    torch.Tensor,
+    torch.Tensor,
+    tuple[Any, ...] | None,
+    tuple[Any, ...],
 ]
 
 
 class Ring:
     """The ranks of a process group on one kind of device."""
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+    def __init__(self, group: dist.ProcessGroup, device: torch.device, comm: Any) -> None:
         self.group = group
         self._device = device
         self._ordinal = -1 if device.type == "cpu" else device.index
-        self.comm = _process_group.communicator(group, device)
+        self.comm = comm
         # On CUDA a comparison would wait for the GPU, and is for new problems alone. Elsewhere it
         # costs little, and ranks that misread each other bring the process down (gloo).
         self._agreement: Agreement | None = None
-        if device.type == "cpu" and self.comm.world_size > 1:
+        if isinstance(comm, TransportCommunicator):
             self._agreement = Agreement(group)
         # Every rank makes the same calls, so all forget and agree anew at the same calls.
         self._plans: dict[tuple[Any, ...], RingAttentionPlan] = {}
@@ -80,8 +89,18 @@ class Ring:
         # Allocators hand out the same addresses again and again.
         self._args: dict[tuple[Any, ...], tuple[RingAttentionArgs, bytes]] = {}
         self._streams: dict[int, Stream] = {-1: Stream.host()}
+        # What the copy engines of the rank before write to. They are this ring's own: memory of
+        # PyTorch's allocator may be of a kind that no other process can open, and comes and goes.
+        self._by_peer = isinstance(self.comm, Communicator) and any(
+            hop.kind == "peer" for hop in self.comm.exchange
+        )
+        self._room = 0
+        self._receive: list[torch.Tensor] = []
+        self._last_stream: int | None = None
 
     def close(self) -> None:
+        self._receive.clear()
+        self._args.clear()
         if isinstance(self.comm, Communicator):
             self.comm.close()
 
@@ -96,7 +115,7 @@ class Ring:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """y and lse of the whole ring's attention for the rows of q; every rank calls it."""
         try:
-            plan, args, side, y, lse, _held = self._prepare(
+            plan, args, side, y, lse, new, _held = self._prepare(
                 q, k, v, is_causal, scale, sequence_layout
             )
         except BaracudaError as error:
@@ -104,6 +123,12 @@ class Ring:
             raise
         if self._agreement is not None:
             self._agreement.require(side)
+        elif new is not None:
+            self._agree(new, plan, args)
+            if self._by_peer and self._make_room(plan, q):
+                return self.attend(q, k, v, is_causal, scale, sequence_layout)
+        if self._by_peer:
+            self._follow_last_stream()
         plan.run(self._stream(), self.comm, args)
         return y, lse
 
@@ -111,6 +136,8 @@ class Ring:
         """Give the other ranks, which wait for this one, the error that it raises instead."""
         if self._agreement is not None:
             self._agreement.refuse(error)
+        elif isinstance(self.comm, Communicator) and self.comm.state == "healthy":
+            self.comm.refuse(error)
 
     def _prepare(
         self,
@@ -133,27 +160,33 @@ class Ring:
         places = (plan, q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), lse.data_ptr(),
                   q.stride(), k.stride(), v.stride(), *(x.data_ptr() for x in scratch))  # fmt: skip
         held: tuple[Any, ...] = (q, k, v)
+        new = None
         kept = self._args.get(places)
         if kept is None:
             suited = _problem.sendable if self.comm.world_size > 1 else _problem.readable
             held = read = (_problem.readable(q), suited(k), suited(v))
             args, side = _args_of(plan, read, y, lse, scratch, self._ordinal), b""
-            if self._agreement is None:
-                self._agree(problem, plan, args, read)
-            else:
-                plan.can_implement(args, self.comm.world_size)
+            plan.can_implement(args, self.comm.world_size)
+            if self._agreement is not None:
                 side = _agreement.encode(plan.descriptor, args)
+            elif self.comm.world_size > 1:
+                new = (problem, _problem.order(read[1]), _problem.order(read[2]))
+                if new not in self._agreed:
+                    _refuse_capture(self._device)
             kept = args, side
             if read[0] is q and read[1] is k and read[2] is v:
                 _keep(self._args, places, kept)
-        return (plan, *kept, y, lse, (held, scratch))
+        return (plan, *kept, y, lse, new, (held, scratch))
 
     def _select(self, problem: tuple[Any, ...]) -> RingAttentionPlan:
         _refuse_capture(self._device)
         q_shape, k_shape, _, dtype, *_, is_causal, scale, sequence_layout = problem
         descriptor = RingAttentionDescriptor(
-            *q_shape[:3],
-            *k_shape[2:],
+            q_shape[0],
+            q_shape[1],
+            q_shape[2],
+            k_shape[2],
+            k_shape[3],
             scale=scale,
             is_causal=is_causal,
             element=_problem.ELEMENTS[dtype],
@@ -167,24 +200,50 @@ class Ring:
         return plan
 
     def _agree(
-        self,
-        problem: tuple[Any, ...],
-        plan: RingAttentionPlan,
-        args: RingAttentionArgs,
-        read: tuple[Any, ...],
+        self, new: tuple[Any, ...], plan: RingAttentionPlan, args: RingAttentionArgs
     ) -> None:
         """Compare a new problem among the ranks: those that differ would misread each other."""
-        agreement = (problem, _problem.order(read[1]), _problem.order(read[2]))
-        if self.comm.world_size > 1 and agreement not in self._agreed:
-            _refuse_capture(self._device)
+        if new in self._agreed:
+            return
+        try:
             plan.validate(self.comm, args)
-            self._agreed.add(agreement)
+        except BaseException:
+            self._args.clear()  # what is kept there counts as agreed on
+            raise
+        self._agreed.add(new)
 
     def _scratch(self, plan: RingAttentionPlan, q: torch.Tensor) -> list[torch.Tensor]:
         """The state and the receive buffers: one at P = 2, else two."""
         state = q.new_empty(plan.accumulator_scratch_bytes, dtype=torch.uint8)
         buffers = min(self.comm.world_size - 1, 2)
+        if 0 < plan.kv_scratch_elements * q.itemsize <= self._room:
+            own = (x.view(q.dtype)[: plan.kv_scratch_elements] for x in self._receive)
+            return [state, *own]
         return [state, *(q.new_empty(plan.kv_scratch_elements) for _ in range(buffers))]
+
+    def _make_room(self, plan: RingAttentionPlan, q: torch.Tensor) -> bool:
+        """Registers larger receive buffers if this problem needs them; whether it did. Collective: all
+        ranks have agreed on the problem. Earlier ones stay, for graphs that have captured them."""
+        needed = plan.kv_scratch_elements * q.itemsize
+        if needed <= self._room:
+            return False
+        self._receive.clear()
+        for _ in range(min(self.comm.world_size - 1, 2)):
+            buffer = DeviceBuffer(needed, self._ordinal)
+            self.comm.register(buffer)
+            self._receive.append(torch.as_tensor(buffer, device=self._device))
+        self._room = needed
+        return True
+
+    def _follow_last_stream(self) -> None:
+        """The receive buffers are those of the last call, which may still read them."""
+        handle = torch._C._cuda_getCurrentRawStream(self._ordinal)
+        if handle == self._last_stream or torch.cuda.is_current_stream_capturing():
+            return
+        if self._last_stream is not None:
+            last = torch.cuda.ExternalStream(self._last_stream, device=self._device)
+            torch.cuda.current_stream(self._device).wait_stream(last)
+        self._last_stream = handle
 
     def _stream(self) -> Stream:
         handle = -1
@@ -217,7 +276,7 @@ def _args_of(
     return RingAttentionArgs(q=q, k=k, v=v, y=view(y), lse=view(lse), **buffers)
 
 
-def _keep(cache: dict, key: tuple[Any, ...], value: Any) -> None:
+def _keep(cache: dict[Any, Any], key: tuple[Any, ...], value: Any) -> None:
     if len(cache) >= _KEPT:
         cache.clear()
     cache[key] = value

@@ -204,8 +204,9 @@ def _after(model: Any) -> None:
 
 def _tokens(given: dict[str, Any]) -> torch.Tensor | None:
     for name in ("input_ids", "inputs_embeds"):
-        if isinstance(given.get(name), torch.Tensor) and given[name].dim() >= 2:
-            return given[name]
+        tokens = given.get(name)
+        if isinstance(tokens, torch.Tensor) and tokens.dim() >= 2:
+            return tokens
     return None
 
 
@@ -239,5 +240,5 @@ def _offset(model: Any) -> int:
     """Where a model's positions begin: behind its padding's, in models of RoBERTa's kind."""
     for module in model.modules():
         if hasattr(module, "create_position_ids_from_input_ids"):
-            return module.padding_idx + 1
+            return int(module.padding_idx) + 1
     return 0

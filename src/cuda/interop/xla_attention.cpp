@@ -9,6 +9,7 @@
 #include "baracuda/xla_ffi.h"
 #include "common/error.h"
 #include "common/interrupt.h"
+#include "interop/interrupt_watch.h"
 #include "interop/xla_ffi_abi.h"
 #include "ring/margin.h"
 
@@ -265,8 +266,50 @@ int32_t make_room(int32_t kernel, const baracuda_attention_step_params& step, vo
                          true, stream);
 }
 
-int32_t run(const CallFrame& frame, Stage stage, void* stream) {
+// A NaN as float32 and, twice, as float64, that no arithmetic makes.
+constexpr uint32_t kInterrupted = 0xffffba5a;
+
+void fill_interrupted_state(void* state, int64_t bytes) {
+  uint32_t* words = static_cast<uint32_t*>(state);
+  for (int64_t i = 0; i < bytes / 4; ++i) words[i] = kInterrupted;
+}
+
+bool is_interrupted_state(const void* state, int64_t bytes) {
+  const uint32_t* words = static_cast<const uint32_t*>(state);
+  for (int64_t i = 0; i < 4 && i < bytes / 4; ++i) {
+    if (words[i] != kInterrupted) return false;
+  }
+  return bytes > 0;
+}
+
+// On the host. XLA runs it on any thread, and the application's waits for it in C++: an exception of a
+// signal's handler has no way out of here, but an error of XLA's has.
+//
+// Only the last step fails: between the others XLA exchanges K and V, and where one device stays away it
+// ends the process. What an interrupted step leaves instead of its state tells the next ones.
+int32_t step_on_host(const baracuda_attention_step_params& step) {
   const SignalsLater later;
+  const InterruptWatch watch;
+  const bool first = (step.flags & BARACUDA_STEP_FIRST) != 0;
+  const bool last = (step.flags & BARACUDA_STEP_LAST) != 0;
+  const int64_t bytes = first && last ? 0 : baracuda_attention_state_bytes(
+                                                BARACUDA_ATTENTION_HOST, &step);
+  const bool before = !first && is_interrupted_state(step.state, bytes);
+  if (!before) {
+    const StopScope scope(InterruptWatch::flag());
+    const int32_t status = baracuda_attention_step(BARACUDA_ATTENTION_HOST, &step, nullptr);
+    if (status != BARACUDA_ABORTED) return status;
+    if (!last) {
+      fill_interrupted_state(step.state, bytes);
+      InterruptWatch::stay_in_run();
+    }
+  }
+  if (!last) return BARACUDA_OK;
+  if (before) InterruptWatch::leave_run();
+  return fail(BARACUDA_INTERRUPTED, kCall, "Ctrl-C ended the run");
+}
+
+int32_t run(const CallFrame& frame, Stage stage, void* stream) {
   Options options;
   int32_t status = read_options(frame.attributes, options);
   if (status != BARACUDA_OK) return status;
@@ -290,6 +333,7 @@ int32_t run(const CallFrame& frame, Stage stage, void* stream) {
   if (status != BARACUDA_OK) return status;
   if (options.first) step.flags |= BARACUDA_STEP_FIRST;
   if (options.last) step.flags |= BARACUDA_STEP_LAST;
+  if (kernel == BARACUDA_ATTENTION_HOST) return step_on_host(step);
   if (step.sm_margin > 0) status = make_room(kernel, step, stream);
   return status == BARACUDA_OK ? baracuda_attention_step(kernel, &step, stream) : status;
 }

@@ -1,7 +1,6 @@
 // A few bytes from every rank to every rank: what each one holds goes once around the ring.
-#include <cstring>
+#include "ring/all_gather.h"
 
-#include "baracuda/exchange.h"
 #include "baracuda/status.h"
 #include "common/error.h"
 #include "ring/device_scope.h"
@@ -31,21 +30,26 @@ int32_t hop(const baracuda_ring_endpoint& endpoint, char* slots, int64_t bytes, 
   return restore_failure(failure);
 }
 
-int32_t gather(const baracuda_ring_endpoint& endpoint, const void* mine, int64_t bytes, void* all,
-               char* slots) {
-  const baracuda_stream_ops& ops = *endpoint.ops;
-  const int32_t p = endpoint.transport.world_size;
-  int32_t status = ops.copy(slots + endpoint.transport.rank * bytes, mine, bytes,
-                            endpoint.ring_stream);
-  for (int32_t step = 0; step + 1 < p && status == BARACUDA_OK; ++step) {
+}  // namespace
+
+int32_t enqueue_all_gather(const baracuda_ring_endpoint& endpoint, const void* mine, int64_t bytes,
+                           char* slots) {
+  const baracuda_transport& transport = endpoint.transport;
+  int32_t status = endpoint.ops->copy(slots + transport.rank * bytes, mine, bytes,
+                                      endpoint.ring_stream);
+  for (int32_t step = 0; step + 1 < transport.world_size && status == BARACUDA_OK; ++step) {
     status = hop(endpoint, slots, bytes, step);
   }
-  if (status == BARACUDA_OK) status = ops.copy(all, slots, p * bytes, endpoint.ring_stream);
-  if (status == BARACUDA_OK) status = ops.stream_synchronize(endpoint.ring_stream);
   return status;
 }
 
-}  // namespace
+int32_t fetch_slots(const baracuda_ring_endpoint& endpoint, const char* slots, int64_t bytes,
+                    void* all) {
+  const int32_t status = endpoint.ops->copy(all, slots, endpoint.transport.world_size * bytes,
+                                            endpoint.ring_stream);
+  return status == BARACUDA_OK ? endpoint.ops->stream_synchronize(endpoint.ring_stream) : status;
+}
+
 }  // namespace baracuda
 
 extern "C" int32_t baracuda_ring_all_gather(baracuda_ring_endpoint* endpoint, const void* mine,
@@ -57,7 +61,10 @@ extern "C" int32_t baracuda_ring_all_gather(baracuda_ring_endpoint* endpoint, co
   status = baracuda::scratch_allocate(endpoint->device, endpoint->transport.world_size * bytes,
                                       &slots);
   if (status == BARACUDA_OK) {
-    status = baracuda::gather(*endpoint, mine, bytes, all, static_cast<char*>(slots));
+    status = baracuda::enqueue_all_gather(*endpoint, mine, bytes, static_cast<char*>(slots));
+  }
+  if (status == BARACUDA_OK) {
+    status = baracuda::fetch_slots(*endpoint, static_cast<char*>(slots), bytes, all);
   }
   if (status == BARACUDA_OK) {
     baracuda::scratch_free(endpoint->device, slots);

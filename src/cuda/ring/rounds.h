@@ -48,6 +48,16 @@ class Rounds {
     return false;
   }
 
+  // Whether what a round needs is just that launch number - 1 has ended, and the wait for round
+  // number - 1 is enqueued right behind that launch.
+  bool needs_launch_alone(int32_t number) const {
+    if (number < 1 || number >= launches() || awaited_by_launch(number) != number - 1) return false;
+    for (int32_t i = 0; i < call_.payload_count; ++i) {
+      if (is_behind(call_.payloads[i])) return false;
+    }
+    return awaited_by_launch(number - 1) < number - 1;
+  }
+
   // The exchange that a launch must wait for, and all before it; -1: none.
   int32_t awaited_by_launch(int32_t t) const {
     int32_t last = -1;

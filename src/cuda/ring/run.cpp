@@ -41,7 +41,7 @@ class Run {
       if (!exchange(t) || !compute(t)) return join_and_report();
     }
     begin_step(rounds_.steps());
-    if (!exchange(rounds_.launches()) || !bring_home()) return join_and_report();
+    if (!exchange(rounds_.launches()) || !bring_home() || !finish()) return join_and_report();
     return report();
   }
 
@@ -92,6 +92,13 @@ class Run {
            });
   }
 
+  // Whether the exchange itself sees that what comes before a round has ended.
+  bool is_signalled(int32_t number) const {
+    if (count_ > 1 || !rounds_.needs_launch_alone(number)) return false;
+    const baracuda_ring_exchange& exchange = exchange_of(calls_[0]);
+    return exchange.signals != nullptr && exchange.signals(calls_[0].endpoint, number - 1) != 0;
+  }
+
   bool grant(const Call& call, const baracuda_ring_round& round) {
     return ok(exchange_of(call).grant(call.endpoint, &round), "grant", call);
   }
@@ -126,6 +133,7 @@ class Run {
       Rounds(call).fill(n, this);
       stream = call.stream;
       ready = run.recorder(call).endpoint->compute_done;
+      signalled = run.is_signalled(n) ? 1 : 0;
       begin_mark = call.marks == nullptr ? nullptr : call.marks[n].exchange_begin;
       end_mark = call.marks == nullptr ? nullptr : call.marks[n].exchange_end;
     }
@@ -144,6 +152,14 @@ class Run {
     return true;
   }
 
+  bool finish() {
+    return for_each_rank([this](const Call& call) {
+      const baracuda_ring_exchange& exchange = exchange_of(call);
+      if (exchange.finish == nullptr) return true;
+      return enter(call) && ok(exchange.finish(call.endpoint, call.stream), "finish", call);
+    });
+  }
+
   // ---- Launches --------------------------------------------------------------------------------
 
   bool compute(int32_t t) {
@@ -160,7 +176,7 @@ class Run {
     }
     set_awaited(inputs);
     // What the next exchange reads, and overwrites, is ready once this is reached.
-    return add(t) && (!rounds_.has_messages(t + 1) || record_compute_done());
+    return add(t) && (!rounds_.has_messages(t + 1) || is_signalled(t + 1) || record_compute_done());
   }
 
   // Also where nothing is launched: the caller's stream has to join the last exchange, and
@@ -248,13 +264,17 @@ class Run {
     });
   }
 
+  static int32_t margin_of(baracuda_ring_endpoint& end) {
+    return end.exchange->margin == nullptr ? end.max_ctas : end.exchange->margin(&end);
+  }
+
   struct Step : baracuda_ring_step {
     Step(const Run& run, const Call& call, int32_t t) {
       const Rounds rounds(call);
       rank = call.endpoint->transport.rank;
       world_size = rounds.steps();
       hops = call.hops;
-      sm_margin = run.has_exchange_ ? call.endpoint->max_ctas : 0;
+      sm_margin = run.has_exchange_ ? margin_of(*call.endpoint) : 0;
       follows = run.has_added_ ? 0 : 1;
       stream = call.stream;
       rounds.fill(t, this);

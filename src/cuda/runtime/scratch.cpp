@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdlib>
 
+#include "baracuda/runtime.h"
 #include "baracuda/status.h"
 #include "common/error.h"
 
@@ -39,3 +40,9 @@ void scratch_free(int32_t device, void* scratch) {
 }
 
 }  // namespace baracuda
+
+extern "C" int32_t baracuda_cuda_allocate(int64_t bytes, void** data) {
+  return baracuda::scratch_allocate(0, bytes, data);
+}
+
+extern "C" void baracuda_cuda_free(void* data) { baracuda::scratch_free(0, data); }

@@ -75,14 +75,19 @@ std::string refused_head_dim(const FamilyFacts& family, int64_t head_dim) {
   return "head_dim " + std::to_string(head_dim) + " is not " + dims;
 }
 
-std::string refused_scale(const FamilyFacts& family, double scale) {
-  if (!family.positive_scale) return "";
-  if (!(scale > 0))
-    return "scale " + shortest(scale) + " is not > 0, which its unscaled row maxima need";
+std::string refused_scale(const FamilyFacts& family, const StepParams& p) {
+  const bool is_double = p.element == BARACUDA_F64 && !family.tensor_cores;
+  if (family.positive_scale && !(p.scale > 0))
+    return "scale " + shortest(p.scale) + " is not > 0, which its unscaled row maxima need";
   // As kernels take it in: times log2(e), for exponentials base 2.
-  if (!std::isnormal(static_cast<float>(scale * 1.4426950408889634)))
-    return "scale " + shortest(scale) + " is beyond float32, in which it scales";
-  return "";
+  const double factor = p.scale * 1.4426950408889634;
+  const bool fits = is_double ? std::isfinite(factor)
+                              : std::isfinite(static_cast<float>(factor));
+  // A smaller one than fits weighs all keys alike, which is right, where maxima are of its products.
+  const bool vanishes = family.positive_scale && !std::isnormal(static_cast<float>(factor));
+  if (fits && !vanishes) return "";
+  return "scale " + shortest(p.scale) + " is beyond " + (is_double ? "float64" : "float32") +
+         ", in which it scales";
 }
 
 std::string refused_size(const FamilyFacts& family, const StepParams& p) {
@@ -189,7 +194,7 @@ const AttentionFamily* find_family(int32_t kernel) {
 std::string refusal(const FamilyFacts& family, const StepParams& p) {
   std::string reason = refused_element(family, p.element);
   if (reason.empty()) reason = refused_head_dim(family, p.head_dim);
-  if (reason.empty()) reason = refused_scale(family, p.scale);
+  if (reason.empty()) reason = refused_scale(family, p);
   if (reason.empty()) reason = refused_size(family, p);
   if (reason.empty()) reason = refused_mask(family, p);
   return reason;

@@ -74,6 +74,7 @@ typedef struct baracuda_ring_round {
   // what is received into has been read.
   void* stream;
   void* ready;
+  int32_t signalled;  // not 0: instead of ready, the wait for the round before says so (signals)
   // Timed events for the round's begin and end, NULL without a timeline.
   void* begin_mark;
   void* end_mark;
@@ -102,10 +103,18 @@ typedef struct baracuda_ring_exchange {
   int32_t (*post)(baracuda_ring_endpoint* endpoint, const baracuda_ring_round* round);
   int32_t (*close)(baracuda_ring_endpoint* endpoint);
   int32_t (*complete)(baracuda_ring_endpoint* endpoint, const baracuda_ring_round* round);
-  // stream waits until what this rank sends and receives in a round has arrived.
+  // stream waits until what this rank receives in a round has arrived; where finish is NULL, also
+  // what it sends.
   int32_t (*wait)(baracuda_ring_endpoint* endpoint, int32_t number, void* stream);
   // After a failure: stream waits for whatever has been enqueued.
   int32_t (*join)(baracuda_ring_endpoint* endpoint, void* stream);
+  // Behind a run's last launch: stream waits until what this rank sends has arrived. May be NULL.
+  int32_t (*finish)(baracuda_ring_endpoint* endpoint, void* stream);
+  // Whether the wait for a round, enqueued behind a launch, will itself tell the next round's grant
+  // that this launch has ended: then nothing need be recorded between the two. May be NULL.
+  int32_t (*signals)(baracuda_ring_endpoint* endpoint, int32_t number);
+  // Multiprocessors that the round posted last takes. NULL: the endpoint's max_ctas.
+  int32_t (*margin)(baracuda_ring_endpoint* endpoint);
 } baracuda_ring_exchange;
 
 // Rounds by a transport's sends and receives on the endpoint's ring stream.

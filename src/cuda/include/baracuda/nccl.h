@@ -5,6 +5,7 @@
 
 #include "baracuda/export.h"
 #include "baracuda/exchange.h"
+#include "baracuda/peer.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -48,6 +49,18 @@ BARACUDA_API int32_t baracuda_nccl_is_owned(const baracuda_nccl_comm* comm);
 // The endpoint that ring runs use; owned by comm, open (ring stream and events made).
 BARACUDA_API baracuda_ring_endpoint* baracuda_nccl_endpoint(baracuda_nccl_comm* comm);
 
+// Collective over the ring: lets hops inside this host go by peer, as `wish` says (enum
+// baracuda_peer_wish); comms are all the ranks of it that this process's thread makes. Their callers'
+// streams wait as `wait` says (enum baracuda_peer_wait). A failure leaves the communicators failed.
+BARACUDA_API int32_t baracuda_nccl_connect_peers(baracuda_nccl_comm* const* comms, int32_t count,
+                                                 int32_t wish, int32_t wait,
+                                                 double timeout_seconds);
+// Its exchange by peer; NULL before that.
+BARACUDA_API baracuda_peer* baracuda_nccl_peer(const baracuda_nccl_comm* comm);
+// Ends that, ahead of baracuda_nccl_destroy(). 1 where a neighbour may still write into registered
+// buffers, which must then stay.
+BARACUDA_API int32_t baracuda_nccl_close_peers(baracuda_nccl_comm* comm);
+
 // ncclCommGetAsyncError: BARACUDA_OK, or the failure. Never blocks.
 BARACUDA_API int32_t baracuda_nccl_async_error(baracuda_nccl_comm* comm);
 // Aborts an owned communicator; for a borrowed one only marks it failed on our side. Does not wait:
@@ -60,12 +73,24 @@ BARACUDA_API int32_t baracuda_nccl_abort(baracuda_nccl_comm* comm);
 // on by itself, and comm must not be used again.
 BARACUDA_API int32_t baracuda_nccl_destroy(baracuda_nccl_comm* comm);
 // A failed communicator refuses further use. 0 healthy, 1 failed, 2 aborted.
-BARACUDA_API int32_t baracuda_nccl_state(const baracuda_nccl_comm* comm);
+BARACUDA_API int32_t baracuda_nccl_state(baracuda_nccl_comm* comm);
 
 // Waits until stream is done, polling it and the communicator's async error. On an error or after
 // timeout_seconds (<= 0: none) an owned communicator is aborted and the failure returned.
 BARACUDA_API int32_t baracuda_nccl_synchronize(baracuda_nccl_comm* comm, void* stream,
                                                double timeout_seconds);
+
+// baracuda_ring_all_gather() of an NCCL ring, whose wait the deadline, a failure of the ring and a signal
+// end. Then the communicator has failed. It is a call of every rank, as a run is, and one of another
+// kind than theirs is refused as such.
+BARACUDA_API int32_t baracuda_nccl_all_gather(baracuda_nccl_comm* comm, const void* mine,
+                                              int64_t bytes, void* all, double timeout_seconds);
+
+// Tells the ranks of this machine that this one refuses its next call or, where it has begun, the one
+// that it is in (a call is what baracuda_nccl_arm() begins). A rank that has not begun that call gets
+// status, with reason as its message, from baracuda_nccl_arm(); where one has, the ring fails on all.
+BARACUDA_API int32_t baracuda_nccl_refuse(baracuda_nccl_comm* comm, int32_t status,
+                                          const char* reason, int32_t begun);
 
 // Deadline around a call that may block inside NCCL (a run's groups): arm before, disarm after.
 // When it passes, the watchdog aborts an owned communicator, which unblocks the call.

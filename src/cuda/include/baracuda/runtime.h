@@ -44,6 +44,11 @@ BARACUDA_API int32_t baracuda_cuda_copy(void* dst, const void* src, int64_t byte
 // signals end nothing.
 BARACUDA_API int32_t baracuda_set_signal_check(int32_t (*check)(void));
 
+// Memory of the current device by itself, which other processes can be given (cudaMalloc). Freeing it
+// waits for the device; data may be NULL.
+BARACUDA_API int32_t baracuda_cuda_allocate(int64_t bytes, void** data);
+BARACUDA_API void baracuda_cuda_free(void* data);
+
 #ifdef __cplusplus
 }
 #endif

@@ -96,7 +96,10 @@ constexpr baracuda_ring_exchange exchange = {sizeof(baracuda_ring_exchange),
                                              close,
                                              complete,
                                              wait,
-                                             join};
+                                             join,
+                                             nullptr,
+                                             nullptr,
+                                             nullptr};
 
 }  // namespace
 }  // namespace baracuda

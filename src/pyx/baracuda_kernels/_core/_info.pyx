@@ -78,6 +78,26 @@ def host_info():
     return {"isa": c_api.baracuda_host_isa().decode(), "threads": c_api.baracuda_host_threads()}
 
 
+cdef class HostProgress:
+    """How far a thread's step on the host has come, for other threads."""
+
+    cdef c_api.baracuda_progress words
+
+    def __enter__(self):
+        c_api.baracuda_watch_progress(&self.words)
+        return self
+
+    def __exit__(self, *exc_info):
+        c_api.baracuda_watch_progress(NULL)
+
+    @property
+    def fraction(self):
+        """Of the step at hand, 0 to 1; 0 between steps. The step is of the thread that is within
+        the context."""
+        total = self.words.total
+        return min(self.words.done / total, 1.0) if total > 0 else 0.0
+
+
 def set_host_threads(threads):
     """Number of threads that the host kernels use from now on."""
     if not isinstance(threads, int) or threads < 1:

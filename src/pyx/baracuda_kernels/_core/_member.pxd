@@ -20,6 +20,9 @@ cdef class RingMember:
     cdef int leave(self, int32_t status) except -1
     # Ends the ring after a signal ended a call of this rank: the others would wait for it.
     cdef int abandon(self) except -1
+    # Tells the other ranks, where they can be told, that this one refuses its next call with an error
+    # or, where it has begun, the one that it is in: they would wait for it.
+    cdef int pass_on(self, object error, bint begun) except -1
     # Raises why the communicator cannot be used now, if it cannot.
     cdef int refuse_if_unusable(self) except -1
     # Collective: every rank's bytes (of one length), in rank order. Waits for the peers.

@@ -45,6 +45,9 @@ cdef class RingMember:
     cdef int abandon(self) except -1:
         return 0
 
+    cdef int pass_on(self, object error, bint begun) except -1:
+        return 0
+
     cdef int refuse_if_unusable(self) except -1:
         if self.endpoint == NULL:
             raise CommunicatorError("communicator: it is closed")

@@ -1,7 +1,7 @@
 # cython: language_level=3
 """From the C ABI's status codes to the library's errors."""
 
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
 from libc.stdint cimport int32_t
 
 from baracuda_kernels._core cimport c_api
@@ -39,6 +39,12 @@ cdef object _interruption():
 
 
 c_api.baracuda_set_signal_check(_look_for_signals)
+
+
+cdef int raise_later(int32_t status) except -1:
+    if status == c_api.BARACUDA_INTERRUPTED and isinstance(_interruption(), KeyboardInterrupt):
+        PyErr_SetInterrupt()
+    return 0
 
 
 cdef int check(int32_t status) except -1:

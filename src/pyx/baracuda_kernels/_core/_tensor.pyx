@@ -1,6 +1,8 @@
 # cython: language_level=3
 """Views of the caller's memory: nothing is copied, nothing is allocated on a device."""
 
+import sys
+
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uintptr_t
 
@@ -425,6 +427,11 @@ cdef object _byte_strides(TensorRef self, str name, object shape, object strides
 
 
 cdef object _from_numpy(TensorRef self, str name, object source):
+    masked = sys.modules.get("numpy.ma")  # whoever has a masked array has imported it
+    if masked is not None and isinstance(source, masked.MaskedArray):
+        raise InvalidProblemError(
+            f"{name}: got a masked array, must be an array without a mask (its mask would be "
+            "lost: fill or cut it first)")
     interface = source.__array_interface__
     dtype = getattr(source, "dtype", None)
     element = BY_DTYPE_NAME.get(getattr(dtype, "name", None))

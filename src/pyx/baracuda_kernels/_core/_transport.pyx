@@ -167,6 +167,8 @@ cdef class TransportCommunicator(RingMember):
         error, self.error = self.error, None
         self.busy = False
         if error is not None:
+            if not isinstance(error, Exception):  # Ctrl-C, and what else is no failure of the transport
+                self.abandon()
             raise error
         if status == c_api.BARACUDA_INTERRUPTED:
             self.abandon()

@@ -52,11 +52,17 @@ cdef extern from "baracuda/runtime.h" nogil:
     int32_t baracuda_cuda_pointer_device(const void* pointer, int32_t* device)
     int32_t baracuda_cuda_stream_synchronize(void* stream)
     int32_t baracuda_cuda_stream_is_capturing(void* stream, int32_t* capturing)
+    int32_t baracuda_cuda_allocate(int64_t nbytes, void** data)
+    void baracuda_cuda_free(void* data)
 
 cdef extern from "baracuda/host.h" nogil:
     int32_t baracuda_host_threads()
     int32_t baracuda_set_host_threads(int32_t threads)
     const char* baracuda_host_isa()
+    ctypedef struct baracuda_progress:
+        int64_t done
+        int64_t total
+    void baracuda_watch_progress(baracuda_progress* progress)
 
 cdef extern from "baracuda/exchange.h" nogil:
     ctypedef struct baracuda_transport:
@@ -134,6 +140,24 @@ cdef extern from "baracuda/ring.h" nogil:
     int32_t baracuda_ring_has_exchange(const baracuda_ring_call* call, int32_t number)
     int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count)
 
+cdef extern from "baracuda/peer.h" nogil:
+    enum:
+        BARACUDA_PEER_AUTO
+        BARACUDA_PEER_REQUIRED
+        BARACUDA_PEER_NEVER
+        BARACUDA_PEER_WORKS
+        BARACUDA_PEER_WAIT_EVENT
+        BARACUDA_PEER_WAIT_VALUE
+        BARACUDA_PEER_WAIT_GATE
+    ctypedef struct baracuda_peer:
+        pass
+    const char* baracuda_peer_reason_text(int32_t reason)
+    int32_t baracuda_peer_reason_of(const baracuda_peer* peer, int32_t rank)
+    const char* baracuda_peer_detail_of(const baracuda_peer* peer, int32_t rank)
+    int32_t baracuda_peer_register(baracuda_peer* peer, void* data, int64_t nbytes)
+    int32_t baracuda_peer_is_registered(const baracuda_peer* peer, const void* data,
+                                        int64_t nbytes)
+
 cdef extern from "baracuda/nccl.h" nogil:
     enum:
         BARACUDA_NCCL_UNIQUE_ID_BYTES
@@ -160,8 +184,16 @@ cdef extern from "baracuda/nccl.h" nogil:
     int32_t baracuda_nccl_async_error(baracuda_nccl_comm* comm)
     int32_t baracuda_nccl_abort(baracuda_nccl_comm* comm)
     int32_t baracuda_nccl_destroy(baracuda_nccl_comm* comm)
-    int32_t baracuda_nccl_state(const baracuda_nccl_comm* comm)
+    int32_t baracuda_nccl_state(baracuda_nccl_comm* comm)
+    int32_t baracuda_nccl_connect_peers(baracuda_nccl_comm** comms, int32_t count, int32_t wish,
+                                        int32_t wait, double timeout_seconds)
+    baracuda_peer* baracuda_nccl_peer(const baracuda_nccl_comm* comm)
+    int32_t baracuda_nccl_close_peers(baracuda_nccl_comm* comm)
     int32_t baracuda_nccl_synchronize(baracuda_nccl_comm* comm, void* stream,
                                       double timeout_seconds)
+    int32_t baracuda_nccl_all_gather(baracuda_nccl_comm* comm, const void* mine, int64_t bytes,
+                                     void* all, double timeout_seconds)
+    int32_t baracuda_nccl_refuse(baracuda_nccl_comm* comm, int32_t status, const char* reason,
+                                 int32_t begun)
     int32_t baracuda_nccl_arm(baracuda_nccl_comm* comm, double timeout_seconds)
     int32_t baracuda_nccl_disarm(baracuda_nccl_comm* comm)

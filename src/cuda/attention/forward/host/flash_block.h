@@ -30,8 +30,7 @@ class FlashBlock {
   FlashBlock(const BlockProblem& problem, const BlockRows& rows, void* scratch)
       : problem_(problem), rows_(rows), dim_(problem.head_dim) {
     magnitude_ = problem.scale == 0 ? 1.0 : __builtin_fabs(problem.scale);
-    const double log2_scale = magnitude_ * 1.4426950408889634;
-    log2_scale_ = log2_scale < double(S::kMax) ? T(log2_scale) : S::kMax;
+    log2_scale_ = T(magnitude_ * 1.4426950408889634);
     padded_dim_ = (dim_ + kWidth - 1) / kWidth * kWidth;
     // A tile of K and one of V fit the L2 cache of any recent CPU; multiples of the score tile.
     const int64_t row_bytes = padded_dim_ * int64_t(sizeof(T));

@@ -36,7 +36,6 @@ struct Simd<float> {
   using IntScalar = int32_t;
   static constexpr int kWidth = kVectorBytes / 4;
   static constexpr float kInfinity = __builtin_inff();
-  static constexpr float kMax = 3.40282347e38f;
   // 2^x: 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
   static constexpr float kRound = 12582912.0f;
   static constexpr int kMantissaBits = 23;
@@ -53,7 +52,6 @@ struct Simd<double> {
   using IntScalar = int64_t;
   static constexpr int kWidth = kVectorBytes / 8;
   static constexpr double kInfinity = __builtin_inf();
-  static constexpr double kMax = 1.7976931348623157e308;
   static constexpr double kRound = 6755399441055744.0;
   static constexpr int kMantissaBits = 52;
   static constexpr int64_t kBias = 1023;

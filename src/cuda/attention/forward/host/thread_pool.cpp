@@ -14,6 +14,7 @@
 
 #include "attention/forward/host/block.h"
 #include "attention/forward/host/cpu_quota.h"
+#include "baracuda/host.h"
 #include "baracuda/status.h"
 #include "common/error.h"
 #include "common/interrupt.h"
@@ -126,6 +127,34 @@ int32_t default_threads() {
   return paid >= 1 && paid < threads ? static_cast<int32_t>(paid) : threads;
 }
 
+thread_local baracuda_progress* watched = nullptr;
+
+void tell(int64_t& word, int64_t value) { __atomic_store_n(&word, value, __ATOMIC_RELAXED); }
+
+// Of one call, as the calling thread hears of it.
+class ProgressScope {
+ public:
+  explicit ProgressScope(int64_t total) : progress_(watched) {
+    watched = nullptr;  // not of steps that a signal's handler runs meanwhile
+    if (progress_ == nullptr) return;
+    tell(progress_->done, 0);
+    tell(progress_->total, total);
+  }
+  ~ProgressScope() {
+    if (progress_ == nullptr) return;
+    tell(progress_->total, 0);
+    watched = progress_;
+  }
+  ProgressScope(const ProgressScope&) = delete;
+  ProgressScope& operator=(const ProgressScope&) = delete;
+  void begin_item(int64_t item) const {
+    if (progress_ != nullptr) tell(progress_->done, item);
+  }
+
+ private:
+  baracuda_progress* const progress_;
+};
+
 struct Job {
   Task task;
   void* context;
@@ -133,6 +162,7 @@ struct Job {
   const char* call;
   std::atomic<int64_t> next{0};
   std::atomic<int32_t> stopped{BARACUDA_OK};  // why its items end early
+  const ProgressScope* progress;
   // Guarded by the pool's mutex:
   int helpers = 0;  // pool threads inside
   Job* behind = nullptr;
@@ -201,6 +231,7 @@ class ThreadPool {
     work_.notify_all();
     // The caller never stops early: its job ends even if the pool is closed under it.
     for (int64_t i = job.next++; i < job.count; i = job.next++) {
+      job.progress->begin_item(i);
       job.run_item(i, scratch, poll_job);
     }
     std::unique_lock<std::mutex> lock(mutex_);
@@ -289,7 +320,9 @@ int32_t parallel_for(int64_t count, Task task, void* context, const char* call) 
   if (scratch.memory() == nullptr) return BARACUDA_OUT_OF_MEMORY;
   const DefaultFloats floats;
   const StopScope scope(nullptr);
+  const ProgressScope progress(count);
   Job job;
+  job.progress = &progress;
   job.task = task;
   job.context = context;
   job.count = count;
@@ -299,6 +332,7 @@ int32_t parallel_for(int64_t count, Task task, void* context, const char* call) 
     threads.run(job, scratch.memory());
   } else {
     for (int64_t i = job.next++; i < count; i = job.next++) {
+      progress.begin_item(i);
       job.run_item(i, scratch.memory(), poll_job);
     }
   }
@@ -324,3 +358,7 @@ void set_thread_count(int32_t threads) {
 
 }  // namespace host
 }  // namespace baracuda
+
+extern "C" void baracuda_watch_progress(baracuda_progress* progress) {
+  baracuda::host::watched = progress;
+}

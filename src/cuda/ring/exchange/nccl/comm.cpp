@@ -1,9 +1,11 @@
 #include "ring/exchange/nccl/comm.h"
 
+#include <algorithm>
 #include <system_error>
 #include <thread>
 
 #include "common/error.h"
+#include "common/interrupt.h"
 #include "ring/device_scope.h"
 #include "runtime/scratch.h"
 
@@ -50,6 +52,7 @@ void baracuda_nccl_comm::mark_failed(const baracuda_error& reason) {
   if (state != baracuda::kHealthy) return;
   failure = reason;
   state = baracuda::kFailed;
+  if (peer != nullptr) baracuda_peer_abort(peer, reason.message);
 }
 
 int32_t baracuda_nccl_comm::report_failure() {
@@ -80,13 +83,20 @@ void baracuda_nccl_comm::start_destroy() {
   start_end(this, baracuda::nccl_api()->comm_destroy);
 }
 
-bool baracuda_nccl_comm::wait_ended(double seconds) {
+int32_t baracuda_nccl_comm::wait_ended(double seconds, const char* call) {
   const baracuda::TimeLimit limit(seconds);
+  const baracuda::StopScope scope(nullptr);
   const auto has_ended = [this] { return !ending; };
   Lock lock(mutex);
-  if (!limit.never()) return ended.wait_until(lock, limit.at(), has_ended);
-  ended.wait(lock, has_ended);
-  return true;
+  for (;;) {
+    const auto next = std::min(limit.at(), Clock::now() + baracuda::kLookForSignals);
+    if (ended.wait_until(lock, next, has_ended)) return BARACUDA_OK;
+    if (limit.passed()) return BARACUDA_TIMEOUT;
+    lock.unlock();
+    const int32_t status = baracuda::poll_stop(call);
+    if (status != BARACUDA_OK) return status;
+    lock.lock();
+  }
 }
 
 void baracuda_nccl_comm::enter_blocked() {
@@ -113,6 +123,13 @@ namespace baracuda {
 void fail_comm(baracuda_nccl_comm& comm) {
   comm.mark_failed();
   if (comm.owned) watchdog_abort(comm);
+}
+
+int32_t find_peer_failure(baracuda_nccl_comm& comm) {
+  if (comm.peer == nullptr || comm.state != kHealthy) return BARACUDA_OK;
+  const int32_t status = baracuda_peer_check(comm.peer);
+  if (status != BARACUDA_OK) fail_comm(comm);
+  return status == BARACUDA_OK ? BARACUDA_OK : comm.report_failure();
 }
 
 void free_comm(baracuda_nccl_comm* comm) {

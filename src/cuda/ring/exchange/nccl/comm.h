@@ -11,11 +11,14 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 
 #include "baracuda/nccl.h"
+#include "baracuda/peer.h"
 #include "baracuda/status.h"
 #include "ring/exchange/nccl/api.h"
+#include "ring/exchange/nccl/board.h"
 #include "ring/exchange/nccl/watchdog.h"
 
 namespace baracuda {
@@ -54,8 +57,9 @@ struct baracuda_nccl_comm {
   bool try_abort();
   // ncclCommDestroy on a thread of its own: it waits for the other ranks of the node.
   void start_destroy();
-  // False if the handle's end has not returned within seconds (<= 0: no limit).
-  bool wait_ended(double seconds);
+  // Until the handle's end has returned: BARACUDA_TIMEOUT after seconds (<= 0: no limit), without a
+  // record, and BARACUDA_INTERRUPTED where a signal came.
+  int32_t wait_ended(double seconds, const char* call);
 
   void enter_blocked();
   // False, and not entered, after a failure: an abort that came before a call would not end it.
@@ -66,6 +70,8 @@ struct baracuda_nccl_comm {
   bool owned = false;
   int32_t rank = 0;
   int32_t world_size = 1;
+  std::unique_ptr<baracuda::NcclBoard> board;  // NULL: nobody else is on this machine, or no memory
+  int32_t splits = 0;
   double patience = 0;      // seconds that its making could take, and its end may; <= 0: no limit
   void* scratch = nullptr;  // of the warm-up
   baracuda_ring_endpoint endpoint{};
@@ -80,6 +86,9 @@ struct baracuda_nccl_comm {
   bool orphaned = false;  // its thread frees the communicator
   std::condition_variable ended;
 
+  // Of the hops that take another way than NCCL; NULL where none was looked for.
+  baracuda_peer* peer = nullptr;
+
   baracuda::NcclGroup* group = nullptr;
   baracuda_nccl_comm* next_in_group = nullptr;
 
@@ -87,6 +96,8 @@ struct baracuda_nccl_comm {
   // The watchdog's list of communicators to abort, guarded by its mutex.
   bool abort_requested = false;
   baracuda_nccl_comm* next_to_abort = nullptr;
+  // And that of those whose boards it looks at.
+  baracuda_nccl_comm* next_with_board = nullptr;
 };
 
 namespace baracuda {
@@ -95,11 +106,17 @@ namespace baracuda {
 // handle allows.
 void fail_comm(baracuda_nccl_comm& comm);
 
+// Fails the communicator where the exchange by peer has failed; its failure, or BARACUDA_OK.
+int32_t find_peer_failure(baracuda_nccl_comm& comm);
+
 // Closes the endpoint and frees the object; NCCL's handle is gone or not ours.
 void free_comm(baracuda_nccl_comm* comm);
 
 // Records where comm was: its rank, and the ring step that its last run had reached.
 void locate_comm(const baracuda_nccl_comm& comm);
+
+// BARACUDA_OK and a call of this rank that the others know of, or the error of one that has refused it.
+int32_t begin_call(baracuda_nccl_comm& comm, NcclBoard::Kind kind);
 
 // Transport functions; context is a baracuda_nccl_comm.
 baracuda_transport nccl_transport(baracuda_nccl_comm& comm);

@@ -1,13 +1,18 @@
 // Making communicators: init, borrow, split, and the warm-up exchange that connects the peers.
+#include <sys/random.h>
+
 #include <memory>
 #include <new>
+#include <string>
 #include <vector>
 
 #include "baracuda/runtime.h"
 #include "common/error.h"
-#include "common/interrupt.h"
 #include "ring/device_scope.h"
+#include "ring/exchange/nccl/all_gather.h"
+#include "ring/exchange/nccl/board.h"
 #include "ring/exchange/nccl/comm.h"
+#include "ring/exchange/nccl/interruptibly.h"
 #include "runtime/scratch.h"
 
 namespace baracuda {
@@ -97,12 +102,6 @@ int32_t call_blocking(baracuda_nccl_comm& comm, baracuda_nccl_comm& target, cons
   return status;
 }
 
-double seconds_left(const TimeLimit& limit) {
-  if (limit.never()) return 0;
-  const std::chrono::duration<double> left = limit.at() - TimeLimit::Clock::now();
-  return left.count() > 1e-3 ? left.count() : 1e-3;
-}
-
 int32_t exchange_warm_up(CommPtr* comms, int32_t count) {
   baracuda_transport& outer = comms[0]->endpoint.transport;
   int32_t status = outer.group_start(outer.context);
@@ -130,7 +129,7 @@ int32_t warm_up(CommPtr* comms, int32_t count, const TimeLimit& limit) {
   }
   for (int32_t i = 0; i < count && status == BARACUDA_OK; ++i) {
     status = baracuda_nccl_synchronize(comms[i].get(), comms[i]->endpoint.ring_stream,
-                                       seconds_left(limit));
+                                       limit.seconds_left());
   }
   for (int32_t i = 0; i < count && status == BARACUDA_OK; ++i) {
     scratch_free(comms[i]->endpoint.device, comms[i]->scratch);
@@ -139,44 +138,37 @@ int32_t warm_up(CommPtr* comms, int32_t count, const TimeLimit& limit) {
   return status;
 }
 
-// Does work, which may block inside NCCL, while this thread looks for signals. One that comes fails
-// the communicators and aborts those that are ours, so that the work ends. The first one's device is
-// current in it.
-template <typename Pointer, typename Work>
-int32_t interruptibly(const char* call, const Pointer* comms, size_t count, Work work) {
-  struct Context {
-    const char* call;
-    const Pointer* comms;
-    size_t count;
-    Work& work;
-  } context{call, comms, count, work};
-  const baracuda_ring_endpoint& endpoint = comms[0]->endpoint;
-  DeviceScope scope;
-  const int32_t entered = scope.enter(*endpoint.ops, endpoint.device);
-  if (entered != BARACUDA_OK) return entered;
-  const auto interrupted = [](void* given) {
-    const Context& at = *static_cast<const Context*>(given);
-    for (size_t i = 0; i < at.count; ++i) {
-      baracuda_nccl_comm& comm = *at.comms[i];
-      fail(BARACUDA_INTERRUPTED, at.call, "a signal came");
-      locate_failure(comm.rank, -1);
-      fail_comm(comm);
-    }
-  };
-  const auto begin = [](void* given) -> int32_t {
-    const Context& at = *static_cast<const Context*>(given);
-    // Set and not entered: a thread of its own begins on device 0, and to go back there would make
-    // a context on it.
-    const baracuda_ring_endpoint& end = at.comms[0]->endpoint;
-    const int32_t status = end.device < 0 ? BARACUDA_OK : end.ops->set_device(end.device);
-    return status == BARACUDA_OK ? at.work() : status;
-  };
-  return run_interruptibly(begin, interrupted, &context, call);
+// The board of a ring whose ranks share a secret. Every rank of the machine joins before what makes
+// the ring, which ends on none before all have come, and so the entry can be closed after it.
+void join_board(baracuda_nccl_comm& comm, const void* secret, size_t bytes) {
+  if (comm.world_size > 1) {
+    comm.board = NcclBoard::join(board_name(secret, bytes), comm.rank, comm.world_size);
+  }
 }
 
-int32_t finish(CommPtr& comm, const TimeLimit& limit, baracuda_nccl_comm** out) {
-  const int32_t status = warm_up(&comm, 1, limit);
-  if (status == BARACUDA_OK) *out = comm.release();
+void close_entry(const baracuda_nccl_comm& comm) {
+  if (comm.board != nullptr) comm.board->close_entry();
+}
+
+// A communicator that is ready, to whoever asked for it.
+void hand_out(CommPtr& comm, baracuda_nccl_comm** out) {
+  if (comm->board != nullptr) watchdog_look(*comm);
+  *out = comm.release();
+}
+
+// The ranks of a borrowed communicator share no secret: rank 0 makes one.
+int32_t agree_on_board(baracuda_nccl_comm& comm, const TimeLimit& limit) {
+  if (comm.world_size == 1) return BARACUDA_OK;
+  struct Secret {
+    uint64_t words[4];
+  } mine{};
+  if (getrandom(&mine, sizeof(mine), 0) != sizeof(mine)) mine = {};
+  std::vector<Secret> all(static_cast<size_t>(comm.world_size));
+  int32_t status = nccl_all_gather(comm, &mine, sizeof(mine), all.data(), limit);
+  if (status != BARACUDA_OK) return status;
+  if (all[0].words[0] != 0) join_board(comm, &all[0], sizeof(Secret));
+  status = nccl_all_gather(comm, &mine, sizeof(mine), all.data(), limit);
+  close_entry(comm);
   return status;
 }
 
@@ -244,6 +236,7 @@ int32_t init_all(int32_t count, const int32_t* devices, int32_t max_ctas, const 
                          limit);
     if (comms[i] == nullptr) return baracuda_last_error()->status;
   }
+  for (CommPtr& comm : comms) join_board(*comm, &id, sizeof(id));
   status = interruptibly(call, comms.data(), comms.size(), [&]() -> int32_t {
     try {
       return join_all(comms, devices, max_ctas, limit, id, call);
@@ -251,7 +244,8 @@ int32_t init_all(int32_t count, const int32_t* devices, int32_t max_ctas, const 
       return fail(BARACUDA_OUT_OF_MEMORY, call, "no memory for %d communicators", count);
     }
   });
-  for (size_t i = 0; i < comms.size() && status == BARACUDA_OK; ++i) out[i] = comms[i].release();
+  close_entry(*comms[0]);
+  for (size_t i = 0; i < comms.size() && status == BARACUDA_OK; ++i) hand_out(comms[i], &out[i]);
   return status;
 }
 
@@ -296,15 +290,18 @@ int32_t baracuda_nccl_init_rank(int32_t world_size, const void* id, int32_t rank
   const TimeLimit limit(timeout_seconds);
   CommPtr made = make_comm(call, true, rank, world_size, device, max_ctas, limit);
   if (made == nullptr) return baracuda_last_error()->status;
+  join_board(*made, id, sizeof(NcclUniqueId));
   status = interruptibly(call, &made, 1, [&]() -> int32_t {
     const int32_t joined = call_blocking(*made, *made, limit, call, [&](const NcclApi& nccl) {
       NcclConfig config = config_for(max_ctas);
       return nccl.comm_init_rank_config(&made->handle, world_size,
                                         *static_cast<const NcclUniqueId*>(id), rank, &config);
     });
+    close_entry(*made);
     return joined == BARACUDA_OK ? warm_up(&made, 1, limit) : joined;
   });
-  if (status == BARACUDA_OK) *comm = made.release();
+  if (status != BARACUDA_OK) close_entry(*made);  // which may not have come so far
+  if (status == BARACUDA_OK) hand_out(made, comm);
   return status;
 }
 
@@ -347,7 +344,10 @@ int32_t baracuda_nccl_from_handle(void* handle, int32_t device, double timeout_s
   CommPtr made = make_comm(call, false, rank, world_size, device, 0, limit);
   if (made == nullptr) return baracuda_last_error()->status;
   made->handle = borrowed;
-  return finish(made, limit, comm);
+  status = warm_up(&made, 1, limit);
+  if (status == BARACUDA_OK) status = agree_on_board(*made, limit);
+  if (status == BARACUDA_OK) hand_out(made, comm);
+  return status;
 }
 
 int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key,
@@ -368,6 +368,12 @@ int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key
   CommPtr made = make_comm(call, true, comm->rank, comm->world_size, parent.device,
                            parent.max_ctas, limit);
   if (made == nullptr) return baracuda_last_error()->status;
+  if (comm->board != nullptr && color >= 0) {
+    const std::string name = comm->board->name() + "-" + std::to_string(comm->splits) + "-" +
+                             std::to_string(color);
+    made->board = NcclBoard::join(name, comm->rank, comm->world_size);
+  }
+  ++comm->splits;
   // Aborting the parent unblocks its split; one that is not ours is left alone.
   baracuda_nccl_comm& target = comm->owned ? *comm : *made;
   baracuda_nccl_comm* const targets[] = {&target};
@@ -378,6 +384,7 @@ int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key
                              &made->handle, &config);
     });
   });
+  close_entry(*made);
   if (status != BARACUDA_OK) {
     const baracuda_error failure = *baracuda_last_error();
     // The parent's abort may still be busy with the half-made child: better lost than freed twice.
@@ -392,7 +399,7 @@ int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key
   if (status != BARACUDA_OK) return status;
   made->endpoint.transport = nccl_transport(*made);
   status = interruptibly(call, &made, 1, [&] { return warm_up(&made, 1, limit); });
-  if (status == BARACUDA_OK) *child = made.release();
+  if (status == BARACUDA_OK) hand_out(made, child);
   return status;
 }
 

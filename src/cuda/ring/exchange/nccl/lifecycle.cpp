@@ -1,6 +1,7 @@
 // What one does with a communicator once it is made: ask, wait, guard, abort, destroy.
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <mutex>
 #include <thread>
 
@@ -26,6 +27,7 @@ int32_t refuse(baracuda_nccl_comm& comm, const char* call) {
 // NCCL's asynchronous error, recorded as comm's failure. Leaves aborting to the caller.
 int32_t find_async_error(baracuda_nccl_comm& comm) {
   int32_t status = comm.report_failure();
+  if (status == BARACUDA_OK) status = find_peer_failure(comm);
   if (status != BARACUDA_OK) return status;
   {
     const Lock lock(comm.mutex);  // keeps an abort away from the handle
@@ -76,6 +78,13 @@ int32_t poll(baracuda_nccl_comm& comm, void* stream, const TimeLimit& limit) {
 }
 
 }  // namespace
+
+int32_t begin_call(baracuda_nccl_comm& comm, NcclBoard::Kind kind) {
+  baracuda_error found;
+  if (comm.board == nullptr || comm.board->begin(kind, &found)) return BARACUDA_OK;
+  return restore_failure(found);
+}
+
 }  // namespace baracuda
 
 using namespace baracuda;
@@ -96,7 +105,10 @@ baracuda_ring_endpoint* baracuda_nccl_endpoint(baracuda_nccl_comm* comm) {
   return &comm->endpoint;
 }
 
-int32_t baracuda_nccl_state(const baracuda_nccl_comm* comm) { return comm->state; }
+int32_t baracuda_nccl_state(baracuda_nccl_comm* comm) {
+  find_peer_failure(*comm);
+  return comm->state;
+}
 
 int32_t baracuda_nccl_async_error(baracuda_nccl_comm* comm) { return find_async_error(*comm); }
 
@@ -129,8 +141,20 @@ int32_t baracuda_nccl_abort(baracuda_nccl_comm* comm) {
   return BARACUDA_OK;
 }
 
+int32_t baracuda_nccl_refuse(baracuda_nccl_comm* comm, int32_t status, const char* reason,
+                             int32_t begun) {
+  if (comm->board == nullptr) return BARACUDA_OK;
+  baracuda_error error = {status, 0, -1, -1, "", ""};
+  std::snprintf(error.call, sizeof(error.call), "rank %d", comm->rank);
+  std::snprintf(error.message, sizeof(error.message), "%s", reason);
+  comm->board->refuse(error, begun != 0);
+  return BARACUDA_OK;
+}
+
 int32_t baracuda_nccl_arm(baracuda_nccl_comm* comm, double timeout_seconds) {
-  const int32_t refused = refuse(*comm, "baracuda_nccl_arm");
+  int32_t refused = refuse(*comm, "baracuda_nccl_arm");
+  if (refused == BARACUDA_OK) refused = find_peer_failure(*comm);
+  if (refused == BARACUDA_OK) refused = begin_call(*comm, NcclBoard::kRun);
   if (refused != BARACUDA_OK) return refused;
   return watchdog_arm(comm->run_deadline, TimeLimit(timeout_seconds), "ring run");
 }
@@ -146,10 +170,24 @@ int32_t baracuda_nccl_disarm(baracuda_nccl_comm* comm) {
   return BARACUDA_TIMEOUT;
 }
 
+int32_t baracuda_nccl_close_peers(baracuda_nccl_comm* comm) {
+  if (comm->peer == nullptr) return 0;
+  const bool healthy = comm->state == kHealthy;
+  int32_t quarantined = 0;
+  baracuda_peer* const peer = comm->peer;
+  {
+    const Lock lock(comm->mutex);  // an abort uses it
+    comm->peer = nullptr;
+  }
+  baracuda_peer_close(peer, healthy ? comm->patience : kAbortPatience, &quarantined);
+  return quarantined;
+}
+
 int32_t baracuda_nccl_destroy(baracuda_nccl_comm* comm) {
   if (comm == nullptr) return BARACUDA_OK;
   watchdog_forget(*comm);
   int32_t status = BARACUDA_OK;
+  baracuda_nccl_close_peers(comm);
   if (comm->owned && comm->load_handle() != nullptr) {
     const bool healthy = comm->state == kHealthy;
     if (healthy) {
@@ -157,22 +195,26 @@ int32_t baracuda_nccl_destroy(baracuda_nccl_comm* comm) {
     } else {
       comm->try_abort();
     }
+    constexpr const char* call = "ncclCommDestroy";
     const double patience = healthy ? comm->patience : kAbortPatience;
-    if (!comm->wait_ended(patience)) {
+    const int32_t waited = comm->wait_ended(patience, call);
+    if (waited != BARACUDA_OK) {
       Lock lock(comm->mutex);
       if (comm->ending) {
         // The thread that is in NCCL frees it when NCCL lets go.
         comm->orphaned = true;
+        if (waited != BARACUDA_TIMEOUT) return waited;
         if (!healthy) return BARACUDA_OK;
-        fail(BARACUDA_TIMEOUT, "ncclCommDestroy",
+        fail(BARACUDA_TIMEOUT, call,
              "rank %d of %d: the other ranks of this machine did not end theirs within %g s",
              comm->rank, comm->world_size, patience);
         locate_failure(comm->rank, -1);
         return BARACUDA_TIMEOUT;
       }
     }
-    if (healthy) status = check_nccl(comm->end_result, "ncclCommDestroy");
+    if (healthy) status = check_nccl(comm->end_result, call);
     if (status != BARACUDA_OK) locate_failure(comm->rank, -1);
+    if (waited != BARACUDA_OK && waited != BARACUDA_TIMEOUT) status = waited;
   }
   free_comm(comm);
   return status;

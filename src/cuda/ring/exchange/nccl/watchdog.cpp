@@ -23,6 +23,8 @@ using Clock = TimeLimit::Clock;
 
 // How long to wait before looking again whether a handle may be aborted.
 constexpr std::chrono::milliseconds kAbortRetry{2};
+// Between two looks at what other ranks say.
+constexpr std::chrono::milliseconds kLookAtBoards{50};
 
 baracuda_error timeout_failure(const NcclDeadline& deadline) {
   const baracuda_nccl_comm& comm = deadline.comm;
@@ -82,9 +84,17 @@ class Watchdog {
     changed_.notify_one();
   }
 
+  void look(baracuda_nccl_comm& comm) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    comm.next_with_board = with_board_;
+    with_board_ = &comm;
+    changed_.notify_one();
+  }
+
   void forget(baracuda_nccl_comm& comm) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (comm.run_deadline.armed) unlink(comm.run_deadline);
+    forget_board(comm);
     baracuda_nccl_comm** link = &to_abort_;
     while (*link != nullptr && *link != &comm) link = &(*link)->next_to_abort;
     if (*link == &comm) *link = comm.next_to_abort;
@@ -105,6 +115,8 @@ class Watchdog {
         }
         deadline = following;
       }
+      look_at_boards();
+      if (with_board_ != nullptr) wakes_at_ = std::min(wakes_at_, now + kLookAtBoards);
       abort_requested();
       if (to_abort_ != nullptr) wakes_at_ = std::min(wakes_at_, now + kAbortRetry);
       if (wakes_at_ == Clock::time_point::max()) {
@@ -120,6 +132,26 @@ class Watchdog {
     deadline.fired = true;
     deadline.comm.mark_failed(timeout_failure(deadline));
     request_abort(deadline.comm);
+  }
+
+  void look_at_boards() {
+    for (baracuda_nccl_comm* comm = with_board_; comm != nullptr;) {
+      baracuda_nccl_comm* const following = comm->next_with_board;
+      baracuda_error found;
+      if (comm->board->look(&found)) {
+        comm->mark_failed(found);
+        comm->board->fail(found);
+        request_abort(*comm);
+        forget_board(*comm);
+      }
+      comm = following;
+    }
+  }
+
+  void forget_board(baracuda_nccl_comm& comm) {
+    baracuda_nccl_comm** link = &with_board_;
+    while (*link != nullptr && *link != &comm) link = &(*link)->next_with_board;
+    if (*link == &comm) *link = comm.next_with_board;
   }
 
   void request_abort(baracuda_nccl_comm& comm) {
@@ -153,6 +185,7 @@ class Watchdog {
   Clock::time_point wakes_at_ = Clock::time_point::max();
   NcclDeadline* deadlines_ = nullptr;
   baracuda_nccl_comm* to_abort_ = nullptr;
+  baracuda_nccl_comm* with_board_ = nullptr;
 };
 
 std::atomic<Watchdog*> running{nullptr};  // never freed: its thread runs until the process ends
@@ -189,6 +222,11 @@ TimeLimit::TimeLimit(double seconds) : seconds_(seconds), at_(Clock::time_point:
   at_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(left);
 }
 
+double TimeLimit::seconds_left() const {
+  if (never()) return 0;
+  return std::max(1e-3, std::chrono::duration<double>(at_ - Clock::now()).count());
+}
+
 int32_t watchdog_arm(NcclDeadline& deadline, const TimeLimit& limit, const char* call) {
   deadline.fired = false;
   if (limit.never()) return BARACUDA_OK;
@@ -214,6 +252,11 @@ void watchdog_abort(baracuda_nccl_comm& comm) {
   } else {
     comm.try_abort();
   }
+}
+
+void watchdog_look(baracuda_nccl_comm& comm) {
+  // Without a thread its deadlines alone end what waits.
+  if (Watchdog* watchdog = start_watchdog()) watchdog->look(comm);
 }
 
 void watchdog_forget(baracuda_nccl_comm& comm) {

@@ -20,6 +20,7 @@ class TimeLimit {
   bool passed() const { return !never() && Clock::now() >= at_; }
   Clock::time_point at() const { return at_; }
   double seconds() const { return seconds_; }  // as asked for
+  double seconds_left() const;                 // more than 0; 0 where there is no limit
 
  private:
   double seconds_;
@@ -48,6 +49,8 @@ bool watchdog_disarm(NcclDeadline& deadline);
 
 // Aborts a failed, owned communicator: at once, or when its handle is free or plainly stuck.
 void watchdog_abort(baracuda_nccl_comm& comm);
+// Looks at comm's board from now on, and fails comm by what stands there.
+void watchdog_look(baracuda_nccl_comm& comm);
 // The watchdog holds no pointer to comm afterwards.
 void watchdog_forget(baracuda_nccl_comm& comm);
 

@@ -20,7 +20,7 @@ from baracuda_kernels.ops.ring_attention._args cimport RingAttentionArgs
 from baracuda_kernels.ops.ring_attention._descriptor cimport RingAttentionDescriptor
 
 from baracuda_kernels._core._enums import Direction
-from baracuda_kernels._core._errors import InvalidProblemError
+from baracuda_kernels._core._errors import BaracudaError, InvalidProblemError
 from baracuda_kernels._core._selection import OpSpec
 from baracuda_kernels.ops.attention import _families, _options
 from baracuda_kernels.ops.attention._kind import AttentionKind
@@ -147,13 +147,18 @@ cdef class RingAttentionPlan(RingPlan):
             The ring failed, or a rank did not come.
         """
         cdef RingMember member = as_member(comm, self.kernel.device)
-        if member.device != self.kernel.device:
-            raise InvalidProblemError(
-                f"comm: is on device {member.device}, the plan was selected for {self.kernel.device}")
-        if args is not None:
-            self.check(args, member.world_size, _Binding())
-        _agreement.require(member.world_size,
-                           member.all_gather(_agreement.encode(self.descriptor, args)))
+        try:
+            if member.device != self.kernel.device:
+                raise InvalidProblemError(
+                    f"comm: is on device {member.device}, the plan was selected for "
+                    f"{self.kernel.device}")
+            if args is not None:
+                self.check(args, member.world_size, _Binding())
+            message = _agreement.encode(self.descriptor, args)
+        except BaracudaError as error:
+            member.pass_on(error, False)
+            raise
+        _agreement.require(member.world_size, member.all_gather(message))
 
     def run(self, stream, comm, RingAttentionArgs args not None, *, timeline=None):
         """Attend to the whole ring; every rank calls it.
@@ -170,7 +175,8 @@ cdef class RingAttentionPlan(RingPlan):
         Raises
         ------
         InvalidProblemError, MisalignedOperandError, BufferTooSmallError, WorkspaceTooSmallError
-            An operand is wrong; nothing was launched or sent.
+            An operand is wrong, here or on another rank of an NCCL ring on this machine; nothing was
+            launched or sent. A rank that has begun already finds its ring failed.
         CommunicatorError
             The communicator is busy in another run, failed or closed.
         KeyboardInterrupt
@@ -179,11 +185,18 @@ cdef class RingAttentionPlan(RingPlan):
         NcclError, NcclTimeoutError, CudaError
             The ring or the GPU failed.
         """
-        cdef Stream one = as_stream(stream)
         cdef RingMember member = as_member(comm, self.kernel.device)
-        cdef RingBinding binding = self.bind(one, member, args)
-        cdef RingTimeline recorder = as_timeline(timeline)
+        cdef Stream one
+        cdef RingBinding binding
+        cdef RingTimeline recorder
         cdef int32_t status, previous
+        try:
+            one = as_stream(stream)
+            binding = self.bind(one, member, args)
+            recorder = as_timeline(timeline)
+        except BaracudaError as error:
+            member.pass_on(error, False)
+            raise
         # Until the communicator is ours another run may be reading what is written below.
         member.enter()
         binding.call.stream = one.handle
@@ -196,7 +209,8 @@ cdef class RingAttentionPlan(RingPlan):
                 except BaseException:
                     leave_device(previous)
                     raise
-        except BaseException:
+        except BaseException as error:
+            member.pass_on(error, True)
             member.leave(c_api.BARACUDA_OK)
             raise
         with nogil:

@@ -1,0 +1,68 @@
+"""Waiting for a process group's messages, so that Ctrl-C ends the wait."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import queue
+import threading
+from typing import Any
+
+# Pairs of a work and the tensor that it must not outlive.
+Works = list[tuple[Any, Any]]
+_Answer = queue.SimpleQueue[BaseException | None]
+
+# A wait that ends so, by gloo's rules, ends the group's connections too.
+_AT_ONCE = datetime.timedelta(milliseconds=1)
+
+_tasks: queue.SimpleQueue[tuple[Works, _Answer]] = queue.SimpleQueue()
+_process = -1  # whose thread serves them
+
+
+def wait_all(pending: Works) -> BaseException | None:
+    """The first failure of the works, all of which are over then; not raised.
+
+    A wait blocks in C++, where no signal is heard: in the main thread of the process another thread
+    waits in its place. After Ctrl-C the group has no connections, nobody writes into the tensors
+    any more, and the other ranks' waits fail at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return _wait(pending)
+    _start()
+    answer: _Answer = queue.SimpleQueue()
+    _tasks.put((pending, answer))
+    try:
+        return answer.get()
+    except BaseException:
+        for work, _ in pending:
+            with contextlib.suppress(RuntimeError):
+                work.wait(_AT_ONCE)
+        with contextlib.suppress(queue.Empty):
+            answer.get(timeout=0.3)
+        raise
+
+
+def _wait(pending: Works) -> BaseException | None:
+    failure = None
+    for work, _ in pending:
+        # Whatever has failed: the others may still be writing into tensors that are freed next.
+        try:
+            work.wait()
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
+            failure = failure or error
+    return failure
+
+
+def _serve() -> None:
+    while True:
+        pending, answer = _tasks.get()
+        answer.put(_wait(pending))
+        del pending, answer
+
+
+def _start() -> None:
+    global _process, _tasks
+    if _process != os.getpid():  # threads do not survive a fork
+        _process, _tasks = os.getpid(), queue.SimpleQueue()
+        threading.Thread(target=_serve, name="baracuda-wait", daemon=True).start()

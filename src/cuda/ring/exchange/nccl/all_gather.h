@@ -1,0 +1,16 @@
+// A few bytes from every rank to every rank of an NCCL ring, for set-up.
+#pragma once
+
+#include <stdint.h>
+
+#include "ring/exchange/nccl/comm.h"
+#include "ring/exchange/nccl/watchdog.h"
+
+namespace baracuda {
+
+// As baracuda_ring_all_gather(), but a deadline, a failure of the ring and a signal end its wait. Then
+// the communicator has failed.
+int32_t nccl_all_gather(baracuda_nccl_comm& comm, const void* mine, int64_t bytes, void* all,
+                        const TimeLimit& limit);
+
+}  // namespace baracuda

@@ -1,0 +1,400 @@
+// Which hops are by peer: every rank says what it has, the neighbours try, and all decide alike.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <thread>
+
+#include "baracuda/status.h"
+#include "common/error.h"
+#include "ring/device_scope.h"
+#include "ring/exchange/peer/peer.h"
+#include "runtime/scratch.h"
+
+namespace baracuda {
+namespace {
+
+constexpr const char* kCall = "baracuda_peer_connect";
+constexpr int64_t kTrialBytes = 4096;
+// A wait that was released by a CPU ends within microseconds.
+constexpr double kReleaseSeconds = 5.0;
+
+struct Hello {
+  int32_t wish;
+  int32_t wait;
+  int32_t has_device;
+  char host[16];
+  char process[16];
+  char nonce[16];
+};
+
+struct Mapped {
+  int32_t is_mapped;
+  PeerOffer offer;
+};
+
+// Of this rank as the sender to the next one, and as the receiver.
+struct Outcome {
+  int32_t out;
+  int32_t in;
+  char detail[128];
+};
+
+bool host_id(char id[16]) {
+  std::memset(id, 0, 16);
+  std::FILE* const file = std::fopen("/proc/sys/kernel/random/boot_id", "r");
+  if (file == nullptr) return false;
+  char text[64] = "";
+  const bool read = std::fgets(text, sizeof(text), file) != nullptr;
+  std::fclose(file);
+  int digits = 0;
+  for (const char* c = text; read && *c != '\0' && digits < 32; ++c) {
+    const int value = *c >= '0' && *c <= '9' ? *c - '0' : *c >= 'a' && *c <= 'f' ? *c - 'a' + 10 : -1;
+    if (value < 0) continue;
+    id[digits / 2] = static_cast<char>(id[digits / 2] << 4 | value);
+    ++digits;
+  }
+  return digits == 32;
+}
+
+class Connection {
+ public:
+  explicit Connection(baracuda_peer& peer, double trial_seconds)
+      : peer_(peer), trial_seconds_(trial_seconds), ranks_(static_cast<size_t>(peer.world_size())) {}
+
+  ~Connection() {
+    for (PeerBuffer& buffer : peer_.buffers) peer_return(peer_, buffer);
+    peer_.buffers.clear();
+    scratch_free(peer_.end.device, memory_);
+  }
+
+  int32_t execute() {
+    peer_.verdicts.assign(ranks_, PeerVerdict());
+    int32_t status = greet();
+    if (status == BARACUDA_OK && any_candidate()) status = share_words();
+    if (status == BARACUDA_OK && any_candidate()) status = share_memory();
+    if (status == BARACUDA_OK && any_candidate()) status = try_hops();
+    if (status != BARACUDA_OK) return status;
+    use_candidates();
+    return require();
+  }
+
+ private:
+  size_t after(size_t rank) const { return (rank + 1) % ranks_; }
+  bool is_candidate(size_t rank) const {
+    return peer_.verdicts[rank].reason == BARACUDA_PEER_WORKS;
+  }
+  bool any_candidate() const {
+    for (size_t r = 0; r < ranks_; ++r) {
+      if (is_candidate(r)) return true;
+    }
+    return false;
+  }
+  void reject(size_t rank, int32_t reason, const char* detail = "") {
+    if (!is_candidate(rank)) return;
+    peer_.verdicts[rank] = {reason, detail};
+  }
+  void use_candidates() {
+    peer_.out_by_peer = is_candidate(static_cast<size_t>(peer_.rank()));
+    peer_.in_by_peer = is_candidate(static_cast<size_t>(peer_.previous()));
+  }
+
+  template <typename T>
+  int32_t gather(const T& mine, std::vector<T>& all) {
+    all.resize(ranks_);
+    return baracuda_ring_all_gather(&peer_.end, &mine, sizeof(T), all.data());
+  }
+
+  int32_t greet() {
+    Hello mine{};
+    mine.wish = peer_.wish;
+    mine.wait = peer_.wait;
+    std::memcpy(mine.process, peer_.process, 16);
+    mine.has_device = peer_.ops != nullptr && host_id(mine.host) && random_bytes(mine.nonce);
+    const int32_t status = gather(mine, hellos_);
+    if (status != BARACUDA_OK) return status;
+    for (size_t r = 0; r < ranks_; ++r) {
+      const Hello& a = hellos_[r];
+      const Hello& b = hellos_[after(r)];
+      for (const Hello* end : {&a, &b}) {
+        if (end->wish == BARACUDA_PEER_NEVER) {
+          char who[64];
+          const size_t at = static_cast<size_t>(end - hellos_.data());
+          std::snprintf(who, sizeof(who), "rank %d", static_cast<int>(at));
+          reject(r, BARACUDA_PEER_NOT_ASKED, who);
+        }
+      }
+      if (a.has_device == 0 || b.has_device == 0) reject(r, BARACUDA_PEER_NO_DEVICE);
+      if (std::memcmp(a.host, b.host, 16) != 0) reject(r, BARACUDA_PEER_OTHER_HOST);
+    }
+    const Hello& next = hellos_[static_cast<size_t>(peer_.next())];
+    const Hello& previous = hellos_[static_cast<size_t>(peer_.previous())];
+    peer_.next_wait = next.wait;
+    peer_.next_in_process = std::memcmp(next.process, peer_.process, 16) == 0;
+    peer_.previous_in_process = std::memcmp(previous.process, peer_.process, 16) == 0;
+    return BARACUDA_OK;
+  }
+
+  bool has_candidate(size_t rank) const {
+    return is_candidate(rank) || is_candidate((rank + ranks_ - 1) % ranks_);
+  }
+
+  // The first rank of a host that has a hop to try makes its file.
+  int32_t share_words() {
+    const size_t me = static_cast<size_t>(peer_.rank());
+    size_t leader = ranks_;
+    for (size_t r = 0; r < ranks_ && leader == ranks_; ++r) {
+      if (has_candidate(r) && std::memcmp(hellos_[r].host, hellos_[me].host, 16) == 0) leader = r;
+    }
+    const bool takes_part = has_candidate(me);
+    const char* const nonce = leader < ranks_ ? hellos_[leader].nonce : nullptr;
+    const int32_t size = peer_.world_size();
+    Mapped mine{};
+    if (leader == me && peer_.file.create(nonce, size)) mine.is_mapped = 1;
+    std::vector<Mapped> all;
+    int32_t status = gather(mine, all);  // the file is there
+    if (status != BARACUDA_OK) return status;
+    if (takes_part && all[leader].is_mapped != 0) {
+      if (leader != me) mine.is_mapped = peer_.file.open(nonce, size) ? 1 : 0;
+    } else {
+      mine.is_mapped = 0;
+    }
+    if (mine.is_mapped != 0) {
+      void* device_words = nullptr;
+      const bool good =
+          peer_.file.hold(peer_.rank()) &&
+          peer_.ops->map_words(peer_.file.data(), static_cast<int64_t>(peer_.file.bytes()),
+                               &device_words) == BARACUDA_OK;
+      peer_.device_words = static_cast<char*>(device_words);
+      mine.is_mapped = good ? 1 : 0;
+    }
+    if (mine.is_mapped != 0) {
+      // Half to receive into, half to send from.
+      status = scratch_allocate(peer_.end.device, kTrialBytes, &memory_);
+      if (status != BARACUDA_OK) return status;
+      mine.offer = peer_offer(peer_, memory_, kTrialBytes / 2,
+                              is_candidate(static_cast<size_t>(peer_.previous())));
+    }
+    status = gather(mine, mapped_);
+    peer_.file.unlink();
+    if (status != BARACUDA_OK) return status;
+    for (size_t r = 0; r < ranks_; ++r) {
+      const Mapped& next = mapped_[after(r)];
+      if (mapped_[r].is_mapped == 0 || next.is_mapped == 0) {
+        reject(r, BARACUDA_PEER_NO_SHARED_FILE);
+      } else if (next.offer.status != BARACUDA_OK) {
+        reject(r, BARACUDA_PEER_NO_EXPORT);
+      }
+    }
+    return BARACUDA_OK;
+  }
+
+  int32_t share_outcome(const Outcome& mine, int32_t reason) {
+    std::vector<Outcome> all;
+    const int32_t status = gather(mine, all);
+    if (status != BARACUDA_OK) return status;
+    for (size_t r = 0; r < ranks_; ++r) {
+      if (all[r].out == 0) reject(r, reason, all[r].detail);
+      if (all[after(r)].in == 0) reject(r, reason, all[after(r)].detail);
+    }
+    return BARACUDA_OK;
+  }
+
+  int32_t share_memory() {
+    use_candidates();
+    PeerBuffer buffer{static_cast<char*>(memory_), kTrialBytes / 2, nullptr, 0, nullptr};
+    Outcome mine{1, 1, ""};
+    if (peer_.out_by_peer) {
+      const PeerOffer& offer = mapped_[static_cast<size_t>(peer_.next())].offer;
+      mine.out = peer_take(peer_, offer, buffer) == BARACUDA_OK ? 1 : 0;
+      if (mine.out == 0) {
+        std::snprintf(mine.detail, sizeof(mine.detail), "%s", peer_.detail.c_str());
+      }
+    }
+    peer_.buffers.push_back(buffer);
+    return share_outcome(mine, BARACUDA_PEER_NO_ACCESS);
+  }
+
+  // One round, with the receiver's check of what came.
+  int32_t try_hops() {
+    use_candidates();
+    Outcome mine{1, 1, ""};
+    if (peer_.has_hops() && !try_own()) {
+      mine.out = mine.in = 0;
+      std::snprintf(mine.detail, sizeof(mine.detail), "%s", peer_.detail.c_str());
+    }
+    // Before the memory is given back.
+    for (PeerBuffer& buffer : peer_.buffers) peer_return(peer_, buffer);
+    return share_outcome(mine, BARACUDA_PEER_TRIAL_FAILED);
+  }
+
+  bool note(int32_t status) {
+    if (status != BARACUDA_OK) peer_.detail = baracuda_last_error()->message;
+    return status == BARACUDA_OK;
+  }
+
+  bool try_own() {
+    baracuda_ring_endpoint& end = peer_.end;
+    char* const into = static_cast<char*>(memory_);
+    char* const from = into + kTrialBytes / 2;
+    constexpr int64_t bytes = kTrialBytes / 2;
+    std::vector<char> pattern = pattern_of(peer_.rank());
+    const std::vector<char> expected = pattern_of(peer_.previous());
+    if (!note(end.ops->copy(from, pattern.data(), bytes, end.ring_stream)) ||
+        !note(end.ops->clear(into, bytes, end.ring_stream)) ||
+        !note(end.ops->record(end.compute_done, end.ring_stream))) {
+      return false;
+    }
+    if (peer_.wait == BARACUDA_PEER_WAIT_GATE && !note(peer_.ops->gate_load())) return false;
+    const bool enqueued = note(enqueue_round(from, into, bytes));
+    if (!wait_for_stream(trial_seconds_)) {
+      release();
+      if (enqueued) peer_.detail = "the exchange was not done in time";
+      wait_for_stream(kReleaseSeconds);
+      return false;
+    }
+    if (!enqueued) return false;
+    if (!peer_.in_by_peer) return true;
+    std::vector<char> found(static_cast<size_t>(bytes));
+    if (!note(end.ops->copy(found.data(), into, bytes, end.ring_stream)) ||
+        !note(end.ops->stream_synchronize(end.ring_stream))) {
+      return false;
+    }
+    if (found == expected) return true;
+    peer_.detail = "what arrived is not what was sent";
+    return false;
+  }
+
+  std::vector<char> pattern_of(int32_t rank) const {
+    const char* const nonce = hellos_[static_cast<size_t>(rank)].nonce;
+    std::vector<char> pattern(static_cast<size_t>(kTrialBytes / 2));
+    for (size_t i = 0; i < pattern.size(); ++i) {
+      pattern[i] = static_cast<char>(nonce[i % 16] + static_cast<char>(i / 16));
+    }
+    return pattern;
+  }
+
+  int32_t enqueue_round(void* from, void* into, int64_t bytes) {
+    baracuda_ring_endpoint& end = peer_.end;
+    const baracuda_ring_exchange& exchange = peer_exchange();
+    baracuda_ring_round round{};
+    round.stream = end.ring_stream;
+    round.ready = end.compute_done;
+    // A message lists where both ends have it, also where this rank has but one of the two hops.
+    round.send_count = round.receive_count = 1;
+    round.sends[0] = {from, bytes, peer_.out_by_peer ? peer_.next() : -1};
+    round.receives[0] = {into, bytes, peer_.in_by_peer ? peer_.previous() : -1};
+    end.exchange_context = &peer_;
+    int32_t status = exchange.grant(&end, &round);
+    // Only what goes by peer is tried.
+    peer_.rounds[0].transports = peer_.rounds[0].receives_by_transport = false;
+    if (status == BARACUDA_OK) status = exchange.post(&end, &round);
+    if (status == BARACUDA_OK) status = exchange.complete(&end, &round);
+    if (status == BARACUDA_OK && peer_.in_by_peer) status = exchange.wait(&end, 0, end.ring_stream);
+    end.exchange_context = nullptr;
+    peer_.joins = false;
+    peer_.last_number = -1;
+    return status;
+  }
+
+  bool wait_for_stream(double seconds) {
+    using Clock = std::chrono::steady_clock;
+    const auto limit = Clock::now() + std::chrono::duration<double>(seconds);
+    for (;;) {
+      int32_t done = 0;
+      if (!note(peer_.ops->query(peer_.end.ring_stream, &done))) return false;
+      if (done != 0) return true;
+      if (Clock::now() >= limit) return false;
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
+  }
+
+  // The waits of this rank alone: hops that failed are not used again.
+  void release() {
+    const auto set = [](PeerWord& word) {
+      __atomic_store_n(&word.abort, kPeerAbortHalf, __ATOMIC_SEQ_CST);
+    };
+    set(peer_.file.hop(peer_.next()).granted);
+    PeerHopWords& mine = peer_.file.hop(peer_.rank());
+    set(mine.full);
+    for (PeerWord& word : mine.arrived) set(word);
+  }
+
+  int32_t require() {
+    for (size_t r = 0; r < ranks_; ++r) {
+      const bool required = hellos_[r].wish == BARACUDA_PEER_REQUIRED ||
+                            hellos_[after(r)].wish == BARACUDA_PEER_REQUIRED;
+      if (!required || is_candidate(r)) continue;
+      const PeerVerdict& verdict = peer_.verdicts[r];
+      fail(BARACUDA_UNSUPPORTED, kCall,
+           "exchange: got \"peer\", but the hop from rank %d to rank %d cannot be: %s%s%s",
+           static_cast<int>(r), static_cast<int>(after(r)),
+           baracuda_peer_reason_text(verdict.reason), verdict.detail.empty() ? "" : ": ",
+           verdict.detail.c_str());
+      locate_failure(peer_.rank(), -1);
+      return BARACUDA_UNSUPPORTED;
+    }
+    return BARACUDA_OK;
+  }
+
+  baracuda_peer& peer_;
+  const double trial_seconds_;
+  const size_t ranks_;
+  std::vector<Hello> hellos_;
+  std::vector<Mapped> mapped_;
+  void* memory_ = nullptr;
+};
+
+bool tell_processes_apart(char process[16]) {
+  // Of this copy of the library: ranks that use the same one are in one process.
+  static char id[16];
+  static const bool made = random_bytes(id);
+  std::memcpy(process, id, 16);
+  return made;
+}
+
+}  // namespace
+}  // namespace baracuda
+
+using namespace baracuda;
+
+extern "C" int32_t baracuda_peer_connect(baracuda_ring_endpoint* endpoint,
+                                         const baracuda_peer_options* options,
+                                         baracuda_peer** peer) {
+  *peer = nullptr;
+  if (options == nullptr || options->struct_size != sizeof(baracuda_peer_options)) {
+    return fail(BARACUDA_INVALID_ARGUMENT, kCall, "options: struct_size must be %zu",
+                sizeof(baracuda_peer_options));
+  }
+  std::unique_ptr<baracuda_peer> made(new (std::nothrow) baracuda_peer(*endpoint));
+  if (made == nullptr || !tell_processes_apart(made->process)) {
+    return fail(BARACUDA_OUT_OF_MEMORY, kCall, "no memory for the exchange");
+  }
+  made->wish = options->wish;
+  made->wait = options->wait;
+  made->ops = options->ops;
+  if (made->ops == nullptr || (made->wait == BARACUDA_PEER_WAIT_GATE && !made->ops->gate)) {
+    made->wait = BARACUDA_PEER_WAIT_EVENT;
+  }
+  DeviceScope device;
+  int32_t status = device.enter(*endpoint->ops, endpoint->device);
+  if (status != BARACUDA_OK) return status;
+  try {
+    status = Connection(*made, options->trial_seconds).execute();
+  } catch (const std::bad_alloc&) {
+    status = fail(BARACUDA_OUT_OF_MEMORY, kCall, "no memory for the exchange");
+  }
+  if (status == BARACUDA_OK && made->has_hops()) {
+    endpoint->exchange = &peer_exchange();
+    endpoint->exchange_context = made.get();
+  }
+  if (status == BARACUDA_OK) {
+    *peer = made.release();
+    return status;
+  }
+  const baracuda_error failure = *baracuda_last_error();
+  baracuda_peer_close(made.release(), kReleaseSeconds, nullptr);
+  return restore_failure(failure);
+}

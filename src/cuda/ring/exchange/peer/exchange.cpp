@@ -1,0 +1,318 @@
+// Rounds by the copy engines. On the ring stream of every rank, round by round:
+//
+//   wait for `ready`; grant our buffer to the rank before
+//   wait for the next rank's grant; push; say that its buffer is full
+//   wait until ours is full
+//
+// So a grant follows our last push from that buffer and the caller's last read of it, and a word is
+// set again only after it was reset: both ends of a hop know that from the other end's word.
+#include "baracuda/status.h"
+#include "common/error.h"
+#include "ring/exchange/peer/peer.h"
+
+namespace baracuda {
+namespace {
+
+using Endpoint = baracuda_ring_endpoint;
+using Round = baracuda_ring_round;
+
+baracuda_peer& peer_of(Endpoint* end) {
+  return *static_cast<baracuda_peer*>(end->exchange_context);
+}
+
+PeerRound& round_at(baracuda_peer& peer, int32_t number) {
+  return peer.rounds[number & (kPeerArrivals - 1)];
+}
+
+// Calls a function that may be a test's own: one that fails without a record gets one.
+template <typename F>
+int32_t recorded(const char* call, F f) {
+  const int32_t status = f();
+  if (status == BARACUDA_OK) return status;
+  if (has_record() && baracuda_last_error()->status == status) return status;
+  return fail_with_code(status, status, call, "%s returned %d", call, status);
+}
+
+int32_t record(const Endpoint& end, void* event) {
+  return recorded("record", [&] { return end.ops->record(event, end.ring_stream); });
+}
+int32_t write_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint32_t value) {
+  return recorded("write_word",
+                  [&] { return peer.ops->write_word(stream, peer.on_device(word), value); });
+}
+// Waits for the word and resets it.
+int32_t take_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint32_t bit) {
+  const int32_t status = recorded("wait_word", [&] {
+    return peer.ops->wait_word(stream, peer.on_device(word), bit | kPeerAbortMask);
+  });
+  return status == BARACUDA_OK ? write_word(peer, stream, word, 0) : status;
+}
+
+constexpr uint32_t kRead = 1;
+
+int32_t grant(Endpoint* end, const Round* round) {
+  baracuda_peer& peer = peer_of(end);
+  int32_t status = peer.begin(*round);
+  if (status != BARACUDA_OK) return status;
+  if (round->signalled != 0) {
+    peer.owes_signal = true;
+    status = take_word(peer, end->ring_stream, peer.file.hop(peer.rank()).read, kRead);
+  } else {
+    status = recorded("wait", [&] { return end->ops->wait(end->ring_stream, round->ready); });
+  }
+  if (status == BARACUDA_OK && round->begin_mark != nullptr) {
+    status = record(*end, round->begin_mark);
+  }
+  const PeerRound& at = round_at(peer, round->number);
+  if (status != BARACUDA_OK || !at.takes) return status;
+  return write_word(peer, end->ring_stream, peer.file.hop(peer.rank()).granted, at.granted);
+}
+
+int32_t open(Endpoint* end) {
+  baracuda_peer& peer = peer_of(end);
+  if (!round_at(peer, peer.last_number).transports) return BARACUDA_OK;
+  return baracuda_send_recv_exchange()->open(end);
+}
+
+int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
+  Endpoint& end = peer.end;
+  const int32_t next = peer.next();
+  const PeerHopWords& words = peer.file.hop(next);
+  int32_t status = take_word(peer, end.ring_stream, words.granted, at.granted);
+  for (int32_t i = 0; i < round.send_count && status == BARACUDA_OK; ++i) {
+    const baracuda_ring_message& out = round.sends[i];
+    if (out.peer != next) continue;
+    // Every rank receives a payload where the others do: our own receive shows the next one's.
+    const void* const mine = round.receives[i].data;
+    const PeerBuffer& buffer = peer.buffers[static_cast<size_t>(peer.find(mine, out.bytes))];
+    char* const into = buffer.next + (static_cast<const char*>(mine) - buffer.mine);
+    status = recorded(
+        "copy", [&] { return end.ops->copy(into, out.data, out.bytes, end.ring_stream); });
+  }
+  if (status == BARACUDA_OK) status = write_word(peer, end.ring_stream, words.full, at.full);
+  if (status != BARACUDA_OK || peer.next_wait == BARACUDA_PEER_WAIT_EVENT) return status;
+  const PeerWord& arrived = words.arrived[at.number & (kPeerArrivals - 1)];
+  return write_word(peer, end.ring_stream, arrived, at.full);
+}
+
+// What does not go by peer goes by the transport.
+int32_t post(Endpoint* end, const Round* round) {
+  baracuda_peer& peer = peer_of(end);
+  const PeerRound& at = round_at(peer, round->number);
+  int32_t status = at.pushes ? push(peer, at, *round) : BARACUDA_OK;
+  if (status != BARACUDA_OK || !at.transports) return status;
+  Round rest = *round;
+  rest.send_count = rest.receive_count = 0;
+  for (int32_t i = 0; i < round->send_count; ++i) {
+    if (at.pushes && round->sends[i].peer == peer.next()) continue;
+    rest.sends[rest.send_count++] = round->sends[i];
+  }
+  for (int32_t i = 0; i < round->receive_count; ++i) {
+    if (at.takes && round->receives[i].peer == peer.previous()) continue;
+    rest.receives[rest.receive_count++] = round->receives[i];
+  }
+  return baracuda_send_recv_exchange()->post(end, &rest);
+}
+
+int32_t close(Endpoint* end) {
+  baracuda_peer& peer = peer_of(end);
+  if (!round_at(peer, peer.last_number).transports) return BARACUDA_OK;
+  return baracuda_send_recv_exchange()->close(end);
+}
+
+int32_t complete(Endpoint* end, const Round* round) {
+  baracuda_peer& peer = peer_of(end);
+  const PeerRound& at = round_at(peer, round->number);
+  if (at.takes) {
+    const PeerWord& full = peer.file.hop(peer.rank()).full;
+    const int32_t status = take_word(peer, end->ring_stream, full, at.full);
+    if (status != BARACUDA_OK) return status;
+  }
+  return baracuda_send_recv_exchange()->complete(end, round);
+}
+
+int32_t wait(Endpoint* end, int32_t number, void* stream) {
+  baracuda_peer& peer = peer_of(end);
+  const PeerRound& at = round_at(peer, number);
+  const bool by_word = peer.wait != BARACUDA_PEER_WAIT_EVENT && at.takes;
+  peer.joins = by_word;
+  if (!by_word) return baracuda_send_recv_exchange()->wait(end, number, stream);
+  const PeerWord& word = peer.file.hop(peer.rank()).arrived[number & (kPeerArrivals - 1)];
+  int32_t status = BARACUDA_OK;
+  if (peer.wait == BARACUDA_PEER_WAIT_GATE) {
+    void* const signal =
+        peer.owes_signal ? peer.on_device(peer.file.hop(peer.rank()).read) : nullptr;
+    status = recorded("gate", [&] {
+      return peer.ops->gate(stream, peer.on_device(word), at.full | kPeerAbortMask, signal);
+    });
+    if (status == BARACUDA_OK) peer.owes_signal = false;
+  } else {
+    status = take_word(peer, stream, word, at.full);
+  }
+  if (status != BARACUDA_OK || !at.receives_by_transport) return status;
+  return baracuda_send_recv_exchange()->wait(end, number, stream);
+}
+
+// A word says what came, and nothing of what this rank sends.
+int32_t finish(Endpoint* end, void* stream) {
+  baracuda_peer& peer = peer_of(end);
+  if (!peer.joins) return BARACUDA_OK;
+  peer.joins = false;
+  return baracuda_send_recv_exchange()->wait(end, peer.last_number, stream);
+}
+
+int32_t join(Endpoint* end, void* stream) {
+  baracuda_peer& peer = peer_of(end);
+  if (peer.owes_signal) {
+    // The neighbours cannot go on either, without what this rank has not sent.
+    peer.owes_signal = false;
+    peer.end_ring();
+  }
+  return baracuda_send_recv_exchange()->join(end, stream);
+}
+
+int32_t signals(Endpoint* end, int32_t number) {
+  baracuda_peer& peer = peer_of(end);
+  return peer.wait == BARACUDA_PEER_WAIT_GATE && round_at(peer, number).takes ? 1 : 0;
+}
+
+int32_t margin(Endpoint* end) {
+  baracuda_peer& peer = peer_of(end);
+  return round_at(peer, peer.last_number).transports ? end->max_ctas : 0;
+}
+
+int32_t register_buffer(Endpoint* end, void* data, int64_t bytes) {
+  return baracuda_peer_register(&peer_of(end), data, bytes);
+}
+
+constexpr baracuda_ring_exchange exchange = {sizeof(baracuda_ring_exchange),
+                                             "peer",
+                                             register_buffer,
+                                             grant,
+                                             open,
+                                             post,
+                                             close,
+                                             complete,
+                                             wait,
+                                             join,
+                                             finish,
+                                             signals,
+                                             margin};
+
+// splitmix64's finaliser.
+uint64_t mix(uint64_t digest, uint64_t value) {
+  digest += value + 0x9e3779b97f4a7c15u;
+  digest = (digest ^ (digest >> 30)) * 0xbf58476d1ce4e5b9u;
+  digest = (digest ^ (digest >> 27)) * 0x94d049bb133111ebu;
+  return digest ^ (digest >> 31);
+}
+
+// Of 31 bits: the highest is the abort's.
+uint32_t one_bit(uint64_t digest) { return uint32_t{1} << (digest % 31); }
+
+}  // namespace
+
+const baracuda_ring_exchange& peer_exchange() { return exchange; }
+
+}  // namespace baracuda
+
+using namespace baracuda;
+
+int32_t baracuda_peer::find(const void* data, int64_t bytes) const {
+  const char* const begin = static_cast<const char*>(data);
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    const PeerBuffer& buffer = buffers[i];
+    if (begin >= buffer.mine && bytes <= buffer.bytes - (begin - buffer.mine)) {
+      return static_cast<int32_t>(i);
+    }
+  }
+  return -1;
+}
+
+int32_t baracuda_peer::end_ring() {
+  const baracuda_error failure = *baracuda_last_error();
+  baracuda_peer_abort(this, failure.message);
+  return restore_failure(failure);
+}
+
+int32_t baracuda_peer::begin(const baracuda_ring_round& round) {
+  constexpr const char* call = "peer exchange";
+  const bool starts = round.number <= last_number || last_number < 0;
+
+  PeerRound at;
+  at.number = round.number;
+  bool registered = true;
+  uint64_t digest = mix(0, static_cast<uint64_t>(round.number));
+  for (int32_t i = 0; i < round.receive_count && registered; ++i) {
+    const baracuda_ring_message& in = round.receives[i];
+    const int32_t index = find(in.data, in.bytes);
+    registered = index >= 0;
+    if (!registered) break;
+    const PeerBuffer& buffer = buffers[static_cast<size_t>(index)];
+    const int64_t offset = static_cast<char*>(in.data) - buffer.mine;
+    digest = mix(digest, static_cast<uint64_t>(index));
+    digest = mix(digest, static_cast<uint64_t>(offset));
+    digest = mix(digest, static_cast<uint64_t>(in.bytes));
+    if (buffer.next != nullptr && in.bytes > buffer.next_bytes - offset) {
+      fail(BARACUDA_INVALID_ARGUMENT, call,
+           "rank %d sends %lld bytes to rank %d, which has registered room for %lld there", rank(),
+           static_cast<long long>(in.bytes), next(),
+           static_cast<long long>(buffer.next_bytes - offset));
+      return end_ring();
+    }
+  }
+  if (!registered && wish == BARACUDA_PEER_REQUIRED) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call,
+                "rank %d: a receive buffer (kv_scratch_a, kv_scratch_b) is not registered; must be "
+                "given to comm.register() on every rank, as exchange=\"peer\" was asked for",
+                rank());
+  }
+  for (int32_t i = 0; i < round.send_count; ++i) {
+    const bool pushed = registered && out_by_peer && round.sends[i].peer == next();
+    (pushed ? at.pushes : at.transports) = true;
+  }
+  for (int32_t i = 0; i < round.receive_count; ++i) {
+    const bool taken = registered && in_by_peer && round.receives[i].peer == previous();
+    (taken ? at.takes : at.receives_by_transport) = true;
+  }
+  at.transports = at.transports || at.receives_by_transport;
+  at.digest = digest;
+  at.granted = one_bit(digest >> 32);
+  at.full = one_bit(digest & 0xffffffffu);
+  round_at(*this, round.number) = at;
+  last_number = round.number;
+  const int32_t status = starts ? baracuda_peer_check(this) : BARACUDA_OK;
+  if (status != BARACUDA_OK || !starts || !(at.takes || at.pushes)) return status;
+
+  const uint32_t run = runs + 1;
+  const uint64_t told = uint64_t{run} << 32 | (digest & 0xffffffffu);
+  __atomic_store_n(&file.notes(rank()).signature[run % kPeerRunsTold], told, __ATOMIC_SEQ_CST);
+  __atomic_store_n(&runs, run, __ATOMIC_RELEASE);
+  return compare_runs() == BARACUDA_OK ? BARACUDA_OK : end_ring();
+}
+
+int32_t baracuda_peer::compare_runs() {
+  const uint32_t told = __atomic_load_n(&runs, __ATOMIC_ACQUIRE);
+  for (const bool ahead : {false, true}) {
+    if (!(ahead ? out_by_peer : in_by_peer)) continue;
+    const int32_t other = ahead ? next() : previous();
+    uint32_t run = __atomic_load_n(&compared[ahead], __ATOMIC_RELAXED);
+    if (told - run > kPeerRunsTold / 2) run = told - kPeerRunsTold / 2;
+    while (run < told) {
+      const size_t slot = (run + 1) % kPeerRunsTold;
+      const uint64_t theirs =
+          __atomic_load_n(&file.notes(other).signature[slot], __ATOMIC_SEQ_CST);
+      const uint32_t their_run = static_cast<uint32_t>(theirs >> 32);
+      if (their_run < run + 1) break;  // not told yet
+      ++run;
+      const uint64_t ours = __atomic_load_n(&file.notes(rank()).signature[slot], __ATOMIC_SEQ_CST);
+      if (their_run != run || theirs == ours) continue;
+      return fail(BARACUDA_INVALID_ARGUMENT, "peer exchange",
+                  "run %u: ranks %d and %d differ in their problems or in the buffers that they "
+                  "receive into",
+                  run, rank(), other);
+    }
+    __atomic_store_n(&compared[ahead], run, __ATOMIC_RELAXED);
+  }
+  return BARACUDA_OK;
+}

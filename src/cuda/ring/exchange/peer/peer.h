@@ -1,0 +1,114 @@
+// One rank's side of the exchange by peer: its hops, its words, and the buffers it shares.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <string>
+#include <vector>
+
+#include "baracuda/peer.h"
+#include "ring/exchange/peer/host_file.h"
+
+namespace baracuda {
+
+// A buffer of this rank, and the next rank's of the same number as this process sees it.
+struct PeerBuffer {
+  char* mine;
+  int64_t bytes;
+  char* next;  // NULL where this rank does not push
+  int64_t next_bytes;
+  void* opened;  // what to close again
+};
+
+// Why a hop is not by peer, in words that every rank has.
+struct PeerVerdict {
+  int32_t reason = BARACUDA_PEER_WORKS;
+  std::string detail;
+};
+
+// What a round does, alike on every rank.
+struct PeerRound {
+  int32_t number = -1;
+  bool takes = false;       // the rank before pushes to us
+  bool pushes = false;      // we push to the next one
+  bool transports = false;  // some messages go by the transport
+  bool receives_by_transport = false;
+  // Of the words: what both ends make of the buffers, offsets and bytes, so that ranks whose problems
+  // differ wait for each other instead of misreading.
+  uint32_t granted = 0;
+  uint32_t full = 0;
+  uint64_t digest = 0;
+};
+
+}  // namespace baracuda
+
+struct baracuda_peer {
+  explicit baracuda_peer(baracuda_ring_endpoint& endpoint) : end(endpoint) {}
+
+  int32_t rank() const { return end.transport.rank; }
+  int32_t world_size() const { return end.transport.world_size; }
+  int32_t next() const { return (rank() + 1) % world_size(); }
+  int32_t previous() const { return (rank() + world_size() - 1) % world_size(); }
+  bool has_hops() const { return in_by_peer || out_by_peer; }
+
+  // A word's address for streams.
+  void* on_device(const baracuda::PeerWord& word) const {
+    return device_words +
+           (reinterpret_cast<const char*>(&word) - static_cast<const char*>(file.data()));
+  }
+  // The registered buffer that holds these bytes; -1: none.
+  int32_t find(const void* data, int64_t bytes) const;
+
+  // Reads and describes a round.
+  int32_t begin(const baracuda_ring_round& round);
+  // The neighbours' problems against ours; BARACUDA_INVALID_ARGUMENT if they differ.
+  int32_t compare_runs();
+  // After a failure that this rank alone may see: nobody is to wait for it.
+  int32_t end_ring();
+
+  baracuda_ring_endpoint& end;
+  const baracuda_peer_ops* ops = nullptr;
+  int32_t wish = BARACUDA_PEER_NEVER;
+  int32_t wait = BARACUDA_PEER_WAIT_EVENT;
+  int32_t next_wait = BARACUDA_PEER_WAIT_EVENT;  // how the next rank's caller waits
+  bool in_by_peer = false;
+  bool out_by_peer = false;
+  bool next_in_process = false;
+  bool previous_in_process = false;
+  std::vector<baracuda::PeerVerdict> verdicts;  // by the hop's first rank
+  std::string detail;                           // of this rank's last failure
+
+  baracuda::PeerHostFile file;
+  char* device_words = nullptr;
+  std::vector<baracuda::PeerBuffer> buffers;
+
+  baracuda::PeerRound rounds[baracuda::kPeerArrivals];  // the latest, by number
+  int32_t last_number = -1;
+  bool joins = false;    // the run at hand has waited for words alone
+  bool owes_signal = false;  // a grant waits for what the caller's stream has not been given yet
+  uint32_t runs = 0;     // told to the neighbours
+  uint32_t compared[2] = {};  // of those, with the rank before and with the next one
+  char process[16] = {};  // tells processes of one host apart
+};
+
+namespace baracuda {
+
+// The exchange of an endpoint whose context is a baracuda_peer.
+const baracuda_ring_exchange& peer_exchange();
+
+// What a rank tells the one before it about a buffer.
+struct PeerOffer {
+  baracuda_peer_memory memory;
+  uint64_t address;
+  int64_t bytes;
+  int32_t status;  // of exporting it
+};
+
+// Ready to be sent; export fails only where the rank before needs it.
+PeerOffer peer_offer(baracuda_peer& peer, void* data, int64_t bytes, bool to_previous);
+// Makes the next rank's buffer reachable; BARACUDA_OK, or why not (recorded).
+int32_t peer_take(baracuda_peer& peer, const PeerOffer& offer, PeerBuffer& buffer);
+void peer_return(baracuda_peer& peer, PeerBuffer& buffer);
+
+}  // namespace baracuda

@@ -1,0 +1,177 @@
+// What the exchange by peer needs of CUDA: memory of other processes, and words that streams wait for.
+#include <cstddef>
+
+#include "baracuda/peer.h"
+
+#if defined(BARACUDA_WITH_CUDA)
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <cstring>
+
+#include "baracuda/runtime.h"
+#include "common/error.h"
+#include "runtime/gate.h"
+
+namespace {
+
+using baracuda::check_cuda;
+using baracuda::fail;
+using baracuda::fail_with_code;
+
+// The driver is never linked: its functions come by way of the runtime.
+struct Driver {
+  CUresult (*wait_value)(CUstream, CUdeviceptr, cuuint64_t, unsigned) = nullptr;
+  CUresult (*write_value)(CUstream, CUdeviceptr, cuuint32_t, unsigned) = nullptr;
+  CUresult (*address_range)(CUdeviceptr*, size_t*, CUdeviceptr) = nullptr;
+  CUresult (*error_string)(CUresult, const char**) = nullptr;
+
+  Driver() {
+    find("cuStreamWaitValue64", &wait_value);
+    find("cuStreamWriteValue32", &write_value);
+    find("cuMemGetAddressRange", &address_range);
+    find("cuGetErrorString", &error_string);
+  }
+  bool is_complete() const { return wait_value && write_value && address_range; }
+
+ private:
+  template <typename F>
+  static void find(const char* name, F* function) {
+    void* found = nullptr;
+    // 12.0's ABI of each: the one that this file is written to.
+#if CUDART_VERSION >= 12050
+    cudaDriverEntryPointQueryResult result{};
+    const cudaError_t error =
+        cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result);
+#else
+    const cudaError_t error = cudaGetDriverEntryPoint(name, &found, cudaEnableDefault);
+#endif
+    if (error == cudaSuccess) {
+      *function = reinterpret_cast<F>(found);
+    } else {
+      cudaGetLastError();
+    }
+  }
+};
+
+// Found at the first use, which comes after the driver was loaded.
+const Driver& driver() {
+  static const Driver found;
+  return found;
+}
+
+int32_t check_driver(CUresult result, const char* call) {
+  if (result == CUDA_SUCCESS) return BARACUDA_OK;
+  const char* text = nullptr;
+  if (driver().error_string != nullptr) driver().error_string(result, &text);
+  return fail_with_code(BARACUDA_CUDA_ERROR, static_cast<int32_t>(result), call, "%s: %s", call,
+                        text != nullptr ? text : "unknown error");
+}
+
+int32_t export_memory(const void* data, int64_t bytes, baracuda_peer_memory* memory) {
+  static_assert(sizeof(cudaIpcMemHandle_t) == BARACUDA_PEER_HANDLE_BYTES, "a handle's size");
+  if (!driver().is_complete()) {
+    return fail(BARACUDA_UNAVAILABLE, "cuMemGetAddressRange", "the driver does not have it");
+  }
+  CUdeviceptr base = 0;
+  size_t size = 0;
+  const CUdeviceptr begin = reinterpret_cast<CUdeviceptr>(data);
+  int32_t status =
+      check_driver(driver().address_range(&base, &size, begin), "cuMemGetAddressRange");
+  if (status != BARACUDA_OK) return status;
+  if (begin + static_cast<size_t>(bytes) > base + size) {
+    return fail(BARACUDA_INVALID_ARGUMENT, "cuMemGetAddressRange",
+                "%lld bytes reach beyond their allocation of %zu", static_cast<long long>(bytes),
+                size);
+  }
+  cudaIpcMemHandle_t handle;
+  const cudaError_t error = cudaIpcGetMemHandle(&handle, const_cast<void*>(data));
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    return fail_with_code(BARACUDA_CUDA_ERROR, error, "cudaIpcGetMemHandle",
+                          "%s; must be memory of cudaMalloc, not of a pool (cudaMallocAsync) and "
+                          "not mapped by the driver's virtual memory (expandable segments)",
+                          cudaGetErrorName(error));
+  }
+  std::memcpy(memory->handle, &handle, sizeof(handle));
+  memory->offset = static_cast<int64_t>(begin - base);
+  return BARACUDA_OK;
+}
+
+int32_t open_memory(const baracuda_peer_memory* memory, void** base) {
+  cudaIpcMemHandle_t handle;
+  std::memcpy(&handle, memory->handle, sizeof(handle));
+  *base = nullptr;
+  return check_cuda(cudaIpcOpenMemHandle(base, handle, cudaIpcMemLazyEnablePeerAccess),
+                    "cudaIpcOpenMemHandle");
+}
+
+int32_t close_memory(void* base) {
+  return check_cuda(cudaIpcCloseMemHandle(base), "cudaIpcCloseMemHandle");
+}
+
+int32_t reach(const void* data) {
+  int32_t owner = 0;
+  int32_t current = 0;
+  int32_t status = baracuda_cuda_pointer_device(data, &owner);
+  if (status == BARACUDA_OK) status = baracuda_cuda_current_device(&current);
+  if (status != BARACUDA_OK || owner == current) return status;
+  if (owner < 0) {
+    return fail(BARACUDA_INVALID_ARGUMENT, "cudaDeviceEnablePeerAccess", "not device memory");
+  }
+  const cudaError_t error = cudaDeviceEnablePeerAccess(owner, 0);
+  if (error != cudaErrorPeerAccessAlreadyEnabled) {
+    return check_cuda(error, "cudaDeviceEnablePeerAccess");
+  }
+  cudaGetLastError();
+  return BARACUDA_OK;
+}
+
+int32_t map_words(void* words, int64_t bytes, void** device_words) {
+  *device_words = nullptr;
+  int32_t status = check_cuda(cudaHostRegister(words, static_cast<size_t>(bytes),
+                                               cudaHostRegisterMapped | cudaHostRegisterPortable),
+                              "cudaHostRegister");
+  if (status != BARACUDA_OK) return status;
+  status = check_cuda(cudaHostGetDevicePointer(device_words, words, 0),
+                      "cudaHostGetDevicePointer");
+  if (status != BARACUDA_OK) cudaHostUnregister(words);
+  return status;
+}
+
+int32_t unmap_words(void* words) {
+  return check_cuda(cudaHostUnregister(words), "cudaHostUnregister");
+}
+
+int32_t write_word(void* stream, void* word, uint32_t value) {
+  return check_driver(
+      driver().write_value(static_cast<CUstream>(stream), reinterpret_cast<CUdeviceptr>(word),
+                           value, CU_STREAM_WRITE_VALUE_DEFAULT),
+      "cuStreamWriteValue32");
+}
+
+int32_t wait_word(void* stream, void* word, uint64_t mask) {
+  return check_driver(
+      driver().wait_value(static_cast<CUstream>(stream), reinterpret_cast<CUdeviceptr>(word), mask,
+                          CU_STREAM_WAIT_VALUE_AND),
+      "cuStreamWaitValue64");
+}
+
+const baracuda_peer_ops peer_ops = {
+    sizeof(baracuda_peer_ops), export_memory,  open_memory,         close_memory,
+    reach,                     map_words,      unmap_words,         write_word,
+    wait_word,                 baracuda::gate, baracuda::load_gate, baracuda_cuda_stream_query,
+};
+
+}  // namespace
+
+extern "C" const baracuda_peer_ops* baracuda_cuda_peer_ops(void) {
+  return driver().is_complete() ? &peer_ops : nullptr;
+}
+
+#else
+
+extern "C" const baracuda_peer_ops* baracuda_cuda_peer_ops(void) { return nullptr; }
+
+#endif  // BARACUDA_WITH_CUDA

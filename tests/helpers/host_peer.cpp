@@ -1,0 +1,137 @@
+// What the exchange by peer needs of a device, on host memory. Words are waited for by the calling
+// thread, or, once push_to is given a simulator's sim_enqueue, by simulated streams.
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <mutex>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "baracuda/peer.h"
+#include "baracuda/status.h"
+
+namespace {
+
+using Enqueue = void (*)(void* stream, const char* what, int32_t (*may_run)(void*),
+                         void (*work)(void*), void (*destroy)(void*), void* data);
+
+Enqueue enqueue = nullptr;
+int dropped = -1;  // the wait for a word, counted from 0, that is left out
+int waits = 0;
+std::vector<void*> waited;
+int32_t fails = 0;  // of host_peer_fail
+std::mutex mutex;
+std::multiset<void*> opened;
+
+struct Task {
+  void* word;
+  uint64_t mask;
+  bool resets;
+  void* signal;
+};
+
+Task& as_task(void* data) { return *static_cast<Task*>(data); }
+bool is_set(const Task& task) {
+  return (__atomic_load_n(static_cast<uint64_t*>(task.word), __ATOMIC_SEQ_CST) & task.mask) != 0;
+}
+void store(void* word, uint32_t value) {
+  __atomic_store_n(static_cast<uint32_t*>(word), value, __ATOMIC_SEQ_CST);
+}
+void destroy(void* data) { delete static_cast<Task*>(data); }
+
+int32_t export_memory(const void* data, int64_t, baracuda_peer_memory* memory) {
+  if (fails == 1) return BARACUDA_UNSUPPORTED;
+  std::memcpy(memory->handle, &data, sizeof(data));
+  memory->offset = 0;
+  return BARACUDA_OK;
+}
+int32_t open_memory(const baracuda_peer_memory* memory, void** base) {
+  std::memcpy(base, memory->handle, sizeof(*base));
+  const std::lock_guard<std::mutex> lock(mutex);
+  opened.insert(*base);
+  return BARACUDA_OK;
+}
+int32_t close_memory(void* base) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  opened.erase(opened.find(base));
+  return BARACUDA_OK;
+}
+int32_t reach(const void*) { return fails == 2 ? BARACUDA_UNSUPPORTED : BARACUDA_OK; }
+int32_t map_words(void* words, int64_t, void** device_words) {
+  *device_words = words;
+  return fails == 3 ? BARACUDA_UNSUPPORTED : BARACUDA_OK;
+}
+int32_t unmap_words(void*) { return BARACUDA_OK; }
+
+int32_t write_word(void* stream, void* word, uint32_t value) {
+  if (enqueue == nullptr) {
+    if (fails != 4) store(word, value);  // 4: what is written never arrives
+    return BARACUDA_OK;
+  }
+  enqueue(stream, "write", nullptr,
+          [](void* data) { store(as_task(data).word, static_cast<uint32_t>(as_task(data).mask)); },
+          destroy, new Task{word, value, false, nullptr});
+  return BARACUDA_OK;
+}
+
+int32_t wait_on(void* stream, const char* what, void* word, uint64_t mask, bool resets,
+                void* signal) {
+  if (enqueue == nullptr) {
+    const Task task{word, mask, resets, signal};
+    while (!is_set(task)) std::this_thread::sleep_for(std::chrono::microseconds(50));
+    if (resets) store(word, 0);
+    if (signal != nullptr) store(signal, 1);
+    return BARACUDA_OK;
+  }
+  const bool left_out = waits++ == dropped;
+  waited.push_back(word);
+  int32_t (*may_run)(void*) = [](void* data) -> int32_t { return is_set(as_task(data)); };
+  enqueue(stream, what, left_out ? nullptr : may_run,
+          [](void* data) {
+            const Task& task = as_task(data);
+            if (task.resets) store(task.word, 0);
+            if (task.signal != nullptr) store(task.signal, 1);
+          },
+          destroy, new Task{word, mask, resets, signal});
+  return BARACUDA_OK;
+}
+int32_t wait_word(void* stream, void* word, uint64_t mask) {
+  return wait_on(stream, "await", word, mask, false, nullptr);
+}
+int32_t gate(void* stream, void* word, uint64_t mask, void* signal) {
+  return wait_on(stream, "gate", word, mask, true, signal);
+}
+int32_t gate_load() { return BARACUDA_OK; }
+int32_t query(void*, int32_t* done) {
+  *done = 1;
+  return BARACUDA_OK;
+}
+
+const baracuda_peer_ops ops = {sizeof(baracuda_peer_ops), export_memory, open_memory, close_memory,
+                               reach,                     map_words,     unmap_words, write_word,
+                               wait_word,                 gate,          gate_load,   query};
+
+}  // namespace
+
+extern "C" {
+
+const baracuda_peer_ops* host_peer_ops() { return &ops; }
+void host_peer_push_to(Enqueue simulator, int left_out) {
+  enqueue = simulator;
+  dropped = left_out;
+  waits = 0;
+  waited.clear();
+}
+int host_peer_waits() { return waits; }
+// Which of a rank's words the n-th wait was for: the words of all ranks follow a page.
+int host_peer_waited(int n) {
+  constexpr uintptr_t words_of_a_rank = 7;
+  return static_cast<int>(reinterpret_cast<uintptr_t>(waited[static_cast<size_t>(n)]) % 4096 / 64 %
+                          words_of_a_rank);
+}
+// 1: memory cannot be exported, 2: nor reached, 3: words cannot be mapped, 4: nor written; 0: all works.
+void host_peer_fail(int32_t what) { fails = what; }
+int host_peer_opened() { return static_cast<int>(opened.size()); }
+
+}  // extern "C"

@@ -1,0 +1,378 @@
+"""The exchange by peer on host memory: which hops take it, order on simulated streams, faults."""
+
+from __future__ import annotations
+
+import ctypes as ct
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import host_peers as peers
+from helpers import ring_abi as abi
+from helpers.host_peers import Peers, on_threads
+from helpers.ring_abi import LocalWorld, last_failure
+from helpers.sum_ring import SumRing
+
+WAITS = (peers.EVENT, peers.VALUE, peers.GATE)
+# A gate enqueued later may be what a grant waits for: nothing for streams that wait at once.
+ON_THREADS = (peers.EVENT, peers.VALUE)
+PROGRAMS = [(1, False), (1, True), (2, False), (2, True)]
+
+
+@pytest.fixture(autouse=True)
+def host_works():
+    yield
+    peers.host().host_peer_fail(0)
+    peers.host().host_peer_push_to(None, -1)
+
+
+def register(connected: Peers, ring: SumRing) -> None:
+    for buffers in (ring.beside, ring.behind):
+        assert connected.register(list(buffers)) == [None] * ring.world_size
+
+
+def run_threads(ring: SumRing, world: LocalWorld, delay=lambda _rank: 0.0) -> list:
+    def drive(rank: int):
+        time.sleep(delay(rank))
+        call = ring.call(rank, world.endpoints[rank])
+        status = world.lib.baracuda_ring_run(ct.byref(call), 1)
+        return last_failure() if status else None
+
+    return on_threads(ring.world_size, drive)
+
+
+# ---- Which hops ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wait", ON_THREADS)
+@pytest.mark.parametrize("world_size", [2, 3, 4, 8])
+def test_hops_of_one_host_push_and_give_the_answer(world_size, wait):
+    world = LocalWorld(world_size)
+    connected = Peers(world, wait=wait)
+    assert connected.failures == [None] * world_size
+    assert all(connected.reasons(r) == [peers.WORKS] * world_size for r in range(world_size))
+    for parts, launch_adds in PROGRAMS:
+        ring = SumRing(world_size, parts=parts, launch_adds=launch_adds)
+        register(connected, ring)
+        for _ in range(3):
+            ring.reset()
+            assert run_threads(ring, world) == [None] * world_size
+            assert ring.is_right()
+    assert connected.close() == [0] * world_size
+    world.close()
+
+
+@pytest.mark.parametrize("never", [(1,), (0, 2), (0, 1, 2, 3)])
+def test_a_hop_needs_both_of_its_ranks_and_others_still_push(never):
+    world = LocalWorld(4)
+    wishes = [peers.NEVER if r in never else peers.AUTO for r in range(4)]
+    connected = Peers(world, wishes=wishes)
+    expected = [
+        peers.NOT_ASKED if r in never or (r + 1) % 4 in never else peers.WORKS for r in range(4)
+    ]
+    assert all(connected.reasons(r) == expected for r in range(4))
+    ring = SumRing(4)
+    register(connected, ring)
+    for _ in range(3):
+        ring.reset()
+        assert run_threads(ring, world) == [None] * 4
+        assert ring.is_right()
+    connected.close()
+    world.close()
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [(2, peers.NO_ACCESS), (3, peers.NO_SHARED_FILE), (4, peers.TRIAL_FAILED)],
+)
+def test_what_does_not_work_goes_by_the_transport_and_says_why(what, reason):
+    world = LocalWorld(2)
+    peers.host().host_peer_fail(what)
+    before = set(os.listdir("/dev/shm"))
+    if what == 4:  # the waits of a host's thread end by the abort alone
+        pytest.skip("needs streams that run by themselves")
+    connected = Peers(world, trial_seconds=0.2)
+    assert connected.reasons() == connected.reasons(1) == [reason] * 2
+    assert set(os.listdir("/dev/shm")) <= before
+    ring = SumRing(2)
+    register(connected, ring)
+    assert run_threads(ring, world) == [None] * 2
+    assert ring.is_right()
+    connected.close()
+    world.close()
+
+
+def test_a_rank_without_a_device_says_so():
+    world = LocalWorld(3)
+    connected = Peers(world, without_device=(2,))
+    assert connected.reasons(1) == [peers.WORKS, peers.NO_DEVICE, peers.NO_DEVICE]
+    connected.close()
+    world.close()
+
+
+def test_required_fails_on_every_rank_alike():
+    world = LocalWorld(3)
+    connected = Peers(world, wishes=[peers.REQUIRED, peers.AUTO, peers.NEVER])
+    assert {f.status for f in connected.failures} == {abi.UNSUPPORTED}
+    assert len({f.message for f in connected.failures}) == 1
+    assert "rank 2 to rank 0" in connected.failures[0].message
+    world.close()
+
+
+def test_required_refuses_a_buffer_that_is_not_registered():
+    world = LocalWorld(2)
+    connected = Peers(world, wishes=peers.REQUIRED)
+    ring = SumRing(2)
+    failures = run_threads(ring, world)
+    assert [f.status for f in failures] == [abi.INVALID_ARGUMENT] * 2
+    assert "register" in failures[0].message
+    connected.close()
+    world.close()
+
+
+def test_buffers_that_are_not_registered_go_by_the_transport():
+    world = LocalWorld(3)
+    connected = Peers(world)
+    ring = SumRing(3)
+    assert run_threads(ring, world) == [None] * 3
+    assert ring.is_right()
+    connected.close()
+    world.close()
+
+
+def test_the_shared_file_is_the_users_alone_and_gone_at_once():
+    world = LocalWorld(2)
+    connected = Peers(world)
+    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if "baracuda-" in line
+            and "/dev/shm/" in line]  # fmt: skip
+    assert maps and all(line.endswith("(deleted)") for line in maps)
+    descriptors = [
+        os.stat(f"/proc/self/fd/{fd}").st_mode & 0o777
+        for fd in os.listdir("/proc/self/fd")
+        if "/dev/shm/baracuda-" in _target(fd)
+    ]
+    assert descriptors and set(descriptors) == {0o600}
+    connected.close()
+    after = Path("/proc/self/maps").read_text()
+    assert not any("/dev/shm/baracuda-" in line for line in after.splitlines())
+    world.close()
+
+
+def _target(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+
+
+# ---- Faults -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wait", ON_THREADS)
+def test_a_rank_that_is_late_by_a_run_is_waited_for(wait):
+    """The others run ahead by as much as the words let them."""
+    world = LocalWorld(4)
+    connected = Peers(world, wait=wait)
+    rings = [SumRing(4, seed=seed, staged=True) for seed in range(3)]
+    memory = rings[0]
+    for ring in rings:  # the same buffers, staged anew for every run
+        ring.beside, ring.behind = memory.beside, memory.behind
+    register(connected, memory)
+    memory.reset()
+
+    def drive(rank: int):
+        time.sleep(0.3 if rank == 2 else 0)
+        for ring in rings:
+            ring.y[rank] = 0
+            ring.beside[rank, 0] = np.stack([ring.a[rank], ring.b[rank]])
+            call = ring.call(rank, world.endpoints[rank])
+            status = world.lib.baracuda_ring_run(ct.byref(call), 1)
+            ring.beside[rank] = np.nan
+            if status:
+                return last_failure()
+        return None
+
+    assert on_threads(4, drive) == [None] * 4
+    assert all(ring.is_right() for ring in rings)
+    connected.close()
+    world.close()
+
+
+def test_an_abort_ends_every_wait_and_fails_every_rank():
+    world = LocalWorld(3)
+    connected = Peers(world)
+    ring = SumRing(3)
+    register(connected, ring)
+
+    def drive(rank: int):
+        if rank == 1:  # never runs; gives up
+            time.sleep(0.2)
+            peers.library().baracuda_peer_abort(connected.handles[1], b"had enough")
+            return "aborted"
+        call = ring.call(rank, world.endpoints[rank])
+        world.lib.baracuda_ring_run(ct.byref(call), 1)
+        return connected.check(rank)
+
+    start = time.monotonic()
+    found = on_threads(3, drive)
+    assert time.monotonic() - start < 5
+    for rank in (0, 2):
+        assert found[rank].status == abi.ABORTED
+        assert "rank 1" in found[rank].message and "had enough" in found[rank].message
+    # And every later run is refused.
+    call = ring.call(0, world.endpoints[0])
+    assert world.lib.baracuda_ring_run(ct.byref(call), 1) == abi.ABORTED
+    connected.close()
+    world.close()
+
+
+def test_ranks_with_other_problems_are_refused_instead_of_misread():
+    world = LocalWorld(2)
+    connected = Peers(world)
+    ring = SumRing(2, count=8)
+    register(connected, ring)
+    shorter = SumRing(2, count=5)
+    shorter.beside, shorter.behind = (  # in the same registered memory
+        np.ndarray(x.shape, buffer=into.data, strides=(into.strides[0], *x.strides[1:]))
+        for x, into in ((shorter.beside, ring.beside), (shorter.behind, ring.behind))
+    )
+
+    def drive(rank: int):
+        call = (ring, shorter)[rank].call(rank, world.endpoints[rank])
+        status = world.lib.baracuda_ring_run(ct.byref(call), 1)
+        return last_failure() if status else connected.check(rank)
+
+    found = on_threads(2, drive)
+    assert all(f is not None for f in found)
+    assert any("differ" in f.message for f in found)
+    connected.close()
+    world.close()
+
+
+# Words of a rank, by their place.
+KINDS = ("granted", "full", *["arrived"] * 4, "read")
+
+# ---- Order --------------------------------------------------------------------------------------
+
+
+class Simulation:
+    """Runs of a staged ring of the test op on simulated streams, all enqueued before anything runs.
+    a and b arrive on the callers' streams just before each run, and every buffer is poisoned there
+    just before and just after it."""
+
+    def __init__(self, world_size: int, parts: int = 1, launch_adds: bool = False, *, runs: int = 2,
+                 wait: int = peers.EVENT, dropped_word: int = -1, dropped_event: int = -1,
+                 wishes=peers.AUTO, live=None, beside_alone: bool = False) -> None:  # fmt: skip
+        self.size, self.lib = world_size, peers.library()
+        self.world = LocalWorld(world_size)
+        self.peers = Peers(self.world, wait=wait, wishes=wishes)
+        self.rings = [
+            SumRing(world_size, parts=parts, launch_adds=launch_adds, staged=True, seed=seed,
+                    live=live, beside_alone=beside_alone)
+            for seed in range(runs)
+        ]  # fmt: skip
+        for ring in self.rings[1:]:
+            ring.beside, ring.behind = self.rings[0].beside, self.rings[0].behind
+        register(self.peers, self.rings[0])
+        abi.reset_simulator(max(dropped_event, 0), 0 if dropped_event < 0 else 1)
+        self.sim = abi.simulator()
+        self.ops = self.sim.sim_stream_ops().contents
+        self.enqueue_task = ct.cast(self.sim.sim_enqueue, ct.c_void_p)
+        self.held: list[np.ndarray] = []
+        # The same endpoints, on simulated streams from here on.
+        for end in self.world.endpoints:
+            end.ops = self.sim.sim_stream_ops()
+            exchange, context = end.exchange, end.exchange_context
+            end.exchange = exchange
+            assert self.lib.baracuda_ring_endpoint_open(ct.byref(end)) == abi.OK
+            assert (end.exchange, end.exchange_context) == (exchange, context)
+        self.streams = []
+        for _ in range(world_size):
+            stream = ct.c_void_p()
+            self.ops.stream_create(stream, 0)
+            self.streams.append(stream.value)
+        peers.host().host_peer_push_to(self.enqueue_task, dropped_word)
+
+    def run(self, seed: int) -> bool:
+        memory = self.rings[0]
+        for ring in self.rings:
+            for x in (memory.beside, memory.behind, ring.home):
+                self.copy(x, np.full_like(x, np.nan))
+            ring.y[:] = 0
+            self.copy(ring.beside[:, 0], np.stack([ring.a, ring.b], axis=1))
+            for call in ring.calls(self.world.endpoints, self.streams, self.enqueue_task):
+                status = self.lib.baracuda_ring_run(ct.byref(call), 1)
+                assert status == abi.OK, last_failure()
+            for x in (memory.beside, memory.behind):
+                self.copy(x, np.full_like(x, np.nan))
+        lib = peers.host()
+        self.kinds = [KINDS[lib.host_peer_waited(n)] for n in range(lib.host_peer_waits())]
+        self.events = self.sim.sim_waits()
+        left = self.sim.sim_run(seed)
+        return left == 0 and all(ring.is_right() for ring in self.rings)
+
+    def copy(self, into: np.ndarray, what: np.ndarray) -> None:
+        self.held.append(what)
+        for rank, stream in enumerate(self.streams):
+            source, target = what[rank], into[rank]
+            self.ops.copy(target.ctypes.data, source.ctypes.data, source.nbytes, stream)
+
+    def close(self) -> None:
+        peers.host().host_peer_push_to(None, -1)
+        self.peers.close()
+        self.lib.baracuda_local_world_destroy(self.world.handle)
+
+
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize(("parts", "launch_adds"), PROGRAMS)
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_any_order_of_the_streams_gives_the_answer(world_size, parts, launch_adds, wait):
+    rng = np.random.default_rng(world_size)
+    for seed in range(8):
+        live = None if seed % 2 else rng.random((world_size, world_size)) < 0.5
+        simulation = Simulation(world_size, parts, launch_adds, wait=wait, runs=3, live=live)
+        assert simulation.run(seed), seed
+        simulation.close()
+
+
+def not_needed(make, count: int, seeds: int = 150) -> list[int]:
+    """Which of the waits can be left out, and the answer is right in every order that was tried."""
+
+    def is_right(number: int, seed: int) -> bool:
+        simulation = make(number)
+        right = simulation.run(seed)
+        simulation.close()
+        return right
+
+    return [n for n in range(count) if all(is_right(n, seed) for seed in range(seeds))]
+
+
+@pytest.mark.parametrize("beside_alone", [False, True])
+@pytest.mark.parametrize("wait", WAITS)
+def test_every_wait_for_a_word_is_needed(wait, beside_alone):
+    """Grants, fills, arrivals, and what a gate tells of the launch before it."""
+    options = {"wait": wait, "beside_alone": beside_alone}
+    simulation = Simulation(3, **options)
+    assert simulation.run(0)
+    simulation.close()
+    kinds = simulation.kinds
+    missed = not_needed(lambda n: Simulation(3, dropped_word=n, **options), len(kinds))
+    if wait == peers.EVENT:
+        assert not missed, [kinds[n] for n in missed]
+    else:
+        # The caller's own wait counts where what arrives is not sent on, and where a gate tells the
+        # next grant of it.
+        assert {kinds[n] for n in missed} <= {"full"}
+        assert len(missed) < kinds.count("full") or (wait == peers.GATE and beside_alone)
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_every_event_is_needed(wait):
+    options = {"wait": wait, "runs": 1, "beside_alone": True}
+    simulation = Simulation(3, **options)
+    assert simulation.run(0)
+    simulation.close()
+    missed = not_needed(lambda n: Simulation(3, dropped_event=n, **options), simulation.events)
+    assert not missed, f"nothing needs {missed} of {simulation.events}"
