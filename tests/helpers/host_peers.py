@@ -59,7 +59,7 @@ def on_threads(count: int, work: Any, seconds: float = 60) -> list[Any]:
     def drive(rank: int) -> None:
         try:
             results[rank] = work(rank)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised by the caller
             errors.append(error)
 
     threads = [threading.Thread(target=drive, args=(rank,), daemon=True) for rank in range(count)]

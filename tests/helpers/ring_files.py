@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import baracuda_kernels as bk
-
 from helpers.inputs import TORCH_DTYPES, torch_qkv
 from helpers.oracle import attention
 from helpers.rings import local_ring, same_bits

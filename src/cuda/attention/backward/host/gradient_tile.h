@@ -32,9 +32,8 @@ class GradientTile {
         dim_(shape.head_dim),
         padded_dim_((dim_ + kWidth - 1) / kWidth * kWidth),
         stride_(padded_dim_ + kWidth),  // off the powers of two, which share cache sets
+        scale_(T(shape.scale)),
         next_(static_cast<T*>(scratch)) {
-    const double largest = double(S::kMax);
-    scale_ = T(shape.scale > largest ? largest : shape.scale < -largest ? -largest : shape.scale);
     const int64_t panels = (shape.tile_keys + kPanel - 1) / kPanel;
     panel_stride_ = shape.tile_rows * kPanel;
     k_panels_ = take(panels * kPanel * dim_);
@@ -323,8 +322,8 @@ class GradientTile {
   const int64_t dim_;
   const int64_t padded_dim_;
   const int64_t stride_;
+  const T scale_;
   T* next_;
-  T scale_;
   int64_t panel_stride_;
   T* k_panels_;   // K and V, packed
   T* v_panels_;
