@@ -34,7 +34,7 @@ if not any(_has_modules(folder) for folder in __path__):
     __path__ = _installed_path()
 
 from baracuda_kernels import errors, registry
-from baracuda_kernels._core._communicator import Communicator, UniqueId
+from baracuda_kernels._core._communicator import Communicator, HopExchange, UniqueId
 from baracuda_kernels._core._enums import (
     ArchSku,
     BackendKind,
@@ -107,7 +107,8 @@ __all__ = [
     "Communicator", "CommunicatorError", "CudaError", "DeviceSlice", "Direction", "ElementKind",
     "EpilogueKind", "FlashSdpaArgs", "FlashSdpaBackwardArgs", "FlashSdpaBackwardPlan",
     "FlashSdpaDescriptor", "FlashSdpaPlan",
-    "InvalidProblemError", "KernelSku", "LayoutSku", "LocalCommunicator", "LocalRing",
+    "HopExchange", "InvalidProblemError", "KernelSku", "LayoutSku", "LocalCommunicator",
+    "LocalRing",
     "MathPrecision", "MisalignedOperandError", "NcclError", "NcclTimeoutError", "OpCategory",
     "PlanPreference", "PrecisionGuarantee", "RingAttentionArgs", "RingAttentionDescriptor",
     "RingAttentionPlan", "RingSpan", "RingStepTime", "RingTimeline",

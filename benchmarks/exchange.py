@@ -96,7 +96,7 @@ def _measure(problem: Problem, comms: dict[str, Any], rounds: int) -> list[dict]
         graphs.append(graph)
         calls[f"{name}, graph"] = graph.replay
         speeds[name] = _speed(ring, problem)
-        alone[name] = _speed(_Alone(problem, ring), problem)
+        alone[name] = _speed(_Alone(problem, ring), problem, runs_before=3)
     calls["torch op"] = lambda: ring_attention(
         ring.q, ring.k, ring.v, is_causal=problem.causal, sequence_layout=problem.layout
     )
@@ -136,15 +136,16 @@ class _Alone:
         self._plan.run(torch.cuda.current_stream(), self._comm, self._args, timeline=timeline)
 
 
-def _speed(ring: Ring | _Alone, problem: Problem) -> float:
-    """GB/s each way of the first exchange, beside the first step."""
+def _speed(ring: Ring | _Alone, problem: Problem, *, runs_before: int = 0) -> float:
+    """GB/s each way of the first exchange, from the grant to the arrival, the neighbour's being late
+    included: of a run that begins on all ranks at once, or behind others that bring them together."""
     times = []
     timeline = bk.RingTimeline()
     for _ in range(7):
         torch.cuda.synchronize()
         dist.barrier()
         torch.cuda._sleep(2_000_000)  # all is enqueued before anything begins
-        for _ in range(3):  # brings the ranks together
+        for _ in range(runs_before):
             ring.run(None)
         ring.run(timeline)
         times.append(timeline.steps[0].exchange)

@@ -11,6 +11,8 @@ DEFAULT_TIMEOUT: float
 DEFAULT_MAX_CTAS: int
 DEFAULT_EXCHANGE: str
 
+def exchange_info() -> dict[str, str]: ...
+
 class HopExchange(NamedTuple):
     sender: int
     receiver: int

@@ -2,6 +2,8 @@ from typing import NamedTuple, Self
 
 from typing_extensions import disjoint_base
 
+from baracuda_kernels._core._communicator import HopExchange
+
 class RingStepTime(NamedTuple):
     step: int
     compute: float
@@ -21,6 +23,8 @@ class RingTimeline:
     def rank(self) -> int: ...
     @property
     def world_size(self) -> int: ...
+    @property
+    def hops(self) -> tuple[HopExchange, ...]: ...
     @property
     def steps(self) -> list[RingStepTime]: ...
     @property

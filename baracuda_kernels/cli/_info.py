@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from baracuda_kernels._core import _info, _nccl_library
+from baracuda_kernels._core import _communicator, _info, _nccl_library
 from baracuda_kernels._core._enums import Direction, ElementKind
 from baracuda_kernels._machine import dotted, why_no_gpu
 from baracuda_kernels.cli._console import json_option, print_json
@@ -49,6 +49,7 @@ def gather() -> dict[str, Any]:
         "gpu_reason": why_no_gpu(),
         "host": _info.host_info(),
         "nccl": _nccl_library.probe(),
+        "exchange": _communicator.exchange_info(),
         "plugins_left_out": registry.left_out(),
         "runs_here": _runs_here(devices if build["cuda_built"] else []),
     }
@@ -145,6 +146,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     else:
         lines.append("NCCL: none was found; local rings work without it")
         lines.append(f"  ({nccl['reason'].removeprefix('NCCL: ')})")
+    exchange = facts["exchange"]
+    by_peer = exchange["no_peer_reason"] or "tried for each hop when a communicator asks for it"
+    lines.append(f"exchange: {exchange['default']} by default; copy engines: {by_peer}")
     for entry, reason in facts["plugins_left_out"].items():
         lines.append(f"plug-in left out: {entry} ({reason})")
     lines.append("what runs here:")

@@ -335,6 +335,61 @@ def test_max_ctas_are_a_power_of_two(fake, asked, taken):
         assert fake.fake_nccl_count(b"max_ctas") == taken
 
 
+def with_exchange(wishes):
+    """A communicator of every rank, or what its constructor raised."""
+    token = bk.UniqueId.new()
+    return on_ranks(len(wishes), lambda rank: bk.Communicator.init_rank(
+        len(wishes), token, rank, device="host", exchange=wishes[rank], timeout=20.0))
+
+
+def test_the_exchange_says_why_a_hop_is_not_by_peer():
+    comms = with_exchange(["auto", "auto", "nccl"])
+    for comm in comms:
+        assert [hop[:3] for hop in comm.exchange] == [
+            (0, 1, "nccl"), (1, 2, "nccl"), (2, 0, "nccl")]
+        assert "CUDA device" in comm.exchange[0].reason
+        assert "rank 2" in comm.exchange[1].reason and "rank 2" in comm.exchange[2].reason
+    on_ranks(3, lambda rank: comms[rank].close())
+
+
+def test_a_peer_that_cannot_be_is_an_error_on_every_rank():
+    errors = with_exchange(["auto", "peer"])
+    assert all(isinstance(error, bk.UnsupportedError) for error in errors)
+    assert all('exchange: got "peer", but the hop from rank 0 to rank 1' in str(e) for e in errors)
+
+
+def test_the_environment_gives_the_default(monkeypatch):
+    monkeypatch.setenv("BARACUDA_EXCHANGE", "peer")
+    assert all(isinstance(e, bk.UnsupportedError) for e in with_exchange([None, None]))
+    comms = with_exchange(["nccl", "nccl"])
+    assert "asked for" in comms[0].exchange[0].reason
+    on_ranks(2, lambda rank: comms[rank].close())
+    monkeypatch.setenv("BARACUDA_EXCHANGE", "smoke signals")
+    with pytest.raises(bk.InvalidProblemError, match="exchange: got 'smoke signals'"):
+        bk.Communicator.init_rank(1, bk.UniqueId.new(), 0, device="host")
+
+
+def test_a_timeline_has_its_communicators_hops():
+    comms = make_ring(2)
+    plan, timeline = plan_of(2), bk.RingTimeline()
+    assert timeline.hops == ()
+    x = problem()
+    assert on_ranks(2, lambda rank: plan.run(
+        HOST, comms[rank], arguments(plan, x, 2, rank)[0],
+        timeline=timeline if rank == 0 else None)) == [None, None]
+    assert timeline.hops == comms[0].exchange != ()
+    on_ranks(2, lambda rank: comms[rank].close())
+
+
+def test_what_is_registered_lies_on_the_communicators_device():
+    comms = make_ring(2)
+    x = np.zeros(8, np.float32)
+    assert on_ranks(2, lambda rank: comms[rank].register(x)) == [None, None]
+    errors = on_ranks(2, lambda rank: comms[rank].register(np.zeros((8, 8), np.float32)[:, ::2]))
+    assert all(isinstance(e, bk.InvalidProblemError) and "dense" in str(e) for e in errors)
+    on_ranks(2, lambda rank: comms[rank].close())
+
+
 def test_it_is_not_made_by_hand():
     with pytest.raises(TypeError, match="init_rank"):
         bk.Communicator()

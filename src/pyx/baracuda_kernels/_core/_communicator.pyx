@@ -127,6 +127,17 @@ cdef class UniqueId:
         return f"UniqueId({self.bytes[:16].hex()}...)"
 
 
+def exchange_info():
+    """Dict for ``info``: what `exchange` is by default here, and why no hop can be by peer, if so."""
+    reason = ""
+    if not c_api.baracuda_cuda_built():
+        reason = "this build has no CUDA"
+    elif c_api.baracuda_cuda_peer_ops() == NULL:
+        reason = "the driver cannot let streams wait for words"
+    return {"default": os.environ.get("BARACUDA_EXCHANGE") or DEFAULT_EXCHANGE,
+            "no_peer_reason": reason}
+
+
 def attempt(prepare):
     """What one rank tells the others before they do anything together: prepare()'s result, or the
     error that it raised."""
@@ -533,7 +544,14 @@ cdef class Communicator(RingMember):
 
     @property
     def exchange(self):
-        """Tuple of :class:`HopExchange`: of the hop from each rank to the next; empty at one rank."""
+        """How each hop of the ring goes, as a tuple of :class:`HopExchange`, in the order of the
+        senders; empty at one rank.
+
+        Raises
+        ------
+        CommunicatorError
+            The communicator is closed.
+        """
         cdef const c_api.baracuda_peer* peer
         cdef int32_t rank, reason
         self.refuse_if_closed()

@@ -12,6 +12,7 @@ cdef class RingTimeline:
     cdef int device
     cdef readonly int rank
     cdef readonly int world_size
+    cdef readonly tuple hops
     cdef int parts           # launches of a step
     cdef list exchanges      # whether each exchange of the recorded run had messages
     cdef bint recorded

@@ -70,10 +70,13 @@ cdef class RingTimeline:
     ----------
     rank, world_size : int
         Of the last run; -1 and 0 before any.
+    hops : tuple of HopExchange
+        Which way the hops of its communicator go; empty before any run, and where there is no choice.
     """
 
     def __cinit__(self):
         self.rank = -1
+        self.hops = ()
 
     @property
     def steps(self):
@@ -250,6 +253,7 @@ cdef class RingTimeline:
                 self.destroy_marks()
             check(status)
         self.rank = member.rank
+        self.hops = getattr(member, "exchange", ())
         self.exchanges = [bool(c_api.baracuda_ring_has_exchange(call, i)) for i in range(count)]
         call.marks = self.marks
         self.in_run = True

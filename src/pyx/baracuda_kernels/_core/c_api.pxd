@@ -151,6 +151,9 @@ cdef extern from "baracuda/peer.h" nogil:
         BARACUDA_PEER_WAIT_GATE
     ctypedef struct baracuda_peer:
         pass
+    ctypedef struct baracuda_peer_ops:
+        pass
+    const baracuda_peer_ops* baracuda_cuda_peer_ops()
     const char* baracuda_peer_reason_text(int32_t reason)
     int32_t baracuda_peer_reason_of(const baracuda_peer* peer, int32_t rank)
     const char* baracuda_peer_detail_of(const baracuda_peer* peer, int32_t rank)
