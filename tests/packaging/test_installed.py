@@ -286,7 +286,8 @@ def test_tensor_core_kernels_use_tensor_cores():
             assert len(loops) >= 2, f"{name} has {len(loops)} loops with products"
             for body in loops[:2]:
                 moves = sum("R2UR" in line for line in body)
-                assert moves <= 8 + 2 * gradients, f"{name} moves {moves} values to uniform registers in a loop"
+                most = 10 if gradients else 8
+                assert moves <= most, f"{name} moves {moves} values to uniform registers in a loop"
     assert seen >= 20
     assert hopper == 32  # (3 head dims + a second tile at 128) x 2 dtypes x 4 flag variants
     assert backward == 6  # (2 head dims + the pair at 128) x 2 dtypes
