@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
 
 
@@ -47,6 +48,15 @@ def number(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         raise InvalidProblemError(f"{name}: got {_shown(value)}, must be a number") from None
+
+
+def layout_of(value: Any, name: str = "sequence_layout") -> SequenceLayout:
+    """The value as a layout: a member, its name in any case, or its number."""
+    try:
+        return SequenceLayout.parse(value)
+    except InvalidProblemError:
+        names = ", ".join(repr(str(member).lower()) for member in SequenceLayout)
+        raise InvalidProblemError(f"{name}: got {_shown(value)}, must be one of {names}") from None
 
 
 def array(name: str, value: Any) -> Any:

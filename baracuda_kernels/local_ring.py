@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from baracuda_kernels._arguments import array, flag, integer, library_of, number
+from baracuda_kernels._arguments import array, flag, integer, layout_of, library_of, number
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels._core._info import HostProgress
 from baracuda_kernels._local_memory import element_of, memory_for
@@ -92,11 +92,12 @@ def run_local_ring(
     progress: Callable[[float, int], None] | None = None,
     timeout: float | None = None,
 ) -> tuple[Any, Any]:
-    """Exact attention of whole arrays through the real plans, sharded over virtual ranks.
+    """Exact attention of whole arrays, computed by a ring of virtual ranks in this process.
 
     Shards the sequence over `world_size` ranks of a `LocalCommunicator` ring, runs every rank's
     `RingAttentionPlan` and gathers the outputs. It allocates the operands and scratch itself: for
-    trying, testing and checking. Engines that own their memory use the plan.
+    trying, testing and checking. Engines that own their memory use the plan. The only mask is the
+    causal one; there is no window and no dropout.
 
     Parameters
     ----------
@@ -107,7 +108,7 @@ def run_local_ring(
     k, v : array
         ``[B, Hkv, Sk, D]`` of the same kind and dtype, ``H % Hkv == 0``.
     world_size : int
-        Ranks, 1 to 65536; S and Sk must be multiples of it.
+        Virtual ranks, 1 to 65536, which share the sequence; S and Sk must be multiples of it.
     is_causal : bool, default False
         Global row ``i`` sees the keys ``j <= i``.
     scale : float, optional
@@ -217,7 +218,7 @@ class PreparedRing:
     ) -> None:
         from baracuda_kernels import LocalCommunicator, RingAttentionDescriptor, RingAttentionPlan
 
-        self._layout = layout = SequenceLayout.parse(sequence_layout)
+        self._layout = layout = layout_of(sequence_layout)
         world_size = integer("world_size", world_size, least=1, most=MAX_RANKS)
         is_causal = flag("is_causal", is_causal)
         scale = None if scale is None else number("scale", scale)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
-from baracuda_kernels._arguments import array, integer, library_of
+from baracuda_kernels._arguments import array, integer, layout_of, library_of
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
 from baracuda_kernels.ops.attention._positions import layout_map
@@ -70,7 +70,7 @@ def check_layout(
     length: int, world_size: int, sequence_layout: SequenceLayout | str
 ) -> SequenceLayout:
     """The layout, or `InvalidProblemError` if it is unknown or a number is out of its range."""
-    layout = SequenceLayout.parse(sequence_layout)
+    layout = layout_of(sequence_layout)
     integer("world_size", world_size, least=1)
     integer("length", length, least=0)
     return layout
@@ -138,7 +138,10 @@ def shard(
     dim: int = 2,
     sequence_layout: SequenceLayout | str = "contiguous",
 ) -> list[Any]:
-    """Cut an array's sequence dimension over the ranks of a ring.
+    """Cut an array's sequence dimension over the ranks of a ring; returns the shards of all ranks.
+
+    It needs no process group. In a PyTorch program with one, `interop.torch.shard` takes this
+    rank's shard alone, and has other arguments.
 
     Parameters
     ----------
@@ -150,6 +153,7 @@ def shard(
     dim : int, default 2
         The sequence dimension: 2 in ``[B, H, S, D]`` and in ``[B, H, S]``. May be negative.
     sequence_layout : SequenceLayout or str, default "contiguous"
+        How rows are dealt to ranks: contiguous, zigzag or striped.
 
     Returns
     -------
@@ -163,7 +167,7 @@ def shard(
         If the length does not divide (the message names the nearest lengths that do), if `x` has
         no such dimension, or if the layout is unknown.
     """
-    layout = SequenceLayout.parse(sequence_layout)
+    layout = layout_of(sequence_layout)
     x = array("x", x)
     dim = _check_dim(x, dim)
     length = rows_per_rank(int(x.shape[dim]), world_size, f"dimension {dim}")
@@ -192,6 +196,7 @@ def unshard(
     dim : int, default 2
         The sequence dimension. May be negative.
     sequence_layout : SequenceLayout or str, default "contiguous"
+        How rows are dealt to ranks: contiguous, zigzag or striped.
 
     Returns
     -------
@@ -203,7 +208,7 @@ def unshard(
     InvalidProblemError
         If there are no shards, if their shapes differ, or if the layout is unknown.
     """
-    layout = SequenceLayout.parse(sequence_layout)
+    layout = layout_of(sequence_layout)
     parts = [array(f"shards[{rank}]", x) for rank, x in enumerate(shards)]
     if not parts:
         raise InvalidProblemError("shards is empty; it must hold one array per rank")

@@ -19,11 +19,11 @@ __all__ = ["main"]
 @click.group(cls=TypedErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version_of_build(), prog_name="baracuda-kernels")
 def main() -> None:
-    """Ring attention through plans: try it, and ask which kernel runs where, and why.
+    """Ring Attention on the command line: try it, and ask which kernel runs where, and why.
 
-    Every command takes --json: one JSON object on stdout; errors as one JSON object on stderr.
-    Numbers without end are the texts "Infinity", "-Infinity" and "NaN" there. An input that cannot
-    be served ends with exit code 2.
+    Every command takes --json: one JSON object on stdout; errors as one JSON object on stderr. In
+    it, infinite values and NaN are the texts "Infinity", "-Infinity" and "NaN". A command that
+    refuses its input ends with exit code 2.
     """
 
 

@@ -31,7 +31,7 @@ def bench() -> None:
     """Measure on this machine."""
 
 
-@bench.command()
+@bench.command(short_help="Time the steps of a ring of virtual ranks.")
 @click.option("--ranks", type=ranks_type, default=8, show_default=True, help="Virtual ranks, P.")
 @click.option("--chunk", type=click.IntRange(1), default=1024, show_default=True,
               help="Rows of each rank.")  # fmt: skip
@@ -44,9 +44,11 @@ def bench() -> None:
 )
 @click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True,
               help="Elements of a head, D.")  # fmt: skip
-@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True)
+@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True,
+              help="Element type of q, k, v and y.")  # fmt: skip
 @click.option("--causal", is_flag=True, help="Row i sees the keys up to i.")
-@click.option("--layout", type=click.Choice(LAYOUTS), default="zigzag", show_default=True)
+@click.option("--layout", type=click.Choice(LAYOUTS), default="zigzag", show_default=True,
+              help="How rows are dealt to ranks.")  # fmt: skip
 @click.option("--device", default="cuda", show_default=True, help="host (or cpu), cuda or cuda:N.")
 @click.option("--runs", type=click.IntRange(1), default=20, show_default=True, help="Timed runs.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Picture: .png, .svg or .pdf.")
@@ -76,8 +78,14 @@ def ring(
 ) -> None:
     """Time every step of every rank of a ring of virtual ranks in this process.
 
+    The defaults suit a GPU. On the CPU they take minutes; try --device host --chunk 256 --runs 5.
+
     The ranks take turns on one device, so the total is that of all their work; the exchanges are
     copies beside the kernels. Times are medians over the runs, after two that are not counted.
+    Columns: compute is the time of a step's kernels, exchange that of its copies, exposed the time
+    that kernels waited for copies. Each is the slowest rank's; mean is compute over all ranks.
+    balance is the slowest ranks' compute over the mean, 1 if the work is spread evenly.
+
     --plot and --trace show when all of it happened in one run, the median one by its length: a lane
     for what a rank computed, one for its exchanges, one for what its kernels waited for them.
     """
@@ -188,7 +196,9 @@ def _print_text(result: dict[str, Any]) -> None:
         f"H {result['heads']}/{result['kv_heads']}, D {result['head_dim']}, {result['dtype']}, "
         f"{mask}, {result['layout']}; kernel {result['family']} on {result['device']}"
     )
-    click.echo(f"ms of the slowest rank, and the mean of compute; medians of {result['runs']} runs")
+    click.echo(
+        f"ms, medians of {result['runs']} runs: of the slowest rank; mean: compute of all ranks"
+    )
     table = Table()
     for head in ("step", "compute", "mean", "exchange", "exposed"):
         table.add_column(head, justify="right")
@@ -203,5 +213,6 @@ def _print_text(result: dict[str, Any]) -> None:
     out_console().print(table)
     click.echo(
         f"all ranks: compute {result['compute']:.3f} ms, exposed communication "
-        f"{result['exposed']:.3f} ms; balance {result['balance']:.2f}"
+        f"{result['exposed']:.3f} ms\n"
+        f"balance {result['balance']:.2f} (1: each step's work is spread evenly over the ranks)"
     )

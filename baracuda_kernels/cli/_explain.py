@@ -32,7 +32,7 @@ class _ProblemCommand(click.Command):
             type=click.Choice(list(offered)),
             default=next(iter(offered)),
             show_default=True,
-            help="The options down to --direction are its own.",
+            help="What to compute. The options from here to --direction describe it.",
         )
         # Alone first: it says which options there are.
         lenient = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -60,12 +60,16 @@ def _option(spec: OpSpec, option: ProblemOption) -> click.Option:
 
 @click.command(cls=_ProblemCommand, short_help="Which kernel a problem gets, and why not others.")
 @click.option(
-    "--direction", type=click.Choice(["forward", "backward"]), default="forward", show_default=True
+    "--direction", type=click.Choice(["forward", "backward"]), default="forward", show_default=True,
+    help="The outputs (forward) or their gradients."
 )
-@click.option("--arch", help="host, or as in sm_90 or 9.0. [default: this machine's]")
+@click.option("--arch", help="host for the CPU; sm_90 or 9.0 for a GPU. [default: this machine's]")
 @json_option
 def explain(as_json: bool, arch: str | None, direction: str, op: str, **problem: Any) -> None:
-    """Which kernel a problem gets on an architecture, and why not the others. Needs no GPU."""
+    """Which kernel a problem gets on an architecture, and why not the others.
+
+    Needs no GPU. For a GPU it needs a build with the CUDA kernels.
+    """
     from baracuda_kernels import registry
 
     spec = registry.get(op)

@@ -144,14 +144,14 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     if nccl["found"]:
         lines.append(f"NCCL: {nccl['version']} at {nccl['path']}")
     else:
-        lines.append("NCCL: none was found; local rings work without it")
+        lines.append("NCCL: none was found; rings within one process work without it")
         lines.append(f"  ({nccl['reason'].removeprefix('NCCL: ')})")
     exchange = facts["exchange"]
     by_peer = exchange["no_peer_reason"] or "tried for each hop when a communicator asks for it"
     lines.append(f"exchange: {exchange['default']} by default; copy engines: {by_peer}")
     for entry, reason in facts["plugins_left_out"].items():
         lines.append(f"plug-in left out: {entry} ({reason})")
-    lines.append("what runs here:")
+    lines.append("what runs here (device, element type, kernel):")
     shown = None
     for row in facts["runs_here"]:
         op = row["op"], row["direction"]

@@ -41,35 +41,36 @@ from baracuda_kernels.scaling._units import duration, size
 @click.option(
     "--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences, B."
 )
-@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True)
+@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True,
+              help="Element type of q, k, v and y.")  # fmt: skip
 @click.option("--causal", is_flag=True, help="Row i sees the keys up to i.")
 @click.option(
     "--link-gbps",
     type=float,
     required=True,
-    help="Gbit/s from a GPU to the next, in one direction.",
+    help="Gbit/s from a GPU to the next, one way; about 3600 by NVLink of an H100.",
 )
 @click.option(
     "--latency-us",
     type=float,
     default=10.0,
     show_default=True,
-    help="Microseconds of an exchange besides its bytes.",
+    help="Microseconds that an exchange takes beside sending its bytes.",
 )
 @click.option(
     "--layers",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Attention layers of the model; all else is of one.",
+    help="Attention layers of the model, for the time of all of them.",
 )
 @click.option("--layout", type=click.Choice(LAYOUTS), help="Only this one. [default: all]")
 @click.option(
     "--measured",
     type=click.Path(path_type=Path),
-    help="Evidence file with forward and ring_tax rows. [default: what is known of --arch]",
+    help="Measurements of your GPU, from benchmarks.evidence. [default: those known of --arch]",
 )
-@click.option("--tflops", type=float, help="TFLOPS to reckon with, instead of measured ones.")
+@click.option("--tflops", type=float, help="TFLOPS of a GPU to reckon with, instead of measured ones.")
 @click.option("--arch", default="sm_90", show_default=True, help="GPU, as in sm_80 or 9.0.")
 @click.option("--sms", type=int, help="SMs of a GPU. [default: as known of --arch]")
 @click.option(
@@ -79,13 +80,13 @@ from baracuda_kernels.scaling._units import duration, size
     show_default=True,
     help="SMs left to the exchange (max_ctas of the communicator).",
 )
-@click.option("--memory-gib", type=float, help="Of a GPU. [default: as known of --arch]")
+@click.option("--memory-gib", type=float, help="Memory of a GPU. [default: as known of --arch]")
 @click.option(
     "--min-efficiency",
     type=float,
     default=0.8,
     show_default=True,
-    help="Fewer ranks are advised where more would run below it.",
+    help="Advise fewer ranks where more would be less efficient than this (1: ideal).",
 )
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it over ranks (png, svg, pdf).")
 @json_option
@@ -100,10 +101,11 @@ def plan(
     plot: Path | None,
     **given: Any,
 ) -> None:
-    """What a ring of GPUs needs, how long it takes, and which setting to choose. Needs no GPU.
+    """What a ring of GPUs needs, how long it takes, and which setting to choose.
 
-    Everything is of one attention layer's forward pass; --layers tells the time of all of them.
-    A model, not a measurement: docs/scaling.md has its formulas and limits.
+    It needs no GPU, but a build with the CUDA kernels. All figures are of one attention layer's
+    forward pass; --layers adds the time of all layers. They are computed from a model, not
+    measured: docs/scaling.md has an example, the formulas and the limits.
     """
     from baracuda_kernels import scaling
 

@@ -34,8 +34,10 @@ dtype_choice = click.Choice(list(DTYPES))
 )
 @click.option("--head-dim", type=click.IntRange(1), default=64, show_default=True,
               help="Elements of a head, D.")  # fmt: skip
-@click.option("--dtype", type=dtype_choice, default="f32", show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--dtype", type=dtype_choice, default="f32", show_default=True,
+              help="Element type of q, k and v.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Seed of the random numbers.")  # fmt: skip
 @json_option
 def sample(
     output: Path,

@@ -20,7 +20,13 @@ from baracuda_kernels.cli._console import json_option, out_console, print_json
 @click.option("--deterministic/--not-deterministic", default=None, help="Run-to-run equality.")
 @json_option
 def skus(as_json: bool, **filters: Any) -> None:
-    """Table of all kernels (SKUs) and what they guarantee. Needs no GPU."""
+    """Table of all kernels (SKUs) and what they guarantee. Needs no GPU.
+
+    It lists what the library has; `info` says what runs here. family: the kernel's name in
+    `explain`. arch: the oldest GPU that it runs on (with an A at the end: the only one). backend: who
+    wrote it, BESPOKE and HOST are this library. math: precision of the products. accumulator: of the
+    sums. deterministic: the same bits at every run; bit-stable: in every process, too.
+    """
     from baracuda_kernels import registry
 
     given = {name: value for name, value in filters.items() if value is not None}

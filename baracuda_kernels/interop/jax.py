@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from baracuda_kernels import RingAttentionDescriptor
+from baracuda_kernels._arguments import layout_of
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels._local_memory import element_of
 from baracuda_kernels.errors import InvalidProblemError
@@ -250,6 +251,7 @@ def sequence_order(
         Rows of the whole sequence, a multiple of `world_size`.
     world_size : int
     sequence_layout : SequenceLayout or str, default "contiguous"
+        How rows are dealt to ranks: contiguous, zigzag or striped.
 
     Returns
     -------
@@ -322,7 +324,7 @@ def _describe(
         is_causal,
         element,
         num_kv_heads=k.shape[3 - dim],
-        sequence_layout=sequence_layout,
+        sequence_layout=layout_of(sequence_layout),
     )
     descriptor.validate()
     return descriptor

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from baracuda_kernels._arguments import flag, integer, number
+from baracuda_kernels._arguments import flag, integer, layout_of, number
 from baracuda_kernels._core._communicator import DEFAULT_MAX_CTAS
 from baracuda_kernels._core._enums import ElementKind, SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
@@ -262,7 +262,7 @@ def compute_seconds(
     InvalidProblemError
         If the layout is unknown.
     """
-    layout = SequenceLayout.parse(sequence_layout)
+    layout = layout_of(sequence_layout)
     ranks, chunk, rates = problem.ranks, problem.chunk, machine.rates
     if ranks == 1:
         layout = SequenceLayout.CONTIGUOUS  # the same rows, in one block
@@ -391,7 +391,7 @@ def forecast(
     InvalidProblemError
         If the layout is unknown.
     """
-    layout = SequenceLayout.parse(sequence_layout)
+    layout = layout_of(sequence_layout)
     alone = dataclasses.replace(problem, ranks=1)
     one_gpu = float(compute_seconds(alone, machine)[0, 0])
     exchange = exchange_seconds(problem, machine)

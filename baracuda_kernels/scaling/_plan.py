@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from baracuda_kernels._arguments import layout_of
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
 from baracuda_kernels.scaling._model import (
@@ -211,7 +212,7 @@ def plan(
     InvalidProblemError
         If `min_efficiency` is out of its range, or a layout unknown or given twice, or none is.
     """
-    chosen = tuple(SequenceLayout.parse(layout) for layout in layouts)
+    chosen = tuple(layout_of(layout, "layouts") for layout in layouts)
     if not chosen or len(set(chosen)) < len(chosen):
         raise InvalidProblemError(f"layouts: got {chosen}, must be different ones, one or more")
     if not 0 < min_efficiency <= 1:

@@ -207,7 +207,7 @@ def test_rows_that_see_nothing(jax, ring):
         ({"q": "flat"}, "q: got shape"),
         ({"q": "list"}, "q: got builtins.list, must be a jax.Array"),
         ({"tensor_layout": "sbhd"}, "tensor_layout: got 'sbhd'"),
-        ({"sequence_layout": "spiral"}, "SequenceLayout: got 'spiral'"),
+        ({"sequence_layout": "spiral"}, "sequence_layout: got 'spiral'"),
         ({"scale": float("nan")}, "scale: got nan"),
         ({"is_causal": 1}, "is_causal: got 1"),
         ({"sm_margin": -1}, "sm_margin: got -1"),

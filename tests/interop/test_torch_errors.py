@@ -71,7 +71,7 @@ def test_shapes(ring_attention, qkv, change, message):
 def test_options(ring_attention, qkv):
     with pytest.raises(InvalidProblemError, match="tensor_layout: got 'sbhd'"):
         ring_attention(*qkv, tensor_layout="sbhd")
-    with pytest.raises(InvalidProblemError, match="SequenceLayout: got 'spiral'"):
+    with pytest.raises(InvalidProblemError, match="sequence_layout: got 'spiral'"):
         ring_attention(*qkv, sequence_layout="spiral")
     with pytest.raises(InvalidProblemError, match="scale: got nan"):
         ring_attention(*qkv, scale=float("nan"))
@@ -146,7 +146,7 @@ def test_sharding_of_what_is_no_tensor(torch, one_rank):
 
 def test_no_sequence_layout(torch, ring_attention, qkv):
     for layout in (None, 3):
-        with pytest.raises(InvalidProblemError, match="SequenceLayout"):
+        with pytest.raises(InvalidProblemError, match="sequence_layout"):
             ring_attention(*qkv, sequence_layout=layout)
 
 

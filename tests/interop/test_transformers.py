@@ -116,5 +116,5 @@ def test_register_checks_its_arguments(torch):
 
     with pytest.raises(InvalidProblemError, match="group: got str"):
         register("0")
-    with pytest.raises(InvalidProblemError, match="SequenceLayout: got 'spiral'"):
+    with pytest.raises(InvalidProblemError, match="sequence_layout: got 'spiral'"):
         register(sequence_layout="spiral")

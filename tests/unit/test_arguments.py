@@ -66,7 +66,7 @@ def test_a_mask_is_never_lost(qkv):
         ({"world_size": True}, "world_size: got True"),
         ({"world_size": 10**9}, "world_size: got 1000000000, must be an integer from 1 to 65536"),
         ({"k": None}, "k: got None, must be an array"),
-        ({"sequence_layout": None}, "SequenceLayout: got None"),
+        ({"sequence_layout": None}, "sequence_layout: got None"),
         ({"is_causal": 1}, "is_causal: got 1, must be a bool"),
         ({"is_causal": "no"}, "is_causal: got 'no'"),
         ({"scale": "1"}, "scale: got '1', must be a number"),

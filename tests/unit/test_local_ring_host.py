@@ -161,7 +161,7 @@ def _qkv(q=(1, 2, 8, 4), k=(1, 2, 8, 4), v=(1, 2, 8, 4), dtypes=("f4", "f4", "f4
         (_qkv(q=(1, 3, 8, 4)), {}, "heads"),
         (_qkv(dtypes=("f4", "f8", "f4")), {}, "alike"),
         (_qkv(dtypes=("i4", "i4", "i4")), {}, "int32"),
-        (_qkv(), {"sequence_layout": "spiral"}, "CONTIGUOUS"),
+        (_qkv(), {"sequence_layout": "spiral"}, "contiguous"),
         (_qkv(), {"device": "tpu"}, "device"),
         (_qkv(), {"scale": float("nan")}, "scale"),
         ([[1.0]] * 3, {}, "four dimensions"),

@@ -33,9 +33,9 @@ RUN_BY = {
             "unit/test_snippets.py::test_ci_runs_the_readmes_test_command",
         ],
         "python": [
-            "interop/test_torch_docs.py::test_the_readmes_ring",
             "unit/test_snippets.py::test_the_readmes_whole_arrays",
             "interop/test_torch_docs.py::test_the_readmes_call",
+            "interop/test_torch_docs.py::test_the_readmes_ring",
         ],
     },
     "docs/coming-from.md": {

@@ -12,6 +12,7 @@ from torch.nn.attention import flex_attention
 from torch.overrides import TorchFunctionMode
 
 from baracuda_kernels import SequenceLayout
+from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _below, _process_group
 from baracuda_kernels.interop.torch._op import attend, device_of
@@ -25,6 +26,8 @@ def context_parallel(
 ) -> TorchFunctionMode:
     """Context in which ``scaled_dot_product_attention`` attends over the whole ring.
 
+    It goes into a ``with`` statement, under ``torch.no_grad()``: a ring has only the forward.
+
     Give the model this rank's rows (`shard`) and their global positions (`position_ids`); all that
     works row by row needs no change. The context holds for this thread. Under autocast, q, k and v
     are cast as PyTorch's own function casts them. Calls from ``nn.MultiheadAttention``, TorchScript
@@ -35,6 +38,7 @@ def context_parallel(
     group : ProcessGroup or DeviceMesh of one dimension, optional
         The default group by default.
     sequence_layout : SequenceLayout or str, default "contiguous"
+        How rows are dealt to ranks: contiguous, zigzag or striped.
 
     Raises
     ------
@@ -49,7 +53,7 @@ def context_parallel(
     name = _process_group.name_of(group)
     if torch.compiler.is_compiling():  # the operator's fake implementation checks the layout
         return _RingMode(name, sequence_layout)
-    return _EagerRingMode(name, SequenceLayout.parse(sequence_layout).name)
+    return _EagerRingMode(name, layout_of(sequence_layout).name)
 
 
 class _Thread(threading.local):

@@ -8,6 +8,7 @@ import torch
 from torch.autograd import forward_ad
 
 from baracuda_kernels import SequenceLayout
+from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _problem, _process_group
 from baracuda_kernels.interop.torch._refusal import tell
@@ -116,6 +117,9 @@ def ring_attention(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Exact attention of this rank's queries over the keys of every rank; every rank calls it.
 
+    Forward only: call it under ``torch.no_grad()``, or with tensors that need no gradient. The only
+    mask is the causal one; there is no window and no dropout.
+
     Works in eager mode, under ``torch.compile(fullgraph=True)``, under
     ``torch.inference_mode()``, and in CUDA graphs once the same problem has been called. Outputs
     and scratch come from PyTorch's allocator at every call. Communicators and plans are kept
@@ -203,7 +207,7 @@ def attend(
     try:
         _refuse_derivatives(q, k, v)
         if not isinstance(sequence_layout, str):
-            sequence_layout = SequenceLayout.parse(sequence_layout).name
+            sequence_layout = layout_of(sequence_layout).name
     except BaracudaError as error:
         tell(group_name, error, q.device)
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from baracuda_kernels import SequenceLayout
+from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 from baracuda_kernels.ops.attention._descriptor import accumulator_of
 from baracuda_kernels.ops.ring_attention._plan import SPEC
@@ -18,7 +18,7 @@ _LSE = {
 
 def check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence_layout: str) -> None:
     """Raise for tensors [B, H, S, D] that no ring could serve, before anything is sent."""
-    SequenceLayout.parse(sequence_layout)
+    layout_of(sequence_layout)
     if not q.dim() == k.dim() == v.dim() == 4:
         name, x = next((n, x) for n, x in (("q", q), ("k", k), ("v", v)) if x.dim() != 4)
         raise InvalidProblemError(f"{name}: got {x.dim()} dimensions, must have 4")

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from baracuda_kernels import SequenceLayout, sharding
+from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _process_group
 
@@ -20,6 +21,8 @@ def shard(
 ) -> torch.Tensor:
     """This rank's rows of a tensor that every rank holds whole.
 
+    Not `baracuda_kernels.shard`, which takes the number of ranks and returns all ranks' shards.
+
     Parameters
     ----------
     x : Tensor
@@ -29,6 +32,7 @@ def shard(
     group : ProcessGroup or DeviceMesh of one dimension, optional
         The default group by default.
     sequence_layout : SequenceLayout or str, default "contiguous"
+        How rows are dealt to ranks: contiguous, zigzag or striped.
 
     Returns
     -------
@@ -65,6 +69,7 @@ def unshard(
     group : ProcessGroup or DeviceMesh of one dimension, optional
         The default group by default.
     sequence_layout : SequenceLayout or str, default "contiguous"
+        How rows are dealt to ranks: contiguous, zigzag or striped.
 
     Returns
     -------
@@ -83,7 +88,7 @@ def unshard(
         raise UnsupportedError(
             "x: requires a gradient, and only the forward is built; call it under torch.no_grad()"
         )
-    layout = SequenceLayout.parse(sequence_layout)
+    layout = layout_of(sequence_layout)
     dim = _dimension(x, dim)
     ranks = _process_group.resolve(_process_group.name_of(group))
     shape = torch.tensor([dim, *x.shape], device=x.device)
@@ -111,6 +116,7 @@ def position_ids(
     group : ProcessGroup or DeviceMesh of one dimension, optional
         The default group by default.
     sequence_layout : SequenceLayout or str, default "contiguous"
+        How rows are dealt to ranks: contiguous, zigzag or striped.
     device : torch.device, optional
         Where the result lies; PyTorch's default device by default.
 

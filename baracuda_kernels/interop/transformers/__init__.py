@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from baracuda_kernels import SequenceLayout
+from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import InvalidProblemError
 from baracuda_kernels.interop.torch import _process_group
 from baracuda_kernels.interop.transformers import _attention, _check, _models
@@ -53,7 +54,7 @@ def register(
         sliding window, soft-capped scores, sinks, dropout, packed sequences, or queries that
         continue a cache.
     """
-    ring = Ring(_process_group.name_of(group), SequenceLayout.parse(sequence_layout).name)
+    ring = Ring(_process_group.name_of(group), layout_of(sequence_layout).name)
     _models.install()
     _models.registered[name] = lambda: ring
     AttentionInterface.register(name, functools.partial(_models.attend, ring))

@@ -14,11 +14,13 @@ OPTIONS = (
     ProblemOption("query_len", int, 4096, "Rows per rank."),
     ProblemOption("key_len", int, None, "Keys per rank. [default: the rows]"),
     ProblemOption("head_dim", int, 128, "Elements of a head, D."),
-    ProblemOption("dtype", ElementKind, ElementKind.BF16),
-    ProblemOption("causal", bool, False),
-    ProblemOption("scale", float, None, "[default: 1/sqrt(D)]"),
+    ProblemOption("dtype", ElementKind, ElementKind.BF16, "Element type of q, k, v and y."),
+    ProblemOption("causal", bool, False, "Row i sees the keys up to i."),
+    ProblemOption("scale", float, None, "Factor on q·k. [default: 1/sqrt(D)]"),
 )
-LAYOUT = ProblemOption("layout", SequenceLayout, SequenceLayout.CONTIGUOUS)
+LAYOUT = ProblemOption(
+    "layout", SequenceLayout, SequenceLayout.CONTIGUOUS, "How rows are dealt to ranks."
+)
 
 
 def describe(

@@ -65,23 +65,28 @@ cdef class RingAttentionPlan(RingPlan):
 
     @staticmethod
     def select(descriptor, stream, preference=None):
-        """Choose a kernel and load it.
-
-        The order is that of :func:`baracuda_kernels.registry.explain`: the problem, where, the
-        preference. The stream may also come first, as it once did.
+        """Choose a kernel for a problem, load it, and return the plan.
 
         Parameters
         ----------
         descriptor : RingAttentionDescriptor
+            The problem: shapes of one rank, element type, mask and layout.
         stream : Stream or what :class:`Stream` takes
-            Tells the device: ``Stream.host()`` or a CUDA stream.
+            Tells the device: ``Stream.host()`` for the CPU, or a CUDA stream. An earlier version
+            took the stream first; that order still works.
         preference : PlanPreference, optional
+            What the kernel must guarantee, such as a precision; by default nothing.
+
+        Returns
+        -------
+        RingAttentionPlan
+            Without scratch: allocate as much as its attributes say, and ``run`` it.
 
         Raises
         ------
         InvalidProblemError
-            The descriptor is no problem at all (negative extents, a scale that is not finite,
-            heads that do not divide).
+            The descriptor's numbers make no problem: negative extents, a scale that is not
+            finite, heads that do not divide.
         UnsupportedError
             No kernel fits; the message has every kernel's reason.
         """
