@@ -8,7 +8,7 @@ from helpers import backward_abi as abi
 from helpers.cuda_gradients import Call, check, drawn, gradients, on_gpu
 from helpers.gradients import Problem, accumulator, draw, forward
 from helpers.inputs import TORCH_DTYPES
-from helpers.oracle import error_of
+from helpers.oracle import attention_backward, error_of
 from helpers.rings import case, preference
 
 import baracuda_kernels as bk
@@ -17,7 +17,7 @@ from baracuda_kernels import reference
 pytestmark = pytest.mark.gpu
 
 DTYPES = ("f16", "bf16", "f32", "f64")
-FAMILIES = [*(("simt", dtype) for dtype in DTYPES)]
+FAMILIES = [*(("simt", dtype) for dtype in DTYPES), ("sm90a", "f16"), ("sm90a", "bf16")]
 HEAD_DIMS = {"simt": (1, 40, 64, 128, 200, 256), "sm90a": (64, 128)}
 CASES = [(family, dtype, d) for family, dtype in FAMILIES for d in HEAD_DIMS[family]]
 # (query_len, key_len): around every tile edge, one-row, one-key, long against short.
@@ -49,6 +49,16 @@ def test_long_sequences(torch, family, dtype, is_causal):
             check(torch, family, dtype, x, is_causal=is_causal)
 
 
+@pytest.mark.parametrize(("head_dim", "kv_heads"), [(64, 24), (128, 24), (128, 6)])
+def test_more_key_tiles_than_blocks(torch, head_dim, kv_heads):
+    """Blocks of sm90a take several, in sections and in rounds of either direction."""
+    for causal, batch in ((True, 5), (False, 2)):
+        x = drawn(torch, "bf16", 12, batch=batch, heads=24, kv_heads=kv_heads, query_len=700,
+                  key_len=650, head_dim=head_dim)  # fmt: skip
+        with case(causal=causal):
+            check(torch, "sm90a", "bf16", x, is_causal=causal)
+
+
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1e-3, 2.0])
 @pytest.mark.parametrize(("family", "dtype"), [("simt", "f32"), ("simt", "f64")])
 def test_any_scale(torch, family, dtype, scale):
@@ -56,10 +66,36 @@ def test_any_scale(torch, family, dtype, scale):
     check(torch, family, dtype, x, scale=scale, is_causal=True)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 0.02, 1.0])
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_positive_scales(torch, dtype, scale):
+    x = drawn(torch, dtype, 2, query_len=150, head_dim=64)
+    check(torch, "sm90a", dtype, x, scale=scale, is_causal=True, peaked=True)
+
+
 @pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 def test_peaked_rows(torch, family, dtype):
     x = drawn(torch, dtype, 3, query_len=333, key_len=517, head_dim=64, logits=8.0)
     check(torch, family, dtype, x, peaked=True)
+
+
+@pytest.mark.parametrize(("head_dim", "kv_heads"), [(64, 2), (128, 2), (128, 1)])
+@pytest.mark.parametrize("size", [1e-3, 3.0, 300.0])
+def test_float16_gradients_neither_underflow_nor_overflow(torch, size, head_dim, kv_heads):
+    """P is about 1/K, dS as much smaller than dy: below float16's range unless it is shifted. With
+    large dy, few keys and large V, dS is near its other end."""
+    long = size < 1
+    x = drawn(torch, "f16", 13, heads=2, kv_heads=kv_heads, query_len=256,
+              key_len=16384 if long else 3, head_dim=head_dim)  # fmt: skip
+    x = x._replace(dy=x.dy * size, v=x.v if long else x.v * 8)
+    exact = attention_backward(*x[:4])
+    got = Call(torch, "sm90a", "f16", x, wide=True).run()
+    for name, one, truth in zip(("dk", "dv"), got[1:], exact[1:], strict=True):
+        relative = float((one.double() - truth).norm() / truth.norm())
+        with case(name=name):
+            # y, of which delta is made, is float16 itself.
+            assert relative < (1e-3 if long else 4e-3)
+    assert torch.isfinite(got[0]).all()
 
 
 @pytest.mark.parametrize(("family", "dtype"), FAMILIES)
@@ -192,6 +228,16 @@ def test_strides(torch, family, dtype):
                 gradients(torch, family, dtype, expanded))
 
 
+def test_what_sm90a_cannot_read_is_refused(torch):
+    x = drawn(torch, "bf16", 8, query_len=64, head_dim=64)
+    padded = torch.zeros((*x.dy.shape[:3], 68), dtype=x.dy.dtype, device="cuda")[..., :64]
+    with pytest.raises(bk.MisalignedOperandError, match="dy: stride 68"):
+        gradients(torch, "sm90a", "bf16", x._replace(dy=padded))
+    turned = x.dy.transpose(2, 3).contiguous().transpose(2, 3)
+    with pytest.raises(bk.InvalidProblemError, match="dy: got stride 64 in the last dimension"):
+        gradients(torch, "sm90a", "bf16", x._replace(dy=turned))
+
+
 @pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 def test_a_call_replays_from_a_graph(torch, family, dtype):
     for head_dim, kv_heads in ((64, 2),) if family == "simt" else ((64, 2), (128, 4), (128, 2)):
@@ -234,8 +280,9 @@ def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype):
 
 def test_what_is_selected_for_a_bf16_problem_and_why_others_are_not(torch):
     stream = bk.Stream(torch.cuda.current_stream())
+    hopper = torch.cuda.get_device_capability() == (9, 0)
     desc = bk.FlashSdpaDescriptor(1, 2, 64, 64, 128, element="BF16")
-    for pref, family in ((None, "simt"),
+    for pref, family in ((None, "sm90a" if hopper else "simt"),
                          (bk.PlanPreference(deterministic=True), "simt"),
                          (bk.PlanPreference(allow_sm90a=False), "simt")):
         plan = bk.FlashSdpaBackwardPlan.select(desc, stream, pref)

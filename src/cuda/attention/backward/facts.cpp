@@ -3,9 +3,6 @@
 namespace baracuda {
 namespace {
 
-// Calls of several steps have not been run on a GPU since their launch was mended.
-constexpr bool serves_sm90a = false;
-
 // The forward's, but for the head_dims that have kernels.
 const FamilyFacts& sm90a_facts() {
   static const FamilyFacts facts = [] {
@@ -37,7 +34,7 @@ const FamilyFacts* find_backward_facts(int32_t kernel) {
   switch (kernel) {
     case BARACUDA_ATTENTION_HOST:
     case BARACUDA_ATTENTION_SIMT: return find_facts(kernel);
-    case BARACUDA_ATTENTION_SM90A: return serves_sm90a ? &sm90a_facts() : nullptr;
+    case BARACUDA_ATTENTION_SM90A: return &sm90a_facts();
     default: return nullptr;
   }
 }
