@@ -8,8 +8,8 @@ from helpers import backward_abi as abi
 from helpers.cuda_gradients import Call, check, drawn, gradients, on_gpu
 from helpers.gradients import Problem, accumulator, draw, forward
 from helpers.inputs import TORCH_DTYPES
-from helpers.oracle import error_of
-from helpers.rings import case
+from helpers.oracle import attention_backward, error_of
+from helpers.rings import case, preference
 
 import baracuda_kernels as bk
 from baracuda_kernels import reference
@@ -17,14 +17,16 @@ from baracuda_kernels import reference
 pytestmark = pytest.mark.gpu
 
 DTYPES = ("f16", "bf16", "f32", "f64")
-SIMT = [("simt", dtype) for dtype in DTYPES]
+FAMILIES = [*(("simt", dtype) for dtype in DTYPES), ("sm90a", "f16"), ("sm90a", "bf16")]
+HEAD_DIMS = {"simt": (1, 40, 64, 128, 200, 256), "sm90a": (64, 128)}
+CASES = [(family, dtype, d) for family, dtype in FAMILIES for d in HEAD_DIMS[family]]
 # (query_len, key_len): around every tile edge, one-row, one-key, long against short.
-LENGTHS = [(1, 1), (1, 257), (31, 33), (63, 65), (64, 64), (65, 127), (127, 63), (300, 1)]
+LENGTHS = [(1, 1), (1, 257), (31, 33), (63, 65), (64, 64), (65, 127), (127, 63), (300, 1),
+           (129, 128), (192, 255), (255, 257), (513, 385)]  # fmt: skip
 HEADS = [(2, 2), (4, 2), (6, 1)]
 
 
-@pytest.mark.parametrize("head_dim", [1, 40, 64, 128, 200, 256])
-@pytest.mark.parametrize(("family", "dtype"), SIMT)
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), CASES)
 def test_lengths_masks_and_heads(torch, family, dtype, head_dim):
     for number, (query_len, key_len) in enumerate(LENGTHS):
         heads, kv_heads = HEADS[number % len(HEADS)]
@@ -39,10 +41,22 @@ def test_lengths_masks_and_heads(torch, family, dtype, head_dim):
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize(("family", "dtype"), SIMT)
+@pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 def test_long_sequences(torch, family, dtype, is_causal):
-    x = drawn(torch, dtype, 1, heads=4, kv_heads=2, query_len=2048, head_dim=64)
-    check(torch, family, dtype, x, is_causal=is_causal)
+    for head_dim, kv_heads in ((64, 2), (128, 4), (128, 1)):
+        x = drawn(torch, dtype, 1, heads=4, kv_heads=kv_heads, query_len=2048, head_dim=head_dim)
+        with case(head_dim=head_dim, kv_heads=kv_heads):
+            check(torch, family, dtype, x, is_causal=is_causal)
+
+
+@pytest.mark.parametrize(("head_dim", "kv_heads"), [(64, 24), (128, 24), (128, 6)])
+def test_more_key_tiles_than_blocks(torch, head_dim, kv_heads):
+    """Blocks of sm90a take several, in sections and in rounds of either direction."""
+    for causal, batch in ((True, 5), (False, 2)):
+        x = drawn(torch, "bf16", 12, batch=batch, heads=24, kv_heads=kv_heads, query_len=700,
+                  key_len=650, head_dim=head_dim)  # fmt: skip
+        with case(causal=causal):
+            check(torch, "sm90a", "bf16", x, is_causal=causal)
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1e-3, 2.0])
@@ -52,20 +66,48 @@ def test_any_scale(torch, family, dtype, scale):
     check(torch, family, dtype, x, scale=scale, is_causal=True)
 
 
-@pytest.mark.parametrize(("family", "dtype"), SIMT)
+@pytest.mark.parametrize("scale", [1e-6, 0.02, 1.0])
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_positive_scales(torch, dtype, scale):
+    x = drawn(torch, dtype, 2, query_len=150, head_dim=64)
+    check(torch, "sm90a", dtype, x, scale=scale, is_causal=True, peaked=True)
+
+
+@pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 def test_peaked_rows(torch, family, dtype):
     x = drawn(torch, dtype, 3, query_len=333, key_len=517, head_dim=64, logits=8.0)
     check(torch, family, dtype, x, peaked=True)
 
 
-@pytest.mark.parametrize(("family", "dtype"), SIMT)
+@pytest.mark.parametrize(("head_dim", "kv_heads"), [(64, 2), (128, 2), (128, 1)])
+@pytest.mark.parametrize("size", [1e-3, 3.0, 300.0])
+def test_float16_gradients_neither_underflow_nor_overflow(torch, size, head_dim, kv_heads):
+    """P is about 1/K, dS as much smaller than dy: below float16's range unless it is shifted. With
+    large dy, few keys and large V, dS is near its other end."""
+    long = size < 1
+    x = drawn(torch, "f16", 13, heads=2, kv_heads=kv_heads, query_len=256,
+              key_len=16384 if long else 3, head_dim=head_dim)  # fmt: skip
+    x = x._replace(dy=x.dy * size, v=x.v if long else x.v * 8)
+    exact = attention_backward(*x[:4])
+    got = Call(torch, "sm90a", "f16", x, wide=True).run()
+    for name, one, truth in zip(("dk", "dv"), got[1:], exact[1:], strict=True):
+        relative = float((one.double() - truth).norm() / truth.norm())
+        with case(name=name):
+            # y, of which delta is made, is float16 itself.
+            assert relative < (1e-3 if long else 4e-3)
+    assert torch.isfinite(got[0]).all()
+
+
+@pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 @pytest.mark.parametrize("layout", [0, 1, 2])
 def test_steps_at_the_positions_of_a_ring(torch, family, dtype, layout):
     """Several steps through one sum of dq, dk and dv of each: the gradients of the whole sequence."""
+    preference(family, dtype)  # skips where there is no such family
     lengths = [(2, 150, True), (3, 70, False), (4, 66, True)]
     for world_size, length, causal in lengths:
-        x = draw(dtype, world_size, heads=2, kv_heads=1, query_len=world_size * length, head_dim=72,
-                 dlse=True)
+        head_dim = 72 if family == "simt" else 128 if world_size == 3 else 64
+        x = draw(dtype, world_size, heads=2, kv_heads=1, query_len=world_size * length,
+                 head_dim=head_dim, dlse=True)  # fmt: skip
         y, lse = forward(x, is_causal=causal)
         kinds = {"operand": getattr(torch, TORCH_DTYPES[dtype]), "f64": torch.float64,
                  "wide": getattr(torch, accumulator(dtype).name)}
@@ -76,40 +118,74 @@ def test_steps_at_the_positions_of_a_ring(torch, family, dtype, layout):
             held.append(on_gpu(torch, [a, *[None] * 4]).q)
             return held[-1]
         got = abi.ring_gradients(
-            x, y, lse, world_size, layout, kernel=1, causal=causal, empty=empty, place=place,
+            x, y, lse, world_size, layout, kernel={"simt": 1, "sm90a": 3}[family],
+            causal=causal, empty=empty, place=place,
             stream=torch.cuda.current_stream().cuda_stream)
         exact = reference.attention_backward(*x[:4], dlse=x.dlse, is_causal=causal)
         bound = {"f32": 1e-6, "f64": 1e-13, "bf16": 3e-3, "f16": 4e-4}[dtype]
+        bound *= 1.5 if family == "sm90a" else 1.0
         for name, one, truth in zip(("dq", "dk", "dv"), got, exact, strict=True):
             with case(name=name, world_size=world_size, causal=causal):
                 assert error_of(one, truth)["relative"] < bound
 
 
-@pytest.mark.parametrize(("family", "dtype"), SIMT)
+@pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 def test_keys_that_no_row_sees_and_rows_that_see_none(torch, family, dtype):
-    _, dk, dv = gradients(torch, family, dtype, drawn(torch, dtype, 4, query_len=40, key_len=300),
-                          is_causal=True)
-    assert (dk[:, :, 40:] == 0).all() and (dv[:, :, 40:] == 0).all() and (dv[:, :, :40] != 0).any()
-    dq, _, _ = gradients(torch, family, dtype, drawn(torch, dtype, 5, query_len=70, key_len=0))
+    head_dim = 16 if family == "simt" else 64
+    x = draw(dtype, 4, query_len=40, key_len=300, head_dim=head_dim)
+    x.k[:, :, 41:] = np.nan  # whatever is there
+    x.v[:, :, 41:] = np.nan
+    call = Call(torch, family, dtype, on_gpu(torch, x), is_causal=True)
+    y, lse = forward(x, is_causal=True)
+    call.y.copy_(on_gpu(torch, [y, *[None] * 4]).q)
+    call.lse.copy_(on_gpu(torch, [lse, *[None] * 4]).q)
+    _, dk, dv = call.run()
+    assert (dv[:, :, :40] != 0).any() and torch.isfinite(dv[:, :, :40]).all()
+    # A tile's products take in all of its keys, but leave none of theirs in another's gradients.
+    assert (dk[:, :, 40:] == 0).all() and (dv[:, :, 40:] == 0).all()
+    shape = {"head_dim": head_dim}
+    dq, _, _ = gradients(torch, family, dtype,
+                         drawn(torch, dtype, 5, query_len=70, key_len=0, **shape))
     assert (dq == 0).all()
-    _, dk, dv = gradients(torch, family, dtype, drawn(torch, dtype, 6, query_len=0, key_len=150))
+    _, dk, dv = gradients(torch, family, dtype,
+                          drawn(torch, dtype, 6, query_len=0, key_len=150, **shape))
     assert (dk == 0).all() and (dv == 0).all()
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v", "dy", "dlse"])
-@pytest.mark.parametrize(("family", "dtype"), SIMT)
+@pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 def test_nan_and_inf_reach_what_sees_them_and_nothing_else(torch, family, dtype, name):
     for value, at in ((np.nan, 0), (np.inf, 70), (np.nan, 131), (np.nan, 149)):
-        x = draw(dtype, 7, query_len=150, dlse=True)
+        x = draw(dtype, 7, query_len=150, dlse=True, head_dim=16 if family == "simt" else 64)
         spoilt = getattr(x, name).copy()
         spoilt[(0, 0, at, 3)[: spoilt.ndim]] = value
         x = x._replace(**{name: spoilt})
         exact = reference.attention_backward(*x[:4], dlse=x.dlse, is_causal=True)
         got = gradients_after_exact_forward(torch, family, dtype, x)
         for gradient, one, truth in zip(("dq", "dk", "dv"), got, exact, strict=True):
-            wrong = ~np.isfinite(abi.to_numpy(one)) != ~np.isfinite(truth)
+            bad, wanted = ~np.isfinite(abi.to_numpy(one)), ~np.isfinite(truth)
             with case(gradient=gradient, value=value, at=at):
-                assert not wrong.any(), np.argwhere(wrong)[:5]
+                if family == "simt":
+                    assert not (bad != wanted).any(), np.argwhere(bad != wanted)[:5]
+                    continue
+                # Products of a tile take what the mask hides times zero.
+                assert not (wanted & ~bad).any(), np.argwhere(wanted & ~bad)[:5]
+                beyond = bad & ~in_reach(gradient, name, at, bad.shape)
+                assert not beyond.any(), np.argwhere(beyond)[:5]
+
+
+def in_reach(gradient, name, at, shape):
+    """Rows or keys that share a pair of tiles, 64 rows and 128 keys, with row or key `at`, and those
+    that see or are seen by what it spoils on its way: all others of its head."""
+    reach = np.zeros(shape, bool)
+    if name in ("k", "v"):  # rows that see the key; then all their keys
+        first = at // 128 * 128 if gradient == "dq" else 0
+        reach[0, 0, first:] = True
+    elif gradient == "dq":  # the row alone
+        reach[0, 0, at] = True
+    else:  # keys up to the row's last tile
+        reach[0, 0, : min(shape[2], (at // 128 + 1) * 128)] = True
+    return reach
 
 
 def gradients_after_exact_forward(torch, family, dtype, x):
@@ -122,50 +198,70 @@ def gradients_after_exact_forward(torch, family, dtype, x):
     return call.run()
 
 
-@pytest.mark.parametrize(("family", "dtype"), SIMT)
+def same(torch, family, one, other):
+    """Bit for bit; of sm90a dq alone, whose sum has no order, within a rounding or two."""
+    if family == "sm90a":
+        near = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}[one[0].dtype]
+        torch.testing.assert_close(one[0], other[0], rtol=near, atol=near * float(
+            one[0].abs().max()) / 16)  # fmt: skip
+        one, other = one[1:], other[1:]
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 def test_strides(torch, family, dtype):
-    x = drawn(torch, dtype, 8, batch=2, heads=4, kv_heads=2, query_len=130, head_dim=48)
+    d = 48 if family == "simt" else 128
+    x = drawn(torch, dtype, 8, batch=2, heads=4, kv_heads=2, query_len=130, head_dim=d)
     plain = gradients(torch, family, dtype, x, is_causal=True)
     strided = Problem(*(None if a is None else a.transpose(1, 2).contiguous().transpose(1, 2)
                         for a in x))
     call = Call(torch, family, dtype, strided, is_causal=True)
     assert call.gradients[0].stride() == strided.q.stride()
-    assert all(torch.equal(a, b) for a, b in zip(plain, call.run(), strict=True))
+    assert same(torch, family, plain, call.run())
     # dy as autograd gives it for a sum.
     ones = x._replace(dy=torch.ones_like(x.q), dlse=torch.full_like(call.lse, 0.5))
-    expanded = x._replace(dy=torch.ones((1, 1, 1, 48), dtype=x.q.dtype, device="cuda").expand_as(x.q),
+    expanded = x._replace(dy=torch.ones((1, 1, 1, d), dtype=x.q.dtype, device="cuda").expand_as(x.q),
                           dlse=torch.full((), 0.5, dtype=call.lse.dtype,
                                           device="cuda").expand_as(call.lse))
     assert expanded.dy.stride()[:3] == (0, 0, 0)
-    assert all(torch.equal(a, b) for a, b in zip(
-        gradients(torch, family, dtype, ones), gradients(torch, family, dtype, expanded),
-        strict=True))
+    assert same(torch, family, gradients(torch, family, dtype, ones),
+                gradients(torch, family, dtype, expanded))
 
 
-@pytest.mark.parametrize(("family", "dtype"), SIMT)
+def test_what_sm90a_cannot_read_is_refused(torch):
+    x = drawn(torch, "bf16", 8, query_len=64, head_dim=64)
+    padded = torch.zeros((*x.dy.shape[:3], 68), dtype=x.dy.dtype, device="cuda")[..., :64]
+    with pytest.raises(bk.MisalignedOperandError, match="dy: stride 68"):
+        gradients(torch, "sm90a", "bf16", x._replace(dy=padded))
+    turned = x.dy.transpose(2, 3).contiguous().transpose(2, 3)
+    with pytest.raises(bk.InvalidProblemError, match="dy: got stride 64 in the last dimension"):
+        gradients(torch, "sm90a", "bf16", x._replace(dy=turned))
+
+
+@pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 def test_a_call_replays_from_a_graph(torch, family, dtype):
-    x = drawn(torch, dtype, 9, heads=4, kv_heads=2, query_len=200, head_dim=64, dlse=True)
-    call = Call(torch, family, dtype, x, is_causal=True)
-    eager = [g.clone() for g in call.run()]
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call.run()
-    call.poison()
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(eager, call.gradients, strict=True))
-    x.dy.mul_(2)  # new inputs in place
-    eager = [g.clone() for g in call.run()]
-    call.poison()
-    graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(eager, call.gradients, strict=True))
+    for head_dim, kv_heads in ((64, 2),) if family == "simt" else ((64, 2), (128, 4), (128, 2)):
+        x = drawn(torch, dtype, 9, heads=4, kv_heads=kv_heads, query_len=200, head_dim=head_dim,
+                  dlse=True)  # fmt: skip
+        call = Call(torch, family, dtype, x, is_causal=True)
+        # The first run is the capture: select has loaded all that it launches.
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call.run()
+        for _ in range(2):
+            eager = [g.clone() for g in call.run()]
+            call.poison()
+            graph.replay()
+            torch.cuda.synchronize()
+            assert same(torch, family, eager, call.gradients)
+            x.dy.mul_(2)  # new inputs in place
 
 
-@pytest.mark.parametrize(("family", "dtype"), SIMT)
+@pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype):
     x = drawn(torch, dtype, 10, heads=4, kv_heads=2, query_len=700, head_dim=64)
     call = Call(torch, family, dtype, x, is_causal=True)
-    assert call.plan.precision_guarantee.deterministic
+    assert call.plan.precision_guarantee.deterministic == (family == "simt")
     first = [g.clone() for g in call.run()]
     torch.cuda.synchronize()
     other, square = torch.cuda.Stream(), torch.empty_like(x.q)
@@ -177,19 +273,24 @@ def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype):
             with torch.cuda.stream(other):
                 torch.square(x.q, out=square)
         call.run()
-        assert all(torch.equal(a, b) for a, b in zip(first, call.gradients, strict=True)), run
+        assert same(torch, family, first, call.gradients), run
     torch.cuda.empty_cache()
     assert torch.cuda.mem_get_info()[0] >= free - (4 << 20)
 
 
-def test_without_a_preference_a_bf16_problem_gets_simt_and_the_others_say_why(torch):
+def test_what_is_selected_for_a_bf16_problem_and_why_others_are_not(torch):
     stream = bk.Stream(torch.cuda.current_stream())
+    hopper = torch.cuda.get_device_capability() == (9, 0)
     desc = bk.FlashSdpaDescriptor(1, 2, 64, 64, 128, element="BF16")
-    for pref in (None, bk.PlanPreference(deterministic=True)):
+    for pref, family in ((None, "sm90a" if hopper else "simt"),
+                         (bk.PlanPreference(deterministic=True), "simt"),
+                         (bk.PlanPreference(allow_sm90a=False), "simt")):
         plan = bk.FlashSdpaBackwardPlan.select(desc, stream, pref)
-        assert plan.family == "simt" and plan.sku.direction is bk.Direction.BACKWARD
+        assert plan.family == family and plan.sku.direction is bk.Direction.BACKWARD
+        assert plan.precision_guarantee.deterministic == (family == "simt")
     with pytest.raises(bk.UnsupportedError, match="sm80: has no backward kernel"):
-        bk.FlashSdpaBackwardPlan.select(desc, stream, bk.PlanPreference(math_precision="BF16"))
+        bk.FlashSdpaBackwardPlan.select(
+            desc, stream, bk.PlanPreference(math_precision="BF16", allow_sm90a=False))
 
 
 def test_scratch_and_devices(torch):

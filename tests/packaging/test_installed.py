@@ -263,7 +263,7 @@ def disassembly():
 
 @needs_cuda_build
 def test_tensor_core_kernels_use_tensor_cores():
-    seen = hopper = 0
+    seen = hopper = backward = 0
     for _, name, function in disassembly():
         if "sm80" in name:
             seen += 1
@@ -271,7 +271,9 @@ def test_tensor_core_kernels_use_tensor_cores():
                 assert instruction in function, f"{name} has no {instruction}"
             assert "STL" not in function and "LDL" not in function, f"{name} spills"
         if "sm90" in name and "step_kernel" in name:
-            hopper += 1
+            gradients = "backward" in name
+            backward += gradients
+            hopper += not gradients
             for instruction in ("HGMMA", "UTMALDG", "USETMAXREG"):
                 assert instruction in function, f"{name} has no {instruction}"
             assert "STL" not in function and "LDL" not in function, f"{name} spills"
@@ -284,9 +286,11 @@ def test_tensor_core_kernels_use_tensor_cores():
             assert len(loops) >= 2, f"{name} has {len(loops)} loops with products"
             for body in loops[:2]:
                 moves = sum("R2UR" in line for line in body)
-                assert moves <= 8, f"{name} moves {moves} values to uniform registers in a loop"
+                most = 10 if gradients else 8
+                assert moves <= most, f"{name} moves {moves} values to uniform registers in a loop"
     assert seen >= 20
     assert hopper == 32  # (3 head dims + a second tile at 128) x 2 dtypes x 4 flag variants
+    assert backward == 6  # (2 head dims + the pair at 128) x 2 dtypes
 
 
 @needs_cuda_build

@@ -26,13 +26,17 @@ def test_the_registry_knows_the_direction():
     backward = registry.skus(op="FLASH_ATTENTION", direction="BACKWARD")
     assert {(sku.arch.name, sku.element.name) for sku in backward} == {
         (arch, element) for arch in ("SM80", "HOST")
-        for element in ("F16", "BF16", "F32", "F32_STRICT", "F64")}  # fmt: skip
+        for element in ("F16", "BF16", "F32", "F32_STRICT", "F64")} | {
+        ("SM90A", "F16"), ("SM90A", "BF16")}  # fmt: skip
     for sku in backward:
         guarantee = sku.precision_guarantee
-        assert guarantee.deterministic and guarantee.bit_stable_on_same_hardware
-        wide = sku.element is bk.ElementKind.F64
-        assert guarantee.accumulator.name == ("F64" if wide else "F32")
-        assert guarantee.math_precision.name == ("F64" if wide else "F32")
+        fast = sku.arch is bk.ArchSku.SM90A
+        assert guarantee.deterministic == guarantee.bit_stable_on_same_hardware == (not fast)
+        wide = "F64" if sku.element is bk.ElementKind.F64 else "F32"
+        assert guarantee.accumulator.name == wide
+        assert guarantee.math_precision.name == (sku.element.name if fast else wide)
+    forward = registry.skus(op="FLASH_ATTENTION", direction="FORWARD", arch="SM90A")
+    assert forward and all(sku.precision_guarantee.deterministic for sku in forward)
 
 
 def test_families_without_a_backward_say_so_on_any_machine():
@@ -40,12 +44,32 @@ def test_families_without_a_backward_say_so_on_any_machine():
     reasons = {c.family: c.reason for c in explanation.candidates}
     assert list(reasons) == ["sm90a", "sm80", "simt", "host"]
     if bk._build_info()["cuda_built"]:
-        assert reasons["sm90a"] == reasons["sm80"] == "has no backward kernel"
-        assert explanation.family == "simt" and explanation.selected.direction is BACKWARD
+        assert reasons["sm90a"] == "" and reasons["sm80"] == "has no backward kernel"
+        assert explanation.family == "sm90a" and explanation.selected.direction is BACKWARD
     else:
         assert explanation.family is None
     assert all(c.sku.direction is BACKWARD for c in explanation.candidates)
     assert "flash_sdpa BACKWARD on sm_90" in str(explanation)
+
+
+@needs_cuda_build
+def test_sums_in_any_order_are_not_deterministic():
+    explanation = registry.explain(
+        problem(), "sm_90", bk.PlanPreference(deterministic=True), direction="backward")
+    reasons = {c.family: c.reason for c in explanation.candidates}
+    assert explanation.family == "simt"
+    assert reasons["sm90a"] == "deterministic is True, and its sums have no fixed order"
+    assert registry.explain(problem(), "sm_90", bk.PlanPreference(deterministic=True)).family \
+        == "sm90a", "the forward is"
+
+
+@needs_cuda_build
+def test_the_scratch_of_sm90a_counts_as_workspace():
+    # Two tiles of 64 rows, each with four numbers a row and a sum of dq.
+    explanation = registry.explain(problem(), "sm_90", bk.PlanPreference(max_workspace_bytes=34815),
+                                   direction="backward")
+    reasons = {c.family: c.reason for c in explanation.candidates}
+    assert reasons["sm90a"] == "needs 34816 workspace bytes, max_workspace_bytes is 34815"
 
 
 @needs_cuda_build
@@ -55,6 +79,11 @@ def test_families_without_a_backward_say_so_on_any_machine():
         ({}, "sm_80", "simt"), ({"element": "F64"}, "sm_90", "simt"), ({}, "host", "host"),
         ({"head_dim": 257}, "sm_90", None), ({"head_dim": 257}, "host", "host"),
         ({"scale": -1.0}, "sm_90", "simt"), ({"element": "S8"}, "host", None),
+        ({"element": "F16"}, "sm_90", "sm90a"), ({"head_dim": 128}, "sm_90", "sm90a"),
+        ({"head_dim": 256}, "sm_90", "simt"), ({"head_dim": 96}, "sm_90", "simt"),
+        ({"scale": 1e-30}, "sm_90", "simt"), ({}, "sm_100", "simt"),
+        ({"key_len": 2**31}, "sm_90", "simt"), ({"batch_size": 2**20, "num_heads": 2**11,
+                                                 "num_kv_heads": 2**11}, "sm_90", "simt"),
     ],
     ids=str,
 )  # fmt: skip
@@ -82,7 +111,7 @@ def test_deterministic_is_met_or_refused():
         assert plan.family == "host" and plan.precision_guarantee.deterministic
 
     class Unordered(_families.Family):
-        def guarantee(self, element):
+        def guarantee(self, element, direction=BACKWARD):
             return bk.PrecisionGuarantee(self.math[element], "F32", False, False)
 
     host = next(f for f in _families.FAMILIES if f.name == "host")

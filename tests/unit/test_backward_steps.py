@@ -12,10 +12,14 @@ from helpers.oracle import error_of
 from helpers.tolerances import NUMPY_DTYPES
 from native.host_abi import FIRST, LAST, Params, PositionMap
 
+import baracuda_kernels as bk
 from baracuda_kernels.reference import attention_backward
 
 LAYOUTS = {"contiguous": 0, "zigzag": 1, "striped": 2}
 HOST = 0
+needs_cuda_build = pytest.mark.skipif(
+    not bk._build_info()["cuda_built"], reason="capability: CUDA kernels in the build"
+)
 
 
 def names_of(struct, prefix=""):
@@ -113,12 +117,49 @@ def test_refusals(changes, message):
 def test_families_without_a_backward_say_so():
     lib = abi.library()
     p = abi.BackwardParams(struct_size=ct.sizeof(abi.BackwardParams))
-    for kernel, name in ((2, "sm80"), (3, "sm90a")):
-        assert lib.baracuda_attention_backward_elements(kernel) == 0
-        assert lib.baracuda_attention_backward_step(kernel, ct.byref(p), None) != ring_abi.OK
-        assert f"the {name} family has no backward kernel" in str(ring_abi.last_failure())
-    assert lib.baracuda_attention_backward_elements(0) == 0b1111
-    assert lib.baracuda_attention_backward_elements(1) == 0b1111
+    assert lib.baracuda_attention_backward_elements(2) == 0
+    assert lib.baracuda_attention_backward_step(2, ct.byref(p), None) != ring_abi.OK
+    assert "the sm80 family has no backward kernel" in str(ring_abi.last_failure())
+    assert [lib.baracuda_attention_backward_elements(n) for n in (0, 1, 3)] == [15, 15, 3]
+    assert [lib.baracuda_attention_backward_ordered(n) for n in (0, 1, 3)] == [1, 1, 0]
+
+
+@needs_cuda_build
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": 2**20 + 8}, "q is at address"), ({"dy": 2**20 + 8}, "dy is at address"),
+        ({"dv": 2**20 + 4}, "dv is at address"), ({"dq": 2**20 + 8}, "dq is at address"),
+        ({"y_strides": abi.Strides(0, 0, 68)}, "y has a sequence stride of 68 elements"),
+        ({"dy_strides": abi.Strides(0, 0, 68)}, "dy has a sequence stride of 68 elements"),
+        ({"q_strides": abi.Strides(0, 0, -64)}, "q has a sequence stride of -64 elements"),
+        ({"dk_strides": abi.Strides(0, 66, 64)}, "dk has a head stride of 66 elements"),
+        ({"head_dim": 256}, "head_dim 256 is not 64 or 128"),
+        ({"scale": -1.0}, "scale -1.0 is not > 0"), ({"scale": 1e-30}, "scale is below 2**-80"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_sm90a_needs_is_checked_before_anything_is_launched(changes, message):
+    """Pointers to nothing: a launch would not survive them."""
+    lib = abi.library()
+    p = abi.BackwardParams(struct_size=ct.sizeof(abi.BackwardParams))
+    s = p.step
+    s.struct_size = ct.sizeof(s)
+    s.element = p.kv_gradient_element = abi.ELEMENT["bf16"]
+    s.lse_element, s.flags = abi.ELEMENT["f32"], abi.FIRST | abi.LAST
+    s.batch, s.heads, s.kv_heads, s.query_len, s.key_len, s.head_dim = 1, 2, 2, 8, 8, 64
+    s.scale = 0.125
+    for holder, names in ((s, ("q", "k", "v", "y", "lse", "state")), (p, ("dy", "dq", "dk", "dv"))):
+        for name in names:
+            setattr(holder, name, 2**20)
+            if name not in ("lse", "state"):
+                setattr(holder, name + "_strides", abi.Strides(1024, 512, 64))
+    for name, value in changes.items():
+        setattr(s if hasattr(s, name) else p, name, value)
+    entry = lib.baracuda_attention_backward_prepare if "y" in next(iter(changes)) \
+        else lib.baracuda_attention_backward_step
+    assert entry(3, ct.byref(p), None) != ring_abi.OK
+    assert message in str(ring_abi.last_failure())
 
 
 def test_a_call_allocates_nothing():

@@ -49,7 +49,8 @@ def test_sku_filters():
     assert registry.skus(backend="HOST", element=bk.ElementKind.F64, op=3)[0].op.name == (
         "FLASH_ATTENTION"
     )
-    assert registry.skus(deterministic=False) == []
+    unordered = registry.skus(deterministic=False)
+    assert {(s.arch.name, s.direction.name) for s in unordered} == {("SM90A", "BACKWARD")}
     named = registry.skus(op="ring_attention")
     assert named == registry.skus(op=bk.AttentionKind.RING_ATTENTION) != []
     assert named == registry.skus(op=10, category="ATTENTION")

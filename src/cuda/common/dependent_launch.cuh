@@ -24,21 +24,30 @@ __device__ __forceinline__ void await_grids_before() {
 #endif
 }
 
-// Launches a grid; with `overlap` it may start before the kernel ahead of it has ended, and must
-// call await_grids_before().
+// Launches a grid, of clusters of so many blocks; with `overlap` it may start before the kernel
+// ahead of it has ended, and must call await_grids_before().
 template <typename Args>
 int32_t launch_grid(void (*kernel)(Args), dim3 blocks, unsigned threads, int shared_bytes,
-                    cudaStream_t stream, bool overlap, const Args& args) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+                    cudaStream_t stream, bool overlap, const Args& args, unsigned cluster = 1) {
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (overlap) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = cluster;
+    attributes[count].val.clusterDim.y = 1;
+    attributes[count++].val.clusterDim.z = 1;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = blocks;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = overlap ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   return check_cuda(cudaLaunchKernelEx(&config, kernel, args), "cudaLaunchKernelEx");
 }
 

@@ -31,4 +31,10 @@ __device__ __forceinline__ void add_in_memory(float4* address, float4 x, uint64_
       : "memory");
 }
 
+__device__ __forceinline__ void add_in_memory(float4* address, float4 x) {
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address),
+               "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
+               : "memory");
+}
+
 }  // namespace baracuda

@@ -24,6 +24,12 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, uint32_
                : "memory");
 }
 
+// Keeps the phase open until so many bytes have been copied, besides those of its arrivals.
+__device__ __forceinline__ void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
 // Waits for the end of the phase of this parity. (A new barrier is in phase 0; a wait for parity 1
 // passes then.)
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
@@ -38,6 +44,16 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
       "}\n" ::"r"(barrier),
       "r"(parity)
       : "memory");
+}
+
+// Stage of the n-th tile that passes through, and the parity of that stage's round.
+template <int Stages>
+__device__ __forceinline__ int stage_of(uint32_t n) {
+  return n % Stages;
+}
+template <int Stages>
+__device__ __forceinline__ uint32_t parity_of(uint32_t n) {
+  return n / Stages & 1;
 }
 
 // Named barriers: `threads` counts those that sync and those that arrive. Id 0 is __syncthreads().

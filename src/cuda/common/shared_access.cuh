@@ -12,8 +12,33 @@ __device__ __forceinline__ int shared_load(uint32_t address) {
   return x;
 }
 
+__device__ __forceinline__ float2 shared_load2(uint32_t address) {
+  float2 x;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address) : "memory");
+  return x;
+}
+
 __device__ __forceinline__ void shared_store(uint32_t address, int x) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
+
+__device__ __forceinline__ void shared_store(uint32_t address, float4 x) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x.x), "f"(x.y),
+               "f"(x.z), "f"(x.w)
+               : "memory");
+}
+
+// Four 8x8 matrices of 16-bit elements, as accumulators and A fragments hold them; lane 8*i + r
+// gives the address of the i-th one's row r.
+__device__ __forceinline__ void shared_store_matrices(uint32_t address, const uint32_t (&x)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+               : "memory");
+}
+
+// Lets the tensor cores and the copy engine see what this thread stored, once a barrier has passed.
+__device__ __forceinline__ void shared_store_fence() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 }  // namespace baracuda

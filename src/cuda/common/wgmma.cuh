@@ -25,6 +25,13 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t 
          (address & 0x3ffff) >> 4;
 }
 
+// A K-major tile of eight columns, rows of 16 bytes one after the other, that a product takes
+// twice: as columns 0 to 7 and as columns 8 to 15.
+__device__ __forceinline__ uint64_t wgmma_descriptor_k8(uint32_t address) {
+  constexpr uint64_t eight_rows = uint64_t{128 >> 4} << 32;
+  return eight_rows | (address & 0x3ffff) >> 4;
+}
+
 // Before the first product, and after registers of A or of accumulators were touched.
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -133,6 +140,22 @@ __device__ __forceinline__ void take_registers() {
                : BARACUDA_OPERANDS##REGS                                                         \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
+#define BARACUDA_WGMMA_SS_MN(TYPE, N, REGS, A, B, ADD)                                          \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" #ADD ", 0;\n"                           \
+               "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE                   \
+               " {" BARACUDA_NAMES##REGS "}, %" #A ", %" #B ", add, 1, 1, 1, 1;\n}\n"             \
+               : BARACUDA_OPERANDS##REGS                                                         \
+               : "l"(a), "l"(b), "r"(accumulate))
+
+// d += a * b; a in registers, b K-major in shared memory.
+__device__ __forceinline__ void wgmma_bf16_k_major(float (&d)[32], const uint32_t (&a)[4],
+                                                   uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" BARACUDA_NAMES32
+               "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;\n"
+               : BARACUDA_OPERANDS32
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
 // d = a * b + (accumulate ? d : 0); a and b K-major in shared memory.
 #define BARACUDA_DEFINE_SS(N, REGS, A, B, ADD)                                                   \
   template <typename Element>                                                                    \
@@ -156,6 +179,18 @@ __device__ __forceinline__ void take_registers() {
     }                                                                                            \
   }
 
+// d = a * b + (accumulate ? d : 0); a and b MN-major in shared memory.
+#define BARACUDA_DEFINE_SS_MN(N, REGS, A, B, ADD)                                                \
+  template <typename Element>                                                                    \
+  __device__ __forceinline__ void wgmma_mn_major(float (&d)[REGS], uint64_t a, uint64_t b,       \
+                                                 int accumulate) {                               \
+    if constexpr (std::is_same_v<Element, __half>) {                                             \
+      BARACUDA_WGMMA_SS_MN("f16", N, REGS, A, B, ADD);                                           \
+    } else {                                                                                     \
+      BARACUDA_WGMMA_SS_MN("bf16", N, REGS, A, B, ADD);                                          \
+    }                                                                                            \
+  }
+
 BARACUDA_DEFINE_SS(64, 32, 32, 33, 34)
 BARACUDA_DEFINE_SS(80, 40, 40, 41, 42)
 BARACUDA_DEFINE_SS(96, 48, 48, 49, 50)
@@ -165,6 +200,9 @@ BARACUDA_DEFINE_SS(144, 72, 72, 73, 74)
 BARACUDA_DEFINE_SS(160, 80, 80, 81, 82)
 BARACUDA_DEFINE_SS(176, 88, 88, 89, 90)
 BARACUDA_DEFINE_SS(192, 96, 96, 97, 98)
+
+BARACUDA_DEFINE_SS_MN(64, 32, 32, 33, 34)
+BARACUDA_DEFINE_SS_MN(128, 64, 64, 65, 66)
 
 BARACUDA_DEFINE_RS(64, 32, 32, 33, 34, 35, 36)
 BARACUDA_DEFINE_RS(128, 64, 64, 65, 66, 67, 68)

@@ -3,26 +3,21 @@
 #include <cstdio>
 #include <string>
 
+#include "attention/backward/facts.h"
 #include "attention/backward/family.h"
-#include "attention/forward/families.h"
 #include "common/error.h"
 
 namespace baracuda {
 namespace {
 
-constexpr const char* no_backward = "has no backward kernel";
 constexpr int64_t scratch_alignment = 16;
-
-// Families with a backward, whether they are in this build or not.
-bool has_backward(int32_t kernel) {
-  return kernel == BARACUDA_ATTENTION_HOST || kernel == BARACUDA_ATTENTION_SIMT;
-}
 
 const BackwardFamily* find_backward(int32_t kernel) {
   switch (kernel) {
     case BARACUDA_ATTENTION_HOST: return &host_backward_family();
 #if defined(BARACUDA_WITH_CUDA)
     case BARACUDA_ATTENTION_SIMT: return &simt_backward_family();
+    case BARACUDA_ATTENTION_SM90A: return &sm90a_backward_family();
 #endif
     default: return nullptr;
   }
@@ -33,25 +28,21 @@ int32_t no_such_kernel(const char* call, int32_t kernel) {
               "kernel is %d: must be a baracuda_attention_kernel, 0 to 3", kernel);
 }
 
-// What a family takes is one rule for both directions.
-std::string backward_refusal(int32_t kernel, const FamilyFacts& facts, const StepParams& p) {
-  return has_backward(kernel) ? refusal(facts, p) : no_backward;
-}
-
 // Finds a family whose backward is in this build and serves the problem.
 int32_t find_server(const char* call, int32_t kernel, const StepParams* problem,
                     const BackwardFamily** family) {
   const FamilyFacts* facts = find_facts(kernel);
   if (facts == nullptr) return no_such_kernel(call, kernel);
-  if (!has_backward(kernel)) {
-    return fail(BARACUDA_UNSUPPORTED, call, "the %s family %s", facts->name, no_backward);
-  }
+  if (find_backward_facts(kernel) == nullptr)
+    return fail(BARACUDA_UNSUPPORTED, call, "the %s family has no backward kernel", facts->name);
   *family = find_backward(kernel);
-  if (*family == nullptr) {
+  if (*family == nullptr)
     return fail(BARACUDA_UNAVAILABLE, call, "kernel %s is not in this build", facts->name);
-  }
   const int32_t status = check_problem(call, problem);
-  return status == BARACUDA_OK ? check_served(call, *facts, *problem) : status;
+  if (status != BARACUDA_OK) return status;
+  const std::string reason = backward_refusal(kernel, *problem);
+  if (reason.empty()) return BARACUDA_OK;
+  return fail(BARACUDA_UNSUPPORTED, call, "the %s kernel: %s", facts->name, reason.c_str());
 }
 
 int32_t accumulator_element(int32_t element) {
@@ -90,12 +81,20 @@ int32_t check_types(const char* call, const BackwardParams& params) {
   return check_rows(call, params);
 }
 
-// Addresses: these families ask for no more than their element's alignment.
-class Addresses {
+// The operands of one call, each with the address and strides that its family needs.
+class Operands {
  public:
-  explicit Addresses(const char* call) : call_(call) {}
+  Operands(const char* call, int32_t kernel, const StepParams& p)
+      : call_(call), facts_(*find_backward_facts(kernel)), p_(p) {}
 
-  void need(const char* name, const void* pointer, int64_t bytes) {
+  void rows(const char* name, const void* pointer, const baracuda_strides& strides, bool input) {
+    tensor(name, pointer, strides, p_.heads, p_.query_len, p_.element, input);
+  }
+  void keys(const char* name, const void* pointer, const baracuda_strides& strides,
+            int32_t element, bool input) {
+    tensor(name, pointer, strides, p_.kv_heads, p_.key_len, element, input);
+  }
+  void address(const char* name, const void* pointer, int64_t bytes) {
     if (status_ != BARACUDA_OK) return;
     if (pointer == nullptr) {
       status_ = fail(BARACUDA_INVALID_ARGUMENT, call_, "%s is null: this call needs it", name);
@@ -107,42 +106,52 @@ class Addresses {
   int32_t status() const { return status_; }
 
  private:
+  void tensor(const char* name, const void* pointer, const baracuda_strides& strides,
+              int64_t heads, int64_t length, int32_t element, bool input) {
+    const int64_t bytes = baracuda_element_bytes(element);
+    address(name, pointer, std::max<int64_t>(facts_.vector_bytes, bytes));
+    if (status_ == BARACUDA_OK)
+      status_ = check_operand(call_, facts_, name, pointer, strides, p_, heads, length, element,
+                              input);
+  }
+
   const char* const call_;
+  const FamilyFacts& facts_;
+  const StepParams& p_;
   int32_t status_ = BARACUDA_OK;
 };
 
-int32_t check_prepare_operands(const char* call, const BackwardParams& params) {
+int32_t check_prepare_operands(const char* call, int32_t kernel, const BackwardParams& params) {
   const StepParams& p = params.step;
-  const int64_t bytes = baracuda_element_bytes(p.element), wide = accumulator_bytes(p.element);
-  Addresses addresses(call);
-  addresses.need("y", p.y, bytes);
-  addresses.need("dy", params.dy, bytes);
-  addresses.need("lse", p.lse, wide);
-  if (params.dlse != nullptr) addresses.need("dlse", params.dlse, wide);
-  addresses.need("state", p.state, scratch_alignment);
-  return addresses.status();
+  const int64_t wide = accumulator_bytes(p.element);
+  Operands operands(call, kernel, p);
+  operands.rows("y", p.y, p.y_strides, true);
+  operands.rows("dy", params.dy, params.dy_strides, true);
+  operands.address("lse", p.lse, wide);
+  if (params.dlse != nullptr) operands.address("dlse", params.dlse, wide);
+  operands.address("state", p.state, scratch_alignment);
+  return operands.status();
 }
 
-int32_t check_step_operands(const char* call, const BackwardParams& params) {
+int32_t check_step_operands(const char* call, int32_t kernel, const BackwardParams& params) {
   const StepParams& p = params.step;
-  const int64_t bytes = baracuda_element_bytes(p.element);
-  Addresses addresses(call);
+  Operands operands(call, kernel, p);
   if (p.key_len > 0) {
     if (!is_empty(p)) {
-      addresses.need("q", p.q, bytes);
-      addresses.need("k", p.k, bytes);
-      addresses.need("v", p.v, bytes);
-      addresses.need("dy", params.dy, bytes);
+      operands.rows("q", p.q, p.q_strides, true);
+      operands.keys("k", p.k, p.k_strides, p.element, true);
+      operands.keys("v", p.v, p.v_strides, p.element, true);
+      operands.rows("dy", params.dy, params.dy_strides, true);
     }
-    const int64_t gradient_bytes = baracuda_element_bytes(params.kv_gradient_element);
-    addresses.need("dk", params.dk, gradient_bytes);
-    addresses.need("dv", params.dv, gradient_bytes);
+    operands.keys("dk", params.dk, params.dk_strides, params.kv_gradient_element, false);
+    operands.keys("dv", params.dv, params.dv_strides, params.kv_gradient_element, false);
   }
   if (!is_empty(p)) {
-    if (p.key_len > 0 || !is_single_step(p)) addresses.need("state", p.state, scratch_alignment);
-    if ((p.flags & BARACUDA_STEP_LAST) != 0) addresses.need("dq", params.dq, bytes);
+    if (p.key_len > 0 || !is_single_step(p)) operands.address("state", p.state, scratch_alignment);
+    if ((p.flags & BARACUDA_STEP_LAST) != 0)
+      operands.rows("dq", params.dq, params.dq_strides, false);
   }
-  return addresses.status();
+  return operands.status();
 }
 
 int32_t check_positions(const char* call, int32_t kernel, const StepParams& p) {
@@ -156,15 +165,20 @@ int32_t check_positions(const char* call, int32_t kernel, const StepParams& p) {
 }  // namespace baracuda
 
 extern "C" uint32_t baracuda_attention_backward_elements(int32_t kernel) {
-  return baracuda::has_backward(kernel) ? baracuda::find_facts(kernel)->elements : 0;
+  const baracuda::FamilyFacts* facts = baracuda::find_backward_facts(kernel);
+  return facts == nullptr ? 0 : facts->elements;
+}
+
+extern "C" int32_t baracuda_attention_backward_ordered(int32_t kernel) {
+  return baracuda::is_backward_ordered(kernel) ? 1 : 0;
 }
 
 extern "C" int32_t baracuda_attention_backward_refusal(
     int32_t kernel, const baracuda_attention_step_params* problem, char* reason, int64_t size) {
   using namespace baracuda;
-  const FamilyFacts* facts = find_facts(kernel);
-  if (facts == nullptr) return no_such_kernel("baracuda_attention_backward_refusal", kernel);
-  const std::string why = backward_refusal(kernel, *facts, *problem);
+  if (find_facts(kernel) == nullptr)
+    return no_such_kernel("baracuda_attention_backward_refusal", kernel);
+  const std::string why = backward_refusal(kernel, *problem);
   std::snprintf(reason, static_cast<size_t>(size), "%s", why.c_str());
   return why.empty() ? BARACUDA_OK : BARACUDA_UNSUPPORTED;
 }
@@ -195,7 +209,7 @@ extern "C" int32_t baracuda_attention_backward_prepare(
   if (status == BARACUDA_OK) status = find_server(call, kernel, &params->step, &family);
   if (status == BARACUDA_OK) status = check_rows(call, *params);
   if (status != BARACUDA_OK || is_empty(params->step)) return status;
-  status = check_prepare_operands(call, *params);
+  status = check_prepare_operands(call, kernel, *params);
   return status == BARACUDA_OK ? family->prepare(*params, stream) : status;
 }
 
@@ -211,6 +225,6 @@ extern "C" int32_t baracuda_attention_backward_step(
   if (status != BARACUDA_OK) return status;
   const StepParams& p = params->step;
   if (p.batch == 0 || (is_empty(p) && p.key_len == 0)) return BARACUDA_OK;
-  status = check_step_operands(call, *params);
+  status = check_step_operands(call, kernel, *params);
   return status == BARACUDA_OK ? family->step(*params, stream) : status;
 }

@@ -23,9 +23,10 @@ struct BackwardFamily {
 const BackwardFamily& host_backward_family();
 #if defined(BARACUDA_WITH_CUDA)
 const BackwardFamily& simt_backward_family();
+const BackwardFamily& sm90a_backward_family();
 #endif
 
-// In the scratch of every family, first, in the accumulator's type: delta of all B*H*Q rows, then lse
+// First in the scratch of host and simt, in the accumulator's type: delta of all B*H*Q rows, then lse
 // of them, with +inf in the place of -inf: such a row's weights are exp(s - inf) = 0.
 inline int64_t row_statistics_bytes(const StepParams& p) {
   return 2 * p.batch * p.heads * p.query_len * accumulator_bytes(p.element);

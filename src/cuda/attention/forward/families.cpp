@@ -149,7 +149,12 @@ class OperandCheck {
 
   int32_t tensor(const char* name, const void* pointer, const baracuda_strides& strides,
                  const StepParams& p, int64_t heads, int64_t length, bool input) const {
-    const int64_t bytes = baracuda_element_bytes(p.element);
+    return tensor(name, pointer, strides, p, heads, length, p.element, input);
+  }
+  int32_t tensor(const char* name, const void* pointer, const baracuda_strides& strides,
+                 const StepParams& p, int64_t heads, int64_t length, int32_t element,
+                 bool input) const {
+    const int64_t bytes = baracuda_element_bytes(element);
     int32_t status = address(name, pointer, std::max<int64_t>(family_.vector_bytes, bytes));
     if (status == BARACUDA_OK) status = stride(name, "batch", strides.batch, p.batch, bytes, input);
     if (status == BARACUDA_OK) status = stride(name, "head", strides.head, heads, bytes, input);
@@ -199,6 +204,13 @@ int32_t check_served(const char* call, const FamilyFacts& family, const StepPara
   const std::string reason = refusal(family, p);
   if (reason.empty()) return BARACUDA_OK;
   return fail(BARACUDA_UNSUPPORTED, call, "the %s kernel: %s", family.name, reason.c_str());
+}
+
+int32_t check_operand(const char* call, const FamilyFacts& family, const char* name,
+                      const void* pointer, const baracuda_strides& strides, const StepParams& p,
+                      int64_t heads, int64_t length, int32_t element, bool input) {
+  return OperandCheck(call, family)
+      .tensor(name, pointer, strides, p, heads, length, element, input);
 }
 
 int32_t check_operands(const char* call, const FamilyFacts& family, const StepParams& p) {

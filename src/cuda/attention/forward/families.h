@@ -45,7 +45,11 @@ std::string refusal(const FamilyFacts& family, const StepParams& p);
 
 // BARACUDA_OK, or the refusal as a failure of `call`.
 int32_t check_served(const char* call, const FamilyFacts& family, const StepParams& p);
-// The same for the operands' addresses and strides; of those that the step touches.
+// The same for one operand [B, heads, length, D] of an element: its address and strides.
+int32_t check_operand(const char* call, const FamilyFacts& family, const char* name,
+                      const void* pointer, const baracuda_strides& strides, const StepParams& p,
+                      int64_t heads, int64_t length, int32_t element, bool input);
+// And for the forward's operands, of those that the step touches.
 int32_t check_operands(const char* call, const FamilyFacts& family, const StepParams& p);
 
 }  // namespace baracuda

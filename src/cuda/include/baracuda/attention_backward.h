@@ -10,11 +10,11 @@
 // A call is one baracuda_attention_backward_prepare(), which leaves delta and lse of every row in the
 // scratch, and one step for each chunk of K and V. dq is summed over the steps in the accumulator's
 // type (f32; f64 for f64) in the scratch, and is rounded once. FIRST: nothing has been summed yet.
-// LAST: the step finishes, it writes dq. FOLLOWS changes nothing here. dk and dv of a step are whole: those of its chunk and of all
-// heads of a group, and each step writes them.
+// LAST: the step finishes, it writes dq. FOLLOWS changes nothing here. dk and dv of a step are whole:
+// those of its chunk and of all heads of a group, and each step writes them.
 //
-// A row that sees no key has dq = 0 and gives no key anything, whatever its dy is. A key that no row
-// sees has dk = dv = 0.
+// A row that sees no key has dq = 0 and gives no key anything, whatever its dy is (sm90a: whatever
+// finite dy). A key that no row sees has dk = dv = 0.
 #pragma once
 
 #include <stdint.h>
@@ -54,6 +54,9 @@ typedef struct baracuda_attention_backward_params {
 // Elements that the family's backward takes: bits 1 << enum baracuda_element. 0 where there is no such
 // family, or where it has no backward.
 BARACUDA_API uint32_t baracuda_attention_backward_elements(int32_t kernel);
+
+// 1: every sum has a fixed order, so the same call gives the same bits.
+BARACUDA_API int32_t baracuda_attention_backward_ordered(int32_t kernel);
 
 // As baracuda_attention_refusal(), of the backward.
 BARACUDA_API int32_t baracuda_attention_backward_refusal(

@@ -4,18 +4,9 @@
 #include "attention/forward/sm90/config.h"
 #include "common/mbarrier.cuh"
 #include "common/shared_access.cuh"
+#include "common/uniform.cuh"
 
 namespace baracuda::sm90 {
-
-// Stage of the n-th tile that passes through, and the parity of that stage's round.
-template <int Stages>
-__device__ __forceinline__ int stage_of(uint32_t n) {
-  return n % Stages;
-}
-template <int Stages>
-__device__ __forceinline__ uint32_t parity_of(uint32_t n) {
-  return n / Stages & 1;
-}
 
 // Addresses of the barriers. "full": the data has arrived; "empty": every warp that reads it is
 // done. K and V are read by all consumers, Q and the slots by one warpgroup. Slots are written and
@@ -58,9 +49,6 @@ struct Barriers {
     mbarrier_init_fence();
   }
 };
-
-// The same in all lanes, which the compiler cannot see: it keeps what follows in uniform registers.
-__device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 
 // What a warpgroup must know of its n-th query tile, in shared memory: a warp of warpgroup 0 works
 // it out while the consumers are busy, and they need not keep it in registers.

@@ -49,6 +49,8 @@ class Family:
         Whether inputs must not run backwards in memory.
     has_backward : bool
         Whether it has kernels of the backward, too.
+    ordered_backward : bool
+        Whether every sum of those has a fixed order.
     """
 
     kernel: int
@@ -61,15 +63,17 @@ class Family:
     vector_bytes: int
     forward_strides: bool
     has_backward: bool
+    ordered_backward: bool
 
-    def guarantee(self, element) -> PrecisionGuarantee:
-        """Fixed order of every sum and f32 (f64 for F64) state: bits repeat on the same card,
-        world size and rank."""
-        return PrecisionGuarantee(self.math[element], accumulator_of(element), True, True)
+    def guarantee(self, element, direction=Direction.FORWARD) -> PrecisionGuarantee:
+        """F32 (F64 for F64) state. With a fixed order of every sum, as every forward has, bits
+        repeat on the same card, world size and rank."""
+        ordered = direction is Direction.FORWARD or self.ordered_backward
+        return PrecisionGuarantee(self.math[element], accumulator_of(element), ordered, ordered)
 
     def sku(self, op, element, direction=Direction.FORWARD) -> KernelSku:
         return KernelSku(op.category, op, element, None, None, None, self.arch, self.backend,
-                         self.guarantee(element), direction)
+                         self.guarantee(element, direction), direction)
 
     def layout_needs(self, itemsize):
         """Of the operands: bytes that addresses and elements that strides must be a multiple of,
@@ -81,7 +85,7 @@ class Family:
                 direction=Direction.FORWARD) -> str:
         """Why this family does not serve the problem there; empty if it does."""
         return (self._wrong_place(arch) or self._wrong_problem(descriptor, direction)
-                or self._unwanted(descriptor, preference, workspace_bytes))
+                or self._unwanted(descriptor, preference, workspace_bytes, direction))
 
     def _wrong_place(self, arch):
         capability = arch.compute_capability
@@ -107,7 +111,7 @@ class Family:
             return f"element {descriptor.element.name} is not one of {names}"
         return _refusal(self.kernel, descriptor, direction)
 
-    def _unwanted(self, descriptor, preference, workspace_bytes):
+    def _unwanted(self, descriptor, preference, workspace_bytes, direction):
         if self.arch is ArchSku.SM90A and not preference.allow_sm90a:
             return "allow_sm90a is False"
         if preference.prefer_backend not in (None, self.backend):
@@ -115,7 +119,8 @@ class Family:
         precision = self.math[descriptor.element]
         if preference.math_precision not in (None, precision):
             return f"math_precision asks for {preference.math_precision}, this uses {precision}"
-        if preference.deterministic and not self.guarantee(descriptor.element).deterministic:
+        guarantee = self.guarantee(descriptor.element, direction)
+        if preference.deterministic and not guarantee.deterministic:
             return "deterministic is True, and its sums have no fixed order"
         limit = preference.max_workspace_bytes
         if limit is not None and workspace_bytes > limit:
@@ -138,7 +143,8 @@ def _family(int32_t kernel):
             math[element] = _TENSOR_CORE[element] if info.tensor_cores else strict
     return Family(kernel, arch, backend, info.name.decode(), least, most, math, info.vector_bytes,
                   bool(info.forward_strides),
-                  attention_api.baracuda_attention_backward_elements(kernel) != 0)
+                  attention_api.baracuda_attention_backward_elements(kernel) != 0,
+                  attention_api.baracuda_attention_backward_ordered(kernel) != 0)
 
 
 def _all_families():

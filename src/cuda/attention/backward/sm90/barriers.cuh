@@ -1,0 +1,139 @@
+// The barriers of the sm90a backward kernel, and what its copying warp tells of a key tile.
+#pragma once
+
+#include "attention/backward/sm90/config.h"
+#include "common/mbarrier.cuh"
+#include "common/shared_access.cuh"
+
+namespace baracuda::sm90::backward {
+
+// Addresses of the barriers. "full": the data has arrived; "empty": every warp that reads it is
+// done. A tile of dS is read by one warpgroup alone, and a tile of dQ by the copy engine.
+template <typename C>
+struct Barriers {
+  uint32_t base;
+  __device__ __forceinline__ uint32_t q_full(int stage) const { return at(stage); }
+  __device__ __forceinline__ uint32_t q_empty(int stage) const { return at(C::stages + stage); }
+  __device__ __forceinline__ uint32_t dy_full(int stage) const { return at(2 * C::stages + stage); }
+  __device__ __forceinline__ uint32_t dy_empty(int stage) const {
+    return at(3 * C::stages + stage);
+  }
+  __device__ __forceinline__ uint32_t slot_full(int stage) const {
+    return at(4 * C::stages + stage);
+  }
+  __device__ __forceinline__ uint32_t slot_empty(int stage) const {
+    return at(5 * C::stages + stage);
+  }
+  __device__ __forceinline__ uint32_t k_full(int stage) const { return at(k + stage); }
+  __device__ __forceinline__ uint32_t k_empty(int stage) const {
+    return at(k + C::k_stages + stage);
+  }
+  __device__ __forceinline__ uint32_t v_full() const { return at(v); }
+  __device__ __forceinline__ uint32_t v_empty() const { return at(v + 1); }
+  // The consumers have read which rows see their keys of the last key tile.
+  __device__ __forceinline__ uint32_t rows_taken() const { return at(v + 2); }
+  __device__ __forceinline__ uint32_t ds_empty(int stage) const { return at(v + 3 + stage); }
+  __device__ __forceinline__ uint32_t dq_full(int buffer) const {
+    return at(v + 3 + C::ds_stages + buffer);
+  }
+  // A warpgroup may write its next tile of dQ: of its own, for waits that are more than a phase
+  // apart could not be told apart.
+  __device__ __forceinline__ uint32_t dq_turn(int group) const {
+    return at(v + 3 + C::ds_stages + C::dq_stages + group);
+  }
+  // Of a pair. dS of the other block has arrived: for one and the other warpgroup's dQ.
+  __device__ __forceinline__ uint32_t theirs_full(int group) const { return at(pair + group); }
+  // The other block has made dQ of what it got from here; it has got what was on its way.
+  __device__ __forceinline__ uint32_t theirs_free() const { return at(pair + 2); }
+  __device__ __forceinline__ uint32_t out_full() const { return at(pair + 3); }
+  __device__ __forceinline__ uint32_t out_empty() const { return at(pair + 4); }
+  // A named one: the warpgroup that makes dQ of the stage waits, the others only arrive.
+  static __device__ __forceinline__ int ds_full(int stage) { return 1 + stage; }
+
+  __device__ __forceinline__ void init() const {
+    for (int i = 0; i < C::stages; ++i) {
+      mbarrier_init(q_full(i), 1);
+      mbarrier_init(dy_full(i), 1);
+      mbarrier_init(slot_full(i), 32);
+      mbarrier_init(q_empty(i), 4 * C::consumers);
+      mbarrier_init(dy_empty(i), 4 * C::consumers);
+      // And the warps that copy tiles in, and dQ or dS out.
+      mbarrier_init(slot_empty(i), 4 * C::consumers + 1 + (C::dq_stages > 0) + C::pair);
+    }
+    for (int i = 0; i < C::k_stages; ++i) {
+      mbarrier_init(k_full(i), 1);
+      mbarrier_init(k_empty(i), 4 * C::consumers);
+    }
+    mbarrier_init(v_full(), 1);
+    mbarrier_init(v_empty(), 4 * C::consumers);
+    mbarrier_init(rows_taken(), 4 * C::consumers);
+    for (int i = 0; i < C::ds_stages; ++i) mbarrier_init(ds_empty(i), 4);
+    for (int i = 0; i < C::dq_stages; ++i) mbarrier_init(dq_full(i), 4);
+    for (int i = 0; i < C::consumers; ++i) mbarrier_init(dq_turn(i), 1);
+    if constexpr (C::pair) {
+      for (int i = 0; i < 2; ++i) mbarrier_init(theirs_full(i), 1);
+      mbarrier_init(theirs_free(), 4);
+      mbarrier_init(out_full(), 4 * C::consumers);
+      mbarrier_init(out_empty(), 1);
+    }
+    mbarrier_init_fence();
+  }
+
+ private:
+  static constexpr int k = 6 * C::stages, v = k + 2 * C::k_stages;
+  static constexpr int pair = v + 3 + C::ds_stages + C::dq_stages + C::consumers;
+  __device__ __forceinline__ uint32_t at(int index) const { return base + 8 * index; }
+};
+
+// What the consumers must know of the n-th key tile.
+template <typename C>
+class Slot {
+ public:
+  __device__ __forceinline__ Slot(uint32_t shared, uint32_t n)
+      : address_(shared + C::slots_offset + stage_of<C::stages>(n) * C::slot_bytes) {}
+
+  // Query tiles of a head; -1: no more work.
+  __device__ __forceinline__ int count() const { return shared_load(address_); }
+  __device__ __forceinline__ int begin() const { return shared_load(address_ + 4); }
+  __device__ __forceinline__ int step() const { return shared_load(address_ + 8); }
+  __device__ __forceinline__ int batch() const { return shared_load(address_ + 16); }
+  __device__ __forceinline__ int kv_head() const { return shared_load(address_ + 20); }
+  __device__ __forceinline__ int key0() const { return shared_load(address_ + 24); }
+  // The row from which on rows see all keys of the tile.
+  __device__ __forceinline__ int whole_from() const { return shared_load(address_ + 12); }
+
+  __device__ __forceinline__ void set_end() const { shared_store(address_, -1); }
+  __device__ __forceinline__ void set_queries(int count, int begin, int step,
+                                              int whole_from) const {
+    shared_store(address_, count);
+    shared_store(address_ + 4, begin);
+    shared_store(address_ + 8, step);
+    shared_store(address_ + 12, whole_from);
+  }
+  __device__ __forceinline__ void set_tile(int batch, int kv_head, int key0) const {
+    shared_store(address_ + 16, batch);
+    shared_store(address_ + 20, kv_head);
+    shared_store(address_ + 24, key0);
+  }
+
+ private:
+  uint32_t address_;
+};
+
+// The first row that sees each key of the tile that was described last.
+template <typename C>
+class FirstRows {
+ public:
+  __device__ __forceinline__ explicit FirstRows(uint32_t shared)
+      : address_(shared + C::rows_offset) {}
+
+  __device__ __forceinline__ int get(int key) const { return shared_load(address_ + 4 * key); }
+  __device__ __forceinline__ void set(int key, int row) const {
+    shared_store(address_ + 4 * key, row);
+  }
+
+ private:
+  uint32_t address_;
+};
+
+}  // namespace baracuda::sm90::backward

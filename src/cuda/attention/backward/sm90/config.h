@@ -1,0 +1,71 @@
+// Tile shapes and the shared-memory plan of one instantiation of the sm90a backward kernel.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+#include <type_traits>
+
+namespace baracuda::sm90::backward {
+
+// Warpgroup 0 copies, the others own 64 keys each of a key tile and go over tiles of 64 queries. dQ
+// of a query tile is made a tile later, so that a warpgroup need not wait for the dS of one that
+// runs behind it; the copy engine adds it, through buffers. Pair: two blocks share their dQ, see
+// kernel.cuh. Each holds the K of both, two tiles of its own dS, one of the other's and one on its way
+// there, and has no room for buffers of dQ: its warps add it from registers.
+template <typename Element_, int HeadDim, int KStages, int DsStages, bool Pair = false>
+struct Config {
+  using Element = Element_;
+  static constexpr int head_dim = HeadDim;
+  static constexpr int consumers = 2;
+  static constexpr int group_n = 64;  // keys of a warpgroup
+  static constexpr int block_n = group_n * consumers;
+  static constexpr int block_m = 64;  // queries
+  static constexpr int threads = 128 * (consumers + 1);
+  static constexpr int launch_registers = 65536 / threads / 8 * 8;
+  static constexpr int producer_registers = 24;
+  static constexpr int consumer_registers = 240;
+  static_assert(producer_registers + consumers * consumer_registers <=
+                    (consumers + 1) * launch_registers, "more registers than the block has");
+
+  static constexpr int stages = 2;  // of Q and dO, and of what is known of a key tile
+  static constexpr int k_stages = KStages;
+  static constexpr int ds_stages = DsStages;
+  static constexpr int dq_stages = Pair ? 0 : 2;
+  static constexpr bool pair = Pair;
+  static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh
+  static_assert(!Pair || (KStages == 1 && DsStages == 4));
+  static_assert(DsStages >= 2, "dS is kept until dQ is made of it");
+
+  // Tiles are blocks of 64 columns (128 bytes), all rows of a block together. dS lies transposed: a
+  // row of 64 queries for each key.
+  static constexpr int column_blocks = HeadDim / 64;
+  static constexpr int q_block_bytes = block_m * 128;
+  static constexpr int kv_block_bytes = block_n * 128;
+  static constexpr int q_bytes = column_blocks * q_block_bytes;
+  static constexpr int kv_bytes = column_blocks * kv_block_bytes;
+  static constexpr int ds_bytes = block_n * 128;
+  static constexpr int dq_floats = block_m * HeadDim;    // of a query tile
+  static constexpr int statistics_bytes = 16 * block_m;  // of its rows: prepare.cuh
+
+  static constexpr int k_offset = 0;
+  static constexpr int v_offset = k_offset + (Pair ? 2 : k_stages) * kv_bytes;
+  static constexpr int q_offset = v_offset + kv_bytes;
+  static constexpr int dy_offset = q_offset + stages * q_bytes;
+  static constexpr int ds_offset = dy_offset + stages * q_bytes;
+  static constexpr int dq_offset = ds_offset + ds_stages * ds_bytes;
+  static constexpr int theirs_offset = ds_offset + 2 * ds_bytes;
+  static constexpr int out_offset = ds_offset + 3 * ds_bytes;
+  static constexpr int statistics_offset = dq_offset + dq_stages * 4 * dq_floats;
+  static constexpr int slots_offset = statistics_offset + stages * statistics_bytes;
+  static constexpr int slot_bytes = 32;
+  static constexpr int rows_offset = slots_offset + stages * slot_bytes;
+  static constexpr int barrier_offset = rows_offset + 4 * block_n;
+  static constexpr int barriers =
+      6 * stages + 2 * k_stages + 3 + ds_stages + dq_stages + consumers + (Pair ? 5 : 0);
+  static constexpr int shared_bytes = barrier_offset + 8 * barriers;
+  static constexpr int max_shared_bytes = 227 * 1024;
+  static_assert(shared_bytes <= max_shared_bytes, "more shared memory than a block can have");
+};
+
+}  // namespace baracuda::sm90::backward

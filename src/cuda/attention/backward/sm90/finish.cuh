@@ -1,0 +1,61 @@
+// After the sm90a backward steps: dQ = scale * its sums, in the operands' type and where the caller
+// wants it.
+#pragma once
+
+#include "baracuda/element.h"
+#include "common/dependent_launch.cuh"
+#include "common/dtype.cuh"
+
+namespace baracuda::sm90::backward {
+
+struct FinishArgs {
+  const float* sums;  // as Args::dq; null: zeros
+  void* dq;
+  baracuda_strides dq_strides;
+  int heads, query_len, query_tiles;
+  float scale;
+};
+
+constexpr int finish_threads = 256;
+
+// A block for each query tile. A quad's accumulators of eight columns lie together: eight columns
+// of a row and of the row eight below.
+template <typename Element, int HeadDim, int BlockM>
+__global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs args) {
+  constexpr int column_groups = HeadDim / 8;
+  constexpr int units = column_groups * BlockM / 2;
+  static_assert(units % finish_threads == 0 && BlockM == 64,
+                "whole rounds of one warpgroup's rows");
+  await_grids_before();
+  const int64_t tile = blockIdx.x;
+  const int batch_head = static_cast<int>(tile / args.query_tiles);
+  const int row0 = static_cast<int>(tile % args.query_tiles) * BlockM;
+  const float4* const sums = reinterpret_cast<const float4*>(args.sums + tile * (BlockM * HeadDim));
+  Element* const out = static_cast<Element*>(args.dq) +
+                       batch_head / args.heads * args.dq_strides.batch +
+                       batch_head % args.heads * args.dq_strides.head;
+#pragma unroll
+  for (int i = 0; i < units / finish_threads; ++i) {
+    const int unit = i * finish_threads + threadIdx.x;
+    const int j = unit % column_groups, quad = unit / column_groups;  // of the warpgroup's 32
+    float4 x[4];
+#pragma unroll
+    for (int c = 0; c < 4; ++c)
+      x[c] = args.sums == nullptr ? make_float4(0.0f, 0.0f, 0.0f, 0.0f)
+                                  : __ldcg(sums + j * 128 + quad * 4 + c);
+    const int row = row0 + quad / 8 * 16 + quad % 8;
+    const auto pack = [&](float lo, float hi) {
+      return Dtype<Element>::pack(lo * args.scale, hi * args.scale);
+    };
+    if (row < args.query_len)
+      *reinterpret_cast<uint4*>(out + row * args.dq_strides.seq + 8 * j) =
+          make_uint4(pack(x[0].x, x[0].y), pack(x[1].x, x[1].y), pack(x[2].x, x[2].y),
+                     pack(x[3].x, x[3].y));
+    if (row + 8 < args.query_len)
+      *reinterpret_cast<uint4*>(out + (row + 8) * args.dq_strides.seq + 8 * j) =
+          make_uint4(pack(x[0].z, x[0].w), pack(x[1].z, x[1].w), pack(x[2].z, x[2].w),
+                     pack(x[3].z, x[3].w));
+  }
+}
+
+}  // namespace baracuda::sm90::backward

@@ -1,0 +1,60 @@
+// The sm90a backward step: dK and dV of key tiles, and their share of dQ.
+//
+// A block keeps a tile of keys and goes over all query tiles that see them, of all heads of the
+// group: dK and dV stay in registers. Warpgroup 0 copies; every other one owns 64 keys.
+//
+// Additions to dQ are what L2 has to do most of. Two blocks of a cluster with neighbouring key
+// tiles go over the same query tiles: each makes dQ of every second one, over the keys of both, and
+// gets the other's dS for it.
+#pragma once
+
+#include "attention/backward/sm90/consumer.cuh"
+#include "attention/backward/sm90/producer.cuh"
+#include "common/cp_async.cuh"
+#include "common/dependent_launch.cuh"
+
+namespace baracuda::sm90::backward {
+
+template <typename C>
+__global__ void __launch_bounds__(C::threads, 1) step_kernel(const __grid_constant__ Args args) {
+  extern __shared__ __align__(1024) char shared_memory[];
+  const uint32_t shared = shared_address(shared_memory);
+  const Barriers<C> barriers{shared + C::barrier_offset};
+  const int warp = uniform(threadIdx.x / 32);
+  launch_dependent_grids();
+  if (warp == 0 && threadIdx.x % 32 == 0) {
+    tma_prefetch_map(&args.k);
+    tma_prefetch_map(&args.v);
+    if (args.query_tiles > 0) {  // else there are no maps of theirs
+      tma_prefetch_map(&args.q);
+      tma_prefetch_map(&args.dy);
+    }
+    barriers.init();
+  }
+  if constexpr (C::pair) {
+    cluster_sync();  // the other block arrives at barriers here
+  } else {
+    __syncthreads();
+  }
+  await_grids_before();
+  if (warp < 4) {
+    give_registers_back<C::producer_registers>();
+    if (warp == 0) {
+      Producer<C>(args, shared, barriers).run();
+    } else if (warp == 1) {
+      describe_key_tiles(args, shared, barriers);
+    } else if (warp == 2) {
+      if constexpr (C::dq_stages > 0) add_dq(args, shared, barriers);
+      if constexpr (C::pair) exchange_ds(shared, barriers, args.group);
+    }
+  } else {
+    take_registers<C::consumer_registers>();
+    Consumer<C>(args, shared, barriers, warp / 4 - 1).run();
+  }
+  if constexpr (C::pair) {
+    __syncwarp();
+    cluster_sync();  // nobody writes to a block that has ended
+  }
+}
+
+}  // namespace baracuda::sm90::backward

@@ -1,0 +1,129 @@
+// Before the sm90a backward steps: delta of every row, lse in base 2, and sums of dQ that are zero.
+#pragma once
+
+#include <math_constants.h>
+
+#include <type_traits>
+
+#include "attention/backward/sm90/shift.cuh"
+#include "baracuda/element.h"
+#include "common/dependent_launch.cuh"
+#include "common/dtype.cuh"
+
+namespace baracuda::sm90::backward {
+
+struct PrepareArgs {
+  const void* y;
+  const void* dy;
+  const float* lse;   // natural
+  const float* dlse;  // or null
+  void* statistics;
+  float* dq;
+  float* norms;  // zeros; of float16 alone
+  baracuda_strides y_strides, dy_strides, lse_strides, dlse_strides;
+  int heads, query_len, query_tiles;
+  float reciprocal_scale;
+};
+
+// Two rows of 16-bit elements, eight at a time: the sum of their products.
+template <typename Element>
+__device__ __forceinline__ float dot8(const uint4& a, const uint4& b) {
+  const Element* const x = reinterpret_cast<const Element*>(&a);
+  const Element* const y = reinterpret_cast<const Element*>(&b);
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    sum = fmaf(Dtype<Element>::load(x[i]), Dtype<Element>::load(y[i]), sum);
+  return sum;
+}
+
+// -x in three parts of eight bits each: the sum of their products with ones is exact.
+__device__ __forceinline__ uint2 negative_parts(float x) {
+  const float high = __bfloat162float(__float2bfloat16_rn(-x));
+  const float middle = __bfloat162float(__float2bfloat16_rn(-x - high));
+  const float low = -x - high - middle;
+  using Part = Dtype<__nv_bfloat16>;
+  return make_uint2(Part::pack(high, middle), Part::pack(low, 0.0f));
+}
+
+constexpr int prepare_threads = 256;
+
+// A block for each query tile. delta = rowsum(dy * y) - dlse. A row that sees nothing gets an lse
+// beyond all scores, as rows past the end do: its weights are zero then.
+//
+// The statistics are [row][8] of bf16, a K-major operand: -lse / scale in four columns and -delta in
+// four. Products with ones take them off S and dP.
+template <typename Element, int HeadDim, int BlockM>
+__global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareArgs args) {
+  constexpr int lanes = HeadDim / 8;  // of a row
+  constexpr int rows_at_once = prepare_threads / lanes;
+  static_assert(32 % lanes == 0 && BlockM % rows_at_once == 0, "whole rows in a warp");
+  constexpr int rounds = BlockM / rows_at_once;
+  constexpr bool shifts = std::is_same_v<Element, __half>;
+  launch_dependent_grids();
+  await_grids_before();
+  const int64_t tile = blockIdx.x;
+  const int batch_head = static_cast<int>(tile / args.query_tiles);
+  const int row0 = static_cast<int>(tile % args.query_tiles) * BlockM;
+  const int batch = batch_head / args.heads, head = batch_head % args.heads;
+  const int lane = threadIdx.x % lanes;
+  uint4 y[rounds], dy[rounds];
+#pragma unroll
+  for (int i = 0; i < rounds; ++i) {
+    const int row = row0 + i * rows_at_once + threadIdx.x / lanes;
+    y[i] = dy[i] = make_uint4(0, 0, 0, 0);
+    if (row >= args.query_len) continue;
+    const auto address = [&](const void* p, const baracuda_strides& strides) {
+      return reinterpret_cast<const uint4*>(static_cast<const Element*>(p) + batch * strides.batch +
+                                            head * strides.head + row * strides.seq + lane * 8);
+    };
+    y[i] = __ldg(address(args.y, args.y_strides));
+    dy[i] = __ldg(address(args.dy, args.dy_strides));
+  }
+  float4* const dq = reinterpret_cast<float4*>(args.dq + tile * (BlockM * HeadDim));
+#pragma unroll
+  for (int i = 0; i < BlockM * HeadDim / 4 / prepare_threads; ++i)
+    dq[i * prepare_threads + threadIdx.x] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  float largest_dy = 0.0f, largest_delta = 0.0f;
+  const auto raise = [](float& largest, float x) {
+    largest = __int_as_float(max(__float_as_int(largest), __float_as_int(fabsf(x))));
+  };
+#pragma unroll
+  for (int i = 0; i < rounds; ++i) {
+    if constexpr (shifts) {
+      float square = square8<Element>(dy[i]);
+#pragma unroll
+      for (int step = lanes / 2; step > 0; step /= 2)
+        square += __shfl_xor_sync(0xffffffffu, square, step);
+      raise(largest_dy, square);
+    }
+    float delta = dot8<Element>(y[i], dy[i]);
+#pragma unroll
+    for (int step = lanes / 2; step > 0; step /= 2)
+      delta += __shfl_xor_sync(0xffffffffu, delta, step);
+    if (lane != 0) continue;
+    const int in_tile = i * rows_at_once + threadIdx.x / lanes;
+    const int64_t row = row0 + in_tile;
+    float lse = -CUDART_INF_F;
+    if (row < args.query_len) {
+      const auto index = [&](const baracuda_strides& strides) {
+        return batch * strides.batch + head * strides.head + row * strides.seq;
+      };
+      lse = args.lse[index(args.lse_strides)];
+      if (args.dlse != nullptr) delta -= args.dlse[index(args.dlse_strides)];
+    }
+    const bool sees_nothing = lse == -CUDART_INF_F;
+    if (sees_nothing) delta = 0.0f;
+    if constexpr (shifts) raise(largest_delta, delta);
+    uint2* const out = static_cast<uint2*>(args.statistics) + (tile * BlockM + in_tile) * 2;
+    // Finite, for zero times it is zero.
+    out[0] = negative_parts(sees_nothing ? 0x1p127f : lse * args.reciprocal_scale);
+    out[1] = negative_parts(delta);
+  }
+  if constexpr (shifts) {
+    raise_norm<prepare_threads>(args.norms + norm_dy, sqrtf(largest_dy));
+    raise_norm<prepare_threads>(args.norms + norm_delta, largest_delta);
+  }
+}
+
+}  // namespace baracuda::sm90::backward

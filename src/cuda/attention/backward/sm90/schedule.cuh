@@ -1,0 +1,115 @@
+// What the sm90a backward kernel is launched with, and which key tiles a block works through.
+#pragma once
+
+#include <cuda.h>
+
+#include "attention/count_rows.cuh"
+#include "attention/positions.h"
+#include "baracuda/element.h"
+#include "common/divisor.h"
+
+namespace baracuda::sm90::backward {
+
+struct Args {
+  CUtensorMap q, k, v, dy;
+  const char* statistics;  // of every query tile, see prepare.cuh
+  const float* norms;      // see shift.cuh
+  // Sums of dQ / scale, tile by tile as the accumulators lie: [tile][column / 8][thread][4].
+  float* dq;
+  void* dk;
+  void* dv;
+  baracuda_strides dk_strides, dv_strides;
+  baracuda_position_map q_map, k_map;
+  const baracuda_position_map* device_maps;
+  Divisor q_stride;  // of q_map, or of 0 where only the device knows it
+  Divisor kv_heads;
+  Divisor tiles;    // key tiles of a head
+  Divisor section;  // heads whose key tiles are mixed, longest first; without a mask all heads
+  int heads, group;       // query heads; those of a key head
+  int batch_kv_heads;
+  int query_len, key_len;
+  int query_tiles, key_tiles;
+  int no_row;
+  float scale, scale_log2;
+  bool causal;
+  bool gradients_f32;  // of dk and dv: f32, else the operands' type
+};
+
+// The first query row that sees a key; no_row, which lies behind all query tiles, where none does.
+// Keys past the end are seen by none.
+__device__ __forceinline__ int first_row_of(const Args& args, int64_t key) {
+  if (key >= args.key_len) return args.no_row;
+  if (!args.causal) return 0;
+  const baracuda_position_map& q_map = args.device_maps ? args.device_maps[0] : args.q_map;
+  const baracuda_position_map& k_map = args.device_maps ? args.device_maps[1] : args.k_map;
+  const int64_t before = position(k_map, key) - 1;
+  const int rows = args.query_len;
+  const int split = static_cast<int>(q_map.split < rows ? q_map.split : rows);
+  int blind = 0;
+#pragma unroll 1
+  for (int part = 0; part < 2; ++part)
+    blind += count_at_or_before(part == 0 ? q_map.head : q_map.tail, q_map.stride, args.q_stride,
+                                part == 0 ? split : rows - split, before);
+  return blind < rows ? blind : args.no_row;
+}
+
+struct KeyTile {
+  int batch, kv_head, index;
+  bool descends;
+};
+
+// Blocks stay resident, and each walks a fixed list of key tiles, in rounds of one a block. Under a
+// mask a section's key tiles are mixed, longest first, in rounds of its own whose direction
+// alternates: what a block gains in one round it loses in the next. Blocks begin a forward round
+// together and end a backward one together, at the last query tile: they go down in the one and up in
+// the other, so that all are near the same query tiles, which stay in L2. Blocks of a cluster walk
+// together, over so many key tiles at once.
+template <int Cluster>
+class KeyTileWalk {
+ public:
+  __device__ __forceinline__ bool next(const Args& args, KeyTile& tile) {
+    const int grid = static_cast<int>(gridDim.x) / Cluster;
+    const int block = static_cast<int>(blockIdx.x) / Cluster;
+    const int section = static_cast<int>(args.section.divisor);
+    while (first_head_ < args.batch_kv_heads) {
+      const int left = args.batch_kv_heads - first_head_;
+      const int heads = section < left ? section : left;
+      if (done_ >= heads * args.key_tiles) {
+        first_head_ += section;
+        done_ = 0;
+        continue;
+      }
+      const int n = done_ + (backwards_ ? grid - 1 - block : block);
+      done_ += grid;
+      tile.descends = args.causal && !backwards_;
+      if (args.causal) backwards_ = !backwards_;
+      if (n >= heads * args.key_tiles) continue;
+      int head;
+      if (args.causal) {
+        tile.index = heads == section ? args.section.quotient(n) : n / heads;
+        head = first_head_ + n - tile.index * heads;
+      } else {
+        head = args.tiles.quotient(n);
+        tile.index = n - head * args.key_tiles;
+      }
+      tile.batch = args.kv_heads.quotient(head);
+      tile.kv_head = head - tile.batch * static_cast<int>(args.kv_heads.divisor);
+      return true;
+    }
+    return false;
+  }
+
+ private:
+  int first_head_ = 0;
+  int done_ = 0;  // key tiles of the section in earlier rounds
+  bool backwards_ = false;
+};
+
+// The query tiles of a key tile, in order.
+struct QueryTiles {
+  int begin, step;
+
+  __device__ __forceinline__ int at(int i) const { return begin + i * step; }
+};
+
+}  // namespace baracuda::sm90::backward

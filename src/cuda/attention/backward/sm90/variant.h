@@ -1,0 +1,12 @@
+// The instantiations of the sm90a backward, one file per head_dim.
+#pragma once
+
+#include "attention/backward/family.h"
+
+namespace baracuda::sm90::backward {
+
+// Those that serve this element.
+BackwardFamily variant_d64(const StepParams& problem);
+BackwardFamily variant_d128(const StepParams& problem);
+
+}  // namespace baracuda::sm90::backward
