@@ -67,7 +67,8 @@ def test_against_float64(dtype, seed, batch, heads, query_len, key_len, head_dim
                          wide):
     x = draw(dtype, seed, batch=batch, heads=heads[0], kv_heads=heads[1], query_len=query_len,
              key_len=key_len, head_dim=head_dim, dlse=dlse)
-    check(x, dtype, is_causal=is_causal, wide=wide, peaked=min(query_len, key_len) < 8)
+    # Few keys to a row: its softmax is peaked, and delta feels the rounding of y.
+    check(x, dtype, is_causal=is_causal, wide=wide, peaked=min(query_len, key_len) < 32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -111,7 +111,9 @@ def test_what_the_tensor_core_kernels_cannot_count_or_scale(fields, reason):
     explanation = registry.explain(ring(**fields), "sm_90")
     refused = {c.family: c.reason for c in explanation.candidates}
     assert re.search(reason, refused["sm90a"])
-    assert explanation.family in ("sm80", "simt")
+    # simt scales in float32 as well.
+    served = (None,) if fields.get("scale") == 1e39 else ("sm80", "simt")
+    assert explanation.family in served
 
 
 @needs_cuda_build
