@@ -116,7 +116,14 @@ const baracuda_peer_ops ops = {sizeof(baracuda_peer_ops), export_memory, open_me
 
 extern "C" {
 
-const baracuda_peer_ops* host_peer_ops() { return &ops; }
+const baracuda_peer_ops* host_peer_ops() {
+  static const baracuda_peer_ops apart = [] {
+    baracuda_peer_ops made = ops;
+    made.reach = nullptr;
+    return made;
+  }();
+  return fails == 4 ? &apart : &ops;
+}
 void host_peer_push_to(Enqueue simulator, int left_out) {
   enqueue = simulator;
   dropped = left_out;
@@ -130,7 +137,8 @@ int host_peer_waited(int n) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(waited[static_cast<size_t>(n)]) % 4096 / 64 %
                           words_of_a_rank);
 }
-// 1: memory cannot be exported, 2: nor reached, 3: words cannot be mapped; 0: all works.
+// 1: memory cannot be exported, 2: nor reached, 3: words cannot be mapped, 4: ranks of one process are
+// not linked; 0: all works.
 void host_peer_fail(int32_t what) { fails = what; }
 int host_peer_opened() { return static_cast<int>(opened.size()); }
 

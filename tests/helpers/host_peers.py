@@ -12,7 +12,10 @@ from helpers.ring_abi import Failure, LocalWorld
 
 AUTO, REQUIRED, NEVER = range(3)
 EVENT, VALUE, GATE = range(3)
-WORKS, NOT_ASKED, NO_DEVICE, OTHER_HOST, NO_SHARED_FILE, NO_EXPORT, NO_ACCESS, TRIAL_FAILED = range(8)
+(
+    WORKS, NOT_ASKED, NO_DEVICE, OTHER_HOST, NO_SHARED_FILE, NO_EXPORT, NO_ACCESS, TRIAL_FAILED,
+    ONE_PROCESS,
+) = range(9)  # fmt: skip
 
 
 class Options(ct.Structure):

@@ -7,17 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers.fault_cases import FaultyRing
-from helpers.inputs import torch_qkv
 from helpers.rank_pool import RankPool
 from helpers.ring_files import check, ring_task
-from helpers.rings import (
-    descriptor,
-    local_ring,
-    preference,
-    rank_arrays,
-    same_bits,
-    shards_of,
-)
 
 import baracuda_kernels as bk
 
@@ -113,36 +104,14 @@ def test_between_two_gpus(torch, wait):
 
 
 @pytest.mark.multi_gpu(2)
-@pytest.mark.parametrize("wait", WAITS)
-def test_ranks_of_one_process(torch, monkeypatch, wait):
-    """They reach each other by plain pointers; a thread drives each."""
-    monkeypatch.setenv("BARACUDA_PEER_WAIT", wait)
-    comms = bk.Communicator.init_all([0, 1], exchange="peer", timeout=60.0)
-    assert [hop.kind for hop in comms[0].exchange] == ["peer"] * 2
-    shape = {"heads": 4, "kv_heads": 2, "query_len": 1024, "head_dim": 128}
-    q, k, v = torch_qkv("normal", "bf16", 3, **shape)
-    expected, _ = local_ring(torch, "sm80", "bf16", q, k, v, 2, layout="zigzag", is_causal=True)
-    shards = shards_of(q, k, v, 2, "zigzag")
-
-    def drive(rank):
-        with torch.cuda.device(rank):
-            mine = [x.to(f"cuda:{rank}") for x in shards[rank]]
-            desc = descriptor(*mine[:2], "bf16", is_causal=True,
-                              sequence_layout=bk.SequenceLayout.ZIGZAG)  # fmt: skip
-            stream = bk.Stream(torch.cuda.Stream())
-            plan = bk.RingAttentionPlan.select(stream, desc, preference("sm80", "bf16"))
-            arrays = rank_arrays(torch, plan, *mine, 2)
-            for name in ("kv_scratch_a", "kv_scratch_b"):
-                comms[rank].register(arrays.held[name])
-            torch.cuda.synchronize()
-            for _ in range(5):
-                plan.run(stream, comms[rank], arrays.args)
-            comms[rank].synchronize(stream)
-            return arrays.y
-
-    with ThreadPoolExecutor(2) as pool:
-        parts = [y.to("cuda:0") for y in pool.map(drive, range(2))]
-    assert same_bits(torch, bk.unshard(parts, sequence_layout="zigzag"), expected)
+def test_ranks_of_one_process_go_by_nccl():
+    with pytest.raises(bk.UnsupportedError, match="of one process"):
+        bk.Communicator.init_all([0, 1], exchange="peer", timeout=60.0)
+    comms = bk.Communicator.init_all([0, 1], exchange="auto", timeout=60.0)
+    for comm in comms:
+        assert [(hop.kind, hop.reason) for hop in comm.exchange] == [
+            ("nccl", "its ranks are of one process")
+        ] * 2
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda comm: comm.close(), comms))
 

@@ -85,7 +85,7 @@ def test_a_hop_needs_both_of_its_ranks_and_others_still_push(never):
 
 @pytest.mark.parametrize(
     ("what", "reason"),
-    [(2, peers.NO_ACCESS), (3, peers.NO_SHARED_FILE)],
+    [(2, peers.NO_ACCESS), (3, peers.NO_SHARED_FILE), (4, peers.ONE_PROCESS)],
 )
 def test_what_does_not_work_goes_by_the_transport_and_says_why(what, reason):
     world = LocalWorld(2)
@@ -384,8 +384,11 @@ def test_runs_of_other_streams_follow_one_another(wait):
     kinds = simulation.kinds
     if wait != peers.EVENT:
         needed = [n for n in range(len(kinds)) if kinds[n] == "idle"][3:]  # the second run's
-        missed = [n for n in needed if not_needed(lambda _: Simulation(3, dropped_word=n, **options),
-                                                  1)]  # fmt: skip
+
+        def without(n):
+            return lambda _: Simulation(3, dropped_word=n, **options)
+
+        missed = [n for n in needed if not_needed(without(n), 1)]
         assert len(missed) < len(needed)
 
 

@@ -111,23 +111,6 @@ int32_t close_memory(void* base) {
   return check_cuda(cudaIpcCloseMemHandle(base), "cudaIpcCloseMemHandle");
 }
 
-int32_t reach(const void* data) {
-  int32_t owner = 0;
-  int32_t current = 0;
-  int32_t status = baracuda_cuda_pointer_device(data, &owner);
-  if (status == BARACUDA_OK) status = baracuda_cuda_current_device(&current);
-  if (status != BARACUDA_OK || owner == current) return status;
-  if (owner < 0) {
-    return fail(BARACUDA_INVALID_ARGUMENT, "cudaDeviceEnablePeerAccess", "not device memory");
-  }
-  const cudaError_t error = cudaDeviceEnablePeerAccess(owner, 0);
-  if (error != cudaErrorPeerAccessAlreadyEnabled) {
-    return check_cuda(error, "cudaDeviceEnablePeerAccess");
-  }
-  cudaGetLastError();
-  return BARACUDA_OK;
-}
-
 int32_t map_words(void* words, int64_t bytes, void** device_words) {
   *device_words = nullptr;
   int32_t status = check_cuda(cudaHostRegister(words, static_cast<size_t>(bytes),
@@ -158,9 +141,11 @@ int32_t wait_word(void* stream, void* word, uint64_t mask) {
       "cuStreamWaitValue64");
 }
 
+// Ranks of one process are not linked: with their memory mapped on each other's devices, one's
+// allocation waits for the other's kernels, and those may wait for what the first has yet to send.
 const baracuda_peer_ops peer_ops = {
     sizeof(baracuda_peer_ops), export_memory,  open_memory,         close_memory,
-    reach,                     map_words,      unmap_words,         write_word,
+    nullptr,                   map_words,      unmap_words,         write_word,
     wait_word,                 baracuda::gate, baracuda::load_gate, baracuda_cuda_stream_query,
 };
 

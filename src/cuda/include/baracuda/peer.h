@@ -27,7 +27,8 @@ typedef struct baracuda_peer_ops {
   int32_t (*export_memory)(const void* data, int64_t bytes, baracuda_peer_memory* memory);
   int32_t (*open_memory)(const baracuda_peer_memory* memory, void** base);
   int32_t (*close_memory)(void* base);
-  // Lets copies of the current device reach memory of this process on another one.
+  // Lets copies of the current device reach memory of this process on another one. NULL: ranks of one
+  // process are not linked.
   int32_t (*reach)(const void* data);
   int32_t (*map_words)(void* words, int64_t bytes, void** device_words);
   int32_t (*unmap_words)(void* words);
@@ -62,6 +63,7 @@ enum baracuda_peer_reason {
   BARACUDA_PEER_NO_EXPORT,
   BARACUDA_PEER_NO_ACCESS,
   BARACUDA_PEER_TRIAL_FAILED,
+  BARACUDA_PEER_ONE_PROCESS,
   BARACUDA_PEER_REASONS,
 };
 BARACUDA_API const char* baracuda_peer_reason_text(int32_t reason);

@@ -25,6 +25,7 @@ struct Hello {
   int32_t wish;
   int32_t wait;
   int32_t has_device;
+  int32_t reaches;  // memory of its own process
   char host[16];
   char process[16];
   char nonce[16];
@@ -113,6 +114,7 @@ class Connection {
     mine.wait = peer_.wait;
     std::memcpy(mine.process, peer_.process, 16);
     mine.has_device = peer_.ops != nullptr && host_id(mine.host) && random_bytes(mine.nonce);
+    mine.reaches = mine.has_device != 0 && peer_.ops->reach != nullptr;
     const int32_t status = gather(mine, hellos_);
     if (status != BARACUDA_OK) return status;
     for (size_t r = 0; r < ranks_; ++r) {
@@ -128,6 +130,9 @@ class Connection {
       }
       if (a.has_device == 0 || b.has_device == 0) reject(r, BARACUDA_PEER_NO_DEVICE);
       if (std::memcmp(a.host, b.host, 16) != 0) reject(r, BARACUDA_PEER_OTHER_HOST);
+      if (std::memcmp(a.process, b.process, 16) == 0 && !(a.reaches && b.reaches)) {
+        reject(r, BARACUDA_PEER_ONE_PROCESS);
+      }
     }
     const Hello& next = hellos_[static_cast<size_t>(peer_.next())];
     const Hello& previous = hellos_[static_cast<size_t>(peer_.previous())];

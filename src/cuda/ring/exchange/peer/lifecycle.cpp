@@ -25,6 +25,7 @@ constexpr const char* kReasons[BARACUDA_PEER_REASONS] = {
     "the receiver's memory cannot be exported",
     "the sender cannot open the receiver's memory",
     "the trial failed",
+    "its ranks are of one process",
 };
 
 template <typename Done>
