@@ -137,7 +137,7 @@ def test_families_without_a_backward_say_so():
         ({"head_dim": 256}, "head_dim 256 is not 64 or 128"),
         ({"scale": -1.0}, "scale -1.0 is not > 0"), ({"scale": 1e-30}, "scale is below 2**-80"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_what_sm90a_needs_is_checked_before_anything_is_launched(changes, message):
     """Pointers to nothing: a launch would not survive them."""

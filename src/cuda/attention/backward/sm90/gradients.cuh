@@ -21,7 +21,7 @@ class GradientRows {
         key_len_(args.key_len),
         f32_(args.gradients_f32) {}
 
-  // In pieces of 16 bytes, for which the lanes of a quad exchange columns.
+  // In pieces of 16 bytes, for which the lanes of a quad swap columns.
   __device__ __forceinline__ void store(void* to, const baracuda_strides& strides,
                                         const float (&d)[C::head_dim / 2], float factor) const {
 #pragma unroll

@@ -91,7 +91,7 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
 // Of a pair: sends dS of the query tiles whose dQ the other block makes, and tells it that its own
 // has arrived.
 template <typename C>
-__device__ __forceinline__ void exchange_ds(uint32_t shared, const Barriers<C>& barriers,
+__device__ __forceinline__ void share_ds(uint32_t shared, const Barriers<C>& barriers,
                                             int group_heads) {
   const bool leads = threadIdx.x % 32 == 0;
   const int rank = cluster_rank();
