@@ -12,12 +12,6 @@ __device__ __forceinline__ int shared_load(uint32_t address) {
   return x;
 }
 
-__device__ __forceinline__ float2 shared_load2(uint32_t address) {
-  float2 x;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address) : "memory");
-  return x;
-}
-
 __device__ __forceinline__ void shared_store(uint32_t address, int x) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }

@@ -83,8 +83,8 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
     """Gradients of attention on one device: dq, dk and dv. Made by :meth:`select`.
 
     The scores are computed anew from q, k and lse. Every sum is taken in the accumulator's type and
-    rounded once. A row that sees no key has dq = 0 and gives nothing to any key; a key that no row
-    sees has dk = dv = 0.
+    rounded once. A row that sees no key has dq = 0 and gives nothing to any key (on ``sm90a`` if its
+    dy is finite); a key that no row sees has dk = dv = 0.
 
     Attributes
     ----------
