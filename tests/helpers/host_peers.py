@@ -25,6 +25,8 @@ class Options(ct.Structure):
         ("wish", ct.c_int32),
         ("wait", ct.c_int32),
         ("trial_seconds", ct.c_double),
+        ("all_gather", ct.c_void_p),
+        ("context", ct.c_void_p),
     ]
 
 

@@ -126,6 +126,9 @@ typedef struct baracuda_ring_call {
 
 // 1 if exchange `number` of a call (of a timeline's entry) has messages. The call is a valid one.
 BARACUDA_API int32_t baracuda_ring_has_exchange(const baracuda_ring_call* call, int32_t number);
+// The messages of exchange `number` of a call that is ready to run; the rest of round is zero.
+BARACUDA_API void baracuda_ring_messages(const baracuda_ring_call* call, int32_t number,
+                                         baracuda_ring_round* round);
 
 // Runs count ranks of one ring from this thread (count = 1 for one rank per process or thread;
 // count = world_size for a whole local ring). Enqueues, per launch, all exchanges in one group,

@@ -25,6 +25,10 @@ cdef class RingMember:
     cdef int pass_on(self, object error, bint begun) except -1
     # Raises why the communicator cannot be used now, if it cannot.
     cdef int refuse_if_unusable(self) except -1
+    # Raises why a call cannot run here that is ready but for that.
+    cdef int accept(self, const baracuda_ring_call* call) except -1
+    # Which way each hop of a call goes.
+    cdef tuple hops_of(self, const baracuda_ring_call* call)
     # Collective: every rank's bytes (of one length), in rank order. Waits for the peers.
     cdef list all_gather(self, bytes mine)
 
@@ -37,7 +41,8 @@ cdef class RingBinding:
     cdef object plan
     cdef RingMember member
 
-    # Fills what depends on the communicator: the endpoint and the schedule.
+    # Fills what depends on the communicator, the endpoint and the schedule, and asks it whether it
+    # can carry the call, whose payloads are filled.
     cdef int connect(self, object plan, RingMember member) except -1
 
 cdef class RingPlan(KernelPlan):

@@ -53,6 +53,12 @@ cdef class RingMember:
             raise CommunicatorError("communicator: it is closed")
         return 0
 
+    cdef int accept(self, const c_api.baracuda_ring_call* call) except -1:
+        return 0
+
+    cdef tuple hops_of(self, const c_api.baracuda_ring_call* call):
+        return ()
+
     cdef list all_gather(self, bytes mine):
         cdef int64_t size = len(mine)
         cdef bytearray everyone = bytearray(size * self.world_size)
@@ -80,6 +86,7 @@ cdef class RingBinding:
         self.call.endpoint = member.endpoint
         self.plan = plan
         self.member = member
+        member.accept(&self.call)
         return 0
 
     def __dealloc__(self):

@@ -71,7 +71,8 @@ cdef class RingTimeline:
     rank, world_size : int
         Of the last run; -1 and 0 before any.
     hops : tuple of HopExchange
-        Which way the hops of its communicator go; empty before any run, and where there is no choice.
+        Which way the hops went in the last run, and why where not by peer; empty before any run, and
+        where there is no choice.
     """
 
     def __cinit__(self):
@@ -253,7 +254,7 @@ cdef class RingTimeline:
                 self.destroy_marks()
             check(status)
         self.rank = member.rank
-        self.hops = getattr(member, "exchange", ())
+        self.hops = member.hops_of(call)
         self.exchanges = [bool(c_api.baracuda_ring_has_exchange(call, i)) for i in range(count)]
         call.marks = self.marks
         self.in_run = True

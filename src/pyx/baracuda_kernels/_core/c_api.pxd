@@ -84,6 +84,13 @@ cdef extern from "baracuda/exchange.h" nogil:
         int32_t (*elapsed)(void* start, void* stop, float* milliseconds) noexcept nogil
     const baracuda_stream_ops* baracuda_host_stream_ops()
     const baracuda_stream_ops* baracuda_cuda_stream_ops()
+    ctypedef struct baracuda_ring_message:
+        void* data
+        int64_t bytes
+        int32_t peer
+    ctypedef struct baracuda_ring_round:
+        int32_t receive_count
+        baracuda_ring_message receives[8]
     ctypedef struct baracuda_ring_endpoint:
         uint64_t struct_size
         baracuda_transport transport
@@ -138,6 +145,8 @@ cdef extern from "baracuda/ring.h" nogil:
         int32_t payload_count
         const baracuda_ring_marks* marks
     int32_t baracuda_ring_has_exchange(const baracuda_ring_call* call, int32_t number)
+    void baracuda_ring_messages(const baracuda_ring_call* call, int32_t number,
+                                baracuda_ring_round* round)
     int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count)
 
 cdef extern from "baracuda/peer.h" nogil:

@@ -78,21 +78,45 @@ int32_t open(Endpoint* end) {
   return baracuda_send_recv_exchange()->open(end);
 }
 
+struct Copy {
+  char* into = nullptr;
+  const char* from = nullptr;
+  int64_t bytes = 0;
+
+  // Takes in another one that lies right behind this one at both ends.
+  bool extend(const Copy& other) {
+    if (other.into != into + bytes || other.from != from + bytes) return false;
+    bytes += other.bytes;
+    return true;
+  }
+};
+
+int32_t enqueue(const Endpoint& end, const Copy& copy) {
+  if (copy.bytes == 0) return BARACUDA_OK;
+  return recorded("copy",
+                  [&] { return end.ops->copy(copy.into, copy.from, copy.bytes, end.ring_stream); });
+}
+
 int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
   Endpoint& end = peer.end;
   const int32_t next = peer.next();
   const PeerHopWords& words = peer.file.hop(next);
   int32_t status = take_word(peer, end.ring_stream, words.granted, at.granted);
+  Copy copy;
   for (int32_t i = 0; i < round.send_count && status == BARACUDA_OK; ++i) {
     const baracuda_ring_message& out = round.sends[i];
     if (out.peer != next) continue;
     // Every rank receives a payload where the others do: our own receive shows the next one's.
-    const void* const mine = round.receives[i].data;
+    const char* const mine = static_cast<const char*>(round.receives[i].data);
     const PeerBuffer& buffer = peer.buffers[static_cast<size_t>(peer.find(mine, out.bytes))];
-    char* const into = buffer.next + (static_cast<const char*>(mine) - buffer.mine);
-    status = recorded(
-        "copy", [&] { return end.ops->copy(into, out.data, out.bytes, end.ring_stream); });
+    const Copy one{buffer.next + (mine - buffer.mine), static_cast<const char*>(out.data),
+                   out.bytes};
+    // Every copy has a start of its own, which pieces that lie together are spared.
+    if (copy.extend(one)) continue;
+    status = enqueue(end, copy);
+    copy = one;
   }
+  if (status == BARACUDA_OK) status = enqueue(end, copy);
   if (status == BARACUDA_OK) status = write_word(peer, end.ring_stream, words.full, at.full);
   if (status != BARACUDA_OK || peer.next_wait == BARACUDA_PEER_WAIT_EVENT) return status;
   const PeerWord& arrived = words.arrived[at.number & (kPeerArrivals - 1)];

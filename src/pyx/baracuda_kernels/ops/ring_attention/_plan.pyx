@@ -113,7 +113,7 @@ cdef class RingAttentionPlan(RingPlan):
         """Bytes that the scratch buffers' addresses must be a multiple of."""
         return SCRATCH_ALIGNMENT
 
-    def can_implement(self, RingAttentionArgs args not None, world_size=None):
+    def can_implement(self, RingAttentionArgs args not None, world_size=None, *, comm=None):
         """Raise what ``run`` would raise for these arguments; return None if it would run.
 
         Parameters
@@ -121,12 +121,22 @@ cdef class RingAttentionPlan(RingPlan):
         args : RingAttentionArgs
         world_size : int, optional
             Ranks of the ring. Without it the staged contract is checked: both scratch buffers and the accumulator.
+        comm : Communicator, LocalCommunicator, or an object with the Transport protocol, optional
+            Instead of `world_size`, what ``run`` would be given: its device counts then, and, where it
+            was made with ``exchange="peer"``, whether the buffers to receive into are registered.
 
         Raises
         ------
         InvalidProblemError, MisalignedOperandError, BufferTooSmallError, WorkspaceTooSmallError
             As :meth:`run`.
+        CommunicatorError
+            The communicator failed, or is closed.
         """
+        if comm is not None:
+            if world_size is not None:
+                raise InvalidProblemError("world_size, comm: got both, must be one of them")
+            self.bind_anew(as_member(comm, self.kernel.device), args)
+            return
         if world_size is not None and (not isinstance(world_size, int) or world_size < 1):
             raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
         self.check(args, 3 if world_size is None else world_size, _Binding())
@@ -307,7 +317,6 @@ cdef class RingAttentionPlan(RingPlan):
 
     cdef RingBinding bind(self, Stream stream, RingMember member, object args):
         cdef RingBinding binding
-        cdef _Binding checked
         cdef RingAttentionArgs given
         if not isinstance(args, RingAttentionArgs):
             raise InvalidProblemError(
@@ -317,14 +326,19 @@ cdef class RingAttentionPlan(RingPlan):
         binding = given.binding
         if binding is not None and binding.plan is self and binding.member is member:
             return binding
+        binding = self.bind_anew(member, given)
+        given.binding = binding
+        return binding
+
+    cdef RingBinding bind_anew(self, RingMember member, RingAttentionArgs args):
+        cdef _Binding checked
         member.refuse_if_unusable()
         if member.device != self.kernel.device:
             raise InvalidProblemError(
                 f"comm: is on device {member.device}, the plan was selected for {self.kernel.device}")
         checked = _Binding()
-        self.check(given, member.world_size, checked)
+        self.check(args, member.world_size, checked)
         checked.connect(self, member)
-        given.binding = checked
         return checked
 
     cdef int check(self, RingAttentionArgs args, int64_t world_size, _Binding binding) except -1:
