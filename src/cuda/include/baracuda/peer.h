@@ -116,9 +116,10 @@ BARACUDA_API void baracuda_peer_abort(baracuda_peer* peer, const char* reason);
 BARACUDA_API int32_t baracuda_peer_check(baracuda_peer* peer);
 
 // Gives everything back, at most `patience` seconds after the ring stream's work has ended (<= 0:
-// waits for it without a limit); what it could not give back by then stays. *quarantined, if not
-// NULL: whether the neighbour may still write into registered buffers. The endpoint must not be used
-// for rounds any more.
+// waits for it without a limit; once both neighbours have closed or are gone it ends what still waits
+// for them). What it could not give back by then stays. *quarantined, if not NULL: whether the
+// neighbour may still write into registered buffers. The endpoint must not be used for rounds any
+// more.
 BARACUDA_API int32_t baracuda_peer_close(baracuda_peer* peer, double patience,
                                          int32_t* quarantined);
 
