@@ -250,6 +250,63 @@ def test_ranks_with_other_problems_are_refused_instead_of_misread():
     world.close()
 
 
+def test_a_margin_is_left_on_ranks_with_a_hop_by_the_transport_alone():
+    world = LocalWorld(4)
+    for end in world.endpoints:
+        end.max_ctas = 8
+    connected = Peers(world, wishes=[peers.NEVER, peers.AUTO, peers.AUTO, peers.AUTO])
+    ring = SumRing(4, beside_alone=True)
+    register(connected, ring)
+    margins: dict[int, set[int]] = {rank: set() for rank in range(4)}
+
+    def drive(rank: int):
+        call = ring.call(rank, world.endpoints[rank])
+        program = abi.Program.from_buffer_copy(call.program.contents)
+        launch = abi.ProgramFn(ct.cast(program.launch, ct.c_void_p).value)
+
+        def watched(problem, at):
+            if at.contents.step < 3:  # the last has no exchange
+                margins[rank].add(at.contents.sm_margin)
+            return launch(problem, at)
+
+        program.launch = abi.ProgramFn(watched)
+        call.program = ct.pointer(program)
+        return world.lib.baracuda_ring_run(ct.byref(call), 1)
+
+    ring.reset()
+    assert on_threads(4, drive) == [abi.OK] * 4
+    assert ring.is_right()
+    assert margins == {0: {8}, 1: {8}, 2: {0}, 3: {8}}
+    connected.close()
+    world.close()
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_what_a_call_receives_can_be_asked_before_it_runs(world_size):
+    """Two ranks receive beside the steps into one buffer alone."""
+    world = LocalWorld(world_size)
+    ring = SumRing(world_size, staged=True)
+    call = ring.call(1, world.endpoints[1])
+    rounds = []
+    for number in range(world_size + 1):
+        round_ = abi.Round()
+        world.lib.baracuda_ring_messages(ct.byref(call), number, ct.byref(round_))
+        assert round_.number == number and round_.stream is None
+        rounds.append(
+            [(m.data, m.bytes, m.peer) for m in round_.receives[: round_.receive_count]]
+        )
+    beside, behind = ring.beside[1], ring.behind[1]
+    found = {data for received in rounds for data, _, _ in received}
+    places = {x.ctypes.data for x in beside[:2]} | {beside[1, 1].ctypes.data}
+    if world_size == 2:
+        places -= {beside[0].ctypes.data}
+    sums = {x.ctypes.data for part in behind for x in part[: min(2, world_size)]}
+    assert places <= found <= places | sums
+    assert {peer for received in rounds for _, _, peer in received} == {0}
+    assert rounds[0] == [(x.ctypes.data, x.nbytes, 0) for x in beside[1]]
+    world.close()
+
+
 def test_pieces_that_lie_together_are_one_copy():
     """Staged K and V, and a received chunk; the caller's own K and V lie apart."""
     for staged, expected in ((True, 1), (False, 2)):
