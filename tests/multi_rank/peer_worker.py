@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import ctypes as ct
 import os
 import signal
 import sys
@@ -14,11 +16,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
+from helpers import ring_abi as abi
+from helpers.cuda_peers import CudaPeers
+from helpers.cuda_ring import check
+from helpers.cuda_sum import CudaSumRank
 from helpers.inputs import torch_qkv
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
+from helpers.sum_ring import SumRing
 from worker import Rank, main, register
 
 import baracuda_kernels as bk
+from baracuda_kernels._core import _nccl_library
 
 
 class PeerRank(Rank):
@@ -154,6 +162,71 @@ class PeerRank(Rank):
         raw = answers.view(torch.int16).flatten(1)
         finite = bool(torch.isfinite(answers).all())
         return {"differing": int((raw != raw[:1]).any(1).sum()), "right": right and finite}
+
+    def _endpoint(self, task: dict) -> tuple[Any, Any]:
+        """A NCCL communicator of the C ABI, made once, and its endpoint."""
+        lib = abi.library()
+        if not hasattr(self, "raw"):
+            check(lib.baracuda_nccl_load(_nccl_library.library_path().encode()))
+            token, self.raw = base64.b64decode(task["unique_id"]), ct.c_void_p()
+            check(
+                lib.baracuda_nccl_init_rank(
+                    task["world_size"], token, self.rank, self.device, 8, 60.0, self.raw
+                )
+            )
+        return lib, lib.baracuda_nccl_endpoint(self.raw).contents
+
+    def sums(self, task: dict) -> dict:
+        """The test op of helpers.sum_ring by peer, twice a ring."""
+        lib, endpoint = self._endpoint(task)
+        right = []
+        for options in task["rings"]:
+            peers = CudaPeers(endpoint, task["wait"])
+            rank = CudaSumRank(torch, SumRing(task["world_size"], **options), self.rank)
+            peers.register(rank.beside, rank.behind)
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(2):
+                    rank.poison()
+                    call = rank.call(endpoint, torch.cuda.current_stream().cuda_stream)
+                    check(lib.baracuda_ring_run(ct.byref(call), 1))
+                    right.append(rank.is_right())
+            peers.close()
+        return {"right": right}
+
+    def left_out(self, task: dict) -> dict:
+        """Runs of which rank 0 leaves one wait after the other out, while the other ranks are late
+        with all that they do and poison what they receive into at the last moment."""
+        lib, endpoint = self._endpoint(task)
+        first = self.rank == 0
+        cycles = 40_000_000
+
+        def pause(handle: int) -> None:
+            with torch.cuda.stream(torch.cuda.ExternalStream(handle)):
+                torch.cuda._sleep(cycles)
+
+        ring = SumRing(task["world_size"])
+        found = []
+        for dropped in range(-1, task["waits"]):
+            peers = CudaPeers(
+                endpoint, task["wait"], dropped=dropped if first else -1,
+                pause=None if first else pause,
+            )  # fmt: skip
+            rank = CudaSumRank(torch, ring, self.rank)
+            peers.register(rank.beside, rank.behind)
+            peers.watch()
+            stream = torch.cuda.Stream()
+            torch.cuda.synchronize()
+            with torch.cuda.stream(stream):
+                if not first:
+                    torch.cuda._sleep(cycles)
+                rank.poison()
+                call = rank.call(endpoint, stream.cuda_stream)
+                check(lib.baracuda_ring_run(ct.byref(call), 1))
+                right = rank.is_right()
+            torch.cuda.synchronize()
+            peers.close()
+            found.append({"right": right, "waited": peers.waited})
+        return {"found": found}
 
     def leave(self, task: dict) -> dict:
         """End the interpreter with the communicator open: unused, after runs, or in one that the

@@ -113,6 +113,38 @@ def test_peer_refuses_a_run_whose_buffers_are_not_registered(pool):
         assert answer["after"] == [["peer", ""]] * 2
 
 
+# Sums that travel behind the steps: by one launch a step or two, added by the launch or the loop.
+SUMS = [{"parts": p, "launch_adds": adds} for p in (1, 2) for adds in (False, True)]
+
+
+@pytest.mark.parametrize("wait", range(3))
+def test_what_travels_behind_the_steps_goes_by_peer_too(pool, wait):
+    token = pool.run({"do": "unique_id"}, ranks=[0])[0]["unique_id"]
+    task = {"do": "sums", "rings": SUMS, "world_size": 2, "unique_id": token, "wait": wait}
+    for answer in pool.run(task, seconds=60):
+        assert answer["right"] == [True] * 8
+
+
+@pytest.mark.parametrize("wait", range(3))
+def test_without_any_one_wait_the_answer_is_wrong(pool, wait):
+    """On real streams, with everybody else late."""
+    token = pool.run({"do": "unique_id"}, ranks=[0])[0]["unique_id"]
+    task = {"do": "left_out", "world_size": 2, "unique_id": token, "wait": wait, "waits": 0}
+    whole = pool.run(task, seconds=60)
+    assert all(answer["found"][0]["right"] for answer in whole)
+    kinds = whole[0]["found"][0]["waited"]
+    assert {"granted", "full"} <= set(kinds)
+    answers = pool.run(task | {"waits": len(kinds)}, seconds=60)
+    harmless = [
+        kind
+        for number, kind in enumerate(kinds)
+        if all(answer["found"][1 + number]["right"] for answer in answers)
+    ]
+    # A run from one stream needs no other's end; an arrival's own word is what the caller waits for.
+    allowed = {"idle"} if wait == 0 else {"idle", "full"}
+    assert set(harmless) <= allowed, harmless
+
+
 @pytest.mark.parametrize("wait", ["event", "gate"])
 @pytest.mark.parametrize("how", ["unused", "after runs", "in a run"])
 def test_nothing_hangs_at_the_interpreters_end(torch, how, wait):
