@@ -24,8 +24,9 @@ enum Copies { kOne, kTwo, kTwoStreams, kHalves, kBatch, kBatchOverlap, kCopies }
 const char* const copy_names[] = {"one copy",  "K, then V", "K and V on two streams",
                                   "one in halves on two streams", "K and V by a batch call",
                                   "the same, overlap preferred"};
-enum Words { kNone, kWords, kFewer, kBatched, kWordKinds };
-const char* const word_names[] = {"no words", "words", "a word less", "words in batches"};
+enum Words { kNone, kWords, kFewer, kLight, kBatched, kWordKinds };
+const char* const word_names[] = {"no words", "words", "a word less", "without barriers",
+                                  "words in batches"};
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -85,7 +86,10 @@ CUdeviceptr word(int side, int which) {
 void await_word(Side& s, CUdeviceptr at) {
   CHECK(wait_value(s.stream, at, 1, CU_STREAM_WAIT_VALUE_AND));
 }
-void set_word(Side& s, CUdeviceptr at, uint32_t value) { CHECK(write_value(s.stream, at, value, 0)); }
+void set_word(Side& s, CUdeviceptr at, uint32_t value, bool light = false) {
+  const unsigned flags = light ? CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER : 0;
+  CHECK(write_value(s.stream, at, value, flags));
+}
 
 CUstreamBatchMemOpParams set_op(CUdeviceptr at, uint32_t value) {
   CUstreamBatchMemOpParams op{};
@@ -148,9 +152,9 @@ void hop(int side, size_t bytes, Copies how, Words kind) {
     batch(s, {set_op(word(side, kGranted), 1), wait_op(word(other, kGranted)),
               set_op(word(other, kGranted), 0)});
   } else if (kind != kNone) {
-    set_word(s, word(side, kGranted), 1);
+    set_word(s, word(side, kGranted), 1, kind == kLight);
     await_word(s, word(other, kGranted));
-    set_word(s, word(other, kGranted), 0);
+    set_word(s, word(other, kGranted), 0, kind == kLight);
   }
   copies(s, sides[other].into, bytes, how);
   if (kind == kBatched) {
@@ -158,9 +162,9 @@ void hop(int side, size_t bytes, Copies how, Words kind) {
               wait_op(word(side, kFull)), set_op(word(side, kFull), 0)});
   } else if (kind != kNone) {
     set_word(s, word(other, kFull), 1);
-    if (kind == kWords) set_word(s, word(other, kArrived), 1);
+    if (kind != kFewer) set_word(s, word(other, kArrived), 1, kind == kLight);
     await_word(s, word(side, kFull));
-    set_word(s, word(side, kFull), 0);
+    set_word(s, word(side, kFull), 0, kind == kLight);
   }
   CHECK(cudaEventRecord(s.end, s.stream));
 }
