@@ -87,8 +87,15 @@ void await_word(Side& s, CUdeviceptr at) {
   CHECK(wait_value(s.stream, at, 1, CU_STREAM_WAIT_VALUE_AND));
 }
 void set_word(Side& s, CUdeviceptr at, uint32_t value, bool light = false) {
-  const unsigned flags = light ? CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER : 0;
-  CHECK(write_value(s.stream, at, value, flags));
+  // A driver may refuse a write without one.
+  static bool refused = false;
+  if (light && !refused) {
+    refused = write_value(s.stream, at, value, CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER) !=
+              CUDA_SUCCESS;
+    if (!refused) return;
+    std::puts("  (writes without a barrier are refused)");
+  }
+  CHECK(write_value(s.stream, at, value, 0));
 }
 
 CUstreamBatchMemOpParams set_op(CUdeviceptr at, uint32_t value) {
