@@ -227,9 +227,9 @@ def _forward() -> tuple[dict[str, int], list]:
 
 
 def _backward() -> tuple[dict[str, int], list]:
-    from benchmarks import backward
+    from benchmarks import backward, ring_backward
 
-    return _no_tests(), backward.rows()
+    return _no_tests(), [*backward.rows(), *ring_backward.rows()]
 
 
 def _error() -> tuple[dict[str, int], list]:

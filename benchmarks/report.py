@@ -188,6 +188,21 @@ def _ring_tax(rows: list[dict[str, Any]]) -> str:
     return "\n### The steps of a ring beside one call\n\n" + table(head, lines)
 
 
+def _ring_tax_backward(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        p, one_call = row["params"], row["peers"]["one_call"]
+        lines.append(
+            [
+                *(p["family"], p["dtype"], p["head_dim"], f"{p['heads']}/{p['kv_heads']}"),
+                *(p["chunk"], p["ranks"], f"{row['ours']:.3f}", f"{one_call:.3f}"),
+                f"{row['ours'] / one_call:.3f}",
+            ]
+        )
+    head = "family, dtype, D, H/Hkv, chunk, P, steps ms, one call ms, steps / one call"
+    return "\n### The backward steps of a ring beside one call\n\n" + table(head, lines)
+
+
 def _error(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
@@ -296,6 +311,7 @@ _SECTIONS = {
     "forward": _forward,
     "backward": _backward,
     "ring_tax": _ring_tax,
+    "ring_tax_backward": _ring_tax_backward,
     "balance": _balance,
     "overlap": _overlap,
     "graph": _graph,

@@ -100,6 +100,16 @@ ROWS = {
             "peers": {"cudnn": 6.0, "fa3": 4.4, "fast": 3.6},
             "sustained": {"ours": 5.0, "peers": {"cudnn": 7.0, "fa3": 5.0, "fast": 4.9}},
         },
+        {
+            "name": "ring_tax_backward",
+            "params": {
+                "family": "sm90a", "dtype": "bf16", "head_dim": 128, "heads": 32, "kv_heads": 8,
+                "chunk": 4096, "ranks": 8,
+            },
+            "unit": "ms",
+            "ours": 4.2,
+            "peers": {"one_call": 4.0},
+        },
     ],
     "ring": [
         {
@@ -201,6 +211,7 @@ def test_parts_that_agree_are_merged(tmp_path):
         "host_cost",
         "overlap",
         "ring_tax",
+        "ring_tax_backward",
     ]
 
 
@@ -224,6 +235,7 @@ def test_the_page_says_what_the_rows_say(tmp_path):
     assert line + "| – / – | 1.40 / 1.50 | 1.00 / 1.10 | 0.98 / 0.90 |" in text
     assert "| sm80 | bf16 | dk | 8 | normal | 1.500e-04 | 1.500 | 1.000 |" in text
     assert "| sm80 | bf16 | 128 | 16 | 1024 | 8 | yes | 2.200 | 2.000 | 1.10 |" in text
+    assert "| sm90a | bf16 | 128 | 32/8 | 4096 | 8 | 4.200 | 4.000 | 1.050 |" in text
     assert "| flash_sdpa.run | 1 | 3.0 | fa2 17.0 |" in text
     assert "| sm90a | zigzag | 8 | 4096 | slowest rank | 1.040 | 1.950 |" in text
     assert "| sm80 | local | – | 8 | 4096 | 2.200 | 2.000 | 1.000 | 1.100 |" in text
