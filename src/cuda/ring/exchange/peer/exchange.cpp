@@ -117,10 +117,12 @@ int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
     copy = one;
   }
   if (status == BARACUDA_OK) status = enqueue(end, copy);
-  if (status == BARACUDA_OK) status = write_word(peer, end.ring_stream, words.full, at.full);
-  if (status != BARACUDA_OK || peer.next_wait == BARACUDA_PEER_WAIT_EVENT) return status;
-  const PeerWord& arrived = words.arrived[at.number & (kPeerArrivals - 1)];
-  return write_word(peer, end.ring_stream, arrived, at.full);
+  // First what the next rank's step waits for, then what its ring stream does.
+  if (status == BARACUDA_OK && peer.next_wait != BARACUDA_PEER_WAIT_EVENT) {
+    const PeerWord& arrived = words.arrived[at.number & (kPeerArrivals - 1)];
+    status = write_word(peer, end.ring_stream, arrived, at.full);
+  }
+  return status == BARACUDA_OK ? write_word(peer, end.ring_stream, words.full, at.full) : status;
 }
 
 // What does not go by peer goes by the transport.
