@@ -5,7 +5,8 @@
 //   wait until ours is full
 //
 // So a grant follows our last push from that buffer and the caller's last read of it, and a word is
-// set again only after it was reset: both ends of a hop know that from the other end's word.
+// set again only after it was reset: both ends of a hop know that from the other end's word. Writing
+// one takes a stream some 3 us, so what nobody waits for is reset behind what somebody does.
 #include "baracuda/status.h"
 #include "common/error.h"
 #include "ring/exchange/peer/peer.h"
@@ -40,11 +41,14 @@ int32_t write_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint
   return recorded("write_word",
                   [&] { return peer.ops->write_word(stream, peer.on_device(word), value); });
 }
-// Waits for the word and resets it.
-int32_t take_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint32_t bit) {
-  const int32_t status = recorded("wait_word", [&] {
+int32_t await_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint32_t bit) {
+  return recorded("wait_word", [&] {
     return peer.ops->wait_word(stream, peer.on_device(word), bit | kPeerAbortMask);
   });
+}
+// Waits for the word and resets it.
+int32_t take_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint32_t bit) {
+  const int32_t status = await_word(peer, stream, word, bit);
   return status == BARACUDA_OK ? write_word(peer, stream, word, 0) : status;
 }
 
@@ -66,7 +70,7 @@ int32_t grant(Endpoint* end, const Round* round) {
   const PeerRound& at = round_at(peer, round->number);
   if (status == BARACUDA_OK && at.starts && at.takes && peer.wait != BARACUDA_PEER_WAIT_EVENT) {
     peer.in_run = true;
-    status = take_word(peer, end->ring_stream, peer.file.hop(peer.rank()).idle, kSet);
+    status = await_word(peer, end->ring_stream, peer.file.hop(peer.rank()).idle, kSet);
   }
   if (status != BARACUDA_OK || !at.takes) return status;
   return write_word(peer, end->ring_stream, peer.file.hop(peer.rank()).granted, at.granted);
@@ -101,7 +105,7 @@ int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
   Endpoint& end = peer.end;
   const int32_t next = peer.next();
   const PeerHopWords& words = peer.file.hop(next);
-  int32_t status = take_word(peer, end.ring_stream, words.granted, at.granted);
+  int32_t status = await_word(peer, end.ring_stream, words.granted, at.granted);
   Copy copy;
   for (int32_t i = 0; i < round.send_count && status == BARACUDA_OK; ++i) {
     const baracuda_ring_message& out = round.sends[i];
@@ -122,6 +126,8 @@ int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
     const PeerWord& arrived = words.arrived[at.number & (kPeerArrivals - 1)];
     status = write_word(peer, end.ring_stream, arrived, at.full);
   }
+  // The next grant follows `full`.
+  if (status == BARACUDA_OK) status = write_word(peer, end.ring_stream, words.granted, 0);
   return status == BARACUDA_OK ? write_word(peer, end.ring_stream, words.full, at.full) : status;
 }
 
@@ -153,12 +159,19 @@ int32_t close(Endpoint* end) {
 int32_t complete(Endpoint* end, const Round* round) {
   baracuda_peer& peer = peer_of(end);
   const PeerRound& at = round_at(peer, round->number);
-  if (at.takes) {
-    const PeerWord& full = peer.file.hop(peer.rank()).full;
-    const int32_t status = take_word(peer, end->ring_stream, full, at.full);
-    if (status != BARACUDA_OK) return status;
+  if (!at.takes) return baracuda_send_recv_exchange()->complete(end, round);
+  const PeerHopWords& mine = peer.file.hop(peer.rank());
+  int32_t status = await_word(peer, end->ring_stream, mine.full, at.full);
+  if (status == BARACUDA_OK && round->end_mark != nullptr) status = record(*end, round->end_mark);
+  // Ahead of the event behind which the caller's stream sets it.
+  if (status == BARACUDA_OK && at.starts && peer.wait != BARACUDA_PEER_WAIT_EVENT) {
+    status = write_word(peer, end->ring_stream, mine.idle, 0);
   }
-  return baracuda_send_recv_exchange()->complete(end, round);
+  if (status != BARACUDA_OK) return status;
+  Round marked{};
+  marked.number = round->number;
+  status = baracuda_send_recv_exchange()->complete(end, &marked);
+  return status == BARACUDA_OK ? write_word(peer, end->ring_stream, mine.full, 0) : status;
 }
 
 int32_t wait(Endpoint* end, int32_t number, void* stream) {
