@@ -24,7 +24,8 @@ def ring(**fields):
 def test_ops_and_get():
     assert {"ring_attention", "flash_sdpa"} <= set(registry.ops())
     spec = registry.get("ring_attention")
-    assert spec.plan_types == {bk.Direction.FORWARD: bk.RingAttentionPlan}
+    assert spec.plan_types == {bk.Direction.FORWARD: bk.RingAttentionPlan,
+                               bk.Direction.BACKWARD: bk.RingAttentionBackwardPlan}
     assert spec.plan_type() is bk.RingAttentionPlan
     assert registry.specs()[0] is spec, "the command line means the first op by default"
     assert {s.name for s in registry.specs()} == set(registry.ops())
