@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from context_tasks import ContextTasks
 from coverage_tasks import CoverageTasks
+from gradient_tasks import GradientTasks
 from helpers.rank_tasks import own_device, serve
 from torch.nn import functional
 from transformers_tasks import TransformersTasks
@@ -39,7 +40,7 @@ from baracuda_kernels.interop.torch import (
 _INNER = {"bhsd": 2, "bshd": 1}
 
 
-class Rank(ContextTasks, CoverageTasks, TransformersTasks):
+class Rank(ContextTasks, CoverageTasks, GradientTasks, TransformersTasks):
     def __init__(self, rank: int) -> None:
         self.rank = rank
         torch.set_num_threads(1)
