@@ -22,6 +22,7 @@ from context_tasks import ContextTasks
 from coverage_tasks import CoverageTasks
 from helpers.rank_tasks import own_device, serve
 from torch.nn import functional
+from training_tasks import TrainingTasks
 from transformers_tasks import TransformersTasks
 
 from baracuda_kernels import Communicator, DeviceSlice
@@ -39,7 +40,7 @@ from baracuda_kernels.interop.torch import (
 _INNER = {"bhsd": 2, "bshd": 1}
 
 
-class Rank(ContextTasks, CoverageTasks, TransformersTasks):
+class Rank(ContextTasks, CoverageTasks, TrainingTasks, TransformersTasks):
     def __init__(self, rank: int) -> None:
         self.rank = rank
         torch.set_num_threads(1)
