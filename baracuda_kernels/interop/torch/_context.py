@@ -117,7 +117,6 @@ class _RingMode(TorchFunctionMode):
         except BaracudaError as error:
             tell(self.group_name, error, device_of(query, key, value))
             raise
-        query, key, value = as_autocast_casts(query, key, value)
         y, _ = attend(query, key, value, self.group_name, is_causal, scale, self.layout)
         return y if len(leading) == 1 else y.reshape(*leading, *y.shape[1:])
 
@@ -151,15 +150,6 @@ def _tell_below(error: UnsupportedError, args: tuple[Any, ...]) -> None:
     mode = innermost()
     if mode is not None:
         tell(mode.group_name, error, device_of(*args))
-
-
-def as_autocast_casts(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """q, k and v in the dtype that autocast gives to ``scaled_dot_product_attention``."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [x if x.dtype is torch.float64 else x.to(dtype) for x in tensors]
 
 
 def refuse_decode(query: torch.Tensor, key: torch.Tensor, is_causal: bool) -> None:

@@ -109,6 +109,7 @@ cdef extern from "baracuda/ring.h" nogil:
     enum:
         BARACUDA_RING_MAX_PAYLOADS
         BARACUDA_RING_BESIDE
+        BARACUDA_RING_BEHIND
     ctypedef struct baracuda_ring_hop:
         pass
     void baracuda_ring_schedule(int32_t rank, int32_t world_size, baracuda_ring_hop* hops)
