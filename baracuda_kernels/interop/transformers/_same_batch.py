@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from baracuda_kernels import errors
-from baracuda_kernels.errors import BaracudaError, InvalidProblemError
+from baracuda_kernels.errors import BaracudaError, CommunicatorError, InvalidProblemError
 
 _BYTES = 1024  # of a message
 _TEXT = 300  # characters of a refusal, which fit into one in any script
@@ -52,8 +53,20 @@ def from_first(ring: dist.ProcessGroup, batch: Any) -> Any:
     if isinstance(batch, Mapping) and ring.rank() == 0:
         batch = {name: _plain(value) for name, value in batch.items()}
     given = [batch if ring.rank() == 0 else None]
-    dist.broadcast_object_list(given, src=dist.get_global_rank(ring, 0), group=ring)
+    with failures(ring):
+        dist.broadcast_object_list(given, src=dist.get_global_rank(ring, 0), group=ring)
     return given[0]
+
+
+@contextlib.contextmanager
+def failures(group: dist.ProcessGroup) -> Iterator[None]:
+    """Around a collective call: what fails there is an error of the group."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CommunicatorError(
+            f"group: a collective call failed on rank {group.rank()} of {group.size()}: {error}"
+        ) from error
 
 
 def _plain(value: Any) -> Any:
@@ -117,5 +130,6 @@ def _gather(group: dist.ProcessGroup, message: bytes) -> list[bytes]:
 
 def _gathered(group: dist.ProcessGroup, mine: torch.Tensor) -> list[bytes]:
     everyone = [torch.empty_like(mine) for _ in range(group.size())]
-    dist.all_gather(everyone, mine, group=group)
+    with failures(group):
+        dist.all_gather(everyone, mine, group=group)
     return [bytes(one.cpu().numpy()).rstrip(b" ") for one in everyone]

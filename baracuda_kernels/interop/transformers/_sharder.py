@@ -103,6 +103,8 @@ class BatchSharder:
         UnsupportedError
             On every rank alike: what `check` refuses at this length, packed sequences, an
             ``attention_mask`` with other zeros, and everything that is none of the above, by name.
+        CommunicatorError
+            Another rank is gone.
         """
         ring, own_name = self._ring_and_name()
         group = _process_group.resolve(ring.group_name)
@@ -231,7 +233,8 @@ class BatchSharder:
         ring = _process_group.resolve(self._ring_and_name()[0].group_name)
         for group in (ring, self._data):
             if group is not None and group.size() > 1:
-                dist.all_reduce(value, group=group)
+                with _same_batch.failures(group):
+                    dist.all_reduce(value, group=group)
         return value
 
     def _ring_and_name(self) -> tuple[Ring, str | None]:

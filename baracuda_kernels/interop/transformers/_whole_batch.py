@@ -193,13 +193,18 @@ def _length(model: Any, rows: int, world_size: int, pad: bool) -> int:
     if not pad:
         sharding.rows_per_rank(rows, world_size, "the batch")
     longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if isinstance(longest, int) and rows <= longest < rows + beyond:
+    if isinstance(longest, int) and rows <= longest < rows + beyond and _learns_positions(model):
         raise InvalidProblemError(
             f"the batch has {rows} rows, which {world_size} ranks cannot share evenly, and filled "
             f"up to {rows + beyond} it would be longer than config.max_position_embeddings, "
             f"{longest}; must be {rows + beyond - world_size} or less"
         )
     return rows + beyond
+
+
+def _learns_positions(model: Any) -> bool:
+    tokens = model.get_input_embeddings()
+    return any(isinstance(x, torch.nn.Embedding) and x is not tokens for x in model.modules())
 
 
 def _behind(x: torch.Tensor, count: int, value: int) -> torch.Tensor:
