@@ -8,20 +8,44 @@ LAYOUTS = ["contiguous", "zigzag", "striped"]
 TASK = {"do": "sharded_loss", "model": "llama", "layout": "zigzag", "cp": 2, "rows": 44}
 
 
+def run(ranks, task):
+    return ranks.run(task, seconds=240)  # the first one imports transformers
+
+
 @pytest.mark.parametrize("cp", [1, 2, 4])
 @pytest.mark.parametrize("model", ["llama", "qwen3", "gemma", "gemma3"])
 def test_the_loss_of_a_step_is_that_of_one_rank(gloo_ranks, model, cp):
     """Over ring, data-parallel ranks and accumulated batches, right padding among them."""
-    for answer in gloo_ranks.run(TASK | {"model": model, "cp": cp}):
+    for answer in run(gloo_ranks, TASK | {"model": model, "cp": cp}):
         assert answer["loss"] == pytest.approx(answer["exact"], rel=2e-6), answer
         assert answer["count"] == answer["targets"]
         assert answer["rows"] == 44 // cp
 
 
+@pytest.mark.parametrize("cp", [2, 4])
+@pytest.mark.parametrize("model", ["llama", "qwen3", "gemma", "gemma3"])
+def test_every_gradient_is_that_of_one_rank(gloo_ranks, model, cp):
+    task = TASK | {"do": "gradients", "model": model, "cp": cp, "rows": 42}
+    for answer in run(gloo_ranks, task):
+        assert answer["loss"] == pytest.approx(answer["exact"], rel=2e-6), answer
+        assert max(answer["off"].values()) <= 1e-5, answer
+
+
+@pytest.mark.parametrize(("cp", "layout"), [(1, "contiguous"), (2, "zigzag"), (4, "striped")])
+def test_clipped_steps_of_accumulated_batches_are_those_of_one_rank(gloo_ranks, cp, layout):
+    """Ranks of a mesh data-parallel x ring, lengths and numbers of targets that differ."""
+    task = TASK | {"do": "optimizer_steps", "cp": cp, "layout": layout, "steps": 3, "clip": 0.2}
+    for answer in run(gloo_ranks, task):
+        assert all(norm > 0.2 for norm in answer["norms"]), answer
+        for found, exact in answer["losses"]:
+            assert found == pytest.approx(exact, rel=1e-5), answer
+        assert answer["off"] <= 1e-5, answer
+
+
 @pytest.mark.parametrize("rows", [41, 42])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_length_that_the_ring_cannot_cut_is_filled_up(gloo_ranks, layout, rows):
-    for answer in gloo_ranks.run(TASK | {"layout": layout, "cp": 4, "rows": rows}):
+    for answer in run(gloo_ranks, TASK | {"layout": layout, "cp": 4, "rows": rows}):
         assert answer["loss"] == pytest.approx(answer["exact"], rel=2e-6), answer
         assert answer["count"] == answer["targets"]
         assert answer["rows"] == 11
@@ -29,7 +53,7 @@ def test_a_length_that_the_ring_cannot_cut_is_filled_up(gloo_ranks, layout, rows
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_first_ranks_batch_for_all(gloo_ranks, layout):
-    for answer in gloo_ranks.run(TASK | {"do": "broadcast_batch", "layout": layout}):
+    for answer in run(gloo_ranks, TASK | {"do": "broadcast_batch", "layout": layout}):
         assert answer == {"same": True, "positions": True}
 
 
@@ -50,13 +74,17 @@ def test_the_first_ranks_batch_for_all(gloo_ranks, layout):
         ("no room for padding", "InvalidProblemError", "config.max_position_embeddings, 23"),
         ("no data group", "InvalidProblemError", "data_group: got None, and the ring has 2 of 4"),
         ("a data group within the ring", "InvalidProblemError", "data_group: has the ranks ["),
-        ("a model without a ring", "InvalidProblemError", "model: its attn_implementation is 'sdpa'"),
+        (
+            "a model without a ring",
+            "InvalidProblemError",
+            "model: its attn_implementation is 'sdpa'",
+        ),
         ("no labels", "InvalidProblemError", "must have shift_labels"),
         ("rows of another part", "InvalidProblemError", "outputs: has logits of shape (2, 3, 61)"),
     ],
 )
 def test_what_cannot_be_cut_is_refused_on_every_rank(gloo_ranks, what, error, message):
-    for answer in gloo_ranks.run(TASK | {"do": "refused_batch", "what": what}, seconds=30):
+    for answer in run(gloo_ranks, TASK | {"do": "refused_batch", "what": what}):
         assert answer["error"] == error and message in answer["message"], answer
 
 
@@ -106,3 +134,39 @@ def test_rotary_embeddings_that_change_with_a_ranks_positions(torch, rope, limit
     check(model, limit)
     with pytest.raises(UnsupportedError, match=f"{rope['rope_type']}.*no more than {limit}"):
         check(model, limit + 1)
+
+
+@pytest.mark.framework("accelerate")
+def test_trainers_steps_are_those_of_one_rank(gloo_ranks):
+    """Accumulated, clipped, with numbers of targets that differ; and its evaluation afterwards."""
+    task = TASK | {"do": "trainer_steps", "cp": 2, "steps": 3}
+    for answer in run(gloo_ranks, task):
+        assert len(answer["losses"]) == 3
+        for found, exact in (*answer["losses"], answer["evaluated"]):
+            assert found == pytest.approx(exact, rel=1e-4), answer  # logs have five digits
+        assert answer["off"] <= 1e-5, answer
+
+
+@pytest.mark.framework("accelerate")
+@pytest.mark.parametrize("cp", [2, 4])
+def test_trainers_evaluation_is_that_of_one_rank(gloo_ranks, cp):
+    for answer in run(gloo_ranks, TASK | {"do": "evaluated", "cp": cp}):
+        found, exact = answer["evaluated"]
+        assert found == pytest.approx(exact, rel=2e-6), answer
+
+
+@pytest.mark.framework("accelerate")
+@pytest.mark.parametrize(
+    ("what", "error", "message"),
+    [
+        ("metrics", "UnsupportedError", "trainer: compute_metrics is given"),
+        ("a loss", "UnsupportedError", "trainer: compute_loss_func is given"),
+        ("smoothing", "UnsupportedError", "trainer: label_smoothing_factor is given"),
+        ("predict", "UnsupportedError", "predict: the logits of a sequence lie on several ranks"),
+        ("another model", "InvalidProblemError", "trainer: has another model than the sharder"),
+        ("no trainer", "InvalidProblemError", "trainer: got object, must be a Trainer"),
+    ],
+)
+def test_what_trainer_cannot_do_over_a_ring(gloo_ranks, what, error, message):
+    for answer in run(gloo_ranks, TASK | {"do": "refused_trainer", "what": what}):
+        assert answer["error"] == error and message in answer["message"], answer

@@ -22,6 +22,7 @@ from context_tasks import ContextTasks
 from coverage_tasks import CoverageTasks
 from helpers.rank_tasks import own_device, serve
 from torch.nn import functional
+from trainer_tasks import TrainerTasks
 from training_tasks import TrainingTasks
 from transformers_tasks import TransformersTasks
 
@@ -40,7 +41,7 @@ from baracuda_kernels.interop.torch import (
 _INNER = {"bhsd": 2, "bshd": 1}
 
 
-class Rank(ContextTasks, CoverageTasks, TrainingTasks, TransformersTasks):
+class Rank(ContextTasks, CoverageTasks, TrainerTasks, TrainingTasks, TransformersTasks):
     def __init__(self, rank: int) -> None:
         self.rank = rank
         torch.set_num_threads(1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 
 from baracuda_kernels.errors import BaracudaError
 from baracuda_kernels.interop.torch import position_ids
@@ -22,7 +24,7 @@ _SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
-_IGNORED = -100
+IGNORED = -100
 
 
 class TrainingTasks:
@@ -30,7 +32,7 @@ class TrainingTasks:
 
     def sharded_loss(self, task: dict) -> dict:
         """The loss of a step of several batches, and what transformers itself makes of the whole."""
-        model, sharder, mesh = _sharder(task)
+        model, sharder, mesh = sharder_of(task)
         steps = _batches(task["rows"], mesh.size(0))
         mine = [_of_rank(batch, mesh) for batch in steps]
         with torch.no_grad():
@@ -38,7 +40,7 @@ class TrainingTasks:
             count = sharder.count(parts)
             loss = sum(sharder.loss(*_call(model, part), count) for part in parts)
             found = sharder.total(loss)
-            exact, targets = _whole_loss(model, steps, mesh.size(0))
+            exact, targets = whole_loss(model, steps, mesh.size(0))
         return {
             "loss": found.item(),
             "exact": exact.item(),
@@ -47,11 +49,58 @@ class TrainingTasks:
             "rows": parts[0]["input_ids"].shape[1],
         }
 
+    def gradients(self, task: dict) -> dict:
+        """The largest relative difference of a parameter's gradient from that on one rank."""
+        model, _, mesh = sharder_of(task)
+        sharder = _with_sums(model, mesh)
+        steps = _batches(task["rows"], mesh.size(0))
+        parts = [sharder.shard(_of_rank(batch, mesh)) for batch in steps]
+        count = sharder.count(parts)
+        losses = [sharder.loss(*_call(model, part), count) for part in parts]
+        sum(losses).backward()
+        found = {name: x.grad for name, x in model.named_parameters()}
+        for gradient in found.values():
+            dist.all_reduce(gradient)
+        loss = sharder.total(sum(losses).detach())
+        model.zero_grad()
+        exact, _ = whole_loss(model, steps, mesh.size(0))
+        exact.backward()
+        off = {name: relative(found[name], x.grad) for name, x in model.named_parameters()}
+        return {"off": off, "loss": loss.item(), "exact": exact.item()}
+
+    def optimizer_steps(self, task: dict) -> dict:
+        """Losses and parameters of clipped steps under DistributedDataParallel, and on one rank."""
+        model, sharder, mesh = sharder_of(task)
+        alone = small_model(task["model"])
+        replicated = DistributedDataParallel(model)
+        optimizers = [torch.optim.SGD(m.parameters(), 0.5, 0.9) for m in (model, alone)]
+        losses, norms = [], []
+        for step in range(task["steps"]):
+            batches = _batches(task["rows"] - step, mesh.size(0), seed=step)
+            parts = [sharder.shard(_of_rank(batch, mesh)) for batch in batches]
+            count = sharder.count(parts)
+            total = torch.zeros(())
+            for part in parts:
+                last = part is parts[-1]
+                with contextlib.nullcontext() if last else replicated.no_sync():
+                    loss = sharder.loss(*_call(replicated, part), count)
+                    loss.backward()
+                total += loss.detach()
+            exact, _ = whole_loss(alone, batches, mesh.size(0))
+            exact.backward()
+            losses.append([sharder.total(total).item(), exact.item()])
+            for one, optimizer in zip((model, alone), optimizers, strict=True):
+                norm = torch.nn.utils.clip_grad_norm_(one.parameters(), task["clip"])
+                norms.append(norm.item())
+                optimizer.step()
+                optimizer.zero_grad()
+        return {"losses": losses, "norms": norms, "off": parameters_off(model, alone)}
+
     def refused_batch(self, task: dict) -> dict:
         """The typed error of a batch that cannot be cut, on every rank."""
         from baracuda_kernels.interop.transformers import BatchSharder
 
-        model, sharder, mesh = _sharder(task)
+        model, sharder, mesh = sharder_of(task)
         batch = _of_rank(_batches(24, mesh.size(0))[0], mesh)
         try:
             match task["what"]:
@@ -80,7 +129,9 @@ class TrainingTasks:
                     sharder = BatchSharder(model, mesh["dp"], pad=False)
                     batch = {name: x[:, :-1] for name, x in batch.items()}
                 case "no room for padding":
-                    model.config.max_position_embeddings = 23
+                    model = small_model("gpt2")
+                    model.set_attn_implementation(_NAME)
+                    sharder = BatchSharder(model, mesh["dp"])
                     batch = {name: x[:, :-1] for name, x in batch.items()}
                 case "a window":
                     model.config.sliding_window, model.config.layer_types = 8, ["sliding_attention"]
@@ -106,7 +157,7 @@ class TrainingTasks:
         """Whether all of a ring have the rows of its first rank's batch."""
         from baracuda_kernels.interop.transformers import BatchSharder
 
-        model, _, mesh = _sharder(task)
+        model, _, mesh = sharder_of(task)
         sharder = BatchSharder(model, mesh["dp"], broadcast=True)
         batch = _of_rank(_batches(24, mesh.size(0))[0], mesh)
         given = batch if mesh.get_local_rank("cp") == 0 else None
@@ -118,7 +169,7 @@ class TrainingTasks:
         }
 
 
-def _sharder(task: dict) -> tuple[Any, Any, DeviceMesh]:
+def sharder_of(task: dict) -> tuple[Any, Any, DeviceMesh]:
     """A model on rings of `cp` ranks, and its sharder."""
     from baracuda_kernels.interop import transformers
 
@@ -135,9 +186,25 @@ def _mesh(cp: int) -> DeviceMesh:
     return init_device_mesh("cpu", shape, mesh_dim_names=("dp", "cp"))
 
 
-def _batches(rows: int, data_ranks: int) -> list[list[dict]]:
+def _with_sums(model: Any, mesh: DeviceMesh) -> Any:
+    from baracuda_kernels.interop.transformers import BatchSharder
+
+    return BatchSharder(model, mesh["dp"], gradients="sum")
+
+
+def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((found - exact).norm() / exact.norm()).item()
+
+
+def parameters_off(model: Any, alone: Any) -> float:
+    """The largest relative difference of a parameter."""
+    pairs = zip(model.parameters(), alone.parameters(), strict=True)
+    return max(relative(a.detach(), b.detach()) for a, b in pairs)
+
+
+def _batches(rows: int, data_ranks: int, seed: int = 7) -> list[list[dict]]:
     """Two accumulated batches, in each one for every data-parallel rank, of unequal targets."""
-    draw = torch.Generator().manual_seed(7)
+    draw = torch.Generator().manual_seed(seed)
     steps = []
     for _ in range(2):
         step = []
@@ -146,8 +213,8 @@ def _batches(rows: int, data_ranks: int) -> list[list[dict]]:
             lengths = torch.randint(rows // 2, rows + 1, (2, 1), generator=draw)
             lengths[0] = rows
             mask = (torch.arange(rows) < lengths).long()
-            labels = ids.masked_fill(mask == 0, _IGNORED)
-            labels[torch.rand(2, rows, generator=draw) < 0.3] = _IGNORED
+            labels = ids.masked_fill(mask == 0, IGNORED)
+            labels[torch.rand(2, rows, generator=draw) < 0.3] = IGNORED
             step.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
         steps.append(step)
     return steps
@@ -163,11 +230,11 @@ def _call(model: Any, part: dict) -> tuple[Any, torch.Tensor]:
     return model(**part), targets
 
 
-def _whole_loss(model: Any, steps: list[list[dict]], data_ranks: int) -> tuple[torch.Tensor, int]:
+def whole_loss(model: Any, steps: list[list[dict]], data_ranks: int) -> tuple[torch.Tensor, int]:
     """transformers' own loss of all batches on this rank alone, and the number of targets."""
     model.set_attn_implementation("sdpa")
     batches = [batch for step in steps for batch in step[:data_ranks]]
-    targets = sum(int(b["labels"][:, 1:].ne(_IGNORED).sum()) for b in batches)
+    targets = sum(int(b["labels"][:, 1:].ne(IGNORED).sum()) for b in batches)
     losses = [model(**b, use_cache=False, num_items_in_batch=targets).loss for b in batches]
     return sum(losses), targets
 
@@ -176,6 +243,10 @@ def small_model(name: str) -> Any:
     import transformers
 
     torch.manual_seed(5)
+    if name == "gpt2":
+        sizes = {"vocab_size": 61, "n_positions": 23, "n_embd": 32, "n_layer": 2, "n_head": 4}
+        config = transformers.GPT2Config(**sizes)
+        return transformers.GPT2LMHeadModel(config)
     if name == "qwen3":
         config = transformers.Qwen3Config(**_SIZES, head_dim=8)
         return transformers.Qwen3ForCausalLM(config)
