@@ -15,6 +15,7 @@ from baracuda_kernels import sharding
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import CommunicatorError, InvalidProblemError
 from baracuda_kernels.interop.torch import _compiled, _process_group
+from baracuda_kernels.interop.torch._works import end_connections
 
 _library = torch.library.Library("baracuda", "FRAGMENT")
 _library.define("shard(Tensor x, int dim, str group_name, str sequence_layout) -> Tensor")
@@ -46,14 +47,16 @@ def _unshard(
 ) -> torch.Tensor:
     layout = layout_of(sequence_layout)
     ranks = _process_group.resolve(group_name)
-    pieces = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(ranks.size())]
+    pieces = [
+        torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(ranks.size())
+    ]
     try:
         if ranks.size() > 1:
             _require_alike(x, dim, ranks)
         dist.all_gather(pieces, x.contiguous(), group=ranks)
-    except InvalidProblemError:
-        raise
     except RuntimeError as error:
+        if x.device.type == "cpu":
+            end_connections(ranks)
         raise CommunicatorError(
             f"group: a gathering failed on rank {ranks.rank()} of {ranks.size()}: {error}"
         ) from error
