@@ -23,6 +23,8 @@ from coverage_tasks import CoverageTasks
 from gradient_tasks import GradientTasks
 from helpers.rank_tasks import own_device, serve
 from torch.nn import functional
+from trainer_tasks import TrainerTasks
+from training_tasks import TrainingTasks
 from transformers_tasks import TransformersTasks
 
 from baracuda_kernels import Communicator, DeviceSlice
@@ -40,7 +42,9 @@ from baracuda_kernels.interop.torch import (
 _INNER = {"bhsd": 2, "bshd": 1}
 
 
-class Rank(ContextTasks, CoverageTasks, GradientTasks, TransformersTasks):
+class Rank(
+    ContextTasks, CoverageTasks, GradientTasks, TrainerTasks, TrainingTasks, TransformersTasks
+):
     def __init__(self, rank: int) -> None:
         self.rank = rank
         torch.set_num_threads(1)
