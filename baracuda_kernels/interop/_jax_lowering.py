@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NoReturn
 
 import jax
@@ -75,8 +75,12 @@ def def_step(primitive: Primitive, custom_call: Callable[..., Any]) -> None:
             f"ring_attention: JAX compiles for {platforms}; the kernels run on cpu and cuda"
         )
 
+    @lru_cache(maxsize=256)
+    def compiled(params: tuple[tuple[str, Any], ...]) -> Any:
+        return jax.jit(lambda *operands: primitive.bind(*operands, **dict(params)))
+
     def run_eagerly(*operands: Any, **params: Any) -> Any:
-        return jax.jit(lambda *xs: primitive.bind(*xs, **params))(*operands)
+        return compiled(tuple(sorted(params.items())))(*operands)
 
     primitive.multiple_results = True
     primitive.def_impl(run_eagerly)

@@ -28,15 +28,8 @@ def _identity(name: str) -> Primitive:
     primitive.def_impl(lambda x: x)
     primitive.def_abstract_eval(lambda x: x)
     mlir.register_lowering(primitive, lambda ctx, x: [x])
-    _def_batching(primitive)
+    batching.primitive_batchers[primitive] = lambda args, dims: (primitive.bind(*args), dims[0])
     return primitive
-
-
-def _def_batching(primitive: Primitive) -> None:
-    def rule(args: Any, dims: Any) -> tuple[Any, Any]:
-        return primitive.bind(*args), dims[0]
-
-    batching.primitive_batchers[primitive] = rule
 
 
 def _refuse_forward_mode(*_: Any, **__: Any) -> NoReturn:
@@ -71,4 +64,4 @@ _tangent_p.def_impl(_refuse_forward_mode)
 _tangent_p.def_abstract_eval(lambda x: x)
 mlir.register_lowering(_tangent_p, _refuse_forward_mode)
 ad.deflinear2(_tangent_p, lambda cotangent, _: [cotangent])
-_def_batching(_tangent_p)
+batching.primitive_batchers[_tangent_p] = _refuse_forward_mode

@@ -89,6 +89,8 @@ def position_maps(
     return jnp.concatenate([of(descriptor.query_len, rank), of(descriptor.key_len, origin)])
 
 
+# Compiled as a whole where nothing around it is.
+@partial(jax.jit, static_argnames=("ring", "gradient"), inline=True)
 def forward(
     ring: Ring, q: jax.Array, k: jax.Array, v: jax.Array, gradient: str = "none"
 ) -> tuple[jax.Array, jax.Array]:
@@ -119,6 +121,7 @@ def forward(
     return y, lse[..., 0]
 
 
+@partial(jax.jit, static_argnames="ring", inline=True)
 def backward(
     ring: Ring, q: jax.Array, k: jax.Array, v: jax.Array, y: jax.Array, lse: jax.Array,
     dy: jax.Array, dlse: jax.Array | None = None,
