@@ -131,8 +131,7 @@ def ring_attention(
         SMs that a kernel leaves to XLA's exchange while K and V travel (on GPUs): persistent kernels
         leave them free, and those that would fill the device begin some microseconds later.
     deterministic : bool, default False
-        Take only kernels whose every sum has a fixed order, for gradients too: those of ``sm90a``
-        sum dq in any.
+        Take only kernels whose every sum has a fixed order, for gradients too, where some have none.
 
     Returns
     -------
