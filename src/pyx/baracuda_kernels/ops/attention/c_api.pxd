@@ -132,3 +132,6 @@ cdef extern from "baracuda/xla_ffi.h" nogil:
     void* baracuda_xla_attention_host(void* frame)
     void* baracuda_xla_attention_cuda(void* frame)
     void* baracuda_xla_attention_cuda_load(void* frame)
+    void* baracuda_xla_attention_backward_host(void* frame)
+    void* baracuda_xla_attention_backward_cuda(void* frame)
+    void* baracuda_xla_attention_backward_cuda_load(void* frame)
