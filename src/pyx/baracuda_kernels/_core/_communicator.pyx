@@ -713,8 +713,9 @@ cdef class Communicator(RingMember):
     cdef int accept(self, const c_api.baracuda_ring_call* call) except -1:
         if self.wish == c_api.BARACUDA_PEER_REQUIRED and self.receives_elsewhere(call):
             raise InvalidProblemError(
-                f"kv_scratch_a, kv_scratch_b: {_NOT_REGISTERED}; must be given to comm.register() "
-                "on every rank, as exchange=\"peer\" was asked for")
+                f"kv_scratch_a, kv_scratch_b, kv_gradient_scratch: {_NOT_REGISTERED}; what the ring "
+                "receives into must be given to comm.register() on every rank, as "
+                "exchange=\"peer\" was asked for")
         return 0
 
     cdef tuple hops_of(self, const c_api.baracuda_ring_call* call):

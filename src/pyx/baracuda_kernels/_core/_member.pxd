@@ -3,8 +3,6 @@ from libc.stdint cimport int32_t
 
 from baracuda_kernels._core.c_api cimport BARACUDA_RING_MAX_PAYLOADS, baracuda_ring_call, \
     baracuda_ring_endpoint, baracuda_ring_hop, baracuda_ring_payload
-from baracuda_kernels._core._plan cimport KernelPlan
-from baracuda_kernels._core._stream cimport Stream
 
 cdef class RingMember:
     cdef baracuda_ring_endpoint* endpoint
@@ -44,9 +42,6 @@ cdef class RingBinding:
     # Fills what depends on the communicator, the endpoint and the schedule, and asks it whether it
     # can carry the call, whose payloads are filled.
     cdef int connect(self, object plan, RingMember member) except -1
-
-cdef class RingPlan(KernelPlan):
-    cdef RingBinding bind(self, Stream stream, RingMember member, object args)
 
 # The member that an object given as a communicator stands for.
 cdef RingMember as_member(object communicator, int device)

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What every communicator lends to a run, and what every ring plan gives one."""
+"""What every communicator lends to a run, and what a plan's checked arguments are for one."""
 
 from cpython.bytearray cimport PyByteArray_AsString
 from cpython.bytes cimport PyBytes_AsString
@@ -91,13 +91,6 @@ cdef class RingBinding:
 
     def __dealloc__(self):
         free(self.hops)
-
-
-cdef class RingPlan(KernelPlan):
-    """Base of the plans that run over a ring."""
-
-    cdef RingBinding bind(self, Stream stream, RingMember member, object args):
-        raise NotImplementedError
 
 
 cdef RingMember as_member(object communicator, int device):
