@@ -503,9 +503,9 @@ cdef class Communicator(RingMember):
         """Let runs receive into ``buffer`` by the copy engines of its neighbours (collective).
 
         Every rank gives the same buffers in the same order: those that it passes as
-        ``kv_scratch_a`` and ``kv_scratch_b``, one by one or as one piece that both lie in, with the
-        same places in it. The communicator keeps them alive. A run whose receive buffers are not
-        registered goes by NCCL.
+        ``kv_scratch_a`` and ``kv_scratch_b``, and for gradients as ``kv_gradient_scratch``, one by
+        one or as one piece that they lie in, with the same places in it. The communicator keeps them
+        alive. A run whose receive buffers are not registered goes by NCCL.
 
         Parameters
         ----------
