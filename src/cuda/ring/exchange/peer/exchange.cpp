@@ -219,15 +219,17 @@ int32_t complete(Endpoint* end, const Round* round) {
   const PeerHopWords& mine = peer.file.hop(peer.rank());
   int32_t status = await_word(peer, end->ring_stream, mine.full, at.full);
   if (status == BARACUDA_OK && round->end_mark != nullptr) status = record(*end, round->end_mark);
-  // Ahead of the event behind which the caller's stream sets it.
-  if (status == BARACUDA_OK && at.starts && peer.wait != BARACUDA_PEER_WAIT_EVENT) {
-    status = write_word(peer, end->ring_stream, mine.idle, 0);
-  }
+  if (status != BARACUDA_OK) return status;
+  // Ahead of the event, which the caller's stream waits for: a capture wants all work joined, and the
+  // caller's stream sets `idle` behind it.
+  Writes writes;
+  writes.add(peer, mine.full, 0);
+  if (at.starts && peer.wait != BARACUDA_PEER_WAIT_EVENT) writes.add(peer, mine.idle, 0);
+  status = writes.enqueue(peer, end->ring_stream);
   if (status != BARACUDA_OK) return status;
   Round marked{};
   marked.number = round->number;
-  status = baracuda_send_recv_exchange()->complete(end, &marked);
-  return status == BARACUDA_OK ? write_word(peer, end->ring_stream, mine.full, 0) : status;
+  return baracuda_send_recv_exchange()->complete(end, &marked);
 }
 
 int32_t wait(Endpoint* end, int32_t number, void* stream) {
