@@ -8,7 +8,6 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
-#include <cstdlib>
 #include <cstring>
 
 #include "baracuda/runtime.h"
@@ -138,14 +137,10 @@ int32_t write_word(void* stream, void* word, uint32_t value) {
 }
 
 int32_t write_words(void* stream, void* const* words, const uint32_t* values, int32_t count) {
-  CUstreamBatchMemOpParams writes[4] = {};
-  static const bool asked = getenv("X18_BATCH") != nullptr;
-  if (!asked || count > 4) {
-    for (int32_t i = 0; i < count; ++i) {
-      const int32_t status = write_word(stream, words[i], values[i]);
-      if (status != BARACUDA_OK) return status;
-    }
-    return BARACUDA_OK;
+  constexpr int32_t kMost = 4;
+  CUstreamBatchMemOpParams writes[kMost] = {};
+  if (count > kMost) {
+    return fail(BARACUDA_INVALID_ARGUMENT, "cuStreamBatchMemOp", "%d words at once", count);
   }
   for (int32_t i = 0; i < count; ++i) {
     writes[i].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_32;
@@ -157,11 +152,17 @@ int32_t write_words(void* stream, void* const* words, const uint32_t* values, in
                       "cuStreamBatchMemOp");
 }
 
+// Rows of two allocations are no copy. That is asked first: a call that fails might end a capture.
 int32_t copy_rows(void* into, const void* from, int64_t row_bytes, int64_t pitch, int32_t rows,
                   void* stream) {
-  static const bool asked = getenv("X18_ROWS") != nullptr;
-  if (!asked) return BARACUDA_UNSUPPORTED;
+  CUdeviceptr base = 0;
+  size_t size = 0;
+  const CUdeviceptr begin = reinterpret_cast<CUdeviceptr>(from);
   const size_t width = static_cast<size_t>(row_bytes);
+  const size_t end = static_cast<size_t>(pitch) * static_cast<size_t>(rows - 1) + width;
+  if (driver().address_range(&base, &size, begin) != CUDA_SUCCESS || begin + end > base + size) {
+    return BARACUDA_UNSUPPORTED;
+  }
   const cudaError_t error =
       cudaMemcpy2DAsync(into, width, from, static_cast<size_t>(pitch), width,
                         static_cast<size_t>(rows), cudaMemcpyDefault,
