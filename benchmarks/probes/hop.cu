@@ -143,9 +143,9 @@ void copies(Side& s, char* into, size_t bytes, Copies how) {
         cudaMemcpy2DAsync(into, half, first, static_cast<size_t>(second - first), half, 2,
                           cudaMemcpyDefault, s.stream);
     if (error == cudaSuccess) return;
-    static bool said = false;
-    if (!said) std::printf("  (rows %s apart: %s)\n", how == kRows ? "not" : "", cudaGetErrorString(error));
-    said = true;
+    static bool said[kCopies] = {};
+    if (!said[how]) std::printf("  (%s: %s)\n", copy_names[how], cudaGetErrorString(error));
+    said[how] = true;
     cudaGetLastError();
     copy(s, into, first, half, s.stream);
     return copy(s, into + half, second, half, s.stream);
