@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import baracuda_kernels as bk
+from baracuda_kernels._core import _communicator
 from helpers.oracle import attention
 
 B, H, S, D = 1, 2, 12, 16
@@ -172,6 +173,19 @@ def interrupt_soon():
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     return time.monotonic()
+
+
+def test_hops_are_tried_unless_the_caller_or_the_environment_says_no(monkeypatch):
+    """The reason of a hop on the host tells which was asked for."""
+    monkeypatch.delenv("BARACUDA_EXCHANGE", raising=False)
+    for environment, said in (("", "not on a CUDA device"), ("nccl", 'exchange="nccl"')):
+        monkeypatch.setenv("BARACUDA_EXCHANGE", environment)
+        assert _communicator.exchange_info()["default"] == (environment or "auto")
+        comms = make_ring(2)
+        for comm in comms:
+            assert [hop.kind for hop in comm.exchange] == ["nccl"] * 2
+            assert all(said in hop.reason for hop in comm.exchange), comm.exchange
+        on_ranks(2, lambda rank, comms=comms: comms[rank].close())
 
 
 def test_ctrl_c_ends_the_wait_for_a_missing_rank():
