@@ -228,7 +228,7 @@ class PeerRank(Rank):
             torch.cuda.synchronize()
             with torch.cuda.stream(stream):
                 if not first:
-                    torch.cuda._sleep(cycles)
+                    torch.cuda._sleep(5 * cycles)  # longer than the first takes to enqueue a run
                 rank.poison()
                 call = rank.call(endpoint, stream.cuda_stream)
                 check(lib.baracuda_ring_run(ct.byref(call), 1))
