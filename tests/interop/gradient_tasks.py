@@ -106,6 +106,29 @@ class GradientTasks:
         off = [_relative(a, b) for a, b in zip(found, truth, strict=True)]
         return {"error": "", "off": max(off), "gradients": len(off)}
 
+    def fsdp(self, task: dict) -> dict:
+        """FSDP2 over all ranks of a mesh, whose second dimension is the ring, against one process."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        torch.manual_seed(6)
+        ranks = dist.get_world_size()
+        names = ("dp", "cp")
+        mesh = init_device_mesh(self.device.type, (ranks // 2, 2), mesh_dim_names=names)
+        module, call = _module("nn.TransformerEncoderLayer, causal")
+        whole = torch.randn(ranks // 2, 2, 16, _WIDTH)  # a batch for each data-parallel rank
+        for batch in whole:
+            call(module, batch).sin().sum().backward()
+        exact = [parameter.grad.clone() for parameter in module.parameters()]
+        module.zero_grad()
+        fully_shard(module, mesh=mesh[names]._flatten("dp_cp"))
+        ring = mesh["cp"]
+        mine = shard(whole[mesh["dp"].get_local_rank()], 1, ring, "zigzag")
+        with context_parallel(ring, sequence_layout="zigzag"):
+            (call(module, mine).sin().sum() * ranks).backward()  # FSDP takes the mean
+        found = [parameter.grad.full_tensor() for parameter in module.parameters()]
+        return {"off": max(_relative(a, b) for a, b in zip(found, exact, strict=True))}
+
     def gradient_graph(self, task: dict) -> dict:
         """Replays of a captured step against eager ones, on inputs the capture never saw."""
         leaves = [_leaf(shard(x.detach(), 2)) for x in _leaves(task, self.device)]

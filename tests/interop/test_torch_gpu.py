@@ -233,6 +233,7 @@ def test_opcheck_of_gradients_on_the_device(torch, one_cuda_rank):
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_inductors_cuda_graphs(torch, one_cuda_rank):
     from baracuda_kernels.interop.torch import ring_attention
 
@@ -251,6 +252,7 @@ def test_inductors_cuda_graphs(torch, one_cuda_rank):
             torch.testing.assert_close(one, other, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
 def test_a_first_step_is_not_captured(torch, one_cuda_rank):
     from baracuda_kernels.errors import InvalidProblemError
     from baracuda_kernels.interop.torch import ring_attention

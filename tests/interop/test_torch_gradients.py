@@ -109,6 +109,11 @@ def test_checkpointed_modules_within_context_parallel(gloo_ranks, module):
         assert answer["error"] in ("CheckpointError", "UnsupportedError"), answer
 
 
+def test_fsdp_beside_a_ring(gloo_ranks):
+    for answer in gloo_ranks.run({"do": "fsdp"}, seconds=240):
+        assert answer["off"] <= 4e-6, answer
+
+
 def test_one_rank_that_goes_backward(gloo_ranks):
     for answer in gloo_ranks.run({"do": "one_goes_backward", "odd_rank": 2}):
         assert answer["error"] == "InvalidProblemError", answer
