@@ -22,10 +22,17 @@ def test_the_loss_of_a_step_is_that_of_one_rank(gloo_ranks, model, cp):
         assert answer["rows"] == 44 // cp
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_within_context_parallel(gloo_ranks, layout):
+    for answer in run(gloo_ranks, TASK | {"layout": layout, "by": "context_parallel"}):
+        assert answer["loss"] == pytest.approx(answer["exact"], rel=2e-6), answer
+        assert answer["rows"] == 22
+
+
 @pytest.mark.parametrize("cp", [2, 4])
 @pytest.mark.parametrize("model", ["llama", "qwen3", "gemma", "gemma3"])
 def test_every_gradient_is_that_of_one_rank(gloo_ranks, model, cp):
-    task = TASK | {"do": "gradients", "model": model, "cp": cp, "rows": 42}
+    task = TASK | {"do": "model_gradients", "model": model, "cp": cp, "rows": 42}
     for answer in run(gloo_ranks, task):
         assert answer["loss"] == pytest.approx(answer["exact"], rel=2e-6), answer
         assert max(answer["off"].values()) <= 1e-5, answer

@@ -214,8 +214,7 @@ def _refuse_arguments(model: Any, given: dict[str, Any], ring: Ring) -> None:
     if given.get("labels") is not None and ring.ranks() > 1:
         raise UnsupportedError(
             "labels: are given, and the model would shift them within this rank's rows; must be "
-            "left out: shift the labels of the whole sequence, shard them like the tokens, and "
-            "compare them with this rank's logits by F.cross_entropy(..., reduction='sum')"
+            "left out: BatchSharder makes targets of the labels of the whole sequence, and the loss"
         )
     _attention.refuse_packed(given)
     for name in ("past_key_values", "cache", "cache_params"):
