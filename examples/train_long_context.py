@@ -158,13 +158,13 @@ def picture(
     for width, (cp, found) in zip((6, 3.5, 1.5, 1), losses.items(), strict=False):
         left.plot(found, linewidth=width, label=f"CP {cp}")
     for cp, found in off.items():
-        right.semilogy([max(x, 1e-9) for x in found], color=f"C{list(losses).index(cp)}",
-                       label=f"CP {cp}")  # fmt: skip
+        color = f"C{list(losses).index(cp)}"
+        right.semilogy([x or float("nan") for x in found], ".", color=color, label=f"CP {cp}")
     right.axhline(TOLERANCE[options.dtype], color="gray", linestyle="--", label="tolerance")
     left.set(
         title=f"Loss, {options.dtype}, {options.tokens} tokens", xlabel="step", ylabel="nats a byte"
     )
-    right.set(title="Relative difference from CP 1", xlabel="step")
+    right.set(title="Relative difference from CP 1 (0 is not shown)", xlabel="step")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
