@@ -164,6 +164,13 @@ def ring_of(model: Any) -> tuple[Ring, str | None] | None:
     return None
 
 
+def require(model: Any, total: int | None, own_name: str | None) -> None:
+    """`_check.require`, once for each length."""
+    if _required.get(model) != (total, own_name):
+        _check.require(model, total, own_name)
+        _required[model] = (total, own_name)
+
+
 def _before(
     model: Any, ring: Ring, own_name: str | None, args: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
@@ -175,9 +182,7 @@ def _before(
         device = None if tokens is None else tokens.device
         rows = None if tokens is None else tokens.shape[1]
         total = None if rows is None else rows * ring.ranks()
-        if _required.get(model) != (total, own_name):
-            _check.require(model, total, own_name)
-            _required[model] = (total, own_name)
+        require(model, total, own_name)
         _refuse_arguments(model, given, ring)
         positions = given.get("position_ids")
         if positions is not None and rows is not None:

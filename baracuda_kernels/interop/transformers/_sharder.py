@@ -86,7 +86,8 @@ class BatchSharder:
             What a collator makes: integer ``input_ids`` ``[B, N]`` (or ``inputs_embeds``
             ``[B, N, E]``); where there is a loss ``labels`` ``[B, N]``, not shifted, or
             ``shift_labels``, shifted. An ``attention_mask`` may have zeros behind each sequence,
-            where there are no labels; ``position_ids`` may be ``0 .. N - 1``.
+            where there are no labels; ``position_ids`` may be ``0 .. N - 1``. Best on the CPU, where
+            loaders make them: the ranks compare them, and for one on a GPU the host would wait.
 
         Returns
         -------
