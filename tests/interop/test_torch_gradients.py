@@ -96,7 +96,7 @@ def test_modules_train_within_context_parallel(gloo_ranks, module, mode):
     task = {"do": "train_module", "module": module, "mode": mode, "backward": "outside"}
     for answer in gloo_ranks.run(task, seconds=240):
         assert not answer["error"] and answer["off"] <= 4e-6, answer
-        assert answer["gradients"] > 4
+        assert answer["gradients"] >= 4
 
 
 @pytest.mark.parametrize("module", MODULES)
