@@ -96,9 +96,10 @@ class TrainingTasks:
             exact, _ = whole_loss(alone, batches, mesh.size(0))
             exact.backward()
             losses.append([sharder.total(total).item(), exact.item()])
+            norms.append([])
             for one, optimizer in zip((model, alone), optimizers, strict=True):
                 norm = torch.nn.utils.clip_grad_norm_(one.parameters(), task["clip"])
-                norms.append(norm.item())
+                norms[-1].append(norm.item())
                 optimizer.step()
                 optimizer.zero_grad()
         return {"losses": losses, "norms": norms, "off": parameters_off(model, alone)}
