@@ -180,7 +180,7 @@ def test_wrong_streams_communicators_and_argument_objects(plan):
         plan.run(bk.Stream.host(), ring, args)
     with pytest.raises(bk.InvalidProblemError, match="comm"):
         plan.run(bk.Stream.host(), None, args)
-    with pytest.raises(TypeError):
+    with pytest.raises(bk.InvalidProblemError, match="got dict, must be RingAttentionArgs"):
         plan.run(bk.Stream.host(), ring[0], good())
     with pytest.raises(bk.InvalidProblemError, match="world_size"):
         plan.can_implement(args, 0)

@@ -128,6 +128,8 @@ cdef extern from "baracuda/ring.h" nogil:
         void* wait_begin
         void* compute_begin
         void* compute_end
+        void* add_begin
+        void* add_end
     ctypedef struct baracuda_ring_call:
         uint64_t struct_size
         baracuda_ring_endpoint* endpoint
@@ -139,6 +141,7 @@ cdef extern from "baracuda/ring.h" nogil:
         int32_t payload_count
         const baracuda_ring_marks* marks
     int32_t baracuda_ring_has_exchange(const baracuda_ring_call* call, int32_t number)
+    int32_t baracuda_ring_has_sum(const baracuda_ring_call* call, int32_t number)
     int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count)
 
 cdef extern from "baracuda/peer.h" nogil:
