@@ -99,11 +99,12 @@ class BatchSharder:
         Raises
         ------
         InvalidProblemError
-            On every rank alike: a tensor of another shape or type, other positions, a ring's ranks
-            with different batches, or a length that cannot be cut.
+            On every rank alike: a tensor of another shape or type, a ring's ranks with different
+            batches, or a length that cannot be cut.
         UnsupportedError
-            On every rank alike: what `check` refuses at this length, packed sequences, an
-            ``attention_mask`` with other zeros, and everything that is none of the above, by name.
+            On every rank alike: what `check` refuses at this length, packed sequences, other
+            positions, an ``attention_mask`` with other zeros, and everything that is none of the
+            above, by name.
         CommunicatorError
             Another rank is gone.
         """
