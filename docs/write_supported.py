@@ -37,7 +37,7 @@ REFUSED_BY = {
     "`run_local_ring`, `shard`, `scaling`": ("unit/test_arguments.py",),
     "plans": ("unit/test_bad_inputs.py",),
     "`interop.torch`": ("interop/test_torch_errors.py",),
-    "`interop.transformers`": ("interop/test_transformers.py",),
+    "`interop.transformers`": ("interop/test_transformers.py", "interop/test_training.py"),
     "`interop.jax`": ("interop/test_jax.py", "interop/test_jax_gradients.py"),
 }
 COVERAGE = ROOT / "tests" / "interop" / "ring_coverage.json"

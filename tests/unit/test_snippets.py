@@ -72,7 +72,14 @@ RUN_BY = {
             "unit/test_scaling_plan.py::test_the_example_in_the_docs_is_the_commands_output"
         ]
     },
-    "docs/transformers.md": {"python": "interop/test_torch_docs.py::test_the_transformers_page"},
+    "docs/transformers.md": {
+        "python": [
+            "interop/test_torch_docs.py::test_the_transformers_page",
+            "interop/test_torch_docs.py::test_the_transformers_page",
+            "interop/test_torch_docs.py::test_training_in_a_loop_of_ones_own",
+            "interop/test_torch_docs.py::test_training_with_trainer",
+        ]
+    },
 }
 
 
