@@ -22,9 +22,8 @@ import numpy as np
 
 import baracuda_kernels as bk
 from baracuda_kernels import registry
-from baracuda_kernels.interop import _jax_backward
-from baracuda_kernels.interop._jax_ring import position_maps
-from baracuda_kernels.interop.jax import attention_step, ring_attention, sequence_order
+from baracuda_kernels.interop.jax import _backward, attention_step, ring_attention, sequence_order
+from baracuda_kernels.interop.jax._ring import position_maps
 from helpers.gradients import Problem, draw, dtype_of, errors
 from helpers.oracle import attention_backward
 from helpers.tolerances import assert_gradients
@@ -99,7 +98,7 @@ def schedule_gradients(x: Problem, ranks: int, layout: str, **options: Any) -> t
         for step in range(ranks):
             origin = (rank - step) % ranks
             maps = [position_maps(descriptor, ranks, rank, origin)] * descriptor.is_causal
-            scratch, *results = _jax_backward.bind(
+            scratch, *results = _backward.bind(
                 q, ks[origin], vs[origin], dy, *maps, *kept, descriptor=descriptor,
                 first=step == 0, last=step == ranks - 1, has_dlse=dlse is not None,
                 sequence_dim=2, sm_margin=0, deterministic=False,

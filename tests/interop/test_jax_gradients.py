@@ -412,16 +412,16 @@ def test_forward_mode_and_second_order(jax, ring, hand, small):
 def test_a_problem_without_a_backward_is_refused_before_its_forward_runs(
     jax, ring, hand, small, monkeypatch
 ):
-    from baracuda_kernels.interop import _jax_lowering
+    from baracuda_kernels.interop.jax import _lowering
 
-    explain = _jax_lowering.registry.explain
+    explain = _lowering.registry.explain
 
     def forward_alone(descriptor, arch, preference, direction):
         if direction is bk.Direction.BACKWARD:
             raise bk.UnsupportedError("no kernel has this backward")
         return explain(descriptor, arch, preference, direction)
 
-    monkeypatch.setattr(_jax_lowering.registry, "explain", forward_alone)
+    monkeypatch.setattr(_lowering.registry, "explain", forward_alone)
     mesh, _, arrays = small
     f = hand.in_ring(mesh, scale=0.123)
     with jax.set_mesh(mesh):

@@ -98,15 +98,14 @@ def over_first_axis(
     if not axes:
         return compute(arrays)
     first = PartitionSpec(axes)
-    mapped = jax.shard_map(
+    mapped: Callable[..., list[Any]] = jax.shard_map(
         lambda *parts: compute(parts),
         in_specs=tuple(PartitionSpec() if dim is None else first for dim in dims),
         out_specs=first,
         axis_names=set(axes),
         check_vma=any(map(varying_axes, arrays)),
     )
-    results: list[Any] = mapped(*arrays)
-    return results
+    return mapped(*arrays)
 
 
 def refuse_explicit_axes(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
@@ -121,10 +120,10 @@ def refuse_explicit_axes(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
 
 def _spec(x: Any) -> Spec:
     """Of each dimension the explicit mesh axes that cut it."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    mesh = getattr(sharding, "mesh", None)
+    sharding: Any = getattr(jax.typeof(x), "sharding", None)
+    mesh: Any = getattr(sharding, "mesh", None)
     if mesh is None or mesh.empty:
-        return ((),) * x.ndim
+        return ((),) * int(x.ndim)
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
 
     def explicit(entry: Any) -> tuple[Any, ...]:
@@ -132,4 +131,4 @@ def _spec(x: Any) -> Spec:
         return tuple(axis for axis in axes if kinds.get(axis) == AxisType.Explicit)
 
     spec = tuple(map(explicit, sharding.spec))
-    return spec + ((),) * (x.ndim - len(spec))
+    return spec + ((),) * int(x.ndim - len(spec))

@@ -14,9 +14,9 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from baracuda_kernels import RingAttentionDescriptor
-from baracuda_kernels.interop import _jax_backward, _jax_primitive
-from baracuda_kernels.interop._jax_axes import Spec, over_parts
-from baracuda_kernels.interop._jax_order import once_only
+from baracuda_kernels.interop.jax import _backward, _step
+from baracuda_kernels.interop.jax._axes import Spec, over_parts
+from baracuda_kernels.interop.jax._order import once_only
 from baracuda_kernels.ops.attention import _positions
 
 # What a policy of jax.checkpoint knows y and lse by.
@@ -50,7 +50,7 @@ class Ring:
     def over_parts(
         self, compute: Callable[..., Any], arrays: Sequence[jax.Array], results: Sequence[int]
     ) -> Any:
-        """``compute(ring, *arrays)`` on parts of batch and heads; see :mod:`_jax_axes`."""
+        """``compute(ring, *arrays)`` on parts of batch and heads; see :mod:`_axes`."""
 
         def of_part(*parts: jax.Array) -> Any:
             return compute(self.of_part(*parts[:2]), *parts)
@@ -104,7 +104,7 @@ def forward(
         if not last:
             # Before the step in the program: independent of it, so that XLA may overlap the two.
             k_next, v_next = ring.to_next(k), ring.to_next(v)
-        state = _jax_primitive.bind(
+        state = _step.bind(
             q,
             k,
             v,
@@ -144,7 +144,7 @@ def backward(
         if not last:
             k_next, v_next = ring.to_next(k_here), ring.to_next(v_here)
         received = [ring.to_next(x) for x in travelling]
-        scratch, *shares = _jax_backward.bind(
+        scratch, *shares = _backward.bind(
             q,
             k_here,
             v_here,
