@@ -293,7 +293,12 @@ def test_batches_over_another_axis(jax, ring, hand, plane, kind):
         )
         f = jax.vmap(f) if kind == "vmap" else f
         gradients = jax.jit(jax.grad(lambda q, k, v, dy: (f(q, k, v) * dy).sum(), (0, 1, 2)))
-        got = gradients(*hand.on_mesh(plane, arrays, spec=cut))
+        operands = hand.on_mesh(plane, arrays, spec=cut)
+        if kind == "vmap" and jax.__version_info__ < (0, 10):
+            with pytest.raises(bk.UnsupportedError, match="does not tell here: 0.10 does"):
+                gradients(*operands)
+            return
+        got = gradients(*operands)
     assert spec(*got[1].sharding.spec[: len(cut)]) == cut
     if kind == "vmap":
         for i in range(2):
@@ -393,7 +398,7 @@ def test_forward_mode_and_second_order(jax, ring, hand, small):
         compiled(jax.hessian(loss)),
     ]
     second = [
-        lambda: jax.grad(lambda s: jax.vjp(f, q, k, v)[1](q * s)[0].sum())(*one),
+        compiled(jax.grad(lambda s: jax.vjp(f, q, k, v)[1](q * s)[0].sum())),
         compiled(jax.grad(jax.grad(loss))),
         compiled(jax.jacrev(jax.grad(loss))),
         compiled(lambda s: jax.jvp(jax.grad(loss), (s,), (s,))),

@@ -13,7 +13,7 @@ import jax
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 
 
 def varying_axes(x: Any) -> frozenset[Any]:
@@ -71,12 +71,16 @@ def over_parts(
 ) -> Any:  # fmt: skip
     """``compute(*arrays)`` on the parts that the axes of `spec` cut.
 
-    Arrays and results have four dimensions as q, k and v, or are ``[B, H, Q]``; `results` tells how
-    many dimensions each of them has.
+    Arrays and results have four dimensions as q, k and v, are ``[B, H, Q]``, or one number; `results`
+    tells how many dimensions each of those has.
     """
     if not spec:
         return compute(*arrays)
-    of = {4: PartitionSpec(*spec), 3: PartitionSpec(spec[0], spec[3 - sequence_dim], None)}
+    of = {
+        4: PartitionSpec(*spec),
+        3: PartitionSpec(spec[0], spec[3 - sequence_dim], None),
+        0: PartitionSpec(),
+    }
     mapped = jax.shard_map(
         compute,
         in_specs=tuple(of[x.ndim] for x in arrays),
@@ -97,6 +101,11 @@ def over_first_axis(
     axes = next(filter(None, specs), ())
     if not axes:
         return compute(arrays)
+    if not set(axes) <= set(jax.sharding.get_abstract_mesh().axis_names):
+        raise UnsupportedError(
+            f"vmap: the mapped axis is cut by the explicit mesh axes {axes}, which jax "
+            f"{jax.__version__} does not tell here: 0.10 does"
+        )
     first = PartitionSpec(axes)
     mapped: Callable[..., list[Any]] = jax.shard_map(
         lambda *parts: compute(parts),
