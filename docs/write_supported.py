@@ -28,7 +28,7 @@ ADAPTERS = {
     "`run_local_ring`": ("baracuda_kernels/local_ring.py", "run_local_ring"),
     "torch `ring_attention`": ("baracuda_kernels/interop/torch/_op.py", "ring_attention"),
     "torch `context_parallel`": ("baracuda_kernels/interop/torch/_context.py", "context_parallel"),
-    "jax `ring_attention`": ("baracuda_kernels/interop/jax.py", "ring_attention"),
+    "jax `ring_attention`": ("baracuda_kernels/interop/jax/_op.py", "ring_attention"),
 }
 ASKED = ("is_causal", "scale", "sequence_layout", "tensor_layout", "return_lse", "deterministic",
          "device", "timeout")  # fmt: skip
