@@ -16,7 +16,9 @@ import pytest
 
 import baracuda_kernels as bk
 from baracuda_kernels._core import _communicator
+from helpers.gradients import draw
 from helpers.oracle import attention
+from helpers.ring_gradients import HostGradients
 
 B, H, S, D = 1, 2, 12, 16
 HOST = bk.Stream.host()
@@ -101,6 +103,20 @@ def test_a_ring_gives_the_answer(world_size):
         assert (comm.rank, comm.world_size, comm.device) == (rank, world_size, -1)
         assert comm.state == "healthy" and comm.owned and comm.async_error() is None
         assert comm.handle > 0 and "healthy" in repr(comm)
+    on_ranks(world_size, lambda rank: comms[rank].close())
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_gradients_have_the_bits_of_a_local_ring(world_size):
+    x = draw("f32", 0, heads=H, kv_heads=1, query_len=S, head_dim=D)
+    ring = HostGradients(x, world_size, layout="zigzag", is_causal=True)
+    expected = [g.copy() for g in ring.run()]
+    comms = make_ring(world_size)
+    for _ in range(2):
+        ring.poison()
+        raised = on_ranks(world_size, lambda rank: ring.plan.run(HOST, comms[rank], ring.args[rank]))
+        assert raised == [None] * world_size
+        assert all(map(np.array_equal, expected, ring.gathered()))
     on_ranks(world_size, lambda rank: comms[rank].close())
 
 

@@ -11,7 +11,7 @@ from baracuda_kernels import SequenceLayout
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _compiled, _process_group
-from baracuda_kernels.interop.torch._operator import forward_op
+from baracuda_kernels.interop.torch._operator import Differentiable, forward_op
 from baracuda_kernels.interop.torch._refusal import tell
 
 
@@ -173,7 +173,7 @@ def attend(
         tell(group_name, error, q.device)
         raise
     if with_gradient:
-        both = forward_op(q, k, v, group_name, is_causal, scale, sequence_layout, True)
+        both = Differentiable.apply(q, k, v, group_name, is_causal, scale, sequence_layout)
         return both
     # Autograd's layer is Python and would only find that there is nothing to record.
     with torch._C._AutoDispatchBelowAutograd():

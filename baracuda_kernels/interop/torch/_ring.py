@@ -26,6 +26,7 @@ from baracuda_kernels.interop.torch._problem import descriptor_of, problem_of, r
 from baracuda_kernels.ops.ring_attention import _agreement
 
 _KV = ("kv_scratch_a", "kv_scratch_b")
+_NOTHING: dict[str, torch.Tensor] = {}
 
 _rings: dict[tuple[str, torch.device], Ring] = {}
 
@@ -148,8 +149,11 @@ class Ring:
         if with_gradient:  # what no kernel could differentiate is refused here
             self._gradients.plan(problem)
         y, lse = _problem.outputs(q)
-        travel = self.receive_buffers(plan.kv_scratch_elements, q)
-        scratch = {**self._state(plan, q), **travel}
+        travel = scratch = _NOTHING
+        if self.comm.world_size > 1:
+            travel = self.receive_buffers(plan.kv_scratch_elements, q)
+            nbytes = plan.accumulator_scratch_bytes
+            scratch = {"accumulator_scratch": q.new_empty(nbytes, dtype=torch.uint8), **travel}
         places = (plan, q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), lse.data_ptr(),
                   q.stride(), k.stride(), v.stride(), *(x.data_ptr() for x in scratch.values()))  # fmt: skip
         held: tuple[Any, ...] = (q, k, v)
@@ -209,12 +213,6 @@ class Ring:
             self._forget_addresses()
             raise
         self._agreed.add(call.new)
-
-    def _state(self, plan: RingAttentionPlan, q: torch.Tensor) -> dict[str, torch.Tensor]:
-        if self.comm.world_size == 1:
-            return {}
-        nbytes = plan.accumulator_scratch_bytes
-        return {"accumulator_scratch": q.new_empty(nbytes, dtype=torch.uint8)}
 
     def receive_buffers(self, elements: int, q: torch.Tensor) -> dict[str, torch.Tensor]:
         """Where K and V arrive, by argument: one buffer at P = 2, else two."""

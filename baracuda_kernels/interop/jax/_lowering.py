@@ -17,7 +17,7 @@ from baracuda_kernels._core._enums import Direction
 from baracuda_kernels._core._selection import Architecture
 from baracuda_kernels._machine import why_no_gpu
 from baracuda_kernels.errors import UnsupportedError
-from baracuda_kernels.interop._jax_axes import over_first_axis, uniform
+from baracuda_kernels.interop.jax._axes import over_first_axis, uniform
 from baracuda_kernels.ops.attention import _xla
 
 TARGETS = {
