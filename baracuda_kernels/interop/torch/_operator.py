@@ -42,7 +42,8 @@ def _forward(
     call: torch.Tensor | None = None,
 ) -> _Pair:
     ring = ring_of(group_name, q.device)
-    return ring.attend(q, k, v, is_causal, scale, sequence_layout, with_gradient)
+    both: _Pair = ring.attend(q, k, v, is_causal, scale, sequence_layout, with_gradient)
+    return both
 
 
 def _fake(
@@ -75,7 +76,9 @@ def _gradients(
     sequence_layout: str,
 ) -> _Triple:
     ring = ring_of(group_name, q.device)
-    return ring.gradients(dy, dlse, q, k, v, y, lse, is_causal, scale, sequence_layout)
+    options = is_causal, scale, sequence_layout
+    gradients: _Triple = ring.gradients(dy, dlse, q, k, v, y, lse, *options)
+    return gradients
 
 
 def _fake_gradients(
@@ -161,6 +164,9 @@ class Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
         return *_gradients_of(ctx, *gradients), None, None, None, None
+
+
+differentiable: Any = Differentiable.apply
 
 
 def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: _Triple) -> None:

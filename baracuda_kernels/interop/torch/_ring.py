@@ -95,12 +95,12 @@ class Ring:
         scale: float | None,
         sequence_layout: str,
         with_gradient: bool,
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> Any:
         """y and lse of the whole ring's attention for the rows of q; every rank calls it."""
         options = is_causal, scale, sequence_layout
         return self._run(self._prepare, (q, k, v, *options, with_gradient))
 
-    def gradients(self, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    def gradients(self, *arguments: Any) -> Any:
         """dq, dk and dv of this rank's rows; every rank calls it. Arguments: `Gradients.prepare`."""
         return self._run(self._gradients.prepare, arguments)
 
@@ -205,7 +205,7 @@ class Ring:
 
     def _agree(self, call: Call) -> None:
         """Compare a new problem among the ranks: those that differ would misread each other."""
-        if call.new in self._agreed:
+        if call.new is None or call.new in self._agreed:
             return
         try:
             call.plan.validate(self.comm, call.args)
