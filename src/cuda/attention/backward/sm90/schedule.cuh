@@ -16,6 +16,7 @@ struct Args {
   const float* norms;      // see shift.cuh
   // Sums of dQ / scale, tile by tile as the accumulators lie: [tile][column / 8][thread][4].
   float* dq;
+  uint32_t* turns;  // of an ordered step, see turns.cuh; null: it has no rows
   void* dk;
   void* dv;
   baracuda_strides dk_strides, dv_strides;
@@ -25,6 +26,7 @@ struct Args {
   Divisor kv_heads;
   Divisor tiles;    // key tiles of a head
   Divisor section;  // heads whose key tiles are mixed, longest first; without a mask all heads
+  Divisor section_tiles;  // key tiles of a section, for an ordered step
   int heads, group;       // query heads; those of a key head
   int batch_kv_heads;
   int query_len, key_len;
