@@ -214,7 +214,7 @@ def test_skus_and_its_filters():
     assert {row["direction"] for row in forward} == {"FORWARD"}
     assert {(row["op_name"], row["family"]) for row in backward} == {
         ("flash_sdpa", "simt"), ("flash_sdpa", "host"),
-        ("flash_sdpa", "sm90a")}  # fmt: skip
+        ("flash_sdpa", "sm90a"), ("flash_sdpa", "sm90a-deterministic")}  # fmt: skip
     assert sorted(map(str, forward + backward)) == sorted(map(str, everything))
     table = ok("skus").stdout
     assert table.count("ring_attention") == sum(

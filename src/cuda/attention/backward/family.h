@@ -24,6 +24,7 @@ const BackwardFamily& host_backward_family();
 #if defined(BARACUDA_WITH_CUDA)
 const BackwardFamily& simt_backward_family();
 const BackwardFamily& sm90a_backward_family();
+const BackwardFamily& sm90a_ordered_backward_family();
 #endif
 
 // First in the scratch of host and simt, in the accumulator's type: delta of all B*H*Q rows, then lse

@@ -13,7 +13,7 @@ namespace baracuda::sm90::backward {
 // runs behind it; the copy engine adds it, through buffers. Pair: two blocks share their dQ, see
 // kernel.cuh. Each holds the K of both, two tiles of its own dS, one of the other's and one on its way
 // there, and has no room for buffers of dQ: its warps add it from registers. Ordered: sums of dQ have
-// a fixed order, see turns.cuh.
+// a fixed order, see order.h.
 template <typename Element_, int HeadDim, int KStages, int DsStages, bool Pair = false,
           bool Ordered = false>
 struct Config {

@@ -11,7 +11,7 @@ namespace baracuda::sm90::backward {
 
 struct FinishArgs {
   const float* sums;      // as Args::dq; null: zeros
-  const uint32_t* turns;  // or null, see turns.cuh
+  const uint32_t* turns;  // or null, see order.h
   void* dq;
   baracuda_strides dq_strides;
   int heads, query_len, query_tiles;
@@ -32,7 +32,8 @@ __global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs
   const int64_t tile = blockIdx.x;
   const int batch_head = static_cast<int>(tile / args.query_tiles);
   const int row0 = static_cast<int>(tile % args.query_tiles) * BlockM;
-  const bool has_sums = args.sums != nullptr && (args.turns == nullptr || has_turns(args.turns, tile));
+  const bool has_sums =
+      args.sums != nullptr && (args.turns == nullptr || args.turns[tile] != no_sums);
   const float4* const sums = reinterpret_cast<const float4*>(args.sums + tile * (BlockM * HeadDim));
   Element* const out = static_cast<Element*>(args.dq) +
                        batch_head / args.heads * args.dq_strides.batch +

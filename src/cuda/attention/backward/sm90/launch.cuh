@@ -153,19 +153,11 @@ inline int64_t choose_section(const StepParams& p, int64_t key_tiles, int64_t gr
 #ifdef DET_EXPERIMENT
 extern int64_t g_section;
 #endif
-// The same of an ordered step, whatever the grid: the order of sums must not depend on it.
-inline int64_t choose_ordered_section(const StepParams& p) {
+inline int64_t ordered_section(const StepParams& p) {
 #ifdef DET_EXPERIMENT
   if (g_section > 0) return g_section;
 #endif
-  constexpr int64_t l2_share = int64_t{32} << 20;
-  const int64_t heads = p.batch * p.kv_heads;
-  const int64_t bytes = p.query_len * p.head_dim * 8;
-  const int64_t fitting = bytes > 0 && l2_share / bytes < heads ? l2_share / bytes : heads;
-  const int64_t least = heads < 8 ? heads : 8;
-  const int64_t most = fitting > least ? fitting : least;
-  const int64_t sections = (heads + most - 1) / most;
-  return (heads + sections - 1) / sections;
+  return choose_ordered_section(p.batch * p.kv_heads, p.query_len, p.head_dim);
 }
 
 template <typename C>
@@ -225,7 +217,7 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   const int64_t grid = places < blocks ? places : blocks;
   args.kv_heads = make_divisor(p.kv_heads);
   const int64_t section =
-      C::ordered ? choose_ordered_section(p) : choose_section(p, key_tiles, grid);
+      C::ordered ? ordered_section(p) : choose_section(p, key_tiles, grid);
   args.section = make_divisor(section);
   args.section_tiles = make_divisor(section * key_tiles);
   args.tiles = make_divisor(key_tiles);

@@ -21,7 +21,7 @@ struct PrepareArgs {
   const float* dlse;  // or null
   void* statistics;
   float* dq;
-  uint32_t* turns;  // or null, see turns.cuh
+  uint32_t* turns;  // or null, see order.h
   float* norms;  // zeros; of float16 alone
   baracuda_strides y_strides, dy_strides, lse_strides, dlse_strides;
   int heads, query_len, query_tiles;

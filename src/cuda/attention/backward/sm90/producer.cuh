@@ -16,7 +16,7 @@ template <typename C>
 __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t shared,
                                                    const Barriers<C>& barriers) {
   const int lane = threadIdx.x % 32;
-  std::conditional_t<C::ordered, TicketWalk, KeyTileWalk<C::pair ? 2 : 1>> walk;
+  std::conditional_t<C::ordered, DrawnTiles, KeyTileWalk<C::pair ? 2 : 1>> walk;
   KeyTile tile;
   bool more = true;
 #pragma unroll 1
@@ -95,8 +95,8 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
 }
 
 // The same, each addition in its turn: of every second query tile, those of one buffer. One lane does
-// it. There are two such warps, for a turn is passed on only when the addition has landed, which takes
-// as long as a query tile of a small head_dim.
+// it. There are two such warps, for the turn is passed only when the addition has landed, which takes as
+// long as a query tile of a small head_dim.
 template <typename C>
 __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared,
                                                const Barriers<C>& barriers, uint32_t buffer) {
@@ -119,8 +119,9 @@ __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared
         const int m = QueryTiles{slot.begin(), slot.step()}.at(i);
         const int head = slot.batch() * args.heads + slot.kv_head() * args.group + g;
         const int tile = head * args.query_tiles + m;
-        const TileTurns turns(args, slot.key0() / C::block_n, slot.next_begin(), slot.step() < 0);
-        const bool is_first = turns.await(args.turns + tile, m);
+        const KeyTileTurn turn{slot.key0() / C::block_n, slot.next_begin(),
+                               !args.causal || slot.step() < 0};
+        const bool is_first = await_turn(args.turns + tile, turn, m);
         mbarrier_wait(barriers.dq_full(buffer), parity_of<C::dq_stages>(n));
         float* const dq = args.dq + int64_t{tile} * C::dq_floats;
         const uint32_t from = shared + C::dq_offset + buffer * 4 * C::dq_floats;
@@ -133,7 +134,7 @@ __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared
         tma_wait_read<0>();
         mbarrier_arrive(barriers.dq_turn(buffer));
         tma_wait<0>();
-        turns.pass_on(args.turns + tile, m);
+        pass_turn(args.turns + tile, turn, m);
       }
     }
     mbarrier_arrive(barriers.slot_empty(stage));

@@ -16,7 +16,7 @@ struct Args {
   const float* norms;      // see shift.cuh
   // Sums of dQ / scale, tile by tile as the accumulators lie: [tile][column / 8][thread][4].
   float* dq;
-  uint32_t* turns;  // of an ordered step, see turns.cuh; null: it has no rows
+  uint32_t* turns;  // of an ordered step, see order.h; null: it has no rows
   void* dk;
   void* dv;
   baracuda_strides dk_strides, dv_strides;
