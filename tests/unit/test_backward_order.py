@@ -92,7 +92,7 @@ class Step:
                     if n == self.tiles + grid - 1:
                         counter = 0
                     return
-                head, index, rises = self.draw(n)
+                _, index, rises = self.draw(n)
                 landing = []
                 for tile in self.visits(n):
                     waits, awaited, left = self.turn(index, rises, tile[1])

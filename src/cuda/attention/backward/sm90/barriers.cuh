@@ -60,7 +60,8 @@ struct Barriers {
       mbarrier_init(q_empty(i), 4 * C::consumers);
       mbarrier_init(dy_empty(i), 4 * C::consumers);
       // And the warps that copy tiles in, and dQ or dS out.
-      mbarrier_init(slot_empty(i), 4 * C::consumers + 1 + (C::dq_stages > 0) + C::pair + C::ordered);
+      mbarrier_init(slot_empty(i),
+                    4 * C::consumers + 1 + (C::dq_stages > 0) + C::pair + C::ordered);
     }
     for (int i = 0; i < C::k_stages; ++i) {
       mbarrier_init(k_full(i), 1);
