@@ -21,9 +21,9 @@ SOURCES = Path(__file__).parents[2] / "src" / "cuda"
 @cache
 def order():
     lib = ct.CDLL(build_helper("backward_order.cpp", f"-I{SOURCES}", "-Wall"))
-    lib.order_section.argtypes = [ct.c_int64] * 3
+    lib.order_section.argtypes = [*[ct.c_int64] * 4, ct.c_bool]
     lib.order_section.restype = ct.c_int64
-    lib.order_draw.argtypes = [*[ct.c_int] * 4, ct.c_bool, ct.POINTER(ct.c_int)]
+    lib.order_draw.argtypes = [*[ct.c_int] * 5, ct.c_bool, ct.POINTER(ct.c_int)]
     lib.order_turn.argtypes = [ct.c_int, ct.c_int, ct.c_bool, ct.c_int, ct.POINTER(ct.c_uint32)]
     return lib
 
@@ -48,7 +48,8 @@ class Step:
         query_len, key_len = (len(rows), len(keys)) if self.causal else (rows, keys)
         self.heads, self.group = heads, group
         self.query_tiles, self.key_tiles = -(-query_len // BLOCK_M), -(-key_len // BLOCK_N)
-        self.section = section or order().order_section(heads, query_len, head_dim)
+        self.section = section or order().order_section(
+            heads, group, query_len, head_dim, self.causal)
         first_keys = range(0, key_len, BLOCK_N)
         first_rows = np.searchsorted(rows, keys[::BLOCK_N]) if self.causal else [0] * len(first_keys)
         # The first query tile that sees a key tile, as the kernel counts it.
@@ -61,7 +62,7 @@ class Step:
 
     def draw(self, n):
         out = (ct.c_int * 3)()
-        order().order_draw(n, self.section, self.heads, self.key_tiles, self.causal, out)
+        order().order_draw(n, self.section, self.heads, self.group, self.key_tiles, self.causal, out)
         return out[0], out[1], bool(out[2])
 
     def turn(self, index, rises, m):
@@ -75,7 +76,7 @@ class Step:
         tiles = range(self.begins[index], self.query_tiles)
         if self.causal and rises:
             tiles = tiles[::-1]
-        return [(head * self.group + g, m) for g in range(self.group) for m in tiles]
+        return [(head * self.group + g, m) for m in tiles for g in range(self.group)]
 
     def run(self, words, resident, rng):
         """Blocks at work, one thread of each at a time. Returns who added to each query tile, in order."""
@@ -160,29 +161,38 @@ def test_any_number_of_blocks_ends_and_adds_in_one_order(shape, heads, group, se
         assert words == {t: NOBODYS_TURN if seen[t] else NO_SUMS for t in tiles}
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("causal", "group"), [(False, 1), (True, 1), (True, 2)])
 @pytest.mark.parametrize(("heads", "key_tiles", "section"),
                          [(1, 1, 1), (33, 7, 7), (16, 64, 8), (7, 3, 7), (5, 2, 1)])  # fmt: skip
-def test_every_key_tile_is_drawn_once_and_a_head_in_order(causal, heads, key_tiles, section):
+def test_every_key_tile_is_drawn_once_and_a_head_in_order(
+        causal, group, heads, key_tiles, section):
     length = key_tiles * BLOCK_N
     rows = np.arange(length)
-    step = Step(heads, 1, *((rows, rows) if causal else (length, length)), section=section)
+    step = Step(heads, group, *((rows, rows) if causal else (length, length)), section=section)
     drawn = [step.draw(n) for n in range(step.tiles)]
     assert sorted((head, index) for head, index, _ in drawn) == [
         (head, index) for head in range(heads) for index in range(key_tiles)]  # fmt: skip
-    last_section = (heads - 1) // section * section
+    last_section = (heads // section - 1) * section
     for head in range(heads):
         indices = [index for h, index, _ in drawn if h == head]
-        rises = not causal or head >= last_section
+        rises = not causal or group > 1 or head >= last_section
         assert indices == sorted(indices, reverse=not rises)
         assert {r for h, _, r in drawn if h == head} == {rises}
 
 
-def test_sections_are_even_and_neither_few_heads_nor_more_than_l2_holds():
-    section = order().order_section
-    assert section(32, 8192, 128) == 8  # of 8 MB a head: four fit, but eight are wanted
-    assert section(128, 2048, 128) == 16
-    assert section(33, 8192, 128) == 7  # five of 7, 7, 7, 7, 5: not four of 8 and one of 1
-    assert section(3, 2**30, 256) == 3
-    assert section(2**20, 0, 64) == 2**20
-    assert section(1, 1, 64) == 1
+def test_sections_are_neither_few_heads_nor_more_than_l2_holds():
+    def section(heads, query_len, head_dim, causal, group=1):
+        return order().order_section(heads, group, query_len, head_dim, causal)
+
+    assert section(32, 8192, 128, True) == 4  # of 8 MB each
+    assert section(33, 8192, 128, True) == 4
+    assert section(47, 4096, 128, True) == 9  # 9, 9, 9, 9, 11: eight fit
+    assert section(16, 2**30, 128, True) == 2
+    assert section(16, 2**30, 128, False) == 4
+    assert section(128, 2048, 128, False) == 8
+    # Where the last section has an order of its own, there is one before it.
+    assert [section(3, 64, 64, causal, group)
+            for causal, group in ((False, 1), (True, 2), (True, 1))] == [3, 3, 1]
+    assert section(2**20, 0, 64, False) == 2**20
+    for causal in (False, True):
+        assert section(1, 1, 64, causal) == 1

@@ -157,7 +157,8 @@ inline int64_t ordered_section(const StepParams& p) {
 #ifdef DET_EXPERIMENT
   if (g_section > 0) return g_section;
 #endif
-  return choose_ordered_section(p.batch * p.kv_heads, p.query_len, p.head_dim);
+  return choose_ordered_section(p.batch * p.kv_heads, p.heads / p.kv_heads, p.query_len,
+                                p.head_dim, (p.flags & BARACUDA_STEP_CAUSAL) != 0);
 }
 
 template <typename C>
@@ -231,6 +232,7 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   args.scale = static_cast<float>(p.scale);
   args.scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
   args.causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
+  args.shortest_first = draws_shortest_first(args.causal, args.group);
   args.gradients_f32 = params.kv_gradient_element == BARACUDA_F32;
   return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(grid * cluster)), C::threads,
                      C::shared_bytes, stream, true, args, cluster);

@@ -13,16 +13,21 @@
 
 namespace baracuda::sm90::backward {
 
+// Under a mask, without groups, the shortest key tiles of most heads are drawn first.
+inline bool draws_shortest_first(bool causal, int64_t group) { return causal && group == 1; }
+
 // Heads of K and V whose key tiles are mixed in an ordered step. So many that few blocks at work have
 // one head (they wait for each other in a row), and not more than keep Q, dO and the sums of dQ in an
-// L2 of 40 MB, of a group one head at a time; evenly, for the last ones have an order of their own.
-inline int64_t choose_ordered_section(int64_t heads, int64_t query_len, int64_t head_dim) {
-  constexpr int64_t l2_share = int64_t{32} << 20, few = 8;
+// L2 of 40 MB, of a group one head; two sections at least where the last has an order of its own, in
+// which blocks wait for longer. The last one has the heads that are left, too.
+inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t query_len,
+                                      int64_t head_dim, bool causal) {
+  const int64_t l2_share = int64_t{causal ? 32 : 16} << 20, few = causal ? 2 : 4;
   const int64_t bytes = query_len * head_dim * 8;
   const int64_t fitting = bytes > 0 ? l2_share / bytes : heads;
-  const int64_t wanted = fitting > few ? fitting : few, most = wanted < heads ? wanted : heads;
-  const int64_t sections = (heads + most - 1) / most;
-  return (heads + sections - 1) / sections;
+  const int64_t wanted = fitting > few ? fitting : few;
+  const int64_t limit = draws_shortest_first(causal, group) && heads > 1 ? heads / 2 : heads;
+  return heads / (wanted < limit ? heads / wanted : heads / limit);
 }
 
 struct DrawnTile {
@@ -30,18 +35,22 @@ struct DrawnTile {
   bool rises;       // the index of what is drawn of a head
 };
 
-// The n-th of heads * key_tiles. Without a mask, and in the last section of heads, a head's first key
-// tiles are drawn first: under a mask the longest, so that blocks end together. Their blocks go down
-// from the last query tile, which all key tiles have. In other sections the shortest come first, and go
-// up: the next, which begins two query tiles before, comes behind by itself.
+// The n-th of heads * key_tiles. A head's first key tiles are drawn first: under a mask the longest, so
+// that blocks end together. Their blocks go down from the last query tile, which all key tiles have, and
+// stay as far apart as they began. But shortest first, which in all sections but the last is better
+// without groups, they go up: the next, which begins two query tiles before, comes behind by itself. (In
+// a group two query tiles of each head are too many: L2 would not hold what lies between.)
 BARACUDA_HD DrawnTile drawn_tile(int n, const Divisor& section, const Divisor& section_tiles,
-                                 int heads, int key_tiles, bool causal) {
-  const int size = static_cast<int>(section.divisor), at = section_tiles.quotient(n);
+                                 int heads, int key_tiles, bool shortest_first) {
+  const int size = static_cast<int>(section.divisor);
+  int at = section_tiles.quotient(n);
+  if (at > 0 && heads - at * size < size) --at;
   const int first_head = at * size, left = heads - first_head;
+  const bool is_last = left < 2 * size;
   const int inside = n - at * static_cast<int>(section_tiles.divisor);
-  const int mixed = size < left ? size : left;
+  const int mixed = is_last ? left : size;
   const int place = mixed == size ? section.quotient(inside) : inside / mixed;
-  const bool rises = !causal || left <= size;
+  const bool rises = !shortest_first || is_last;
   return {first_head + inside - place * mixed, rises ? place : key_tiles - 1 - place, rises};
 }
 

@@ -110,11 +110,8 @@ __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared
     const Slot<C> slot(shared, item);
     const int count = slot.count();
     if (count < 0) return;
-#pragma unroll 1
-    for (int g = 0; g < args.group; ++g) {
-#pragma unroll 1
-      for (int i = 0; i < count; ++i, ++n) {
-        if (n % 2 != buffer) continue;
+    each_query_tile<true>(args.group, count, [&](int g, int i) {
+      if (n % 2 == buffer) {
         // Read anew every time: there are no registers to keep it in.
         const int m = QueryTiles{slot.begin(), slot.step()}.at(i);
         const int head = slot.batch() * args.heads + slot.kv_head() * args.group + g;
@@ -136,7 +133,8 @@ __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared
         tma_wait<0>();
         pass_turn(args.turns + tile, turn, m);
       }
-    }
+      ++n;
+    });
     mbarrier_arrive(barriers.slot_empty(stage));
   }
 }
@@ -201,8 +199,6 @@ class Producer {
       // A single buffer of K is free last of all.
       constexpr bool k_first = C::k_stages > 1;
       if (k_first || count == 0) load_k(item, key0, kv_head, batch);
-      int head = kv_head * args_.group;
-      const int last_head = head + args_.group;
       bool has_v = false;
       int left = count * args_.group;
       const int due = left < C::lead ? left : C::lead;
@@ -212,20 +208,17 @@ class Producer {
         }
       };
       take_next_when_due();
-#pragma unroll 1
-      for (; head < last_head; ++head) {
-#pragma unroll 1
-        for (int i = 0; i < count; ++i, ++n) {
-          const int m = queries.at(i);
-          load_q(n, batch, head, m);
-          if (!has_v) load_v(item, key0, kv_head, batch);
-          load_dy(n, batch, head, m);
-          if (!k_first && !has_v) load_k(item, key0, kv_head, batch);
-          has_v = true;
-          --left;
-          take_next_when_due();
-        }
-      }
+      each_query_tile<C::ordered>(args_.group, count, [&](int g, int i) {
+        const int m = queries.at(i), head = kv_head * args_.group + g;
+        load_q(n, batch, head, m);
+        if (!has_v) load_v(item, key0, kv_head, batch);
+        load_dy(n, batch, head, m);
+        if (!k_first && !has_v) load_k(item, key0, kv_head, batch);
+        has_v = true;
+        ++n;
+        --left;
+        take_next_when_due();
+      });
       if (!has_v) load_v(item, key0, kv_head, batch);  // the consumers count it
     }
   }

@@ -34,7 +34,7 @@ class DrawnTiles {
     const int n = draw(args);
     if (n >= args.batch_kv_heads * args.key_tiles) return false;
     const DrawnTile drawn = drawn_tile(n, args.section, args.section_tiles, args.batch_kv_heads,
-                                       args.key_tiles, args.causal);
+                                       args.key_tiles, args.shortest_first);
     tile.index = drawn.index;
     tile.descends = args.causal && drawn.rises;
     tile.batch = args.kv_heads.quotient(drawn.head);
