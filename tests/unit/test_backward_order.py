@@ -184,12 +184,13 @@ def test_sections_are_neither_few_heads_nor_more_than_l2_holds():
     def section(heads, query_len, head_dim, causal, group=1):
         return order().order_section(heads, group, query_len, head_dim, causal)
 
-    assert section(32, 8192, 128, True) == 4  # of 8 MB each
-    assert section(33, 8192, 128, True) == 4
-    assert section(47, 4096, 128, True) == 9  # 9, 9, 9, 9, 11: eight fit
+    assert section(32, 8192, 128, True) == 2  # of 8 MB each
+    assert section(47, 4096, 128, True) == 4
+    assert section(47, 2048, 128, True) == 9  # 9, 9, 9, 9, 11: eight fit
     assert section(16, 2**30, 128, True) == 2
     assert section(16, 2**30, 128, False) == 4
     assert section(128, 2048, 128, False) == 8
+    assert section(128, 1024, 128, False, group=4) == 4
     # Where the last section has an order of its own, there is one before it.
     assert [section(3, 64, 64, causal, group)
             for causal, group in ((False, 1), (True, 2), (True, 1))] == [3, 3, 1]

@@ -150,17 +150,6 @@ inline int64_t choose_section(const StepParams& p, int64_t key_tiles, int64_t gr
   return heads;
 }
 
-#ifdef DET_EXPERIMENT
-extern int64_t g_section;
-#endif
-inline int64_t ordered_section(const StepParams& p) {
-#ifdef DET_EXPERIMENT
-  if (g_section > 0) return g_section;
-#endif
-  return choose_ordered_section(p.batch * p.kv_heads, p.heads / p.kv_heads, p.query_len,
-                                p.head_dim, (p.flags & BARACUDA_STEP_CAUSAL) != 0);
-}
-
 template <typename C>
 int32_t launch_norm(const BackwardParams& params, int processors, cudaStream_t stream) {
   const StepParams& p = params.step;
@@ -217,8 +206,11 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   const int64_t left = (processors - p.sm_margin) / cluster, places = left > 0 ? left : 1;
   const int64_t grid = places < blocks ? places : blocks;
   args.kv_heads = make_divisor(p.kv_heads);
+  const bool causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
   const int64_t section =
-      C::ordered ? ordered_section(p) : choose_section(p, key_tiles, grid);
+      C::ordered ? choose_ordered_section(p.batch * p.kv_heads, p.heads / p.kv_heads, p.query_len,
+                                          p.head_dim, causal)
+                 : choose_section(p, key_tiles, grid);
   args.section = make_divisor(section);
   args.section_tiles = make_divisor(section * key_tiles);
   args.tiles = make_divisor(key_tiles);
@@ -231,8 +223,8 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   args.key_tiles = static_cast<int>(key_tiles);
   args.scale = static_cast<float>(p.scale);
   args.scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
-  args.causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
-  args.shortest_first = draws_shortest_first(args.causal, args.group);
+  args.causal = causal;
+  args.shortest_first = draws_shortest_first(causal, args.group);
   args.gradients_f32 = params.kv_gradient_element == BARACUDA_F32;
   return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(grid * cluster)), C::threads,
                      C::shared_bytes, stream, true, args, cluster);
