@@ -189,6 +189,35 @@ def test_ctrl_c_ends_the_wait_for_a_peer_in_the_warm_up(fake):
     assert time.monotonic() - start < 2
 
 
+def test_ctrl_c_ends_the_agreement_on_hops(fake):
+    """The other rank is there, and says nothing after the warm-up."""
+    token = bk.UniqueId.new()
+    fake.fake_nccl_hang(b"ncclGroupEnd", 1, 2)
+
+    def join(_rank):
+        return bk.Communicator.init_rank(2, token, 1, device="host", timeout=3)
+
+    other = threading.Thread(target=on_ranks, args=(1, join))
+    other.start()
+    start = interrupt_soon()
+    with pytest.raises(KeyboardInterrupt):
+        bk.Communicator.init_rank(2, token, 0, device="host", timeout=30)
+    assert time.monotonic() - start < 2
+    other.join()
+
+
+def test_ctrl_c_ends_a_register():
+    comms = make_ring(2, timeout=30)
+    start = interrupt_soon()
+    with pytest.raises(KeyboardInterrupt):
+        comms[0].register(np.zeros(64, np.uint8))
+    assert time.monotonic() - start < 2
+    assert comms[0].state in ("failed", "aborted")
+    comms[1].abort()
+    for comm in comms:
+        comm.close()
+
+
 def test_ctrl_c_ends_a_split():
     comms = make_ring(2, timeout=30)
     start = interrupt_soon()

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <set>
 #include <thread>
@@ -23,6 +24,7 @@ std::vector<void*> waited;
 int32_t fails = 0;  // of host_peer_fail
 std::mutex mutex;
 std::multiset<void*> opened;
+std::map<void*, int64_t> mapped;  // words, and their bytes
 
 struct Task {
   void* word;
@@ -58,11 +60,27 @@ int32_t close_memory(void* base) {
   return BARACUDA_OK;
 }
 int32_t reach(const void*) { return fails == 2 ? BARACUDA_UNSUPPORTED : BARACUDA_OK; }
-int32_t map_words(void* words, int64_t, void** device_words) {
+int32_t map_words(void* words, int64_t bytes, void** device_words) {
   *device_words = words;
+  const std::lock_guard<std::mutex> lock(mutex);
+  mapped[words] = bytes;
   return fails == 3 ? BARACUDA_UNSUPPORTED : BARACUDA_OK;
 }
-int32_t unmap_words(void*) { return BARACUDA_OK; }
+int32_t unmap_words(void* words) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  mapped.erase(words);
+  return BARACUDA_OK;
+}
+// Whether a CPU has ended waits: the upper half of a word.
+bool any_abort() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (const auto& [words, bytes] : mapped) {
+    for (int64_t at = 4096; at < bytes; at += 64) {
+      if (static_cast<uint32_t*>(words)[at / 4 + 1] == uint32_t{1} << 31) return true;
+    }
+  }
+  return false;
+}
 
 int32_t write_word(void* stream, void* word, uint32_t value) {
   if (enqueue == nullptr) {
@@ -104,7 +122,7 @@ int32_t gate(void* stream, void* word, uint64_t mask, void* signal) {
 }
 int32_t gate_load() { return BARACUDA_OK; }
 int32_t query(void*, int32_t* done) {
-  *done = 1;
+  *done = fails != 5 || any_abort() ? 1 : 0;
   return BARACUDA_OK;
 }
 
@@ -138,7 +156,7 @@ int host_peer_waited(int n) {
                           words_of_a_rank);
 }
 // 1: memory cannot be exported, 2: nor reached, 3: words cannot be mapped, 4: ranks of one process are
-// not linked; 0: all works.
+// not linked, 5: no stream is done before a CPU has ended its waits; 0: all works.
 void host_peer_fail(int32_t what) { fails = what; }
 int host_peer_opened() { return static_cast<int>(opened.size()); }
 

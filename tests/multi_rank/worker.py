@@ -19,9 +19,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from helpers import cuda_ring
 from helpers import ring_abi as abi
+from helpers.cuda_ring_gradients import full_of, gradient_problem
 from helpers.cuda_sum import CudaSumRank
+from helpers.gradients import NAMES, Problem
 from helpers.inputs import torch_qkv
 from helpers.rank_tasks import own_device, serve
+from helpers.ring_gradients import GradientRank, ring_descriptor
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
 from helpers.sum_ring import SumRing
 
@@ -338,6 +341,49 @@ class Rank:
             raw = x.contiguous().view(torch.uint8).cpu().numpy()
             raw.tofile(Path(task["folder"]) / f"{name}-{self.rank}.bin")
         return {"rank": comm.rank, "free_bytes": used}
+
+
+    def gradients(self, task: dict) -> dict:
+        """This rank's part of a forward and a backward; dq, dk and dv go to the task's folder."""
+        comm = self.comms[task.get("comm", "own")]
+        ranks, layout, dtype = comm.world_size, task["layout"], task["dtype"]
+        stream = bk.Stream(torch.cuda.current_stream())
+        x = gradient_problem(torch, task)
+        mine = [bk.shard(a, ranks, sequence_layout=layout)[comm.rank].contiguous() for a in x]
+        q, k, v, dy = mine
+        desc = ring_descriptor(q, k, layout, is_causal=task["is_causal"])
+        chosen = preference(task["family"], dtype)
+        forward = bk.RingAttentionPlan.select(desc, stream, chosen)
+        plan = bk.RingAttentionBackwardPlan.select(desc, stream, chosen)
+        arrays = rank_arrays(torch, forward, q, k, v, ranks)
+        problem = Problem(q, k, v, dy)
+        back = GradientRank(plan, problem, arrays.y, arrays.lse, ranks, full_of(torch, dtype))
+        if task.get("register"):
+            register(comm, arrays)
+            for name in ("kv_scratch_a", "kv_scratch_b", "kv_gradient_scratch"):
+                comm.register(back.held[name])
+        forward.run(stream, comm, arrays.args)
+
+        def run() -> None:
+            plan.run(bk.Stream(torch.cuda.current_stream()), comm, back.args)
+
+        if task.get("graph"):
+            run()
+            comm.synchronize(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                run()
+            run = graph.replay
+        for _ in range(task.get("runs", 1)):
+            time.sleep(task.get("late", 0) if comm.rank == task.get("late_rank") else 0)
+            for name in ("dq", "dk", "dv", "scratch", "kv_gradient_scratch"):
+                back.held[name].view(torch.uint8).fill_(255)
+            run()
+        comm.synchronize(stream)
+        for name, found in zip(NAMES, back.gradients, strict=True):
+            raw = found.contiguous().view(torch.uint8).cpu().numpy()
+            raw.tofile(Path(task["folder"]) / f"{name}-{self.rank}.bin")
+        return {"rank": comm.rank}
 
 
 def main(kind: type[Rank] = Rank) -> None:

@@ -166,7 +166,7 @@ def test_files_that_cannot_be_written(qkv, tmp_path):
         ("explain", "--arch", "abacus"),
         ("explain", "--op", "nothing"),
         ("explain", "--op", "flash_sdpa", "--layout", "zigzag"),
-        ("explain", "--direction", "backward"),
+        ("explain", "--direction", "sideways"),
         ("explain", "--heads", "3", "--kv-heads", "2"),
         ("explain", "--head-dim", "-1"),
         ("nothing",),

@@ -20,8 +20,9 @@ from baracuda_kernels.errors import InvalidProblemError
 from baracuda_kernels.interop.torch import _process_group
 from baracuda_kernels.interop.transformers import _attention, _check, _models
 from baracuda_kernels.interop.transformers._attention import Ring
+from baracuda_kernels.interop.transformers._sharder import BatchSharder
 
-__all__ = ["check", "register"]
+__all__ = ["BatchSharder", "check", "register"]
 
 
 def register(

@@ -10,7 +10,7 @@ import torch
 from baracuda_kernels import sharding
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _process_group
-from baracuda_kernels.interop.torch._context import as_autocast_casts, refuse_decode
+from baracuda_kernels.interop.torch._context import refuse_decode
 from baracuda_kernels.interop.torch._op import attend
 from baracuda_kernels.interop.torch._refusal import tell
 
@@ -54,7 +54,6 @@ def attention(
     except BaracudaError as error:
         tell(ring.group_name, error, query.device)
         raise
-    query, key, value = as_autocast_casts(query, key, value)
     y, _ = attend(query, key, value, ring.group_name, is_causal, scaling, ring.layout)
     return y.transpose(1, 2), None
 

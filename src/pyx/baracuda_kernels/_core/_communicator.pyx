@@ -40,6 +40,7 @@ _WISHES = {"auto": c_api.BARACUDA_PEER_AUTO, "peer": c_api.BARACUDA_PEER_REQUIRE
            "nccl": c_api.BARACUDA_PEER_NEVER}
 _WAITS = {"event": c_api.BARACUDA_PEER_WAIT_EVENT, "value": c_api.BARACUDA_PEER_WAIT_VALUE,
           "gate": c_api.BARACUDA_PEER_WAIT_GATE}
+_NOT_REGISTERED = "the receive buffers are not registered"
 # Registered buffers, by communicator. Those that a neighbour may still write to stay for good.
 _registered = {}
 
@@ -708,6 +709,38 @@ cdef class Communicator(RingMember):
                 f"communicator: rank {self.rank} of {self.world_size} is {self.state} after an "
                 "earlier error; make a new one")
         return 0
+
+    cdef int accept(self, const c_api.baracuda_ring_call* call) except -1:
+        if self.wish == c_api.BARACUDA_PEER_REQUIRED and self.receives_elsewhere(call):
+            raise InvalidProblemError(
+                f"kv_scratch_a, kv_scratch_b, kv_gradient_scratch: {_NOT_REGISTERED}; what the ring "
+                "receives into must be given to comm.register() on every rank, as "
+                "exchange=\"peer\" was asked for")
+        return 0
+
+    cdef tuple hops_of(self, const c_api.baracuda_ring_call* call):
+        hops = self.exchange
+        if self.receives_elsewhere(call):
+            hops = tuple([HopExchange(hop.sender, hop.receiver, "nccl", hop.reason or _NOT_REGISTERED)
+                          for hop in hops])
+        return hops
+
+    cdef bint receives_elsewhere(self, const c_api.baracuda_ring_call* call) except -1:
+        """Whether a call receives into memory that is not registered."""
+        cdef c_api.baracuda_ring_round round
+        cdef const c_api.baracuda_peer* peer = c_api.baracuda_nccl_peer(self.comm)
+        cdef int32_t number, i
+        if peer == NULL:
+            return False
+        for number in range(self.world_size * call.program.parts + 1):
+            if not c_api.baracuda_ring_has_exchange(call, number):
+                continue
+            c_api.baracuda_ring_messages(call, number, &round)
+            for i in range(round.receive_count):
+                if not c_api.baracuda_peer_is_registered(peer, round.receives[i].data,
+                                                         round.receives[i].bytes):
+                    return True
+        return False
 
     cdef int enter(self) except -1:
         RingMember.enter(self)

@@ -22,6 +22,9 @@ constexpr BackwardFamily family = {
     },
     [](const BackwardParams& params, void* stream) {
       return select<Ordered>(params.step).step(params, stream);
+    },
+    [](const BackwardParams& params, StepGrid* grid) {
+      return select<Ordered>(params.step).grid(params, grid);
     }};
 
 }  // namespace

@@ -5,7 +5,8 @@
 //   wait until ours is full
 //
 // So a grant follows our last push from that buffer and the caller's last read of it, and a word is
-// set again only after it was reset: both ends of a hop know that from the other end's word.
+// set again only after it was reset: both ends of a hop know that from the other end's word. Writing
+// one takes a stream some 3 us, so what nobody waits for is reset behind what somebody does.
 #include "baracuda/status.h"
 #include "common/error.h"
 #include "ring/exchange/peer/peer.h"
@@ -40,11 +41,14 @@ int32_t write_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint
   return recorded("write_word",
                   [&] { return peer.ops->write_word(stream, peer.on_device(word), value); });
 }
-// Waits for the word and resets it.
-int32_t take_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint32_t bit) {
-  const int32_t status = recorded("wait_word", [&] {
+int32_t await_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint32_t bit) {
+  return recorded("wait_word", [&] {
     return peer.ops->wait_word(stream, peer.on_device(word), bit | kPeerAbortMask);
   });
+}
+// Waits for the word and resets it.
+int32_t take_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint32_t bit) {
+  const int32_t status = await_word(peer, stream, word, bit);
   return status == BARACUDA_OK ? write_word(peer, stream, word, 0) : status;
 }
 
@@ -66,7 +70,7 @@ int32_t grant(Endpoint* end, const Round* round) {
   const PeerRound& at = round_at(peer, round->number);
   if (status == BARACUDA_OK && at.starts && at.takes && peer.wait != BARACUDA_PEER_WAIT_EVENT) {
     peer.in_run = true;
-    status = take_word(peer, end->ring_stream, peer.file.hop(peer.rank()).idle, kSet);
+    status = await_word(peer, end->ring_stream, peer.file.hop(peer.rank()).idle, kSet);
   }
   if (status != BARACUDA_OK || !at.takes) return status;
   return write_word(peer, end->ring_stream, peer.file.hop(peer.rank()).granted, at.granted);
@@ -78,25 +82,53 @@ int32_t open(Endpoint* end) {
   return baracuda_send_recv_exchange()->open(end);
 }
 
+struct Copy {
+  char* into = nullptr;
+  const char* from = nullptr;
+  int64_t bytes = 0;
+
+  // Takes in another one that lies right behind this one at both ends.
+  bool extend(const Copy& other) {
+    if (other.into != into + bytes || other.from != from + bytes) return false;
+    bytes += other.bytes;
+    return true;
+  }
+};
+
+int32_t enqueue(const Endpoint& end, const Copy& copy) {
+  if (copy.bytes == 0) return BARACUDA_OK;
+  return recorded("copy",
+                  [&] { return end.ops->copy(copy.into, copy.from, copy.bytes, end.ring_stream); });
+}
+
 int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
   Endpoint& end = peer.end;
   const int32_t next = peer.next();
   const PeerHopWords& words = peer.file.hop(next);
-  int32_t status = take_word(peer, end.ring_stream, words.granted, at.granted);
+  int32_t status = await_word(peer, end.ring_stream, words.granted, at.granted);
+  Copy copy;
   for (int32_t i = 0; i < round.send_count && status == BARACUDA_OK; ++i) {
     const baracuda_ring_message& out = round.sends[i];
     if (out.peer != next) continue;
     // Every rank receives a payload where the others do: our own receive shows the next one's.
-    const void* const mine = round.receives[i].data;
+    const char* const mine = static_cast<const char*>(round.receives[i].data);
     const PeerBuffer& buffer = peer.buffers[static_cast<size_t>(peer.find(mine, out.bytes))];
-    char* const into = buffer.next + (static_cast<const char*>(mine) - buffer.mine);
-    status = recorded(
-        "copy", [&] { return end.ops->copy(into, out.data, out.bytes, end.ring_stream); });
+    const Copy one{buffer.next + (mine - buffer.mine), static_cast<const char*>(out.data),
+                   out.bytes};
+    // Every copy has a start of its own, which pieces that lie together are spared.
+    if (copy.extend(one)) continue;
+    status = enqueue(end, copy);
+    copy = one;
   }
-  if (status == BARACUDA_OK) status = write_word(peer, end.ring_stream, words.full, at.full);
-  if (status != BARACUDA_OK || peer.next_wait == BARACUDA_PEER_WAIT_EVENT) return status;
-  const PeerWord& arrived = words.arrived[at.number & (kPeerArrivals - 1)];
-  return write_word(peer, end.ring_stream, arrived, at.full);
+  if (status == BARACUDA_OK) status = enqueue(end, copy);
+  // First what the next rank's step waits for, then what its ring stream does.
+  if (status == BARACUDA_OK && peer.next_wait != BARACUDA_PEER_WAIT_EVENT) {
+    const PeerWord& arrived = words.arrived[at.number & (kPeerArrivals - 1)];
+    status = write_word(peer, end.ring_stream, arrived, at.full);
+  }
+  // The next grant follows `full`.
+  if (status == BARACUDA_OK) status = write_word(peer, end.ring_stream, words.granted, 0);
+  return status == BARACUDA_OK ? write_word(peer, end.ring_stream, words.full, at.full) : status;
 }
 
 // What does not go by peer goes by the transport.
@@ -127,12 +159,19 @@ int32_t close(Endpoint* end) {
 int32_t complete(Endpoint* end, const Round* round) {
   baracuda_peer& peer = peer_of(end);
   const PeerRound& at = round_at(peer, round->number);
-  if (at.takes) {
-    const PeerWord& full = peer.file.hop(peer.rank()).full;
-    const int32_t status = take_word(peer, end->ring_stream, full, at.full);
-    if (status != BARACUDA_OK) return status;
+  if (!at.takes) return baracuda_send_recv_exchange()->complete(end, round);
+  const PeerHopWords& mine = peer.file.hop(peer.rank());
+  int32_t status = await_word(peer, end->ring_stream, mine.full, at.full);
+  if (status == BARACUDA_OK && round->end_mark != nullptr) status = record(*end, round->end_mark);
+  // Ahead of the event behind which the caller's stream sets it.
+  if (status == BARACUDA_OK && at.starts && peer.wait != BARACUDA_PEER_WAIT_EVENT) {
+    status = write_word(peer, end->ring_stream, mine.idle, 0);
   }
-  return baracuda_send_recv_exchange()->complete(end, round);
+  if (status != BARACUDA_OK) return status;
+  Round marked{};
+  marked.number = round->number;
+  status = baracuda_send_recv_exchange()->complete(end, &marked);
+  return status == BARACUDA_OK ? write_word(peer, end->ring_stream, mine.full, 0) : status;
 }
 
 int32_t wait(Endpoint* end, int32_t number, void* stream) {
@@ -268,7 +307,8 @@ int32_t baracuda_peer::begin(const baracuda_ring_round& round) {
   }
   if (!registered && wish == BARACUDA_PEER_REQUIRED) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "rank %d: a receive buffer (kv_scratch_a, kv_scratch_b) is not registered; must be "
+                "rank %d: a receive buffer (kv_scratch_a, kv_scratch_b, and of gradients "
+                "kv_gradient_scratch) is not registered; must be "
                 "given to comm.register() on every rank, as exchange=\"peer\" was asked for",
                 rank());
   }
