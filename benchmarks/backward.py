@@ -93,7 +93,7 @@ def _plans(desc: Any, stream: Any, family: str, dtype: str) -> dict[str, Any]:
             plan = bk.FlashSdpaBackwardPlan.select(desc, stream, narrowed)
         except bk.UnsupportedError:
             continue
-        if plan.family == family and plan.sku not in [other.sku for other in plans.values()]:
+        if plan.family.removesuffix("-deterministic") == family and plan.sku not in [other.sku for other in plans.values()]:
             plans[name] = plan
     return plans
 

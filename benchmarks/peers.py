@@ -32,7 +32,7 @@ def call_of(name: str, is_causal: bool) -> Callable[[Any, Any, Any], Any]:
 def available(problems: list[tuple]) -> list[tuple]:
     """The problems, family first, whose family this card can run."""
     hopper = Architecture.here().compute_capability == 90
-    return [problem for problem in problems if hopper or problem[0] != "sm90a"]
+    return [problem for problem in problems if hopper or not problem[0].startswith("sm90a")]
 
 
 def peers_for(q: Any, k: Any, v: Any, is_causal: bool) -> dict[str, Callable[[Any, Any, Any], Any]]:

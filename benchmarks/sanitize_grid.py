@@ -25,7 +25,7 @@ KERNELS = [
     *[("simt", t, d) for t in ("f16", "bf16", "f32", "f64") for d in (24, 64, 128, 256)],
 ]
 BACKWARD = [
-    *[("sm90a", t, d) for t in ("f16", "bf16") for d in (64, 128)],
+    *[(f, t, d) for f in ("sm90a", "sm90a-deterministic") for t in ("f16", "bf16") for d in (64, 128)],
     *[("simt", t, d) for t in ("f16", "bf16", "f32", "f64") for d in (24, 128, 256)],
 ]
 # (ranks, rows, keys)

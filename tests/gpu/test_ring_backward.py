@@ -17,7 +17,8 @@ pytestmark = pytest.mark.gpu
 
 LAYOUTS = ("contiguous", "zigzag", "striped")
 KERNELS = [
-    ("sm90a", "bf16", 128), ("sm90a", "f16", 64), ("simt", "f32", 64), ("simt", "bf16", 72),
+    ("sm90a", "bf16", 128), ("sm90a", "f16", 64), ("sm90a-deterministic", "bf16", 128),
+    ("sm90a-deterministic", "f16", 64), ("simt", "f32", 64), ("simt", "bf16", 72),
     ("simt", "f64", 33),
 ]  # fmt: skip
 

@@ -31,6 +31,7 @@ def library() -> Any:
         entry.argtypes = [ct.c_int32, ct.POINTER(BackwardParams), ct.c_void_p]
     lib.baracuda_attention_backward_scratch_bytes.argtypes = [ct.c_int32, ct.POINTER(Params)]
     lib.baracuda_attention_backward_scratch_bytes.restype = ct.c_int64
+    lib.baracuda_attention_backward_second.argtypes = [ct.c_int32]
     return lib
 
 
@@ -58,7 +59,7 @@ class Steps:
 
     def __init__(self, x: Problem, y: Any, lse: Any, *, kernel: int, kv_heads: int, dq: Any,
                  scale: float, causal: bool, q_map: PositionMap, stream: int | None = None,
-                 scratch: Any = None) -> None:  # fmt: skip
+                 scratch: Any = None, sm_margin: int = 0) -> None:  # fmt: skip
         self.lib, self.kernel, self.stream = library(), kernel, stream
         self.held = (x, y, lse, dq, scratch)
         p = self.params = BackwardParams(struct_size=ct.sizeof(BackwardParams))
@@ -66,7 +67,7 @@ class Steps:
         s.struct_size = ct.sizeof(Params)
         s.element = ELEMENT[dtype_of(x.q)]
         s.lse_element = ELEMENT["f64" if dtype_of(x.q) == "f64" else "f32"]
-        s.flags = CAUSAL if causal else 0
+        s.flags, s.sm_margin = CAUSAL if causal else 0, sm_margin
         s.batch, s.heads, s.query_len, s.head_dim = x.q.shape
         s.kv_heads, s.scale, s.q_map = kv_heads, scale, q_map
         s.q, s.y, s.lse, s.state = (pointer(a) for a in (x.q, y, lse, scratch))
@@ -104,7 +105,8 @@ class Steps:
 
 
 def ring_gradients(x: Problem, y: Any, lse: Any, world_size: int, layout: int, *, kernel: int,
-                   causal: bool, empty: Any, place: Any, stream: int | None = None) -> Any:
+                   causal: bool, empty: Any, place: Any, stream: int | None = None,
+                   sm_margin: int = 0) -> Any:  # fmt: skip
     """dq, dk, dv of a whole sequence as P ranks of P steps each get them, added up in float64.
 
     Operands are NumPy arrays of the whole sequence; place(array) brings one to the device, and
@@ -125,7 +127,7 @@ def ring_gradients(x: Problem, y: Any, lse: Any, world_size: int, layout: int, *
         dq = empty(mine.q.shape, "operand")
         call = Steps(mine, *(place(np.ascontiguousarray(a[:, :, at])) for a in (y, lse)),
                      kernel=kernel, kv_heads=x.k.shape[1], dq=dq, scale=scale, causal=causal,
-                     q_map=maps[0][rank], stream=stream)  # fmt: skip
+                     q_map=maps[0][rank], stream=stream, sm_margin=sm_margin)  # fmt: skip
         scratch = empty((call.scratch_bytes() // 8 + 1,), "f64")
         call.params.step.state = pointer(scratch)
         call.prepare()

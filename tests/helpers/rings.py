@@ -25,10 +25,11 @@ def preference(family: str, dtype: str) -> PlanPreference:
     """The preference that only `family` meets on a GPU."""
     if family == "simt":
         return PlanPreference(math_precision=STRICT[dtype])
-    if family == "sm90a":
+    if family in ("sm90a", "sm90a-deterministic"):
         if Architecture.here().compute_capability != 90:
             pytest.skip("capability: compute capability 9.0")
-        return PlanPreference(math_precision=TENSOR_CORE[dtype])
+        deterministic = True if family.endswith("-deterministic") else None
+        return PlanPreference(math_precision=TENSOR_CORE[dtype], deterministic=deterministic)
     if family == "sm80":
         return PlanPreference(math_precision=TENSOR_CORE[dtype], allow_sm90a=False)
     raise AssertionError(f"no such family: {family}")

@@ -149,7 +149,7 @@ def assert_gradients(
     the sum of, where those nearly cancel: rows that see one key have dq = 0. `peaked` is for softmax
     rows close to one-hot, where what y was rounded by is the largest error of a 16-bit gradient.
     """
-    tolerance = GRADIENT_TOLERANCES[family, dtype]
+    tolerance = GRADIENT_TOLERANCES[family.removesuffix("-deterministic"), dtype]
     allowed = (tolerance.relative + 8 * tolerance.eps * score) * (2.5 if peaked else 1.0)
     floor = 16 * tolerance.eps * summands + (_F16_FLOOR if dtype == "f16" else 0.0)
     for name, one, truth in zip(("dq", "dk", "dv"), got, exact, strict=True):

@@ -30,11 +30,17 @@ def test_the_registry_knows_the_direction():
         ("SM90A", "F16"), ("SM90A", "BF16")}  # fmt: skip
     for sku in backward:
         guarantee = sku.precision_guarantee
-        fast = sku.arch is bk.ArchSku.SM90A
-        assert guarantee.deterministic == guarantee.bit_stable_on_same_hardware == (not fast)
+        hopper = sku.arch is bk.ArchSku.SM90A
+        assert guarantee.deterministic == guarantee.bit_stable_on_same_hardware
+        assert guarantee.deterministic or hopper
         wide = "F64" if sku.element is bk.ElementKind.F64 else "F32"
         assert guarantee.accumulator.name == wide
-        assert guarantee.math_precision.name == (sku.element.name if fast else wide)
+        assert guarantee.math_precision.name == (sku.element.name if hopper else wide)
+    # Of sm90a each twice: the fast one first.
+    assert [(sku.element.name, sku.precision_guarantee.deterministic)
+            for sku in backward if sku.arch is bk.ArchSku.SM90A] == [
+        ("F16", False), ("BF16", False), ("F16", True), ("BF16", True)]  # fmt: skip
+    assert len(set(backward)) == len(backward)
     forward = registry.skus(op="FLASH_ATTENTION", direction="FORWARD", arch="SM90A")
     assert forward and all(sku.precision_guarantee.deterministic for sku in forward)
 
@@ -42,9 +48,10 @@ def test_the_registry_knows_the_direction():
 def test_families_without_a_backward_say_so_on_any_machine():
     explanation = registry.explain(problem(), "sm_90", direction="backward")
     reasons = {c.family: c.reason for c in explanation.candidates}
-    assert list(reasons) == ["sm90a", "sm80", "simt", "host"]
+    assert list(reasons) == ["sm90a", "sm90a-deterministic", "sm80", "simt", "host"]
     if bk._build_info()["cuda_built"]:
-        assert reasons["sm90a"] == "" and reasons["sm80"] == "has no backward kernel"
+        assert reasons["sm90a"] == reasons["sm90a-deterministic"] == ""
+        assert reasons["sm80"] == "has no backward kernel"
         assert explanation.family == "sm90a" and explanation.selected.direction is BACKWARD
     else:
         assert explanation.family is None
@@ -57,7 +64,12 @@ def test_sums_in_any_order_are_not_deterministic():
     explanation = registry.explain(
         problem(), "sm_90", bk.PlanPreference(deterministic=True), direction="backward")
     reasons = {c.family: c.reason for c in explanation.candidates}
-    assert explanation.family == "simt"
+    assert explanation.family == "sm90a-deterministic"
+    guarantee = explanation.selected.precision_guarantee
+    assert guarantee.deterministic and guarantee.bit_stable_on_same_hardware
+    assert guarantee.math_precision.name == "BF16"
+    assert registry.explain(problem(head_dim=96), "sm_90", bk.PlanPreference(deterministic=True),
+                            direction="backward").family == "simt"
     assert reasons["sm90a"] == "deterministic is True, and its sums have no fixed order"
     assert registry.explain(problem(), "sm_90", bk.PlanPreference(deterministic=True)).family \
         == "sm90a", "the forward is"
@@ -70,6 +82,9 @@ def test_the_scratch_of_sm90a_counts_as_workspace():
                                    direction="backward")
     reasons = {c.family: c.reason for c in explanation.candidates}
     assert reasons["sm90a"] == "needs 34816 workspace bytes, max_workspace_bytes is 34815"
+    # And a counter and a word for each tile, in sixteens.
+    assert reasons["sm90a-deterministic"] == \
+        "needs 34832 workspace bytes, max_workspace_bytes is 34815"
 
 
 @needs_cuda_build

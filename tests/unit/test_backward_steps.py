@@ -124,7 +124,21 @@ def test_families_without_a_backward_say_so():
     assert [lib.baracuda_attention_backward_ordered(n) for n in (0, 1, 3)] == [1, 1, 0]
 
 
+def test_sm90a_has_a_second_backward_whose_sums_have_an_order():
+    lib = abi.library()
+    assert [lib.baracuda_attention_backward_second(n) for n in (0, 1, 2, 9)] == [-1] * 4
+    second = lib.baracuda_attention_backward_second(3)
+    assert lib.baracuda_attention_backward_ordered(second) == 1
+    assert lib.baracuda_attention_backward_elements(second) == 3
+    assert lib.baracuda_attention_backward_second(second) == -1
+    p = abi.BackwardParams(struct_size=ct.sizeof(abi.BackwardParams))
+    assert lib.baracuda_attention_backward_step(second + 1, ct.byref(p), None) != ring_abi.OK
+    assert f"kernel is {second + 1}: must be a baracuda_attention_kernel, 0 to 3, or a " \
+        f"baracuda_attention_backward_kernel, {second}" in str(ring_abi.last_failure())
+
+
 @needs_cuda_build
+@pytest.mark.parametrize("kernel", [3, 259])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -139,7 +153,7 @@ def test_families_without_a_backward_say_so():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_what_sm90a_needs_is_checked_before_anything_is_launched(changes, message):
+def test_what_sm90a_needs_is_checked_before_anything_is_launched(changes, message, kernel):
     """Pointers to nothing: a launch would not survive them."""
     lib = abi.library()
     p = abi.BackwardParams(struct_size=ct.sizeof(abi.BackwardParams))
@@ -158,7 +172,7 @@ def test_what_sm90a_needs_is_checked_before_anything_is_launched(changes, messag
         setattr(s if hasattr(s, name) else p, name, value)
     entry = lib.baracuda_attention_backward_prepare if "y" in next(iter(changes)) \
         else lib.baracuda_attention_backward_step
-    assert entry(3, ct.byref(p), None) != ring_abi.OK
+    assert entry(kernel, ct.byref(p), None) != ring_abi.OK
     assert message in str(ring_abi.last_failure())
 
 

@@ -44,9 +44,10 @@ def choose(
     direction: Direction,
     deterministic: bool = False,
 ) -> int:
-    """The number of the kernel family that serves a step there; UnsupportedError with all reasons."""
+    """The number of the kernel that serves a step there; UnsupportedError with all reasons."""
     preference = PlanPreference(deterministic=True if deterministic else None)
-    number: int = registry.explain(descriptor, arch, preference, direction).require().entry.kernel
+    family = registry.explain(descriptor, arch, preference, direction).require().entry
+    number: int = family.backward_kernel if direction is Direction.BACKWARD else family.kernel
     return number
 
 

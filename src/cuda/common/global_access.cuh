@@ -37,4 +37,19 @@ __device__ __forceinline__ void add_in_memory(float4* address, float4 x) {
                : "memory");
 }
 
+// A word that other blocks wait for. What was written before it is there for who has read it.
+__device__ __forceinline__ void store_release(uint32_t* address, uint32_t x) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(x) : "memory");
+}
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t* address) {
+  uint32_t x;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(address) : "memory");
+  return x;
+}
+// What the copy engine does to global memory, and what threads do: each side before the fence comes
+// before the other side behind it.
+__device__ __forceinline__ void fence_copies() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+
 }  // namespace baracuda

@@ -52,6 +52,12 @@ __device__ __forceinline__ void tma_add_bytes(float* dst, uint32_t src, uint32_t
       "r"(src), "r"(bytes)
       : "memory");
 }
+// The same, but puts the bytes there.
+__device__ __forceinline__ void tma_store_bytes(void* dst, uint32_t src, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(dst), "r"(src),
+               "r"(bytes)
+               : "memory");
+}
 __device__ __forceinline__ void tma_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }

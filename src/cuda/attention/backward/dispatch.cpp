@@ -18,6 +18,7 @@ const BackwardFamily* find_backward(int32_t kernel) {
 #if defined(BARACUDA_WITH_CUDA)
     case BARACUDA_ATTENTION_SIMT: return &simt_backward_family();
     case BARACUDA_ATTENTION_SM90A: return &sm90a_backward_family();
+    case BARACUDA_BACKWARD_SM90A_ORDERED: return &sm90a_ordered_backward_family();
 #endif
     default: return nullptr;
   }
@@ -32,13 +33,15 @@ const GradientAdder& adder_of([[maybe_unused]] int32_t kernel) {
 
 int32_t no_such_kernel(const char* call, int32_t kernel) {
   return fail(BARACUDA_INVALID_ARGUMENT, call,
-              "kernel is %d: must be a baracuda_attention_kernel, 0 to 3", kernel);
+              "kernel is %d: must be a baracuda_attention_kernel, 0 to 3, or a "
+              "baracuda_attention_backward_kernel, %d",
+              kernel, BARACUDA_BACKWARD_SM90A_ORDERED);
 }
 
 // Finds a family whose backward is in this build and serves the problem.
 int32_t find_server(const char* call, int32_t kernel, const StepParams* problem,
                     const BackwardFamily** family) {
-  const FamilyFacts* facts = find_facts(kernel);
+  const FamilyFacts* facts = find_facts(backward_family(kernel));
   if (facts == nullptr) return no_such_kernel(call, kernel);
   if (find_backward_facts(kernel) == nullptr)
     return fail(BARACUDA_UNSUPPORTED, call, "the %s family has no backward kernel", facts->name);
@@ -195,6 +198,10 @@ extern "C" uint32_t baracuda_attention_backward_elements(int32_t kernel) {
   return facts == nullptr ? 0 : facts->elements;
 }
 
+extern "C" int32_t baracuda_attention_backward_second(int32_t kernel) {
+  return kernel == BARACUDA_ATTENTION_SM90A ? BARACUDA_BACKWARD_SM90A_ORDERED : -1;
+}
+
 extern "C" int32_t baracuda_attention_backward_ordered(int32_t kernel) {
   return baracuda::is_backward_ordered(kernel) ? 1 : 0;
 }
@@ -202,7 +209,7 @@ extern "C" int32_t baracuda_attention_backward_ordered(int32_t kernel) {
 extern "C" int32_t baracuda_attention_backward_refusal(
     int32_t kernel, const baracuda_attention_step_params* problem, char* reason, int64_t size) {
   using namespace baracuda;
-  if (find_facts(kernel) == nullptr)
+  if (find_facts(backward_family(kernel)) == nullptr)
     return no_such_kernel("baracuda_attention_backward_refusal", kernel);
   const std::string why = backward_refusal(kernel, *problem);
   std::snprintf(reason, static_cast<size_t>(size), "%s", why.c_str());

@@ -1,5 +1,7 @@
 #include "attention/backward/facts.h"
 
+#include "baracuda/attention_backward.h"
+
 namespace baracuda {
 namespace {
 
@@ -30,8 +32,12 @@ std::string refused_by_sm90a(const StepParams& p) {
 
 }  // namespace
 
+int32_t backward_family(int32_t kernel) {
+  return kernel == BARACUDA_BACKWARD_SM90A_ORDERED ? BARACUDA_ATTENTION_SM90A : kernel;
+}
+
 const FamilyFacts* find_backward_facts(int32_t kernel) {
-  switch (kernel) {
+  switch (backward_family(kernel)) {
     case BARACUDA_ATTENTION_HOST:
     case BARACUDA_ATTENTION_SIMT: return find_facts(kernel);
     case BARACUDA_ATTENTION_SM90A: return &sm90a_facts();
@@ -45,7 +51,8 @@ std::string backward_refusal(int32_t kernel, const StepParams& p) {
   const FamilyFacts* facts = find_backward_facts(kernel);
   if (facts == nullptr) return "has no backward kernel";
   std::string reason = refusal(*facts, p);
-  if (reason.empty() && kernel == BARACUDA_ATTENTION_SM90A) reason = refused_by_sm90a(p);
+  if (reason.empty() && backward_family(kernel) == BARACUDA_ATTENTION_SM90A)
+    reason = refused_by_sm90a(p);
   return reason;
 }
 

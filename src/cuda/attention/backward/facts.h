@@ -9,6 +9,9 @@
 
 namespace baracuda {
 
+// The family that a number of the backward entries belongs to.
+int32_t backward_family(int32_t kernel);
+
 // Null where the family has no backward, whether it is in this build or not.
 const FamilyFacts* find_backward_facts(int32_t kernel);
 

@@ -51,6 +51,17 @@ typedef struct baracuda_attention_backward_params {
   int32_t reserved;             // must be zero
 } baracuda_attention_backward_params;
 
+// A family whose backward adds in any order may have a second one, slower, whose every sum has a fixed
+// order. It has a number of its own, which every entry below takes like that of a family. Its blocks wait
+// for each other in an order that comes from the positions: with device_maps that do not rise, which
+// nobody can refuse, they may wait for ever.
+enum baracuda_attention_backward_kernel {
+  BARACUDA_BACKWARD_SM90A_ORDERED = 256 + BARACUDA_ATTENTION_SM90A,
+};
+
+// The number of the family's second backward; -1 where there is none.
+BARACUDA_API int32_t baracuda_attention_backward_second(int32_t kernel);
+
 // Elements that the family's backward takes: bits 1 << enum baracuda_element. 0 where there is no such
 // family, or where it has no backward.
 BARACUDA_API uint32_t baracuda_attention_backward_elements(int32_t kernel);

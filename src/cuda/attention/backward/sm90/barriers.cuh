@@ -47,6 +47,8 @@ struct Barriers {
   __device__ __forceinline__ uint32_t theirs_free() const { return at(pair + 2); }
   __device__ __forceinline__ uint32_t out_full() const { return at(pair + 3); }
   __device__ __forceinline__ uint32_t out_empty() const { return at(pair + 4); }
+  // Of an ordered step: the block takes its next key tile.
+  __device__ __forceinline__ uint32_t tile_due() const { return at(pair); }
   // A named one: the warpgroup that makes dQ of the stage waits, the others only arrive.
   static __device__ __forceinline__ int ds_full(int stage) { return 1 + stage; }
 
@@ -58,7 +60,8 @@ struct Barriers {
       mbarrier_init(q_empty(i), 4 * C::consumers);
       mbarrier_init(dy_empty(i), 4 * C::consumers);
       // And the warps that copy tiles in, and dQ or dS out.
-      mbarrier_init(slot_empty(i), 4 * C::consumers + 1 + (C::dq_stages > 0) + C::pair);
+      mbarrier_init(slot_empty(i),
+                    4 * C::consumers + 1 + (C::dq_stages > 0) + C::pair + C::ordered);
     }
     for (int i = 0; i < C::k_stages; ++i) {
       mbarrier_init(k_full(i), 1);
@@ -70,6 +73,7 @@ struct Barriers {
     for (int i = 0; i < C::ds_stages; ++i) mbarrier_init(ds_empty(i), 4);
     for (int i = 0; i < C::dq_stages; ++i) mbarrier_init(dq_full(i), 4);
     for (int i = 0; i < C::consumers; ++i) mbarrier_init(dq_turn(i), 1);
+    if constexpr (C::ordered) mbarrier_init(tile_due(), 1);
     if constexpr (C::pair) {
       for (int i = 0; i < 2; ++i) mbarrier_init(theirs_full(i), 1);
       mbarrier_init(theirs_free(), 4);
@@ -99,6 +103,8 @@ class Slot {
   __device__ __forceinline__ int batch() const { return shared_load(address_ + 16); }
   __device__ __forceinline__ int kv_head() const { return shared_load(address_ + 20); }
   __device__ __forceinline__ int key0() const { return shared_load(address_ + 24); }
+  // Of an ordered step: the first query tile that sees the next key tile of the head.
+  __device__ __forceinline__ int next_begin() const { return shared_load(address_ + 28); }
   // The row from which on rows see all keys of the tile.
   __device__ __forceinline__ int whole_from() const { return shared_load(address_ + 12); }
 
@@ -114,6 +120,9 @@ class Slot {
     shared_store(address_ + 16, batch);
     shared_store(address_ + 20, kv_head);
     shared_store(address_ + 24, key0);
+  }
+  __device__ __forceinline__ void set_next_begin(int begin) const {
+    shared_store(address_ + 28, begin);
   }
 
  private:

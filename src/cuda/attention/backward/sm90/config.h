@@ -12,8 +12,10 @@ namespace baracuda::sm90::backward {
 // of a query tile is made a tile later, so that a warpgroup need not wait for the dS of one that
 // runs behind it; the copy engine adds it, through buffers. Pair: two blocks share their dQ, see
 // kernel.cuh. Each holds the K of both, two tiles of its own dS, one of the other's and one on its way
-// there, and has no room for buffers of dQ: its warps add it from registers.
-template <typename Element_, int HeadDim, int KStages, int DsStages, bool Pair = false>
+// there, and has no room for buffers of dQ: its warps add it from registers. Ordered: sums of dQ have
+// a fixed order, see order.h.
+template <typename Element_, int HeadDim, int KStages, int DsStages, bool Pair = false,
+          bool Ordered = false>
 struct Config {
   using Element = Element_;
   static constexpr int head_dim = HeadDim;
@@ -33,8 +35,12 @@ struct Config {
   static constexpr int ds_stages = DsStages;
   static constexpr int dq_stages = Pair ? 0 : 2;
   static constexpr bool pair = Pair;
+  static constexpr bool ordered = Ordered;
+  // Query tiles that a block still has to copy in when it takes its next key tile.
+  static constexpr int lead = 4;
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh
   static_assert(!Pair || (KStages == 1 && DsStages == 4));
+  static_assert(!(Pair && Ordered), "a pair adds from the registers of many threads");
   static_assert(DsStages >= 2, "dS is kept until dQ is made of it");
 
   // Tiles are blocks of 64 columns (128 bytes), all rows of a block together. dS lies transposed: a
@@ -62,7 +68,7 @@ struct Config {
   static constexpr int rows_offset = slots_offset + stages * slot_bytes;
   static constexpr int barrier_offset = rows_offset + 4 * block_n;
   static constexpr int barriers =
-      6 * stages + 2 * k_stages + 3 + ds_stages + dq_stages + consumers + (Pair ? 5 : 0);
+      6 * stages + 2 * k_stages + 3 + ds_stages + dq_stages + consumers + (Pair ? 5 : 0) + Ordered;
   static constexpr int shared_bytes = barrier_offset + 8 * barriers;
   static constexpr int max_shared_bytes = 227 * 1024;
   static_assert(shared_bytes <= max_shared_bytes, "more shared memory than a block can have");

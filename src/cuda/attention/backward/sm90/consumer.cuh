@@ -85,19 +85,15 @@ class Consumer {
     const QueryTiles queries{uniform(slot.begin()), uniform(slot.step())};
     const int whole_from = uniform(slot.whole_from());
     const int head0 = uniform(slot.batch()) * args_.heads + uniform(slot.kv_head()) * args_.group;
-#pragma unroll 1
-    for (int g = 0; g < args_.group; ++g) {
+    each_query_tile<C::ordered>(args_.group, count, [&](int g, int i) {
       const int tile0 = (head0 + g) * args_.query_tiles;
-#pragma unroll 1
-      for (int i = 0; i < count; ++i) {
-        const int m = queries.at(i);
-        if ((m + 1) * C::block_m <= group_first_row_) {
-          pass_by(tile0 + m);
-        } else {
-          fold(dk, dv, tile0, m, m * C::block_m < whole_from);
-        }
+      const int m = queries.at(i);
+      if ((m + 1) * C::block_m <= group_first_row_) {
+        pass_by(tile0 + m);
+      } else {
+        fold(dk, dv, tile0, m, m * C::block_m < whole_from);
       }
-    }
+    });
   }
 
   // Takes in the n_-th query tile, m of the head whose first is tile0. Only under a mask, or where

@@ -5,30 +5,32 @@
 namespace baracuda {
 namespace {
 
+using namespace sm90::backward;
+
+template <bool Ordered>
 BackwardFamily select(const StepParams& p) {
-  return p.head_dim == 64 ? sm90::backward::variant_d64(p) : sm90::backward::variant_d128(p);
+  if (Ordered) return p.head_dim == 64 ? variant_d64_ordered(p) : variant_d128_ordered(p);
+  return p.head_dim == 64 ? variant_d64(p) : variant_d128(p);
 }
 
-int32_t load(const StepParams& problem) { return select(problem).load(problem); }
-
-int64_t scratch_bytes(const StepParams& problem) { return select(problem).scratch_bytes(problem); }
-
-int32_t prepare(const BackwardParams& params, void* stream) {
-  return select(params.step).prepare(params, stream);
-}
-
-int32_t step(const BackwardParams& params, void* stream) {
-  return select(params.step).step(params, stream);
-}
-
-int32_t grid(const BackwardParams& params, StepGrid* grid) {
-  return select(params.step).grid(params, grid);
-}
-
-constexpr BackwardFamily family = {load, scratch_bytes, prepare, step, grid};
+template <bool Ordered>
+constexpr BackwardFamily family = {
+    [](const StepParams& problem) { return select<Ordered>(problem).load(problem); },
+    [](const StepParams& problem) { return select<Ordered>(problem).scratch_bytes(problem); },
+    [](const BackwardParams& params, void* stream) {
+      return select<Ordered>(params.step).prepare(params, stream);
+    },
+    [](const BackwardParams& params, void* stream) {
+      return select<Ordered>(params.step).step(params, stream);
+    },
+    [](const BackwardParams& params, StepGrid* grid) {
+      return select<Ordered>(params.step).grid(params, grid);
+    }};
 
 }  // namespace
 
-const BackwardFamily& sm90a_backward_family() { return family; }
+const BackwardFamily& sm90a_backward_family() { return family<false>; }
+
+const BackwardFamily& sm90a_ordered_backward_family() { return family<true>; }
 
 }  // namespace baracuda

@@ -2,6 +2,7 @@
 // wants it.
 #pragma once
 
+#include "attention/backward/sm90/turns.cuh"
 #include "baracuda/element.h"
 #include "common/dependent_launch.cuh"
 #include "common/dtype.cuh"
@@ -9,7 +10,8 @@
 namespace baracuda::sm90::backward {
 
 struct FinishArgs {
-  const float* sums;  // as Args::dq; null: zeros
+  const float* sums;      // as Args::dq; null: zeros
+  const uint32_t* turns;  // or null, see order.h
   void* dq;
   baracuda_strides dq_strides;
   int heads, query_len, query_tiles;
@@ -30,6 +32,8 @@ __global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs
   const int64_t tile = blockIdx.x;
   const int batch_head = static_cast<int>(tile / args.query_tiles);
   const int row0 = static_cast<int>(tile % args.query_tiles) * BlockM;
+  const bool has_sums =
+      args.sums != nullptr && (args.turns == nullptr || args.turns[tile] != no_sums);
   const float4* const sums = reinterpret_cast<const float4*>(args.sums + tile * (BlockM * HeadDim));
   Element* const out = static_cast<Element*>(args.dq) +
                        batch_head / args.heads * args.dq_strides.batch +
@@ -41,8 +45,8 @@ __global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs
     float4 x[4];
 #pragma unroll
     for (int c = 0; c < 4; ++c)
-      x[c] = args.sums == nullptr ? make_float4(0.0f, 0.0f, 0.0f, 0.0f)
-                                  : __ldcg(sums + j * 128 + quad * 4 + c);
+      x[c] = has_sums ? __ldcg(sums + j * 128 + quad * 4 + c)
+                      : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     const int row = row0 + quad / 8 * 16 + quad % 8;
     const auto pack = [&](float lo, float hi) {
       return Dtype<Element>::pack(lo * args.scale, hi * args.scale);

@@ -11,7 +11,7 @@
 namespace baracuda::sm90::backward {
 
 // The scratch: lse and delta of every query tile, then its sums of dQ, and what the shift is made of.
-// The same for all instantiations of an element and head_dim.
+// Of an ordered call there follows a counter of key tiles, then a word for each query tile.
 template <typename C>
 struct Scratch {
   int64_t query_tiles;  // of a head
@@ -21,13 +21,19 @@ struct Scratch {
       : query_tiles((p.query_len + C::block_m - 1) / C::block_m),
         tiles(p.batch * p.heads * query_tiles) {}
   int64_t bytes() const {
-    return tiles * (C::statistics_bytes + 4 * C::dq_floats) + (C::shifts ? norms_bytes : 0);
+    return tiles * (C::statistics_bytes + 4 * C::dq_floats) + (C::shifts ? norms_bytes : 0) +
+           (C::ordered ? (4 * (tiles + 1) + 15) / 16 * 16 : 0);
   }
   char* statistics(const StepParams& p) const { return static_cast<char*>(p.state); }
   float* dq(const StepParams& p) const {
     return reinterpret_cast<float*>(statistics(p) + tiles * C::statistics_bytes);
   }
   float* norms(const StepParams& p) const { return dq(p) + tiles * C::dq_floats; }
+  uint32_t* turns(const StepParams& p) const {
+    if (!C::ordered || tiles == 0) return nullptr;
+    char* const end = reinterpret_cast<char*>(norms(p)) + (C::shifts ? norms_bytes : 0);
+    return reinterpret_cast<uint32_t*>(end) + 1;
+  }
 };
 
 // The one kernel that cannot be launched before it is set up: it has more shared memory than others.
@@ -70,6 +76,7 @@ int32_t launch_prepare(const BackwardParams& params, cudaStream_t stream) {
   args.dlse = static_cast<const float*>(params.dlse);
   args.statistics = scratch.statistics(p);
   args.dq = scratch.dq(p);
+  args.turns = scratch.turns(p);
   args.norms = scratch.norms(p);
   args.y_strides = p.y_strides;
   args.dy_strides = params.dy_strides;
@@ -92,6 +99,7 @@ int32_t launch_finish(const BackwardParams& params, cudaStream_t stream) {
   FinishArgs args{};
   // A call of one step without keys needs no scratch.
   args.sums = p.key_len == 0 && is_single_step(p) ? nullptr : scratch.dq(p);
+  args.turns = args.sums == nullptr ? nullptr : scratch.turns(p);
   args.dq = params.dq;
   args.dq_strides = params.dq_strides;
   args.heads = static_cast<int>(p.heads);
@@ -197,6 +205,7 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   if (status != BARACUDA_OK) return status;
   args.statistics = scratch.statistics(p);
   args.dq = scratch.dq(p);
+  args.turns = scratch.turns(p);
   args.norms = scratch.norms(p);
   args.no_row = static_cast<int>(scratch.query_tiles * C::block_m);
   args.dk = params.dk;
@@ -211,7 +220,13 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
     args.q_stride = make_divisor(stride);
   const int64_t grid = resident_blocks<C>(p, processors);
   args.kv_heads = make_divisor(p.kv_heads);
-  args.section = make_divisor(choose_section(p, key_tiles, grid));
+  const bool causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
+  const int64_t section =
+      C::ordered ? choose_ordered_section(p.batch * p.kv_heads, p.heads / p.kv_heads, p.query_len,
+                                          p.head_dim, causal)
+                 : choose_section(p, key_tiles, grid);
+  args.section = make_divisor(section);
+  args.section_tiles = make_divisor(section * key_tiles);
   args.tiles = make_divisor(key_tiles);
   args.heads = static_cast<int>(p.heads);
   args.group = static_cast<int>(p.heads / p.kv_heads);
@@ -222,7 +237,8 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   args.key_tiles = static_cast<int>(key_tiles);
   args.scale = static_cast<float>(p.scale);
   args.scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
-  args.causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
+  args.causal = causal;
+  args.shortest_first = draws_shortest_first(causal, args.group);
   args.gradients_f32 = params.kv_gradient_element == BARACUDA_F32;
   return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(grid * cluster)), C::threads,
                      C::shared_bytes, stream, true, args, cluster);

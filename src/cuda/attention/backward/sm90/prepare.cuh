@@ -1,4 +1,5 @@
-// Before the sm90a backward steps: delta of every row, lse in base 2, and sums of dQ that are zero.
+// Before the sm90a backward steps: delta of every row, lse in base 2, and sums of dQ
+// that are zero; or, where additions take turns, nobody's turn yet.
 #pragma once
 
 #include <math_constants.h>
@@ -6,6 +7,7 @@
 #include <type_traits>
 
 #include "attention/backward/sm90/shift.cuh"
+#include "attention/backward/sm90/turns.cuh"
 #include "baracuda/element.h"
 #include "common/dependent_launch.cuh"
 #include "common/dtype.cuh"
@@ -19,6 +21,7 @@ struct PrepareArgs {
   const float* dlse;  // or null
   void* statistics;
   float* dq;
+  uint32_t* turns;  // or null, see order.h
   float* norms;  // zeros; of float16 alone
   baracuda_strides y_strides, dy_strides, lse_strides, dlse_strides;
   int heads, query_len, query_tiles;
@@ -80,10 +83,14 @@ __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareA
     y[i] = __ldg(address(args.y, args.y_strides));
     dy[i] = __ldg(address(args.dy, args.dy_strides));
   }
-  float4* const dq = reinterpret_cast<float4*>(args.dq + tile * (BlockM * HeadDim));
+  if (args.turns != nullptr) {
+    if (threadIdx.x == 0) begin_turns(args.turns, tile);
+  } else {
+    float4* const dq = reinterpret_cast<float4*>(args.dq + tile * (BlockM * HeadDim));
 #pragma unroll
-  for (int i = 0; i < BlockM * HeadDim / 4 / prepare_threads; ++i)
-    dq[i * prepare_threads + threadIdx.x] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (int i = 0; i < BlockM * HeadDim / 4 / prepare_threads; ++i)
+      dq[i * prepare_threads + threadIdx.x] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
   float largest_dy = 0.0f, largest_delta = 0.0f;
   const auto raise = [](float& largest, float x) {
     largest = __int_as_float(max(__float_as_int(largest), __float_as_int(fabsf(x))));

@@ -4,6 +4,7 @@
 
 #include "attention/backward/sm90/barriers.cuh"
 #include "attention/backward/sm90/schedule.cuh"
+#include "attention/backward/sm90/turns.cuh"
 #include "common/cluster.cuh"
 #include "common/tma.cuh"
 #include "common/uniform.cuh"
@@ -15,13 +16,16 @@ template <typename C>
 __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t shared,
                                                    const Barriers<C>& barriers) {
   const int lane = threadIdx.x % 32;
-  KeyTileWalk<C::pair ? 2 : 1> walk;
+  std::conditional_t<C::ordered, DrawnTiles, KeyTileWalk<C::pair ? 2 : 1>> walk;
   KeyTile tile;
   bool more = true;
 #pragma unroll 1
   for (uint32_t item = 0; more; ++item) {
     const int stage = stage_of<C::stages>(item);
     const Slot<C> slot(shared, item);
+    if constexpr (C::ordered) {
+      if (item > 0) mbarrier_wait(barriers.tile_due(), parity_of<1>(item - 1));
+    }
     more = walk.next(args, tile);
     mbarrier_wait(barriers.slot_empty(stage), parity_of<C::stages>(item) ^ 1);
     if (more) {
@@ -40,6 +44,8 @@ __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t sh
         const int count = first_row < args.query_len ? args.query_tiles - first : 0;
         const int begin = tile.descends ? args.query_tiles - 1 : first;
         slot.set_queries(count, begin, tile.descends ? -1 : 1, rows.get(C::block_n - 1));
+        if constexpr (C::ordered)
+          slot.set_next_begin(first_row_of(args, int64_t{index + 1} * C::block_n) / C::block_m);
       }
     } else if (lane == 0) {
       slot.set_end();
@@ -86,6 +92,51 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
     }
   }
   if (leads) tma_wait<0>();
+}
+
+// The same, each addition in its turn: of every second query tile, those of one buffer. One lane does
+// it. There are two such warps, for the turn is passed only when the addition has landed, which takes as
+// long as a query tile of a small head_dim.
+template <typename C>
+__device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared,
+                                               const Barriers<C>& barriers, uint32_t buffer) {
+  static_assert(C::dq_stages == 2 && C::consumers == 2);
+  if (threadIdx.x % 32 != 0) return;
+  uint32_t n = 0;
+#pragma unroll 1
+  for (uint32_t item = 0;; ++item) {
+    const int stage = stage_of<C::stages>(item);
+    mbarrier_wait(barriers.slot_full(stage), parity_of<C::stages>(item));
+    const Slot<C> slot(shared, item);
+    const int count = slot.count();
+    if (count < 0) return;
+    each_query_tile<true>(args.group, count, [&](int g, int i) {
+      if (n % 2 == buffer) {
+        // Read anew every time: there are no registers to keep it in.
+        const int m = QueryTiles{slot.begin(), slot.step()}.at(i);
+        const int head = slot.batch() * args.heads + slot.kv_head() * args.group + g;
+        const int tile = head * args.query_tiles + m;
+        const KeyTileTurn turn{slot.key0() / C::block_n, slot.next_begin(),
+                               !args.causal || slot.step() < 0};
+        const bool is_first = await_turn(args.turns + tile, turn, m);
+        mbarrier_wait(barriers.dq_full(buffer), parity_of<C::dq_stages>(n));
+        float* const dq = args.dq + int64_t{tile} * C::dq_floats;
+        const uint32_t from = shared + C::dq_offset + buffer * 4 * C::dq_floats;
+        if (is_first) {
+          tma_store_bytes(dq, from, 4 * C::dq_floats);
+        } else {
+          tma_add_bytes(dq, from, 4 * C::dq_floats);
+        }
+        tma_commit();
+        tma_wait_read<0>();
+        mbarrier_arrive(barriers.dq_turn(buffer));
+        tma_wait<0>();
+        pass_turn(args.turns + tile, turn, m);
+      }
+      ++n;
+    });
+    mbarrier_arrive(barriers.slot_empty(stage));
+  }
 }
 
 // Of a pair: sends dS of the query tiles whose dQ the other block makes, and tells it that its own
@@ -148,21 +199,26 @@ class Producer {
       // A single buffer of K is free last of all.
       constexpr bool k_first = C::k_stages > 1;
       if (k_first || count == 0) load_k(item, key0, kv_head, batch);
-      int head = kv_head * args_.group;
-      const int last_head = head + args_.group;
       bool has_v = false;
-#pragma unroll 1
-      for (; head < last_head; ++head) {
-#pragma unroll 1
-        for (int i = 0; i < count; ++i, ++n) {
-          const int m = queries.at(i);
-          load_q(n, batch, head, m);
-          if (!has_v) load_v(item, key0, kv_head, batch);
-          load_dy(n, batch, head, m);
-          if (!k_first && !has_v) load_k(item, key0, kv_head, batch);
-          has_v = true;
+      int left = count * args_.group;
+      const int due = left < C::lead ? left : C::lead;
+      const auto take_next_when_due = [&] {
+        if constexpr (C::ordered) {
+          if (left == due && leads()) mbarrier_arrive(barriers_.tile_due());
         }
-      }
+      };
+      take_next_when_due();
+      each_query_tile<C::ordered>(args_.group, count, [&](int g, int i) {
+        const int m = queries.at(i), head = kv_head * args_.group + g;
+        load_q(n, batch, head, m);
+        if (!has_v) load_v(item, key0, kv_head, batch);
+        load_dy(n, batch, head, m);
+        if (!k_first && !has_v) load_k(item, key0, kv_head, batch);
+        has_v = true;
+        ++n;
+        --left;
+        take_next_when_due();
+      });
       if (!has_v) load_v(item, key0, kv_head, batch);  // the consumers count it
     }
   }

@@ -16,6 +16,7 @@ struct Args {
   const float* norms;      // see shift.cuh
   // Sums of dQ / scale, tile by tile as the accumulators lie: [tile][column / 8][thread][4].
   float* dq;
+  uint32_t* turns;  // of an ordered step, see order.h; null: it has no rows
   void* dk;
   void* dv;
   baracuda_strides dk_strides, dv_strides;
@@ -25,6 +26,7 @@ struct Args {
   Divisor kv_heads;
   Divisor tiles;    // key tiles of a head
   Divisor section;  // heads whose key tiles are mixed, longest first; without a mask all heads
+  Divisor section_tiles;  // key tiles of a section, for an ordered step
   int heads, group;       // query heads; those of a key head
   int batch_kv_heads;
   int query_len, key_len;
@@ -32,6 +34,7 @@ struct Args {
   int no_row;
   float scale, scale_log2;
   bool causal;
+  bool shortest_first;  // of an ordered step, see order.h
   bool gradients_f32;  // of dk and dv: f32, else the operands' type
 };
 
@@ -111,5 +114,17 @@ struct QueryTiles {
 
   __device__ __forceinline__ int at(int i) const { return begin + i * step; }
 };
+
+// Calls f(head of the group, i) for each of count query tiles of each head: head after head; ordered, all
+// heads of a query tile one after the other, for then blocks with fewer query tiles stay where they began
+// behind others.
+template <bool Ordered, typename F>
+__device__ __forceinline__ void each_query_tile(int group, int count, F f) {
+  const int outer = Ordered ? count : group, inner = Ordered ? group : count;
+#pragma unroll 1
+  for (int a = 0; a < outer; ++a)
+#pragma unroll 1
+    for (int b = 0; b < inner; ++b) f(Ordered ? b : a, Ordered ? a : b);
+}
 
 }  // namespace baracuda::sm90::backward

@@ -33,6 +33,8 @@ _TENSOR_CORE = {ElementKind.F16: MathPrecision.F16, ElementKind.BF16: MathPrecis
 class Family:
     """One kernel family. What it takes and needs is asked of C (``attention.h``).
 
+    A family with two backwards is two of these: the second has a name of its own.
+
     Attributes
     ----------
     kernel : int
@@ -51,6 +53,8 @@ class Family:
         Whether it has kernels of the backward, too.
     ordered_backward : bool
         Whether every sum of those has a fixed order.
+    backward_kernel : int
+        The number of those in the C ABI.
     """
 
     kernel: int
@@ -64,6 +68,7 @@ class Family:
     forward_strides: bool
     has_backward: bool
     ordered_backward: bool
+    backward_kernel: int
 
     def guarantee(self, element, direction=Direction.FORWARD) -> PrecisionGuarantee:
         """F32 (F64 for F64) state. With a fixed order of every sum, as every forward has, bits
@@ -109,7 +114,8 @@ class Family:
                 direction is Direction.FORWARD or self.has_backward):
             names = ", ".join(element.name for element in self.math)
             return f"element {descriptor.element.name} is not one of {names}"
-        return _refusal(self.kernel, descriptor, direction)
+        kernel = self.kernel if direction is Direction.FORWARD else self.backward_kernel
+        return _refusal(kernel, descriptor, direction)
 
     def _unwanted(self, descriptor, preference, workspace_bytes, direction):
         if self.arch is ArchSku.SM90A and not preference.allow_sm90a:
@@ -144,7 +150,7 @@ def _family(int32_t kernel):
     return Family(kernel, arch, backend, info.name.decode(), least, most, math, info.vector_bytes,
                   bool(info.forward_strides),
                   attention_api.baracuda_attention_backward_elements(kernel) != 0,
-                  attention_api.baracuda_attention_backward_ordered(kernel) != 0)
+                  attention_api.baracuda_attention_backward_ordered(kernel) != 0, kernel)
 
 
 def _all_families():
@@ -158,22 +164,40 @@ def _all_families():
 FAMILIES = _all_families()
 
 
+def _second_backward(family):
+    """The same family with its other backward, whose sums have a fixed order; None without one."""
+    cdef int32_t kernel = attention_api.baracuda_attention_backward_second(family.kernel)
+    if kernel < 0:
+        return None
+    return dataclasses.replace(
+        family, name=f"{family.name}-deterministic", backward_kernel=kernel,
+        ordered_backward=attention_api.baracuda_attention_backward_ordered(kernel) != 0)
+
+
+OF_DIRECTION = {
+    Direction.FORWARD: FAMILIES,
+    # A second one is slower: it comes after the first.
+    Direction.BACKWARD: tuple(one for family in FAMILIES
+                              for one in (family, _second_backward(family)) if one is not None),
+}
+
+
 def skus(op, directions=(Direction.FORWARD,)):
     """Every (family, SKU) of an attention op's directions."""
     return [(family.name, family.sku(op, element, direction))
-            for direction in directions for family in FAMILIES for element in family.math
+            for direction in directions for family in OF_DIRECTION[direction] for element in family.math
             if direction is Direction.FORWARD or family.has_backward]
 
 
 def candidates(op, descriptor, arch, preference, direction, several_steps):
-    """Every family, with its SKU of the direction for the descriptor and its refusal.
+    """Every family of the direction, with its SKU for the descriptor and its refusal.
 
     ``several_steps`` tells whether a call of the op may have several steps: what is kept between
     them is scratch.
     """
     descriptor.validate()
     found = []
-    for family in FAMILIES:
+    for family in OF_DIRECTION[direction]:
         # A family that does not know the element is shown with the nearest SKU it has.
         element = descriptor.element if descriptor.element in family.math \
             else next(iter(family.math))
@@ -190,8 +214,8 @@ def backward_scratch_bytes(family, AttentionDescriptor descriptor, several_steps
     """Bytes of a backward call of one step or several; 0 where the family has none in this build, or
     does not serve the problem."""
     cdef attention_api.baracuda_attention_step_params step
-    cdef int32_t kernel = family.kernel
-    if not (family.has_backward and attention_api.baracuda_attention_available(kernel)):
+    cdef int32_t kernel = family.backward_kernel
+    if not (family.has_backward and attention_api.baracuda_attention_available(family.kernel)):
         return 0
     descriptor.fill(&step)
     if not several_steps:

@@ -38,19 +38,21 @@ cdef class AttentionKernel:
 
 
 cdef AttentionKernel load_kernel(object family, AttentionDescriptor problem, int device):
-    return _load(family, problem, device, attention_api.baracuda_attention_load)
+    return _load(family, family.kernel, problem, device, attention_api.baracuda_attention_load)
 
 
 cdef AttentionKernel load_backward_kernel(object family, AttentionDescriptor problem, int device):
-    return _load(family, problem, device, attention_api.baracuda_attention_backward_load)
+    return _load(family, family.backward_kernel, problem, device,
+                 attention_api.baracuda_attention_backward_load)
 
 
-cdef AttentionKernel _load(object family, AttentionDescriptor problem, int device, _Load load):
+cdef AttentionKernel _load(object family, int32_t number, AttentionDescriptor problem, int device,
+                           _Load load):
     cdef AttentionKernel self = AttentionKernel.__new__(AttentionKernel)
     cdef attention_api.baracuda_attention_step_params step
     cdef int32_t previous, status
     self.device = device
-    self.number = family.kernel
+    self.number = number
     self.element = problem.element
     self.alignment, self.stride_multiple, self.forward_strides = family.layout_needs(
         problem.itemsize)

@@ -75,10 +75,10 @@ def backward_scratch_bytes(AttentionDescriptor descriptor not None, bint single_
     descriptor.fill(&step)
     if single_step:
         step.flags |= attention_api.BARACUDA_STEP_FIRST | attention_api.BARACUDA_STEP_LAST
-    for family in _families.FAMILIES:
+    for family in _families.OF_DIRECTION[Direction.BACKWARD]:
         if family.has_backward and attention_api.baracuda_attention_available(family.kernel):
             most = max(most, attention_api.baracuda_attention_backward_scratch_bytes(
-                family.kernel, &step))
+                family.backward_kernel, &step))
     if most < 0:
         raise UnsupportedError(f"no kernel has a backward of {descriptor!r}")
     return most

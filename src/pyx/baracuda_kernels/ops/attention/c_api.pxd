@@ -99,6 +99,7 @@ cdef extern from "baracuda/attention_backward.h" nogil:
         baracuda_strides dlse_strides
         int32_t kv_gradient_element
     uint32_t baracuda_attention_backward_elements(int32_t kernel)
+    int32_t baracuda_attention_backward_second(int32_t kernel)
     int32_t baracuda_attention_backward_ordered(int32_t kernel)
     int32_t baracuda_attention_backward_refusal(int32_t kernel,
                                                 const baracuda_attention_step_params* problem,

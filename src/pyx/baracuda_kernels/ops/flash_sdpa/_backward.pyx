@@ -91,7 +91,8 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
     descriptor : FlashSdpaDescriptor
     scratch_bytes : int
         Bytes of the scratch: two numbers of the accumulator's type a row and head, and on the host
-        head_dim more; on ``sm90a`` 4 + head_dim, of rows in whole tiles of 64.
+        head_dim more; on ``sm90a`` 4 + head_dim, of rows in whole tiles of 64, and where it is
+        deterministic another a tile.
     """
 
     cdef AttentionKernel kernel

@@ -1,0 +1,80 @@
+// The fixed order of an ordered step's additions to dQ.
+//
+// Blocks draw key tiles from a counter. Key tiles of a head are drawn in the order in which they add
+// to each query tile that sees them, and one waits only for the one before. So every wait is for a
+// key tile that a block at work has drawn before its own: the step ends with any number of blocks
+// resident, whichever they are. The order is the problem's: it does not depend on the grid.
+#pragma once
+
+#include <stdint.h>
+
+#include "common/divisor.h"
+#include "common/host_device.h"
+
+namespace baracuda::sm90::backward {
+
+// Under a mask, without groups, the shortest key tiles of most heads are drawn first.
+inline bool draws_shortest_first(bool causal, int64_t group) { return causal && group == 1; }
+
+// Heads of K and V whose key tiles are mixed in an ordered step. So many that few blocks at work have
+// one head (they wait for each other in a row), and few enough that L2 holds Q, dO and the sums of dQ from
+// one block to the next. Two sections at least where the last has an order of its own, in which blocks
+// wait for longer. The last one has the heads that are left, too.
+inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t query_len,
+                                      int64_t head_dim, bool causal) {
+  const bool alternates = draws_shortest_first(causal, group);
+  constexpr int64_t l2_share = int64_t{16} << 20;
+  const int64_t few = alternates ? 2 : 4, bytes = group * query_len * head_dim * 8;
+  const int64_t fitting = bytes > 0 ? l2_share / bytes : heads;
+  const int64_t wanted = fitting > few ? fitting : few;
+  const int64_t limit = alternates && heads > 1 ? heads / 2 : heads;
+  return heads / (wanted < limit ? heads / wanted : heads / limit);
+}
+
+struct DrawnTile {
+  int head, index;  // of K and V, of all batches; and the head's key tile
+  bool rises;       // the index of what is drawn of a head
+};
+
+// The n-th of heads * key_tiles. A head's first key tiles are drawn first: under a mask the longest, so
+// that blocks end together. Their blocks go down from the last query tile, which all key tiles have, and
+// stay as far apart as they began. But shortest first, which in all sections but the last is better
+// without groups, they go up: the next, which begins two query tiles before, comes behind by itself. (In
+// a group two query tiles of each head are too many: L2 would not hold what lies between.)
+BARACUDA_HD DrawnTile drawn_tile(int n, const Divisor& section, const Divisor& section_tiles,
+                                 int heads, int key_tiles, bool shortest_first) {
+  const int size = static_cast<int>(section.divisor);
+  int at = section_tiles.quotient(n);
+  if (at > 0 && heads - at * size < size) --at;
+  const int first_head = at * size, left = heads - first_head;
+  const bool is_last = left < 2 * size;
+  const int inside = n - at * static_cast<int>(section_tiles.divisor);
+  const int mixed = is_last ? left : size;
+  const int place = mixed == size ? section.quotient(inside) : inside / mixed;
+  const bool rises = !shortest_first || is_last;
+  return {first_head + inside - place * mixed, rises ? place : key_tiles - 1 - place, rises};
+}
+
+// A query tile's word in the scratch.
+enum Turn : uint32_t {
+  no_sums = 0,        // the first to add stores instead
+  nobodys_turn = 1,   // no step is at them
+  after_key_tile = 2  // its addition has landed: plus its index
+};
+
+// When a key tile adds to a query tile. A later key tile is seen by fewer query tiles, the last ones.
+struct KeyTileTurn {
+  int index;
+  int next_begin;  // the first query tile that sees the next key tile
+  bool rises;
+
+  // Whether another key tile adds to the m-th query tile before, and the word it leaves.
+  BARACUDA_HD bool waits(int m) const { return rises ? index > 0 : m >= next_begin; }
+  BARACUDA_HD uint32_t awaited() const { return after_key_tile + index + (rises ? -1 : 1); }
+  BARACUDA_HD uint32_t left_at(int m) const {
+    const bool is_last = rises ? m < next_begin : index == 0;
+    return is_last ? uint32_t{nobodys_turn} : after_key_tile + static_cast<uint32_t>(index);
+  }
+};
+
+}  // namespace baracuda::sm90::backward

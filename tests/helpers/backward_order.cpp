@@ -1,0 +1,30 @@
+// The order of an ordered backward step (attention/backward/sm90/order.h), compiled from its source, for
+// test_backward_order.py.
+#include "attention/backward/sm90/order.h"
+
+using namespace baracuda;
+using namespace baracuda::sm90::backward;
+
+extern "C" int64_t order_section(int64_t heads, int64_t group, int64_t query_len, int64_t head_dim,
+                                 bool causal) {
+  return choose_ordered_section(heads, group, query_len, head_dim, causal);
+}
+
+// The n-th key tile that is drawn: head, index, rises.
+extern "C" void order_draw(int n, int section, int heads, int group, int key_tiles, bool causal,
+                           int* out) {
+  const DrawnTile tile =
+      drawn_tile(n, make_divisor(section), make_divisor(int64_t{section} * key_tiles), heads,
+                 key_tiles, draws_shortest_first(causal, group));
+  out[0] = tile.head;
+  out[1] = tile.index;
+  out[2] = tile.rises;
+}
+
+// Its turn at a query tile: whether it waits, the word it waits for, the word it leaves.
+extern "C" void order_turn(int index, int next_begin, bool rises, int m, uint32_t* out) {
+  const KeyTileTurn turn{index, next_begin, rises};
+  out[0] = turn.waits(m);
+  out[1] = turn.awaited();
+  out[2] = turn.left_at(m);
+}
