@@ -33,6 +33,7 @@ struct Config {
   static constexpr int ds_stages = DsStages;
   static constexpr int dq_stages = Pair ? 0 : 2;
   static constexpr bool pair = Pair;
+  static constexpr bool sends_ds = Pair;  // by a warp of its own
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh
   static_assert(!Pair || (KStages == 1 && DsStages == 4));
   static_assert(DsStages >= 2, "dS is kept until dQ is made of it");

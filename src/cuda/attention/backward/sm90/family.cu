@@ -6,7 +6,8 @@ namespace baracuda {
 namespace {
 
 BackwardFamily select(const StepParams& p) {
-  return p.head_dim == 64 ? sm90::backward::variant_d64(p) : sm90::backward::variant_d128(p);
+  if (p.head_dim == 64) return sm90::backward::variant_d64(p);
+  return p.head_dim == 128 ? sm90::backward::variant_d128(p) : sm90::backward::variant_d256(p);
 }
 
 int32_t load(const StepParams& problem) { return select(problem).load(problem); }

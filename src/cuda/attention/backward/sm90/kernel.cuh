@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(C::threads, 1) step_kernel(const __grid_consta
       describe_key_tiles(args, shared, barriers);
     } else if (warp == 2) {
       if constexpr (C::dq_stages > 0) add_dq(args, shared, barriers);
-      if constexpr (C::pair) share_ds(shared, barriers, args.group);
+      if constexpr (C::sends_ds) share_ds(shared, barriers, args.group);
     }
   } else {
     take_registers<C::consumer_registers>();

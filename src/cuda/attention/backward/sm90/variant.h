@@ -8,5 +8,6 @@ namespace baracuda::sm90::backward {
 // Those that serve this element.
 BackwardFamily variant_d64(const StepParams& problem);
 BackwardFamily variant_d128(const StepParams& problem);
+BackwardFamily variant_d256(const StepParams& problem);
 
 }  // namespace baracuda::sm90::backward

@@ -1,0 +1,61 @@
+// The barriers of the sm90a backward kernel at head_dim 256.
+#pragma once
+
+#include "attention/backward/sm90/barriers.cuh"
+#include "attention/backward/sm90/wide_config.h"
+#include "common/cluster.cuh"
+
+namespace baracuda::sm90::backward {
+
+template <typename E, bool M, int O>
+struct Barriers<WideConfig<E, M, O>> {
+  using C = WideConfig<E, M, O>;
+  uint32_t base;
+  __device__ __forceinline__ uint32_t q_full(int stage) const { return at(stage); }
+  __device__ __forceinline__ uint32_t q_empty(int stage) const { return at(2 + stage); }
+  __device__ __forceinline__ uint32_t slot_full(int stage) const { return at(4 + stage); }
+  __device__ __forceinline__ uint32_t slot_empty(int stage) const { return at(6 + stage); }
+  // dS of both blocks has arrived; dQ has been made of it, here and there.
+  __device__ __forceinline__ uint32_t ds_full(int stage) const { return at(8 + stage); }
+  __device__ __forceinline__ uint32_t ds_empty(int stage) const { return at(10 + stage); }
+  __device__ __forceinline__ uint32_t dy_full() const { return at(12); }
+  __device__ __forceinline__ uint32_t dy_empty() const { return at(13); }
+  __device__ __forceinline__ uint32_t k_full() const { return at(14); }
+  __device__ __forceinline__ uint32_t k_empty() const { return at(15); }
+  __device__ __forceinline__ uint32_t v_full() const { return at(16); }
+  __device__ __forceinline__ uint32_t v_empty() const { return at(17); }
+  __device__ __forceinline__ uint32_t p_full() const { return at(18); }
+  __device__ __forceinline__ uint32_t p_empty() const { return at(19); }
+  // The consumers have read which rows see their keys of the last key tile.
+  __device__ __forceinline__ uint32_t rows_taken() const { return at(20); }
+
+  __device__ __forceinline__ void init() const {
+    constexpr int readers = 4 * C::consumers;
+    constexpr int blocks = C::multicast ? 2 : 1;
+    for (int i = 0; i < C::stages; ++i) {
+      mbarrier_init(q_full(i), 1);
+      mbarrier_init(q_empty(i), readers * blocks);
+      mbarrier_init(slot_full(i), 32);
+      mbarrier_init(slot_empty(i), readers + 1);
+    }
+    for (int i = 0; i < C::ds_stages; ++i) {
+      mbarrier_init(ds_full(i), 4);
+      mbarrier_init(ds_empty(i), 4 * 2);
+    }
+    mbarrier_init(dy_full(), 1);
+    mbarrier_init(dy_empty(), readers * blocks);
+    mbarrier_init(k_full(), 1);
+    mbarrier_init(k_empty(), readers);
+    mbarrier_init(v_full(), 1);
+    mbarrier_init(v_empty(), 4);
+    mbarrier_init(p_full(), 4);
+    mbarrier_init(p_empty(), 4);
+    mbarrier_init(rows_taken(), readers);
+    mbarrier_init_fence();
+  }
+
+ private:
+  __device__ __forceinline__ uint32_t at(int index) const { return base + 8 * index; }
+};
+
+}  // namespace baracuda::sm90::backward
