@@ -8,7 +8,7 @@ namespace baracuda::sm90::backward {
 namespace {
 
 template <typename Element>
-using Tile = WideConfig<Element, true, 2>;
+using Tile = WideConfig<Element, true>;
 
 }  // namespace
 

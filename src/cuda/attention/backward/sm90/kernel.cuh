@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(C::threads, 1) step_kernel(const __grid_consta
       if constexpr (C::sends_ds) share_ds(shared, barriers, args.group);
     }
   } else {
-    take_registers<C::consumer_registers>();
+    if constexpr (C::consumer_registers > 0) take_registers<C::consumer_registers>();
     Consumer<C>(args, shared, barriers, warp / 4 - 1).run();
   }
   if constexpr (C::pair) {

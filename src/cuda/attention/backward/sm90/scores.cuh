@@ -27,13 +27,20 @@ __device__ __forceinline__ void issue_scores(float (&d)[Scores], uint32_t keys, 
   wgmma_commit();
 }
 
-// Adds the products with the rows of a query tile to dV or dK.
+// Adds the products with the rows of a query tile to dV or dK. At most 128 columns at a time: ptxas
+// wants an instruction's registers to be among those that a kernel of 512 threads begins with.
 template <typename C, int Columns, int Steps>
 __device__ __forceinline__ void issue_update(float (&d)[Columns], const uint32_t (&a)[Steps][4],
                                              uint32_t query_tile) {
-  const uint64_t b = wgmma_descriptor(query_tile, C::q_block_bytes);
+  constexpr int part = Columns < 64 ? Columns : 64;
 #pragma unroll
-  for (int i = 0; i < Steps; ++i) wgmma<typename C::Element>(d, a[i], b + (i * 2048 >> 4));
+  for (int at = 0; at < Columns; at += part) {
+    const uint64_t b = wgmma_descriptor(query_tile + at / 32 * C::q_block_bytes, C::q_block_bytes);
+#pragma unroll
+    for (int i = 0; i < Steps; ++i)
+      wgmma<typename C::Element>(reinterpret_cast<float(&)[part]>(d[at]), a[i],
+                                 b + (i * 2048 >> 4));
+  }
   wgmma_commit();
 }
 

@@ -7,9 +7,9 @@
 
 namespace baracuda::sm90::backward {
 
-template <typename E, bool M, int O>
-struct Barriers<WideConfig<E, M, O>> {
-  using C = WideConfig<E, M, O>;
+template <typename E, bool M>
+struct Barriers<WideConfig<E, M>> {
+  using C = WideConfig<E, M>;
   uint32_t base;
   __device__ __forceinline__ uint32_t q_full(int stage) const { return at(stage); }
   __device__ __forceinline__ uint32_t q_empty(int stage) const { return at(2 + stage); }
@@ -30,17 +30,17 @@ struct Barriers<WideConfig<E, M, O>> {
   __device__ __forceinline__ uint32_t rows_taken() const { return at(20); }
 
   __device__ __forceinline__ void init() const {
-    constexpr int readers = 4 * C::consumers;
+    constexpr int readers = 4 * 2;  // the warps of two warpgroups
     constexpr int blocks = C::multicast ? 2 : 1;
     for (int i = 0; i < C::stages; ++i) {
       mbarrier_init(q_full(i), 1);
       mbarrier_init(q_empty(i), readers * blocks);
       mbarrier_init(slot_full(i), 32);
-      mbarrier_init(slot_empty(i), readers + 1);
+      mbarrier_init(slot_empty(i), 4 * C::consumers + 1);
     }
     for (int i = 0; i < C::ds_stages; ++i) {
       mbarrier_init(ds_full(i), 4);
-      mbarrier_init(ds_empty(i), 4 * 2);
+      mbarrier_init(ds_empty(i), 4 * 2);  // of both blocks
     }
     mbarrier_init(dy_full(), 1);
     mbarrier_init(dy_empty(), readers * blocks);

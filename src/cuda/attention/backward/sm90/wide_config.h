@@ -10,18 +10,22 @@ namespace baracuda::sm90::backward {
 
 // Two blocks of a cluster go over the same query tiles, each with 64 keys of its own; each makes dQ
 // of one half of the columns, over the keys of both, and holds that half of the other's K. In a
-// block one warpgroup makes S, P and dV, the other dP, dS and dK: the first hands P over in f32.
-template <typename Element_, bool Multicast, int DqOwner>
+// block one warpgroup makes S, P and dV, one dP, dS and dK, and one dQ: 64 keys by 256 columns of one
+// gradient are all that a warpgroup's registers hold. The first hands P to the second in f32.
+template <typename Element_, bool Multicast>
 struct WideConfig {
   using Element = Element_;
   static constexpr int head_dim = 256;
-  static constexpr int consumers = 2;
+  static constexpr int consumers = 3;
   static constexpr int group_n = 64;
   static constexpr int block_n = 64;  // keys
   static constexpr int block_m = 64;  // queries
   static constexpr int threads = 128 * (consumers + 1);
   static constexpr int producer_registers = 24;
-  static constexpr int consumer_registers = 240;
+  static constexpr int consumer_registers = 0;  // each takes its own
+  static constexpr int gradient_registers = 192;
+  static constexpr int dq_registers = 104;
+  static_assert(producer_registers + 2 * gradient_registers + dq_registers <= 512);
 
   static constexpr int stages = 2;  // of Q and of what is known of a key tile; dO has one
   static constexpr int ds_stages = 2;
@@ -29,7 +33,6 @@ struct WideConfig {
   static constexpr bool pair = true;
   static constexpr bool sends_ds = false;  // by a warp of its own
   static constexpr bool multicast = Multicast;  // of Q and dO: a block copies half of a tile to both
-  static constexpr int dq_owner = DqOwner;  // warpgroup that makes dQ; 2: they take turns
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh
 
   // Tiles are blocks of 64 columns (128 bytes), all rows of a block together. dS lies transposed: a

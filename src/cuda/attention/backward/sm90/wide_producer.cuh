@@ -6,9 +6,9 @@
 
 namespace baracuda::sm90::backward {
 
-template <typename E, bool M, int O>
-class Producer<WideConfig<E, M, O>> {
-  using C = WideConfig<E, M, O>;
+template <typename E, bool M>
+class Producer<WideConfig<E, M>> {
+  using C = WideConfig<E, M>;
 
  public:
   __device__ __forceinline__ Producer(const Args& args, uint32_t shared,
