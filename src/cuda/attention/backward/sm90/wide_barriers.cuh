@@ -7,9 +7,9 @@
 
 namespace baracuda::sm90::backward {
 
-template <typename E, bool M>
-struct Barriers<WideConfig<E, M>> {
-  using C = WideConfig<E, M>;
+template <typename E, bool M, bool B>
+struct Barriers<WideConfig<E, M, B>> {
+  using C = WideConfig<E, M, B>;
   uint32_t base;
   __device__ __forceinline__ uint32_t q_full(int stage) const { return at(stage); }
   __device__ __forceinline__ uint32_t q_empty(int stage) const { return at(2 + stage); }

@@ -12,7 +12,7 @@ namespace baracuda::sm90::backward {
 // of one half of the columns, over the keys of both, and holds that half of the other's K. In a
 // block one warpgroup makes S, P and dV, one dP, dS and dK, and one dQ: 64 keys by 256 columns of one
 // gradient are all that a warpgroup's registers hold. The first hands P to the second in f32.
-template <typename Element_, bool Multicast>
+template <typename Element_, bool Multicast, bool Bulk = false>
 struct WideConfig {
   using Element = Element_;
   static constexpr int head_dim = 256;
@@ -28,9 +28,12 @@ struct WideConfig {
   static_assert(producer_registers + 2 * gradient_registers + dq_registers <= 512);
 
   static constexpr int stages = 2;  // of Q and of what is known of a key tile; dO has one
-  static constexpr int ds_stages = 2;
-  static constexpr int dq_stages = 0;  // dQ is added from registers
+  // Bulk: dQ is added by the copy engine, an eighth of it at a time, else from registers.
+  static constexpr bool bulk = Bulk;
+  static constexpr int ds_stages = Bulk ? 1 : 2;
+  static constexpr int dq_stages = 0;
   static constexpr bool pair = true;
+  static constexpr bool ordered = false;
   static constexpr bool sends_ds = false;  // by a warp of its own
   static constexpr bool multicast = Multicast;  // of Q and dO: a block copies half of a tile to both
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh
@@ -55,7 +58,9 @@ struct WideConfig {
   static constexpr int ds_offset = dy_offset + tile_bytes;
   static constexpr int theirs_offset = ds_offset + ds_stages * ds_bytes;
   static constexpr int p_offset = theirs_offset + ds_stages * ds_bytes;
-  static constexpr int statistics_offset = p_offset + p_bytes;
+  static constexpr int dq_piece_bytes = dq_floats / 2;
+  static constexpr int dq_offset = p_offset + p_bytes;
+  static constexpr int statistics_offset = dq_offset + (Bulk ? 2 : 0) * dq_piece_bytes;
   static constexpr int slots_offset = statistics_offset + stages * statistics_bytes;
   static constexpr int slot_bytes = 32;
   static constexpr int rows_offset = slots_offset + stages * slot_bytes;

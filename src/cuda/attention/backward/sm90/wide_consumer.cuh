@@ -7,6 +7,7 @@
 
 #include "attention/backward/sm90/consumer.cuh"
 #include "attention/backward/sm90/wide_barriers.cuh"
+#include "common/tma.cuh"
 
 namespace baracuda::sm90::backward {
 
@@ -254,7 +255,7 @@ class QueryGradient {
       mbarrier_wait(barriers_.slot_full(stage), parity_of<C::stages>(item));
       const Slot<C> slot(shared_, item);
       const int count = uniform(slot.count());
-      if (count < 0) return;
+      if (count < 0) break;
       const QueryTiles queries{uniform(slot.begin()), uniform(slot.step())};
       int head = uniform(slot.batch()) * args_.heads + uniform(slot.kv_head()) * args_.group;
       const int last_head = head + args_.group;
@@ -269,6 +270,7 @@ class QueryGradient {
       wide::release(barriers_.k_empty());
       ++key_tiles;
     }
+    if (C::bulk && wide::thread_of_group() == 0) tma_wait<0>();
   }
 
  private:
@@ -298,12 +300,35 @@ class QueryGradient {
     wide::release_in_pair(barriers_.ds_empty(stage));
     const float factor = unshift_of<C>(shift_);
     const auto out = [&](float x) { return C::shifts ? x * factor : x; };
-    float4* const to = reinterpret_cast<float4*>(args_.dq + int64_t{tile} * C::dq_floats) +
-                       rank * (C::dq_floats / 8) + wide::thread_of_group();
+    float* const to =
+        args_.dq + int64_t{tile} * C::dq_floats + rank * (C::dq_floats / 2);
+    const auto four = [&](int j) {
+      return make_float4(out(dq[4 * j]), out(dq[4 * j + 1]), out(dq[4 * j + 2]),
+                         out(dq[4 * j + 3]));
+    };
+    if constexpr (C::bulk) {
+      constexpr int fours = C::dq_piece_bytes / 2048;
+      const bool leads = wide::thread_of_group() == 0;
 #pragma unroll
-    for (int j = 0; j < columns / 4; ++j)
-      add_in_memory(to + j * 128, make_float4(out(dq[4 * j]), out(dq[4 * j + 1]),
-                                              out(dq[4 * j + 2]), out(dq[4 * j + 3])));
+      for (int i = 0; i < columns / 4 / fours; ++i) {
+        const uint32_t at = shared_ + C::dq_offset + i % 2 * C::dq_piece_bytes;
+        if (leads) tma_wait_read<1>();
+        named_barrier_sync(1, 128);
+#pragma unroll
+        for (int j = 0; j < fours; ++j)
+          shared_store(at + j * 2048 + wide::thread_of_group() * 16, four(i * fours + j));
+        shared_store_fence();
+        named_barrier_sync(2, 128);
+        if (leads) {
+          tma_add_bytes(to + i * (C::dq_piece_bytes / 4), at, C::dq_piece_bytes);
+          tma_commit();
+        }
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < columns / 4; ++j)
+        add_in_memory(reinterpret_cast<float4*>(to) + j * 128 + wide::thread_of_group(), four(j));
+    }
   }
 
   const Args& args_;
@@ -312,9 +337,9 @@ class QueryGradient {
   const float shift_;
 };
 
-template <typename E, bool M>
-class Consumer<WideConfig<E, M>> {
-  using C = WideConfig<E, M>;
+template <typename E, bool M, bool B>
+class Consumer<WideConfig<E, M, B>> {
+  using C = WideConfig<E, M, B>;
 
  public:
   __device__ __forceinline__ Consumer(const Args& args, uint32_t shared,
