@@ -7,27 +7,27 @@
 
 namespace baracuda::sm90::backward {
 
-template <typename E, bool M, bool B>
-struct Barriers<WideConfig<E, M, B>> {
-  using C = WideConfig<E, M, B>;
+template <typename E, bool M>
+struct Barriers<WideConfig<E, M>> {
+  using C = WideConfig<E, M>;
   uint32_t base;
   __device__ __forceinline__ uint32_t q_full(int stage) const { return at(stage); }
   __device__ __forceinline__ uint32_t q_empty(int stage) const { return at(2 + stage); }
   __device__ __forceinline__ uint32_t slot_full(int stage) const { return at(4 + stage); }
   __device__ __forceinline__ uint32_t slot_empty(int stage) const { return at(6 + stage); }
   // dS of both blocks has arrived; dQ has been made of it, here and there.
-  __device__ __forceinline__ uint32_t ds_full(int stage) const { return at(8 + stage); }
-  __device__ __forceinline__ uint32_t ds_empty(int stage) const { return at(10 + stage); }
-  __device__ __forceinline__ uint32_t dy_full() const { return at(12); }
-  __device__ __forceinline__ uint32_t dy_empty() const { return at(13); }
-  __device__ __forceinline__ uint32_t k_full() const { return at(14); }
-  __device__ __forceinline__ uint32_t k_empty() const { return at(15); }
-  __device__ __forceinline__ uint32_t v_full() const { return at(16); }
-  __device__ __forceinline__ uint32_t v_empty() const { return at(17); }
-  __device__ __forceinline__ uint32_t p_full() const { return at(18); }
-  __device__ __forceinline__ uint32_t p_empty() const { return at(19); }
+  __device__ __forceinline__ uint32_t ds_full() const { return at(8); }
+  __device__ __forceinline__ uint32_t ds_empty() const { return at(9); }
+  __device__ __forceinline__ uint32_t dy_full() const { return at(10); }
+  __device__ __forceinline__ uint32_t dy_empty() const { return at(11); }
+  __device__ __forceinline__ uint32_t k_full() const { return at(12); }
+  __device__ __forceinline__ uint32_t k_empty() const { return at(13); }
+  __device__ __forceinline__ uint32_t v_full() const { return at(14); }
+  __device__ __forceinline__ uint32_t v_empty() const { return at(15); }
+  __device__ __forceinline__ uint32_t p_full() const { return at(16); }
+  __device__ __forceinline__ uint32_t p_empty() const { return at(17); }
   // The consumers have read which rows see their keys of the last key tile.
-  __device__ __forceinline__ uint32_t rows_taken() const { return at(20); }
+  __device__ __forceinline__ uint32_t rows_taken() const { return at(18); }
 
   __device__ __forceinline__ void init() const {
     constexpr int readers = 4 * 2;  // the warps of two warpgroups
@@ -38,10 +38,8 @@ struct Barriers<WideConfig<E, M, B>> {
       mbarrier_init(slot_full(i), 32);
       mbarrier_init(slot_empty(i), 4 * C::consumers + 1);
     }
-    for (int i = 0; i < C::ds_stages; ++i) {
-      mbarrier_init(ds_full(i), 4);
-      mbarrier_init(ds_empty(i), 4 * 2);  // of both blocks
-    }
+    mbarrier_init(ds_full(), 4);
+    mbarrier_init(ds_empty(), 4 * 2);  // of both blocks
     mbarrier_init(dy_full(), 1);
     mbarrier_init(dy_empty(), readers * blocks);
     mbarrier_init(k_full(), 1);

@@ -7,6 +7,7 @@
 
 #include "attention/backward/sm90/consumer.cuh"
 #include "attention/backward/sm90/wide_barriers.cuh"
+#include "common/exponential.cuh"
 #include "common/tma.cuh"
 
 namespace baracuda::sm90::backward {
@@ -22,10 +23,16 @@ static __device__ __forceinline__ void release_in_pair(uint32_t barrier) {
   if (lane < 2) mbarrier_arrive_at(address_at(lane, barrier));
 }
 
+// P and dS are taken times two to this whole number.
 template <typename C>
 __device__ __forceinline__ float shift_from(const Args& args) {
-  if constexpr (!C::shifts) return 0.0f;
-  return args.query_tiles > 0 ? static_cast<float>(shift_of(args.norms)) : 0.0f;
+  if constexpr (!C::shifts) return C::least_shift;
+  return args.query_tiles > 0 ? static_cast<float>(shift_of(args.norms)) : C::least_shift;
+}
+template <typename C>
+__device__ __forceinline__ float unshift_from(float shift) {
+  if constexpr (C::shifts) return unshift_of<C>(shift);
+  return 1.0f / (1 << static_cast<int>(C::least_shift));
 }
 
 }  // namespace wide
@@ -65,7 +72,7 @@ class KeyGradient {
       const GradientRows<C> rows(args_, slot, 0);
       __syncwarp();
       wide::release(barriers_.slot_empty(stage));
-      const float factor = unshift_of<C>(shift_);
+      const float factor = wide::unshift_from<C>(shift_);
       if constexpr (Keys) {
         rows.store(args_.dk, args_.dk_strides, gradient, args_.scale * factor);
       } else {
@@ -140,7 +147,9 @@ class KeyGradient {
     if constexpr (Keys) {
       take_p(x);
     } else {
-      take_weights<C>(x, args_.scale_log2, shift_);
+#pragma unroll
+      for (int i = 0; i < scores; ++i)
+        x[i] = exp2_approx(fmaf(x[i], args_.scale_log2, shift_));
     }
     if (masked) hide(x, left);
     if constexpr (!Keys) give_p(x);
@@ -179,10 +188,19 @@ class KeyGradient {
   }
   __device__ __forceinline__ void give_p(const float (&p)[scores]) {
     mbarrier_wait(barriers_.p_empty(), parity_of<1>(handed_over_) ^ 1);
+    using Half = Dtype<__half>;
 #pragma unroll
-    for (int j = 0; j < scores / 4; ++j)
-      shared_store(p_address() + j * 2048,
-                   make_float4(p[4 * j], p[4 * j + 1], p[4 * j + 2], p[4 * j + 3]));
+    for (int j = 0; j < C::p_bytes / 2048; ++j)
+      if constexpr (C::shifts) {
+        shared_store(p_address() + j * 2048,
+                     make_float4(p[4 * j], p[4 * j + 1], p[4 * j + 2], p[4 * j + 3]));
+      } else {
+        shared_store(p_address() + j * 2048,
+                     make_uint4(Half::pack(p[8 * j], p[8 * j + 1]),
+                                Half::pack(p[8 * j + 2], p[8 * j + 3]),
+                                Half::pack(p[8 * j + 4], p[8 * j + 5]),
+                                Half::pack(p[8 * j + 6], p[8 * j + 7])));
+      }
     __syncwarp();
     wide::release(barriers_.p_full());
     ++handed_over_;
@@ -191,12 +209,18 @@ class KeyGradient {
   __device__ __forceinline__ void take_p(float (&dp)[scores]) {
     mbarrier_wait(barriers_.p_full(), parity_of<1>(handed_over_));
 #pragma unroll
-    for (int j = 0; j < scores / 4; ++j) {
-      const float4 p = shared_load_float4(p_address() + j * 2048);
-      dp[4 * j] *= p.x;
-      dp[4 * j + 1] *= p.y;
-      dp[4 * j + 2] *= p.z;
-      dp[4 * j + 3] *= p.w;
+    for (int j = 0; j < C::p_bytes / 2048; ++j) {
+      const uint4 p = shared_load_uint4(p_address() + j * 2048);
+      const uint32_t words[4] = {p.x, p.y, p.z, p.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if constexpr (C::shifts) {
+          dp[4 * j + i] *= __uint_as_float(words[i]);
+        } else {
+          const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+          dp[8 * j + 2 * i] *= pair.x;
+          dp[8 * j + 2 * i + 1] *= pair.y;
+        }
     }
     __syncwarp();
     wide::release(barriers_.p_empty());
@@ -206,13 +230,12 @@ class KeyGradient {
   // dS of the n_-th query tile, here and in the other block, as soon as both have made dQ of the
   // tile that lay there before. A warp sends its 16 keys.
   __device__ __forceinline__ void store_ds(const uint32_t (&ds)[steps][4]) const {
-    const int stage = stage_of<C::ds_stages>(n_);
     const int lane = threadIdx.x % 32;
-    const uint32_t of_warp = wide::thread_of_group() / 32 * 2048 + stage * C::ds_bytes;
+    const uint32_t of_warp = wide::thread_of_group() / 32 * 2048;
     const uint32_t row = ((lane / 8 & 1) * 8 + lane % 8) * 128 + ((lane / 16 ^ lane % 8) << 4);
     const uint32_t mine = shared_ + C::ds_offset + of_warp;
-    const uint32_t full = barriers_.ds_full(stage);
-    mbarrier_wait(barriers_.ds_empty(stage), parity_of<C::ds_stages>(n_) ^ 1);
+    const uint32_t full = barriers_.ds_full();
+    mbarrier_wait(barriers_.ds_empty(), parity_of<1>(n_) ^ 1);
 #pragma unroll
     for (int k = 0; k < steps; ++k) shared_store_matrices((mine + row) ^ 32 * k, ds[k]);
     shared_store_fence();
@@ -229,7 +252,7 @@ class KeyGradient {
   const Args& args_;
   const uint32_t shared_;
   const Barriers<C>& barriers_;
-  const float shift_;         // a whole number
+  const float shift_;
   int first_row_[2];          // that see this thread's keys, less its first column
   int block_first_row_;       // that sees the block's first key
   uint32_t n_ = 0;            // query tiles so far
@@ -270,22 +293,22 @@ class QueryGradient {
       wide::release(barriers_.k_empty());
       ++key_tiles;
     }
-    if (C::bulk && wide::thread_of_group() == 0) tma_wait<0>();
+    if (leads()) tma_wait<0>();
   }
 
  private:
+  static __device__ __forceinline__ bool leads() { return wide::thread_of_group() == 0; }
+
   // tile: the n-th query tile, of all heads.
-  __device__ __forceinline__ void add_tile(uint32_t n, int tile) const {
+  __device__ __forceinline__ void add_tile(uint32_t n, int tile) {
     float dq[columns];
-    const int stage = stage_of<C::ds_stages>(n);
     const int rank = cluster_rank();
-    const uint32_t ds = shared_ + stage * C::ds_bytes;
-    const uint64_t mine = wgmma_descriptor(ds + C::ds_offset, C::ds_bytes);
-    const uint64_t theirs = wgmma_descriptor(ds + C::theirs_offset, C::ds_bytes);
+    const uint64_t mine = wgmma_descriptor(shared_ + C::ds_offset, C::ds_bytes);
+    const uint64_t theirs = wgmma_descriptor(shared_ + C::theirs_offset, C::ds_bytes);
     const uint64_t k =
         wgmma_descriptor(shared_ + C::k_offset + rank * C::half_bytes, C::kv_block_bytes);
     const uint64_t their_k = wgmma_descriptor(shared_ + C::their_k_offset, C::kv_block_bytes);
-    mbarrier_wait(barriers_.ds_full(stage), parity_of<C::ds_stages>(n));
+    mbarrier_wait(barriers_.ds_full(), parity_of<1>(n));
     pin_registers(dq);
     wgmma_fence();
 #pragma unroll
@@ -297,37 +320,28 @@ class QueryGradient {
     wgmma_commit();
     wgmma_wait<0>();
     pin_registers(dq);
-    wide::release_in_pair(barriers_.ds_empty(stage));
-    const float factor = unshift_of<C>(shift_);
-    const auto out = [&](float x) { return C::shifts ? x * factor : x; };
-    float* const to =
-        args_.dq + int64_t{tile} * C::dq_floats + rank * (C::dq_floats / 2);
-    const auto four = [&](int j) {
-      return make_float4(out(dq[4 * j]), out(dq[4 * j + 1]), out(dq[4 * j + 2]),
-                         out(dq[4 * j + 3]));
-    };
-    if constexpr (C::bulk) {
-      constexpr int fours = C::dq_piece_bytes / 2048;
-      const bool leads = wide::thread_of_group() == 0;
+    wide::release_in_pair(barriers_.ds_empty());
+    const float factor = wide::unshift_from<C>(shift_);
+    float* const to = args_.dq + int64_t{tile} * C::dq_floats + rank * (C::dq_floats / 2);
+    constexpr int fours = C::dq_piece_bytes / 2048;
 #pragma unroll
-      for (int i = 0; i < columns / 4 / fours; ++i) {
-        const uint32_t at = shared_ + C::dq_offset + i % 2 * C::dq_piece_bytes;
-        if (leads) tma_wait_read<1>();
-        named_barrier_sync(1, 128);
+    for (int i = 0; i < columns / 4 / fours; ++i) {
+      const uint32_t at = shared_ + C::dq_offset + piece_ * C::dq_piece_bytes;
+      piece_ = piece_ + 1 < C::dq_pieces ? piece_ + 1 : 0;
+      if (leads()) tma_wait_read<C::dq_pieces - 1>();
+      named_barrier_sync(1, 128);
 #pragma unroll
-        for (int j = 0; j < fours; ++j)
-          shared_store(at + j * 2048 + wide::thread_of_group() * 16, four(i * fours + j));
-        shared_store_fence();
-        named_barrier_sync(2, 128);
-        if (leads) {
-          tma_add_bytes(to + i * (C::dq_piece_bytes / 4), at, C::dq_piece_bytes);
-          tma_commit();
-        }
+      for (int j = 0; j < fours; ++j) {
+        const float* const x = dq + 4 * (i * fours + j);
+        shared_store(at + j * 2048 + wide::thread_of_group() * 16,
+                     make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor));
       }
-    } else {
-#pragma unroll
-      for (int j = 0; j < columns / 4; ++j)
-        add_in_memory(reinterpret_cast<float4*>(to) + j * 128 + wide::thread_of_group(), four(j));
+      shared_store_fence();
+      named_barrier_sync(2, 128);
+      if (leads()) {
+        tma_add_bytes(to + i * (C::dq_piece_bytes / 4), at, C::dq_piece_bytes);
+        tma_commit();
+      }
     }
   }
 
@@ -335,11 +349,12 @@ class QueryGradient {
   const uint32_t shared_;
   const Barriers<C>& barriers_;
   const float shift_;
+  int piece_ = 0;  // of shared memory that the next piece of dQ goes to
 };
 
-template <typename E, bool M, bool B>
-class Consumer<WideConfig<E, M, B>> {
-  using C = WideConfig<E, M, B>;
+template <typename E, bool M>
+class Consumer<WideConfig<E, M>> {
+  using C = WideConfig<E, M>;
 
  public:
   __device__ __forceinline__ Consumer(const Args& args, uint32_t shared,

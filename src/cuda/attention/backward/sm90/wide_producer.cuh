@@ -6,9 +6,9 @@
 
 namespace baracuda::sm90::backward {
 
-template <typename E, bool M, bool B>
-class Producer<WideConfig<E, M, B>> {
-  using C = WideConfig<E, M, B>;
+template <typename E, bool M>
+class Producer<WideConfig<E, M>> {
+  using C = WideConfig<E, M>;
 
  public:
   __device__ __forceinline__ Producer(const Args& args, uint32_t shared,
