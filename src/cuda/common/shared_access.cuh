@@ -12,10 +12,10 @@ __device__ __forceinline__ int shared_load(uint32_t address) {
   return x;
 }
 
-__device__ __forceinline__ uint4 shared_load_uint4(uint32_t address) {
-  uint4 x;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+__device__ __forceinline__ float4 shared_load_float4(uint32_t address) {
+  float4 x;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
                : "r"(address)
                : "memory");
   return x;
@@ -28,12 +28,6 @@ __device__ __forceinline__ void shared_store(uint32_t address, int x) {
 __device__ __forceinline__ void shared_store(uint32_t address, float4 x) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x.x), "f"(x.y),
                "f"(x.z), "f"(x.w)
-               : "memory");
-}
-
-__device__ __forceinline__ void shared_store(uint32_t address, uint4 x) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y),
-               "r"(x.z), "r"(x.w)
                : "memory");
 }
 

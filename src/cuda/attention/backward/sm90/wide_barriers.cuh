@@ -24,10 +24,12 @@ struct Barriers<WideConfig<E, M>> {
   __device__ __forceinline__ uint32_t k_empty() const { return at(13); }
   __device__ __forceinline__ uint32_t v_full() const { return at(14); }
   __device__ __forceinline__ uint32_t v_empty() const { return at(15); }
-  __device__ __forceinline__ uint32_t p_full() const { return at(16); }
-  __device__ __forceinline__ uint32_t p_empty() const { return at(17); }
   // The consumers have read which rows see their keys of the last key tile.
-  __device__ __forceinline__ uint32_t rows_taken() const { return at(18); }
+  __device__ __forceinline__ uint32_t rows_taken() const { return at(16); }
+
+  // Named ones. Two that the warpgroup of dQ waits at, and P between the two others: all their
+  // threads arrive, or racecheck would not see that it is in order.
+  static constexpr int dq_free = 1, dq_full = 2, p_full = 3, p_empty = 4;
 
   __device__ __forceinline__ void init() const {
     constexpr int readers = 4 * 2;  // the warps of two warpgroups
@@ -46,8 +48,6 @@ struct Barriers<WideConfig<E, M>> {
     mbarrier_init(k_empty(), readers);
     mbarrier_init(v_full(), 1);
     mbarrier_init(v_empty(), 4);
-    mbarrier_init(p_full(), 4);
-    mbarrier_init(p_empty(), 4);
     mbarrier_init(rows_taken(), readers);
     mbarrier_init_fence();
   }

@@ -7,7 +7,6 @@
 
 #include "attention/backward/sm90/consumer.cuh"
 #include "attention/backward/sm90/wide_barriers.cuh"
-#include "common/exponential.cuh"
 #include "common/tma.cuh"
 
 namespace baracuda::sm90::backward {
@@ -18,21 +17,16 @@ static __device__ __forceinline__ int thread_of_group() { return threadIdx.x % 1
 static __device__ __forceinline__ void release(uint32_t barrier) {
   if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
 }
+// In both blocks.
 static __device__ __forceinline__ void release_in_pair(uint32_t barrier) {
   const int lane = threadIdx.x % 32;
   if (lane < 2) mbarrier_arrive_at(address_at(lane, barrier));
 }
 
-// P and dS are taken times two to this whole number.
 template <typename C>
 __device__ __forceinline__ float shift_from(const Args& args) {
-  if constexpr (!C::shifts) return C::least_shift;
-  return args.query_tiles > 0 ? static_cast<float>(shift_of(args.norms)) : C::least_shift;
-}
-template <typename C>
-__device__ __forceinline__ float unshift_from(float shift) {
-  if constexpr (C::shifts) return unshift_of<C>(shift);
-  return 1.0f / (1 << static_cast<int>(C::least_shift));
+  if constexpr (!C::shifts) return 0.0f;
+  return args.query_tiles > 0 ? static_cast<float>(shift_of(args.norms)) : 0.0f;
 }
 
 }  // namespace wide
@@ -58,7 +52,10 @@ class KeyGradient {
       mbarrier_wait(barriers_.slot_full(stage), parity_of<C::stages>(item));
       const Slot<C> slot(shared_, item);
       const int count = uniform(slot.count());
-      if (count < 0) return;
+      if (count < 0) {
+        if constexpr (!Keys) await_reader();  // no arrivals stay behind
+        return;
+      }
       float gradient[columns];
 #pragma unroll
       for (int i = 0; i < columns; ++i) gradient[i] = 0.0f;
@@ -72,7 +69,7 @@ class KeyGradient {
       const GradientRows<C> rows(args_, slot, 0);
       __syncwarp();
       wide::release(barriers_.slot_empty(stage));
-      const float factor = wide::unshift_from<C>(shift_);
+      const float factor = unshift_of<C>(shift_);
       if constexpr (Keys) {
         rows.store(args_.dk, args_.dk_strides, gradient, args_.scale * factor);
       } else {
@@ -147,9 +144,7 @@ class KeyGradient {
     if constexpr (Keys) {
       take_p(x);
     } else {
-#pragma unroll
-      for (int i = 0; i < scores; ++i)
-        x[i] = exp2_approx(fmaf(x[i], args_.scale_log2, shift_));
+      take_weights<C>(x, args_.scale_log2, shift_);
     }
     if (masked) hide(x, left);
     if constexpr (!Keys) give_p(x);
@@ -186,45 +181,31 @@ class KeyGradient {
   __device__ __forceinline__ uint32_t p_address() const {
     return shared_ + C::p_offset + wide::thread_of_group() * 16;
   }
+  // Once what was handed over before has been read.
+  __device__ __forceinline__ void await_reader() {
+    if (handed_over_) named_barrier_sync(Barriers<C>::p_empty, 256);
+  }
   __device__ __forceinline__ void give_p(const float (&p)[scores]) {
-    mbarrier_wait(barriers_.p_empty(), parity_of<1>(handed_over_) ^ 1);
-    using Half = Dtype<__half>;
+    await_reader();
 #pragma unroll
-    for (int j = 0; j < C::p_bytes / 2048; ++j)
-      if constexpr (C::shifts) {
-        shared_store(p_address() + j * 2048,
-                     make_float4(p[4 * j], p[4 * j + 1], p[4 * j + 2], p[4 * j + 3]));
-      } else {
-        shared_store(p_address() + j * 2048,
-                     make_uint4(Half::pack(p[8 * j], p[8 * j + 1]),
-                                Half::pack(p[8 * j + 2], p[8 * j + 3]),
-                                Half::pack(p[8 * j + 4], p[8 * j + 5]),
-                                Half::pack(p[8 * j + 6], p[8 * j + 7])));
-      }
-    __syncwarp();
-    wide::release(barriers_.p_full());
-    ++handed_over_;
+    for (int j = 0; j < scores / 4; ++j)
+      shared_store(p_address() + j * 2048,
+                   make_float4(p[4 * j], p[4 * j + 1], p[4 * j + 2], p[4 * j + 3]));
+    named_barrier_arrive(Barriers<C>::p_full, 256);
+    handed_over_ = true;
   }
   // dS of dP.
-  __device__ __forceinline__ void take_p(float (&dp)[scores]) {
-    mbarrier_wait(barriers_.p_full(), parity_of<1>(handed_over_));
+  __device__ __forceinline__ void take_p(float (&dp)[scores]) const {
+    named_barrier_sync(Barriers<C>::p_full, 256);
 #pragma unroll
-    for (int j = 0; j < C::p_bytes / 2048; ++j) {
-      const uint4 p = shared_load_uint4(p_address() + j * 2048);
-      const uint32_t words[4] = {p.x, p.y, p.z, p.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if constexpr (C::shifts) {
-          dp[4 * j + i] *= __uint_as_float(words[i]);
-        } else {
-          const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
-          dp[8 * j + 2 * i] *= pair.x;
-          dp[8 * j + 2 * i + 1] *= pair.y;
-        }
+    for (int j = 0; j < scores / 4; ++j) {
+      const float4 p = shared_load_float4(p_address() + j * 2048);
+      dp[4 * j] *= p.x;
+      dp[4 * j + 1] *= p.y;
+      dp[4 * j + 2] *= p.z;
+      dp[4 * j + 3] *= p.w;
     }
-    __syncwarp();
-    wide::release(barriers_.p_empty());
-    ++handed_over_;
+    named_barrier_arrive(Barriers<C>::p_empty, 256);
   }
 
   // dS of the n_-th query tile, here and in the other block, as soon as both have made dQ of the
@@ -252,11 +233,11 @@ class KeyGradient {
   const Args& args_;
   const uint32_t shared_;
   const Barriers<C>& barriers_;
-  const float shift_;
+  const float shift_;         // a whole number
   int first_row_[2];          // that see this thread's keys, less its first column
   int block_first_row_;       // that sees the block's first key
   uint32_t n_ = 0;            // query tiles so far
-  uint32_t handed_over_ = 0;  // of P
+  bool handed_over_ = false;  // a P, to the other warpgroup
 };
 
 // The warpgroup of dQ: this block's half of the columns, over the keys of both blocks.
@@ -300,7 +281,7 @@ class QueryGradient {
   static __device__ __forceinline__ bool leads() { return wide::thread_of_group() == 0; }
 
   // tile: the n-th query tile, of all heads.
-  __device__ __forceinline__ void add_tile(uint32_t n, int tile) {
+  __device__ __forceinline__ void add_tile(uint32_t n, int tile) const {
     float dq[columns];
     const int rank = cluster_rank();
     const uint64_t mine = wgmma_descriptor(shared_ + C::ds_offset, C::ds_bytes);
@@ -321,23 +302,23 @@ class QueryGradient {
     wgmma_wait<0>();
     pin_registers(dq);
     wide::release_in_pair(barriers_.ds_empty());
-    const float factor = wide::unshift_from<C>(shift_);
+    const float factor = unshift_of<C>(shift_);
     float* const to = args_.dq + int64_t{tile} * C::dq_floats + rank * (C::dq_floats / 2);
     constexpr int fours = C::dq_piece_bytes / 2048;
 #pragma unroll
     for (int i = 0; i < columns / 4 / fours; ++i) {
-      const uint32_t at = shared_ + C::dq_offset + piece_ * C::dq_piece_bytes;
-      piece_ = piece_ + 1 < C::dq_pieces ? piece_ + 1 : 0;
+      const uint32_t at = shared_ + C::dq_offset + i % C::dq_pieces * C::dq_piece_bytes;
       if (leads()) tma_wait_read<C::dq_pieces - 1>();
-      named_barrier_sync(1, 128);
+      named_barrier_sync(Barriers<C>::dq_free, 128);
 #pragma unroll
       for (int j = 0; j < fours; ++j) {
         const float* const x = dq + 4 * (i * fours + j);
+        const auto out = [&](float value) { return C::shifts ? value * factor : value; };
         shared_store(at + j * 2048 + wide::thread_of_group() * 16,
-                     make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor));
+                     make_float4(out(x[0]), out(x[1]), out(x[2]), out(x[3])));
       }
       shared_store_fence();
-      named_barrier_sync(2, 128);
+      named_barrier_sync(Barriers<C>::dq_full, 128);
       if (leads()) {
         tma_add_bytes(to + i * (C::dq_piece_bytes / 4), at, C::dq_piece_bytes);
         tma_commit();
@@ -349,7 +330,6 @@ class QueryGradient {
   const uint32_t shared_;
   const Barriers<C>& barriers_;
   const float shift_;
-  int piece_ = 0;  // of shared memory that the next piece of dQ goes to
 };
 
 template <typename E, bool M>
