@@ -114,7 +114,7 @@ class TrainingMeasures:
     ) -> tuple[torch_cp.Form | None, Any]:
         times: dict[torch_cp.Form, float] = {}
         steps = {}
-        for form in _flat(torch_cp.FORMS):
+        for form in torch_cp.FORMS:
             step, around = self._context_parallel(problem, operands, form)
             name = f"context_parallel ({form})"
             if self._runs(name, problem, step, exact, around):
@@ -244,10 +244,6 @@ def _ring_flash_attention(problem: Problem, operands: list[torch.Tensor]) -> Ste
         return tuple(x.transpose(1, 2) for x in torch.autograd.grad(y, inputs, dy))
 
     return step
-
-
-def _flat(forms: Any) -> list[torch_cp.Form]:
-    return [form for one in forms for form in ([one] if isinstance(one, torch_cp.Form) else one)]
 
 
 def _not_of_torch() -> int:
