@@ -17,8 +17,10 @@ from baracuda_kernels import reference
 pytestmark = pytest.mark.gpu
 
 DTYPES = ("f16", "bf16", "f32", "f64")
-FAMILIES = [*(("simt", dtype) for dtype in DTYPES), ("sm90a", "f16"), ("sm90a", "bf16")]
-HEAD_DIMS = {"simt": (1, 40, 64, 128, 200, 256), "sm90a": (64, 128)}
+ON_TENSOR_CORES = [(family, dtype) for family in ("sm80", "sm90a") for dtype in ("f16", "bf16")]
+FAMILIES = [*(("simt", dtype) for dtype in DTYPES), *ON_TENSOR_CORES]
+HEAD_DIMS = {"simt": (1, 40, 64, 128, 200, 256), "sm80": (64, 96, 128, 192, 256),
+             "sm90a": (64, 128)}
 CASES = [(family, dtype, d) for family, dtype in FAMILIES for d in HEAD_DIMS[family]]
 # (query_len, key_len): around every tile edge, one-row, one-key, long against short.
 LENGTHS = [(1, 1), (1, 257), (31, 33), (63, 65), (64, 64), (65, 127), (127, 63), (300, 1),
@@ -43,20 +45,22 @@ def test_lengths_masks_and_heads(torch, family, dtype, head_dim):
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 def test_long_sequences(torch, family, dtype, is_causal):
-    for head_dim, kv_heads in ((64, 2), (128, 4), (128, 1)):
+    more = ((96, 4), (192, 2), (256, 1)) if family == "sm80" else ()
+    for head_dim, kv_heads in ((64, 2), (128, 4), (128, 1), *more):
         x = drawn(torch, dtype, 1, heads=4, kv_heads=kv_heads, query_len=2048, head_dim=head_dim)
         with case(head_dim=head_dim, kv_heads=kv_heads):
             check(torch, family, dtype, x, is_causal=is_causal)
 
 
+@pytest.mark.parametrize("family", ["sm80", "sm90a"])
 @pytest.mark.parametrize(("head_dim", "kv_heads"), [(64, 24), (128, 24), (128, 6)])
-def test_more_key_tiles_than_blocks(torch, head_dim, kv_heads):
+def test_more_key_tiles_than_blocks(torch, family, head_dim, kv_heads):
     """Blocks of sm90a take several, in sections and in rounds of either direction."""
     for causal, batch in ((True, 5), (False, 2)):
         x = drawn(torch, "bf16", 12, batch=batch, heads=24, kv_heads=kv_heads, query_len=700,
                   key_len=650, head_dim=head_dim)  # fmt: skip
         with case(causal=causal):
-            check(torch, "sm90a", "bf16", x, is_causal=causal)
+            check(torch, family, "bf16", x, is_causal=causal)
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1e-3, 2.0])
@@ -67,10 +71,10 @@ def test_any_scale(torch, family, dtype, scale):
 
 
 @pytest.mark.parametrize("scale", [1e-6, 0.02, 1.0])
-@pytest.mark.parametrize("dtype", ["f16", "bf16"])
-def test_positive_scales(torch, dtype, scale):
+@pytest.mark.parametrize(("family", "dtype"), ON_TENSOR_CORES)
+def test_positive_scales(torch, family, dtype, scale):
     x = drawn(torch, dtype, 2, query_len=150, head_dim=64)
-    check(torch, "sm90a", dtype, x, scale=scale, is_causal=True, peaked=True)
+    check(torch, family, dtype, x, scale=scale, is_causal=True, peaked=True)
 
 
 @pytest.mark.parametrize(("family", "dtype"), FAMILIES)
@@ -79,9 +83,11 @@ def test_peaked_rows(torch, family, dtype):
     check(torch, family, dtype, x, peaked=True)
 
 
-@pytest.mark.parametrize(("head_dim", "kv_heads"), [(64, 2), (128, 2), (128, 1)])
+@pytest.mark.parametrize(("family", "head_dim", "kv_heads"), [
+    *(("sm90a", *heads) for heads in ((64, 2), (128, 2), (128, 1))),
+    *(("sm80", *heads) for heads in ((64, 2), (96, 1), (128, 2), (192, 2), (256, 1)))])  # fmt: skip
 @pytest.mark.parametrize("size", [1e-3, 3.0, 300.0])
-def test_float16_gradients_neither_underflow_nor_overflow(torch, size, head_dim, kv_heads):
+def test_float16_gradients_neither_underflow_nor_overflow(torch, size, family, head_dim, kv_heads):
     """P is about 1/K, dS as much smaller than dy: below float16's range unless it is shifted. With
     large dy, few keys and large V, dS is near its other end."""
     long = size < 1
@@ -89,7 +95,7 @@ def test_float16_gradients_neither_underflow_nor_overflow(torch, size, head_dim,
               key_len=16384 if long else 3, head_dim=head_dim)  # fmt: skip
     x = x._replace(dy=x.dy * size, v=x.v if long else x.v * 8)
     exact = attention_backward(*x[:4])
-    got = Call(torch, "sm90a", "f16", x, wide=True).run()
+    got = Call(torch, family, "f16", x, wide=True).run()
     for name, one, truth in zip(("dk", "dv"), got[1:], exact[1:], strict=True):
         relative = float((one.double() - truth).norm() / truth.norm())
         with case(name=name):
@@ -118,12 +124,12 @@ def test_steps_at_the_positions_of_a_ring(torch, family, dtype, layout):
             held.append(on_gpu(torch, [a, *[None] * 4]).q)
             return held[-1]
         got = abi.ring_gradients(
-            x, y, lse, world_size, layout, kernel={"simt": 1, "sm90a": 3}[family],
+            x, y, lse, world_size, layout, kernel={"simt": 1, "sm80": 2, "sm90a": 3}[family],
             causal=causal, empty=empty, place=place,
             stream=torch.cuda.current_stream().cuda_stream)
         exact = reference.attention_backward(*x[:4], dlse=x.dlse, is_causal=causal)
         bound = {"f32": 1e-6, "f64": 1e-13, "bf16": 3e-3, "f16": 4e-4}[dtype]
-        bound *= 1.5 if family == "sm90a" else 1.0
+        bound *= 1.0 if family == "simt" else 1.5
         for name, one, truth in zip(("dq", "dk", "dv"), got, exact, strict=True):
             with case(name=name, world_size=world_size, causal=causal):
                 assert error_of(one, truth)["relative"] < bound
@@ -199,8 +205,8 @@ def gradients_after_exact_forward(torch, family, dtype, x):
 
 
 def same(torch, family, one, other):
-    """Bit for bit; of sm90a dq alone, whose sum has no order, within a rounding or two."""
-    if family == "sm90a":
+    """Bit for bit; on tensor cores dq, whose sum has no order, within a rounding or two."""
+    if family != "simt":
         near = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}[one[0].dtype]
         torch.testing.assert_close(one[0], other[0], rtol=near, atol=near * float(
             one[0].abs().max()) / 16)  # fmt: skip
@@ -282,15 +288,16 @@ def test_what_is_selected_for_a_bf16_problem_and_why_others_are_not(torch):
     stream = bk.Stream(torch.cuda.current_stream())
     hopper = torch.cuda.get_device_capability() == (9, 0)
     desc = bk.FlashSdpaDescriptor(1, 2, 64, 64, 128, element="BF16")
-    for pref, family in ((None, "sm90a" if hopper else "simt"),
+    for pref, family in ((None, "sm90a" if hopper else "sm80"),
                          (bk.PlanPreference(deterministic=True), "simt"),
-                         (bk.PlanPreference(allow_sm90a=False), "simt")):
+                         (bk.PlanPreference(allow_sm90a=False), "sm80"),
+                         (bk.PlanPreference(math_precision="F32"), "simt")):
         plan = bk.FlashSdpaBackwardPlan.select(desc, stream, pref)
         assert plan.family == family and plan.sku.direction is bk.Direction.BACKWARD
         assert plan.precision_guarantee.deterministic == (family == "simt")
-    with pytest.raises(bk.UnsupportedError, match="sm80: has no backward kernel"):
+    with pytest.raises(bk.UnsupportedError, match="sm80: deterministic is True, and its sums"):
         bk.FlashSdpaBackwardPlan.select(
-            desc, stream, bk.PlanPreference(math_precision="BF16", allow_sm90a=False))
+            desc, stream, bk.PlanPreference(math_precision="BF16", deterministic=True))
 
 
 def test_scratch_and_devices(torch):

@@ -24,13 +24,16 @@ def test_the_registry_knows_the_direction():
     spec = registry.get("flash_sdpa")
     assert spec.plan_type("backward") is bk.FlashSdpaBackwardPlan
     backward = registry.skus(op="FLASH_ATTENTION", direction="BACKWARD")
-    assert {(sku.arch.name, sku.element.name) for sku in backward} == {
-        (arch, element) for arch in ("SM80", "HOST")
-        for element in ("F16", "BF16", "F32", "F32_STRICT", "F64")} | {
-        ("SM90A", "F16"), ("SM90A", "BF16")}  # fmt: skip
+    # simt and sm80 have one architecture; what sm80 multiplies in is what it differs by.
+    on_tensor_cores = [(arch, element) for arch in ("SM80", "SM90A") for element in ("F16", "BF16")]
+    assert sorted((sku.arch.name, sku.element.name) for sku in backward) == sorted([
+        *((arch, element) for arch in ("SM80", "HOST")
+          for element in ("F16", "BF16", "F32", "F32_STRICT", "F64")), *on_tensor_cores])
     for sku in backward:
         guarantee = sku.precision_guarantee
-        fast = sku.arch is bk.ArchSku.SM90A
+        fast = guarantee.math_precision.name == sku.element.name != "F64"
+        assert fast == ((sku.arch.name, sku.element.name) in on_tensor_cores
+                        and guarantee.math_precision.name != "F32")
         assert guarantee.deterministic == guarantee.bit_stable_on_same_hardware == (not fast)
         wide = "F64" if sku.element is bk.ElementKind.F64 else "F32"
         assert guarantee.accumulator.name == wide
@@ -39,12 +42,12 @@ def test_the_registry_knows_the_direction():
     assert forward and all(sku.precision_guarantee.deterministic for sku in forward)
 
 
-def test_families_without_a_backward_say_so_on_any_machine():
+def test_candidates_on_any_machine():
     explanation = registry.explain(problem(), "sm_90", direction="backward")
     reasons = {c.family: c.reason for c in explanation.candidates}
     assert list(reasons) == ["sm90a", "sm80", "simt", "host"]
     if bk._build_info()["cuda_built"]:
-        assert reasons["sm90a"] == "" and reasons["sm80"] == "has no backward kernel"
+        assert reasons["sm90a"] == reasons["sm80"] == reasons["simt"] == ""
         assert explanation.family == "sm90a" and explanation.selected.direction is BACKWARD
     else:
         assert explanation.family is None
@@ -58,30 +61,36 @@ def test_sums_in_any_order_are_not_deterministic():
         problem(), "sm_90", bk.PlanPreference(deterministic=True), direction="backward")
     reasons = {c.family: c.reason for c in explanation.candidates}
     assert explanation.family == "simt"
-    assert reasons["sm90a"] == "deterministic is True, and its sums have no fixed order"
+    assert reasons["sm90a"] == reasons["sm80"] == \
+        "deterministic is True, and its sums have no fixed order"
     assert registry.explain(problem(), "sm_90", bk.PlanPreference(deterministic=True)).family \
         == "sm90a", "the forward is"
 
 
 @needs_cuda_build
-def test_the_scratch_of_sm90a_counts_as_workspace():
-    # Two tiles of 64 rows, each with four numbers a row and a sum of dq.
-    explanation = registry.explain(problem(), "sm_90", bk.PlanPreference(max_workspace_bytes=34815),
-                                   direction="backward")
-    reasons = {c.family: c.reason for c in explanation.candidates}
-    assert reasons["sm90a"] == "needs 34816 workspace bytes, max_workspace_bytes is 34815"
+def test_the_scratch_of_whole_tiles_counts_as_workspace():
+    # Two tiles of 64 rows, each with four numbers a row (sm80: two) and a sum of dq.
+    for most in (34815, 33791):
+        preference = bk.PlanPreference(max_workspace_bytes=most)
+        explanation = registry.explain(problem(), "sm_90", preference, direction="backward")
+        reasons = {c.family: c.reason for c in explanation.candidates}
+        assert reasons["sm90a"] == f"needs 34816 workspace bytes, max_workspace_bytes is {most}"
+        assert explanation.family == ("sm80" if most == 34815 else "simt")
+    assert reasons["sm80"] == "needs 33792 workspace bytes, max_workspace_bytes is 33791"
 
 
 @needs_cuda_build
 @pytest.mark.parametrize(
     ("fields", "arch", "family"),
     [
-        ({}, "sm_80", "simt"), ({"element": "F64"}, "sm_90", "simt"), ({}, "host", "host"),
+        ({}, "sm_80", "sm80"), ({"element": "F64"}, "sm_90", "simt"), ({}, "host", "host"),
         ({"head_dim": 257}, "sm_90", None), ({"head_dim": 257}, "host", "host"),
         ({"scale": -1.0}, "sm_90", "simt"), ({"element": "S8"}, "host", None),
         ({"element": "F16"}, "sm_90", "sm90a"), ({"head_dim": 128}, "sm_90", "sm90a"),
-        ({"head_dim": 256}, "sm_90", "simt"), ({"head_dim": 96}, "sm_90", "simt"),
-        ({"scale": 1e-30}, "sm_90", "simt"), ({}, "sm_100", "simt"),
+        ({"head_dim": 256}, "sm_90", "sm80"), ({"head_dim": 96}, "sm_90", "sm80"),
+        ({"head_dim": 192}, "sm_80", "sm80"), ({"head_dim": 72}, "sm_80", "simt"),
+        ({"scale": 1e-30}, "sm_90", "sm80"), ({}, "sm_100", "sm80"), ({"scale": 0.0}, "sm_80", "simt"),
+        ({"element": "F32"}, "sm_80", "simt"), ({"query_len": 2**30 + 1}, "sm_80", "simt"),
         ({"key_len": 2**31}, "sm_90", "simt"), ({"batch_size": 2**20, "num_heads": 2**11,
                                                  "num_kv_heads": 2**11}, "sm_90", "simt"),
     ],
