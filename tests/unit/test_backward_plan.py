@@ -24,20 +24,21 @@ def test_the_registry_knows_the_direction():
     spec = registry.get("flash_sdpa")
     assert spec.plan_type("backward") is bk.FlashSdpaBackwardPlan
     backward = registry.skus(op="FLASH_ATTENTION", direction="BACKWARD")
-    # simt and sm80 have one architecture; what sm80 multiplies in is what it differs by.
+    # simt and sm80 have one architecture; what they multiply in tells them apart.
     on_tensor_cores = [(arch, element) for arch in ("SM80", "SM90A") for element in ("F16", "BF16")]
     assert sorted((sku.arch.name, sku.element.name) for sku in backward) == sorted([
         *((arch, element) for arch in ("SM80", "HOST")
           for element in ("F16", "BF16", "F32", "F32_STRICT", "F64")), *on_tensor_cores])
+    unordered = [(sku.arch.name, sku.element.name) for sku in backward
+                 if not sku.precision_guarantee.deterministic]
+    assert sorted(unordered) == sorted(on_tensor_cores)
     for sku in backward:
         guarantee = sku.precision_guarantee
-        fast = guarantee.math_precision.name == sku.element.name != "F64"
-        assert fast == ((sku.arch.name, sku.element.name) in on_tensor_cores
-                        and guarantee.math_precision.name != "F32")
-        assert guarantee.deterministic == guarantee.bit_stable_on_same_hardware == (not fast)
+        fast = guarantee.math_precision.name in ("F16", "BF16")
         wide = "F64" if sku.element is bk.ElementKind.F64 else "F32"
         assert guarantee.accumulator.name == wide
         assert guarantee.math_precision.name == (sku.element.name if fast else wide)
+        assert guarantee.deterministic == guarantee.bit_stable_on_same_hardware == (not fast)
     forward = registry.skus(op="FLASH_ATTENTION", direction="FORWARD", arch="SM90A")
     assert forward and all(sku.precision_guarantee.deterministic for sku in forward)
 

@@ -5,7 +5,7 @@ namespace baracuda::sm80::backward {
 namespace {
 
 template <typename Element>
-using Fast = Config<Element, 192, 8, 16, 64, 1, true>;
+using Fast = Config<Element, 192, 8, 32, 32, 1, true>;
 template <typename Element>
 using Compact = Config<Element, 192, 4, 16, 32, 1, true>;
 
