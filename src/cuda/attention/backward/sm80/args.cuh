@@ -54,10 +54,14 @@ struct KeyTile {
 
 // Sections of heads follow one another; within one, tiles run from the first (under a causal mask the
 // one that most rows see) to the last.
+//
+// Volatile: asked again at the block's end, it is made anew, not kept in registers.
 __device__ __forceinline__ KeyTile key_tile_of(const Args& args, int block_n) {
+  int block;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
   const int section_blocks = args.section * args.key_tiles;
-  const int first_head = static_cast<int>(blockIdx.x) / section_blocks * args.section;
-  const int rest = static_cast<int>(blockIdx.x) % section_blocks;
+  const int first_head = block / section_blocks * args.section;
+  const int rest = block % section_blocks;
   const int left = args.batch_kv_heads - first_head;
   const int heads = args.section < left ? args.section : left;
   const int head = first_head + rest % heads;

@@ -430,10 +430,11 @@ class Block {
 
   __device__ __forceinline__ void store(Sums& d, void* to, const baracuda_strides& strides,
                                         float factor) const {
+    const KeyTile tile = key_tile_of(args_, C::block_n);
 #pragma unroll
     for (int i = 0; i < C::key_blocks; ++i) {
-      const GradientRows<Element, C::head_dim> rows(tile_.batch, tile_.kv_head,
-                                                    tile_.key0 + first_key_ + 16 * i,
+      const GradientRows<Element, C::head_dim> rows(tile.batch, tile.kv_head,
+                                                    tile.key0 + first_key_ + 16 * i,
                                                     args_.key_len, args_.gradients_f32);
       rows.store(to, strides, reinterpret_cast<float(&)[C::head_dim / 2]>(d[i]),
                  factor * unshift());
