@@ -39,7 +39,7 @@ struct Config {
   static constexpr int dq_row_warps =
       warps / dq_column_warps < BlockM / 16 ? warps / dq_column_warps : BlockM / 16;
   static constexpr int dq_row_blocks = BlockM / 16 / dq_row_warps;
-  static constexpr int dq_unroll = Paired ? 2 : block_n / 16;  // more spills
+  static constexpr int dq_unroll = Paired ? 2 : 4;  // more spills
   static constexpr int dq_column_pairs = HeadDim / 16 / dq_column_warps;
 
   static constexpr int kv_bytes = block_n * Layout::bytes;
@@ -55,7 +55,8 @@ struct Config {
   static constexpr int p_offset = ds_offset + ds_stages * ds_bytes;
   static constexpr int statistics_offset = p_offset + (Paired ? 4 * block_n * BlockM : 0);
   static constexpr int rows_offset = statistics_offset + stages * statistics_bytes;
-  static constexpr int shared_bytes = rows_offset + 4 * block_n;
+  static constexpr int shift_offset = rows_offset + 4 * block_n;
+  static constexpr int shared_bytes = shift_offset + 4;
   static_assert(shared_bytes <= 227 * 1024, "more shared memory than a block can have");
 };
 

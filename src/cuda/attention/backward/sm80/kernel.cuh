@@ -49,8 +49,6 @@ class Block {
   __device__ __forceinline__ void run() {
     load_keys();
     const int first_row = shared_load(rows_address());
-    if constexpr (C::shifts)
-      shift_ = args_.query_len > 0 ? static_cast<float>(shift_of(args_.norms)) : 0.0f;
     Sums d[gradients];  // of dK, then of dV; in pairs of warps of its own
 #pragma unroll
     for (int g = 0; g < gradients; ++g)
@@ -83,6 +81,8 @@ class Block {
     const int valid = args_.key_len - tile_.key0;
     load<KvCopy>(shared_ + C::k_offset, args_.k, args_.k_strides, tile_.kv_head, tile_.key0, valid);
     load<KvCopy>(shared_ + C::v_offset, args_.v, args_.v_strides, tile_.kv_head, tile_.key0, valid);
+    if (C::shifts && threadIdx.x == 0)
+      shared_store(shared_ + C::shift_offset, args_.query_len > 0 ? shift_of(args_.norms) : 0);
     for (int i = threadIdx.x; i < C::block_n; i += C::threads)
       shared_store(rows_address() + 4 * i, first_row_of(args_, int64_t{tile_.key0} + i));
     cp_async_commit();
@@ -233,11 +233,12 @@ class Block {
   // P of S, times two to the shift.
   __device__ __forceinline__ void take_weights(Scores& s, uint32_t statistics) const {
     const int lane = threadIdx.x % 32;
+    const float shifted = shift();
 #pragma unroll
     for (int j = 0; j < query_blocks; ++j) {
       float2 offset = shared_load_pair(statistics + 4 * (8 * j + 2 * (lane % 4)));
-      offset.x = C::shifts ? shift_ - offset.x : -offset.x;
-      offset.y = C::shifts ? shift_ - offset.y : -offset.y;
+      offset.x = C::shifts ? shifted - offset.x : -offset.x;
+      offset.y = C::shifts ? shifted - offset.y : -offset.y;
 #pragma unroll
       for (int i = 0; i < C::key_blocks; ++i)
 #pragma unroll
@@ -423,9 +424,13 @@ class Block {
       }
   }
 
+  // See shift.cuh. In shared memory, for registers are short.
+  __device__ __forceinline__ float shift() const {
+    return C::shifts ? static_cast<float>(shared_load(shared_ + C::shift_offset)) : 0.0f;
+  }
   // What takes the shift off again.
   __device__ __forceinline__ float unshift() const {
-    return C::shifts ? exp2_approx(-shift_) : 1.0f;
+    return C::shifts ? exp2_approx(-shift()) : 1.0f;
   }
 
   __device__ __forceinline__ void store(Sums& d, void* to, const baracuda_strides& strides,
@@ -446,7 +451,6 @@ class Block {
   const KeyTile tile_;
   const int warp_;
   const int first_key_;                // of the warp, in the tile
-  float shift_ = 0.0f;                 // a whole number
 };
 
 template <typename C>
