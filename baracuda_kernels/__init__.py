@@ -74,6 +74,8 @@ from baracuda_kernels._core._transport import Transport, TransportCommunicator
 from baracuda_kernels.ops.attention._kind import AttentionKind
 from baracuda_kernels.ops.ring_attention import (
     RingAttentionArgs,
+    RingAttentionBackwardArgs,
+    RingAttentionBackwardPlan,
     RingAttentionDescriptor,
     RingAttentionPlan,
 )
@@ -110,8 +112,8 @@ __all__ = [
     "HopExchange", "InvalidProblemError", "KernelSku", "LayoutSku", "LocalCommunicator",
     "LocalRing",
     "MathPrecision", "MisalignedOperandError", "NcclError", "NcclTimeoutError", "OpCategory",
-    "PlanPreference", "PrecisionGuarantee", "RingAttentionArgs", "RingAttentionDescriptor",
-    "RingAttentionPlan", "RingSpan", "RingStepTime", "RingTimeline",
+    "PlanPreference", "PrecisionGuarantee", "RingAttentionArgs", "RingAttentionBackwardArgs",
+    "RingAttentionBackwardPlan", "RingAttentionDescriptor", "RingAttentionPlan", "RingSpan", "RingStepTime", "RingTimeline",
     "SequenceLayout", "Stream", "TensorMut", "TensorRef", "Transport",
     "TransportCommunicator", "UniqueId", "UnsupportedError", "WorkspaceTooSmallError",
     "__version__", "errors", "positions", "registry", "run_local_ring", "shard", "unshard",

@@ -8,24 +8,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from baracuda_kernels._arguments import array, flag, integer, layout_of, library_of, number
+from baracuda_kernels._arguments import number
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels._core._info import HostProgress
-from baracuda_kernels._local_memory import element_of, memory_for
+from baracuda_kernels._prepared_ring import PreparedRing
 from baracuda_kernels.errors import (
     CommunicatorError,
     InvalidProblemError,
     NcclTimeoutError,
     UnsupportedError,
 )
-from baracuda_kernels.ops.attention._descriptor import accumulator_of
-from baracuda_kernels.sharding import MAX_RANKS, rows_per_rank, shard, unshard
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from baracuda_kernels import RingAttentionPlan, RingTimeline
 
     _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -50,6 +46,8 @@ def run_local_ring(
     device: Any = "host",
     progress: Callable[[float, int], None] | None = None,
     timeout: float | None = None,
+    dy: None = None,
+    dlse: None = None,
 ) -> tuple[NDArray[_Scalar], NDArray[np.floating[Any]]]: ...
 @overload
 def run_local_ring(
@@ -64,6 +62,8 @@ def run_local_ring(
     device: Any = "host",
     progress: Callable[[float, int], None] | None = None,
     timeout: float | None = None,
+    dy: None = None,
+    dlse: None = None,
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]: ...
 @overload
 def run_local_ring(
@@ -78,7 +78,25 @@ def run_local_ring(
     device: Any = "host",
     progress: Callable[[float, int], None] | None = None,
     timeout: float | None = None,
+    dy: None = None,
+    dlse: None = None,
 ) -> tuple[_Array, _Array]: ...
+@overload
+def run_local_ring(
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    world_size: int,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    sequence_layout: SequenceLayout | str = "contiguous",
+    device: Any = "host",
+    progress: Callable[[float, int], None] | None = None,
+    timeout: float | None = None,
+    dy: _Array,
+    dlse: _Array | None = None,
+) -> tuple[_Array, _Array, _Array, _Array, _Array]: ...
 def run_local_ring(
     q: Any,
     k: Any,
@@ -91,13 +109,15 @@ def run_local_ring(
     device: Any = "host",
     progress: Callable[[float, int], None] | None = None,
     timeout: float | None = None,
-) -> tuple[Any, Any]:
+    dy: Any = None,
+    dlse: Any = None,
+) -> Any:
     """Exact attention of whole arrays, computed by a ring of virtual ranks in this process.
 
     Shards the sequence over `world_size` ranks of a `LocalCommunicator` ring, runs every rank's
-    `RingAttentionPlan` and gathers the outputs. It allocates the operands and scratch itself: for
-    trying, testing and checking. Engines that own their memory use the plan. The only mask is the
-    causal one; there is no window and no dropout.
+    `RingAttentionPlan`, with `dy` its `RingAttentionBackwardPlan` too, and gathers the outputs. It
+    allocates the operands and scratch itself: for trying, testing and checking. Engines that own their
+    memory use the plans. The only mask is the causal one; there is no window and no dropout.
 
     Parameters
     ----------
@@ -121,10 +141,15 @@ def run_local_ring(
         back; arrays on a GPU must name their own device.
     progress : callable, optional
         Called from this thread as ``progress(done, total)``, in rank-steps: every rank takes
-        `world_size` steps. On the host `done` moves within a step too, and never falls.
+        `world_size` steps, and with `dy` as many again. On the host `done` moves within a step too, and never falls.
     timeout : float, optional
         Seconds that a run on the host may take; it is stopped at the end of the step in which they
         pass. A run on a GPU cannot be stopped and takes none. By default there is no limit.
+    dy : array, optional
+        ``[B, H, S, D]``, the gradient of `y`, of the kind and dtype of `q`: the gradients of `q`, `k`
+        and `v` are computed, too.
+    dlse : array, optional
+        ``[B, H, S]``, the gradient of `lse`, of its dtype; zeros by default. Only together with `dy`.
 
     Returns
     -------
@@ -133,6 +158,8 @@ def run_local_ring(
     lse : array
         ``[B, H, S]``, float64 for float64 operands, else float32; natural log, -inf in rows that
         see no key.
+    dq, dk, dv : array
+        With `dy` alone: the gradients, each as its operand is.
 
     Raises
     ------
@@ -149,7 +176,7 @@ def run_local_ring(
     KeyboardInterrupt
         Ctrl-C, and on the host within half a second; also whatever else `progress` raises.
     """
-    y, lse, _ = run_with_plan(
+    *outputs, _ = run_with_plan(
         q,
         k,
         v,
@@ -160,8 +187,10 @@ def run_local_ring(
         device=device,
         progress=progress,
         timeout=timeout,
+        dy=dy,
+        dlse=dlse,
     )
-    return y, lse
+    return tuple(outputs)
 
 
 def run_with_plan(
@@ -173,8 +202,8 @@ def run_with_plan(
     progress: Callable[[float, int], None] | None,
     timeout: float | None,
     **options: Any,
-) -> tuple[Any, Any, RingAttentionPlan]:
-    """`run_local_ring`, with the plan that ran as a third result; `options` of `PreparedRing`."""
+) -> tuple[Any, ...]:
+    """`run_local_ring`, with the forward's plan as a last result; `options` of `PreparedRing`."""
     if timeout is not None:
         timeout = number("timeout", timeout)
         if not timeout > 0:
@@ -189,118 +218,16 @@ def run_with_plan(
         prepared.run()
     else:
         _run_watched(prepared, progress, math.inf if timeout is None else timeout)
-    y, lse = prepared.outputs()
-    return y, lse, prepared.plan
-
-
-class PreparedRing:
-    """A local ring over whole arrays: sharded and staged, ready for any number of runs.
-
-    Attributes
-    ----------
-    plan : RingAttentionPlan
-    ring : LocalRing
-    stream : Stream
-        Of the memory that the arrays lie in.
-    """
-
-    def __init__(
-        self,
-        q: Any,
-        k: Any,
-        v: Any,
-        world_size: int,
-        *,
-        is_causal: bool,
-        scale: float | None,
-        sequence_layout: SequenceLayout | str,
-        device: Any,
-    ) -> None:
-        from baracuda_kernels import LocalCommunicator, RingAttentionDescriptor, RingAttentionPlan
-
-        self._layout = layout = layout_of(sequence_layout)
-        world_size = integer("world_size", world_size, least=1, most=MAX_RANKS)
-        is_causal = flag("is_causal", is_causal)
-        scale = None if scale is None else number("scale", scale)
-        q, k, v = array("q", q), array("k", k), array("v", v)
-        self._memory = memory = memory_for(q, device)
-        _check(q, k, v, world_size)
-        batch, heads, total_queries, head_dim = (int(n) for n in q.shape)
-        kv_heads, total_keys = int(k.shape[1]), int(k.shape[2])
-        element = element_of(q, "q")
-        descriptor = RingAttentionDescriptor(
-            batch,
-            heads,
-            total_queries // world_size,
-            total_keys // world_size,
-            head_dim,
-            scale=scale,
-            is_causal=is_causal,
-            element=element,
-            num_kv_heads=kv_heads,
-            sequence_layout=layout,
-        )
-        self.stream = memory.stream
-        self.plan = RingAttentionPlan.select(self.stream, descriptor)
-        shards = [shard(x, world_size, sequence_layout=layout) for x in (q, k, v)]
-        self._ranks = [
-            _Rank(memory, self.plan, tuple(memory.stage(x) for x in rank_shards), world_size)
-            for rank_shards in zip(*shards, strict=True)
-        ]
-        self.ring = LocalCommunicator.ring(world_size, device=memory.ring_device)
-        self._args = [rank.args for rank in self._ranks]
-
-    def run(self, timeline: list[RingTimeline] | None = None) -> None:
-        """Enqueue one run of all ranks."""
-        self.ring.run_all(self.stream, self.plan, self._args, timeline=timeline)
-
-    def outputs(self) -> tuple[Any, Any]:
-        """y and lse of the last run, gathered."""
-        y, lse = (
-            unshard([self._memory.fetch(x) for x in shards], sequence_layout=self._layout)
-            for shards in zip(*((rank.y, rank.lse) for rank in self._ranks), strict=True)
-        )
-        return y, lse
-
-
-class _Rank:
-    """One virtual rank's arrays, and the arguments that view them."""
-
-    def __init__(self, memory: Any, plan: Any, qkv: tuple[Any, ...], world_size: int) -> None:
-        from baracuda_kernels import RingAttentionArgs
-
-        # Held here because arguments over raw addresses keep nothing alive.
-        self._q, self._k, self._v = qkv
-        desc = plan.descriptor
-        rows = (desc.batch_size, desc.num_heads, desc.query_len)
-        dtype = desc.element.dtype_name
-        self.y = memory.empty((*rows, desc.head_dim), dtype)
-        self.lse = memory.empty(rows, accumulator_of(desc.element).dtype_name)
-        scratch = {}
-        if world_size > 1:
-            self._scratch = {
-                "kv_scratch_a": memory.empty((plan.kv_scratch_elements,), dtype),
-                "kv_scratch_b": memory.empty((plan.kv_scratch_elements,), dtype),
-                "accumulator_scratch": memory.empty((plan.accumulator_scratch_bytes,), "uint8"),
-            }
-            scratch = {name: memory.operand(array) for name, array in self._scratch.items()}
-        self.args = RingAttentionArgs(
-            q=memory.operand(self._q),
-            k=memory.operand(self._k),
-            v=memory.operand(self._v),
-            y=memory.operand(self.y),
-            lse=memory.operand(self.lse),
-            **scratch,
-        )
+    return *prepared.outputs(), prepared.plan
 
 
 def _run_watched(
     prepared: PreparedRing, progress: Callable[[float, int], None] | None, timeout: float
 ) -> None:
-    # The ring runs in a thread of its own so that this one can report how far it has come, and
-    # stop it.
-    ranks = prepared.ring.ranks
-    total = len(ranks) ** 2
+    # The rings run in a thread of their own so that this one can report how far they have come, and
+    # stop them.
+    ranks = [rank for ring in prepared.rings for rank in ring]
+    total = sum(len(ring) ** 2 for ring in prepared.rings)
     report = progress or (lambda done, total: None)
     report(0, total)
     late = False
@@ -320,7 +247,7 @@ def _run_watched(
                 report(furthest, total)
                 if time.monotonic() >= end:
                     late = True
-                    prepared.ring.abort()
+                    _abort(prepared)
                     break
             run.result()
         except CommunicatorError as error:
@@ -331,41 +258,11 @@ def _run_watched(
             ) from error
         except BaseException:
             # Of the caller's progress, or Ctrl-C: the pool would wait for the whole run.
-            prepared.ring.abort()
+            _abort(prepared)
             raise
     report(total, total)
 
 
-def _check(q: Any, k: Any, v: Any, world_size: int) -> None:
-    library = library_of(q)
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if len(x.shape) != 4:
-            raise InvalidProblemError(
-                f"{name} has shape {tuple(x.shape)}; it must have four dimensions, [B, H, S, D]"
-            )
-        if library_of(x) != library or x.dtype != q.dtype:
-            raise InvalidProblemError(
-                f"{name} is {type(x).__name__} of {x.dtype} and q {type(q).__name__} of {q.dtype}; "
-                "they must be alike"
-            )
-        if library == "torch" and _records_gradient(x):
-            raise UnsupportedError(
-                f"{name}: got a tensor that requires grad; there is no gradient here, run it under "
-                "torch.no_grad() or pass detached tensors"
-            )
-    if tuple(k.shape) != tuple(v.shape):
-        raise InvalidProblemError(
-            f"k has shape {tuple(k.shape)} and v {tuple(v.shape)}; they must be alike"
-        )
-    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise InvalidProblemError(
-            f"q has shape {tuple(q.shape)} and k {tuple(k.shape)}; batch and head_dim must be equal"
-        )
-    for name, x in (("the sequence of q", q), ("the sequence of k and v", k)):
-        rows_per_rank(int(x.shape[2]), world_size, name)
-
-
-def _records_gradient(x: Any) -> bool:
-    import torch  # the tensor's own, loaded long since
-
-    return bool(x.requires_grad and torch.is_grad_enabled())
+def _abort(prepared: PreparedRing) -> None:
+    for ring in prepared.rings:
+        ring.abort()

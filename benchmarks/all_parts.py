@@ -2,9 +2,9 @@
 
     python -m benchmarks.all_parts --out out -o benchmarks/results
 
-One GPU: one part after the other, some ten minutes. Two: the timed parts on the first, the others
-on the second; beside those that time single microseconds of the host only the sanitizer runs. What
-a part prints goes to OUT/<part>.txt.
+One GPU: one part after the other, some twenty minutes. Two or four: side by side, a part alone on
+its GPU; beside those that time single microseconds of the host only the sanitizer runs. What a part
+prints goes to OUT/<part>.txt. `--part` runs some parts alone.
 """
 
 from __future__ import annotations
@@ -14,14 +14,33 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from baracuda_kernels._core import _info
 from benchmarks import ROOT
 from benchmarks.evidence import PARTS, merge
+
+# The host's microseconds: they come first, and beside them runs none but `_QUIET`.
+_HOST = ("ring", "runtime")
+_QUIET = "sanitize"
+# By number of GPUs, the parts of each in their order, about equally long.
+_LANES = {
+    1: (tuple(part for part in PARTS if part not in _HOST),),
+    2: (
+        ("forward", "backward", "error", "tests"),
+        ("sanitize", "faults", "interop", "ranks", "endurance"),
+    ),
+    4: (
+        ("forward", "error", "endurance"),
+        ("sanitize", "tests"),
+        ("ranks",),
+        ("backward", "faults", "interop"),
+    ),
+}
 
 # Starts a part on a GPU and returns its exit code once it has ended.
 Start = Callable[[str, int], int]
@@ -31,34 +50,37 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 if every part ran and nothing in it failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.all_parts")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--part", choices=PARTS, action="append", help="these parts alone")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    codes = run_all(len(_info.devices()), lambda part, gpu: _start(options.out, part, gpu))
+    gpus = len(_info.devices())
+    codes = run_all(gpus, lambda part, gpu: _start(options.out, part, gpu), options.part or PARTS)
     print(merge(options.out, options.output))
     return max(codes.values())
 
 
-def run_all(gpus: int, start: Start) -> dict[str, int]:
+def run_all(gpus: int, start: Start, parts: Collection[str] = PARTS) -> dict[str, int]:
     """Exit codes by part."""
-    if gpus < 2:
-        return {part: start(part, 0) for part in PARTS}
+    lanes = _LANES[max(number for number in _LANES if number <= max(gpus, 1))]
     codes: dict[str, int] = {}
+    host_is_free = threading.Event()
 
-    def one(part: str, gpu: int) -> None:
-        codes[part] = start(part, gpu)
+    def lane(gpu: int) -> None:
+        for part in lanes[gpu]:
+            if part in parts:
+                if part != _QUIET or len(lanes) == 1:
+                    host_is_free.wait()
+                codes[part] = start(part, gpu)
 
-    def second_gpu(pool: ThreadPoolExecutor) -> None:
-        list(pool.map(lambda part: one(part, 1), ("faults", "interop")))
-        one("endurance", 1)
-
-    with ThreadPoolExecutor() as pool:
-        futures = [pool.submit(one, "sanitize", 1)]
-        for part in ("ring", "runtime"):
-            one(part, 0)
-        futures.append(pool.submit(second_gpu, pool))
-        for part in ("forward", "tests"):
-            one(part, 0)
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        futures = [pool.submit(lane, gpu) for gpu in range(len(lanes))]
+        try:
+            for part in _HOST:
+                if part in parts:
+                    codes[part] = start(part, 0)
+        finally:
+            host_is_free.set()
         for future in futures:
             future.result()
     return codes

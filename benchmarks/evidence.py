@@ -31,10 +31,12 @@ from benchmarks.source import SourceMismatch, require_own_sources
 
 SCHEMA = 1
 PARTS = (
-    "tests", "forward", "ring", "runtime", "faults", "sanitize", "interop", "endurance",
+    "tests", "ranks", "forward", "backward", "error", "ring", "runtime", "faults", "sanitize",
+    "interop", "endurance",
 )  # fmt: skip
 LIMIT_SECONDS = 480
-_FAULTS = "tests/multi_rank/test_faults.py"
+_RANKS = "tests/multi_rank"
+_FAULTS = f"{_RANKS}/test_faults.py"
 _INTEROP = "tests/interop"
 _TORCH = f"{_INTEROP}/test_torch_gpu.py"
 _QUICK = ("-m", "not endurance")
@@ -181,11 +183,16 @@ def _tests() -> tuple[dict[str, int], list]:
     # Side by side: the unit tests keep the CPU busy and leave the GPU alone. How the wheel is packed
     # is CI's matter: it needs tools that a GPU machine may lack.
     unit = "tests/unit"
-    elsewhere = (unit, _FAULTS, _INTEROP, "tests/packaging")
+    elsewhere = (unit, _RANKS, _INTEROP, "tests/packaging")
     rest = ("tests", *_QUICK, *(f"--ignore={path}" for path in elsewhere))
     with ThreadPoolExecutor() as pool:
         counts = list(pool.map(lambda paths: _pytest(*paths), [(unit, *_OLD_PAGE), rest]))
     return _sum(counts), []
+
+
+def _ranks() -> tuple[dict[str, int], list]:
+    # What takes several GPUs is no part of one GPU's evidence.
+    return _pytest(_RANKS, "-m", "not endurance and not multi_gpu", f"--ignore={_FAULTS}"), []
 
 
 def _faults() -> tuple[dict[str, int], list]:
@@ -214,9 +221,21 @@ def _endurance() -> tuple[dict[str, int], list]:
 
 
 def _forward() -> tuple[dict[str, int], list]:
-    from benchmarks import error, forward
+    from benchmarks import forward
 
-    return _no_tests(), [*forward.rows(), *error.rows()]
+    return _no_tests(), forward.rows()
+
+
+def _backward() -> tuple[dict[str, int], list]:
+    from benchmarks import backward, ring_backward
+
+    return _no_tests(), [*backward.rows(), *ring_backward.rows()]
+
+
+def _error() -> tuple[dict[str, int], list]:
+    from benchmarks import error
+
+    return _no_tests(), error.rows()
 
 
 def _ring() -> tuple[dict[str, int], list]:
@@ -264,7 +283,10 @@ def _no_tests() -> dict[str, int]:
 
 _RUNNERS = {
     "tests": _tests,
+    "ranks": _ranks,
     "forward": _forward,
+    "backward": _backward,
+    "error": _error,
     "ring": _ring,
     "runtime": _runtime,
     "faults": _faults,

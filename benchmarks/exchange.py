@@ -1,10 +1,11 @@
 """Copy engines beside NCCL between the GPUs of one host: bytes a second, and what steps lose by them.
 
-    torchrun --standalone --nproc-per-node=2 -m benchmarks.exchange --out benchmarks/results
+    torchrun --standalone --nproc-per-node=2 -m benchmarks.exchange
 
-One process per GPU. Times a ring's runs with every exchange there is, eager and as a CUDA graph,
+One process per GPU. What `benchmarks.scaling` measures of the exchange by peer and of NCCL's, for
+every way in which the caller's stream can wait for a copy: a ring's runs, eager and as a CUDA graph,
 beside its own steps without an exchange and the same work on one GPU (`ideal`, over the ranks), in
-interleaved rounds; the speed of an exchange is from a timeline, beside steps and next to none.
+interleaved rounds. `together`: K and V of the caller lie together, and go as one copy.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import torch.distributed as dist
 
 import baracuda_kernels as bk
 from baracuda_kernels.interop.torch import clear_cache, ring_attention
-from benchmarks.across_gpus.contenders import Ring, one_gpu, stream_of
+from benchmarks.across_gpus.contenders import Ring, forget_buffers, one_gpu
+from benchmarks.across_gpus.hops import Way, speed_row, steps_of
 from benchmarks.across_gpus.problem import Problem
-from benchmarks.across_gpus.timing import interleaved, slowest
+from benchmarks.across_gpus.timing import interleaved
+from benchmarks.timing import captured
 
 # name -> (exchange, how the caller's stream waits)
 WAYS = {
@@ -33,7 +36,9 @@ WAYS = {
     "event": ("peer", "event"),
     "value": ("peer", "value"),
     "gate": ("peer", "gate"),
+    "together": ("peer", "gate"),
 }
+_MAX_CTAS = 8
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,140 +47,76 @@ def main(arguments: list[str] | None = None) -> int:
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", device_id=device)
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    comms = {}
+    ways = {}
     for name in options.way:
         exchange, os.environ["BARACUDA_PEER_WAIT"] = WAYS[name]
-        comms[name] = bk.Communicator.from_torch(
-            device=device.index, exchange=exchange, timeout=60.0
+        comm = bk.Communicator.from_torch(
+            device=device.index, exchange=exchange, max_ctas=_MAX_CTAS, timeout=60.0
         )
+        ways[name] = Way.of(comm, _MAX_CTAS)
     # What PyTorch's op makes of the defaults.
     os.environ |= {"BARACUDA_EXCHANGE": "auto", "BARACUDA_PEER_WAIT": ""}
     rows = []
-    for layout, causal in (("zigzag", True), ("contiguous", False)):
-        for chunk in options.chunk:
+    for chunk in options.chunk:
+        for layout, causal in (("zigzag", True), ("contiguous", False)):
             problem = Problem(ranks, chunk, 32, 8, 128, layout, causal)
-            found = _measure(problem, comms, options.rounds)
-            rows += found
-            if rank == 0:
-                for row in found:
-                    print(_line(row), flush=True)
-    if rank == 0 and options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"ranks": ranks, "card": torch.cuda.get_device_name(), "rows": rows})
-        (options.out / f"exchange-{ranks}.json").write_text(text)
+            rows += _measure(problem, ways, options.rounds, rank == 0)
+            if rank == 0 and options.out is not None:
+                options.out.mkdir(parents=True, exist_ok=True)
+                text = json.dumps({"card": torch.cuda.get_device_name(), "rows": rows}, indent=0)
+                (options.out / f"exchange-{ranks}.json").write_text(text)
     clear_cache()
-    for comm in comms.values():
-        comm.close()
+    forget_buffers()
+    for way in ways.values():
+        way.comm.close()
     dist.destroy_process_group()
     return 0
 
 
-def _measure(problem: Problem, comms: dict[str, Any], rounds: int) -> list[dict]:
+def _measure(problem: Problem, ways: dict[str, Way], rounds: int, says: bool) -> list[dict]:
     device = torch.device("cuda", torch.cuda.current_device())
-    whole = problem.whole(device)
-    ideal = one_gpu(problem, whole)
+    ideal = one_gpu(problem, problem.whole(device))
     calls: dict[str, Callable[[], Any]] = {"ideal": ideal.call}
-    rings, graphs, speeds, alone = {}, [], {}, {}
-    expected = None
-    for name, comm in comms.items():
-        ring = rings[name] = Ring(problem, comm)
-        if name != "nccl":
-            comm.register(ring._scratch)
+    rows, expected = [], None
+    for name, way in ways.items():
+        ring = Ring(problem, way.comm, together=name == "together")
         ring.run()
-        comm.synchronize(torch.cuda.current_stream())
+        way.comm.synchronize(torch.cuda.current_stream())
         expected = ring.y.clone() if expected is None else expected
         assert torch.equal(ring.y, expected), f"{name}: other bits"
         calls[name] = ring.run
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            ring.run()
+        calls[f"{name}, graph"] = replay = captured(ring.run)
         ring.y.fill_(float("nan"))
-        graph.replay()
-        comm.synchronize(torch.cuda.current_stream())
+        replay()
+        way.comm.synchronize(torch.cuda.current_stream())
         assert torch.equal(ring.y, expected), f"{name}, graph: other bits"
-        graphs.append(graph)
-        calls[f"{name}, graph"] = graph.replay
-        speeds[name] = _speed(ring, problem)
-        alone[name] = _speed(_Alone(problem, ring), problem, runs_before=3)
+        row = speed_row(problem, way, ring)
+        rows.append(row | {"params": row["params"] | {"way": name}})
+        if says:
+            print(f"{_problem(problem)} {name:16} {row['ours']:4.0f} GB/s, alone "
+                  f"{row['peers']['alone']:4.0f}, late {row['peers']['late']:4.0f}", flush=True)  # fmt: skip
     calls["torch op"] = lambda: ring_attention(
         ring.q, ring.k, ring.v, is_causal=problem.causal, sequence_layout=problem.layout
     )
     assert torch.equal(calls["torch op"](), expected), "torch op: other bits"
-    calls["steps"] = _steps(rings[next(iter(rings))], problem)
+    calls["steps"] = steps_of(ring, problem)
     samples = interleaved(calls, {}, rounds=rounds)
-    del graphs
-    best = {name: statistics.median(values) for name, values in samples.items()}
-    rows = []
     for name in calls:
+        ms = statistics.median(samples[name])
         ratio = [i / problem.ranks / x for i, x in zip(samples["ideal"], samples[name], strict=True)]
         over = [x / s for x, s in zip(samples[name], samples["steps"], strict=True)]
-        rows.append({
-            "name": "exchange", "way": name, "params": problem.params(), "ms": best[name],
-            "of_ideal": 1.0 if name == "ideal" else statistics.median(ratio),
-            "over_steps": statistics.median(over), "gb_s": speeds.get(name),
-            "gb_s_alone": alone.get(name),
-        })  # fmt: skip
+        of_ideal = 1.0 if name == "ideal" else statistics.median(ratio)
+        peers = {"steps": ms / statistics.median(over), "ideal": ms * of_ideal}
+        rows.append({"name": "exchange_run", "params": problem.params() | {"way": name},
+                     "unit": "ms", "ours": ms, "peers": peers})  # fmt: skip
+        if says:
+            print(f"{_problem(problem)} {name:16} {ms:8.4f} ms {100 * of_ideal:5.1f} % "
+                  f"x{statistics.median(over):.3f} steps", flush=True)  # fmt: skip
     return rows
 
 
-class _Alone:
-    """A ring that moves the same K and V for a few queries."""
-
-    def __init__(self, problem: Problem, ring: Ring) -> None:
-        self._comm, q = ring.comm, ring.q[:, : problem.kv_heads, :64].contiguous()
-        desc = bk.RingAttentionDescriptor(
-            1, problem.kv_heads, 64, problem.chunk, problem.head_dim, element=bk.ElementKind.BF16
-        )
-        self._plan = bk.RingAttentionPlan.select(stream_of(q.device), desc)
-        self._args = bk.RingAttentionArgs(
-            q=q, k=ring.k, v=ring.v, y=torch.empty_like(q), kv_scratch_a=ring._scratch[0],
-            kv_scratch_b=ring._scratch[1], accumulator_scratch=ring._state,
-        )  # fmt: skip
-
-    def run(self, timeline: bk.RingTimeline | None) -> None:
-        self._plan.run(torch.cuda.current_stream(), self._comm, self._args, timeline=timeline)
-
-
-def _speed(ring: Ring | _Alone, problem: Problem, *, runs_before: int = 0) -> float:
-    """GB/s each way of the first exchange, from the grant to the arrival, the neighbour's being late
-    included: of a run that begins on all ranks at once, or behind others that bring them together."""
-    times = []
-    timeline = bk.RingTimeline()
-    for _ in range(7):
-        torch.cuda.synchronize()
-        dist.barrier()
-        torch.cuda._sleep(2_000_000)  # all is enqueued before anything begins
-        for _ in range(runs_before):
-            ring.run(None)
-        ring.run(timeline)
-        times.append(timeline.steps[0].exchange)
-    nbytes = 2 * problem.kv_heads * problem.chunk * problem.head_dim * 2
-    return nbytes / slowest(statistics.median(times)) / 1e6
-
-
-def _steps(ring: Ring, problem: Problem) -> Callable[[], None]:
-    """The rank's own steps, nothing moved: each on keys that are here already."""
-    rank, ranks = ring.comm.rank, problem.ranks
-    device = ring.q.device
-
-    def call() -> None:
-        stream = stream_of(device)
-        for step in range(ranks):
-            ring.plan.step(
-                stream, q=ring.q, k=ring.k, v=ring.v, y=ring.y, rank=rank,
-                origin=(rank - step) % ranks, world_size=ranks, first=step == 0,
-                last=step == ranks - 1, accumulator_scratch=ring._state,
-            )  # fmt: skip
-
-    return call
-
-
-def _line(row: dict[str, Any]) -> str:
-    p = row["params"]
-    mask = "causal" if p["causal"] else "full"
-    speed = "" if row["gb_s"] is None else f" {row['gb_s']:4.0f} GB/s, alone {row['gb_s_alone']:4.0f}"
-    return (f"P {p['ranks']} {p['chunk']:6} {mask:6} {row['way']:12} {row['ms']:8.4f} ms "
-            f"{100 * row['of_ideal']:5.1f} % x{row['over_steps']:.3f} steps{speed}")  # fmt: skip
+def _problem(problem: Problem) -> str:
+    return f"P {problem.ranks} {problem.chunk:6} {'causal' if problem.causal else 'full':6}"
 
 
 def _parser() -> argparse.ArgumentParser:

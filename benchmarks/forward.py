@@ -1,4 +1,6 @@
-"""`forward` rows: one attention call of each kernel family beside cuDNN and FlashAttention-2."""
+"""`forward` rows: one attention call of each kernel family beside cuDNN, FlashAttention-2 and -3.
+
+In bursts, and those of sm90a in sustained windows too."""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from helpers.inputs import torch_qkv
 from helpers.rings import preference
 
 import baracuda_kernels as bk
-from benchmarks.peers import available, peers_for
-from benchmarks.timing import input_sets, interleaved, summary
+from benchmarks.peers import available, forward_calls
+from benchmarks.timing import in_bursts, input_sets, sustained
 
 # (family, dtype, head_dim, batch, heads, kv_heads, query_len = key_len)
 PROBLEMS = [
@@ -84,8 +86,7 @@ def _row(
     one = batch * length * head_dim * (2 * heads + 2 * kv_heads) * itemsize
     sets = input_sets(make, one)
     calls = {"ours": lambda i: plan.run(stream, sets[i % len(sets)][3])}
-    for name, call in peers_for(*sets[0][:3], causal).items():
-        calls[name] = lambda i, call=call: call(*sets[i % len(sets)][:3])
-    ours, peers = summary(interleaved(calls))
+    calls |= forward_calls(sets, causal)
+    measure = sustained if family == "sm90a" else in_bursts
     params = {"family": family, "dtype": dtype, **shape, "causal": causal}
-    return {"name": "forward", "params": params, "unit": "ms", "ours": ours, "peers": peers}
+    return {"name": "forward", "params": params, "unit": "ms", **measure(calls)["ours"]}

@@ -1,7 +1,8 @@
-"""The attention kernels that ours are compared with, through PyTorch."""
+"""The attention kernels that ours are compared with: PyTorch's, and FlashAttention-3 through JAX."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from baracuda_kernels.registry import Architecture
+from benchmarks import flash3
 
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "fa2": SDPBackend.FLASH_ATTENTION}
 
@@ -48,3 +50,49 @@ def peers_for(q: Any, k: Any, v: Any, is_causal: bool) -> dict[str, Callable[[An
             continue
         found[name] = call
     return found
+
+
+def forward_calls(sets: list[tuple], is_causal: bool) -> dict[str, Callable[[int], Any]]:
+    """By peer, a call that takes the number of one of `sets` of (q, k, v, ...)."""
+    calls = {
+        name: _by_number([functools.partial(call, *one[:3]) for one in sets])
+        for name, call in peers_for(*sets[0][:3], is_causal).items()
+    }
+    if flash3.serves(sets[0][0]):
+        calls["fa3"] = _by_number([flash3.forward(*one[:3], is_causal) for one in sets])
+    return calls
+
+
+def backward_calls(sets: list[tuple], is_causal: bool) -> dict[str, Callable[[int], Any]]:
+    """The same of gradients, for `sets` of (q, k, v, dy, ...); each has its forward behind it."""
+    calls = {}
+    for name, call in peers_for(*sets[0][:3], is_causal).items():
+        one_each = [gradient_call(call, *one[:4]) for one in sets]
+        if _serves(one_each[0]):
+            calls[name] = _by_number(one_each)
+    if flash3.serves(sets[0][0]):
+        calls["fa3"] = _by_number([flash3.backward(*one[:4], is_causal) for one in sets])
+    return calls
+
+
+def gradient_call(
+    call: Callable[[Any, Any, Any], Any], q: Any, k: Any, v: Any, dy: Any
+) -> Callable[[], tuple[Any, Any, Any]]:
+    """dq, dk, dv of a peer of PyTorch's, after its forward."""
+    operands = [x.detach().requires_grad_() for x in (q, k, v)]
+    y = call(*operands)
+    return lambda: torch.autograd.grad(y, operands, dy, retain_graph=True)
+
+
+def _by_number(calls: list[Callable[[], Any]]) -> Callable[[int], Any]:
+    return lambda i: calls[i % len(calls)]()
+
+
+def _serves(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except RuntimeError as error:
+        if "cudnn" not in str(error).lower():
+            raise
+        return False
+    return True

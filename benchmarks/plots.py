@@ -9,10 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import tflops
+
 PAGE_WIDTH = 9  # inches: what is drawn so wide can be read where a page is as wide as text
 _TOKENS = 16384  # batch x sequence of the rows that are drawn
-_COLORS = {"sm90a": "tab:green", "sm80": "tab:blue", "cudnn": "tab:orange", "fa2": "tab:gray"}
-_NAMES = {"cudnn": "cuDNN", "fa2": "FlashAttention-2"}
+_COLORS = {
+    "sm90a": "tab:green", "sm90a, deterministic": "tab:olive", "sm80": "tab:blue",
+    "cudnn": "tab:orange", "fa2": "tab:gray", "fa3": "tab:red",
+}  # fmt: skip
+_NAMES = {"cudnn": "cuDNN", "fa2": "FlashAttention-2", "fa3": "FlashAttention-3"}
 
 
 def mark(results: list[dict[str, Any]]) -> str:
@@ -42,7 +47,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         *grid, rest = figure.subplots(4, 2, height_ratios=(1, 1, 1, 1.5))
         for line, head_dim in zip(grid, (64, 128, 256), strict=True):
             for axes, causal in zip(line, (False, True), strict=True):
-                _tflops(axes, result, head_dim, causal)
+                _tflops(axes, result, "forward", head_dim, causal)
         # All of these panels name the same.
         figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         _ring_tax(rest[0], result)
@@ -50,20 +55,41 @@ def draw(result: dict[str, Any], path: Path) -> None:
         figure.suptitle(f"{result['card']}, bf16")
 
 
-def _tflops(axes: Any, result: dict[str, Any], head_dim: int, causal: bool) -> None:
-    """TFLOPS of one call at batch x sequence = 16384 and heads x head_dim = 2048."""
+def draw_backward(result: dict[str, Any], path: Path) -> None:
+    """Write an SVG: the TFLOPS of gradients over the sequence."""
+    with saved([result], path, (PAGE_WIDTH, 10)) as figure:
+        grid = figure.subplots(3, 2)
+        for line, head_dim in zip(grid, (64, 128, 256), strict=True):
+            for axes, causal in zip(line, (False, True), strict=True):
+                _tflops(axes, result, "backward", head_dim, causal)
+        handles = {}
+        for axes in grid.flat:
+            handles |= {label: line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
+        figure.suptitle(f"{result['card']}, bf16: gradients")
+
+
+def _tflops(
+    axes: Any, result: dict[str, Any], direction: str, head_dim: int, causal: bool
+) -> None:
+    """TFLOPS of one call at batch x sequence = 16384 and heads x head_dim = 2048, as sustained."""
     lines: dict[str, dict[int, float]] = {}
     for row in result["rows"]:
         p = row["params"]
-        if row["name"] != "forward" or p["family"] != "sm90a" or p["dtype"] != "bf16":
+        if row["name"] != direction or p["family"] != "sm90a" or p["dtype"] != "bf16":
             continue
         shape = (p["head_dim"], p["causal"], p["heads"] * head_dim, p["kv_heads"] * head_dim)
         if shape != (head_dim, causal, 2048, 2048) or p["batch"] * p["query_len"] != _TOKENS:
             continue
-        flops = 4 * p["batch"] * p["heads"] * p["query_len"] * p["key_len"] * head_dim
-        for name, ms in {"sm90a": row["ours"], **row["peers"]}.items():
-            rate = flops / (2 if causal else 1) / ms / 1e9
-            lines.setdefault(name, {})[p["query_len"]] = rate
+        figures = row.get("sustained", row)
+        if p.get("guarantee") == "deterministic":
+            times = {"sm90a, deterministic": figures["ours"]}
+        else:
+            times = {"sm90a": figures["ours"]} | {
+                name: ms for name, ms in figures["peers"].items() if name in _NAMES
+            }
+        for name, ms in times.items():
+            lines.setdefault(name, {})[p["query_len"]] = tflops(row, ms)
     for name, points in lines.items():
         lengths = sorted(points)
         rates = [points[length] for length in lengths]

@@ -16,7 +16,7 @@ from benchmarks import ROOT, on_paper, plots
 from benchmarks.across_gpus import page as across_page
 from benchmarks.across_gpus import plot as across_plot
 from benchmarks.source import source_hash
-from benchmarks.tables import fault_table, ratio, table
+from benchmarks.tables import fault_table, ratio, table, tflops
 
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -26,10 +26,15 @@ _HEAD = """# Performance
 <!-- Written by `python -m benchmarks.report` from benchmarks/results/*.json; do not edit. -->
 
 How it is measured: through the public plans, on random inputs that are rotated so that none is
-found in the L2 cache, in interleaved rounds (seven or nine, each in a random order), by CUDA
-events. Ratios are medians of the ratios within a round. `cudnn` and `fa2` are PyTorch's
-`scaled_dot_product_attention` on its cuDNN and FlashAttention-2 backends. A ratio above 1 means
-that we are faster.
+found in the L2 cache, in interleaved rounds (five to nine, each in a random order). Ratios are
+medians of the ratios within a round. `cudnn` and `fa2` are PyTorch's
+`scaled_dot_product_attention` on its cuDNN and FlashAttention-2 backends, `fa3` is FlashAttention-3
+(`dew-flash-attn-cu13` 0.3.6, through JAX). A ratio above 1 means that we are faster.
+
+Single calls and their gradients are timed by the host's clock, in windows of at least 20 calls.
+Where a ratio is a pair, its first figure is of *sustained* windows of 300 ms, in which the card's
+power limit has settled, as in training and prefill; the second is of *bursts* of 15 ms. Milliseconds
+and TFLOPS are of sustained windows where there are such.
 """
 
 _NOTHING = """
@@ -50,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     if "--check" in arguments:
         stale = [] if PAGE.is_file() and PAGE.read_text() == text else [PAGE]
         drawn = {card: [result] for card, result in alone.items()} | across
+        for card, result in alone.items():
+            drawn |= {f"backward-{card}": [result]} if _has_gradients(result) else {}
         for card, of_it in drawn.items():
             picture = _picture(card)
             if not picture.is_file() or plots.mark(of_it) not in picture.read_text():
@@ -61,6 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     PAGE.write_text(text)
     for card, result in alone.items():
         plots.draw(result, _picture(card))
+        if _has_gradients(result):
+            plots.draw_backward(result, _picture(f"backward-{card}"))
     for card, of_it in across.items():
         across_plot.draw(of_it, _picture(card))
     return 0
@@ -96,6 +105,10 @@ def _picture(card: str) -> Path:
     return PAGE.with_name(f"performance-{card}.svg")
 
 
+def _has_gradients(result: dict[str, Any]) -> bool:
+    return any(row["name"] == "backward" for row in result["rows"])
+
+
 def _card(card: str, result: dict[str, Any], here: str) -> str:
     tests = result["tests"]
     text = (
@@ -108,6 +121,9 @@ def _card(card: str, result: dict[str, Any], here: str) -> str:
         text += "\n**These results are of older sources than `src/` holds now.**\n"
     name = _picture(card).name
     text += f"\n![TFLOPS, ring steps and error on the {result['card']}]({name})\n"
+    if _has_gradients(result):
+        name = _picture(f"backward-{card}").name
+        text += f"\n![TFLOPS of gradients on the {result['card']}]({name})\n"
     for name, section in _SECTIONS.items():
         rows = [row for row in result["rows"] if row["name"] == name]
         if rows:
@@ -116,23 +132,44 @@ def _card(card: str, result: dict[str, Any], here: str) -> str:
 
 
 def _forward(rows: list[dict[str, Any]]) -> str:
+    lines = [_call(row) for row in rows]
+    head = "family, dtype, D, B, H/Hkv, S, causal, ms, TFLOPS, vs fa2, vs cuDNN, vs fa3"
+    return "\n### One attention call\n\n" + table(head, lines)
+
+
+def _backward(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
-        p, peers = row["params"], row["peers"]
-        flops = 4 * p["batch"] * p["heads"] * p["query_len"] * p["key_len"] * p["head_dim"]
-        if p["causal"]:
-            flops /= 2
-        lines.append(
-            [
-                *(p["family"], p["dtype"], p["head_dim"], p["batch"]),
-                f"{p['heads']}/{p['kv_heads']}",
-                *(p["query_len"], "yes" if p["causal"] else "no", f"{row['ours']:.3f}"),
-                f"{flops / row['ours'] / 1e9:.1f}",
-                *(ratio(peers, name, row["ours"]) for name in ("fa2", "cudnn")),
-            ]
-        )
-    head = "family, dtype, D, B, H/Hkv, S, causal, ms, TFLOPS, vs fa2, vs cuDNN"
-    return "\n### One attention call\n\n" + table(head, lines)
+        line = _call(row)
+        line.insert(7, row["params"]["guarantee"])
+        lines.append([*line, _both(row, "fast")])
+    text = (
+        "\n### Gradients of one attention call\n\nThe whole backward pass; TFLOPS count 2.5 times "
+        "the forward pass's operations. *vs fast*: the deterministic kernel beside the fast one.\n\n"
+    )
+    head = (
+        "family, dtype, D, B, H/Hkv, S, causal, guarantee, ms, TFLOPS, vs fa2, vs cuDNN, vs fa3, "
+        "vs fast"
+    )
+    return text + table(head, lines)
+
+
+def _call(row: dict[str, Any]) -> list[Any]:
+    """A line of one call beside its peers."""
+    p, kept = row["params"], row.get("sustained", row)
+    return [
+        *(p["family"], p["dtype"], p["head_dim"], p["batch"], f"{p['heads']}/{p['kv_heads']}"),
+        *(p["query_len"], "yes" if p["causal"] else "no", f"{kept['ours']:.3f}"),
+        f"{tflops(row, kept['ours']):.1f}",
+        *(_both(row, name) for name in ("fa2", "cudnn", "fa3")),
+    ]
+
+
+def _both(row: dict[str, Any], peer: str) -> str:
+    """A peer's ratio, sustained before burst where there are both."""
+    burst = ratio(row["peers"], peer, row["ours"])
+    kept = row.get("sustained")
+    return burst if kept is None else f"{ratio(kept['peers'], peer, kept['ours'])} / {burst}"
 
 
 def _ring_tax(rows: list[dict[str, Any]]) -> str:
@@ -151,18 +188,34 @@ def _ring_tax(rows: list[dict[str, Any]]) -> str:
     return "\n### The steps of a ring beside one call\n\n" + table(head, lines)
 
 
+def _ring_tax_backward(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        p, one_call = row["params"], row["peers"]["one_call"]
+        lines.append(
+            [
+                *(p["family"], p["dtype"], p["head_dim"], f"{p['heads']}/{p['kv_heads']}"),
+                *(p["chunk"], p["ranks"], f"{row['ours']:.3f}", f"{one_call:.3f}"),
+                f"{row['ours'] / one_call:.3f}",
+            ]
+        )
+    head = "family, dtype, D, H/Hkv, chunk, P, steps ms, one call ms, steps / one call"
+    return "\n### The backward steps of a ring beside one call\n\n" + table(head, lines)
+
+
 def _error(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         p, peers = row["params"], row["peers"]
         lines.append(
             [
-                *(p["family"], p["dtype"], p["ranks"], p["distribution"], f"{row['ours']:.3e}"),
+                *(p["family"], p["dtype"], p.get("what", "y"), p["ranks"], p["distribution"]),
+                f"{row['ours']:.3e}",
                 f"{row['ours'] / peers['rounding']:.3f}",
                 f"{row['ours'] / peers['cudnn']:.3f}" if "cudnn" in peers else "–",
             ]
         )
-    head = "family, dtype, P, inputs, rms error, / rounding, / cuDNN"
+    head = "family, dtype, of, P, inputs, rms error, / rounding, / cuDNN"
     return "\n### Error against float64\n\n" + table(head, lines)
 
 
@@ -256,7 +309,9 @@ def _quartiles(lines: list[list[Any]]) -> str:
 
 _SECTIONS = {
     "forward": _forward,
+    "backward": _backward,
     "ring_tax": _ring_tax,
+    "ring_tax_backward": _ring_tax_backward,
     "balance": _balance,
     "overlap": _overlap,
     "graph": _graph,

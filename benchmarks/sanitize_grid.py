@@ -24,7 +24,10 @@ KERNELS = [
     *[("sm80", t, d) for t in ("f16", "bf16") for d in (64, 96, 128, 192, 256)],
     *[("simt", t, d) for t in ("f16", "bf16", "f32", "f64") for d in (24, 64, 128, 256)],
 ]
-BACKWARD = [("simt", t, d) for t in ("f16", "bf16", "f32", "f64") for d in (24, 128, 256)]
+BACKWARD = [
+    *[("sm90a", t, d) for t in ("f16", "bf16") for d in (64, 128)],
+    *[("simt", t, d) for t in ("f16", "bf16", "f32", "f64") for d in (24, 128, 256)],
+]
 # (ranks, rows, keys)
 SHAPES = [(1, 65, 130), (1, 1, 63), (3, 40, 72)]
 
@@ -56,9 +59,10 @@ def main() -> int:
             _run(family, dtype, ranks, is_causal, shape)
     backward = list(zip(available(BACKWARD), itertools.cycle(SHAPES), strict=False))
     for (family, dtype, head_dim), (_, rows, keys) in backward:
-        shape = {"heads": 2, "kv_heads": 1, "query_len": rows, "key_len": keys}
-        shape["head_dim"] = head_dim
         for is_causal in (False, True):
+            # Heads that share keys, and such that do not: sm90a has a kernel for each.
+            shape = {"heads": 2, "kv_heads": 1 + is_causal, "query_len": rows, "key_len": keys,
+                     "head_dim": head_dim}  # fmt: skip
             with case(backward=family, dtype=dtype, causal=is_causal, **shape):
                 _run_backward(family, dtype, is_causal, shape)
     print(f"{len(problems) + 2 * len(backward)} problems agree with float64")

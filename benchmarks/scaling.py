@@ -3,8 +3,9 @@
     torchrun --standalone --nproc-per-node=8 -m benchmarks.scaling --out benchmarks/results
 
 One process per GPU; `mpirun` will do where RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set.
-Checks sampled rows against float64, then times the ring (eager, and as a CUDA graph) beside the
-same work on one GPU, an all-gather of K and V with one kernel, and PyTorch's `context_parallel`;
+Checks sampled rows against float64, then times the ring (eager, and as a CUDA graph; by copy engine
+where that works, and by NCCL) beside its own steps without an exchange, the same work on one GPU, an
+all-gather of K and V with one kernel, and PyTorch's `context_parallel` in the fastest of its forms;
 last, rank 0 starts rings of its own of which a rank is killed or stopped. Writes
 DIR/<ranks>x-<card>.json, anew after each problem. Exit code 1 if an answer is wrong or a rank ends
 without a typed error.
@@ -31,6 +32,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import baracuda_kernels as bk
 from benchmarks import ROOT, faults
+from benchmarks.across_gpus.contenders import forget_buffers
+from benchmarks.across_gpus.hops import Way
 from benchmarks.across_gpus.measures import Measures
 from benchmarks.across_gpus.problem import Problem
 from benchmarks.evidence import SCHEMA, machine, slug, write_json
@@ -70,14 +73,17 @@ def _group() -> Iterator[tuple[int, int]]:
 def _measure(options: argparse.Namespace, ranks: int, report: _Report) -> bool:
     """Whether an answer was wrong."""
     device = torch.cuda.current_device()
-    comms = {
-        ctas: bk.Communicator.from_torch(
-            device=device, max_ctas=ctas, timeout=_TIMEOUT.total_seconds()
+    asked = [("auto", options.max_ctas[-1]), *(("nccl", ctas) for ctas in options.max_ctas)]
+    ways = []
+    for exchange, ctas in asked:
+        comm = bk.Communicator.from_torch(
+            device=device, max_ctas=ctas, exchange=exchange, timeout=_TIMEOUT.total_seconds()
         )
-        for ctas in options.max_ctas
-    }
+        ways.append(Way.of(comm, ctas))
+    if ways[0].exchange == "nccl":  # nothing else works here
+        ways.pop(0).comm.close()
     alone = bk.Communicator.new_single_gpu(device)
-    measures = Measures(comms, alone, init_device_mesh("cuda", (ranks,)))
+    measures = Measures(ways, alone, init_device_mesh("cuda", (ranks,)))
     shape = (options.heads, options.kv_heads, options.head_dim)
     try:
         for chunk, layout, causal in itertools.product(
@@ -86,11 +92,12 @@ def _measure(options: argparse.Namespace, ranks: int, report: _Report) -> bool:
             problem = Problem(ranks, chunk, *shape, layout, causal)
             report.add(measures.rows(problem, options.rounds))
     except BaseException:
-        for comm in comms.values():
-            comm.abort()  # or this rank would wait for the others
+        for way in ways:
+            way.comm.abort()  # or this rank would wait for the others
         raise
     gc.collect()  # a communicator ends when no graph holds work of it
-    for one in (alone, *comms.values()):
+    forget_buffers()
+    for one in (alone, *(way.comm for way in ways)):
         one.close()
     return measures.failed
 
@@ -153,6 +160,8 @@ def _line(row: dict[str, Any]) -> str:
         text += f"chunk {p['chunk']:6} {p['layout']:10} {mask:6}"
     text += f" {row['ours']:.4g} {row['unit']}"
     text += "".join(f", {name} {value:.4g}" for name, value in peers.items())
+    if "exchange" in p:
+        text += f" by {p['exchange']}"
     if row["name"] == "scaling":
         text += f" ({p['what']}: {100 * peers['ideal'] / row['ours']:.1f} % of ideal)"
     return text

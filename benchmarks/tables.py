@@ -31,3 +31,12 @@ def fault_table(rows: list[dict[str, Any]]) -> str:
     if any(row["params"]["case"] == "other head_dim" for row in rows):
         text += " A rank with another head_dim is found by `plan.validate` before the first run."
     return text + "\n\n" + table("fault, P, rings, worst s, deadline s", lines)
+
+
+def tflops(row: dict[str, Any], ms: float) -> float:
+    """Of a `forward` or `backward` row, a call of which takes `ms`."""
+    p = row["params"]
+    flops = 4 * p["batch"] * p["heads"] * p["query_len"] * p["key_len"] * p["head_dim"]
+    if row["name"] == "backward":
+        flops *= 2.5
+    return (flops / 2 if p["causal"] else flops) / ms / 1e9

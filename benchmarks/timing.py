@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import random
 import statistics
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
 
 ROUNDS = 9
+SUSTAINED_ROUNDS = 5
+# A burst is over before the card's power limit has settled; a sustained window is not.
+BURST_MS = 15.0
+SUSTAINED_MS = 300.0
 # Milliseconds that one sample should last at least: long against the event's own resolution.
 _SAMPLE_MS = 15.0
 # Inputs are rotated over at least this many bytes, so that none is found in the L2 cache.
@@ -62,6 +67,59 @@ def interleaved(
         for name in order(calls, number):
             samples[name].append(sample(calls[name], repeats[name]))
     return samples
+
+
+def windows(
+    calls: dict[str, Callable[[int], Any]], *, milliseconds: float, rounds: int
+) -> dict[str, list[float]]:
+    """As `interleaved`, by the host's clock, so that calls of any framework can be among them.
+
+    A sample is a window of about `milliseconds`, of at least 20 calls: all are enqueued, then the
+    last one's result (an array of JAX) and the device are waited for.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        _window(call, 2)  # whatever is lazy in it
+        repeats[name] = max(20, min(4000, round(milliseconds / max(_window(call, 5), 1e-3))))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds):
+        for name in order(calls, number):
+            samples[name].append(_window(calls[name], repeats[name]))
+    return samples
+
+
+def in_bursts(
+    calls: dict[str, Callable[[int], Any]], ours: Iterable[str] = ("ours",)
+) -> dict[str, dict[str, Any]]:
+    """The figures of a row, `ours` and `peers`, for each of the calls that are ours."""
+    samples = windows(calls, milliseconds=BURST_MS, rounds=ROUNDS)
+    return {name: _figures(samples, name) for name in ours}
+
+
+def sustained(
+    calls: dict[str, Callable[[int], Any]], ours: Iterable[str] = ("ours",)
+) -> dict[str, dict[str, Any]]:
+    """The same, and under `sustained` again what it is in windows that the power limit has seen."""
+    bursts = in_bursts(calls, ours)
+    samples = windows(calls, milliseconds=SUSTAINED_MS, rounds=SUSTAINED_ROUNDS)
+    return {name: {**bursts[name], "sustained": _figures(samples, name)} for name in bursts}
+
+
+def _figures(samples: dict[str, list[float]], ours: str) -> dict[str, Any]:
+    mine, peers = summary(samples, ours)
+    return {"ours": mine, "peers": peers}
+
+
+def _window(call: Callable[[int], Any], repeats: int) -> float:
+    """Milliseconds per call, by the host's clock."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for i in range(repeats):
+        result = call(i)
+    if hasattr(result, "block_until_ready"):
+        result.block_until_ready()
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - begin) / repeats
 
 
 def summary(samples: dict[str, list[float]], ours: str = "ours") -> tuple[float, dict[str, float]]:

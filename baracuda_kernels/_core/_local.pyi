@@ -3,7 +3,8 @@ from typing import Any, Self
 
 from typing_extensions import disjoint_base
 
-from baracuda_kernels._core._member import RingMember, RingPlan
+from baracuda_kernels._core._member import RingMember
+from baracuda_kernels._core._ring_plan import RingPlan
 from baracuda_kernels._core._timeline import RingTimeline
 
 @disjoint_base

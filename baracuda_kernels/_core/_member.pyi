@@ -2,8 +2,6 @@ from typing import Self
 
 from typing_extensions import disjoint_base
 
-from baracuda_kernels._core._plan import KernelPlan
-
 @disjoint_base
 class RingMember:
     @property
@@ -14,8 +12,6 @@ class RingMember:
     def device(self) -> int: ...
     @property
     def steps_enqueued(self) -> int: ...
-
-class RingPlan(KernelPlan): ...
 
 @disjoint_base
 class RingBinding:

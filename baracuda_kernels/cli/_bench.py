@@ -89,7 +89,7 @@ def ring(
     --plot and --trace show when all of it happened in one run, the median one by its length: a lane
     for what a rank computed, one for its exchanges, one for what its kernels waited for them.
     """
-    from baracuda_kernels.local_ring import PreparedRing
+    from baracuda_kernels._prepared_ring import PreparedRing
 
     kv_heads = heads if kv_heads is None else kv_heads
     if heads % kv_heads:

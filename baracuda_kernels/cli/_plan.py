@@ -51,11 +51,16 @@ from baracuda_kernels.scaling._units import duration, size
     help="Gbit/s from a GPU to the next, one way; about 3600 by NVLink of an H100.",
 )
 @click.option(
+    "--exchange",
+    type=click.Choice(["nccl", "peer"]),
+    default="nccl",
+    show_default=True,
+    help="What moves the chunks: NCCL's kernels, or inside a host the copy engines.",
+)
+@click.option(
     "--latency-us",
     type=float,
-    default=10.0,
-    show_default=True,
-    help="Microseconds that an exchange takes beside sending its bytes.",
+    help="Microseconds that an exchange takes beside sending its bytes. [default: 10; by peer 20]",
 )
 @click.option(
     "--layers",
@@ -76,9 +81,8 @@ from baracuda_kernels.scaling._units import duration, size
 @click.option(
     "--sm-margin",
     type=int,
-    default=DEFAULT_MAX_CTAS,
-    show_default=True,
-    help="SMs left to the exchange (max_ctas of the communicator).",
+    help="SMs left to the exchange (max_ctas of the communicator). "
+    f"[default: {DEFAULT_MAX_CTAS}; by peer 0]",
 )
 @click.option("--memory-gib", type=float, help="Memory of a GPU. [default: as known of --arch]")
 @click.option(
@@ -216,8 +220,9 @@ def _print_text(family: str, result: Any, layers: int) -> None:
     out_console().print(_memory_table(result))
     _say("staged: k and v lie in scratch A to begin with; in place: wherever they are")
     if problem.ranks > 1:
+        way = "NCCL" if result.machine.exchange == "nccl" else "copy engine"
         _say(
-            f"exchange: {size(problem.bytes_per_hop)} a hop, {duration(result.exchange)}; "
+            f"exchange by {way}: {size(problem.bytes_per_hop)} a hop, {duration(result.exchange)}; "
             f"{size(problem.bytes_sent)} sent by a rank in {problem.ranks - 1} hops"
         )
     out_console().print(_times_table(result, layers))

@@ -26,6 +26,11 @@ from baracuda_kernels.sharding import rows_per_rank
 MAX_SEQ = 2**30
 MAX_RANKS = 4096
 DTYPES = ("f16", "bf16", "f32", "f64")
+# What moves the chunks, and what of a machine follows from it where it is not given.
+EXCHANGES: dict[str, dict[str, float | int]] = {
+    "nccl": {"latency_us": 10.0, "sm_margin": DEFAULT_MAX_CTAS},
+    "peer": {"latency_us": 20.0, "sm_margin": 0},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,13 +143,16 @@ class Machine:
     link_gbps : float
         Gbit/s that a GPU sends to the next rank while it receives as much from the previous one;
         more than 0, ``inf`` for a link that costs nothing.
-    latency_us : float, default 10
-        Microseconds of an exchange besides its bytes, from the kernel's launch to its end.
+    exchange : str, default "nccl"
+        What moves the chunks: "nccl", or "peer" for the copy engines inside a host, which take no SMs.
+    latency_us : float, default 10 by NCCL and 20 by peer
+        Microseconds of an exchange besides its bytes: of NCCL's kernel from its launch to its end, of
+        copies from the grant to the arrival.
     sms : int, default those of an H100
         SMs of the GPU.
-    sm_margin : int, default `DEFAULT_MAX_CTAS`
+    sm_margin : int, default `DEFAULT_MAX_CTAS` by NCCL and 0 by peer
         SMs left to the exchange in the steps that have one: `max_ctas` of the communicator, whose
-        default this is.
+        default this is. By peer 0 alone.
     memory_gib : float, default that of an H100
         GiB of the GPU that the op may take.
 
@@ -156,12 +164,20 @@ class Machine:
 
     rates: ComputeRates
     link_gbps: float
-    latency_us: float = 10.0
+    exchange: str = "nccl"
+    latency_us: float | None = None
     sms: int = field(default_factory=lambda: cards()[0].sms)
-    sm_margin: int = DEFAULT_MAX_CTAS
+    sm_margin: int | None = None
     memory_gib: float = field(default_factory=lambda: cards()[0].memory_gib)
 
     def __post_init__(self) -> None:
+        if self.exchange not in EXCHANGES:
+            raise InvalidProblemError(
+                f"exchange: got {self.exchange!r}, must be one of {tuple(EXCHANGES)}"
+            )
+        for name, value in EXCHANGES[self.exchange].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         for name in ("link_gbps", "latency_us", "memory_gib"):
             object.__setattr__(self, name, number(name, getattr(self, name)))
         for name in ("sms", "sm_margin"):
@@ -169,12 +185,26 @@ class Machine:
         for name in ("link_gbps", "memory_gib"):
             if not getattr(self, name) > 0:
                 raise InvalidProblemError(f"{name}: got {getattr(self, name)}, must be more than 0")
-        if not 0 <= self.latency_us < math.inf:
+        if not 0 <= self.latency < math.inf:
             raise InvalidProblemError(f"latency_us: got {self.latency_us}, must be 0 or more")
-        if self.sms < 1 or not 0 <= self.sm_margin < self.sms:
+        if self.sms < 1 or not 0 <= self.margin < self.sms:
             raise InvalidProblemError(
                 f"sm_margin: got {self.sm_margin}, must be in [0, sms) with sms = {self.sms}"
             )
+        if self.exchange == "peer" and self.margin > 0:
+            raise InvalidProblemError(
+                f"sm_margin: got {self.sm_margin}, must be 0 by peer, which takes no SMs"
+            )
+
+    @property
+    def latency(self) -> float:
+        """Seconds of an exchange besides its bytes."""
+        return 0.0 if self.latency_us is None else self.latency_us * 1e-6
+
+    @property
+    def margin(self) -> int:
+        """`sm_margin`, as an integer for sure."""
+        return 0 if self.sm_margin is None else self.sm_margin
 
     @property
     def link_bytes_per_second(self) -> float:
@@ -238,7 +268,7 @@ def exchange_seconds(problem: RingProblem, machine: Machine) -> float:
     """
     if problem.ranks == 1:
         return 0.0
-    return machine.latency_us * 1e-6 + problem.bytes_per_hop / machine.link_bytes_per_second
+    return machine.latency + problem.bytes_per_hop / machine.link_bytes_per_second
 
 
 def compute_seconds(
@@ -278,7 +308,7 @@ def compute_seconds(
         )
         live = pairs.live_rows > 0
         tiles = problem.batch * problem.heads * -(-pairs.live_rows // rates.tile_rows)
-        usable = machine.sms - (machine.sm_margin if step + 1 < ranks else 0)
+        usable = machine.sms - (machine.margin if step + 1 < ranks else 0)
         # Rates are of a full GPU: a step has the SMs that the exchange leaves, and no more of them
         # than tiles.
         share = np.clip(tiles, 1, usable) / machine.sms

@@ -45,11 +45,11 @@ def hiding_chunk(problem: RingProblem, machine: Machine, *, causal: bool = False
     machine : Machine
     causal : bool, default False
     """
-    left = (machine.sms - machine.sm_margin) / machine.sms
+    left = (machine.sms - machine.margin) / machine.sms
     rate = machine.rates.tflops(problem.chunk, causal) * 1e12 * left
     a = problem.flops_per_pair * (0.5 if causal else 1.0) / rate
     b = problem.bytes_per_hop / problem.chunk / machine.link_bytes_per_second
-    return (b + math.sqrt(b * b + 4 * a * machine.latency_us * 1e-6)) / (2 * a)
+    return (b + math.sqrt(b * b + 4 * a * machine.latency)) / (2 * a)
 
 
 def smallest_hiding_chunk(

@@ -29,20 +29,49 @@ class Contender:
     around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
 
+# The receive buffers of a communicator that has hops by peer, by their elements: registered once, as
+# what is registered stays.
+_registered: dict[tuple[Any, int], torch.Tensor] = {}
+
+
+def _receive_buffers(comm: Any, elements: int, device: torch.device) -> torch.Tensor:
+    def made() -> torch.Tensor:
+        return torch.empty(2, elements, dtype=torch.bfloat16, device=device)
+
+    if not any(hop.kind == "peer" for hop in comm.exchange):
+        return made()
+    if (comm, elements) not in _registered:
+        buffers = made()
+        comm.register(buffers)
+        _registered[comm, elements] = buffers
+    return _registered[comm, elements]
+
+
+def registered() -> set[int]:
+    """Addresses of the buffers that are registered."""
+    return {x.data_ptr() for x in _registered.values()}
+
+
+def forget_buffers() -> None:
+    """Before the communicators are closed."""
+    _registered.clear()
+
+
 class Ring:
     """`RingAttentionPlan` on this rank's shards, with all that a run of any ring takes."""
 
-    def __init__(self, problem: Problem, comm: Any) -> None:
+    def __init__(self, problem: Problem, comm: Any, *, together: bool = False) -> None:
+        """`together`: V lies right behind K."""
         rank, device = comm.rank, torch.device("cuda", comm.device)
         self.comm = comm
         self.q, self.k, self.v = (problem.shard(name, rank, device) for name in "qkv")
+        if together:
+            self.k, self.v = torch.stack([self.k, self.v])
         self.y = torch.empty_like(self.q)
         desc = _descriptor(problem, problem.chunk, problem.chunk, problem.layout)
         self.plan = bk.RingAttentionPlan.select(stream_of(device), desc)
-        self._scratch = torch.empty(
-            2, self.plan.kv_scratch_elements, dtype=self.q.dtype, device=device
-        )
-        self._state = torch.empty(
+        self.scratch = _receive_buffers(comm, self.plan.kv_scratch_elements, device)
+        self.state = torch.empty(
             self.plan.accumulator_scratch_bytes, dtype=torch.uint8, device=device
         )
         self.args = bk.RingAttentionArgs(
@@ -50,9 +79,9 @@ class Ring:
             k=self.k,
             v=self.v,
             y=self.y,
-            kv_scratch_a=self._scratch[0],
-            kv_scratch_b=self._scratch[1],
-            accumulator_scratch=self._state,
+            kv_scratch_a=self.scratch[0],
+            kv_scratch_b=self.scratch[1],
+            accumulator_scratch=self.state,
         )
 
     def run(self, timeline: bk.RingTimeline | None = None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,8 +13,9 @@ from helpers.oracle import attention, error_of
 from helpers.tolerances import TOLERANCES
 
 import baracuda_kernels as bk
-from benchmarks.across_gpus import contenders, torch_cp
+from benchmarks.across_gpus import contenders, hops, torch_cp
 from benchmarks.across_gpus.contenders import Contender
+from benchmarks.across_gpus.hops import Way
 from benchmarks.across_gpus.problem import Problem, Whole
 from benchmarks.across_gpus.timing import interleaved, slowest
 from benchmarks.timing import captured, summary
@@ -32,36 +35,44 @@ class Measures:
 
     Parameters
     ----------
-    comms : dict of int to Communicator
-        By the SMs that an exchange may take; of these a problem gets the first that hides its
-        exchanges, or the last.
+    ways : list of Way
+        How chunks may move. Of those by NCCL a problem gets the first that hides its exchanges, or
+        the last; the first of all is what answers and memory are taken from.
     alone : Communicator
         A ring of this rank alone, for memory at P = 1.
     mesh : DeviceMesh
         All ranks, for `context_parallel`.
     """
 
-    def __init__(self, comms: dict[int, Any], alone: Any, mesh: Any) -> None:
-        self._comms, self.alone, self._mesh = comms, alone, mesh
-        self.max_ctas, self.comm = next(iter(comms.items()))
+    def __init__(self, ways: list[Way], alone: Any, mesh: Any) -> None:
+        self._ways, self.alone, self._mesh = ways, alone, mesh
+        self.comm = ways[0].comm
         self._device = torch.device("cuda", self.comm.device)
         self._forms: dict[tuple[int, bool], torch_cp.Form | None] = {}
         self.failed = False
 
     def rows(self, problem: Problem, rounds: int) -> list[dict[str, Any]]:
         """All rows of one problem."""
-        for max_ctas, comm in self._comms.items():
-            self.max_ctas, self.comm = max_ctas, comm
-            steps = self._steps(problem)
-            compute = sum(row["peers"]["compute"] for row in steps)
-            if sum(row["ours"] for row in steps) <= _HIDDEN * compute:
-                break
-        found = [self._memory(problem), *steps]
+        ways, found = self._chosen(problem)
+        self.comm = ways[0].comm
+        found.insert(0, self._memory(problem))
         whole = problem.whole(self._device)
         peers = self._peers(problem, whole)
         one = contenders.one_gpu(problem, whole)
         found.append(self._error(problem, whole, {"one_gpu": one, **peers}))
-        return found + self._speed(problem, one, peers, rounds)
+        return found + self._speed(problem, ways, one, peers, rounds)
+
+    def _chosen(self, problem: Problem) -> tuple[list[Way], list[dict[str, Any]]]:
+        """The ways to measure, and the rows of their steps."""
+        ways = [way for way in self._ways if way.exchange != "nccl"]
+        found = [row for way in ways for row in self._steps(problem, way)]
+        by_nccl = [way for way in self._ways if way.exchange == "nccl"]
+        for way in by_nccl:
+            steps = self._steps(problem, way)
+            compute = sum(row["peers"]["compute"] for row in steps)
+            if sum(row["ours"] for row in steps) <= _HIDDEN * compute or way is by_nccl[-1]:
+                return [*ways, way], found + steps
+        return ways, found
 
     def _error(
         self, problem: Problem, whole: Whole, others: dict[str, Contender]
@@ -114,22 +125,24 @@ class Measures:
 
     def _peak(self, problem: Problem, comm: Any) -> tuple[int, int]:
         torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
+        before, registered = torch.cuda.memory_allocated(), contenders.registered()
         ring = contenders.Ring(problem, comm)
+        # Receive buffers that an earlier problem had registered are this one's, too.
+        kept = ring.scratch.nbytes if ring.scratch.data_ptr() in registered else 0
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()  # making a shard passes through float32
         other = _not_of_torch()
         for _ in range(2):
             ring.run()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before, _not_of_torch() - other
+        return torch.cuda.max_memory_allocated() - before + kept, _not_of_torch() - other
 
-    def _steps(self, problem: Problem) -> list[dict[str, Any]]:
+    def _steps(self, problem: Problem, way: Way) -> list[dict[str, Any]]:
         """`scaling_step` rows: milliseconds that each step's kernel waited for its exchange.
 
         The worst rank's, the median of several runs.
         """
-        ring, timeline = contenders.Ring(problem, self.comm), bk.RingTimeline()
+        ring, timeline = contenders.Ring(problem, way.comm), bk.RingTimeline()
         taken = []
         for _ in range(_TIMELINES + 2):
             dist.barrier()
@@ -140,30 +153,55 @@ class Measures:
         rows = []
         for step, (exposed, compute, exchange) in enumerate(worst.median(0).values.tolist()):
             peers = {"compute": compute, "exchange": exchange}
-            params = {**problem.params(), "step": step, "max_ctas": self.max_ctas}
+            params = {**problem.params(), "step": step, **way.params()}
             rows.append(_row("scaling_step", params, "ms", exposed, peers))
         return rows
 
     def _speed(
-        self, problem: Problem, one: Contender, peers: dict[str, Contender], rounds: int
+        self,
+        problem: Problem,
+        ways: list[Way],
+        one: Contender,
+        peers: dict[str, Contender],
+        rounds: int,
     ) -> list[dict[str, Any]]:
-        """`scaling` rows, eager and captured: milliseconds; `ideal`: one GPU's time / ranks."""
-        ring = contenders.Ring(problem, self.comm)
-        calls = {"eager": ring.run, "graph": captured(ring.run), "one_gpu": one.call}
+        """`exchange` rows, and `scaling` rows, eager and captured, of every way: milliseconds.
+
+        `ideal`: one GPU's time / ranks; `steps`: the rank's own steps without an exchange.
+        """
+        rings = {way.exchange: contenders.Ring(problem, way.comm) for way in ways}
+        self._compare(problem, rings)
+        found = [hops.speed_row(problem, way, rings[way.exchange]) for way in ways]
+        calls: dict[str, Callable[[], Any]] = {"one_gpu": one.call}
+        calls["steps"] = hops.steps_of(rings[ways[0].exchange], problem)
+        for name, ring in rings.items():
+            calls |= {f"{name} eager": ring.run, f"{name} graph": captured(ring.run)}
+        others = {"one_gpu", "steps", *peers}
         calls |= {name: peer.call for name, peer in peers.items()}
         around = {name: peer.around for name, peer in peers.items()}
         rounds = min(rounds, 5) if problem.flops > _LONG_FLOPS else rounds
         samples = interleaved(calls, around, rounds=rounds)
         form = self._forms[problem.chunk, problem.causal]
-        found = []
-        for what in ("eager", "graph"):
-            others = {name: samples[name] for name in samples if name not in ("eager", "graph")}
-            ours, times = summary({"ours": samples[what], **others})
+        for way, what in product(ways, ("eager", "graph")):
+            beside = {name: samples[name] for name in others}
+            ours, times = summary({"ours": samples[f"{way.exchange} {what}"], **beside})
             times["ideal"] = times.pop("one_gpu") / problem.ranks
-            params = {**problem.params(), "what": what, "rounds": rounds, "max_ctas": self.max_ctas}
+            params = {**problem.params(), "what": what, "rounds": rounds, **way.params()}
             params["context_parallel"] = "absent" if form is None else str(form)
             found.append(_row("scaling", params, "ms", ours, times))
         return found
+
+    def _compare(self, problem: Problem, rings: dict[str, contenders.Ring]) -> None:
+        """The ways give the same bits."""
+        answers = []
+        for ring in rings.values():
+            ring.y.fill_(float("nan"))
+            ring.run()
+            ring.comm.synchronize(contenders.stream_of(self._device), timeout=60)
+            answers.append(ring.y)
+        if slowest(float(any(not torch.equal(answers[0], y) for y in answers[1:]))):
+            self._say(f"WRONG: {' and '.join(rings)} differ in {problem}")
+            self.failed = True
 
     def _peers(self, problem: Problem, whole: Whole) -> dict[str, Contender]:
         """The others that run here and answer rightly, `context_parallel` in its fastest form."""
@@ -188,13 +226,11 @@ class Measures:
 
     def _fastest_form(self, problem: Problem, whole: Whole) -> torch_cp.Form | None:
         times: dict[torch_cp.Form, float] = {}
-        for forms in torch_cp.FORMS:
-            for form in forms:
-                peer = torch_cp.context_parallel(problem, self.comm.rank, whole, self._mesh, form)
-                taken = self._time(problem, whole, f"context_parallel ({form})", peer)
-                if taken is not None:
-                    times[form] = taken
-                    break
+        for form in torch_cp.FORMS:
+            peer = torch_cp.context_parallel(problem, self.comm.rank, whole, self._mesh, form)
+            taken = self._time(problem, whole, f"context_parallel ({form})", peer)
+            if taken is not None:
+                times[form] = taken
         return min(times, key=times.__getitem__) if times else None
 
     def _time(self, problem: Problem, whole: Whole, name: str, peer: Contender) -> float | None:

@@ -14,9 +14,9 @@ One process per GPU; bf16, batch 1, each GPU with the given rows of queries and 
 our single call for the whole sequence on one GPU, divided by P, in the same rounds. Times are the
 slowest rank's; ratios above 1 mean that the ring (eager) is faster. *context_parallel*: PyTorch's,
 in the fastest of its forms, named at the end. *all-gather*: K and V gathered, then PyTorch's
-attention (cuDNN; FlashAttention-2, in two balanced halves, when causal) or our kernel. *SMs*: what
-the exchanges may take (`max_ctas`), of those tried (4 and 8 by default) the first that leaves at most
-2 % exposed.
+attention (cuDNN; FlashAttention-2, in two balanced halves, when causal) or our kernel. *By*: what
+moves the chunks, copy engines (peer) or NCCL's kernels. *SMs*: what the exchanges may take
+(`max_ctas`), of those tried (4 and 8 by default) the first that leaves at most 2 % exposed.
 """
 
 
@@ -53,27 +53,43 @@ def section(results: list[dict[str, Any]], here: str, picture: str) -> str:
 
 def _speed(rows: list[dict[str, Any]]) -> str:
     lines = []
-    for problem, pair in _by_problem(rows):
+    for problem, pair in _by_way(rows):
         runs = {row["params"]["what"]: row for row in pair}
         eager = runs["eager"]
         p, peers, ours = eager["params"], eager["peers"], eager["ours"]
+        over = f"{ours / peers['steps']:.2f}" if "steps" in peers else "–"
         ideals = [
             f"{100 * runs[what]['peers']['ideal'] / runs[what]['ours']:.1f}"
             for what in ("eager", "graph")
         ]
         names = ("context_parallel", "all_gather", "all_gather_own")
         lines.append(
-            [*problem, p["max_ctas"], f"{ours:.3f}", f"{flops(p) / p['ranks'] / ours / 1e9:.1f}", *ideals,
+            [*problem, p["max_ctas"], f"{ours:.3f}", f"{flops(p) / p['ranks'] / ours / 1e9:.1f}", *ideals, over,
              *(ratio(peers, name, ours) for name in names), p["context_parallel"].replace(", ", "/")]
         )  # fmt: skip
-    head = "P, rows, layout, causal, SMs, ms, TFLOPS per GPU, % of ideal, as a graph, "
+    head = "P, rows, layout, causal, by, SMs, ms, TFLOPS per GPU, % of ideal, as a graph, over its steps, "
     head += "vs context_parallel, vs all-gather, vs all-gather + our kernel, its form"
     return "\n### Speed\n\n" + table(head, lines)
 
 
+def _exchange(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for problem, (row, *_) in _by_way(rows):
+        p, peers = row["params"], row["peers"]
+        speeds = (f"{x:.0f}" for x in (row["ours"], peers["alone"], peers["late"]))
+        lines.append([*problem, p["max_ctas"], f"{p['bytes'] / 1e6:.1f}", *speeds])
+    text = (
+        "\n### The exchange by itself\n\nGB/s each way of a ring's first hop, from the grant to the "
+        "arrival on the rank that came last: beside the ring's steps, and for so few queries that "
+        "nothing is beside it. *Late*: of the rank that waited longest, beside steps.\n\n"
+    )
+    head = "P, rows, layout, causal, by, SMs, MB, beside steps, alone, late"
+    return text + table(head, lines)
+
+
 def _steps(rows: list[dict[str, Any]]) -> str:
     lines = []
-    for problem, steps in _by_problem(rows):
+    for problem, steps in _by_way(rows):
         figures = {
             "exposed": [row["ours"] for row in steps],
             **{name: [row["peers"][name] for row in steps] for name in ("compute", "exchange")},
@@ -84,7 +100,7 @@ def _steps(rows: list[dict[str, Any]]) -> str:
         "seven runs. *Exposed*: what a step's kernel waited for the exchange before it, other "
         "ranks' lateness included.\n\n"
     )
-    return text + table("P, rows, layout, causal, exposed, compute, exchange", lines)
+    return text + table("P, rows, layout, causal, by, exposed, compute, exchange", lines)
 
 
 def _memory(rows: list[dict[str, Any]]) -> str:
@@ -127,8 +143,21 @@ def _by_problem(
         yield [ranks, chunk, layout, "yes" if causal else "no"], list(of_it)
 
 
+def _by_way(
+    rows: list[dict[str, Any]],
+) -> Iterable[tuple[list[Any], list[dict[str, Any]]]]:
+    """The same, and what moves the chunks: by peer first. Files of before there was a choice have NCCL."""
+    for problem, of_it in _by_problem(rows):
+        by = {row["params"].get("exchange", "nccl"): [] for row in of_it}
+        for row in of_it:
+            by[row["params"].get("exchange", "nccl")].append(row)
+        for exchange in sorted(by, reverse=True):
+            yield [*problem, exchange], by[exchange]
+
+
 _SECTIONS = {
     "scaling": _speed,
+    "exchange": _exchange,
     "scaling_step": _steps,
     "scaling_memory": _memory,
     "scaling_error": _error,

@@ -14,6 +14,8 @@ _PEERS = {
     "all_gather_own": ("all-gather + our kernel", "tab:blue"),
 }
 _GREENS = ("#1b7837", "#5aae61", "#a6dba0")
+# Of a card where copy engines move the chunks of the other rings.
+_BY_NCCL = ("ring by NCCL, zigzag", "#d9f0d3")
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
@@ -34,12 +36,18 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 
 def _panel(axes: Any, rows: list[dict[str, Any]], chunk: int, causal: bool) -> None:
     bars: dict[tuple[str, str], dict[int, float]] = {}
+    beside_peer = any(row["params"].get("exchange") == "peer" for row in rows)
     for row in rows:
         p, ideal = row["params"], row["peers"]["ideal"]
         if (p["chunk"], p["causal"], p["what"]) != (chunk, causal, "eager"):
             continue
         color = _GREENS[_LAYOUTS.index(p["layout"])]
-        bars.setdefault((f"ring, {p['layout']}", color), {})[p["ranks"]] = ideal / row["ours"]
+        label = f"ring, {p['layout']}"
+        if p.get("exchange", "nccl") == "nccl" and beside_peer:
+            if p["layout"] != _LAYOUTS[0]:
+                continue  # one will do
+            label, color = _BY_NCCL
+        bars.setdefault((label, color), {})[p["ranks"]] = ideal / row["ours"]
         if p["layout"] == _LAYOUTS[0]:  # the others do the same whatever our layout
             for name, label in _PEERS.items():
                 if name in row["peers"]:
@@ -60,5 +68,6 @@ def _panel(axes: Any, rows: list[dict[str, Any]], chunk: int, causal: bool) -> N
 
 def _place(label: str) -> int:
     """Rings first."""
-    labels = [f"ring, {layout}" for layout in _LAYOUTS] + [label for label, _ in _PEERS.values()]
+    labels = [f"ring, {layout}" for layout in _LAYOUTS]
+    labels += [_BY_NCCL[0], *(label for label, _ in _PEERS.values())]
     return labels.index(label)

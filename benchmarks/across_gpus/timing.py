@@ -47,6 +47,11 @@ def slowest(value: float) -> float:
     return most.item()
 
 
+def fastest(value: float) -> float:
+    """The smallest of all ranks' values."""
+    return -slowest(-value)
+
+
 def _sample(call: Callable[[], Any], repeats: int) -> float:
     torch.cuda.synchronize()
     dist.barrier()

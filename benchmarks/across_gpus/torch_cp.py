@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.across_gpus.contenders import Contender, balanced_layout
 from benchmarks.across_gpus.problem import Problem, Whole
 
-_BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "FA2": SDPBackend.FLASH_ATTENTION}
+BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "FA2": SDPBackend.FLASH_ATTENTION}
 
 
 class Form(NamedTuple):
@@ -31,11 +31,8 @@ class Form(NamedTuple):
         return f"{self.backend}, {self.rotation}, {self.heads}"
 
 
-# In each list the later ones are for where the earlier do not run: K and V with the heads of Q.
-FORMS = [
-    [Form(backend, rotation, heads) for heads in ("GQA", "repeated")]
-    for backend, rotation in product(_BACKENDS, ("allgather", "alltoall"))
-]
+# "repeated": K and V with the heads of Q, for kernels that do not take fewer, or are faster so.
+FORMS = [Form(*form) for form in product(BACKENDS, ("allgather", "alltoall"), ("GQA", "repeated"))]
 
 
 def context_parallel(problem: Problem, rank: int, whole: Whole, mesh: Any, form: Form) -> Contender:
@@ -50,17 +47,17 @@ def context_parallel(problem: Problem, rank: int, whole: Whole, mesh: Any, form:
     q.requires_grad_(form.backend == "cuDNN")
 
     def call() -> list[torch.Tensor]:
-        with sdpa_kernel(_BACKENDS[form.backend]):
+        with sdpa_kernel(BACKENDS[form.backend]):
             y = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, is_causal=problem.causal, enable_gqa=form.heads == "GQA"
             )
         return [y.detach()]
 
-    return Contender(call, rows, lambda: _patched(problem, mesh, form.rotation))
+    return Contender(call, rows, lambda: patched(problem, mesh, form.rotation))
 
 
 @contextlib.contextmanager
-def _patched(problem: Problem, mesh: Any, rotation: str) -> Iterator[None]:
+def patched(problem: Problem, mesh: Any, rotation: str) -> Iterator[None]:
     from torch.distributed.tensor.experimental import _attention
 
     options = _attention._cp_options

@@ -89,7 +89,7 @@ def test_steps_of_jax_do_as_its_communicators_come_in_clusters(torch):
     def waits(margin):
         options = {
             "first": 1, "last": 1, "causal": 0, "kernel": cuda_ring.FAMILIES["sm90a"],
-            "sequence_dim": 2, "sm_margin": margin, "scale": 0.1,
+            "sequence_dim": 2, "sm_margin": margin, "interruptible": 1, "scale": 0.1,
         }  # fmt: skip
 
         def enqueue(stream):

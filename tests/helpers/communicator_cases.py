@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 
 import baracuda_kernels as bk
+from baracuda_kernels._core import _communicator
+from helpers.gradients import draw
 from helpers.oracle import attention
+from helpers.ring_gradients import HostGradients
 
 B, H, S, D = 1, 2, 12, 16
 HOST = bk.Stream.host()
@@ -103,6 +106,20 @@ def test_a_ring_gives_the_answer(world_size):
     on_ranks(world_size, lambda rank: comms[rank].close())
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_gradients_have_the_bits_of_a_local_ring(world_size):
+    x = draw("f32", 0, heads=H, kv_heads=1, query_len=S, head_dim=D)
+    ring = HostGradients(x, world_size, layout="zigzag", is_causal=True)
+    expected = [g.copy() for g in ring.run()]
+    comms = make_ring(world_size)
+    for _ in range(2):
+        ring.poison()
+        raised = on_ranks(world_size, lambda rank: ring.plan.run(HOST, comms[rank], ring.args[rank]))
+        assert raised == [None] * world_size
+        assert all(map(np.array_equal, expected, ring.gathered()))
+    on_ranks(world_size, lambda rank: comms[rank].close())
+
+
 def test_life_cycle():
     comm = make_ring(1)[0]
     with comm as same:
@@ -174,6 +191,19 @@ def interrupt_soon():
     return time.monotonic()
 
 
+def test_hops_are_tried_unless_the_caller_or_the_environment_says_no(monkeypatch):
+    """The reason of a hop on the host tells which was asked for."""
+    monkeypatch.delenv("BARACUDA_EXCHANGE", raising=False)
+    for environment, said in (("", "not on a CUDA device"), ("nccl", 'exchange="nccl"')):
+        monkeypatch.setenv("BARACUDA_EXCHANGE", environment)
+        assert _communicator.exchange_info()["default"] == (environment or "auto")
+        comms = make_ring(2)
+        for comm in comms:
+            assert [hop.kind for hop in comm.exchange] == ["nccl"] * 2
+            assert all(said in hop.reason for hop in comm.exchange), comm.exchange
+        on_ranks(2, lambda rank, comms=comms: comms[rank].close())
+
+
 def test_ctrl_c_ends_the_wait_for_a_missing_rank():
     token, start = bk.UniqueId.new(), interrupt_soon()
     with pytest.raises(KeyboardInterrupt):
@@ -187,6 +217,35 @@ def test_ctrl_c_ends_the_wait_for_a_peer_in_the_warm_up(fake):
     with pytest.raises(KeyboardInterrupt):
         bk.Communicator.init_rank(1, bk.UniqueId.new(), 0, device="host", timeout=30)
     assert time.monotonic() - start < 2
+
+
+def test_ctrl_c_ends_the_agreement_on_hops(fake):
+    """The other rank is there, and says nothing after the warm-up."""
+    token = bk.UniqueId.new()
+    fake.fake_nccl_hang(b"ncclGroupEnd", 1, 2)
+
+    def join(_rank):
+        return bk.Communicator.init_rank(2, token, 1, device="host", timeout=3)
+
+    other = threading.Thread(target=on_ranks, args=(1, join))
+    other.start()
+    start = interrupt_soon()
+    with pytest.raises(KeyboardInterrupt):
+        bk.Communicator.init_rank(2, token, 0, device="host", timeout=30)
+    assert time.monotonic() - start < 2
+    other.join()
+
+
+def test_ctrl_c_ends_a_register():
+    comms = make_ring(2, timeout=30)
+    start = interrupt_soon()
+    with pytest.raises(KeyboardInterrupt):
+        comms[0].register(np.zeros(64, np.uint8))
+    assert time.monotonic() - start < 2
+    assert comms[0].state in ("failed", "aborted")
+    comms[1].abort()
+    for comm in comms:
+        comm.close()
 
 
 def test_ctrl_c_ends_a_split():

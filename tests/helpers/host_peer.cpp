@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <set>
 #include <thread>
@@ -20,9 +21,11 @@ Enqueue enqueue = nullptr;
 int dropped = -1;  // the wait for a word, counted from 0, that is left out
 int waits = 0;
 std::vector<void*> waited;
+std::atomic<int> rowed{0};
 int32_t fails = 0;  // of host_peer_fail
 std::mutex mutex;
 std::multiset<void*> opened;
+std::map<void*, int64_t> mapped;  // words, and their bytes
 
 struct Task {
   void* word;
@@ -58,11 +61,27 @@ int32_t close_memory(void* base) {
   return BARACUDA_OK;
 }
 int32_t reach(const void*) { return fails == 2 ? BARACUDA_UNSUPPORTED : BARACUDA_OK; }
-int32_t map_words(void* words, int64_t, void** device_words) {
+int32_t map_words(void* words, int64_t bytes, void** device_words) {
   *device_words = words;
+  const std::lock_guard<std::mutex> lock(mutex);
+  mapped[words] = bytes;
   return fails == 3 ? BARACUDA_UNSUPPORTED : BARACUDA_OK;
 }
-int32_t unmap_words(void*) { return BARACUDA_OK; }
+int32_t unmap_words(void* words) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  mapped.erase(words);
+  return BARACUDA_OK;
+}
+// Whether a CPU has ended waits: the upper half of a word.
+bool any_abort() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (const auto& [words, bytes] : mapped) {
+    for (int64_t at = 4096; at < bytes; at += 64) {
+      if (static_cast<uint32_t*>(words)[at / 4 + 1] == uint32_t{1} << 31) return true;
+    }
+  }
+  return false;
+}
 
 int32_t write_word(void* stream, void* word, uint32_t value) {
   if (enqueue == nullptr) {
@@ -72,6 +91,22 @@ int32_t write_word(void* stream, void* word, uint32_t value) {
   enqueue(stream, "write", nullptr,
           [](void* data) { store(as_task(data).word, static_cast<uint32_t>(as_task(data).mask)); },
           destroy, new Task{word, value, false, nullptr});
+  return BARACUDA_OK;
+}
+
+int32_t write_words(void* stream, void* const* words, const uint32_t* values, int32_t count) {
+  for (int32_t i = 0; i < count; ++i) write_word(stream, words[i], values[i]);
+  return BARACUDA_OK;
+}
+
+int32_t copy_rows(void* into, const void* from, int64_t row_bytes, int64_t pitch, int32_t rows,
+                  void*) {
+  if (enqueue != nullptr || fails == 6) return BARACUDA_UNSUPPORTED;
+  for (int32_t row = 0; row < rows; ++row) {
+    std::memcpy(static_cast<char*>(into) + row * row_bytes,
+                static_cast<const char*>(from) + row * pitch, static_cast<size_t>(row_bytes));
+  }
+  ++rowed;
   return BARACUDA_OK;
 }
 
@@ -104,13 +139,14 @@ int32_t gate(void* stream, void* word, uint64_t mask, void* signal) {
 }
 int32_t gate_load() { return BARACUDA_OK; }
 int32_t query(void*, int32_t* done) {
-  *done = 1;
+  *done = fails != 5 || any_abort() ? 1 : 0;
   return BARACUDA_OK;
 }
 
 const baracuda_peer_ops ops = {sizeof(baracuda_peer_ops), export_memory, open_memory, close_memory,
                                reach,                     map_words,     unmap_words, write_word,
-                               wait_word,                 gate,          gate_load,   query};
+                               write_words,               wait_word,     gate,        gate_load,
+                               query,                     copy_rows};
 
 }  // namespace
 
@@ -138,8 +174,11 @@ int host_peer_waited(int n) {
                           words_of_a_rank);
 }
 // 1: memory cannot be exported, 2: nor reached, 3: words cannot be mapped, 4: ranks of one process are
-// not linked; 0: all works.
+// not linked, 5: no stream is done before a CPU has ended its waits, 6: rows are no copy;
+// 0: all works.
 void host_peer_fail(int32_t what) { fails = what; }
+// Copies of several rows so far.
+int host_peer_rowed() { return rowed; }
 int host_peer_opened() { return static_cast<int>(opened.size()); }
 
 }  // extern "C"

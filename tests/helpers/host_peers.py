@@ -25,6 +25,8 @@ class Options(ct.Structure):
         ("wish", ct.c_int32),
         ("wait", ct.c_int32),
         ("trial_seconds", ct.c_double),
+        ("all_gather", ct.c_void_p),
+        ("context", ct.c_void_p),
     ]
 
 
@@ -39,7 +41,11 @@ def host() -> ct.CDLL:
 
 @cache
 def library() -> ct.CDLL:
-    lib = abi.library()
+    return declare(abi.library())
+
+
+def declare(lib: ct.CDLL) -> ct.CDLL:
+    """The library, with its functions of peer.h described."""
     pointer = ct.c_void_p
     lib.baracuda_peer_connect.argtypes = [
         ct.POINTER(abi.Endpoint), ct.POINTER(Options), ct.POINTER(pointer)

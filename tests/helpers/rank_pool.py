@@ -35,9 +35,11 @@ class RankPool:
 
     Parameters
     ----------
-    device_each : bool, optional
+    device_each : bool or "visible", optional
         Rank r on GPU r instead of all on GPU 0; by default if BARACUDA_TEST_RANK_DEVICES says so
-        and there are enough.
+        and there are enough. "visible": and it sees no other.
+    environment : dict, optional
+        More of it for every worker.
     options
         Of the worker's task `join`.
     """
@@ -47,10 +49,12 @@ class RankPool:
         world_size: int,
         worker: Path = _WORKER,
         *,
-        device_each: bool | None = None,
+        device_each: bool | str | None = None,
+        environment: dict[str, str] | None = None,
         **options: Any,
     ) -> None:
         self.world_size = world_size
+        self._environment = environment or {}
         self._device_each = _enough_gpus(world_size) if device_each is None else device_each
         self._script = worker
         self._options = options
@@ -103,6 +107,14 @@ class RankPool:
         """Send a worker a signal."""
         self._workers[rank].signal(number)
 
+    def leave(self, task: dict[str, Any], *, seconds: float = 60.0) -> list[int | None]:
+        """What the workers end with, who end by a task; None: not in that time. The ring is no more."""
+        self._broken = True
+        for worker in self._workers:
+            worker.tell({**task, "folder": self.folder.name})
+        deadline = time.monotonic() + seconds
+        return [worker.ended(deadline - time.monotonic()) for worker in self._workers]
+
     def forget_answer(self, rank: int, seconds: float = 60.0) -> None:
         """Wait for the answer of a victim that lives on."""
         self._workers[rank].answer(seconds)
@@ -140,7 +152,10 @@ class RankPool:
             "NCCL_SOCKET_IFNAME": "lo",
             "PYTHONUNBUFFERED": "1",
             RANK_DEVICE: str(rank if self._device_each else 0),
+            **self._environment,
         }
+        if self._device_each == "visible":
+            environment |= {RANK_DEVICE: "0", "CUDA_VISIBLE_DEVICES": _visible(rank)}
         if not self._device_each:
             environment["NCCL_HOSTID"] = f"rank-{rank}"
         self._started += 1
@@ -154,6 +169,12 @@ def _enough_gpus(world_size: int) -> bool:
     from baracuda_kernels._core import _info
 
     return len(_info.devices()) >= world_size
+
+
+def _visible(rank: int) -> str:
+    """The one device of a rank, of those that this process sees."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return seen.split(",")[rank] if seen else str(rank)
 
 
 class _Worker:
@@ -205,6 +226,12 @@ class _Worker:
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
+
+    def ended(self, seconds: float) -> int | None:
+        try:
+            return self._process.wait(max(seconds, 0.1))
+        except subprocess.TimeoutExpired:
+            return None
 
     def end_input(self) -> None:
         try:

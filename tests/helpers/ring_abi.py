@@ -153,6 +153,23 @@ class Call(ct.Structure):
     ]
 
 
+class Message(ct.Structure):
+    _fields_ = [("data", ct.c_void_p), ("bytes", ct.c_int64), ("peer", ct.c_int32)]
+
+
+class Round(ct.Structure):
+    _fields_ = [
+        *((n, ct.c_int32) for n in ("number", "send_count", "receive_count")),
+        ("stream", ct.c_void_p),
+        ("ready", ct.c_void_p),
+        ("signalled", ct.c_int32),
+        ("begin_mark", ct.c_void_p),
+        ("end_mark", ct.c_void_p),
+        ("sends", Message * 8),
+        ("receives", Message * 8),
+    ]
+
+
 def attention_call(
     endpoint: Endpoint, stream: Any, hops: Any, problem: AttentionProblem, kv: Payload,
     program: Any = None,

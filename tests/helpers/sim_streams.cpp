@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "attention/forward/live_steps.h"
+#include "attention/forward/ring_step.h"
 #include "baracuda/attention_ring.h"
 #include "baracuda/status.h"
 
@@ -145,7 +145,7 @@ const baracuda_attention_ring_problem& as_problem(const void* problem) {
 }
 
 int32_t is_live(const void* problem, const baracuda_ring_step* at) {
-  return baracuda::LiveSteps(as_problem(problem), *at).launches(at->step);
+  return baracuda::ForwardRingStep(as_problem(problem), *at).launches();
 }
 
 int32_t grid(const void*, const baracuda_ring_step*, baracuda_ring_grid* found) {
@@ -157,7 +157,7 @@ int32_t launch(const void* problem, const baracuda_ring_step* at) {
   const std::lock_guard<std::mutex> lock(mutex);
   if (const int32_t status = enter("launch")) return status;
   const baracuda_attention_step_params params =
-      baracuda::LiveSteps(as_problem(problem), *at).launch_params();
+      baracuda::ForwardRingStep(as_problem(problem), *at).params();
   std::string flags = params.flags & BARACUDA_STEP_FIRST ? "F" : "";
   if (params.flags & BARACUDA_STEP_LAST) flags += "L";
   note("launch[" + flags + "," + std::to_string(params.sm_margin) + "]", at->stream);

@@ -3,7 +3,7 @@
 #include <chrono>
 #include <vector>
 
-#include "attention/forward/live_steps.h"
+#include "attention/forward/ring_step.h"
 #include "baracuda/attention_ring.h"
 #include "baracuda/status.h"
 
@@ -20,10 +20,10 @@ const baracuda_attention_ring_problem& as_problem(const void* problem) {
   return *static_cast<const baracuda_attention_ring_problem*>(problem);
 }
 int32_t is_live(const void* problem, const baracuda_ring_step* at) {
-  return baracuda::LiveSteps(as_problem(problem), *at).launches(at->step);
+  return baracuda::ForwardRingStep(as_problem(problem), *at).launches();
 }
 int32_t launch(const void* problem, const baracuda_ring_step* at) {
-  const auto params = baracuda::LiveSteps(as_problem(problem), *at).launch_params();
+  const auto params = baracuda::ForwardRingStep(as_problem(problem), *at).params();
   return params.key_len > 0 ? BARACUDA_OK : BARACUDA_INVALID_ARGUMENT;
 }
 

@@ -185,8 +185,8 @@ def rms_over_rounding(y: Any, exact_y: Any, dtype: str) -> float:
 
 
 def _numpy(x: Any) -> np.ndarray:
-    if isinstance(x, np.ndarray):
-        return x
+    if not hasattr(x, "detach"):
+        return np.asarray(x)
     x = x.detach().cpu()
     # NumPy has no bfloat16 of torch's; float32 holds every bfloat16 exactly.
     return (x.float() if x.element_size() == 2 else x).numpy()

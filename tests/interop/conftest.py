@@ -1,4 +1,4 @@
-"""Process groups for the tests of the PyTorch and transformers adapters."""
+"""Process groups for the tests of the PyTorch and transformers adapters; devices for JAX's."""
 
 from __future__ import annotations
 
@@ -41,3 +41,13 @@ def one_rank(torch):
 
     clear_cache()
     dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def jax():
+    """The jax module with eight virtual CPU devices."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
+    return jax

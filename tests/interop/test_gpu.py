@@ -24,6 +24,18 @@ def test_jax(request, tmp_path, case, dtype, head_dim):
         str(head_dim),
         timeout=240,
     )
+    passed(request, said)
+
+
+@pytest.mark.framework("jax")
+@pytest.mark.parametrize("dtype, head_dim", [("bf16", 128), ("f16", 64), ("f16", 96), ("f32", 40)])
+@pytest.mark.parametrize("case", ["whole", "steps"])
+def test_jax_gradients(request, tmp_path, case, dtype, head_dim):
+    program = ROOT / "tests" / "helpers" / "jax_gradients.py"
+    passed(request, run_program(program, tmp_path, case, dtype, str(head_dim), timeout=240))
+
+
+def passed(request, said):
     if "JAX has no CUDA device here" in said:
         if request.config.getoption("--require-gpu"):
             pytest.fail("--require-gpu: needs JAX with CUDA")

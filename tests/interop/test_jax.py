@@ -23,15 +23,6 @@ SPEC = (None, None, "ring", None)
 
 
 @pytest.fixture(scope="module")
-def jax():
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", P)
-    return jax
-
-
-@pytest.fixture(scope="module")
 def ring(jax):
     """interop.jax, with the mesh that the tests use as ``ring.mesh``."""
     from baracuda_kernels.interop import jax as adapter
@@ -120,19 +111,8 @@ def test_bshd_and_f64(jax, ring):
         exact = attention(*qkv, is_causal=True)
         back = np.argsort(order)
         assert y.shape == (2, P * 16, 4, 32) and y.dtype == np.float64
-        # lse comes as float32
-        assert_close(
-            "host",
-            "f32",
-            np.asarray(lse)[:, :, back].astype(np.float32)[..., None],
-            exact[1][..., None],
-            np.asarray(lse)[:, :, back],
-            exact[1],
-        )
-        assert (
-            bk.reference.error_of(np.asarray(y).swapaxes(1, 2)[:, :, back], exact[0])["relative"]
-            < 1e-12
-        )
+        y = np.asarray(y).swapaxes(1, 2)[:, :, back]
+        assert_close("host", "f64", y, exact[0], np.asarray(lse)[:, :, back], exact[1])
 
 
 def test_a_mesh_of_two_axes(jax, ring):
@@ -255,15 +235,8 @@ def test_an_axis_that_is_not_bound(jax, ring):
         ring.ring_attention(*draw(), "rong")
 
 
-def test_gradient_and_vmap_say_that_they_are_not_there(jax, ring):
+def test_a_gradient_that_does_not_go_through_it(jax, ring):
     q, k, v = draw()
-    f = sharded(jax, ring)
-    arrays = put(jax, ring, (q, k, v), np.arange(P * 16))
-    with pytest.raises(bk.UnsupportedError, match="backward pass is not built yet"):
-        jax.grad(lambda q: f(q, *arrays[1:])[0].sum())(arrays[0])
-    with pytest.raises(bk.UnsupportedError, match="vmap is not served"):
-        jax.vmap(ring.attention_step)(*(x[None] for x in (q, k, v)))
-    # A gradient that does not go through it is none of its business.
     weight = jax.grad(lambda w: (w * ring.attention_step(q, k, v)[0]).sum())(2.0)
     assert np.isfinite(weight)
 
@@ -302,6 +275,7 @@ def test_a_failing_kernel_is_an_error_with_its_message(jax, ring):
             "kernel": 9,
             "sequence_dim": 2,
             "sm_margin": 0,
+            "interruptible": 1,
         }.items()
     }
     with pytest.raises(jax.errors.JaxRuntimeError, match="kernel is 9: must be a"):
@@ -313,14 +287,14 @@ def test_a_failing_kernel_is_an_error_with_its_message(jax, ring):
 
 
 def test_a_jaxlib_that_refuses_the_handlers(jax, ring, monkeypatch):
-    from baracuda_kernels.interop import _jax_primitive
+    from baracuda_kernels.interop.jax import _lowering
 
     def refuse(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("incompatible API version 1.0")
 
     monkeypatch.setattr(jax.ffi, "register_ffi_target", refuse)
     with pytest.raises(bk.UnsupportedError, match="incompatible API version 1.0"):
-        _jax_primitive.register_targets()
+        _lowering.register_targets()
 
 
 def test_the_page_runs_as_written(tmp_path):

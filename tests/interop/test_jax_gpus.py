@@ -20,5 +20,14 @@ def test_two_gpus_give_the_single_device_answer(tmp_path, dtype):
     assert "passed on 2 x" in said
 
 
+@pytest.mark.parametrize("dtype, head_dim", [("bf16", 128), ("f16", 64), ("f32", 40)])
+def test_two_gpus_give_the_single_device_gradients(tmp_path, dtype, head_dim):
+    program = ROOT / "tests" / "helpers" / "jax_gradients.py"
+    said = run_program(
+        program, tmp_path, "ring", dtype, str(head_dim), environment=ENVIRONMENT, timeout=240
+    )
+    assert "passed on 2 x" in said
+
+
 def test_the_page_runs_as_written(tmp_path):
     run_page("jax.md", tmp_path, environment=ENVIRONMENT, timeout=240)

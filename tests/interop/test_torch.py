@@ -96,12 +96,30 @@ def test_unshard_of_differing_shapes(gloo_ranks):
         assert answer["error"] == "InvalidProblemError" and "differs" in answer["message"]
 
 
-def test_opcheck(torch, one_rank):
-    op = torch.ops.baracuda.ring_attention.default
+@pytest.mark.parametrize("gradients", [False, True])
+def test_opcheck(torch, one_rank, gradients):
+    ops = torch.ops.baracuda
     plain = torch.randn(3, 2, 4, 8, 16)
     bshd = torch.randn(3, 2, 8, 4, 16).transpose(2, 3)
     for q, k, v in (plain, bshd, (plain[0], plain[1, :, :2], plain[2, :, :2])):
-        torch.library.opcheck(op, (q, k, v, "", True, None, "zigzag"))
+        y, lse = ops.ring_attention(q, k, v, "", True, None, "zigzag")
+        q, k, v = (x.detach().requires_grad_(gradients) for x in (q, k, v))
+        torch.library.opcheck(ops.ring_attention, (q, k, v, "", True, None, "zigzag", gradients))
+        for dy, dlse in ((torch.randn_like(y), None), (y[:1].expand_as(y), torch.randn_like(lse))):
+            gradient = (
+                dy,
+                dlse,
+                *(x.detach() for x in (q, k, v)),
+                y,
+                lse,
+                "",
+                True,
+                None,
+                "zigzag",
+            )
+            torch.library.opcheck(ops.ring_attention_backward, gradient)
+        for op in (ops.shard, ops.unshard):
+            torch.library.opcheck(op, (q, 2, "", "striped"))
 
 
 def test_operands_that_are_not_dense_are_copied(torch, one_rank):

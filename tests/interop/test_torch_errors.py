@@ -89,24 +89,79 @@ def test_without_a_process_group(torch, ring_attention):
         ring_attention(q, k, v)
 
 
-def test_the_backward_is_not_built(torch, ring_attention, qkv):
-    qkv[1].requires_grad_()
-    with pytest.raises(UnsupportedError, match=r"only the forward is built.*no_grad"):
-        ring_attention(*qkv)
-    compiled = torch.compile(lambda *x: ring_attention(*x), backend="aot_eager")
-    with pytest.raises(Exception, match=r"only the forward is built.*no_grad"):
-        compiled(*qkv)
-    with torch.no_grad():
-        assert not ring_attention(*qkv).requires_grad
+def test_a_problem_without_a_backward(torch, ring_attention, qkv, monkeypatch):
+    from baracuda_kernels import RingAttentionBackwardPlan
+    from baracuda_kernels.interop.torch import _gradients
+
+    class NoBackward(RingAttentionBackwardPlan):
+        @staticmethod
+        def select(descriptor, stream, preference=None):
+            raise UnsupportedError("no kernel has the gradient of this one")
+
+    monkeypatch.setattr(_gradients, "RingAttentionBackwardPlan", NoBackward)
+    ring_attention(*qkv)
+    for x in qkv:
+        leaf = x.clone().requires_grad_()
+        operands = [leaf if one is x else one for one in qkv]
+        # At the forward call, and before a gradient is asked for.
+        with pytest.raises(UnsupportedError, match="no kernel has the gradient"):
+            ring_attention(*operands)
+        compiled = torch.compile(lambda *x: ring_attention(*x), backend="aot_eager")
+        with pytest.raises(UnsupportedError, match="no kernel has the gradient"):
+            compiled(*operands)
+        with torch.no_grad():
+            assert not ring_attention(*operands).requires_grad
 
 
-def test_the_backward_is_not_built_within_context_parallel(torch, qkv):
-    from baracuda_kernels.interop.torch import context_parallel
+def test_deterministic_algorithms(torch, ring_attention, qkv, monkeypatch):
+    from baracuda_kernels.interop.torch import _gradients
 
-    qkv[0].requires_grad_()
-    sdpa = torch.nn.functional.scaled_dot_product_attention
-    with context_parallel(), pytest.raises(UnsupportedError, match=r"only the forward.*no_grad"):
-        sdpa(*qkv)
+    wanted = []
+    real = _gradients.RingAttentionBackwardPlan
+
+    class Seen(real):
+        @staticmethod
+        def select(descriptor, stream, preference=None):
+            wanted.append(preference is not None and preference.deterministic)
+            if wanted[-1] and descriptor.num_kv_heads == 2:
+                raise UnsupportedError("no kernel is deterministic for this one")
+            return real.select(descriptor, stream, preference)
+
+    monkeypatch.setattr(_gradients, "RingAttentionBackwardPlan", Seen)
+    q, k, v = (x.requires_grad_() for x in qkv)
+    try:
+        for on in (False, True):
+            torch.use_deterministic_algorithms(on)
+            ring_attention(q, k, v).sum().backward()
+            ring_attention(q, k, v).sum().backward()
+        assert wanted == [False, True]
+        match = "use_deterministic_algorithms is on, and no kernel is deterministic"
+        with pytest.raises(UnsupportedError, match=match):
+            ring_attention(q, k[:, :2], v[:, :2])
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with pytest.warns(UserWarning, match="its gradient is not deterministic"):
+            ring_attention(q, k[:, :2], v[:, :2]).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("of", ["y", "lse"])
+def test_a_second_derivative(torch, ring_attention, qkv, of):
+    q, k, v = (x.requires_grad_() for x in qkv)
+    y, lse = ring_attention(q, k, v, return_lse=True)
+    loss = (y if of == "y" else lse).sin().sum()
+    (dq,) = torch.autograd.grad(loss, q, create_graph=True)
+    with pytest.raises(UnsupportedError, match="second derivative is asked for"):
+        dq.sum().backward()
+
+
+def test_an_operand_changed_in_place(torch, ring_attention, qkv):
+    q, k, v = qkv
+    q.requires_grad_()
+    y = ring_attention(q, k, v)
+    k.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -162,13 +217,6 @@ def test_a_device_mesh_is_a_group(torch, ring_attention, qkv):
         ring_attention(*qkv, mesh)
 
 
-def test_unshard_would_cut_a_gradient_off(torch, one_rank):
-    from baracuda_kernels.interop.torch import unshard
-
-    with pytest.raises(UnsupportedError, match="x: requires a gradient"):
-        unshard(torch.zeros(2, 3, requires_grad=True), 1)
-
-
 def test_sharding(torch, one_rank):
     from baracuda_kernels.interop.torch import position_ids, shard
 
@@ -206,15 +254,22 @@ def test_what_context_parallel_refuses(torch, one_rank, options, error, message)
         sdpa(q, k, v, **options)
 
 
-def test_context_parallel_casts_as_autocast_does(torch, one_rank):
+def test_calls_are_cast_as_autocast_does(torch, ring_attention, one_rank):
     from baracuda_kernels.interop.torch import context_parallel
 
     sdpa = torch.nn.functional.scaled_dot_product_attention
     q, k, v = torch.randn(3, 1, 4, 8, 16)
     with torch.autocast("cpu", torch.bfloat16), context_parallel():
-        y = sdpa(q, k.bfloat16(), v)
-    assert y.dtype is torch.bfloat16
-    torch.testing.assert_close(y.float(), sdpa(q, k, v), atol=2e-2, rtol=2e-2)
+        calls = [sdpa(q, k.bfloat16(), v), ring_attention(q, k.bfloat16(), v)]
+        f64 = ring_attention(q.double(), k.double(), v.double())
+        with pytest.raises(UnsupportedError, match=r"q: got torch.int32"):
+            ring_attention(*(x.to(torch.int32) for x in (q, k, v)))
+        with torch.autocast("cpu", enabled=False):
+            assert ring_attention(q, k, v).dtype is torch.float32
+    for y in calls:
+        assert y.dtype is torch.bfloat16
+        torch.testing.assert_close(y.float(), sdpa(q, k, v), atol=2e-2, rtol=2e-2)
+    assert f64.dtype is torch.float64
 
 
 def test_a_dtype_is_an_element(torch):

@@ -9,7 +9,7 @@ from ctypes import addressof
 import numpy as np
 import pytest
 from helpers import xla_frames
-from helpers.oracle import attention
+from helpers.oracle import attention, attention_backward
 from helpers.xla_frames import Call, Extension, Metadata
 
 
@@ -37,6 +37,7 @@ OPTIONS = {
     "kernel": 0,
     "sequence_dim": 2,
     "sm_margin": 0,
+    "interruptible": 1,
     "scale": 0.5,
 }
 
@@ -105,3 +106,106 @@ def test_a_frame_of_an_older_layout(handler):
     call.frame.struct_size -= 8
     assert call(handler) == 1
     assert call.errors[0][0] == 12 and "call frame has" in call.errors[0][1]
+
+
+# The backward.
+
+
+@pytest.fixture(scope="module")
+def backward():
+    return xla_frames.handler("baracuda_xla_attention_backward_host")
+
+
+GRADIENT_OPTIONS = {
+    "first": 1,
+    "last": 1,
+    "causal": 0,
+    "dlse": 0,
+    "kernel": 0,
+    "sequence_dim": 2,
+    "sm_margin": 0,
+    "scale": 0.5,
+}
+Y, LSE = (np.asarray(x, np.float32) for x in attention(Q, Q, Q, scale=0.5))
+FORWARD = [Y, LSE[..., None]]
+SCRATCH = 2 * 16 * (8 + 2)  # of float32: B H Q (D + 2)
+
+
+def gradients(scratch=SCRATCH, last=True):
+    poisoned = [np.full_like(Q, np.nan) for _ in range(2 + last)]
+    return [np.full((1, 1, 1, scratch), np.nan, np.float32), *poisoned]
+
+
+def test_a_whole_backward_call(backward):
+    out = gradients()
+    call = Call([Q, Q, Q, Q, *FORWARD], out, GRADIENT_OPTIONS)
+    assert call(backward) is None and not call.errors
+    exact = attention_backward(Q, Q, Q, Q, scale=0.5)
+    _, dk, dv, dq = out
+    for got, truth in zip((dq, dk, dv), exact, strict=True):
+        assert np.allclose(got, truth, atol=1e-5)
+
+
+def test_a_backward_call_of_two_steps(backward):
+    """Over the same keys twice: dq is the sum, in the scratch that both steps share."""
+    first = gradients(last=False)
+    options = {**GRADIENT_OPTIONS, "last": 0, "dlse": 1}
+    assert Call([Q, Q, Q, Q, *FORWARD, np.ones_like(FORWARD[1])], first, options)(backward) is None
+    last = gradients()
+    last[0] = first[0]
+    options = {**GRADIENT_OPTIONS, "first": 0}
+    assert Call([Q, Q, Q, Q, first[0]], last, options)(backward) is None
+    dq, dk, _ = attention_backward(Q, Q, Q, Q, dlse=np.ones_like(LSE), scale=0.5)
+    assert np.allclose(last[3], 2 * dq, atol=1e-5) and np.allclose(last[1], dk, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change, code, message",
+    [
+        ({"kernel": 7}, 3, "kernel is 7"),
+        ({"kernel": 2}, 12, "has no backward kernel"),
+        ({"sequence_dim": 3}, 3, "sequence_dim is 3: must be 1 or 2"),
+        ({"scale": float("inf")}, 3, "scale is inf"),
+        ({"causal": 1}, 3, "maps has 4 dimensions: must have 1"),
+        ({"dlse": 1}, 3, "operand 6 (dlse) is missing"),
+        ({"first": 0}, 3, "the scratch is updated in place"),
+        ({"last": 0}, 3, "4 results are given: must be 3"),
+    ],
+)
+def test_refusals_of_the_backward(backward, change, code, message):
+    call = Call([Q, Q, Q, Q, *FORWARD], gradients(), {**GRADIENT_OPTIONS, **change})
+    assert call(backward) == 1
+    ((got, text),) = call.errors
+    assert got == code and message in text
+
+
+@pytest.mark.parametrize(
+    "at, array, message",
+    [
+        (3, Q[:, :1].copy(), "dy must have the shape and type of q"),
+        (4, Q.astype(np.float64), "y must have the shape and type of q"),
+        (5, LSE[..., None].astype(np.float64), "lse must be f32 [B, H, Q]"),
+        (
+            -4,
+            np.zeros((1, 1, 1, SCRATCH - 1), np.float32),
+            "scratch has 1276 bytes: must have 1280",
+        ),
+        (-3, Q[..., :4].copy(), "dk must have the shape and type of k"),
+        (-2, Q.astype(np.float64), "dv must have the shape and type of dk"),
+        (-1, Q[:, :1].copy(), "dq must have the shape and type of q"),
+    ],
+)
+def test_gradients_that_do_not_belong_together(backward, at, array, message):
+    operands, results = [Q, Q, Q, Q, *FORWARD], gradients()
+    (operands if at >= 0 else results)[at] = array
+    call = Call(operands, results, GRADIENT_OPTIONS)
+    assert call(backward) == 1
+    assert message in call.errors[0][1]
+
+
+def test_dk_and_dv_of_a_type_that_nobody_sums_in(backward):
+    results = gradients()
+    results[1:3] = [Q.astype(np.float64), Q.astype(np.float64)]
+    call = Call([Q, Q, Q, Q, *FORWARD], results, GRADIENT_OPTIONS)
+    assert call(backward) == 1
+    assert "kv_gradient_element is 3: must be element" in call.errors[0][1]

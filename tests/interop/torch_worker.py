@@ -20,8 +20,11 @@ import torch
 import torch.distributed as dist
 from context_tasks import ContextTasks
 from coverage_tasks import CoverageTasks
+from gradient_tasks import GradientTasks
 from helpers.rank_tasks import own_device, serve
 from torch.nn import functional
+from trainer_tasks import TrainerTasks
+from training_tasks import TrainingTasks
 from transformers_tasks import TransformersTasks
 
 from baracuda_kernels import Communicator, DeviceSlice
@@ -39,7 +42,9 @@ from baracuda_kernels.interop.torch import (
 _INNER = {"bhsd": 2, "bshd": 1}
 
 
-class Rank(ContextTasks, CoverageTasks, TransformersTasks):
+class Rank(
+    ContextTasks, CoverageTasks, GradientTasks, TrainerTasks, TrainingTasks, TransformersTasks
+):
     def __init__(self, rank: int) -> None:
         self.rank = rank
         torch.set_num_threads(1)

@@ -65,13 +65,17 @@ def test_answers_speed_and_memory_of_two_ranks(report):
     for causal in (True, False):
         assert kinds.count(("scaling_error", causal)) == 1
         assert kinds.count(("scaling_memory", causal)) == 1
-        assert kinds.count(("scaling", causal)) == 2
-        assert kinds.count(("scaling_step", causal)) == _RANKS
+        # By peer and by NCCL.
+        assert kinds.count(("exchange", causal)) == 2
+        assert kinds.count(("scaling", causal)) == 4
+        assert kinds.count(("scaling_step", causal)) == 2 * _RANKS
     for row in rows:
         assert row["ours"] > 0 or row["name"] == "scaling_step"
         if row["name"] == "scaling":
             others = {"all_gather", "all_gather_own", "context_parallel"}
-            assert row["peers"].keys() == {"ideal", *others}
+            assert row["peers"].keys() == {"ideal", "steps", *others}
+            assert row["params"]["exchange"] in ("peer", "nccl")
+            assert (row["params"]["max_ctas"] == 0) == (row["params"]["exchange"] == "peer")
         if row["name"] == "scaling_error":
             assert row["ours"] < 1.1 * row["peers"]["one_gpu"]
         if row["name"] == "scaling_memory":

@@ -5,6 +5,8 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
@@ -33,26 +35,43 @@ class _Machine:
         return int(part in self.failing)
 
 
-def test_one_gpu_runs_one_part_after_the_other():
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_one_gpu_runs_one_part_after_the_other(gpus):
     machine = _Machine(failing={"faults"})
-    codes = all_parts.run_all(1, machine.start)
-    assert machine.order == list(PARTS) and not any(machine.beside.values())
-    assert set(machine.gpu.values()) == {0}
+    codes = all_parts.run_all(gpus, machine.start)
+    assert sorted(machine.order) == sorted(PARTS) and not any(machine.beside.values())
+    assert machine.order[:2] == ["ring", "runtime"] and set(machine.gpu.values()) == {0}
     assert codes == {part: int(part == "faults") for part in PARTS}
 
 
-def test_two_gpus_run_them_side_by_side():
+@pytest.mark.parametrize(("gpus", "used"), [(2, 2), (3, 2), (4, 4), (8, 4)])
+def test_several_gpus_run_them_side_by_side(gpus, used):
     machine = _Machine(failing={"endurance", "ring"})
-    codes = all_parts.run_all(2, machine.start)
+    codes = all_parts.run_all(gpus, machine.start)
     assert sorted(machine.order) == sorted(PARTS)
     assert codes == {part: int(part in ("endurance", "ring")) for part in PARTS}
-    # What is timed has its GPU to itself, and the host's microseconds all but the host.
-    for part in ("ring", "runtime", "forward", "tests"):
-        assert machine.gpu[part] == 0
-        assert all(machine.gpu[other] == 1 for other in machine.beside[part])
+    assert set(machine.gpu.values()) == set(range(used))
+    # A part has its GPU to itself, and those that time the host's microseconds all but the host.
+    for part, others in machine.beside.items():
+        assert all(machine.gpu[other] != machine.gpu[part] for other in others)
     for part in ("ring", "runtime"):
         assert machine.beside[part] <= {"sanitize"}
-    assert machine.gpu["faults"] == machine.gpu["endurance"] == 1
+
+
+def test_some_parts_alone():
+    machine = _Machine()
+    codes = all_parts.run_all(4, machine.start, ["error", "sanitize"])
+    assert codes == {"error": 0, "sanitize": 0}
+
+
+def test_a_part_that_cannot_start_leaves_nobody_waiting():
+    def start(part, gpu):
+        if part == "ring":
+            raise OSError("no such program")
+        return 0
+
+    with pytest.raises(OSError, match="no such program"):
+        all_parts.run_all(4, start)
 
 
 def test_a_part_gets_its_gpu_its_log_and_its_folder(tmp_path, monkeypatch):

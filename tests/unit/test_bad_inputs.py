@@ -150,6 +150,7 @@ def test_bad_operand(plan, kind):
     def attempt():
         for call in (
             lambda: plan.can_implement(bk.RingAttentionArgs(**arguments), RANKS),
+            lambda: plan.can_implement(bk.RingAttentionArgs(**arguments), comm=ring[0]),
             lambda: plan.run(bk.Stream.host(), ring[0], bk.RingAttentionArgs(**arguments)),
             lambda: ring.run_all(
                 bk.Stream.host(), plan, [bk.RingAttentionArgs(**arguments) for _ in ring]),
@@ -180,10 +181,19 @@ def test_wrong_streams_communicators_and_argument_objects(plan):
         plan.run(bk.Stream.host(), ring, args)
     with pytest.raises(bk.InvalidProblemError, match="comm"):
         plan.run(bk.Stream.host(), None, args)
-    with pytest.raises(TypeError):
+    with pytest.raises(bk.InvalidProblemError, match="got dict, must be RingAttentionArgs"):
         plan.run(bk.Stream.host(), ring[0], good())
     with pytest.raises(bk.InvalidProblemError, match="world_size"):
         plan.can_implement(args, 0)
+    with pytest.raises(bk.InvalidProblemError, match="world_size, comm: got both"):
+        plan.can_implement(args, 1, comm=ring[0])
+    with pytest.raises(bk.InvalidProblemError, match="comm"):
+        plan.can_implement(args, comm=ring)
+    plan.can_implement(args, comm=ring[0])
+    ring[0].abort()
+    with pytest.raises(bk.CommunicatorError):
+        plan.can_implement(args, comm=ring[0])
+    ring = bk.LocalCommunicator.ring(1)
     with pytest.raises(TypeError, match="select"):
         bk.RingAttentionPlan()
     for other in (None, "ring", bk.Stream.host()):

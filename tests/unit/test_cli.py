@@ -166,7 +166,7 @@ def test_files_that_cannot_be_written(qkv, tmp_path):
         ("explain", "--arch", "abacus"),
         ("explain", "--op", "nothing"),
         ("explain", "--op", "flash_sdpa", "--layout", "zigzag"),
-        ("explain", "--direction", "backward"),
+        ("explain", "--direction", "sideways"),
         ("explain", "--heads", "3", "--kv-heads", "2"),
         ("explain", "--head-dim", "-1"),
         ("nothing",),
@@ -186,11 +186,10 @@ def test_info():
     for fact in (bk.__version__, build["source_hash"], _info.host_info()["isa"]):
         assert fact in text
     host = [row for row in report["runs_here"] if row["device"] == "host"]
-    directions = {"ring_attention": ["FORWARD"], "flash_sdpa": ["FORWARD", "BACKWARD"]}
-    for op, wanted in directions.items():
+    for op in ("ring_attention", "flash_sdpa"):
         asked = [(row["direction"], row["dtype"]) for row in host if row["op"] == op]
         assert sorted(asked) == sorted(
-            (d, t) for d in wanted for t in ("F16", "BF16", "F32", "F64"))
+            (d, t) for d in ("FORWARD", "BACKWARD") for t in ("F16", "BF16", "F32", "F64"))
         assert f"{op} forward (batch 1, heads 8, query_len 4096, head_dim 128" in text
     assert all(row["family"] for row in report["runs_here"])
     assert ("no GPU will be used" in text) == bool(report["gpu_reason"])
@@ -204,7 +203,8 @@ def test_skus_and_its_filters():
     some = json.loads(
         ok("skus", "--json", "--op", "ring_attention", "--arch", "host", "--element", "bf16").stdout
     )["skus"]
-    assert len(some) == 1 and some[0]["family"] == "host"
+    assert [row["direction"] for row in some] == ["FORWARD", "BACKWARD"]
+    assert {row["family"] for row in some} == {"host"}
     exact = json.loads(ok("skus", "--math-precision", "f64", "--json").stdout)["skus"]
     assert {row["element"] for row in exact} == {"F64"}
     unordered = json.loads(ok("skus", "--not-deterministic", "--json").stdout)["skus"]
@@ -213,9 +213,10 @@ def test_skus_and_its_filters():
     forward = json.loads(ok("skus", "--direction", "forward", "--json").stdout)["skus"]
     backward = json.loads(ok("skus", "--direction", "backward", "--json").stdout)["skus"]
     assert {row["direction"] for row in forward} == {"FORWARD"}
-    assert {(row["op_name"], row["family"]) for row in backward} == {
-        ("flash_sdpa", "simt"), ("flash_sdpa", "host"), ("flash_sdpa", "sm80"),
-        ("flash_sdpa", "sm90a")}  # fmt: skip
+    of_one_device = {row["family"] for row in backward if row["op_name"] == "flash_sdpa"}
+    assert of_one_device >= {"simt", "host", "sm80", "sm90a"}
+    assert {row["family"] for row in backward if row["op_name"] == "ring_attention"} == \
+        of_one_device
     assert sorted(map(str, forward + backward)) == sorted(map(str, everything))
     table = ok("skus").stdout
     assert table.count("ring_attention") == sum(
@@ -230,6 +231,8 @@ def test_explain_names_every_family_and_its_reason():
     assert reasons["host"] == "" and all(reasons[f] for f in reasons if f != "host")
     text = ok("explain", "--arch", "host", "--op", "flash_sdpa", "--causal").stdout
     assert "selected" in text and "refused" in text and "flash_sdpa" in text
+    backward = ok("explain", "--arch", "host", "--direction", "backward", "--layout", "zigzag").stdout
+    assert "ring_attention backward on host" in backward
     options = ok("explain", "--op", "flash_sdpa", "--help").stdout
     assert "--head-dim" in options and "f32_strict" in options and "--layout" not in options
     assert "[contiguous|zigzag|striped]" in ok("explain", "--help").stdout

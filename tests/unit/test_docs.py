@@ -111,8 +111,9 @@ def test_the_readmes_figures_are_of_the_results():
         else:
             rings = r"(\d) (H\d00), (\d+) rows each, causal"
             gpus, card, length = re.fullmatch(rings, what).groups()
-            row = rf"^\| {gpus} \| {length} \| zigzag \| yes \| \d \| [\d.]+ \| "
-            row += re.escape(f"{tflops} | {ideal} | ") + r"[\d.]+ \| "
+            row = rf"^\| {gpus} \| {length} \| zigzag \| yes \| (?:peer|nccl) \| "
+            row += r"\d \| [\d.]+ \| "
+            row += re.escape(f"{tflops} | {ideal} | ") + r"[\d.]+ \| [\d.–]+ \| "
             shown = [context_parallel, all_gather]
             of = page.split(f"## Across GPUs: NVIDIA {card}")[1].split("### ")[1]
             assert {fa2, cudnn} == {"–"}

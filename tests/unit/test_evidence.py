@@ -76,6 +76,7 @@ ROWS = {
         {
             "name": "error",
             "params": {
+                "what": "dk",
                 "family": "sm80",
                 "dtype": "bf16",
                 "ranks": 8,
@@ -84,6 +85,30 @@ ROWS = {
             "unit": "rms",
             "ours": 1.5e-4,
             "peers": {"cudnn": 1.5e-4, "rounding": 1e-4},
+        },
+    ],
+    "backward": [
+        {
+            "name": "backward",
+            "params": {
+                "family": "sm90a", "dtype": "bf16", "batch": 2, "heads": 16, "kv_heads": 4,
+                "query_len": 8192, "key_len": 8192, "head_dim": 128, "causal": True,
+                "guarantee": "deterministic",
+            },
+            "unit": "ms",
+            "ours": 4.0,
+            "peers": {"cudnn": 6.0, "fa3": 4.4, "fast": 3.6},
+            "sustained": {"ours": 5.0, "peers": {"cudnn": 7.0, "fa3": 5.0, "fast": 4.9}},
+        },
+        {
+            "name": "ring_tax_backward",
+            "params": {
+                "family": "sm90a", "dtype": "bf16", "head_dim": 128, "heads": 32, "kv_heads": 8,
+                "chunk": 4096, "ranks": 8,
+            },
+            "unit": "ms",
+            "ours": 4.2,
+            "peers": {"one_call": 4.0},
         },
     ],
     "ring": [
@@ -175,8 +200,9 @@ def test_parts_that_agree_are_merged(tmp_path):
     merged = json.loads(path.read_text())
     fields = ["schema", "card", "driver", "cuda", "date", "source_hash", "tests", "rows"]
     assert list(merged) == fields
-    assert merged["tests"] == {"passed": 20, "failed": 0, "skipped": 4}
+    assert merged["tests"] == {"passed": 25, "failed": 0, "skipped": 5}
     assert sorted(r["name"] for r in merged["rows"]) == [
+        "backward",
         "balance",
         "error",
         "faults",
@@ -185,6 +211,7 @@ def test_parts_that_agree_are_merged(tmp_path):
         "host_cost",
         "overlap",
         "ring_tax",
+        "ring_tax_backward",
     ]
 
 
@@ -202,9 +229,13 @@ def test_the_page_says_what_the_rows_say(tmp_path):
     merged = json.loads(evidence.merge(tmp_path, tmp_path).read_text())
     text = report.page({"card": merged})
     # 4 * 16 * 8192^2 * 128 flops in 2 ms; fa2 takes 1.9 ms, cuDNN 1.
-    assert "| sm80 | bf16 | 128 | 1 | 16/16 | 8192 | no | 2.000 | 274.9 | 0.95 | 0.50 |" in text
-    assert "| sm80 | bf16 | 8 | normal | 1.500e-04 | 1.500 | 1.000 |" in text
+    assert "| sm80 | bf16 | 128 | 1 | 16/16 | 8192 | no | 2.000 | 274.9 | 0.95 | 0.50 | – |" in text
+    # 2.5 times as many, half of them masked, in sustained windows of 5 ms; bursts come second.
+    line = "| sm90a | bf16 | 128 | 2 | 16/4 | 8192 | yes | deterministic | 5.000 | 274.9 "
+    assert line + "| – / – | 1.40 / 1.50 | 1.00 / 1.10 | 0.98 / 0.90 |" in text
+    assert "| sm80 | bf16 | dk | 8 | normal | 1.500e-04 | 1.500 | 1.000 |" in text
     assert "| sm80 | bf16 | 128 | 16 | 1024 | 8 | yes | 2.200 | 2.000 | 1.10 |" in text
+    assert "| sm90a | bf16 | 128 | 32/8 | 4096 | 8 | 4.200 | 4.000 | 1.050 |" in text
     assert "| flash_sdpa.run | 1 | 3.0 | fa2 17.0 |" in text
     assert "| sm90a | zigzag | 8 | 4096 | slowest rank | 1.040 | 1.950 |" in text
     assert "| sm80 | local | – | 8 | 4096 | 2.200 | 2.000 | 1.000 | 1.100 |" in text
@@ -212,7 +243,7 @@ def test_the_page_says_what_the_rows_say(tmp_path):
     assert "| SIGSTOP | 4 | 5 | 2.01 | 2.0 |" in text
     (line,) = [x for x in text.splitlines() if x.startswith("| sm80 | bf16 | 128 | zigzag | 8 |")]
     assert "| ms, causal | 2.200 |" in line
-    assert "20 passed, 0 failed, 4 skipped" in text
+    assert "25 passed, 0 failed, 5 skipped" in text
 
 
 def test_scale_on_paper_holds_against_the_committed_results():
@@ -241,7 +272,8 @@ def test_the_documented_commands(tmp_path):
         *("-m", "benchmarks.all_parts", "--out", "out", "-o", "benchmarks/results")
     ]
     assert part[1:] == ["-m", "benchmarks.evidence", "--part", "tests", "--out", "out"]
-    parts = re.search(r"The parts are (.*?)\.", (ROOT / "docs" / "developer-guide.md").read_text())[1]
+    guide = (ROOT / "docs" / "developer-guide.md").read_text()
+    parts = re.search(r"The parts are (.*?)\.", guide, re.DOTALL)[1]
     assert tuple(re.findall(r"`(\w+)`", parts)) == evidence.PARTS
     shutil.copytree(
         ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results")
@@ -254,5 +286,6 @@ def test_the_documented_commands(tmp_path):
         assert python == "python"
         subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True)
     docs = tmp_path / "docs"
-    assert "20 passed, 0 failed, 4 skipped" in (docs / "performance.md").read_text()
+    assert "25 passed, 0 failed, 5 skipped" in (docs / "performance.md").read_text()
     assert (docs / "performance-nvidia-h100-80gb-hbm3.svg").is_file()
+    assert (docs / "performance-backward-nvidia-h100-80gb-hbm3.svg").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes as ct
 import os
 import time
@@ -246,6 +247,131 @@ def test_ranks_with_other_problems_are_refused_instead_of_misread():
     assert all(f is not None for f in found)
     assert any("differ" in f.message for f in found)
     connected.close()
+    world.close()
+
+
+def test_a_margin_is_left_on_ranks_with_a_hop_by_the_transport_alone():
+    world = LocalWorld(4)
+    for end in world.endpoints:
+        end.max_ctas = 8
+    connected = Peers(world, wishes=[peers.NEVER, peers.AUTO, peers.AUTO, peers.AUTO])
+    ring = SumRing(4, beside_alone=True)
+    register(connected, ring)
+    margins: dict[int, set[int]] = {rank: set() for rank in range(4)}
+
+    def drive(rank: int):
+        call = ring.call(rank, world.endpoints[rank])
+        program = abi.Program.from_buffer_copy(call.program.contents)
+        launch = abi.ProgramFn(ct.cast(program.launch, ct.c_void_p).value)
+
+        def watched(problem, at):
+            if at.contents.step < 3:  # the last has no exchange
+                margins[rank].add(at.contents.sm_margin)
+            return launch(problem, at)
+
+        program.launch = abi.ProgramFn(watched)
+        call.program = ct.pointer(program)
+        return world.lib.baracuda_ring_run(ct.byref(call), 1)
+
+    ring.reset()
+    assert on_threads(4, drive) == [abi.OK] * 4
+    assert ring.is_right()
+    assert margins == {0: {8}, 1: {8}, 2: {0}, 3: {8}}
+    connected.close()
+    world.close()
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_what_a_call_receives_can_be_asked_before_it_runs(world_size):
+    """Two ranks receive beside the steps into one buffer alone."""
+    world = LocalWorld(world_size)
+    ring = SumRing(world_size, staged=True)
+    call = ring.call(1, world.endpoints[1])
+    rounds = []
+    for number in range(world_size + 1):
+        round_ = abi.Round()
+        world.lib.baracuda_ring_messages(ct.byref(call), number, ct.byref(round_))
+        assert round_.number == number and round_.stream is None
+        rounds.append(
+            [(m.data, m.bytes, m.peer) for m in round_.receives[: round_.receive_count]]
+        )
+    beside, behind = ring.beside[1], ring.behind[1]
+    found = {data for received in rounds for data, _, _ in received}
+    places = {x.ctypes.data for x in beside[:2]} | {beside[1, 1].ctypes.data}
+    if world_size == 2:
+        places -= {beside[0].ctypes.data}
+    sums = {x.ctypes.data for part in behind for x in part[: min(2, world_size)]}
+    assert places <= found <= places | sums
+    assert {peer for received in rounds for _, _, peer in received} == {0}
+    assert rounds[0] == [(x.ctypes.data, x.nbytes, 0) for x in beside[1]]
+    world.close()
+
+
+def test_pieces_that_lie_together_are_one_copy():
+    """Staged K and V, and a received chunk. The caller's own lie apart: rows of one copy where a device
+    can do that, else two."""
+    rowed = peers.host().host_peer_rowed
+    for staged, cannot, expected in ((True, 0, (1, 0)), (False, 0, (0, 1)), (False, 6, (2, 0))):
+        world = LocalWorld(2)
+        connected = Peers(world)
+        ring = SumRing(2, staged=staged, beside_alone=True)
+        register(connected, ring)
+        peers.host().host_peer_fail(cannot)
+        before = rowed()
+        with counted_copies(world) as copies:
+            ring.reset()
+            assert run_threads(ring, world) == [None] * 2
+        assert ring.is_right()
+        assert (len(copies), rowed() - before) == tuple(2 * n for n in expected), staged
+        assert sum(copies) == (0 if expected[1] else ring.beside[:, 0].nbytes)
+        connected.close()
+        world.close()
+
+
+@contextlib.contextmanager
+def counted_copies(world):
+    """Bytes of the copies that the endpoints of a world make, as they come."""
+    copies = []
+    kept = [end.ops for end in world.endpoints]
+    for end in world.endpoints:
+        ops = abi.StreamOps.from_buffer_copy(end.ops.contents)
+        # A copy of the pointer: the field itself is replaced.
+        copy = type(ops.copy)(ct.cast(ops.copy, ct.c_void_p).value)
+
+        def counting(into, source, nbytes, stream, copy=copy):
+            copies.append(nbytes)
+            return copy(into, source, nbytes, stream)
+
+        ops.copy = type(ops.copy)(counting)
+        end.ops = ct.pointer(ops)
+    yield copies
+    for end, ops in zip(world.endpoints, kept, strict=True):
+        end.ops = ops
+
+
+@pytest.mark.parametrize("gone", [(1,), (1, 2)])
+def test_close_ends_what_waits_for_neighbours_that_have_closed(gone):
+    """A run that they had not begun waits for good; one of which a neighbour is still there may not."""
+    world = LocalWorld(3)
+    connected = Peers(world)
+    register(connected, SumRing(3))
+    lib, stays = peers.library(), ct.c_int32()
+
+    def close(rank: int, seconds: float) -> int:
+        return lib.baracuda_peer_close(connected.handles[rank], seconds, stays)
+
+    assert on_threads(3, lambda r: close(r, 5.0) if r in gone else 0) == [abi.OK] * 3
+    peers.host().host_peer_fail(5)
+    start = time.monotonic()
+    status = close(0, 2.0)
+    seconds = time.monotonic() - start
+    if len(gone) == 2:
+        assert status == abi.OK and 0.4 < seconds < 1.9
+    else:
+        assert status == abi.TIMEOUT and stays.value == 1 and seconds >= 2
+        assert connected.check(2) is None
+        peers.host().host_peer_fail(0)
+        assert close(2, 1.0) == abi.OK
     world.close()
 
 

@@ -24,7 +24,8 @@ def ring(**fields):
 def test_ops_and_get():
     assert {"ring_attention", "flash_sdpa"} <= set(registry.ops())
     spec = registry.get("ring_attention")
-    assert spec.plan_types == {bk.Direction.FORWARD: bk.RingAttentionPlan}
+    assert spec.plan_types == {bk.Direction.FORWARD: bk.RingAttentionPlan,
+                               bk.Direction.BACKWARD: bk.RingAttentionBackwardPlan}
     assert spec.plan_type() is bk.RingAttentionPlan
     assert registry.specs()[0] is spec, "the command line means the first op by default"
     assert {s.name for s in registry.specs()} == set(registry.ops())
@@ -34,7 +35,10 @@ def test_ops_and_get():
 
 def test_skus_are_complete_and_unique_per_op():
     skus = registry.skus(op="RING_ATTENTION")
-    assert len(set(skus)) == len(skus) == 2 + 2 + 5 + 5
+    assert len(set(skus)) == len(skus)
+    assert sum(s.direction is bk.Direction.FORWARD for s in skus) == 2 + 2 + 5 + 5
+    backward = {s.arch.name for s in skus if s.direction is bk.Direction.BACKWARD}
+    assert backward >= {"SM90A", "SM80", "HOST"}
     assert {s.category for s in skus} == {bk.OpCategory.ATTENTION}
     # f64 state is kept in f64, every other in f32.
     for sku in skus:
@@ -44,7 +48,8 @@ def test_skus_are_complete_and_unique_per_op():
 
 
 def test_sku_filters():
-    strict = registry.skus(op="RING_ATTENTION", element="BF16", math_precision="F32")
+    strict = registry.skus(op="RING_ATTENTION", element="BF16", math_precision="F32",
+                           direction="FORWARD")
     assert [s.arch.name for s in strict] == ["SM80", "HOST"]
     assert registry.skus(backend="HOST", element=bk.ElementKind.F64, op=3)[0].op.name == (
         "FLASH_ATTENTION"
@@ -157,11 +162,12 @@ def test_the_op_s_direction_is_part_of_what_is_asked():
     assert forward.direction is bk.Direction.FORWARD
     assert forward.to_dict()["direction"] == "FORWARD"
     assert forward.selected.direction is bk.Direction.FORWARD
-    assert registry.skus(direction="FORWARD", op="RING_ATTENTION") == \
-        registry.skus(op="RING_ATTENTION")
-    assert registry.skus(direction="BACKWARD", op="RING_ATTENTION") == []
-    with pytest.raises(bk.UnsupportedError, match="got BACKWARD, ring_attention has FORWARD$"):
-        registry.explain(ring(), "host", direction="BACKWARD")
+    backward = registry.explain(ring(), "host", direction="BACKWARD")
+    assert backward.direction is backward.selected.direction is bk.Direction.BACKWARD
+    assert backward != forward and "ring_attention BACKWARD on host" in str(backward)
+    of_both = [registry.skus(direction=d, op="RING_ATTENTION") for d in bk.Direction]
+    assert of_both[0] + of_both[1] == registry.skus(op="RING_ATTENTION") and all(of_both)
+    assert all(sku.direction is bk.Direction.BACKWARD for sku in of_both[1])
     with pytest.raises(bk.InvalidProblemError, match="FORWARD, BACKWARD"):
         registry.explain(ring(), "host", direction="SIDEWAYS")
 

@@ -146,7 +146,8 @@ class Marks(ct.Structure):
     _fields_ = [
         (name, ct.c_void_p)
         for name in (
-            "exchange_begin", "exchange_end", "wait_begin", "compute_begin", "compute_end"
+            "exchange_begin", "exchange_end", "wait_begin", "compute_begin", "compute_end",
+            "add_begin", "add_end",
         )
     ]  # fmt: skip
 
@@ -155,7 +156,8 @@ class Marks(ct.Structure):
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_a_timeline_has_every_launch_and_every_exchange(world_size, parts, launch_adds):
     lib = abi.library()
-    lib.baracuda_ring_has_exchange.argtypes = [ct.POINTER(abi.Call), ct.c_int32]
+    for name in ("baracuda_ring_has_exchange", "baracuda_ring_has_sum"):
+        getattr(lib, name).argtypes = [ct.POINTER(abi.Call), ct.c_int32]
     ring = SumRing(world_size, parts=parts, launch_adds=launch_adds)
     logs = {}
     for marked in (False, True):
@@ -172,17 +174,24 @@ def test_a_timeline_has_every_launch_and_every_exchange(world_size, parts, launc
         create = ct.CFUNCTYPE(ct.c_int32, ct.c_void_p)(ops.timed_event_create)
         kept = [(Marks * count)() for _ in calls]
         for call, marks in zip(calls, kept, strict=True):
-            for i in range(5 * count):
+            for i in range(len(Marks._fields_) * count):
                 create(ct.addressof(marks) + 8 * i)
             call.marks = ct.addressof(marks) if marked else None
         exchanges = sum(lib.baracuda_ring_has_exchange(calls[0], n) for n in range(count))
+        sums = [n for n in range(count) if lib.baracuda_ring_has_sum(calls[0], n)]
         assert lib.baracuda_ring_run(calls, world_size) == abi.OK, last_failure()
         logs[marked] = sim.sim_log().decode().splitlines()
         assert sim.sim_run(0) == 0 and ring.is_right()
         ring.reset()
         world.close()
     recorded = [sum(line.startswith("record") for line in logs[m]) for m in (False, True)]
-    more = world_size * (3 * world_size * parts + 2 * exchanges)
+    # Shares are added from the third step on, unless launches do it; at home after all steps, each
+    # part, where one wait begins.
+    on_the_way = [] if launch_adds else list(range(2 * parts, world_size * parts))
+    home = [world_size * parts] if world_size > 1 else []
+    assert sums == on_the_way + home
+    adds = 2 * len(on_the_way) + len(home) * (2 + parts)
+    more = world_size * (3 * world_size * parts + 2 * exchanges + adds)
     assert recorded[1] - recorded[0] == more
     # BESIDE until the last step but one, the sums of each part behind all steps but the first.
     beside = set(range(0, (world_size - 1) * parts, parts))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -222,8 +223,37 @@ def test_no_card_stands_in_for_another():
 def test_the_exchange_takes_the_librarys_default_of_sms():
     rates = scaling.ComputeRates.constant(400)
     option = next(o for o in main.commands["plan"].params if o.name == "sm_margin")
-    assert option.default == DEFAULT_MAX_CTAS
+    assert f"default: {DEFAULT_MAX_CTAS}; by peer 0" in option.help
     assert scaling.Machine(rates=rates, link_gbps=400).sm_margin == DEFAULT_MAX_CTAS
+
+
+def test_by_peer_no_sms_are_left_to_the_exchange():
+    def forecast(**how):
+        rates = scaling.ComputeRates.constant(400)
+        m = scaling.Machine(rates=rates, link_gbps=math.inf, **how)
+        return scaling.forecast(problem(), m, "zigzag")
+
+    by_peer, by_nccl = forecast(exchange="peer"), forecast(exchange="nccl")
+    none_left = forecast(exchange="nccl", sm_margin=0, latency_us=20.0)
+    assert by_peer.seconds == none_left.seconds < by_nccl.seconds
+    assert by_peer.steps[0].exchange == pytest.approx(20e-6)
+    given = forecast(exchange="peer", latency_us=3.0)
+    assert given.steps[0].exchange == pytest.approx(3e-6)
+    for wrong in ({"exchange": "mpi"}, {"exchange": "peer", "sm_margin": 4}):
+        with pytest.raises(bk.InvalidProblemError, match=r"exchange: got|sm_margin: got 4"):
+            forecast(**wrong)
+
+
+@needs_cuda_build
+def test_the_command_knows_both_exchanges():
+    by_nccl, by_peer = as_json(*GIVEN), as_json(*GIVEN, "--exchange", "peer")
+    assert by_nccl["machine"]["exchange"] == "nccl" and by_peer["machine"]["sm_margin"] == 0
+    seconds = [x["layouts"]["zigzag"]["seconds"] for x in (by_peer, by_nccl)]
+    assert seconds[0] < seconds[1]
+    assert "exchange by NCCL: " in invoke(*GIVEN).stdout
+    assert "exchange by copy engine: " in invoke(*GIVEN, "--exchange", "peer").stdout
+    kind, message = refused(*GIVEN, "--exchange", "peer", "--sm-margin", 4)
+    assert kind == "InvalidProblemError" and "sm_margin: got 4" in message
 
 
 @needs_cuda_build

@@ -79,23 +79,60 @@ def test_the_page_says_what_the_rows_say(results):
     # 4 * 32 * 16384^2 * 128 / 2 flops on 2 GPUs in 2 ms; the ideal takes 1.9 ms.
     form = "cuDNN/allgather/GQA"
     line = (
-        f"| 2 | 8192 | zigzag | yes | 8 | 2.000 | 549.8 | 95.0 | 97.4 | 1.25 | 1.50 | 1.05 | {form} |"
+        f"| 2 | 8192 | zigzag | yes | nccl | 8 | 2.000 | 549.8 | 95.0 | 97.4 | – | 1.25 | 1.50 | 1.05 | {form} |"
     )
     assert line in text
     assert (
-        "| 2 | 8192 | contiguous | yes | 8 | 2.000 | 549.8 | 95.0 | 97.4 | – | 1.50 | 1.05 | absent |"
+        "| 2 | 8192 | contiguous | yes | nccl | 8 | 2.000 | 549.8 | 95.0 | 97.4 | – | – | 1.50 | 1.05 | absent |"
         in text
     )
-    assert "| 2 | 8192 | zigzag | no | 8 | 2.000 | 1099.5 | 95.0 |" in text
-    assert "| 4 | 8192 | zigzag | yes | 8 | 2.000 | 1099.5 | 95.0 |" in text
-    steps = "| 2 | 8192 | zigzag | yes | 0.000 / 0.010 | 0.900 / 0.900 | 0.200 / 0.000 |"
+    assert "| 2 | 8192 | zigzag | no | nccl | 8 | 2.000 | 1099.5 | 95.0 |" in text
+    assert "| 4 | 8192 | zigzag | yes | nccl | 8 | 2.000 | 1099.5 | 95.0 |" in text
+    steps = "| 2 | 8192 | zigzag | yes | nccl | 0.000 / 0.010 | 0.900 / 0.900 | 0.200 / 0.000 |"
     assert steps in text
     assert "| 2 | 8192 | zigzag | yes | 256.0 | 256.0 | 3.0 |" in text
     assert "| 2 | 8192 | zigzag | yes | 2.000e-03 | 1.600e-03 | – | 2.400e-03 | 1.250 |" in text
     assert "| SIGSTOP | 2 | 3 | 2.21 | 2.0 |" in text
-    places = [text.index(f"| 2 | 8192 | {x} | 8 | 2.000 |") for x in
+    places = [text.index(f"| 2 | 8192 | {x} | nccl | 8 | 2.000 |") for x in
               ("zigzag | yes", "zigzag | no", "contiguous | yes")]  # fmt: skip
     assert places == sorted(places)
+
+
+def test_what_moves_the_chunks_is_told_apart(results):
+    """By peer and by NCCL: speed, steps and the exchange itself."""
+    rows = []
+    for exchange, factor, sms, speeds in (("nccl", 1.0, 8, (58, 61, 50)), ("peer", 0.9, 0, (321, 343, 255))):
+        for row in _rows(2):
+            if row["name"] not in ("scaling", "scaling_step"):
+                continue
+            row["params"] |= {"exchange": exchange, "max_ctas": sms}
+            row["ours"] *= factor
+            row["peers"] |= {"steps": 1.8}
+            rows.append(row)
+        peers = dict(zip(("alone", "late"), speeds[1:], strict=True))
+        params = rows[0]["params"] | {"exchange": exchange, "max_ctas": sms, "bytes": 33554432}
+        rows.append({"name": "exchange", "params": params, "unit": "GB/s", "ours": speeds[0],
+                     "peers": peers})  # fmt: skip
+    text = report.page({f"2x-{evidence.slug(CARD)}": _result(2, rows)})
+    by_peer = "| 2 | 8192 | zigzag | yes | peer | 0 | 1.800 | 610.8 | 105.6 | 108.3 | 1.00 |"
+    by_nccl = "| 2 | 8192 | zigzag | yes | nccl | 8 | 2.000 | 549.8 | 95.0 | 97.4 | 1.11 |"
+    assert text.index(by_peer) < text.index(by_nccl)
+    assert "| 2 | 8192 | zigzag | yes | peer | 0 | 33.6 | 321 | 343 | 255 |" in text
+    assert "| 2 | 8192 | zigzag | yes | nccl | 8 | 33.6 | 58 | 61 | 50 |" in text
+    assert "| 2 | 8192 | zigzag | yes | peer | 0.000 / 0.009 |" in text
+
+
+def test_the_picture_has_both_ways(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = _rows(2)
+    for row in _rows(2):
+        rows.append(row | {"params": row["params"] | {"exchange": "peer"}})
+    plot = _load("across_gpus.plot")
+    plot.draw([_result(2, rows)], tmp_path / "both.svg")
+    drawn = (tmp_path / "both.svg").read_text()
+    assert "ring by NCCL, zigzag" in drawn and "ring, zigzag" in drawn
+    plot.draw([_result(2, _rows(2))], tmp_path / "one.svg")
+    assert "ring by NCCL" not in (tmp_path / "one.svg").read_text()
 
 
 def test_fresh_results_are_not_called_old(results):

@@ -8,41 +8,11 @@ import weakref
 import numpy as np
 import pytest
 from helpers.oracle import attention
+from helpers.queues import Queues, transports
 
 import baracuda_kernels as bk
 
 B, H, S, D, P = 1, 2, 12, 16, 4
-
-
-class Queues:
-    """A transport between threads, as an engine of one's own might have."""
-
-    def __init__(self, rank, world_size, wires):
-        self.rank, self.world_size, self.wires = rank, world_size, wires
-        self.calls, self.pending = [], []
-
-    def group_start(self):
-        self.calls.append("start")
-
-    def send(self, buffer, peer, stream):
-        assert stream is None and buffer.device == -1
-        self.calls.append(("send", peer, buffer.nbytes))
-        self.wires[self.rank, peer].put(bytes(memoryview(buffer)))
-
-    def recv(self, buffer, peer, stream):
-        self.calls.append(("recv", peer, buffer.nbytes))
-        self.pending.append((buffer, peer))
-
-    def group_end(self):
-        self.calls.append("end")
-        for buffer, peer in self.pending:
-            memoryview(buffer)[:] = self.wires[peer, self.rank].get(timeout=10)
-        self.pending.clear()
-
-
-def transports(kind=Queues):
-    wires = {(a, b): queue.Queue() for a in range(P) for b in range(P)}
-    return [kind(rank, P, wires) for rank in range(P)]
 
 
 def run(plan, ends, x, *, staged=False):
@@ -89,7 +59,7 @@ def x():
 @pytest.mark.parametrize("wrap", [lambda t: t, bk.TransportCommunicator])
 def test_the_ring_over_queues(plan, x, wrap, staged):
     """K and V are two messages in the first exchange and one in the others, wherever they lie."""
-    ends = transports()
+    ends = transports(P)
     y, errors = run(plan, [wrap(t) for t in ends], x, staged=staged)
     assert errors == [None] * P
     exact = attention(*x)[0]
@@ -118,7 +88,7 @@ class Broken(Queues):
 
 
 def test_its_exception_reaches_the_caller_and_the_group_is_closed(plan, x):
-    ends = transports(Broken)
+    ends = transports(P, Broken)
     _, errors = run(plan, ends, x)
     assert isinstance(errors[1], OSError) and str(errors[1]) == "cable cut"
     assert ends[1].calls.count("start") == ends[1].calls.count("end")
@@ -127,7 +97,7 @@ def test_its_exception_reaches_the_caller_and_the_group_is_closed(plan, x):
 
 
 def test_a_transport_is_not_kept_alive(plan, x):
-    ends = transports()
+    ends = transports(P)
     run(plan, ends, x)
     ghosts = [weakref.ref(end) for end in ends]
     del ends

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from baracuda_kernels import errors
 from baracuda_kernels.errors import BaracudaError, CommunicatorError
-from baracuda_kernels.interop.torch._works import Works, wait_all
+from baracuda_kernels.interop.torch._works import Works, end_connections, wait_all
 from baracuda_kernels.ops.ring_attention import _agreement
 
 # Away from the numbers of users' own messages and from that of K and V.
@@ -72,6 +72,7 @@ class Agreement:
             raise failure
 
     def _failure(self, error: RuntimeError) -> CommunicatorError:
+        end_connections(self._group)
         return CommunicatorError(
             f"group: a comparison failed on rank {self._rank} of {self._size}: {error}"
         )

@@ -26,7 +26,8 @@ def context_parallel(
 ) -> TorchFunctionMode:
     """Context in which ``scaled_dot_product_attention`` attends over the whole ring.
 
-    It goes into a ``with`` statement, under ``torch.no_grad()``: a ring has only the forward.
+    It goes into a ``with`` statement. Gradients flow as outside of it. Where a model checkpoints its
+    activations, ``backward`` must be called within the context too: it computes attention anew.
 
     Give the model this rank's rows (`shard`) and their global positions (`position_ids`); all that
     works row by row needs no change. The context holds for this thread. Under autocast, q, k and v
@@ -63,10 +64,32 @@ class _Thread(threading.local):
 
 _thread = _Thread()
 
+# Autograd's threads, which compute checkpointed layers anew, see what the thread that called
+# backward has put here. What cannot be taken away again must not be put here: a thread that ends
+# with it may hang.
+_INHERITED = "baracuda_context_parallel"
+_stash = getattr(torch._C, "_stash_obj_in_tls", None)
+_remove = getattr(torch._C, "_remove_obj_from_tls", None)
+
 
 def innermost() -> _EagerRingMode | None:
-    """The context that this thread is in."""
-    return _thread.modes[-1] if _thread.modes else None
+    """The context that this thread is in, or the one that called the backward it works at."""
+    if _thread.modes:
+        return _thread.modes[-1]
+    if torch._C._is_key_in_tls(_INHERITED):
+        inherited: _EagerRingMode = torch._C._get_obj_in_tls(_INHERITED)
+        return inherited
+    return None
+
+
+def _bequeath() -> None:
+    """Let autograd's threads inherit this thread's innermost context."""
+    if _stash is None or _remove is None:
+        return
+    if _thread.modes:
+        _stash(_INHERITED, _thread.modes[-1])
+    else:
+        _remove(_INHERITED)
 
 
 class _RingMode(TorchFunctionMode):
@@ -117,7 +140,6 @@ class _RingMode(TorchFunctionMode):
         except BaracudaError as error:
             tell(self.group_name, error, device_of(query, key, value))
             raise
-        query, key, value = as_autocast_casts(query, key, value)
         y, _ = attend(query, key, value, self.group_name, is_causal, scale, self.layout)
         return y if len(leading) == 1 else y.reshape(*leading, *y.shape[1:])
 
@@ -133,17 +155,23 @@ class _EagerRingMode(_RingMode):
         self._below = _below.guard(_attend_below, _tell_below)
         self._below.__enter__()
         _thread.modes.append(self)
+        _bequeath()
         return TorchFunctionMode.__enter__(self)
 
     def __exit__(self, *exc_info: object) -> None:
         TorchFunctionMode.__exit__(self, *exc_info)
         _thread.modes.pop()
+        _bequeath()
         self._below.__exit__(*exc_info)
 
 
 def _attend_below(*args: Any) -> torch.Tensor:
     mode = innermost()
-    assert mode is not None, "the dispatch key of a context that has ended"
+    if mode is None:  # this torch hands nothing on to autograd's threads
+        raise UnsupportedError(
+            "scaled_dot_product_attention: is computed anew in a thread of autograd, which does not "
+            "know its context_parallel; checkpoint with ring_attention itself"
+        )
     return mode.attend(*args)
 
 
@@ -151,15 +179,6 @@ def _tell_below(error: UnsupportedError, args: tuple[Any, ...]) -> None:
     mode = innermost()
     if mode is not None:
         tell(mode.group_name, error, device_of(*args))
-
-
-def as_autocast_casts(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """q, k and v in the dtype that autocast gives to ``scaled_dot_product_attention``."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [x if x.dtype is torch.float64 else x.to(dtype) for x in tensors]
 
 
 def refuse_decode(query: torch.Tensor, key: torch.Tensor, is_causal: bool) -> None:

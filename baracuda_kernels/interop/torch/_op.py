@@ -1,4 +1,4 @@
-"""``ring_attention`` as an operator of PyTorch: dispatch, fake tensors, the backward's place."""
+"""``ring_attention``, and what stands before its operator: layouts, autocast, refusals."""
 
 from __future__ import annotations
 
@@ -10,58 +10,9 @@ from torch.autograd import forward_ad
 from baracuda_kernels import SequenceLayout
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
-from baracuda_kernels.interop.torch import _problem, _process_group
+from baracuda_kernels.interop.torch import _compiled, _process_group
+from baracuda_kernels.interop.torch._operator import Differentiable, forward_op
 from baracuda_kernels.interop.torch._refusal import tell
-from baracuda_kernels.interop.torch._ring import ring_of
-
-# torch.library.custom_op would add about 10 us of Python to every call.
-_library = torch.library.Library("baracuda", "FRAGMENT")
-_library.define(
-    "ring_attention(Tensor q, Tensor k, Tensor v, str group_name, bool is_causal, float? scale, "
-    "str sequence_layout) -> (Tensor, Tensor)",
-    tags=(torch.Tag.needs_fixed_stride_order,),
-)
-
-
-def _forward(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    group_name: str,
-    is_causal: bool,
-    scale: float | None,
-    sequence_layout: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return ring_of(group_name, q.device).attend(q, k, v, is_causal, scale, sequence_layout)
-
-
-def _fake(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    group_name: str,
-    is_causal: bool,
-    scale: float | None,
-    sequence_layout: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    _problem.check(q, k, v, sequence_layout)
-    return _problem.outputs(q)
-
-
-_NO_GRADIENT = (
-    "ring_attention: a gradient of q, k or v is needed, and only the forward is built; call "
-    "the model under torch.no_grad(), or detach them"
-)
-
-
-def _backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-    raise UnsupportedError(_NO_GRADIENT)
-
-
-_library.impl("ring_attention", _forward, "CompositeExplicitAutograd")
-torch.library.register_fake("baracuda::ring_attention", _fake, lib=_library)
-torch.library.register_autograd("baracuda::ring_attention", _backward, lib=_library)
-_op = torch.ops.baracuda.ring_attention.default
 
 
 @overload
@@ -117,14 +68,17 @@ def ring_attention(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Exact attention of this rank's queries over the keys of every rank; every rank calls it.
 
-    Forward only: call it under ``torch.no_grad()``, or with tensors that need no gradient. The only
-    mask is the causal one; there is no window and no dropout.
+    The only mask is the causal one; there is no window and no dropout. Gradients flow to q, k and
+    v, from y and from lse; the backward is a call of every rank too, and keeps q, k, v, y and lse.
+    There is no second derivative, and none in forward mode.
 
     Works in eager mode, under ``torch.compile(fullgraph=True)``, under
-    ``torch.inference_mode()``, and in CUDA graphs once the same problem has been called. Outputs
-    and scratch come from PyTorch's allocator at every call. Communicators and plans are kept
-    (`clear_cache` drops them). On CUDA the first call of a problem compares it among the ranks, on
-    the CPU every call does.
+    ``torch.inference_mode()``, under activation checkpointing, and in CUDA graphs once the same
+    problem has been called. Under autocast q, k and v are cast as ``scaled_dot_product_attention``
+    casts them. With ``torch.use_deterministic_algorithms`` the kernels are deterministic ones.
+    Outputs and scratch come from PyTorch's allocator at every call. Communicators and plans are
+    kept (`clear_cache` drops them). On CUDA the first call of a problem compares it among the
+    ranks, on the CPU every call does.
 
     Parameters
     ----------
@@ -161,10 +115,11 @@ def ring_attention(
     InvalidProblemError
         Shapes, dtypes, devices, the group or the layout do not fit, or differ between ranks.
     UnsupportedError
-        No kernel serves the problem; or a derivative is asked for: an operand needs a gradient or
-        has a tangent.
+        No kernel serves the problem, or its gradient where an operand needs one, or none that is
+        deterministic where that is asked for. An operand has a tangent, or the call is within a
+        ``torch.func`` transform. In a backward: of a second derivative.
     CommunicatorError, NcclError, NcclTimeoutError, CudaError
-        The ring or the device failed.
+        The ring or the device failed; in a backward too.
     """
     name = _process_group.name_of(group)
     swapped = tensor_layout == "bshd"
@@ -197,13 +152,19 @@ def attend(
     sequence_layout: SequenceLayout | str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y and lse for tensors [B, H, S, D], by the name of the group."""
-    if torch.compiler.is_compiling():  # AOTAutograd asks for the backward in the forward call
+    q, k, v = _as_autocast_casts(q, k, v)
+    with_gradient = torch.is_grad_enabled() and (
+        q.requires_grad or k.requires_grad or v.requires_grad
+    )
+    both: tuple[torch.Tensor, torch.Tensor]
+    if torch.compiler.is_compiling():
         if not isinstance(sequence_layout, str):
             sequence_layout = sequence_layout.name
-        traced: tuple[torch.Tensor, torch.Tensor] = _op(
-            q, k, v, group_name, is_causal, scale, sequence_layout
+        mark = _compiled.call_mark(q.device)
+        both = forward_op(
+            q, k, v, group_name, is_causal, scale, sequence_layout, with_gradient, mark
         )
-        return traced
+        return both
     try:
         _refuse_derivatives(q, k, v)
         if not isinstance(sequence_layout, str):
@@ -211,11 +172,29 @@ def attend(
     except BaracudaError as error:
         tell(group_name, error, q.device)
         raise
+    if with_gradient:
+        both = Differentiable.apply(q, k, v, group_name, is_causal, scale, sequence_layout)
+        return both
     # Autograd's layer is Python and would only find that there is nothing to record.
-    both: tuple[torch.Tensor, torch.Tensor]
     with torch._C._AutoDispatchBelowAutograd():
-        both = _op(q, k, v, group_name, is_causal, scale, sequence_layout)
+        both = forward_op(q, k, v, group_name, is_causal, scale, sequence_layout)
     return both
+
+
+def _as_autocast_casts(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k and v in the dtype that autocast gives to ``scaled_dot_product_attention``."""
+    device = q.device.type
+    if not torch.is_autocast_enabled(device):
+        return q, k, v
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(x: torch.Tensor) -> torch.Tensor:
+        keeps = x.dtype is torch.float64 or not x.is_floating_point() or x.device.type != device
+        return x if keeps else x.to(dtype)
+
+    return cast(q), cast(k), cast(v)
 
 
 def _check_tensors(q: Any, k: Any, v: Any, swapped: bool) -> None:
@@ -234,11 +213,9 @@ def device_of(*values: Any) -> torch.device | None:
 def _refuse_derivatives(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise UnsupportedError(
-            "ring_attention: is called within a torch.func transform, and only the forward is "
-            "built; call it outside of grad, jvp and vmap"
+            "ring_attention: is called within a torch.func transform, which is not built; call it "
+            "outside of grad, jvp and vmap (torch.autograd's gradients are built)"
         )
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        raise UnsupportedError(_NO_GRADIENT)
     if forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(x).tangent is not None for x in (q, k, v)
     ):

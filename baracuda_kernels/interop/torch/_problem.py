@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from baracuda_kernels import RingAttentionDescriptor
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 from baracuda_kernels.ops.attention._descriptor import accumulator_of
@@ -45,14 +48,56 @@ def check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence_layout: st
         )
 
 
+def problem_of(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    is_causal: bool,
+    scale: float | None,
+    sequence_layout: str,
+) -> tuple[Any, ...]:
+    """What a plan depends on, and what says that `check` need not look at these tensors again."""
+    return (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, k.device, v.device,
+            is_causal, scale, sequence_layout)  # fmt: skip
+
+
+def descriptor_of(problem: tuple[Any, ...]) -> RingAttentionDescriptor:
+    """The descriptor of a problem that `check` has passed."""
+    q_shape, k_shape, _, dtype, *_, is_causal, scale, sequence_layout = problem
+    return RingAttentionDescriptor(
+        q_shape[0],
+        q_shape[1],
+        q_shape[2],
+        k_shape[2],
+        k_shape[3],
+        scale=scale,
+        is_causal=is_causal,
+        element=ELEMENTS[dtype],
+        num_kv_heads=k_shape[1],
+        sequence_layout=sequence_layout,
+    )
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raise while a CUDA graph is captured, for what only a first call does."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise InvalidProblemError(
+            "q: the first call of a problem cannot be captured into a CUDA graph (it makes "
+            "communicators and loads kernels); call it once before the capture"
+        )
+
+
 def outputs(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Empty y [B, H, S, D], dense and in the order of q's dimensions, and lse [B, H, S]."""
-    b, h, s, d = q.shape
-    if q.stride(1) < q.stride(2):  # a view of [B, S, H, D]
-        y = q.new_empty((b, s, h, d)).transpose(1, 2)
-    else:
-        y = q.new_empty((b, h, s, d))
-    return y, q.new_empty((b, h, s), dtype=_LSE[q.dtype])
+    return empty_like(q), q.new_empty(q.shape[:3], dtype=_LSE[q.dtype])
+
+
+def empty_like(x: torch.Tensor) -> torch.Tensor:
+    """An empty tensor of that shape [B, H, S, D], dense, in the order of its dimensions."""
+    b, h, s, d = x.shape
+    if x.stride(1) < x.stride(2):  # a view of [B, S, H, D]
+        return x.new_empty((b, s, h, d)).transpose(1, 2)
+    return x.new_empty((b, h, s, d))
 
 
 def readable(x: torch.Tensor) -> torch.Tensor:

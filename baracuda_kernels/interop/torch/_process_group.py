@@ -13,7 +13,7 @@ from torch.distributed import distributed_c10d
 from baracuda_kernels import Communicator, LocalCommunicator, TransportCommunicator
 from baracuda_kernels.errors import CommunicatorError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop import _torch_rendezvous
-from baracuda_kernels.interop.torch._works import Works, wait_all
+from baracuda_kernels.interop.torch._works import Works, end_connections, wait_all
 
 # By name, as it is private to a module that says what it exports.
 _resolve: Any = vars(distributed_c10d)["_resolve_process_group"]
@@ -152,6 +152,7 @@ class GroupTransport:
             raise self._failure(error) from error
 
     def _failure(self, error: RuntimeError) -> CommunicatorError:
+        end_connections(self._group)
         return CommunicatorError(
             f"group: an exchange failed on rank {self.rank} of {self.world_size}: {error}"
         )

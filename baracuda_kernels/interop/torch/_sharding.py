@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from baracuda_kernels import SequenceLayout, sharding
 from baracuda_kernels._arguments import layout_of
-from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
-from baracuda_kernels.interop.torch import _process_group
+from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.interop.torch import _compiled, _dealing, _process_group
 
 
 def shard(
@@ -37,7 +36,8 @@ def shard(
     Returns
     -------
     Tensor
-        A contiguous copy of the rows ``position_ids`` names.
+        A contiguous copy of the rows ``position_ids`` names. Where `x` requires a gradient, its
+        gradient is gathered from every rank's: the backward is a call of every rank.
 
     Raises
     ------
@@ -46,10 +46,11 @@ def shard(
         dimension, or the group or layout is wrong.
     """
     _require_tensor(x)
-    ranks = _process_group.resolve(_process_group.name_of(group))
     dim = _dimension(x, dim)
-    rows = sharding.rows_per_rank(x.shape[dim], ranks.size(), f"dimension {dim}")
-    return x.index_select(dim, position_ids(rows, group, sequence_layout, device=x.device))
+    mine: torch.Tensor = _dealing.shard_op(
+        x, dim, _process_group.name_of(group), _name_of(sequence_layout)
+    )
+    return mine
 
 
 def unshard(
@@ -74,30 +75,26 @@ def unshard(
     Returns
     -------
     Tensor
-        A new tensor, the same on every rank.
+        A new tensor, the same on every rank. Every rank is to use it alike, as in the same loss: the
+        gradient of `x` is this rank's rows of the gradient of the whole, not a sum over the ranks.
 
     Raises
     ------
     InvalidProblemError
         Shapes differ between ranks, there is no such dimension, or the group or layout is wrong.
-    UnsupportedError
-        A gradient would be needed: `x` requires it.
+    CommunicatorError
+        A gathering failed, in the forward, or in the backward of `shard`.
     """
     _require_tensor(x)
-    if x.requires_grad and torch.is_grad_enabled():
-        raise UnsupportedError(
-            "x: requires a gradient, and only the forward is built; call it under torch.no_grad()"
-        )
-    layout = layout_of(sequence_layout)
     dim = _dimension(x, dim)
-    ranks = _process_group.resolve(_process_group.name_of(group))
-    shape = torch.tensor([dim, *x.shape], device=x.device)
-    shapes = [torch.empty_like(shape) for _ in range(ranks.size())]
-    if ranks.size() > 1:
-        _require_alike(shape, shapes, ranks)
-    pieces = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in shapes]
-    dist.all_gather(pieces, x.contiguous(), group=ranks)
-    return sharding.unshard(pieces, dim=dim, sequence_layout=layout)
+    whole: torch.Tensor = _dealing.unshard_op(
+        x,
+        dim,
+        _process_group.name_of(group),
+        _name_of(sequence_layout),
+        _compiled.call_mark(x.device),
+    )
+    return whole
 
 
 def position_ids(
@@ -146,18 +143,9 @@ def _dimension(x: torch.Tensor, dim: int) -> int:
     return dim % x.dim()
 
 
-def _require_alike(
-    mine: torch.Tensor, everyone: list[torch.Tensor], ranks: dist.ProcessGroup
-) -> None:
-    count = torch.tensor([mine.numel()], device=mine.device)
-    counts = [torch.empty_like(count) for _ in everyone]
-    dist.all_gather(counts, count, group=ranks)
-    alike = all(c.item() == counts[0].item() for c in counts)
-    if alike:
-        dist.all_gather(everyone, mine, group=ranks)
-        alike = all(torch.equal(one, everyone[0]) for one in everyone)
-    if not alike:
-        raise InvalidProblemError(
-            f"x: got shape {mine.tolist()[1:]} on rank {ranks.rank()}, which differs from that of "
-            "another rank; shards must be alike, of one shape and dim"
-        )
+def _name_of(sequence_layout: SequenceLayout | str) -> str:
+    if isinstance(sequence_layout, str):  # the operators check it: a compiler cannot
+        return sequence_layout
+    if torch.compiler.is_compiling():
+        return sequence_layout.name
+    return layout_of(sequence_layout).name

@@ -9,12 +9,15 @@ import queue
 import threading
 from typing import Any
 
+import torch
+
 # Pairs of a work and the tensor that it must not outlive.
 Works = list[tuple[Any, Any]]
 _Answer = queue.SimpleQueue[BaseException | None]
 
 # A wait that ends so, by gloo's rules, ends the group's connections too.
 _AT_ONCE = datetime.timedelta(milliseconds=1)
+_TAG = 0x6263  # of a message that nobody sends
 
 _tasks: queue.SimpleQueue[tuple[Works, _Answer]] = queue.SimpleQueue()
 _process = -1  # whose thread serves them
@@ -41,6 +44,17 @@ def wait_all(pending: Works) -> BaseException | None:
         with contextlib.suppress(queue.Empty):
             answer.get(timeout=0.3)
         raise
+
+
+def end_connections(group: Any) -> None:
+    """Let the other ranks' waits for this one fail at once, after a message of its own has failed.
+
+    A ring whose neighbour is gone sends no more. Without this its other neighbour would wait for it.
+    """
+    for peer in set(range(group.size())) - {group.rank()}:
+        with contextlib.suppress(RuntimeError):
+            box = torch.empty(1, dtype=torch.uint8)
+            group.recv([box], peer, _TAG).wait(_AT_ONCE)
 
 
 def _wait(pending: Works) -> BaseException | None:

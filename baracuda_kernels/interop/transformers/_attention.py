@@ -10,7 +10,7 @@ import torch
 from baracuda_kernels import sharding
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _process_group
-from baracuda_kernels.interop.torch._context import as_autocast_casts, refuse_decode
+from baracuda_kernels.interop.torch._context import refuse_decode
 from baracuda_kernels.interop.torch._op import attend
 from baracuda_kernels.interop.torch._refusal import tell
 
@@ -54,7 +54,6 @@ def attention(
     except BaracudaError as error:
         tell(ring.group_name, error, query.device)
         raise
-    query, key, value = as_autocast_casts(query, key, value)
     y, _ = attend(query, key, value, ring.group_name, is_causal, scaling, ring.layout)
     return y.transpose(1, 2), None
 
@@ -116,7 +115,9 @@ def _refuse(
             "the ring masks by causality alone"
         )
     if dropout:
-        raise UnsupportedError(f"dropout: got {dropout}, must be 0; call model.eval()")
+        raise UnsupportedError(
+            f"dropout: got {dropout}, must be 0; call model.eval(), or set config.attention_dropout"
+        )
     for name in _VARIANTS:
         if options.get(name) is not None:
             raise UnsupportedError(f"{name}: is given by the model, and no kernel serves it")

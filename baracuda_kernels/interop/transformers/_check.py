@@ -54,6 +54,7 @@ def require(model: Any, total: int | None, own_name: str | None) -> None:
     _refuse_recurrence(kind, model, config)
     _refuse_positions_in_scores(kind, config)
     _refuse_windows(kind, config, total)
+    _refuse_changing_frequencies(kind, model, config, total)
     _refuse_other_code(kind, model, own_name)
 
 
@@ -122,6 +123,37 @@ def _refuse_windows_of(kind: str, config: Any, total: int | None) -> None:
                 f"{kind}: config.{name} is {window}, and no kernel serves a window; must be as "
                 f"long as the sequence{'' if total is None else f', {total} rows'}"
             )
+
+
+def _refuse_changing_frequencies(kind: str, model: Any, config: Any, total: int | None) -> None:
+    """Rotary embeddings that change with the longest position would differ between the ranks."""
+    longest = getattr(config, "max_position_embeddings", None)
+    for module in model.modules():
+        types = getattr(module, "rope_type", None)
+        for rope_type in types.values() if isinstance(types, dict) else (types,):
+            if rope_type == "longrope":
+                limit = _original_length(config)
+            elif isinstance(rope_type, str) and "dynamic" in rope_type:
+                limit = longest
+            else:
+                continue
+            rows = longest if total is None else total
+            if rows is None or limit is None or rows > limit:
+                raise UnsupportedError(
+                    f"{kind}: its rotary embeddings are {rope_type!r}, which change with the longest "
+                    f"position that a rank has; the sequence, {rows} rows, must have no more than "
+                    f"{limit}"
+                )
+
+
+def _original_length(config: Any) -> int | None:
+    """The longest sequence that "longrope" leaves as it is."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    name = "original_max_position_embeddings"
+    found = [
+        part[name] for part in (rope, *rope.values()) if isinstance(part, dict) and name in part
+    ]
+    return min(found, default=getattr(config, name, None))
 
 
 def _refuse_other_code(kind: str, model: Any, own_name: str | None) -> None:

@@ -47,7 +47,7 @@ def install() -> None:
     def call(self: Any, *args: Any, **options: Any) -> Any:
         if torch.compiler.is_compiling() or _thread.within:
             return original(self, *args, **options)
-        found = _ring_of(self)
+        found = ring_of(self)
         if found is None:
             return original(self, *args, **options)
         ring, own_name = found
@@ -70,7 +70,7 @@ def _refuse_generate() -> None:
 
     @functools.wraps(generate)
     def refusing(self: Any, *args: Any, **options: Any) -> Any:
-        found = _ring_of(self)
+        found = ring_of(self)
         if found is not None and found[0].ranks() > 1:
             error = UnsupportedError(
                 "generate: the last row of the sequence lies on one rank, and every rank would "
@@ -150,7 +150,7 @@ def _mask_within_context(original: Any) -> Any:
     return mask
 
 
-def _ring_of(model: Any) -> tuple[Ring, str | None] | None:
+def ring_of(model: Any) -> tuple[Ring, str | None] | None:
     """The ring that a call of this model reaches, and the name it is registered by."""
     mode = innermost()
     if mode is not None:
@@ -164,6 +164,13 @@ def _ring_of(model: Any) -> tuple[Ring, str | None] | None:
     return None
 
 
+def require(model: Any, total: int | None, own_name: str | None) -> None:
+    """`_check.require`, once for each length."""
+    if _required.get(model) != (total, own_name):
+        _check.require(model, total, own_name)
+        _required[model] = (total, own_name)
+
+
 def _before(
     model: Any, ring: Ring, own_name: str | None, args: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
@@ -175,13 +182,11 @@ def _before(
         device = None if tokens is None else tokens.device
         rows = None if tokens is None else tokens.shape[1]
         total = None if rows is None else rows * ring.ranks()
-        if _required.get(model) != (total, own_name):
-            _check.require(model, total, own_name)
-            _required[model] = (total, own_name)
+        require(model, total, own_name)
         _refuse_arguments(model, given, ring)
         positions = given.get("position_ids")
         if positions is not None and rows is not None:
-            _attention.compare_positions(positions, rows, ring, _offset(model))
+            _attention.compare_positions(positions, rows, ring, first_position(model))
         elif ring.ranks() > 1:
             raise UnsupportedError(
                 "position_ids: are not given, and the model would place the rows of every rank at "
@@ -214,8 +219,7 @@ def _refuse_arguments(model: Any, given: dict[str, Any], ring: Ring) -> None:
     if given.get("labels") is not None and ring.ranks() > 1:
         raise UnsupportedError(
             "labels: are given, and the model would shift them within this rank's rows; must be "
-            "left out: shift the labels of the whole sequence, shard them like the tokens, and "
-            "compare them with this rank's logits by F.cross_entropy(..., reduction='sum')"
+            "left out: BatchSharder makes targets of the labels of the whole sequence, and the loss"
         )
     _attention.refuse_packed(given)
     for name in ("past_key_values", "cache", "cache_params"):
@@ -236,7 +240,7 @@ def _refuse_arguments(model: Any, given: dict[str, Any], ring: Ring) -> None:
         )
 
 
-def _offset(model: Any) -> int:
+def first_position(model: Any) -> int:
     """Where a model's positions begin: behind its padding's, in models of RoBERTa's kind."""
     for module in model.modules():
         if hasattr(module, "create_position_ids_from_input_ids"):

@@ -1,11 +1,12 @@
 from collections.abc import Sequence
+from typing import Any
 
-from baracuda_kernels.ops.ring_attention._args import RingAttentionArgs
+from baracuda_kernels._core._enums import Direction
 from baracuda_kernels.ops.ring_attention._descriptor import RingAttentionDescriptor
 
 MESSAGE_BYTES: int
 
 def encode(
-    descriptor: RingAttentionDescriptor, args: RingAttentionArgs | None = None
+    descriptor: RingAttentionDescriptor, direction: Direction, args: Any = None
 ) -> bytes: ...
 def require(world_size: int, messages: Sequence[bytes]) -> None: ...

@@ -2,10 +2,11 @@ from typing import Any, Self
 
 from typing_extensions import disjoint_base
 
+from baracuda_kernels._core._ring_plan import RingArgs
 from baracuda_kernels._core._tensor import TensorRef
 
 @disjoint_base
-class RingAttentionArgs:
+class RingAttentionArgs(RingArgs):
     def __new__(
         cls,
         *,

@@ -2,15 +2,15 @@ from typing import Any, overload
 
 from typing_extensions import disjoint_base
 
-from baracuda_kernels._core._member import RingPlan
 from baracuda_kernels._core._selection import OpSpec
 from baracuda_kernels._core._sku import PlanPreference
 from baracuda_kernels._core._timeline import RingTimeline
 from baracuda_kernels.ops.ring_attention._args import RingAttentionArgs
+from baracuda_kernels.ops.ring_attention._base import RingAttentionBase
 from baracuda_kernels.ops.ring_attention._descriptor import RingAttentionDescriptor
 
 @disjoint_base
-class RingAttentionPlan(RingPlan):
+class RingAttentionPlan(RingAttentionBase):
     @overload
     @staticmethod
     def select(
@@ -22,14 +22,10 @@ class RingAttentionPlan(RingPlan):
         descriptor: Any, stream: RingAttentionDescriptor, preference: PlanPreference | None = None
     ) -> RingAttentionPlan: ...
     @property
-    def descriptor(self) -> RingAttentionDescriptor: ...
-    @property
-    def kv_scratch_elements(self) -> int: ...
-    @property
     def accumulator_scratch_bytes(self) -> int: ...
-    @property
-    def scratch_alignment(self) -> int: ...
-    def can_implement(self, args: RingAttentionArgs, world_size: int | None = None) -> None: ...
+    def can_implement(
+        self, args: RingAttentionArgs, world_size: int | None = None, *, comm: Any = None
+    ) -> None: ...
     def validate(self, comm: Any, args: RingAttentionArgs | None = None) -> None: ...
     def run(
         self,

@@ -82,6 +82,16 @@ class Rounds {
     return last;
   }
 
+  // Whether the share of launch `number` is added to anything; at the end of the launches, whether
+  // anything comes home.
+  bool has_sum(int32_t number) const {
+    if (number < launches()) return awaited_by_add(number) >= 0;
+    for (int32_t part = 0; part < parts_; ++part) {
+      if (home(part) >= 0) return true;
+    }
+    return false;
+  }
+
   // The exchange by which the sum of this part's own chunk comes home; -1: none travelled.
   int32_t home(int32_t part) const {
     const int32_t number = (steps_ - 1) * parts_ + part + 1;

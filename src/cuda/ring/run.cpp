@@ -239,6 +239,11 @@ class Run {
 
   // And, after the last step, the sums of the ranks' own chunks to the shares that stayed at home.
   bool bring_home() {
+    if (rounds_.has_sum(rounds_.launches()) && !for_each_rank([this](const Call& call) {
+          return enter(call) && mark(call, rounds_.launches(), &baracuda_ring_marks::wait_begin);
+        })) {
+      return false;
+    }
     for (int32_t part = 0; part < rounds_.parts(); ++part) {
       const int32_t sums = rounds_.home(part);
       if (sums >= 0 && !add(rounds_.launches() + part, sums, true)) return false;
@@ -247,21 +252,28 @@ class Run {
   }
 
   bool add(int32_t t, int32_t sums, bool always) {
+    // Several parts that came home are one entry of a timeline, from the first to the last.
+    const int32_t entry = t < rounds_.launches() ? t : rounds_.launches();
     if (!for_each_rank([=](const Call& call) { return enter(call) && await(call, sums); })) {
       return false;
     }
     set_awaited(sums);
     return for_each_rank([=](const Call& call) {
       if (!enter(call)) return false;
-      if (failed_) return true;
-      const Step at(*this, call, t);
-      const baracuda_ring_program& program = *call.program;
-      if (always || program.is_live(call.problem, &at) != 0) {
-        has_added_ = true;
-        ok(program.add(call.problem, &at), "add", call);
-      }
-      return true;
+      if (t == entry && !mark(call, entry, &baracuda_ring_marks::add_begin)) return false;
+      return add_of_rank(call, t, always) && mark(call, entry, &baracuda_ring_marks::add_end);
     });
+  }
+
+  bool add_of_rank(const Call& call, int32_t t, bool always) {
+    if (failed_) return true;
+    const Step at(*this, call, t);
+    const baracuda_ring_program& program = *call.program;
+    if (always || program.is_live(call.problem, &at) != 0) {
+      has_added_ = true;
+      ok(program.add(call.problem, &at), "add", call);
+    }
+    return true;
   }
 
   static int32_t margin_of(baracuda_ring_endpoint& end) {
@@ -361,6 +373,16 @@ class Run {
 
 extern "C" int32_t baracuda_ring_has_exchange(const baracuda_ring_call* call, int32_t number) {
   return baracuda::Rounds(*call).has_messages(number) ? 1 : 0;
+}
+
+extern "C" void baracuda_ring_messages(const baracuda_ring_call* call, int32_t number,
+                                       baracuda_ring_round* round) {
+  *round = baracuda_ring_round{};
+  baracuda::Rounds(*call).fill(number, round);
+}
+
+extern "C" int32_t baracuda_ring_has_sum(const baracuda_ring_call* call, int32_t number) {
+  return baracuda::Rounds(*call).has_sum(number) ? 1 : 0;
 }
 
 extern "C" int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count) {

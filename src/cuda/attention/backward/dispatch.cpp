@@ -24,6 +24,13 @@ const BackwardFamily* find_backward(int32_t kernel) {
   }
 }
 
+const GradientAdder& adder_of([[maybe_unused]] int32_t kernel) {
+#if defined(BARACUDA_WITH_CUDA)
+  if (kernel != BARACUDA_ATTENTION_HOST) return gpu_gradient_adder();
+#endif
+  return host_gradient_adder();
+}
+
 int32_t no_such_kernel(const char* call, int32_t kernel) {
   return fail(BARACUDA_INVALID_ARGUMENT, call,
               "kernel is %d: must be a baracuda_attention_kernel, 0 to 3", kernel);
@@ -163,6 +170,25 @@ int32_t check_positions(const char* call, int32_t kernel, const StepParams& p) {
 }
 
 }  // namespace
+
+int32_t backward_step_grid(int32_t kernel, const BackwardParams& params, StepGrid* grid) {
+  const BackwardFamily* family = nullptr;
+  *grid = {0, 0};
+  const int32_t status =
+      find_server("baracuda_attention_backward_step", kernel, &params.step, &family);
+  if (status != BARACUDA_OK || is_empty(params.step)) return status;
+  return family->grid == nullptr ? BARACUDA_OK : family->grid(params, grid);
+}
+
+int32_t add_gradients(int32_t kernel, const StepParams& problem, const GradientSum (&sums)[2],
+                      void* stream) {
+  const BackwardFamily* family = nullptr;
+  const int32_t status =
+      find_server("baracuda_attention_backward_step", kernel, &problem, &family);
+  if (status != BARACUDA_OK || problem.batch == 0 || problem.key_len == 0) return status;
+  return adder_of(kernel).add(problem, sums, stream);
+}
+
 }  // namespace baracuda
 
 extern "C" uint32_t baracuda_attention_backward_elements(int32_t kernel) {
@@ -197,8 +223,9 @@ extern "C" int32_t baracuda_attention_backward_load(int32_t kernel,
                                                     const baracuda_attention_step_params* problem) {
   using namespace baracuda;
   const BackwardFamily* family = nullptr;
-  const int32_t status = find_server("baracuda_attention_backward_load", kernel, problem, &family);
-  return status == BARACUDA_OK ? family->load(*problem) : status;
+  int32_t status = find_server("baracuda_attention_backward_load", kernel, problem, &family);
+  if (status == BARACUDA_OK) status = family->load(*problem);
+  return status == BARACUDA_OK ? adder_of(kernel).load() : status;
 }
 
 extern "C" int32_t baracuda_attention_backward_prepare(

@@ -3,12 +3,22 @@
 
 #include <stdint.h>
 
+#include "attention/forward/family.h"
 #include "attention/problem.h"
 #include "baracuda/attention_backward.h"
 
 namespace baracuda {
 
 using BackwardParams = baracuda_attention_backward_params;
+
+// The sum of two parts of dk, or of dv, that lie dense [B, Hkv, K, D] in the accumulator's type.
+struct GradientSum {
+  const void* received;
+  const void* share;
+  void* out;                 // one of the two, or memory of its own
+  baracuda_strides strides;  // of out
+  int32_t element;           // of out: the problem's, or the accumulator's
+};
 
 struct BackwardFamily {
   int32_t (*load)(const StepParams& problem);
@@ -18,7 +28,16 @@ struct BackwardFamily {
   int32_t (*prepare)(const BackwardParams& params, void* stream);
   // Of a problem with rows or keys.
   int32_t (*step)(const BackwardParams& params, void* stream);
+  // The blocks of a step, which stay resident. NULL where those of a step come and go.
+  int32_t (*grid)(const BackwardParams& params, StepGrid* grid) = nullptr;
 };
+
+// Of a step that baracuda_attention_backward_step would take; {0, 0} where no block stays resident.
+int32_t backward_step_grid(int32_t kernel, const BackwardParams& params, StepGrid* grid);
+
+// Enqueues the sums of dk and of dv, of a problem that the kernel serves.
+int32_t add_gradients(int32_t kernel, const StepParams& problem, const GradientSum (&sums)[2],
+                      void* stream);
 
 const BackwardFamily& host_backward_family();
 #if defined(BARACUDA_WITH_CUDA)
@@ -26,6 +45,21 @@ const BackwardFamily& simt_backward_family();
 const BackwardFamily& sm80_backward_family();
 const BackwardFamily& sm90a_backward_family();
 #endif
+
+// Where gradients are added, for every family on the host or on a GPU. Of a problem with keys.
+struct GradientAdder {
+  int32_t (*load)();
+  int32_t (*add)(const StepParams& problem, const GradientSum (&sums)[2], void* stream);
+};
+const GradientAdder& host_gradient_adder();
+#if defined(BARACUDA_WITH_CUDA)
+const GradientAdder& gpu_gradient_adder();
+#endif
+
+// The strides of dk and dv that lie dense.
+inline baracuda_strides dense_key_strides(const StepParams& p) {
+  return {p.kv_heads * p.key_len * p.head_dim, p.key_len * p.head_dim, p.head_dim};
+}
 
 // First in the scratch of host and simt, in the accumulator's type: delta of all B*H*Q rows, then lse
 // of them, with +inf in the place of -inf: such a row's weights are exp(s - inf) = 0.

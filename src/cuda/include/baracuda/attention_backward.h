@@ -72,7 +72,7 @@ BARACUDA_API int32_t baracuda_attention_backward_load(
     int32_t kernel, const baracuda_attention_step_params* problem);
 
 // Enqueues what comes before a call's first step: reads y, dy, lse and dlse, writes the scratch. The
-// flags FIRST and LAST must both be set if the call has one step, and else be clear.
+// flags FIRST and LAST must both be set if the call has one step, and else not both.
 BARACUDA_API int32_t baracuda_attention_backward_prepare(
     int32_t kernel, const baracuda_attention_backward_params* params, void* stream);
 

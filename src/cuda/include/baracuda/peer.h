@@ -33,6 +33,8 @@ typedef struct baracuda_peer_ops {
   int32_t (*map_words)(void* words, int64_t bytes, void** device_words);
   int32_t (*unmap_words)(void* words);
   int32_t (*write_word)(void* stream, void* word, uint32_t value);
+  // Several in their order, for less than as many writes. NULL: one by one.
+  int32_t (*write_words)(void* stream, void* const* words, const uint32_t* values, int32_t count);
   // stream waits until the word and mask have a bit in common.
   int32_t (*wait_word)(void* stream, void* word, uint64_t mask);
   // The same by a kernel of one block, which resets the word, lets the launch behind it begin its
@@ -41,6 +43,11 @@ typedef struct baracuda_peer_ops {
   int32_t (*gate)(void* stream, void* word, uint64_t mask, void* signal);
   int32_t (*gate_load)(void);
   int32_t (*query)(void* stream, int32_t* done);
+  // Rows of memory that lie apart, into memory where they lie together, as one copy; the pitch is from
+  // the start of one to that of the next. BARACUDA_UNSUPPORTED, without a record and with nothing
+  // enqueued, where it cannot. NULL: it never can.
+  int32_t (*copy_rows)(void* into, const void* from, int64_t row_bytes, int64_t pitch, int32_t rows,
+                       void* stream);
 } baracuda_peer_ops;
 
 // NULL in a build without CUDA.
@@ -81,13 +88,17 @@ typedef struct baracuda_peer_options {
   int32_t wish;                  // enum baracuda_peer_wish
   int32_t wait;                  // enum baracuda_peer_wait
   double trial_seconds;          // that the trial may take
+  // baracuda_ring_all_gather() for set-up, in a way of the caller's; NULL: itself.
+  int32_t (*all_gather)(void* context, const void* mine, int64_t bytes, void* all);
+  void* context;
 } baracuda_peer_options;
 
 typedef struct baracuda_peer baracuda_peer;
 
 // Collective over the endpoint's transport: tries which hops (rank to rank + 1) can push, decides it
 // alike on every rank, and makes the endpoint use the exchange where one of the rank's hops can. A
-// REQUIRED that cannot be met is BARACUDA_UNSUPPORTED on every rank. It waits for the ring stream.
+// REQUIRED that cannot be met is BARACUDA_UNSUPPORTED on every rank. It waits for the ring stream, and
+// a signal that comes in the trial ends it.
 BARACUDA_API int32_t baracuda_peer_connect(baracuda_ring_endpoint* endpoint,
                                            const baracuda_peer_options* options,
                                            baracuda_peer** peer);
@@ -112,9 +123,10 @@ BARACUDA_API void baracuda_peer_abort(baracuda_peer* peer, const char* reason);
 BARACUDA_API int32_t baracuda_peer_check(baracuda_peer* peer);
 
 // Gives everything back, at most `patience` seconds after the ring stream's work has ended (<= 0:
-// waits for it without a limit); what it could not give back by then stays. *quarantined, if not
-// NULL: whether the neighbour may still write into registered buffers. The endpoint must not be used
-// for rounds any more.
+// waits for it without a limit; once both neighbours have closed or are gone it ends what still waits
+// for them). What it could not give back by then stays. *quarantined, if not NULL: whether the
+// neighbour may still write into registered buffers. The endpoint must not be used for rounds any
+// more.
 BARACUDA_API int32_t baracuda_peer_close(baracuda_peer* peer, double patience,
                                          int32_t* quarantined);
 

@@ -106,6 +106,10 @@ typedef struct baracuda_ring_marks {
   void* wait_begin;      // on the caller's stream, before it waits for what the launch reads
   void* compute_begin;   // once that is there
   void* compute_end;
+  // Around the adding of the launch's share to the sum that has come for it. Of the sums that came
+  // home, in the entry after the last launch's: there the wait begins at wait_begin.
+  void* add_begin;
+  void* add_end;
 } baracuda_ring_marks;
 
 // One rank's part of a run. All pointers outlive the call; the loop leaves the struct as it is, so
@@ -126,6 +130,12 @@ typedef struct baracuda_ring_call {
 
 // 1 if exchange `number` of a call (of a timeline's entry) has messages. The call is a valid one.
 BARACUDA_API int32_t baracuda_ring_has_exchange(const baracuda_ring_call* call, int32_t number);
+// The messages of exchange `number` of a call that is ready to run; the rest of round is zero.
+BARACUDA_API void baracuda_ring_messages(const baracuda_ring_call* call, int32_t number,
+                                         baracuda_ring_round* round);
+
+// 1 if something is added in that entry of a timeline.
+BARACUDA_API int32_t baracuda_ring_has_sum(const baracuda_ring_call* call, int32_t number);
 
 // Runs count ranks of one ring from this thread (count = 1 for one rank per process or thread;
 // count = world_size for a whole local ring). Enqueues, per launch, all exchanges in one group,

@@ -35,11 +35,12 @@ DEFAULT_MAX_CTAS = 8
 _MOST_CTAS = 64  # NCCL's channels
 _STATES = ("healthy", "failed", "aborted")
 # What `exchange` is where neither the caller nor BARACUDA_EXCHANGE says.
-DEFAULT_EXCHANGE = "nccl"
+DEFAULT_EXCHANGE = "auto"
 _WISHES = {"auto": c_api.BARACUDA_PEER_AUTO, "peer": c_api.BARACUDA_PEER_REQUIRED,
            "nccl": c_api.BARACUDA_PEER_NEVER}
 _WAITS = {"event": c_api.BARACUDA_PEER_WAIT_EVENT, "value": c_api.BARACUDA_PEER_WAIT_VALUE,
           "gate": c_api.BARACUDA_PEER_WAIT_GATE}
+_NOT_REGISTERED = "the receive buffers are not registered"
 # Registered buffers, by communicator. Those that a neighbour may still write to stay for good.
 _registered = {}
 
@@ -300,7 +301,7 @@ cdef class Communicator(RingMember):
             SMs that an exchange may take (``max_ctas`` of NCCL's config), and that the kernels beside
             it leave free: 1 to 64, 8 by default. NCCL takes the next power of two.
         exchange : "auto", "peer" or "nccl", optional
-            How chunks move between ranks of one host; BARACUDA_EXCHANGE, else "nccl", by default.
+            How chunks move between ranks of one host; BARACUDA_EXCHANGE, else "auto", by default.
             "auto": by the copy engines where a trial shows that it works and the receive buffers
             are registered (:meth:`register`), else by NCCL; a hop needs both of its ranks to allow
             it. "peer": that, or an error.
@@ -502,9 +503,9 @@ cdef class Communicator(RingMember):
         """Let runs receive into ``buffer`` by the copy engines of its neighbours (collective).
 
         Every rank gives the same buffers in the same order: those that it passes as
-        ``kv_scratch_a`` and ``kv_scratch_b``, one by one or as one piece that both lie in, with the
-        same places in it. The communicator keeps them alive. A run whose receive buffers are not
-        registered goes by NCCL.
+        ``kv_scratch_a`` and ``kv_scratch_b``, and for gradients as ``kv_gradient_scratch``, one by
+        one or as one piece that they lie in, with the same places in it. The communicator keeps them
+        alive. A run whose receive buffers are not registered goes by NCCL.
 
         Parameters
         ----------
@@ -708,6 +709,38 @@ cdef class Communicator(RingMember):
                 f"communicator: rank {self.rank} of {self.world_size} is {self.state} after an "
                 "earlier error; make a new one")
         return 0
+
+    cdef int accept(self, const c_api.baracuda_ring_call* call) except -1:
+        if self.wish == c_api.BARACUDA_PEER_REQUIRED and self.receives_elsewhere(call):
+            raise InvalidProblemError(
+                f"kv_scratch_a, kv_scratch_b, kv_gradient_scratch: {_NOT_REGISTERED}; what the ring "
+                "receives into must be given to comm.register() on every rank, as "
+                "exchange=\"peer\" was asked for")
+        return 0
+
+    cdef tuple hops_of(self, const c_api.baracuda_ring_call* call):
+        hops = self.exchange
+        if self.receives_elsewhere(call):
+            hops = tuple([HopExchange(hop.sender, hop.receiver, "nccl", hop.reason or _NOT_REGISTERED)
+                          for hop in hops])
+        return hops
+
+    cdef bint receives_elsewhere(self, const c_api.baracuda_ring_call* call) except -1:
+        """Whether a call receives into memory that is not registered."""
+        cdef c_api.baracuda_ring_round round
+        cdef const c_api.baracuda_peer* peer = c_api.baracuda_nccl_peer(self.comm)
+        cdef int32_t number, i
+        if peer == NULL:
+            return False
+        for number in range(self.world_size * call.program.parts + 1):
+            if not c_api.baracuda_ring_has_exchange(call, number):
+                continue
+            c_api.baracuda_ring_messages(call, number, &round)
+            for i in range(round.receive_count):
+                if not c_api.baracuda_peer_is_registered(peer, round.receives[i].data,
+                                                         round.receives[i].bytes):
+                    return True
+        return False
 
     cdef int enter(self) except -1:
         RingMember.enter(self)

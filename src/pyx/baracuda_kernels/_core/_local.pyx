@@ -5,7 +5,8 @@ from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free
 
 from baracuda_kernels._core cimport c_api
-from baracuda_kernels._core._member cimport RingBinding, RingMember, RingPlan
+from baracuda_kernels._core._member cimport RingBinding, RingMember
+from baracuda_kernels._core._ring_plan cimport RingPlan
 from baracuda_kernels._core._status cimport check
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._timeline cimport RingTimeline, as_timeline

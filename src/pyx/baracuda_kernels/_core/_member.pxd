@@ -3,8 +3,6 @@ from libc.stdint cimport int32_t
 
 from baracuda_kernels._core.c_api cimport BARACUDA_RING_MAX_PAYLOADS, baracuda_ring_call, \
     baracuda_ring_endpoint, baracuda_ring_hop, baracuda_ring_payload
-from baracuda_kernels._core._plan cimport KernelPlan
-from baracuda_kernels._core._stream cimport Stream
 
 cdef class RingMember:
     cdef baracuda_ring_endpoint* endpoint
@@ -25,6 +23,10 @@ cdef class RingMember:
     cdef int pass_on(self, object error, bint begun) except -1
     # Raises why the communicator cannot be used now, if it cannot.
     cdef int refuse_if_unusable(self) except -1
+    # Raises why a call cannot run here that is ready but for that.
+    cdef int accept(self, const baracuda_ring_call* call) except -1
+    # Which way each hop of a call goes.
+    cdef tuple hops_of(self, const baracuda_ring_call* call)
     # Collective: every rank's bytes (of one length), in rank order. Waits for the peers.
     cdef list all_gather(self, bytes mine)
 
@@ -37,11 +39,9 @@ cdef class RingBinding:
     cdef object plan
     cdef RingMember member
 
-    # Fills what depends on the communicator: the endpoint and the schedule.
+    # Fills what depends on the communicator, the endpoint and the schedule, and asks it whether it
+    # can carry the call, whose payloads are filled.
     cdef int connect(self, object plan, RingMember member) except -1
-
-cdef class RingPlan(KernelPlan):
-    cdef RingBinding bind(self, Stream stream, RingMember member, object args)
 
 # The member that an object given as a communicator stands for.
 cdef RingMember as_member(object communicator, int device)

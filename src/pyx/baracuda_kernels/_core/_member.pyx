@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What every communicator lends to a run, and what every ring plan gives one."""
+"""What every communicator lends to a run, and what a plan's checked arguments are for one."""
 
 from cpython.bytearray cimport PyByteArray_AsString
 from cpython.bytes cimport PyBytes_AsString
@@ -53,6 +53,12 @@ cdef class RingMember:
             raise CommunicatorError("communicator: it is closed")
         return 0
 
+    cdef int accept(self, const c_api.baracuda_ring_call* call) except -1:
+        return 0
+
+    cdef tuple hops_of(self, const c_api.baracuda_ring_call* call):
+        return ()
+
     cdef list all_gather(self, bytes mine):
         cdef int64_t size = len(mine)
         cdef bytearray everyone = bytearray(size * self.world_size)
@@ -80,17 +86,11 @@ cdef class RingBinding:
         self.call.endpoint = member.endpoint
         self.plan = plan
         self.member = member
+        member.accept(&self.call)
         return 0
 
     def __dealloc__(self):
         free(self.hops)
-
-
-cdef class RingPlan(KernelPlan):
-    """Base of the plans that run over a ring."""
-
-    cdef RingBinding bind(self, Stream stream, RingMember member, object args):
-        raise NotImplementedError
 
 
 cdef RingMember as_member(object communicator, int device):

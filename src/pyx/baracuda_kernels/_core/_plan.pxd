@@ -11,8 +11,9 @@ cdef class KernelPlan:
     cdef readonly str family
     cdef readonly int device       # CUDA ordinal, -1 on the host
 
-    # Chooses by the op's spec for the stream's device; returns the chosen candidate's entry.
-    cdef object choose(self, object spec, Stream stream, object descriptor, object preference,
+    # Chooses by the op's spec for the stream's device; returns the chosen candidate's entry. The
+    # stream may come first, as it did in an earlier version.
+    cdef object choose(self, object spec, object descriptor, object stream, object preference,
                        object direction)
     # Raises unless the stream is on the plan's device.
     cdef int refuse_stream(self, Stream stream) except -1

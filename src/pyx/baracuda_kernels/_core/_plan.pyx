@@ -1,6 +1,8 @@
 # cython: language_level=3
 """What all plans share: the kernel that was chosen for a descriptor, and where it runs."""
 
+from baracuda_kernels._core._stream cimport Stream, as_stream
+
 from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels._core._selection import Architecture
 
@@ -38,14 +40,18 @@ cdef class KernelPlan:
         """The SKU's :class:`PrecisionGuarantee`."""
         return self.sku.precision_guarantee
 
-    cdef object choose(self, object spec, Stream stream, object descriptor, object preference,
+    cdef object choose(self, object spec, object descriptor, object stream, object preference,
                        object direction):
-        arch = Architecture.of_device(stream.device)
+        cdef Stream one
+        if isinstance(stream, spec.descriptor_type) or isinstance(descriptor, Stream):
+            descriptor, stream = stream, descriptor
+        one = as_stream(stream)
+        arch = Architecture.of_device(one.device)
         chosen = spec.explain(descriptor, arch, preference, direction).require()
         self.descriptor = descriptor
         self.sku = chosen.sku
         self.family = chosen.family
-        self.device = stream.device
+        self.device = one.device
         return chosen.entry
 
     cdef int refuse_stream(self, Stream stream) except -1:

@@ -15,6 +15,7 @@ cdef class RingTimeline:
     cdef readonly tuple hops
     cdef int parts           # launches of a step
     cdef list exchanges      # whether each exchange of the recorded run had messages
+    cdef list sums           # and whether something was added
     cdef bint recorded
     cdef bint in_run         # a run records into it
     cdef int readers         # calls that wait for its events
@@ -29,6 +30,8 @@ cdef class RingTimeline:
     # The spans, from the event start on.
     cdef list collect(self, void* start)
     cdef object span(self, int step, str name, void* start, void* begin, void* end)
+    cdef void* sum_wait(self, int t) noexcept
+    cdef void* last_event(self) noexcept
     cdef int destroy_marks(self) noexcept
     cdef double elapsed(self, void* start, void* stop) except? -1
 

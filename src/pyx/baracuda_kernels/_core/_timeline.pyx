@@ -15,7 +15,7 @@ from baracuda_kernels._core._errors import InvalidProblemError
 
 
 cdef enum:
-    _MARKS = 5  # events of baracuda_ring_marks
+    _MARKS = 7  # events of baracuda_ring_marks
 
 
 class RingStepTime(NamedTuple):
@@ -25,13 +25,14 @@ class RingStepTime(NamedTuple):
     ----------
     step : int
     compute : float
-        The step's kernel; next to nothing where the mask leaves it no work.
+        The step's kernels; next to nothing where the mask leaves it no work. Of gradients also the
+        adding of what came, in the last step at home, too.
     exchange : float
         From when the step's messages could start until they were through, waiting for the peers
-        included. 0 in the last step, which has none.
+        included. 0 in the last step of a forward, which has none; there gradients come home.
     exposed : float
-        What the caller's stream waited for the previous step's exchange, once all that it held
-        before had ended. 0 in the first step.
+        What the caller's stream waited for exchanges, once all that it held before had ended. 0 in
+        the first step.
     """
 
     step: int
@@ -71,7 +72,8 @@ cdef class RingTimeline:
     rank, world_size : int
         Of the last run; -1 and 0 before any.
     hops : tuple of HopExchange
-        Which way the hops of its communicator go; empty before any run, and where there is no choice.
+        Which way the hops went in the last run, and why where not by peer; empty before any run, and
+        where there is no choice.
     """
 
     def __cinit__(self):
@@ -116,14 +118,13 @@ cdef class RingTimeline:
 
     @property
     def total(self):
-        """Milliseconds from the first kernel's start to the last one's end; on a stream that other
-        ranks share, their turns included."""
+        """Milliseconds from the first kernel's start to the last one's end, adding included; on a
+        stream that other ranks share, their turns included."""
         if not self.recorded:
             raise InvalidProblemError("timeline: nothing was recorded; pass it to a run first")
         self.readers += 1
         try:
-            return self.elapsed(self.marks[0].compute_begin,
-                                self.marks[self.world_size * self.parts - 1].compute_end)
+            return self.elapsed(self.marks[0].compute_begin, self.last_event())
         finally:
             self.readers -= 1
 
@@ -180,7 +181,24 @@ cdef class RingTimeline:
             if 0 < t < launches:
                 spans.append(self.span(step, "exposed", start, mark.wait_begin,
                                        mark.compute_begin))
+            if self.sums[t]:
+                spans.append(self.span(step, "exposed", start, self.sum_wait(t), mark.add_begin))
+                spans.append(self.span(step, "compute", start, mark.add_begin, mark.add_end))
         return spans
+
+    cdef void* sum_wait(self, int t) noexcept:
+        """Where the wait for the sums of an entry begins."""
+        if t < self.world_size * self.parts:
+            return self.marks[t].compute_end
+        return self.marks[t].wait_begin
+
+    cdef void* last_event(self) noexcept:
+        cdef int launches = self.world_size * self.parts
+        if self.sums[launches]:
+            return self.marks[launches].add_end
+        if self.sums[launches - 1]:
+            return self.marks[launches - 1].add_end
+        return self.marks[launches - 1].compute_end
 
     cdef object span(self, int step, str name, void* start, void* begin, void* end):
         return RingSpan(step, name, self.elapsed(start, begin), self.elapsed(start, end))
@@ -199,9 +217,14 @@ cdef class RingTimeline:
                     exchange += self.elapsed(mark.exchange_begin, mark.exchange_end)
                 if t > 0:
                     exposed += self.elapsed(mark.wait_begin, mark.compute_begin)
+                if self.sums[t]:
+                    exposed += self.elapsed(self.sum_wait(t), mark.add_begin)
+                    compute += self.elapsed(mark.add_begin, mark.add_end)
             if s + 1 == self.world_size and self.exchanges[t + 1]:  # sums come home
                 mark = &self.marks[t + 1]
                 exchange += self.elapsed(mark.exchange_begin, mark.exchange_end)
+                exposed += self.elapsed(mark.wait_begin, mark.add_begin)
+                compute += self.elapsed(mark.add_begin, mark.add_end)
             measured.append(RingStepTime(s, compute, exchange, exposed))
         return measured
 
@@ -253,8 +276,9 @@ cdef class RingTimeline:
                 self.destroy_marks()
             check(status)
         self.rank = member.rank
-        self.hops = getattr(member, "exchange", ())
+        self.hops = member.hops_of(call)
         self.exchanges = [bool(c_api.baracuda_ring_has_exchange(call, i)) for i in range(count)]
+        self.sums = [bool(c_api.baracuda_ring_has_sum(call, i)) for i in range(count)]
         call.marks = self.marks
         self.in_run = True
         return 0

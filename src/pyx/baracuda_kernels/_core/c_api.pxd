@@ -84,6 +84,13 @@ cdef extern from "baracuda/exchange.h" nogil:
         int32_t (*elapsed)(void* start, void* stop, float* milliseconds) noexcept nogil
     const baracuda_stream_ops* baracuda_host_stream_ops()
     const baracuda_stream_ops* baracuda_cuda_stream_ops()
+    ctypedef struct baracuda_ring_message:
+        void* data
+        int64_t bytes
+        int32_t peer
+    ctypedef struct baracuda_ring_round:
+        int32_t receive_count
+        baracuda_ring_message receives[8]
     ctypedef struct baracuda_ring_endpoint:
         uint64_t struct_size
         baracuda_transport transport
@@ -109,6 +116,7 @@ cdef extern from "baracuda/ring.h" nogil:
     enum:
         BARACUDA_RING_MAX_PAYLOADS
         BARACUDA_RING_BESIDE
+        BARACUDA_RING_BEHIND
     ctypedef struct baracuda_ring_hop:
         pass
     void baracuda_ring_schedule(int32_t rank, int32_t world_size, baracuda_ring_hop* hops)
@@ -127,6 +135,8 @@ cdef extern from "baracuda/ring.h" nogil:
         void* wait_begin
         void* compute_begin
         void* compute_end
+        void* add_begin
+        void* add_end
     ctypedef struct baracuda_ring_call:
         uint64_t struct_size
         baracuda_ring_endpoint* endpoint
@@ -138,6 +148,9 @@ cdef extern from "baracuda/ring.h" nogil:
         int32_t payload_count
         const baracuda_ring_marks* marks
     int32_t baracuda_ring_has_exchange(const baracuda_ring_call* call, int32_t number)
+    void baracuda_ring_messages(const baracuda_ring_call* call, int32_t number,
+                                baracuda_ring_round* round)
+    int32_t baracuda_ring_has_sum(const baracuda_ring_call* call, int32_t number)
     int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count)
 
 cdef extern from "baracuda/peer.h" nogil:

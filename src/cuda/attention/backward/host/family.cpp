@@ -42,17 +42,6 @@ GradientShape shape_of(const BackwardParams& params) {
   return shape;
 }
 
-const GradientFunctions& functions(int32_t element) {
-#if defined(__x86_64__)
-  switch (chosen_isa()) {
-    case Isa::avx512: return kAvx512Gradients.of[element];
-    case Isa::avx2: return kAvx2Gradients.of[element];
-    case Isa::baseline: break;
-  }
-#endif
-  return kBaselineGradients.of[element];
-}
-
 // The tiles of keys that a tile of rows meets.
 struct Tiles {
   int64_t begin;
@@ -68,7 +57,7 @@ class Gradients {
         p_(params.step),
         pair_(mask_of(p_), q_map, p_.query_len, k_map, p_.key_len),
         shape_(shape_of(params)),
-        call_(functions(p_.element)),
+        call_(gradient_functions_of(p_.element)),
         element_bytes_(baracuda_element_bytes(p_.element)),
         sum_bytes_(accumulator_bytes(p_.element)),
         kv_bytes_(baracuda_element_bytes(params.kv_gradient_element)),

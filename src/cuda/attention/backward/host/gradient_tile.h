@@ -366,10 +366,34 @@ void pass_rows(const GradientShape& shape, const RowTile& rows, void* scratch) {
   GradientTile<E>(shape, scratch).pass(rows);
 }
 
+template <class T, class Out>
+void add_run(const SumRun& run) {
+  using V = typename Simd<T>::Vector;
+  constexpr int kWidth = Simd<T>::kWidth;
+  constexpr int64_t kPart = 32 * kWidth;
+  const T* const received = static_cast<const T*>(run.received);
+  const T* const share = static_cast<const T*>(run.share);
+  Out* const out = static_cast<Out*>(run.out);
+  T sum[kPart];
+  for (int64_t first = 0; first < run.count; first += kPart) {
+    const int64_t count = run.count - first < kPart ? run.count - first : kPart;
+    int64_t i = 0;
+    for (; i + kWidth <= count; i += kWidth)
+      store(sum + i, load<V>(received + first + i) + load<V>(share + first + i));
+    for (; i < count; ++i) sum[i] = received[first + i] + share[first + i];
+    store_row(sum, out + first, count);
+  }
+}
+template <class E>
+void add_sums(const SumRun& run) {
+  using T = typename MathOf<E>::Type;
+  run.is_wide ? add_run<T, T>(run) : add_run<T, E>(run);
+}
+
 template <class E>
 constexpr GradientFunctions gradient_functions() {
-  return {prepare_rows<E>, start_tile<E>,  pack_tile<E>,
-          meet_tile<E>,    finish_tile<E>, pass_rows<E>};
+  return {prepare_rows<E>, start_tile<E>, pack_tile<E>, meet_tile<E>,
+          finish_tile<E>,  pass_rows<E>,  add_sums<E>};
 }
 
 constexpr GradientKernels gradient_kernels() {

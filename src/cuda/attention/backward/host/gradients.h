@@ -59,6 +59,15 @@ struct RowStatistics {
   void* lse_out;
 };
 
+// Numbers that lie together: out = received + share, in the type of the sums but for out.
+struct SumRun {
+  int64_t count;
+  const void* received;
+  const void* share;
+  void* out;
+  bool is_wide;  // out is of the type of the sums, and may be received
+};
+
 enum GradientsWanted { kWantDq = 1, kWantDkv = 2 };
 
 // scratch is kScratchBytes, aligned to 64, and the same from start to finish.
@@ -73,11 +82,15 @@ struct GradientFunctions {
   void (*finish)(const GradientShape&, const KeyTile&, void* scratch);
   // The dq of rows that meet no tile of keys.
   void (*pass)(const GradientShape&, const RowTile&, void* scratch);
+  void (*add)(const SumRun&);
 };
 
 struct GradientKernels {
   GradientFunctions of[4];  // by enum baracuda_element
 };
+
+// Of the instruction set that was chosen.
+const GradientFunctions& gradient_functions_of(int32_t element);
 
 extern const GradientKernels kBaselineGradients;
 #if defined(__x86_64__)

@@ -21,7 +21,11 @@ int32_t step(const BackwardParams& params, void* stream) {
   return select(params.step).step(params, stream);
 }
 
-constexpr BackwardFamily family = {load, scratch_bytes, prepare, step};
+int32_t grid(const BackwardParams& params, StepGrid* grid) {
+  return select(params.step).grid(params, grid);
+}
+
+constexpr BackwardFamily family = {load, scratch_bytes, prepare, step, grid};
 
 }  // namespace
 

@@ -66,16 +66,31 @@ inline int64_t choose_section(const StepParams& p, int64_t key_tiles, int64_t gr
   return heads;
 }
 
+// The key tiles of a head, and the blocks (or clusters) that work through those of all heads.
+template <typename C>
+constexpr int cluster_of = C::pair ? 2 : 1;
+
+template <typename C>
+int64_t key_tiles_of(const StepParams& p) {
+  constexpr int keys = cluster_of<C> * C::block_n;
+  return (p.key_len + keys - 1) / keys;
+}
+
+template <typename C>
+int64_t resident_blocks(const StepParams& p, int processors) {
+  const int64_t needed = p.batch * p.kv_heads * key_tiles_of<C>(p);
+  const int64_t left = (processors - p.sm_margin) / cluster_of<C>, places = left > 0 ? left : 1;
+  return places < needed ? places : needed;
+}
+
 // dK, dV and what the step adds to dQ.
 template <typename C>
 int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   const StepParams& p = params.step;
   const typename Rows<C>::Scratch scratch(p);
-  constexpr int cluster = C::pair ? 2 : 1;
-  constexpr int keys = cluster * C::block_n;
-  const int64_t key_tiles = (p.key_len + keys - 1) / keys;
-  const int64_t blocks = p.batch * p.kv_heads * key_tiles;  // or clusters
-  if (blocks == 0) return BARACUDA_OK;
+  constexpr int cluster = cluster_of<C>;
+  const int64_t key_tiles = key_tiles_of<C>(p);
+  if (p.batch * p.kv_heads * key_tiles == 0) return BARACUDA_OK;
   Args args{};
   int32_t status = load_step_kernel<C>();
   if (status == BARACUDA_OK) status = encode_maps<C>(params, args);
@@ -100,8 +115,7 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   const int64_t stride = p.q_map.stride;
   if (p.device_maps == nullptr && stride > 0 && stride >> 31 == 0)
     args.q_stride = make_divisor(stride);
-  const int64_t left = (processors - p.sm_margin) / cluster, places = left > 0 ? left : 1;
-  const int64_t grid = places < blocks ? places : blocks;
+  const int64_t grid = resident_blocks<C>(p, processors);
   args.kv_heads = make_divisor(p.kv_heads);
   args.section = make_divisor(choose_section(p, key_tiles, grid));
   args.tiles = make_divisor(key_tiles);
@@ -132,6 +146,12 @@ constexpr BackwardFamily make_variant() {
         const int32_t status = launch_gradients<C>(params, static_cast<cudaStream_t>(stream));
         if (status != BARACUDA_OK || (params.step.flags & BARACUDA_STEP_LAST) == 0) return status;
         return Rows<C>::launch_finish(params, true, static_cast<cudaStream_t>(stream));
+      },
+      [](const BackwardParams& params, StepGrid* grid) {
+        int processors = 0;
+        const int32_t status = count_multiprocessors(&processors);
+        *grid = {cluster_of<C> * resident_blocks<C>(params.step, processors), 1};
+        return status;
       }};
 }
 

@@ -9,6 +9,7 @@
 
 #include "baracuda/status.h"
 #include "common/error.h"
+#include "common/interrupt.h"
 #include "ring/device_scope.h"
 #include "ring/exchange/peer/peer.h"
 #include "runtime/scratch.h"
@@ -105,7 +106,7 @@ class Connection {
   template <typename T>
   int32_t gather(const T& mine, std::vector<T>& all) {
     all.resize(ranks_);
-    return baracuda_ring_all_gather(&peer_.end, &mine, sizeof(T), all.data());
+    return peer_.all_gather(&mine, sizeof(T), all.data());
   }
 
   int32_t greet() {
@@ -227,7 +228,9 @@ class Connection {
   int32_t try_hops() {
     use_candidates();
     Outcome mine{1, 1, ""};
-    if (peer_.has_hops() && !try_own()) {
+    const bool works = !peer_.has_hops() || try_own();
+    if (interrupted_ != BARACUDA_OK) return fail(interrupted_, kCall, "a signal came");
+    if (!works) {
       mine.out = mine.in = 0;
       std::snprintf(mine.detail, sizeof(mine.detail), "%s", peer_.detail.c_str());
     }
@@ -308,17 +311,21 @@ class Connection {
   bool wait_for_stream(double seconds) {
     using Clock = std::chrono::steady_clock;
     const auto limit = Clock::now() + std::chrono::duration<double>(seconds);
+    const StopScope scope(nullptr);
     for (;;) {
       int32_t done = 0;
       if (!note(peer_.ops->query(peer_.end.ring_stream, &done))) return false;
       if (done != 0) return true;
       if (Clock::now() >= limit) return false;
+      if (interrupted_ == BARACUDA_OK) interrupted_ = poll_stop(kCall);
+      if (interrupted_ != BARACUDA_OK && !released_) return false;
       std::this_thread::sleep_for(std::chrono::microseconds(100));
     }
   }
 
   // The waits of this rank alone: hops that failed are not used again.
   void release() {
+    released_ = true;
     const auto set = [](PeerWord& word) {
       __atomic_store_n(&word.abort, kPeerAbortHalf, __ATOMIC_SEQ_CST);
     };
@@ -351,6 +358,8 @@ class Connection {
   const size_t ranks_;
   std::vector<Hello> hellos_;
   std::vector<Mapped> mapped_;
+  bool released_ = false;
+  int32_t interrupted_ = BARACUDA_OK;  // by a signal, while the trial was waited for
   void* memory_ = nullptr;
 };
 
@@ -382,6 +391,8 @@ extern "C" int32_t baracuda_peer_connect(baracuda_ring_endpoint* endpoint,
   made->wish = options->wish;
   made->wait = options->wait;
   made->ops = options->ops;
+  made->gather = options->all_gather;
+  made->gather_context = options->context;
   if (made->ops == nullptr || (made->wait == BARACUDA_PEER_WAIT_GATE && !made->ops->gate)) {
     made->wait = BARACUDA_PEER_WAIT_EVENT;
   }

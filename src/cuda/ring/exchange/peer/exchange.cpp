@@ -5,7 +5,8 @@
 //   wait until ours is full
 //
 // So a grant follows our last push from that buffer and the caller's last read of it, and a word is
-// set again only after it was reset: both ends of a hop know that from the other end's word.
+// set again only after it was reset: both ends of a hop know that from the other end's word. Writing
+// one takes a stream some 3 us, so what nobody waits for is reset behind what somebody does.
 #include "baracuda/status.h"
 #include "common/error.h"
 #include "ring/exchange/peer/peer.h"
@@ -40,13 +41,43 @@ int32_t write_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint
   return recorded("write_word",
                   [&] { return peer.ops->write_word(stream, peer.on_device(word), value); });
 }
-// Waits for the word and resets it.
-int32_t take_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint32_t bit) {
-  const int32_t status = recorded("wait_word", [&] {
+int32_t await_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint32_t bit) {
+  return recorded("wait_word", [&] {
     return peer.ops->wait_word(stream, peer.on_device(word), bit | kPeerAbortMask);
   });
+}
+// Waits for the word and resets it.
+int32_t take_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint32_t bit) {
+  const int32_t status = await_word(peer, stream, word, bit);
   return status == BARACUDA_OK ? write_word(peer, stream, word, 0) : status;
 }
+
+// Words that are written one right after the other.
+class Writes {
+ public:
+  void add(const baracuda_peer& peer, const PeerWord& word, uint32_t value) {
+    words_[count_] = peer.on_device(word);
+    values_[count_++] = value;
+  }
+
+  int32_t enqueue(const baracuda_peer& peer, void* stream) const {
+    if (peer.ops->write_words != nullptr) {
+      return recorded("write_words",
+                      [&] { return peer.ops->write_words(stream, words_, values_, count_); });
+    }
+    int32_t status = BARACUDA_OK;
+    for (int32_t i = 0; i < count_ && status == BARACUDA_OK; ++i) {
+      status = recorded("write_word",
+                        [&] { return peer.ops->write_word(stream, words_[i], values_[i]); });
+    }
+    return status;
+  }
+
+ private:
+  void* words_[3];
+  uint32_t values_[3];
+  int32_t count_ = 0;
+};
 
 constexpr uint32_t kSet = 1;
 
@@ -66,7 +97,7 @@ int32_t grant(Endpoint* end, const Round* round) {
   const PeerRound& at = round_at(peer, round->number);
   if (status == BARACUDA_OK && at.starts && at.takes && peer.wait != BARACUDA_PEER_WAIT_EVENT) {
     peer.in_run = true;
-    status = take_word(peer, end->ring_stream, peer.file.hop(peer.rank()).idle, kSet);
+    status = await_word(peer, end->ring_stream, peer.file.hop(peer.rank()).idle, kSet);
   }
   if (status != BARACUDA_OK || !at.takes) return status;
   return write_word(peer, end->ring_stream, peer.file.hop(peer.rank()).granted, at.granted);
@@ -78,25 +109,82 @@ int32_t open(Endpoint* end) {
   return baracuda_send_recv_exchange()->open(end);
 }
 
+// One or more pieces of memory that go as one copy: each has a start of its own.
+struct Copy {
+  char* into = nullptr;
+  const char* from = nullptr;
+  int64_t bytes = 0;  // of a row
+  int64_t pitch = 0;  // from one row to the next, at the source
+  int32_t rows = 1;
+
+  // Takes in another piece that lies behind this one at the target, and at the source either right
+  // behind it too or as a row of the same size.
+  bool extend(const Copy& other) {
+    if (bytes == 0 || other.into != into + rows * bytes) return false;
+    if (rows == 1 && other.from == from + bytes) {
+      bytes += other.bytes;
+      return true;
+    }
+    const int64_t distance = other.from - (from + (rows - 1) * pitch);
+    const bool is_row = other.bytes == bytes && distance > bytes && distance < kMostPitch &&
+                        (rows == 1 || distance == pitch);
+    if (!is_row) return false;
+    pitch = distance;
+    ++rows;
+    return true;
+  }
+
+ private:
+  static constexpr int64_t kMostPitch = int64_t{1} << 31;
+};
+
+int32_t enqueue(const baracuda_peer& peer, const Copy& copy) {
+  const Endpoint& end = peer.end;
+  if (copy.bytes == 0) return BARACUDA_OK;
+  if (copy.rows > 1 && peer.ops->copy_rows != nullptr &&
+      peer.ops->copy_rows(copy.into, copy.from, copy.bytes, copy.pitch, copy.rows,
+                          end.ring_stream) == BARACUDA_OK) {
+    return BARACUDA_OK;
+  }
+  int32_t status = BARACUDA_OK;
+  for (int32_t row = 0; row < copy.rows && status == BARACUDA_OK; ++row) {
+    status = recorded("copy", [&] {
+      return end.ops->copy(copy.into + row * copy.bytes, copy.from + row * copy.pitch, copy.bytes,
+                           end.ring_stream);
+    });
+  }
+  return status;
+}
+
 int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
   Endpoint& end = peer.end;
   const int32_t next = peer.next();
   const PeerHopWords& words = peer.file.hop(next);
-  int32_t status = take_word(peer, end.ring_stream, words.granted, at.granted);
+  int32_t status = await_word(peer, end.ring_stream, words.granted, at.granted);
+  Copy copy;
   for (int32_t i = 0; i < round.send_count && status == BARACUDA_OK; ++i) {
     const baracuda_ring_message& out = round.sends[i];
     if (out.peer != next) continue;
     // Every rank receives a payload where the others do: our own receive shows the next one's.
-    const void* const mine = round.receives[i].data;
+    const char* const mine = static_cast<const char*>(round.receives[i].data);
     const PeerBuffer& buffer = peer.buffers[static_cast<size_t>(peer.find(mine, out.bytes))];
-    char* const into = buffer.next + (static_cast<const char*>(mine) - buffer.mine);
-    status = recorded(
-        "copy", [&] { return end.ops->copy(into, out.data, out.bytes, end.ring_stream); });
+    const Copy one{buffer.next + (mine - buffer.mine), static_cast<const char*>(out.data),
+                   out.bytes};
+    if (copy.extend(one)) continue;
+    status = enqueue(peer, copy);
+    copy = one;
   }
-  if (status == BARACUDA_OK) status = write_word(peer, end.ring_stream, words.full, at.full);
-  if (status != BARACUDA_OK || peer.next_wait == BARACUDA_PEER_WAIT_EVENT) return status;
-  const PeerWord& arrived = words.arrived[at.number & (kPeerArrivals - 1)];
-  return write_word(peer, end.ring_stream, arrived, at.full);
+  if (status == BARACUDA_OK) status = enqueue(peer, copy);
+  if (status != BARACUDA_OK) return status;
+  // First what the next rank's step waits for, last what its ring stream does: its next grant, which
+  // follows, must find the word reset.
+  Writes writes;
+  if (peer.next_wait != BARACUDA_PEER_WAIT_EVENT) {
+    writes.add(peer, words.arrived[at.number & (kPeerArrivals - 1)], at.full);
+  }
+  writes.add(peer, words.granted, 0);
+  writes.add(peer, words.full, at.full);
+  return writes.enqueue(peer, end.ring_stream);
 }
 
 // What does not go by peer goes by the transport.
@@ -127,12 +215,21 @@ int32_t close(Endpoint* end) {
 int32_t complete(Endpoint* end, const Round* round) {
   baracuda_peer& peer = peer_of(end);
   const PeerRound& at = round_at(peer, round->number);
-  if (at.takes) {
-    const PeerWord& full = peer.file.hop(peer.rank()).full;
-    const int32_t status = take_word(peer, end->ring_stream, full, at.full);
-    if (status != BARACUDA_OK) return status;
-  }
-  return baracuda_send_recv_exchange()->complete(end, round);
+  if (!at.takes) return baracuda_send_recv_exchange()->complete(end, round);
+  const PeerHopWords& mine = peer.file.hop(peer.rank());
+  int32_t status = await_word(peer, end->ring_stream, mine.full, at.full);
+  if (status == BARACUDA_OK && round->end_mark != nullptr) status = record(*end, round->end_mark);
+  if (status != BARACUDA_OK) return status;
+  // Ahead of the event, which the caller's stream waits for: a capture wants all work joined, and the
+  // caller's stream sets `idle` behind it.
+  Writes writes;
+  writes.add(peer, mine.full, 0);
+  if (at.starts && peer.wait != BARACUDA_PEER_WAIT_EVENT) writes.add(peer, mine.idle, 0);
+  status = writes.enqueue(peer, end->ring_stream);
+  if (status != BARACUDA_OK) return status;
+  Round marked{};
+  marked.number = round->number;
+  return baracuda_send_recv_exchange()->complete(end, &marked);
 }
 
 int32_t wait(Endpoint* end, int32_t number, void* stream) {
@@ -268,7 +365,8 @@ int32_t baracuda_peer::begin(const baracuda_ring_round& round) {
   }
   if (!registered && wish == BARACUDA_PEER_REQUIRED) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "rank %d: a receive buffer (kv_scratch_a, kv_scratch_b) is not registered; must be "
+                "rank %d: a receive buffer (kv_scratch_a, kv_scratch_b, and of gradients "
+                "kv_gradient_scratch) is not registered; must be "
                 "given to comm.register() on every rank, as exchange=\"peer\" was asked for",
                 rank());
   }

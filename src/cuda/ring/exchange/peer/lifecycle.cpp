@@ -15,6 +15,8 @@ using Clock = std::chrono::steady_clock;
 
 // How long a neighbour that ends its exchange at about the same time may take.
 constexpr double kNeighbourSeconds = 5.0;
+// And how long what a neighbour left behind may still take to be seen by a device.
+constexpr double kRestSeconds = 0.5;
 
 constexpr const char* kReasons[BARACUDA_PEER_REASONS] = {
     "works",
@@ -37,6 +39,12 @@ bool poll(double seconds, Done done) {
     std::this_thread::sleep_for(std::chrono::microseconds(200));
   }
   return true;
+}
+
+// Both neighbours have closed or are gone, and nothing goes by another way.
+bool is_left_alone(const baracuda_peer& peer) {
+  return peer.in_by_peer && peer.out_by_peer && !peer.file.is_held(peer.previous()) &&
+         !peer.file.is_held(peer.next());
 }
 
 void end_waits(baracuda_peer& peer) {
@@ -111,9 +119,19 @@ int32_t baracuda_peer_close(baracuda_peer* peer, double patience, int32_t* quara
   }
   DeviceScope device;
   int32_t status = device.enter(*end.ops, end.device);
-  const bool ended = poll(patience, [&] {
+  const auto is_done = [&] {
     int32_t done = 1;
     return peer->ops->query(end.ring_stream, &done) != BARACUDA_OK || done != 0;
+  };
+  // Neighbours close after all that they had to do. What still waits for them then waits for good.
+  bool left_alone = false;
+  const bool ended = poll(patience, [&] {
+    if (is_done()) return true;
+    if (left_alone || !is_left_alone(*peer)) return false;
+    left_alone = true;
+    if (poll(kRestSeconds, is_done)) return true;
+    baracuda_peer_abort(peer, "it closes, its neighbours have gone, and a run is not done");
+    return false;
   });
   if (!ended) {
     // A device may still read the words and write to the neighbour: all of it stays as it is.

@@ -72,7 +72,7 @@ int32_t register_buffer(baracuda_peer& peer, void* data, int64_t bytes) {
     mine.report = report(mine.offer.status, peer.detail);
   }
   std::vector<Offered> offers(ranks);
-  int32_t status = baracuda_ring_all_gather(&peer.end, &mine, sizeof(mine), offers.data());
+  int32_t status = peer.all_gather(&mine, sizeof(mine), offers.data());
   if (status != BARACUDA_OK) return status;
 
   const auto fail_alike = [](const char* what, int32_t rank, const Report& found) {
@@ -94,7 +94,7 @@ int32_t register_buffer(baracuda_peer& peer, void* data, int64_t bytes) {
   }
   const Report opened = report(taken, peer.detail);
   std::vector<Report> reports(ranks);
-  status = baracuda_ring_all_gather(&peer.end, &opened, sizeof(opened), reports.data());
+  status = peer.all_gather(&opened, sizeof(opened), reports.data());
   if (status == BARACUDA_OK) {
     for (size_t r = 0; r < ranks && status == BARACUDA_OK; ++r) {
       if (reports[r].status == BARACUDA_OK) continue;

@@ -65,11 +65,18 @@ struct baracuda_peer {
   int32_t begin(const baracuda_ring_round& round);
   // The neighbours' problems against ours; BARACUDA_INVALID_ARGUMENT if they differ.
   int32_t compare_runs();
+  // Every rank's bytes, for set-up.
+  int32_t all_gather(const void* mine, int64_t bytes, void* all) {
+    return gather == nullptr ? baracuda_ring_all_gather(&end, mine, bytes, all)
+                             : gather(gather_context, mine, bytes, all);
+  }
   // After a failure that this rank alone may see: nobody is to wait for it.
   int32_t end_ring();
 
   baracuda_ring_endpoint& end;
   const baracuda_peer_ops* ops = nullptr;
+  int32_t (*gather)(void* context, const void* mine, int64_t bytes, void* all) = nullptr;
+  void* gather_context = nullptr;
   int32_t wish = BARACUDA_PEER_NEVER;
   int32_t wait = BARACUDA_PEER_WAIT_EVENT;
   int32_t next_wait = BARACUDA_PEER_WAIT_EVENT;  // how the next rank's caller waits

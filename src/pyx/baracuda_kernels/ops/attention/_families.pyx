@@ -165,10 +165,11 @@ def skus(op, directions=(Direction.FORWARD,)):
             if direction is Direction.FORWARD or family.has_backward]
 
 
-def candidates(op, descriptor, arch, preference, direction, workspace):
+def candidates(op, descriptor, arch, preference, direction, several_steps):
     """Every family, with its SKU of the direction for the descriptor and its refusal.
 
-    ``workspace`` tells whether the op's forward needs the family's state as scratch.
+    ``several_steps`` tells whether a call of the op may have several steps: what is kept between
+    them is scratch.
     """
     descriptor.validate()
     found = []
@@ -177,23 +178,24 @@ def candidates(op, descriptor, arch, preference, direction, workspace):
         element = descriptor.element if descriptor.element in family.math \
             else next(iter(family.math))
         if direction is Direction.BACKWARD:
-            nbytes = backward_scratch_bytes(family, descriptor)
+            nbytes = backward_scratch_bytes(family, descriptor, several_steps)
         else:
-            nbytes = _state_bytes(family.kernel, descriptor) if workspace else 0
+            nbytes = _state_bytes(family.kernel, descriptor) if several_steps else 0
         reason = family.refusal(descriptor, arch, preference, nbytes, direction)
         found.append(Candidate(family.name, family.sku(op, element, direction), reason, family))
     return found
 
 
-def backward_scratch_bytes(family, AttentionDescriptor descriptor):
-    """Bytes of a backward call of one step; 0 where the family has none in this build, or does not
-    serve the problem."""
+def backward_scratch_bytes(family, AttentionDescriptor descriptor, several_steps=False):
+    """Bytes of a backward call of one step or several; 0 where the family has none in this build, or
+    does not serve the problem."""
     cdef attention_api.baracuda_attention_step_params step
     cdef int32_t kernel = family.kernel
     if not (family.has_backward and attention_api.baracuda_attention_available(kernel)):
         return 0
     descriptor.fill(&step)
-    step.flags |= attention_api.BARACUDA_STEP_FIRST | attention_api.BARACUDA_STEP_LAST
+    if not several_steps:
+        step.flags |= attention_api.BARACUDA_STEP_FIRST | attention_api.BARACUDA_STEP_LAST
     return max(attention_api.baracuda_attention_backward_scratch_bytes(kernel, &step), 0)
 
 

@@ -21,7 +21,7 @@ cdef class AttentionKernel:
     cdef AttentionOperands checks(self)
     # Enqueues one step, with the kernel's device current.
     cdef int step(self, baracuda_attention_step_params* step, Stream stream) except -1
-    # Enqueues a backward call of one step, likewise.
+    # Enqueues one step of a backward call, the preparation before the first one, likewise.
     cdef int backward(self, baracuda_attention_backward_params* params, Stream stream) except -1
 
 # A family's kernel for a problem; loads what its steps may launch.

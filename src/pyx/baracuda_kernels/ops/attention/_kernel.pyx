@@ -25,10 +25,11 @@ cdef class AttentionKernel:
         return check(status)
 
     cdef int backward(self, baracuda_attention_backward_params* params, Stream stream) except -1:
-        cdef int32_t previous = enter_device(self.device), status
+        cdef int32_t previous = enter_device(self.device), status = c_api.BARACUDA_OK
         with nogil:
-            status = attention_api.baracuda_attention_backward_prepare(
-                self.number, params, stream.handle)
+            if params.step.flags & attention_api.BARACUDA_STEP_FIRST:
+                status = attention_api.baracuda_attention_backward_prepare(
+                    self.number, params, stream.handle)
             if status == c_api.BARACUDA_OK:
                 status = attention_api.baracuda_attention_backward_step(
                     self.number, params, stream.handle)

@@ -35,6 +35,12 @@ cdef class AttentionOperands(OperandChecks):
     cdef int bind_gradients(self, AttentionDescriptor d, TensorRef dy, TensorRef dlse,
                             TensorRef dq, TensorRef dk, TensorRef dv,
                             baracuda_attention_backward_params* params) except -1
+    cdef int bind_row_gradients(self, AttentionDescriptor d, TensorRef dy, TensorRef dlse,
+                                baracuda_attention_backward_params* params) except -1
+    cdef int bind_dq(self, AttentionDescriptor d, TensorRef dq,
+                     baracuda_attention_backward_params* params) except -1
+    cdef int bind_key_gradients(self, AttentionDescriptor d, TensorRef dk, TensorRef dv,
+                                baracuda_attention_backward_params* params) except -1
     # Numbers of rows that are read, [b, h, s] in the accumulator's type, with any strides.
     cdef TensorRef rows(self, str name, TensorRef view, AttentionDescriptor d,
                         baracuda_strides* strides)

@@ -120,15 +120,31 @@ cdef class AttentionOperands(OperandChecks):
     cdef int bind_gradients(self, AttentionDescriptor d, TensorRef dy, TensorRef dlse,
                             TensorRef dq, TensorRef dk, TensorRef dv,
                             baracuda_attention_backward_params* params) except -1:
+        self.bind_row_gradients(d, dy, dlse, params)
+        self.bind_dq(d, dq, params)
+        self.bind_key_gradients(d, dk, dv, params)
+        return 0
+
+    cdef int bind_row_gradients(self, AttentionDescriptor d, TensorRef dy, TensorRef dlse,
+                                baracuda_attention_backward_params* params) except -1:
         cdef TensorRef view = self.tensor("dy", dy, d.batch_size, d.num_heads, d.query_len,
                                           d.head_dim, False, &params.dy_strides)
         params.dy = view.data
         if dlse is not None:
             view = self.rows("dlse", dlse, d, &params.dlse_strides)
             params.dlse = view.data
-        view = self.tensor("dq", dq, d.batch_size, d.num_heads, d.query_len, d.head_dim, True,
-                           &params.dq_strides)
+        return 0
+
+    cdef int bind_dq(self, AttentionDescriptor d, TensorRef dq,
+                     baracuda_attention_backward_params* params) except -1:
+        cdef TensorRef view = self.tensor("dq", dq, d.batch_size, d.num_heads, d.query_len,
+                                          d.head_dim, True, &params.dq_strides)
         params.dq = view.data
+        return 0
+
+    cdef int bind_key_gradients(self, AttentionDescriptor d, TensorRef dk, TensorRef dv,
+                                baracuda_attention_backward_params* params) except -1:
+        cdef TensorRef view
         params.kv_gradient_element = d.c_element
         element = self.element
         if dk is not None and not is_bytes(dk) and dv is not None and not is_bytes(dv):

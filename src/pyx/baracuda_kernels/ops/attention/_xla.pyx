@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What XLA needs to call an attention step: handlers and the state's size."""
+"""What XLA needs to call an attention step, forward or backward: handlers and buffers' sizes."""
 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int64_t
@@ -7,19 +7,32 @@ from libc.stdint cimport int64_t
 from baracuda_kernels.ops.attention cimport c_api as attention_api
 from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
 
+from baracuda_kernels._core._enums import Direction
 from baracuda_kernels._core._errors import UnsupportedError
 from baracuda_kernels.ops.attention import _families
 
 
 def handlers():
-    """XLA platform -> stage -> capsule of its handler, as ``register_ffi_target`` takes them.
+    """Direction -> XLA platform -> stage -> capsule of its handler, as ``register_ffi_target`` takes
+    them.
 
     What they expect is in ``include/baracuda/xla_ffi.h``.
     """
     return {
-        "cpu": {"execute": _capsule(<void*>attention_api.baracuda_xla_attention_host)},
-        "CUDA": {"execute": _capsule(<void*>attention_api.baracuda_xla_attention_cuda),
-                 "initialize": _capsule(<void*>attention_api.baracuda_xla_attention_cuda_load)},
+        Direction.FORWARD: {
+            "cpu": {"execute": _capsule(<void*>attention_api.baracuda_xla_attention_host)},
+            "CUDA": {"execute": _capsule(<void*>attention_api.baracuda_xla_attention_cuda),
+                     "initialize": _capsule(
+                         <void*>attention_api.baracuda_xla_attention_cuda_load)},
+        },
+        Direction.BACKWARD: {
+            "cpu": {"execute": _capsule(
+                <void*>attention_api.baracuda_xla_attention_backward_host)},
+            "CUDA": {"execute": _capsule(
+                         <void*>attention_api.baracuda_xla_attention_backward_cuda),
+                     "initialize": _capsule(
+                         <void*>attention_api.baracuda_xla_attention_backward_cuda_load)},
+        },
     }
 
 
@@ -42,6 +55,32 @@ def state_bytes(AttentionDescriptor descriptor not None):
             most = max(most, attention_api.baracuda_attention_state_bytes(family.kernel, &step))
     if most < 0:
         raise UnsupportedError(f"no kernel takes the state of {descriptor!r}")
+    return most
+
+
+def backward_scratch_bytes(AttentionDescriptor descriptor not None, bint single_step):
+    """Bytes of a backward call's scratch, of one step or of several: enough for whichever family may
+    serve the problem.
+
+    Raises
+    ------
+    InvalidProblemError
+        The descriptor is no problem at all.
+    UnsupportedError
+        No family has a backward for its element and head_dim.
+    """
+    cdef attention_api.baracuda_attention_step_params step
+    cdef int64_t most = -1
+    descriptor.validate()
+    descriptor.fill(&step)
+    if single_step:
+        step.flags |= attention_api.BARACUDA_STEP_FIRST | attention_api.BARACUDA_STEP_LAST
+    for family in _families.FAMILIES:
+        if family.has_backward and attention_api.baracuda_attention_available(family.kernel):
+            most = max(most, attention_api.baracuda_attention_backward_scratch_bytes(
+                family.kernel, &step))
+    if most < 0:
+        raise UnsupportedError(f"no kernel has a backward of {descriptor!r}")
     return most
 
 

@@ -121,8 +121,17 @@ cdef extern from "baracuda/attention_ring.h" nogil:
         int32_t layout
         baracuda_attention_step_params step
     const baracuda_ring_program* baracuda_attention_ring_program()
+    ctypedef struct baracuda_attention_backward_ring_problem:
+        uint64_t struct_size
+        int32_t kernel
+        int32_t layout
+        baracuda_attention_backward_params call
+    const baracuda_ring_program* baracuda_attention_backward_ring_program()
 
 cdef extern from "baracuda/xla_ffi.h" nogil:
     void* baracuda_xla_attention_host(void* frame)
     void* baracuda_xla_attention_cuda(void* frame)
     void* baracuda_xla_attention_cuda_load(void* frame)
+    void* baracuda_xla_attention_backward_host(void* frame)
+    void* baracuda_xla_attention_backward_cuda(void* frame)
+    void* baracuda_xla_attention_backward_cuda_load(void* frame)

@@ -120,11 +120,9 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
 
         cdef FlashSdpaBackwardPlan self = FlashSdpaBackwardPlan.__new__(
             FlashSdpaBackwardPlan, MADE_BY_SELECT)
-        if isinstance(stream, FlashSdpaDescriptor) or isinstance(descriptor, Stream):
-            descriptor, stream = stream, descriptor
-        family = self.choose(SPEC, as_stream(stream), descriptor, preference, Direction.BACKWARD)
-        self.kernel = load_backward_kernel(family, descriptor, self.device)
-        self.scratch_bytes = _families.backward_scratch_bytes(family, descriptor)
+        family = self.choose(SPEC, descriptor, stream, preference, Direction.BACKWARD)
+        self.kernel = load_backward_kernel(family, self.descriptor, self.device)
+        self.scratch_bytes = _families.backward_scratch_bytes(family, self.descriptor)
         return self
 
     @property

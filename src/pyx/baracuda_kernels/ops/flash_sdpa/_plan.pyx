@@ -82,10 +82,8 @@ cdef class FlashSdpaPlan(KernelPlan):
             As :meth:`RingAttentionPlan.select`.
         """
         cdef FlashSdpaPlan self = FlashSdpaPlan.__new__(FlashSdpaPlan, MADE_BY_SELECT)
-        if isinstance(stream, FlashSdpaDescriptor) or isinstance(descriptor, Stream):
-            descriptor, stream = stream, descriptor
-        family = self.choose(SPEC, as_stream(stream), descriptor, preference, Direction.FORWARD)
-        self.kernel = load_kernel(family, descriptor, self.device)
+        family = self.choose(SPEC, descriptor, stream, preference, Direction.FORWARD)
+        self.kernel = load_kernel(family, self.descriptor, self.device)
         return self
 
     def can_implement(self, FlashSdpaArgs args not None):
@@ -142,7 +140,7 @@ SPEC = OpSpec(
     FlashSdpaDescriptor,
     {Direction.FORWARD: FlashSdpaPlan, Direction.BACKWARD: FlashSdpaBackwardPlan},
     partial(_families.skus, AttentionKind.FLASH_ATTENTION, tuple(Direction)),
-    partial(_families.candidates, AttentionKind.FLASH_ATTENTION, workspace=False),
+    partial(_families.candidates, AttentionKind.FLASH_ATTENTION, several_steps=False),
     options=_options.OPTIONS,
     describe=partial(_options.describe, FlashSdpaDescriptor),
 )

@@ -8,11 +8,12 @@ from baracuda_kernels._core._info import build_info
 MESSAGE_BYTES = 1024
 
 
-def encode(descriptor, args=None):
+def encode(descriptor, direction, args=None):
     """This rank's side, padded to MESSAGE_BYTES."""
     import json  # takes a twentieth of the package's import, and few ask for it
 
-    fields = {"library version": build_info()["version"], "schedule": "ring"}
+    fields = {"library version": build_info()["version"], "direction": direction.name,
+              "schedule": "ring"}
     for name, value in descriptor.to_dict().items():
         # A float's hex form is exact.
         fields[name] = value.hex() if isinstance(value, float) else value

@@ -1,8 +1,8 @@
 # cython: language_level=3
-from baracuda_kernels._core._member cimport RingBinding
+from baracuda_kernels._core._ring_plan cimport RingArgs
 from baracuda_kernels._core._tensor cimport TensorRef
 
-cdef class RingAttentionArgs:
+cdef class RingAttentionArgs(RingArgs):
     cdef readonly TensorRef q
     cdef readonly TensorRef y
     cdef readonly TensorRef kv_scratch_a
@@ -11,5 +11,3 @@ cdef class RingAttentionArgs:
     cdef readonly TensorRef lse
     cdef readonly TensorRef k
     cdef readonly TensorRef v
-    # The last plan and communicator that these arguments were checked for.
-    cdef RingBinding binding

@@ -4,7 +4,7 @@
 from baracuda_kernels._core._tensor cimport as_tensor
 
 
-cdef class RingAttentionArgs:
+cdef class RingAttentionArgs(RingArgs):
     """RingAttentionArgs(*, q, y, kv_scratch_a=None, kv_scratch_b=None, accumulator_scratch=None, \
 lse=None, k=None, v=None)
 

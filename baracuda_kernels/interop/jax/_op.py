@@ -1,9 +1,4 @@
-"""Ring Attention inside ``jax.jit`` and ``jax.shard_map``.
-
-The step is a custom call that XLA runs on its own stream; K and V go around by ``lax.ppermute``, so
-XLA owns the communication and no second communicator exists. On the CPU and on CUDA devices.
-Needs JAX 0.9 or later. Forward only: a gradient is an :class:`UnsupportedError`.
-"""
+"""The public calls, with the checks that they make while JAX traces."""
 
 from __future__ import annotations
 
@@ -19,12 +14,16 @@ from baracuda_kernels._arguments import layout_of
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels._local_memory import element_of
 from baracuda_kernels.errors import InvalidProblemError
-from baracuda_kernels.interop import _jax_primitive
-from baracuda_kernels.ops.attention import _positions, _xla
-from baracuda_kernels.ops.attention._descriptor import accumulator_of
+from baracuda_kernels.interop.jax import _step
+from baracuda_kernels.interop.jax._axes import (
+    explicit_spec,
+    refuse_explicit_axes,
+    uniform,
+    varying_axes,
+)
+from baracuda_kernels.interop.jax._order import reverse_only
+from baracuda_kernels.interop.jax._ring import Ring, attention, position_maps
 from baracuda_kernels.sharding import positions, rows_per_rank
-
-__all__ = ["attention_step", "ring_attention", "sequence_order"]
 
 _SEQUENCE_DIM = {"bhsd": 2, "bshd": 1}
 
@@ -42,6 +41,7 @@ def ring_attention(
     tensor_layout: str = "bhsd",
     return_lse: Literal[False] = False,
     sm_margin: int = 8,
+    deterministic: bool = False,
 ) -> jax.Array: ...
 @overload
 def ring_attention(
@@ -56,6 +56,7 @@ def ring_attention(
     tensor_layout: str = "bhsd",
     return_lse: Literal[True],
     sm_margin: int = 8,
+    deterministic: bool = False,
 ) -> tuple[jax.Array, jax.Array]: ...
 @overload
 def ring_attention(
@@ -70,6 +71,7 @@ def ring_attention(
     tensor_layout: str = "bhsd",
     return_lse: bool,
     sm_margin: int = 8,
+    deterministic: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]: ...
 def ring_attention(
     q: jax.Array,
@@ -83,12 +85,20 @@ def ring_attention(
     tensor_layout: str = "bhsd",
     return_lse: bool = False,
     sm_margin: int = 8,
+    deterministic: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Exact attention of this device's queries over the keys of a whole mesh axis.
 
     Liu, Zaharia, Abbeel 2023, arXiv:2310.01889. Call it inside ``jax.shard_map`` (and ``jax.jit``).
     The steps are unrolled: one custom call for each of the P devices of the axis, whose state
     stays in one buffer, and P - 1 exchanges of K and V.
+
+    ``jax.grad`` and ``jax.vjp`` go through it, once: P steps more, and P - 1 exchanges of K and V and
+    of the sums of their gradients, which are taken in float32 (float64 for float64) in the order of
+    the schedule and rounded once. y and lse are all that is kept besides q, k and v, and a policy of
+    ``jax.checkpoint`` knows them as ``"ring_attention"``. ``jax.vmap`` puts the mapped axis into the
+    batch. Explicit mesh axes over which batch or heads are sharded stay so: each of their devices
+    computes its part.
 
     Parameters
     ----------
@@ -113,55 +123,49 @@ def ring_attention(
     sm_margin : int, default 8
         SMs that a kernel leaves to XLA's exchange while K and V travel (on GPUs): persistent kernels
         leave them free, and those that would fill the device begin some microseconds later.
+    deterministic : bool, default False
+        Take only kernels whose every sum has a fixed order, for gradients too, where some have none.
 
     Returns
     -------
     y : jax.Array
         Of q's shape and dtype; 0 in rows that see no key.
     lse : jax.Array
-        float32 ``[B, H, Q]``: natural log of the sum of exponentials of the scaled scores; -inf in
-        rows that see no key.
+        ``[B, H, Q]``, float64 for float64, else float32: natural log of the sum of exponentials of
+        the scaled scores; -inf in rows that see no key.
 
     Raises
     ------
     InvalidProblemError
         While tracing: shapes or dtypes that do not belong together, an unknown layout, an
-        ``axis_name`` that is not bound here.
+        ``axis_name`` that is not bound here, explicit mesh axes over rows or head_dim.
     UnsupportedError
-        While tracing: a gradient or ``vmap`` is asked for. While compiling: no kernel serves the
-        problem on the platform, with every kernel's reason.
+        While tracing, and under ``jit`` while compiling: forward mode, or a gradient of the gradient.
+        While compiling: no kernel serves the problem on the platform, or its gradient where that is
+        asked for, with every kernel's reason.
     """
     world_size = _axis_size(axis_name)
-    options: dict[str, Any] = {
-        "world_size": world_size,
-        "is_causal": is_causal,
-        "scale": scale,
-        "sequence_layout": sequence_layout,
-        "tensor_layout": tensor_layout,
-    }
-    rank = lax.axis_index(axis_name) if is_causal else 0
-    forward = [(source, (source + 1) % world_size) for source in range(world_size)]
-    state: Any = None  # and the results at last
-    k_next, v_next = k, v
-    for step in range(world_size):
-        last = step == world_size - 1
-        k, v = k_next, v_next
-        if not last:
-            # Before the step in the program: independent of it, so that XLA may overlap the two.
-            k_next, v_next = (lax.ppermute(x, axis_name, forward) for x in (k, v))
-        state = attention_step(
-            q,
-            k,
-            v,
-            state,
-            rank=rank,
-            origin=(rank - step) % world_size,
-            last=last,
-            sm_margin=0 if last else sm_margin,
-            **options,
-        )
-    y, lse = state
-    return (y, lse) if return_lse else y
+    dim = _sequence_dim(tensor_layout)
+    q, k, v = (_array(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
+    for name, value in (("return_lse", return_lse), ("deterministic", deterministic)):
+        if not isinstance(value, bool):
+            raise InvalidProblemError(f"{name}: got {value!r}, must be a bool")
+    _check_margin(sm_margin)
+
+    ring = Ring(
+        _describe(q, k, v, dim, is_causal, scale, sequence_layout),
+        axis_name,
+        world_size,
+        dim,
+        sm_margin,
+        return_lse,
+        deterministic,
+        explicit_spec(q, k, v, axis_name, dim),
+    )
+    along = varying_axes(lax.axis_index(axis_name)) if world_size > 1 else frozenset()
+    q, k, v = uniform(*map(reverse_only, (q, k, v)), also=along)
+    result: jax.Array | tuple[jax.Array, jax.Array] = attention(q, k, v, ring)
+    return result
 
 
 def attention_step(
@@ -207,22 +211,26 @@ def attention_step(
     Raises
     ------
     InvalidProblemError, UnsupportedError
-        As in :func:`ring_attention`; also a state of another problem.
+        As in :func:`ring_attention`; also a state of another problem, any gradient, and any explicit
+        mesh axis over which q, k or v is sharded.
     """
     dim = _sequence_dim(tensor_layout)
     q, k, v = (_array(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
+    refuse_explicit_axes(q, k, v)
     descriptor = _describe(q, k, v, dim, is_causal, scale, sequence_layout)
     if isinstance(world_size, bool) or not isinstance(world_size, int) or world_size < 1:
         raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
-    if isinstance(sm_margin, bool) or not isinstance(sm_margin, int) or sm_margin < 0:
-        raise InvalidProblemError(f"sm_margin: got {sm_margin!r}, must be an integer >= 0")
+    _check_margin(sm_margin)
+    for name, who in (("rank", rank), ("origin", origin)):
+        if isinstance(who, int) and not 0 <= who < world_size:
+            raise InvalidProblemError(f"{name}: got {who}, must be in [0, {world_size})")
     operands = [q, k, v]
     if is_causal:
-        operands.append(_maps(descriptor, world_size, rank, origin))
+        operands.append(position_maps(descriptor, world_size, rank, origin))
     if state is not None:
         _check_state(state, descriptor)
         operands.append(state)
-    results = _jax_primitive.bind(
+    results = _step.bind(
         *operands,
         descriptor=descriptor,
         first=state is None,
@@ -330,25 +338,14 @@ def _describe(
     return descriptor
 
 
-def _maps(
-    descriptor: RingAttentionDescriptor, world_size: int, rank: Any, origin: Any) -> jax.Array:
-    """Where the rows of both shards lie, as the kernel reads it: 8 int64, in 32-bit halves."""
-
-    def of(length: int, who: Any) -> jax.Array:
-        table = _positions.layout_maps(descriptor.sequence_layout, world_size, length)
-        words = np.frombuffer(table, np.uint32).reshape(world_size, 8)
-        row: jax.Array = lax.dynamic_index_in_dim(jnp.asarray(words), who, keepdims=False)
-        return row
-
-    for name, who in (("rank", rank), ("origin", origin)):
-        if isinstance(who, int) and not 0 <= who < world_size:
-            raise InvalidProblemError(f"{name}: got {who}, must be in [0, {world_size})")
-    return jnp.concatenate([of(descriptor.query_len, rank), of(descriptor.key_len, origin)])
+def _check_margin(sm_margin: Any) -> None:
+    if isinstance(sm_margin, bool) or not isinstance(sm_margin, int) or sm_margin < 0:
+        raise InvalidProblemError(f"sm_margin: got {sm_margin!r}, must be an integer >= 0")
 
 
 def _check_state(state: Any, descriptor: RingAttentionDescriptor) -> None:
-    dtype = accumulator_of(descriptor.element).dtype_name
-    elements = _xla.state_bytes(descriptor) // np.dtype(dtype).itemsize
+    dtype = _step.accumulator(descriptor)
+    elements = _step.state_elements(descriptor)
     if getattr(state, "shape", None) != (1, 1, 1, elements) or state.dtype != dtype:
         raise InvalidProblemError(
             f"state: got {state!r:.80}, must be what an earlier step of this problem returned"

@@ -1,0 +1,222 @@
+"""A local ring over whole arrays: sharded and staged, ready for any number of runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from baracuda_kernels._arguments import array, flag, integer, layout_of, library_of, number
+from baracuda_kernels._core._enums import SequenceLayout
+from baracuda_kernels._local_memory import element_of, memory_for
+from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
+from baracuda_kernels.ops.attention._descriptor import accumulator_of
+from baracuda_kernels.sharding import MAX_RANKS, rows_per_rank, shard, unshard
+
+if TYPE_CHECKING:
+    from baracuda_kernels import RingTimeline
+
+__all__ = ["PreparedRing"]
+
+
+class PreparedRing:
+    """A local ring over whole arrays: sharded and staged, ready for any number of runs.
+
+    Attributes
+    ----------
+    plan : RingAttentionPlan
+    gradient_plan : RingAttentionBackwardPlan or None
+        Where a gradient of y was given.
+    ring : LocalRing
+        Of the forward.
+    rings : list of LocalRing
+        That of each direction, in the order in which they run.
+    stream : Stream
+        Of the memory that the arrays lie in.
+    """
+
+    def __init__(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        world_size: int,
+        *,
+        is_causal: bool,
+        scale: float | None,
+        sequence_layout: SequenceLayout | str,
+        device: Any,
+        dy: Any = None,
+        dlse: Any = None,
+    ) -> None:
+        from baracuda_kernels import (
+            LocalCommunicator,
+            RingAttentionBackwardPlan,
+            RingAttentionDescriptor,
+            RingAttentionPlan,
+        )
+
+        self._layout = layout = layout_of(sequence_layout)
+        world_size = integer("world_size", world_size, least=1, most=MAX_RANKS)
+        is_causal = flag("is_causal", is_causal)
+        scale = None if scale is None else number("scale", scale)
+        q, k, v = array("q", q), array("k", k), array("v", v)
+        self._memory = memory = memory_for(q, device)
+        _check(q, k, v, world_size)
+        element = element_of(q, "q")
+        if dlse is not None and dy is None:
+            raise InvalidProblemError("dlse: got an array without dy, must be given together with it")
+        dy = None if dy is None else _like("dy", array("dy", dy), q, q.shape, q.dtype)
+        lse_dtype = accumulator_of(element).dtype_name
+        dlse = None if dlse is None else _like("dlse", array("dlse", dlse), q, q.shape[:3], lse_dtype)
+        batch, heads, total_queries, head_dim = (int(n) for n in q.shape)
+        kv_heads, total_keys = int(k.shape[1]), int(k.shape[2])
+        descriptor = RingAttentionDescriptor(
+            batch,
+            heads,
+            total_queries // world_size,
+            total_keys // world_size,
+            head_dim,
+            scale=scale,
+            is_causal=is_causal,
+            element=element,
+            num_kv_heads=kv_heads,
+            sequence_layout=layout,
+        )
+        self.stream = memory.stream
+        self.plan = RingAttentionPlan.select(descriptor, self.stream)
+        self.gradient_plan = None
+        if dy is not None:
+            self.gradient_plan = RingAttentionBackwardPlan.select(descriptor, self.stream)
+
+        def shards(x: Any) -> list[Any]:
+            if x is None:
+                return [None] * world_size
+            return [memory.stage(s) for s in shard(x, world_size, sequence_layout=layout)]
+
+        self._ranks = [
+            _Rank(memory, self.plan, self.gradient_plan, given, world_size)
+            for given in zip(*map(shards, (q, k, v, dy, dlse)), strict=True)
+        ]
+        self.rings = [
+            LocalCommunicator.ring(world_size, device=memory.ring_device)
+            for plan in (self.plan, self.gradient_plan)
+            if plan is not None
+        ]
+        self.ring = self.rings[0]
+
+    def run(self, timeline: list[RingTimeline] | None = None) -> None:
+        """Enqueue one run of all ranks, in every direction; `timeline` is the forward's."""
+        self.ring.run_all(
+            self.stream, self.plan, [rank.args for rank in self._ranks], timeline=timeline
+        )
+        if self.gradient_plan is not None:
+            self.rings[1].run_all(
+                self.stream, self.gradient_plan, [rank.gradient_args for rank in self._ranks]
+            )
+
+    def outputs(self) -> tuple[Any, ...]:
+        """y and lse of the last run, then dq, dk and dv where they were asked for; gathered."""
+        return tuple(
+            unshard([self._memory.fetch(x) for x in shards], sequence_layout=self._layout)
+            for shards in zip(*(rank.outputs for rank in self._ranks), strict=True)
+        )
+
+
+class _Rank:
+    """One virtual rank's arrays, and the arguments that view them."""
+
+    def __init__(
+        self, memory: Any, plan: Any, gradient_plan: Any, given: tuple[Any, ...], world_size: int
+    ) -> None:
+        from baracuda_kernels import RingAttentionArgs, RingAttentionBackwardArgs
+
+        # Held here because arguments over raw addresses keep nothing alive.
+        self._given = given
+        q, k, v, dy, dlse = given
+        desc = plan.descriptor
+        dtype = desc.element.dtype_name
+        rows = (desc.batch_size, desc.num_heads, desc.query_len)
+        y = memory.empty((*rows, desc.head_dim), dtype)
+        lse = memory.empty(rows, accumulator_of(desc.element).dtype_name)
+        self.outputs = [y, lse]
+        received = {}
+        if world_size > 1:
+            received = {
+                "kv_scratch_a": memory.empty((plan.kv_scratch_elements,), dtype),
+                "kv_scratch_b": memory.empty((plan.kv_scratch_elements,), dtype),
+            }
+
+        def scratch(nbytes: int) -> Any:
+            return memory.empty((nbytes,), "uint8") if world_size > 1 else None
+
+        operands = {"q": q, "k": k, "v": v, "y": y, "lse": lse, **received}
+        forward = operands | {"accumulator_scratch": scratch(plan.accumulator_scratch_bytes)}
+        self._held = [forward]
+        self.args = RingAttentionArgs(**_operands(memory, forward))
+        if gradient_plan is None:
+            return
+        gradients = {"dq": memory.empty((*rows, desc.head_dim), dtype)}
+        keys = (desc.batch_size, desc.num_kv_heads, desc.key_len, desc.head_dim)
+        gradients |= {name: memory.empty(keys, dtype) for name in ("dk", "dv")}
+        self.outputs += gradients.values()
+        backward = operands | gradients | {
+            "dy": dy,
+            "dlse": dlse,
+            "scratch": memory.empty((gradient_plan.scratch_bytes,), "uint8"),
+            "kv_gradient_scratch": scratch(gradient_plan.kv_gradient_scratch_bytes),
+        }
+        self._held.append(backward)
+        self.gradient_args = RingAttentionBackwardArgs(**_operands(memory, backward))
+
+
+def _operands(memory: Any, arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if x is None else memory.operand(x) for name, x in arrays.items()}
+
+
+def _like(name: str, x: Any, q: Any, shape: Any, dtype: Any) -> Any:
+    if library_of(x) != library_of(q) or str(x.dtype).removeprefix("torch.") != str(
+        dtype
+    ).removeprefix("torch."):
+        raise InvalidProblemError(
+            f"{name} is {type(x).__name__} of {x.dtype}; it must be {type(q).__name__} of {dtype}"
+        )
+    if tuple(x.shape) != tuple(shape):
+        raise InvalidProblemError(f"{name} has shape {tuple(x.shape)}; it must be {tuple(shape)}")
+    _refuse_recorded(name, x)
+    return x
+
+
+def _check(q: Any, k: Any, v: Any, world_size: int) -> None:
+    library = library_of(q)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if len(x.shape) != 4:
+            raise InvalidProblemError(
+                f"{name} has shape {tuple(x.shape)}; it must have four dimensions, [B, H, S, D]"
+            )
+        if library_of(x) != library or x.dtype != q.dtype:
+            raise InvalidProblemError(
+                f"{name} is {type(x).__name__} of {x.dtype} and q {type(q).__name__} of {q.dtype}; "
+                "they must be alike"
+            )
+        _refuse_recorded(name, x)
+    if tuple(k.shape) != tuple(v.shape):
+        raise InvalidProblemError(
+            f"k has shape {tuple(k.shape)} and v {tuple(v.shape)}; they must be alike"
+        )
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise InvalidProblemError(
+            f"q has shape {tuple(q.shape)} and k {tuple(k.shape)}; batch and head_dim must be equal"
+        )
+    for name, x in (("the sequence of q", q), ("the sequence of k and v", k)):
+        rows_per_rank(int(x.shape[2]), world_size, name)
+
+
+def _refuse_recorded(name: str, x: Any) -> None:
+    if library_of(x) != "torch":
+        return
+    import torch  # the tensor's own, loaded long since
+
+    if x.requires_grad and torch.is_grad_enabled():
+        raise UnsupportedError(
+            f"{name}: got a tensor that requires grad; nothing is recorded here, run it under "
+            "torch.no_grad() or pass detached tensors (with dy it returns the gradients)"
+        )

@@ -1,0 +1,143 @@
+"""Mesh axes: which an array varies over, and the explicit ones that cut batch and heads.
+
+Each device of those computes its part: XLA knows nothing of the custom call's dimensions, and would
+gather what it does not know how to cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+
+from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
+
+
+def varying_axes(x: Any) -> frozenset[Any]:
+    """The mesh axes over which it varies."""
+    aval = jax.typeof(x)
+    kind = getattr(aval, "manual_axis_type", None)  # JAX 0.10; before, the set itself
+    return frozenset(aval.vma if kind is None else kind.varying)
+
+
+def uniform(*arrays: Any, also: frozenset[Any] = frozenset()) -> list[Any]:
+    """All as varying over the mesh axes of any of them, and over these."""
+    axes = also.union(*(varying_axes(x) for x in arrays))
+    uniform = []
+    for x in arrays:
+        missing = tuple(sorted(axes - varying_axes(x), key=str))
+        uniform.append(jax.lax.pcast(x, missing, to="varying") if missing else x)
+    return uniform
+
+
+# Of each dimension of q, and of k and v, the explicit mesh axes that cut it.
+Spec = tuple[tuple[Any, ...], ...]
+
+
+def explicit_spec(
+    q: jax.Array, k: jax.Array, v: jax.Array, axis_name: Any, sequence_dim: int
+) -> Spec:
+    """That of all three; empty where no explicit axis cuts them.
+
+    Raises
+    ------
+    InvalidProblemError
+        They are cut differently, or over something else than batch and heads.
+    """
+    specs = [_spec(x) for x in (q, k, v)]
+    if not any(map(any, specs)):
+        return ()
+    for name, spec in zip("qkv", specs, strict=True):
+        for dim, axes in enumerate(spec):
+            if axes and dim not in (0, 3 - sequence_dim):
+                raise InvalidProblemError(
+                    f"{name}: got {PartitionSpec(*spec)}, must be sharded over batch and heads "
+                    f"alone where mesh axes are explicit, and rows over {axis_name!r}"
+                )
+        if spec != specs[0]:
+            raise InvalidProblemError(
+                f"{name}: got {PartitionSpec(*spec)}, must be sharded as q is, "
+                f"{PartitionSpec(*specs[0])}: use jax.reshard"
+            )
+    return specs[0]
+
+
+def over_parts(
+    compute: Callable[..., Any], arrays: Sequence[jax.Array], results: Sequence[int], spec: Spec,
+    axis_name: Any, sequence_dim: int,
+) -> Any:  # fmt: skip
+    """``compute(*arrays)`` on the parts that the axes of `spec` cut.
+
+    Arrays and results have four dimensions as q, k and v, are ``[B, H, Q]``, or one number; `results`
+    tells how many dimensions each of those has.
+    """
+    if not spec:
+        return compute(*arrays)
+    of = {
+        4: PartitionSpec(*spec),
+        3: PartitionSpec(spec[0], spec[3 - sequence_dim], None),
+        0: PartitionSpec(),
+    }
+    mapped = jax.shard_map(
+        compute,
+        in_specs=tuple(of[x.ndim] for x in arrays),
+        out_specs=tuple(of[ndim] for ndim in results),
+        axis_names={axis for axes in spec for axis in axes},
+        # As the shard_map around it.
+        check_vma=bool(varying_axes(lax.axis_index(axis_name))),
+    )
+    return mapped(*arrays)
+
+
+def over_first_axis(
+    compute: Callable[..., list[Any]], arrays: Sequence[Any], dims: Sequence[int | None]
+) -> list[Any]:
+    """``compute(arrays)``, where explicit axes cut the first dimension of those whose `dims` is 0, and
+    of all results: on the parts."""
+    specs = [_spec(x)[0] for x, dim in zip(arrays, dims, strict=True) if dim == 0]
+    axes = next(filter(None, specs), ())
+    if not axes:
+        return compute(arrays)
+    if jax.__version_info__ < (0, 10):  # its mesh within vmap has the axes of the ring alone
+        raise UnsupportedError(
+            f"vmap: an axis that the explicit mesh axes {axes} cut needs JAX 0.10, this is "
+            f"{jax.__version__}"
+        )
+    first = PartitionSpec(axes)
+    mapped: Callable[..., list[Any]] = jax.shard_map(
+        lambda *parts: compute(parts),
+        in_specs=tuple(PartitionSpec() if dim is None else first for dim in dims),
+        out_specs=first,
+        axis_names=set(axes),
+        check_vma=any(map(varying_axes, arrays)),
+    )
+    return mapped(*arrays)
+
+
+def refuse_explicit_axes(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
+    """For a step, whose state has no dimension that could be cut."""
+    for name, x in zip("qkv", (q, k, v), strict=True):
+        if any(_spec(x)):
+            raise InvalidProblemError(
+                f"{name}: got {PartitionSpec(*_spec(x))} over explicit mesh axes, must be whole: "
+                "call attention_step inside jax.shard_map over them"
+            )
+
+
+def _spec(x: Any) -> Spec:
+    """Of each dimension the explicit mesh axes that cut it."""
+    sharding: Any = getattr(jax.typeof(x), "sharding", None)
+    mesh: Any = getattr(sharding, "mesh", None)
+    if mesh is None or mesh.empty:
+        return ((),) * int(x.ndim)
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+
+    def explicit(entry: Any) -> tuple[Any, ...]:
+        axes = entry if isinstance(entry, tuple) else () if entry is None else (entry,)
+        return tuple(axis for axis in axes if kinds.get(axis) == AxisType.Explicit)
+
+    spec = tuple(map(explicit, sharding.spec))
+    return spec + ((),) * int(x.ndim - len(spec))

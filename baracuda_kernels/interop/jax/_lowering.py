@@ -1,0 +1,162 @@
+"""What the JAX primitives share: XLA's targets and platforms, the kernel's choice, batches, mesh axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+from baracuda_kernels import FlashSdpaDescriptor, PlanPreference, RingAttentionDescriptor, registry
+from baracuda_kernels._core._enums import Direction
+from baracuda_kernels._core._selection import Architecture
+from baracuda_kernels._machine import why_no_gpu
+from baracuda_kernels.errors import UnsupportedError
+from baracuda_kernels.interop.jax._axes import over_first_axis, uniform
+from baracuda_kernels.ops.attention import _xla
+
+TARGETS = {
+    Direction.FORWARD: "baracuda_attention_step",
+    Direction.BACKWARD: "baracuda_attention_backward_step",
+}
+
+
+def register_targets() -> None:
+    """Hand the library's handlers to XLA, which first asks what they were written to."""
+    for direction, platforms in _xla.handlers().items():
+        for platform, stages in platforms.items():
+            try:
+                jax.ffi.register_ffi_target(TARGETS[direction], stages, platform=platform)
+            except jax.errors.JaxRuntimeError as error:
+                raise UnsupportedError(
+                    f"jax {jax.__version__} does not take this build's XLA FFI handlers: {error}"
+                ) from error
+
+
+def choose(
+    descriptor: RingAttentionDescriptor,
+    arch: Any,
+    direction: Direction,
+    deterministic: bool = False,
+) -> int:
+    """The number of the kernel family that serves a step there; UnsupportedError with all reasons."""
+    problem: Any = descriptor
+    if direction is Direction.BACKWARD:
+        # A step's gradients are those of attention on one device.
+        fields = descriptor.to_dict()
+        del fields["sequence_layout"]
+        problem = FlashSdpaDescriptor.from_dict(fields)
+    preference = PlanPreference(deterministic=True if deterministic else None)
+    number: int = registry.explain(problem, arch, preference, direction).require().entry.kernel
+    return number
+
+
+def def_step(primitive: Primitive, custom_call: Callable[..., Any]) -> None:
+    """Lower a primitive to ``custom_call(ctx, *operands, arch=…, **params)`` where kernels run, run it
+    by itself as a compiled program, and refuse it elsewhere."""
+
+    def lower_host(ctx: Any, *operands: Any, **params: Any) -> Any:
+        return custom_call(ctx, *operands, arch="host", **params)
+
+    def lower_cuda(ctx: Any, *operands: Any, **params: Any) -> Any:
+        reason = why_no_gpu()
+        if reason:
+            raise UnsupportedError(f"ring_attention: JAX compiles for CUDA, but {reason}")
+        return custom_call(ctx, *operands, arch=Architecture.here(), **params)
+
+    def lower_elsewhere(ctx: Any, *operands: Any, **params: Any) -> NoReturn:
+        platforms = ", ".join(ctx.module_context.platforms)
+        raise UnsupportedError(
+            f"ring_attention: JAX compiles for {platforms}; the kernels run on cpu and cuda"
+        )
+
+    @lru_cache(maxsize=256)
+    def compiled(params: tuple[tuple[str, Any], ...]) -> Any:
+        return jax.jit(lambda *operands: primitive.bind(*operands, **dict(params)))
+
+    def run_eagerly(*operands: Any, **params: Any) -> Any:
+        return compiled(tuple(sorted(params.items())))(*operands)
+
+    primitive.multiple_results = True
+    primitive.def_impl(run_eagerly)
+    mlir.register_lowering(primitive, lower_elsewhere)
+    mlir.register_lowering(primitive, lower_host, platform="cpu")
+    mlir.register_lowering(primitive, lower_cuda, platform="cuda")
+
+
+def call_target(
+    ctx: Any, operands: tuple[Any, ...], direction: Direction, scale: float, in_place: bool,
+    **integers: int,
+) -> Any:  # fmt: skip
+    """The custom call; ``in_place``: its last operand's memory is its first result's."""
+    aliases = {len(operands) - 1: 0} if in_place else {}
+    rule = jax.ffi.ffi_lowering(TARGETS[direction], operand_output_aliases=aliases)
+    return rule(
+        ctx,
+        *operands,
+        scale=np.float64(scale),
+        **{name: np.int64(value) for name, value in integers.items()},
+    )
+
+
+def def_batching(primitive: Primitive, names: Callable[..., tuple[list[str], list[str]]]) -> None:
+    """A mapped axis goes into the batch dimension.
+
+    ``names(**params)`` gives those of the operands and of the results: ``maps`` has no batch;
+    ``kept``, what goes on from step to step, is opaque, and that of a larger batch is as much larger.
+    """
+
+    def merged(args: Any, dims: Any, **params: Any) -> list[Any]:
+        """Mapped dimensions are first; so are the results'."""
+        operand_names, result_names = names(**params)
+        count = next(x.shape[0] for x, dim in zip(args, dims, strict=True) if dim is not None)
+        operands = []
+        for name, x, dim in zip(operand_names, args, dims, strict=True):
+            if name in _MAPPED and (dim is not None) != (name == "kept"):
+                raise UnsupportedError(_MAPPED[name])
+            if name == "maps":
+                operands.append(x)
+                continue
+            x = jnp.broadcast_to(x, (count, *x.shape)) if dim is None else x
+            if name == "kept":
+                operands.append(x.reshape(1, 1, 1, x.size))
+            else:
+                operands.append(x.reshape(count * x.shape[1], *x.shape[2:]))
+        d = params["descriptor"]
+        larger = {
+            **params,
+            "descriptor": type(d).from_dict({**d.to_dict(), "batch_size": count * d.batch_size}),
+            "elements": count * params["elements"],
+        }
+        results = []
+        for name, x in zip(
+            result_names, primitive.bind(*uniform(*operands), **larger), strict=True
+        ):
+            if name == "kept":
+                results.append(x.reshape(count, 1, 1, 1, params["elements"]))
+            else:
+                results.append(x.reshape(count, d.batch_size, *x.shape[1:]))
+        return results
+
+    def rule(args: Any, dims: Any, **params: Any) -> tuple[list[Any], list[int]]:
+        args = [x if dim is None else jnp.moveaxis(x, dim, 0)
+                for x, dim in zip(args, dims, strict=True)]  # fmt: skip
+        dims = [None if dim is None else 0 for dim in dims]
+        results = over_first_axis(partial(merged, dims=dims, **params), args, dims)
+        return results, [0] * len(results)
+
+    batching.primitive_batchers[primitive] = rule
+
+
+_MAPPED = {
+    "maps": "vmap: rank and origin must be the same along a mapped axis",
+    "kept": "vmap: the state must be mapped from the first step on, or not at all",
+}
+
+
+register_targets()

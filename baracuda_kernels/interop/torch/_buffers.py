@@ -1,0 +1,67 @@
+"""Where a ring's messages arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from baracuda_kernels import Communicator
+from baracuda_kernels._core._device_buffer import DeviceBuffer
+
+
+class Buffers:
+    """New tensors of every call; where copy engines write, memory of this ring's own.
+
+    The copy engines of the rank before write to memory that is registered with it. PyTorch's
+    allocator may have memory of a kind that no other process can open, and it comes and goes.
+    """
+
+    def __init__(self, comm: Any, device: torch.device) -> None:
+        self.by_peer = isinstance(comm, Communicator) and any(
+            hop.kind == "peer" for hop in comm.exchange
+        )
+        self._comm = comm
+        self._device = device
+        self._own: dict[str, torch.Tensor] = {}  # bytes, by argument
+        self._last_stream: int | None = None
+
+    def close(self) -> None:
+        self._own.clear()
+
+    def of(self, name: str, elements: int, q: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Memory for an argument of a call; before `make_room` it may be too new to run with."""
+        own = self._own.get(name)
+        if own is not None and 0 < elements * dtype.itemsize <= own.numel():
+            return own.view(dtype)[:elements]
+        return q.new_empty(elements, dtype=dtype)
+
+    def make_room(self, travel: Mapping[str, torch.Tensor]) -> bool:
+        """Registers larger memory for arguments that need it; whether it did.
+
+        Collective: all ranks have agreed on the problem. Earlier memory stays, for graphs that have
+        captured it.
+        """
+        if not self.by_peer:
+            return False
+        made = False
+        for name, wanted in travel.items():
+            own = self._own.get(name)
+            if wanted.nbytes <= (0 if own is None else own.numel()):
+                continue
+            buffer = DeviceBuffer(wanted.nbytes, self._device.index)
+            self._comm.register(buffer)
+            self._own[name] = torch.as_tensor(buffer, device=self._device)
+            made = True
+        return made
+
+    def follow_last_stream(self) -> None:
+        """This ring's own memory is that of the last call, which may still read it."""
+        handle = torch._C._cuda_getCurrentRawStream(self._device.index)
+        if handle == self._last_stream or torch.cuda.is_current_stream_capturing():
+            return
+        if self._last_stream is not None:
+            last = torch.cuda.ExternalStream(self._last_stream, device=self._device)
+            torch.cuda.current_stream(self._device).wait_stream(last)
+        self._last_stream = handle

@@ -1,0 +1,191 @@
+"""Ring Attention as operators of PyTorch: forward, backward, their fakes, their place in autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from baracuda_kernels.errors import UnsupportedError
+from baracuda_kernels.interop.torch import _compiled, _problem
+from baracuda_kernels.interop.torch._refusal import tell
+from baracuda_kernels.interop.torch._ring import ring_of
+
+_Pair = tuple[torch.Tensor, torch.Tensor]
+_Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+# torch.library.custom_op would add about 10 us of Python to every call.
+_library = torch.library.Library("baracuda", "FRAGMENT")
+# with_gradient: refuse, before anything is sent, what has no backward. call: see _compiled.
+_library.define(
+    "ring_attention(Tensor q, Tensor k, Tensor v, str group_name, bool is_causal, float? scale, "
+    "str sequence_layout, bool with_gradient=False, Tensor? call=None) -> (Tensor, Tensor)",
+    tags=(torch.Tag.needs_fixed_stride_order,),
+)
+_library.define(
+    "ring_attention_backward(Tensor? dy, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor y, "
+    "Tensor lse, str group_name, bool is_causal, float? scale, str sequence_layout) "
+    "-> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.needs_fixed_stride_order,),
+)
+
+
+def _forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    group_name: str,
+    is_causal: bool,
+    scale: float | None,
+    sequence_layout: str,
+    with_gradient: bool = False,
+    call: torch.Tensor | None = None,
+) -> _Pair:
+    ring = ring_of(group_name, q.device)
+    return ring.attend(q, k, v, is_causal, scale, sequence_layout, with_gradient)
+
+
+def _fake(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    group_name: str,
+    is_causal: bool,
+    scale: float | None,
+    sequence_layout: str,
+    with_gradient: bool = False,
+    call: torch.Tensor | None = None,
+) -> _Pair:
+    _compiled.chain()
+    _problem.check(q, k, v, sequence_layout)
+    return _problem.outputs(q)
+
+
+def _gradients(
+    dy: torch.Tensor | None,
+    dlse: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    y: torch.Tensor,
+    lse: torch.Tensor,
+    group_name: str,
+    is_causal: bool,
+    scale: float | None,
+    sequence_layout: str,
+) -> _Triple:
+    ring = ring_of(group_name, q.device)
+    return ring.gradients(dy, dlse, q, k, v, y, lse, is_causal, scale, sequence_layout)
+
+
+def _fake_gradients(
+    dy: torch.Tensor | None,
+    dlse: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    y: torch.Tensor,
+    lse: torch.Tensor,
+    group_name: str,
+    is_causal: bool,
+    scale: float | None,
+    sequence_layout: str,
+) -> _Triple:
+    _compiled.chain()
+    return _problem.empty_like(q), _problem.empty_like(k), _problem.empty_like(v)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: _Pair) -> None:
+    q, k, v = inputs[:3]
+    ctx.options = inputs[3:7]
+    y, lse = output
+    ctx.set_materialize_grads(False)
+    # Of a shape that no other attention saves: see _saved.
+    ctx.save_for_backward(q, k, v, y, lse.unsqueeze(-1))
+
+
+def _backward(ctx: Any, dy: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
+    dq, dk, dv = _gradients_of(ctx, dy, dlse)
+    return dq, dk, dv, None, None, None, None, None, None
+
+
+def _gradients_of(
+    ctx: Any, dy: torch.Tensor | None, dlse: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
+    operands = _saved(ctx)
+    # Also where nothing depends on this rank's rows: other ranks need what its keys have to give.
+    if torch.is_grad_enabled():
+        gradients = _backward_op(dy, dlse, *operands, *ctx.options)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            gradients = _backward_op(dy, dlse, *operands, *ctx.options)
+    needed = ctx.needs_input_grad
+    return tuple(x if needed[i] else None for i, x in enumerate(gradients))
+
+
+def _saved(ctx: Any) -> tuple[torch.Tensor, ...]:
+    """What the forward has saved, or what activation checkpointing has computed anew in its place."""
+    q, k, v, y, lse = ctx.saved_tensors
+    if lse.shape != (*q.shape[:3], 1):
+        error = UnsupportedError(
+            "ring_attention: its forward was computed anew outside of context_parallel, by attention "
+            "of this rank's rows alone; call backward within the context too"
+        )
+        tell(ctx.options[0], error, q.device)
+        raise error
+    return q, k, v, y, lse.squeeze(-1)
+
+
+class Differentiable(torch.autograd.Function):
+    """The operator with its gradient, in eager code: the layer that PyTorch makes of the registered
+    formula takes as long as the rest of a call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        group_name: str,
+        is_causal: bool,
+        scale: float | None,
+        sequence_layout: str,
+    ) -> _Pair:
+        inputs = q, k, v, group_name, is_causal, scale, sequence_layout
+        both: _Pair
+        with torch._C._AutoDispatchBelowAutograd():
+            both = forward_op(*inputs, True)
+            _save(ctx, inputs, both)
+        return both
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
+        return *_gradients_of(ctx, *gradients), None, None, None, None
+
+
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: _Triple) -> None:
+    ctx.group_name, ctx.device = inputs[7], inputs[2].device
+
+
+def _second_backward(ctx: Any, *_: Any) -> Any:
+    error = UnsupportedError(
+        "ring_attention: a second derivative is asked for, and only the first is built; call "
+        "backward or grad without create_graph, or detach what the gradient is used for"
+    )
+    tell(ctx.group_name, error, ctx.device)
+    raise error
+
+
+_library.impl("ring_attention", _forward, "CompositeExplicitAutograd")
+_library.impl("ring_attention_backward", _gradients, "CompositeExplicitAutograd")
+torch.library.register_fake("baracuda::ring_attention", _fake, lib=_library)
+torch.library.register_fake("baracuda::ring_attention_backward", _fake_gradients, lib=_library)
+torch.library.register_autograd(
+    "baracuda::ring_attention", _backward, setup_context=_save, lib=_library
+)
+torch.library.register_autograd(
+    "baracuda::ring_attention_backward", _second_backward, setup_context=_save_nothing, lib=_library
+)
+forward_op = torch.ops.baracuda.ring_attention.default
+_backward_op = torch.ops.baracuda.ring_attention_backward.default
+_compiled.keep(forward_op, _backward_op)

@@ -1,0 +1,295 @@
+"""Batches of training, cut for a ring, and the loss of their parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from baracuda_kernels import sharding
+from baracuda_kernels.errors import BaracudaError, InvalidProblemError
+from baracuda_kernels.interop.torch import _process_group
+from baracuda_kernels.interop.transformers import _models, _same_batch, _whole_batch
+from baracuda_kernels.interop.transformers._attention import Ring
+
+
+class BatchSharder:
+    """Deals batches of training out to the ranks of a model's ring, and sums up their loss.
+
+    All of a ring train on one batch, of which each has its rows; data-parallel ranks train on others.
+    What comes out equals one rank's training up to rounding: the labels are shifted before the cut,
+    and the loss is divided by the targets of all ranks and all accumulated batches.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal language model, not wrapped, that runs on a ring: by its ``attn_implementation``
+        (`register`), or because this is within `context_parallel`. Ring and layout are taken from
+        there.
+    data_group : ProcessGroup or DeviceMesh of one dimension, optional
+        Those who train on other batches, as ``mesh["dp"]`` beside the ring ``mesh["cp"]``; may be
+        left out if the ring has all ranks.
+    gradients : str, default "mean"
+        What becomes of the ranks' gradients: "mean" if they are averaged over all ranks, as
+        DistributedDataParallel and FSDP do, "sum" if they are added.
+    broadcast : bool, default False
+        Take the batch of the ring's first rank, instead of comparing those of all.
+    pad : bool, default True
+        Fill up lengths that the ring cannot cut, behind the sequence, without targets. Under a causal
+        mask no other row sees that.
+    ignore_index : int, default -100
+        The label of a row without target.
+
+    Raises
+    ------
+    InvalidProblemError
+        `model` is none of transformers' or runs on no ring; `data_group` is wrong, has a rank of the
+        ring beside this one, or is missing; `gradients` is unknown.
+    UnsupportedError
+        The model is not causal, or returns a loss of its routers (``output_router_logits``).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data_group: Any = None,
+        *,
+        gradients: Literal["mean", "sum"] = "mean",
+        broadcast: bool = False,
+        pad: bool = True,
+        ignore_index: int = -100,
+    ) -> None:
+        if gradients not in ("mean", "sum"):
+            raise InvalidProblemError(f'gradients: got {gradients!r}, must be "mean" or "sum"')
+        _whole_batch.require_model(model)
+        self.model = model
+        self._pad, self._ignore_index = pad, ignore_index
+        self._broadcast, self._averaged = broadcast, gradients == "mean"
+        ring = self._ring_and_name()[0]
+        self._data = _data_group(data_group, _process_group.resolve(ring.group_name))
+        self._positions: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that train on a step together: those of the ring, times the data-parallel ones."""
+        data = 1 if self._data is None else self._data.size()
+        return self._ring_and_name()[0].ranks() * data
+
+    def shard(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """This rank's part of a batch. Collective.
+
+        Parameters
+        ----------
+        batch : mapping
+            What a collator makes: integer ``input_ids`` ``[B, N]`` (or ``inputs_embeds``
+            ``[B, N, E]``); where there is a loss ``labels`` ``[B, N]``, not shifted, or
+            ``shift_labels``, shifted. An ``attention_mask`` may have zeros behind each sequence,
+            where there are no labels; ``position_ids`` may be ``0 .. N - 1``. Best on the CPU, where
+            loaders make them: the ranks compare them, and for one on a GPU the host would wait.
+
+        Returns
+        -------
+        dict
+            On the model's device: ``input_ids`` (or ``inputs_embeds``), int64 ``position_ids``
+            ``[1, L]`` and ``shift_labels`` ``[B, L]``, the targets of this rank's `L` rows. Take out
+            ``shift_labels`` before the model is called with the rest.
+
+        Raises
+        ------
+        InvalidProblemError
+            On every rank alike: a tensor of another shape or type, a ring's ranks with different
+            batches, or a length that cannot be cut.
+        UnsupportedError
+            On every rank alike: what `check` refuses at this length, packed sequences, other
+            positions, an ``attention_mask`` with other zeros, and everything that is none of the
+            above, by name.
+        CommunicatorError
+            Another rank is gone.
+        """
+        ring, own_name = self._ring_and_name()
+        group = _process_group.resolve(ring.group_name)
+        if self._broadcast:
+            batch = _same_batch.from_first(group, batch)
+        whole: dict[str, torch.Tensor] = {}
+        refused = None
+        try:
+            whole = _whole_batch.prepare(
+                self.model, batch, group.size(), own_name, self._pad, self._ignore_index
+            )
+        except BaracudaError as error:
+            refused = error
+        _same_batch.agree(group, self._data, whole, refused)
+        return self._cut(whole, ring, group)
+
+    def count(self, shards: Iterable[Mapping[str, torch.Tensor]]) -> torch.Tensor:
+        """Targets of all ranks in the parts of one optimizer step, an int64 scalar. Collective.
+
+        Parameters
+        ----------
+        shards : iterable of what `shard` returned
+            One for each accumulated batch.
+
+        Raises
+        ------
+        InvalidProblemError
+            There are none, or one has no ``shift_labels``.
+        """
+        found = [_targets(part).ne(self._ignore_index).sum() for part in shards]
+        if not found:
+            raise InvalidProblemError("shards: is empty, must have a part for each batch of a step")
+        return self._over_all_ranks(torch.stack(found).sum())
+
+    def loss(
+        self,
+        outputs: Any,
+        shift_labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int,
+    ) -> torch.Tensor:
+        """The loss to call ``backward()`` on: cross entropy of this rank's rows, in float32.
+
+        Parameters
+        ----------
+        outputs : ModelOutput or Tensor
+            What the model returned, or its logits ``[B, L, V]``.
+        shift_labels : Tensor
+            ``[B, L]``, from the same part of the batch.
+        num_items_in_batch : Tensor or int
+            What `count` returned for the optimizer step.
+
+        Returns
+        -------
+        Tensor
+            A scalar whose mean over all ranks, with ``gradients="sum"`` whose sum, is the batch's
+            loss; so is the gradient. 0 where no rank has a target.
+
+        Raises
+        ------
+        InvalidProblemError
+            Logits and targets have different rows.
+        """
+        share = self._share(outputs, shift_labels, num_items_in_batch)
+        return share * self.ranks if self._averaged else share
+
+    def total(self, loss: torch.Tensor) -> torch.Tensor:
+        """The whole batch's loss, on every rank, of what `loss` returned (or a sum of such). Collective.
+
+        It has no gradient; it is for logs.
+        """
+        total = self._over_all_ranks(loss.detach().clone())
+        return total / self.ranks if self._averaged else total
+
+    def attach(self, trainer: Any) -> None:
+        """Make a Trainer train over the ring: call it once, before ``train()``.
+
+        The ranks of a ring get the same batches, cut by `shard`; the loss is `loss`, counted over
+        all ranks and accumulated batches; ``evaluate()`` returns that loss of the whole. `gradients`
+        is of no concern: Trainer averages.
+
+        Parameters
+        ----------
+        trainer : transformers.Trainer
+            Of this model, with any collator.
+
+        Raises
+        ------
+        InvalidProblemError
+            `trainer` is none, has another model, or its ranks are not those of ring and data group.
+        UnsupportedError
+            By name: ``compute_metrics``, label smoothing, a loss of one's own, a parallelism that
+            cuts batches too, ``dispatch_batches``, DataParallel, DeepSpeed. At the call:
+            ``predict()``.
+        """
+        from baracuda_kernels.interop.transformers import _trainer
+
+        _trainer.attach(self, trainer)
+
+    def _data_rank(self) -> tuple[int, int]:
+        """This rank among those who train on other batches, and their number."""
+        return (0, 1) if self._data is None else (self._data.rank(), self._data.size())
+
+    def _share(
+        self, outputs: Any, shift_labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
+    ) -> torch.Tensor:
+        """This rank's part of the loss: those of all ranks add up to the whole."""
+        logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
+        if logits.shape[:-1] != shift_labels.shape:
+            raise InvalidProblemError(
+                f"outputs: has logits of shape {tuple(logits.shape)}, must be "
+                f"{[*shift_labels.shape]} rows of logits, as shift_labels"
+            )
+        if logits.itemsize < 4:
+            logits = logits.float()
+        total = torch.nn.functional.cross_entropy(
+            logits.flatten(0, -2),
+            shift_labels.to(logits.device).flatten(),
+            ignore_index=self._ignore_index,
+            reduction="sum",
+        )
+        if isinstance(num_items_in_batch, torch.Tensor):
+            return total / num_items_in_batch.to(total.device).clamp(min=1)
+        return total / max(num_items_in_batch, 1)
+
+    def _over_all_ranks(self, value: torch.Tensor) -> torch.Tensor:
+        ring = _process_group.resolve(self._ring_and_name()[0].group_name)
+        for group in (ring, self._data):
+            if group is not None and group.size() > 1:
+                with _same_batch.failures(group):
+                    dist.all_reduce(value, group=group)
+        return value
+
+    def _ring_and_name(self) -> tuple[Ring, str | None]:
+        found = _models.ring_of(self.model)
+        if found is None:
+            chosen = getattr(self.model.config, "_attn_implementation", None)
+            raise InvalidProblemError(
+                f"model: its attn_implementation is {chosen!r}, must be the name of a registered "
+                "ring, or this must be within context_parallel"
+            )
+        return found
+
+    def _cut(
+        self, whole: dict[str, torch.Tensor], ring: Ring, group: dist.ProcessGroup
+    ) -> dict[str, torch.Tensor]:
+        device = self.model.device
+        tokens = next(whole[name] for name in _whole_batch.TOKENS if name in whole)
+        rows = tokens.shape[1] // group.size()
+        what = (rows, ring.layout, group.rank(), group.size(), device)
+        mine = sharding.positions(rows, group.rank(), group.size(), ring.layout)
+        if what not in self._positions:  # one tensor for all steps: calls compare it once
+            positions = torch.from_numpy(mine + _models.first_position(self.model))
+            self._positions = {what: positions.unsqueeze(0).to(device)}
+        part = {}
+        for name, tensor in whole.items():
+            cut = tensor.index_select(1, torch.from_numpy(mine).to(tensor.device))
+            part[name] = cut.to(device, non_blocking=True)
+        part["position_ids"] = self._positions[what]
+        return part
+
+
+def _targets(part: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    found = part.get("shift_labels")
+    if found is None:
+        raise InvalidProblemError(
+            f"shards: one has {sorted(part)}, must have shift_labels: batches need labels"
+        )
+    return found
+
+
+def _data_group(given: Any, ring: dist.ProcessGroup) -> dist.ProcessGroup | None:
+    if given is None:
+        if ring.size() != dist.get_world_size():
+            raise InvalidProblemError(
+                f"data_group: got None, and the ring has {ring.size()} of {dist.get_world_size()} "
+                'ranks; must be the group of those who train on other batches, as mesh["dp"]'
+            )
+        return None
+    data = _process_group.resolve(_process_group.name_of(given))
+    shared = {*dist.get_process_group_ranks(ring)} & {*dist.get_process_group_ranks(data)}
+    if len(shared) > 1:
+        raise InvalidProblemError(
+            f"data_group: has the ranks {sorted(shared)} of the ring; must have this rank alone of "
+            "them"
+        )
+    return data if data.size() > 1 else None

@@ -1,0 +1,103 @@
+"""transformers' Trainer over a ring: the same batches for all of it, cut, and its loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
+
+if TYPE_CHECKING:
+    from baracuda_kernels.interop.transformers._sharder import BatchSharder
+
+
+class _DataParallelView:
+    """An Accelerator that counts the ranks with batches of their own, for its data loaders."""
+
+    def __init__(self, accelerator: Any, index: int, count: int) -> None:
+        self._accelerator = accelerator
+        self.process_index, self.num_processes = index, count
+        self.dispatch_batches = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+
+def attach(sharder: BatchSharder, trainer: Any) -> None:
+    _require(sharder, trainer)
+    accelerator, args = trainer.accelerator, trainer.args
+    view = _DataParallelView(accelerator, *sharder._data_rank())
+    prepare = type(accelerator).prepare_data_loader
+    samples = trainer.get_batch_samples
+
+    def prepare_data_loader(*given: Any, **options: Any) -> Any:
+        return prepare(view, *given, **options)
+
+    def get_batch_samples(*given: Any, **options: Any) -> tuple[list[Any], torch.Tensor | None]:
+        whole, _ = samples(*given, **options)
+        parts = [sharder.shard(batch) for batch in whole]
+        count = sharder.count(parts) if parts else None
+        return [_for_compute_loss(part) for part in parts], count
+
+    def compute_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        share = sharder._share(outputs, labels, num_items_in_batch)
+        # With this argument Trainer itself makes up for the mean that is taken of gradients.
+        return share if args.average_tokens_across_devices else share * sharder.ranks
+
+    def prediction_step(
+        model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor, None, None]:
+        if not prediction_loss_only:
+            raise UnsupportedError(
+                "predict: the logits of a sequence lie on several ranks; call the model, and "
+                "unshard(logits, 1)"
+            )
+        part = sharder.shard(inputs)
+        count = sharder.count([part])
+        targets = part.pop("shift_labels")
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            loss = sharder.loss(model(**part), targets, count)
+        return sharder.total(loss), None, None
+
+    accelerator.prepare_data_loader = prepare_data_loader
+    trainer.get_batch_samples = get_batch_samples
+    trainer.compute_loss_func = compute_loss
+    trainer.prediction_step = prediction_step
+
+
+def _for_compute_loss(part: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Trainer takes out what is called labels, and gives it to the loss alone."""
+    return {"labels" if name == "shift_labels" else name: part[name] for name in part}
+
+
+def _require(sharder: BatchSharder, trainer: Any) -> None:
+    from transformers import Trainer
+
+    if not isinstance(trainer, Trainer):
+        raise InvalidProblemError(f"trainer: got {type(trainer).__name__}, must be a Trainer")
+    accelerator, args = trainer.accelerator, trainer.args
+    if accelerator.unwrap_model(trainer.model) is not sharder.model:
+        raise InvalidProblemError("trainer: has another model than the sharder")
+    if accelerator.num_processes != sharder.ranks:
+        raise InvalidProblemError(
+            f"trainer: has {accelerator.num_processes} ranks, must have the {sharder.ranks} of the "
+            "sharder's ring and data group"
+        )
+    parallelism = getattr(accelerator, "parallelism_config", None)
+    cuts = parallelism is not None and any(
+        getattr(parallelism, f"{name}_size", 1) > 1 for name in ("cp", "sp", "tp")
+    )
+    for name, given in (
+        ("compute_metrics", trainer.compute_metrics is not None),
+        ("label_smoothing_factor", args.label_smoothing_factor != 0),
+        ("compute_loss_func", trainer.compute_loss_func is not None),
+        ("parallelism_config", cuts),
+        ("dispatch_batches", bool(accelerator.dispatch_batches)),
+        ("n_gpu", args.n_gpu > 1),
+        ("deepspeed", accelerator.distributed_type == "DEEPSPEED"),
+    ):
+        if given:
+            raise UnsupportedError(
+                f"trainer: {name} is given, and it is not served over a ring; must be left out"
+            )

@@ -1,0 +1,102 @@
+"""How fast an exchange moves K and V, next to steps and next to none, and what steps lose by it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+import baracuda_kernels as bk
+from benchmarks.across_gpus.contenders import Ring, stream_of
+from benchmarks.across_gpus.problem import Problem
+from benchmarks.across_gpus.timing import fastest, slowest
+
+_RUNS = 9
+
+
+class Way(NamedTuple):
+    """How a ring's chunks move: `exchange` is "peer", "nccl" or "mixed", `sms` what it takes."""
+
+    exchange: str
+    sms: int
+    comm: Any
+
+    @classmethod
+    def of(cls, comm: Any, max_ctas: int) -> Way:
+        """That of a communicator."""
+        kinds = {hop.kind for hop in comm.exchange}
+        kind = kinds.pop() if len(kinds) == 1 else "mixed"
+        return cls(kind, 0 if kind == "peer" else max_ctas, comm)
+
+    def params(self) -> dict[str, Any]:
+        """For a row of results."""
+        return {"exchange": self.exchange, "max_ctas": self.sms}
+
+
+def speed_row(problem: Problem, way: Way, ring: Ring) -> dict[str, Any]:
+    """`exchange`: GB/s each way of the ring's first hop beside its steps; `alone`: next to none.
+
+    From the grant to the arrival on the rank that came last, so that nobody's lateness counts;
+    `late` is the slowest rank's, with what it waited for the others.
+    """
+    nbytes = 2 * problem.kv_heads * problem.chunk * problem.head_dim * 2
+    beside, late = _gigabytes(ring, nbytes)
+    alone, _ = _gigabytes(_Alone(problem, ring), nbytes)
+    params = {**problem.params(), **way.params(), "bytes": nbytes}
+    peers = {"alone": alone, "late": late}
+    return {"name": "exchange", "params": params, "unit": "GB/s", "ours": beside, "peers": peers}
+
+
+def steps_of(ring: Ring, problem: Problem) -> Callable[[], None]:
+    """The rank's own steps, nothing moved: each on keys that are here already."""
+    rank, ranks = ring.comm.rank, problem.ranks
+    device = ring.q.device
+
+    def call() -> None:
+        stream = stream_of(device)
+        for step in range(ranks):
+            ring.plan.step(
+                stream, q=ring.q, k=ring.k, v=ring.v, y=ring.y, rank=rank,
+                origin=(rank - step) % ranks, world_size=ranks, first=step == 0,
+                last=step == ranks - 1, accumulator_scratch=ring.state,
+            )  # fmt: skip
+
+    return call
+
+
+class _Alone:
+    """A ring that moves the same K and V for a few queries."""
+
+    def __init__(self, problem: Problem, ring: Ring) -> None:
+        self._comm, q = ring.comm, ring.q[:, : problem.kv_heads, :64].contiguous()
+        desc = bk.RingAttentionDescriptor(
+            1, problem.kv_heads, 64, problem.chunk, problem.head_dim, element=bk.ElementKind.BF16
+        )
+        self._plan = bk.RingAttentionPlan.select(desc, stream_of(q.device))
+        self._args = bk.RingAttentionArgs(
+            q=q, k=ring.k, v=ring.v, y=torch.empty_like(q), kv_scratch_a=ring.scratch[0],
+            kv_scratch_b=ring.scratch[1], accumulator_scratch=ring.state,
+        )  # fmt: skip
+
+    def run(self, timeline: bk.RingTimeline | None = None) -> None:
+        self._plan.run(torch.cuda.current_stream(), self._comm, self._args, timeline=timeline)
+
+
+def _gigabytes(ring: Ring | _Alone, nbytes: int) -> tuple[float, float]:
+    """(of the rank that came last, of the one that waited longest)."""
+    timeline = bk.RingTimeline()
+    quick, late = [], []
+    for _ in range(_RUNS):
+        torch.cuda.synchronize()
+        dist.barrier()
+        torch.cuda._sleep(1_000_000)  # all is enqueued before anything begins
+        for _ in range(2):  # which bring the ranks together
+            ring.run()
+        ring.run(timeline)
+        taken = timeline.steps[0].exchange
+        quick.append(fastest(taken))
+        late.append(slowest(taken))
+    return tuple(nbytes / statistics.median(x) / 1e6 for x in (quick, late))

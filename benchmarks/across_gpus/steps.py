@@ -1,0 +1,251 @@
+"""Rows of `benchmarks.training`: what a training step of one attention layer takes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.attention import sdpa_kernel
+
+import baracuda_kernels as bk
+from baracuda_kernels.interop.torch import ring_attention
+from benchmarks.across_gpus import torch_cp
+from benchmarks.across_gpus.contenders import balanced_layout, stream_of
+from benchmarks.across_gpus.problem import Problem
+from benchmarks.across_gpus.timing import interleaved, slowest
+from benchmarks.timing import summary
+
+# Relative difference of a rank's gradients from those of one GPU: both round to bf16.
+_TOLERANCE = 6e-3
+# Others keep 16-bit partial gradients; beyond this it is another answer.
+_PEER_TOLERANCE = 0.03
+_LONG_FLOPS = 5e13
+
+# dq, dk, dv of a rank's rows, [1, H, rows, D].
+Step = Callable[[], tuple[torch.Tensor, ...]]
+Around = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+class TrainingMeasures:
+    """Measures steps on the ranks of the default group, all ranks alike."""
+
+    def __init__(self, mesh: Any) -> None:
+        self._mesh, self._rank = mesh, mesh.get_local_rank()
+        self._device = torch.device("cuda", torch.cuda.current_device())
+        self.failed = False
+        # What is made once, communicators above all, is made before memory is looked at.
+        tiny = Problem(mesh.size(), 64, 4, 4, 128, "zigzag", True)
+        self._ours(tiny, [*tiny.whole(self._device), tiny.whole(self._device).q])[0]()
+
+    def rows(self, problem: Problem, rounds: int) -> list[dict[str, Any]]:
+        """`training`: ms of a step, and of its forward pass; `memory`: peak bytes of a step."""
+        device = self._device
+        q, k, v = whole = problem.whole(device)
+        dy = torch.randn(q.shape, generator=torch.Generator(device).manual_seed(99), device=device)
+        operands = [q, k, v, dy.to(q.dtype)]
+        del dy
+        one_gpu = _one_gpu(problem, operands)
+        exact = one_gpu()
+        ours, forward = self._ours(problem, operands)
+        others = _not_of_torch()
+        off = self._off(problem, problem.layout, ours(), exact)
+        if not off <= _TOLERANCE:
+            self._say(f"WRONG: gradients differ by {off:.2e} from one GPU's: {problem}")
+            self.failed = True
+        # Receive buffers are the library's own, and stay.
+        kept = slowest(float(_not_of_torch() - others))
+        memory = {"ours": self._peak(ours) + kept}
+        steps: dict[str, Step] = {}
+        around: dict[str, Around] = {}
+        form, found = self._fastest_form(problem, operands, exact)
+        if form is not None:
+            steps["context_parallel"], around["context_parallel"] = found
+            with around["context_parallel"]():
+                memory["context_parallel"] = self._peak(steps["context_parallel"])
+        other = _ring_flash_attention(problem, self._shards(problem, operands, balanced_layout(problem)))
+        if self._runs("ring_flash_attention", problem, other, exact):
+            steps["ring_flash_attention"] = other
+            memory["ring_flash_attention"] = self._peak(other)
+        del exact, whole
+        calls = {"ours": ours, "forward": forward, "one_gpu": one_gpu, **steps}
+        rounds = min(rounds, 5) if problem.flops > _LONG_FLOPS else rounds
+        samples = interleaved(calls, around, rounds=rounds)
+        params = {**problem.params(), "rounds": rounds, "context_parallel": str(form)}
+        rows = []
+        for what, name in (("step", "ours"), ("forward", "forward")):
+            beside = {n: s for n, s in samples.items() if what == "step" and n != "forward"}
+            mine, peers = summary({**beside, name: samples[name]}, name)
+            if what == "step":
+                peers["ideal"] = peers.pop("one_gpu") / problem.ranks
+            rows.append({"name": "training", "params": {**params, "what": what}, "unit": "ms",
+                         "ours": mine, "peers": peers})  # fmt: skip
+            self._say(f"P {problem.ranks} {problem.chunk:6} {'causal' if problem.causal else 'full':6} "
+                      f"{what:8} {mine:8.3f} ms, over ours: "
+                      + ", ".join(f"{n} {x / mine:.3f}" for n, x in peers.items()))  # fmt: skip
+        peak = memory.pop("ours")
+        rows.append({"name": "memory", "params": problem.params(), "unit": "bytes", "ours": peak,
+                     "peers": memory})  # fmt: skip
+        self._say(f"peak MB {peak / 1e6:.0f}, " + str({n: round(x / 1e6) for n, x in memory.items()}))
+        return rows
+
+    def _ours(self, problem: Problem, operands: list[torch.Tensor]) -> tuple[Step, Callable]:
+        *inputs, dy = self._shards(problem, operands, problem.layout)
+
+        def forward() -> torch.Tensor:
+            return ring_attention(
+                *inputs, is_causal=problem.causal, sequence_layout=problem.layout
+            )
+
+        return lambda: torch.autograd.grad(forward(), inputs, dy), forward
+
+    def _shards(
+        self, problem: Problem, operands: list[torch.Tensor], layout: str
+    ) -> list[torch.Tensor]:
+        """q, k, v and dy of this rank; the first three want gradients."""
+        at = problem.positions(self._rank, layout).to(self._device)
+        *inputs, dy = (x[:, :, at] for x in operands)
+        return [*(x.requires_grad_() for x in inputs), dy]
+
+    def _fastest_form(
+        self, problem: Problem, operands: list[torch.Tensor], exact: tuple[torch.Tensor, ...]
+    ) -> tuple[torch_cp.Form | None, Any]:
+        times: dict[torch_cp.Form, float] = {}
+        steps = {}
+        for form in torch_cp.FORMS:
+            step, around = self._context_parallel(problem, operands, form)
+            name = f"context_parallel ({form})"
+            if self._runs(name, problem, step, exact, around):
+                (taken,) = interleaved({name: step}, {name: around}, rounds=1)[name]
+                times[form], steps[form] = taken, (step, around)
+        best = min(times, key=times.__getitem__) if times else None
+        return best, steps.get(best)
+
+    def _context_parallel(
+        self, problem: Problem, operands: list[torch.Tensor], form: torch_cp.Form
+    ) -> tuple[Step, Around]:
+        q, k, v, dy = self._shards(problem, operands, balanced_layout(problem))
+        group = problem.heads // problem.kv_heads
+        repeated = form.heads == "repeated"
+
+        def step() -> tuple[torch.Tensor, ...]:
+            keys, values = (x.repeat_interleave(group, 1) for x in (k, v)) if repeated else (k, v)
+            with sdpa_kernel(torch_cp.BACKENDS[form.backend]):
+                y = torch.nn.functional.scaled_dot_product_attention(
+                    q, keys, values, is_causal=problem.causal, enable_gqa=not repeated
+                )
+                return torch.autograd.grad(y, (q, k, v), dy)
+
+        return step, lambda: torch_cp.patched(problem, self._mesh, form.rotation)
+
+    def _runs(
+        self,
+        name: str,
+        problem: Problem,
+        step: Step | None,
+        exact: tuple[torch.Tensor, ...],
+        around: Around = contextlib.nullcontext,
+    ) -> bool:
+        """Whether a peer is here and answers rightly; if not, why is said aloud."""
+        if step is None:
+            return False
+        trouble = ""
+        try:
+            with around():
+                found = step()
+                torch.cuda.synchronize()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on without it
+            trouble = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        if slowest(float(bool(trouble))):
+            self._say(f"absent: {name}: {trouble or 'failed on another rank'}")
+            return False
+        off = self._off(problem, balanced_layout(problem), found, exact)
+        if not off <= _PEER_TOLERANCE:
+            self._say(f"absent: {name}: its gradients differ by {off:.2e}")
+            return False
+        return True
+
+    def _off(
+        self,
+        problem: Problem,
+        layout: str,
+        found: tuple[torch.Tensor, ...],
+        exact: tuple[torch.Tensor, ...],
+    ) -> float:
+        """The largest relative difference of dq, dk and dv from one GPU's, on any rank."""
+        at = problem.positions(self._rank, layout).to(self._device)
+        differences = []
+        for mine, whole in zip(found, exact, strict=True):
+            theirs = whole[:, :, at].float()
+            off = float((mine.float() - theirs).norm() / theirs.norm())
+            differences.append(math.inf if math.isnan(off) else off)
+        return slowest(max(differences))
+
+    def _peak(self, step: Step) -> float:
+        """Bytes that a step takes besides its inputs, PyTorch's and others', on the worst rank."""
+        step()
+        torch.cuda.synchronize()
+        before, others = torch.cuda.memory_allocated(), _not_of_torch()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        return slowest(
+            float(torch.cuda.max_memory_allocated() - before + _not_of_torch() - others)
+        )
+
+    def _say(self, text: str) -> None:
+        if self._rank == 0:
+            print(text, flush=True)
+
+
+def _one_gpu(problem: Problem, operands: list[torch.Tensor]) -> Step:
+    """The whole attention and its gradients on one GPU alone."""
+    q, k, v, dy = operands
+    total = problem.ranks * problem.chunk
+    stream = stream_of(q.device)
+    desc = bk.FlashSdpaDescriptor(
+        1, problem.heads, total, total, problem.head_dim, is_causal=problem.causal,
+        element=bk.ElementKind.BF16, num_kv_heads=problem.kv_heads,
+    )  # fmt: skip
+    plan = bk.FlashSdpaPlan.select(desc, stream)
+    backward = bk.FlashSdpaBackwardPlan.select(desc, stream)
+    y, lse = torch.empty_like(q), torch.empty(q.shape[:3], device=q.device)
+    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+    scratch = torch.empty(backward.scratch_bytes, dtype=torch.uint8, device=q.device)
+    args = bk.FlashSdpaArgs(q=q, k=k, v=v, y=y, lse=lse)
+    of_gradients = bk.FlashSdpaBackwardArgs(
+        q=q, k=k, v=v, y=y, dy=dy, lse=lse, dq=dq, dk=dk, dv=dv, scratch=scratch
+    )
+
+    def step() -> tuple[torch.Tensor, ...]:
+        plan.run(stream_of(q.device), args)
+        backward.run(stream_of(q.device), of_gradients)
+        return dq, dk, dv
+
+    return step
+
+
+def _ring_flash_attention(problem: Problem, operands: list[torch.Tensor]) -> Step | None:
+    """ring-flash-attention's, zigzag when causal; None where it is not installed."""
+    try:
+        from ring_flash_attn.ring_flash_attn import ring_flash_attn_func
+        from ring_flash_attn.zigzag_ring_flash_attn import zigzag_ring_flash_attn_func
+    except ImportError:
+        return None
+    attention = zigzag_ring_flash_attn_func if problem.causal else ring_flash_attn_func
+    # It takes [B, S, H, D].
+    inputs = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in operands[:3]]
+    dy = operands[3].transpose(1, 2).contiguous()
+
+    def step() -> tuple[torch.Tensor, ...]:
+        y = attention(*inputs, causal=problem.causal)
+        return tuple(x.transpose(1, 2) for x in torch.autograd.grad(y, inputs, dy))
+
+    return step
+
+
+def _not_of_torch() -> int:
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved()

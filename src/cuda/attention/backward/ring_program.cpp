@@ -1,0 +1,119 @@
+// The program of the backward pass: what the ring loop calls for the gradients of a step.
+#include <cstdint>
+
+#include "attention/backward/family.h"
+#include "attention/live_steps.h"
+#include "baracuda/attention_ring.h"
+#include "baracuda/status.h"
+#include "common/error.h"
+
+namespace baracuda {
+namespace {
+
+using Problem = baracuda_attention_backward_ring_problem;
+
+constexpr const char* kCall = "baracuda_attention_backward_ring_program";
+constexpr int32_t kGradients = 1;  // the payload of dk and dv
+
+const Problem& as_problem(const void* problem) { return *static_cast<const Problem*>(problem); }
+
+int32_t accumulator_of(const StepParams& p) {
+  return p.element == BARACUDA_F64 ? BARACUDA_F64 : BARACUDA_F32;
+}
+
+class BackwardRingStep {
+ public:
+  BackwardRingStep(const void* problem, const baracuda_ring_step& at)
+      : problem_(as_problem(problem)),
+        at_(at),
+        live_(problem_.call.step, problem_.layout, at) {}
+
+  // The first step also where no row sees anything: dq is zero, too. A rank alone writes its dk and
+  // dv itself, whether it has rows or not.
+  bool launches() const {
+    if (live_.is_live(at_.step)) return true;
+    return at_.step == 0 && (at_.world_size == 1 || (live_.has_rows() && !live_.is_any_live(1)));
+  }
+
+  BackwardParams params() const {
+    BackwardParams params = problem_.call;
+    params.step = live_.at_hand();
+    if (at_.world_size == 1) return params;
+    params.dk = at_.chunk[kGradients][0];
+    params.dv = at_.chunk[kGradients][1];
+    params.dk_strides = params.dv_strides = dense_key_strides(params.step);
+    params.kv_gradient_element = accumulator_of(params.step);
+    return params;
+  }
+
+  // On the way sums stay where they came; home rounds them, once.
+  void fill(GradientSum (&sums)[2]) const {
+    const BackwardParams& call = problem_.call;
+    const bool is_home = at_.step == at_.world_size;
+    for (int32_t i = 0; i < 2; ++i) {
+      void* const received = at_.received[kGradients][i];
+      sums[i] = {received, at_.chunk[kGradients][i], received, dense_key_strides(call.step),
+                 accumulator_of(call.step)};
+      if (!is_home) continue;
+      sums[i].out = i == 0 ? call.dk : call.dv;
+      sums[i].strides = i == 0 ? call.dk_strides : call.dv_strides;
+      sums[i].element = call.kv_gradient_element;
+    }
+  }
+
+ private:
+  const Problem& problem_;
+  const baracuda_ring_step& at_;
+  const LiveSteps live_;
+};
+
+int32_t check(const void* given, const baracuda_ring_step* at) {
+  if (given == nullptr || as_problem(given).struct_size != sizeof(Problem)) {
+    return fail(BARACUDA_INVALID_ARGUMENT, kCall, "problem: struct_size must be %zu",
+                sizeof(Problem));
+  }
+  const BackwardParams& call = as_problem(given).call;
+  if (call.struct_size != sizeof(BackwardParams)) {
+    return fail(BARACUDA_INVALID_ARGUMENT, kCall, "call: struct_size must be %zu",
+                sizeof(BackwardParams));
+  }
+  return check_ring_step(kCall, call.step, as_problem(given).layout, at->world_size);
+}
+
+int32_t is_live(const void* problem, const baracuda_ring_step* at) {
+  return BackwardRingStep(problem, *at).launches() ? 1 : 0;
+}
+
+int32_t grid(const void* problem, const baracuda_ring_step* at, baracuda_ring_grid* grid) {
+  StepGrid found{};
+  const int32_t status = backward_step_grid(
+      as_problem(problem).kernel, BackwardRingStep(problem, *at).params(), &found);
+  *grid = {found.blocks, found.blocks_per_multiprocessor};
+  return status;
+}
+
+int32_t launch(const void* problem, const baracuda_ring_step* at) {
+  const int32_t kernel = as_problem(problem).kernel;
+  const BackwardParams params = BackwardRingStep(problem, *at).params();
+  if ((params.step.flags & BARACUDA_STEP_FIRST) != 0) {
+    const int32_t status = baracuda_attention_backward_prepare(kernel, &params, at->stream);
+    if (status != BARACUDA_OK) return status;
+  }
+  return baracuda_attention_backward_step(kernel, &params, at->stream);
+}
+
+int32_t add(const void* problem, const baracuda_ring_step* at) {
+  GradientSum sums[2];
+  BackwardRingStep(problem, *at).fill(sums);
+  return add_gradients(as_problem(problem).kernel, as_problem(problem).call.step, sums, at->stream);
+}
+
+constexpr baracuda_ring_program program = {
+    sizeof(baracuda_ring_program), 1, 0, check, is_live, grid, launch, add};
+
+}  // namespace
+}  // namespace baracuda
+
+extern "C" const baracuda_ring_program* baracuda_attention_backward_ring_program(void) {
+  return &baracuda::program;
+}

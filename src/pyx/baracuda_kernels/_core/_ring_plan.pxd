@@ -1,0 +1,20 @@
+# cython: language_level=3
+from libc.stdint cimport int64_t
+
+from baracuda_kernels._core._member cimport RingBinding, RingMember
+from baracuda_kernels._core._plan cimport KernelPlan
+from baracuda_kernels._core._stream cimport Stream
+
+# Base of the arguments of ring plans.
+cdef class RingArgs:
+    # The last plan and communicator that these arguments were checked for.
+    cdef RingBinding binding
+
+cdef class RingPlan(KernelPlan):
+    # A call of the plan's op, of operands that were all checked; its schedule and endpoint are not
+    # its. Raises for arguments of another plan's.
+    cdef RingBinding check(self, object args, int64_t world_size)
+    # The same for a stream and a communicator; checked once for each of them.
+    cdef RingBinding bind(self, Stream stream, RingMember member, object args)
+    cdef RingBinding bind_anew(self, RingMember member, object args)
+    cdef int refuse_member(self, RingMember member) except -1

@@ -1,0 +1,310 @@
+# cython: language_level=3
+"""The gradients of Ring Attention: choose once, run many times."""
+
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+
+from baracuda_kernels._core cimport c_api
+from baracuda_kernels.ops.attention cimport c_api as attention_api
+from baracuda_kernels._core._member cimport RingBinding
+from baracuda_kernels._core._operands cimport SCRATCH_ALIGNMENT
+from baracuda_kernels._core._plan cimport MADE_BY_SELECT
+from baracuda_kernels._core._ring_plan cimport RingArgs
+from baracuda_kernels._core._stream cimport Stream, as_stream
+from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
+from baracuda_kernels.ops.attention._kernel cimport load_backward_kernel
+from baracuda_kernels.ops.attention._operands cimport AttentionOperands
+from baracuda_kernels.ops.ring_attention._base cimport RingAttentionBase, kv_elements
+from baracuda_kernels.ops.ring_attention._descriptor cimport RingAttentionDescriptor
+
+from baracuda_kernels._core._enums import Direction
+from baracuda_kernels._core._errors import InvalidProblemError
+from baracuda_kernels.ops.attention import _families
+from baracuda_kernels.ops.attention._descriptor import accumulator_of
+
+
+cdef enum:
+    # Chunks of the gradients' scratch: the own share, and the three buffers of what travels.
+    _CHUNKS = 4
+
+
+cdef class RingAttentionBackwardArgs(RingArgs):
+    """RingAttentionBackwardArgs(*, q, k, v, y, dy, lse, dq, dk, dv, scratch=None, \
+kv_scratch_a=None, kv_scratch_b=None, kv_gradient_scratch=None, dlse=None)
+
+    Views of one rank's operands and scratch; checked once, used for any number of runs.
+
+    The rows' inputs may have any strides whose last dimension is contiguous: dy may be expanded or
+    transposed. The outputs too, if none of their elements overlap.
+
+    Parameters
+    ----------
+    q : [B, H, Q, D]
+    k, v : [B, Hkv, K, D]
+        This rank's chunk where it lies. On more than one rank it must be dense, in any dimension
+        order that is the same on every rank.
+    y : [B, H, Q, D]
+        What the forward gave.
+    dy : [B, H, Q, D]
+        The gradient of y.
+    lse : [B, H, Q], float32 (float64 for F64 operands), any strides
+        What the forward gave, in the accumulator's type.
+    dq : [B, H, Q, D], written
+    dk, dv : [B, Hkv, K, D], written
+        The gradients of this rank's chunk, from the rows of all ranks. Both of the operands' type, or
+        both of the accumulator's.
+    scratch : contiguous, plan.scratch_bytes bytes, optional
+        None where that is 0.
+    kv_scratch_a, kv_scratch_b : contiguous, plan.kv_scratch_elements elements, optional
+        The two receive buffers of K and V. None: A at P = 1, B at P = 2 and less.
+    kv_gradient_scratch : contiguous, plan.kv_gradient_scratch_bytes bytes, optional
+        The sums of dk and dv in the accumulator's type: at home, and on their way. None at P = 1.
+    dlse : [B, H, Q], of lse's type, any strides; optional
+        The gradient of lse. None: zeros.
+
+    Raises
+    ------
+    InvalidProblemError, UnsupportedError
+        As :class:`TensorRef`, for what is no tensor. Shapes, dtypes, sizes and overlaps are the
+        plan's to check: at the first ``run``, or by ``can_implement``.
+    """
+
+    cdef readonly TensorRef q
+    cdef readonly TensorRef k
+    cdef readonly TensorRef v
+    cdef readonly TensorRef y
+    cdef readonly TensorRef dy
+    cdef readonly TensorRef lse
+    cdef readonly TensorRef dlse
+    cdef readonly TensorRef dq
+    cdef readonly TensorRef dk
+    cdef readonly TensorRef dv
+    cdef readonly TensorRef scratch
+    cdef readonly TensorRef kv_scratch_a
+    cdef readonly TensorRef kv_scratch_b
+    cdef readonly TensorRef kv_gradient_scratch
+
+    def __cinit__(self, *, q, k, v, y, dy, lse, dq, dk, dv, scratch=None, kv_scratch_a=None,
+                  kv_scratch_b=None, kv_gradient_scratch=None, dlse=None):
+        self.q = as_tensor("q", q)
+        self.k = as_tensor("k", k)
+        self.v = as_tensor("v", v)
+        self.y = as_tensor("y", y)
+        self.dy = as_tensor("dy", dy)
+        self.lse = as_tensor("lse", lse)
+        self.dlse = as_tensor("dlse", dlse)
+        self.dq = as_tensor("dq", dq)
+        self.dk = as_tensor("dk", dk)
+        self.dv = as_tensor("dv", dv)
+        self.scratch = as_tensor("scratch", scratch)
+        self.kv_scratch_a = as_tensor("kv_scratch_a", kv_scratch_a)
+        self.kv_scratch_b = as_tensor("kv_scratch_b", kv_scratch_b)
+        self.kv_gradient_scratch = as_tensor("kv_gradient_scratch", kv_gradient_scratch)
+
+
+cdef class _Binding(RingBinding):
+    """K and V travel beside the steps, dk and dv behind them: two payloads of two pieces."""
+
+    cdef attention_api.baracuda_attention_backward_ring_problem problem
+
+    def __cinit__(self):
+        self.problem.struct_size = sizeof(self.problem)
+        self.problem.call.struct_size = sizeof(self.problem.call)
+        self.call.program = attention_api.baracuda_attention_backward_ring_program()
+        self.call.problem = &self.problem
+        self.payloads[0].timing = c_api.BARACUDA_RING_BESIDE
+        self.payloads[1].timing = c_api.BARACUDA_RING_BEHIND
+        self.payloads[0].pieces = self.payloads[1].pieces = 2
+
+
+cdef class RingAttentionBackwardPlan(RingAttentionBase):
+    """The gradients of attention over a ring: dq, dk and dv. Made by :meth:`select`.
+
+    Every rank makes the same plan. ``run`` rotates K and V as the forward did; behind them travel the
+    sums of dk and dv. A rank's own share stays at home, the other ranks' are added up on their way in
+    the order of the schedule, and home adds that sum and rounds once. All sums are kept in the
+    accumulator's type, so the gradients do not get worse as the ring grows. It allocates nothing and
+    never waits for the GPU.
+
+    A row that sees no key has dq = 0 and gives nothing to any key (on ``sm90a`` if its dy is finite);
+    a key that no row sees has dk = dv = 0.
+
+    Attributes
+    ----------
+    descriptor : RingAttentionDescriptor
+    scratch_bytes : int
+        Bytes of the scratch, at any world size: 2 + head_dim numbers of the accumulator's type a row
+        and head; on ``sm90a`` 4 + head_dim, of rows in whole tiles of 64.
+    kv_gradient_scratch_bytes : int
+        Bytes of the sums of dk and dv, at any world size above one: four times 2 * B * Hkv * K * D of
+        the accumulator's type, each rounded up to `scratch_alignment`.
+    """
+
+    cdef readonly int64_t scratch_bytes
+
+    @staticmethod
+    def select(descriptor, stream, preference=None):
+        """Choose a kernel of the backward, load it, and return the plan.
+
+        Parameters
+        ----------
+        descriptor : RingAttentionDescriptor
+            That of the forward.
+        stream : Stream or what :class:`Stream` takes
+            Tells the device: ``Stream.host()`` or a CUDA stream.
+        preference : PlanPreference, optional
+
+        Raises
+        ------
+        InvalidProblemError, UnsupportedError
+            As :meth:`RingAttentionPlan.select`.
+        """
+        # SPEC names this class: it cannot be imported before.
+        from baracuda_kernels.ops.ring_attention._plan import SPEC
+
+        cdef RingAttentionBackwardPlan self = RingAttentionBackwardPlan.__new__(
+            RingAttentionBackwardPlan, MADE_BY_SELECT)
+        family = self.choose(SPEC, descriptor, stream, preference, Direction.BACKWARD)
+        self.kernel = load_backward_kernel(family, self.descriptor, self.device)
+        self.scratch_bytes = _families.backward_scratch_bytes(family, self.descriptor, True)
+        return self
+
+    @property
+    def kv_gradient_scratch_bytes(self):
+        """Bytes of the sums of dk and dv, at any world size above one."""
+        return _CHUNKS * _sum_bytes(self.descriptor)
+
+    def step(self, stream, *, q, k, v, dy, dk, dv, y=None, lse=None, dlse=None, dq=None,
+             scratch=None, rank=0, origin=0, world_size=1, first=True, last=True):
+        """One step, for callers who rotate K and V, and add up dk and dv, themselves.
+
+        The gradients that ``rank``'s rows and the chunk that ``origin`` started with give each other.
+
+        Parameters
+        ----------
+        stream : Stream or what :class:`Stream` takes
+        q, dy : [B, H, Q, D]
+            As in :class:`RingAttentionBackwardArgs`.
+        k, v : [B, Hkv, K, D]
+            Any strides with a contiguous last dimension.
+        dk, dv : [B, Hkv, K, D], written
+            What this step gives the chunk: both of the accumulator's type, or both of the operands'.
+        y : [B, H, Q, D], optional
+            What the forward gave. The first step needs it.
+        lse : [B, H, Q], optional
+            Likewise, over the keys of all steps.
+        dlse : [B, H, Q], optional
+            The gradient of lse, which the first step reads. None: zeros.
+        dq : [B, H, Q, D], optional
+            Written by the last step, which needs it.
+        scratch : plan.scratch_bytes bytes, optional
+            The same in every step of a call, which it belongs to from the first to the last. None
+            where that is 0.
+        rank : int, default 0
+            Whose rows these are; with `origin` and `world_size` it gives the positions.
+        origin : int, default 0
+            Whose keys these are.
+        world_size : int, default 1
+            Ranks of the ring.
+        first : bool, default True
+            The call begins: nothing has been summed yet.
+        last : bool, default True
+            The call ends: dq is rounded and written.
+
+        Raises
+        ------
+        InvalidProblemError, MisalignedOperandError, WorkspaceTooSmallError
+            An argument is wrong or missing; nothing was launched.
+        KeyboardInterrupt
+            Ctrl-C while the host computed. What the outputs hold is undefined then.
+        CudaError
+            The launch failed.
+        """
+        cdef Stream one = as_stream(stream)
+        cdef attention_api.baracuda_attention_backward_params params
+        cdef RingAttentionDescriptor d = self.descriptor
+        cdef AttentionOperands checks = self.kernel.checks()
+        self.refuse_stream(one)
+        _begin(d, &params)
+        self.place(rank, origin, world_size, &params.step)
+        checks.bind_query(d, as_tensor("q", q), &params.step)
+        checks.bind_keys(d, as_tensor("k", k), as_tensor("v", v), &params.step)
+        if first:
+            params.step.flags |= attention_api.BARACUDA_STEP_FIRST
+            checks.bind_results(d, as_tensor("y", y), as_tensor("lse", lse), &params)
+        if last:
+            params.step.flags |= attention_api.BARACUDA_STEP_LAST
+            checks.bind_dq(d, as_tensor("dq", dq), &params)
+        checks.bind_row_gradients(d, as_tensor("dy", dy), as_tensor("dlse", dlse), &params)
+        checks.bind_key_gradients(d, as_tensor("dk", dk), as_tensor("dv", dv), &params)
+        self.bind_scratch(checks, as_tensor("scratch", scratch), &params)
+        checks.no_overlaps()
+        self.kernel.backward(&params, one)
+
+    cdef int bind_scratch(self, AttentionOperands checks, TensorRef scratch,
+                          attention_api.baracuda_attention_backward_params* params) except -1:
+        cdef TensorRef view
+        if self.scratch_bytes > 0:
+            view = checks.workspace("scratch", scratch, self.scratch_bytes)
+            params.step.state = view.data
+        return 0
+
+    cdef RingBinding check(self, object given, int64_t world_size):
+        cdef RingAttentionDescriptor d = self.descriptor
+        cdef AttentionOperands checks = self.kernel.checks()
+        cdef _Binding binding = _Binding()
+        cdef attention_api.baracuda_attention_backward_params* params = &binding.problem.call
+        cdef RingAttentionBackwardArgs args
+        if not isinstance(given, RingAttentionBackwardArgs):
+            raise InvalidProblemError(
+                f"args: got {type(given).__name__}, must be RingAttentionBackwardArgs")
+        args = given
+        binding.problem.kernel = self.kernel.number
+        binding.problem.layout = d.c_layout
+        _begin(d, params)
+        checks.bind_query(d, args.q, &params.step)
+        self.bind_chunks(checks, args.k, args.v, args.kv_scratch_a, args.kv_scratch_b, world_size,
+                         &params.step, &binding.payloads[0])
+        checks.bind_results(d, args.y, args.lse, params)
+        checks.bind_gradients(d, args.dy, args.dlse, args.dq, args.dk, args.dv, params)
+        self.bind_scratch(checks, args.scratch, params)
+        binding.call.payload_count = 1
+        if world_size > 1:
+            self.bind_sums(checks, args.kv_gradient_scratch, binding)
+        checks.no_overlaps()
+        return binding
+
+    cdef int bind_sums(self, AttentionOperands checks, TensorRef scratch,
+                       _Binding binding) except -1:
+        cdef RingAttentionDescriptor d = self.descriptor
+        cdef c_api.baracuda_ring_payload* sums = &binding.payloads[1]
+        cdef TensorRef view = checks.workspace(
+            "kv_gradient_scratch", scratch, min(self.kv_gradient_scratch_bytes, 2 ** 63 - 1))
+        cdef char* data = <char*>view.data
+        cdef int64_t chunk = _sum_bytes(d)
+        cdef int i
+        binding.call.payload_count = 2
+        sums.piece_bytes[0] = sums.piece_bytes[1] = \
+            kv_elements(d) * accumulator_of(d.element).itemsize
+        sums.own[0] = data
+        sums.own[1] = data + sums.piece_bytes[0]
+        for i in range(_CHUNKS - 1):
+            sums.buffers[i] = data + (i + 1) * chunk
+        return 0
+
+
+cdef int _begin(RingAttentionDescriptor d,
+                attention_api.baracuda_attention_backward_params* params) except -1:
+    memset(params, 0, sizeof(params[0]))
+    params.struct_size = sizeof(params[0])
+    d.fill(&params.step)
+    params.step.lse_element = attention_api.BARACUDA_F64 \
+        if d.c_element == attention_api.BARACUDA_F64 else attention_api.BARACUDA_F32
+    return 0
+
+
+cdef object _sum_bytes(RingAttentionDescriptor d):
+    """Of dk and dv of a chunk, as sums, up to where another such chunk may begin."""
+    # A Python number: four of a problem that fits in memory's address space need not.
+    nbytes = 2 * int(kv_elements(d)) * accumulator_of(d.element).itemsize
+    return -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT

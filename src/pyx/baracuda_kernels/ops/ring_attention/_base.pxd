@@ -1,0 +1,27 @@
+# cython: language_level=3
+from libc.stdint cimport int64_t
+
+from baracuda_kernels._core.c_api cimport baracuda_ring_payload
+from baracuda_kernels._core._ring_plan cimport RingPlan
+from baracuda_kernels._core._tensor cimport TensorRef
+from baracuda_kernels.ops.attention._kernel cimport AttentionKernel
+from baracuda_kernels.ops.attention._operands cimport AttentionOperands
+from baracuda_kernels.ops.attention.c_api cimport baracuda_attention_step_params
+from baracuda_kernels.ops.ring_attention._descriptor cimport RingAttentionDescriptor
+
+# What the plans of both directions share: K and V on the ring, and whose chunk a step is about.
+cdef class RingAttentionBase(RingPlan):
+    cdef AttentionKernel kernel
+
+    # K and V in place, as the payload that travels beside the steps. None of scratch that the world
+    # size does not need.
+    cdef int bind_chunks(self, AttentionOperands checks, TensorRef k, TensorRef v,
+                         TensorRef scratch_a, TensorRef scratch_b, int64_t world_size,
+                         baracuda_attention_step_params* step,
+                         baracuda_ring_payload* payload) except -1
+    # The positions of a step by hand: rank's rows on origin's keys.
+    cdef int place(self, object rank, object origin, object world_size,
+                   baracuda_attention_step_params* step) except -1
+
+# Elements of a rank's K, or V.
+cdef int64_t kv_elements(RingAttentionDescriptor d) noexcept

@@ -1,0 +1,119 @@
+# cython: language_level=3
+"""What the plans of both directions share: K and V on the ring, and what the ranks agree on."""
+
+from libc.stdint cimport int64_t
+
+from baracuda_kernels.ops.attention cimport c_api as attention_api
+from baracuda_kernels._core._member cimport RingMember, as_member
+from baracuda_kernels._core._operands cimport SCRATCH_ALIGNMENT
+
+from baracuda_kernels._core._errors import BaracudaError, InvalidProblemError
+from baracuda_kernels.ops.ring_attention import _agreement
+
+
+_MAX_POSITION = 2 ** 62
+_MAX_RANKS = 2 ** 31 - 1
+
+
+cdef class RingAttentionBase(RingPlan):
+    """Base of the Ring Attention plans."""
+
+    @property
+    def kv_scratch_elements(self):
+        """Elements of each K/V scratch buffer, 2 * B * Hkv * K * D."""
+        return 2 * kv_elements(self.descriptor)
+
+    @property
+    def scratch_alignment(self):
+        """Bytes that the scratch buffers' addresses must be a multiple of."""
+        return SCRATCH_ALIGNMENT
+
+    def validate(self, comm, args=None):
+        """Check once, before the first run, that every rank means the same call (collective).
+
+        Compares the library version, the direction, every field of the descriptor, the schedule and,
+        with ``args``, whether K and V are staged or in place and their dimension orders. Ranks that
+        differ there would wait for each other's messages or read them wrongly.
+
+        Parameters
+        ----------
+        comm : Communicator, LocalCommunicator, or an object with the Transport protocol
+        args : object, optional
+            What the run will be given, of the plan's own type.
+
+        Raises
+        ------
+        InvalidProblemError
+            On every rank alike: which rank differs from rank 0, in which field, and how.
+        CommunicatorError, NcclError, NcclTimeoutError
+            The ring failed, or a rank did not come.
+        """
+        cdef RingMember member = as_member(comm, self.device)
+        try:
+            self.refuse_member(member)
+            if args is not None:
+                self.check(args, member.world_size)
+            message = _agreement.encode(self.descriptor, self.sku.direction, args)
+        except BaracudaError as error:
+            member.pass_on(error, False)
+            raise
+        _agreement.require(member.world_size, member.all_gather(message))
+
+    cdef int bind_chunks(self, AttentionOperands checks, TensorRef k, TensorRef v,
+                         TensorRef scratch_a, TensorRef scratch_b, int64_t world_size,
+                         baracuda_attention_step_params* step,
+                         baracuda_ring_payload* payload) except -1:
+        cdef RingAttentionDescriptor d = self.descriptor
+        cdef TensorRef view
+        checks.bind_keys(d, k, v, step)
+        payload.own[0] = <void*>step.k
+        payload.own[1] = <void*>step.v
+        payload.piece_bytes[0] = payload.piece_bytes[1] = kv_elements(d) * d.itemsize
+        payload.buffers[0] = payload.buffers[1] = NULL
+        if world_size > 1:
+            _require_dense("k", k, step.k_strides, d)
+            _require_dense("v", v, step.v_strides, d)
+            view = checks.scratch("kv_scratch_a", scratch_a, 2 * kv_elements(d))
+            payload.buffers[1] = view.data
+        if world_size > 2:
+            view = checks.scratch("kv_scratch_b", scratch_b, 2 * kv_elements(d))
+            payload.buffers[0] = view.data
+        return 0
+
+    cdef int place(self, object rank, object origin, object world_size,
+                   baracuda_attention_step_params* step) except -1:
+        cdef RingAttentionDescriptor d = self.descriptor
+        if not isinstance(world_size, int) or world_size < 1:
+            raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
+        if world_size * max(d.query_len, d.key_len, 1) > _MAX_POSITION or world_size > _MAX_RANKS:
+            raise InvalidProblemError(
+                f"world_size: got {world_size}, must keep all positions below 2**62 and be below "
+                "2**31")
+        for name, value in (("rank", rank), ("origin", origin)):
+            if not isinstance(value, int) or not 0 <= value < world_size:
+                raise InvalidProblemError(
+                    f"{name}: got {value!r}, must be an integer in [0, {world_size})")
+        step.q_map = attention_api.baracuda_layout_map(d.c_layout, rank, world_size, d.query_len)
+        step.k_map = attention_api.baracuda_layout_map(d.c_layout, origin, world_size, d.key_len)
+        return 0
+
+
+cdef int64_t kv_elements(RingAttentionDescriptor d) noexcept:
+    return d.batch_size * d.num_kv_heads * d.key_len * d.head_dim
+
+
+cdef int _require_dense(str name, TensorRef view, attention_api.baracuda_strides strides,
+                        RingAttentionDescriptor d) except -1:
+    """One message per tensor goes around, so its elements must be one dense run of memory."""
+    cdef int64_t expected = 1
+    shape = (d.batch_size, d.num_kv_heads, d.key_len, d.head_dim)
+    steps = (strides.batch, strides.head, strides.seq, 1)
+    if 0 in shape:
+        return 0
+    for i in sorted([i for i in range(4) if shape[i] > 1], key=lambda i: steps[i]):
+        if steps[i] != expected:
+            raise InvalidProblemError(
+                f"{name}: got strides {view.strides} for shape {view.shape}, must be dense (in any "
+                "dimension order) to be sent in place; copy it, or stage it in kv_scratch_a")
+        expected *= shape[i]
+    return 0

@@ -1,0 +1,202 @@
+"""Gradients of rings of 1 to 8 virtual ranks on one GPU: sums that travel, and what is done with them."""
+
+import random
+import threading
+
+import pytest
+from helpers.cuda_gradients import drawn
+from helpers.cuda_ring_gradients import GpuGradients, full_of, same
+from helpers.gradients import NAMES
+from helpers.oracle import attention_backward
+from helpers.rings import case
+from helpers.tolerances import GRADIENT_TOLERANCES, assert_gradients, rms_over_rounding
+
+import baracuda_kernels as bk
+
+pytestmark = pytest.mark.gpu
+
+LAYOUTS = ("contiguous", "zigzag", "striped")
+KERNELS = [
+    ("sm90a", "bf16", 128), ("sm90a", "f16", 64), ("sm80", "bf16", 96),
+    ("sm80", "f16", 64), ("simt", "f32", 64), ("simt", "bf16", 72),
+    ("simt", "f64", 33),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
+def test_against_float64(torch, family, dtype, head_dim, ranks):
+    # (rows, keys) of a rank: even, odd, unequal; the last leaves whole steps that see nothing.
+    for rows, keys in ((64, 64), (77, 130), (5, 200)):
+        x = drawn(torch, dtype, ranks, heads=4, kv_heads=2, query_len=rows * ranks,
+                  key_len=keys * ranks, head_dim=head_dim, dlse=True)  # fmt: skip
+        for is_causal in (False, True):
+            exact = attention_backward(*x[:4], dlse=x.dlse, is_causal=is_causal)
+            for layout in LAYOUTS if is_causal else LAYOUTS[:1]:
+                with case(rows=rows, keys=keys, is_causal=is_causal, layout=layout):
+                    got = GpuGradients(
+                        torch, family, dtype, x, ranks, layout=layout, is_causal=is_causal
+                    ).run()
+                    assert_gradients(family, dtype, got, exact, summands=100.0)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(("family", "dtype"), [("sm90a", "bf16"), ("sm90a", "f16"),
+                                               ("sm80", "bf16"), ("simt", "bf16")])
+def test_16_bit_error_is_that_of_one_rank_at_every_world_size(torch, family, dtype, is_causal):
+    x = drawn(torch, dtype, 5, heads=8, kv_heads=2, query_len=2048, head_dim=128)
+    exact = attention_backward(*x[:4], is_causal=is_causal)
+    ratios = {}
+    for ranks in (1, 2, 4, 8):
+        for layout in LAYOUTS if ranks > 1 else LAYOUTS[:1]:
+            got = GpuGradients(
+                torch, family, dtype, x, ranks, layout=layout, is_causal=is_causal
+            ).run()
+            ratios[ranks, layout] = [
+                rms_over_rounding(g, e, dtype) for g, e in zip(got, exact, strict=True)
+            ]
+    print(family, dtype, is_causal, ratios)
+    alone = ratios.pop((1, "contiguous"))
+    limit = GRADIENT_TOLERANCES[family, dtype].over_rounding
+    assert max(alone) <= limit
+    for found in ratios.values():
+        for one, ratio in zip(alone, found, strict=True):
+            assert ratio <= 1.02 * one, ratios
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
+def test_steps_by_hand_give_the_bits_of_run(torch, family, dtype, head_dim, ranks):
+    """Their shares added up in the schedule's order, home's last, and rounded once."""
+    x = drawn(torch, dtype, 7, heads=4, kv_heads=2, query_len=140 * ranks, head_dim=head_dim,
+              dlse=True)  # fmt: skip
+    for wide in (False, True):
+        ring = GpuGradients(
+            torch, family, dtype, x, ranks, layout="zigzag", is_causal=True, wide=wide
+        )
+        ring.run()
+        full, stream = full_of(torch, dtype), torch.cuda.current_stream()
+        shares = [{} for _ in range(ranks)]
+        for number, rank in enumerate(ring.ranks):
+            dq, scratch = full(rank.x.q.shape, "operand"), full((ring.plan.scratch_bytes,), "bytes")
+            for step in range(ranks):
+                origin = (number - step) % ranks
+                k, v = ring.ranks[origin].x[1:3]
+                share = shares[origin][number] = [full(k.shape, "wide") for _ in range(2)]
+                ring.plan.step(
+                    stream, q=rank.x.q, k=k, v=v, dy=rank.x.dy, dk=share[0], dv=share[1], y=rank.y,
+                    lse=rank.lse, dlse=rank.x.dlse, dq=dq, scratch=scratch, rank=number,
+                    origin=origin, world_size=ranks, first=step == 0, last=step == ranks - 1,
+                )  # fmt: skip
+            assert same(torch, family, [rank.dq], [dq])
+        for origin, rank in enumerate(ring.ranks):
+            for i in range(2):
+                others = [shares[origin][(origin + s) % ranks][i] for s in range(1, ranks)]
+                total = others[0]
+                for share in others[1:]:
+                    total = total + share
+                total = shares[origin][origin][i] + total
+                with case(origin=origin, name=NAMES[i + 1], wide=wide):
+                    assert torch.equal(rank.gradients[i + 1], total.to(rank.dk.dtype))
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
+def test_a_local_ring_replays_from_a_graph(torch, family, dtype, head_dim, ranks):
+    x = drawn(torch, dtype, 9, heads=4, kv_heads=2, query_len=96 * ranks, head_dim=head_dim)
+    ring = GpuGradients(torch, family, dtype, x, ranks, layout="zigzag", is_causal=True)
+    # The first run is the capture: select has loaded all that it launches.
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ring.run()
+    for _ in range(2):
+        ring.run()
+        eager = [g.clone() for g in ring.gathered()]
+        ring.poison()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert same(torch, family, eager, ring.gathered())
+        for rank in ring.ranks:
+            rank.x.dy.mul_(2)  # new inputs in place
+
+
+@pytest.mark.parametrize("ranks", [2, 5])
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS[:3])
+def test_late_ranks_on_threads_give_the_same_bits(torch, family, dtype, head_dim, ranks):
+    """Each rank on a stream of its own that is held up at random; scratch is poisoned before a run and
+    again as soon as the stream lets it."""
+    x = drawn(torch, dtype, 2, heads=2, query_len=128 * ranks, head_dim=head_dim)
+    ring = GpuGradients(torch, family, dtype, x, ranks, is_causal=True)
+    together = [g.clone() for g in ring.run()]
+    streams = [torch.cuda.Stream() for _ in range(ranks)]
+    chance = random.Random(0)
+    for _ in range(20):
+        ring.poison()
+        torch.cuda.synchronize()
+        failures = []
+        delays = [int(chance.choice((0, 0, 1, 4)) * chance.random() * 2_000_000)
+                  for _ in range(ranks)]
+
+        def drive(rank, failures=failures, delays=delays):
+            try:
+                torch.cuda.set_device(0)
+                with torch.cuda.stream(streams[rank]):
+                    torch.cuda._sleep(delays[rank])
+                    ring.plan.run(bk.Stream(streams[rank]), ring.ring[rank], ring.args[rank])
+                    for name in ("scratch", "kv_scratch_a", "kv_scratch_b", "kv_gradient_scratch"):
+                        ring.ranks[rank].held[name].view(torch.uint8).fill_(255)
+            except bk.BaracudaError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=drive, args=(rank,)) for rank in range(ranks)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        torch.cuda.synchronize()
+        assert not failures
+        assert same(torch, family, together, ring.gathered())
+
+
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
+def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype, head_dim):
+    ranks = 4
+    x = drawn(torch, dtype, 10, heads=4, kv_heads=2, query_len=256 * ranks, head_dim=head_dim)
+    ring = GpuGradients(torch, family, dtype, x, ranks, layout="zigzag", is_causal=True)
+    assert ring.plan.precision_guarantee.deterministic == (family == "simt")
+    first = [g.clone() for g in ring.run()]
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    stream, free = torch.cuda.current_stream(), torch.cuda.mem_get_info()[0]
+    for run in range(100):
+        ring.poison()
+        ring.ring.run_all(stream, ring.plan, ring.args)
+        if run % 10 == 9:
+            assert same(torch, family, first, ring.gathered()), run
+    torch.cuda.empty_cache()
+    assert torch.cuda.mem_get_info()[0] >= free - (4 << 20)
+
+
+def test_timelines_tell_of_both_exchanges_and_of_adding(torch):
+    ranks = 4
+    x = drawn(torch, "bf16", 11, heads=8, query_len=1024 * ranks, head_dim=64)
+    ring = GpuGradients(torch, "simt", "bf16", x, ranks)
+    timelines = [bk.RingTimeline() for _ in range(ranks)]
+    for _ in range(2):
+        ring.run(timeline=timelines)
+    for timeline in timelines:
+        assert all(step.compute > 0 and step.exchange > 0 for step in timeline.steps)
+        spans = timeline.spans()
+        assert sum(span.name == "compute" for span in spans) == ranks + (ranks - 2) + 1
+        assert max(s.end for s in spans) <= timeline.total + spans[0].begin + 0.003
+
+
+@pytest.mark.parametrize("rows", [4096])
+def test_scratch_does_not_grow_with_the_ring(torch, rows):
+    stream = bk.Stream(torch.cuda.current_stream())
+    desc = bk.RingAttentionDescriptor(1, 32, rows, rows, 128, element="BF16", num_kv_heads=8)
+    plan = bk.RingAttentionBackwardPlan.select(desc, stream)
+    chunk = 8 * rows * 128
+    assert plan.kv_scratch_elements == 2 * chunk
+    assert plan.kv_gradient_scratch_bytes == 4 * 2 * chunk * 4
+    assert plan.scratch_bytes <= 32 * rows * (128 + 4) * 4 + 64

@@ -1,0 +1,105 @@
+"""The exchange by peer of one rank on a GPU through the C ABI, with waits that can be left out."""
+
+from __future__ import annotations
+
+import ctypes as ct
+from typing import Any
+
+from helpers import ring_abi as abi
+from helpers.cuda_ring import check
+from helpers.host_peers import REQUIRED, Options, declare
+
+# Words of a rank, by their place.
+KINDS = ("granted", "full", *["arrived"] * 4, "read", "idle")
+
+_Pointer = ct.c_void_p
+_WaitFn = ct.CFUNCTYPE(ct.c_int32, _Pointer, _Pointer, ct.c_uint64)
+_WriteFn = ct.CFUNCTYPE(ct.c_int32, _Pointer, _Pointer, ct.c_uint32)
+_GateFn = ct.CFUNCTYPE(ct.c_int32, _Pointer, _Pointer, ct.c_uint64, _Pointer)
+
+
+class PeerOps(ct.Structure):
+    _fields_ = [
+        ("struct_size", ct.c_uint64),
+        *((name, _Pointer) for name in ("export_memory", "open_memory", "close_memory", "reach")),
+        *((name, _Pointer) for name in ("map_words", "unmap_words")),
+        ("write_word", _WriteFn),
+        ("write_words", _Pointer),
+        ("wait_word", _WaitFn),
+        ("gate", _GateFn),
+        ("gate_load", _Pointer),
+        ("query", _Pointer),
+        ("copy_rows", _Pointer),
+    ]
+
+
+class CudaPeers:
+    """Of an endpoint, connected (collective).
+
+    Parameters
+    ----------
+    dropped : int
+        The wait for a word, counted from 0 after `watch`, that is left out; -1: none.
+    pause : callable, optional
+        Called with a stream before every word that is set there and behind every wait for one, after
+        `watch`.
+    """
+
+    def __init__(
+        self, endpoint: Any, wait: int, *, dropped: int = -1, pause: Any = None
+    ) -> None:
+        self.lib = declare(abi.library())
+        self.lib.baracuda_cuda_peer_ops.restype = ct.POINTER(PeerOps)
+        own = self.lib.baracuda_cuda_peer_ops().contents
+        self.ops = PeerOps.from_buffer_copy(own)
+        self.waited: list[str] = []
+        self._watching = False
+
+        def leaves_out(word: int) -> bool:
+            if not self._watching:
+                return False
+            self.waited.append(KINDS[word % 4096 // 64 % 8])
+            return len(self.waited) - 1 == dropped
+
+        def wait_word(stream: int, word: int, mask: int) -> int:
+            status = abi.OK if leaves_out(word) else own.wait_word(stream, word, mask)
+            if self._watching and pause is not None:
+                pause(stream)
+            return status
+
+        def write_word(stream: int, word: int, value: int) -> int:
+            if self._watching and pause is not None and value != 0:
+                pause(stream)
+            return own.write_word(stream, word, value)
+
+        def gate(stream: int, word: int, mask: int, signal: int | None) -> int:
+            if not leaves_out(word):
+                return own.gate(stream, word, mask, signal)
+            status = own.write_word(stream, word, 0)
+            if status == abi.OK and signal:
+                status = own.write_word(stream, signal, 1)
+            return status
+
+        self.ops.wait_word = _WaitFn(wait_word)
+        self.ops.write_word = _WriteFn(write_word)
+        self.ops.gate = _GateFn(gate)
+        self.ops.write_words = None  # one by one
+        self.handle = _Pointer()
+        options = Options(
+            ct.sizeof(Options), ct.cast(ct.pointer(self.ops), _Pointer), REQUIRED, wait, 10.0
+        )
+        check(self.lib.baracuda_peer_connect(ct.byref(endpoint), options, self.handle))
+
+    def watch(self) -> None:
+        self._watching = True
+
+    def register(self, *tensors: Any) -> None:
+        for x in tensors:
+            check(self.lib.baracuda_peer_register(self.handle, x.data_ptr(), x.nbytes))
+
+    def abort(self) -> None:
+        """Ends every rank's waits."""
+        self.lib.baracuda_peer_abort(self.handle, b"a run does not end")
+
+    def close(self) -> None:
+        check(self.lib.baracuda_peer_close(self.handle, 10.0, None))
