@@ -18,9 +18,11 @@ pytestmark = pytest.mark.gpu
 
 DTYPES = ("f16", "bf16", "f32", "f64")
 ORDERED = "sm90a-deterministic"
-FAMILIES = [*(("simt", dtype) for dtype in DTYPES), ("sm90a", "f16"), ("sm90a", "bf16"),
+ON_TENSOR_CORES = [(family, dtype) for family in ("sm80", "sm90a") for dtype in ("f16", "bf16")]
+FAMILIES = [*(("simt", dtype) for dtype in DTYPES), *ON_TENSOR_CORES,
             (ORDERED, "f16"), (ORDERED, "bf16")]  # fmt: skip
-HEAD_DIMS = {"simt": (1, 40, 64, 128, 200, 256), "sm90a": (64, 128, 256), ORDERED: (64, 128)}
+HEAD_DIMS = {"simt": (1, 40, 64, 128, 200, 256), "sm80": (64, 96, 128, 192, 256),
+             "sm90a": (64, 128, 256), ORDERED: (64, 128)}
 CASES = [(family, dtype, d) for family, dtype in FAMILIES for d in HEAD_DIMS[family]]
 # One head_dim of simt, and those of sm90a that are kernels of different shape.
 SHAPES = [(family, dtype, d) for family, dtype in FAMILIES
@@ -49,8 +51,9 @@ def test_lengths_masks_and_heads(torch, family, dtype, head_dim):
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 def test_long_sequences(torch, family, dtype, is_causal):
-    for head_dim, kv_heads in ((64, 2), (128, 4), (128, 1), (256, 4), (256, 1)):
-        if head_dim not in HEAD_DIMS[family]:
+    for head_dim, kv_heads in ((64, 2), (96, 4), (128, 4), (128, 1), (192, 2), (256, 4), (256, 1)):
+        # simt has no kernel of one head_dim; two are enough.
+        if head_dim not in (HEAD_DIMS[family] if family != "simt" else (64, 128)):
             continue
         x = drawn(torch, dtype, 1, heads=4, kv_heads=kv_heads, query_len=2048, head_dim=head_dim)
         with case(head_dim=head_dim, kv_heads=kv_heads):
@@ -58,7 +61,7 @@ def test_long_sequences(torch, family, dtype, is_causal):
 
 
 @pytest.mark.parametrize(("family", "head_dim", "kv_heads"), [
-    (family, d, kv_heads) for family in ("sm90a", ORDERED)
+    (family, d, kv_heads) for family in ("sm80", "sm90a", ORDERED)
     for d, kv_heads in ((64, 24), (128, 24), (128, 6), (256, 24), (256, 6))
     if d in HEAD_DIMS[family]])  # fmt: skip
 def test_more_key_tiles_than_blocks(torch, family, head_dim, kv_heads):
@@ -78,11 +81,11 @@ def test_any_scale(torch, family, dtype, scale):
 
 
 @pytest.mark.parametrize("scale", [1e-6, 0.02, 1.0])
-@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize(("family", "dtype"), ON_TENSOR_CORES)
 @pytest.mark.parametrize("head_dim", [64, 256])
-def test_positive_scales(torch, head_dim, dtype, scale):
+def test_positive_scales(torch, head_dim, family, dtype, scale):
     x = drawn(torch, dtype, 2, query_len=150, head_dim=head_dim)
-    check(torch, "sm90a", dtype, x, scale=scale, is_causal=True, peaked=True)
+    check(torch, family, dtype, x, scale=scale, is_causal=True, peaked=True)
 
 
 @pytest.mark.parametrize(("family", "dtype"), FAMILIES)
@@ -91,9 +94,11 @@ def test_peaked_rows(torch, family, dtype):
     check(torch, family, dtype, x, peaked=True)
 
 
-@pytest.mark.parametrize(("head_dim", "kv_heads"), [(64, 2), (128, 2), (128, 1), (256, 2)])
+@pytest.mark.parametrize(("family", "head_dim", "kv_heads"), [
+    *(("sm90a", *heads) for heads in ((64, 2), (128, 2), (128, 1), (256, 2))),
+    *(("sm80", *heads) for heads in ((64, 2), (96, 1), (128, 2), (192, 2), (256, 1)))])  # fmt: skip
 @pytest.mark.parametrize("size", [1e-3, 3.0, 300.0])
-def test_float16_gradients_neither_underflow_nor_overflow(torch, size, head_dim, kv_heads):
+def test_float16_gradients_neither_underflow_nor_overflow(torch, size, family, head_dim, kv_heads):
     """P is about 1/K, dS as much smaller than dy: below float16's range unless it is shifted. With
     large dy, few keys and large V, dS is near its other end."""
     long = size < 1
@@ -101,7 +106,7 @@ def test_float16_gradients_neither_underflow_nor_overflow(torch, size, head_dim,
               key_len=16384 if long else 3, head_dim=head_dim)  # fmt: skip
     x = x._replace(dy=x.dy * size, v=x.v if long else x.v * 8)
     exact = attention_backward(*x[:4])
-    got = Call(torch, "sm90a", "f16", x, wide=True).run()
+    got = Call(torch, family, "f16", x, wide=True).run()
     for name, one, truth in zip(("dk", "dv"), got[1:], exact[1:], strict=True):
         relative = float((one.double() - truth).norm() / truth.norm())
         with case(name=name):
@@ -215,8 +220,8 @@ def gradients_after_exact_forward(torch, family, dtype, x):
 
 
 def same(torch, family, one, other):
-    """Bit for bit; of sm90a dq alone, whose sum has no order, within a rounding or two."""
-    if family == "sm90a":
+    """Bit for bit; on tensor cores dq, whose sum has no order, within a rounding or two."""
+    if family != "simt":
         near = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}[one[0].dtype]
         torch.testing.assert_close(one[0], other[0], rtol=near, atol=near * float(
             one[0].abs().max()) / 16)  # fmt: skip
@@ -279,7 +284,7 @@ def test_a_call_replays_from_a_graph(torch, family, dtype):
 def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype, head_dim):
     x = drawn(torch, dtype, 10, heads=4, kv_heads=2, query_len=700, head_dim=head_dim)
     call = Call(torch, family, dtype, x, is_causal=True)
-    assert call.plan.precision_guarantee.deterministic == (family != "sm90a")
+    assert call.plan.precision_guarantee.deterministic == (family not in ("sm80", "sm90a"))
     first = [g.clone() for g in call.run()]
     torch.cuda.synchronize()
     other, square = torch.cuda.Stream(), torch.empty_like(x.q)
@@ -386,15 +391,17 @@ def test_what_is_selected_for_a_bf16_problem_and_why_others_are_not(torch):
     stream = bk.Stream(torch.cuda.current_stream())
     hopper = torch.cuda.get_device_capability() == (9, 0)
     desc = bk.FlashSdpaDescriptor(1, 2, 64, 64, 128, element="BF16")
-    for pref, family in ((None, "sm90a" if hopper else "simt"),
+    for pref, family in ((None, "sm90a" if hopper else "sm80"),
                          (bk.PlanPreference(deterministic=True), ORDERED if hopper else "simt"),
-                         (bk.PlanPreference(allow_sm90a=False), "simt")):
+                         (bk.PlanPreference(allow_sm90a=False), "sm80"),
+                         (bk.PlanPreference(math_precision="F32"), "simt")):
         plan = bk.FlashSdpaBackwardPlan.select(desc, stream, pref)
         assert plan.family == family and plan.sku.direction is bk.Direction.BACKWARD
-        assert plan.precision_guarantee.deterministic == (family != "sm90a")
-    with pytest.raises(bk.UnsupportedError, match="sm80: has no backward kernel"):
+        assert plan.precision_guarantee.deterministic == (family in ("simt", ORDERED))
+    with pytest.raises(bk.UnsupportedError, match="sm80: deterministic is True, and its sums"):
         bk.FlashSdpaBackwardPlan.select(
-            desc, stream, bk.PlanPreference(math_precision="BF16", allow_sm90a=False))
+            desc, stream,
+            bk.PlanPreference(math_precision="BF16", deterministic=True, allow_sm90a=False))
 
 
 def test_scratch_and_devices(torch):

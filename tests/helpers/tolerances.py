@@ -73,6 +73,8 @@ GRADIENT_TOLERANCES = {
     ("simt", "f16"): GradientTolerance(1.02 * _F16, 1.25, _F32),
     # P and dS are rounded to 16 bits before their products, which costs about another rounding:
     # sqrt(2), and half of that for y's.
+    ("sm80", "bf16"): GradientTolerance(2.0 * _BF16, 1.5 * 2**0.5, _F32),
+    ("sm80", "f16"): GradientTolerance(2.0 * _F16, 1.5 * 2**0.5, _F32),
     ("sm90a", "bf16"): GradientTolerance(2.0 * _BF16, 1.5 * 2**0.5, _F32),
     ("sm90a", "f16"): GradientTolerance(2.0 * _F16, 1.5 * 2**0.5, _F32),
 }

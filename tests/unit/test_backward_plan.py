@@ -24,18 +24,22 @@ def test_the_registry_knows_the_direction():
     spec = registry.get("flash_sdpa")
     assert spec.plan_type("backward") is bk.FlashSdpaBackwardPlan
     backward = registry.skus(op="FLASH_ATTENTION", direction="BACKWARD")
-    assert {(sku.arch.name, sku.element.name) for sku in backward} == {
-        (arch, element) for arch in ("SM80", "HOST")
-        for element in ("F16", "BF16", "F32", "F32_STRICT", "F64")} | {
-        ("SM90A", "F16"), ("SM90A", "BF16")}  # fmt: skip
+    # simt and sm80 have one architecture; what they multiply in tells them apart.
+    on_tensor_cores = [(arch, element) for arch in ("SM80", "SM90A") for element in ("F16", "BF16")]
+    assert sorted((sku.arch.name, sku.element.name) for sku in backward) == sorted([
+        *((arch, element) for arch in ("SM80", "HOST")
+          for element in ("F16", "BF16", "F32", "F32_STRICT", "F64")), *on_tensor_cores])
+    unordered = [(sku.arch.name, sku.element.name) for sku in backward
+                 if not sku.precision_guarantee.deterministic]
+    assert sorted(unordered) == sorted(on_tensor_cores)
     for sku in backward:
         guarantee = sku.precision_guarantee
-        hopper = sku.arch is bk.ArchSku.SM90A
-        assert guarantee.deterministic == guarantee.bit_stable_on_same_hardware
-        assert guarantee.deterministic or hopper
+        fast = guarantee.math_precision.name in ("F16", "BF16")
         wide = "F64" if sku.element is bk.ElementKind.F64 else "F32"
         assert guarantee.accumulator.name == wide
-        assert guarantee.math_precision.name == (sku.element.name if hopper else wide)
+        assert guarantee.math_precision.name == (sku.element.name if fast else wide)
+        assert guarantee.deterministic == guarantee.bit_stable_on_same_hardware
+        assert guarantee.deterministic or fast
     # Of sm90a each twice: the fast one first.
     assert [(sku.element.name, sku.precision_guarantee.deterministic)
             for sku in backward if sku.arch is bk.ArchSku.SM90A] == [
@@ -45,13 +49,13 @@ def test_the_registry_knows_the_direction():
     assert forward and all(sku.precision_guarantee.deterministic for sku in forward)
 
 
-def test_families_without_a_backward_say_so_on_any_machine():
+def test_candidates_on_any_machine():
     explanation = registry.explain(problem(), "sm_90", direction="backward")
     reasons = {c.family: c.reason for c in explanation.candidates}
     assert list(reasons) == ["sm90a", "sm90a-deterministic", "sm80", "simt", "host"]
     if bk._build_info()["cuda_built"]:
         assert reasons["sm90a"] == reasons["sm90a-deterministic"] == ""
-        assert reasons["sm80"] == "has no backward kernel"
+        assert reasons["sm80"] == reasons["simt"] == ""
         assert explanation.family == "sm90a" and explanation.selected.direction is BACKWARD
     else:
         assert explanation.family is None
@@ -70,7 +74,8 @@ def test_sums_in_any_order_are_not_deterministic():
     assert guarantee.math_precision.name == "BF16"
     assert registry.explain(problem(head_dim=96), "sm_90", bk.PlanPreference(deterministic=True),
                             direction="backward").family == "simt"
-    assert reasons["sm90a"] == "deterministic is True, and its sums have no fixed order"
+    assert reasons["sm90a"] == reasons["sm80"] == \
+        "deterministic is True, and its sums have no fixed order"
     assert registry.explain(problem(), "sm_90", bk.PlanPreference(deterministic=True)).family \
         == "sm90a", "the forward is"
 
@@ -89,18 +94,30 @@ def test_the_scratch_of_sm90a_counts_as_workspace(head_dim):
     if head_dim < 256:  # and a counter and a word for each tile, in sixteens
         assert reasons["sm90a-deterministic"] == (
             f"needs {needed + 16} workspace bytes, max_workspace_bytes is {needed - 1}")
+    # sm80 keeps two numbers a row.
+    needed = 2 * 64 * 4 * (2 + head_dim)
+    assert explanation.family == "sm80"
+    preference = bk.PlanPreference(max_workspace_bytes=needed - 1)
+    explanation = registry.explain(problem(head_dim=head_dim), "sm_90", preference,
+                                   direction="backward")
+    reasons = {c.family: c.reason for c in explanation.candidates}
+    assert reasons["sm80"] == (
+        f"needs {needed} workspace bytes, max_workspace_bytes is {needed - 1}")
+    assert explanation.family == "simt"
 
 
 @needs_cuda_build
 @pytest.mark.parametrize(
     ("fields", "arch", "family"),
     [
-        ({}, "sm_80", "simt"), ({"element": "F64"}, "sm_90", "simt"), ({}, "host", "host"),
+        ({}, "sm_80", "sm80"), ({"element": "F64"}, "sm_90", "simt"), ({}, "host", "host"),
         ({"head_dim": 257}, "sm_90", None), ({"head_dim": 257}, "host", "host"),
         ({"scale": -1.0}, "sm_90", "simt"), ({"element": "S8"}, "host", None),
         ({"element": "F16"}, "sm_90", "sm90a"), ({"head_dim": 128}, "sm_90", "sm90a"),
-        ({"head_dim": 256}, "sm_90", "sm90a"), ({"head_dim": 96}, "sm_90", "simt"),
-        ({"scale": 1e-30}, "sm_90", "simt"), ({}, "sm_100", "simt"),
+        ({"head_dim": 256}, "sm_90", "sm90a"), ({"head_dim": 96}, "sm_90", "sm80"),
+        ({"head_dim": 192}, "sm_80", "sm80"), ({"head_dim": 72}, "sm_80", "simt"),
+        ({"scale": 1e-30}, "sm_90", "sm80"), ({}, "sm_100", "sm80"), ({"scale": 0.0}, "sm_80", "simt"),
+        ({"element": "F32"}, "sm_80", "simt"), ({"query_len": 2**30 + 1}, "sm_80", "simt"),
         ({"key_len": 2**31}, "sm_90", "simt"), ({"batch_size": 2**20, "num_heads": 2**11,
                                                  "num_kv_heads": 2**11}, "sm_90", "simt"),
     ],

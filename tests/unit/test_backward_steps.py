@@ -114,14 +114,10 @@ def test_refusals(changes, message):
     assert message in str(ring_abi.last_failure())
 
 
-def test_families_without_a_backward_say_so():
+def test_what_each_family_takes_and_whether_its_sums_are_ordered():
     lib = abi.library()
-    p = abi.BackwardParams(struct_size=ct.sizeof(abi.BackwardParams))
-    assert lib.baracuda_attention_backward_elements(2) == 0
-    assert lib.baracuda_attention_backward_step(2, ct.byref(p), None) != ring_abi.OK
-    assert "the sm80 family has no backward kernel" in str(ring_abi.last_failure())
-    assert [lib.baracuda_attention_backward_elements(n) for n in (0, 1, 3)] == [15, 15, 3]
-    assert [lib.baracuda_attention_backward_ordered(n) for n in (0, 1, 3)] == [1, 1, 0]
+    assert [lib.baracuda_attention_backward_elements(n) for n in range(5)] == [15, 15, 3, 3, 0]
+    assert [lib.baracuda_attention_backward_ordered(n) for n in range(4)] == [1, 1, 0, 0]
 
 
 def test_sm90a_has_a_second_backward_whose_sums_have_an_order():
@@ -154,6 +150,31 @@ def test_sm90a_has_a_second_backward_whose_sums_have_an_order():
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_what_sm90a_needs_is_checked_before_anything_is_launched(changes, message, kernel):
+    refused_before_launch(kernel, changes, message)
+
+
+@needs_cuda_build
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": 2**20 + 8}, "k is at address"), ({"dy": 2**20 + 8}, "dy is at address"),
+        ({"dk": 2**20 + 4}, "dk is at address"), ({"y_strides": abi.Strides(0, 0, 68)},
+                                                  "y has a sequence stride of 68 elements"),
+        ({"v_strides": abi.Strides(0, 66, 64)}, "v has a head stride of 66 elements"),
+        ({"head_dim": 80}, "head_dim 80 is not 64 or 96 or 128 or 192 or 256"),
+        ({"scale": 0.0}, "scale 0.0 is not > 0"), ({"element": 2, "kv_gradient_element": 2},
+                                                  "element F32 is not one of F16, BF16"),
+        ({"key_len": 2**30, "batch": 64, "k_strides": abi.Strides(0, 0, 64)},
+         "its key tiles are more than it counts in 32 bits"),
+        ({"query_len": 2**30 + 1}, "query_len or key_len is more than 2**30 rows a step"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_sm80_needs_is_checked_before_anything_is_launched(changes, message):
+    refused_before_launch(2, changes, message)
+
+
+def refused_before_launch(kernel, changes, message):
     """Pointers to nothing: a launch would not survive them."""
     lib = abi.library()
     p = abi.BackwardParams(struct_size=ct.sizeof(abi.BackwardParams))

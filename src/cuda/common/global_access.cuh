@@ -32,9 +32,19 @@ __device__ __forceinline__ void add_in_memory(float4* address, float4 x, uint64_
 }
 
 __device__ __forceinline__ void add_in_memory(float4* address, float4 x) {
+#if __CUDA_ARCH__ >= 900
   asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address),
                "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
                : "memory");
+#else  // one by one
+  asm volatile(
+      "red.relaxed.gpu.global.add.f32 [%0], %1;\n"
+      "red.relaxed.gpu.global.add.f32 [%0 + 4], %2;\n"
+      "red.relaxed.gpu.global.add.f32 [%0 + 8], %3;\n"
+      "red.relaxed.gpu.global.add.f32 [%0 + 12], %4;" ::"l"(address),
+      "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
+      : "memory");
+#endif
 }
 
 // A word that other blocks wait for. What was written before it is there for who has read it.

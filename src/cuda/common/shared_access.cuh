@@ -12,7 +12,13 @@ __device__ __forceinline__ int shared_load(uint32_t address) {
   return x;
 }
 
-__device__ __forceinline__ float4 shared_load_float4(uint32_t address) {
+__device__ __forceinline__ float2 shared_load_pair(uint32_t address) {
+  float2 x;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address) : "memory");
+  return x;
+}
+
+__device__ __forceinline__ float4 shared_load_four(uint32_t address) {
   float4 x;
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
                : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)

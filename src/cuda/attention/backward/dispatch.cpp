@@ -17,6 +17,7 @@ const BackwardFamily* find_backward(int32_t kernel) {
     case BARACUDA_ATTENTION_HOST: return &host_backward_family();
 #if defined(BARACUDA_WITH_CUDA)
     case BARACUDA_ATTENTION_SIMT: return &simt_backward_family();
+    case BARACUDA_ATTENTION_SM80: return &sm80_backward_family();
     case BARACUDA_ATTENTION_SM90A: return &sm90a_backward_family();
     case BARACUDA_BACKWARD_SM90A_ORDERED: return &sm90a_ordered_backward_family();
 #endif

@@ -42,6 +42,7 @@ int32_t add_gradients(int32_t kernel, const StepParams& problem, const GradientS
 const BackwardFamily& host_backward_family();
 #if defined(BARACUDA_WITH_CUDA)
 const BackwardFamily& simt_backward_family();
+const BackwardFamily& sm80_backward_family();
 const BackwardFamily& sm90a_backward_family();
 const BackwardFamily& sm90a_ordered_backward_family();
 #endif

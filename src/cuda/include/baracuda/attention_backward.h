@@ -13,8 +13,8 @@
 // LAST: the step finishes, it writes dq. FOLLOWS changes nothing here. dk and dv of a step are whole:
 // those of its chunk and of all heads of a group, and each step writes them.
 //
-// A row that sees no key has dq = 0 and gives no key anything, whatever its dy is (sm90a: whatever
-// finite dy). A key that no row sees has dk = dv = 0.
+// A row that sees no key has dq = 0 and gives no key anything, whatever its dy is (sm80, sm90a:
+// whatever finite dy). A key that no row sees has dk = dv = 0.
 #pragma once
 
 #include <stdint.h>

@@ -6,11 +6,11 @@
 // to make dQ of a query tile and to add it to global memory.
 #pragma once
 
+#include "attention/backward/gradient_rows.cuh"
+#include "attention/backward/shift.cuh"
 #include "attention/backward/sm90/barriers.cuh"
-#include "attention/backward/sm90/gradients.cuh"
 #include "attention/backward/sm90/schedule.cuh"
 #include "attention/backward/sm90/scores.cuh"
-#include "attention/backward/sm90/shift.cuh"
 #include "common/cluster.cuh"
 #include "common/dtype.cuh"
 #include "common/global_access.cuh"
@@ -55,7 +55,10 @@ class Consumer {
       mbarrier_wait(barriers_.v_full(), parity_of<1>(item));
       if (count > 0) go_over_queries(dk, dv, slot, count);
       release(barriers_.v_empty());
-      const GradientRows<C> rows(args_, slot, group_);
+      const GradientRows<Element, C::head_dim> rows(
+          slot.batch(), slot.kv_head(),
+          slot.key0() + group_ * C::group_n + threadIdx.x % 128 / 32 * 16, args_.key_len,
+          args_.gradients_f32);
       __syncwarp();
       release(barriers_.slot_empty(stage));
       // With two buffers of K the last dQ waits for the next key tile's first.

@@ -2,39 +2,16 @@
 #pragma once
 
 #include "attention/backward/family.h"
-#include "attention/backward/sm90/finish.cuh"
+#include "attention/backward/row_kernels.cuh"
 #include "attention/backward/sm90/kernel.cuh"
-#include "attention/backward/sm90/prepare.cuh"
+#include "attention/backward/sm90/statistics.cuh"
 #include "attention/forward/sm90/tensor_map.h"
 #include "common/kernel_load.h"
 
 namespace baracuda::sm90::backward {
 
-// The scratch: lse and delta of every query tile, then its sums of dQ, and what the shift is made of.
-// Of an ordered call there follows a counter of key tiles, then a word for each query tile.
 template <typename C>
-struct Scratch {
-  int64_t query_tiles;  // of a head
-  int64_t tiles;
-
-  explicit Scratch(const StepParams& p)
-      : query_tiles((p.query_len + C::block_m - 1) / C::block_m),
-        tiles(p.batch * p.heads * query_tiles) {}
-  int64_t bytes() const {
-    return tiles * (C::statistics_bytes + 4 * C::dq_floats) + (C::shifts ? norms_bytes : 0) +
-           (C::ordered ? (4 * (tiles + 1) + 15) / 16 * 16 : 0);
-  }
-  char* statistics(const StepParams& p) const { return static_cast<char*>(p.state); }
-  float* dq(const StepParams& p) const {
-    return reinterpret_cast<float*>(statistics(p) + tiles * C::statistics_bytes);
-  }
-  float* norms(const StepParams& p) const { return dq(p) + tiles * C::dq_floats; }
-  uint32_t* turns(const StepParams& p) const {
-    if (!C::ordered || tiles == 0) return nullptr;
-    char* const end = reinterpret_cast<char*>(norms(p)) + (C::shifts ? norms_bytes : 0);
-    return reinterpret_cast<uint32_t*>(end) + 1;
-  }
-};
+using Rows = RowKernels<typename C::Element, C::head_dim, SplitStatistics, C::ordered>;
 
 // The one kernel that cannot be launched before it is set up: it has more shared memory than others.
 template <typename C>
@@ -45,71 +22,9 @@ int32_t load_step_kernel() {
 
 template <typename C>
 int32_t load_kernels() {
-  static ReadyDevices ready[3];
-  using Element = typename C::Element;
   int32_t status = load_tensor_map_encoder();
   if (status == BARACUDA_OK) status = load_step_kernel<C>();
-  const auto load = [&](auto* kernel, ReadyDevices& devices) {
-    if (status == BARACUDA_OK)
-      status = ensure_loaded(reinterpret_cast<const void*>(kernel), 0, devices);
-  };
-  load(prepare_kernel<Element, C::head_dim, C::block_m>, ready[0]);
-  load(finish_kernel<Element, C::head_dim, C::block_m>, ready[1]);
-  if constexpr (C::shifts) load(norm_kernel<Element, C::head_dim>, ready[2]);
-  return status;
-}
-
-template <typename C>
-int32_t launch_prepare(const BackwardParams& params, cudaStream_t stream) {
-  const StepParams& p = params.step;
-  const Scratch<C> scratch(p);
-  if (scratch.tiles == 0) return BARACUDA_OK;
-  if constexpr (C::shifts) {
-    const int32_t status = check_cuda(
-        cudaMemsetAsync(scratch.norms(p), 0, norms_bytes, stream), "cudaMemsetAsync");
-    if (status != BARACUDA_OK) return status;
-  }
-  PrepareArgs args{};
-  args.y = p.y;
-  args.dy = params.dy;
-  args.lse = static_cast<const float*>(p.lse);
-  args.dlse = static_cast<const float*>(params.dlse);
-  args.statistics = scratch.statistics(p);
-  args.dq = scratch.dq(p);
-  args.turns = scratch.turns(p);
-  args.norms = scratch.norms(p);
-  args.y_strides = p.y_strides;
-  args.dy_strides = params.dy_strides;
-  args.lse_strides = params.lse_strides;
-  args.dlse_strides = params.dlse_strides;
-  args.heads = static_cast<int>(p.heads);
-  args.query_len = static_cast<int>(p.query_len);
-  args.query_tiles = static_cast<int>(scratch.query_tiles);
-  args.reciprocal_scale = static_cast<float>(1.0 / p.scale);
-  return launch_grid(prepare_kernel<typename C::Element, C::head_dim, C::block_m>,
-                     dim3(static_cast<unsigned>(scratch.tiles)), prepare_threads, 0, stream, true,
-                     args);
-}
-
-template <typename C>
-int32_t launch_finish(const BackwardParams& params, cudaStream_t stream) {
-  const StepParams& p = params.step;
-  const Scratch<C> scratch(p);
-  if (scratch.tiles == 0) return BARACUDA_OK;
-  FinishArgs args{};
-  // A call of one step without keys needs no scratch.
-  args.sums = p.key_len == 0 && is_single_step(p) ? nullptr : scratch.dq(p);
-  args.turns = args.sums == nullptr ? nullptr : scratch.turns(p);
-  args.dq = params.dq;
-  args.dq_strides = params.dq_strides;
-  args.heads = static_cast<int>(p.heads);
-  args.query_len = static_cast<int>(p.query_len);
-  args.query_tiles = static_cast<int>(scratch.query_tiles);
-  args.scale = static_cast<float>(p.scale);
-  // Beside a pair's step, blocks of it that wait for its end cost more than they save.
-  return launch_grid(finish_kernel<typename C::Element, C::head_dim, C::block_m>,
-                     dim3(static_cast<unsigned>(scratch.tiles)), finish_threads, 0, stream, !C::pair,
-                     args);
+  return status == BARACUDA_OK ? Rows<C>::load() : status;
 }
 
 template <typename C>
@@ -168,29 +83,11 @@ int64_t resident_blocks(const StepParams& p, int processors) {
   return places < needed ? places : needed;
 }
 
-template <typename C>
-int32_t launch_norm(const BackwardParams& params, int processors, cudaStream_t stream) {
-  const StepParams& p = params.step;
-  constexpr int rows_at_once = norm_threads / (C::head_dim / 8);
-  NormArgs args{};
-  args.v = p.v;
-  args.found = Scratch<C>(p).norms(p);
-  args.strides = p.v_strides;
-  args.rows = p.batch * p.kv_heads * p.key_len;
-  args.kv_heads = static_cast<int>(p.kv_heads);
-  args.key_len = static_cast<int>(p.key_len);
-  const int64_t needed = (args.rows + rows_at_once - 1) / rows_at_once;
-  const int64_t places = int64_t{8} * processors;
-  return launch_grid(norm_kernel<typename C::Element, C::head_dim>,
-                     dim3(static_cast<unsigned>(needed < places ? needed : places)), norm_threads,
-                     0, stream, true, args);
-}
-
 // dK, dV and what the step adds to dQ.
 template <typename C>
 int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   const StepParams& p = params.step;
-  const Scratch<C> scratch(p);
+  const typename Rows<C>::Scratch scratch(p);
   constexpr int cluster = cluster_of<C>;
   const int64_t key_tiles = key_tiles_of<C>(p);
   if (p.batch * p.kv_heads * key_tiles == 0) return BARACUDA_OK;
@@ -201,7 +98,7 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   if (status == BARACUDA_OK) status = count_multiprocessors(&processors);
   if constexpr (C::shifts) {
     if (status == BARACUDA_OK && scratch.tiles > 0)
-      status = launch_norm<C>(params, processors, stream);
+      status = Rows<C>::launch_norm(params, processors, true, stream);
   }
   if (status != BARACUDA_OK) return status;
   args.statistics = scratch.statistics(p);
@@ -249,14 +146,15 @@ template <typename C>
 constexpr BackwardFamily make_variant() {
   return BackwardFamily{
       [](const StepParams&) { return load_kernels<C>(); },
-      [](const StepParams& p) { return Scratch<C>(p).bytes(); },
+      [](const StepParams& p) { return typename Rows<C>::Scratch(p).bytes(); },
       [](const BackwardParams& params, void* stream) {
-        return launch_prepare<C>(params, static_cast<cudaStream_t>(stream));
+        return Rows<C>::launch_prepare(params, true, static_cast<cudaStream_t>(stream));
       },
       [](const BackwardParams& params, void* stream) {
         const int32_t status = launch_gradients<C>(params, static_cast<cudaStream_t>(stream));
         if (status != BARACUDA_OK || (params.step.flags & BARACUDA_STEP_LAST) == 0) return status;
-        return launch_finish<C>(params, static_cast<cudaStream_t>(stream));
+        // Beside a pair's step, blocks of it that wait for its end cost more than they save.
+        return Rows<C>::launch_finish(params, !C::pair, static_cast<cudaStream_t>(stream));
       },
       [](const BackwardParams& params, StepGrid* grid) {
         int processors = 0;

@@ -8,6 +8,7 @@
 
 #include <stdint.h>
 
+#include "attention/backward/turn_words.h"
 #include "common/divisor.h"
 #include "common/host_device.h"
 
@@ -56,8 +57,7 @@ BARACUDA_HD DrawnTile drawn_tile(int n, const Divisor& section, const Divisor& s
 }
 
 // A query tile's word in the scratch.
-enum Turn : uint32_t {
-  no_sums = 0,        // the first to add stores instead
+enum Turn : uint32_t {  // besides no_sums
   nobodys_turn = 1,   // no step is at them
   after_key_tile = 2  // its addition has landed: plus its index
 };

@@ -3,7 +3,7 @@
 
 #include <cuda.h>
 
-#include "attention/count_rows.cuh"
+#include "attention/backward/first_row.cuh"
 #include "attention/positions.h"
 #include "baracuda/element.h"
 #include "common/divisor.h"
@@ -37,24 +37,6 @@ struct Args {
   bool shortest_first;  // of an ordered step, see order.h
   bool gradients_f32;  // of dk and dv: f32, else the operands' type
 };
-
-// The first query row that sees a key; no_row, which lies behind all query tiles, where none does.
-// Keys past the end are seen by none.
-__device__ __forceinline__ int first_row_of(const Args& args, int64_t key) {
-  if (key >= args.key_len) return args.no_row;
-  if (!args.causal) return 0;
-  const baracuda_position_map& q_map = args.device_maps ? args.device_maps[0] : args.q_map;
-  const baracuda_position_map& k_map = args.device_maps ? args.device_maps[1] : args.k_map;
-  const int64_t before = position(k_map, key) - 1;
-  const int rows = args.query_len;
-  const int split = static_cast<int>(q_map.split < rows ? q_map.split : rows);
-  int blind = 0;
-#pragma unroll 1
-  for (int part = 0; part < 2; ++part)
-    blind += count_at_or_before(part == 0 ? q_map.head : q_map.tail, q_map.stride, args.q_stride,
-                                part == 0 ? split : rows - split, before);
-  return blind < rows ? blind : args.no_row;
-}
 
 struct KeyTile {
   int batch, kv_head, index;

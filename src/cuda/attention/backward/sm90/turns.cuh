@@ -7,12 +7,6 @@
 
 namespace baracuda::sm90::backward {
 
-// A word for each query tile. The counter is the word before the first.
-__device__ __forceinline__ void begin_turns(uint32_t* turns, int64_t tile) {
-  turns[tile] = no_sums;
-  if (tile == 0) turns[-1] = 0;
-}
-
 // True: there are no sums yet.
 __device__ __forceinline__ bool await_turn(const uint32_t* word, const KeyTileTurn& turn, int m) {
   uint32_t found = load_acquire(word);

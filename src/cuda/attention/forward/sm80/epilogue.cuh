@@ -4,13 +4,13 @@
 // permuted so that the lane that owns four values of two adjacent mma tiles moves 16 bytes.
 #pragma once
 
-#include "attention/forward/sm80/tile.cuh"
 #include "attention/forward/step_args.cuh"
 #include "attention/forward/store_lse.cuh"
 #include "attention/row_result.h"
 #include "common/dtype.cuh"
 #include "common/exponential.cuh"
 #include "common/mma_sync.cuh"
+#include "common/swizzled_tile.cuh"
 
 namespace baracuda::sm80 {
 

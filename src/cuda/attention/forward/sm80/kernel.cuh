@@ -8,12 +8,12 @@
 #include <math_constants.h>
 
 #include "attention/forward/sm80/epilogue.cuh"
-#include "attention/forward/sm80/tile.cuh"
 #include "attention/forward/step_args.cuh"
 #include "common/dependent_launch.cuh"
 #include "common/dtype.cuh"
 #include "common/exponential.cuh"
 #include "common/mma_sync.cuh"
+#include "common/swizzled_tile.cuh"
 
 namespace baracuda::sm80 {
 

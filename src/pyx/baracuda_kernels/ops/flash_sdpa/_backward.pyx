@@ -83,16 +83,16 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
     """Gradients of attention on one device: dq, dk and dv. Made by :meth:`select`.
 
     The scores are computed anew from q, k and lse. Every sum is taken in the accumulator's type and
-    rounded once. A row that sees no key has dq = 0 and gives nothing to any key (on ``sm90a`` if its
-    dy is finite); a key that no row sees has dk = dv = 0.
+    rounded once. A row that sees no key has dq = 0 and gives nothing to any key (on ``sm80`` and
+    ``sm90a`` if its dy is finite); a key that no row sees has dk = dv = 0.
 
     Attributes
     ----------
     descriptor : FlashSdpaDescriptor
     scratch_bytes : int
         Bytes of the scratch: two numbers of the accumulator's type a row and head, and on the host
-        head_dim more; on ``sm90a`` 4 + head_dim, of rows in whole tiles of 64, and where it is
-        deterministic another a tile.
+        head_dim more; on ``sm90a`` 4 + head_dim and on ``sm80`` 2 + head_dim, of rows in whole
+        tiles of 64, and where ``sm90a`` is deterministic another a tile.
     """
 
     cdef AttentionKernel kernel

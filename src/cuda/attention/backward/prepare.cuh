@@ -1,18 +1,18 @@
-// Before the sm90a backward steps: delta of every row, lse in base 2, and sums of dQ
-// that are zero; or, where additions take turns, nobody's turn yet.
+// Before the backward steps on tensor cores: delta and lse of every row, and sums of dQ that are
+// zero; or, where additions take turns, nobody's turn yet.
 #pragma once
 
 #include <math_constants.h>
 
 #include <type_traits>
 
-#include "attention/backward/sm90/shift.cuh"
-#include "attention/backward/sm90/turns.cuh"
+#include "attention/backward/shift.cuh"
+#include "attention/backward/turn_words.h"
 #include "baracuda/element.h"
 #include "common/dependent_launch.cuh"
 #include "common/dtype.cuh"
 
-namespace baracuda::sm90::backward {
+namespace baracuda {
 
 struct PrepareArgs {
   const void* y;
@@ -21,11 +21,11 @@ struct PrepareArgs {
   const float* dlse;  // or null
   void* statistics;
   float* dq;
-  uint32_t* turns;  // or null, see order.h
+  uint32_t* turns;  // or null, see turn_words.h
   float* norms;  // zeros; of float16 alone
   baracuda_strides y_strides, dy_strides, lse_strides, dlse_strides;
   int heads, query_len, query_tiles;
-  float reciprocal_scale;
+  float lse_factor;
 };
 
 // Two rows of 16-bit elements, eight at a time: the sum of their products.
@@ -40,27 +40,17 @@ __device__ __forceinline__ float dot8(const uint4& a, const uint4& b) {
   return sum;
 }
 
-// -x in three parts of eight bits each: the sum of their products with ones is exact.
-__device__ __forceinline__ uint2 negative_parts(float x) {
-  const float high = __bfloat162float(__float2bfloat16_rn(-x));
-  const float middle = __bfloat162float(__float2bfloat16_rn(-x - high));
-  const float low = -x - high - middle;
-  using Part = Dtype<__nv_bfloat16>;
-  return make_uint2(Part::pack(high, middle), Part::pack(low, 0.0f));
-}
-
 constexpr int prepare_threads = 256;
 
 // A block for each query tile. delta = rowsum(dy * y) - dlse. A row that sees nothing gets an lse
-// beyond all scores, as rows past the end do: its weights are zero then.
-//
-// The statistics are [row][8] of bf16, a K-major operand: -lse / scale in four columns and -delta in
-// four. Products with ones take them off S and dP.
-template <typename Element, int HeadDim, int BlockM>
+// beyond all scores, as rows past the end do: its weights are zero then. Statistics keeps what is
+// known of a row as its step kernel reads it: store(statistics, row of all tiles, rows, lse *
+// lse_factor, delta), and hidden_lse is that of a row that sees nothing.
+template <typename Element, int HeadDim, int BlockM, typename Statistics>
 __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareArgs args) {
-  constexpr int lanes = HeadDim / 8;  // of a row
+  constexpr int lanes = row_lanes<HeadDim>;
   constexpr int rows_at_once = prepare_threads / lanes;
-  static_assert(32 % lanes == 0 && BlockM % rows_at_once == 0, "whole rows in a warp");
+  static_assert(BlockM % rows_at_once == 0, "whole rounds");
   constexpr int rounds = BlockM / rows_at_once;
   constexpr bool shifts = std::is_same_v<Element, __half>;
   launch_dependent_grids();
@@ -75,7 +65,7 @@ __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareA
   for (int i = 0; i < rounds; ++i) {
     const int row = row0 + i * rows_at_once + threadIdx.x / lanes;
     y[i] = dy[i] = make_uint4(0, 0, 0, 0);
-    if (row >= args.query_len) continue;
+    if (row >= args.query_len || lane * 8 >= HeadDim) continue;
     const auto address = [&](const void* p, const baracuda_strides& strides) {
       return reinterpret_cast<const uint4*>(static_cast<const Element*>(p) + batch * strides.batch +
                                             head * strides.head + row * strides.seq + lane * 8);
@@ -122,10 +112,8 @@ __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareA
     const bool sees_nothing = lse == -CUDART_INF_F;
     if (sees_nothing) delta = 0.0f;
     if constexpr (shifts) raise(largest_delta, delta);
-    uint2* const out = static_cast<uint2*>(args.statistics) + (tile * BlockM + in_tile) * 2;
-    // Finite, for zero times it is zero.
-    out[0] = negative_parts(sees_nothing ? 0x1p127f : lse * args.reciprocal_scale);
-    out[1] = negative_parts(delta);
+    Statistics::store(args.statistics, tile * BlockM + in_tile, int64_t{gridDim.x} * BlockM,
+                      sees_nothing ? Statistics::hidden_lse() : lse * args.lse_factor, delta);
   }
   if constexpr (shifts) {
     raise_norm<prepare_threads>(args.norms + norm_dy, sqrtf(largest_dy));
@@ -133,4 +121,4 @@ __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareA
   }
 }
 
-}  // namespace baracuda::sm90::backward
+}  // namespace baracuda

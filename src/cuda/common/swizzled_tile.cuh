@@ -1,4 +1,4 @@
-// Swizzled shared-memory tiles of the sm80 kernel.
+// Swizzled shared-memory tiles of the kernels that ldmatrix feeds.
 //
 // A tile is rows of HeadDim 16-bit elements. The 16-byte chunks of a row are permuted within
 // spans (8 chunks, or 4 where a row is an odd number of 64-byte units), so that the eight rows
@@ -9,7 +9,7 @@
 
 #include "common/cp_async.cuh"
 
-namespace baracuda::sm80 {
+namespace baracuda {
 
 template <int HeadDim>
 struct RowLayout {
@@ -65,4 +65,4 @@ struct TileCopy {
   }
 };
 
-}  // namespace baracuda::sm80
+}  // namespace baracuda

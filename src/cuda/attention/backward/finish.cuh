@@ -1,17 +1,19 @@
-// After the sm90a backward steps: dQ = scale * its sums, in the operands' type and where the caller
-// wants it.
+// After the backward steps on tensor cores: dQ = scale * its sums, in the operands' type and where
+// the caller wants it.
 #pragma once
 
-#include "attention/backward/sm90/turns.cuh"
+#include "attention/backward/turn_words.h"
 #include "baracuda/element.h"
 #include "common/dependent_launch.cuh"
 #include "common/dtype.cuh"
 
-namespace baracuda::sm90::backward {
+namespace baracuda {
 
 struct FinishArgs {
-  const float* sums;      // as Args::dq; null: zeros
-  const uint32_t* turns;  // or null, see order.h
+  // Tile by tile as the accumulators of four warps lie, each with 16 of its 64 rows:
+  // [tile][column / 8][thread][4]. Null: zeros.
+  const float* sums;
+  const uint32_t* turns;  // or null, see turn_words.h
   void* dq;
   baracuda_strides dq_strides;
   int heads, query_len, query_tiles;
@@ -26,8 +28,8 @@ template <typename Element, int HeadDim, int BlockM>
 __global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs args) {
   constexpr int column_groups = HeadDim / 8;
   constexpr int units = column_groups * BlockM / 2;
-  static_assert(units % finish_threads == 0 && BlockM == 64,
-                "whole rounds of one warpgroup's rows");
+  static_assert(units % (finish_threads / 2) == 0 && BlockM == 64,
+                "rounds of whole warps, over the rows of four");
   await_grids_before();
   const int64_t tile = blockIdx.x;
   const int batch_head = static_cast<int>(tile / args.query_tiles);
@@ -39,9 +41,10 @@ __global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs
                        batch_head / args.heads * args.dq_strides.batch +
                        batch_head % args.heads * args.dq_strides.head;
 #pragma unroll
-  for (int i = 0; i < units / finish_threads; ++i) {
+  for (int i = 0; i < (units + finish_threads - 1) / finish_threads; ++i) {
     const int unit = i * finish_threads + threadIdx.x;
-    const int j = unit % column_groups, quad = unit / column_groups;  // of the warpgroup's 32
+    if (units % finish_threads != 0 && unit >= units) break;
+    const int j = unit % column_groups, quad = unit / column_groups;  // of the 32 of four warps
     float4 x[4];
 #pragma unroll
     for (int c = 0; c < 4; ++c)
@@ -62,4 +65,4 @@ __global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs
   }
 }
 
-}  // namespace baracuda::sm90::backward
+}  // namespace baracuda

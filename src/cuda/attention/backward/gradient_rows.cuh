@@ -1,29 +1,27 @@
-// How dK and dV leave the sm90a backward kernel.
+// How dK and dV leave the backward kernels on tensor cores.
 #pragma once
 
-#include "attention/backward/sm90/barriers.cuh"
-#include "attention/backward/sm90/schedule.cuh"
+#include "baracuda/element.h"
 #include "common/dtype.cuh"
 
-namespace baracuda::sm90::backward {
+namespace baracuda {
 
-// The two keys of which a thread holds columns.
-template <typename C>
+// The two of a warp's 16 keys of which a thread holds columns.
+template <typename Element, int HeadDim>
 class GradientRows {
-  using Element = typename C::Element;
-
  public:
-  __device__ __forceinline__ GradientRows(const Args& args, const Slot<C>& slot, int group)
-      : batch_(slot.batch()),
-        head_(slot.kv_head()),
-        key_(slot.key0() + group * C::group_n + threadIdx.x % 128 / 32 * 16 +
-             threadIdx.x % 32 / 4),
-        key_len_(args.key_len),
-        f32_(args.gradients_f32) {}
+  // key0: the warp's first. f32: they leave in float32, else in the operands' type.
+  __device__ __forceinline__ GradientRows(int64_t batch, int64_t head, int key0, int key_len,
+                                          bool f32)
+      : batch_(batch),
+        head_(head),
+        key_(key0 + threadIdx.x % 32 / 4),
+        key_len_(key_len),
+        f32_(f32) {}
 
   // In pieces of 16 bytes, for which the lanes of a quad swap columns.
   __device__ __forceinline__ void store(void* to, const baracuda_strides& strides,
-                                        const float (&d)[C::head_dim / 2], float factor) const {
+                                        const float (&d)[HeadDim / 2], float factor) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const bool is_key = key_ + 8 * h < key_len_;
@@ -41,12 +39,12 @@ class GradientRows {
   static constexpr uint32_t all = 0xffffffffu;
 
   // Of two blocks of eight columns the even lanes take the first, the odd ones the other.
-  static __device__ __forceinline__ void store_f32(float* row, const float (&d)[C::head_dim / 2],
+  static __device__ __forceinline__ void store_f32(float* row, const float (&d)[HeadDim / 2],
                                                    int h, float factor, bool is_key) {
     const bool odd = threadIdx.x % 2 != 0;
     const int column = threadIdx.x % 4 / 2 * 4 + (odd ? 8 : 0);
 #pragma unroll
-    for (int j = 0; j < C::head_dim / 8; j += 2) {
+    for (int j = 0; j < HeadDim / 8; j += 2) {
       const float2 first{d[4 * j + 2 * h] * factor, d[4 * j + 2 * h + 1] * factor};
       const float2 second{d[4 * j + 4 + 2 * h] * factor, d[4 * j + 4 + 2 * h + 1] * factor};
       const float x = __shfl_xor_sync(all, odd ? first.x : second.x, 1);
@@ -59,11 +57,11 @@ class GradientRows {
 
   // Of four blocks of eight columns each lane takes one: a 4 by 4 transposition in two steps.
   static __device__ __forceinline__ void store_rounded(Element* row,
-                                                       const float (&d)[C::head_dim / 2], int h,
+                                                       const float (&d)[HeadDim / 2], int h,
                                                        float factor, bool is_key) {
     const bool odd = threadIdx.x % 2 != 0, upper = threadIdx.x % 4 >= 2;
 #pragma unroll
-    for (int j = 0; j < C::head_dim / 8; j += 4) {
+    for (int j = 0; j < HeadDim / 8; j += 4) {
       uint32_t x[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i)
@@ -90,4 +88,4 @@ class GradientRows {
   const bool f32_;
 };
 
-}  // namespace baracuda::sm90::backward
+}  // namespace baracuda

@@ -6,7 +6,7 @@
 #include "common/dependent_launch.cuh"
 #include "common/dtype.cuh"
 
-namespace baracuda::sm90::backward {
+namespace baracuda {
 
 // In the scratch, of the call so far: the largest norm of a row of dy, the largest |delta|, and the
 // largest norm of a row of V.
@@ -50,6 +50,11 @@ __device__ __forceinline__ float square8(const uint4& a) {
   return sum;
 }
 
+// Lanes that take in a row together, eight elements each; where head_dim / 8 is no power of two some
+// have none.
+template <int HeadDim>
+constexpr int row_lanes = HeadDim <= 64 ? 8 : HeadDim <= 128 ? 16 : 32;
+
 struct NormArgs {
   const void* v;
   float* found;
@@ -63,7 +68,7 @@ constexpr int norm_threads = 256;
 // The largest norm of a row of V.
 template <typename Element, int HeadDim>
 __global__ void __launch_bounds__(norm_threads) norm_kernel(const NormArgs args) {
-  constexpr int lanes = HeadDim / 8;  // of a row
+  constexpr int lanes = row_lanes<HeadDim>;
   launch_dependent_grids();
   await_grids_before();
   const int64_t apart = int64_t{gridDim.x} * (norm_threads / lanes);
@@ -72,7 +77,7 @@ __global__ void __launch_bounds__(norm_threads) norm_kernel(const NormArgs args)
        row0 += apart) {
     const int64_t row = row0 + threadIdx.x / lanes;
     float sum = 0.0f;
-    if (row < args.rows) {
+    if (row < args.rows && threadIdx.x % lanes * 8 < HeadDim) {
       const int64_t head = row / args.key_len, key = row - head * args.key_len;
       const int64_t offset = head / args.kv_heads * args.strides.batch +
                              head % args.kv_heads * args.strides.head + key * args.strides.seq;
@@ -88,4 +93,4 @@ __global__ void __launch_bounds__(norm_threads) norm_kernel(const NormArgs args)
   raise_norm<norm_threads>(args.found + norm_v, sqrtf(largest));
 }
 
-}  // namespace baracuda::sm90::backward
+}  // namespace baracuda

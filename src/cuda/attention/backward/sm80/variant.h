@@ -1,0 +1,22 @@
+// The instantiations of the sm80 backward, one file per head_dim.
+#pragma once
+
+#include "attention/backward/family.h"
+
+namespace baracuda::sm80::backward {
+
+// Their scratch is the same. Every device has the shared memory that the compact one takes.
+struct Variants {
+  BackwardFamily fast;
+  int fast_shared_bytes;  // of a block
+  BackwardFamily compact;
+};
+
+// is_bf16 picks between the two element types.
+Variants variants_d64(bool is_bf16);
+Variants variants_d96(bool is_bf16);
+Variants variants_d128(bool is_bf16);
+Variants variants_d192(bool is_bf16);
+Variants variants_d256(bool is_bf16);
+
+}  // namespace baracuda::sm80::backward

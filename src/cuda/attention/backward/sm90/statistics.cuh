@@ -1,0 +1,32 @@
+// What the sm90a backward step kernel knows of a query row.
+#pragma once
+
+#include "common/dtype.cuh"
+
+namespace baracuda::sm90::backward {
+
+// -x in three parts of eight bits each: the sum of their products with ones is exact.
+__device__ __forceinline__ uint2 negative_parts(float x) {
+  const float high = __bfloat162float(__float2bfloat16_rn(-x));
+  const float middle = __bfloat162float(__float2bfloat16_rn(-x - high));
+  const float low = -x - high - middle;
+  using Part = Dtype<__nv_bfloat16>;
+  return make_uint2(Part::pack(high, middle), Part::pack(low, 0.0f));
+}
+
+// [row][8] of bf16, a K-major operand: -lse / scale in four columns and -delta in four. Products with
+// ones take them off S and dP.
+struct SplitStatistics {
+  static constexpr int row_bytes = 16;
+  static double lse_factor(double scale) { return 1.0 / scale; }
+  // Finite, for zero times it is zero.
+  static __device__ __forceinline__ float hidden_lse() { return 0x1p127f; }
+  static __device__ __forceinline__ void store(void* statistics, int64_t row, int64_t, float lse,
+                                               float delta) {
+    uint2* const out = static_cast<uint2*>(statistics) + row * 2;
+    out[0] = negative_parts(lse);
+    out[1] = negative_parts(delta);
+  }
+};
+
+}  // namespace baracuda::sm90::backward

@@ -1,0 +1,18 @@
+// Where additions to dQ take turns: the word that each query tile has in the scratch, and the counter
+// of key tiles before the first. sm90/order.h has the order.
+#pragma once
+
+#include <stdint.h>
+
+#include "common/host_device.h"
+
+namespace baracuda {
+
+constexpr uint32_t no_sums = 0;  // the first to add stores instead
+
+BARACUDA_HD inline void begin_turns(uint32_t* turns, int64_t tile) {
+  turns[tile] = no_sums;
+  if (tile == 0) turns[-1] = 0;
+}
+
+}  // namespace baracuda
