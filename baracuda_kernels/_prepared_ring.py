@@ -105,11 +105,13 @@ class PreparedRing:
 
     def run(self, timeline: list[RingTimeline] | None = None) -> None:
         """Enqueue one run of all ranks, in every direction; `timeline` is the forward's."""
-        args = [rank.args for rank in self._ranks]
-        self.ring.run_all(self.stream, self.plan, args, timeline=timeline)
+        self.ring.run_all(
+            self.stream, self.plan, [rank.args for rank in self._ranks], timeline=timeline
+        )
         if self.gradient_plan is not None:
-            args = [rank.gradient_args for rank in self._ranks]
-            self.rings[1].run_all(self.stream, self.gradient_plan, args)
+            self.rings[1].run_all(
+                self.stream, self.gradient_plan, [rank.gradient_args for rank in self._ranks]
+            )
 
     def outputs(self) -> tuple[Any, ...]:
         """y and lse of the last run, then dq, dk and dv where they were asked for; gathered."""

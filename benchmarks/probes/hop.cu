@@ -20,13 +20,18 @@
 
 namespace {
 
-enum Copies { kOne, kTwo, kTwoStreams, kHalves, kBatch, kBatchOverlap, kCopies };
-const char* const copy_names[] = {"one copy",  "K, then V", "K and V on two streams",
-                                  "one in halves on two streams", "K and V by a batch call",
-                                  "the same, overlap preferred"};
-enum Words { kNone, kWords, kFewer, kLight, kBatched, kWordKinds };
-const char* const word_names[] = {"no words", "words", "a word less", "without barriers",
-                                  "words in batches"};
+enum Copies { kOne, kTwo, kTwoStreams, kBatch, kRows, kRowsApart, kCopies };
+const char* const copy_names[] = {"one copy",
+                                  "K, then V",
+                                  "K and V on two streams",
+                                  "K and V by a batch call",
+                                  "K and V as two rows",
+                                  "rows of two allocations"};
+// How the words go: reset before the copies or after them, one by one or in batches; kArrival: until
+// the word that the next step waits for.
+enum Words { kNone, kEarly, kLater, kArrival, kBatched, kAllBatched, kWordKinds };
+const char* const word_names[] = {"no words",       "reset first",      "reset later",
+                                  "to the arrival", "writes in a batch", "all in batches"};
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -68,7 +73,7 @@ struct Side {
   int device = 0;
   cudaStream_t stream{}, second{}, compute{};
   cudaEvent_t begin{}, end{}, fork{}, join{};
-  char *from = nullptr, *into = nullptr;
+  char *from = nullptr, *other = nullptr, *into = nullptr;
   float4* data = nullptr;
   float* sink = nullptr;
 };
@@ -86,16 +91,8 @@ CUdeviceptr word(int side, int which) {
 void await_word(Side& s, CUdeviceptr at) {
   CHECK(wait_value(s.stream, at, 1, CU_STREAM_WAIT_VALUE_AND));
 }
-void set_word(Side& s, CUdeviceptr at, uint32_t value, bool light = false) {
-  // A driver may refuse a write without one.
-  static bool refused = false;
-  if (light && !refused) {
-    refused = write_value(s.stream, at, value, CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER) !=
-              CUDA_SUCCESS;
-    if (!refused) return;
-    std::puts("  (writes without a barrier are refused)");
-  }
-  CHECK(write_value(s.stream, at, value, 0));
+void set_word(Side& s, CUdeviceptr at, uint32_t value) {
+  CHECK(write_value(s.stream, at, value, CU_STREAM_WRITE_VALUE_DEFAULT));
 }
 
 CUstreamBatchMemOpParams set_op(CUdeviceptr at, uint32_t value) {
@@ -130,22 +127,34 @@ void copies(Side& s, char* into, size_t bytes, Copies how) {
     copy(s, into, k, half, s.stream);
     return copy(s, into + half, v, half, s.stream);
   }
-  if (how == kTwoStreams || how == kHalves) {
+  if (how == kTwoStreams) {
     CHECK(cudaEventRecord(s.fork, s.stream));
     CHECK(cudaStreamWaitEvent(s.second, s.fork));
     copy(s, into, k, half, s.stream);
-    copy(s, into + half, how == kHalves ? k + half : v, half, s.second);
+    copy(s, into + half, v, half, s.second);
     CHECK(cudaEventRecord(s.join, s.second));
     CHECK(cudaStreamWaitEvent(s.stream, s.join));
     return;
+  }
+  if (how == kRows || how == kRowsApart) {
+    const char* const first = how == kRows ? k : std::min<const char*>(s.from, s.other);
+    const char* const second = how == kRows ? v : std::max<const char*>(s.from, s.other);
+    const cudaError_t error =
+        cudaMemcpy2DAsync(into, half, first, static_cast<size_t>(second - first), half, 2,
+                          cudaMemcpyDefault, s.stream);
+    if (error == cudaSuccess) return;
+    static bool said[kCopies] = {};
+    if (!said[how]) std::printf("  (%s: %s)\n", copy_names[how], cudaGetErrorString(error));
+    said[how] = true;
+    cudaGetLastError();
+    copy(s, into, first, half, s.stream);
+    return copy(s, into + half, second, half, s.stream);
   }
   const void* sources[] = {k, v};
   void* targets[] = {into, into + half};
   size_t sizes[] = {half, half}, first[] = {0};
   cudaMemcpyAttributes attributes{};
   attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
-  attributes.flags =
-      how == kBatch ? cudaMemcpyFlagDefault : cudaMemcpyFlagPreferOverlapWithCompute;
   CHECK(cudaMemcpyBatchAsync(targets, sources, sizes, 2, &attributes, first, 1, s.stream));
 }
 
@@ -155,25 +164,42 @@ void hop(int side, size_t bytes, Copies how, Words kind) {
   CHECK(cudaSetDevice(s.device));
   await_word(s, reinterpret_cast<CUdeviceptr>(device_words));
   CHECK(cudaEventRecord(s.begin, s.stream));
-  if (kind == kBatched) {
-    batch(s, {set_op(word(side, kGranted), 1), wait_op(word(other, kGranted)),
-              set_op(word(other, kGranted), 0)});
-  } else if (kind != kNone) {
-    set_word(s, word(side, kGranted), 1, kind == kLight);
+  if (kind == kNone) {
+    copies(s, sides[other].into, bytes, how);
+  } else if (kind == kEarly) {
+    set_word(s, word(side, kGranted), 1);
     await_word(s, word(other, kGranted));
-    set_word(s, word(other, kGranted), 0, kind == kLight);
-  }
-  copies(s, sides[other].into, bytes, how);
-  if (kind == kBatched) {
-    batch(s, {set_op(word(other, kFull), 1), set_op(word(other, kArrived), 1),
-              wait_op(word(side, kFull)), set_op(word(side, kFull), 0)});
-  } else if (kind != kNone) {
+    set_word(s, word(other, kGranted), 0);
+    copies(s, sides[other].into, bytes, how);
     set_word(s, word(other, kFull), 1);
-    if (kind != kFewer) set_word(s, word(other, kArrived), 1, kind == kLight);
+    set_word(s, word(other, kArrived), 1);
     await_word(s, word(side, kFull));
-    set_word(s, word(side, kFull), 0, kind == kLight);
+    set_word(s, word(side, kFull), 0);
+  } else if (kind == kAllBatched) {
+    batch(s, {set_op(word(side, kGranted), 1), wait_op(word(other, kGranted))});
+    copies(s, sides[other].into, bytes, how);
+    batch(s, {set_op(word(other, kArrived), 1), set_op(word(other, kGranted), 0),
+              set_op(word(other, kFull), 1), wait_op(word(side, kFull))});
+  } else {
+    set_word(s, word(side, kGranted), 1);
+    await_word(s, word(other, kGranted));
+    copies(s, sides[other].into, bytes, how);
+    if (kind == kBatched) {
+      batch(s, {set_op(word(other, kArrived), 1), set_op(word(other, kGranted), 0),
+                set_op(word(other, kFull), 1)});
+    } else {
+      set_word(s, word(other, kArrived), 1);
+      if (kind == kArrival) await_word(s, word(side, kArrived));
+      if (kind == kArrival) CHECK(cudaEventRecord(s.end, s.stream));
+      set_word(s, word(other, kGranted), 0);
+      set_word(s, word(other, kFull), 1);
+    }
+    await_word(s, word(side, kFull));
   }
-  CHECK(cudaEventRecord(s.end, s.stream));
+  if (kind != kArrival) CHECK(cudaEventRecord(s.end, s.stream));
+  if (kind == kNone || kind == kEarly) return;
+  set_word(s, word(side, kFull), 0);
+  set_word(s, word(side, kArrived), 0);
 }
 
 float median(std::vector<float> values) {
@@ -222,6 +248,7 @@ void open(Side& s, int device) {
     CHECK(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
   }
   CHECK(cudaMalloc(&s.from, kMost + 8192));
+  CHECK(cudaMalloc(&s.other, kMost));
   CHECK(cudaMalloc(&s.into, kMost));
   CHECK(cudaMalloc(&s.data, kData));
   CHECK(cudaMalloc(&s.sink, 4));
@@ -247,13 +274,13 @@ int main() {
   find("cuStreamWriteValue32", &write_value);
   find("cuStreamBatchMemOp", &batch_ops);
   for (int d = 0; d < 2; ++d) open(sides[d], d);
-  for (const size_t bytes : {size_t{1} << 22, size_t{1} << 23, size_t{1} << 25, size_t{1} << 27}) {
+  for (const size_t bytes : {size_t{1} << 22, size_t{1} << 23, size_t{1} << 25}) {
     for (const bool beside : {false, true}) {
       std::printf("%.1f MB, %s\n", static_cast<double>(bytes) / 1e6,
                   beside ? "beside kernels" : "alone");
       for (int how = 0; how < kCopies; ++how) {
         for (int kind = 0; kind < kWordKinds; ++kind) {
-          if (kind > kNone && how != kOne && how != kTwo && how != kTwoStreams) continue;
+          if (kind > kNone && how != kOne && how != kTwo) continue;
           const float ms =
               measure(bytes, static_cast<Copies>(how), static_cast<Words>(kind), beside);
           std::printf("  %-30s %-17s %7.1f us %5.0f GB/s\n", copy_names[how], word_names[kind],

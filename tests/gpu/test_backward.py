@@ -20,8 +20,12 @@ DTYPES = ("f16", "bf16", "f32", "f64")
 ORDERED = "sm90a-deterministic"
 FAMILIES = [*(("simt", dtype) for dtype in DTYPES), ("sm90a", "f16"), ("sm90a", "bf16"),
             (ORDERED, "f16"), (ORDERED, "bf16")]  # fmt: skip
-HEAD_DIMS = {"simt": (1, 40, 64, 128, 200, 256), "sm90a": (64, 128), ORDERED: (64, 128)}
+HEAD_DIMS = {"simt": (1, 40, 64, 128, 200, 256), "sm90a": (64, 128, 256), ORDERED: (64, 128)}
 CASES = [(family, dtype, d) for family, dtype in FAMILIES for d in HEAD_DIMS[family]]
+# One head_dim of simt, and those of sm90a that are kernels of different shape.
+SHAPES = [(family, dtype, d) for family, dtype in FAMILIES
+          for d in ((16,) if family == "simt" else (64, 256))
+          if family == "simt" or d in HEAD_DIMS[family]]  # fmt: skip
 # (query_len, key_len): around every tile edge, one-row, one-key, long against short.
 LENGTHS = [(1, 1), (1, 257), (31, 33), (63, 65), (64, 64), (65, 127), (127, 63), (300, 1),
            (129, 128), (192, 255), (255, 257), (513, 385)]  # fmt: skip
@@ -45,15 +49,19 @@ def test_lengths_masks_and_heads(torch, family, dtype, head_dim):
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 def test_long_sequences(torch, family, dtype, is_causal):
-    for head_dim, kv_heads in ((64, 2), (128, 4), (128, 1)):
+    for head_dim, kv_heads in ((64, 2), (128, 4), (128, 1), (256, 4), (256, 1)):
+        if head_dim not in HEAD_DIMS[family]:
+            continue
         x = drawn(torch, dtype, 1, heads=4, kv_heads=kv_heads, query_len=2048, head_dim=head_dim)
         with case(head_dim=head_dim, kv_heads=kv_heads):
             check(torch, family, dtype, x, is_causal=is_causal)
 
 
-@pytest.mark.parametrize("family", ["sm90a", ORDERED])
-@pytest.mark.parametrize(("head_dim", "kv_heads"), [(64, 24), (128, 24), (128, 6)])
-def test_more_key_tiles_than_blocks(torch, head_dim, kv_heads, family):
+@pytest.mark.parametrize(("family", "head_dim", "kv_heads"), [
+    (family, d, kv_heads) for family in ("sm90a", ORDERED)
+    for d, kv_heads in ((64, 24), (128, 24), (128, 6), (256, 24), (256, 6))
+    if d in HEAD_DIMS[family]])  # fmt: skip
+def test_more_key_tiles_than_blocks(torch, family, head_dim, kv_heads):
     """Blocks of sm90a take several, in sections; in rounds of either direction, or as they come."""
     for causal, batch in ((True, 5), (False, 2)):
         x = drawn(torch, "bf16", 12, batch=batch, heads=24, kv_heads=kv_heads, query_len=700,
@@ -71,8 +79,9 @@ def test_any_scale(torch, family, dtype, scale):
 
 @pytest.mark.parametrize("scale", [1e-6, 0.02, 1.0])
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
-def test_positive_scales(torch, dtype, scale):
-    x = drawn(torch, dtype, 2, query_len=150, head_dim=64)
+@pytest.mark.parametrize("head_dim", [64, 256])
+def test_positive_scales(torch, head_dim, dtype, scale):
+    x = drawn(torch, dtype, 2, query_len=150, head_dim=head_dim)
     check(torch, "sm90a", dtype, x, scale=scale, is_causal=True, peaked=True)
 
 
@@ -82,7 +91,7 @@ def test_peaked_rows(torch, family, dtype):
     check(torch, family, dtype, x, peaked=True)
 
 
-@pytest.mark.parametrize(("head_dim", "kv_heads"), [(64, 2), (128, 2), (128, 1)])
+@pytest.mark.parametrize(("head_dim", "kv_heads"), [(64, 2), (128, 2), (128, 1), (256, 2)])
 @pytest.mark.parametrize("size", [1e-3, 3.0, 300.0])
 def test_float16_gradients_neither_underflow_nor_overflow(torch, size, head_dim, kv_heads):
     """P is about 1/K, dS as much smaller than dy: below float16's range unless it is shifted. With
@@ -113,7 +122,7 @@ def test_steps_at_the_positions_of_a_ring(torch, family, dtype, layout):
     preference(family, dtype)  # skips where there is no such family
     lengths = [(2, 150, True), (3, 70, False), (4, 66, True)]
     for world_size, length, causal in lengths:
-        head_dim = 72 if family == "simt" else 128 if world_size == 3 else 64
+        head_dim = 72 if family == "simt" else {2: 64, 3: 128, 4: HEAD_DIMS[family][-1]}[world_size]
         x = draw(dtype, world_size, heads=2, kv_heads=1, query_len=world_size * length,
                  head_dim=head_dim, dlse=True)  # fmt: skip
         y, lse = forward(x, is_causal=causal)
@@ -137,9 +146,8 @@ def test_steps_at_the_positions_of_a_ring(torch, family, dtype, layout):
                 assert error_of(one, truth)["relative"] < bound
 
 
-@pytest.mark.parametrize(("family", "dtype"), FAMILIES)
-def test_keys_that_no_row_sees_and_rows_that_see_none(torch, family, dtype):
-    head_dim = 16 if family == "simt" else 64
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), SHAPES)
+def test_keys_that_no_row_sees_and_rows_that_see_none(torch, family, dtype, head_dim):
     x = draw(dtype, 4, query_len=40, key_len=300, head_dim=head_dim)
     x.k[:, :, 41:] = np.nan  # whatever is there
     x.v[:, :, 41:] = np.nan
@@ -161,10 +169,10 @@ def test_keys_that_no_row_sees_and_rows_that_see_none(torch, family, dtype):
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v", "dy", "dlse"])
-@pytest.mark.parametrize(("family", "dtype"), FAMILIES)
-def test_nan_and_inf_reach_what_sees_them_and_nothing_else(torch, family, dtype, name):
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), SHAPES)
+def test_nan_and_inf_reach_what_sees_them_and_nothing_else(torch, family, dtype, head_dim, name):
     for value, at in ((np.nan, 0), (np.inf, 70), (np.nan, 131), (np.nan, 149)):
-        x = draw(dtype, 7, query_len=150, dlse=True, head_dim=16 if family == "simt" else 64)
+        x = draw(dtype, 7, query_len=150, dlse=True, head_dim=head_dim)
         spoilt = getattr(x, name).copy()
         spoilt[(0, 0, at, 3)[: spoilt.ndim]] = value
         x = x._replace(**{name: spoilt})
@@ -216,9 +224,10 @@ def same(torch, family, one, other):
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize(("family", "dtype"), FAMILIES)
-def test_strides(torch, family, dtype):
-    d = 48 if family == "simt" else 128
+@pytest.mark.parametrize(("family", "dtype", "d"), [
+    (family, dtype, d) for family, dtype in FAMILIES
+    for d in ((48,) if family == "simt" else HEAD_DIMS[family][1:])])  # fmt: skip
+def test_strides(torch, family, dtype, d):
     x = drawn(torch, dtype, 8, batch=2, heads=4, kv_heads=2, query_len=130, head_dim=d)
     plain = gradients(torch, family, dtype, x, is_causal=True)
     strided = Problem(*(None if a is None else a.transpose(1, 2).contiguous().transpose(1, 2)
@@ -248,7 +257,8 @@ def test_what_sm90a_cannot_read_is_refused(torch):
 
 @pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 def test_a_call_replays_from_a_graph(torch, family, dtype):
-    for head_dim, kv_heads in ((64, 2),) if family == "simt" else ((64, 2), (128, 4), (128, 2)):
+    shapes = ((64, 2),) if family == "simt" else ((64, 2), (128, 4), (128, 2), (256, 4), (256, 2))
+    for head_dim, kv_heads in (s for s in shapes if s[0] in HEAD_DIMS[family]):
         x = drawn(torch, dtype, 9, heads=4, kv_heads=kv_heads, query_len=200, head_dim=head_dim,
                   dlse=True)  # fmt: skip
         call = Call(torch, family, dtype, x, is_causal=True)
@@ -265,9 +275,9 @@ def test_a_call_replays_from_a_graph(torch, family, dtype):
             x.dy.mul_(2)  # new inputs in place
 
 
-@pytest.mark.parametrize(("family", "dtype"), FAMILIES)
-def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype):
-    x = drawn(torch, dtype, 10, heads=4, kv_heads=2, query_len=700, head_dim=64)
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), SHAPES)
+def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype, head_dim):
+    x = drawn(torch, dtype, 10, heads=4, kv_heads=2, query_len=700, head_dim=head_dim)
     call = Call(torch, family, dtype, x, is_causal=True)
     assert call.plan.precision_guarantee.deterministic == (family != "sm90a")
     first = [g.clone() for g in call.run()]

@@ -89,7 +89,7 @@ def test_steps_of_jax_do_as_its_communicators_come_in_clusters(torch):
     def waits(margin):
         options = {
             "first": 1, "last": 1, "causal": 0, "kernel": cuda_ring.FAMILIES["sm90a"],
-            "sequence_dim": 2, "sm_margin": margin, "scale": 0.1,
+            "sequence_dim": 2, "sm_margin": margin, "interruptible": 1, "scale": 0.1,
         }  # fmt: skip
 
         def enqueue(stream):
@@ -101,3 +101,30 @@ def test_steps_of_jax_do_as_its_communicators_come_in_clusters(torch):
 
     assert waits(MARGIN)
     assert not waits(0)
+
+
+def test_steps_of_jaxs_gradients_do_so_too(torch):
+    """One node more than the preparation and the step."""
+    preference("sm90a", "bf16")
+    heads = torch.cuda.get_device_properties(0).multi_processor_count - MARGIN
+    q, k, v = torch_qkv("normal", "bf16", 0, heads=heads, query_len=128, head_dim=128)
+    lse = torch.zeros(1, heads, 128, 1, device="cuda")
+    scratch = torch.empty(1, 1, 1, heads * 128 * 132, device="cuda")
+    dk, dv = (torch.empty_like(k, dtype=torch.float32) for _ in range(2))
+    step = xla_frames.handler("baracuda_xla_attention_backward_cuda")
+
+    def nodes(margin):
+        options = {
+            "first": 1, "last": 0, "causal": 0, "dlse": 0, "kernel": cuda_ring.FAMILIES["sm90a"],
+            "sequence_dim": 2, "sm_margin": margin, "scale": 0.1,
+        }  # fmt: skip
+
+        def enqueue(stream):
+            operands = [q, k, v, q, q, lse]
+            call = xla_frames.Call(operands, [scratch, dk, dv], options, stream=stream)
+            assert call(step) is None, call.errors
+
+        enqueue(torch.cuda.current_stream().cuda_stream)  # loads
+        return captured_nodes(torch, enqueue)
+
+    assert nodes(MARGIN) == nodes(0) + 1

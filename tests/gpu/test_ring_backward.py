@@ -1,5 +1,6 @@
 """Gradients of rings of 1 to 8 virtual ranks on one GPU: sums that travel, and what is done with them."""
 
+import random
 import threading
 
 import pytest
@@ -121,21 +122,29 @@ def test_a_local_ring_replays_from_a_graph(torch, family, dtype, head_dim, ranks
 
 @pytest.mark.parametrize("ranks", [2, 5])
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS[:3])
-def test_threads_and_one_thread_give_the_same_bits(torch, family, dtype, head_dim, ranks):
-    """Each rank on a stream of its own, what runs may write poisoned before."""
+def test_late_ranks_on_threads_give_the_same_bits(torch, family, dtype, head_dim, ranks):
+    """Each rank on a stream of its own that is held up at random; scratch is poisoned before a run and
+    again as soon as the stream lets it."""
     x = drawn(torch, dtype, 2, heads=2, query_len=128 * ranks, head_dim=head_dim)
     ring = GpuGradients(torch, family, dtype, x, ranks, is_causal=True)
     together = [g.clone() for g in ring.run()]
     streams = [torch.cuda.Stream() for _ in range(ranks)]
-    for _ in range(10):
+    chance = random.Random(0)
+    for _ in range(20):
         ring.poison()
         torch.cuda.synchronize()
         failures = []
+        delays = [int(chance.choice((0, 0, 1, 4)) * chance.random() * 2_000_000)
+                  for _ in range(ranks)]
 
-        def drive(rank, failures=failures):
+        def drive(rank, failures=failures, delays=delays):
             try:
                 torch.cuda.set_device(0)
-                ring.plan.run(bk.Stream(streams[rank]), ring.ring[rank], ring.args[rank])
+                with torch.cuda.stream(streams[rank]):
+                    torch.cuda._sleep(delays[rank])
+                    ring.plan.run(bk.Stream(streams[rank]), ring.ring[rank], ring.args[rank])
+                    for name in ("scratch", "kv_scratch_a", "kv_scratch_b", "kv_gradient_scratch"):
+                        ring.ranks[rank].held[name].view(torch.uint8).fill_(255)
             except bk.BaracudaError as error:
                 failures.append(error)
 

@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 
 import baracuda_kernels as bk
+from baracuda_kernels._core import _communicator
+from helpers.gradients import draw
 from helpers.oracle import attention
+from helpers.ring_gradients import HostGradients
 
 B, H, S, D = 1, 2, 12, 16
 HOST = bk.Stream.host()
@@ -103,6 +106,20 @@ def test_a_ring_gives_the_answer(world_size):
     on_ranks(world_size, lambda rank: comms[rank].close())
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_gradients_have_the_bits_of_a_local_ring(world_size):
+    x = draw("f32", 0, heads=H, kv_heads=1, query_len=S, head_dim=D)
+    ring = HostGradients(x, world_size, layout="zigzag", is_causal=True)
+    expected = [g.copy() for g in ring.run()]
+    comms = make_ring(world_size)
+    for _ in range(2):
+        ring.poison()
+        raised = on_ranks(world_size, lambda rank: ring.plan.run(HOST, comms[rank], ring.args[rank]))
+        assert raised == [None] * world_size
+        assert all(map(np.array_equal, expected, ring.gathered()))
+    on_ranks(world_size, lambda rank: comms[rank].close())
+
+
 def test_life_cycle():
     comm = make_ring(1)[0]
     with comm as same:
@@ -172,6 +189,19 @@ def interrupt_soon():
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     return time.monotonic()
+
+
+def test_hops_are_tried_unless_the_caller_or_the_environment_says_no(monkeypatch):
+    """The reason of a hop on the host tells which was asked for."""
+    monkeypatch.delenv("BARACUDA_EXCHANGE", raising=False)
+    for environment, said in (("", "not on a CUDA device"), ("nccl", 'exchange="nccl"')):
+        monkeypatch.setenv("BARACUDA_EXCHANGE", environment)
+        assert _communicator.exchange_info()["default"] == (environment or "auto")
+        comms = make_ring(2)
+        for comm in comms:
+            assert [hop.kind for hop in comm.exchange] == ["nccl"] * 2
+            assert all(said in hop.reason for hop in comm.exchange), comm.exchange
+        on_ranks(2, lambda rank, comms=comms: comms[rank].close())
 
 
 def test_ctrl_c_ends_the_wait_for_a_missing_rank():

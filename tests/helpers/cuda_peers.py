@@ -24,10 +24,12 @@ class PeerOps(ct.Structure):
         *((name, _Pointer) for name in ("export_memory", "open_memory", "close_memory", "reach")),
         *((name, _Pointer) for name in ("map_words", "unmap_words")),
         ("write_word", _WriteFn),
+        ("write_words", _Pointer),
         ("wait_word", _WaitFn),
         ("gate", _GateFn),
         ("gate_load", _Pointer),
         ("query", _Pointer),
+        ("copy_rows", _Pointer),
     ]
 
 
@@ -39,7 +41,8 @@ class CudaPeers:
     dropped : int
         The wait for a word, counted from 0 after `watch`, that is left out; -1: none.
     pause : callable, optional
-        Called with a stream before every word that is written there, after `watch`.
+        Called with a stream before every word that is set there and behind every wait for one, after
+        `watch`.
     """
 
     def __init__(
@@ -59,7 +62,10 @@ class CudaPeers:
             return len(self.waited) - 1 == dropped
 
         def wait_word(stream: int, word: int, mask: int) -> int:
-            return abi.OK if leaves_out(word) else own.wait_word(stream, word, mask)
+            status = abi.OK if leaves_out(word) else own.wait_word(stream, word, mask)
+            if self._watching and pause is not None:
+                pause(stream)
+            return status
 
         def write_word(stream: int, word: int, value: int) -> int:
             if self._watching and pause is not None and value != 0:
@@ -77,6 +83,7 @@ class CudaPeers:
         self.ops.wait_word = _WaitFn(wait_word)
         self.ops.write_word = _WriteFn(write_word)
         self.ops.gate = _GateFn(gate)
+        self.ops.write_words = None  # one by one
         self.handle = _Pointer()
         options = Options(
             ct.sizeof(Options), ct.cast(ct.pointer(self.ops), _Pointer), REQUIRED, wait, 10.0
@@ -89,6 +96,10 @@ class CudaPeers:
     def register(self, *tensors: Any) -> None:
         for x in tensors:
             check(self.lib.baracuda_peer_register(self.handle, x.data_ptr(), x.nbytes))
+
+    def abort(self) -> None:
+        """Ends every rank's waits."""
+        self.lib.baracuda_peer_abort(self.handle, b"a run does not end")
 
     def close(self) -> None:
         check(self.lib.baracuda_peer_close(self.handle, 10.0, None))

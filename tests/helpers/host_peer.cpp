@@ -21,6 +21,7 @@ Enqueue enqueue = nullptr;
 int dropped = -1;  // the wait for a word, counted from 0, that is left out
 int waits = 0;
 std::vector<void*> waited;
+std::atomic<int> rowed{0};
 int32_t fails = 0;  // of host_peer_fail
 std::mutex mutex;
 std::multiset<void*> opened;
@@ -93,6 +94,22 @@ int32_t write_word(void* stream, void* word, uint32_t value) {
   return BARACUDA_OK;
 }
 
+int32_t write_words(void* stream, void* const* words, const uint32_t* values, int32_t count) {
+  for (int32_t i = 0; i < count; ++i) write_word(stream, words[i], values[i]);
+  return BARACUDA_OK;
+}
+
+int32_t copy_rows(void* into, const void* from, int64_t row_bytes, int64_t pitch, int32_t rows,
+                  void*) {
+  if (enqueue != nullptr || fails == 6) return BARACUDA_UNSUPPORTED;
+  for (int32_t row = 0; row < rows; ++row) {
+    std::memcpy(static_cast<char*>(into) + row * row_bytes,
+                static_cast<const char*>(from) + row * pitch, static_cast<size_t>(row_bytes));
+  }
+  ++rowed;
+  return BARACUDA_OK;
+}
+
 int32_t wait_on(void* stream, const char* what, void* word, uint64_t mask, bool resets,
                 void* signal) {
   if (enqueue == nullptr) {
@@ -128,7 +145,8 @@ int32_t query(void*, int32_t* done) {
 
 const baracuda_peer_ops ops = {sizeof(baracuda_peer_ops), export_memory, open_memory, close_memory,
                                reach,                     map_words,     unmap_words, write_word,
-                               wait_word,                 gate,          gate_load,   query};
+                               write_words,               wait_word,     gate,        gate_load,
+                               query,                     copy_rows};
 
 }  // namespace
 
@@ -156,8 +174,11 @@ int host_peer_waited(int n) {
                           words_of_a_rank);
 }
 // 1: memory cannot be exported, 2: nor reached, 3: words cannot be mapped, 4: ranks of one process are
-// not linked, 5: no stream is done before a CPU has ended its waits; 0: all works.
+// not linked, 5: no stream is done before a CPU has ended its waits, 6: rows are no copy;
+// 0: all works.
 void host_peer_fail(int32_t what) { fails = what; }
+// Copies of several rows so far.
+int host_peer_rowed() { return rowed; }
 int host_peer_opened() { return static_cast<int>(opened.size()); }
 
 }  // extern "C"

@@ -25,6 +25,10 @@ Made by `tests/helpers/ring_coverage.py`, which tries every row over two gloo ra
 and compares with one process: do not edit. *Right* is a relative error of at most 1e-4; *refused*
 is a typed error that names what it is about, on every rank at once on the CPU. No row is wrong.
 
+The forms that are right train too (`tests/interop/test_torch_context.py`): gradients flow through the ring,
+and `backward` may be called outside of the context. Where activations are checkpointed it must be called
+within: attention that is computed anew outside of the context is an error.
+
 ## Forms of attention in PyTorch
 
 """
@@ -42,7 +46,8 @@ Nothing tells the context of these, so they stay the caller's to avoid:
   cumulative sums, rolls, shifts by one token, pooling over the sequence;
 - positions that a model of your own counts from its shard's first row, instead of taking
   `position_ids`; for transformers' models they are compared, but not under `torch.compile`;
-- attention that another thread computes: the context is the thread's own;
+- attention that another thread computes: the context is the thread's own, and that of the threads of
+  autograd which work at a `backward` called in it;
 - a model that was registered (`baracuda_ring`) and is called layer by layer, not as a whole: only
   its attention is looked at then.
 

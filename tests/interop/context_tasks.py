@@ -49,6 +49,8 @@ class ContextTasks:
             shape = (*leading, rows, 16)
         whole = [torch.randn(shape) for _ in range(3 if kind == "qkv" else 1)]
         mine = [shard(x, dim) for x in whole]
+        if task.get("gradient"):
+            return _gradients_within(function, whole, dim)
         mode = torch.inference_mode if task["what"] == "inference mode" else torch.no_grad
         try:
             with mode(), context_parallel():
@@ -91,6 +93,23 @@ class ContextTasks:
         except BaracudaError as error:
             return {"error": type(error).__name__, "message": str(error)}
         return {"error": "", "message": ""}
+
+
+def _gradients_within(function: Any, whole: list[torch.Tensor], dim: int) -> dict:
+    """Relative error of the inputs' gradients, where the forward alone is within the context."""
+    mine = [shard(x, dim).requires_grad_() for x in whole]
+    with context_parallel():
+        y = function(*mine)
+    leaves = [x.clone().requires_grad_() for x in whole]
+    exact = function(*leaves)
+    weight = torch.randn_like(exact)
+    (y * shard(weight, dim)).sum().backward()
+    (exact * weight).sum().backward()
+    off = [
+        (unshard(x.grad, dim) - leaf.grad).norm() / leaf.grad.norm()
+        for x, leaf in zip(mine, leaves, strict=True)
+    ]
+    return {"error": "", "message": "", "relative": max(off).item()}
 
 
 def _form(what: str) -> tuple[str, Any]:

@@ -21,6 +21,7 @@ from baracuda_kernels.interop.torch import (
     shard,
     unshard,
 )
+from baracuda_kernels.interop.torch._ring import ring_of
 
 _INNER = {"bhsd": 2, "bshd": 1}
 _WIDTH, _HEADS = 32, 4
@@ -80,7 +81,8 @@ class GradientTasks:
         """Gradients of an unmodified module's parameters and input within `context_parallel`."""
         torch.manual_seed(4)
         module, call = _module(task["module"])
-        whole = torch.randn(2, 8 * dist.get_world_size(), _WIDTH)
+        module = module.to(self.device)
+        whole = torch.randn(2, 8 * dist.get_world_size(), _WIDTH, device=self.device)
         weight = torch.randn_like(whole)
         mine, ours = _leaf(shard(whole, 1)), shard(weight, 1)
         run = _in_mode(call, task["mode"])
@@ -103,6 +105,106 @@ class GradientTasks:
         truth = [exact.grad, *(p.grad for p in module.parameters())]
         off = [_relative(a, b) for a, b in zip(found, truth, strict=True)]
         return {"error": "", "off": max(off), "gradients": len(off)}
+
+    def fsdp(self, task: dict) -> dict:
+        """FSDP2 over all ranks of a mesh, whose second dimension is the ring, against one process."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        torch.manual_seed(6)
+        ranks = dist.get_world_size()
+        names = ("dp", "cp")
+        mesh = init_device_mesh(self.device.type, (ranks // 2, 2), mesh_dim_names=names)
+        module, call = _module("nn.TransformerEncoderLayer, causal")
+        whole = torch.randn(ranks // 2, 2, 16, _WIDTH)  # a batch for each data-parallel rank
+        for batch in whole:
+            call(module, batch).sin().sum().backward()
+        exact = [parameter.grad.clone() for parameter in module.parameters()]
+        module.zero_grad()
+        fully_shard(module, mesh=mesh[names]._flatten("dp_cp"))
+        ring = mesh["cp"]
+        mine = shard(whole[mesh["dp"].get_local_rank()], 1, ring, "zigzag")
+        with context_parallel(ring, sequence_layout="zigzag"):
+            (call(module, mine).sin().sum() * ranks).backward()  # FSDP takes the mean
+        found = [parameter.grad.full_tensor() for parameter in module.parameters()]
+        return {"off": max(_relative(a, b) for a, b in zip(found, exact, strict=True))}
+
+    def gradient_graph(self, task: dict) -> dict:
+        """Replays of a captured step against eager ones, on inputs the capture never saw."""
+        leaves = [_leaf(shard(x.detach(), 2)) for x in _leaves(task, self.device)]
+
+        def step() -> list[torch.Tensor]:
+            y = ring_attention(*leaves, is_causal=task["is_causal"])
+            return [y, *torch.autograd.grad(y.sum(), leaves)]
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        off = []
+        for seed in (1, 2):
+            torch.manual_seed(seed + self.rank)
+            with torch.no_grad():
+                for x in leaves:
+                    x.normal_()
+            graph.replay()
+            torch.cuda.synchronize()
+            pairs = zip(captured, step(), strict=True)
+            off.append(max(_relative(a, b) for a, b in pairs))
+        return {"off": max(off)}
+
+    def steady_gradients(self, task: dict) -> dict:
+        """Bytes that the allocator holds after each of some steps."""
+        leaves = [_leaf(shard(x.detach(), 2)) for x in _leaves(task, self.device)]
+        reserved = []
+        for _ in range(task["calls"]):
+            y = ring_attention(*leaves, is_causal=True)
+            torch.autograd.grad(y.sum(), leaves)
+            torch.cuda.synchronize()
+            reserved.append(torch.cuda.memory_reserved())
+        return {"reserved": reserved}
+
+    def gradients_of_another_stream(self, task: dict) -> dict:
+        """A forward on a stream of its own, whose inputs come late; backward from the default one."""
+        leaves = [_leaf(shard(x.detach(), 2)) for x in _leaves(task, self.device)]
+        exact = torch.autograd.grad(ring_attention(*leaves).sin().sum(), leaves)
+        off = []
+        side = torch.cuda.Stream()
+        for _ in range(3):
+            late = [torch.zeros_like(x) for x in leaves]
+            torch.cuda.synchronize()
+            with torch.cuda.stream(side):
+                torch.cuda._sleep(20_000_000)
+                operands = [
+                    _leaf(x).data.copy_(y.detach()).requires_grad_() for x, y in zip(late, leaves)
+                ]
+                loss = ring_attention(*operands).sin().sum()
+            found = torch.autograd.grad(loss, operands)
+            torch.cuda.current_stream().wait_stream(side)
+            off.append(max(_relative(a, b) for a, b in zip(found, exact, strict=True)))
+        return {"off": max(off)}
+
+    def deterministic_gradients(self, task: dict) -> dict:
+        """Whether the kernel is deterministic, and two steps have the same bits."""
+        leaves = [_leaf(shard(x.detach(), 2)) for x in _leaves(task, self.device)]
+        torch.use_deterministic_algorithms(True)
+        try:
+            found = []
+            for _ in range(4):
+                y = ring_attention(*leaves, is_causal=True)
+                found.append(torch.autograd.grad(y.sin().sum(), leaves))
+        finally:
+            torch.use_deterministic_algorithms(False)
+        plans = ring_of("", self.device)._gradients._plans
+        guarantees = [
+            plan.precision_guarantee.deterministic for (_, on), plan in plans.items() if on
+        ]
+        same = all(torch.equal(a, b) for one in found[1:] for a, b in zip(one, found[0]))
+        return {"guarantees": guarantees, "same": same}
 
     def unlike_losses(self, task: dict) -> dict:
         """Ranks whose losses use y, lse, or both: every rank's keys still get their gradients."""
@@ -283,10 +385,11 @@ def _module(what: str) -> tuple[nn.Module, Any]:
     if what == "scaled_dot_product_attention":
 
         def attend(m, x):
-            heads = (p(x).unflatten(-1, (_HEADS, -1)).transpose(1, 2) for p in m)
+            heads = (p(x).view(*x.shape[:2], _HEADS, -1).transpose(1, 2) for p in m)
             return functional.scaled_dot_product_attention(*heads, is_causal=True)
 
-        linear = nn.ModuleList(nn.Linear(_WIDTH, _WIDTH) for _ in range(3))
+        # The gradient of a bias of the keys would be 0, and its relative error anything.
+        linear = nn.ModuleList(nn.Linear(_WIDTH, _WIDTH, bias=False) for _ in range(3))
         return linear, lambda m, x: attend(m, x).transpose(1, 2).flatten(2)
     return layer, lambda m, x: m(x)
 

@@ -287,14 +287,14 @@ def test_a_failing_kernel_is_an_error_with_its_message(jax, ring):
 
 
 def test_a_jaxlib_that_refuses_the_handlers(jax, ring, monkeypatch):
-    from baracuda_kernels.interop import _jax_lowering
+    from baracuda_kernels.interop.jax import _lowering
 
     def refuse(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("incompatible API version 1.0")
 
     monkeypatch.setattr(jax.ffi, "register_ffi_target", refuse)
     with pytest.raises(bk.UnsupportedError, match="incompatible API version 1.0"):
-        _jax_lowering.register_targets()
+        _lowering.register_targets()
 
 
 def test_the_page_runs_as_written(tmp_path):

@@ -7,11 +7,20 @@ from baracuda_kernels.errors import UnsupportedError
 
 pytestmark = [pytest.mark.framework("torch"), pytest.mark.filterwarnings("ignore:.*torch.jit")]
 
+WITHOUT_GRADIENT = ("inference mode", "nn.MultiheadAttention, fast path")
+
 
 @pytest.mark.parametrize("what", CAUGHT)
 def test_caught(gloo_ranks, what):
     for answer in gloo_ranks.run({"do": "within", "what": what}, seconds=120):
         assert not answer["error"], answer
+        assert answer["relative"] <= 4e-6, answer
+
+
+@pytest.mark.parametrize("what", [w for w in CAUGHT if w not in WITHOUT_GRADIENT])
+def test_gradients_of_what_is_caught(gloo_ranks, what):
+    task = {"do": "within", "what": what, "gradient": True}
+    for answer in gloo_ranks.run(task, seconds=120):
         assert answer["relative"] <= 4e-6, answer
 
 

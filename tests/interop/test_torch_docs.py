@@ -1,5 +1,6 @@
 """The pages on PyTorch and transformers, and their examples, under torchrun as for a user."""
 
+import json
 import re
 
 import pytest
@@ -28,7 +29,27 @@ def test_the_page_for_those_who_come_from_elsewhere(tmp_path):
 
 @pytest.mark.framework("transformers")
 def test_the_transformers_page(tmp_path):
-    run_page("transformers.md", tmp_path, launcher=torchrun(2), environment=NO_GPU)
+    prompt, unmodified, _, _ = code_blocks("docs/transformers.md", "python")
+    run_on_two_ranks(prompt + unmodified, tmp_path)
+
+
+@pytest.mark.framework("transformers")
+def test_training_in_a_loop_of_ones_own(tmp_path):
+    _, _, loop, _ = code_blocks("docs/transformers.md", "python")
+    run_on_two_ranks(loop, tmp_path)
+
+
+@pytest.mark.framework("transformers")
+@pytest.mark.framework("accelerate")
+def test_training_with_trainer(tmp_path):
+    *_, trainer = code_blocks("docs/transformers.md", "python")
+    assert run_on_two_ranks(trainer, tmp_path).count("'grad_norm': ") == 4
+
+
+def run_on_two_ranks(text, folder):
+    program = folder / "transformers_page.py"
+    program.write_text(text)
+    return run_program(program, folder, launcher=torchrun(2), environment=NO_GPU)
 
 
 def test_the_readmes_call(tmp_path):
@@ -90,3 +111,17 @@ def test_a_long_prompt_takes_a_share_of_the_memory(tmp_path):
     # widest ratio, with room.
     assert working[4] < 0.6 * working[1], working
     assert len(set(token.values())) == 1
+
+
+@pytest.mark.framework("transformers")
+def test_long_contexts_train_as_short_ones(tmp_path):
+    """Data-parallel x ring of 4 x 1, 2 x 2 and 1 x 4 ranks: the same losses, or it fails."""
+    example = ROOT / "examples" / "train_long_context.py"
+    options = ["--steps", "3", "--tokens", "130", "--hidden", "64", "--layers", "2", "--out", "."]
+    said = run_program(example, tmp_path, *options, launcher=torchrun(4), environment=NO_GPU)
+    off = re.findall(r"^CP [24]: loss .* tokens/s, off by (\S+) at most$", said, re.MULTILINE)
+    assert len(off) == 2 and all(float(x) < 1e-5 for x in off), said
+    curves = json.loads((tmp_path / "f32.json").read_text())["cp"]
+    assert [len(curves[cp]["loss"]) for cp in ("1", "2", "4")] == [3, 3, 3]
+    assert curves["1"]["loss"][-1] < curves["1"]["loss"][0]
+    assert (tmp_path / "f32.png").read_bytes().startswith(b"\x89PNG")

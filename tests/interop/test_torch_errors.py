@@ -34,6 +34,8 @@ def test_tensors_on_different_devices(ring_attention, qkv):
     q, k, v = qkv
     with pytest.raises(InvalidProblemError, match="must lie on one device"):
         ring_attention(q, k.to("meta"), v)
+    shapes_alone = ring_attention(q.to("meta"), k.to("meta"), v.to("meta"))
+    assert shapes_alone.shape == q.shape and shapes_alone.device.type == "meta"
 
 
 def test_a_device_that_the_group_cannot_serve(torch, ring_attention):

@@ -9,10 +9,13 @@ from helpers.tolerances import TOLERANCES
 
 from .conftest import WORKER
 from .test_torch import LAYOUTS, TASK
+from .test_torch_gradients import MODULES
+from .test_torch_gradients import TASK as GRADIENTS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.framework("torch")]
 
 BF16 = TASK | {"dtype": "bfloat16", "rows": 96, "kv_heads": 2, "head_dim": 64}
+STEP = GRADIENTS | {"dtype": "bfloat16", "rows": 96, "head_dim": 64}
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -82,6 +85,85 @@ def test_a_model_on_nccl_ranks(nccl_ranks, model, by, dtype, tolerance):
             assert answer["off"] <= tolerance, (layout, answer)
 
 
+def check_step(pool, tolerance=2**-7, **task):
+    for answer in pool.run(STEP | task, seconds=120):
+        assert max(answer[name] for name in ("dq", "dk", "dv")) <= tolerance, answer
+    return answer
+
+
+@pytest.mark.multi_rank
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_gradients_of_nccl_ranks_equal_one_process(nccl_ranks, layout, is_causal):
+    for head_dim, tensor_layout in ((64, "bhsd"), (128, "bshd"), (80, "bhsd")):
+        check_step(
+            nccl_ranks,
+            layout=layout,
+            is_causal=is_causal,
+            head_dim=head_dim,
+            tensor_layout=tensor_layout,
+        )
+    check_step(nccl_ranks, 1e-5, dtype="float32", layout=layout, is_causal=is_causal)
+
+
+@pytest.mark.multi_rank
+@pytest.mark.parametrize("dy", ["expanded", "strided"])
+def test_gradients_of_nccl_ranks_in_other_forms(nccl_ranks, dy):
+    check_step(nccl_ranks, dy=dy)
+    check_step(nccl_ranks, dy=dy, lse=False)
+
+
+@pytest.mark.multi_rank
+@pytest.mark.parametrize("mode", ["inductor", "checkpoint", "selective", "inductor+checkpoint"])
+def test_gradients_of_nccl_ranks_in_other_modes(nccl_ranks, mode):
+    check_step(nccl_ranks, mode=mode)
+
+
+@pytest.mark.multi_rank
+def test_gradients_of_nccl_ranks_under_autocast(nccl_ranks):
+    answer = check_step(nccl_ranks, 2**-6, autocast=True, dtype="float32")
+    assert answer["dtypes"] == ["torch.float32"] * 3
+
+
+@pytest.mark.multi_rank
+def test_a_step_of_nccl_ranks_in_a_cuda_graph(nccl_ranks):
+    for answer in nccl_ranks.run(STEP | {"do": "gradient_graph"}, seconds=120):
+        assert answer["off"] <= 2**-8, answer
+
+
+@pytest.mark.multi_rank
+def test_gradients_on_another_stream(nccl_ranks):
+    for answer in nccl_ranks.run(STEP | {"do": "gradients_of_another_stream"}, seconds=120):
+        assert answer["off"] <= 2**-8, answer
+
+
+@pytest.mark.multi_rank
+def test_reserved_memory_stays_as_after_the_first_step(nccl_ranks):
+    for answer in nccl_ranks.run(STEP | {"do": "steady_gradients", "calls": 12}, seconds=120):
+        assert len(set(answer["reserved"][1:])) == 1, answer
+
+
+@pytest.mark.multi_rank
+def test_deterministic_gradients(nccl_ranks):
+    for answer in nccl_ranks.run(STEP | {"do": "deterministic_gradients"}, seconds=120):
+        assert answer["same"] and answer["guarantees"] and all(answer["guarantees"]), answer
+
+
+@pytest.mark.multi_rank
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_train_on_nccl_ranks(nccl_ranks, module):
+    task = {"do": "train_module", "module": module, "mode": "eager", "backward": "outside"}
+    for answer in nccl_ranks.run(task, seconds=120):
+        assert not answer["error"] and answer["off"] <= 1e-4, answer
+    # Autograd's own thread computes the layer anew, and finds the context.
+    task |= {"mode": "checkpoint", "backward": "inside"}
+    for answer in nccl_ranks.run(task, seconds=120):
+        if answer["error"] == "UnsupportedError":  # this torch hands nothing on to its threads
+            assert "does not know its context_parallel" in answer["message"], answer
+        else:
+            assert not answer["error"] and answer["off"] <= 1e-4, answer
+
+
 @pytest.fixture
 def one_cuda_rank(torch, one_rank):
     torch.cuda.set_device(0)
@@ -125,6 +207,63 @@ def test_opcheck_on_the_device(torch, one_cuda_rank):
     q, k, v = torch.randn(3, 1, 4, 64, 64, dtype=torch.bfloat16, device="cuda")
     op = torch.ops.baracuda.ring_attention.default
     torch.library.opcheck(op, (q, k[:, :2], v[:, :2], "", True, None, "zigzag"))
+
+
+def test_opcheck_of_gradients_on_the_device(torch, one_cuda_rank):
+    ops = torch.ops.baracuda
+    q, k, v = torch.randn(3, 1, 4, 64, 64, dtype=torch.bfloat16, device="cuda")
+    k, v = k[:, :2], v[:, :2]
+    y, lse = ops.ring_attention(q, k, v, "", True, None, "zigzag")
+    gradient = (
+        torch.randn_like(y),
+        torch.randn_like(lse),
+        q,
+        k,
+        v,
+        y,
+        lse,
+        "",
+        True,
+        None,
+        "zigzag",
+    )
+    # Not deterministic, and opcheck compares two calls bit by bit only for schema and aliases.
+    torch.library.opcheck(
+        ops.ring_attention_backward, gradient, test_utils=("test_schema", "test_faketensor")
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_inductors_cuda_graphs(torch, one_cuda_rank):
+    from baracuda_kernels.interop.torch import ring_attention
+
+    def loss(q, k, v):
+        return ring_attention(q * 2, k, v, is_causal=True).float().sin().sum()
+
+    leaves = [
+        torch.randn(1, 4, 128, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+        for _ in range(3)
+    ]
+    exact = torch.autograd.grad(loss(*leaves), leaves)
+    compiled = torch.compile(loss, fullgraph=True, mode="reduce-overhead")
+    for _ in range(4):
+        found = torch.autograd.grad(compiled(*leaves), leaves)
+        for one, other in zip(found, exact, strict=True):
+            torch.testing.assert_close(one, other, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
+def test_a_first_step_is_not_captured(torch, one_cuda_rank):
+    from baracuda_kernels.errors import InvalidProblemError
+    from baracuda_kernels.interop.torch import ring_attention
+
+    q = torch.randn(1, 3, 72, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    with torch.no_grad():
+        ring_attention(q, q, q)  # the forward is known, the backward is not
+    graph = torch.cuda.CUDAGraph()
+    match = "call it once before the capture"
+    with pytest.raises(InvalidProblemError, match=match), torch.cuda.graph(graph):
+        ring_attention(q, q, q)
 
 
 def test_tensors_on_the_host_and_on_the_device(torch, one_cuda_rank):

@@ -35,6 +35,8 @@ class Group:
         return self
 
     def begin(self, tensors, peer, tag):
+        if not self.errors:
+            raise RuntimeError("this group has no connections any more")
         return Work(self.log, peer, self.errors.pop(0))
 
     send = recv = begin

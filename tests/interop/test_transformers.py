@@ -33,7 +33,6 @@ def test_context_parallel_around_an_unmodified_model(gloo_ranks, model, layout, 
     [
         ("padding", "attention_mask: hides rows"),
         ("another mask", "attention_mask: got a tensor of shape (1, 1, 24, 24), must be None"),
-        ("gradient", "only the forward is built"),
         ("decoding", "decoding against a sharded cache"),
         ("dropout", "dropout: got 0.1"),
         ("sliding window", "config.sliding_window is 8"),

@@ -28,16 +28,16 @@ class TrainerTasks:
         trainer = _trainer(model, examples, task)
         sharder.attach(trainer)
         trainer.train()
-        logged = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        logged = [line for line in trainer.state.log_history if "loss" in line]
         evaluated = trainer.evaluate(examples[:in_a_step])["eval_loss"]
 
         alone = small_model(task["model"])
         optimizer = torch.optim.SGD(alone.parameters(), 0.5)
-        losses = []
+        losses, norms = [], []
         for step in range(steps):
             loss = _loss_alone(alone, examples[step * in_a_step : (step + 1) * in_a_step])
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(alone.parameters(), _CLIP)
+            norms.append(torch.nn.utils.clip_grad_norm_(alone.parameters(), _CLIP).item())
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
@@ -46,7 +46,10 @@ class TrainerTasks:
             batches = [examples[start : start + size] for start in range(0, in_a_step, size)]
             exact = sum(_loss_alone(alone, one).item() for one in batches) / len(batches)
         return {
-            "losses": [list(pair) for pair in zip(logged, losses, strict=True)],
+            "losses": [(line["loss"], exact) for line, exact in zip(logged, losses, strict=True)],
+            "norms": [
+                (line["grad_norm"], exact) for line, exact in zip(logged, norms, strict=True)
+            ],
             "evaluated": [evaluated, exact],
             "off": parameters_off(model, alone),
         }

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from baracuda_kernels.errors import BaracudaError
-from baracuda_kernels.interop.torch import position_ids
+from baracuda_kernels.interop.torch import context_parallel, position_ids
 
 _NAME = "trained_ring"
 _SIZES = {
@@ -32,14 +32,21 @@ class TrainingTasks:
 
     def sharded_loss(self, task: dict) -> dict:
         """The loss of a step of several batches, and what transformers itself makes of the whole."""
+        from baracuda_kernels.interop.transformers import BatchSharder
+
         model, sharder, mesh = sharder_of(task)
         steps = _batches(task["rows"], mesh.size(0))
         mine = [_of_rank(batch, mesh) for batch in steps]
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.ExitStack() as context:
+            if task.get("by") == "context_parallel":
+                model.set_attn_implementation("sdpa")
+                context.enter_context(context_parallel(mesh["cp"], sequence_layout=task["layout"]))
+                sharder = BatchSharder(model, mesh["dp"])
             parts = [sharder.shard(batch) for batch in mine]
             count = sharder.count(parts)
             loss = sum(sharder.loss(*_call(model, part), count) for part in parts)
             found = sharder.total(loss)
+            context.close()
             exact, targets = whole_loss(model, steps, mesh.size(0))
         return {
             "loss": found.item(),
@@ -49,7 +56,7 @@ class TrainingTasks:
             "rows": parts[0]["input_ids"].shape[1],
         }
 
-    def gradients(self, task: dict) -> dict:
+    def model_gradients(self, task: dict) -> dict:
         """The largest relative difference of a parameter's gradient from that on one rank."""
         model, _, mesh = sharder_of(task)
         sharder = _with_sums(model, mesh)
@@ -89,9 +96,10 @@ class TrainingTasks:
             exact, _ = whole_loss(alone, batches, mesh.size(0))
             exact.backward()
             losses.append([sharder.total(total).item(), exact.item()])
+            norms.append([])
             for one, optimizer in zip((model, alone), optimizers, strict=True):
                 norm = torch.nn.utils.clip_grad_norm_(one.parameters(), task["clip"])
-                norms.append(norm.item())
+                norms[-1].append(norm.item())
                 optimizer.step()
                 optimizer.zero_grad()
         return {"losses": losses, "norms": norms, "off": parameters_off(model, alone)}

@@ -70,9 +70,6 @@ class TransformersTasks:
                 rows = ids.shape[1] // dist.get_world_size()
                 mask = torch.ones(1, 1, rows, rows, dtype=torch.bool)
                 self._sharded(model, ids, layout, task, attention_mask=mask)
-            case "gradient":
-                with torch.enable_grad():
-                    self._sharded(model, ids, layout, task).logits.sum().backward()
             case "shards of two lengths":
                 whole = ids[:, : -dist.get_world_size()] if self.rank == 2 else ids
                 self._sharded(model, whole, layout, task)

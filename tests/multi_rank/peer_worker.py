@@ -29,6 +29,16 @@ import baracuda_kernels as bk
 from baracuda_kernels._core import _nccl_library
 
 
+def comes_true(condition: Any, seconds: float) -> bool:
+    """Whether it does within that time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.002)
+    return True
+
+
 class PeerRank(Rank):
     """With tasks that end, stop or crowd a ring by peer."""
 
@@ -198,7 +208,7 @@ class PeerRank(Rank):
         with all that they do and poison what they receive into at the last moment."""
         lib, endpoint = self._endpoint(task)
         first = self.rank == 0
-        cycles = 40_000_000
+        cycles = 20_000_000
 
         def pause(handle: int) -> None:
             with torch.cuda.stream(torch.cuda.ExternalStream(handle)):
@@ -218,11 +228,15 @@ class PeerRank(Rank):
             torch.cuda.synchronize()
             with torch.cuda.stream(stream):
                 if not first:
-                    torch.cuda._sleep(cycles)
+                    torch.cuda._sleep(5 * cycles)  # longer than the first takes to enqueue a run
                 rank.poison()
                 call = rank.call(endpoint, stream.cuda_stream)
                 check(lib.baracuda_ring_run(ct.byref(call), 1))
-                right = rank.is_right()
+                # A run that goes ahead may take what another waits for.
+                ended = comes_true(stream.query, 1.5)
+                if not ended:
+                    peers.abort()
+                right = rank.is_right() and ended
             torch.cuda.synchronize()
             peers.close()
             found.append({"right": right, "waited": peers.waited})

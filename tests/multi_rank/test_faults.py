@@ -36,20 +36,23 @@ def test_a_rank_that_never_joins(pair):
     assert time.monotonic() - started < _DEADLINE + _GRACE
 
 
-def test_a_rank_that_dies(pair):
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_rank_that_dies(pair, direction):
     pair.kill(1)
     started = time.monotonic()
-    answer = pair.run({"do": "run_alone", "seconds": _DEADLINE}, ranks=[0], seconds=90)[0]
+    task = {"do": "run_alone", "seconds": _DEADLINE, "direction": direction}
+    answer = pair.run(task, ranks=[0], seconds=90)[0]
     assert answer["error"] in ("NcclTimeoutError", "NcclError"), answer
     assert time.monotonic() - started < _DEADLINE + _GRACE
 
 
 @pytest.mark.endurance
+@pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("case", CASES)
-def test_four_ranks_of_which_one_fails(torch, case):
+def test_four_ranks_of_which_one_fails(torch, case, direction):
     """Killed, stopped or wrong in the middle of it: the others all end with a typed error."""
     with FaultyRing() as ring:
-        answers = ring.run(case)
+        answers = ring.run(case, direction=direction)
     assert len(answers) == 3
     for answer in answers:
         assert answer.error in CASES[case], answer

@@ -34,10 +34,26 @@ from baracuda_kernels._core import _nccl_library
 _TIMEOUT = 60.0
 
 
-def register(comm: bk.Communicator, arrays: Any) -> None:
+def register(comm: bk.Communicator, held: dict[str, Any]) -> None:
     """The receive buffers, in the order of every rank."""
-    for name in ("kv_scratch_a", "kv_scratch_b"):
-        comm.register(arrays.held[name])
+    for name in ("kv_scratch_a", "kv_scratch_b", "kv_gradient_scratch"):
+        if name in held:
+            comm.register(held[name])
+
+
+def prepared(comm: bk.Communicator, stream: bk.Stream, task: dict, *qkv: Any) -> tuple:
+    """A plan of the task's direction, its arguments, and what those view."""
+    desc = descriptor(*qkv[:2], "bf16")
+    if task.get("direction") == "backward":
+        plan = bk.RingAttentionBackwardPlan.select(desc, stream, preference("simt", "bf16"))
+        lse = torch.zeros(qkv[0].shape[:3], device="cuda")
+        problem = Problem(*qkv, torch.ones_like(qkv[0]))
+        full = full_of(torch, "bf16")
+        rank = GradientRank(plan, problem, qkv[0].clone(), lse, comm.world_size, full)
+        return plan, rank.args, rank.held
+    plan = bk.RingAttentionPlan.select(desc, stream, preference("sm80", "bf16"))
+    arrays = rank_arrays(torch, plan, *qkv, comm.world_size)
+    return plan, arrays.args, arrays.held
 
 
 class Rank:
@@ -189,16 +205,14 @@ class Rank:
     def run_alone(self, task: dict) -> dict:
         """Run our part while nobody else does: what error comes, and what is left after it."""
         comm = self.comms["own"]
-        q, k, v = torch_qkv("normal", "bf16", 0, heads=2, query_len=128, head_dim=64)
-        desc = descriptor(q, k, "bf16")
+        qkv = torch_qkv("normal", "bf16", 0, heads=2, query_len=128, head_dim=64)
         stream = bk.Stream(torch.cuda.Stream())
-        plan = bk.RingAttentionPlan.select(stream, desc, preference("sm80", "bf16"))
-        arrays = rank_arrays(torch, plan, q, k, v, comm.world_size)
+        plan, args, _held = prepared(comm, stream, task, *qkv)
         torch.cuda.synchronize()
 
         def attempt() -> str:
             try:
-                plan.run(stream, comm, arrays.args)
+                plan.run(stream, comm, args)
                 comm.synchronize(stream, task["seconds"])
             except bk.BaracudaError as error:
                 answer.setdefault("rank", getattr(error, "rank", None))
@@ -250,28 +264,25 @@ class Rank:
         """Run again and again until an error comes: which, when, and what is left after it."""
         comm = self.comms["own"]
         head_dim = task["head_dims"].get(str(self.rank), 64)
-        q, k, v = torch_qkv("normal", "bf16", 0, heads=2, query_len=128, head_dim=head_dim)
+        qkv = torch_qkv("normal", "bf16", 0, heads=2, query_len=128, head_dim=head_dim)
         stream = bk.Stream(torch.cuda.Stream())
-        plan = bk.RingAttentionPlan.select(
-            stream, descriptor(q, k, "bf16"), preference("sm80", "bf16")
-        )
-        arrays = rank_arrays(torch, plan, q, k, v, comm.world_size)
+        plan, args, held = prepared(comm, stream, task, *qkv)
         torch.cuda.synchronize()
         try:
             if task.get("register"):
-                register(comm, arrays)
+                register(comm, held)
             if task.get("validate"):
                 plan.validate(comm)
             end = time.monotonic() + 60
             while time.monotonic() < end:
-                plan.run(stream, comm, arrays.args)
+                plan.run(stream, comm, args)
                 comm.synchronize(stream, task["seconds"])
         except bk.BaracudaError as error:
             at = time.time()
             again = ""
             if comm.state != "healthy":
                 try:
-                    plan.run(stream, comm, arrays.args)
+                    plan.run(stream, comm, args)
                 except bk.BaracudaError as refusal:
                     again = type(refusal).__name__
             return {"error": type(error).__name__, "message": str(error), "at": at,
@@ -307,7 +318,7 @@ class Rank:
         )
         used = []
         if task.get("register"):
-            register(comm, arrays)
+            register(comm, arrays.held)
         staging = torch.cat([x.reshape(-1) for x in shards[comm.rank][1:]])
 
         def run() -> None:
@@ -359,9 +370,8 @@ class Rank:
         problem = Problem(q, k, v, dy)
         back = GradientRank(plan, problem, arrays.y, arrays.lse, ranks, full_of(torch, dtype))
         if task.get("register"):
-            register(comm, arrays)
-            for name in ("kv_scratch_a", "kv_scratch_b", "kv_gradient_scratch"):
-                comm.register(back.held[name])
+            register(comm, arrays.held)
+            register(comm, back.held)
         forward.run(stream, comm, arrays.args)
 
         def run() -> None:

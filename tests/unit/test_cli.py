@@ -203,8 +203,8 @@ def test_skus_and_its_filters():
     some = json.loads(
         ok("skus", "--json", "--op", "ring_attention", "--arch", "host", "--element", "bf16").stdout
     )["skus"]
-    assert [(sku["family"], sku["direction"]) for sku in some] == [
-        ("host", "FORWARD"), ("host", "BACKWARD")]  # fmt: skip
+    assert [row["direction"] for row in some] == ["FORWARD", "BACKWARD"]
+    assert {row["family"] for row in some} == {"host"}
     exact = json.loads(ok("skus", "--math-precision", "f64", "--json").stdout)["skus"]
     assert {row["element"] for row in exact} == {"F64"}
     unordered = json.loads(ok("skus", "--not-deterministic", "--json").stdout)["skus"]
@@ -212,9 +212,10 @@ def test_skus_and_its_filters():
     forward = json.loads(ok("skus", "--direction", "forward", "--json").stdout)["skus"]
     backward = json.loads(ok("skus", "--direction", "backward", "--json").stdout)["skus"]
     assert {row["direction"] for row in forward} == {"FORWARD"}
-    assert {(row["op_name"], row["family"]) for row in backward} == {
-        (op, family) for op in ("flash_sdpa", "ring_attention")
-        for family in ("sm90a", "sm90a-deterministic", "simt", "host")}  # fmt: skip
+    of_one_device = {row["family"] for row in backward if row["op_name"] == "flash_sdpa"}
+    assert of_one_device >= {"simt", "host", "sm90a", "sm90a-deterministic"}
+    assert {row["family"] for row in backward if row["op_name"] == "ring_attention"} == \
+        of_one_device
     assert sorted(map(str, forward + backward)) == sorted(map(str, everything))
     table = ok("skus").stdout
     assert table.count("ring_attention") == sum(
@@ -229,6 +230,8 @@ def test_explain_names_every_family_and_its_reason():
     assert reasons["host"] == "" and all(reasons[f] for f in reasons if f != "host")
     text = ok("explain", "--arch", "host", "--op", "flash_sdpa", "--causal").stdout
     assert "selected" in text and "refused" in text and "flash_sdpa" in text
+    backward = ok("explain", "--arch", "host", "--direction", "backward", "--layout", "zigzag").stdout
+    assert "ring_attention backward on host" in backward
     options = ok("explain", "--op", "flash_sdpa", "--help").stdout
     assert "--head-dim" in options and "f32_strict" in options and "--layout" not in options
     assert "[contiguous|zigzag|striped]" in ok("explain", "--help").stdout

@@ -408,6 +408,23 @@ def test_run_local_ring_counts_the_steps_of_both_directions():
     assert max(errors(found[2:], exact).values()) < 1e-6
 
 
+def test_run_local_ring_stops_in_the_backward_too():
+    x = draw("f32", 10, query_len=64, head_dim=8)
+    backward = False
+
+    def progress(done, total):
+        nonlocal backward
+        backward = done > total / 2
+        if backward and done < total:
+            raise ArithmeticError("enough")
+
+    slow = draw("f32", 10, heads=8, query_len=4096, head_dim=64)
+    with pytest.raises(ArithmeticError, match="enough"):
+        bk.run_local_ring(*slow[:3], 2, dy=slow.dy, progress=progress)
+    assert backward
+    assert np.isfinite(bk.run_local_ring(*x[:3], 2, dy=x.dy)[2]).all()
+
+
 @pytest.mark.parametrize(
     ("changed", "text"),
     [

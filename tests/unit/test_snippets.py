@@ -72,7 +72,14 @@ RUN_BY = {
             "unit/test_scaling_plan.py::test_the_example_in_the_docs_is_the_commands_output"
         ]
     },
-    "docs/transformers.md": {"python": "interop/test_torch_docs.py::test_the_transformers_page"},
+    "docs/transformers.md": {
+        "python": [
+            "interop/test_torch_docs.py::test_the_transformers_page",
+            "interop/test_torch_docs.py::test_the_transformers_page",
+            "interop/test_torch_docs.py::test_training_in_a_loop_of_ones_own",
+            "interop/test_torch_docs.py::test_training_with_trainer",
+        ]
+    },
 }
 
 
@@ -145,12 +152,13 @@ def test_the_first_page_runs_as_written():
 
 
 def test_the_gradients_as_written():
-    (block,) = code_blocks("docs/architecture.md", "python")
     scope = {}
-    exec(block, scope)  # noqa: S102 - a page's own program
+    for block in code_blocks("docs/architecture.md", "python"):  # one program
+        exec(block, scope)  # noqa: S102 - a page's own program
     exact = attention_backward(*(scope[name] for name in ("q", "k", "v", "dy")), is_causal=True)
     for name, truth in zip(("dq", "dk", "dv"), exact, strict=True):
         assert abs(scope[name] - truth).max() < 1e-5
+        assert abs(scope[f"ring_{name}"] - truth).max() < 1e-5
 
 
 TINY_OP = ROOT / "tests" / "third_party" / "tiny_op"

@@ -1,8 +1,9 @@
-"""Ring Attention on PyTorch tensors and process groups. Forward only.
+"""Ring Attention on PyTorch tensors and process groups, with gradients.
 
 ``ring_attention`` attends over a sequence whose shards lie on the ranks of a process group;
 ``shard``, ``unshard`` and ``position_ids`` deal the sequence out; ``context_parallel`` puts the
-ring under an unmodified model's ``scaled_dot_product_attention``.
+ring under an unmodified model's ``scaled_dot_product_attention``. All but ``position_ids`` carry
+gradients.
 """
 
 from baracuda_kernels.interop.torch._context import context_parallel

@@ -68,7 +68,8 @@ def _chain_in_inductor(operator: Any) -> None:
         before = len(V.graph.operations)
         result = fallback(*args, **kwargs)
         follows = getattr(V.graph, "additional_star_deps", None)
-        for call in V.graph.operations[before:]:
+        calls: list[Any] = V.graph.operations[before:]
+        for call in calls:
             if follows is None or getattr(call, "op_overload", None) is not operator:
                 continue
             previous = vars(V.graph).get(_LAST)

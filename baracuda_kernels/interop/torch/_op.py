@@ -11,7 +11,7 @@ from baracuda_kernels import SequenceLayout
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _compiled, _process_group
-from baracuda_kernels.interop.torch._operator import forward_op
+from baracuda_kernels.interop.torch._operator import differentiable, forward_op
 from baracuda_kernels.interop.torch._refusal import tell
 
 
@@ -173,7 +173,7 @@ def attend(
         tell(group_name, error, q.device)
         raise
     if with_gradient:
-        both = forward_op(q, k, v, group_name, is_causal, scale, sequence_layout, True)
+        both = differentiable(q, k, v, group_name, is_causal, scale, sequence_layout)
         return both
     # Autograd's layer is Python and would only find that there is nothing to record.
     with torch._C._AutoDispatchBelowAutograd():
@@ -186,7 +186,7 @@ def _as_autocast_casts(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q, k and v in the dtype that autocast gives to ``scaled_dot_product_attention``."""
     device = q.device.type
-    if not torch.is_autocast_enabled(device):
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return q, k, v
     dtype = torch.get_autocast_dtype(device)
 

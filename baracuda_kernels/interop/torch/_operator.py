@@ -42,7 +42,8 @@ def _forward(
     call: torch.Tensor | None = None,
 ) -> _Pair:
     ring = ring_of(group_name, q.device)
-    return ring.attend(q, k, v, is_causal, scale, sequence_layout, with_gradient)
+    both: _Pair = ring.attend(q, k, v, is_causal, scale, sequence_layout, with_gradient)
+    return both
 
 
 def _fake(
@@ -75,7 +76,9 @@ def _gradients(
     sequence_layout: str,
 ) -> _Triple:
     ring = ring_of(group_name, q.device)
-    return ring.gradients(dy, dlse, q, k, v, y, lse, is_causal, scale, sequence_layout)
+    options = is_causal, scale, sequence_layout
+    gradients: _Triple = ring.gradients(dy, dlse, q, k, v, y, lse, *options)
+    return gradients
 
 
 def _fake_gradients(
@@ -96,7 +99,8 @@ def _fake_gradients(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: _Pair) -> None:
-    q, k, v, *ctx.options = inputs[:7]
+    q, k, v = inputs[:3]
+    ctx.options = inputs[3:7]
     y, lse = output
     ctx.set_materialize_grads(False)
     # Of a shape that no other attention saves: see _saved.
@@ -104,12 +108,22 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: _Pair) -> None:
 
 
 def _backward(ctx: Any, dy: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
-    q, k, v, y, lse = _saved(ctx)
+    dq, dk, dv = _gradients_of(ctx, dy, dlse)
+    return dq, dk, dv, None, None, None, None, None, None
+
+
+def _gradients_of(
+    ctx: Any, dy: torch.Tensor | None, dlse: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
+    operands = _saved(ctx)
     # Also where nothing depends on this rank's rows: other ranks need what its keys have to give.
-    gradients = _backward_op(dy, dlse, q, k, v, y, lse, *ctx.options)
+    if torch.is_grad_enabled():
+        gradients = _backward_op(dy, dlse, *operands, *ctx.options)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            gradients = _backward_op(dy, dlse, *operands, *ctx.options)
     needed = ctx.needs_input_grad
-    wanted = (x if needed[i] else None for i, x in enumerate(gradients))
-    return (*wanted, *(None,) * 6)
+    return tuple(x if needed[i] else None for i, x in enumerate(gradients))
 
 
 def _saved(ctx: Any) -> tuple[torch.Tensor, ...]:
@@ -123,6 +137,36 @@ def _saved(ctx: Any) -> tuple[torch.Tensor, ...]:
         tell(ctx.options[0], error, q.device)
         raise error
     return q, k, v, y, lse.squeeze(-1)
+
+
+class Differentiable(torch.autograd.Function):
+    """The operator with its gradient, in eager code: the layer that PyTorch makes of the registered
+    formula takes as long as the rest of a call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        group_name: str,
+        is_causal: bool,
+        scale: float | None,
+        sequence_layout: str,
+    ) -> _Pair:
+        inputs = q, k, v, group_name, is_causal, scale, sequence_layout
+        both: _Pair
+        with torch._C._AutoDispatchBelowAutograd():
+            both = forward_op(*inputs, True)
+            _save(ctx, inputs, both)
+        return both
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
+        return *_gradients_of(ctx, *gradients), None, None, None, None
+
+
+differentiable: Any = Differentiable.apply
 
 
 def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: _Triple) -> None:

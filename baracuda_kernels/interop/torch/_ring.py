@@ -26,6 +26,7 @@ from baracuda_kernels.interop.torch._problem import descriptor_of, problem_of, r
 from baracuda_kernels.ops.ring_attention import _agreement
 
 _KV = ("kv_scratch_a", "kv_scratch_b")
+_NOTHING: dict[str, torch.Tensor] = {}
 
 _rings: dict[tuple[str, torch.device], Ring] = {}
 
@@ -94,12 +95,12 @@ class Ring:
         scale: float | None,
         sequence_layout: str,
         with_gradient: bool,
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> Any:
         """y and lse of the whole ring's attention for the rows of q; every rank calls it."""
         options = is_causal, scale, sequence_layout
         return self._run(self._prepare, (q, k, v, *options, with_gradient))
 
-    def gradients(self, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    def gradients(self, *arguments: Any) -> Any:
         """dq, dk and dv of this rank's rows; every rank calls it. Arguments: `Gradients.prepare`."""
         return self._run(self._gradients.prepare, arguments)
 
@@ -148,8 +149,11 @@ class Ring:
         if with_gradient:  # what no kernel could differentiate is refused here
             self._gradients.plan(problem)
         y, lse = _problem.outputs(q)
-        travel = self.receive_buffers(plan.kv_scratch_elements, q)
-        scratch = {**self._state(plan, q), **travel}
+        travel = scratch = _NOTHING
+        if self.comm.world_size > 1:
+            travel = self.receive_buffers(plan.kv_scratch_elements, q)
+            nbytes = plan.accumulator_scratch_bytes
+            scratch = {"accumulator_scratch": q.new_empty(nbytes, dtype=torch.uint8), **travel}
         places = (plan, q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), lse.data_ptr(),
                   q.stride(), k.stride(), v.stride(), *(x.data_ptr() for x in scratch.values()))  # fmt: skip
         held: tuple[Any, ...] = (q, k, v)
@@ -201,7 +205,7 @@ class Ring:
 
     def _agree(self, call: Call) -> None:
         """Compare a new problem among the ranks: those that differ would misread each other."""
-        if call.new in self._agreed:
+        if call.new is None or call.new in self._agreed:
             return
         try:
             call.plan.validate(self.comm, call.args)
@@ -209,12 +213,6 @@ class Ring:
             self._forget_addresses()
             raise
         self._agreed.add(call.new)
-
-    def _state(self, plan: RingAttentionPlan, q: torch.Tensor) -> dict[str, torch.Tensor]:
-        if self.comm.world_size == 1:
-            return {}
-        nbytes = plan.accumulator_scratch_bytes
-        return {"accumulator_scratch": q.new_empty(nbytes, dtype=torch.uint8)}
 
     def receive_buffers(self, elements: int, q: torch.Tensor) -> dict[str, torch.Tensor]:
         """Where K and V arrive, by argument: one buffer at P = 2, else two."""

@@ -1,9 +1,9 @@
-"""Ring Attention as an attention implementation of Hugging Face transformers. Forward only.
+"""Ring Attention as an attention implementation of Hugging Face transformers.
 
 After ``register()``, a model made with ``attn_implementation="baracuda_ring"`` attends over a
 sequence whose shards lie on the ranks of a torch process group. Give it this rank's ``input_ids``
 (`baracuda_kernels.interop.torch.shard`) and their ``position_ids``. ``check(model)`` tells whether
-a ring can serve a model at all.
+a ring can serve a model at all. To train, cut the batches by a `BatchSharder`.
 """
 
 from __future__ import annotations

@@ -115,7 +115,9 @@ def _refuse(
             "the ring masks by causality alone"
         )
     if dropout:
-        raise UnsupportedError(f"dropout: got {dropout}, must be 0; call model.eval()")
+        raise UnsupportedError(
+            f"dropout: got {dropout}, must be 0; call model.eval(), or set config.attention_dropout"
+        )
     for name in _VARIANTS:
         if options.get(name) is not None:
             raise UnsupportedError(f"{name}: is given by the model, and no kernel serves it")

@@ -164,6 +164,13 @@ def ring_of(model: Any) -> tuple[Ring, str | None] | None:
     return None
 
 
+def require(model: Any, total: int | None, own_name: str | None) -> None:
+    """`_check.require`, once for each length."""
+    if _required.get(model) != (total, own_name):
+        _check.require(model, total, own_name)
+        _required[model] = (total, own_name)
+
+
 def _before(
     model: Any, ring: Ring, own_name: str | None, args: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
@@ -175,9 +182,7 @@ def _before(
         device = None if tokens is None else tokens.device
         rows = None if tokens is None else tokens.shape[1]
         total = None if rows is None else rows * ring.ranks()
-        if _required.get(model) != (total, own_name):
-            _check.require(model, total, own_name)
-            _required[model] = (total, own_name)
+        require(model, total, own_name)
         _refuse_arguments(model, given, ring)
         positions = given.get("position_ids")
         if positions is not None and rows is not None:
@@ -214,8 +219,7 @@ def _refuse_arguments(model: Any, given: dict[str, Any], ring: Ring) -> None:
     if given.get("labels") is not None and ring.ranks() > 1:
         raise UnsupportedError(
             "labels: are given, and the model would shift them within this rank's rows; must be "
-            "left out: shift the labels of the whole sequence, shard them like the tokens, and "
-            "compare them with this rank's logits by F.cross_entropy(..., reduction='sum')"
+            "left out: BatchSharder makes targets of the labels of the whole sequence, and the loss"
         )
     _attention.refuse_packed(given)
     for name in ("past_key_values", "cache", "cache_params"):

@@ -123,7 +123,9 @@ def _gather(group: dist.ProcessGroup, message: bytes) -> list[bytes]:
         group._get_backend(torch.device("cpu"))
     except RuntimeError:
         device = torch.device("cuda", torch.cuda.current_device())
-        with torch.cuda.stream(_streams.setdefault(device, torch.cuda.Stream(device))):
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream(device)
+        with torch.cuda.stream(_streams[device]):
             return _gathered(group, mine.to(device))
     return _gathered(group, mine)
 

@@ -86,7 +86,8 @@ class BatchSharder:
             What a collator makes: integer ``input_ids`` ``[B, N]`` (or ``inputs_embeds``
             ``[B, N, E]``); where there is a loss ``labels`` ``[B, N]``, not shifted, or
             ``shift_labels``, shifted. An ``attention_mask`` may have zeros behind each sequence,
-            where there are no labels; ``position_ids`` may be ``0 .. N - 1``.
+            where there are no labels; ``position_ids`` may be ``0 .. N - 1``. Best on the CPU, where
+            loaders make them: the ranks compare them, and for one on a GPU the host would wait.
 
         Returns
         -------
@@ -98,11 +99,12 @@ class BatchSharder:
         Raises
         ------
         InvalidProblemError
-            On every rank alike: a tensor of another shape or type, other positions, a ring's ranks
-            with different batches, or a length that cannot be cut.
+            On every rank alike: a tensor of another shape or type, a ring's ranks with different
+            batches, or a length that cannot be cut.
         UnsupportedError
-            On every rank alike: what `check` refuses at this length, packed sequences, an
-            ``attention_mask`` with other zeros, and everything that is none of the above, by name.
+            On every rank alike: what `check` refuses at this length, packed sequences, other
+            positions, an ``attention_mask`` with other zeros, and everything that is none of the
+            above, by name.
         CommunicatorError
             Another rank is gone.
         """

@@ -9,7 +9,7 @@ import torch
 
 from baracuda_kernels import sharding
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
-from baracuda_kernels.interop.transformers import _attention, _check, _models
+from baracuda_kernels.interop.transformers import _attention, _models
 
 TOKENS = ("input_ids", "inputs_embeds")
 _KNOWN = (*TOKENS, "labels", "shift_labels", "attention_mask", "position_ids")
@@ -56,7 +56,7 @@ def prepare(
     _require_positions(given.get("position_ids"), _models.first_position(model), tokens, mask)
     targets = _targets(given, tokens, mask, ignore_index)
     length = _length(model, rows, world_size, pad)
-    _check.require(model, length, own_name)
+    _models.require(model, length, own_name)
     whole = {name: _behind(tokens, length - rows, 0)}
     if targets is not None:
         whole["shift_labels"] = _behind(targets, length - rows, ignore_index)

@@ -52,6 +52,8 @@ def candidates(
     arch: Architecture,
     preference: PlanPreference,
     direction: Direction,
-    workspace: bool,
+    several_steps: bool,
 ) -> list[Candidate]: ...
-def backward_scratch_bytes(family: Family, descriptor: Any) -> int: ...
+def backward_scratch_bytes(
+    family: Family, descriptor: Any, several_steps: bool = False
+) -> int: ...

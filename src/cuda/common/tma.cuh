@@ -33,6 +33,18 @@ __device__ __forceinline__ void tma_load_4d(uint32_t dst, const void* map, uint3
       : "memory");
 }
 
+// The same to both blocks of a pair, at the same addresses, completing on the barrier of each.
+__device__ __forceinline__ void tma_load_4d_to_pair(uint32_t dst, const void* map,
+                                                    uint32_t barrier, int c0, int c1, int c2,
+                                                    int c3, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %8, %7;" ::"r"(dst),
+      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(policy),
+      "h"(static_cast<uint16_t>(3))
+      : "memory");
+}
+
 // So many bytes that lie together, a multiple of 16 as both addresses are. Completes as the boxes
 // do.
 __device__ __forceinline__ void tma_load_bytes(uint32_t dst, const void* src, uint32_t bytes,

@@ -1,13 +1,11 @@
 // From an XLA call frame to an attention step.
 #include "attention/forward/family.h"
 #include "baracuda/attention.h"
-#include "baracuda/exchange.h"
 #include "baracuda/status.h"
 #include "baracuda/xla_ffi.h"
 #include "common/interrupt.h"
 #include "interop/interrupt_watch.h"
 #include "interop/xla_call.h"
-#include "ring/margin.h"
 
 namespace baracuda {
 namespace xla {
@@ -55,20 +53,8 @@ int32_t bind_outputs(Buffers& results, const Buffer& q, StepParams& step) {
 }
 
 int32_t load(int32_t kernel, const StepParams& step) {
-  const baracuda_stream_ops* ops = baracuda_cuda_stream_ops();
   const int32_t status = baracuda_attention_load(kernel, &step);
-  return status == BARACUDA_OK && ops != nullptr ? ops->pause_load() : status;
-}
-
-// For an exchange of XLA's own beside the step; its communicators keep NCCL's clusters.
-int32_t make_room(int32_t kernel, const StepParams& step, void* stream) {
-  const baracuda_stream_ops* ops = baracuda_cuda_stream_ops();
-  if (kernel == BARACUDA_ATTENTION_HOST || ops == nullptr) return BARACUDA_OK;
-  StepGrid grid{};
-  const int32_t status = attention_step_grid(kernel, step, &grid);
-  if (status != BARACUDA_OK) return status;
-  return give_head_start(*ops, {grid.blocks, grid.blocks_per_multiprocessor}, step.sm_margin,
-                         true, stream);
+  return status == BARACUDA_OK ? load_room() : status;
 }
 
 // A NaN as float32 and, twice, as float64, that no arithmetic makes.
@@ -142,7 +128,11 @@ int32_t run(const CallFrame& frame, Stage stage, void* stream) {
   if (options.first) step.flags |= BARACUDA_STEP_FIRST;
   if (options.last) step.flags |= BARACUDA_STEP_LAST;
   if (kernel == BARACUDA_ATTENTION_HOST) return step_on_host(step, options.interruptible != 0);
-  if (step.sm_margin > 0) status = make_room(kernel, step, stream);
+  if (step.sm_margin > 0) {
+    StepGrid grid{};
+    status = attention_step_grid(kernel, step, &grid);
+    if (status == BARACUDA_OK) status = make_room(grid, step.sm_margin, stream);
+  }
   return status == BARACUDA_OK ? baracuda_attention_step(kernel, &step, stream) : status;
 }
 

@@ -1,5 +1,5 @@
 // From an XLA call frame to a step of the backward, and to what comes before the first one.
-#include "attention/problem.h"
+#include "attention/backward/family.h"
 #include "baracuda/attention_backward.h"
 #include "baracuda/status.h"
 #include "baracuda/xla_ffi.h"
@@ -9,8 +9,6 @@
 namespace baracuda {
 namespace xla {
 namespace {
-
-using BackwardParams = baracuda_attention_backward_params;
 
 struct Options {
   int64_t first, last, causal, dlse, kernel, sequence_dim, sm_margin;
@@ -106,7 +104,14 @@ int32_t enqueue(int32_t kernel, const Options& options, BackwardParams& params, 
     params.step.flags |= BARACUDA_STEP_FIRST;
   }
   if (options.last) params.step.flags |= BARACUDA_STEP_LAST;
-  return baracuda_attention_backward_step(kernel, &params, stream);
+  int32_t status = BARACUDA_OK;
+  if (kernel != BARACUDA_ATTENTION_HOST && params.step.sm_margin > 0) {
+    StepGrid grid{};
+    status = backward_step_grid(kernel, params, &grid);
+    if (status == BARACUDA_OK) status = make_room(grid, params.step.sm_margin, stream);
+  }
+  return status == BARACUDA_OK ? baracuda_attention_backward_step(kernel, &params, stream)
+                               : status;
 }
 
 int32_t run(const CallFrame& frame, Stage stage, void* stream) {
@@ -125,7 +130,10 @@ int32_t run(const CallFrame& frame, Stage stage, void* stream) {
   status = bind_problem(operands, options.sequence_dim, step);
   if (status != BARACUDA_OK) return status;
   step.lse_element = step.element == BARACUDA_F64 ? BARACUDA_F64 : BARACUDA_F32;
-  if (stage == Stage::kLoad) return baracuda_attention_backward_load(kernel, &step);
+  if (stage == Stage::kLoad) {
+    status = baracuda_attention_backward_load(kernel, &step);
+    return status == BARACUDA_OK ? load_room() : status;
+  }
   const Buffer& q = *static_cast<const Buffer*>(frame.operands.values[0]);
   const Buffer* dy = nullptr;
   status = next_like_q(operands, "dy", q, dy);

@@ -3,7 +3,9 @@
 #include <cstdio>
 #include <cstring>
 
+#include "baracuda/exchange.h"
 #include "baracuda/status.h"
+#include "ring/margin.h"
 
 namespace baracuda {
 namespace xla {
@@ -186,6 +188,18 @@ int32_t bind_in_place(const char* name, const Buffer* before, const Buffer* afte
   }
   *memory = buffer.data;
   return BARACUDA_OK;
+}
+
+int32_t load_room() {
+  const baracuda_stream_ops* ops = baracuda_cuda_stream_ops();
+  return ops != nullptr ? ops->pause_load() : BARACUDA_OK;
+}
+
+int32_t make_room(const StepGrid& grid, int32_t sm_margin, void* stream) {
+  const baracuda_stream_ops* ops = baracuda_cuda_stream_ops();
+  if (ops == nullptr) return BARACUDA_OK;
+  return give_head_start(*ops, {grid.blocks, grid.blocks_per_multiprocessor}, sm_margin, true,
+                         stream);
 }
 
 void* handle(void* given, Stage stage, bool cuda,

@@ -5,6 +5,7 @@
 
 #include <initializer_list>
 
+#include "attention/forward/family.h"
 #include "attention/problem.h"
 #include "common/error.h"
 #include "interop/xla_ffi_abi.h"
@@ -82,6 +83,11 @@ int32_t bind_maps(Buffers& operands, StepParams& step);
 // may be null in the last one.
 int32_t bind_in_place(const char* name, const Buffer* before, const Buffer* after, int64_t needed,
                       void** memory);
+
+// What make_room() may launch.
+int32_t load_room();
+// For an exchange of XLA's own beside a step on a GPU: its communicators keep NCCL's clusters.
+int32_t make_room(const StepGrid& grid, int32_t sm_margin, void* stream);
 
 // Answers XLA's question for the version, or runs the call; its failure becomes an XLA error.
 void* handle(void* frame, Stage stage, bool cuda,

@@ -24,16 +24,18 @@ using baracuda::fail_with_code;
 struct Driver {
   CUresult (*wait_value)(CUstream, CUdeviceptr, cuuint64_t, unsigned) = nullptr;
   CUresult (*write_value)(CUstream, CUdeviceptr, cuuint32_t, unsigned) = nullptr;
+  CUresult (*batch_ops)(CUstream, unsigned, CUstreamBatchMemOpParams*, unsigned) = nullptr;
   CUresult (*address_range)(CUdeviceptr*, size_t*, CUdeviceptr) = nullptr;
   CUresult (*error_string)(CUresult, const char**) = nullptr;
 
   Driver() {
     find("cuStreamWaitValue64", &wait_value);
     find("cuStreamWriteValue32", &write_value);
+    find("cuStreamBatchMemOp", &batch_ops);
     find("cuMemGetAddressRange", &address_range);
     find("cuGetErrorString", &error_string);
   }
-  bool is_complete() const { return wait_value && write_value && address_range; }
+  bool is_complete() const { return wait_value && write_value && batch_ops && address_range; }
 
  private:
   template <typename F>
@@ -134,6 +136,42 @@ int32_t write_word(void* stream, void* word, uint32_t value) {
       "cuStreamWriteValue32");
 }
 
+int32_t write_words(void* stream, void* const* words, const uint32_t* values, int32_t count) {
+  constexpr int32_t kMost = 4;
+  CUstreamBatchMemOpParams writes[kMost] = {};
+  if (count > kMost) {
+    return fail(BARACUDA_INVALID_ARGUMENT, "cuStreamBatchMemOp", "%d words at once", count);
+  }
+  for (int32_t i = 0; i < count; ++i) {
+    writes[i].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_32;
+    writes[i].writeValue.address = reinterpret_cast<CUdeviceptr>(words[i]);
+    writes[i].writeValue.value = values[i];
+  }
+  return check_driver(driver().batch_ops(static_cast<CUstream>(stream),
+                                         static_cast<unsigned>(count), writes, 0),
+                      "cuStreamBatchMemOp");
+}
+
+// Rows of two allocations are no copy. That is asked first: a call that fails might end a capture.
+int32_t copy_rows(void* into, const void* from, int64_t row_bytes, int64_t pitch, int32_t rows,
+                  void* stream) {
+  CUdeviceptr base = 0;
+  size_t size = 0;
+  const CUdeviceptr begin = reinterpret_cast<CUdeviceptr>(from);
+  const size_t width = static_cast<size_t>(row_bytes);
+  const size_t end = static_cast<size_t>(pitch) * static_cast<size_t>(rows - 1) + width;
+  if (driver().address_range(&base, &size, begin) != CUDA_SUCCESS || begin + end > base + size) {
+    return BARACUDA_UNSUPPORTED;
+  }
+  const cudaError_t error =
+      cudaMemcpy2DAsync(into, width, from, static_cast<size_t>(pitch), width,
+                        static_cast<size_t>(rows), cudaMemcpyDefault,
+                        static_cast<cudaStream_t>(stream));
+  if (error == cudaSuccess) return BARACUDA_OK;
+  cudaGetLastError();
+  return BARACUDA_UNSUPPORTED;
+}
+
 int32_t wait_word(void* stream, void* word, uint64_t mask) {
   return check_driver(
       driver().wait_value(static_cast<CUstream>(stream), reinterpret_cast<CUdeviceptr>(word), mask,
@@ -146,7 +184,8 @@ int32_t wait_word(void* stream, void* word, uint64_t mask) {
 const baracuda_peer_ops peer_ops = {
     sizeof(baracuda_peer_ops), export_memory,  open_memory,         close_memory,
     nullptr,                   map_words,      unmap_words,         write_word,
-    wait_word,                 baracuda::gate, baracuda::load_gate, baracuda_cuda_stream_query,
+    write_words,               wait_word,      baracuda::gate,      baracuda::load_gate,
+    baracuda_cuda_stream_query, copy_rows,
 };
 
 }  // namespace

@@ -5,26 +5,13 @@
 namespace baracuda {
 namespace {
 
-// The forward's, but for the head_dims that have kernels.
-const FamilyFacts& sm90a_facts() {
-  static const FamilyFacts facts = [] {
-    FamilyFacts made = *find_facts(BARACUDA_ATTENTION_SM90A);
-    made.max_head_dim = 128;
-    made.head_dims[0] = 64;
-    made.head_dims[1] = 128;
-    made.head_dims[2] = 0;
-    return made;
-  }();
-  return facts;
-}
-
 // lse / scale and a row's 2^127 that hides it are taken off scores in float32.
 std::string refused_by_sm90a(const StepParams& p) {
   if (p.scale < 0x1p-80) return "scale is below 2**-80, and it divides by it in float32";
   int64_t tiles = 0;
   if (__builtin_mul_overflow(p.batch, p.kv_heads, &tiles) ||
       __builtin_mul_overflow(tiles, p.key_len / 128 + 1, &tiles) ||
-      tiles > sm90a_facts().max_tiles) {
+      tiles > find_facts(BARACUDA_ATTENTION_SM90A)->max_tiles) {
     return "its key tiles are more than it counts in 32 bits";
   }
   return "";
@@ -39,8 +26,8 @@ int32_t backward_family(int32_t kernel) {
 const FamilyFacts* find_backward_facts(int32_t kernel) {
   switch (backward_family(kernel)) {
     case BARACUDA_ATTENTION_HOST:
-    case BARACUDA_ATTENTION_SIMT: return find_facts(kernel);
-    case BARACUDA_ATTENTION_SM90A: return &sm90a_facts();
+    case BARACUDA_ATTENTION_SIMT:
+    case BARACUDA_ATTENTION_SM90A: return find_facts(kernel);
     default: return nullptr;
   }
 }

@@ -33,6 +33,8 @@ typedef struct baracuda_peer_ops {
   int32_t (*map_words)(void* words, int64_t bytes, void** device_words);
   int32_t (*unmap_words)(void* words);
   int32_t (*write_word)(void* stream, void* word, uint32_t value);
+  // Several in their order, for less than as many writes. NULL: one by one.
+  int32_t (*write_words)(void* stream, void* const* words, const uint32_t* values, int32_t count);
   // stream waits until the word and mask have a bit in common.
   int32_t (*wait_word)(void* stream, void* word, uint64_t mask);
   // The same by a kernel of one block, which resets the word, lets the launch behind it begin its
@@ -41,6 +43,11 @@ typedef struct baracuda_peer_ops {
   int32_t (*gate)(void* stream, void* word, uint64_t mask, void* signal);
   int32_t (*gate_load)(void);
   int32_t (*query)(void* stream, int32_t* done);
+  // Rows of memory that lie apart, into memory where they lie together, as one copy; the pitch is from
+  // the start of one to that of the next. BARACUDA_UNSUPPORTED, without a record and with nothing
+  // enqueued, where it cannot. NULL: it never can.
+  int32_t (*copy_rows)(void* into, const void* from, int64_t row_bytes, int64_t pitch, int32_t rows,
+                       void* stream);
 } baracuda_peer_ops;
 
 // NULL in a build without CUDA.

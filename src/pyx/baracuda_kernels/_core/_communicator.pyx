@@ -35,7 +35,7 @@ DEFAULT_MAX_CTAS = 8
 _MOST_CTAS = 64  # NCCL's channels
 _STATES = ("healthy", "failed", "aborted")
 # What `exchange` is where neither the caller nor BARACUDA_EXCHANGE says.
-DEFAULT_EXCHANGE = "nccl"
+DEFAULT_EXCHANGE = "auto"
 _WISHES = {"auto": c_api.BARACUDA_PEER_AUTO, "peer": c_api.BARACUDA_PEER_REQUIRED,
            "nccl": c_api.BARACUDA_PEER_NEVER}
 _WAITS = {"event": c_api.BARACUDA_PEER_WAIT_EVENT, "value": c_api.BARACUDA_PEER_WAIT_VALUE,
@@ -301,7 +301,7 @@ cdef class Communicator(RingMember):
             SMs that an exchange may take (``max_ctas`` of NCCL's config), and that the kernels beside
             it leave free: 1 to 64, 8 by default. NCCL takes the next power of two.
         exchange : "auto", "peer" or "nccl", optional
-            How chunks move between ranks of one host; BARACUDA_EXCHANGE, else "nccl", by default.
+            How chunks move between ranks of one host; BARACUDA_EXCHANGE, else "auto", by default.
             "auto": by the copy engines where a trial shows that it works and the receive buffers
             are registered (:meth:`register`), else by NCCL; a hop needs both of its ranks to allow
             it. "peer": that, or an error.
@@ -503,9 +503,9 @@ cdef class Communicator(RingMember):
         """Let runs receive into ``buffer`` by the copy engines of its neighbours (collective).
 
         Every rank gives the same buffers in the same order: those that it passes as
-        ``kv_scratch_a`` and ``kv_scratch_b``, one by one or as one piece that both lie in, with the
-        same places in it. The communicator keeps them alive. A run whose receive buffers are not
-        registered goes by NCCL.
+        ``kv_scratch_a`` and ``kv_scratch_b``, and for gradients as ``kv_gradient_scratch``, one by
+        one or as one piece that they lie in, with the same places in it. The communicator keeps them
+        alive. A run whose receive buffers are not registered goes by NCCL.
 
         Parameters
         ----------

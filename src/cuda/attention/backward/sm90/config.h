@@ -35,6 +35,7 @@ struct Config {
   static constexpr int ds_stages = DsStages;
   static constexpr int dq_stages = Pair ? 0 : 2;
   static constexpr bool pair = Pair;
+  static constexpr bool sends_ds = Pair;  // by a warp of its own
   static constexpr bool ordered = Ordered;
   // Query tiles that a block still has to copy in when it takes its next key tile.
   static constexpr int lead = 4;

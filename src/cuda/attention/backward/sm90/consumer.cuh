@@ -9,10 +9,10 @@
 #include "attention/backward/sm90/barriers.cuh"
 #include "attention/backward/sm90/gradients.cuh"
 #include "attention/backward/sm90/schedule.cuh"
+#include "attention/backward/sm90/scores.cuh"
 #include "attention/backward/sm90/shift.cuh"
 #include "common/cluster.cuh"
 #include "common/dtype.cuh"
-#include "common/exponential.cuh"
 #include "common/global_access.cuh"
 #include "common/uniform.cuh"
 #include "common/wgmma.cuh"
@@ -108,6 +108,7 @@ class Consumer {
     const uint32_t q_tile = shared_ + C::q_offset + stage * C::q_bytes;
     const uint32_t dy_tile = shared_ + C::dy_offset + stage * C::q_bytes;
     const uint32_t statistics = shared_ + C::statistics_offset + stage * C::statistics_bytes;
+    const uint32_t keys = group_ * C::group_n * 128;
     mbarrier_wait(barriers_.q_full(stage), parity);
     pin_registers(s);
     pin_registers(dp);
@@ -123,29 +124,29 @@ class Consumer {
     pin_registers(ones);
     pin_registers(delta_ones);
     wgmma_fence();
-    issue_scores(s, k_tile(k_stage_), q_tile, ones, statistics);
+    issue_scores<C>(s, k_tile(k_stage_) + keys, q_tile, ones, statistics);
     mbarrier_wait(barriers_.dy_full(stage), parity);
     wgmma_fence();
-    issue_scores(dp, shared_ + C::v_offset, dy_tile, delta_ones, statistics);
+    issue_scores<C>(dp, shared_ + C::v_offset + keys, dy_tile, delta_ones, statistics);
     wgmma_wait<1>();
     pin_registers(s);
     const int left[2] = {first_row_[0] - m * C::block_m, first_row_[1] - m * C::block_m};
-    take_weights(s);
+    take_weights<C>(s, args_.scale_log2, shift_);
     if (masked) hide(s, left);
 #pragma unroll
-    for (int k = 0; k < steps; ++k) pack(s, k, p[k]);
+    for (int k = 0; k < steps; ++k) pack<Element>(s, k, p[k]);
     pin_registers(dv);
     wgmma_fence();
-    issue_update(dv, p, dy_tile);
+    issue_update<C>(dv, p, dy_tile);
     wgmma_wait<1>();
     pin_registers(dp);
     take_gradients(dp, s);
     if (masked) hide(dp, left);
 #pragma unroll
-    for (int k = 0; k < steps; ++k) pack(dp, k, ds[k]);
+    for (int k = 0; k < steps; ++k) pack<Element>(dp, k, ds[k]);
     pin_registers(dk);
     wgmma_fence();
-    issue_update(dk, ds, q_tile);
+    issue_update<C>(dk, ds, q_tile);
     store_ds(ds);
     hand_over_ds();
     const bool makes_dq = k_before_ >= 0 && makes_dq_of(n_ - 1);
@@ -213,64 +214,13 @@ class Consumer {
   }
   static constexpr int own_ds_stages = C::pair ? 2 : C::ds_stages;
 
-  // One operand from each tile, 64 keys by 64 queries, less the rows' lse or delta.
-  __device__ __forceinline__ void issue_scores(float (&d)[scores], uint32_t key_tile,
-                                               uint32_t query_tile, const uint32_t (&ones)[4],
-                                               uint32_t statistics) const {
-    const uint64_t a = wgmma_descriptor(key_tile + group_ * C::group_n * 128, 0);
-    const uint64_t b = wgmma_descriptor(query_tile, 0);
-#pragma unroll
-    for (int i = 0; i < C::head_dim / 16; ++i) {
-      const int block = i / 4, inside = i % 4 * 32;
-      wgmma<Element>(d, a + ((block * C::kv_block_bytes + inside) >> 4),
-                     b + ((block * C::q_block_bytes + inside) >> 4), i > 0);
-    }
-    wgmma_bf16_k_major(d, ones, wgmma_descriptor_k8(statistics));
-    wgmma_commit();
-  }
-  // Adds the products with the rows of a query tile.
-  __device__ __forceinline__ void issue_update(float (&d)[columns], const uint32_t (&a)[steps][4],
-                                               uint32_t query_tile) const {
-    const uint64_t b = wgmma_descriptor(query_tile, C::q_block_bytes);
-#pragma unroll
-    for (int i = 0; i < steps; ++i) wgmma<Element>(d, a[i], b + (i * 2048 >> 4));
-    wgmma_commit();
-  }
+  __device__ __forceinline__ float unshift() const { return unshift_of<C>(shift_); }
 
-  // What takes the shift off again.
-  __device__ __forceinline__ float unshift() const { 
-    if constexpr (!C::shifts) return 1.0f;
-    // Volatile: made anew where it is needed, not kept in a register.
-    float factor;
-    asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(factor) : "f"(-shift_));
-    return factor;
-  }
-
-  // P of S, and dS of dP, both times two to the shift.
-  __device__ __forceinline__ void take_weights(float (&s)[scores]) const {
-#pragma unroll
-    for (int i = 0; i < scores; ++i)
-      s[i] = exp2_approx(C::shifts ? fmaf(s[i], args_.scale_log2, shift_)
-                                   : s[i] * args_.scale_log2);
-  }
   static __device__ __forceinline__ void take_gradients(float (&dp)[scores],
                                                         const float (&p)[scores]) {
 #pragma unroll
     for (int i = 0; i < scores; ++i) dp[i] *= p[i];
   }
-  // By select: where P is zero dP or delta may be NaN.
-  static __device__ __forceinline__ void hide(float (&x)[scores], const int (&left)[2]) {
-#pragma unroll
-    for (int i = 0; i < scores; ++i)
-      if (i / 4 * 8 + i % 2 < left[i / 2 % 2]) x[i] = 0.0f;
-  }
-  // The A fragment of the k-th 16 columns.
-  static __device__ __forceinline__ void pack(const float (&x)[scores], int k, uint32_t (&a)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      a[i] = Dtype<Element>::pack(x[8 * k + 2 * i], x[8 * k + 2 * i + 1]);
-  }
-
   // dS of the n_-th query tile and this warpgroup's keys, as soon as dQ of the tile that lay there
   // before has been made.
   __device__ __forceinline__ void store_ds(const uint32_t (&ds)[steps][4]) const {

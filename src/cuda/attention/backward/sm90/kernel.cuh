@@ -49,12 +49,12 @@ __global__ void __launch_bounds__(C::threads, 1) step_kernel(const __grid_consta
       } else if constexpr (C::dq_stages > 0) {
         add_dq(args, shared, barriers);
       }
-      if constexpr (C::pair) share_ds(shared, barriers, args.group);
+      if constexpr (C::sends_ds) share_ds(shared, barriers, args.group);
     } else if constexpr (C::ordered) {
       add_dq_in_turn(args, shared, barriers, 1);
     }
   } else {
-    take_registers<C::consumer_registers>();
+    if constexpr (C::consumer_registers > 0) take_registers<C::consumer_registers>();
     Consumer<C>(args, shared, barriers, warp / 4 - 1).run();
   }
   if constexpr (C::pair) {

@@ -106,8 +106,9 @@ int32_t launch_finish(const BackwardParams& params, cudaStream_t stream) {
   args.query_len = static_cast<int>(p.query_len);
   args.query_tiles = static_cast<int>(scratch.query_tiles);
   args.scale = static_cast<float>(p.scale);
+  // Beside a pair's step, blocks of it that wait for its end cost more than they save.
   return launch_grid(finish_kernel<typename C::Element, C::head_dim, C::block_m>,
-                     dim3(static_cast<unsigned>(scratch.tiles)), finish_threads, 0, stream, true,
+                     dim3(static_cast<unsigned>(scratch.tiles)), finish_threads, 0, stream, !C::pair,
                      args);
 }
 

@@ -8,6 +8,7 @@ namespace baracuda::sm90::backward {
 // Those that serve this element.
 BackwardFamily variant_d64(const StepParams& problem);
 BackwardFamily variant_d128(const StepParams& problem);
+BackwardFamily variant_d256(const StepParams& problem);
 BackwardFamily variant_d64_ordered(const StepParams& problem);
 BackwardFamily variant_d128_ordered(const StepParams& problem);
 

@@ -52,6 +52,33 @@ int32_t take_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint3
   return status == BARACUDA_OK ? write_word(peer, stream, word, 0) : status;
 }
 
+// Words that are written one right after the other.
+class Writes {
+ public:
+  void add(const baracuda_peer& peer, const PeerWord& word, uint32_t value) {
+    words_[count_] = peer.on_device(word);
+    values_[count_++] = value;
+  }
+
+  int32_t enqueue(const baracuda_peer& peer, void* stream) const {
+    if (peer.ops->write_words != nullptr) {
+      return recorded("write_words",
+                      [&] { return peer.ops->write_words(stream, words_, values_, count_); });
+    }
+    int32_t status = BARACUDA_OK;
+    for (int32_t i = 0; i < count_ && status == BARACUDA_OK; ++i) {
+      status = recorded("write_word",
+                        [&] { return peer.ops->write_word(stream, words_[i], values_[i]); });
+    }
+    return status;
+  }
+
+ private:
+  void* words_[3];
+  uint32_t values_[3];
+  int32_t count_ = 0;
+};
+
 constexpr uint32_t kSet = 1;
 
 int32_t grant(Endpoint* end, const Round* round) {
@@ -82,23 +109,51 @@ int32_t open(Endpoint* end) {
   return baracuda_send_recv_exchange()->open(end);
 }
 
+// One or more pieces of memory that go as one copy: each has a start of its own.
 struct Copy {
   char* into = nullptr;
   const char* from = nullptr;
-  int64_t bytes = 0;
+  int64_t bytes = 0;  // of a row
+  int64_t pitch = 0;  // from one row to the next, at the source
+  int32_t rows = 1;
 
-  // Takes in another one that lies right behind this one at both ends.
+  // Takes in another piece that lies behind this one at the target, and at the source either right
+  // behind it too or as a row of the same size.
   bool extend(const Copy& other) {
-    if (other.into != into + bytes || other.from != from + bytes) return false;
-    bytes += other.bytes;
+    if (bytes == 0 || other.into != into + rows * bytes) return false;
+    if (rows == 1 && other.from == from + bytes) {
+      bytes += other.bytes;
+      return true;
+    }
+    const int64_t distance = other.from - (from + (rows - 1) * pitch);
+    const bool is_row = other.bytes == bytes && distance > bytes && distance < kMostPitch &&
+                        (rows == 1 || distance == pitch);
+    if (!is_row) return false;
+    pitch = distance;
+    ++rows;
     return true;
   }
+
+ private:
+  static constexpr int64_t kMostPitch = int64_t{1} << 31;
 };
 
-int32_t enqueue(const Endpoint& end, const Copy& copy) {
+int32_t enqueue(const baracuda_peer& peer, const Copy& copy) {
+  const Endpoint& end = peer.end;
   if (copy.bytes == 0) return BARACUDA_OK;
-  return recorded("copy",
-                  [&] { return end.ops->copy(copy.into, copy.from, copy.bytes, end.ring_stream); });
+  if (copy.rows > 1 && peer.ops->copy_rows != nullptr &&
+      peer.ops->copy_rows(copy.into, copy.from, copy.bytes, copy.pitch, copy.rows,
+                          end.ring_stream) == BARACUDA_OK) {
+    return BARACUDA_OK;
+  }
+  int32_t status = BARACUDA_OK;
+  for (int32_t row = 0; row < copy.rows && status == BARACUDA_OK; ++row) {
+    status = recorded("copy", [&] {
+      return end.ops->copy(copy.into + row * copy.bytes, copy.from + row * copy.pitch, copy.bytes,
+                           end.ring_stream);
+    });
+  }
+  return status;
 }
 
 int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
@@ -115,20 +170,21 @@ int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
     const PeerBuffer& buffer = peer.buffers[static_cast<size_t>(peer.find(mine, out.bytes))];
     const Copy one{buffer.next + (mine - buffer.mine), static_cast<const char*>(out.data),
                    out.bytes};
-    // Every copy has a start of its own, which pieces that lie together are spared.
     if (copy.extend(one)) continue;
-    status = enqueue(end, copy);
+    status = enqueue(peer, copy);
     copy = one;
   }
-  if (status == BARACUDA_OK) status = enqueue(end, copy);
-  // First what the next rank's step waits for, then what its ring stream does.
-  if (status == BARACUDA_OK && peer.next_wait != BARACUDA_PEER_WAIT_EVENT) {
-    const PeerWord& arrived = words.arrived[at.number & (kPeerArrivals - 1)];
-    status = write_word(peer, end.ring_stream, arrived, at.full);
+  if (status == BARACUDA_OK) status = enqueue(peer, copy);
+  if (status != BARACUDA_OK) return status;
+  // First what the next rank's step waits for, last what its ring stream does: its next grant, which
+  // follows, must find the word reset.
+  Writes writes;
+  if (peer.next_wait != BARACUDA_PEER_WAIT_EVENT) {
+    writes.add(peer, words.arrived[at.number & (kPeerArrivals - 1)], at.full);
   }
-  // The next grant follows `full`.
-  if (status == BARACUDA_OK) status = write_word(peer, end.ring_stream, words.granted, 0);
-  return status == BARACUDA_OK ? write_word(peer, end.ring_stream, words.full, at.full) : status;
+  writes.add(peer, words.granted, 0);
+  writes.add(peer, words.full, at.full);
+  return writes.enqueue(peer, end.ring_stream);
 }
 
 // What does not go by peer goes by the transport.
@@ -163,15 +219,17 @@ int32_t complete(Endpoint* end, const Round* round) {
   const PeerHopWords& mine = peer.file.hop(peer.rank());
   int32_t status = await_word(peer, end->ring_stream, mine.full, at.full);
   if (status == BARACUDA_OK && round->end_mark != nullptr) status = record(*end, round->end_mark);
-  // Ahead of the event behind which the caller's stream sets it.
-  if (status == BARACUDA_OK && at.starts && peer.wait != BARACUDA_PEER_WAIT_EVENT) {
-    status = write_word(peer, end->ring_stream, mine.idle, 0);
-  }
+  if (status != BARACUDA_OK) return status;
+  // Ahead of the event, which the caller's stream waits for: a capture wants all work joined, and the
+  // caller's stream sets `idle` behind it.
+  Writes writes;
+  writes.add(peer, mine.full, 0);
+  if (at.starts && peer.wait != BARACUDA_PEER_WAIT_EVENT) writes.add(peer, mine.idle, 0);
+  status = writes.enqueue(peer, end->ring_stream);
   if (status != BARACUDA_OK) return status;
   Round marked{};
   marked.number = round->number;
-  status = baracuda_send_recv_exchange()->complete(end, &marked);
-  return status == BARACUDA_OK ? write_word(peer, end->ring_stream, mine.full, 0) : status;
+  return baracuda_send_recv_exchange()->complete(end, &marked);
 }
 
 int32_t wait(Endpoint* end, int32_t number, void* stream) {

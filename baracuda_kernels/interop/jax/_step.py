@@ -12,8 +12,8 @@ from jax.interpreters import ad
 from baracuda_kernels import RingAttentionDescriptor
 from baracuda_kernels._core._enums import Direction
 from baracuda_kernels.errors import UnsupportedError
-from baracuda_kernels.interop import _jax_lowering as lowering
-from baracuda_kernels.interop._jax_axes import uniform
+from baracuda_kernels.interop.jax import _lowering as lowering
+from baracuda_kernels.interop.jax._axes import uniform
 from baracuda_kernels.ops.attention import _xla
 from baracuda_kernels.ops.attention._descriptor import accumulator_of
 

@@ -14,9 +14,9 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from baracuda_kernels import RingAttentionDescriptor
-from baracuda_kernels.interop import _jax_backward, _jax_primitive
-from baracuda_kernels.interop._jax_axes import Spec, over_parts
-from baracuda_kernels.interop._jax_order import once_only
+from baracuda_kernels.interop.jax import _backward, _step
+from baracuda_kernels.interop.jax._axes import Spec, over_parts
+from baracuda_kernels.interop.jax._order import once_only
 from baracuda_kernels.ops.attention import _positions
 
 # What a policy of jax.checkpoint knows y and lse by.
@@ -50,15 +50,19 @@ class Ring:
     def over_parts(
         self, compute: Callable[..., Any], arrays: Sequence[jax.Array], results: Sequence[int]
     ) -> Any:
-        """``compute(ring, *arrays)`` on parts of batch and heads; see :mod:`_jax_axes`."""
+        """``compute(ring, rank, *arrays)`` on parts of batch and heads; see :mod:`_axes`."""
 
-        def of_part(*parts: jax.Array) -> Any:
-            return compute(self.of_part(*parts[:2]), *parts)
+        def of_part(rank: jax.Array, *parts: jax.Array) -> Any:
+            return compute(self.of_part(*parts[:2]), rank, *parts)
 
+        arrays = (self.rank(), *arrays)
         return over_parts(of_part, arrays, results, self.spec, self.axis_name, self.sequence_dim)
 
-    def rank(self) -> Any:
-        return lax.axis_index(self.axis_name) if self.world_size > 1 else 0
+    def rank(self) -> jax.Array:
+        """This device's, where positions matter. JAX 0.9 does not tell it within parts."""
+        if self.world_size > 1 and self.descriptor.is_causal:
+            return lax.axis_index(self.axis_name)
+        return jnp.zeros((), jnp.int32)
 
     def to_next(self, x: jax.Array) -> jax.Array:
         """Each device's array, on the device after it."""
@@ -92,10 +96,9 @@ def position_maps(
 # Compiled as a whole where nothing around it is.
 @partial(jax.jit, static_argnames=("ring", "gradient"), inline=True)
 def forward(
-    ring: Ring, q: jax.Array, k: jax.Array, v: jax.Array, gradient: str = "none"
+    ring: Ring, rank: Any, q: jax.Array, k: jax.Array, v: jax.Array, gradient: str = "none"
 ) -> tuple[jax.Array, jax.Array]:
     """y and lse [B, H, Q]: P steps, and P - 1 exchanges of K and V."""
-    rank = ring.rank()
     state: list[jax.Array] = []
     k_next, v_next = k, v
     for step in range(ring.world_size):
@@ -104,7 +107,7 @@ def forward(
         if not last:
             # Before the step in the program: independent of it, so that XLA may overlap the two.
             k_next, v_next = ring.to_next(k), ring.to_next(v)
-        state = _jax_primitive.bind(
+        state = _step.bind(
             q,
             k,
             v,
@@ -123,7 +126,7 @@ def forward(
 
 @partial(jax.jit, static_argnames="ring", inline=True)
 def backward(
-    ring: Ring, q: jax.Array, k: jax.Array, v: jax.Array, y: jax.Array, lse: jax.Array,
+    ring: Ring, rank: Any, q: jax.Array, k: jax.Array, v: jax.Array, y: jax.Array, lse: jax.Array,
     dy: jax.Array, dlse: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """dq, dk and dv: K and V travel as in the forward, their gradients a step behind.
@@ -131,7 +134,7 @@ def backward(
     The device's own chunk comes first, and its share of dk and dv stays. The sum of the others'
     shares begins in step 1, travels in the accumulator's type and comes home after the last step.
     """
-    rank, size = ring.rank(), ring.world_size
+    size = ring.world_size
     rows = [y, lse[..., None], *([] if dlse is None else [dlse[..., None]])]
     kept: list[jax.Array] = []
     own: list[jax.Array] = []
@@ -144,7 +147,7 @@ def backward(
         if not last:
             k_next, v_next = ring.to_next(k_here), ring.to_next(v_here)
         received = [ring.to_next(x) for x in travelling]
-        scratch, *shares = _jax_backward.bind(
+        scratch, *shares = _backward.bind(
             q,
             k_here,
             v_here,

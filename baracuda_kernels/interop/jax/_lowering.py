@@ -12,12 +12,12 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from baracuda_kernels import FlashSdpaDescriptor, PlanPreference, RingAttentionDescriptor, registry
+from baracuda_kernels import PlanPreference, RingAttentionDescriptor, registry
 from baracuda_kernels._core._enums import Direction
 from baracuda_kernels._core._selection import Architecture
 from baracuda_kernels._machine import why_no_gpu
 from baracuda_kernels.errors import UnsupportedError
-from baracuda_kernels.interop._jax_axes import over_first_axis, uniform
+from baracuda_kernels.interop.jax._axes import over_first_axis, uniform
 from baracuda_kernels.ops.attention import _xla
 
 TARGETS = {
@@ -45,14 +45,8 @@ def choose(
     deterministic: bool = False,
 ) -> int:
     """The number of the kernel that serves a step there; UnsupportedError with all reasons."""
-    problem: Any = descriptor
-    if direction is Direction.BACKWARD:
-        # A step's gradients are those of attention on one device.
-        fields = descriptor.to_dict()
-        del fields["sequence_layout"]
-        problem = FlashSdpaDescriptor.from_dict(fields)
     preference = PlanPreference(deterministic=True if deterministic else None)
-    family = registry.explain(problem, arch, preference, direction).require().entry
+    family = registry.explain(descriptor, arch, preference, direction).require().entry
     number: int = family.backward_kernel if direction is Direction.BACKWARD else family.kernel
     return number
 

@@ -1,9 +1,4 @@
-"""Ring Attention inside ``jax.jit`` and ``jax.shard_map``.
-
-The step is a custom call that XLA runs on its own stream; K and V go around by ``lax.ppermute``, so
-XLA owns the communication and no second communicator exists. On the CPU and on CUDA devices.
-Needs JAX 0.9 or later. Gradients in reverse mode, of first order.
-"""
+"""The public calls, with the checks that they make while JAX traces."""
 
 from __future__ import annotations
 
@@ -19,18 +14,16 @@ from baracuda_kernels._arguments import layout_of
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels._local_memory import element_of
 from baracuda_kernels.errors import InvalidProblemError
-from baracuda_kernels.interop import _jax_primitive
-from baracuda_kernels.interop._jax_axes import (
+from baracuda_kernels.interop.jax import _step
+from baracuda_kernels.interop.jax._axes import (
     explicit_spec,
     refuse_explicit_axes,
     uniform,
     varying_axes,
 )
-from baracuda_kernels.interop._jax_order import reverse_only
-from baracuda_kernels.interop._jax_ring import Ring, attention, position_maps
+from baracuda_kernels.interop.jax._order import reverse_only
+from baracuda_kernels.interop.jax._ring import Ring, attention, position_maps
 from baracuda_kernels.sharding import positions, rows_per_rank
-
-__all__ = ["attention_step", "ring_attention", "sequence_order"]
 
 _SEQUENCE_DIM = {"bhsd": 2, "bshd": 1}
 
@@ -237,7 +230,7 @@ def attention_step(
     if state is not None:
         _check_state(state, descriptor)
         operands.append(state)
-    results = _jax_primitive.bind(
+    results = _step.bind(
         *operands,
         descriptor=descriptor,
         first=state is None,
@@ -351,8 +344,8 @@ def _check_margin(sm_margin: Any) -> None:
 
 
 def _check_state(state: Any, descriptor: RingAttentionDescriptor) -> None:
-    dtype = _jax_primitive.accumulator(descriptor)
-    elements = _jax_primitive.state_elements(descriptor)
+    dtype = _step.accumulator(descriptor)
+    elements = _step.state_elements(descriptor)
     if getattr(state, "shape", None) != (1, 1, 1, elements) or state.dtype != dtype:
         raise InvalidProblemError(
             f"state: got {state!r:.80}, must be what an earlier step of this problem returned"

@@ -13,7 +13,7 @@ import jax
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 
 
 def varying_axes(x: Any) -> frozenset[Any]:
@@ -71,12 +71,16 @@ def over_parts(
 ) -> Any:  # fmt: skip
     """``compute(*arrays)`` on the parts that the axes of `spec` cut.
 
-    Arrays and results have four dimensions as q, k and v, or are ``[B, H, Q]``; `results` tells how
-    many dimensions each of them has.
+    Arrays and results have four dimensions as q, k and v, are ``[B, H, Q]``, or one number; `results`
+    tells how many dimensions each of those has.
     """
     if not spec:
         return compute(*arrays)
-    of = {4: PartitionSpec(*spec), 3: PartitionSpec(spec[0], spec[3 - sequence_dim], None)}
+    of = {
+        4: PartitionSpec(*spec),
+        3: PartitionSpec(spec[0], spec[3 - sequence_dim], None),
+        0: PartitionSpec(),
+    }
     mapped = jax.shard_map(
         compute,
         in_specs=tuple(of[x.ndim] for x in arrays),
@@ -97,16 +101,20 @@ def over_first_axis(
     axes = next(filter(None, specs), ())
     if not axes:
         return compute(arrays)
+    if jax.__version_info__ < (0, 10):  # its mesh within vmap has the axes of the ring alone
+        raise UnsupportedError(
+            f"vmap: an axis that the explicit mesh axes {axes} cut needs JAX 0.10, this is "
+            f"{jax.__version__}"
+        )
     first = PartitionSpec(axes)
-    mapped = jax.shard_map(
+    mapped: Callable[..., list[Any]] = jax.shard_map(
         lambda *parts: compute(parts),
         in_specs=tuple(PartitionSpec() if dim is None else first for dim in dims),
         out_specs=first,
         axis_names=set(axes),
         check_vma=any(map(varying_axes, arrays)),
     )
-    results: list[Any] = mapped(*arrays)
-    return results
+    return mapped(*arrays)
 
 
 def refuse_explicit_axes(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
@@ -121,10 +129,10 @@ def refuse_explicit_axes(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
 
 def _spec(x: Any) -> Spec:
     """Of each dimension the explicit mesh axes that cut it."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    mesh = getattr(sharding, "mesh", None)
+    sharding: Any = getattr(jax.typeof(x), "sharding", None)
+    mesh: Any = getattr(sharding, "mesh", None)
     if mesh is None or mesh.empty:
-        return ((),) * x.ndim
+        return ((),) * int(x.ndim)
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
 
     def explicit(entry: Any) -> tuple[Any, ...]:
@@ -132,4 +140,4 @@ def _spec(x: Any) -> Spec:
         return tuple(axis for axis in axes if kinds.get(axis) == AxisType.Explicit)
 
     spec = tuple(map(explicit, sharding.spec))
-    return spec + ((),) * (x.ndim - len(spec))
+    return spec + ((),) * int(x.ndim - len(spec))

@@ -9,9 +9,9 @@ from jax.extend.core import Primitive
 
 from baracuda_kernels import RingAttentionDescriptor
 from baracuda_kernels._core._enums import Direction
-from baracuda_kernels.interop import _jax_lowering as lowering
-from baracuda_kernels.interop._jax_axes import uniform
-from baracuda_kernels.interop._jax_primitive import accumulator
+from baracuda_kernels.interop.jax import _lowering as lowering
+from baracuda_kernels.interop.jax._axes import uniform
+from baracuda_kernels.interop.jax._step import accumulator
 from baracuda_kernels.ops.attention import _xla
 
 # Operands: q, k, v, dy; if causal the position maps; if first y, lse [..., 1] and, where lse has a

@@ -1,0 +1,82 @@
+// What becomes of scores in the sm90a backward kernels: S and dP of 64 keys and a query tile, made
+// transposed, then P and dS as operands.
+#pragma once
+
+#include <stdint.h>
+
+#include "common/dtype.cuh"
+#include "common/exponential.cuh"
+#include "common/wgmma.cuh"
+
+namespace baracuda::sm90::backward {
+
+// One operand from each tile, 64 keys by 64 queries, less the rows' lse or delta: ones has ones in
+// the columns of the statistics that hold it.
+template <typename C, int Scores>
+__device__ __forceinline__ void issue_scores(float (&d)[Scores], uint32_t keys, uint32_t query_tile,
+                                             const uint32_t (&ones)[4], uint32_t statistics) {
+  const uint64_t a = wgmma_descriptor(keys, 0);
+  const uint64_t b = wgmma_descriptor(query_tile, 0);
+#pragma unroll
+  for (int i = 0; i < C::head_dim / 16; ++i) {
+    const int block = i / 4, inside = i % 4 * 32;
+    wgmma<typename C::Element>(d, a + ((block * C::kv_block_bytes + inside) >> 4),
+                               b + ((block * C::q_block_bytes + inside) >> 4), i > 0);
+  }
+  wgmma_bf16_k_major(d, ones, wgmma_descriptor_k8(statistics));
+  wgmma_commit();
+}
+
+// Adds the products with the rows of a query tile to dV or dK. At most 128 columns at a time: ptxas
+// wants an instruction's registers to be among those that a kernel of 512 threads begins with.
+template <typename C, int Columns, int Steps>
+__device__ __forceinline__ void issue_update(float (&d)[Columns], const uint32_t (&a)[Steps][4],
+                                             uint32_t query_tile) {
+  constexpr int part = Columns < 64 ? Columns : 64;
+#pragma unroll
+  for (int at = 0; at < Columns; at += part) {
+    const uint64_t b = wgmma_descriptor(query_tile + at / 32 * C::q_block_bytes, C::q_block_bytes);
+#pragma unroll
+    for (int i = 0; i < Steps; ++i)
+      wgmma<typename C::Element>(reinterpret_cast<float(&)[part]>(d[at]), a[i],
+                                 b + (i * 2048 >> 4));
+  }
+  wgmma_commit();
+}
+
+// P of S, times two to the shift.
+template <typename C, int Scores>
+__device__ __forceinline__ void take_weights(float (&s)[Scores], float scale_log2, float shift) {
+#pragma unroll
+  for (int i = 0; i < Scores; ++i)
+    s[i] = exp2_approx(C::shifts ? fmaf(s[i], scale_log2, shift) : s[i] * scale_log2);
+}
+
+// What takes the shift off again.
+template <typename C>
+__device__ __forceinline__ float unshift_of(float shift) {
+  if constexpr (!C::shifts) return 1.0f;
+  // Volatile: made anew where it is needed, not kept in a register.
+  float factor;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(factor) : "f"(-shift));
+  return factor;
+}
+
+// left: rows of the query tile before the first that sees each of a thread's two keys. By select:
+// where P is zero dP or delta may be NaN.
+template <int Scores>
+__device__ __forceinline__ void hide(float (&x)[Scores], const int (&left)[2]) {
+#pragma unroll
+  for (int i = 0; i < Scores; ++i)
+    if (i / 4 * 8 + i % 2 < left[i / 2 % 2]) x[i] = 0.0f;
+}
+
+// The A fragment of the k-th 16 columns.
+template <typename Element, int Scores>
+__device__ __forceinline__ void pack(const float (&x)[Scores], int k, uint32_t (&a)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    a[i] = Dtype<Element>::pack(x[8 * k + 2 * i], x[8 * k + 2 * i + 1]);
+}
+
+}  // namespace baracuda::sm90::backward

@@ -1,0 +1,59 @@
+// The barriers of the sm90a backward kernel at head_dim 256.
+#pragma once
+
+#include "attention/backward/sm90/barriers.cuh"
+#include "attention/backward/sm90/wide_config.h"
+#include "common/cluster.cuh"
+
+namespace baracuda::sm90::backward {
+
+template <typename E, bool M>
+struct Barriers<WideConfig<E, M>> {
+  using C = WideConfig<E, M>;
+  uint32_t base;
+  __device__ __forceinline__ uint32_t q_full(int stage) const { return at(stage); }
+  __device__ __forceinline__ uint32_t q_empty(int stage) const { return at(2 + stage); }
+  __device__ __forceinline__ uint32_t slot_full(int stage) const { return at(4 + stage); }
+  __device__ __forceinline__ uint32_t slot_empty(int stage) const { return at(6 + stage); }
+  // dS of both blocks has arrived; dQ has been made of it, here and there.
+  __device__ __forceinline__ uint32_t ds_full() const { return at(8); }
+  __device__ __forceinline__ uint32_t ds_empty() const { return at(9); }
+  __device__ __forceinline__ uint32_t dy_full() const { return at(10); }
+  __device__ __forceinline__ uint32_t dy_empty() const { return at(11); }
+  __device__ __forceinline__ uint32_t k_full() const { return at(12); }
+  __device__ __forceinline__ uint32_t k_empty() const { return at(13); }
+  __device__ __forceinline__ uint32_t v_full() const { return at(14); }
+  __device__ __forceinline__ uint32_t v_empty() const { return at(15); }
+  // The consumers have read which rows see their keys of the last key tile.
+  __device__ __forceinline__ uint32_t rows_taken() const { return at(16); }
+
+  // Named ones. Two that the warpgroup of dQ waits at, and P between the two others: all their
+  // threads arrive, or racecheck would not see that it is in order.
+  static constexpr int dq_free = 1, dq_full = 2, p_full = 3, p_empty = 4;
+
+  __device__ __forceinline__ void init() const {
+    constexpr int readers = 4 * 2;  // the warps of two warpgroups
+    constexpr int blocks = C::multicast ? 2 : 1;
+    for (int i = 0; i < C::stages; ++i) {
+      mbarrier_init(q_full(i), 1);
+      mbarrier_init(q_empty(i), readers * blocks);
+      mbarrier_init(slot_full(i), 32);
+      mbarrier_init(slot_empty(i), 4 * C::consumers + 1);
+    }
+    mbarrier_init(ds_full(), 4);
+    mbarrier_init(ds_empty(), 4 * 2);  // of both blocks
+    mbarrier_init(dy_full(), 1);
+    mbarrier_init(dy_empty(), readers * blocks);
+    mbarrier_init(k_full(), 1);
+    mbarrier_init(k_empty(), readers);
+    mbarrier_init(v_full(), 1);
+    mbarrier_init(v_empty(), 4);
+    mbarrier_init(rows_taken(), readers);
+    mbarrier_init_fence();
+  }
+
+ private:
+  __device__ __forceinline__ uint32_t at(int index) const { return base + 8 * index; }
+};
+
+}  // namespace baracuda::sm90::backward

@@ -1,0 +1,74 @@
+// Shapes and the shared-memory plan of the sm90a backward kernel at head_dim 256.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+#include <type_traits>
+
+namespace baracuda::sm90::backward {
+
+// Two blocks of a cluster go over the same query tiles, each with 64 keys of its own; each makes dQ
+// of one half of the columns, over the keys of both, and holds that half of the other's K. In a
+// block one warpgroup makes S, P and dV, one dP, dS and dK, and one dQ: 64 keys by 256 columns of one
+// gradient are all that a warpgroup's registers hold. The first hands P to the second, in f32.
+// Multicast: each block copies one half of Q and dO to both.
+template <typename Element_, bool Multicast>
+struct WideConfig {
+  using Element = Element_;
+  static constexpr int head_dim = 256;
+  static constexpr int consumers = 3;
+  static constexpr int group_n = 64;
+  static constexpr int block_n = 64;  // keys
+  static constexpr int block_m = 64;  // queries
+  static constexpr int threads = 128 * (consumers + 1);
+  static constexpr int producer_registers = 24;
+  static constexpr int consumer_registers = 0;  // each takes its own
+  static constexpr int gradient_registers = 192;
+  static constexpr int dq_registers = 104;
+  static_assert(producer_registers + 2 * gradient_registers + dq_registers <= 512);
+
+  static constexpr int stages = 2;  // of Q and of what is known of a key tile; dO has one
+  static constexpr int dq_stages = 0;  // see dq_pieces
+  static constexpr bool pair = true;
+  static constexpr bool ordered = false;
+  static constexpr bool sends_ds = false;  // by a warp of its own
+  static constexpr bool multicast = Multicast;
+  static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh
+
+  // Tiles are blocks of 64 columns (128 bytes), all rows of a block together. dS lies transposed: a
+  // row of 64 queries for each key. P and dQ lie as the accumulators do: [column / 8][thread][4].
+  static constexpr int column_blocks = head_dim / 64;
+  static constexpr int block_bytes = 64 * 128;
+  static constexpr int q_block_bytes = block_bytes, kv_block_bytes = block_bytes;
+  static constexpr int tile_bytes = column_blocks * block_bytes;
+  static constexpr int half_bytes = tile_bytes / 2;
+  static constexpr int ds_bytes = block_bytes;
+  static constexpr int p_bytes = 4 * block_n * block_m;
+  static constexpr int dq_floats = block_m * head_dim;   // of a query tile
+  static constexpr int dq_piece_bytes = 4 * dq_floats / 8;  // what the copy engine adds at a time
+  static constexpr int dq_pieces = 2;                       // that there is room for
+  static constexpr int statistics_bytes = 16 * block_m;  // of its rows: prepare.cuh
+
+  static constexpr int k_offset = 0;
+  static constexpr int their_k_offset = k_offset + tile_bytes;
+  static constexpr int v_offset = their_k_offset + half_bytes;
+  static constexpr int q_offset = v_offset + tile_bytes;
+  static constexpr int dy_offset = q_offset + stages * tile_bytes;
+  static constexpr int ds_offset = dy_offset + tile_bytes;
+  static constexpr int theirs_offset = ds_offset + ds_bytes;
+  // Not at the end: memcheck takes the operand that is read twice for one of twice the bytes.
+  static constexpr int statistics_offset = theirs_offset + ds_bytes;
+  static constexpr int p_offset = statistics_offset + stages * statistics_bytes;
+  static constexpr int dq_offset = p_offset + p_bytes;
+  static constexpr int slots_offset = dq_offset + dq_pieces * dq_piece_bytes;
+  static constexpr int slot_bytes = 32;
+  static constexpr int rows_offset = slots_offset + stages * slot_bytes;
+  static constexpr int barrier_offset = rows_offset + 4 * block_n;
+  static constexpr int barriers = 17;
+  static constexpr int shared_bytes = barrier_offset + 8 * barriers;
+  static constexpr int max_shared_bytes = 227 * 1024;
+  static_assert(shared_bytes <= max_shared_bytes, "more shared memory than a block can have");
+};
+
+}  // namespace baracuda::sm90::backward

@@ -1,0 +1,364 @@
+// The computing side of the sm90a backward kernel at head_dim 256: three warpgroups, one for each
+// gradient, over the same 64 keys.
+//
+// S and dP are made transposed, as at other head_dims. dS goes to shared memory of both blocks of the
+// pair, for dQ of their half of the columns.
+#pragma once
+
+#include "attention/backward/sm90/consumer.cuh"
+#include "attention/backward/sm90/wide_barriers.cuh"
+#include "common/tma.cuh"
+
+namespace baracuda::sm90::backward {
+
+namespace wide {
+
+static __device__ __forceinline__ int thread_of_group() { return threadIdx.x % 128; }
+static __device__ __forceinline__ void release(uint32_t barrier) {
+  if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
+}
+// In both blocks.
+static __device__ __forceinline__ void release_in_pair(uint32_t barrier) {
+  const int lane = threadIdx.x % 32;
+  if (lane < 2) mbarrier_arrive_at(address_at(lane, barrier));
+}
+
+template <typename C>
+__device__ __forceinline__ float shift_from(const Args& args) {
+  if constexpr (!C::shifts) return 0.0f;
+  return args.query_tiles > 0 ? static_cast<float>(shift_of(args.norms)) : 0.0f;
+}
+
+}  // namespace wide
+
+// Keys: the warpgroup of dP, dS and dK; else that of S, P and dV.
+template <typename C, bool Keys>
+class KeyGradient {
+  using Element = typename C::Element;
+  static constexpr int scores = C::block_m / 2;    // accumulators of S or dP
+  static constexpr int columns = C::head_dim / 2;  // of dK or dV
+  static constexpr int steps = C::block_m / 16;
+
+ public:
+  __device__ __forceinline__ KeyGradient(const Args& args, uint32_t shared,
+                                         const Barriers<C>& barriers)
+      : args_(args), shared_(shared), barriers_(barriers), shift_(wide::shift_from<C>(args)) {}
+
+  __device__ __forceinline__ void run() {
+    uint32_t key_tiles = 0;
+#pragma unroll 1
+    for (uint32_t item = 0;; ++item) {
+      const int stage = stage_of<C::stages>(item);
+      mbarrier_wait(barriers_.slot_full(stage), parity_of<C::stages>(item));
+      const Slot<C> slot(shared_, item);
+      const int count = uniform(slot.count());
+      if (count < 0) {
+        if constexpr (!Keys) await_reader();  // no arrivals stay behind
+        return;
+      }
+      float gradient[columns];
+#pragma unroll
+      for (int i = 0; i < columns; ++i) gradient[i] = 0.0f;
+      read_first_rows();
+      if (count > 0) {
+        mbarrier_wait(Keys ? barriers_.v_full() : barriers_.k_full(), parity_of<1>(key_tiles));
+        go_over_queries(gradient, slot, count);
+        wide::release(Keys ? barriers_.v_empty() : barriers_.k_empty());
+        ++key_tiles;
+      }
+      const GradientRows<C> rows(args_, slot, 0);
+      __syncwarp();
+      wide::release(barriers_.slot_empty(stage));
+      const float factor = unshift_of<C>(shift_);
+      if constexpr (Keys) {
+        rows.store(args_.dk, args_.dk_strides, gradient, args_.scale * factor);
+      } else {
+        rows.store(args_.dv, args_.dv_strides, gradient, factor);
+      }
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ void release_rows(uint32_t barrier) {
+    if constexpr (C::multicast) {
+      wide::release_in_pair(barrier);
+    } else {
+      wide::release(barrier);
+    }
+  }
+
+  __device__ __forceinline__ void read_first_rows() {
+    const FirstRows<C> rows(shared_);
+    const int key = wide::thread_of_group() / 32 * 16 + threadIdx.x % 32 / 4;
+    first_row_[0] = rows.get(key) - 2 * (threadIdx.x % 4);
+    first_row_[1] = rows.get(key + 8) - 2 * (threadIdx.x % 4);
+    block_first_row_ = uniform(rows.get(0));
+    __syncwarp();
+    wide::release(barriers_.rows_taken());
+  }
+
+  __device__ __forceinline__ void go_over_queries(float (&gradient)[columns], const Slot<C>& slot,
+                                                  int count) {
+    const QueryTiles queries{uniform(slot.begin()), uniform(slot.step())};
+    const int whole_from = uniform(slot.whole_from());
+#pragma unroll 1
+    for (int g = 0; g < args_.group; ++g) {
+#pragma unroll 1
+      for (int i = 0; i < count; ++i, ++n_) {
+        const int m = queries.at(i);
+        if ((m + 1) * C::block_m <= block_first_row_) {
+          pass_by();
+        } else {
+          fold(gradient, m, m * C::block_m < whole_from);
+        }
+      }
+    }
+  }
+
+  // Takes in the n_-th query tile, m of its head. masked: there are rows that do not see all keys.
+  __device__ __forceinline__ void fold(float (&gradient)[columns], int m, bool masked) {
+    float x[scores];  // S, then P; or dP, then dS
+    uint32_t a[steps][4];
+    const int stage = stage_of<C::stages>(n_);
+    const uint32_t q_tile = shared_ + C::q_offset + stage * C::tile_bytes;
+    const uint32_t dy_tile = shared_ + C::dy_offset;
+    const uint32_t statistics = shared_ + C::statistics_offset + stage * C::statistics_bytes;
+    const int left[2] = {first_row_[0] - m * C::block_m, first_row_[1] - m * C::block_m};
+    mbarrier_wait(barriers_.q_full(stage), parity_of<C::stages>(n_));
+    if constexpr (Keys) mbarrier_wait(barriers_.dy_full(), parity_of<1>(n_));
+    pin_registers(x);
+    // A fragment of ones in the columns that hold a row's lse, or its delta. Volatile: kept from
+    // tile to tile it is more than there is room for.
+    uint32_t ones[4] = {0, 0, 0, 0};
+    uint32_t lane;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    const uint32_t parts = lane % 2 == 0 ? 0x3f803f80u : 0x3f80u;
+    ones[0] = ones[1] = (lane % 4 >= 2) == Keys ? parts : 0;
+    pin_registers(ones);
+    wgmma_fence();
+    issue_scores<C>(x, shared_ + (Keys ? C::v_offset : C::k_offset), Keys ? dy_tile : q_tile, ones,
+                    statistics);
+    wgmma_wait<0>();
+    pin_registers(x);
+    release_rows(Keys ? barriers_.dy_empty() : barriers_.q_empty(stage));
+    if constexpr (Keys) {
+      take_p(x);
+    } else {
+      take_weights<C>(x, args_.scale_log2, shift_);
+    }
+    if (masked) hide(x, left);
+    if constexpr (!Keys) give_p(x);
+#pragma unroll
+    for (int k = 0; k < steps; ++k) pack<Element>(x, k, a[k]);
+    if constexpr (!Keys) mbarrier_wait(barriers_.dy_full(), parity_of<1>(n_));
+    pin_registers(gradient);
+    wgmma_fence();
+    issue_update<C>(gradient, a, Keys ? q_tile : dy_tile);
+    if constexpr (Keys) store_ds(a);
+    wgmma_wait<0>();
+    pin_registers(gradient);
+    release_rows(Keys ? barriers_.q_empty(stage) : barriers_.dy_empty());
+  }
+
+  // The n_-th query tile, no row of which sees a key of this block.
+  __device__ __forceinline__ void pass_by() {
+    const int stage = stage_of<C::stages>(n_);
+    mbarrier_wait(barriers_.q_full(stage), parity_of<C::stages>(n_));
+    mbarrier_wait(barriers_.dy_full(), parity_of<1>(n_));
+    release_rows(barriers_.q_empty(stage));
+    release_rows(barriers_.dy_empty());
+    if constexpr (Keys) {
+      uint32_t ds[steps][4];
+#pragma unroll
+      for (int k = 0; k < steps; ++k)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) ds[k][i] = 0;
+      store_ds(ds);
+    }
+  }
+
+  // P goes from thread to thread.
+  __device__ __forceinline__ uint32_t p_address() const {
+    return shared_ + C::p_offset + wide::thread_of_group() * 16;
+  }
+  // Once what was handed over before has been read.
+  __device__ __forceinline__ void await_reader() {
+    if (handed_over_) named_barrier_sync(Barriers<C>::p_empty, 256);
+  }
+  __device__ __forceinline__ void give_p(const float (&p)[scores]) {
+    await_reader();
+#pragma unroll
+    for (int j = 0; j < scores / 4; ++j)
+      shared_store(p_address() + j * 2048,
+                   make_float4(p[4 * j], p[4 * j + 1], p[4 * j + 2], p[4 * j + 3]));
+    named_barrier_arrive(Barriers<C>::p_full, 256);
+    handed_over_ = true;
+  }
+  // dS of dP.
+  __device__ __forceinline__ void take_p(float (&dp)[scores]) const {
+    named_barrier_sync(Barriers<C>::p_full, 256);
+#pragma unroll
+    for (int j = 0; j < scores / 4; ++j) {
+      const float4 p = shared_load_float4(p_address() + j * 2048);
+      dp[4 * j] *= p.x;
+      dp[4 * j + 1] *= p.y;
+      dp[4 * j + 2] *= p.z;
+      dp[4 * j + 3] *= p.w;
+    }
+    named_barrier_arrive(Barriers<C>::p_empty, 256);
+  }
+
+  // dS of the n_-th query tile, here and in the other block, as soon as both have made dQ of the
+  // tile that lay there before. A warp sends its 16 keys.
+  __device__ __forceinline__ void store_ds(const uint32_t (&ds)[steps][4]) const {
+    const int lane = threadIdx.x % 32;
+    const uint32_t of_warp = wide::thread_of_group() / 32 * 2048;
+    const uint32_t row = ((lane / 8 & 1) * 8 + lane % 8) * 128 + ((lane / 16 ^ lane % 8) << 4);
+    const uint32_t mine = shared_ + C::ds_offset + of_warp;
+    const uint32_t full = barriers_.ds_full();
+    mbarrier_wait(barriers_.ds_empty(), parity_of<1>(n_) ^ 1);
+#pragma unroll
+    for (int k = 0; k < steps; ++k) shared_store_matrices((mine + row) ^ 32 * k, ds[k]);
+    shared_store_fence();
+    __syncwarp();
+    if (lane == 0) {
+      mbarrier_arrive_expect(full, 2048);
+      const int other = cluster_rank() ^ 1;
+      copy_to_block(address_at(other, shared_ + C::theirs_offset + of_warp), mine, 2048,
+                    address_at(other, full));
+    }
+    __syncwarp();
+  }
+
+  const Args& args_;
+  const uint32_t shared_;
+  const Barriers<C>& barriers_;
+  const float shift_;         // a whole number
+  int first_row_[2];          // that see this thread's keys, less its first column
+  int block_first_row_;       // that sees the block's first key
+  uint32_t n_ = 0;            // query tiles so far
+  bool handed_over_ = false;  // a P, to the other warpgroup
+};
+
+// The warpgroup of dQ: this block's half of the columns, over the keys of both blocks.
+template <typename C>
+class QueryGradient {
+  using Element = typename C::Element;
+  static constexpr int columns = C::head_dim / 4;
+
+ public:
+  __device__ __forceinline__ QueryGradient(const Args& args, uint32_t shared,
+                                           const Barriers<C>& barriers)
+      : args_(args), shared_(shared), barriers_(barriers), shift_(wide::shift_from<C>(args)) {}
+
+  __device__ __forceinline__ void run() {
+    uint32_t n = 0, key_tiles = 0;
+#pragma unroll 1
+    for (uint32_t item = 0;; ++item) {
+      const int stage = stage_of<C::stages>(item);
+      mbarrier_wait(barriers_.slot_full(stage), parity_of<C::stages>(item));
+      const Slot<C> slot(shared_, item);
+      const int count = uniform(slot.count());
+      if (count < 0) break;
+      const QueryTiles queries{uniform(slot.begin()), uniform(slot.step())};
+      int head = uniform(slot.batch()) * args_.heads + uniform(slot.kv_head()) * args_.group;
+      const int last_head = head + args_.group;
+      __syncwarp();
+      wide::release(barriers_.slot_empty(stage));
+      if (count == 0) continue;
+      mbarrier_wait(barriers_.k_full(), parity_of<1>(key_tiles));
+#pragma unroll 1
+      for (; head < last_head; ++head)
+#pragma unroll 1
+        for (int i = 0; i < count; ++i, ++n) add_tile(n, head * args_.query_tiles + queries.at(i));
+      wide::release(barriers_.k_empty());
+      ++key_tiles;
+    }
+    if (leads()) tma_wait<0>();
+  }
+
+ private:
+  static __device__ __forceinline__ bool leads() { return wide::thread_of_group() == 0; }
+
+  // tile: the n-th query tile, of all heads.
+  __device__ __forceinline__ void add_tile(uint32_t n, int tile) const {
+    float dq[columns];
+    const int rank = cluster_rank();
+    const uint64_t mine = wgmma_descriptor(shared_ + C::ds_offset, C::ds_bytes);
+    const uint64_t theirs = wgmma_descriptor(shared_ + C::theirs_offset, C::ds_bytes);
+    const uint64_t k =
+        wgmma_descriptor(shared_ + C::k_offset + rank * C::half_bytes, C::kv_block_bytes);
+    const uint64_t their_k = wgmma_descriptor(shared_ + C::their_k_offset, C::kv_block_bytes);
+    mbarrier_wait(barriers_.ds_full(), parity_of<1>(n));
+    pin_registers(dq);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < C::block_n / 16; ++i)
+      wgmma_mn_major<Element>(dq, mine + (i * 2048 >> 4), k + (i * 2048 >> 4), i > 0);
+#pragma unroll
+    for (int i = 0; i < C::block_n / 16; ++i)
+      wgmma_mn_major<Element>(dq, theirs + (i * 2048 >> 4), their_k + (i * 2048 >> 4), 1);
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin_registers(dq);
+    wide::release_in_pair(barriers_.ds_empty());
+    const float factor = unshift_of<C>(shift_);
+    float* const to = args_.dq + int64_t{tile} * C::dq_floats + rank * (C::dq_floats / 2);
+    constexpr int fours = C::dq_piece_bytes / 2048;
+#pragma unroll
+    for (int i = 0; i < columns / 4 / fours; ++i) {
+      const uint32_t at = shared_ + C::dq_offset + i % C::dq_pieces * C::dq_piece_bytes;
+      if (leads()) tma_wait_read<C::dq_pieces - 1>();
+      named_barrier_sync(Barriers<C>::dq_free, 128);
+#pragma unroll
+      for (int j = 0; j < fours; ++j) {
+        const float* const x = dq + 4 * (i * fours + j);
+        const auto out = [&](float value) { return C::shifts ? value * factor : value; };
+        shared_store(at + j * 2048 + wide::thread_of_group() * 16,
+                     make_float4(out(x[0]), out(x[1]), out(x[2]), out(x[3])));
+      }
+      shared_store_fence();
+      named_barrier_sync(Barriers<C>::dq_full, 128);
+      if (leads()) {
+        tma_add_bytes(to + i * (C::dq_piece_bytes / 4), at, C::dq_piece_bytes);
+        tma_commit();
+      }
+    }
+  }
+
+  const Args& args_;
+  const uint32_t shared_;
+  const Barriers<C>& barriers_;
+  const float shift_;
+};
+
+template <typename E, bool M>
+class Consumer<WideConfig<E, M>> {
+  using C = WideConfig<E, M>;
+
+ public:
+  __device__ __forceinline__ Consumer(const Args& args, uint32_t shared,
+                                      const Barriers<C>& barriers, int group)
+      : args_(args), shared_(shared), barriers_(barriers), group_(group) {}
+
+  __device__ __forceinline__ void run() const {
+    if (group_ == 0) {
+      take_registers<C::gradient_registers>();
+      KeyGradient<C, false>(args_, shared_, barriers_).run();
+    } else if (group_ == 1) {
+      take_registers<C::gradient_registers>();
+      KeyGradient<C, true>(args_, shared_, barriers_).run();
+    } else {
+      give_registers_back<C::dq_registers>();
+      QueryGradient<C>(args_, shared_, barriers_).run();
+    }
+  }
+
+ private:
+  const Args& args_;
+  const uint32_t shared_;
+  const Barriers<C>& barriers_;
+  const int group_;
+};
+
+}  // namespace baracuda::sm90::backward

@@ -1,0 +1,128 @@
+// The copying warp of the sm90a backward kernel at head_dim 256.
+#pragma once
+
+#include "attention/backward/sm90/producer.cuh"
+#include "attention/backward/sm90/wide_barriers.cuh"
+
+namespace baracuda::sm90::backward {
+
+template <typename E, bool M>
+class Producer<WideConfig<E, M>> {
+  using C = WideConfig<E, M>;
+
+ public:
+  __device__ __forceinline__ Producer(const Args& args, uint32_t shared,
+                                      const Barriers<C>& barriers)
+      : args_(args), shared_(shared), barriers_(barriers), rank_(cluster_rank()) {}
+
+  __device__ __forceinline__ void run() {
+    uint32_t n = 0, key_tiles = 0;
+#pragma unroll 1
+    for (uint32_t item = 0;; ++item) {
+      const int stage = stage_of<C::stages>(item);
+      mbarrier_wait(barriers_.slot_full(stage), parity_of<C::stages>(item));
+      const Slot<C> slot(shared_, item);
+      const int count = uniform(slot.count());
+      if (count < 0) return;
+      const int key0 = slot.key0(), batch = slot.batch(), kv_head = slot.kv_head();
+      const QueryTiles queries{slot.begin(), slot.step()};
+      __syncwarp();
+      if (leads()) mbarrier_arrive(barriers_.slot_empty(stage));
+      if (count == 0) continue;
+      int head = kv_head * args_.group;
+      const int last_head = head + args_.group;
+      bool has_keys = false;
+#pragma unroll 1
+      for (; head < last_head; ++head) {
+#pragma unroll 1
+        for (int i = 0; i < count; ++i, ++n) {
+          const int m = queries.at(i);
+          load_q(n, batch, head, m);
+          if (!has_keys) load_v(key_tiles, key0, kv_head, batch);
+          load_dy(n, batch, head, m);
+          if (!has_keys) load_k(key_tiles, key0, kv_head, batch);
+          has_keys = true;
+        }
+      }
+      ++key_tiles;
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ bool leads() { return threadIdx.x % 32 == 0; }
+
+  __device__ __forceinline__ void copy_keys(const CUtensorMap& map, uint32_t full, int offset,
+                                            int first_block, int blocks, int key0, int kv_head,
+                                            int batch) const {
+#pragma unroll
+    for (int i = 0; i < blocks; ++i)
+      tma_load_4d(shared_ + offset + i * C::block_bytes, &map, full, 64 * (first_block + i), key0,
+                  kv_head, batch, l2_evict_first());
+  }
+  __device__ __forceinline__ void load_k(uint32_t n, int key0, int kv_head, int batch) const {
+    mbarrier_wait(barriers_.k_empty(), parity_of<1>(n) ^ 1);
+    if (leads()) {
+      const uint32_t full = barriers_.k_full();
+      mbarrier_arrive_expect(full, C::tile_bytes + C::half_bytes);
+      copy_keys(args_.k, full, C::k_offset, 0, C::column_blocks, key0, kv_head, batch);
+      constexpr int half = C::column_blocks / 2;
+      copy_keys(args_.k, full, C::their_k_offset, rank_ * half, half, key0 ^ C::block_n, kv_head,
+                batch);
+    }
+    __syncwarp();
+  }
+  __device__ __forceinline__ void load_v(uint32_t n, int key0, int kv_head, int batch) const {
+    mbarrier_wait(barriers_.v_empty(), parity_of<1>(n) ^ 1);
+    if (leads()) {
+      mbarrier_arrive_expect(barriers_.v_full(), C::tile_bytes);
+      copy_keys(args_.v, barriers_.v_full(), C::v_offset, 0, C::column_blocks, key0, kv_head,
+                batch);
+    }
+    __syncwarp();
+  }
+  __device__ __forceinline__ void load_q(uint32_t n, int batch, int head, int m) const {
+    const int stage = stage_of<C::stages>(n);
+    mbarrier_wait(barriers_.q_empty(stage), parity_of<C::stages>(n) ^ 1);
+    if (leads()) {
+      const uint32_t full = barriers_.q_full(stage);
+      mbarrier_arrive_expect(full, C::tile_bytes + C::statistics_bytes);
+      load_rows(args_.q, full, C::q_offset + stage * C::tile_bytes, batch, head, m);
+      const int64_t tile = int64_t{batch * args_.heads + head} * args_.query_tiles + m;
+      tma_load_bytes(shared_ + C::statistics_offset + stage * C::statistics_bytes,
+                     args_.statistics + tile * C::statistics_bytes, C::statistics_bytes, full,
+                     l2_evict_last());
+    }
+    __syncwarp();
+  }
+  __device__ __forceinline__ void load_dy(uint32_t n, int batch, int head, int m) const {
+    mbarrier_wait(barriers_.dy_empty(), parity_of<1>(n) ^ 1);
+    if (leads()) {
+      mbarrier_arrive_expect(barriers_.dy_full(), C::tile_bytes);
+      load_rows(args_.dy, barriers_.dy_full(), C::dy_offset, batch, head, m);
+    }
+    __syncwarp();
+  }
+  __device__ __forceinline__ void load_rows(const CUtensorMap& map, uint32_t full, int offset,
+                                            int batch, int head, int m) const {
+    if constexpr (C::multicast) {
+#pragma unroll
+      for (int i = 0; i < C::column_blocks / 2; ++i) {
+        const int block = rank_ * (C::column_blocks / 2) + i;
+        tma_load_4d_to_pair(shared_ + offset + block * C::block_bytes, &map, full, 64 * block,
+                            m * C::block_m, head, batch, l2_evict_last());
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < C::column_blocks; ++i)
+        tma_load_4d(shared_ + offset + i * C::block_bytes, &map, full, 64 * i, m * C::block_m,
+                    head, batch, l2_evict_last());
+    }
+  }
+
+  const Args& args_;
+  const uint32_t shared_;
+  const Barriers<C>& barriers_;
+  const int rank_;
+};
+
+}  // namespace baracuda::sm90::backward
