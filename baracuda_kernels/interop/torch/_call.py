@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -14,16 +14,18 @@ from baracuda_kernels.interop.torch import _problem
 _KEPT = 1024
 
 
-class Call(NamedTuple):
-    """A call of this rank, all but what needs the other ranks."""
-
-    plan: Any
-    args: Any
-    side: bytes  # what the other ranks compare, on the CPU alone
-    outputs: tuple[torch.Tensor, ...]
-    new: tuple[Any, ...] | None  # on CUDA: what they may have to compare
-    travel: Mapping[str, torch.Tensor]  # where messages arrive, by argument
-    held: tuple[Any, ...]  # what else the arguments point to
+# A call of this rank, all but what needs the other ranks: the plan and its arguments; what the ranks
+# compare, on the CPU alone; the outputs; on CUDA what they may have to compare; where messages arrive,
+# by argument; and what else the arguments point to, for they own nothing.
+Call = tuple[
+    Any,
+    Any,
+    bytes,
+    tuple[torch.Tensor, ...],
+    tuple[Any, ...] | None,
+    Mapping[str, torch.Tensor],
+    tuple[Any, ...],
+]
 
 
 def view_of(x: torch.Tensor, ordinal: int) -> TensorRef:

@@ -94,7 +94,7 @@ class Gradients:
             kept = args, side
             if all(read[name] is x for name, x in zip(read, given, strict=False)):
                 keep(self._args, places, kept)
-        return Call(plan, *kept, outputs, new, travel, (held, scratch))
+        return (plan, *kept, outputs, new, travel, (held, scratch))
 
     def _select(self, problem: tuple[Any, ...], deterministic: bool) -> RingAttentionBackwardPlan:
         refuse_capture(self._ring.device)

@@ -152,12 +152,14 @@ def attend(
     sequence_layout: SequenceLayout | str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y and lse for tensors [B, H, S, D], by the name of the group."""
-    q, k, v = _as_autocast_casts(q, k, v)
+    compiling = torch.compiler.is_compiling()
+    if compiling or torch._C._is_any_autocast_enabled():
+        q, k, v = _as_autocast_casts(q, k, v)
     with_gradient = torch.is_grad_enabled() and (
         q.requires_grad or k.requires_grad or v.requires_grad
     )
     both: tuple[torch.Tensor, torch.Tensor]
-    if torch.compiler.is_compiling():
+    if compiling:
         if not isinstance(sequence_layout, str):
             sequence_layout = sequence_layout.name
         mark = _compiled.call_mark(q.device)

@@ -89,15 +89,16 @@ def refuse_capture(device: torch.device) -> None:
 
 def outputs(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Empty y [B, H, S, D], dense and in the order of q's dimensions, and lse [B, H, S]."""
-    return empty_like(q), q.new_empty(q.shape[:3], dtype=_LSE[q.dtype])
+    b, h, s, _ = q.shape
+    return empty_like(q), q.new_empty((b, h, s), dtype=_LSE[q.dtype])
 
 
 def empty_like(x: torch.Tensor) -> torch.Tensor:
     """An empty tensor of that shape [B, H, S, D], dense, in the order of its dimensions."""
-    b, h, s, d = x.shape
     if x.stride(1) < x.stride(2):  # a view of [B, S, H, D]
+        b, h, s, d = x.shape
         return x.new_empty((b, s, h, d)).transpose(1, 2)
-    return x.new_empty((b, h, s, d))
+    return x.new_empty(x.shape)
 
 
 def readable(x: torch.Tensor) -> torch.Tensor:

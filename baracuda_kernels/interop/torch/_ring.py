@@ -97,8 +97,8 @@ class Ring:
         with_gradient: bool,
     ) -> Any:
         """y and lse of the whole ring's attention for the rows of q; every rank calls it."""
-        options = is_causal, scale, sequence_layout
-        return self._run(self._prepare, (q, k, v, *options, with_gradient))
+        arguments = q, k, v, is_causal, scale, sequence_layout, with_gradient
+        return self._run(self._prepare, arguments)
 
     def gradients(self, *arguments: Any) -> Any:
         """dq, dk and dv of this rank's rows; every rank calls it. Arguments: `Gradients.prepare`."""
@@ -108,20 +108,20 @@ class Ring:
         self, prepare: Callable[..., Call], arguments: tuple[Any, ...]
     ) -> tuple[torch.Tensor, ...]:
         try:
-            call = prepare(*arguments)
+            plan, args, side, outputs, new, travel, _held = prepare(*arguments)
         except BaracudaError as error:
             self.refuse(error)
             raise
         if self._agreement is not None:
-            self._agreement.require(call.side)
-        elif call.new is not None:
-            self._agree(call)
-            if self.buffers.make_room(call.travel):
+            self._agreement.require(side)
+        elif new is not None:
+            self._agree(new, plan, args)
+            if self.buffers.make_room(travel):
                 return self._run(prepare, arguments)
         if self.buffers.by_peer:
             self.buffers.follow_last_stream()
-        call.plan.run(self.stream(), self.comm, call.args)
-        return call.outputs
+        plan.run(self.stream(), self.comm, args)
+        return outputs
 
     def refuse(self, error: BaracudaError) -> None:
         """Give the other ranks, which wait for this one, the error that it raises instead."""
@@ -155,7 +155,7 @@ class Ring:
             nbytes = plan.accumulator_scratch_bytes
             scratch = {"accumulator_scratch": q.new_empty(nbytes, dtype=torch.uint8), **travel}
         places = (plan, q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr(), lse.data_ptr(),
-                  q.stride(), k.stride(), v.stride(), *(x.data_ptr() for x in scratch.values()))  # fmt: skip
+                  q.stride(), k.stride(), v.stride(), *[x.data_ptr() for x in scratch.values()])  # fmt: skip
         held: tuple[Any, ...] = (q, k, v)
         new = None
         kept = self._args.get(places)
@@ -170,7 +170,7 @@ class Ring:
             kept = args, side
             if read[0] is q and read[1] is k and read[2] is v:
                 keep(self._args, places, kept)
-        return Call(plan, *kept, (y, lse), new, travel, (held, scratch))
+        return (plan, *kept, (y, lse), new, travel, (held, scratch))
 
     def compared(
         self, plan: Any, args: Any, problem: tuple[Any, ...], k: torch.Tensor, v: torch.Tensor
@@ -203,16 +203,16 @@ class Ring:
         self._args.clear()
         self._gradients.forget_addresses()
 
-    def _agree(self, call: Call) -> None:
+    def _agree(self, new: tuple[Any, ...], plan: Any, args: Any) -> None:
         """Compare a new problem among the ranks: those that differ would misread each other."""
-        if call.new is None or call.new in self._agreed:
+        if new in self._agreed:
             return
         try:
-            call.plan.validate(self.comm, call.args)
+            plan.validate(self.comm, args)
         except BaseException:
             self._forget_addresses()
             raise
-        self._agreed.add(call.new)
+        self._agreed.add(new)
 
     def receive_buffers(self, elements: int, q: torch.Tensor) -> dict[str, torch.Tensor]:
         """Where K and V arrive, by argument: one buffer at P = 2, else two."""
