@@ -117,7 +117,7 @@ def test_float16_gradients_neither_underflow_nor_overflow(torch, size, family, h
 
 def number_of(family):
     """In the C ABI."""
-    return {"simt": 1, "sm90a": 3}.get(family) or abi.library().baracuda_attention_backward_second(3)
+    return {"simt": 1, "sm80": 2, "sm90a": 3}.get(family) or abi.library().baracuda_attention_backward_second(3)
 
 
 @pytest.mark.parametrize(("family", "dtype"), FAMILIES)
