@@ -10,7 +10,7 @@ namespace baracuda {
 
 constexpr uint32_t no_sums = 0;  // the first to add stores instead
 
-BARACUDA_HD inline void begin_turns(uint32_t* turns, int64_t tile) {
+BARACUDA_HD void begin_turns(uint32_t* turns, int64_t tile) {
   turns[tile] = no_sums;
   if (tile == 0) turns[-1] = 0;
 }

@@ -66,7 +66,9 @@ class KeyGradient {
         wide::release(Keys ? barriers_.v_empty() : barriers_.k_empty());
         ++key_tiles;
       }
-      const GradientRows<C> rows(args_, slot, 0);
+      const GradientRows<typename C::Element, C::head_dim> rows(
+          slot.batch(), slot.kv_head(), slot.key0() + threadIdx.x % 128 / 32 * 16, args_.key_len,
+          args_.gradients_f32);
       __syncwarp();
       wide::release(barriers_.slot_empty(stage));
       const float factor = unshift_of<C>(shift_);
@@ -199,7 +201,7 @@ class KeyGradient {
     named_barrier_sync(Barriers<C>::p_full, 256);
 #pragma unroll
     for (int j = 0; j < scores / 4; ++j) {
-      const float4 p = shared_load_float4(p_address() + j * 2048);
+      const float4 p = shared_load_four(p_address() + j * 2048);
       dp[4 * j] *= p.x;
       dp[4 * j + 1] *= p.y;
       dp[4 * j + 2] *= p.z;
