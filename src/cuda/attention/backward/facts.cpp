@@ -18,8 +18,8 @@ const FamilyFacts& sm90a_ordered_facts() {
   return facts;
 }
 
-// The forward's, but that rows and their tiles, over all of which other kernels go before and after a
-// step, are counted as in sm90a.
+// The forward's, but that rows and their tiles, over all of which other kernels go before and after
+// a step, are counted as in sm90a.
 const FamilyFacts& sm80_facts() {
   static const FamilyFacts facts = [] {
     FamilyFacts made = *find_facts(BARACUDA_ATTENTION_SM80);

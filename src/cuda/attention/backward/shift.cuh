@@ -50,8 +50,8 @@ __device__ __forceinline__ float square8(const uint4& a) {
   return sum;
 }
 
-// Lanes that take in a row together, eight elements each; where head_dim / 8 is no power of two some
-// have none.
+// Lanes that take in a row together, eight elements each; where head_dim / 8 is no power of two
+// some have none.
 template <int HeadDim>
 constexpr int row_lanes = HeadDim <= 64 ? 8 : HeadDim <= 128 ? 16 : 32;
 

@@ -52,8 +52,8 @@ struct KeyTile {
   int batch, kv_head, key0;
 };
 
-// Sections of heads follow one another; within one, tiles run from the first (under a causal mask the
-// one that most rows see) to the last.
+// Sections of heads follow one another; within one, tiles run from the first (under a causal mask
+// the one that most rows see) to the last.
 //
 // Volatile: asked again at the block's end, it is made anew, not kept in registers.
 __device__ __forceinline__ KeyTile key_tile_of(const Args& args, int block_n) {

@@ -10,8 +10,9 @@
 
 namespace baracuda::sm80::backward {
 
-// Warps own WarpKeys keys each and go over tiles of BlockM queries. Paired: of two groups of warps the
-// one makes S and dV, the other dP and dK. Else a warp makes all four, for ScoreM queries at a time.
+// Warps own WarpKeys keys each and go over tiles of BlockM queries. Paired: of two groups of warps
+// the one makes S and dV, the other dP and dK. Else a warp makes all four, for ScoreM queries at a
+// time.
 template <typename Element_, int HeadDim, int Warps, int WarpKeys, int BlockM, int BlocksPerSm,
           bool Paired, int ScoreM = BlockM, int Stages = 2>
 struct Config {

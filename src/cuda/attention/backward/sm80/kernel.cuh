@@ -1,12 +1,12 @@
 // The sm80 backward step: dK and dV of a key tile, and its share of dQ, by mma.sync on tiles that
 // cp.async brings in.
 //
-// A block goes over all query tiles that see its keys, of all heads of the group. Two groups of four
-// warps share the work, and a warp of each has the same keys: one makes S, P and dV, the other dP, dS
-// and dK. S and dP are made transposed, a row for each key, so that P and dS go from the accumulators
-// to the A operands of dV and dK without leaving registers; only P goes from warp to warp, in
-// float32. dS goes to shared memory, and in the next round all warps make dQ of it: the one group
-// while the other has its exponentials.
+// A block goes over all query tiles that see its keys, of all heads of the group. In pairs (see
+// config.h) two groups of four warps share the work, and a warp of each has the same keys: one makes
+// S, P and dV, the other dP, dS and dK. S and dP are made transposed, a row for each key, so that P
+// and dS go from the accumulators to the A operands of dV and dK without leaving registers; only P
+// goes from warp to warp, in float32. dS goes to shared memory, and in the next round all warps make
+// dQ of it: the one group while the other has its exponentials.
 #pragma once
 
 #include "attention/backward/gradient_rows.cuh"
@@ -393,7 +393,8 @@ class Block {
 #pragma unroll
       for (int j = 0; j < C::dq_column_pairs; ++j) {
         uint32_t b[4];
-        ldmatrix_x4_trans(b, Layout::advance(b_address, 2 * C::dq_column_warps * j) + k * 16 * Layout::bytes);
+        ldmatrix_x4_trans(b, Layout::advance(b_address, 2 * C::dq_column_warps * j) +
+                                 k * 16 * Layout::bytes);
 #pragma unroll
         for (int i = 0; i < C::dq_row_blocks; ++i) {
           mma_16816<Element>(dq[i][2 * j], a[i], b[0], b[1]);

@@ -20,8 +20,8 @@ int32_t load_step_kernel(bool* waits) {
                        waits);
 }
 
-// Heads whose key tiles are mixed under a mask: as many as keep Q, dO and the sums of dQ in an L2 of
-// 40 MB (of a group one head is at work at a time).
+// Heads whose key tiles are mixed under a mask: as many as keep Q, dO and the sums of dQ in an L2
+// of 40 MB (of a group one head is at work at a time).
 inline int64_t choose_section(const StepParams& p) {
   constexpr int64_t l2_share = int64_t{32} << 20;
   if ((p.flags & BARACUDA_STEP_CAUSAL) == 0) return 1;
