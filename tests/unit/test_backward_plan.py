@@ -28,7 +28,8 @@ def test_the_registry_knows_the_direction():
     on_tensor_cores = [(arch, element) for arch in ("SM80", "SM90A") for element in ("F16", "BF16")]
     assert sorted((sku.arch.name, sku.element.name) for sku in backward) == sorted([
         *((arch, element) for arch in ("SM80", "HOST")
-          for element in ("F16", "BF16", "F32", "F32_STRICT", "F64")), *on_tensor_cores])
+          for element in ("F16", "BF16", "F32", "F32_STRICT", "F64")), *on_tensor_cores,
+        ("SM90A", "F16"), ("SM90A", "BF16")])  # one with a fixed order
     unordered = [(sku.arch.name, sku.element.name) for sku in backward
                  if not sku.precision_guarantee.deterministic]
     assert sorted(unordered) == sorted(on_tensor_cores)
