@@ -2,9 +2,9 @@
 
     python -m benchmarks.all_parts --out out -o benchmarks/results
 
-One GPU: one part after the other, some twenty minutes. Two or four: side by side, a part alone on
-its GPU; beside those that time single microseconds of the host only the sanitizer runs. What a part
-prints goes to OUT/<part>.txt. `--part` runs some parts alone.
+One GPU: one part after the other, some half an hour. Two or four: side by side, a part alone on its
+GPU; beside the one that times single microseconds of the host nothing runs. What a part prints goes
+to OUT/<part>.txt. `--part` runs some parts alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -24,21 +23,20 @@ from baracuda_kernels._core import _info
 from benchmarks import ROOT
 from benchmarks.evidence import PARTS, merge
 
-# The host's microseconds: they come first, and beside them runs none but `_QUIET`.
-_HOST = ("ring", "runtime")
-_QUIET = "sanitize"
+# The host's microseconds: they come first, and nothing runs beside them.
+_HOST = "host"
 # By number of GPUs, the parts of each in their order, about equally long.
 _LANES = {
-    1: (tuple(part for part in PARTS if part not in _HOST),),
+    1: (tuple(part for part in PARTS if part != _HOST),),
     2: (
-        ("forward", "backward", "error", "tests"),
-        ("sanitize", "faults", "interop", "ranks", "endurance"),
+        ("forward", "backward", "error", "ring", "runtime", "peers"),
+        ("sanitize", "tests", "ranks", "faults", "interop", "endurance"),
     ),
     4: (
-        ("forward", "error", "endurance"),
-        ("sanitize", "tests"),
-        ("ranks",),
-        ("backward", "faults", "interop"),
+        ("forward", "error", "ring", "runtime", "interop"),
+        ("sanitize", "backward"),
+        ("tests", "ranks"),
+        ("peers", "faults", "endurance"),
     ),
 }
 
@@ -64,25 +62,16 @@ def run_all(gpus: int, start: Start, parts: Collection[str] = PARTS) -> dict[str
     """Exit codes by part."""
     lanes = _LANES[max(number for number in _LANES if number <= max(gpus, 1))]
     codes: dict[str, int] = {}
-    host_is_free = threading.Event()
 
     def lane(gpu: int) -> None:
         for part in lanes[gpu]:
             if part in parts:
-                if part != _QUIET or len(lanes) == 1:
-                    host_is_free.wait()
                 codes[part] = start(part, gpu)
 
+    if _HOST in parts:
+        codes[_HOST] = start(_HOST, 0)
     with ThreadPoolExecutor(len(lanes)) as pool:
-        futures = [pool.submit(lane, gpu) for gpu in range(len(lanes))]
-        try:
-            for part in _HOST:
-                if part in parts:
-                    codes[part] = start(part, 0)
-        finally:
-            host_is_free.set()
-        for future in futures:
-            future.result()
+        list(pool.map(lane, range(len(lanes))))
     return codes
 
 

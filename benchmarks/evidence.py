@@ -31,15 +31,18 @@ from benchmarks.source import SourceMismatch, require_own_sources
 
 SCHEMA = 1
 PARTS = (
-    "tests", "ranks", "forward", "backward", "error", "ring", "runtime", "faults", "sanitize",
-    "interop", "endurance",
+    "host", "tests", "ranks", "peers", "forward", "backward", "error", "ring", "runtime", "faults",
+    "sanitize", "interop", "endurance",
 )  # fmt: skip
 LIMIT_SECONDS = 480
 _RANKS = "tests/multi_rank"
 _FAULTS = f"{_RANKS}/test_faults.py"
+_PEERS = (f"{_RANKS}/test_peer_ring.py", f"{_RANKS}/test_peer_faults.py")
 _INTEROP = "tests/interop"
 _TORCH = f"{_INTEROP}/test_torch_gpu.py"
 _QUICK = ("-m", "not endurance")
+# What takes several GPUs is no part of one GPU's evidence.
+_ONE_GPU = ("-m", "not endurance and not multi_gpu")
 # The committed page is of the results that this run replaces.
 _OLD_PAGE = (
     "--deselect",
@@ -191,8 +194,12 @@ def _tests() -> tuple[dict[str, int], list]:
 
 
 def _ranks() -> tuple[dict[str, int], list]:
-    # What takes several GPUs is no part of one GPU's evidence.
-    return _pytest(_RANKS, "-m", "not endurance and not multi_gpu", f"--ignore={_FAULTS}"), []
+    others = (f"--ignore={path}" for path in (_FAULTS, *_PEERS))
+    return _pytest(_RANKS, *_ONE_GPU, *others), []
+
+
+def _peers() -> tuple[dict[str, int], list]:
+    return _pytest(*_PEERS, *_ONE_GPU), []
 
 
 def _faults() -> tuple[dict[str, int], list]:
@@ -238,10 +245,16 @@ def _error() -> tuple[dict[str, int], list]:
     return _no_tests(), error.rows()
 
 
-def _ring() -> tuple[dict[str, int], list]:
-    from benchmarks import host_cost, ring
+def _host() -> tuple[dict[str, int], list]:
+    from benchmarks import host_cost
 
-    return _no_tests(), [*ring.rows(), *host_cost.rows()]
+    return _no_tests(), host_cost.rows()
+
+
+def _ring() -> tuple[dict[str, int], list]:
+    from benchmarks import ring
+
+    return _no_tests(), ring.rows()
 
 
 def _runtime() -> tuple[dict[str, int], list]:
@@ -257,7 +270,9 @@ def _sanitize() -> tuple[dict[str, int], list]:
         raise SystemExit("the part sanitize needs the CUDA toolkit's compute-sanitizer")
     counts = _no_tests()
     one_each = ["--one-each"]
-    tools = (("memcheck", []), ("racecheck", one_each), ("synccheck", one_each))
+    tools = (
+        ("memcheck", []), ("racecheck", [*one_each, "--no-handed-over"]), ("synccheck", one_each),
+    )  # fmt: skip
     for tool, grid in tools:
         code = _run(
             [
@@ -282,8 +297,10 @@ def _no_tests() -> dict[str, int]:
 
 
 _RUNNERS = {
+    "host": _host,
     "tests": _tests,
     "ranks": _ranks,
+    "peers": _peers,
     "forward": _forward,
     "backward": _backward,
     "error": _error,

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 ROUNDS = 9
-SUSTAINED_ROUNDS = 5
+SUSTAINED_ROUNDS = 3
 # A burst is over before the card's power limit has settled; a sustained window is not.
 BURST_MS = 15.0
 SUSTAINED_MS = 300.0

@@ -22,8 +22,8 @@ from baracuda_kernels import registry
 
 ROOT = Path(__file__).parent.parent
 # Where each family's kernels can run, the lowest compute capability that counts.
-PLACES = {"sm90a": ("sm_90", "GPU 9.0"), "sm80": ("sm_80", "GPU from 8.0"),
-          "simt": ("sm_80", "GPU from 8.0"), "host": ("host", "CPU")}  # fmt: skip
+PLACES = {"sm90a": ("sm_90", "GPU 9.0"), "sm90a-deterministic": ("sm_90", "GPU 9.0"),
+          "sm80": ("sm_80", "GPU from 8.0"), "simt": ("sm_80", "GPU from 8.0"), "host": ("host", "CPU")}  # fmt: skip
 ADAPTERS = {
     "`run_local_ring`": ("baracuda_kernels/local_ring.py", "run_local_ring"),
     "torch `ring_attention`": ("baracuda_kernels/interop/torch/_op.py", "ring_attention"),
@@ -103,12 +103,14 @@ def head_dims(
 
 def kernels() -> list[str]:
     """A row for each op, direction and family."""
-    rows = ["| op | direction | family | runs on | elements | head_dim | scale |",
-            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    rows = ["| op | direction | family | runs on | elements | head_dim | scale | deterministic |",
+            "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for spec in registry.specs():
         families: dict[tuple[bk.Direction, str], list[bk.ElementKind]] = {}
+        ordered = {}
         for family, sku in spec.skus():
             families.setdefault((sku.direction, family), []).append(sku.element)
+            ordered[sku.direction, family] = sku.precision_guarantee.deterministic
         for (direction, family), elements in families.items():
             arch, where = PLACES[family]
             first = elements[0]
@@ -124,7 +126,8 @@ def kernels() -> list[str]:
                 f"| `{spec.name}` | {direction.name.lower()} | `{family}` | {where} | "
                 f"{', '.join(e.name for e in elements)} | "
                 f"{head_dims(spec, family, arch, first, direction)} | "
-                f"{'any finite' if len(fit) == 3 else ' and '.join(fit)} |"
+                f"{'any finite' if len(fit) == 3 else ' and '.join(fit)} | "
+                f"{'yes' if ordered[direction, family] else 'no'} |"
             )
     return rows
 
@@ -142,7 +145,8 @@ def features() -> list[str]:
             asked = [problem for problem in problems if problem.keys() <= known]
             elements: dict[str, bk.ElementKind] = {}
             for family, sku in spec.skus() if asked else ():
-                elements.setdefault(family, sku.element)
+                if sku.direction is bk.Direction.FORWARD:
+                    elements.setdefault(family, sku.element)
             fit = [
                 f"`{family}`"
                 for family, element in elements.items()
