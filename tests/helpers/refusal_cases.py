@@ -204,27 +204,27 @@ def test_the_torch_adapter_tells_the_others(known):
 
     def attend():
         return on_ranks(RANKS, lambda rank: rings[rank].attend(
-            *shards[rank], True, None, "CONTIGUOUS")[0].numpy())
+            *shards[rank], True, None, "CONTIGUOUS", False)[0].numpy())
 
     if known:
         assert is_right(attend(), x)
     refused = on_ranks(1, lambda _: rings[ODD].attend(
-        shards[ODD][0], shards[ODD][1].float(), shards[ODD][2], True, None, "CONTIGUOUS"))
+        shards[ODD][0], shards[ODD][1].float(), shards[ODD][2], True, None, "CONTIGUOUS", False))
     assert "must be of one dtype" in str(refused[0])
     for error in on_ranks(ODD, lambda rank: rings[rank].attend(
-            *shards[rank], True, None, "CONTIGUOUS")):
+            *shards[rank], True, None, "CONTIGUOUS", False)):
         assert type(error) is bk.InvalidProblemError and "rank 2: q, k, v: got" in str(error)
     assert is_right(attend(), x)
     # What differs between ranks is found by all of them, and asked for again at the next call.
     for _ in range(2):
         results = on_ranks(RANKS, lambda rank: rings[rank].attend(
-            *shards[rank], True, None, "STRIPED" if rank == ODD else "ZIGZAG"))
+            *shards[rank], True, None, "STRIPED" if rank == ODD else "ZIGZAG", False))
         assert all(type(r) is bk.InvalidProblemError for r in results), results
     assert is_right(attend(), x)
     # One whose problem is new compares where the others run.
     start = time.monotonic()
     results = on_ranks(RANKS, lambda rank: rings[rank].attend(
-        *shards[rank], rank != ODD, None, "CONTIGUOUS"))
+        *shards[rank], rank != ODD, None, "CONTIGUOUS", False))
     assert all(isinstance(r, bk.BaracudaError) for r in results), results
     assert any("compares a new problem" in str(r) for r in results)
     assert time.monotonic() - start < SOON

@@ -82,7 +82,7 @@ def test_context_parallel_leaves_nothing_patched(torch, across, one_rank, causal
     whole = problem.whole(torch.device("cpu"))
     mesh = init_device_mesh("cpu", (1,))
     plain = torch.nn.functional.scaled_dot_product_attention
-    for form in [form for forms in torch_cp.FORMS for form in forms]:
+    for form in torch_cp.FORMS:
         contender = torch_cp.context_parallel(problem, 0, whole, mesh, form)
         with pytest.raises(ZeroDivisionError), contender.around():
             assert torch.nn.functional.scaled_dot_product_attention is not plain

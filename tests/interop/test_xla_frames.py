@@ -163,7 +163,7 @@ def test_a_backward_call_of_two_steps(backward):
     "change, code, message",
     [
         ({"kernel": 7}, 3, "kernel is 7"),
-        ({"kernel": 2}, 12, "has no backward kernel"),
+        ({"kernel": 2}, 12, "sm80"),
         ({"sequence_dim": 3}, 3, "sequence_dim is 3: must be 1 or 2"),
         ({"scale": float("inf")}, 3, "scale is inf"),
         ({"causal": 1}, 3, "maps has 4 dimensions: must have 1"),

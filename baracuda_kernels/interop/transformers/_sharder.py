@@ -73,7 +73,7 @@ class BatchSharder:
 
     @property
     def ranks(self) -> int:
-        """Ranks that train on a step together: those of the ring, times the data-parallel ones."""
+        """How many ranks train on a step together, those of the ring times the data-parallel ones."""
         data = 1 if self._data is None else self._data.size()
         return self._ring_and_name()[0].ranks() * data
 
@@ -176,6 +176,11 @@ class BatchSharder:
         """The whole batch's loss, on every rank, of what `loss` returned (or a sum of such). Collective.
 
         It has no gradient; it is for logs.
+
+        Raises
+        ------
+        CommunicatorError
+            A rank is gone.
         """
         total = self._over_all_ranks(loss.detach().clone())
         return total / self.ranks if self._averaged else total

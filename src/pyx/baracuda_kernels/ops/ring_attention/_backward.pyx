@@ -135,9 +135,6 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
     scratch_bytes : int
         Bytes of the scratch, at any world size: 2 + head_dim numbers of the accumulator's type a row
         and head; on ``sm90a`` 4 + head_dim, of rows in whole tiles of 64.
-    kv_gradient_scratch_bytes : int
-        Bytes of the sums of dk and dv, at any world size above one: four times 2 * B * Hkv * K * D of
-        the accumulator's type, each rounded up to `scratch_alignment`.
     """
 
     cdef readonly int64_t scratch_bytes
@@ -171,7 +168,11 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
 
     @property
     def kv_gradient_scratch_bytes(self):
-        """Bytes of the sums of dk and dv, at any world size above one."""
+        """Bytes of the sums of dk and dv, at any world size above one.
+
+        Four times 2 * B * Hkv * K * D of the accumulator's type, each rounded up to
+        `scratch_alignment`.
+        """
         return _CHUNKS * _sum_bytes(self.descriptor)
 
     def step(self, stream, *, q, k, v, dy, dk, dv, y=None, lse=None, dlse=None, dq=None,
