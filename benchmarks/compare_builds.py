@@ -287,7 +287,7 @@ class Build:
         }
         # An editable install outranks PYTHONPATH: its checkout would be timed in the folder's place.
         if Path(where).is_dir():
-            find = "import importlib.util as u; print(u.find_spec('baracuda_kernels').origin)"
+            find = "import importlib.util as u; print(getattr(u.find_spec('baracuda_kernels'), 'origin', 'nothing'))"
             command = [self._python, "-P", "-c", find]
             found = subprocess.run(command, check=True, **self._start).stdout.strip()
             if Path(where).resolve() not in Path(found).resolve().parents:

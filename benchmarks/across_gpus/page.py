@@ -36,7 +36,7 @@ def section(results: list[dict[str, Any]], here: str, picture: str) -> str:
     text = f"\n## Across GPUs: {card}\n{_HEAD}\n"
     for result in results:
         text += (
-            f"- P = {result['ranks']}: driver {result['driver']}, CUDA {result['cuda']}, "
+            f"- P = {result['ranks']}{_what(result)}: driver {result['driver']}, CUDA {result['cuda']}, "
             f"{result['date']}, source `{result['source_hash']}`"
         )
         if result["source_hash"] != here:
@@ -49,6 +49,10 @@ def section(results: list[dict[str, Any]], here: str, picture: str) -> str:
         if chosen:
             text += part(chosen)
     return text
+
+
+def _what(result: dict[str, Any]) -> str:
+    return ", training" if any(row["name"] == "training" for row in result["rows"]) else ""
 
 
 def _speed(rows: list[dict[str, Any]]) -> str:
@@ -155,11 +159,45 @@ def _by_way(
             yield [*problem, exchange], by[exchange]
 
 
+def _training(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for problem, pair in _by_problem(rows):
+        runs = {row["params"]["what"]: row for row in pair}
+        step, forward = runs["step"], runs["forward"]
+        ours, peers = step["ours"], step["peers"]
+        lines.append(
+            [*problem, f"{ours:.3f}", f"{forward['ours']:.3f}", f"{100 * peers['ideal'] / ours:.1f}",
+             *(ratio(peers, name, ours) for name in ("context_parallel", "ring_flash_attention")),
+             step["params"]["context_parallel"].replace(", ", "/")]
+        )  # fmt: skip
+    text = (
+        "\n### Training\n\nForward and backward of one layer through `interop.torch`; *ideal*: both on "
+        "one GPU for the whole sequence, divided by P. ring-flash-attention 0.1.8 runs on PyTorch's "
+        "FlashAttention-2 kernels.\n\n"
+    )
+    head = "P, rows, layout, causal, step ms, forward ms, % of ideal, vs context_parallel, "
+    head += "vs ring-flash-attention, form of context_parallel"
+    return text + table(head, lines)
+
+
+def _training_memory(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for problem, (row,) in _by_problem(rows):
+        peers = (row["peers"].get(name) for name in ("context_parallel", "ring_flash_attention"))
+        sizes = (row["ours"], *peers)
+        lines.append([*problem, *("–" if x is None else f"{x / 1e6:.0f}" for x in sizes)])
+    head = "P, rows, layout, causal, ours MB, context_parallel MB, ring-flash-attention MB"
+    text = "\nPeak of a step besides its inputs, of the worst rank, receive buffers included.\n\n"
+    return text + table(head, lines)
+
+
 _SECTIONS = {
     "scaling": _speed,
     "exchange": _exchange,
     "scaling_step": _steps,
     "scaling_memory": _memory,
     "scaling_error": _error,
+    "training": _training,
+    "memory": _training_memory,
     "faults": _faults,
 }

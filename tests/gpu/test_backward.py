@@ -316,9 +316,9 @@ def test_1000_runs_in_a_fixed_order_give_the_same_bits(torch, problem, beside):
     call = Call(torch, ORDERED, "bf16", x, is_causal=is_causal)
     first = [g.clone() for g in call.run()]
     hold = None if beside == "nothing" else half_of_the_gpu(torch)
-    for burst in range(20):
+    for burst in range(40):
         held = hold() if hold else None
-        for run in range(50):
+        for run in range(25):
             call.poison()
             call.run()
             assert same(torch, ORDERED, first, call.gradients), (burst, run)

@@ -164,7 +164,7 @@ def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype, 
     ranks = 4
     x = drawn(torch, dtype, 10, heads=4, kv_heads=2, query_len=256 * ranks, head_dim=head_dim)
     ring = GpuGradients(torch, family, dtype, x, ranks, layout="zigzag", is_causal=True)
-    assert ring.plan.precision_guarantee.deterministic == (family == "simt")
+    assert ring.plan.precision_guarantee.deterministic == (family not in ("sm80", "sm90a"))
     first = [g.clone() for g in ring.run()]
     torch.cuda.synchronize()
     torch.cuda.empty_cache()

@@ -174,7 +174,7 @@ int host_peer_waited(int n) {
                           words_of_a_rank);
 }
 // 1: memory cannot be exported, 2: nor reached, 3: words cannot be mapped, 4: ranks of one process are
-// not linked, 5: no stream is done before a CPU has ended its waits, 6: rows are no copy;
+// not linked, 5: no stream is done before a CPU has ended its waits, 6: rows are of two allocations;
 // 0: all works.
 void host_peer_fail(int32_t what) { fails = what; }
 // Copies of several rows so far.

@@ -52,7 +52,7 @@ class PeerRank(Rank):
         )
         arrays = rank_arrays(torch, plan, q, k, v, comm.world_size)
         torch.cuda.synchronize()
-        register(comm, arrays)
+        register(comm, arrays.held)
         return stream, plan, arrays
 
     def unregistered(self, task: dict) -> dict:
@@ -80,7 +80,7 @@ class PeerRank(Rank):
         ran = attempt(lambda: plan.run(stream, comm, arrays.args, timeline=timeline))
         before = hops() if not ran else []
         time.sleep(0.3)  # whoever is told of a refusal has been by then
-        register(comm, arrays)
+        register(comm, arrays.held)
         plan.can_implement(arrays.args, comm=comm)
         plan.run(stream, comm, arrays.args, timeline=timeline)
         comm.synchronize(stream)
@@ -152,7 +152,7 @@ class PeerRank(Rank):
         )
         kv = torch.full_like(torch.stack(mine[1:]), float("nan"))
         arrays = rank_arrays(torch, plan, mine[0], kv[0], kv[1], comm.world_size)
-        register(comm, arrays)
+        register(comm, arrays.held)
         sent = torch.stack(mine[1:])
         weights = torch.full((1 << 20,), float(comm.rank), device="cuda")
         gathered = weights.new_empty(comm.world_size, *weights.shape)

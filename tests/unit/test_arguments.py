@@ -130,7 +130,7 @@ def test_progress_moves_within_a_step(monkeypatch):
 
 def test_progress_moves_within_one_rank_s_step(monkeypatch):
     monkeypatch.setattr(local_ring, "_POLL", 0.001)
-    q, seen = np.zeros((1, 8, 2**12, 64), np.float32), []
+    q, seen = np.zeros((1, 32, 2**12, 64), np.float32), []
     bk.run_local_ring(q, q, q, 1, progress=lambda *done: seen.append(done))
     assert seen[0] == (0, 1) and seen[-1] == (1, 1)
     done = [x for x, _ in seen]

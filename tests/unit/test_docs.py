@@ -97,27 +97,36 @@ def test_the_readmes_figures_are_of_the_results():
     """Every row of its table is a row of the performance page, by the same columns."""
     page = (ROOT / "docs" / "performance.md").read_text()
     number = r"([\d.]+|–)"
-    rows = re.findall(r"^\| (one call|ring), ([^|]+) \| " + r" \| ".join([number] * 6) + r" \|$",
-                      README, re.MULTILINE)  # fmt: skip
-    assert [kind for kind, *_ in rows] == ["one call"] * 2 + ["ring"] * 4
-    one_call = page.split("## NVIDIA H100 80GB HBM3")[1].split("### ")[1]
-    for kind, what, tflops, ideal, fa2, cudnn, context_parallel, all_gather in rows:
-        if kind == "one call":
+    kinds = ["one call", "gradients", "ring", "training"]
+    rows = re.findall(rf"^\| ({'|'.join(kinds)}), ([^|]+) \| " + r" \| ".join([number] * 7)
+                      + r" \|$", README, re.MULTILINE)  # fmt: skip
+    assert [kind for kind, *_ in rows] == [kinds[0]] * 2 + [kinds[1]] * 2 + [kinds[2]] * 3 + [
+        kinds[3]] * 2  # fmt: skip
+    alone = page.split("## NVIDIA H100 80GB HBM3")[1].split("### ")
+    for kind, what, tflops, ideal, fa2, fa3, cudnn, context_parallel, all_gather in rows:
+        if kind in kinds[:2]:
             causal = {"causal": "yes", "no mask": "no"}[what.rpartition(", ")[2]]
             assert what.startswith("H100, 2 x 8192 rows, 16 heads, ")
-            row = rf"^\| sm90a \| bf16 \| 128 \| 2 \| 16/16 \| 8192 \| {causal} \| [\d.]+ \| "
-            shown, of = [tflops, fa2, cudnn], one_call
+            fast = "" if kind == "one call" else r"fast \| "
+            row = rf"^\| sm90a \| bf16 \| 128 \| 2 \| 16/16 \| 8192 \| {causal} \| {fast}[\d.]+ \| "
+            row += re.escape(tflops) + "".join(
+                rf" \| {re.escape(peer)} / [\d.]+" for peer in (fa2, cudnn, fa3))  # fmt: skip
+            of = alone[1 + kinds.index(kind)]
             assert {ideal, context_parallel, all_gather} == {"–"}
         else:
             rings = r"(\d) (H\d00), (\d+) rows each, causal"
             gpus, card, length = re.fullmatch(rings, what).groups()
-            row = rf"^\| {gpus} \| {length} \| zigzag \| yes \| (?:peer|nccl) \| "
-            row += r"\d \| [\d.]+ \| "
-            row += re.escape(f"{tflops} | {ideal} | ") + r"[\d.]+ \| [\d.–]+ \| "
-            shown = [context_parallel, all_gather]
-            of = page.split(f"## Across GPUs: NVIDIA {card}")[1].split("### ")[1]
-            assert {fa2, cudnn} == {"–"}
-        assert re.search(row + re.escape(" | ".join(shown)), of, re.MULTILINE), what
+            row = rf"^\| {gpus} \| {length} \| zigzag \| yes \| "
+            across = page.split(f"## Across GPUs: NVIDIA {card}")[1]
+            if kind == "ring":
+                row += r"(?:peer|nccl) \| \d \| [\d.]+ \| " + re.escape(f"{tflops} | {ideal} | ")
+                row += r"[\d.]+ \| [\d.–]+ \| " + re.escape(f"{context_parallel} | {all_gather}")
+                of = across.split("### Speed")[1].split("### ")[0]
+            else:
+                row += r"[\d.]+ \| [\d.]+ \| " + re.escape(f"{ideal} | {context_parallel} | ")
+                of = across.split("### Training")[1].split("### ")[0]
+            assert {fa2, fa3, cudnn} == {"–"}
+        assert re.search(row, of, re.MULTILINE), what
 
 
 def test_nothing_is_installed_from_where_it_is_not():

@@ -307,11 +307,13 @@ def test_what_a_call_receives_can_be_asked_before_it_runs(world_size):
     world.close()
 
 
-def test_pieces_that_lie_together_are_one_copy():
-    """Staged K and V, and a received chunk. The caller's own lie apart: rows of one copy where a device
-    can do that, else two."""
+def test_pieces_of_one_allocation_are_one_copy():
+    """Rows of one, whether they touch, as staged K and V do, or not. Of two allocations, which may touch
+    as well, they are two."""
     rowed = peers.host().host_peer_rowed
-    for staged, cannot, expected in ((True, 0, (1, 0)), (False, 0, (0, 1)), (False, 6, (2, 0))):
+    for staged, cannot, expected in (
+        (True, 0, (0, 1)), (True, 6, (2, 0)), (False, 0, (0, 1)), (False, 6, (2, 0)),
+    ):  # fmt: skip
         world = LocalWorld(2)
         connected = Peers(world)
         ring = SumRing(2, staged=staged, beside_alone=True)

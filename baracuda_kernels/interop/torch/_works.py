@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -19,7 +20,7 @@ _Answer = queue.SimpleQueue[BaseException | None]
 _AT_ONCE = datetime.timedelta(milliseconds=1)
 _TAG = 0x6263  # of a message that nobody sends
 
-_tasks: queue.SimpleQueue[tuple[Works, _Answer]] = queue.SimpleQueue()
+_tasks: queue.SimpleQueue[tuple[Works, _Answer] | None] = queue.SimpleQueue()
 _process = -1  # whose thread serves them
 
 
@@ -68,15 +69,27 @@ def _wait(pending: Works) -> BaseException | None:
     return failure
 
 
-def _serve() -> None:
-    while True:
-        pending, answer = _tasks.get()
-        answer.put(_wait(pending))
-        del pending, answer
+def _serve(tasks: queue.SimpleQueue[tuple[Works, _Answer] | None]) -> None:
+    while (task := tasks.get()) is not None:
+        pending, answer = task
+        failure = _wait(pending)
+        # The one who waits has them, too: they must not end here, in C++, while the process ends.
+        del task, pending
+        answer.put(failure)
+
+
+def _end(thread: threading.Thread, tasks: queue.SimpleQueue[Any]) -> None:
+    if _process == os.getpid():
+        tasks.put(None)
+        thread.join(timeout=1.0)
 
 
 def _start() -> None:
     global _process, _tasks
     if _process != os.getpid():  # threads do not survive a fork
         _process, _tasks = os.getpid(), queue.SimpleQueue()
-        threading.Thread(target=_serve, name="baracuda-wait", daemon=True).start()
+        thread = threading.Thread(
+            target=_serve, args=(_tasks,), name="baracuda-wait", daemon=True
+        )
+        thread.start()
+        atexit.register(_end, thread, _tasks)

@@ -163,10 +163,12 @@ int32_t copy_rows(void* into, const void* from, int64_t row_bytes, int64_t pitch
   if (driver().address_range(&base, &size, begin) != CUDA_SUCCESS || begin + end > base + size) {
     return BARACUDA_UNSUPPORTED;
   }
+  const auto queue = static_cast<cudaStream_t>(stream);
   const cudaError_t error =
-      cudaMemcpy2DAsync(into, width, from, static_cast<size_t>(pitch), width,
-                        static_cast<size_t>(rows), cudaMemcpyDefault,
-                        static_cast<cudaStream_t>(stream));
+      pitch == row_bytes
+          ? cudaMemcpyAsync(into, from, width * static_cast<size_t>(rows), cudaMemcpyDefault, queue)
+          : cudaMemcpy2DAsync(into, width, from, static_cast<size_t>(pitch), width,
+                              static_cast<size_t>(rows), cudaMemcpyDefault, queue);
   if (error == cudaSuccess) return BARACUDA_OK;
   cudaGetLastError();
   return BARACUDA_UNSUPPORTED;

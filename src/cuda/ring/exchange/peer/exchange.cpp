@@ -117,16 +117,12 @@ struct Copy {
   int64_t pitch = 0;  // from one row to the next, at the source
   int32_t rows = 1;
 
-  // Takes in another piece that lies behind this one at the target, and at the source either right
-  // behind it too or as a row of the same size.
+  // Takes in another piece that lies behind this one at the target, and at the source as a row of the
+  // same size. Pieces that touch may be of two allocations, too: no copy spans those.
   bool extend(const Copy& other) {
     if (bytes == 0 || other.into != into + rows * bytes) return false;
-    if (rows == 1 && other.from == from + bytes) {
-      bytes += other.bytes;
-      return true;
-    }
     const int64_t distance = other.from - (from + (rows - 1) * pitch);
-    const bool is_row = other.bytes == bytes && distance > bytes && distance < kMostPitch &&
+    const bool is_row = other.bytes == bytes && distance >= bytes && distance < kMostPitch &&
                         (rows == 1 || distance == pitch);
     if (!is_row) return false;
     pitch = distance;
