@@ -265,7 +265,8 @@ def disassembly():
 def test_tensor_core_kernels_use_tensor_cores():
     seen = hopper = backward = 0
     for _, name, function in disassembly():
-        if "sm80" in name:
+        # Of the gradients' only the step has products; what goes over rows is named after sm80, too.
+        if "sm80" in name and ("backward" not in name or "step_kernel" in name):
             seen += 1
             for instruction in ("HMMA.16816.F32", "LDSM", "LDGSTS"):
                 assert instruction in function, f"{name} has no {instruction}"
@@ -290,7 +291,7 @@ def test_tensor_core_kernels_use_tensor_cores():
                 assert moves <= most, f"{name} moves {moves} values to uniform registers in a loop"
     assert seen >= 20
     assert hopper == 32  # (3 head dims + a second tile at 128) x 2 dtypes x 4 flag variants
-    assert backward == 8  # (3 head dims + the pair at 128) x 2 dtypes
+    assert backward == 12  # (3 head dims, the pair at 128, 2 in a fixed order) x 2 dtypes
 
 
 @needs_cuda_build

@@ -25,6 +25,7 @@ class Family:
     forward_strides: bool
     has_backward: bool
     ordered_backward: bool
+    backward_kernel: int
     def guarantee(
         self, element: ElementKind, direction: Direction = ...
     ) -> PrecisionGuarantee: ...
@@ -42,6 +43,7 @@ class Family:
     ) -> str: ...
 
 FAMILIES: tuple[Family, ...]
+OF_DIRECTION: dict[Direction, tuple[Family, ...]]
 
 def skus(
     op: AttentionKind, directions: tuple[Direction, ...] = ...
