@@ -82,7 +82,7 @@ def test_the_default_state_gives_the_logs_ring_tax():
         ("sm80", "bf16", 128, 392),
         ("sm80", "f16", 64, 353),
         ("sm80", "bf16", 80, 370),
-        ("sm90a", "bf16", 256, 793),
+        ("sm90a", "bf16", 256, 690),
         ("simt", "f32", 64, 30.7),
         ("simt", "f64", 300, 8.6),
         ("simt", "bf16", 40, 21.7),
