@@ -13,7 +13,7 @@ class CudaSumRank:
     """A rank's memory on the GPU and its call; `ring` has everybody's numbers and the answer.
 
     A multiplication and an addition are kernels of their own, so the bits are the host's. A run
-    allocates nothing: that could wait for kernels which wait for another rank.
+    allocates nothing and loads no kernel: that could wait for what waits for another rank.
     """
 
     def __init__(self, torch: Any, ring: SumRing, rank: int) -> None:
@@ -26,6 +26,11 @@ class CudaSumRank:
         self.y, self.home = on_gpu(ring.y[rank]), on_gpu(ring.home[rank])
         self.beside, self.behind = on_gpu(ring.beside[rank]), on_gpu(ring.behind[rank])
         self.share, self.more, self.total = (torch.empty_like(self.a) for _ in range(3))
+        torch.mul(self.a, 2.0, out=self.share).add_(self.a)
+        torch.add(self.a, self.share, out=self.total)
+        self.more.copy_(self.total)
+        self.poison()
+        torch.cuda.synchronize()
         pieces = [self.a, self.b, *self.home.flatten(0, 1)]
         pieces += [*self.beside.flatten(0, 1), *self.behind.flatten(0, 2)]
         self.tensors = {x.data_ptr(): x for x in pieces}

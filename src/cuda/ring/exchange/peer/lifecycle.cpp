@@ -46,8 +46,8 @@ bool is_left_alone(const baracuda_peer& peer) {
          !peer.file.is_held(peer.next());
 }
 
-// What ends the ring ends it as the same on every rank, whoever finds it first. What is its process's own
-// (a signal, memory, a device's error) is to the others a ring that was aborted.
+// What ends the ring ends it as the same on every rank, whoever finds it first. What is its
+// process's own (a signal, memory, a device's error) is to the others a ring that was aborted.
 int32_t status_of_others(int32_t status) {
   switch (status) {
     case BARACUDA_INVALID_ARGUMENT:
