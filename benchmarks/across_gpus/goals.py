@@ -38,7 +38,7 @@ class Verdict(NamedTuple):
 
     def __str__(self) -> str:
         figures = f"{self.found:8.3f}  goal {self.goal:g}  floor {self.floor:g}"
-        return f"{self.what:52} {figures:36} {self.word}"
+        return f"{self.what:56} {figures:36} {self.word}"
 
 
 def verdicts(rows: Iterable[dict[str, Any]]) -> list[Verdict]:
@@ -77,26 +77,26 @@ def _of_ideal(row: dict[str, Any]) -> list[Verdict]:
     case = {2: _OF_IDEAL[p["causal"]].get(p["chunk"]),
             4: _OF_IDEAL_OF_FOUR.get((p["causal"], p["chunk"]))}.get(p["ranks"])  # fmt: skip
     percent = 100 / _ratio(row, "ideal")
-    return [] if case is None else [Verdict(_named(row, "% of ideal"), percent, *case)]
+    return [] if case is None else [Verdict(_named(row, "graph % of ideal"), percent, *case)]
 
 
 def _over_steps(row: dict[str, Any]) -> list[Verdict]:
     if row["params"].get("what") not in ("eager", "graph") or row["params"]["chunk"] < 2048:
         return []
     limits = _OVER_STEPS.get(row["params"]["chunk"], _OVER_STEPS_BEYOND)
-    return [Verdict(_named(row, "over its own steps"), _ratio(row, "steps"), *limits)]
+    return [Verdict(_named(row, f"{row['params']['what']} over its own steps"), _ratio(row, "steps"), *limits)]
 
 
 def _over_eager(row: dict[str, Any]) -> list[Verdict]:
     if not _is_run(row, "graph") or row["params"]["chunk"] < 4096:
         return []
-    return [Verdict(_named(row, "over eager"), _ratio(row, "eager"), *_OVER_EAGER)]
+    return [Verdict(_named(row, "graph over eager"), _ratio(row, "eager"), *_OVER_EAGER)]
 
 
 def _over_plan(row: dict[str, Any]) -> list[Verdict]:
     if not _is_run(row, "torch op") or row["params"]["chunk"] < 4096:
         return []
-    return [Verdict(_named(row, "over the plan"), _ratio(row, "eager"), *_OVER_PLAN)]
+    return [Verdict(_named(row, "torch op over the plan"), _ratio(row, "eager"), *_OVER_PLAN)]
 
 
 def _over_context_parallel(row: dict[str, Any]) -> list[Verdict]:
@@ -104,7 +104,7 @@ def _over_context_parallel(row: dict[str, Any]) -> list[Verdict]:
     case = _CONTEXT_PARALLEL.get((p["causal"], p["chunk"]))
     if not _is_run(row, "context_parallel") or p["ranks"] != 2 or case is None:
         return []
-    return [Verdict(_named(row, "over the plan"), _ratio(row, "eager"), *case)]
+    return [Verdict(_named(row, "context_parallel over the plan"), _ratio(row, "eager"), *case)]
 
 
 _HOPS = (_hop,)

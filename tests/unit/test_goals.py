@@ -33,27 +33,27 @@ def test_a_figure_that_falls(ratio, word):
 def test_a_captured_run_has_three_figures():
     row = run("graph", ideal=1 / 0.95, steps=1.0, eager=1.05)
     assert words(row) == [
-        ("% of ideal", "floor"), ("over its own steps", "goal"), ("over eager", "BELOW"),
+        ("graph % of ideal", "floor"), ("graph over its own steps", "goal"), ("graph over eager", "BELOW"),
     ]  # fmt: skip
     (of_ideal, *_) = verdicts([row])
     assert of_ideal.found == pytest.approx(95) and (of_ideal.goal, of_ideal.floor) == (97, 94)
 
 
 def test_rows_have_goals_of_their_own():
-    assert words(run("graph", 1024, ideal=2.0, steps=9, eager=9)) == [("% of ideal", "floor")]
-    assert words(run("eager", 2048, steps=1.06)) == [("over its own steps", "floor")]
-    assert words(run("eager", 4096, steps=1.06)) == [("over its own steps", "BELOW")]
-    assert words(run("torch op", 4096, eager=1.03)) == [("over the plan", "floor")]
+    assert words(run("graph", 1024, ideal=2.0, steps=9, eager=9)) == [("graph % of ideal", "floor")]
+    assert words(run("eager", 2048, steps=1.06)) == [("eager over its own steps", "floor")]
+    assert words(run("eager", 4096, steps=1.06)) == [("eager over its own steps", "BELOW")]
+    assert words(run("torch op", 4096, eager=1.03)) == [("torch op over the plan", "floor")]
     assert words(run("torch op", 2048, eager=1.03)) == []
     four = run("graph", ranks=4, ideal=1 / 0.93, steps=1, eager=1)
-    assert words(four)[0] == ("% of ideal", "floor")
-    assert "over eager" not in dict(words(run("graph", 2048, ideal=1, steps=1, eager=2)))
+    assert words(four)[0] == ("graph % of ideal", "floor")
+    assert "graph over eager" not in dict(words(run("graph", 2048, ideal=1, steps=1, eager=2)))
 
 
 @pytest.mark.parametrize(("causal", "ratio"), [(True, 1.34), (False, 1.20)])
 def test_context_parallel_is_over_the_plan(causal, ratio):
     row = run("context_parallel", causal=causal, eager=ratio)
-    assert words(row) == [("over the plan", "floor")]
+    assert words(row) == [("context_parallel over the plan", "floor")]
 
 
 def test_a_hop_of_33_megabytes():
