@@ -240,9 +240,13 @@ def _backward() -> tuple[dict[str, int], list]:
 
 
 def _error() -> tuple[dict[str, int], list]:
-    from benchmarks import error
+    from benchmarks import error, gradient_error
 
-    return _no_tests(), error.rows()
+    of_rings, counts = gradient_error.rows(), _no_tests()
+    for row in gradient_error.worse(of_rings):
+        print(f"more than one rank's error: {row}", file=sys.stderr)
+        counts["failed"] += 1
+    return counts, [*error.rows(), *of_rings]
 
 
 def _host() -> tuple[dict[str, int], list]:

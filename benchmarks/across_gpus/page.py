@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from benchmarks.across_gpus.params import flops, order, problem_of
-from benchmarks.tables import fault_table, ratio, table
+from benchmarks.tables import fault_table, gradient_error_table, ratio, table
 
 _HEAD = """
 One process per GPU; bf16, batch 1, each GPU with the given rows of queries and of keys. *Ideal*:
@@ -139,6 +139,10 @@ def _faults(rows: list[dict[str, Any]]) -> str:
     return "\n### A rank that fails, a GPU each\n\n" + fault_table(rows)
 
 
+def _gradient_error(rows: list[dict[str, Any]]) -> str:
+    return "\n### Error of gradients\n\n" + gradient_error_table(rows)
+
+
 def _by_problem(
     rows: list[dict[str, Any]],
 ) -> Iterable[tuple[list[Any], list[dict[str, Any]]]]:
@@ -197,6 +201,7 @@ _SECTIONS = {
     "scaling_step": _steps,
     "scaling_memory": _memory,
     "scaling_error": _error,
+    "gradient_error": _gradient_error,
     "training": _training,
     "memory": _training_memory,
     "faults": _faults,
