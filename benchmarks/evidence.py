@@ -217,14 +217,15 @@ def _interop() -> tuple[dict[str, int], list]:
     # The host time of a call is among the first, so nothing runs beside them. The others start
     # programs of their own, whose start takes longer than their work.
     counts = [_pytest(_TORCH, "-m", "gpu and not multi_rank", seconds=90)]
-    beside = ((_TORCH, "-m", "gpu and multi_rank"), (_INTEROP, f"--ignore={_TORCH}", "-m", "gpu"))
+    others = (_INTEROP, f"--ignore={_TORCH}", "-m", "gpu and not endurance and not multi_gpu")
+    beside = ((_TORCH, "-m", "gpu and multi_rank"), others)
     with ThreadPoolExecutor() as pool:
         counts += pool.map(lambda paths: _pytest(*paths, seconds=LIMIT_SECONDS - 110), beside)
     return _sum(counts), []
 
 
 def _endurance() -> tuple[dict[str, int], list]:
-    return _pytest("tests", "-m", "endurance"), []
+    return _pytest("tests", "-m", "endurance and not multi_gpu"), []
 
 
 def _forward() -> tuple[dict[str, int], list]:
