@@ -330,8 +330,10 @@ def test_the_plot(tmp_path, suffix):
 
 
 @needs_cuda_build
-def test_the_example_in_the_docs_is_the_commands_output():
+def test_the_examples_in_the_docs_are_the_commands_output():
     page = (ROOT / "docs" / "scaling.md").read_text()
-    block = page.split("```console\n$ baracuda-kernels ")[1].split("```")[0]
-    command, shown = block.split("\n", 1)
-    assert invoke(*command.split()).stdout == shown
+    blocks = [x.split("```")[0] for x in page.split("```console\n$ baracuda-kernels ")[1:]]
+    assert len(blocks) == 2 and "--training" in blocks[1]
+    for block in blocks:
+        command, shown = block.split("\n", 1)
+        assert invoke(*command.split()).stdout == shown
