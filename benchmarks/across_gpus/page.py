@@ -52,7 +52,10 @@ def section(results: list[dict[str, Any]], here: str, picture: str) -> str:
 
 
 def _what(result: dict[str, Any]) -> str:
-    return ", training" if any(row["name"] == "training" for row in result["rows"]) else ""
+    names = {row["name"] for row in result["rows"]}
+    if names == {"gradient_error"}:
+        return ", error of gradients"
+    return ", training" if "training" in names else ""
 
 
 def _speed(rows: list[dict[str, Any]]) -> str:

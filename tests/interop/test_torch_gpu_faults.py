@@ -46,7 +46,7 @@ def fail_once(exchange, fault, number):
                 time.sleep(0.1 * number)
                 pair.signal(1, getattr(signal, fault))
 
-        (answer,) = pair.run(task, meanwhile=meanwhile, victim=1, seconds=100)
+        (answer,) = pair.run(task, meanwhile=meanwhile, victim=1, seconds=60)
         return answer
     finally:
         for rank in range(2):  # one is gone, and the group of the other is broken
