@@ -77,7 +77,7 @@ class CudaTasks:
             synchronize(timeout=60.0 if number < warm else task["seconds"])
 
         end, number = time.monotonic() + 60, 0
-        error, message = "no error", ""
+        error, message, exchange = "no error", "", []
         while time.monotonic() < end:
             begun = time.time()
             try:
@@ -86,9 +86,11 @@ class CudaTasks:
                 error, message = type(failure).__name__, str(failure)
                 break
             number += 1
+            if number == 1:
+                exchange = [hop.kind for hop in ring_of("", self.device).comm.exchange]
         answer = {"error": error, "message": message, "steps": number, "at": time.time()}
         answer["seconds"] = answer["at"] - begun  # of the step that failed
-        answer["exchange"] = [hop.kind for hop in ring_of("", self.device).comm.exchange]
+        answer["exchange"] = exchange
         try:
             ring_attention(*leaves)
             answer["again"] = ""
