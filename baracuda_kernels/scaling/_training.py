@@ -62,6 +62,10 @@ def training_memory(problem: RingProblem) -> TrainingMemory:
     """What a rank holds during the `run` of a backward, K and V where they lie.
 
     The forward's accumulator is gone then, or serves as part of the scratch.
+
+    Parameters
+    ----------
+    problem : RingProblem
     """
     forward = rank_memory(problem, in_place=True)
     travels = problem.ranks > 1
@@ -77,6 +81,11 @@ def training_memory(problem: RingProblem) -> TrainingMemory:
 
 def backward_exchange_seconds(problem: RingProblem, machine: Machine) -> np.ndarray:
     """Seconds of each exchange of a backward, nothing beside it.
+
+    Parameters
+    ----------
+    problem : RingProblem
+    machine : Machine
 
     Returns
     -------
@@ -183,7 +192,7 @@ def backward_forecast(
 
 @dataclass(frozen=True)
 class TrainingForecast:
-    """A forward and a backward of one problem in one layout; what it says is of both together."""
+    """The `forward` and the `backward` of one problem in one layout; what it says is of both."""
 
     forward: RingForecast
     backward: RingForecast
@@ -261,7 +270,20 @@ class TrainingForecast:
 def training_forecast(
     problem: RingProblem, machine: Machine, sequence_layout: SequenceLayout | str = "contiguous"
 ) -> TrainingForecast:
-    """Predict a forward and a backward of the ring; parameters and errors of `backward_forecast`."""
+    """Predict a forward and a backward of the ring.
+
+    Parameters
+    ----------
+    problem : RingProblem
+    machine : Machine
+        With `backward_rates`.
+    sequence_layout : SequenceLayout or str, default "contiguous"
+
+    Raises
+    ------
+    InvalidProblemError
+        If the layout is unknown, or the machine has no `backward_rates`.
+    """
     return TrainingForecast(
         forecast(problem, machine, sequence_layout),
         backward_forecast(problem, machine, sequence_layout),
