@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write(folder: Path, gpus: int, digest: str, rows: list[dict[str, Any]]) -> Path:
     """The file of results, anew."""
-    head = {"schema": SCHEMA, "ranks": gpus, **machine(), "source_hash": digest}
+    head: dict[str, Any] = {"schema": SCHEMA, "ranks": gpus, **machine(), "source_hash": digest}
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     path = folder / f"gradients-{gpus}x-{slug(head['card'])}.json"
     folder.mkdir(parents=True, exist_ok=True)

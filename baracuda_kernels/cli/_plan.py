@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -309,8 +310,6 @@ def _times_table(result: Any, layers: int) -> Table:
     def row(label: str, cell: Any) -> None:
         table.add_row(label, *(cell(f) for f in result.forecasts))
 
-    training = result.training is not None
-
     def later(f: Any) -> str:
         steps = f.steps[1 : f.problem.ranks]
         return duration(sum(step.slowest for step in steps) / len(steps)) if steps else "–"
@@ -319,13 +318,17 @@ def _times_table(result: Any, layers: int) -> Table:
         rows = result.hiding_chunks[f.layout.name.lower()]
         return "–" if rows is None else str(rows)
 
-    for of in ("forward", "backward") if training else ("",):
-        pick = (lambda f, of=of: getattr(f, of)) if of else (lambda f: f)
-        lead = f"{of}: " if of else ""
-        row(f"{lead}step 0, slowest rank", lambda f, pick=pick: duration(pick(f).steps[0].slowest))
-        row(f"{lead}a later step, slowest rank", lambda f, pick=pick: later(pick(f)))
-        if of:
-            row(f"{lead}all steps", lambda f, pick=pick: duration(pick(f).seconds))
+    def steps_of(lead: str, part: Any) -> None:
+        row(f"{lead}step 0, slowest rank", lambda f: duration(part(f).steps[0].slowest))
+        row(f"{lead}a later step, slowest rank", lambda f: later(part(f)))
+
+    if result.training is None:
+        steps_of("", lambda f: f)
+    else:
+        for name in ("forward", "backward"):
+            part = attrgetter(name)
+            steps_of(f"{name}: ", part)
+            row(f"{name}: all steps", lambda f, part=part: duration(part(f).seconds))
     row("exposed communication", lambda f: duration(f.exposed))
     row("one layer in all", lambda f: duration(f.seconds))
     if layers > 1:

@@ -336,7 +336,7 @@ def _first_near(forecasts: list[Forecast], cost: Any) -> Forecast:
 
 def _reason(
     problem: RingProblem,
-    best: RingForecast,
+    best: Forecast,
     sweep: tuple[Forecast, ...],
     floor: float,
     chunks: dict[str, float | int | None],
