@@ -141,6 +141,7 @@ def test_late_ranks_on_threads_give_the_same_bits(torch, family, dtype, head_dim
         assert same(torch, family, together, ring.gathered())
 
 
+@pytest.mark.device_memory
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
 def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype, head_dim):
     ranks = 4
