@@ -125,6 +125,7 @@ class Program(ct.Structure):
         ("grid", ct.c_void_p),
         ("launch", ProgramFn),
         ("add", ProgramFn),
+        ("settle", ProgramFn),
     ]
 
 
