@@ -1,5 +1,8 @@
 """Eager calls pass by PyTorch's dispatcher, but where somebody listens to it or a tensor needs it."""
 
+import gc
+import weakref
+
 import pytest
 
 pytestmark = pytest.mark.framework("torch")
@@ -127,3 +130,19 @@ def test_a_subclass_sees_its_own_calls(torch, operands):
     y = ring_attention(q, k, v.as_subclass(Logged))
     torch.testing.assert_close(y.as_subclass(torch.Tensor), answer(torch, q, k, v))
     assert seen.count("baracuda.ring_attention.default") == 1
+
+
+@pytest.mark.parametrize("by", ["eager", "operator"])
+def test_a_graph_that_nobody_walks_is_freed(torch, operands, by):
+    from baracuda_kernels.interop.torch import ring_attention
+
+    q, k, v = (x.clone().requires_grad_() * 1 for x in operands)
+    if by == "eager":
+        y, lse = ring_attention(q, k, v, return_lse=True)
+    else:
+        op = torch.ops.baracuda.ring_attention.default
+        y, lse = op(q, k, v, "", False, None, "contiguous", True)
+    kept = [weakref.ref(x) for x in (q, k, v)]
+    del q, k, v, y, lse
+    gc.collect()
+    assert [x() for x in kept] == [None] * 3

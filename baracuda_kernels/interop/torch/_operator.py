@@ -156,8 +156,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: _Pair) -> None:
     ctx.options = inputs[3:7]
     y, lse = output
     ctx.set_materialize_grads(False)
-    # Of a shape that no other attention saves: see _saved.
-    ctx.save_for_backward(q, k, v, y, lse.unsqueeze(-1))
+    # Of a shape that no other attention saves: see _saved. Detached: a view of an output, saved, would
+    # keep its graph alive, and that the view.
+    ctx.save_for_backward(q, k, v, y, lse.detach().unsqueeze(-1))
 
 
 def _backward(ctx: Any, dy: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:

@@ -136,6 +136,7 @@ class Run {
       stream = call.stream;
       ready = run.recorder(call).endpoint->compute_done;
       signalled = run.is_signalled(n) ? 1 : 0;
+      free_ahead = run.rounds_.is_free_ahead(n) ? 1 : 0;
       begin_mark = call.marks == nullptr ? nullptr : call.marks[n].exchange_begin;
       end_mark = call.marks == nullptr ? nullptr : call.marks[n].exchange_end;
     }
