@@ -151,16 +151,17 @@ constexpr BackwardFamily make_variant() {
         return Rows<C>::launch_prepare(params, true, static_cast<cudaStream_t>(stream));
       },
       [](const BackwardParams& params, void* stream) {
-        const int32_t status = launch_gradients<C>(params, static_cast<cudaStream_t>(stream));
-        if (status != BARACUDA_OK || (params.step.flags & BARACUDA_STEP_LAST) == 0) return status;
-        // Beside a pair's step, blocks of it that wait for its end cost more than they save.
-        return Rows<C>::launch_finish(params, !C::pair, static_cast<cudaStream_t>(stream));
+        return launch_gradients<C>(params, static_cast<cudaStream_t>(stream));
       },
       [](const BackwardParams& params, StepGrid* grid) {
         int processors = 0;
         const int32_t status = count_multiprocessors(&processors);
         *grid = {cluster_of<C> * resident_blocks<C>(params.step, processors), 1};
         return status;
+      },
+      [](const BackwardParams& params, void* stream) {
+        // Beside a pair's step, blocks of it that wait for its end cost more than they save.
+        return Rows<C>::launch_finish(params, !C::pair, static_cast<cudaStream_t>(stream));
       }};
 }
 
