@@ -327,6 +327,38 @@ def test_1000_runs_in_a_fixed_order_give_the_same_bits(torch, problem, beside):
             held.synchronize()
 
 
+# Whole rounds of the grid and not, one head whose key tiles all begin at one query tile, groups, and
+# rows that several blocks come to at once.
+@pytest.mark.parametrize("problem", [(64, 1, 1, 200, 9000, False), (64, 12, 3, 900, 1100, True),
+                                     (128, 20, 20, 640, 650, True), (128, 3, 3, 64, 7000, False)],
+                         ids=str)  # fmt: skip
+@pytest.mark.parametrize("beside", ["nothing", "a kernel that holds half of the SMs"])
+def test_the_first_addition_stores_whichever_blocks_are_at_work(torch, problem, beside):
+    """In whatever order: no addition is lost before it, and no wait is for a block that cannot start."""
+    head_dim, heads, kv_heads, query_len, key_len, is_causal = problem
+    x = drawn(torch, "bf16", 16, heads=heads, kv_heads=kv_heads, query_len=query_len,
+              key_len=key_len, head_dim=head_dim)  # fmt: skip
+    call = Call(torch, "sm90a", "bf16", x, is_causal=is_causal)
+    exact = attention_backward(*x[:4], is_causal=is_causal)
+    assert error_of(call.run()[0], exact[0])["relative"] < 4e-3
+    first = [g.clone() for g in call.gradients]
+    hold = None if beside == "nothing" else half_of_the_gpu(torch)
+    for burst in range(8):
+        held = hold() if hold else None
+        for run in range(25):
+            call.poison()
+            call.run()
+            assert same(torch, "sm90a", first, call.gradients), (burst, run)
+        if held:
+            assert not held.query(), "it was to hold SMs all the time"
+            held.synchronize()
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    for margin in (processors // 2, processors - 3, processors - 1):
+        call.poison()
+        run_with_margin(torch, call, "sm90a", x, margin, kv_heads, is_causal)
+        assert same(torch, "sm90a", first, call.gradients), margin
+
+
 def half_of_the_gpu(torch):
     """What starts a kernel whose blocks stay on half of the SMs for some 100 ms, each with most of its
     SM's shared memory, and gives the event of its end."""
@@ -365,17 +397,9 @@ def test_a_fixed_order_depends_neither_on_the_grid_nor_on_the_launch(torch, prob
     call = Call(torch, ORDERED, "f16", x, is_causal=is_causal)
     first = [g.clone() for g in call.run()]
     processors = torch.cuda.get_device_properties(0).multi_processor_count
-    stream = torch.cuda.current_stream().cuda_stream
     for margin in (processors // 2, processors - 3, processors - 1):
         call.poison()
-        dq, dk, dv = call.gradients
-        steps = abi.Steps(x, call.y, call.lse, kernel=number_of(ORDERED), kv_heads=kv_heads, dq=dq,
-                          scale=head_dim**-0.5, causal=is_causal, stream=stream, sm_margin=margin,
-                          q_map=abi.PositionMap(0, 0, 1, query_len), scratch=call.scratch)
-        steps.bind_keys(x.k, x.v, dk, dv, abi.PositionMap(0, 0, 1, key_len))
-        steps.params.step.flags |= abi.FIRST | abi.LAST
-        steps.prepare()
-        steps.step(first=True, last=True)
+        run_with_margin(torch, call, ORDERED, x, margin, kv_heads, is_causal)
         assert same(torch, ORDERED, first, call.gradients), margin
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -385,6 +409,19 @@ def test_a_fixed_order_depends_neither_on_the_grid_nor_on_the_launch(torch, prob
         graph.replay()
         graph.replay()
         assert same(torch, ORDERED, first, call.gradients)
+
+
+def run_with_margin(torch, call, family, x, margin, kv_heads, is_causal):
+    """The call by its steps, on so many SMs fewer."""
+    dq, dk, dv = call.gradients
+    steps = abi.Steps(x, call.y, call.lse, kernel=number_of(family), kv_heads=kv_heads, dq=dq,
+                      scale=x.q.shape[3]**-0.5, causal=is_causal, sm_margin=margin,
+                      stream=torch.cuda.current_stream().cuda_stream,
+                      q_map=abi.PositionMap(0, 0, 1, x.q.shape[2]), scratch=call.scratch)
+    steps.bind_keys(x.k, x.v, dk, dv, abi.PositionMap(0, 0, 1, x.k.shape[2]))
+    steps.params.step.flags |= abi.FIRST | abi.LAST
+    steps.prepare()
+    steps.step(first=True, last=True)
 
 
 def test_what_is_selected_for_a_bf16_problem_and_why_others_are_not(torch):

@@ -30,13 +30,16 @@ struct Config {
   static_assert(producer_registers + consumers * consumer_registers <=
                     (consumers + 1) * launch_registers, "more registers than the block has");
 
-  static constexpr int stages = 2;  // of Q and dO, and of what is known of a key tile
+  // Registers hold K and V, and S of the next query tile beside P of this one.
+  static constexpr bool ahead = HeadDim == 64;
+  static constexpr int stages = ahead ? 4 : 2;  // of Q and dO, and of what is known of a key tile
   static constexpr int k_stages = KStages;
   static constexpr int ds_stages = DsStages;
   static constexpr int dq_stages = Pair ? 0 : 2;
   static constexpr bool pair = Pair;
   static constexpr bool sends_ds = Pair;  // by a warp of its own
   static constexpr bool ordered = Ordered;
+  static constexpr bool stores_first = !Pair && !Ordered;  // see first_stores.cuh
   // Query tiles that a block still has to copy in when it takes its next key tile.
   static constexpr int lead = 4;
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh

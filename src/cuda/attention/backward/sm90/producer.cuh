@@ -4,6 +4,7 @@
 
 #include "attention/backward/sm90/barriers.cuh"
 #include "attention/backward/sm90/schedule.cuh"
+#include "attention/backward/sm90/first_stores.cuh"
 #include "attention/backward/sm90/turns.cuh"
 #include "common/cluster.cuh"
 #include "common/tma.cuh"
@@ -59,6 +60,7 @@ template <typename C>
 __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
                                        const Barriers<C>& barriers) {
   const bool leads = threadIdx.x % 32 == 0;
+  FirstStores stores;
   uint32_t n = 0;
 #pragma unroll 1
   for (uint32_t item = 0;; ++item) {
@@ -78,17 +80,33 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
 #pragma unroll 1
       for (int i = 0; i < count; ++i, ++n) {
         const int buffer = stage_of<C::dq_stages>(n);
+        uint32_t* word = nullptr;
+        uint32_t found = has_sums;
+        if constexpr (C::stores_first) {
+          word = args.turns + head * args.query_tiles + queries.at(i);
+          if (leads) found = load_acquire(word);
+        }
         mbarrier_wait(barriers.dq_full(buffer), parity_of<C::dq_stages>(n));
         if (leads) {
-          tma_add_bytes(dq + int64_t{queries.at(i)} * C::dq_floats,
-                        shared + C::dq_offset + buffer * 4 * C::dq_floats, 4 * C::dq_floats);
+          float* const to = dq + int64_t{queries.at(i)} * C::dq_floats;
+          const uint32_t from = shared + C::dq_offset + buffer * 4 * C::dq_floats;
+          const bool is_first = C::stores_first && stores.claim(word, found);
+          if (is_first) {
+            tma_store_bytes(to, from, 4 * C::dq_floats);
+          } else {
+            tma_add_bytes(to, from, 4 * C::dq_floats);
+          }
           tma_commit();
+          if constexpr (C::stores_first) stores.publish_before(is_first ? word : nullptr);
           // Who makes dQ of the tile dq_stages - 1 behind the next gets the buffer read last.
           tma_wait_read<C::dq_stages - 1>();
           if (n + 1 >= C::dq_stages) mbarrier_arrive(barriers.dq_turn((n + 1) % C::consumers));
         }
         __syncwarp();
       }
+    }
+    if constexpr (C::stores_first) {
+      if (leads) stores.publish();
     }
   }
   if (leads) tma_wait<0>();
