@@ -39,7 +39,6 @@ struct Config {
   static constexpr bool pair = Pair;
   static constexpr bool sends_ds = Pair;  // by a warp of its own
   static constexpr bool ordered = Ordered;
-  static constexpr bool stores_first = !Pair && !Ordered;  // see first_stores.cuh
   // Query tiles that a block still has to copy in when it takes its next key tile.
   static constexpr int lead = 4;
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh

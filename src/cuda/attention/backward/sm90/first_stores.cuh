@@ -7,49 +7,24 @@
 
 namespace baracuda::sm90::backward {
 
-// Of one thread, which has the copy engine store and add. A word is no_sums, then somebody stores, then
-// has_sums for good. Who waits, waits for a copy that is under way: no block waits for another's
-// turn, whichever are resident.
-class FirstStores {
- public:
-  // found: the tile's word, read at any time before. True: the caller stores, and tells
-  // publish_before(); else it adds.
-  __device__ __forceinline__ bool claim(uint32_t* word, uint32_t found) {
-    bool is_first = false;
-    if (found != has_sums) {
-      found = atomicCAS(word, no_sums, being_stored);
-      is_first = found == no_sums;
-      if (!is_first) {
-        publish();  // or two blocks may wait for each other's
-        while (load_acquire(word) != has_sums) {
-        }
+// A word is no_sums, then somebody stores, then has_sums for good. Who waits, waits for a copy that is
+// under way: no block waits for another's turn, whichever are resident. found: the word, read at any time
+// before. True: the caller stores, and tells; else it adds.
+__device__ __forceinline__ bool claim(uint32_t* word, uint32_t found) {
+  bool is_first = false;
+  if (found != has_sums) {
+    is_first = atomicCAS(word, no_sums, being_stored) == no_sums;
+    if (!is_first)
+      while (load_acquire(word) != has_sums) {
       }
-    }
-    fence_copies();
-    return is_first;
   }
-  // Once the copy of the word is committed; null: it was an addition.
-  __device__ __forceinline__ void publish_before(uint32_t* word) {
-    if (stored_ != nullptr) {
-      tma_wait<1>();
-      tell();
-    }
-    stored_ = word;
-  }
-  __device__ __forceinline__ void publish() {
-    if (stored_ == nullptr) return;
-    tma_wait<0>();
-    tell();
-    stored_ = nullptr;
-  }
-
- private:
-  __device__ __forceinline__ void tell() const {
-    fence_copies();
-    store_release(stored_, has_sums);
-  }
-
-  uint32_t* stored_ = nullptr;  // its store may not have landed
-};
+  fence_copies();
+  return is_first;
+}
+// The store has landed.
+__device__ __forceinline__ void publish(uint32_t* word) {
+  fence_copies();
+  store_release(word, has_sums);
+}
 
 }  // namespace baracuda::sm90::backward

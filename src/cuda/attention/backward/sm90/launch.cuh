@@ -13,7 +13,7 @@ namespace baracuda::sm90::backward {
 // Where the copy engine adds whole tiles of dQ, the first of them is stored.
 template <typename C>
 using Rows =
-    RowKernels<typename C::Element, C::head_dim, SplitStatistics, C::ordered || (C::dq_stages > 0)>;
+    RowKernels<typename C::Element, C::head_dim, SplitStatistics, C::ordered || stores_first<C>>;
 
 // The one kernel that cannot be launched before it is set up: it has more shared memory than others.
 template <typename C>

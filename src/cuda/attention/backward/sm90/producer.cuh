@@ -45,6 +45,10 @@ __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t sh
         const int count = first_row < args.query_len ? args.query_tiles - first : 0;
         const int begin = tile.descends ? args.query_tiles - 1 : first;
         slot.set_queries(count, begin, tile.descends ? -1 : 1, rows.get(C::block_n - 1));
+        if constexpr (rotates<C>) {
+          const int apart = max(2, args.query_tiles / args.key_tiles);
+          slot.set_start(count > 0 ? index * apart % count : 0);
+        }
         if constexpr (C::ordered)
           slot.set_next_begin(first_row_of(args, int64_t{index + 1} * C::block_n) / C::block_m);
       }
@@ -60,7 +64,6 @@ template <typename C>
 __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
                                        const Barriers<C>& barriers) {
   const bool leads = threadIdx.x % 32 == 0;
-  FirstStores stores;
   uint32_t n = 0;
 #pragma unroll 1
   for (uint32_t item = 0;; ++item) {
@@ -69,7 +72,7 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
     const Slot<C> slot(shared, item);
     const int count = uniform(slot.count());
     if (count < 0) break;
-    const QueryTiles queries{slot.begin(), slot.step()};
+    const QueryTilesOf<C> queries = slot.queries();
     int head = slot.batch() * args.heads + slot.kv_head() * args.group;
     const int last_head = head + args.group;
     __syncwarp();
@@ -80,24 +83,11 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
 #pragma unroll 1
       for (int i = 0; i < count; ++i, ++n) {
         const int buffer = stage_of<C::dq_stages>(n);
-        uint32_t* word = nullptr;
-        uint32_t found = has_sums;
-        if constexpr (C::stores_first) {
-          word = args.turns + head * args.query_tiles + queries.at(i);
-          if (leads) found = load_acquire(word);
-        }
         mbarrier_wait(barriers.dq_full(buffer), parity_of<C::dq_stages>(n));
         if (leads) {
-          float* const to = dq + int64_t{queries.at(i)} * C::dq_floats;
-          const uint32_t from = shared + C::dq_offset + buffer * 4 * C::dq_floats;
-          const bool is_first = C::stores_first && stores.claim(word, found);
-          if (is_first) {
-            tma_store_bytes(to, from, 4 * C::dq_floats);
-          } else {
-            tma_add_bytes(to, from, 4 * C::dq_floats);
-          }
+          tma_add_bytes(dq + int64_t{queries.at(i)} * C::dq_floats,
+                        shared + C::dq_offset + buffer * 4 * C::dq_floats, 4 * C::dq_floats);
           tma_commit();
-          if constexpr (C::stores_first) stores.publish_before(is_first ? word : nullptr);
           // Who makes dQ of the tile dq_stages - 1 behind the next gets the buffer read last.
           tma_wait_read<C::dq_stages - 1>();
           if (n + 1 >= C::dq_stages) mbarrier_arrive(barriers.dq_turn((n + 1) % C::consumers));
@@ -105,11 +95,53 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
         __syncwarp();
       }
     }
-    if constexpr (C::stores_first) {
-      if (leads) stores.publish();
-    }
   }
   if (leads) tma_wait<0>();
+}
+
+// The same, but the first addition stores: of every second query tile, those of one buffer, by one lane.
+template <typename C>
+__device__ __forceinline__ void add_dq_storing(const Args& args, uint32_t shared,
+                                               const Barriers<C>& barriers, uint32_t buffer) {
+  static_assert(C::dq_stages == 2 && C::consumers == 2);
+  if (threadIdx.x % 32 != 0) return;
+  uint32_t n = 0;
+#pragma unroll 1
+  for (uint32_t item = 0;; ++item) {
+    const int stage = stage_of<C::stages>(item);
+    mbarrier_wait(barriers.slot_full(stage), parity_of<C::stages>(item));
+    const Slot<C> slot(shared, item);
+    const int count = slot.count();
+    if (count < 0) break;
+    const QueryTilesOf<C> queries = slot.queries();
+    const int head = (slot.batch() * args.heads + slot.kv_head() * args.group) * args.query_tiles;
+    each_query_tile<false>(args.group, count, [&](int g, int i) {
+      if (n % 2 == buffer) {
+        const int tile = head + g * args.query_tiles + queries.at(i);
+        uint32_t* const word = args.turns + tile;
+        const uint32_t found = load_acquire(word);
+        mbarrier_wait(barriers.dq_full(buffer), parity_of<C::dq_stages>(n));
+        float* const dq = args.dq + int64_t{tile} * C::dq_floats;
+        const uint32_t from = shared + C::dq_offset + buffer * 4 * C::dq_floats;
+        const bool is_first = claim(word, found);
+        if (is_first) {
+          tma_store_bytes(dq, from, 4 * C::dq_floats);
+        } else {
+          tma_add_bytes(dq, from, 4 * C::dq_floats);
+        }
+        tma_commit();
+        tma_wait_read<0>();
+        mbarrier_arrive(barriers.dq_turn(buffer));
+        if (is_first) {
+          tma_wait<0>();
+          publish(word);
+        }
+      }
+      ++n;
+    });
+    mbarrier_arrive(barriers.slot_empty(stage));
+  }
+  tma_wait<0>();
 }
 
 // The same, each addition in its turn: of every second query tile, those of one buffer. One lane does
@@ -131,7 +163,7 @@ __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared
     each_query_tile<true>(args.group, count, [&](int g, int i) {
       if (n % 2 == buffer) {
         // Read anew every time: there are no registers to keep it in.
-        const int m = QueryTiles{slot.begin(), slot.step()}.at(i);
+        const int m = slot.queries().at(i);
         const int head = slot.batch() * args.heads + slot.kv_head() * args.group + g;
         const int tile = head * args.query_tiles + m;
         const KeyTileTurn turn{slot.key0() / C::block_n, slot.next_begin(),
@@ -211,7 +243,7 @@ class Producer {
       const int count = uniform(slot.count());
       if (count < 0) return;
       const int key0 = slot.key0(), batch = slot.batch(), kv_head = slot.kv_head();
-      const QueryTiles queries{slot.begin(), slot.step()};
+      const QueryTilesOf<C> queries = slot.queries();
       __syncwarp();
       if (leads()) mbarrier_arrive(barriers_.slot_empty(stage));
       // A single buffer of K is free last of all.
