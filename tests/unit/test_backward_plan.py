@@ -90,11 +90,11 @@ def test_the_scratch_of_sm90a_counts_as_workspace(head_dim):
     explanation = registry.explain(problem(head_dim=head_dim), "sm_90", preference,
                                    direction="backward")
     reasons = {c.family: c.reason for c in explanation.candidates}
-    # And, where the first addition stores, a counter and a word for each tile, in sixteens.
-    words = 16 if head_dim < 256 else 0
-    for family in ("sm90a", "sm90a-deterministic")[: 2 if head_dim < 256 else 1]:
-        assert reasons[family] == (
-            f"needs {needed + words} workspace bytes, max_workspace_bytes is {needed - 1}")
+    assert reasons["sm90a"] == (
+        f"needs {needed} workspace bytes, max_workspace_bytes is {needed - 1}")
+    if head_dim < 256:  # and a counter and a word for each tile, in sixteens
+        assert reasons["sm90a-deterministic"] == (
+            f"needs {needed + 16} workspace bytes, max_workspace_bytes is {needed - 1}")
     # sm80 keeps two numbers a row.
     needed = 2 * 64 * 4 * (2 + head_dim)
     assert explanation.family == "sm80"
@@ -105,6 +105,24 @@ def test_the_scratch_of_sm90a_counts_as_workspace(head_dim):
     assert reasons["sm80"] == (
         f"needs {needed} workspace bytes, max_workspace_bytes is {needed - 1}")
     assert explanation.family == "simt"
+
+
+@needs_cuda_build
+@pytest.mark.parametrize(("fields", "has_words"), [
+    ({}, True), ({"query_len": 257}, True), ({"query_len": 256}, False), ({"num_heads": 4}, False),
+    ({"query_len": 2049}, False), ({"num_kv_heads": 4}, False), ({"head_dim": 64}, False),
+    ({"key_len": 9}, True), ({"is_causal": True}, True)])  # fmt: skip
+def test_short_calls_of_sm90a_have_a_word_for_each_tile_of_rows(fields, has_words):
+    """Their first addition to dq stores; by what all steps of a call have in common."""
+    desc = problem(**{"batch_size": 32, "num_heads": 16, "query_len": 512, "key_len": 512,
+                      "head_dim": 128, **fields})  # fmt: skip
+    tiles = desc.batch_size * desc.num_heads * -(-desc.query_len // 64)
+    needed = tiles * 64 * 4 * (4 + desc.head_dim) + has_words * -(-4 * (tiles + 1) // 16) * 16
+    for limit, is_enough in ((needed, True), (needed - 1, False)):
+        explanation = registry.explain(
+            desc, "sm_90", bk.PlanPreference(max_workspace_bytes=limit), direction="backward")
+        reasons = {c.family: c.reason for c in explanation.candidates}
+        assert (reasons["sm90a"] == "") == is_enough
 
 
 @needs_cuda_build

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention/backward/sm90/config.h"
-#include "attention/backward/sm90/query_tiles.cuh"
+#include "attention/backward/sm90/first_stores.cuh"
 #include "common/mbarrier.cuh"
 #include "common/shared_access.cuh"
 
@@ -62,7 +62,7 @@ struct Barriers {
       mbarrier_init(dy_empty(i), 4 * C::consumers);
       // And the warps that copy tiles in, and dQ or dS out.
       mbarrier_init(slot_empty(i),
-                    4 * C::consumers + 1 + (C::dq_stages > 0) + C::pair + (C::ordered || stores_first<C>));
+                    4 * C::consumers + 1 + (C::dq_stages > 0) + C::pair + C::ordered + stores_first<C>);
     }
     for (int i = 0; i < C::k_stages; ++i) {
       mbarrier_init(k_full(i), 1);
@@ -106,15 +106,6 @@ class Slot {
   __device__ __forceinline__ int key0() const { return shared_load(address_ + 24); }
   // Of an ordered step: the first query tile that sees the next key tile of the head.
   __device__ __forceinline__ int next_begin() const { return shared_load(address_ + 28); }
-  // Where they are rotated: the first in order. (An ordered step's are not.)
-  __device__ __forceinline__ int start() const { return shared_load(address_ + 28); }
-  __device__ __forceinline__ QueryTilesOf<C> queries() const {
-    if constexpr (rotates<C>) {
-      return {begin(), step(), count(), start()};
-    } else {
-      return {begin(), step()};
-    }
-  }
   // The row from which on rows see all keys of the tile.
   __device__ __forceinline__ int whole_from() const { return shared_load(address_ + 12); }
 
@@ -134,7 +125,6 @@ class Slot {
   __device__ __forceinline__ void set_next_begin(int begin) const {
     shared_store(address_ + 28, begin);
   }
-  __device__ __forceinline__ void set_start(int i) const { shared_store(address_ + 28, i); }
 
  private:
   uint32_t address_;

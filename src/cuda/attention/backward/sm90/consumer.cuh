@@ -94,10 +94,10 @@ class Consumer {
     __syncwarp();
     release(barriers_.rows_taken());
   }
-  __device__ __forceinline__ QuerySequence<C> sequence_of(const Slot<C>& slot,
+  __device__ __forceinline__ QuerySequence<C::ordered> sequence_of(const Slot<C>& slot,
                                                                    int count) const {
     const int head0 = uniform(slot.batch()) * args_.heads + uniform(slot.kv_head()) * args_.group;
-    return {slot.queries(), args_.group, count,
+    return {{uniform(slot.begin()), uniform(slot.step())}, args_.group, count,
             head0 * args_.query_tiles, args_.query_tiles};
   }
   // Whether no row of a head's m-th query tile sees a key of this warpgroup.
@@ -194,7 +194,7 @@ class Consumer {
   // Takes in query tiles up to the next that is hidden.
   __device__ __forceinline__ void fold_run(float (&dk)[columns], float (&dv)[columns],
                                            const HeldKeys& held,
-                                           QuerySequence<C>& queries, int whole_from) {
+                                           QuerySequence<C::ordered>& queries, int whole_from) {
     float s[scores];
     const int first = stage_of<C::stages>(dq_.count());
     mbarrier_wait(barriers_.q_full(first), parity_of<C::stages>(dq_.count()));

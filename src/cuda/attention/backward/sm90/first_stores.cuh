@@ -1,11 +1,16 @@
 // The first addition to a tile of dQ, in any order: it stores, so that there need be no zeros.
 #pragma once
 
+#include "attention/backward/sm90/config.h"
 #include "attention/backward/turn_words.h"
 #include "common/global_access.cuh"
-#include "common/tma.cuh"
 
 namespace baracuda::sm90::backward {
+
+template <typename C>
+constexpr bool stores_first = false;
+template <typename Element, int HeadDim, int KStages, int DsStages, bool Pair, bool Ordered>
+constexpr bool stores_first<Config<Element, HeadDim, KStages, DsStages, Pair, Ordered, true>> = true;
 
 // A word is no_sums, then somebody stores, then has_sums for good. Who waits, waits for a copy that is
 // under way: no block waits for another's turn, whichever are resident. found: the word, read at any time

@@ -10,7 +10,6 @@
 
 namespace baracuda::sm90::backward {
 
-// Where the copy engine adds whole tiles of dQ, the first of them is stored.
 template <typename C>
 using Rows =
     RowKernels<typename C::Element, C::head_dim, SplitStatistics, C::ordered || stores_first<C>>;

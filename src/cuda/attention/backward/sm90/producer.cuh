@@ -3,8 +3,8 @@
 #pragma once
 
 #include "attention/backward/sm90/barriers.cuh"
-#include "attention/backward/sm90/schedule.cuh"
 #include "attention/backward/sm90/first_stores.cuh"
+#include "attention/backward/sm90/schedule.cuh"
 #include "attention/backward/sm90/turns.cuh"
 #include "common/cluster.cuh"
 #include "common/tma.cuh"
@@ -45,10 +45,6 @@ __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t sh
         const int count = first_row < args.query_len ? args.query_tiles - first : 0;
         const int begin = tile.descends ? args.query_tiles - 1 : first;
         slot.set_queries(count, begin, tile.descends ? -1 : 1, rows.get(C::block_n - 1));
-        if constexpr (rotates<C>) {
-          const int apart = max(2, args.query_tiles / args.key_tiles);
-          slot.set_start(count > 0 ? index * apart % count : 0);
-        }
         if constexpr (C::ordered)
           slot.set_next_begin(first_row_of(args, int64_t{index + 1} * C::block_n) / C::block_m);
       }
@@ -72,7 +68,7 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
     const Slot<C> slot(shared, item);
     const int count = uniform(slot.count());
     if (count < 0) break;
-    const QueryTilesOf<C> queries = slot.queries();
+    const QueryTiles queries{slot.begin(), slot.step()};
     int head = slot.batch() * args.heads + slot.kv_head() * args.group;
     const int last_head = head + args.group;
     __syncwarp();
@@ -113,7 +109,7 @@ __device__ __forceinline__ void add_dq_storing(const Args& args, uint32_t shared
     const Slot<C> slot(shared, item);
     const int count = slot.count();
     if (count < 0) break;
-    const QueryTilesOf<C> queries = slot.queries();
+    const QueryTiles queries{slot.begin(), slot.step()};
     const int head = (slot.batch() * args.heads + slot.kv_head() * args.group) * args.query_tiles;
     each_query_tile<false>(args.group, count, [&](int g, int i) {
       if (n % 2 == buffer) {
@@ -163,7 +159,7 @@ __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared
     each_query_tile<true>(args.group, count, [&](int g, int i) {
       if (n % 2 == buffer) {
         // Read anew every time: there are no registers to keep it in.
-        const int m = slot.queries().at(i);
+        const int m = QueryTiles{slot.begin(), slot.step()}.at(i);
         const int head = slot.batch() * args.heads + slot.kv_head() * args.group + g;
         const int tile = head * args.query_tiles + m;
         const KeyTileTurn turn{slot.key0() / C::block_n, slot.next_begin(),
@@ -243,7 +239,7 @@ class Producer {
       const int count = uniform(slot.count());
       if (count < 0) return;
       const int key0 = slot.key0(), batch = slot.batch(), kv_head = slot.kv_head();
-      const QueryTilesOf<C> queries = slot.queries();
+      const QueryTiles queries{slot.begin(), slot.step()};
       __syncwarp();
       if (leads()) mbarrier_arrive(barriers_.slot_empty(stage));
       // A single buffer of K is free last of all.

@@ -4,7 +4,6 @@
 #include <cuda.h>
 
 #include "attention/backward/first_row.cuh"
-#include "attention/backward/sm90/query_tiles.cuh"
 #include "attention/positions.h"
 #include "baracuda/element.h"
 #include "common/divisor.h"
@@ -91,22 +90,29 @@ class KeyTileWalk {
   bool backwards_ = false;
 };
 
-// The query tiles of a key tile and of a head after the other; ordered, see below.
-template <typename C>
+// The query tiles of a key tile, in order.
+struct QueryTiles {
+  int begin, step;
+
+  __device__ __forceinline__ int at(int i) const { return begin + i * step; }
+};
+
+// The query tiles of a key tile, of one head after the other; ordered, see below.
+template <bool Ordered>
 struct QuerySequence {
-  QueryTilesOf<C> queries;
+  QueryTiles queries;
   int group, count;  // heads; query tiles of each
   int first;         // query tile of the first head, of all heads
   int query_tiles;   // of a head
   int g = 0, i = 0;
 
-  __device__ __forceinline__ bool more() const { return C::ordered ? i < count : g < group; }
+  __device__ __forceinline__ bool more() const { return Ordered ? i < count : g < group; }
   __device__ __forceinline__ int tile() const { return queries.at(i); }
   __device__ __forceinline__ int tile_of_all() const { return first + g * query_tiles + tile(); }
   __device__ __forceinline__ void advance() {
-    int& inner = C::ordered ? g : i;
-    int& outer = C::ordered ? i : g;
-    if (++inner < (C::ordered ? group : count)) return;
+    int& inner = Ordered ? g : i;
+    int& outer = Ordered ? i : g;
+    if (++inner < (Ordered ? group : count)) return;
     inner = 0;
     ++outer;
   }
