@@ -71,8 +71,12 @@ def test_f32(**problem):
     run_and_check("f32", None, **problem)
 
 
+# delta is made of the rounded y: with fewer numbers a row the error of that can exceed the gradient.
 @settings(max_examples=40, deadline=None)
-@given(dtype=st.sampled_from(["f16", "bf16"]), **problems)
+@given(
+    dtype=st.sampled_from(["f16", "bf16"]),
+    **{**problems, "head_dim": st.sampled_from([8, 16, 33, 64])},
+)
 def test_16_bit(dtype, **problem):
     run_and_check(dtype, None, **problem)
 
