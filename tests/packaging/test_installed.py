@@ -285,7 +285,7 @@ def test_tensor_core_kernels_use_tensor_cores():
             # Matrix descriptors stay in uniform registers: moving them there costs a quarter of a loop.
             loops = _product_loops(function)
             assert len(loops) >= 2, f"{name} has {len(loops)} loops with products"
-            # Forward, kernels with scores ahead have one loop over key tiles; the next holds a tile's end.
+            # Kernels with scores ahead have one loop over key tiles; the next holds a tile's end.
             tile_products = 0 if gradients else 12
             loops = [
                 body
@@ -298,7 +298,7 @@ def test_tensor_core_kernels_use_tensor_cores():
                 most = 10 if gradients else 8
                 assert moves <= most, f"{name} moves {moves} values to uniform registers in a loop"
     assert seen >= 20
-    # (3 head dims x 4 flag variants, at 128 a wide tile for steps and one for whole calls) x 2 dtypes
+    # (3 head dims x 4 flag variants, at 128 one wide tile for steps, one for whole calls) x 2 dtypes
     assert hopper == 32
     assert backward == 12  # (3 head dims, the pair at 128, 2 in a fixed order) x 2 dtypes
 

@@ -6,8 +6,8 @@
 // products of the other warpgroups.
 //
 // Whole calls may ask for scores ahead (Config): a warpgroup is bound by its own chain of products,
-// softmax and products, and weights that are packed into registers of their own while PV still reads
-// those of the tile before take packing, the wait for PV and the rescaling of O out of it.
+// softmax and products. Weights that have registers of their own, while PV still reads those of the
+// tile before, take packing, the wait for PV and most of the rescaling of O out of that chain.
 #pragma once
 
 #include <math_constants.h>
@@ -219,8 +219,8 @@ class Consumer {
   }
 
   using Weights = uint32_t[C::block_n / 16][4];
-  // The turn to come, the same in all lanes, and whether its K was seen to be there. Looked at beside
-  // the softmax, so that the products need not wait for the answers.
+  // The turn to come, the same in all lanes, and whether its K was seen to be there. Looked at
+  // beside the softmax, so that the products need not wait for the answers.
   struct Coming {
     uint32_t turn;
     bool k_is_full;
