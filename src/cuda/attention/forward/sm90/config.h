@@ -10,13 +10,11 @@ namespace baracuda::sm90 {
 // them at head_dim 64, where softmax takes longer than the products; with two, at head_dim 128 and
 // 256, each does better on its own.
 // LastN: columns that the last key tile is given where it holds no more keys; BlockN: no such case.
-// Calls: which kernels there are of it. ScoresAhead: in whole calls the scores of a key tile are
-// asked for before the products with V of the tile before the last are waited for; takes registers
-// for the weights of two tiles.
-enum class Calls { all, whole, ring_steps };
-
+// ScoresAhead: in whole calls (FIRST and LAST) the scores of a key tile are asked for before the
+// products with V of the tile before the last are waited for; takes registers for the weights of two
+// tiles. WholeOnly: there are kernels of it for whole calls alone.
 template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns,
-          int LastN = BlockN, bool ScoresAhead = false, Calls Served = Calls::all>
+          int LastN = BlockN, bool ScoresAhead = false, bool WholeOnly = false>
 struct Config {
   using Element = Element_;
   static constexpr int head_dim = HeadDim;
@@ -37,9 +35,7 @@ struct Config {
   static_assert(Consumers <= 3, "a warp of warpgroup 0 for K and V, and one for each consumer");
   static constexpr int stages = 2;
   static constexpr bool take_turns = TakeTurns;
-  static constexpr bool serves(bool whole_call) {
-    return Served == Calls::all || whole_call == (Served == Calls::whole);
-  }
+  static constexpr bool serves(bool whole_call) { return whole_call || !WholeOnly; }
 
   // Tiles are blocks of 64 columns (128 bytes), all rows of a block together.
   static constexpr int column_blocks = HeadDim / 64;
