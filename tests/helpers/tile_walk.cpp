@@ -5,8 +5,9 @@
 using namespace baracuda;
 using namespace baracuda::sm90;
 
-extern "C" int64_t walk_section(int64_t heads, int64_t group, int64_t pair_bytes) {
-  return fitting_section({heads, group, pair_bytes});
+extern "C" int64_t walk_section(int64_t key_heads, int64_t group, int64_t query_tiles,
+                                int64_t pair_bytes, int64_t grid) {
+  return fitting_section(key_heads, group, query_tiles, pair_bytes, grid);
 }
 
 // The tiles of one block, in order: heads and ranks. How many.

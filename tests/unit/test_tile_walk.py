@@ -18,7 +18,7 @@ L2_SHARE = 32 << 20
 @cache
 def library():
     lib = ct.CDLL(build_helper("tile_walk.cpp", f"-I{SOURCES}", "-Wall"))
-    lib.walk_section.argtypes = [ct.c_int64] * 3
+    lib.walk_section.argtypes = [ct.c_int64] * 5
     lib.walk_section.restype = ct.c_int64
     ints = ct.POINTER(ct.c_int)
     lib.walk_block.argtypes = [*[ct.c_int64] * 4, ct.c_int, ct.c_int, ints, ints]
@@ -82,17 +82,33 @@ def test_no_block_has_a_tile_too_many(heads, tiles, section, margin):
 
 
 def test_sections_hold_whole_groups_that_fit_in_l2():
-    for batch_kv_heads in range(1, 70):
+    chosen = 0
+    for key_heads in range(1, 70):
         for group in (1, 2, 4, 5, 8):
-            for pair_mib in (0.25, 0.5, 1, 3, 4, 6, 8, 16, 33, 100):
-                pair_bytes = int(pair_mib * (1 << 20))
-                heads = batch_kv_heads * group
-                section = library().walk_section(heads, group, pair_bytes)
-                assert 0 < section <= heads and section % group == 0
-                pairs = section // group
-                assert pairs == 1 or pairs * pair_bytes <= L2_SHARE
-                # No smaller than it must be, but to come out even.
-                assert section == heads or pairs * pair_bytes > L2_SHARE / 4
+            for pair_kib in (256, 512, 1024, 3000, 4096, 6144, 8192, 16384, 33000, 100000):
+                for tiles in (9, 16, 33, 64, 96):
+                    heads, pair_bytes = key_heads * group, pair_kib << 10
+                    section = library().walk_section(key_heads, group, tiles, pair_bytes, SMS)
+                    if section == 0:
+                        continue
+                    chosen += 1
+                    pairs = section // group
+                    assert section % group == 0 and heads % section == 0
+                    assert pairs in (1, key_heads) or pairs * pair_bytes <= L2_SHARE
+    assert chosen > 5000
+
+
+@settings(deadline=None, max_examples=60)
+@given(key_heads=st.integers(1, 32), group=st.sampled_from([1, 1, 4, 8]), rows=st.integers(1100, 9000),
+       grid=st.sampled_from([132, 128, 124, 114]))  # fmt: skip
+def test_a_section_is_only_taken_where_it_ends_evenly(key_heads, group, rows, grid):
+    """Any shape of head_dim 128: its last tiles cost little more than those of all heads would."""
+    tiles = -(-rows // 128)
+    section = library().walk_section(key_heads, group, tiles, 4 * rows * 128, grid)
+    if section == 0 or section == key_heads * group or key_heads * group * tiles < 3 * grid:
+        return
+    blocks = walk(key_heads * group, tiles, section, grid)
+    assert makespan(blocks, times(tiles, rows=rows)) < 1.06
 
 
 CALLS = {  # heads of all batches, group, rows, head_dim, rows and keys of a tile, the bound
@@ -114,11 +130,23 @@ CALLS = {  # heads of all batches, group, rows, head_dim, rows and keys of a til
 def test_sections_that_fit_l2_leave_no_block_behind(name):
     heads, group, rows, head_dim, block_m, block_n, bound = CALLS[name]
     pair_bytes = 4 * rows * head_dim
-    section = library().walk_section(heads, group, pair_bytes)
-    assert section * pair_bytes // group <= L2_SHARE
     tiles = -(-rows // block_m)
-    blocks = walk(heads, tiles, section, SMS)
-    assert makespan(blocks, times(tiles, block_m=block_m, block_n=block_n, rows=rows)) <= bound
+    section = library().walk_section(heads // group, group, tiles, pair_bytes, SMS)
+    assert 0 < section * pair_bytes // group <= L2_SHARE / 2
+    costs = times(tiles, block_m=block_m, block_n=block_n, rows=rows)
+    assert makespan(walk(heads, tiles, section, SMS), costs) <= bound
+
+
+@pytest.mark.parametrize("grid", [131, 130, 128, 124, 120, 116, 114])
+@pytest.mark.parametrize("name", CALLS)
+def test_other_grids_are_no_worse_than_all_heads_at_once(name, grid):
+    """With a margin, or on a card with fewer SMs: also where two rounds become a round and a bit."""
+    heads, group, rows, head_dim, block_m, block_n, _ = CALLS[name]
+    tiles = -(-rows // block_m)
+    section = library().walk_section(heads // group, group, tiles, 4 * rows * head_dim, grid)
+    costs = times(tiles, block_m=block_m, block_n=block_n, rows=rows)
+    of_all = makespan(walk(heads, tiles, heads, grid), costs)
+    assert makespan(walk(heads, tiles, section or heads, grid), costs) < max(of_all, 1.0) + 0.03
 
 
 def test_turning_the_places_is_what_evens_the_sections():

@@ -64,9 +64,12 @@ inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t g
   if (!args.causal || (args.query_tiles <= 8 && args.blocks >= 8 * grid)) return 0;
   if (!args.follows) {
     const int64_t pair_bytes = 2 * args.key_len * args.head_dim * element_bytes;
-    return fitting_section({args.batch_heads, args.group, pair_bytes});
+    const int64_t section = fitting_section(args.batch_heads / args.group, args.group,
+                                            args.query_tiles, pair_bytes, grid);
+    if (section > 0) return section;
   }
   const int64_t heads = longest_first_section(args, element_bytes);
+  if (!args.follows) return heads;
   for (int64_t fewer = 1; fewer < heads; ++fewer) {
     const int64_t tiles = fewer * args.query_tiles, rounds = (tiles + grid - 1) / grid;
     if (args.batch_heads % fewer == 0 && 20 * tiles >= 19 * rounds * grid) return fewer;

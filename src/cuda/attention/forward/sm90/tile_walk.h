@@ -13,7 +13,8 @@ struct TileOrder {
   int heads;        // of all batches
   bool mixes;       // a section's heads, longest tiles first; else one head after the other
   bool backwards;   // direction of the first round
-  int turn;         // see TileWalk
+  int counted;      // rounds of a section, as far as they are more than half full
+  int turn;         // places that the blocks move on by, see TileWalk
   Divisor section;  // heads
   Divisor rounds;   // of a section
   Divisor tiles;    // query tiles of a head
@@ -31,6 +32,7 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
   // Where heads are not mixed the last round, which may be short, runs forwards: the first blocks
   // have a tile more, and they are the first to get a multiprocessor that the step before has left.
   order.backwards = !order.mixes && rounds % 2 == 0;
+  order.counted = static_cast<int>((2 * in_section + grid) / (2 * grid));
   order.turn = sections * grid >> 31 == 0 ? static_cast<int>(in_section % grid) : 0;
   order.section = make_divisor(size);
   order.rounds = make_divisor(rounds);
@@ -39,34 +41,45 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
   return order;
 }
 
-// A step, as far as its sections depend on it.
-struct StepShape {
-  int64_t heads;       // of all batches
-  int64_t group;       // query heads of a key head
-  int64_t pair_bytes;  // of K and V of a key head
-};
+// Sections of heads that end evenly: their rounds are nearly full, or so many that it does not matter
+// which blocks go without a tile in the last one; and none whose longest tiles no other makes up for.
+inline bool ends_evenly(uint32_t tiles, uint32_t sections, uint32_t grid) {
+  const uint32_t rest = tiles % grid, rounds = (2 * tiles + grid) / (2 * grid);
+  if (rounds % 2 != 0 && sections % 2 != 0 && sections > 1) return false;
+  return tiles >= 2 * grid || 8 * rest >= 7 * grid || (tiles >= grid && 8 * rest <= grid);
+}
 
-// As many heads as keep K and V in L2 from one tile to the next, and no more: all blocks are at their
-// tiles, so K and V come from memory once. Equal sections where they can be: a smaller one at the
-// end leaves blocks with nothing to do.
-inline int64_t fitting_section(const StepShape& step) {
-  constexpr int64_t l2_share = int64_t{32} << 20;  // of 40 MB or more
-  const int64_t fitting = step.pair_bytes > 0 ? l2_share / step.pair_bytes : step.heads;
-  const int64_t pairs = fitting > 1 ? fitting : 1;
-  if (pairs * step.group >= step.heads) return step.heads;
-  int64_t power = 1;
-  while (2 * power <= pairs) power *= 2;
-  if (step.heads % (power * step.group) == 0) return power * step.group;
-  const int64_t key_heads = step.heads / step.group;
-  const int64_t sections = (key_heads + pairs - 1) / pairs;
-  return (key_heads + sections - 1) / sections * step.group;
+// As many heads of K and V as fill a third of L2, so that what the blocks at work read comes from
+// memory once; or twice as many, or as fit, where those end more evenly. 0: none do. pair_bytes: of K
+// and V of a head.
+inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_tiles,
+                               int64_t pair_bytes, int64_t grid) {
+  constexpr int64_t few = int64_t{16} << 20, most = int64_t{32} << 20;  // of 40 MB or more
+  if (key_heads * group * query_tiles >> 30 != 0) return 0;
+  const auto serves = [&](int64_t pairs) {
+    const auto heads = static_cast<uint32_t>(key_heads), size = static_cast<uint32_t>(pairs);
+    return heads % size == 0 &&
+           ends_evenly(static_cast<uint32_t>(pairs * group * query_tiles), heads / size,
+                       static_cast<uint32_t>(grid));
+  };
+  int64_t pairs = 1;
+  while (2 * pairs * pair_bytes <= few && pairs < key_heads) pairs *= 2;
+  if (pairs >= key_heads) return key_heads * group;
+  if (serves(pairs)) return pairs * group;
+  if (2 * pairs * pair_bytes > most) return 0;
+  pairs *= 2;
+  if (pairs >= key_heads) return key_heads * group;
+  if (serves(pairs)) return pairs * group;
+  const int64_t sections = (key_heads * pair_bytes + most - 1) / most;
+  pairs = (key_heads + sections - 1) / sections;
+  return pairs * pair_bytes <= most && serves(pairs) ? pairs * group : 0;
 }
 
 // The grid stays resident and every block walks a fixed list of tiles. The direction of its rounds
 // alternates: under a mask, what a block gains in one round it loses in the next, so all finish within
-// about a tile of each other without a shared counter. Where a section's last round is short, other
-// blocks go without a tile in it than in the section before: after rounds of both directions all
-// places are turned by so many.
+// about a tile of each other without a shared counter. A round that is hardly there makes up for none.
+// Where a section's last round is short, other blocks go without a tile in it than in the section
+// before: once as many rounds have run in either direction, all places move on.
 class TileWalk {
  public:
   // rank: of a head's tiles, from the last one on.
@@ -79,11 +92,10 @@ class TileWalk {
       const int at = order.rounds.quotient(round_), first_head = at * section;
       if (first_head >= order.heads) return false;
       const int left = order.heads - first_head, heads = section < left ? section : left;
-      const int turns = rounds % 2 == 0 ? at : at / 2;
+      const int turns = order.counted % 2 == 0 ? at : at / 2, round = round_ - at * rounds;
       const int place = order.grid.remainder(block + turns * order.turn);
-      const bool backwards = (round_ % 2 != 0) != order.backwards;
-      const int index =
-          (round_ - at * rounds) * grid + (backwards ? grid - 1 - place : place);
+      const bool backwards = ((at * order.counted + round) % 2 != 0) != order.backwards;
+      const int index = round * grid + (backwards ? grid - 1 - place : place);
       ++round_;
       if (index >= heads * tiles) continue;
       if (!order.mixes) {
