@@ -105,11 +105,10 @@ int32_t launch_kernel(const StepParams& p, const StepMask& mask, cudaStream_t st
   const int64_t blocks = resident_blocks(p, args.step, processors);
   args.step.section = choose_section(args.step, sizeof(typename C::Element), blocks);
   args.leaves_processors = p.sm_margin > 0;
-  args.backwards = starts_backwards(args.step, blocks);
-  args.query_tiles = make_divisor(args.step.query_tiles);
+  args.order =
+      make_tile_order(args.step.batch_heads, args.step.query_tiles, args.step.section, blocks);
   args.heads = make_divisor(args.step.heads);
   args.group = make_divisor(args.step.group);
-  args.section = make_divisor(args.step.section > 0 ? args.step.section : 1);
   const int64_t stride = p.k_map.stride;
   if (p.device_maps == nullptr && stride > 0 && stride >> 31 == 0)
     args.key_stride = make_divisor(stride);
