@@ -5,7 +5,7 @@ import math
 import pytest
 from helpers.inputs import numpy_qkv, torch_qkv
 from helpers.oracle import attention, max_score
-from helpers.rings import case, local_ring, preference
+from helpers.rings import case, local_ring, preference, same_bits
 from helpers.tolerances import assert_close
 
 import baracuda_kernels as bk
@@ -63,6 +63,24 @@ def test_long_sequences(torch, family, dtype, head_dim, is_causal):
     exact = attention(q, k, v, is_causal=is_causal)
     y, lse = local_ring(torch, family, dtype, q, k, v, 1, is_causal=is_causal)
     assert_close(family, dtype, y, exact[0], lse, exact[1])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim"), [("bf16", 128), ("f16", 128), ("f16", 64), ("bf16", 256)]
+)
+@pytest.mark.parametrize("query_len", [4097, 3000])
+def test_heads_in_sections_give_the_bits_of_a_group_alone(torch, dtype, head_dim, query_len):
+    """More K and V than a section holds, of groups: which block works on a tile changes nothing."""
+    q, k, v = torch_qkv("normal", dtype, 0, batch=2, heads=32, kv_heads=16, query_len=query_len,
+                        head_dim=head_dim)  # fmt: skip
+    y, lse = local_ring(torch, "sm90a", dtype, q, k, v, 1, is_causal=True)
+    for batch, head in ((0, 0), (0, 7), (0, 15), (1, 0), (1, 11), (1, 15)):
+        one, rows = slice(batch, batch + 1), slice(2 * head, 2 * head + 2)
+        keys = [x[one, head : head + 1].contiguous() for x in (k, v)]
+        alone = local_ring(torch, "sm90a", dtype, q[one, rows].contiguous(), *keys, 1,
+                           is_causal=True)  # fmt: skip
+        assert same_bits(torch, y[one, rows], alone[0]), (batch, head)
+        assert same_bits(torch, lse[one, rows], alone[1]), (batch, head)
 
 
 @pytest.mark.parametrize("distribution", ["heavy", "outliers", "large_logits"])

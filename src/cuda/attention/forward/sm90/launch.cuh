@@ -11,11 +11,21 @@ namespace baracuda::sm90 {
 
 using Kernel = void (*)(HopperArgs);
 
+template <typename C, bool First, bool Last>
+constexpr Kernel kernel_if_served() {
+  if constexpr (C::serves(First && Last)) {
+    return step_kernel<C, First, Last>;
+  } else {
+    return nullptr;
+  }
+}
+
 // The kernel of these flags: bit 0 FIRST, bit 1 LAST.
 template <typename C>
 Kernel kernel_of(uint32_t flags) {
-  static constexpr Kernel kernels[4] = {step_kernel<C, false, false>, step_kernel<C, true, false>,
-                                        step_kernel<C, false, true>, step_kernel<C, true, true>};
+  static constexpr Kernel kernels[4] = {
+      kernel_if_served<C, false, false>(), kernel_if_served<C, true, false>(),
+      kernel_if_served<C, false, true>(), kernel_if_served<C, true, true>()};
   static_assert(BARACUDA_STEP_FIRST == 1 && BARACUDA_STEP_LAST == 2, "flags index the table");
   return kernels[flags & 3];
 }
@@ -31,7 +41,7 @@ template <typename C>
 int32_t load_kernels() {
   int32_t status = load_tensor_map_encoder();
   for (uint32_t flags = 0; flags < 4 && status == BARACUDA_OK; ++flags)
-    status = load_kernel<C>(flags);
+    if (kernel_of<C>(flags) != nullptr) status = load_kernel<C>(flags);
   return status;
 }
 
@@ -95,11 +105,10 @@ int32_t launch_kernel(const StepParams& p, const StepMask& mask, cudaStream_t st
   const int64_t blocks = resident_blocks(p, args.step, processors);
   args.step.section = choose_section(args.step, sizeof(typename C::Element), blocks);
   args.leaves_processors = p.sm_margin > 0;
-  args.backwards = starts_backwards(args.step, blocks);
-  args.query_tiles = make_divisor(args.step.query_tiles);
+  args.order =
+      make_tile_order(args.step.batch_heads, args.step.query_tiles, args.step.section, blocks);
   args.heads = make_divisor(args.step.heads);
   args.group = make_divisor(args.step.group);
-  args.section = make_divisor(args.step.section > 0 ? args.step.section : 1);
   const int64_t stride = p.k_map.stride;
   if (p.device_maps == nullptr && stride > 0 && stride >> 31 == 0)
     args.key_stride = make_divisor(stride);

@@ -21,10 +21,11 @@ class Work {
   Tile tile;
   int tiles;  // key tiles
 
-  __device__ __forceinline__ explicit Work(const HopperArgs& args) : walk_(args) {}
-
   __device__ __forceinline__ bool next(const HopperArgs& args) {
-    while (walk_.next(args, C::block_m, tile)) {
+    const int tiles_per_head = static_cast<int>(args.order.tiles.divisor);
+    int rank;
+    while (walk_.next(args.order, static_cast<int>(blockIdx.x), tile.batch_head, rank)) {
+      tile.row0 = static_cast<int>(args.step.first_row) + (tiles_per_head - 1 - rank) * C::block_m;
       tiles = key_tiles<C>(row_limit(args, int64_t{tile.row0} + C::block_m - 1));
       if (First || Last || tiles > 0) return true;
     }
@@ -162,7 +163,7 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
     if (!more) {
       // All blocks of a step that does not overlap this one ask for their first Q at once.
       if (!Last && args.leaves_processors) {
-        Work<C, First, Last> again(args);
+        Work<C, First, Last> again;
         if (again.next(args))
           prefetch_queries<C>(step, again.tile.batch(args), again.tile.head(args),
                               again.tile.row0 + group * C::group_m);

@@ -4,8 +4,8 @@
 #include <cuda.h>
 
 #include "attention/count_rows.cuh"
+#include "attention/forward/sm90/tile_walk.h"
 #include "attention/forward/step_args.cuh"
-#include "common/divisor.h"
 
 namespace baracuda::sm90 {
 
@@ -15,11 +15,11 @@ constexpr int keyless_unit = 64;
 struct HopperArgs {
   CUtensorMap q, k, v;
   StepArgs step;
-  Divisor query_tiles, heads, group, section;  // those of step, to divide by
+  TileOrder order;
+  Divisor heads, group;  // those of step, to divide by
   Divisor key_stride;  // of 0 where only the device knows it
   Divisor keyless_units;  // of a head, of 64 rows before first_row: to be begun or finished too
   bool leaves_processors;  // to something beside it, whose end the next step waits for, too
-  bool backwards;          // direction of the first round of tiles
 };
 
 // Number of keys that a row sees; rows past the end see what the last one does.
@@ -62,6 +62,12 @@ struct Tile {
 // heads that fill rounds of the grid, for the sake of L2.
 inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t grid) {
   if (!args.causal || (args.query_tiles <= 8 && args.blocks >= 8 * grid)) return 0;
+  if (!args.follows) {
+    const int64_t pair_bytes = 2 * args.key_len * args.head_dim * element_bytes;
+    const int64_t section = fitting_section(args.batch_heads / args.group, args.group,
+                                            args.query_tiles, pair_bytes, grid);
+    if (section > 0) return section;
+  }
   const int64_t heads = longest_first_section(args, element_bytes);
   if (!args.follows) return heads;
   for (int64_t fewer = 1; fewer < heads; ++fewer) {
@@ -78,61 +84,5 @@ template <bool First, bool Last>
 __device__ __forceinline__ bool keeps_keys(const StepArgs& args) {
   return (First && Last) || args.section > 0;
 }
-
-// The direction of the first round, see TileWalk. Where heads are not mixed the last round, which
-// may be short, runs forwards: the first blocks have a tile more, and they are the first to get a
-// multiprocessor that the step before has left.
-inline bool starts_backwards(const StepArgs& args, int64_t grid) {
-  return args.section == 0 && (args.blocks + grid - 1) / grid % 2 == 0;
-}
-
-// The grid stays resident and every block walks a fixed list of tiles, in rounds of one tile a
-// block whose direction alternates: under a mask, what a block gains in one round it loses in the
-// next, so all finish within about a tile of each other without a shared counter.
-class TileWalk {
- public:
-  __device__ __forceinline__ explicit TileWalk(const HopperArgs& all)
-      : backwards_(all.backwards) {}
-
-  __device__ __forceinline__ bool next(const HopperArgs& all, int block_m, Tile& tile) {
-    const StepArgs& args = all.step;
-    const int grid = static_cast<int>(gridDim.x);
-    const int block = static_cast<int>(blockIdx.x);
-    const int tiles_per_head = static_cast<int>(args.query_tiles);
-    const int heads = static_cast<int>(args.batch_heads);
-    const bool mixed = args.section > 0;
-    const int section = mixed ? static_cast<int>(args.section) : heads;
-    while (first_head_ < heads) {
-      const int left = heads - first_head_;
-      const int heads_here = section < left ? section : left;
-      const int tiles_here = heads_here * tiles_per_head;
-      if (done_ >= tiles_here) {
-        first_head_ += section;
-        done_ = 0;
-        continue;
-      }
-      const int index = done_ + (backwards_ ? grid - 1 - block : block);
-      done_ += grid;
-      backwards_ = !backwards_;
-      if (index >= tiles_here) continue;
-      int rank;
-      if (!mixed) {
-        tile.batch_head = all.query_tiles.quotient(index);
-        rank = index - tile.batch_head * tiles_per_head;
-      } else {
-        rank = heads_here == section ? all.section.quotient(index) : index / heads_here;
-        tile.batch_head = first_head_ + index - rank * heads_here;
-      }
-      tile.row0 = static_cast<int>(args.first_row) + (tiles_per_head - 1 - rank) * block_m;
-      return true;
-    }
-    return false;
-  }
-
- private:
-  int first_head_ = 0;
-  int done_ = 0;  // tiles of the section in earlier rounds
-  bool backwards_;
-};
 
 }  // namespace baracuda::sm90

@@ -1,0 +1,116 @@
+// The order in which the sm90a kernel works on query tiles, and which of them a block takes.
+#pragma once
+
+#include <stdint.h>
+
+#include "common/divisor.h"
+#include "common/host_device.h"
+
+namespace baracuda::sm90 {
+
+// Sections of heads follow one another. A section's tiles are walked in rounds of one tile a block.
+struct TileOrder {
+  int heads;        // of all batches
+  bool mixes;       // a section's heads, longest tiles first; else one head after the other
+  bool backwards;   // direction of the first round
+  int counted;      // rounds of a section, as far as they are more than half full
+  int turn;         // places that the blocks move on by, see TileWalk
+  Divisor section;  // heads
+  Divisor rounds;   // of a section
+  Divisor tiles;    // query tiles of a head
+  Divisor grid;     // blocks
+};
+
+// section: heads that are mixed, or 0.
+inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, int64_t grid) {
+  const int64_t size = section > 0 ? section : heads;
+  const int64_t in_section = size * tiles, rounds = (in_section + grid - 1) / grid;
+  const int64_t sections = (heads + size - 1) / size;
+  TileOrder order{};
+  order.heads = static_cast<int>(heads);
+  order.mixes = section > 0;
+  // Where heads are not mixed the last round, which may be short, runs forwards: the first blocks
+  // have a tile more, and they are the first to get a multiprocessor that the step before has left.
+  order.backwards = !order.mixes && rounds % 2 == 0;
+  order.counted = static_cast<int>((2 * in_section + grid) / (2 * grid));
+  order.turn = sections * grid >> 31 == 0 ? static_cast<int>(in_section % grid) : 0;
+  order.section = make_divisor(size);
+  order.rounds = make_divisor(rounds);
+  order.tiles = make_divisor(tiles);
+  order.grid = make_divisor(grid);
+  return order;
+}
+
+// Sections of heads that end evenly: their rounds are nearly full, or so many that it does not matter
+// which blocks go without a tile in the last one; and none whose longest tiles no other makes up for.
+inline bool ends_evenly(uint32_t tiles, uint32_t sections, uint32_t grid) {
+  const uint32_t rest = tiles % grid, rounds = (2 * tiles + grid) / (2 * grid);
+  if (rounds % 2 != 0 && sections % 2 != 0 && sections > 1) return false;
+  return tiles >= 2 * grid || 8 * rest >= 7 * grid || (tiles >= grid && 8 * rest <= grid);
+}
+
+// As many heads of K and V as fill a third of L2, so that what the blocks at work read comes from
+// memory once; or twice as many, or as fit, where those end more evenly. 0: none do. pair_bytes: of K
+// and V of a head.
+inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_tiles,
+                               int64_t pair_bytes, int64_t grid) {
+  constexpr int64_t few = int64_t{16} << 20, most = int64_t{32} << 20;  // of 40 MB or more
+  if (key_heads * group * query_tiles >> 30 != 0) return 0;
+  const auto serves = [&](int64_t pairs) {
+    const auto heads = static_cast<uint32_t>(key_heads), size = static_cast<uint32_t>(pairs);
+    return heads % size == 0 &&
+           ends_evenly(static_cast<uint32_t>(pairs * group * query_tiles), heads / size,
+                       static_cast<uint32_t>(grid));
+  };
+  int64_t pairs = 1;
+  while (2 * pairs * pair_bytes <= few && pairs < key_heads) pairs *= 2;
+  if (pairs >= key_heads) return key_heads * group;
+  if (serves(pairs)) return pairs * group;
+  if (2 * pairs * pair_bytes > most) return 0;
+  pairs *= 2;
+  if (pairs >= key_heads) return key_heads * group;
+  if (serves(pairs)) return pairs * group;
+  const int64_t sections = (key_heads * pair_bytes + most - 1) / most;
+  pairs = (key_heads + sections - 1) / sections;
+  return pairs * pair_bytes <= most && serves(pairs) ? pairs * group : 0;
+}
+
+// The grid stays resident and every block walks a fixed list of tiles. The direction of its rounds
+// alternates: under a mask, what a block gains in one round it loses in the next, so all finish within
+// about a tile of each other without a shared counter. A round that is hardly there makes up for none.
+// Where a section's last round is short, other blocks go without a tile in it than in the section
+// before: once as many rounds have run in either direction, all places move on.
+class TileWalk {
+ public:
+  // rank: of a head's tiles, from the last one on.
+  BARACUDA_HD bool next(const TileOrder& order, int block, int& batch_head, int& rank) {
+    const int section = static_cast<int>(order.section.divisor);
+    const int rounds = static_cast<int>(order.rounds.divisor);
+    const int grid = static_cast<int>(order.grid.divisor);
+    const int tiles = static_cast<int>(order.tiles.divisor);
+    for (;;) {
+      const int at = order.rounds.quotient(round_), first_head = at * section;
+      if (first_head >= order.heads) return false;
+      const int left = order.heads - first_head, heads = section < left ? section : left;
+      const int turns = order.counted % 2 == 0 ? at : at / 2, round = round_ - at * rounds;
+      const int place = order.grid.remainder(block + turns * order.turn);
+      const bool backwards = ((at * order.counted + round) % 2 != 0) != order.backwards;
+      const int index = round * grid + (backwards ? grid - 1 - place : place);
+      ++round_;
+      if (index >= heads * tiles) continue;
+      if (!order.mixes) {
+        batch_head = order.tiles.quotient(index);
+        rank = index - batch_head * tiles;
+      } else {
+        rank = heads == section ? order.section.quotient(index) : index / heads;
+        batch_head = first_head + index - rank * heads;
+      }
+      return true;
+    }
+  }
+
+ private:
+  int round_ = 0;  // of all sections
+};
+
+}  // namespace baracuda::sm90
