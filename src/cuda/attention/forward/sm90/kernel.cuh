@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(C::threads, 1)
   // until its state is wanted.
   if (!args.step.follows) await_grids_before();
   // Side by side, all that comes before the first copies.
-  Work<C, First, Last> work;
+  Work<C, First, Last> work(args);
   bool more = false;
   if (warp < 4) {
     if (leads && args.step.key_len > 0) {  // else the maps are empty

@@ -80,6 +80,16 @@ inline int64_t resident_blocks(const StepParams& p, const StepArgs& args, int pr
   return places < args.blocks ? places : args.blocks;
 }
 
+inline void set_tile_order(HopperArgs& args, int64_t blocks) {
+  const StepArgs& step = args.step;
+  const TileOrder order =
+      make_tile_order(step.batch_heads, step.query_tiles, step.section, blocks);
+  args.order = order;
+  args.backwards = order.backwards;
+  args.query_tiles = order.tiles;
+  args.section = order.section;
+}
+
 template <typename C>
 int32_t find_grid(const StepParams& p, const StepMask& mask, StepGrid* grid) {
   int processors = 0;
@@ -105,8 +115,7 @@ int32_t launch_kernel(const StepParams& p, const StepMask& mask, cudaStream_t st
   const int64_t blocks = resident_blocks(p, args.step, processors);
   args.step.section = choose_section(args.step, sizeof(typename C::Element), blocks);
   args.leaves_processors = p.sm_margin > 0;
-  args.order =
-      make_tile_order(args.step.batch_heads, args.step.query_tiles, args.step.section, blocks);
+  set_tile_order(args, blocks);
   args.heads = make_divisor(args.step.heads);
   args.group = make_divisor(args.step.group);
   const int64_t stride = p.k_map.stride;

@@ -1,6 +1,8 @@
 // The copying side of the sm90a kernel: one warp for K and V, one for each consumer's Q.
 #pragma once
 
+#include <type_traits>
+
 #include "attention/forward/sm90/barriers.cuh"
 #include "attention/forward/sm90/keyless.cuh"
 #include "attention/forward/sm90/prefetch.cuh"
@@ -21,11 +23,10 @@ class Work {
   Tile tile;
   int tiles;  // key tiles
 
+  __device__ __forceinline__ explicit Work(const HopperArgs& args) : walk_(args) {}
+
   __device__ __forceinline__ bool next(const HopperArgs& args) {
-    const int tiles_per_head = static_cast<int>(args.order.tiles.divisor);
-    int rank;
-    while (walk_.next(args.order, static_cast<int>(blockIdx.x), tile.batch_head, rank)) {
-      tile.row0 = static_cast<int>(args.step.first_row) + (tiles_per_head - 1 - rank) * C::block_m;
+    while (walk_.next(args, C::block_m, tile)) {
       tiles = key_tiles<C>(row_limit(args, int64_t{tile.row0} + C::block_m - 1));
       if (First || Last || tiles > 0) return true;
     }
@@ -34,7 +35,7 @@ class Work {
   }
 
  private:
-  TileWalk walk_;
+  std::conditional_t<First, FirstWalk, LaterWalk> walk_;
 };
 
 // A warp, in step; its first lane copies. For each query tile its key tiles from the last to the
@@ -163,7 +164,7 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
     if (!more) {
       // All blocks of a step that does not overlap this one ask for their first Q at once.
       if (!Last && args.leaves_processors) {
-        Work<C, First, Last> again;
+        Work<C, First, Last> again(args);
         if (again.next(args))
           prefetch_queries<C>(step, again.tile.batch(args), again.tile.head(args),
                               again.tile.row0 + group * C::group_m);

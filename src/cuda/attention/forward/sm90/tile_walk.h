@@ -41,17 +41,18 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
   return order;
 }
 
-// Sections of heads that end evenly: their rounds are nearly full, or so many that it does not matter
-// which blocks go without a tile in the last one; and none whose longest tiles no other makes up for.
+// Sections of heads that end evenly: their rounds are nearly full, or so many that it does not
+// matter which blocks go without a tile in the last one; and there is none whose longest tiles no
+// other makes up for.
 inline bool ends_evenly(uint32_t tiles, uint32_t sections, uint32_t grid) {
   const uint32_t rest = tiles % grid, rounds = (2 * tiles + grid) / (2 * grid);
   if (rounds % 2 != 0 && sections % 2 != 0 && sections > 1) return false;
   return tiles >= 2 * grid || 8 * rest >= 7 * grid || (tiles >= grid && 8 * rest <= grid);
 }
 
-// As many heads of K and V as fill a third of L2, so that what the blocks at work read comes from
-// memory once; or twice as many, or as fit, where those end more evenly. 0: none do. pair_bytes: of K
-// and V of a head.
+// As many heads as share K and V of a third of L2, so that what the blocks at work read comes from
+// memory once; or twice as many, or as fit, where those end more evenly. 0: none do.
+// pair_bytes: of K and V of a head.
 inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_tiles,
                                int64_t pair_bytes, int64_t grid) {
   constexpr int64_t few = int64_t{16} << 20, most = int64_t{32} << 20;  // of 40 MB or more
@@ -76,9 +77,9 @@ inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_t
 }
 
 // The grid stays resident and every block walks a fixed list of tiles. The direction of its rounds
-// alternates: under a mask, what a block gains in one round it loses in the next, so all finish within
-// about a tile of each other without a shared counter. A round that is hardly there makes up for none.
-// Where a section's last round is short, other blocks go without a tile in it than in the section
+// alternates: under a mask, what a block gains in one round it loses in the next, so all finish
+// within about a tile of each other without a shared counter. A round that is hardly there makes up
+// for none. Where a section's last round is short, other blocks go without a tile in it than in the section
 // before: once as many rounds have run in either direction, all places move on.
 class TileWalk {
  public:
