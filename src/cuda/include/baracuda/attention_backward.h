@@ -56,6 +56,7 @@ typedef struct baracuda_attention_backward_params {
 // for each other in an order that comes from the positions: with device_maps that do not rise, which
 // nobody can refuse, they may wait for ever.
 enum baracuda_attention_backward_kernel {
+  BARACUDA_BACKWARD_SM80_ORDERED = 256 + BARACUDA_ATTENTION_SM80,
   BARACUDA_BACKWARD_SM90A_ORDERED = 256 + BARACUDA_ATTENTION_SM90A,
 };
 

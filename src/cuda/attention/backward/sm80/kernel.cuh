@@ -13,6 +13,7 @@
 #include "attention/backward/shift.cuh"
 #include "attention/backward/sm80/args.cuh"
 #include "attention/backward/sm80/config.h"
+#include "attention/backward/sm80/turns.cuh"
 #include "common/cp_async.cuh"
 #include "common/dependent_launch.cuh"
 #include "common/dtype.cuh"
@@ -42,7 +43,8 @@ class Block {
   __device__ __forceinline__ Block(const Args& args, char* shared)
       : args_(args),
         shared_(shared_address(shared)),
-        tile_(key_tile_of(args, C::block_n)),
+        turns_(args, shared_),
+        tile_(take_key_tile()),
         warp_(uniform(threadIdx.x / 32)),
         first_key_(warp_ % C::group_warps * C::warp_keys) {}
 
@@ -59,7 +61,11 @@ class Block {
 #pragma unroll
           for (int c = 0; c < 4; ++c) d[g][i][j][c] = 0.0f;
     if (first_row < args_.query_len) {
-      go_over_queries(d, first_row / C::block_m);
+      if constexpr (C::ordered) {
+        go_over_queries_in_turn(d, first_row / 64);
+      } else {
+        go_over_queries(d, first_row / C::block_m);
+      }
     } else {
       cp_async_wait<0>();
     }
@@ -73,6 +79,24 @@ class Block {
   }
 
  private:
+  // By the block's place in the grid, or drawn.
+  __device__ __forceinline__ KeyTile take_key_tile() const {
+    if constexpr (C::ordered) turns_.draw();
+    return key_tile();
+  }
+  __device__ __forceinline__ KeyTile key_tile() const {
+    if constexpr (C::ordered) {
+      return {turns_.batch(), turns_.kv_head(), turns_.key0()};
+    } else {
+      return key_tile_of(args_, C::block_n);
+    }
+  }
+  // Ordered, anew from shared memory: there is no register to keep it in.
+  __device__ __forceinline__ int batch() const {
+    if constexpr (C::ordered) return turns_.batch();
+    return tile_.batch;
+  }
+
   __device__ __forceinline__ bool makes_dv() const { return warp_ < C::group_warps; }
   __device__ __forceinline__ uint32_t rows_address() const { return shared_ + C::rows_offset; }
 
@@ -93,7 +117,7 @@ class Block {
                                        const baracuda_strides& strides, int head, int row,
                                        int valid) const {
     const char* source = static_cast<const char*>(from) +
-                         (tile_.batch * strides.batch + head * strides.head +
+                         (batch() * strides.batch + head * strides.head +
                           int64_t{row + Copy::last_row()} * strides.seq + Copy::chunk() * 8) * 2;
     Copy::copy(to, source, strides.seq * 2 * Copy::rows_per_pass, valid);
   }
@@ -108,7 +132,7 @@ class Block {
     if (threadIdx.x < 2 * pieces) {
       const bool second = threadIdx.x >= pieces;
       const float* const from = second ? args_.delta : args_.lse;
-      const int64_t index = int64_t{tile_.batch * args_.heads + head} * args_.row_tiles * 64 + row;
+      const int64_t index = int64_t{batch() * args_.heads + head} * args_.row_tiles * 64 + row;
       cp_async_or_zero<16>(
           shared_ + C::statistics_offset + stage * C::statistics_bytes + threadIdx.x * 16,
           from + index + threadIdx.x % pieces * 4, true);
@@ -135,7 +159,7 @@ class Block {
       if (C::stages > 1 && more) load_queries(stage ^ 1, next_head, next_m);
       // One group has its exponentials while the other does this.
       if (!(C::paired && makes_dv()) && before_m >= 0) make_dq(before_head, before_m, stage ^ 1);
-      fold(d, m, stage);
+      fold(d, m, stage, head);
       if (C::stages == 1 && more) {
         __syncthreads();
         load_queries(0, next_head, next_m);
@@ -152,8 +176,60 @@ class Block {
     }
   }
 
+  // The same in an ordered step, from tile to tile of 64 rows: in each all heads of the group, for then
+  // blocks with fewer query tiles stay where they began behind others.
+  __device__ __forceinline__ void go_over_queries_in_turn(Sums (&d)[gradients], int begin) {
+    Rows at{turns_.kv_head() * args_.group,
+            (turns_.descends() ? args_.row_tiles - 1 : begin) * C::tile_parts};
+    int left = (args_.row_tiles - begin) * args_.group * C::tile_parts;
+    load_queries(0, at.head, at.m);
+#pragma unroll 1
+    for (int stage = 0; left > 0; stage ^= 1) {
+      --left;
+      cp_async_wait<0>();
+      turns_.await(stage ^ 1);
+      __syncthreads();
+      if (C::stages > 1 && left > 0) {
+        const Rows next = rows_after(at);
+        load_queries(stage ^ 1, next.head, next.m);
+      }
+      if (!(C::paired && makes_dv()) && turns_.rows(stage ^ 1) >= 0) make_dq(0, 0, stage ^ 1);
+      fold(d, at.m, stage, at.head);
+      at = rows_after(at);  // anew: there are no registers to keep it in
+      if (C::stages == 1 && left > 0) {
+        __syncthreads();
+        load_queries(0, at.head, at.m);
+      }
+      if (C::paired && makes_dv() && turns_.rows(stage ^ 1) >= 0) make_dq(0, 0, stage ^ 1);
+      if (left == 0) {
+        turns_.await(stage);
+        __syncthreads();
+        turns_.pass(stage ^ 1);
+        make_dq(0, 0, stage);
+        __syncthreads();
+        turns_.pass(stage);
+      }
+    }
+  }
+  struct Rows {
+    int head, m;
+  };
+  __device__ __forceinline__ Rows rows_after(Rows at) const {
+    if (++at.m % C::tile_parts != 0) return at;
+    at.m -= C::tile_parts;
+    if (++at.head == (turns_.kv_head() + 1) * args_.group) {
+      at.head -= args_.group;
+      at.m += turns_.descends() ? -C::tile_parts : C::tile_parts;
+    }
+    return at;
+  }
+  // Somewhere amid the products of a query tile.
+  __device__ __forceinline__ void take_and_pass_turns(int stage, int head, int m) const {
+    if constexpr (C::ordered) turns_.take_and_pass(stage, head, m);
+  }
+
   // Takes in a query tile, m of its head.
-  __device__ __forceinline__ void fold(Sums (&d)[gradients], int m, int stage) {
+  __device__ __forceinline__ void fold(Sums (&d)[gradients], int m, int stage, int head) {
     const int q_stage = C::stages > 1 ? stage : 0;
     const uint32_t q_tile = shared_ + C::q_offset + q_stage * C::q_bytes;
     const uint32_t dy_tile = shared_ + C::dy_offset + q_stage * C::q_bytes;
@@ -168,6 +244,7 @@ class Block {
         take_weights(s, statistics);
         if (masked) hide(s, m * C::block_m);
         give_weights(s);
+        take_and_pass_turns(stage, head, m);
       } else {
         take_over_weights(s, statistics);
         if (masked) hide(s, m * C::block_m);
@@ -177,6 +254,7 @@ class Block {
       if (!makes_dv()) store_ds(a, stage, 0);
       update(d[0], a, makes_dv() ? dy_tile : q_tile);
     } else {
+      take_and_pass_turns(stage, head, m);
 #pragma unroll
       for (int part = 0; part < C::block_m / C::score_m; ++part) {
         const int row = part * C::score_m;
@@ -363,7 +441,8 @@ class Block {
       }
   }
 
-  // This warp's part of dQ of a query tile whose dS is complete.
+  // This warp's part of dQ of a query tile whose dS is complete; ordered, of the one that the stage has
+  // the turn of.
   __device__ __forceinline__ void make_dq(int head, int m, int stage) const {
     const int lane = threadIdx.x % 32;
     const int column = warp_ % C::dq_column_warps, row = warp_ / C::dq_column_warps;
@@ -402,17 +481,27 @@ class Block {
         }
       }
     }
-    add_dq(dq, head, m * (C::block_m / 16) + row * C::dq_row_blocks, column);
+    if constexpr (C::ordered) {
+      const int rows = turns_.rows(stage);
+      add_dq(dq, rows / C::tile_parts,
+             rows % C::tile_parts * (C::block_m / 16) + row * C::dq_row_blocks, column,
+             turns_.is_first(stage));
+    } else {
+      const int row_block = m * (C::block_m / 16) + row * C::dq_row_blocks;
+      add_dq(dq,
+             int64_t{tile_.batch * args_.heads + head} * args_.row_tiles + row_block / 4,
+             row_block % 4, column, false);
+    }
   }
-  // row_block: of 16 rows, of the head.
+  // tile: of all heads. row_block: of 16 of its rows. is_first: there is nothing yet to add to.
   __device__ __forceinline__ void add_dq(
-      const float (&dq)[C::dq_row_blocks][2 * C::dq_column_pairs][4], int head, int row_block,
-      int column) const {
-    const int lane = threadIdx.x % 32;
-    const int64_t tile =
-        int64_t{tile_.batch * args_.heads + head} * args_.row_tiles + row_block / 4;
+      const float (&dq)[C::dq_row_blocks][2 * C::dq_column_pairs][4], int64_t tile, int row_block,
+      int column, bool is_first) const {
+    int lane = threadIdx.x % 32;
+    // Kept from tile to tile the addresses are more than there is room for.
+    if constexpr (C::ordered) asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
     float4* const to = reinterpret_cast<float4*>(args_.dq + tile * (64 * C::head_dim)) +
-                       row_block % 4 * 32 + lane;
+                       row_block * 32 + lane;
     const float factor = unshift();
 #pragma unroll
     for (int i = 0; i < C::dq_row_blocks; ++i)
@@ -420,8 +509,13 @@ class Block {
       for (int j = 0; j < 2 * C::dq_column_pairs; ++j) {
         const float(&x)[4] = dq[i][j];
         const int column_block = 2 * (column + j / 2 * C::dq_column_warps) + j % 2;
-        add_in_memory(to + column_block * 128 + i * 32,
-                      make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor));
+        const float4 sum =
+            make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor);
+        if (C::ordered && is_first) {
+          to[column_block * 128 + i * 32] = sum;
+        } else {
+          add_in_memory(to + column_block * 128 + i * 32, sum);
+        }
       }
   }
 
@@ -436,7 +530,7 @@ class Block {
 
   __device__ __forceinline__ void store(Sums& d, void* to, const baracuda_strides& strides,
                                         float factor) const {
-    const KeyTile tile = key_tile_of(args_, C::block_n);
+    const KeyTile tile = key_tile();
 #pragma unroll
     for (int i = 0; i < C::key_blocks; ++i) {
       const GradientRows<Element, C::head_dim> rows(tile.batch, tile.kv_head,
@@ -449,6 +543,7 @@ class Block {
 
   const Args& args_;
   const uint32_t shared_;
+  const Turns<C> turns_;
   const KeyTile tile_;
   const int warp_;
   const int first_key_;                // of the warp, in the tile

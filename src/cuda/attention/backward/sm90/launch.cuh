@@ -11,7 +11,7 @@
 namespace baracuda::sm90::backward {
 
 template <typename C>
-using Rows = RowKernels<typename C::Element, C::head_dim, SplitStatistics, C::ordered>;
+using Rows = RowKernels<typename C::Element, C::head_dim, SplitStatistics, C::turn_words>;
 
 // The one kernel that cannot be launched before it is set up: it has more shared memory than others.
 template <typename C>

@@ -12,7 +12,7 @@
 #include "common/divisor.h"
 #include "common/host_device.h"
 
-namespace baracuda::sm90::backward {
+namespace baracuda {
 
 // Under a mask, without groups, the shortest key tiles of most heads are drawn first.
 inline bool draws_shortest_first(bool causal, int64_t group) { return causal && group == 1; }
@@ -77,4 +77,4 @@ struct KeyTileTurn {
   }
 };
 
-}  // namespace baracuda::sm90::backward
+}  // namespace baracuda
