@@ -43,7 +43,7 @@ struct Config {
   static constexpr int dq_row_warps =
       warps / dq_column_warps < BlockM / 16 ? warps / dq_column_warps : BlockM / 16;
   static constexpr int dq_row_blocks = BlockM / 16 / dq_row_warps;
-  static constexpr int dq_unroll = Paired ? 2 : 4;  // more spills
+  static constexpr int dq_unroll = Ordered && HeadDim == 192 ? 1 : Paired ? 2 : 4;  // more spills
   static constexpr int dq_column_pairs = HeadDim / 16 / dq_column_warps;
 
   static constexpr int kv_bytes = block_n * Layout::bytes;

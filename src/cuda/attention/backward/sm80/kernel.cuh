@@ -91,7 +91,29 @@ class Block {
       return key_tile_of(args_, C::block_n);
     }
   }
-  // Ordered, anew from shared memory: there is no register to keep it in.
+  // Ordered, these are made anew: there are no registers to keep them in.
+  static __device__ __forceinline__ int thread() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+  }
+  static __device__ __forceinline__ int lane() {
+    if constexpr (C::ordered) return thread() % 32;
+    return threadIdx.x % 32;
+  }
+  template <typename Copy>
+  static __device__ __forceinline__ int chunk() {
+    if constexpr (C::ordered) return thread() % Layout::span;
+    return Copy::chunk();
+  }
+  __device__ __forceinline__ int warp() const {
+    if constexpr (C::ordered) return thread() / 32;
+    return warp_;
+  }
+  __device__ __forceinline__ int first_key() const {
+    if constexpr (C::ordered) return warp() % C::group_warps * C::warp_keys;
+    return first_key_;
+  }
   __device__ __forceinline__ int batch() const {
     if constexpr (C::ordered) return turns_.batch();
     return tile_.batch;
@@ -118,7 +140,7 @@ class Block {
                                        int valid) const {
     const char* source = static_cast<const char*>(from) +
                          (batch() * strides.batch + head * strides.head +
-                          int64_t{row + Copy::last_row()} * strides.seq + Copy::chunk() * 8) * 2;
+                          int64_t{row + Copy::last_row()} * strides.seq + chunk<Copy>() * 8) * 2;
     Copy::copy(to, source, strides.seq * 2 * Copy::rows_per_pass, valid);
   }
   // Q, dO, lse and delta of a query tile.
@@ -244,7 +266,6 @@ class Block {
         take_weights(s, statistics);
         if (masked) hide(s, m * C::block_m);
         give_weights(s);
-        take_and_pass_turns(stage, head, m);
       } else {
         take_over_weights(s, statistics);
         if (masked) hide(s, m * C::block_m);
@@ -252,6 +273,7 @@ class Block {
       Fragments a;
       pack(s, a);
       if (!makes_dv()) store_ds(a, stage, 0);
+      take_and_pass_turns(stage, head, m);
       update(d[0], a, makes_dv() ? dy_tile : q_tile);
     } else {
       take_and_pass_turns(stage, head, m);
@@ -286,7 +308,7 @@ class Block {
       for (int j = 0; j < query_blocks; ++j)
 #pragma unroll
         for (int c = 0; c < 4; ++c) s[i][j][c] = 0.0f;
-    const uint32_t a_address = key_tile + Layout::offset(first_key_ + lane % 16, lane / 16);
+    const uint32_t a_address = key_tile + Layout::offset(first_key() + lane % 16, lane / 16);
     const uint32_t b_address =
         query_tile + Layout::offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
@@ -383,7 +405,7 @@ class Block {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < 2 * C::key_blocks; ++r) {
-      const int first_row = shared_load(rows_address() + 4 * (first_key_ + 8 * r + lane / 4));
+      const int first_row = shared_load(rows_address() + 4 * (first_key() + 8 * r + lane / 4));
       const int unseen = first_row - row0 - 2 * (lane % 4);
 #pragma unroll
       for (int j = 0; j < query_blocks; ++j)
@@ -408,7 +430,7 @@ class Block {
   __device__ __forceinline__ void store_ds(const Fragments& a, int stage, int first_chunk) const {
     const int lane = threadIdx.x % 32;
     const uint32_t tile = shared_ + C::ds_offset + stage * C::ds_bytes;
-    const uint32_t to = tile + DsLayout::offset(first_key_ + lane / 4, 0) + lane % 4 * 4;
+    const uint32_t to = tile + DsLayout::offset(first_key() + lane / 4, 0) + lane % 4 * 4;
 #pragma unroll
     for (int k = 0; k < C::score_m / 16; ++k)
 #pragma unroll
@@ -444,8 +466,8 @@ class Block {
   // This warp's part of dQ of a query tile whose dS is complete; ordered, of the one that the stage has
   // the turn of.
   __device__ __forceinline__ void make_dq(int head, int m, int stage) const {
-    const int lane = threadIdx.x % 32;
-    const int column = warp_ % C::dq_column_warps, row = warp_ / C::dq_column_warps;
+    const int lane = this->lane();
+    const int column = warp() % C::dq_column_warps, row = warp() / C::dq_column_warps;
     if (C::dq_row_warps * C::dq_column_warps < C::warps && row >= C::dq_row_warps) return;
     float dq[C::dq_row_blocks][2 * C::dq_column_pairs][4];
 #pragma unroll
@@ -481,27 +503,24 @@ class Block {
         }
       }
     }
-    if constexpr (C::ordered) {
-      const int rows = turns_.rows(stage);
-      add_dq(dq, rows / C::tile_parts,
-             rows % C::tile_parts * (C::block_m / 16) + row * C::dq_row_blocks, column,
-             turns_.is_first(stage));
-    } else {
-      const int row_block = m * (C::block_m / 16) + row * C::dq_row_blocks;
-      add_dq(dq,
-             int64_t{tile_.batch * args_.heads + head} * args_.row_tiles + row_block / 4,
-             row_block % 4, column, false);
-    }
+    add_dq(dq, head, m * (C::block_m / 16) + row * C::dq_row_blocks, column, stage);
   }
-  // tile: of all heads. row_block: of 16 of its rows. is_first: there is nothing yet to add to.
+  // row_block: of 16 rows, of the head; ordered, of the tile of which the stage has the turn.
   __device__ __forceinline__ void add_dq(
-      const float (&dq)[C::dq_row_blocks][2 * C::dq_column_pairs][4], int64_t tile, int row_block,
-      int column, bool is_first) const {
+      const float (&dq)[C::dq_row_blocks][2 * C::dq_column_pairs][4], int head, int row_block,
+      int column, int stage) const {
     int lane = threadIdx.x % 32;
-    // Kept from tile to tile the addresses are more than there is room for.
-    if constexpr (C::ordered) asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    int64_t tile = int64_t{tile_.batch * args_.heads + head} * args_.row_tiles + row_block / 4;
+    bool is_first = false;  // there is nothing yet to add to
+    if constexpr (C::ordered) {
+      asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+      const int rows = turns_.rows(stage);
+      tile = rows / C::tile_parts;
+      row_block += rows % C::tile_parts * (C::block_m / 16);
+      is_first = turns_.is_first(stage);
+    }
     float4* const to = reinterpret_cast<float4*>(args_.dq + tile * (64 * C::head_dim)) +
-                       row_block * 32 + lane;
+                       row_block % 4 * 32 + lane;
     const float factor = unshift();
 #pragma unroll
     for (int i = 0; i < C::dq_row_blocks; ++i)
@@ -509,12 +528,12 @@ class Block {
       for (int j = 0; j < 2 * C::dq_column_pairs; ++j) {
         const float(&x)[4] = dq[i][j];
         const int column_block = 2 * (column + j / 2 * C::dq_column_warps) + j % 2;
-        const float4 sum =
-            make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor);
         if (C::ordered && is_first) {
-          to[column_block * 128 + i * 32] = sum;
-        } else {
-          add_in_memory(to + column_block * 128 + i * 32, sum);
+          to[column_block * 128 + i * 32] =
+              make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor);
+        } else {  // not of a named sum: ptxas would spill
+          add_in_memory(to + column_block * 128 + i * 32,
+                        make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor));
         }
       }
   }
@@ -534,7 +553,7 @@ class Block {
 #pragma unroll
     for (int i = 0; i < C::key_blocks; ++i) {
       const GradientRows<Element, C::head_dim> rows(tile.batch, tile.kv_head,
-                                                    tile.key0 + first_key_ + 16 * i,
+                                                    tile.key0 + first_key() + 16 * i,
                                                     args_.key_len, args_.gradients_f32);
       rows.store(to, strides, reinterpret_cast<float(&)[C::head_dim / 2]>(d[i]),
                  factor * unshift());

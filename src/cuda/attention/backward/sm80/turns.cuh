@@ -53,7 +53,7 @@ class Turns {
 
   // By all threads, amid the products of a query tile, m of its head.
   __device__ __forceinline__ void take_and_pass(int stage, int head, int m) const {
-    if (threadIdx.x != 0) return;
+    if (!takes_turns()) return;
     const int tile = (batch() * args_.heads + head) * args_.row_tiles + m / C::tile_parts;
     const int part = m % C::tile_parts;
     const uint32_t slot = this->slot(stage);
@@ -75,7 +75,7 @@ class Turns {
   }
   // By all threads, before the barrier behind which the block adds to the tile.
   __device__ __forceinline__ void await(int stage) const {
-    if (threadIdx.x != 0) return;
+    if (!takes_turns()) return;
     const uint32_t awaited = shared_load(slot(stage) + awaited_at);
     if (awaited == 0) return;
     const uint32_t* const word = args_.turns + shared_load(slot(stage)) / C::tile_parts;
@@ -84,7 +84,7 @@ class Turns {
   }
   // By all threads, behind the barrier at which it has added.
   __device__ __forceinline__ void pass(int stage) const {
-    if (threadIdx.x != 0) return;
+    if (!takes_turns()) return;
     const uint32_t left = shared_load(slot(stage) + left_at);
     if (left != 0) store_release(args_.turns + shared_load(slot(stage)) / C::tile_parts, left);
   }
@@ -96,6 +96,16 @@ class Turns {
   }
 
  private:
+  // The first thread; made anew where the code needs it, for there are no registers to keep it in.
+  static __device__ __forceinline__ bool takes_turns() {
+#if __CUDA_ARCH__ >= 900
+    return threadIdx.x == 0;
+#else
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread == 0;
+#endif
+  }
   static constexpr int left_at = 4, awaited_at = 8, first_at = 12;
   __device__ __forceinline__ uint32_t slot(int stage) const { return address_ + 32 + 16 * stage; }
   __device__ __forceinline__ int index() const { return shared_load(address_ + 8); }
