@@ -19,16 +19,16 @@ inline bool draws_shortest_first(bool causal, int64_t group) { return causal && 
 
 // Heads of K and V whose key tiles are mixed in an ordered step. So many that few blocks at work have
 // one head (they wait for each other in a row), and few enough that L2 holds Q, dO and the sums of dQ from
-// one block to the next. Two sections at least where the last has an order of its own, in which blocks
-// wait for longer. The last one has the heads that are left, too.
+// one block to the next: what fits, or `fewest`, which a family finds by measuring. Two sections at least
+// where the last has an order of its own, in which blocks wait for longer. The last one has the heads that
+// are left, too.
 inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t query_len,
-                                      int64_t head_dim, bool causal) {
-  const bool alternates = draws_shortest_first(causal, group);
+                                      int64_t head_dim, bool causal, int64_t fewest) {
   constexpr int64_t l2_share = int64_t{16} << 20;
-  const int64_t few = alternates ? 2 : 4, bytes = group * query_len * head_dim * 8;
+  const int64_t bytes = group * query_len * head_dim * 8;
   const int64_t fitting = bytes > 0 ? l2_share / bytes : heads;
-  const int64_t wanted = fitting > few ? fitting : few;
-  const int64_t limit = alternates && heads > 1 ? heads / 2 : heads;
+  const int64_t wanted = fitting > fewest ? fitting : fewest;
+  const int64_t limit = draws_shortest_first(causal, group) && heads > 1 ? heads / 2 : heads;
   return heads / (wanted < limit ? heads / wanted : heads / limit);
 }
 

@@ -119,9 +119,11 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   const int64_t grid = resident_blocks<C>(p, processors);
   args.kv_heads = make_divisor(p.kv_heads);
   const bool causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
+  // Of pairs half as many are at work.
+  const int64_t fewest = draws_shortest_first(causal, args.group) ? (C::pair ? 1 : 2) : 4;
   const int64_t section =
       C::ordered ? choose_ordered_section(p.batch * p.kv_heads, p.heads / p.kv_heads, p.query_len,
-                                          p.head_dim, causal)
+                                          p.head_dim, causal, fewest)
                  : choose_section(p, key_tiles, grid);
   args.section = make_divisor(section);
   args.section_tiles = make_divisor(section * key_tiles);
