@@ -403,14 +403,16 @@ def test_what_is_selected_for_a_bf16_problem_and_why_others_are_not(torch):
     for pref, family in ((None, "sm90a" if hopper else "sm80"),
                          (bk.PlanPreference(deterministic=True), ORDERED[0] if hopper else ORDERED[1]),
                          (bk.PlanPreference(allow_sm90a=False), "sm80"),
+                         (bk.PlanPreference(math_precision="BF16", deterministic=True,
+                                            allow_sm90a=False), ORDERED[1]),
                          (bk.PlanPreference(math_precision="F32"), "simt")):
         plan = bk.FlashSdpaBackwardPlan.select(desc, stream, pref)
         assert plan.family == family and plan.sku.direction is bk.Direction.BACKWARD
         assert plan.precision_guarantee.deterministic == (family in ("simt", *ORDERED))
-    with pytest.raises(bk.UnsupportedError, match="sm80: deterministic is True, and its sums"):
+    with pytest.raises(bk.UnsupportedError, match="sm80: head_dim 72 is not 64"):
         bk.FlashSdpaBackwardPlan.select(
-            desc, stream,
-            bk.PlanPreference(math_precision="BF16", deterministic=True, allow_sm90a=False))
+            bk.FlashSdpaDescriptor(1, 2, 64, 64, 72, element="BF16"), stream,
+            bk.PlanPreference(math_precision="BF16", deterministic=True))
 
 
 def test_scratch_and_devices(torch):
