@@ -2,9 +2,9 @@
 
     python -m benchmarks.all_parts --out out -o benchmarks/results
 
-One GPU: one part after the other, some half an hour. Two or four: side by side, a part alone on its
-GPU; beside the one that times single microseconds of the host nothing runs. What a part prints goes
-to OUT/<part>.txt. `--part` runs some parts alone.
+One GPU: one part after the other, some half an hour. Two or four: side by side, a part that measures
+time or memory alone on its GPU; beside the one that times single microseconds of the host nothing
+runs. What a part prints goes to OUT/<part>.txt. `--part` runs some parts alone.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ from benchmarks.evidence import PARTS, merge
 
 # The host's microseconds: they come first, and nothing runs beside them.
 _HOST = "host"
-# By number of GPUs, the parts of each in their order, about equally long.
-_LANES = {
-    1: (tuple(part for part in PARTS if part != _HOST),),
+# By number of GPUs, the lanes of each: a GPU and the parts that follow one another there, about
+# equally long. Lanes on one GPU run side by side.
+_LANES: dict[int, tuple[tuple[int, tuple[str, ...]], ...]] = {
+    1: ((0, tuple(part for part in PARTS if part != _HOST)),),
     2: (
-        ("forward", "backward", "error", "ring", "runtime", "peers"),
-        ("sanitize", "tests", "ranks", "faults", "interop", "endurance"),
+        (0, ("forward", "backward", "error", "ring", "runtime", "peers")),
+        (1, ("sanitize", "tests", "ranks", "faults", "interop", "endurance")),
     ),
     4: (
-        ("forward", "error", "ring", "runtime", "interop"),
-        ("sanitize", "backward"),
-        ("tests", "ranks"),
-        ("peers", "faults", "endurance"),
+        (0, ("forward", "error", "ring", "runtime")),
+        (1, ("backward", "faults")),
+        (2, ("endurance", "interop")),
+        (3, ("tests",)),
+        (3, ("peers",)),
+        (3, ("ranks", "sanitize")),
     ),
 }
 
@@ -63,15 +66,16 @@ def run_all(gpus: int, start: Start, parts: Collection[str] = PARTS) -> dict[str
     lanes = _LANES[max(number for number in _LANES if number <= max(gpus, 1))]
     codes: dict[str, int] = {}
 
-    def lane(gpu: int) -> None:
-        for part in lanes[gpu]:
+    def run_lane(lane: tuple[int, tuple[str, ...]]) -> None:
+        gpu, names = lane
+        for part in names:
             if part in parts:
                 codes[part] = start(part, gpu)
 
     if _HOST in parts:
         codes[_HOST] = start(_HOST, 0)
     with ThreadPoolExecutor(len(lanes)) as pool:
-        list(pool.map(lane, range(len(lanes))))
+        list(pool.map(run_lane, lanes))
     return codes
 
 

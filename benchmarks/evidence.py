@@ -40,9 +40,11 @@ _FAULTS = f"{_RANKS}/test_faults.py"
 _PEERS = (f"{_RANKS}/test_peer_ring.py", f"{_RANKS}/test_peer_faults.py")
 _INTEROP = "tests/interop"
 _TORCH = f"{_INTEROP}/test_torch_gpu.py"
-_QUICK = ("-m", "not endurance")
+# What takes long, and what measures the device's memory, has the GPU to itself.
+_ELSEWHERE = "endurance or device_memory"
+_QUICK = ("-m", f"not ({_ELSEWHERE})")
 # What takes several GPUs is no part of one GPU's evidence.
-_ONE_GPU = ("-m", "not endurance and not multi_gpu")
+_ONE_GPU = ("-m", f"not ({_ELSEWHERE}) and not multi_gpu")
 # The committed page is of the results that this run replaces.
 _OLD_PAGE = (
     "--deselect",
@@ -217,14 +219,15 @@ def _interop() -> tuple[dict[str, int], list]:
     # The host time of a call is among the first, so nothing runs beside them. The others start
     # programs of their own, whose start takes longer than their work.
     counts = [_pytest(_TORCH, "-m", "gpu and not multi_rank", seconds=90)]
-    beside = ((_TORCH, "-m", "gpu and multi_rank"), (_INTEROP, f"--ignore={_TORCH}", "-m", "gpu"))
+    others = (_INTEROP, f"--ignore={_TORCH}", "-m", "gpu and not endurance and not multi_gpu")
+    beside = ((_TORCH, "-m", "gpu and multi_rank"), others)
     with ThreadPoolExecutor() as pool:
         counts += pool.map(lambda paths: _pytest(*paths, seconds=LIMIT_SECONDS - 110), beside)
     return _sum(counts), []
 
 
 def _endurance() -> tuple[dict[str, int], list]:
-    return _pytest("tests", "-m", "endurance"), []
+    return _pytest("tests", "-m", f"({_ELSEWHERE}) and not multi_gpu"), []
 
 
 def _forward() -> tuple[dict[str, int], list]:
@@ -240,9 +243,13 @@ def _backward() -> tuple[dict[str, int], list]:
 
 
 def _error() -> tuple[dict[str, int], list]:
-    from benchmarks import error
+    from benchmarks import error, gradient_error
 
-    return _no_tests(), error.rows()
+    of_rings, counts = gradient_error.rows(), _no_tests()
+    for row in gradient_error.worse(of_rings):
+        print(f"more than one rank's error: {row}", file=sys.stderr)
+        counts["failed"] += 1
+    return counts, [*error.rows(), *of_rings]
 
 
 def _host() -> tuple[dict[str, int], list]:

@@ -16,7 +16,7 @@ from benchmarks import ROOT, on_paper, plots
 from benchmarks.across_gpus import page as across_page
 from benchmarks.across_gpus import plot as across_plot
 from benchmarks.source import source_hash
-from benchmarks.tables import fault_table, ratio, table, tflops
+from benchmarks.tables import fault_table, gradient_error_table, ratio, table, tflops
 
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -219,6 +219,10 @@ def _error(rows: list[dict[str, Any]]) -> str:
     return "\n### Error against float64\n\n" + table(head, lines)
 
 
+def _gradient_error(rows: list[dict[str, Any]]) -> str:
+    return "\n### Error of a ring's gradients\n\n" + gradient_error_table(rows)
+
+
 def _host_cost(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
@@ -317,6 +321,7 @@ _SECTIONS = {
     "graph": _graph,
     "faults": _faults,
     "error": _error,
+    "gradient_error": _gradient_error,
     "host_cost": _host_cost,
 }
 

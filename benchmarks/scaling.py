@@ -6,9 +6,9 @@ One process per GPU; `mpirun` will do where RANK, WORLD_SIZE, MASTER_ADDR and MA
 Checks sampled rows against float64, then times the ring (eager, and as a CUDA graph; by copy engine
 where that works, and by NCCL) beside its own steps without an exchange, the same work on one GPU, an
 all-gather of K and V with one kernel, and PyTorch's `context_parallel` in the fastest of its forms;
-last, rank 0 starts rings of its own of which a rank is killed or stopped. Writes
-DIR/<ranks>x-<card>.json, anew after each problem. Exit code 1 if an answer is wrong or a rank ends
-without a typed error.
+last, rank 0 starts rings of its own: one whose gradients are held to float64, and some of which a rank
+is killed or stopped. Writes DIR/<ranks>x-<card>.json, anew after each problem. Exit code 1 if an answer
+is wrong or a rank ends without a typed error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 import baracuda_kernels as bk
-from benchmarks import ROOT, faults
+from benchmarks import ROOT, faults, gradient_error
 from benchmarks.across_gpus.contenders import forget_buffers
 from benchmarks.across_gpus.hops import Way
 from benchmarks.across_gpus.measures import Measures
@@ -55,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         failed = _measure(options, ranks, report)
     if rank != 0:
         return 0  # a launcher that sees a rank fail would end rank 0 among its faults
+    if options.gradients:
+        failed |= _gradients(ranks, report)
     if options.faults:
         failed |= _faults(ranks, report)
     return 1 if failed else 0
@@ -100,6 +102,18 @@ def _measure(options: argparse.Namespace, ranks: int, report: _Report) -> bool:
     for one in (alone, *(way.comm for way in ways)):
         one.close()
     return measures.failed
+
+
+def _gradients(ranks: int, report: _Report) -> bool:
+    """Whether the error of a ring's gradients grew with its ranks."""
+    torch.cuda.empty_cache()
+    each = torch.cuda.device_count() >= ranks
+    rows = gradient_error.rows_of_processes(ranks, device_each=each)
+    report.add(rows)
+    wrong = gradient_error.worse(rows)
+    for row in wrong:
+        print(f"FAILED: more than one rank's error: {row}", file=sys.stderr, flush=True)
+    return bool(wrong)
 
 
 def _faults(ranks: int, report: _Report) -> bool:
@@ -162,6 +176,8 @@ def _line(row: dict[str, Any]) -> str:
     text += "".join(f", {name} {value:.4g}" for name, value in peers.items())
     if "exchange" in p:
         text += f" by {p['exchange']}"
+    if row["name"] == "gradient_error":
+        text += f", {p['what']}"
     if row["name"] == "scaling":
         text += f" ({p['what']}: {100 * peers['ideal'] / row['ours']:.1f} % of ideal)"
     return text
@@ -179,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         help="SMs for exchanges: of these the first that leaves next to none of it exposed",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no-gradients", dest="gradients", action="store_false")
     parser.add_argument("--no-faults", dest="faults", action="store_false")
     parser.add_argument("-o", "--out", type=Path, metavar="DIR")
     return parser

@@ -40,3 +40,26 @@ def tflops(row: dict[str, Any], ms: float) -> float:
     if row["name"] == "backward":
         flops *= 2.5
     return (flops / 2 if p["causal"] else flops) / ms / 1e9
+
+
+def gradient_error_table(rows: list[dict[str, Any]]) -> str:
+    """Of `gradient_error` rows, a line for dq, dk and dv together."""
+    by_ring: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        p = row["params"]
+        ring = (p["family"], p["ranks"], p["layout"], p["causal"], p["exchange"], p.get("devices", 1))
+        by_ring.setdefault(ring, {})[p["what"]] = row
+    lines = []
+    for (family, ranks, layout, causal, exchange, devices), of_it in by_ring.items():
+        found = [of_it[what] for what in ("dq", "dk", "dv")]
+        rms = (f"{row['ours']:.3e}" for row in found)
+        ratios = (f"{row['ours'] / row['peers']['one_rank']:.3f}" for row in found)
+        mask = "yes" if causal else "no"
+        lines.append([family, ranks, layout, mask, exchange, devices, *rms, *ratios])
+    chunk = rows[0]["params"]["chunk"]
+    text = (
+        f"rms error against float64, {chunk} rows on each rank, and over one rank's on the same "
+        "sequence.\n\n"
+    )
+    head = "family, P, layout, causal, by, GPUs, dq, dk, dv, dq / one rank, dk / one rank, dv / one rank"
+    return text + table(head, lines)

@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "multi_rank: runs one process per rank over NCCL, all on one GPU by default",
         "multi_gpu(n): needs n CUDA devices",
         "endurance: takes many runs; an evidence part of its own",
+        "device_memory: measures the device's free memory, so nothing else may run on the GPU",
         "framework(name): needs that Python package installed",
     ):
         config.addinivalue_line("markers", line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from baracuda_kernels.scaling._units import duration, size
 @click.option("--dtype", type=dtype_choice, default="bf16", show_default=True,
               help="Element type of q, k, v and y.")  # fmt: skip
 @click.option("--causal", is_flag=True, help="Row i sees the keys up to i.")
+@click.option("--training", is_flag=True, help="A forward and a backward. [default: a forward]")
 @click.option(
     "--link-gbps",
     type=float,
@@ -103,13 +105,15 @@ def plan(
     layout: str | None,
     min_efficiency: float,
     plot: Path | None,
+    training: bool,
     **given: Any,
 ) -> None:
     """What a ring of GPUs needs, how long it takes, and which setting to choose.
 
     It needs no GPU, but a build with the CUDA kernels. All figures are of one attention layer's
-    forward pass; --layers adds the time of all layers. They are computed from a model, not
-    measured: docs/scaling.md has an example, the formulas and the limits.
+    forward pass, with --training of its forward and backward; --layers adds the time of all layers.
+    They are computed from a model, not measured: docs/scaling.md has an example, the formulas and the
+    limits.
     """
     from baracuda_kernels import scaling
 
@@ -123,9 +127,18 @@ def plan(
     family = _family(problem, arch)
     own = _gpu(arch, own, measured is not None or tflops is not None)
     rates = _rates(family, problem, arch, own["sms"], measured, tflops)
+    if training:
+        of_gradients = _family(problem, arch, backward=True)
+        given["backward_rates"] = _rates(
+            of_gradients, problem, arch, own["sms"], measured, tflops, backward=True
+        )
+        if of_gradients != family:
+            family = f"{family}, of gradients {of_gradients}"
     machine = scaling.Machine(rates=rates, **own, **given)
     layouts = scaling.LAYOUTS if layout is None else (layout,)
-    result = scaling.plan(problem, machine, layouts, min_efficiency=min_efficiency)
+    result = scaling.plan(
+        problem, machine, layouts, min_efficiency=min_efficiency, training=training
+    )
     if plot is not None:
         draw_plot(plot, result)
     if as_json:
@@ -143,7 +156,7 @@ def plan(
         click.echo(f"plot: {plot}")
 
 
-def _family(problem: Any, arch: str) -> str:
+def _family(problem: Any, arch: str, *, backward: bool = False) -> str:
     """The kernel family that a rank gets; its typed refusal where none serves the problem."""
     from baracuda_kernels import ElementKind, RingAttentionDescriptor, UnsupportedError, registry
     from baracuda_kernels._core import _info
@@ -163,7 +176,8 @@ def _family(problem: Any, arch: str) -> str:
         element=ElementKind.parse(problem.dtype),
         num_kv_heads=problem.hkv,
     )
-    return str(registry.explain(descriptor, arch=arch).require().family)
+    direction = "BACKWARD" if backward else "FORWARD"
+    return str(registry.explain(descriptor, arch=arch, direction=direction).require().family)
 
 
 def _gpu(arch: str, own: dict[str, Any], has_rates: bool) -> dict[str, Any]:
@@ -184,7 +198,14 @@ def _gpu(arch: str, own: dict[str, Any], has_rates: bool) -> dict[str, Any]:
 
 
 def _rates(
-    family: str, problem: Any, arch: str, sms: int, measured: Path | None, tflops: float | None
+    family: str,
+    problem: Any,
+    arch: str,
+    sms: int,
+    measured: Path | None,
+    tflops: float | None,
+    *,
+    backward: bool = False,
 ) -> Any:
     from baracuda_kernels import scaling
 
@@ -192,41 +213,64 @@ def _rates(
         return scaling.ComputeRates.constant(tflops)
     of = (family, problem.dtype, problem.head_dim, arch)
     if measured is None:
-        return scaling.default_rates(*of)
+        return scaling.default_rates(*of, backward=backward)
     try:
         evidence = json.loads(measured.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise FileProblemError(f"{measured}: {error}") from error
-    return scaling.measured_rates(evidence, *of, sms)
+    return scaling.measured_rates(evidence, *of, sms, backward=backward)
 
 
 def _print_text(family: str, result: Any, layers: int) -> None:
     problem, rates = result.problem, result.machine.rates
+    training = result.training is not None
+    passes = "forward and backward" if training else "forward"
     mask = "causal" if problem.causal else "not causal"
     where = "one GPU"
     if problem.ranks > 1:
         where = f"{problem.chunk} on each of {problem.ranks} ranks"
     _say(
-        f"One attention layer, forward: {problem.seq} tokens, {where}; B {problem.batch}, "
+        f"One attention layer, {passes}: {problem.seq} tokens, {where}; B {problem.batch}, "
         f"H {problem.heads}/{problem.hkv}, D {problem.head_dim}, {problem.dtype}, {mask}; "
         f"kernel {family}"
     )
-    for source in rates.sources:
-        _say(f"rates: {source}")
-    _say(
-        f"at this chunk: {rates.tflops(problem.chunk):.0f} TFLOPS, causal "
-        f"{rates.tflops(problem.chunk, causal=True):.0f}"
-    )
+    _say_rates("", rates, problem.chunk)
+    if training:
+        _say_rates("backward ", result.machine.backward_rates, problem.chunk)
     out_console().print(_memory_table(result))
     _say("staged: k and v lie in scratch A to begin with; in place: wherever they are")
+    if training:
+        out_console().print(_training_table(result.training))
     if problem.ranks > 1:
         way = "NCCL" if result.machine.exchange == "nccl" else "copy engine"
         _say(
             f"exchange by {way}: {size(problem.bytes_per_hop)} a hop, {duration(result.exchange)}; "
             f"{size(problem.bytes_sent)} sent by a rank in {problem.ranks - 1} hops"
         )
+        if training:
+            _say(_backward_exchange(result))
     out_console().print(_times_table(result, layers))
     _say(_advice(result))
+
+
+def _say_rates(of: str, rates: Any, chunk: int) -> None:
+    for source in rates.sources:
+        _say(f"{of}rates: {source}")
+    _say(
+        f"{of}at this chunk: {rates.tflops(chunk):.0f} TFLOPS, causal "
+        f"{rates.tflops(chunk, causal=True):.0f}"
+    )
+
+
+def _backward_exchange(result: Any) -> str:
+    """What the backward's exchanges move, and how long the longest of them and the last take."""
+    exchange = result.to_dict()["backward_exchange"]
+    longest, home = max(exchange["seconds"]), exchange["seconds"][-1]
+    return (
+        f"exchange of the backward: {size(exchange['gradient_bytes_per_hop'])} of sums a hop besides, "
+        f"{duration(longest)} at most; {size(exchange['bytes_sent_per_rank'])} sent by a rank; the last "
+        f"comes home in {duration(home)} with nothing beside it"
+    )
 
 
 def _say(text: str) -> None:
@@ -246,6 +290,18 @@ def _memory_table(result: Any) -> Table:
     return table
 
 
+def _training_table(memory: Any) -> Table:
+    """What a rank holds in the backward; layers share the scratch and the buffers of sums."""
+    table = Table("memory of a rank, backward")
+    table.add_column("in place", justify="right")
+    for label, name in (("q, k, v, y, lse", "kept"), ("dy, dq, dk, dv", "gradients"),
+                        ("scratch A", "scratch_a"), ("scratch B", "scratch_b"),
+                        ("sums of dk, dv", "sums"), ("scratch of rows", "scratch"),
+                        ("total", "total")):  # fmt: skip
+        table.add_row(label, size(getattr(memory, name)))
+    return table
+
+
 def _times_table(result: Any, layers: int) -> Table:
     table = Table("layout")
     for f in result.forecasts:
@@ -255,15 +311,24 @@ def _times_table(result: Any, layers: int) -> Table:
         table.add_row(label, *(cell(f) for f in result.forecasts))
 
     def later(f: Any) -> str:
-        steps = f.steps[1:]
+        steps = f.steps[1 : f.problem.ranks]
         return duration(sum(step.slowest for step in steps) / len(steps)) if steps else "–"
 
     def hides(f: Any) -> str:
         rows = result.hiding_chunks[f.layout.name.lower()]
         return "–" if rows is None else str(rows)
 
-    row("step 0, slowest rank", lambda f: duration(f.steps[0].slowest))
-    row("a later step, slowest rank", later)
+    def steps_of(lead: str, part: Any) -> None:
+        row(f"{lead}step 0, slowest rank", lambda f: duration(part(f).steps[0].slowest))
+        row(f"{lead}a later step, slowest rank", lambda f: later(part(f)))
+
+    if result.training is None:
+        steps_of("", lambda f: f)
+    else:
+        for name in ("forward", "backward"):
+            part = attrgetter(name)
+            steps_of(f"{name}: ", part)
+            row(f"{name}: all steps", lambda f, part=part: duration(part(f).seconds))
     row("exposed communication", lambda f: duration(f.exposed))
     row("one layer in all", lambda f: duration(f.seconds))
     if layers > 1:

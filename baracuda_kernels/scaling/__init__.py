@@ -26,6 +26,15 @@ from baracuda_kernels.scaling._plan import (
     smallest_hiding_chunk,
 )
 from baracuda_kernels.scaling._rates import ComputeRates, default_rates, measured_rates
+from baracuda_kernels.scaling._training import (
+    TrainingForecast,
+    TrainingMemory,
+    backward_compute_seconds,
+    backward_exchange_seconds,
+    backward_forecast,
+    training_forecast,
+    training_memory,
+)
 
 __all__ = [
     "LAYOUTS",
@@ -38,7 +47,12 @@ __all__ = [
     "RingProblem",
     "ScalingPlan",
     "StepForecast",
+    "TrainingForecast",
+    "TrainingMemory",
     "VisiblePairs",
+    "backward_compute_seconds",
+    "backward_exchange_seconds",
+    "backward_forecast",
     "cards",
     "compute_seconds",
     "default_rates",
@@ -50,5 +64,7 @@ __all__ = [
     "plan",
     "rank_memory",
     "smallest_hiding_chunk",
+    "training_forecast",
+    "training_memory",
     "visible_pairs",
 ]

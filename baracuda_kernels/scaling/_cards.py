@@ -17,11 +17,13 @@ Points = tuple[tuple[float, float, float], ...]
 class FamilyFigures:
     """What a kernel family reaches on a card, and the page that says so.
 
-    `tflops` has (length, TFLOPS without a mask, causal) by dtype and head_dim.
+    `tflops` has (length, TFLOPS without a mask, causal) by dtype and head_dim; `backward` the same of
+    the gradients, whose flops are 2.5 times as many.
     """
 
     source: str
     tflops: dict[str, dict[int, Points]]
+    backward: dict[str, dict[int, Points]]
 
 
 @dataclass(frozen=True)
@@ -87,16 +89,19 @@ def measured_archs() -> str:
 def _card(entry: dict[str, Any]) -> Card:
     families = {
         name: FamilyFigures(
-            family["source"],
-            {
-                dtype: {int(head_dim): _points(rows) for head_dim, rows in by_head_dim.items()}
-                for dtype, by_head_dim in family["tflops"].items()
-            },
+            family["source"], *(_tables(family[name]) for name in ("tflops", "backward"))
         )
         for name, family in entry["families"].items()
     }
     own = ("name", "arch", "sms", "memory_gib", "state_tbps")
     return Card(**{name: entry[name] for name in own}, families=families)
+
+
+def _tables(by_dtype: dict[str, Any]) -> dict[str, dict[int, Points]]:
+    return {
+        dtype: {int(head_dim): _points(rows) for head_dim, rows in by_head_dim.items()}
+        for dtype, by_head_dim in by_dtype.items()
+    }
 
 
 def _points(rows: list[list[float | None]]) -> Points:

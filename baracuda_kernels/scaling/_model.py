@@ -155,6 +155,9 @@ class Machine:
         default this is. By peer 0 alone.
     memory_gib : float, default that of an H100
         GiB of the GPU that the op may take.
+    backward_rates : ComputeRates, optional
+        Of the backward, whose flops are 2.5 times the forward's. Without them there are no forecasts
+        of it.
 
     Raises
     ------
@@ -169,6 +172,7 @@ class Machine:
     sms: int = field(default_factory=lambda: cards()[0].sms)
     sm_margin: int | None = None
     memory_gib: float = field(default_factory=lambda: cards()[0].memory_gib)
+    backward_rates: ComputeRates | None = None
 
     def __post_init__(self) -> None:
         if self.exchange not in EXCHANGES:
@@ -350,13 +354,15 @@ class StepForecast:
 class RingForecast:
     """A `problem` on a machine in one `layout`, by its `steps`.
 
-    `one_gpu` is the seconds of the whole sequence on one such GPU, with nothing exchanged.
+    `one_gpu` is the seconds of the whole sequence on one such GPU, with nothing exchanged;
+    `flops` those of a visible pair over the forward's.
     """
 
     problem: RingProblem
     layout: SequenceLayout
     steps: tuple[StepForecast, ...]
     one_gpu: float
+    flops: float = 1.0
 
     @property
     def compute(self) -> float:
@@ -374,6 +380,11 @@ class RingForecast:
         return sum(step.seconds for step in self.steps)
 
     @property
+    def hidden(self) -> bool:
+        """Whether compute hides every exchange that has a step beside it."""
+        return all(step.exposed == 0 for step in self.steps[: self.problem.ranks])
+
+    @property
     def balance(self) -> float:
         """Compute on the critical path over a rank's average; 1 is perfect."""
         return self.compute / sum(step.mean for step in self.steps)
@@ -386,7 +397,7 @@ class RingForecast:
     @property
     def tflops_per_gpu(self) -> float:
         """Visible flops a second and GPU, in TFLOPS."""
-        flops = self.problem.visible * self.problem.flops_per_pair
+        flops = self.problem.visible * self.problem.flops_per_pair * self.flops
         return flops / self.problem.ranks / self.seconds / 1e12
 
     def to_dict(self) -> dict[str, Any]:

@@ -21,6 +21,14 @@ from baracuda_kernels.scaling._model import (
     forecast,
     rank_memory,
 )
+from baracuda_kernels.scaling._training import (
+    TrainingForecast,
+    TrainingMemory,
+    backward_exchange_seconds,
+    gradient_bytes_per_hop,
+    training_forecast,
+    training_memory,
+)
 from baracuda_kernels.scaling._units import duration, size
 
 # In the order of preference between equals: contiguous shards need no thought about positions,
@@ -28,6 +36,8 @@ from baracuda_kernels.scaling._units import duration, size
 LAYOUTS = (SequenceLayout.CONTIGUOUS, SequenceLayout.ZIGZAG, SequenceLayout.STRIPED)
 # Forecasts closer than this are equals.
 _TIE = 0.005
+
+Forecast = RingForecast | TrainingForecast
 
 
 def hiding_chunk(problem: RingProblem, machine: Machine, *, causal: bool = False) -> float:
@@ -53,9 +63,15 @@ def hiding_chunk(problem: RingProblem, machine: Machine, *, causal: bool = False
 
 
 def smallest_hiding_chunk(
-    problem: RingProblem, machine: Machine, sequence_layout: SequenceLayout | str
+    problem: RingProblem,
+    machine: Machine,
+    sequence_layout: SequenceLayout | str,
+    *,
+    training: bool = False,
 ) -> int | None:
     """Rows of the smallest chunk of which the model says that nothing of the exchange is exposed.
+
+    In a backward the exchange that comes home has nothing beside it, at any length, and is left out.
 
     Found by bisection, so with rates that fall as the length rises there may be a smaller one.
 
@@ -65,23 +81,27 @@ def smallest_hiding_chunk(
         Its `seq` plays no part; on one rank there is nothing to hide and the answer is 1.
     machine : Machine
     sequence_layout : SequenceLayout or str
+    training : bool, default False
+        A forward and a backward.
 
     Returns
     -------
     int or None
-        None if no chunk up to 2**30 / 3 rows hides it.
+        None if no chunk up to 2**30 / 3 rows (with `training` / 4) hides it.
 
     Raises
     ------
     InvalidProblemError
         If the layout is unknown.
     """
-    # All steps between the first and the last are alike in their slowest rank: three ranks do.
-    ranks = min(problem.ranks, 3)
+    # All steps between the first and the last are alike in their slowest rank: three ranks do. In a
+    # backward the second step is another, too: no sum is on its way yet.
+    ranks = min(problem.ranks, 4 if training else 3)
+    predict = training_forecast if training else forecast
 
     def hidden(chunk: int) -> bool:
         small = dataclasses.replace(problem, ranks=ranks, seq=ranks * chunk)
-        return forecast(small, machine, sequence_layout).exposed == 0
+        return predict(small, machine, sequence_layout).hidden
 
     low, high = 0, 1
     while not hidden(high):
@@ -126,14 +146,16 @@ class ScalingPlan:
         A rank's memory with K and V staged in scratch A, and given where they lie.
     exchange : float
         Seconds of one exchange.
-    forecasts : tuple of RingForecast
+    forecasts : tuple of RingForecast or TrainingForecast
         At the problem's ranks, one per layout.
-    sweep : tuple of RingForecast
+    sweep : tuple of RingForecast or TrainingForecast
         For every layout, at every rank count that divides the problem's.
     hiding_chunks : dict
         `closed_form` (not causal) and `closed_form_causal` in rows, and by layout the model's own.
         None where nothing can be said: one rank has no exchange.
     recommendation : Recommendation
+    training : TrainingMemory, optional
+        A rank's memory in the backward, where the forecasts are of a forward and a backward.
     """
 
     problem: RingProblem
@@ -141,16 +163,30 @@ class ScalingPlan:
     staged: RankMemory
     in_place: RankMemory
     exchange: float
-    forecasts: tuple[RingForecast, ...]
-    sweep: tuple[RingForecast, ...]
+    forecasts: tuple[Forecast, ...]
+    sweep: tuple[Forecast, ...]
     hiding_chunks: dict[str, float | int | None]
     recommendation: Recommendation
+    training: TrainingMemory | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON: times in seconds, sizes in bytes, numbers without end as None."""
         problem, machine, advice = self.problem, self.machine, self.recommendation
         link = machine.link_gbps
+        more: dict[str, Any] = {}
+        if self.training is not None:
+            sums = gradient_bytes_per_hop(problem) if problem.ranks > 1 else 0
+            more = {
+                "training_memory": {**dataclasses.asdict(self.training), "total": self.training.total},
+                "backward_exchange": {
+                    "gradient_bytes_per_hop": sums,
+                    "bytes_sent_per_rank": problem.bytes_sent + (problem.ranks - 1) * sums,
+                    "seconds": backward_exchange_seconds(problem, machine).tolist(),
+                },
+            }
         return {
+            "training": self.training is not None,
+            **more,
             "problem": {**dataclasses.asdict(problem), "chunk": problem.chunk},
             "machine": {
                 **dataclasses.asdict(machine),
@@ -193,6 +229,7 @@ def plan(
     layouts: Iterable[SequenceLayout | str] = LAYOUTS,
     *,
     min_efficiency: float = 0.8,
+    training: bool = False,
 ) -> ScalingPlan:
     """Forecast a problem in several layouts, and recommend a setting.
 
@@ -206,20 +243,24 @@ def plan(
     layouts : iterable of SequenceLayout or str, default all three
     min_efficiency : float, default 0.8
         In (0, 1].
+    training : bool, default False
+        A forward and a backward, for which `machine` must have `backward_rates`.
 
     Raises
     ------
     InvalidProblemError
-        If `min_efficiency` is out of its range, or a layout unknown or given twice, or none is.
+        If `min_efficiency` is out of its range, or a layout unknown or given twice, or none is, or
+        the machine has no `backward_rates` where they are needed.
     """
     chosen = tuple(layout_of(layout, "layouts") for layout in layouts)
     if not chosen or len(set(chosen)) < len(chosen):
         raise InvalidProblemError(f"layouts: got {chosen}, must be different ones, one or more")
     if not 0 < min_efficiency <= 1:
         raise InvalidProblemError(f"min_efficiency: got {min_efficiency}, must be in (0, 1]")
+    predict = training_forecast if training else forecast
     counts = [n for n in range(1, problem.ranks + 1) if problem.ranks % n == 0]
     sweep = tuple(
-        forecast(dataclasses.replace(problem, ranks=n), machine, layout)
+        predict(dataclasses.replace(problem, ranks=n), machine, layout)
         for n in counts
         for layout in chosen
     )
@@ -229,7 +270,9 @@ def plan(
         chunks["closed_form_causal"] = hiding_chunk(problem, machine, causal=True)
     for layout in chosen:
         alone = problem.ranks == 1
-        found = None if alone else smallest_hiding_chunk(problem, machine, layout)
+        found = None if alone else smallest_hiding_chunk(
+            problem, machine, layout, training=training
+        )  # fmt: skip
         chunks[name_of(layout)] = found
     return ScalingPlan(
         problem=problem,
@@ -241,6 +284,7 @@ def plan(
         sweep=sweep,
         hiding_chunks=chunks,
         recommendation=_recommend(problem, machine, sweep, min_efficiency, chunks),
+        training=training_memory(problem) if training else None,
     )
 
 
@@ -252,11 +296,13 @@ def name_of(layout: SequenceLayout) -> str:
 def _recommend(
     problem: RingProblem,
     machine: Machine,
-    sweep: tuple[RingForecast, ...],
+    sweep: tuple[Forecast, ...],
     floor: float,
     chunks: dict[str, float | int | None],
 ) -> Recommendation:
-    def need(f: RingForecast) -> int:
+    def need(f: Forecast) -> int:
+        if isinstance(f, TrainingForecast):
+            return training_memory(f.problem).total
         return min(rank_memory(f.problem, in_place=flag).total for flag in (False, True))
 
     roomy = [f for f in sweep if need(f) <= machine.memory_gib * 2**30]
@@ -282,7 +328,7 @@ def _recommend(
     )
 
 
-def _first_near(forecasts: list[RingForecast], cost: Any) -> RingForecast:
+def _first_near(forecasts: list[Forecast], cost: Any) -> Forecast:
     """The first in order of layouts and counts whose cost is within a tie of the least."""
     least = min(map(cost, forecasts))
     return next(f for f in forecasts if cost(f) <= least * (1 + _TIE))
@@ -290,8 +336,8 @@ def _first_near(forecasts: list[RingForecast], cost: Any) -> RingForecast:
 
 def _reason(
     problem: RingProblem,
-    best: RingForecast,
-    sweep: tuple[RingForecast, ...],
+    best: Forecast,
+    sweep: tuple[Forecast, ...],
     floor: float,
     chunks: dict[str, float | int | None],
 ) -> str:
@@ -304,8 +350,9 @@ def _reason(
         listed = ", ".join(f"{name_of(f.layout)} {duration(f.seconds)}" for f in others)
         parts.append(f"beside it {listed}")
     if ranks > 1:
-        if best.exposed == 0:
-            parts.append("the exchange is hidden")
+        if best.hidden:
+            rest = f", but for {duration(best.exposed)} at the end" if best.exposed else ""
+            parts.append(f"the exchange is hidden{rest}")
         else:
             least = chunks[name_of(best.layout)]
             hides = f", hidden from chunks of {least} rows on" if least else ""

@@ -41,7 +41,8 @@ class ComputeRates:
     state : tuple of (chunk, picoseconds per byte), default 1/3 ps (3.0 TB/s, an H100) everywhere
         Of loading or storing the state between steps, as far as the kernel does not hide it.
     tile_rows : int, default 128
-        Query rows of a kernel's tile, one block's work: fewer tiles than SMs leave some idle.
+        Query rows of a kernel's tile, one block's work: fewer tiles than SMs leave some idle. Of a
+        backward, keys.
     sources : tuple of str, default none
         Where the numbers are from.
 
@@ -119,7 +120,9 @@ class ComputeRates:
         return _interpolate(self.state, length) * 1e-12
 
 
-def default_rates(family: str, dtype: str, head_dim: int, arch: Any = None) -> ComputeRates:
+def default_rates(
+    family: str, dtype: str, head_dim: int, arch: Any = None, *, backward: bool = False
+) -> ComputeRates:
     """The figures of ``cards.json``.
 
     Parameters
@@ -132,6 +135,8 @@ def default_rates(family: str, dtype: str, head_dim: int, arch: Any = None) -> C
         Gets the figures of the next head_dim there, the largest if there is none.
     arch : ArchSku, str, int or tuple, optional
         Whose figures, as in ``"sm_90"``; None is the H100's.
+    backward : bool, default False
+        Those of the gradients.
 
     Raises
     ------
@@ -141,13 +146,16 @@ def default_rates(family: str, dtype: str, head_dim: int, arch: Any = None) -> C
     card = cards()[0] if arch is None else require_card(arch)
     measured = "bf16" if dtype == "f16" else dtype
     figures = card.families.get(family)
-    table = figures.tflops.get(measured) if figures is not None else None
+    tables = {} if figures is None else (figures.backward if backward else figures.tflops)
+    table = tables.get(measured)
+    what = "gradients by " if backward else ""
     if figures is None or table is None:
         raise UnsupportedError(
-            f"there are no measured figures of the family {family} with {dtype} on an {card.name}: "
-            "give measured rows of it, or TFLOPS"
+            f"there are no measured figures of {what}the family {family} with {dtype} on an "
+            f"{card.name}: give measured rows of it, or TFLOPS"
         )
-    sources = [f"{figures.source} ({card.name}), {family} {dtype} D {head_dim}"]
+    source = "docs/performance.md" if backward else figures.source
+    sources = [f"{source} ({card.name}), {what}{family} {dtype} D {head_dim}"]
     taken = min((d for d in table if d >= head_dim), default=max(table))
     if measured != dtype or taken != head_dim:
         sources.append(f"those of {measured} D {taken} stand in")
@@ -155,13 +163,17 @@ def default_rates(family: str, dtype: str, head_dim: int, arch: Any = None) -> C
         full=tuple((n, rate) for n, rate, _ in table[taken]),
         causal=tuple((n, rate) for n, _, rate in table[taken]),
         state=_state_of(card),
-        tile_rows=_tile_rows(family, dtype, head_dim),
+        tile_rows=_BACKWARD_TILE if backward else _tile_rows(family, dtype, head_dim),
         sources=tuple(sources),
     )
 
 
 def _stand_in_state(card: Card) -> str:
     return f"state: taken at {card.state_tbps:.1f} TB/s ({card.name})"
+
+
+# Keys of a block of the kernels on tensor cores.
+_BACKWARD_TILE = 128
 
 
 def _tile_rows(family: str, dtype: str, head_dim: int) -> int:
@@ -180,13 +192,16 @@ def measured_rates(
     head_dim: int,
     arch: Any = None,
     sms: int | None = None,
+    *,
+    backward: bool = False,
 ) -> ComputeRates:
     """Rates of an evidence file (``benchmarks/results/<card>.json``).
 
     TFLOPS come from its ``forward`` rows, by key length; rows of one length are averaged. The cost
     of the state comes from its ``ring_tax`` rows that are not causal: what the steps took longer
     than their flops at that rate, over the bytes of state that they loaded and stored. Whatever the
-    file does not have comes from `default_rates`, and `sources` says so.
+    file does not have comes from `default_rates`, and `sources` says so. Of a backward they come
+    from its ``backward`` rows of the kernels that are not deterministic; nothing of it is state.
 
     Parameters
     ----------
@@ -198,6 +213,8 @@ def measured_rates(
         The file's card, as in ``"sm_90"``; None is an H100.
     sms : int, optional
         SMs of the file's card, by default those of `arch`.
+    backward : bool, default False
+        Those of the gradients.
 
     Raises
     ------
@@ -212,29 +229,33 @@ def measured_rates(
         raise InvalidProblemError("measured: got no evidence; it must be an object with rows")
     wanted = {"family": family, "dtype": dtype, "head_dim": head_dim}
     label = f"{evidence.get('card', 'measured')}, {family} {dtype} D {head_dim}"
-    tile_rows = _tile_rows(family, dtype, head_dim)
+    name = "backward" if backward else "forward"
+    tile_rows = _BACKWARD_TILE if backward else _tile_rows(family, dtype, head_dim)
+    only = {**wanted, "guarantee": "fast"} if backward else wanted
     card = cards()[0] if arch is None else find_card(arch)
     if sms is None:
         sms = (card or require_card(arch)).sms
     sources = []
     try:
-        full = _forward_curve(_matching(rows, "forward", {**wanted, "causal": False}))
-        causal = _forward_curve(_matching(rows, "forward", {**wanted, "causal": True}))
+        full = _call_curve(_matching(rows, name, {**only, "causal": False}))
+        causal = _call_curve(_matching(rows, name, {**only, "causal": True}))
         if not (full and causal):
-            default = default_rates(family, dtype, head_dim, arch)
-            for name, curve in (("forward", full), ("causal forward", causal)):
+            default = default_rates(family, dtype, head_dim, arch, backward=backward)
+            for what, curve in ((name, full), (f"causal {name}", causal)):
                 if not curve:
-                    sources.append(f"{name} rows: none measured for {family} {dtype} D {head_dim}")
+                    sources.append(f"{what} rows: none measured for {family} {dtype} D {head_dim}")
             sources.extend(default.sources)
             full, causal = full or default.full, causal or default.causal
         else:
-            sources.append(f"forward rows: {label}")
+            sources.append(f"{name} rows: {label}")
         rates = ComputeRates(full, causal, tile_rows=tile_rows)
-        state = _state_curve(_matching(rows, "ring_tax", {**wanted, "causal": False}), rates, sms)
+        state = () if backward else _state_curve(_matching(rows, "ring_tax", {**wanted, "causal": False}), rates, sms)
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise InvalidProblemError(f"measured: a row is not as it must be ({error!r})") from error
     if state:
         sources.append(f"ring_tax rows: {label}")
+    elif backward:  # of additions alone
+        state = _state_of(card or cards()[0])
     else:
         sources.append(f"state: no ring_tax rows for {family} {dtype} D {head_dim}")
         sources.append(_stand_in_state(card or cards()[0]))
@@ -249,11 +270,12 @@ def _matching(
     return [r for r in named if all(r["params"].get(k) == v for k, v in wanted.items())]
 
 
-def _forward_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
+def _call_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
     def point(row: Mapping[str, Any]) -> tuple[float, float]:
         p = row["params"]
         pairs = p["query_len"] * p["key_len"] / (2 if p["causal"] else 1)
-        flops = 4 * p["batch"] * p["heads"] * pairs * p["head_dim"]
+        products = 10 if row["name"] == "backward" else 4
+        flops = products * p["batch"] * p["heads"] * pairs * p["head_dim"]
         return p["key_len"], flops / row["ours"] / 1e9
 
     return _averaged(point(row) for row in rows)

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from benchmarks.across_gpus.params import flops, order, problem_of
-from benchmarks.tables import fault_table, ratio, table
+from benchmarks.tables import fault_table, gradient_error_table, ratio, table
 
 _HEAD = """
 One process per GPU; bf16, batch 1, each GPU with the given rows of queries and of keys. *Ideal*:
@@ -52,7 +52,10 @@ def section(results: list[dict[str, Any]], here: str, picture: str) -> str:
 
 
 def _what(result: dict[str, Any]) -> str:
-    return ", training" if any(row["name"] == "training" for row in result["rows"]) else ""
+    names = {row["name"] for row in result["rows"]}
+    if names == {"gradient_error"}:
+        return ", error of gradients"
+    return ", training" if "training" in names else ""
 
 
 def _speed(rows: list[dict[str, Any]]) -> str:
@@ -139,6 +142,10 @@ def _faults(rows: list[dict[str, Any]]) -> str:
     return "\n### A rank that fails, a GPU each\n\n" + fault_table(rows)
 
 
+def _gradient_error(rows: list[dict[str, Any]]) -> str:
+    return "\n### Error of gradients\n\n" + gradient_error_table(rows)
+
+
 def _by_problem(
     rows: list[dict[str, Any]],
 ) -> Iterable[tuple[list[Any], list[dict[str, Any]]]]:
@@ -197,6 +204,7 @@ _SECTIONS = {
     "scaling_step": _steps,
     "scaling_memory": _memory,
     "scaling_error": _error,
+    "gradient_error": _gradient_error,
     "training": _training,
     "memory": _training_memory,
     "faults": _faults,

@@ -282,6 +282,7 @@ def test_a_call_replays_from_a_graph(torch, family, dtype):
             x.dy.mul_(2)  # new inputs in place
 
 
+@pytest.mark.device_memory
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), SHAPES)
 def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype, head_dim):
     x = drawn(torch, dtype, 10, heads=4, kv_heads=2, query_len=700, head_dim=head_dim)

@@ -8,7 +8,7 @@ from helpers.rings import descriptor, preference, rank_arrays, shards_of
 
 import baracuda_kernels as bk
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.device_memory]
 
 _MARGIN = 4 << 20
 

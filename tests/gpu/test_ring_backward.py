@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from helpers.cuda_gradients import drawn
-from helpers.cuda_ring_gradients import GpuGradients, full_of, same
+from helpers.cuda_ring_gradients import GpuGradients, by_steps, same
 from helpers.gradients import NAMES
 from helpers.oracle import attention_backward
 from helpers.rings import case
@@ -78,29 +78,11 @@ def test_steps_by_hand_give_the_bits_of_run(torch, family, dtype, head_dim, rank
             torch, family, dtype, x, ranks, layout="zigzag", is_causal=True, wide=wide
         )
         ring.run()
-        full, stream = full_of(torch, dtype), torch.cuda.current_stream()
-        shares = [{} for _ in range(ranks)]
-        for number, rank in enumerate(ring.ranks):
-            dq, scratch = full(rank.x.q.shape, "operand"), full((ring.plan.scratch_bytes,), "bytes")
-            for step in range(ranks):
-                origin = (number - step) % ranks
-                k, v = ring.ranks[origin].x[1:3]
-                share = shares[origin][number] = [full(k.shape, "wide") for _ in range(2)]
-                ring.plan.step(
-                    stream, q=rank.x.q, k=k, v=v, dy=rank.x.dy, dk=share[0], dv=share[1], y=rank.y,
-                    lse=rank.lse, dlse=rank.x.dlse, dq=dq, scratch=scratch, rank=number,
-                    origin=origin, world_size=ranks, first=step == 0, last=step == ranks - 1,
-                )  # fmt: skip
-            assert same(torch, family, [rank.dq], [dq])
-        for origin, rank in enumerate(ring.ranks):
-            for i in range(2):
-                others = [shares[origin][(origin + s) % ranks][i] for s in range(1, ranks)]
-                total = others[0]
-                for share in others[1:]:
-                    total = total + share
-                total = shares[origin][origin][i] + total
-                with case(origin=origin, name=NAMES[i + 1], wide=wide):
-                    assert torch.equal(rank.gradients[i + 1], total.to(rank.dk.dtype))
+        for number, (rank, found) in enumerate(zip(ring.ranks, by_steps(torch, dtype, ring))):
+            assert same(torch, family, [rank.dq], found[:1])
+            for name, got, expected in zip(NAMES[1:], rank.gradients[1:], found[1:], strict=True):
+                with case(origin=number, name=name, wide=wide):
+                    assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("ranks", [2, 8])
@@ -161,6 +143,7 @@ def test_late_ranks_on_threads_give_the_same_bits(torch, family, dtype, head_dim
         assert same(torch, family, together, ring.gathered())
 
 
+@pytest.mark.device_memory
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
 def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype, head_dim):
     ranks = 4

@@ -45,7 +45,8 @@ class GpuGradients:
         forward = bk.RingAttentionPlan.select(
             ring_descriptor(x.q, x.k, is_causal=is_causal), stream, preference(family, dtype)
         )
-        alone = bk.LocalCommunicator.ring(1, device=0)
+        device = torch.cuda.current_device()
+        alone = bk.LocalCommunicator.ring(1, device=device)
         forward.run(stream, alone[0], bk.RingAttentionArgs(q=x.q, k=x.k, v=x.v, y=y, lse=lse))
         shards = [
             [None] * ranks if a is None else
@@ -59,7 +60,7 @@ class GpuGradients:
             GradientRank(self.plan, Problem(*given[:5]), *given[5:], ranks, full, wide=wide)
             for given in zip(*shards, strict=True)
         ]
-        self.ring = bk.LocalCommunicator.ring(ranks, device=0, timeout=60.0)
+        self.ring = bk.LocalCommunicator.ring(ranks, device=device, timeout=60.0)
         self.args = [rank.args for rank in self.ranks]
 
     def run(self, **options: Any) -> list[Any]:
@@ -72,10 +73,44 @@ class GpuGradients:
 
     def poison(self) -> None:
         for rank in self.ranks:
-            for name in ("dq", "dk", "dv", "scratch", "kv_scratch_a", "kv_scratch_b",
-                         "kv_gradient_scratch"):
-                if name in rank.held:
-                    rank.held[name].view(self.torch.uint8).fill_(255)
+            poison(self.torch, rank)
+
+
+def poison(torch: Any, rank: GradientRank) -> None:
+    """All that a run of a rank may write."""
+    for name in ("dq", "dk", "dv", "scratch", "kv_scratch_a", "kv_scratch_b",
+                 "kv_gradient_scratch"):  # fmt: skip
+        if name in rank.held:
+            rank.held[name].view(torch.uint8).fill_(255)
+
+
+def by_steps(torch: Any, dtype: str, ring: GpuGradients) -> list[list[Any]]:
+    """dq, dk and dv of every rank of a ring by `plan.step`, one after the other on one stream, nothing
+    exchanged: the shares of a chunk are added up in the schedule's order, home's last."""
+    full, stream, ranks = full_of(torch, dtype), torch.cuda.current_stream(), len(ring.ranks)
+    shares: list[dict[int, list[Any]]] = [{} for _ in range(ranks)]  # of a chunk, by rank
+    found = []
+    for number, rank in enumerate(ring.ranks):
+        dq, scratch = full(rank.x.q.shape, "operand"), full((ring.plan.scratch_bytes,), "bytes")
+        for step in range(ranks):
+            origin = (number - step) % ranks
+            k, v = ring.ranks[origin].x[1:3]
+            share = shares[origin][number] = [full(k.shape, "wide") for _ in range(2)]
+            ring.plan.step(
+                stream, q=rank.x.q, k=k, v=v, dy=rank.x.dy, dk=share[0], dv=share[1], y=rank.y,
+                lse=rank.lse, dlse=rank.x.dlse, dq=dq, scratch=scratch, rank=number,
+                origin=origin, world_size=ranks, first=step == 0, last=step == ranks - 1,
+            )  # fmt: skip
+        found.append([dq])
+    for origin, rank in enumerate(ring.ranks):
+        for i in range(2):
+            others = [shares[origin][(origin + s) % ranks][i] for s in range(1, ranks)]
+            total = others[0]
+            for share in others[1:]:
+                total = total + share
+            total = shares[origin][origin][i] + total
+            found[origin].append(total.to(rank.dk.dtype))
+    return found
 
 
 def same(torch: Any, family: str, one: Any, other: Any) -> bool:

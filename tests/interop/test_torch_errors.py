@@ -70,6 +70,25 @@ def test_shapes(ring_attention, qkv, change, message):
         ring_attention(*change(*qkv))
 
 
+def test_waiting(torch, one_rank):
+    from baracuda_kernels.interop.torch import synchronize
+
+    synchronize()
+    synchronize(one_rank, 5.0)
+    for timeout in (0, -1.0, float("nan"), "1", True):
+        with pytest.raises(InvalidProblemError, match="timeout: got"):
+            synchronize(timeout=timeout)
+    with pytest.raises(InvalidProblemError, match="group: got int"):
+        synchronize(3)
+
+
+def test_waiting_without_a_process_group(torch):
+    from baracuda_kernels.interop.torch import synchronize
+
+    with pytest.raises(InvalidProblemError, match=r"torch\.distributed is not initialised"):
+        synchronize()
+
+
 def test_options(ring_attention, qkv):
     with pytest.raises(InvalidProblemError, match="tensor_layout: got 'sbhd'"):
         ring_attention(*qkv, tensor_layout="sbhd")

@@ -132,6 +132,14 @@ def test_a_step_of_nccl_ranks_in_a_cuda_graph(nccl_ranks):
 
 
 @pytest.mark.multi_rank
+def test_steps_of_nccl_ranks_in_inductors_cuda_graphs(nccl_ranks):
+    task = {"do": "inductor_graphs", "rows": 96, "steps": 5, "world_size": nccl_ranks.world_size}
+    for answer in nccl_ranks.run(task, seconds=240):
+        assert answer["recorded"] and answer["different"] == task["steps"], answer
+        assert answer["off"] <= 2e-2, answer
+
+
+@pytest.mark.multi_rank
 def test_gradients_on_another_stream(nccl_ranks):
     for answer in nccl_ranks.run(STEP | {"do": "gradients_of_another_stream"}, seconds=120):
         assert answer["off"] <= 2**-8, answer

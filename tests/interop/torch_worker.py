@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from context_tasks import ContextTasks
 from coverage_tasks import CoverageTasks
+from cuda_tasks import CudaTasks
 from gradient_tasks import GradientTasks
 from helpers.rank_tasks import own_device, serve
 from torch.nn import functional
@@ -43,7 +44,13 @@ _INNER = {"bhsd": 2, "bshd": 1}
 
 
 class Rank(
-    ContextTasks, CoverageTasks, GradientTasks, TrainerTasks, TrainingTasks, TransformersTasks
+    ContextTasks,
+    CoverageTasks,
+    CudaTasks,
+    GradientTasks,
+    TrainerTasks,
+    TrainingTasks,
+    TransformersTasks,
 ):
     def __init__(self, rank: int) -> None:
         self.rank = rank

@@ -28,6 +28,7 @@ def test_against_float64_and_the_local_ring(torch, pool, dtype, is_causal, stage
         check(torch, pool, task)
 
 
+@pytest.mark.device_memory
 def test_nothing_grows_from_run_2_to_run_100(torch, pool):
     pool.run(ring_task(pool, "bf16", runs=2))  # after it, no rank is still loading anything
     # Eight ranks on one card take 0.2 s a run over sockets; two and four show the hundred.

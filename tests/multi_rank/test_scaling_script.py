@@ -22,7 +22,7 @@ def report(torch, tmp_path):
         port = probe.getsockname()[1]
     command = [
         *(sys.executable, "-m", "benchmarks.scaling", "--out", str(tmp_path), "--no-faults"),
-        *("--chunk", "512", "--heads", "4", "--kv-heads", "2", "--layout", "zigzag"),
+        *("--no-gradients", "--chunk", "512", "--heads", "4", "--kv-heads", "2", "--layout", "zigzag"),
         *("--rounds", "1"),
     ]
     processes = []

@@ -19,26 +19,20 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from helpers import cuda_ring
 from helpers import ring_abi as abi
-from helpers.cuda_ring_gradients import full_of, gradient_problem
+from helpers.cuda_ring_gradients import full_of
 from helpers.cuda_sum import CudaSumRank
-from helpers.gradients import NAMES, Problem
+from helpers.gradients import Problem
 from helpers.inputs import torch_qkv
 from helpers.rank_tasks import own_device, serve
-from helpers.ring_gradients import GradientRank, ring_descriptor
+from helpers.ring_gradients import GradientRank
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
 from helpers.sum_ring import SumRing
+from ring_gradient_tasks import RingGradientTasks, register
 
 import baracuda_kernels as bk
 from baracuda_kernels._core import _nccl_library
 
 _TIMEOUT = 60.0
-
-
-def register(comm: bk.Communicator, held: dict[str, Any]) -> None:
-    """The receive buffers, in the order of every rank."""
-    for name in ("kv_scratch_a", "kv_scratch_b", "kv_gradient_scratch"):
-        if name in held:
-            comm.register(held[name])
 
 
 def prepared(comm: bk.Communicator, stream: bk.Stream, task: dict, *qkv: Any) -> tuple:
@@ -56,7 +50,7 @@ def prepared(comm: bk.Communicator, stream: bk.Stream, task: dict, *qkv: Any) ->
     return plan, arrays.args, arrays.held
 
 
-class Rank:
+class Rank(RingGradientTasks):
     """What a worker keeps between tasks: its communicators."""
 
     def __init__(self, rank: int) -> None:
@@ -352,48 +346,6 @@ class Rank:
             raw = x.contiguous().view(torch.uint8).cpu().numpy()
             raw.tofile(Path(task["folder"]) / f"{name}-{self.rank}.bin")
         return {"rank": comm.rank, "free_bytes": used}
-
-
-    def gradients(self, task: dict) -> dict:
-        """This rank's part of a forward and a backward; dq, dk and dv go to the task's folder."""
-        comm = self.comms[task.get("comm", "own")]
-        ranks, layout, dtype = comm.world_size, task["layout"], task["dtype"]
-        stream = bk.Stream(torch.cuda.current_stream())
-        x = gradient_problem(torch, task)
-        mine = [bk.shard(a, ranks, sequence_layout=layout)[comm.rank].contiguous() for a in x]
-        q, k, v, dy = mine
-        desc = ring_descriptor(q, k, layout, is_causal=task["is_causal"])
-        chosen = preference(task["family"], dtype)
-        forward = bk.RingAttentionPlan.select(desc, stream, chosen)
-        plan = bk.RingAttentionBackwardPlan.select(desc, stream, chosen)
-        arrays = rank_arrays(torch, forward, q, k, v, ranks)
-        problem = Problem(q, k, v, dy)
-        back = GradientRank(plan, problem, arrays.y, arrays.lse, ranks, full_of(torch, dtype))
-        if task.get("register"):
-            register(comm, arrays.held)
-            register(comm, back.held)
-        forward.run(stream, comm, arrays.args)
-
-        def run() -> None:
-            plan.run(bk.Stream(torch.cuda.current_stream()), comm, back.args)
-
-        if task.get("graph"):
-            run()
-            comm.synchronize(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                run()
-            run = graph.replay
-        for _ in range(task.get("runs", 1)):
-            time.sleep(task.get("late", 0) if comm.rank == task.get("late_rank") else 0)
-            for name in ("dq", "dk", "dv", "scratch", "kv_gradient_scratch"):
-                back.held[name].view(torch.uint8).fill_(255)
-            run()
-        comm.synchronize(stream)
-        for name, found in zip(NAMES, back.gradients, strict=True):
-            raw = found.contiguous().view(torch.uint8).cpu().numpy()
-            raw.tofile(Path(task["folder"]) / f"{name}-{self.rank}.bin")
-        return {"rank": comm.rank}
 
 
 def main(kind: type[Rank] = Rank) -> None:

@@ -16,11 +16,13 @@ MADE_HERE = {
     *("registry.Architecture", "registry.Candidate", "registry.Explanation"),
     *("registry.ProblemOption", "scaling.Card", "scaling.RankMemory", "scaling.Recommendation"),
     *("scaling.RingForecast", "scaling.ScalingPlan", "scaling.StepForecast"),
+    *("scaling.TrainingForecast", "scaling.TrainingMemory"),
     *("scaling.VisiblePairs", "baracuda_kernels.Transport.send", "baracuda_kernels.Transport.recv"),
     # Of objects that were checked when they were made.
     *("scaling.ComputeRates.tflops", "scaling.ComputeRates.state_seconds_per_byte"),
     "baracuda_kernels.ElementKind.of_dtype",  # answers None
     *("scaling.exchange_seconds", "scaling.hiding_chunk", "scaling.rank_memory"),
+    *("scaling.backward_exchange_seconds", "scaling.training_memory"),
 }
 
 

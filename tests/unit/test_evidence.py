@@ -127,6 +127,20 @@ ROWS = {
             "ours": 2.2,
             "peers": {"one_call": 2.0},
         },
+        *(
+            {
+                "name": "gradient_error",
+                "params": {
+                    "what": what, "family": "sm90a", "dtype": "bf16", "chunk": 2048, "ranks": 8,
+                    "layout": "zigzag", "causal": True, "exchange": "nccl", **more,
+                },
+                "unit": "rms",
+                "ours": 2e-4,
+                "peers": {"one_rank": one_rank, "rounding": 1e-4},
+            }
+            for what, one_rank in (("dq", 2e-4), ("dk", 1.6e-4), ("dv", 2.5e-4))
+            for more in ({}, {"devices": 2})
+        ),
         {
             "name": "host_cost",
             "params": {"what": "flash_sdpa.run", "ranks": 1},
@@ -207,6 +221,7 @@ def test_parts_that_agree_are_merged(tmp_path):
         "error",
         "faults",
         "forward",
+        *["gradient_error"] * 6,
         "graph",
         "host_cost",
         "overlap",
@@ -236,6 +251,10 @@ def test_the_page_says_what_the_rows_say(tmp_path):
     assert "| sm80 | bf16 | dk | 8 | normal | 1.500e-04 | 1.500 | 1.000 |" in text
     assert "| sm80 | bf16 | 128 | 16 | 1024 | 8 | yes | 2.200 | 2.000 | 1.10 |" in text
     assert "| sm90a | bf16 | 128 | 32/8 | 4096 | 8 | 4.200 | 4.000 | 1.050 |" in text
+    line = "| sm90a | 8 | zigzag | yes | nccl | 1 | 2.000e-04 | 2.000e-04 | 2.000e-04 "
+    assert line + "| 1.000 | 1.250 | 0.800 |" in text
+    assert line.replace("nccl | 1", "nccl | 2") in text
+    assert "2048 rows on each rank" in text
     assert "| flash_sdpa.run | 1 | 3.0 | fa2 17.0 |" in text
     assert "| sm90a | zigzag | 8 | 4096 | slowest rank | 1.040 | 1.950 |" in text
     assert "| sm80 | local | – | 8 | 4096 | 2.200 | 2.000 | 1.000 | 1.100 |" in text

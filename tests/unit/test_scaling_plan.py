@@ -104,6 +104,7 @@ def test_the_commands_json():
     assert set(found) == {
         *("family", "problem", "machine", "memory", "exchange", "layouts"),
         *("smallest_hiding_chunk", "sweep", "recommendation", "layers", "seconds_all_layers"),
+        "training",
     }
     assert found["problem"]["seq"] == 2**20 and found["problem"]["chunk"] == 2**16
     assert set(found["memory"]) == {"staged", "in_place"}
@@ -147,6 +148,25 @@ def test_one_layer_is_said_and_more_can_be_asked_for():
 
 
 @needs_cuda_build
+def test_a_training_step():
+    forward, found = as_json(*GIVEN), as_json(*GIVEN, "--training")
+    assert found["training"] and not forward["training"]
+    for name, layout in found["layouts"].items():
+        assert layout["forward"] == forward["layouts"][name]
+        assert layout["seconds"] > 3 * forward["layouts"][name]["seconds"]
+        assert found["seconds_all_layers"][name] == layout["seconds"]
+    text = invoke(*GIVEN, "--training").stdout
+    assert text.startswith("One attention layer, forward and backward: 1048576 tokens")
+    for line in ("backward rates: docs/performance.md", "sums of dk, dv", "backward: all steps",
+                 "comes home in", "recommended: zigzag"):  # fmt: skip
+        assert line in " ".join(text.split()) or line in text, line
+    given = as_json(*GIVEN, "--training", "--tflops", 400)["machine"]
+    assert given["backward_rates"]["full"] == given["rates"]["full"]
+    kind, message = refused(*GIVEN, "--training", "--dtype", "f16", "--head-dim", 40)
+    assert kind == "UnsupportedError", message
+
+
+@needs_cuda_build
 def test_what_cannot_be_recommended_is_not():
     text = invoke(*GIVEN, "--memory-gib", 0.001).stdout
     assert "no recommendation; closest comes" in text and "recommended:" not in text
@@ -157,7 +177,11 @@ def test_what_cannot_be_recommended_is_not():
 
 
 @needs_cuda_build
-@pytest.mark.parametrize("more", [(), ("--seq", "1G", "--ranks", 4096), ("--layers", 1000)])
+@pytest.mark.parametrize(
+    "more",
+    [(), ("--seq", "1G", "--ranks", 4096), ("--layers", 1000),
+     ("--seq", "1G", "--ranks", 4096, "--layers", 1000, "--training")],
+)  # fmt: skip
 def test_lines_fit_80_characters(more):
     long = [x for x in invoke(*GIVEN, *more).stdout.splitlines() if len(x) > 80]
     assert not long
@@ -306,8 +330,10 @@ def test_the_plot(tmp_path, suffix):
 
 
 @needs_cuda_build
-def test_the_example_in_the_docs_is_the_commands_output():
+def test_the_examples_in_the_docs_are_the_commands_output():
     page = (ROOT / "docs" / "scaling.md").read_text()
-    block = page.split("```console\n$ baracuda-kernels ")[1].split("```")[0]
-    command, shown = block.split("\n", 1)
-    assert invoke(*command.split()).stdout == shown
+    blocks = [x.split("```")[0] for x in page.split("```console\n$ baracuda-kernels ")[1:]]
+    assert len(blocks) == 2 and "--training" in blocks[1]
+    for block in blocks:
+        command, shown = block.split("\n", 1)
+        assert invoke(*command.split()).stdout == shown

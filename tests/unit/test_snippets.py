@@ -68,9 +68,7 @@ RUN_BY = {
     },
     "docs/pytorch.md": {"python": "interop/test_torch_docs.py::test_the_pytorch_page"},
     "docs/scaling.md": {
-        "console": [
-            "unit/test_scaling_plan.py::test_the_example_in_the_docs_is_the_commands_output"
-        ]
+        "console": "unit/test_scaling_plan.py::test_the_examples_in_the_docs_are_the_commands_output"
     },
     "docs/transformers.md": {
         "python": [

@@ -47,6 +47,11 @@ def ring_of(group_name: str, device: torch.device) -> Ring:
     return ring
 
 
+def find_ring(group_name: str, device: torch.device) -> Ring | None:
+    """The ring over that group on that device, where a call has made it."""
+    return _rings.get((group_name, device))
+
+
 @atexit.register
 def clear_cache() -> None:
     """Close every communicator and drop every plan that calls have left in the cache.

@@ -1,0 +1,52 @@
+"""Waiting for a ring's work on the device, with an eye on the other ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from baracuda_kernels import Communicator
+from baracuda_kernels._arguments import number
+from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.interop.torch import _process_group
+from baracuda_kernels.interop.torch._ring import find_ring
+
+
+def synchronize(group: Any = None, timeout: float | None = None) -> None:
+    """Wait until PyTorch's current stream is done, at most for a time where a rank is missing.
+
+    ``torch.cuda.synchronize``, ``loss.item()`` and the like wait for ever for a rank that has died
+    or hangs. Called before them, for each ring that the step has used, this raises instead. On the
+    CPU there is nothing to wait for.
+
+    Parameters
+    ----------
+    group : ProcessGroup or DeviceMesh of one dimension, optional
+        As of `ring_attention`.
+    timeout : float, optional
+        Seconds, more than 0; by default those of the ring's communicator, 300.
+
+    Raises
+    ------
+    InvalidProblemError
+        The group is wrong, or the timeout.
+    NcclTimeoutError
+        The stream was not done in time. This ring has failed, and on this host those of the other
+        ranks.
+    CommunicatorError, NcclError
+        The ring has failed, here or on another rank of this host.
+    CudaError
+        The device failed.
+    """
+    if timeout is not None and not number("timeout", timeout) > 0:
+        raise InvalidProblemError(f"timeout: got {timeout}, must be more than 0 seconds")
+    name = _process_group.name_of(group)
+    _process_group.resolve(name)
+    if not torch.cuda.is_available():
+        return
+    ring = find_ring(name, torch.device("cuda", torch.cuda.current_device()))
+    if ring is None or not isinstance(ring.comm, Communicator):
+        torch.cuda.current_stream().synchronize()
+    else:
+        ring.comm.synchronize(ring.stream(), timeout)

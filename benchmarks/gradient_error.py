@@ -1,0 +1,221 @@
+"""`gradient_error` rows: rms error of a ring's dq, dk and dv against float64, beside one rank's.
+
+    python -m benchmarks.gradient_error --out benchmarks/results
+
+Every rank has 2048 rows, so more ranks share a longer sequence; the peers are one rank over the same
+sequence, forward and backward, and mere rounding. Rings are local ones on one GPU, and processes that
+exchange by NCCL or by copy engines, on one GPU and on two where there are two. Writes
+DIR/gradients-<GPUs>x-<card>.json; the evidence has those of one GPU in its part `error`. Exit code 1
+if an error is more than 2 % above one rank's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from helpers.gradients import NAMES, Problem
+from helpers.oracle import attention_backward
+from helpers.rank_pool import RankPool
+
+import baracuda_kernels as bk
+from baracuda_kernels._core import _info
+from benchmarks import ROOT
+from benchmarks.evidence import SCHEMA, machine, slug, write_json
+from benchmarks.source import require_own_sources
+
+ROWS = 2048
+RANKS = (1, 2, 4, 8)
+LAYOUTS = ("contiguous", "zigzag", "striped")
+# A ring's error over one rank's; the sums that travel are float32, so that P adds next to nothing.
+MARGIN = 1.02
+_DTYPE = "bf16"
+_SHAPE = {"heads": 32, "kv_heads": 8, "head_dim": 128}
+_SEED = 20
+# Of processes on one GPU; NCCL is slow there (sockets), and peers are as well seen at two.
+_EXCHANGES = {2: ("nccl", "peer"), 4: ("nccl",), 8: ("nccl",)}
+
+# dq, dk and dv of a problem over the whole sequence, by its layout and whether it is causal.
+Ring = Callable[[Problem, str, bool], Sequence[Any]]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 1 if the error of a ring's gradients is more than one rank's."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gradient_error")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
+    options = parser.parse_args(arguments)
+    digest = require_own_sources(ROOT)
+    gpus = min(len(_info.devices()), 2)
+    found = rows()
+    if gpus > 1:
+        found += rows_of_processes(gpus, device_each=True)
+    print(write(options.out, gpus, digest, found))
+    for row in worse(found):
+        print(f"FAILED: more than one rank's error: {row}", file=sys.stderr)
+    return 1 if worse(found) else 0
+
+
+def write(folder: Path, gpus: int, digest: str, rows: list[dict[str, Any]]) -> Path:
+    """The file of results, anew."""
+    head: dict[str, Any] = {"schema": SCHEMA, "ranks": gpus, **machine(), "source_hash": digest}
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    path = folder / f"gradients-{gpus}x-{slug(head['card'])}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**head, "date": date, "rows": rows})
+    return path
+
+
+def rows() -> list[dict[str, Any]]:
+    """All rows of one GPU: local rings of every size, and processes that share the card."""
+    with ThreadPoolExecutor(len(_EXCHANGES)) as starting:
+        pools = {n: starting.submit(RankPool, n, device_each=False) for n in _EXCHANGES}
+        try:
+            found = [row for ranks in RANKS for row in _rows(ranks, {"local": _local(ranks)})]
+            for ranks, exchanges in _EXCHANGES.items():
+                rings = _processes(pools[ranks].result(), exchanges)
+                found += _rows(ranks, rings)
+        finally:
+            for pool in pools.values():
+                if pool.exception() is None:
+                    pool.result().close()
+    return found
+
+
+def rows_of_processes(ranks: int, *, device_each: bool) -> list[dict[str, Any]]:
+    """Rows of a ring of processes by NCCL and by copy engines, on one GPU or with one each."""
+    with contextlib.closing(RankPool(ranks, device_each=device_each)) as pool:
+        more = {"devices": ranks} if device_each else {}
+        return _rows(ranks, _processes(pool, ("nccl", "peer")), **more)
+
+
+def rows_of(
+    x: Problem, ranks: int, rings: dict[str, Ring], alone: Ring, **params: Any
+) -> list[dict[str, Any]]:
+    """Rows of one problem over the whole sequence.
+
+    Parameters
+    ----------
+    x : Problem
+        NumPy arrays, or tensors on a GPU.
+    ranks : int
+    rings : dict
+        By exchange.
+    alone : Ring
+        One rank over the same sequence; `rings` of one rank give what this one does.
+    params
+        Of every row besides.
+    """
+    found = []
+    for causal in (False, True):
+        exact = attention_backward(*x[:4], is_causal=causal)
+        one_rank = _errors(alone(x, "contiguous", causal), exact)
+        rounding = _errors([_rounded(e, x.q) for e in exact], exact)
+        for exchange, ring in rings.items():
+            for layout in LAYOUTS if ranks > 1 else LAYOUTS[:1]:
+                ours = one_rank if ranks == 1 else _errors(ring(x, layout, causal), exact)
+                of_ring = {"ranks": ranks, "layout": layout, "causal": causal, "exchange": exchange}
+                for i, what in enumerate(NAMES):
+                    found.append({
+                        "name": "gradient_error", "params": {"what": what, **params, **of_ring},
+                        "unit": "rms", "ours": ours[i],
+                        "peers": {"one_rank": one_rank[i], "rounding": rounding[i]},
+                    })  # fmt: skip
+    return found
+
+
+def worse(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those whose error is more than 2 % above one rank's."""
+    return [row for row in rows if not row["ours"] <= MARGIN * row["peers"]["one_rank"]]
+
+
+def _rows(ranks: int, rings: dict[str, Ring], **params: Any) -> list[dict[str, Any]]:
+    import torch
+    from helpers.cuda_ring_gradients import gradient_problem
+
+    x = Problem(*gradient_problem(torch, _task(ranks)))
+    shape = {"family": _family(), "dtype": _DTYPE, "chunk": ROWS, **_SHAPE}
+    found = rows_of(x, ranks, rings, _local(1), **shape, **params)
+    torch.cuda.empty_cache()  # for the processes that share the card
+    return found
+
+
+def _family() -> str:
+    from benchmarks.peers import available
+
+    family: str = available([("sm90a",), ("sm80",)])[0][0]
+    return family
+
+
+def _task(ranks: int) -> dict[str, Any]:
+    return {"dtype": _DTYPE, "seed": _SEED, "shape": {**_SHAPE, "query_len": ranks * ROWS}}
+
+
+def _local(ranks: int) -> Ring:
+    def ring(x: Problem, layout: str, causal: bool) -> Sequence[Any]:
+        outputs = bk.run_local_ring(
+            x.q, x.k, x.v, ranks, dy=x.dy, is_causal=causal, sequence_layout=layout, device="cuda"
+        )
+        gradients: Sequence[Any] = outputs[2:]
+        return gradients
+
+    return ring
+
+
+def _processes(pool: RankPool, exchanges: Iterable[str]) -> dict[str, Ring]:
+    joined: list[str] = []
+
+    def ring_by(exchange: str) -> Ring:
+        def ring(x: Problem, layout: str, causal: bool) -> Sequence[Any]:
+            if joined != [exchange]:
+                answers = pool.join(exchange=exchange)
+                assert all(set(a["exchange"]) == {exchange} for a in answers), answers
+                joined[:] = [exchange]
+            pool.run({
+                "do": "gradients", "layout": layout, "is_causal": causal, "family": _family(),
+                "register": exchange == "peer", **_task(pool.world_size),
+            }, seconds=120)  # fmt: skip
+            return gathered(pool, x, layout)
+
+        return ring
+
+    return {exchange: ring_by(exchange) for exchange in exchanges}
+
+
+def gathered(pool: RankPool, x: Problem, layout: str) -> list[Any]:
+    """dq, dk and dv as the ranks of a pool have left them in its folder."""
+    import torch
+
+    whole = []
+    for name, operand in zip(NAMES, x[:3], strict=True):
+        shape = [*operand.shape[:2], operand.shape[2] // pool.world_size, operand.shape[3]]
+        shards = []
+        for rank in range(pool.world_size):
+            raw = np.fromfile(Path(pool.folder.name) / f"{name}-{rank}.bin", np.uint8)
+            shards.append(torch.from_numpy(raw).to(operand.device).view(operand.dtype).view(shape))
+        whole.append(bk.unshard(shards, sequence_layout=layout))
+    return whole
+
+
+def _errors(found: Sequence[Any], exact: Sequence[Any]) -> list[float]:
+    return [_rms(f, e) for f, e in zip(found, exact, strict=True)]
+
+
+def _rms(found: Any, exact: Any) -> float:
+    if isinstance(exact, np.ndarray):
+        return float(np.sqrt(np.mean(np.square(found.astype(np.float64) - exact))))
+    return float((found.double() - exact).square().mean().sqrt())
+
+
+def _rounded(exact: Any, like: Any) -> Any:
+    return exact.astype(like.dtype) if isinstance(exact, np.ndarray) else exact.to(like.dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

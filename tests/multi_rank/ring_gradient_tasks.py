@@ -1,0 +1,117 @@
+"""The worker's gradients of a ring of plans."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers.cuda_ring_gradients import (
+    GpuGradients,
+    by_steps,
+    full_of,
+    gradient_problem,
+    poison,
+)
+from helpers.gradients import NAMES, Problem
+from helpers.ring_gradients import GradientRank, ring_descriptor
+from helpers.rings import preference, rank_arrays
+
+import baracuda_kernels as bk
+
+
+def register(comm: bk.Communicator, held: dict[str, Any]) -> None:
+    """The receive buffers, in the order of every rank."""
+    for name in ("kv_scratch_a", "kv_scratch_b", "kv_gradient_scratch"):
+        if name in held:
+            comm.register(held[name])
+
+
+class RingGradientTasks:
+    """Tasks of a rank."""
+
+    rank: int
+    comms: dict[str, bk.Communicator]
+
+    def gradients(self, task: dict) -> dict:
+        """This rank's part of a forward and a backward; dq, dk and dv go to the task's folder."""
+        comm = self.comms[task.get("comm", "own")]
+        ranks, layout, dtype = comm.world_size, task["layout"], task["dtype"]
+        stream = bk.Stream(torch.cuda.current_stream())
+        x = gradient_problem(torch, task)
+        mine = [bk.shard(a, ranks, sequence_layout=layout)[comm.rank].contiguous() for a in x]
+        q, k, v, dy = mine
+        desc = ring_descriptor(q, k, layout, is_causal=task["is_causal"])
+        chosen = preference(task["family"], dtype)
+        forward = bk.RingAttentionPlan.select(desc, stream, chosen)
+        plan = bk.RingAttentionBackwardPlan.select(desc, stream, chosen)
+        arrays = rank_arrays(torch, forward, q, k, v, ranks)
+        problem = Problem(q, k, v, dy)
+        back = GradientRank(plan, problem, arrays.y, arrays.lse, ranks, full_of(torch, dtype))
+        if task.get("register"):
+            register(comm, arrays.held)
+            register(comm, back.held)
+        forward.run(stream, comm, arrays.args)
+
+        def run() -> None:
+            plan.run(bk.Stream(torch.cuda.current_stream()), comm, back.args)
+
+        if task.get("graph"):
+            run()
+            comm.synchronize(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                run()
+            run = graph.replay
+        for _ in range(task.get("runs", 1)):
+            time.sleep(task.get("late", 0) if comm.rank == task.get("late_rank") else 0)
+            for name in ("dq", "dk", "dv", "scratch", "kv_gradient_scratch"):
+                back.held[name].view(torch.uint8).fill_(255)
+            run()
+        comm.synchronize(stream)
+        for name, found in zip(NAMES, back.gradients, strict=True):
+            raw = found.contiguous().view(torch.uint8).cpu().numpy()
+            raw.tofile(Path(task["folder"]) / f"{name}-{self.rank}.bin")
+        return {"rank": comm.rank}
+
+    def repeated_gradients(self, task: dict) -> dict:
+        """How many of many backward calls differ in a bit from steps with no exchange beside them.
+
+        Eager and replayed from a graph, each rank's stream now and then held up.
+        """
+        comm, dtype = self.comms["own"], task["dtype"]
+        x = Problem(*gradient_problem(torch, task))
+        local = GpuGradients(torch, task["family"], dtype, x, comm.world_size,
+                             layout=task["layout"], is_causal=task["is_causal"])  # fmt: skip
+        expected = by_steps(torch, dtype, local)[self.rank]
+        local.run()
+        plan, mine = local.plan, local.ranks[self.rank]
+
+        def differs() -> bool:
+            return not all(map(torch.equal, mine.gradients, expected))
+
+        answer = {"deterministic": plan.precision_guarantee.deterministic, "local": int(differs())}
+        if task["register"]:
+            register(comm, mine.held)
+        stream = torch.cuda.Stream()
+        graph = torch.cuda.CUDAGraph()
+        chance = random.Random(self.rank)
+
+        def run() -> None:
+            plan.run(bk.Stream(torch.cuda.current_stream()), comm, mine.args)
+
+        with torch.cuda.stream(stream):
+            for how in ("eager", "captured"):
+                if how == "captured":
+                    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                        run()
+                answer[how] = 0
+                for _ in range(task["runs"]):
+                    poison(torch, mine)
+                    torch.cuda._sleep(int(chance.choice((0, 0, 1, 4)) * chance.random() * 200_000))
+                    run() if how == "eager" else graph.replay()
+                    comm.synchronize(bk.Stream(stream))
+                    answer[how] += differs()
+        return answer
