@@ -120,7 +120,8 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   args.kv_heads = make_divisor(p.kv_heads);
   const bool causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
   // Of pairs half as many are at work.
-  const int64_t fewest = draws_shortest_first(causal, args.group) ? (C::pair ? 1 : 2) : 4;
+  const bool rising = draws_shortest_first(causal, p.heads / p.kv_heads);
+  const int64_t fewest = rising ? (C::pair ? 1 : 2) : 4;
   const int64_t section =
       C::ordered ? choose_ordered_section(p.batch * p.kv_heads, p.heads / p.kv_heads, p.query_len,
                                           p.head_dim, causal, fewest)
@@ -138,7 +139,7 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   args.scale = static_cast<float>(p.scale);
   args.scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
   args.causal = causal;
-  args.shortest_first = draws_shortest_first(causal, args.group);
+  args.shortest_first = rising;
   args.gradients_f32 = params.kv_gradient_element == BARACUDA_F32;
   return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(grid * cluster)), C::threads,
                      C::shared_bytes, stream, true, args, cluster);
