@@ -1,9 +1,9 @@
 // The fixed order of an ordered step's additions to dQ.
 //
-// Blocks draw key tiles from a counter. Key tiles of a head are drawn in the order in which they add
-// to each query tile that sees them, and one waits only for the one before. So every wait is for a
-// key tile that a block at work has drawn before its own: the step ends with any number of blocks
-// resident, whichever they are. The order is the problem's: it does not depend on the grid.
+// Blocks draw key tiles from a counter. Key tiles of a head are drawn in the order in which they
+// add to each query tile that sees them, and one waits only for the one before. So every wait is
+// for a key tile that a block at work has drawn before its own: the step ends with any number of
+// blocks resident, whichever they are. The order is the problem's: it does not depend on the grid.
 #pragma once
 
 #include <stdint.h>
@@ -17,11 +17,11 @@ namespace baracuda {
 // Under a mask, without groups, the shortest key tiles of most heads are drawn first.
 inline bool draws_shortest_first(bool causal, int64_t group) { return causal && group == 1; }
 
-// Heads of K and V whose key tiles are mixed in an ordered step. So many that few blocks at work have
-// one head (they wait for each other in a row), and few enough that L2 holds Q, dO and the sums of dQ from
-// one block to the next: what fits, or `fewest`, which a family finds by measuring. Two sections at least
-// where the last has an order of its own, in which blocks wait for longer. The last one has the heads that
-// are left, too.
+// Heads of K and V whose key tiles are mixed in an ordered step. So many that few blocks at work
+// have one head (they wait for each other in a row), and few enough that L2 holds Q, dO and the
+// sums of dQ from one block to the next: what fits, or `fewest`, which a family finds by measuring.
+// Two sections at least where the last has an order of its own, in which blocks wait for longer.
+// The last one has the heads that are left, too.
 inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t query_len,
                                       int64_t head_dim, bool causal, int64_t fewest) {
   constexpr int64_t l2_share = int64_t{16} << 20;
@@ -37,11 +37,12 @@ struct DrawnTile {
   bool rises;       // the index of what is drawn of a head
 };
 
-// The n-th of heads * key_tiles. A head's first key tiles are drawn first: under a mask the longest, so
-// that blocks end together. Their blocks go down from the last query tile, which all key tiles have, and
-// stay as far apart as they began. But shortest first, which in all sections but the last is better
-// without groups, they go up: the next, which begins two query tiles before, comes behind by itself. (In
-// a group two query tiles of each head are too many: L2 would not hold what lies between.)
+// The n-th of heads * key_tiles. A head's first key tiles are drawn first: under a mask the
+// longest, so that blocks end together. Their blocks go down from the last query tile, which all
+// key tiles have, and stay as far apart as they began. But shortest first, which in all sections
+// but the last is better without groups, they go up: the next, which begins two query tiles before,
+// comes behind by itself. (In a group two query tiles of each head are too many: L2 would not hold
+// what lies between.)
 BARACUDA_HD DrawnTile drawn_tile(int n, const Divisor& section, const Divisor& section_tiles,
                                  int heads, int key_tiles, bool shortest_first) {
   const int size = static_cast<int>(section.divisor);
@@ -62,7 +63,8 @@ enum Turn : uint32_t {  // besides no_sums
   after_key_tile = 2  // its addition has landed: plus its index
 };
 
-// When a key tile adds to a query tile. A later key tile is seen by fewer query tiles, the last ones.
+// When a key tile adds to a query tile. A later key tile is seen by fewer query tiles, the last
+// ones.
 struct KeyTileTurn {
   int index;
   int next_begin;  // the first query tile that sees the next key tile

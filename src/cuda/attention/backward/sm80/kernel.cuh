@@ -2,11 +2,11 @@
 // cp.async brings in.
 //
 // A block goes over all query tiles that see its keys, of all heads of the group. In pairs (see
-// config.h) two groups of four warps share the work, and a warp of each has the same keys: one makes
-// S, P and dV, the other dP, dS and dK. S and dP are made transposed, a row for each key, so that P
-// and dS go from the accumulators to the A operands of dV and dK without leaving registers; only P
-// goes from warp to warp, in float32. dS goes to shared memory, and in the next round all warps make
-// dQ of it: the one group while the other has its exponentials.
+// config.h) two groups of four warps share the work, and a warp of each has the same keys: one
+// makes S, P and dV, the other dP, dS and dK. S and dP are made transposed, a row for each key, so
+// that P and dS go from the accumulators to the A operands of dV and dK without leaving registers;
+// only P goes from warp to warp, in float32. dS goes to shared memory, and in the next round all
+// warps make dQ of it: the one group while the other has its exponentials.
 #pragma once
 
 #include "attention/backward/gradient_rows.cuh"
@@ -198,8 +198,8 @@ class Block {
     }
   }
 
-  // The same in an ordered step, from tile to tile of 64 rows: in each all heads of the group, for then
-  // blocks with fewer query tiles stay where they began behind others.
+  // The same in an ordered step, from tile to tile of 64 rows: in each all heads of the group, for
+  // then blocks with fewer query tiles stay where they began behind others.
   __device__ __forceinline__ void go_over_queries_in_turn(Sums (&d)[gradients], int begin) {
     Rows at{turns_.kv_head() * args_.group,
             (turns_.descends() ? args_.row_tiles - 1 : begin) * C::tile_parts};
@@ -463,8 +463,8 @@ class Block {
       }
   }
 
-  // This warp's part of dQ of a query tile whose dS is complete; ordered, of the one that the stage has
-  // the turn of.
+  // This warp's part of dQ of a query tile whose dS is complete; ordered, of the one that the stage
+  // has the turn of.
   __device__ __forceinline__ void make_dq(int head, int m, int stage) const {
     const int lane = this->lane();
     const int column = warp() % C::dq_column_warps, row = warp() / C::dq_column_warps;

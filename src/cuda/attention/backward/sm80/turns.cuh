@@ -1,5 +1,5 @@
-// Of an ordered step on sm80: the key tile that a block has drawn, and its turns at the sums of dQ, see
-// backward/order.h.
+// Of an ordered step on sm80: the key tile that a block has drawn, and its turns at the sums of dQ,
+// see backward/order.h.
 #pragma once
 
 #include "attention/backward/order.h"
@@ -9,11 +9,11 @@
 
 namespace baracuda::sm80::backward {
 
-// One thread takes the turns for its block, and what it knows lies in shared memory. A query tile has one
-// of two slots, by its stage. Its dQ is made while the block takes in the next tile, and all of it has
-// been added at the barrier behind that: so amid the products of a query tile the thread passes the turn
-// at the tile two before and asks whose turn it is at this one, and only before the next barrier does it
-// wait for it.
+// One thread takes the turns for its block, and what it knows lies in shared memory. A query tile
+// has one of two slots, by its stage. Its dQ is made while the block takes in the next tile, and
+// all of it has been added at the barrier behind that: so amid the products of a query tile the
+// thread passes the turn at the tile two before and asks whose turn it is at this one, and only
+// before the next barrier does it wait for it.
 template <typename C>
 class Turns {
  public:
@@ -58,7 +58,8 @@ class Turns {
     const int part = m % C::tile_parts;
     const uint32_t slot = this->slot(stage);
     const uint32_t found = load_relaxed(args_.turns + tile);
-    fence_threads();  // behind the additions two tiles before, and before those here if found has come
+    // Behind the additions two tiles before, and before those here if the word has come.
+    fence_threads();
     const uint32_t left = shared_load(slot + left_at);
     if (left != 0) store_relaxed(args_.turns + shared_load(slot) / C::tile_parts, left);
     const KeyTileTurn turn{index(), shared_load(address_ + 16), rises()};

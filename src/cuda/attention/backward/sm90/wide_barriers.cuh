@@ -26,12 +26,13 @@ struct Barriers<WideConfig<E, M, O>> {
   __device__ __forceinline__ uint32_t v_empty() const { return at(15); }
   // The consumers have read which rows see their keys of the last key tile.
   __device__ __forceinline__ uint32_t rows_taken() const { return at(16); }
-  // Of an ordered step: the block takes its next key tile; the first block has told the other which,
-  // and may tell it the next one.
+  // Of an ordered step: the block takes its next key tile; the first block has told the other
+  // which, and may tell it the next one.
   __device__ __forceinline__ uint32_t tile_due() const { return at(17); }
   __device__ __forceinline__ uint32_t drawn() const { return at(18); }
   __device__ __forceinline__ uint32_t drawn_taken() const { return at(19); }
-  // A piece of dQ lies there for one or the other of the two warps that add; the buffer has been read.
+  // A piece of dQ lies there for one or the other of the two warps that add; the buffer has been
+  // read.
   __device__ __forceinline__ uint32_t dq_ready(int adder, int buffer) const {
     return at(20 + 2 * adder + buffer);
   }

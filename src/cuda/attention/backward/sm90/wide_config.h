@@ -10,10 +10,10 @@ namespace baracuda::sm90::backward {
 
 // Two blocks of a cluster go over the same query tiles, each with 64 keys of its own; each makes dQ
 // of one half of the columns, over the keys of both, and holds that half of the other's K. In a
-// block one warpgroup makes S, P and dV, one dP, dS and dK, and one dQ: 64 keys by 256 columns of one
-// gradient are all that a warpgroup's registers hold. The first hands P to the second, in f32.
-// Multicast: each block copies one half of Q and dO to both. Ordered: sums of dQ have a fixed order, see
-// backward/order.h; each half of a query tile's columns has a turn of its own.
+// block one warpgroup makes S, P and dV, one dP, dS and dK, and one dQ: 64 keys by 256 columns of
+// one gradient are all that a warpgroup's registers hold. The first hands P to the second, in f32.
+// Multicast: each block copies one half of Q and dO to both. Ordered: sums of dQ have a fixed
+// order, see backward/order.h; each half of a query tile's columns has a turn of its own.
 template <typename Element_, bool Multicast, bool Ordered = false>
 struct WideConfig {
   using Element = Element_;

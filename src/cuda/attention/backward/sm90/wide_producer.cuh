@@ -6,14 +6,15 @@
 
 namespace baracuda::sm90::backward {
 
-// A half of a query tile of dQ, and whose turn it is there: of the i-th query tile of a key tile and the
-// g-th head of its group. Read anew every time: there are no registers to keep it in.
+// A half of a query tile of dQ, and whose turn it is there: of the i-th query tile of a key tile
+// and the g-th head of its group. Read anew every time: there are no registers to keep it in.
 template <typename C>
 class HalfTile {
  public:
   __device__ __forceinline__ HalfTile(const Args& args, const Slot<C>& slot, int g, int i)
       : m_(QueryTiles{slot.begin(), slot.step()}.at(i)),
-        tile_((slot.batch() * args.heads + slot.kv_head() * args.group + g) * args.query_tiles + m_),
+        tile_((slot.batch() * args.heads + slot.kv_head() * args.group + g) * args.query_tiles +
+              m_),
         turn_{slot.key0() / (2 * C::block_n), slot.next_begin(), !args.causal || slot.step() < 0} {}
 
   __device__ __forceinline__ bool await(const Args& args) const {
@@ -36,9 +37,9 @@ class HalfTile {
   const KeyTileTurn turn_;
 };
 
-// Adds this block's half of dQ, of every second query tile, each addition in its turn. There are two such
-// warps, and one lane of each does it: the turn is passed only when the addition has landed, and
-// meanwhile the other warp adds the next query tile.
+// Adds this block's half of dQ, of every second query tile, each addition in its turn. There are
+// two such warps, and one lane of each does it: the turn is passed only when the addition has
+// landed, and meanwhile the other warp adds the next query tile.
 template <typename E, bool M>
 __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared,
                                                const Barriers<WideConfig<E, M, true>>& barriers,
