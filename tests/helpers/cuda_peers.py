@@ -99,7 +99,8 @@ class CudaPeers:
 
     def abort(self) -> None:
         """Ends every rank's waits."""
-        self.lib.baracuda_peer_abort(self.handle, b"a run does not end")
+        reason = abi.Error(status=abi.ABORTED, call=b"test", message=b"a run does not end")
+        self.lib.baracuda_peer_abort(self.handle, reason)
 
     def close(self) -> None:
         check(self.lib.baracuda_peer_close(self.handle, 10.0, None))

@@ -12,7 +12,8 @@ from helpers.sum_ring import SumRing
 class CudaSumRank:
     """A rank's memory on the GPU and its call; `ring` has everybody's numbers and the answer.
 
-    A multiplication and an addition are kernels of their own, so the bits are the host's.
+    A multiplication and an addition are kernels of their own, so the bits are the host's. A run
+    allocates nothing and loads no kernel: that could wait for what waits for another rank.
     """
 
     def __init__(self, torch: Any, ring: SumRing, rank: int) -> None:
@@ -24,6 +25,12 @@ class CudaSumRank:
         self.a, self.b = on_gpu(ring.a[rank]), on_gpu(ring.b[rank])
         self.y, self.home = on_gpu(ring.y[rank]), on_gpu(ring.home[rank])
         self.beside, self.behind = on_gpu(ring.beside[rank]), on_gpu(ring.behind[rank])
+        self.share, self.more, self.total = (torch.empty_like(self.a) for _ in range(3))
+        torch.mul(self.a, 2.0, out=self.share).add_(self.a)
+        torch.add(self.a, self.share, out=self.total)
+        self.more.copy_(self.total)
+        self.poison()
+        torch.cuda.synchronize()
         pieces = [self.a, self.b, *self.home.flatten(0, 1)]
         pieces += [*self.beside.flatten(0, 1), *self.behind.flatten(0, 2)]
         self.tensors = {x.data_ptr(): x for x in pieces}
@@ -71,17 +78,20 @@ class CudaSumRank:
         return self.torch.cuda.stream(self.torch.cuda.ExternalStream(at.stream))
 
     def _launch(self, at: abi.Step, adds: bool = False) -> int:
+        multiply, add = self.torch.mul, self.torch.add
         with self._on(at):
             a, b = (self.tensors[at.chunk[0][i]] for i in range(2))
-            share = a * (1 + 0.37 * at.rank + 0.11 * at.part)
+            multiply(a, 1 + 0.37 * at.rank + 0.11 * at.part, out=self.share)
             if at.part:
-                share = share + b * at.part
+                multiply(b, at.part, out=self.more)
+                self.share.add_(self.more)
             else:
                 self.y.add_(a)
-            for i, value in enumerate((share, share * -2)):
+            multiply(self.share, -2, out=self.more)
+            for i, value in enumerate((self.share, self.more)):
                 received = at.received[1 + at.part][i]
                 if adds and received:
-                    self.tensors[received].add_(value)
+                    add(self.tensors[received], value, out=self.tensors[received])
                 else:
                     self.tensors[at.chunk[1 + at.part][i]].copy_(value)
         return abi.OK
@@ -94,7 +104,8 @@ class CudaSumRank:
             for i in range(2):
                 chunk = self.tensors[at.chunk[1 + at.part][i]]
                 received = self.tensors[at.received[1 + at.part][i]]
-                (chunk if at.step == at.world_size else received).copy_(received + chunk)
+                self.torch.add(received, chunk, out=self.total)
+                (chunk if at.step == at.world_size else received).copy_(self.total)
         return abi.OK
 
 

@@ -17,6 +17,8 @@ CASES = {
     # NCCL takes messages of unequal sizes for good (2.28.9, sockets): plan.validate() finds them.
     "other head_dim": ("InvalidProblemError",),
 }
+# By peer the runs themselves find it, too.
+ERRORS = {**CASES, "unequal": ("InvalidProblemError",)}
 # Those after which the communicator is as good as before.
 HEALTHY = ("other head_dim",)
 

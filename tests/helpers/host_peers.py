@@ -54,7 +54,7 @@ def declare(lib: ct.CDLL) -> ct.CDLL:
     lib.baracuda_peer_detail_of.argtypes = [pointer, ct.c_int32]
     lib.baracuda_peer_detail_of.restype = ct.c_char_p
     lib.baracuda_peer_register.argtypes = [pointer, pointer, ct.c_int64]
-    lib.baracuda_peer_abort.argtypes = [pointer, ct.c_char_p]
+    lib.baracuda_peer_abort.argtypes = [pointer, ct.POINTER(abi.Error)]
     lib.baracuda_peer_check.argtypes = [pointer]
     lib.baracuda_peer_close.argtypes = [pointer, ct.c_double, ct.POINTER(ct.c_int32)]
     return lib
@@ -117,6 +117,9 @@ class Peers:
             return abi.last_failure() if status else None
 
         return on_threads(self.size, work)
+
+    def abort(self, rank: int, reason: abi.Error) -> None:
+        library().baracuda_peer_abort(self.handles[rank], reason)
 
     def check(self, rank: int) -> Failure | None:
         return abi.last_failure() if library().baracuda_peer_check(self.handles[rank]) else None

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from native.host_abi import Error, Params, PositionMap
 
 (OK, INVALID_ARGUMENT, UNSUPPORTED, MISALIGNED, UNAVAILABLE, TIMEOUT, ABORTED, OUT_OF_MEMORY,
- CUDA_ERROR, NCCL_ERROR, TRANSPORT_ERROR) = range(11)  # fmt: skip
+ CUDA_ERROR, NCCL_ERROR, TRANSPORT_ERROR, INTERRUPTED) = range(12)  # fmt: skip
 CONTIGUOUS, ZIGZAG, STRIPED = range(3)
 
 GroupFn = ct.CFUNCTYPE(ct.c_int32, ct.c_void_p)

@@ -42,6 +42,8 @@ def comes_true(condition: Any, seconds: float) -> bool:
 class PeerRank(Rank):
     """With tasks that end, stop or crowd a ring by peer."""
 
+    runs_left_out = 0
+
     def _small(self, rows: int = 128) -> tuple[Any, Any, Any]:
         """A stream, a plan and a rank's arrays, registered."""
         comm = self.comms["own"]
@@ -205,10 +207,12 @@ class PeerRank(Rank):
 
     def left_out(self, task: dict) -> dict:
         """Runs of which rank 0 leaves one wait after the other out, while the other ranks are late
-        with all that they do and poison what they receive into at the last moment."""
+        with all that they do: they begin once it has enqueued all of its run and had time for what
+        waits for nothing, and poison what they receive into then."""
         lib, endpoint = self._endpoint(task)
         first = self.rank == 0
         cycles = 20_000_000
+        folder = Path(task["folder"])
 
         def pause(handle: int) -> None:
             with torch.cuda.stream(torch.cuda.ExternalStream(handle)):
@@ -226,12 +230,19 @@ class PeerRank(Rank):
             peers.watch()
             stream = torch.cuda.Stream()
             torch.cuda.synchronize()
+            self.runs_left_out += 1
+            enqueued = folder / f"enqueued-{self.runs_left_out}"
+            if not first:
+                assert comes_true(enqueued.exists, 20), "rank 0 does not come to enqueue its run"
+                time.sleep(0.1)
             with torch.cuda.stream(stream):
-                if not first:
-                    torch.cuda._sleep(5 * cycles)  # longer than the first takes to enqueue a run
                 rank.poison()
                 call = rank.call(endpoint, stream.cuda_stream)
+                begun = time.monotonic()
                 check(lib.baracuda_ring_run(ct.byref(call), 1))
+                seconds = time.monotonic() - begun
+                if first:
+                    enqueued.touch()
                 # A run that goes ahead may take what another waits for.
                 ended = comes_true(stream.query, 1.5)
                 if not ended:
@@ -239,7 +250,7 @@ class PeerRank(Rank):
                 right = rank.is_right() and ended
             torch.cuda.synchronize()
             peers.close()
-            found.append({"right": right, "waited": peers.waited})
+            found.append({"right": right, "ended": ended, "waited": peers.waited, "seconds": seconds})
         return {"found": found}
 
     def leave(self, task: dict) -> dict:

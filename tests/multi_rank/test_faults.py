@@ -47,12 +47,14 @@ def test_a_rank_that_dies(pair, direction):
 
 
 @pytest.mark.endurance
+@pytest.mark.parametrize("exchange", ["nccl", "peer"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("case", CASES)
-def test_four_ranks_of_which_one_fails(torch, case, direction):
-    """Killed, stopped or wrong in the middle of it: the others all end with a typed error."""
-    with FaultyRing() as ring:
-        answers = ring.run(case, direction=direction)
+def test_four_ranks_of_which_one_fails(torch, case, direction, exchange):
+    """Killed, stopped or wrong in the middle of it: the others all end with the same typed errors,
+    whatever moves the chunks."""
+    with FaultyRing(exchange=exchange) as ring:
+        answers = ring.run(case, direction=direction, register=exchange == "peer")
     assert len(answers) == 3
     for answer in answers:
         assert answer.error in CASES[case], answer

@@ -199,7 +199,14 @@ def test_a_rank_that_is_late_by_a_run_is_waited_for(wait):
     world.close()
 
 
-def test_an_abort_ends_every_wait_and_fails_every_rank():
+@pytest.mark.parametrize(
+    ("status", "found_as"),
+    [(s, s) for s in (abi.ABORTED, abi.TIMEOUT, abi.NCCL_ERROR, abi.INVALID_ARGUMENT)]
+    + [(s, abi.ABORTED) for s in (abi.CUDA_ERROR, abi.OUT_OF_MEMORY, abi.INTERRUPTED)],
+)
+def test_an_abort_ends_every_wait_and_fails_every_rank(status, found_as):
+    """As the same on every rank, unless it is a matter of the rank's own process."""
+    reason = abi.Error(status=status, code=6, rank=-1, step=2, call=b"attempt", message=b"had enough")
     world = LocalWorld(3)
     connected = Peers(world)
     ring = SumRing(3)
@@ -208,7 +215,7 @@ def test_an_abort_ends_every_wait_and_fails_every_rank():
     def drive(rank: int):
         if rank == 1:  # never runs; gives up
             time.sleep(0.2)
-            peers.library().baracuda_peer_abort(connected.handles[1], b"had enough")
+            connected.abort(1, reason)
             return "aborted"
         call = ring.call(rank, world.endpoints[rank])
         world.lib.baracuda_ring_run(ct.byref(call), 1)
@@ -218,11 +225,12 @@ def test_an_abort_ends_every_wait_and_fails_every_rank():
     found = on_threads(3, drive)
     assert time.monotonic() - start < 5
     for rank in (0, 2):
-        assert found[rank].status == abi.ABORTED
-        assert "rank 1" in found[rank].message and "had enough" in found[rank].message
+        assert (found[rank].status, found[rank].code, found[rank].rank) == (found_as, 6, rank)
+        assert found[rank].step == 2
+        assert "rank 1" in found[rank].message and "attempt: had enough" in found[rank].message
     # And every later run is refused.
     call = ring.call(0, world.endpoints[0])
-    assert world.lib.baracuda_ring_run(ct.byref(call), 1) == abi.ABORTED
+    assert world.lib.baracuda_ring_run(ct.byref(call), 1) == found_as
     connected.close()
     world.close()
 

@@ -6,6 +6,7 @@
 
 #include "baracuda/exchange.h"
 #include "baracuda/export.h"
+#include "baracuda/status.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -117,9 +118,11 @@ BARACUDA_API int32_t baracuda_peer_is_registered(const baracuda_peer* peer, cons
 
 // Ends every wait of the ranks on this host, which all fail then: they may have consumed what never
 // came. By stores of this thread alone; the first reason stays.
-BARACUDA_API void baracuda_peer_abort(baracuda_peer* peer, const char* reason);
-// BARACUDA_ABORTED once a rank of this host has aborted, with its reason recorded;
-// BARACUDA_INVALID_ARGUMENT where a neighbour's runs are of another problem; else BARACUDA_OK.
+BARACUDA_API void baracuda_peer_abort(baracuda_peer* peer, const baracuda_error* reason);
+// Once a rank of this host has aborted, its reason with its status, so that the same fault is the
+// same on every rank and over every exchange; BARACUDA_ABORTED where that was the process's own (a
+// signal, memory, a device's error). BARACUDA_INVALID_ARGUMENT where a neighbour's runs are of
+// another problem; else BARACUDA_OK.
 BARACUDA_API int32_t baracuda_peer_check(baracuda_peer* peer);
 
 // Gives everything back, at most `patience` seconds after the ring stream's work has ended (<= 0:

@@ -703,8 +703,11 @@ cdef class Communicator(RingMember):
         return 0
 
     cdef int refuse_if_unusable(self) except -1:
+        cdef int32_t state = 0
         self.refuse_if_closed()
-        if c_api.baracuda_nccl_state(self.comm) != 0:
+        # A fault that another rank has met between two calls is told as itself, once.
+        check(c_api.baracuda_nccl_look(self.comm, &state))
+        if state != 0:
             raise CommunicatorError(
                 f"communicator: rank {self.rank} of {self.world_size} is {self.state} after an "
                 "earlier error; make a new one")

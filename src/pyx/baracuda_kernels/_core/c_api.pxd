@@ -201,6 +201,7 @@ cdef extern from "baracuda/nccl.h" nogil:
     int32_t baracuda_nccl_abort(baracuda_nccl_comm* comm)
     int32_t baracuda_nccl_destroy(baracuda_nccl_comm* comm)
     int32_t baracuda_nccl_state(baracuda_nccl_comm* comm)
+    int32_t baracuda_nccl_look(baracuda_nccl_comm* comm, int32_t* state)
     int32_t baracuda_nccl_connect_peers(baracuda_nccl_comm** comms, int32_t count, int32_t wish,
                                         int32_t wait, double timeout_seconds)
     baracuda_peer* baracuda_nccl_peer(const baracuda_nccl_comm* comm)

@@ -52,7 +52,7 @@ void baracuda_nccl_comm::mark_failed(const baracuda_error& reason) {
   if (state != baracuda::kHealthy) return;
   failure = reason;
   state = baracuda::kFailed;
-  if (peer != nullptr) baracuda_peer_abort(peer, reason.message);
+  if (peer != nullptr) baracuda_peer_abort(peer, &reason);
 }
 
 int32_t baracuda_nccl_comm::report_failure() {

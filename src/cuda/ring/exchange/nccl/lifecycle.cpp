@@ -110,6 +110,12 @@ int32_t baracuda_nccl_state(baracuda_nccl_comm* comm) {
   return comm->state;
 }
 
+int32_t baracuda_nccl_look(baracuda_nccl_comm* comm, int32_t* state) {
+  const int32_t status = find_peer_failure(*comm);
+  *state = comm->state;
+  return status;
+}
+
 int32_t baracuda_nccl_async_error(baracuda_nccl_comm* comm) { return find_async_error(*comm); }
 
 int32_t baracuda_nccl_synchronize(baracuda_nccl_comm* comm, void* stream, double timeout_seconds) {

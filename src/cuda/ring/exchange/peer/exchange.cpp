@@ -329,7 +329,7 @@ int32_t baracuda_peer::find(const void* data, int64_t bytes) const {
 
 int32_t baracuda_peer::end_ring() {
   const baracuda_error failure = *baracuda_last_error();
-  baracuda_peer_abort(this, failure.message);
+  baracuda_peer_abort(this, &failure);
   return restore_failure(failure);
 }
 

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "baracuda/peer.h"
+#include "baracuda/status.h"
 
 namespace baracuda {
 
@@ -40,8 +41,7 @@ struct alignas(64) PeerRunNotes {
 struct PeerFileHeader {
   char nonce[16];
   int32_t aborted;  // 0, then 1 while the reason is written, then 2
-  int32_t rank;     // that aborted
-  char reason[240];
+  baracuda_error reason;  // as the other ranks meet it; its rank is the one that aborted
 };
 
 // Maps the file of a nonce: the first rank of the host makes it, the others open it. The name is gone

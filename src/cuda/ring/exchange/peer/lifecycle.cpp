@@ -1,6 +1,5 @@
 // What a rank does with its exchange by peer once it is connected: ask, abort, close.
 #include <chrono>
-#include <cstdio>
 #include <thread>
 
 #include "baracuda/status.h"
@@ -47,6 +46,22 @@ bool is_left_alone(const baracuda_peer& peer) {
          !peer.file.is_held(peer.next());
 }
 
+// What ends the ring ends it as the same on every rank, whoever finds it first. What is its
+// process's own (a signal, memory, a device's error) is to the others a ring that was aborted.
+int32_t status_of_others(int32_t status) {
+  switch (status) {
+    case BARACUDA_INVALID_ARGUMENT:
+    case BARACUDA_UNSUPPORTED:
+    case BARACUDA_MISALIGNED:
+    case BARACUDA_TIMEOUT:
+    case BARACUDA_NCCL_ERROR:
+    case BARACUDA_TRANSPORT_ERROR:
+      return status;
+    default:
+      return BARACUDA_ABORTED;
+  }
+}
+
 void end_waits(baracuda_peer& peer) {
   const auto set = [](PeerWord& word) {
     __atomic_store_n(&word.abort, kPeerAbortHalf, __ATOMIC_SEQ_CST);
@@ -80,14 +95,15 @@ const char* baracuda_peer_detail_of(const baracuda_peer* peer, int32_t rank) {
   return peer->verdicts[static_cast<size_t>(rank)].detail.c_str();
 }
 
-void baracuda_peer_abort(baracuda_peer* peer, const char* reason) {
+void baracuda_peer_abort(baracuda_peer* peer, const baracuda_error* reason) {
   if (!peer->has_hops() || peer->file.data() == nullptr) return;
   PeerFileHeader& header = peer->file.header();
   int32_t expected = 0;
   if (__atomic_compare_exchange_n(&header.aborted, &expected, 1, false, __ATOMIC_SEQ_CST,
                                   __ATOMIC_SEQ_CST)) {
-    header.rank = peer->rank();
-    std::snprintf(header.reason, sizeof(header.reason), "%s", reason);
+    header.reason = *reason;
+    header.reason.status = status_of_others(reason->status);
+    header.reason.rank = peer->rank();
     __atomic_store_n(&header.aborted, 2, __ATOMIC_SEQ_CST);
   }
   // Whoever is released finds the ring failed.
@@ -99,10 +115,17 @@ int32_t baracuda_peer_check(baracuda_peer* peer) {
   const PeerFileHeader& header = peer->file.header();
   const int32_t aborted = __atomic_load_n(&header.aborted, __ATOMIC_SEQ_CST);
   if (aborted == 0) return peer->compare_runs();
-  fail(BARACUDA_ABORTED, "peer exchange", "rank %d ended the ring on this host: %.200s",
-       aborted == 2 ? header.rank : -1, aborted == 2 ? header.reason : "");
-  locate_failure(peer->rank(), -1);
-  return BARACUDA_ABORTED;
+  if (aborted == 1) {
+    fail(BARACUDA_ABORTED, "peer exchange", "a rank ended the ring on this host");
+    locate_failure(peer->rank(), -1);
+    return BARACUDA_ABORTED;
+  }
+  const baracuda_error& reason = header.reason;
+  fail_with_code(reason.status, reason.code, "peer exchange",
+                 "rank %d ended the ring on this host: %.63s: %.200s", reason.rank, reason.call,
+                 reason.message);
+  locate_failure(peer->rank(), reason.step);
+  return reason.status;
 }
 
 int32_t baracuda_peer_close(baracuda_peer* peer, double patience, int32_t* quarantined) {
@@ -130,7 +153,9 @@ int32_t baracuda_peer_close(baracuda_peer* peer, double patience, int32_t* quara
     if (left_alone || !is_left_alone(*peer)) return false;
     left_alone = true;
     if (poll(kRestSeconds, is_done)) return true;
-    baracuda_peer_abort(peer, "it closes, its neighbours have gone, and a run is not done");
+    const baracuda_error reason = {BARACUDA_ABORTED, 0, peer->rank(), -1, "baracuda_peer_close",
+                                   "its neighbours have gone, and a run is not done"};
+    baracuda_peer_abort(peer, &reason);
     return false;
   });
   if (!ended) {
