@@ -26,14 +26,15 @@ KERNELS = [
 ]
 BACKWARD = [
     *[(f, t, d) for f in ("sm90a", "sm90a-deterministic") for t in ("f16", "bf16") for d in (64, 128)],
-    *[("sm80", t, 64) for t in ("f16", "bf16")],
+    *[(f, t, 64) for f in ("sm80", "sm80-deterministic") for t in ("f16", "bf16")],
     *[("simt", t, d) for t in ("f16", "bf16", "f32", "f64") for d in (24, 128, 256)],
 ]
 # Warps of these hand tiles over by arriving at a barrier where others wait. racecheck does not see
 # that order (the kernel log has what it reports): `--no-handed-over` leaves them to the other tools.
 HANDED_OVER = [
-    *[("sm90a", t, 256) for t in ("f16", "bf16")],
-    *[("sm80", t, d) for t in ("f16", "bf16") for d in (96, 128, 192, 256)],
+    *[(f, t, 256) for f in ("sm90a", "sm90a-deterministic") for t in ("f16", "bf16")],
+    *[(f, t, d) for f in ("sm80", "sm80-deterministic") for t in ("f16", "bf16")
+      for d in (96, 128, 192, 256)],
 ]
 # (ranks, rows, keys)
 SHAPES = [(1, 65, 130), (1, 1, 63), (3, 40, 72)]

@@ -23,7 +23,8 @@ from baracuda_kernels import registry
 ROOT = Path(__file__).parent.parent
 # Where each family's kernels can run, the lowest compute capability that counts.
 PLACES = {"sm90a": ("sm_90", "GPU 9.0"), "sm90a-deterministic": ("sm_90", "GPU 9.0"),
-          "sm80": ("sm_80", "GPU from 8.0"), "simt": ("sm_80", "GPU from 8.0"), "host": ("host", "CPU")}  # fmt: skip
+          "sm80": ("sm_80", "GPU from 8.0"), "sm80-deterministic": ("sm_80", "GPU from 8.0"),
+          "simt": ("sm_80", "GPU from 8.0"), "host": ("host", "CPU")}  # fmt: skip
 ADAPTERS = {
     "`run_local_ring`": ("baracuda_kernels/local_ring.py", "run_local_ring"),
     "torch `ring_attention`": ("baracuda_kernels/interop/torch/_op.py", "ring_attention"),

@@ -17,12 +17,13 @@ from baracuda_kernels import reference
 pytestmark = pytest.mark.gpu
 
 DTYPES = ("f16", "bf16", "f32", "f64")
-ORDERED = "sm90a-deterministic"
+ORDERED = ("sm90a-deterministic", "sm80-deterministic")
 ON_TENSOR_CORES = [(family, dtype) for family in ("sm80", "sm90a") for dtype in ("f16", "bf16")]
 FAMILIES = [*(("simt", dtype) for dtype in DTYPES), *ON_TENSOR_CORES,
-            (ORDERED, "f16"), (ORDERED, "bf16")]  # fmt: skip
+            *((family, dtype) for family in ORDERED for dtype in ("f16", "bf16"))]  # fmt: skip
 HEAD_DIMS = {"simt": (1, 40, 64, 128, 200, 256), "sm80": (64, 96, 128, 192, 256),
-             "sm90a": (64, 128, 256), ORDERED: (64, 128)}
+             "sm90a": (64, 128, 256)}
+HEAD_DIMS |= {family: HEAD_DIMS[family.removesuffix("-deterministic")] for family in ORDERED}
 CASES = [(family, dtype, d) for family, dtype in FAMILIES for d in HEAD_DIMS[family]]
 # One head_dim of simt, and those of sm90a that are kernels of different shape.
 SHAPES = [(family, dtype, d) for family, dtype in FAMILIES
@@ -61,7 +62,7 @@ def test_long_sequences(torch, family, dtype, is_causal):
 
 
 @pytest.mark.parametrize(("family", "head_dim", "kv_heads"), [
-    (family, d, kv_heads) for family in ("sm80", "sm90a", ORDERED)
+    (family, d, kv_heads) for family in ("sm80", "sm90a", *ORDERED)
     for d, kv_heads in ((64, 24), (128, 24), (128, 6), (256, 24), (256, 6))
     if d in HEAD_DIMS[family]])  # fmt: skip
 def test_more_key_tiles_than_blocks(torch, family, head_dim, kv_heads):
@@ -117,7 +118,8 @@ def test_float16_gradients_neither_underflow_nor_overflow(torch, size, family, h
 
 def number_of(family):
     """In the C ABI."""
-    return {"simt": 1, "sm80": 2, "sm90a": 3}.get(family) or abi.library().baracuda_attention_backward_second(3)
+    number = {"simt": 1, "sm80": 2, "sm90a": 3}[family.removesuffix("-deterministic")]
+    return abi.library().baracuda_attention_backward_second(number) if family in ORDERED else number
 
 
 @pytest.mark.parametrize(("family", "dtype"), FAMILIES)
@@ -220,8 +222,8 @@ def gradients_after_exact_forward(torch, family, dtype, x):
 
 
 def same(torch, family, one, other):
-    """Bit for bit; on tensor cores dq, whose sum has no order, within a rounding or two."""
-    if family != "simt":
+    """Bit for bit; dq of the fast kernels, whose sum has no order, within a rounding or two."""
+    if family in ("sm80", "sm90a"):
         near = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}[one[0].dtype]
         torch.testing.assert_close(one[0], other[0], rtol=near, atol=near * float(
             one[0].abs().max()) / 16)  # fmt: skip
@@ -304,17 +306,24 @@ def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype, 
 
 # (head_dim, heads, kv_heads, query_len, key_len, is_causal) with waits of every kind: many key tiles of
 # one head, several sections of heads, groups, and lengths that end within a tile.
-ORDERED_PROBLEMS = [(64, 3, 3, 1500, 1500, True), (128, 20, 20, 640, 650, True),
-                    (128, 2, 2, 500, 2100, False), (128, 8, 2, 1000, 900, True)]  # fmt: skip
+ORDERED_PROBLEMS = {
+    "sm90a-deterministic": [
+        (64, 3, 3, 1500, 1500, True), (128, 20, 20, 640, 650, True), (128, 2, 2, 500, 2100, False),
+        (128, 8, 2, 1000, 900, True), (256, 12, 12, 640, 650, True), (256, 2, 1, 500, 2100, False)],
+    "sm80-deterministic": [
+        (64, 3, 3, 1500, 1500, True), (96, 2, 2, 500, 2100, False), (128, 8, 2, 1000, 900, True),
+        (192, 8, 8, 640, 650, True), (256, 4, 2, 500, 900, False)],
+}  # fmt: skip
+ORDERED_CASES = [(family, problem) for family in ORDERED for problem in ORDERED_PROBLEMS[family]]
 
 
-@pytest.mark.parametrize("problem", ORDERED_PROBLEMS, ids=str)
+@pytest.mark.parametrize(("family", "problem"), ORDERED_CASES, ids=str)
 @pytest.mark.parametrize("beside", ["nothing", "a kernel that holds half of the SMs"])
-def test_1000_runs_in_a_fixed_order_give_the_same_bits(torch, problem, beside):
+def test_1000_runs_in_a_fixed_order_give_the_same_bits(torch, family, problem, beside):
     head_dim, heads, kv_heads, query_len, key_len, is_causal = problem
     x = drawn(torch, "bf16", 14, heads=heads, kv_heads=kv_heads, query_len=query_len,
               key_len=key_len, head_dim=head_dim)  # fmt: skip
-    call = Call(torch, ORDERED, "bf16", x, is_causal=is_causal)
+    call = Call(torch, family, "bf16", x, is_causal=is_causal)
     first = [g.clone() for g in call.run()]
     hold = None if beside == "nothing" else half_of_the_gpu(torch)
     for burst in range(40):
@@ -322,7 +331,7 @@ def test_1000_runs_in_a_fixed_order_give_the_same_bits(torch, problem, beside):
         for run in range(25):
             call.poison()
             call.run()
-            assert same(torch, ORDERED, first, call.gradients), (burst, run)
+            assert same(torch, family, first, call.gradients), (burst, run)
         if held:
             assert not held.query(), "it was to hold SMs all the time"
             held.synchronize()
@@ -388,19 +397,19 @@ def half_of_the_gpu(torch):
     return hold
 
 
-@pytest.mark.parametrize("problem", ORDERED_PROBLEMS, ids=str)
-def test_a_fixed_order_depends_neither_on_the_grid_nor_on_the_launch(torch, problem):
+@pytest.mark.parametrize(("family", "problem"), ORDERED_CASES, ids=str)
+def test_a_fixed_order_depends_neither_on_the_grid_nor_on_the_launch(torch, family, problem):
     """With any margin, down to one block for all key tiles; and from a graph, again and again."""
     head_dim, heads, kv_heads, query_len, key_len, is_causal = problem
     x = drawn(torch, "f16", 15, heads=heads, kv_heads=kv_heads, query_len=query_len,
               key_len=key_len, head_dim=head_dim)  # fmt: skip
-    call = Call(torch, ORDERED, "f16", x, is_causal=is_causal)
+    call = Call(torch, family, "f16", x, is_causal=is_causal)
     first = [g.clone() for g in call.run()]
     processors = torch.cuda.get_device_properties(0).multi_processor_count
     for margin in (processors // 2, processors - 3, processors - 1):
         call.poison()
-        run_with_margin(torch, call, ORDERED, x, margin, kv_heads, is_causal)
-        assert same(torch, ORDERED, first, call.gradients), margin
+        run_with_margin(torch, call, family, x, margin, kv_heads, is_causal)
+        assert same(torch, family, first, call.gradients), margin
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call.run()
@@ -408,7 +417,7 @@ def test_a_fixed_order_depends_neither_on_the_grid_nor_on_the_launch(torch, prob
         call.poison()
         graph.replay()
         graph.replay()
-        assert same(torch, ORDERED, first, call.gradients)
+        assert same(torch, family, first, call.gradients)
 
 
 def run_with_margin(torch, call, family, x, margin, kv_heads, is_causal):
@@ -429,16 +438,18 @@ def test_what_is_selected_for_a_bf16_problem_and_why_others_are_not(torch):
     hopper = torch.cuda.get_device_capability() == (9, 0)
     desc = bk.FlashSdpaDescriptor(1, 2, 64, 64, 128, element="BF16")
     for pref, family in ((None, "sm90a" if hopper else "sm80"),
-                         (bk.PlanPreference(deterministic=True), ORDERED if hopper else "simt"),
+                         (bk.PlanPreference(deterministic=True), ORDERED[0] if hopper else ORDERED[1]),
                          (bk.PlanPreference(allow_sm90a=False), "sm80"),
+                         (bk.PlanPreference(math_precision="BF16", deterministic=True,
+                                            allow_sm90a=False), ORDERED[1]),
                          (bk.PlanPreference(math_precision="F32"), "simt")):
         plan = bk.FlashSdpaBackwardPlan.select(desc, stream, pref)
         assert plan.family == family and plan.sku.direction is bk.Direction.BACKWARD
-        assert plan.precision_guarantee.deterministic == (family in ("simt", ORDERED))
-    with pytest.raises(bk.UnsupportedError, match="sm80: deterministic is True, and its sums"):
+        assert plan.precision_guarantee.deterministic == (family in ("simt", *ORDERED))
+    with pytest.raises(bk.UnsupportedError, match="sm80: head_dim 72 is not 64"):
         bk.FlashSdpaBackwardPlan.select(
-            desc, stream,
-            bk.PlanPreference(math_precision="BF16", deterministic=True, allow_sm90a=False))
+            bk.FlashSdpaDescriptor(1, 2, 64, 64, 72, element="BF16"), stream,
+            bk.PlanPreference(math_precision="BF16", deterministic=True))
 
 
 def test_scratch_and_devices(torch):

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.gpu
 LAYOUTS = ("contiguous", "zigzag", "striped")
 KERNELS = [
     ("sm90a", "bf16", 128), ("sm90a", "f16", 64), ("sm90a-deterministic", "bf16", 128),
-    ("sm90a-deterministic", "f16", 64), ("sm80", "bf16", 96), ("sm80", "f16", 64),
+    ("sm90a-deterministic", "f16", 64), ("sm90a-deterministic", "bf16", 256),
+    ("sm80", "bf16", 96), ("sm80", "f16", 64), ("sm80-deterministic", "bf16", 128),
+    ("sm80-deterministic", "f16", 192),
     ("simt", "f32", 64), ("simt", "bf16", 72),
     ("simt", "f64", 33),
 ]  # fmt: skip

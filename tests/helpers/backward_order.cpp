@@ -1,13 +1,12 @@
-// The order of an ordered backward step (attention/backward/sm90/order.h), compiled from its source, for
+// The order of an ordered backward step (attention/backward/order.h), compiled from its source, for
 // test_backward_order.py.
-#include "attention/backward/sm90/order.h"
+#include "attention/backward/order.h"
 
 using namespace baracuda;
-using namespace baracuda::sm90::backward;
 
 extern "C" int64_t order_section(int64_t heads, int64_t group, int64_t query_len, int64_t head_dim,
-                                 bool causal) {
-  return choose_ordered_section(heads, group, query_len, head_dim, causal);
+                                 bool causal, int64_t fewest) {
+  return choose_ordered_section(heads, group, query_len, head_dim, causal, fewest);
 }
 
 // The n-th key tile that is drawn: head, index, rises.

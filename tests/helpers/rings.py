@@ -25,13 +25,15 @@ def preference(family: str, dtype: str) -> PlanPreference:
     """The preference that only `family` meets on a GPU."""
     if family == "simt":
         return PlanPreference(math_precision=STRICT[dtype])
+    deterministic = True if family.endswith("-deterministic") else None
     if family in ("sm90a", "sm90a-deterministic"):
         if Architecture.here().compute_capability != 90:
             pytest.skip("capability: compute capability 9.0")
-        deterministic = True if family.endswith("-deterministic") else None
         return PlanPreference(math_precision=TENSOR_CORE[dtype], deterministic=deterministic)
-    if family == "sm80":
-        return PlanPreference(math_precision=TENSOR_CORE[dtype], allow_sm90a=False)
+    if family in ("sm80", "sm80-deterministic"):
+        return PlanPreference(
+            math_precision=TENSOR_CORE[dtype], allow_sm90a=False, deterministic=deterministic
+        )
     raise AssertionError(f"no such family: {family}")
 
 

@@ -1,4 +1,4 @@
-"""The deterministic backward of sm90a: its order of additions, as the kernel's own header has it.
+"""The deterministic backward of sm80 and sm90a: its order of additions, as the kernel's own header has it.
 
 Blocks draw key tiles and wait for each other's additions. A model of them, with any number of blocks
 at work and in any interleaving, must end, and must add in one order.
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers.ring_abi import build_helper
 
-BLOCK_M, BLOCK_N = 64, 128  # of sm90a's tiles
+BLOCK_M, BLOCK_N = 64, 128  # most tiles
 NO_SUMS, NOBODYS_TURN = 0, 1
 SOURCES = Path(__file__).parents[2] / "src" / "cuda"
 
@@ -21,7 +21,7 @@ SOURCES = Path(__file__).parents[2] / "src" / "cuda"
 @cache
 def order():
     lib = ct.CDLL(build_helper("backward_order.cpp", f"-I{SOURCES}", "-Wall"))
-    lib.order_section.argtypes = [*[ct.c_int64] * 4, ct.c_bool]
+    lib.order_section.argtypes = [*[ct.c_int64] * 4, ct.c_bool, ct.c_int64]
     lib.order_section.restype = ct.c_int64
     lib.order_draw.argtypes = [*[ct.c_int] * 5, ct.c_bool, ct.POINTER(ct.c_int)]
     lib.order_turn.argtypes = [ct.c_int, ct.c_int, ct.c_bool, ct.c_int, ct.POINTER(ct.c_uint32)]
@@ -39,6 +39,11 @@ def positions(layout, rank, ranks, length):
     return np.concatenate([rank * head + i[:head], mirrored + i[: length - head]])
 
 
+def fewest(causal, group):
+    """Heads that sm90a mixes at least."""
+    return 2 if causal and group == 1 else 4
+
+
 class Step:
     """One step: `heads` of K and V, `group` query heads each."""
 
@@ -49,7 +54,7 @@ class Step:
         self.heads, self.group = heads, group
         self.query_tiles, self.key_tiles = -(-query_len // BLOCK_M), -(-key_len // BLOCK_N)
         self.section = section or order().order_section(
-            heads, group, query_len, head_dim, self.causal)
+            heads, group, query_len, head_dim, self.causal, fewest(self.causal, group))
         first_keys = range(0, key_len, BLOCK_N)
         first_rows = np.searchsorted(rows, keys[::BLOCK_N]) if self.causal else [0] * len(first_keys)
         # The first query tile that sees a key tile, as the kernel counts it.
@@ -78,17 +83,23 @@ class Step:
             tiles = tiles[::-1]
         return [(head * self.group + g, m) for m in tiles for g in range(self.group)]
 
-    def run(self, words, resident, rng):
-        """Blocks at work, one thread of each at a time. Returns who added to each query tile, in order."""
+    def run(self, words, resident, rng, *, come_and_go=False):
+        """Blocks at work, one thread of each at a time. Returns who added to each query tile, in order.
+
+        come_and_go: a block has one key tile, as on sm80; else they stay and draw again, as on sm90a.
+        """
         added = {tile: [] for tile in words}
         counter = 0
-        waiting = resident + rng.randrange(3)  # blocks of the grid, those without a place included
+        # Blocks of the grid, those without a place included.
+        waiting = self.tiles if come_and_go else resident + rng.randrange(3)
         grid = waiting
 
         def block():
             nonlocal counter
             while True:
                 n, counter = counter, counter + 1
+                if come_and_go and n == grid - 1:
+                    counter = 0
                 if n >= self.tiles:
                     if n == self.tiles + grid - 1:
                         counter = 0
@@ -113,6 +124,8 @@ class Step:
                 for tile, left in landing:
                     words[tile] = left
                 yield True
+                if come_and_go:
+                    return
 
         at_work, idle = [], 0
         while waiting or at_work:
@@ -144,9 +157,11 @@ SHAPES = {
 HEADS = [(1, 1, None), (5, 1, None), (5, 2, 2), (4, 1, 1), (3, 3, 2)]
 
 
+@pytest.mark.parametrize("come_and_go", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("heads", "group", "section"), HEADS)
-def test_any_number_of_blocks_ends_and_adds_in_one_order(shape, heads, group, section):
+def test_any_number_of_blocks_ends_and_adds_in_one_order(
+        shape, heads, group, section, come_and_go):
     rng = random.Random(f"{shape} {heads}")
     step = Step(heads, group, *SHAPES[shape](700), section=section)
     tiles = [(h, m) for h in range(heads * group) for m in range(step.query_tiles)]
@@ -157,7 +172,7 @@ def test_any_number_of_blocks_ends_and_adds_in_one_order(shape, heads, group, se
     words = dict.fromkeys(tiles, NO_SUMS)
     for resident in (1, 2, 3, 7, step.tiles + 2):
         # Steps of one call: the words are as the last one left them.
-        assert step.run(words, resident, rng) == seen
+        assert step.run(words, resident, rng, come_and_go=come_and_go) == seen
         assert words == {t: NOBODYS_TURN if seen[t] else NO_SUMS for t in tiles}
 
 
@@ -181,14 +196,19 @@ def test_every_key_tile_is_drawn_once_and_a_head_in_order(
 
 
 def test_sections_are_neither_few_heads_nor_more_than_l2_holds():
-    def section(heads, query_len, head_dim, causal, group=1):
-        return order().order_section(heads, group, query_len, head_dim, causal)
+    def section(heads, query_len, head_dim, causal, group=1, least=None):
+        least = least or fewest(causal, group)
+        return order().order_section(heads, group, query_len, head_dim, causal, least)
 
     assert section(32, 8192, 128, True) == 2  # of 8 MB each
     assert section(47, 4096, 128, True) == 4
     assert section(47, 2048, 128, True) == 9  # 9, 9, 9, 9, 11: eight fit
     assert section(16, 2**30, 128, True) == 2
     assert section(16, 2**30, 128, False) == 4
+    # Of pairs of blocks, at head_dim 256 on sm90a, and on sm80 without a mask.
+    assert section(8, 16384, 256, True, least=1) == section(8, 8192, 256, True, least=1) == 1
+    assert section(8, 2048, 256, True, least=1) == 4
+    assert section(64, 2048, 256, False, least=8) == 8
     assert section(128, 2048, 128, False) == 8
     assert section(128, 1024, 128, False, group=4) == 4
     # Where the last section has an order of its own, there is one before it.

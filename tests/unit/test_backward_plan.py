@@ -29,7 +29,7 @@ def test_the_registry_knows_the_direction():
     assert sorted((sku.arch.name, sku.element.name) for sku in backward) == sorted([
         *((arch, element) for arch in ("SM80", "HOST")
           for element in ("F16", "BF16", "F32", "F32_STRICT", "F64")), *on_tensor_cores,
-        ("SM90A", "F16"), ("SM90A", "BF16")])  # one with a fixed order
+        *on_tensor_cores])  # one with a fixed order
     unordered = [(sku.arch.name, sku.element.name) for sku in backward
                  if not sku.precision_guarantee.deterministic]
     assert sorted(unordered) == sorted(on_tensor_cores)
@@ -41,7 +41,7 @@ def test_the_registry_knows_the_direction():
         assert guarantee.math_precision.name == (sku.element.name if fast else wide)
         assert guarantee.deterministic == guarantee.bit_stable_on_same_hardware
         assert guarantee.deterministic or fast
-    # Of sm90a each twice: the fast one first.
+    # Of sm80, as of sm90a, each twice: the fast one first.
     assert [(sku.element.name, sku.precision_guarantee.deterministic)
             for sku in backward if sku.arch is bk.ArchSku.SM90A] == [
         ("F16", False), ("BF16", False), ("F16", True), ("BF16", True)]  # fmt: skip
@@ -53,10 +53,11 @@ def test_the_registry_knows_the_direction():
 def test_candidates_on_any_machine():
     explanation = registry.explain(problem(), "sm_90", direction="backward")
     reasons = {c.family: c.reason for c in explanation.candidates}
-    assert list(reasons) == ["sm90a", "sm90a-deterministic", "sm80", "simt", "host"]
+    assert list(reasons) == [
+        "sm90a", "sm90a-deterministic", "sm80", "sm80-deterministic", "simt", "host"]
     if bk._build_info()["cuda_built"]:
         assert reasons["sm90a"] == reasons["sm90a-deterministic"] == ""
-        assert reasons["sm80"] == reasons["simt"] == ""
+        assert reasons["sm80"] == reasons["sm80-deterministic"] == reasons["simt"] == ""
         assert explanation.family == "sm90a" and explanation.selected.direction is BACKWARD
     else:
         assert explanation.family is None
@@ -73,8 +74,12 @@ def test_sums_in_any_order_are_not_deterministic():
     guarantee = explanation.selected.precision_guarantee
     assert guarantee.deterministic and guarantee.bit_stable_on_same_hardware
     assert guarantee.math_precision.name == "BF16"
-    assert registry.explain(problem(head_dim=96), "sm_90", bk.PlanPreference(deterministic=True),
-                            direction="backward").family == "simt"
+    for head_dim, family in ((256, "sm90a-deterministic"), (96, "sm80-deterministic"), (72, "simt")):
+        assert registry.explain(
+            problem(head_dim=head_dim), "sm_90", bk.PlanPreference(deterministic=True),
+            direction="backward").family == family
+    assert registry.explain(problem(), "sm_80", bk.PlanPreference(deterministic=True),
+                            direction="backward").family == "sm80-deterministic"
     assert reasons["sm90a"] == reasons["sm80"] == \
         "deterministic is True, and its sums have no fixed order"
     assert registry.explain(problem(), "sm_90", bk.PlanPreference(deterministic=True)).family \
@@ -92,10 +97,11 @@ def test_the_scratch_of_sm90a_counts_as_workspace(head_dim):
     reasons = {c.family: c.reason for c in explanation.candidates}
     assert reasons["sm90a"] == (
         f"needs {needed} workspace bytes, max_workspace_bytes is {needed - 1}")
-    if head_dim < 256:  # and a counter and a word for each tile, in sixteens
-        assert reasons["sm90a-deterministic"] == (
-            f"needs {needed + 16} workspace bytes, max_workspace_bytes is {needed - 1}")
-    # sm80 keeps two numbers a row.
+    # And a counter and a word for each tile, at head_dim 256 two, in sixteens.
+    words = 32 if head_dim == 256 else 16
+    assert reasons["sm90a-deterministic"] == (
+        f"needs {needed + words} workspace bytes, max_workspace_bytes is {needed - 1}")
+    # sm80 keeps two numbers a row; its other kernel a counter and a word for each tile, too.
     needed = 2 * 64 * 4 * (2 + head_dim)
     assert explanation.family == "sm80"
     preference = bk.PlanPreference(max_workspace_bytes=needed - 1)

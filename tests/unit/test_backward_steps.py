@@ -120,17 +120,19 @@ def test_what_each_family_takes_and_whether_its_sums_are_ordered():
     assert [lib.baracuda_attention_backward_ordered(n) for n in range(4)] == [1, 1, 0, 0]
 
 
-def test_sm90a_has_a_second_backward_whose_sums_have_an_order():
+@pytest.mark.parametrize("first", [2, 3])
+def test_sm80_and_sm90a_have_a_second_backward_whose_sums_have_an_order(first):
     lib = abi.library()
-    assert [lib.baracuda_attention_backward_second(n) for n in (0, 1, 2, 9)] == [-1] * 4
-    second = lib.baracuda_attention_backward_second(3)
+    assert [lib.baracuda_attention_backward_second(n) for n in (0, 1, 9)] == [-1] * 3
+    second = lib.baracuda_attention_backward_second(first)
+    assert second == 256 + first
     assert lib.baracuda_attention_backward_ordered(second) == 1
     assert lib.baracuda_attention_backward_elements(second) == 3
     assert lib.baracuda_attention_backward_second(second) == -1
     p = abi.BackwardParams(struct_size=ct.sizeof(abi.BackwardParams))
-    assert lib.baracuda_attention_backward_step(second + 1, ct.byref(p), None) != ring_abi.OK
-    assert f"kernel is {second + 1}: must be a baracuda_attention_kernel, 0 to 3, or a " \
-        f"baracuda_attention_backward_kernel, {second}" in str(ring_abi.last_failure())
+    assert lib.baracuda_attention_backward_step(260, ct.byref(p), None) != ring_abi.OK
+    assert "kernel is 260: must be a baracuda_attention_kernel, 0 to 3, or a " \
+        "baracuda_attention_backward_kernel, 258 or 259" in str(ring_abi.last_failure())
 
 
 @needs_cuda_build
@@ -144,7 +146,7 @@ def test_sm90a_has_a_second_backward_whose_sums_have_an_order():
         ({"dy_strides": abi.Strides(0, 0, 68)}, "dy has a sequence stride of 68 elements"),
         ({"q_strides": abi.Strides(0, 0, -64)}, "q has a sequence stride of -64 elements"),
         ({"dk_strides": abi.Strides(0, 66, 64)}, "dk has a head stride of 66 elements"),
-        ({"head_dim": 192}, "head_dim 192 is not 64 or 128"),
+        ({"head_dim": 192}, "head_dim 192 is not 64 or 128 or 256"),
         ({"scale": -1.0}, "scale -1.0 is not > 0"), ({"scale": 1e-30}, "scale is below 2**-80"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -170,8 +172,9 @@ def test_what_sm90a_needs_is_checked_before_anything_is_launched(changes, messag
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_what_sm80_needs_is_checked_before_anything_is_launched(changes, message):
-    refused_before_launch(2, changes, message)
+@pytest.mark.parametrize("kernel", [2, 258])
+def test_what_sm80_needs_is_checked_before_anything_is_launched(changes, message, kernel):
+    refused_before_launch(kernel, changes, message)
 
 
 def refused_before_launch(kernel, changes, message):

@@ -214,7 +214,8 @@ def test_skus_and_its_filters():
     backward = json.loads(ok("skus", "--direction", "backward", "--json").stdout)["skus"]
     assert {row["direction"] for row in forward} == {"FORWARD"}
     of_one_device = {row["family"] for row in backward if row["op_name"] == "flash_sdpa"}
-    assert of_one_device >= {"simt", "host", "sm80", "sm90a", "sm90a-deterministic"}
+    assert of_one_device >= {"simt", "host", "sm80", "sm80-deterministic", "sm90a",
+                             "sm90a-deterministic"}
     assert {row["family"] for row in backward if row["op_name"] == "ring_attention"} == \
         of_one_device
     assert sorted(map(str, forward + backward)) == sorted(map(str, everything))

@@ -28,6 +28,13 @@ __device__ __forceinline__ void mbarrier_arrive_at(uint32_t there) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
 }
 
+// Stores a word in another block's shared memory, and completes its four bytes on a barrier there.
+__device__ __forceinline__ void store_at(uint32_t there, int x, uint32_t barrier_there) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::
+                   "r"(there), "r"(x), "r"(barrier_there)
+               : "memory");
+}
+
 // Copies shared memory to another block's, and completes so many bytes on its barrier.
 __device__ __forceinline__ void copy_to_block(uint32_t there, uint32_t from, uint32_t bytes,
                                               uint32_t barrier_there) {

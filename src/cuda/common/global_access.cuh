@@ -56,6 +56,18 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* address) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(address) : "memory");
   return x;
 }
+// The same of the word alone; with a fence between them and what else is written or read.
+__device__ __forceinline__ void store_relaxed(uint32_t* address, uint32_t x) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(x) : "memory");
+}
+__device__ __forceinline__ uint32_t load_relaxed(const uint32_t* address) {
+  uint32_t x;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(address) : "memory");
+  return x;
+}
+__device__ __forceinline__ void fence_threads() {
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
 // What the copy engine does to global memory, and what threads do: each side before the fence comes
 // before the other side behind it.
 __device__ __forceinline__ void fence_copies() {

@@ -19,6 +19,7 @@ const BackwardFamily* find_backward(int32_t kernel) {
     case BARACUDA_ATTENTION_SIMT: return &simt_backward_family();
     case BARACUDA_ATTENTION_SM80: return &sm80_backward_family();
     case BARACUDA_ATTENTION_SM90A: return &sm90a_backward_family();
+    case BARACUDA_BACKWARD_SM80_ORDERED: return &sm80_ordered_backward_family();
     case BARACUDA_BACKWARD_SM90A_ORDERED: return &sm90a_ordered_backward_family();
 #endif
     default: return nullptr;
@@ -35,8 +36,8 @@ const GradientAdder& adder_of([[maybe_unused]] int32_t kernel) {
 int32_t no_such_kernel(const char* call, int32_t kernel) {
   return fail(BARACUDA_INVALID_ARGUMENT, call,
               "kernel is %d: must be a baracuda_attention_kernel, 0 to 3, or a "
-              "baracuda_attention_backward_kernel, %d",
-              kernel, BARACUDA_BACKWARD_SM90A_ORDERED);
+              "baracuda_attention_backward_kernel, %d or %d",
+              kernel, BARACUDA_BACKWARD_SM80_ORDERED, BARACUDA_BACKWARD_SM90A_ORDERED);
 }
 
 // Finds a family whose backward is in this build and serves the problem.
@@ -230,7 +231,11 @@ extern "C" uint32_t baracuda_attention_backward_elements(int32_t kernel) {
 }
 
 extern "C" int32_t baracuda_attention_backward_second(int32_t kernel) {
-  return kernel == BARACUDA_ATTENTION_SM90A ? BARACUDA_BACKWARD_SM90A_ORDERED : -1;
+  switch (kernel) {
+    case BARACUDA_ATTENTION_SM80: return BARACUDA_BACKWARD_SM80_ORDERED;
+    case BARACUDA_ATTENTION_SM90A: return BARACUDA_BACKWARD_SM90A_ORDERED;
+    default: return -1;
+  }
 }
 
 extern "C" int32_t baracuda_attention_backward_ordered(int32_t kernel) {

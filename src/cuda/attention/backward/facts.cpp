@@ -5,19 +5,6 @@
 namespace baracuda {
 namespace {
 
-// The kernel with a fixed order has fewer head_dims.
-const FamilyFacts& sm90a_ordered_facts() {
-  static const FamilyFacts facts = [] {
-    FamilyFacts made = *find_facts(BARACUDA_ATTENTION_SM90A);
-    made.max_head_dim = 128;
-    made.head_dims[0] = 64;
-    made.head_dims[1] = 128;
-    made.head_dims[2] = 0;
-    return made;
-  }();
-  return facts;
-}
-
 // The forward's, but that rows and their tiles, over all of which other kernels go before and after
 // a step, are counted as in sm90a.
 const FamilyFacts& sm80_facts() {
@@ -50,18 +37,16 @@ std::string refused_by_sm90a(const StepParams& p) {
 }  // namespace
 
 int32_t backward_family(int32_t kernel) {
-  return kernel == BARACUDA_BACKWARD_SM90A_ORDERED ? BARACUDA_ATTENTION_SM90A : kernel;
+  switch (kernel) {
+    case BARACUDA_BACKWARD_SM80_ORDERED: return BARACUDA_ATTENTION_SM80;
+    case BARACUDA_BACKWARD_SM90A_ORDERED: return BARACUDA_ATTENTION_SM90A;
+    default: return kernel;
+  }
 }
 
 const FamilyFacts* find_backward_facts(int32_t kernel) {
-  switch (kernel) {
-    case BARACUDA_ATTENTION_HOST:
-    case BARACUDA_ATTENTION_SIMT:
-    case BARACUDA_ATTENTION_SM90A: return find_facts(kernel);
-    case BARACUDA_ATTENTION_SM80: return &sm80_facts();
-    case BARACUDA_BACKWARD_SM90A_ORDERED: return &sm90a_ordered_facts();
-    default: return nullptr;
-  }
+  const int32_t family = backward_family(kernel);
+  return family == BARACUDA_ATTENTION_SM80 ? &sm80_facts() : find_facts(family);
 }
 
 bool is_backward_ordered(int32_t kernel) {

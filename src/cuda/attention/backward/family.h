@@ -49,6 +49,7 @@ const BackwardFamily& host_backward_family();
 #if defined(BARACUDA_WITH_CUDA)
 const BackwardFamily& simt_backward_family();
 const BackwardFamily& sm80_backward_family();
+const BackwardFamily& sm80_ordered_backward_family();
 const BackwardFamily& sm90a_backward_family();
 const BackwardFamily& sm90a_ordered_backward_family();
 #endif

@@ -22,6 +22,7 @@ struct PrepareArgs {
   void* statistics;
   float* dq;
   uint32_t* turns;  // or null, see turn_words.h
+  int turn_words;   // of a tile
   float* norms;  // zeros; of float16 alone
   baracuda_strides y_strides, dy_strides, lse_strides, dlse_strides;
   int heads, query_len, query_tiles;
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareA
     dy[i] = __ldg(address(args.dy, args.dy_strides));
   }
   if (args.turns != nullptr) {
-    if (threadIdx.x == 0) begin_turns(args.turns, tile);
+    if (threadIdx.x == 0) begin_turns(args.turns, tile, gridDim.x, args.turn_words);
   } else {
     float4* const dq = reinterpret_cast<float4*>(args.dq + tile * (BlockM * HeadDim));
 #pragma unroll

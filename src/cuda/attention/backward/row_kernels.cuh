@@ -13,8 +13,8 @@ namespace baracuda {
 
 // The scratch: what Statistics keeps of every row, then its sums of dQ, and what the shift is made of.
 // Rows are those of whole query tiles. Where query tiles have words (see turn_words.h) there follows a
-// counter of key tiles, then they.
-template <typename Element_, int HeadDim, typename Statistics, bool Words = false>
+// counter of key tiles, then the first words of all tiles, then their second ones.
+template <typename Element_, int HeadDim, typename Statistics, int Words = 0>
 struct RowKernels {
   using Element = Element_;
   static constexpr int tile_rows = 64;
@@ -31,7 +31,7 @@ struct RowKernels {
           tiles(p.batch * p.heads * query_tiles) {}
     int64_t bytes() const {
       return tiles * (statistics_bytes + 4 * dq_floats) + (shifts ? norms_bytes : 0) +
-             (Words ? (4 * (tiles + 1) + 15) / 16 * 16 : 0);
+             (Words > 0 ? (4 * (Words * tiles + 1) + 15) / 16 * 16 : 0);
     }
     char* statistics(const StepParams& p) const { return static_cast<char*>(p.state); }
     float* dq(const StepParams& p) const {
@@ -39,7 +39,7 @@ struct RowKernels {
     }
     float* norms(const StepParams& p) const { return dq(p) + tiles * dq_floats; }
     uint32_t* turns(const StepParams& p) const {
-      if (!Words || tiles == 0) return nullptr;
+      if (Words == 0 || tiles == 0) return nullptr;
       char* const end = reinterpret_cast<char*>(norms(p)) + (shifts ? norms_bytes : 0);
       return reinterpret_cast<uint32_t*>(end) + 1;
     }
@@ -76,6 +76,7 @@ struct RowKernels {
     args.statistics = scratch.statistics(p);
     args.dq = scratch.dq(p);
     args.turns = scratch.turns(p);
+    args.turn_words = Words;
     args.norms = scratch.norms(p);
     args.y_strides = p.y_strides;
     args.dy_strides = params.dy_strides;

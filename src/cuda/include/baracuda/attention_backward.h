@@ -51,11 +51,12 @@ typedef struct baracuda_attention_backward_params {
   int32_t reserved;             // must be zero
 } baracuda_attention_backward_params;
 
-// A family whose backward adds in any order may have a second one, slower, whose every sum has a fixed
+// A family whose backward adds in any order may have a second one, mostly slower, whose every sum has a fixed
 // order. It has a number of its own, which every entry below takes like that of a family. Its blocks wait
 // for each other in an order that comes from the positions: with device_maps that do not rise, which
 // nobody can refuse, they may wait for ever.
 enum baracuda_attention_backward_kernel {
+  BARACUDA_BACKWARD_SM80_ORDERED = 256 + BARACUDA_ATTENTION_SM80,
   BARACUDA_BACKWARD_SM90A_ORDERED = 256 + BARACUDA_ATTENTION_SM90A,
 };
 

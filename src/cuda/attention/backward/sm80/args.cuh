@@ -46,6 +46,11 @@ struct Args {
   float scale, scale_log2;
   bool causal;
   bool gradients_f32;  // of dk and dv: f32, else the operands' type
+  // Of an ordered step, see backward/order.h.
+  uint32_t* turns;  // null: it has no rows
+  Divisor mixed;    // heads whose key tiles are mixed
+  Divisor mixed_tiles;  // and their key tiles
+  bool shortest_first;
 };
 
 struct KeyTile {

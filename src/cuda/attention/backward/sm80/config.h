@@ -12,9 +12,9 @@ namespace baracuda::sm80::backward {
 
 // Warps own WarpKeys keys each and go over tiles of BlockM queries. Paired: of two groups of warps
 // the one makes S and dV, the other dP and dK. Else a warp makes all four, for ScoreM queries at a
-// time.
+// time. Ordered: sums of dQ have a fixed order, see backward/order.h.
 template <typename Element_, int HeadDim, int Warps, int WarpKeys, int BlockM, int BlocksPerSm,
-          bool Paired, int ScoreM = BlockM, int Stages = 2>
+          bool Paired, int ScoreM = BlockM, int Stages = 2, bool Ordered = false>
 struct Config {
   using Element = Element_;
   using Layout = RowLayout<HeadDim>;   // of tiles of Q, K, V and dO
@@ -32,6 +32,9 @@ struct Config {
   static constexpr int block_m = BlockM;
   static constexpr int stages = Stages;  // of Q and dO
   static constexpr int ds_stages = 2;
+  static constexpr bool ordered = Ordered;
+  static constexpr int turn_words = Ordered;  // of 64 rows
+  static constexpr int tile_parts = 64 / BlockM;  // of those
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh
   static_assert(WarpKeys % 16 == 0 && BlockM % ScoreM == 0 && 64 % BlockM == 0);
 
@@ -40,7 +43,7 @@ struct Config {
   static constexpr int dq_row_warps =
       warps / dq_column_warps < BlockM / 16 ? warps / dq_column_warps : BlockM / 16;
   static constexpr int dq_row_blocks = BlockM / 16 / dq_row_warps;
-  static constexpr int dq_unroll = Paired ? 2 : 4;  // more spills
+  static constexpr int dq_unroll = Ordered && HeadDim == 192 ? 1 : Paired ? 2 : 4;  // more spills
   static constexpr int dq_column_pairs = HeadDim / 16 / dq_column_warps;
 
   static constexpr int kv_bytes = block_n * Layout::bytes;
@@ -57,7 +60,8 @@ struct Config {
   static constexpr int statistics_offset = p_offset + (Paired ? 4 * block_n * BlockM : 0);
   static constexpr int rows_offset = statistics_offset + stages * statistics_bytes;
   static constexpr int shift_offset = rows_offset + 4 * block_n;
-  static constexpr int shared_bytes = shift_offset + 4;
+  static constexpr int turns_offset = (shift_offset + 4 + 15) / 16 * 16;
+  static constexpr int shared_bytes = Ordered ? turns_offset + 64 : shift_offset + 4;
   static_assert(shared_bytes <= 227 * 1024, "more shared memory than a block can have");
 };
 

@@ -2,17 +2,18 @@
 // cp.async brings in.
 //
 // A block goes over all query tiles that see its keys, of all heads of the group. In pairs (see
-// config.h) two groups of four warps share the work, and a warp of each has the same keys: one makes
-// S, P and dV, the other dP, dS and dK. S and dP are made transposed, a row for each key, so that P
-// and dS go from the accumulators to the A operands of dV and dK without leaving registers; only P
-// goes from warp to warp, in float32. dS goes to shared memory, and in the next round all warps make
-// dQ of it: the one group while the other has its exponentials.
+// config.h) two groups of four warps share the work, and a warp of each has the same keys: one
+// makes S, P and dV, the other dP, dS and dK. S and dP are made transposed, a row for each key, so
+// that P and dS go from the accumulators to the A operands of dV and dK without leaving registers;
+// only P goes from warp to warp, in float32. dS goes to shared memory, and in the next round all
+// warps make dQ of it: the one group while the other has its exponentials.
 #pragma once
 
 #include "attention/backward/gradient_rows.cuh"
 #include "attention/backward/shift.cuh"
 #include "attention/backward/sm80/args.cuh"
 #include "attention/backward/sm80/config.h"
+#include "attention/backward/sm80/turns.cuh"
 #include "common/cp_async.cuh"
 #include "common/dependent_launch.cuh"
 #include "common/dtype.cuh"
@@ -42,7 +43,8 @@ class Block {
   __device__ __forceinline__ Block(const Args& args, char* shared)
       : args_(args),
         shared_(shared_address(shared)),
-        tile_(key_tile_of(args, C::block_n)),
+        turns_(args, shared_),
+        tile_(take_key_tile()),
         warp_(uniform(threadIdx.x / 32)),
         first_key_(warp_ % C::group_warps * C::warp_keys) {}
 
@@ -59,7 +61,11 @@ class Block {
 #pragma unroll
           for (int c = 0; c < 4; ++c) d[g][i][j][c] = 0.0f;
     if (first_row < args_.query_len) {
-      go_over_queries(d, first_row / C::block_m);
+      if constexpr (C::ordered) {
+        go_over_queries_in_turn(d, first_row / 64);
+      } else {
+        go_over_queries(d, first_row / C::block_m);
+      }
     } else {
       cp_async_wait<0>();
     }
@@ -73,6 +79,46 @@ class Block {
   }
 
  private:
+  // By the block's place in the grid, or drawn.
+  __device__ __forceinline__ KeyTile take_key_tile() const {
+    if constexpr (C::ordered) turns_.draw();
+    return key_tile();
+  }
+  __device__ __forceinline__ KeyTile key_tile() const {
+    if constexpr (C::ordered) {
+      return {turns_.batch(), turns_.kv_head(), turns_.key0()};
+    } else {
+      return key_tile_of(args_, C::block_n);
+    }
+  }
+  // Ordered, these are made anew: there are no registers to keep them in.
+  static __device__ __forceinline__ int thread() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+  }
+  static __device__ __forceinline__ int lane() {
+    if constexpr (C::ordered) return thread() % 32;
+    return threadIdx.x % 32;
+  }
+  template <typename Copy>
+  static __device__ __forceinline__ int chunk() {
+    if constexpr (C::ordered) return thread() % Layout::span;
+    return Copy::chunk();
+  }
+  __device__ __forceinline__ int warp() const {
+    if constexpr (C::ordered) return thread() / 32;
+    return warp_;
+  }
+  __device__ __forceinline__ int first_key() const {
+    if constexpr (C::ordered) return warp() % C::group_warps * C::warp_keys;
+    return first_key_;
+  }
+  __device__ __forceinline__ int batch() const {
+    if constexpr (C::ordered) return turns_.batch();
+    return tile_.batch;
+  }
+
   __device__ __forceinline__ bool makes_dv() const { return warp_ < C::group_warps; }
   __device__ __forceinline__ uint32_t rows_address() const { return shared_ + C::rows_offset; }
 
@@ -93,8 +139,8 @@ class Block {
                                        const baracuda_strides& strides, int head, int row,
                                        int valid) const {
     const char* source = static_cast<const char*>(from) +
-                         (tile_.batch * strides.batch + head * strides.head +
-                          int64_t{row + Copy::last_row()} * strides.seq + Copy::chunk() * 8) * 2;
+                         (batch() * strides.batch + head * strides.head +
+                          int64_t{row + Copy::last_row()} * strides.seq + chunk<Copy>() * 8) * 2;
     Copy::copy(to, source, strides.seq * 2 * Copy::rows_per_pass, valid);
   }
   // Q, dO, lse and delta of a query tile.
@@ -108,7 +154,7 @@ class Block {
     if (threadIdx.x < 2 * pieces) {
       const bool second = threadIdx.x >= pieces;
       const float* const from = second ? args_.delta : args_.lse;
-      const int64_t index = int64_t{tile_.batch * args_.heads + head} * args_.row_tiles * 64 + row;
+      const int64_t index = int64_t{batch() * args_.heads + head} * args_.row_tiles * 64 + row;
       cp_async_or_zero<16>(
           shared_ + C::statistics_offset + stage * C::statistics_bytes + threadIdx.x * 16,
           from + index + threadIdx.x % pieces * 4, true);
@@ -135,7 +181,7 @@ class Block {
       if (C::stages > 1 && more) load_queries(stage ^ 1, next_head, next_m);
       // One group has its exponentials while the other does this.
       if (!(C::paired && makes_dv()) && before_m >= 0) make_dq(before_head, before_m, stage ^ 1);
-      fold(d, m, stage);
+      fold(d, m, stage, head);
       if (C::stages == 1 && more) {
         __syncthreads();
         load_queries(0, next_head, next_m);
@@ -152,8 +198,60 @@ class Block {
     }
   }
 
+  // The same in an ordered step, from tile to tile of 64 rows: in each all heads of the group, for
+  // then blocks with fewer query tiles stay where they began behind others.
+  __device__ __forceinline__ void go_over_queries_in_turn(Sums (&d)[gradients], int begin) {
+    Rows at{turns_.kv_head() * args_.group,
+            (turns_.descends() ? args_.row_tiles - 1 : begin) * C::tile_parts};
+    int left = (args_.row_tiles - begin) * args_.group * C::tile_parts;
+    load_queries(0, at.head, at.m);
+#pragma unroll 1
+    for (int stage = 0; left > 0; stage ^= 1) {
+      --left;
+      cp_async_wait<0>();
+      turns_.await(stage ^ 1);
+      __syncthreads();
+      if (C::stages > 1 && left > 0) {
+        const Rows next = rows_after(at);
+        load_queries(stage ^ 1, next.head, next.m);
+      }
+      if (!(C::paired && makes_dv()) && turns_.rows(stage ^ 1) >= 0) make_dq(0, 0, stage ^ 1);
+      fold(d, at.m, stage, at.head);
+      at = rows_after(at);  // anew: there are no registers to keep it in
+      if (C::stages == 1 && left > 0) {
+        __syncthreads();
+        load_queries(0, at.head, at.m);
+      }
+      if (C::paired && makes_dv() && turns_.rows(stage ^ 1) >= 0) make_dq(0, 0, stage ^ 1);
+      if (left == 0) {
+        turns_.await(stage);
+        __syncthreads();
+        turns_.pass(stage ^ 1);
+        make_dq(0, 0, stage);
+        __syncthreads();
+        turns_.pass(stage);
+      }
+    }
+  }
+  struct Rows {
+    int head, m;
+  };
+  __device__ __forceinline__ Rows rows_after(Rows at) const {
+    if (++at.m % C::tile_parts != 0) return at;
+    at.m -= C::tile_parts;
+    if (++at.head == (turns_.kv_head() + 1) * args_.group) {
+      at.head -= args_.group;
+      at.m += turns_.descends() ? -C::tile_parts : C::tile_parts;
+    }
+    return at;
+  }
+  // Somewhere amid the products of a query tile.
+  __device__ __forceinline__ void take_and_pass_turns(int stage, int head, int m) const {
+    if constexpr (C::ordered) turns_.take_and_pass(stage, head, m);
+  }
+
   // Takes in a query tile, m of its head.
-  __device__ __forceinline__ void fold(Sums (&d)[gradients], int m, int stage) {
+  __device__ __forceinline__ void fold(Sums (&d)[gradients], int m, int stage, int head) {
     const int q_stage = C::stages > 1 ? stage : 0;
     const uint32_t q_tile = shared_ + C::q_offset + q_stage * C::q_bytes;
     const uint32_t dy_tile = shared_ + C::dy_offset + q_stage * C::q_bytes;
@@ -175,8 +273,10 @@ class Block {
       Fragments a;
       pack(s, a);
       if (!makes_dv()) store_ds(a, stage, 0);
+      take_and_pass_turns(stage, head, m);
       update(d[0], a, makes_dv() ? dy_tile : q_tile);
     } else {
+      take_and_pass_turns(stage, head, m);
 #pragma unroll
       for (int part = 0; part < C::block_m / C::score_m; ++part) {
         const int row = part * C::score_m;
@@ -208,7 +308,7 @@ class Block {
       for (int j = 0; j < query_blocks; ++j)
 #pragma unroll
         for (int c = 0; c < 4; ++c) s[i][j][c] = 0.0f;
-    const uint32_t a_address = key_tile + Layout::offset(first_key_ + lane % 16, lane / 16);
+    const uint32_t a_address = key_tile + Layout::offset(first_key() + lane % 16, lane / 16);
     const uint32_t b_address =
         query_tile + Layout::offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
@@ -305,7 +405,7 @@ class Block {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < 2 * C::key_blocks; ++r) {
-      const int first_row = shared_load(rows_address() + 4 * (first_key_ + 8 * r + lane / 4));
+      const int first_row = shared_load(rows_address() + 4 * (first_key() + 8 * r + lane / 4));
       const int unseen = first_row - row0 - 2 * (lane % 4);
 #pragma unroll
       for (int j = 0; j < query_blocks; ++j)
@@ -330,7 +430,7 @@ class Block {
   __device__ __forceinline__ void store_ds(const Fragments& a, int stage, int first_chunk) const {
     const int lane = threadIdx.x % 32;
     const uint32_t tile = shared_ + C::ds_offset + stage * C::ds_bytes;
-    const uint32_t to = tile + DsLayout::offset(first_key_ + lane / 4, 0) + lane % 4 * 4;
+    const uint32_t to = tile + DsLayout::offset(first_key() + lane / 4, 0) + lane % 4 * 4;
 #pragma unroll
     for (int k = 0; k < C::score_m / 16; ++k)
 #pragma unroll
@@ -363,10 +463,11 @@ class Block {
       }
   }
 
-  // This warp's part of dQ of a query tile whose dS is complete.
+  // This warp's part of dQ of a query tile whose dS is complete; ordered, of the one that the stage
+  // has the turn of.
   __device__ __forceinline__ void make_dq(int head, int m, int stage) const {
-    const int lane = threadIdx.x % 32;
-    const int column = warp_ % C::dq_column_warps, row = warp_ / C::dq_column_warps;
+    const int lane = this->lane();
+    const int column = warp() % C::dq_column_warps, row = warp() / C::dq_column_warps;
     if (C::dq_row_warps * C::dq_column_warps < C::warps && row >= C::dq_row_warps) return;
     float dq[C::dq_row_blocks][2 * C::dq_column_pairs][4];
 #pragma unroll
@@ -402,15 +503,22 @@ class Block {
         }
       }
     }
-    add_dq(dq, head, m * (C::block_m / 16) + row * C::dq_row_blocks, column);
+    add_dq(dq, head, m * (C::block_m / 16) + row * C::dq_row_blocks, column, stage);
   }
-  // row_block: of 16 rows, of the head.
+  // row_block: of 16 rows, of the head; ordered, of the tile of which the stage has the turn.
   __device__ __forceinline__ void add_dq(
       const float (&dq)[C::dq_row_blocks][2 * C::dq_column_pairs][4], int head, int row_block,
-      int column) const {
-    const int lane = threadIdx.x % 32;
-    const int64_t tile =
-        int64_t{tile_.batch * args_.heads + head} * args_.row_tiles + row_block / 4;
+      int column, int stage) const {
+    int lane = threadIdx.x % 32;
+    int64_t tile = int64_t{tile_.batch * args_.heads + head} * args_.row_tiles + row_block / 4;
+    bool is_first = false;  // there is nothing yet to add to
+    if constexpr (C::ordered) {
+      asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+      const int rows = turns_.rows(stage);
+      tile = rows / C::tile_parts;
+      row_block += rows % C::tile_parts * (C::block_m / 16);
+      is_first = turns_.is_first(stage);
+    }
     float4* const to = reinterpret_cast<float4*>(args_.dq + tile * (64 * C::head_dim)) +
                        row_block % 4 * 32 + lane;
     const float factor = unshift();
@@ -420,8 +528,13 @@ class Block {
       for (int j = 0; j < 2 * C::dq_column_pairs; ++j) {
         const float(&x)[4] = dq[i][j];
         const int column_block = 2 * (column + j / 2 * C::dq_column_warps) + j % 2;
-        add_in_memory(to + column_block * 128 + i * 32,
-                      make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor));
+        if (C::ordered && is_first) {
+          to[column_block * 128 + i * 32] =
+              make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor);
+        } else {  // not of a named sum: ptxas would spill
+          add_in_memory(to + column_block * 128 + i * 32,
+                        make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor));
+        }
       }
   }
 
@@ -436,11 +549,11 @@ class Block {
 
   __device__ __forceinline__ void store(Sums& d, void* to, const baracuda_strides& strides,
                                         float factor) const {
-    const KeyTile tile = key_tile_of(args_, C::block_n);
+    const KeyTile tile = key_tile();
 #pragma unroll
     for (int i = 0; i < C::key_blocks; ++i) {
       const GradientRows<Element, C::head_dim> rows(tile.batch, tile.kv_head,
-                                                    tile.key0 + first_key_ + 16 * i,
+                                                    tile.key0 + first_key() + 16 * i,
                                                     args_.key_len, args_.gradients_f32);
       rows.store(to, strides, reinterpret_cast<float(&)[C::head_dim / 2]>(d[i]),
                  factor * unshift());
@@ -449,6 +562,7 @@ class Block {
 
   const Args& args_;
   const uint32_t shared_;
+  const Turns<C> turns_;
   const KeyTile tile_;
   const int warp_;
   const int first_key_;                // of the warp, in the tile

@@ -10,7 +10,7 @@
 namespace baracuda::sm80::backward {
 
 template <typename C>
-using Rows = RowKernels<typename C::Element, C::head_dim, RowStatistics>;
+using Rows = RowKernels<typename C::Element, C::head_dim, RowStatistics, C::turn_words>;
 
 // waits: its code on this device waits for the kernels before, as that of the row kernels does.
 template <typename C>
@@ -84,6 +84,16 @@ int32_t launch_gradients(const BackwardParams& params, bool waits, cudaStream_t 
   args.scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
   args.causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
   args.gradients_f32 = params.kv_gradient_element == BARACUDA_F32;
+  if constexpr (C::ordered) {
+    const bool rising = draws_shortest_first(args.causal, args.group);
+    const int64_t fewest = rising ? 2 : args.causal || args.group > 1 ? 4 : 8 * C::blocks_per_sm;
+    const int64_t mixed = choose_ordered_section(p.batch * p.kv_heads, args.group, p.query_len,
+                                                 p.head_dim, args.causal, fewest);
+    args.turns = scratch.turns(p);
+    args.mixed = make_divisor(mixed);
+    args.mixed_tiles = make_divisor(mixed * key_tiles);
+    args.shortest_first = rising;
+  }
   return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(blocks)), C::threads,
                      C::shared_bytes, stream, waits, args);
 }

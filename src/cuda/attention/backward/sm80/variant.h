@@ -18,5 +18,10 @@ Variants variants_d96(bool is_bf16);
 Variants variants_d128(bool is_bf16);
 Variants variants_d192(bool is_bf16);
 Variants variants_d256(bool is_bf16);
+Variants variants_d64_ordered(bool is_bf16);
+Variants variants_d96_ordered(bool is_bf16);
+Variants variants_d128_ordered(bool is_bf16);
+Variants variants_d192_ordered(bool is_bf16);
+Variants variants_d256_ordered(bool is_bf16);
 
 }  // namespace baracuda::sm80::backward

@@ -40,6 +40,7 @@ struct Config {
   static constexpr bool pair = Pair;
   static constexpr bool sends_ds = Pair;  // by a warp of its own
   static constexpr bool ordered = Ordered;
+  static constexpr int turn_words = Ordered;  // of a query tile
   // Query tiles that a block still has to copy in when it takes its next key tile.
   static constexpr int lead = 4;
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh

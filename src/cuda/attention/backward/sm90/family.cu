@@ -9,9 +9,11 @@ using namespace sm90::backward;
 
 template <bool Ordered>
 BackwardFamily select(const StepParams& p) {
-  if (Ordered) return p.head_dim == 64 ? variant_d64_ordered(p) : variant_d128_ordered(p);
-  if (p.head_dim == 64) return variant_d64(p);
-  return p.head_dim == 128 ? variant_d128(p) : variant_d256(p);
+  switch (p.head_dim) {
+    case 64: return Ordered ? variant_d64_ordered(p) : variant_d64(p);
+    case 128: return Ordered ? variant_d128_ordered(p) : variant_d128(p);
+    default: return Ordered ? variant_d256_ordered(p) : variant_d256(p);
+  }
 }
 
 template <bool Ordered>

@@ -11,8 +11,8 @@
 namespace baracuda::sm90::backward {
 
 template <typename C>
-using Rows =
-    RowKernels<typename C::Element, C::head_dim, SplitStatistics, C::ordered || stores_first<C>>;
+using Rows = RowKernels<typename C::Element, C::head_dim, SplitStatistics,
+                        C::ordered ? C::turn_words : stores_first<C>>;
 
 // The one kernel that cannot be launched before it is set up: it has more shared memory than others.
 template <typename C>
@@ -120,9 +120,12 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   const int64_t grid = resident_blocks<C>(p, processors);
   args.kv_heads = make_divisor(p.kv_heads);
   const bool causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
+  // Of pairs half as many are at work.
+  const bool rising = draws_shortest_first(causal, p.heads / p.kv_heads);
+  const int64_t fewest = rising ? (C::pair ? 1 : 2) : 4;
   const int64_t section =
       C::ordered ? choose_ordered_section(p.batch * p.kv_heads, p.heads / p.kv_heads, p.query_len,
-                                          p.head_dim, causal)
+                                          p.head_dim, causal, fewest)
                  : choose_section(p, key_tiles, grid);
   args.section = make_divisor(section);
   args.section_tiles = make_divisor(section * key_tiles);
@@ -137,7 +140,7 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   args.scale = static_cast<float>(p.scale);
   args.scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
   args.causal = causal;
-  args.shortest_first = draws_shortest_first(causal, args.group);
+  args.shortest_first = rising;
   args.gradients_f32 = params.kv_gradient_element == BARACUDA_F32;
   return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(grid * cluster)), C::threads,
                      C::shared_bytes, stream, true, args, cluster);

@@ -17,7 +17,7 @@ template <typename C>
 __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t shared,
                                                    const Barriers<C>& barriers) {
   const int lane = threadIdx.x % 32;
-  std::conditional_t<C::ordered, DrawnTiles, KeyTileWalk<C::pair ? 2 : 1>> walk;
+  KeyTileWalk<C::pair ? 2 : 1> walk;
   KeyTile tile;
   bool more = true;
 #pragma unroll 1
@@ -26,8 +26,10 @@ __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t sh
     const Slot<C> slot(shared, item);
     if constexpr (C::ordered) {
       if (item > 0) mbarrier_wait(barriers.tile_due(), parity_of<1>(item - 1));
+      more = DrawnTiles<C>(shared, barriers).next(args, item, tile);
+    } else {
+      more = walk.next(args, tile);
     }
-    more = walk.next(args, tile);
     mbarrier_wait(barriers.slot_empty(stage), parity_of<C::stages>(item) ^ 1);
     if (more) {
       mbarrier_wait(barriers.rows_taken(), parity_of<1>(item) ^ 1);
@@ -46,7 +48,9 @@ __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t sh
         const int begin = tile.descends ? args.query_tiles - 1 : first;
         slot.set_queries(count, begin, tile.descends ? -1 : 1, rows.get(C::block_n - 1));
         if constexpr (C::ordered)
-          slot.set_next_begin(first_row_of(args, int64_t{index + 1} * C::block_n) / C::block_m);
+          slot.set_next_begin(
+              first_row_of(args, int64_t{tile.index + 1} * (C::pair ? 2 : 1) * C::block_n) /
+              C::block_m);
       }
     } else if (lane == 0) {
       slot.set_end();

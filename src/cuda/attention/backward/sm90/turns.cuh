@@ -1,8 +1,10 @@
-// Taking turns at the sums of dQ, see order.h: the words and the counter in memory.
+// Taking turns at the sums of dQ, see backward/order.h: the words and the counter in memory.
 #pragma once
 
-#include "attention/backward/sm90/order.h"
+#include "attention/backward/order.h"
+#include "attention/backward/sm90/barriers.cuh"
 #include "attention/backward/sm90/schedule.cuh"
+#include "common/cluster.cuh"
 #include "common/global_access.cuh"
 
 namespace baracuda::sm90::backward {
@@ -21,11 +23,21 @@ __device__ __forceinline__ void pass_turn(uint32_t* word, const KeyTileTurn& tur
   store_release(word, turn.left_at(m));
 }
 
-// Key tiles as blocks draw them.
+// Key tiles as blocks draw them; of a pair the first block does, and tells the other.
+template <typename C>
 class DrawnTiles {
  public:
-  __device__ __forceinline__ bool next(const Args& args, KeyTile& tile) {
-    const int n = draw(args);
+  __device__ __forceinline__ DrawnTiles(uint32_t shared, const Barriers<C>& barriers)
+      : shared_(shared), barriers_(barriers) {}
+
+  // The item-th of this block.
+  __device__ __forceinline__ bool next(const Args& args, uint32_t item, KeyTile& tile) const {
+    int n;
+    if constexpr (C::pair) {
+      n = draw_for_pair(args, item);
+    } else {
+      n = draw(args, item);
+    }
     if (n >= args.batch_kv_heads * args.key_tiles) return false;
     const DrawnTile drawn = drawn_tile(n, args.section, args.section_tiles, args.batch_kv_heads,
                                        args.key_tiles, args.shortest_first);
@@ -38,22 +50,40 @@ class DrawnTiles {
 
  private:
   // Every block draws in vain once: the last to do so puts the counter back.
-  __device__ __forceinline__ int draw(const Args& args) {
-    if (args.turns == nullptr) {
-      const int n = mine_;
-      mine_ += static_cast<int>(gridDim.x);
-      return n;
-    }
+  __device__ __forceinline__ int draw(const Args& args, uint32_t item) const {
+    // Without rows there is no order, and no counter.
+    if (args.turns == nullptr)
+      return static_cast<int>((blockIdx.x + item * gridDim.x) / cluster);
     uint32_t n = 0;
     if (threadIdx.x % 32 == 0) {
       uint32_t* const counter = args.turns - 1;
       n = atomicAdd(counter, 1u);
-      if (n == args.batch_kv_heads * args.key_tiles + gridDim.x - 1) *counter = 0;
+      if (n == args.batch_kv_heads * args.key_tiles + gridDim.x / cluster - 1) *counter = 0;
     }
     return static_cast<int>(__shfl_sync(0xffffffffu, n, 0));
   }
 
-  int mine_ = static_cast<int>(blockIdx.x);  // without rows there is no order, and no counter
+  __device__ __forceinline__ int draw_for_pair(const Args& args, uint32_t item) const {
+    const uint32_t word = shared_ + C::drawn_offset, parity = item & 1;
+    const bool leads = threadIdx.x % 32 == 0;
+    if (cluster_rank() == 0) {
+      const int n = draw(args, item);
+      mbarrier_wait(barriers_.drawn_taken(), parity ^ 1);
+      if (leads) store_at(address_at(1, word), n, address_at(1, barriers_.drawn()));
+      __syncwarp();
+      return n;
+    }
+    if (leads) mbarrier_arrive_expect(barriers_.drawn(), 4);
+    mbarrier_wait(barriers_.drawn(), parity);
+    const int n = shared_load(word);
+    __syncwarp();
+    if (leads) mbarrier_arrive_at(address_at(0, barriers_.drawn_taken()));
+    return n;
+  }
+
+  static constexpr int cluster = C::pair ? 2 : 1;
+  const uint32_t shared_;
+  const Barriers<C>& barriers_;
 };
 
 }  // namespace baracuda::sm90::backward

@@ -11,5 +11,6 @@ BackwardFamily variant_d128(const StepParams& problem);
 BackwardFamily variant_d256(const StepParams& problem);
 BackwardFamily variant_d64_ordered(const StepParams& problem);
 BackwardFamily variant_d128_ordered(const StepParams& problem);
+BackwardFamily variant_d256_ordered(const StepParams& problem);
 
 }  // namespace baracuda::sm90::backward

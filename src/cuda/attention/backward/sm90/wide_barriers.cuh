@@ -7,9 +7,9 @@
 
 namespace baracuda::sm90::backward {
 
-template <typename E, bool M>
-struct Barriers<WideConfig<E, M>> {
-  using C = WideConfig<E, M>;
+template <typename E, bool M, bool O>
+struct Barriers<WideConfig<E, M, O>> {
+  using C = WideConfig<E, M, O>;
   uint32_t base;
   __device__ __forceinline__ uint32_t q_full(int stage) const { return at(stage); }
   __device__ __forceinline__ uint32_t q_empty(int stage) const { return at(2 + stage); }
@@ -26,6 +26,17 @@ struct Barriers<WideConfig<E, M>> {
   __device__ __forceinline__ uint32_t v_empty() const { return at(15); }
   // The consumers have read which rows see their keys of the last key tile.
   __device__ __forceinline__ uint32_t rows_taken() const { return at(16); }
+  // Of an ordered step: the block takes its next key tile; the first block has told the other
+  // which, and may tell it the next one.
+  __device__ __forceinline__ uint32_t tile_due() const { return at(17); }
+  __device__ __forceinline__ uint32_t drawn() const { return at(18); }
+  __device__ __forceinline__ uint32_t drawn_taken() const { return at(19); }
+  // A piece of dQ lies there for one or the other of the two warps that add; the buffer has been
+  // read.
+  __device__ __forceinline__ uint32_t dq_ready(int adder, int buffer) const {
+    return at(20 + 2 * adder + buffer);
+  }
+  __device__ __forceinline__ uint32_t dq_read(int buffer) const { return at(24 + buffer); }
 
   // Named ones. Two that the warpgroup of dQ waits at, and P between the two others: all their
   // threads arrive, or racecheck would not see that it is in order.
@@ -38,7 +49,7 @@ struct Barriers<WideConfig<E, M>> {
       mbarrier_init(q_full(i), 1);
       mbarrier_init(q_empty(i), readers * blocks);
       mbarrier_init(slot_full(i), 32);
-      mbarrier_init(slot_empty(i), 4 * C::consumers + 1);
+      mbarrier_init(slot_empty(i), 4 * C::consumers + 1 + 2 * C::ordered);
     }
     mbarrier_init(ds_full(), 4);
     mbarrier_init(ds_empty(), 4 * 2);  // of both blocks
@@ -49,6 +60,13 @@ struct Barriers<WideConfig<E, M>> {
     mbarrier_init(v_full(), 1);
     mbarrier_init(v_empty(), 4);
     mbarrier_init(rows_taken(), readers);
+    if constexpr (C::ordered) {
+      for (uint32_t barrier : {tile_due(), drawn(), drawn_taken()}) mbarrier_init(barrier, 1);
+      for (int i = 0; i < 2; ++i) {
+        for (int adder = 0; adder < 2; ++adder) mbarrier_init(dq_ready(adder, i), 4);
+        mbarrier_init(dq_read(i), 1);
+      }
+    }
     mbarrier_init_fence();
   }
 

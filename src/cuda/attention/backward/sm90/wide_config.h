@@ -10,10 +10,11 @@ namespace baracuda::sm90::backward {
 
 // Two blocks of a cluster go over the same query tiles, each with 64 keys of its own; each makes dQ
 // of one half of the columns, over the keys of both, and holds that half of the other's K. In a
-// block one warpgroup makes S, P and dV, one dP, dS and dK, and one dQ: 64 keys by 256 columns of one
-// gradient are all that a warpgroup's registers hold. The first hands P to the second, in f32.
-// Multicast: each block copies one half of Q and dO to both.
-template <typename Element_, bool Multicast>
+// block one warpgroup makes S, P and dV, one dP, dS and dK, and one dQ: 64 keys by 256 columns of
+// one gradient are all that a warpgroup's registers hold. The first hands P to the second, in f32.
+// Multicast: each block copies one half of Q and dO to both. Ordered: sums of dQ have a fixed
+// order, see backward/order.h; each half of a query tile's columns has a turn of its own.
+template <typename Element_, bool Multicast, bool Ordered = false>
 struct WideConfig {
   using Element = Element_;
   static constexpr int head_dim = 256;
@@ -31,7 +32,10 @@ struct WideConfig {
   static constexpr int stages = 2;  // of Q and of what is known of a key tile; dO has one
   static constexpr int dq_stages = 0;  // see dq_pieces
   static constexpr bool pair = true;
-  static constexpr bool ordered = false;
+  static constexpr bool ordered = Ordered;
+  static constexpr int turn_words = Ordered ? 2 : 0;  // of a query tile
+  // Query tiles that a block still has to copy in when it takes its next key tile.
+  static constexpr int lead = 4;
   static constexpr bool sends_ds = false;  // by a warp of its own
   static constexpr bool multicast = Multicast;
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh
@@ -48,6 +52,7 @@ struct WideConfig {
   static constexpr int dq_floats = block_m * head_dim;   // of a query tile
   static constexpr int dq_piece_bytes = 4 * dq_floats / 8;  // what the copy engine adds at a time
   static constexpr int dq_pieces = 2;                       // that there is room for
+  static constexpr int pieces_of_half = 4;                  // of a query tile's columns
   static constexpr int statistics_bytes = 16 * block_m;  // of its rows: prepare.cuh
 
   static constexpr int k_offset = 0;
@@ -65,8 +70,9 @@ struct WideConfig {
   static constexpr int slot_bytes = 32;
   static constexpr int rows_offset = slots_offset + stages * slot_bytes;
   static constexpr int barrier_offset = rows_offset + 4 * block_n;
-  static constexpr int barriers = 17;
-  static constexpr int shared_bytes = barrier_offset + 8 * barriers;
+  static constexpr int barriers = Ordered ? 26 : 17;
+  static constexpr int drawn_offset = barrier_offset + 8 * barriers;
+  static constexpr int shared_bytes = drawn_offset + (Ordered ? 4 : 0);
   static constexpr int max_shared_bytes = 227 * 1024;
   static_assert(shared_bytes <= max_shared_bytes, "more shared memory than a block can have");
 };

@@ -95,6 +95,8 @@ class KeyGradient {
     first_row_[0] = rows.get(key) - 2 * (threadIdx.x % 4);
     first_row_[1] = rows.get(key + 8) - 2 * (threadIdx.x % 4);
     block_first_row_ = uniform(rows.get(0));
+    // Or the difference would be made anew for every query tile, of a key's row that is spilled.
+    if constexpr (C::ordered) asm volatile("" : "+r"(first_row_[0]), "+r"(first_row_[1]));
     __syncwarp();
     wide::release(barriers_.rows_taken());
   }
@@ -103,18 +105,15 @@ class KeyGradient {
                                                   int count) {
     const QueryTiles queries{uniform(slot.begin()), uniform(slot.step())};
     const int whole_from = uniform(slot.whole_from());
-#pragma unroll 1
-    for (int g = 0; g < args_.group; ++g) {
-#pragma unroll 1
-      for (int i = 0; i < count; ++i, ++n_) {
-        const int m = queries.at(i);
-        if ((m + 1) * C::block_m <= block_first_row_) {
-          pass_by();
-        } else {
-          fold(gradient, m, m * C::block_m < whole_from);
-        }
+    each_query_tile<C::ordered>(args_.group, count, [&](int, int i) {
+      const int m = queries.at(i);
+      if ((m + 1) * C::block_m <= block_first_row_) {
+        pass_by();
+      } else {
+        fold(gradient, m, m * C::block_m < whole_from);
       }
-    }
+      ++n_;
+    });
   }
 
   // Takes in the n_-th query tile, m of its head. masked: there are rows that do not see all keys.
@@ -263,26 +262,26 @@ class QueryGradient {
       const int count = uniform(slot.count());
       if (count < 0) break;
       const QueryTiles queries{uniform(slot.begin()), uniform(slot.step())};
-      int head = uniform(slot.batch()) * args_.heads + uniform(slot.kv_head()) * args_.group;
-      const int last_head = head + args_.group;
+      const int head0 =
+          uniform(slot.batch()) * args_.heads + uniform(slot.kv_head()) * args_.group;
       __syncwarp();
       wide::release(barriers_.slot_empty(stage));
       if (count == 0) continue;
       mbarrier_wait(barriers_.k_full(), parity_of<1>(key_tiles));
-#pragma unroll 1
-      for (; head < last_head; ++head)
-#pragma unroll 1
-        for (int i = 0; i < count; ++i, ++n) add_tile(n, head * args_.query_tiles + queries.at(i));
+      each_query_tile<C::ordered>(args_.group, count, [&](int g, int i) {
+        add_tile(n, (head0 + g) * args_.query_tiles + queries.at(i));
+        ++n;
+      });
       wide::release(barriers_.k_empty());
       ++key_tiles;
     }
-    if (leads()) tma_wait<0>();
+    if (!C::ordered && leads()) tma_wait<0>();
   }
 
  private:
   static __device__ __forceinline__ bool leads() { return wide::thread_of_group() == 0; }
 
-  // tile: the n-th query tile, of all heads.
+  // tile: the n-th query tile, of all heads. Ordered, others add it: wide_producer.cuh.
   __device__ __forceinline__ void add_tile(uint32_t n, int tile) const {
     float dq[columns];
     const int rank = cluster_rank();
@@ -310,8 +309,13 @@ class QueryGradient {
 #pragma unroll
     for (int i = 0; i < columns / 4 / fours; ++i) {
       const uint32_t at = shared_ + C::dq_offset + i % C::dq_pieces * C::dq_piece_bytes;
-      if (leads()) tma_wait_read<C::dq_pieces - 1>();
-      named_barrier_sync(Barriers<C>::dq_free, 128);
+      if constexpr (C::ordered) {
+        const uint32_t use = n * (C::pieces_of_half / C::dq_pieces) + i / C::dq_pieces;
+        mbarrier_wait(barriers_.dq_read(i % C::dq_pieces), use & 1 ^ 1);
+      } else {
+        if (leads()) tma_wait_read<C::dq_pieces - 1>();
+        named_barrier_sync(Barriers<C>::dq_free, 128);
+      }
 #pragma unroll
       for (int j = 0; j < fours; ++j) {
         const float* const x = dq + 4 * (i * fours + j);
@@ -320,6 +324,11 @@ class QueryGradient {
                      make_float4(out(x[0]), out(x[1]), out(x[2]), out(x[3])));
       }
       shared_store_fence();
+      if constexpr (C::ordered) {
+        __syncwarp();
+        wide::release(barriers_.dq_ready(n % 2, i % C::dq_pieces));
+        continue;
+      }
       named_barrier_sync(Barriers<C>::dq_full, 128);
       if (leads()) {
         tma_add_bytes(to + i * (C::dq_piece_bytes / 4), at, C::dq_piece_bytes);
@@ -334,9 +343,9 @@ class QueryGradient {
   const float shift_;
 };
 
-template <typename E, bool M>
-class Consumer<WideConfig<E, M>> {
-  using C = WideConfig<E, M>;
+template <typename E, bool M, bool O>
+class Consumer<WideConfig<E, M, O>> {
+  using C = WideConfig<E, M, O>;
 
  public:
   __device__ __forceinline__ Consumer(const Args& args, uint32_t shared,

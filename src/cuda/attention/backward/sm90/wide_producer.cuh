@@ -1,4 +1,4 @@
-// The copying warp of the sm90a backward kernel at head_dim 256.
+// The copying warps of the sm90a backward kernel at head_dim 256.
 #pragma once
 
 #include "attention/backward/sm90/producer.cuh"
@@ -6,9 +6,86 @@
 
 namespace baracuda::sm90::backward {
 
+// A half of a query tile of dQ, and whose turn it is there: of the i-th query tile of a key tile
+// and the g-th head of its group. Read anew every time: there are no registers to keep it in.
+template <typename C>
+class HalfTile {
+ public:
+  __device__ __forceinline__ HalfTile(const Args& args, const Slot<C>& slot, int g, int i)
+      : m_(QueryTiles{slot.begin(), slot.step()}.at(i)),
+        tile_((slot.batch() * args.heads + slot.kv_head() * args.group + g) * args.query_tiles +
+              m_),
+        turn_{slot.key0() / (2 * C::block_n), slot.next_begin(), !args.causal || slot.step() < 0} {}
+
+  __device__ __forceinline__ bool await(const Args& args) const {
+    return await_turn(word(args), turn_, m_);
+  }
+  __device__ __forceinline__ void pass(const Args& args) const {
+    pass_turn(word(args), turn_, m_);
+  }
+  __device__ __forceinline__ float* sums(const Args& args) const {
+    return args.dq + int64_t{2 * tile_ + cluster_rank()} * (C::dq_floats / 2);
+  }
+
+ private:
+  __device__ __forceinline__ uint32_t* word(const Args& args) const {
+    const int tiles = args.batch_kv_heads * args.group * args.query_tiles;  // of all heads
+    return args.turns + cluster_rank() * tiles + tile_;
+  }
+
+  const int m_, tile_;
+  const KeyTileTurn turn_;
+};
+
+// Adds this block's half of dQ, of every second query tile, each addition in its turn. There are
+// two such warps, and one lane of each does it: the turn is passed only when the addition has
+// landed, and meanwhile the other warp adds the next query tile.
 template <typename E, bool M>
-class Producer<WideConfig<E, M>> {
-  using C = WideConfig<E, M>;
+__device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared,
+                                               const Barriers<WideConfig<E, M, true>>& barriers,
+                                               uint32_t adder) {
+  using C = WideConfig<E, M, true>;
+  if (threadIdx.x % 32 != 0) return;
+  uint32_t n = 0;
+#pragma unroll 1
+  for (uint32_t item = 0;; ++item) {
+    const int stage = stage_of<C::stages>(item);
+    mbarrier_wait(barriers.slot_full(stage), parity_of<C::stages>(item));
+    const Slot<C> slot(shared, item);
+    const int count = slot.count();
+    if (count < 0) return;
+    each_query_tile<true>(args.group, count, [&](int g, int i) {
+      if (n++ % 2 != adder) return;
+      const bool is_first = HalfTile<C>(args, slot, g, i).await(args);
+      float* to = HalfTile<C>(args, slot, g, i).sums(args);
+#pragma unroll 1
+      for (int piece = 0; piece < C::pieces_of_half; ++piece) {
+        const int buffer = piece % C::dq_pieces;
+        const uint32_t from = shared + C::dq_offset + buffer * C::dq_piece_bytes;
+        mbarrier_wait(barriers.dq_ready(adder, buffer), piece / C::dq_pieces & 1);
+        if (is_first) {
+          tma_store_bytes(to, from, C::dq_piece_bytes);
+        } else {
+          tma_add_bytes(to, from, C::dq_piece_bytes);
+        }
+        tma_commit();
+        to += C::dq_piece_bytes / 4;
+        if (piece == 0) continue;
+        tma_wait_read<1>();
+        mbarrier_arrive(barriers.dq_read((piece - 1) % C::dq_pieces));
+      }
+      tma_wait_read<0>();
+      mbarrier_arrive(barriers.dq_read((C::pieces_of_half - 1) % C::dq_pieces));
+      tma_wait<0>();
+      HalfTile<C>(args, slot, g, i).pass(args);
+    });
+    mbarrier_arrive(barriers.slot_empty(stage));
+  }
+}
+
+template <typename E, bool M, bool O>
+class Producer<WideConfig<E, M, O>> {
+  using C = WideConfig<E, M, O>;
 
  public:
   __device__ __forceinline__ Producer(const Args& args, uint32_t shared,
@@ -28,22 +105,27 @@ class Producer<WideConfig<E, M>> {
       const QueryTiles queries{slot.begin(), slot.step()};
       __syncwarp();
       if (leads()) mbarrier_arrive(barriers_.slot_empty(stage));
-      if (count == 0) continue;
-      int head = kv_head * args_.group;
-      const int last_head = head + args_.group;
-      bool has_keys = false;
-#pragma unroll 1
-      for (; head < last_head; ++head) {
-#pragma unroll 1
-        for (int i = 0; i < count; ++i, ++n) {
-          const int m = queries.at(i);
-          load_q(n, batch, head, m);
-          if (!has_keys) load_v(key_tiles, key0, kv_head, batch);
-          load_dy(n, batch, head, m);
-          if (!has_keys) load_k(key_tiles, key0, kv_head, batch);
-          has_keys = true;
+      int left = count * args_.group;
+      const int due = left < C::lead ? left : C::lead;
+      const auto take_next_when_due = [&] {
+        if constexpr (C::ordered) {
+          if (left == due && leads()) mbarrier_arrive(barriers_.tile_due());
         }
-      }
+      };
+      take_next_when_due();
+      if (count == 0) continue;
+      bool has_keys = false;
+      each_query_tile<C::ordered>(args_.group, count, [&](int g, int i) {
+        const int m = queries.at(i), head = kv_head * args_.group + g;
+        load_q(n, batch, head, m);
+        if (!has_keys) load_v(key_tiles, key0, kv_head, batch);
+        load_dy(n, batch, head, m);
+        if (!has_keys) load_k(key_tiles, key0, kv_head, batch);
+        has_keys = true;
+        ++n;
+        --left;
+        take_next_when_due();
+      });
       ++key_tiles;
     }
   }

@@ -92,7 +92,8 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
     scratch_bytes : int
         Bytes of the scratch: two numbers of the accumulator's type a row and head, and on the host
         head_dim more; on ``sm90a`` 4 + head_dim and on ``sm80`` 2 + head_dim, of rows in whole
-        tiles of 64, and where ``sm90a`` is deterministic another a tile.
+        tiles of 64, and where those are deterministic another a tile (on ``sm90a`` at
+        head_dim 256 two).
     """
 
     cdef AttentionKernel kernel

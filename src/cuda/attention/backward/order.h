@@ -1,9 +1,9 @@
 // The fixed order of an ordered step's additions to dQ.
 //
-// Blocks draw key tiles from a counter. Key tiles of a head are drawn in the order in which they add
-// to each query tile that sees them, and one waits only for the one before. So every wait is for a
-// key tile that a block at work has drawn before its own: the step ends with any number of blocks
-// resident, whichever they are. The order is the problem's: it does not depend on the grid.
+// Blocks draw key tiles from a counter. Key tiles of a head are drawn in the order in which they
+// add to each query tile that sees them, and one waits only for the one before. So every wait is
+// for a key tile that a block at work has drawn before its own: the step ends with any number of
+// blocks resident, whichever they are. The order is the problem's: it does not depend on the grid.
 #pragma once
 
 #include <stdint.h>
@@ -12,23 +12,23 @@
 #include "common/divisor.h"
 #include "common/host_device.h"
 
-namespace baracuda::sm90::backward {
+namespace baracuda {
 
 // Under a mask, without groups, the shortest key tiles of most heads are drawn first.
 inline bool draws_shortest_first(bool causal, int64_t group) { return causal && group == 1; }
 
-// Heads of K and V whose key tiles are mixed in an ordered step. So many that few blocks at work have
-// one head (they wait for each other in a row), and few enough that L2 holds Q, dO and the sums of dQ from
-// one block to the next. Two sections at least where the last has an order of its own, in which blocks
-// wait for longer. The last one has the heads that are left, too.
+// Heads of K and V whose key tiles are mixed in an ordered step. So many that few blocks at work
+// have one head (they wait for each other in a row), and few enough that L2 holds Q, dO and the
+// sums of dQ from one block to the next: what fits, or `fewest`, which a family finds by measuring.
+// Two sections at least where the last has an order of its own, in which blocks wait for longer.
+// The last one has the heads that are left, too.
 inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t query_len,
-                                      int64_t head_dim, bool causal) {
-  const bool alternates = draws_shortest_first(causal, group);
+                                      int64_t head_dim, bool causal, int64_t fewest) {
   constexpr int64_t l2_share = int64_t{16} << 20;
-  const int64_t few = alternates ? 2 : 4, bytes = group * query_len * head_dim * 8;
+  const int64_t bytes = group * query_len * head_dim * 8;
   const int64_t fitting = bytes > 0 ? l2_share / bytes : heads;
-  const int64_t wanted = fitting > few ? fitting : few;
-  const int64_t limit = alternates && heads > 1 ? heads / 2 : heads;
+  const int64_t wanted = fitting > fewest ? fitting : fewest;
+  const int64_t limit = draws_shortest_first(causal, group) && heads > 1 ? heads / 2 : heads;
   return heads / (wanted < limit ? heads / wanted : heads / limit);
 }
 
@@ -37,11 +37,12 @@ struct DrawnTile {
   bool rises;       // the index of what is drawn of a head
 };
 
-// The n-th of heads * key_tiles. A head's first key tiles are drawn first: under a mask the longest, so
-// that blocks end together. Their blocks go down from the last query tile, which all key tiles have, and
-// stay as far apart as they began. But shortest first, which in all sections but the last is better
-// without groups, they go up: the next, which begins two query tiles before, comes behind by itself. (In
-// a group two query tiles of each head are too many: L2 would not hold what lies between.)
+// The n-th of heads * key_tiles. A head's first key tiles are drawn first: under a mask the
+// longest, so that blocks end together. Their blocks go down from the last query tile, which all
+// key tiles have, and stay as far apart as they began. But shortest first, which in all sections
+// but the last is better without groups, they go up: the next, which begins two query tiles before,
+// comes behind by itself. (In a group two query tiles of each head are too many: L2 would not hold
+// what lies between.)
 BARACUDA_HD DrawnTile drawn_tile(int n, const Divisor& section, const Divisor& section_tiles,
                                  int heads, int key_tiles, bool shortest_first) {
   const int size = static_cast<int>(section.divisor);
@@ -62,7 +63,8 @@ enum Turn : uint32_t {  // besides no_sums
   after_key_tile = 2  // its addition has landed: plus its index
 };
 
-// When a key tile adds to a query tile. A later key tile is seen by fewer query tiles, the last ones.
+// When a key tile adds to a query tile. A later key tile is seen by fewer query tiles, the last
+// ones.
 struct KeyTileTurn {
   int index;
   int next_begin;  // the first query tile that sees the next key tile
@@ -77,4 +79,4 @@ struct KeyTileTurn {
   }
 };
 
-}  // namespace baracuda::sm90::backward
+}  // namespace baracuda
