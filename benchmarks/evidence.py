@@ -265,9 +265,9 @@ def _ring() -> tuple[dict[str, int], list]:
 
 
 def _runtime() -> tuple[dict[str, int], list]:
-    from benchmarks import balance, overlap
+    from benchmarks import balance, memory, overlap
 
-    return _no_tests(), [*balance.rows(), *overlap.rows()]
+    return _no_tests(), [*balance.rows(), *overlap.rows(), *memory.rows()]
 
 
 def _sanitize() -> tuple[dict[str, int], list]:

@@ -40,7 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     measures = TrainingMeasures(init_device_mesh("cuda", (ranks,)))
     rows: list[dict[str, Any]] = []
     for chunk in options.chunk:
-        for layout, causal in (("zigzag", True), ("contiguous", False)):
+        for mask in options.mask:
+            layout = "zigzag" if mask == "causal" else "contiguous"
+            causal = mask == "causal"
             problem = Problem(ranks, chunk, options.heads, options.kv_heads, 128, layout, causal)
             rows += measures.rows(problem, options.rounds)
             if rank == 0 and options.out is not None:
@@ -59,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--chunk", type=int, nargs="+", default=[4096, 8192, 16384, 32768], help="rows a GPU"
     )
+    parser.add_argument(
+        "--mask", nargs="+", choices=("causal", "full"), default=["causal", "full"],
+        help="causal rows are dealt zigzag",
+    )  # fmt: skip
     parser.add_argument("--heads", type=int, default=32)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)

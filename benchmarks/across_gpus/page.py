@@ -172,8 +172,9 @@ def _training(rows: list[dict[str, Any]]) -> str:
         runs = {row["params"]["what"]: row for row in pair}
         step, forward = runs["step"], runs["forward"]
         ours, peers = step["ours"], step["peers"]
+        backward = f"{runs['backward']['ours']:.3f}" if "backward" in runs else "–"
         lines.append(
-            [*problem, f"{ours:.3f}", f"{forward['ours']:.3f}", f"{100 * peers['ideal'] / ours:.1f}",
+            [*problem, f"{ours:.3f}", f"{forward['ours']:.3f}", backward, f"{100 * peers['ideal'] / ours:.1f}",
              *(ratio(peers, name, ours) for name in ("context_parallel", "ring_flash_attention")),
              step["params"]["context_parallel"].replace(", ", "/")]
         )  # fmt: skip
@@ -182,7 +183,8 @@ def _training(rows: list[dict[str, Any]]) -> str:
         "one GPU for the whole sequence, divided by P. ring-flash-attention 0.1.8 runs on PyTorch's "
         "FlashAttention-2 kernels.\n\n"
     )
-    head = "P, rows, layout, causal, step ms, forward ms, % of ideal, vs context_parallel, "
+    head = "P, rows, layout, causal, step ms, forward ms, backward ms, % of ideal, "
+    head += "vs context_parallel, "
     head += "vs ring-flash-attention, form of context_parallel"
     return text + table(head, lines)
 

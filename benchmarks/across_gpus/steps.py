@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.nn.attention import sdpa_kernel
 
 import baracuda_kernels as bk
-from baracuda_kernels.interop.torch import ring_attention
+from baracuda_kernels.interop.torch import clear_cache, ring_attention
+from baracuda_kernels.interop.torch._ring import ring_of
 from benchmarks.across_gpus import torch_cp
 from benchmarks.across_gpus.contenders import balanced_layout, stream_of
 from benchmarks.across_gpus.problem import Problem
@@ -36,27 +38,25 @@ class TrainingMeasures:
         self._mesh, self._rank = mesh, mesh.get_local_rank()
         self._device = torch.device("cuda", torch.cuda.current_device())
         self.failed = False
-        # What is made once, communicators above all, is made before memory is looked at.
-        tiny = Problem(mesh.size(), 64, 4, 4, 128, "zigzag", True)
-        self._ours(tiny, [*tiny.whole(self._device), tiny.whole(self._device).q])[0]()
 
     def rows(self, problem: Problem, rounds: int) -> list[dict[str, Any]]:
-        """`training`: ms of a step, and of its forward pass; `memory`: peak bytes of a step."""
+        """`training`: ms of a step, and of its passes; `memory`: peak bytes of a step."""
         device = self._device
+        self._begin_anew()
         q, k, v = whole = problem.whole(device)
         dy = torch.randn(q.shape, generator=torch.Generator(device).manual_seed(99), device=device)
         operands = [q, k, v, dy.to(q.dtype)]
         del dy
         one_gpu = _one_gpu(problem, operands)
         exact = one_gpu()
-        ours, forward = self._ours(problem, operands)
-        others = _not_of_torch()
+        ours, forward, backward = self._ours(problem, operands)
+        before = _not_of_torch()
         off = self._off(problem, problem.layout, ours(), exact)
         if not off <= _TOLERANCE:
             self._say(f"WRONG: gradients differ by {off:.2e} from one GPU's: {problem}")
             self.failed = True
         # Receive buffers are the library's own, and stay.
-        kept = slowest(float(_not_of_torch() - others))
+        kept = slowest(float(_not_of_torch() - before))
         memory = {"ours": self._peak(ours) + kept}
         steps: dict[str, Step] = {}
         around: dict[str, Around] = {}
@@ -70,13 +70,19 @@ class TrainingMeasures:
             steps["ring_flash_attention"] = other
             memory["ring_flash_attention"] = self._peak(other)
         del exact, whole
-        calls = {"ours": ours, "forward": forward, "one_gpu": one_gpu, **steps}
+        calls = {
+            "ours": ours, "forward": forward, "backward": backward(), "one_gpu": one_gpu, **steps
+        }  # fmt: skip
         rounds = min(rounds, 5) if problem.flops > _LONG_FLOPS else rounds
         samples = interleaved(calls, around, rounds=rounds)
-        params = {**problem.params(), "rounds": rounds, "context_parallel": str(form)}
+        ways = {hop.kind for hop in getattr(ring_of("", device).comm, "exchange", ())}
+        exchange = {"exchange": "+".join(sorted(ways)) or "none"}
+        params = {**problem.params(), **exchange, "rounds": rounds, "context_parallel": str(form)}
         rows = []
-        for what, name in (("step", "ours"), ("forward", "forward")):
-            beside = {n: s for n, s in samples.items() if what == "step" and n != "forward"}
+        for what in ("step", "forward", "backward"):
+            name = "ours" if what == "step" else what
+            others = {n: s for n, s in samples.items() if n not in ("forward", "backward")}
+            beside = others if what == "step" else {}
             mine, peers = summary({**beside, name: samples[name]}, name)
             if what == "step":
                 peers["ideal"] = peers.pop("one_gpu") / problem.ranks
@@ -86,12 +92,23 @@ class TrainingMeasures:
                       f"{what:8} {mine:8.3f} ms, over ours: "
                       + ", ".join(f"{n} {x / mine:.3f}" for n, x in peers.items()))  # fmt: skip
         peak = memory.pop("ours")
-        rows.append({"name": "memory", "params": problem.params(), "unit": "bytes", "ours": peak,
-                     "peers": memory})  # fmt: skip
+        rows.append({"name": "memory", "params": {**problem.params(), **exchange}, "unit": "bytes",
+                     "ours": peak, "peers": memory})  # fmt: skip
         self._say(f"peak MB {peak / 1e6:.0f}, " + str({n: round(x / 1e6) for n, x in memory.items()}))
         return rows
 
-    def _ours(self, problem: Problem, operands: list[torch.Tensor]) -> tuple[Step, Callable]:
+    def _begin_anew(self) -> None:
+        """Receive buffers are kept, and would be those of the problem before. What else is made
+        once, communicators above all, is made before memory is looked at."""
+        clear_cache()
+        dist.barrier()
+        tiny = Problem(self._mesh.size(), 64, 4, 4, 128, "zigzag", True)
+        self._ours(tiny, [*tiny.whole(self._device), tiny.whole(self._device).q])[0]()
+
+    def _ours(
+        self, problem: Problem, operands: list[torch.Tensor]
+    ) -> tuple[Step, Callable[[], torch.Tensor], Callable[[], Step]]:
+        """The step, its forward pass, and what makes its backward pass, which keeps a forward's."""
         *inputs, dy = self._shards(problem, operands, problem.layout)
 
         def forward() -> torch.Tensor:
@@ -99,7 +116,11 @@ class TrainingMeasures:
                 *inputs, is_causal=problem.causal, sequence_layout=problem.layout
             )
 
-        return lambda: torch.autograd.grad(forward(), inputs, dy), forward
+        def backward() -> Step:
+            y = forward()
+            return lambda: torch.autograd.grad(y, inputs, dy, retain_graph=True)
+
+        return lambda: torch.autograd.grad(forward(), inputs, dy), forward, backward
 
     def _shards(
         self, problem: Problem, operands: list[torch.Tensor], layout: str

@@ -42,6 +42,7 @@ class CudaSumRank:
             is_live=abi.ProgramFn(lambda _, at: int(self._is_live(at.contents))),
             launch=abi.ProgramFn(lambda _, at: adds(at.contents)),
             add=abi.ProgramFn(lambda _, at: self._add(at.contents)),
+            settle=abi.ProgramFn(lambda _, at: self._settle(at.contents)),
         )
 
     def poison(self) -> None:
@@ -76,6 +77,11 @@ class CudaSumRank:
 
     def _on(self, at: abi.Step) -> Any:
         return self.torch.cuda.stream(self.torch.cuda.ExternalStream(at.stream))
+
+    def _settle(self, at: abi.Step) -> int:
+        with self._on(at):
+            self.y.mul_(2).add_(1)
+        return abi.OK
 
     def _launch(self, at: abi.Step, adds: bool = False) -> int:
         multiply, add = self.torch.mul, self.torch.add

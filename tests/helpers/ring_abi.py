@@ -125,6 +125,7 @@ class Program(ct.Structure):
         ("grid", ct.c_void_p),
         ("launch", ProgramFn),
         ("add", ProgramFn),
+        ("settle", ProgramFn),
     ]
 
 
@@ -163,6 +164,7 @@ class Round(ct.Structure):
         ("stream", ct.c_void_p),
         ("ready", ct.c_void_p),
         ("signalled", ct.c_int32),
+        ("free_ahead", ct.c_int32),
         ("begin_mark", ct.c_void_p),
         ("end_mark", ct.c_void_p),
         ("sends", Message * 8),

@@ -2,6 +2,7 @@
 // rank travel BEHIND them, in one part or two.
 //
 //   step of rank r on origin o   y(r) += a(o);   share(h) = w(r, h) * a(o) + h * b(o),   -2 * share
+//   then y(r) = 2 * y(r) + 1, if the last step is live
 //   sum of origin o, part h      share at home + (((share of o + 1) + share of o + 2) + …)
 //
 // On the host it computes at once; on simulated streams it enqueues, and reads its operands when the
@@ -109,12 +110,22 @@ int32_t add(const void* problem, const baracuda_ring_step* at) {
   return start(as_problem(problem), at, "add", false, add_now);
 }
 
+void settle_now(void* data) {
+  const Work& w = *static_cast<Work*>(data);
+  for (int64_t i = 0; i < w.count; ++i) w.y[i] = 2 * w.y[i] + 1;
+}
+int32_t settle(const void* problem, const baracuda_ring_step* at) {
+  return start(as_problem(problem), at, "settle", false, settle_now);
+}
+
 // [parts - 1][launch_adds]
 const baracuda_ring_program programs[2][2] = {
-    {{sizeof(baracuda_ring_program), 1, 0, nullptr, is_live, nullptr, launch, add},
-     {sizeof(baracuda_ring_program), 1, 1, nullptr, is_live, nullptr, launch_and_add, add}},
-    {{sizeof(baracuda_ring_program), 2, 0, nullptr, is_live, nullptr, launch, add},
-     {sizeof(baracuda_ring_program), 2, 1, nullptr, is_live, nullptr, launch_and_add, add}}};
+    {{sizeof(baracuda_ring_program), 1, 0, nullptr, is_live, nullptr, launch, add, settle},
+     {sizeof(baracuda_ring_program), 1, 1, nullptr, is_live, nullptr, launch_and_add, add,
+      settle}},
+    {{sizeof(baracuda_ring_program), 2, 0, nullptr, is_live, nullptr, launch, add, settle},
+     {sizeof(baracuda_ring_program), 2, 1, nullptr, is_live, nullptr, launch_and_add, add,
+      settle}}};
 
 }  // namespace
 

@@ -121,6 +121,8 @@ class SumRing:
             for origin in ((rank - step) % p for step in range(p)):
                 if self.live[rank, origin]:
                     y[rank] += self.a[origin]
+            if self.live[rank, (rank + 1) % p]:  # the last step
+                y[rank] = 2 * y[rank] + 1
         for origin in range(p):
             for part in range(self.parts):
                 total = None

@@ -285,12 +285,22 @@ def test_tensor_core_kernels_use_tensor_cores():
             # Matrix descriptors stay in uniform registers: moving them there costs a quarter of a loop.
             loops = _product_loops(function)
             assert len(loops) >= 2, f"{name} has {len(loops)} loops with products"
-            for body in loops[:2]:
+            # Kernels with scores ahead have one loop over key tiles; the next holds a tile's end.
+            tile_products = 0 if gradients else 12
+            loops = [
+                body
+                for body in loops[:2]
+                if sum("HGMMA" in line for line in body) >= tile_products
+            ]
+            assert loops, f"{name} has no loop over key tiles"
+            for body in loops:
                 moves = sum("R2UR" in line for line in body)
                 most = 10 if gradients else 8
                 assert moves <= most, f"{name} moves {moves} values to uniform registers in a loop"
     assert seen >= 20
-    assert hopper == 32  # (3 head dims + a second tile at 128) x 2 dtypes x 4 flag variants
+    # (3 head dims + a second tile at 128, each x 4 flag variants, and there 2 more of whole calls)
+    # x 2 dtypes
+    assert hopper == 36
     assert backward == 12  # (3 head dims, the pair at 128, 2 in a fixed order) x 2 dtypes
 
 

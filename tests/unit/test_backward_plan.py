@@ -108,6 +108,24 @@ def test_the_scratch_of_sm90a_counts_as_workspace(head_dim):
 
 
 @needs_cuda_build
+@pytest.mark.parametrize(("fields", "has_words"), [
+    ({}, True), ({"query_len": 257}, True), ({"query_len": 256}, False), ({"num_heads": 4}, False),
+    ({"query_len": 2049}, False), ({"num_kv_heads": 4}, False), ({"head_dim": 64}, False),
+    ({"key_len": 9}, True), ({"is_causal": True}, True)])  # fmt: skip
+def test_short_calls_of_sm90a_have_a_word_for_each_tile_of_rows(fields, has_words):
+    """Their first addition to dq stores; by what all steps of a call have in common."""
+    desc = problem(**{"batch_size": 32, "num_heads": 16, "query_len": 512, "key_len": 512,
+                      "head_dim": 128, **fields})  # fmt: skip
+    tiles = desc.batch_size * desc.num_heads * -(-desc.query_len // 64)
+    needed = tiles * 64 * 4 * (4 + desc.head_dim) + has_words * -(-4 * (tiles + 1) // 16) * 16
+    for limit, is_enough in ((needed, True), (needed - 1, False)):
+        explanation = registry.explain(
+            desc, "sm_90", bk.PlanPreference(max_workspace_bytes=limit), direction="backward")
+        reasons = {c.family: c.reason for c in explanation.candidates}
+        assert (reasons["sm90a"] == "") == is_enough
+
+
+@needs_cuda_build
 @pytest.mark.parametrize(
     ("fields", "arch", "family"),
     [

@@ -123,7 +123,8 @@ def test_the_readmes_figures_are_of_the_results():
                 row += r"[\d.]+ \| [\d.–]+ \| " + re.escape(f"{context_parallel} | {all_gather}")
                 of = across.split("### Speed")[1].split("### ")[0]
             else:
-                row += r"[\d.]+ \| [\d.]+ \| " + re.escape(f"{ideal} | {context_parallel} | ")
+                row += r"[\d.]+ \| [\d.]+ \| [\d.–]+ \| "
+                row += re.escape(f"{ideal} | {context_parallel} | ")
                 of = across.split("### Training")[1].split("### ")[0]
             assert {fa2, fa3, cudnn} == {"–"}
         assert re.search(row, of, re.MULTILINE), what

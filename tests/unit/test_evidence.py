@@ -184,6 +184,16 @@ ROWS = {
             "ours": 2.01,
             "peers": {"timeout": 2.0},
         },
+        *(
+            {
+                "name": "memory",
+                "params": {"ranks": ranks, "chunk": 8192, "exchange": "local"},
+                "unit": "bytes",
+                "ours": ours,
+                "peers": {},
+            }
+            for ranks, ours in ((2, 6e8), (8, 6.3e8))
+        ),
     ],
     "tests": [],
 }
@@ -224,6 +234,8 @@ def test_parts_that_agree_are_merged(tmp_path):
         *["gradient_error"] * 6,
         "graph",
         "host_cost",
+        "memory",
+        "memory",
         "overlap",
         "ring_tax",
         "ring_tax_backward",
@@ -260,6 +272,7 @@ def test_the_page_says_what_the_rows_say(tmp_path):
     assert "| sm80 | local | – | 8 | 4096 | 2.200 | 2.000 | 1.000 | 1.100 |" in text
     assert "| sm80 | 8 | 1024 | 1.100 | 1.000 | 1.100 |" in text
     assert "| SIGSTOP | 4 | 5 | 2.01 | 2.0 |" in text
+    assert "| 8192 | 2 | 600 | 1.000 |" in text and "| 8192 | 8 | 630 | 1.050 |" in text
     (line,) = [x for x in text.splitlines() if x.startswith("| sm80 | bf16 | 128 | zigzag | 8 |")]
     assert "| ms, causal | 2.200 |" in line
     assert "25 passed, 0 failed, 5 skipped" in text

@@ -536,3 +536,18 @@ def test_every_event_is_needed(wait):
     simulation.close()
     missed = not_needed(lambda n: Simulation(3, dropped_event=n, **options), simulation.events)
     assert not missed, f"nothing needs {missed} of {simulation.events}"
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_room_for_sums_is_granted_before_the_launch_that_they_follow(wait):
+    """It is free by then, and the neighbour's copy need not wait for this rank's launch."""
+    simulation = Simulation(2, runs=1, wait=wait)
+    assert simulation.run(0)
+    lines = [line.split() for line in simulation.sim.sim_log().decode().splitlines()]
+    mine = [what for what, at in lines if at == "ring0"]
+    simulation.close()
+    last = len(mine) - 1 - mine[::-1].index("wait")  # for the last launch
+    copies = [i for i, what in enumerate(mine) if what == "copy"]
+    assert max(i for i in copies if i < last) < last - 1 and mine[last - 1] == "write"
+    # Behind it nothing but the wait for the other's room precedes the copy.
+    assert mine[last + 1 : last + 3] == ["await", "copy"], mine

@@ -71,8 +71,12 @@ def test_f32(**problem):
     run_and_check("f32", None, **problem)
 
 
+# delta is made of the rounded y: with fewer numbers a row the error of that can exceed the gradient.
 @settings(max_examples=40, deadline=None)
-@given(dtype=st.sampled_from(["f16", "bf16"]), **problems)
+@given(
+    dtype=st.sampled_from(["f16", "bf16"]),
+    **{**problems, "head_dim": st.sampled_from([8, 16, 33, 64])},
+)
 def test_16_bit(dtype, **problem):
     run_and_check(dtype, None, **problem)
 
@@ -387,9 +391,10 @@ def test_timelines_tell_of_both_exchanges_and_of_adding(ranks):
         assert all(s.compute > 0 for s in steps)
         assert all((s.exchange > 0) == (ranks > 1) for s in steps), "the last brings sums home"
         spans = timeline.spans()
-        # Shares are added to what came from the third step on, and at home.
-        adds = max(ranks - 2, 0) + (ranks > 1)
-        assert sum(s.name == "compute" for s in spans) == ranks + adds
+        # Shares are added to what came from the third step on, and at home; beside the last
+        # exchange dq is written, where a kernel does that apart.
+        more = max(ranks - 2, 0) + 2 * (ranks > 1)
+        assert sum(s.name == "compute" for s in spans) == ranks + more
         rounds = 0 if ranks == 1 else 2 if ranks == 2 else ranks + 1
         assert sum(s.name == "exchange" for s in spans) == rounds
         assert max(s.end for s in spans) <= timeline.total + spans[0].begin + 0.001

@@ -82,6 +82,7 @@ class Simulated:
         self.program = abi.Program.from_buffer_copy(self.real)
         self.program.launch = abi.ProgramFn(self.later("launch", self.real.launch))
         self.program.add = abi.ProgramFn(self.later("add", self.real.add))
+        self.program.settle = abi.ProgramFn(self.later("settle", self.real.settle))
         self.program.grid = None
         self.streams = []
         for _ in range(1 if one_stream else ring.world_size):

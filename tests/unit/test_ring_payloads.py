@@ -142,12 +142,23 @@ def test_half_of_a_sum_travels_beside_the_other_half():
     assert order == ["launch"] * 8 + ["add"] * 2
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_a_rank_keeps_for_itself_is_settled_beside_the_last_messages(parts):
+    simulation = Simulation(2, parts, False)
+    assert simulation.run(0)
+    lines = [line.split() for line in simulation.sim.sim_log().decode().splitlines()]
+    mine = [what for what, at in lines if at == "user2"]
+    begin = len(mine) - 1 - mine[::-1].index("launch")
+    # What the messages wait for is recorded ahead of it, and it waits for none of them.
+    assert mine[begin : begin + 5] == ["launch", "record", "settle", "wait", "add"]
+
+
 class Marks(ct.Structure):
     _fields_ = [
         (name, ct.c_void_p)
         for name in (
             "exchange_begin", "exchange_end", "wait_begin", "compute_begin", "compute_end",
-            "add_begin", "add_end",
+            "add_begin", "add_end", "settle_begin", "settle_end",
         )
     ]  # fmt: skip
 
@@ -191,6 +202,7 @@ def test_a_timeline_has_every_launch_and_every_exchange(world_size, parts, launc
     home = [world_size * parts] if world_size > 1 else []
     assert sums == on_the_way + home
     adds = 2 * len(on_the_way) + len(home) * (2 + parts)
+    adds += 2 * len(home)  # around what is settled beside the last messages
     more = world_size * (3 * world_size * parts + 2 * exchanges + adds)
     assert recorded[1] - recorded[0] == more
     # BESIDE until the last step but one, the sums of each part behind all steps but the first.
@@ -262,10 +274,10 @@ def fail_at_step(function, step: int):
     )
 
 
-@pytest.mark.parametrize("call", ["launch", "add", "clear"])
+@pytest.mark.parametrize("call", ["launch", "add", "clear", "settle"])
 def test_a_failed_function_leaves_the_neighbours_their_messages(call):
     """It is reported in the end, with rank and step; every message is sent all the same."""
-    ranks, rank, step = 4, 1, {"launch": 2, "add": 3, "clear": 1}[call]
+    ranks, rank, step = 4, 1, {"launch": 2, "add": 3, "clear": 1, "settle": 3}[call]
     live = np.ones((ranks, ranks), bool)
     if call == "clear":
         live[rank, (rank - step) % ranks] = False
@@ -291,7 +303,8 @@ def test_a_failed_function_leaves_the_neighbours_their_messages(call):
         if fails:
             failure = last_failure()
             assert status == failure.status == abi.CUDA_ERROR
-            assert (failure.rank, failure.step, failure.call) == (rank, step, call)
+            assert (failure.rank, failure.call) == (rank, call)
+            assert failure.step == (ranks if call == "settle" else step)
         else:
             assert status == abi.OK
         assert sim.sim_run(0) == 0

@@ -11,7 +11,7 @@ from baracuda_kernels import SequenceLayout
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _compiled, _process_group
-from baracuda_kernels.interop.torch._operator import differentiable, forward_op
+from baracuda_kernels.interop.torch._operator import differentiable, forward_op, run_forward
 from baracuda_kernels.interop.torch._refusal import tell
 
 
@@ -177,10 +177,7 @@ def attend(
     if with_gradient:
         both = differentiable(q, k, v, group_name, is_causal, scale, sequence_layout)
         return both
-    # Autograd's layer is Python and would only find that there is nothing to record.
-    with torch._C._AutoDispatchBelowAutograd():
-        both = forward_op(q, k, v, group_name, is_causal, scale, sequence_layout)
-    return both
+    return run_forward(q, k, v, group_name, is_causal, scale, sequence_layout, False)
 
 
 def _as_autocast_casts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.overrides import has_torch_function_variadic
 
 from baracuda_kernels.errors import UnsupportedError
 from baracuda_kernels.interop.torch import _compiled, _problem
@@ -44,6 +45,58 @@ def _forward(
     ring = ring_of(group_name, q.device)
     both: _Pair = ring.attend(q, k, v, is_causal, scale, sequence_layout, with_gradient)
     return both
+
+
+def run_forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    group_name: str,
+    is_causal: bool,
+    scale: float | None,
+    sequence_layout: str,
+    with_gradient: bool,
+) -> _Pair:
+    """The operator's forward in eager code, below autograd, whose layer is Python; `with_gradient` as
+    the operator has it."""
+    options = group_name, is_causal, scale, sequence_layout, with_gradient
+    if _is_for_nobody_else(q, k, v):
+        return _forward(q, k, v, *options)
+    both: _Pair
+    with torch._C._AutoDispatchBelowAutograd():
+        both = forward_op(q, k, v, *options)
+    return both
+
+
+_keys_of = torch._C._dispatch_keys
+_plain_keys: set[int] = set()
+
+
+def _is_for_nobody_else(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether PyTorch's dispatcher would call the implementation and do nothing else: no mode, no
+    profiler, no tracer, and tensors without any key but those of their device and of autograd.
+    Asking takes a third of the dispatcher's host time."""
+    return (
+        not torch._C._len_torch_dispatch_stack()
+        and not has_torch_function_variadic(q, k, v)
+        and not torch.autograd._profiler_enabled()
+        and torch._C._get_tracing_state() is None
+        and (_keys_of(q).raw_repr() in _plain_keys or _has_plain_keys(q))
+        and (_keys_of(k).raw_repr() in _plain_keys or _has_plain_keys(k))
+        and (_keys_of(v).raw_repr() in _plain_keys or _has_plain_keys(v))
+    )
+
+
+def _has_plain_keys(x: torch.Tensor) -> bool:
+    """Whether a new tensor on that device has the same keys, which are remembered then."""
+    if x.device.type not in ("cpu", "cuda"):
+        return False
+    keys = _keys_of(x).raw_repr()
+    with torch.inference_mode(x.is_inference()):
+        plain = _keys_of(torch.empty(0, device=x.device)).raw_repr()
+    if keys == plain:
+        _plain_keys.add(keys)
+    return keys == plain
 
 
 def _fake(
@@ -103,8 +156,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: _Pair) -> None:
     ctx.options = inputs[3:7]
     y, lse = output
     ctx.set_materialize_grads(False)
-    # Of a shape that no other attention saves: see _saved.
-    ctx.save_for_backward(q, k, v, y, lse.unsqueeze(-1))
+    # Of a shape that no other attention saves: see _saved. Detached: a view of an output, saved, would
+    # keep its graph alive, and that the view.
+    ctx.save_for_backward(q, k, v, y, lse.detach().unsqueeze(-1))
 
 
 def _backward(ctx: Any, dy: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
@@ -155,9 +209,8 @@ class Differentiable(torch.autograd.Function):
         sequence_layout: str,
     ) -> _Pair:
         inputs = q, k, v, group_name, is_causal, scale, sequence_layout
-        both: _Pair
+        both = run_forward(*inputs, True)
         with torch._C._AutoDispatchBelowAutograd():
-            both = forward_op(*inputs, True)
             _save(ctx, inputs, both)
         return both
 

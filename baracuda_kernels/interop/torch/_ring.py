@@ -77,7 +77,7 @@ class Ring:
         if isinstance(comm, TransportCommunicator):
             self._agreement = Agreement(group)
         # Every rank makes the same calls, so all forget and agree anew at the same calls.
-        self._plans: dict[tuple[Any, ...], RingAttentionPlan] = {}
+        self._plans: dict[tuple[Any, ...], tuple[RingAttentionPlan, torch.Tensor]] = {}
         self._agreed: set[tuple[Any, ...]] = set()
         # Allocators hand out the same addresses again and again.
         self._args: dict[tuple[Any, ...], tuple[RingAttentionArgs, bytes]] = {}
@@ -147,13 +147,15 @@ class Ring:
     ) -> Call:
         """Everything of a call but what needs the other ranks, and this rank's side of it."""
         problem = problem_of(q, k, v, is_causal, scale, sequence_layout)
-        plan = self._plans.get(problem)
-        if plan is None:
+        selected = self._plans.get(problem)
+        if selected is None:
             _problem.check(q, k, v, sequence_layout)
-            plan = self._select(problem)
+            selected = self._select(problem, q)
         if with_gradient:  # what no kernel could differentiate is refused here
             self._gradients.plan(problem)
-        y, lse = _problem.outputs(q)
+        plan, form = selected
+        y = _problem.empty_like(q)
+        lse = torch.empty_like(form, memory_format=torch.contiguous_format)
         travel = scratch = _NOTHING
         if self.comm.world_size > 1:
             travel = self.receive_buffers(plan.kv_scratch_elements, q)
@@ -191,12 +193,15 @@ class Ring:
             refuse_capture(self.device)
         return b"", new
 
-    def _select(self, problem: tuple[Any, ...]) -> RingAttentionPlan:
+    def _select(
+        self, problem: tuple[Any, ...], q: torch.Tensor
+    ) -> tuple[RingAttentionPlan, torch.Tensor]:
         refuse_capture(self.device)
         plan = RingAttentionPlan.select(descriptor_of(problem), self.stream())
-        if keep(self._plans, problem, plan):
+        selected = plan, _problem.lse_form(q)
+        if keep(self._plans, problem, selected):
             self.agree_anew()
-        return plan
+        return selected
 
     def agree_anew(self) -> None:
         """Compare every problem once more at its next call."""

@@ -45,6 +45,14 @@ __device__ __forceinline__ void shared_store_matrices(uint32_t address, const ui
                : "memory");
 }
 
+// The same, loaded.
+__device__ __forceinline__ void shared_load_matrices(uint32_t address, uint32_t (&x)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(address)
+               : "memory");
+}
+
 // Lets the tensor cores and the copy engine see what this thread stored, once a barrier has passed.
 __device__ __forceinline__ void shared_store_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -140,6 +140,14 @@ __device__ __forceinline__ void take_registers() {
                : BARACUDA_OPERANDS##REGS                                                         \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
+#define BARACUDA_WGMMA_RS_K(TYPE, N, REGS, A0, A1, A2, A3, B, ADD)                               \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" #ADD ", 0;\n"                           \
+               "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE                   \
+               " {" BARACUDA_NAMES##REGS "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B     \
+               ", add, 1, 1, 0;\n}\n"                                                            \
+               : BARACUDA_OPERANDS##REGS                                                         \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate))
+
 #define BARACUDA_WGMMA_SS_MN(TYPE, N, REGS, A, B, ADD)                                          \
   asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" #ADD ", 0;\n"                           \
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE                   \
@@ -154,6 +162,17 @@ __device__ __forceinline__ void wgmma_bf16_k_major(float (&d)[32], const uint32_
                "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;\n"
                : BARACUDA_OPERANDS32
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+// d = a * b + (accumulate ? d : 0); a in registers, b K-major in shared memory.
+template <typename Element>
+__device__ __forceinline__ void wgmma_k_major(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
+                                              int accumulate) {
+  if constexpr (std::is_same_v<Element, __half>) {
+    BARACUDA_WGMMA_RS_K("f16", 64, 32, 32, 33, 34, 35, 36, 37);
+  } else {
+    BARACUDA_WGMMA_RS_K("bf16", 64, 32, 32, 33, 34, 35, 36, 37);
+  }
 }
 
 // d = a * b + (accumulate ? d : 0); a and b K-major in shared memory.

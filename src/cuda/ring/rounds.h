@@ -58,6 +58,16 @@ class Rounds {
     return awaited_by_launch(number - 1) < number - 1;
   }
 
+  // Whether a round of sums alone: a buffer that a sum comes into was last sent from, by the round
+  // before at the latest, and launches touch it no more until then.
+  bool is_free_ahead(int32_t number) const {
+    if (number < 1) return false;
+    for (int32_t i = 0; i < call_.payload_count; ++i) {
+      if (!is_behind(call_.payloads[i]) && sent_step(call_.payloads[i], number) >= 0) return false;
+    }
+    return true;
+  }
+
   // The exchange that a launch must wait for, and all before it; -1: none.
   int32_t awaited_by_launch(int32_t t) const {
     int32_t last = -1;

@@ -41,7 +41,9 @@ class Run {
       if (!exchange(t) || !compute(t)) return join_and_report();
     }
     begin_step(rounds_.steps());
-    if (!exchange(rounds_.launches()) || !bring_home() || !finish()) return join_and_report();
+    if (!exchange(rounds_.launches()) || !settle() || !bring_home() || !finish()) {
+      return join_and_report();
+    }
     return report();
   }
 
@@ -134,6 +136,7 @@ class Run {
       stream = call.stream;
       ready = run.recorder(call).endpoint->compute_done;
       signalled = run.is_signalled(n) ? 1 : 0;
+      free_ahead = run.rounds_.is_free_ahead(n) ? 1 : 0;
       begin_mark = call.marks == nullptr ? nullptr : call.marks[n].exchange_begin;
       end_mark = call.marks == nullptr ? nullptr : call.marks[n].exchange_end;
     }
@@ -189,6 +192,7 @@ class Run {
   bool compute(const Call& call, int32_t t) {
     if (!enter(call)) return false;
     launch(call, t);
+    if (t + 1 == rounds_.launches() && !rounds_.has_messages(t + 1)) settle(call);
     // So that a run of many ranks can be watched within its steps, which may be long on the host.
     if (count_ > 1 && (t + 1) % rounds_.parts() == 0) {
       __atomic_store_n(&call.endpoint->steps_enqueued, step_ + 1, __ATOMIC_RELAXED);
@@ -212,6 +216,27 @@ class Run {
       if (!ok(status, "pause", call)) return;
     }
     ok(program.launch(call.problem, &at), "launch", call);
+  }
+
+  // What the last launch leaves for its own rank.
+  bool settle() {
+    if (!rounds_.has_messages(rounds_.launches())) return true;  // was settled behind its launch
+    return for_each_rank([this](const Call& call) {
+      if (call.program->settle == nullptr) return true;
+      const int32_t entry = rounds_.launches();
+      return enter(call) && mark(call, entry, &baracuda_ring_marks::settle_begin) &&
+             settle(call) && mark(call, entry, &baracuda_ring_marks::settle_end);
+    });
+  }
+
+  bool settle(const Call& call) {
+    const baracuda_ring_program& program = *call.program;
+    if (failed_ || program.settle == nullptr) return true;
+    const Step at(*this, call, rounds_.launches() - 1);
+    if (program.is_live(call.problem, &at) != 0) {
+      ok(program.settle(call.problem, &at), "settle", call);
+    }
+    return true;
   }
 
   // The share of a step that launches nothing: zeros where a sum starts with it, and what was

@@ -172,6 +172,22 @@ int32_t check_positions(const char* call, int32_t kernel, const StepParams& p) {
   return check_maps(call, p, p.device_maps[0], p.device_maps[1]);
 }
 
+// The family of a step whose parameters are right; null where it has nothing to do.
+int32_t find_stepper(int32_t kernel, const BackwardParams* params, const BackwardFamily** family) {
+  constexpr const char* call = "baracuda_attention_backward_step";
+  const BackwardFamily* found = nullptr;
+  int32_t status = check_params(call, params);
+  if (status == BARACUDA_OK) status = find_server(call, kernel, &params->step, &found);
+  if (status == BARACUDA_OK) status = check_types(call, *params);
+  if (status == BARACUDA_OK) status = check_positions(call, kernel, params->step);
+  if (status != BARACUDA_OK) return status;
+  const StepParams& p = params->step;
+  if (p.batch == 0 || (is_empty(p) && p.key_len == 0)) return BARACUDA_OK;
+  status = check_step_operands(call, kernel, *params);
+  if (status == BARACUDA_OK) *family = found;
+  return status;
+}
+
 }  // namespace
 
 int32_t backward_step_grid(int32_t kernel, const BackwardParams& params, StepGrid* grid) {
@@ -181,6 +197,20 @@ int32_t backward_step_grid(int32_t kernel, const BackwardParams& params, StepGri
       find_server("baracuda_attention_backward_step", kernel, &params.step, &family);
   if (status != BARACUDA_OK || is_empty(params.step)) return status;
   return family->grid == nullptr ? BARACUDA_OK : family->grid(params, grid);
+}
+
+int32_t step_without_finish(int32_t kernel, const BackwardParams& params, void* stream) {
+  const BackwardFamily* family = nullptr;
+  const int32_t status = find_stepper(kernel, &params, &family);
+  return status == BARACUDA_OK && family != nullptr ? family->step(params, stream) : status;
+}
+
+int32_t finish_step(int32_t kernel, const BackwardParams& params, void* stream) {
+  if ((params.step.flags & BARACUDA_STEP_LAST) == 0) return BARACUDA_OK;
+  const BackwardFamily* family = nullptr;
+  const int32_t status = find_stepper(kernel, &params, &family);
+  if (status != BARACUDA_OK || family == nullptr || family->finish == nullptr) return status;
+  return family->finish(params, stream);
 }
 
 int32_t add_gradients(int32_t kernel, const StepParams& problem, const GradientSum (&sums)[2],
@@ -251,15 +281,11 @@ extern "C" int32_t baracuda_attention_backward_prepare(
 extern "C" int32_t baracuda_attention_backward_step(
     int32_t kernel, const baracuda_attention_backward_params* params, void* stream) {
   using namespace baracuda;
-  constexpr const char* call = "baracuda_attention_backward_step";
   const BackwardFamily* family = nullptr;
-  int32_t status = check_params(call, params);
-  if (status == BARACUDA_OK) status = find_server(call, kernel, &params->step, &family);
-  if (status == BARACUDA_OK) status = check_types(call, *params);
-  if (status == BARACUDA_OK) status = check_positions(call, kernel, params->step);
-  if (status != BARACUDA_OK) return status;
-  const StepParams& p = params->step;
-  if (p.batch == 0 || (is_empty(p) && p.key_len == 0)) return BARACUDA_OK;
-  status = check_step_operands(call, kernel, *params);
-  return status == BARACUDA_OK ? family->step(*params, stream) : status;
+  int32_t status = find_stepper(kernel, params, &family);
+  if (status != BARACUDA_OK || family == nullptr) return status;
+  status = family->step(*params, stream);
+  const bool finishes =
+      (params->step.flags & BARACUDA_STEP_LAST) != 0 && family->finish != nullptr;
+  return status == BARACUDA_OK && finishes ? family->finish(*params, stream) : status;
 }

@@ -26,14 +26,20 @@ struct BackwardFamily {
   int64_t (*scratch_bytes)(const StepParams& problem);
   // Of a problem with rows.
   int32_t (*prepare)(const BackwardParams& params, void* stream);
-  // Of a problem with rows or keys.
+  // Of a problem with rows or keys. Where there is a finish, it follows the last step.
   int32_t (*step)(const BackwardParams& params, void* stream);
   // The blocks of a step, which stay resident. NULL where those of a step come and go.
   int32_t (*grid)(const BackwardParams& params, StepGrid* grid) = nullptr;
+  // Writes dq. NULL where the last step has written it.
+  int32_t (*finish)(const BackwardParams& params, void* stream) = nullptr;
 };
 
 // Of a step that baracuda_attention_backward_step would take; {0, 0} where no block stays resident.
 int32_t backward_step_grid(int32_t kernel, const BackwardParams& params, StepGrid* grid);
+
+// The two parts of a step, in their order: dk, dv and what it adds to dq; and, of the last step, dq.
+int32_t step_without_finish(int32_t kernel, const BackwardParams& params, void* stream);
+int32_t finish_step(int32_t kernel, const BackwardParams& params, void* stream);
 
 // Enqueues the sums of dk and of dv, of a problem that the kernel serves.
 int32_t add_gradients(int32_t kernel, const StepParams& problem, const GradientSum (&sums)[2],

@@ -1,5 +1,5 @@
 // Before the backward steps on tensor cores: delta and lse of every row, and sums of dQ that are
-// zero; or, where additions take turns, nobody's turn yet.
+// zero; or, where the first addition stores, words that say so.
 #pragma once
 
 #include <math_constants.h>

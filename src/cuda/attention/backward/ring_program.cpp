@@ -92,6 +92,8 @@ int32_t grid(const void* problem, const baracuda_ring_step* at, baracuda_ring_gr
   return status;
 }
 
+bool is_last_launch(const baracuda_ring_step& at) { return at.step + 1 == at.world_size; }
+
 int32_t launch(const void* problem, const baracuda_ring_step* at) {
   const int32_t kernel = as_problem(problem).kernel;
   const BackwardParams params = BackwardRingStep(problem, *at).params();
@@ -99,7 +101,15 @@ int32_t launch(const void* problem, const baracuda_ring_step* at) {
     const int32_t status = baracuda_attention_backward_prepare(kernel, &params, at->stream);
     if (status != BARACUDA_OK) return status;
   }
-  return baracuda_attention_backward_step(kernel, &params, at->stream);
+  const int32_t status = step_without_finish(kernel, params, at->stream);
+  if (status != BARACUDA_OK || is_last_launch(*at)) return status;
+  return finish_step(kernel, params, at->stream);
+}
+
+// dq waits for nobody and nobody for it: it is written beside the last messages.
+int32_t settle(const void* problem, const baracuda_ring_step* at) {
+  return finish_step(as_problem(problem).kernel, BackwardRingStep(problem, *at).params(),
+                     at->stream);
 }
 
 int32_t add(const void* problem, const baracuda_ring_step* at) {
@@ -109,7 +119,7 @@ int32_t add(const void* problem, const baracuda_ring_step* at) {
 }
 
 constexpr baracuda_ring_program program = {
-    sizeof(baracuda_ring_program), 1, 0, check, is_live, grid, launch, add};
+    sizeof(baracuda_ring_program), 1, 0, check, is_live, grid, launch, add, settle};
 
 }  // namespace
 }  // namespace baracuda

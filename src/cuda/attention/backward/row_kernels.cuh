@@ -12,9 +12,9 @@
 namespace baracuda {
 
 // The scratch: what Statistics keeps of every row, then its sums of dQ, and what the shift is made of.
-// Rows are those of whole query tiles. Where additions take turns (Ordered) there follows a counter of
-// key tiles, then a word for each query tile.
-template <typename Element_, int HeadDim, typename Statistics, bool Ordered = false>
+// Rows are those of whole query tiles. Where query tiles have words (see turn_words.h) there follows a
+// counter of key tiles, then they.
+template <typename Element_, int HeadDim, typename Statistics, bool Words = false>
 struct RowKernels {
   using Element = Element_;
   static constexpr int tile_rows = 64;
@@ -31,7 +31,7 @@ struct RowKernels {
           tiles(p.batch * p.heads * query_tiles) {}
     int64_t bytes() const {
       return tiles * (statistics_bytes + 4 * dq_floats) + (shifts ? norms_bytes : 0) +
-             (Ordered ? (4 * (tiles + 1) + 15) / 16 * 16 : 0);
+             (Words ? (4 * (tiles + 1) + 15) / 16 * 16 : 0);
     }
     char* statistics(const StepParams& p) const { return static_cast<char*>(p.state); }
     float* dq(const StepParams& p) const {
@@ -39,7 +39,7 @@ struct RowKernels {
     }
     float* norms(const StepParams& p) const { return dq(p) + tiles * dq_floats; }
     uint32_t* turns(const StepParams& p) const {
-      if (!Ordered || tiles == 0) return nullptr;
+      if (!Words || tiles == 0) return nullptr;
       char* const end = reinterpret_cast<char*>(norms(p)) + (shifts ? norms_bytes : 0);
       return reinterpret_cast<uint32_t*>(end) + 1;
     }

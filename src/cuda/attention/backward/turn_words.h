@@ -1,5 +1,6 @@
-// Where additions to dQ take turns: the word that each query tile has in the scratch, and the counter
-// of key tiles before the first. sm90/order.h has the order.
+// Where additions to dQ take turns, or where the first of them stores: the word that each query tile has
+// in the scratch, and the counter of key tiles before the first. sm90/order.h has the order;
+// sm90/first_stores.cuh does without.
 #pragma once
 
 #include <stdint.h>
@@ -9,6 +10,7 @@
 namespace baracuda {
 
 constexpr uint32_t no_sums = 0;  // the first to add stores instead
+constexpr uint32_t has_sums = 1, being_stored = 2;  // of tiles without turns
 
 BARACUDA_HD void begin_turns(uint32_t* turns, int64_t tile) {
   turns[tile] = no_sums;

@@ -75,6 +75,8 @@ typedef struct baracuda_ring_round {
   void* stream;
   void* ready;
   int32_t signalled;  // not 0: instead of ready, the wait for the round before says so (signals)
+  // Not 0: what is received into is free as soon as the round before is over, ahead of ready.
+  int32_t free_ahead;
   // Timed events for the round's begin and end, NULL without a timeline.
   void* begin_mark;
   void* end_mark;

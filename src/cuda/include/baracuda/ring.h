@@ -97,6 +97,9 @@ typedef struct baracuda_ring_program {
   // Adds chunk and received: into received on the way, into chunk at home (step == world_size).
   // NULL where nothing travels BEHIND.
   int32_t (*add)(const void* problem, const baracuda_ring_step* at);
+  // What the run's last launch, if it is live, leaves to be done for its own rank alone: enqueued
+  // behind the messages of what it left for others, and so beside them. NULL where there is nothing.
+  int32_t (*settle)(const void* problem, const baracuda_ring_step* at);
 } baracuda_ring_program;
 
 // The timed events of one launch and of the exchange beside it, for a timeline.
@@ -110,6 +113,9 @@ typedef struct baracuda_ring_marks {
   // home, in the entry after the last launch's: there the wait begins at wait_begin.
   void* add_begin;
   void* add_end;
+  // Around what the last launch left for its own rank, in that entry.
+  void* settle_begin;
+  void* settle_end;
 } baracuda_ring_marks;
 
 // One rank's part of a run. All pointers outlive the call; the loop leaves the struct as it is, so

@@ -16,6 +16,7 @@ cdef class RingTimeline:
     cdef int parts           # launches of a step
     cdef list exchanges      # whether each exchange of the recorded run had messages
     cdef list sums           # and whether something was added
+    cdef bint settles        # whether the last launch may leave something for its own rank
     cdef bint recorded
     cdef bint in_run         # a run records into it
     cdef int readers         # calls that wait for its events

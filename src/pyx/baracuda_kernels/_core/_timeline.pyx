@@ -15,7 +15,7 @@ from baracuda_kernels._core._errors import InvalidProblemError
 
 
 cdef enum:
-    _MARKS = 7  # events of baracuda_ring_marks
+    _MARKS = 9  # events of baracuda_ring_marks
 
 
 class RingStepTime(NamedTuple):
@@ -26,7 +26,7 @@ class RingStepTime(NamedTuple):
     step : int
     compute : float
         The step's kernels; next to nothing where the mask leaves it no work. Of gradients also the
-        adding of what came, in the last step at home, too.
+        adding of what came, in the last step at home, too, and the writing of dq beside its exchange.
     exchange : float
         From when the step's messages could start until they were through, waiting for the peers
         included. 0 in the last step of a forward, which has none; there gradients come home.
@@ -181,6 +181,9 @@ cdef class RingTimeline:
             if 0 < t < launches:
                 spans.append(self.span(step, "exposed", start, mark.wait_begin,
                                        mark.compute_begin))
+            if t == launches and self.exchanges[t] and self.settles:
+                spans.append(self.span(step, "compute", start, mark.settle_begin,
+                                       mark.settle_end))
             if self.sums[t]:
                 spans.append(self.span(step, "exposed", start, self.sum_wait(t), mark.add_begin))
                 spans.append(self.span(step, "compute", start, mark.add_begin, mark.add_end))
@@ -222,6 +225,8 @@ cdef class RingTimeline:
                     compute += self.elapsed(mark.add_begin, mark.add_end)
             if s + 1 == self.world_size and self.exchanges[t + 1]:  # sums come home
                 mark = &self.marks[t + 1]
+                if self.settles:
+                    compute += self.elapsed(mark.settle_begin, mark.settle_end)
                 exchange += self.elapsed(mark.exchange_begin, mark.exchange_end)
                 exposed += self.elapsed(mark.wait_begin, mark.add_begin)
                 compute += self.elapsed(mark.add_begin, mark.add_end)
@@ -278,6 +283,7 @@ cdef class RingTimeline:
         self.rank = member.rank
         self.hops = member.hops_of(call)
         self.exchanges = [bool(c_api.baracuda_ring_has_exchange(call, i)) for i in range(count)]
+        self.settles = call.program.settle != NULL
         self.sums = [bool(c_api.baracuda_ring_has_sum(call, i)) for i in range(count)]
         call.marks = self.marks
         self.in_run = True

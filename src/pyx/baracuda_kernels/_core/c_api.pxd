@@ -129,6 +129,7 @@ cdef extern from "baracuda/ring.h" nogil:
         void* buffers[3]
     ctypedef struct baracuda_ring_program:
         int32_t parts
+        int32_t (*settle)(const void* problem, const void* at)
     ctypedef struct baracuda_ring_marks:
         void* exchange_begin
         void* exchange_end
@@ -137,6 +138,8 @@ cdef extern from "baracuda/ring.h" nogil:
         void* compute_end
         void* add_begin
         void* add_end
+        void* settle_begin
+        void* settle_end
     ctypedef struct baracuda_ring_call:
         uint64_t struct_size
         baracuda_ring_endpoint* endpoint

@@ -56,7 +56,13 @@ int32_t step(const BackwardParams& params, void* stream) {
   return status == BARACUDA_OK ? variant.step(params, stream) : status;
 }
 
-constexpr BackwardFamily family = {load, scratch_bytes, prepare, step};
+int32_t finish(const BackwardParams& params, void* stream) {
+  BackwardFamily variant;
+  const int32_t status = select(params.step, variant);
+  return status == BARACUDA_OK ? variant.finish(params, stream) : status;
+}
+
+constexpr BackwardFamily family = {load, scratch_bytes, prepare, step, nullptr, finish};
 
 }  // namespace
 

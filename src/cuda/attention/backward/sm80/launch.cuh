@@ -105,10 +105,15 @@ constexpr BackwardFamily make_variant() {
       },
       [](const BackwardParams& params, void* stream) {
         bool waits = false;
-        int32_t status = load_step_kernel<C>(&waits);
-        if (status == BARACUDA_OK)
-          status = launch_gradients<C>(params, waits, static_cast<cudaStream_t>(stream));
-        if (status != BARACUDA_OK || (params.step.flags & BARACUDA_STEP_LAST) == 0) return status;
+        const int32_t status = load_step_kernel<C>(&waits);
+        if (status != BARACUDA_OK) return status;
+        return launch_gradients<C>(params, waits, static_cast<cudaStream_t>(stream));
+      },
+      nullptr,
+      [](const BackwardParams& params, void* stream) {
+        bool waits = false;
+        const int32_t status = load_step_kernel<C>(&waits);
+        if (status != BARACUDA_OK) return status;
         return Rows<C>::launch_finish(params, waits, static_cast<cudaStream_t>(stream));
       }};
 }

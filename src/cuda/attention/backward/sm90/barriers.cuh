@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/backward/sm90/config.h"
+#include "attention/backward/sm90/first_stores.cuh"
 #include "common/mbarrier.cuh"
 #include "common/shared_access.cuh"
 
@@ -61,7 +62,7 @@ struct Barriers {
       mbarrier_init(dy_empty(i), 4 * C::consumers);
       // And the warps that copy tiles in, and dQ or dS out.
       mbarrier_init(slot_empty(i),
-                    4 * C::consumers + 1 + (C::dq_stages > 0) + C::pair + C::ordered);
+                    4 * C::consumers + 1 + (C::dq_stages > 0) + C::pair + C::ordered + stores_first<C>);
     }
     for (int i = 0; i < C::k_stages; ++i) {
       mbarrier_init(k_full(i), 1);

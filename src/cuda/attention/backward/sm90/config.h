@@ -13,9 +13,10 @@ namespace baracuda::sm90::backward {
 // runs behind it; the copy engine adds it, through buffers. Pair: two blocks share their dQ, see
 // kernel.cuh. Each holds the K of both, two tiles of its own dS, one of the other's and one on its way
 // there, and has no room for buffers of dQ: its warps add it from registers. Ordered: sums of dQ have
-// a fixed order, see order.h.
+// a fixed order, see order.h. StoresFirst: the first addition to a tile of dQ stores, see
+// first_stores.cuh.
 template <typename Element_, int HeadDim, int KStages, int DsStages, bool Pair = false,
-          bool Ordered = false>
+          bool Ordered = false, bool StoresFirst = false>
 struct Config {
   using Element = Element_;
   static constexpr int head_dim = HeadDim;
@@ -30,7 +31,9 @@ struct Config {
   static_assert(producer_registers + consumers * consumer_registers <=
                     (consumers + 1) * launch_registers, "more registers than the block has");
 
-  static constexpr int stages = 2;  // of Q and dO, and of what is known of a key tile
+  // Registers hold K and V, and S of the next query tile beside P of this one.
+  static constexpr bool ahead = HeadDim == 64;
+  static constexpr int stages = ahead ? 4 : 2;  // of Q and dO, and of what is known of a key tile
   static constexpr int k_stages = KStages;
   static constexpr int ds_stages = DsStages;
   static constexpr int dq_stages = Pair ? 0 : 2;
@@ -41,6 +44,7 @@ struct Config {
   static constexpr int lead = 4;
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh
   static_assert(!Pair || (KStages == 1 && DsStages == 4));
+  static_assert(!StoresFirst || !(Pair || Ordered));
   static_assert(!(Pair && Ordered), "a pair adds from the registers of many threads");
   static_assert(DsStages >= 2, "dS is kept until dQ is made of it");
 

@@ -26,6 +26,9 @@ constexpr BackwardFamily family = {
     },
     [](const BackwardParams& params, StepGrid* grid) {
       return select<Ordered>(params.step).grid(params, grid);
+    },
+    [](const BackwardParams& params, void* stream) {
+      return select<Ordered>(params.step).finish(params, stream);
     }};
 
 }  // namespace

@@ -46,12 +46,16 @@ __global__ void __launch_bounds__(C::threads, 1) step_kernel(const __grid_consta
     } else if (warp == 2) {
       if constexpr (C::ordered) {
         add_dq_in_turn(args, shared, barriers, 0);
+      } else if constexpr (stores_first<C>) {
+        add_dq_storing(args, shared, barriers, 0);
       } else if constexpr (C::dq_stages > 0) {
         add_dq(args, shared, barriers);
       }
       if constexpr (C::sends_ds) share_ds(shared, barriers, args.group);
     } else if constexpr (C::ordered) {
       add_dq_in_turn(args, shared, barriers, 1);
+    } else if constexpr (stores_first<C>) {
+      add_dq_storing(args, shared, barriers, 1);
     }
   } else {
     if constexpr (C::consumer_registers > 0) take_registers<C::consumer_registers>();

@@ -11,7 +11,8 @@
 namespace baracuda::sm90::backward {
 
 template <typename C>
-using Rows = RowKernels<typename C::Element, C::head_dim, SplitStatistics, C::ordered>;
+using Rows =
+    RowKernels<typename C::Element, C::head_dim, SplitStatistics, C::ordered || stores_first<C>>;
 
 // The one kernel that cannot be launched before it is set up: it has more shared memory than others.
 template <typename C>
@@ -151,16 +152,17 @@ constexpr BackwardFamily make_variant() {
         return Rows<C>::launch_prepare(params, true, static_cast<cudaStream_t>(stream));
       },
       [](const BackwardParams& params, void* stream) {
-        const int32_t status = launch_gradients<C>(params, static_cast<cudaStream_t>(stream));
-        if (status != BARACUDA_OK || (params.step.flags & BARACUDA_STEP_LAST) == 0) return status;
-        // Beside a pair's step, blocks of it that wait for its end cost more than they save.
-        return Rows<C>::launch_finish(params, !C::pair, static_cast<cudaStream_t>(stream));
+        return launch_gradients<C>(params, static_cast<cudaStream_t>(stream));
       },
       [](const BackwardParams& params, StepGrid* grid) {
         int processors = 0;
         const int32_t status = count_multiprocessors(&processors);
         *grid = {cluster_of<C> * resident_blocks<C>(params.step, processors), 1};
         return status;
+      },
+      [](const BackwardParams& params, void* stream) {
+        // Beside a pair's step, blocks of it that wait for its end cost more than they save.
+        return Rows<C>::launch_finish(params, !C::pair, static_cast<cudaStream_t>(stream));
       }};
 }
 

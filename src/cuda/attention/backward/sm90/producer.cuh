@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention/backward/sm90/barriers.cuh"
+#include "attention/backward/sm90/first_stores.cuh"
 #include "attention/backward/sm90/schedule.cuh"
 #include "attention/backward/sm90/turns.cuh"
 #include "common/cluster.cuh"
@@ -92,6 +93,51 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
     }
   }
   if (leads) tma_wait<0>();
+}
+
+// The same, but the first addition stores: of every second query tile, those of one buffer, by one lane.
+template <typename C>
+__device__ __forceinline__ void add_dq_storing(const Args& args, uint32_t shared,
+                                               const Barriers<C>& barriers, uint32_t buffer) {
+  static_assert(C::dq_stages == 2 && C::consumers == 2);
+  if (threadIdx.x % 32 != 0) return;
+  uint32_t n = 0;
+#pragma unroll 1
+  for (uint32_t item = 0;; ++item) {
+    const int stage = stage_of<C::stages>(item);
+    mbarrier_wait(barriers.slot_full(stage), parity_of<C::stages>(item));
+    const Slot<C> slot(shared, item);
+    const int count = slot.count();
+    if (count < 0) break;
+    const QueryTiles queries{slot.begin(), slot.step()};
+    const int head = (slot.batch() * args.heads + slot.kv_head() * args.group) * args.query_tiles;
+    each_query_tile<false>(args.group, count, [&](int g, int i) {
+      if (n % 2 == buffer) {
+        const int tile = head + g * args.query_tiles + queries.at(i);
+        uint32_t* const word = args.turns + tile;
+        const uint32_t found = load_acquire(word);
+        mbarrier_wait(barriers.dq_full(buffer), parity_of<C::dq_stages>(n));
+        float* const dq = args.dq + int64_t{tile} * C::dq_floats;
+        const uint32_t from = shared + C::dq_offset + buffer * 4 * C::dq_floats;
+        const bool is_first = claim(word, found);
+        if (is_first) {
+          tma_store_bytes(dq, from, 4 * C::dq_floats);
+        } else {
+          tma_add_bytes(dq, from, 4 * C::dq_floats);
+        }
+        tma_commit();
+        tma_wait_read<0>();
+        mbarrier_arrive(barriers.dq_turn(buffer));
+        if (is_first) {
+          tma_wait<0>();
+          publish(word);
+        }
+      }
+      ++n;
+    });
+    mbarrier_arrive(barriers.slot_empty(stage));
+  }
+  tma_wait<0>();
 }
 
 // The same, each addition in its turn: of every second query tile, those of one buffer. One lane does

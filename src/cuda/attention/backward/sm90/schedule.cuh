@@ -97,6 +97,27 @@ struct QueryTiles {
   __device__ __forceinline__ int at(int i) const { return begin + i * step; }
 };
 
+// The query tiles of a key tile, of one head after the other; ordered, see below.
+template <bool Ordered>
+struct QuerySequence {
+  QueryTiles queries;
+  int group, count;  // heads; query tiles of each
+  int first;         // query tile of the first head, of all heads
+  int query_tiles;   // of a head
+  int g = 0, i = 0;
+
+  __device__ __forceinline__ bool more() const { return Ordered ? i < count : g < group; }
+  __device__ __forceinline__ int tile() const { return queries.at(i); }
+  __device__ __forceinline__ int tile_of_all() const { return first + g * query_tiles + tile(); }
+  __device__ __forceinline__ void advance() {
+    int& inner = Ordered ? g : i;
+    int& outer = Ordered ? i : g;
+    if (++inner < (Ordered ? group : count)) return;
+    inner = 0;
+    ++outer;
+  }
+};
+
 // Calls f(head of the group, i) for each of count query tiles of each head: head after head; ordered, all
 // heads of a query tile one after the other, for then blocks with fewer query tiles stay where they began
 // behind others.

@@ -6,6 +6,7 @@
 
 #include "common/dtype.cuh"
 #include "common/exponential.cuh"
+#include "common/shared_access.cuh"
 #include "common/wgmma.cuh"
 
 namespace baracuda::sm90::backward {
@@ -27,6 +28,29 @@ __device__ __forceinline__ void issue_scores(float (&d)[Scores], uint32_t keys, 
   wgmma_commit();
 }
 
+// The same, of keys that are held in registers.
+template <typename C, int Scores, int Steps>
+__device__ __forceinline__ void issue_scores(float (&d)[Scores], const uint32_t (&keys)[Steps][4],
+                                             uint32_t query_tile, const uint32_t (&ones)[4],
+                                             uint32_t statistics) {
+  const uint64_t b = wgmma_descriptor(query_tile, 0);
+#pragma unroll
+  for (int i = 0; i < Steps; ++i)
+    wgmma_k_major<typename C::Element>(d, keys[i], b + (i * 32 >> 4), i > 0);
+  wgmma_bf16_k_major(d, ones, wgmma_descriptor_k8(statistics));
+  wgmma_commit();
+}
+
+// A fragments of a warp's 16 of 64 keys.
+template <int Steps>
+__device__ __forceinline__ void load_keys(uint32_t (&a)[Steps][4], uint32_t keys) {
+  const int lane = threadIdx.x % 32;
+  const int row = threadIdx.x % 128 / 32 * 16 + (lane / 8 & 1) * 8 + lane % 8;
+  const uint32_t at = keys + row * 128 + ((lane / 16 ^ lane % 8) << 4);
+#pragma unroll
+  for (int i = 0; i < Steps; ++i) shared_load_matrices(at ^ 32 * i, a[i]);
+}
+
 // Adds the products with the rows of a query tile to dV or dK. At most 128 columns at a time: ptxas
 // wants an instruction's registers to be among those that a kernel of 512 threads begins with.
 template <typename C, int Columns, int Steps>
@@ -46,10 +70,16 @@ __device__ __forceinline__ void issue_update(float (&d)[Columns], const uint32_t
 
 // P of S, times two to the shift.
 template <typename C, int Scores>
-__device__ __forceinline__ void take_weights(float (&s)[Scores], float scale_log2, float shift) {
+__device__ __forceinline__ void take_weights(float (&p)[Scores], const float (&s)[Scores],
+                                             float scale_log2, float shift) {
 #pragma unroll
   for (int i = 0; i < Scores; ++i)
-    s[i] = exp2_approx(C::shifts ? fmaf(s[i], scale_log2, shift) : s[i] * scale_log2);
+    p[i] = exp2_approx(C::shifts ? fmaf(s[i], scale_log2, shift) : s[i] * scale_log2);
+}
+
+template <typename C, int Scores>
+__device__ __forceinline__ void take_weights(float (&s)[Scores], float scale_log2, float shift) {
+  take_weights<C>(s, s, scale_log2, shift);
 }
 
 // What takes the shift off again.

@@ -10,8 +10,11 @@ namespace baracuda::sm90 {
 // them at head_dim 64, where softmax takes longer than the products; with two, at head_dim 128 and
 // 256, each does better on its own.
 // LastN: columns that the last key tile is given where it holds no more keys; BlockN: no such case.
+// ScoresAhead: in whole calls (FIRST and LAST) the scores of a key tile are asked for before the
+// products with V of the tile before the last are waited for; takes registers for the weights of two
+// tiles. WholeOnly: there are kernels of it for whole calls alone.
 template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns,
-          int LastN = BlockN>
+          int LastN = BlockN, bool ScoresAhead = false, bool WholeOnly = false>
 struct Config {
   using Element = Element_;
   static constexpr int head_dim = HeadDim;
@@ -23,13 +26,16 @@ struct Config {
   static constexpr int threads = 128 * (Consumers + 1);
   // setmaxnreg shares out anew what the block was launched with; asking for more waits forever.
   static constexpr int launch_registers = 65536 / threads / 8 * 8;
-  static constexpr int producer_registers = Consumers == 2 ? 56 : 32;
-  static constexpr int consumer_registers = Consumers == 2 ? 224 : 160;
+  static constexpr bool scores_ahead = ScoresAhead;
+  static constexpr bool wants_most_registers = ScoresAhead && BlockN > 128;
+  static constexpr int producer_registers = Consumers > 2 ? 32 : wants_most_registers ? 24 : 56;
+  static constexpr int consumer_registers = Consumers > 2 ? 160 : wants_most_registers ? 240 : 224;
   static_assert(producer_registers + Consumers * consumer_registers <=
                     (Consumers + 1) * launch_registers, "more registers than the block has");
   static_assert(Consumers <= 3, "a warp of warpgroup 0 for K and V, and one for each consumer");
   static constexpr int stages = 2;
   static constexpr bool take_turns = TakeTurns;
+  static constexpr bool serves(bool whole_call) { return whole_call || !WholeOnly; }
 
   // Tiles are blocks of 64 columns (128 bytes), all rows of a block together.
   static constexpr int column_blocks = HeadDim / 64;

@@ -4,6 +4,10 @@
 // the accumulators of QK to the A operand of PV without leaving registers. The softmax of a key
 // tile runs beside the tensor cores twice: PV of the tile before is still in flight, and so are the
 // products of the other warpgroups.
+//
+// Whole calls may ask for scores ahead (Config): a warpgroup is bound by its own chain of products,
+// softmax and products. Weights that have registers of their own, while PV still reads those of the
+// tile before, take packing, the wait for PV and most of the rescaling of O out of that chain.
 #pragma once
 
 #include <math_constants.h>
@@ -44,7 +48,11 @@ class Consumer {
       pass_by(uniform(tiles_) - seen_);
       Before before;
       if (seen_ > 0) {
-        fold(o, rows, before, tile, n);
+        if constexpr (scores_ahead) {
+          fold_ahead(o, rows, before, tile, n);
+        } else {
+          fold(o, rows, before, tile, n);
+        }
       } else {
         release_q();
         load_before(before, tile);
@@ -58,6 +66,7 @@ class Consumer {
   // The state of the step before, which is wanted at a tile's end: up to then that step may still
   // be running. o: where there are registers to read it ahead.
   static constexpr bool reads_ahead = Last && C::head_dim <= 128;
+  static constexpr bool scores_ahead = C::scores_ahead && First && Last;
   struct Before {
     RowStatistics rows;
     typename StateRows<C>::Fragments o;
@@ -144,8 +153,8 @@ class Consumer {
 
   // Of the first columns of a key tile, as many as s has room for.
   template <int S>
-  __device__ __forceinline__ void issue_scores(float (&s)[S]) const {
-    const int stage = stage_of<C::stages>(turn_);
+  __device__ __forceinline__ void issue_scores(float (&s)[S], uint32_t n) const {
+    const int stage = stage_of<C::stages>(n);
     const uint64_t q_tile = wgmma_descriptor(shared_ + group_ * C::q_bytes, 0);
     const uint64_t k_tile = wgmma_descriptor(shared_ + C::k_offset + stage * C::kv_bytes, 0);
 #pragma unroll
@@ -209,6 +218,82 @@ class Consumer {
     finish(o, p, before, query, n);
   }
 
+  using Weights = uint32_t[C::block_n / 16][4];
+  // The turn to come, the same in all lanes, and whether its K was seen to be there. Looked at
+  // beside the softmax, so that the products need not wait for the answers.
+  struct Coming {
+    uint32_t turn;
+    bool k_is_full;
+  };
+  __device__ __forceinline__ Coming look_ahead() const {
+    const uint32_t turn = uniform(turn_ + 1);
+    return {turn, mbarrier_test(barriers_.k_full(stage_of<C::stages>(turn)),
+                                parity_of<C::stages>(turn))};
+  }
+  // As fold, with scores ahead. The weights of two tiles are alive at a time and change places.
+  __device__ __forceinline__ void fold_ahead(float (&o)[C::head_dim / 2], RowStatistics& rows,
+                                             Before& before, const Slot<C>& query, uint32_t n) {
+    Weights p0, p1;
+    float factor[2] = {1.0f, 1.0f};
+    const int unmasked = uniform(query.limit(0));
+    const auto needs_mask = [&](int tile) { return (tile + 1) * C::block_n > unmasked; };
+    int t = seen_ - 1;
+    begin(rows, p0, query, t, needs_mask(t));
+    bool pending = false;  // products with V, which o and factor wait for
+    Coming next = look_ahead();
+#pragma unroll 1
+    for (;;) {
+      if (--t < 0) return finish_ahead(o, factor, p0, pending, before, query, n);
+      both_ahead(o, rows, factor, p0, p1, pending, next, query, t, needs_mask(t));
+      pending = true;
+      if (--t < 0) return finish_ahead(o, factor, p1, true, before, query, n);
+      both_ahead(o, rows, factor, p1, p0, true, next, query, t, needs_mask(t));
+    }
+  }
+  // p_before: the weights of the tile before, by which factor came; p: those of this one.
+  __device__ __forceinline__ void both_ahead(float (&o)[C::head_dim / 2], RowStatistics& rows,
+                                             float (&factor)[2], const Weights& p_before,
+                                             Weights& p, bool pending, Coming& next,
+                                             const Slot<C>& query, int t, bool masked) {
+    float s[C::block_n / 2];
+    const uint32_t turn = next.turn;
+    ++turn_;
+    const bool v_is_full = mbarrier_test(barriers_.v_full(stage_of<C::stages>(turn - 1)),
+                                         parity_of<C::stages>(turn - 1));
+    if (!next.k_is_full) await_k();
+    await_turn();
+    pin_registers(s);
+    wgmma_fence();
+    issue_scores(s, turn);
+    wgmma_wait<1>();
+    pin_registers(o);
+    if (pending) release_v(turn - 2);
+    rescale(o, factor);
+    if (!v_is_full) await_v(turn - 1);
+    pin_registers(o);
+    wgmma_fence();
+    issue_output(o, p_before, turn - 1);
+    pass_turn();
+    wgmma_wait<1>();
+    pin_registers(s);
+    release_k();
+    if (t == 0) release_q();
+    if (masked) mask(s, query, t);
+    next = look_ahead();
+    softmax_step(s, rows, args_.scale_log2, factor);
+    pack_weights<Element>(s, p);
+  }
+  __device__ __forceinline__ void finish_ahead(float (&o)[C::head_dim / 2],
+                                               const float (&factor)[2], const Weights& p,
+                                               bool pending, Before& before, const Slot<C>& query,
+                                               uint32_t n) {
+    wgmma_wait<0>();
+    pin_registers(o);
+    if (pending) release_v(turn_ - 1);
+    rescale(o, factor);
+    finish(o, p, before, query, n);
+  }
+
   template <int Steps>
   __device__ __forceinline__ void begin(RowStatistics& rows, uint32_t (&p)[Steps][4],
                                         const Slot<C>& query, int t, bool masked) {
@@ -219,7 +304,7 @@ class Consumer {
     await_turn();
     pin_registers(s);
     wgmma_fence();
-    issue_scores(s);
+    issue_scores(s, turn_);
     pass_turn();
     wgmma_wait<0>();
     pin_registers(s);
@@ -245,7 +330,7 @@ class Consumer {
     pin_registers(s);
     pin_registers(o);
     wgmma_fence();
-    issue_scores(s);
+    issue_scores(s, turn_);
     await_v(turn_ - 1);
     wgmma_fence();
     issue_output(o, p_before, turn_ - 1);

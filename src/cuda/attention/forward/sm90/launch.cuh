@@ -11,11 +11,21 @@ namespace baracuda::sm90 {
 
 using Kernel = void (*)(HopperArgs);
 
+template <typename C, bool First, bool Last>
+constexpr Kernel kernel_if_served() {
+  if constexpr (C::serves(First && Last)) {
+    return step_kernel<C, First, Last>;
+  } else {
+    return nullptr;
+  }
+}
+
 // The kernel of these flags: bit 0 FIRST, bit 1 LAST.
 template <typename C>
 Kernel kernel_of(uint32_t flags) {
-  static constexpr Kernel kernels[4] = {step_kernel<C, false, false>, step_kernel<C, true, false>,
-                                        step_kernel<C, false, true>, step_kernel<C, true, true>};
+  static constexpr Kernel kernels[4] = {
+      kernel_if_served<C, false, false>(), kernel_if_served<C, true, false>(),
+      kernel_if_served<C, false, true>(), kernel_if_served<C, true, true>()};
   static_assert(BARACUDA_STEP_FIRST == 1 && BARACUDA_STEP_LAST == 2, "flags index the table");
   return kernels[flags & 3];
 }
@@ -31,7 +41,7 @@ template <typename C>
 int32_t load_kernels() {
   int32_t status = load_tensor_map_encoder();
   for (uint32_t flags = 0; flags < 4 && status == BARACUDA_OK; ++flags)
-    status = load_kernel<C>(flags);
+    if (kernel_of<C>(flags) != nullptr) status = load_kernel<C>(flags);
   return status;
 }
 

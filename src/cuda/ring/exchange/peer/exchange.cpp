@@ -1,6 +1,6 @@
 // Rounds by the copy engines. On the ring stream of every rank, round by round:
 //
-//   wait for `ready`; grant our buffer to the rank before
+//   wait for `ready`; grant our buffer to the rank before (ahead of that where it is free by then)
 //   wait for the next rank's grant; push; say that its buffer is full
 //   wait until ours is full
 //
@@ -85,22 +85,27 @@ int32_t grant(Endpoint* end, const Round* round) {
   baracuda_peer& peer = peer_of(end);
   int32_t status = peer.begin(*round);
   if (status != BARACUDA_OK) return status;
+  const PeerRound& at = round_at(peer, round->number);
+  const PeerHopWords& mine = peer.file.hop(peer.rank());
+  // Not a run's first: what the runs before read and wrote is over only then.
+  const bool ahead = at.takes && !at.starts && round->free_ahead != 0;
+  if (ahead) status = write_word(peer, end->ring_stream, mine.granted, at.granted);
+  if (status != BARACUDA_OK) return status;
   if (round->signalled != 0) {
     peer.owes_signal = true;
-    status = take_word(peer, end->ring_stream, peer.file.hop(peer.rank()).read, kSet);
+    status = take_word(peer, end->ring_stream, mine.read, kSet);
   } else {
     status = recorded("wait", [&] { return end->ops->wait(end->ring_stream, round->ready); });
   }
   if (status == BARACUDA_OK && round->begin_mark != nullptr) {
     status = record(*end, round->begin_mark);
   }
-  const PeerRound& at = round_at(peer, round->number);
   if (status == BARACUDA_OK && at.starts && at.takes && peer.wait != BARACUDA_PEER_WAIT_EVENT) {
     peer.in_run = true;
-    status = await_word(peer, end->ring_stream, peer.file.hop(peer.rank()).idle, kSet);
+    status = await_word(peer, end->ring_stream, mine.idle, kSet);
   }
-  if (status != BARACUDA_OK || !at.takes) return status;
-  return write_word(peer, end->ring_stream, peer.file.hop(peer.rank()).granted, at.granted);
+  if (status != BARACUDA_OK || !at.takes || ahead) return status;
+  return write_word(peer, end->ring_stream, mine.granted, at.granted);
 }
 
 int32_t open(Endpoint* end) {

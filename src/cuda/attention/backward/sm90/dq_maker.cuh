@@ -1,0 +1,186 @@
+// How a warpgroup of the sm90a backward kernel takes part in dQ, which sums over the keys of all: dS goes
+// to shared memory, and the warpgroups take turns to make dQ of a query tile and to add it to global
+// memory. dQ of a query tile is made one tile later.
+#pragma once
+
+#include "attention/backward/shift.cuh"
+#include "attention/backward/sm90/barriers.cuh"
+#include "attention/backward/sm90/schedule.cuh"
+#include "attention/backward/sm90/scores.cuh"
+#include "common/cluster.cuh"
+#include "common/global_access.cuh"
+#include "common/wgmma.cuh"
+
+namespace baracuda::sm90::backward {
+
+template <typename C>
+class DqMaker {
+  using Element = typename C::Element;
+  static constexpr int columns = C::head_dim / 2;  // accumulators
+  static constexpr int steps = C::block_m / 16;
+
+ public:
+  __device__ __forceinline__ DqMaker(const Args& args, uint32_t shared,
+                                     const Barriers<C>& barriers, int group)
+      : args_(args), shared_(shared), barriers_(barriers), group_(group) {
+    const int lane = threadIdx.x % 32;
+    const int key =
+        group * C::group_n + threadIdx.x % 128 / 32 * 16 + (lane / 8 & 1) * 8 + lane % 8;
+    ds_store_ = shared + C::ds_offset + key * 128 + ((lane / 16 ^ lane % 8) << 4);
+  }
+
+  // Query tiles so far.
+  __device__ __forceinline__ uint32_t count() const { return n_; }
+  // Stage of K of the query tile before, whose dQ is not made; or -1.
+  __device__ __forceinline__ int k_before() const { return k_before_; }
+
+  // dS of this query tile and this warpgroup's keys, as soon as dQ of the tile that lay there before
+  // has been made; then tells who makes dQ of it, or the warp that sends it.
+  __device__ __forceinline__ void hand_over(const uint32_t (&ds)[steps][4]) const {
+    store_ds(ds);
+    if (!is_ours(n_)) {
+      __syncwarp();
+      release(barriers_.out_full());
+    } else if (owner_of(n_) != group_) {
+      named_barrier_arrive(barriers_.ds_full(stage_of<own_ds_stages>(turn_of(n_))),
+                           128 * C::consumers);
+    }
+  }
+  // Whether dQ of the query tile before is not made yet, and is this warpgroup's.
+  __device__ __forceinline__ bool makes_before() const {
+    return k_before_ >= 0 && makes_dq_of(n_ - 1);
+  }
+  __device__ __forceinline__ void await_before() const {
+    const uint32_t turn = turn_of(n_ - 1);
+    named_barrier_sync(barriers_.ds_full(stage_of<own_ds_stages>(turn)), 128 * C::consumers);
+    if constexpr (C::pair) mbarrier_wait(barriers_.theirs_full(turn % 2), turn / 2 & 1);
+  }
+  // It, behind an update of dK that may be in flight. after_dk: once it is not. All other products
+  // are done, too, when it returns. shift: what P was made with.
+  template <typename AfterDk>
+  __device__ __forceinline__ void make_before(float shift, AfterDk after_dk) const {
+    const uint32_t n = n_ - 1;
+    float dq[columns];
+    const int stage = stage_of<own_ds_stages>(turn_of(n));
+    const uint64_t a = wgmma_descriptor(shared_ + C::ds_offset + stage * C::ds_bytes, C::ds_bytes);
+    const uint64_t b = wgmma_descriptor(k_tile(k_before_), C::kv_block_bytes);
+    pin_registers(dq);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < C::block_n / 16; ++i)
+      wgmma_mn_major<Element>(dq, a + (i * 2048 >> 4), b + (i * 2048 >> 4), i > 0);
+    if constexpr (C::pair) {
+      const uint64_t theirs = wgmma_descriptor(shared_ + C::theirs_offset, C::ds_bytes);
+      const uint64_t their_k = wgmma_descriptor(k_tile(1), C::kv_block_bytes);
+#pragma unroll
+      for (int i = 0; i < C::block_n / 16; ++i)
+        wgmma_mn_major<Element>(dq, theirs + (i * 2048 >> 4), their_k + (i * 2048 >> 4), 1);
+    }
+    wgmma_commit();
+    wgmma_wait<1>();
+    after_dk();
+    wgmma_wait<0>();
+    pin_registers(dq);
+    release(barriers_.ds_empty(stage));
+    if constexpr (C::pair) {
+      if (threadIdx.x % 32 == 0)
+        mbarrier_arrive_at(address_at(cluster_rank() ^ 1, barriers_.theirs_free()));
+    }
+    const float factor = unshift_of<C>(shift);
+    if constexpr (C::dq_stages > 0) {
+      const int buffer = stage_of<C::dq_stages>(n);
+      const uint32_t at =
+          shared_ + C::dq_offset + buffer * 4 * C::dq_floats + threadIdx.x % 128 * 16;
+      await_turn(n);
+      each_four(dq, factor, [&](int j, float4 x) { shared_store(at + j * 2048, x); });
+      shared_store_fence();
+      __syncwarp();
+      release(barriers_.dq_full(buffer));
+    } else {
+      float4* const to =
+          reinterpret_cast<float4*>(args_.dq + int64_t{tile_before_} * C::dq_floats) +
+          threadIdx.x % 128;
+      each_four(dq, factor, [&](int j, float4 x) { add_in_memory(to + j * 128, x); });
+    }
+  }
+  __device__ __forceinline__ void make_any_before(float shift) const {
+    if (!makes_before()) return;
+    await_before();
+    make_before(shift, [] {});
+  }
+  // The same with no query tile to follow; then K is done with.
+  __device__ __forceinline__ void make_last(float shift) {
+    make_any_before(shift);
+    if (k_before_ >= 0) release(barriers_.k_empty(k_before_));
+    k_before_ = -1;
+  }
+  // The query tile, of all heads', becomes the one before, and if it is the first of its key tile the K
+  // before is done with.
+  __device__ __forceinline__ void look_back_at(int tile, int k_stage) {
+    if (k_before_ >= 0 && k_before_ != k_stage) release(barriers_.k_empty(k_before_));
+    k_before_ = k_stage;
+    tile_before_ = tile;
+    ++n_;
+  }
+
+ private:
+  static constexpr int own_ds_stages = C::pair ? 2 : C::ds_stages;
+
+  static __device__ __forceinline__ void release(uint32_t barrier) {
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
+  }
+
+  // Blocks take turns, and in a block warpgroups; a stage of dS belongs to one of them.
+  __device__ __forceinline__ bool is_ours(uint32_t n) const {
+    return !C::pair || n % 2 == cluster_rank();
+  }
+  static __device__ __forceinline__ uint32_t turn_of(uint32_t n) { return C::pair ? n / 2 : n; }
+  static __device__ __forceinline__ int owner_of(uint32_t n) { return turn_of(n) % C::consumers; }
+  __device__ __forceinline__ bool makes_dq_of(uint32_t n) const {
+    return is_ours(n) && owner_of(n) == group_;
+  }
+
+  __device__ __forceinline__ void store_ds(const uint32_t (&ds)[steps][4]) const {
+    const uint32_t turn = turn_of(n_);
+    uint32_t to = ds_store_;
+    if (is_ours(n_)) {
+      const int stage = stage_of<own_ds_stages>(turn);
+      mbarrier_wait(barriers_.ds_empty(stage), parity_of<own_ds_stages>(turn) ^ 1);
+      to += stage * C::ds_bytes;
+    } else {
+      mbarrier_wait(barriers_.out_empty(), turn & 1 ^ 1);
+      to += C::out_offset - C::ds_offset;
+    }
+#pragma unroll
+    for (int k = 0; k < steps; ++k) shared_store_matrices(to ^ 32 * k, ds[k]);
+    shared_store_fence();
+  }
+  __device__ __forceinline__ uint32_t k_tile(int stage) const {
+    return shared_ + C::k_offset + stage * C::kv_bytes;
+  }
+  // The buffer that dQ of the n-th query tile goes to has been read: once the turn has come that
+  // the copying warp gives for every tile but the first dq_stages.
+  __device__ __forceinline__ void await_turn(uint32_t n) const {
+    if (n < C::dq_stages) return;
+    const uint32_t turns = (n - C::dq_stages) / C::consumers;  // of this warpgroup before
+    mbarrier_wait(barriers_.dq_turn(group_), turns & 1);
+  }
+  template <typename F>
+  static __device__ __forceinline__ void each_four(const float (&d)[columns], float factor, F f) {
+    const auto out = [&](float x) { return C::shifts ? x * factor : x; };
+#pragma unroll
+    for (int j = 0; j < columns / 4; ++j)
+      f(j, make_float4(out(d[4 * j]), out(d[4 * j + 1]), out(d[4 * j + 2]), out(d[4 * j + 3])));
+  }
+
+  const Args& args_;
+  const uint32_t shared_;
+  const Barriers<C>& barriers_;
+  const int group_;
+  uint32_t ds_store_;  // where this lane's row of a matrix of dS goes, in the first stage
+  uint32_t n_ = 0;
+  int k_before_ = -1;
+  int tile_before_;  // of all heads
+};
+
+}  // namespace baracuda::sm90::backward
