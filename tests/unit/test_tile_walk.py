@@ -98,17 +98,18 @@ def test_sections_hold_whole_groups_that_fit_in_l2():
     assert chosen > 5000
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=200, derandomize=True)
 @given(key_heads=st.integers(1, 32), group=st.sampled_from([1, 1, 4, 8]), rows=st.integers(1100, 9000),
        grid=st.sampled_from([132, 128, 124, 114]))  # fmt: skip
 def test_a_section_is_only_taken_where_it_ends_evenly(key_heads, group, rows, grid):
-    """Any shape of head_dim 128: its last tiles cost little more than those of all heads would."""
-    tiles = -(-rows // 128)
+    """Any shape of head_dim 128: not much is lost against all heads in one section."""
+    heads, tiles = key_heads * group, -(-rows // 128)
     section = library().walk_section(key_heads, group, tiles, 4 * rows * 128, grid)
-    if section == 0 or section == key_heads * group or key_heads * group * tiles < 3 * grid:
+    if section in (0, heads) or heads * tiles < 3 * grid:
         return
-    blocks = walk(key_heads * group, tiles, section, grid)
-    assert makespan(blocks, times(tiles, rows=rows)) < 1.06
+    costs = times(tiles, rows=rows)
+    of_all = makespan(walk(heads, tiles, heads, grid), costs)
+    assert makespan(walk(heads, tiles, section, grid), costs) < of_all + 0.04
 
 
 CALLS = {  # heads of all batches, group, rows, head_dim, rows and keys of a tile, the bound

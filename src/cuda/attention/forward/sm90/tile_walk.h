@@ -47,7 +47,10 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
 inline bool ends_evenly(uint32_t tiles, uint32_t sections, uint32_t grid) {
   const uint32_t rest = tiles % grid, rounds = (2 * tiles + grid) / (2 * grid);
   if (rounds % 2 != 0 && sections % 2 != 0 && sections > 1) return false;
-  return tiles >= 2 * grid || 8 * rest >= 7 * grid || (tiles >= grid && 8 * rest <= grid);
+  if (tiles >= 3 * grid) return true;
+  // A third round of less than half makes up for none of the two.
+  if (tiles >= 2 * grid) return 4 * rest <= grid || 2 * rest > grid;
+  return 8 * rest >= 7 * grid || (tiles >= grid && 8 * rest <= grid);
 }
 
 // As many heads as share K and V of a third of L2, so that what the blocks at work read comes from
@@ -79,8 +82,8 @@ inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_t
 // The grid stays resident and every block walks a fixed list of tiles. The direction of its rounds
 // alternates: under a mask, what a block gains in one round it loses in the next, so all finish
 // within about a tile of each other without a shared counter. A round that is hardly there makes up
-// for none. Where a section's last round is short, other blocks go without a tile in it than in the section
-// before: once as many rounds have run in either direction, all places move on.
+// for none. Where a section's last round is short, other blocks go without a tile in it than in the
+// section before: once as many rounds have run in either direction, all places move on.
 class TileWalk {
  public:
   // rank: of a head's tiles, from the last one on.
