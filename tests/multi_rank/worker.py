@@ -24,10 +24,10 @@ from helpers.cuda_sum import CudaSumRank
 from helpers.gradients import Problem
 from helpers.inputs import torch_qkv
 from helpers.rank_tasks import own_device, serve
+from helpers.ring_gradient_tasks import RingGradientTasks, register
 from helpers.ring_gradients import GradientRank
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
 from helpers.sum_ring import SumRing
-from ring_gradient_tasks import RingGradientTasks, register
 
 import baracuda_kernels as bk
 from baracuda_kernels._core import _nccl_library

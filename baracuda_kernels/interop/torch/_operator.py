@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._C._autograd import _profiler_enabled
 from torch.overrides import has_torch_function_variadic
 
 from baracuda_kernels.errors import UnsupportedError
@@ -79,7 +80,7 @@ def _is_for_nobody_else(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bo
     return (
         not torch._C._len_torch_dispatch_stack()
         and not has_torch_function_variadic(q, k, v)
-        and not torch.autograd._profiler_enabled()
+        and not _profiler_enabled()
         and torch._C._get_tracing_state() is None
         and (_keys_of(q).raw_repr() in _plain_keys or _has_plain_keys(q))
         and (_keys_of(k).raw_repr() in _plain_keys or _has_plain_keys(k))

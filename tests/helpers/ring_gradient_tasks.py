@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+import baracuda_kernels as bk
 from helpers.cuda_ring_gradients import (
     GpuGradients,
     by_steps,
@@ -18,8 +20,6 @@ from helpers.cuda_ring_gradients import (
 from helpers.gradients import NAMES, Problem
 from helpers.ring_gradients import GradientRank, ring_descriptor
 from helpers.rings import preference, rank_arrays
-
-import baracuda_kernels as bk
 
 
 def register(comm: bk.Communicator, held: dict[str, Any]) -> None:
