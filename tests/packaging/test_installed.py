@@ -295,13 +295,15 @@ def test_tensor_core_kernels_use_tensor_cores():
             assert loops, f"{name} has no loop over key tiles"
             for body in loops:
                 moves = sum("R2UR" in line for line in body)
-                most = 18 if gradients else 8
+                # Of gradients those of f16 move the most, with the first stores of short calls.
+                most = 22 if gradients else 8
                 assert moves <= most, f"{name} moves {moves} values to uniform registers in a loop"
     assert seen >= 20
     # (3 head dims + a second tile at 128, each x 4 flag variants, and there 2 more of whole calls)
     # x 2 dtypes
     assert hopper == 36
-    assert backward == 12  # (3 head dims, the pair at 128, 2 in a fixed order) x 2 dtypes
+    # (3 head dims, each in a fixed order too, and at 128 the pair and the first stores) x 2 dtypes
+    assert backward == 16
 
 
 @needs_cuda_build

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 from helpers.gradients import HOST, NAMES, draw, errors, host_gradients
-from helpers.oracle import attention_backward, max_score
+from helpers.oracle import attention, attention_backward, max_score
 from helpers.queues import Queues, run_over_queues
 from helpers.ring_gradients import GradientRank, HostGradients, by_hand, numpy_full, ring_descriptor
 from helpers.tolerances import NUMPY_DTYPES, assert_gradients, rms_over_rounding
@@ -32,6 +32,15 @@ problems = {
 }
 
 
+def _with_rounded_y(dtype, x, y, **options):
+    """dlse, and what delta loses by the rounding of y: it can exceed the gradient of a short row."""
+    if dtype not in ("f16", "bf16"):
+        return x.dlse
+    exact_y, _ = attention(x.q, x.k, x.v, **options)
+    lost = ((exact_y - y.astype(np.float64)) * x.dy.astype(np.float64)).sum(axis=-1)
+    return lost if x.dlse is None else x.dlse + lost
+
+
 def run_and_check(dtype, scale, **p):
     x = draw(
         dtype, p["seed"], batch=p["batch"], heads=p["kv_heads"] * p["group"],
@@ -48,7 +57,7 @@ def run_and_check(dtype, scale, **p):
     assert np.array_equal(y, same_y) and np.array_equal(lse, same_lse)
     for gradient, operand in zip(got, x[:3], strict=True):
         assert gradient.dtype == operand.dtype and gradient.shape == operand.shape
-    exact = attention_backward(*x[:4], dlse=x.dlse, **options)
+    exact = attention_backward(*x[:4], dlse=_with_rounded_y(dtype, x, y, **options), **options)
     score = max_score(x.q, x.k, scale)
     norms = [float(np.linalg.norm(a.astype(np.float64), axis=-1).max(initial=0)) for a in x[1:4]]
     summands = max(np.prod(norms), norms[0]) * (1 if x.dlse is None else 1 + np.abs(x.dlse).max(
@@ -71,12 +80,8 @@ def test_f32(**problem):
     run_and_check("f32", None, **problem)
 
 
-# delta is made of the rounded y: with fewer numbers a row the error of that can exceed the gradient.
 @settings(max_examples=40, deadline=None)
-@given(
-    dtype=st.sampled_from(["f16", "bf16"]),
-    **{**problems, "head_dim": st.sampled_from([8, 16, 33, 64])},
-)
+@given(dtype=st.sampled_from(["f16", "bf16"]), **problems)
 def test_16_bit(dtype, **problem):
     run_and_check(dtype, None, **problem)
 
