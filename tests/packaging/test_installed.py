@@ -295,7 +295,8 @@ def test_tensor_core_kernels_use_tensor_cores():
             assert loops, f"{name} has no loop over key tiles"
             for body in loops:
                 moves = sum("R2UR" in line for line in body)
-                # Of gradients those of f16 move the most, with the first stores of short calls.
+                # Gradients at head_dim 128 move 17, with the first stores of short calls 22, and were
+                # no slower for it (kernel log).
                 most = 22 if gradients else 8
                 assert moves <= most, f"{name} moves {moves} values to uniform registers in a loop"
     assert seen >= 20
