@@ -9,6 +9,7 @@
 #pragma once
 
 #include "attention/backward/sm90/consumer.cuh"
+#include "attention/backward/sm90/double_consumer.cuh"
 #include "attention/backward/sm90/producer.cuh"
 #include "common/cp_async.cuh"
 #include "common/dependent_launch.cuh"
@@ -59,7 +60,11 @@ __global__ void __launch_bounds__(C::threads, 1) step_kernel(const __grid_consta
     }
   } else {
     if constexpr (C::consumer_registers > 0) take_registers<C::consumer_registers>();
-    Consumer<C>(args, shared, barriers, warp / 4 - 1).run();
+    if constexpr (C::halves == 2) {
+      DoubleConsumer<C>(args, shared, barriers, warp / 4 - 1).run();
+    } else {
+      Consumer<C>(args, shared, barriers, warp / 4 - 1).run();
+    }
   }
   if constexpr (C::pair) {
     __syncwarp();

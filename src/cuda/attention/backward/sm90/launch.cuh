@@ -11,7 +11,8 @@
 namespace baracuda::sm90::backward {
 
 template <typename C>
-using Rows = RowKernels<typename C::Element, C::head_dim, SplitStatistics,
+using Rows = RowKernels<typename C::Element, C::head_dim,
+                        std::conditional_t<C::apart, ApartStatistics, SplitStatistics>,
                         C::ordered ? C::turn_words : stores_first<C>>;
 
 // The one kernel that cannot be launched before it is set up: it has more shared memory than others.

@@ -32,8 +32,8 @@ __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t sh
     }
     mbarrier_wait(barriers.slot_empty(stage), parity_of<C::stages>(item) ^ 1);
     if (more) {
-      mbarrier_wait(barriers.rows_taken(), parity_of<1>(item) ^ 1);
-      const FirstRows<C> rows(shared);
+      if constexpr (!C::keeps_rows) mbarrier_wait(barriers.rows_taken(), parity_of<1>(item) ^ 1);
+      const FirstRows<C> rows(shared, item);
       const int index = C::pair ? 2 * tile.index + cluster_rank() : tile.index;
       if (lane == 0) slot.set_tile(tile.batch, tile.kv_head, index * C::block_n);
 #pragma unroll 1
