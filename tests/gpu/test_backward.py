@@ -75,7 +75,7 @@ def test_more_key_tiles_than_blocks(torch, family, head_dim, kv_heads):
 
 
 # (batch, heads, kv_heads, query_len, key_len): so many heads that sm90a takes key tiles of 256 keys,
-# with ends in either half of either warpgroup's, query tiles that a warpgroup does not see, and groups.
+# with ends in either half of a warpgroup's, query tiles that a warpgroup does not see, and groups.
 DOUBLE_TILES = [(3, 20, 20, 200, 300), (1, 60, 60, 1, 257), (2, 60, 30, 129, 511),
                 (1, 60, 60, 700, 512), (30, 8, 2, 65, 385)]  # fmt: skip
 
