@@ -35,10 +35,11 @@ struct Config {
 
   // Registers hold K and V, and S of the next query tile beside P of this one.
   static constexpr bool ahead = HeadDim == 64 && Halves == 1;
-  static constexpr int stages = ahead ? 4 : Halves == 2 && KStages == 1 ? 3 : 2;  // of Q and dO, and of what is known of a key tile
+  // Of Q and dO, and of what is known of a key tile.
+  static constexpr int stages = ahead ? 4 : Halves == 2 ? 3 : 2;
   static constexpr int k_stages = KStages;
   static constexpr int ds_stages = DsStages;
-  static constexpr int dq_stages = Pair ? 0 : Halves == 2 && KStages == 2 ? 1 : 2;
+  static constexpr int dq_stages = Pair ? 0 : 2;
   // Which rows see a key tile's keys is kept with what else is known of it, until it is done.
   static constexpr bool keeps_rows = Halves == 2;
   static constexpr bool pair = Pair;
@@ -52,6 +53,7 @@ struct Config {
   static_assert(!StoresFirst || !(Pair || Ordered));
   static_assert(!(Pair && Ordered), "a pair adds from the registers of many threads");
   static_assert(DsStages >= 2, "dS is kept until dQ is made of it");
+  static_assert(Halves == 1 || (HeadDim == 64 && KStages == 1 && !Pair && !StoresFirst));
 
   // Tiles are blocks of 64 columns (128 bytes), all rows of a block together. dS lies transposed: a
   // row of 64 queries for each key.

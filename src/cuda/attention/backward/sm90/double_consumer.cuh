@@ -1,6 +1,6 @@
-// The computing side of the sm90a backward kernel where a warpgroup has two tiles of 64 keys, halves
-// of its keys: a query tile's dQ is added for twice as many keys, and exponentials of one half run
-// beside the products of the other.
+// The computing side of the sm90a backward kernel where a warpgroup has two tiles of 64 keys, the
+// halves of its keys: dQ of a query tile is added for twice as many keys, and Q and dO are read for
+// as many. The operands of dV and of dK take turns in one set of registers: there is no second.
 #pragma once
 
 #include "attention/backward/gradient_rows.cuh"
@@ -95,8 +95,8 @@ class DoubleConsumer {
     }
   }
 
-  // Takes in query tiles up to the next that is hidden. S of the next query tile's first half is begun
-  // before the products of the one before it are done.
+  // Takes in query tiles up to the next that is hidden. S of the next half, or of the next query
+  // tile's first, is begun before the products of the one before it are done.
   __device__ __forceinline__ void fold_run(float (&dk)[2][columns], float (&dv)[2][columns],
                                            QuerySequence<C::ordered>& queries, int whole_from,
                                            uint32_t item) {
@@ -187,7 +187,7 @@ class DoubleConsumer {
     issue(dp, v_keys() + half * C::half_n * 128, dy_tile(stage),
           statistics(stage) + C::statistics_bytes / 2);
   }
-  // less: the tile of what is taken off each query's products, in columns whose sum it is.
+  // less: what is taken off each query's products, see ApartStatistics.
   static __device__ __forceinline__ void issue(float (&d)[scores], uint32_t keys, uint32_t queries,
                                                uint32_t less) {
     constexpr uint32_t ones[4] = {0x3f803f80, 0x3f803f80, 0, 0};

@@ -1,7 +1,8 @@
 // The sm90a backward step: dK and dV of key tiles, and their share of dQ.
 //
 // A block keeps a tile of keys and goes over all query tiles that see them, of all heads of the
-// group: dK and dV stay in registers. Warpgroup 0 copies; every other one owns 64 keys.
+// group: dK and dV stay in registers. Warpgroup 0 copies; every other one owns 64 keys, or two such
+// halves.
 //
 // Additions to dQ are what L2 has to do most of. Two blocks of a cluster with neighbouring key
 // tiles go over the same query tiles: each makes dQ of every second one, over the keys of both, and

@@ -29,7 +29,8 @@ struct SplitStatistics {
   }
 };
 
-// The same where lse and delta have a tile each, of a query tile's rows: [row][8] of three parts and zeros.
+// The same where lse and delta have a tile each, of a query tile's rows: [row][8] of three parts
+// and zeros. All columns of ones take either off, the same for all lanes.
 struct ApartStatistics {
   static constexpr int row_bytes = 32;
   static double lse_factor(double scale) { return 1.0 / scale; }
