@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers.inputs import torch_qkv
-from helpers.rings import preference
+from tests.helpers.rings import preference
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import torch_qkv
 from benchmarks.peers import available, backward_calls
 from benchmarks.timing import in_bursts, input_sets, sustained
 

@@ -15,10 +15,10 @@ import statistics
 from typing import Any
 
 import torch
-from helpers.inputs import torch_qkv
-from helpers.rings import preference, shards_of
+from tests.helpers.rings import preference, shards_of
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import torch_qkv
 from benchmarks import RING_HEAD_DIM as HEAD_DIM
 from benchmarks import RING_HEADS as HEADS
 from benchmarks.peers import available

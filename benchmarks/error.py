@@ -8,13 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers.cuda_gradients import gradients
-from helpers.gradients import NAMES, Problem
-from helpers.inputs import TORCH_DTYPES, torch_qkv
-from helpers.oracle import attention, attention_backward
-from helpers.rings import local_ring
+from tests.helpers.cuda_gradients import gradients
+from tests.helpers.gradients import NAMES, Problem
+from tests.helpers.rings import local_ring
 
 from baracuda_kernels import UnsupportedError
+from baracuda_kernels.testing import TORCH_DTYPES, attention, attention_backward, torch_qkv
 from benchmarks.peers import available, gradient_call, peers_for
 
 _SHAPE = {"heads": 8, "query_len": 4096, "head_dim": 128}

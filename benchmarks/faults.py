@@ -10,7 +10,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from helpers.fault_cases import CASES, RANKS, FaultyRing
+from tests.helpers.fault_cases import CASES, RANKS, FaultyRing
 
 RINGS = 5
 

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from helpers.gradients import NAMES, Problem
-from helpers.oracle import attention_backward
-from helpers.rank_pool import RankPool
+from tests.helpers.gradients import NAMES, Problem
+from tests.helpers.rank_pool import RankPool
 
 import baracuda_kernels as bk
 from baracuda_kernels._core import _info
+from baracuda_kernels.testing import attention_backward
 from benchmarks import ROOT
 from benchmarks.evidence import SCHEMA, machine, slug, write_json
 from benchmarks.source import require_own_sources
@@ -137,7 +137,7 @@ def worse(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _rows(ranks: int, rings: dict[str, Ring], **params: Any) -> list[dict[str, Any]]:
     import torch
-    from helpers.cuda_ring_gradients import gradient_problem
+    from tests.helpers.cuda_ring_gradients import gradient_problem
 
     x = Problem(*gradient_problem(torch, _task(ranks)))
     shape = {"family": _family(), "dtype": _DTYPE, "chunk": ROWS, **_SHAPE}

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from helpers import cuda_ring
-from helpers.host_time import microseconds
-from helpers.inputs import torch_qkv
-from helpers.loop_cost import time_calls
-from helpers.rings import descriptor, preference, rank_arrays, shards_of
+from tests.helpers import cuda_ring
+from tests.helpers.host_time import microseconds
+from tests.helpers.loop_cost import time_calls
+from tests.helpers.rings import descriptor, preference, rank_arrays, shards_of
 from torch.nn.attention import sdpa_kernel
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import torch_qkv
 from benchmarks.peers import BACKENDS
 
 _CALLS = 200

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import cuda_ring
-from helpers.inputs import torch_qkv
-from helpers.rank_pool import RankPool
-from helpers.rings import descriptor, preference, rank_arrays, shards_of
+from tests.helpers import cuda_ring
+from tests.helpers.rank_pool import RankPool
+from tests.helpers.rings import descriptor, preference, rank_arrays, shards_of
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import torch_qkv
 from benchmarks import RING_HEAD_DIM as HEAD_DIM
 from benchmarks import RING_HEADS as HEADS
 from benchmarks.peers import available

@@ -14,11 +14,11 @@ _ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(_ROOT), str(_ROOT / "tests")]
 
 import torch
-from helpers.inputs import torch_qkv
-from helpers.rings import descriptor, preference, rank_arrays
+from tests.helpers.rings import descriptor, preference, rank_arrays
 from multi_rank.worker import Rank, main
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import torch_qkv
 from benchmarks.timing import order
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers.inputs import torch_qkv
-from helpers.rings import preference, shards_of
+from tests.helpers.rings import preference, shards_of
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import torch_qkv
 from benchmarks.peers import available, peers_for
 from benchmarks.timing import captured, input_sets, interleaved, summary
 

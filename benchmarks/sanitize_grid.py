@@ -10,13 +10,11 @@ import itertools
 import sys
 
 import torch
-from helpers import cuda_gradients
-from helpers.gradients import draw
-from helpers.inputs import torch_qkv
-from helpers.oracle import attention, attention_backward
-from helpers.rings import case, local_ring
-from helpers.tolerances import assert_close
+from tests.helpers import cuda_gradients
+from tests.helpers.gradients import draw
+from tests.helpers.rings import case, local_ring
 
+from baracuda_kernels.testing import assert_close, attention, attention_backward, torch_qkv
 from benchmarks.peers import available
 
 KERNELS = [

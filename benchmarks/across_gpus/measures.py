@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from helpers.oracle import attention, error_of
-from helpers.tolerances import TOLERANCES
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import TOLERANCES, attention, error_of
 from benchmarks.across_gpus import contenders, hops, torch_cp
 from benchmarks.across_gpus.contenders import Contender
 from benchmarks.across_gpus.hops import Way

@@ -6,9 +6,9 @@ import ctypes as ct
 from functools import cache
 from typing import Any
 
-from native.host_abi import Params
+from .host_abi import Params
 
-from helpers import ring_abi as abi
+from . import ring_abi as abi
 
 
 class TimeCalls:

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.oracle import attention, error_of
 from helpers.pages import code_blocks, commands
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import attention, error_of
 
 pytestmark = pytest.mark.framework("torch")
 

@@ -22,7 +22,6 @@ from helpers import ring_abi as abi
 from helpers.cuda_ring_gradients import full_of
 from helpers.cuda_sum import CudaSumRank
 from helpers.gradients import Problem
-from helpers.inputs import torch_qkv
 from helpers.rank_tasks import own_device, serve
 from helpers.ring_gradient_tasks import RingGradientTasks, register
 from helpers.ring_gradients import GradientRank
@@ -31,6 +30,7 @@ from helpers.sum_ring import SumRing
 
 import baracuda_kernels as bk
 from baracuda_kernels._core import _nccl_library
+from baracuda_kernels.testing import torch_qkv
 
 _TIMEOUT = 60.0
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.ring_abi import build_helper
-from native.host_abi import (
+from helpers.host_abi import (
     CAUSAL,
     DTYPE,
     FIRST,

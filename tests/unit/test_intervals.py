@@ -10,7 +10,7 @@ import pytest
 from helpers.ring_abi import build_helper
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native.host_abi import PositionMap
+from helpers.host_abi import PositionMap
 
 from baracuda_kernels.ops.attention._positions import layout_map
 
