@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from benchmarks import ROOT, on_paper, plots
 from benchmarks.across_gpus import page as across_page
 from benchmarks.across_gpus import plot as across_plot
+from benchmarks.rows import read
 from benchmarks.source import source_hash
 from benchmarks.tables import fault_table, gradient_error_table, ratio, table, tflops
 
@@ -49,7 +49,7 @@ There are no results yet. On a machine with a GPU:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 1 if `--check` finds the page or a picture out of date."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    results = {path.stem: read(path) for path in sorted(RESULTS.glob("*.json"))}
     text = page(results)
     alone, across = _split(results)
     if "--check" in arguments:

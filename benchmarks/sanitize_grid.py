@@ -10,12 +10,12 @@ import itertools
 import sys
 
 import torch
-from tests.helpers import cuda_gradients
-from tests.helpers.gradients import draw
-from tests.helpers.rings import case, local_ring
 
 from baracuda_kernels.testing import assert_close, attention, attention_backward, torch_qkv
 from benchmarks.peers import available
+from tests.helpers import cuda_gradients
+from tests.helpers.gradients import draw
+from tests.helpers.rings import case, local_ring
 
 KERNELS = [
     *[("sm90a", t, d) for t in ("f16", "bf16") for d in (64, 128, 256)],

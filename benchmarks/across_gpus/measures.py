@@ -17,7 +17,8 @@ from benchmarks.across_gpus.contenders import Contender
 from benchmarks.across_gpus.hops import Way
 from benchmarks.across_gpus.problem import Problem, Whole
 from benchmarks.across_gpus.timing import interleaved, slowest
-from benchmarks.timing import captured, summary
+from benchmarks.rows import Row, row
+from benchmarks.timing import captured, not_of_torch, summary
 
 _SAMPLED_ROWS = 64
 _TIMELINES = 7
@@ -50,7 +51,7 @@ class Measures:
         self._forms: dict[tuple[int, bool], torch_cp.Form | None] = {}
         self.failed = False
 
-    def rows(self, problem: Problem, rounds: int) -> list[dict[str, Any]]:
+    def rows(self, problem: Problem, rounds: int) -> list[Row]:
         """All rows of one problem."""
         ways, found = self._chosen(problem)
         self.comm = ways[0].comm
@@ -61,21 +62,21 @@ class Measures:
         found.append(self._error(problem, whole, {"one_gpu": one, **peers}))
         return found + self._speed(problem, ways, one, peers, rounds)
 
-    def _chosen(self, problem: Problem) -> tuple[list[Way], list[dict[str, Any]]]:
+    def _chosen(self, problem: Problem) -> tuple[list[Way], list[Row]]:
         """The ways to measure, and the rows of their steps."""
         ways = [way for way in self._ways if way.exchange != "nccl"]
-        found = [row for way in ways for row in self._steps(problem, way)]
+        found = [one for way in ways for one in self._steps(problem, way)]
         by_nccl = [way for way in self._ways if way.exchange == "nccl"]
         for way in by_nccl:
             steps = self._steps(problem, way)
-            compute = sum(row["peers"]["compute"] for row in steps)
-            if sum(row["ours"] for row in steps) <= _HIDDEN * compute or way is by_nccl[-1]:
+            compute = sum(one["peers"]["compute"] for one in steps)
+            if sum(one["ours"] for one in steps) <= _HIDDEN * compute or way is by_nccl[-1]:
                 return [*ways, way], found + steps
         return ways, found
 
     def _error(
         self, problem: Problem, whole: Whole, others: dict[str, Contender]
-    ) -> dict[str, Any]:
+    ) -> Row:
         """`scaling_error`: relative error of sampled rows against float64, the worst rank's.
 
         The same rows for everyone who has them; `one_gpu` has all.
@@ -92,7 +93,7 @@ class Measures:
             self._say(f"WRONG: relative error {ours:.3e} of {problem}")
             self.failed = True
         params = {**problem.params(), "family": family}
-        return _row("scaling_error", params, "relative", ours, peers)
+        return row("scaling_error", params, ours, peers)
 
     def _off(
         self, problem: Problem, whole: Whole, contender: Contender, wanted: torch.Tensor
@@ -112,7 +113,7 @@ class Measures:
         got = y[:, :, local.to(self._device)].double().cpu().numpy()
         return slowest(error_of(got, exact.cpu().numpy())["relative"])
 
-    def _memory(self, problem: Problem) -> dict[str, Any]:
+    def _memory(self, problem: Problem) -> Row:
         """`scaling_memory`: peak bytes of a rank's tensors over a run, beside a ring of one rank.
 
         `other` is the growth of all else on the device from before the run to after it.
@@ -120,7 +121,7 @@ class Measures:
         one_rank, _ = self._peak(dataclasses.replace(problem, ranks=1), self.alone)
         ours, other = self._peak(problem, self.comm)
         peers = {"one_rank": slowest(one_rank), "other": slowest(other)}
-        return _row("scaling_memory", problem.params(), "bytes", slowest(ours), peers)
+        return row("scaling_memory", problem.params(), slowest(ours), peers)
 
     def _peak(self, problem: Problem, comm: Any) -> tuple[int, int]:
         torch.cuda.synchronize()
@@ -130,13 +131,13 @@ class Measures:
         kept = ring.scratch.nbytes if ring.scratch.data_ptr() in registered else 0
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()  # making a shard passes through float32
-        other = _not_of_torch()
+        other = not_of_torch()
         for _ in range(2):
             ring.run()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before + kept, _not_of_torch() - other
+        return torch.cuda.max_memory_allocated() - before + kept, not_of_torch() - other
 
-    def _steps(self, problem: Problem, way: Way) -> list[dict[str, Any]]:
+    def _steps(self, problem: Problem, way: Way) -> list[Row]:
         """`scaling_step` rows: milliseconds that each step's kernel waited for its exchange.
 
         The worst rank's, the median of several runs.
@@ -153,7 +154,7 @@ class Measures:
         for step, (exposed, compute, exchange) in enumerate(worst.median(0).values.tolist()):
             peers = {"compute": compute, "exchange": exchange}
             params = {**problem.params(), "step": step, **way.params()}
-            rows.append(_row("scaling_step", params, "ms", exposed, peers))
+            rows.append(row("scaling_step", params, exposed, peers))
         return rows
 
     def _speed(
@@ -163,7 +164,7 @@ class Measures:
         one: Contender,
         peers: dict[str, Contender],
         rounds: int,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Row]:
         """`exchange` rows, and `scaling` rows, eager and captured, of every way: milliseconds.
 
         `ideal`: one GPU's time / ranks; `steps`: the rank's own steps without an exchange.
@@ -187,7 +188,7 @@ class Measures:
             times["ideal"] = times.pop("one_gpu") / problem.ranks
             params = {**problem.params(), "what": what, "rounds": rounds, **way.params()}
             params["context_parallel"] = "absent" if form is None else str(form)
-            found.append(_row("scaling", params, "ms", ours, times))
+            found.append(row("scaling", params, ours, times))
         return found
 
     def _compare(self, problem: Problem, rings: dict[str, contenders.Ring]) -> None:
@@ -255,14 +256,3 @@ class Measures:
     def _say(self, text: str) -> None:
         if self.comm.rank == 0:
             print(text, flush=True)
-
-
-def _not_of_torch() -> int:
-    free, total = torch.cuda.mem_get_info()
-    return total - free - torch.cuda.memory_reserved()
-
-
-def _row(
-    name: str, params: dict[str, Any], unit: str, ours: float, peers: dict[str, float]
-) -> dict[str, Any]:
-    return {"name": name, "params": params, "unit": unit, "ours": ours, "peers": peers}

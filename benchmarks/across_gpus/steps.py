@@ -18,7 +18,8 @@ from benchmarks.across_gpus import torch_cp
 from benchmarks.across_gpus.contenders import balanced_layout, stream_of
 from benchmarks.across_gpus.problem import Problem
 from benchmarks.across_gpus.timing import interleaved, slowest
-from benchmarks.timing import summary
+from benchmarks.rows import Row, row
+from benchmarks.timing import not_of_torch, summary
 
 # Relative difference of a rank's gradients from those of one GPU: both round to bf16.
 _TOLERANCE = 6e-3
@@ -39,7 +40,7 @@ class TrainingMeasures:
         self._device = torch.device("cuda", torch.cuda.current_device())
         self.failed = False
 
-    def rows(self, problem: Problem, rounds: int) -> list[dict[str, Any]]:
+    def rows(self, problem: Problem, rounds: int) -> list[Row]:
         """`training`: ms of a step, and of its passes; `memory`: peak bytes of a step."""
         device = self._device
         self._begin_anew()
@@ -50,13 +51,13 @@ class TrainingMeasures:
         one_gpu = _one_gpu(problem, operands)
         exact = one_gpu()
         ours, forward, backward = self._ours(problem, operands)
-        before = _not_of_torch()
+        before = not_of_torch()
         off = self._off(problem, problem.layout, ours(), exact)
         if not off <= _TOLERANCE:
             self._say(f"WRONG: gradients differ by {off:.2e} from one GPU's: {problem}")
             self.failed = True
         # Receive buffers are the library's own, and stay.
-        kept = slowest(float(_not_of_torch() - before))
+        kept = slowest(float(not_of_torch() - before))
         memory = {"ours": self._peak(ours) + kept}
         steps: dict[str, Step] = {}
         around: dict[str, Around] = {}
@@ -86,14 +87,12 @@ class TrainingMeasures:
             mine, peers = summary({**beside, name: samples[name]}, name)
             if what == "step":
                 peers["ideal"] = peers.pop("one_gpu") / problem.ranks
-            rows.append({"name": "training", "params": {**params, "what": what}, "unit": "ms",
-                         "ours": mine, "peers": peers})  # fmt: skip
+            rows.append(row("training", {**params, "what": what}, mine, peers))
             self._say(f"P {problem.ranks} {problem.chunk:6} {'causal' if problem.causal else 'full':6} "
                       f"{what:8} {mine:8.3f} ms, over ours: "
                       + ", ".join(f"{n} {x / mine:.3f}" for n, x in peers.items()))  # fmt: skip
         peak = memory.pop("ours")
-        rows.append({"name": "memory", "params": {**problem.params(), **exchange}, "unit": "bytes",
-                     "ours": peak, "peers": memory})  # fmt: skip
+        rows.append(row("memory", {**problem.params(), **exchange}, peak, memory))
         self._say(f"peak MB {peak / 1e6:.0f}, " + str({n: round(x / 1e6) for n, x in memory.items()}))
         return rows
 
@@ -208,12 +207,12 @@ class TrainingMeasures:
         """Bytes that a step takes besides its inputs, PyTorch's and others', on the worst rank."""
         step()
         torch.cuda.synchronize()
-        before, others = torch.cuda.memory_allocated(), _not_of_torch()
+        before, others = torch.cuda.memory_allocated(), not_of_torch()
         torch.cuda.reset_peak_memory_stats()
         step()
         torch.cuda.synchronize()
         return slowest(
-            float(torch.cuda.max_memory_allocated() - before + _not_of_torch() - others)
+            float(torch.cuda.max_memory_allocated() - before + not_of_torch() - others)
         )
 
     def _say(self, text: str) -> None:
@@ -265,8 +264,3 @@ def _ring_flash_attention(problem: Problem, operands: list[torch.Tensor]) -> Ste
         return tuple(x.transpose(1, 2) for x in torch.autograd.grad(y, inputs, dy))
 
     return step
-
-
-def _not_of_torch() -> int:
-    free, total = torch.cuda.mem_get_info()
-    return total - free - torch.cuda.memory_reserved()

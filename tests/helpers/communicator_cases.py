@@ -17,6 +17,7 @@ import pytest
 import baracuda_kernels as bk
 from baracuda_kernels._core import _communicator
 from baracuda_kernels.testing import attention
+
 from .gradients import draw
 from .ring_gradients import HostGradients
 

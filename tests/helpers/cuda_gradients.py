@@ -9,6 +9,7 @@ import numpy as np
 
 import baracuda_kernels as bk
 from baracuda_kernels.testing import assert_gradients, attention_backward, max_score
+
 from .gradients import Problem, draw
 from .rings import preference
 

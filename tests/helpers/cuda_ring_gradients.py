@@ -8,6 +8,7 @@ from typing import Any
 
 import baracuda_kernels as bk
 from baracuda_kernels.testing import TORCH_DTYPES, torch_qkv
+
 from .gradients import Problem
 from .ring_gradients import GradientRank, ring_descriptor
 from .rings import preference

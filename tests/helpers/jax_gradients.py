@@ -26,6 +26,7 @@ from baracuda_kernels import registry
 from baracuda_kernels.interop.jax import _backward, attention_step, ring_attention, sequence_order
 from baracuda_kernels.interop.jax._ring import position_maps
 from baracuda_kernels.testing import assert_gradients, attention_backward
+
 from .gradients import Problem, draw, dtype_of, errors
 
 NO_CUDA = "JAX has no CUDA device here"

@@ -6,7 +6,6 @@ import numpy as np
 
 from baracuda_kernels.testing import attention
 
-
 LENGTH = 48
 # Row or key that is spoilt, of LENGTH, and with what: the whole row, or one element of it.
 SPOILT = {

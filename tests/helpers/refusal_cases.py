@@ -13,6 +13,7 @@ import pytest
 
 import baracuda_kernels as bk
 from baracuda_kernels.testing import attention
+
 from .communicator_cases import (
     HOST,
     FakeMpi,

@@ -7,6 +7,7 @@ from typing import Any
 
 import baracuda_kernels as bk
 from baracuda_kernels.testing import TORCH_DTYPES, assert_close, attention, torch_qkv
+
 from .rings import local_ring, same_bits
 
 SHAPE = {"heads": 4, "kv_heads": 2, "head_dim": 128}

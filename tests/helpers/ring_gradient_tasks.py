@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import baracuda_kernels as bk
+
 from .cuda_ring_gradients import (
     GpuGradients,
     by_steps,

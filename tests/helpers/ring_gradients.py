@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import baracuda_kernels as bk
+
 from .gradients import HOST, Problem, accumulator, dtype_of, forward
 
 

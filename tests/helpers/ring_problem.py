@@ -6,9 +6,9 @@ import ctypes as ct
 from typing import Any
 
 import numpy as np
-from .host_abi import CAUSAL, make_params
 
 from . import ring_abi as abi
+from .host_abi import CAUSAL, make_params
 
 
 class Problem:

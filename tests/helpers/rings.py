@@ -11,6 +11,7 @@ import pytest
 import baracuda_kernels as bk
 from baracuda_kernels import testing
 
+
 def preference(family: str, dtype: str) -> bk.PlanPreference:
     """The preference that only `family` meets on this GPU; the test is skipped where it has none."""
     try:
