@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
 from benchmarks.across_gpus.params import flops, order, problem_of
+from benchmarks.rows import Result, Row
 from benchmarks.tables import fault_table, gradient_error_table, ratio, table
 
 _HEAD = """
@@ -20,7 +21,7 @@ moves the chunks, copy engines (peer) or NCCL's kernels. *SMs*: what the exchang
 """
 
 
-def section(results: list[dict[str, Any]], here: str, picture: str) -> str:
+def section(results: Sequence[Result], here: str, picture: str) -> str:
     """Of one card's results, one for each number of GPUs.
 
     Parameters
@@ -51,14 +52,14 @@ def section(results: list[dict[str, Any]], here: str, picture: str) -> str:
     return text
 
 
-def _what(result: dict[str, Any]) -> str:
+def _what(result: Result) -> str:
     names = {row["name"] for row in result["rows"]}
     if names == {"gradient_error"}:
         return ", error of gradients"
     return ", training" if "training" in names else ""
 
 
-def _speed(rows: list[dict[str, Any]]) -> str:
+def _speed(rows: Sequence[Row]) -> str:
     lines = []
     for problem, pair in _by_way(rows):
         runs = {row["params"]["what"]: row for row in pair}
@@ -79,7 +80,7 @@ def _speed(rows: list[dict[str, Any]]) -> str:
     return "\n### Speed\n\n" + table(head, lines)
 
 
-def _exchange(rows: list[dict[str, Any]]) -> str:
+def _exchange(rows: Sequence[Row]) -> str:
     lines = []
     for problem, (row, *_) in _by_way(rows):
         p, peers = row["params"], row["peers"]
@@ -94,7 +95,7 @@ def _exchange(rows: list[dict[str, Any]]) -> str:
     return text + table(head, lines)
 
 
-def _steps(rows: list[dict[str, Any]]) -> str:
+def _steps(rows: Sequence[Row]) -> str:
     lines = []
     for problem, steps in _by_way(rows):
         figures = {
@@ -110,7 +111,7 @@ def _steps(rows: list[dict[str, Any]]) -> str:
     return text + table("P, rows, layout, causal, by, exposed, compute, exchange", lines)
 
 
-def _memory(rows: list[dict[str, Any]]) -> str:
+def _memory(rows: Sequence[Row]) -> str:
     lines = []
     for problem, (row, *_) in _by_problem(rows):
         sizes = (row["ours"], row["peers"]["one_rank"], row["peers"]["other"])
@@ -123,7 +124,7 @@ def _memory(rows: list[dict[str, Any]]) -> str:
     return text + table("P, rows, layout, causal, MiB, MiB at P = 1, other", lines)
 
 
-def _error(rows: list[dict[str, Any]]) -> str:
+def _error(rows: Sequence[Row]) -> str:
     lines = []
     for problem, (row, *_) in _by_problem(rows):
         peers = row["peers"]
@@ -138,25 +139,25 @@ def _error(rows: list[dict[str, Any]]) -> str:
     return text + table(head, lines)
 
 
-def _faults(rows: list[dict[str, Any]]) -> str:
+def _faults(rows: Sequence[Row]) -> str:
     return "\n### A rank that fails, a GPU each\n\n" + fault_table(rows)
 
 
-def _gradient_error(rows: list[dict[str, Any]]) -> str:
+def _gradient_error(rows: Sequence[Row]) -> str:
     return "\n### Error of gradients\n\n" + gradient_error_table(rows)
 
 
 def _by_problem(
-    rows: list[dict[str, Any]],
-) -> Iterable[tuple[list[Any], list[dict[str, Any]]]]:
+    rows: Sequence[Row],
+) -> Iterable[tuple[list[Any], list[Row]]]:
     """(P, rows, layout, causal) as cells, and the rows of that problem."""
     for (ranks, chunk, layout, causal), of_it in groupby(sorted(rows, key=order), problem_of):
         yield [ranks, chunk, layout, "yes" if causal else "no"], list(of_it)
 
 
 def _by_way(
-    rows: list[dict[str, Any]],
-) -> Iterable[tuple[list[Any], list[dict[str, Any]]]]:
+    rows: Sequence[Row],
+) -> Iterable[tuple[list[Any], list[Row]]]:
     """The same, and what moves the chunks: by peer first. Files of before there was a choice have NCCL."""
     for problem, of_it in _by_problem(rows):
         by = {row["params"].get("exchange", "nccl"): [] for row in of_it}
@@ -166,7 +167,7 @@ def _by_way(
             yield [*problem, exchange], by[exchange]
 
 
-def _training(rows: list[dict[str, Any]]) -> str:
+def _training(rows: Sequence[Row]) -> str:
     lines = []
     for problem, pair in _by_problem(rows):
         runs = {row["params"]["what"]: row for row in pair}
@@ -189,7 +190,7 @@ def _training(rows: list[dict[str, Any]]) -> str:
     return text + table(head, lines)
 
 
-def _training_memory(rows: list[dict[str, Any]]) -> str:
+def _training_memory(rows: Sequence[Row]) -> str:
     lines = []
     for problem, (row,) in _by_problem(rows):
         peers = (row["peers"].get(name) for name in ("context_parallel", "ring_flash_attention"))
