@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from baracuda_kernels import reference
-from baracuda_kernels.reference import error_of
+from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.reference import _check_shapes, error_of
 
 __all__ = ["attention", "attention_backward", "error_of", "max_score"]
 
@@ -37,8 +38,14 @@ def attention(q: Any, k: Any, v: Any, **options: Any) -> tuple[Any, Any]:
     tuple
         ``(y, lse)``, ``[B, H, Q, D]`` and ``[B, H, Q]`` in float64: NumPy arrays, or tensors on the
         device of `q`.
+
+    Raises
+    ------
+    InvalidProblemError
+        If the shapes do not belong together.
     """
     if type(q).__module__.partition(".")[0] == "torch":
+        _check_shapes(q, k, v)
         return _torch_attention(q, k, v, **options)
     return reference.attention(q, k, v, **options)
 
@@ -60,8 +67,16 @@ def attention_backward(q: Any, k: Any, v: Any, dy: Any, **options: Any) -> tuple
     -------
     tuple
         ``(dq, dk, dv)``, of the shapes of q, k and v, in float64.
+
+    Raises
+    ------
+    InvalidProblemError
+        If the shapes do not belong together.
     """
     if type(q).__module__.partition(".")[0] == "torch":
+        _check_shapes(q, k, v)
+        if dy.shape != q.shape:
+            raise InvalidProblemError(f"dy: got shape {tuple(dy.shape)}, must be {tuple(q.shape)}")
         return _torch_backward(q, k, v, dy, **options)
     return reference.attention_backward(q, k, v, dy, **options)
 
@@ -80,7 +95,14 @@ def max_score(q: np.ndarray, k: np.ndarray, scale: float | None) -> float:
     -------
     float
         The largest norm of a row of `q`, times that of `k`, times ``abs(scale)``.
+
+    Raises
+    ------
+    InvalidProblemError
+        If the rows of `q` and `k` have different lengths.
     """
+    if q.shape[-1] != k.shape[-1]:
+        raise InvalidProblemError(f"k: got rows of {k.shape[-1]}, must be of q's {q.shape[-1]}")
     if q.size == 0 or k.size == 0:
         return 0.0
     factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else abs(scale)

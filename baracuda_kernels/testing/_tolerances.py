@@ -105,10 +105,14 @@ def assert_close(
         What the plan's `family` says: "host", "simt", "sm80" or "sm90a".
     dtype : str
         "f16", "bf16", "f32" or "f64".
-    y, lse : array_like or torch.Tensor
-        The answer, ``[B, H, Q, D]`` and ``[B, H, Q]``, on any device. lse may be None.
-    exact_y, exact_lse : array_like or torch.Tensor
+    y : array_like or torch.Tensor
+        The answer, ``[B, H, Q, D]``, on any device.
+    exact_y : array_like or torch.Tensor
         What :func:`attention` says.
+    lse : array_like or torch.Tensor, optional
+        ``[B, H, Q]``. Not checked by default.
+    exact_lse : array_like or torch.Tensor, optional
+        What :func:`attention` says; wanted with `lse`.
     score : float, default 0
         The largest scaled score (:func:`max_score`) where it is beyond the ordinary, that is with
         large logits or a large scale; 0 asks for the plain tolerance of y.
@@ -217,6 +221,11 @@ def rms_over_rounding(y: Any, exact_y: Any, dtype: str) -> float:
     float
         rms error of `y` over the rms error of `exact_y` rounded to `dtype`. Where the exact answer
         needs no rounding (one visible key) it is 0 or infinite.
+
+    Raises
+    ------
+    InvalidProblemError
+        If the shapes differ.
     """
     y, exact_y = _numpy(y), _numpy(exact_y)
     error = error_of(y, exact_y)["rms"]

@@ -15,6 +15,7 @@ from baracuda_kernels.testing import TOLERANCES, attention, error_of
 from benchmarks.across_gpus import contenders, hops, torch_cp
 from benchmarks.across_gpus.contenders import Contender
 from benchmarks.across_gpus.hops import Way
+from benchmarks.across_gpus.others import admitted, fastest_form, say
 from benchmarks.across_gpus.problem import Problem, Whole
 from benchmarks.across_gpus.timing import interleaved, slowest
 from benchmarks.rows import Row, row
@@ -86,27 +87,32 @@ class Measures:
         ring.run()
         self.comm.synchronize(contenders.stream_of(self._device), timeout=60)
         found = Contender(lambda: [ring.y], problem.positions(self.comm.rank))
-        ours = self._off(problem, whole, found, found.rows)
-        peers = {name: self._off(problem, whole, c, found.rows) for name, c in others.items()}
+        ours = self._answer(problem, whole, found, found.rows)
+        peers = {n: self._answer(problem, whole, c, found.rows) for n, c in others.items()}
         family = ring.plan.family
         if not ours <= TOLERANCES[family, "bf16"].relative:
-            self._say(f"WRONG: relative error {ours:.3e} of {problem}")
+            say(self.comm.rank, f"WRONG: relative error {ours:.3e} of {problem}")
             self.failed = True
         params = {**problem.params(), "family": family}
         return row("scaling_error", params, ours, peers)
 
-    def _off(
-        self, problem: Problem, whole: Whole, contender: Contender, wanted: torch.Tensor
-    ) -> float:
-        with contender.around():
-            y = torch.cat(contender.call(), 2)
+    def _answer(self, problem: Problem, whole: Whole, other: Contender, wanted: torch.Tensor) -> float:
+        """The error of a call made here."""
+        with other.around():
+            parts = other.call()
             torch.cuda.synchronize()
-        local = torch.arange(len(contender.rows))
+        return self._off(problem, whole, other, wanted, parts)
+
+    def _off(
+        self, problem: Problem, whole: Whole, other: Contender, wanted: torch.Tensor, parts: Any
+    ) -> float:
+        y = torch.cat(parts, 2)
+        local = torch.arange(len(other.rows))
         if len(local) > len(wanted):
             local = wanted  # it has every row: compare those that the ring has
         random = torch.Generator().manual_seed(self.comm.rank)
         local = local[torch.randperm(len(local), generator=random)[:_SAMPLED_ROWS]]
-        at = contender.rows[local].to(self._device)
+        at = other.rows[local].to(self._device)
         exact, _ = attention(
             whole.q[:, :, at], *whole[1:], is_causal=problem.causal, q_positions=at
         )
@@ -200,59 +206,31 @@ class Measures:
             ring.comm.synchronize(contenders.stream_of(self._device), timeout=60)
             answers.append(ring.y)
         if slowest(float(any(not torch.equal(answers[0], y) for y in answers[1:]))):
-            self._say(f"WRONG: {' and '.join(rings)} differ in {problem}")
+            say(self.comm.rank, f"WRONG: {' and '.join(rings)} differ in {problem}")
             self.failed = True
 
     def _peers(self, problem: Problem, whole: Whole) -> dict[str, Contender]:
         """The others that run here and answer rightly, `context_parallel` in its fastest form."""
         rank = self.comm.rank
-        gathering = {
+
+        def off(other: Contender, parts: Any) -> float:
+            return self._off(problem, whole, other, other.rows, parts)
+
+        found = {
             "all_gather": contenders.all_gather(problem, rank, whole),
             "all_gather_own": contenders.all_gather_own(problem, rank, whole),
         }
-        found = {
-            name: peer
-            for name, peer in gathering.items()
-            if self._time(problem, whole, name, peer) is not None
-        }
+        for name, other in list(found.items()):
+            if not admitted(rank, name, other, off, _PEER_TOLERANCE):
+                del found[name]
+
+        def make(form: torch_cp.Form) -> Contender:
+            return torch_cp.context_parallel(problem, rank, whole, self._mesh, form)
+
         case = problem.chunk, problem.causal
         if case not in self._forms:
-            self._forms[case] = self._fastest_form(problem, whole)
+            self._forms[case], _ = fastest_form(rank, make, off, _PEER_TOLERANCE)
         form = self._forms[case]
         if form is not None:
-            peer = torch_cp.context_parallel(problem, rank, whole, self._mesh, form)
-            found["context_parallel"] = peer
+            found["context_parallel"] = make(form)
         return found
-
-    def _fastest_form(self, problem: Problem, whole: Whole) -> torch_cp.Form | None:
-        times: dict[torch_cp.Form, float] = {}
-        for form in torch_cp.FORMS:
-            peer = torch_cp.context_parallel(problem, self.comm.rank, whole, self._mesh, form)
-            taken = self._time(problem, whole, f"context_parallel ({form})", peer)
-            if taken is not None:
-                times[form] = taken
-        return min(times, key=times.__getitem__) if times else None
-
-    def _time(self, problem: Problem, whole: Whole, name: str, peer: Contender) -> float | None:
-        """Milliseconds of a peer's call; None, said aloud, if it fails or answers wrongly."""
-        trouble = ""
-        try:
-            with peer.around():
-                peer.call()
-                torch.cuda.synchronize()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on without it
-            trouble = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        if slowest(float(bool(trouble))):
-            self._say(f"absent: {name}: {trouble or 'failed on another rank'}")
-            return None
-        off = self._off(problem, whole, peer, peer.rows)
-        if not off <= _PEER_TOLERANCE:
-            self._say(f"absent: {name}: its relative error is {off:.2e}")
-            return None
-        taken = interleaved({name: peer.call}, {name: peer.around}, rounds=1)[name][0]
-        self._say(f"{name}: {taken:.3f} ms, relative error {off:.2e}")
-        return taken
-
-    def _say(self, text: str) -> None:
-        if self.comm.rank == 0:
-            print(text, flush=True)

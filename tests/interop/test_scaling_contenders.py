@@ -20,8 +20,6 @@ RANKS, CHUNK = 3, 8
 @pytest.fixture(scope="module")
 def across(torch):
     """Modules of benchmarks.across_gpus, by name."""
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))
     return lambda name: importlib.import_module(f"benchmarks.across_gpus.{name}")
 
 

@@ -1,6 +1,5 @@
 """The scripts that hold two builds against each other: the same bits, the same speed."""
 
-import importlib
 import json
 import shutil
 import subprocess
@@ -9,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import bits, compare_builds
+
 ROOT = Path(__file__).parent.parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))
-bits, compare_builds = map(
-    importlib.import_module, ("benchmarks.bits", "benchmarks.compare_builds")
-)
 
 
 def test_a_copy_of_the_script_hashes_the_same_bits_twice(tmp_path):
