@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def _split(
     across: dict[str, list[Result]] = {}
     for name, result in results.items():
         if "ranks" in result:
-            across.setdefault("across-" + name.partition("x-")[2], []).append(result)
+            across.setdefault("across-" + re.split(r"\dx-", name)[-1], []).append(result)
     for of_it in across.values():
         of_it.sort(key=lambda result: result["ranks"])
     return alone, across

@@ -75,7 +75,8 @@ KINDS = {
     "scaling_memory": _kind("bytes", _RING),
     "scaling_error": _kind("relative", f"{_RING} family"),
     "exchange": _kind("GB/s", f"{_RING} exchange max_ctas bytes"),
-    "training": _kind("ms", f"{_RING} exchange rounds context_parallel what"),
+    # By JAX there is no `context_parallel` beside it.
+    "training": _kind("ms", f"{_RING} exchange rounds what", "context_parallel framework"),
 }
 
 

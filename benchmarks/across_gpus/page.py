@@ -44,7 +44,7 @@ def section(results: Sequence[Result], here: str, picture: str) -> str:
             text += "; **of older sources than `src/` holds now**"
         text += ".\n"
     text += f"\n![% of ideal on several GPUs: {card}]({picture})\n"
-    rows = [row for result in results for row in result["rows"]]
+    rows = [_named(row) for result in results for row in result["rows"]]
     for name, part in _SECTIONS.items():
         chosen = [row for row in rows if row["name"] == name]
         if chosen:
@@ -67,11 +67,18 @@ class _Part(NamedTuple):
         return self.text + table(head, [[*at, *self.cells(of)] for at, of in of_problems])
 
 
+def _named(row: Row) -> Row:
+    """Rows of another framework than PyTorch have a table of their own."""
+    framework = row["params"].get("framework")
+    return row | {"name": f"{row['name']}, {framework}"} if framework else row
+
+
 def _what(result: Result) -> str:
     names = {row["name"] for row in result["rows"]}
     if names == {"gradient_error"}:
         return ", error of gradients"
-    return ", training" if "training" in names else ""
+    by_jax = any(row["params"].get("framework") == "jax" for row in result["rows"])
+    return f", training{' by JAX' if by_jax else ''}" if "training" in names else ""
 
 
 def _speed(rows: Sequence[Row]) -> list[Any]:
@@ -118,6 +125,12 @@ def _training(rows: Sequence[Row]) -> list[Any]:
     others = (ratio(peers, name, ours) for name in ("context_parallel", "ring_flash_attention"))
     form = step["params"]["context_parallel"].replace(", ", "/")
     return [f"{ours:.3f}", *passes, f"{100 * peers['ideal'] / ours:.1f}", *others, form]
+
+
+def _training_jax(rows: Sequence[Row]) -> list[str]:
+    ours, peers = rows[0]["ours"], rows[0]["peers"]
+    ideals = (peers.get(name) for name in ("ideal", "cudnn_ideal"))
+    return [f"{ours:.3f}", *("–" if x is None else f"{100 * x / ours:.1f}" for x in ideals)]
 
 
 def _training_memory(rows: Sequence[Row]) -> list[str]:
@@ -183,6 +196,13 @@ _SECTIONS: dict[str, _Part | Callable[[Sequence[Row]], str]] = {
         "step ms, forward ms, backward ms, % of ideal, vs context_parallel, "
         "vs ring-flash-attention, form of context_parallel",
         _training,
+    ),
+    "training, jax": _Part(
+        "\n### Training by JAX\n\nForward and backward of one layer by `interop.jax` in `shard_map`; "
+        "XLA moves the chunks. *Ideal*: both on one GPU for the whole sequence, divided by P, by our "
+        "kernels and by XLA's cuDNN attention.\n\n",
+        "step ms, % of ideal, % of cuDNN's ideal",
+        _training_jax,
     ),
     "memory": _Part(
         "\nPeak of a step besides its inputs, of the worst rank, receive buffers included.\n\n",

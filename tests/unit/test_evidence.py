@@ -159,6 +159,11 @@ def test_a_page_counts_what_rows_do_not_say(tmp_path):
     by_peer = "| peer | 0 | 1.800 | 610.8 | 105.6 | 108.3 | 1.00 | – | 1.67 | 1.17 | absent |"
     assert text.index(by_peer) < text.index(by_nccl)
     assert "| nccl | 0.000 / 0.010 | 0.900 / 0.900 | 0.200 / 0.200 |" in text
+    training = {**RING, "exchange": "xla", "rounds": 7, "what": "step", "framework": "jax"}
+    by_jax = row("training", training, 4.0, {"ideal": 3.8, "cudnn_ideal": 3.0})
+    text += report.page({"training-jax-2x-card": {**HEAD, "ranks": 2, "rows": [by_jax]}})
+    assert "| 2 | 8192 | zigzag | yes | 4.000 | 95.0 | 75.0 |" in text
+    assert "performance-across-card.svg" in text and "performance-across-2x" not in text
     assert "25 passed, 0 failed, 5 skipped" in text and "older sources" in text
     fresh = {"card": {**merged, "source_hash": source.source_hash(ROOT)}}
     assert "older sources" not in report.page(fresh)
