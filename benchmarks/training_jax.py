@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import random
 import statistics
 import sys
 import time
@@ -143,7 +144,9 @@ def _interleaved(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
         repeats[name] = max(3, round(_WINDOW_MS / _window(call, 3)))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
-        for name in sorted(calls, key=lambda name: hash((number, name))):
+        names = list(calls)
+        random.Random(number).shuffle(names)
+        for name in names:
             samples[name].append(_window(calls[name], repeats[name]))
     return samples
 
