@@ -11,7 +11,6 @@ Writes DIR/training-jax-<ranks>x-<card>.json. Exit code 1 if a gradient is wrong
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import random
 import statistics
@@ -29,7 +28,7 @@ import numpy as np
 
 from baracuda_kernels.interop.jax import ring_attention, sequence_order
 from benchmarks import ROOT
-from benchmarks.evidence import SCHEMA, machine, slug, write_json
+from benchmarks.rows import Row, row, write_of_ranks
 from benchmarks.source import require_own_sources
 
 _HEADS, _KV_HEADS, _HEAD_DIM = 32, 8, 128
@@ -49,24 +48,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
     options = parser.parse_args(arguments)
     digest = require_own_sources(ROOT)
-    head: dict[str, Any] = {"schema": SCHEMA, "ranks": jax.device_count(), **machine()}
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    head |= {"source_hash": digest, "date": date}
-    path = options.out / f"training-jax-{head['ranks']}x-{slug(head['card'])}.json"
-    options.out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     wrong = False
     for chunk in options.chunk:
         for causal in (True, False):
-            row, off = measured(chunk, causal, options.rounds)
+            found, off = measured(chunk, causal, options.rounds)
             wrong = wrong or not off <= _TOLERANCE
-            rows.append(row)
-            print(f"gradients differ by {off:.1e}: {row}", flush=True)
-            write_json(path, {**head, "rows": rows})
+            rows.append(found)
+            print(f"gradients differ by {off:.1e}: {found}", flush=True)
+            path = write_of_ranks(options.out, "training-jax-", jax.device_count(), digest, rows)
+    print(path)
     return 1 if wrong else 0
 
 
-def measured(chunk: int, causal: bool, rounds: int) -> tuple[dict[str, Any], float]:
+def measured(chunk: int, causal: bool, rounds: int) -> tuple[Row, float]:
     """A row `training` of all devices, and how far its gradients are from one device's."""
     ranks = jax.device_count()
     layout = "zigzag" if causal else "contiguous"
@@ -94,7 +89,7 @@ def measured(chunk: int, causal: bool, rounds: int) -> tuple[dict[str, Any], flo
         "head_dim": _HEAD_DIM, "layout": layout, "causal": causal, "framework": "jax",
         "exchange": "xla", "rounds": rounds, "what": "step",
     }  # fmt: skip
-    return {"name": "training", "params": params, "unit": "ms", "ours": ours, "peers": peers}, off
+    return row("training", params, ours, peers), off
 
 
 def _operands(length: int) -> list[jax.Array]:
