@@ -2,6 +2,7 @@
 in a process of its own, with nothing of the starter's on the path."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# One rank each: helpers.rank_pool starts them by their path.
-WORKERS = sorted(
-    path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*worker.py")
-)
-MODULES = sorted(
+BENCHMARKS = [p for p in (ROOT / "benchmarks").rglob("*.py") if not p.name.startswith("__")]
+# One rank each, which helpers.rank_pool starts by its path; and what says so of itself.
+BY_PATH = sorted([
+    *(ROOT / "tests").rglob("*worker.py"),
+    *(p for p in BENCHMARKS if re.search(f"python3? benchmarks/{p.name}", p.read_text())),
+])  # fmt: skip
+BY_NAME = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for path in (ROOT / "benchmarks").rglob("*.py")
-    if path not in WORKERS and not path.name.startswith("__")
+    for path in BENCHMARKS
+    if path not in BY_PATH
 )
 # Slow, and the same for all.
 FRAMEWORK = "import numpy, torch.distributed.tensor, torch.nn.attention.bias"
@@ -62,15 +65,16 @@ def failures(names, ahead=FRAMEWORK):
 
 
 @pytest.mark.framework("torch")
-def test_every_worker_imports_by_its_path():
-    assert len(WORKERS) >= 4
-    assert failures(WORKERS) == ""
+def test_what_is_started_by_its_path_imports():
+    names = {path.name for path in BY_PATH}
+    assert {"worker.py", "peer_worker.py", "torch_worker.py", "compare_builds.py"} <= names
+    assert failures(BY_PATH) == ""
 
 
 @pytest.mark.framework("torch")
-def test_every_module_of_the_benchmarks_imports():
-    assert {"benchmarks.evidence", "benchmarks.overlap", "benchmarks.memory"} <= set(MODULES)
-    assert failures(MODULES) == ""
+def test_what_is_started_by_its_name_imports():
+    assert {"benchmarks.evidence", "benchmarks.overlap", "benchmarks.memory"} <= set(BY_NAME)
+    assert failures(BY_NAME) == ""
 
 
 def test_a_worker_that_leans_on_its_starters_path_is_found(tmp_path):
