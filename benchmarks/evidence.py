@@ -216,7 +216,11 @@ def _interop() -> tuple[Counts, list[Row]]:
 
 
 def _endurance() -> tuple[Counts, list[Row]]:
-    return _pytest("tests", "-m", f"({_ELSEWHERE}) and not multi_gpu"), []
+    # What measures the device's memory comes alone; the others wait for deadlines most of the time.
+    alone, others = "device_memory and not multi_gpu", "endurance and not (device_memory or multi_gpu)"
+    counts = _pytest("tests", "-m", alone, seconds=LIMIT_SECONDS / 2)
+    beside = _side_by_side(_shares(("tests", "-m", others)), seconds=LIMIT_SECONDS / 2 - 30)
+    return _sum([counts, beside]), []
 
 
 def _measured(part: str) -> tuple[Counts, list[Row]]:
