@@ -83,7 +83,8 @@ def _what(result: Result) -> str:
 
 def _speed(rows: Sequence[Row]) -> list[Any]:
     runs = {row["params"]["what"]: row for row in rows}
-    p, peers, ours = (runs["eager"][x] for x in ("params", "peers", "ours"))
+    eager = runs["eager"]
+    p, peers, ours = eager["params"], eager["peers"], eager["ours"]
     over = f"{ours / peers['steps']:.2f}" if "steps" in peers else "–"
     ideals = (100 * runs[x]["peers"]["ideal"] / runs[x]["ours"] for x in ("eager", "graph"))
     rate = flops(p) / p["ranks"] / ours / 1e9
