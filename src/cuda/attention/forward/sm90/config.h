@@ -10,9 +10,9 @@ namespace baracuda::sm90 {
 // them at head_dim 64, where softmax takes longer than the products; with two, at head_dim 128 and
 // 256, each does better on its own.
 // LastN: columns that the last key tile is given where it holds no more keys; BlockN: no such case.
-// ScoresAhead: in whole calls (FIRST and LAST) the scores of a key tile are asked for before the
-// products with V of the tile before the last are waited for; takes registers for the weights of two
-// tiles. WholeOnly: there are kernels of it for whole calls alone.
+// ScoresAhead: the scores of a key tile are asked for before the products with V of the tile before
+// the last are waited for; takes registers for the weights of two tiles. WholeOnly: there are kernels
+// of it for whole calls (FIRST and LAST) alone.
 template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns,
           int LastN = BlockN, bool ScoresAhead = false, bool WholeOnly = false>
 struct Config {
@@ -29,6 +29,8 @@ struct Config {
   static constexpr bool scores_ahead = ScoresAhead;
   static constexpr bool wants_most_registers = ScoresAhead && BlockN > 128;
   static constexpr int producer_registers = Consumers > 2 ? 32 : wants_most_registers ? 24 : 56;
+  // Answers of rows that see no key pass through registers of the warps that copy.
+  static constexpr bool ends_keyless_rows = producer_registers > 24;
   static constexpr int consumer_registers = Consumers > 2 ? 160 : wants_most_registers ? 240 : 224;
   static_assert(producer_registers + Consumers * consumer_registers <=
                     (Consumers + 1) * launch_registers, "more registers than the block has");
