@@ -303,7 +303,7 @@ class Consumer {
     await_turn();
     pin_registers(s);
     wgmma_fence();
-    issue_scores(s, turn_);
+    issue_scores(s, C::scores_ahead ? uniform(turn_) : turn_);
     pass_turn();
     wgmma_wait<0>();
     pin_registers(s);
@@ -359,7 +359,7 @@ class Consumer {
     await_v(turn_);
     pin_registers(o);
     wgmma_fence();
-    issue_output(o, p, turn_);
+    issue_output(o, p, C::scores_ahead ? uniform(turn_) : turn_);
     load_before(before, query);
     look_at(n + 1);
     wgmma_wait<0>();
