@@ -5,16 +5,19 @@
 
 namespace baracuda::sm90 {
 
+// FIRST or LAST; FIRST and LAST.
+enum class Served { any_step, ends_of_rings, whole_calls };
+
 // Warpgroup 0 copies, the others compute 64 query rows each.
 // TakeTurns: they issue their products one after the other, in a fixed order. Pays with three of
 // them at head_dim 64, where softmax takes longer than the products; with two, at head_dim 128 and
 // 256, each does better on its own.
 // LastN: columns that the last key tile is given where it holds no more keys; BlockN: no such case.
 // ScoresAhead: the scores of a key tile are asked for before the products with V of the tile before
-// the last are waited for; takes registers for the weights of two tiles. WholeOnly: there are kernels
-// of it for whole calls (FIRST and LAST) alone.
+// the last are waited for; takes registers for the weights of two tiles. Served: the steps that
+// there are kernels of it for.
 template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns,
-          int LastN = BlockN, bool ScoresAhead = false, bool WholeOnly = false>
+          int LastN = BlockN, bool ScoresAhead = false, Served Steps = Served::any_step>
 struct Config {
   using Element = Element_;
   static constexpr int head_dim = HeadDim;
@@ -37,7 +40,10 @@ struct Config {
   static_assert(Consumers <= 3, "a warp of warpgroup 0 for K and V, and one for each consumer");
   static constexpr int stages = 2;
   static constexpr bool take_turns = TakeTurns;
-  static constexpr bool serves(bool whole_call) { return whole_call || !WholeOnly; }
+  static constexpr bool serves(bool first, bool last) {
+    return Steps == Served::any_step || (first && last) ||
+           (Steps == Served::ends_of_rings && (first || last));
+  }
 
   // Tiles are blocks of 64 columns (128 bytes), all rows of a block together.
   static constexpr int column_blocks = HeadDim / 64;

@@ -13,7 +13,7 @@ using Kernel = void (*)(HopperArgs);
 
 template <typename C, bool First, bool Last>
 constexpr Kernel kernel_if_served() {
-  if constexpr (C::serves(First && Last)) {
+  if constexpr (C::serves(First, Last)) {
     return step_kernel<C, First, Last>;
   } else {
     return nullptr;
