@@ -10,7 +10,8 @@
 namespace baracuda::sm80::backward {
 
 template <typename C>
-using Rows = RowKernels<typename C::Element, C::head_dim, RowStatistics, C::turn_words>;
+using Rows = RowKernels<typename C::Element, C::head_dim, RowStatistics, C::turn_words,
+                        C::ordered>;
 
 // waits: its code on this device waits for the kernels before, as that of the row kernels does.
 template <typename C>
@@ -93,6 +94,8 @@ int32_t launch_gradients(const BackwardParams& params, bool waits, cudaStream_t 
     args.mixed = make_divisor(mixed);
     args.mixed_tiles = make_divisor(mixed * key_tiles);
     args.shortest_first = rising;
+    args.log2_sums = scratch.log2_sums;
+    args.tiles = static_cast<int>(scratch.tiles);
   }
   return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(blocks)), C::threads,
                      C::shared_bytes, stream, waits, args);
