@@ -51,7 +51,7 @@ struct Args {
   Divisor mixed;    // heads whose key tiles are mixed
   Divisor mixed_tiles;  // and their key tiles
   bool shortest_first;
-  int log2_sums, tiles;  // of dQ of a query tile of 64 rows; of those, of all heads
+  int log2_sums;  // of dQ of a query tile
 };
 
 struct KeyTile {

@@ -95,7 +95,6 @@ int32_t launch_gradients(const BackwardParams& params, bool waits, cudaStream_t 
     args.mixed_tiles = make_divisor(mixed * key_tiles);
     args.shortest_first = rising;
     args.log2_sums = scratch.log2_sums;
-    args.tiles = static_cast<int>(scratch.tiles);
   }
   return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(blocks)), C::threads,
                      C::shared_bytes, stream, waits, args);

@@ -40,7 +40,10 @@ class Turns {
       shared_store(address_ + 20, args_.causal ? 0
                                                  : first_query_tile(drawn.head, args_.mixed.divisor,
                                                                     args_.row_tiles));
-      shared_store(address_ + 24, sum_of_key_tile(drawn.index, args_.log2_sums) * args_.tiles);
+      shared_store(address_ + 24,
+                   (sum_of_key_tile(drawn.index, args_.log2_sums) * args_.batch_kv_heads +
+                    drawn.head) / args_.kv_heads);
+      shared_store(address_ + 28, place_in_sum(drawn.index, args_.log2_sums));
       for (int stage = 0; stage < 2; ++stage) {
         shared_store(slot(stage), -1);
         shared_store(slot(stage) + left_at, 0);
@@ -60,8 +63,7 @@ class Turns {
   // By all threads, amid the products of a query tile, m of its head.
   __device__ __forceinline__ void take_and_pass(int stage, int head, int m) const {
     if (!takes_turns()) return;
-    const int tile = shared_load(address_ + 24) +  // of its sum
-                     (batch() * args_.heads + head) * args_.row_tiles + m / C::tile_parts;
+    const int tile = (batch_of_sums() * args_.heads + head) * args_.row_tiles + m / C::tile_parts;
     const int part = m % C::tile_parts;
     const uint32_t slot = this->slot(stage);
     const uint32_t found = load_relaxed(args_.turns + tile);
@@ -69,7 +71,7 @@ class Turns {
     fence_threads();
     const uint32_t left = shared_load(slot + left_at);
     if (left != 0) store_relaxed(args_.turns + shared_load(slot) / C::tile_parts, left);
-    const KeyTileTurn turn{place_in_sum(index(), args_.log2_sums), shared_load(address_ + 16), rises()};
+    const KeyTileTurn turn{place(), shared_load(address_ + 16), rises()};
     const bool waits = part == 0 && turn.waits(m / C::tile_parts);
     const bool is_first =
         part == 0 ? !waits && found == no_sums : this->is_first(stage ^ 1);
@@ -117,6 +119,9 @@ class Turns {
   static constexpr int left_at = 4, awaited_at = 8, first_at = 12;
   __device__ __forceinline__ uint32_t slot(int stage) const { return address_ + 32 + 16 * stage; }
   __device__ __forceinline__ int index() const { return shared_load(address_ + 8); }
+  // Of the sum of dQ that it adds to: the batch, of those of all sums; and its place there.
+  __device__ __forceinline__ int batch_of_sums() const { return shared_load(address_ + 24); }
+  __device__ __forceinline__ int place() const { return shared_load(address_ + 28); }
   __device__ __forceinline__ bool rises() const { return shared_load(address_ + 12) != 0; }
 
   const Args& args_;
