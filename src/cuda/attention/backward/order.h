@@ -32,11 +32,12 @@ inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t quer
   return heads / (wanted < limit ? heads / wanted : heads / limit);
 }
 
-// Sums of dQ that a query tile has in an ordered step: key tiles of a head take turns at them, the
-// i-th at the sum i modulo their number, a power of two, and finish adds the sums in their order. Key tiles of one
-// sum begin one behind the other, so where few heads have all blocks the last ones begin late, by
-// some two query tiles for each block before them. So many sums that this is a sixteenth of a
-// block's time, of a call with as many keys as rows on a device of some 128 blocks.
+// The binary logarithm of the number of sums of dQ that a query tile has in an ordered step: key
+// tiles of a head take turns at them, the i-th at the sum i modulo their number, and finish adds
+// the sums in their order. Key tiles of one sum begin one behind the other, so where few heads have
+// all blocks the last ones begin late, by some two query tiles for each block before them. So many
+// sums that this is a sixteenth of a block's time, of a call with as many keys as rows on a device
+// of some 128 blocks.
 inline int choose_log2_sums(int64_t kv_heads, int64_t group, int64_t query_tiles) {
   constexpr int64_t blocks = 128, most = 3, long_enough = int64_t{1} << 20;
   const int64_t key_tiles = (query_tiles + 1) / 2;

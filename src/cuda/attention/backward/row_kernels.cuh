@@ -15,7 +15,8 @@ namespace baracuda {
 // The scratch: what Statistics keeps of every row, then its sums of dQ, and what the shift is made of.
 // Rows are those of whole query tiles. Where query tiles have words (see turn_words.h) there follows a
 // counter of key tiles, then the first words of all tiles, then their second ones.
-template <typename Element_, int HeadDim, typename Statistics, int Words = 0, bool Ordered = false>
+template <typename Element_, int HeadDim, typename Statistics, int Words = 0,
+          bool Ordered = false>
 struct RowKernels {
   using Element = Element_;
   static constexpr int tile_rows = 64;

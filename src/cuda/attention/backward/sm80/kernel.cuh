@@ -242,7 +242,7 @@ class Block {
     if (++at.head == (turns_.kv_head() + 1) * args_.group) {
       at.head -= args_.group;
       at.m += turns_.descends() ? -C::tile_parts : C::tile_parts;
-      if (at.m == args_.row_tiles * C::tile_parts) at.m = 0;  // where a block has begun amid its tiles
+      if (at.m == args_.row_tiles * C::tile_parts) at.m = 0;  // it has begun amid its tiles
     }
     return at;
   }

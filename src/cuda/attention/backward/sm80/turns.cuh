@@ -36,7 +36,8 @@ class Turns {
       shared_store(address_ + 8, drawn.index);
       shared_store(address_ + 12, static_cast<int>(drawn.rises));
       shared_store(address_ + 16,
-                   first_row_of(args_, (int64_t{drawn.index} + (1 << args_.log2_sums)) * C::block_n) / 64);
+                   first_row_of(args_, (int64_t{drawn.index} + (1 << args_.log2_sums)) *
+                                           C::block_n) / 64);
       shared_store(address_ + 20, args_.causal ? 0
                                                  : first_query_tile(drawn.head, args_.mixed.divisor,
                                                                     args_.row_tiles));

@@ -106,7 +106,8 @@ class Slot {
   __device__ __forceinline__ int key0() const { return shared_load(address_ + 24); }
   // Of an ordered step: the first query tile that sees the next key tile of the head.
   __device__ __forceinline__ int next_begin() const { return shared_load(address_ + 28); }
-  // Of an ordered step at head_dim 256: where its sum of dQ of the first head begins, in query tiles.
+  // Of an ordered step at head_dim 256: where its sum of dQ of the first head begins, in query
+  // tiles.
   __device__ __forceinline__ int first_tile() const { return shared_load(address_ + 32); }
   // And the key tile's index among those of that sum.
   __device__ __forceinline__ int place() const { return shared_load(address_ + 36); }
