@@ -9,7 +9,6 @@ import math
 import pytest
 from helpers.cuda_gradients import Call, drawn, gradients
 from helpers.gradients import NAMES
-from helpers.inputs import TORCH_DTYPES
 from helpers.oracle import attention_backward
 from helpers.rings import case
 
@@ -158,6 +157,6 @@ def test_small_float16_gradients_are_as_good_as_rounding(torch, length):
         got = gradients(torch, family, "f16", x)
         for name, one, truth in zip(NAMES, got, exact, strict=True):
             with case(family=family, name=name):
-                rounded = truth.to(getattr(torch, TORCH_DTYPES["f16"])).double()
+                rounded = truth.to(torch.float16).double()
                 error, rounding = ((a.double() - truth).norm() for a in (one, rounded))
                 assert float(error) <= 1.2 * float(rounding)
