@@ -111,7 +111,8 @@ def test_later_keys_leave_earlier_rows_alone(torch, family, dtype, head_dim):
     before, after = (
         gradients(torch, family, dtype, problem, is_causal=True)[0] for problem in (x, changed)
     )
-    if family in ("sm80", "sm90a"):  # sums in any order, rounded once
+    # Sums in any order, rounded once; float16 is shifted by the largest norms of all rows and keys.
+    if family in ("sm80", "sm90a") or dtype == "f16":
         error = (before[:, :, :177].double() - after[:, :, :177].double()).abs().max()
         assert float(error) <= 2 * ROUNDOFF[dtype] * float(before.double().abs().max())
     else:

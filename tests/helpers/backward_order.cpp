@@ -31,8 +31,9 @@ extern "C" void order_turn(int index, int log2_sums, int next_begin, bool rises,
   out[3] = sum_of_key_tile(index, log2_sums);
 }
 
-extern "C" int order_log2_sums(int64_t kv_heads, int64_t group, int64_t query_tiles) {
-  return choose_log2_sums(kv_heads, group, query_tiles);
+extern "C" int order_log2_sums(int64_t kv_heads, int64_t group, int64_t query_tiles, int share,
+                               int most) {
+  return choose_log2_sums(kv_heads, group, query_tiles, share, most);
 }
 
 extern "C" int order_first_query_tile(int head, int mixed, int query_tiles) {

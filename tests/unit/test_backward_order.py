@@ -26,7 +26,7 @@ def order():
     lib.order_draw.argtypes = [*[ct.c_int] * 5, ct.c_bool, ct.POINTER(ct.c_int)]
     lib.order_turn.argtypes = [ct.c_int, ct.c_int, ct.c_int, ct.c_bool, ct.c_int,
                                ct.POINTER(ct.c_uint32)]  # fmt: skip
-    lib.order_log2_sums.argtypes = [ct.c_int64] * 3
+    lib.order_log2_sums.argtypes = [*[ct.c_int64] * 3, ct.c_int, ct.c_int]
     return lib
 
 
@@ -218,13 +218,16 @@ def test_heads_that_are_mixed_begin_evenly_apart():
 
 
 def test_few_heads_have_several_sums_and_many_have_one():
-    def sums(kv_heads, query_len, group=1):
-        return 2 ** order().order_log2_sums(kv_heads, group, -(-query_len // BLOCK_M))
+    def sums(kv_heads, query_len, group=1, share=8, most=3):
+        query_tiles = -(-query_len // BLOCK_M)
+        return 2 ** order().order_log2_sums(kv_heads, group, query_tiles, share, most)
 
-    assert [sums(heads, 8192) for heads in (1, 2, 4, 8, 16, 2**20)] == [8, 8, 4, 1, 1, 1]
+    assert [sums(heads, 8192) for heads in (1, 2, 4, 8, 16, 2**20)] == [8, 8, 2, 1, 1, 1]
+    assert [sums(heads, 8192, share=16, most=2) for heads in (1, 4, 8, 16)] == [4, 4, 1, 1]
     assert sums(4, 32768) == 1 and sums(1, 2**36) == 1
-    assert sums(8, 8192, group=4) == 1 and sums(2, 8192, group=4) == 4
-    assert sums(1, 1) == 1 and sums(1, 128) == 1, "one key tile, or one that the others wait for"
+    assert sums(8, 8192, group=4) == 1 and sums(2, 8192, group=4) == 2
+    assert sums(8, 4096) == 2 and sums(4, 2048) == 4 and sums(1, 1024) == 2
+    assert sums(1, 1) == sums(1, 128) == sums(1, 512) == 1, "no more than a fourth of the key tiles"
 
 
 def test_sections_are_neither_few_heads_nor_more_than_l2_holds():

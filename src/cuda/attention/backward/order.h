@@ -36,10 +36,12 @@ inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t quer
 // tiles of a head take turns at them, the i-th at the sum i modulo their number, and finish adds
 // the sums in their order. Key tiles of one sum begin one behind the other, so where few heads have
 // all blocks the last ones begin late, by some two query tiles for each block before them. So many
-// sums that this is a sixteenth of a block's time, of a call with as many keys as rows on a device
-// of some 128 blocks.
-inline int choose_log2_sums(int64_t kv_heads, int64_t group, int64_t query_tiles) {
-  constexpr int64_t blocks = 128, most = 3, long_enough = int64_t{1} << 20;
+// sums that this is one of `share` parts of a block's time, of a call with as many keys as rows on
+// a device of some 128 blocks, but 2^most at most, and one for every four key tiles, for sums cost
+// memory and time.
+inline int choose_log2_sums(int64_t kv_heads, int64_t group, int64_t query_tiles, int share,
+                            int most) {
+  constexpr int64_t blocks = 128, long_enough = int64_t{1} << 20;
   const int64_t key_tiles = (query_tiles + 1) / 2;
   const int64_t places = (blocks + kv_heads - 1) / kv_heads;
   const int64_t of_a_head = places < key_tiles ? places : key_tiles;  // blocks
@@ -47,9 +49,15 @@ inline int choose_log2_sums(int64_t kv_heads, int64_t group, int64_t query_tiles
   const int64_t rows = group * query_tiles < long_enough ? group * query_tiles : long_enough;
   int log2 = 0;
   const auto waits = [&] { return 2 * ((of_a_head - 1) >> log2); };
-  while (log2 < most && 16 * waits() > rounds * rows) ++log2;
+  while (log2 < most && share * waits() > rounds * rows && key_tiles >> (log2 + 3) > 0) ++log2;
   return log2;
 }
+
+// Of a family: a share, and the most sums without a mask and with one, by measuring. (Under a mask
+// blocks wait for less, and L2 does not hold the sums for as long.)
+struct OneSum {
+  static constexpr int share = 0, log2_most = 0, log2_most_masked = 0;
+};
 
 // Which of so many sums a key tile of a head adds to, and its index among the key tiles of that.
 BARACUDA_HD int sum_of_key_tile(int index, int log2_sums) { return index & (1 << log2_sums) - 1; }

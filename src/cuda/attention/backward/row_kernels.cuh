@@ -16,7 +16,7 @@ namespace baracuda {
 // Rows are those of whole query tiles. Where query tiles have words (see turn_words.h) there follows a
 // counter of key tiles, then the first words of all tiles, then their second ones.
 template <typename Element_, int HeadDim, typename Statistics, int Words = 0,
-          bool Ordered = false>
+          typename Sums = OneSum>
 struct RowKernels {
   using Element = Element_;
   static constexpr int tile_rows = 64;
@@ -28,17 +28,25 @@ struct RowKernels {
     int64_t query_tiles;  // of a head
     int64_t tiles;
     int log2_sums;  // of dQ, see order.h
+    int log2_most;  // with a mask or without: the scratch is of one size
 
     explicit Scratch(const StepParams& p)
         : query_tiles((p.query_len + tile_rows - 1) / tile_rows),
           tiles(p.batch * p.heads * query_tiles),
-          log2_sums(Ordered && tiles > 0 ? choose_log2_sums(p.batch * p.kv_heads,
-                                                            p.heads / p.kv_heads, query_tiles)
-                                         : 0) {}
+          log2_sums(choose_log2(p, (p.flags & BARACUDA_STEP_CAUSAL) != 0
+                                       ? Sums::log2_most_masked
+                                       : Sums::log2_most)),
+          log2_most(choose_log2(p, Sums::log2_most)) {}
     int64_t sums() const { return int64_t{1} << log2_sums; }
     int64_t bytes() const {
-      return tiles * (statistics_bytes + 4 * dq_floats * sums()) + (shifts ? norms_bytes : 0) +
-             (Words > 0 ? (4 * (Words * sums() * tiles + 1) + 15) / 16 * 16 : 0);
+      const int64_t sums = int64_t{1} << log2_most;
+      return tiles * (statistics_bytes + 4 * dq_floats * sums) + (shifts ? norms_bytes : 0) +
+             (Words > 0 ? (4 * (Words * sums * tiles + 1) + 15) / 16 * 16 : 0);
+    }
+    int choose_log2(const StepParams& p, int most) const {
+      if (most == 0 || tiles == 0) return 0;
+      return choose_log2_sums(p.batch * p.kv_heads, p.heads / p.kv_heads, query_tiles, Sums::share,
+                              most);
     }
     char* statistics(const StepParams& p) const { return static_cast<char*>(p.state); }
     float* dq(const StepParams& p) const {

@@ -9,9 +9,13 @@
 
 namespace baracuda::sm80::backward {
 
+struct SumsInOrder {
+  static constexpr int share = 16, log2_most = 2, log2_most_masked = 1;
+};
+
 template <typename C>
 using Rows = RowKernels<typename C::Element, C::head_dim, RowStatistics, C::turn_words,
-                        C::ordered>;
+                        std::conditional_t<C::ordered, SumsInOrder, OneSum>>;
 
 // waits: its code on this device waits for the kernels before, as that of the row kernels does.
 template <typename C>

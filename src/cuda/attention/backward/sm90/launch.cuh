@@ -10,9 +10,14 @@
 
 namespace baracuda::sm90::backward {
 
+struct SumsInOrder {
+  static constexpr int share = 8, log2_most = 3, log2_most_masked = 0;
+};
+
 template <typename C>
 using Rows = RowKernels<typename C::Element, C::head_dim, SplitStatistics,
-                        C::ordered ? C::turn_words : stores_first<C>, C::ordered>;
+                        C::ordered ? C::turn_words : stores_first<C>,
+                        std::conditional_t<C::ordered, SumsInOrder, OneSum>>;
 
 // The one kernel that cannot be launched before it is set up: it has more shared memory than others.
 template <typename C>
