@@ -9,10 +9,10 @@ import ctypes as ct
 from typing import Any
 
 import numpy as np
-from native.host_abi import CAUSAL, ELEMENT, FIRST, LAST, Params, PositionMap, Strides
 
-from helpers import ring_abi as abi
-from helpers.gradients import Problem, dtype_of
+from . import ring_abi as abi
+from .gradients import Problem, dtype_of
+from .host_abi import CAUSAL, ELEMENT, FIRST, LAST, Params, PositionMap, Strides
 
 
 class BackwardParams(ct.Structure):

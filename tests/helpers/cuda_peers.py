@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes as ct
 from typing import Any
 
-from helpers import ring_abi as abi
-from helpers.cuda_ring import check
-from helpers.host_peers import REQUIRED, Options, declare
+from . import ring_abi as abi
+from .cuda_ring import check
+from .host_peers import REQUIRED, Options, declare
 
 # Words of a rank, by their place.
 KINDS = ("granted", "full", *["arrived"] * 4, "read", "idle")

@@ -7,8 +7,8 @@ import threading
 from functools import cache
 from typing import Any
 
-from helpers import ring_abi as abi
-from helpers.ring_abi import Failure, LocalWorld
+from . import ring_abi as abi
+from .ring_abi import Failure, LocalWorld
 
 AUTO, REQUIRED, NEVER = range(3)
 EVENT, VALUE, GATE = range(3)

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from native.host_abi import Error, Params, PositionMap
+from .host_abi import Error, Params, PositionMap
 
 (OK, INVALID_ARGUMENT, UNSUPPORTED, MISALIGNED, UNAVAILABLE, TIMEOUT, ABORTED, OUT_OF_MEMORY,
  CUDA_ERROR, NCCL_ERROR, TRANSPORT_ERROR, INTERRUPTED) = range(12)  # fmt: skip

@@ -20,13 +20,13 @@ from helpers import ring_abi as abi
 from helpers.cuda_peers import CudaPeers
 from helpers.cuda_ring import check
 from helpers.cuda_sum import CudaSumRank
-from helpers.inputs import torch_qkv
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
 from helpers.sum_ring import SumRing
 from worker import Rank, main, register
 
 import baracuda_kernels as bk
 from baracuda_kernels._core import _nccl_library
+from baracuda_kernels.testing import torch_qkv
 
 
 def comes_true(condition: Any, seconds: float) -> bool:
@@ -56,6 +56,14 @@ class PeerRank(Rank):
         torch.cuda.synchronize()
         register(comm, arrays.held)
         return stream, plan, arrays
+
+    def ring(self, task: dict) -> dict:
+        """From a stream of a priority where the task names one."""
+        if "priority" not in task:
+            return super().ring(task)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream(priority=task["priority"])):
+            return super().ring(task)
 
     def unregistered(self, task: dict) -> dict:
         """How a run with buffers of its own goes, and what is said of it before."""

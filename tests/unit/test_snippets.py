@@ -22,7 +22,7 @@ PAGES += sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*
 
 # Nothing to run: trees of files, other libraries' calls, and what Sphinx makes its menu and its
 # reference of, or shows of other files.
-SHOWN = {"text", "{toctree}", "{eval-rst}", "{include}", "{literalinclude}"}
+SHOWN = {"text", "{toctree}", "{eval-rst}", "{include}", "{literalinclude}", "{csv-table}"}
 
 # The tests of each language's blocks in their order; one alone runs all of the page as a program.
 RUN_BY = {
@@ -70,6 +70,7 @@ RUN_BY = {
     "docs/scaling.md": {
         "console": "unit/test_scaling_plan.py::test_the_examples_in_the_docs_are_the_commands_output"
     },
+    "docs/testing.md": {"python": "unit/test_testing.py::test_the_page_runs_as_written"},
     "docs/transformers.md": {
         "python": [
             "interop/test_torch_docs.py::test_the_transformers_page",

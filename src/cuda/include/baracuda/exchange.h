@@ -74,7 +74,8 @@ typedef struct baracuda_ring_round {
   // what is received into has been read.
   void* stream;
   void* ready;
-  int32_t signalled;  // not 0: instead of ready, the wait for the round before says so (signals)
+  int32_t signalled;  // not 0: instead of ready, the wait for the round before says so (signals);
+                      // it is enqueued already
   // Not 0: what is received into is free as soon as the round before is over, ahead of ready.
   int32_t free_ahead;
   // Timed events for the round's begin and end, NULL without a timeline.
@@ -112,8 +113,9 @@ typedef struct baracuda_ring_exchange {
   int32_t (*join)(baracuda_ring_endpoint* endpoint, void* stream);
   // Behind a run's last launch: stream waits until what this rank sends has arrived. May be NULL.
   int32_t (*finish)(baracuda_ring_endpoint* endpoint, void* stream);
-  // Whether the wait for a round, enqueued behind a launch, will itself tell the next round's grant
-  // that this launch has ended: then nothing need be recorded between the two. May be NULL.
+  // Asks that the wait for a round, which follows right behind a launch, itself tell the next round's
+  // grant that this launch has ended: then nothing need be recorded between the two. That grant
+  // follows the wait. 0: it will not. May be NULL.
   int32_t (*signals)(baracuda_ring_endpoint* endpoint, int32_t number);
   // Multiprocessors that the round posted last takes. NULL: the endpoint's max_ctas.
   int32_t (*margin)(baracuda_ring_endpoint* endpoint);
