@@ -304,14 +304,17 @@ def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype, 
 
 
 # (head_dim, heads, kv_heads, query_len, key_len, is_causal) with waits of every kind: many key tiles of
-# one head, several sections of heads, groups, and lengths that end within a tile.
+# one head, several sections of heads, groups, few heads (several sums of dq), and lengths that end
+# within a tile.
 ORDERED_PROBLEMS = {
     "sm90a-deterministic": [
         (64, 3, 3, 1500, 1500, True), (128, 20, 20, 640, 650, True), (128, 2, 2, 500, 2100, False),
-        (128, 8, 2, 1000, 900, True), (256, 12, 12, 640, 650, True), (256, 2, 1, 500, 2100, False)],
+        (128, 8, 2, 1000, 900, True), (256, 12, 12, 640, 650, True), (256, 2, 1, 500, 2100, False),
+        (128, 2, 2, 2100, 2050, False), (256, 1, 1, 2100, 2100, False)],
     "sm80-deterministic": [
         (64, 3, 3, 1500, 1500, True), (96, 2, 2, 500, 2100, False), (128, 8, 2, 1000, 900, True),
-        (192, 8, 8, 640, 650, True), (256, 4, 2, 500, 900, False)],
+        (192, 8, 8, 640, 650, True), (256, 4, 2, 500, 900, False),
+        (128, 2, 2, 2100, 2050, False), (64, 1, 1, 2100, 2100, True)],
 }  # fmt: skip
 ORDERED_CASES = [(family, problem) for family in ORDERED for problem in ORDERED_PROBLEMS[family]]
 
