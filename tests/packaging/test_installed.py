@@ -264,7 +264,7 @@ def disassembly():
 
 @needs_cuda_build
 def test_tensor_core_kernels_use_tensor_cores():
-    seen = hopper = backward = 0
+    seen = hopper = backward = scores_ahead = 0
     for _, name, function in disassembly():
         # Of the gradients' only the step has products; what goes over rows is named after sm80, too.
         if "sm80" in name and ("backward" not in name or "step_kernel" in name):
@@ -286,13 +286,17 @@ def test_tensor_core_kernels_use_tensor_cores():
             # Matrix descriptors stay in uniform registers: moving them there costs a quarter of a loop.
             loops = _product_loops(function)
             assert loops, f"{name} has no loop with products"
+            # Those with scores ahead take two key tiles at a time.
+            of_loops = [sum("HGMMA" in line for line in body) for body in loops]
+            scores_ahead += not gradients and max(of_loops) >= 32
             for body in loops:
                 moves = sum("R2UR" in line for line in body)
                 assert moves <= 8, f"{name} moves {moves} values to uniform registers in a loop"
     assert seen >= 20
-    # (3 head dims + a second tile at 128, each x 4 flag variants, and there 2 more of whole calls)
+    # (3 head dims + a second tile at 128, each x 4 flag variants, and there 4 without scores ahead)
     # x 2 dtypes
-    assert hopper == 36
+    assert hopper == 40
+    assert scores_ahead == 2 * 4 * 2  # both tiles at 128, steps of a ring as well as whole calls
     # (3 head dims and longer key tiles at 64, each in a fixed order too, and at 128 the pair and the
     # first stores) x 2 dtypes
     assert backward == 20
