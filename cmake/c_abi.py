@@ -161,7 +161,7 @@ def write_pxd(headers: list[Header]) -> str:
         for name, fields in header.structs.items():
             lines.append(f"    ctypedef struct {name}:")
             lines += [f"        {_declare(field)}" for field in fields] or ["        pass"]
-        lines += [f"    {_signature(f, f.name)}" for f in header.functions.values()]
+        lines += [f"    {signature(f, f.name)}" for f in header.functions.values()]
     head = ["# cython: language_level=3", "# Written by cmake/c_abi.py from the headers.", ""]
     head.append("from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t")
     words = set(re.findall(r"\w+", "\n".join(lines)))
@@ -173,14 +173,14 @@ def write_pxd(headers: list[Header]) -> str:
 
 def _declare(member: Member) -> str:
     if isinstance(member.type, Function):
-        return f"{_signature(member.type, f'(*{member.name})')} noexcept nogil"
+        return f"{signature(member.type, f'(*{member.name})')} noexcept nogil"
     return f"{member.type} {member.name}{''.join(f'[{n}]' for n in member.extents)}"
 
 
-def _signature(function: Function, name: str) -> str:
-    # Without the arguments' names, some of which are words of Python.
+def signature(function: Function, name: str) -> str:
+    """A C declaration of it, for Cython, without the names of arguments: some are words of Python."""
     types = (
-        _signature(a.type, "(*)") + " noexcept nogil" if isinstance(a.type, Function) else a.type
+        signature(a.type, "(*)") + " noexcept nogil" if isinstance(a.type, Function) else a.type
         for a in function.arguments
     )
     return f"{function.result} {name}({', '.join(types)})"

@@ -12,16 +12,10 @@ import numpy as np
 from native.host_abi import CAUSAL, ELEMENT, FIRST, LAST, Params, PositionMap, Strides
 
 from helpers import ring_abi as abi
+from helpers.c_headers import structure
 from helpers.gradients import Problem, dtype_of
 
-
-class BackwardParams(ct.Structure):
-    _fields_ = (
-        [("struct_size", ct.c_uint64), ("step", Params)]
-        + [(n, ct.c_void_p) for n in ("dy", "dlse", "dq", "dk", "dv")]
-        + [(n + "_strides", Strides) for n in ("dy", "dq", "dk", "dv", "lse", "dlse")]
-        + [("kv_gradient_element", ct.c_int32), ("reserved", ct.c_int32)]
-    )
+BackwardParams = structure("attention_backward_params")
 
 
 def library() -> Any:

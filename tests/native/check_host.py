@@ -4,9 +4,13 @@ import ctypes as ct
 import itertools
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
-from host_abi import (
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from native.host_abi import (
     CAUSAL,
     DTYPE,
     FIRST,

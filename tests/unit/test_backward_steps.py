@@ -1,7 +1,6 @@
-"""The backward's C ABI: its structs, several steps at the positions of every layout, its refusals."""
+"""The backward's C ABI: several steps at the positions of every layout, its refusals."""
 
 import ctypes as ct
-import subprocess
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from helpers import ring_abi
 from helpers.gradients import accumulator, draw, forward
 from helpers.oracle import error_of
 from helpers.tolerances import NUMPY_DTYPES
-from native.host_abi import FIRST, LAST, Params, PositionMap
+from native.host_abi import FIRST, LAST, PositionMap
 
 import baracuda_kernels as bk
 from baracuda_kernels.reference import attention_backward
@@ -20,34 +19,6 @@ HOST = 0
 needs_cuda_build = pytest.mark.skipif(
     not bk._build_info()["cuda_built"], reason="capability: CUDA kernels in the build"
 )
-
-
-def names_of(struct, prefix=""):
-    """Every member with its offset, those of members that are structs too."""
-    for name, kind in struct._fields_:
-        offset = getattr(struct, name).offset
-        yield prefix + name, offset
-        if isinstance(kind, type) and issubclass(kind, ct.Structure):
-            yield from ((n, offset + o) for n, o in names_of(kind, f"{prefix}{name}."))
-
-
-@pytest.mark.parametrize(
-    ("struct", "name"),
-    [(Params, "step_params"), (abi.BackwardParams, "backward_params")],
-)
-def test_the_tests_structs_are_the_headers(struct, name, tmp_path):
-    members = dict(names_of(struct))
-    lines = [f'std::printf("%zu\\n", offsetof(baracuda_attention_{name}, {m}));' for m in members]
-    source = tmp_path / "layout.cpp"
-    source.write_text(
-        "#include <cstddef>\n#include <cstdio>\n#include \"baracuda/attention_backward.h\"\n"
-        "int main() {\n" + "\n".join(lines)
-        + f'\nstd::printf("%zu\\n", sizeof(baracuda_attention_{name}));\n}}\n')
-    include = ring_abi._SOURCES / "include"
-    subprocess.run(["g++", "-std=c++17", f"-I{include}", "-o", tmp_path / "layout", source],
-                   check=True)
-    found = subprocess.run([tmp_path / "layout"], check=True, capture_output=True, text=True)
-    assert [int(n) for n in found.stdout.split()] == [*members.values(), ct.sizeof(struct)]
 
 
 def empty_like(dtype):
