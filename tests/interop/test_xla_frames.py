@@ -58,12 +58,12 @@ def test_a_whole_call(handler):
     "change, code, message",
     [
         ({"kernel": 7}, 3, "kernel is 7"),
-        ({"sequence_dim": 3}, 3, "sequence_dim is 3: must be 1 or 2"),
-        ({"scale": 1}, 3, "attribute scale is missing or no 64-bit float"),
+        ({"sequence_dim": 3}, 3, "sequence_dim: got 3, must be 1 or 2"),
+        ({"scale": 1}, 3, "attribute scale: got none of its type, must be a 64-bit float"),
         ({"scale": float("inf")}, 3, "scale is inf"),
         ({"causal": 1}, 3, "operand 3 (maps) is missing"),
         ({"first": 0}, 3, "operand 3 (state) is missing"),
-        ({"last": 0}, 3, "state has 1024 bytes: must have 1280"),
+        ({"last": 0}, 3, "state: got 1024 bytes, must have 1280"),
     ],
 )
 def test_refusals(handler, change, code, message):
@@ -77,11 +77,11 @@ def test_refusals(handler, change, code, message):
     "operands, results, message",
     [
         ([Q, Q], outputs(), "operand 2 (v) is missing"),
-        ([Q, Q, Q, Q], outputs(), "4 operands are given: must be 3"),
+        ([Q, Q, Q, Q], outputs(), "call frame: got 4 operands, must have 3"),
         ([Q, Q, Q[:, :1].copy()], outputs(), "v must have the shape and type of k"),
         ([Q, Q[..., :4].copy(), Q[..., :4].copy()], outputs(), "head_dim and type of q"),
-        ([Q.astype(np.int64)] * 3, outputs(), "q has XLA data type 5"),
-        ([Q[0], Q, Q], outputs(), "q has 3 dimensions: must have 4"),
+        ([Q.astype(np.int64)] * 3, outputs(), "q: got XLA data type 5"),
+        ([Q[0], Q, Q], outputs(), "q: got 3 dimensions, must have 4"),
         ([Q, Q, Q], outputs()[:1], "result 1 (lse) is missing"),
         ([Q, Q, Q], [Q[:, :1].copy(), outputs()[1]], "y must have the shape and type of q"),
         ([Q, Q, Q], [outputs()[0], Q], "lse must be f32 [B, H, Q]"),
@@ -164,12 +164,12 @@ def test_a_backward_call_of_two_steps(backward):
     [
         ({"kernel": 7}, 3, "kernel is 7"),
         ({"kernel": 2}, 12, "sm80"),
-        ({"sequence_dim": 3}, 3, "sequence_dim is 3: must be 1 or 2"),
+        ({"sequence_dim": 3}, 3, "sequence_dim: got 3, must be 1 or 2"),
         ({"scale": float("inf")}, 3, "scale is inf"),
-        ({"causal": 1}, 3, "maps has 4 dimensions: must have 1"),
+        ({"causal": 1}, 3, "maps: got 4 dimensions, must have 1"),
         ({"dlse": 1}, 3, "operand 6 (dlse) is missing"),
-        ({"first": 0}, 3, "the scratch is updated in place"),
-        ({"last": 0}, 3, "4 results are given: must be 3"),
+        ({"first": 0}, 3, "scratch: got a result of its own"),
+        ({"last": 0}, 3, "call frame: got 4 results, must have 3"),
     ],
 )
 def test_refusals_of_the_backward(backward, change, code, message):
@@ -188,7 +188,7 @@ def test_refusals_of_the_backward(backward, change, code, message):
         (
             -4,
             np.zeros((1, 1, 1, SCRATCH - 1), np.float32),
-            "scratch has 1276 bytes: must have 1280",
+            "scratch: got 1276 bytes, must have 1280",
         ),
         (-3, Q[..., :4].copy(), "dk must have the shape and type of k"),
         (-2, Q.astype(np.float64), "dv must have the shape and type of dk"),
@@ -208,4 +208,4 @@ def test_dk_and_dv_of_a_type_that_nobody_sums_in(backward):
     results[1:3] = [Q.astype(np.float64), Q.astype(np.float64)]
     call = Call([Q, Q, Q, Q, *FORWARD], results, GRADIENT_OPTIONS)
     assert call(backward) == 1
-    assert "kv_gradient_element is 3: must be element" in call.errors[0][1]
+    assert "kv_gradient_element: got 3, must be element" in call.errors[0][1]
