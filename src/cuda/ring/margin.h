@@ -1,8 +1,8 @@
 // Decides when an exchange needs a head start over the launch beside it.
 //
-// A launch and its exchange become ready together, but the exchange's kernel reaches the device some
-// microseconds later. If the launch has filled every multiprocessor by then, the exchange waits until
-// the first blocks end. A step of one wave of blocks would delay it by the whole step.
+// A launch and its exchange become ready together, but the exchange's kernel reaches the device
+// some microseconds later. If the launch has filled every multiprocessor by then, the exchange
+// waits until the first blocks end. A step of one wave of blocks would delay it by the whole step.
 #pragma once
 
 #include <stdint.h>

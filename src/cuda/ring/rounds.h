@@ -1,9 +1,9 @@
 // Which messages each exchange of a run has, and what waits for it.
 //
-// A step has `parts` launches. Launch t = step * parts + part runs beside exchange t. A payload BESIDE
-// the steps is sent in the exchange beside its part of the step. A payload BEHIND is written by launch
-// t and sent in exchange t + 1; the receiving rank adds to it in launch t + parts, when it works on the
-// same chunk. With such a payload, one more exchange follows the last launch.
+// A step has `parts` launches. Launch t = step * parts + part runs beside exchange t. A payload
+// BESIDE the steps is sent in the exchange beside its part of the step. A payload BEHIND is written
+// by launch t and sent in exchange t + 1; the receiving rank adds to it in launch t + parts, when
+// it works on the same chunk. With such a payload, one more exchange follows the last launch.
 #pragma once
 
 #include <stdint.h>
@@ -81,7 +81,8 @@ class Rounds {
     return last;
   }
 
-  // The last exchange that must arrive before the share of launch t is added. -1: nothing to add to.
+  // The last exchange that must arrive before the share of launch t is added. -1: nothing to add
+  // to.
   int32_t awaited_by_add(int32_t t) const {
     if (call_.program->launch_adds) return -1;
     int32_t last = -1;
@@ -112,9 +113,9 @@ class Rounds {
     return -1;
   }
 
-  // The sends and receives of an exchange. A received chunk lies in one buffer and is one message. The
-  // caller's own chunk is one message a piece, even where its pieces are adjacent: the receiver must
-  // expect the same messages, and does not know the sender's addresses.
+  // The sends and receives of an exchange. A received chunk lies in one buffer and is one message.
+  // The caller's own chunk is one message a piece, even where its pieces are adjacent: the receiver
+  // must expect the same messages, and does not know the sender's addresses.
   void fill(int32_t number, baracuda_ring_round* round) const {
     round->number = number;
     round->send_count = 0;

@@ -4,12 +4,12 @@
 //                       ▲      └────────┐   ▲      └───────┐
 //   caller's stream  (start)  launch(0) ┴───┴─ launch(1) ──┴─ launch(2) …
 //
-// exchange(s) sends the chunk of step s and receives that of step s + 1 into the other buffer, which
-// launch(s - 1) and exchange(s - 1) have finished reading by then: two buffers suffice for any number
-// of ranks. What launches leave BEHIND follows one exchange later (rounds.h).
+// exchange(s) sends the chunk of step s and receives that of step s + 1 into the other buffer,
+// which launch(s - 1) and exchange(s - 1) have finished reading by then: two buffers suffice for
+// any number of ranks. What launches leave BEHIND follows one exchange later (rounds.h).
 //
-// Ranks that share a stream also share its waits. Consecutive launches on one stream can overlap, and a
-// wait between them would prevent that.
+// Ranks that share a stream also share its waits. Consecutive launches on one stream can overlap,
+// and a wait between them would prevent that.
 #include "baracuda/ring.h"
 #include "baracuda/status.h"
 #include "common/error.h"
@@ -111,8 +111,8 @@ class Run {
     return ok(exchange_of(call).complete(call.endpoint, &round), "complete", call);
   }
 
-  // The messages of all ranks of this thread in one group, which is closed whatever happens. only: the
-  // round of a single rank.
+  // The messages of all ranks of this thread in one group, which is closed whatever happens. only:
+  // the round of a single rank.
   bool post_all(int32_t number, const baracuda_ring_round* only) {
     int32_t opened = 0;
     bool good = for_each_rank([this, &opened](const Call& call) {
@@ -200,8 +200,8 @@ class Run {
     return mark(call, t, &baracuda_ring_marks::compute_end) && !stopped_;
   }
 
-  // A failed launch is reported at the end of the run. Until then the ring goes on without launches,
-  // because the neighbours still need the chunks that pass through this rank.
+  // A failed launch is reported at the end of the run. Until then the ring goes on without
+  // launches, because the neighbours still need the chunks that pass through this rank.
   void launch(const Call& call, int32_t t) {
     if (failed_) return;
     Step at(*this, call, t);
@@ -364,8 +364,8 @@ class Run {
     return false;
   }
 
-  // After a failed exchange the caller's stream still joins what was enqueued, so that the caller can
-  // free its buffers in stream order.
+  // After a failed exchange the caller's stream still joins what was enqueued, so that the caller
+  // can free its buffers in stream order.
   int32_t join_and_report() {
     for_each_rank([this](const Call& call) {
       if (enter(call)) exchange_of(call).join(call.endpoint, call.stream);

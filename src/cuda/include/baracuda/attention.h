@@ -32,8 +32,9 @@ enum baracuda_step_flags {
   BARACUDA_STEP_FIRST = 1,
   BARACUDA_STEP_LAST = 2,
   BARACUDA_STEP_CAUSAL = 4,  // key j is visible to row i iff k_map(j) <= q_map(i)
-  // The previous kernel on the stream is a step, and everything that this step reads except the state
-  // was complete before that kernel began. The two steps may overlap until this one needs the state.
+  // The previous kernel on the stream is a step, and everything that this step reads except the
+  // state was complete before that kernel began. The two steps may overlap until this one needs the
+  // state.
   BARACUDA_STEP_FOLLOWS = 8,
 };
 
@@ -67,8 +68,8 @@ typedef struct baracuda_attention_step_params {
   baracuda_position_map k_map;
   const baracuda_position_map* device_maps;  // {q, k} in device memory; overrides the two above
 
-  // Reserved for later kernels: must be zero. A window may be set if the family serves it; none does
-  // yet.
+  // Reserved for later kernels: must be zero. A window may be set if the family serves it; none
+  // does yet.
   int64_t query_offset;
   int64_t global_query_len;
   int64_t global_key_len;
@@ -98,10 +99,11 @@ typedef struct baracuda_attention_family {
 BARACUDA_API int32_t baracuda_attention_family_info(int32_t kernel,
                                                     baracuda_attention_family* info);
 
-// BARACUDA_OK if the family serves the problem's element, extents, scale and mask; the build need not
-// contain the family. Pointers, strides and positions are ignored. Otherwise BARACUDA_UNSUPPORTED, and
-// `reason` gets the rest of a sentence that begins with the family's name, cut to `size` bytes. Records
-// a failure only for an unknown family. Extents must not be negative.
+// BARACUDA_OK if the family serves the problem's element, extents, scale and mask; the build need
+// not contain the family. Pointers, strides and positions are ignored. Otherwise
+// BARACUDA_UNSUPPORTED, and `reason` gets the rest of a sentence that begins with the family's
+// name, cut to `size` bytes. Records a failure only for an unknown family. Extents must not be
+// negative.
 BARACUDA_API int32_t baracuda_attention_refusal(int32_t kernel,
                                                 const baracuda_attention_step_params* params,
                                                 char* reason, int64_t size);
@@ -121,12 +123,13 @@ BARACUDA_API int32_t baracuda_attention_step(int32_t kernel,
                                              const baracuda_attention_step_params* params,
                                              void* stream);
 
-// For planners: what the rows of a shard see of a chunk of keys under the mask. Reads only the flags,
-// lengths, windows and the two maps of params. The product of the lengths must stay below 2^63.
+// For planners: what the rows of a shard see of a chunk of keys under the mask. Reads only the
+// flags, lengths, windows and the two maps of params. The product of the lengths must stay below
+// 2^63.
 typedef struct baracuda_visible_pairs {
-  // Pairs of a row and a key that the row sees. A position map has two runs of evenly spaced positions,
-  // so rows and keys form up to four blocks. whole: pairs in blocks that are fully visible. cut: pairs
-  // in blocks that the mask cuts.
+  // Pairs of a row and a key that the row sees. A position map has two runs of evenly spaced
+  // positions, so rows and keys form up to four blocks. whole: pairs in blocks that are fully
+  // visible. cut: pairs in blocks that the mask cuts.
   int64_t whole;
   int64_t cut;
   // The rows from the first to the last that see a key; 0 and 0 if none does.

@@ -18,8 +18,8 @@ typedef struct baracuda_attention_ring_problem {
   uint64_t struct_size;
   int32_t kernel;  // enum baracuda_attention_kernel
   int32_t layout;  // enum baracuda_sequence_layout
-  // The caller sets q, y, lse, state, shapes and strides; every chunk has the strides of k and v. The
-  // ring sets k and v, FIRST, LAST, FOLLOWS, the maps and the margin.
+  // The caller sets q, y, lse, state, shapes and strides; every chunk has the strides of k and v.
+  // The ring sets k and v, FIRST, LAST, FOLLOWS, the maps and the margin.
   baracuda_attention_step_params step;
 } baracuda_attention_ring_problem;
 

@@ -10,11 +10,12 @@ extern "C" {
 #endif
 
 // Point-to-point messages between the ranks of one ring. Every function returns a baracuda_status.
-// Messages between group_start and group_end are one group: they are carried out together on `stream`,
-// in enqueue order for each pair of ranks. On the host, stream is NULL and group_end is synchronous.
-// Groups nest on a thread, and only the outermost group_end acts; a thread that drives several ranks
-// opens one group a rank. If a function fails without a record for baracuda_last_error(), the ring
-// makes one: BARACUDA_TRANSPORT_ERROR, with the returned value as its code.
+// Messages between group_start and group_end are one group: they are carried out together on
+// `stream`, in enqueue order for each pair of ranks. On the host, stream is NULL and group_end is
+// synchronous. Groups nest on a thread, and only the outermost group_end acts; a thread that drives
+// several ranks opens one group a rank. If a function fails without a record for
+// baracuda_last_error(), the ring makes one: BARACUDA_TRANSPORT_ERROR, with the returned value as
+// its code.
 typedef struct baracuda_transport {
   uint64_t struct_size;
   void* context;
@@ -87,11 +88,12 @@ typedef struct baracuda_ring_round {
 typedef struct baracuda_ring_endpoint baracuda_ring_endpoint;
 
 // How rounds are carried out. For every round the loop calls grant for each rank that this thread
-// drives, then open, post and close, then complete. Later it calls wait once a round, in the order of
-// the rounds. The rounds of a rank are carried out in order: a round may send what the previous one
-// received, and receive into what the previous one sent. An exchange by send and receive does its work
-// in post. An exchange that pushes into the neighbour's memory uses grant to tell the sender that the
-// receive buffers may be written, and copies in post. No function here may wait for a device.
+// drives, then open, post and close, then complete. Later it calls wait once a round, in the order
+// of the rounds. The rounds of a rank are carried out in order: a round may send what the previous
+// one received, and receive into what the previous one sent. An exchange by send and receive does
+// its work in post. An exchange that pushes into the neighbour's memory uses grant to tell the
+// sender that the receive buffers may be written, and copies in post. No function here may wait for
+// a device.
 typedef struct baracuda_ring_exchange {
   uint64_t struct_size;
   const char* name;
@@ -105,15 +107,16 @@ typedef struct baracuda_ring_exchange {
   int32_t (*post)(baracuda_ring_endpoint* endpoint, const baracuda_ring_round* round);
   int32_t (*close)(baracuda_ring_endpoint* endpoint);
   int32_t (*complete)(baracuda_ring_endpoint* endpoint, const baracuda_ring_round* round);
-  // Makes stream wait until this rank has received a round's messages. If finish is NULL, stream also
-  // waits until this rank's own messages have arrived.
+  // Makes stream wait until this rank has received a round's messages. If finish is NULL, stream
+  // also waits until this rank's own messages have arrived.
   int32_t (*wait)(baracuda_ring_endpoint* endpoint, int32_t number, void* stream);
   // After a failure: makes stream wait for everything that was enqueued.
   int32_t (*join)(baracuda_ring_endpoint* endpoint, void* stream);
-  // After a run's last launch: makes stream wait until this rank's messages have arrived. May be NULL.
+  // After a run's last launch: makes stream wait until this rank's messages have arrived. May be
+  // NULL.
   int32_t (*finish)(baracuda_ring_endpoint* endpoint, void* stream);
-  // True if the wait for a round, enqueued after a launch, tells the next round's grant that the launch
-  // has ended. No event is then recorded between the two. May be NULL.
+  // True if the wait for a round, enqueued after a launch, tells the next round's grant that the
+  // launch has ended. No event is then recorded between the two. May be NULL.
   int32_t (*signals)(baracuda_ring_endpoint* endpoint, int32_t number);
   // Multiprocessors that the round posted last takes. NULL: the endpoint's max_ctas.
   int32_t (*margin)(baracuda_ring_endpoint* endpoint);
@@ -141,9 +144,9 @@ struct baracuda_ring_endpoint {
   const int32_t* stop;
 };
 
-// Opens an endpoint whose transport, ops and device are set: creates ring_stream and the events, and
-// loads what the loop may launch. If exchange is NULL, it becomes the exchange by send and receive.
-// baracuda_ring_endpoint_close destroys what this created.
+// Opens an endpoint whose transport, ops and device are set: creates ring_stream and the events,
+// and loads what the loop may launch. If exchange is NULL, it becomes the exchange by send and
+// receive. baracuda_ring_endpoint_close destroys what this created.
 BARACUDA_API int32_t baracuda_ring_endpoint_open(baracuda_ring_endpoint* endpoint);
 BARACUDA_API int32_t baracuda_ring_endpoint_close(baracuda_ring_endpoint* endpoint);
 
@@ -151,9 +154,9 @@ BARACUDA_API int32_t baracuda_ring_endpoint_close(baracuda_ring_endpoint* endpoi
 // that the transport connects its peers now. buffer holds at least 6*64 bytes (device or host).
 BARACUDA_API int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer);
 
-// Gathers a few bytes of host memory from every rank into `all` (world_size * bytes), in rank order.
-// Collective, for set-up: it allocates, and waits for the ring stream. Each rank of the ring must call
-// it from a thread of its own. bytes is the same on every rank.
+// Gathers a few bytes of host memory from every rank into `all` (world_size * bytes), in rank
+// order. Collective, for set-up: it allocates, and waits for the ring stream. Each rank of the ring
+// must call it from a thread of its own. bytes is the same on every rank.
 BARACUDA_API int32_t baracuda_ring_all_gather(baracuda_ring_endpoint* endpoint, const void* mine,
                                               int64_t bytes, void* all);
 

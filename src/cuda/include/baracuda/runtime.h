@@ -27,11 +27,11 @@ typedef struct baracuda_cuda_device {
 } baracuda_cuda_device;
 BARACUDA_API int32_t baracuda_cuda_device_info(int32_t device, baracuda_cuda_device* info);
 
-// The device of a stream. The current device for the default streams, and for a stream that is being
-// captured, whose device CUDA does not tell.
+// The device of a stream. The current device for the default streams, and for a stream that is
+// being captured, whose device CUDA does not tell.
 BARACUDA_API int32_t baracuda_cuda_stream_device(void* stream, int32_t* device);
-// *device gets the ordinal of device or managed memory, -1 for host memory (pinned or not), and -2 for
-// a pointer that CUDA does not know.
+// *device gets the ordinal of device or managed memory, -1 for host memory (pinned or not), and -2
+// for a pointer that CUDA does not know.
 BARACUDA_API int32_t baracuda_cuda_pointer_device(const void* pointer, int32_t* device);
 BARACUDA_API int32_t baracuda_cuda_stream_synchronize(void* stream);
 BARACUDA_API int32_t baracuda_cuda_stream_query(void* stream, int32_t* done);
@@ -39,9 +39,9 @@ BARACUDA_API int32_t baracuda_cuda_stream_is_capturing(void* stream, int32_t* ca
 BARACUDA_API int32_t baracuda_cuda_copy(void* dst, const void* src, int64_t bytes, void* stream);
 
 // Sets how long calls, and calls that wait for other ranks, learn of signals: on the process's main
-// thread they call check about every 50 ms, with no lock held. If it returns not 0, the call ends with
-// BARACUDA_INTERRUPTED; its outputs are then undefined, and its ring must be aborted. NULL: signals end
-// nothing.
+// thread they call check about every 50 ms, with no lock held. If it returns not 0, the call ends
+// with BARACUDA_INTERRUPTED; its outputs are then undefined, and its ring must be aborted. NULL:
+// signals end nothing.
 BARACUDA_API int32_t baracuda_set_signal_check(int32_t (*check)(void));
 
 // Memory of the current device in an allocation of its own (cudaMalloc), which other processes can
