@@ -28,15 +28,16 @@ cdef class OperandChecks:
             raise InvalidProblemError(f"{name}: got None, must be given")
         if view.device != self.device and view.numel() > 0:
             raise InvalidProblemError(
-                f"{name}: lies on {_place(view.device)}, must lie on {_place(self.device)}")
+                f"{name}: got memory on {_place(view.device)}, must be on {_place(self.device)}")
         if output and not view.writable:
-            raise InvalidProblemError(f"{name}: is read-only, must be writable")
+            raise InvalidProblemError(f"{name}: got read-only memory, must be writable")
         return 0
 
     cdef int aligned(self, str name, TensorRef view, int alignment) except -1:
         if <uintptr_t>view.data % <uintptr_t>alignment and view.numel() > 0:
             raise MisalignedOperandError(
-                f"{name}: address {<uintptr_t>view.data:#x} is not a multiple of {alignment} bytes")
+                f"{name}: got address {<uintptr_t>view.data:#x}, must be a multiple of {alignment} "
+                "bytes")
         return 0
 
     cdef TensorRef scratch(self, str name, TensorRef view, int64_t elements):
@@ -71,7 +72,7 @@ cdef class OperandChecks:
                 other = other_view
                 if _overlap(one, other):
                     raise InvalidProblemError(
-                        f"{name}: overlaps {other_name} in memory, must be separate from it")
+                        f"{name}: got memory that overlaps {other_name}, must be separate")
         return 0
 
 
@@ -99,7 +100,8 @@ cdef int no_self_overlap(str name, TensorRef view) except -1:
         step = abs(view.steps[i])
         if step < span:
             raise InvalidProblemError(
-                f"{name}: strides {view.strides} let elements of shape {view.shape} overlap")
+                f"{name}: got strides {view.strides} for shape {view.shape}, must not let "
+                "elements overlap")
         span = step * (view.dims[i] - 1) + span
     return 0
 

@@ -265,13 +265,14 @@ cdef object _fill(TensorRef self, str name, object source, object shape, object 
             "__cuda_array_interface__, a NumPy array, or a TensorRef over an address")
     if device is not None and not (type(device) is int and device == self.device) \
             and integer(f"{name}: device", device, -1, 2 ** 31) != self.device:
-        raise InvalidProblemError(f"{name}: lies on device {self.device}, not {device}")
+        raise InvalidProblemError(
+            f"{name}: got memory on device {self.device}, must be on {device}")
     if shape is not None:
         _reshape_bytes(self, name, shape, strides, element)
     elif element is not None and ElementKind.parse(element) is not self.element:
         if {ElementKind.parse(element), self.element} != {ElementKind.F32, ElementKind.F32_STRICT}:
             raise InvalidProblemError(
-                f"{name}: holds {self.element}, not {ElementKind.parse(element)}")
+                f"{name}: got {self.element}, must be {ElementKind.parse(element)}")
     return None
 
 
@@ -346,10 +347,11 @@ cdef object _set_shape(TensorRef self, str name, object shape, object strides):
     if strides is not None:
         strides = _sequence(name, "strides", strides)
     if len(shape) > MAX_DIMS:
-        raise InvalidProblemError(f"{name}: got {len(shape)} dimensions, at most {MAX_DIMS} fit")
+        raise InvalidProblemError(
+            f"{name}: got {len(shape)} dimensions, must have at most {MAX_DIMS}")
     if strides is not None and len(strides) != len(shape):
         raise InvalidProblemError(
-            f"{name}: got {len(strides)} strides for {len(shape)} dimensions")
+            f"{name}: got {len(strides)} strides, must be one for each of {len(shape)} dimensions")
     self.ndim = len(shape)
     for i in range(self.ndim):
         self.dims[i] = _whole(name, "shape", shape[i], 0)
@@ -370,7 +372,7 @@ cdef object _set_element(TensorRef self, str name, object element):
     self.element = ElementKind.parse(element)
     self.itemsize = self.element.itemsize
     if self.itemsize == 0:
-        raise UnsupportedError(f"{name}: got {self.element}, packed sub-byte types have no view")
+        raise UnsupportedError(f"{name}: got {self.element}, must be a type of whole bytes")
     return None
 
 
@@ -378,14 +380,15 @@ cdef object _from_address(TensorRef self, str name, object address, object shape
                           object element, object device):
     cdef int32_t found = -2
     if shape is None or element is None:
-        raise InvalidProblemError(f"{name}: an address needs a shape and an element")
+        raise InvalidProblemError(
+            f"{name}: got an address alone, must come with a shape and an element")
     if address < 0 or address >= 2 ** 64:
         raise InvalidProblemError(f"{name}: got address {address}, must be in [0, 2**64)")
     self.data = <void*><uintptr_t>address
     _set_element(self, name, element)
     _set_shape(self, name, shape, strides)
     if self.data == NULL and self.numel() > 0:
-        raise InvalidProblemError(f"{name}: got a null address for shape {tuple(shape)}")
+        raise InvalidProblemError(f"{name}: got a null address, must hold shape {tuple(shape)}")
     if device is None:
         if c_api.baracuda_cuda_built():
             if c_api.baracuda_cuda_pointer_device(self.data, &found) != c_api.BARACUDA_OK:
@@ -420,7 +423,7 @@ cdef object _byte_strides(TensorRef self, str name, object shape, object strides
     for i, stride in enumerate(strides):
         if _whole(name, "strides", stride, -INT64_MAX) % self.itemsize and shape[i] > 1:
             raise InvalidProblemError(
-                f"{name}: stride of {stride} bytes is not a multiple of the element's "
+                f"{name}: got a stride of {stride} bytes, must be a multiple of the element's "
                 f"{self.itemsize}")
     _set_shape(self, name, shape, [stride // self.itemsize for stride in strides])
     return None
@@ -486,19 +489,19 @@ cdef object _from_dlpack(TensorRef self, str name, object source):
     kind = int(kind)
     if kind not in _DL_HOST and kind not in _DL_CUDA:
         raise InvalidProblemError(
-            f"{name}: lies on DLPack device type {kind}, must be host (1, 3) or CUDA (2, 13)")
+            f"{name}: got DLPack device type {kind}, must be host (1, 3) or CUDA (2, 13)")
     capsule = _export(name, source, kind in _DL_CUDA)
     self.writable = True
     if PyCapsule_IsValid(capsule, "dltensor_versioned"):
         versioned = <BaracudaDLVersioned*>PyCapsule_GetPointer(capsule, "dltensor_versioned")
         if versioned.version.major != 1:
-            raise UnsupportedError(f"{name}: DLPack {versioned.version.major}, must be 1.x")
+            raise UnsupportedError(f"{name}: got DLPack {versioned.version.major}, must be 1.x")
         self.writable = not (versioned.flags & 1)
         tensor = &versioned.dl_tensor
     elif PyCapsule_IsValid(capsule, "dltensor"):
         tensor = &(<BaracudaDLManaged*>PyCapsule_GetPointer(capsule, "dltensor")).dl_tensor
     else:
-        raise InvalidProblemError(f"{name}: __dlpack__ gave no unused DLPack capsule")
+        raise InvalidProblemError(f"{name}: got no unused capsule from __dlpack__, must be one")
     element = BY_DLPACK.get((tensor.dtype.code, tensor.dtype.bits))
     if element is None or tensor.dtype.lanes != 1:
         raise UnsupportedError(
@@ -535,15 +538,16 @@ cdef object _reshape_bytes(TensorRef self, str name, object shape, object stride
     cdef int64_t available = self.numel() * self.itemsize
     cdef uintptr_t low, high
     if not self.is_dense_bytes():
-        raise InvalidProblemError(f"{name}: only a contiguous buffer can be given a shape")
+        raise InvalidProblemError(
+            f"{name}: got a view with gaps, must be contiguous to be given a shape")
     _set_element(self, name, self.element if element is None else element)
     cdef void* base = self.data
     _set_shape(self, name, shape, strides)
     self.extent(&low, &high)
     if low < <uintptr_t>base or high > <uintptr_t>base + <uintptr_t>available:
         raise InvalidProblemError(
-            f"{name}: shape {tuple(shape)} of {self.element} needs {high - low} bytes, the buffer "
-            f"has {available}")
+            f"{name}: got a buffer of {available} bytes, must hold the {high - low} of shape "
+            f"{tuple(shape)} of {self.element}")
     return None
 
 

@@ -62,12 +62,12 @@ cdef class AttentionOperands(OperandChecks):
             for i in range(3):
                 if view.dims[i] > 1 and view.steps[i] % self.stride_multiple:
                     raise MisalignedOperandError(
-                        f"{name}: stride {view.steps[i]} of dimension {i} is not a multiple of "
-                        f"{self.stride_multiple} elements, which this kernel needs")
+                        f"{name}: got stride {view.steps[i]} in dimension {i}, must for this kernel "
+                        f"be a multiple of {self.stride_multiple} elements")
                 if self.forward_strides and not output and view.dims[i] > 1 and view.steps[i] < 0:
                     raise InvalidProblemError(
-                        f"{name}: stride {view.steps[i]} of dimension {i} must be >= 0 for this "
-                        "kernel; allow_sm90a=False selects one that reads backwards")
+                        f"{name}: got stride {view.steps[i]} in dimension {i}, must for this kernel be "
+                        ">= 0; allow_sm90a=False selects one that takes negative strides")
             if output:
                 no_self_overlap(name, view)
         # A dimension of one row is never stepped along, whatever its stride says.
