@@ -95,9 +95,9 @@ cdef int no_self_overlap(str name, TensorRef view) except -1:
     """Each dimension must step past everything that the smaller ones span."""
     cdef int64_t span = 1
     order = sorted([i for i in range(view.ndim) if view.dims[i] > 1],
-                   key=lambda i: abs(view.steps[i]))
+                   key=lambda i: abs(view.element_strides[i]))
     for i in order:
-        step = abs(view.steps[i])
+        step = abs(view.element_strides[i])
         if step < span:
             raise InvalidProblemError(
                 f"{name}: got strides {view.strides} for shape {view.shape}, must not let "
@@ -130,13 +130,14 @@ cdef bint _overlap(TensorRef a, TensorRef b):
     search.visited = 0
     _add(&search, 1, -(b.itemsize - 1), a.itemsize - 1)
     for i in range(max(a.ndim, b.ndim)):
-        if i < a.ndim and i < b.ndim and a.steps[i] * a.itemsize == b.steps[i] * b.itemsize:
-            _add(&search, a.steps[i] * a.itemsize, -(b.dims[i] - 1), a.dims[i] - 1)
+        if (i < a.ndim and i < b.ndim
+                and a.element_strides[i] * a.itemsize == b.element_strides[i] * b.itemsize):
+            _add(&search, a.element_strides[i] * a.itemsize, -(b.dims[i] - 1), a.dims[i] - 1)
             continue
         if i < a.ndim:
-            _add(&search, a.steps[i] * a.itemsize, 0, a.dims[i] - 1)
+            _add(&search, a.element_strides[i] * a.itemsize, 0, a.dims[i] - 1)
         if i < b.ndim:
-            _add(&search, -b.steps[i] * b.itemsize, 0, b.dims[i] - 1)
+            _add(&search, -b.element_strides[i] * b.itemsize, 0, b.dims[i] - 1)
     return _meets(&search, 0, <int64_t>(<uintptr_t>b.data - <uintptr_t>a.data))
 
 

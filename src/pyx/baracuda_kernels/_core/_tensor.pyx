@@ -78,7 +78,7 @@ cdef class TensorRef:
     @property
     def strides(self):
         """Strides in elements, as a tuple."""
-        return tuple([self.steps[i] for i in range(self.ndim)])
+        return tuple([self.element_strides[i] for i in range(self.ndim)])
 
     @property
     def pointer(self):
@@ -105,7 +105,7 @@ cdef class TensorRef:
         cdef int64_t expected = 1
         cdef int i
         for i in range(self.ndim - 1, -1, -1):
-            if self.dims[i] != 1 and self.steps[i] != expected:
+            if self.dims[i] != 1 and self.element_strides[i] != expected:
                 return self.numel() == 0
             expected *= self.dims[i]
         return True
@@ -117,10 +117,10 @@ cdef class TensorRef:
             low[0] = high[0] = <uintptr_t>self.data
             return
         for i in range(self.ndim):
-            if self.steps[i] < 0:
-                first += self.steps[i] * (self.dims[i] - 1)
+            if self.element_strides[i] < 0:
+                first += self.element_strides[i] * (self.dims[i] - 1)
             else:
-                last += self.steps[i] * (self.dims[i] - 1)
+                last += self.element_strides[i] * (self.dims[i] - 1)
         low[0] = <uintptr_t>self.data + <uintptr_t>(first * self.itemsize)
         high[0] = <uintptr_t>self.data + <uintptr_t>((last + 1) * self.itemsize)
 
@@ -191,7 +191,7 @@ cdef class DeviceSlice(TensorRef):
             raise InvalidProblemError(
                 f"slice: got strides {self.strides} for shape {self.shape}, must be contiguous")
         self.dims[0] = self.numel()
-        self.steps[0] = 1
+        self.element_strides[0] = 1
         self.ndim = 1
 
     def __len__(self):
@@ -223,7 +223,7 @@ cdef DeviceSlice raw_slice(void* data, int64_t nbytes, int device, bint writable
     self.data = data
     self.ndim = 1
     self.dims[0] = nbytes
-    self.steps[0] = 1
+    self.element_strides[0] = 1
     self.element = ElementKind.U8
     self.itemsize = 1
     self.device = device
@@ -281,7 +281,7 @@ cdef extern from *:
     #include <stdint.h>
 
     // Whether all that a view spans has addresses, and a size in bytes below 2^63.
-    static int baracuda_spans_memory(const int64_t* dims, const int64_t* steps, int ndim,
+    static int baracuda_spans_memory(const int64_t* dims, const int64_t* strides, int ndim,
                                      int64_t itemsize, uintptr_t data) {
         int64_t count = itemsize, first = 0, last = itemsize, reach;
         uintptr_t end;
@@ -292,10 +292,10 @@ cdef extern from *:
         for (i = 0; i < ndim; ++i) {
             if (__builtin_mul_overflow(count, dims[i], &count)) return 0;
             if (dims[i] == 1) continue;
-            if (__builtin_mul_overflow(steps[i], dims[i] - 1, &reach) ||
+            if (__builtin_mul_overflow(strides[i], dims[i] - 1, &reach) ||
                 __builtin_mul_overflow(reach, itemsize, &reach) ||
-                __builtin_add_overflow(steps[i] < 0 ? first : last, reach,
-                                       steps[i] < 0 ? &first : &last)) {
+                __builtin_add_overflow(strides[i] < 0 ? first : last, reach,
+                                       strides[i] < 0 ? &first : &last)) {
                 return 0;
             }
         }
@@ -303,7 +303,7 @@ cdef extern from *:
                !__builtin_add_overflow(data, (uintptr_t)last, &end);
     }
     """
-    bint baracuda_spans_memory(const int64_t* dims, const int64_t* steps, int ndim,
+    bint baracuda_spans_memory(const int64_t* dims, const int64_t* strides, int ndim,
                                int64_t itemsize, uintptr_t data) noexcept nogil
 
 
@@ -359,8 +359,8 @@ cdef object _set_shape(TensorRef self, str name, object shape, object strides):
         _row_major(self)
     else:
         for i in range(self.ndim):
-            self.steps[i] = _whole(name, "strides", strides[i], -INT64_MAX)
-    if not baracuda_spans_memory(self.dims, self.steps, self.ndim, self.itemsize,
+            self.element_strides[i] = _whole(name, "strides", strides[i], -INT64_MAX)
+    if not baracuda_spans_memory(self.dims, self.element_strides, self.ndim, self.itemsize,
                                  <uintptr_t>self.data):
         raise InvalidProblemError(
             f"{name}: got shape {shape} with strides {strides}, which spans more bytes than a "
@@ -407,7 +407,7 @@ cdef object _from_view(TensorRef self, TensorRef source):
     self.ndim = source.ndim
     for i in range(source.ndim):
         self.dims[i] = source.dims[i]
-        self.steps[i] = source.steps[i]
+        self.element_strides[i] = source.element_strides[i]
     self.element = source.element
     self.itemsize = source.itemsize
     self.device = source.device
@@ -555,5 +555,5 @@ cdef void _row_major(TensorRef self) noexcept:
     cdef int64_t step = 1
     cdef int i
     for i in range(self.ndim - 1, -1, -1):
-        self.steps[i] = step
+        self.element_strides[i] = step
         step *= self.dims[i]
