@@ -105,17 +105,17 @@ cdef class RingTimeline:
     @property
     def compute(self):
         """Milliseconds of all kernels."""
-        return sum(step.compute for step in self.element_strides)
+        return sum(step.compute for step in self.steps)
 
     @property
     def exchange(self):
         """Milliseconds of all exchanges, beside the kernels or not."""
-        return sum(step.exchange for step in self.element_strides)
+        return sum(step.exchange for step in self.steps)
 
     @property
     def exposed(self):
         """Milliseconds that the kernels waited for exchanges."""
-        return sum(step.exposed for step in self.element_strides)
+        return sum(step.exposed for step in self.steps)
 
     @property
     def total(self):
