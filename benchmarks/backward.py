@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers.inputs import torch_qkv
-from helpers.rings import preference
 
 import baracuda_kernels as bk
+from benchmarks.one_call import Call
 from benchmarks.peers import available, backward_calls
+from benchmarks.rows import Row, row
 from benchmarks.timing import in_bursts, input_sets, sustained
 
 # (family, dtype, head_dim, batch, heads, kv_heads, query_len = key_len)
@@ -34,87 +34,65 @@ PROBLEMS = [
 ]
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """All `backward` rows, causal and not; a problem without such a kernel has none."""
     found = []
     for problem in available(PROBLEMS):
         for causal in (False, True):
-            found += _rows(*problem, causal)
+            found += _rows(Call(*problem), causal)
             torch.cuda.empty_cache()
     return found
 
 
-def _rows(
-    family: str, dtype: str, head_dim: int, batch: int, heads: int, kv_heads: int, length: int,
-    causal: bool,
-) -> list[dict[str, Any]]:  # fmt: skip
-    shape = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "query_len": length,
-             "key_len": length, "head_dim": head_dim}  # fmt: skip
-    desc = bk.FlashSdpaDescriptor(
-        batch, heads, length, length, head_dim, is_causal=causal,
-        element=bk.ElementKind.parse(dtype), num_kv_heads=kv_heads,
-    )  # fmt: skip
+def _rows(x: Call, causal: bool) -> list[Row]:
     stream = bk.Stream(torch.cuda.current_stream())
-    plans = _plans(desc, stream, family, dtype)
+    plans = _plans(x, x.descriptor(causal), stream)
     if not plans:
         return []
+    forward = bk.FlashSdpaPlan.select(stream, x.descriptor(causal), x.preference())
 
     def make(seed: int) -> tuple[Any, ...]:
-        q, k, v = torch_qkv("normal", dtype, seed, **shape)
-        dy = torch_qkv("normal", dtype, seed + 1000, **shape)[0]
-        return q, k, v, dy, _ours(desc, stream, family, dtype, plans, (q, k, v, dy))
+        q, k, v = x.qkv(seed)
+        dy = x.qkv(seed + 1000)[0]
+        y, lse = torch.empty_like(q), torch.empty(q.shape[:3], dtype=_wider(q), device=q.device)
+        forward.run(stream, bk.FlashSdpaArgs(q=q, k=k, v=v, y=y, lse=lse))
+        operands = {"q": q, "k": k, "v": v, "y": y, "dy": dy, "lse": lse}
+        outputs = {f"d{name}": torch.empty_like(operands[name]) for name in "qkv"}
+        args = {
+            name: bk.FlashSdpaBackwardArgs(
+                **operands, **outputs,
+                scratch=torch.empty(plan.scratch_bytes, dtype=torch.uint8, device=q.device),
+            )
+            for name, plan in plans.items()
+        }  # fmt: skip
+        return q, k, v, dy, args
 
-    one = batch * length * head_dim * (4 * heads + 4 * kv_heads) * desc.element.itemsize
-    sets = input_sets(make, one)
+    sets = input_sets(make, x.nbytes(4, 4))
     calls = {
-        name: lambda i, name=name: sets[i % len(sets)][4][name](torch.cuda.current_stream())
-        for name in plans
+        name: lambda i, name=name, plan=plan: plan.run(
+            torch.cuda.current_stream(), sets[i % len(sets)][4][name]
+        )
+        for name, plan in plans.items()
     }
     calls |= backward_calls(sets, causal)
-    params = {"family": family, "dtype": dtype, **shape, "causal": causal}
-    measure = in_bursts if family == "simt" else sustained
+    measure = in_bursts if x.family == "simt" else sustained
     figures = measure(calls, list(plans))
-    return [
-        {"name": "backward", "params": {**params, "guarantee": name}, "unit": "ms", **figures[name]}
-        for name in plans
-    ]
+    params = x.params(causal)
+    return [row("backward", {**params, "guarantee": name}, **figures[name]) for name in plans]
 
 
-def _plans(desc: Any, stream: Any, family: str, dtype: str) -> dict[str, Any]:
+def _plans(x: Call, desc: Any, stream: Any) -> dict[str, Any]:
     """The family's fastest kernel for these gradients, and its deterministic one if that differs."""
     plans: dict[str, Any] = {}
-    wanted = preference(family, dtype)
     for name, deterministic in (("fast", None), ("deterministic", True)):
-        narrowed = bk.PlanPreference(
-            allow_sm90a=wanted.allow_sm90a, math_precision=wanted.math_precision,
-            deterministic=deterministic,
-        )  # fmt: skip
         try:
-            plan = bk.FlashSdpaBackwardPlan.select(desc, stream, narrowed)
+            plan = bk.FlashSdpaBackwardPlan.select(desc, stream, x.preference(deterministic))
         except bk.UnsupportedError:
             continue
-        if plan.family.removesuffix("-deterministic") == family and plan.sku not in [other.sku for other in plans.values()]:
+        known = [other.sku for other in plans.values()]
+        if plan.family.removesuffix("-deterministic") == x.family and plan.sku not in known:
             plans[name] = plan
     return plans
-
-
-def _ours(
-    desc: Any, stream: Any, family: str, dtype: str, plans: dict[str, Any], operands: tuple
-) -> dict[str, Any]:
-    """By guarantee, a call that takes a stream; the outputs are shared."""
-    q, k, v, dy = operands
-    y, lse = torch.empty_like(q), torch.empty(q.shape[:3], dtype=_wider(q), device=q.device)
-    forward = bk.FlashSdpaPlan.select(desc, stream, preference(family, dtype))
-    forward.run(stream, bk.FlashSdpaArgs(q=q, k=k, v=v, y=y, lse=lse))
-    outputs = {"dq": torch.empty_like(q), "dk": torch.empty_like(k), "dv": torch.empty_like(v)}
-    calls = {}
-    for name, plan in plans.items():
-        scratch = torch.empty(plan.scratch_bytes, dtype=torch.uint8, device=q.device)
-        args = bk.FlashSdpaBackwardArgs(
-            q=q, k=k, v=v, y=y, dy=dy, lse=lse, **outputs, scratch=scratch
-        )
-        calls[name] = lambda stream, plan=plan, args=args: plan.run(stream, args)
-    return calls
 
 
 def _wider(q: Any) -> Any:

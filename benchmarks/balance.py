@@ -15,14 +15,15 @@ import statistics
 from typing import Any
 
 import torch
-from helpers.inputs import torch_qkv
-from helpers.rings import preference, shards_of
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import preference, torch_qkv
 from benchmarks import RING_HEAD_DIM as HEAD_DIM
 from benchmarks import RING_HEADS as HEADS
 from benchmarks.peers import available
+from benchmarks.rows import Row, row
 from benchmarks.timing import captured, order, sample
+from tests.helpers.rings import shards_of
 
 RANKS = 8
 # (family, chunk)
@@ -35,26 +36,18 @@ _REPEATS = {"call": 4, "step": 32}  # in a replay, whose own start must not coun
 _REPLAYS = {"call": (6, 8), "step": (1, 1)}
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """All `balance` rows."""
-    return [row for problem in available(PROBLEMS) for row in _rows(*problem)]
+    return [one for problem in available(PROBLEMS) for one in _rows(*problem)]
 
 
-def _rows(family: str, chunk: int) -> list[dict[str, Any]]:
-    q, k, v = torch_qkv(
-        "normal", "bf16", 0, heads=HEADS, query_len=RANKS * chunk, head_dim=HEAD_DIM
-    )
-    figures = {layout: _figures(family, layout, chunk, q, k, v) for layout in _LAYOUTS}
+def _rows(family: str, chunk: int) -> list[Row]:
+    qkv = torch_qkv("normal", "bf16", 0, heads=HEADS, query_len=RANKS * chunk, head_dim=HEAD_DIM)
+    figures = {layout: _figures(family, layout, chunk, *qkv) for layout in _LAYOUTS}
+    of = {"family": family, "ranks": RANKS, "chunk": chunk}
     return [
-        {
-            "name": "balance",
-            "params": {
-                "family": family, "layout": layout, "ranks": RANKS, "chunk": chunk, "what": what
-            },
-            "unit": "ratio",
-            "ours": figures[layout][what],
-            "peers": {"contiguous": figures["contiguous"][what]},
-        }
+        row("balance", {**of, "layout": layout, "what": what}, figures[layout][what],
+            {"contiguous": figures["contiguous"][what]})
         for what in ("slowest rank", "summed work")
         for layout in _LAYOUTS
     ]  # fmt: skip

@@ -148,6 +148,9 @@ class HostMemory:
     def array(self, values: np.ndarray, dtype: str) -> Any:
         return values.astype(self._dtypes[dtype])
 
+    def wait(self) -> None:
+        """Everything has run already."""
+
     def scratch(self, nbytes: int, dtype: str) -> Any:
         """Aligned as any plan wants it, every bit set."""
         raw = np.full(nbytes + 256, 255, dtype=np.uint8)
@@ -182,6 +185,9 @@ class CudaMemory:
 
     def array(self, values: np.ndarray, dtype: str) -> Any:
         return self._torch.from_numpy(values).cuda().to(self._dtypes[dtype])
+
+    def wait(self) -> None:
+        self._torch.cuda.synchronize()
 
     def scratch(self, nbytes: int, dtype: str) -> Any:
         raw = self._torch.full((nbytes,), 255, dtype=self._torch.uint8, device="cuda")
@@ -250,7 +256,11 @@ def _descriptor(case: Case, make: Any, **more: Any) -> Any:
                 num_kv_heads=case.kv_heads, **more)  # fmt: skip
 
 
-def _flash(memory: Any, case: Case) -> list[Any]:
+# What enqueues a case once it is prepared, and what it writes: y and lse of every rank.
+Prepared = tuple[Callable[[], Any], list[Any]]
+
+
+def _flash(memory: Any, case: Case) -> Prepared:
     import baracuda_kernels as bk
 
     descriptor = _descriptor(case, bk.FlashSdpaDescriptor)
@@ -260,8 +270,9 @@ def _flash(memory: Any, case: Case) -> list[Any]:
     if case.form == "views":
         q, k, v = (memory.as_view(x) for x in (q, k, v))
     y, lse = outputs(memory, case, q)
-    plan.run(memory.stream, bk.FlashSdpaArgs(q=q, k=k, v=v, y=y, lse=lse))
-    return [y, lse]
+    given = {"q": q, "k": k, "v": v, "y": y, "lse": lse}
+    args = bk.FlashSdpaArgs(**given)
+    return lambda given=given: plan.run(memory.stream, args), [y, lse]
 
 
 def _ring_plan(memory: Any, case: Case) -> tuple[Any, list[Any]]:
@@ -280,11 +291,11 @@ def _ring_plan(memory: Any, case: Case) -> tuple[Any, list[Any]]:
     return plan, [[lay(x) for x in of_rank] for of_rank in zip(*cut, strict=True)]
 
 
-def _ring(memory: Any, case: Case) -> list[Any]:
+def _ring(memory: Any, case: Case) -> Prepared:
     import baracuda_kernels as bk
 
     plan, shards = _ring_plan(memory, case)
-    found, arguments = [], []
+    found, of_ranks, stage = [], [], []
     for q, k, v in shards:
         y, lse = outputs(memory, case, q)
         found += [y, lse]
@@ -294,19 +305,31 @@ def _ring(memory: Any, case: Case) -> list[Any]:
             given[name] = memory.scratch(nbytes, case.dtype)
         given["accumulator_scratch"] = memory.scratch(plan.accumulator_scratch_bytes, "f32")
         if case.form == "staged":
-            given["kv_scratch_a"][:] = memory.concatenated([k, v])
+            stage.append((given["kv_scratch_a"], memory.concatenated([k, v])))
         else:
             given |= {"k": k, "v": v}
-        arguments.append(bk.RingAttentionArgs(**given))
+        of_ranks.append(given)
+    arguments = [bk.RingAttentionArgs(**given) for given in of_ranks]
     ring = bk.LocalCommunicator.ring(case.ranks, device=memory.device)
-    ring.run_all(memory.stream, [plan] * case.ranks, arguments)
-    return found
+
+    def run() -> None:
+        for scratch, keys_and_values in stage:  # which a run consumes
+            scratch[:] = keys_and_values
+        ring.run_all(memory.stream, [plan] * case.ranks, arguments)
+
+    one_rank = {
+        "one rank": lambda: plan.run(memory.stream, ring[0], arguments[0]),
+        "args made anew": lambda: plan.run(
+            memory.stream, ring[0], bk.RingAttentionArgs(**of_ranks[0])
+        ),
+    }
+    return one_rank.get(case.form, run), found
 
 
-def _steps(memory: Any, case: Case) -> list[Any]:
+def _steps(memory: Any, case: Case) -> Prepared:
     """Every rank's steps one by one; or each step of each pair of ranks alone."""
     plan, shards = _ring_plan(memory, case)
-    found = []
+    found, calls = [], []
     for rank, (q, _, _) in enumerate(shards):
         state = memory.scratch(plan.accumulator_scratch_bytes, "f32")
         for step in range(case.ranks):
@@ -315,11 +338,21 @@ def _steps(memory: Any, case: Case) -> list[Any]:
                 y, lse = outputs(memory, case, q)
                 found += [y, lse]
             _, k, v = shards[origin]
-            plan.step(memory.stream, q=q, k=k, v=v, y=y, lse=lse, accumulator_scratch=state,
-                      rank=rank, origin=origin, world_size=case.ranks, first=alone or step == 0,
-                      last=alone or step + 1 == case.ranks,
-                      follows=case.form == "following steps" and step > 0)  # fmt: skip
-    return found
+            calls.append({
+                "q": q, "k": k, "v": v, "y": y, "lse": lse, "accumulator_scratch": state,
+                "rank": rank, "origin": origin, "world_size": case.ranks,
+                "first": alone or step == 0, "last": alone or step + 1 == case.ranks,
+                "follows": case.form in ("following steps", "middle step") and step > 0,
+            })  # fmt: skip
+
+    def step_all(stream: Any = None) -> None:
+        for given in calls:
+            plan.step(stream or memory.stream, **given)
+
+    if case.form == "middle step":  # again and again, on the state that the first left
+        plan.step(memory.stream, **calls[0])
+        return lambda stream=None: plan.step(stream or memory.stream, **calls[1]), found
+    return step_all, found
 
 
 def _expect(plan: Any, case: Case) -> None:
@@ -327,11 +360,16 @@ def _expect(plan: Any, case: Case) -> None:
         raise SystemExit(f"{case.name}: served by {plan.family}")
 
 
-_RUN: dict[str, Callable[[Any, Case], list[Any]]] = {
+_PREPARE: dict[str, Callable[[Any, Case], Prepared]] = {
     "flash": _flash,
     "ring": _ring,
     "steps": _steps,
 }
+
+
+def prepared(memory: Any, case: Case) -> Prepared:
+    """A call of the case's, and what it writes."""
+    return _PREPARE[case.op](memory, case)
 
 
 def answer(memory: Any, case: Case) -> str:
@@ -339,7 +377,8 @@ def answer(memory: Any, case: Case) -> str:
     from baracuda_kernels import UnsupportedError
 
     try:
-        found = _RUN[case.op](memory, case)
+        call, found = prepared(memory, case)
+        call()
     except UnsupportedError as error:
         return f"refused: {type(error).__name__}"
     digest = hashlib.sha256()

@@ -8,7 +8,8 @@ prints the median of the ratios new/old and its upper 95 % bound, by order stati
 bound is above the limit: 1.015 for kernels, 1.1 for a call's host time, 1.02 for the import. The
 machine must do nothing else, or the noise alone is above them.
 
-It needs nothing of this folder: the builds' environments have NumPy, and PyTorch for ``cuda``.
+Of this folder it needs `bits.py` alone, whose calls it times: the builds' environments have NumPy,
+and PyTorch for ``cuda``.
 """
 
 from __future__ import annotations
@@ -27,126 +28,127 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import bits
+
 _IMPORT = "import time; t = time.perf_counter(); import baracuda_kernels; "
 _IMPORT += "print(time.perf_counter() - t)"
 _SAMPLE_SECONDS = 0.03  # of work in a measurement, at least
 # The same on a GPU: short, and after a pause, so that the power limit, which moves the clock by some
 # per cent from one second to the next, is not reached.
 _GPU_SECONDS, _PAUSE_SECONDS = 0.006, 0.03
-_HEADS, _TINY = 16, 8
 _STEPS = 20  # of a ring, in one graph
+_LIMITS = {"import": 1.02, "host time": 1.1, "kernel": 1.015, "step": 1.015}
 
 
-class Case(NamedTuple):
-    """A call to time; `what` is "kernel", "run", "run_all" or "import"."""
+class Timed(NamedTuple):
+    """A call to time: "import", the "host time" of a call, a "kernel", or a ring's middle "step"."""
 
     what: str
-    limit: float
     device: str = "host"
-    family: str = ""
-    dtype: str = "bf16"
-    head_dim: int = 64
-    length: int = _TINY
-    causal: bool = False
-    ranks: int = 1
-    anew: bool = False
+    case: bits.Case | None = None
 
     @property
     def name(self) -> str:
         """For people."""
-        if self.what == "import":
-            return "import"
-        if self.what == "step":
-            return f"{self.family} {self.dtype} D {self.head_dim} S {self.length} a ring's middle step"
-        if self.what == "kernel":
-            mask = "causal" if self.causal else "full"
-            return f"{self.family} {self.dtype} D {self.head_dim} S {self.length} {mask}"
-        args = ", args made anew" if self.anew else ""
-        return f"host time of {self.what}, {self.device}, P {self.ranks}{args}"
+        if self.case is None:
+            return self.what
+        if self.what == "host time":
+            return f"host time, {self.device}, {self.case.name}"
+        return f"{self.what}, {self.case.name}"
 
 
-def cases(device: str) -> list[Case]:
-    """Every case of a device; the host's own are timed on any."""
-    found = [Case("import", 1.02)]
-    found += [Case("run", 1.1, d, anew=a) for d in sorted({device, "host"}) for a in (False, True)]
-    found += [Case("run_all", 1.1, d, ranks=8) for d in sorted({device, "host"})]
-    if device == "host":
-        return found + [
-            Case("kernel", 1.015, device, "host", dtype, head_dim, 384, causal)
-            for dtype in ("f32", "bf16")
-            for head_dim in (64, 128)
-            for causal in (False, True)
-        ]
-    tables = (
-        ("sm90a", "bf16", (64, 128, 256), (2048, 8192)),
-        ("sm80", "bf16", (64, 128), (2048, 8192)),
-        ("simt", "f32", (64, 128), (2048,)),
-        ("simt", "f16", (64, 128), (2048,)),
+def cases(device: str) -> list[Timed]:
+    """Every call of a device; the host's own are timed on any."""
+    found = [Timed("import")]
+    for where, family in {"host": "host", device: "sm90a" if device == "cuda" else "host"}.items():
+        tiny = bits.Case("ring", family, "bf16", 8, 8, 64)
+        for case in (
+            tiny._replace(form="one rank"), tiny._replace(form="args made anew"),
+            tiny._replace(ranks=8),
+        ):  # fmt: skip
+            found.append(Timed("host time", where, case))
+    tables: tuple[tuple[str, str, tuple[int, ...], tuple[int, ...]], ...] = (
+        ("host", "f32", (64, 128), (384,)),
+        ("host", "bf16", (64, 128), (384,)),
     )
-    # Steps between the first and the last of a ring, where that is a kernel of its own.
-    found += [
-        Case("step", 1.015, device, "sm90a", "bf16", head_dim, length)
-        for head_dim in (64, 128, 256)
-        for length in (1024, 4096)
-    ]
-    return found + [
-        Case("kernel", 1.015, device, family, dtype, head_dim, length, causal)
-        for family, dtype, dims, lengths in tables
-        for head_dim in dims
-        for length in lengths
-        for causal in (False, True)
-    ]
+    if device == "cuda":
+        tables = (
+            ("sm90a", "bf16", (64, 128, 256), (2048, 8192)),
+            ("sm80", "bf16", (64, 128), (2048, 8192)),
+            ("simt", "f32", (64, 128), (2048,)),
+            ("simt", "f16", (64, 128), (2048,)),
+        )
+        # Steps between the first and the last of a ring, where that is a kernel of its own.
+        for head_dim in (64, 128, 256):
+            for length in (1024, 4096):
+                case = bits.Case("steps", "sm90a", "bf16", length, length, head_dim, ranks=3,
+                                 form="middle step", heads=16, kv_heads=16)  # fmt: skip
+                found.append(Timed("step", device, case))
+    heads = 4 if device == "host" else 16
+    for family, dtype, dims, lengths in tables:
+        for head_dim in dims:
+            for length in lengths:
+                for causal in (False, True):
+                    case = bits.Case("flash", family, dtype, length, length, head_dim, causal,
+                                     heads=heads, kv_heads=heads)  # fmt: skip
+                    found.append(Timed("kernel", device, case))
+    return found
 
 
 # --- in the processes with a build
 
 
 def worker() -> None:
-    """Answer each case that a line on stdin names by the seconds of one call."""
-    timers: dict[Case, Callable[[], float]] = {}
+    """Answer each call that a line on stdin names by the seconds of one."""
+    timers: dict[str, Callable[[], float]] = {}
     for line in sys.stdin:
-        case = Case(*json.loads(line))
         try:
-            if case not in timers:
-                timers[case] = _timer(case)
-            answer: dict[str, Any] = {"seconds": timers[case]()}
-        except Exception as error:  # noqa: BLE001 - the parent must hear of any
+            if line not in timers:
+                what, device, case = json.loads(line)
+                timers[line] = _timer(Timed(what, device, bits.Case(*case)))
+            answer: dict[str, Any] = {"seconds": timers[line]()}
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the parent must hear of any
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)
 
 
-def _timer(case: Case) -> Callable[[], float]:
-    """Measures the case: seconds of one call."""
-    call, synchronize = _call(case)
-    if case.what in ("kernel", "step") and case.device == "cuda":
-        count = _repeats(_GPU_SECONDS, _gpu_seconds(call, synchronize, 3))
-        of_one = _STEPS if case.what == "step" else 1
-        return lambda: _gpu_seconds(call, synchronize, count) / of_one
+def _timer(timed: Timed) -> Callable[[], float]:
+    """Measures a call: seconds of one."""
+    assert timed.case is not None
+    memory = bits.HostMemory() if timed.device == "host" else bits.CudaMemory()
+    call, written = bits.prepared(memory, timed.case)
+    if timed.device == "cuda" and timed.what != "host time":
+        of_one = 1
+        if timed.what == "step":
+            call, of_one = _captured(call), _STEPS
+        count = _repeats(_GPU_SECONDS, _gpu_seconds(call, 3))
+        return lambda written=written: _gpu_seconds(call, count) / of_one
+    wait = memory.wait
     # A GPU that falls behind would block the host in the end.
-    most = 100 if case.device == "cuda" else 10**6
-    burst = min(most, _repeats(_SAMPLE_SECONDS / 10, _host_seconds(call, synchronize, 1, 10)))
-    bursts = _repeats(_SAMPLE_SECONDS, burst * _host_seconds(call, synchronize, burst, 3))
-    return lambda: _host_seconds(call, synchronize, burst, bursts)
+    most = 100 if timed.device == "cuda" else 10**6
+    burst = min(most, _repeats(_SAMPLE_SECONDS / 10, _host_seconds(call, wait, 1, 10)))
+    bursts = _repeats(_SAMPLE_SECONDS, burst * _host_seconds(call, wait, burst, 3))
+    return lambda written=written: _host_seconds(call, wait, burst, bursts)
 
 
 def _repeats(seconds: float, of_one: float) -> int:
     return max(2, math.ceil(seconds / max(of_one, 1e-7)))
 
 
-def _host_seconds(call: Any, synchronize: Any, burst: int, bursts: int) -> float:
+def _host_seconds(call: Any, wait: Any, burst: int, bursts: int) -> float:
     """Of a call in the fastest burst: others were held up by what else the machine does."""
     least = math.inf
     for _ in range(bursts):
-        synchronize()
+        wait()
         start = time.perf_counter()
         for _ in range(burst):
             call()
         least = min(least, time.perf_counter() - start)
-    synchronize()
+    wait()
     return least / burst
 
 
-def _gpu_seconds(call: Any, synchronize: Any, count: int) -> float:
+def _gpu_seconds(call: Any, count: int) -> float:
     import torch
 
     event: Any = torch.cuda.Event
@@ -158,58 +160,15 @@ def _gpu_seconds(call: Any, synchronize: Any, count: int) -> float:
     for _ in range(count):
         call()
     end.record()
-    synchronize()
+    torch.cuda.synchronize()
     return float(begin.elapsed_time(end)) / 1e3 / count
-
-
-def _call(case: Case) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """The call, and what waits for the device."""
-    import baracuda_kernels as bk
-
-    stream, empty, synchronize = _memory(case)
-    heads = 2 if case.what.startswith("run") else 4 if case.device == "host" else _HEADS
-    shape = (1, heads, case.length, case.head_dim)
-    make = bk.FlashSdpaDescriptor if case.what == "kernel" else bk.RingAttentionDescriptor
-    descriptor = make(1, heads, case.length, case.length, case.head_dim, is_causal=case.causal,
-                      element=bk.ElementKind.parse(case.dtype))  # fmt: skip
-    if case.what == "kernel":
-        plan = bk.FlashSdpaPlan.select(stream, descriptor, _preference(case))
-        if plan.family != case.family:
-            raise RuntimeError(f"served by {plan.family}")
-        kernel_args = bk.FlashSdpaArgs(**{name: empty(shape) for name in "qkvy"})
-        return lambda: plan.run(stream, kernel_args), synchronize
-    ring_plan = bk.RingAttentionPlan.select(stream, descriptor)
-    if case.what == "step":
-        operands = {name: empty(shape) for name in "qkv"}
-        operands["accumulator_scratch"] = empty((ring_plan.accumulator_scratch_bytes // 2,))
-        middle = {"rank": 1, "origin": 0, "world_size": 3, "last": False}
-        ring_plan.step(stream, **operands, **middle, first=True)
-        return _captured(lambda on: ring_plan.step(on, **operands, **middle, first=False,
-                                                   follows=True)), synchronize  # fmt: skip
-    ring = bk.LocalCommunicator.ring(case.ranks, device="host" if case.device == "host" else 0)
-    # At P = 1 no scratch is wanted; the accumulator is of f32.
-    names = ("kv_scratch_a", "kv_scratch_b")[: 2 * (case.ranks > 1)]
-    state = (ring_plan.accumulator_scratch_bytes // 2 + 1,)
-    per_rank = []
-    for _ in range(case.ranks):
-        given = {name: empty(shape) for name in "qkvy"}
-        given |= {name: empty((ring_plan.kv_scratch_elements,)) for name in names}
-        per_rank.append(given | {"accumulator_scratch": empty(state)} if names else given)
-    args = [bk.RingAttentionArgs(**given) for given in per_rank]
-    if case.what == "run_all":
-        return lambda: ring.run_all(stream, ring_plan, args), synchronize
-    if case.anew:
-        return (
-            lambda: ring_plan.run(stream, ring[0], bk.RingAttentionArgs(**per_rank[0])),
-            synchronize,
-        )
-    return lambda: ring_plan.run(stream, ring[0], args[0]), synchronize
 
 
 def _captured(step: Callable[[Any], None]) -> Callable[[], None]:
     """Steps as a graph: a step's checks take the host longer than the GPU needs for a short one."""
     import torch
 
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(_STEPS):
@@ -219,51 +178,6 @@ def _captured(step: Callable[[Any], None]) -> Callable[[], None]:
         graph.replay()
 
     return replay
-
-
-def _memory(case: Case) -> tuple[Any, Callable[[tuple[int, ...]], Any], Callable[[], Any]]:
-    """A stream, what makes an array of random elements, and what waits."""
-    import baracuda_kernels as bk
-
-    if case.device == "cuda":
-        import torch
-
-        dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[case.dtype]
-        stream = bk.Stream(torch.cuda.current_stream())
-        torch.manual_seed(0)
-        return (
-            stream,
-            lambda shape: torch.randn(shape, dtype=dtype, device="cuda"),
-            torch.cuda.synchronize,
-        )
-    import ml_dtypes
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    host = np.dtype({"bf16": ml_dtypes.bfloat16, "f32": np.float32}[case.dtype])
-
-    def aligned(shape: tuple[int, ...]) -> Any:
-        values = rng.standard_normal(shape, dtype=np.float32).astype(host)
-        raw = np.empty(values.nbytes + 256, dtype=np.uint8)
-        start = -raw.ctypes.data % 256
-        array = raw[start : start + values.nbytes].view(host).reshape(shape)
-        array[...] = values
-        return array
-
-    return bk.Stream.host(), aligned, lambda: None
-
-
-def _preference(case: Case) -> Any:
-    """What only the case's family meets."""
-    import baracuda_kernels as bk
-
-    if case.family == "host":
-        return None
-    if case.family == "simt":
-        return bk.PlanPreference(math_precision=bk.MathPrecision.F32)
-    return bk.PlanPreference(
-        math_precision=bk.MathPrecision.BF16, allow_sm90a=case.family == "sm90a"
-    )
 
 
 # --- in the process that compares
@@ -278,7 +192,7 @@ class Build:
         if Path(where).is_dir():
             self._python = sys.executable
             environment["PYTHONPATH"] = str(Path(where).resolve())
-        # -P, and a folder of its own: no checkout may shadow the build.
+        # A folder of its own: no checkout may shadow the build.
         self._start: dict[str, Any] = {
             "cwd": folder,
             "env": environment,
@@ -293,14 +207,14 @@ class Build:
             if Path(where).resolve() not in Path(found).resolve().parents:
                 raise SystemExit(f"{where}: {self._python} imports {found} instead")
         self._process: Any = subprocess.Popen(
-            [self._python, "-P", str(Path(__file__).resolve()), "--worker"],
+            [self._python, str(Path(__file__).resolve()), "--worker"],
             stdin=subprocess.PIPE,
             **self._start,
         )
 
-    def seconds(self, case: Case) -> float:
+    def seconds(self, case: Timed) -> float:
         """One measurement."""
-        if case.what == "import":
+        if case.case is None:
             return min(self._import_seconds() for _ in range(5))
         self._process.stdin.write(json.dumps(case) + "\n")
         self._process.stdin.flush()
@@ -331,10 +245,10 @@ def upper_bound(ratios: list[float]) -> float:
     return max(ratios)
 
 
-def compare(builds: list[Build], wanted: list[Case], rounds: int) -> dict[Case, list[list[float]]]:
+def compare(builds: list[Build], wanted: list[Timed], rounds: int) -> dict[Timed, list[list[float]]]:
     """Seconds of old and new by turns, by case."""
     draw = random.Random(0)
-    found: dict[Case, list[list[float]]] = {case: [[], []] for case in wanted}
+    found: dict[Timed, list[list[float]]] = {case: [[], []] for case in wanted}
     for _ in range(rounds):
         for case in draw.sample(wanted, len(wanted)):
             for i in draw.sample((0, 1), 2):
@@ -367,12 +281,12 @@ def main() -> int:
     for case in wanted:
         old, new = found[case]
         ratios = [b / a for a, b in zip(old, new, strict=True)]
-        bound = upper_bound(ratios)
-        slower += bound > case.limit
+        bound, limit = upper_bound(ratios), _LIMITS[case.what]
+        slower += bound > limit
         times = " and ".join(f"{statistics.median(side) * 1e6:.2f}" for side in (old, new))
         print(
             f"{case.name}: {times} us; x{statistics.median(ratios):.4f}, 95 % below x{bound:.4f}, "
-            f"limit x{case.limit}" + (" SLOWER" if bound > case.limit else "")
+            f"limit x{limit}" + (" SLOWER" if bound > limit else "")
         )
     print(f"{slower} of {len(wanted)} calls slower than their limit, {given.rounds} alternations")
     return 1 if slower or not wanted else 0

@@ -8,58 +8,53 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers.cuda_gradients import gradients
-from helpers.gradients import NAMES, Problem
-from helpers.inputs import TORCH_DTYPES, torch_qkv
-from helpers.oracle import attention, attention_backward
-from helpers.rings import local_ring
 
 from baracuda_kernels import UnsupportedError
+from baracuda_kernels.testing import TORCH_DTYPES, attention, attention_backward, torch_qkv
 from benchmarks.peers import available, gradient_call, peers_for
+from benchmarks.rows import Row, row
+from tests.helpers.cuda_gradients import gradients
+from tests.helpers.gradients import NAMES, Problem
+from tests.helpers.rings import local_ring
 
 _SHAPE = {"heads": 8, "query_len": 4096, "head_dim": 128}
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """All `error` rows: unit-normal inputs, inputs with outliers, and for gradients peaked rows."""
-    of_y = [
-        row
-        for dtype in ("bf16", "f16")
-        for distribution in ("normal", "outliers")
-        for row in _rows(dtype, distribution)
-    ]
-    return of_y + [
-        row
-        for dtype in ("bf16", "f16")
-        for distribution in ("normal", "outliers", "large_logits")
-        for row in _gradient_rows(dtype, distribution)
-    ]
+    found = []
+    for measure, distributions in (
+        (_rows, ("normal", "outliers")),
+        (_gradient_rows, ("normal", "outliers", "large_logits")),
+    ):
+        for dtype in ("bf16", "f16"):
+            for distribution in distributions:
+                found += measure(dtype, distribution)
+    return found
 
 
-def _rows(dtype: str, distribution: str) -> list[dict[str, Any]]:
+def _params(what: str, family: str, dtype: str, ranks: int, distribution: str) -> dict[str, Any]:
+    return {"what": what, "family": family, "dtype": dtype, "ranks": ranks,
+            "distribution": distribution}  # fmt: skip
+
+
+def _rows(dtype: str, distribution: str) -> list[Row]:
     q, k, v = torch_qkv(distribution, dtype, 0, **_SHAPE)
     exact, _ = attention(q, k, v)
     peers = {"rounding": _rms(exact.to(getattr(torch, TORCH_DTYPES[dtype])), exact)}
     cudnn = peers_for(q, k, v, False).get("cudnn")
     if cudnn is not None:
         peers["cudnn"] = _rms(cudnn(q, k, v), exact)
-    rows = []
+    found = []
     for (family,) in available([("sm90a",), ("sm80",), ("simt",)]):
         for ranks in (1, 8, 32):
             y, _ = local_ring(torch, family, dtype, q, k, v, ranks)
-            params = {
-                "what": "y",
-                "family": family,
-                "dtype": dtype,
-                "ranks": ranks,
-                "distribution": distribution,
-            }
-            row = {"name": "error", "params": params, "unit": "rms", "ours": _rms(y, exact)}
-            rows.append(row | {"peers": dict(peers)})
-    return rows
+            params = _params("y", family, dtype, ranks, distribution)
+            found.append(row("error", params, _rms(y, exact), dict(peers)))
+    return found
 
 
-def _gradient_rows(dtype: str, distribution: str) -> list[dict[str, Any]]:
+def _gradient_rows(dtype: str, distribution: str) -> list[Row]:
     q, k, v = torch_qkv(distribution, dtype, 0, **_SHAPE)
     dy = torch_qkv("normal", dtype, 1, **_SHAPE)[0]
     exact = attention_backward(q, k, v, dy)
@@ -69,20 +64,17 @@ def _gradient_rows(dtype: str, distribution: str) -> list[dict[str, Any]]:
     if cudnn is not None:
         theirs = gradient_call(cudnn, q, k, v, dy)()
         others["cudnn"] = [_rms(*pair) for pair in zip(theirs, exact, strict=True)]
-    rows = []
+    found = []
     for (family,) in available([("sm90a",), ("sm80",), ("simt",)]):
         try:
             ours = gradients(torch, family, dtype, Problem(q, k, v, dy))
         except UnsupportedError:  # this family has no gradients of such operands
             continue
         for number, what in enumerate(NAMES):
-            params = {"what": what, "family": family, "dtype": dtype, "ranks": 1,
-                      "distribution": distribution}  # fmt: skip
             peers = {name: values[number] for name, values in others.items()}
-            rms = _rms(ours[number], exact[number])
-            rows.append({"name": "error", "params": params, "unit": "rms", "ours": rms,
-                         "peers": peers})  # fmt: skip
-    return rows
+            params = _params(what, family, dtype, 1, distribution)
+            found.append(row("error", params, _rms(ours[number], exact[number]), peers))
+    return found
 
 
 def _rms(y: Any, exact: Any) -> float:

@@ -11,10 +11,9 @@ build was not made of the sources beside it.
 from __future__ import annotations
 
 import argparse
-import datetime
+import importlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -25,11 +24,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from baracuda_kernels._core import _info
 from benchmarks import ROOT
+from benchmarks.rows import SCHEMA, Row, machine, now, slug, write
 from benchmarks.source import SourceMismatch, require_own_sources
 
-SCHEMA = 1
 PARTS = (
     "host", "tests", "ranks", "peers", "forward", "backward", "error", "ring", "runtime", "faults",
     "sanitize", "interop", "endurance",
@@ -45,11 +43,16 @@ _ELSEWHERE = "endurance or device_memory"
 _QUICK = ("-m", f"not ({_ELSEWHERE})")
 # What takes several GPUs is no part of one GPU's evidence.
 _ONE_GPU = ("-m", f"not ({_ELSEWHERE}) and not multi_gpu")
-# The committed page is of the results that this run replaces.
-_OLD_PAGE = (
-    "--deselect",
-    "tests/unit/test_evidence.py::test_the_committed_page_is_that_of_the_committed_results",
-)
+# What has rows and no tests, by the modules that measure it.
+_MEASURED = {
+    "host": ("host_cost",),
+    "forward": ("forward",),
+    "backward": ("backward", "ring_backward"),
+    "error": ("error", "gradient_error"),
+    "ring": ("ring",),
+    "runtime": ("balance", "overlap", "memory"),
+}
+Counts = dict[str, int]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,8 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SourceMismatch as error:
         print(f"refused: {error}", file=sys.stderr)
         return 2
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / f"{options.part}.json", evidence)
+    write(options.out / f"{options.part}.json", evidence)
     print(merge(options.out, options.out))
     return 1 if evidence["tests"]["failed"] else 0
 
@@ -82,12 +84,12 @@ def run_part(part: str) -> dict[str, Any]:
     """One part's evidence: the header, its tests and its rows."""
     digest = require_own_sources(ROOT)
     start = time.monotonic()
-    counts, rows = _RUNNERS[part]()
+    counts, rows = _measured(part) if part in _MEASURED else _TESTED[part]()
     return {
         "schema": SCHEMA,
         "part": part,
         **machine(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": now(),
         "source_hash": digest,
         "seconds": round(time.monotonic() - start, 1),
         "tests": counts,
@@ -117,41 +119,12 @@ def merge(folder: Path, output: Path) -> Path:
         "tests": tests,
         "rows": [row for part in parts for row in part["rows"]],
     }
-    output.mkdir(parents=True, exist_ok=True)
     path = output / f"{slug(newest['card'])}.json"
-    write_json(path, merged)
+    write(path, merged)
     return path
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write `data` with one row to a line, so that changes read well."""
-    head = {name: value for name, value in data.items() if name != "rows"}
-    lines = ",\n".join("  " + json.dumps(row) for row in data["rows"])
-    text = json.dumps(head, indent=1)[:-2] + ',\n "rows": [\n' + lines + "\n ]\n}\n"
-    path.write_text(text)
-
-
-def machine() -> dict[str, str]:
-    """Card, driver and CUDA version, for the head of a file of results."""
-    devices = _info.devices()
-    if not devices:
-        raise SystemExit("evidence needs a CUDA device, and a build with CUDA")
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i", "0"]
-    driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    runtime = _info.build_info()["cuda_runtime_version"]
-    return {
-        "card": devices[0]["name"],
-        "driver": driver,
-        "cuda": f"{runtime // 1000}.{runtime % 1000 // 10}",
-    }
-
-
-def slug(card: str) -> str:
-    """A card's name as part of a file's."""
-    return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
-
-
-def _pytest(*arguments: str, seconds: float = LIMIT_SECONDS - 20) -> dict[str, int]:
+def _pytest(*arguments: str, seconds: float = LIMIT_SECONDS - 20) -> Counts:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "--require-gpu", f"--junitxml={report}"]
@@ -184,27 +157,27 @@ def _run(command: list[str], *, seconds: float, environment: dict[str, str] | No
         return 124
 
 
-def _tests() -> tuple[dict[str, int], list]:
+def _tests() -> tuple[Counts, list[Row]]:
     # Side by side: the unit tests keep the CPU busy and leave the GPU alone. How the wheel is packed
     # is CI's matter: it needs tools that a GPU machine may lack.
     unit = "tests/unit"
     elsewhere = (unit, _RANKS, _INTEROP, "tests/packaging")
     rest = ("tests", *_QUICK, *(f"--ignore={path}" for path in elsewhere))
     with ThreadPoolExecutor() as pool:
-        counts = list(pool.map(lambda paths: _pytest(*paths), [(unit, *_OLD_PAGE), rest]))
+        counts = list(pool.map(lambda paths: _pytest(*paths), [(unit,), rest]))
     return _sum(counts), []
 
 
-def _ranks() -> tuple[dict[str, int], list]:
+def _ranks() -> tuple[Counts, list[Row]]:
     others = (f"--ignore={path}" for path in (_FAULTS, *_PEERS))
     return _pytest(_RANKS, *_ONE_GPU, *others), []
 
 
-def _peers() -> tuple[dict[str, int], list]:
+def _peers() -> tuple[Counts, list[Row]]:
     return _pytest(*_PEERS, *_ONE_GPU), []
 
 
-def _faults() -> tuple[dict[str, int], list]:
+def _faults() -> tuple[Counts, list[Row]]:
     from benchmarks import faults
 
     counts = _pytest(_FAULTS, *_QUICK)
@@ -215,7 +188,7 @@ def _faults() -> tuple[dict[str, int], list]:
         return {**counts, "failed": counts["failed"] + 1}, []
 
 
-def _interop() -> tuple[dict[str, int], list]:
+def _interop() -> tuple[Counts, list[Row]]:
     # The host time of a call is among the first, so nothing runs beside them. The others start
     # programs of their own, whose start takes longer than their work.
     counts = [_pytest(_TORCH, "-m", "gpu and not multi_rank", seconds=90)]
@@ -226,51 +199,23 @@ def _interop() -> tuple[dict[str, int], list]:
     return _sum(counts), []
 
 
-def _endurance() -> tuple[dict[str, int], list]:
+def _endurance() -> tuple[Counts, list[Row]]:
     return _pytest("tests", "-m", f"({_ELSEWHERE}) and not multi_gpu"), []
 
 
-def _forward() -> tuple[dict[str, int], list]:
-    from benchmarks import forward
-
-    return _no_tests(), forward.rows()
-
-
-def _backward() -> tuple[dict[str, int], list]:
-    from benchmarks import backward, ring_backward
-
-    return _no_tests(), [*backward.rows(), *ring_backward.rows()]
-
-
-def _error() -> tuple[dict[str, int], list]:
-    from benchmarks import error, gradient_error
-
-    of_rings, counts = gradient_error.rows(), _no_tests()
-    for row in gradient_error.worse(of_rings):
-        print(f"more than one rank's error: {row}", file=sys.stderr)
-        counts["failed"] += 1
-    return counts, [*error.rows(), *of_rings]
+def _measured(part: str) -> tuple[Counts, list[Row]]:
+    counts, found = _no_tests(), []
+    for name in _MEASURED[part]:
+        module = importlib.import_module(f"benchmarks.{name}")
+        rows = module.rows()
+        for row in module.worse(rows) if hasattr(module, "worse") else ():
+            print(f"{name}: worse than it may be: {row}", file=sys.stderr)
+            counts["failed"] += 1
+        found += rows
+    return counts, found
 
 
-def _host() -> tuple[dict[str, int], list]:
-    from benchmarks import host_cost
-
-    return _no_tests(), host_cost.rows()
-
-
-def _ring() -> tuple[dict[str, int], list]:
-    from benchmarks import ring
-
-    return _no_tests(), ring.rows()
-
-
-def _runtime() -> tuple[dict[str, int], list]:
-    from benchmarks import balance, memory, overlap
-
-    return _no_tests(), [*balance.rows(), *overlap.rows(), *memory.rows()]
-
-
-def _sanitize() -> tuple[dict[str, int], list]:
+def _sanitize() -> tuple[Counts, list[Row]]:
     folders = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
     sanitizer = shutil.which("compute-sanitizer", path=folders)
     if sanitizer is None:
@@ -295,29 +240,18 @@ def _sanitize() -> tuple[dict[str, int], list]:
     return counts, []
 
 
-def _sum(counts: list[dict[str, int]]) -> dict[str, int]:
+def _sum(counts: list[Counts]) -> Counts:
     return {name: sum(count[name] for count in counts) for name in counts[0]}
 
 
-def _no_tests() -> dict[str, int]:
+def _no_tests() -> Counts:
     return {"passed": 0, "failed": 0, "skipped": 0}
 
 
-_RUNNERS = {
-    "host": _host,
-    "tests": _tests,
-    "ranks": _ranks,
-    "peers": _peers,
-    "forward": _forward,
-    "backward": _backward,
-    "error": _error,
-    "ring": _ring,
-    "runtime": _runtime,
-    "faults": _faults,
-    "sanitize": _sanitize,
-    "interop": _interop,
-    "endurance": _endurance,
-}
+_TESTED = {
+    "tests": _tests, "ranks": _ranks, "peers": _peers, "faults": _faults, "sanitize": _sanitize,
+    "interop": _interop, "endurance": _endurance,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

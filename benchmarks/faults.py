@@ -10,20 +10,21 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from helpers.fault_cases import CASES, RANKS, FaultyRing
+from benchmarks.rows import Row, row
+from tests.helpers.fault_cases import CASES, RANKS, FaultyRing
 
 RINGS = 5
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """All `faults` rows; the cases run side by side, each with processes of its own."""
     with ThreadPoolExecutor(len(CASES)) as pool:
-        return list(pool.map(row, CASES))
+        return list(pool.map(of_case, CASES))
 
 
-def row(
+def of_case(
     case: str, *, ranks: int = RANKS, rings: int = RINGS, device_each: bool = False
-) -> dict[str, Any]:
+) -> Row:
     """The worst of `rings` rings, on one GPU or with a GPU for each rank.
 
     Raises
@@ -40,13 +41,7 @@ def row(
                     raise AssertionError(f"{case}, ring {number}: {outcome}")
                 worst = max(worst, outcome.seconds)
             print(f"{case}, ring {number + 1} of {rings}: {worst:.2f} s at most", flush=True)
-    params = {"case": case, "ranks": ranks, "rings": rings}
+    params: dict[str, Any] = {"case": case, "ranks": ranks, "rings": rings}
     if device_each:
         params["devices"] = ranks
-    return {
-        "name": "faults",
-        "params": params,
-        "unit": "s",
-        "ours": worst,
-        "peers": {"timeout": ring.timeout},
-    }
+    return row("faults", params, worst, {"timeout": ring.timeout})

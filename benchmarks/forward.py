@@ -7,11 +7,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers.inputs import torch_qkv
-from helpers.rings import preference
 
 import baracuda_kernels as bk
+from benchmarks.one_call import Call
 from benchmarks.peers import available, forward_calls
+from benchmarks.rows import Row, row
 from benchmarks.timing import in_bursts, input_sets, sustained
 
 # (family, dtype, head_dim, batch, heads, kv_heads, query_len = key_len)
@@ -41,52 +41,21 @@ PROBLEMS = [
 ]
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """All `forward` rows, causal and not."""
-    return [_row(*problem, causal) for problem in available(PROBLEMS) for causal in (False, True)]
+    return [_row(Call(*x), causal) for x in available(PROBLEMS) for causal in (False, True)]
 
 
-def _row(
-    family: str,
-    dtype: str,
-    head_dim: int,
-    batch: int,
-    heads: int,
-    kv_heads: int,
-    length: int,
-    causal: bool,
-) -> dict[str, Any]:
-    shape = {
-        "batch": batch,
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "query_len": length,
-        "key_len": length,
-        "head_dim": head_dim,
-    }
+def _row(x: Call, causal: bool) -> Row:
     stream = bk.Stream(torch.cuda.current_stream())
-    desc = bk.FlashSdpaDescriptor(
-        batch,
-        heads,
-        length,
-        length,
-        head_dim,
-        is_causal=causal,
-        element=bk.ElementKind.parse(dtype),
-        num_kv_heads=kv_heads,
-    )
-    plan = bk.FlashSdpaPlan.select(stream, desc, preference(family, dtype))
+    plan = bk.FlashSdpaPlan.select(stream, x.descriptor(causal), x.preference())
 
     def make(seed: int) -> tuple[Any, Any, Any, Any]:
-        q, k, v = torch_qkv("normal", dtype, seed, **shape)
-        y = torch.empty_like(q)
-        return q, k, v, bk.FlashSdpaArgs(q=q, k=k, v=v, y=y)
+        q, k, v = x.qkv(seed)
+        return q, k, v, bk.FlashSdpaArgs(q=q, k=k, v=v, y=torch.empty_like(q))
 
-    itemsize = bk.ElementKind.parse(dtype).itemsize
-    one = batch * length * head_dim * (2 * heads + 2 * kv_heads) * itemsize
-    sets = input_sets(make, one)
+    sets = input_sets(make, x.nbytes(2, 2))
     calls = {"ours": lambda i: plan.run(stream, sets[i % len(sets)][3])}
     calls |= forward_calls(sets, causal)
-    measure = sustained if family == "sm90a" else in_bursts
-    params = {"family": family, "dtype": dtype, **shape, "causal": causal}
-    return {"name": "forward", "params": params, "unit": "ms", **measure(calls)["ours"]}
+    measure = sustained if x.family == "sm90a" else in_bursts
+    return row("forward", x.params(causal), **measure(calls)["ours"])

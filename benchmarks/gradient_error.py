@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from helpers.gradients import NAMES, Problem
-from helpers.oracle import attention_backward
-from helpers.rank_pool import RankPool
 
 import baracuda_kernels as bk
 from baracuda_kernels._core import _info
+from baracuda_kernels.testing import attention_backward
 from benchmarks import ROOT
-from benchmarks.evidence import SCHEMA, machine, slug, write_json
+from benchmarks.rows import Row, row, write_of_ranks
 from benchmarks.source import require_own_sources
+from tests.helpers.gradients import NAMES, Problem
+from tests.helpers.rank_pool import RankPool
 
 ROWS = 2048
 RANKS = (1, 2, 4, 8)
@@ -56,28 +55,18 @@ def main(arguments: list[str] | None = None) -> int:
     found = rows()
     if gpus > 1:
         found += rows_of_processes(gpus, device_each=True)
-    print(write(options.out, gpus, digest, found))
-    for row in worse(found):
-        print(f"FAILED: more than one rank's error: {row}", file=sys.stderr)
+    print(write_of_ranks(options.out, "gradients-", gpus, digest, found))
+    for one in worse(found):
+        print(f"FAILED: more than one rank's error: {one}", file=sys.stderr)
     return 1 if worse(found) else 0
 
 
-def write(folder: Path, gpus: int, digest: str, rows: list[dict[str, Any]]) -> Path:
-    """The file of results, anew."""
-    head: dict[str, Any] = {"schema": SCHEMA, "ranks": gpus, **machine(), "source_hash": digest}
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    path = folder / f"gradients-{gpus}x-{slug(head['card'])}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**head, "date": date, "rows": rows})
-    return path
-
-
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """All rows of one GPU: local rings of every size, and processes that share the card."""
     with ThreadPoolExecutor(len(_EXCHANGES)) as starting:
         pools = {n: starting.submit(RankPool, n, device_each=False) for n in _EXCHANGES}
         try:
-            found = [row for ranks in RANKS for row in _rows(ranks, {"local": _local(ranks)})]
+            found = [one for ranks in RANKS for one in _rows(ranks, {"local": _local(ranks)})]
             for ranks, exchanges in _EXCHANGES.items():
                 rings = _processes(pools[ranks].result(), exchanges)
                 found += _rows(ranks, rings)
@@ -88,7 +77,7 @@ def rows() -> list[dict[str, Any]]:
     return found
 
 
-def rows_of_processes(ranks: int, *, device_each: bool) -> list[dict[str, Any]]:
+def rows_of_processes(ranks: int, *, device_each: bool) -> list[Row]:
     """Rows of a ring of processes by NCCL and by copy engines, on one GPU or with one each."""
     with contextlib.closing(RankPool(ranks, device_each=device_each)) as pool:
         more = {"devices": ranks} if device_each else {}
@@ -97,7 +86,7 @@ def rows_of_processes(ranks: int, *, device_each: bool) -> list[dict[str, Any]]:
 
 def rows_of(
     x: Problem, ranks: int, rings: dict[str, Ring], alone: Ring, **params: Any
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Rows of one problem over the whole sequence.
 
     Parameters
@@ -122,22 +111,21 @@ def rows_of(
                 ours = one_rank if ranks == 1 else _errors(ring(x, layout, causal), exact)
                 of_ring = {"ranks": ranks, "layout": layout, "causal": causal, "exchange": exchange}
                 for i, what in enumerate(NAMES):
-                    found.append({
-                        "name": "gradient_error", "params": {"what": what, **params, **of_ring},
-                        "unit": "rms", "ours": ours[i],
-                        "peers": {"one_rank": one_rank[i], "rounding": rounding[i]},
-                    })  # fmt: skip
+                    peers = {"one_rank": one_rank[i], "rounding": rounding[i]}
+                    of = {"what": what, **params, **of_ring}
+                    found.append(row("gradient_error", of, ours[i], peers))
     return found
 
 
-def worse(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def worse(rows: Iterable[Row]) -> list[Row]:
     """Those whose error is more than 2 % above one rank's."""
-    return [row for row in rows if not row["ours"] <= MARGIN * row["peers"]["one_rank"]]
+    return [one for one in rows if not one["ours"] <= MARGIN * one["peers"]["one_rank"]]
 
 
-def _rows(ranks: int, rings: dict[str, Ring], **params: Any) -> list[dict[str, Any]]:
+def _rows(ranks: int, rings: dict[str, Ring], **params: Any) -> list[Row]:
     import torch
-    from helpers.cuda_ring_gradients import gradient_problem
+
+    from tests.helpers.cuda_ring_gradients import gradient_problem
 
     x = Problem(*gradient_problem(torch, _task(ranks)))
     shape = {"family": _family(), "dtype": _DTYPE, "chunk": ROWS, **_SHAPE}

@@ -7,15 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from helpers import cuda_ring
-from helpers.host_time import microseconds
-from helpers.inputs import torch_qkv
-from helpers.loop_cost import time_calls
-from helpers.rings import descriptor, preference, rank_arrays, shards_of
 from torch.nn.attention import sdpa_kernel
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import preference, torch_qkv
 from benchmarks.peers import BACKENDS
+from benchmarks.rows import Row, row
+from tests.helpers import cuda_ring
+from tests.helpers.host_time import microseconds
+from tests.helpers.loop_cost import time_calls
+from tests.helpers.rings import descriptor, rank_arrays, shards_of
 
 _CALLS = 200
 _ROUNDS = 15
@@ -24,7 +25,7 @@ _SHAPE = {"heads": 2, "head_dim": 64}
 _ROWS = 64
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """All `host_cost` rows."""
     stream = bk.Stream(torch.cuda.current_stream())
     pref = preference("sm80", "bf16")
@@ -55,7 +56,7 @@ def rows() -> list[dict[str, Any]]:
     return found + [_loop(ranks) for ranks in (2, 8, 64)]
 
 
-def _one_rank(stream: Any, pref: Any, q: Any, k: Any, v: Any) -> dict[str, Any]:
+def _one_rank(stream: Any, pref: Any, q: Any, k: Any, v: Any) -> Row:
     """`plan.run` of a NCCL communicator of one, beside the launch of its kernel alone from C."""
     rank = cuda_ring.RankTensors(torch, q, k, v, family="sm80")
     rank.stage()
@@ -65,20 +66,19 @@ def _one_rank(stream: Any, pref: Any, q: Any, k: Any, v: Any) -> dict[str, Any]:
     plan = bk.RingAttentionPlan.select(stream, descriptor(q, k, "bf16"), pref)
     arrays = rank_arrays(torch, plan, q, k, v, 1)
     with bk.Communicator.new_single_gpu(0) as comm:
-        row = _row("ring_attention.run", 1, lambda: plan.run(stream, comm, arrays.args))
+        found = _row("ring_attention.run", 1, lambda: plan.run(stream, comm, arrays.args))
     launches = []
     for _ in range(_ROUNDS):
         torch.cuda.synchronize()
         launches.append(time_calls().launches(params, 2, raw, _CALLS))
-    return row | {"peers": {"launch": statistics.median(launches)}}
+    return found | {"peers": {"launch": statistics.median(launches)}}
 
 
-def _loop(ranks: int) -> dict[str, Any]:
+def _loop(ranks: int) -> Row:
     """A step of one rank in the loop, with streams and a transport that do nothing."""
     samples = [time_calls().loop(ranks, max(4, 20_000 // ranks)) for _ in range(_ROUNDS)]
     params = {"what": "the loop's own part of a step", "ranks": ranks}
-    ours = statistics.median(samples)
-    return {"name": "host_cost", "params": params, "unit": "us", "ours": ours, "peers": {}}
+    return row("host_cost", params, statistics.median(samples))
 
 
 def _ring(stream: Any, pref: Any, ranks: int) -> Callable[[], None]:
@@ -94,7 +94,7 @@ def _ring(stream: Any, pref: Any, ranks: int) -> Callable[[], None]:
 
 def _row(
     what: str, ranks: int, ours: Callable[[], Any], theirs: Callable[[], Any] | None = None
-) -> dict[str, Any]:
+) -> Row:
     samples: dict[str, list[float]] = {"ours": []}
     ours()
     for _ in range(_ROUNDS):
@@ -106,5 +106,4 @@ def _row(
                 samples.setdefault(name, []).append(microseconds(torch, theirs, _CALLS))
     values = {name: statistics.median(times) for name, times in samples.items()}
     mine = values.pop("ours")
-    params = {"what": what, "ranks": ranks}
-    return {"name": "host_cost", "params": params, "unit": "us", "ours": mine, "peers": values}
+    return row("host_cost", {"what": what, "ranks": ranks}, mine, values)

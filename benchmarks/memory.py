@@ -12,18 +12,20 @@ from typing import Any
 import torch
 
 import baracuda_kernels as bk
+from benchmarks.rows import Row, row
+from benchmarks.timing import not_of_torch
 
 RANKS = (1, 2, 4, 8)
 CHUNKS = (8192, 32768)
 _HEADS, _KV_HEADS, _HEAD_DIM = 32, 8, 128
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """All `memory` rows."""
     return [_row(ranks, chunk) for chunk in CHUNKS for ranks in RANKS]
 
 
-def _row(ranks: int, chunk: int) -> dict[str, Any]:
+def _row(ranks: int, chunk: int) -> Row:
     desc = bk.RingAttentionDescriptor(
         1, _HEADS, chunk, chunk, _HEAD_DIM, is_causal=True, element=bk.ElementKind.BF16,
         num_kv_heads=_KV_HEADS, sequence_layout="zigzag",
@@ -31,20 +33,18 @@ def _row(ranks: int, chunk: int) -> dict[str, Any]:
     stream = bk.Stream(torch.cuda.current_stream())
     step = _Step(desc, stream, ranks)
     torch.cuda.synchronize()
-    before, others = torch.cuda.memory_allocated(), _not_of_torch()
+    before, others = torch.cuda.memory_allocated(), not_of_torch()
     torch.cuda.reset_peak_memory_stats()
     step.run(stream)
     torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before + max(_not_of_torch() - others, 0)
+    peak = torch.cuda.max_memory_allocated() - before + max(not_of_torch() - others, 0)
     params = {
         "dtype": "bf16", "ranks": ranks, "chunk": chunk, "heads": _HEADS, "kv_heads": _KV_HEADS,
         "head_dim": _HEAD_DIM, "layout": "zigzag", "causal": True, "exchange": "local",
     }  # fmt: skip
     del step
     torch.cuda.empty_cache()
-    return {
-        "name": "memory", "params": params, "unit": "bytes", "ours": peak / ranks, "peers": {},
-    }  # fmt: skip
+    return row("memory", params, peak / ranks)
 
 
 class _Step:
@@ -103,8 +103,3 @@ class _Step:
     def _receive_buffers(self, q: torch.Tensor) -> dict[str, torch.Tensor]:
         names = ("kv_scratch_a", "kv_scratch_b")[: self._ranks - 1]
         return {name: q.new_empty(self._forward.kv_scratch_elements) for name in names}
-
-
-def _not_of_torch() -> int:
-    free, total = torch.cuda.mem_get_info()
-    return total - free - torch.cuda.memory_reserved()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from baracuda_kernels import scaling
 from benchmarks import RING_HEAD_DIM, RING_HEADS
+from benchmarks.rows import Result, Row
 
 
 class Comparison(NamedTuple):
@@ -30,7 +31,7 @@ class Comparison(NamedTuple):
     predicted: float
 
 
-def comparisons(evidence: dict[str, Any]) -> list[Comparison]:
+def comparisons(evidence: Result) -> list[Comparison]:
     """Every comparison that the rows of an evidence file allow, in the file's order."""
     found: list[Comparison] = []
     for row in evidence["rows"]:
@@ -40,14 +41,14 @@ def comparisons(evidence: dict[str, Any]) -> list[Comparison]:
     return found
 
 
-def _ring_tax(evidence: dict[str, Any], row: dict[str, Any]) -> Iterator[Comparison]:
+def _ring_tax(evidence: Result, row: Row) -> Iterator[Comparison]:
     p = row["params"]
     if p["causal"]:
         problem = _problem(p, p["heads"], p["head_dim"], p["dtype"], causal=True)
         yield _milliseconds(evidence, p["family"], problem, "zigzag", row["ours"])
 
 
-def _overlap(evidence: dict[str, Any], row: dict[str, Any]) -> Iterator[Comparison]:
+def _overlap(evidence: Result, row: Row) -> Iterator[Comparison]:
     p = row["params"]
     if p["transport"] == "local":
         problem = _problem(p, RING_HEADS, RING_HEAD_DIM, "bf16", causal=False)
@@ -55,7 +56,7 @@ def _overlap(evidence: dict[str, Any], row: dict[str, Any]) -> Iterator[Comparis
         yield _milliseconds(evidence, p["family"], problem, "contiguous", compute)
 
 
-def _balance(evidence: dict[str, Any], row: dict[str, Any]) -> Iterator[Comparison]:
+def _balance(evidence: Result, row: Row) -> Iterator[Comparison]:
     p = row["params"]
     problem = _problem(p, RING_HEADS, RING_HEAD_DIM, "bf16", causal=True)
     machine = _machine(evidence, p["family"], problem)
@@ -83,14 +84,14 @@ def _problem(
 
 
 def _machine(
-    evidence: dict[str, Any], family: str, problem: scaling.RingProblem
+    evidence: Result, family: str, problem: scaling.RingProblem
 ) -> scaling.Machine:
     rates = scaling.measured_rates(evidence, family, problem.dtype, problem.head_dim)
     return scaling.Machine(rates=rates, link_gbps=math.inf, latency_us=0.0, sm_margin=0)
 
 
 def _milliseconds(
-    evidence: dict[str, Any], family: str, problem: scaling.RingProblem, layout: str,
+    evidence: Result, family: str, problem: scaling.RingProblem, layout: str,
     measured: float,
 ) -> Comparison:  # fmt: skip
     machine = _machine(evidence, family, problem)

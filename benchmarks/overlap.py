@@ -10,21 +10,24 @@ speed between GPUs is in none of them.
 from __future__ import annotations
 
 import ctypes
+import os
+import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import cuda_ring
-from helpers.inputs import torch_qkv
-from helpers.rank_pool import RankPool
-from helpers.rings import descriptor, preference, rank_arrays, shards_of
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import preference, torch_qkv
 from benchmarks import RING_HEAD_DIM as HEAD_DIM
 from benchmarks import RING_HEADS as HEADS
+from benchmarks import ROOT
 from benchmarks.peers import available
-from benchmarks.timing import captured, interleaved, summary
+from benchmarks.rows import Row, row
+from benchmarks.timing import captured, interleaved, order, summary
+from tests.helpers import cuda_ring
+from tests.helpers.rank_pool import RankPool
+from tests.helpers.rings import descriptor, rank_arrays, shards_of
 
 RANKS = 8
 # (family, chunk)
@@ -39,12 +42,11 @@ NCCL_SELF = [
     ("sm80", 4096, 4),
 ]
 SOCKETS = [("sm90a", 16384)]
-_WORKER = Path(__file__).parent / "overlap_worker.py"
 GRAPH = [("sm90a", 1024), ("sm80", 1024)]
 _ROUNDS = 7
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """All `overlap` and `graph` rows."""
     found = [_local(*problem) for problem in available(LOCAL)]
     found += [_nccl_self(*problem) for problem in available(NCCL_SELF)]
@@ -97,13 +99,13 @@ class _LocalRing:
                     self.targets[(rank + 1) % RANKS].copy_(x)
 
 
-def _local(family: str, chunk: int) -> dict[str, Any]:
+def _local(family: str, chunk: int) -> Row:
     ring = _LocalRing(family, chunk)
     calls = {"ours": ring.run, "compute": ring.compute, "exchange": ring.exchange}
     return _row(family, chunk, "local", calls)
 
 
-def _nccl_self(family: str, chunk: int, max_ctas: int) -> dict[str, Any]:
+def _nccl_self(family: str, chunk: int, max_ctas: int) -> Row:
     q, k, v = torch_qkv("normal", "bf16", 0, heads=HEADS, query_len=chunk, head_dim=HEAD_DIM)
     rank = cuda_ring.RankTensors(torch, q, k, v, family=family)
     rank.stage()
@@ -124,41 +126,77 @@ def _nccl_self(family: str, chunk: int, max_ctas: int) -> dict[str, Any]:
         "exchange": runs(only_exchange),
     }
     with torch.cuda.stream(stream):
-        row = _row(family, chunk, "nccl_self", calls, max_ctas=max_ctas)
+        found = _row(family, chunk, "nccl_self", calls, max_ctas=max_ctas)
         torch.cuda.synchronize()
     ring.close()
-    return row
+    return found
 
 
-def _sockets(family: str, chunk: int) -> dict[str, Any]:
+def _sockets(family: str, chunk: int) -> Row:
     ranks = 2
-    pool = RankPool(ranks, _WORKER, device_each=False)
+    # The workers are the tests'; what they time is below.
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    pool = RankPool(ranks, device_each=False, environment={"PYTHONPATH": path})
     try:
-        answers = pool.run(
-            {"do": "time_overlap", "family": family, "rows": chunk, "heads": HEADS,
-             "head_dim": HEAD_DIM, "rounds": _ROUNDS},
-            seconds=120,
-        )  # fmt: skip
+        task = {"do": "call", "function": f"{__name__}:time_rank", "family": family, "rows": chunk}
+        answers = pool.run(task, seconds=120)
     finally:
         pool.close()
     slower = {name: max(answer[name] for answer in answers) for name in answers[0]}
     params = {"family": family, "ranks": ranks, "chunk": chunk, "transport": "sockets"}
-    ours = slower.pop("ours")
-    return {"name": "overlap", "params": params, "unit": "ms", "ours": ours, "peers": slower}
+    return row("overlap", params, slower.pop("ours"), slower)
 
 
-def _graph(family: str, chunk: int) -> dict[str, Any]:
+def time_rank(comm: bk.Communicator, task: dict[str, Any]) -> dict[str, float]:
+    """On a rank: milliseconds of a ring, of its kernels alone, and of one with next to no kernels."""
+    rank, ranks, chunk = comm.rank, comm.world_size, task["rows"]
+    q, k, v = torch_qkv("normal", "bf16", rank, heads=HEADS, query_len=chunk, head_dim=HEAD_DIM)
+    stream = bk.Stream(torch.cuda.current_stream())
+    pref = preference(task["family"], "bf16")
+
+    def ring(rows: int) -> tuple[Any, Any]:
+        some = q[:, :, :rows].contiguous()
+        plan = bk.RingAttentionPlan.select(stream, descriptor(some, k, "bf16"), pref)
+        return plan, rank_arrays(torch, plan, some, k, v, ranks)
+
+    (plan, arrays), (plan_of_one, arrays_of_one) = ring(chunk), ring(1)
+
+    def kernels() -> None:
+        for number in range(ranks):
+            plan.step(
+                stream, q=q, k=k, v=v, y=arrays.y, rank=rank, world_size=ranks,
+                accumulator_scratch=arrays.held["accumulator_scratch"],
+                origin=(rank - number) % ranks, first=number == 0, last=number == ranks - 1,
+                follows=number > 0,
+            )  # fmt: skip
+
+    calls = {
+        "ours": lambda: plan.run(stream, comm, arrays.args),
+        "compute": kernels,
+        "exchange": lambda: plan_of_one.run(stream, comm, arrays_of_one.args),
+    }
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(_ROUNDS + 1):  # the first warms up
+        for name in order(calls, number):
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            calls[name]()
+            stop.record()
+            comm.synchronize(stream)  # with a deadline, which the event has not
+            samples[name].append(start.elapsed_time(stop))
+    return {name: statistics.median(taken[1:]) for name, taken in samples.items()}
+
+
+def _graph(family: str, chunk: int) -> Row:
     ring = _LocalRing(family, chunk)
     replays = {"ours": captured(ring.run), "kernels": captured(ring.compute)}
     calls = {name: lambda _, replay=replay: replay() for name, replay in replays.items()}
-    ours, peers = summary(interleaved(calls))
     params = {"family": family, "ranks": RANKS, "chunk": chunk}
-    return {"name": "graph", "params": params, "unit": "ms", "ours": ours, "peers": peers}
+    return row("graph", params, *summary(interleaved(calls)))
 
 
 def _row(
     family: str, chunk: int, transport: str, calls: dict[str, Callable[[int], None]], **more: Any
-) -> dict[str, Any]:
-    ours, peers = summary(interleaved(calls, rounds=_ROUNDS))
+) -> Row:
     params = {"family": family, "ranks": RANKS, "chunk": chunk, "transport": transport, **more}
-    return {"name": "overlap", "params": params, "unit": "ms", "ours": ours, "peers": peers}
+    return row("overlap", params, *summary(interleaved(calls, rounds=_ROUNDS)))

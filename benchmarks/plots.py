@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import Result
 from benchmarks.tables import tflops
 
 PAGE_WIDTH = 9  # inches: what is drawn so wide can be read where a page is as wide as text
@@ -20,14 +21,14 @@ _COLORS = {
 _NAMES = {"cudnn": "cuDNN", "fa2": "FlashAttention-2", "fa3": "FlashAttention-3"}
 
 
-def mark(results: list[dict[str, Any]]) -> str:
+def mark(results: Sequence[Result]) -> str:
     """What a picture of these results is marked with, so that an old one is found out."""
     rows = json.dumps([row for result in results for row in result["rows"]], sort_keys=True)
     return f"rows {hashlib.sha256(rows.encode()).hexdigest()[:16]}"
 
 
 @contextlib.contextmanager
-def saved(results: list[dict[str, Any]], path: Path, size: tuple[float, float]) -> Iterator[Any]:
+def saved(results: Sequence[Result], path: Path, size: tuple[float, float]) -> Iterator[Any]:
     """A matplotlib figure that becomes an SVG, marked with its results."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -41,7 +42,7 @@ def saved(results: list[dict[str, Any]], path: Path, size: tuple[float, float]) 
         figure.savefig(path, metadata={"Date": None, "Description": mark(results)})
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def draw(result: Result, path: Path) -> None:
     """Write an SVG: attention's TFLOPS over the sequence, and what a ring's steps cost."""
     with saved([result], path, (PAGE_WIDTH, 13)) as figure:
         *grid, rest = figure.subplots(4, 2, height_ratios=(1, 1, 1, 1.5))
@@ -55,7 +56,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         figure.suptitle(f"{result['card']}, bf16")
 
 
-def draw_backward(result: dict[str, Any], path: Path) -> None:
+def draw_backward(result: Result, path: Path) -> None:
     """Write an SVG: the TFLOPS of gradients over the sequence."""
     with saved([result], path, (PAGE_WIDTH, 10)) as figure:
         grid = figure.subplots(3, 2)
@@ -70,7 +71,7 @@ def draw_backward(result: dict[str, Any], path: Path) -> None:
 
 
 def _tflops(
-    axes: Any, result: dict[str, Any], direction: str, head_dim: int, causal: bool
+    axes: Any, result: Result, direction: str, head_dim: int, causal: bool
 ) -> None:
     """TFLOPS of one call at batch x sequence = 16384 and heads x head_dim = 2048, as sustained."""
     lines: dict[str, dict[int, float]] = {}
@@ -102,7 +103,7 @@ def _tflops(
     axes.grid(alpha=0.3)
 
 
-def _ring_tax(axes: Any, result: dict[str, Any]) -> None:
+def _ring_tax(axes: Any, result: Result) -> None:
     """Eight steps of one rank over one call on all keys (ours or cuDNN's, the faster)."""
     points = {}
     for row in result["rows"]:
@@ -120,7 +121,7 @@ def _ring_tax(axes: Any, result: dict[str, Any]) -> None:
     axes.grid(alpha=0.3)
 
 
-def _error(axes: Any, result: dict[str, Any]) -> None:
+def _error(axes: Any, result: Result) -> None:
     """Error of rings beside that of cuDNN's single call."""
     bars = {}
     for row in result["rows"]:

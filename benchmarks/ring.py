@@ -12,12 +12,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers.inputs import torch_qkv
-from helpers.rings import preference, shards_of
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import preference, torch_qkv
 from benchmarks.peers import available, peers_for
-from benchmarks.timing import captured, input_sets, interleaved, summary
+from benchmarks.rows import Row, row
+from benchmarks.timing import beside_one_call, captured, input_sets
+from tests.helpers.rings import shards_of
 
 RANKS = 8
 # (family, dtype, head_dim, heads, chunk)
@@ -34,7 +35,7 @@ PROBLEMS = [
 ]
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """All `ring_tax` rows, causal and not."""
     return [
         _row(*problem, causal)
@@ -45,7 +46,7 @@ def rows() -> list[dict[str, Any]]:
 
 def _row(
     family: str, dtype: str, head_dim: int, heads: int, chunk: int, causal: bool
-) -> dict[str, Any]:
+) -> Row:
     stream = bk.Stream(torch.cuda.current_stream())
     element = bk.ElementKind.parse(dtype)
     layout = bk.SequenceLayout.ZIGZAG if causal else bk.SequenceLayout.CONTIGUOUS
@@ -85,33 +86,13 @@ def _row(
             for number in range(RANKS):
                 origin = (r - number) % RANKS
                 plan.step(
-                    torch.cuda.current_stream(),
-                    q=shards[r][0],
-                    k=shards[origin][1],
-                    v=shards[origin][2],
-                    y=outputs[r],
-                    accumulator_scratch=state,
-                    rank=r,
-                    origin=origin,
-                    world_size=RANKS,
-                    first=number == 0,
-                    last=number == RANKS - 1,
+                    torch.cuda.current_stream(), q=shards[r][0], k=shards[origin][1],
+                    v=shards[origin][2], y=outputs[r], accumulator_scratch=state, rank=r,
+                    origin=origin, world_size=RANKS, first=number == 0, last=number == RANKS - 1,
                     follows=number > 0,
-                )
+                )  # fmt: skip
 
     sets = input_sets(make, 4 * heads * RANKS * chunk * head_dim * element.itemsize)
-
-    calls = {name: lambda i, name=name: sets[i % len(sets)][name]() for name in sets[0]}
-    ours, peers = summary(interleaved(calls))
-    # The faster of the two single calls is what the steps are held to.
-    peers = {"one_call": min(peers.values())}
-    params = {
-        "family": family,
-        "dtype": dtype,
-        "head_dim": head_dim,
-        "heads": heads,
-        "chunk": chunk,
-        "ranks": RANKS,
-        "causal": causal,
-    }
-    return {"name": "ring_tax", "params": params, "unit": "ms", "ours": ours, "peers": peers}
+    params = {"family": family, "dtype": dtype, "head_dim": head_dim, "heads": heads,
+              "chunk": chunk, "ranks": RANKS, "causal": causal}  # fmt: skip
+    return row("ring_tax", params, **beside_one_call(sets))

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers.inputs import torch_qkv
-from helpers.rings import preference
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import preference, torch_qkv
 from benchmarks.peers import available
-from benchmarks.timing import captured, input_sets, interleaved, summary
+from benchmarks.rows import Row, row
+from benchmarks.timing import beside_one_call, captured, input_sets
 
 RANKS = 8
 # (family, dtype, head_dim, heads, kv_heads, chunk)
@@ -26,14 +26,14 @@ PROBLEMS = [
 ]
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """All `ring_tax_backward` rows."""
     return [_row(*problem) for problem in available(PROBLEMS)]
 
 
 def _row(
     family: str, dtype: str, head_dim: int, heads: int, kv_heads: int, chunk: int
-) -> dict[str, Any]:
+) -> Row:
     stream = bk.Stream(torch.cuda.current_stream())
     pref = preference(family, dtype)
     shape = {"element": bk.ElementKind.parse(dtype), "num_kv_heads": kv_heads}
@@ -78,13 +78,8 @@ def _row(
         }
         return {name: captured(call) for name, call in calls.items()}
 
-    sets = input_sets(make, 256 << 20)
-    calls = {name: lambda i, name=name: sets[i % len(sets)][name]() for name in sets[0]}
-    ours, peers = summary(interleaved(calls))
     params = {
         "family": family, "dtype": dtype, "head_dim": head_dim, "heads": heads,
         "kv_heads": kv_heads, "chunk": chunk, "ranks": RANKS,
     }  # fmt: skip
-    return {
-        "name": "ring_tax_backward", "params": params, "unit": "ms", "ours": ours, "peers": peers,
-    }  # fmt: skip
+    return row("ring_tax_backward", params, **beside_one_call(input_sets(make, 256 << 20)))

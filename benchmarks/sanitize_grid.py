@@ -10,14 +10,12 @@ import itertools
 import sys
 
 import torch
-from helpers import cuda_gradients
-from helpers.gradients import draw
-from helpers.inputs import torch_qkv
-from helpers.oracle import attention, attention_backward
-from helpers.rings import case, local_ring
-from helpers.tolerances import assert_close
 
+from baracuda_kernels.testing import assert_close, attention, attention_backward, torch_qkv
 from benchmarks.peers import available
+from tests.helpers import cuda_gradients
+from tests.helpers.gradients import draw
+from tests.helpers.rings import case, local_ring
 
 KERNELS = [
     *[("sm90a", t, d) for t in ("f16", "bf16") for d in (64, 128, 256)],

@@ -24,7 +24,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,7 +35,7 @@ from benchmarks.across_gpus.contenders import forget_buffers
 from benchmarks.across_gpus.hops import Way
 from benchmarks.across_gpus.measures import Measures
 from benchmarks.across_gpus.problem import Problem
-from benchmarks.evidence import SCHEMA, machine, slug, write_json
+from benchmarks.rows import Row, write_of_ranks
 from benchmarks.source import require_own_sources
 
 LAYOUTS = ("zigzag", "contiguous", "striped")
@@ -123,7 +122,7 @@ def _faults(ranks: int, report: _Report) -> bool:
     failed = False
     with ThreadPoolExecutor(len(FAULTS)) as pool:
         rows = {
-            case: pool.submit(faults.row, case, ranks=ranks, rings=_FAULT_RINGS, device_each=each)
+            case: pool.submit(faults.of_case, case, ranks=ranks, rings=_FAULT_RINGS, device_each=each)
             for case in FAULTS
         }
         for case, row in rows.items():
@@ -141,30 +140,21 @@ class _Report:
     def __init__(
         self, folder: Path | None, rank: int, ranks: int, digest: str, start: float
     ) -> None:
-        self._start, self._writes = start, rank == 0
-        self._folder = folder
-        self._head: dict[str, Any] = {
-            "schema": SCHEMA,
-            "ranks": ranks,
-            **machine(),
-            "source_hash": digest,
-        }
-        self._rows: list[dict[str, Any]] = []
+        self._start, self._writes, self._folder = start, rank == 0, folder
+        self._ranks, self._digest = ranks, digest
+        self._rows: list[Row] = []
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
+    def add(self, rows: list[Row]) -> None:
         if not self._writes:
             return
         self._rows += rows
         for row in rows:
             print(f"{time.monotonic() - self._start:6.1f} s  {_line(row)}", flush=True)
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            path = self._folder / f"{self._head['ranks']}x-{slug(self._head['card'])}.json"
-            write_json(path, {**self._head, "date": date, "rows": self._rows})
+            write_of_ranks(self._folder, "", self._ranks, self._digest, self._rows)
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: Row) -> str:
     p, peers = row["params"], row["peers"]
     text = f"{row['name']:15} P {p['ranks']} "
     if row["name"] == "faults":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from benchmarks.rows import Row
 
 
 def table(head: str, lines: list[list[Any]]) -> str:
@@ -17,7 +20,7 @@ def ratio(peers: dict[str, float], name: str, ours: float) -> str:
     return f"{peers[name] / ours:.2f}" if name in peers else "–"
 
 
-def fault_table(rows: list[dict[str, Any]]) -> str:
+def fault_table(rows: Sequence[Row]) -> str:
     """Of `faults` rows, with what the figures are."""
     lines = []
     for row in rows:
@@ -33,7 +36,7 @@ def fault_table(rows: list[dict[str, Any]]) -> str:
     return text + "\n\n" + table("fault, P, rings, worst s, deadline s", lines)
 
 
-def tflops(row: dict[str, Any], ms: float) -> float:
+def tflops(row: Row, ms: float) -> float:
     """Of a `forward` or `backward` row, a call of which takes `ms`."""
     p = row["params"]
     flops = 4 * p["batch"] * p["heads"] * p["query_len"] * p["key_len"] * p["head_dim"]
@@ -42,9 +45,9 @@ def tflops(row: dict[str, Any], ms: float) -> float:
     return (flops / 2 if p["causal"] else flops) / ms / 1e9
 
 
-def gradient_error_table(rows: list[dict[str, Any]]) -> str:
+def gradient_error_table(rows: Sequence[Row]) -> str:
     """Of `gradient_error` rows, a line for dq, dk and dv together."""
-    by_ring: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    by_ring: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
         p = row["params"]
         ring = (p["family"], p["ranks"], p["layout"], p["causal"], p["exchange"], p.get("devices", 1))

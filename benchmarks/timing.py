@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from benchmarks.rows import Figures
+
 ROUNDS = 9
 SUSTAINED_ROUNDS = 3
 # A burst is over before the card's power limit has settled; a sustained window is not.
@@ -88,9 +90,16 @@ def windows(
     return samples
 
 
+def beside_one_call(sets: list[dict[str, Callable[[], Any]]]) -> Figures:
+    """The figures of a row: `ours` of each set beside the fastest of its other calls."""
+    calls = {name: lambda i, name=name: sets[i % len(sets)][name]() for name in sets[0]}
+    ours, peers = summary(interleaved(calls))
+    return {"ours": ours, "peers": {"one_call": min(peers.values())}}
+
+
 def in_bursts(
     calls: dict[str, Callable[[int], Any]], ours: Iterable[str] = ("ours",)
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Figures]:
     """The figures of a row, `ours` and `peers`, for each of the calls that are ours."""
     samples = windows(calls, milliseconds=BURST_MS, rounds=ROUNDS)
     return {name: _figures(samples, name) for name in ours}
@@ -105,7 +114,7 @@ def sustained(
     return {name: {**bursts[name], "sustained": _figures(samples, name)} for name in bursts}
 
 
-def _figures(samples: dict[str, list[float]], ours: str) -> dict[str, Any]:
+def _figures(samples: dict[str, list[float]], ours: str) -> Figures:
     mine, peers = summary(samples, ours)
     return {"ours": mine, "peers": peers}
 
@@ -146,3 +155,9 @@ def sample(call: Callable[[int], Any], repeats: int) -> float:
     stop.record()
     stop.synchronize()
     return start.elapsed_time(stop) / repeats
+
+
+def not_of_torch() -> int:
+    """Bytes of the device that others than PyTorch's allocator hold."""
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved()

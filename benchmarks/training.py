@@ -12,11 +12,9 @@ anew after each problem. Exit code 1 if a gradient is wrong.
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,7 +24,7 @@ from baracuda_kernels.interop.torch import clear_cache
 from benchmarks import ROOT
 from benchmarks.across_gpus.problem import Problem
 from benchmarks.across_gpus.steps import TrainingMeasures
-from benchmarks.evidence import SCHEMA, machine, slug, write_json
+from benchmarks.rows import Row, write_of_ranks
 from benchmarks.source import require_own_sources
 
 
@@ -38,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     dist.init_process_group("nccl", device_id=device)
     rank, ranks = dist.get_rank(), dist.get_world_size()
     measures = TrainingMeasures(init_device_mesh("cuda", (ranks,)))
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for chunk in options.chunk:
         for mask in options.mask:
             layout = "zigzag" if mask == "causal" else "contiguous"
@@ -46,11 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
             problem = Problem(ranks, chunk, options.heads, options.kv_heads, 128, layout, causal)
             rows += measures.rows(problem, options.rounds)
             if rank == 0 and options.out is not None:
-                date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-                head = {"schema": SCHEMA, "ranks": ranks, **machine(), "source_hash": digest}
-                options.out.mkdir(parents=True, exist_ok=True)
-                path = options.out / f"training-{ranks}x-{slug(head['card'])}.json"
-                write_json(path, {**head, "date": date, "rows": rows})
+                write_of_ranks(options.out, "training-", ranks, digest, rows)
     clear_cache()
     dist.destroy_process_group()
     return 1 if measures.failed else 0

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-# For `helpers`, whatever the import mode.
+# For `helpers`, whatever the import mode, and, behind what is installed, for `benchmarks`.
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent.parent))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,7 +7,7 @@ returns are parts of [1, H, rows, D], in the order of `rows`: their global posit
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from benchmarks.across_gpus.problem import Problem, Whole
 class Contender:
     """Another way to the same answer; its calls are good inside `around()` alone."""
 
-    call: Callable[[], list[torch.Tensor]]
+    call: Callable[[], Sequence[torch.Tensor]]
     rows: torch.Tensor
     around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
@@ -60,13 +60,10 @@ def forget_buffers() -> None:
 class Ring:
     """`RingAttentionPlan` on this rank's shards, with all that a run of any ring takes."""
 
-    def __init__(self, problem: Problem, comm: Any, *, together: bool = False) -> None:
-        """`together`: V lies right behind K."""
+    def __init__(self, problem: Problem, comm: Any) -> None:
         rank, device = comm.rank, torch.device("cuda", comm.device)
         self.comm = comm
         self.q, self.k, self.v = (problem.shard(name, rank, device) for name in "qkv")
-        if together:
-            self.k, self.v = torch.stack([self.k, self.v])
         self.y = torch.empty_like(self.q)
         desc = _descriptor(problem, problem.chunk, problem.chunk, problem.layout)
         self.plan = bk.RingAttentionPlan.select(stream_of(device), desc)
@@ -75,14 +72,9 @@ class Ring:
             self.plan.accumulator_scratch_bytes, dtype=torch.uint8, device=device
         )
         self.args = bk.RingAttentionArgs(
-            q=self.q,
-            k=self.k,
-            v=self.v,
-            y=self.y,
-            kv_scratch_a=self.scratch[0],
-            kv_scratch_b=self.scratch[1],
-            accumulator_scratch=self.state,
-        )
+            q=self.q, k=self.k, v=self.v, y=self.y, kv_scratch_a=self.scratch[0],
+            kv_scratch_b=self.scratch[1], accumulator_scratch=self.state,
+        )  # fmt: skip
 
     def run(self, timeline: bk.RingTimeline | None = None) -> None:
         """One eager run."""
@@ -93,15 +85,9 @@ def one_gpu(problem: Problem, whole: Whole) -> Contender:
     """The whole attention on one GPU alone: 1 / ranks of its time is the ideal."""
     device, total = whole.q.device, problem.ranks * problem.chunk
     desc = bk.FlashSdpaDescriptor(
-        batch_size=1,
-        num_heads=problem.heads,
-        query_len=total,
-        key_len=total,
-        head_dim=problem.head_dim,
-        is_causal=problem.causal,
-        element=bk.ElementKind.BF16,
-        num_kv_heads=problem.kv_heads,
-    )
+        1, problem.heads, total, total, problem.head_dim, is_causal=problem.causal,
+        element=bk.ElementKind.BF16, num_kv_heads=problem.kv_heads,
+    )  # fmt: skip
     plan = bk.FlashSdpaPlan.select(stream_of(device), desc)
     y = torch.empty_like(whole.q)
     args = bk.FlashSdpaArgs(q=whole.q, k=whole.k, v=whole.v, y=y)
@@ -186,14 +172,9 @@ def all_gather_own(problem: Problem, rank: int, whole: Whole) -> Contender:
         for plan, q, out, keys, number in parts:
             # A ring's first and last step in one, of the rank that has just these queries.
             plan.step(
-                stream_of(device),
-                q=q,
-                k=k[:, :, :keys],
-                v=v[:, :, :keys],
-                y=out,
-                rank=number,
+                stream_of(device), q=q, k=k[:, :, :keys], v=v[:, :, :keys], y=out, rank=number,
                 world_size=2 * problem.ranks,
-            )
+            )  # fmt: skip
         return [y]
 
     return Contender(call, gathered.rows)
@@ -211,13 +192,7 @@ def stream_of(device: torch.device) -> bk.Stream:
 
 def _descriptor(problem: Problem, queries: int, keys: int, layout: str) -> Any:
     return bk.RingAttentionDescriptor(
-        batch_size=1,
-        num_heads=problem.heads,
-        query_len=queries,
-        key_len=keys,
-        head_dim=problem.head_dim,
-        is_causal=problem.causal,
-        element=bk.ElementKind.BF16,
-        num_kv_heads=problem.kv_heads,
+        1, problem.heads, queries, keys, problem.head_dim, is_causal=problem.causal,
+        element=bk.ElementKind.BF16, num_kv_heads=problem.kv_heads,
         sequence_layout=bk.SequenceLayout.parse(layout),
-    )
+    )  # fmt: skip

@@ -13,6 +13,7 @@ import baracuda_kernels as bk
 from benchmarks.across_gpus.contenders import Ring, stream_of
 from benchmarks.across_gpus.problem import Problem
 from benchmarks.across_gpus.timing import fastest, slowest
+from benchmarks.rows import Row, row
 
 _RUNS = 9
 
@@ -36,7 +37,7 @@ class Way(NamedTuple):
         return {"exchange": self.exchange, "max_ctas": self.sms}
 
 
-def speed_row(problem: Problem, way: Way, ring: Ring) -> dict[str, Any]:
+def speed_row(problem: Problem, way: Way, ring: Ring) -> Row:
     """`exchange`: GB/s each way of the ring's first hop beside its steps; `alone`: next to none.
 
     From the grant to the arrival on the rank that came last, so that nobody's lateness counts;
@@ -47,7 +48,7 @@ def speed_row(problem: Problem, way: Way, ring: Ring) -> dict[str, Any]:
     alone, _ = _gigabytes(_Alone(problem, ring), nbytes)
     params = {**problem.params(), **way.params(), "bytes": nbytes}
     peers = {"alone": alone, "late": late}
-    return {"name": "exchange", "params": params, "unit": "GB/s", "ours": beside, "peers": peers}
+    return row("exchange", params, beside, peers)
 
 
 def steps_of(ring: Ring, problem: Problem) -> Callable[[], None]:

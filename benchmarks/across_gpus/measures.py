@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from helpers.oracle import attention, error_of
-from helpers.tolerances import TOLERANCES
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import TOLERANCES, attention, error_of
 from benchmarks.across_gpus import contenders, hops, torch_cp
 from benchmarks.across_gpus.contenders import Contender
 from benchmarks.across_gpus.hops import Way
+from benchmarks.across_gpus.others import admitted, fastest_form, say
 from benchmarks.across_gpus.problem import Problem, Whole
 from benchmarks.across_gpus.timing import interleaved, slowest
-from benchmarks.timing import captured, summary
+from benchmarks.rows import Row, row
+from benchmarks.timing import captured, not_of_torch, summary
 
 _SAMPLED_ROWS = 64
 _TIMELINES = 7
@@ -51,7 +52,7 @@ class Measures:
         self._forms: dict[tuple[int, bool], torch_cp.Form | None] = {}
         self.failed = False
 
-    def rows(self, problem: Problem, rounds: int) -> list[dict[str, Any]]:
+    def rows(self, problem: Problem, rounds: int) -> list[Row]:
         """All rows of one problem."""
         ways, found = self._chosen(problem)
         self.comm = ways[0].comm
@@ -62,21 +63,21 @@ class Measures:
         found.append(self._error(problem, whole, {"one_gpu": one, **peers}))
         return found + self._speed(problem, ways, one, peers, rounds)
 
-    def _chosen(self, problem: Problem) -> tuple[list[Way], list[dict[str, Any]]]:
+    def _chosen(self, problem: Problem) -> tuple[list[Way], list[Row]]:
         """The ways to measure, and the rows of their steps."""
         ways = [way for way in self._ways if way.exchange != "nccl"]
-        found = [row for way in ways for row in self._steps(problem, way)]
+        found = [one for way in ways for one in self._steps(problem, way)]
         by_nccl = [way for way in self._ways if way.exchange == "nccl"]
         for way in by_nccl:
             steps = self._steps(problem, way)
-            compute = sum(row["peers"]["compute"] for row in steps)
-            if sum(row["ours"] for row in steps) <= _HIDDEN * compute or way is by_nccl[-1]:
+            compute = sum(one["peers"]["compute"] for one in steps)
+            if sum(one["ours"] for one in steps) <= _HIDDEN * compute or way is by_nccl[-1]:
                 return [*ways, way], found + steps
         return ways, found
 
     def _error(
         self, problem: Problem, whole: Whole, others: dict[str, Contender]
-    ) -> dict[str, Any]:
+    ) -> Row:
         """`scaling_error`: relative error of sampled rows against float64, the worst rank's.
 
         The same rows for everyone who has them; `one_gpu` has all.
@@ -86,34 +87,39 @@ class Measures:
         ring.run()
         self.comm.synchronize(contenders.stream_of(self._device), timeout=60)
         found = Contender(lambda: [ring.y], problem.positions(self.comm.rank))
-        ours = self._off(problem, whole, found, found.rows)
-        peers = {name: self._off(problem, whole, c, found.rows) for name, c in others.items()}
+        ours = self._answer(problem, whole, found, found.rows)
+        peers = {n: self._answer(problem, whole, c, found.rows) for n, c in others.items()}
         family = ring.plan.family
         if not ours <= TOLERANCES[family, "bf16"].relative:
-            self._say(f"WRONG: relative error {ours:.3e} of {problem}")
+            say(self.comm.rank, f"WRONG: relative error {ours:.3e} of {problem}")
             self.failed = True
         params = {**problem.params(), "family": family}
-        return _row("scaling_error", params, "relative", ours, peers)
+        return row("scaling_error", params, ours, peers)
+
+    def _answer(self, problem: Problem, whole: Whole, other: Contender, wanted: torch.Tensor) -> float:
+        """The error of a call made here."""
+        with other.around():
+            parts = other.call()
+            torch.cuda.synchronize()
+        return self._off(problem, whole, other, wanted, parts)
 
     def _off(
-        self, problem: Problem, whole: Whole, contender: Contender, wanted: torch.Tensor
+        self, problem: Problem, whole: Whole, other: Contender, wanted: torch.Tensor, parts: Any
     ) -> float:
-        with contender.around():
-            y = torch.cat(contender.call(), 2)
-            torch.cuda.synchronize()
-        local = torch.arange(len(contender.rows))
+        y = torch.cat(parts, 2)
+        local = torch.arange(len(other.rows))
         if len(local) > len(wanted):
             local = wanted  # it has every row: compare those that the ring has
         random = torch.Generator().manual_seed(self.comm.rank)
         local = local[torch.randperm(len(local), generator=random)[:_SAMPLED_ROWS]]
-        at = contender.rows[local].to(self._device)
+        at = other.rows[local].to(self._device)
         exact, _ = attention(
             whole.q[:, :, at], *whole[1:], is_causal=problem.causal, q_positions=at
         )
         got = y[:, :, local.to(self._device)].double().cpu().numpy()
         return slowest(error_of(got, exact.cpu().numpy())["relative"])
 
-    def _memory(self, problem: Problem) -> dict[str, Any]:
+    def _memory(self, problem: Problem) -> Row:
         """`scaling_memory`: peak bytes of a rank's tensors over a run, beside a ring of one rank.
 
         `other` is the growth of all else on the device from before the run to after it.
@@ -121,7 +127,7 @@ class Measures:
         one_rank, _ = self._peak(dataclasses.replace(problem, ranks=1), self.alone)
         ours, other = self._peak(problem, self.comm)
         peers = {"one_rank": slowest(one_rank), "other": slowest(other)}
-        return _row("scaling_memory", problem.params(), "bytes", slowest(ours), peers)
+        return row("scaling_memory", problem.params(), slowest(ours), peers)
 
     def _peak(self, problem: Problem, comm: Any) -> tuple[int, int]:
         torch.cuda.synchronize()
@@ -131,13 +137,13 @@ class Measures:
         kept = ring.scratch.nbytes if ring.scratch.data_ptr() in registered else 0
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()  # making a shard passes through float32
-        other = _not_of_torch()
+        other = not_of_torch()
         for _ in range(2):
             ring.run()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before + kept, _not_of_torch() - other
+        return torch.cuda.max_memory_allocated() - before + kept, not_of_torch() - other
 
-    def _steps(self, problem: Problem, way: Way) -> list[dict[str, Any]]:
+    def _steps(self, problem: Problem, way: Way) -> list[Row]:
         """`scaling_step` rows: milliseconds that each step's kernel waited for its exchange.
 
         The worst rank's, the median of several runs.
@@ -154,7 +160,7 @@ class Measures:
         for step, (exposed, compute, exchange) in enumerate(worst.median(0).values.tolist()):
             peers = {"compute": compute, "exchange": exchange}
             params = {**problem.params(), "step": step, **way.params()}
-            rows.append(_row("scaling_step", params, "ms", exposed, peers))
+            rows.append(row("scaling_step", params, exposed, peers))
         return rows
 
     def _speed(
@@ -164,7 +170,7 @@ class Measures:
         one: Contender,
         peers: dict[str, Contender],
         rounds: int,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Row]:
         """`exchange` rows, and `scaling` rows, eager and captured, of every way: milliseconds.
 
         `ideal`: one GPU's time / ranks; `steps`: the rank's own steps without an exchange.
@@ -188,7 +194,7 @@ class Measures:
             times["ideal"] = times.pop("one_gpu") / problem.ranks
             params = {**problem.params(), "what": what, "rounds": rounds, **way.params()}
             params["context_parallel"] = "absent" if form is None else str(form)
-            found.append(_row("scaling", params, "ms", ours, times))
+            found.append(row("scaling", params, ours, times))
         return found
 
     def _compare(self, problem: Problem, rings: dict[str, contenders.Ring]) -> None:
@@ -200,70 +206,31 @@ class Measures:
             ring.comm.synchronize(contenders.stream_of(self._device), timeout=60)
             answers.append(ring.y)
         if slowest(float(any(not torch.equal(answers[0], y) for y in answers[1:]))):
-            self._say(f"WRONG: {' and '.join(rings)} differ in {problem}")
+            say(self.comm.rank, f"WRONG: {' and '.join(rings)} differ in {problem}")
             self.failed = True
 
     def _peers(self, problem: Problem, whole: Whole) -> dict[str, Contender]:
         """The others that run here and answer rightly, `context_parallel` in its fastest form."""
         rank = self.comm.rank
-        gathering = {
+
+        def off(other: Contender, parts: Any) -> float:
+            return self._off(problem, whole, other, other.rows, parts)
+
+        found = {
             "all_gather": contenders.all_gather(problem, rank, whole),
             "all_gather_own": contenders.all_gather_own(problem, rank, whole),
         }
-        found = {
-            name: peer
-            for name, peer in gathering.items()
-            if self._time(problem, whole, name, peer) is not None
-        }
+        for name, other in list(found.items()):
+            if not admitted(rank, name, other, off, _PEER_TOLERANCE):
+                del found[name]
+
+        def make(form: torch_cp.Form) -> Contender:
+            return torch_cp.context_parallel(problem, rank, whole, self._mesh, form)
+
         case = problem.chunk, problem.causal
         if case not in self._forms:
-            self._forms[case] = self._fastest_form(problem, whole)
+            self._forms[case], _ = fastest_form(rank, make, off, _PEER_TOLERANCE)
         form = self._forms[case]
         if form is not None:
-            peer = torch_cp.context_parallel(problem, rank, whole, self._mesh, form)
-            found["context_parallel"] = peer
+            found["context_parallel"] = make(form)
         return found
-
-    def _fastest_form(self, problem: Problem, whole: Whole) -> torch_cp.Form | None:
-        times: dict[torch_cp.Form, float] = {}
-        for form in torch_cp.FORMS:
-            peer = torch_cp.context_parallel(problem, self.comm.rank, whole, self._mesh, form)
-            taken = self._time(problem, whole, f"context_parallel ({form})", peer)
-            if taken is not None:
-                times[form] = taken
-        return min(times, key=times.__getitem__) if times else None
-
-    def _time(self, problem: Problem, whole: Whole, name: str, peer: Contender) -> float | None:
-        """Milliseconds of a peer's call; None, said aloud, if it fails or answers wrongly."""
-        trouble = ""
-        try:
-            with peer.around():
-                peer.call()
-                torch.cuda.synchronize()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on without it
-            trouble = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        if slowest(float(bool(trouble))):
-            self._say(f"absent: {name}: {trouble or 'failed on another rank'}")
-            return None
-        off = self._off(problem, whole, peer, peer.rows)
-        if not off <= _PEER_TOLERANCE:
-            self._say(f"absent: {name}: its relative error is {off:.2e}")
-            return None
-        taken = interleaved({name: peer.call}, {name: peer.around}, rounds=1)[name][0]
-        self._say(f"{name}: {taken:.3f} ms, relative error {off:.2e}")
-        return taken
-
-    def _say(self, text: str) -> None:
-        if self.comm.rank == 0:
-            print(text, flush=True)
-
-
-def _not_of_torch() -> int:
-    free, total = torch.cuda.mem_get_info()
-    return total - free - torch.cuda.memory_reserved()
-
-
-def _row(
-    name: str, params: dict[str, Any], unit: str, ours: float, peers: dict[str, float]
-) -> dict[str, Any]:
-    return {"name": name, "params": params, "unit": unit, "ours": ours, "peers": peers}

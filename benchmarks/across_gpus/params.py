@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.rows import Row
+
 _LAYOUTS = ("zigzag", "striped", "contiguous")
 
 
@@ -14,13 +16,13 @@ def flops(params: dict[str, Any]) -> float:
     return every / 2 if params["causal"] else every
 
 
-def problem_of(row: dict[str, Any]) -> tuple[Any, ...]:
+def problem_of(row: Row) -> tuple[Any, ...]:
     """(ranks, chunk, layout, causal)."""
     p = row["params"]
     return p["ranks"], p["chunk"], p["layout"], p["causal"]
 
 
-def order(row: dict[str, Any]) -> tuple[Any, ...]:
+def order(row: Row) -> tuple[Any, ...]:
     """Sorts rows as tables have them: balanced layouts and causal problems first."""
     ranks, chunk, layout, causal = problem_of(row)
     return ranks, chunk, _LAYOUTS.index(layout), not causal

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import plots
+from benchmarks.rows import Result, Row
 
 _LAYOUTS = ("zigzag", "striped", "contiguous")
 _PEERS = {
@@ -18,7 +20,7 @@ _GREENS = ("#1b7837", "#5aae61", "#a6dba0")
 _BY_NCCL = ("ring by NCCL, zigzag", "#d9f0d3")
 
 
-def draw(results: list[dict[str, Any]], path: Path) -> None:
+def draw(results: Sequence[Result], path: Path) -> None:
     """Write an SVG: % of ideal over P, one panel for each mask and number of rows."""
     rows = [row for result in results for row in result["rows"] if row["name"] == "scaling"]
     chunks = sorted({row["params"]["chunk"] for row in rows})
@@ -34,7 +36,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         figure.legend([bars[x] for x in labels], labels, loc="outside lower center", ncols=3)
 
 
-def _panel(axes: Any, rows: list[dict[str, Any]], chunk: int, causal: bool) -> None:
+def _panel(axes: Any, rows: Sequence[Row], chunk: int, causal: bool) -> None:
     bars: dict[tuple[str, str], dict[int, float]] = {}
     beside_peer = any(row["params"].get("exchange") == "peer" for row in rows)
     for row in rows:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +14,12 @@ import baracuda_kernels as bk
 from baracuda_kernels.interop.torch import clear_cache, ring_attention
 from baracuda_kernels.interop.torch._ring import ring_of
 from benchmarks.across_gpus import torch_cp
-from benchmarks.across_gpus.contenders import balanced_layout, stream_of
+from benchmarks.across_gpus.contenders import Contender, balanced_layout, stream_of
+from benchmarks.across_gpus.others import admitted, fastest_form, say
 from benchmarks.across_gpus.problem import Problem
 from benchmarks.across_gpus.timing import interleaved, slowest
-from benchmarks.timing import summary
+from benchmarks.rows import Row, row
+from benchmarks.timing import not_of_torch, summary
 
 # Relative difference of a rank's gradients from those of one GPU: both round to bf16.
 _TOLERANCE = 6e-3
@@ -27,8 +28,7 @@ _PEER_TOLERANCE = 0.03
 _LONG_FLOPS = 5e13
 
 # dq, dk, dv of a rank's rows, [1, H, rows, D].
-Step = Callable[[], tuple[torch.Tensor, ...]]
-Around = Callable[[], contextlib.AbstractContextManager[Any]]
+Step = Callable[[], Sequence[torch.Tensor]]
 
 
 class TrainingMeasures:
@@ -39,39 +39,47 @@ class TrainingMeasures:
         self._device = torch.device("cuda", torch.cuda.current_device())
         self.failed = False
 
-    def rows(self, problem: Problem, rounds: int) -> list[dict[str, Any]]:
+    def rows(self, problem: Problem, rounds: int) -> list[Row]:
         """`training`: ms of a step, and of its passes; `memory`: peak bytes of a step."""
         device = self._device
         self._begin_anew()
-        q, k, v = whole = problem.whole(device)
+        q, k, v = problem.whole(device)
         dy = torch.randn(q.shape, generator=torch.Generator(device).manual_seed(99), device=device)
         operands = [q, k, v, dy.to(q.dtype)]
         del dy
+        layout = balanced_layout(problem)
         one_gpu = _one_gpu(problem, operands)
         exact = one_gpu()
         ours, forward, backward = self._ours(problem, operands)
-        before = _not_of_torch()
+        before = not_of_torch()
         off = self._off(problem, problem.layout, ours(), exact)
         if not off <= _TOLERANCE:
-            self._say(f"WRONG: gradients differ by {off:.2e} from one GPU's: {problem}")
+            say(self._rank, f"WRONG: gradients differ by {off:.2e} from one GPU's: {problem}")
             self.failed = True
         # Receive buffers are the library's own, and stay.
-        kept = slowest(float(_not_of_torch() - before))
+        kept = slowest(float(not_of_torch() - before))
         memory = {"ours": self._peak(ours) + kept}
-        steps: dict[str, Step] = {}
-        around: dict[str, Around] = {}
-        form, found = self._fastest_form(problem, operands, exact)
-        if form is not None:
-            steps["context_parallel"], around["context_parallel"] = found
-            with around["context_parallel"]():
-                memory["context_parallel"] = self._peak(steps["context_parallel"])
-        other = _ring_flash_attention(problem, self._shards(problem, operands, balanced_layout(problem)))
-        if self._runs("ring_flash_attention", problem, other, exact):
-            steps["ring_flash_attention"] = other
-            memory["ring_flash_attention"] = self._peak(other)
-        del exact, whole
+
+        def other_off(_: Contender, gradients: Any) -> float:
+            return self._off(problem, layout, gradients, exact)
+
+        form, found = fastest_form(
+            self._rank, lambda form: self._context_parallel(problem, operands, form), other_off,
+            _PEER_TOLERANCE,
+        )  # fmt: skip
+        others = {} if found is None else {"context_parallel": found}
+        other = _ring_flash_attention(problem, self._shards(problem, operands, layout))
+        if other is not None and admitted(
+            self._rank, "ring_flash_attention", other, other_off, _PEER_TOLERANCE
+        ):
+            others["ring_flash_attention"] = other
+        for name, one in others.items():
+            with one.around():
+                memory[name] = self._peak(one.call)
+        around = {name: one.around for name, one in others.items()}
         calls = {
-            "ours": ours, "forward": forward, "backward": backward(), "one_gpu": one_gpu, **steps
+            "ours": ours, "forward": forward, "backward": backward(), "one_gpu": one_gpu,
+            **{name: one.call for name, one in others.items()},
         }  # fmt: skip
         rounds = min(rounds, 5) if problem.flops > _LONG_FLOPS else rounds
         samples = interleaved(calls, around, rounds=rounds)
@@ -81,20 +89,19 @@ class TrainingMeasures:
         rows = []
         for what in ("step", "forward", "backward"):
             name = "ours" if what == "step" else what
-            others = {n: s for n, s in samples.items() if n not in ("forward", "backward")}
-            beside = others if what == "step" else {}
-            mine, peers = summary({**beside, name: samples[name]}, name)
+            whole_steps = {n: s for n, s in samples.items() if n not in ("forward", "backward")}
+            compared = whole_steps if what == "step" else {}
+            mine, peers = summary({**compared, name: samples[name]}, name)
             if what == "step":
                 peers["ideal"] = peers.pop("one_gpu") / problem.ranks
-            rows.append({"name": "training", "params": {**params, "what": what}, "unit": "ms",
-                         "ours": mine, "peers": peers})  # fmt: skip
-            self._say(f"P {problem.ranks} {problem.chunk:6} {'causal' if problem.causal else 'full':6} "
-                      f"{what:8} {mine:8.3f} ms, over ours: "
-                      + ", ".join(f"{n} {x / mine:.3f}" for n, x in peers.items()))  # fmt: skip
+            rows.append(row("training", {**params, "what": what}, mine, peers))
+            mask, over = "causal" if problem.causal else "full", peers.items()
+            say(self._rank, f"P {problem.ranks} {problem.chunk:6} {mask:6} {what:8} {mine:8.3f} ms, "
+                "over ours: " + ", ".join(f"{n} {x / mine:.3f}" for n, x in over))  # fmt: skip
         peak = memory.pop("ours")
-        rows.append({"name": "memory", "params": {**problem.params(), **exchange}, "unit": "bytes",
-                     "ours": peak, "peers": memory})  # fmt: skip
-        self._say(f"peak MB {peak / 1e6:.0f}, " + str({n: round(x / 1e6) for n, x in memory.items()}))
+        rows.append(row("memory", {**problem.params(), **exchange}, peak, memory))
+        beside = {name: round(size / 1e6) for name, size in memory.items()}
+        say(self._rank, f"peak MB {peak / 1e6:.0f}, {beside}")
         return rows
 
     def _begin_anew(self) -> None:
@@ -130,24 +137,11 @@ class TrainingMeasures:
         *inputs, dy = (x[:, :, at] for x in operands)
         return [*(x.requires_grad_() for x in inputs), dy]
 
-    def _fastest_form(
-        self, problem: Problem, operands: list[torch.Tensor], exact: tuple[torch.Tensor, ...]
-    ) -> tuple[torch_cp.Form | None, Any]:
-        times: dict[torch_cp.Form, float] = {}
-        steps = {}
-        for form in torch_cp.FORMS:
-            step, around = self._context_parallel(problem, operands, form)
-            name = f"context_parallel ({form})"
-            if self._runs(name, problem, step, exact, around):
-                (taken,) = interleaved({name: step}, {name: around}, rounds=1)[name]
-                times[form], steps[form] = taken, (step, around)
-        best = min(times, key=times.__getitem__) if times else None
-        return best, steps.get(best)
-
     def _context_parallel(
         self, problem: Problem, operands: list[torch.Tensor], form: torch_cp.Form
-    ) -> tuple[Step, Around]:
-        q, k, v, dy = self._shards(problem, operands, balanced_layout(problem))
+    ) -> Contender:
+        layout = balanced_layout(problem)
+        q, k, v, dy = self._shards(problem, operands, layout)
         group = problem.heads // problem.kv_heads
         repeated = form.heads == "repeated"
 
@@ -159,41 +153,15 @@ class TrainingMeasures:
                 )
                 return torch.autograd.grad(y, (q, k, v), dy)
 
-        return step, lambda: torch_cp.patched(problem, self._mesh, form.rotation)
-
-    def _runs(
-        self,
-        name: str,
-        problem: Problem,
-        step: Step | None,
-        exact: tuple[torch.Tensor, ...],
-        around: Around = contextlib.nullcontext,
-    ) -> bool:
-        """Whether a peer is here and answers rightly; if not, why is said aloud."""
-        if step is None:
-            return False
-        trouble = ""
-        try:
-            with around():
-                found = step()
-                torch.cuda.synchronize()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on without it
-            trouble = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        if slowest(float(bool(trouble))):
-            self._say(f"absent: {name}: {trouble or 'failed on another rank'}")
-            return False
-        off = self._off(problem, balanced_layout(problem), found, exact)
-        if not off <= _PEER_TOLERANCE:
-            self._say(f"absent: {name}: its gradients differ by {off:.2e}")
-            return False
-        return True
+        rows = problem.positions(self._rank, layout)
+        return Contender(step, rows, lambda: torch_cp.patched(problem, self._mesh, form.rotation))
 
     def _off(
         self,
         problem: Problem,
         layout: str,
-        found: tuple[torch.Tensor, ...],
-        exact: tuple[torch.Tensor, ...],
+        found: Sequence[torch.Tensor],
+        exact: Sequence[torch.Tensor],
     ) -> float:
         """The largest relative difference of dq, dk and dv from one GPU's, on any rank."""
         at = problem.positions(self._rank, layout).to(self._device)
@@ -208,17 +176,13 @@ class TrainingMeasures:
         """Bytes that a step takes besides its inputs, PyTorch's and others', on the worst rank."""
         step()
         torch.cuda.synchronize()
-        before, others = torch.cuda.memory_allocated(), _not_of_torch()
+        before, others = torch.cuda.memory_allocated(), not_of_torch()
         torch.cuda.reset_peak_memory_stats()
         step()
         torch.cuda.synchronize()
         return slowest(
-            float(torch.cuda.max_memory_allocated() - before + _not_of_torch() - others)
+            float(torch.cuda.max_memory_allocated() - before + not_of_torch() - others)
         )
-
-    def _say(self, text: str) -> None:
-        if self._rank == 0:
-            print(text, flush=True)
 
 
 def _one_gpu(problem: Problem, operands: list[torch.Tensor]) -> Step:
@@ -248,7 +212,7 @@ def _one_gpu(problem: Problem, operands: list[torch.Tensor]) -> Step:
     return step
 
 
-def _ring_flash_attention(problem: Problem, operands: list[torch.Tensor]) -> Step | None:
+def _ring_flash_attention(problem: Problem, operands: list[torch.Tensor]) -> Contender | None:
     """ring-flash-attention's, zigzag when causal; None where it is not installed."""
     try:
         from ring_flash_attn.ring_flash_attn import ring_flash_attn_func
@@ -264,9 +228,4 @@ def _ring_flash_attention(problem: Problem, operands: list[torch.Tensor]) -> Ste
         y = attention(*inputs, causal=problem.causal)
         return tuple(x.transpose(1, 2) for x in torch.autograd.grad(y, inputs, dy))
 
-    return step
-
-
-def _not_of_torch() -> int:
-    free, total = torch.cuda.mem_get_info()
-    return total - free - torch.cuda.memory_reserved()
+    return Contender(step, torch.arange(0))

@@ -7,12 +7,11 @@ import pytest
 from helpers import backward_abi as abi
 from helpers.cuda_gradients import Call, check, drawn, gradients, on_gpu
 from helpers.gradients import Problem, accumulator, draw, forward
-from helpers.inputs import TORCH_DTYPES
-from helpers.oracle import attention_backward, error_of
 from helpers.rings import case, preference
 
 import baracuda_kernels as bk
 from baracuda_kernels import reference
+from baracuda_kernels.testing import TORCH_DTYPES, attention_backward, error_of
 
 pytestmark = pytest.mark.gpu
 

@@ -5,10 +5,10 @@ import itertools
 import pytest
 from helpers import cuda_ring
 from helpers import ring_abi as abi
-from helpers.inputs import torch_qkv
 from helpers.rings import descriptor, preference, rank_arrays, same_bits, shards_of
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import torch_qkv
 
 pytestmark = pytest.mark.gpu
 

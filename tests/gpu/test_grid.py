@@ -3,12 +3,10 @@
 import math
 
 import pytest
-from helpers.inputs import numpy_qkv, torch_qkv
-from helpers.oracle import attention, max_score
 from helpers.rings import case, local_ring, preference, same_bits
-from helpers.tolerances import assert_close
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import assert_close, attention, max_score, numpy_qkv, torch_qkv
 
 pytestmark = pytest.mark.gpu
 

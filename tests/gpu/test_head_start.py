@@ -8,8 +8,9 @@ import ctypes as ct
 
 import pytest
 from helpers import cuda_ring, xla_frames
-from helpers.inputs import torch_qkv
 from helpers.rings import preference
+
+from baracuda_kernels.testing import torch_qkv
 
 pytestmark = pytest.mark.gpu
 

@@ -6,12 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers.inputs import numpy_qkv
-from helpers.oracle import attention
-from helpers.tolerances import assert_close
 
 import baracuda_kernels as bk
 from baracuda_kernels.cli import main
+from baracuda_kernels.testing import assert_close, attention, numpy_qkv
 
 pytestmark = pytest.mark.gpu
 

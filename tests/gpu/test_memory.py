@@ -3,10 +3,10 @@
 from random import Random
 
 import pytest
-from helpers.inputs import torch_qkv
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import torch_qkv
 
 pytestmark = [pytest.mark.gpu, pytest.mark.device_memory]
 

@@ -5,11 +5,9 @@ import importlib.util
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers.inputs import torch_qkv
-from helpers.oracle import attention
-from helpers.tolerances import assert_close
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import assert_close, attention, torch_qkv
 
 pytestmark = pytest.mark.gpu
 

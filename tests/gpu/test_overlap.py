@@ -7,8 +7,9 @@ that it would run beside, and no SMs are left to them.
 import pytest
 from helpers import cuda_ring
 from helpers import ring_abi as abi
-from helpers.inputs import torch_qkv
 from helpers.rings import preference, same_bits, shards_of
+
+from baracuda_kernels.testing import torch_qkv
 
 pytestmark = pytest.mark.gpu
 

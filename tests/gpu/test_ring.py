@@ -4,8 +4,6 @@ import threading
 from itertools import permutations
 
 import pytest
-from helpers.inputs import torch_qkv
-from helpers.oracle import attention, max_score
 from helpers.rings import (
     case,
     descriptor,
@@ -15,9 +13,15 @@ from helpers.rings import (
     same_bits,
     shards_of,
 )
-from helpers.tolerances import assert_close, rms_over_rounding
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import (
+    assert_close,
+    attention,
+    max_score,
+    rms_over_rounding,
+    torch_qkv,
+)
 
 pytestmark = pytest.mark.gpu
 

@@ -7,11 +7,15 @@ import pytest
 from helpers.cuda_gradients import drawn
 from helpers.cuda_ring_gradients import GpuGradients, by_steps, same
 from helpers.gradients import NAMES
-from helpers.oracle import attention_backward
 from helpers.rings import case
-from helpers.tolerances import GRADIENT_TOLERANCES, assert_gradients, rms_over_rounding
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import (
+    GRADIENT_TOLERANCES,
+    assert_gradients,
+    attention_backward,
+    rms_over_rounding,
+)
 
 pytestmark = pytest.mark.gpu
 

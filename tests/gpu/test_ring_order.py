@@ -10,8 +10,9 @@ import random
 import pytest
 from helpers import cuda_ring
 from helpers import ring_abi as abi
-from helpers.inputs import torch_qkv
 from helpers.rings import same_bits, shards_of
+
+from baracuda_kernels.testing import torch_qkv
 
 pytestmark = [pytest.mark.gpu, pytest.mark.endurance]
 

@@ -1,1 +1,1 @@
-"""What the tests share: the oracle, the tolerances, the inputs."""
+"""What tests share besides `baracuda_kernels.testing`: rings of processes, the C ABI, fakes."""

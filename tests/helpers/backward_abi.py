@@ -9,11 +9,11 @@ import ctypes as ct
 from typing import Any
 
 import numpy as np
-from native.host_abi import CAUSAL, ELEMENT, FIRST, LAST, Params, PositionMap, Strides
 
-from helpers import ring_abi as abi
-from helpers.c_headers import structure
-from helpers.gradients import Problem, dtype_of
+from . import ring_abi as abi
+from .c_headers import structure
+from .gradients import Problem, dtype_of
+from .host_abi import CAUSAL, ELEMENT, FIRST, LAST, Params, PositionMap, Strides
 
 BackwardParams = structure("attention_backward_params")
 

@@ -16,9 +16,10 @@ import pytest
 
 import baracuda_kernels as bk
 from baracuda_kernels._core import _communicator
-from helpers.gradients import draw
-from helpers.oracle import attention
-from helpers.ring_gradients import HostGradients
+from baracuda_kernels.testing import attention
+
+from .gradients import draw
+from .ring_gradients import HostGradients
 
 B, H, S, D = 1, 2, 12, 16
 HOST = bk.Stream.host()

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 import baracuda_kernels as bk
-from helpers.gradients import Problem, draw
-from helpers.oracle import attention_backward, max_score
-from helpers.rings import preference
-from helpers.tolerances import assert_gradients
+from baracuda_kernels.testing import assert_gradients, attention_backward, max_score
+
+from .gradients import Problem, draw
+from .rings import preference
 
 
 def on_gpu(torch: Any, x: Any) -> Problem:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes as ct
 from typing import Any
 
-from helpers import ring_abi as abi
-from helpers.c_headers import function_type, structure
-from helpers.cuda_ring import check
-from helpers.host_peers import REQUIRED, Options, declare
+from . import ring_abi as abi
+from .c_headers import function_type, structure
+from .cuda_ring import check
+from .host_peers import REQUIRED, Options, declare
 
 # Words of a rank, by their place.
 KINDS = ("granted", "full", *["arrived"] * 4, "read", "idle")

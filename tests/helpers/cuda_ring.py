@@ -11,9 +11,8 @@ import ctypes as ct
 from collections.abc import Callable
 from typing import Any
 
-from native.host_abi import CAUSAL, Params
-
-from helpers import ring_abi as abi
+from . import ring_abi as abi
+from .host_abi import CAUSAL, Params
 
 FAMILIES = {"simt": 1, "sm80": 2, "sm90a": 3}
 ELEMENTS = {"float16": 0, "bfloat16": 1, "float32": 2}

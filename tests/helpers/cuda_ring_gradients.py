@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import baracuda_kernels as bk
-from helpers.gradients import Problem
-from helpers.inputs import TORCH_DTYPES, torch_qkv
-from helpers.ring_gradients import GradientRank, ring_descriptor
-from helpers.rings import preference
+from baracuda_kernels.testing import TORCH_DTYPES, torch_qkv
+
+from .gradients import Problem
+from .ring_gradients import GradientRank, ring_descriptor
+from .rings import preference
 
 
 def gradient_problem(torch: Any, task: dict[str, Any]) -> list[Any]:

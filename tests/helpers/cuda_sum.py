@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes as ct
 from typing import Any
 
-from helpers import ring_abi as abi
-from helpers.sum_ring import SumRing
+from . import ring_abi as abi
+from .sum_ring import SumRing
 
 
 class CudaSumRank:

@@ -6,7 +6,7 @@ import signal
 import time
 from typing import Any, NamedTuple, Self
 
-from helpers.rank_pool import RankPool
+from .rank_pool import RankPool
 
 RANKS = 4
 _LOST = ("NcclTimeoutError", "NcclError")

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import baracuda_kernels as bk
-from helpers.oracle import error_of
-from helpers.tolerances import NUMPY_DTYPES
+from baracuda_kernels.testing import NUMPY_DTYPES, error_of
 
 HOST = bk.Stream.host()
 NAMES = ("dq", "dk", "dv")

@@ -7,9 +7,9 @@ import threading
 from functools import cache
 from typing import Any
 
-from helpers import ring_abi as abi
-from helpers.c_headers import constants, structure
-from helpers.ring_abi import Failure, LocalWorld
+from . import ring_abi as abi
+from .c_headers import constants, structure
+from .ring_abi import Failure, LocalWorld
 
 AUTO, REQUIRED, NEVER = constants("PEER_", "AUTO", "REQUIRED", "NEVER")
 EVENT, VALUE, GATE = constants("PEER_WAIT_", "EVENT", "VALUE", "GATE")

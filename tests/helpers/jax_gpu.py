@@ -14,9 +14,7 @@ import jax
 import numpy as np
 
 from baracuda_kernels.interop.jax import attention_step, ring_attention, sequence_order
-from helpers.inputs import numpy_qkv
-from helpers.oracle import attention
-from helpers.tolerances import assert_close
+from baracuda_kernels.testing import assert_close, attention, numpy_qkv
 
 NO_CUDA = "JAX has no CUDA device here"
 SHAPE = {"batch": 2, "heads": 8, "kv_heads": 2}

@@ -25,9 +25,9 @@ import baracuda_kernels as bk
 from baracuda_kernels import registry
 from baracuda_kernels.interop.jax import _backward, attention_step, ring_attention, sequence_order
 from baracuda_kernels.interop.jax._ring import position_maps
-from helpers.gradients import Problem, draw, dtype_of, errors
-from helpers.oracle import attention_backward
-from helpers.tolerances import assert_gradients
+from baracuda_kernels.testing import assert_gradients, attention_backward
+
+from .gradients import Problem, draw, dtype_of, errors
 
 NO_CUDA = "JAX has no CUDA device here"
 ROWS = jax.sharding.PartitionSpec(None, None, "ring")

@@ -6,9 +6,8 @@ import ctypes as ct
 from functools import cache
 from typing import Any
 
-from native.host_abi import Params
-
-from helpers import ring_abi as abi
+from . import ring_abi as abi
+from .host_abi import Params
 
 
 class TimeCalls:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from helpers.oracle import attention
+from baracuda_kernels.testing import attention
 
 LENGTH = 48
 # Row or key that is spoilt, of LENGTH, and with what: the whole row, or one element of it.

@@ -8,7 +8,7 @@ import sys
 import traceback
 from typing import Any
 
-from helpers.rank_pool import RANK_DEVICE
+from .rank_pool import RANK_DEVICE
 
 
 def own_device() -> int:

@@ -12,7 +12,9 @@ import time
 import pytest
 
 import baracuda_kernels as bk
-from helpers.communicator_cases import (
+from baracuda_kernels.testing import attention
+
+from .communicator_cases import (
     HOST,
     FakeMpi,
     arguments,
@@ -23,7 +25,6 @@ from helpers.communicator_cases import (
     problem,
     run,
 )
-from helpers.oracle import attention
 
 RANKS, ODD = 3, 2
 SOON = 2.0  # a tenth of a second is promised; the deadlines here are 20

@@ -13,9 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from native.host_abi import Error, PositionMap
-
-from helpers.c_headers import constants, function_type, structure
+from .c_headers import constants, function_type, structure
+from .host_abi import Error, PositionMap
 
 STATUS = (
     "OK", "INVALID_ARGUMENT", "UNSUPPORTED", "MISALIGNED", "UNAVAILABLE", "TIMEOUT", "ABORTED",

@@ -130,8 +130,8 @@ def main() -> None:
     sys.path.insert(0, str(_ROOT / "tests"))
     import transformers
 
-    from helpers.context_forms import CAUGHT, REFUSED
-    from helpers.rank_pool import RankPool
+    from .context_forms import CAUGHT, REFUSED
+    from .rank_pool import RankPool
 
     if "--page" in sys.argv:
         PAGE.write_text(render(json.loads(DATA.read_text())))

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import baracuda_kernels as bk
-from helpers.inputs import TORCH_DTYPES, torch_qkv
-from helpers.oracle import attention
-from helpers.rings import local_ring, same_bits
-from helpers.tolerances import assert_close
+from baracuda_kernels.testing import TORCH_DTYPES, assert_close, attention, torch_qkv
+
+from .rings import local_ring, same_bits
 
 SHAPE = {"heads": 4, "kv_heads": 2, "head_dim": 128}
 

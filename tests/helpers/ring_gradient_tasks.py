@@ -10,16 +10,17 @@ from typing import Any
 import torch
 
 import baracuda_kernels as bk
-from helpers.cuda_ring_gradients import (
+
+from .cuda_ring_gradients import (
     GpuGradients,
     by_steps,
     full_of,
     gradient_problem,
     poison,
 )
-from helpers.gradients import NAMES, Problem
-from helpers.ring_gradients import GradientRank, ring_descriptor
-from helpers.rings import preference, rank_arrays
+from .gradients import NAMES, Problem
+from .ring_gradients import GradientRank, ring_descriptor
+from .rings import preference, rank_arrays
 
 
 def register(comm: bk.Communicator, held: dict[str, Any]) -> None:

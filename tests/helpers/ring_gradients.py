@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 import baracuda_kernels as bk
-from helpers.gradients import HOST, Problem, accumulator, dtype_of, forward
+
+from .gradients import HOST, Problem, accumulator, dtype_of, forward
 
 
 class GradientRank:
@@ -67,7 +68,7 @@ def numpy_full(dtype: str) -> Callable[..., np.ndarray]:
         made: np.ndarray = np.full(shape, np.nan, accumulator(dtype) if kind == "wide" else operand)
         return made
 
-    from helpers.tolerances import NUMPY_DTYPES
+    from baracuda_kernels.testing import NUMPY_DTYPES
 
     return lambda shape, kind: full(shape, kind, NUMPY_DTYPES[dtype])
 

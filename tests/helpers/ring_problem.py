@@ -6,9 +6,9 @@ import ctypes as ct
 from typing import Any
 
 import numpy as np
-from native.host_abi import CAUSAL, make_params
 
-from helpers import ring_abi as abi
+from . import ring_abi as abi
+from .host_abi import CAUSAL, make_params
 
 
 class Problem:

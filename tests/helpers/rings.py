@@ -9,32 +9,15 @@ from typing import Any, NamedTuple
 import pytest
 
 import baracuda_kernels as bk
-from baracuda_kernels import MathPrecision, PlanPreference
-from baracuda_kernels.registry import Architecture
-
-STRICT = {
-    "f16": MathPrecision.F32,
-    "bf16": MathPrecision.F32,
-    "f32": MathPrecision.F32,
-    "f64": MathPrecision.F64,
-}
-TENSOR_CORE = {"f16": MathPrecision.F16, "bf16": MathPrecision.BF16}
+from baracuda_kernels import testing
 
 
-def preference(family: str, dtype: str) -> PlanPreference:
-    """The preference that only `family` meets on a GPU."""
-    if family == "simt":
-        return PlanPreference(math_precision=STRICT[dtype])
-    deterministic = True if family.endswith("-deterministic") else None
-    if family in ("sm90a", "sm90a-deterministic"):
-        if Architecture.here().compute_capability != 90:
-            pytest.skip("capability: compute capability 9.0")
-        return PlanPreference(math_precision=TENSOR_CORE[dtype], deterministic=deterministic)
-    if family in ("sm80", "sm80-deterministic"):
-        return PlanPreference(
-            math_precision=TENSOR_CORE[dtype], allow_sm90a=False, deterministic=deterministic
-        )
-    raise AssertionError(f"no such family: {family}")
+def preference(family: str, dtype: str) -> bk.PlanPreference:
+    """The preference that only `family` meets on this GPU; the test is skipped where it has none."""
+    try:
+        return testing.preference(family, dtype)
+    except bk.UnsupportedError:
+        pytest.skip("capability: compute capability 9.0")
 
 
 class RankArrays(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from helpers import ring_abi as abi
+from . import ring_abi as abi
 
 
 class _Problem(ct.Structure):

@@ -8,12 +8,10 @@ import time
 
 import numpy as np
 import pytest
-from helpers.inputs import numpy_qkv
-from helpers.oracle import attention
 from helpers.pages import run_page
-from helpers.tolerances import assert_close
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import assert_close, attention, numpy_qkv
 
 pytestmark = pytest.mark.framework("jax")
 

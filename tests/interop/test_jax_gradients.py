@@ -9,10 +9,9 @@ import time
 import numpy as np
 import pytest
 from helpers.gradients import draw, errors
-from helpers.oracle import attention_backward
-from helpers.tolerances import assert_gradients
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import assert_gradients, attention_backward
 
 pytestmark = pytest.mark.framework("jax")
 

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.oracle import attention, error_of
 from helpers.pages import code_blocks, commands
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import attention, error_of
 
 pytestmark = pytest.mark.framework("torch")
 
@@ -20,8 +20,6 @@ RANKS, CHUNK = 3, 8
 @pytest.fixture(scope="module")
 def across(torch):
     """Modules of benchmarks.across_gpus, by name."""
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))
     return lambda name: importlib.import_module(f"benchmarks.across_gpus.{name}")
 
 

@@ -5,7 +5,8 @@ import statistics
 import pytest
 from helpers.host_time import microseconds
 from helpers.rank_pool import RankPool
-from helpers.tolerances import TOLERANCES
+
+from baracuda_kernels.testing import TOLERANCES
 
 from .conftest import WORKER
 from .test_torch import LAYOUTS, TASK

@@ -9,8 +9,9 @@ from ctypes import addressof
 import numpy as np
 import pytest
 from helpers import xla_frames
-from helpers.oracle import attention, attention_backward
 from helpers.xla_frames import Call, Extension, Metadata
+
+from baracuda_kernels.testing import attention, attention_backward
 
 
 @pytest.fixture(scope="module")

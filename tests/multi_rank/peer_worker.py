@@ -20,13 +20,13 @@ from helpers import ring_abi as abi
 from helpers.cuda_peers import CudaPeers
 from helpers.cuda_ring import check
 from helpers.cuda_sum import CudaSumRank
-from helpers.inputs import torch_qkv
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
 from helpers.sum_ring import SumRing
 from worker import Rank, main, register
 
 import baracuda_kernels as bk
 from baracuda_kernels._core import _nccl_library
+from baracuda_kernels.testing import torch_qkv
 
 
 def comes_true(condition: Any, seconds: float) -> bool:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from helpers.inputs import torch_qkv
 from helpers.rank_pool import RankPool
 from helpers.ring_files import SHAPE, check, ring_task
 from helpers.rings import local_ring, same_bits
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import torch_qkv
 
 pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank]
 

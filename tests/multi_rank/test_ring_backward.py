@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from helpers.cuda_ring_gradients import gradient_problem, same
 from helpers.gradients import NAMES, Problem
-from helpers.oracle import attention_backward
 from helpers.rank_pool import RankPool
-from helpers.tolerances import assert_gradients
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import assert_gradients, attention_backward
 
 pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank]
 

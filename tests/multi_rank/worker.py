@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import ctypes as ct
+import importlib
 import os
 import sys
 import time
@@ -22,7 +23,6 @@ from helpers import ring_abi as abi
 from helpers.cuda_ring_gradients import full_of
 from helpers.cuda_sum import CudaSumRank
 from helpers.gradients import Problem
-from helpers.inputs import torch_qkv
 from helpers.rank_tasks import own_device, serve
 from helpers.ring_gradient_tasks import RingGradientTasks, register
 from helpers.ring_gradients import GradientRank
@@ -31,6 +31,7 @@ from helpers.sum_ring import SumRing
 
 import baracuda_kernels as bk
 from baracuda_kernels._core import _nccl_library
+from baracuda_kernels.testing import torch_qkv
 
 _TIMEOUT = 60.0
 
@@ -58,6 +59,11 @@ class Rank(RingGradientTasks):
         self.comms: dict[str, bk.Communicator] = {}
         self.device = own_device()
         torch.cuda.set_device(self.device)
+
+    def call(self, task: dict) -> dict:
+        """What the function "module:name" answers to this rank's communicator and the task."""
+        module, _, name = task["function"].partition(":")
+        return getattr(importlib.import_module(module), name)(self.comms["own"], task)
 
     def unique_id(self, task: dict) -> dict:
         return {"unique_id": base64.b64encode(bk.UniqueId.new().bytes).decode()}
@@ -348,8 +354,8 @@ class Rank(RingGradientTasks):
         return {"rank": comm.rank, "free_bytes": used}
 
 
-def main(kind: type[Rank] = Rank) -> None:
-    rank = kind(int(sys.argv[1]))
+def main() -> None:
+    rank = Rank(int(sys.argv[1]))
     serve(rank)
     for comm in rank.comms.values():
         comm.close()

@@ -6,11 +6,10 @@ import sys
 import threading
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`: this file is run by its path
+
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from native.host_abi import (
+from helpers.host_abi import (
     CAUSAL,
     DTYPE,
     FIRST,

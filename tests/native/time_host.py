@@ -5,13 +5,12 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`: this file is run by its path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from native.host_abi import CAUSAL, ELEMENT, FIRST, LAST, Library, make_params
+from helpers.host_abi import CAUSAL, ELEMENT, FIRST, LAST, Library, make_params
 
 lib = Library(sys.argv[1])
 rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 7

@@ -1,18 +1,12 @@
 """Running all parts of the evidence: each once, where and when it may."""
 
-import importlib
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))
-all_parts = importlib.import_module("benchmarks.all_parts")
-PARTS = importlib.import_module("benchmarks.evidence").PARTS
-
+from benchmarks import all_parts
+from benchmarks.evidence import PARTS
 
 # They find right from wrong, and measure neither time nor the device's memory.
 _NEIGHBOURS = {"tests", "peers", "ranks", "sanitize"}

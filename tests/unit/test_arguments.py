@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 import pytest
-from helpers.oracle import attention
 
 import baracuda_kernels as bk
 from baracuda_kernels import local_ring, reference, scaling
+from baracuda_kernels.testing import attention
 
 
 @pytest.fixture

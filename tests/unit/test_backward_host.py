@@ -17,14 +17,13 @@ from helpers.gradients import (
     forward,
     host_gradients,
 )
-from helpers.oracle import error_of, max_score
-from helpers.tolerances import assert_gradients
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import baracuda_kernels as bk
 from baracuda_kernels._core import _info
 from baracuda_kernels.reference import attention_backward
+from baracuda_kernels.testing import assert_gradients, error_of, max_score
 
 DTYPES = ("f16", "bf16", "f32", "f64")
 
@@ -306,9 +305,9 @@ SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from helpers.gradients import draw, host_gradients
-from helpers.tolerances import assert_gradients
 from baracuda_kernels._core import _info
 from baracuda_kernels.reference import attention_backward
+from baracuda_kernels.testing import assert_gradients
 print(_info.host_info()["isa"])
 for dtype in ("f16", "bf16", "f32", "f64"):
     for head_dim in (17, 64):

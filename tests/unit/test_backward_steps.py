@@ -7,12 +7,11 @@ import pytest
 from helpers import backward_abi as abi
 from helpers import ring_abi
 from helpers.gradients import accumulator, draw, forward
-from helpers.oracle import error_of
-from helpers.tolerances import NUMPY_DTYPES
-from native.host_abi import FIRST, LAST, PositionMap
+from helpers.host_abi import FIRST, LAST, PositionMap
 
 import baracuda_kernels as bk
 from baracuda_kernels.reference import attention_backward
+from baracuda_kernels.testing import NUMPY_DTYPES, error_of
 
 LAYOUTS = {"contiguous": 0, "zigzag": 1, "striped": 2}
 HOST = 0
@@ -179,7 +178,7 @@ def test_a_call_allocates_nothing():
     import numpy as np
     from helpers import backward_abi
     from helpers.gradients import draw, forward
-    from native.host_abi import FIRST, LAST, PositionMap
+    from helpers.host_abi import FIRST, LAST, PositionMap
     for heads in (1, 8):
         x = draw("bf16", 0, heads=heads, query_len=100, key_len=150, head_dim=40)
         y, lse = forward(x)

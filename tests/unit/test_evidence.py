@@ -1,6 +1,5 @@
-"""The evidence tool's own rules: refusals, merging, and the page made of it."""
+"""The evidence tool's own rules: refusals, typed rows, merging, and the page made of them."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -12,21 +11,14 @@ import pytest
 from helpers.pages import code_blocks, commands
 
 from baracuda_kernels._core import _info
+from benchmarks import evidence, report, rows, source
+from benchmarks.rows import row
 
 ROOT = Path(__file__).parent.parent.parent
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
-def _load(name):
-    """A module of benchmarks/, whatever folder the tests were started in."""
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))
-    return importlib.import_module(f"benchmarks.{name}")
-
-
-evidence, on_paper, report, source = map(_load, ("evidence", "on_paper", "report", "source"))
-
-
-def _tree(folder):
+def tree(folder):
     for name in ("src/b/two.cu", "src/a.h", "src/B/Z.txt", "src/b-x/n.pyx", "other/not_src.h"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,14 +27,14 @@ def _tree(folder):
 
 
 def test_a_foreign_source_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evidence, "ROOT", _tree(tmp_path))
+    monkeypatch.setattr(evidence, "ROOT", tree(tmp_path))
     out = tmp_path / "out"
     assert evidence.main(["--part", "forward", "--out", str(out)]) == 2
     assert "refused" in capsys.readouterr().err and not out.exists()
 
 
 def test_uncommitted_sources_are_refused(tmp_path, monkeypatch):
-    root = _tree(tmp_path)
+    root = tree(tmp_path)
     monkeypatch.setattr(_info, "build_info", lambda: {"source_hash": source.source_hash(root)})
     assert source.require_own_sources(root) == source.source_hash(root), "without git"
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
@@ -54,268 +46,161 @@ def test_uncommitted_sources_are_refused(tmp_path, monkeypatch):
         source.require_own_sources(root)
 
 
-ROWS = {
-    "forward": [
-        {
-            "name": "forward",
-            "params": {
-                "family": "sm80",
-                "dtype": "bf16",
-                "batch": 1,
-                "heads": 16,
-                "kv_heads": 16,
-                "query_len": 8192,
-                "key_len": 8192,
-                "head_dim": 128,
-                "causal": False,
-            },
-            "unit": "ms",
-            "ours": 2.0,
-            "peers": {"cudnn": 1.0, "fa2": 1.9},
-        },
-        {
-            "name": "error",
-            "params": {
-                "what": "dk",
-                "family": "sm80",
-                "dtype": "bf16",
-                "ranks": 8,
-                "distribution": "normal",
-            },
-            "unit": "rms",
-            "ours": 1.5e-4,
-            "peers": {"cudnn": 1.5e-4, "rounding": 1e-4},
-        },
-    ],
+CALL = {"family": "sm90a", "dtype": "bf16", "batch": 2, "heads": 16, "kv_heads": 4,
+        "query_len": 8192, "key_len": 8192, "head_dim": 128, "causal": True}  # fmt: skip
+RING = {"dtype": "bf16", "ranks": 2, "chunk": 8192, "heads": 32, "kv_heads": 8, "head_dim": 128,
+        "layout": "zigzag", "causal": True}  # fmt: skip
+ALONE = {
+    "forward": [row("forward", CALL, 2.0, {"cudnn": 1.0, "fa2": 1.9})],
     "backward": [
-        {
-            "name": "backward",
-            "params": {
-                "family": "sm90a", "dtype": "bf16", "batch": 2, "heads": 16, "kv_heads": 4,
-                "query_len": 8192, "key_len": 8192, "head_dim": 128, "causal": True,
-                "guarantee": "deterministic",
-            },
-            "unit": "ms",
-            "ours": 4.0,
-            "peers": {"cudnn": 6.0, "fa3": 4.4, "fast": 3.6},
-            "sustained": {"ours": 5.0, "peers": {"cudnn": 7.0, "fa3": 5.0, "fast": 4.9}},
-        },
-        {
-            "name": "ring_tax_backward",
-            "params": {
-                "family": "sm90a", "dtype": "bf16", "head_dim": 128, "heads": 32, "kv_heads": 8,
-                "chunk": 4096, "ranks": 8,
-            },
-            "unit": "ms",
-            "ours": 4.2,
-            "peers": {"one_call": 4.0},
-        },
+        row("backward", {**CALL, "guarantee": "deterministic"}, 4.0, {"cudnn": 6.0, "fast": 3.6},
+            {"ours": 5.0, "peers": {"cudnn": 7.0, "fast": 4.9}}),
     ],
-    "ring": [
-        {
-            "name": "ring_tax",
-            "params": {
-                "family": "sm80",
-                "dtype": "bf16",
-                "head_dim": 128,
-                "heads": 16,
-                "chunk": 1024,
-                "ranks": 8,
-                "causal": True,
-            },
-            "unit": "ms",
-            "ours": 2.2,
-            "peers": {"one_call": 2.0},
-        },
-        *(
-            {
-                "name": "gradient_error",
-                "params": {
-                    "what": what, "family": "sm90a", "dtype": "bf16", "chunk": 2048, "ranks": 8,
-                    "layout": "zigzag", "causal": True, "exchange": "nccl", **more,
-                },
-                "unit": "rms",
-                "ours": 2e-4,
-                "peers": {"one_rank": one_rank, "rounding": 1e-4},
-            }
-            for what, one_rank in (("dq", 2e-4), ("dk", 1.6e-4), ("dv", 2.5e-4))
-            for more in ({}, {"devices": 2})
-        ),
-        {
-            "name": "host_cost",
-            "params": {"what": "flash_sdpa.run", "ranks": 1},
-            "unit": "us",
-            "ours": 3.0,
-            "peers": {"fa2": 17.0},
-        },
+    "error": [
+        row("gradient_error", {**RING, "what": what, "family": "sm90a", "exchange": "nccl"}, 2e-4,
+            {"one_rank": one_rank, "rounding": 1e-4})
+        for what, one_rank in (("dq", 2e-4), ("dk", 1.6e-4), ("dv", 2.5e-4))
     ],
     "runtime": [
-        {
-            "name": "balance",
-            "params": {
-                "family": "sm90a",
-                "layout": "zigzag",
-                "ranks": 8,
-                "chunk": 4096,
-                "what": "slowest rank",
-            },
-            "unit": "ratio",
-            "ours": 1.04,
-            "peers": {"contiguous": 1.95},
-        },
-        {
-            "name": "overlap",
-            "params": {"family": "sm80", "ranks": 8, "chunk": 4096, "transport": "local"},
-            "unit": "ms",
-            "ours": 2.2,
-            "peers": {"compute": 2.0, "exchange": 1.0},
-        },
-        {
-            "name": "graph",
-            "params": {"family": "sm80", "ranks": 8, "chunk": 1024},
-            "unit": "ms",
-            "ours": 1.1,
-            "peers": {"kernels": 1.0},
-        },
-        {
-            "name": "faults",
-            "params": {"case": "SIGSTOP", "ranks": 4, "rings": 5},
-            "unit": "s",
-            "ours": 2.01,
-            "peers": {"timeout": 2.0},
-        },
-        *(
-            {
-                "name": "memory",
-                "params": {"ranks": ranks, "chunk": 8192, "exchange": "local"},
-                "unit": "bytes",
-                "ours": ours,
-                "peers": {},
-            }
-            for ranks, ours in ((2, 6e8), (8, 6.3e8))
-        ),
+        row("memory", {**RING, "ranks": ranks, "exchange": "local"}, ours)
+        for ranks, ours in ((2, 6e8), (8, 6.3e8))
     ],
     "tests": [],
-}
+}  # fmt: skip
 
 
-def _part(folder, name, **changes):
-    data = {
-        "schema": 1,
-        "part": name,
-        "card": "NVIDIA H100 80GB HBM3",
-        "driver": "580.1",
-        "cuda": "13.0",
-        "date": f"2026-01-0{len(name) % 9 + 1}T00:00:00+00:00",
-        "source_hash": "0123456789abcdef",
-        "seconds": 1.0,
-        "tests": {"passed": 5, "failed": 0, "skipped": 1},
-        "rows": ROWS[name],
-        **changes,
-    }
-    evidence.write_json(folder / f"{name}.json", data)
+def across(exchange="nccl", **peers):
+    """Rows of a ring of two GPUs whose ideal is 1.9 ms."""
+    of = {**RING, "exchange": exchange, "max_ctas": 8 if exchange == "nccl" else 0}
+    speed = {**of, "rounds": 7, "context_parallel": "absent"}
+    peers = {"ideal": 1.9, "steps": 1.8, "all_gather": 3.0, "all_gather_own": 2.1, **peers}
+    return [
+        *(row("scaling", {**speed, "what": what}, ms, peers)
+          for what, ms in (("eager", 2.0), ("graph", 1.95))),
+        *(row("scaling_step", {**of, "step": s}, 0.01 * s, {"compute": 0.9, "exchange": 0.2})
+          for s in range(2)),
+    ]  # fmt: skip
+
+
+HEAD = {"schema": 1, "card": "NVIDIA H100 80GB HBM3", "driver": "580.1", "cuda": "13.0",
+        "date": "2026-01-01T00:00:00+00:00", "source_hash": "0123456789abcdef"}  # fmt: skip
+
+
+def part(folder, name, **changes):
+    counts = {"passed": 5, "failed": 0, "skipped": 1}
+    data = {**HEAD, "part": name, "seconds": 1.0, "tests": counts, "rows": ALONE[name], **changes}
+    rows.write(folder / f"{name}.json", data)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "figure", "says"),
+    [
+        ("forwards", CALL, 1.0, "name: got 'forwards', must be one of forward"),
+        ("forward", {**CALL, "rank": 1}, 1.0, "params: got .*'rank'"),
+        ("forward", {k: v for k, v in CALL.items() if k != "causal"}, 1.0, "params: got"),
+        ("forward", CALL, "1.0", "figures: got {'ours': '1.0'}, must be numbers"),
+        ("forward", CALL, None, "figures: got"),
+    ],
+)
+def test_a_row_is_one_of_its_kind(name, params, figure, says):
+    with pytest.raises(ValueError, match=says):
+        row(name, params, figure)
+    with pytest.raises(ValueError, match="unit: got 's', must be 'ms'"):
+        rows.checked(row("forward", CALL, 1.0) | {"unit": "s"})
+
+
+def test_every_committed_file_is_read_and_has_a_page():
+    results = {path.stem: rows.read(path) for path in RESULTS}
+    assert results and all(result["rows"] for result in results.values())
+    text = report.page(results)
+    for name, result in results.items():
+        assert f"`{result['source_hash']}`" in text, name
 
 
 def test_parts_that_agree_are_merged(tmp_path):
-    for name in ROWS:
-        _part(tmp_path, name)
+    for name in ALONE:
+        part(tmp_path, name)
+    rows.write(tmp_path / "results" / "2x-card.json", {**HEAD, "ranks": 2, "rows": across()})
     path = evidence.merge(tmp_path, tmp_path / "results")
     assert path.name == "nvidia-h100-80gb-hbm3.json"
-    merged = json.loads(path.read_text())
-    fields = ["schema", "card", "driver", "cuda", "date", "source_hash", "tests", "rows"]
-    assert list(merged) == fields
+    merged = rows.read(path)
+    assert list(merged) == [*HEAD, "tests", "rows"]
     assert merged["tests"] == {"passed": 25, "failed": 0, "skipped": 5}
-    assert sorted(r["name"] for r in merged["rows"]) == [
-        "backward",
-        "balance",
-        "error",
-        "faults",
-        "forward",
-        *["gradient_error"] * 6,
-        "graph",
-        "host_cost",
-        "memory",
-        "memory",
-        "overlap",
-        "ring_tax",
-        "ring_tax_backward",
-    ]
+    # By part, as the parts are ordered.
+    order = ("tests", "forward", "backward", "error", "runtime")
+    assert merged["rows"] == [one for name in order for one in ALONE[name]]
+    assert rows.read(tmp_path / "results" / "2x-card.json")["rows"] == across()
 
 
 @pytest.mark.parametrize("change", [{"source_hash": "f" * 16}, {"card": "another"}])
 def test_parts_that_disagree_are_not(tmp_path, change):
-    _part(tmp_path, "forward")
-    _part(tmp_path, "ring", **change)
+    part(tmp_path, "forward")
+    part(tmp_path, "runtime", **change)
     with pytest.raises(SystemExit, match="disagree"):
         evidence.merge(tmp_path, tmp_path / "results")
 
 
-def test_the_page_says_what_the_rows_say(tmp_path):
-    for name in ROWS:
-        _part(tmp_path, name)
+def test_a_page_counts_what_rows_do_not_say(tmp_path):
+    """TFLOPS, ratios, shares of the ideal: computed here by hand."""
+    for name in ALONE:
+        part(tmp_path, name)
     merged = json.loads(evidence.merge(tmp_path, tmp_path).read_text())
-    text = report.page({"card": merged})
-    # 4 * 16 * 8192^2 * 128 flops in 2 ms; fa2 takes 1.9 ms, cuDNN 1.
-    assert "| sm80 | bf16 | 128 | 1 | 16/16 | 8192 | no | 2.000 | 274.9 | 0.95 | 0.50 | – |" in text
-    # 2.5 times as many, half of them masked, in sustained windows of 5 ms; bursts come second.
-    line = "| sm90a | bf16 | 128 | 2 | 16/4 | 8192 | yes | deterministic | 5.000 | 274.9 "
-    assert line + "| – / – | 1.40 / 1.50 | 1.00 / 1.10 | 0.98 / 0.90 |" in text
-    assert "| sm80 | bf16 | dk | 8 | normal | 1.500e-04 | 1.500 | 1.000 |" in text
-    assert "| sm80 | bf16 | 128 | 16 | 1024 | 8 | yes | 2.200 | 2.000 | 1.10 |" in text
-    assert "| sm90a | bf16 | 128 | 32/8 | 4096 | 8 | 4.200 | 4.000 | 1.050 |" in text
-    line = "| sm90a | 8 | zigzag | yes | nccl | 1 | 2.000e-04 | 2.000e-04 | 2.000e-04 "
-    assert line + "| 1.000 | 1.250 | 0.800 |" in text
-    assert line.replace("nccl | 1", "nccl | 2") in text
-    assert "2048 rows on each rank" in text
-    assert "| flash_sdpa.run | 1 | 3.0 | fa2 17.0 |" in text
-    assert "| sm90a | zigzag | 8 | 4096 | slowest rank | 1.040 | 1.950 |" in text
-    assert "| sm80 | local | – | 8 | 4096 | 2.200 | 2.000 | 1.000 | 1.100 |" in text
-    assert "| sm80 | 8 | 1024 | 1.100 | 1.000 | 1.100 |" in text
-    assert "| SIGSTOP | 4 | 5 | 2.01 | 2.0 |" in text
+    peer = [one | {"ours": 0.9 * one["ours"]} for one in across("peer")]
+    of_two = {**HEAD, "ranks": 2, "rows": [*across(context_parallel=2.5), *peer]}
+    text = report.page({"card": merged, "2x-card": of_two})
+    # 2 * 16 * 4 * 8192^2 * 128 flops, half of them masked, in 2 ms; fa2 takes 1.9 ms, cuDNN 1.
+    assert "| 16/4 | 8192 | yes | 2.000 | 274.9 | 0.95 | 0.50 | – |" in text
+    # 2.5 times as many in sustained windows of 5 ms; bursts come second.
+    assert "| deterministic | 5.000 | 274.9 | – / – | 1.40 / 1.50 | – / – | 0.98 / 0.90 |" in text
+    assert "| 2.000e-04 | 2.000e-04 | 2.000e-04 | 1.000 | 1.250 | 0.800 |" in text
     assert "| 8192 | 2 | 600 | 1.000 |" in text and "| 8192 | 8 | 630 | 1.050 |" in text
-    (line,) = [x for x in text.splitlines() if x.startswith("| sm80 | bf16 | 128 | zigzag | 8 |")]
-    assert "| ms, causal | 2.200 |" in line
-    assert "25 passed, 0 failed, 5 skipped" in text
+    # 4 * 32 * 16384^2 * 128 / 2 flops on 2 GPUs in 2 ms; the ideal takes 1.9 ms.
+    by_nccl = "| nccl | 8 | 2.000 | 549.8 | 95.0 | 97.4 | 1.11 | 1.25 | 1.50 | 1.05 | absent |"
+    by_peer = "| peer | 0 | 1.800 | 610.8 | 105.6 | 108.3 | 1.00 | – | 1.67 | 1.17 | absent |"
+    assert text.index(by_peer) < text.index(by_nccl)
+    assert "| nccl | 0.000 / 0.010 | 0.900 / 0.900 | 0.200 / 0.200 |" in text
+    training = {**RING, "exchange": "xla", "rounds": 7, "what": "step", "framework": "jax"}
+    by_jax = row("training", training, 4.0, {"ideal": 3.8, "cudnn_ideal": 3.0})
+    text += report.page({"training-jax-2x-card": {**HEAD, "ranks": 2, "rows": [by_jax]}})
+    assert "| 2 | 8192 | zigzag | yes | 4.000 | 95.0 | 75.0 |" in text
+    assert "performance-across-card.svg" in text and "performance-across-2x" not in text
+    assert "25 passed, 0 failed, 5 skipped" in text and "older sources" in text
+    fresh = {"card": {**merged, "source_hash": source.source_hash(ROOT)}}
+    assert "older sources" not in report.page(fresh)
 
 
-def test_scale_on_paper_holds_against_the_committed_results():
-    """Rings that the model was not fitted to: half of them within 10 %, most within 15 %."""
-    results = [json.loads(path.read_text()) for path in sorted(report.RESULTS.glob("*.json"))]
-    for result in results:
-        if "ranks" in result:  # of several GPUs
-            continue
-        compared = on_paper.comparisons(result)
-        # These rows are of the part `runtime`, which a run may lack.
-        expected = {r["params"]["what"] for r in result["rows"] if r["name"] == "balance"}
-        assert {c.what for c in compared} >= {"ms, causal", *expected}
-        off = sorted(abs(c.measured / c.predicted - 1) for c in compared)
-        assert off[len(off) // 2] < 0.10, off
-        assert off[len(off) * 8 // 10] < 0.15 and off[len(off) * 9 // 10] < 0.25, off
-
-
-def test_the_committed_page_is_that_of_the_committed_results():
-    assert report.main(["--check"]) == 0
+def test_an_old_page_or_picture_is_found_out(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    for name, value in (("ROOT", tmp_path), ("RESULTS", tmp_path / "results"),
+                        ("PAGE", tmp_path / "docs" / "performance.md")):  # fmt: skip
+        monkeypatch.setattr(report, name, value)
+    monkeypatch.setattr(report, "source_hash", lambda root: "0123456789abcdef")
+    file, result = tmp_path / "results" / "2x-card.json", {**HEAD, "ranks": 2, "rows": across()}
+    rows.write(file, result)
+    assert report.main(["--check"]) == 1
+    assert report.main([]) == 0 and report.main(["--check"]) == 0
+    result["rows"][0]["ours"] *= 2
+    rows.write(file, result)
+    assert report.main(["--check"]) == 1
 
 
 def test_the_documented_commands(tmp_path):
     """Those of developer-guide.md, in a tree whose parts have run; running one takes a GPU."""
     pytest.importorskip("matplotlib")
     _, together, one_by_one, *_ = map(commands, code_blocks("docs/developer-guide.md", "sh"))
-    (everything, write_page), (part, merge_parts) = together, one_by_one
+    (everything, write_page), (one, merge_parts) = together, one_by_one
     assert everything[1:] == [
         *("-m", "benchmarks.all_parts", "--out", "out", "-o", "benchmarks/results")
     ]
-    assert part[1:] == ["-m", "benchmarks.evidence", "--part", "tests", "--out", "out"]
+    assert one[1:] == ["-m", "benchmarks.evidence", "--part", "tests", "--out", "out"]
     guide = (ROOT / "docs" / "developer-guide.md").read_text()
     parts = re.search(r"The parts are (.*?)\.", guide, re.DOTALL)[1]
     assert tuple(re.findall(r"`(\w+)`", parts)) == evidence.PARTS
-    shutil.copytree(
-        ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results")
-    )
+    ignored = shutil.ignore_patterns("results")
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=ignored)
     shutil.copytree(ROOT / "cmake", tmp_path / "cmake")  # where the source hash is made
-    (tmp_path / "out").mkdir()
-    for name in ROWS:
-        _part(tmp_path / "out", name)
+    for name in ALONE:
+        part(tmp_path / "out", name)
     for python, *arguments in (merge_parts, write_page):
         assert python == "python"
         subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True)

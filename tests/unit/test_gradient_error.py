@@ -1,23 +1,13 @@
 """`gradient_error` rows, over rings on the host."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from helpers.gradients import NAMES, draw
 
 import baracuda_kernels as bk
+from benchmarks import gradient_error as module
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def module():
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))
-    return importlib.import_module("benchmarks.gradient_error")
+SHAPE = {"family": "host", "dtype": "bf16", "heads": 4, "kv_heads": 2, "head_dim": 64, "chunk": 64}
 
 
 def on_host(ranks):
@@ -39,12 +29,13 @@ def rounded_shares(x, layout, causal):
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_rows_of_the_host_family(module, ranks):
+def test_rows_of_the_host_family(ranks):
     x = draw("bf16", 3, heads=4, kv_heads=2, query_len=64 * ranks, head_dim=64)
-    rows = module.rows_of(x, ranks, {"local": on_host(ranks)}, on_host(1), family="host")
+    rows = module.rows_of(x, ranks, {"local": on_host(ranks)}, on_host(1), **SHAPE)
     layouts = module.LAYOUTS if ranks > 1 else module.LAYOUTS[:1]
-    assert [tuple(row["params"].values()) for row in rows] == [
-        (what, "host", ranks, layout, causal, "local")
+    names = ("what", "ranks", "layout", "causal", "exchange")
+    assert [tuple(row["params"][name] for name in names) for row in rows] == [
+        (what, ranks, layout, causal, "local")
         for causal in (False, True) for layout in layouts for what in NAMES
     ]  # fmt: skip
     assert not module.worse(rows)
@@ -55,13 +46,13 @@ def test_rows_of_the_host_family(module, ranks):
         assert ranks > 1 or row["ours"] == peers["one_rank"]
 
 
-def test_a_ring_that_adds_in_16_bits_is_found(module):
+def test_a_ring_that_adds_in_16_bits_is_found():
     x = draw("bf16", 4, heads=4, kv_heads=2, query_len=128, head_dim=64)
-    rows = module.rows_of(x, 2, {"local": rounded_shares, "right": on_host(2)}, on_host(1))
+    rows = module.rows_of(x, 2, {"local": rounded_shares, "right": on_host(2)}, on_host(1), **SHAPE)
     found = {(row["params"]["what"], row["params"]["exchange"]) for row in module.worse(rows)}
     assert found == {("dk", "local"), ("dv", "local")}
 
 
-def test_what_is_not_a_number_is_found(module):
+def test_what_is_not_a_number_is_found():
     row = {"ours": float("nan"), "peers": {"one_rank": 1.0}}
     assert module.worse([row]) == [row]

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.ring_abi import build_helper
-from native.host_abi import (
+from helpers.host_abi import (
     CAUSAL,
     DTYPE,
     FIRST,
@@ -19,6 +18,7 @@ from native.host_abi import (
     striped,
     zigzag,
 )
+from helpers.ring_abi import build_helper
 
 SOURCES = Path(__file__).parents[2] / "src" / "cuda"
 TOLERANCE = {"f64": 1e-12, "f32": 2e-6, "bf16": 5e-3}

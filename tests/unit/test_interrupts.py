@@ -11,10 +11,10 @@ import time
 
 import numpy as np
 import pytest
-from helpers.oracle import attention
 
 import baracuda_kernels as bk
 from baracuda_kernels._core import _info
+from baracuda_kernels.testing import attention
 
 HOST = bk.Stream.host()
 # From the signal to the exception; half a second is promised, the rest is for a busy machine.

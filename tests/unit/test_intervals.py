@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.host_abi import PositionMap
 from helpers.ring_abi import build_helper
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native.host_abi import PositionMap
 
 from baracuda_kernels.ops.attention._positions import layout_map
 

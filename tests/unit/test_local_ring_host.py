@@ -5,13 +5,19 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers.inputs import TORCH_DTYPES, numpy_qkv
-from helpers.oracle import attention, max_score
-from helpers.tolerances import TOLERANCES, assert_close, rms_over_rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import (
+    TOLERANCES,
+    TORCH_DTYPES,
+    assert_close,
+    attention,
+    max_score,
+    numpy_qkv,
+    rms_over_rounding,
+)
 
 LAYOUTS = ("contiguous", "zigzag", "striped")
 

@@ -4,10 +4,10 @@ import ctypes as ct
 
 import numpy as np
 import pytest
-from helpers.oracle import attention
 from helpers.ring_abi import build_helper
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import attention
 
 HOST = bk.Stream.host()
 MEMORY = np.zeros(64, np.float32)

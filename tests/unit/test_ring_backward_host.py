@@ -6,14 +6,20 @@ import threading
 import numpy as np
 import pytest
 from helpers.gradients import HOST, NAMES, draw, errors, host_gradients
-from helpers.oracle import attention, attention_backward, max_score
 from helpers.queues import Queues, run_over_queues
 from helpers.ring_gradients import GradientRank, HostGradients, by_hand, numpy_full, ring_descriptor
-from helpers.tolerances import NUMPY_DTYPES, assert_gradients, rms_over_rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import (
+    NUMPY_DTYPES,
+    assert_gradients,
+    attention,
+    attention_backward,
+    max_score,
+    rms_over_rounding,
+)
 
 LAYOUTS = ("contiguous", "zigzag", "striped")
 

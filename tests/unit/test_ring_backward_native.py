@@ -8,9 +8,9 @@ from helpers import backward_abi
 from helpers import ring_abi as abi
 from helpers.c_headers import structure
 from helpers.gradients import NAMES, draw
+from helpers.host_abi import PositionMap
 from helpers.ring_abi import LocalWorld, last_failure
 from helpers.ring_gradients import HostGradients
-from native.host_abi import PositionMap
 
 LAYOUTS = {"contiguous": 0, "zigzag": 1, "striped": 2}
 

@@ -8,10 +8,10 @@ import time
 
 import numpy as np
 import pytest
-from helpers.oracle import attention
 
 import baracuda_kernels as bk
 from baracuda_kernels._core import _info
+from baracuda_kernels.testing import attention
 
 HOST = bk.Stream.host()
 

@@ -70,6 +70,7 @@ RUN_BY = {
     "docs/scaling.md": {
         "console": "unit/test_scaling_plan.py::test_the_examples_in_the_docs_are_the_commands_output"
     },
+    "docs/testing.md": {"python": "unit/test_testing.py::test_the_page_runs_as_written"},
     "docs/transformers.md": {
         "python": [
             "interop/test_torch_docs.py::test_the_transformers_page",

@@ -1,16 +1,8 @@
 """The order of the contenders within a round of a benchmark."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 
-pytest.importorskip("torch")
-ROOT = Path(__file__).parent.parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))
-timing = importlib.import_module("benchmarks.timing")
+timing = pytest.importorskip("benchmarks.timing", exc_type=ImportError)  # it needs torch
 
 
 @pytest.mark.parametrize("names", ["ab", "abc", "abcdef"])

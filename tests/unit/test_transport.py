@@ -7,10 +7,10 @@ import weakref
 
 import numpy as np
 import pytest
-from helpers.oracle import attention
 from helpers.queues import Queues, transports
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import attention
 
 B, H, S, D, P = 1, 2, 12, 16, 4
 

@@ -6,12 +6,12 @@ import threading
 
 import numpy as np
 import pytest
-from helpers.oracle import attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import baracuda_kernels as bk
 from baracuda_kernels._core import _info
+from baracuda_kernels.testing import attention
 
 HOST = bk.Stream.host()
 SHARED = ("plan", "ring", "timeline", "args")

@@ -1,9 +1,7 @@
 """Truth: attention in float64.
 
-There is one oracle, `baracuda_kernels.reference`. Here it is offered to NumPy arrays as it is, and
-to CUDA tensors as the same formula in torch, because a grid of long sequences would take NumPy
-hours. test_reference.py holds the first against brute force, test_grid.py (GPU) the second against
-the first.
+There is one oracle, `baracuda_kernels.reference`. NumPy arrays get it as it is. Tensors of PyTorch
+get the same formula in PyTorch, on their device: long sequences would take NumPy hours.
 """
 
 from __future__ import annotations
@@ -14,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from baracuda_kernels import reference
-from baracuda_kernels.reference import error_of
+from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.reference import _check_shapes, error_of
 
 __all__ = ["attention", "attention_backward", "error_of", "max_score"]
 
@@ -22,21 +21,88 @@ _BLOCK_SCORES = 1 << 25
 
 
 def attention(q: Any, k: Any, v: Any, **options: Any) -> tuple[Any, Any]:
-    """(y, lse) in float64; see `baracuda_kernels.reference.attention` for the options."""
+    """Exact attention in float64.
+
+    Parameters
+    ----------
+    q : array_like or torch.Tensor
+        ``[B, H, Q, D]``, any real dtype.
+    k, v : array_like or torch.Tensor
+        ``[B, Hkv, K, D]`` with ``H % Hkv == 0``.
+    options
+        `scale`, `is_causal`, `q_positions` and `k_positions`, as in
+        :func:`baracuda_kernels.reference.attention`.
+
+    Returns
+    -------
+    tuple
+        ``(y, lse)``, ``[B, H, Q, D]`` and ``[B, H, Q]`` in float64: NumPy arrays, or tensors on the
+        device of `q`.
+
+    Raises
+    ------
+    InvalidProblemError
+        If the shapes do not belong together.
+    """
     if type(q).__module__.partition(".")[0] == "torch":
+        _check_shapes(q, k, v)
         return _torch_attention(q, k, v, **options)
     return reference.attention(q, k, v, **options)
 
 
 def attention_backward(q: Any, k: Any, v: Any, dy: Any, **options: Any) -> tuple[Any, Any, Any]:
-    """(dq, dk, dv) in float64; see `baracuda_kernels.reference.attention_backward`."""
+    """Exact gradients of attention in float64.
+
+    Parameters
+    ----------
+    q, k, v : array_like or torch.Tensor
+        As in :func:`attention`; tensors must be finite.
+    dy : array_like or torch.Tensor
+        ``[B, H, Q, D]``, the gradient of y.
+    options
+        `dlse`, `scale` and `is_causal`, as in
+        :func:`baracuda_kernels.reference.attention_backward`.
+
+    Returns
+    -------
+    tuple
+        ``(dq, dk, dv)``, of the shapes of q, k and v, in float64.
+
+    Raises
+    ------
+    InvalidProblemError
+        If the shapes do not belong together.
+    """
     if type(q).__module__.partition(".")[0] == "torch":
+        _check_shapes(q, k, v)
+        if dy.shape != q.shape:
+            raise InvalidProblemError(f"dy: got shape {tuple(dy.shape)}, must be {tuple(q.shape)}")
         return _torch_backward(q, k, v, dy, **options)
     return reference.attention_backward(q, k, v, dy, **options)
 
 
 def max_score(q: np.ndarray, k: np.ndarray, scale: float | None) -> float:
-    """An upper bound of the scaled scores: what an exponential's relative error grows with."""
+    """An upper bound of the scaled scores, which an exponential's relative error grows with.
+
+    Parameters
+    ----------
+    q, k : numpy.ndarray
+        ``[B, H, Q, D]`` and ``[B, Hkv, K, D]``.
+    scale : float or None
+        Factor on the scores; None: ``1 / sqrt(D)``.
+
+    Returns
+    -------
+    float
+        The largest norm of a row of `q`, times that of `k`, times ``abs(scale)``.
+
+    Raises
+    ------
+    InvalidProblemError
+        If the rows of `q` and `k` have different lengths.
+    """
+    if q.shape[-1] != k.shape[-1]:
+        raise InvalidProblemError(f"k: got rows of {k.shape[-1]}, must be of q's {q.shape[-1]}")
     if q.size == 0 or k.size == 0:
         return 0.0
     factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else abs(scale)

@@ -10,11 +10,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from helpers.tolerances import NUMPY_DTYPES
+from baracuda_kernels.errors import InvalidProblemError
 
 DISTRIBUTIONS = ("normal", "heavy", "outliers", "large_logits")
+# By the names of element kinds.
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "f32": np.dtype(np.float32),
+    "f64": np.dtype(np.float64),
+}
 TORCH_DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64"}
 
 
@@ -30,7 +38,38 @@ def numpy_qkv(
     key_len: int | None = None,
     head_dim: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """q [B,H,Q,D] and k, v [B,Hkv,K,D] as NumPy arrays."""
+    """Random q, k and v as NumPy arrays.
+
+    Parameters
+    ----------
+    distribution : str
+        One of ``DISTRIBUTIONS``. "normal": unit normal. "heavy": Student's t with 4 degrees of
+        freedom. "outliers": unit normal, and on one element in a thousand a deviation of 10 on top.
+        "large_logits": unit normal, q and k times 8, so that softmax rows are nearly one-hot.
+    dtype : str
+        "f16", "bf16", "f32" or "f64".
+    seed : int
+        The same seed gives the same arrays.
+    batch : int, default 1
+    heads : int
+    kv_heads : int, optional
+        Default `heads`.
+    query_len : int
+    key_len : int, optional
+        Default `query_len`.
+    head_dim : int
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        q ``[batch, heads, query_len, head_dim]``, k and v ``[batch, kv_heads, key_len, head_dim]``.
+
+    Raises
+    ------
+    InvalidProblemError
+        If there is no such distribution or dtype.
+    """
+    _check(distribution, dtype)
     kv_heads = heads if kv_heads is None else kv_heads
     key_len = query_len if key_len is None else key_len
     random = np.random.default_rng(seed)
@@ -55,7 +94,39 @@ def torch_qkv(
     head_dim: int,
     device: str = "cuda",
 ) -> tuple[Any, Any, Any]:
-    """The same as torch tensors, drawn on the device."""
+    """Random q, k and v as tensors of PyTorch, drawn on their device.
+
+    Parameters
+    ----------
+    distribution : str
+        One of ``DISTRIBUTIONS``. "normal": unit normal. "heavy": Student's t with 4 degrees of
+        freedom. "outliers": unit normal, and on one element in a thousand a deviation of 10 on top.
+        "large_logits": unit normal, q and k times 8, so that softmax rows are nearly one-hot.
+    dtype : str
+        "f16", "bf16", "f32" or "f64".
+    seed : int
+        The same seed gives the same arrays.
+    batch : int, default 1
+    heads : int
+    kv_heads : int, optional
+        Default `heads`.
+    query_len : int
+    key_len : int, optional
+        Default `query_len`.
+    head_dim : int
+    device : str, default "cuda"
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        q ``[batch, heads, query_len, head_dim]``, k and v ``[batch, kv_heads, key_len, head_dim]``.
+
+    Raises
+    ------
+    InvalidProblemError
+        If there is no such distribution or dtype.
+    """
+    _check(distribution, dtype)
     import torch
 
     kv_heads = heads if kv_heads is None else kv_heads
@@ -78,6 +149,15 @@ def torch_qkv(
         q, k = q * 8, k * 8
     q, k, v = (x.to(getattr(torch, TORCH_DTYPES[dtype])) for x in (q, k, v))
     return q, k, v
+
+
+def _check(distribution: str, dtype: str) -> None:
+    if distribution not in DISTRIBUTIONS:
+        raise InvalidProblemError(
+            f"distribution: got {distribution!r}, must be one of {', '.join(DISTRIBUTIONS)}"
+        )
+    if dtype not in NUMPY_DTYPES:
+        raise InvalidProblemError(f"dtype: got {dtype!r}, must be one of {', '.join(NUMPY_DTYPES)}")
 
 
 def _numpy_draw(

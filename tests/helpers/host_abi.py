@@ -4,7 +4,8 @@ import ctypes as ct
 
 import ml_dtypes
 import numpy as np
-from helpers.c_headers import constants, structure
+
+from .c_headers import constants, structure
 
 FIRST, LAST, CAUSAL = constants("STEP_", "FIRST", "LAST", "CAUSAL")
 ELEMENT = dict(zip(("f16", "bf16", "f32", "f64"), constants("", "F16", "BF16", "F32", "F64")))

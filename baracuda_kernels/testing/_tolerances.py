@@ -1,0 +1,282 @@
+"""The one table of how exact each kernel family must be, and the one way to hold a result to it.
+
+Errors are relative: the norm of the difference over the norm of the exact answer. For 16-bit
+outputs there is a finer measure for outputs large enough to be statistics: the rms error over the
+rms error of merely rounding the exact answer to that dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from baracuda_kernels.errors import InvalidProblemError
+from baracuda_kernels.reference import error_of
+from baracuda_kernels.testing._inputs import NUMPY_DTYPES
+
+# Outputs of at least this many elements are held to `over_rounding` too.
+STATISTICAL = 1 << 16
+
+
+class Tolerance(NamedTuple):
+    """How exact y and lse of one family and dtype must be."""
+
+    # Norm of y's error over the norm of y.
+    relative: float
+    # Largest rms error in units of the rounding's; None where the output is not 16-bit.
+    over_rounding: float | None
+    # Precision of scores and state: its eps times the largest score bounds exp's relative error.
+    eps: float
+    # lse: absolute error, on top of the eps terms.
+    lse: float
+
+
+_F32, _F64 = 2.0**-24, 2.0**-53
+# The largest relative error of one rounding to the dtype.
+_BF16, _F16 = 2.0**-8, 2.0**-11
+# Half the distance of float16's smallest numbers, where relative errors end.
+_F16_FLOOR = 2.0**-25
+
+# sm80 and sm90a also round the weights to 16 bits before the second product, as every tensor-core
+# attention does; that costs about another rounding.
+TOLERANCES = {
+    ("host", "f64"): Tolerance(1e-12, None, _F64, 1e-12),
+    ("host", "f32"): Tolerance(2e-6, None, _F32, 4e-6),
+    ("host", "bf16"): Tolerance(1.02 * _BF16, 1.2, _F32, 4e-6),
+    ("host", "f16"): Tolerance(1.02 * _F16, 1.2, _F32, 4e-6),
+    ("simt", "f64"): Tolerance(1e-12, None, _F64, 1e-12),
+    ("simt", "f32"): Tolerance(2e-6, None, _F32, 4e-6),
+    ("simt", "bf16"): Tolerance(1.02 * _BF16, 1.2, _F32, 4e-6),
+    ("simt", "f16"): Tolerance(1.02 * _F16, 1.2, _F32, 4e-6),
+    ("sm80", "bf16"): Tolerance(2.0 * _BF16, 1.75, _F32, 4e-6),
+    ("sm80", "f16"): Tolerance(2.0 * _F16, 1.75, _F32, 4e-6),
+    ("sm90a", "bf16"): Tolerance(2.0 * _BF16, 1.75, _F32, 4e-6),
+    ("sm90a", "f16"): Tolerance(2.0 * _F16, 1.75, _F32, 4e-6),
+}
+
+
+class GradientTolerance(NamedTuple):
+    """How exact dq, dk and dv of one family and dtype must be."""
+
+    relative: float
+    # As above, over the rounding of the exact gradient. It is more than 1 where y, from which delta is
+    # made, has been rounded to 16 bits.
+    over_rounding: float | None
+    # Precision of scores and sums.
+    eps: float
+
+
+# Of dq, dk and dv alike.
+GRADIENT_TOLERANCES = {
+    ("host", "f64"): GradientTolerance(1e-12, None, _F64),
+    ("host", "f32"): GradientTolerance(2e-6, None, _F32),
+    ("host", "bf16"): GradientTolerance(1.02 * _BF16, 1.25, _F32),
+    ("host", "f16"): GradientTolerance(1.02 * _F16, 1.25, _F32),
+    ("simt", "f64"): GradientTolerance(1e-12, None, _F64),
+    ("simt", "f32"): GradientTolerance(2e-6, None, _F32),
+    ("simt", "bf16"): GradientTolerance(1.02 * _BF16, 1.25, _F32),
+    ("simt", "f16"): GradientTolerance(1.02 * _F16, 1.25, _F32),
+    # P and dS are rounded to 16 bits before their products, which costs about another rounding:
+    # sqrt(2), and half of that for y's.
+    ("sm80", "bf16"): GradientTolerance(2.0 * _BF16, 1.5 * 2**0.5, _F32),
+    ("sm80", "f16"): GradientTolerance(2.0 * _F16, 1.5 * 2**0.5, _F32),
+    ("sm90a", "bf16"): GradientTolerance(2.0 * _BF16, 1.5 * 2**0.5, _F32),
+    ("sm90a", "f16"): GradientTolerance(2.0 * _F16, 1.5 * 2**0.5, _F32),
+}
+
+def assert_close(
+    family: str,
+    dtype: str,
+    y: Any,
+    exact_y: Any,
+    lse: Any = None,
+    exact_lse: Any = None,
+    *,
+    score: float = 0.0,
+    lse_score: float | None = None,
+    summands: Any = None,
+) -> None:
+    """Hold y, and lse where there is one, to the tolerance of the family that made them.
+
+    Parameters
+    ----------
+    family : str
+        What the plan's `family` says: "host", "simt", "sm80" or "sm90a".
+    dtype : str
+        "f16", "bf16", "f32" or "f64".
+    y : array_like or torch.Tensor
+        The answer, ``[B, H, Q, D]``, on any device.
+    exact_y : array_like or torch.Tensor
+        What :func:`attention` says.
+    lse : array_like or torch.Tensor, optional
+        ``[B, H, Q]``. Not checked by default.
+    exact_lse : array_like or torch.Tensor, optional
+        What :func:`attention` says; wanted with `lse`.
+    score : float, default 0
+        The largest scaled score (:func:`max_score`) where it is beyond the ordinary, that is with
+        large logits or a large scale; 0 asks for the plain tolerance of y.
+    lse_score : float, optional
+        The same for lse. Default `score`.
+    summands : array_like, optional
+        The exact attention over the absolute values of V, where V has so few columns that their sums
+        may nearly cancel by chance: rounding is relative to what was added up.
+
+    Raises
+    ------
+    AssertionError
+        If the answer is too far off, holds a NaN, or has another row without keys.
+    InvalidProblemError
+        If the family has no kernels of that dtype.
+    """
+    tolerance = _of(TOLERANCES, family, dtype)
+    y, exact_y = _numpy(y), _numpy(exact_y)
+    _require(not np.isnan(y.astype(np.float64)).any(), "NaN in y")
+    extra = 4 * tolerance.eps * score
+    error = error_of(y, exact_y)
+    floor = _F16_FLOOR if dtype == "f16" else 0.0
+    if summands is not None:
+        floor = max(floor, 4 * tolerance.eps * float(np.max(summands, initial=0.0)))
+    _require(
+        error["relative"] <= tolerance.relative + extra or error["max"] <= floor,
+        f"{family} {dtype}: relative error of y {error['relative']:.3e} > "
+        f"{tolerance.relative + extra:.3e}",
+    )
+    if lse is not None:
+        _check_lse(
+            f"{family} {dtype}", tolerance, _numpy(lse), _numpy(exact_lse),
+            score if lse_score is None else lse_score,
+        )  # fmt: skip
+    if not score:
+        _check_rounding(f"{family} {dtype}: rms error", tolerance, y, exact_y, dtype)
+
+
+def assert_gradients(
+    family: str,
+    dtype: str,
+    got: Any,
+    exact: Any,
+    *,
+    score: float = 0.0,
+    summands: float = 0.0,
+    peaked: bool = False,
+) -> None:
+    """Hold dq, dk and dv to the family's tolerance.
+
+    Parameters
+    ----------
+    family : str
+        What the backward plan's `family` says; "-deterministic" behind it changes nothing.
+    dtype : str
+        Of the operands: "f16", "bf16", "f32" or "f64".
+    got : tuple of array_like or torch.Tensor
+        ``(dq, dk, dv)``, in any dtype that an output may have.
+    exact : tuple of array_like or torch.Tensor
+        What :func:`attention_backward` says.
+    score : float, default 0
+        As in :func:`assert_close`.
+    summands : float, default 0
+        How large the numbers are that a gradient is the sum of, where those nearly cancel: rows that
+        see one key have dq = 0.
+    peaked : bool, default False
+        For softmax rows close to one-hot, where what y was rounded by is the largest error of a
+        16-bit gradient.
+
+    Raises
+    ------
+    AssertionError
+        If a gradient is too far off or not finite.
+    InvalidProblemError
+        If the family has no kernels of that dtype.
+    """
+    tolerance = _of(GRADIENT_TOLERANCES, family.removesuffix("-deterministic"), dtype)
+    allowed = (tolerance.relative + 8 * tolerance.eps * score) * (2.5 if peaked else 1.0)
+    floor = 16 * tolerance.eps * summands + (_F16_FLOOR if dtype == "f16" else 0.0)
+    for name, one, truth in zip(("dq", "dk", "dv"), got, exact, strict=True):
+        one, truth = _numpy(one), _numpy(truth)
+        _require(bool(np.isfinite(one.astype(np.float64)).all()), f"{name} is not finite")
+        error = error_of(one, truth)
+        _require(
+            error["relative"] <= allowed or error["max"] <= floor,
+            f"{family} {dtype}: relative error of {name} {error['relative']:.3e} > {allowed:.3e}, "
+            f"at most {error['max']:.3e} > {floor:.3e}",
+        )
+        if one.itemsize == 2 and not (score or peaked):
+            what = f"{family} {dtype}: rms error of {name}"
+            _check_rounding(what, tolerance, one, truth, dtype)
+
+
+def rms_over_rounding(y: Any, exact_y: Any, dtype: str) -> float:
+    """How much worse an answer is than rounding the exact one.
+
+    Parameters
+    ----------
+    y, exact_y : array_like or torch.Tensor
+        An answer and the exact one, of one shape.
+    dtype : str
+        "f16", "bf16", "f32" or "f64".
+
+    Returns
+    -------
+    float
+        rms error of `y` over the rms error of `exact_y` rounded to `dtype`. Where the exact answer
+        needs no rounding (one visible key) it is 0 or infinite.
+
+    Raises
+    ------
+    InvalidProblemError
+        If the shapes differ.
+    """
+    y, exact_y = _numpy(y), _numpy(exact_y)
+    error = error_of(y, exact_y)["rms"]
+    rounding = error_of(exact_y.astype(NUMPY_DTYPES[dtype]), exact_y)["rms"]
+    if rounding == 0.0:
+        return 0.0 if error == 0.0 else float("inf")
+    return error / rounding
+
+
+def _check_lse(what: str, tolerance: Tolerance, lse: Any, exact: Any, score: float) -> None:
+    wrong = np.isneginf(exact) != np.isneginf(lse)
+    _require(not wrong.any(), f"{wrong.sum()} rows differ in whether they see any key")
+    seen = ~np.isneginf(exact)
+    off = np.abs(lse.astype(np.float64)[seen] - exact[seen])
+    allowed = tolerance.lse + 4 * tolerance.eps * (np.abs(exact[seen]) + score)
+    _require(bool((off <= allowed).all()), f"{what}: lse off by {off.max(initial=0):.3e}")
+
+
+def _check_rounding(
+    what: str, tolerance: Tolerance | GradientTolerance, got: Any, exact: Any, dtype: str
+) -> None:
+    if tolerance.over_rounding is None or exact.size < STATISTICAL:
+        return
+    ratio = rms_over_rounding(got, exact, dtype)
+    _require(
+        ratio <= tolerance.over_rounding,
+        f"{what} is {ratio:.3f}x that of rounding the exact answer, more than "
+        f"{tolerance.over_rounding}x",
+    )
+
+
+_T = TypeVar("_T")
+
+
+def _of(table: dict[tuple[str, str], _T], family: str, dtype: str) -> _T:
+    if (family, dtype) not in table:
+        known = ", ".join(" ".join(key) for key in table)
+        raise InvalidProblemError(f"family, dtype: got {family} {dtype}, must be one of {known}")
+    return table[family, dtype]
+
+
+def _require(holds: bool, message: str) -> None:
+    """An `assert` that ``python -O`` keeps."""
+    if not holds:
+        raise AssertionError(message)
+
+
+def _numpy(x: Any) -> np.ndarray:
+    if not hasattr(x, "detach"):
+        return np.asarray(x)
+    x = x.detach().cpu()
+    # NumPy has no bfloat16 of PyTorch's; float32 holds every bfloat16 exactly.
+    array: np.ndarray = (x.float() if x.element_size() == 2 else x).numpy()
+    return array

@@ -1,0 +1,1 @@
+"""For `tests.helpers`, which benchmarks import too."""
