@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,8 @@ PARTS = (
     "sanitize", "interop", "endurance",
 )  # fmt: skip
 LIMIT_SECONDS = 480
+_REPORT_SECONDS = 15
+_STOPPED = 124  # the exit code of what was stopped
 _RANKS = "tests/multi_rank"
 _FAULTS = f"{_RANKS}/test_faults.py"
 _PEERS = (f"{_RANKS}/test_peer_ring.py", f"{_RANKS}/test_peer_faults.py")
@@ -140,32 +143,46 @@ def _pytest(*arguments: str, seconds: float = LIMIT_SECONDS - 20) -> Counts:
         sum(t[k] for t in totals) for k in ("tests", "failures", "errors", "skipped")
     )
     failed = failures + errors
-    if code != 0 and failed == 0:
-        failed = 1  # a time-out, or a failure outside of any test
+    if code == _STOPPED or (code != 0 and failed == 0):
+        failed += 1  # a time-out, or a failure outside of any test
     return {"passed": tests - failures - errors - skipped, "failed": failed, "skipped": skipped}
 
 
 def _run(command: list[str], *, seconds: float, environment: dict[str, str] | None = None) -> int:
     print("$", " ".join(command), flush=True)
     environment = {**os.environ, **(environment or {})}
-    try:
-        return subprocess.run(
-            command, check=False, cwd=ROOT, env=environment, timeout=seconds
-        ).returncode
-    except subprocess.TimeoutExpired:
-        print(f"stopped after {seconds:.0f} s", file=sys.stderr)
-        return 124
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            print(f"stopped after {seconds:.0f} s", file=sys.stderr)
+            process.send_signal(signal.SIGINT)  # pytest still reports what has run
+        try:
+            process.wait(_REPORT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        return _STOPPED
 
 
 def _tests() -> tuple[Counts, list[Row]]:
-    # Side by side: the unit tests keep the CPU busy and leave the GPU alone. How the wheel is packed
-    # is CI's matter: it needs tools that a GPU machine may lack.
+    # Side by side: the unit tests keep the CPU busy and leave the GPU alone; those on the GPU leave
+    # most of it idle, as they wait for the host. How the wheel is packed is CI's matter: it needs
+    # tools that a GPU machine may lack.
     unit = "tests/unit"
     elsewhere = (unit, _RANKS, _INTEROP, "tests/packaging")
     rest = ("tests", *_QUICK, *(f"--ignore={path}" for path in elsewhere))
-    with ThreadPoolExecutor() as pool:
-        counts = list(pool.map(lambda paths: _pytest(*paths), [(unit,), rest]))
-    return _sum(counts), []
+    return _side_by_side([(unit,), *_shares(rest)]), []
+
+
+def _shares(arguments: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """A run of pytest as several that are all of it, as many as there are CPUs for."""
+    count = max(1, min(4, (os.cpu_count() or 1) // 4))
+    return [(*arguments, "--share", f"{number}/{count}") for number in range(count)]
+
+
+def _side_by_side(runs: list[tuple[str, ...]], **options: Any) -> Counts:
+    with ThreadPoolExecutor(len(runs)) as pool:
+        return _sum(list(pool.map(lambda run: _pytest(*run, **options), runs)))
 
 
 def _ranks() -> tuple[Counts, list[Row]]:
@@ -193,14 +210,17 @@ def _interop() -> tuple[Counts, list[Row]]:
     # programs of their own, whose start takes longer than their work.
     counts = [_pytest(_TORCH, "-m", "gpu and not multi_rank", seconds=90)]
     others = (_INTEROP, f"--ignore={_TORCH}", "-m", "gpu and not endurance and not multi_gpu")
-    beside = ((_TORCH, "-m", "gpu and multi_rank"), others)
-    with ThreadPoolExecutor() as pool:
-        counts += pool.map(lambda paths: _pytest(*paths, seconds=LIMIT_SECONDS - 110), beside)
+    ranks = (_TORCH, "-m", "gpu and multi_rank")
+    counts.append(_side_by_side([*_shares(ranks), others], seconds=LIMIT_SECONDS - 110))
     return _sum(counts), []
 
 
 def _endurance() -> tuple[Counts, list[Row]]:
-    return _pytest("tests", "-m", f"({_ELSEWHERE}) and not multi_gpu"), []
+    # What measures the device's memory comes alone; the others wait for deadlines most of the time.
+    alone, others = "device_memory and not multi_gpu", "endurance and not (device_memory or multi_gpu)"
+    counts = _pytest("tests", "-m", alone, seconds=LIMIT_SECONDS / 2)
+    beside = _side_by_side(_shares(("tests", "-m", others)), seconds=LIMIT_SECONDS / 2 - 30)
+    return _sum([counts, beside]), []
 
 
 def _measured(part: str) -> tuple[Counts, list[Row]]:

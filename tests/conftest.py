@@ -27,6 +27,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help="A test of this framework fails instead of skipping where it is not installed.",
     )
+    parser.addoption(
+        "--share",
+        type=share,
+        default=(0, 1),
+        metavar="I/N",
+        help="Share I, from 0, of N: every Nth test, so that N runs side by side are all of them.",
+    )
+
+
+def share(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ValueError  # argparse says what it got
+    return int(number), int(count)
+
+
+@pytest.hookimpl(trylast=True)  # of what -k and -m leave
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    number, count = config.getoption("--share")
+    if count > 1:
+        config.hook.pytest_deselected(items=[x for i, x in enumerate(items) if i % count != number])
+        items[:] = items[number::count]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -21,13 +21,13 @@ WAYS = ("context_parallel", "register")
 HEAD = """\
 # What context_parallel catches
 
-Made by `tests/helpers/ring_coverage.py`, which tries every row over two gloo ranks with random weights
-and compares with one process: do not edit. *Right* is a relative error of at most 1e-4; *refused*
-is a typed error that names what it is about, on every rank at once on the CPU. No row is wrong.
+`tests/helpers/ring_coverage.py` makes this page: do not edit it. The program tries every row over two gloo
+ranks with random weights, and compares the result with that of one process. *Right* is a relative error of at
+most 1e-4. *Refused* is a typed error that names its cause, on every rank at once on the CPU. No row is wrong.
 
-The forms that are right train too (`tests/interop/test_torch_context.py`): gradients flow through the ring,
-and `backward` may be called outside of the context. Where activations are checkpointed it must be called
-within: attention that is computed anew outside of the context is an error.
+The forms that are right can also be trained (`tests/interop/test_torch_context.py`). Gradients flow through the
+ring, and `backward` may be called outside of the context. If activations are checkpointed, call `backward`
+within it: attention that is computed again outside of the context is an error.
 
 ## Forms of attention in PyTorch
 
@@ -36,23 +36,22 @@ within: attention that is computed anew outside of the context is an error.
 NOT_SEEN = """
 ## What cannot be seen
 
-Nothing tells the context of these, so they stay the caller's to avoid:
+The context does not notice the following. Avoid them yourself:
 
-- kernels that do not pass PyTorch's dispatcher: the `flash_attn`, `xformers` and Triton packages
-  called by the model itself;
-- attention written out without a softmax over the scores (`exp` and a sum), or over scores of two
+- kernels that bypass PyTorch's dispatcher, such as the `flash_attn`, `xformers` and Triton packages called by
+  the model itself;
+- attention that is written out without a softmax over the scores (`exp` and a sum), or over scores of two
   dimensions, and code that a compiler other than Dynamo has fused;
-- what mixes rows by other means than attention, LSTM, GRU, RNN or one-dimensional convolution:
-  cumulative sums, rolls, shifts by one token, pooling over the sequence;
-- positions that a model of your own counts from its shard's first row, instead of taking
-  `position_ids`; for transformers' models they are compared, but not under `torch.compile`;
-- attention that another thread computes: the context is the thread's own, and that of the threads of
-  autograd which work at a `backward` called in it;
-- a model that was registered (`baracuda_ring`) and is called layer by layer, not as a whole: only
-  its attention is looked at then.
+- other code that mixes rows: cumulative sums, rolls, shifts by one token, pooling over the sequence (LSTM, GRU,
+  RNN and one-dimensional convolution are noticed);
+- positions that a model of your own counts from its shard's first row, instead of taking `position_ids`; for
+  models of transformers they are compared, but not under `torch.compile`;
+- attention that another thread computes: the context belongs to its thread, and to the threads of autograd that
+  work at a `backward` called in it;
+- a model that was registered (`baracuda_ring`) and is called layer by layer: then only its attention is checked.
 
-A softmax of three dimensions whose last two are alike is taken for attention: experts as many as
-this rank's rows are refused with it.
+A softmax of three dimensions whose last two are equal counts as attention. So a model with as many experts as
+this rank has rows is refused.
 """
 
 
@@ -61,9 +60,9 @@ def render(data: dict[str, Any]) -> str:
     for row in data["forms"]:
         lines.append(f"| {row['name']} | {_cell(row)} |")
     lines += ["", f"## Models of transformers {data['transformers']}", ""]
-    lines += ["Causal and masked language models by `model_type`, as the library makes them, with",
-              "windows of 8 rows where the type has windows; contiguous shards of 16 rows. Types with",
-              "windows are tried a second time without.", ""]  # fmt: skip
+    lines += ["Causal and masked language models by `model_type`, as the library makes them, on contiguous",
+              "shards of 16 rows. Types that have windows get windows of 8 rows, and are tried a second time",
+              "without.", ""]  # fmt: skip
     lines += ["| model type | `context_parallel` | `baracuda_ring` |", "|---|---|---|"]
     for row in data["models"]:
         first, second = (row[way] for way in WAYS)
@@ -72,7 +71,7 @@ def render(data: dict[str, Any]) -> str:
             f"| {row['name']} | {_cell(first)} | {'the same' if same else _cell(second)} |"
         )
     if data["not_built"]:
-        lines += ["", "Not tried, as this trial's small sizes make no such model: "
+        lines += ["", "Not tried, because no such model has the small sizes of this trial: "
                   + ", ".join(data["not_built"]) + "."]  # fmt: skip
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n" + NOT_SEEN
 

@@ -57,6 +57,14 @@ class PeerRank(Rank):
         register(comm, arrays.held)
         return stream, plan, arrays
 
+    def ring(self, task: dict) -> dict:
+        """From a stream of a priority where the task names one."""
+        if "priority" not in task:
+            return super().ring(task)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream(priority=task["priority"])):
+            return super().ring(task)
+
     def unregistered(self, task: dict) -> dict:
         """How a run with buffers of its own goes, and what is said of it before."""
         comm = self.comms["own"]

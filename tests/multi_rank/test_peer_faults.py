@@ -4,6 +4,7 @@ kernel behind a wait, beside collectives, at the interpreter's end, and what is 
 One process per rank, all on one GPU where a test does not say otherwise.
 """
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -55,18 +56,21 @@ def test_a_mixed_ring_of_four_gpus(torch):
         ranks.close()
 
 
-def test_one_connection_to_the_device(torch):
-    """All streams of a process share one hardware queue: a wait in it holds up what is behind."""
+@pytest.mark.parametrize("size", [2, 3])
+def test_one_connection_to_the_device(torch, size):
+    """All streams of a process share one hardware queue: a wait in it holds up what is behind. So on
+    the caller's stream of either priority, for the ring's own is of the higher."""
     ranks = RankPool(
-        2, WORKER, exchange="peer", environment={"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+        size, WORKER, exchange="peer", environment={"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
     )
     try:
         for wait in WAITS:
             ranks.join(wait=wait)
-            for graph in (False, True):
+            for priority, graph in itertools.product((0, -1), (False, True)):
                 task = ring_task(ranks, "bf16", rows=256, register=True, graph=graph, runs=6)
-                check(torch, ranks, task)
-            ranks.run({"do": "unloaded"}, seconds=40)
+                check(torch, ranks, task | {"priority": priority})
+            if size == 2:
+                ranks.run({"do": "unloaded"}, seconds=40)
     finally:
         ranks.close()
 

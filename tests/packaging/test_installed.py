@@ -263,7 +263,7 @@ def disassembly():
 
 @needs_cuda_build
 def test_tensor_core_kernels_use_tensor_cores():
-    seen = hopper = backward = 0
+    seen = hopper = backward = scores_ahead = 0
     for _, name, function in disassembly():
         # Of the gradients' only the step has products; what goes over rows is named after sm80, too.
         if "sm80" in name and ("backward" not in name or "step_kernel" in name):
@@ -285,8 +285,10 @@ def test_tensor_core_kernels_use_tensor_cores():
             # Matrix descriptors stay in uniform registers: moving them there costs a quarter of a loop.
             loops = _product_loops(function)
             assert len(loops) >= 2, f"{name} has {len(loops)} loops with products"
-            # Kernels with scores ahead have one loop over key tiles; the next holds a tile's end.
+            # Kernels with scores ahead have one loop over key tiles, of two at a time; the next holds
+            # a tile's end.
             tile_products = 0 if gradients else 12
+            scores_ahead += not gradients and sum("HGMMA" in line for line in loops[0]) >= 32
             loops = [
                 body
                 for body in loops[:2]
@@ -300,9 +302,10 @@ def test_tensor_core_kernels_use_tensor_cores():
                 most = 22 if gradients else 8
                 assert moves <= most, f"{name} moves {moves} values to uniform registers in a loop"
     assert seen >= 20
-    # (3 head dims + a second tile at 128, each x 4 flag variants, and there 2 more of whole calls)
+    # (3 head dims + a second tile at 128, each x 4 flag variants, and there 4 without scores ahead)
     # x 2 dtypes
-    assert hopper == 36
+    assert hopper == 40
+    assert scores_ahead == 2 * 4 * 2  # both tiles at 128, steps of a ring as well as whole calls
     # (3 head dims, each in a fixed order too, and at 128 the pair and the first stores) x 2 dtypes
     assert backward == 16
 

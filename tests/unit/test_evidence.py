@@ -208,3 +208,16 @@ def test_the_documented_commands(tmp_path):
     assert "25 passed, 0 failed, 5 skipped" in (docs / "performance.md").read_text()
     assert (docs / "performance-nvidia-h100-80gb-hbm3.svg").is_file()
     assert (docs / "performance-backward-nvidia-h100-80gb-hbm3.svg").is_file()
+
+
+def test_tests_that_had_run_when_their_time_was_up_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "ROOT", tmp_path)
+    (tmp_path / "conftest.py").write_text(
+        "def pytest_addoption(parser):\n    parser.addoption('--require-gpu', action='store_true')\n"
+    )
+    (tmp_path / "test_some.py").write_text(
+        "import time\ndef test_one(): pass\ndef test_two(): assert 0\n"
+        "def test_three(): time.sleep(300)\n"
+    )
+    counts = evidence._pytest("-p", "no:cacheprovider", "test_some.py", seconds=8)
+    assert counts == {"passed": 1, "failed": 2, "skipped": 0}

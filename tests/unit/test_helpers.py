@@ -16,3 +16,21 @@ def test_nothing_is_left_in_the_temporary_directory(tmp_path):
     )  # fmt: skip
     assert result.stdout.startswith(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def collected(*arguments):
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider",
+         TESTS / "unit" / "test_walls.py", "-k", "named", *arguments],
+        capture_output=True, text=True, check=False, cwd=TESTS.parent,
+    )  # fmt: skip
+    return result, [line for line in result.stdout.splitlines() if "::" in line]
+
+
+def test_shares_are_all_tests_and_each_once():
+    _, everything = collected()
+    shares = [collected("--share", f"{i}/3")[1] for i in range(3)]
+    assert sorted(x for share in shares for x in share) == sorted(everything)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    result, _ = collected("--share", "3/3")
+    assert result.returncode != 0 and "invalid share value: '3/3'" in result.stderr

@@ -17,8 +17,6 @@ from helpers.ring_abi import LocalWorld, last_failure
 from helpers.sum_ring import SumRing
 
 WAITS = (peers.EVENT, peers.VALUE, peers.GATE)
-# A gate enqueued later may be what a grant waits for: nothing for streams that wait at once.
-ON_THREADS = (peers.EVENT, peers.VALUE)
 PROGRAMS = [(1, False), (1, True), (2, False), (2, True)]
 
 
@@ -47,15 +45,17 @@ def run_threads(ring: SumRing, world: LocalWorld, delay=lambda _rank: 0.0) -> li
 # ---- Which hops ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wait", ON_THREADS)
+@pytest.mark.parametrize("wait", WAITS)
 @pytest.mark.parametrize("world_size", [2, 3, 4, 8])
 def test_hops_of_one_host_push_and_give_the_answer(world_size, wait):
+    """On a rank's thread everything is done as it is enqueued, as where all streams share a queue of
+    the device: nothing may wait for what comes later."""
     world = LocalWorld(world_size)
     connected = Peers(world, wait=wait)
     assert connected.failures == [None] * world_size
     assert all(connected.reasons(r) == [peers.WORKS] * world_size for r in range(world_size))
-    for parts, launch_adds in PROGRAMS:
-        ring = SumRing(world_size, parts=parts, launch_adds=launch_adds)
+    rings = [SumRing(world_size, parts=parts, launch_adds=adds) for parts, adds in PROGRAMS]
+    for ring in [*rings, SumRing(world_size, beside_alone=True)]:
         register(connected, ring)
         for _ in range(3):
             ring.reset()
@@ -169,7 +169,7 @@ def _target(fd: str) -> str:
 # ---- Faults -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wait", ON_THREADS)
+@pytest.mark.parametrize("wait", WAITS)
 def test_a_rank_that_is_late_by_a_run_is_waited_for(wait):
     """The others run ahead by as much as the words let them."""
     world = LocalWorld(4)

@@ -63,7 +63,7 @@ def test_what_was_not_measured_comes_from_the_log_and_is_said():
 
 
 def test_the_default_state_gives_the_logs_ring_tax():
-    """docs/kernel-log.md, D 128, H 16, 8 chunks without a mask against one call."""
+    """docs/kernel-log/forward-sm80.md, D128, H 16, 8 chunks without a mask against one call."""
     rates = scaling.default_rates("sm80", "bf16", 128)
     at_8192 = scaling.ComputeRates.constant(rates.tflops(8192))
     # 128 SMs: the 128 tiles of chunk 1024 would leave some idle, in the one call as in the steps.
@@ -89,7 +89,7 @@ def test_the_default_state_gives_the_logs_ring_tax():
 )
 def test_default_rates(family, dtype, head_dim, full):
     rates = scaling.default_rates(family, dtype, head_dim)
-    page = "performance" if family == "sm90a" else "kernel-log"
+    page = "performance" if family == "sm90a" else f"kernel-log/forward-{family}"
     assert rates.tflops(8192) == full and f"docs/{page}.md" in rates.sources[0]
     assert rates.tflops(8192, causal=True) < full * 1.01
     if head_dim not in (64, 128, 256) or dtype == "f16":

@@ -22,7 +22,7 @@ PAGES += sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*
 
 # Nothing to run: trees of files, other libraries' calls, and what Sphinx makes its menu and its
 # reference of, or shows of other files.
-SHOWN = {"text", "{toctree}", "{eval-rst}", "{include}", "{literalinclude}"}
+SHOWN = {"text", "{toctree}", "{eval-rst}", "{include}", "{literalinclude}", "{csv-table}"}
 
 # The tests of each language's blocks in their order; one alone runs all of the page as a program.
 RUN_BY = {

@@ -37,7 +37,10 @@ class Run {
   int32_t execute() {
     for (int32_t t = 0; t < rounds_.launches(); ++t) {
       if (t % rounds_.parts() == 0) begin_step(t / rounds_.parts());
-      // First the exchange, so that it is not queued behind a kernel that fills the device.
+      // First the exchange, so that it is not queued behind a kernel that fills the device. But one
+      // that waits for a signal follows what gives it: streams may share a queue of the device, and
+      // there nothing may wait for what is enqueued later.
+      if (signalled_ && !await_inputs(t)) return join_and_report();
       if (!exchange(t) || !compute(t)) return join_and_report();
     }
     begin_step(rounds_.steps());
@@ -94,8 +97,8 @@ class Run {
            });
   }
 
-  // True if the exchange itself signals that the work before a round has ended.
-  bool is_signalled(int32_t number) const {
+  // Asks the exchange to signal itself that the work before a round has ended. True if it will.
+  bool ask_for_signal(int32_t number) const {
     if (count_ > 1 || !rounds_.needs_launch_alone(number)) return false;
     const baracuda_ring_exchange& exchange = exchange_of(calls_[0]);
     return exchange.signals != nullptr && exchange.signals(calls_[0].endpoint, number - 1) != 0;
@@ -135,7 +138,7 @@ class Run {
       Rounds(call).fill(n, this);
       stream = call.stream;
       ready = run.recorder(call).endpoint->compute_done;
-      signalled = run.is_signalled(n) ? 1 : 0;
+      signalled = run.signalled_ ? 1 : 0;
       free_ahead = run.rounds_.is_free_ahead(n) ? 1 : 0;
       begin_mark = call.marks == nullptr ? nullptr : call.marks[n].exchange_begin;
       end_mark = call.marks == nullptr ? nullptr : call.marks[n].exchange_end;
@@ -166,26 +169,33 @@ class Run {
   // ---- Launches --------------------------------------------------------------------------------
 
   bool compute(int32_t t) {
-    const int32_t inputs = rounds_.awaited_by_launch(t);
     if (shared_stream_) {
-      if (!for_each_rank([=](const Call& call) { return await_inputs(call, t, inputs); }) ||
+      if (!await_inputs(t) ||
           !for_each_rank([=](const Call& call) { return compute(call, t); })) {
         return false;
       }
     } else if (!for_each_rank([=](const Call& call) {
-                 return await_inputs(call, t, inputs) && compute(call, t);
+                 return (signalled_ || await_inputs(call, t)) && compute(call, t);
                })) {
       return false;
     }
-    set_awaited(inputs);
+    set_awaited(rounds_.awaited_by_launch(t));
+    if (!add(t)) return false;
+    const bool exchanges = rounds_.has_messages(t + 1);
+    signalled_ = exchanges && ask_for_signal(t + 1);
     // What the next exchange reads, and overwrites, is ready once this is reached.
-    return add(t) && (!rounds_.has_messages(t + 1) || is_signalled(t + 1) || record_compute_done());
+    return !exchanges || signalled_ || record_compute_done();
+  }
+
+  bool await_inputs(int32_t t) {
+    return for_each_rank([=](const Call& call) { return await_inputs(call, t); });
   }
 
   // This runs even if nothing is launched. The caller's stream must join the last exchange, and
   // compute_done must not report a buffer as free while the previous exchange still uses it.
-  bool await_inputs(const Call& call, int32_t t, int32_t inputs) {
-    return enter(call) && mark(call, t, &baracuda_ring_marks::wait_begin) && await(call, inputs) &&
+  bool await_inputs(const Call& call, int32_t t) {
+    return enter(call) && mark(call, t, &baracuda_ring_marks::wait_begin) &&
+           await(call, rounds_.awaited_by_launch(t)) &&
            mark(call, t, &baracuda_ring_marks::compute_begin);
   }
 
@@ -386,6 +396,7 @@ class Run {
   int32_t step_ = 0;
   int32_t awaited_ = -1;    // the last exchange that the callers' streams have waited for
   bool has_exchange_ = false;  // beside the launch at hand
+  bool signalled_ = false;  // the next exchange: the wait for the one before tells it what has ended
   bool has_added_ = false;  // something else than launches went to the callers' streams
   bool failed_ = false;
   bool stopped_ = false;  // by a signal or an abort

@@ -75,7 +75,9 @@ typedef struct baracuda_ring_round {
   // written and the receive buffers are no longer read.
   void* stream;
   void* ready;
-  int32_t signalled;  // not 0: the wait for the previous round signals this, and ready is not recorded
+  // Not 0: the wait for the previous round, which is enqueued already, signals this, and ready is
+  // not recorded.
+  int32_t signalled;
   // Not 0: the receive buffers are free once the previous round has ended, earlier than ready.
   int32_t free_ahead;
   // Timed events for the round's begin and end, NULL without a timeline.
@@ -115,8 +117,9 @@ typedef struct baracuda_ring_exchange {
   // After a run's last launch: makes stream wait until this rank's messages have arrived. May be
   // NULL.
   int32_t (*finish)(baracuda_ring_endpoint* endpoint, void* stream);
-  // True if the wait for a round, enqueued after a launch, tells the next round's grant that the
-  // launch has ended. No event is then recorded between the two. May be NULL.
+  // Asks that the wait for a round, enqueued directly after a launch, tell the next round's grant
+  // that the launch has ended. No event is then recorded between the two, and that grant follows
+  // the wait. Returns 0 if the wait will not tell. May be NULL.
   int32_t (*signals)(baracuda_ring_endpoint* endpoint, int32_t number);
   // Multiprocessors that the round posted last takes. NULL: the endpoint's max_ctas.
   int32_t (*margin)(baracuda_ring_endpoint* endpoint);

@@ -5,16 +5,19 @@
 
 namespace baracuda::sm90 {
 
+// FIRST or LAST; FIRST and LAST.
+enum class Served { any_step, ends_of_rings, whole_calls };
+
 // Warpgroup 0 copies, the others compute 64 query rows each.
 // TakeTurns: they issue their products one after the other, in a fixed order. Pays with three of
 // them at head_dim 64, where softmax takes longer than the products; with two, at head_dim 128 and
 // 256, each does better on its own.
 // LastN: columns that the last key tile is given where it holds no more keys; BlockN: no such case.
-// ScoresAhead: in whole calls (FIRST and LAST) the scores of a key tile are asked for before the
-// products with V of the tile before the last are waited for; takes registers for the weights of two
-// tiles. WholeOnly: there are kernels of it for whole calls alone.
+// ScoresAhead: the scores of a key tile are asked for before the products with V of the tile before
+// the last are waited for; takes registers for the weights of two tiles. Served: the steps that
+// there are kernels of it for.
 template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns,
-          int LastN = BlockN, bool ScoresAhead = false, bool WholeOnly = false>
+          int LastN = BlockN, bool ScoresAhead = false, Served Steps = Served::any_step>
 struct Config {
   using Element = Element_;
   static constexpr int head_dim = HeadDim;
@@ -29,13 +32,18 @@ struct Config {
   static constexpr bool scores_ahead = ScoresAhead;
   static constexpr bool wants_most_registers = ScoresAhead && BlockN > 128;
   static constexpr int producer_registers = Consumers > 2 ? 32 : wants_most_registers ? 24 : 56;
+  // Answers of rows that see no key pass through registers of the warps that copy.
+  static constexpr bool ends_keyless_rows = producer_registers > 24;
   static constexpr int consumer_registers = Consumers > 2 ? 160 : wants_most_registers ? 240 : 224;
   static_assert(producer_registers + Consumers * consumer_registers <=
                     (Consumers + 1) * launch_registers, "more registers than the block has");
   static_assert(Consumers <= 3, "a warp of warpgroup 0 for K and V, and one for each consumer");
   static constexpr int stages = 2;
   static constexpr bool take_turns = TakeTurns;
-  static constexpr bool serves(bool whole_call) { return whole_call || !WholeOnly; }
+  static constexpr bool serves(bool first, bool last) {
+    return Steps == Served::any_step || (first && last) ||
+           (Steps == Served::ends_of_rings && (first || last));
+  }
 
   // Tiles are blocks of 64 columns (128 bytes), all rows of a block together.
   static constexpr int column_blocks = HeadDim / 64;

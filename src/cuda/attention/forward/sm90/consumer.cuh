@@ -5,9 +5,9 @@
 // tile runs beside the tensor cores twice: PV of the tile before is still in flight, and so are the
 // products of the other warpgroups.
 //
-// Whole calls may ask for scores ahead (Config): a warpgroup is bound by its own chain of products,
-// softmax and products. Weights that have registers of their own, while PV still reads those of the
-// tile before, take packing, the wait for PV and most of the rescaling of O out of that chain.
+// It may ask for scores ahead (Config): a warpgroup is bound by its own chain of products, softmax
+// and products. Weights that have registers of their own, while PV still reads those of the tile
+// before, take packing, the wait for PV and most of the rescaling of O out of that chain.
 #pragma once
 
 #include <math_constants.h>
@@ -48,7 +48,7 @@ class Consumer {
       pass_by(uniform(tiles_) - seen_);
       Before before;
       if (seen_ > 0) {
-        if constexpr (scores_ahead) {
+        if constexpr (C::scores_ahead) {
           fold_ahead(o, rows, before, tile, n);
         } else {
           fold(o, rows, before, tile, n);
@@ -66,7 +66,6 @@ class Consumer {
   // The state of the step before, which is wanted at a tile's end: up to then that step may still
   // be running. o: where there are registers to read it ahead.
   static constexpr bool reads_ahead = Last && C::head_dim <= 128;
-  static constexpr bool scores_ahead = C::scores_ahead && First && Last;
   struct Before {
     RowStatistics rows;
     typename StateRows<C>::Fragments o;
@@ -304,7 +303,7 @@ class Consumer {
     await_turn();
     pin_registers(s);
     wgmma_fence();
-    issue_scores(s, turn_);
+    issue_scores(s, C::scores_ahead ? uniform(turn_) : turn_);
     pass_turn();
     wgmma_wait<0>();
     pin_registers(s);
@@ -360,7 +359,7 @@ class Consumer {
     await_v(turn_);
     pin_registers(o);
     wgmma_fence();
-    issue_output(o, p, turn_);
+    issue_output(o, p, C::scores_ahead ? uniform(turn_) : turn_);
     load_before(before, query);
     look_at(n + 1);
     wgmma_wait<0>();

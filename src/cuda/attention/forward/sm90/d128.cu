@@ -4,40 +4,54 @@
 namespace baracuda::sm90 {
 namespace {
 
-// Tiles of keys. Whole calls ask for scores ahead, which leaves no registers for the widest tile.
-// Steps of a ring do not, whose code is read cold: there is less of it so. Nor do calls of few keys,
-// which lose up to 6 % by it (512 keys without a mask).
-constexpr int narrow = 128, wide_ahead = 144, wide = 176, wide_last = 112;
+// Tiles of keys. Scores ahead leave no registers for the widest tile.
+constexpr int narrow = 128, wide = 144, widest = 176, widest_last = 112;
+
+constexpr uint32_t whole_call = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
+bool is_whole(const StepParams& p) { return (p.flags & whole_call) == whole_call; }
 
 int64_t filled(int64_t keys, int tile, int last) {
   const int64_t rest = keys % tile;
   return keys - rest + (rest == 0 ? 0 : rest <= last ? last : tile);
 }
 
-// A wide tile has fewer waits per key and takes some percent less time for it. That is lost on a
-// diagonal, where more keys than that are added to fill the last tile, and in steps of few keys,
-// whose first and last tiles weigh more. What runs beside a step must not matter here: the tiles
-// give different bits, and a ring gives the same ones over any transport.
-bool prefers_wide(const StepMask& mask, bool whole, int tile, int last) {
-  constexpr int64_t few_keys = 1536;
-  if (mask.has_diagonal || (!whole && mask.keys < few_keys)) return false;
+// A wider tile has fewer waits per key and takes some percent less time for it. That is lost on a
+// diagonal, and where more keys than that are added to fill the last tile. What runs beside a step
+// must not matter here: the tiles give different bits, and a ring gives the same ones over any
+// transport.
+template <typename C>
+bool prefers(const StepParams& p, const StepMask& mask) {
+  const bool ends_keyless_rows = mask.first_row > 0 && (p.flags & BARACUDA_STEP_LAST) != 0;
+  if (mask.has_diagonal || mask.keys == 0) return false;
+  if (ends_keyless_rows && !C::ends_keyless_rows) return false;
   const int64_t filled_narrow = filled(mask.keys, narrow, narrow);
-  return filled(mask.keys, tile, last) - filled_narrow <= filled_narrow / 40;
+  return filled(mask.keys, C::block_n, C::last_n) - filled_narrow <= filled_narrow / 40;
+}
+
+// Whether a step is better without scores ahead, which cost calls of few keys up to 6 % (512 keys
+// without a mask) and first and last steps, whose larger code is read cold, up to 7 % (zigzag, 1024
+// rows). Steps between gain: they follow others of their kind.
+bool does_without(const StepParams& p, const StepMask& mask) {
+  constexpr int64_t few_of_call = 640, few_of_step = 1024;
+  if (is_whole(p)) return p.key_len <= few_of_call;
+  if ((p.flags & whole_call) == 0) return false;
+  // Below a diagonal lie half of the keys.
+  return (mask.has_diagonal ? p.key_len / 2 : mask.keys) < few_of_step;
 }
 
 template <typename Element>
 struct Tiles {
-  // Narrow's whole calls ask for scores ahead; Short is the same tile where they do not.
   using Narrow = Config<Element, 128, narrow, 2, false, narrow, true>;
-  using Short = Config<Element, 128, narrow, 2, false, narrow, false, true>;
-  using Wide = Config<Element, 128, wide, 2, false, wide_last>;
-  using WideAhead = Config<Element, 128, wide_ahead, 2, false, wide_ahead, true, true>;
+  using Wide = Config<Element, 128, wide, 2, false, wide, true>;
+  // Without scores ahead.
+  using Short = Config<Element, 128, narrow, 2, false, narrow, false, Served::ends_of_rings>;
+  using ShortWide = Config<Element, 128, widest, 2, false, widest_last, false, Served::whole_calls>;
 
   static int32_t load() {
     int32_t status = load_kernels<Narrow>();
-    if (status == BARACUDA_OK) status = load_kernels<Short>();
     if (status == BARACUDA_OK) status = load_kernels<Wide>();
-    return status == BARACUDA_OK ? load_kernels<WideAhead>() : status;
+    if (status == BARACUDA_OK) status = load_kernels<Short>();
+    return status == BARACUDA_OK ? load_kernels<ShortWide>() : status;
   }
   static int32_t launch(const StepParams& p, cudaStream_t stream) {
     return with_tile(p, [&](auto tile, const StepMask& mask) {
@@ -53,15 +67,11 @@ struct Tiles {
  private:
   template <typename F>
   static int32_t with_tile(const StepParams& p, F f) {
-    constexpr uint32_t whole_call = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
-    constexpr int64_t few_keys = 640;
     const StepMask mask = step_mask(p);
-    const bool whole = (p.flags & whole_call) == whole_call;
-    if (whole && p.key_len > few_keys)
-      return prefers_wide(mask, true, wide_ahead, wide_ahead) ? f(WideAhead{}, mask)
-                                                              : f(Narrow{}, mask);
-    if (prefers_wide(mask, whole, wide, wide_last)) return f(Wide{}, mask);
-    return whole ? f(Short{}, mask) : f(Narrow{}, mask);
+    if (does_without(p, mask)) {
+      return is_whole(p) && prefers<ShortWide>(p, mask) ? f(ShortWide{}, mask) : f(Short{}, mask);
+    }
+    return prefers<Wide>(p, mask) ? f(Wide{}, mask) : f(Narrow{}, mask);
   }
 };
 

@@ -29,7 +29,7 @@ class KeylessRows {
 
   // The share of one warp of so many.
   __device__ __forceinline__ void run(int warp, int warps) const {
-    if constexpr (First || Last) {
+    if constexpr (Last ? C::ends_keyless_rows : First) {
       const int units = static_cast<int>(args_.batch_heads * all_.keyless_units.divisor);
       if (warp >= units) return;
       if constexpr (!First) await_grids_before();

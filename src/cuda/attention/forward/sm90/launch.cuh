@@ -13,7 +13,7 @@ using Kernel = void (*)(HopperArgs);
 
 template <typename C, bool First, bool Last>
 constexpr Kernel kernel_if_served() {
-  if constexpr (C::serves(First && Last)) {
+  if constexpr (C::serves(First, Last)) {
     return step_kernel<C, First, Last>;
   } else {
     return nullptr;
@@ -70,7 +70,8 @@ inline bool overlaps_previous(const StepParams& p) {
 template <typename C>
 StepArgs arguments(const StepParams& p, const StepMask& mask) {
   StepArgs args = make_step_args(p, C::block_m, sizeof(typename C::Element));
-  drop_mask(mask, C::block_m, keyless_unit, args);
+  const bool ends_keyless_rows = mask.first_row > 0 && (p.flags & BARACUDA_STEP_LAST) != 0;
+  if (!ends_keyless_rows || C::ends_keyless_rows) drop_mask(mask, C::block_m, keyless_unit, args);
   return args;
 }
 

@@ -93,7 +93,6 @@ int32_t grant(Endpoint* end, const Round* round) {
   if (ahead) status = write_word(peer, end->ring_stream, mine.granted, at.granted);
   if (status != BARACUDA_OK) return status;
   if (round->signalled != 0) {
-    peer.owes_signal = true;
     status = take_word(peer, end->ring_stream, mine.read, kSet);
   } else {
     status = recorded("wait", [&] { return end->ops->wait(end->ring_stream, round->ready); });
@@ -278,7 +277,8 @@ int32_t join(Endpoint* end, void* stream) {
 
 int32_t signals(Endpoint* end, int32_t number) {
   baracuda_peer& peer = peer_of(end);
-  return peer.wait == BARACUDA_PEER_WAIT_GATE && round_at(peer, number).takes ? 1 : 0;
+  peer.owes_signal = peer.wait == BARACUDA_PEER_WAIT_GATE && round_at(peer, number).takes;
+  return peer.owes_signal ? 1 : 0;
 }
 
 int32_t margin(Endpoint* end) {

@@ -94,7 +94,7 @@ struct baracuda_peer {
   baracuda::PeerRound rounds[baracuda::kPeerArrivals];  // the latest, by number
   int32_t last_number = -1;
   bool in_run = false;   // the caller's stream waits for words of the run at hand
-  bool owes_signal = false;  // a grant waits for what the caller's stream has not been given yet
+  bool owes_signal = false;  // the next wait tells the grant behind it that the launch has ended
   uint32_t runs = 0;     // told to the neighbours
   uint32_t compared[2] = {};  // of those, with the rank before and with the next one
   char process[16] = {};  // tells processes of one host apart
