@@ -1,9 +1,9 @@
 // The fixed order of an ordered step's additions to dQ.
 //
-// Blocks draw key tiles from a counter. Key tiles of a head are drawn in the order in which they
-// add to each query tile that sees them, and one waits only for the one before. So every wait is
-// for a key tile that a block at work has drawn before its own: the step ends with any number of
-// blocks resident, whichever they are. The order is the problem's: it does not depend on the grid.
+// Blocks take key tiles from an atomic counter. The key tiles of a head are taken in the order in
+// which they add to a query tile, and each one waits only for its predecessor. So a block waits
+// only for a key tile that a running block has taken earlier, and the step ends with any number of
+// resident blocks. The order follows from the problem; it does not depend on the grid.
 #pragma once
 
 #include <stdint.h>
@@ -14,14 +14,15 @@
 
 namespace baracuda {
 
-// Under a mask, without groups, the shortest key tiles of most heads are drawn first.
+// True if the shortest key tiles of most heads are taken first: under a mask, without grouped
+// heads.
 inline bool draws_shortest_first(bool causal, int64_t group) { return causal && group == 1; }
 
-// Heads of K and V whose key tiles are mixed in an ordered step. So many that few blocks at work
-// have one head (they wait for each other in a row), and few enough that L2 holds Q, dO and the
-// sums of dQ from one block to the next: what fits, or `fewest`, which a family finds by measuring.
-// Two sections at least where the last has an order of its own, in which blocks wait for longer.
-// The last one has the heads that are left, too.
+// Heads of K and V in a section of an ordered step; a section's key tiles are mixed. Many heads,
+// because the blocks of one head wait for each other in a row. Few enough that L2 holds Q, dO and
+// the sums of dQ from one block to the next. The result is what fits L2, and at least `fewest`,
+// which a family finds by measuring. There are at least two sections if the last one has another
+// order, in which blocks wait longer. The last section also gets the remaining heads.
 inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t query_len,
                                       int64_t head_dim, bool causal, int64_t fewest) {
   constexpr int64_t l2_share = int64_t{16} << 20;
@@ -68,12 +69,13 @@ struct DrawnTile {
   bool rises;       // the index of what is drawn of a head
 };
 
-// The n-th of heads * key_tiles. A head's first key tiles are drawn first: under a mask the
-// longest, so that blocks end together. Their blocks go down from the last query tile, which all
-// key tiles have, and stay as far apart as they began. But shortest first, which in all sections
-// but the last is better without groups, they go up: the next, which begins two query tiles before,
-// comes behind by itself. (In a group two query tiles of each head are too many: L2 would not hold
-// what lies between.)
+// The n-th of heads * key_tiles to be taken. Longest first: the first key tiles of a head, which
+// under a mask are the longest, come first, so that blocks end together. Their blocks go down from
+// the last query tile, which every key tile has, and keep the distance with which they began.
+// Shortest first, in all sections but the last and only without grouped heads: blocks go up, and
+// the next key tile, which begins two query tiles earlier, follows behind without waiting. With
+// grouped heads the distance would be two query tiles of every head of the group, which L2 would
+// not hold.
 BARACUDA_HD DrawnTile drawn_tile(int n, const Divisor& section, const Divisor& section_tiles,
                                  int heads, int key_tiles, bool shortest_first) {
   const int size = static_cast<int>(section.divisor);
@@ -88,27 +90,27 @@ BARACUDA_HD DrawnTile drawn_tile(int n, const Divisor& section, const Divisor& s
   return {first_head + inside - place * mixed, rises ? place : key_tiles - 1 - place, rises};
 }
 
-// Without a mask: the query tile that blocks of a head begin with, of sm80's. Heads that are mixed
-// begin evenly apart: their rows, dO and sums often lie at multiples of a power of two, and at the
-// same rows of all heads they would crowd into the same sets of L2.
+// The query tile that blocks of a head begin with in sm80's kernel without a mask. Mixed heads begin
+// evenly apart. The rows, dO and sums of heads often lie a multiple of a power of two apart, so blocks
+// at the same rows of all heads would crowd into the same sets of L2.
 BARACUDA_HD int first_query_tile(int head, int mixed, int query_tiles) {
   return head % mixed * query_tiles / mixed;
 }
 
-// A query tile's word in the scratch.
+// Values of a query tile's word in the scratch.
 enum Turn : uint32_t {  // besides no_sums
-  nobodys_turn = 1,   // no step is at them
+  nobodys_turn = 1,   // no step is running
   after_key_tile = 2  // its addition has landed: plus its index
 };
 
-// When a key tile adds to a query tile. A later key tile is seen by fewer query tiles, the last
+// The turn of a key tile at a query tile. Later key tiles are seen by fewer query tiles: the last
 // ones.
 struct KeyTileTurn {
   int index;       // among the key tiles of its sum
   int next_begin;  // the first query tile that sees the next key tile of its sum
   bool rises;
 
-  // Whether another key tile adds to the m-th query tile before, and the word it leaves.
+  // Whether another key tile adds to query tile m earlier, and the word that it leaves.
   BARACUDA_HD bool waits(int m) const { return rises ? index > 0 : m >= next_begin; }
   BARACUDA_HD uint32_t awaited() const { return after_key_tile + index + (rises ? -1 : 1); }
   BARACUDA_HD uint32_t left_at(int m) const {
