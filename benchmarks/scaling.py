@@ -30,6 +30,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 import baracuda_kernels as bk
+from baracuda_kernels.interop.torch import clear_cache
 from benchmarks import ROOT, faults, gradient_error
 from benchmarks.across_gpus.contenders import forget_buffers
 from benchmarks.across_gpus.hops import Way
@@ -68,6 +69,7 @@ def _group() -> Iterator[tuple[int, int]]:
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", device_id=device, timeout=_TIMEOUT)
     yield dist.get_rank(), dist.get_world_size()
+    clear_cache()
     dist.destroy_process_group()
 
 

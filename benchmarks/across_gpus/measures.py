@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 import baracuda_kernels as bk
+from baracuda_kernels.interop.torch import ring_attention
 from baracuda_kernels.testing import TOLERANCES, attention, error_of
 from benchmarks.across_gpus import contenders, hops, torch_cp
 from benchmarks.across_gpus.contenders import Contender
@@ -173,23 +174,31 @@ class Measures:
     ) -> list[Row]:
         """`exchange` rows, and `scaling` rows, eager and captured, of every way: milliseconds.
 
-        `ideal`: one GPU's time / ranks; `steps`: the rank's own steps without an exchange.
+        `ideal`: one GPU's time / ranks; `steps`: the rank's own steps without an exchange, eager or
+        captured as the run; `torch_op`: PyTorch's op, beside eager runs.
         """
         rings = {way.exchange: contenders.Ring(problem, way.comm) for way in ways}
         self._compare(problem, rings)
         found = [hops.speed_row(problem, way, rings[way.exchange]) for way in ways]
         calls: dict[str, Callable[[], Any]] = {"one_gpu": one.call}
-        calls["steps"] = hops.steps_of(rings[ways[0].exchange], problem)
+        first = rings[ways[0].exchange]
+        calls["steps eager"] = hops.steps_of(first, problem)
+        calls["steps graph"] = captured(calls["steps eager"])
+        calls["torch_op"] = lambda: ring_attention(
+            first.q, first.k, first.v, is_causal=problem.causal, sequence_layout=problem.layout
+        )
         for name, ring in rings.items():
             calls |= {f"{name} eager": ring.run, f"{name} graph": captured(ring.run)}
-        others = {"one_gpu", "steps", *peers}
         calls |= {name: peer.call for name, peer in peers.items()}
         around = {name: peer.around for name, peer in peers.items()}
         rounds = min(rounds, 5) if problem.flops > _LONG_FLOPS else rounds
         samples = interleaved(calls, around, rounds=rounds)
         form = self._forms[problem.chunk, problem.causal]
         for way, what in product(ways, ("eager", "graph")):
-            beside = {name: samples[name] for name in others}
+            beside = {name: samples[name] for name in ("one_gpu", *peers)}
+            beside["steps"] = samples[f"steps {what}"]
+            if what == "eager":
+                beside["torch_op"] = samples["torch_op"]
             ours, times = summary({"ours": samples[f"{way.exchange} {what}"], **beside})
             times["ideal"] = times.pop("one_gpu") / problem.ranks
             params = {**problem.params(), "what": what, "rounds": rounds, **way.params()}

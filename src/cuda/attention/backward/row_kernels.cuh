@@ -6,6 +6,7 @@
 
 #include "attention/backward/family.h"
 #include "attention/backward/finish.cuh"
+#include "attention/backward/order.h"
 #include "attention/backward/prepare.cuh"
 #include "common/kernel_load.h"
 
@@ -14,7 +15,8 @@ namespace baracuda {
 // The scratch holds the Statistics of every row, the sums of dQ, and the norms for the shift. Rows
 // are padded to whole query tiles. If query tiles have words (see turn_words.h), a counter of key
 // tiles follows, then the first words of all tiles, then their second words.
-template <typename Element_, int HeadDim, typename Statistics, int Words = 0>
+template <typename Element_, int HeadDim, typename Statistics, int Words = 0,
+          typename Sums = OneSum>
 struct RowKernels {
   using Element = Element_;
   static constexpr int tile_rows = 64;
@@ -25,19 +27,32 @@ struct RowKernels {
   struct Scratch {
     int64_t query_tiles;  // of a head
     int64_t tiles;
+    int log2_sums;  // of dQ, see order.h
+    int log2_most;  // with a mask or without: the scratch is of one size
 
     explicit Scratch(const StepParams& p)
         : query_tiles((p.query_len + tile_rows - 1) / tile_rows),
-          tiles(p.batch * p.heads * query_tiles) {}
+          tiles(p.batch * p.heads * query_tiles),
+          log2_sums(choose_log2(p, (p.flags & BARACUDA_STEP_CAUSAL) != 0
+                                       ? Sums::log2_most_masked
+                                       : Sums::log2_most)),
+          log2_most(choose_log2(p, Sums::log2_most)) {}
+    int64_t sums() const { return int64_t{1} << log2_sums; }
     int64_t bytes() const {
-      return tiles * (statistics_bytes + 4 * dq_floats) + (shifts ? norms_bytes : 0) +
-             (Words > 0 ? (4 * (Words * tiles + 1) + 15) / 16 * 16 : 0);
+      const int64_t sums = int64_t{1} << log2_most;
+      return tiles * (statistics_bytes + 4 * dq_floats * sums) + (shifts ? norms_bytes : 0) +
+             (Words > 0 ? (4 * (Words * sums * tiles + 1) + 15) / 16 * 16 : 0);
+    }
+    int choose_log2(const StepParams& p, int most) const {
+      if (most == 0 || tiles == 0) return 0;
+      return choose_log2_sums(p.batch * p.kv_heads, p.heads / p.kv_heads, query_tiles, Sums::share,
+                              most);
     }
     char* statistics(const StepParams& p) const { return static_cast<char*>(p.state); }
     float* dq(const StepParams& p) const {
       return reinterpret_cast<float*>(statistics(p) + tiles * statistics_bytes);
     }
-    float* norms(const StepParams& p) const { return dq(p) + tiles * dq_floats; }
+    float* norms(const StepParams& p) const { return dq(p) + sums() * tiles * dq_floats; }
     uint32_t* turns(const StepParams& p) const {
       if (Words == 0 || tiles == 0) return nullptr;
       char* const end = reinterpret_cast<char*>(norms(p)) + (shifts ? norms_bytes : 0);
@@ -76,7 +91,7 @@ struct RowKernels {
     args.statistics = scratch.statistics(p);
     args.dq = scratch.dq(p);
     args.turns = scratch.turns(p);
-    args.turn_words = Words;
+    args.turn_words = static_cast<int>(Words * scratch.sums());
     args.norms = scratch.norms(p);
     args.y_strides = p.y_strides;
     args.dy_strides = params.dy_strides;
@@ -118,6 +133,7 @@ struct RowKernels {
     // A call of one step without keys needs no scratch.
     args.sums = p.key_len == 0 && is_single_step(p) ? nullptr : scratch.dq(p);
     args.turns = args.sums == nullptr ? nullptr : scratch.turns(p);
+    args.count = static_cast<int>(scratch.sums());
     args.dq = params.dq;
     args.dq_strides = params.dq_strides;
     args.heads = static_cast<int>(p.heads);

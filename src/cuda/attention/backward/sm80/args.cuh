@@ -51,6 +51,7 @@ struct Args {
   Divisor mixed;    // heads whose key tiles are mixed
   Divisor mixed_tiles;  // and their key tiles
   bool shortest_first;
+  int log2_sums;  // of dQ of a query tile
 };
 
 struct KeyTile {

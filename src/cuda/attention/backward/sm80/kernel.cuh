@@ -202,7 +202,7 @@ class Block {
   // then blocks with fewer query tiles stay where they began behind others.
   __device__ __forceinline__ void go_over_queries_in_turn(Sums (&d)[gradients], int begin) {
     Rows at{turns_.kv_head() * args_.group,
-            (turns_.descends() ? args_.row_tiles - 1 : begin) * C::tile_parts};
+            (turns_.descends() ? args_.row_tiles - 1 : begin + turns_.first()) * C::tile_parts};
     int left = (args_.row_tiles - begin) * args_.group * C::tile_parts;
     load_queries(0, at.head, at.m);
 #pragma unroll 1
@@ -242,6 +242,7 @@ class Block {
     if (++at.head == (turns_.kv_head() + 1) * args_.group) {
       at.head -= args_.group;
       at.m += turns_.descends() ? -C::tile_parts : C::tile_parts;
+      if (at.m == args_.row_tiles * C::tile_parts) at.m = 0;  // it has begun amid its tiles
     }
     return at;
   }

@@ -9,8 +9,13 @@
 
 namespace baracuda::sm80::backward {
 
+struct SumsInOrder {
+  static constexpr int share = 16, log2_most = 2, log2_most_masked = 1;
+};
+
 template <typename C>
-using Rows = RowKernels<typename C::Element, C::head_dim, RowStatistics, C::turn_words>;
+using Rows = RowKernels<typename C::Element, C::head_dim, RowStatistics, C::turn_words,
+                        std::conditional_t<C::ordered, SumsInOrder, OneSum>>;
 
 // waits: its code on this device waits for the kernels before, as that of the row kernels does.
 template <typename C>
@@ -93,6 +98,7 @@ int32_t launch_gradients(const BackwardParams& params, bool waits, cudaStream_t 
     args.mixed = make_divisor(mixed);
     args.mixed_tiles = make_divisor(mixed * key_tiles);
     args.shortest_first = rising;
+    args.log2_sums = scratch.log2_sums;
   }
   return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(blocks)), C::threads,
                      C::shared_bytes, stream, waits, args);

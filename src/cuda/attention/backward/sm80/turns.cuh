@@ -36,7 +36,15 @@ class Turns {
       shared_store(address_ + 8, drawn.index);
       shared_store(address_ + 12, static_cast<int>(drawn.rises));
       shared_store(address_ + 16,
-                   first_row_of(args_, int64_t{drawn.index + 1} * C::block_n) / 64);
+                   first_row_of(args_, (int64_t{drawn.index} + (1 << args_.log2_sums)) *
+                                           C::block_n) / 64);
+      shared_store(address_ + 20, args_.causal ? 0
+                                                 : first_query_tile(drawn.head, args_.mixed.divisor,
+                                                                    args_.row_tiles));
+      shared_store(address_ + 24,
+                   (sum_of_key_tile(drawn.index, args_.log2_sums) * args_.batch_kv_heads +
+                    drawn.head) / args_.kv_heads);
+      shared_store(address_ + 28, place_in_sum(drawn.index, args_.log2_sums));
       for (int stage = 0; stage < 2; ++stage) {
         shared_store(slot(stage), -1);
         shared_store(slot(stage) + left_at, 0);
@@ -50,11 +58,13 @@ class Turns {
   __device__ __forceinline__ int key0() const { return index() * C::block_n; }
   // From the last query tile to the first.
   __device__ __forceinline__ bool descends() const { return args_.causal && rises(); }
+  // Without a mask: the query tile that the block begins with.
+  __device__ __forceinline__ int first() const { return shared_load(address_ + 20); }
 
   // By all threads, amid the products of a query tile, m of its head.
   __device__ __forceinline__ void take_and_pass(int stage, int head, int m) const {
     if (!takes_turns()) return;
-    const int tile = (batch() * args_.heads + head) * args_.row_tiles + m / C::tile_parts;
+    const int tile = (batch_of_sums() * args_.heads + head) * args_.row_tiles + m / C::tile_parts;
     const int part = m % C::tile_parts;
     const uint32_t slot = this->slot(stage);
     const uint32_t found = load_relaxed(args_.turns + tile);
@@ -62,7 +72,7 @@ class Turns {
     fence_threads();
     const uint32_t left = shared_load(slot + left_at);
     if (left != 0) store_relaxed(args_.turns + shared_load(slot) / C::tile_parts, left);
-    const KeyTileTurn turn{index(), shared_load(address_ + 16), rises()};
+    const KeyTileTurn turn{place(), shared_load(address_ + 16), rises()};
     const bool waits = part == 0 && turn.waits(m / C::tile_parts);
     const bool is_first =
         part == 0 ? !waits && found == no_sums : this->is_first(stage ^ 1);
@@ -110,6 +120,9 @@ class Turns {
   static constexpr int left_at = 4, awaited_at = 8, first_at = 12;
   __device__ __forceinline__ uint32_t slot(int stage) const { return address_ + 32 + 16 * stage; }
   __device__ __forceinline__ int index() const { return shared_load(address_ + 8); }
+  // Of the sum of dQ that it adds to: the batch, of those of all sums; and its place there.
+  __device__ __forceinline__ int batch_of_sums() const { return shared_load(address_ + 24); }
+  __device__ __forceinline__ int place() const { return shared_load(address_ + 28); }
   __device__ __forceinline__ bool rises() const { return shared_load(address_ + 12) != 0; }
 
   const Args& args_;

@@ -106,6 +106,11 @@ class Slot {
   __device__ __forceinline__ int key0() const { return shared_load(address_ + 24); }
   // Of an ordered step: the first query tile that sees the next key tile of the head.
   __device__ __forceinline__ int next_begin() const { return shared_load(address_ + 28); }
+  // Of an ordered step at head_dim 256: where its sum of dQ of the first head begins, in query
+  // tiles.
+  __device__ __forceinline__ int first_tile() const { return shared_load(address_ + 32); }
+  // And the key tile's index among those of that sum.
+  __device__ __forceinline__ int place() const { return shared_load(address_ + 36); }
   // The row from which on rows see all keys of the tile.
   __device__ __forceinline__ int whole_from() const { return shared_load(address_ + 12); }
 
@@ -124,6 +129,10 @@ class Slot {
   }
   __device__ __forceinline__ void set_next_begin(int begin) const {
     shared_store(address_ + 28, begin);
+  }
+  __device__ __forceinline__ void set_sum(int first_tile, int place) const {
+    shared_store(address_ + 32, first_tile);
+    shared_store(address_ + 36, place);
   }
 
  private:

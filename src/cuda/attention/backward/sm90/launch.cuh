@@ -10,9 +10,14 @@
 
 namespace baracuda::sm90::backward {
 
+struct SumsInOrder {
+  static constexpr int share = 8, log2_most = 3, log2_most_masked = 0;
+};
+
 template <typename C>
 using Rows = RowKernels<typename C::Element, C::head_dim, SplitStatistics,
-                        C::ordered ? C::turn_words : stores_first<C>>;
+                        C::ordered ? C::turn_words : stores_first<C>,
+                        std::conditional_t<C::ordered, SumsInOrder, OneSum>>;
 
 // The one kernel that cannot be launched before it is set up: it has more shared memory than others.
 template <typename C>
@@ -141,6 +146,10 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   args.scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
   args.causal = causal;
   args.shortest_first = rising;
+  args.log2_sums = scratch.log2_sums;
+  args.dq_sums = 1 << args.log2_sums;
+  args.dq_tiles = static_cast<int>(scratch.tiles);
+  args.dq_words = args.dq_tiles << args.log2_sums;
   args.gradients_f32 = params.kv_gradient_element == BARACUDA_F32;
   return launch_grid(step_kernel<C>, dim3(static_cast<unsigned>(grid * cluster)), C::threads,
                      C::shared_bytes, stream, true, args, cluster);

@@ -19,6 +19,7 @@ __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t sh
   const int lane = threadIdx.x % 32;
   KeyTileWalk<C::pair ? 2 : 1> walk;
   KeyTile tile;
+  int n = 0;  // of a drawn tile
   bool more = true;
 #pragma unroll 1
   for (uint32_t item = 0; more; ++item) {
@@ -26,16 +27,28 @@ __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t sh
     const Slot<C> slot(shared, item);
     if constexpr (C::ordered) {
       if (item > 0) mbarrier_wait(barriers.tile_due(), parity_of<1>(item - 1));
-      more = DrawnTiles<C>(shared, barriers).next(args, item, tile);
+      more = DrawnTiles<C>(shared, barriers).next(args, item, n);
     } else {
       more = walk.next(args, tile);
     }
     mbarrier_wait(barriers.slot_empty(stage), parity_of<C::stages>(item) ^ 1);
     if (more) {
       mbarrier_wait(barriers.rows_taken(), parity_of<1>(item) ^ 1);
+      // Only now: there are no registers to keep it in.
+      if constexpr (C::ordered) tile = DrawnTiles<C>::at(args, n);
       const FirstRows<C> rows(shared);
       const int index = C::pair ? 2 * tile.index + cluster_rank() : tile.index;
-      if (lane == 0) slot.set_tile(tile.batch, tile.kv_head, index * C::block_n);
+      if (lane == 0) {
+        if constexpr (C::slot_bytes > 32)
+          slot.set_sum(sum_of(args, tile.index) +
+                           (tile.batch * args.heads + tile.kv_head * args.group) * args.query_tiles,
+                       place_in_sum(tile.index, args.log2_sums));
+        slot.set_tile(tile.batch, tile.kv_head, index * C::block_n);
+        if constexpr (C::ordered)
+          slot.set_next_begin(
+              first_row_of(args, int64_t{tile.index + args.dq_sums} * (C::pair ? 2 : 1) * C::block_n) /
+              C::block_m);
+      }
 #pragma unroll 1
       for (int i = lane; i < C::block_n; i += 32)
         rows.set(i, first_row_of(args, int64_t{index} * C::block_n + i));
@@ -47,10 +60,6 @@ __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t sh
         const int count = first_row < args.query_len ? args.query_tiles - first : 0;
         const int begin = tile.descends ? args.query_tiles - 1 : first;
         slot.set_queries(count, begin, tile.descends ? -1 : 1, rows.get(C::block_n - 1));
-        if constexpr (C::ordered)
-          slot.set_next_begin(
-              first_row_of(args, int64_t{tile.index + 1} * (C::pair ? 2 : 1) * C::block_n) /
-              C::block_m);
       }
     } else if (lane == 0) {
       slot.set_end();
@@ -165,8 +174,9 @@ __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared
         // Read anew every time: there are no registers to keep it in.
         const int m = QueryTiles{slot.begin(), slot.step()}.at(i);
         const int head = slot.batch() * args.heads + slot.kv_head() * args.group + g;
-        const int tile = head * args.query_tiles + m;
-        const KeyTileTurn turn{slot.key0() / C::block_n, slot.next_begin(),
+        const int index = slot.key0() / C::block_n;
+        const int tile = sum_of(args, index) + head * args.query_tiles + m;
+        const KeyTileTurn turn{place_in_sum(index, args.log2_sums), slot.next_begin(),
                                !args.causal || slot.step() < 0};
         const bool is_first = await_turn(args.turns + tile, turn, m);
         mbarrier_wait(barriers.dq_full(buffer), parity_of<C::dq_stages>(n));

@@ -27,6 +27,9 @@ struct Args {
   Divisor tiles;    // key tiles of a head
   Divisor section;  // heads whose key tiles are mixed, longest first; without a mask all heads
   Divisor section_tiles;  // key tiles of a section, for an ordered step
+  int dq_sums, log2_sums;  // of dQ of a query tile, for an ordered step
+  int dq_tiles;     // query tiles of all heads, likewise
+  int dq_words;     // first words of all sums, likewise
   int heads, group;       // query heads; those of a key head
   int batch_kv_heads;
   int query_len, key_len;

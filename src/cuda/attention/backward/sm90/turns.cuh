@@ -9,6 +9,11 @@
 
 namespace baracuda::sm90::backward {
 
+// Where the sum of a key tile begins, in query tiles of all heads.
+__device__ __forceinline__ int sum_of(const Args& args, int index) {
+  return sum_of_key_tile(index, args.log2_sums) * args.dq_tiles;
+}
+
 // True: there are no sums yet.
 __device__ __forceinline__ bool await_turn(const uint32_t* word, const KeyTileTurn& turn, int m) {
   uint32_t found = load_acquire(word);
@@ -30,22 +35,24 @@ class DrawnTiles {
   __device__ __forceinline__ DrawnTiles(uint32_t shared, const Barriers<C>& barriers)
       : shared_(shared), barriers_(barriers) {}
 
-  // The item-th of this block.
-  __device__ __forceinline__ bool next(const Args& args, uint32_t item, KeyTile& tile) const {
-    int n;
+  // The number of the item-th of this block; false: there is none.
+  __device__ __forceinline__ bool next(const Args& args, uint32_t item, int& n) const {
     if constexpr (C::pair) {
       n = draw_for_pair(args, item);
     } else {
       n = draw(args, item);
     }
-    if (n >= args.batch_kv_heads * args.key_tiles) return false;
+    return n < args.batch_kv_heads * args.key_tiles;
+  }
+  static __device__ __forceinline__ KeyTile at(const Args& args, int n) {
     const DrawnTile drawn = drawn_tile(n, args.section, args.section_tiles, args.batch_kv_heads,
                                        args.key_tiles, args.shortest_first);
+    KeyTile tile;
     tile.index = drawn.index;
     tile.descends = args.causal && drawn.rises;
     tile.batch = args.kv_heads.quotient(drawn.head);
     tile.kv_head = drawn.head - tile.batch * static_cast<int>(args.kv_heads.divisor);
-    return true;
+    return tile;
   }
 
  private:

@@ -67,7 +67,7 @@ struct WideConfig {
   static constexpr int p_offset = statistics_offset + stages * statistics_bytes;
   static constexpr int dq_offset = p_offset + p_bytes;
   static constexpr int slots_offset = dq_offset + dq_pieces * dq_piece_bytes;
-  static constexpr int slot_bytes = 32;
+  static constexpr int slot_bytes = Ordered ? 48 : 32;
   static constexpr int rows_offset = slots_offset + stages * slot_bytes;
   static constexpr int barrier_offset = rows_offset + 4 * block_n;
   static constexpr int barriers = Ordered ? 26 : 17;

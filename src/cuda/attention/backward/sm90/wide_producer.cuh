@@ -13,9 +13,8 @@ class HalfTile {
  public:
   __device__ __forceinline__ HalfTile(const Args& args, const Slot<C>& slot, int g, int i)
       : m_(QueryTiles{slot.begin(), slot.step()}.at(i)),
-        tile_((slot.batch() * args.heads + slot.kv_head() * args.group + g) * args.query_tiles +
-              m_),
-        turn_{slot.key0() / (2 * C::block_n), slot.next_begin(), !args.causal || slot.step() < 0} {}
+        tile_(slot.first_tile() + g * args.query_tiles + m_),
+        turn_{slot.place(), slot.next_begin(), !args.causal || slot.step() < 0} {}
 
   __device__ __forceinline__ bool await(const Args& args) const {
     return await_turn(word(args), turn_, m_);
@@ -29,8 +28,7 @@ class HalfTile {
 
  private:
   __device__ __forceinline__ uint32_t* word(const Args& args) const {
-    const int tiles = args.batch_kv_heads * args.group * args.query_tiles;  // of all heads
-    return args.turns + cluster_rank() * tiles + tile_;
+    return args.turns + cluster_rank() * args.dq_words + tile_;
   }
 
   const int m_, tile_;
