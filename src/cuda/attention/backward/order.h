@@ -33,13 +33,13 @@ inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t quer
   return heads / (wanted < limit ? heads / wanted : heads / limit);
 }
 
-// The binary logarithm of the number of sums of dQ that a query tile has in an ordered step: key
-// tiles of a head take turns at them, the i-th at the sum i modulo their number, and finish adds
-// the sums in their order. Key tiles of one sum begin one behind the other, so where few heads have
-// all blocks the last ones begin late, by some two query tiles for each block before them. So many
-// sums that this is one of `share` parts of a block's time, of a call with as many keys as rows on
-// a device of some 128 blocks, but 2^most at most, and one for every four key tiles, for sums cost
-// memory and time.
+// The binary logarithm of the number of sums of dQ that a query tile has in an ordered step. Key
+// tile i of a head adds to the sum i modulo their number, and finish adds the sums in order. The
+// key tiles of one sum start one behind the other. If few heads share all blocks, the last blocks
+// start late, by about two query tiles for each block before them. The number of sums is chosen so
+// that this delay is at most 1 / share of a block's time, for a call with as many keys as rows on a
+// device of about 128 blocks. Sums cost memory and time, so there are at most 2^most, and at least
+// four key tiles a sum.
 inline int choose_log2_sums(int64_t kv_heads, int64_t group, int64_t query_tiles, int share,
                             int most) {
   constexpr int64_t blocks = 128, long_enough = int64_t{1} << 20;
@@ -54,19 +54,19 @@ inline int choose_log2_sums(int64_t kv_heads, int64_t group, int64_t query_tiles
   return log2;
 }
 
-// Of a family: a share, and the most sums without a mask and with one, by measuring. (Under a mask
-// blocks wait for less, and L2 does not hold the sums for as long.)
+// A family's limits, found by measuring: the share, and the most sums without and with a mask.
+// (Under a mask blocks wait less, and L2 does not hold the sums as long.)
 struct OneSum {
   static constexpr int share = 0, log2_most = 0, log2_most_masked = 0;
 };
 
-// Which of so many sums a key tile of a head adds to, and its index among the key tiles of that.
+// The sum that a key tile of a head adds to, and the key tile's index in that sum.
 BARACUDA_HD int sum_of_key_tile(int index, int log2_sums) { return index & (1 << log2_sums) - 1; }
 BARACUDA_HD int place_in_sum(int index, int log2_sums) { return index >> log2_sums; }
 
 struct DrawnTile {
-  int head, index;  // of K and V, of all batches; and the head's key tile
-  bool rises;       // the index of what is drawn of a head
+  int head, index;  // the head of K and V, counted over all batches; its key tile
+  bool rises;       // whether later key tiles of a head have higher indices
 };
 
 // The n-th of heads * key_tiles to be taken. Longest first: the first key tiles of a head, which
@@ -90,9 +90,9 @@ BARACUDA_HD DrawnTile drawn_tile(int n, const Divisor& section, const Divisor& s
   return {first_head + inside - place * mixed, rises ? place : key_tiles - 1 - place, rises};
 }
 
-// The query tile that blocks of a head begin with in sm80's kernel without a mask. Mixed heads begin
-// evenly apart. The rows, dO and sums of heads often lie a multiple of a power of two apart, so blocks
-// at the same rows of all heads would crowd into the same sets of L2.
+// Without a mask, on sm80: the query tile with which the blocks of a head begin. The heads of a
+// section begin at evenly spaced query tiles. Otherwise all heads would read the same rows of Q, dO
+// and the sums, which often lie at multiples of a power of two and share the same sets of L2.
 BARACUDA_HD int first_query_tile(int head, int mixed, int query_tiles) {
   return head % mixed * query_tiles / mixed;
 }
