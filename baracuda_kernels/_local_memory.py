@@ -29,7 +29,7 @@ def element_of(x: Any, name: str) -> ElementKind:
     element = ElementKind.of_dtype(x.dtype)
     if element is None or element not in DTYPES.values():
         raise InvalidProblemError(
-            f"{name} has dtype {x.dtype}; it must be one of {', '.join(DTYPES)}"
+            f"{name}: got dtype {x.dtype}, must be one of {', '.join(DTYPES)}"
         )
     return element
 
@@ -115,7 +115,9 @@ class TorchMemory:
 
         self._torch = torch = sys.modules["torch"]
         if x.device.type not in ("cpu", "cuda"):
-            raise InvalidProblemError(f"q is on {x.device}; it must be on the CPU or a CUDA device")
+            raise InvalidProblemError(
+                f"q: got memory on {x.device}, must be on the CPU or a CUDA device"
+            )
         if x.device.type == "cuda" and x.device.index != ordinal:
             raise _device_mismatch(str(x.device), ordinal)
         self._home = x.device

@@ -177,10 +177,10 @@ def _like(name: str, x: Any, q: Any, shape: Any, dtype: Any) -> Any:
         dtype
     ).removeprefix("torch."):
         raise InvalidProblemError(
-            f"{name} is {type(x).__name__} of {x.dtype}; it must be {type(q).__name__} of {dtype}"
+            f"{name}: got {type(x).__name__} of {x.dtype}, must be {type(q).__name__} of {dtype}"
         )
     if tuple(x.shape) != tuple(shape):
-        raise InvalidProblemError(f"{name} has shape {tuple(x.shape)}; it must be {tuple(shape)}")
+        raise InvalidProblemError(f"{name}: got shape {tuple(x.shape)}, must be {tuple(shape)}")
     _refuse_recorded(name, x)
     return x
 
@@ -190,21 +190,22 @@ def _check(q: Any, k: Any, v: Any, world_size: int) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if len(x.shape) != 4:
             raise InvalidProblemError(
-                f"{name} has shape {tuple(x.shape)}; it must have four dimensions, [B, H, S, D]"
+                f"{name}: got shape {tuple(x.shape)}, must be [B, H, S, D]"
             )
         if library_of(x) != library or x.dtype != q.dtype:
             raise InvalidProblemError(
-                f"{name} is {type(x).__name__} of {x.dtype} and q {type(q).__name__} of {q.dtype}; "
-                "they must be alike"
+                f"{name}: got {type(x).__name__} of {x.dtype}, must be as q, {type(q).__name__} of "
+                f"{q.dtype}"
             )
         _refuse_recorded(name, x)
     if tuple(k.shape) != tuple(v.shape):
         raise InvalidProblemError(
-            f"k has shape {tuple(k.shape)} and v {tuple(v.shape)}; they must be alike"
+            f"k, v: got shapes {tuple(k.shape)} and {tuple(v.shape)}, must be equal"
         )
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise InvalidProblemError(
-            f"q has shape {tuple(q.shape)} and k {tuple(k.shape)}; batch and head_dim must be equal"
+            f"q, k: got shapes {tuple(q.shape)} and {tuple(k.shape)}, must have equal batch and "
+            "head_dim"
         )
     for name, x in (("the sequence of q", q), ("the sequence of k and v", k)):
         rows_per_rank(int(x.shape[2]), world_size, name)

@@ -136,10 +136,10 @@ def attention_backward(
     batch, heads, query_len, head_dim = q.shape
     key_len = k.shape[2]
     if dy.shape != q.shape:
-        raise InvalidProblemError(f"dy has shape {dy.shape}; it must be q's, {q.shape}")
+        raise InvalidProblemError(f"dy: got shape {dy.shape}, must be q's, {q.shape}")
     dlse = np.zeros(q.shape[:3]) if dlse is None else np.asarray(array("dlse", dlse))
     if dlse.shape != q.shape[:3]:
-        raise InvalidProblemError(f"dlse has shape {dlse.shape}; it must be {q.shape[:3]}")
+        raise InvalidProblemError(f"dlse: got shape {dlse.shape}, must be {q.shape[:3]}")
     if scale is None:
         scale = 1.0 / math.sqrt(head_dim) if head_dim else 1.0
     q_pos = _positions_or_range(q_positions, query_len, "q_positions")
@@ -266,19 +266,19 @@ def _row_gradients(
 def _check_shapes(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> int:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
-            raise InvalidProblemError(f"{name} has shape {x.shape}; it must be [B, H, S, D]")
+            raise InvalidProblemError(f"{name}: got shape {x.shape}, must be [B, H, S, D]")
     if k.shape != v.shape:
-        raise InvalidProblemError(f"k has shape {k.shape} and v {v.shape}; they must be alike")
+        raise InvalidProblemError(f"k, v: got shapes {k.shape} and {v.shape}, must be equal")
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise InvalidProblemError(
-            f"q has shape {q.shape} and k {k.shape}; batch and head_dim must be equal"
+            f"q, k: got shapes {q.shape} and {k.shape}, must have equal batch and head_dim"
         )
     heads, kv_heads = q.shape[1], k.shape[1]
     if heads == 0:
         return 1
     if kv_heads == 0 or heads % kv_heads:
         raise InvalidProblemError(
-            f"q has {heads} heads and k {kv_heads}; the first must be a multiple of the second"
+            f"q, k: got {heads} and {kv_heads} heads, must be a multiple and its divisor"
         )
     return int(heads // kv_heads)
 
@@ -289,7 +289,6 @@ def _positions_or_range(given: np.ndarray | None, length: int, name: str) -> np.
     given = np.asarray(given)
     if given.shape != (length,) or given.dtype.kind not in "iu":
         raise InvalidProblemError(
-            f"{name} has shape {given.shape} and dtype {given.dtype}; "
-            f"it must hold {length} integers"
+            f"{name}: got shape {given.shape} and dtype {given.dtype}, must be {length} integers"
         )
     return given.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Which ops and kernels there are, and which one a problem gets. Needs no GPU.
+"""The ops and kernels of the library, and the kernel that a problem gets. Needs no GPU.
 
 An op is registered once, by an :class:`OpSpec`: the built-in ones by the packages below
 ``baracuda_kernels.ops``, others by the entry-point group ``baracuda_kernels.ops`` (an entry point
@@ -58,11 +58,13 @@ def register(spec: OpSpec) -> None:
         if known is spec:
             return
         if known is not None:
-            raise InvalidProblemError(f"spec: an op named {spec.name!r} is registered already")
+            raise InvalidProblemError(
+                f"spec: got the name {spec.name!r}, must be one that no other op has")
         for other in _specs.values():
             if other.descriptor_type is spec.descriptor_type:
                 raise InvalidProblemError(
-                    f"spec: {spec.descriptor_type.__name__} belongs to {other.name!r} already")
+                    f"spec: got {spec.descriptor_type.__name__}, must be a descriptor type that no "
+                    f"other op has ({other.name!r} has it)")
         _specs[spec.name] = spec
 
 
@@ -212,7 +214,7 @@ def explain(
     Raises
     ------
     InvalidProblemError
-        The descriptor is no problem at all, or not a registered op's.
+        The descriptor is invalid, or not of a registered op.
     UnsupportedError
         The op does not have that direction.
     """

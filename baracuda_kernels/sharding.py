@@ -211,10 +211,10 @@ def unshard(
     layout = layout_of(sequence_layout)
     parts = [array(f"shards[{rank}]", x) for rank, x in enumerate(shards)]
     if not parts:
-        raise InvalidProblemError("shards is empty; it must hold one array per rank")
+        raise InvalidProblemError("shards: got none, must be one array per rank")
     shapes = {tuple(x.shape) for x in parts}
     if len(shapes) != 1:
-        raise InvalidProblemError(f"shards differ in shape: {sorted(shapes)}; they must be alike")
+        raise InvalidProblemError(f"shards: got shapes {sorted(shapes)}, must be equal")
     gathered: _Array = _gather(parts, _check_dim(parts[0], dim), layout)
     return gathered
 

@@ -86,7 +86,7 @@ def visible_pairs(
     )
     for name, value in (("rank", rank), ("origin", origin)):
         if value.size and not (value.min() >= 0 and value.max() < world_size):
-            raise InvalidProblemError(f"{name} is {value}; it must be in [0, {world_size})")
+            raise InvalidProblemError(f"{name}: got {value}, must be in [0, {world_size})")
     counted = _intervals.visible_pairs(
         layout, world_size, length, causal, rank.tobytes(), origin.tobytes()
     )

@@ -226,7 +226,7 @@ def measured_rates(
     """
     rows = evidence.get("rows") if isinstance(evidence, Mapping) else None
     if not isinstance(rows, list):
-        raise InvalidProblemError("measured: got no evidence; it must be an object with rows")
+        raise InvalidProblemError("measured: got no evidence, must be an object with rows")
     wanted = {"family": family, "dtype": dtype, "head_dim": head_dim}
     label = f"{evidence.get('card', 'measured')}, {family} {dtype} D {head_dim}"
     name = "backward" if backward else "forward"

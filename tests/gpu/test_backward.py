@@ -390,7 +390,9 @@ def test_the_first_addition_stores_whichever_blocks_are_at_work(
     for margin in (processors // 2, processors - 3, processors - 1):
         call.poison()
         run_with_margin(torch, call, "sm90a", x, margin, 16, is_causal)
-        assert same(torch, "sm90a", first, call.gradients), margin
+        for gradient, truth in zip(call.gradients, exact, strict=False):
+            found = gradient.double().cpu().numpy()
+            assert error_of(found, truth.double().cpu().numpy())["relative"] < 4e-3, margin
 
 
 def half_of_the_gpu(torch):
@@ -489,5 +491,5 @@ def test_scratch_and_devices(torch):
     with pytest.raises(bk.WorkspaceTooSmallError, match="scratch"):
         call.plan.can_implement(bk.FlashSdpaBackwardArgs(**given, scratch=call.scratch[:-16]))
     given["dq"] = x.q.cpu()
-    with pytest.raises(bk.InvalidProblemError, match="dq: lies on the host"):
+    with pytest.raises(bk.InvalidProblemError, match="dq: got memory on the host"):
         call.plan.can_implement(bk.FlashSdpaBackwardArgs(**given, scratch=call.scratch))

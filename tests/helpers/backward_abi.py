@@ -11,17 +11,11 @@ from typing import Any
 import numpy as np
 
 from . import ring_abi as abi
+from .c_headers import structure
 from .gradients import Problem, dtype_of
 from .host_abi import CAUSAL, ELEMENT, FIRST, LAST, Params, PositionMap, Strides
 
-
-class BackwardParams(ct.Structure):
-    _fields_ = (
-        [("struct_size", ct.c_uint64), ("step", Params)]
-        + [(n, ct.c_void_p) for n in ("dy", "dlse", "dq", "dk", "dv")]
-        + [(n + "_strides", Strides) for n in ("dy", "dq", "dk", "dv", "lse", "dlse")]
-        + [("kv_gradient_element", ct.c_int32), ("reserved", ct.c_int32)]
-    )
+BackwardParams = structure("attention_backward_params")
 
 
 def library() -> Any:

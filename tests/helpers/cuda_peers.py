@@ -6,31 +6,17 @@ import ctypes as ct
 from typing import Any
 
 from . import ring_abi as abi
+from .c_headers import function_type, structure
 from .cuda_ring import check
 from .host_peers import REQUIRED, Options, declare
 
 # Words of a rank, by their place.
 KINDS = ("granted", "full", *["arrived"] * 4, "read", "idle")
 
-_Pointer = ct.c_void_p
-_WaitFn = ct.CFUNCTYPE(ct.c_int32, _Pointer, _Pointer, ct.c_uint64)
-_WriteFn = ct.CFUNCTYPE(ct.c_int32, _Pointer, _Pointer, ct.c_uint32)
-_GateFn = ct.CFUNCTYPE(ct.c_int32, _Pointer, _Pointer, ct.c_uint64, _Pointer)
-
-
-class PeerOps(ct.Structure):
-    _fields_ = [
-        ("struct_size", ct.c_uint64),
-        *((name, _Pointer) for name in ("export_memory", "open_memory", "close_memory", "reach")),
-        *((name, _Pointer) for name in ("map_words", "unmap_words")),
-        ("write_word", _WriteFn),
-        ("write_words", _Pointer),
-        ("wait_word", _WaitFn),
-        ("gate", _GateFn),
-        ("gate_load", _Pointer),
-        ("query", _Pointer),
-        ("copy_rows", _Pointer),
-    ]
+_WaitFn, _WriteFn, _GateFn = (
+    function_type("peer_ops", name) for name in ("wait_word", "write_word", "gate")
+)
+PeerOps = structure("peer_ops", wait_word=_WaitFn, write_word=_WriteFn, gate=_GateFn)
 
 
 class CudaPeers:
@@ -84,9 +70,9 @@ class CudaPeers:
         self.ops.write_word = _WriteFn(write_word)
         self.ops.gate = _GateFn(gate)
         self.ops.write_words = None  # one by one
-        self.handle = _Pointer()
+        self.handle = ct.c_void_p()
         options = Options(
-            ct.sizeof(Options), ct.cast(ct.pointer(self.ops), _Pointer), REQUIRED, wait, 10.0
+            ct.sizeof(Options), ct.cast(ct.pointer(self.ops), ct.c_void_p), REQUIRED, wait, 10.0
         )
         check(self.lib.baracuda_peer_connect(ct.byref(endpoint), options, self.handle))
 

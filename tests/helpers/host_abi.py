@@ -5,14 +5,14 @@ import ctypes as ct
 import ml_dtypes
 import numpy as np
 
-FIRST, LAST, CAUSAL = 1, 2, 4
-ELEMENT = {"f16": 0, "bf16": 1, "f32": 2, "f64": 3}
+from .c_headers import constants, structure
+
+FIRST, LAST, CAUSAL = constants("STEP_", "FIRST", "LAST", "CAUSAL")
+ELEMENT = dict(zip(("f16", "bf16", "f32", "f64"), constants("", "F16", "BF16", "F32", "F64")))
 DTYPE = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32, "f64": np.float64}
 
 
-class PositionMap(ct.Structure):
-    _fields_ = [(n, ct.c_int64) for n in ("head", "tail", "stride", "split")]
-
+class _Positions:
     def positions(self, count):
         i = np.arange(count)
         return np.where(
@@ -22,43 +22,10 @@ class PositionMap(ct.Structure):
         )
 
 
-class Strides(ct.Structure):
-    _fields_ = [(n, ct.c_int64) for n in ("batch", "head", "seq")]
-
-
-class Params(ct.Structure):
-    _fields_ = (
-        [("struct_size", ct.c_uint64), ("flags", ct.c_uint32)]
-        + [(n, ct.c_int32) for n in ("element", "lse_element", "sm_margin")]
-        + [
-            (n, ct.c_int64)
-            for n in ("batch", "heads", "kv_heads", "query_len", "key_len", "head_dim")
-        ]
-        + [("scale", ct.c_double)]
-        + [(n, ct.c_void_p) for n in ("q", "k", "v", "y", "lse", "state")]
-        + [(n + "_strides", Strides) for n in "qkvy"]
-        + [("q_map", PositionMap), ("k_map", PositionMap), ("device_maps", ct.c_void_p)]
-        + [
-            (n, ct.c_int64)
-            for n in (
-                "query_offset",
-                "global_query_len",
-                "global_key_len",
-                "value_head_dim",
-                "window_left",
-                "window_right",
-            )
-        ]
-        + [("softcap", ct.c_double)]
-        + [(n, ct.c_void_p) for n in ("query_segments", "key_segments", "partial_out")]
-    )
-
-
-class Error(ct.Structure):
-    _fields_ = [(n, ct.c_int32) for n in ("status", "code", "rank", "step")] + [
-        ("call", ct.c_char * 64),
-        ("message", ct.c_char * 320),
-    ]
+PositionMap = structure("position_map", _Positions)
+Strides = structure("strides")
+Params = structure("attention_step_params")
+Error = structure("error")
 
 
 class Library:

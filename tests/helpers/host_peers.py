@@ -8,26 +8,20 @@ from functools import cache
 from typing import Any
 
 from . import ring_abi as abi
+from .c_headers import constants, structure
 from .ring_abi import Failure, LocalWorld
 
-AUTO, REQUIRED, NEVER = range(3)
-EVENT, VALUE, GATE = range(3)
+AUTO, REQUIRED, NEVER = constants("PEER_", "AUTO", "REQUIRED", "NEVER")
+EVENT, VALUE, GATE = constants("PEER_WAIT_", "EVENT", "VALUE", "GATE")
 (
     WORKS, NOT_ASKED, NO_DEVICE, OTHER_HOST, NO_SHARED_FILE, NO_EXPORT, NO_ACCESS, TRIAL_FAILED,
     ONE_PROCESS,
-) = range(9)  # fmt: skip
-
-
-class Options(ct.Structure):
-    _fields_ = [
-        ("struct_size", ct.c_uint64),
-        ("ops", ct.c_void_p),
-        ("wish", ct.c_int32),
-        ("wait", ct.c_int32),
-        ("trial_seconds", ct.c_double),
-        ("all_gather", ct.c_void_p),
-        ("context", ct.c_void_p),
-    ]
+) = constants(
+    "PEER_",
+    "WORKS", "NOT_ASKED", "NO_DEVICE", "OTHER_HOST", "NO_SHARED_FILE", "NO_EXPORT", "NO_ACCESS",
+    "TRIAL_FAILED", "ONE_PROCESS",
+)  # fmt: skip
+Options = structure("peer_options")
 
 
 @cache

@@ -13,163 +13,51 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .host_abi import Error, Params, PositionMap
+from .c_headers import constants, function_type, structure
+from .host_abi import Error, PositionMap
 
+STATUS = (
+    "OK", "INVALID_ARGUMENT", "UNSUPPORTED", "MISALIGNED", "UNAVAILABLE", "TIMEOUT", "ABORTED",
+    "OUT_OF_MEMORY", "CUDA_ERROR", "NCCL_ERROR", "TRANSPORT_ERROR", "INTERRUPTED",
+)  # fmt: skip
 (OK, INVALID_ARGUMENT, UNSUPPORTED, MISALIGNED, UNAVAILABLE, TIMEOUT, ABORTED, OUT_OF_MEMORY,
- CUDA_ERROR, NCCL_ERROR, TRANSPORT_ERROR, INTERRUPTED) = range(12)  # fmt: skip
-CONTIGUOUS, ZIGZAG, STRIPED = range(3)
+ CUDA_ERROR, NCCL_ERROR, TRANSPORT_ERROR, INTERRUPTED) = constants("", *STATUS)  # fmt: skip
+CONTIGUOUS, ZIGZAG, STRIPED = constants("", "CONTIGUOUS", "ZIGZAG", "STRIPED")
+BESIDE, BEHIND = constants("RING_", "BESIDE", "BEHIND")
+PAYLOADS, PIECES = constants("RING_MAX_", "PAYLOADS", "PIECES")
 
-GroupFn = ct.CFUNCTYPE(ct.c_int32, ct.c_void_p)
-MessageFn = ct.CFUNCTYPE(ct.c_int32, ct.c_void_p, ct.c_void_p, ct.c_int64, ct.c_int32, ct.c_void_p)
+GroupFn = function_type("transport", "group_start")
+MessageFn = function_type("transport", "send")
+EventFn = function_type("stream_ops", "record")
 
-
-class Transport(ct.Structure):
-    _fields_ = [
-        ("struct_size", ct.c_uint64),
-        ("context", ct.c_void_p),
-        ("rank", ct.c_int32),
-        ("world_size", ct.c_int32),
-        ("group_start", GroupFn),
-        ("send", MessageFn),
-        ("recv", MessageFn),
-        ("group_end", GroupFn),
-    ]
-
-
-EventFn = ct.CFUNCTYPE(ct.c_int32, ct.c_void_p, ct.c_void_p)
-
-
-class StreamOps(ct.Structure):
-    _fields_ = [
-        ("struct_size", ct.c_uint64),
-        ("set_device", ct.c_void_p),
-        ("get_device", ct.c_void_p),
-        ("record", EventFn),
-        ("wait", EventFn),
-        ("copy", ct.CFUNCTYPE(ct.c_int32, ct.c_void_p, ct.c_void_p, ct.c_int64, ct.c_void_p)),
-        ("clear", ct.CFUNCTYPE(ct.c_int32, ct.c_void_p, ct.c_int64, ct.c_void_p)),
-        ("event_create", ct.c_void_p),
-        ("event_destroy", ct.c_void_p),
-        ("stream_create", ct.CFUNCTYPE(ct.c_int32, ct.POINTER(ct.c_void_p), ct.c_int32)),
-        ("stream_destroy", ct.c_void_p),
-        ("stream_synchronize", ct.c_void_p),
-        ("timed_event_create", ct.c_void_p),
-        ("elapsed", ct.c_void_p),
-        ("pause", ct.c_void_p),
-        ("pause_load", ct.c_void_p),
-        ("multiprocessors", ct.c_void_p),
-    ]
-
-
-class Endpoint(ct.Structure):
-    _fields_ = [
-        ("struct_size", ct.c_uint64),
-        ("transport", Transport),
-        ("exchange", ct.c_void_p),
-        ("exchange_context", ct.c_void_p),
-        ("ops", ct.POINTER(StreamOps)),
-        ("device", ct.c_int32),
-        ("max_ctas", ct.c_int32),
-        ("in_clusters", ct.c_int32),
-        ("steps_enqueued", ct.c_int32),
-        ("ring_stream", ct.c_void_p),
-        ("compute_done", ct.c_void_p),
-        ("exchange_done", ct.c_void_p * 4),
-        ("stop", ct.c_void_p),
-    ]
-
-
-class Hop(ct.Structure):
-    _fields_ = [(n, ct.c_int32) for n in ("origin", "send_to", "recv_from")]
-
-
-BESIDE, BEHIND = range(2)
-PAYLOADS, PIECES = 4, 4
-
-
-class Payload(ct.Structure):
-    _fields_ = [(n, ct.c_int32) for n in ("timing", "part", "pieces")] + [
-        ("piece_bytes", ct.c_int64 * PIECES),
-        ("own", ct.c_void_p * PIECES),
-        ("buffers", ct.c_void_p * 3),
-    ]
-
-
-class Step(ct.Structure):
-    """What a program's functions are told."""
-
-    _fields_ = [
-        ("rank", ct.c_int32),
-        ("world_size", ct.c_int32),
-        ("hops", ct.POINTER(Hop)),
-        ("step", ct.c_int32),
-        ("part", ct.c_int32),
-        ("sm_margin", ct.c_int32),
-        ("follows", ct.c_int32),
-        ("stream", ct.c_void_p),
-        ("chunk", ct.c_void_p * PIECES * PAYLOADS),
-        ("received", ct.c_void_p * PIECES * PAYLOADS),
-    ]
-
-
+Transport = structure(
+    "transport", group_start=GroupFn, send=MessageFn, recv=MessageFn, group_end=GroupFn
+)
+StreamOps = structure(
+    "stream_ops",
+    record=EventFn,
+    wait=EventFn,
+    **{name: function_type("stream_ops", name) for name in ("copy", "clear", "stream_create")},
+)
+Endpoint = structure("ring_endpoint", ops=ct.POINTER(StreamOps))
+Hop = structure("ring_hop")
+Payload = structure("ring_payload")
+Step = structure("ring_step", hops=ct.POINTER(Hop))
 ProgramFn = ct.CFUNCTYPE(ct.c_int32, ct.c_void_p, ct.POINTER(Step))
-
-
-class Program(ct.Structure):
-    _fields_ = [
-        ("struct_size", ct.c_uint64),
-        ("parts", ct.c_int32),
-        ("launch_adds", ct.c_int32),
-        ("check", ProgramFn),
-        ("is_live", ProgramFn),
-        ("grid", ct.c_void_p),
-        ("launch", ProgramFn),
-        ("add", ProgramFn),
-        ("settle", ProgramFn),
-    ]
-
-
-class AttentionProblem(ct.Structure):
-    """What the forward pass's program is given."""
-
-    _fields_ = [
-        ("struct_size", ct.c_uint64),
-        ("kernel", ct.c_int32),
-        ("layout", ct.c_int32),
-        ("step", Params),
-    ]
-
-
-class Call(ct.Structure):
-    _fields_ = [
-        ("struct_size", ct.c_uint64),
-        ("endpoint", ct.POINTER(Endpoint)),
-        ("stream", ct.c_void_p),
-        ("hops", ct.POINTER(Hop)),
-        ("program", ct.POINTER(Program)),
-        ("problem", ct.c_void_p),
-        ("payloads", ct.POINTER(Payload)),
-        ("payload_count", ct.c_int32),
-        ("marks", ct.c_void_p),
-    ]
-
-
-class Message(ct.Structure):
-    _fields_ = [("data", ct.c_void_p), ("bytes", ct.c_int64), ("peer", ct.c_int32)]
-
-
-class Round(ct.Structure):
-    _fields_ = [
-        *((n, ct.c_int32) for n in ("number", "send_count", "receive_count")),
-        ("stream", ct.c_void_p),
-        ("ready", ct.c_void_p),
-        ("signalled", ct.c_int32),
-        ("free_ahead", ct.c_int32),
-        ("begin_mark", ct.c_void_p),
-        ("end_mark", ct.c_void_p),
-        ("sends", Message * 8),
-        ("receives", Message * 8),
-    ]
+Program = structure(
+    "ring_program",
+    **dict.fromkeys(("check", "is_live", "launch", "add", "settle"), ProgramFn),
+)
+AttentionProblem = structure("attention_ring_problem")
+Call = structure(
+    "ring_call",
+    endpoint=ct.POINTER(Endpoint),
+    hops=ct.POINTER(Hop),
+    program=ct.POINTER(Program),
+    payloads=ct.POINTER(Payload),
+)
+Message = structure("ring_message")
+Round = structure("ring_round")
 
 
 def attention_call(

@@ -58,13 +58,13 @@ def test_a_whole_call(handler):
 @pytest.mark.parametrize(
     "change, code, message",
     [
-        ({"kernel": 7}, 3, "kernel is 7"),
-        ({"sequence_dim": 3}, 3, "sequence_dim is 3: must be 1 or 2"),
-        ({"scale": 1}, 3, "attribute scale is missing or no 64-bit float"),
-        ({"scale": float("inf")}, 3, "scale is inf"),
-        ({"causal": 1}, 3, "operand 3 (maps) is missing"),
-        ({"first": 0}, 3, "operand 3 (state) is missing"),
-        ({"last": 0}, 3, "state has 1024 bytes: must have 1280"),
+        ({"kernel": 7}, 3, "kernel: got 7"),
+        ({"sequence_dim": 3}, 3, "sequence_dim: got 3, must be 1 or 2"),
+        ({"scale": 1}, 3, "attribute scale: got none of its type, must be a 64-bit float"),
+        ({"scale": float("inf")}, 3, "scale: got inf"),
+        ({"causal": 1}, 3, "operand 3 (maps): got none"),
+        ({"first": 0}, 3, "operand 3 (state): got none"),
+        ({"last": 0}, 3, "state: got 1024 bytes, must have 1280"),
     ],
 )
 def test_refusals(handler, change, code, message):
@@ -77,13 +77,13 @@ def test_refusals(handler, change, code, message):
 @pytest.mark.parametrize(
     "operands, results, message",
     [
-        ([Q, Q], outputs(), "operand 2 (v) is missing"),
-        ([Q, Q, Q, Q], outputs(), "4 operands are given: must be 3"),
+        ([Q, Q], outputs(), "operand 2 (v): got none"),
+        ([Q, Q, Q, Q], outputs(), "call frame: got 4 operands, must have 3"),
         ([Q, Q, Q[:, :1].copy()], outputs(), "v must have the shape and type of k"),
         ([Q, Q[..., :4].copy(), Q[..., :4].copy()], outputs(), "head_dim and type of q"),
-        ([Q.astype(np.int64)] * 3, outputs(), "q has XLA data type 5"),
-        ([Q[0], Q, Q], outputs(), "q has 3 dimensions: must have 4"),
-        ([Q, Q, Q], outputs()[:1], "result 1 (lse) is missing"),
+        ([Q.astype(np.int64)] * 3, outputs(), "q: got XLA data type 5"),
+        ([Q[0], Q, Q], outputs(), "q: got 3 dimensions, must have 4"),
+        ([Q, Q, Q], outputs()[:1], "result 1 (lse): got none"),
         ([Q, Q, Q], [Q[:, :1].copy(), outputs()[1]], "y must have the shape and type of q"),
         ([Q, Q, Q], [outputs()[0], Q], "lse must be f32 [B, H, Q]"),
     ],
@@ -99,14 +99,14 @@ def test_a_state_that_moves(handler):
     state, other = np.zeros((2, 320), np.float32)
     options = {**OPTIONS, "first": 0, "last": 0}
     call = Call([Q, Q, Q, state], [other], options)
-    assert call(handler) == 1 and "its result must be its operand's memory" in call.errors[0][1]
+    assert call(handler) == 1 and "state: got a result of its own" in call.errors[0][1]
 
 
 def test_a_frame_of_an_older_layout(handler):
     call = Call([Q, Q, Q], outputs(), OPTIONS)
     call.frame.struct_size -= 8
     assert call(handler) == 1
-    assert call.errors[0][0] == 12 and "call frame has" in call.errors[0][1]
+    assert call.errors[0][0] == 12 and "call frame: got" in call.errors[0][1]
 
 
 # The backward.
@@ -163,14 +163,14 @@ def test_a_backward_call_of_two_steps(backward):
 @pytest.mark.parametrize(
     "change, code, message",
     [
-        ({"kernel": 7}, 3, "kernel is 7"),
+        ({"kernel": 7}, 3, "kernel: got 7"),
         ({"kernel": 2}, 12, "sm80"),
-        ({"sequence_dim": 3}, 3, "sequence_dim is 3: must be 1 or 2"),
-        ({"scale": float("inf")}, 3, "scale is inf"),
-        ({"causal": 1}, 3, "maps has 4 dimensions: must have 1"),
-        ({"dlse": 1}, 3, "operand 6 (dlse) is missing"),
-        ({"first": 0}, 3, "the scratch is updated in place"),
-        ({"last": 0}, 3, "4 results are given: must be 3"),
+        ({"sequence_dim": 3}, 3, "sequence_dim: got 3, must be 1 or 2"),
+        ({"scale": float("inf")}, 3, "scale: got inf"),
+        ({"causal": 1}, 3, "maps: got 4 dimensions, must have 1"),
+        ({"dlse": 1}, 3, "operand 6 (dlse): got none"),
+        ({"first": 0}, 3, "scratch: got a result of its own"),
+        ({"last": 0}, 3, "call frame: got 4 results, must have 3"),
     ],
 )
 def test_refusals_of_the_backward(backward, change, code, message):
@@ -189,7 +189,7 @@ def test_refusals_of_the_backward(backward, change, code, message):
         (
             -4,
             np.zeros((1, 1, 1, SCRATCH - 1), np.float32),
-            "scratch has 1276 bytes: must have 1280",
+            "scratch: got 1276 bytes, must have 1280",
         ),
         (-3, Q[..., :4].copy(), "dk must have the shape and type of k"),
         (-2, Q.astype(np.float64), "dv must have the shape and type of dk"),
@@ -209,4 +209,4 @@ def test_dk_and_dv_of_a_type_that_nobody_sums_in(backward):
     results[1:3] = [Q.astype(np.float64), Q.astype(np.float64)]
     call = Call([Q, Q, Q, Q, *FORWARD], results, GRADIENT_OPTIONS)
     assert call(backward) == 1
-    assert "kv_gradient_element is 3: must be element" in call.errors[0][1]
+    assert "kv_gradient_element: got 3, must be element" in call.errors[0][1]

@@ -246,14 +246,15 @@ def check_refusals():
         expect(got == status and part in message, f"{field}={value}: {got} {message}")
 
     for field, value, status, part in [
-        ("struct_size", 3, 1, "struct_size is 3"), ("flags", 1 << 20, 1, "flags"), ("element", 4, 1, "element"),
-        ("lse_element", 0, 1, "lse_element"), ("batch", -1, 1, "batch is -1"), ("heads", 3, 0, ""),
+        ("struct_size", 3, 1, "struct_size: got 3"), ("flags", 1 << 20, 1, "flags"),
+        ("element", 4, 1, "element"),
+        ("lse_element", 0, 1, "lse_element"), ("batch", -1, 1, "batch: got -1"), ("heads", 3, 0, ""),
         ("kv_heads", 0, 1, "kv_heads"), ("query_len", -1, 1, "query_len"), ("key_len", -1, 1, "key_len"),
         ("head_dim", 0, 1, "head_dim"), ("head_dim", 1025, 2, "head_dim 1025"),
-        ("scale", float("nan"), 1, "scale"), ("q", None, 1, "q is null"), ("k", None, 1, "k is null"),
-        ("v", None, 1, "v is null"), ("y", None, 1, "y is null"), ("flags", 1, 1, "state is null"),
+        ("scale", float("nan"), 1, "scale"), ("q", None, 1, "q: got NULL"), ("k", None, 1, "k: got NULL"),
+        ("v", None, 1, "v: got NULL"), ("y", None, 1, "y: got NULL"), ("flags", 1, 1, "state: got NULL"),
         ("q_map.stride", 0, 1, "q_map.stride"), ("k_map.split", -1, 1, "k_map.split"),
-        ("k_map.split", 2, 1, "k_map.tail"), ("window_left", 1, 2, "window_left"), ("y", q.ctypes.data + 2, 3, "y is"),
+        ("k_map.split", 2, 1, "k_map.tail"), ("window_left", 1, 2, "window_left"), ("y", q.ctypes.data + 2, 3, "y: got"),
         ("batch", 1 << 62, 1, "batch"), ("batch", 0, 0, ""), ("softcap", 1.0, 2, "softcap"),
     ]:  # fmt: skip
         if (field, value) == ("heads", 3):

@@ -228,15 +228,16 @@ BAD = [
     ("dlse", lambda a: a.astype(np.float16), bk.InvalidProblemError, "dlse: got F16, must be F32"),
     ("dlse", lambda a: a[:, :2], bk.InvalidProblemError, "dlse: got shape"),
     ("dq", lambda a: a.astype(F32), bk.InvalidProblemError, "dq: got F32, must be BF16"),
-    ("dq", frozen, bk.InvalidProblemError, "dq: is read-only"),
+    ("dq", frozen, bk.InvalidProblemError, "dq: got read-only memory"),
     ("dk", lambda a: a.astype(F32), bk.InvalidProblemError, "dk, dv: got F32 and BF16"),
     ("dv", lambda a: a.astype(np.float16), bk.InvalidProblemError, "dk, dv: got BF16 and F16"),
-    ("dk", lambda a: np.broadcast_to(a[:, :1], a.shape), bk.InvalidProblemError, "dk: is read-only"),
+    ("dk", lambda a: np.broadcast_to(a[:, :1], a.shape), bk.InvalidProblemError,
+     "dk: got read-only memory"),
     ("scratch", lambda a: None, bk.InvalidProblemError, "scratch: got None"),
     ("scratch", lambda a: a[:-1], bk.WorkspaceTooSmallError, "scratch: got 2303 bytes"),
-    ("scratch", off_by_one, bk.MisalignedOperandError, "scratch: address"),
-    ("dq", off_by_one, bk.MisalignedOperandError, "dq: address"),
-    ("lse", off_by_one, bk.MisalignedOperandError, "lse: address"),
+    ("scratch", off_by_one, bk.MisalignedOperandError, "scratch: got address"),
+    ("dq", off_by_one, bk.MisalignedOperandError, "dq: got address"),
+    ("lse", off_by_one, bk.MisalignedOperandError, "lse: got address"),
 ]  # fmt: skip
 
 

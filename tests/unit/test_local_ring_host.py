@@ -161,16 +161,16 @@ def _qkv(q=(1, 2, 8, 4), k=(1, 2, 8, 4), v=(1, 2, 8, 4), dtypes=("f4", "f4", "f4
         (_qkv(q=(1, 2, 10, 4)), {"world_size": 4}, r"q has 10 rows.*8 and 12"),
         (_qkv(k=(1, 2, 6, 4), v=(1, 2, 6, 4)), {"world_size": 4}, r"k and v has 6.*4 and 8"),
         (_qkv(), {"world_size": 0}, "world_size"),
-        (_qkv(q=(2, 8, 4)), {}, "four dimensions"),
-        (_qkv(v=(1, 2, 4, 4)), {}, "alike"),
+        (_qkv(q=(2, 8, 4)), {}, "must be \\[B, H, S, D\\]"),
+        (_qkv(v=(1, 2, 4, 4)), {}, "must be equal"),
         (_qkv(k=(1, 2, 8, 8), v=(1, 2, 8, 8)), {}, "head_dim"),
         (_qkv(q=(1, 3, 8, 4)), {}, "heads"),
-        (_qkv(dtypes=("f4", "f8", "f4")), {}, "alike"),
+        (_qkv(dtypes=("f4", "f8", "f4")), {}, "must be as q"),
         (_qkv(dtypes=("i4", "i4", "i4")), {}, "int32"),
         (_qkv(), {"sequence_layout": "spiral"}, "contiguous"),
         (_qkv(), {"device": "tpu"}, "device"),
         (_qkv(), {"scale": float("nan")}, "scale"),
-        ([[1.0]] * 3, {}, "four dimensions"),
+        ([[1.0]] * 3, {}, "must be \\[B, H, S, D\\]"),
         ([range(3)] * 3, {}, "q: got range.*must be an array"),
     ],
 )
@@ -212,7 +212,7 @@ def test_torch_tensors_on_the_host(dtype):
         bk.run_local_ring(*tensors, 3)
     with torch.no_grad():
         y, lse = bk.run_local_ring(*tensors, 3, is_causal=True, sequence_layout="zigzag")
-    with pytest.raises(bk.InvalidProblemError, match="they must be alike"):
+    with pytest.raises(bk.InvalidProblemError, match="must be as q"):
         bk.run_local_ring(tensors[0].detach(), tensors[1].detach().numpy()
                           if dtype != "bf16" else arrays[1], tensors[2].detach(), 3)  # fmt: skip
     parameter = torch.nn.Parameter(tensors[1].detach(), requires_grad=False)

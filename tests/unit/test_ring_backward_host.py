@@ -333,7 +333,7 @@ def test_ranks_of_which_one_means_the_forward_find_out():
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert raised == ["rank 1: direction is FORWARD, must be BACKWARD as on rank 0"] * 2
+    assert raised == ["rank 1: direction: got FORWARD, must be BACKWARD as on rank 0"] * 2
 
 
 @pytest.mark.parametrize("wrong", [
@@ -445,10 +445,10 @@ def test_run_local_ring_stops_in_the_backward_too():
     ("changed", "text"),
     [
         ({"dy": None}, "dlse: got an array without dy"),
-        ({"dy": np.zeros((1, 2, 8, 4), np.float64)}, "dy is ndarray of float64; it must be"),
-        ({"dy": np.zeros((1, 2, 4, 4), np.float32)}, "dy has shape"),
-        ({"dlse": np.zeros((1, 2, 8), np.float64)}, "dlse is ndarray of float64"),
-        ({"dlse": np.zeros((1, 2, 8, 1), np.float32)}, "dlse has shape"),
+        ({"dy": np.zeros((1, 2, 8, 4), np.float64)}, "dy: got ndarray of float64, must be"),
+        ({"dy": np.zeros((1, 2, 4, 4), np.float32)}, "dy: got shape"),
+        ({"dlse": np.zeros((1, 2, 8), np.float64)}, "dlse: got ndarray of float64"),
+        ({"dlse": np.zeros((1, 2, 8, 1), np.float32)}, "dlse: got shape"),
         ({"dy": 3}, "dy"),
     ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers import backward_abi
 from helpers import ring_abi as abi
+from helpers.c_headers import structure
 from helpers.gradients import NAMES, draw
 from helpers.host_abi import PositionMap
 from helpers.ring_abi import LocalWorld, last_failure
@@ -13,10 +14,7 @@ from helpers.ring_gradients import HostGradients
 
 LAYOUTS = {"contiguous": 0, "zigzag": 1, "striped": 2}
 
-
-class RingProblem(ct.Structure):
-    _fields_ = [("struct_size", ct.c_uint64), ("kernel", ct.c_int32), ("layout", ct.c_int32),
-                ("call", backward_abi.BackwardParams)]  # fmt: skip
+RingProblem = structure("attention_backward_ring_problem")
 
 
 def real_program():

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 from helpers import ring_abi as abi
+from helpers.c_headers import structure
 from helpers.ring_abi import LocalWorld, last_failure
 from helpers.sum_ring import SumRing, pushes
 
@@ -153,14 +154,7 @@ def test_what_a_rank_keeps_for_itself_is_settled_beside_the_last_messages(parts)
     assert mine[begin : begin + 5] == ["launch", "record", "settle", "wait", "add"]
 
 
-class Marks(ct.Structure):
-    _fields_ = [
-        (name, ct.c_void_p)
-        for name in (
-            "exchange_begin", "exchange_end", "wait_begin", "compute_begin", "compute_end",
-            "add_begin", "add_end", "settle_begin", "settle_end",
-        )
-    ]  # fmt: skip
+Marks = structure("ring_marks")
 
 
 @pytest.mark.parametrize(("parts", "launch_adds"), PROGRAMS)

@@ -50,13 +50,13 @@ def test_agreement(ranks):
 @pytest.mark.parametrize(
     ("differ", "text"),
     [
-        ({"head_dim": 16}, "head_dim is 16, must be 8"),
-        ({"key_len": 5}, "key_len is 5, must be 4"),
-        ({"scale": 0.25}, "scale is 0.25, must be 0.35"),
-        ({"is_causal": True}, "is_causal is True, must be False"),
-        ({"element": "F64"}, "element is F64, must be F32"),
-        ({"num_kv_heads": 4}, "num_kv_heads is 4, must be 2"),
-        ({"sequence_layout": "ZIGZAG"}, "sequence_layout is ZIGZAG, must be CONTIGUOUS"),
+        ({"head_dim": 16}, "head_dim: got 16, must be 8"),
+        ({"key_len": 5}, "key_len: got 5, must be 4"),
+        ({"scale": 0.25}, "scale: got 0.25, must be 0.35"),
+        ({"is_causal": True}, "is_causal: got True, must be False"),
+        ({"element": "F64"}, "element: got F64, must be F32"),
+        ({"num_kv_heads": 4}, "num_kv_heads: got 4, must be 2"),
+        ({"sequence_layout": "ZIGZAG"}, "sequence_layout: got ZIGZAG, must be CONTIGUOUS"),
     ],
     ids=str,
 )
@@ -82,10 +82,10 @@ def arguments(plan, staged=False, order="BHSD"):
 def test_staging_and_dimension_order():
     assert validate(args=lambda rank, plan: arguments(plan)) == [None] * P
     for error in validate(args=lambda rank, plan: arguments(plan, staged=rank == 1)):
-        assert "staging is kv_scratch_a, must be in place" in str(error)
+        assert "staging: got kv_scratch_a, must be in place" in str(error)
     for error in validate(args=lambda rank, plan: arguments(plan, order="BSHD" if rank == 1
                                                             else "BHSD")):
-        assert "order of k's dimensions is SHD, must be HSD" in str(error)
+        assert "order of k's dimensions: got SHD, must be HSD" in str(error)
 
 
 def test_a_wrong_operand_is_found_before_anything_is_sent():

@@ -216,7 +216,7 @@ def test_an_op_is_a_name_of_its_category_or_a_number():
     ):
         with pytest.raises(bk.InvalidProblemError, match=message):
             sku(category, op)
-    with pytest.raises(bk.InvalidProblemError, match="named by AttentionKind already"):
+    with pytest.raises(bk.InvalidProblemError, match="AttentionKind does not name"):
         class OtherKind(bk.registry.OpKind, category=bk.OpCategory.ATTENTION):
             MINE = 0
 

@@ -11,8 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 CORE = sorted(
     path
     for path in (ROOT / "src/pyx/baracuda_kernels/_core").iterdir()
-    # The C ABI in one file, whatever it is of.
-    if path.suffix in (".py", ".pyx", ".pxd") and path.name not in ("__init__.py", "c_api.pxd")
+    if path.suffix in (".py", ".pyx", ".pxd") and path.name != "__init__.py"
 )
 # The other commands are about Ring Attention by their name.
 ABOUT_ANY_OP = [

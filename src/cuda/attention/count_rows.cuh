@@ -1,4 +1,4 @@
-// Counting the rows of a shard by their positions, in copying warps.
+// Counts the rows of a shard by their positions, in producer warps.
 #pragma once
 
 #include <stdint.h>
@@ -7,8 +7,9 @@
 
 namespace baracuda {
 
-// As rows_at_or_before(), without the 64-bit division, for which a copying warp has no registers:
-// the quotient is below count, which is at most 2^30. known: that of stride, or of 0.
+// As rows_at_or_before(), without a 64-bit division, for which a producer warp has too few
+// registers. The quotient is below count, which is at most 2^30. known: the divisor of stride, or
+// of 0 if unknown.
 __device__ __forceinline__ int count_at_or_before(int64_t first, int64_t stride,
                                                   const Divisor& known, int count, int64_t pos) {
   if (count <= 0 || pos < first) return 0;

@@ -1,8 +1,8 @@
-// Masks are intervals: positions rise with the row in every layout, so under every mask here a row
-// sees the keys [begin, end) of a chunk, and neither end ever falls from row to row. So a tile is
-// bounded by its first and last row, and the rows that see a key are an interval too.
+// Masks are intervals. Positions rise with the row in every layout, so under every mask here a row
+// sees the keys [begin, end) of a chunk, and neither end falls from row to row. The first and last
+// row of a tile therefore bound its keys, and the rows that see a key form an interval too.
 //
-// The host asks here for rows, keys, tiles and chunks; the kernels' own loops take a prefix
+// The host asks here for rows, keys, tiles and chunks. The kernels themselves use prefixes
 // (attention/positions.h).
 #pragma once
 
@@ -21,8 +21,8 @@ struct Interval {
   int64_t size() const { return end > begin ? end - begin : 0; }
 };
 
-// A mask, as data. What a row at position p sees are the positions that all of these allow; the
-// default allows every one.
+// A mask, as data. A row at position p sees the positions that all fields allow. The default allows
+// all.
 //
 //   causal                 right 0
 //   sliding window of W    left W - 1, right 0
@@ -36,17 +36,18 @@ struct Mask {
   int64_t left = unlimited;   // keys from p - left on
   int64_t right = unlimited;  // keys up to p + right, or
   int64_t prefix = 0;         // up to prefix - 1 where that is more
-  int64_t chunk = 0;          // > 0: keys of p's own chunk: of so many positions, from 0 on
-  // Keys of p's own document. Document d holds the positions from cu_seqlens[d] to that of the
-  // next; there are `documents` and one entry more. What lies outside sees nothing and is not seen.
+  int64_t chunk = 0;          // > 0: keys of p's own chunk; chunks have this many positions
+  // Keys of p's own document. Document d holds the positions [cu_seqlens[d], cu_seqlens[d + 1]);
+  // the array has documents + 1 entries. Positions outside all documents see nothing and are not
+  // seen.
   const int64_t* cu_seqlens = nullptr;
   int64_t documents = 0;
 };
 
-// The mask that a step of these parameters has.
+// The mask of a step.
 Mask mask_of(const baracuda_attention_step_params& params);
 
-// Positions that the row at a position sees, and those of the rows that see the key at a position.
+// The positions that a row sees, and the positions of the rows that see a key.
 Interval key_positions(const Mask& mask, int64_t row_position);
 Interval row_positions(const Mask& mask, int64_t key_position);
 
@@ -60,11 +61,11 @@ class ChunkPair {
   // Keys that a row sees, and rows that see a key.
   Interval keys_of_row(int64_t row) const;
   Interval rows_of_key(int64_t key) const;
-  // Of rows or keys that lie together (one or more): all that any of them sees or is seen by. Rows
-  // of the tile that see nothing may widen it.
+  // For a tile of one or more rows (or keys): the keys that any row sees, or the rows that see any
+  // key. Rows that see nothing may widen the result.
   Interval keys_of_rows(Interval rows) const;
   Interval rows_of_keys(Interval keys) const;
-  // Keys that every row of the tile sees: a tile of keys within them needs no mask.
+  // The keys that every row of the tile sees. A tile of keys inside needs no mask.
   Interval keys_of_every_row(Interval rows) const;
 
   // Whether any row sees any key.

@@ -25,10 +25,10 @@ int32_t check_ring_step(const char* call, const baracuda_attention_step_params& 
                    static_cast<long long>(longest), world_size);
   }
   if (step.device_maps != nullptr) {
-    return invalid("%s", "step.device_maps: must be NULL, the ring knows its ranks");
+    return invalid("%s", "step.device_maps: got a pointer, must be NULL: the ring knows its ranks");
   }
   if (layout < BARACUDA_CONTIGUOUS || layout > BARACUDA_STRIPED) {
-    return invalid("layout: %d is not a baracuda_sequence_layout", layout);
+    return invalid("layout: got %d, must be a baracuda_sequence_layout", layout);
   }
   return BARACUDA_OK;
 }

@@ -1,4 +1,4 @@
-// Which steps of a ring compute anything, and where the chunks of the step at hand lie.
+// Which steps of a ring are live, and the parameters of the current step.
 #pragma once
 
 #include <stdint.h>
@@ -27,7 +27,7 @@ class LiveSteps {
   }
   bool is_any_live(int32_t begin = 0) const { return is_any_live(begin, at_.world_size); }
 
-  // The parameters of the step at hand: its chunk of K and V, which is the call's first payload, the
+  // The parameters of the current step: its chunk of K and V (the call's first payload), the
   // positions, the margin, and FIRST and LAST among the live steps.
   baracuda_attention_step_params at_hand() const {
     baracuda_attention_step_params params = step_;
@@ -60,7 +60,7 @@ class LiveSteps {
   const baracuda_position_map q_map_;
 };
 
-// Of a program's problem, before anything moves: BARACUDA_OK, or the failure that it recorded.
+// Checks a program's problem before anything is sent. BARACUDA_OK, or a recorded failure.
 int32_t check_ring_step(const char* call, const baracuda_attention_step_params& step,
                         int32_t layout, int32_t world_size);
 

@@ -1,5 +1,5 @@
-// Masks are prefixes: positions rise with the row, so a query row sees the keys 0 .. visible-1 of
-// a chunk. Everything causal (masks, tile skipping, live steps) comes from this one function.
+// The causal mask as a prefix. Positions rise with the row, so a query row sees the keys 0 ..
+// visible - 1 of a chunk. The kernels' masks and tile skipping use these functions.
 #pragma once
 
 #include <stdint.h>
@@ -13,7 +13,8 @@ BARACUDA_HD int64_t position(const baracuda_position_map& map, int64_t i) {
   return i < map.split ? map.head + map.stride * i : map.tail + map.stride * (i - map.split);
 }
 
-// How many of the rows [0, count) of an arithmetic run starting at first lie at or before pos.
+// The number of rows of an arithmetic run (first, first + stride, ...; count rows) at or before
+// pos.
 BARACUDA_HD int64_t rows_at_or_before(int64_t first, int64_t stride, int64_t count, int64_t pos) {
   if (pos < first) return 0;
   const int64_t n = (pos - first) / stride + 1;

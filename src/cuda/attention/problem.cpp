@@ -11,7 +11,7 @@ long long ll(int64_t x) { return static_cast<long long>(x); }
 
 int32_t check_at_least(const char* call, const char* name, int64_t value, int64_t least) {
   if (value >= least) return BARACUDA_OK;
-  return fail(BARACUDA_INVALID_ARGUMENT, call, "%s is %lld: must be at least %lld", name,
+  return fail(BARACUDA_INVALID_ARGUMENT, call, "%s: got %lld, must be at least %lld", name,
               ll(value), ll(least));
 }
 
@@ -32,7 +32,7 @@ int32_t check_extents(const char* call, const StepParams& p) {
   }
   if (p.heads % p.kv_heads != 0) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "heads is %lld: must be a multiple of kv_heads, %lld", ll(p.heads),
+                "heads: got %lld, must be a multiple of kv_heads, %lld", ll(p.heads),
                 ll(p.kv_heads));
   }
   if (state_bytes(p) < 0) {
@@ -55,17 +55,17 @@ int32_t check_reserved(const char* call, const StepParams& p) {
                      : p.partial_out           ? "partial_out"
                                                : nullptr;
   if (name == nullptr) return BARACUDA_OK;
-  return fail(BARACUDA_UNSUPPORTED, call, "%s is set: it is reserved and must be zero", name);
+  return fail(BARACUDA_UNSUPPORTED, call, "%s: got a value, must be zero: it is reserved", name);
 }
 
 int32_t check_map(const char* call, const char* name, const baracuda_position_map& map,
                   int64_t length) {
   if (map.stride < 1) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "%s.stride is %lld: must be at least 1", name,
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "%s.stride: got %lld, must be at least 1", name,
                 ll(map.stride));
   }
   if (map.split < 0) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "%s.split is %lld: must be at least 0", name,
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "%s.split: got %lld, must be at least 0", name,
                 ll(map.split));
   }
   const int64_t below = map.split < length ? map.split : length;
@@ -75,11 +75,12 @@ int32_t check_map(const char* call, const char* name, const baracuda_position_ma
       __builtin_add_overflow(map.head, end, &end) ||
       __builtin_mul_overflow(map.stride, length - below, &end_of_tail) ||
       __builtin_add_overflow(map.tail, end_of_tail, &end_of_tail)) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "%s must keep its positions below 2^63", name);
+    return fail(BARACUDA_INVALID_ARGUMENT, call,
+                "%s: got positions of 2^63 or more, must keep all below", name);
   }
   if (below > 0 && below < length && map.tail <= end - map.stride) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "%s.tail is %lld: must lie above the head's last position, %lld", name,
+                "%s.tail: got %lld, must lie above the head's last position, %lld", name,
                 ll(map.tail), ll(end - map.stride));
   }
   return BARACUDA_OK;
@@ -105,33 +106,33 @@ int64_t state_bytes(const StepParams& p) {
 
 int32_t check_problem(const char* call, const StepParams* params) {
   if (params == nullptr) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "params is null");
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "params: got NULL, must be given");
   }
   const StepParams& p = *params;
   if (p.struct_size != sizeof(StepParams)) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "struct_size is %llu: must be %llu",
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "struct_size: got %llu, must be %llu",
                 static_cast<unsigned long long>(p.struct_size),
                 static_cast<unsigned long long>(sizeof(StepParams)));
   }
   constexpr uint32_t known = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST | BARACUDA_STEP_CAUSAL |
                              BARACUDA_STEP_FOLLOWS;
   if ((p.flags & ~known) != 0) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "flags is 0x%x: must be made of 0x%x", p.flags,
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "flags: got 0x%x, must be made of 0x%x", p.flags,
                 known);
   }
   if (baracuda_element_bytes(p.element) == 0) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "element is %d: must be a baracuda_element, 0 to 3", p.element);
+                "element: got %d, must be a baracuda_element, 0 to 3", p.element);
   }
   if (p.lse_element != BARACUDA_F32 && p.lse_element != p.element) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "lse_element is %d: must be BARACUDA_F32 (%d) or element (%d)", p.lse_element,
+                "lse_element: got %d, must be BARACUDA_F32 (%d) or element (%d)", p.lse_element,
                 BARACUDA_F32, p.element);
   }
   const int32_t status = check_extents(call, p);
   if (status != BARACUDA_OK) return status;
   if (!std::isfinite(p.scale)) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "scale is %g: must be finite", p.scale);
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "scale: got %g, must be finite", p.scale);
   }
   return check_reserved(call, p);
 }

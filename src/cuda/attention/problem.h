@@ -16,16 +16,16 @@ int64_t accumulator_bytes(int32_t element);
 // Bytes of the state: o_acc, m and l of every query row. -1 where they do not fit in 63 bits.
 int64_t state_bytes(const StepParams& p);
 
-// No rows, or none of a head: nothing is launched.
+// True if there are no rows; nothing is launched then.
 inline bool is_empty(const StepParams& p) {
   return p.batch == 0 || p.heads == 0 || p.query_len == 0;
 }
 
-// Each BARACUDA_OK, or the failure that it recorded for `call`.
+// Each returns BARACUDA_OK, or a failure recorded for `call`.
 
-// Everything but the positions, and pointers and flags that concern them.
+// Checks everything except the positions, and the pointers and flags about them.
 int32_t check_problem(const char* call, const StepParams* params);
-// That positions rise and stay below 2^63, where the mask depends on them.
+// Checks that positions rise and stay below 2^63, if the mask depends on them.
 int32_t check_maps(const char* call, const StepParams& p, const baracuda_position_map& q_map,
                    const baracuda_position_map& k_map);
 

@@ -1,9 +1,9 @@
-// What a row's statistics come to: its factor and its log-sum-exp, on every device alike. m is the
-// largest score, l the sum of exp(scale * (score - m)).
+// The results of a row's statistics: its factor and its log-sum-exp, equal on every device. m is
+// the largest score, l the sum of exp(scale * (score - m)).
 //
-// A row that saw no key has m = -inf and l = +0, and gives y = 0, lse = -inf. A row that saw keys, all
-// with score -inf (an Inf in Q or K), has m = -inf and l = -0: its softmax is undefined, and it gives
-// NaN, unless a later key has a finite score. -0 adds like 0, so no sum has to know.
+// A row that saw no key has m = -inf and l = +0; its y is 0 and its lse -inf. A row whose keys all
+// had the score -inf (an Inf in Q or K) has m = -inf and l = -0; its softmax is undefined and it
+// gives NaN, unless a later key has a finite score. -0 adds like 0, so sums need no special case.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -64,14 +64,13 @@ BARACUDA_ROW_RESULT double not_a_number(double) {
 
 }  // namespace row_result
 
-// Of a sum that earlier steps have stored: whether it is the -0 of an undefined row. Sums of weights
-// are not negative otherwise.
+// True if a stored sum is the -0 of an undefined row. Other sums of weights are not negative.
 template <typename T>
 BARACUDA_ROW_RESULT bool is_undefined_sum(T l) {
   return row_result::is_negative(l);
 }
 
-// Whether a row has no weights so far: it is undefined if it saw keys in this step or was undefined
+// True if a row has no weights so far. It is undefined if it saw keys in this step or was undefined
 // before.
 template <typename T>
 BARACUDA_ROW_RESULT bool is_empty_row(T m, T l) {
@@ -84,13 +83,13 @@ BARACUDA_ROW_RESULT T stored_sum(T l, bool undefined) {
   return undefined ? -T(0) : l;
 }
 
-// What a row without weights has in their place.
+// The value of a row without weights: NaN if it is undefined, else 0.
 template <typename T>
 BARACUDA_ROW_RESULT T empty_row(bool undefined) {
   return undefined ? row_result::not_a_number(T()) : T(0);
 }
 
-// What o_acc is multiplied by, or where it is divided, its divisor.
+// The factor of o_acc, and the divisor for code that divides.
 template <typename T>
 BARACUDA_ROW_RESULT T row_factor(T l, T empty) {
   return l == T(0) ? empty : T(1) / l;
@@ -100,7 +99,7 @@ BARACUDA_ROW_RESULT T row_divisor(T l, bool undefined) {
   return l != T(0) ? l : undefined ? row_result::not_a_number(T()) : T(1);
 }
 
-// scale: what m still lacks, in the type that the product is to be taken in.
+// scale: the factor of m, in the type of the product.
 template <typename T, typename Scale>
 BARACUDA_ROW_RESULT T log_sum_exp(T m, Scale scale, T l, T empty) {
   return l == T(0) ? empty - row_result::infinity(T())

@@ -1,4 +1,4 @@
-// Blocks of a cluster (sm_90): each other's shared memory.
+// Clusters (sm_90): access to the shared memory of the other blocks.
 #pragma once
 
 #include <stdint.h>
@@ -11,13 +11,13 @@ __device__ __forceinline__ int cluster_rank() {
   return static_cast<int>(rank);
 }
 
-// All threads of all blocks; those that have ended do not count.
+// Synchronises all threads of all blocks of the cluster that are still running.
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" :::
                "memory");
 }
 
-// Where a block of the cluster has what lies at this address of shared memory here.
+// The cluster address of the same shared-memory location in another block.
 __device__ __forceinline__ uint32_t address_at(int rank, uint32_t address) {
   uint32_t there;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
@@ -28,14 +28,15 @@ __device__ __forceinline__ void mbarrier_arrive_at(uint32_t there) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
 }
 
-// Stores a word in another block's shared memory, and completes its four bytes on a barrier there.
+// Stores a word in another block's shared memory, and completes four bytes on a barrier of that
+// block.
 __device__ __forceinline__ void store_at(uint32_t there, int x, uint32_t barrier_there) {
   asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::
                    "r"(there), "r"(x), "r"(barrier_there)
                : "memory");
 }
 
-// Copies shared memory to another block's, and completes so many bytes on its barrier.
+// Copies `bytes` of shared memory to another block, and completes them on a barrier of that block.
 __device__ __forceinline__ void copy_to_block(uint32_t there, uint32_t from, uint32_t bytes,
                                               uint32_t barrier_there) {
   asm volatile(

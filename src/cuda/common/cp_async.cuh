@@ -1,4 +1,4 @@
-// cp.async (sm_80): copies from global to shared memory that the thread does not wait for.
+// cp.async (sm_80): asynchronous copies from global to shared memory.
 #pragma once
 
 #include <stdint.h>
@@ -14,7 +14,7 @@ template <int Bytes>
 __device__ __forceinline__ void cp_async_or_zero(uint32_t dst, const void* src, bool valid) {
   const int size = valid ? Bytes : 0;
   if constexpr (Bytes == 16) {
-    // Past L1: a tile is read once by a block.
+    // Bypasses L1, since a block reads a tile once.
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(size)
                  : "memory");
   } else {

@@ -1,6 +1,6 @@
-// Programmatic dependent launch (sm_90): a kernel's blocks take their places while the kernel
-// before it in the stream still runs, and wait for its end only before they touch what it writes.
-// Code for older architectures has neither instruction and must not be launched so.
+// Programmatic dependent launch (sm_90). A kernel's blocks may start while the previous kernel of
+// the stream still runs; they wait for its end before they touch its outputs. Code for older
+// architectures lacks both instructions and must not be launched this way.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,22 +10,22 @@
 
 namespace baracuda {
 
-// From here on, as far as this block goes, blocks of a dependent grid may be started.
+// Allows blocks of a dependent grid to start, once every block of this grid has called it.
 __device__ __forceinline__ void launch_dependent_grids() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// Waits until the grids that this one depends on have ended and their writes can be seen.
+// Waits until the grids that this one depends on have ended and their writes are visible.
 __device__ __forceinline__ void await_grids_before() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// Launches a grid, of clusters of so many blocks; with `overlap` it may start before the kernel
-// ahead of it has ended, and must call await_grids_before().
+// Launches a grid in clusters of `cluster` blocks. With `overlap` it may start before the previous
+// kernel has ended, and must call await_grids_before().
 template <typename Args>
 int32_t launch_grid(void (*kernel)(Args), dim3 blocks, unsigned threads, int shared_bytes,
                     cudaStream_t stream, bool overlap, const Args& args, unsigned cluster = 1) {

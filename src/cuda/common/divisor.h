@@ -1,6 +1,6 @@
-// Division by a number that the launch knows: a product and a shift instead of some forty
-// instructions one after the other. (Granlund and Montgomery, "Division by invariant integers using
-// multiplication", 1994.)
+// Division by a number that is known at launch: a product and a shift replace about forty dependent
+// instructions. (Granlund and Montgomery, "Division by invariant integers using multiplication",
+// 1994.)
 #pragma once
 
 #include <stdint.h>

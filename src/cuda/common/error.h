@@ -14,8 +14,8 @@ int32_t fail_with_code(int32_t status, int32_t code, const char* call, const cha
     __attribute__((format(printf, 4, 5)));
 // Adds where in a ring the thread's last failure happened.
 void locate_failure(int32_t rank, int32_t step);
-// Whether this thread has recorded a failure since expect_record(): tells whether a function that is
-// not ours left a record.
+// True if this thread has recorded a failure since expect_record(). Tells whether a caller's
+// function left a record.
 void expect_record();
 bool has_record();
 // Puts an earlier failure back into the thread's record (clean-up after it may have failed too)

@@ -11,7 +11,7 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
-// What weights under the maximum `before` must be multiplied by under `now`.
+// The factor that brings weights from the maximum `before` to the maximum `now`.
 __device__ __forceinline__ float rescaling(float before, float now, float scale_log2) {
   return exp2_approx((before - (now == -CUDART_INF_F ? 0.0f : now)) * scale_log2);
 }

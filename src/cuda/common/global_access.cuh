@@ -1,12 +1,12 @@
-// Global memory, in ways that the compiler would not choose.
+// Accesses to global memory that the compiler would not generate.
 #pragma once
 
 #include <stdint.h>
 
 namespace baracuda {
 
-// Loads that stay where they are written: the compiler would put them off until their values are
-// wanted, and a warp would wait for memory then.
+// Loads that the compiler does not move. It would sink them to the first use of their values, where
+// the warp would wait for memory.
 __device__ __forceinline__ float load_early(const float* address) {
   float x;
   asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(x) : "l"(address) : "memory");
@@ -22,8 +22,8 @@ __device__ __forceinline__ float4 load_early(const float4* address) {
   return x;
 }
 
-// Adds to what lies in memory without loading it: L2 does the sum. With nobody else adding to the
-// same numbers meanwhile the result does not depend on any order. policy: of tma.cuh.
+// Adds to global memory without loading it: L2 makes the sum. The result is deterministic if nobody
+// else adds to the same numbers meanwhile. policy: an L2 policy of tma.cuh.
 __device__ __forceinline__ void add_in_memory(float4* address, float4 x, uint64_t policy) {
   asm volatile(
       "red.relaxed.gpu.global.add.L2::cache_hint.v4.f32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(address),
@@ -47,7 +47,8 @@ __device__ __forceinline__ void add_in_memory(float4* address, float4 x) {
 #endif
 }
 
-// A word that other blocks wait for. What was written before it is there for who has read it.
+// Release and acquire of a word. A block that reads it by acquire sees all writes before the
+// release.
 __device__ __forceinline__ void store_release(uint32_t* address, uint32_t x) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(x) : "memory");
 }
@@ -56,7 +57,7 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* address) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(address) : "memory");
   return x;
 }
-// The same of the word alone; with a fence between them and what else is written or read.
+// Relaxed accesses of the word. Other data needs a fence between its access and that of the word.
 __device__ __forceinline__ void store_relaxed(uint32_t* address, uint32_t x) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(x) : "memory");
 }
@@ -68,8 +69,8 @@ __device__ __forceinline__ uint32_t load_relaxed(const uint32_t* address) {
 __device__ __forceinline__ void fence_threads() {
   asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
-// What the copy engine does to global memory, and what threads do: each side before the fence comes
-// before the other side behind it.
+// Orders the copy engine's accesses to global memory and those of threads: accesses of one side
+// before the fence come before accesses of the other side after it.
 __device__ __forceinline__ void fence_copies() {
   asm volatile("fence.proxy.async.global;" ::: "memory");
 }

@@ -1,4 +1,4 @@
-// Ending a call early: a signal came (Ctrl-C), or another thread aborted the ring that it runs on.
+// Ends a call early, after a signal (Ctrl-C) or when another thread aborts the call's ring.
 #pragma once
 
 #include <stdint.h>
@@ -7,11 +7,11 @@
 
 namespace baracuda {
 
-// How long a wait may go on without looking for a signal.
+// The longest time that a wait may go without checking for a signal.
 constexpr std::chrono::milliseconds kLookForSignals{50};
 
-// Around a call that may take long. flag: NULL, or not 0 once the call should end; another thread
-// writes it. Scopes nest, and an inner one without a flag keeps the outer one's.
+// The scope of a call that may take long. flag: NULL, or a word that another thread sets to not 0
+// when the call should end. Scopes nest; an inner scope without a flag keeps the outer one's.
 class StopScope {
  public:
   explicit StopScope(const int32_t* flag);
@@ -23,15 +23,16 @@ class StopScope {
   const int32_t* previous_flag_;
 };
 
-// Within a StopScope: BARACUDA_OK, or BARACUDA_ABORTED or BARACUDA_INTERRUPTED as a failure of call.
-// It may run the application's signal handlers, so the caller holds no lock. Cheap enough for any
-// loop: it looks for signals every kLookForSignals alone.
+// To be called within a StopScope. BARACUDA_OK, or BARACUDA_ABORTED or BARACUDA_INTERRUPTED,
+// recorded as a failure of `call`. It may run the application's signal handlers, so the caller must
+// hold no lock. It checks for signals once every kLookForSignals, so any loop may call it.
 int32_t poll_stop(const char* call);
 
-// Whether signals end this thread's calls: it is the process's main one, and somebody asked for it.
+// True if signals end this thread's calls: it is the main thread, and a signal check was set.
 bool is_interruptible();
 
-// While one lives, signals end no call of this thread: for callers that cannot tell the application.
+// While one exists, signals end no call of this thread. For callers that cannot tell the
+// application.
 class SignalsLater {
  public:
   SignalsLater();
@@ -40,9 +41,9 @@ class SignalsLater {
   SignalsLater& operator=(const SignalsLater&) = delete;
 };
 
-// Runs work(context) to its end on a thread of its own, while this one looks for signals; returns
-// its status, with its failure as this thread's. One that came calls interrupted(context) once, which
-// makes the work end. Where signals do not matter the work runs here.
+// Runs work(context) on a thread of its own while this thread checks for signals. Returns its
+// status, and records its failure for this thread. A signal calls interrupted(context) once, which
+// must make the work end. If signals do not end this thread's calls, the work runs on this thread.
 int32_t run_interruptibly(int32_t (*work)(void*), void (*interrupted)(void*), void* context,
                           const char* call);
 

@@ -10,7 +10,7 @@
 
 namespace baracuda {
 
-// A set of devices. Those from 64 on are never in it.
+// A set of devices. It never contains devices from 64 on.
 class DeviceSet {
  public:
   bool contains(int device) const {
@@ -24,11 +24,11 @@ class DeviceSet {
   std::atomic<uint64_t> bits_{0};
 };
 
-// Where a kernel is ready; elsewhere it is set up at every call, which is slower but right. Two
-// threads may do the same set-up at once: it is idempotent.
+// The devices on which a kernel is set up. On a device that the set cannot hold, every call sets it
+// up again, which is slower but right. Two threads may set up at once: the set-up is idempotent.
 struct ReadyDevices {
   DeviceSet loaded;
-  DeviceSet waits;  // its code there waits for the grids before it (see dependent_launch.cuh)
+  DeviceSet waits;  // where its code waits for the previous grids (see dependent_launch.cuh)
 };
 
 inline int32_t count_multiprocessors(int* count) {
@@ -45,7 +45,7 @@ inline int32_t ensure_loaded(const void* kernel, int shared_bytes, ReadyDevices&
   int32_t status = check_cuda(cudaGetDevice(&device), "cudaGetDevice");
   if (waits != nullptr) *waits = ready.waits.contains(device);
   if (status != BARACUDA_OK || ready.loaded.contains(device)) return status;
-  // Under lazy loading, asking for attributes is what loads the kernel's module.
+  // Under lazy loading, the query of attributes loads the kernel's module.
   cudaFuncAttributes attributes;
   status = check_cuda(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
   if (status != BARACUDA_OK) return status;

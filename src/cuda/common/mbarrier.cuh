@@ -18,20 +18,20 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives, and keeps the phase open until so many bytes have been copied.
+// Arrives, and adds `bytes` to the copies that the phase waits for.
 __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
 
-// Keeps the phase open until so many bytes have been copied, besides those of its arrivals.
+// Adds `bytes` to the copies that the phase waits for, without arriving.
 __device__ __forceinline__ void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
 
-// Waits for the end of the phase of this parity. (A new barrier is in phase 0; a wait for parity 1
-// passes then.)
+// Waits for the end of the phase of this parity. A new barrier is in phase 0, so a wait for parity
+// 1 passes at once.
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
@@ -46,7 +46,7 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
       : "memory");
 }
 
-// Whether that phase has ended; does not wait for it.
+// True if that phase has ended; does not wait.
 __device__ __forceinline__ bool mbarrier_test(uint32_t barrier, uint32_t parity) {
   uint32_t done;
   asm volatile(
@@ -61,7 +61,7 @@ __device__ __forceinline__ bool mbarrier_test(uint32_t barrier, uint32_t parity)
   return done != 0;
 }
 
-// Stage of the n-th tile that passes through, and the parity of that stage's round.
+// The pipeline stage of the n-th tile, and the phase parity of its pass through the stage.
 template <int Stages>
 __device__ __forceinline__ int stage_of(uint32_t n) {
   return n % Stages;

@@ -1,9 +1,9 @@
-// Loads that only go as far as L2.
+// Prefetches into L2.
 #pragma once
 
 namespace baracuda {
 
-// The 32 bytes around an address of global memory.
+// Prefetches the 32-byte sector of an address of global memory.
 __device__ __forceinline__ void prefetch_l2(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }

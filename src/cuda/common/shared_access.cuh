@@ -1,5 +1,5 @@
-// Words of shared memory by their 32-bit addresses: half the registers of a pointer, and read again
-// each time rather than kept in a register.
+// Shared memory by 32-bit addresses, which take half the registers of a pointer. Loads are
+// volatile: the compiler repeats them rather than keep a value in a register.
 #pragma once
 
 #include <stdint.h>
@@ -37,15 +37,15 @@ __device__ __forceinline__ void shared_store(uint32_t address, float4 x) {
                : "memory");
 }
 
-// Four 8x8 matrices of 16-bit elements, as accumulators and A fragments hold them; lane 8*i + r
-// gives the address of the i-th one's row r.
+// Stores four 8x8 matrices of 16-bit elements, in the layout of A fragments. Lane 8*i + r gives the
+// address of row r of matrix i.
 __device__ __forceinline__ void shared_store_matrices(uint32_t address, const uint32_t (&x)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
                "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
                : "memory");
 }
 
-// The same, loaded.
+// Loads four such matrices.
 __device__ __forceinline__ void shared_load_matrices(uint32_t address, uint32_t (&x)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
@@ -53,7 +53,7 @@ __device__ __forceinline__ void shared_load_matrices(uint32_t address, uint32_t 
                : "memory");
 }
 
-// Lets the tensor cores and the copy engine see what this thread stored, once a barrier has passed.
+// Makes this thread's stores visible to the tensor cores and the copy engine, after a barrier.
 __device__ __forceinline__ void shared_store_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

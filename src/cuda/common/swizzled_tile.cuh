@@ -1,4 +1,4 @@
-// Swizzled shared-memory tiles of the kernels that ldmatrix feeds.
+// Swizzled shared-memory tiles for ldmatrix.
 //
 // A tile is rows of HeadDim 16-bit elements. The 16-byte chunks of a row are permuted within
 // spans (8 chunks, or 4 where a row is an odd number of 64-byte units), so that the eight rows
@@ -32,8 +32,8 @@ struct RowLayout {
   }
 };
 
-// Copies rows of a tile from global memory with all threads of the block; rows from `valid` on
-// are zero-filled, for stale bits there could be NaN and would survive a weight of zero.
+// Copies rows of a tile from global memory with all threads of the block. Rows from `valid` on are
+// zero-filled: stale bits could be NaN, which a weight of zero would not remove.
 template <int HeadDim, int Rows, int Threads>
 struct TileCopy {
   using Layout = RowLayout<HeadDim>;
@@ -42,12 +42,12 @@ struct TileCopy {
 
   static __device__ __forceinline__ int row() { return threadIdx.x / Layout::span; }
   static __device__ __forceinline__ int chunk() { return threadIdx.x % Layout::span; }
-  // The row that this thread copies first: from there it goes upwards, and on into the tile
-  // above, so one pointer and one step are all that a walk from the last tile to the first needs.
+  // The row that this thread copies first. It copies upwards, and continues in the tile above, so a
+  // pass from the last tile to the first needs one pointer and one stride.
   static __device__ __forceinline__ int last_row() { return Rows - rows_per_pass + row(); }
 
-  // src is this thread's first chunk of last_row(), and in the end that of the tile above;
-  // step is rows_per_pass rows in bytes.
+  // src points to this thread's first chunk of last_row(), and on return to that of the tile above.
+  // step is the size of rows_per_pass rows in bytes.
   static __device__ __forceinline__ void copy(uint32_t tile, const char*& src, int64_t step,
                                               int64_t valid) {
     const int rows = valid < Rows ? static_cast<int>(valid) : Rows;

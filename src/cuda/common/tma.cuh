@@ -9,7 +9,7 @@ __device__ __forceinline__ void tma_prefetch_map(const void* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// How long L2 should keep what a copy brings.
+// L2 eviction policies for the data of a copy.
 __device__ __forceinline__ uint64_t l2_evict_first() {
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -22,8 +22,8 @@ __device__ __forceinline__ uint64_t l2_evict_last() {
   return policy;
 }
 
-// One box of a 4-dimensional tensor, innermost coordinate first; elements outside are zeros.
-// Completes on the mbarrier, whose phase must expect the bytes of the whole box.
+// Copies one box of a 4-dimensional tensor, innermost coordinate first. Elements outside the tensor
+// are zeros. Completes on the mbarrier, whose phase must expect the bytes of the whole box.
 __device__ __forceinline__ void tma_load_4d(uint32_t dst, const void* map, uint32_t barrier, int c0,
                                             int c1, int c2, int c3, uint64_t policy) {
   asm volatile(
@@ -33,7 +33,8 @@ __device__ __forceinline__ void tma_load_4d(uint32_t dst, const void* map, uint3
       : "memory");
 }
 
-// The same to both blocks of a pair, at the same addresses, completing on the barrier of each.
+// Multicasts the box to both blocks of a pair at the same addresses, completing on each block's
+// barrier.
 __device__ __forceinline__ void tma_load_4d_to_pair(uint32_t dst, const void* map,
                                                     uint32_t barrier, int c0, int c1, int c2,
                                                     int c3, uint64_t policy) {
@@ -45,8 +46,8 @@ __device__ __forceinline__ void tma_load_4d_to_pair(uint32_t dst, const void* ma
       : "memory");
 }
 
-// So many bytes that lie together, a multiple of 16 as both addresses are. Completes as the boxes
-// do.
+// Copies contiguous bytes; their number and both addresses are multiples of 16. Completes on the
+// mbarrier.
 __device__ __forceinline__ void tma_load_bytes(uint32_t dst, const void* src, uint32_t bytes,
                                                uint32_t barrier, uint64_t policy) {
   asm volatile(
@@ -56,15 +57,16 @@ __device__ __forceinline__ void tma_load_bytes(uint32_t dst, const void* src, ui
       : "memory");
 }
 
-// Adds so many bytes of f32 to what lies in global memory. Of the thread's own order: commit, then
-// wait until all but so many commits have been read, or added.
+// Adds `bytes` of f32 in shared memory to global memory. The thread commits its copies in groups;
+// tma_wait_read waits until all but the last groups have been read, tma_wait until they are
+// complete.
 __device__ __forceinline__ void tma_add_bytes(float* dst, uint32_t src, uint32_t bytes) {
   asm volatile(
       "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(dst),
       "r"(src), "r"(bytes)
       : "memory");
 }
-// The same, but puts the bytes there.
+// Stores the bytes instead of adding them.
 __device__ __forceinline__ void tma_store_bytes(void* dst, uint32_t src, uint32_t bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(dst), "r"(src),
                "r"(bytes)

@@ -3,7 +3,7 @@
 
 namespace baracuda {
 
-// The same in all lanes, which the compiler cannot see: it keeps what follows in uniform registers.
+// Marks a value that is equal in all lanes, so that the compiler uses uniform registers for it.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 
 }  // namespace baracuda

@@ -1,6 +1,6 @@
 // Warpgroup matrix products (sm_90a): m64nNk16 with f32 accumulators, B from shared memory, A from
-// shared memory or registers. They run on their own: registers handed to them must not be touched
-// until wgmma_wait says that their group is done.
+// shared memory or registers. They are asynchronous: their registers must not be touched until
+// wgmma_wait has waited for their group.
 //
 // Accumulators: warp w and lane t of the warpgroup hold, in d[4*j + 2*h + c], row 16*w + t/4 + 8*h
 // and column 8*j + 2*(t%4) + c. That is also the layout of A: the fragment of columns 16*k on is
@@ -25,14 +25,14 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t 
          (address & 0x3ffff) >> 4;
 }
 
-// A K-major tile of eight columns, rows of 16 bytes one after the other, that a product takes
+// Describes a K-major tile of eight columns, with contiguous rows of 16 bytes. A product reads it
 // twice: as columns 0 to 7 and as columns 8 to 15.
 __device__ __forceinline__ uint64_t wgmma_descriptor_k8(uint32_t address) {
   constexpr uint64_t eight_rows = uint64_t{128 >> 4} << 32;
   return eight_rows | (address & 0x3ffff) >> 4;
 }
 
-// Before the first product, and after registers of A or of accumulators were touched.
+// Call before the first product, and after registers of A or of accumulators were touched.
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
@@ -59,7 +59,7 @@ __device__ __forceinline__ void pin_registers(T (&d)[N]) {
   }
 }
 
-// Registers that a warp of the warpgroup may use from here on. All four warps call it.
+// Sets the registers of each thread of the warpgroup (setmaxnreg). All four warps call it.
 template <int Registers>
 __device__ __forceinline__ void give_registers_back() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));

@@ -59,7 +59,8 @@ template <typename T>
 int32_t read_scalar(const Attributes& attributes, const char* name, int32_t dtype, T& value) {
   const Scalar* scalar = find_scalar(attributes, name, dtype);
   if (scalar == nullptr) {
-    return fail(BARACUDA_INVALID_ARGUMENT, kCall, "attribute %s is missing or no 64-bit %s", name,
+    return fail(BARACUDA_INVALID_ARGUMENT, kCall,
+                "attribute %s: got none of its type, must be a 64-bit %s", name,
                 dtype == kF64 ? "float" : "integer");
   }
   value = *static_cast<const T*>(scalar->value);
@@ -70,7 +71,7 @@ int32_t element_of(const Buffer& buffer, int32_t& element) {
   element = find_element(buffer);
   if (element >= 0) return BARACUDA_OK;
   return fail(BARACUDA_UNSUPPORTED, kCall,
-              "q has XLA data type %d: must be f16, bf16, f32 or f64", buffer.dtype);
+              "q: got XLA data type %d, must be f16, bf16, f32 or f64", buffer.dtype);
 }
 
 }  // namespace
@@ -89,7 +90,7 @@ int32_t read_float(const Attributes& attributes, const char* name, double& value
 
 int32_t check_sequence_dim(int64_t sequence_dim) {
   if (sequence_dim == 1 || sequence_dim == 2) return BARACUDA_OK;
-  return fail(BARACUDA_INVALID_ARGUMENT, kCall, "sequence_dim is %lld: must be 1 or 2",
+  return fail(BARACUDA_INVALID_ARGUMENT, kCall, "sequence_dim: got %lld, must be 1 or 2",
               static_cast<long long>(sequence_dim));
 }
 
@@ -167,7 +168,7 @@ int32_t bind_maps(Buffers& operands, StepParams& step) {
   const int32_t status = operands.next("maps", 1, maps);
   if (status != BARACUDA_OK) return status;
   if (maps->dims[0] != 2 * sizeof(baracuda_position_map) / 4) {
-    return fail(BARACUDA_INVALID_ARGUMENT, kCall, "maps has %lld words: must have 16",
+    return fail(BARACUDA_INVALID_ARGUMENT, kCall, "maps: got %lld words, must have 16",
                 static_cast<long long>(maps->dims[0]));
   }
   step.device_maps = static_cast<const baracuda_position_map*>(maps->data);
@@ -178,12 +179,12 @@ int32_t bind_in_place(const char* name, const Buffer* before, const Buffer* afte
                       void** memory) {
   if (before != nullptr && after != nullptr && before->data != after->data) {
     return fail(BARACUDA_INVALID_ARGUMENT, kCall,
-                "the %s is updated in place: its result must be its operand's memory", name);
+                "%s: got a result of its own, must be updated in its operand\'s memory", name);
   }
   const Buffer& buffer = before != nullptr ? *before : *after;
   if (needed < 0) return baracuda_last_error()->status;
   if (bytes_of(buffer) < needed) {
-    return fail(BARACUDA_INVALID_ARGUMENT, kCall, "%s has %lld bytes: must have %lld", name,
+    return fail(BARACUDA_INVALID_ARGUMENT, kCall, "%s: got %lld bytes, must have %lld", name,
                 static_cast<long long>(bytes_of(buffer)), static_cast<long long>(needed));
   }
   *memory = buffer.data;
@@ -209,7 +210,7 @@ void* handle(void* given, Stage stage, bool cuda,
   int32_t status = BARACUDA_OK;
   StreamGetArgs stream = {sizeof(stream), nullptr, frame.context, nullptr};
   if (frame.struct_size < sizeof(CallFrame)) {
-    status = fail(BARACUDA_UNSUPPORTED, kCall, "the call frame has %zu bytes: must have %zu",
+    status = fail(BARACUDA_UNSUPPORTED, kCall, "call frame: got %zu bytes, must have %zu",
                   frame.struct_size, sizeof(CallFrame));
   } else if (cuda && stage == Stage::kStep) {
     void* error = frame.api->stream_get(&stream);

@@ -36,12 +36,13 @@ class Buffers {
   // The next one; rank < 0 takes any.
   int32_t next(const char* name, int64_t rank, const Buffer*& buffer) {
     if (taken_ >= values_.size || values_.types[taken_] != kBuffer) {
-      return fail(BARACUDA_INVALID_ARGUMENT, kCall, "%s %lld (%s) is missing or no buffer", kind_,
+      return fail(BARACUDA_INVALID_ARGUMENT, kCall, "%s %lld (%s): got none, must be a buffer",
+                  kind_,
                   static_cast<long long>(taken_), name);
     }
     buffer = static_cast<const Buffer*>(values_.values[taken_++]);
     if (rank >= 0 && buffer->rank != rank) {
-      return fail(BARACUDA_INVALID_ARGUMENT, kCall, "%s has %lld dimensions: must have %lld", name,
+      return fail(BARACUDA_INVALID_ARGUMENT, kCall, "%s: got %lld dimensions, must have %lld", name,
                   static_cast<long long>(buffer->rank), static_cast<long long>(rank));
     }
     return BARACUDA_OK;
@@ -49,7 +50,7 @@ class Buffers {
 
   int32_t end() const {
     if (taken_ == values_.size) return BARACUDA_OK;
-    return fail(BARACUDA_INVALID_ARGUMENT, kCall, "%lld %ss are given: must be %lld",
+    return fail(BARACUDA_INVALID_ARGUMENT, kCall, "call frame: got %lld %ss, must have %lld",
                 static_cast<long long>(values_.size), kind_, static_cast<long long>(taken_));
   }
 

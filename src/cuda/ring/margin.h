@@ -1,8 +1,8 @@
-// Room for an exchange beside a launch that takes every multiprocessor.
+// Decides when an exchange needs a head start over the launch beside it.
 //
-// A launch and the exchange beside it become ready together, and the exchange's kernel is the later
-// of the two to reach the device, by some microseconds. Blocks that fill the device by then keep it
-// out until the first of them end: for a whole step, where a step is one wave of blocks.
+// A launch and its exchange become ready together, but the exchange's kernel reaches the device
+// some microseconds later. If the launch has filled every multiprocessor by then, the exchange
+// waits until the first blocks end. A step of one wave of blocks would delay it by the whole step.
 #pragma once
 
 #include <stdint.h>
@@ -12,25 +12,25 @@
 
 namespace baracuda {
 
-// Whether a launch must be held up for as long as that takes. The launch leaves `margin`
-// multiprocessors free if its blocks are resident; in_clusters: the exchange needs free ones that
-// are neighbours, which those that a launch leaves are not.
+// True if the launch must be delayed. A launch of resident blocks leaves `margin` multiprocessors
+// free. in_clusters: the exchange launches clusters, which need adjacent free multiprocessors; the
+// ones that the launch leaves free need not be adjacent.
 inline bool needs_head_start(const baracuda_ring_grid& grid, int64_t multiprocessors,
                              int64_t margin, bool in_clusters) {
   const int64_t left = multiprocessors - margin;
   if (margin <= 0 || left <= 0 || grid.blocks <= 0) return false;
-  // Blocks go to empty multiprocessors first: fewer of them leave whole ones.
+  // The scheduler fills empty multiprocessors first, so fewer blocks leave some of them empty.
   if (grid.blocks < left) return false;
   if (grid.blocks == left) return in_clusters;
-  // Not where they would need another wave without these: the exchange then comes when the first
-  // ends.
+  // If leaving the margin free costs another wave, do not delay: the exchange starts when the first
+  // wave ends.
   const auto last_wave = [&grid](int64_t count) {
     return (grid.blocks - 1) / (count * grid.blocks_per_multiprocessor);
   };
   return last_wave(left) == last_wave(multiprocessors);
 }
 
-// Holds the stream up ahead of such a launch; the device is current.
+// Delays the stream before a launch that needs it. The rank's device must be current.
 inline int32_t give_head_start(const baracuda_stream_ops& ops, const baracuda_ring_grid& grid,
                                int64_t margin, bool in_clusters, void* stream) {
   int32_t multiprocessors = 0;

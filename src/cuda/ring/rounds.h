@@ -1,9 +1,9 @@
 // Which messages each exchange of a run has, and what waits for it.
 //
-// Launches are numbered t = step * parts + part, and exchange t runs beside launch t; where something
-// travels BEHIND, one more follows the last launch. A chunk BESIDE part b of step s is sent in
-// exchange s * parts + b. What launch t leaves BEHIND is sent in exchange t + 1, and reaches the rank
-// that works on the chunk next, in its launch t + parts.
+// A step has `parts` launches. Launch t = step * parts + part runs beside exchange t. A payload
+// BESIDE the steps is sent in the exchange beside its part of the step. A payload BEHIND is written
+// by launch t and sent in exchange t + 1; the receiving rank adds to it in launch t + parts, when
+// it works on the same chunk. With such a payload, one more exchange follows the last launch.
 #pragma once
 
 #include <stdint.h>
@@ -48,8 +48,8 @@ class Rounds {
     return false;
   }
 
-  // Whether what a round needs is just that launch number - 1 has ended, and the wait for round
-  // number - 1 is enqueued right behind that launch.
+  // True if a round depends on launch number - 1 alone, and the stream waits for round number - 1
+  // directly after that launch. The wait can then signal that the launch has ended.
   bool needs_launch_alone(int32_t number) const {
     if (number < 1 || number >= launches() || awaited_by_launch(number) != number - 1) return false;
     for (int32_t i = 0; i < call_.payload_count; ++i) {
@@ -58,8 +58,8 @@ class Rounds {
     return awaited_by_launch(number - 1) < number - 1;
   }
 
-  // Whether a round of sums alone: a buffer that a sum comes into was last sent from, by the round
-  // before at the latest, and launches touch it no more until then.
+  // True if a round moves sums only. Its receive buffer is free as soon as the previous round has
+  // ended: that round was the last to send from the buffer, and no launch uses it in between.
   bool is_free_ahead(int32_t number) const {
     if (number < 1) return false;
     for (int32_t i = 0; i < call_.payload_count; ++i) {
@@ -68,7 +68,7 @@ class Rounds {
     return true;
   }
 
-  // The exchange that a launch must wait for, and all before it; -1: none.
+  // The last exchange that a launch must wait for; it waits for all earlier ones too. -1: none.
   int32_t awaited_by_launch(int32_t t) const {
     int32_t last = -1;
     for (int32_t i = 0; i < call_.payload_count; ++i) {
@@ -81,7 +81,8 @@ class Rounds {
     return last;
   }
 
-  // The same for adding the share of launch t; -1: there is nothing to add it to.
+  // The last exchange that must arrive before the share of launch t is added. -1: nothing to add
+  // to.
   int32_t awaited_by_add(int32_t t) const {
     if (call_.program->launch_adds) return -1;
     int32_t last = -1;
@@ -92,8 +93,8 @@ class Rounds {
     return last;
   }
 
-  // Whether the share of launch `number` is added to anything; at the end of the launches, whether
-  // anything comes home.
+  // True if the share of launch `number` is added to a received sum. For the number after the last
+  // launch: true if a sum comes home.
   bool has_sum(int32_t number) const {
     if (number < launches()) return awaited_by_add(number) >= 0;
     for (int32_t part = 0; part < parts_; ++part) {
@@ -112,9 +113,9 @@ class Rounds {
     return -1;
   }
 
-  // Sends and receives of an exchange. A received chunk is one message, half the operations of two.
-  // The caller's own chunk is a message a piece even where its pieces lie together: both sides of a
-  // message must agree, and neither knows the other's addresses.
+  // The sends and receives of an exchange. A received chunk lies in one buffer and is one message.
+  // The caller's own chunk is one message a piece, even where its pieces are adjacent: the receiver
+  // must expect the same messages, and does not know the sender's addresses.
   void fill(int32_t number, baracuda_ring_round* round) const {
     round->number = number;
     round->send_count = 0;
@@ -141,8 +142,8 @@ class Rounds {
     }
   }
 
-  // What the program is told of launch t, or of adding its share; of the sum that comes home where
-  // t is beyond the launches.
+  // Fills in what the program gets for launch t, or for adding its share. A t after the last launch
+  // stands for the sum that comes home.
   void fill(int32_t t, baracuda_ring_step* at) const {
     at->step = step_of(t);
     at->part = part_of(t);

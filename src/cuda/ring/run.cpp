@@ -4,12 +4,12 @@
 //                       ▲      └────────┐   ▲      └───────┐
 //   caller's stream  (start)  launch(0) ┴───┴─ launch(1) ──┴─ launch(2) …
 //
-// exchange(s) sends the chunk of step s and receives that of step s + 1 into the other buffer, which
-// launch(s - 1) and exchange(s - 1) have finished reading by then: two buffers suffice for any number
-// of ranks. What launches leave BEHIND follows one exchange later (rounds.h).
+// exchange(s) sends the chunk of step s and receives that of step s + 1 into the other buffer,
+// which launch(s - 1) and exchange(s - 1) have finished reading by then: two buffers suffice for
+// any number of ranks. What launches leave BEHIND follows one exchange later (rounds.h).
 //
-// Ranks that share a stream share its waits too: launches with nothing but launches between them can
-// overlap, and a wait before each would part them.
+// Ranks that share a stream also share its waits. Consecutive launches on one stream can overlap,
+// and a wait between them would prevent that.
 #include "baracuda/ring.h"
 #include "baracuda/status.h"
 #include "common/error.h"
@@ -97,7 +97,7 @@ class Run {
            });
   }
 
-  // Asks the exchange to see for itself that what comes before a round has ended: whether it will.
+  // Asks the exchange to signal itself that the work before a round has ended. True if it will.
   bool ask_for_signal(int32_t number) const {
     if (count_ > 1 || !rounds_.needs_launch_alone(number)) return false;
     const baracuda_ring_exchange& exchange = exchange_of(calls_[0]);
@@ -114,8 +114,8 @@ class Run {
     return ok(exchange_of(call).complete(call.endpoint, &round), "complete", call);
   }
 
-  // The messages of all ranks of this thread in one group, which is closed whatever happens. only: the
-  // round of a single rank.
+  // The messages of all ranks of this thread in one group, which is closed whatever happens. only:
+  // the round of a single rank.
   bool post_all(int32_t number, const baracuda_ring_round* only) {
     int32_t opened = 0;
     bool good = for_each_rank([this, &opened](const Call& call) {
@@ -191,8 +191,8 @@ class Run {
     return for_each_rank([=](const Call& call) { return await_inputs(call, t); });
   }
 
-  // Also where nothing is launched: the caller's stream has to join the last exchange, and
-  // compute_done must not say that a buffer is free before the previous exchange left it.
+  // This runs even if nothing is launched. The caller's stream must join the last exchange, and
+  // compute_done must not report a buffer as free while the previous exchange still uses it.
   bool await_inputs(const Call& call, int32_t t) {
     return enter(call) && mark(call, t, &baracuda_ring_marks::wait_begin) &&
            await(call, rounds_.awaited_by_launch(t)) &&
@@ -210,8 +210,8 @@ class Run {
     return mark(call, t, &baracuda_ring_marks::compute_end) && !stopped_;
   }
 
-  // A failed launch is reported in the end; the ring goes on without launches until then, because
-  // the neighbours wait for the chunks that pass through here.
+  // A failed launch is reported at the end of the run. Until then the ring goes on without
+  // launches, because the neighbours still need the chunks that pass through this rank.
   void launch(const Call& call, int32_t t) {
     if (failed_) return;
     Step at(*this, call, t);
@@ -249,8 +249,8 @@ class Run {
     return true;
   }
 
-  // The share of a step that launches nothing: zeros where a sum starts with it, and what was
-  // received is passed on as it is.
+  // The share of a step without a launch. If the sum starts here, the share is zero; otherwise the
+  // received sum is passed on unchanged.
   void leave_nothing(const Call& call, const baracuda_ring_step& at) {
     if (at.step > 1) return;
     for (int32_t i = 0; i < call.payload_count; ++i) {
@@ -272,7 +272,7 @@ class Run {
     return sums < 0 || add(t, sums, false);
   }
 
-  // And, after the last step, the sums of the ranks' own chunks to the shares that stayed at home.
+  // After the last step: adds the sum that came home to the share that stayed there.
   bool bring_home() {
     if (rounds_.has_sum(rounds_.launches()) && !for_each_rank([this](const Call& call) {
           return enter(call) && mark(call, rounds_.launches(), &baracuda_ring_marks::wait_begin);
@@ -287,7 +287,7 @@ class Run {
   }
 
   bool add(int32_t t, int32_t sums, bool always) {
-    // Several parts that came home are one entry of a timeline, from the first to the last.
+    // All parts that came home are one entry of the timeline, from the first to the last.
     const int32_t entry = t < rounds_.launches() ? t : rounds_.launches();
     if (!for_each_rank([=](const Call& call) { return enter(call) && await(call, sums); })) {
       return false;
@@ -332,7 +332,7 @@ class Run {
     if (number > awaited_) awaited_ = number;
   }
 
-  // On a stream that all share the last rank's event speaks for all.
+  // If all ranks share one stream, the last rank's event covers them all.
   const Call& recorder(const Call& call) const {
     return shared_stream_ ? calls_[count_ - 1] : call;
   }
@@ -349,7 +349,7 @@ class Run {
            ok(call.endpoint->ops->record(call.marks[t].*which, call.stream), "record", call);
   }
 
-  // A single rank's device is the caller's business, and current already.
+  // With a single rank, the caller has made its device current already.
   bool enter(const Call& call) {
     return count_ == 1 ||
            ok(device_.enter(*call.endpoint->ops, call.endpoint->device), "set_device", call);
@@ -357,13 +357,13 @@ class Run {
 
   // ---- Failures --------------------------------------------------------------------------------
 
-  // Keeps the first failure: those of the clean-up after it must not hide it. A function that failed
-  // without a record gets one here.
+  // Keeps the first failure, so that failures of the clean-up do not hide it. Makes a record for a
+  // function that failed without one.
   bool ok(int32_t status, const char* call_name, const Call& call) {
     if (status == BARACUDA_OK) return true;
     if (failed_) return false;
     failed_ = true;
-    // Nobody is to wait for an exchange of a ring that ends.
+    // Once the ring has ended, nobody may wait for its exchanges.
     stopped_ = status == BARACUDA_INTERRUPTED || status == BARACUDA_ABORTED;
     if (!has_record() || baracuda_last_error()->status != status) {
       fail_with_code(status, status, call_name, "%s returned %d", call_name, status);
@@ -374,8 +374,8 @@ class Run {
     return false;
   }
 
-  // After a failed exchange: what did get enqueued is joined all the same, so that the caller may
-  // free buffers in the order of its own stream.
+  // After a failed exchange the caller's stream still joins what was enqueued, so that the caller
+  // can free its buffers in stream order.
   int32_t join_and_report() {
     for_each_rank([this](const Call& call) {
       if (enter(call)) exchange_of(call).join(call.endpoint, call.stream);

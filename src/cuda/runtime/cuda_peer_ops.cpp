@@ -1,4 +1,4 @@
-// What the exchange by peer needs of CUDA: memory of other processes, and words that streams wait for.
+// The exchange by peer on CUDA: memory of other processes, and words that streams wait for.
 #include <cstddef>
 
 #include "baracuda/peer.h"
@@ -20,7 +20,7 @@ using baracuda::check_cuda;
 using baracuda::fail;
 using baracuda::fail_with_code;
 
-// The driver is never linked: its functions come by way of the runtime.
+// The driver is never linked: the runtime gives its functions.
 struct Driver {
   CUresult (*wait_value)(CUstream, CUdeviceptr, cuuint64_t, unsigned) = nullptr;
   CUresult (*write_value)(CUstream, CUdeviceptr, cuuint32_t, unsigned) = nullptr;
@@ -41,7 +41,7 @@ struct Driver {
   template <typename F>
   static void find(const char* name, F* function) {
     void* found = nullptr;
-    // 12.0's ABI of each: the one that this file is written to.
+    // This file uses the ABI of CUDA 12.0 of each function.
 #if CUDART_VERSION >= 12050
     cudaDriverEntryPointQueryResult result{};
     const cudaError_t error =
@@ -57,7 +57,7 @@ struct Driver {
   }
 };
 
-// Found at the first use, which comes after the driver was loaded.
+// Looked up at the first use, when the driver is loaded.
 const Driver& driver() {
   static const Driver found;
   return found;
@@ -152,7 +152,8 @@ int32_t write_words(void* stream, void* const* words, const uint32_t* values, in
                       "cuStreamBatchMemOp");
 }
 
-// Rows of two allocations are no copy. That is asked first: a call that fails might end a capture.
+// Rows of two allocations cannot be one copy. This is checked first, since a failed call may end a
+// capture.
 int32_t copy_rows(void* into, const void* from, int64_t row_bytes, int64_t pitch, int32_t rows,
                   void* stream) {
   CUdeviceptr base = 0;
@@ -181,8 +182,9 @@ int32_t wait_word(void* stream, void* word, uint64_t mask) {
       "cuStreamWaitValue64");
 }
 
-// Ranks of one process are not linked: with their memory mapped on each other's devices, one's
-// allocation waits for the other's kernels, and those may wait for what the first has yet to send.
+// Ranks of one process do not use the exchange by peer. With memory mapped on both devices, an
+// allocation of one rank waits for the other rank's kernels, which may wait for data that the first
+// rank has yet to send.
 const baracuda_peer_ops peer_ops = {
     sizeof(baracuda_peer_ops), export_memory,  open_memory,         close_memory,
     nullptr,                   map_words,      unmap_words,         write_word,

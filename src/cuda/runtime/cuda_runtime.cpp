@@ -89,7 +89,7 @@ int32_t baracuda_cuda_device_info(int32_t device, baracuda_cuda_device* info) {
 
 int32_t baracuda_cuda_stream_device(void* stream, int32_t* device) {
   if (is_default_stream(stream)) return baracuda_cuda_current_device(device);
-  // A stream that is being captured must not be asked: CUDA may refuse (error 900), and a refusal
+  // A stream that is being captured must not be queried: CUDA may refuse (error 900), and a refusal
   // ends the capture.
   int32_t capturing = 0;
   const int32_t status = baracuda_cuda_stream_is_capturing(stream, &capturing);
@@ -98,9 +98,9 @@ int32_t baracuda_cuda_stream_device(void* stream, int32_t* device) {
 #if CUDART_VERSION >= 13000
   return check_cuda(cudaStreamGetDevice(as_stream(stream), device), "cudaStreamGetDevice");
 #else
-  // A 12.x build may meet a driver older than cudaStreamGetDevice (12.8), which all of them tell
-  // by way of the stream's context.
-  // Its second version has a third argument, for green contexts; the first one ignores it.
+  // A build with CUDA 12 may run on a driver without cudaStreamGetDevice (12.8), but every driver
+  // tells the device of a stream's context. The second version of cuStreamGetCtx has a third
+  // argument, for green contexts; the first version ignores it.
   using GetContext = int (*)(cudaStream_t, void**, void**);
   using GetDevice = int (*)(int*);
   using PushContext = int (*)(void*);

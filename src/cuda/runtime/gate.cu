@@ -24,18 +24,18 @@ __device__ __forceinline__ void store_system(uint64_t* word, uint32_t state) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(word), "r"(state) : "memory");
 }
 
-// It starts beside the launch before it, and takes no more than a warp's place. What it waits for may
-// itself wait for other work on this device, which finds the rest of it as it was.
+// It starts beside the previous launch and occupies one warp. The work that it waits for may itself
+// wait for other work on this device, which still finds the rest of the device free.
 __global__ void __launch_bounds__(32) gate_kernel(const __grid_constant__ GateArgs args) {
   if (threadIdx.x == 0) {
     while ((load_system(args.word) & args.mask) == 0) __nanosleep(100);
-    // A stream's wait would leave it too: only the state, an abort's half stays.
+    // Resets the lower half only, like a stream's wait: an abort's upper half stays.
     store_system(args.word, 0);
     __threadfence_system();
   }
   __syncwarp();
   launch_dependent_grids();
-  // Whoever waits for this grid waits for the launch before it too.
+  // A wait for this grid must include the previous launch.
   await_grids_before();
   if (threadIdx.x == 0 && args.signal != nullptr) store_system(args.signal, 1);
 }

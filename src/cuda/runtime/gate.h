@@ -1,5 +1,4 @@
-// A kernel of one warp that holds back the launch behind it until a word is set. The device is
-// current.
+// A kernel of one warp that delays the next launch until a word is set. The device must be current.
 #pragma once
 
 #include <stdint.h>
@@ -7,8 +6,8 @@
 namespace baracuda {
 
 int32_t load_gate();
-// Resets the word's lower half once a bit of mask is set in it. Sets that of signal, unless it is
-// NULL, once the launch before has ended.
+// Waits until the word has a bit of mask, and resets the word's lower half. Once the previous
+// launch has ended, sets the lower half of signal, unless that is NULL.
 int32_t gate(void* stream, void* word, uint64_t mask, void* signal);
 
 }  // namespace baracuda

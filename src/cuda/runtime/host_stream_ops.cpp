@@ -1,5 +1,5 @@
-// Streams and events of the host: every operation is done when it returns, so there is nothing
-// to wait for, and the handles are NULL but for timed events, which keep when they were recorded.
+// Streams and events of the host. Every operation is done when it returns, so there is nothing to
+// wait for. All handles are NULL except timed events, which hold the time of their recording.
 #include <chrono>
 #include <cstddef>
 #include <cstring>
@@ -69,7 +69,7 @@ int32_t create_stream(void** stream, int32_t) {
   return BARACUDA_OK;
 }
 
-// Destroying and synchronising alike: there is nothing to do.
+// For destroying and synchronising: there is nothing to do.
 int32_t nothing(void*) { return BARACUDA_OK; }
 
 const baracuda_stream_ops host_ops = {

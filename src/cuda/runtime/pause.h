@@ -1,4 +1,4 @@
-// A kernel of one warp that holds a stream up for some microseconds. The device is current.
+// A kernel of one warp that delays a stream by some microseconds. The device must be current.
 #pragma once
 
 #include <stdint.h>

@@ -35,7 +35,7 @@ const GradientAdder& adder_of([[maybe_unused]] int32_t kernel) {
 
 int32_t no_such_kernel(const char* call, int32_t kernel) {
   return fail(BARACUDA_INVALID_ARGUMENT, call,
-              "kernel is %d: must be a baracuda_attention_kernel, 0 to 3, or a "
+              "kernel: got %d, must be a baracuda_attention_kernel, 0 to 3, or a "
               "baracuda_attention_backward_kernel, %d or %d",
               kernel, BARACUDA_BACKWARD_SM80_ORDERED, BARACUDA_BACKWARD_SM90A_ORDERED);
 }
@@ -62,9 +62,11 @@ int32_t accumulator_element(int32_t element) {
 }
 
 int32_t check_params(const char* call, const BackwardParams* params) {
-  if (params == nullptr) return fail(BARACUDA_INVALID_ARGUMENT, call, "params is null");
+  if (params == nullptr) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "params: got NULL, must be given");
+  }
   if (params->struct_size == sizeof(BackwardParams)) return BARACUDA_OK;
-  return fail(BARACUDA_INVALID_ARGUMENT, call, "struct_size is %llu: must be %llu",
+  return fail(BARACUDA_INVALID_ARGUMENT, call, "struct_size: got %llu, must be %llu",
               static_cast<unsigned long long>(params->struct_size),
               static_cast<unsigned long long>(sizeof(BackwardParams)));
 }
@@ -74,11 +76,11 @@ int32_t check_rows(const char* call, const BackwardParams& params) {
   const int32_t wide = accumulator_element(params.step.element);
   if (params.step.lse_element != wide) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "lse_element is %d: must be %d, the accumulator's type", params.step.lse_element,
+                "lse_element: got %d, must be %d, the accumulator's type", params.step.lse_element,
                 wide);
   }
   if (params.reserved == 0) return BARACUDA_OK;
-  return fail(BARACUDA_UNSUPPORTED, call, "%s", "reserved is set: it must be zero");
+  return fail(BARACUDA_UNSUPPORTED, call, "%s", "reserved: got a value, must be zero");
 }
 
 // And that of dk and dv, which the steps write.
@@ -87,7 +89,7 @@ int32_t check_types(const char* call, const BackwardParams& params) {
   const int32_t wide = accumulator_element(p.element);
   if (params.kv_gradient_element != p.element && params.kv_gradient_element != wide) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "kv_gradient_element is %d: must be element, %d, or the accumulator's type, %d",
+                "kv_gradient_element: got %d, must be element, %d, or the accumulator's type, %d",
                 params.kv_gradient_element, p.element, wide);
   }
   return check_rows(call, params);
@@ -109,9 +111,11 @@ class Operands {
   void address(const char* name, const void* pointer, int64_t bytes) {
     if (status_ != BARACUDA_OK) return;
     if (pointer == nullptr) {
-      status_ = fail(BARACUDA_INVALID_ARGUMENT, call_, "%s is null: this call needs it", name);
+      status_ = fail(BARACUDA_INVALID_ARGUMENT, call_, "%s: got NULL, must be given to this call",
+                     name);
     } else if (reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) != 0) {
-      status_ = fail(BARACUDA_MISALIGNED, call_, "%s is at address %p: must be a multiple of %lld bytes",
+      status_ = fail(BARACUDA_MISALIGNED, call_,
+                     "%s: got address %p, must be a multiple of %lld bytes",
                      name, pointer, static_cast<long long>(bytes));
     }
   }

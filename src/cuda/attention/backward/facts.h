@@ -9,16 +9,16 @@
 
 namespace baracuda {
 
-// The family that a number of the backward entries belongs to.
+// The family of a kernel number of the backward entries.
 int32_t backward_family(int32_t kernel);
 
-// Null where the family has no backward, whether it is in this build or not.
+// Null if the family has no backward; the build need not contain the family.
 const FamilyFacts* find_backward_facts(int32_t kernel);
 
 // Whether every sum has a fixed order.
 bool is_backward_ordered(int32_t kernel);
 
-// As refusal(), of the backward.
+// As refusal(), for the backward.
 std::string backward_refusal(int32_t kernel, const StepParams& p);
 
 }  // namespace baracuda

@@ -11,33 +11,33 @@ namespace baracuda {
 
 using BackwardParams = baracuda_attention_backward_params;
 
-// The sum of two parts of dk, or of dv, that lie dense [B, Hkv, K, D] in the accumulator's type.
+// The sum of two parts of dk or dv. Both are dense [B, Hkv, K, D], in the accumulator's type.
 struct GradientSum {
   const void* received;
   const void* share;
-  void* out;                 // one of the two, or memory of its own
+  void* out;                 // one of the two parts, or other memory
   baracuda_strides strides;  // of out
-  int32_t element;           // of out: the problem's, or the accumulator's
+  int32_t element;           // of out: the problem's element, or the accumulator's
 };
 
 struct BackwardFamily {
   int32_t (*load)(const StepParams& problem);
-  // Of a problem whose state_bytes() are counted: none of its products overflows.
+  // Called only if state_bytes() can be computed, so that no product of extents overflows.
   int64_t (*scratch_bytes)(const StepParams& problem);
-  // Of a problem with rows.
+  // Called only for a problem with rows.
   int32_t (*prepare)(const BackwardParams& params, void* stream);
-  // Of a problem with rows or keys. Where there is a finish, it follows the last step.
+  // Called only for a problem with rows or keys. If there is a finish, it follows the last step.
   int32_t (*step)(const BackwardParams& params, void* stream);
-  // The blocks of a step, which stay resident. NULL where those of a step come and go.
+  // The resident blocks of a step. NULL if the blocks of a step do not stay resident.
   int32_t (*grid)(const BackwardParams& params, StepGrid* grid) = nullptr;
-  // Writes dq. NULL where the last step has written it.
+  // Writes dq. NULL if the last step writes it.
   int32_t (*finish)(const BackwardParams& params, void* stream) = nullptr;
 };
 
-// Of a step that baracuda_attention_backward_step would take; {0, 0} where no block stays resident.
+// The grid of a valid step; {0, 0} if its blocks do not stay resident.
 int32_t backward_step_grid(int32_t kernel, const BackwardParams& params, StepGrid* grid);
 
-// The two parts of a step, in their order: dk, dv and what it adds to dq; and, of the last step, dq.
+// The two parts of a step. First: dk, dv and the additions to dq. Second, in the last step: dq.
 int32_t step_without_finish(int32_t kernel, const BackwardParams& params, void* stream);
 int32_t finish_step(int32_t kernel, const BackwardParams& params, void* stream);
 
@@ -54,7 +54,7 @@ const BackwardFamily& sm90a_backward_family();
 const BackwardFamily& sm90a_ordered_backward_family();
 #endif
 
-// Where gradients are added, for every family on the host or on a GPU. Of a problem with keys.
+// Adds gradients, on the host or on a GPU, for every family. Called only for a problem with keys.
 struct GradientAdder {
   int32_t (*load)();
   int32_t (*add)(const StepParams& problem, const GradientSum (&sums)[2], void* stream);
@@ -64,13 +64,14 @@ const GradientAdder& host_gradient_adder();
 const GradientAdder& gpu_gradient_adder();
 #endif
 
-// The strides of dk and dv that lie dense.
+// The strides of dense dk and dv.
 inline baracuda_strides dense_key_strides(const StepParams& p) {
   return {p.kv_heads * p.key_len * p.head_dim, p.key_len * p.head_dim, p.head_dim};
 }
 
-// First in the scratch of host and simt, in the accumulator's type: delta of all B*H*Q rows, then lse
-// of them, with +inf in the place of -inf: such a row's weights are exp(s - inf) = 0.
+// Bytes of the row statistics that begin the scratch of host and simt, in the accumulator's type:
+// delta of all B*H*Q rows, then their lse. An lse of -inf is stored as +inf, so that the row's
+// weights are exp(s - inf) = 0.
 inline int64_t row_statistics_bytes(const StepParams& p) {
   return 2 * p.batch * p.heads * p.query_len * accumulator_bytes(p.element);
 }

@@ -1,9 +1,9 @@
 // The fixed order of an ordered step's additions to dQ.
 //
-// Blocks draw key tiles from a counter. Key tiles of a head are drawn in the order in which they
-// add to each query tile that sees them, and one waits only for the one before. So every wait is
-// for a key tile that a block at work has drawn before its own: the step ends with any number of
-// blocks resident, whichever they are. The order is the problem's: it does not depend on the grid.
+// Blocks take key tiles from an atomic counter. The key tiles of a head are taken in the order in
+// which they add to a query tile, and each one waits only for its predecessor. So a block waits
+// only for a key tile that a running block has taken earlier, and the step ends with any number of
+// resident blocks. The order follows from the problem; it does not depend on the grid.
 #pragma once
 
 #include <stdint.h>
@@ -14,14 +14,15 @@
 
 namespace baracuda {
 
-// Under a mask, without groups, the shortest key tiles of most heads are drawn first.
+// True if the shortest key tiles of most heads are taken first: under a mask, without grouped
+// heads.
 inline bool draws_shortest_first(bool causal, int64_t group) { return causal && group == 1; }
 
-// Heads of K and V whose key tiles are mixed in an ordered step. So many that few blocks at work
-// have one head (they wait for each other in a row), and few enough that L2 holds Q, dO and the
-// sums of dQ from one block to the next: what fits, or `fewest`, which a family finds by measuring.
-// Two sections at least where the last has an order of its own, in which blocks wait for longer.
-// The last one has the heads that are left, too.
+// Heads of K and V in a section of an ordered step; a section's key tiles are mixed. Many heads,
+// because the blocks of one head wait for each other in a row. Few enough that L2 holds Q, dO and
+// the sums of dQ from one block to the next. The result is what fits L2, and at least `fewest`,
+// which a family finds by measuring. There are at least two sections if the last one has another
+// order, in which blocks wait longer. The last section also gets the remaining heads.
 inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t query_len,
                                       int64_t head_dim, bool causal, int64_t fewest) {
   constexpr int64_t l2_share = int64_t{16} << 20;
@@ -32,13 +33,13 @@ inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t quer
   return heads / (wanted < limit ? heads / wanted : heads / limit);
 }
 
-// The binary logarithm of the number of sums of dQ that a query tile has in an ordered step: key
-// tiles of a head take turns at them, the i-th at the sum i modulo their number, and finish adds
-// the sums in their order. Key tiles of one sum begin one behind the other, so where few heads have
-// all blocks the last ones begin late, by some two query tiles for each block before them. So many
-// sums that this is one of `share` parts of a block's time, of a call with as many keys as rows on
-// a device of some 128 blocks, but 2^most at most, and one for every four key tiles, for sums cost
-// memory and time.
+// The binary logarithm of the number of sums of dQ that a query tile has in an ordered step. Key
+// tile i of a head adds to the sum i modulo their number, and finish adds the sums in order. The
+// key tiles of one sum start one behind the other. If few heads share all blocks, the last blocks
+// start late, by about two query tiles for each block before them. The number of sums is chosen so
+// that this delay is at most 1 / share of a block's time, for a call with as many keys as rows on a
+// device of about 128 blocks. Sums cost memory and time, so there are at most 2^most, and at least
+// four key tiles a sum.
 inline int choose_log2_sums(int64_t kv_heads, int64_t group, int64_t query_tiles, int share,
                             int most) {
   constexpr int64_t blocks = 128, long_enough = int64_t{1} << 20;
@@ -53,27 +54,28 @@ inline int choose_log2_sums(int64_t kv_heads, int64_t group, int64_t query_tiles
   return log2;
 }
 
-// Of a family: a share, and the most sums without a mask and with one, by measuring. (Under a mask
-// blocks wait for less, and L2 does not hold the sums for as long.)
+// A family's limits, found by measuring: the share, and the most sums without and with a mask.
+// (Under a mask blocks wait less, and L2 does not hold the sums as long.)
 struct OneSum {
   static constexpr int share = 0, log2_most = 0, log2_most_masked = 0;
 };
 
-// Which of so many sums a key tile of a head adds to, and its index among the key tiles of that.
+// The sum that a key tile of a head adds to, and the key tile's index in that sum.
 BARACUDA_HD int sum_of_key_tile(int index, int log2_sums) { return index & (1 << log2_sums) - 1; }
 BARACUDA_HD int place_in_sum(int index, int log2_sums) { return index >> log2_sums; }
 
 struct DrawnTile {
-  int head, index;  // of K and V, of all batches; and the head's key tile
-  bool rises;       // the index of what is drawn of a head
+  int head, index;  // the head of K and V, counted over all batches; its key tile
+  bool rises;       // whether later key tiles of a head have higher indices
 };
 
-// The n-th of heads * key_tiles. A head's first key tiles are drawn first: under a mask the
-// longest, so that blocks end together. Their blocks go down from the last query tile, which all
-// key tiles have, and stay as far apart as they began. But shortest first, which in all sections
-// but the last is better without groups, they go up: the next, which begins two query tiles before,
-// comes behind by itself. (In a group two query tiles of each head are too many: L2 would not hold
-// what lies between.)
+// The n-th of heads * key_tiles to be taken. Longest first: the first key tiles of a head, which
+// under a mask are the longest, come first, so that blocks end together. Their blocks go down from
+// the last query tile, which every key tile has, and keep the distance with which they began.
+// Shortest first, in all sections but the last and only without grouped heads: blocks go up, and
+// the next key tile, which begins two query tiles earlier, follows behind without waiting. With
+// grouped heads the distance would be two query tiles of every head of the group, which L2 would
+// not hold.
 BARACUDA_HD DrawnTile drawn_tile(int n, const Divisor& section, const Divisor& section_tiles,
                                  int heads, int key_tiles, bool shortest_first) {
   const int size = static_cast<int>(section.divisor);
@@ -88,27 +90,27 @@ BARACUDA_HD DrawnTile drawn_tile(int n, const Divisor& section, const Divisor& s
   return {first_head + inside - place * mixed, rises ? place : key_tiles - 1 - place, rises};
 }
 
-// Without a mask: the query tile that blocks of a head begin with, of sm80's. Heads that are mixed
-// begin evenly apart: their rows, dO and sums often lie at multiples of a power of two, and at the
-// same rows of all heads they would crowd into the same sets of L2.
+// Without a mask, on sm80: the query tile with which the blocks of a head begin. The heads of a
+// section begin at evenly spaced query tiles. Otherwise all heads would read the same rows of Q, dO
+// and the sums, which often lie at multiples of a power of two and share the same sets of L2.
 BARACUDA_HD int first_query_tile(int head, int mixed, int query_tiles) {
   return head % mixed * query_tiles / mixed;
 }
 
-// A query tile's word in the scratch.
+// Values of a query tile's word in the scratch.
 enum Turn : uint32_t {  // besides no_sums
-  nobodys_turn = 1,   // no step is at them
+  nobodys_turn = 1,   // no step is running
   after_key_tile = 2  // its addition has landed: plus its index
 };
 
-// When a key tile adds to a query tile. A later key tile is seen by fewer query tiles, the last
+// The turn of a key tile at a query tile. Later key tiles are seen by fewer query tiles: the last
 // ones.
 struct KeyTileTurn {
   int index;       // among the key tiles of its sum
   int next_begin;  // the first query tile that sees the next key tile of its sum
   bool rises;
 
-  // Whether another key tile adds to the m-th query tile before, and the word it leaves.
+  // Whether another key tile adds to query tile m earlier, and the word that it leaves.
   BARACUDA_HD bool waits(int m) const { return rises ? index > 0 : m >= next_begin; }
   BARACUDA_HD uint32_t awaited() const { return after_key_tile + index + (rises ? -1 : 1); }
   BARACUDA_HD uint32_t left_at(int m) const {

@@ -1,5 +1,6 @@
-// Before the backward steps on tensor cores: delta and lse of every row, and sums of dQ that are
-// zero; or, where the first addition stores, words that say so.
+// The kernel before the backward steps on tensor cores. It writes delta and lse of every row, and
+// zeros to the sums of dQ. If the first addition stores, it resets the words of the query tiles
+// instead.
 #pragma once
 
 #include <math_constants.h>
@@ -43,10 +44,10 @@ __device__ __forceinline__ float dot8(const uint4& a, const uint4& b) {
 
 constexpr int prepare_threads = 256;
 
-// A block for each query tile. delta = rowsum(dy * y) - dlse. A row that sees nothing gets an lse
-// beyond all scores, as rows past the end do: its weights are zero then. Statistics keeps what is
-// known of a row as its step kernel reads it: store(statistics, row of all tiles, rows, lse *
-// lse_factor, delta), and hidden_lse is that of a row that sees nothing.
+// One block a query tile. delta = rowsum(dy * y) - dlse. A row that sees no key, and a row past the
+// end, get an lse above all scores, so that their weights are zero: Statistics::hidden_lse.
+// Statistics::store( statistics, row of all tiles, rows, lse * lse_factor, delta) writes a row in
+// the step kernel's format.
 template <typename Element, int HeadDim, int BlockM, typename Statistics>
 __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareArgs args) {
   constexpr int lanes = row_lanes<HeadDim>;

@@ -1,4 +1,4 @@
-// The program of the backward pass: what the ring loop calls for the gradients of a step.
+// The backward's program for the ring loop.
 #include <cstdint>
 
 #include "attention/backward/family.h"
@@ -28,8 +28,8 @@ class BackwardRingStep {
         at_(at),
         live_(problem_.call.step, problem_.layout, at) {}
 
-  // The first step also where no row sees anything: dq is zero, too. A rank alone writes its dk and
-  // dv itself, whether it has rows or not.
+  // The first step launches even if no row sees a key, because dq must become zero. A ring of one
+  // rank writes its dk and dv itself, with or without rows.
   bool launches() const {
     if (live_.is_live(at_.step)) return true;
     return at_.step == 0 && (at_.world_size == 1 || (live_.has_rows() && !live_.is_any_live(1)));
@@ -46,7 +46,7 @@ class BackwardRingStep {
     return params;
   }
 
-  // On the way sums stay where they came; home rounds them, once.
+  // On the way a sum stays in the buffer that received it; the home rank rounds it, once.
   void fill(GradientSum (&sums)[2]) const {
     const BackwardParams& call = problem_.call;
     const bool is_home = at_.step == at_.world_size;
@@ -106,7 +106,7 @@ int32_t launch(const void* problem, const baracuda_ring_step* at) {
   return finish_step(kernel, params, at->stream);
 }
 
-// dq waits for nobody and nobody for it: it is written beside the last messages.
+// No other rank needs dq, so it is written beside the last messages.
 int32_t settle(const void* problem, const baracuda_ring_step* at) {
   return finish_step(as_problem(problem).kernel, BackwardRingStep(problem, *at).params(),
                      at->stream);

@@ -1,5 +1,5 @@
-// Host side of what goes over rows before and after the backward steps on tensor cores, and the
-// scratch between them: the same for all step kernels of a family, an element and a head_dim.
+// Host side of the row kernels before and after the backward steps on tensor cores, and their
+// scratch. All step kernels of a family with one element and head_dim share them.
 #pragma once
 
 #include <type_traits>
@@ -12,9 +12,9 @@
 
 namespace baracuda {
 
-// The scratch: what Statistics keeps of every row, then its sums of dQ, and what the shift is made of.
-// Rows are those of whole query tiles. Where query tiles have words (see turn_words.h) there follows a
-// counter of key tiles, then the first words of all tiles, then their second ones.
+// The scratch holds the Statistics of every row, the sums of dQ, and the norms for the shift. Rows
+// are padded to whole query tiles. If query tiles have words (see turn_words.h), a counter of key
+// tiles follows, then the first words of all tiles, then their second words.
 template <typename Element_, int HeadDim, typename Statistics, int Words = 0,
           typename Sums = OneSum>
 struct RowKernels {
@@ -73,7 +73,7 @@ struct RowKernels {
     return status;
   }
 
-  // overlaps: these kernels' code on the device waits for the kernels before.
+  // overlaps: the device code of these kernels waits for the previous kernels.
   static int32_t launch_prepare(const BackwardParams& params, bool overlaps, cudaStream_t stream) {
     const StepParams& p = params.step;
     const Scratch scratch(p);
@@ -106,7 +106,7 @@ struct RowKernels {
                        overlaps, args);
   }
 
-  // Before a step: what its V adds to the shift.
+  // Before a step: raises the norm by the step's V.
   static int32_t launch_norm(const BackwardParams& params, int processors, bool overlaps,
                              cudaStream_t stream) {
     const StepParams& p = params.step;

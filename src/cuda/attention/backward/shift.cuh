@@ -1,5 +1,5 @@
-// The power of two that P and dS of float16 are taken times, so that they do not underflow: P is
-// about 1/K, and dS is as much smaller than dy.
+// The power of two by which P and dS of float16 are scaled, so that they do not underflow. P is
+// about 1/K, and dS is smaller than dy by as much.
 #pragma once
 
 #include "baracuda/element.h"
@@ -8,20 +8,21 @@
 
 namespace baracuda {
 
-// In the scratch, of the call so far: the largest norm of a row of dy, the largest |delta|, and the
-// largest norm of a row of V.
+// The scratch holds three maxima of the call so far: the norm of a row of dy, |delta|, and the norm
+// of a row of V.
 enum Norm { norm_dy, norm_delta, norm_v, norms };
 constexpr int64_t norms_bytes = 16;
 
-// |dS| <= |dy| |v| + |delta|, and P <= 1: shifted, both stay below 2^15. None where a norm is NaN.
+// |dS| <= |dy| |v| + |delta| and P <= 1, so both stay below 2^15 when scaled. No shift if a norm is
+// NaN.
 __device__ __forceinline__ int shift_of(const float* found) {
   const float bound = fmaf(found[norm_dy], found[norm_v], found[norm_delta]);
   const int k = 14 - ((__float_as_int(bound) >> 23 & 255) - 127);
   return k < 0 ? 0 : k < 14 ? k : 14;
 }
 
-// Of all threads of the block, each with a value of 0 or more, or NaN. Its bits then order it, NaN
-// above all.
+// Raises the norm to the maximum over all threads of the block. Values are 0 or more, or NaN, so
+// their bits order them, with NaN above all.
 template <int Threads>
 __device__ __forceinline__ void raise_norm(float* norm, float value) {
   __shared__ int of_warps[Threads / 32];
@@ -50,8 +51,8 @@ __device__ __forceinline__ float square8(const uint4& a) {
   return sum;
 }
 
-// Lanes that take in a row together, eight elements each; where head_dim / 8 is no power of two
-// some have none.
+// Lanes that read a row together, eight elements each. If head_dim / 8 is no power of two, some
+// lanes have none.
 template <int HeadDim>
 constexpr int row_lanes = HeadDim <= 64 ? 8 : HeadDim <= 128 ? 16 : 32;
 

@@ -10,7 +10,7 @@ namespace {
 
 int32_t no_such_kernel(const char* call, int32_t kernel) {
   return fail(BARACUDA_INVALID_ARGUMENT, call,
-              "kernel is %d: must be a baracuda_attention_kernel, 0 to 3", kernel);
+              "kernel: got %d, must be a baracuda_attention_kernel, 0 to 3", kernel);
 }
 
 // Finds a family that is in this build and serves the problem; a failure of `call` if there is none.

@@ -119,12 +119,13 @@ class OperandCheck {
 
   int32_t address(const char* name, const void* pointer, int64_t bytes) const {
     if (pointer == nullptr)
-      return fail(BARACUDA_INVALID_ARGUMENT, call_, "%s is null: this step needs it", name);
+      return fail(BARACUDA_INVALID_ARGUMENT, call_, "%s: got NULL, must be given to this step",
+                  name);
     if (reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0)
       return BARACUDA_OK;
     return fail(BARACUDA_MISALIGNED, call_,
-                "%s is at address %p: the %s kernel needs a multiple of %lld bytes", name, pointer,
-                family_.name, static_cast<long long>(bytes));
+                "%s: got address %p, must for the %s kernel be a multiple of %lld bytes", name,
+                pointer, family_.name, static_cast<long long>(bytes));
   }
 
   // A dimension of extent 1 is never stepped over, so its stride does not matter.
@@ -133,14 +134,15 @@ class OperandCheck {
     if (extent <= 1) return BARACUDA_OK;
     if (family_.vector_bytes > 0 && stride % (family_.vector_bytes / element_bytes) != 0) {
       return fail(BARACUDA_MISALIGNED, call_,
-                  "%s has a %s stride of %lld elements: the %s kernel needs a multiple of %lld",
+                  "%s: got a %s stride of %lld elements, must for the %s kernel be a multiple of "
+                  "%lld",
                   name, dimension, static_cast<long long>(stride), family_.name,
                   static_cast<long long>(family_.vector_bytes / element_bytes));
     }
     const int64_t limit = family_.max_stride_bytes / element_bytes;
     if (limit > 0 && input && (stride < 0 || stride >= limit)) {
       return fail(BARACUDA_UNSUPPORTED, call_,
-                  "%s has a %s stride of %lld elements: the %s kernel takes 0 to %lld", name,
+                  "%s: got a %s stride of %lld elements, must for the %s kernel be 0 to %lld", name,
                   dimension, static_cast<long long>(stride), family_.name,
                   static_cast<long long>(limit - 1));
     }

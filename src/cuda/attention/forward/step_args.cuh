@@ -1,4 +1,4 @@
-// What the kernels are launched with, and how a block finds its work.
+// Arguments of the forward kernels, and the tile that a block works on.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -36,13 +36,13 @@ struct StepArgs {
   bool causal;
   bool lse_is_f32;
   bool follows;
-  int64_t first_row;      // rows before it see no key, and are none of the query_tiles'
-  int64_t keyless_tiles;  // of a head, of such rows, that blocks after all others take
+  int64_t first_row;      // earlier rows see no key and belong to no query tile
+  int64_t keyless_tiles;  // tiles of such rows in a head; blocks after all others take them
 };
 
-// How many heads' tiles are mixed to be worked off longest first: as many as keep K and V in an L2
-// of 40 MB or more need no more than that; and few enough that several blocks read the same K and V
-// at about the same time. Equal sections, because each ends with tiles that do not come out even.
+// The heads of a section, whose tiles run longest first. As many as have K and V that fit an L2 of
+// 40 MB or more, so that several blocks read the same K and V at about the same time; but at least
+// 32. Sections are of equal size, because each ends with an uneven round of tiles.
 inline int64_t longest_first_section(const StepArgs& a, int element_bytes) {
   constexpr int64_t l2_share = int64_t{32} << 20;
   constexpr int64_t heads_side_by_side = 32;
@@ -87,8 +87,8 @@ inline StepArgs make_step_args(const StepParams& p, int block_m, int element_byt
   return a;
 }
 
-// A causal step without a diagonal is one without a mask, on the keys and the rows that it is about:
-// those from the first on that sees keys, if that is a multiple of row_unit.
+// A causal step without a diagonal is one without a mask, on the keys and the rows that it is
+// about: those from the first on that sees keys, if that is a multiple of row_unit.
 inline void drop_mask(const StepMask& mask, int block_m, int64_t row_unit, StepArgs& a) {
   if (!mask.same_keys || mask.first_row % row_unit != 0) return;
   a.causal = false;

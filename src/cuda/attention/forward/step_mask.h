@@ -1,5 +1,4 @@
-// The mask of a step, as far as the host knows it, for kernels whose rows see the first keys of a
-// chunk.
+// What the host knows of a step's mask, for kernels whose rows see a prefix of the chunk's keys.
 #pragma once
 
 #include <stdint.h>
@@ -9,11 +8,12 @@
 
 namespace baracuda {
 
-// In the rings of contiguous and zigzag layouts most causal steps have no diagonal: all rows of a
-// chunk see the same keys, or those of its first half none and those of the other the same.
+// In rings of contiguous and zigzag layouts most causal steps have no diagonal: either all rows see
+// the same keys, or the rows of the first half see none and those of the second half see the same
+// keys.
 struct StepMask {
   bool has_diagonal;  // rows of a tile may see different keys
-  bool same_keys;     // all rows from first_row on see so many keys, those before it none
+  bool same_keys;     // rows from first_row on see `keys` keys each, earlier rows none
   int64_t keys;
   int64_t first_row;
 };

@@ -32,8 +32,9 @@ enum baracuda_step_flags {
   BARACUDA_STEP_FIRST = 1,
   BARACUDA_STEP_LAST = 2,
   BARACUDA_STEP_CAUSAL = 4,  // key j is visible to row i iff k_map(j) <= q_map(i)
-  // The kernel enqueued last on the stream is a step too, and all that this one reads but the state
-  // was complete before that one began: the two may run side by side until the state is wanted.
+  // The previous kernel on the stream is a step, and everything that this step reads except the
+  // state was complete before that kernel began. The two steps may overlap until this one needs the
+  // state.
   BARACUDA_STEP_FOLLOWS = 8,
 };
 
@@ -55,7 +56,7 @@ typedef struct baracuda_attention_step_params {
   const void* q;
   const void* k;
   const void* v;
-  void* y;      // read only when LAST
+  void* y;      // written when LAST
   void* lse;    // may be NULL
   void* state;  // may be NULL when FIRST|LAST; at least baracuda_attention_state_bytes()
   baracuda_strides q_strides;
@@ -67,14 +68,14 @@ typedef struct baracuda_attention_step_params {
   baracuda_position_map k_map;
   const baracuda_position_map* device_maps;  // {q, k} in device memory; overrides the two above
 
-  // Reserved for later kernels: must be zero, but for the windows where a family serves them (none
-  // does yet).
+  // Reserved for later kernels: must be zero. A window may be set if the family serves it; none
+  // does yet.
   int64_t query_offset;
   int64_t global_query_len;
   int64_t global_key_len;
   int64_t value_head_dim;
-  int64_t window_left;   // of the keys up to its own position a row sees the last so many; 0: all
-  int64_t window_right;  // of those after it the first so many; 0: all, or where CAUSAL none
+  int64_t window_left;   // keys that a row sees up to and with its own position; 0: all
+  int64_t window_right;  // keys that a row sees after its own position; 0: all, with CAUSAL none
   double softcap;
   const void* query_segments;
   const void* key_segments;
@@ -84,24 +85,25 @@ typedef struct baracuda_attention_step_params {
 // 1 if this build contains the family, else 0.
 BARACUDA_API int32_t baracuda_attention_available(int32_t kernel);
 
-// What a family is and needs, whether it is in this build or not.
+// What a family is and needs. The build need not contain it.
 typedef struct baracuda_attention_family {
   const char* name;
   int32_t min_compute_capability;  // 10 * major + minor, both inclusive; 0 and 0: the host
   int32_t max_compute_capability;
-  uint32_t elements;        // it takes: bits 1 << enum baracuda_element
-  int32_t tensor_cores;     // 1: multiplies at the operands' precision; 0: in f32, f64 in f64
-  int32_t vector_bytes;     // addresses and strides are multiples of it; 0: of the element
-  int32_t forward_strides;  // 1: inputs must not run backwards in memory
+  uint32_t elements;        // elements it takes, as bits 1 << enum baracuda_element
+  int32_t tensor_cores;     // 1: multiplies at the operands' precision; 0: in f32, or f64 for f64
+  int32_t vector_bytes;     // addresses and strides must be multiples of it; 0: of the element size
+  int32_t forward_strides;  // 1: strides of inputs must not be negative
 } baracuda_attention_family;
 
 BARACUDA_API int32_t baracuda_attention_family_info(int32_t kernel,
                                                     baracuda_attention_family* info);
 
-// BARACUDA_OK if the family, in a build that has it, serves the problem: element, extents, scale and
-// mask; pointers, strides and positions are not looked at. Otherwise BARACUDA_UNSUPPORTED, with why
-// in reason, cut to size bytes: the rest of a sentence that begins with the family's name. Records
-// no failure, except that there is no such family. Extents must not be negative.
+// BARACUDA_OK if the family serves the problem's element, extents, scale and mask; the build need
+// not contain the family. Pointers, strides and positions are ignored. Otherwise
+// BARACUDA_UNSUPPORTED, and `reason` gets the rest of a sentence that begins with the family's
+// name, cut to `size` bytes. Records a failure only for an unknown family. Extents must not be
+// negative.
 BARACUDA_API int32_t baracuda_attention_refusal(int32_t kernel,
                                                 const baracuda_attention_step_params* params,
                                                 char* reason, int64_t size);
@@ -121,14 +123,16 @@ BARACUDA_API int32_t baracuda_attention_step(int32_t kernel,
                                              const baracuda_attention_step_params* params,
                                              void* stream);
 
-// What the rows of a chunk pair see under the mask, for planners: only flags, lengths, windows and
-// the two maps of params are looked at. The product of the lengths must stay below 2^63.
+// For planners: what the rows of a shard see of a chunk of keys under the mask. Reads only the
+// flags, lengths, windows and the two maps of params. The product of the lengths must stay below
+// 2^63.
 typedef struct baracuda_visible_pairs {
-  // Pairs of a row and a key that it sees, by the blocks of one run of rows and one run of keys (a
-  // map has two runs, below and from its split): in blocks that the mask leaves whole, and others.
+  // Pairs of a row and a key that the row sees. A position map has two runs of evenly spaced
+  // positions, so rows and keys form up to four blocks. whole: pairs in blocks that are fully
+  // visible. cut: pairs in blocks that the mask cuts.
   int64_t whole;
   int64_t cut;
-  // The rows from the first to the last that see a key; 0 and 0 where none does.
+  // The rows from the first to the last that see a key; 0 and 0 if none does.
   int64_t first_row;
   int64_t end_row;
 } baracuda_visible_pairs;

@@ -1,4 +1,4 @@
-// Attention over a ring: what the loop of ring.h is given for it.
+// Attention over a ring: the programs that the loop of ring.h runs, and their problems.
 #pragma once
 
 #include <stdint.h>
@@ -13,27 +13,26 @@
 extern "C" {
 #endif
 
-// The problem of one rank's call. K and V are one payload that travels BESIDE the steps, in two
-// pieces.
+// The problem of one rank's forward call. K and V are one payload of two pieces, BESIDE the steps.
 typedef struct baracuda_attention_ring_problem {
   uint64_t struct_size;
   int32_t kernel;  // enum baracuda_attention_kernel
   int32_t layout;  // enum baracuda_sequence_layout
-  // q, y, lse, state, shapes and strides are set. The strides of K and V are those of every chunk.
-  // The pointers of K and V, FIRST, LAST, the maps and the margin are the ring's business.
+  // The caller sets q, y, lse, state, shapes and strides; every chunk has the strides of k and v.
+  // The ring sets k and v, FIRST, LAST, FOLLOWS, the maps and the margin.
   baracuda_attention_step_params step;
 } baracuda_attention_ring_problem;
 
 BARACUDA_API const baracuda_ring_program* baracuda_attention_ring_program(void);
 
-// The same of the gradients. K and V travel as above; the second payload is dk and dv, BEHIND the
-// steps, in two pieces of the accumulator's type. A ring of one rank has the first alone.
+// The problem of one rank's backward call. K and V are a payload as above. dk and dv are a second
+// payload of two pieces, BEHIND the steps, in the accumulator's type; a ring of one rank has none.
 typedef struct baracuda_attention_backward_ring_problem {
   uint64_t struct_size;
   int32_t kernel;
   int32_t layout;
-  // dk and dv, their strides and their element are those of the sums that came home. For the rest
-  // the same as above; the scratch is that of a call of several steps.
+  // dk and dv, with their strides and element, get the sums that come home. All else as above; the
+  // scratch is that of a call of several steps.
   baracuda_attention_backward_params call;
 } baracuda_attention_backward_ring_problem;
 

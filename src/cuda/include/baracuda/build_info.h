@@ -8,7 +8,7 @@ extern "C" {
 #endif
 
 BARACUDA_API const char* baracuda_version(void);
-// First 16 hex digits of the hash over src/: evidence names it, so it cannot belong to other code.
+// First 16 hex digits of the hash over src/. Evidence files name it, which ties them to this code.
 BARACUDA_API const char* baracuda_source_hash(void);
 BARACUDA_API const char* baracuda_architectures(void);  // "sm_80 sm_90 compute_80", "" without CUDA
 BARACUDA_API const char* baracuda_nvcc_version(void);   // "" without CUDA

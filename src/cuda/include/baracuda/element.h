@@ -16,7 +16,7 @@ enum baracuda_element {
   BARACUDA_F64 = 3,
 };
 
-// Bytes of one element; 0 for what is no element.
+// Bytes of one element; 0 for an unknown element.
 BARACUDA_API int64_t baracuda_element_bytes(int32_t element);
 
 // Strides are in elements; the last dimension is contiguous.

@@ -9,12 +9,13 @@
 extern "C" {
 #endif
 
-// Point-to-point messages between the ranks of one ring. Every function returns a
-// baracuda_status. Sends and receives between group_start and group_end happen together, in the
-// order of enqueueing per pair of ranks, on stream (NULL on the host, where group_end is
-// synchronous). Groups nest on a thread, and only the outermost group_end acts: one thread that
-// drives several ranks opens a group per rank. A function that fails without leaving a record for
-// baracuda_last_error() gets one, BARACUDA_TRANSPORT_ERROR with what it returned as code.
+// Point-to-point messages between the ranks of one ring. Every function returns a baracuda_status.
+// Messages between group_start and group_end are one group: they are carried out together on
+// `stream`, in enqueue order for each pair of ranks. On the host, stream is NULL and group_end is
+// synchronous. Groups nest on a thread, and only the outermost group_end acts; a thread that drives
+// several ranks opens one group a rank. If a function fails without a record for
+// baracuda_last_error(), the ring makes one: BARACUDA_TRANSPORT_ERROR, with the returned value as
+// its code.
 typedef struct baracuda_transport {
   uint64_t struct_size;
   void* context;
@@ -44,12 +45,12 @@ typedef struct baracuda_stream_ops {
   int32_t (*timed_event_create)(void** event);
   // Milliseconds from one recorded timed event to another; waits for both.
   int32_t (*elapsed)(void* from, void* to, float* milliseconds);
-  // Holds the stream up for some microseconds, so that a kernel enqueued elsewhere reaches the
-  // device before what follows here. NULL where kernels do not compete for a device.
+  // Delays the stream by some microseconds, so that a kernel on another stream reaches the device
+  // first. NULL if kernels do not compete for a device.
   int32_t (*pause)(void* stream);
-  // Loads what pause launches. NULL where pause is.
+  // Loads the kernel that pause launches. NULL if pause is NULL.
   int32_t (*pause_load)(void);
-  // Multiprocessors of the current device. NULL where pause is.
+  // Multiprocessors of the current device. NULL if pause is NULL.
   int32_t (*multiprocessors)(int32_t* count);
 } baracuda_stream_ops;
 
@@ -70,13 +71,14 @@ typedef struct baracuda_ring_round {
   int32_t number;  // rises during a run, the same on every rank; some are left out
   int32_t send_count;
   int32_t receive_count;
-  // The caller's stream, and an event on it: when it is reached, what is sent has been written and
-  // what is received into has been read.
+  // The caller's stream, and an event on it. Once the event is reached, the data to send has been
+  // written and the receive buffers are no longer read.
   void* stream;
   void* ready;
-  int32_t signalled;  // not 0: instead of ready, the wait for the round before says so (signals);
-                      // it is enqueued already
-  // Not 0: what is received into is free as soon as the round before is over, ahead of ready.
+  // Not 0: the wait for the previous round, which is enqueued already, signals this, and ready is
+  // not recorded.
+  int32_t signalled;
+  // Not 0: the receive buffers are free once the previous round has ended, earlier than ready.
   int32_t free_ahead;
   // Timed events for the round's begin and end, NULL without a timeline.
   void* begin_mark;
@@ -87,17 +89,18 @@ typedef struct baracuda_ring_round {
 
 typedef struct baracuda_ring_endpoint baracuda_ring_endpoint;
 
-// The way in which rounds are carried out. For every round the loop calls grant for each of the
-// ranks that this thread drives, then open, post and close, then complete, and later wait, once, in
-// the order of the rounds. A rank's rounds are carried out in order: one may send what the one before
-// received, and receive into what the one before sent. An exchange by send and receive acts in post.
-// One that pushes into the neighbour's memory tells the sender in grant that the receive buffers may
-// be written, and copies in post. Nothing here may wait for a device.
+// How rounds are carried out. For every round the loop calls grant for each rank that this thread
+// drives, then open, post and close, then complete. Later it calls wait once a round, in the order
+// of the rounds. The rounds of a rank are carried out in order: a round may send what the previous
+// one received, and receive into what the previous one sent. An exchange by send and receive does
+// its work in post. An exchange that pushes into the neighbour's memory uses grant to tell the
+// sender that the receive buffers may be written, and copies in post. No function here may wait for
+// a device.
 typedef struct baracuda_ring_exchange {
   uint64_t struct_size;
   const char* name;
-  // Makes memory that rounds will receive into known to the neighbours: collective, before a run.
-  // NULL where any memory will do.
+  // Makes receive buffers known to the neighbours. Collective, before a run. NULL if rounds can
+  // receive into any memory.
   int32_t (*register_buffer)(baracuda_ring_endpoint* endpoint, void* data, int64_t bytes);
   int32_t (*grant)(baracuda_ring_endpoint* endpoint, const baracuda_ring_round* round);
   // Messages that are posted between open and close are one group. A close follows every open that
@@ -106,16 +109,17 @@ typedef struct baracuda_ring_exchange {
   int32_t (*post)(baracuda_ring_endpoint* endpoint, const baracuda_ring_round* round);
   int32_t (*close)(baracuda_ring_endpoint* endpoint);
   int32_t (*complete)(baracuda_ring_endpoint* endpoint, const baracuda_ring_round* round);
-  // stream waits until what this rank receives in a round has arrived; where finish is NULL, also
-  // what it sends.
+  // Makes stream wait until this rank has received a round's messages. If finish is NULL, stream
+  // also waits until this rank's own messages have arrived.
   int32_t (*wait)(baracuda_ring_endpoint* endpoint, int32_t number, void* stream);
-  // After a failure: stream waits for whatever has been enqueued.
+  // After a failure: makes stream wait for everything that was enqueued.
   int32_t (*join)(baracuda_ring_endpoint* endpoint, void* stream);
-  // Behind a run's last launch: stream waits until what this rank sends has arrived. May be NULL.
+  // After a run's last launch: makes stream wait until this rank's messages have arrived. May be
+  // NULL.
   int32_t (*finish)(baracuda_ring_endpoint* endpoint, void* stream);
-  // Asks that the wait for a round, which follows right behind a launch, itself tell the next round's
-  // grant that this launch has ended: then nothing need be recorded between the two. That grant
-  // follows the wait. 0: it will not. May be NULL.
+  // Asks that the wait for a round, enqueued directly after a launch, tell the next round's grant
+  // that the launch has ended. No event is then recorded between the two, and that grant follows
+  // the wait. Returns 0 if the wait will not tell. May be NULL.
   int32_t (*signals)(baracuda_ring_endpoint* endpoint, int32_t number);
   // Multiprocessors that the round posted last takes. NULL: the endpoint's max_ctas.
   int32_t (*margin)(baracuda_ring_endpoint* endpoint);
@@ -139,13 +143,13 @@ struct baracuda_ring_endpoint {
   void* ring_stream;
   void* compute_done;      // recorded on the caller's stream after each launch
   void* exchange_done[4];  // recorded on the ring stream, by number of the round
-  // NULL, or not 0 once the ring was aborted: a run that computes on the host then ends early.
+  // NULL, or a word that is not 0 once the ring was aborted. A run on the host then ends early.
   const int32_t* stop;
 };
 
-// Creates ring_stream and the events of an endpoint whose transport, ops and device are set, and
-// loads what the loop may launch; exchange is the one by send and receive unless it is set.
-// baracuda_ring_endpoint_close destroys them.
+// Opens an endpoint whose transport, ops and device are set: creates ring_stream and the events,
+// and loads what the loop may launch. If exchange is NULL, it becomes the exchange by send and
+// receive. baracuda_ring_endpoint_close destroys what this created.
 BARACUDA_API int32_t baracuda_ring_endpoint_open(baracuda_ring_endpoint* endpoint);
 BARACUDA_API int32_t baracuda_ring_endpoint_close(baracuda_ring_endpoint* endpoint);
 
@@ -153,9 +157,9 @@ BARACUDA_API int32_t baracuda_ring_endpoint_close(baracuda_ring_endpoint* endpoi
 // that the transport connects its peers now. buffer holds at least 6*64 bytes (device or host).
 BARACUDA_API int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer);
 
-// Every rank's few bytes of host memory, in rank order, in all (world_size * bytes) on every rank.
-// Collective, for set-up: it allocates and waits for the ring stream, and several ranks of one ring
-// must call it from threads of their own. bytes is the same on every rank.
+// Gathers a few bytes of host memory from every rank into `all` (world_size * bytes), in rank
+// order. Collective, for set-up: it allocates, and waits for the ring stream. Each rank of the ring
+// must call it from a thread of its own. bytes is the same on every rank.
 BARACUDA_API int32_t baracuda_ring_all_gather(baracuda_ring_endpoint* endpoint, const void* mine,
                                               int64_t bytes, void* all);
 

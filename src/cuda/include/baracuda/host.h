@@ -1,4 +1,4 @@
-// What kernels on the host run on.
+// Threads, progress and instruction set of the kernels on the host.
 #pragma once
 
 #include <stdint.h>
@@ -13,13 +13,13 @@ extern "C" {
 BARACUDA_API int32_t baracuda_host_threads(void);
 BARACUDA_API int32_t baracuda_set_host_threads(int32_t threads);
 
-// How far a step on the host has come, for another thread to read.
+// The progress of a step on the host, for another thread to read.
 typedef struct baracuda_progress {
   int64_t done;   // items that were begun
   int64_t total;  // 0 between steps
 } baracuda_progress;
 
-// The host steps of the calling thread write it from now on, until NULL is given.
+// Host steps of the calling thread write their progress here from now on; NULL stops that.
 BARACUDA_API void baracuda_watch_progress(baracuda_progress* progress);
 
 // Instruction set host kernels dispatch to: "avx512", "avx2" or "baseline".

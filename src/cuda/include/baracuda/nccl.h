@@ -49,16 +49,16 @@ BARACUDA_API int32_t baracuda_nccl_is_owned(const baracuda_nccl_comm* comm);
 // The endpoint that ring runs use; owned by comm, open (ring stream and events made).
 BARACUDA_API baracuda_ring_endpoint* baracuda_nccl_endpoint(baracuda_nccl_comm* comm);
 
-// Collective over the ring: lets hops inside this host go by peer, as `wish` says (enum
-// baracuda_peer_wish); comms are all the ranks of it that this process's thread makes. Their callers'
-// streams wait as `wait` says (enum baracuda_peer_wait). A failure leaves the communicators failed.
+// Collective over the ring: lets hops inside this host use the exchange by peer. comms holds the
+// ranks that the calling thread drives. wish is an enum baracuda_peer_wish, and wait an enum
+// baracuda_peer_wait. After a failure the communicators have failed.
 BARACUDA_API int32_t baracuda_nccl_connect_peers(baracuda_nccl_comm* const* comms, int32_t count,
                                                  int32_t wish, int32_t wait,
                                                  double timeout_seconds);
-// Its exchange by peer; NULL before that.
+// The communicator's exchange by peer; NULL before baracuda_nccl_connect_peers().
 BARACUDA_API baracuda_peer* baracuda_nccl_peer(const baracuda_nccl_comm* comm);
-// Ends that, ahead of baracuda_nccl_destroy(). 1 where a neighbour may still write into registered
-// buffers, which must then stay.
+// Ends the exchange by peer, before baracuda_nccl_destroy(). Returns 1 if a neighbour may still
+// write into registered buffers, which must then not be freed.
 BARACUDA_API int32_t baracuda_nccl_close_peers(baracuda_nccl_comm* comm);
 
 // ncclCommGetAsyncError: BARACUDA_OK, or the failure. Never blocks.
@@ -66,15 +66,16 @@ BARACUDA_API int32_t baracuda_nccl_async_error(baracuda_nccl_comm* comm);
 // Aborts an owned communicator; for a borrowed one only marks it failed on our side. Does not wait:
 // ncclCommAbort runs on a thread of its own, once no call is about to use the handle.
 BARACUDA_API int32_t baracuda_nccl_abort(baracuda_nccl_comm* comm);
-// Ends the communicator and frees it: ncclCommDestroy when owned and healthy, ncclCommAbort when
-// owned and failed, nothing of NCCL's when borrowed. comm may be NULL. ncclCommDestroy waits for the
-// other ranks of the machine: for longer than the timeout that comm was made with is
-// BARACUDA_TIMEOUT. An abort under way is waited for up to 5 s. In both cases NCCL's call then goes
-// on by itself, and comm must not be used again.
+// Ends the communicator and frees it. comm may be NULL. A healthy owned communicator ends by
+// ncclCommDestroy, a failed owned one by ncclCommAbort; NCCL's handle of a borrowed one is left
+// alone. ncclCommDestroy waits for the other ranks of the machine: a wait beyond the timeout that
+// comm was made with returns BARACUDA_TIMEOUT. An abort in progress gets up to 5 s. In both cases
+// NCCL's call goes on in the background, and comm must not be used again.
 BARACUDA_API int32_t baracuda_nccl_destroy(baracuda_nccl_comm* comm);
 // A failed communicator refuses further use. 0 healthy, 1 failed, 2 aborted.
 BARACUDA_API int32_t baracuda_nccl_state(baracuda_nccl_comm* comm);
-// The same, and where another rank has ended the exchange by peer that failure, once, as it is found.
+// The same. If another rank has ended the exchange by peer, the first call that finds out also
+// returns that failure.
 BARACUDA_API int32_t baracuda_nccl_look(baracuda_nccl_comm* comm, int32_t* state);
 
 // Waits until stream is done, polling it and the communicator's async error. On an error or after
@@ -82,20 +83,22 @@ BARACUDA_API int32_t baracuda_nccl_look(baracuda_nccl_comm* comm, int32_t* state
 BARACUDA_API int32_t baracuda_nccl_synchronize(baracuda_nccl_comm* comm, void* stream,
                                                double timeout_seconds);
 
-// baracuda_ring_all_gather() of an NCCL ring, whose wait the deadline, a failure of the ring and a signal
-// end. Then the communicator has failed. It is a call of every rank, as a run is, and one of another
-// kind than theirs is refused as such.
+// baracuda_ring_all_gather() of an NCCL ring. The deadline, a failure of the ring or a signal ends
+// its wait, and the communicator has then failed. Like a run it is a call that every rank makes; a
+// rank that makes another kind of call meanwhile is refused.
 BARACUDA_API int32_t baracuda_nccl_all_gather(baracuda_nccl_comm* comm, const void* mine,
                                               int64_t bytes, void* all, double timeout_seconds);
 
-// Tells the ranks of this machine that this one refuses its next call or, where it has begun, the one
-// that it is in (a call is what baracuda_nccl_arm() begins). A rank that has not begun that call gets
-// status, with reason as its message, from baracuda_nccl_arm(); where one has, the ring fails on all.
+// Tells the ranks of this machine that this rank refuses a call: the current one if `begun`, else
+// its next one (baracuda_nccl_arm() begins a call). A rank that has not begun the call gets
+// `status`, with `reason` as the message, from baracuda_nccl_arm(). If a rank has begun it, the
+// ring fails on all.
 BARACUDA_API int32_t baracuda_nccl_refuse(baracuda_nccl_comm* comm, int32_t status,
                                           const char* reason, int32_t begun);
 
-// Deadline around a call that may block inside NCCL (a run's groups): arm before, disarm after.
-// When it passes, the watchdog aborts an owned communicator, which unblocks the call.
+// Sets a deadline for a call that may block inside NCCL, such as a run's groups: arm before the
+// call, disarm after it. At the deadline the watchdog aborts an owned communicator, which unblocks
+// the call.
 BARACUDA_API int32_t baracuda_nccl_arm(baracuda_nccl_comm* comm, double timeout_seconds);
 // Returns BARACUDA_TIMEOUT if the deadline had passed.
 BARACUDA_API int32_t baracuda_nccl_disarm(baracuda_nccl_comm* comm);

@@ -1,4 +1,4 @@
-// Which positions of a sequence the local rows of a rank hold.
+// The positions of a rank's local rows in the whole sequence.
 #pragma once
 
 #include <stdint.h>

@@ -11,9 +11,10 @@
 extern "C" {
 #endif
 
-// At step s a rank works on the chunk that `origin` started with. It sends that chunk to `send_to`
-// and receives the one of step s + 1 from `recv_from`. In the last step these two say where sums go
-// home: to the chunk's origin, and from whom its own chunk's come.
+// At step s a rank works on the chunk that rank `origin` started with. It sends that chunk to
+// `send_to`, and receives the chunk of step s + 1 from `recv_from`. In the last step the two fields
+// describe the way home: `send_to` is the origin of the chunk whose sum this rank holds, and
+// `recv_from` is the rank that holds the sum of this rank's own chunk.
 typedef struct baracuda_ring_hop {
   int32_t origin;
   int32_t send_to;
@@ -33,27 +34,29 @@ enum {
 enum baracuda_ring_timing {
   // Read by step s, and sent on while it computes.
   BARACUDA_RING_BESIDE = 0,
-  // Written by step s, sent on beside the next launch, added to by the next rank. The share of step
-  // 0 stays at home; the sum of the others starts at step 1 and comes home after the last step.
+  // Written by step s, and sent beside the next launch to the rank that adds its own share. The
+  // share of step 0 stays at home. The sum of all other shares starts at step 1 and comes home
+  // after the last step.
   BARACUDA_RING_BEHIND = 1,
 };
 
-// Something that travels: for every rank a chunk, in pieces. This rank's own chunk lies where the
-// caller has it, a piece at a time: BESIDE it is what step 0 reads and sends; BEHIND it is where step
-// 0 leaves its share, and where the sum of the others is added in the end. Received chunks lie in
-// `buffers`, pieces one after the other, and are one message.
+// Data that travels around the ring: one chunk a rank, made of pieces. `own` points to the pieces
+// of this rank's chunk in the caller's memory. BESIDE: step 0 reads and sends them. BEHIND: step 0
+// writes its share there, and at the end the sum of the other shares is added. A received chunk
+// lies in one of `buffers`, its pieces one after the other, and is one message.
 typedef struct baracuda_ring_payload {
   int32_t timing;  // enum baracuda_ring_timing
-  // BESIDE: it is sent beside this launch of a step, and this and later launches of the next step
-  // read it. BEHIND: this launch writes it, and it is sent beside the next one.
+  // The launch of a step that the payload belongs to. BESIDE: the payload is sent beside this
+  // launch; in the next step, this launch and later ones read it. BEHIND: this launch writes the
+  // payload, which is sent beside the next launch.
   int32_t part;
   int32_t pieces;  // 1 to BARACUDA_RING_MAX_PIECES
   int64_t piece_bytes[BARACUDA_RING_MAX_PIECES];
   void* own[BARACUDA_RING_MAX_PIECES];
-  // Each holds a chunk. BESIDE: the chunk of step s >= 1 is received into buffers[s % 2]; where the
-  // own chunk was staged, buffers[0] is where. BEHIND: the sum of step s >= 1 is in buffers[s % 2],
-  // and steps after the first two leave their share in buffers[2]. A buffer that a world size does
-  // not need may be NULL.
+  // Each buffer holds one chunk. BESIDE: the chunk of step s >= 1 is received into buffers[s % 2].
+  // A staged own chunk lies in buffers[0]. BEHIND: the sum of step s >= 1 lies in buffers[s % 2],
+  // and steps from 2 on write their share to buffers[2]. A buffer that the world size does not need
+  // may be NULL.
   void* buffers[3];
 } baracuda_ring_payload;
 
@@ -67,8 +70,9 @@ typedef struct baracuda_ring_step {
   int32_t sm_margin;  // SMs that a launch must leave free
   int32_t follows;    // not 0: since the run's first launch, launches alone went to the stream
   void* stream;
-  // Of each payload of the call, piece by piece. chunk: BESIDE what the step reads, BEHIND where it writes its
-  // share. received: BEHIND the sum to add the share to; NULL where there is none.
+  // Pointers to the pieces of each payload of the call. chunk: what the step reads (BESIDE), or
+  // where it writes its share (BEHIND). received: the sum that the share is added to (BEHIND), or
+  // NULL.
   void* chunk[BARACUDA_RING_MAX_PAYLOADS][BARACUDA_RING_MAX_PIECES];
   void* received[BARACUDA_RING_MAX_PAYLOADS][BARACUDA_RING_MAX_PIECES];
 } baracuda_ring_step;
@@ -84,8 +88,8 @@ typedef struct baracuda_ring_grid {
 typedef struct baracuda_ring_program {
   uint64_t struct_size;
   int32_t parts;  // launches of a step, 1 to BARACUDA_RING_MAX_PARTS
-  // Not 0: a launch adds its share to what was received, and is held up until that has come. Then
-  // chunk and received are the same memory.
+  // Not 0: the launch itself adds its share to the received sum, and waits until the sum has
+  // arrived. chunk and received are then the same memory.
   int32_t launch_adds;
   // Refuses a problem before anything moves; only rank and world_size are set. May be NULL.
   int32_t (*check)(const void* problem, const baracuda_ring_step* at);
@@ -94,11 +98,11 @@ typedef struct baracuda_ring_program {
   // The grid of a launch with a margin. NULL where launches take no multiprocessors.
   int32_t (*grid)(const void* problem, const baracuda_ring_step* at, baracuda_ring_grid* grid);
   int32_t (*launch)(const void* problem, const baracuda_ring_step* at);
-  // Adds chunk and received: into received on the way, into chunk at home (step == world_size).
-  // NULL where nothing travels BEHIND.
+  // Adds chunk and received. The result goes to received on the way, and to chunk at home (step ==
+  // world_size). NULL if no payload travels BEHIND.
   int32_t (*add)(const void* problem, const baracuda_ring_step* at);
-  // What the run's last launch, if it is live, leaves to be done for its own rank alone: enqueued
-  // behind the messages of what it left for others, and so beside them. NULL where there is nothing.
+  // Work of the run's last live launch that only its own rank needs. It is enqueued after the
+  // messages for the other ranks, so it runs beside them. NULL if there is none.
   int32_t (*settle)(const void* problem, const baracuda_ring_step* at);
 } baracuda_ring_program;
 
@@ -109,11 +113,11 @@ typedef struct baracuda_ring_marks {
   void* wait_begin;      // on the caller's stream, before it waits for what the launch reads
   void* compute_begin;   // once that is there
   void* compute_end;
-  // Around the adding of the launch's share to the sum that has come for it. Of the sums that came
-  // home, in the entry after the last launch's: there the wait begins at wait_begin.
+  // Before and after the launch's share is added to the received sum. The sums that come home have
+  // the entry after the last launch; their wait begins at wait_begin.
   void* add_begin;
   void* add_end;
-  // Around what the last launch left for its own rank, in that entry.
+  // Before and after the program's `settle`, in the entry after the last launch.
   void* settle_begin;
   void* settle_end;
 } baracuda_ring_marks;

@@ -12,7 +12,7 @@ extern "C" {
 
 BARACUDA_API int32_t baracuda_cuda_built(void);             // 1 if built with CUDA
 BARACUDA_API int32_t baracuda_cuda_runtime_version(void);   // 13000 for 13.0; 0 without CUDA
-// 0 where the driver is missing or too old; never an error for want of a GPU.
+// 0 if the driver is missing or too old. A missing GPU is not an error.
 BARACUDA_API int32_t baracuda_cuda_driver_version(int32_t* version);
 BARACUDA_API int32_t baracuda_cuda_device_count(int32_t* count);
 BARACUDA_API int32_t baracuda_cuda_current_device(int32_t* device);
@@ -27,25 +27,25 @@ typedef struct baracuda_cuda_device {
 } baracuda_cuda_device;
 BARACUDA_API int32_t baracuda_cuda_device_info(int32_t device, baracuda_cuda_device* info);
 
-// Device of a stream; the current one for the default streams, and for one that is being captured,
-// whose own CUDA does not tell.
+// The device of a stream. The current device for the default streams, and for a stream that is
+// being captured, whose device CUDA does not tell.
 BARACUDA_API int32_t baracuda_cuda_stream_device(void* stream, int32_t* device);
-// *device: ordinal of device or managed memory, -1 for host memory (pinned or not), -2 where the
-// pointer means nothing to CUDA.
+// *device gets the ordinal of device or managed memory, -1 for host memory (pinned or not), and -2
+// for a pointer that CUDA does not know.
 BARACUDA_API int32_t baracuda_cuda_pointer_device(const void* pointer, int32_t* device);
 BARACUDA_API int32_t baracuda_cuda_stream_synchronize(void* stream);
 BARACUDA_API int32_t baracuda_cuda_stream_query(void* stream, int32_t* done);
 BARACUDA_API int32_t baracuda_cuda_stream_is_capturing(void* stream, int32_t* capturing);
 BARACUDA_API int32_t baracuda_cuda_copy(void* dst, const void* src, int64_t bytes, void* stream);
 
-// How calls that take long, or wait for other ranks, learn of signals: on the process's main thread
-// alone they call check about every 50 ms, with no lock held. Not 0 ends the call with
-// BARACUDA_INTERRUPTED; what it was to write is undefined then, and its ring has to be aborted. NULL:
+// Sets how long calls, and calls that wait for other ranks, learn of signals: on the process's main
+// thread they call check about every 50 ms, with no lock held. If it returns not 0, the call ends
+// with BARACUDA_INTERRUPTED; its outputs are then undefined, and its ring must be aborted. NULL:
 // signals end nothing.
 BARACUDA_API int32_t baracuda_set_signal_check(int32_t (*check)(void));
 
-// Memory of the current device by itself, which other processes can be given (cudaMalloc). Freeing it
-// waits for the device; data may be NULL.
+// Memory of the current device in an allocation of its own (cudaMalloc), which other processes can
+// open. Freeing it waits for the device; data may be NULL.
 BARACUDA_API int32_t baracuda_cuda_allocate(int64_t bytes, void** data);
 BARACUDA_API void baracuda_cuda_free(void* data);
 

@@ -1,5 +1,5 @@
-// The attention step and its backward as custom calls of XLA's typed FFI: handlers that JAX registers
-// as they are.
+// The attention step and its backward as custom calls of XLA's typed FFI: handlers that JAX
+// registers as they are.
 //
 // The step:
 //
@@ -16,10 +16,10 @@
 //   attributes int64 first, last, causal, dlse, kernel, sequence_dim, sm_margin; float64 scale
 //
 // q, k, v, y and their gradients are dense, [B, H, S, D] (sequence_dim 2) or [B, S, H, D]
-// (sequence_dim 1), of one type; dk and dv may be of the accumulator's. lse and dlse are [B, H, Q] of
-// the accumulator's type; the maps are two baracuda_position_map, of the queries and of the keys, as 16
-// 32-bit words (JAX has 64-bit integers only when asked), in the memory that the kernel reads.
-// A failure becomes an XLA error with the library's message.
+// (sequence_dim 1), of one type; dk and dv may be of the accumulator's. lse and dlse are [B, H, Q]
+// of the accumulator's type; the maps are two baracuda_position_map, of the queries and of the
+// keys, as 16 32-bit words (JAX has 64-bit integers only when asked), in the memory that the kernel
+// reads. A failure becomes an XLA error with the library's message.
 #pragma once
 
 #include "baracuda/export.h"

@@ -529,9 +529,9 @@ cdef class Communicator(RingMember):
         self.refuse_if_unusable()
         if view.device != self.device:
             raise InvalidProblemError(
-                f"buffer: lies on device {view.device}, must lie on {self.device}")
+                f"buffer: got memory on device {view.device}, must be on {self.device}")
         if not view.is_dense_bytes():
-            raise InvalidProblemError("buffer: is not dense, must be")
+            raise InvalidProblemError("buffer: got a view with gaps, must be dense")
         if self.world_size == 1:
             return
         nbytes = view.numel() * view.itemsize

@@ -85,7 +85,8 @@ class OpKind(_Named):
             from baracuda_kernels._core._errors import InvalidProblemError
 
             raise InvalidProblemError(
-                f"{cls.__name__}: the ops of {category} are named by {known.__name__} already")
+                f"{cls.__name__}: got {category}, must be one that "
+                f"{known.__name__} does not name")
         cls.category = category
         _KINDS[category] = cls
 

@@ -52,7 +52,7 @@ cdef class LocalCommunicator(RingMember):
                              else c_api.baracuda_cuda_stream_ops())
         if self.endpoint.ops == NULL:
             raise InvalidProblemError(
-                f"device: got {device}, this build has no CUDA; must be 'host'")
+                f"device: got {device}, must be 'host': this build has no CUDA")
         check(c_api.baracuda_local_transport(self.world.world, rank, self.endpoint))
         check(c_api.baracuda_ring_endpoint_open(self.endpoint))
 
@@ -236,7 +236,7 @@ cdef int _refuse_mixture(list plans, list args) except -1:
                 f"plans: got {plan!r} for rank {r}, must mean the same as rank 0's, {first!r}")
     if len({id(given) for given in args}) != len(args):
         raise InvalidProblemError(
-            "args: got the same arguments for two ranks, each rank must have its own")
+            "args: got the same arguments for two ranks, must be different ones")
     return 0
 
 
@@ -259,7 +259,8 @@ cdef list _devices(object device, int world_size):
 cdef list _per_rank(str name, object value, int count):
     if isinstance(value, (list, tuple)):
         if len(value) != count:
-            raise InvalidProblemError(f"{name}: got {len(value)} for {count} ranks")
+            raise InvalidProblemError(
+                f"{name}: got {len(value)}, must be one for each of {count} ranks")
         return list(value)
     if name in ("args", "timeline"):
         raise InvalidProblemError(

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What every communicator lends to a run, and what a plan's checked arguments are for one."""
+"""The base of communicators, and a plan's checked arguments bound to one."""
 
 from cpython.bytearray cimport PyByteArray_AsString
 from cpython.bytes cimport PyBytes_AsString
@@ -13,7 +13,7 @@ from baracuda_kernels._core._errors import CommunicatorError, InvalidProblemErro
 
 
 cdef class RingMember:
-    """One rank of a ring: base of the communicators. Not made by hand.
+    """One rank of a ring; the base of all communicators. Has no constructor of its own.
 
     Attributes
     ----------
@@ -31,8 +31,8 @@ cdef class RingMember:
         self.refuse_if_unusable()
         if self.busy:
             raise CommunicatorError(
-                f"communicator: rank {self.rank} of {self.world_size} is in another run; one run "
-                "at a time, use one communicator per concurrent run")
+                f"communicator: got rank {self.rank} of {self.world_size} in another run, must be in "
+                "none: use one communicator per concurrent run")
         self.busy = True
         return 0
 
@@ -50,7 +50,7 @@ cdef class RingMember:
 
     cdef int refuse_if_unusable(self) except -1:
         if self.endpoint == NULL:
-            raise CommunicatorError("communicator: it is closed")
+            raise CommunicatorError("communicator: got a closed one, must be open")
         return 0
 
     cdef int accept(self, const c_api.baracuda_ring_call* call) except -1:

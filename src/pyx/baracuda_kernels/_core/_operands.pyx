@@ -28,15 +28,16 @@ cdef class OperandChecks:
             raise InvalidProblemError(f"{name}: got None, must be given")
         if view.device != self.device and view.numel() > 0:
             raise InvalidProblemError(
-                f"{name}: lies on {_place(view.device)}, must lie on {_place(self.device)}")
+                f"{name}: got memory on {_place(view.device)}, must be on {_place(self.device)}")
         if output and not view.writable:
-            raise InvalidProblemError(f"{name}: is read-only, must be writable")
+            raise InvalidProblemError(f"{name}: got read-only memory, must be writable")
         return 0
 
     cdef int aligned(self, str name, TensorRef view, int alignment) except -1:
         if <uintptr_t>view.data % <uintptr_t>alignment and view.numel() > 0:
             raise MisalignedOperandError(
-                f"{name}: address {<uintptr_t>view.data:#x} is not a multiple of {alignment} bytes")
+                f"{name}: got address {<uintptr_t>view.data:#x}, must be a multiple of {alignment} "
+                "bytes")
         return 0
 
     cdef TensorRef scratch(self, str name, TensorRef view, int64_t elements):
@@ -71,7 +72,7 @@ cdef class OperandChecks:
                 other = other_view
                 if _overlap(one, other):
                     raise InvalidProblemError(
-                        f"{name}: overlaps {other_name} in memory, must be separate from it")
+                        f"{name}: got memory that overlaps {other_name}, must be separate")
         return 0
 
 
@@ -94,12 +95,13 @@ cdef int no_self_overlap(str name, TensorRef view) except -1:
     """Each dimension must step past everything that the smaller ones span."""
     cdef int64_t span = 1
     order = sorted([i for i in range(view.ndim) if view.dims[i] > 1],
-                   key=lambda i: abs(view.steps[i]))
+                   key=lambda i: abs(view.element_strides[i]))
     for i in order:
-        step = abs(view.steps[i])
+        step = abs(view.element_strides[i])
         if step < span:
             raise InvalidProblemError(
-                f"{name}: strides {view.strides} let elements of shape {view.shape} overlap")
+                f"{name}: got strides {view.strides} for shape {view.shape}, must not let "
+                "elements overlap")
         span = step * (view.dims[i] - 1) + span
     return 0
 
@@ -128,13 +130,14 @@ cdef bint _overlap(TensorRef a, TensorRef b):
     search.visited = 0
     _add(&search, 1, -(b.itemsize - 1), a.itemsize - 1)
     for i in range(max(a.ndim, b.ndim)):
-        if i < a.ndim and i < b.ndim and a.steps[i] * a.itemsize == b.steps[i] * b.itemsize:
-            _add(&search, a.steps[i] * a.itemsize, -(b.dims[i] - 1), a.dims[i] - 1)
+        if (i < a.ndim and i < b.ndim
+                and a.element_strides[i] * a.itemsize == b.element_strides[i] * b.itemsize):
+            _add(&search, a.element_strides[i] * a.itemsize, -(b.dims[i] - 1), a.dims[i] - 1)
             continue
         if i < a.ndim:
-            _add(&search, a.steps[i] * a.itemsize, 0, a.dims[i] - 1)
+            _add(&search, a.element_strides[i] * a.itemsize, 0, a.dims[i] - 1)
         if i < b.ndim:
-            _add(&search, -b.steps[i] * b.itemsize, 0, b.dims[i] - 1)
+            _add(&search, -b.element_strides[i] * b.itemsize, 0, b.dims[i] - 1)
     return _meets(&search, 0, <int64_t>(<uintptr_t>b.data - <uintptr_t>a.data))
 
 

@@ -57,7 +57,7 @@ cdef class KernelPlan:
     cdef int refuse_stream(self, Stream stream) except -1:
         if stream.device != self.device:
             raise InvalidProblemError(
-                f"stream: is on device {stream.device}, the plan was selected for {self.device}")
+                f"stream: got device {stream.device}, must be on the plan's device, {self.device}")
         return 0
 
     def __repr__(self):

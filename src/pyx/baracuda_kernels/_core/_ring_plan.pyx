@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What all plans over a ring share: checked once for their arguments, run many times."""
+"""Base of all plans over a ring: checks arguments once, runs many times."""
 
 from libc.stdint cimport int32_t, int64_t
 
@@ -27,10 +27,10 @@ cdef class RingPlan(KernelPlan):
         args : object
             Arguments of the plan's own type.
         world_size : int, optional
-            Ranks of the ring. Without it all scratch is asked for that some world size needs.
+            Ranks of the ring. Without it, the scratch that any world size may need is required.
         comm : Communicator, LocalCommunicator, or an object with the Transport protocol, optional
-            Instead of `world_size`, what ``run`` would be given: its device counts then, and, where it
-            was made with ``exchange="peer"``, whether the buffers to receive into are registered.
+            What ``run`` would get, instead of `world_size`. Its device is checked too. With
+            ``exchange="peer"`` the receive buffers must be registered.
 
         Raises
         ------
@@ -54,23 +54,23 @@ cdef class RingPlan(KernelPlan):
         Parameters
         ----------
         stream : Stream or what :class:`Stream` takes
-            The caller's: inputs are read, and outputs written, in its order.
+            The caller's stream. Inputs are read and outputs written in its order.
         comm : Communicator, LocalCommunicator, or an object with the Transport protocol
         args : object
             Arguments of the plan's own type.
         timeline : RingTimeline, optional
-            Gets when each step computed and exchanged. Refused while ``stream`` is captured.
+            Records when each step computed and exchanged. Refused while ``stream`` is captured.
 
         Raises
         ------
         InvalidProblemError, MisalignedOperandError, BufferTooSmallError, WorkspaceTooSmallError
-            An operand is wrong, here or on another rank of an NCCL ring on this machine; nothing was
-            launched or sent. A rank that has begun already finds its ring failed.
+            An operand is wrong, here or on another rank of an NCCL ring on this machine. This rank has
+            launched and sent nothing. On a rank that has begun the call, the ring has failed.
         CommunicatorError
             The communicator is busy in another run, failed or closed.
         KeyboardInterrupt
-            Ctrl-C while the host computed, or waited for another rank. What outputs and scratch hold
-            is undefined then, and the ring is aborted (one of several ranks).
+            Ctrl-C while the host computed or waited for another rank. Outputs and scratch are then
+            undefined, and a ring of several ranks is aborted.
         NcclError, NcclTimeoutError, CudaError
             The ring or the GPU failed.
         """
@@ -86,7 +86,7 @@ cdef class RingPlan(KernelPlan):
         except BaracudaError as error:
             member.pass_on(error, False)
             raise
-        # Until the communicator is ours another run may be reading what is written below.
+        # Before this, another run of the communicator may still read what is written below.
         member.enter()
         binding.call.stream = one.handle
         binding.call.marks = NULL
@@ -133,7 +133,7 @@ cdef class RingPlan(KernelPlan):
     cdef int refuse_member(self, RingMember member) except -1:
         if member.device != self.device:
             raise InvalidProblemError(
-                f"comm: is on device {member.device}, the plan was selected for {self.device}")
+                f"comm: got device {member.device}, must be on the plan's device, {self.device}")
         return 0
 
     cdef RingBinding check(self, object args, int64_t world_size):

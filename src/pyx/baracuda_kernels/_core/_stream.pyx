@@ -119,7 +119,7 @@ cdef object _handle_of(object source):
         version, handle = protocol() if callable(protocol) else protocol
         if version != 0:
             raise InvalidProblemError(
-                f"stream: __cuda_stream__ has version {version}, must be 0")
+                f"stream: got version {version} of __cuda_stream__, must be 0")
     elif hasattr(source, "cuda_stream"):  # torch.cuda.Stream
         handle = source.cuda_stream
     elif hasattr(source, "ptr"):  # cupy.cuda.Stream

@@ -8,7 +8,7 @@ cdef class TensorRef:
     cdef void* data
     cdef readonly int ndim
     cdef int64_t dims[MAX_DIMS]
-    cdef int64_t steps[MAX_DIMS]       # strides in elements
+    cdef int64_t element_strides[MAX_DIMS]  # the attribute `strides` is a tuple of them
     cdef readonly object element       # ElementKind
     cdef readonly int itemsize         # bytes
     cdef readonly int device           # CUDA ordinal, -1 on the host

@@ -78,7 +78,7 @@ cdef class TensorRef:
     @property
     def strides(self):
         """Strides in elements, as a tuple."""
-        return tuple([self.steps[i] for i in range(self.ndim)])
+        return tuple([self.element_strides[i] for i in range(self.ndim)])
 
     @property
     def pointer(self):
@@ -105,7 +105,7 @@ cdef class TensorRef:
         cdef int64_t expected = 1
         cdef int i
         for i in range(self.ndim - 1, -1, -1):
-            if self.dims[i] != 1 and self.steps[i] != expected:
+            if self.dims[i] != 1 and self.element_strides[i] != expected:
                 return self.numel() == 0
             expected *= self.dims[i]
         return True
@@ -117,10 +117,10 @@ cdef class TensorRef:
             low[0] = high[0] = <uintptr_t>self.data
             return
         for i in range(self.ndim):
-            if self.steps[i] < 0:
-                first += self.steps[i] * (self.dims[i] - 1)
+            if self.element_strides[i] < 0:
+                first += self.element_strides[i] * (self.dims[i] - 1)
             else:
-                last += self.steps[i] * (self.dims[i] - 1)
+                last += self.element_strides[i] * (self.dims[i] - 1)
         low[0] = <uintptr_t>self.data + <uintptr_t>(first * self.itemsize)
         high[0] = <uintptr_t>self.data + <uintptr_t>((last + 1) * self.itemsize)
 
@@ -191,7 +191,7 @@ cdef class DeviceSlice(TensorRef):
             raise InvalidProblemError(
                 f"slice: got strides {self.strides} for shape {self.shape}, must be contiguous")
         self.dims[0] = self.numel()
-        self.steps[0] = 1
+        self.element_strides[0] = 1
         self.ndim = 1
 
     def __len__(self):
@@ -223,7 +223,7 @@ cdef DeviceSlice raw_slice(void* data, int64_t nbytes, int device, bint writable
     self.data = data
     self.ndim = 1
     self.dims[0] = nbytes
-    self.steps[0] = 1
+    self.element_strides[0] = 1
     self.element = ElementKind.U8
     self.itemsize = 1
     self.device = device
@@ -265,13 +265,14 @@ cdef object _fill(TensorRef self, str name, object source, object shape, object 
             "__cuda_array_interface__, a NumPy array, or a TensorRef over an address")
     if device is not None and not (type(device) is int and device == self.device) \
             and integer(f"{name}: device", device, -1, 2 ** 31) != self.device:
-        raise InvalidProblemError(f"{name}: lies on device {self.device}, not {device}")
+        raise InvalidProblemError(
+            f"{name}: got memory on device {self.device}, must be on {device}")
     if shape is not None:
         _reshape_bytes(self, name, shape, strides, element)
     elif element is not None and ElementKind.parse(element) is not self.element:
         if {ElementKind.parse(element), self.element} != {ElementKind.F32, ElementKind.F32_STRICT}:
             raise InvalidProblemError(
-                f"{name}: holds {self.element}, not {ElementKind.parse(element)}")
+                f"{name}: got {self.element}, must be {ElementKind.parse(element)}")
     return None
 
 
@@ -280,7 +281,7 @@ cdef extern from *:
     #include <stdint.h>
 
     // Whether all that a view spans has addresses, and a size in bytes below 2^63.
-    static int baracuda_spans_memory(const int64_t* dims, const int64_t* steps, int ndim,
+    static int baracuda_spans_memory(const int64_t* dims, const int64_t* strides, int ndim,
                                      int64_t itemsize, uintptr_t data) {
         int64_t count = itemsize, first = 0, last = itemsize, reach;
         uintptr_t end;
@@ -291,10 +292,10 @@ cdef extern from *:
         for (i = 0; i < ndim; ++i) {
             if (__builtin_mul_overflow(count, dims[i], &count)) return 0;
             if (dims[i] == 1) continue;
-            if (__builtin_mul_overflow(steps[i], dims[i] - 1, &reach) ||
+            if (__builtin_mul_overflow(strides[i], dims[i] - 1, &reach) ||
                 __builtin_mul_overflow(reach, itemsize, &reach) ||
-                __builtin_add_overflow(steps[i] < 0 ? first : last, reach,
-                                       steps[i] < 0 ? &first : &last)) {
+                __builtin_add_overflow(strides[i] < 0 ? first : last, reach,
+                                       strides[i] < 0 ? &first : &last)) {
                 return 0;
             }
         }
@@ -302,7 +303,7 @@ cdef extern from *:
                !__builtin_add_overflow(data, (uintptr_t)last, &end);
     }
     """
-    bint baracuda_spans_memory(const int64_t* dims, const int64_t* steps, int ndim,
+    bint baracuda_spans_memory(const int64_t* dims, const int64_t* strides, int ndim,
                                int64_t itemsize, uintptr_t data) noexcept nogil
 
 
@@ -346,10 +347,11 @@ cdef object _set_shape(TensorRef self, str name, object shape, object strides):
     if strides is not None:
         strides = _sequence(name, "strides", strides)
     if len(shape) > MAX_DIMS:
-        raise InvalidProblemError(f"{name}: got {len(shape)} dimensions, at most {MAX_DIMS} fit")
+        raise InvalidProblemError(
+            f"{name}: got {len(shape)} dimensions, must have at most {MAX_DIMS}")
     if strides is not None and len(strides) != len(shape):
         raise InvalidProblemError(
-            f"{name}: got {len(strides)} strides for {len(shape)} dimensions")
+            f"{name}: got {len(strides)} strides, must be one for each of {len(shape)} dimensions")
     self.ndim = len(shape)
     for i in range(self.ndim):
         self.dims[i] = _whole(name, "shape", shape[i], 0)
@@ -357,8 +359,8 @@ cdef object _set_shape(TensorRef self, str name, object shape, object strides):
         _row_major(self)
     else:
         for i in range(self.ndim):
-            self.steps[i] = _whole(name, "strides", strides[i], -INT64_MAX)
-    if not baracuda_spans_memory(self.dims, self.steps, self.ndim, self.itemsize,
+            self.element_strides[i] = _whole(name, "strides", strides[i], -INT64_MAX)
+    if not baracuda_spans_memory(self.dims, self.element_strides, self.ndim, self.itemsize,
                                  <uintptr_t>self.data):
         raise InvalidProblemError(
             f"{name}: got shape {shape} with strides {strides}, which spans more bytes than a "
@@ -370,7 +372,7 @@ cdef object _set_element(TensorRef self, str name, object element):
     self.element = ElementKind.parse(element)
     self.itemsize = self.element.itemsize
     if self.itemsize == 0:
-        raise UnsupportedError(f"{name}: got {self.element}, packed sub-byte types have no view")
+        raise UnsupportedError(f"{name}: got {self.element}, must be a type of whole bytes")
     return None
 
 
@@ -378,14 +380,15 @@ cdef object _from_address(TensorRef self, str name, object address, object shape
                           object element, object device):
     cdef int32_t found = -2
     if shape is None or element is None:
-        raise InvalidProblemError(f"{name}: an address needs a shape and an element")
+        raise InvalidProblemError(
+            f"{name}: got an address alone, must come with a shape and an element")
     if address < 0 or address >= 2 ** 64:
         raise InvalidProblemError(f"{name}: got address {address}, must be in [0, 2**64)")
     self.data = <void*><uintptr_t>address
     _set_element(self, name, element)
     _set_shape(self, name, shape, strides)
     if self.data == NULL and self.numel() > 0:
-        raise InvalidProblemError(f"{name}: got a null address for shape {tuple(shape)}")
+        raise InvalidProblemError(f"{name}: got a null address, must hold shape {tuple(shape)}")
     if device is None:
         if c_api.baracuda_cuda_built():
             if c_api.baracuda_cuda_pointer_device(self.data, &found) != c_api.BARACUDA_OK:
@@ -404,7 +407,7 @@ cdef object _from_view(TensorRef self, TensorRef source):
     self.ndim = source.ndim
     for i in range(source.ndim):
         self.dims[i] = source.dims[i]
-        self.steps[i] = source.steps[i]
+        self.element_strides[i] = source.element_strides[i]
     self.element = source.element
     self.itemsize = source.itemsize
     self.device = source.device
@@ -420,7 +423,7 @@ cdef object _byte_strides(TensorRef self, str name, object shape, object strides
     for i, stride in enumerate(strides):
         if _whole(name, "strides", stride, -INT64_MAX) % self.itemsize and shape[i] > 1:
             raise InvalidProblemError(
-                f"{name}: stride of {stride} bytes is not a multiple of the element's "
+                f"{name}: got a stride of {stride} bytes, must be a multiple of the element's "
                 f"{self.itemsize}")
     _set_shape(self, name, shape, [stride // self.itemsize for stride in strides])
     return None
@@ -486,19 +489,19 @@ cdef object _from_dlpack(TensorRef self, str name, object source):
     kind = int(kind)
     if kind not in _DL_HOST and kind not in _DL_CUDA:
         raise InvalidProblemError(
-            f"{name}: lies on DLPack device type {kind}, must be host (1, 3) or CUDA (2, 13)")
+            f"{name}: got DLPack device type {kind}, must be host (1, 3) or CUDA (2, 13)")
     capsule = _export(name, source, kind in _DL_CUDA)
     self.writable = True
     if PyCapsule_IsValid(capsule, "dltensor_versioned"):
         versioned = <BaracudaDLVersioned*>PyCapsule_GetPointer(capsule, "dltensor_versioned")
         if versioned.version.major != 1:
-            raise UnsupportedError(f"{name}: DLPack {versioned.version.major}, must be 1.x")
+            raise UnsupportedError(f"{name}: got DLPack {versioned.version.major}, must be 1.x")
         self.writable = not (versioned.flags & 1)
         tensor = &versioned.dl_tensor
     elif PyCapsule_IsValid(capsule, "dltensor"):
         tensor = &(<BaracudaDLManaged*>PyCapsule_GetPointer(capsule, "dltensor")).dl_tensor
     else:
-        raise InvalidProblemError(f"{name}: __dlpack__ gave no unused DLPack capsule")
+        raise InvalidProblemError(f"{name}: got no unused capsule from __dlpack__, must be one")
     element = BY_DLPACK.get((tensor.dtype.code, tensor.dtype.bits))
     if element is None or tensor.dtype.lanes != 1:
         raise UnsupportedError(
@@ -535,15 +538,16 @@ cdef object _reshape_bytes(TensorRef self, str name, object shape, object stride
     cdef int64_t available = self.numel() * self.itemsize
     cdef uintptr_t low, high
     if not self.is_dense_bytes():
-        raise InvalidProblemError(f"{name}: only a contiguous buffer can be given a shape")
+        raise InvalidProblemError(
+            f"{name}: got a view with gaps, must be contiguous to be given a shape")
     _set_element(self, name, self.element if element is None else element)
     cdef void* base = self.data
     _set_shape(self, name, shape, strides)
     self.extent(&low, &high)
     if low < <uintptr_t>base or high > <uintptr_t>base + <uintptr_t>available:
         raise InvalidProblemError(
-            f"{name}: shape {tuple(shape)} of {self.element} needs {high - low} bytes, the buffer "
-            f"has {available}")
+            f"{name}: got a buffer of {available} bytes, must hold the {high - low} of shape "
+            f"{tuple(shape)} of {self.element}")
     return None
 
 
@@ -551,5 +555,5 @@ cdef void _row_major(TensorRef self) noexcept:
     cdef int64_t step = 1
     cdef int i
     for i in range(self.ndim - 1, -1, -1):
-        self.steps[i] = step
+        self.element_strides[i] = step
         step *= self.dims[i]

@@ -92,7 +92,8 @@ cdef class RingTimeline:
             The run failed on the GPU.
         """
         if not self.recorded:
-            raise InvalidProblemError("timeline: nothing was recorded; pass it to a run first")
+            raise InvalidProblemError(
+                "timeline: got one in which nothing was recorded, must have been passed to a run")
         if self.measured is None:
             self.readers += 1
             try:
@@ -121,7 +122,8 @@ cdef class RingTimeline:
         """Milliseconds from the first kernel's start to the last one's end, adding included; on a
         stream that other ranks share, their turns included."""
         if not self.recorded:
-            raise InvalidProblemError("timeline: nothing was recorded; pass it to a run first")
+            raise InvalidProblemError(
+                "timeline: got one in which nothing was recorded, must have been passed to a run")
         self.readers += 1
         try:
             return self.elapsed(self.marks[0].compute_begin, self.last_event())
@@ -151,7 +153,8 @@ cdef class RingTimeline:
         """
         cdef RingTimeline other = self if since is None else as_timeline(since)
         if not self.recorded or not other.recorded:
-            raise InvalidProblemError("timeline: nothing was recorded; pass it to a run first")
+            raise InvalidProblemError(
+                "timeline: got one in which nothing was recorded, must have been passed to a run")
         if other.device != self.device or other.ops != self.ops:
             raise InvalidProblemError(
                 f"since: got a timeline of device {other.device}, must be of device {self.device}")
@@ -246,15 +249,15 @@ cdef class RingTimeline:
         cdef int32_t capturing = 0, previous = -1, status = c_api.BARACUDA_OK
         if self.in_run or self.readers:
             raise InvalidProblemError(
-                "timeline: is in use by another run, or being read; use one per rank and run")
+                "timeline: got one in use by another run or reader, must be one per rank and run")
         cdef int i, count = member.world_size * call.program.parts + 1
         cdef void** events
         if stream.device >= 0:
             check(c_api.baracuda_cuda_stream_is_capturing(stream.handle, &capturing))
         if capturing:
             raise InvalidProblemError(
-                "timeline: the stream is being captured, and a graph's events tell no time; "
-                "run without a timeline")
+                "timeline: got one for a captured stream, must be None: a graph's events tell no "
+                "time")
         self.recorded = False
         self.measured = None
         if self.world_size != member.world_size or self.device != member.device \

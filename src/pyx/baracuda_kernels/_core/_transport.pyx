@@ -125,7 +125,7 @@ cdef class TransportCommunicator(RingMember):
             self.endpoint.ops = c_api.baracuda_cuda_stream_ops()
             if self.endpoint.ops == NULL:
                 raise InvalidProblemError(
-                    f"device: got {device}, this build has no CUDA; must be -1")
+                    f"device: got {device}, must be -1: this build has no CUDA")
         self.endpoint.transport.struct_size = sizeof(c_api.baracuda_transport)
         self.endpoint.transport.context = <void*>self
         self.endpoint.transport.rank = self.rank

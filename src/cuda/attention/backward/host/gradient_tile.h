@@ -1,6 +1,6 @@
-// A tile of keys and the tiles of rows that meet it: scores and their gradients are recomputed, and
-// dq, dk and dv summed. All in the type of the sums: 16-bit numbers are inputs and outputs alone, so
-// no gradient underflows before it is rounded.
+// A tile of keys against tiles of rows: recomputes the scores and their gradients, and sums dq, dk
+// and dv. All math is in the type of the sums, and only inputs and outputs are 16-bit, so no
+// gradient underflows before it is rounded.
 #pragma once
 
 #include <stdint.h>
@@ -136,8 +136,8 @@ class GradientTile {
     return taken;
   }
 
-  // Rows in the type of the math: where they lie, or copied. Far-apart ones are copied too: they would
-  // miss the TLB and share cache sets.
+  // Rows in the type of the math, in place or copied. Rows with a large stride are copied too,
+  // because they would miss the TLB and share cache sets.
   bool lie_well(int64_t stride) const {
     return kDirect && stride >= 0 && stride <= 2 * dim_ && dim_ % kWidth == 0;
   }
@@ -156,7 +156,7 @@ class GradientTile {
     return {k_rows_, stride_};
   }
 
-  // Keys side by side in vectors, [panel][d][lane]. Lanes without a key are zero.
+  // Packs keys into vectors, [panel][d][lane]. Lanes without a key are zero.
   void pack(Rows rows, int64_t count, T* panels) {
     for (int64_t first = 0; first < count; first += kPanel, panels += kPanel * dim_) {
       const int64_t keys = count - first < kPanel ? count - first : kPanel;
@@ -181,7 +181,7 @@ class GradientTile {
     }
     return some;
   }
-  // Whether a row sees less than another.
+  // True if two rows see different keys.
   static bool is_cut(const RowTile& rows, Range some) {
     for (int64_t r = 0; r < rows.count; ++r) {
       if (rows.begin[r] != some.begin || rows.end[r] != some.end) return true;
@@ -201,12 +201,13 @@ class GradientTile {
     }
     return true;
   }
-  // Whether a weight of zero cancels whatever it is multiplied with.
+  // True if all values are finite, so that a weight of zero gives a product of zero.
   bool is_finite(const KeyTile& keys, Rows k, const RowTile& rows) const {
     return are_finite(q_, rows.count) && are_finite(dy_, rows.count) && are_finite(k, keys.count);
   }
 
-  // Weights P and gradients dS of all pairs in the panels of `some`; 0 where a row does not see a key.
+  // Weights P and gradients dS of all pairs in the panels of `some`; 0 where a row does not see a
+  // key.
   void fill_weights(const RowTile& rows, Range some) {
     for (int64_t panel = some.begin / kPanel; panel * kPanel < some.end; ++panel) {
       const int64_t first = panel * kPanel;
@@ -225,14 +226,15 @@ class GradientTile {
     }
   }
 
-  // Of one row: scores become weights, and gradients of weights those of scores.
+  // For one row: turns scores into weights, and gradients of weights into gradients of scores.
   void weigh(T* scores, T* gradients, int vectors, T lse, T delta, int64_t begin, int64_t end) {
     constexpr T kLog2E = T(1.4426950408889634);
     const V zero = {};
-    // Above that a power is infinite: the lse belongs to other scores.
+    // Above this bound the power is infinite: the lse does not belong to these scores.
     const V top = splat(T(S::kBias + 1));
     for (int64_t lane = 0; lane < vectors * kWidth; lane += kWidth) {
-      // The scale before lse is taken off, and log2(e) after: numbers as large as lse are rounded once.
+      // Multiplies by scale before lse is subtracted, and by log2(e) after, so that values as large
+      // as lse are rounded once.
       V x = fma(load<V>(scores + lane), splat(scale_), splat(-lse)) * splat(kLog2E);
       x = x > top ? top : x;  // a NaN stays
       V weight = exp2_nonpositive<T>(x);
@@ -271,7 +273,7 @@ class GradientTile {
                                 begin, end, padded_dim_);
     }
   }
-  // Each key with the rows that see it alone: 0 * NaN is NaN.
+  // One key at a time, with only the rows that see it: 0 * NaN is NaN.
   void add_to_keys_one_by_one(const RowTile& rows, Range some) {
     for (int64_t j = some.begin; j < some.end; ++j) {
       // Neither end falls from row to row.

@@ -1,6 +1,6 @@
-// The units of work of the host family's backward: a tile of keys of one K/V head, and tiles of query
-// rows that meet it. The driver (family.cpp) walks over them; the kernels, one per instruction set,
-// compute. As in the forward's block.h, kernels know nothing but this header.
+// The units of work of the host family's backward: a tile of keys of one K/V head, and tiles of
+// query rows. The driver (family.cpp) iterates over them; the kernels, one per instruction set,
+// compute them. As in the forward's block.h, the kernels include only this header.
 #pragma once
 
 #include <stdint.h>
@@ -13,8 +13,8 @@ namespace host {
 constexpr int64_t kMaxGradientRows = 64;
 constexpr int64_t kMaxGradientKeys = 128;
 
-// What all tiles of a call have in common. Sizes of tiles follow from the problem alone, never from
-// the number of threads: sums of a tile are part of the result's bits.
+// What all tiles of a call share. Tile sizes follow from the problem, never from the number of
+// threads, because the order of sums determines the result's bits.
 struct GradientShape {
   int64_t head_dim;
   double scale;
@@ -43,7 +43,7 @@ struct RowTile {
   void* dq_sum;    // [count, head_dim], over the tiles of keys so far
   bool has_sum;    // there is such a sum
   bool is_last;    // dq is written, not dq_sum
-  // Of the tile of keys, those that each row sees.
+  // The keys of the tile that each row sees.
   int64_t begin[kMaxGradientRows];
   int64_t end[kMaxGradientRows];
 };
@@ -59,7 +59,7 @@ struct RowStatistics {
   void* lse_out;
 };
 
-// Numbers that lie together: out = received + share, in the type of the sums but for out.
+// A contiguous run: out = received + share, both in the type of the sums.
 struct SumRun {
   int64_t count;
   const void* received;
@@ -74,13 +74,13 @@ enum GradientsWanted { kWantDq = 1, kWantDkv = 2 };
 struct GradientFunctions {
   // Delta and lse of rows (attention/backward/family.h).
   void (*prepare)(const GradientShape&, const RowStatistics&, void* scratch);
-  // A tile of keys: its sums are started, where dk and dv are wanted; K and V are packed, before the
-  // first tile of rows meets it; at the end dk and dv are written.
+  // For each tile of keys: starts the sums of dk and dv, if they are needed; packs K and V before
+  // the first tile of rows; writes dk and dv at the end.
   void (*start)(const GradientShape&, const KeyTile&, void* scratch);
   void (*pack)(const GradientShape&, const KeyTile&, void* scratch);
   void (*meet)(const GradientShape&, const KeyTile&, const RowTile&, int wanted, void* scratch);
   void (*finish)(const GradientShape&, const KeyTile&, void* scratch);
-  // The dq of rows that meet no tile of keys.
+  // Writes dq of rows that see no tile of keys.
   void (*pass)(const GradientShape&, const RowTile&, void* scratch);
   void (*add)(const SumRun&);
 };
@@ -89,7 +89,7 @@ struct GradientKernels {
   GradientFunctions of[4];  // by enum baracuda_element
 };
 
-// Of the instruction set that was chosen.
+// The kernels of the chosen instruction set.
 const GradientFunctions& gradient_functions_of(int32_t element);
 
 extern const GradientKernels kBaselineGradients;

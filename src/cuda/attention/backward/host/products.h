@@ -1,6 +1,6 @@
-// Sums of weighted rows as register tiles: out[r] += sum over j of weight[r, j] * x[j]. Every output
-// element is summed in the same order whatever the shape of the tile it falls into, and a sum starts at
-// zero and is added to out once: adding one by one to a long sum would lose more of every addend.
+// Sums of weighted rows as register tiles: out[r] += sum over j of weight[r, j] * x[j]. The order
+// of a sum does not depend on the shape of its tile. Each sum starts at zero and is added to out
+// once, because adding one by one to a long sum would lose more of every addend.
 #pragma once
 
 #include <stdint.h>
@@ -11,8 +11,9 @@ namespace baracuda {
 namespace host {
 namespace BARACUDA_HOST_ISA {
 
-// Weights lie in panels of kPanelRows lanes, [panel][row][lane]: a lane is a key. Gradients of keys are
-// sums over the rows of one lane, gradients of rows sums over lanes, panel after panel.
+// Weights are stored in panels of kPanelRows lanes, [panel][row][lane], with a lane for each key.
+// Gradients of keys are sums over the rows of a lane. Gradients of rows are sums over lanes, panel
+// after panel.
 template <class T>
 struct OverRows {
   static constexpr int64_t kNextOutput = 1;

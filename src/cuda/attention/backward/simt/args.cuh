@@ -1,4 +1,4 @@
-// What the kernels of the simt backward are launched with.
+// Arguments of the simt backward's kernels.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -76,7 +76,7 @@ inline BackwardArgs make_args(const BackwardParams& params) {
   a.batch_kv_heads = p.batch * p.kv_heads;
   a.query_len = p.query_len;
   a.key_len = p.key_len;
-  // An infinite factor would make NaN of a score of 0.
+  // An infinite factor would turn a score of 0 into NaN.
   const double most = p.element == BARACUDA_F64 ? DBL_MAX : double{FLT_MAX};
   a.scale = p.scale > most ? most : p.scale < -most ? -most : p.scale;
   a.head_dim = static_cast<int32_t>(p.head_dim);
@@ -101,7 +101,7 @@ __device__ __forceinline__ int64_t block_index() {
   return blockIdx.x + static_cast<int64_t>(gridDim.x) * blockIdx.y;
 }
 
-// Elements are known at run time, so that one kernel serves all whose arithmetic is the same.
+// The element is a run-time value, so that one kernel serves all elements with the same arithmetic.
 template <typename Compute>
 constexpr int element_of_sums = std::is_same_v<Compute, double> ? BARACUDA_F64 : BARACUDA_F32;
 

@@ -1,5 +1,5 @@
-// The kernels of the simt backward: row statistics, gradients of keys (dk, dv), gradients of rows (dq).
-// No two blocks write or add to the same numbers, so every sum has one order.
+// The kernels of the simt backward: row statistics, gradients of keys (dk, dv), gradients of rows
+// (dq). No two blocks write or add to the same numbers, so every sum has one order.
 #pragma once
 
 #include "attention/backward/simt/tile.cuh"
@@ -8,7 +8,7 @@ namespace baracuda::simt {
 
 constexpr int prepare_threads = 256;
 
-// A warp a row.
+// One warp a row.
 template <typename Compute>
 __global__ void __launch_bounds__(prepare_threads)
     prepare_kernel(const __grid_constant__ BackwardArgs args) {
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(prepare_threads)
   scratch.lse[row] = lse == -infinity ? infinity : lse;
 }
 
-// P and dS of a tile's pairs.
+// Computes P and dS of a tile's pairs.
 template <typename C>
 __device__ __forceinline__ void find_weights(const BackwardArgs& args,
                                              const GradientShared<C>& shared,
@@ -63,7 +63,7 @@ __device__ __forceinline__ void find_weights(const BackwardArgs& args,
   GradientMath<C>::weigh(shared, static_cast<typename C::Compute>(args.scale), p, ds);
 }
 
-// A block a tile of keys: dk and dv, over the rows of all heads of its group.
+// One block a tile of keys: computes dk and dv over the rows of all heads of the group.
 template <typename C>
 __global__ void __launch_bounds__(C::threads, 1)
     keys_kernel(const __grid_constant__ BackwardArgs args) {
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(C::threads, 1)
           shared.weights[at] = p[i][j];
           shared.gradients[at] = ds[i][j];
         }
-      // The first row of a tile sees the least.
+      // The first row of a tile sees the fewest keys.
       const bool is_cut = args.causal && shared.seen[0] < valid_keys;
       const auto is_seen = [&](int key, int row) { return key < shared.seen[row]; };
 #pragma unroll 1
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(C::threads, 1)
   }
 }
 
-// A block a tile of rows: dq, over the keys that they see.
+// One block a tile of rows: computes dq over the keys that they see.
 template <typename C>
 __global__ void __launch_bounds__(C::threads, 1)
     rows_kernel(const __grid_constant__ BackwardArgs args) {

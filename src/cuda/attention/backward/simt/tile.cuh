@@ -1,9 +1,9 @@
-// A tile of query rows against a tile of keys: the scores of their pairs, the weights P and gradients dS
-// that follow from them, and sums of rows weighted by either.
+// A tile of query rows against a tile of keys: computes the scores, P and dS of the pairs, and sums
+// of rows weighted by P or dS.
 //
-// 256 threads as a square of 16 x 16. Of the pairs a thread (ty, tx) has the rows ty + 16*i and the keys
-// tx + 16*j; of a sum the outputs ty + 16*i and four columns of each chunk of 64. Operands pass through
-// shared memory in chunks, P and dS in tiles of their own.
+// 256 threads form a square of 16 x 16. Thread (ty, tx) owns the pairs of rows ty + 16*i and keys
+// tx + 16*j. Of a sum it owns the outputs ty + 16*i, with four columns of each chunk of 64.
+// Operands pass through shared memory in chunks; P and dS have tiles of their own there.
 #pragma once
 
 #include <math_constants.h>
@@ -16,8 +16,8 @@ namespace baracuda::simt {
 __device__ __forceinline__ float exponential_of(float x) { return expf(x); }
 __device__ __forceinline__ double exponential_of(double x) { return exp(x); }
 
-// An operand's rows of one head, from the tile's first on. All threads have the same, and the main loop
-// wants every register: they lie in shared memory.
+// An operand's rows of one head, from the tile's first row on. Kept in shared memory, because it is
+// equal in all threads and the mainloop needs every register.
 struct OperandRows {
   const char* data;
   int64_t stride;
@@ -127,8 +127,8 @@ struct GradientMath {
     }
   }
 
-  // Scores become P, and gradients of P those of scores. What a row does not see is 0, by choice and not
-  // by a product: it may be NaN.
+  // Turns scores into P, and gradients of P into dS. A select zeroes pairs that are not seen: a
+  // product with zero could be NaN.
   static __device__ __forceinline__ void weigh(const GradientShared<C>& shared, Compute scale,
                                                Pairs& scores, Pairs& gradients) {
 #pragma unroll
@@ -146,8 +146,8 @@ struct GradientMath {
     }
   }
 
-  // total += the tile's sum over its addends m of weights[output][m] * chunk[m]. A tile's sum starts at
-  // zero and is added once: adding one by one to a long sum would lose more of every addend.
+  // total += the sum over m of weights[output][m] * chunk[m]. A tile's sum starts at zero and is
+  // added once, because adding one by one to a long sum would lose more of every addend.
   static __device__ __forceinline__ void add(const Compute* weights, const Compute* chunk,
                                              Sum& total) {
     const Compute* w = weights + threadIdx.x / 16 * C::weight_stride;
@@ -176,7 +176,7 @@ struct GradientMath {
     accumulate(sum, total);
   }
 
-  // The same for a tile that the mask cuts: pairs that are not seen take no part, as 0 * NaN is NaN.
+  // The same for a tile that the mask cuts. Skips pairs that are not seen, since 0 * NaN is NaN.
   // is_seen(output, addend).
   template <typename IsSeen>
   static __device__ __forceinline__ void add_seen(const Compute* weights, const Compute* chunk,
@@ -201,8 +201,8 @@ struct GradientMath {
     accumulate(sum, total);
   }
 
-  // One chunk of columns of sums from and to memory, by way of shared memory: a thread's own numbers
-  // are known at compile time alone, and moving each by itself would be most of the kernel's code.
+  // Loads and stores one chunk of columns of sums, through shared memory. Registers have no
+  // run-time index, so direct accesses would be unrolled and make up most of the kernel's code.
   static __device__ __forceinline__ void load_sum(const GradientShared<C>& shared,
                                                   const Compute* rows, int64_t valid, int chunk,
                                                   int head_dim, Sum& sum) {
@@ -268,8 +268,8 @@ struct GradientMath {
   }
 };
 
-// What a tile's rows need, from the scratch; by the tile's first `side` threads. limit: of the chunk's
-// keys, how many the row at an index sees.
+// Loads the statistics of a tile's rows from the scratch, by the first `side` threads. limit(i):
+// how many keys of the chunk row i sees.
 template <typename C, typename Limit>
 __device__ __forceinline__ void load_rows(const BackwardArgs& args, const GradientShared<C>& shared,
                                           int64_t batch_head, int64_t row0, int64_t key0,
@@ -286,7 +286,7 @@ __device__ __forceinline__ void load_rows(const BackwardArgs& args, const Gradie
   shared.delta[i] = valid ? scratch.delta[batch_head * args.query_len + row] : Compute(0);
 }
 
-// How the keys of a chunk are seen: positions rise, so by a row the first ones.
+// The visibility of a chunk's keys. Positions rise, so a row sees a prefix of the keys.
 struct KeyLimits {
   __device__ __forceinline__ explicit KeyLimits(const BackwardArgs& args)
       : q_map(args.device_maps ? args.device_maps[0] : args.q_map),
@@ -299,7 +299,7 @@ struct KeyLimits {
   __device__ __forceinline__ int64_t of_row(int64_t row) const {
     return causal ? visible_keys(k_map, key_len, position(q_map, row)) : key_len;
   }
-  // The first row that sees a key: those before it lie before the key.
+  // The first row that sees a key; the positions of earlier rows lie before the key.
   __device__ __forceinline__ int64_t first_row(int64_t key) const {
     return causal ? visible_keys(q_map, query_len, position(k_map, key) - 1) : 0;
   }

@@ -1,9 +1,9 @@
-// The unit of work of the host family: some query rows that share one K/V head, against a whole
-// chunk. The driver (family.cpp) fills it; the kernels, one per instruction set, run it.
+// The unit of work of the host family: some query rows that share one K/V head, and a whole chunk
+// of keys. The driver (family.cpp) fills it; the kernels, one per instruction set, compute it.
 //
-// Kernels are compiled with wider instruction sets than the rest of the library, so they know
-// nothing but this header and row_result.h: an inline function shared with other code could be
-// linked from here.
+// The kernels are compiled for wider instruction sets than the rest of the library. They include
+// only this header and row_result.h, because the linker might use their copy of a shared inline
+// function elsewhere.
 #pragma once
 
 #include <stdint.h>
@@ -13,12 +13,12 @@ namespace host {
 
 constexpr int64_t kMaxBlockRows = 128;
 constexpr int64_t kMaxHeadDim = 1024;
-// More than the largest case needs (1.9 MiB: f64, head_dim 1024); only what is touched becomes
+// More than the largest case needs (1.9 MiB: f64, head_dim 1024). Only touched pages become
 // resident.
 constexpr int64_t kScratchBytes = int64_t(5) << 19;
 
-// Whether the work at hand should end early, as nobody wants its result any more. Asked once per tile
-// of keys: items may be long.
+// Whether the current work should end early, because its result is no longer needed. Checked once
+// per tile of keys, since an item may take long.
 struct StopCheck {
   bool (*ask)(void* context);
   void* context;

@@ -1,10 +1,11 @@
-// How much CPU time the process's control group may use: containers limit that, not the CPUs.
+// The CPU time that the process's control group may use. Containers limit that, not the number of
+// CPUs.
 #pragma once
 
 namespace baracuda {
 namespace host {
 
-// In CPUs; 0 where there is no limit. membership: /proc/self/cgroup; root: /sys/fs/cgroup.
+// In CPUs; 0 without a limit. membership: /proc/self/cgroup; root: /sys/fs/cgroup.
 double cpu_quota(const char* membership, const char* root);
 
 }  // namespace host

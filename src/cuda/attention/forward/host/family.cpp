@@ -158,7 +158,7 @@ extern "C" int32_t baracuda_host_threads(void) { return baracuda::host::thread_c
 extern "C" int32_t baracuda_set_host_threads(int32_t threads) {
   if (threads < 1) {
     return baracuda::fail(BARACUDA_INVALID_ARGUMENT, "baracuda_set_host_threads",
-                          "threads is %d: must be at least 1", threads);
+                          "threads: got %d, must be at least 1", threads);
   }
   baracuda::host::set_thread_count(threads);
   return BARACUDA_OK;

@@ -64,7 +64,8 @@ class FlashBlock {
     if (end == 0 && !problem_.first && !problem_.last) return;
     load_state();
     if (end > 0) pack_queries();
-    // Tiles begin at the same keys for every block, or a row's bits would depend on its neighbours.
+    // Tiles begin at the same keys for every block, so that a row's bits do not depend on its
+    // neighbours.
     for (int64_t start = begin / tile_keys_ * tile_keys_; start < end; start += tile_keys_) {
       if (problem_.stop.ask(problem_.stop.context)) return;
       fold_tile(start, smaller(tile_keys_, end - start));
@@ -138,8 +139,8 @@ class FlashBlock {
     typename S::IntScalar end[kPanel];
   };
 
-  // Far-apart rows are copied too: they would miss the TLB and share cache sets. So are long rows
-  // where vectors are narrow, as more panels then pass over a tile.
+  // Rows with a large stride are copied too, because they would miss the TLB and share cache sets.
+  // Long rows are copied if vectors are narrow, because more panels then read a tile.
   Tile convert_tile(const E* rows, int64_t stride, int64_t keys, int64_t multiple, T* tile) {
     if constexpr (kDirect) {
       const bool close = stride >= 0 && stride <= 2 * dim_;
@@ -155,7 +156,7 @@ class FlashBlock {
     KeyRange some = {tile_keys, 0};
     KeyRange all = {0, tile_keys};
     for (int64_t r = 0; r < kPanel; ++r) {
-      // Lanes without a row follow the last one; their results go nowhere.
+      // Lanes without a row repeat the last row; their results are discarded.
       const int64_t row = first + smaller(r, rows - 1);
       const int64_t end = larger(0, smaller(tile_keys, rows_.end[row] - start));
       const int64_t begin = smaller(end, larger(0, rows_.begin[row] - start));
@@ -196,8 +197,8 @@ class FlashBlock {
       if (all.begin < all.end) add_keys<ROWS>(r, all, v, nullptr, alpha_ + r, out);
       return;
     }
-    // On a diagonal each row goes alone through the keys that not all see: no row touches a V row
-    // that it may not see (0 * NaN is NaN). Each takes its keys in their order.
+    // On a diagonal, rows process the keys that not all of them see one by one, in the order of the
+    // keys. So no row reads a V row that it does not see (0 * NaN is NaN).
     if (all.begin >= all.end) {
       for (int i = 0; i < ROWS; ++i) {
         const KeyRange own = {seen.begin[r + i], seen.end[r + i]};

@@ -17,10 +17,10 @@ struct KeyRange {
 // Scores are kept unscaled: the largest is m, weights are 2^((score - m) * log2_scale), so any
 // finite scale >= 0 works and the largest score weighs exactly 1.
 //
-// l becomes -0 where a row saw keys, all with score -inf (attention/row_result.h).
+// l becomes -0 if a row saw keys, all with the score -inf (attention/row_result.h).
 //
-// begin, end: the keys of this tile that each row sees. No row sees others than `some`; all rows see
-// those in `all`, which may be empty.
+// begin, end: the keys of this tile that each row sees. `some`: the keys that any row sees. `all`:
+// the keys that every row sees; it may be empty.
 template <class T>
 inline void softmax_vector(T* scores, KeyRange some, KeyRange all,
                            const typename Simd<T>::IntScalar* begin,
@@ -50,7 +50,7 @@ inline void softmax_vector(T* scores, KeyRange some, KeyRange all,
     for (int u = 0; u < 4; ++u) best[u] = max(load<V>(scores + (j + u) * kPanel), best[u]);
   }
   for (; j < all.end; ++j) best[0] = max(load<V>(scores + j * kPanel), best[0]);
-  for (; j < some.end; ++j) {  // no row begins behind `all`
+  for (; j < some.end; ++j) {  // no row begins after `all`
     const V score = load<V>(scores + j * kPanel);
     best[0] = max(limit > IntScalar(j) ? score : empty, best[0]);
   }

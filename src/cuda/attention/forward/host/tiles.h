@@ -1,6 +1,5 @@
-// The two products of attention as register tiles. Every output element is summed in the same
-// order whatever the shape of the tile it falls into: a row's result never depends on its
-// neighbours.
+// The two products of attention as register tiles. Every output element is summed in an order that
+// does not depend on the shape of its tile, so a row's result never depends on its neighbours.
 #pragma once
 
 #include <stdint.h>

@@ -34,7 +34,7 @@ struct RowState {
       const bool take = !args.first && work.row0 + row(i) < args.query_len;
       const int64_t r = work.state_row0 + row(i);
       m[i] = take ? stored.m[r] : minus_infinity(Compute());
-      // The row sum is spread over 16 threads and only added up at the end: one takes it in.
+      // 16 threads hold partial row sums until the end, so one of them gets the stored sum.
       l[i] = take && threadIdx.x % 16 == 0 ? stored.l[r] : Compute(0);
 #pragma unroll
       for (int c = 0; c < C::chunks; ++c)
@@ -46,7 +46,7 @@ struct RowState {
     }
   }
 
-  // limits: of the block's rows, keys that each one sees in this step.
+  // limits: how many keys each row of the block sees in this step.
   __device__ __forceinline__ void save(const StepArgs& args, const BlockWork& work,
                                        const int64_t* limits) const {
     const Stored stored(args);
@@ -108,7 +108,7 @@ struct RowState {
     return limits[row(i)] > 0 || (!args.first && is_undefined_sum(Stored(args).l[state_row]));
   }
   static __device__ __forceinline__ int row(int i) { return threadIdx.x / 16 + 8 * i; }
-  // Of a chunk's columns a thread holds whole 16-byte vectors, so V is read as vectors.
+  // A thread holds whole 16-byte vectors of a chunk's columns, so V is read as vectors.
   static __device__ __forceinline__ int column(int chunk, int x) {
     return chunk * chunk_columns + x / C::vector * 16 * C::vector +
            static_cast<int>(threadIdx.x) % 16 * C::vector + x % C::vector;

@@ -1,5 +1,5 @@
-// The simt attention step: the strict one. f32 (or f64) multiplies and adds on CUDA cores, full
-// precision exponentials, any head_dim up to 64*Chunks, any scale and alignment.
+// The simt attention step, with strict math: f32 (or f64) multiplies and adds on CUDA cores, and
+// full-precision exponentials. Takes any head_dim up to 64*Chunks, and any scale and alignment.
 //
 // 128 threads as 8 groups of 16. A thread owns RowsPerThread query rows (ty + 8*i), of which it
 // holds KeysPerThread columns of S and four columns of every 64-column chunk of O; a row's 16
@@ -63,7 +63,7 @@ struct Tile {
   }
 
   // sum = P V over the tile's keys for one chunk of columns. A tile's sum starts at zero and is
-  // added to O once: adding key by key to a long sum would lose more of every addend.
+  // added to O once, because adding key by key to a long sum would lose more of every addend.
   static __device__ __forceinline__ void products(Compute (&sum)[C::rows][C::columns],
                                                   const Compute* p, const Compute* v) {
 #pragma unroll

@@ -21,13 +21,13 @@ class RowState {
   static constexpr int rows = 2 * C::row_blocks;
 
  public:
-  // limits: of the block's rows, keys that each one sees in this step.
+  // limits: how many keys each row of the block sees in this step.
   __device__ __forceinline__ RowState(const StepArgs& args, const BlockWork& work,
                                       const int32_t* limits, int warp_row0)
       : args_(args), work_(work), limits_(limits), warp_row0_(warp_row0),
         lane_(threadIdx.x % 32) {}
 
-  // Adds what earlier steps left of other keys.
+  // Merges the state that earlier steps left.
   template <typename Warp>
   __device__ __forceinline__ void take_in(Warp& w) const {
 #pragma unroll
@@ -39,7 +39,7 @@ class RowState {
       const float then = rescaling(before, top, args_.scale_log2);
       w.m[r] = top;
       w.l[r] *= now;
-      // The row sum is spread over a quad and only added up at the end: one lane takes it in.
+      // The lanes of a quad hold partial row sums until the end, so one lane gets the stored sum.
       if (lane_ % 4 == 0)
         w.l[r] = fmaf(statistics()[state_rows() + state_row(r)], then, w.l[r]);
 #pragma unroll
@@ -74,7 +74,7 @@ class RowState {
     }
   }
 
-  // Writes y and lse. staging is the warp's own part of the Q tile, which no one reads any more.
+  // Writes y and lse. staging: the warp's own part of the Q tile, which is no longer read.
   template <typename Warp>
   __device__ __forceinline__ void finish(const Warp& w, char* staging) const {
     __syncwarp();

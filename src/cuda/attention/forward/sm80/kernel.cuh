@@ -1,4 +1,4 @@
-// The sm80 attention step: mma.sync m16n8k16 on tiles that cp.async brings in.
+// The sm80 attention step: mma.sync m16n8k16 on tiles that cp.async loads.
 //
 // A warp owns 16*row_blocks query rows and all columns of S and O, so a row's statistics live in
 // one quad of lanes and P never leaves registers: the accumulator layout of QK is the A operand
@@ -17,9 +17,9 @@
 
 namespace baracuda::sm80 {
 
-// LeanLoop: the main loop comes in a masked and an unmasked copy, and O is only rescaled for rows
-// whose maximum rose. Pays for warps of 32 rows at head_dim 96 and 128 (4 % on an H100), whose O
-// and S leave no registers to schedule the rescaling around; elsewhere the branches cost more than
+// LeanLoop: the mainloop has a masked and an unmasked copy, and rescales O only for rows whose
+// maximum rose. This pays for warps of 32 rows at head_dim 96 and 128 (4 % on an H100), whose O and
+// S leave no registers to hide the rescaling. In other configurations the branches cost more than
 // they save.
 template <typename Element_, int HeadDim, int BlockM, int BlockN, int Warps, int BlocksPerSm,
           bool LeanLoop>
@@ -136,8 +136,8 @@ struct Warp {
     }
   }
 
-  // o += exp2(s - m) * V, l += row sums: sixteen keys at a time, so that the exponentials of the
-  // next sixteen overlap the products of these.
+  // o += exp2(s - m) * V and l += row sums, sixteen keys at a time: the exponentials of the next
+  // sixteen overlap with the products of these.
   __device__ __forceinline__ void accumulate(const float (&s)[C::row_blocks][C::block_n / 8][4],
                                              float scale_log2, uint32_t v_address) {
     float offset[rows];
@@ -177,7 +177,7 @@ __device__ __forceinline__ int64_t row_bytes(const baracuda_strides& strides) {
   return strides.seq * static_cast<int64_t>(sizeof(Element));
 }
 
-// Where this thread starts to copy a tile whose first row is `row`.
+// The address at which this thread starts to copy a tile whose first row is `row`.
 template <typename Element, typename Copy>
 __device__ __forceinline__ const char* rows_of(const void* tensor, const baracuda_strides& strides,
                                                int64_t batch, int64_t head, int64_t row) {
@@ -197,8 +197,8 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   extern __shared__ __align__(1024) char shared[];
 
   launch_dependent_grids();
-  // The step before may still be running: up to here, or where the operands were there before it,
-  // until its state is wanted.
+  // The previous step may run until here. If this step follows it directly, its operands are older,
+  // and the previous step may run until its state is needed.
   if (!args.follows) await_grids_before();
   BlockWork work;
   if (!block_work(args, C::block_m, work)) return await_grids_before();
@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
 
   const auto fold = [&](int tile, bool masked) {
     cp_async_wait<0>();
-    __syncthreads();  // K is there; every warp is done with the previous V
+    __syncthreads();  // K has arrived; every warp is done with the previous V
     KvCopy::copy(v_tile, v_src, v_step, args.key_len - int64_t{tile} * C::block_n);
     cp_async_commit();
 
@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
     if (masked) warp.mask(s, limits + threadIdx.x / 32 * C::warp_rows, tile * C::block_n);
 
     cp_async_wait<0>();
-    __syncthreads();  // V is there; every warp is done with this K
+    __syncthreads();  // V has arrived; every warp is done with this K
     if (tile > 0) {
       KvCopy::copy(k_tile, k_src, k_step, C::block_n);
       cp_async_commit();
@@ -272,7 +272,7 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
     for (; tile >= 0; --tile) fold(tile, (tile + 1) * C::block_n > limits[0]);
   }
 
-  // Without tiles nobody has waited for Q yet, and y is staged in its place.
+  // Without tiles no warp has waited for Q yet, and y is staged in its place.
   cp_async_wait<0>();
   __syncthreads();
   const BlockWork finished = unpark(parked);

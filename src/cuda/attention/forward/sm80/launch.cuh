@@ -32,7 +32,7 @@ int32_t launch_kernel(const StepParams& params, cudaStream_t stream) {
   int32_t status = load_kernel<C>(&waits);
   if (status != BARACUDA_OK) return status;
   const StepArgs args = arguments<C>(params);
-  // Only where the blocks can begin at once: those that wait for the step before them take places
+  // Overlap only if all blocks can start at once. Blocks that wait for the previous step are placed
   // unevenly, and steps that do not fill the device took a third longer.
   return launch_grid(step_kernel<C>, step_grid(args), C::threads, C::shared_bytes, stream,
                      waits && args.follows && !args.first, args);

@@ -16,9 +16,8 @@ namespace baracuda {
 
 struct LocalGroup;
 
-// A send stays where its rank keeps it until the receiver has copied it, so an inbox links sends
-// and owns nothing. A rank is in one group at a time and leaves it only when none of its
-// sends is in use.
+// The sending rank keeps a send until the receiver has copied it, so an inbox only links sends. A
+// rank is in one group at a time, and leaves it when none of its sends is in use.
 struct LocalSend {
   enum State { kPosted, kTaken, kDelivered };
   const void* data;
@@ -40,8 +39,8 @@ struct LocalRank {
   baracuda_local_world* world = nullptr;
   int32_t rank = -1;
   const baracuda_stream_ops* ops = nullptr;
-  void* ready = nullptr;  // what this rank sends may be read
-  void* done = nullptr;   // what this rank receives has been copied
+  void* ready = nullptr;  // event: this rank's data may be read
+  void* done = nullptr;   // event: this rank has received its data
   // Messages to this rank that it has not taken yet, oldest first; guarded by the world's mutex.
   LocalSend* inbox = nullptr;
   // Signals a message to this rank, or the delivery of one of its own.
@@ -62,9 +61,9 @@ struct baracuda_local_world {
 
   explicit baracuda_local_world(int32_t size, double timeout);
 
-  // With the mutex held. Fails every waiting and later call; the first reason stays.
+  // With the mutex held. Fails every waiting and later call; keeps the first reason.
   void abort_with(const baracuda_error& reason);
-  // With the mutex held: BARACUDA_OK, or the refusal of an aborted world.
+  // With the mutex held: BARACUDA_OK, or the failure of an aborted world.
   int32_t refuse(const char* call, int32_t rank) const;
   Clock::time_point deadline() const;
 

@@ -8,8 +8,8 @@
 
 namespace baracuda {
 
-// As baracuda_ring_all_gather(), but a deadline, a failure of the ring and a signal end its wait. Then
-// the communicator has failed.
+// As baracuda_ring_all_gather(), but a deadline, a failure of the ring or a signal ends its wait.
+// The communicator has then failed.
 int32_t nccl_all_gather(baracuda_nccl_comm& comm, const void* mine, int64_t bytes, void* all,
                         const TimeLimit& limit);
 

@@ -61,13 +61,13 @@ const char* bind_all(void* library, NcclApi& api) {
 int32_t load(const char* path) {
   constexpr const char* call = "baracuda_nccl_load";
   if (path == nullptr || *path == '\0') {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "path: must name a library");
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "path: got none, must name a library");
   }
   const std::lock_guard<std::mutex> lock(binding_mutex);
   if (const Binding* present = bound.load()) {
     if (present->path == path) return BARACUDA_OK;
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "path: %.120s, but NCCL is already bound to %.120s", path,
+                "path: got %.120s, must be %.120s, which NCCL is bound to already", path,
                 present->path.c_str());
   }
   void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);

@@ -45,7 +45,7 @@ struct NcclApi {
   int (*group_end)();
   const char* (*get_error_string)(int result);
   // NULL where this NCCL is too old.
-  const char* (*get_last_error)(NcclComm* comm);  // comm is not looked at
+  const char* (*get_last_error)(NcclComm* comm);  // ignores comm
   int (*comm_cu_device)(NcclComm* comm, int* device);
   int (*comm_init_rank_config)(NcclComm** comm, int count, NcclUniqueId id, int rank,
                                NcclConfig* config);  // since 2.14
@@ -58,8 +58,8 @@ const NcclApi* nccl_api();
 
 // nccl_api(), or NULL with a recorded BARACUDA_UNAVAILABLE.
 const NcclApi* require_nccl(const char* call);
-// BARACUDA_OK if function is there, else a recorded BARACUDA_UNAVAILABLE that says since when NCCL
-// has it and which version this is.
+// BARACUDA_OK if this NCCL has the function. Else BARACUDA_UNAVAILABLE, with a record that names
+// the first version that has it and the version at hand.
 int32_t require_nccl_function(bool present, const char* name, const char* since);
 
 // BARACUDA_NCCL_ERROR with NCCL's own words, or BARACUDA_OK.

@@ -1,10 +1,11 @@
-// What the ranks of a ring that share a machine tell each other beside NCCL: which of its calls a rank
-// has refused, and that the ring has failed. NCCL itself tells the others nothing, and they would wait.
+// A shared-memory board for the ranks of an NCCL ring that share a machine. A rank posts on it
+// which of its calls it has refused, and that the ring has failed. NCCL does not tell the other
+// ranks, which would wait.
 //
-// Every rank counts its calls, and all make the same ones. One that finds its call refused by another
-// rank, before it has begun, refuses it too, and the ring goes on. Where it has begun already, the
-// ring fails on all of them. A comparison of problems is a call, too, and one that a rank makes where
-// another runs is refused like that: their messages would be misread.
+// Every rank counts its calls, and all ranks make the same calls. If another rank has refused a
+// call that this rank has not begun, this rank refuses it too, and the ring goes on. If this rank
+// has begun it, the ring fails on all ranks. A comparison of problems is also a call. If one rank
+// compares while another runs, the call is refused, since their messages would be misread.
 #pragma once
 
 #include <stdint.h>
@@ -22,38 +23,38 @@ namespace baracuda {
 
 class NcclBoard {
  public:
-  // Joins the board of that name, which whoever comes first makes. rank: this one's among at most
-  // world_size. NULL, without a record, where there is no shared memory: then deadlines alone end
-  // what waits.
+  // Joins the board of that name; the first rank to come creates it. rank: this rank, below
+  // world_size. NULL, without a record, if there is no shared memory: only deadlines then end a
+  // wait.
   static std::unique_ptr<NcclBoard> join(const std::string& name, int32_t rank, int32_t world_size);
   ~NcclBoard();
   NcclBoard(const NcclBoard&) = delete;
   NcclBoard& operator=(const NcclBoard&) = delete;
 
   const std::string& name() const { return name_; }
-  // Nobody joins any more: every rank of this machine has.
+  // Removes the board's name, once every rank of this machine has joined.
   void close_entry() const;
 
   enum Kind : int32_t { kRefused, kCompared, kRun };
 
-  // Counts a call of this rank, a run or a comparison. False where another rank has refused it, or
-  // compares where this one runs: then this one refuses it too, with `found`.
+  // Counts a call of this rank: a run or a comparison. False if another rank has refused it, or
+  // makes the other kind of call; this rank then refuses it too, and `found` gets the reason.
   bool begin(Kind kind, baracuda_error* found);
-  // Refuses this rank's call: the one that it has begun, or else its next one.
+  // Refuses this rank's call: the current one if it has begun, else its next one.
   void refuse(const baracuda_error& reason, bool begun);
-  // Says that the ring is of no use any more.
+  // Posts that the ring has failed.
   void fail(const baracuda_error& reason);
-  // True where the ring has failed, or another rank has refused a call that this one has begun. For
-  // one thread, and cheap while nothing is new.
+  // True if the ring has failed, or another rank has refused a call that this rank has begun. Only
+  // one thread may call it. Cheap while nothing is new.
   bool look(baracuda_error* found);
 
  private:
-  // How many of a rank's notes the others can still find: more than it writes between two looks.
+  // How many of its latest notes a rank keeps: more than it writes between two polls of the others.
   static constexpr int kRemembered = 32;
 
   struct Note {
     std::atomic<int64_t> call;  // its number, from 1 on; 0: none
-    Kind kind;                  // whole, as the reason, where the number is the same before and after
+    Kind kind;  // kind and reason are valid if `call` is the same before and after they are read
     baracuda_error reason;
   };
   struct Slot {
@@ -70,9 +71,9 @@ class NcclBoard {
   NcclBoard(std::string name, Page* page, size_t bytes, int32_t rank, int32_t world_size);
   void note(Kind kind, const baracuda_error& reason, int64_t call);
   static const Note* find(const Slot& slot, int64_t call);
-  // Why a call of this kind is at odds with another rank's note of it.
+  // True, with the reason, if a call of this kind conflicts with another rank's note of it.
   static bool differs(Kind kind, const Note& note, int32_t rank, baracuda_error* found);
-  // Compares the others' new notes with this rank's own, while it remembers those.
+  // Compares the other ranks' new notes with this rank's own calls.
   void judge();
   Slot& mine() const { return page_->slots[rank_]; }
 
@@ -81,16 +82,16 @@ class NcclBoard {
   const size_t bytes_;
   const int32_t rank_;
   const int32_t world_size_;
-  std::mutex mutex_;  // begin, refuse and look, where there are news
-  std::vector<int64_t> judged_;  // how many notes of each rank
-  bool missed_ = false;          // one came too late: this rank has begun the call
+  std::mutex mutex_;  // guards begin, refuse and look while there is news
+  std::vector<int64_t> judged_;  // notes of each rank that were compared
+  bool missed_ = false;          // a refusal came after this rank had begun the call
   baracuda_error missed_reason_{};
   std::atomic<int64_t> calls_{0};
-  uint32_t seen_ = 0;  // of the news, by look()
-  std::atomic<uint32_t> quiet_{0};  // news of which nothing is about a call yet to come
+  uint32_t seen_ = 0;  // value of `news` at the last look()
+  std::atomic<uint32_t> quiet_{0};  // value of `news` up to which no note concerns a later call
 };
 
-// The name of the board of a ring, from bytes that its ranks alone share.
+// The name of a ring's board, made from bytes that only its ranks know.
 std::string board_name(const void* secret, size_t bytes);
 
 }  // namespace baracuda

@@ -1,9 +1,9 @@
 // A communicator's state, and how it fails.
 //
-// An NCCL handle that was aborted is freed and must never be touched again, while aborting is the
-// only way out of a call that blocks. So an abort waits until the handle is either in no NCCL call
-// (kIdle) or in one that is plainly stuck (kBlocked for a while), and every call asks for the
-// state first.
+// Aborting an NCCL handle frees it, and it must never be touched again. But an abort is also the
+// only way out of a call that blocks. So an abort waits until the handle is in no NCCL call
+// (kIdle), or has been in a blocking call for some time (kBlocked). Every call checks the state
+// first.
 #pragma once
 
 #include <stdint.h>
@@ -40,29 +40,29 @@ struct baracuda_nccl_comm {
 
   baracuda_nccl_comm() : run_deadline(*this) {}
 
-  // NCCL writes it during an init that may still block, for an abort to find.
+  // NCCL writes the handle during an init that may still block, so that an abort can use it.
   baracuda::NcclComm* load_handle() const { return __atomic_load_n(&handle, __ATOMIC_ACQUIRE); }
 
-  // With the mutex held: BARACUDA_OK, or BARACUDA_ABORTED telling what failed earlier.
+  // With the mutex held: BARACUDA_OK, or BARACUDA_ABORTED with the earlier failure as its message.
   int32_t refuse(const char* call) const;
-  // Makes the thread's last failure this communicator's, unless it had one. Every later call is
-  // refused.
+  // Makes the thread's last failure the communicator's, unless it has failed before. Later calls
+  // are refused.
   void mark_failed();
   void mark_failed(const baracuda_error& reason);
-  // The failure itself, put into the thread's record; BARACUDA_OK while healthy.
+  // Puts the communicator's failure into the thread's record; BARACUDA_OK while it is healthy.
   int32_t report_failure();
 
-  // Starts ncclCommAbort on a thread of its own (it may wait for other communicators' aborts).
-  // False where the handle is in use: try again later. At most one abort ever happens.
+  // Starts ncclCommAbort on a thread of its own, since it may wait for other communicators' aborts.
+  // False if the handle is in use: try again later. There is at most one abort.
   bool try_abort();
-  // ncclCommDestroy on a thread of its own: it waits for the other ranks of the node.
+  // Starts ncclCommDestroy on a thread of its own, since it waits for the other ranks of the node.
   void start_destroy();
-  // Until the handle's end has returned: BARACUDA_TIMEOUT after seconds (<= 0: no limit), without a
-  // record, and BARACUDA_INTERRUPTED where a signal came.
+  // Waits until the handle's abort or destroy has returned. BARACUDA_TIMEOUT after `seconds` (<= 0:
+  // no limit), without a record; BARACUDA_INTERRUPTED after a signal.
   int32_t wait_ended(double seconds, const char* call);
 
   void enter_blocked();
-  // False, and not entered, after a failure: an abort that came before a call would not end it.
+  // After a failure: false, and the call is not entered, since an earlier abort would not end it.
   bool enter_blocked_if_healthy();
   void leave_blocked();
 
@@ -70,9 +70,9 @@ struct baracuda_nccl_comm {
   bool owned = false;
   int32_t rank = 0;
   int32_t world_size = 1;
-  std::unique_ptr<baracuda::NcclBoard> board;  // NULL: nobody else is on this machine, or no memory
+  std::unique_ptr<baracuda::NcclBoard> board;  // NULL: no other rank here, or no shared memory
   int32_t splits = 0;
-  double patience = 0;      // seconds that its making could take, and its end may; <= 0: no limit
+  double patience = 0;      // seconds that init and destroy may take; <= 0: no limit
   void* scratch = nullptr;  // of the warm-up
   baracuda_ring_endpoint endpoint{};
 
@@ -83,10 +83,10 @@ struct baracuda_nccl_comm {
   Clock::time_point blocked_since{};
   bool ending = false;    // ncclCommAbort or ncclCommDestroy has not returned yet
   int end_result = 0;     // what it returned
-  bool orphaned = false;  // its thread frees the communicator
+  bool orphaned = false;  // the thread that ends the handle frees the communicator
   std::condition_variable ended;
 
-  // Of the hops that take another way than NCCL; NULL where none was looked for.
+  // The exchange by peer; NULL before baracuda_nccl_connect_peers().
   baracuda_peer* peer = nullptr;
 
   baracuda::NcclGroup* group = nullptr;
@@ -96,26 +96,27 @@ struct baracuda_nccl_comm {
   // The watchdog's list of communicators to abort, guarded by its mutex.
   bool abort_requested = false;
   baracuda_nccl_comm* next_to_abort = nullptr;
-  // And that of those whose boards it looks at.
+  // The watchdog's list of communicators whose boards it polls.
   baracuda_nccl_comm* next_with_board = nullptr;
 };
 
 namespace baracuda {
 
-// Fails the communicator with the thread's last failure; an owned one is aborted as soon as its
-// handle allows.
+// Fails the communicator with the thread's last failure. An owned communicator is aborted as soon
+// as its handle allows.
 void fail_comm(baracuda_nccl_comm& comm);
 
-// Fails the communicator where the exchange by peer has failed; its failure, or BARACUDA_OK.
+// If the exchange by peer has failed, fails the communicator with its failure; else BARACUDA_OK.
 int32_t find_peer_failure(baracuda_nccl_comm& comm);
 
 // Closes the endpoint and frees the object; NCCL's handle is gone or not ours.
 void free_comm(baracuda_nccl_comm* comm);
 
-// Records where comm was: its rank, and the ring step that its last run had reached.
+// Adds comm's rank and the ring step of its last run to the thread's record.
 void locate_comm(const baracuda_nccl_comm& comm);
 
-// BARACUDA_OK and a call of this rank that the others know of, or the error of one that has refused it.
+// Begins a call of this rank that the others can see; or the error of a rank that has refused the
+// call.
 int32_t begin_call(baracuda_nccl_comm& comm, NcclBoard::Kind kind);
 
 // Transport functions; context is a baracuda_nccl_comm.

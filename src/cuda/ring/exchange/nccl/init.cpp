@@ -41,7 +41,7 @@ NcclConfig config_for(int32_t max_ctas) {
 
 int32_t check_device(const char* call, int32_t device) {
   if (device < -1) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "device: must be an ordinal or -1, got %d",
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "device: got %d, must be an ordinal or -1",
                 device);
   }
   if (device >= 0 && baracuda_cuda_stream_ops() == nullptr) {
@@ -262,7 +262,7 @@ int32_t check_handle_device(NcclComm* handle, int32_t device) {
       check_nccl(nccl_api()->comm_cu_device(handle, &found), "ncclCommCuDevice");
   if (status != BARACUDA_OK || found == device) return status;
   return fail(BARACUDA_INVALID_ARGUMENT, "baracuda_nccl_from_handle",
-              "device: %d, but the communicator is on device %d", device, found);
+              "device: got %d, must be the communicator\'s, %d", device, found);
 }
 
 }  // namespace
@@ -309,7 +309,7 @@ int32_t baracuda_nccl_init_all(int32_t count, const int32_t* devices, int32_t ma
                                double timeout_seconds, baracuda_nccl_comm** comms) {
   constexpr const char* call = "baracuda_nccl_init_all";
   if (count < 1 || devices == nullptr || comms == nullptr) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "count: must be at least 1, got %d", count);
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "count: got %d, must be at least 1", count);
   }
   for (int32_t i = 0; i < count; ++i) comms[i] = nullptr;
   const NcclApi* api = require_nccl(call);
@@ -331,7 +331,9 @@ int32_t baracuda_nccl_from_handle(void* handle, int32_t device, double timeout_s
                                   baracuda_nccl_comm** comm) {
   constexpr const char* call = "baracuda_nccl_from_handle";
   *comm = nullptr;
-  if (handle == nullptr) return fail(BARACUDA_INVALID_ARGUMENT, call, "handle: must not be NULL");
+  if (handle == nullptr) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "handle: got NULL, must be an ncclComm_t");
+  }
   if (require_nccl(call) == nullptr) return BARACUDA_UNAVAILABLE;
   NcclComm* const borrowed = static_cast<NcclComm*>(handle);
   int32_t rank = 0;

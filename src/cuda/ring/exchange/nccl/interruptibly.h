@@ -11,9 +11,9 @@
 
 namespace baracuda {
 
-// Does work, which may block inside NCCL, while this thread looks for signals. One that comes fails
-// the communicators and aborts those that are ours, so that the work ends. The first one's device is
-// current in it.
+// Runs work, which may block inside NCCL, while this thread checks for signals. A signal fails the
+// communicators and aborts the owned ones, which ends the work. The device of the first
+// communicator is current in the work.
 template <typename Pointer, typename Work>
 int32_t interruptibly(const char* call, const Pointer* comms, size_t count, Work work) {
   struct Context {
@@ -37,8 +37,8 @@ int32_t interruptibly(const char* call, const Pointer* comms, size_t count, Work
   };
   const auto begin = [](void* given) -> int32_t {
     const Context& at = *static_cast<const Context*>(given);
-    // Set and not entered: a thread of its own begins on device 0, and to go back there would make
-    // a context on it.
+    // Sets the device without restoring it: a new thread starts on device 0, and restoring that
+    // would create a context there.
     const baracuda_ring_endpoint& end = at.comms[0]->endpoint;
     const int32_t status = end.device < 0 ? BARACUDA_OK : end.ops->set_device(end.device);
     return status == BARACUDA_OK ? at.work() : status;

@@ -129,7 +129,7 @@ int32_t baracuda_nccl_synchronize(baracuda_nccl_comm* comm, void* stream, double
   }
   if (capturing) {
     return fail(BARACUDA_INVALID_ARGUMENT, "baracuda_nccl_synchronize",
-                "stream: is being captured, there is nothing to wait for");
+                "stream: got one that is being captured, must be one that runs");
   }
   int32_t status = refuse(*comm, "baracuda_nccl_synchronize");
   if (status == BARACUDA_OK) status = poll(*comm, stream, TimeLimit(timeout_seconds));

@@ -1,5 +1,5 @@
-// Deadlines for calls that may block inside NCCL: one thread for all communicators of the process,
-// started with the first deadline.
+// Deadlines for calls that may block inside NCCL. One thread serves all communicators of the
+// process; the first deadline starts it.
 #pragma once
 
 #include <stdint.h>
@@ -10,7 +10,7 @@ struct baracuda_nccl_comm;
 
 namespace baracuda {
 
-// A point in time by which something has to be over; never() has none.
+// A deadline; never() is one that does not pass.
 class TimeLimit {
  public:
   using Clock = std::chrono::steady_clock;
@@ -49,7 +49,7 @@ bool watchdog_disarm(NcclDeadline& deadline);
 
 // Aborts a failed, owned communicator: at once, or when its handle is free or plainly stuck.
 void watchdog_abort(baracuda_nccl_comm& comm);
-// Looks at comm's board from now on, and fails comm by what stands there.
+// Polls comm's board from now on, and fails comm if the board says so.
 void watchdog_look(baracuda_nccl_comm& comm);
 // The watchdog holds no pointer to comm afterwards.
 void watchdog_forget(baracuda_nccl_comm& comm);

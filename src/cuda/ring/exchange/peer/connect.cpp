@@ -1,4 +1,5 @@
-// Which hops are by peer: every rank says what it has, the neighbours try, and all decide alike.
+// Finds the hops by peer: ranks tell what they have, neighbours try, and all ranks get the same
+// verdicts.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -19,14 +20,14 @@ namespace {
 
 constexpr const char* kCall = "baracuda_peer_connect";
 constexpr int64_t kTrialBytes = 4096;
-// A wait that was released by a CPU ends within microseconds.
+// After a CPU has released a wait, it ends within microseconds.
 constexpr double kReleaseSeconds = 5.0;
 
 struct Hello {
   int32_t wish;
   int32_t wait;
   int32_t has_device;
-  int32_t reaches;  // memory of its own process
+  int32_t reaches;  // its copies reach memory of its own process on other devices
   char host[16];
   char process[16];
   char nonce[16];
@@ -224,7 +225,7 @@ class Connection {
     return share_outcome(mine, BARACUDA_PEER_NO_ACCESS);
   }
 
-  // One round, with the receiver's check of what came.
+  // Runs one round, and checks the received data.
   int32_t try_hops() {
     use_candidates();
     Outcome mine{1, 1, ""};
@@ -291,13 +292,14 @@ class Connection {
     baracuda_ring_round round{};
     round.stream = end.ring_stream;
     round.ready = end.compute_done;
-    // A message lists where both ends have it, also where this rank has but one of the two hops.
+    // Both ends of a hop must list the message, even if this rank has only one of its two hops by
+    // peer.
     round.send_count = round.receive_count = 1;
     round.sends[0] = {from, bytes, peer_.out_by_peer ? peer_.next() : -1};
     round.receives[0] = {into, bytes, peer_.in_by_peer ? peer_.previous() : -1};
     end.exchange_context = &peer_;
     int32_t status = exchange.grant(&end, &round);
-    // Only what goes by peer is tried.
+    // Only hops by peer are tried.
     peer_.rounds[0].transports = peer_.rounds[0].receives_by_transport = false;
     if (status == BARACUDA_OK) status = exchange.post(&end, &round);
     if (status == BARACUDA_OK) status = exchange.complete(&end, &round);
@@ -323,7 +325,7 @@ class Connection {
     }
   }
 
-  // The waits of this rank alone: hops that failed are not used again.
+  // Ends the waits of this rank only; failed hops are not used again.
   void release() {
     released_ = true;
     const auto set = [](PeerWord& word) {

@@ -1,12 +1,13 @@
 // Rounds by the copy engines. On the ring stream of every rank, round by round:
 //
-//   wait for `ready`; grant our buffer to the rank before (ahead of that where it is free by then)
-//   wait for the next rank's grant; push; say that its buffer is full
-//   wait until ours is full
+//   wait for `ready`; grant this rank's buffer to the previous rank (earlier if it is free earlier)
+//   wait for the next rank's grant; push; signal that its buffer is full
+//   wait until this rank's buffer is full
 //
-// So a grant follows our last push from that buffer and the caller's last read of it, and a word is
-// set again only after it was reset: both ends of a hop know that from the other end's word. Writing
-// one takes a stream some 3 us, so what nobody waits for is reset behind what somebody does.
+// A grant therefore follows this rank's last push from the buffer and the caller's last read of it.
+// A word is set again only after it was reset; each end of a hop knows that from the other end's
+// word. A stream takes about 3 us to write a word, so words that nobody waits for are reset after
+// the others.
 #include "baracuda/status.h"
 #include "common/error.h"
 #include "ring/exchange/peer/peer.h"
@@ -25,7 +26,7 @@ PeerRound& round_at(baracuda_peer& peer, int32_t number) {
   return peer.rounds[number & (kPeerArrivals - 1)];
 }
 
-// Calls a function that may be a test's own: one that fails without a record gets one.
+// Calls a function that a test may have replaced. Makes a record if it fails without one.
 template <typename F>
 int32_t recorded(const char* call, F f) {
   const int32_t status = f();
@@ -87,7 +88,7 @@ int32_t grant(Endpoint* end, const Round* round) {
   if (status != BARACUDA_OK) return status;
   const PeerRound& at = round_at(peer, round->number);
   const PeerHopWords& mine = peer.file.hop(peer.rank());
-  // Not a run's first: what the runs before read and wrote is over only then.
+  // Not in a run's first round: only its `ready` says that earlier runs have ended.
   const bool ahead = at.takes && !at.starts && round->free_ahead != 0;
   if (ahead) status = write_word(peer, end->ring_stream, mine.granted, at.granted);
   if (status != BARACUDA_OK) return status;
@@ -113,7 +114,7 @@ int32_t open(Endpoint* end) {
   return baracuda_send_recv_exchange()->open(end);
 }
 
-// One or more pieces of memory that go as one copy: each has a start of its own.
+// One or more pieces of memory, each with a start of its own, that are copied by one operation.
 struct Copy {
   char* into = nullptr;
   const char* from = nullptr;
@@ -121,8 +122,8 @@ struct Copy {
   int64_t pitch = 0;  // from one row to the next, at the source
   int32_t rows = 1;
 
-  // Takes in another piece that lies behind this one at the target, and at the source as a row of the
-  // same size. Pieces that touch may be of two allocations, too: no copy spans those.
+  // Adds a piece that follows this copy at the target, and that is a row of the same size at the
+  // source. Adjacent pieces may belong to two allocations; one copy cannot span those.
   bool extend(const Copy& other) {
     if (bytes == 0 || other.into != into + rows * bytes) return false;
     const int64_t distance = other.from - (from + (rows - 1) * pitch);
@@ -165,7 +166,8 @@ int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
   for (int32_t i = 0; i < round.send_count && status == BARACUDA_OK; ++i) {
     const baracuda_ring_message& out = round.sends[i];
     if (out.peer != next) continue;
-    // Every rank receives a payload where the others do: our own receive shows the next one's.
+    // All ranks receive a payload into the same buffer, so this rank's receive tells the next
+    // rank's.
     const char* const mine = static_cast<const char*>(round.receives[i].data);
     const PeerBuffer& buffer = peer.buffers[static_cast<size_t>(peer.find(mine, out.bytes))];
     const Copy one{buffer.next + (mine - buffer.mine), static_cast<const char*>(out.data),
@@ -176,8 +178,8 @@ int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
   }
   if (status == BARACUDA_OK) status = enqueue(peer, copy);
   if (status != BARACUDA_OK) return status;
-  // First what the next rank's step waits for, last what its ring stream does: its next grant, which
-  // follows, must find the word reset.
+  // First the word that the next rank's step waits for, last the word of its ring stream. The next
+  // rank's following grant must find that word reset.
   Writes writes;
   if (peer.next_wait != BARACUDA_PEER_WAIT_EVENT) {
     writes.add(peer, words.arrived[at.number & (kPeerArrivals - 1)], at.full);
@@ -187,7 +189,7 @@ int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
   return writes.enqueue(peer, end.ring_stream);
 }
 
-// What does not go by peer goes by the transport.
+// Sends over the transport what does not go by peer.
 int32_t post(Endpoint* end, const Round* round) {
   baracuda_peer& peer = peer_of(end);
   const PeerRound& at = round_at(peer, round->number);
@@ -220,8 +222,8 @@ int32_t complete(Endpoint* end, const Round* round) {
   int32_t status = await_word(peer, end->ring_stream, mine.full, at.full);
   if (status == BARACUDA_OK && round->end_mark != nullptr) status = record(*end, round->end_mark);
   if (status != BARACUDA_OK) return status;
-  // Ahead of the event, which the caller's stream waits for: a capture wants all work joined, and the
-  // caller's stream sets `idle` behind it.
+  // Before the event that the caller's stream waits for: a capture must join all work, and the
+  // caller's stream sets `idle` after it.
   Writes writes;
   writes.add(peer, mine.full, 0);
   if (at.starts && peer.wait != BARACUDA_PEER_WAIT_EVENT) writes.add(peer, mine.idle, 0);
@@ -253,7 +255,7 @@ int32_t wait(Endpoint* end, int32_t number, void* stream) {
   return baracuda_send_recv_exchange()->wait(end, number, stream);
 }
 
-// A word says what came, and nothing of what this rank sends.
+// The words tell what has arrived here; they do not tell whether this rank's own data has arrived.
 int32_t finish(Endpoint* end, void* stream) {
   baracuda_peer& peer = peer_of(end);
   if (!peer.in_run) return BARACUDA_OK;
@@ -266,7 +268,7 @@ int32_t finish(Endpoint* end, void* stream) {
 int32_t join(Endpoint* end, void* stream) {
   baracuda_peer& peer = peer_of(end);
   if (peer.in_run) {
-    // The neighbours cannot go on either, without what this rank has not sent.
+    // The neighbours cannot go on either, since this rank has not sent its data.
     peer.in_run = peer.owes_signal = false;
     peer.end_ring();
   }
@@ -310,7 +312,7 @@ uint64_t mix(uint64_t digest, uint64_t value) {
   return digest ^ (digest >> 31);
 }
 
-// Of 31 bits: the highest is the abort's.
+// One of 31 bits; the highest bit is reserved for the abort.
 uint32_t one_bit(uint64_t digest) { return uint32_t{1} << (digest % 31); }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // The words of the ranks of one host: one shared-memory file that all of them map.
 //
-// A word is 64 bits. Streams write and reset its lower half; a bit of its upper half, which only a
-// CPU sets, ends every wait for it, now and later.
+// A word has 64 bits. Streams write and reset its lower half. Only a CPU sets bits of its upper
+// half; such a bit ends every wait for the word, now and later.
 #pragma once
 
 #include <stddef.h>
@@ -14,25 +14,25 @@ namespace baracuda {
 
 constexpr uint64_t kPeerAbortMask = uint64_t{1} << 63;
 constexpr uint32_t kPeerAbortHalf = uint32_t{1} << 31;
-constexpr int kPeerArrivals = 4;  // rounds whose arrival may not have been waited for yet
+constexpr int kPeerArrivals = 4;  // rounds in flight: their arrival may still be waited for
 
 struct alignas(64) PeerWord {
   uint32_t state;
   uint32_t abort;
 };
 
-// Of the hop from the rank before to this one.
+// The words of the hop from the previous rank to this one.
 struct PeerHopWords {
-  PeerWord granted;                 // by this rank; the sender resets it
-  PeerWord full;                    // by the sender; the ring stream of this rank resets it
-  PeerWord arrived[kPeerArrivals];  // by the sender, by round; the caller's stream resets it
-  PeerWord read;  // by this rank's caller's stream; its ring stream resets it
-  // No run is under way: by the caller's stream, and reset by the ring stream. Runs from other streams,
-  // and replays of graphs, thus follow one another.
+  PeerWord granted;                 // set by this rank; reset by the sender
+  PeerWord full;                    // set by the sender; reset by this rank's ring stream
+  PeerWord arrived[kPeerArrivals];  // one a round: set by the sender; reset by the caller's stream
+  PeerWord read;                    // set by the caller's stream; reset by this rank's ring stream
+  // No run is active: set by the caller's stream, and reset by the ring stream. This orders runs
+  // from different streams, and replays of graphs.
   PeerWord idle;
 };
 
-// What a rank's host tells the others': the problem of its latest runs, by their number.
+// Signatures of the problems of a rank's latest runs, for the other ranks to compare.
 constexpr int kPeerRunsTold = 64;
 struct alignas(64) PeerRunNotes {
   uint64_t signature[kPeerRunsTold];  // 0: not told yet
@@ -41,11 +41,11 @@ struct alignas(64) PeerRunNotes {
 struct PeerFileHeader {
   char nonce[16];
   int32_t aborted;  // 0, then 1 while the reason is written, then 2
-  baracuda_error reason;  // as the other ranks meet it; its rank is the one that aborted
+  baracuda_error reason;  // what the other ranks report; its rank is the one that aborted
 };
 
-// Maps the file of a nonce: the first rank of the host makes it, the others open it. The name is gone
-// once all have it mapped; the memory lives as long as a mapping.
+// Maps the shared file of a nonce. The first rank of the host creates it, and the others open it.
+// Its name is removed once all have mapped it; the memory lives as long as any mapping.
 class PeerHostFile {
  public:
   PeerHostFile() = default;
@@ -56,7 +56,7 @@ class PeerHostFile {
   bool create(const char nonce[16], int32_t world_size);
   bool open(const char nonce[16], int32_t world_size);
   void unlink();
-  // Leaves the mapping as it is: a device may still use it.
+  // Keeps the mapping for ever, since a device may still use it.
   void leak() { data_ = nullptr; }
 
   void* data() const { return data_; }
@@ -65,7 +65,7 @@ class PeerHostFile {
   PeerHopWords& hop(int32_t receiver) const;
   PeerRunNotes& notes(int32_t rank) const;
 
-  // Held until this process ends, or lets go; other processes can tell.
+  // A lock that this process holds until it ends or lets go. Other processes can test it.
   bool hold(int32_t rank);
   void let_go(int32_t rank);
   bool is_held(int32_t rank) const;
@@ -80,7 +80,7 @@ class PeerHostFile {
   char name_[64] = "";
 };
 
-// 16 bytes that no other call and no other process gets.
+// 16 random bytes, unique over calls and processes.
 bool random_bytes(char bytes[16]);
 
 }  // namespace baracuda

@@ -1,4 +1,4 @@
-// What a rank does with its exchange by peer once it is connected: ask, abort, close.
+// Queries, abort and close of a connected exchange by peer.
 #include <chrono>
 #include <thread>
 
@@ -12,9 +12,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// How long a neighbour that ends its exchange at about the same time may take.
+// Time for a neighbour to close its exchange at about the same time.
 constexpr double kNeighbourSeconds = 5.0;
-// And how long what a neighbour left behind may still take to be seen by a device.
+// Time until a device sees the words that a neighbour has left.
 constexpr double kRestSeconds = 0.5;
 
 constexpr const char* kReasons[BARACUDA_PEER_REASONS] = {
@@ -40,14 +40,15 @@ bool poll(double seconds, Done done) {
   return true;
 }
 
-// Both neighbours have closed or are gone, and nothing goes by another way.
+// True if both neighbours have closed or died, and no hop uses the transport.
 bool is_left_alone(const baracuda_peer& peer) {
   return peer.in_by_peer && peer.out_by_peer && !peer.file.is_held(peer.previous()) &&
          !peer.file.is_held(peer.next());
 }
 
-// What ends the ring ends it as the same on every rank, whoever finds it first. What is its
-// process's own (a signal, memory, a device's error) is to the others a ring that was aborted.
+// The status that the other ranks report. A fault of the ring is the same on every rank, whichever
+// finds it first. A fault of one process (a signal, memory, a device error) is BARACUDA_ABORTED to
+// the others.
 int32_t status_of_others(int32_t status) {
   switch (status) {
     case BARACUDA_INVALID_ARGUMENT:
@@ -106,7 +107,7 @@ void baracuda_peer_abort(baracuda_peer* peer, const baracuda_error* reason) {
     header.reason.rank = peer->rank();
     __atomic_store_n(&header.aborted, 2, __ATOMIC_SEQ_CST);
   }
-  // Whoever is released finds the ring failed.
+  // Every wait that this releases finds the ring failed.
   end_waits(*peer);
 }
 
@@ -146,7 +147,7 @@ int32_t baracuda_peer_close(baracuda_peer* peer, double patience, int32_t* quara
     int32_t done = 1;
     return peer->ops->query(end.ring_stream, &done) != BARACUDA_OK || done != 0;
   };
-  // Neighbours close after all that they had to do. What still waits for them then waits for good.
+  // Neighbours close after their last work, so a wait for them would now never end.
   bool left_alone = false;
   const bool ended = poll(patience, [&] {
     if (is_done()) return true;
@@ -159,7 +160,7 @@ int32_t baracuda_peer_close(baracuda_peer* peer, double patience, int32_t* quara
     return false;
   });
   if (!ended) {
-    // A device may still read the words and write to the neighbour: all of it stays as it is.
+    // A device may still read the words and write to the neighbour, so nothing is freed.
     if (quarantined != nullptr) *quarantined = 1;
     return fail(BARACUDA_TIMEOUT, "baracuda_peer_close",
                 "rank %d: the ring stream was not done within %g s", peer->rank(), patience);

@@ -1,4 +1,4 @@
-// Which memory the rank before may write to.
+// Registers the memory that the previous rank may write to.
 #include <cstring>
 
 #include "baracuda/status.h"
@@ -45,7 +45,7 @@ namespace {
 
 constexpr const char* kCall = "baracuda_peer_register";
 
-// What every rank says of its own part, so that all of them fail alike.
+// Each rank's result of registering, which all ranks exchange so that all of them fail alike.
 struct Report {
   int32_t status;
   char why[160];

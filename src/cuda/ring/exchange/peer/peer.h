@@ -12,7 +12,7 @@
 
 namespace baracuda {
 
-// A buffer of this rank, and the next rank's of the same number as this process sees it.
+// A registered buffer of this rank, and the next rank's buffer of the same number, as mapped here.
 struct PeerBuffer {
   char* mine;
   int64_t bytes;
@@ -21,22 +21,22 @@ struct PeerBuffer {
   void* opened;  // what to close again
 };
 
-// Why a hop is not by peer, in words that every rank has.
+// Why a hop is not by peer; the same on every rank.
 struct PeerVerdict {
   int32_t reason = BARACUDA_PEER_WORKS;
   std::string detail;
 };
 
-// What a round does, alike on every rank.
+// What a round does on this rank.
 struct PeerRound {
   int32_t number = -1;
-  bool starts = false;  // a run
-  bool takes = false;       // the rank before pushes to us
-  bool pushes = false;      // we push to the next one
+  bool starts = false;      // it is the first of a run
+  bool takes = false;       // the previous rank pushes to this one
+  bool pushes = false;      // this rank pushes to the next one
   bool transports = false;  // some messages go by the transport
   bool receives_by_transport = false;
-  // Of the words: what both ends make of the buffers, offsets and bytes, so that ranks whose problems
-  // differ wait for each other instead of misreading.
+  // The bit of the words that both ends derive from buffers, offsets and bytes. Ranks whose
+  // problems differ then wait for each other instead of misreading the data.
   uint32_t granted = 0;
   uint32_t full = 0;
   uint64_t digest = 0;
@@ -63,14 +63,14 @@ struct baracuda_peer {
 
   // Reads and describes a round.
   int32_t begin(const baracuda_ring_round& round);
-  // The neighbours' problems against ours; BARACUDA_INVALID_ARGUMENT if they differ.
+  // Compares the neighbours' problems with this rank's; BARACUDA_INVALID_ARGUMENT if they differ.
   int32_t compare_runs();
-  // Every rank's bytes, for set-up.
+  // Gathers a few bytes of every rank, for set-up.
   int32_t all_gather(const void* mine, int64_t bytes, void* all) {
     return gather == nullptr ? baracuda_ring_all_gather(&end, mine, bytes, all)
                              : gather(gather_context, mine, bytes, all);
   }
-  // After a failure that this rank alone may see: nobody is to wait for it.
+  // Ends the ring after a failure that only this rank may see, so that nobody waits for it.
   int32_t end_ring();
 
   baracuda_ring_endpoint& end;

@@ -75,7 +75,7 @@ cdef class AttentionDescriptor:
             if int(self.batch_size) * count * int(length) * max(int(self.head_dim) + 2, 1) \
                     > _MAX_ELEMENTS:
                 raise InvalidProblemError(
-                    f"descriptor: {self!r} has more than 2**59 elements in one operand")
+                    f"descriptor: got {self!r}, must have at most 2**59 elements in an operand")
 
     cdef void fill(self, baracuda_attention_step_params* step) noexcept:
         memset(step, 0, sizeof(step[0]))

@@ -54,26 +54,27 @@ cdef class AttentionOperands(OperandChecks):
             raise InvalidProblemError(
                 f"{name}: got {view.element}, must be {element} as in the descriptor")
         if view.numel() > 0:
-            if d > 1 and view.steps[3] != 1:
+            if d > 1 and view.element_strides[3] != 1:
                 raise InvalidProblemError(
-                    f"{name}: got stride {view.steps[3]} in the last dimension, must be 1 "
-                    "(contiguous)")
+                    f"{name}: got stride {view.element_strides[3]} in the last dimension, must be "
+                    "1 (contiguous)")
             self.aligned(name, view, max(self.alignment, view.itemsize))
             for i in range(3):
-                if view.dims[i] > 1 and view.steps[i] % self.stride_multiple:
+                if view.dims[i] > 1 and view.element_strides[i] % self.stride_multiple:
                     raise MisalignedOperandError(
-                        f"{name}: stride {view.steps[i]} of dimension {i} is not a multiple of "
-                        f"{self.stride_multiple} elements, which this kernel needs")
-                if self.forward_strides and not output and view.dims[i] > 1 and view.steps[i] < 0:
+                        f"{name}: got stride {view.element_strides[i]} in dimension {i}, must for "
+                        f"this kernel be a multiple of {self.stride_multiple} elements")
+                if (self.forward_strides and not output and view.dims[i] > 1
+                        and view.element_strides[i] < 0):
                     raise InvalidProblemError(
-                        f"{name}: stride {view.steps[i]} of dimension {i} must be >= 0 for this "
-                        "kernel; allow_sm90a=False selects one that reads backwards")
+                        f"{name}: got stride {view.element_strides[i]} in dimension {i}, must for "
+                        "this kernel be >= 0; allow_sm90a=False selects one that takes negative strides")
             if output:
                 no_self_overlap(name, view)
         # A dimension of one row is never stepped along, whatever its stride says.
-        strides.batch = view.steps[0] if b > 1 else 0
-        strides.head = view.steps[1] if h > 1 else 0
-        strides.seq = view.steps[2] if s > 1 else 0
+        strides.batch = view.element_strides[0] if b > 1 else 0
+        strides.head = view.element_strides[1] if h > 1 else 0
+        strides.seq = view.element_strides[2] if s > 1 else 0
         (self.outputs if output else self.inputs).append((name, view))
         return view
 
@@ -170,9 +171,9 @@ cdef class AttentionOperands(OperandChecks):
             raise InvalidProblemError(
                 f"{name}: got {view.element}, must be {accumulator}, the accumulator's type")
         self.aligned(name, view, view.itemsize)
-        strides.batch = view.steps[0] if view.dims[0] > 1 else 0
-        strides.head = view.steps[1] if view.dims[1] > 1 else 0
-        strides.seq = view.steps[2] if view.dims[2] > 1 else 0
+        strides.batch = view.element_strides[0] if view.dims[0] > 1 else 0
+        strides.head = view.element_strides[1] if view.dims[1] > 1 else 0
+        strides.seq = view.element_strides[2] if view.dims[2] > 1 else 0
         self.inputs.append((name, view))
         return view
 

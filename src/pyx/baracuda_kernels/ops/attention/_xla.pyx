@@ -16,7 +16,7 @@ def handlers():
     """Direction -> XLA platform -> stage -> capsule of its handler, as ``register_ffi_target`` takes
     them.
 
-    What they expect is in ``include/baracuda/xla_ffi.h``.
+    ``include/baracuda/xla_ffi.h`` documents their operands and attributes.
     """
     return {
         Direction.FORWARD: {
@@ -37,12 +37,12 @@ def handlers():
 
 
 def state_bytes(AttentionDescriptor descriptor not None):
-    """Bytes of a step's state, enough for whichever family may serve the problem.
+    """Bytes of a step's state, enough for any family that may serve the problem.
 
     Raises
     ------
     InvalidProblemError
-        The descriptor is no problem at all.
+        The descriptor is invalid.
     UnsupportedError
         No family takes its element and head_dim.
     """
@@ -54,18 +54,19 @@ def state_bytes(AttentionDescriptor descriptor not None):
         if attention_api.baracuda_attention_available(family.kernel):
             most = max(most, attention_api.baracuda_attention_state_bytes(family.kernel, &step))
     if most < 0:
-        raise UnsupportedError(f"no kernel takes the state of {descriptor!r}")
+        raise UnsupportedError(
+            f"descriptor: got {descriptor!r}, must be one that some kernel of this build serves")
     return most
 
 
 def backward_scratch_bytes(AttentionDescriptor descriptor not None, bint single_step):
-    """Bytes of a backward call's scratch, of one step or of several: enough for whichever family may
-    serve the problem.
+    """Bytes of a backward call's scratch, with one step or several, enough for any family that may serve
+    the problem.
 
     Raises
     ------
     InvalidProblemError
-        The descriptor is no problem at all.
+        The descriptor is invalid.
     UnsupportedError
         No family has a backward for its element and head_dim.
     """
@@ -80,7 +81,8 @@ def backward_scratch_bytes(AttentionDescriptor descriptor not None, bint single_
             most = max(most, attention_api.baracuda_attention_backward_scratch_bytes(
                 family.backward_kernel, &step))
     if most < 0:
-        raise UnsupportedError(f"no kernel has a backward of {descriptor!r}")
+        raise UnsupportedError(
+            f"descriptor: got {descriptor!r}, must be one whose backward some kernel of this build serves")
     return most
 
 

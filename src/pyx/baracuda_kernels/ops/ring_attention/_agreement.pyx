@@ -25,7 +25,7 @@ def encode(descriptor, direction, args=None):
     message = json.dumps(fields).encode()
     if len(message) > MESSAGE_BYTES:
         raise InvalidProblemError(
-            f"descriptor: takes {len(message)} bytes to describe, at most {MESSAGE_BYTES} fit")
+            f"descriptor: got one of {len(message)} bytes, must be described in {MESSAGE_BYTES}")
     return message.ljust(MESSAGE_BYTES)
 
 
@@ -44,7 +44,8 @@ def require(world_size, messages):
             mine, theirs = first.get(name, "not given"), sides[rank].get(name, "not given")
             if mine != theirs:
                 raise InvalidProblemError(
-                    f"rank {rank}: {name} is {_shown(theirs)}, must be {_shown(mine)} as on rank 0")
+                    f"rank {rank}: {name}: got {_shown(theirs)}, must be {_shown(mine)} as on rank "
+                    "0")
 
 
 def _decode(rank, message):

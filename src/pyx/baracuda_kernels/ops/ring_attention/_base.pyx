@@ -107,11 +107,11 @@ cdef int _require_dense(str name, TensorRef view, attention_api.baracuda_strides
     """One message per tensor goes around, so its elements must be one dense run of memory."""
     cdef int64_t expected = 1
     shape = (d.batch_size, d.num_kv_heads, d.key_len, d.head_dim)
-    steps = (strides.batch, strides.head, strides.seq, 1)
+    element_strides = (strides.batch, strides.head, strides.seq, 1)
     if 0 in shape:
         return 0
-    for i in sorted([i for i in range(4) if shape[i] > 1], key=lambda i: steps[i]):
-        if steps[i] != expected:
+    for i in sorted([i for i in range(4) if shape[i] > 1], key=lambda i: element_strides[i]):
+        if element_strides[i] != expected:
             raise InvalidProblemError(
                 f"{name}: got strides {view.strides} for shape {view.shape}, must be dense (in any "
                 "dimension order) to be sent in place; copy it, or stage it in kv_scratch_a")
