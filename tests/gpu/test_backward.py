@@ -73,6 +73,25 @@ def test_more_key_tiles_than_blocks(torch, family, head_dim, kv_heads):
             check(torch, family, "bf16", x, is_causal=causal)
 
 
+# (batch, heads, kv_heads, query_len, key_len): so many heads that sm90a takes key tiles of 256 keys,
+# with ends in either half of a warpgroup's, query tiles that a warpgroup does not see, and groups.
+DOUBLE_TILES = [(3, 20, 20, 200, 300), (1, 60, 60, 1, 257), (2, 60, 30, 129, 511),
+                (1, 60, 60, 700, 512), (30, 8, 2, 65, 385)]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize("family", ["sm90a", "sm90a-deterministic"])
+def test_key_tiles_of_256(torch, family, dtype):
+    for number, (batch, heads, kv_heads, query_len, key_len) in enumerate(DOUBLE_TILES):
+        shape = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "query_len": query_len,
+                 "key_len": key_len, "head_dim": 64}  # fmt: skip
+        x = drawn(torch, dtype, number, **shape, dlse=number % 2 == 0)
+        for is_causal in (False, True):
+            with case(is_causal=is_causal, **shape):
+                check(torch, family, dtype, x, is_causal=is_causal, wide=number % 2 == 1,
+                      peaked=query_len < 64)  # fmt: skip
+
+
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1e-3, 2.0])
 @pytest.mark.parametrize(("family", "dtype"), [("simt", "f32"), ("simt", "f64")])
 def test_any_scale(torch, family, dtype, scale):
@@ -308,9 +327,9 @@ def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype, 
 # within a tile.
 ORDERED_PROBLEMS = {
     "sm90a-deterministic": [
-        (64, 3, 3, 1500, 1500, True), (128, 20, 20, 640, 650, True), (128, 2, 2, 500, 2100, False),
-        (128, 8, 2, 1000, 900, True), (256, 12, 12, 640, 650, True), (256, 2, 1, 500, 2100, False),
-        (128, 2, 2, 2100, 2050, False), (256, 1, 1, 2100, 2100, False)],
+        (64, 3, 3, 1500, 1500, True), (64, 60, 60, 300, 300, True), (128, 20, 20, 640, 650, True),
+        (128, 2, 2, 500, 2100, False), (128, 8, 2, 1000, 900, True), (256, 12, 12, 640, 650, True),
+        (256, 2, 1, 500, 2100, False), (128, 2, 2, 2100, 2050, False), (256, 1, 1, 2100, 2100, False)],
     "sm80-deterministic": [
         (64, 3, 3, 1500, 1500, True), (96, 2, 2, 500, 2100, False), (128, 8, 2, 1000, 900, True),
         (192, 8, 8, 640, 650, True), (256, 4, 2, 500, 900, False),

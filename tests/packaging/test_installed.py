@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -284,30 +285,21 @@ def test_tensor_core_kernels_use_tensor_cores():
             assert waits <= products // 4, f"{name}: {products} products wait {waits} times"
             # Matrix descriptors stay in uniform registers: moving them there costs a quarter of a loop.
             loops = _product_loops(function)
-            assert len(loops) >= 2, f"{name} has {len(loops)} loops with products"
-            # Kernels with scores ahead have one loop over key tiles, of two at a time; the next holds
-            # a tile's end.
-            tile_products = 0 if gradients else 12
-            scores_ahead += not gradients and sum("HGMMA" in line for line in loops[0]) >= 32
-            loops = [
-                body
-                for body in loops[:2]
-                if sum("HGMMA" in line for line in body) >= tile_products
-            ]
-            assert loops, f"{name} has no loop over key tiles"
+            assert loops, f"{name} has no loop with products"
+            # Those with scores ahead take two key tiles at a time.
+            of_loops = [sum("HGMMA" in line for line in body) for body in loops]
+            scores_ahead += not gradients and max(of_loops) >= 32
             for body in loops:
                 moves = sum("R2UR" in line for line in body)
-                # Gradients at head_dim 128 move 17, with the first stores of short calls 22, and were
-                # no slower for it (kernel log).
-                most = 22 if gradients else 8
-                assert moves <= most, f"{name} moves {moves} values to uniform registers in a loop"
+                assert moves <= 8, f"{name} moves {moves} values to uniform registers in a loop"
     assert seen >= 20
     # (3 head dims + a second tile at 128, each x 4 flag variants, and there 4 without scores ahead)
     # x 2 dtypes
     assert hopper == 40
     assert scores_ahead == 2 * 4 * 2  # both tiles at 128, steps of a ring as well as whole calls
-    # (3 head dims, each in a fixed order too, and at 128 the pair and the first stores) x 2 dtypes
-    assert backward == 16
+    # (3 head dims and longer key tiles at 64, each in a fixed order too, and at 128 the pair and the
+    # first stores) x 2 dtypes
+    assert backward == 20
 
 
 @needs_cuda_build
@@ -323,18 +315,68 @@ def test_steps_overlap_on_hopper_alone():
 
 
 def _product_loops(function):
-    """The loops with warpgroup products, shortest first, each as its instructions."""
+    """The innermost loops with warpgroup products, each as its instructions.
+
+    A loop ends with a jump to an instruction that every way to the jump goes through. A wait's second
+    look lies behind the kernel's end and jumps back, too, but into the middle of something.
+    """
     code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", function)
     at = {int(address, 16): i for i, (address, _) in enumerate(code)}
-    loops = []
-    for end, (address, instruction) in enumerate(code):
-        target = re.search(r"\bBRA 0x([0-9a-f]+)", instruction)
-        if target is None or int(target[1], 16) >= int(address, 16):
-            continue
-        body = [text for _, text in code[at[int(target[1], 16)] : end + 1]]
-        if any("HGMMA" in text for text in body):
-            loops.append(body)
-    return sorted(loops, key=len)
+    jumps = {}
+    for i, (_, instruction) in enumerate(code):
+        target = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", instruction)
+        if target is not None:
+            jumps[i] = at[int(target[1], 16)]
+    starts = sorted({0, *jumps.values(), *(i + 1 for i in jumps if i + 1 < len(code))})
+    block_of = {start: block for block, start in enumerate(starts)}
+    texts = [[text for _, text in code[i:j]] for i, j in itertools.pairwise([*starts, len(code)])]
+    before = [[] for _ in starts]
+    for block, start in enumerate(starts):
+        last = start + len(texts[block]) - 1
+        if last in jumps:
+            before[block_of[jumps[last]]].append(block)
+        falls_through = re.match(r"(BRA 0x|EXIT|RET)", texts[block][-1]) is None
+        if falls_through and block + 1 < len(starts):
+            before[block + 1].append(block)
+    loops = [
+        loop
+        for loop in _natural_loops(before)
+        if any("HGMMA" in text for block in loop for text in texts[block])
+    ]
+    return [
+        [text for block in sorted(loop) for text in texts[block]]
+        for loop in loops
+        if not any(other < loop for other in loops)
+    ]
+
+
+def _natural_loops(before):
+    """The loops of a graph, each a set of blocks; before: of each block those that lead to it."""
+    every = (1 << len(before)) - 1
+    above = [1] + [every] * (len(before) - 1)  # as bits, the blocks that all ways to one go through
+    changed = True
+    while changed:
+        changed = False
+        for block in range(1, len(before)):
+            common = every
+            for other in before[block]:
+                common &= above[other]
+            common |= 1 << block
+            changed |= common != above[block]
+            above[block] = common
+    loops = {}
+    for head, others in enumerate(before):
+        for last in others:
+            if not above[last] >> head & 1:
+                continue
+            loop = loops.setdefault(head, {head})
+            new = [last]
+            while new:
+                block = new.pop()
+                if block not in loop:
+                    loop.add(block)
+                    new.extend(before[block])
+    return list(loops.values())
 
 
 @needs_cuda_build

@@ -139,12 +139,13 @@ class Slot {
   uint32_t address_;
 };
 
-// The first row that sees each key of the tile that was described last.
+// The first row that sees each key of the n-th tile; where rows are not kept, of the last described.
 template <typename C>
 class FirstRows {
  public:
-  __device__ __forceinline__ explicit FirstRows(uint32_t shared)
-      : address_(shared + C::rows_offset) {}
+  __device__ __forceinline__ FirstRows(uint32_t shared, uint32_t n)
+      : address_(shared + C::rows_offset +
+                 (C::keeps_rows ? stage_of<C::stages>(n) * 4 * C::block_n : 0)) {}
 
   __device__ __forceinline__ int get(int key) const { return shared_load(address_ + 4 * key); }
   __device__ __forceinline__ void set(int key, int row) const {

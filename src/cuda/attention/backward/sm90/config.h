@@ -16,12 +16,14 @@ namespace baracuda::sm90::backward {
 // a fixed order, see order.h. StoresFirst: the first addition to a tile of dQ stores, see
 // first_stores.cuh.
 template <typename Element_, int HeadDim, int KStages, int DsStages, bool Pair = false,
-          bool Ordered = false, bool StoresFirst = false>
+          bool Ordered = false, bool StoresFirst = false, int Halves = 1>
 struct Config {
   using Element = Element_;
   static constexpr int head_dim = HeadDim;
   static constexpr int consumers = 2;
-  static constexpr int group_n = 64;  // keys of a warpgroup
+  static constexpr int halves = Halves;  // tiles of 64 keys of a warpgroup
+  static constexpr int half_n = 64;
+  static constexpr int group_n = half_n * halves;
   static constexpr int block_n = group_n * consumers;
   static constexpr int block_m = 64;  // queries
   static constexpr int threads = 128 * (consumers + 1);
@@ -32,11 +34,14 @@ struct Config {
                     (consumers + 1) * launch_registers, "more registers than the block has");
 
   // Registers hold K and V, and S of the next query tile beside P of this one.
-  static constexpr bool ahead = HeadDim == 64;
-  static constexpr int stages = ahead ? 4 : 2;  // of Q and dO, and of what is known of a key tile
+  static constexpr bool ahead = HeadDim == 64 && Halves == 1;
+  // Of Q and dO, and of what is known of a key tile.
+  static constexpr int stages = ahead ? 4 : Halves == 2 ? 3 : 2;
   static constexpr int k_stages = KStages;
   static constexpr int ds_stages = DsStages;
   static constexpr int dq_stages = Pair ? 0 : 2;
+  // Which rows see a key tile's keys is kept with what else is known of it, until it is done.
+  static constexpr bool keeps_rows = Halves == 2;
   static constexpr bool pair = Pair;
   static constexpr bool sends_ds = Pair;  // by a warp of its own
   static constexpr bool ordered = Ordered;
@@ -48,6 +53,7 @@ struct Config {
   static_assert(!StoresFirst || !(Pair || Ordered));
   static_assert(!(Pair && Ordered), "a pair adds from the registers of many threads");
   static_assert(DsStages >= 2, "dS is kept until dQ is made of it");
+  static_assert(Halves == 1 || (HeadDim == 64 && KStages == 1 && !Pair && !StoresFirst));
 
   // Tiles are blocks of 64 columns (128 bytes), all rows of a block together. dS lies transposed: a
   // row of 64 queries for each key.
@@ -58,7 +64,9 @@ struct Config {
   static constexpr int kv_bytes = column_blocks * kv_block_bytes;
   static constexpr int ds_bytes = block_n * 128;
   static constexpr int dq_floats = block_m * HeadDim;    // of a query tile
-  static constexpr int statistics_bytes = 16 * block_m;  // of its rows: prepare.cuh
+  // lse and delta of a query tile's rows in a tile each: A of ones is then the same for all lanes.
+  static constexpr bool apart = HeadDim == 64;
+  static constexpr int statistics_bytes = (apart ? 32 : 16) * block_m;  // see statistics.cuh
 
   static constexpr int k_offset = 0;
   static constexpr int v_offset = k_offset + (Pair ? 2 : k_stages) * kv_bytes;
@@ -73,7 +81,7 @@ struct Config {
   static constexpr int slots_offset = dq_offset + dq_stages * 4 * dq_floats;
   static constexpr int slot_bytes = 32;
   static constexpr int rows_offset = slots_offset + stages * slot_bytes;
-  static constexpr int barrier_offset = rows_offset + 4 * block_n;
+  static constexpr int barrier_offset = rows_offset + (keeps_rows ? stages : 1) * 4 * block_n;
   static constexpr int barriers =
       6 * stages + 2 * k_stages + 3 + ds_stages + dq_stages + consumers + (Pair ? 5 : 0) + Ordered;
   static constexpr int shared_bytes = barrier_offset + 8 * barriers;

@@ -86,7 +86,7 @@ class Consumer {
   }
 
   __device__ __forceinline__ void read_first_rows() {
-    const FirstRows<C> rows(shared_);
+    const FirstRows<C> rows(shared_, 0);
     const int key = group_ * C::group_n + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
     first_row_[0] = rows.get(key) - 2 * (threadIdx.x % 4);
     first_row_[1] = rows.get(key + 8) - 2 * (threadIdx.x % 4);
@@ -138,7 +138,7 @@ class Consumer {
     issue_scores<C>(s, k_keys(), q_tile(stage), ones, statistics(stage));
     mbarrier_wait(barriers_.dy_full(stage), parity);
     wgmma_fence();
-    issue_scores<C>(dp, v_keys(), dy_tile(stage), delta_ones, statistics(stage));
+    issue_scores<C>(dp, v_keys(), dy_tile(stage), delta_ones, deltas(stage));
     wgmma_wait<1>();
     pin_registers(s);
     const int left[2] = {first_row_[0] - m * C::block_m, first_row_[1] - m * C::block_m};
@@ -269,11 +269,16 @@ class Consumer {
     make_ones(ones, delta_ones);
     pin_registers(dp);
     wgmma_fence();
-    issue_scores<C>(dp, held.v, dy_tile(stage), delta_ones, statistics(stage));
+    issue_scores<C>(dp, held.v, dy_tile(stage), delta_ones, deltas(stage));
   }
 
   // A fragments of ones in the columns that hold a row's lse, and its delta.
   static __device__ __forceinline__ void make_ones(uint32_t (&ones)[4], uint32_t (&delta_ones)[4]) {
+    if constexpr (C::apart) {
+      ones[0] = ones[1] = delta_ones[0] = delta_ones[1] = 0x3f803f80u;
+      ones[2] = ones[3] = delta_ones[2] = delta_ones[3] = 0;
+      return;
+    }
     // Volatile: kept from tile to tile the fragments are more than there is room for.
     uint32_t pair;
     asm volatile("mov.u32 %0, %%laneid;" : "=r"(pair));
@@ -325,6 +330,9 @@ class Consumer {
   }
   __device__ __forceinline__ uint32_t statistics(int stage) const {
     return shared_ + C::statistics_offset + stage * C::statistics_bytes;
+  }
+  __device__ __forceinline__ uint32_t deltas(int stage) const {
+    return statistics(stage) + (C::apart ? C::statistics_bytes / 2 : 0);
   }
 
   const Args& args_;

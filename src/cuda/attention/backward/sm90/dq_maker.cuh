@@ -38,6 +38,21 @@ class DqMaker {
   // has been made; then tells who makes dQ of it, or the warp that sends it.
   __device__ __forceinline__ void hand_over(const uint32_t (&ds)[steps][4]) const {
     store_ds(ds);
+    tell();
+  }
+  // The same in parts: of one of the warpgroup's tiles of keys, once the room for it has been awaited.
+  __device__ __forceinline__ void await_room() const {
+    const int stage = stage_of<own_ds_stages>(turn_of(n_));
+    mbarrier_wait(barriers_.ds_empty(stage), parity_of<own_ds_stages>(turn_of(n_)) ^ 1);
+  }
+  __device__ __forceinline__ void store_half(const uint32_t (&ds)[steps][4], int half) const {
+    const uint32_t to = ds_store_ + stage_of<own_ds_stages>(turn_of(n_)) * C::ds_bytes +
+                        half * C::half_n * 128;
+#pragma unroll
+    for (int k = 0; k < steps; ++k) shared_store_matrices(to ^ 32 * k, ds[k]);
+    shared_store_fence();
+  }
+  __device__ __forceinline__ void tell() const {
     if (!is_ours(n_)) {
       __syncwarp();
       release(barriers_.out_full());

@@ -10,7 +10,8 @@ namespace baracuda::sm90::backward {
 template <typename C>
 constexpr bool stores_first = false;
 template <typename Element, int HeadDim, int KStages, int DsStages, bool Pair, bool Ordered>
-constexpr bool stores_first<Config<Element, HeadDim, KStages, DsStages, Pair, Ordered, true>> = true;
+constexpr bool stores_first<Config<Element, HeadDim, KStages, DsStages, Pair, Ordered, true>> =
+    true;
 
 // A word is no_sums, then somebody stores, then has_sums for good. Who waits, waits for a copy that is
 // under way: no block waits for another's turn, whichever are resident. found: the word, read at any time

@@ -1,7 +1,8 @@
 // The sm90a backward step: dK and dV of key tiles, and their share of dQ.
 //
 // A block keeps a tile of keys and goes over all query tiles that see them, of all heads of the
-// group: dK and dV stay in registers. Warpgroup 0 copies; every other one owns 64 keys.
+// group: dK and dV stay in registers. Warpgroup 0 copies; every other one owns 64 keys, or two such
+// halves.
 //
 // Additions to dQ are what L2 has to do most of. Two blocks of a cluster with neighbouring key
 // tiles go over the same query tiles: each makes dQ of every second one, over the keys of both, and
@@ -9,6 +10,7 @@
 #pragma once
 
 #include "attention/backward/sm90/consumer.cuh"
+#include "attention/backward/sm90/double_consumer.cuh"
 #include "attention/backward/sm90/producer.cuh"
 #include "common/cp_async.cuh"
 #include "common/dependent_launch.cuh"
@@ -59,7 +61,11 @@ __global__ void __launch_bounds__(C::threads, 1) step_kernel(const __grid_consta
     }
   } else {
     if constexpr (C::consumer_registers > 0) take_registers<C::consumer_registers>();
-    Consumer<C>(args, shared, barriers, warp / 4 - 1).run();
+    if constexpr (C::halves == 2) {
+      DoubleConsumer<C>(args, shared, barriers, warp / 4 - 1).run();
+    } else {
+      Consumer<C>(args, shared, barriers, warp / 4 - 1).run();
+    }
   }
   if constexpr (C::pair) {
     __syncwarp();

@@ -15,7 +15,8 @@ struct SumsInOrder {
 };
 
 template <typename C>
-using Rows = RowKernels<typename C::Element, C::head_dim, SplitStatistics,
+using Rows = RowKernels<typename C::Element, C::head_dim,
+                        std::conditional_t<C::apart, ApartStatistics, SplitStatistics>,
                         C::ordered ? C::turn_words : stores_first<C>,
                         std::conditional_t<C::ordered, SumsInOrder, OneSum>>;
 

@@ -33,10 +33,10 @@ __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t sh
     }
     mbarrier_wait(barriers.slot_empty(stage), parity_of<C::stages>(item) ^ 1);
     if (more) {
-      mbarrier_wait(barriers.rows_taken(), parity_of<1>(item) ^ 1);
+      if constexpr (!C::keeps_rows) mbarrier_wait(barriers.rows_taken(), parity_of<1>(item) ^ 1);
       // Only now: there are no registers to keep it in.
       if constexpr (C::ordered) tile = DrawnTiles<C>::at(args, n);
-      const FirstRows<C> rows(shared);
+      const FirstRows<C> rows(shared, item);
       const int index = C::pair ? 2 * tile.index + cluster_rank() : tile.index;
       if (lane == 0) {
         if constexpr (C::slot_bytes > 32)

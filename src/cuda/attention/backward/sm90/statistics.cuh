@@ -29,4 +29,19 @@ struct SplitStatistics {
   }
 };
 
+// The same where lse and delta have a tile each, of a query tile's rows: [row][8] of three parts
+// and zeros. All columns of ones take either off, the same for all lanes.
+struct ApartStatistics {
+  static constexpr int row_bytes = 32;
+  static double lse_factor(double scale) { return 1.0 / scale; }
+  static __device__ __forceinline__ float hidden_lse() { return 0x1p127f; }
+  static __device__ __forceinline__ void store(void* statistics, int64_t row, int64_t, float lse,
+                                               float delta) {
+    uint4* const out = static_cast<uint4*>(statistics) + row / 64 * 128 + row % 64;
+    const uint2 a = negative_parts(lse), b = negative_parts(delta);
+    out[0] = make_uint4(a.x, a.y, 0, 0);
+    out[64] = make_uint4(b.x, b.y, 0, 0);
+  }
+};
+
 }  // namespace baracuda::sm90::backward

@@ -20,6 +20,9 @@ struct WideConfig {
   static constexpr int head_dim = 256;
   static constexpr int consumers = 3;
   static constexpr int group_n = 64;
+  static constexpr int halves = 1;
+  static constexpr bool apart = false;
+  static constexpr bool keeps_rows = false;
   static constexpr int block_n = 64;  // keys
   static constexpr int block_m = 64;  // queries
   static constexpr int threads = 128 * (consumers + 1);

@@ -90,7 +90,7 @@ class KeyGradient {
   }
 
   __device__ __forceinline__ void read_first_rows() {
-    const FirstRows<C> rows(shared_);
+    const FirstRows<C> rows(shared_, 0);
     const int key = wide::thread_of_group() / 32 * 16 + threadIdx.x % 32 / 4;
     first_row_[0] = rows.get(key) - 2 * (threadIdx.x % 4);
     first_row_[1] = rows.get(key + 8) - 2 * (threadIdx.x % 4);
