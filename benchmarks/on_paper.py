@@ -1,4 +1,4 @@
-"""What `baracuda-kernels plan` says of the rings in an evidence file, beside what they took.
+"""What `baracuda-kernels predict` says of the rings in an evidence file, beside what they took.
 
 The model gets its rates from the same file: TFLOPS from single calls, the state's cost from rings
 without a mask. So it is the causal rings, their layouts and whole local rings that test it; rings
@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from baracuda_kernels import scaling
+from baracuda_kernels import predict
 from benchmarks import RING_HEAD_DIM, RING_HEADS
 from benchmarks.rows import Result, Row
 
@@ -60,10 +60,10 @@ def _balance(evidence: Result, row: Row) -> Iterator[Comparison]:
     p = row["params"]
     problem = _problem(p, RING_HEADS, RING_HEAD_DIM, "bf16", causal=True)
     machine = _machine(evidence, p["family"], problem)
-    forecast = scaling.forecast(problem, machine, p["layout"])
+    forecast = predict.forecast(problem, machine, p["layout"])
     predicted = forecast.balance
     if p["what"] == "summed work":
-        seconds = scaling.compute_seconds(problem, machine, p["layout"])
+        seconds = predict.compute_seconds(problem, machine, p["layout"])
         predicted = float(seconds.sum()) / forecast.one_gpu
     yield Comparison(
         p["what"], p["family"], problem.dtype, problem.head_dim, p["layout"], problem.ranks,
@@ -76,26 +76,26 @@ _COMPARED = {"ring_tax": _ring_tax, "overlap": _overlap, "balance": _balance}
 
 def _problem(
     p: dict[str, Any], heads: int, head_dim: int, dtype: str, *, causal: bool
-) -> scaling.RingProblem:
-    return scaling.RingProblem(
+) -> predict.RingProblem:
+    return predict.RingProblem(
         seq=p["ranks"] * p["chunk"], ranks=p["ranks"], heads=heads, head_dim=head_dim, dtype=dtype,
         causal=causal,
     )  # fmt: skip
 
 
 def _machine(
-    evidence: Result, family: str, problem: scaling.RingProblem
-) -> scaling.Machine:
-    rates = scaling.measured_rates(evidence, family, problem.dtype, problem.head_dim)
-    return scaling.Machine(rates=rates, link_gbps=math.inf, latency_us=0.0, sm_margin=0)
+    evidence: Result, family: str, problem: predict.RingProblem
+) -> predict.Machine:
+    rates = predict.measured_rates(evidence, family, problem.dtype, problem.head_dim)
+    return predict.Machine(rates=rates, link_gbps=math.inf, latency_us=0.0, sm_margin=0)
 
 
 def _milliseconds(
-    evidence: Result, family: str, problem: scaling.RingProblem, layout: str,
+    evidence: Result, family: str, problem: predict.RingProblem, layout: str,
     measured: float,
 ) -> Comparison:  # fmt: skip
     machine = _machine(evidence, family, problem)
-    seconds = scaling.compute_seconds(problem, machine, layout)
+    seconds = predict.compute_seconds(problem, machine, layout)
     what = f"ms, {'causal' if problem.causal else 'no mask'}"
     return Comparison(
         what, family, problem.dtype, problem.head_dim, layout, problem.ranks, problem.chunk,

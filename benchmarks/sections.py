@@ -187,7 +187,7 @@ def scale_on_paper(result: Result) -> str:
         for c, over in zip(compared, ratios, strict=True)
     ]
     text = (
-        "\n### Scale on paper beside these runs\n\nWhat `baracuda-kernels plan --measured` makes of "
+        "\n### Scale on paper beside these runs\n\nWhat `baracuda-kernels predict --measured` makes of "
         "the single calls above, and of the state's cost in rings without a mask, for the other "
         "rings above; nothing is exchanged in them. *ms*: all steps of all ranks. The middle half "
         f"of the ratios lies between {low:.2f} and {high:.2f}.\n\n"

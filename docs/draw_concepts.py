@@ -17,7 +17,7 @@ from draw_ring import COLORS, LAYOUTS, RANKS, bare, cell, frame, picture, rows_o
 from matplotlib.patches import FancyArrowPatch
 
 import baracuda_kernels as bk
-from baracuda_kernels import scaling
+from baracuda_kernels import predict
 
 PALE = "#dddddd"
 # The ring whose costs are drawn, and the rows of each of its ranks.
@@ -100,7 +100,7 @@ def pairs(layout: str, ranks: int, rows: int = COUNTED_ROWS) -> np.ndarray:
     """Visible pairs by [step, rank], of a causal mask, in chunk pairs: 1 is a whole one."""
     rank = np.arange(ranks)
     return np.stack([
-        scaling.visible_pairs(rows, rank, (rank - step) % ranks, ranks, layout).total / rows**2
+        predict.visible_pairs(rows, rank, (rank - step) % ranks, ranks, layout).total / rows**2
         for step in range(ranks)
     ])  # fmt: skip
 

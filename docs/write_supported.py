@@ -35,7 +35,7 @@ ASKED = ("is_causal", "scale", "sequence_layout", "tensor_layout", "return_lse",
          "device", "timeout")  # fmt: skip
 # Where the tests of each call's refusals are.
 REFUSED_BY = {
-    "`run_local_ring`, `shard`, `scaling`": ("unit/test_arguments.py",),
+    "`run_local_ring`, `shard`, `predict`": ("unit/test_arguments.py",),
     "plans": ("unit/test_bad_inputs.py",),
     "`interop.torch`": ("interop/test_torch_errors.py",),
     "`interop.transformers`": ("interop/test_transformers.py", "interop/test_training.py"),

@@ -1,4 +1,4 @@
-"""The command line ``baracuda-kernels``: run, sample, bench, info, skus, explain, plan."""
+"""The command line ``baracuda-kernels``: run, sample, bench, info, skus, explain, predict."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from baracuda_kernels.cli._bench import bench
 from baracuda_kernels.cli._console import TypedErrorGroup
 from baracuda_kernels.cli._explain import explain
 from baracuda_kernels.cli._info import info, version_of_build
-from baracuda_kernels.cli._plan import plan
+from baracuda_kernels.cli._predict import predict
 from baracuda_kernels.cli._run import run
 from baracuda_kernels.cli._sample import sample
 from baracuda_kernels.cli._skus import skus
@@ -27,5 +27,5 @@ def main() -> None:
     """
 
 
-for _command in (run, sample, bench, info, skus, explain, plan):
+for _command in (run, sample, bench, info, skus, explain, predict):
     main.add_command(_command)

@@ -35,7 +35,7 @@ const char* board_compare(void* board) {
 
 const char* board_look(void* board) {
   static thread_local baracuda_error found;
-  return static_cast<NcclBoard*>(board)->look(&found) ? found.message : nullptr;
+  return static_cast<NcclBoard*>(board)->poll(&found) ? found.message : nullptr;
 }
 
 void board_fail(void* board, const char* reason) {

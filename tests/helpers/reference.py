@@ -14,7 +14,7 @@ import baracuda_kernels as bk
 
 _ROOT = Path(__file__).parents[2]
 # Public modules besides the package itself. Those of frameworks are only read.
-MODULES = ("reference", "registry", "scaling", "testing", "interop.torch",
+MODULES = ("reference", "registry", "predict", "testing", "interop.torch",
            "interop.transformers", "interop.jax")  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import baracuda_kernels as bk
-from baracuda_kernels import reference, registry, scaling
+from baracuda_kernels import predict, reference, registry
 
 Half = NDArray[np.float16]
 
@@ -62,9 +62,9 @@ def plans(comm: bk.Communicator, args: bk.RingAttentionArgs) -> int:
 
 
 def paper() -> float:
-    problem = scaling.RingProblem(seq=1024, ranks=4, heads=8, head_dim=64)
-    machine = scaling.Machine(rates=scaling.ComputeRates.constant(400.0), link_gbps=400.0)
-    found = scaling.plan(problem, machine)
+    problem = predict.RingProblem(seq=1024, ranks=4, heads=8, head_dim=64)
+    machine = predict.Machine(rates=predict.ComputeRates.constant(400.0), link_gbps=400.0)
+    found = predict.compare(problem, machine)
     assert_type(found.recommendation.layout, bk.SequenceLayout)
     return found.forecasts[0].seconds
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import baracuda_kernels as bk
-from baracuda_kernels import local_ring, reference, scaling
+from baracuda_kernels import local_ring, predict, reference
 from baracuda_kernels.testing import attention
 
 
@@ -24,7 +24,7 @@ def test_numpy_scalars_and_the_hosts_other_name(qkv):
     assert (y == expected).all() and (lse == expected_lse).all()
     assert (bk.positions(np.int64(2), np.int32(1), np.uint8(4)) == [2, 3]).all()
     assert len(bk.shard(qkv[0], np.int64(4), dim=np.int64(-2))) == 4
-    problem = scaling.RingProblem(seq=np.int64(64), ranks=np.int32(4), heads=2, head_dim=np.int8(8),
+    problem = predict.RingProblem(seq=np.int64(64), ranks=np.int32(4), heads=2, head_dim=np.int8(8),
                                   causal=np.True_)
     assert (problem.chunk, type(problem.seq), problem.causal) == (16, int, True)
 
@@ -99,10 +99,10 @@ def test_what_would_be_misread_is_refused(qkv, change, says):
         (lambda: bk.shard(None, 2), "x: got None"),
         (lambda: bk.shard(np.zeros((1, 1, 4)), 2, dim=None), "dim: got None"),
         (lambda: bk.unshard([None, None]), r"shards\[0\]: got None"),
-        (lambda: scaling.RingProblem(seq=8.0, ranks=2, heads=1, head_dim=8), "seq: got 8.0"),
-        (lambda: scaling.RingProblem(seq=8, ranks=True, heads=1, head_dim=8), "ranks: got True"),
-        (lambda: scaling.ComputeRates.constant(1e308), "full: got"),
-        (lambda: scaling.ComputeRates.constant(1e-308), "full: got"),
+        (lambda: predict.RingProblem(seq=8.0, ranks=2, heads=1, head_dim=8), "seq: got 8.0"),
+        (lambda: predict.RingProblem(seq=8, ranks=True, heads=1, head_dim=8), "ranks: got True"),
+        (lambda: predict.ComputeRates.constant(1e308), "full: got"),
+        (lambda: predict.ComputeRates.constant(1e-308), "full: got"),
     ],
 )
 def test_numbers_that_are_none(call, says):

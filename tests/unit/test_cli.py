@@ -243,7 +243,7 @@ def test_explain_names_every_family_and_its_reason():
 
 def test_help_and_version():
     assert bk.__version__ in ok("--version").output
-    for command in ("run", "sample", "info", "skus", "explain", "plan"):
+    for command in ("run", "sample", "info", "skus", "explain", "predict"):
         assert command in ok("--help").output
         assert "--json" in ok(command, "--help").output
 

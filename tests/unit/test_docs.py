@@ -59,7 +59,7 @@ def test_the_reference_has_every_public_name(site):
     page = (folder / "api.html").read_text()
     for name in set(bk.__all__) - {"errors", "registry", "__version__"}:
         assert f'id="baracuda_kernels.{name}"' in page or f'errors.{name}"' in page, name
-    for module in ("reference", "registry", "scaling", "testing"):
+    for module in ("reference", "registry", "predict", "testing"):
         for name in importlib.import_module(f"baracuda_kernels.{module}").__all__:
             if name[0].islower():
                 assert f'id="baracuda_kernels.{module}.{name}"' in page, name

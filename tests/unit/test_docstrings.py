@@ -14,15 +14,15 @@ CALLS = [d for d in EVERYTHING.values() if d.kind != "property" and d.parameters
 # What only the library makes or calls refuses nothing: results, errors, and a protocol.
 MADE_HERE = {
     *("registry.Architecture", "registry.Candidate", "registry.Explanation"),
-    *("registry.ProblemOption", "scaling.Card", "scaling.RankMemory", "scaling.Recommendation"),
-    *("scaling.RingForecast", "scaling.ScalingPlan", "scaling.StepForecast"),
-    *("scaling.TrainingForecast", "scaling.TrainingMemory"),
-    *("scaling.VisiblePairs", "baracuda_kernels.Transport.send", "baracuda_kernels.Transport.recv"),
+    *("registry.ProblemOption", "predict.Card", "predict.RankMemory", "predict.Recommendation"),
+    *("predict.RingForecast", "predict.Comparison", "predict.StepForecast"),
+    *("predict.TrainingForecast", "predict.TrainingMemory"),
+    *("predict.VisiblePairs", "baracuda_kernels.Transport.send", "baracuda_kernels.Transport.recv"),
     # Of objects that were checked when they were made.
-    *("scaling.ComputeRates.tflops", "scaling.ComputeRates.state_seconds_per_byte"),
+    *("predict.ComputeRates.tflops", "predict.ComputeRates.state_seconds_per_byte"),
     "baracuda_kernels.ElementKind.of_dtype",  # answers None
-    *("scaling.exchange_seconds", "scaling.hiding_chunk", "scaling.rank_memory"),
-    *("scaling.backward_exchange_seconds", "scaling.training_memory"),
+    *("predict.exchange_seconds", "predict.hiding_chunk", "predict.rank_memory"),
+    *("predict.backward_exchange_seconds", "predict.training_memory"),
 }
 
 
@@ -30,7 +30,7 @@ def test_the_list_is_long():
     assert len(EVERYTHING) > 200 and len(CALLS) > 60
     for name in ("RingAttentionPlan.run", "RingAttentionPlan.select", "Stream", "shard"):
         assert f"baracuda_kernels.{name}" in EVERYTHING
-    assert "interop.torch.ring_attention" in EVERYTHING and "scaling.plan" in EVERYTHING
+    assert "interop.torch.ring_attention" in EVERYTHING and "predict.compare" in EVERYTHING
     assert EVERYTHING.keys() >= MADE_HERE
 
 

@@ -6,7 +6,7 @@ import pytest
 from helpers.pages import ROOT
 
 import baracuda_kernels as bk
-from baracuda_kernels import scaling
+from baracuda_kernels import predict
 
 DOCS = ROOT / "docs"
 
@@ -47,7 +47,7 @@ def test_where_memory_goes_is_what_plan_says(drawing, ranks):
     _, concepts = drawing
     given = {**concepts.MEMORY, "seq": concepts.MEMORY["tokens"], "ranks": ranks}
     del given["tokens"]
-    paper = scaling.rank_memory(scaling.RingProblem(**given, causal=True), in_place=True)
+    paper = predict.rank_memory(predict.RingProblem(**given, causal=True), in_place=True)
     parts = concepts.memory(ranks)
     assert (parts["q"], parts["y"], parts["k, v"], parts["lse"], parts["scratch A"],
             parts["scratch B"], parts["accumulator"]) == (

@@ -67,8 +67,8 @@ RUN_BY = {
         "sh": "interop/test_mpi.py::test_the_commands_on_the_page",
     },
     "docs/pytorch.md": {"python": "interop/test_torch_docs.py::test_the_pytorch_page"},
-    "docs/scaling.md": {
-        "console": "unit/test_scaling_plan.py::test_the_examples_in_the_docs_are_the_commands_output"
+    "docs/predict.md": {
+        "console": "unit/test_predict_compare.py::test_the_examples_in_the_docs_are_the_commands_output"
     },
     "docs/testing.md": {"python": "unit/test_testing.py::test_the_page_runs_as_written"},
     "docs/transformers.md": {

@@ -3,11 +3,9 @@
 
 #include <stdint.h>
 
-namespace baracuda {
+#include "common/shared_access.cuh"
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
+namespace baracuda {
 
 // Copies Bytes (4, 8 or 16), or writes zeros where valid is false; src is not read then.
 template <int Bytes>

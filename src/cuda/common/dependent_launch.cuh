@@ -18,14 +18,14 @@ __device__ __forceinline__ void launch_dependent_grids() {
 }
 
 // Waits until the grids that this one depends on have ended and their writes are visible.
-__device__ __forceinline__ void await_grids_before() {
+__device__ __forceinline__ void await_previous_grids() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
 // Launches a grid in clusters of `cluster` blocks. With `overlap` it may start before the previous
-// kernel has ended, and must call await_grids_before().
+// kernel has ended, and must call await_previous_grids().
 template <typename Args>
 int32_t launch_grid(void (*kernel)(Args), dim3 blocks, unsigned threads, int shared_bytes,
                     cudaStream_t stream, bool overlap, const Args& args, unsigned cluster = 1) {

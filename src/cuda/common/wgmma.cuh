@@ -61,12 +61,12 @@ __device__ __forceinline__ void pin_registers(T (&d)[N]) {
 
 // Sets the registers of each thread of the warpgroup (setmaxnreg). All four warps call it.
 template <int Registers>
-__device__ __forceinline__ void give_registers_back() {
+__device__ __forceinline__ void decrease_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
 }
 
 template <int Registers>
-__device__ __forceinline__ void take_registers() {
+__device__ __forceinline__ void increase_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
 }
 

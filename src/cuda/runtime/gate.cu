@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(32) gate_kernel(const __grid_constant__ GateAr
   __syncwarp();
   launch_dependent_grids();
   // A wait for this grid must include the previous launch.
-  await_grids_before();
+  await_previous_grids();
   if (threadIdx.x == 0 && args.signal != nullptr) store_system(args.signal, 1);
 }
 

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs
   constexpr int units = column_groups * BlockM / 2;
   static_assert(units % (finish_threads / 2) == 0 && BlockM == 64,
                 "rounds of whole warps, over the rows of four");
-  await_grids_before();
+  await_previous_grids();
   const int64_t tile = blockIdx.x;
   const int batch_head = static_cast<int>(tile / args.query_tiles);
   const int row0 = static_cast<int>(tile % args.query_tiles) * BlockM;

@@ -32,7 +32,7 @@ struct alignas(Count * sizeof(T)) Group {
 
 template <typename Sum, typename Out, int Count>
 __global__ void __launch_bounds__(kThreads) add_kernel(const SumArgs args) {
-  await_grids_before();
+  await_previous_grids();
   const int tensor = blockIdx.y;
   using Wide = Group<Sum, Count>;
   using Narrow = Group<Out, Count>;

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareA
   constexpr int rounds = BlockM / rows_at_once;
   constexpr bool shifts = std::is_same_v<Element, __half>;
   launch_dependent_grids();
-  await_grids_before();
+  await_previous_grids();
   const int64_t tile = blockIdx.x;
   const int batch_head = static_cast<int>(tile / args.query_tiles);
   const int row0 = static_cast<int>(tile % args.query_tiles) * BlockM;

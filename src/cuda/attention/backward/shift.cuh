@@ -71,7 +71,7 @@ template <typename Element, int HeadDim>
 __global__ void __launch_bounds__(norm_threads) norm_kernel(const NormArgs args) {
   constexpr int lanes = row_lanes<HeadDim>;
   launch_dependent_grids();
-  await_grids_before();
+  await_previous_grids();
   const int64_t apart = int64_t{gridDim.x} * (norm_threads / lanes);
   float largest = 0.0f;
   for (int64_t row0 = int64_t{blockIdx.x} * (norm_threads / lanes); row0 < args.rows;

@@ -37,7 +37,7 @@ struct StepArgs {
   bool lse_is_f32;
   bool follows;
   int64_t first_row;      // earlier rows see no key and belong to no query tile
-  int64_t keyless_tiles;  // tiles of such rows in a head; blocks after all others take them
+  int64_t masked_row_tiles;  // tiles of such rows in a head; blocks after all others take them
 };
 
 // The heads of a section, whose tiles run longest first. As many as have K and V that fit an L2 of
@@ -105,8 +105,8 @@ inline void drop_mask_of_tiles(const StepParams& p, int block_m, StepArgs& a) {
   const bool leaves_rows = !a.first && !a.last;
   drop_mask(step_mask(p), block_m, leaves_rows ? 1 : block_m, a);
   if (leaves_rows) return;
-  a.keyless_tiles = a.first_row / block_m;
-  a.blocks += a.batch_heads * a.keyless_tiles;
+  a.masked_row_tiles = a.first_row / block_m;
+  a.blocks += a.batch_heads * a.masked_row_tiles;
 }
 
 // Blocks are one-dimensional work items; y only carries what x cannot hold.
@@ -146,10 +146,10 @@ __device__ __forceinline__ void set_work(const StepArgs& a, int64_t batch_head, 
 __device__ __forceinline__ bool block_work(const StepArgs& a, int block_m, BlockWork& work) {
   const int64_t index = blockIdx.x + static_cast<int64_t>(gridDim.x) * blockIdx.y;
   if (index >= a.blocks) return false;
-  const int64_t keyless = index - a.batch_heads * a.query_tiles;
-  if (keyless >= 0) {
-    const int64_t batch_head = keyless / a.keyless_tiles;
-    set_work(a, batch_head, keyless % a.keyless_tiles * block_m, work);
+  const int64_t masked_index = index - a.batch_heads * a.query_tiles;
+  if (masked_index >= 0) {
+    const int64_t batch_head = masked_index / a.masked_row_tiles;
+    set_work(a, batch_head, masked_index % a.masked_row_tiles * block_m, work);
     return true;
   }
   const int64_t section_blocks = a.section * a.query_tiles;

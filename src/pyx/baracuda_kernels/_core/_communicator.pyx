@@ -706,7 +706,7 @@ cdef class Communicator(RingMember):
         cdef int32_t state = 0
         self.refuse_if_closed()
         # A fault that another rank has met between two calls is told as itself, once.
-        check(c_api.baracuda_nccl_look(self.comm, &state))
+        check(c_api.baracuda_nccl_poll(self.comm, &state))
         if state != 0:
             raise CommunicatorError(
                 f"communicator: rank {self.rank} of {self.world_size} is {self.state} after an "

@@ -143,7 +143,8 @@ class Gradients {
         if (stop.ask(stop.context)) return false;
         if (!is_packed) call_.pack(shape_, keys, scratch);
         is_packed = true;
-        call_.meet(shape_, keys, row_tile(head, rows, met, tile, keys.count), wanted, scratch);
+        call_.accumulate(shape_, keys, row_tile(head, rows, met, tile, keys.count), wanted,
+                         scratch);
       }
     }
     call_.finish(shape_, keys, scratch);
@@ -167,7 +168,8 @@ class Gradients {
         const Tiles met = met_by(rows);
         if (!met.contains(tile)) continue;
         if (stop.ask(stop.context)) return;
-        call_.meet(shape_, keys, row_tile(head, rows, met, tile, keys.count), kWantDq, scratch);
+        call_.accumulate(shape_, keys, row_tile(head, rows, met, tile, keys.count), kWantDq,
+                         scratch);
       }
     }
     pass_unseeing_rows(head, first, end, scratch);
@@ -177,7 +179,7 @@ class Gradients {
     for (int64_t rows = first; rows < end; ++rows) {
       const Tiles met = met_by(rows);
       if (met.begin < met.end) continue;
-      call_.pass(shape_, row_tile(head, rows, {0, 1}, 0, 0), scratch);
+      call_.skip(shape_, row_tile(head, rows, {0, 1}, 0, 0), scratch);
     }
   }
 

@@ -77,26 +77,26 @@ class GradientTile {
     pack(keys_of(keys, true), keys.count, k_panels_);
   }
 
-  void meet(const KeyTile& keys, const RowTile& rows, int wanted) {
-    const Range some = seen_by_some(keys, rows);
-    const bool is_seen = some.begin < some.end;
+  void accumulate(const KeyTile& keys, const RowTile& rows, int wanted) {
+    const Range visible = seen_by_any(keys, rows);
+    const bool is_seen = visible.begin < visible.end;
     if (is_seen) {
       q_ = rows_of(rows.q, rows.q_stride, rows.count, q_rows_);
       dy_ = rows_of(rows.dy, rows.dy_stride, rows.count, dy_rows_);
-      fill_weights(rows, some);
+      fill_weights(rows, visible);
     }
     const Rows k = keys_of(keys, false);
-    const bool by_pairs = is_seen && is_cut(rows, some) && !is_finite(keys, k, rows);
+    const bool by_pairs = is_seen && is_cut(rows, visible) && !is_finite(keys, k, rows);
     if ((wanted & kWantDkv) != 0 && is_seen) {
       if (by_pairs) {
-        add_to_keys_one_by_one(rows, some);
+        add_to_keys_one_by_one(rows, visible);
       } else {
-        add_to_keys(rows, some);
+        add_to_keys(rows, visible);
       }
     }
     if ((wanted & kWantDq) == 0) return;
     load_dq(rows);
-    if (is_seen) add_to_rows(rows, some, k, by_pairs);
+    if (is_seen) add_to_rows(rows, visible, k, by_pairs);
     store_dq(rows);
   }
 
@@ -115,7 +115,7 @@ class GradientTile {
     }
   }
 
-  void pass(const RowTile& rows) {
+  void skip(const RowTile& rows) {
     load_dq(rows);
     store_dq(rows);
   }
@@ -138,20 +138,20 @@ class GradientTile {
 
   // Rows in the type of the math, in place or copied. Rows with a large stride are copied too,
   // because they would miss the TLB and share cache sets.
-  bool lie_well(int64_t stride) const {
+  bool is_fast_stride(int64_t stride) const {
     return kDirect && stride >= 0 && stride <= 2 * dim_ && dim_ % kWidth == 0;
   }
   Rows rows_of(const void* data, int64_t stride, int64_t count, T* copy) {
     const E* rows = static_cast<const E*>(data);
     if constexpr (kDirect) {
-      if (lie_well(stride)) return {rows, stride};
+      if (is_fast_stride(stride)) return {rows, stride};
     }
     for (int64_t r = 0; r < count; ++r) load_row(rows + r * stride, copy + r * stride_, dim_);
     return {copy, stride_};
   }
   // K, copied where it must be: once, as it is packed.
   Rows keys_of(const KeyTile& keys, bool packing) {
-    if (packing || lie_well(keys.k_stride))
+    if (packing || is_fast_stride(keys.k_stride))
       return rows_of(keys.k, keys.k_stride, keys.count, k_rows_);
     return {k_rows_, stride_};
   }
@@ -172,19 +172,19 @@ class GradientTile {
     }
   }
 
-  static Range seen_by_some(const KeyTile& keys, const RowTile& rows) {
-    Range some = {keys.count, 0};
+  static Range seen_by_any(const KeyTile& keys, const RowTile& rows) {
+    Range visible = {keys.count, 0};
     for (int64_t r = 0; r < rows.count; ++r) {
       if (rows.begin[r] >= rows.end[r]) continue;
-      if (rows.begin[r] < some.begin) some.begin = rows.begin[r];
-      if (rows.end[r] > some.end) some.end = rows.end[r];
+      if (rows.begin[r] < visible.begin) visible.begin = rows.begin[r];
+      if (rows.end[r] > visible.end) visible.end = rows.end[r];
     }
-    return some;
+    return visible;
   }
   // True if two rows see different keys.
-  static bool is_cut(const RowTile& rows, Range some) {
+  static bool is_cut(const RowTile& rows, Range visible) {
     for (int64_t r = 0; r < rows.count; ++r) {
-      if (rows.begin[r] != some.begin || rows.end[r] != some.end) return true;
+      if (rows.begin[r] != visible.begin || rows.end[r] != visible.end) return true;
     }
     return false;
   }
@@ -208,10 +208,10 @@ class GradientTile {
 
   // Weights P and gradients dS of all pairs in the panels of `some`; 0 where a row does not see a
   // key.
-  void fill_weights(const RowTile& rows, Range some) {
-    for (int64_t panel = some.begin / kPanel; panel * kPanel < some.end; ++panel) {
+  void fill_weights(const RowTile& rows, Range visible) {
+    for (int64_t panel = visible.begin / kPanel; panel * kPanel < visible.end; ++panel) {
       const int64_t first = panel * kPanel;
-      const int64_t lanes = some.end - first < kPanel ? some.end - first : kPanel;
+      const int64_t lanes = visible.end - first < kPanel ? visible.end - first : kPanel;
       const int vectors = static_cast<int>((lanes + kWidth - 1) / kWidth);
       T* weights = weights_ + panel * panel_stride_;
       T* gradients = gradients_ + panel * panel_stride_;
@@ -219,15 +219,16 @@ class GradientTile {
       score_panel(vectors, v_panels_ + first * dim_, dy_.data, dy_.stride, dim_, rows.count,
                   gradients);
       for (int64_t r = 0; r < rows.count; ++r) {
-        weigh(weights + r * kPanel, gradients + r * kPanel, vectors,
-              static_cast<const T*>(rows.lse)[r], static_cast<const T*>(rows.delta)[r],
-              rows.begin[r] - first, rows.end[r] - first);
+        softmax_gradient(weights + r * kPanel, gradients + r * kPanel, vectors,
+                         static_cast<const T*>(rows.lse)[r], static_cast<const T*>(rows.delta)[r],
+                         rows.begin[r] - first, rows.end[r] - first);
       }
     }
   }
 
   // For one row: turns scores into weights, and gradients of weights into gradients of scores.
-  void weigh(T* scores, T* gradients, int vectors, T lse, T delta, int64_t begin, int64_t end) {
+  void softmax_gradient(T* scores, T* gradients, int vectors, T lse, T delta, int64_t begin,
+                        int64_t end) {
     constexpr T kLog2E = T(1.4426950408889634);
     const V zero = {};
     // Above this bound the power is infinite: the lse does not belong to these scores.
@@ -252,11 +253,11 @@ class GradientTile {
   }
 
   // dv += P' dy and dk += dS' q.
-  void add_to_keys(const RowTile& rows, Range some) {
+  void add_to_keys(const RowTile& rows, Range visible) {
     int64_t begin = 0, end = rows.count;  // rows that see a key
     while (rows.begin[begin] >= rows.end[begin]) ++begin;
     while (rows.begin[end - 1] >= rows.end[end - 1]) --end;
-    add_to_keys(some, {begin, end});
+    add_to_keys(visible, {begin, end});
   }
   void add_to_keys(Range keys, Range rows) {
     for (int64_t panel = keys.begin / kPanel; panel * kPanel < keys.end; ++panel) {
@@ -274,8 +275,8 @@ class GradientTile {
     }
   }
   // One key at a time, with only the rows that see it: 0 * NaN is NaN.
-  void add_to_keys_one_by_one(const RowTile& rows, Range some) {
-    for (int64_t j = some.begin; j < some.end; ++j) {
+  void add_to_keys_one_by_one(const RowTile& rows, Range visible) {
+    for (int64_t j = visible.begin; j < visible.end; ++j) {
       // Neither end falls from row to row.
       int64_t begin = 0, end = rows.count;
       while (begin < rows.count && rows.end[begin] <= j) ++begin;
@@ -285,9 +286,9 @@ class GradientTile {
   }
 
   // dq += dS k, not yet scaled.
-  void add_to_rows(const RowTile& rows, Range some, Rows k, bool by_pairs) {
-    WeightedRows<T> sum = {gradients_, panel_stride_, k.data, k.stride, some.begin, some.end, dq_,
-                           padded_dim_};
+  void add_to_rows(const RowTile& rows, Range visible, Rows k, bool by_pairs) {
+    WeightedRows<T> sum = {gradients_,    panel_stride_, k.data, k.stride,
+                           visible.begin, visible.end,   dq_,    padded_dim_};
     if (!by_pairs) {
       add_weighted<OverKeys<T>>(sum, 0, rows.count, padded_dim_);
       return;
@@ -355,17 +356,17 @@ void pack_tile(const GradientShape& shape, const KeyTile& keys, void* scratch) {
   GradientTile<E>(shape, scratch).pack(keys);
 }
 template <class E>
-void meet_tile(const GradientShape& shape, const KeyTile& keys, const RowTile& rows, int wanted,
-               void* scratch) {
-  GradientTile<E>(shape, scratch).meet(keys, rows, wanted);
+void accumulate_tile(const GradientShape& shape, const KeyTile& keys, const RowTile& rows,
+                     int wanted, void* scratch) {
+  GradientTile<E>(shape, scratch).accumulate(keys, rows, wanted);
 }
 template <class E>
 void finish_tile(const GradientShape& shape, const KeyTile& keys, void* scratch) {
   GradientTile<E>(shape, scratch).finish(keys);
 }
 template <class E>
-void pass_rows(const GradientShape& shape, const RowTile& rows, void* scratch) {
-  GradientTile<E>(shape, scratch).pass(rows);
+void skip_rows(const GradientShape& shape, const RowTile& rows, void* scratch) {
+  GradientTile<E>(shape, scratch).skip(rows);
 }
 
 template <class T, class Out>
@@ -394,8 +395,8 @@ void add_sums(const SumRun& run) {
 
 template <class E>
 constexpr GradientFunctions gradient_functions() {
-  return {prepare_rows<E>, start_tile<E>, pack_tile<E>, meet_tile<E>,
-          finish_tile<E>,  pass_rows<E>,  add_sums<E>};
+  return {prepare_rows<E>, start_tile<E>, pack_tile<E>, accumulate_tile<E>,
+          finish_tile<E>,  skip_rows<E>,  add_sums<E>};
 }
 
 constexpr GradientKernels gradient_kernels() {

@@ -78,10 +78,11 @@ struct GradientFunctions {
   // the first tile of rows; writes dk and dv at the end.
   void (*start)(const GradientShape&, const KeyTile&, void* scratch);
   void (*pack)(const GradientShape&, const KeyTile&, void* scratch);
-  void (*meet)(const GradientShape&, const KeyTile&, const RowTile&, int wanted, void* scratch);
+  void (*accumulate)(const GradientShape&, const KeyTile&, const RowTile&, int wanted,
+                     void* scratch);
   void (*finish)(const GradientShape&, const KeyTile&, void* scratch);
   // Writes dq of rows that see no tile of keys.
-  void (*pass)(const GradientShape&, const RowTile&, void* scratch);
+  void (*skip)(const GradientShape&, const RowTile&, void* scratch);
   void (*add)(const SumRun&);
 };
 

@@ -45,10 +45,10 @@ __global__ void __launch_bounds__(prepare_threads)
 
 // Computes P and dS of a tile's pairs.
 template <typename C>
-__device__ __forceinline__ void find_weights(const BackwardArgs& args,
-                                             const GradientShared<C>& shared,
-                                             typename GradientMath<C>::Pairs& p,
-                                             typename GradientMath<C>::Pairs& ds) {
+__device__ __forceinline__ void recompute_p(const BackwardArgs& args,
+                                            const GradientShared<C>& shared,
+                                            typename GradientMath<C>::Pairs& p,
+                                            typename GradientMath<C>::Pairs& ds) {
 #pragma unroll 1
   for (int part = 0; part < 2; ++part) {
     if (part == 1) {
@@ -60,7 +60,7 @@ __device__ __forceinline__ void find_weights(const BackwardArgs& args,
     GradientMath<C>::multiply(shared, shared.operands[part == 0 ? kQ : kDy],
                               shared.operands[part == 0 ? kK : kV], args.head_dim, ds);
   }
-  GradientMath<C>::weigh(shared, static_cast<typename C::Compute>(args.scale), p, ds);
+  GradientMath<C>::softmax_gradient(shared, static_cast<typename C::Compute>(args.scale), p, ds);
 }
 
 // One block a tile of keys: computes dk and dv over the rows of all heads of the group.
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(C::threads, 1)
       load_rows(args, shared, batch * args.heads + head, row0, key0,
                 [&](int64_t row) { return limits.of_row(row); });
       typename Math::Pairs p, ds;
-      find_weights(args, shared, p, ds);
+      recompute_p(args, shared, p, ds);
 #pragma unroll
       for (int i = 0; i < C::micro; ++i)
 #pragma unroll
@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(C::threads, 1)
     load_rows(args, shared, batch_head, row0, key0,
               [&](int64_t row) { return limits.of_row(row); });
     typename Math::Pairs p, ds;
-    find_weights(args, shared, p, ds);
+    recompute_p(args, shared, p, ds);
 #pragma unroll
     for (int i = 0; i < C::micro; ++i)
 #pragma unroll

@@ -129,8 +129,9 @@ struct GradientMath {
 
   // Turns scores into P, and gradients of P into dS. A select zeroes pairs that are not seen: a
   // product with zero could be NaN.
-  static __device__ __forceinline__ void weigh(const GradientShared<C>& shared, Compute scale,
-                                               Pairs& scores, Pairs& gradients) {
+  static __device__ __forceinline__ void softmax_gradient(const GradientShared<C>& shared,
+                                                          Compute scale, Pairs& scores,
+                                                          Pairs& gradients) {
 #pragma unroll
     for (int i = 0; i < C::micro; ++i) {
       const int row = threadIdx.x / 16 + 16 * i;

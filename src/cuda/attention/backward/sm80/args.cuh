@@ -1,4 +1,4 @@
-// What the sm80 backward kernel is launched with, and which key tile a block has.
+// Arguments of the sm80 backward kernel, and the key tile of a block.
 #pragma once
 
 #include "attention/backward/first_row.cuh"
@@ -7,7 +7,7 @@
 
 namespace baracuda::sm80::backward {
 
-// What the kernel knows of a query row: two arrays of all tiles' rows, lse in base 2 and delta.
+// The row statistics of the kernel: two arrays over the rows of all tiles, lse in base 2 and delta.
 struct RowStatistics {
   static constexpr int row_bytes = 8;
   static double lse_factor(double) { return 1.4426950408889634; }
@@ -58,10 +58,10 @@ struct KeyTile {
   int batch, kv_head, key0;
 };
 
-// Sections of heads follow one another; within one, tiles run from the first (under a causal mask
-// the one that most rows see) to the last.
+// Sections of heads run one after the other. In a section, tiles run from the first to the last;
+// under a causal mask most rows see the first.
 //
-// Volatile: asked again at the block's end, it is made anew, not kept in registers.
+// Volatile, so that the block's end recomputes it instead of keeping it in registers.
 __device__ __forceinline__ KeyTile key_tile_of(const Args& args, int block_n) {
   int block;
   asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));

@@ -10,9 +10,9 @@
 
 namespace baracuda::sm80::backward {
 
-// Warps own WarpKeys keys each and go over tiles of BlockM queries. Paired: of two groups of warps
-// the one makes S and dV, the other dP and dK. Else a warp makes all four, for ScoreM queries at a
-// time. Ordered: sums of dQ have a fixed order, see backward/order.h.
+// Warps own WarpKeys keys each, and iterate over tiles of BlockM queries. Paired: one of two groups
+// of warps computes S and dV, the other dP and dK. Otherwise a warp computes all four, for ScoreM
+// queries at a time. Ordered: sums of dQ have a fixed order, see backward/order.h.
 template <typename Element_, int HeadDim, int Warps, int WarpKeys, int BlockM, int BlocksPerSm,
           bool Paired, int ScoreM = BlockM, int Stages = 2, bool Ordered = false>
 struct Config {

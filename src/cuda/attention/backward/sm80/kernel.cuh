@@ -1,12 +1,12 @@
-// The sm80 backward step: dK and dV of a key tile, and its share of dQ, by mma.sync on tiles that
-// cp.async brings in.
+// The sm80 backward step: dK and dV of a key tile, and its additions to dQ, by mma.sync on tiles
+// that cp.async loads.
 //
-// A block goes over all query tiles that see its keys, of all heads of the group. In pairs (see
-// config.h) two groups of four warps share the work, and a warp of each has the same keys: one
-// makes S, P and dV, the other dP, dS and dK. S and dP are made transposed, a row for each key, so
-// that P and dS go from the accumulators to the A operands of dV and dK without leaving registers;
-// only P goes from warp to warp, in float32. dS goes to shared memory, and in the next round all
-// warps make dQ of it: the one group while the other has its exponentials.
+// A block iterates over all query tiles that see its keys, of all heads of the group. If Paired
+// (config.h), two groups of four warps share the work, and one warp of each group has the same
+// keys: one computes S, P and dV, the other dP, dS and dK. S and dP are computed transposed, with a
+// row for each key, so that P and dS go from the accumulators to the A operands of dV and dK in
+// registers. Only P goes from warp to warp, in float32. dS goes to shared memory, and all warps
+// compute dQ from it in the next iteration: one group while the other computes its exponentials.
 #pragma once
 
 #include "attention/backward/gradient_rows.cuh"
@@ -62,9 +62,9 @@ class Block {
           for (int c = 0; c < 4; ++c) d[g][i][j][c] = 0.0f;
     if (first_row < args_.query_len) {
       if constexpr (C::ordered) {
-        go_over_queries_in_turn(d, first_row / 64);
+        mainloop_ordered(d, first_row / 64);
       } else {
-        go_over_queries(d, first_row / C::block_m);
+        mainloop(d, first_row / C::block_m);
       }
     } else {
       cp_async_wait<0>();
@@ -79,7 +79,7 @@ class Block {
   }
 
  private:
-  // By the block's place in the grid, or drawn.
+  // From the block's index in the grid, or from the counter.
   __device__ __forceinline__ KeyTile take_key_tile() const {
     if constexpr (C::ordered) turns_.draw();
     return key_tile();
@@ -91,7 +91,7 @@ class Block {
       return key_tile_of(args_, C::block_n);
     }
   }
-  // Ordered, these are made anew: there are no registers to keep them in.
+  // Ordered steps recompute these, since registers are short.
   static __device__ __forceinline__ int thread() {
     int thread;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
@@ -162,7 +162,7 @@ class Block {
     cp_async_commit();
   }
 
-  __device__ __forceinline__ void go_over_queries(Sums (&d)[gradients], int begin) {
+  __device__ __forceinline__ void mainloop(Sums (&d)[gradients], int begin) {
     const int end = (args_.query_len + C::block_m - 1) / C::block_m;
     int head = tile_.kv_head * args_.group, m = begin;
     const int last_head = head + args_.group;
@@ -179,9 +179,9 @@ class Block {
       __syncthreads();  // this tile is there, and all are done with the one before but for its dQ
       const bool more = next_head < last_head;
       if (C::stages > 1 && more) load_queries(stage ^ 1, next_head, next_m);
-      // One group has its exponentials while the other does this.
+      // One group does this while the other computes its exponentials.
       if (!(C::paired && makes_dv()) && before_m >= 0) make_dq(before_head, before_m, stage ^ 1);
-      fold(d, m, stage, head);
+      mainloop_step(d, m, stage, head);
       if (C::stages == 1 && more) {
         __syncthreads();
         load_queries(0, next_head, next_m);
@@ -198,9 +198,9 @@ class Block {
     }
   }
 
-  // The same in an ordered step, from tile to tile of 64 rows: in each all heads of the group, for
-  // then blocks with fewer query tiles stay where they began behind others.
-  __device__ __forceinline__ void go_over_queries_in_turn(Sums (&d)[gradients], int begin) {
+  // The mainloop of an ordered step: one tile of 64 rows after the other, with all heads of the
+  // group in each, so that blocks with fewer query tiles keep their distance behind others.
+  __device__ __forceinline__ void mainloop_ordered(Sums (&d)[gradients], int begin) {
     Rows at{turns_.kv_head() * args_.group,
             (turns_.descends() ? args_.row_tiles - 1 : begin + turns_.first()) * C::tile_parts};
     int left = (args_.row_tiles - begin) * args_.group * C::tile_parts;
@@ -216,7 +216,7 @@ class Block {
         load_queries(stage ^ 1, next.head, next.m);
       }
       if (!(C::paired && makes_dv()) && turns_.rows(stage ^ 1) >= 0) make_dq(0, 0, stage ^ 1);
-      fold(d, at.m, stage, at.head);
+      mainloop_step(d, at.m, stage, at.head);
       at = rows_after(at);  // anew: there are no registers to keep it in
       if (C::stages == 1 && left > 0) {
         __syncthreads();
@@ -251,25 +251,25 @@ class Block {
     if constexpr (C::ordered) turns_.take_and_pass(stage, head, m);
   }
 
-  // Takes in a query tile, m of its head.
-  __device__ __forceinline__ void fold(Sums (&d)[gradients], int m, int stage, int head) {
+  // Processes query tile m of a head.
+  __device__ __forceinline__ void mainloop_step(Sums (&d)[gradients], int m, int stage, int head) {
     const int q_stage = C::stages > 1 ? stage : 0;
     const uint32_t q_tile = shared_ + C::q_offset + q_stage * C::q_bytes;
     const uint32_t dy_tile = shared_ + C::dy_offset + q_stage * C::q_bytes;
     const uint32_t statistics = shared_ + C::statistics_offset + q_stage * C::statistics_bytes;
-    // The row from which on rows see all keys is the first that sees the last.
+    // Rows see all keys from the first row on that sees the last key.
     const bool masked = m * C::block_m < shared_load(rows_address() + 4 * (C::block_n - 1));
     if constexpr (C::paired) {
       Scores s;
-      make_scores(s, shared_ + (makes_dv() ? C::k_offset : C::v_offset),
-                  makes_dv() ? q_tile : dy_tile);
+      compute_scores(s, shared_ + (makes_dv() ? C::k_offset : C::v_offset),
+                     makes_dv() ? q_tile : dy_tile);
       if (makes_dv()) {
-        take_weights(s, statistics);
-        if (masked) hide(s, m * C::block_m);
-        give_weights(s);
+        compute_p(s, statistics);
+        if (masked) apply_mask(s, m * C::block_m);
+        send_p(s);
       } else {
-        take_over_weights(s, statistics);
-        if (masked) hide(s, m * C::block_m);
+        receive_p(s, statistics);
+        if (masked) apply_mask(s, m * C::block_m);
       }
       Fragments a;
       pack(s, a);
@@ -284,14 +284,14 @@ class Block {
         const uint32_t queries = q_tile + row * Layout::bytes, dy = dy_tile + row * Layout::bytes;
         Scores s, dp;
         Fragments a;
-        make_scores(s, shared_ + C::k_offset, queries);
-        make_scores(dp, shared_ + C::v_offset, dy);
-        take_weights(s, statistics + 4 * row);
-        if (masked) hide(s, m * C::block_m + row);
+        compute_scores(s, shared_ + C::k_offset, queries);
+        compute_scores(dp, shared_ + C::v_offset, dy);
+        compute_p(s, statistics + 4 * row);
+        if (masked) apply_mask(s, m * C::block_m + row);
         pack(s, a);
         update(d[1], a, dy);
-        take_gradients(dp, s, statistics + 4 * row);
-        if (masked) hide(dp, m * C::block_m + row);
+        compute_ds(dp, s, statistics + 4 * row);
+        if (masked) apply_mask(dp, m * C::block_m + row);
         pack(dp, a);
         store_ds(a, stage, row / 8);
         update(d[0], a, queries);
@@ -300,8 +300,8 @@ class Block {
   }
 
   // Products of the warp's keys with all queries of a tile.
-  __device__ __forceinline__ void make_scores(Scores& s, uint32_t key_tile,
-                                              uint32_t query_tile) const {
+  __device__ __forceinline__ void compute_scores(Scores& s, uint32_t key_tile,
+                                                 uint32_t query_tile) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < C::key_blocks; ++i)
@@ -331,8 +331,8 @@ class Block {
     }
   }
 
-  // P of S, times two to the shift.
-  __device__ __forceinline__ void take_weights(Scores& s, uint32_t statistics) const {
+  // Computes P from S, times two to the shift.
+  __device__ __forceinline__ void compute_p(Scores& s, uint32_t statistics) const {
     const int lane = threadIdx.x % 32;
     const float shifted = shift();
 #pragma unroll
@@ -348,8 +348,8 @@ class Block {
               exp2_approx(fmaf(s[i][j][c], args_.scale_log2, c % 2 == 0 ? offset.x : offset.y));
     }
   }
-  // The other group's warp of the same keys takes them over.
-  __device__ __forceinline__ void give_weights(const Scores& s) const {
+  // Passes P to the warp of the other group that has the same keys.
+  __device__ __forceinline__ void send_p(const Scores& s) const {
     const uint32_t to = weights_address();
 #pragma unroll
     for (int i = 0; i < C::key_blocks; ++i)
@@ -359,9 +359,9 @@ class Block {
                      make_float4(s[i][j][0], s[i][j][1], s[i][j][2], s[i][j][3]));
     named_barrier_arrive(weights_barrier(), 64);
   }
-  // dS of dP and P.
-  __device__ __forceinline__ void take_gradients(Scores& dp, const Scores& p,
-                                                 uint32_t statistics) const {
+  // Computes dS from dP and P.
+  __device__ __forceinline__ void compute_ds(Scores& dp, const Scores& p,
+                                             uint32_t statistics) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < query_blocks; ++j) {
@@ -374,8 +374,8 @@ class Block {
           dp[i][j][c] = p[i][j][c] * (dp[i][j][c] - (c % 2 == 0 ? delta.x : delta.y));
     }
   }
-  // The same with the P that the other group's warp gives.
-  __device__ __forceinline__ void take_over_weights(Scores& dp, uint32_t statistics) const {
+  // The same with P from the warp of the other group.
+  __device__ __forceinline__ void receive_p(Scores& dp, uint32_t statistics) const {
     const int lane = threadIdx.x % 32;
     const uint32_t from = weights_address();
     named_barrier_sync(weights_barrier(), 64);
@@ -400,9 +400,9 @@ class Block {
   }
   __device__ __forceinline__ int weights_barrier() const { return 1 + warp_ % C::group_warps; }
 
-  // Entries of rows that do not see the key are zero. A select: where P is zero dP or delta may be
-  // NaN.
-  __device__ __forceinline__ void hide(Scores& x, int row0) const {
+  // Zeroes the elements of rows that do not see the key. Uses a select, because dP or delta may be
+  // NaN where P is zero.
+  __device__ __forceinline__ void apply_mask(Scores& x, int row0) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < 2 * C::key_blocks; ++r) {
@@ -464,8 +464,8 @@ class Block {
       }
   }
 
-  // This warp's part of dQ of a query tile whose dS is complete; ordered, of the one that the stage
-  // has the turn of.
+  // Computes this warp's part of dQ of a query tile whose dS is complete. In ordered steps: of the
+  // tile whose turn the stage has.
   __device__ __forceinline__ void make_dq(int head, int m, int stage) const {
     const int lane = this->lane();
     const int column = warp() % C::dq_column_warps, row = warp() / C::dq_column_warps;
@@ -532,18 +532,18 @@ class Block {
         if (C::ordered && is_first) {
           to[column_block * 128 + i * 32] =
               make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor);
-        } else {  // not of a named sum: ptxas would spill
+        } else {  // without a named sum, or ptxas would spill
           add_in_memory(to + column_block * 128 + i * 32,
                         make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor));
         }
       }
   }
 
-  // See shift.cuh. In shared memory, for registers are short.
+  // See shift.cuh. Kept in shared memory, since registers are short.
   __device__ __forceinline__ float shift() const {
     return C::shifts ? static_cast<float>(shared_load(shared_ + C::shift_offset)) : 0.0f;
   }
-  // What takes the shift off again.
+  // The factor that removes the shift.
   __device__ __forceinline__ float unshift() const {
     return C::shifts ? exp2_approx(-shift()) : 1.0f;
   }
@@ -574,7 +574,7 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
     step_kernel(const __grid_constant__ Args args) {
   extern __shared__ __align__(1024) char shared[];
   launch_dependent_grids();
-  await_grids_before();
+  await_previous_grids();
   Block<C>(args, shared).run();
 }
 

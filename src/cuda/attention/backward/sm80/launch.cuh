@@ -17,7 +17,7 @@ template <typename C>
 using Rows = RowKernels<typename C::Element, C::head_dim, RowStatistics, C::turn_words,
                         std::conditional_t<C::ordered, SumsInOrder, OneSum>>;
 
-// waits: its code on this device waits for the kernels before, as that of the row kernels does.
+// waits: its device code waits for the previous kernels, as that of the row kernels does.
 template <typename C>
 int32_t load_step_kernel(bool* waits) {
   static ReadyDevices ready;
@@ -25,8 +25,8 @@ int32_t load_step_kernel(bool* waits) {
                        waits);
 }
 
-// Heads whose key tiles are mixed under a mask: as many as keep Q, dO and the sums of dQ in an L2
-// of 40 MB (of a group one head is at work at a time).
+// The heads of a section, whose key tiles are mixed under a mask. As many as have Q, dO and sums of
+// dQ that fit an L2 of 40 MB (one head of a group runs at a time).
 inline int64_t choose_section(const StepParams& p) {
   constexpr int64_t l2_share = int64_t{32} << 20;
   if ((p.flags & BARACUDA_STEP_CAUSAL) == 0) return 1;
@@ -35,7 +35,7 @@ inline int64_t choose_section(const StepParams& p) {
   return fitting < 1 ? 1 : fitting < heads ? fitting : heads;
 }
 
-// dK, dV and what the step adds to dQ.
+// Launches the step kernel: dK, dV and the additions to dQ.
 template <typename C>
 int32_t launch_gradients(const BackwardParams& params, bool waits, cudaStream_t stream) {
   const StepParams& p = params.step;

@@ -1,5 +1,5 @@
-// Of an ordered step on sm80: the key tile that a block has drawn, and its turns at the sums of dQ,
-// see backward/order.h.
+// Ordered steps on sm80: the key tile that a block has taken, and its turns at the sums of dQ (see
+// backward/order.h).
 #pragma once
 
 #include "attention/backward/order.h"
@@ -9,11 +9,11 @@
 
 namespace baracuda::sm80::backward {
 
-// One thread takes the turns for its block, and what it knows lies in shared memory. A query tile
-// has one of two slots, by its stage. Its dQ is made while the block takes in the next tile, and
-// all of it has been added at the barrier behind that: so amid the products of a query tile the
-// thread passes the turn at the tile two before and asks whose turn it is at this one, and only
-// before the next barrier does it wait for it.
+// One thread takes the turns for its block, with its data in shared memory. A query tile uses one
+// of two slots, by its stage. dQ of a tile is computed while the block processes the next tile, and
+// has been added at the barrier after that. So during the products of a query tile the thread
+// passes the turn at the tile two before, and reads the word of this tile. It waits for the turn
+// only before the next barrier.
 template <typename C>
 class Turns {
  public:

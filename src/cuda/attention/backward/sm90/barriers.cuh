@@ -1,4 +1,4 @@
-// The barriers of the sm90a backward kernel, and what its copying warp tells of a key tile.
+// The barriers of the sm90a backward kernel, and the description of a key tile in shared memory.
 #pragma once
 
 #include "attention/backward/sm90/config.h"
@@ -8,8 +8,8 @@
 
 namespace baracuda::sm90::backward {
 
-// Addresses of the barriers. "full": the data has arrived; "empty": every warp that reads it is
-// done. A tile of dS is read by one warpgroup alone, and a tile of dQ by the copy engine.
+// Addresses of the barriers. "full": the data has arrived. "empty": every reading warp is done. One
+// warpgroup reads a tile of dS, and the copy engine reads a tile of dQ.
 template <typename C>
 struct Barriers {
   uint32_t base;
@@ -31,26 +31,26 @@ struct Barriers {
   }
   __device__ __forceinline__ uint32_t v_full() const { return at(v); }
   __device__ __forceinline__ uint32_t v_empty() const { return at(v + 1); }
-  // The consumers have read which rows see their keys of the last key tile.
-  __device__ __forceinline__ uint32_t rows_taken() const { return at(v + 2); }
+  // The consumers have read the first rows of the latest key tile.
+  __device__ __forceinline__ uint32_t first_rows_empty() const { return at(v + 2); }
   __device__ __forceinline__ uint32_t ds_empty(int stage) const { return at(v + 3 + stage); }
   __device__ __forceinline__ uint32_t dq_full(int buffer) const {
     return at(v + 3 + C::ds_stages + buffer);
   }
-  // A warpgroup may write its next tile of dQ: of its own, for waits that are more than a phase
-  // apart could not be told apart.
+  // The warpgroup may write its next tile of dQ. Each warpgroup has a barrier of its own: a wait
+  // that is more than one phase late could not tell the phases apart.
   __device__ __forceinline__ uint32_t dq_turn(int group) const {
     return at(v + 3 + C::ds_stages + C::dq_stages + group);
   }
-  // Of a pair. dS of the other block has arrived: for one and the other warpgroup's dQ.
-  __device__ __forceinline__ uint32_t theirs_full(int group) const { return at(pair + group); }
-  // The other block has made dQ of what it got from here; it has got what was on its way.
-  __device__ __forceinline__ uint32_t theirs_free() const { return at(pair + 2); }
-  __device__ __forceinline__ uint32_t out_full() const { return at(pair + 3); }
-  __device__ __forceinline__ uint32_t out_empty() const { return at(pair + 4); }
-  // Of an ordered step: the block takes its next key tile.
+  // Pairs only. dS of the other block has arrived, for the dQ of this warpgroup.
+  __device__ __forceinline__ uint32_t remote_ds_full(int group) const { return at(pair + group); }
+  // The other block has consumed the dS from this block; the outgoing dS has been sent.
+  __device__ __forceinline__ uint32_t remote_ds_empty() const { return at(pair + 2); }
+  __device__ __forceinline__ uint32_t outgoing_ds_full() const { return at(pair + 3); }
+  __device__ __forceinline__ uint32_t outgoing_ds_empty() const { return at(pair + 4); }
+  // Ordered steps only: the block may take its next key tile.
   __device__ __forceinline__ uint32_t tile_due() const { return at(pair); }
-  // A named one: the warpgroup that makes dQ of the stage waits, the others only arrive.
+  // A named barrier: the warpgroup that computes dQ of the stage waits, the others only arrive.
   static __device__ __forceinline__ int ds_full(int stage) { return 1 + stage; }
 
   __device__ __forceinline__ void init() const {
@@ -70,16 +70,16 @@ struct Barriers {
     }
     mbarrier_init(v_full(), 1);
     mbarrier_init(v_empty(), 4 * C::consumers);
-    mbarrier_init(rows_taken(), 4 * C::consumers);
+    mbarrier_init(first_rows_empty(), 4 * C::consumers);
     for (int i = 0; i < C::ds_stages; ++i) mbarrier_init(ds_empty(i), 4);
     for (int i = 0; i < C::dq_stages; ++i) mbarrier_init(dq_full(i), 4);
     for (int i = 0; i < C::consumers; ++i) mbarrier_init(dq_turn(i), 1);
     if constexpr (C::ordered) mbarrier_init(tile_due(), 1);
     if constexpr (C::pair) {
-      for (int i = 0; i < 2; ++i) mbarrier_init(theirs_full(i), 1);
-      mbarrier_init(theirs_free(), 4);
-      mbarrier_init(out_full(), 4 * C::consumers);
-      mbarrier_init(out_empty(), 1);
+      for (int i = 0; i < 2; ++i) mbarrier_init(remote_ds_full(i), 1);
+      mbarrier_init(remote_ds_empty(), 4);
+      mbarrier_init(outgoing_ds_full(), 4 * C::consumers);
+      mbarrier_init(outgoing_ds_empty(), 1);
     }
     mbarrier_init_fence();
   }
@@ -90,11 +90,11 @@ struct Barriers {
   __device__ __forceinline__ uint32_t at(int index) const { return base + 8 * index; }
 };
 
-// What the consumers must know of the n-th key tile.
+// The n-th key tile of a block, described for the consumers.
 template <typename C>
-class Slot {
+class WorkTile {
  public:
-  __device__ __forceinline__ Slot(uint32_t shared, uint32_t n)
+  __device__ __forceinline__ WorkTile(uint32_t shared, uint32_t n)
       : address_(shared + C::slots_offset + stage_of<C::stages>(n) * C::slot_bytes) {}
 
   // Query tiles of a head; -1: no more work.
@@ -104,23 +104,23 @@ class Slot {
   __device__ __forceinline__ int batch() const { return shared_load(address_ + 16); }
   __device__ __forceinline__ int kv_head() const { return shared_load(address_ + 20); }
   __device__ __forceinline__ int key0() const { return shared_load(address_ + 24); }
-  // Of an ordered step: the first query tile that sees the next key tile of the head.
+  // Ordered steps only: the first query tile that sees the next key tile of the head.
   __device__ __forceinline__ int next_begin() const { return shared_load(address_ + 28); }
   // Of an ordered step at head_dim 256: where its sum of dQ of the first head begins, in query
   // tiles.
   __device__ __forceinline__ int first_tile() const { return shared_load(address_ + 32); }
   // And the key tile's index among those of that sum.
   __device__ __forceinline__ int place() const { return shared_load(address_ + 36); }
-  // The row from which on rows see all keys of the tile.
-  __device__ __forceinline__ int whole_from() const { return shared_load(address_ + 12); }
+  // The first row that sees all keys of the tile; later rows do too.
+  __device__ __forceinline__ int first_unmasked_row() const { return shared_load(address_ + 12); }
 
   __device__ __forceinline__ void set_end() const { shared_store(address_, -1); }
   __device__ __forceinline__ void set_queries(int count, int begin, int step,
-                                              int whole_from) const {
+                                              int first_unmasked_row) const {
     shared_store(address_, count);
     shared_store(address_ + 4, begin);
     shared_store(address_ + 8, step);
-    shared_store(address_ + 12, whole_from);
+    shared_store(address_ + 12, first_unmasked_row);
   }
   __device__ __forceinline__ void set_tile(int batch, int kv_head, int key0) const {
     shared_store(address_ + 16, batch);
@@ -139,7 +139,8 @@ class Slot {
   uint32_t address_;
 };
 
-// The first row that sees each key of the n-th tile; where rows are not kept, of the last described.
+// The first row that sees each key of the n-th tile; where rows are not kept, of the last
+// described.
 template <typename C>
 class FirstRows {
  public:

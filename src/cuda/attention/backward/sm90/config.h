@@ -8,13 +8,13 @@
 
 namespace baracuda::sm90::backward {
 
-// Warpgroup 0 copies, the others own 64 keys each of a key tile and go over tiles of 64 queries. dQ
-// of a query tile is made a tile later, so that a warpgroup need not wait for the dS of one that
-// runs behind it; the copy engine adds it, through buffers. Pair: two blocks share their dQ, see
-// kernel.cuh. Each holds the K of both, two tiles of its own dS, one of the other's and one on its way
-// there, and has no room for buffers of dQ: its warps add it from registers. Ordered: sums of dQ have
-// a fixed order, see order.h. StoresFirst: the first addition to a tile of dQ stores, see
-// first_stores.cuh.
+// Warpgroup 0 is the producer. The other warpgroups own 64 keys each of a key tile, and iterate
+// over tiles of 64 queries. dQ of a query tile is computed one tile later, so that no warpgroup
+// waits for the dS of a slower one. The copy engine adds dQ from buffers in shared memory. Pair:
+// two blocks share their dQ, see kernel.cuh. Each holds the K of both blocks, two tiles of its own
+// dS, one of the other block's, and one on its way to it. It has no room for buffers of dQ, so its
+// warps add dQ from registers. Ordered: sums of dQ have a fixed order, see order.h. StoresFirst:
+// the first addition to a tile of dQ stores, see first_stores.cuh.
 template <typename Element_, int HeadDim, int KStages, int DsStages, bool Pair = false,
           bool Ordered = false, bool StoresFirst = false, int Halves = 1>
 struct Config {
@@ -33,7 +33,7 @@ struct Config {
   static_assert(producer_registers + consumers * consumer_registers <=
                     (consumers + 1) * launch_registers, "more registers than the block has");
 
-  // Registers hold K and V, and S of the next query tile beside P of this one.
+  // True: registers hold K and V, and S of the next query tile beside P of this one.
   static constexpr bool ahead = HeadDim == 64 && Halves == 1;
   // Of Q and dO, and of what is known of a key tile.
   static constexpr int stages = ahead ? 4 : Halves == 2 ? 3 : 2;
@@ -46,7 +46,7 @@ struct Config {
   static constexpr bool sends_ds = Pair;  // by a warp of its own
   static constexpr bool ordered = Ordered;
   static constexpr int turn_words = Ordered;  // of a query tile
-  // Query tiles that a block still has to copy in when it takes its next key tile.
+  // A block takes its next key tile when it has this many query tiles left to load.
   static constexpr int lead = 4;
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh
   static_assert(!Pair || (KStages == 1 && DsStages == 4));
@@ -72,12 +72,12 @@ struct Config {
   static constexpr int v_offset = k_offset + (Pair ? 2 : k_stages) * kv_bytes;
   static constexpr int q_offset = v_offset + kv_bytes;
   static constexpr int dy_offset = q_offset + stages * q_bytes;
-  // Not at the end: memcheck takes an operand of eight columns for twice as long as it is.
+  // Not at the end, because memcheck assumes twice the bytes for an operand of eight columns.
   static constexpr int statistics_offset = dy_offset + stages * q_bytes;
   static constexpr int ds_offset = statistics_offset + stages * statistics_bytes;
   static constexpr int dq_offset = ds_offset + ds_stages * ds_bytes;
-  static constexpr int theirs_offset = ds_offset + 2 * ds_bytes;
-  static constexpr int out_offset = ds_offset + 3 * ds_bytes;
+  static constexpr int remote_ds_offset = ds_offset + 2 * ds_bytes;
+  static constexpr int outgoing_ds_offset = ds_offset + 3 * ds_bytes;
   static constexpr int slots_offset = dq_offset + dq_stages * 4 * dq_floats;
   static constexpr int slot_bytes = 32;
   static constexpr int rows_offset = slots_offset + stages * slot_bytes;

@@ -1,14 +1,14 @@
-// The computing side of the sm90a backward kernel: a warpgroup with 64 keys at a time.
+// A consumer warpgroup of the sm90a backward kernel: 64 keys at a time.
 //
-// S and dP are made transposed, a row for each key: P and dS then go from the accumulators to the A
-// operands of dV and dK without leaving registers, and what a key's mask is stays in two registers.
+// S and dP are computed transposed, with a row for each key. P and dS then go from the accumulators
+// to the A operands of dV and dK in registers, and the mask of a key takes two registers.
 #pragma once
 
 #include "attention/backward/gradient_rows.cuh"
 #include "attention/backward/shift.cuh"
 #include "attention/backward/sm90/barriers.cuh"
 #include "attention/backward/sm90/dq_maker.cuh"
-#include "attention/backward/sm90/schedule.cuh"
+#include "attention/backward/sm90/key_tiles.cuh"
 #include "attention/backward/sm90/scores.cuh"
 #include "common/dtype.cuh"
 #include "common/uniform.cuh"
@@ -40,9 +40,9 @@ class Consumer {
     for (uint32_t item = 0;; ++item) {
       const int stage = stage_of<C::stages>(item);
       mbarrier_wait(barriers_.slot_full(stage), parity_of<C::stages>(item));
-      const Slot<C> slot(shared_, item);
+      const WorkTile<C> slot(shared_, item);
       const int count = uniform(slot.count());
-      if (count < 0) return dq_.make_last(shift_);
+      if (count < 0) return dq_.compute_last_dq(shift_);
       float dk[columns], dv[columns];
 #pragma unroll
       for (int i = 0; i < columns; ++i) dk[i] = dv[i] = 0.0f;
@@ -56,9 +56,9 @@ class Consumer {
         load_keys(held.v, v_keys());
         __syncwarp();
         release(barriers_.v_empty());
-        if (count > 0) go_over_runs(dk, dv, held, slot, count);
+        if (count > 0) mainloop_ahead(dk, dv, held, slot, count);
       } else {
-        if (count > 0) go_over_queries(dk, dv, slot, count);
+        if (count > 0) mainloop(dk, dv, slot, count);
         release(barriers_.v_empty());
       }
       const GradientRows<Element, C::head_dim> rows(
@@ -67,8 +67,8 @@ class Consumer {
           args_.gradients_f32);
       __syncwarp();
       release(barriers_.slot_empty(stage));
-      // With two buffers of K the last dQ waits for the next key tile's first.
-      if (C::k_stages == 1 || count == 0) dq_.make_last(shift_);
+      // With two buffers of K, the last dQ is computed after the next key tile has begun.
+      if (C::k_stages == 1 || count == 0) dq_.compute_last_dq(shift_);
       if (count == 0) release(barriers_.k_empty(k_stage_));
       rows.store(args_.dk, args_.dk_strides, dk, args_.scale * unshift());
       rows.store(args_.dv, args_.dv_strides, dv, unshift());
@@ -76,7 +76,7 @@ class Consumer {
   }
 
  private:
-  // A operands of S and dP, where they stay in registers while a key tile is at work.
+  // A operands of S and dP, for configurations that keep them in registers for a whole key tile.
   struct HeldKeys {
     uint32_t k[steps][4], v[steps][4];
   };
@@ -92,39 +92,39 @@ class Consumer {
     first_row_[1] = rows.get(key + 8) - 2 * (threadIdx.x % 4);
     group_first_row_ = uniform(rows.get(group_ * C::group_n));
     __syncwarp();
-    release(barriers_.rows_taken());
+    release(barriers_.first_rows_empty());
   }
-  __device__ __forceinline__ QuerySequence<C::ordered> sequence_of(const Slot<C>& slot,
+  __device__ __forceinline__ QuerySequence<C::ordered> sequence_of(const WorkTile<C>& slot,
                                                                    int count) const {
     const int head0 = uniform(slot.batch()) * args_.heads + uniform(slot.kv_head()) * args_.group;
     return {{uniform(slot.begin()), uniform(slot.step())}, args_.group, count,
             head0 * args_.query_tiles, args_.query_tiles};
   }
-  // Whether no row of a head's m-th query tile sees a key of this warpgroup.
+  // True if no row of a head's m-th query tile sees a key of this warpgroup.
   __device__ __forceinline__ bool is_hidden(int m) const {
     return (m + 1) * C::block_m <= group_first_row_;
   }
 
-  __device__ __forceinline__ void go_over_queries(float (&dk)[columns], float (&dv)[columns],
-                                                  const Slot<C>& slot, int count) {
-    const int whole_from = uniform(slot.whole_from());
+  __device__ __forceinline__ void mainloop(float (&dk)[columns], float (&dv)[columns],
+                                           const WorkTile<C>& slot, int count) {
+    const int first_unmasked_row = uniform(slot.first_unmasked_row());
 #pragma unroll 1
     for (auto queries = sequence_of(slot, count); queries.more(); queries.advance()) {
       const int m = queries.tile();
       if (is_hidden(m)) {
-        pass_by();
+        skip_query_tile();
       } else {
-        fold(dk, dv, m, m * C::block_m < whole_from);
+        mainloop_step(dk, dv, m, m * C::block_m < first_unmasked_row);
       }
-      dq_.look_back_at(queries.tile_of_all(), k_stage_);
+      dq_.advance_to(queries.tile_of_all(), k_stage_);
     }
   }
 
-  // Takes in the next query tile, m of its head. Only under a mask, or where
-  // the tile has fewer keys than it has room for, are there rows that do not see all of it. (Two
-  // loops, one of them without masks, are more than ptxas has registers for.)
-  __device__ __forceinline__ void fold(float (&dk)[columns], float (&dv)[columns], int m,
-                                       bool masked) {
+  // Processes the next query tile, m of its head. masked: some rows do not see all keys of the
+  // tile, because of a mask or because the key tile is not full. (Two loops, one without masks,
+  // would spill.)
+  __device__ __forceinline__ void mainloop_step(float (&dk)[columns], float (&dv)[columns], int m,
+                                                bool masked) {
     float s[scores], dp[scores];
     uint32_t p[steps][4], ds[steps][4];
     const int stage = stage_of<C::stages>(dq_.count());
@@ -142,8 +142,8 @@ class Consumer {
     wgmma_wait<1>();
     pin_registers(s);
     const int left[2] = {first_row_[0] - m * C::block_m, first_row_[1] - m * C::block_m};
-    take_weights<C>(s, s, args_.scale_log2, shift_);
-    if (masked) hide(s, left);
+    compute_p<C>(s, s, args_.scale_log2, shift_);
+    if (masked) apply_mask(s, left);
 #pragma unroll
     for (int k = 0; k < steps; ++k) pack<Element>(s, k, p[k]);
     pin_registers(dv);
@@ -151,21 +151,21 @@ class Consumer {
     issue_update<C>(dv, p, dy_tile(stage));
     wgmma_wait<1>();
     pin_registers(dp);
-    take_gradients(dp, s);
-    if (masked) hide(dp, left);
+    compute_ds(dp, s);
+    if (masked) apply_mask(dp, left);
 #pragma unroll
     for (int k = 0; k < steps; ++k) pack<Element>(dp, k, ds[k]);
     pin_registers(dk);
     wgmma_fence();
     issue_update<C>(dk, ds, q_tile(stage));
-    dq_.hand_over(ds);
-    const bool makes_dq = dq_.makes_before();
-    if (makes_dq) dq_.await_before();
+    dq_.publish_ds(ds);
+    const bool makes_dq = dq_.owns_previous_dq();
+    if (makes_dq) dq_.await_previous_ds();
     wgmma_wait<1>();
     pin_registers(dv);
     release(barriers_.dy_empty(stage));
     if (makes_dq) {
-      dq_.make_before(shift_, [&] { release(barriers_.q_empty(stage)); });
+      dq_.compute_previous_dq(shift_, [&] { release(barriers_.q_empty(stage)); });
     } else {
       wgmma_wait<0>();
       release(barriers_.q_empty(stage));
@@ -173,28 +173,29 @@ class Consumer {
     pin_registers(dk);
   }
 
-  // The same where S of a query tile is begun before the products of the one before it are done.
-  __device__ __forceinline__ void go_over_runs(float (&dk)[columns], float (&dv)[columns],
-                                               const HeldKeys& held, const Slot<C>& slot,
-                                               int count) {
-    const int whole_from = uniform(slot.whole_from());
+  // The mainloop that issues S of a query tile before the products of the previous one are done.
+  __device__ __forceinline__ void mainloop_ahead(float (&dk)[columns], float (&dv)[columns],
+                                                 const HeldKeys& held, const WorkTile<C>& slot,
+                                                 int count) {
+    const int first_unmasked_row = uniform(slot.first_unmasked_row());
     auto queries = sequence_of(slot, count);
 #pragma unroll 1
     while (queries.more()) {
       if (is_hidden(queries.tile())) {
-        pass_by();
-        dq_.look_back_at(queries.tile_of_all(), k_stage_);
+        skip_query_tile();
+        dq_.advance_to(queries.tile_of_all(), k_stage_);
         queries.advance();
       } else {
-        fold_run(dk, dv, held, queries, whole_from);
+        mainloop_run_ahead(dk, dv, held, queries, first_unmasked_row);
       }
     }
   }
 
-  // Takes in query tiles up to the next that is hidden.
-  __device__ __forceinline__ void fold_run(float (&dk)[columns], float (&dv)[columns],
-                                           const HeldKeys& held,
-                                           QuerySequence<C::ordered>& queries, int whole_from) {
+  // Processes query tiles up to the next fully masked one.
+  __device__ __forceinline__ void mainloop_run_ahead(float (&dk)[columns], float (&dv)[columns],
+                                                     const HeldKeys& held,
+                                                     QuerySequence<C::ordered>& queries,
+                                                     int first_unmasked_row) {
     float s[scores];
     const int first = stage_of<C::stages>(dq_.count());
     mbarrier_wait(barriers_.q_full(first), parity_of<C::stages>(dq_.count()));
@@ -209,41 +210,42 @@ class Consumer {
       uint32_t n = dq_.count();
       const int stage = stage_of<C::stages>(n);
       const int m = queries.tile(), tile = queries.tile_of_all();
-      const bool masked = m * C::block_m < whole_from;
+      const bool masked = m * C::block_m < first_unmasked_row;
       const int left[2] = {first_row_[0] - m * C::block_m, first_row_[1] - m * C::block_m};
       queries.advance();
       more = queries.more() && !is_hidden(queries.tile());
       mbarrier_wait(barriers_.dy_full(stage), parity_of<C::stages>(n));
       issue_dp(dp, held, stage);
-      take_weights<C>(weights, s, args_.scale_log2, shift_);
-      if (masked) hide(weights, left);
+      compute_p<C>(weights, s, args_.scale_log2, shift_);
+      if (masked) apply_mask(weights, left);
 #pragma unroll
       for (int k = 0; k < steps; ++k) pack<Element>(weights, k, p[k]);
       pin_registers(dv);
       wgmma_fence();
       issue_update<C>(dv, p, dy_tile(stage));
-      // A run's last tile has itself as the next one: a branch around products serialises them.
+      // The last tile of a run is its own next tile, since a branch around products would serialise
+      // them.
       if (more) ++n;
       const int next = stage_of<C::stages>(n);
       mbarrier_wait(barriers_.q_full(next), parity_of<C::stages>(n));
       issue_s(s, held, next);
       wgmma_wait<2>();
       pin_registers(dp);
-      take_gradients(dp, weights);
-      if (masked) hide(dp, left);
+      compute_ds(dp, weights);
+      if (masked) apply_mask(dp, left);
 #pragma unroll
       for (int k = 0; k < steps; ++k) pack<Element>(dp, k, ds[k]);
       pin_registers(dk);
       wgmma_fence();
       issue_update<C>(dk, ds, q_tile(stage));
-      dq_.hand_over(ds);
+      dq_.publish_ds(ds);
       const auto after_dk = [&] {
         release(barriers_.dy_empty(stage));
         release(barriers_.q_empty(stage));
       };
-      if (dq_.makes_before()) {
-        dq_.await_before();
-        dq_.make_before(shift_, after_dk);
+      if (dq_.owns_previous_dq()) {
+        dq_.await_previous_ds();
+        dq_.compute_previous_dq(shift_, after_dk);
       } else {
         wgmma_wait<0>();
         after_dk();
@@ -251,7 +253,7 @@ class Consumer {
       pin_registers(dk);
       pin_registers(dv);
       pin_registers(s);
-      dq_.look_back_at(tile, k_stage_);
+      dq_.advance_to(tile, k_stage_);
     }
   }
 
@@ -272,14 +274,14 @@ class Consumer {
     issue_scores<C>(dp, held.v, dy_tile(stage), delta_ones, deltas(stage));
   }
 
-  // A fragments of ones in the columns that hold a row's lse, and its delta.
+  // A fragments with ones in the columns that hold a row's lse (ones) or its delta (delta_ones).
   static __device__ __forceinline__ void make_ones(uint32_t (&ones)[4], uint32_t (&delta_ones)[4]) {
     if constexpr (C::apart) {
       ones[0] = ones[1] = delta_ones[0] = delta_ones[1] = 0x3f803f80u;
       ones[2] = ones[3] = delta_ones[2] = delta_ones[3] = 0;
       return;
     }
-    // Volatile: kept from tile to tile the fragments are more than there is room for.
+    // Volatile, so that the fragments are recomputed: keeping them would take too many registers.
     uint32_t pair;
     asm volatile("mov.u32 %0, %%laneid;" : "=r"(pair));
     pair %= 4;
@@ -291,8 +293,8 @@ class Consumer {
     pin_registers(delta_ones);
   }
 
-  // The next query tile, which is hidden.
-  __device__ __forceinline__ void pass_by() {
+  // Skips the next query tile, which is fully masked.
+  __device__ __forceinline__ void skip_query_tile() {
     uint32_t ds[steps][4];
 #pragma unroll
     for (int k = 0; k < steps; ++k)
@@ -303,19 +305,18 @@ class Consumer {
     mbarrier_wait(barriers_.dy_full(stage), parity_of<C::stages>(dq_.count()));
     release(barriers_.q_empty(stage));
     release(barriers_.dy_empty(stage));
-    dq_.hand_over(ds);
-    dq_.make_any_before(shift_);
+    dq_.publish_ds(ds);
+    dq_.compute_previous_dq_if_owned(shift_);
   }
 
   __device__ __forceinline__ float unshift() const { return unshift_of<C>(shift_); }
 
-  static __device__ __forceinline__ void take_gradients(float (&dp)[scores],
-                                                        const float (&p)[scores]) {
+  static __device__ __forceinline__ void compute_ds(float (&dp)[scores], const float (&p)[scores]) {
 #pragma unroll
     for (int i = 0; i < scores; ++i) dp[i] *= p[i];
   }
 
-  // This warpgroup's keys of K and V, and a stage of what is known of query rows.
+  // This warpgroup's keys of K and V, and the pipeline stages of query tiles.
   __device__ __forceinline__ uint32_t k_keys() const {
     return shared_ + C::k_offset + k_stage_ * C::kv_bytes + group_ * C::group_n * 128;
   }
@@ -340,10 +341,10 @@ class Consumer {
   const Barriers<C>& barriers_;
   const int group_;
   DqMaker<C> dq_;
-  float shift_;         // a whole number
+  float shift_;  // a whole number
   int k_stage_;
-  int first_row_[2];    // that see this thread's keys, less its first column
-  int group_first_row_;  // that sees the warpgroup's first key
+  int first_row_[2];     // the first rows that see this thread's keys, less its first column
+  int group_first_row_;  // the first row that sees the warpgroup's first key
 };
 
 }  // namespace baracuda::sm90::backward

@@ -4,15 +4,16 @@
 namespace baracuda::sm90::backward {
 namespace {
 
-// Whether zeros of dQ, which go to memory and come back where L2 cannot hold them, cost more than a word's
-// look at each addition. What all steps of a call have in common decides it.
+// Whether zeros of dQ, which go to memory and come back where L2 cannot hold them, cost more than a
+// word's look at each addition. What all steps of a call have in common decides it.
 bool is_short(const StepParams& problem) {
   constexpr int64_t more_than_l2 = int64_t{64} << 20;
   return problem.query_len <= 2048 &&
          problem.batch * problem.heads * problem.query_len > more_than_l2 / (128 * 4);
 }
 
-// Where a group's heads are many more bytes than L2 has, a pair's half as many additions win.
+// Pairs win if the heads of a group have many more bytes than L2, because pairs halve the
+// additions.
 template <typename Element>
 BackwardFamily of_element(const StepParams& problem) {
   using Tile = Config<Element, 128, 1, 2>;

@@ -7,7 +7,7 @@
 #include "attention/backward/shift.cuh"
 #include "attention/backward/sm90/barriers.cuh"
 #include "attention/backward/sm90/dq_maker.cuh"
-#include "attention/backward/sm90/schedule.cuh"
+#include "attention/backward/sm90/key_tiles.cuh"
 #include "attention/backward/sm90/scores.cuh"
 #include "common/uniform.cuh"
 #include "common/wgmma.cuh"
@@ -38,9 +38,9 @@ class DoubleConsumer {
     for (uint32_t item = 0;; ++item) {
       const int stage = stage_of<C::stages>(item);
       mbarrier_wait(barriers_.slot_full(stage), parity_of<C::stages>(item));
-      const Slot<C> slot(shared_, item);
+      const WorkTile<C> slot(shared_, item);
       const int count = uniform(slot.count());
-      if (count < 0) return dq_.make_last(shift_);
+      if (count < 0) return dq_.compute_last_dq(shift_);
       float dk[2][columns], dv[2][columns];
 #pragma unroll
       for (int i = 0; i < columns; ++i) dk[0][i] = dk[1][i] = dv[0][i] = dv[1][i] = 0.0f;
@@ -48,14 +48,14 @@ class DoubleConsumer {
       group_first_row_ = uniform(FirstRows<C>(shared_, item).get(group_ * C::group_n));
       mbarrier_wait(barriers_.k_full(k_stage_), parity_of<C::k_stages>(item));
       mbarrier_wait(barriers_.v_full(), parity_of<1>(item));
-      if (count > 0) go_over_runs(dk, dv, slot, count, item);
+      if (count > 0) mainloop_ahead(dk, dv, slot, count, item);
       release(barriers_.v_empty());
       const int key0 = slot.key0() + group_ * C::group_n + threadIdx.x % 128 / 32 * 16;
       const int batch = slot.batch(), kv_head = slot.kv_head();
       __syncwarp();
       release(barriers_.slot_empty(stage));
       // With two buffers of K the last dQ waits for the next key tile's first.
-      if (C::k_stages == 1 || count == 0) dq_.make_last(shift_);
+      if (C::k_stages == 1 || count == 0) dq_.compute_last_dq(shift_);
       if (count == 0) release(barriers_.k_empty(k_stage_));
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -77,29 +77,31 @@ class DoubleConsumer {
     return (m + 1) * C::block_m <= group_first_row_;
   }
 
-  __device__ __forceinline__ void go_over_runs(float (&dk)[2][columns], float (&dv)[2][columns],
-                                               const Slot<C>& slot, int count, uint32_t item) {
+  __device__ __forceinline__ void mainloop_ahead(float (&dk)[2][columns], float (&dv)[2][columns],
+                                                 const WorkTile<C>& slot, int count,
+                                                 uint32_t item) {
     const int head0 = uniform(slot.batch()) * args_.heads + uniform(slot.kv_head()) * args_.group;
     QuerySequence<C::ordered> queries{{uniform(slot.begin()), uniform(slot.step())}, args_.group,
                                       count, head0 * args_.query_tiles, args_.query_tiles};
-    const int whole_from = uniform(slot.whole_from());
+    const int first_unmasked_row = uniform(slot.first_unmasked_row());
 #pragma unroll 1
     while (queries.more()) {
       if (is_hidden(queries.tile())) {
-        pass_by();
-        dq_.look_back_at(queries.tile_of_all(), k_stage_);
+        skip_query_tile();
+        dq_.advance_to(queries.tile_of_all(), k_stage_);
         queries.advance();
       } else {
-        fold_run(dk, dv, queries, whole_from, item);
+        mainloop_run_ahead(dk, dv, queries, first_unmasked_row, item);
       }
     }
   }
 
   // Takes in query tiles up to the next that is hidden. S of the next half, or of the next query
   // tile's first, is begun before the products of the one before it are done.
-  __device__ __forceinline__ void fold_run(float (&dk)[2][columns], float (&dv)[2][columns],
-                                           QuerySequence<C::ordered>& queries, int whole_from,
-                                           uint32_t item) {
+  __device__ __forceinline__ void mainloop_run_ahead(float (&dk)[2][columns],
+                                                     float (&dv)[2][columns],
+                                                     QuerySequence<C::ordered>& queries,
+                                                     int first_unmasked_row, uint32_t item) {
     float s[scores];
     const int first = stage_of<C::stages>(dq_.count());
     mbarrier_wait(barriers_.q_full(first), parity_of<C::stages>(dq_.count()));
@@ -114,12 +116,12 @@ class DoubleConsumer {
       uint32_t n = dq_.count();
       const int stage = stage_of<C::stages>(n);
       const int m = queries.tile(), tile = queries.tile_of_all();
-      const bool masked = m * C::block_m < whole_from;
+      const bool masked = m * C::block_m < first_unmasked_row;
       queries.advance();
       more = queries.more() && !is_hidden(queries.tile());
       mbarrier_wait(barriers_.dy_full(stage), parity_of<C::stages>(n));
       issue_dp(dp, 0, stage);
-      take_weights<C>(s, args_.scale_log2, shift_);
+      compute_p<C>(s, args_.scale_log2, shift_);
       if (masked) hide_rows(s, 0, m, item);
       pack_all(s, operand);
       pin_registers(dv[0]);
@@ -127,7 +129,7 @@ class DoubleConsumer {
       issue_update<C>(dv[0], operand, dy_tile(stage));
       wgmma_wait<1>();
       pin_registers(dp);
-      take_gradients(dp, s);
+      compute_ds(dp, s);
       if (masked) hide_rows(dp, 0, m, item);
       wgmma_wait<0>();
       pin_registers(dv[0]);
@@ -141,7 +143,7 @@ class DoubleConsumer {
       pin_registers(s);
       pin_registers(dk[0]);
       issue_dp(dp, 1, stage);
-      take_weights<C>(s, args_.scale_log2, shift_);
+      compute_p<C>(s, args_.scale_log2, shift_);
       if (masked) hide_rows(s, 1, m, item);
       pack_all(s, operand);
       pin_registers(dv[1]);
@@ -149,7 +151,7 @@ class DoubleConsumer {
       issue_update<C>(dv[1], operand, dy_tile(stage));
       wgmma_wait<1>();
       pin_registers(dp);
-      take_gradients(dp, s);
+      compute_ds(dp, s);
       if (masked) hide_rows(dp, 1, m, item);
       wgmma_wait<0>();
       pin_registers(dv[1]);
@@ -167,16 +169,16 @@ class DoubleConsumer {
         release(barriers_.dy_empty(stage));
         release(barriers_.q_empty(stage));
       };
-      if (dq_.makes_before()) {
-        dq_.await_before();
-        dq_.make_before(shift_, after_dk);
+      if (dq_.owns_previous_dq()) {
+        dq_.await_previous_ds();
+        dq_.compute_previous_dq(shift_, after_dk);
       } else {
         wgmma_wait<0>();
         after_dk();
       }
       pin_registers(dk[1]);
       pin_registers(s);
-      dq_.look_back_at(tile, k_stage_);
+      dq_.advance_to(tile, k_stage_);
     }
   }
 
@@ -196,8 +198,7 @@ class DoubleConsumer {
     issue_scores<C>(d, keys, queries, ones, less);
   }
 
-  static __device__ __forceinline__ void take_gradients(float (&dp)[scores],
-                                                        const float (&p)[scores]) {
+  static __device__ __forceinline__ void compute_ds(float (&dp)[scores], const float (&p)[scores]) {
 #pragma unroll
     for (int i = 0; i < scores; ++i) dp[i] *= p[i];
   }
@@ -213,11 +214,11 @@ class DoubleConsumer {
                     threadIdx.x % 32 / 4;
     const int before = m * C::block_m + 2 * (threadIdx.x % 4);
     const int left[2] = {rows.get(key) - before, rows.get(key + 8) - before};
-    hide(x, left);
+    apply_mask(x, left);
   }
 
   // The next query tile, which is hidden.
-  __device__ __forceinline__ void pass_by() {
+  __device__ __forceinline__ void skip_query_tile() {
     uint32_t ds[steps][4];
 #pragma unroll
     for (int k = 0; k < steps; ++k)
@@ -232,7 +233,7 @@ class DoubleConsumer {
     dq_.store_half(ds, 0);
     dq_.store_half(ds, 1);
     dq_.tell();
-    dq_.make_any_before(shift_);
+    dq_.compute_previous_dq_if_owned(shift_);
   }
 
   // This warpgroup's keys of K and V, and a stage of what is known of query rows.

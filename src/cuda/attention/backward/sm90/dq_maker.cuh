@@ -1,11 +1,11 @@
-// How a warpgroup of the sm90a backward kernel takes part in dQ, which sums over the keys of all: dS goes
-// to shared memory, and the warpgroups take turns to make dQ of a query tile and to add it to global
-// memory. dQ of a query tile is made one tile later.
+// How a warpgroup of the sm90a backward kernel takes part in dQ, which sums over the keys of all:
+// dS goes to shared memory, and the warpgroups take turns to make dQ of a query tile and to add it
+// to global memory. dQ of a query tile is made one tile later.
 #pragma once
 
 #include "attention/backward/shift.cuh"
 #include "attention/backward/sm90/barriers.cuh"
-#include "attention/backward/sm90/schedule.cuh"
+#include "attention/backward/sm90/key_tiles.cuh"
 #include "attention/backward/sm90/scores.cuh"
 #include "common/cluster.cuh"
 #include "common/global_access.cuh"
@@ -29,18 +29,19 @@ class DqMaker {
     ds_store_ = shared + C::ds_offset + key * 128 + ((lane / 16 ^ lane % 8) << 4);
   }
 
-  // Query tiles so far.
+  // The number of query tiles so far.
   __device__ __forceinline__ uint32_t count() const { return n_; }
-  // Stage of K of the query tile before, whose dQ is not made; or -1.
-  __device__ __forceinline__ int k_before() const { return k_before_; }
+  // The stage of K of the previous query tile, whose dQ is pending; or -1.
+  __device__ __forceinline__ int previous_k_stage() const { return previous_k_stage_; }
 
-  // dS of this query tile and this warpgroup's keys, as soon as dQ of the tile that lay there before
-  // has been made; then tells who makes dQ of it, or the warp that sends it.
-  __device__ __forceinline__ void hand_over(const uint32_t (&ds)[steps][4]) const {
+  // Stores dS of this query tile and this warpgroup's keys, once the earlier dS there has been
+  // consumed. Then signals the warpgroup that computes dQ, or the warp that sends dS.
+  __device__ __forceinline__ void publish_ds(const uint32_t (&ds)[steps][4]) const {
     store_ds(ds);
     tell();
   }
-  // The same in parts: of one of the warpgroup's tiles of keys, once the room for it has been awaited.
+  // The same in parts: of one of the warpgroup's tiles of keys, once the room for it has been
+  // awaited.
   __device__ __forceinline__ void await_room() const {
     const int stage = stage_of<own_ds_stages>(turn_of(n_));
     mbarrier_wait(barriers_.ds_empty(stage), parity_of<own_ds_stages>(turn_of(n_)) ^ 1);
@@ -53,43 +54,44 @@ class DqMaker {
     shared_store_fence();
   }
   __device__ __forceinline__ void tell() const {
-    if (!is_ours(n_)) {
+    if (!is_of_this_block(n_)) {
       __syncwarp();
-      release(barriers_.out_full());
+      release(barriers_.outgoing_ds_full());
     } else if (owner_of(n_) != group_) {
       named_barrier_arrive(barriers_.ds_full(stage_of<own_ds_stages>(turn_of(n_))),
                            128 * C::consumers);
     }
   }
-  // Whether dQ of the query tile before is not made yet, and is this warpgroup's.
-  __device__ __forceinline__ bool makes_before() const {
-    return k_before_ >= 0 && makes_dq_of(n_ - 1);
+  // True if dQ of the previous query tile is pending and belongs to this warpgroup.
+  __device__ __forceinline__ bool owns_previous_dq() const {
+    return previous_k_stage_ >= 0 && makes_dq_of(n_ - 1);
   }
-  __device__ __forceinline__ void await_before() const {
+  __device__ __forceinline__ void await_previous_ds() const {
     const uint32_t turn = turn_of(n_ - 1);
     named_barrier_sync(barriers_.ds_full(stage_of<own_ds_stages>(turn)), 128 * C::consumers);
-    if constexpr (C::pair) mbarrier_wait(barriers_.theirs_full(turn % 2), turn / 2 & 1);
+    if constexpr (C::pair) mbarrier_wait(barriers_.remote_ds_full(turn % 2), turn / 2 & 1);
   }
-  // It, behind an update of dK that may be in flight. after_dk: once it is not. All other products
-  // are done, too, when it returns. shift: what P was made with.
+  // Computes and adds dQ of the previous query tile, after an update of dK that may be in flight.
+  // after_dk is called once that update is done. On return all products are done. shift: the shift
+  // of P.
   template <typename AfterDk>
-  __device__ __forceinline__ void make_before(float shift, AfterDk after_dk) const {
+  __device__ __forceinline__ void compute_previous_dq(float shift, AfterDk after_dk) const {
     const uint32_t n = n_ - 1;
     float dq[columns];
     const int stage = stage_of<own_ds_stages>(turn_of(n));
     const uint64_t a = wgmma_descriptor(shared_ + C::ds_offset + stage * C::ds_bytes, C::ds_bytes);
-    const uint64_t b = wgmma_descriptor(k_tile(k_before_), C::kv_block_bytes);
+    const uint64_t b = wgmma_descriptor(k_tile(previous_k_stage_), C::kv_block_bytes);
     pin_registers(dq);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < C::block_n / 16; ++i)
       wgmma_mn_major<Element>(dq, a + (i * 2048 >> 4), b + (i * 2048 >> 4), i > 0);
     if constexpr (C::pair) {
-      const uint64_t theirs = wgmma_descriptor(shared_ + C::theirs_offset, C::ds_bytes);
-      const uint64_t their_k = wgmma_descriptor(k_tile(1), C::kv_block_bytes);
+      const uint64_t remote_ds = wgmma_descriptor(shared_ + C::remote_ds_offset, C::ds_bytes);
+      const uint64_t remote_k = wgmma_descriptor(k_tile(1), C::kv_block_bytes);
 #pragma unroll
       for (int i = 0; i < C::block_n / 16; ++i)
-        wgmma_mn_major<Element>(dq, theirs + (i * 2048 >> 4), their_k + (i * 2048 >> 4), 1);
+        wgmma_mn_major<Element>(dq, remote_ds + (i * 2048 >> 4), remote_k + (i * 2048 >> 4), 1);
     }
     wgmma_commit();
     wgmma_wait<1>();
@@ -99,7 +101,7 @@ class DqMaker {
     release(barriers_.ds_empty(stage));
     if constexpr (C::pair) {
       if (threadIdx.x % 32 == 0)
-        mbarrier_arrive_at(address_at(cluster_rank() ^ 1, barriers_.theirs_free()));
+        mbarrier_arrive_at(address_at(cluster_rank() ^ 1, barriers_.remote_ds_empty()));
     }
     const float factor = unshift_of<C>(shift);
     if constexpr (C::dq_stages > 0) {
@@ -113,28 +115,29 @@ class DqMaker {
       release(barriers_.dq_full(buffer));
     } else {
       float4* const to =
-          reinterpret_cast<float4*>(args_.dq + int64_t{tile_before_} * C::dq_floats) +
+          reinterpret_cast<float4*>(args_.dq + int64_t{previous_tile_} * C::dq_floats) +
           threadIdx.x % 128;
       each_four(dq, factor, [&](int j, float4 x) { add_in_memory(to + j * 128, x); });
     }
   }
-  __device__ __forceinline__ void make_any_before(float shift) const {
-    if (!makes_before()) return;
-    await_before();
-    make_before(shift, [] {});
+  __device__ __forceinline__ void compute_previous_dq_if_owned(float shift) const {
+    if (!owns_previous_dq()) return;
+    await_previous_ds();
+    compute_previous_dq(shift, [] {});
   }
-  // The same with no query tile to follow; then K is done with.
-  __device__ __forceinline__ void make_last(float shift) {
-    make_any_before(shift);
-    if (k_before_ >= 0) release(barriers_.k_empty(k_before_));
-    k_before_ = -1;
+  // The same after the last query tile; then releases K.
+  __device__ __forceinline__ void compute_last_dq(float shift) {
+    compute_previous_dq_if_owned(shift);
+    if (previous_k_stage_ >= 0) release(barriers_.k_empty(previous_k_stage_));
+    previous_k_stage_ = -1;
   }
-  // The query tile, of all heads', becomes the one before, and if it is the first of its key tile the K
-  // before is done with.
-  __device__ __forceinline__ void look_back_at(int tile, int k_stage) {
-    if (k_before_ >= 0 && k_before_ != k_stage) release(barriers_.k_empty(k_before_));
-    k_before_ = k_stage;
-    tile_before_ = tile;
+  // Makes this query tile (counted over all heads) the previous one. If it is the first of its key
+  // tile, releases the previous K.
+  __device__ __forceinline__ void advance_to(int tile, int k_stage) {
+    if (previous_k_stage_ >= 0 && previous_k_stage_ != k_stage)
+      release(barriers_.k_empty(previous_k_stage_));
+    previous_k_stage_ = k_stage;
+    previous_tile_ = tile;
     ++n_;
   }
 
@@ -145,26 +148,27 @@ class DqMaker {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
   }
 
-  // Blocks take turns, and in a block warpgroups; a stage of dS belongs to one of them.
-  __device__ __forceinline__ bool is_ours(uint32_t n) const {
+  // Blocks of a pair alternate, and the warpgroups of a block alternate; a stage of dS belongs to
+  // one of them.
+  __device__ __forceinline__ bool is_of_this_block(uint32_t n) const {
     return !C::pair || n % 2 == cluster_rank();
   }
   static __device__ __forceinline__ uint32_t turn_of(uint32_t n) { return C::pair ? n / 2 : n; }
   static __device__ __forceinline__ int owner_of(uint32_t n) { return turn_of(n) % C::consumers; }
   __device__ __forceinline__ bool makes_dq_of(uint32_t n) const {
-    return is_ours(n) && owner_of(n) == group_;
+    return is_of_this_block(n) && owner_of(n) == group_;
   }
 
   __device__ __forceinline__ void store_ds(const uint32_t (&ds)[steps][4]) const {
     const uint32_t turn = turn_of(n_);
     uint32_t to = ds_store_;
-    if (is_ours(n_)) {
+    if (is_of_this_block(n_)) {
       const int stage = stage_of<own_ds_stages>(turn);
       mbarrier_wait(barriers_.ds_empty(stage), parity_of<own_ds_stages>(turn) ^ 1);
       to += stage * C::ds_bytes;
     } else {
-      mbarrier_wait(barriers_.out_empty(), turn & 1 ^ 1);
-      to += C::out_offset - C::ds_offset;
+      mbarrier_wait(barriers_.outgoing_ds_empty(), turn & 1 ^ 1);
+      to += C::outgoing_ds_offset - C::ds_offset;
     }
 #pragma unroll
     for (int k = 0; k < steps; ++k) shared_store_matrices(to ^ 32 * k, ds[k]);
@@ -173,8 +177,8 @@ class DqMaker {
   __device__ __forceinline__ uint32_t k_tile(int stage) const {
     return shared_ + C::k_offset + stage * C::kv_bytes;
   }
-  // The buffer that dQ of the n-th query tile goes to has been read: once the turn has come that
-  // the copying warp gives for every tile but the first dq_stages.
+  // Waits until the buffer for dQ of the n-th query tile has been read. The adding warp signals
+  // that for every tile but the first dq_stages.
   __device__ __forceinline__ void await_turn(uint32_t n) const {
     if (n < C::dq_stages) return;
     const uint32_t turns = (n - C::dq_stages) / C::consumers;  // of this warpgroup before
@@ -192,10 +196,10 @@ class DqMaker {
   const uint32_t shared_;
   const Barriers<C>& barriers_;
   const int group_;
-  uint32_t ds_store_;  // where this lane's row of a matrix of dS goes, in the first stage
+  uint32_t ds_store_;  // address of this lane's row of a dS matrix, in the first stage
   uint32_t n_ = 0;
-  int k_before_ = -1;
-  int tile_before_;  // of all heads
+  int previous_k_stage_ = -1;
+  int previous_tile_;  // of all heads
 };
 
 }  // namespace baracuda::sm90::backward

@@ -1,4 +1,4 @@
-// The first addition to a tile of dQ, in any order: it stores, so that there need be no zeros.
+// Unordered additions to dQ whose first addition to a tile stores, so that dQ need not be zeroed.
 #pragma once
 
 #include "attention/backward/sm90/config.h"
@@ -13,9 +13,9 @@ template <typename Element, int HeadDim, int KStages, int DsStages, bool Pair, b
 constexpr bool stores_first<Config<Element, HeadDim, KStages, DsStages, Pair, Ordered, true>> =
     true;
 
-// A word is no_sums, then somebody stores, then has_sums for good. Who waits, waits for a copy that is
-// under way: no block waits for another's turn, whichever are resident. found: the word, read at any time
-// before. True: the caller stores, and tells; else it adds.
+// A tile's word is no_sums, then being_stored, then has_sums. A block waits only for a copy that is
+// in flight, so any number of blocks may be resident. found: the word, read at any earlier time.
+// True: the caller must store, and publish() it; else it adds.
 __device__ __forceinline__ bool claim(uint32_t* word, uint32_t found) {
   bool is_first = false;
   if (found != has_sums) {
@@ -27,7 +27,7 @@ __device__ __forceinline__ bool claim(uint32_t* word, uint32_t found) {
   fence_copies();
   return is_first;
 }
-// The store has landed.
+// Signals that the store has landed.
 __device__ __forceinline__ void publish(uint32_t* word) {
   fence_copies();
   store_release(word, has_sums);

@@ -12,8 +12,8 @@
 #include "attention/backward/sm90/consumer.cuh"
 #include "attention/backward/sm90/double_consumer.cuh"
 #include "attention/backward/sm90/producer.cuh"
-#include "common/cp_async.cuh"
 #include "common/dependent_launch.cuh"
+#include "common/shared_access.cuh"
 
 namespace baracuda::sm90::backward {
 
@@ -27,24 +27,24 @@ __global__ void __launch_bounds__(C::threads, 1) step_kernel(const __grid_consta
   if (warp == 0 && threadIdx.x % 32 == 0) {
     tma_prefetch_map(&args.k);
     tma_prefetch_map(&args.v);
-    if (args.query_tiles > 0) {  // else there are no maps of theirs
+    if (args.query_tiles > 0) {  // else these maps are empty
       tma_prefetch_map(&args.q);
       tma_prefetch_map(&args.dy);
     }
     barriers.init();
   }
   if constexpr (C::pair) {
-    cluster_sync();  // the other block arrives at barriers here
+    cluster_sync();  // the other block arrives at this block's barriers
   } else {
     __syncthreads();
   }
-  await_grids_before();
+  await_previous_grids();
   if (warp < 4) {
-    give_registers_back<C::producer_registers>();
+    decrease_registers<C::producer_registers>();
     if (warp == 0) {
       Producer<C>(args, shared, barriers).run();
     } else if (warp == 1) {
-      describe_key_tiles(args, shared, barriers);
+      schedule_key_tiles(args, shared, barriers);
     } else if (warp == 2) {
       if constexpr (C::ordered) {
         add_dq_in_turn(args, shared, barriers, 0);
@@ -53,14 +53,14 @@ __global__ void __launch_bounds__(C::threads, 1) step_kernel(const __grid_consta
       } else if constexpr (C::dq_stages > 0) {
         add_dq(args, shared, barriers);
       }
-      if constexpr (C::sends_ds) share_ds(shared, barriers, args.group);
+      if constexpr (C::sends_ds) exchange_ds(shared, barriers, args.group);
     } else if constexpr (C::ordered) {
       add_dq_in_turn(args, shared, barriers, 1);
     } else if constexpr (stores_first<C>) {
       add_dq_storing(args, shared, barriers, 1);
     }
   } else {
-    if constexpr (C::consumer_registers > 0) take_registers<C::consumer_registers>();
+    if constexpr (C::consumer_registers > 0) increase_registers<C::consumer_registers>();
     if constexpr (C::halves == 2) {
       DoubleConsumer<C>(args, shared, barriers, warp / 4 - 1).run();
     } else {
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(C::threads, 1) step_kernel(const __grid_consta
   }
   if constexpr (C::pair) {
     __syncwarp();
-    cluster_sync();  // nobody writes to a block that has ended
+    cluster_sync();  // the other block may still write here
   }
 }
 

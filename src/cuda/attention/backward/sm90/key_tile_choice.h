@@ -5,9 +5,9 @@
 
 namespace baracuda::sm90::backward {
 
-// Of 256 keys: half as many additions to dQ and reads of Q and dO, but fewer, longer tiles. Not where
-// those leave blocks without work for longer than they save. The state is the same for both, so that
-// each step chooses by its own keys.
+// Of 256 keys: half as many additions to dQ and reads of Q and dO, but fewer, longer tiles. Not
+// where those leave blocks without work for longer than they save. The state is the same for both,
+// so that each step chooses by its own keys.
 inline bool takes_double_tiles(const StepParams& p) {
   constexpr int64_t blocks = 132;  // of the cards there are; any number would be right
   const int64_t heads = p.batch * p.kv_heads;

@@ -20,7 +20,7 @@ using Rows = RowKernels<typename C::Element, C::head_dim,
                         C::ordered ? C::turn_words : stores_first<C>,
                         std::conditional_t<C::ordered, SumsInOrder, OneSum>>;
 
-// The one kernel that cannot be launched before it is set up: it has more shared memory than others.
+// Only the step kernel needs a set-up before its launch, for its shared memory.
 template <typename C>
 int32_t load_step_kernel() {
   static ReadyDevices ready;
@@ -52,9 +52,9 @@ int32_t encode_maps(const BackwardParams& params, Args& args) {
   return status;
 }
 
-// Heads whose key tiles are mixed under a mask: as many as keep Q, dO and the sums of dQ in an L2
-// of 40 MB or more (of a group one head is at work at a time), but so many that rounds of the grid
-// are nearly full.
+// The heads of a section, whose key tiles are mixed under a mask. As many as have Q, dO and sums of
+// dQ that fit an L2 of 40 MB or more (one head of a group runs at a time), and enough to nearly
+// fill the rounds of the grid.
 inline int64_t choose_section(const StepParams& p, int64_t key_tiles, int64_t grid) {
   constexpr int64_t l2_share = int64_t{32} << 20;
   const int64_t heads = p.batch * p.kv_heads;
@@ -73,7 +73,7 @@ inline int64_t choose_section(const StepParams& p, int64_t key_tiles, int64_t gr
   return heads;
 }
 
-// The key tiles of a head, and the blocks (or clusters) that work through those of all heads.
+// The key tiles of a head, and the resident blocks (or clusters).
 template <typename C>
 constexpr int cluster_of = C::pair ? 2 : 1;
 
@@ -90,7 +90,7 @@ int64_t resident_blocks(const StepParams& p, int processors) {
   return places < needed ? places : needed;
 }
 
-// dK, dV and what the step adds to dQ.
+// Launches the step kernel: dK, dV and the additions to dQ.
 template <typename C>
 int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   const StepParams& p = params.step;
@@ -126,7 +126,7 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   const int64_t grid = resident_blocks<C>(p, processors);
   args.kv_heads = make_divisor(p.kv_heads);
   const bool causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
-  // Of pairs half as many are at work.
+  // With pairs, half as many heads run at a time.
   const bool rising = draws_shortest_first(causal, p.heads / p.kv_heads);
   const int64_t fewest = rising ? (C::pair ? 1 : 2) : 4;
   const int64_t section =
@@ -174,7 +174,7 @@ constexpr BackwardFamily make_variant() {
         return status;
       },
       [](const BackwardParams& params, void* stream) {
-        // Beside a pair's step, blocks of it that wait for its end cost more than they save.
+        // With pairs, an overlapped launch costs more than it saves.
         return Rows<C>::launch_finish(params, !C::pair, static_cast<cudaStream_t>(stream));
       }};
 }

@@ -1,10 +1,10 @@
-// The copying side of the sm90a backward kernel: a warp that works out key tiles for all others,
-// one that copies tiles in, and one that adds dQ. They run in step; a warp's first lane copies.
+// The producer warps of the sm90a backward kernel. One schedules key tiles for all others, one
+// loads tiles, and one or two add dQ. The first lane of a warp issues its copies.
 #pragma once
 
 #include "attention/backward/sm90/barriers.cuh"
 #include "attention/backward/sm90/first_stores.cuh"
-#include "attention/backward/sm90/schedule.cuh"
+#include "attention/backward/sm90/key_tiles.cuh"
 #include "attention/backward/sm90/turns.cuh"
 #include "common/cluster.cuh"
 #include "common/tma.cuh"
@@ -12,30 +12,31 @@
 
 namespace baracuda::sm90::backward {
 
-// Fills the slots, up to two key tiles ahead of the consumers.
+// The scheduler warp: describes key tiles in the slots, ahead of the consumers.
 template <typename C>
-__device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t shared,
+__device__ __forceinline__ void schedule_key_tiles(const Args& args, uint32_t shared,
                                                    const Barriers<C>& barriers) {
   const int lane = threadIdx.x % 32;
-  KeyTileWalk<C::pair ? 2 : 1> walk;
+  KeyTileScheduler<C::pair ? 2 : 1> scheduler;
   KeyTile tile;
   int n = 0;  // of a drawn tile
   bool more = true;
 #pragma unroll 1
   for (uint32_t item = 0; more; ++item) {
     const int stage = stage_of<C::stages>(item);
-    const Slot<C> slot(shared, item);
+    const WorkTile<C> slot(shared, item);
     if constexpr (C::ordered) {
       if (item > 0) mbarrier_wait(barriers.tile_due(), parity_of<1>(item - 1));
-      more = DrawnTiles<C>(shared, barriers).next(args, item, n);
+      more = DynamicKeyTileScheduler<C>(shared, barriers).next(args, item, n);
     } else {
-      more = walk.next(args, tile);
+      more = scheduler.next(args, tile);
     }
     mbarrier_wait(barriers.slot_empty(stage), parity_of<C::stages>(item) ^ 1);
     if (more) {
-      if constexpr (!C::keeps_rows) mbarrier_wait(barriers.rows_taken(), parity_of<1>(item) ^ 1);
+      if constexpr (!C::keeps_rows)
+        mbarrier_wait(barriers.first_rows_empty(), parity_of<1>(item) ^ 1);
       // Only now: there are no registers to keep it in.
-      if constexpr (C::ordered) tile = DrawnTiles<C>::at(args, n);
+      if constexpr (C::ordered) tile = DynamicKeyTileScheduler<C>::at(args, n);
       const FirstRows<C> rows(shared, item);
       const int index = C::pair ? 2 * tile.index + cluster_rank() : tile.index;
       if (lane == 0) {
@@ -68,7 +69,7 @@ __device__ __forceinline__ void describe_key_tiles(const Args& args, uint32_t sh
   }
 }
 
-// Adds dQ of query tile after query tile, as the consumers leave it in shared memory.
+// Adds the dQ tiles that the consumers leave in shared memory to global memory.
 template <typename C>
 __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
                                        const Barriers<C>& barriers) {
@@ -78,7 +79,7 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
   for (uint32_t item = 0;; ++item) {
     const int stage = stage_of<C::stages>(item);
     mbarrier_wait(barriers.slot_full(stage), parity_of<C::stages>(item));
-    const Slot<C> slot(shared, item);
+    const WorkTile<C> slot(shared, item);
     const int count = uniform(slot.count());
     if (count < 0) break;
     const QueryTiles queries{slot.begin(), slot.step()};
@@ -97,7 +98,7 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
           tma_add_bytes(dq + int64_t{queries.at(i)} * C::dq_floats,
                         shared + C::dq_offset + buffer * 4 * C::dq_floats, 4 * C::dq_floats);
           tma_commit();
-          // Who makes dQ of the tile dq_stages - 1 behind the next gets the buffer read last.
+          // The buffer that has been read goes to the warpgroup of query tile n + 1.
           tma_wait_read<C::dq_stages - 1>();
           if (n + 1 >= C::dq_stages) mbarrier_arrive(barriers.dq_turn((n + 1) % C::consumers));
         }
@@ -108,7 +109,8 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
   if (leads) tma_wait<0>();
 }
 
-// The same, but the first addition stores: of every second query tile, those of one buffer, by one lane.
+// The same, but the first addition to a tile stores. Each warp serves one buffer: every second
+// query tile.
 template <typename C>
 __device__ __forceinline__ void add_dq_storing(const Args& args, uint32_t shared,
                                                const Barriers<C>& barriers, uint32_t buffer) {
@@ -119,12 +121,12 @@ __device__ __forceinline__ void add_dq_storing(const Args& args, uint32_t shared
   for (uint32_t item = 0;; ++item) {
     const int stage = stage_of<C::stages>(item);
     mbarrier_wait(barriers.slot_full(stage), parity_of<C::stages>(item));
-    const Slot<C> slot(shared, item);
+    const WorkTile<C> slot(shared, item);
     const int count = slot.count();
     if (count < 0) break;
     const QueryTiles queries{slot.begin(), slot.step()};
     const int head = (slot.batch() * args.heads + slot.kv_head() * args.group) * args.query_tiles;
-    each_query_tile<false>(args.group, count, [&](int g, int i) {
+    for_each_query_tile<false>(args.group, count, [&](int g, int i) {
       if (n % 2 == buffer) {
         const int tile = head + g * args.query_tiles + queries.at(i);
         uint32_t* const word = args.turns + tile;
@@ -153,9 +155,9 @@ __device__ __forceinline__ void add_dq_storing(const Args& args, uint32_t shared
   tma_wait<0>();
 }
 
-// The same, each addition in its turn: of every second query tile, those of one buffer. One lane does
-// it. There are two such warps, for the turn is passed only when the addition has landed, which takes as
-// long as a query tile of a small head_dim.
+// The same, with every addition in its turn. Each of two warps serves one buffer: every second
+// query tile. A turn is passed only when the addition has landed, which for a small head_dim takes
+// as long as a query tile; so one warp would not suffice.
 template <typename C>
 __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared,
                                                const Barriers<C>& barriers, uint32_t buffer) {
@@ -166,12 +168,12 @@ __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared
   for (uint32_t item = 0;; ++item) {
     const int stage = stage_of<C::stages>(item);
     mbarrier_wait(barriers.slot_full(stage), parity_of<C::stages>(item));
-    const Slot<C> slot(shared, item);
+    const WorkTile<C> slot(shared, item);
     const int count = slot.count();
     if (count < 0) return;
-    each_query_tile<true>(args.group, count, [&](int g, int i) {
+    for_each_query_tile<true>(args.group, count, [&](int g, int i) {
       if (n % 2 == buffer) {
-        // Read anew every time: there are no registers to keep it in.
+        // Read again each time, since registers are short.
         const int m = QueryTiles{slot.begin(), slot.step()}.at(i);
         const int head = slot.batch() * args.heads + slot.kv_head() * args.group + g;
         const int index = slot.key0() / C::block_n;
@@ -199,10 +201,10 @@ __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared
   }
 }
 
-// Of a pair: sends dS of the query tiles whose dQ the other block makes, and tells it that its own
-// has arrived.
+// Pairs only: sends dS of the query tiles whose dQ the other block computes, and confirms the dS
+// that arrives here.
 template <typename C>
-__device__ __forceinline__ void share_ds(uint32_t shared, const Barriers<C>& barriers,
+__device__ __forceinline__ void exchange_ds(uint32_t shared, const Barriers<C>& barriers,
                                             int group_heads) {
   const bool leads = threadIdx.x % 32 == 0;
   const int rank = cluster_rank();
@@ -211,7 +213,7 @@ __device__ __forceinline__ void share_ds(uint32_t shared, const Barriers<C>& bar
   for (uint32_t item = 0;; ++item) {
     const int stage = stage_of<C::stages>(item);
     mbarrier_wait(barriers.slot_full(stage), parity_of<C::stages>(item));
-    const int count = uniform(Slot<C>(shared, item).count());
+    const int count = uniform(WorkTile<C>(shared, item).count());
     if (count < 0) break;
     __syncwarp();
     if (leads) mbarrier_arrive(barriers.slot_empty(stage));
@@ -219,17 +221,17 @@ __device__ __forceinline__ void share_ds(uint32_t shared, const Barriers<C>& bar
 #pragma unroll 1
     for (; n < end; ++n) {
       const uint32_t turn = n / 2;
-      const uint32_t full = barriers.theirs_full(turn % 2);
+      const uint32_t full = barriers.remote_ds_full(turn % 2);
       if (n % 2 == rank) {
         if (leads) mbarrier_arrive_expect(full, C::ds_bytes);
         mbarrier_wait(full, turn / 2 & 1);
-        if (leads) mbarrier_arrive_at(address_at(rank ^ 1, barriers.out_empty()));
+        if (leads) mbarrier_arrive_at(address_at(rank ^ 1, barriers.outgoing_ds_empty()));
       } else {
-        mbarrier_wait(barriers.out_full(), turn & 1);
-        mbarrier_wait(barriers.theirs_free(), turn & 1 ^ 1);
+        mbarrier_wait(barriers.outgoing_ds_full(), turn & 1);
+        mbarrier_wait(barriers.remote_ds_empty(), turn & 1 ^ 1);
         if (leads)
-          copy_to_block(address_at(rank ^ 1, shared + C::theirs_offset), shared + C::out_offset,
-                        C::ds_bytes, address_at(rank ^ 1, full));
+          copy_to_block(address_at(rank ^ 1, shared + C::remote_ds_offset),
+                        shared + C::outgoing_ds_offset, C::ds_bytes, address_at(rank ^ 1, full));
       }
       __syncwarp();
     }
@@ -249,14 +251,14 @@ class Producer {
     for (uint32_t item = 0;; ++item) {
       const int stage = stage_of<C::stages>(item);
       mbarrier_wait(barriers_.slot_full(stage), parity_of<C::stages>(item));
-      const Slot<C> slot(shared_, item);
+      const WorkTile<C> slot(shared_, item);
       const int count = uniform(slot.count());
       if (count < 0) return;
       const int key0 = slot.key0(), batch = slot.batch(), kv_head = slot.kv_head();
       const QueryTiles queries{slot.begin(), slot.step()};
       __syncwarp();
       if (leads()) mbarrier_arrive(barriers_.slot_empty(stage));
-      // A single buffer of K is free last of all.
+      // A single buffer of K is the last to become free.
       constexpr bool k_first = C::k_stages > 1;
       if (k_first || count == 0) load_k(item, key0, kv_head, batch);
       bool has_v = false;
@@ -268,7 +270,7 @@ class Producer {
         }
       };
       take_next_when_due();
-      each_query_tile<C::ordered>(args_.group, count, [&](int g, int i) {
+      for_each_query_tile<C::ordered>(args_.group, count, [&](int g, int i) {
         const int m = queries.at(i), head = kv_head * args_.group + g;
         load_q(n, batch, head, m);
         if (!has_v) load_v(item, key0, kv_head, batch);
@@ -279,7 +281,7 @@ class Producer {
         --left;
         take_next_when_due();
       });
-      if (!has_v) load_v(item, key0, kv_head, batch);  // the consumers count it
+      if (!has_v) load_v(item, key0, kv_head, batch);  // the consumers wait for it
     }
   }
 

@@ -1,5 +1,4 @@
-// What becomes of scores in the sm90a backward kernels: S and dP of 64 keys and a query tile, made
-// transposed, then P and dS as operands.
+// S and dP of 64 keys and a query tile, computed transposed, and P and dS as operands.
 #pragma once
 
 #include <stdint.h>
@@ -11,7 +10,7 @@
 
 namespace baracuda::sm90::backward {
 
-// One operand from each tile, 64 keys by 64 queries, less the rows' lse or delta: ones has ones in
+// Issues S (or dP) of 64 keys and 64 queries, less the lse (or delta) of each row: `ones` is one in
 // the columns of the statistics that hold it.
 template <typename C, int Scores>
 __device__ __forceinline__ void issue_scores(float (&d)[Scores], uint32_t keys, uint32_t query_tile,
@@ -28,7 +27,7 @@ __device__ __forceinline__ void issue_scores(float (&d)[Scores], uint32_t keys, 
   wgmma_commit();
 }
 
-// The same, of keys that are held in registers.
+// The same, with the keys in registers.
 template <typename C, int Scores, int Steps>
 __device__ __forceinline__ void issue_scores(float (&d)[Scores], const uint32_t (&keys)[Steps][4],
                                              uint32_t query_tile, const uint32_t (&ones)[4],
@@ -51,8 +50,9 @@ __device__ __forceinline__ void load_keys(uint32_t (&a)[Steps][4], uint32_t keys
   for (int i = 0; i < Steps; ++i) shared_load_matrices(at ^ 32 * i, a[i]);
 }
 
-// Adds the products with the rows of a query tile to dV or dK. At most 128 columns at a time: ptxas
-// wants an instruction's registers to be among those that a kernel of 512 threads begins with.
+// Adds the products with the rows of a query tile to dV or dK. At most 128 columns at a time,
+// because ptxas requires an instruction's registers to be among those that a kernel of 512 threads
+// starts with.
 template <typename C, int Columns, int Steps>
 __device__ __forceinline__ void issue_update(float (&d)[Columns], const uint32_t (&a)[Steps][4],
                                              uint32_t query_tile) {
@@ -68,34 +68,34 @@ __device__ __forceinline__ void issue_update(float (&d)[Columns], const uint32_t
   wgmma_commit();
 }
 
-// P of S, times two to the shift.
+// Computes P from S, times two to the shift.
 template <typename C, int Scores>
-__device__ __forceinline__ void take_weights(float (&p)[Scores], const float (&s)[Scores],
-                                             float scale_log2, float shift) {
+__device__ __forceinline__ void compute_p(float (&p)[Scores], const float (&s)[Scores],
+                                          float scale_log2, float shift) {
 #pragma unroll
   for (int i = 0; i < Scores; ++i)
     p[i] = exp2_approx(C::shifts ? fmaf(s[i], scale_log2, shift) : s[i] * scale_log2);
 }
 
 template <typename C, int Scores>
-__device__ __forceinline__ void take_weights(float (&s)[Scores], float scale_log2, float shift) {
-  take_weights<C>(s, s, scale_log2, shift);
+__device__ __forceinline__ void compute_p(float (&s)[Scores], float scale_log2, float shift) {
+  compute_p<C>(s, s, scale_log2, shift);
 }
 
-// What takes the shift off again.
+// The factor that removes the shift.
 template <typename C>
 __device__ __forceinline__ float unshift_of(float shift) {
   if constexpr (!C::shifts) return 1.0f;
-  // Volatile: made anew where it is needed, not kept in a register.
+  // Volatile, so that it is recomputed where it is needed instead of kept in a register.
   float factor;
   asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(factor) : "f"(-shift));
   return factor;
 }
 
-// left: rows of the query tile before the first that sees each of a thread's two keys. By select:
-// where P is zero dP or delta may be NaN.
+// Zeroes masked elements. left: the number of rows of the query tile before the first row that sees
+// each of the thread's two keys. Uses a select, because dP or delta may be NaN where P is zero.
 template <int Scores>
-__device__ __forceinline__ void hide(float (&x)[Scores], const int (&left)[2]) {
+__device__ __forceinline__ void apply_mask(float (&x)[Scores], const int (&left)[2]) {
 #pragma unroll
   for (int i = 0; i < Scores; ++i)
     if (i / 4 * 8 + i % 2 < left[i / 2 % 2]) x[i] = 0.0f;

@@ -1,11 +1,11 @@
-// What the sm90a backward step kernel knows of a query row.
+// The row statistics of the sm90a backward step kernel.
 #pragma once
 
 #include "common/dtype.cuh"
 
 namespace baracuda::sm90::backward {
 
-// -x in three parts of eight bits each: the sum of their products with ones is exact.
+// Splits -x into three parts of eight bits; the sum of their products with ones is exact.
 __device__ __forceinline__ uint2 negative_parts(float x) {
   const float high = __bfloat162float(__float2bfloat16_rn(-x));
   const float middle = __bfloat162float(__float2bfloat16_rn(-x - high));
@@ -14,8 +14,8 @@ __device__ __forceinline__ uint2 negative_parts(float x) {
   return make_uint2(Part::pack(high, middle), Part::pack(low, 0.0f));
 }
 
-// [row][8] of bf16, a K-major operand: -lse / scale in four columns and -delta in four. Products with
-// ones take them off S and dP.
+// [row][8] of bf16, a K-major operand: four columns hold -lse / scale and four hold -delta.
+// Products with ones subtract them from S and dP.
 struct SplitStatistics {
   static constexpr int row_bytes = 16;
   static double lse_factor(double scale) { return 1.0 / scale; }

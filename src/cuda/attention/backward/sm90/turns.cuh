@@ -1,20 +1,21 @@
-// Taking turns at the sums of dQ, see backward/order.h: the words and the counter in memory.
+// The ordered additions to dQ (see backward/order.h): the words of query tiles and the counter of
+// key tiles.
 #pragma once
 
 #include "attention/backward/order.h"
 #include "attention/backward/sm90/barriers.cuh"
-#include "attention/backward/sm90/schedule.cuh"
+#include "attention/backward/sm90/key_tiles.cuh"
 #include "common/cluster.cuh"
 #include "common/global_access.cuh"
 
 namespace baracuda::sm90::backward {
 
-// Where the sum of a key tile begins, in query tiles of all heads.
+// The first query tile of a key tile's sum, counted over all sums and heads.
 __device__ __forceinline__ int sum_of(const Args& args, int index) {
   return sum_of_key_tile(index, args.log2_sums) * args.dq_tiles;
 }
 
-// True: there are no sums yet.
+// Waits for the key tile's turn. True if there are no sums yet.
 __device__ __forceinline__ bool await_turn(const uint32_t* word, const KeyTileTurn& turn, int m) {
   uint32_t found = load_acquire(word);
   if (turn.waits(m))
@@ -22,20 +23,21 @@ __device__ __forceinline__ bool await_turn(const uint32_t* word, const KeyTileTu
   fence_copies();
   return found == no_sums;
 }
-// Once the addition has landed.
+// Passes the turn on; call it once the addition has landed.
 __device__ __forceinline__ void pass_turn(uint32_t* word, const KeyTileTurn& turn, int m) {
   fence_copies();
   store_release(word, turn.left_at(m));
 }
 
-// Key tiles as blocks draw them; of a pair the first block does, and tells the other.
+// A dynamic scheduler: blocks take key tiles from a counter. In a pair the first block does, and
+// tells the other.
 template <typename C>
-class DrawnTiles {
+class DynamicKeyTileScheduler {
  public:
-  __device__ __forceinline__ DrawnTiles(uint32_t shared, const Barriers<C>& barriers)
+  __device__ __forceinline__ DynamicKeyTileScheduler(uint32_t shared, const Barriers<C>& barriers)
       : shared_(shared), barriers_(barriers) {}
 
-  // The number of the item-th of this block; false: there is none.
+  // The number of this block's item-th key tile. False if there is none.
   __device__ __forceinline__ bool next(const Args& args, uint32_t item, int& n) const {
     if constexpr (C::pair) {
       n = draw_for_pair(args, item);
@@ -45,20 +47,21 @@ class DrawnTiles {
     return n < args.batch_kv_heads * args.key_tiles;
   }
   static __device__ __forceinline__ KeyTile at(const Args& args, int n) {
-    const DrawnTile drawn = drawn_tile(n, args.section, args.section_tiles, args.batch_kv_heads,
-                                       args.key_tiles, args.shortest_first);
+    const DrawnTile next_tile_full =
+        drawn_tile(n, args.section, args.section_tiles, args.batch_kv_heads, args.key_tiles,
+                   args.shortest_first);
     KeyTile tile;
-    tile.index = drawn.index;
-    tile.descends = args.causal && drawn.rises;
-    tile.batch = args.kv_heads.quotient(drawn.head);
-    tile.kv_head = drawn.head - tile.batch * static_cast<int>(args.kv_heads.divisor);
+    tile.index = next_tile_full.index;
+    tile.descends = args.causal && next_tile_full.rises;
+    tile.batch = args.kv_heads.quotient(next_tile_full.head);
+    tile.kv_head = next_tile_full.head - tile.batch * static_cast<int>(args.kv_heads.divisor);
     return tile;
   }
 
  private:
-  // Every block draws in vain once: the last to do so puts the counter back.
+  // Every block finds the counter exhausted once; the last block to do so resets it.
   __device__ __forceinline__ int draw(const Args& args, uint32_t item) const {
-    // Without rows there is no order, and no counter.
+    // Without rows there is no scratch and no counter.
     if (args.turns == nullptr)
       return static_cast<int>((blockIdx.x + item * gridDim.x) / cluster);
     uint32_t n = 0;
@@ -71,20 +74,20 @@ class DrawnTiles {
   }
 
   __device__ __forceinline__ int draw_for_pair(const Args& args, uint32_t item) const {
-    const uint32_t word = shared_ + C::drawn_offset, parity = item & 1;
+    const uint32_t word = shared_ + C::next_tile_offset, parity = item & 1;
     const bool leads = threadIdx.x % 32 == 0;
     if (cluster_rank() == 0) {
       const int n = draw(args, item);
-      mbarrier_wait(barriers_.drawn_taken(), parity ^ 1);
-      if (leads) store_at(address_at(1, word), n, address_at(1, barriers_.drawn()));
+      mbarrier_wait(barriers_.next_tile_empty(), parity ^ 1);
+      if (leads) store_at(address_at(1, word), n, address_at(1, barriers_.next_tile_full()));
       __syncwarp();
       return n;
     }
-    if (leads) mbarrier_arrive_expect(barriers_.drawn(), 4);
-    mbarrier_wait(barriers_.drawn(), parity);
+    if (leads) mbarrier_arrive_expect(barriers_.next_tile_full(), 4);
+    mbarrier_wait(barriers_.next_tile_full(), parity);
     const int n = shared_load(word);
     __syncwarp();
-    if (leads) mbarrier_arrive_at(address_at(0, barriers_.drawn_taken()));
+    if (leads) mbarrier_arrive_at(address_at(0, barriers_.next_tile_empty()));
     return n;
   }
 

@@ -15,7 +15,7 @@ struct Barriers<WideConfig<E, M, O>> {
   __device__ __forceinline__ uint32_t q_empty(int stage) const { return at(2 + stage); }
   __device__ __forceinline__ uint32_t slot_full(int stage) const { return at(4 + stage); }
   __device__ __forceinline__ uint32_t slot_empty(int stage) const { return at(6 + stage); }
-  // dS of both blocks has arrived; dQ has been made of it, here and there.
+  // dS of both blocks has arrived; both blocks have consumed it.
   __device__ __forceinline__ uint32_t ds_full() const { return at(8); }
   __device__ __forceinline__ uint32_t ds_empty() const { return at(9); }
   __device__ __forceinline__ uint32_t dy_full() const { return at(10); }
@@ -24,22 +24,21 @@ struct Barriers<WideConfig<E, M, O>> {
   __device__ __forceinline__ uint32_t k_empty() const { return at(13); }
   __device__ __forceinline__ uint32_t v_full() const { return at(14); }
   __device__ __forceinline__ uint32_t v_empty() const { return at(15); }
-  // The consumers have read which rows see their keys of the last key tile.
-  __device__ __forceinline__ uint32_t rows_taken() const { return at(16); }
-  // Of an ordered step: the block takes its next key tile; the first block has told the other
-  // which, and may tell it the next one.
+  // The consumers have read the first rows of the latest key tile.
+  __device__ __forceinline__ uint32_t first_rows_empty() const { return at(16); }
+  // Ordered steps only. The block may take its next key tile; the first block has told the other
+  // which; it may tell the next one.
   __device__ __forceinline__ uint32_t tile_due() const { return at(17); }
-  __device__ __forceinline__ uint32_t drawn() const { return at(18); }
-  __device__ __forceinline__ uint32_t drawn_taken() const { return at(19); }
-  // A piece of dQ lies there for one or the other of the two warps that add; the buffer has been
-  // read.
+  __device__ __forceinline__ uint32_t next_tile_full() const { return at(18); }
+  __device__ __forceinline__ uint32_t next_tile_empty() const { return at(19); }
+  // A piece of dQ is in the buffer, for one of the two adding warps; the buffer has been read.
   __device__ __forceinline__ uint32_t dq_ready(int adder, int buffer) const {
     return at(20 + 2 * adder + buffer);
   }
   __device__ __forceinline__ uint32_t dq_read(int buffer) const { return at(24 + buffer); }
 
-  // Named ones. Two that the warpgroup of dQ waits at, and P between the two others: all their
-  // threads arrive, or racecheck would not see that it is in order.
+  // Named barriers: two inside the warpgroup of dQ, and two for P between the other warpgroups. All
+  // threads arrive, because racecheck would otherwise report a race.
   static constexpr int dq_free = 1, dq_full = 2, p_full = 3, p_empty = 4;
 
   __device__ __forceinline__ void init() const {
@@ -59,9 +58,10 @@ struct Barriers<WideConfig<E, M, O>> {
     mbarrier_init(k_empty(), readers);
     mbarrier_init(v_full(), 1);
     mbarrier_init(v_empty(), 4);
-    mbarrier_init(rows_taken(), readers);
+    mbarrier_init(first_rows_empty(), readers);
     if constexpr (C::ordered) {
-      for (uint32_t barrier : {tile_due(), drawn(), drawn_taken()}) mbarrier_init(barrier, 1);
+      for (uint32_t barrier : {tile_due(), next_tile_full(), next_tile_empty()})
+        mbarrier_init(barrier, 1);
       for (int i = 0; i < 2; ++i) {
         for (int adder = 0; adder < 2; ++adder) mbarrier_init(dq_ready(adder, i), 4);
         mbarrier_init(dq_read(i), 1);

@@ -8,12 +8,12 @@
 
 namespace baracuda::sm90::backward {
 
-// Two blocks of a cluster go over the same query tiles, each with 64 keys of its own; each makes dQ
-// of one half of the columns, over the keys of both, and holds that half of the other's K. In a
-// block one warpgroup makes S, P and dV, one dP, dS and dK, and one dQ: 64 keys by 256 columns of
-// one gradient are all that a warpgroup's registers hold. The first hands P to the second, in f32.
-// Multicast: each block copies one half of Q and dO to both. Ordered: sums of dQ have a fixed
-// order, see backward/order.h; each half of a query tile's columns has a turn of its own.
+// The two blocks of a cluster iterate over the same query tiles, each with 64 keys of its own. Each
+// computes one half of the columns of dQ, over the keys of both, and holds that half of the other
+// block's K. In a block one warpgroup computes S, P and dV, one dP, dS and dK, and one dQ, because
+// a warpgroup's registers hold only one gradient of 64 keys by 256 columns. The first passes P to
+// the second, in f32. Multicast: each block loads one half of Q and dO for both. Ordered: sums of
+// dQ have a fixed order, see backward/order.h; each half of the columns has its own turn.
 template <typename Element_, bool Multicast, bool Ordered = false>
 struct WideConfig {
   using Element = Element_;
@@ -37,7 +37,7 @@ struct WideConfig {
   static constexpr bool pair = true;
   static constexpr bool ordered = Ordered;
   static constexpr int turn_words = Ordered ? 2 : 0;  // of a query tile
-  // Query tiles that a block still has to copy in when it takes its next key tile.
+  // A block takes its next key tile when it has this many query tiles left to load.
   static constexpr int lead = 4;
   static constexpr bool sends_ds = false;  // by a warp of its own
   static constexpr bool multicast = Multicast;
@@ -59,14 +59,14 @@ struct WideConfig {
   static constexpr int statistics_bytes = 16 * block_m;  // of its rows: prepare.cuh
 
   static constexpr int k_offset = 0;
-  static constexpr int their_k_offset = k_offset + tile_bytes;
-  static constexpr int v_offset = their_k_offset + half_bytes;
+  static constexpr int remote_k_offset = k_offset + tile_bytes;
+  static constexpr int v_offset = remote_k_offset + half_bytes;
   static constexpr int q_offset = v_offset + tile_bytes;
   static constexpr int dy_offset = q_offset + stages * tile_bytes;
   static constexpr int ds_offset = dy_offset + tile_bytes;
-  static constexpr int theirs_offset = ds_offset + ds_bytes;
-  // Not at the end: memcheck takes the operand that is read twice for one of twice the bytes.
-  static constexpr int statistics_offset = theirs_offset + ds_bytes;
+  static constexpr int remote_ds_offset = ds_offset + ds_bytes;
+  // Not at the end, because memcheck assumes twice the bytes for an operand that is read twice.
+  static constexpr int statistics_offset = remote_ds_offset + ds_bytes;
   static constexpr int p_offset = statistics_offset + stages * statistics_bytes;
   static constexpr int dq_offset = p_offset + p_bytes;
   static constexpr int slots_offset = dq_offset + dq_pieces * dq_piece_bytes;
@@ -74,8 +74,8 @@ struct WideConfig {
   static constexpr int rows_offset = slots_offset + stages * slot_bytes;
   static constexpr int barrier_offset = rows_offset + 4 * block_n;
   static constexpr int barriers = Ordered ? 26 : 17;
-  static constexpr int drawn_offset = barrier_offset + 8 * barriers;
-  static constexpr int shared_bytes = drawn_offset + (Ordered ? 4 : 0);
+  static constexpr int next_tile_offset = barrier_offset + 8 * barriers;
+  static constexpr int shared_bytes = next_tile_offset + (Ordered ? 4 : 0);
   static constexpr int max_shared_bytes = 227 * 1024;
   static_assert(shared_bytes <= max_shared_bytes, "more shared memory than a block can have");
 };

@@ -1,8 +1,8 @@
-// The computing side of the sm90a backward kernel at head_dim 256: three warpgroups, one for each
-// gradient, over the same 64 keys.
+// The consumers of the sm90a backward kernel at head_dim 256: three warpgroups over the same 64
+// keys, one for each gradient.
 //
-// S and dP are made transposed, as at other head_dims. dS goes to shared memory of both blocks of the
-// pair, for dQ of their half of the columns.
+// S and dP are computed transposed, as at other head_dims. dS goes to the shared memory of both
+// blocks of the pair; each computes its half of the columns of dQ.
 #pragma once
 
 #include "attention/backward/sm90/consumer.cuh"
@@ -17,7 +17,7 @@ static __device__ __forceinline__ int thread_of_group() { return threadIdx.x % 1
 static __device__ __forceinline__ void release(uint32_t barrier) {
   if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
 }
-// In both blocks.
+// Arrives at the barrier of both blocks.
 static __device__ __forceinline__ void release_in_pair(uint32_t barrier) {
   const int lane = threadIdx.x % 32;
   if (lane < 2) mbarrier_arrive_at(address_at(lane, barrier));
@@ -31,7 +31,7 @@ __device__ __forceinline__ float shift_from(const Args& args) {
 
 }  // namespace wide
 
-// Keys: the warpgroup of dP, dS and dK; else that of S, P and dV.
+// Keys: the warpgroup that computes dP, dS and dK. Otherwise the one that computes S, P and dV.
 template <typename C, bool Keys>
 class KeyGradient {
   using Element = typename C::Element;
@@ -50,10 +50,10 @@ class KeyGradient {
     for (uint32_t item = 0;; ++item) {
       const int stage = stage_of<C::stages>(item);
       mbarrier_wait(barriers_.slot_full(stage), parity_of<C::stages>(item));
-      const Slot<C> slot(shared_, item);
+      const WorkTile<C> slot(shared_, item);
       const int count = uniform(slot.count());
       if (count < 0) {
-        if constexpr (!Keys) await_reader();  // no arrivals stay behind
+        if constexpr (!Keys) await_p_read();  // no arrivals stay behind
         return;
       }
       float gradient[columns];
@@ -62,7 +62,7 @@ class KeyGradient {
       read_first_rows();
       if (count > 0) {
         mbarrier_wait(Keys ? barriers_.v_full() : barriers_.k_full(), parity_of<1>(key_tiles));
-        go_over_queries(gradient, slot, count);
+        mainloop(gradient, slot, count);
         wide::release(Keys ? barriers_.v_empty() : barriers_.k_empty());
         ++key_tiles;
       }
@@ -95,29 +95,29 @@ class KeyGradient {
     first_row_[0] = rows.get(key) - 2 * (threadIdx.x % 4);
     first_row_[1] = rows.get(key + 8) - 2 * (threadIdx.x % 4);
     block_first_row_ = uniform(rows.get(0));
-    // Or the difference would be made anew for every query tile, of a key's row that is spilled.
+    // Keeps the compiler from spilling the row and recomputing the difference for every query tile.
     if constexpr (C::ordered) asm volatile("" : "+r"(first_row_[0]), "+r"(first_row_[1]));
     __syncwarp();
-    wide::release(barriers_.rows_taken());
+    wide::release(barriers_.first_rows_empty());
   }
 
-  __device__ __forceinline__ void go_over_queries(float (&gradient)[columns], const Slot<C>& slot,
-                                                  int count) {
+  __device__ __forceinline__ void mainloop(float (&gradient)[columns], const WorkTile<C>& slot,
+                                           int count) {
     const QueryTiles queries{uniform(slot.begin()), uniform(slot.step())};
-    const int whole_from = uniform(slot.whole_from());
-    each_query_tile<C::ordered>(args_.group, count, [&](int, int i) {
+    const int first_unmasked_row = uniform(slot.first_unmasked_row());
+    for_each_query_tile<C::ordered>(args_.group, count, [&](int, int i) {
       const int m = queries.at(i);
       if ((m + 1) * C::block_m <= block_first_row_) {
-        pass_by();
+        skip_query_tile();
       } else {
-        fold(gradient, m, m * C::block_m < whole_from);
+        mainloop_step(gradient, m, m * C::block_m < first_unmasked_row);
       }
       ++n_;
     });
   }
 
-  // Takes in the n_-th query tile, m of its head. masked: there are rows that do not see all keys.
-  __device__ __forceinline__ void fold(float (&gradient)[columns], int m, bool masked) {
+  // Processes the n_-th query tile, m of its head. masked: some rows do not see all keys.
+  __device__ __forceinline__ void mainloop_step(float (&gradient)[columns], int m, bool masked) {
     float x[scores];  // S, then P; or dP, then dS
     uint32_t a[steps][4];
     const int stage = stage_of<C::stages>(n_);
@@ -128,8 +128,8 @@ class KeyGradient {
     mbarrier_wait(barriers_.q_full(stage), parity_of<C::stages>(n_));
     if constexpr (Keys) mbarrier_wait(barriers_.dy_full(), parity_of<1>(n_));
     pin_registers(x);
-    // A fragment of ones in the columns that hold a row's lse, or its delta. Volatile: kept from
-    // tile to tile it is more than there is room for.
+    // A fragment with ones in the columns that hold a row's lse, or its delta. Volatile, so that it
+    // is recomputed: keeping it would take too many registers.
     uint32_t ones[4] = {0, 0, 0, 0};
     uint32_t lane;
     asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
@@ -143,12 +143,12 @@ class KeyGradient {
     pin_registers(x);
     release_rows(Keys ? barriers_.dy_empty() : barriers_.q_empty(stage));
     if constexpr (Keys) {
-      take_p(x);
+      multiply_by_p(x);
     } else {
-      take_weights<C>(x, args_.scale_log2, shift_);
+      compute_p<C>(x, args_.scale_log2, shift_);
     }
-    if (masked) hide(x, left);
-    if constexpr (!Keys) give_p(x);
+    if (masked) apply_mask(x, left);
+    if constexpr (!Keys) send_p(x);
 #pragma unroll
     for (int k = 0; k < steps; ++k) pack<Element>(x, k, a[k]);
     if constexpr (!Keys) mbarrier_wait(barriers_.dy_full(), parity_of<1>(n_));
@@ -161,8 +161,8 @@ class KeyGradient {
     release_rows(Keys ? barriers_.q_empty(stage) : barriers_.dy_empty());
   }
 
-  // The n_-th query tile, no row of which sees a key of this block.
-  __device__ __forceinline__ void pass_by() {
+  // Skips the n_-th query tile, whose rows see no key of this block.
+  __device__ __forceinline__ void skip_query_tile() {
     const int stage = stage_of<C::stages>(n_);
     mbarrier_wait(barriers_.q_full(stage), parity_of<C::stages>(n_));
     mbarrier_wait(barriers_.dy_full(), parity_of<1>(n_));
@@ -178,25 +178,25 @@ class KeyGradient {
     }
   }
 
-  // P goes from thread to thread.
+  // P goes from a thread of one warpgroup to the same thread of the other.
   __device__ __forceinline__ uint32_t p_address() const {
     return shared_ + C::p_offset + wide::thread_of_group() * 16;
   }
-  // Once what was handed over before has been read.
-  __device__ __forceinline__ void await_reader() {
-    if (handed_over_) named_barrier_sync(Barriers<C>::p_empty, 256);
+  // Waits until the previous P has been read.
+  __device__ __forceinline__ void await_p_read() {
+    if (p_sent_) named_barrier_sync(Barriers<C>::p_empty, 256);
   }
-  __device__ __forceinline__ void give_p(const float (&p)[scores]) {
-    await_reader();
+  __device__ __forceinline__ void send_p(const float (&p)[scores]) {
+    await_p_read();
 #pragma unroll
     for (int j = 0; j < scores / 4; ++j)
       shared_store(p_address() + j * 2048,
                    make_float4(p[4 * j], p[4 * j + 1], p[4 * j + 2], p[4 * j + 3]));
     named_barrier_arrive(Barriers<C>::p_full, 256);
-    handed_over_ = true;
+    p_sent_ = true;
   }
-  // dS of dP.
-  __device__ __forceinline__ void take_p(float (&dp)[scores]) const {
+  // Turns dP into dS.
+  __device__ __forceinline__ void multiply_by_p(float (&dp)[scores]) const {
     named_barrier_sync(Barriers<C>::p_full, 256);
 #pragma unroll
     for (int j = 0; j < scores / 4; ++j) {
@@ -209,8 +209,8 @@ class KeyGradient {
     named_barrier_arrive(Barriers<C>::p_empty, 256);
   }
 
-  // dS of the n_-th query tile, here and in the other block, as soon as both have made dQ of the
-  // tile that lay there before. A warp sends its 16 keys.
+  // Stores dS of the n_-th query tile in both blocks, once both have consumed the previous dS. A
+  // warp sends its 16 keys.
   __device__ __forceinline__ void store_ds(const uint32_t (&ds)[steps][4]) const {
     const int lane = threadIdx.x % 32;
     const uint32_t of_warp = wide::thread_of_group() / 32 * 2048;
@@ -225,7 +225,7 @@ class KeyGradient {
     if (lane == 0) {
       mbarrier_arrive_expect(full, 2048);
       const int other = cluster_rank() ^ 1;
-      copy_to_block(address_at(other, shared_ + C::theirs_offset + of_warp), mine, 2048,
+      copy_to_block(address_at(other, shared_ + C::remote_ds_offset + of_warp), mine, 2048,
                     address_at(other, full));
     }
     __syncwarp();
@@ -235,13 +235,13 @@ class KeyGradient {
   const uint32_t shared_;
   const Barriers<C>& barriers_;
   const float shift_;         // a whole number
-  int first_row_[2];          // that see this thread's keys, less its first column
-  int block_first_row_;       // that sees the block's first key
+  int first_row_[2];     // the first rows that see this thread's keys, less its first column
+  int block_first_row_;  // the first row that sees the block's first key
   uint32_t n_ = 0;            // query tiles so far
-  bool handed_over_ = false;  // a P, to the other warpgroup
+  bool p_sent_ = false;       // a P, to the other warpgroup
 };
 
-// The warpgroup of dQ: this block's half of the columns, over the keys of both blocks.
+// The warpgroup that computes dQ: this block's half of the columns, over the keys of both blocks.
 template <typename C>
 class QueryGradient {
   using Element = typename C::Element;
@@ -258,7 +258,7 @@ class QueryGradient {
     for (uint32_t item = 0;; ++item) {
       const int stage = stage_of<C::stages>(item);
       mbarrier_wait(barriers_.slot_full(stage), parity_of<C::stages>(item));
-      const Slot<C> slot(shared_, item);
+      const WorkTile<C> slot(shared_, item);
       const int count = uniform(slot.count());
       if (count < 0) break;
       const QueryTiles queries{uniform(slot.begin()), uniform(slot.step())};
@@ -268,7 +268,7 @@ class QueryGradient {
       wide::release(barriers_.slot_empty(stage));
       if (count == 0) continue;
       mbarrier_wait(barriers_.k_full(), parity_of<1>(key_tiles));
-      each_query_tile<C::ordered>(args_.group, count, [&](int g, int i) {
+      for_each_query_tile<C::ordered>(args_.group, count, [&](int g, int i) {
         add_tile(n, (head0 + g) * args_.query_tiles + queries.at(i));
         ++n;
       });
@@ -281,15 +281,16 @@ class QueryGradient {
  private:
   static __device__ __forceinline__ bool leads() { return wide::thread_of_group() == 0; }
 
-  // tile: the n-th query tile, of all heads. Ordered, others add it: wide_producer.cuh.
+  // tile: the n-th query tile, counted over all heads. In ordered steps other warps add it:
+  // wide_producer.cuh.
   __device__ __forceinline__ void add_tile(uint32_t n, int tile) const {
     float dq[columns];
     const int rank = cluster_rank();
     const uint64_t mine = wgmma_descriptor(shared_ + C::ds_offset, C::ds_bytes);
-    const uint64_t theirs = wgmma_descriptor(shared_ + C::theirs_offset, C::ds_bytes);
+    const uint64_t remote_ds = wgmma_descriptor(shared_ + C::remote_ds_offset, C::ds_bytes);
     const uint64_t k =
         wgmma_descriptor(shared_ + C::k_offset + rank * C::half_bytes, C::kv_block_bytes);
-    const uint64_t their_k = wgmma_descriptor(shared_ + C::their_k_offset, C::kv_block_bytes);
+    const uint64_t remote_k = wgmma_descriptor(shared_ + C::remote_k_offset, C::kv_block_bytes);
     mbarrier_wait(barriers_.ds_full(), parity_of<1>(n));
     pin_registers(dq);
     wgmma_fence();
@@ -298,7 +299,7 @@ class QueryGradient {
       wgmma_mn_major<Element>(dq, mine + (i * 2048 >> 4), k + (i * 2048 >> 4), i > 0);
 #pragma unroll
     for (int i = 0; i < C::block_n / 16; ++i)
-      wgmma_mn_major<Element>(dq, theirs + (i * 2048 >> 4), their_k + (i * 2048 >> 4), 1);
+      wgmma_mn_major<Element>(dq, remote_ds + (i * 2048 >> 4), remote_k + (i * 2048 >> 4), 1);
     wgmma_commit();
     wgmma_wait<0>();
     pin_registers(dq);
@@ -354,13 +355,13 @@ class Consumer<WideConfig<E, M, O>> {
 
   __device__ __forceinline__ void run() const {
     if (group_ == 0) {
-      take_registers<C::gradient_registers>();
+      increase_registers<C::gradient_registers>();
       KeyGradient<C, false>(args_, shared_, barriers_).run();
     } else if (group_ == 1) {
-      take_registers<C::gradient_registers>();
+      increase_registers<C::gradient_registers>();
       KeyGradient<C, true>(args_, shared_, barriers_).run();
     } else {
-      give_registers_back<C::dq_registers>();
+      decrease_registers<C::dq_registers>();
       QueryGradient<C>(args_, shared_, barriers_).run();
     }
   }

@@ -1,4 +1,4 @@
-// The copying warps of the sm90a backward kernel at head_dim 256.
+// The producer warps of the sm90a backward kernel at head_dim 256.
 #pragma once
 
 #include "attention/backward/sm90/producer.cuh"
@@ -6,12 +6,12 @@
 
 namespace baracuda::sm90::backward {
 
-// A half of a query tile of dQ, and whose turn it is there: of the i-th query tile of a key tile
-// and the g-th head of its group. Read anew every time: there are no registers to keep it in.
+// One half of the columns of a query tile of dQ, and the turn at it: the i-th query tile of a key
+// tile in the g-th head of its group. Read again each time, since registers are short.
 template <typename C>
 class HalfTile {
  public:
-  __device__ __forceinline__ HalfTile(const Args& args, const Slot<C>& slot, int g, int i)
+  __device__ __forceinline__ HalfTile(const Args& args, const WorkTile<C>& slot, int g, int i)
       : m_(QueryTiles{slot.begin(), slot.step()}.at(i)),
         tile_(slot.first_tile() + g * args.query_tiles + m_),
         turn_{slot.place(), slot.next_begin(), !args.causal || slot.step() < 0} {}
@@ -35,9 +35,9 @@ class HalfTile {
   const KeyTileTurn turn_;
 };
 
-// Adds this block's half of dQ, of every second query tile, each addition in its turn. There are
-// two such warps, and one lane of each does it: the turn is passed only when the addition has
-// landed, and meanwhile the other warp adds the next query tile.
+// Adds this block's half of dQ, with every addition in its turn. Two warps alternate query tiles,
+// with one lane each: a turn is passed only when the addition has landed, and meanwhile the other
+// warp adds the next query tile.
 template <typename E, bool M>
 __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared,
                                                const Barriers<WideConfig<E, M, true>>& barriers,
@@ -49,10 +49,10 @@ __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared
   for (uint32_t item = 0;; ++item) {
     const int stage = stage_of<C::stages>(item);
     mbarrier_wait(barriers.slot_full(stage), parity_of<C::stages>(item));
-    const Slot<C> slot(shared, item);
+    const WorkTile<C> slot(shared, item);
     const int count = slot.count();
     if (count < 0) return;
-    each_query_tile<true>(args.group, count, [&](int g, int i) {
+    for_each_query_tile<true>(args.group, count, [&](int g, int i) {
       if (n++ % 2 != adder) return;
       const bool is_first = HalfTile<C>(args, slot, g, i).await(args);
       float* to = HalfTile<C>(args, slot, g, i).sums(args);
@@ -96,7 +96,7 @@ class Producer<WideConfig<E, M, O>> {
     for (uint32_t item = 0;; ++item) {
       const int stage = stage_of<C::stages>(item);
       mbarrier_wait(barriers_.slot_full(stage), parity_of<C::stages>(item));
-      const Slot<C> slot(shared_, item);
+      const WorkTile<C> slot(shared_, item);
       const int count = uniform(slot.count());
       if (count < 0) return;
       const int key0 = slot.key0(), batch = slot.batch(), kv_head = slot.kv_head();
@@ -113,7 +113,7 @@ class Producer<WideConfig<E, M, O>> {
       take_next_when_due();
       if (count == 0) continue;
       bool has_keys = false;
-      each_query_tile<C::ordered>(args_.group, count, [&](int g, int i) {
+      for_each_query_tile<C::ordered>(args_.group, count, [&](int g, int i) {
         const int m = queries.at(i), head = kv_head * args_.group + g;
         load_q(n, batch, head, m);
         if (!has_keys) load_v(key_tiles, key0, kv_head, batch);
@@ -146,7 +146,7 @@ class Producer<WideConfig<E, M, O>> {
       mbarrier_arrive_expect(full, C::tile_bytes + C::half_bytes);
       copy_keys(args_.k, full, C::k_offset, 0, C::column_blocks, key0, kv_head, batch);
       constexpr int half = C::column_blocks / 2;
-      copy_keys(args_.k, full, C::their_k_offset, rank_ * half, half, key0 ^ C::block_n, kv_head,
+      copy_keys(args_.k, full, C::remote_k_offset, rank_ * half, half, key0 ^ C::block_n, kv_head,
                 batch);
     }
     __syncwarp();

@@ -68,7 +68,7 @@ class FlashBlock {
     // neighbours.
     for (int64_t start = begin / tile_keys_ * tile_keys_; start < end; start += tile_keys_) {
       if (problem_.stop.ask(problem_.stop.context)) return;
-      fold_tile(start, smaller(tile_keys_, end - start));
+      add_key_tile(start, smaller(tile_keys_, end - start));
     }
     if (problem_.last) {
       write_output();
@@ -118,13 +118,13 @@ class FlashBlock {
     }
   }
 
-  void fold_tile(int64_t start, int64_t keys) {
+  void add_key_tile(int64_t start, int64_t keys) {
     const E* k_rows = static_cast<const E*>(problem_.k) + start * problem_.k_stride;
     const E* v_rows = static_cast<const E*>(problem_.v) + start * problem_.v_stride;
     Tile k = convert_tile(k_rows, problem_.k_stride, keys, 1, k_tile_);
     Tile v = convert_tile(v_rows, problem_.v_stride, keys, kWidth, v_tile_);
     for (int64_t first = 0; first < rows_.count; first += kPanel) {
-      fold_panel(first, smaller(kPanel, rows_.count - first), start, keys, k, v);
+      add_key_tile_to_panel(first, smaller(kPanel, rows_.count - first), start, keys, k, v);
     }
   }
 
@@ -151,7 +151,8 @@ class FlashBlock {
     return {tile, tile_stride_};
   }
 
-  void fold_panel(int64_t first, int64_t rows, int64_t start, int64_t tile_keys, Tile k, Tile v) {
+  void add_key_tile_to_panel(int64_t first, int64_t rows, int64_t start, int64_t tile_keys, Tile k,
+                             Tile v) {
     Seen seen;
     KeyRange some = {tile_keys, 0};
     KeyRange all = {0, tile_keys};

@@ -29,7 +29,7 @@ class RowState {
 
   // Merges the state that earlier steps left.
   template <typename Warp>
-  __device__ __forceinline__ void take_in(Warp& w) const {
+  __device__ __forceinline__ void merge_previous_state(Warp& w) const {
 #pragma unroll
     for (int r = 0; r < rows; ++r) {
       if (!in_tensor(r)) continue;

@@ -199,9 +199,9 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   launch_dependent_grids();
   // The previous step may run until here. If this step follows it directly, its operands are older,
   // and the previous step may run until its state is needed.
-  if (!args.follows) await_grids_before();
+  if (!args.follows) await_previous_grids();
   BlockWork work;
-  if (!block_work(args, C::block_m, work)) return await_grids_before();
+  if (!block_work(args, C::block_m, work)) return await_previous_grids();
 
   const uint32_t q_tile = shared_address(shared);
   const uint32_t k_tile = q_tile + C::q_bytes;
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   const int tiles = ceil_div(limits[C::block_m - 1], C::block_n);
   if (tiles == 0 && !args.first && !args.last) {  // the state stays as it is
     cp_async_wait<0>();
-    return await_grids_before();
+    return await_previous_grids();
   }
 
   const int64_t k_step = row_bytes<Element>(args.k_strides) * KvCopy::rows_per_pass;
@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   Warp<C> warp;
   warp.clear();
 
-  const auto fold = [&](int tile, bool masked) {
+  const auto mainloop_step = [&](int tile, bool masked) {
     cp_async_wait<0>();
     __syncthreads();  // K has arrived; every warp is done with the previous V
     KvCopy::copy(v_tile, v_src, v_step, args.key_len - int64_t{tile} * C::block_n);
@@ -266,10 +266,10 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   };
   int tile = tiles - 1;
   if constexpr (C::lean_loop) {
-    for (; (tile + 1) * C::block_n > limits[0]; --tile) fold(tile, true);
-    for (; tile >= 0; --tile) fold(tile, false);
+    for (; (tile + 1) * C::block_n > limits[0]; --tile) mainloop_step(tile, true);
+    for (; tile >= 0; --tile) mainloop_step(tile, false);
   } else {
-    for (; tile >= 0; --tile) fold(tile, (tile + 1) * C::block_n > limits[0]);
+    for (; tile >= 0; --tile) mainloop_step(tile, (tile + 1) * C::block_n > limits[0]);
   }
 
   // Without tiles no warp has waited for Q yet, and y is staged in its place.
@@ -278,8 +278,8 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
   const BlockWork finished = unpark(parked);
   const int warp_first = threadIdx.x / 32 * C::warp_rows;
   const RowState<C> state(args, finished, limits, warp_first);
-  await_grids_before();
-  if (!args.first) state.take_in(warp);
+  await_previous_grids();
+  if (!args.first) state.merge_previous_state(warp);
   if (args.last) {
     state.finish(warp, shared + warp_first * Layout::bytes);
   } else {

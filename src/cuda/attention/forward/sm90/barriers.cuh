@@ -1,4 +1,4 @@
-// The barriers of the sm90a kernel, and what its warps hand one another of a query tile.
+// The barriers of the sm90a kernel, and the description of a work tile in shared memory.
 #pragma once
 
 #include "attention/forward/sm90/config.h"
@@ -8,10 +8,10 @@
 
 namespace baracuda::sm90 {
 
-// Addresses of the barriers. "full": the data has arrived; "empty": every warp that reads it is
-// done. K and V are read by all consumers, Q and the slots by one warpgroup. Slots are written and
-// read by ordinary instructions, so every thread that does arrives: at slot_full, and at q_empty
-// once it has read the slots before.
+// Addresses of the barriers. "full": the data has arrived. "empty": every reading warp is done. All
+// consumers read K and V; one warpgroup reads its Q and its slots. Slots are written and read by
+// ordinary instructions, so every writing thread arrives at slot_full, and every reading thread
+// arrives at q_empty once it has read the earlier slots.
 template <typename C>
 struct Barriers {
   uint32_t base;
@@ -50,12 +50,12 @@ struct Barriers {
   }
 };
 
-// What a warpgroup must know of its n-th query tile, in shared memory: a warp of warpgroup 0 works
-// it out while the consumers are busy, and they need not keep it in registers.
+// The n-th query tile of a consumer warpgroup, described in shared memory. A warp of warpgroup 0
+// computes it while the consumers are busy, and the consumers need no registers for it.
 template <typename C>
-class Slot {
+class WorkTile {
  public:
-  __device__ __forceinline__ Slot(uint32_t shared, int group, uint32_t n)
+  __device__ __forceinline__ WorkTile(uint32_t shared, int group, uint32_t n)
       : address_(shared + C::slots_offset + (group * C::slots + n % C::slots) * C::slot_bytes) {}
 
   __device__ __forceinline__ int batch_head() const { return shared_load(address_); }
@@ -65,7 +65,8 @@ class Slot {
   __device__ __forceinline__ int row0() const { return shared_load(address_ + 12); }
   // Key tiles; -1: no more work.
   __device__ __forceinline__ int tiles() const { return shared_load(address_ + 16); }
-  // Key tiles that some row of the warpgroup sees: the first so many, which come last.
+  // How many key tiles some row of the warpgroup sees. They are the first ones, and are computed
+  // last.
   __device__ __forceinline__ int seen() const { return shared_load(address_ + 20); }
   // Keys that the i-th row of the warpgroup sees; the first row sees the fewest.
   __device__ __forceinline__ int limit(int i) const { return shared_load(address_ + 32 + 4 * i); }

@@ -5,17 +5,17 @@
 
 namespace baracuda::sm90 {
 
-// FIRST or LAST; FIRST and LAST.
+// The steps that a configuration has kernels for: all; those with FIRST or LAST; those with FIRST
+// and LAST.
 enum class Served { any_step, ends_of_rings, whole_calls };
 
-// Warpgroup 0 copies, the others compute 64 query rows each.
-// TakeTurns: they issue their products one after the other, in a fixed order. Pays with three of
-// them at head_dim 64, where softmax takes longer than the products; with two, at head_dim 128 and
-// 256, each does better on its own.
-// LastN: columns that the last key tile is given where it holds no more keys; BlockN: no such case.
-// ScoresAhead: the scores of a key tile are asked for before the products with V of the tile before
-// the last are waited for; takes registers for the weights of two tiles. Served: the steps that
-// there are kernels of it for.
+// Warpgroup 0 is the producer. The others are consumers of 64 query rows each. TakeTurns: the
+// consumers issue their products in a fixed order. This pays with three consumers at head_dim 64,
+// where the softmax takes longer than the products. With two consumers, at head_dim 128 and 256, it
+// does not. LastN: columns computed for the last key tile if it holds that few keys; BlockN: always
+// all columns. ScoresAhead: the QK product of a key tile is issued before the wait for the PV
+// product of the tile before the previous one. Takes registers for the weights of two tiles. Steps:
+// the steps that the configuration has kernels for.
 template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns,
           int LastN = BlockN, bool ScoresAhead = false, Served Steps = Served::any_step>
 struct Config {
@@ -27,13 +27,13 @@ struct Config {
   static constexpr int group_m = 64;  // query rows of a warpgroup
   static constexpr int block_m = group_m * Consumers;
   static constexpr int threads = 128 * (Consumers + 1);
-  // setmaxnreg shares out anew what the block was launched with; asking for more waits forever.
+  // setmaxnreg redistributes the block's registers. A request beyond them would wait forever.
   static constexpr int launch_registers = 65536 / threads / 8 * 8;
   static constexpr bool scores_ahead = ScoresAhead;
   static constexpr bool wants_most_registers = ScoresAhead && BlockN > 128;
   static constexpr int producer_registers = Consumers > 2 ? 32 : wants_most_registers ? 24 : 56;
-  // Answers of rows that see no key pass through registers of the warps that copy.
-  static constexpr bool ends_keyless_rows = producer_registers > 24;
+  // The outputs of fully masked rows pass through registers of the producer warps.
+  static constexpr bool finishes_masked_rows = producer_registers > 24;
   static constexpr int consumer_registers = Consumers > 2 ? 160 : wants_most_registers ? 240 : 224;
   static_assert(producer_registers + Consumers * consumer_registers <=
                     (Consumers + 1) * launch_registers, "more registers than the block has");
@@ -55,8 +55,8 @@ struct Config {
 
   static constexpr int k_offset = Consumers * q_bytes;
   static constexpr int v_offset = k_offset + stages * kv_bytes;
-  // Slot n is written once the scores of tile n - 2 are all taken; tiles n - 1 and n - 2 still want
-  // theirs then.
+  // Slot n is written once all scores of tile n - 2 have been read. The slots of tiles n - 1 and n
+  // - 2 are still in use then.
   static constexpr int slots = 4;
   static constexpr int slot_bytes = 4 * (8 + group_m);
   static constexpr int barriers = 4 * stages + Consumers * (slots + 2);

@@ -1,13 +1,13 @@
-// The computing side of the sm90a kernel: a warpgroup with 64 query rows at a time.
+// A consumer warpgroup of the sm90a kernel: 64 query rows at a time.
 //
-// It owns all columns of S and O, so a row's statistics live in one quad of lanes and P goes from
-// the accumulators of QK to the A operand of PV without leaving registers. The softmax of a key
-// tile runs beside the tensor cores twice: PV of the tile before is still in flight, and so are the
-// products of the other warpgroups.
+// The warpgroup owns all columns of S and O. So a row's statistics live in one quad of lanes, and P
+// goes from the accumulators of QK to the A operand of PV in registers. The softmax of a key tile
+// overlaps with tensor-core work twice: with PV of the previous tile, and with the products of the
+// other warpgroups.
 //
-// It may ask for scores ahead (Config): a warpgroup is bound by its own chain of products, softmax
-// and products. Weights that have registers of their own, while PV still reads those of the tile
-// before, take packing, the wait for PV and most of the rescaling of O out of that chain.
+// A warpgroup is bound by its chain of QK, softmax and PV. With ScoresAhead (config.h) the weights
+// of a tile have registers of their own while PV still reads those of the previous tile. That takes
+// packing, the wait for PV and most of the rescaling of O out of the chain.
 #pragma once
 
 #include <math_constants.h>
@@ -36,83 +36,88 @@ class Consumer {
   __device__ __forceinline__ void run() {
     float o[C::head_dim / 2];
     RowStatistics rows;
-    look_at(0);
+    load_work_tile(0);
 #pragma unroll 1
     for (uint32_t n = 0; uniform(tiles_) >= 0; ++n) {
-      const Slot<C> tile(shared_, group_, n);
+      const WorkTile<C> tile(shared_, group_, n);
 #pragma unroll
       for (int i = 0; i < C::head_dim / 2; ++i) o[i] = 0.0f;
       rows = RowStatistics{{-CUDART_INF_F, -CUDART_INF_F}, {0.0f, 0.0f}};
       await_q(n);
       seen_ = uniform(seen_);
-      pass_by(uniform(tiles_) - seen_);
-      Before before;
+      skip_key_tiles(uniform(tiles_) - seen_);
+      PreviousState previous;
       if (seen_ > 0) {
         if constexpr (C::scores_ahead) {
-          fold_ahead(o, rows, before, tile, n);
+          mainloop_ahead(o, rows, previous, tile, n);
         } else {
-          fold(o, rows, before, tile, n);
+          mainloop(o, rows, previous, tile, n);
         }
       } else {
         release_q();
-        load_before(before, tile);
-        look_at(n + 1);
+        load_previous_state(previous, tile);
+        load_work_tile(n + 1);
       }
-      end(o, rows, before, tile);
+      epilogue(o, rows, previous, tile);
     }
   }
 
  private:
-  // The state of the step before, which is wanted at a tile's end: up to then that step may still
-  // be running. o: where there are registers to read it ahead.
-  static constexpr bool reads_ahead = Last && C::head_dim <= 128;
-  struct Before {
+  // The state that the previous step left. It is loaded at the end of a tile, since the previous
+  // step may run until then. o: loaded early if there are registers for it.
+  static constexpr bool preloads_state = Last && C::head_dim <= 128;
+  struct PreviousState {
     RowStatistics rows;
     typename StateRows<C>::Fragments o;
   };
-  __device__ __forceinline__ void load_before(Before& before, const Slot<C>& tile) const {
+  __device__ __forceinline__ void load_previous_state(PreviousState& previous,
+                                                      const WorkTile<C>& tile) const {
     if constexpr (!First) {
-      await_grids_before();
+      await_previous_grids();
       const StateRows<C> state(args_, tile);
-      state.load_statistics(before.rows);
-      if constexpr (reads_ahead) state.load(before.o);
+      state.load_statistics(previous.rows);
+      if constexpr (preloads_state) state.load(previous.o);
     }
   }
-  // A step between the first and the last does not load o_acc: its share, brought under the maximum
-  // that the state was begun with, is added where it lies. Not so where a warp's scores rose far.
-  __device__ __forceinline__ void end(float (&o)[C::head_dim / 2], RowStatistics& rows,
-                                      const Before& before, const Slot<C>& tile) const {
+  // A step between the first and the last does not load o_acc. It scales its share to the maximum
+  // that the state was begun with, and adds it in memory. If a warp's scores rose too far for that,
+  // it loads and rewrites the state.
+  __device__ __forceinline__ void epilogue(float (&o)[C::head_dim / 2], RowStatistics& rows,
+                                           const PreviousState& previous,
+                                           const WorkTile<C>& tile) const {
     const StateRows<C> state(args_, tile);
     if constexpr (Last) {
-      if constexpr (!First) take_in(o, rows, before, state);
+      if constexpr (!First) merge_previous_state(o, rows, previous, state);
       state.finish(o, rows);
       return;
     }
     float factor[2];
     if constexpr (First) {
       state.save(o);
-    } else if (join_statistics(rows, before.rows, args_.scale_log2, factor)) {
+    } else if (merge_under_previous_max(rows, previous.rows, args_.scale_log2, factor)) {
 #pragma unroll
       for (int i = 0; i < C::head_dim / 2; ++i) o[i] *= factor[i / 2 % 2];
       state.save_sum(o);
     } else {
-      take_in(o, rows, before, state);
+      merge_previous_state(o, rows, previous, state);
       state.save(o);
     }
     state.save_statistics(rows);
   }
-  __device__ __forceinline__ void take_in(float (&o)[C::head_dim / 2], RowStatistics& rows,
-                                          const Before& before, const StateRows<C>& state) const {
-    const Factors factors = merge_statistics(rows, before.rows, args_.scale_log2);
-    if constexpr (reads_ahead) {
-      state.add(o, factors, before.o);
+  __device__ __forceinline__ void merge_previous_state(float (&o)[C::head_dim / 2],
+                                                       RowStatistics& rows,
+                                                       const PreviousState& previous,
+                                                       const StateRows<C>& state) const {
+    const Factors factors = merge_statistics(rows, previous.rows, args_.scale_log2);
+    if constexpr (preloads_state) {
+      state.add(o, factors, previous.o);
     } else {
       state.add(o, factors);
     }
   }
 
-  // Where the configuration says so, warpgroups issue their products in a fixed order, so that
-  // one's softmax meets the others' products.
+  // With take_turns, warpgroups issue their products in a fixed order, so that the softmax of one
+  // overlaps with the products of the others.
   __device__ __forceinline__ void await_turn() const {
     if constexpr (C::take_turns) named_barrier_sync(1 + group_, 256);
   }
@@ -123,12 +128,13 @@ class Consumer {
   static __device__ __forceinline__ void release(uint32_t barrier) {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
   }
-  // K of this turn, and V of the n-th: the one before, or in the end this one.
+  // K of this iteration, and V of the n-th one: the previous iteration, or at the end this one.
   __device__ __forceinline__ void await_k() const {
-    mbarrier_wait(barriers_.k_full(stage_of<C::stages>(turn_)), parity_of<C::stages>(turn_));
+    mbarrier_wait(barriers_.k_full(stage_of<C::stages>(iteration_)),
+                  parity_of<C::stages>(iteration_));
   }
   __device__ __forceinline__ void release_k() const {
-    release(barriers_.k_empty(stage_of<C::stages>(turn_)));
+    release(barriers_.k_empty(stage_of<C::stages>(iteration_)));
   }
   __device__ __forceinline__ void await_v(uint32_t n) const {
     mbarrier_wait(barriers_.v_full(stage_of<C::stages>(n)), parity_of<C::stages>(n));
@@ -136,10 +142,11 @@ class Consumer {
   __device__ __forceinline__ void release_v(uint32_t n) const {
     release(barriers_.v_empty(stage_of<C::stages>(n)));
   }
-  // The n-th query tile comes next. Asked while products run; the slot was filled long before.
-  __device__ __forceinline__ void look_at(uint32_t n) {
+  // Makes the n-th query tile the current one. Called while products run; its slot was filled
+  // earlier.
+  __device__ __forceinline__ void load_work_tile(uint32_t n) {
     mbarrier_wait(barriers_.slot_full(group_, n % C::slots), parity_of<C::slots>(n));
-    const Slot<C> tile(shared_, group_, n);
+    const WorkTile<C> tile(shared_, group_, n);
     tiles_ = tile.tiles();
     seen_ = tile.seen();
   }
@@ -150,7 +157,7 @@ class Consumer {
     mbarrier_arrive(barriers_.q_empty(group_));
   }
 
-  // Of the first columns of a key tile, as many as s has room for.
+  // Issues QK for the first columns of a key tile: as many as s holds.
   template <int S>
   __device__ __forceinline__ void issue_scores(float (&s)[S], uint32_t n) const {
     const int stage = stage_of<C::stages>(n);
@@ -175,135 +182,140 @@ class Consumer {
     wgmma_commit();
   }
 
-  // Key tiles that only other warpgroups see.
-  __device__ __forceinline__ void pass_by(int tiles) {
+  // Releases key tiles that only other warpgroups see.
+  __device__ __forceinline__ void skip_key_tiles(int tiles) {
 #pragma unroll 1
     for (; tiles > 0; --tiles) {
-      ++turn_;
+      ++iteration_;
       await_turn();
       pass_turn();
       await_k();
       release_k();
-      await_v(turn_);
-      release_v(turn_);
+      await_v(iteration_);
+      release_v(iteration_);
     }
   }
 
-  // Folds the keys of a query tile that the warpgroup sees into o: from the last key tile to the
-  // first, the scores of each beside the weights and V of the one before.
-  __device__ __forceinline__ void fold(float (&o)[C::head_dim / 2], RowStatistics& rows,
-                                       Before& before, const Slot<C>& query, uint32_t n) {
+  // Processes the key tiles that the warpgroup sees, from the last to the first. QK of each tile
+  // overlaps with PV of the previous one.
+  __device__ __forceinline__ void mainloop(float (&o)[C::head_dim / 2], RowStatistics& rows,
+                                           PreviousState& previous, const WorkTile<C>& query,
+                                           uint32_t n) {
     uint32_t p[C::block_n / 16][4];
     const int unmasked = query.limit(0);
     const auto needs_mask = [&](int tile) { return (tile + 1) * C::block_n > unmasked; };
     int t = seen_ - 1;
     if constexpr (C::last_n < C::block_n) {
-      // Few keys in the last tile: as many columns as they need, while nothing else runs.
+      // The last tile holds few keys: compute only the columns that they need.
       if (query.limit(C::group_m - 1) - t * C::block_n <= C::last_n) {
-        uint32_t few[C::last_n / 16][4];
-        begin(rows, few, query, t, needs_mask(t));
-        if (--t < 0) return finish(o, few, before, query, n);
-        both(o, rows, few, p, query, t, [&] { return needs_mask(t); });
+        uint32_t short_p[C::last_n / 16][4];
+        mainloop_prologue(rows, short_p, query, t, needs_mask(t));
+        if (--t < 0) return mainloop_tail(o, short_p, previous, query, n);
+        mainloop_step(o, rows, short_p, p, query, t, [&] { return needs_mask(t); });
       } else {
-        begin(rows, p, query, t, needs_mask(t));
+        mainloop_prologue(rows, p, query, t, needs_mask(t));
       }
     } else {
-      begin(rows, p, query, t, needs_mask(t));
+      mainloop_prologue(rows, p, query, t, needs_mask(t));
     }
 #pragma unroll 1
-    for (--t; t >= 0 && needs_mask(t); --t) both(o, rows, p, p, query, t, std::true_type{});
+    for (--t; t >= 0 && needs_mask(t); --t)
+      mainloop_step(o, rows, p, p, query, t, std::true_type{});
 #pragma unroll 1
-    for (; t >= 0; --t) both(o, rows, p, p, query, t, std::false_type{});
-    finish(o, p, before, query, n);
+    for (; t >= 0; --t) mainloop_step(o, rows, p, p, query, t, std::false_type{});
+    mainloop_tail(o, p, previous, query, n);
   }
 
   using Weights = uint32_t[C::block_n / 16][4];
-  // The turn to come, the same in all lanes, and whether its K was seen to be there. Looked at
-  // beside the softmax, so that the products need not wait for the answers.
-  struct Coming {
-    uint32_t turn;
+  // The next iteration, equal in all lanes, and whether its K has arrived. Tested beside the
+  // softmax, so that the products do not wait for the test.
+  struct NextKeyTile {
+    uint32_t iteration;
     bool k_is_full;
   };
-  __device__ __forceinline__ Coming look_ahead() const {
-    const uint32_t turn = uniform(turn_ + 1);
-    return {turn, mbarrier_test(barriers_.k_full(stage_of<C::stages>(turn)),
-                                parity_of<C::stages>(turn))};
+  __device__ __forceinline__ NextKeyTile peek_next_key_tile() const {
+    const uint32_t iteration = uniform(iteration_ + 1);
+    return {iteration, mbarrier_test(barriers_.k_full(stage_of<C::stages>(iteration)),
+                                     parity_of<C::stages>(iteration))};
   }
-  // As fold, with scores ahead. The weights of two tiles are alive at a time and change places.
-  __device__ __forceinline__ void fold_ahead(float (&o)[C::head_dim / 2], RowStatistics& rows,
-                                             Before& before, const Slot<C>& query, uint32_t n) {
+  // The mainloop with ScoresAhead. The weights of two tiles are live at a time, and alternate.
+  __device__ __forceinline__ void mainloop_ahead(float (&o)[C::head_dim / 2], RowStatistics& rows,
+                                                 PreviousState& previous, const WorkTile<C>& query,
+                                                 uint32_t n) {
     Weights p0, p1;
     float factor[2] = {1.0f, 1.0f};
     const int unmasked = uniform(query.limit(0));
     const auto needs_mask = [&](int tile) { return (tile + 1) * C::block_n > unmasked; };
     int t = seen_ - 1;
-    begin(rows, p0, query, t, needs_mask(t));
-    bool pending = false;  // products with V, which o and factor wait for
-    Coming next = look_ahead();
+    mainloop_prologue(rows, p0, query, t, needs_mask(t));
+    bool pending = false;  // a PV product is in flight; o waits for it, and then for factor
+    NextKeyTile next = peek_next_key_tile();
 #pragma unroll 1
     for (;;) {
-      if (--t < 0) return finish_ahead(o, factor, p0, pending, before, query, n);
-      both_ahead(o, rows, factor, p0, p1, pending, next, query, t, needs_mask(t));
+      if (--t < 0) return mainloop_tail_ahead(o, factor, p0, pending, previous, query, n);
+      mainloop_step_ahead(o, rows, factor, p0, p1, pending, next, query, t, needs_mask(t));
       pending = true;
-      if (--t < 0) return finish_ahead(o, factor, p1, true, before, query, n);
-      both_ahead(o, rows, factor, p1, p0, true, next, query, t, needs_mask(t));
+      if (--t < 0) return mainloop_tail_ahead(o, factor, p1, true, previous, query, n);
+      mainloop_step_ahead(o, rows, factor, p1, p0, true, next, query, t, needs_mask(t));
     }
   }
-  // p_before: the weights of the tile before, by which factor came; p: those of this one.
-  __device__ __forceinline__ void both_ahead(float (&o)[C::head_dim / 2], RowStatistics& rows,
-                                             float (&factor)[2], const Weights& p_before,
-                                             Weights& p, bool pending, Coming& next,
-                                             const Slot<C>& query, int t, bool masked) {
+  // previous_p: the weights of the previous tile, which gave factor. p: those of this tile.
+  __device__ __forceinline__ void mainloop_step_ahead(float (&o)[C::head_dim / 2],
+                                                      RowStatistics& rows, float (&factor)[2],
+                                                      const Weights& previous_p, Weights& p,
+                                                      bool pending, NextKeyTile& next,
+                                                      const WorkTile<C>& query, int t,
+                                                      bool masked) {
     float s[C::block_n / 2];
-    const uint32_t turn = next.turn;
-    ++turn_;
-    const bool v_is_full = mbarrier_test(barriers_.v_full(stage_of<C::stages>(turn - 1)),
-                                         parity_of<C::stages>(turn - 1));
+    const uint32_t iteration = next.iteration;
+    ++iteration_;
+    const bool v_is_full = mbarrier_test(barriers_.v_full(stage_of<C::stages>(iteration - 1)),
+                                         parity_of<C::stages>(iteration - 1));
     if (!next.k_is_full) await_k();
     await_turn();
     pin_registers(s);
     wgmma_fence();
-    issue_scores(s, turn);
+    issue_scores(s, iteration);
     wgmma_wait<1>();
     pin_registers(o);
-    if (pending) release_v(turn - 2);
+    if (pending) release_v(iteration - 2);
     rescale(o, factor);
-    if (!v_is_full) await_v(turn - 1);
+    if (!v_is_full) await_v(iteration - 1);
     pin_registers(o);
     wgmma_fence();
-    issue_output(o, p_before, turn - 1);
+    issue_output(o, previous_p, iteration - 1);
     pass_turn();
     wgmma_wait<1>();
     pin_registers(s);
     release_k();
     if (t == 0) release_q();
     if (masked) mask(s, query, t);
-    next = look_ahead();
+    next = peek_next_key_tile();
     softmax_step(s, rows, args_.scale_log2, factor);
     pack_weights<Element>(s, p);
   }
-  __device__ __forceinline__ void finish_ahead(float (&o)[C::head_dim / 2],
-                                               const float (&factor)[2], const Weights& p,
-                                               bool pending, Before& before, const Slot<C>& query,
-                                               uint32_t n) {
+  __device__ __forceinline__ void mainloop_tail_ahead(float (&o)[C::head_dim / 2],
+                                                      const float (&factor)[2], const Weights& p,
+                                                      bool pending, PreviousState& previous,
+                                                      const WorkTile<C>& query, uint32_t n) {
     wgmma_wait<0>();
     pin_registers(o);
-    if (pending) release_v(turn_ - 1);
+    if (pending) release_v(iteration_ - 1);
     rescale(o, factor);
-    finish(o, p, before, query, n);
+    mainloop_tail(o, p, previous, query, n);
   }
 
   template <int Steps>
-  __device__ __forceinline__ void begin(RowStatistics& rows, uint32_t (&p)[Steps][4],
-                                        const Slot<C>& query, int t, bool masked) {
+  __device__ __forceinline__ void mainloop_prologue(RowStatistics& rows, uint32_t (&p)[Steps][4],
+                                                    const WorkTile<C>& query, int t, bool masked) {
     float s[8 * Steps];
-    float factor[2];  // nothing came before
-    ++turn_;
+    float factor[2];  // unused: there is no earlier tile
+    ++iteration_;
     await_k();
     await_turn();
     pin_registers(s);
     wgmma_fence();
-    issue_scores(s, C::scores_ahead ? uniform(turn_) : turn_);
+    issue_scores(s, C::scores_ahead ? uniform(iteration_) : iteration_);
     pass_turn();
     wgmma_wait<0>();
     pin_registers(s);
@@ -314,25 +326,25 @@ class Consumer {
     pack_weights<Element>(s, p);
   }
 
-  // p: the weights of the tile before, and then those of this one. Masked: std::true_type,
-  // std::false_type, or a function to ask.
+  // p: the weights of the previous tile on entry, those of this tile on return. Masked:
+  // std::true_type, std::false_type, or a predicate.
   template <int Steps, typename Masked>
-  __device__ __forceinline__ void both(float (&o)[C::head_dim / 2], RowStatistics& rows,
-                                       const uint32_t (&p_before)[Steps][4],
-                                       uint32_t (&p)[C::block_n / 16][4], const Slot<C>& query,
-                                       int t, Masked masked) {
+  __device__ __forceinline__ void mainloop_step(float (&o)[C::head_dim / 2], RowStatistics& rows,
+                                                const uint32_t (&previous_p)[Steps][4],
+                                                uint32_t (&p)[C::block_n / 16][4],
+                                                const WorkTile<C>& query, int t, Masked masked) {
     float s[C::block_n / 2];
     float factor[2];
-    ++turn_;
+    ++iteration_;
     await_k();
     await_turn();
     pin_registers(s);
     pin_registers(o);
     wgmma_fence();
-    issue_scores(s, turn_);
-    await_v(turn_ - 1);
+    issue_scores(s, iteration_);
+    await_v(iteration_ - 1);
     wgmma_fence();
-    issue_output(o, p_before, turn_ - 1);
+    issue_output(o, previous_p, iteration_ - 1);
     pass_turn();
     wgmma_wait<1>();
     pin_registers(s);
@@ -344,31 +356,32 @@ class Consumer {
       if (masked()) mask(s, query, t);
     }
     softmax_step(s, rows, args_.scale_log2, factor);
-    hold_until_summed(rows, barriers_.base);
+    order_sums_before_wait(rows, barriers_.base);
     wgmma_wait<0>();
     pin_registers(o);
-    release_v(turn_ - 1);
+    release_v(iteration_ - 1);
     rescale(o, factor);
     pack_weights<Element>(s, p);
   }
 
   template <int Steps>
-  __device__ __forceinline__ void finish(float (&o)[C::head_dim / 2],
-                                         const uint32_t (&p)[Steps][4], Before& before,
-                                         const Slot<C>& query, uint32_t n) {
-    await_v(turn_);
+  __device__ __forceinline__ void mainloop_tail(float (&o)[C::head_dim / 2],
+                                                const uint32_t (&p)[Steps][4],
+                                                PreviousState& previous, const WorkTile<C>& query,
+                                                uint32_t n) {
+    await_v(iteration_);
     pin_registers(o);
     wgmma_fence();
-    issue_output(o, p, C::scores_ahead ? uniform(turn_) : turn_);
-    load_before(before, query);
-    look_at(n + 1);
+    issue_output(o, p, C::scores_ahead ? uniform(iteration_) : iteration_);
+    load_previous_state(previous, query);
+    load_work_tile(n + 1);
     wgmma_wait<0>();
     pin_registers(o);
-    release_v(turn_);
+    release_v(iteration_);
   }
 
   template <int S>
-  static __device__ __forceinline__ void mask(float (&s)[S], const Slot<C>& query, int tile) {
+  static __device__ __forceinline__ void mask(float (&s)[S], const WorkTile<C>& query, int tile) {
     const int row = threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
     const int visible[2] = {query.limit(row) - tile * C::block_n,
                             query.limit(row + 8) - tile * C::block_n};
@@ -379,8 +392,8 @@ class Consumer {
   const uint32_t shared_;
   const Barriers<C>& barriers_;
   const int group_;      // of the consumer warpgroups
-  int tiles_, seen_;     // of the query tile at hand: its key tiles, and those that we see
-  uint32_t turn_ = ~0u;  // key tile whose scores were taken last, counted over all query tiles
+  int tiles_, seen_;     // of the current query tile: its key tiles, and those seen here
+  uint32_t iteration_ = ~0u;  // the latest key tile, counted over all query tiles
 };
 
 }  // namespace baracuda::sm90

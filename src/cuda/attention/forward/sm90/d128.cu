@@ -4,7 +4,7 @@
 namespace baracuda::sm90 {
 namespace {
 
-// Tiles of keys. Scores ahead leave no registers for the widest tile.
+// Key tiles. ScoresAhead leaves no registers for the widest tile.
 constexpr int narrow = 128, wide = 144, widest = 176, widest_last = 112;
 
 constexpr uint32_t whole_call = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
@@ -15,27 +15,28 @@ int64_t filled(int64_t keys, int tile, int last) {
   return keys - rest + (rest == 0 ? 0 : rest <= last ? last : tile);
 }
 
-// A wider tile has fewer waits per key and takes some percent less time for it. That is lost on a
-// diagonal, and where more keys than that are added to fill the last tile. What runs beside a step
-// must not matter here: the tiles give different bits, and a ring gives the same ones over any
-// transport.
+// True if a step prefers this wider tile. A wider tile has fewer waits per key, and takes some
+// percent less time. A diagonal loses that, and so does a last tile with many unused columns. The
+// choice must not depend on what runs beside the step: tiles give different bits, and a ring must
+// give the same bits over any transport.
 template <typename C>
 bool prefers(const StepParams& p, const StepMask& mask) {
-  const bool ends_keyless_rows = mask.first_row > 0 && (p.flags & BARACUDA_STEP_LAST) != 0;
+  const bool finishes_masked_rows = mask.first_row > 0 && (p.flags & BARACUDA_STEP_LAST) != 0;
   if (mask.has_diagonal || mask.keys == 0) return false;
-  if (ends_keyless_rows && !C::ends_keyless_rows) return false;
+  if (finishes_masked_rows && !C::finishes_masked_rows) return false;
   const int64_t filled_narrow = filled(mask.keys, narrow, narrow);
   return filled(mask.keys, C::block_n, C::last_n) - filled_narrow <= filled_narrow / 40;
 }
 
-// Whether a step is better without scores ahead, which cost calls of few keys up to 6 % (512 keys
-// without a mask) and first and last steps, whose larger code is read cold, up to 7 % (zigzag, 1024
-// rows). Steps between gain: they follow others of their kind.
+// True if a step is faster without ScoresAhead. ScoresAhead costs calls of few keys up to 6 % (512
+// keys without a mask). It costs first and last steps up to 7 % (zigzag, 1024 rows), since their
+// larger code is not in the instruction cache. Steps in between gain, since they follow steps of
+// the same kernel.
 bool does_without(const StepParams& p, const StepMask& mask) {
   constexpr int64_t few_of_call = 640, few_of_step = 1024;
   if (is_whole(p)) return p.key_len <= few_of_call;
   if ((p.flags & whole_call) == 0) return false;
-  // Below a diagonal lie half of the keys.
+  // With a diagonal, rows see half of the keys.
   return (mask.has_diagonal ? p.key_len / 2 : mask.keys) < few_of_step;
 }
 

@@ -59,9 +59,9 @@ int32_t encode_maps(const StepParams& p, HopperArgs& args) {
   return status;
 }
 
-// Steps that carry on from another start while it ends. Where multiprocessors are to be left free,
-// only those that follow a step: what they are left to comes after that step, when all of this one's
-// blocks have their places.
+// True if a step may start while the previous kernel ends. Only a step that continues a state may.
+// If the step leaves multiprocessors free for an exchange, it must also follow a step directly:
+// that exchange starts after the previous step, when this step's blocks are all resident.
 inline bool overlaps_previous(const StepParams& p) {
   return (p.flags & BARACUDA_STEP_FIRST) == 0 &&
          (p.sm_margin == 0 || (p.flags & BARACUDA_STEP_FOLLOWS) != 0);
@@ -70,8 +70,9 @@ inline bool overlaps_previous(const StepParams& p) {
 template <typename C>
 StepArgs arguments(const StepParams& p, const StepMask& mask) {
   StepArgs args = make_step_args(p, C::block_m, sizeof(typename C::Element));
-  const bool ends_keyless_rows = mask.first_row > 0 && (p.flags & BARACUDA_STEP_LAST) != 0;
-  if (!ends_keyless_rows || C::ends_keyless_rows) drop_mask(mask, C::block_m, keyless_unit, args);
+  const bool finishes_masked_rows = mask.first_row > 0 && (p.flags & BARACUDA_STEP_LAST) != 0;
+  if (!finishes_masked_rows || C::finishes_masked_rows)
+    drop_mask(mask, C::block_m, masked_row_unit, args);
   return args;
 }
 
@@ -112,7 +113,7 @@ int32_t launch_kernel(const StepParams& p, const StepMask& mask, cudaStream_t st
   if (status != BARACUDA_OK) return status;
   args.step = arguments<C>(p, mask);
   if (args.step.first_row > 0)
-    args.keyless_units = make_divisor(args.step.first_row / keyless_unit);
+    args.masked_row_units = make_divisor(args.step.first_row / masked_row_unit);
   const int64_t blocks = resident_blocks(p, args.step, processors);
   args.step.section = choose_section(args.step, sizeof(typename C::Element), blocks);
   args.leaves_processors = p.sm_margin > 0;

@@ -1,21 +1,21 @@
-// Brings into L2 what the consumers will want of their next query tile. By ordinary instructions:
-// the copy engine would serve it before the K and V that are wanted now.
+// Prefetches data of the next query tile into L2. Uses ordinary instructions: the copy engine would
+// serve the prefetch before the K and V that are needed now.
 #pragma once
 
-#include "attention/forward/sm90/schedule.cuh"
+#include "attention/forward/sm90/work_tiles.cuh"
 #include "common/prefetch.cuh"
 
 namespace baracuda::sm90 {
 
-// The state of a query tile, in the last step of a ring, which alone loads it. Spread over the key
-// tiles of the one before: blocks end their tiles at about the same time, and would ask for all
-// their states at once.
+// Prefetches the state of a query tile in the last step of a ring, the only step that loads it. The
+// prefetch is spread over the key tiles of the previous query tile: blocks end their tiles at about
+// the same time, and would otherwise load all their states at once.
 template <typename C>
 class StatePrefetch {
   static constexpr int sector = 32, step = 32 * sector;  // bytes of a lane, of the warp
 
  public:
-  // In about so many calls of some().
+  // Spreads the prefetch over about `calls` calls of issue_part().
   __device__ __forceinline__ void begin(const StepArgs& args, const Tile& tile, int calls) {
     const int64_t left = args.query_len - tile.row0;
     const int rows = left < C::block_m ? static_cast<int>(left) : C::block_m;
@@ -24,7 +24,7 @@ class StatePrefetch {
     const int lane = threadIdx.x % 32;
     next_ = state + row * C::head_dim * 4 + lane * sector;
     left_ = rows * C::head_dim * 4 - lane * sector;
-    a_call_ = (rows * C::head_dim * 4 / step + calls) / calls;
+    instructions_per_call_ = (rows * C::head_dim * 4 / step + calls) / calls;
     // Half of the lanes for the maxima, half for the sums.
     const int64_t sums = lane < 16 ? 0 : args.batch_heads * args.query_len;
     const int first = lane % 16 * (sector / 4);
@@ -33,9 +33,9 @@ class StatePrefetch {
                   (args.batch_heads * args.query_len * C::head_dim + sums + row + first) * 4);
   }
 
-  __device__ __forceinline__ void some() {
+  __device__ __forceinline__ void issue_part() {
 #pragma unroll 1
-    for (int i = 0; i < a_call_; ++i) {
+    for (int i = 0; i < instructions_per_call_; ++i) {
       if (left_ > 0) prefetch_l2(next_);
       next_ += step;
       left_ -= step;
@@ -44,8 +44,8 @@ class StatePrefetch {
 
  private:
   const char* next_ = nullptr;
-  int left_ = 0;    // bytes from next_ on
-  int a_call_ = 0;  // instructions
+  int left_ = 0;  // bytes from next_ on
+  int instructions_per_call_ = 0;  // instructions
 };
 
 // A warpgroup's rows of Q.

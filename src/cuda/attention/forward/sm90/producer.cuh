@@ -1,12 +1,12 @@
-// The copying side of the sm90a kernel: one warp for K and V, one for each consumer's Q.
+// The producer warps of the sm90a kernel: one for K and V, and one for each consumer's Q.
 #pragma once
 
 #include <type_traits>
 
 #include "attention/forward/sm90/barriers.cuh"
-#include "attention/forward/sm90/keyless.cuh"
+#include "attention/forward/sm90/masked_rows.cuh"
 #include "attention/forward/sm90/prefetch.cuh"
-#include "attention/forward/sm90/schedule.cuh"
+#include "attention/forward/sm90/work_tiles.cuh"
 #include "common/tma.cuh"
 
 namespace baracuda::sm90 {
@@ -16,17 +16,19 @@ __device__ __forceinline__ int key_tiles(int keys) {
   return (keys + C::block_n - 1) / C::block_n;
 }
 
-// Steps that neither begin nor end a ring leave alone the tiles that see no key.
+// Walks the query tiles of a block. Steps that neither begin nor end a ring skip tiles that see no
+// key.
 template <typename C, bool First, bool Last>
-class Work {
+class WorkTileScheduler {
  public:
   Tile tile;
   int tiles;  // key tiles
 
-  __device__ __forceinline__ explicit Work(const HopperArgs& args) : walk_(args) {}
+  __device__ __forceinline__ explicit WorkTileScheduler(const HopperArgs& args)
+      : scheduler_(args) {}
 
   __device__ __forceinline__ bool next(const HopperArgs& args) {
-    while (walk_.next(args, C::block_m, tile)) {
+    while (scheduler_.next(args, C::block_m, tile)) {
       tiles = key_tiles<C>(row_limit(args, int64_t{tile.row0} + C::block_m - 1));
       if (First || Last || tiles > 0) return true;
     }
@@ -35,11 +37,11 @@ class Work {
   }
 
  private:
-  std::conditional_t<First, FirstWalk, LaterWalk> walk_;
+  std::conditional_t<First, FirstStepScheduler, LaterStepScheduler> scheduler_;
 };
 
-// A warp, in step; its first lane copies. For each query tile its key tiles from the last to the
-// first, K one tile ahead of V as the consumers want them.
+// The warp that copies K and V; its first lane issues the copies. It copies the key tiles of each
+// query tile from the last to the first, with K one tile ahead of V, in the order of use.
 template <typename C, bool First, bool Last>
 class KeyProducer {
  public:
@@ -51,9 +53,9 @@ class KeyProducer {
         policy_(keeps_keys<First, Last>(args.step) ? l2_evict_last() : l2_evict_first()) {}
 
   // From the tile that `work` is at, if there are more.
-  __device__ __forceinline__ void run(Work<C, First, Last>& work, bool more) {
+  __device__ __forceinline__ void run(WorkTileScheduler<C, First, Last>& work, bool more) {
     constexpr bool prefetches = Last && !First;
-    uint32_t turn = 0;  // key tiles of K copied so far; V is one behind
+    uint32_t iteration = 0;  // tiles of K copied so far; V is one behind
     KeyTile previous{};
     while (more) {
       const int tiles = work.tiles;
@@ -62,23 +64,23 @@ class KeyProducer {
       StatePrefetch<C> prefetch;
       bool looked_ahead = false;
 #pragma unroll 1
-      for (int t = tiles - 1; t >= 0; --t, ++turn) {
+      for (int t = tiles - 1; t >= 0; --t, ++iteration) {
         const KeyTile tile{batch, kv_head, t};
-        load_k(turn, tile);
-        if (turn > 0) load_v(turn - 1, previous);
+        load_k(iteration, tile);
+        if (iteration > 0) load_v(iteration - 1, previous);
         previous = tile;
         if constexpr (prefetches) {
-          if (!looked_ahead) {  // not before the first K, which the consumers wait for
+          if (!looked_ahead) {  // after the first K, which the consumers wait for
             more = work.next(args_);
             looked_ahead = true;
             if (work.tiles > 0) prefetch.begin(args_.step, work.tile, tiles);
           }
-          prefetch.some();
+          prefetch.issue_part();
         }
       }
       if (!looked_ahead) more = work.next(args_);
     }
-    if (turn > 0) load_v(turn - 1, previous);
+    if (iteration > 0) load_v(iteration - 1, previous);
   }
 
  private:
@@ -114,22 +116,23 @@ class KeyProducer {
   const uint64_t policy_;
 };
 
-// A warp, in step: works out each query tile for one consumer warpgroup, and copies its Q as soon
-// as the warpgroup has taken the last scores of the tile before. Begins with the tile that `work` is
-// at, if there are more.
+// The warp of one consumer warpgroup. It describes each query tile, and copies its Q as soon as the
+// consumer has read the last scores of the previous tile. Begins with the tile that `work` is at,
+// if `more`.
 template <typename C, bool First, bool Last>
 __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t shared,
                                                 const Barriers<C>& barriers, int group,
-                                                Work<C, First, Last>& work, bool more) {
+                                                WorkTileScheduler<C, First, Last>& work,
+                                                bool more) {
   const StepArgs& step = args.step;
   const int lane = threadIdx.x % 32;
   const uint64_t policy = First && Last ? l2_evict_first() : l2_evict_last();
-  // Warpgroups that take no turns come to run half a key tile apart, and the one that begins first
-  // leads to the end. Let it be the same in all blocks: where chance decides, steps that follow
-  // others take up to 4 % longer (chunks of 1024 rows; 0.3 % at 4096).
+  // Warpgroups without a fixed order come to run half a key tile apart, and the first one stays
+  // ahead to the end. This wait makes it the same warpgroup in all blocks. Without it, steps that
+  // follow others take up to 4 % longer (chunks of 1024 rows; 0.3 % at 4096).
   if (!First && !C::take_turns && group > 0 && more) mbarrier_wait(barriers.q_full(group - 1), 0);
   for (uint32_t n = 0;; ++n, more = work.next(args)) {
-    const Slot<C> slot(shared, group, n);
+    const WorkTile<C> slot(shared, group, n);
     const int row0 = work.tile.row0 + group * C::group_m;
     const int batch = more ? work.tile.batch(args) : 0;
     const int head = more ? work.tile.head(args) : 0;
@@ -144,7 +147,7 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
         for (int i = 0; i < C::column_blocks; ++i)
           tma_load_4d(dst + i * C::q_block_bytes, &args.q, full, 64 * i, row0, head, batch, policy);
       } else {
-        mbarrier_arrive(full);  // not read, but counted
+        mbarrier_arrive(full);  // nobody reads Q, but the phase must complete
       }
     };
     if (n == 0 && more) copy_queries();  // what the consumers wait for first
@@ -162,15 +165,16 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
     if (lane == 0) slot.set(work.tile.batch_head, batch, head, row0, work.tiles, seen);
     mbarrier_arrive(barriers.slot_full(group, n % C::slots));
     if (!more) {
-      // All blocks of a step that does not overlap this one ask for their first Q at once.
+      // If the next step does not overlap this one, all its blocks load their first Q at once:
+      // prefetch it.
       if (!Last && args.leaves_processors) {
-        Work<C, First, Last> again(args);
+        WorkTileScheduler<C, First, Last> again(args);
         if (again.next(args))
           prefetch_queries<C>(step, again.tile.batch(args), again.tile.head(args),
                               again.tile.row0 + group * C::group_m);
       }
-      KeylessRows<C, First, Last>(args).run(blockIdx.x * C::consumers + group,
-                                            gridDim.x * C::consumers);
+      FullyMaskedRows<C, First, Last>(args).run(blockIdx.x * C::consumers + group,
+                                                gridDim.x * C::consumers);
       return;
     }
     if (n > 0) {

@@ -28,9 +28,9 @@ __device__ __forceinline__ void mask_scores(float (&s)[S], const int (&visible)[
   }
 }
 
-// Turns scores into weights exp2(s - m) in place; m and l move on. factor is what earlier weights
-// must be multiplied by. Both rows go side by side, with two partial results each: the chains of
-// dependent instructions are what a warp waits for.
+// Turns scores into weights exp2(s - m) in place, and updates m and l. factor: rescales earlier
+// weights. The two rows are interleaved, with two partial results each, to shorten the chains of
+// dependent instructions.
 template <int S>
 __device__ __forceinline__ void softmax_step(float (&s)[S], RowStatistics& rows, float scale_log2,
                                              float (&factor)[2]) {
@@ -62,9 +62,11 @@ __device__ __forceinline__ void softmax_step(float (&s)[S], RowStatistics& rows,
   for (int h = 0; h < 2; ++h) rows.l[h] = sum[2 * h] + sum[2 * h + 1];
 }
 
-// ptxas moves the wait for PV above the exponentials, and then nothing overlaps PV. This store is
-// never made (row sums are not negative), but it needs every weight and may not cross the wait.
-__device__ __forceinline__ void hold_until_summed(const RowStatistics& rows, uint32_t address) {
+// Keeps ptxas from moving the wait for PV above the exponentials, after which nothing would overlap
+// PV. The store never executes, since row sums are not negative. But it depends on every weight,
+// and may not cross the wait.
+__device__ __forceinline__ void order_sums_before_wait(const RowStatistics& rows,
+                                                       uint32_t address) {
   asm volatile(
       "{\n"
       ".reg .pred never;\n"
@@ -75,51 +77,52 @@ __device__ __forceinline__ void hold_until_summed(const RowStatistics& rows, uin
       : "memory");
 }
 
-// What two parts of a sum must be multiplied by before they are added.
+// The factors of two parts of a sum before they are added.
 struct Factors {
-  float now[2], before[2];
+  float now[2], previous[2];
 };
 
 // Adds the statistics of other keys to those in `rows`.
 __device__ __forceinline__ Factors merge_statistics(RowStatistics& rows,
-                                                    const RowStatistics& before,
+                                                    const RowStatistics& previous,
                                                     float scale_log2) {
   Factors factors;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const float m = fmaxf(rows.m[h], before.m[h]);
+    const float m = fmaxf(rows.m[h], previous.m[h]);
     factors.now[h] = rescaling(rows.m[h], m, scale_log2);
-    factors.before[h] = rescaling(before.m[h], m, scale_log2);
+    factors.previous[h] = rescaling(previous.m[h], m, scale_log2);
     rows.m[h] = m;
-    rows.l[h] = fmaf(rows.l[h], factors.now[h], before.l[h] * factors.before[h]);
+    rows.l[h] = fmaf(rows.l[h], factors.now[h], previous.l[h] * factors.previous[h]);
   }
   return factors;
 }
 
-// Brings the statistics of this step's keys under the maximum that the state was begun with, and
-// adds those in `before`. False, with nothing changed, where this step's scores are so far above
-// that maximum that its weights could overflow under it.
-__device__ __forceinline__ bool join_statistics(RowStatistics& rows, const RowStatistics& before,
-                                                float scale_log2, float (&factor)[2]) {
+// Scales this step's statistics to the maximum that the state was begun with, and adds those in
+// `previous`. False, with nothing changed, if this step's scores exceed that maximum so far that
+// its weights could overflow.
+__device__ __forceinline__ bool merge_under_previous_max(RowStatistics& rows,
+                                                         const RowStatistics& previous,
+                                                         float scale_log2, float (&factor)[2]) {
   constexpr float most_growth = 16.0f;  // to the power of two
   float growth[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h)
-    growth[h] = before.m[h] == -CUDART_INF_F ? 0.0f : (rows.m[h] - before.m[h]) * scale_log2;
+    growth[h] = previous.m[h] == -CUDART_INF_F ? 0.0f : (rows.m[h] - previous.m[h]) * scale_log2;
   if (__any_sync(0xffffffffu, growth[0] > most_growth || growth[1] > most_growth)) return false;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     factor[h] = exp2_approx(growth[h]);
-    if (before.m[h] != -CUDART_INF_F) rows.m[h] = before.m[h];
-    rows.l[h] = fmaf(rows.l[h], factor[h], before.l[h]);
+    if (previous.m[h] != -CUDART_INF_F) rows.m[h] = previous.m[h];
+    rows.l[h] = fmaf(rows.l[h], factor[h], previous.l[h]);
   }
   return true;
 }
 
-// Most key tiles move no row's maximum, and then there is nothing to multiply by.
+// Rescales o. Skipped if no factor differs from 1: most key tiles raise no row's maximum.
 template <int N>
 __device__ __forceinline__ void rescale(float (&o)[N], const float (&factor)[2]) {
-  // A factor that is NaN must get through: it is not equal to one either.
+  // A NaN factor differs from 1, so it is applied.
   if (!__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) return;
 #pragma unroll
   for (int i = 0; i < N; ++i) o[i] *= factor[i / 2 % 2];

@@ -1,18 +1,17 @@
 // State of a warpgroup's rows in global memory, and the normalised output.
 //
-// State: o_acc, then m [B*H*Q], then l [B*H*Q], all f32. o_acc is in fragment order: of each eight
-// rows of a head the lanes' float4s {two columns of two adjacent accumulator tiles} lie side by
-// side, so that a warp moves 512 contiguous bytes. The last rows of a head, if fewer than eight,
-// lie just as close: the state is exactly B*H*Q*(D+2) floats.
-// o_acc and l are sums of exp(score - m). m need not be the largest score: it is the largest of the
-// first keys that a row saw, as long as later ones do not rise far above it, so that steps can have
-// their shares added where the state lies.
+// State: o_acc, then m [B*H*Q], then l [B*H*Q], all f32. o_acc is in fragment order. For each eight
+// rows of a head, the float4s of the lanes {two columns of two adjacent accumulator tiles} are
+// contiguous, so a warp moves 512 contiguous bytes. A last group of fewer than eight rows is packed
+// as tightly: the state is exactly B*H*Q*(D+2) floats. o_acc and l are sums of exp(score - m). m
+// need not be the largest score. It is the largest score of the first keys that a row saw, unless
+// later scores rise far above it. So a step can add its share in memory.
 #pragma once
 
 #include <math_constants.h>
 
 #include "attention/forward/sm90/barriers.cuh"
-#include "attention/forward/sm90/schedule.cuh"
+#include "attention/forward/sm90/work_tiles.cuh"
 #include "attention/forward/sm90/softmax.cuh"
 #include "attention/forward/store_lse.cuh"
 #include "attention/row_result.h"
@@ -51,7 +50,7 @@ class StateRows {
   static constexpr int head_dim = C::head_dim;
 
  public:
-  __device__ __forceinline__ StateRows(const StepArgs& args, const Slot<C>& tile)
+  __device__ __forceinline__ StateRows(const StepArgs& args, const WorkTile<C>& tile)
       : args_(args),
         tile_(tile),
         batch_head_(tile.batch_head()),
@@ -87,7 +86,7 @@ class StateRows {
     for (int h = 0; h < 2; ++h) {
       const bool inside = in_tensor(h);
       rows.m[h] = inside ? load_early(maxima_ + 8 * h) : -CUDART_INF_F;
-      // The row sum is spread over a quad and only added up at the end: one lane takes it in.
+      // The lanes of a quad hold partial row sums until the end, so one lane gets the stored sum.
       rows.l[h] = inside && lane_ % 4 == 0 ? load_early(sums() + 8 * h) : 0.0f;
     }
   }
@@ -103,7 +102,7 @@ class StateRows {
     }
   }
 
-  // Writes o over what lies in memory, or has it added there.
+  // Overwrites o_acc in memory with o, or adds o to it.
   __device__ __forceinline__ void save(const float (&o)[head_dim / 2]) const {
     for_each_fragment([&](float4* fragment, int h, int j) { *fragment = get(o, h, j); });
   }
@@ -113,7 +112,8 @@ class StateRows {
         [&](float4* fragment, int h, int j) { add_in_memory(fragment, get(o, h, j), policy); });
   }
 
-  // Writes y and lse. The lanes of a quad transpose their words, so that each stores 16 bytes of a row.
+  // Writes y and lse. The lanes of a quad transpose their words, so that each stores 16 bytes of a
+  // row.
   __device__ __forceinline__ void finish(const float (&o)[head_dim / 2],
                                          const RowStatistics& rows) const {
     Element* y = static_cast<Element*>(args_.y) + tile_.batch() * args_.y_strides.batch +
@@ -172,10 +172,10 @@ class StateRows {
                                                       const Factors& factors, int h, int j,
                                                       float4 x) {
     const float4 y = get(o, h, j);
-    const float now = factors.now[h], before = factors.before[h];
+    const float now = factors.now[h], previous = factors.previous[h];
     put(o, h, j,
-        make_float4(fmaf(y.x, now, x.x * before), fmaf(y.y, now, x.y * before),
-                    fmaf(y.z, now, x.z * before), fmaf(y.w, now, x.w * before)));
+        make_float4(fmaf(y.x, now, x.x * previous), fmaf(y.y, now, x.y * previous),
+                    fmaf(y.z, now, x.z * previous), fmaf(y.w, now, x.w * previous)));
   }
   __device__ __forceinline__ float4 load_fragment(int h, int j) const {
     return in_tensor(h) ? load_early(accumulator(h) + j * group_stride(h))
@@ -211,7 +211,7 @@ class StateRows {
   }
 
   const StepArgs& args_;
-  const Slot<C>& tile_;
+  const WorkTile<C>& tile_;
   const int64_t batch_head_;
   const int warp_row_;  // first row of the warp among those of its warpgroup
   const int64_t row0_;  // the same in the head

@@ -141,7 +141,7 @@ void NcclBoard::fail(const baracuda_error& reason) {
   ++page_->news;
 }
 
-bool NcclBoard::look(baracuda_error* found) {
+bool NcclBoard::poll(baracuda_error* found) {
   if (page_->news == seen_) return false;
   const std::lock_guard<std::mutex> lock(mutex_);
   seen_ = page_->news;

@@ -46,7 +46,7 @@ class NcclBoard {
   void fail(const baracuda_error& reason);
   // True if the ring has failed, or another rank has refused a call that this rank has begun. Only
   // one thread may call it. Cheap while nothing is new.
-  bool look(baracuda_error* found);
+  bool poll(baracuda_error* found);
 
  private:
   // How many of its latest notes a rank keeps: more than it writes between two polls of the others.

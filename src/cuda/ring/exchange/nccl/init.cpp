@@ -152,7 +152,7 @@ void close_entry(const baracuda_nccl_comm& comm) {
 
 // A communicator that is ready, to whoever asked for it.
 void hand_out(CommPtr& comm, baracuda_nccl_comm** out) {
-  if (comm->board != nullptr) watchdog_look(*comm);
+  if (comm->board != nullptr) watchdog_poll(*comm);
   *out = comm.release();
 }
 

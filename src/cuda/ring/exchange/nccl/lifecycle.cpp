@@ -110,7 +110,7 @@ int32_t baracuda_nccl_state(baracuda_nccl_comm* comm) {
   return comm->state;
 }
 
-int32_t baracuda_nccl_look(baracuda_nccl_comm* comm, int32_t* state) {
+int32_t baracuda_nccl_poll(baracuda_nccl_comm* comm, int32_t* state) {
   const int32_t status = find_peer_failure(*comm);
   *state = comm->state;
   return status;

@@ -84,7 +84,7 @@ class Watchdog {
     changed_.notify_one();
   }
 
-  void look(baracuda_nccl_comm& comm) {
+  void poll(baracuda_nccl_comm& comm) {
     const std::lock_guard<std::mutex> lock(mutex_);
     comm.next_with_board = with_board_;
     with_board_ = &comm;
@@ -115,7 +115,7 @@ class Watchdog {
         }
         deadline = following;
       }
-      look_at_boards();
+      poll_boards();
       if (with_board_ != nullptr) wakes_at_ = std::min(wakes_at_, now + kLookAtBoards);
       abort_requested();
       if (to_abort_ != nullptr) wakes_at_ = std::min(wakes_at_, now + kAbortRetry);
@@ -134,11 +134,11 @@ class Watchdog {
     request_abort(deadline.comm);
   }
 
-  void look_at_boards() {
+  void poll_boards() {
     for (baracuda_nccl_comm* comm = with_board_; comm != nullptr;) {
       baracuda_nccl_comm* const following = comm->next_with_board;
       baracuda_error found;
-      if (comm->board->look(&found)) {
+      if (comm->board->poll(&found)) {
         comm->mark_failed(found);
         comm->board->fail(found);
         request_abort(*comm);
@@ -254,9 +254,9 @@ void watchdog_abort(baracuda_nccl_comm& comm) {
   }
 }
 
-void watchdog_look(baracuda_nccl_comm& comm) {
+void watchdog_poll(baracuda_nccl_comm& comm) {
   // Without a thread its deadlines alone end what waits.
-  if (Watchdog* watchdog = start_watchdog()) watchdog->look(comm);
+  if (Watchdog* watchdog = start_watchdog()) watchdog->poll(comm);
 }
 
 void watchdog_forget(baracuda_nccl_comm& comm) {

@@ -50,7 +50,7 @@ bool watchdog_disarm(NcclDeadline& deadline);
 // Aborts a failed, owned communicator: at once, or when its handle is free or plainly stuck.
 void watchdog_abort(baracuda_nccl_comm& comm);
 // Polls comm's board from now on, and fails comm if the board says so.
-void watchdog_look(baracuda_nccl_comm& comm);
+void watchdog_poll(baracuda_nccl_comm& comm);
 // The watchdog holds no pointer to comm afterwards.
 void watchdog_forget(baracuda_nccl_comm& comm);
 

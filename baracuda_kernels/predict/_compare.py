@@ -11,7 +11,7 @@ from typing import Any
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
-from baracuda_kernels.scaling._model import (
+from baracuda_kernels.predict._model import (
     MAX_SEQ,
     Machine,
     RankMemory,
@@ -21,7 +21,7 @@ from baracuda_kernels.scaling._model import (
     forecast,
     rank_memory,
 )
-from baracuda_kernels.scaling._training import (
+from baracuda_kernels.predict._training import (
     TrainingForecast,
     TrainingMemory,
     backward_exchange_seconds,
@@ -29,7 +29,7 @@ from baracuda_kernels.scaling._training import (
     training_forecast,
     training_memory,
 )
-from baracuda_kernels.scaling._units import duration, size
+from baracuda_kernels.predict._units import duration, size
 
 # In the order of preference between equals: contiguous shards need no thought about positions,
 # and zigzag leaves whole blocks unmasked.
@@ -135,8 +135,8 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
-class ScalingPlan:
-    """What `plan` found.
+class Comparison:
+    """What `compare` found.
 
     Attributes
     ----------
@@ -223,14 +223,14 @@ class ScalingPlan:
         }
 
 
-def plan(
+def compare(
     problem: RingProblem,
     machine: Machine,
     layouts: Iterable[SequenceLayout | str] = LAYOUTS,
     *,
     min_efficiency: float = 0.8,
     training: bool = False,
-) -> ScalingPlan:
+) -> Comparison:
     """Forecast a problem in several layouts, and recommend a setting.
 
     Recommended is the fastest of all layouts and of all rank counts that divide the problem's,
@@ -274,7 +274,7 @@ def plan(
             problem, machine, layout, training=training
         )  # fmt: skip
         chunks[name_of(layout)] = found
-    return ScalingPlan(
+    return Comparison(
         problem=problem,
         machine=machine,
         staged=rank_memory(problem, in_place=False),

@@ -1,11 +1,19 @@
 """Scale on paper: what a ring of P GPUs needs, how long it takes, and what to choose.
 
-Pure arithmetic: needs no GPU, and runs nothing. ``baracuda-kernels plan`` shows it; the formulas
-and what they leave out are in ``docs/scaling.md``.
+Pure arithmetic: needs no GPU, and runs nothing. ``baracuda-kernels predict`` shows it; the formulas
+and what they leave out are in ``docs/predict.md``.
 """
 
-from baracuda_kernels.scaling._cards import Card, cards, find_card
-from baracuda_kernels.scaling._model import (
+from baracuda_kernels.predict._cards import Card, cards, find_card
+from baracuda_kernels.predict._compare import (
+    LAYOUTS,
+    Comparison,
+    Recommendation,
+    compare,
+    hiding_chunk,
+    smallest_hiding_chunk,
+)
+from baracuda_kernels.predict._model import (
     Machine,
     RankMemory,
     RingForecast,
@@ -16,17 +24,9 @@ from baracuda_kernels.scaling._model import (
     forecast,
     rank_memory,
 )
-from baracuda_kernels.scaling._pairs import VisiblePairs, visible_pairs
-from baracuda_kernels.scaling._plan import (
-    LAYOUTS,
-    Recommendation,
-    ScalingPlan,
-    hiding_chunk,
-    plan,
-    smallest_hiding_chunk,
-)
-from baracuda_kernels.scaling._rates import ComputeRates, default_rates, measured_rates
-from baracuda_kernels.scaling._training import (
+from baracuda_kernels.predict._pairs import VisiblePairs, visible_pairs
+from baracuda_kernels.predict._rates import ComputeRates, default_rates, measured_rates
+from baracuda_kernels.predict._training import (
     TrainingForecast,
     TrainingMemory,
     backward_compute_seconds,
@@ -39,13 +39,13 @@ from baracuda_kernels.scaling._training import (
 __all__ = [
     "LAYOUTS",
     "Card",
+    "Comparison",
     "ComputeRates",
     "Machine",
     "RankMemory",
     "Recommendation",
     "RingForecast",
     "RingProblem",
-    "ScalingPlan",
     "StepForecast",
     "TrainingForecast",
     "TrainingMemory",
@@ -54,6 +54,7 @@ __all__ = [
     "backward_exchange_seconds",
     "backward_forecast",
     "cards",
+    "compare",
     "compute_seconds",
     "default_rates",
     "exchange_seconds",
@@ -61,7 +62,6 @@ __all__ = [
     "forecast",
     "hiding_chunk",
     "measured_rates",
-    "plan",
     "rank_memory",
     "smallest_hiding_chunk",
     "training_forecast",

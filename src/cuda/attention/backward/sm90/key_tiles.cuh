@@ -1,4 +1,4 @@
-// What the sm90a backward kernel is launched with, and which key tiles a block works through.
+// Arguments of the sm90a backward kernel, and the scheduler of its key tiles.
 #pragma once
 
 #include <cuda.h>
@@ -16,7 +16,7 @@ struct Args {
   const float* norms;      // see shift.cuh
   // Sums of dQ / scale, tile by tile as the accumulators lie: [tile][column / 8][thread][4].
   float* dq;
-  uint32_t* turns;  // of an ordered step, see order.h; null: it has no rows
+  uint32_t* turns;  // ordered steps: the words of query tiles, see order.h; null without rows
   void* dk;
   void* dv;
   baracuda_strides dk_strides, dv_strides;
@@ -27,9 +27,9 @@ struct Args {
   Divisor tiles;    // key tiles of a head
   Divisor section;  // heads whose key tiles are mixed, longest first; without a mask all heads
   Divisor section_tiles;  // key tiles of a section, for an ordered step
-  int dq_sums, log2_sums;  // of dQ of a query tile, for an ordered step
-  int dq_tiles;     // query tiles of all heads, likewise
-  int dq_words;     // first words of all sums, likewise
+  int dq_sums, log2_sums;  // ordered steps: the sums of dQ that a query tile has
+  int dq_tiles;            // ordered steps: query tiles of all heads
+  int dq_words;            // ordered steps: first words of all sums
   int heads, group;       // query heads; those of a key head
   int batch_kv_heads;
   int query_len, key_len;
@@ -37,7 +37,7 @@ struct Args {
   int no_row;
   float scale, scale_log2;
   bool causal;
-  bool shortest_first;  // of an ordered step, see order.h
+  bool shortest_first;  // ordered steps, see order.h
   bool gradients_f32;  // of dk and dv: f32, else the operands' type
 };
 
@@ -46,14 +46,14 @@ struct KeyTile {
   bool descends;
 };
 
-// Blocks stay resident, and each walks a fixed list of key tiles, in rounds of one a block. Under a
-// mask a section's key tiles are mixed, longest first, in rounds of its own whose direction
-// alternates: what a block gains in one round it loses in the next. Blocks begin a forward round
-// together and end a backward one together, at the last query tile: they go down in the one and up in
-// the other, so that all are near the same query tiles, which stay in L2. Blocks of a cluster walk
-// together, over so many key tiles at once.
+// A static persistent scheduler: blocks stay resident, and each has a fixed list of key tiles, one
+// a round. Under a mask the key tiles of a section are mixed, longest first, and rounds alternate
+// their direction, so that a block with a long tile in one round gets a short one in the next.
+// Blocks begin a forward round together and end a backward round together, at the last query tile.
+// So they walk the query tiles down in forward rounds and up in backward rounds, which keeps all
+// blocks near the same query tiles in L2. The blocks of a cluster take adjacent key tiles together.
 template <int Cluster>
-class KeyTileWalk {
+class KeyTileScheduler {
  public:
   __device__ __forceinline__ bool next(const Args& args, KeyTile& tile) {
     const int grid = static_cast<int>(gridDim.x) / Cluster;
@@ -100,7 +100,7 @@ struct QueryTiles {
   __device__ __forceinline__ int at(int i) const { return begin + i * step; }
 };
 
-// The query tiles of a key tile, of one head after the other; ordered, see below.
+// Iterates over the query tiles of a key tile, in the order of for_each_query_tile().
 template <bool Ordered>
 struct QuerySequence {
   QueryTiles queries;
@@ -121,11 +121,11 @@ struct QuerySequence {
   }
 };
 
-// Calls f(head of the group, i) for each of count query tiles of each head: head after head; ordered, all
-// heads of a query tile one after the other, for then blocks with fewer query tiles stay where they began
-// behind others.
+// Calls f(head of the group, i) for each query tile i < count of each head. Unordered: one head
+// after the other. Ordered: one query tile after the other, with all heads of each, so that blocks
+// with fewer query tiles keep their distance behind others.
 template <bool Ordered, typename F>
-__device__ __forceinline__ void each_query_tile(int group, int count, F f) {
+__device__ __forceinline__ void for_each_query_tile(int group, int count, F f) {
   const int outer = Ordered ? count : group, inner = Ordered ? group : count;
 #pragma unroll 1
   for (int a = 0; a < outer; ++a)

@@ -1,7 +1,7 @@
 """The model of one ring: memory, bytes, and the time of every step.
 
 The ring is taken to go in lock step: a step ends when the slowest rank has computed and the chunk
-has arrived, and only then does the next one begin. `docs/scaling.md` has the formulas and what they
+has arrived, and only then does the next one begin. `docs/predict.md` has the formulas and what they
 leave out.
 """
 
@@ -18,9 +18,9 @@ from baracuda_kernels._arguments import flag, integer, layout_of, number
 from baracuda_kernels._core._communicator import DEFAULT_MAX_CTAS
 from baracuda_kernels._core._enums import ElementKind, SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
-from baracuda_kernels.scaling._cards import cards
-from baracuda_kernels.scaling._pairs import visible_pairs
-from baracuda_kernels.scaling._rates import ComputeRates
+from baracuda_kernels.predict._cards import cards
+from baracuda_kernels.predict._pairs import visible_pairs
+from baracuda_kernels.predict._rates import ComputeRates
 from baracuda_kernels.sharding import rows_per_rank
 
 MAX_SEQ = 2**30

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.scaling_cases import backward_row, machine, problem
+from helpers.predict_cases import backward_row, machine, problem
 
 import baracuda_kernels as bk
-from baracuda_kernels import scaling
+from baracuda_kernels import predict
 
 ROOT = Path(__file__).parents[2]
 LAYOUTS = ("contiguous", "zigzag", "striped")
@@ -19,7 +19,7 @@ RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 def trained(tflops=400.0, backward=200.0, **changes):
     m = machine(tflops=tflops, **changes)
-    rates = dataclasses.replace(scaling.ComputeRates.constant(backward), state=m.rates.state)
+    rates = dataclasses.replace(predict.ComputeRates.constant(backward), state=m.rates.state)
     return dataclasses.replace(m, backward_rates=rates)
 
 
@@ -33,14 +33,14 @@ def test_sizes_are_those_of_the_plan(dtype):
         3, 4, 16, 16, 16, element=bk.ElementKind.parse(dtype), num_kv_heads=2
     )
     plan = bk.RingAttentionBackwardPlan.select(bk.Stream.host(), descriptor)
-    m = scaling.training_memory(p)
+    m = predict.training_memory(p)
     assert m.sums == plan.kv_gradient_scratch_bytes and m.scratch == plan.scratch_bytes
     assert m.scratch_a == m.scratch_b == plan.kv_scratch_elements * p.itemsize
     rows, keys = 3 * 4 * 16 * 16 * p.itemsize, 3 * 2 * 16 * 16 * p.itemsize
-    lse = scaling.rank_memory(p, in_place=True).lse
+    lse = predict.rank_memory(p, in_place=True).lse
     assert (m.kept, m.gradients) == (2 * rows + 2 * keys + lse, 2 * rows + 2 * keys)
     assert m.total == m.kept + m.gradients + 2 * m.scratch_a + m.sums + m.scratch
-    alone = scaling.training_memory(dataclasses.replace(p, ranks=1))
+    alone = predict.training_memory(dataclasses.replace(p, ranks=1))
     assert alone.scratch_a == alone.scratch_b == alone.sums == 0
 
 
@@ -48,14 +48,14 @@ def test_sizes_are_those_of_the_plan(dtype):
 def test_exchanges_are_the_rings(ranks):
     """Chunks beside the steps but the last; sums from the second step on, one exchange later."""
     p = problem(seq=1024 * ranks, ranks=ranks)
-    sent = scaling.backward_exchange_seconds(p, machine(link_gbps=8e-9))  # a byte a second
+    sent = predict.backward_exchange_seconds(p, machine(link_gbps=8e-9))  # a byte a second
     chunk, sums = p.bytes_per_hop, 2 * 8 * 1024 * 128 * 4
     expected = [0] * (ranks + 1)
     for step in range(ranks - 1):
         expected[step] += chunk
         expected[step + 2] += sums
     assert sent == pytest.approx(expected)
-    latency = scaling.backward_exchange_seconds(p, machine(link_gbps=math.inf, latency_us=7.0))
+    latency = predict.backward_exchange_seconds(p, machine(link_gbps=math.inf, latency_us=7.0))
     assert np.array_equal(latency > 0, np.array(expected) > 0)
 
 
@@ -65,26 +65,26 @@ def test_exchanges_are_the_rings(ranks):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_seconds_are_the_counted_pairs_over_the_rate(layout):
     p = problem(seq=12 * 5, ranks=5, heads=132, kv_heads=132)
-    seconds = scaling.backward_compute_seconds(p, trained(backward=2.0), layout)
+    seconds = predict.backward_compute_seconds(p, trained(backward=2.0), layout)
     for step in range(5):
         for rank in range(5):
-            pairs = scaling.visible_pairs(12, rank, (rank - step) % 5, 5, layout).total
+            pairs = predict.visible_pairs(12, rank, (rank - step) % 5, 5, layout).total
             assert seconds[step, rank] == pytest.approx(10 * 132 * 128 * int(pairs) / 2e12)
     assert not seconds[5].any()  # additions are free here
 
 
 def test_full_and_cut_blocks_have_their_own_rates():
-    rates = dataclasses.replace(scaling.ComputeRates.constant(200, 100), state=((1.0, 0.0),))
+    rates = dataclasses.replace(predict.ComputeRates.constant(200, 100), state=((1.0, 0.0),))
     m = dataclasses.replace(machine(), backward_rates=rates)
     p = problem()
-    seconds, flops = scaling.backward_compute_seconds(p, m), 2.5 * p.flops_per_pair
+    seconds, flops = predict.backward_compute_seconds(p, m), 2.5 * p.flops_per_pair
     assert seconds[1, 7] == pytest.approx(flops * p.chunk**2 / 200e12)
     assert seconds[0, 7] == pytest.approx(flops * p.chunk * (p.chunk + 1) / 2 / 100e12)
 
 
 def test_shares_are_added_from_the_third_step_on_and_at_home():
     p = problem(seq=4 * 4096, ranks=4, causal=False)
-    free, paid = (scaling.backward_compute_seconds(p, trained(state=s)) for s in (0.0, 1.0))
+    free, paid = (predict.backward_compute_seconds(p, trained(state=s)) for s in (0.0, 1.0))
     sums = 2 * 8 * 4096 * 128 * 4
     added = (paid - free)[:, 0] / (sums * 1e-12)
     # A sum and a share are read and a sum is written; at home one of 16 bits.
@@ -93,16 +93,16 @@ def test_shares_are_added_from_the_third_step_on_and_at_home():
 
 def test_key_tiles_of_all_heads_of_a_group_are_one_block():
     p = problem(seq=256 * 8, heads=64, kv_heads=8, causal=False)  # 16 tiles a rank
-    seconds = scaling.backward_compute_seconds(p, trained())
+    seconds = predict.backward_compute_seconds(p, trained())
     assert seconds[0, 0] == pytest.approx(10 * 64 * 128 * 256**2 / 200e12 * 132 / 16)
 
 
 def test_the_margin_is_left_in_steps_that_exchange_something():
     p = problem(seq=2 * 2**16, ranks=2, causal=False)
-    plain, left = (scaling.backward_compute_seconds(p, trained(sm_margin=n)) for n in (0, 33))
+    plain, left = (predict.backward_compute_seconds(p, trained(sm_margin=n)) for n in (0, 33))
     assert left[0] == pytest.approx(plain[0] / 0.75) and left[1] == pytest.approx(plain[1])
     longer = problem(seq=4 * 2**16, ranks=4, causal=False)
-    plain, left = (scaling.backward_compute_seconds(longer, trained(sm_margin=n)) for n in (0, 33))
+    plain, left = (predict.backward_compute_seconds(longer, trained(sm_margin=n)) for n in (0, 33))
     assert left[:4] == pytest.approx(plain[:4] / 0.75)
 
 
@@ -110,7 +110,7 @@ def test_the_margin_is_left_in_steps_that_exchange_something():
 def test_one_rank_has_no_communication(layout):
     p = problem(ranks=1)
     m = dataclasses.replace(trained(link_gbps=1e-3))
-    f = scaling.training_forecast(p, m, layout)
+    f = predict.training_forecast(p, m, layout)
     assert f.exposed == 0 and f.hidden and len(f.backward.steps) == 1
     assert f.efficiency == f.balance == 1
     assert f.backward.tflops_per_gpu == pytest.approx(200)
@@ -122,12 +122,12 @@ def test_one_rank_has_no_communication(layout):
 def test_what_comes_home_is_never_hidden(ranks):
     p = problem(seq=ranks * 2**15, ranks=ranks, causal=False)
     m = trained(link_gbps=2900.0, latency_us=20.0)
-    f = scaling.backward_forecast(p, m)
+    f = predict.backward_forecast(p, m)
     home = 20e-6 + 2 * 8 * 2**15 * 128 * 4 * 8 / 2900e9
     assert f.hidden and f.exposed == pytest.approx(home)
     assert f.seconds == pytest.approx(f.compute + home)
-    both = scaling.training_forecast(p, m)
-    forward = scaling.forecast(p, m)
+    both = predict.training_forecast(p, m)
+    forward = predict.forecast(p, m)
     assert both.seconds == forward.seconds + f.seconds and both.exposed == f.exposed
     assert both.efficiency < 1 and both.balance == pytest.approx(1)
 
@@ -135,7 +135,7 @@ def test_what_comes_home_is_never_hidden(ranks):
 def test_slow_links_expose_both_ways():
     p = problem(seq=4 * 4096, ranks=4, causal=False)
     m = trained(link_gbps=1.0)
-    f = scaling.backward_forecast(p, m)
+    f = predict.backward_forecast(p, m)
     compute = 2.5 * p.flops_per_pair * p.chunk**2 / 200e12
     chunk, sums = (x * 8e-9 for x in (p.bytes_per_hop, 2 * p.bytes_per_hop))
     assert not f.hidden
@@ -150,48 +150,48 @@ def test_slow_links_expose_both_ways():
 def test_the_smallest_chunk_hides_both_passes(layout, causal):
     p = problem(heads=16, kv_heads=16, causal=causal)
     m = trained(tflops=400, backward=400)
-    found = scaling.smallest_hiding_chunk(p, m, layout, training=True)
+    found = predict.smallest_hiding_chunk(p, m, layout, training=True)
     for chunk, hidden in ((found, True), (found - 1, False)):
         at = dataclasses.replace(p, seq=8 * chunk)
-        assert scaling.training_forecast(at, m, layout).hidden is hidden
+        assert predict.training_forecast(at, m, layout).hidden is hidden
     # Three times the bytes of the forward's exchange for 2.5 times its flops. Contiguous and causal
     # it is the forward's first, diagonal step that is short.
     factor = 1.0 if causal and layout == "contiguous" else 1.2
-    assert found == pytest.approx(factor * scaling.smallest_hiding_chunk(p, m, layout), rel=0.01)
+    assert found == pytest.approx(factor * predict.smallest_hiding_chunk(p, m, layout), rel=0.01)
 
 
 def test_a_plan_of_a_training_step():
     p, m = problem(seq=2**19, ranks=32), trained(link_gbps=2900.0)
-    found = scaling.plan(p, m, training=True)
+    found = predict.compare(p, m, training=True)
     assert {f.problem.ranks for f in found.sweep} == {1, 2, 4, 8, 16, 32}
     advice = found.recommendation
     assert advice.layout is bk.SequenceLayout.ZIGZAG and "at the end" in advice.reason
     as_dict = found.to_dict()
     json.dumps(as_dict, allow_nan=False)
-    assert as_dict["training"] and not scaling.plan(p, m).to_dict()["training"]
+    assert as_dict["training"] and not predict.compare(p, m).to_dict()["training"]
     zigzag = as_dict["layouts"]["zigzag"]
     assert zigzag["seconds"] == zigzag["forward"]["seconds"] + zigzag["backward"]["seconds"]
     exchange = as_dict["backward_exchange"]
     assert exchange["bytes_sent_per_rank"] == 31 * 3 * p.bytes_per_hop
     assert len(exchange["seconds"]) == 33
-    assert as_dict["training_memory"]["total"] == scaling.training_memory(p).total
+    assert as_dict["training_memory"]["total"] == predict.training_memory(p).total
 
 
 def test_memory_of_the_backward_is_minded():
     p = problem(seq=2**19, ranks=32)
-    need = scaling.training_memory(p).total / 2**30
-    room = {f: scaling.plan(p, trained(memory_gib=f * need), training=True) for f in (0.99, 1.01)}
+    need = predict.training_memory(p).total / 2**30
+    room = {f: predict.compare(p, trained(memory_gib=f * need), training=True) for f in (0.99, 1.01)}
     assert not room[0.99].recommendation.fits and room[1.01].recommendation.fits
 
 
 def test_without_rates_of_a_backward_there_is_no_forecast():
-    for call in (scaling.training_forecast, scaling.backward_forecast):
+    for call in (predict.training_forecast, predict.backward_forecast):
         with pytest.raises(bk.InvalidProblemError, match="got no backward_rates"):
             call(problem(), machine())
     with pytest.raises(bk.InvalidProblemError, match="got no backward_rates"):
-        scaling.plan(problem(), machine(), training=True)
+        predict.compare(problem(), machine(), training=True)
     with pytest.raises(bk.InvalidProblemError, match="sequence_layout"):
-        scaling.backward_forecast(problem(), trained(), "spiral")
+        predict.backward_forecast(problem(), trained(), "spiral")
 
 
 # --- rates, and what was measured ---------------------------------------------------------------
@@ -202,18 +202,18 @@ def test_measured_rates_are_those_of_the_fast_kernels():
             backward_row(4096, 999.0, guarantee="deterministic"),
             backward_row(4096, 150.0, causal=True)]  # fmt: skip
     of = ({"card": "Some Card", "rows": rows}, "sm80", "bf16", 128)
-    rates = scaling.measured_rates(*of, backward=True)
+    rates = predict.measured_rates(*of, backward=True)
     assert rates.full == ((1024.0, pytest.approx(100)), (4096.0, pytest.approx(200)))
     assert rates.causal == ((4096.0, pytest.approx(150)),)
     assert rates.tile_rows == 128 and rates.sources == ("backward rows: Some Card, sm80 bf16 D 128",)
-    other = scaling.measured_rates(*of[:3], 256, backward=True)
-    assert other.full == scaling.default_rates("sm80", "bf16", 256, backward=True).full
+    other = predict.measured_rates(*of[:3], 256, backward=True)
+    assert other.full == predict.default_rates("sm80", "bf16", 256, backward=True).full
     assert "backward rows: none measured for sm80 bf16 D 256" in other.sources
 
 
 def test_default_rates_say_whose_they_are():
-    rates = scaling.default_rates("sm90a", "f16", 80, backward=True)
+    rates = predict.default_rates("sm90a", "f16", 80, backward=True)
     assert any("gradients by sm90a" in source for source in rates.sources)
     assert any("bf16 D 128 stand in" in source for source in rates.sources)
     with pytest.raises(bk.UnsupportedError, match="gradients by the family simt with bf16"):
-        scaling.default_rates("simt", "bf16", 128, backward=True)
+        predict.default_rates("simt", "bf16", 128, backward=True)

@@ -1,19 +1,19 @@
-"""Where the scaling model's rates come from: an evidence file, or a card's measured figures."""
+"""Where the performance model's rates come from: an evidence file, or a card's measured figures."""
 
 import math
 from pathlib import Path
 
 import pytest
-from helpers.scaling_cases import EVIDENCE, forward_row, problem, tax_row
+from helpers.predict_cases import EVIDENCE, forward_row, problem, tax_row
 
 import baracuda_kernels as bk
-from baracuda_kernels import scaling
+from baracuda_kernels import predict
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_measured_rates_are_interpolated_by_length():
-    rates = scaling.measured_rates(EVIDENCE, "sm80", "bf16", 128)
+    rates = predict.measured_rates(EVIDENCE, "sm80", "bf16", 128)
     assert rates.tflops(1024) == pytest.approx(100) and rates.tflops(4096) == pytest.approx(250)
     assert rates.tflops(2048) == pytest.approx(175)
     assert rates.tflops(1) == pytest.approx(100) and rates.tflops(2**20) == pytest.approx(250)
@@ -36,7 +36,7 @@ def test_the_state_costs_what_the_steps_take_beyond_their_flops():
     rows = [r for r in EVIDENCE["rows"] if r["name"] == "forward"]
     for one_call in (1e-3, 1e3):
         row["peers"]["one_call"] = one_call
-        rates = scaling.measured_rates({"rows": [*rows, row]}, "sm80", "bf16", 128)
+        rates = predict.measured_rates({"rows": [*rows, row]}, "sm80", "bf16", 128)
         assert rates.state_seconds_per_byte(1024) * 1e12 == pytest.approx(5)
 
 
@@ -52,25 +52,25 @@ def test_the_state_costs_what_the_steps_take_beyond_their_flops():
     ],
 )
 def test_tiles_are_the_kernels_own(family, dtype, head_dim, rows):
-    assert scaling.default_rates(family, dtype, head_dim).tile_rows == rows
+    assert predict.default_rates(family, dtype, head_dim).tile_rows == rows
 
 
 def test_what_was_not_measured_comes_from_the_log_and_is_said():
-    rates = scaling.measured_rates(EVIDENCE, "sm80", "bf16", 256)
-    assert rates.full == scaling.default_rates("sm80", "bf16", 256).full
+    rates = predict.measured_rates(EVIDENCE, "sm80", "bf16", 256)
+    assert rates.full == predict.default_rates("sm80", "bf16", 256).full
     text = "; ".join(rates.sources)
     assert "none measured" in text and "kernel-log" in text and "no ring_tax rows" in text
 
 
 def test_the_default_state_gives_the_logs_ring_tax():
     """docs/kernel-log/forward-sm80.md, D128, H 16, 8 chunks without a mask against one call."""
-    rates = scaling.default_rates("sm80", "bf16", 128)
-    at_8192 = scaling.ComputeRates.constant(rates.tflops(8192))
+    rates = predict.default_rates("sm80", "bf16", 128)
+    at_8192 = predict.ComputeRates.constant(rates.tflops(8192))
     # 128 SMs: the 128 tiles of chunk 1024 would leave some idle, in the one call as in the steps.
-    m = scaling.Machine(rates=at_8192, link_gbps=math.inf, latency_us=0, sms=128, sm_margin=0)
+    m = predict.Machine(rates=at_8192, link_gbps=math.inf, latency_us=0, sms=128, sm_margin=0)
     for chunk, measured in ((1024, 1.21), (2048, 1.10), (4096, 1.06), (8192, 1.02)):
         p = problem(seq=8 * chunk, heads=16, kv_heads=16, causal=False)
-        steps = scaling.forecast(p, m).seconds
+        steps = predict.forecast(p, m).seconds
         one_call = p.flops_per_pair * chunk * p.seq / (rates.tflops(8192) * 1e12)
         assert steps / one_call == pytest.approx(measured, abs=0.03)
 
@@ -88,7 +88,7 @@ def test_the_default_state_gives_the_logs_ring_tax():
     ],
 )
 def test_default_rates(family, dtype, head_dim, full):
-    rates = scaling.default_rates(family, dtype, head_dim)
+    rates = predict.default_rates(family, dtype, head_dim)
     page = "performance" if family == "sm90a" else f"kernel-log/forward-{family}"
     assert rates.tflops(8192) == full and f"docs/{page}.md" in rates.sources[0]
     assert rates.tflops(8192, causal=True) < full * 1.01
@@ -97,21 +97,21 @@ def test_default_rates(family, dtype, head_dim, full):
 
 
 def test_every_card_has_rates_of_every_point():
-    for card in scaling.cards():
-        assert scaling.find_card(card.arch) is card and card.sms > 0 and card.memory_gib > 0
+    for card in predict.cards():
+        assert predict.find_card(card.arch) is card and card.sms > 0 and card.memory_gib > 0
         for name, family in card.families.items():
             for dtype, by_head_dim in family.tflops.items():
                 for head_dim, points in by_head_dim.items():
-                    rates = scaling.default_rates(name, dtype, head_dim, card.arch)
+                    rates = predict.default_rates(name, dtype, head_dim, card.arch)
                     assert rates.full == tuple((n, full) for n, full, _ in points)
                     assert rates.causal == tuple((n, causal) for n, _, causal in points)
                     assert rates.state == ((1.0, 1 / card.state_tbps),)
                     assert card.name in rates.sources[0] and family.source in rates.sources[0]
-    assert len({card.arch for card in scaling.cards()}) == len(scaling.cards())
+    assert len({card.arch for card in predict.cards()}) == len(predict.cards())
 
 
 def test_a_rate_that_was_not_timed_loses_what_the_next_one_does():
-    rates = scaling.default_rates("sm80", "bf16", 64)
+    rates = predict.default_rates("sm80", "bf16", 64)
     assert rates.causal[0] == (512.0, 340 * 253 / 353) and rates.full[0] == (512.0, 253.0)
 
 
@@ -119,23 +119,23 @@ def test_a_rate_that_was_not_timed_loses_what_the_next_one_does():
 def test_an_architecture_without_measured_rates_has_none(arch):
     name = "host" if arch == "host" else f"sm_{arch.removeprefix('sm_').replace('.', '')}"
     refusal = f"got {name}, must be .*sm_90.*--tflops"
-    assert scaling.find_card(arch) is None
+    assert predict.find_card(arch) is None
     with pytest.raises(bk.UnsupportedError, match=refusal):
-        scaling.default_rates("sm80", "bf16", 128, arch)
+        predict.default_rates("sm80", "bf16", 128, arch)
     # Nor does an evidence file of such a card get another card's SMs, or its rates for missing rows.
     with pytest.raises(bk.UnsupportedError, match=refusal):
-        scaling.measured_rates(EVIDENCE, "sm80", "bf16", 128, arch)
+        predict.measured_rates(EVIDENCE, "sm80", "bf16", 128, arch)
     with pytest.raises(bk.UnsupportedError, match=refusal):
-        scaling.measured_rates(EVIDENCE, "sm80", "bf16", 256, arch, 108)
-    own = scaling.measured_rates(EVIDENCE, "sm80", "bf16", 128, arch, 132)
-    assert own == scaling.measured_rates(EVIDENCE, "sm80", "bf16", 128, "sm_90")
+        predict.measured_rates(EVIDENCE, "sm80", "bf16", 256, arch, 108)
+    own = predict.measured_rates(EVIDENCE, "sm80", "bf16", 128, arch, 132)
+    assert own == predict.measured_rates(EVIDENCE, "sm80", "bf16", 128, "sm_90")
     assert all("H100" not in source for source in own.sources)
 
 
 def test_where_the_state_stands_in_it_is_said():
-    assert any("H100" in source for source in scaling.ComputeRates.constant(300).sources)
+    assert any("H100" in source for source in predict.ComputeRates.constant(300).sources)
     rows = [row for row in EVIDENCE["rows"] if row["name"] == "forward"]
-    rates = scaling.measured_rates({"rows": rows}, "sm80", "bf16", 128, "sm_80", 108)
+    rates = predict.measured_rates({"rows": rows}, "sm80", "bf16", 128, "sm_80", 108)
     assert any("3.0 TB/s (H100)" in source for source in rates.sources)
 
 
@@ -144,22 +144,22 @@ def test_the_sms_of_the_files_card_are_minded():
     rows = [row for row in EVIDENCE["rows"] if row["name"] == "forward"]
     rows.append(tax_row(1024, 100.0, 5.0, heads=4))
     of = ({"rows": rows}, "sm80", "bf16", 128, "sm_80")
-    few, many = (scaling.measured_rates(*of, sms).state_seconds_per_byte(1024) for sms in (64, 128))
+    few, many = (predict.measured_rates(*of, sms).state_seconds_per_byte(1024) for sms in (64, 128))
     assert few > many
 
 
 def test_bad_rates_are_typed_errors():
     for family, dtype in (("host", "f32"), ("sm80", "f32"), ("other", "bf16")):
         with pytest.raises(bk.UnsupportedError, match=family):
-            scaling.default_rates(family, dtype, 128)
+            predict.default_rates(family, dtype, 128)
     broken = {"rows": [{"name": "forward", "params": {"family": "sm80"}}, {"no": "name"}]}
     half = {"rows": [forward_row(1024, 100.0)]}
     del half["rows"][0]["ours"]
     for evidence in ({}, [], {"rows": 3}, broken, half, {"rows": [1]}):
         with pytest.raises(bk.InvalidProblemError):
-            scaling.measured_rates(evidence, "sm80", "bf16", 128)
+            predict.measured_rates(evidence, "sm80", "bf16", 128)
     for curve in ((), ((2.0, 1.0), (1.0, 1.0)), ((1.0, -1.0),), ((0.0, 1.0),), ((1.0, math.nan),)):
         with pytest.raises(bk.InvalidProblemError):
-            scaling.ComputeRates(full=curve, causal=((1.0, 1.0),))
+            predict.ComputeRates(full=curve, causal=((1.0, 1.0),))
     with pytest.raises(bk.InvalidProblemError, match="tile_rows"):
-        scaling.ComputeRates(full=((1.0, 1.0),), causal=((1.0, 1.0),), tile_rows=0)
+        predict.ComputeRates(full=((1.0, 1.0),), causal=((1.0, 1.0),), tile_rows=0)

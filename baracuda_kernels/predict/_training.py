@@ -16,7 +16,7 @@ import numpy as np
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
-from baracuda_kernels.scaling._model import (
+from baracuda_kernels.predict._model import (
     Machine,
     RingForecast,
     RingProblem,
@@ -24,8 +24,8 @@ from baracuda_kernels.scaling._model import (
     forecast,
     rank_memory,
 )
-from baracuda_kernels.scaling._pairs import visible_pairs
-from baracuda_kernels.scaling._rates import ComputeRates
+from baracuda_kernels.predict._pairs import visible_pairs
+from baracuda_kernels.predict._rates import ComputeRates
 
 # Of a visible pair, over the forward's: five products of matrices for two.
 BACKWARD_FLOPS = 2.5

@@ -1,26 +1,26 @@
-"""A problem, a machine and an evidence file for the tests of the scaling model."""
+"""A problem, a machine and an evidence file for the tests of the performance model."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from baracuda_kernels import scaling
+from baracuda_kernels import predict
 
 
-def problem(**changes: Any) -> scaling.RingProblem:
+def problem(**changes: Any) -> predict.RingProblem:
     """A causal problem with eight ranks, with changes."""
     good = {"seq": 2**17, "ranks": 8, "heads": 32, "kv_heads": 8, "head_dim": 128, "causal": True}
-    return scaling.RingProblem(**{**good, **changes})
+    return predict.RingProblem(**{**good, **changes})
 
 
 def machine(
     tflops: float = 400.0, link_gbps: float = 400.0, state: float = 0.0, **changes: Any
-) -> scaling.Machine:
+) -> predict.Machine:
     """Constant rates, and nothing but what is asked for."""
-    rates = dataclasses.replace(scaling.ComputeRates.constant(tflops), state=((1.0, state),))
+    rates = dataclasses.replace(predict.ComputeRates.constant(tflops), state=((1.0, state),))
     plain = {"latency_us": 0.0, "sm_margin": 0}
-    return scaling.Machine(rates=rates, link_gbps=link_gbps, **{**plain, **changes})
+    return predict.Machine(rates=rates, link_gbps=link_gbps, **{**plain, **changes})
 
 
 def forward_row(length: int, tflops: float, causal: bool = False, **changes: Any) -> dict[str, Any]:

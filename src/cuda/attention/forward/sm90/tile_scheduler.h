@@ -8,13 +8,14 @@
 
 namespace baracuda::sm90 {
 
-// Sections of heads follow one another. A section's tiles are walked in rounds of one tile a block.
+// Heads are grouped into sections, one after the other. A section's tiles run in rounds of one tile
+// a block.
 struct TileOrder {
   int heads;        // of all batches
   bool mixes;       // a section's heads, longest tiles first; else one head after the other
   bool backwards;   // direction of the first round
-  int counted;      // rounds of a section, as far as they are more than half full
-  int turn;         // places that the blocks move on by, see TileWalk
+  int counted;      // rounds of a section that are more than half full
+  int turn;         // places that the blocks move on by, see TileScheduler
   Divisor section;  // heads
   Divisor rounds;   // of a section
   Divisor tiles;    // query tiles of a head
@@ -29,8 +30,8 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
   TileOrder order{};
   order.heads = static_cast<int>(heads);
   order.mixes = section > 0;
-  // Where heads are not mixed the last round, which may be short, runs forwards: the first blocks
-  // have a tile more, and they are the first to get a multiprocessor that the step before has left.
+  // If heads are not mixed, the last round runs forwards. It may be short, and then the first
+  // blocks get one tile more; they are also the first to start when the previous step ends.
   order.backwards = !order.mixes && rounds % 2 == 0;
   order.counted = static_cast<int>((2 * in_section + grid) / (2 * grid));
   order.turn = sections * grid >> 31 == 0 ? static_cast<int>(in_section % grid) : 0;
@@ -41,21 +42,20 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
   return order;
 }
 
-// Sections of heads that end evenly: their rounds are nearly full, or so many that it does not
-// matter which blocks go without a tile in the last one; and there is none whose longest tiles no
-// other makes up for.
+// True if a section ends evenly: its rounds are nearly full, or so many that an idle block in the
+// last round does not matter, and every round of long tiles has a round of the other direction.
 inline bool ends_evenly(uint32_t tiles, uint32_t sections, uint32_t grid) {
   const uint32_t rest = tiles % grid, rounds = (2 * tiles + grid) / (2 * grid);
   if (rounds % 2 != 0 && sections % 2 != 0 && sections > 1) return false;
   if (tiles >= 3 * grid) return true;
-  // A third round of less than half makes up for none of the two.
+  // A third round that is less than half full does not balance the two before it.
   if (tiles >= 2 * grid) return 4 * rest <= grid || 2 * rest > grid;
   return 8 * rest >= 7 * grid || (tiles >= grid && 8 * rest <= grid);
 }
 
-// As many heads as share K and V of a third of L2, so that what the blocks at work read comes from
-// memory once; or twice as many, or as fit, where those end more evenly. 0: none do.
-// pair_bytes: of K and V of a head.
+// The section whose K and V fill a third of L2, so that running blocks read them from memory once.
+// If it does not end evenly: twice as many heads, or as many as fit. 0: no section ends evenly.
+// pair_bytes: bytes of K and V of a head.
 inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_tiles,
                                int64_t pair_bytes, int64_t grid) {
   constexpr int64_t few = int64_t{16} << 20, most = int64_t{32} << 20;  // of 40 MB or more
@@ -79,14 +79,15 @@ inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_t
   return pairs * pair_bytes <= most && serves(pairs) ? pairs * group : 0;
 }
 
-// The grid stays resident and every block walks a fixed list of tiles. The direction of its rounds
-// alternates: under a mask, what a block gains in one round it loses in the next, so all finish
-// within about a tile of each other without a shared counter. A round that is hardly there makes up
-// for none. Where a section's last round is short, other blocks go without a tile in it than in the
-// section before: once as many rounds have run in either direction, all places move on.
-class TileWalk {
+// A static persistent scheduler: the grid stays resident, and every block has a fixed list of
+// tiles. Rounds alternate their direction, so that under a mask a block with a long tile in one
+// round gets a short one in the next. All blocks then finish within about a tile of each other,
+// without a shared counter. A round that is less than half full does not count as a balance. If a
+// section's last round is short, other blocks stay idle in it than in the previous section: after
+// equal numbers of rounds in both directions, all places move on.
+class TileScheduler {
  public:
-  // rank: of a head's tiles, from the last one on.
+  // rank: the tile's place in its head, counted from the last tile.
   BARACUDA_HD bool next(const TileOrder& order, int block, int& batch_head, int& rank) {
     const int section = static_cast<int>(order.section.divisor);
     const int rounds = static_cast<int>(order.rounds.divisor);

@@ -4,24 +4,24 @@
 #include <cuda.h>
 
 #include "attention/count_rows.cuh"
-#include "attention/forward/sm90/tile_walk.h"
+#include "attention/forward/sm90/tile_scheduler.h"
 #include "attention/forward/step_args.cuh"
 #include "common/divisor.h"
 
 namespace baracuda::sm90 {
 
-// Rows that see no key are taken care of by so many.
-constexpr int keyless_unit = 64;
+// Fully masked rows are processed in units of this many.
+constexpr int masked_row_unit = 64;
 
 struct HopperArgs {
   CUtensorMap q, k, v;
   StepArgs step;
   Divisor query_tiles, heads, group, section;  // those of step, to divide by
   Divisor key_stride;  // of 0 where only the device knows it
-  Divisor keyless_units;  // of a head, of 64 rows before first_row: to be begun or finished too
-  bool leaves_processors;  // to something beside it, whose end the next step waits for, too
+  Divisor masked_row_units;  // units of 64 fully masked rows in a head, before first_row
+  bool leaves_processors;  // to an exchange, whose end the next step also waits for
   bool backwards;          // direction of the first round of tiles
-  TileOrder order;         // what FirstWalk goes by; LaterWalk by the fields above
+  TileOrder order;  // what FirstStepScheduler goes by; LaterStepScheduler by the fields above
 };
 
 // Number of keys that a row sees; rows past the end see what the last one does.
@@ -57,11 +57,11 @@ struct Tile {
   }
 };
 
-// How many heads' tiles are mixed to be walked longest first; 0: one head after the other.
-// Without a mask there is no longest. Short sequences are bound by memory: K and V should be read
-// once, by blocks that work on a head together, and with many rounds the lengths even out anyway.
-// The steps of a ring even out among themselves what a section leaves uneven: there, the fewest
-// heads that fill rounds of the grid, for the sake of L2.
+// The number of heads in a section, whose tiles are mixed and run longest first. 0: one head after
+// the other. Without a mask all tiles are equally long. Short sequences are bound by memory: the
+// blocks that work on a head together should read K and V once, and the lengths even out over many
+// rounds. In a ring the steps even out what a section leaves uneven. There the section is the
+// fewest heads that fill rounds of the grid, to keep K and V in L2.
 inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t grid) {
   if (!args.causal || (args.query_tiles <= 8 && args.blocks >= 8 * grid)) return 0;
   if (args.first) {
@@ -79,37 +79,38 @@ inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t g
   return heads;
 }
 
-// What is to stay in L2: Q and the state, which the next step of a ring comes back to. K and V leave
-// first where they may: blocks that work on a head together read them at about the same time; under
-// a mask, longest tiles first, they do not.
+// Whether K and V should stay in L2. Q and the state stay, since the next step of a ring needs
+// them. K and V may be evicted first if the blocks of a head read them at about the same time;
+// under a mask, with the longest tiles first, they do not.
 template <bool First, bool Last>
 __device__ __forceinline__ bool keeps_keys(const StepArgs& args) {
   return (First && Last) || args.section > 0;
 }
 
-// The walk of a step that begins a state, whole calls among them.
-class FirstWalk {
+// The tiles of a step that begins a state, including whole calls.
+class FirstStepScheduler {
  public:
-  __device__ __forceinline__ explicit FirstWalk(const HopperArgs&) {}
+  __device__ __forceinline__ explicit FirstStepScheduler(const HopperArgs&) {}
 
   __device__ __forceinline__ bool next(const HopperArgs& all, int block_m, Tile& tile) {
     int rank;
-    if (!walk_.next(all.order, static_cast<int>(blockIdx.x), tile.batch_head, rank)) return false;
+    if (!scheduler_.next(all.order, static_cast<int>(blockIdx.x), tile.batch_head, rank))
+      return false;
     const int tiles_per_head = static_cast<int>(all.order.tiles.divisor);
     tile.row0 = static_cast<int>(all.step.first_row) + (tiles_per_head - 1 - rank) * block_m;
     return true;
   }
 
  private:
-  TileWalk walk_;
+  TileScheduler scheduler_;
 };
 
-// The walk of a step that carries on: the same, but that places do not move on from section to
-// section, for steps even out among themselves. With TileWalk striped rings took 1 % longer: ptxas
-// gives the consumers other code then.
-class LaterWalk {
+// The tiles of a step that continues a state. Unlike TileScheduler, places do not move on from
+// section to section, since the steps even out among themselves. With TileScheduler striped rings
+// took 1 % longer, because ptxas generates other code for the consumers.
+class LaterStepScheduler {
  public:
-  __device__ __forceinline__ explicit LaterWalk(const HopperArgs& all)
+  __device__ __forceinline__ explicit LaterStepScheduler(const HopperArgs& all)
       : backwards_(all.backwards) {}
 
   __device__ __forceinline__ bool next(const HopperArgs& all, int block_m, Tile& tile) {

@@ -1,4 +1,4 @@
-"""The picture of ``plan --plot``: efficiency and exposed communication over ranks."""
+"""The picture of ``predict --plot``: efficiency and exposed communication over ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STYLES = {
 
 
 def draw_plot(path: Path, result: Any) -> None:
-    """Draw a `ScalingPlan`'s sweep.
+    """Draw a `Comparison`'s sweep.
 
     Raises
     ------

@@ -1,12 +1,12 @@
-// Rows that see none of a step's keys, where the host knows which: the first `first_row` of every
-// head (half of a zigzag ring's last step, on most ranks). No products, but the step that begins a
-// ring has to write their state, and the one that ends it their answer. The warps that copy Q do it,
-// once they have no more to copy, beside the products of the last tiles.
+// Fully masked rows: the first `first_row` rows of every head, if the host knows that they see none
+// of a step's keys (half of the rows in the last step of a zigzag ring, on most ranks). They need
+// no products. But the first step must write their state, and the last step their output. The warps
+// that copy Q do that after their last copy, beside the products of the last tiles.
 #pragma once
 
 #include <math_constants.h>
 
-#include "attention/forward/sm90/schedule.cuh"
+#include "attention/forward/sm90/work_tiles.cuh"
 #include "attention/forward/sm90/state.cuh"
 #include "attention/forward/store_lse.cuh"
 #include "attention/row_result.h"
@@ -17,28 +17,28 @@
 namespace baracuda::sm90 {
 
 template <typename C, bool First, bool Last>
-class KeylessRows {
+class FullyMaskedRows {
   using Element = typename C::Element;
   static constexpr int rows_at_once = 8;  // that lie together in the state
   static constexpr int columns_at_once = C::head_dim < 128 ? C::head_dim : 128;
-  static_assert(keyless_unit % rows_at_once == 0, "whole groups of rows");
+  static_assert(masked_row_unit % rows_at_once == 0, "whole groups of rows");
 
  public:
-  __device__ __forceinline__ explicit KeylessRows(const HopperArgs& args)
+  __device__ __forceinline__ explicit FullyMaskedRows(const HopperArgs& args)
       : all_(args), args_(args.step), lane_(threadIdx.x % 32) {}
 
-  // The share of one warp of so many.
+  // Processes this warp's share of the rows; `warps` warps share them.
   __device__ __forceinline__ void run(int warp, int warps) const {
-    if constexpr (Last ? C::ends_keyless_rows : First) {
-      const int units = static_cast<int>(args_.batch_heads * all_.keyless_units.divisor);
+    if constexpr (Last ? C::finishes_masked_rows : First) {
+      const int units = static_cast<int>(args_.batch_heads * all_.masked_row_units.divisor);
       if (warp >= units) return;
-      if constexpr (!First) await_grids_before();
+      if constexpr (!First) await_previous_grids();
 #pragma unroll 1
       for (int unit = warp; unit < units; unit += warps) {
-        const int batch_head = all_.keyless_units.quotient(unit);
-        const int row0 = all_.keyless_units.remainder(unit) * keyless_unit;
+        const int batch_head = all_.masked_row_units.quotient(unit);
+        const int row0 = all_.masked_row_units.remainder(unit) * masked_row_unit;
 #pragma unroll 1
-        for (int i = 0; i < keyless_unit; i += rows_at_once) rows(batch_head, row0 + i);
+        for (int i = 0; i < masked_row_unit; i += rows_at_once) rows(batch_head, row0 + i);
       }
     }
   }

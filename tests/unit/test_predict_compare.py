@@ -1,4 +1,4 @@
-"""What the scaling model advises, and the command ``plan``."""
+"""What the performance model advises, and the command ``predict``."""
 
 import dataclasses
 import json
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from helpers.scaling_cases import EVIDENCE, machine, problem
+from helpers.predict_cases import EVIDENCE, machine, problem
 
 import baracuda_kernels as bk
-from baracuda_kernels import scaling
+from baracuda_kernels import predict
 from baracuda_kernels._core import _info
 from baracuda_kernels._core._communicator import DEFAULT_MAX_CTAS
 from baracuda_kernels.cli import main
-from baracuda_kernels.scaling._units import duration, size
+from baracuda_kernels.predict._units import duration, size
 
 ROOT = Path(__file__).parent.parent.parent
 LAYOUTS = ("contiguous", "zigzag", "striped")
@@ -26,47 +26,47 @@ LAYOUTS = ("contiguous", "zigzag", "striped")
 
 
 def test_zigzag_is_advised_for_a_causal_ring_and_contiguous_for_a_full_one():
-    m = scaling.Machine(rates=scaling.default_rates("sm80", "bf16", 128), link_gbps=400)
+    m = predict.Machine(rates=predict.default_rates("sm80", "bf16", 128), link_gbps=400)
     p = problem(seq=2**20, ranks=64)
-    causal = scaling.plan(p, m)
+    causal = predict.compare(p, m)
     assert causal.recommendation.layout is bk.SequenceLayout.ZIGZAG
     assert causal.recommendation.ranks == 64 and "hidden" in causal.recommendation.reason
-    full = scaling.plan(dataclasses.replace(p, causal=False), m)
+    full = predict.compare(dataclasses.replace(p, causal=False), m)
     assert full.recommendation.layout is bk.SequenceLayout.CONTIGUOUS
-    only = scaling.plan(p, m, ["striped"])
+    only = predict.compare(p, m, ["striped"])
     assert only.recommendation.layout is bk.SequenceLayout.STRIPED and len(only.forecasts) == 1
 
 
 def test_fewer_ranks_are_advised_where_the_link_is_too_slow():
-    m = scaling.Machine(rates=scaling.default_rates("sm80", "bf16", 128), link_gbps=100)
-    found = scaling.plan(problem(seq=2**17, ranks=64), m)
+    m = predict.Machine(rates=predict.default_rates("sm80", "bf16", 128), link_gbps=100)
+    found = predict.compare(problem(seq=2**17, ranks=64), m)
     advice = found.recommendation
     chosen = [f for f in found.sweep if f.problem.ranks == advice.ranks]
     assert 1 < advice.ranks < 64 and "64 ranks would run at" in advice.reason
     assert max(f.efficiency for f in chosen) >= 0.8
     assert max(f.efficiency for f in found.forecasts) < 0.8
-    assert scaling.plan(found.problem, m, min_efficiency=0.01).recommendation.ranks > advice.ranks
+    assert predict.compare(found.problem, m, min_efficiency=0.01).recommendation.ranks > advice.ranks
 
 
 def test_memory_is_minded():
     p = problem(seq=2**20, ranks=64)
-    least = min(scaling.rank_memory(p, in_place=x).total for x in (False, True)) / 2**30
-    tight = scaling.plan(p, machine(link_gbps=1.0, memory_gib=1.01 * least)).recommendation
+    least = min(predict.rank_memory(p, in_place=x).total for x in (False, True)) / 2**30
+    tight = predict.compare(p, machine(link_gbps=1.0, memory_gib=1.01 * least)).recommendation
     assert tight.fits and tight.ranks == 64 and "nothing that fits reaches" in tight.reason
     assert not tight.efficient and not tight.advised
-    none = scaling.plan(p, machine(memory_gib=0.99 * least)).recommendation
+    none = predict.compare(p, machine(memory_gib=0.99 * least)).recommendation
     assert not none.fits and none.ranks == 64 and "GiB" in none.reason and not none.advised
 
 
 def test_bad_plans_are_typed_errors():
     for change in ({"layouts": []}, {"layouts": ["zigzag"] * 2}, {"min_efficiency": 0}):
         with pytest.raises(bk.InvalidProblemError):
-            scaling.plan(problem(), machine(), **change)
+            predict.compare(problem(), machine(), **change)
 
 
 def test_many_ranks_take_no_time():
     start = time.monotonic()
-    scaling.plan(problem(seq=2**20, ranks=512), machine())
+    predict.compare(problem(seq=2**20, ranks=512), machine())
     assert time.monotonic() - start < 10
 
 
@@ -76,7 +76,7 @@ needs_cuda_build = pytest.mark.skipif(
     not bk._build_info()["cuda_built"], reason="capability: CUDA kernels in the build"
 )
 GIVEN = ("--seq", "1M", "--ranks", "16", "--heads", "32", "--kv-heads", "8", "--head-dim", "128")
-GIVEN = ("plan", *GIVEN, "--link-gbps", "400", "--causal")
+GIVEN = ("predict", *GIVEN, "--link-gbps", "400", "--causal")
 
 
 def invoke(*arguments):
@@ -240,22 +240,22 @@ def test_no_card_stands_in_for_another():
         rates = as_json(*GIVEN, *own)["machine"]["rates"]
         assert rates["full"] == [[1.0, 250.0]] and "given" in rates["sources"][0]
     known = as_json(*GIVEN)["machine"]
-    card = scaling.find_card("sm_90")
+    card = predict.find_card("sm_90")
     assert (known["sms"], known["memory_gib"]) == (card.sms, card.memory_gib)
 
 
 def test_the_exchange_takes_the_librarys_default_of_sms():
-    rates = scaling.ComputeRates.constant(400)
-    option = next(o for o in main.commands["plan"].params if o.name == "sm_margin")
+    rates = predict.ComputeRates.constant(400)
+    option = next(o for o in main.commands["predict"].params if o.name == "sm_margin")
     assert f"default: {DEFAULT_MAX_CTAS}; by peer 0" in option.help
-    assert scaling.Machine(rates=rates, link_gbps=400).sm_margin == DEFAULT_MAX_CTAS
+    assert predict.Machine(rates=rates, link_gbps=400).sm_margin == DEFAULT_MAX_CTAS
 
 
 def test_by_peer_no_sms_are_left_to_the_exchange():
     def forecast(**how):
-        rates = scaling.ComputeRates.constant(400)
-        m = scaling.Machine(rates=rates, link_gbps=math.inf, **how)
-        return scaling.forecast(problem(), m, "zigzag")
+        rates = predict.ComputeRates.constant(400)
+        m = predict.Machine(rates=rates, link_gbps=math.inf, **how)
+        return predict.forecast(problem(), m, "zigzag")
 
     by_peer, by_nccl = forecast(exchange="peer"), forecast(exchange="nccl")
     none_left = forecast(exchange="nccl", sm_margin=0, latency_us=20.0)
@@ -331,7 +331,7 @@ def test_the_plot(tmp_path, suffix):
 
 @needs_cuda_build
 def test_the_examples_in_the_docs_are_the_commands_output():
-    page = (ROOT / "docs" / "scaling.md").read_text()
+    page = (ROOT / "docs" / "predict.md").read_text()
     blocks = [x.split("```")[0] for x in page.split("```console\n$ baracuda-kernels ")[1:]]
     assert len(blocks) == 2 and "--training" in blocks[1]
     for block in blocks:

@@ -17,7 +17,7 @@ L2_SHARE = 32 << 20
 
 @cache
 def library():
-    lib = ct.CDLL(build_helper("tile_walk.cpp", f"-I{SOURCES}", "-Wall"))
+    lib = ct.CDLL(build_helper("tile_scheduler.cpp", f"-I{SOURCES}", "-Wall"))
     lib.walk_section.argtypes = [ct.c_int64] * 5
     lib.walk_section.restype = ct.c_int64
     ints = ct.POINTER(ct.c_int)

@@ -1,4 +1,4 @@
-"""``plan``: scale on paper: memory, bytes, time and efficiency of a ring, and what to choose."""
+"""``predict``: scale on paper: memory, bytes, time and efficiency of a ring, and what to choose."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from baracuda_kernels.cli._console import (
     print_json,
 )
 from baracuda_kernels.cli._plot import check_plot
-from baracuda_kernels.cli._plot_plan import draw_plot
+from baracuda_kernels.cli._plot_comparison import draw_plot
 from baracuda_kernels.cli._run import LAYOUTS
 from baracuda_kernels.cli._sample import dtype_choice
-from baracuda_kernels.scaling._units import duration, size
+from baracuda_kernels.predict._units import duration, size
 
 
 @click.command(short_help="A ring of GPUs on paper: memory, time, advice.")
@@ -96,7 +96,7 @@ from baracuda_kernels.scaling._units import duration, size
 )
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it over ranks (png, svg, pdf).")
 @json_option
-def plan(
+def predict(
     as_json: bool,
     arch: str,
     measured: Path | None,
@@ -112,10 +112,10 @@ def plan(
 
     It needs no GPU, but a build with the CUDA kernels. All figures are of one attention layer's
     forward pass, with --training of its forward and backward; --layers adds the time of all layers.
-    They are computed from a model, not measured: docs/scaling.md has an example, the formulas and the
+    They are computed from a model, not measured: docs/model.md has an example, the formulas and the
     limits.
     """
-    from baracuda_kernels import scaling
+    from baracuda_kernels import predict as model
 
     if measured is not None and tflops is not None:
         raise click.UsageError("give --measured or --tflops, not both")
@@ -123,7 +123,7 @@ def plan(
         check_plot(plot)
     own = {name: given.pop(name) for name in ("sms", "memory_gib")}
     names = ("seq", "ranks", "heads", "kv_heads", "head_dim", "batch", "dtype", "causal")
-    problem = scaling.RingProblem(**{name: given.pop(name) for name in names})
+    problem = model.RingProblem(**{name: given.pop(name) for name in names})
     family = _family(problem, arch)
     own = _gpu(arch, own, measured is not None or tflops is not None)
     rates = _rates(family, problem, arch, own["sms"], measured, tflops)
@@ -134,9 +134,9 @@ def plan(
         )
         if of_gradients != family:
             family = f"{family}, of gradients {of_gradients}"
-    machine = scaling.Machine(rates=rates, **own, **given)
-    layouts = scaling.LAYOUTS if layout is None else (layout,)
-    result = scaling.plan(
+    machine = model.Machine(rates=rates, **own, **given)
+    layouts = model.LAYOUTS if layout is None else (layout,)
+    result = model.compare(
         problem, machine, layouts, min_efficiency=min_efficiency, training=training
     )
     if plot is not None:
@@ -163,7 +163,7 @@ def _family(problem: Any, arch: str, *, backward: bool = False) -> str:
 
     if not _info.build_info()["cuda_built"]:
         raise UnsupportedError(
-            "plan: this build has no CUDA kernels to plan with (made with BARACUDA_CUDA=OFF); "
+            "predict: this build has no CUDA kernels to ask (made with BARACUDA_CUDA=OFF); "
             "install it without that option, which needs no GPU"
         )
     descriptor = RingAttentionDescriptor(
@@ -182,9 +182,10 @@ def _family(problem: Any, arch: str, *, backward: bool = False) -> str:
 
 def _gpu(arch: str, own: dict[str, Any], has_rates: bool) -> dict[str, Any]:
     """SMs and memory of a GPU, given or known; refused where the arch has never been measured."""
-    from baracuda_kernels import UnsupportedError, scaling
+    from baracuda_kernels import UnsupportedError
+    from baracuda_kernels import predict as model
 
-    card = scaling.find_card(arch)
+    card = model.find_card(arch)
     if card is not None:
         return {k: getattr(card, k) if v is None else v for k, v in own.items()}
     missing = [] if has_rates else ["--tflops or --measured"]
@@ -192,7 +193,7 @@ def _gpu(arch: str, own: dict[str, Any], has_rates: bool) -> dict[str, Any]:
     if missing:
         raise UnsupportedError(
             f"arch: got {arch}, must be one that was measured "
-            f"({', '.join(card.arch for card in scaling.cards())}), or give {', '.join(missing)}"
+            f"({', '.join(card.arch for card in model.cards())}), or give {', '.join(missing)}"
         )
     return own
 
@@ -207,18 +208,18 @@ def _rates(
     *,
     backward: bool = False,
 ) -> Any:
-    from baracuda_kernels import scaling
+    from baracuda_kernels import predict as model
 
     if tflops is not None:
-        return scaling.ComputeRates.constant(tflops)
+        return model.ComputeRates.constant(tflops)
     of = (family, problem.dtype, problem.head_dim, arch)
     if measured is None:
-        return scaling.default_rates(*of, backward=backward)
+        return model.default_rates(*of, backward=backward)
     try:
         evidence = json.loads(measured.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise FileProblemError(f"{measured}: {error}") from error
-    return scaling.measured_rates(evidence, *of, sms, backward=backward)
+    return model.measured_rates(evidence, *of, sms, backward=backward)
 
 
 def _print_text(family: str, result: Any, layers: int) -> None:

@@ -5,12 +5,12 @@ import math
 
 import numpy as np
 import pytest
-from helpers.scaling_cases import machine, problem
+from helpers.predict_cases import machine, problem
 from hypothesis import given
 from hypothesis import strategies as st
 
 import baracuda_kernels as bk
-from baracuda_kernels import positions, scaling
+from baracuda_kernels import positions, predict
 
 LAYOUTS = ("contiguous", "zigzag", "striped")
 layouts = st.sampled_from(LAYOUTS)
@@ -27,7 +27,7 @@ def mask(layout, length, ranks, rank, origin):
 @given(layout=layouts, ranks=st.integers(1, 7), length=st.integers(0, 11))
 def test_pairs_are_those_of_the_positions(layout, ranks, length):
     rank, origin = np.divmod(np.arange(ranks * ranks), ranks)
-    counted = scaling.visible_pairs(length, rank, origin, ranks, layout)
+    counted = predict.visible_pairs(length, rank, origin, ranks, layout)
     for r, o, total, full, live in zip(
         rank, origin, counted.total, counted.full, counted.live_rows, strict=True
     ):
@@ -37,37 +37,37 @@ def test_pairs_are_those_of_the_positions(layout, ranks, length):
         assert 0 <= full <= total
         if seen.size and seen.all():
             assert full == seen.size
-    one = scaling.visible_pairs(length, 0, 0, ranks, layout)
+    one = predict.visible_pairs(length, 0, 0, ranks, layout)
     assert one.total == counted.total[0]
 
 
 @given(layout=layouts, ranks=st.integers(1, 40), length=st.integers(0, 2**20))
 def test_all_chunk_pairs_together_are_the_triangle(layout, ranks, length):
     rank, origin = np.divmod(np.arange(ranks * ranks), ranks)
-    total = int(scaling.visible_pairs(length, rank, origin, ranks, layout).total.sum())
+    total = int(predict.visible_pairs(length, rank, origin, ranks, layout).total.sum())
     seq = ranks * length
     assert total == seq * (seq + 1) // 2
 
 
 def test_pairs_stay_exact_at_the_largest_lengths():
     length = 2**30
-    assert scaling.visible_pairs(length, 0, 0, 1).total == length * (length + 1) // 2
-    everything = scaling.visible_pairs(length, 0, 0, 1, causal=False)
+    assert predict.visible_pairs(length, 0, 0, 1).total == length * (length + 1) // 2
+    everything = predict.visible_pairs(length, 0, 0, 1, causal=False)
     assert everything.total == everything.full == length**2
 
 
 def test_full_blocks_are_told_from_cut_ones():
     length, ranks = 8, 4
-    later = scaling.visible_pairs(length, 3, 1, ranks)
+    later = predict.visible_pairs(length, 3, 1, ranks)
     assert (later.full, later.cut) == (64, 0)
-    own = scaling.visible_pairs(length, 2, 2, ranks)
+    own = predict.visible_pairs(length, 2, 2, ranks)
     assert (own.full, own.cut) == (0, 36)
     # Zigzag off the diagonal is whole blocks alone: half the keys, or half the rows.
     for origin in (0, 3):
-        pairs = scaling.visible_pairs(length, 1, origin, ranks, "zigzag")
+        pairs = predict.visible_pairs(length, 1, origin, ranks, "zigzag")
         assert (pairs.full, pairs.cut) == (32, 0)
-    assert scaling.visible_pairs(length, 1, 3, ranks, "zigzag").live_rows == 4
-    striped = [int(scaling.visible_pairs(length, 1, o, ranks, "striped").cut) for o in range(4)]
+    assert predict.visible_pairs(length, 1, 3, ranks, "zigzag").live_rows == 4
+    striped = [int(predict.visible_pairs(length, 1, o, ranks, "striped").cut) for o in range(4)]
     assert striped == [36, 36, 28, 28]
 
 
@@ -77,9 +77,9 @@ def test_full_blocks_are_told_from_cut_ones():
 )
 def test_bad_counts_are_typed_errors(arguments):
     with pytest.raises(bk.InvalidProblemError):
-        scaling.visible_pairs(*arguments)
+        predict.visible_pairs(*arguments)
     with pytest.raises(bk.InvalidProblemError):
-        scaling.visible_pairs(4, 0, 0, 2, "spiral")
+        predict.visible_pairs(4, 0, 0, 2, "spiral")
 
 
 # --- memory and bytes ---------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_sizes_are_those_of_the_plan(dtype):
 def test_scratch_is_what_the_world_size_needs(ranks, staged, in_place):
     p = problem(seq=1024 * ranks, ranks=ranks)
     for flag, buffers, kv in ((False, staged, 0), (True, in_place, 1)):
-        m = scaling.rank_memory(p, in_place=flag)
+        m = predict.rank_memory(p, in_place=flag)
         assert m.scratch_a + m.scratch_b == buffers * p.bytes_per_hop
         assert m.kv == kv * p.bytes_per_hop
         assert m.accumulator == (p.state_bytes if ranks > 1 else 0)
@@ -117,7 +117,7 @@ def test_scratch_is_what_the_world_size_needs(ranks, staged, in_place):
 @pytest.mark.parametrize("causal", [False, True])
 def test_one_rank_has_no_communication(layout, causal):
     p = problem(ranks=1, causal=causal)
-    f = scaling.forecast(p, scaling.Machine(rates=machine().rates, link_gbps=1e-3), layout)
+    f = predict.forecast(p, predict.Machine(rates=machine().rates, link_gbps=1e-3), layout)
     assert f.exposed == 0 and len(f.steps) == 1 and f.steps[0].exchange == 0
     assert f.efficiency == f.balance == 1
     assert f.tflops_per_gpu == pytest.approx(400)
@@ -127,7 +127,7 @@ def test_one_rank_has_no_communication(layout, causal):
 @pytest.mark.parametrize("causal", [False, True])
 def test_an_infinite_link_exposes_nothing(layout, causal):
     p = problem(causal=causal)
-    f = scaling.forecast(p, machine(link_gbps=math.inf), layout)
+    f = predict.forecast(p, machine(link_gbps=math.inf), layout)
     assert f.exposed == 0 and f.seconds == f.compute
     # Constant rates and no state: efficiency is balance alone.
     assert f.efficiency == pytest.approx(1 / f.balance)
@@ -138,18 +138,18 @@ def test_an_infinite_link_exposes_nothing(layout, causal):
 @pytest.mark.parametrize("ranks", [2, 3, 8, 64])
 def test_balance(ranks):
     p = problem(ranks=ranks, seq=ranks * 4096)
-    balance = {x: scaling.forecast(p, machine(), x).balance for x in LAYOUTS}
+    balance = {x: predict.forecast(p, machine(), x).balance for x in LAYOUTS}
     assert balance["contiguous"] == pytest.approx(2 - 1 / ranks, rel=1e-3)
     assert balance["zigzag"] == pytest.approx(1, rel=1e-3)
     assert balance["striped"] == pytest.approx(1, rel=1e-3)
-    even = scaling.forecast(dataclasses.replace(p, causal=False), machine())
+    even = predict.forecast(dataclasses.replace(p, causal=False), machine())
     assert even.balance == pytest.approx(1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_seconds_are_the_counted_pairs_over_the_rate(layout):
     p = problem(seq=12 * 5, ranks=5, heads=132, kv_heads=132)
-    seconds = scaling.compute_seconds(p, machine(tflops=2.0), layout)
+    seconds = predict.compute_seconds(p, machine(tflops=2.0), layout)
     for step in range(5):
         for rank in range(5):
             pairs = mask(layout, 12, 5, rank, (rank - step) % 5).sum()
@@ -157,10 +157,10 @@ def test_seconds_are_the_counted_pairs_over_the_rate(layout):
 
 
 def test_full_and_cut_blocks_have_their_own_rates():
-    rates = dataclasses.replace(scaling.ComputeRates.constant(200, 100), state=((1.0, 0.0),))
-    m = scaling.Machine(rates=rates, link_gbps=400, sm_margin=0)
+    rates = dataclasses.replace(predict.ComputeRates.constant(200, 100), state=((1.0, 0.0),))
+    m = predict.Machine(rates=rates, link_gbps=400, sm_margin=0)
     p = problem()
-    seconds = scaling.compute_seconds(p, m)
+    seconds = predict.compute_seconds(p, m)
     flops = p.flops_per_pair
     assert seconds[1, 7] == pytest.approx(flops * p.chunk**2 / 200e12)
     assert seconds[0, 7] == pytest.approx(flops * p.chunk * (p.chunk + 1) / 2 / 100e12)
@@ -172,7 +172,7 @@ def test_state_is_moved_by_live_steps_alone():
     bare, with_state = machine(), machine(state=1.0)
     once = p.state_bytes * 1e-12
     moved = {
-        x: (scaling.compute_seconds(p, with_state, x) - scaling.compute_seconds(p, bare, x)) / once
+        x: (predict.compute_seconds(p, with_state, x) - predict.compute_seconds(p, bare, x)) / once
         for x in LAYOUTS
     }
     # Steps down, ranks across: rank 0 of a contiguous causal ring has one live step.
@@ -186,15 +186,15 @@ def test_state_is_moved_by_live_steps_alone():
 
 def test_the_margin_slows_the_steps_with_an_exchange():
     p = problem(causal=False)
-    plain = scaling.compute_seconds(p, machine())
-    with_margin = scaling.compute_seconds(p, machine(sm_margin=33))
+    plain = predict.compute_seconds(p, machine())
+    with_margin = predict.compute_seconds(p, machine(sm_margin=33))
     assert np.allclose(with_margin[:-1], plain[:-1] / 0.75)
     assert np.allclose(with_margin[-1], plain[-1])
 
 
 def test_sms_without_a_tile_are_not_counted():
     p = problem(seq=256 * 8, heads=8, kv_heads=8, causal=False)  # 16 tiles a rank
-    seconds = scaling.compute_seconds(p, machine(sm_margin=8))
+    seconds = predict.compute_seconds(p, machine(sm_margin=8))
     assert np.allclose(seconds, 4 * 8 * 128 * 256**2 / 400e12 * 132 / 16)
 
 
@@ -202,9 +202,9 @@ def test_exposed_is_what_the_exchange_lasts_longer():
     p = problem(causal=False)
     m = machine(link_gbps=1.0, latency_us=7.0)
     hop = 7e-6 + p.bytes_per_hop * 8 / 1e9
-    f = scaling.forecast(p, m)
+    f = predict.forecast(p, m)
     compute = p.flops_per_pair * p.chunk**2 / 400e12
-    assert scaling.exchange_seconds(p, m) == pytest.approx(hop)
+    assert predict.exchange_seconds(p, m) == pytest.approx(hop)
     assert f.exposed == pytest.approx(7 * (hop - compute))
     assert f.seconds == pytest.approx(7 * hop + compute)
 
@@ -212,8 +212,8 @@ def test_exposed_is_what_the_exchange_lasts_longer():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_more_link_and_less_latency_never_hurt(layout):
     p = problem(seq=2**15)
-    by_link = [scaling.forecast(p, machine(link_gbps=g), layout) for g in (1, 10, 100, 1e3, 1e5)]
-    by_latency = [scaling.forecast(p, machine(latency_us=u), layout) for u in (1e4, 1e3, 10, 0)]
+    by_link = [predict.forecast(p, machine(link_gbps=g), layout) for g in (1, 10, 100, 1e3, 1e5)]
+    by_latency = [predict.forecast(p, machine(latency_us=u), layout) for u in (1e4, 1e3, 10, 0)]
     for forecasts in (by_link, by_latency):
         seconds = [f.seconds for f in forecasts]
         exposed = [f.exposed for f in forecasts]
@@ -223,8 +223,8 @@ def test_more_link_and_less_latency_never_hurt(layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_longer_sequences_are_more_efficient(layout):
-    m = scaling.Machine(rates=scaling.default_rates("sm80", "bf16", 128), link_gbps=100)
-    found = [scaling.forecast(problem(seq=2**n), m, layout) for n in range(13, 22)]
+    m = predict.Machine(rates=predict.default_rates("sm80", "bf16", 128), link_gbps=100)
+    found = [predict.forecast(problem(seq=2**n), m, layout) for n in range(13, 22)]
     efficiency = [f.efficiency for f in found]
     assert efficiency == sorted(efficiency) and efficiency[-1] <= 1
     exposed = [f.exposed / f.seconds for f in found]
@@ -240,29 +240,29 @@ def test_longer_sequences_are_more_efficient(layout):
 def test_the_closed_form_is_the_models_own_answer(causal, layout, latency_us):
     p = problem(heads=64, causal=causal)
     m = machine(latency_us=latency_us, sm_margin=12)
-    closed = scaling.hiding_chunk(p, m, causal=causal)
-    found = scaling.smallest_hiding_chunk(p, m, layout)
+    closed = predict.hiding_chunk(p, m, causal=causal)
+    found = predict.smallest_hiding_chunk(p, m, layout)
     if causal:  # L(L+1)/2, or L(L-1)/2 on some striped ranks, but the slowest counts: within a row
         assert abs(found - closed) <= 1.5
     else:
         assert found == math.ceil(closed)
     for chunk, hidden in ((found, True), (found - 1, False)):
         at = dataclasses.replace(p, seq=8 * chunk)
-        assert (scaling.forecast(at, m, layout).exposed == 0) is hidden
+        assert (predict.forecast(at, m, layout).exposed == 0) is hidden
 
 
 def test_the_closed_form_by_hand():
     # size·R·Hkv / (2·H·W): 2 · 400e12 · 8 / (2 · 64 · 50e9)
     p = problem(heads=64, causal=False)
-    assert scaling.hiding_chunk(p, machine()) == pytest.approx(1000)
-    assert scaling.hiding_chunk(p, machine(), causal=True) == pytest.approx(2000)
+    assert predict.hiding_chunk(p, machine()) == pytest.approx(1000)
+    assert predict.hiding_chunk(p, machine(), causal=True) == pytest.approx(2000)
 
 
 def test_no_chunk_hides_what_is_too_slow():
     p = problem(causal=False)
-    assert scaling.smallest_hiding_chunk(p, machine(link_gbps=1e-6), "contiguous") is None
+    assert predict.smallest_hiding_chunk(p, machine(link_gbps=1e-6), "contiguous") is None
     alone = problem(ranks=1)
-    assert scaling.smallest_hiding_chunk(alone, machine(link_gbps=1e-6), "contiguous") == 1
+    assert predict.smallest_hiding_chunk(alone, machine(link_gbps=1e-6), "contiguous") == 1
 
 
 @pytest.mark.parametrize(

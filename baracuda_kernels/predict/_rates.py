@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
-from baracuda_kernels.scaling._cards import Card, cards, find_card, require_card
+from baracuda_kernels.predict._cards import Card, cards, find_card, require_card
 
 Curve = tuple[tuple[float, float], ...]
 
