@@ -14,7 +14,9 @@ inline bool takes_double_tiles(const StepParams& p) {
   const auto rounds_of = [&](int64_t keys) {
     return (heads * ((p.key_len + keys - 1) / keys) + blocks - 1) / blocks;
   };
-  return 19 * rounds_of(256) <= 10 * rounds_of(128);
+  // Under a mask a double tile of few query tiles is too much of it at the diagonal.
+  const bool is_short = (p.flags & BARACUDA_STEP_CAUSAL) != 0 && p.query_len < 2048;
+  return !is_short && 19 * rounds_of(256) <= 10 * rounds_of(128);
 }
 
 }  // namespace baracuda::sm90::backward
