@@ -9,8 +9,9 @@ import math
 import pytest
 from helpers.cuda_gradients import Call, drawn, gradients
 from helpers.gradients import NAMES
-from helpers.oracle import attention_backward
 from helpers.rings import case
+
+from baracuda_kernels.testing import attention_backward
 
 pytestmark = pytest.mark.gpu
 

@@ -354,8 +354,8 @@ class Rank(RingGradientTasks):
         return {"rank": comm.rank, "free_bytes": used}
 
 
-def main() -> None:
-    rank = Rank(int(sys.argv[1]))
+def main(kind: type[Rank] = Rank) -> None:
+    rank = kind(int(sys.argv[1]))
     serve(rank)
     for comm in rank.comms.values():
         comm.close()

@@ -89,8 +89,8 @@ def test_sums_in_any_order_are_not_deterministic():
 @needs_cuda_build
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_the_scratch_of_sm90a_counts_as_workspace(head_dim):
-    # Two tiles of 64 rows, each with four numbers a row and a sum of dq.
-    needed = 2 * 64 * 4 * (4 + head_dim)
+    # Two tiles of 64 rows, each with four numbers a row (eight at head_dim 64) and a sum of dq.
+    needed = 2 * 64 * 4 * ((8 if head_dim == 64 else 4) + head_dim)
     preference = bk.PlanPreference(max_workspace_bytes=needed - 1)
     explanation = registry.explain(problem(head_dim=head_dim), "sm_90", preference,
                                    direction="backward")
@@ -123,7 +123,8 @@ def test_short_calls_of_sm90a_have_a_word_for_each_tile_of_rows(fields, has_word
     desc = problem(**{"batch_size": 32, "num_heads": 16, "query_len": 512, "key_len": 512,
                       "head_dim": 128, **fields})  # fmt: skip
     tiles = desc.batch_size * desc.num_heads * -(-desc.query_len // 64)
-    needed = tiles * 64 * 4 * (4 + desc.head_dim) + has_words * -(-4 * (tiles + 1) // 16) * 16
+    numbers = 8 if desc.head_dim == 64 else 4
+    needed = tiles * 64 * 4 * (numbers + desc.head_dim) + has_words * -(-4 * (tiles + 1) // 16) * 16
     for limit, is_enough in ((needed, True), (needed - 1, False)):
         explanation = registry.explain(
             desc, "sm_90", bk.PlanPreference(max_workspace_bytes=limit), direction="backward")
