@@ -91,6 +91,8 @@ def test_overlap_and_capture_change_no_bit(torch, family, dtype, head_dim, kind,
     preference(family, dtype)  # skips where the card lacks the family
     ring = kind(torch, family, dtype, head_dim, rows)
     found = {}
+    # Another stream than the one that made the operands and poisoned the outputs.
+    torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     for overlap in (True, False):
         with torch.cuda.stream(stream):
