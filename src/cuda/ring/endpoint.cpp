@@ -1,12 +1,13 @@
 // Opening and closing an endpoint, and the warm-up exchange.
 #include "baracuda/exchange.h"
 #include "baracuda/status.h"
+#include "common/check_struct.h"
 #include "common/error.h"
 #include "ring/device_scope.h"
 
 namespace {
 
-using baracuda::fail;
+using baracuda::check_struct;
 
 constexpr int64_t kWarmUpBytes = 64;
 
@@ -44,21 +45,16 @@ extern "C" {
 
 int32_t baracuda_ring_endpoint_open(baracuda_ring_endpoint* endpoint) {
   constexpr const char* call = "baracuda_ring_endpoint_open";
-  if (endpoint == nullptr || endpoint->struct_size != sizeof(baracuda_ring_endpoint)) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "endpoint: struct_size must be %zu",
-                sizeof(baracuda_ring_endpoint));
-  }
-  if (endpoint->ops == nullptr || endpoint->ops->struct_size != sizeof(baracuda_stream_ops)) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "endpoint->ops: struct_size must be %zu",
-                sizeof(baracuda_stream_ops));
-  }
+  int32_t status = check_struct(call, "endpoint", endpoint);
+  if (status == BARACUDA_OK) status = check_struct(call, "endpoint->ops", endpoint->ops);
+  if (status != BARACUDA_OK) return status;
   endpoint->ring_stream = nullptr;
   endpoint->compute_done = nullptr;
   for (void*& event : endpoint->exchange_done) event = nullptr;
   if (endpoint->exchange == nullptr) endpoint->exchange = baracuda_send_recv_exchange();
   endpoint->steps_enqueued = 0;
   baracuda::DeviceScope device;
-  int32_t status = device.enter(*endpoint->ops, endpoint->device);
+  status = device.enter(*endpoint->ops, endpoint->device);
   if (status == BARACUDA_OK) status = create_all(*endpoint);
   if (status != BARACUDA_OK) {
     const baracuda_error failure = *baracuda_last_error();
@@ -79,8 +75,8 @@ int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer) {
   const int32_t next = (transport.rank + 1) % p;
   const int32_t previous = (transport.rank + p - 1) % p;
   const int32_t peers[3] = {transport.rank, next, previous};
-  // What goes to the next rank arrives there from its previous one, so the receives are listed in
-  // the order that matches the sends also where next and previous are one rank.
+  // The next rank receives from its previous one. So receives are listed in the order of the sends, also
+  // if next and previous are the same rank.
   const int32_t senders[3] = {transport.rank, previous, next};
   char* bytes = static_cast<char*>(buffer);
 
