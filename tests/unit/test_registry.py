@@ -220,7 +220,7 @@ def test_an_op_with_one_direction():
     )
     assert spec.plan_types == {bk.Direction.FORWARD: Forward}
     assert spec.explain(7, "host").candidates[0].reason == "7"
-    with pytest.raises(bk.UnsupportedError, match="one has FORWARD"):
+    with pytest.raises(bk.UnsupportedError, match="must be one of one's: FORWARD"):
         spec.plan_type(bk.Direction.BACKWARD)
 
 

@@ -1,16 +1,16 @@
 # cython: language_level=3
-"""What the ranks of a ring must agree on, as a message of fixed size."""
+"""The facts on which the ranks of a ring must agree, as a message of fixed size."""
 
 from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels._core._info import build_info
 
-# Fixed, so that ranks which disagree about everything else can still read each other.
+# Fixed, so that ranks with different problems can still read each other's messages.
 MESSAGE_BYTES = 1024
 
 
 def encode(descriptor, direction, args=None):
-    """This rank's side, padded to MESSAGE_BYTES."""
-    import json  # takes a twentieth of the package's import, and few ask for it
+    """This rank's message, padded to MESSAGE_BYTES."""
+    import json  # imported here: it takes a twentieth of the package's import, and few calls need it
 
     fields = {"library version": build_info()["version"], "direction": direction.name,
               "schedule": "ring"}
@@ -25,12 +25,12 @@ def encode(descriptor, direction, args=None):
     message = json.dumps(fields).encode()
     if len(message) > MESSAGE_BYTES:
         raise InvalidProblemError(
-            f"descriptor: got one of {len(message)} bytes, must be described in {MESSAGE_BYTES}")
+            f"descriptor: got {len(message)} bytes as a message, must be at most {MESSAGE_BYTES}")
     return message.ljust(MESSAGE_BYTES)
 
 
 def _order(view):
-    """Dimensions from the slowest to the fastest, those of one row left out."""
+    """Dimensions from the slowest to the fastest, without those of extent 1."""
     moving = [i for i in range(view.ndim) if view.shape[i] > 1]
     return "".join("BHSD"[i] for i in sorted(moving, key=lambda i: -view.strides[i]))
 
@@ -53,7 +53,7 @@ def _decode(rank, message):
 
     try:
         side = json.loads(message)
-    except (ValueError, RecursionError):  # not JSON, not UTF-8, or as deep as the stack
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested too deeply
         side = None
     if not isinstance(side, dict):
         raise InvalidProblemError(

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The caller's memory for one rank."""
+"""The arguments of one rank."""
 
 from baracuda_kernels._core._tensor cimport as_tensor
 
@@ -8,9 +8,9 @@ cdef class RingAttentionArgs(RingArgs):
     """RingAttentionArgs(*, q, y, kv_scratch_a=None, kv_scratch_b=None, accumulator_scratch=None, \
 lse=None, k=None, v=None)
 
-    Views of one rank's operands and scratch; checked once, used for any number of runs.
+    Views of one rank's operands and scratch. Checked once, for any number of runs.
 
-    Every operand may be anything that :class:`TensorRef` takes.
+    An operand may be any object that :class:`TensorRef` takes.
 
     Parameters
     ----------
@@ -24,10 +24,10 @@ lse=None, k=None, v=None)
     accumulator_scratch : contiguous, plan.accumulator_scratch_bytes bytes, optional
         The float32 state (float64 for F64 operands) between steps.
     lse : [B, H, Q], float32 or the operands' type, contiguous, written; optional
-        Natural-log sum of exponentials of each row, ``-inf`` for a row that sees nothing.
+        Natural logarithm of each row's sum of exponentials; ``-inf`` for a row that sees no key.
     k, v : [B, Hkv, K, D], optional, together
-        This rank's chunk where it lies: step 0 reads and sends it from there. On more than one
-        rank it must be dense, in any dimension order that is the same on every rank.
+        This rank's chunk in place: step 0 reads and sends it there. On more than one rank it must be
+        dense, in any order of dimensions that is the same on every rank.
 
     Scratch that a world size does not need may be None: with ``k`` and ``v``, all of it at P = 1
     and scratch B at P = 2; without them, scratch B and the accumulator at P = 1.
@@ -35,8 +35,8 @@ lse=None, k=None, v=None)
     Raises
     ------
     InvalidProblemError, UnsupportedError
-        As :class:`TensorRef`, for what is no tensor. Shapes, dtypes, sizes and overlaps are the
-        plan's to check: at the first ``run``, or by ``can_implement``.
+        An operand is not a tensor, as :class:`TensorRef` says. The plan checks shapes, dtypes, sizes
+        and overlaps, in the first ``run`` or in ``can_implement``.
     """
 
     def __cinit__(self, *, q, y, kv_scratch_a=None, kv_scratch_b=None, accumulator_scratch=None,

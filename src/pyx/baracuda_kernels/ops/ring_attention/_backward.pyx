@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The gradients of Ring Attention: choose once, run many times."""
+"""The backward of Ring Attention: choose a kernel once, run it many times."""
 
 from libc.stdint cimport int64_t
 from libc.string cimport memset
@@ -24,7 +24,7 @@ from baracuda_kernels.ops.attention._descriptor import accumulator_of
 
 
 cdef enum:
-    # Chunks of the gradients' scratch: the own share, and the three buffers of what travels.
+    # Chunks of the gradients' scratch: this rank's own share, and three buffers for the travelling sums.
     _CHUNKS = 4
 
 
@@ -32,41 +32,42 @@ cdef class RingAttentionBackwardArgs(RingArgs):
     """RingAttentionBackwardArgs(*, q, k, v, y, dy, lse, dq, dk, dv, scratch=None, \
 kv_scratch_a=None, kv_scratch_b=None, kv_gradient_scratch=None, dlse=None)
 
-    Views of one rank's operands and scratch; checked once, used for any number of runs.
+    Views of one rank's operands and scratch. Checked once, for any number of runs.
 
-    The rows' inputs may have any strides whose last dimension is contiguous: dy may be expanded or
-    transposed. The outputs too, if none of their elements overlap.
+    q, y and dy may have any strides with a contiguous last dimension: dy may be expanded or transposed.
+    So may the outputs, if none of their elements overlap.
 
     Parameters
     ----------
     q : [B, H, Q, D]
     k, v : [B, Hkv, K, D]
-        This rank's chunk where it lies. On more than one rank it must be dense, in any dimension
-        order that is the same on every rank.
+        This rank's chunk in place. On more than one rank it must be dense, in any order of dimensions
+        that is the same on every rank.
     y : [B, H, Q, D]
-        What the forward gave.
+        The result of the forward.
     dy : [B, H, Q, D]
         The gradient of y.
     lse : [B, H, Q], float32 (float64 for F64 operands), any strides
-        What the forward gave, in the accumulator's type.
+        The result of the forward, in the accumulator's type.
     dq : [B, H, Q, D], written
     dk, dv : [B, Hkv, K, D], written
-        The gradients of this rank's chunk, from the rows of all ranks. Both of the operands' type, or
-        both of the accumulator's.
+        The gradients of this rank's chunk, over the rows of all ranks. Both have the operands' type, or
+        both the accumulator's.
     scratch : contiguous, plan.scratch_bytes bytes, optional
-        None where that is 0.
+        None if scratch_bytes is 0.
     kv_scratch_a, kv_scratch_b : contiguous, plan.kv_scratch_elements elements, optional
-        The two receive buffers of K and V. None: A at P = 1, B at P = 2 and less.
+        The two receive buffers of K and V. At P = 1 both may be None, at P = 2 B.
     kv_gradient_scratch : contiguous, plan.kv_gradient_scratch_bytes bytes, optional
-        The sums of dk and dv in the accumulator's type: at home, and on their way. None at P = 1.
+        This rank's share of dk and dv, and the travelling sums, in the accumulator's type. None at
+        P = 1.
     dlse : [B, H, Q], of lse's type, any strides; optional
         The gradient of lse. None: zeros.
 
     Raises
     ------
     InvalidProblemError, UnsupportedError
-        As :class:`TensorRef`, for what is no tensor. Shapes, dtypes, sizes and overlaps are the
-        plan's to check: at the first ``run``, or by ``can_implement``.
+        An operand is not a tensor, as :class:`TensorRef` says. The plan checks shapes, dtypes, sizes
+        and overlaps, in the first ``run`` or in ``can_implement``.
     """
 
     cdef readonly TensorRef q
@@ -103,7 +104,7 @@ kv_scratch_a=None, kv_scratch_b=None, kv_gradient_scratch=None, dlse=None)
 
 
 cdef class _Binding(RingBinding):
-    """K and V travel beside the steps, dk and dv behind them: two payloads of two pieces."""
+    """Two payloads of two pieces: K and V travel BESIDE the steps, dk and dv BEHIND them."""
 
     cdef attention_api.baracuda_attention_backward_ring_problem problem
 
@@ -120,21 +121,21 @@ cdef class _Binding(RingBinding):
 cdef class RingAttentionBackwardPlan(RingAttentionBase):
     """The gradients of attention over a ring: dq, dk and dv. Made by :meth:`select`.
 
-    Every rank makes the same plan. ``run`` rotates K and V as the forward did; behind them travel the
-    sums of dk and dv. A rank's own share stays at home, the other ranks' are added up on their way in
-    the order of the schedule, and home adds that sum and rounds once. All sums are kept in the
-    accumulator's type, so the gradients do not get worse as the ring grows. It allocates nothing and
-    never waits for the GPU.
+    Every rank makes the same plan. ``run`` sends K and V around the ring as the forward does. The sums
+    of dk and dv travel one exchange later: each rank adds its share to the received sum, in the order of
+    the schedule. A rank's share for its own chunk stays on the rank, which adds the returned sum at the
+    end and rounds once. All sums are in the accumulator's type, so the error does not grow with the ring.
+    ``run`` allocates nothing and never waits for the GPU.
 
-    A row that sees no key has dq = 0 and gives nothing to any key (on ``sm90a`` if its dy is finite);
-    a key that no row sees has dk = dv = 0.
+    A row that sees no key has dq = 0 and adds nothing to dk and dv (on ``sm90a`` if its dy is finite). A
+    key that no row sees has dk = dv = 0.
 
     Attributes
     ----------
     descriptor : RingAttentionDescriptor
     scratch_bytes : int
-        Bytes of the scratch, at any world size: 2 + head_dim numbers of the accumulator's type a row
-        and head; on ``sm90a`` 4 + head_dim, of rows in whole tiles of 64.
+        Bytes of the scratch, at any world size. For each row and head 2 + head_dim numbers of the
+        accumulator's type; on ``sm90a`` 4 + head_dim, with rows rounded up to tiles of 64.
     """
 
     cdef readonly int64_t scratch_bytes
@@ -146,9 +147,9 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         Parameters
         ----------
         descriptor : RingAttentionDescriptor
-            That of the forward.
-        stream : Stream or what :class:`Stream` takes
-            Tells the device: ``Stream.host()`` or a CUDA stream.
+            The descriptor of the forward.
+        stream : Stream or a source that :class:`Stream` takes
+            Its device is the plan's: ``Stream.host()`` or a CUDA stream.
         preference : PlanPreference, optional
 
         Raises
@@ -156,7 +157,7 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         InvalidProblemError, UnsupportedError
             As :meth:`RingAttentionPlan.select`.
         """
-        # SPEC names this class: it cannot be imported before.
+        # Imported here, since the module of SPEC imports this one.
         from baracuda_kernels.ops.ring_attention._plan import SPEC
 
         cdef RingAttentionBackwardPlan self = RingAttentionBackwardPlan.__new__(
@@ -168,56 +169,57 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
 
     @property
     def kv_gradient_scratch_bytes(self):
-        """Bytes of the sums of dk and dv, at any world size above one.
+        """Bytes of ``kv_gradient_scratch``, at any world size above 1.
 
-        Four times 2 * B * Hkv * K * D of the accumulator's type, each rounded up to
+        Four buffers of 2 * B * Hkv * K * D elements of the accumulator's type, each rounded up to
         `scratch_alignment`.
         """
         return _CHUNKS * _sum_bytes(self.descriptor)
 
     def step(self, stream, *, q, k, v, dy, dk, dv, y=None, lse=None, dlse=None, dq=None,
              scratch=None, rank=0, origin=0, world_size=1, first=True, last=True):
-        """One step, for callers who rotate K and V, and add up dk and dv, themselves.
+        """One step, for callers who send K and V, and add dk and dv, themselves.
 
-        The gradients that ``rank``'s rows and the chunk that ``origin`` started with give each other.
+        Computes the gradients of the rows of ``rank`` and the keys of ``origin`` from each other.
 
         Parameters
         ----------
-        stream : Stream or what :class:`Stream` takes
+        stream : Stream or a source that :class:`Stream` takes
         q, dy : [B, H, Q, D]
             As in :class:`RingAttentionBackwardArgs`.
         k, v : [B, Hkv, K, D]
             Any strides with a contiguous last dimension.
         dk, dv : [B, Hkv, K, D], written
-            What this step gives the chunk: both of the accumulator's type, or both of the operands'.
+            This step's share of the chunk's gradients. Both have the accumulator's type, or both the
+            operands'.
         y : [B, H, Q, D], optional
-            What the forward gave. The first step needs it.
+            The result of the forward. The first step needs it.
         lse : [B, H, Q], optional
-            Likewise, over the keys of all steps.
+            The result of the forward, over the keys of all steps. The first step needs it.
         dlse : [B, H, Q], optional
             The gradient of lse, which the first step reads. None: zeros.
         dq : [B, H, Q, D], optional
             Written by the last step, which needs it.
         scratch : plan.scratch_bytes bytes, optional
-            The same in every step of a call, which it belongs to from the first to the last. None
-            where that is 0.
+            The same memory in every step of a call; nothing else may write it from the first step to
+            the last. None if scratch_bytes is 0.
         rank : int, default 0
-            Whose rows these are; with `origin` and `world_size` it gives the positions.
+            The rank of the rows. With `origin` and `world_size` it gives the positions.
         origin : int, default 0
-            Whose keys these are.
+            The rank of the keys.
         world_size : int, default 1
-            Ranks of the ring.
+            Number of ranks.
         first : bool, default True
-            The call begins: nothing has been summed yet.
+            This is the first step of the call: there are no sums yet.
         last : bool, default True
-            The call ends: dq is rounded and written.
+            This is the last step of the call: dq is rounded and written.
 
         Raises
         ------
         InvalidProblemError, MisalignedOperandError, WorkspaceTooSmallError
             An argument is wrong or missing; nothing was launched.
         KeyboardInterrupt
-            Ctrl-C while the host computed. What the outputs hold is undefined then.
+            Ctrl-C while the host computed. The outputs are then undefined.
         CudaError
             The launch failed.
         """
@@ -305,7 +307,7 @@ cdef int _begin(RingAttentionDescriptor d,
 
 
 cdef object _sum_bytes(RingAttentionDescriptor d):
-    """Of dk and dv of a chunk, as sums, up to where another such chunk may begin."""
-    # A Python number: four of a problem that fits in memory's address space need not.
+    """Bytes of a chunk's sums of dk and dv, rounded up to the alignment of the next chunk."""
+    # A Python int, since four times the bytes of a valid problem may overflow 64 bits.
     nbytes = 2 * int(kv_elements(d)) * accumulator_of(d.element).itemsize
     return -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT

@@ -18,32 +18,32 @@ sequence_layout=SequenceLayout.CONTIGUOUS)
     Parameters
     ----------
     batch_size : int
-        Sequences in the batch (B).
+        Number of sequences in the batch, B.
     num_heads : int
-        Query heads (H).
+        Number of query heads, H.
     query_len : int
-        Rows of Q that one rank holds; the global length is P times that. 0 is legal.
+        Rows of Q on one rank; the whole sequence has P times as many. May be 0.
     key_len : int
-        Rows of K and V that one rank holds; as many or others.
+        Rows of K and V on one rank. May differ from `query_len`.
     head_dim : int
-        Elements of a head (D).
+        Elements of a head, D.
     scale : float, optional
-        Factor on the scores, float64 to the kernel; ``1/sqrt(head_dim)`` by default. Any finite
-        value is legal; the tensor-core kernels need it > 0.
+        Factor on the scores, in float64; by default ``1/sqrt(head_dim)``. May be any finite value; the
+        tensor-core kernels need it > 0.
     is_causal : bool, default False
-        Mask keys whose global position is beyond the query's (``k_pos <= q_pos`` stays).
+        A query sees the keys with ``k_pos <= q_pos``, by global positions.
     element : ElementKind, default F32
-        Of q, k, v and y.
+        Element type of q, k, v and y.
     num_kv_heads : int, optional
-        Hkv, a divisor of H (grouped-query attention); H by default.
+        Number of K/V heads, Hkv, a divisor of H (grouped-query attention); by default H.
     sequence_layout : SequenceLayout, default CONTIGUOUS
-        Which global positions a rank holds.
+        The global positions of a rank's rows.
 
     Raises
     ------
     InvalidProblemError
-        A value of the wrong type or name. Whether the numbers make a problem
-        :meth:`~AttentionDescriptor.validate` tells, which ``select`` and ``explain`` call.
+        A value has the wrong type or name. The numbers are checked by
+        :meth:`~AttentionDescriptor.validate`, which ``select`` and ``explain`` call.
     """
 
     def __cinit__(self, batch_size, num_heads, query_len, key_len, head_dim, scale=None,

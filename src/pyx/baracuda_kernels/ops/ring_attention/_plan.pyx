@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The Ring Attention plan: choose once, run many times."""
+"""The Ring Attention plan: choose a kernel once, run it many times."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ from baracuda_kernels.ops.ring_attention._backward import RingAttentionBackwardP
 
 
 cdef class _Binding(RingBinding):
-    """K and V travel beside the steps, as one payload of two pieces."""
+    """One payload of two pieces: K and V travel BESIDE the steps."""
 
     cdef attention_api.baracuda_attention_ring_problem problem
 
@@ -42,16 +42,16 @@ cdef class _Binding(RingBinding):
 cdef class RingAttentionPlan(RingAttentionBase):
     """Exact attention over a sequence that is sharded across a ring. Made by :meth:`select`.
 
-    Every rank makes the same plan. ``run`` rotates K and V around the ring while it computes, and
-    keeps an unnormalised float32 state across the steps, so the answer does not get worse as the
-    ring grows. It allocates nothing and never waits for the GPU.
+    Every rank makes the same plan. ``run`` sends K and V around the ring while it computes. It keeps an
+    unnormalised float32 state across the steps, so the error does not grow with the ring. It allocates
+    nothing and never waits for the GPU.
 
     Attributes
     ----------
     descriptor : RingAttentionDescriptor
     accumulator_scratch_bytes : int
-        Bytes of the accumulator: B * H * Q * (D + 2) * 4 (8 for F64 operands), with Q rounded up
-        to the kernel's tile where the kernel keeps its state in tiles.
+        Bytes of the accumulator: B * H * Q * (D + 2) * 4 (for F64 operands 8 in place of 4). If the
+        kernel keeps its state in tiles, Q is rounded up to a multiple of the tile.
     """
 
     cdef readonly int64_t accumulator_scratch_bytes
@@ -64,24 +64,24 @@ cdef class RingAttentionPlan(RingAttentionBase):
         ----------
         descriptor : RingAttentionDescriptor
             The problem: shapes of one rank, element type, mask and layout.
-        stream : Stream or what :class:`Stream` takes
-            Tells the device: ``Stream.host()`` for the CPU, or a CUDA stream. An earlier version
-            took the stream first; that order still works.
+        stream : Stream or a source that :class:`Stream` takes
+            Its device is the plan's: ``Stream.host()`` for the CPU, or a CUDA stream. The stream may
+            also come first, as in an earlier version.
         preference : PlanPreference, optional
-            What the kernel must guarantee, such as a precision; by default nothing.
+            Conditions for the kernel, such as a precision; by default none.
 
         Returns
         -------
         RingAttentionPlan
-            Without scratch: allocate as much as its attributes say, and ``run`` it.
+            It has no scratch: the caller allocates the sizes in its attributes.
 
         Raises
         ------
         InvalidProblemError
-            The descriptor's numbers make no problem: negative extents, a scale that is not
-            finite, heads that do not divide.
+            The descriptor is invalid: a negative extent, a scale that is not finite, or K/V heads that
+            do not divide the heads.
         UnsupportedError
-            No kernel fits; the message has every kernel's reason.
+            No kernel fits; the message has the reason of each.
         """
         cdef RingAttentionPlan self = RingAttentionPlan.__new__(RingAttentionPlan, MADE_BY_SELECT)
         cdef attention_api.baracuda_attention_step_params step
@@ -96,13 +96,13 @@ cdef class RingAttentionPlan(RingAttentionBase):
 
     def step(self, stream, *, q, k, v, y=None, lse=None, accumulator_scratch=None, rank=0,
              origin=0, world_size=1, first=True, last=True, follows=False):
-        """One step, for callers who rotate K and V themselves.
+        """One step, for callers who send K and V themselves.
 
-        Folds the chunk that ``origin`` started with into the state of ``rank``'s rows.
+        Adds the keys of ``origin`` to the state of the rows of ``rank``.
 
         Parameters
         ----------
-        stream : Stream or what :class:`Stream` takes
+        stream : Stream or a source that :class:`Stream` takes
         q : [B, H, Q, D]
             As in :class:`RingAttentionArgs`.
         k, v : [B, Hkv, K, D]
@@ -112,22 +112,21 @@ cdef class RingAttentionPlan(RingAttentionBase):
         lse : [B, H, Q], optional
             Written by the last step.
         accumulator_scratch : plan.accumulator_scratch_bytes bytes, optional
-            The state, which every step needs that is not first and last at once.
+            The state. Needed unless the step is both first and last.
         rank : int, default 0
-            Whose queries these are; with `origin` and `world_size` it gives the positions.
+            The rank of the queries. With `origin` and `world_size` it gives the positions.
         origin : int, default 0
-            Whose keys these are.
+            The rank of the keys.
         world_size : int, default 1
-            Ranks of the ring.
+            Number of ranks.
         first : bool, default True
             There is no state yet.
         last : bool, default True
             Normalise and write y and lse; the state is not stored.
         follows : bool, default False
-            A promise that what was enqueued last on ``stream`` is a step of this plan, and that q,
-            k and v were complete before that one began. The two then run side by side until the
-            state is wanted. Without it, or where the kernel cannot, a step waits for the end of
-            what is before it.
+            A promise: the last work on ``stream`` is a step of this plan, and q, k and v were complete
+            before that step began. Then the two steps overlap until this one needs the state. Without
+            the promise, or if the kernel cannot overlap, the step waits for the previous work.
 
         Raises
         ------
