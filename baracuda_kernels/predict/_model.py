@@ -118,7 +118,7 @@ class RingProblem:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of a rank's accumulator: B·H·Q·(D+2)·4, with f64 B·H·Q·(D+2)·8."""
+        """Bytes of a rank's accumulator, B·H·Q·(D+2)·4, or with f64 B·H·Q·(D+2)·8."""
         size = 8 if self.dtype == "f64" else 4
         return self.batch * self.heads * self.chunk * (self.head_dim + 2) * size
 
@@ -345,7 +345,7 @@ class StepForecast:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the step: the longer of compute and exchange."""
+        """Seconds of the step, which are those of compute or exchange, whichever is longer."""
         return max(self.exchange, self.slowest)
 
 

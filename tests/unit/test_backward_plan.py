@@ -157,7 +157,7 @@ def test_explain(fields, arch, family):
     ("preference", "reason"),
     [
         (bk.PlanPreference(math_precision="BF16"), "math_precision: got BF16, must be F32"),
-        (bk.PlanPreference(max_workspace_bytes=100), "needs 4224 workspace bytes"),
+        (bk.PlanPreference(max_workspace_bytes=100), "max_workspace_bytes: got 100, must be at least 4224"),
         (bk.PlanPreference(prefer_backend="CUDNN"), "prefer_backend: got CUDNN, must be"),
     ],
     ids=str,

@@ -73,7 +73,7 @@ def one_step(**changes):
         ({"dq": None}, "dq: got NULL"),
         ({"dk": 2**20 + 1}, "dk: got address"),
         ({"head_dim": 2000}, "head_dim: got 2000, must be 1 to 1024"),
-        ({"window_left": 3}, "window_left is set"),
+        ({"window_left": 3}, "window_left: got 3, must be 0"),
         ({"heads": 3}, "heads: got 3, must be a multiple of kv_heads, 2"),
     ],
     ids=str,

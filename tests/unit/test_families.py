@@ -69,17 +69,17 @@ def test_a_scale_serves_while_it_is_a_normal_float32_times_log2_e(family):
     for served in (smallest * 1.001, LARGEST / LOG2_E * 0.999):
         assert refusal(family, scale=served) == ""
     for beyond in (smallest * 0.999, LARGEST / LOG2_E * 1.001):
-        assert "beyond float32" in refusal(family, scale=beyond)
+        assert "must be in the range of float32" in refusal(family, scale=beyond)
 
 
 @pytest.mark.parametrize("family", ["host", "simt"])
 def test_any_scale_serves_while_it_is_a_float_times_log2_e(family):
     for scale in (0.0, 1e-300, -1e-40, 2.3e38, -2.3e38):
         assert refusal(family, scale=scale) == ""
-    assert "beyond float32" in refusal(family, scale=2.4e38)
+    assert "must be in the range of float32" in refusal(family, scale=2.4e38)
     for scale in (1e-320, -1.2e308, 1e39):
         assert refusal(family, scale=scale, element="F64") == ""
-    assert "beyond float64" in refusal(family, scale=-1.3e308, element="F64")
+    assert "must be in the range of float64" in refusal(family, scale=-1.3e308, element="F64")
 
 
 def test_a_huge_scale_is_refused_by_plans_and_explained():
@@ -93,9 +93,9 @@ def test_a_huge_scale_is_refused_by_plans_and_explained():
 def test_sm90a_counts_tiles_of_all_heads_in_32_bits():
     most = MOST_TILES // 4097  # heads of 2**18 rows
     assert refusal("sm90a", num_heads=most, query_len=2**18) == ""
-    assert "32 bits" in refusal("sm90a", num_heads=most + 1, query_len=2**18)
+    assert "query tiles, must be at most" in refusal("sm90a", num_heads=most + 1, query_len=2**18)
     assert refusal("sm90a", num_heads=MOST_TILES, query_len=1) == ""
-    assert "32 bits" in refusal("sm90a", num_heads=MOST_TILES + 1, query_len=1)
+    assert "query tiles, must be at most" in refusal("sm90a", num_heads=MOST_TILES + 1, query_len=1)
     for family in ("sm80", "simt", "host"):
         assert refusal(family, num_heads=MOST_TILES + 1, query_len=1) == ""
 

@@ -72,7 +72,7 @@ class BatchSharder:
 
     @property
     def ranks(self) -> int:
-        """Number of ranks that train on one step: those of the ring times the data-parallel ones."""
+        """Number of ranks that train on one step, those of the ring times the data-parallel ones."""
         data = 1 if self._data is None else self._data.size()
         return self._ring_and_name()[0].ranks() * data
 
