@@ -1,4 +1,4 @@
-// A few bytes from every rank to every rank.
+// Gathers a few bytes of every rank on every rank.
 #pragma once
 
 #include <stdint.h>
@@ -7,11 +7,11 @@
 
 namespace baracuda {
 
-// Enqueues on the ring stream what brings every rank's bytes into slots, memory of the endpoint's
-// device for world_size * bytes.
+// Enqueues on the ring stream the messages that bring the bytes of every rank into slots, memory of
+// the endpoint's device with room for world_size * bytes.
 int32_t enqueue_all_gather(const baracuda_ring_endpoint& endpoint, const void* mine, int64_t bytes,
                            char* slots);
-// Copies slots, once they are there, into host memory.
+// Waits for the slots, and copies them into host memory.
 int32_t fetch_slots(const baracuda_ring_endpoint& endpoint, const char* slots, int64_t bytes,
                     void* all);
 

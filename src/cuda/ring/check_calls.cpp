@@ -97,7 +97,8 @@ int32_t check_payload(const baracuda_ring_call& call, int32_t i, int32_t world_s
     }
   }
   if (chunk_bytes(payload) == 0) return BARACUDA_OK;
-  // Step 1 fills the first, step 2 the second. The third holds a share until it is added to the sum.
+  // Step 1 fills the first, step 2 the second. The third holds a share until it is added to the
+  // sum.
   const bool behind = Rounds::is_behind(payload);
   const bool needed[3] = {world_size > (behind ? 1 : 2), world_size > 1,
                           behind && world_size > 2 && call.program->launch_adds == 0};
@@ -123,7 +124,8 @@ int32_t check_payloads(const baracuda_ring_call& call, int32_t world_size) {
                    BARACUDA_RING_MAX_PAYLOADS);
   }
   if (call.payload_count > 0 && call.payloads == nullptr) {
-    return invalid("payloads: got NULL, must be given for a payload_count of %d", call.payload_count);
+    return invalid("payloads: got NULL, must be given for a payload_count of %d",
+                   call.payload_count);
   }
   int32_t status = check_program(call.program, has_behind(call));
   int32_t messages = 0;

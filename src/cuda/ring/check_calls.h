@@ -7,7 +7,7 @@
 
 namespace baracuda {
 
-// Everything that can be refused before the first exchange: a rank that fails later leaves its
+// Refuses all that can be refused before the first exchange. After it, a rank that fails leaves its
 // neighbours waiting.
 int32_t check_calls(const baracuda_ring_call* calls, int32_t count);
 

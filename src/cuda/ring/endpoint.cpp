@@ -75,8 +75,8 @@ int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer) {
   const int32_t next = (transport.rank + 1) % p;
   const int32_t previous = (transport.rank + p - 1) % p;
   const int32_t peers[3] = {transport.rank, next, previous};
-  // The next rank receives from its previous one. So receives are listed in the order of the sends, also
-  // if next and previous are the same rank.
+  // The next rank receives this rank's send from its previous rank. So receives are listed in the
+  // order of the sends, which matters if next and previous are the same rank.
   const int32_t senders[3] = {transport.rank, previous, next};
   char* bytes = static_cast<char*>(buffer);
 
@@ -91,7 +91,7 @@ int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer) {
                             senders[i], endpoint->ring_stream);
   }
   if (status == BARACUDA_OK) return transport.group_end(transport.context);
-  // The group is closed also after a failure, which the record must keep.
+  // The group is closed after a failure too, and the record must keep that failure.
   const baracuda_error failure = *baracuda_last_error();
   transport.group_end(transport.context);
   baracuda::restore_failure(failure);

@@ -1,4 +1,4 @@
-// Decides when an exchange needs a head start over the launch beside it.
+// Decides whether an exchange needs a head start over its concurrent launch.
 //
 // A launch and its exchange become ready together, but the exchange's kernel reaches the device
 // some microseconds later. If the launch has filled every multiprocessor by then, the exchange
@@ -19,7 +19,7 @@ inline bool needs_head_start(const baracuda_ring_grid& grid, int64_t multiproces
                              int64_t margin, bool in_clusters) {
   const int64_t left = multiprocessors - margin;
   if (margin <= 0 || left <= 0 || grid.blocks <= 0) return false;
-  // The scheduler fills empty multiprocessors first, so fewer blocks leave some of them empty.
+  // The device fills empty multiprocessors first, so with fewer blocks some stay empty.
   if (grid.blocks < left) return false;
   if (grid.blocks == left) return in_clusters;
   // If leaving the margin free costs another wave, do not delay: the exchange starts when the first

@@ -1,9 +1,10 @@
-// Which messages each exchange of a run has, and what waits for it.
+// The messages of each exchange of a run, and the launches that wait for it.
 //
-// A step has `parts` launches. Launch t = step * parts + part runs beside exchange t. A payload
-// BESIDE the steps is sent in the exchange beside its part of the step. A payload BEHIND is written
-// by launch t and sent in exchange t + 1; the receiving rank adds to it in launch t + parts, when
-// it works on the same chunk. With such a payload, one more exchange follows the last launch.
+// A step has `parts` launches. Launch t = step * parts + part is concurrent with exchange t. A
+// payload BESIDE is sent in the exchange that is concurrent with its part of the step. A payload
+// BEHIND is written by launch t and sent in exchange t + 1. The receiving rank adds to it in launch
+// t + parts, when it works on the same chunk. With such a payload, one more exchange follows the
+// last launch.
 #pragma once
 
 #include <stdint.h>
@@ -18,7 +19,7 @@ inline int64_t chunk_bytes(const baracuda_ring_payload& payload) {
   return bytes;
 }
 
-// The pieces of a chunk that lies in one buffer.
+// The pieces of a chunk in one buffer.
 inline void split_chunk(const baracuda_ring_payload& payload, void* buffer, void** pieces) {
   char* next = static_cast<char*>(buffer);
   for (int32_t i = 0; i < payload.pieces; ++i) {
@@ -58,7 +59,7 @@ class Rounds {
     return awaited_by_launch(number - 1) < number - 1;
   }
 
-  // True if a round moves sums only. Its receive buffer is free as soon as the previous round has
+  // True if a round sends only sums. Its receive buffer is free as soon as the previous round has
   // ended: that round was the last to send from the buffer, and no launch uses it in between.
   bool is_free_ahead(int32_t number) const {
     if (number < 1) return false;
@@ -94,7 +95,7 @@ class Rounds {
   }
 
   // True if the share of launch `number` is added to a received sum. For the number after the last
-  // launch: true if a sum comes home.
+  // launch: true if a sum returns to its own rank.
   bool has_sum(int32_t number) const {
     if (number < launches()) return awaited_by_add(number) >= 0;
     for (int32_t part = 0; part < parts_; ++part) {
@@ -103,7 +104,7 @@ class Rounds {
     return false;
   }
 
-  // The exchange by which the sum of this part's own chunk comes home; -1: none travelled.
+  // The exchange that returns the sum of this part's own chunk; -1: none has been sent.
   int32_t home(int32_t part) const {
     const int32_t number = (steps_ - 1) * parts_ + part + 1;
     for (int32_t i = 0; i < call_.payload_count; ++i) {
@@ -113,9 +114,9 @@ class Rounds {
     return -1;
   }
 
-  // The sends and receives of an exchange. A received chunk lies in one buffer and is one message.
-  // The caller's own chunk is one message a piece, even where its pieces are adjacent: the receiver
-  // must expect the same messages, and does not know the sender's addresses.
+  // The sends and receives of an exchange. A received chunk is in one buffer and is one message.
+  // The caller's own chunk is one message for each piece, even if its pieces are adjacent: the
+  // receiver must expect the same messages, and does not know the sender's addresses.
   void fill(int32_t number, baracuda_ring_round* round) const {
     round->number = number;
     round->send_count = 0;
@@ -142,8 +143,8 @@ class Rounds {
     }
   }
 
-  // Fills in what the program gets for launch t, or for adding its share. A t after the last launch
-  // stands for the sum that comes home.
+  // Fills in the step that the program gets for launch t, or for the addition of its share. A t
+  // after the last launch means the addition of the returned sum.
   void fill(int32_t t, baracuda_ring_step* at) const {
     at->step = step_of(t);
     at->part = part_of(t);

@@ -37,9 +37,9 @@ class Run {
   int32_t execute() {
     for (int32_t t = 0; t < rounds_.launches(); ++t) {
       if (t % rounds_.parts() == 0) begin_step(t / rounds_.parts());
-      // First the exchange, so that it is not queued behind a kernel that fills the device. But one
-      // that waits for a signal follows what gives it: streams may share a queue of the device, and
-      // there nothing may wait for what is enqueued later.
+      // The exchange comes first, so that it is not queued behind a kernel that fills the device.
+      // But an exchange that waits for a signal comes after the work that gives the signal: streams
+      // may share a hardware queue, where work must not wait for work that is enqueued later.
       if (signalled_ && !await_inputs(t)) return join_and_report();
       if (!exchange(t) || !compute(t)) return join_and_report();
     }
@@ -51,7 +51,7 @@ class Run {
   }
 
  private:
-  // A timeline tells the ranks apart, so it parts their launches.
+  // False with a timeline: it needs the launches of each rank separately.
   static bool share_stream(const Call* calls, int32_t count) {
     for (int32_t i = 0; i < count; ++i) {
       if (calls[i].stream != calls[0].stream || calls[i].marks != nullptr ||
@@ -82,8 +82,8 @@ class Run {
   bool exchange(int32_t number) {
     has_exchange_ = rounds_.has_messages(number);
     if (!has_exchange_) return true;
-    // Before the first launch: whatever the caller had enqueued, which wrote the chunks and last
-    // read the buffers. Later: launch(number - 1).
+    // Before the first launch the exchange waits for the caller's earlier work, which wrote the
+    // chunks and was the last to read the buffers. Later it waits for launch(number - 1).
     if (number == 0 && !record_compute_done()) return false;
     if (count_ == 1) {
       const Round round(*this, calls_[0], number);
@@ -114,8 +114,8 @@ class Run {
     return ok(exchange_of(call).complete(call.endpoint, &round), "complete", call);
   }
 
-  // The messages of all ranks of this thread in one group, which is closed whatever happens. only:
-  // the round of a single rank.
+  // Posts the messages of all ranks of this thread in one group, which is closed after a failure
+  // too. only: the round of a single rank.
   bool post_all(int32_t number, const baracuda_ring_round* only) {
     int32_t opened = 0;
     bool good = for_each_rank([this, &opened](const Call& call) {
@@ -149,7 +149,7 @@ class Run {
     return *call.endpoint->exchange;
   }
 
-  // The caller's stream waits for every exchange up to this one, once and in order.
+  // Makes the caller's stream wait for every exchange up to this one, once and in order.
   bool await(const Call& call, int32_t number) {
     for (int32_t n = awaited_ + 1; n <= number; ++n) {
       if (!rounds_.has_messages(n)) continue;
@@ -183,7 +183,7 @@ class Run {
     if (!add(t)) return false;
     const bool exchanges = rounds_.has_messages(t + 1);
     signalled_ = exchanges && ask_for_signal(t + 1);
-    // What the next exchange reads, and overwrites, is ready once this is reached.
+    // The next exchange may read and overwrite its buffers once this event is reached.
     return !exchanges || signalled_ || record_compute_done();
   }
 
@@ -203,7 +203,8 @@ class Run {
     if (!enter(call)) return false;
     launch(call, t);
     if (t + 1 == rounds_.launches() && !rounds_.has_messages(t + 1)) settle(call);
-    // So that a run of many ranks can be watched within its steps, which may be long on the host.
+    // Counted here too, so that a run of many ranks shows its progress within long steps on the
+    // host.
     if (count_ > 1 && (t + 1) % rounds_.parts() == 0) {
       __atomic_store_n(&call.endpoint->steps_enqueued, step_ + 1, __ATOMIC_RELAXED);
     }
@@ -228,9 +229,9 @@ class Run {
     ok(program.launch(call.problem, &at), "launch", call);
   }
 
-  // What the last launch leaves for its own rank.
+  // Runs the work that the last launch leaves for its own rank.
   bool settle() {
-    if (!rounds_.has_messages(rounds_.launches())) return true;  // was settled behind its launch
+    if (!rounds_.has_messages(rounds_.launches())) return true;  // settled after its launch already
     return for_each_rank([this](const Call& call) {
       if (call.program->settle == nullptr) return true;
       const int32_t entry = rounds_.launches();
@@ -249,8 +250,8 @@ class Run {
     return true;
   }
 
-  // The share of a step without a launch. If the sum starts here, the share is zero; otherwise the
-  // received sum is passed on unchanged.
+  // Makes the share of a step without a launch. If the sum starts here, the share is zero; else the
+  // received sum is sent on unchanged.
   void leave_nothing(const Call& call, const baracuda_ring_step& at) {
     if (at.step > 1) return;
     for (int32_t i = 0; i < call.payload_count; ++i) {
@@ -266,13 +267,13 @@ class Run {
     }
   }
 
-  // Adds the shares of launch t to the sums that have come for them.
+  // Adds the shares of launch t to the received sums.
   bool add(int32_t t) {
     const int32_t sums = rounds_.awaited_by_add(t);
     return sums < 0 || add(t, sums, false);
   }
 
-  // After the last step: adds the sum that came home to the share that stayed there.
+  // After the last step: adds the returned sum to the share that stayed on this rank.
   bool bring_home() {
     if (rounds_.has_sum(rounds_.launches()) && !for_each_rank([this](const Call& call) {
           return enter(call) && mark(call, rounds_.launches(), &baracuda_ring_marks::wait_begin);
@@ -287,7 +288,7 @@ class Run {
   }
 
   bool add(int32_t t, int32_t sums, bool always) {
-    // All parts that came home are one entry of the timeline, from the first to the last.
+    // All returned parts are one entry of the timeline, from the first to the last.
     const int32_t entry = t < rounds_.launches() ? t : rounds_.launches();
     if (!for_each_rank([=](const Call& call) { return enter(call) && await(call, sums); })) {
       return false;
@@ -363,7 +364,7 @@ class Run {
     if (status == BARACUDA_OK) return true;
     if (failed_) return false;
     failed_ = true;
-    // Once the ring has ended, nobody may wait for its exchanges.
+    // After the end of the ring, no stream may wait for its exchanges.
     stopped_ = status == BARACUDA_INTERRUPTED || status == BARACUDA_ABORTED;
     if (!has_record() || baracuda_last_error()->status != status) {
       fail_with_code(status, status, call_name, "%s returned %d", call_name, status);
@@ -395,9 +396,9 @@ class Run {
   const bool shared_stream_;
   int32_t step_ = 0;
   int32_t awaited_ = -1;    // the last exchange that the callers' streams have waited for
-  bool has_exchange_ = false;  // beside the launch at hand
-  bool signalled_ = false;  // the next exchange: the wait for the one before tells it what has ended
-  bool has_added_ = false;  // something else than launches went to the callers' streams
+  bool has_exchange_ = false;  // an exchange is concurrent with the current launch
+  bool signalled_ = false;  // the wait for the previous exchange signals the next one
+  bool has_added_ = false;  // work other than launches was enqueued on the callers' streams
   bool failed_ = false;
   bool stopped_ = false;  // by a signal or an abort
   baracuda_error failure_{};

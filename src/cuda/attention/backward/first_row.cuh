@@ -1,4 +1,4 @@
-// Which query rows see a key, for the backward kernels on tensor cores.
+// The first query row that sees a key, for the backward kernels on tensor cores.
 #pragma once
 
 #include "attention/count_rows.cuh"
@@ -6,8 +6,8 @@
 
 namespace baracuda {
 
-// The first query row that sees a key; no_row, which lies behind all query tiles, where none does.
-// Keys past the end are seen by none.
+// The first query row that sees a key, or no_row, which is after all query tiles. No row sees a key
+// past the end.
 template <typename Args>
 __device__ __forceinline__ int first_row_of(const Args& args, int64_t key) {
   if (key >= args.key_len) return args.no_row;

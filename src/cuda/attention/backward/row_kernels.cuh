@@ -28,7 +28,7 @@ struct RowKernels {
     int64_t query_tiles;  // of a head
     int64_t tiles;
     int log2_sums;  // of dQ, see order.h
-    int log2_most;  // with a mask or without: the scratch is of one size
+    int log2_most;  // the larger value with and without a mask: the scratch has one size
 
     explicit Scratch(const StepParams& p)
         : query_tiles((p.query_len + tile_rows - 1) / tile_rows),

@@ -26,32 +26,32 @@ struct Args {
   const void* k;
   const void* v;
   const void* dy;
-  const float* lse;    // of every row of every tile of 64, in base 2
-  const float* delta;  // likewise
+  const float* lse;    // of all rows of all 64-row tiles, in base 2
+  const float* delta;  // of the same rows
   const float* norms;  // see shift.cuh
-  float* dq;           // sums of dQ / scale, as FinishArgs::sums
+  float* dq;           // sums of dQ / scale, in the order of FinishArgs::sums
   void* dk;
   void* dv;
   baracuda_strides q_strides, k_strides, v_strides, dy_strides, dk_strides, dv_strides;
   baracuda_position_map q_map, k_map;
   const baracuda_position_map* device_maps;
-  Divisor q_stride;  // of q_map, or of 0 where only the device knows it
+  Divisor q_stride;  // stride of q_map; 0 if only the device knows it
   int heads, kv_heads, group;  // query heads; key heads; query heads of a key head
   int batch_kv_heads;
-  int section;  // heads whose key tiles are mixed, longest first
+  int section;  // number of heads whose key tiles are mixed, longest first
   int query_len, key_len;
-  int row_tiles;  // of 64 rows, of a head
+  int row_tiles;  // 64-row tiles of a head
   int key_tiles;
   int no_row;
   float scale, scale_log2;
   bool causal;
-  bool gradients_f32;  // of dk and dv: f32, else the operands' type
-  // Of an ordered step, see backward/order.h.
-  uint32_t* turns;  // null: it has no rows
-  Divisor mixed;    // heads whose key tiles are mixed
-  Divisor mixed_tiles;  // and their key tiles
+  bool gradients_f32;  // dk and dv are f32; else of the operands' type
+  // The following are for ordered steps, see backward/order.h.
+  uint32_t* turns;  // null: the problem has no rows
+  Divisor mixed;    // number of heads whose key tiles are mixed
+  Divisor mixed_tiles;  // number of their key tiles
   bool shortest_first;
-  int log2_sums;  // of dQ of a query tile
+  int log2_sums;  // binary logarithm of the number of sums of dQ of a query tile
 };
 
 struct KeyTile {
@@ -61,7 +61,7 @@ struct KeyTile {
 // Sections of heads run one after the other. In a section, tiles run from the first to the last;
 // under a causal mask most rows see the first.
 //
-// Volatile, so that the block's end recomputes it instead of keeping it in registers.
+// Volatile, so that the end of the block computes it again and does not keep it in registers.
 __device__ __forceinline__ KeyTile key_tile_of(const Args& args, int block_n) {
   int block;
   asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));

@@ -10,9 +10,9 @@
 
 namespace baracuda::sm80::backward {
 
-// Warps own WarpKeys keys each, and iterate over tiles of BlockM queries. Paired: one of two groups
-// of warps computes S and dV, the other dP and dK. Otherwise a warp computes all four, for ScoreM
-// queries at a time. Ordered: sums of dQ have a fixed order, see backward/order.h.
+// Each warp owns WarpKeys keys, and iterates over tiles of BlockM queries. Paired: one of two
+// groups of warps computes S and dV, the other dP and dK. Not paired: each warp computes all four,
+// for ScoreM queries at a time. Ordered: sums of dQ have a fixed order, see backward/order.h.
 template <typename Element_, int HeadDim, int Warps, int WarpKeys, int BlockM, int BlocksPerSm,
           bool Paired, int ScoreM = BlockM, int Stages = 2, bool Ordered = false>
 struct Config {
@@ -33,17 +33,19 @@ struct Config {
   static constexpr int stages = Stages;  // of Q and dO
   static constexpr int ds_stages = 2;
   static constexpr bool ordered = Ordered;
-  static constexpr int turn_words = Ordered;  // of 64 rows
-  static constexpr int tile_parts = 64 / BlockM;  // of those
+  static constexpr int turn_words = Ordered;  // words of a 64-row tile
+  static constexpr int tile_parts = 64 / BlockM;  // query tiles in a 64-row tile
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh
   static_assert(WarpKeys % 16 == 0 && BlockM % ScoreM == 0 && 64 % BlockM == 0);
 
-  // Warps share a dQ tile: columns in pairs of mma tiles, one pair of every dq_column_warps each.
+  // The warps share a dQ tile by columns: each warp has one of every dq_column_warps pairs of mma
+  // tiles.
   static constexpr int dq_column_warps = (Layout::span < warps ? Layout::span : warps) / 2;
   static constexpr int dq_row_warps =
       warps / dq_column_warps < BlockM / 16 ? warps / dq_column_warps : BlockM / 16;
   static constexpr int dq_row_blocks = BlockM / 16 / dq_row_warps;
-  static constexpr int dq_unroll = Ordered && HeadDim == 192 ? 1 : Paired ? 2 : 4;  // more spills
+  // A larger number would spill registers.
+  static constexpr int dq_unroll = Ordered && HeadDim == 192 ? 1 : Paired ? 2 : 4;
   static constexpr int dq_column_pairs = HeadDim / 16 / dq_column_warps;
 
   static constexpr int kv_bytes = block_n * Layout::bytes;

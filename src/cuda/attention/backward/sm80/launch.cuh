@@ -17,7 +17,7 @@ template <typename C>
 using Rows = RowKernels<typename C::Element, C::head_dim, RowStatistics, C::turn_words,
                         std::conditional_t<C::ordered, SumsInOrder, OneSum>>;
 
-// waits: its device code waits for the previous kernels, as that of the row kernels does.
+// waits: the device code of this kernel waits for the previous kernels, as the row kernels do.
 template <typename C>
 int32_t load_step_kernel(bool* waits) {
   static ReadyDevices ready;
@@ -25,8 +25,8 @@ int32_t load_step_kernel(bool* waits) {
                        waits);
 }
 
-// The heads of a section, whose key tiles are mixed under a mask. As many as have Q, dO and sums of
-// dQ that fit an L2 of 40 MB (one head of a group runs at a time).
+// The number of heads in a section, whose key tiles are mixed under a mask. Their Q, dO and sums of
+// dQ must fit an L2 of 40 MB (one head of a group runs at a time).
 inline int64_t choose_section(const StepParams& p) {
   constexpr int64_t l2_share = int64_t{32} << 20;
   if ((p.flags & BARACUDA_STEP_CAUSAL) == 0) return 1;

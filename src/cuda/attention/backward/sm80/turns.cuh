@@ -9,10 +9,10 @@
 
 namespace baracuda::sm80::backward {
 
-// One thread takes the turns for its block, with its data in shared memory. A query tile uses one
-// of two slots, by its stage. dQ of a tile is computed while the block processes the next tile, and
-// has been added at the barrier after that. So during the products of a query tile the thread
-// passes the turn at the tile two before, and reads the word of this tile. It waits for the turn
+// One thread of a block takes its turns. Its data are in shared memory. A query tile uses one of
+// two slots, by its stage. dQ of a tile is computed while the block processes the next tile, and
+// all additions are complete at the barrier after that. So during the products of query tile m, the
+// thread passes the turn at tile m - 2 and reads the word of tile m. It waits for the turn at m
 // only before the next barrier.
 template <typename C>
 class Turns {
@@ -20,7 +20,7 @@ class Turns {
   __device__ __forceinline__ Turns(const Args& args, uint32_t shared)
       : args_(args), address_(shared + C::turns_offset) {}
 
-  // By all threads, before anything else here.
+  // Called by all threads, before any other function of this class.
   __device__ __forceinline__ void draw() const {
     if (threadIdx.x == 0) {
       uint32_t n = blockIdx.x;
@@ -56,19 +56,20 @@ class Turns {
   __device__ __forceinline__ int batch() const { return shared_load(address_); }
   __device__ __forceinline__ int kv_head() const { return shared_load(address_ + 4); }
   __device__ __forceinline__ int key0() const { return index() * C::block_n; }
-  // From the last query tile to the first.
+  // True: the block goes from the last query tile to the first.
   __device__ __forceinline__ bool descends() const { return args_.causal && rises(); }
   // Without a mask: the query tile that the block begins with.
   __device__ __forceinline__ int first() const { return shared_load(address_ + 20); }
 
-  // By all threads, amid the products of a query tile, m of its head.
+  // Called by all threads, during the products of a query tile, the m-th of its head.
   __device__ __forceinline__ void take_and_pass(int stage, int head, int m) const {
     if (!takes_turns()) return;
     const int tile = (batch_of_sums() * args_.heads + head) * args_.row_tiles + m / C::tile_parts;
     const int part = m % C::tile_parts;
     const uint32_t slot = this->slot(stage);
     const uint32_t found = load_relaxed(args_.turns + tile);
-    // Behind the additions two tiles before, and before those here if the word has come.
+    // Orders the additions of two tiles ago before the turn is passed, and the word, if it has
+    // arrived, before this tile's additions.
     fence_threads();
     const uint32_t left = shared_load(slot + left_at);
     if (left != 0) store_relaxed(args_.turns + shared_load(slot) / C::tile_parts, left);
@@ -84,7 +85,7 @@ class Turns {
                  waits && found != turn.awaited() ? static_cast<int>(turn.awaited()) : 0);
     shared_store(slot + first_at, static_cast<int>(is_first));
   }
-  // By all threads, before the barrier behind which the block adds to the tile.
+  // Called by all threads, before the barrier after which the block adds to the tile.
   __device__ __forceinline__ void await(int stage) const {
     if (!takes_turns()) return;
     const uint32_t awaited = shared_load(slot(stage) + awaited_at);
@@ -93,21 +94,22 @@ class Turns {
     while (load_acquire(word) != awaited) {
     }
   }
-  // By all threads, behind the barrier at which it has added.
+  // Called by all threads, after the barrier at which the block's additions are complete.
   __device__ __forceinline__ void pass(int stage) const {
     if (!takes_turns()) return;
     const uint32_t left = shared_load(slot(stage) + left_at);
     if (left != 0) store_release(args_.turns + shared_load(slot(stage)) / C::tile_parts, left);
   }
-  // Which block_m rows of all heads; -1: none so far.
+  // The index of the query tile of block_m rows, counted over all heads; -1: none so far.
   __device__ __forceinline__ int rows(int stage) const { return shared_load(slot(stage)); }
-  // There are no sums yet.
+  // True if there are no sums of the tile yet.
   __device__ __forceinline__ bool is_first(int stage) const {
     return shared_load(slot(stage) + first_at) != 0;
   }
 
  private:
-  // The first thread; made anew where the code needs it, for there are no registers to keep it in.
+  // True in the first thread. Computed again at each use, since there are no registers to keep it
+  // in.
   static __device__ __forceinline__ bool takes_turns() {
 #if __CUDA_ARCH__ >= 900
     return threadIdx.x == 0;
@@ -120,7 +122,8 @@ class Turns {
   static constexpr int left_at = 4, awaited_at = 8, first_at = 12;
   __device__ __forceinline__ uint32_t slot(int stage) const { return address_ + 32 + 16 * stage; }
   __device__ __forceinline__ int index() const { return shared_load(address_ + 8); }
-  // Of the sum of dQ that it adds to: the batch, of those of all sums; and its place there.
+  // The batch of the sum of dQ that the key tile adds to, counted over all sums; and the index of
+  // the key tile in that sum.
   __device__ __forceinline__ int batch_of_sums() const { return shared_load(address_ + 24); }
   __device__ __forceinline__ int place() const { return shared_load(address_ + 28); }
   __device__ __forceinline__ bool rises() const { return shared_load(address_ + 12) != 0; }

@@ -5,14 +5,14 @@
 
 namespace baracuda::sm80::backward {
 
-// Their scratch is the same. Every device has the shared memory that the compact one takes.
+// Two kernels with the same scratch. Every device has enough shared memory for the compact one.
 struct Variants {
   BackwardFamily fast;
   int fast_shared_bytes;  // of a block
   BackwardFamily compact;
 };
 
-// is_bf16 picks between the two element types.
+// is_bf16: bf16, else f16.
 Variants variants_d64(bool is_bf16);
 Variants variants_d96(bool is_bf16);
 Variants variants_d128(bool is_bf16);

@@ -63,12 +63,12 @@ class WorkTile {
   __device__ __forceinline__ int head() const { return shared_load(address_ + 8); }
   // The warpgroup's first row.
   __device__ __forceinline__ int row0() const { return shared_load(address_ + 12); }
-  // Key tiles; -1: no more work.
+  // Number of key tiles; -1: no more work.
   __device__ __forceinline__ int tiles() const { return shared_load(address_ + 16); }
-  // How many key tiles some row of the warpgroup sees. They are the first ones, and are computed
-  // last.
+  // Number of key tiles that some row of the warpgroup sees. They are the first key tiles, and are
+  // computed last.
   __device__ __forceinline__ int seen() const { return shared_load(address_ + 20); }
-  // Keys that the i-th row of the warpgroup sees; the first row sees the fewest.
+  // Number of keys that the i-th row of the warpgroup sees. The first row sees the fewest.
   __device__ __forceinline__ int limit(int i) const { return shared_load(address_ + 32 + 4 * i); }
 
   __device__ __forceinline__ void set_limit(int i, int keys) const {

@@ -5,8 +5,8 @@
 
 namespace baracuda::sm90 {
 
-// The steps that a configuration has kernels for: all; those with FIRST or LAST; those with FIRST
-// and LAST.
+// The steps for which a configuration has kernels: all steps; steps with FIRST or LAST; steps with
+// FIRST and LAST.
 enum class Served { any_step, ends_of_rings, whole_calls };
 
 // Warpgroup 0 is the producer. The others are consumers of 64 query rows each. TakeTurns: the
@@ -14,8 +14,8 @@ enum class Served { any_step, ends_of_rings, whole_calls };
 // where the softmax takes longer than the products. With two consumers, at head_dim 128 and 256, it
 // does not. LastN: columns computed for the last key tile if it holds that few keys; BlockN: always
 // all columns. ScoresAhead: the QK product of a key tile is issued before the wait for the PV
-// product of the tile before the previous one. Takes registers for the weights of two tiles. Steps:
-// the steps that the configuration has kernels for.
+// product of the tile before the previous one. That takes registers for the weights of two tiles.
+// Steps: the steps for which the configuration has kernels.
 template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns,
           int LastN = BlockN, bool ScoresAhead = false, Served Steps = Served::any_step>
 struct Config {
@@ -45,7 +45,7 @@ struct Config {
            (Steps == Served::ends_of_rings && (first || last));
   }
 
-  // Tiles are blocks of 64 columns (128 bytes), all rows of a block together.
+  // A tile is stored as blocks of 64 columns (128 bytes), with all rows of a block together.
   static constexpr int column_blocks = HeadDim / 64;
   static constexpr int q_block_bytes = group_m * 128;
   static constexpr int kv_block_bytes = BlockN * 128;
@@ -55,8 +55,8 @@ struct Config {
 
   static constexpr int k_offset = Consumers * q_bytes;
   static constexpr int v_offset = k_offset + stages * kv_bytes;
-  // Slot n is written once all scores of tile n - 2 have been read. The slots of tiles n - 1 and n
-  // - 2 are still in use then.
+  // Slot n is written once all scores of tile n - 2 have been read. The slots of the tiles n - 1
+  // and n - 2 are still in use then.
   static constexpr int slots = 4;
   static constexpr int slot_bytes = 4 * (8 + group_m);
   static constexpr int barriers = 4 * stages + Consumers * (slots + 2);

@@ -30,7 +30,7 @@ class Consumer {
   __device__ __forceinline__ Consumer(const StepArgs& args, uint32_t shared,
                                       const Barriers<C>& barriers, int group)
       : args_(args), shared_(shared), barriers_(barriers), group_(group) {
-    if (group == C::consumers - 1) pass_turn();  // the first warpgroup may begin
+    if (group == C::consumers - 1) pass_turn();  // lets the first warpgroup begin
   }
 
   __device__ __forceinline__ void run() {
@@ -128,7 +128,8 @@ class Consumer {
   static __device__ __forceinline__ void release(uint32_t barrier) {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
   }
-  // K of this iteration, and V of the n-th one: the previous iteration, or at the end this one.
+  // Wait for K of this iteration, and for V of the n-th iteration: the previous one, or at the end
+  // this one.
   __device__ __forceinline__ void await_k() const {
     mbarrier_wait(barriers_.k_full(stage_of<C::stages>(iteration_)),
                   parity_of<C::stages>(iteration_));
@@ -391,8 +392,8 @@ class Consumer {
   const StepArgs& args_;
   const uint32_t shared_;
   const Barriers<C>& barriers_;
-  const int group_;      // of the consumer warpgroups
-  int tiles_, seen_;     // of the current query tile: its key tiles, and those seen here
+  const int group_;      // index among the consumer warpgroups
+  int tiles_, seen_;     // key tiles of the current query tile, and how many this warpgroup sees
   uint32_t iteration_ = ~0u;  // the latest key tile, counted over all query tiles
 };
 

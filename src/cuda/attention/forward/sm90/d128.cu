@@ -15,9 +15,9 @@ int64_t filled(int64_t keys, int tile, int last) {
   return keys - rest + (rest == 0 ? 0 : rest <= last ? last : tile);
 }
 
-// True if a step prefers this wider tile. A wider tile has fewer waits per key, and takes some
-// percent less time. A diagonal loses that, and so does a last tile with many unused columns. The
-// choice must not depend on what runs beside the step: tiles give different bits, and a ring must
+// True if a step is faster with this wider tile. A wider tile has fewer waits per key, and takes
+// some percent less time, but not under a diagonal, and not if many columns of the last tile are
+// unused. The choice must not depend on concurrent work: tiles give different bits, and a ring must
 // give the same bits over any transport.
 template <typename C>
 bool prefers(const StepParams& p, const StepMask& mask) {
@@ -44,7 +44,7 @@ template <typename Element>
 struct Tiles {
   using Narrow = Config<Element, 128, narrow, 2, false, narrow, true>;
   using Wide = Config<Element, 128, wide, 2, false, wide, true>;
-  // Without scores ahead.
+  // The configuration without ScoresAhead.
   using Short = Config<Element, 128, narrow, 2, false, narrow, false, Served::ends_of_rings>;
   using ShortWide = Config<Element, 128, widest, 2, false, widest_last, false, Served::whole_calls>;
 

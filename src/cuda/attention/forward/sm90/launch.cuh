@@ -76,7 +76,7 @@ StepArgs arguments(const StepParams& p, const StepMask& mask) {
   return args;
 }
 
-// Blocks stay resident, one to a multiprocessor.
+// The number of resident blocks, one on each multiprocessor.
 inline int64_t resident_blocks(const StepParams& p, const StepArgs& args, int processors) {
   const int64_t places = processors > p.sm_margin ? processors - p.sm_margin : 1;
   return places < args.blocks ? places : args.blocks;

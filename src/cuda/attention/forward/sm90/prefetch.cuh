@@ -12,7 +12,7 @@ namespace baracuda::sm90 {
 // the same time, and would otherwise load all their states at once.
 template <typename C>
 class StatePrefetch {
-  static constexpr int sector = 32, step = 32 * sector;  // bytes of a lane, of the warp
+  static constexpr int sector = 32, step = 32 * sector;  // bytes of a lane, and of the warp
 
  public:
   // Spreads the prefetch over about `calls` calls of issue_part().
@@ -44,11 +44,11 @@ class StatePrefetch {
 
  private:
   const char* next_ = nullptr;
-  int left_ = 0;  // bytes from next_ on
-  int instructions_per_call_ = 0;  // instructions
+  int left_ = 0;  // bytes left, from next_ on
+  int instructions_per_call_ = 0;
 };
 
-// A warpgroup's rows of Q.
+// Prefetches a warpgroup's rows of Q.
 template <typename C>
 __device__ __forceinline__ void prefetch_queries(const StepArgs& args, int batch, int head,
                                                  int row0) {

@@ -22,7 +22,7 @@ template <typename C, bool First, bool Last>
 class WorkTileScheduler {
  public:
   Tile tile;
-  int tiles;  // key tiles
+  int tiles;  // number of key tiles
 
   __device__ __forceinline__ explicit WorkTileScheduler(const HopperArgs& args)
       : scheduler_(args) {}
@@ -52,10 +52,10 @@ class KeyProducer {
         barriers_(barriers),
         policy_(keeps_keys<First, Last>(args.step) ? l2_evict_last() : l2_evict_first()) {}
 
-  // From the tile that `work` is at, if there are more.
+  // Begins with the current tile of `work`. more: there is one.
   __device__ __forceinline__ void run(WorkTileScheduler<C, First, Last>& work, bool more) {
     constexpr bool prefetches = Last && !First;
-    uint32_t iteration = 0;  // tiles of K copied so far; V is one behind
+    uint32_t iteration = 0;  // number of copied tiles of K; V is one behind
     KeyTile previous{};
     while (more) {
       const int tiles = work.tiles;
@@ -70,7 +70,7 @@ class KeyProducer {
         if (iteration > 0) load_v(iteration - 1, previous);
         previous = tile;
         if constexpr (prefetches) {
-          if (!looked_ahead) {  // after the first K, which the consumers wait for
+          if (!looked_ahead) {  // after the first K, for which the consumers wait
             more = work.next(args_);
             looked_ahead = true;
             if (work.tiles > 0) prefetch.begin(args_.step, work.tile, tiles);
@@ -116,9 +116,9 @@ class KeyProducer {
   const uint64_t policy_;
 };
 
-// The warp of one consumer warpgroup. It describes each query tile, and copies its Q as soon as the
-// consumer has read the last scores of the previous tile. Begins with the tile that `work` is at,
-// if `more`.
+// The producer warp of one consumer warpgroup. It describes each query tile, and copies its Q as
+// soon as the consumer has read the last scores of the previous tile. It begins with the current
+// tile of `work`. more: there is one.
 template <typename C, bool First, bool Last>
 __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t shared,
                                                 const Barriers<C>& barriers, int group,
@@ -127,9 +127,9 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
   const StepArgs& step = args.step;
   const int lane = threadIdx.x % 32;
   const uint64_t policy = First && Last ? l2_evict_first() : l2_evict_last();
-  // Warpgroups without a fixed order come to run half a key tile apart, and the first one stays
-  // ahead to the end. This wait makes it the same warpgroup in all blocks. Without it, steps that
-  // follow others take up to 4 % longer (chunks of 1024 rows; 0.3 % at 4096).
+  // Without a fixed order, the warpgroups run half a key tile apart, and the one that starts first
+  // stays ahead to the end. This wait makes it the same warpgroup in all blocks. Without the wait,
+  // steps that follow others take up to 4 % longer (chunks of 1024 rows; 0.3 % at 4096).
   if (!First && !C::take_turns && group > 0 && more) mbarrier_wait(barriers.q_full(group - 1), 0);
   for (uint32_t n = 0;; ++n, more = work.next(args)) {
     const WorkTile<C> slot(shared, group, n);
@@ -147,10 +147,10 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
         for (int i = 0; i < C::column_blocks; ++i)
           tma_load_4d(dst + i * C::q_block_bytes, &args.q, full, 64 * i, row0, head, batch, policy);
       } else {
-        mbarrier_arrive(full);  // nobody reads Q, but the phase must complete
+        mbarrier_arrive(full);  // no consumer reads Q, but the phase must complete
       }
     };
-    if (n == 0 && more) copy_queries();  // what the consumers wait for first
+    if (n == 0 && more) copy_queries();  // the consumers wait for this first
     int seen = 0;
     if (more) {
       int keys = 0;

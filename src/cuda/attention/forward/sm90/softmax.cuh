@@ -9,7 +9,7 @@
 namespace baracuda::sm90 {
 
 struct RowStatistics {
-  float m[2];  // true maximum so far, unscaled; -inf: nothing seen
+  float m[2];  // maximum so far, unscaled; -inf: no key seen
   float l[2];  // this lane's part of the row sum
 };
 
@@ -104,7 +104,7 @@ __device__ __forceinline__ Factors merge_statistics(RowStatistics& rows,
 __device__ __forceinline__ bool merge_under_previous_max(RowStatistics& rows,
                                                          const RowStatistics& previous,
                                                          float scale_log2, float (&factor)[2]) {
-  constexpr float most_growth = 16.0f;  // to the power of two
+  constexpr float most_growth = 16.0f;  // as a power of two
   float growth[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h)

@@ -59,7 +59,7 @@ class StateRows {
         lane_(threadIdx.x % 32),
         maxima_(static_cast<float*>(args.state) + state_rows() * head_dim + state_row(0)) {}
 
-  // o_acc as it lies in memory.
+  // o_acc in the order of memory.
   using Fragments = float4[2][head_dim / 16];
 
   __device__ __forceinline__ void load(Fragments& x) const {
@@ -157,7 +157,7 @@ class StateRows {
       }
     }
   }
-  // The j-th pair of accumulator tiles, as it lies in the state.
+  // The j-th pair of accumulator tiles, in the order of the state.
   static __device__ __forceinline__ float4 get(const float (&o)[head_dim / 2], int h, int j) {
     return make_float4(o[8 * j + 2 * h], o[8 * j + 2 * h + 1], o[8 * j + 4 + 2 * h],
                        o[8 * j + 4 + 2 * h + 1]);
@@ -194,7 +194,8 @@ class StateRows {
   __device__ __forceinline__ int64_t state_row(int h) const {
     return batch_head_ * args_.query_len + row(h);
   }
-  // In float4s: from one pair of accumulator tiles to the next, four for each row of the eight.
+  // Distance from one pair of accumulator tiles to the next, in float4: four for each row of the
+  // group.
   __device__ __forceinline__ int group_stride(int h) const {
     const int64_t left = args_.query_len - (row0_ + 8 * h);
     return 4 * (left < 8 ? static_cast<int>(left) : 8);
@@ -213,10 +214,10 @@ class StateRows {
   const StepArgs& args_;
   const WorkTile<C>& tile_;
   const int64_t batch_head_;
-  const int warp_row_;  // first row of the warp among those of its warpgroup
-  const int64_t row0_;  // the same in the head
+  const int warp_row_;  // first row of the warp, counted in its warpgroup
+  const int64_t row0_;  // the same row, counted in the head
   const int lane_;
-  float* const maxima_;  // at the lane's first row; the other lies 8 further on
+  float* const maxima_;  // at the lane's first row; its second row is 8 later
 };
 
 }  // namespace baracuda::sm90

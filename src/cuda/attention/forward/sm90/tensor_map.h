@@ -14,7 +14,7 @@ int32_t encode_tensor_map(CUtensorMap* map, const char* name, bool is_bf16, cons
                           const baracuda_strides& strides, int64_t batch, int64_t heads,
                           int64_t length, int64_t head_dim, int rows);
 
-// Looks the driver's encoder up, so that later steps need not.
+// Finds the driver's encoder, so that later steps need not search for it.
 int32_t load_tensor_map_encoder();
 
 }  // namespace baracuda::sm90

@@ -1,4 +1,4 @@
-// The order in which the sm90a kernel works on query tiles, and which of them a block takes.
+// The order of the query tiles in the sm90a kernel, and the tiles of each block.
 #pragma once
 
 #include <stdint.h>
@@ -8,21 +8,21 @@
 
 namespace baracuda::sm90 {
 
-// Heads are grouped into sections, one after the other. A section's tiles run in rounds of one tile
-// a block.
+// Heads are grouped into sections, which run one after the other. A section runs in rounds of one
+// tile for each block.
 struct TileOrder {
-  int heads;        // of all batches
-  bool mixes;       // a section's heads, longest tiles first; else one head after the other
+  int heads;        // number of heads of all batches
+  bool mixes;       // the heads of a section are mixed, longest tiles first; else they are in order
   bool backwards;   // direction of the first round
-  int counted;      // rounds of a section that are more than half full
-  int turn;         // places that the blocks move on by, see TileScheduler
-  Divisor section;  // heads
-  Divisor rounds;   // of a section
-  Divisor tiles;    // query tiles of a head
-  Divisor grid;     // blocks
+  int counted;      // number of rounds of a section that are more than half full
+  int turn;         // number of places by which blocks move on, see TileScheduler
+  Divisor section;  // number of heads of a section
+  Divisor rounds;   // number of rounds of a section
+  Divisor tiles;    // number of query tiles of a head
+  Divisor grid;     // number of blocks
 };
 
-// section: heads that are mixed, or 0.
+// section: number of heads that are mixed; 0: none.
 inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, int64_t grid) {
   const int64_t size = section > 0 ? section : heads;
   const int64_t in_section = size * tiles, rounds = (in_section + grid - 1) / grid;
@@ -58,7 +58,7 @@ inline bool ends_evenly(uint32_t tiles, uint32_t sections, uint32_t grid) {
 // pair_bytes: bytes of K and V of a head.
 inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_tiles,
                                int64_t pair_bytes, int64_t grid) {
-  constexpr int64_t few = int64_t{16} << 20, most = int64_t{32} << 20;  // of 40 MB or more
+  constexpr int64_t few = int64_t{16} << 20, most = int64_t{32} << 20;  // of an L2 of 40 MB or more
   if (key_heads * group * query_tiles >> 30 != 0) return 0;
   const auto serves = [&](int64_t pairs) {
     const auto heads = static_cast<uint32_t>(key_heads), size = static_cast<uint32_t>(pairs);
@@ -115,7 +115,7 @@ class TileScheduler {
   }
 
  private:
-  int round_ = 0;  // of all sections
+  int round_ = 0;  // counted over all sections
 };
 
 }  // namespace baracuda::sm90

@@ -1,4 +1,4 @@
-// What the sm90a kernel is launched with, and which tiles a block works through.
+// The arguments of the sm90a kernel, and the schedulers of its work tiles.
 #pragma once
 
 #include <cuda.h>
@@ -10,21 +10,21 @@
 
 namespace baracuda::sm90 {
 
-// Fully masked rows are processed in units of this many.
+// Fully masked rows are processed in units of this many rows.
 constexpr int masked_row_unit = 64;
 
 struct HopperArgs {
   CUtensorMap q, k, v;
   StepArgs step;
-  Divisor query_tiles, heads, group, section;  // those of step, to divide by
-  Divisor key_stride;  // of 0 where only the device knows it
-  Divisor masked_row_units;  // units of 64 fully masked rows in a head, before first_row
-  bool leaves_processors;  // to an exchange, whose end the next step also waits for
+  Divisor query_tiles, heads, group, section;  // the fields of step, as divisors
+  Divisor key_stride;  // 0 if only the device knows it
+  Divisor masked_row_units;  // number of units of fully masked rows in a head, before first_row
+  bool leaves_processors;  // free for an exchange; the next step also waits for its end
   bool backwards;          // direction of the first round of tiles
-  TileOrder order;  // what FirstStepScheduler goes by; LaterStepScheduler by the fields above
+  TileOrder order;  // for FirstStepScheduler; LaterStepScheduler uses the fields above
 };
 
-// Number of keys that a row sees; rows past the end see what the last one does.
+// Number of keys that a row sees. Rows past the end have the number of the last row.
 __device__ __forceinline__ int row_limit(const HopperArgs& all, int64_t row) {
   const StepArgs& args = all.step;
   const int keys = static_cast<int>(args.key_len);
@@ -150,7 +150,7 @@ class LaterStepScheduler {
 
  private:
   int first_head_ = 0;
-  int done_ = 0;  // tiles of the section in earlier rounds
+  int done_ = 0;  // tiles of the section that earlier rounds have taken
   bool backwards_;
 };
 

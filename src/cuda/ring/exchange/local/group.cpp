@@ -9,14 +9,14 @@
 
 namespace baracuda {
 
-// The group that a thread has open: its depth (groups nest, as NCCL's do) and its ranks.
+// A thread's open group: its depth (groups nest, as in NCCL) and its ranks.
 struct LocalGroup {
   int32_t depth = 0;
   baracuda_local_world* world = nullptr;
   LocalRank* ranks = nullptr;
   LocalRank** end = &ranks;
-  baracuda_error failure{};  // of a send or receive in it: the group then exchanges nothing
-  bool acting = false;       // exchanging: a signal's handler must not open it anew
+  baracuda_error failure{};  // of a send or receive in the group, which then exchanges nothing
+  bool acting = false;       // the group is exchanging: a signal handler must not open it again
 };
 
 namespace {
@@ -307,7 +307,8 @@ class Exchange {
         bool in_time = true;
         const int32_t interrupted =
             wait_until(world_, *rank, lock, deadline_, "local send", delivered, &in_time);
-        // A receiver that has taken the message copies it now. The caller gets the buffer back after.
+        // A receiver that has taken the message copies it now. The caller gets the buffer back
+        // after.
         rank->changed.wait(lock, [&send] { return send.state != LocalSend::kTaken; });
         if (delivered() || status != BARACUDA_OK) continue;
         status = interrupted;
@@ -339,7 +340,7 @@ int32_t local_group_start(void* context) {
   if (group.acting) {
     return fail_at(*static_cast<LocalRank*>(context),
                    fail(BARACUDA_INVALID_ARGUMENT, "local group_start",
-                        "this thread is in an exchange already: a signal handler cannot run a ring"));
+                        "this thread is in an exchange: a signal handler cannot run a ring"));
   }
   const int32_t status = join_group(group, *static_cast<LocalRank*>(context));
   if (status == BARACUDA_OK) ++group.depth;

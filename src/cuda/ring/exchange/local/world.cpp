@@ -13,7 +13,7 @@ using baracuda::check_struct;
 using baracuda::fail;
 using baracuda::LocalRank;
 
-// Messages a rank may have in one group before its lists have to grow.
+// Number of messages of a rank in one group before its lists must grow.
 constexpr size_t kReservedMessages = 16;
 
 void destroy_events(LocalRank& rank) {
@@ -102,8 +102,8 @@ int32_t baracuda_local_world_destroy(baracuda_local_world* world) {
     for (const LocalRank& rank : world->ranks) {
       if (rank.group == nullptr) continue;
       return fail(BARACUDA_INVALID_ARGUMENT, "baracuda_local_world_destroy",
-                  "world: got one with rank %d in an open group, must be idle: abort it and let its "
-                  "threads return first",
+                  "world: got one with rank %d in an open group, must be idle: abort it and let "
+                  "its threads return first",
                   rank.rank);
     }
   }

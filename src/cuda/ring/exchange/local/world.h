@@ -1,5 +1,5 @@
-// A local ring's shared state: P virtual ranks in one process, each driven by a thread of its own
-// or several by one.
+// The shared state of a local ring: P virtual ranks in one process. A thread drives one rank or
+// several.
 #pragma once
 
 #include <stdint.h>
@@ -46,7 +46,7 @@ struct LocalRank {
   // Signals a message to this rank, or the delivery of one of its own.
   std::condition_variable changed;
 
-  // The open group, used by the thread that opened it alone.
+  // The open group. Only the thread that opened it uses these.
   LocalGroup* group = nullptr;  // guarded by the world's mutex
   LocalRank* next_in_group = nullptr;
   void* stream = nullptr;

@@ -1,4 +1,4 @@
-// A few bytes from every rank to every rank of an NCCL ring, for set-up.
+// Gathers a few bytes of every rank on every rank of an NCCL ring, for set-up.
 #pragma once
 
 #include <stdint.h>

@@ -7,7 +7,7 @@
 
 namespace baracuda {
 
-struct NcclComm;  // opaque: what NCCL's handles point to
+struct NcclComm;  // opaque
 
 enum NcclResult : int32_t { kNcclSuccess = 0, kNcclInProgress = 7 };
 
@@ -24,7 +24,7 @@ struct NcclConfig {
   unsigned int magic = 0xcafebeef;
   unsigned int version = 21800;
   int blocking = 1;
-  int cga_cluster_size = INT_MIN;  // INT_MIN: NCCL's own choice
+  int cga_cluster_size = INT_MIN;  // INT_MIN: NCCL chooses
   int min_ctas = INT_MIN;
   int max_ctas = INT_MIN;
   const char* net_name = nullptr;
@@ -44,7 +44,7 @@ struct NcclApi {
   int (*group_start)();
   int (*group_end)();
   const char* (*get_error_string)(int result);
-  // NULL where this NCCL is too old.
+  // NULL if this NCCL is too old.
   const char* (*get_last_error)(NcclComm* comm);  // ignores comm
   int (*comm_cu_device)(NcclComm* comm, int* device);
   int (*comm_init_rank_config)(NcclComm** comm, int count, NcclUniqueId id, int rank,
@@ -62,7 +62,7 @@ const NcclApi* require_nccl(const char* call);
 // the first version that has it and the version at hand.
 int32_t require_nccl_function(bool present, const char* name, const char* since);
 
-// BARACUDA_NCCL_ERROR with NCCL's own words, or BARACUDA_OK.
+// BARACUDA_OK, or BARACUDA_NCCL_ERROR with NCCL's message.
 int32_t check_nccl(int result, const char* call);
 
 }  // namespace baracuda

@@ -23,9 +23,8 @@ namespace baracuda {
 
 class NcclBoard {
  public:
-  // Joins the board of that name; the first rank to come creates it. rank: this rank, below
-  // world_size. NULL, without a record, if there is no shared memory: only deadlines then end a
-  // wait.
+  // Joins the board with that name. The first rank creates it. rank: this rank, below world_size.
+  // NULL, without a record, if there is no shared memory: then only deadlines end a wait.
   static std::unique_ptr<NcclBoard> join(const std::string& name, int32_t rank, int32_t world_size);
   ~NcclBoard();
   NcclBoard(const NcclBoard&) = delete;
@@ -49,11 +48,12 @@ class NcclBoard {
   bool poll(baracuda_error* found);
 
  private:
-  // How many of its latest notes a rank keeps: more than it writes between two polls of the others.
+  // Number of its latest notes that a rank keeps: more than it writes between two polls of the
+  // others.
   static constexpr int kRemembered = 32;
 
   struct Note {
-    std::atomic<int64_t> call;  // its number, from 1 on; 0: none
+    std::atomic<int64_t> call;  // number of the call, from 1 on; 0: none
     Kind kind;  // kind and reason are valid if `call` is the same before and after they are read
     baracuda_error reason;
   };
@@ -82,12 +82,12 @@ class NcclBoard {
   const size_t bytes_;
   const int32_t rank_;
   const int32_t world_size_;
-  std::mutex mutex_;  // guards begin, refuse and look while there is news
-  std::vector<int64_t> judged_;  // notes of each rank that were compared
+  std::mutex mutex_;  // guards begin(), refuse() and poll() while there is news
+  std::vector<int64_t> judged_;  // number of compared notes of each rank
   bool missed_ = false;          // a refusal came after this rank had begun the call
   baracuda_error missed_reason_{};
   std::atomic<int64_t> calls_{0};
-  uint32_t seen_ = 0;  // value of `news` at the last look()
+  uint32_t seen_ = 0;  // value of `news` at the last poll()
   std::atomic<uint32_t> quiet_{0};  // value of `news` up to which no note concerns a later call
 };
 

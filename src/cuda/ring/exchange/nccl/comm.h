@@ -82,7 +82,7 @@ struct baracuda_nccl_comm {
   baracuda::NcclPhase phase = baracuda::NcclPhase::kIdle;
   Clock::time_point blocked_since{};
   bool ending = false;    // ncclCommAbort or ncclCommDestroy has not returned yet
-  int end_result = 0;     // what it returned
+  int end_result = 0;     // its result
   bool orphaned = false;  // the thread that ends the handle frees the communicator
   std::condition_variable ended;
 

@@ -22,7 +22,7 @@ constexpr int64_t kWarmUpBytes = 6 * 64;
 
 struct DestroyComm {
   void operator()(baracuda_nccl_comm* comm) const {
-    // What went wrong before matters more than what goes wrong here.
+    // An earlier failure must not be replaced by one of this clean-up.
     const baracuda_error failure = *baracuda_last_error();
     baracuda_nccl_destroy(comm);
     restore_failure(failure);
@@ -33,8 +33,8 @@ using CommPtr = std::unique_ptr<baracuda_nccl_comm, DestroyComm>;
 NcclConfig config_for(int32_t max_ctas) {
   NcclConfig config;
   if (max_ctas > 0) config.max_ctas = max_ctas;
-  // The SMs that a kernel leaves free lie anywhere; a cluster, by NCCL's default of 4 blocks on
-  // Hopper, needs neighbours and would wait for the kernel's end.
+  // A cluster (on Hopper NCCL's default is 4 blocks) needs adjacent free SMs. The SMs that a kernel
+  // leaves free need not be adjacent, so the cluster would wait for the kernel's end.
   config.cga_cluster_size = 0;
   return config;
 }
@@ -68,7 +68,7 @@ CommPtr make_comm(const char* call, bool owned, int32_t rank, int32_t world_size
   endpoint.ops = device < 0 ? baracuda_host_stream_ops() : baracuda_cuda_stream_ops();
   endpoint.device = device;
   endpoint.max_ctas = max_ctas > 0 ? max_ctas : 0;
-  endpoint.in_clusters = owned ? 0 : 1;  // whether config_for() was heard
+  endpoint.in_clusters = owned ? 0 : 1;  // config_for() applies to owned ones only
   endpoint.transport = nccl_transport(*comm);
   DeviceScope scope;
   int32_t status = scope.enter(*endpoint.ops, device);
@@ -115,8 +115,8 @@ int32_t exchange_warm_up(CommPtr* comms, int32_t count) {
   return status == BARACUDA_OK ? ended : restore_failure(failure);
 }
 
-// NCCL connects peers in the first group that uses them, and blocks there: better here, under a
-// deadline, than in the first run.
+// NCCL connects peers in the first group that uses them, and may block there. This does it under a
+// deadline, before the first run.
 int32_t warm_up(CommPtr* comms, int32_t count, const TimeLimit& limit) {
   int32_t status = BARACUDA_OK;
   for (int32_t i = 0; i < count && status == BARACUDA_OK; ++i) {
@@ -125,7 +125,7 @@ int32_t warm_up(CommPtr* comms, int32_t count, const TimeLimit& limit) {
   if (status == BARACUDA_OK) status = exchange_warm_up(comms, count);
   for (int32_t i = 0; i < count; ++i) {
     watchdog_disarm(comms[i]->run_deadline);
-    // Where the deadline came first, that is the failure, and not what it then refused.
+    // If the deadline passed first, that is the failure, and not the refusal of a later call.
     if (status == BARACUDA_ABORTED) status = comms[i]->report_failure();
   }
   for (int32_t i = 0; i < count && status == BARACUDA_OK; ++i) {
@@ -139,8 +139,9 @@ int32_t warm_up(CommPtr* comms, int32_t count, const TimeLimit& limit) {
   return status;
 }
 
-// The board of a ring whose ranks share a secret. Every rank of the machine joins before what makes
-// the ring, which ends on none before all have come, and so the entry can be closed after it.
+// Joins the board of a ring whose ranks share a secret. Every rank of the machine joins it before
+// the init of the ring. The init returns on no rank before all ranks have called it, so the entry
+// can be closed afterwards.
 void join_board(baracuda_nccl_comm& comm, const void* secret, size_t bytes) {
   if (comm.world_size > 1) {
     comm.board = NcclBoard::join(board_name(secret, bytes), comm.rank, comm.world_size);
@@ -151,7 +152,7 @@ void close_entry(const baracuda_nccl_comm& comm) {
   if (comm.board != nullptr) comm.board->close_entry();
 }
 
-// A communicator that is ready, to whoever asked for it.
+// Gives a communicator that is ready to the caller.
 void hand_out(CommPtr& comm, baracuda_nccl_comm** out) {
   if (comm->board != nullptr) watchdog_poll(*comm);
   *out = comm.release();
@@ -173,7 +174,7 @@ int32_t agree_on_board(baracuda_nccl_comm& comm, const TimeLimit& limit) {
   return status;
 }
 
-// All ranks join the ring: what may block of init_all.
+// Makes all ranks join the ring. This is the part of init_all that may block.
 int32_t join_all(std::vector<CommPtr>& comms, const int32_t* devices, int32_t max_ctas,
                  const TimeLimit& limit, const NcclUniqueId& id, const char* call) {
   const int32_t count = static_cast<int32_t>(comms.size());
@@ -189,7 +190,7 @@ int32_t join_all(std::vector<CommPtr>& comms, const int32_t* devices, int32_t ma
     DeviceScope scope;
     bool entered = true;
     for (CommPtr& comm : comms) entered = comm->enter_blocked_if_healthy() && entered;
-    // Of one that failed before, the failure is reported below.
+    // The failure of a communicator that failed before is reported below.
     status = entered ? check_nccl(nccl_api()->group_start(), "ncclGroupStart") : BARACUDA_ABORTED;
     if (status == BARACUDA_OK) {
       for (size_t i = 0; i < comms.size() && status == BARACUDA_OK; ++i) {
@@ -209,7 +210,7 @@ int32_t join_all(std::vector<CommPtr>& comms, const int32_t* devices, int32_t ma
   }
   for (auto& deadline : deadlines) watchdog_disarm(*deadline);
   for (CommPtr& comm : comms) {
-    // A deadline that passed is the cause of whatever NCCL said.
+    // If a deadline has passed, it is the cause of what NCCL reports.
     const int32_t failed = comm->report_failure();
     if (failed != BARACUDA_OK) status = failed;
   }
@@ -219,7 +220,7 @@ int32_t join_all(std::vector<CommPtr>& comms, const int32_t* devices, int32_t ma
   }
   status = warm_up(comms.data(), count, limit);
   if (status != BARACUDA_OK) {
-    // Together or not at all: what the others have enqueued may wait for the failed one.
+    // All fail together: the work of the others may wait for the failed one.
     for (CommPtr& comm : comms) comm->mark_failed();
   }
   return status;
@@ -306,7 +307,7 @@ int32_t baracuda_nccl_init_rank(int32_t world_size, const void* id, int32_t rank
     close_entry(*made);
     return joined == BARACUDA_OK ? warm_up(&made, 1, limit) : joined;
   });
-  if (status != BARACUDA_OK) close_entry(*made);  // which may not have come so far
+  if (status != BARACUDA_OK) close_entry(*made);  // the init may have failed before it did
   if (status == BARACUDA_OK) hand_out(made, comm);
   return status;
 }
@@ -375,7 +376,7 @@ int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key
 
   const TimeLimit limit(timeout_seconds);
   const baracuda_ring_endpoint& parent = comm->endpoint;
-  // Rank and size are NCCL's to tell, afterwards.
+  // NCCL gives rank and size afterwards.
   CommPtr made = make_comm(call, true, comm->rank, comm->world_size, parent.device,
                            parent.max_ctas, limit);
   if (made == nullptr) return baracuda_last_error()->status;
@@ -385,7 +386,7 @@ int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key
     made->board = NcclBoard::join(name, comm->rank, comm->world_size);
   }
   ++comm->splits;
-  // Aborting the parent unblocks its split; one that is not ours is left alone.
+  // An abort of the parent unblocks its split. A borrowed parent is not aborted.
   baracuda_nccl_comm& target = comm->owned ? *comm : *made;
   baracuda_nccl_comm* const targets[] = {&target};
   status = interruptibly(call, targets, 1, [&]() -> int32_t {
@@ -398,7 +399,8 @@ int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key
   close_entry(*made);
   if (status != BARACUDA_OK) {
     const baracuda_error failure = *baracuda_last_error();
-    // The parent's abort may still be busy with the half-made child: better lost than freed twice.
+    // The parent's abort may still use the unfinished child. It is leaked, since freeing it twice
+    // would be worse.
     if (status != BARACUDA_NCCL_ERROR && comm->owned) made->handle = nullptr;
     made->mark_failed(failure);
     made.reset();

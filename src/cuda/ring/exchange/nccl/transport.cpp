@@ -1,5 +1,5 @@
-// The transport functions of an NCCL ring. Groups of several communicators nest on a thread, as
-// NCCL's own do; only the outermost one calls NCCL.
+// The transport functions of an NCCL ring. Groups of several communicators nest on a thread, as in
+// NCCL. Only the outermost group calls NCCL.
 #include <chrono>
 #include <mutex>
 #include <thread>
@@ -106,8 +106,8 @@ int32_t group_end(void* context) {
 
   for_each(group, [](baracuda_nccl_comm& comm) { comm.enter_blocked(); });
   const int result = wait_while_in_progress(group, nccl_api()->group_end());
-  // If a communicator has failed meanwhile (a send, its deadline, an abort), that is the cause of what
-  // NCCL reports now.
+  // If a communicator has failed meanwhile (a send, its deadline, an abort), that is the cause of
+  // what NCCL reports now.
   baracuda_error failure{};
   for_each(group, [&failure](baracuda_nccl_comm& comm) {
     if (failure.status == BARACUDA_OK && comm.report_failure() != BARACUDA_OK) {

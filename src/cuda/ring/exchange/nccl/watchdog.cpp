@@ -21,9 +21,9 @@ namespace {
 
 using Clock = TimeLimit::Clock;
 
-// How long to wait before looking again whether a handle may be aborted.
+// Time between two tests whether a handle may be aborted.
 constexpr std::chrono::milliseconds kAbortRetry{2};
-// Between two looks at what other ranks say.
+// Time between two polls of the boards.
 constexpr std::chrono::milliseconds kLookAtBoards{50};
 
 baracuda_error timeout_failure(const NcclDeadline& deadline) {
@@ -45,7 +45,7 @@ baracuda_error timeout_failure(const NcclDeadline& deadline) {
 class Watchdog {
  public:
   Watchdog() : process_(getpid()) {
-    // Signals are for the threads of the application.
+    // Only the application's threads handle signals.
     sigset_t all;
     sigset_t before;
     sigfillset(&all);
@@ -196,7 +196,7 @@ Watchdog* find_watchdog() {
   return watchdog != nullptr && watchdog->is_alive() ? watchdog : nullptr;
 }
 
-// NULL with a recorded failure where no thread can be started.
+// NULL with a recorded failure if no thread can be started.
 Watchdog* start_watchdog() {
   if (Watchdog* watchdog = find_watchdog()) return watchdog;
   const std::lock_guard<std::mutex> lock(starting);
@@ -255,7 +255,7 @@ void watchdog_abort(baracuda_nccl_comm& comm) {
 }
 
 void watchdog_poll(baracuda_nccl_comm& comm) {
-  // Without a thread its deadlines alone end what waits.
+  // Without a thread only deadlines end a wait.
   if (Watchdog* watchdog = start_watchdog()) watchdog->poll(comm);
 }
 

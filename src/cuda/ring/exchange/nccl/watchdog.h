@@ -19,8 +19,8 @@ class TimeLimit {
   bool never() const { return at_ == Clock::time_point::max(); }
   bool passed() const { return !never() && Clock::now() >= at_; }
   Clock::time_point at() const { return at_; }
-  double seconds() const { return seconds_; }  // as asked for
-  double seconds_left() const;                 // more than 0; 0 where there is no limit
+  double seconds() const { return seconds_; }  // the limit as given
+  double seconds_left() const;                 // more than 0; 0 without a limit
 
  private:
   double seconds_;
@@ -35,7 +35,7 @@ struct NcclDeadline {
 
   baracuda_nccl_comm& comm;
   TimeLimit limit{0};
-  const char* call = "";  // what blocks, for the message
+  const char* call = "";  // the call that may block, for the message
   bool armed = false;
   bool fired = false;
   NcclDeadline* previous = nullptr;
@@ -47,7 +47,7 @@ int32_t watchdog_arm(NcclDeadline& deadline, const TimeLimit& limit, const char*
 // True if the limit had passed.
 bool watchdog_disarm(NcclDeadline& deadline);
 
-// Aborts a failed, owned communicator: at once, or when its handle is free or plainly stuck.
+// Aborts a failed, owned communicator: at once, or when its handle is free or clearly stuck.
 void watchdog_abort(baracuda_nccl_comm& comm);
 // Polls comm's board from now on, and fails comm if the board says so.
 void watchdog_poll(baracuda_nccl_comm& comm);

@@ -1,5 +1,5 @@
-// Finds the hops by peer: ranks tell what they have, neighbours try, and all ranks get the same
-// verdicts.
+// Finds the peer hops: ranks exchange their facts, neighbours try the hop, and all ranks get the
+// same verdicts.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -28,7 +28,7 @@ struct Hello {
   int32_t wish;
   int32_t wait;
   int32_t has_device;
-  int32_t reaches;  // its copies reach memory of its own process on other devices
+  int32_t reaches;  // its copies can write memory of the same process on other devices
   char host[16];
   char process[16];
   char nonce[16];
@@ -39,7 +39,7 @@ struct Mapped {
   PeerOffer offer;
 };
 
-// Of this rank as the sender to the next one, and as the receiver.
+// The result of this rank, as the sender to the next rank and as the receiver.
 struct Outcome {
   int32_t out;
   int32_t in;
@@ -149,7 +149,7 @@ class Connection {
     return is_candidate(rank) || is_candidate((rank + ranks_ - 1) % ranks_);
   }
 
-  // The first rank of a host that has a hop to try makes its file.
+  // On each host, the first rank with a hop to try creates the file.
   int32_t share_words() {
     const size_t me = static_cast<size_t>(peer_.rank());
     size_t leader = ranks_;
@@ -162,7 +162,7 @@ class Connection {
     Mapped mine{};
     if (leader == me && peer_.file.create(nonce, size)) mine.is_mapped = 1;
     std::vector<Mapped> all;
-    int32_t status = gather(mine, all);  // the file is there
+    int32_t status = gather(mine, all);  // after it the file exists
     if (status != BARACUDA_OK) return status;
     if (takes_part && all[leader].is_mapped != 0) {
       if (leader != me) mine.is_mapped = peer_.file.open(nonce, size) ? 1 : 0;
@@ -180,7 +180,7 @@ class Connection {
       __atomic_store_n(&peer_.file.hop(peer_.rank()).idle.state, 1, __ATOMIC_SEQ_CST);
     }
     if (mine.is_mapped != 0) {
-      // Half to receive into, half to send from.
+      // One half to receive into, one half to send from.
       status = scratch_allocate(peer_.end.device, kTrialBytes, &memory_);
       if (status != BARACUDA_OK) return status;
       mine.offer = peer_offer(peer_, memory_, kTrialBytes / 2,
@@ -236,7 +236,7 @@ class Connection {
       mine.out = mine.in = 0;
       std::snprintf(mine.detail, sizeof(mine.detail), "%s", peer_.detail.c_str());
     }
-    // Before the memory is given back.
+    // Unmapped before the memory is freed.
     for (PeerBuffer& buffer : peer_.buffers) peer_return(peer_, buffer);
     return share_outcome(mine, BARACUDA_PEER_TRIAL_FAILED);
   }
@@ -293,14 +293,14 @@ class Connection {
     baracuda_ring_round round{};
     round.stream = end.ring_stream;
     round.ready = end.compute_done;
-    // Both ends of a hop must list the message, even if this rank has only one of its two hops by
-    // peer.
+    // Both ends of a hop must list the message, even if only one of this rank's two hops is a peer
+    // hop.
     round.send_count = round.receive_count = 1;
     round.sends[0] = {from, bytes, peer_.out_by_peer ? peer_.next() : -1};
     round.receives[0] = {into, bytes, peer_.in_by_peer ? peer_.previous() : -1};
     end.exchange_context = &peer_;
     int32_t status = exchange.grant(&end, &round);
-    // Only hops by peer are tried.
+    // Only peer hops are tried.
     peer_.rounds[0].transports = peer_.rounds[0].receives_by_transport = false;
     if (status == BARACUDA_OK) status = exchange.post(&end, &round);
     if (status == BARACUDA_OK) status = exchange.complete(&end, &round);
@@ -346,8 +346,8 @@ class Connection {
       if (!required || is_candidate(r)) continue;
       const PeerVerdict& verdict = peer_.verdicts[r];
       fail(BARACUDA_UNSUPPORTED, kCall,
-           "exchange: got \"peer\", must be \"auto\" or \"nccl\" here: the hop from rank %d to rank "
-           "%d cannot be a peer exchange: %s%s%s",
+           "exchange: got \"peer\", must be \"auto\" or \"nccl\" here: the hop from rank %d to "
+           "rank %d cannot be a peer exchange: %s%s%s",
            static_cast<int>(r), static_cast<int>(after(r)),
            baracuda_peer_reason_text(verdict.reason), verdict.detail.empty() ? "" : ": ",
            verdict.detail.c_str());
@@ -363,12 +363,12 @@ class Connection {
   std::vector<Hello> hellos_;
   std::vector<Mapped> mapped_;
   bool released_ = false;
-  int32_t interrupted_ = BARACUDA_OK;  // by a signal, while the trial was waited for
+  int32_t interrupted_ = BARACUDA_OK;  // by a signal, during the wait for the trial
   void* memory_ = nullptr;
 };
 
 bool tell_processes_apart(char process[16]) {
-  // Of this copy of the library: ranks that use the same one are in one process.
+  // The id of this copy of the library. Ranks with the same id are in one process.
   static char id[16];
   static const bool made = random_bytes(id);
   std::memcpy(process, id, 16);

@@ -189,7 +189,7 @@ int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
   return writes.enqueue(peer, end.ring_stream);
 }
 
-// Sends over the transport what does not go by peer.
+// Sends over the transport the messages that no peer hop sends.
 int32_t post(Endpoint* end, const Round* round) {
   baracuda_peer& peer = peer_of(end);
   const PeerRound& at = round_at(peer, round->number);
@@ -255,7 +255,8 @@ int32_t wait(Endpoint* end, int32_t number, void* stream) {
   return baracuda_send_recv_exchange()->wait(end, number, stream);
 }
 
-// The words tell what has arrived here; they do not tell whether this rank's own data has arrived.
+// The words show what has arrived on this rank. They do not show whether this rank's data has
+// arrived.
 int32_t finish(Endpoint* end, void* stream) {
   baracuda_peer& peer = peer_of(end);
   if (!peer.in_run) return BARACUDA_OK;
@@ -312,7 +313,7 @@ uint64_t mix(uint64_t digest, uint64_t value) {
   return digest ^ (digest >> 31);
 }
 
-// One of 31 bits; the highest bit is reserved for the abort.
+// Chooses one of 31 bits. The highest bit is reserved for the abort.
 uint32_t one_bit(uint64_t digest) { return uint32_t{1} << (digest % 31); }
 
 }  // namespace
@@ -368,8 +369,9 @@ int32_t baracuda_peer::begin(const baracuda_ring_round& round) {
   }
   if (!registered && wish == BARACUDA_PEER_REQUIRED) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "kv_scratch_a, kv_scratch_b, kv_gradient_scratch: got an unregistered buffer on rank "
-                "%d, must be given to comm.register() on every rank, since exchange is \"peer\"",
+                "kv_scratch_a, kv_scratch_b, kv_gradient_scratch: got an unregistered buffer on "
+                "rank %d, must be given to comm.register() on every rank, since exchange is "
+                "\"peer\"",
                 rank());
   }
   for (int32_t i = 0; i < round.send_count; ++i) {
@@ -409,7 +411,7 @@ int32_t baracuda_peer::compare_runs() {
       const uint64_t theirs =
           __atomic_load_n(&file.notes(other).signature[slot], __ATOMIC_SEQ_CST);
       const uint32_t their_run = static_cast<uint32_t>(theirs >> 32);
-      if (their_run < run + 1) break;  // not told yet
+      if (their_run < run + 1) break;  // the other rank has not told it yet
       ++run;
       const uint64_t ours = __atomic_load_n(&file.notes(rank()).signature[slot], __ATOMIC_SEQ_CST);
       if (their_run != run || theirs == ours) continue;

@@ -25,7 +25,7 @@ struct alignas(64) PeerWord {
 struct PeerHopWords {
   PeerWord granted;                 // set by this rank; reset by the sender
   PeerWord full;                    // set by the sender; reset by this rank's ring stream
-  PeerWord arrived[kPeerArrivals];  // one a round: set by the sender; reset by the caller's stream
+  PeerWord arrived[kPeerArrivals];  // by round: set by the sender; reset by the caller's stream
   PeerWord read;                    // set by the caller's stream; reset by this rank's ring stream
   // No run is active: set by the caller's stream, and reset by the ring stream. This orders runs
   // from different streams, and replays of graphs.
@@ -41,7 +41,7 @@ struct alignas(64) PeerRunNotes {
 struct PeerFileHeader {
   char nonce[16];
   int32_t aborted;  // 0, then 1 while the reason is written, then 2
-  baracuda_error reason;  // what the other ranks report; its rank is the one that aborted
+  baracuda_error reason;  // the error for the other ranks; its rank is the one that aborted
 };
 
 // Maps the shared file of a nonce. The first rank of the host creates it, and the others open it.

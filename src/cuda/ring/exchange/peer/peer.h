@@ -1,4 +1,4 @@
-// One rank's side of the exchange by peer: its hops, its words, and the buffers it shares.
+// One rank's side of the peer exchange: its hops, its words, and its registered buffers.
 #pragma once
 
 #include <stddef.h>
@@ -12,25 +12,25 @@
 
 namespace baracuda {
 
-// A registered buffer of this rank, and the next rank's buffer of the same number, as mapped here.
+// A registered buffer of this rank, and the mapping of the next rank's buffer with the same number.
 struct PeerBuffer {
   char* mine;
   int64_t bytes;
-  char* next;  // NULL where this rank does not push
+  char* next;  // NULL if this rank does not push
   int64_t next_bytes;
-  void* opened;  // what to close again
+  void* opened;  // the mapping to close
 };
 
-// Why a hop is not by peer; the same on every rank.
+// Why a hop is not a peer hop; the same on every rank.
 struct PeerVerdict {
   int32_t reason = BARACUDA_PEER_WORKS;
   std::string detail;
 };
 
-// What a round does on this rank.
+// The work of a round on this rank.
 struct PeerRound {
   int32_t number = -1;
-  bool starts = false;      // it is the first of a run
+  bool starts = false;      // this is the first round of a run
   bool takes = false;       // the previous rank pushes to this one
   bool pushes = false;      // this rank pushes to the next one
   bool transports = false;  // some messages go by the transport
@@ -70,7 +70,7 @@ struct baracuda_peer {
     return gather == nullptr ? baracuda_ring_all_gather(&end, mine, bytes, all)
                              : gather(gather_context, mine, bytes, all);
   }
-  // Ends the ring after a failure that only this rank may see, so that nobody waits for it.
+  // Ends the ring after a failure that only this rank may see, so that no rank waits for it.
   int32_t end_ring();
 
   baracuda_ring_endpoint& end;
@@ -93,11 +93,11 @@ struct baracuda_peer {
 
   baracuda::PeerRound rounds[baracuda::kPeerArrivals];  // the latest, by number
   int32_t last_number = -1;
-  bool in_run = false;   // the caller's stream waits for words of the run at hand
-  bool owes_signal = false;  // the next wait tells the grant behind it that the launch has ended
-  uint32_t runs = 0;     // told to the neighbours
-  uint32_t compared[2] = {};  // of those, with the rank before and with the next one
-  char process[16] = {};  // tells processes of one host apart
+  bool in_run = false;   // the caller's stream waits for words of the current run
+  bool owes_signal = false;  // the next wait signals the grant after it: the launch has ended
+  uint32_t runs = 0;     // number of runs that the neighbours were told
+  uint32_t compared[2] = {};  // how many of them were compared with the previous and the next rank
+  char process[16] = {};  // identifies the process on its host
 };
 
 namespace baracuda {
@@ -105,17 +105,17 @@ namespace baracuda {
 // The exchange of an endpoint whose context is a baracuda_peer.
 const baracuda_ring_exchange& peer_exchange();
 
-// What a rank tells the one before it about a buffer.
+// A rank's message about a buffer to the previous rank.
 struct PeerOffer {
   baracuda_peer_memory memory;
   uint64_t address;
   int64_t bytes;
-  int32_t status;  // of exporting it
+  int32_t status;  // of the export
 };
 
-// Ready to be sent; export fails only where the rank before needs it.
+// Makes the message. The buffer is exported only if the previous rank needs it.
 PeerOffer peer_offer(baracuda_peer& peer, void* data, int64_t bytes, bool to_previous);
-// Makes the next rank's buffer reachable; BARACUDA_OK, or why not (recorded).
+// Maps the next rank's buffer. BARACUDA_OK, or a recorded failure.
 int32_t peer_take(baracuda_peer& peer, const PeerOffer& offer, PeerBuffer& buffer);
 void peer_return(baracuda_peer& peer, PeerBuffer& buffer);
 
