@@ -18,8 +18,8 @@ def _has_modules(folder: str) -> bool:
 def _installed_path() -> list[str]:
     """Folder of the compiled package.
 
-    A checkout has this folder at its top, without the compiled modules. Python started there imports it
-    in place of the installed package. The folder of the installed package is used then.
+    A checkout has this folder at its top, without the compiled modules. Python started there
+    imports it in place of the installed package. The folder of the installed package is used then.
     """
     for entry in _sys.path:
         folder = _os.path.join(_os.path.abspath(entry), "baracuda_kernels")

@@ -1,6 +1,7 @@
 """Reads arguments as users give them: NumPy's scalars, lists, arrays of any kind.
 
-A wrong argument is an `InvalidProblemError` that names the argument, what it was and what it must be.
+A wrong argument is an `InvalidProblemError` that names the argument, what it was and what it must
+be.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def layout_of(value: Any, name: str = "sequence_layout") -> SequenceLayout:
 def array(name: str, value: Any) -> Any:
     """An array of any library as it is, and a list as a NumPy array. Other values are refused.
 
-    NumPy's subclasses, such as a memmap, become plain arrays. A masked array is refused: its mask would
-    be lost.
+    NumPy's subclasses, such as a memmap, become plain arrays. A masked array is refused: its mask
+    would be lost.
     """
     if isinstance(value, (list, tuple)):
         try:

@@ -74,8 +74,8 @@ def memory_for(x: Any, device: Any) -> Any:
     if library == "cupy":
         return CupyMemory(x, ordinal)
     raise InvalidProblemError(
-        f"q: got {type(x).__module__}.{type(x).__qualname__}, must be a NumPy array, a PyTorch tensor "
-        "or a CuPy array"
+        f"q: got {type(x).__module__}.{type(x).__qualname__}, must be a NumPy array, a PyTorch "
+        "tensor or a CuPy array"
     )
 
 
@@ -182,8 +182,8 @@ class CudaCoreMemory:
             )
         if ordinal >= len(_info.devices()):
             raise InvalidProblemError(
-                f"device: got 'cuda:{ordinal}', must be one of the {len(_info.devices())} CUDA devices "
-                "of this machine"
+                f"device: got 'cuda:{ordinal}', must be one of the {len(_info.devices())} CUDA "
+                "devices of this machine"
             )
         core = _cuda_core()
         self._buffer_type = core.Buffer

@@ -218,6 +218,6 @@ def _refuse_recorded(name: str, x: Any) -> None:
 
     if x.requires_grad and torch.is_grad_enabled():
         raise UnsupportedError(
-            f"{name}: got a tensor that requires grad, must be detached or used under torch.no_grad(): "
-            "autograd does not record this call (give dy for the gradients)"
+            f"{name}: got a tensor that requires grad, must be detached or used under "
+            "torch.no_grad(): autograd does not record this call (give dy for the gradients)"
         )

@@ -115,16 +115,17 @@ def run_local_ring(
     """Exact attention of whole arrays, computed by a ring of virtual ranks in this process.
 
     Shards the sequence over `world_size` ranks of a `LocalCommunicator` ring, runs every rank's
-    `RingAttentionPlan` (with `dy` also its `RingAttentionBackwardPlan`), and gathers the outputs. It
-    allocates operands and scratch itself, so it is for trials, tests and checks. Engines that own their
-    memory use the plans. The only mask is the causal one; there is no window and no dropout.
+    `RingAttentionPlan` (with `dy` also its `RingAttentionBackwardPlan`), and gathers the outputs.
+    It allocates operands and scratch itself, so it is for trials, tests and checks. Engines that
+    own their memory use the plans. The only mask is the causal one; there is no window and no
+    dropout.
 
     Parameters
     ----------
     q : array
-        ``[B, H, S, D]``; float16, bfloat16, float32 or float64. A NumPy array (bfloat16 by ml_dtypes;
-        a memmap or nested lists too, which become float64), a PyTorch tensor or a CuPy array. Masked
-        arrays, and tensors that require grad, are refused.
+        ``[B, H, S, D]``; float16, bfloat16, float32 or float64. A NumPy array (bfloat16 by
+        ml_dtypes; a memmap or nested lists too, which become float64), a PyTorch tensor or a CuPy
+        array. Masked arrays, and tensors that require grad, are refused.
     k, v : array
         ``[B, Hkv, Sk, D]`` of the same kind and dtype, ``H % Hkv == 0``.
     world_size : int
@@ -146,8 +147,8 @@ def run_local_ring(
         Seconds that a run on the host may take. It is stopped at the end of the step in which they
         pass. A run on a GPU cannot be stopped and takes no timeout. By default there is no limit.
     dy : array, optional
-        ``[B, H, S, D]``, the gradient of `y`, of the kind and dtype of `q`. With it the gradients of
-        `q`, `k` and `v` are computed too.
+        ``[B, H, S, D]``, the gradient of `y`, of the kind and dtype of `q`. With it the gradients
+        of `q`, `k` and `v` are computed too.
     dlse : array, optional
         ``[B, H, S]``, the gradient of `lse`, of its dtype; by default zeros. Only with `dy`.
 
@@ -164,8 +165,8 @@ def run_local_ring(
     Raises
     ------
     InvalidProblemError
-        Shapes, dtypes, devices or the layout do not fit. For an uneven S the message names the nearest
-        lengths that fit.
+        Shapes, dtypes, devices or the layout do not fit. For an uneven S the message names the
+        nearest lengths that fit.
     UnsupportedError
         No kernel serves the problem on that device, cuda.core is missing for NumPy arrays, a tensor
         requires grad, or `timeout` is given on a GPU.
@@ -203,7 +204,8 @@ def run_with_plan(
     timeout: float | None,
     **options: Any,
 ) -> tuple[Any, ...]:
-    """As `run_local_ring`, with the forward's plan as the last result. `options` go to `PreparedRing`."""
+    """As `run_local_ring`, with the forward's plan as the last result. `options` go to
+    `PreparedRing`."""
     if timeout is not None:
         timeout = number("timeout", timeout)
         if not timeout > 0:
@@ -211,7 +213,8 @@ def run_with_plan(
     prepared = PreparedRing(q, k, v, world_size, **options)
     if timeout is not None and prepared.plan.device >= 0:
         raise UnsupportedError(
-            f"timeout: got {timeout:g}, must be None on a GPU: enqueued work cannot be stopped there"
+            f"timeout: got {timeout:g}, must be None on a GPU: enqueued work cannot be stopped "
+            "there"
         )
     if progress is None and timeout is None:
         prepared.run()
@@ -255,7 +258,8 @@ def _run_watched(
                 f"timeout: the run was stopped after {timeout:g} s", call="run_local_ring"
             ) from error
         except BaseException:
-            # Raised by `progress`, or Ctrl-C. Without an abort the pool would wait for the whole run.
+            # Raised by `progress`, or Ctrl-C. Without an abort the pool would wait for the whole
+            # run.
             _abort(prepared)
             raise
     report(total, total)

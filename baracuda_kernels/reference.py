@@ -55,8 +55,8 @@ def attention(
     y : numpy.ndarray
         float64 ``[B, H, Q, D]``; 0 in rows that see no key.
     lse : numpy.ndarray
-        float64 ``[B, H, Q]``: natural logarithm of the sum of the exponentials of the scaled scores;
-        -inf in rows that see no key.
+        float64 ``[B, H, Q]``: natural logarithm of the sum of the exponentials of the scaled
+        scores; -inf in rows that see no key.
 
     Raises
     ------
@@ -105,7 +105,8 @@ def attention_backward(
     k_positions: np.ndarray | None = None,
     block_scores: int = _BLOCK_SCORES,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradients of ``sum(dy * y) + sum(dlse * lse)`` in float64, for y and lse of :func:`attention`.
+    """Gradients of ``sum(dy * y) + sum(dlse * lse)`` in float64, for y and lse of
+    :func:`attention`.
 
     Parameters
     ----------
@@ -188,7 +189,8 @@ def error_of(got: Any, exact: np.ndarray) -> dict[str, float]:
     -------
     dict
         ``rms`` and ``max`` of the difference, and ``relative``, the norm of the difference over the
-        norm of `exact`. Equal infinities have no difference; any other non-finite difference is inf.
+        norm of `exact`. Equal infinities have no difference; any other non-finite difference is
+        inf.
 
     Raises
     ------
@@ -197,7 +199,7 @@ def error_of(got: Any, exact: np.ndarray) -> dict[str, float]:
     """
     got = _wide(np.asarray(array("got", got)))
     if got.shape != exact.shape:
-        raise InvalidProblemError(f"got: got shape {got.shape}, must be that of exact, {exact.shape}")
+        raise InvalidProblemError(f"got: got shape {got.shape}, must be exact's, {exact.shape}")
     if got.size == 0:
         return {"rms": 0.0, "max": 0.0, "relative": 0.0}
     same = got == exact

@@ -1,8 +1,8 @@
 """The ops and kernels of the library, and the kernel that a problem gets. Needs no GPU.
 
-An op is registered once, by an :class:`OpSpec`. The packages below ``baracuda_kernels.ops`` register the
-built-in ops. Other packages use the entry-point group ``baracuda_kernels.ops``; an entry point loads to an
-:class:`OpSpec`, or to a function that returns one.
+An op is registered once, by an :class:`OpSpec`. The packages below ``baracuda_kernels.ops``
+register the built-in ops. Other packages use the entry-point group ``baracuda_kernels.ops``; an
+entry point loads to an :class:`OpSpec`, or to a function that returns one.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def skus(**filters: Any) -> list[KernelSku]:
     Parameters
     ----------
     **filters
-        Any field of :class:`KernelSku` or :class:`PrecisionGuarantee`, each with an enum member or its
-        name: ``skus(op="RING_ATTENTION", direction="FORWARD")``. An ``op`` may be a number.
+        Any field of :class:`KernelSku` or :class:`PrecisionGuarantee`, each with an enum member or
+        its name: ``skus(op="RING_ATTENTION", direction="FORWARD")``. An ``op`` may be a number.
 
     Raises
     ------

@@ -9,8 +9,8 @@ zigzag     two runs: one from the front and one from the mirrored place at the b
 striped    every ``P``-th row: ``r, r + P, r + 2P, …``
 ========== ===================================================================================
 
-``L`` is the number of rows of a rank and ``P`` the world size. The library's kernels mask by the same
-maps.
+``L`` is the number of rows of a rank and ``P`` the world size. The library's kernels mask by the
+same maps.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def rows_per_rank(total: int, world_size: int, what: str = "sequence") -> int:
         below, above = total - rest, total - rest + world_size
         nearest = f"{below} and {above}" if below else f"{above}"
         raise InvalidProblemError(
-            f"{what}: got {total} rows, must be a multiple of the {world_size} ranks, such as {nearest}"
+            f"{what}: got {total} rows, must be a multiple of the {world_size} ranks, such as "
+            f"{nearest}"
         )
     return total // world_size
 
@@ -137,8 +138,8 @@ def shard(
 ) -> list[Any]:
     """Cut an array's sequence dimension for the ranks of a ring. Returns the shards of all ranks.
 
-    It needs no process group. In a PyTorch program with a process group, `interop.torch.shard` returns
-    only this rank's shard; it has other arguments.
+    It needs no process group. In a PyTorch program with a process group, `interop.torch.shard`
+    returns only this rank's shard; it has other arguments.
 
     Parameters
     ----------

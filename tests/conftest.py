@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# For `helpers`, whatever the import mode, and, behind what is installed, for `benchmarks`.
+# For `helpers` in any import mode. `benchmarks` comes after installed packages.
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent.parent))
 
@@ -39,11 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def share(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise ValueError  # argparse says what it got
+        raise ValueError  # argparse reports the value
     return int(number), int(count)
 
 
-@pytest.hookimpl(trylast=True)  # of what -k and -m leave
+@pytest.hookimpl(trylast=True)  # after -k and -m have deselected
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     number, count = config.getoption("--share")
     if count > 1:
@@ -80,7 +80,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def _installed(name: str) -> bool:
     spec = importlib.util.find_spec(name)
-    return spec is not None and spec.origin is not None  # not what an uninstaller left of it
+    return spec is not None and spec.origin is not None  # an uninstaller may leave an empty folder
 
 
 def _missing_capability(item: pytest.Item) -> str | None:
@@ -104,7 +104,7 @@ def _missing_capability(item: pytest.Item) -> str | None:
 
 @pytest.fixture(scope="session")
 def torch():
-    """The torch module, for gpu tests alone: device memory and streams."""
+    """The torch module, for gpu tests only: device memory and streams."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import torch as module

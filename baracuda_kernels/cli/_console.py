@@ -87,7 +87,8 @@ def print_json(value: Any) -> None:
 def json_text(value: Any, indent: int | None = 2) -> str:
     """Valid JSON of any value.
 
-    JSON has no infinity and no NaN: they become "Infinity", "-Infinity" and "NaN", which float() reads.
+    JSON has no infinity and no NaN: they become "Infinity", "-Infinity" and "NaN", which float()
+    reads.
     """
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
@@ -153,7 +154,9 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic in new cli
         except ValueError:
             self.fail(f"{value!r} is no size; sizes are like 4096, 128k, 1.5M", param, ctx)
         if not size.is_integer() or size < self._least:  # also inf and nan
-            self.fail(f"got {value!r}, must be a whole number of tokens >= {self._least}", param, ctx)
+            self.fail(
+                f"got {value!r}, must be a whole number of tokens >= {self._least}", param, ctx
+            )
         return int(size)
 
 

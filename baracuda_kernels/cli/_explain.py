@@ -19,8 +19,8 @@ _PARAMS = f"{__name__}.params"
 class _ProblemCommand(click.Command):
     """A command whose options are those of the op that it explains.
 
-    They are looked up in the registry when the command runs. So ops of other packages have their options
-    too, and other commands do not wait for the search for entry points.
+    They are looked up in the registry when the command runs. So ops of other packages have their
+    options too, and other commands do not wait for the search for entry points.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

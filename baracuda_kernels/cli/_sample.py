@@ -74,5 +74,6 @@ def sample(
 
 
 def check_sample(batch: int, heads: int, rows: int, head_dim: int, dtype: str) -> None:
-    """MemoryError if random q, k and v, with `heads` heads in all, do not fit the machine's memory."""
+    """MemoryError if random q, k and v, with `heads` heads in all, do not fit the machine's
+    memory."""
     check_fits_memory("q, k and v", batch * heads * rows * head_dim * DTYPES[dtype].itemsize)

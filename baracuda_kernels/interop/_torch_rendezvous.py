@@ -54,15 +54,15 @@ def lender(group: Any, device: int) -> Any:
     backend = group._get_backend(torch.device("cuda", device))
     if not hasattr(backend, "_comm_ptr"):
         raise UnsupportedError(
-            f"borrow: got True, must be False: torch {torch.__version__} does not give the NCCL handle "
-            f"of {type(backend).__name__}"
+            f"borrow: got True, must be False: torch {torch.__version__} does not give the NCCL "
+            f"handle of {type(backend).__name__}"
         )
     copies = _loaded_nccl()
     path = _nccl_library.library_path()
     if not any(_same_file(path, copy) for copy in copies) or len(copies) != 1:
         raise UnsupportedError(
-            f"borrow: got True, must be False: torch's NCCL is not {path}, and this process has loaded "
-            f"{sorted(copies) or 'none as a shared library'}"
+            f"borrow: got True, must be False: torch's NCCL is not {path}, and this process has "
+            f"loaded {sorted(copies) or 'none as a shared library'}"
         )
     return backend
 

@@ -17,8 +17,8 @@ Points = tuple[tuple[float, float, float], ...]
 class FamilyFigures:
     """The measured rates of a kernel family on a card, and the page with the measurements.
 
-    `tflops` has (length, TFLOPS without a mask, causal TFLOPS) by dtype and head_dim. `backward` has the
-    same for the gradients, with 2.5 times the flops.
+    `tflops` has (length, TFLOPS without a mask, causal TFLOPS) by dtype and head_dim. `backward`
+    has the same for the gradients, with 2.5 times the flops.
     """
 
     source: str
@@ -105,7 +105,8 @@ def _tables(by_dtype: dict[str, Any]) -> dict[str, dict[int, Points]]:
 
 
 def _points(rows: list[list[float | None]]) -> Points:
-    """The rows. A causal rate that was not measured gets the ratio of the next row's causal rate."""
+    """The rows. A causal rate that was not measured gets the ratio of the next row's causal
+    rate."""
     points: list[tuple[float, float, float]] = []
     for length, full, causal in reversed(rows):
         assert length is not None and full is not None

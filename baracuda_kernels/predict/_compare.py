@@ -43,10 +43,11 @@ Forecast = RingForecast | TrainingForecast
 def hiding_chunk(problem: RingProblem, machine: Machine, *, causal: bool = False) -> float:
     """The least number of rows of a chunk at which compute hides the exchange, in closed form.
 
-    Solves a·L² = latency + b·L, with a = 4·B·H·D·φ / R and b = 2·B·Hkv·D·size / W. R: flops a second at
-    the problem's chunk on the SMs that the exchange leaves. W: bytes a second of the link. φ: the visible
-    part of a step, 1, or 1/2 if `causal`, since the first step of every layout is on the diagonal. The
-    traffic of the state and SMs without tiles are left out; both would make the result smaller.
+    Solves a·L² = latency + b·L, with a = 4·B·H·D·φ / R and b = 2·B·Hkv·D·size / W. R: flops a
+    second at the problem's chunk on the SMs that the exchange leaves. W: bytes a second of the
+    link. φ: the visible part of a step, 1, or 1/2 if `causal`, since the first step of every layout
+    is on the diagonal. The traffic of the state and SMs without tiles are left out; both would make
+    the result smaller.
 
     Parameters
     ----------
@@ -71,9 +72,9 @@ def smallest_hiding_chunk(
 ) -> int | None:
     """Rows of the smallest chunk at which the model has no exposed exchange.
 
-    The last exchange of a backward is left out: it returns the sums when all steps are over, so nothing
-    can hide it. The result is found by bisection; if rates fall as the length rises, there may be a
-    smaller one.
+    The last exchange of a backward is left out: it returns the sums when all steps are over, so
+    nothing can hide it. The result is found by bisection; if rates fall as the length rises, there
+    may be a smaller one.
 
     Parameters
     ----------
@@ -94,8 +95,8 @@ def smallest_hiding_chunk(
     InvalidProblemError
         If the layout is unknown.
     """
-    # All steps between the first and the last have the same slowest rank, so three ranks are enough. In a
-    # backward the second step differs too: no sum travels yet.
+    # All steps between the first and the last have the same slowest rank, so three ranks are
+    # enough. In a backward the second step differs too: no sum travels yet.
     ranks = min(problem.ranks, 4 if training else 3)
     predict = training_forecast if training else forecast
 
@@ -118,8 +119,8 @@ def smallest_hiding_chunk(
 class Recommendation:
     """A `layout`, a number of `ranks`, and the `reason`.
 
-    `fits` tells whether the memory is enough, `efficient` whether the efficiency is. If one of them is
-    false, nothing is recommended, and the setting is the one that comes closest.
+    `fits` tells whether the memory is enough, `efficient` whether the efficiency is. If one of them
+    is false, nothing is recommended, and the setting is the one that comes closest.
     """
 
     layout: SequenceLayout
@@ -152,7 +153,8 @@ class Comparison:
         For every layout, at every rank count that divides the problem's.
     hiding_chunks : dict
         Rows of the smallest chunk that hides the exchange: `closed_form` (not causal),
-        `closed_form_causal`, and by layout that of the model. None on one rank, which has no exchange.
+        `closed_form_causal`, and by layout that of the model. None on one rank, which has no
+        exchange.
     recommendation : Recommendation
     training : TrainingMemory, optional
         A rank's memory in the backward; None if the forecasts are of a forward alone.
@@ -233,8 +235,8 @@ def compare(
 ) -> Comparison:
     """Forecast a problem in several layouts, and recommend a setting.
 
-    The recommendation is the fastest setting that fits the memory and reaches `min_efficiency`, of all
-    layouts and of all rank counts that divide the problem's.
+    The recommendation is the fastest setting that fits the memory and reaches `min_efficiency`, of
+    all layouts and of all rank counts that divide the problem's.
 
     Parameters
     ----------
@@ -310,8 +312,8 @@ def _recommend(
     if efficient:
         best = _first_near(efficient, lambda f: f.seconds)
     else:
-        # No setting is good enough: take the most efficient one, or if none fits the memory, the one that
-        # needs the least.
+        # No setting is good enough: take the most efficient one, or if none fits the memory, the
+        # one that needs the least.
         most = max(f.problem.ranks for f in sweep)
         rest = roomy or [f for f in sweep if f.problem.ranks == most]
         best = _first_near(rest, lambda f: 1 / f.efficiency)
@@ -329,7 +331,8 @@ def _recommend(
 
 
 def _first_near(forecasts: list[Forecast], cost: Any) -> Forecast:
-    """The first forecast, in order of layouts and counts, whose cost is equal to the least but for a
+    """The first forecast, in order of layouts and counts, whose cost is equal to the least but for
+    a
     tie."""
     least = min(map(cost, forecasts))
     return next(f for f in forecasts if cost(f) <= least * (1 + _TIE))

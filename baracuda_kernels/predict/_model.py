@@ -1,7 +1,7 @@
 """The model of one ring: memory, bytes, and the time of every step.
 
-The model assumes lock step: a step ends when the slowest rank has computed and the chunk has arrived,
-and the next step begins then. `docs/predict.md` has the formulas and their limits.
+The model assumes lock step: a step ends when the slowest rank has computed and the chunk has
+arrived, and the next step begins then. `docs/predict.md` has the formulas and their limits.
 """
 
 from __future__ import annotations
@@ -146,13 +146,13 @@ class Machine:
     exchange : str, default "nccl"
         "nccl", or "peer" for the copy engines inside a host, which take no SMs.
     latency_us : float, default 10 with NCCL and 20 with peer
-        Microseconds of an exchange besides its bytes: with NCCL from the launch of its kernel to its
-        end, with peer from the grant of a buffer to the arrival.
+        Microseconds of an exchange besides its bytes: with NCCL from the launch of its kernel to
+        its end, with peer from the grant of a buffer to the arrival.
     sms : int, default those of an H100
         Number of SMs of the GPU.
     sm_margin : int, default `DEFAULT_MAX_CTAS` with NCCL and 0 with peer
-        Number of SMs that a step leaves to a concurrent exchange: `max_ctas` of the communicator. With
-        peer it must be 0.
+        Number of SMs that a step leaves to a concurrent exchange: `max_ctas` of the communicator.
+        With peer it must be 0.
     memory_gib : float, default that of an H100
         GiB of the GPU that the op may take.
     backward_rates : ComputeRates, optional
@@ -220,8 +220,8 @@ class Machine:
 class RankMemory:
     """Bytes of one rank's operands and scratch, all in the caller's memory.
 
-    `q`, `y` and `lse`; `scratch_a` and `scratch_b`, which receive chunks; the `accumulator`. `kv` are K
-    and V outside of the scratch: 0 if they are staged in scratch A.
+    `q`, `y` and `lse`; `scratch_a` and `scratch_b`, which receive chunks; the `accumulator`. `kv`
+    are K and V outside of the scratch: 0 if they are staged in scratch A.
     """
 
     q: int
@@ -245,8 +245,8 @@ def rank_memory(problem: RingProblem, *, in_place: bool) -> RankMemory:
     ----------
     problem : RingProblem
     in_place : bool
-        K and V are given as ``k`` and ``v`` instead of staged in ``kv_scratch_a``. Then scratch A is
-        needed from P = 2 on, and scratch B from P = 3 on.
+        K and V are given as ``k`` and ``v`` instead of staged in ``kv_scratch_a``. Then scratch A
+        is needed from P = 2 on, and scratch B from P = 3 on.
     """
     rows = problem.batch * problem.heads * problem.chunk
     scratch, ranks = problem.bytes_per_hop, problem.ranks
@@ -312,11 +312,11 @@ def compute_seconds(
         live = pairs.live_rows > 0
         tiles = problem.batch * problem.heads * -(-pairs.live_rows // rates.tile_rows)
         usable = machine.sms - (machine.margin if step + 1 < ranks else 0)
-        # Rates are those of a full GPU. A step has the SMs that the exchange leaves, at most one for
-        # each tile.
+        # Rates are those of a full GPU. A step has the SMs that the exchange leaves, at most one
+        # for each tile.
         share = np.clip(tiles, 1, usable) / machine.sms
-        # Rows that see no key do not load or store their state. Only the last live step finishes all
-        # rows, and it stores no state. Step 0 loads none: every row sees its own key.
+        # Rows that see no key do not load or store their state. Only the last live step finishes
+        # all rows, and it stores no state. Step 0 loads none: every row sees its own key.
         part = pairs.live_rows / chunk
         loads = np.where(live_later, part, live) * (step > 0)
         moves = loads + part * live_later
@@ -329,8 +329,8 @@ def compute_seconds(
 class StepForecast:
     """One step of the ring, in seconds.
 
-    `slowest`, `mean` and `fastest` are the compute times of the ranks. `exchange` is 0 in the last step.
-    `exposed` is the part of the exchange after the slowest rank's compute.
+    `slowest`, `mean` and `fastest` are the compute times of the ranks. `exchange` is 0 in the last
+    step. `exposed` is the part of the exchange after the slowest rank's compute.
     """
 
     slowest: float
@@ -353,8 +353,8 @@ class StepForecast:
 class RingForecast:
     """The forecast of a `problem` on a machine in one `layout`, with its `steps`.
 
-    `one_gpu` is the seconds of the whole sequence on one such GPU. `flops` is the number of flops of a
-    visible pair over that of the forward.
+    `one_gpu` is the seconds of the whole sequence on one such GPU. `flops` is the number of flops
+    of a visible pair over that of the forward.
     """
 
     problem: RingProblem

@@ -1,7 +1,8 @@
 """Counts the (row, key) pairs of a rank's rows and a chunk of keys that a mask leaves visible.
 
 The library counts them, by the intervals with which its kernels mask. A shard is one or two runs of
-evenly spaced positions, so a pair of shards is a few blocks, each of a run of rows and a run of keys.
+evenly spaced positions, so a pair of shards is a few blocks, each of a run of rows and a run of
+keys.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class VisiblePairs:
         Number of pairs in blocks that the mask does not cut. They run at the rate of attention
         without a mask.
     cut : int64 array
-        Number of pairs in blocks on the diagonal, which the mask cuts. They run at the rate of causal
-        attention.
+        Number of pairs in blocks on the diagonal, which the mask cuts. They run at the rate of
+        causal attention.
     live_rows : int64 array
         Number of rows that see at least one key.
     """

@@ -1,7 +1,7 @@
 """The rate at which one GPU computes a step, from an evidence file or a card's measured figures.
 
-Curves are interpolated linearly in the logarithm of the length. Beyond their ends they are constant,
-except above the longest causal length: see `ComputeRates.tflops`.
+Curves are interpolated linearly in the logarithm of the length. Beyond their ends they are
+constant, except above the longest causal length: see `ComputeRates.tflops`.
 """
 
 from __future__ import annotations
@@ -198,11 +198,12 @@ def measured_rates(
 ) -> ComputeRates:
     """Rates of an evidence file (``benchmarks/results/<card>.json``).
 
-    TFLOPS come from its ``forward`` rows, by key length; rows of one length are averaged. The cost of
-    the state comes from its ``ring_tax`` rows that are not causal: the time of the steps beyond their
-    flops at that rate, over the bytes of state that they loaded and stored. If the file lacks a figure,
-    it comes from `default_rates`, and `sources` says so. The rates of a backward come from the file's
-    ``backward`` rows of kernels that are not deterministic; a backward has no state.
+    TFLOPS come from its ``forward`` rows, by key length; rows of one length are averaged. The cost
+    of the state comes from its ``ring_tax`` rows that are not causal: the time of the steps beyond
+    their flops at that rate, over the bytes of state that they loaded and stored. If the file lacks
+    a figure, it comes from `default_rates`, and `sources` says so. The rates of a backward come
+    from the file's ``backward`` rows of kernels that are not deterministic; a backward has no
+    state.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """The model of a ring's backward pass, and of a training step: a forward, then a backward.
 
-The model assumes lock step, as in the forward. K and V travel during the steps. The sums of dK and dV
-travel one exchange later, in the accumulator's type. The last exchange returns a rank's sum to it, after
-all steps.
+The model assumes lock step, as in the forward. K and V travel during the steps. The sums of dK and
+dV travel one exchange later, in the accumulator's type. The last exchange returns a rank's sum to
+it, after all steps.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class TrainingMemory:
     """Bytes of one rank's operands and scratch in a backward, all in the caller's memory.
 
     `kept` are q, k, v, y and lse of the forward. `gradients` are dy, dq, dk and dv. `scratch_a` and
-    `scratch_b` receive K and V. `sums` are the four buffers of the travelling dK and dV. `scratch` is
-    the accumulator of dQ and two numbers for each row.
+    `scratch_b` receive K and V. `sums` are the four buffers of the travelling dK and dV. `scratch`
+    is the accumulator of dQ and two numbers for each row.
     """
 
     kept: int
@@ -90,8 +90,8 @@ def backward_exchange_seconds(problem: RingProblem, machine: Machine) -> np.ndar
     Returns
     -------
     numpy.ndarray
-        float64, shape ``[P + 1]``. Exchange s is concurrent with step s; the last one comes after all
-        steps. 0 if nothing is sent.
+        float64, shape ``[P + 1]``. Exchange s is concurrent with step s; the last one comes after
+        all steps. 0 if nothing is sent.
     """
     ranks = problem.ranks
     number = np.arange(ranks + 1)
@@ -117,7 +117,8 @@ def backward_compute_seconds(
     Returns
     -------
     numpy.ndarray
-        float64, shape ``[P + 1, P]``: steps, ranks. The last step is the addition of the returned sums.
+        float64, shape ``[P + 1, P]``: steps, ranks. The last step is the addition of the returned
+        sums.
 
     Raises
     ------
@@ -134,7 +135,8 @@ def backward_compute_seconds(
     exchanges = backward_exchange_seconds(problem, machine)
     # A block computes a tile of keys, for all heads of a group.
     tiles = problem.batch * problem.hkv * -(-chunk // rates.tile_rows)
-    # An addition reads a sum and a share, and writes the sum; the last one writes the operands' type.
+    # An addition reads a sum and a share, and writes the sum; the last one writes the operands'
+    # type.
     per_byte = rates.state_seconds_per_byte(chunk)
     add = 3 * gradient_bytes_per_hop(problem) * per_byte
     home = (2 * gradient_bytes_per_hop(problem) + problem.bytes_per_hop) * per_byte

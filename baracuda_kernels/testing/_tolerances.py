@@ -1,7 +1,8 @@
 """The tolerances of each kernel family, and the checks of a result against them.
 
-Errors are relative: the norm of the difference over the norm of the exact answer. Large 16-bit outputs
-have a finer measure too: the rms error over the rms error of rounding the exact answer to that dtype.
+Errors are relative: the norm of the difference over the norm of the exact answer. Large 16-bit
+outputs have a finer measure too: the rms error over the rms error of rounding the exact answer to
+that dtype.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class GradientTolerance(NamedTuple):
     """The tolerance of dq, dk and dv of one family and dtype."""
 
     relative: float
-    # As above, over the rounding error of the exact gradient. It is more than 1 if y, from which delta
-    # is computed, has been rounded to 16 bits.
+    # As above, over the rounding error of the exact gradient. It is more than 1 if y, from which
+    # delta is computed, has been rounded to 16 bits.
     over_rounding: float | None
     # eps of scores and sums.
     eps: float
@@ -76,8 +77,8 @@ GRADIENT_TOLERANCES = {
     ("simt", "f32"): GradientTolerance(2e-6, None, _F32),
     ("simt", "bf16"): GradientTolerance(1.02 * _BF16, 1.25, _F32),
     ("simt", "f16"): GradientTolerance(1.02 * _F16, 1.25, _F32),
-    # P and dS are rounded to 16 bits before their products. That adds about one more rounding error, a
-    # factor of sqrt(2); the rounding of y adds half as much again.
+    # P and dS are rounded to 16 bits before their products. That adds about one more rounding
+    # error, a factor of sqrt(2); the rounding of y adds half as much again.
     ("sm80", "bf16"): GradientTolerance(2.0 * _BF16, 1.5 * 2**0.5, _F32),
     ("sm80", "f16"): GradientTolerance(2.0 * _F16, 1.5 * 2**0.5, _F32),
     ("sm90a", "bf16"): GradientTolerance(2.0 * _BF16, 1.5 * 2**0.5, _F32),
@@ -118,8 +119,8 @@ def assert_close(
     lse_score : float, optional
         The same for lse. Default `score`.
     summands : array_like, optional
-        The exact attention over the absolute values of V. Give it if V has few columns, whose sums may
-        nearly cancel: rounding errors are relative to the summands.
+        The exact attention over the absolute values of V. Give it if V has few columns, whose sums
+        may nearly cancel: rounding errors are relative to the summands.
 
     Raises
     ------
@@ -175,7 +176,8 @@ def assert_gradients(
     score : float, default 0
         As in :func:`assert_close`.
     summands : float, default 0
-        Size of the summands of a gradient, if they nearly cancel: rows that see one key have dq = 0.
+        Size of the summands of a gradient, if they nearly cancel: rows that see one key have dq =
+        0.
     peaked : bool, default False
         True for softmax rows close to one-hot. The rounding of y is then the largest error of a
         16-bit gradient.
@@ -217,8 +219,8 @@ def rms_over_rounding(y: Any, exact_y: Any, dtype: str) -> float:
     Returns
     -------
     float
-        rms error of `y` over the rms error of `exact_y` rounded to `dtype`. If the exact answer needs
-        no rounding (one visible key), it is 0 or infinite.
+        rms error of `y` over the rms error of `exact_y` rounded to `dtype`. If the exact answer
+        needs no rounding (one visible key), it is 0 or infinite.
 
     Raises
     ------

@@ -24,7 +24,7 @@ HEAD_DIMS = {"simt": (1, 40, 64, 128, 200, 256), "sm80": (64, 96, 128, 192, 256)
              "sm90a": (64, 128, 256)}
 HEAD_DIMS |= {family: HEAD_DIMS[family.removesuffix("-deterministic")] for family in ORDERED}
 CASES = [(family, dtype, d) for family, dtype in FAMILIES for d in HEAD_DIMS[family]]
-# One head_dim of simt, and those of sm90a that are kernels of different shape.
+# One head_dim of simt, and the head_dims of sm90a whose kernels have different shapes.
 SHAPES = [(family, dtype, d) for family, dtype in FAMILIES
           for d in ((16,) if family == "simt" else (64, 256))
           if family == "simt" or d in HEAD_DIMS[family]]  # fmt: skip
@@ -43,7 +43,7 @@ def test_lengths_masks_and_heads(torch, family, dtype, head_dim):
         x = drawn(torch, dtype, number, **shape, dlse=number % 2 == 0)
         for is_causal in (False, True):
             with case(is_causal=is_causal, **shape):
-                # Of one column the numbers that a row's gradient is the sum of nearly cancel.
+                # With one column, the summands of a row's gradient nearly cancel.
                 check(torch, family, dtype, x, is_causal=is_causal, wide=number % 3 == 0,
                       peaked=min(query_len, key_len) < 64 or head_dim == 1)
 
@@ -52,7 +52,7 @@ def test_lengths_masks_and_heads(torch, family, dtype, head_dim):
 @pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 def test_long_sequences(torch, family, dtype, is_causal):
     for head_dim, kv_heads in ((64, 2), (96, 4), (128, 4), (128, 1), (192, 2), (256, 4), (256, 1)):
-        # simt has no kernel of one head_dim; two are enough.
+        # simt has no kernels for a single head_dim, so two are enough.
         if head_dim not in (HEAD_DIMS[family] if family != "simt" else (64, 128)):
             continue
         x = drawn(torch, dtype, 1, heads=4, kv_heads=kv_heads, query_len=2048, head_dim=head_dim)
@@ -65,7 +65,7 @@ def test_long_sequences(torch, family, dtype, is_causal):
     for d, kv_heads in ((64, 24), (128, 24), (128, 6), (256, 24), (256, 6))
     if d in HEAD_DIMS[family]])  # fmt: skip
 def test_more_key_tiles_than_blocks(torch, family, head_dim, kv_heads):
-    """Blocks of sm90a take several, in sections; in rounds of either direction, or as they come."""
+    """Blocks of sm90a take several key tiles: by sections and rounds, or from a counter."""
     for causal, batch in ((True, 5), (False, 2)):
         x = drawn(torch, "bf16", 12, batch=batch, heads=24, kv_heads=kv_heads, query_len=700,
                   key_len=650, head_dim=head_dim)  # fmt: skip
@@ -129,13 +129,13 @@ def test_float16_gradients_neither_underflow_nor_overflow(torch, size, family, h
     for name, one, truth in zip(("dk", "dv"), got[1:], exact[1:], strict=True):
         relative = float((one.double() - truth).norm() / truth.norm())
         with case(name=name):
-            # y, of which delta is made, is float16 itself.
+            # y, from which delta is computed, is float16 too.
             assert relative < (1e-3 if long else 4e-3)
     assert torch.isfinite(got[0]).all()
 
 
 def number_of(family):
-    """In the C ABI."""
+    """As the C ABI defines it."""
     number = {"simt": 1, "sm80": 2, "sm90a": 3}[family.removesuffix("-deterministic")]
     return abi.library().baracuda_attention_backward_second(number) if family in ORDERED else number
 
@@ -143,8 +143,8 @@ def number_of(family):
 @pytest.mark.parametrize(("family", "dtype"), FAMILIES)
 @pytest.mark.parametrize("layout", [0, 1, 2])
 def test_steps_at_the_positions_of_a_ring(torch, family, dtype, layout):
-    """Several steps through one sum of dq, dk and dv of each: the gradients of the whole sequence."""
-    preference(family, dtype)  # skips where there is no such family
+    """Several steps with one sum of dq, and dk and dv of each step, give the whole gradients."""
+    preference(family, dtype)  # skips without such a family
     lengths = [(2, 150, True), (3, 70, False), (4, 66, True)]
     for world_size, length, causal in lengths:
         head_dim = 72 if family == "simt" else {2: 64, 3: 128, 4: HEAD_DIMS[family][-1]}[world_size]
@@ -182,7 +182,7 @@ def test_keys_that_no_row_sees_and_rows_that_see_none(torch, family, dtype, head
     call.lse.copy_(on_gpu(torch, [lse, *[None] * 4]).q)
     _, dk, dv = call.run()
     assert (dv[:, :, :40] != 0).any() and torch.isfinite(dv[:, :, :40]).all()
-    # A tile's products take in all of its keys, but leave none of theirs in another's gradients.
+    # A tile's products read all of its keys, and must not change the gradients of other rows.
     assert (dk[:, :, 40:] == 0).all() and (dv[:, :, 40:] == 0).all()
     shape = {"head_dim": head_dim}
     dq, _, _ = gradients(torch, family, dtype,
@@ -209,7 +209,7 @@ def test_nan_and_inf_reach_what_sees_them_and_nothing_else(torch, family, dtype,
                 if family == "simt":
                     assert not (bad != wanted).any(), np.argwhere(bad != wanted)[:5]
                     continue
-                # Products of a tile take what the mask hides times zero.
+                # Products of a tile multiply masked values by zero.
                 assert not (wanted & ~bad).any(), np.argwhere(wanted & ~bad)[:5]
                 beyond = bad & ~in_reach(gradient, name, at, bad.shape)
                 assert not beyond.any(), np.argwhere(beyond)[:5]
@@ -219,18 +219,18 @@ def in_reach(gradient, name, at, shape):
     """Rows or keys that share a pair of tiles, 64 rows and 128 keys, with row or key `at`, and those
     that see or are seen by what it spoils on its way: all others of its head."""
     reach = np.zeros(shape, bool)
-    if name in ("k", "v"):  # rows that see the key; then all their keys
+    if name in ("k", "v"):  # the rows that see the key, and then all keys of these rows
         first = at // 128 * 128 if gradient == "dq" else 0
         reach[0, 0, first:] = True
-    elif gradient == "dq":  # the row alone
+    elif gradient == "dq":  # only the row
         reach[0, 0, at] = True
-    else:  # keys up to the row's last tile
+    else:  # the keys up to the row's last tile
         reach[0, 0, : min(shape[2], (at // 128 + 1) * 128)] = True
     return reach
 
 
 def gradients_after_exact_forward(torch, family, dtype, x):
-    """After the host's forward: the GPU's own may spread an Inf in V within a tile."""
+    """After the host's forward, since a GPU's forward may spread an Inf in V within a tile."""
     call = Call(torch, family, dtype, on_gpu(torch, x), is_causal=True)
     y, lse = forward(x, is_causal=True)
     exact = on_gpu(torch, [y, lse, None, None, None])
@@ -240,7 +240,7 @@ def gradients_after_exact_forward(torch, family, dtype, x):
 
 
 def same(torch, family, one, other):
-    """Bit for bit; dq of the fast kernels, whose sum has no order, within a rounding or two."""
+    """Equal bits; dq of the fast kernels, whose sum has no fixed order, within two roundings."""
     if family in ("sm80", "sm90a"):
         near = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}[one[0].dtype]
         torch.testing.assert_close(one[0], other[0], rtol=near, atol=near * float(
@@ -260,7 +260,7 @@ def test_strides(torch, family, dtype, d):
     call = Call(torch, family, dtype, strided, is_causal=True)
     assert call.gradients[0].stride() == strided.q.stride()
     assert same(torch, family, plain, call.run())
-    # dy as autograd gives it for a sum.
+    # dy in the form that autograd gives for a sum.
     ones = x._replace(dy=torch.ones_like(x.q), dlse=torch.full_like(call.lse, 0.5))
     expanded = x._replace(dy=torch.ones((1, 1, 1, d), dtype=x.q.dtype, device="cuda").expand_as(x.q),
                           dlse=torch.full((), 0.5, dtype=call.lse.dtype,
@@ -287,7 +287,7 @@ def test_a_call_replays_from_a_graph(torch, family, dtype):
         x = drawn(torch, dtype, 9, heads=4, kv_heads=kv_heads, query_len=200, head_dim=head_dim,
                   dlse=True)  # fmt: skip
         call = Call(torch, family, dtype, x, is_causal=True)
-        # The first run is the capture: select has loaded all that it launches.
+        # The first run is captured: select has loaded all kernels.
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             call.run()
@@ -313,7 +313,7 @@ def test_100_runs_give_the_same_bits_and_allocate_nothing(torch, family, dtype, 
     free = torch.cuda.mem_get_info()[0]
     for run in range(100):
         call.poison()
-        if run % 2:  # beside other work
+        if run % 2:  # with concurrent work
             with torch.cuda.stream(other):
                 torch.square(x.q, out=square)
         call.run()
@@ -357,17 +357,17 @@ def test_1000_runs_in_a_fixed_order_give_the_same_bits(torch, family, problem, b
             together += held is not None and not held.query()
         if held:
             held.synchronize()
-    # All of them on a GPU that nobody else uses.
+    # All cases on a GPU without other work.
     assert hold is None or together >= 100, "it was to hold SMs beside the runs"
 
 
-# Sums of dq that no L2 holds: those of short calls begin with a store.
+# Sums of dq that L2 cannot hold. In short calls the first addition is a store.
 @pytest.mark.parametrize(("batch", "query_len", "key_len", "is_causal"), [
     (32, 300, 260, True), (33, 257, 700, False), (8, 1100, 1100, True)])  # fmt: skip
 @pytest.mark.parametrize("beside", ["nothing", "a kernel that holds half of the SMs"])
 def test_the_first_addition_stores_whichever_blocks_are_at_work(
         torch, batch, query_len, key_len, is_causal, beside):  # fmt: skip
-    """In whatever order: no addition is lost before it, and no wait is for a block that cannot start."""
+    """In any order, no addition is lost, and no block waits for one that cannot start."""
     x = drawn(torch, "bf16", 16, batch=batch, heads=16, kv_heads=16, query_len=query_len,
               key_len=key_len, head_dim=128)  # fmt: skip
     call = Call(torch, "sm90a", "bf16", x, is_causal=is_causal)
@@ -426,7 +426,7 @@ def half_of_the_gpu(torch):
 
 @pytest.mark.parametrize(("family", "problem"), ORDERED_CASES, ids=str)
 def test_a_fixed_order_depends_neither_on_the_grid_nor_on_the_launch(torch, family, problem):
-    """With any margin, down to one block for all key tiles; and from a graph, again and again."""
+    """With any margin, down to one block for all key tiles, and in repeated replays of a graph."""
     head_dim, heads, kv_heads, query_len, key_len, is_causal = problem
     x = drawn(torch, "f16", 15, heads=heads, kv_heads=kv_heads, query_len=query_len,
               key_len=key_len, head_dim=head_dim)  # fmt: skip

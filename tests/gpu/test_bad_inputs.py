@@ -1,4 +1,5 @@
-"""Every kind of bad operand is a typed error before any launch: outputs stay, nothing leaks."""
+"""Every kind of bad operand is a typed error before any launch, and nothing is written or
+leaked."""
 
 import gc
 import sys
@@ -55,7 +56,7 @@ def _odd_row_stride(torch, x):
     return torch.empty(shape, dtype=x.dtype, device=x.device)[..., : x.shape[3]]
 
 
-# name: (error, argument -> bad value). The mutation gets torch and the good arguments.
+# name: (error, argument -> bad value). The function gets torch and the good arguments.
 BAD = {
     "q is None": (E.InvalidProblemError, lambda t, a: {"q": None}),
     "y is None": (E.InvalidProblemError, lambda t, a: {"y": None}),
@@ -160,7 +161,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def ready(torch):
-    """Stream, plan and a ring."""
+    """A stream, a plan and a ring."""
     stream = bk.Stream(torch.cuda.current_stream())
     desc = bk.RingAttentionDescriptor(
         B, H, Q, K, D, is_causal=True, element=bk.ElementKind.BF16, num_kv_heads=HKV
@@ -198,7 +199,7 @@ def test_bad_operand(torch, ready, name):
 
     attempt()
     torch.cuda.synchronize()
-    gc.collect()  # what earlier tests left in cycles
+    gc.collect()  # frees the reference cycles of earlier tests
     references = [sys.getrefcount(x) for x in watched]
     allocated = torch.cuda.memory_allocated()
     for _ in range(3):

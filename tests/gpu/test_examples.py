@@ -1,4 +1,4 @@
-"""The example for torchrun, as a user would start it."""
+"""The example for torchrun, started as a user starts it."""
 
 import re
 import subprocess

@@ -37,12 +37,12 @@ def sums_match(found, expected, summed, dtype, what):
 def test_sums_of_gradients(torch, family, dtype, head_dim, is_causal):
     x = drawn(torch, dtype, 30, heads=2, head_dim=head_dim, dlse=True, **SHAPE)
     dq, dk, dv = gradients(torch, family, dtype, x, wide=True, is_causal=is_causal)
-    # Each row's dS sums to its dlse.
+    # The sum of a row's dS is its dlse.
     of_dlse = (x.dlse.double()[..., None] * x.q.double()).sum(2) / math.sqrt(head_dim)
     sums_match(dk.double().sum(2), of_dlse, dk, dtype, "dk")
     assert float((of_dlse.norm(dim=-1) / dk.double().norm(dim=(-2, -1))).min()) > 0.1
     sums_match(dv.double().sum(2), x.dy.double().sum(2), dv, dtype, "dv")
-    # Both are the gradient by the scale.
+    # Both are the derivative by the scale.
     along_q, along_k = (
         (d.double() * a.double()).sum(dim=(-2, -1)) for d, a in ((dq, x.q), (dk, x.k))
     )
@@ -58,7 +58,7 @@ def test_equal_values_leave_queries_and_keys_without_gradient(torch, family, dty
     x = drawn(torch, dtype, 31, head_dim=head_dim, **SHAPE)
     x = x._replace(v=x.v[:, :, :1].expand_as(x.v).contiguous())
     dq, dk, dv = gradients(torch, family, dtype, x, is_causal=True)
-    # dP and delta are equal but for y's rounding.
+    # dP and delta differ only by the rounding of y.
     dq_size, dk_size, q, k, v, dy = (
         float(a.double().norm(dim=-1).max()) for a in (dq, dk, x.q, x.k, x.v, x.dy)
     )
@@ -86,7 +86,7 @@ def test_a_power_of_two_on_dy_is_one_on_all_gradients(torch, family, dtype, head
     scaled = x._replace(dy=x.dy * 64, dlse=x.dlse * 64)
     one, other = (gradients(torch, family, dtype, problem) for problem in (x, scaled))
     for name, a, b in zip(NAMES, one, other, strict=True):
-        if name == "dq" and family in ("sm80", "sm90a"):  # its sums have any order
+        if name == "dq" and family in ("sm80", "sm90a"):  # its sums have no fixed order
             assert float((a.double() * 64 - b.double()).norm()) <= ROUNDOFF[dtype] * float(
                 b.double().norm()
             )
@@ -124,7 +124,7 @@ def test_later_keys_leave_earlier_rows_alone(torch, family, dtype, head_dim):
 @pytest.mark.parametrize("shift", [200.0, -200.0])
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), CASES)
 def test_large_lse(torch, family, dtype, head_dim, shift):
-    """A score that all keys of a row share moves lse alone: P and the gradients stay."""
+    """A score that is added to all keys of a row changes only lse, not P and the gradients."""
     x = drawn(torch, dtype, 36, query_len=150, head_dim=head_dim, logits=head_dim**-0.5)
     x.q[..., 0], x.k[..., 0] = 1.0, shift
     call = Call(torch, family, dtype, x, scale=1.0, is_causal=True)

@@ -1,4 +1,4 @@
-"""Whole runs as CUDA graphs: the bits of an eager run, replayed on new inputs."""
+"""Runs as CUDA graphs, replayed on new inputs, give the bits of eager runs."""
 
 import itertools
 
@@ -44,7 +44,7 @@ class Ring:
                 x.copy_(fresh)
 
     def run(self):
-        if self.staged:  # in the graph too: a run consumes what was staged
+        if self.staged:  # in the graph too, since a run consumes staged K and V
             for (_, k, v), arrays in zip(self.shards, self.arrays, strict=True):
                 arrays.held["kv_scratch_a"].copy_(self.torch.cat([k.flatten(), v.flatten()]))
         self.ring.run_all(self.torch.cuda.current_stream(), self.plan, self.args)
@@ -119,7 +119,7 @@ def test_a_bare_stream_that_the_cuda_runtime_is_capturing(torch, mode):
     try:
         stream = bk.Stream(int(handle))
         ring.ring.run_all(stream, ring.plan, ring.args)
-    finally:  # or no later test could allocate
+    finally:  # otherwise no later test could allocate
         graph = call(runtime.cudaStreamEndCapture, handle)
     assert stream.device == torch.cuda.current_device()
     executable = call(runtime.cudaGraphInstantiate, graph, 0)
@@ -132,7 +132,7 @@ def test_a_bare_stream_that_the_cuda_runtime_is_capturing(torch, mode):
 
 
 def test_a_run_over_nccl_replays(torch):
-    """NCCL's own kernels in the graph: a rank that sends to itself, step after step."""
+    """NCCL's kernels in the graph: a rank that sends to itself in every step."""
     ranks = 4
     q, k, v = torch_qkv("normal", "bf16", 0, heads=4, query_len=256, head_dim=128)
     rank = cuda_ring.RankTensors(torch, q, k, v, family="sm80")
@@ -155,7 +155,7 @@ def test_a_run_over_nccl_replays(torch):
         graph.replay()
         torch.cuda.synchronize()
         assert same_bits(torch, rank.y, eager[0]) and same_bits(torch, rank.lse, eager[1])
-    del graph  # NCCL's communicator ends only when no graph holds work of it
+    del graph  # NCCL ends a communicator only when no graph has its work
     ring.close()
 
 
@@ -212,7 +212,7 @@ def test_a_timeline_agrees_with_the_clock(torch):
 
 
 def test_spans_of_all_ranks_lie_on_one_clock(torch):
-    """Rank after rank on the stream; exchanges beside them, and each before what waits for it."""
+    """Ranks run one after the other; each exchange is concurrent, and ends before its waiter."""
     ring = Ring(torch, "sm80", "bf16", 128, 4, rows=4096)
     timelines = [bk.RingTimeline() for _ in range(4)]
     for _ in range(2):
@@ -237,5 +237,5 @@ def test_spans_of_all_ranks_lie_on_one_clock(torch):
         for step in timeline.steps:
             (kernel,) = (s for s in spans if s[:2] == (step.step, "compute"))
             assert kernel.end - kernel.begin == pytest.approx(step.compute, abs=resolution)
-    # Beside the kernels of the first step: begun before they all have ended.
+    # Concurrent with the kernels of the first step: it begins before all of them have ended.
     assert min(spans[1].begin for spans in lanes) < kernels[3].begin

@@ -68,7 +68,7 @@ def test_long_sequences(torch, family, dtype, head_dim, is_causal):
 )
 @pytest.mark.parametrize("query_len", [4097, 3000])
 def test_heads_in_sections_give_the_bits_of_a_group_alone(torch, dtype, head_dim, query_len):
-    """More K and V than a section holds, of groups: which block works on a tile changes nothing."""
+    """More K and V than a section holds, with groups: the block of a tile changes no bit."""
     q, k, v = torch_qkv("normal", dtype, 0, batch=2, heads=32, kv_heads=16, query_len=query_len,
                         head_dim=head_dim)  # fmt: skip
     y, lse = local_ring(torch, "sm90a", dtype, q, k, v, 1, is_causal=True)

@@ -1,4 +1,4 @@
-"""Steps that would fill the device let the exchange beside them begin first, and no others wait.
+"""Steps that would fill the device let their exchange begin first, and no other steps wait.
 
 The wait is a kernel ahead of the step's; captured, a step that waits is two nodes. The rule itself is
 under test in unit/test_ring_native.py, on simulated streams; here are the grids it is told.
@@ -49,18 +49,18 @@ def captured_nodes(torch, enqueue):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_block_a_tile(torch, family):
     dtype, head_dim, rows, per_sm = FAMILIES[family]
-    preference(family, dtype)  # skips where the card lacks the family
+    preference(family, dtype)  # skips on a card without the family
     every = torch.cuda.get_device_properties(0).multi_processor_count
     left = every - MARGIN
 
     def held_up(blocks, margin=MARGIN):
         return pauses(torch, family, dtype, head_dim, rows, blocks, margin=margin)
 
-    assert held_up(left) == 0  # whole multiprocessors stay free
+    assert held_up(left) == 0  # some multiprocessors stay free
     assert held_up(left + 1) == 1
     assert held_up(per_sm * left) == 1
-    assert held_up(per_sm * left + 1) == 0  # would take another wave
-    assert held_up(per_sm * every + 1) == 1  # takes it anyway
+    assert held_up(per_sm * left + 1) == 0  # leaving SMs free would cost another wave
+    assert held_up(per_sm * every + 1) == 1  # another wave is needed anyway
     assert held_up(per_sm * left, margin=0) == 0
     assert held_up(per_sm * left, margin=every) == 0
 

@@ -1,4 +1,4 @@
-"""run_local_ring and the command line on a GPU: NumPy through cuda.core, tensors where they are."""
+"""run_local_ring and the command line on a GPU: NumPy by cuda.core, tensors in place."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The ring takes what it says: operands, the scratch formulas, and at most 4 MB."""
+"""The ring's memory: operands, scratch by the formulas, and at most 4 MB more."""
 
 from random import Random
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.gpu
 def test_nan_and_inf_reach_the_rows_that_see_them(torch, kind, family, dtype, ranks):
     types = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32,
              "f64": torch.float64}
-    # Of 512 rows the zigzag halves have 64 and more: steps that half of them see nothing of.
+    # Zigzag halves of 512 rows have 64 rows or more, so half of the rows see no key in some steps.
     for length, layout in product((LENGTH, 512), ("contiguous", "zigzag", "striped")):
         x, spoilt = problem(kind, length=length)
         q, k, v = (torch.from_numpy(a).to("cuda", types[dtype]) for a in x)

@@ -1,4 +1,4 @@
-"""Operands and streams of every library on the machine, read and written where they lie."""
+"""Operands and streams of every library on the machine, read and written in place."""
 
 import importlib.util
 
@@ -123,7 +123,7 @@ def test_cuda_array_interface(torch, problem):
 
 @needs("jax")
 def test_jax_arrays_are_read_through_dlpack(torch, problem):
-    """In a process of its own: JAX and torch would share the card's memory."""
+    """In another process, since JAX and torch would share the card's memory."""
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""Overlap changes no bit: exchanges beside the steps or between them, eager or in a CUDA graph.
+"""Overlap changes no bit: exchanges during the steps or between them, eager or in a CUDA graph.
 
 Without overlap a rank's exchanges go to its caller's own stream, each in its place before the step
 that it would run beside, and no SMs are left to them.
@@ -14,7 +14,7 @@ from baracuda_kernels.testing import torch_qkv
 pytestmark = pytest.mark.gpu
 
 RANKS, HEADS, KV_HEADS = 4, 4, 2
-# Of a rank. Long steps are served by other tiles than short ones.
+# Rows of a rank. Long steps have other tiles than short ones.
 ROWS = (384, 4096)
 KERNELS = [("sm90a", "bf16", 128), ("sm90a", "f16", 64), ("sm80", "bf16", 128), ("simt", "f32", 64)]
 
@@ -75,7 +75,7 @@ class _NcclRing(_Ring):
 
 
 class _ClusteredRing(_NcclRing):
-    """Taken for a borrowed communicator: steps that fill the device begin a little later."""
+    """As with a borrowed communicator: steps that fill the device begin a little later."""
 
     def __init__(self, *problem):
         super().__init__(*problem)
@@ -88,10 +88,10 @@ class _ClusteredRing(_NcclRing):
 )
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
 def test_overlap_and_capture_change_no_bit(torch, family, dtype, head_dim, kind, rows):
-    preference(family, dtype)  # skips where the card lacks the family
+    preference(family, dtype)  # skips on a card without the family
     ring = kind(torch, family, dtype, head_dim, rows)
     found = {}
-    # Another stream than the one that made the operands and poisoned the outputs.
+    # Not the stream that made the operands and poisoned the outputs.
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     for overlap in (True, False):
@@ -108,7 +108,7 @@ def test_overlap_and_capture_change_no_bit(torch, family, dtype, head_dim, kind,
             graph.replay()
             torch.cuda.synchronize()
             found[overlap, "captured"] = ring.outputs()
-        del graph  # NCCL's communicator ends only when no graph holds work of it
+        del graph  # NCCL ends a communicator only when no graph has its work
     expected = found[True, "eager"]
     assert all(x.isfinite().all() for x in expected)
     for case, outputs in found.items():

@@ -81,7 +81,7 @@ def test_zigzag_halves_of_whole_tiles(torch, family, dtype, head_dim, ranks):
             assert_close(family, dtype, y, exact[0], lse, exact[1])
 
 
-# Chunks in any order, also one that half of the rows see nothing of: first, last, or alone.
+# Chunks in any order. Half of the rows see no key of one chunk, which is first, last or alone.
 @pytest.mark.parametrize("origins", [*permutations(range(3)), (0,), (1,), (2,), (2, 0), (0, 2)])
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
 def test_steps_in_any_order(torch, family, dtype, head_dim, origins):
@@ -264,7 +264,7 @@ def test_as_exact_as_cudnn(torch, family, dtype, distribution):
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_k_and_v_in_any_dense_order(torch, ranks):
-    """In place, K and V travel as they lie: [B,S,H,D] storage gives the bits of [B,H,S,D]."""
+    """K and V in place are sent in their own order: [B,S,H,D] gives the bits of [B,H,S,D]."""
     q, k, v = torch_qkv("normal", "bf16", 6, heads=4, kv_heads=2, query_len=64 * ranks, head_dim=64)
     expected, _ = local_ring(torch, "sm80", "bf16", q, k, v, ranks, is_causal=True)
     shards = [
@@ -282,7 +282,7 @@ def test_k_and_v_in_any_dense_order(torch, ranks):
 
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
 def test_steps_by_hand_give_the_bits_of_run(torch, family, dtype, head_dim):
-    """plan.step in the ring's order, for callers who rotate K and V themselves."""
+    """plan.step in the ring's order, for callers who send K and V themselves."""
     ranks = 4
     q, k, v = torch_qkv("normal", dtype, 7, heads=2, query_len=80 * ranks, head_dim=head_dim)
     expected, _ = local_ring(torch, family, dtype, q, k, v, ranks)
@@ -315,7 +315,7 @@ def test_steps_by_hand_give_the_bits_of_run(torch, family, dtype, head_dim):
 @pytest.mark.parametrize("rows", [1024, 3168])  # the narrow and the wide tile of sm90a
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
 def test_steps_that_follow_others_give_the_same_bits(torch, family, dtype, head_dim, rows):
-    """follows=True lets a step begin while the one before ends; the state is poisoned each time."""
+    """follows=True lets a step begin while the previous one ends; the state is poisoned before."""
     ranks = 4
     q, k, v = torch_qkv("normal", dtype, 8, heads=8, query_len=rows * ranks, head_dim=head_dim)
     shards = shards_of(q, k, v, ranks, "contiguous")

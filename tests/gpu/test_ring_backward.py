@@ -1,4 +1,4 @@
-"""Gradients of rings of 1 to 8 virtual ranks on one GPU: sums that travel, and what is done with them."""
+"""Gradients of rings of 1 to 8 virtual ranks on one GPU, and their travelling sums."""
 
 import random
 import threading
@@ -96,7 +96,7 @@ def test_16_bit_error_is_that_of_one_rank_at_every_world_size(torch, family, dty
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
 def test_steps_by_hand_give_the_bits_of_run(torch, family, dtype, head_dim, ranks):
-    """Their shares added up in the schedule's order, home's last, and rounded once."""
+    """The shares are added in the schedule's order, the rank's own one last, and rounded once."""
     x = drawn(torch, dtype, 7, heads=4, kv_heads=2, query_len=140 * ranks, head_dim=head_dim,
               dlse=True)  # fmt: skip
     for wide in (False, True):
@@ -116,7 +116,7 @@ def test_steps_by_hand_give_the_bits_of_run(torch, family, dtype, head_dim, rank
 def test_a_local_ring_replays_from_a_graph(torch, family, dtype, head_dim, ranks):
     x = drawn(torch, dtype, 9, heads=4, kv_heads=2, query_len=96 * ranks, head_dim=head_dim)
     ring = GpuGradients(torch, family, dtype, x, ranks, layout="zigzag", is_causal=True)
-    # The first run is the capture: select has loaded all that it launches.
+    # The first run is captured: select has loaded all kernels.
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         ring.run()
@@ -199,7 +199,8 @@ def test_timelines_tell_of_both_exchanges_and_of_adding(torch):
     for timeline in timelines:
         assert all(step.compute > 0 and step.exchange > 0 for step in timeline.steps)
         spans = timeline.spans()
-        # The steps, the sums on the way and at home, and what is settled beside the last exchange.
+        # The steps, the additions to travelling and returned sums, and the work of the last
+        # exchange.
         assert sum(span.name == "compute" for span in spans) == ranks + (ranks - 2) + 2
         assert max(s.end for s in spans) <= timeline.total + spans[0].begin + 0.003
 

@@ -22,7 +22,7 @@ _UNIT = 900_000  # cycles, about half a millisecond
 
 
 class Disturbance:
-    """Holds streams up for random times, and poisons receive buffers before they are filled."""
+    """Delays streams for random times, and poisons receive buffers before they are filled."""
 
     def __init__(self, torch):
         self.torch, self.random, self.on = torch, random.Random(0), False
@@ -34,17 +34,17 @@ class Disturbance:
         return self.torch.cuda.stream(self.streams[pointer])
 
     def begin(self):
-        """A new run: which streams are slow is drawn anew."""
+        """A new run, with a new random choice of slow streams."""
         self.slowness = {}
 
     def gate(self, pointer):
-        """Before anything else of a caller's stream, so that all of a run is enqueued by then."""
+        """Delays a caller's stream first, so that the whole run is enqueued before it starts."""
         if self.on:
             with self.stream(pointer):
                 self.torch.cuda._sleep(10 * _UNIT)
 
     def delay(self, pointer):
-        # Whole streams lag behind, or an order of few coincidences would hardly ever come up.
+        # Whole streams are slow: otherwise rare orders would hardly ever occur.
         if not self.on:
             return
         slowness = self.slowness.setdefault(pointer, self.random.choice((0, 0, 1, 4)))
@@ -53,7 +53,7 @@ class Disturbance:
             self.torch.cuda._sleep(int(_UNIT * (0.02 + late)))
 
     def poison(self, pointer):
-        """Just before an exchange the buffer that it fills has been consumed."""
+        """Poisons the buffer that an exchange fills, which has been consumed just before."""
         make = self.before_receive.get(pointer)
         if self.on and make is not None:
             with self.stream(pointer):
@@ -186,7 +186,7 @@ def test_delays_change_nothing_and_every_wait_is_needed(torch, kind):
 
 
 def test_delays_change_nothing_where_ranks_share_a_stream(torch):
-    """Their waits cover one another; unit/test_ring_native.py leaves them out together."""
+    """Each wait covers another one; unit/test_ring_native.py leaves them out together."""
     disturbance = Disturbance(torch)
     ring = LocalRun(torch, disturbance, streams=1)
     expected = ring.run()

@@ -1,4 +1,4 @@
-"""What travels behind the steps, on a GPU: the test op over local rings, eager and in a graph."""
+"""Payloads that travel BEHIND, on a GPU: the test op over local rings, eager and in a graph."""
 
 import pytest
 from helpers import cuda_ring

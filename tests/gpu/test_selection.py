@@ -1,4 +1,4 @@
-"""What select picks on the GPU is what explain named without one."""
+"""select picks on the GPU the kernel that explain names without one."""
 
 import itertools
 

@@ -1,1 +1,1 @@
-"""What tests share besides `baracuda_kernels.testing`: rings of processes, the C ABI, fakes."""
+"""Shared by tests, besides `baracuda_kernels.testing`: rings of processes, the C ABI, fakes."""

@@ -193,7 +193,7 @@ def interrupt_soon():
 
 
 def test_hops_are_tried_unless_the_caller_or_the_environment_says_no(monkeypatch):
-    """The reason of a hop on the host tells which was asked for."""
+    """The reason of a hop on the host names the exchange that was asked for."""
     monkeypatch.delenv("BARACUDA_EXCHANGE", raising=False)
     for environment, said in (("", "not on a CUDA device"), ("nccl", 'exchange="nccl"')):
         monkeypatch.setenv("BARACUDA_EXCHANGE", environment)
@@ -221,7 +221,7 @@ def test_ctrl_c_ends_the_wait_for_a_peer_in_the_warm_up(fake):
 
 
 def test_ctrl_c_ends_the_agreement_on_hops(fake):
-    """The other rank is there, and says nothing after the warm-up."""
+    """The other rank exists, and sends nothing after the warm-up."""
     token = bk.UniqueId.new()
     fake.fake_nccl_hang(b"ncclGroupEnd", 1, 2)
 
@@ -276,7 +276,8 @@ def test_a_signal_without_an_exception_changes_nothing():
 
 
 def test_close_waits_for_whoever_is_inside(fake):
-    """Threads that ask and abort while another closes: answered, or told that it is closed."""
+    """Threads query and abort while another one closes: they get a result, or the error of a closed
+    one."""
     for _ in range(20):
         comm, stop, wrong = make_ring(1)[0], threading.Event(), []
 
@@ -389,14 +390,14 @@ def test_bad_arguments(arguments):
 
 @pytest.mark.parametrize(("asked", "taken"), [(None, 8), (1, 1), (3, 4), (8, 8), (33, 64)])
 def test_max_ctas_are_a_power_of_two(fake, asked, taken):
-    """NCCL maps messages between ranks to so many channels, whatever the config says."""
+    """NCCL maps messages between ranks to a number of channels that the config cannot change."""
     given = {} if asked is None else {"max_ctas": asked}
     with bk.Communicator.init_rank(1, bk.UniqueId.new(), 0, device="host", **given):
         assert fake.fake_nccl_count(b"max_ctas") == taken
 
 
 def with_exchange(wishes):
-    """A communicator of every rank, or what its constructor raised."""
+    """The communicator of every rank, or the error of its constructor."""
     token = bk.UniqueId.new()
     return on_ranks(len(wishes), lambda rank: bk.Communicator.init_rank(
         len(wishes), token, rank, device="host", exchange=wishes[rank], timeout=20.0))

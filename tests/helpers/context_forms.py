@@ -1,4 +1,4 @@
-"""Forms in which programs call attention: those that the ring takes over, and those refused."""
+"""Forms in which programs call attention: forms that the ring serves, and refused forms."""
 
 CAUGHT = [
     "sdpa",

@@ -1,4 +1,4 @@
-"""Backward calls on a GPU, every output poisoned, held to float64."""
+"""Backward calls on a GPU with poisoned outputs, compared with float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .rings import preference
 
 
 def on_gpu(torch: Any, x: Any) -> Problem:
-    """A NumPy problem as tensors; ml_dtypes' bfloat16 as torch's."""
+    """A NumPy problem as tensors; bfloat16 of ml_dtypes becomes torch's."""
     def tensor(a: Any) -> Any:
         if a is None:
             return None
@@ -31,7 +31,7 @@ def drawn(torch: Any, dtype: str, seed: int, **shape: Any) -> Problem:
 
 
 class Call:
-    """A backward call with its own outputs, all poisoned, and the forward that comes before it."""
+    """A backward call with its own poisoned outputs, and its forward."""
 
     def __init__(self, torch: Any, family: str, dtype: str, x: Problem, *, wide: bool = False,
                  **options: Any) -> None:  # fmt: skip
@@ -72,14 +72,14 @@ def gradients(torch: Any, family: str, dtype: str, x: Problem, **options: Any) -
 
 
 def summands(x: Problem) -> float:
-    """How large the numbers are that a gradient is the sum of."""
+    """The size of a gradient's summands."""
     norms = [float(a.double().norm(dim=-1).max()) if a.numel() else 0.0 for a in (x.k, x.v, x.dy)]
     return max(math.prod(norms), norms[0]) * (1 if x.dlse is None else 1 + float(x.dlse.abs().max()))
 
 
 def check(torch: Any, family: str, dtype: str, x: Problem, *, peaked: bool = False,
           exact: Any = None, **options: Any) -> list[Any]:  # fmt: skip
-    """Hold the gradients of a problem to float64; returns them."""
+    """Check the gradients of a problem against float64, and return them."""
     if exact is None:
         exact = attention_backward(*x[:4], dlse=x.dlse,
                                    **{n: v for n, v in options.items() if n != "wide"})

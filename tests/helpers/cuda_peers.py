@@ -1,4 +1,4 @@
-"""The exchange by peer of one rank on a GPU through the C ABI, with waits that can be left out."""
+"""The peer exchange of one rank on a GPU through the C ABI, in which waits can be left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .c_headers import function_type, structure
 from .cuda_ring import check
 from .host_peers import REQUIRED, Options, declare
 
-# Words of a rank, by their place.
+# The words of a rank, by their offset.
 KINDS = ("granted", "full", *["arrived"] * 4, "read", "idle")
 
 _WaitFn, _WriteFn, _GateFn = (
@@ -69,7 +69,7 @@ class CudaPeers:
         self.ops.wait_word = _WaitFn(wait_word)
         self.ops.write_word = _WriteFn(write_word)
         self.ops.gate = _GateFn(gate)
-        self.ops.write_words = None  # one by one
+        self.ops.write_words = None  # words are written one by one
         self.handle = ct.c_void_p()
         options = Options(
             ct.sizeof(Options), ct.cast(ct.pointer(self.ops), ct.c_void_p), REQUIRED, wait, 10.0
@@ -84,7 +84,7 @@ class CudaPeers:
             check(self.lib.baracuda_peer_register(self.handle, x.data_ptr(), x.nbytes))
 
     def abort(self) -> None:
-        """Ends every rank's waits."""
+        """End the waits of every rank."""
         reason = abi.Error(status=abi.ABORTED, call=b"test", message=b"a run does not end")
         self.lib.baracuda_peer_abort(self.handle, reason)
 

@@ -108,7 +108,7 @@ class SelfRing:
 
 
 class IdleRing:
-    """Rank 0 of a ring whose messages go nowhere, on CUDA streams: what is left are the steps."""
+    """Rank 0 of a ring that sends no messages, on CUDA streams: only its steps run."""
 
     def __init__(self, world_size: int, *, max_ctas: int, in_clusters: bool = False) -> None:
         self.lib = abi.library()

@@ -1,4 +1,4 @@
-"""Backward calls of rings on a GPU: local ones, and what ranks of other rings are given."""
+"""Backward calls of rings on a GPU: local rings, and the operands for ranks of other rings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def full_of(torch: Any, dtype: str) -> Callable[..., Any]:
 
 
 class GpuGradients:
-    """A local ring on one GPU and all of its ranks' memory, after a forward of one rank."""
+    """A local ring on one GPU with the memory of all ranks, after a forward of one rank."""
 
     def __init__(self, torch: Any, family: str, dtype: str, x: Problem, ranks: int, *,
                  layout: str = "contiguous", is_causal: bool = False, wide: bool = False) -> None:  # fmt: skip
@@ -78,7 +78,7 @@ class GpuGradients:
 
 
 def poison(torch: Any, rank: GradientRank) -> None:
-    """All that a run of a rank may write."""
+    """All memory that a run of a rank may write."""
     for name in ("dq", "dk", "dv", "scratch", "kv_scratch_a", "kv_scratch_b",
                  "kv_gradient_scratch"):  # fmt: skip
         if name in rank.held:
@@ -115,7 +115,7 @@ def by_steps(torch: Any, dtype: str, ring: GpuGradients) -> list[list[Any]]:
 
 
 def same(torch: Any, family: str, one: Any, other: Any) -> bool:
-    """Bit for bit; on tensor cores dq, whose sum has no order, within a rounding or two."""
+    """Equal bits; on tensor cores dq, whose sum has no fixed order, within two roundings."""
     if family != "simt":
         near = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}[one[0].dtype]
         torch.testing.assert_close(one[0], other[0], rtol=near, atol=near * float(

@@ -1,4 +1,4 @@
-"""Rings of processes of which one fails: how long until the others know, and as what."""
+"""Rings of processes of which one fails: the errors of the others, and how soon they come."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from .rank_pool import RankPool
 
 RANKS = 4
 _LOST = ("NcclTimeoutError", "NcclError")
-# case -> the errors that may end it
+# case -> the errors with which it may end
 CASES = {
     "SIGKILL": _LOST,
     "SIGSTOP": _LOST,
-    # NCCL takes messages of unequal sizes for good (2.28.9, sockets): plan.validate() finds them.
+    # NCCL accepts messages of unequal sizes (2.28.9, sockets): plan.validate() finds them.
     "other head_dim": ("InvalidProblemError",),
 }
-# By peer the runs themselves find it, too.
+# With the peer exchange the runs find it too.
 ERRORS = {**CASES, "unequal": ("InvalidProblemError",)}
-# Those after which the communicator is as good as before.
+# The cases after which the communicator is healthy again.
 HEALTHY = ("other head_dim",)
 
 
 class Outcome(NamedTuple):
-    """What a surviving rank met, and how many seconds after the fault."""
+    """The error of a surviving rank, and the seconds after the fault."""
 
     error: str
     seconds: float
@@ -42,7 +42,7 @@ class FaultyRing:
     def __init__(
         self, ranks: int = RANKS, *, timeout: float = 2.0, restarts: int = 0, **options: Any
     ) -> None:
-        """`restarts`: how many processes to have ready for those that will be killed."""
+        """`restarts`: the number of spare processes for the ones that will be killed."""
         self.timeout = timeout
         self._victim = ranks // 2
         self._pool = RankPool(ranks, **options)
@@ -50,7 +50,7 @@ class FaultyRing:
         self._fresh, self._killed = True, False
 
     def run(self, case: str, **more: Any) -> list[Outcome]:
-        """Let one rank fail; what the others met. `more` goes into the task."""
+        """Let one rank fail, and return the outcome of the others. `more` goes into the task."""
         if self._killed:
             self._pool.restart(self._victim)
         if not self._fresh:
@@ -60,7 +60,7 @@ class FaultyRing:
         fault, at = None, time.time()
         if case == "other head_dim":
             task |= {"head_dims": {str(self._victim): 128}, "validate": True}
-        elif case == "unequal":  # without asking first
+        elif case == "unequal":  # without validate()
             task |= {"head_dims": {str(self._victim): 128}}
         else:
             number = getattr(signal, case)

@@ -45,7 +45,7 @@ def accumulator(dtype: str) -> np.dtype:
 
 
 def dtype_of(array: Any) -> str:
-    """Of a NumPy array or a torch tensor, as the tables name it."""
+    """The dtype of a NumPy array or a torch tensor, by its name in the tables."""
     name = str(array.dtype).rpartition(".")[2]
     return {"bfloat16": "bf16"}.get(name) or f"f{8 * np.dtype(name).itemsize}"
 

@@ -1,4 +1,4 @@
-"""The exchange by peer on host memory: ranks of one process, on its threads or on simulated streams."""
+"""The peer exchange on host memory: ranks of one process, on threads or simulated streams."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def declare(lib: ct.CDLL) -> ct.CDLL:
 
 
 def on_threads(count: int, work: Any, seconds: float = 60) -> list[Any]:
-    """What work(rank) gives on a thread of each rank."""
+    """The results of work(rank), each on its own thread."""
     results: list[Any] = [None] * count
     errors: list[BaseException] = []
 
@@ -77,7 +77,7 @@ def on_threads(count: int, work: Any, seconds: float = 60) -> list[Any]:
 
 
 class Peers:
-    """The ranks of a local world with the exchange by peer between them."""
+    """The ranks of a local world with the peer exchange between them."""
 
     def __init__(self, world: LocalWorld, *, wishes: Any = AUTO, wait: int = EVENT,
                  without_device: tuple[int, ...] = (), trial_seconds: float = 10.0) -> None:  # fmt: skip

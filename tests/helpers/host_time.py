@@ -1,4 +1,4 @@
-"""What a call costs the host."""
+"""The host time of a call."""
 
 from __future__ import annotations
 

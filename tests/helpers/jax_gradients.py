@@ -40,7 +40,7 @@ def mesh_of(ranks: int) -> Any:
 
 
 def on_mesh(mesh: Any, arrays: Any, order: Any = None, spec: Any = ROWS) -> list[Any]:
-    """The arrays, their rows in that order, on the mesh."""
+    """The arrays on the mesh, with their rows in that order."""
     sharding = jax.NamedSharding(mesh, spec)
     return [jax.device_put(x if order is None else np.take(x, order, 2), sharding) for x in arrays]
 
@@ -57,7 +57,7 @@ def in_ring(mesh: Any, layout: str = "contiguous", **options: Any) -> Any:
 
 
 def ring_gradients(mesh: Any, x: Problem, layout: str, **options: Any) -> tuple[Any, ...]:
-    """dq, dk, dv, in the order of the sequence; of lse too where the problem has its gradient."""
+    """dq, dk, dv in the order of the sequence; the loss uses lse too if the problem has dlse."""
     order = sequence_order(x.q.shape[2], mesh.size, layout)
     f = in_ring(mesh, layout, return_lse=x.dlse is not None, **options)
 
@@ -169,7 +169,7 @@ def whole(dtype: str, head_dim: int) -> None:
         program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays).compile().as_text()
         counts.append((program.count(STEP), program.count(BACKWARD)))
     assert counts == [(2, 1), (1, 1)], counts
-    # Two problems are one of a larger batch.
+    # Two problems are one problem with a larger batch.
     halves = [np.stack([a[:1], a[1:]]) for a in x[:4]]
     spec = jax.sharding.PartitionSpec(None, *ROWS)
     mapped = jax.vmap(lambda q, k, v, dy: jax.vjp(f, q, k, v)[1](dy))

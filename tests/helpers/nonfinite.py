@@ -1,4 +1,4 @@
-"""NaN and Inf in Q and K: which rows of the answer they must reach, and no others."""
+"""NaN and Inf in Q and K, and the rows of the result that they must reach."""
 
 from __future__ import annotations
 

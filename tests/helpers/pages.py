@@ -1,4 +1,4 @@
-"""What the documents show, and running it: Python blocks as one program, commands as commands."""
+"""Runs the code of the documents: Python blocks as one program, and commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A transport between threads, as an engine of one's own might have, and rings over it."""
+"""A transport between threads, such as an engine may have, and rings over it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import baracuda_kernels as bk
 
 
 class Queues:
-    """Notes its calls; a receive waits `timeout` seconds at most."""
+    """A transport that records its calls. A receive waits at most `timeout` seconds."""
 
     timeout = 10.0
 
@@ -39,7 +39,7 @@ class Queues:
 
 
 def transports(world_size: int, kind: type[Queues] = Queues) -> list[Queues]:
-    """One end for every rank."""
+    """One transport for each rank."""
     ranks = range(world_size)
     wires: dict[tuple[int, int], Any] = {(a, b): queue.Queue() for a in ranks for b in ranks}
     return [kind(rank, world_size, wires) for rank in ranks]
@@ -48,7 +48,7 @@ def transports(world_size: int, kind: type[Queues] = Queues) -> list[Queues]:
 def run_over_queues(
     plan: Any, args: list[Any], kind: type[Queues] = Queues
 ) -> tuple[list[Queues], list[Exception]]:
-    """Every rank's run on a thread of its own; the ends, and what the runs raised."""
+    """Run every rank on its own thread; returns the transports and the errors of the runs."""
     ends = transports(len(args), kind)
     raised: list[Exception] = []
 

@@ -66,7 +66,8 @@ class RankPool:
         self.join()
 
     def join(self, **options: Any) -> list[dict[str, Any]]:
-        """A new communicator of all ranks; an earlier one is closed. `options` stay for later ones."""
+        """A new communicator of all ranks. The earlier one is closed. `options` hold for later ones
+        too."""
         self._options |= options
         token = self.run({"do": "unique_id"}, ranks=[0], seconds=_START_SECONDS)[0]
         task = {"do": "join", "world_size": self.world_size, "unique_id": token["unique_id"]}
@@ -100,7 +101,7 @@ class RankPool:
         return answers
 
     def kill(self, rank: int) -> None:
-        """End one worker without a word to the others."""
+        """End one worker without a message to the others."""
         self._workers[rank].kill()
 
     def signal(self, rank: int, number: int) -> None:
@@ -108,7 +109,8 @@ class RankPool:
         self._workers[rank].signal(number)
 
     def leave(self, task: dict[str, Any], *, seconds: float = 60.0) -> list[int | None]:
-        """What the workers end with, who end by a task; None: not in that time. The ring is no more."""
+        """The exit codes of workers that a task ends; None: not in time. The ring is unusable
+        then."""
         self._broken = True
         for worker in self._workers:
             worker.tell({**task, "folder": self.folder.name})
@@ -116,7 +118,7 @@ class RankPool:
         return [worker.ended(deadline - time.monotonic()) for worker in self._workers]
 
     def forget_answer(self, rank: int, seconds: float = 60.0) -> None:
-        """Wait for the answer of a victim that lives on."""
+        """Wait for the answer of a failed rank whose process still runs."""
         self._workers[rank].answer(seconds)
 
     def prepare(self, rank: int, count: int) -> None:
@@ -172,7 +174,7 @@ def _enough_gpus(world_size: int) -> bool:
 
 
 def _visible(rank: int) -> str:
-    """The one device of a rank, of those that this process sees."""
+    """The device of a rank, of the devices that this process sees."""
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     return seen.split(",")[rank] if seen else str(rank)
 
@@ -204,7 +206,7 @@ class _Worker:
             self._process.stdin.write(json.dumps(task) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it died: its answer will say so
+            pass  # the process has ended: its answer reports that
 
     def answer(self, seconds: float) -> dict[str, Any]:
         try:
@@ -240,7 +242,7 @@ class _Worker:
             pass  # it is gone already
 
     def close(self, seconds: float) -> int:
-        """What it ended with, in that time or killed."""
+        """The exit code; the process is killed if it does not end in time."""
         self.end_input()
         try:
             code = self._process.wait(max(seconds, 0.1))

@@ -1,4 +1,4 @@
-"""What the API reference is about: public names, their signatures by source or stub, their docs."""
+"""The public API: names, signatures from source or stub, and docstrings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Described:
 
 
 def public() -> Iterator[Described]:
-    """All of it, each once."""
+    """All public objects, each once."""
     for name in sorted(set(bk.__all__) - {"__version__", "errors", "registry"}):
         value = getattr(bk, name)
         yield from _of_module(value.__module__, [name], "baracuda_kernels")
@@ -56,7 +56,7 @@ def public() -> Iterator[Described]:
 
 
 def _exports(module: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """(module that defines it, name) of what `__all__` has and the package itself has not."""
+    """(defining module, name) of the names in `__all__` that the package does not define itself."""
     names: list[str] = []
     sources: dict[str, str] = {}
     for node in tree.body:

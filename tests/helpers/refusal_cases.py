@@ -39,7 +39,7 @@ def close(comms):
 
 
 def bad_arguments(plan, x, world_size, rank):
-    """Whose q is a row short."""
+    """Arguments whose q is one row short."""
     q, k, v = (bk.shard(a, world_size)[rank].copy() for a in x)
     return bk.RingAttentionArgs(q=q[:, :, 1:], k=k, v=v, y=q.copy())
 
@@ -64,7 +64,7 @@ def test_before_the_others_have_begun_nothing_is_sent(fake, what):  # noqa: F811
     for error in refused_by_one(call, comms, x, plan):
         assert type(error) is bk.InvalidProblemError and str(error).startswith("rank 2: q: got")
     assert fake.fake_nccl_count(b"ncclGroupStart") == groups
-    # The ring is as good as before, and its ranks still count alike.
+    # The ring is healthy, and its ranks have counted the same calls.
     assert is_right(run(plan, comms, x), x)
     assert {comm.state for comm in comms} == {"healthy"}
     close(comms)
@@ -216,13 +216,13 @@ def test_the_torch_adapter_tells_the_others(known):
             *shards[rank], True, None, "CONTIGUOUS", False)):
         assert type(error) is bk.InvalidProblemError and "rank 2: q, k, v: got" in str(error)
     assert is_right(attend(), x)
-    # What differs between ranks is found by all of them, and asked for again at the next call.
+    # All ranks find a difference, and compare again in the next call.
     for _ in range(2):
         results = on_ranks(RANKS, lambda rank: rings[rank].attend(
             *shards[rank], True, None, "STRIPED" if rank == ODD else "ZIGZAG", False))
         assert all(type(r) is bk.InvalidProblemError for r in results), results
     assert is_right(attend(), x)
-    # One whose problem is new compares where the others run.
+    # A rank with a new problem compares, while the others run.
     start = time.monotonic()
     results = on_ranks(RANKS, lambda rank: rings[rank].attend(
         *shards[rank], rank != ODD, None, "CONTIGUOUS", False))
@@ -278,7 +278,7 @@ def test_ctrl_c_while_close_waits_for_the_other_ranks(fake):  # noqa: F811
 
 
 def test_ctrl_c_while_the_last_reference_goes(fake):  # noqa: F811
-    """No exception can leave a destructor: it comes right after."""
+    """No exception can be raised in a destructor: it is raised right after."""
     comms = make_ring(1)
     fake.fake_nccl_hang(b"ncclCommDestroy", 0, 1)
 

@@ -64,7 +64,7 @@ def attention_call(
     endpoint: Endpoint, stream: Any, hops: Any, problem: AttentionProblem, kv: Payload,
     program: Any = None,
 ) -> Call:  # fmt: skip
-    """One rank's call of the forward pass; its parts must outlive it."""
+    """One rank's forward call. Its parts must be kept alive as long as the call."""
     return Call(
         struct_size=ct.sizeof(Call),
         endpoint=ct.pointer(endpoint),
@@ -78,7 +78,7 @@ def attention_call(
 
 
 def kv_payload(k: int, v: int, buffers: list[int], nbytes: int) -> Payload:
-    """K and V at these addresses, two receive buffers, bytes of each tensor."""
+    """The payload of K and V at these addresses, with two receive buffers."""
     kv = Payload(timing=BESIDE, part=0, pieces=2)
     kv.own[:2], kv.buffers[:2], kv.piece_bytes[:2] = [k, v], buffers, [nbytes, nbytes]
     return kv
@@ -94,12 +94,12 @@ class Failure(NamedTuple):
 
 
 def last_failure() -> Failure:
-    """The calling thread's record."""
+    """The failure record of the calling thread."""
     e = library().baracuda_last_error().contents
     return Failure(e.status, e.code, e.rank, e.step, e.call.decode(), e.message.decode())
 
 
-# What is built or copied here goes with the process.
+# Files that are built or copied here are removed with the process.
 _folder = tempfile.TemporaryDirectory(prefix="baracuda-")
 
 
@@ -248,7 +248,7 @@ class LocalWorld:
 
 
 def without_overlap(endpoints: list[Endpoint], streams: list[Any]) -> list[Endpoint]:
-    """Copies of endpoints whose exchanges go to the callers' own streams, in line with the steps."""
+    """Copies of endpoints whose exchanges run on the callers' streams, between the steps."""
     copies = [Endpoint.from_buffer_copy(end) for end in endpoints]
     for copy, stream in zip(copies, streams, strict=True):
         copy.ring_stream = stream

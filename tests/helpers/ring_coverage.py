@@ -94,7 +94,7 @@ def try_form(pool: Any, name: str) -> dict[str, str]:
 
 
 def try_model(pool: Any, model_type: str) -> list[dict[str, Any]]:
-    """The rows of a type: as it is, and without windows where these are refused."""
+    """The rows of a type: one as it is, and one without windows if they are refused."""
     row = _try(pool, model_type, windows=True)
     rows = [row]
     if any(word in row[WAYS[0]]["why"] for word in ("window", "chunk")):
@@ -103,7 +103,7 @@ def try_model(pool: Any, model_type: str) -> list[dict[str, Any]]:
 
 
 def _try(pool: Any, model_type: str, windows: bool) -> dict[str, Any]:
-    """What each way gives, the same on every rank but for whose error it is."""
+    """The result of each way. It is the same on every rank, apart from the rank in an error."""
     name = model_type if windows else f"{model_type}, no window shorter than the sequence"
     row: dict[str, Any] = {"name": name, "type": model_type}
     for way in WAYS:

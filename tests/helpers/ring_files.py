@@ -1,4 +1,4 @@
-"""Tasks of a pool's rings, and what their ranks wrote against float64 and the local ring."""
+"""Tasks of a pool's rings, and checks of their results against float64 and the local ring."""
 
 from __future__ import annotations
 

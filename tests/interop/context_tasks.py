@@ -58,7 +58,7 @@ class ContextTasks:
         except BaracudaError as error:
             return {"error": type(error).__name__, "message": str(error), "typed": True}
         except Exception as error:
-            # TorchScript's own errors quote it.
+            # TorchScript quotes the message in its own error.
             said = re.search(r"UnsupportedError[:(]+['\"]?([^\n]*)", str(error))
             if said is None:
                 raise
@@ -113,7 +113,7 @@ def _gradients_within(function: Any, whole: list[torch.Tensor], dim: int) -> dic
 
 
 def _form(what: str) -> tuple[str, Any]:
-    """What the call takes (x, or q, k and v), and the call."""
+    """The arguments of the call (x, or q, k and v), and the call."""
     multi_head = nn.MultiheadAttention(_WIDTH, _HEADS, batch_first=True).eval()
     options = {"batch_first": True, "dim_feedforward": 48}
     layer = nn.TransformerEncoderLayer(_WIDTH, _HEADS, **options).eval()
@@ -214,6 +214,6 @@ def _square_mask(x: torch.Tensor) -> torch.Tensor:
 
 
 def _exported(function: Any, example: torch.Tensor) -> Any:
-    # Of any number of rows: the whole sequence is put through it too.
+    # It takes any number of rows: it is called with the whole sequence too.
     rows = {2: torch.export.Dim("rows", min=2, max=4096)}
     return torch.export.export(_Call(function), tuple(example), dynamic_shapes=((rows,) * 3,))

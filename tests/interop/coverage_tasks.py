@@ -43,7 +43,8 @@ class CoverageTasks:
     rank: int
 
     def model_type(self, task: dict) -> dict:
-        """Whether a model type's answer from the ring is right, refused, wrong, or not to be had."""
+        """Whether a model type's result from the ring is right, refused or wrong, or cannot be
+        made."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -103,7 +104,7 @@ def _random(model_type: str, config: Any) -> Any:
         raise ValueError(f"{size} parameters with the sizes of this trial")
     torch.manual_seed(5)
     model = kind(config).eval()
-    for parameter in model.parameters():  # else attention has no say in some models' answer
+    for parameter in model.parameters():  # or some models ignore attention
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)
     return model
@@ -117,7 +118,7 @@ def _alone(model: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]
     positions = torch.arange(first, first + ids.shape[1]).unsqueeze(0)
     with torch.no_grad():
         exact = _answer(model, ids, positions)
-        # The attention must matter: an answer that does not change with the first row shows nothing.
+        # Attention must matter: a result that does not depend on the first row shows nothing.
         other = ids.clone()
         other[0, 0] = (other[0, 0] + 1) % 90 + 5
         moved = (_answer(model, other, positions) - exact)[:, -1].norm() / exact[:, -1].norm()

@@ -52,7 +52,7 @@ class CudaTasks:
         return {"off": max(off), "recorded": recorded, "different": len(set(values))}
 
     def endure_steps(self, task: dict) -> dict:
-        """Step after step until an error comes: which, when, and what a later call gets.
+        """Runs steps until an error: reports the error, its time, and the error of a later call.
 
         A victim with `fault` sends itself that signal in its backward pass, once the others may be in
         theirs; else whoever tests ends it.
@@ -61,7 +61,7 @@ class CudaTasks:
             torch.randn(1, h, 1024, 64, device=self.device, dtype=torch.bfloat16).requires_grad_()
             for h in (4, 2, 2)
         ]
-        warm = 3  # what only first calls do is not tried here
+        warm = 3  # the work of first calls is not tested here
 
         def die(gradient: torch.Tensor) -> None:
             time.sleep(0.2)
@@ -99,7 +99,7 @@ class CudaTasks:
         return answer
 
     def recompiles_alone(self, task: dict) -> dict:
-        """Steps of a compiled loss; one rank compiles anew before each but the first."""
+        """Steps of a compiled loss. One rank compiles again before each step but the first."""
         torch.manual_seed(8 + self.rank)
         leaves = [
             torch.randn(1, 2, 256, 64, device=self.device, dtype=torch.bfloat16).requires_grad_()

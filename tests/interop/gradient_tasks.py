@@ -1,4 +1,4 @@
-"""The worker's gradients: of the ring, held to those of one process over the whole sequence."""
+"""The worker's gradients of the ring, compared with those of one process."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class GradientTasks:
         return answer
 
     def gradcheck(self, task: dict) -> dict:
-        """Of shard, ring and unshard as one function, on the first ranks of all."""
+        """Gradients of shard, ring and unshard as one function, on the first ranks."""
         group = dist.new_group(list(range(task["ranks"])))
         if self.rank >= task["ranks"]:
             return {}
@@ -189,7 +189,7 @@ class GradientTasks:
         return {"off": max(off)}
 
     def deterministic_gradients(self, task: dict) -> dict:
-        """Whether the kernel is deterministic, and two steps have the same bits."""
+        """Whether the kernel is deterministic, and whether two steps have the same bits."""
         leaves = [_leaf(shard(x.detach(), 2)) for x in _leaves(task, self.device)]
         torch.use_deterministic_algorithms(True)
         try:
@@ -225,7 +225,7 @@ class GradientTasks:
         return {"off": max(off)}
 
     def one_goes_backward(self, task: dict) -> dict:
-        """Errors where one rank calls the backward, and the others the forward once more."""
+        """The errors if one rank calls the backward, and the others the forward again."""
         q, k, v = (torch.randn(1, 2, 8, 16, requires_grad=True) for _ in range(3))
         y = ring_attention(q, k, v)
         try:
@@ -238,7 +238,7 @@ class GradientTasks:
         return {"error": "", "message": ""}
 
     def one_recompiles(self, task: dict) -> dict:
-        """Two steps of a compiled loss; one rank compiles anew before the second."""
+        """Two steps of a compiled loss. One rank compiles again before the second."""
         q, k, v = (torch.randn(1, 2, 8, 16, requires_grad=True) for _ in range(3))
         loss = torch.compile(
             lambda q, k, v: ring_attention(q * 2, k, v).sin().sum(),
@@ -261,7 +261,7 @@ class GradientTasks:
         return {}
 
     def die_in_backward(self, task: dict) -> dict:
-        """The error of the other ranks, where one dies before or within its part of a backward."""
+        """The error of the other ranks, if one dies before or during its part of a backward."""
         group = self._groups[task["trial"]]
         whole = torch.randn(1, 2, 96, 16, requires_grad=True)
         q, k, v = (shard(whole, 2, group) for _ in range(3))
@@ -283,7 +283,7 @@ class GradientTasks:
 
 
 def _die_after(messages: int) -> None:
-    """End this process at the end of that group of its ring's messages."""
+    """End this process at the end of that group of messages of its ring."""
     end, count = _process_group.GroupTransport.group_end, [0]
 
     def group_end(self: Any) -> None:
@@ -308,7 +308,7 @@ def _leaves(task: dict, device: torch.device) -> list[torch.Tensor]:
 
 
 def _weights(task: dict, q: torch.Tensor) -> list[torch.Tensor]:
-    """What y and lse are multiplied by in the loss: their gradients, in the form that is tried."""
+    """The factors of y and lse in the loss, which are their gradients, in the tested form."""
     b, h, s, d = q.shape
     of_y = torch.randn(b, h, s, d).to(q)
     of_lse = torch.randn(b, h, s).to(q.device, torch.promote_types(q.dtype, torch.float32))
@@ -388,7 +388,7 @@ def _module(what: str) -> tuple[nn.Module, Any]:
             heads = (p(x).view(*x.shape[:2], _HEADS, -1).transpose(1, 2) for p in m)
             return functional.scaled_dot_product_attention(*heads, is_causal=True)
 
-        # The gradient of a bias of the keys would be 0, and its relative error anything.
+        # The gradient of a bias of the keys is 0, so its relative error has no meaning.
         linear = nn.ModuleList(nn.Linear(_WIDTH, _WIDTH, bias=False) for _ in range(3))
         return linear, lambda m, x: attend(m, x).transpose(1, 2).flatten(2)
     return layer, lambda m, x: m(x)

@@ -168,7 +168,7 @@ def test_the_steps_alone(jax, ring):
 
 
 def test_rows_that_see_nothing(jax, ring):
-    """A lone step of a later chunk: y = 0 and lse = -inf."""
+    """A single step on a later chunk: y = 0 and lse = -inf."""
     q, k, v = draw(seed=6)
     y, lse = ring.attention_step(q, k, v, rank=0, origin=1, world_size=2, is_causal=True)
     assert not np.asarray(y).any() and np.isneginf(np.asarray(lse)).all()
@@ -216,7 +216,7 @@ def test_bad_input_is_a_typed_error(jax, ring, change, message):
 
 
 def test_devices_and_shards_are_jax_to_check(jax, ring):
-    """Arrays of different devices, and a sequence that P does not divide, never come to a step."""
+    """JAX refuses arrays on different devices and a sequence that P does not divide."""
     q, k, v = draw(seed=8)
     here, there = jax.devices()[:2]
     with pytest.raises(ValueError, match="incompatible devices"):
@@ -224,7 +224,7 @@ def test_devices_and_shards_are_jax_to_check(jax, ring):
     uneven = [x[:, :, :-1] for x in (q, k, v)]
     with pytest.raises(ValueError, match="divisible"):
         sharded(jax, ring)(*uneven)
-    with pytest.raises(bk.InvalidProblemError, match="got 127 rows, must be a multiple of the 8 ranks"):
+    with pytest.raises(bk.InvalidProblemError, match="got 127 rows, must be a multiple of the 8"):
         ring.sequence_order(P * 16 - 1, P, "zigzag")
 
 
@@ -257,7 +257,7 @@ def test_platforms_without_kernels(jax, ring):
 
 
 def test_a_failing_kernel_is_an_error_with_its_message(jax, ring):
-    """What goes wrong inside the custom call reaches the caller as XLA's error."""
+    """An error inside the custom call is raised as XLA's error."""
     shapes = [
         jax.ShapeDtypeStruct((2, 4, 16, 32), np.float32),
         jax.ShapeDtypeStruct((2, 4, 16, 1), np.float32),
@@ -326,5 +326,5 @@ def test_ctrl_c_ends_a_run(jax, ring, ranks):
         timer.join()
         assert time.monotonic() - start < 0.3 + 1.5
         assert len(raised) == 1
-    # Nothing waits for what was interrupted, and what comes next is right.
+    # No later call waits for the interrupted one, and its result is right.
     test_eight_devices_give_the_single_device_answer(jax, ring, "zigzag", True, "f32")

@@ -58,7 +58,7 @@ def bits(arrays):
     + [("bf16", "zigzag", True), ("f16", "striped", True), ("bf16", "contiguous", False)],
 )
 def test_eight_devices_give_the_single_device_gradients(hand, layout, is_causal, dtype):
-    """And those of one device, to 2 %: sums over devices lose nothing."""
+    """The errors equal those of one device to 2 %: sums over devices lose nothing."""
     x = draw(dtype, 0, query_len=P * 16, dlse=True, **SHAPE)
     got = hand.ring_gradients(hand.mesh_of(P), x, layout, is_causal=is_causal)
     hold(dtype, x, got, is_causal=is_causal)
@@ -70,7 +70,7 @@ def test_eight_devices_give_the_single_device_gradients(hand, layout, is_causal,
 
 
 def test_float64(jax, hand):
-    """Of lse too, which is float64 then."""
+    """With the gradient of lse, too, which is float64 then."""
     with jax.enable_x64(True):
         x = draw("f64", 1, query_len=4 * 15, dlse=True, **SHAPE)
         hold("f64", x, hand.ring_gradients(hand.mesh_of(4), x, "zigzag", is_causal=True),
@@ -112,7 +112,7 @@ def test_what_it_compiles_to(jax, hand):
         *hand.on_mesh(mesh, x[:4])
     )
     said = lowered.as_text()
-    # The backward's K and V are not the forward's received ones: those would be the whole sequence.
+    # The backward does not reuse the K and V that the forward received: that would be all of them.
     assert said.count("stablehlo.optimization_barrier") == 1
     hops = [line for line in said.splitlines() if "stablehlo.collective_permute" in line]
     assert len(hops) == 6 * 3
@@ -143,7 +143,7 @@ def test_one_device_rounds_in_the_kernel(jax, hand):
 @pytest.mark.parametrize("saved", [False, True])
 @pytest.mark.parametrize("within", [False, True])
 def test_checkpoint(jax, ring, hand, small, saved, within):
-    """Recomputed by steps of the forward, or kept by name; the same bits either way."""
+    """Recomputed by the forward's steps or kept by name, with the same bits."""
     mesh, x, arrays = small
     names = jax.checkpoint_policies.save_only_these_names("ring_attention")
     policy = names if saved else None
@@ -194,7 +194,7 @@ def test_layers_in_a_scan(jax, ring, hand, small):
 
 
 def test_eagerly(jax, hand, small):
-    """Without jit each step is a program of its own."""
+    """Without jit each step is its own program."""
     mesh, x, arrays = small
     f = hand.in_ring(mesh, "striped", is_causal=True)
     with jax.set_mesh(mesh):
@@ -206,7 +206,7 @@ def test_eagerly(jax, hand, small):
 
 
 def test_vmap_is_a_larger_batch(jax, ring, hand, small):
-    """Any mapped dimension; what is not mapped gets the sum."""
+    """Any mapped dimension. The gradient of an operand that is not mapped is the sum."""
     mesh, x, _ = small
     q = np.stack([x.q, 2 * x.q, -x.q], 1)
     v = np.stack([x.v, x.v + 1, 3 * x.v])
@@ -238,7 +238,7 @@ def test_vmap_is_a_larger_batch(jax, ring, hand, small):
 
 
 def test_vmap_of_steps(jax, ring):
-    """With a state that is mapped from the first step on, and not otherwise."""
+    """The state must be mapped from the first step on."""
     q, k, v = draw("f32", 6, query_len=16, **SHAPE)[:3]
     many = [np.stack([a, 2 * a]) for a in (q, k, v)]
 
@@ -310,7 +310,7 @@ def test_batches_over_another_axis(jax, ring, hand, plane, kind):
 
 @pytest.mark.parametrize("checked", [True, False])
 def test_what_is_alike_on_an_axis_gets_the_sum(jax, ring, hand, plane, checked):
-    """Queries that the data axis does not cut, and a weight that no axis does."""
+    """Queries that the data axis does not shard, and a weight that no axis shards."""
     spec = jax.sharding.PartitionSpec
     whole, cut = hand.ROWS, spec("data", None, "ring")
     x = draw("f32", 8, query_len=32, **SHAPE)
@@ -350,7 +350,7 @@ def test_explicit_axes_that_do_not_fit(jax, ring, hand, plane):
 
 
 def test_ctrl_c_waits_for_the_end_of_a_gradient(jax, hand):
-    """Devices that exchange all come to the end; then the signal's exception comes, once."""
+    """Devices that exchange all finish; then the exception of the signal is raised once."""
     mesh = hand.mesh_of(2)
     x = draw("f32", 10, batch=1, heads=4, head_dim=64, query_len=2 * 1024)
     f = hand.in_ring(mesh)
@@ -374,7 +374,7 @@ def test_ctrl_c_waits_for_the_end_of_a_gradient(jax, hand):
         assert bits(call(*arrays)) == first
 
 
-# What is refused.
+# Refusals.
 
 
 def test_forward_mode_and_second_order(jax, ring, hand, small):

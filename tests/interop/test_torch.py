@@ -82,18 +82,20 @@ def test_unshard_undoes_shard(gloo_ranks, layout):
 )
 @pytest.mark.parametrize("by", ["ring_attention", "context_parallel"])
 def test_ranks_that_differ_all_get_a_typed_error(gloo_ranks, what, field, by):
-    # Also where the others have had their problem before, and compared it.
+    # The others have called their problem before, and have compared it.
     agreed = gloo_ranks.run({"do": "differing", "what": what, "odd_rank": None, "by": by})
     assert not any(a["error"] for a in agreed)
     for answer in gloo_ranks.run({"do": "differing", "what": what, "odd_rank": 2, "by": by}):
         assert answer["error"] == "InvalidProblemError", answer
         assert "rank 2" in answer["message"] and field in answer["message"]
-    check(gloo_ranks)  # the ring is as good as before
+    check(gloo_ranks)  # the ring still works
 
 
 def test_unshard_of_differing_shapes(gloo_ranks):
     for answer in gloo_ranks.run({"do": "uneven_unshard"}):
-        assert answer["error"] == "InvalidProblemError" and "must be the same on every rank" in answer["message"]
+        assert (
+            answer["error"] == "InvalidProblemError" and "must be the same on" in answer["message"]
+        )
 
 
 @pytest.mark.parametrize("gradients", [False, True])

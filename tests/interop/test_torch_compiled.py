@@ -1,4 +1,4 @@
-"""Calls that talk to other ranks, in compiled code: none is merged, dropped or moved."""
+"""Collective calls in compiled code: none is merged, dropped or moved."""
 
 import pytest
 
@@ -43,8 +43,8 @@ def test_calls_are_those_of_eager_code(torch, calls, backend):
 
     def loss(q, k, v):
         first = ring_attention(q, k, v, scale=0.5)
-        second = ring_attention(q, k, v, scale=0.5)  # the same again
-        ring_attention(q.detach(), k, v, scale=0.25)  # nobody asks for it
+        second = ring_attention(q, k, v, scale=0.5)  # the same call again
+        ring_attention(q.detach(), k, v, scale=0.25)  # its result is not used
         return (first.sin() + second.cos()).sum()
 
     leaves = [torch.randn(1, 2, 8, 16, requires_grad=True) for _ in range(3)]

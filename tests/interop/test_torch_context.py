@@ -1,4 +1,4 @@
-"""What ``context_parallel`` finds below PyTorch's function layer, and what it refuses there."""
+"""Calls that ``context_parallel`` catches or refuses below PyTorch's function layer."""
 
 import pytest
 from helpers.context_forms import CAUGHT, REFUSED
@@ -29,7 +29,7 @@ def test_refused(gloo_ranks, what):
     for answer in gloo_ranks.run({"do": "within", "what": what}, seconds=120):
         assert REFUSED[what] in answer["message"], answer
         assert answer["error"] == "UnsupportedError", answer
-        # TorchScript wraps what is raised in it, and nothing else does.
+        # Only TorchScript wraps the error.
         assert answer["typed"] == ("scripted" not in what), answer
 
 
@@ -39,7 +39,7 @@ def test_what_one_rank_refuses_ends_on_the_others(gloo_ranks):
         for rank, answer in enumerate(answers):
             assert answer["error"] == answers[2]["error"] != "", answer
             assert rank == 2 or answer["message"].startswith("rank 2: "), answer
-    # The ring is as good as before, and the order of its calls too.
+    # The ring still works, and its ranks agree on the order of calls.
     for answer in gloo_ranks.run({"do": "within", "what": "sdpa"}):
         assert answer["relative"] <= 4e-6, answer
 

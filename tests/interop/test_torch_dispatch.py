@@ -1,4 +1,4 @@
-"""Eager calls pass by PyTorch's dispatcher, but where somebody listens to it or a tensor needs it."""
+"""Eager calls skip PyTorch's dispatcher, unless a mode, a profiler or a tensor needs it."""
 
 import gc
 import weakref

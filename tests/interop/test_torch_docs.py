@@ -107,8 +107,8 @@ def test_a_long_prompt_takes_a_share_of_the_memory(tmp_path):
         (off,) = re.findall(r"differ from one rank's alone by (\S+),", said)
         assert float(off) < 1e-5
     assert cache[1] == 2 * cache[2] == 4 * cache[4]
-    # The pages of a process also hold what gloo and malloc keep, some 20 MiB either way: so only the
-    # widest ratio, with room.
+    # The pages of a process also hold what gloo and malloc keep, some 20 MiB either way: so only
+    # the widest ratio, with room.
     assert working[4] < 0.6 * working[1], working
     assert len(set(token.values())) == 1
 

@@ -39,7 +39,7 @@ def test_tensors_on_different_devices(ring_attention, qkv):
 
 
 def test_a_device_that_the_group_cannot_serve(torch, ring_attention):
-    # A stand-in for a group that has NCCL alone: this machine need have none.
+    # Stands in for a group that has only NCCL, which this machine may not have.
     from baracuda_kernels.interop.torch import _process_group
 
     class CudaOnly:
@@ -124,7 +124,7 @@ def test_a_problem_without_a_backward(torch, ring_attention, qkv, monkeypatch):
     for x in qkv:
         leaf = x.clone().requires_grad_()
         operands = [leaf if one is x else one for one in qkv]
-        # At the forward call, and before a gradient is asked for.
+        # In the forward call, before a gradient is computed.
         with pytest.raises(UnsupportedError, match="no kernel has the gradient"):
             ring_attention(*operands)
         compiled = torch.compile(lambda *x: ring_attention(*x), backend="aot_eager")

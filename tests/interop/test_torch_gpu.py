@@ -164,10 +164,10 @@ def test_modules_train_on_nccl_ranks(nccl_ranks, module):
     task = {"do": "train_module", "module": module, "mode": "eager", "backward": "outside"}
     for answer in nccl_ranks.run(task, seconds=120):
         assert not answer["error"] and answer["off"] <= 1e-4, answer
-    # Autograd's own thread computes the layer anew, and finds the context.
+    # Autograd's thread computes the layer again, and finds the context.
     task |= {"mode": "checkpoint", "backward": "inside"}
     for answer in nccl_ranks.run(task, seconds=120):
-        if answer["error"] == "UnsupportedError":  # this torch hands nothing on to its threads
+        if answer["error"] == "UnsupportedError":  # this torch passes nothing on to its threads
             assert "does not know its context_parallel" in answer["message"], answer
         else:
             assert not answer["error"] and answer["off"] <= 1e-4, answer

@@ -25,13 +25,13 @@ ERRORS = ("NcclTimeoutError", "NcclError", "CommunicatorError")
 
 
 def pair_of(exchange):
-    # By peer is what two GPUs of a host do if nobody says otherwise.
+    # Two GPUs of a host use the peer exchange by default.
     environment = {"BARACUDA_EXCHANGE": "nccl" if exchange == "nccl" else "auto"}
     return RankPool(2, WORKER, backend="nccl", device_each=True, environment=environment)
 
 
 def fail_once(exchange, fault, number):
-    """What the other rank met. The victim fails at the start of a backward pass, or anywhere."""
+    """The outcome of the other rank. The victim fails at the start of a backward, or anywhere."""
     pair = pair_of(exchange)
     try:
         task = {"do": "endure_steps", "seconds": DEADLINE, "victim": 1}

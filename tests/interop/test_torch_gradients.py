@@ -104,7 +104,7 @@ def test_checkpointed_modules_within_context_parallel(gloo_ranks, module):
     task = {"do": "train_module", "module": module, "mode": "checkpoint"}
     for answer in gloo_ranks.run(task | {"backward": "inside"}, seconds=240):
         assert not answer["error"] and answer["off"] <= 4e-6, answer
-    # Attention computed anew outside of the context would be that of the local rows.
+    # Attention that is computed again outside of the context would see only the local rows.
     for answer in gloo_ranks.run(task | {"backward": "outside"}, seconds=240):
         assert answer["error"] in ("CheckpointError", "UnsupportedError"), answer
 
@@ -118,7 +118,7 @@ def test_one_rank_that_goes_backward(gloo_ranks):
     for answer in gloo_ranks.run({"do": "one_goes_backward", "odd_rank": 2}):
         assert answer["error"] == "InvalidProblemError", answer
         assert "direction: got" in answer["message"], answer
-    check(gloo_ranks)  # the ring is as good as before
+    check(gloo_ranks)  # the ring still works
 
 
 def test_one_rank_that_compiles_anew(gloo_ranks):

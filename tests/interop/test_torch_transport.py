@@ -1,4 +1,4 @@
-"""What the transport over a process group does when a message fails."""
+"""The transport over a process group after a failed message."""
 
 import ctypes
 
@@ -20,7 +20,7 @@ class Work:
 
 
 class Group:
-    """A stand-in for a process group, whose works fail as they are told."""
+    """Stands in for a process group. Its works fail on request."""
 
     def __init__(self, log, errors):
         self.log, self.errors = log, list(errors)
@@ -59,7 +59,7 @@ class Buffer:
     ],
 )
 def test_every_work_is_waited_for_before_a_failure_is_raised(torch, errors, raised):
-    """A receive that is not waited for writes into memory that its owner has freed."""
+    """Every receive is waited for: otherwise it would write into freed memory."""
     from baracuda_kernels.interop.torch._process_group import GroupTransport
 
     log, buffers = [], [Buffer() for _ in errors]
@@ -79,7 +79,7 @@ def test_every_work_is_waited_for_before_a_failure_is_raised(torch, errors, rais
 
 @pytest.mark.parametrize("odd", [0, 3])
 def test_what_keeps_one_rank_from_joining_is_told_to_all(gloo_ranks, odd):
-    """They would wait for it else, in NCCL."""
+    """Otherwise they would wait for it in NCCL."""
     answers = gloo_ranks.run({"do": "join_nccl", "odd_rank": odd}, seconds=20)
     for rank, answer in enumerate(answers):
         assert "max_ctas: got 99" in answer["message"], answer
@@ -88,7 +88,7 @@ def test_what_keeps_one_rank_from_joining_is_told_to_all(gloo_ranks, odd):
 
 
 def test_ctrl_c_ends_a_wait_for_another_rank(gloo_ranks):
-    """In the exchange, and in the comparison before it; the others' waits end, too."""
+    """In the exchange and in the comparison before it. The waits of the others end too."""
     for where in ("comparison", "exchange"):
         first, *others = gloo_ranks.run({"do": "interrupted", "where": where}, seconds=30)
         assert first["raised"] == "KeyboardInterrupt" and first["seconds"] < 1.5, first

@@ -1,4 +1,4 @@
-"""Training over rings: what BatchSharder cuts, and the loss, against transformers on one rank."""
+"""Training over rings: BatchSharder's batches and loss, against transformers on one rank."""
 
 import pytest
 
@@ -75,9 +75,9 @@ def test_the_first_ranks_batch_for_all(gloo_ranks, layout):
         ("an unknown tensor", "UnsupportedError", "batch: got the entry token_weights"),
         ("a window", "UnsupportedError", "config.sliding_window: got 8"),
         ("lists", "InvalidProblemError", "input_ids: got list, must be a torch.Tensor"),
-        ("another batch on one rank", "InvalidProblemError", "batch: got input_ids of int64 (2, 24)"),
+        ("another batch on one rank", "InvalidProblemError", "got input_ids of int64 (2, 24)"),
         ("another length on one rank", "InvalidProblemError", "int64 (2, 20) on rank 1"),
-        ("a length that does not divide", "InvalidProblemError", "batch: got 23 rows, must be a multiple"),
+        ("a length that does not divide", "InvalidProblemError", "batch: got 23 rows, must be"),
         ("no room for padding", "InvalidProblemError", "config.max_position_embeddings, 23"),
         ("no data group", "InvalidProblemError", "data_group: got None for a ring of 2 of 4"),
         ("a data group within the ring", "InvalidProblemError", "data_group: got the ranks ["),
@@ -110,7 +110,9 @@ def test_models_that_are_not_causal_or_add_a_loss(torch, one_rank):
     with pytest.raises(InvalidProblemError, match="model: got Linear"):
         BatchSharder(torch.nn.Linear(2, 2))
     encoder = transformers.BertForMaskedLM(transformers.BertConfig(**sizes()))
-    with pytest.raises(UnsupportedError, match="BertForMaskedLM.bert.encoder.*: got attention that is not causal"):
+    with pytest.raises(
+        UnsupportedError, match=r"bert\.encoder.*: got attention that is not causal"
+    ):
         BatchSharder(encoder)
     config = transformers.MixtralConfig(**sizes(num_key_value_heads=2, output_router_logits=True))
     with pytest.raises(UnsupportedError, match="config.output_router_logits: got True"):

@@ -21,7 +21,7 @@ def handler():
 
 @pytest.mark.parametrize("theirs, answer", [(1, 1), (3, 3), (9, 3)])
 def test_the_version_it_was_written_to(handler, theirs, answer):
-    """Never newer than the runtime's own, never newer than what it was written to."""
+    """The version is neither newer than the runtime's nor newer than the handlers' own."""
     call, metadata = Call(minor=theirs), Metadata()
     extension = Extension(ctypes.sizeof(Extension), 1, None, ctypes.pointer(metadata))
     call.frame.extensions = addressof(extension)
@@ -80,12 +80,12 @@ def test_refusals(handler, change, code, message):
         ([Q, Q], outputs(), "operand 2 (v): got none"),
         ([Q, Q, Q, Q], outputs(), "call frame: got 4 operands, must have 3"),
         ([Q, Q, Q[:, :1].copy()], outputs(), "v: got another shape or type, must have those of k"),
-        ([Q, Q[..., :4].copy(), Q[..., :4].copy()], outputs(), "head_dim and type of q"),
+        ([Q, Q[..., :4].copy(), Q[..., :4].copy()], outputs(), "head_dim or type, must have"),
         ([Q.astype(np.int64)] * 3, outputs(), "q: got XLA data type 5"),
         ([Q[0], Q, Q], outputs(), "q: got 3 dimensions, must have 4"),
         ([Q, Q, Q], outputs()[:1], "result 1 (lse): got none"),
-        ([Q, Q, Q], [Q[:, :1].copy(), outputs()[1]], "y: got another shape or type, must have those of q"),
-        ([Q, Q, Q], [outputs()[0], Q], "lse must be f32 [B, H, Q]"),
+        ([Q, Q, Q], [Q[:, :1].copy(), outputs()[1]], "y: got another shape or type"),
+        ([Q, Q, Q], [outputs()[0], Q], "lse: got another shape or type, must be f32 [B, H, Q]"),
     ],
 )
 def test_operands_that_do_not_belong_together(handler, operands, results, message):
@@ -99,7 +99,7 @@ def test_a_state_that_moves(handler):
     state, other = np.zeros((2, 320), np.float32)
     options = {**OPTIONS, "first": 0, "last": 0}
     call = Call([Q, Q, Q, state], [other], options)
-    assert call(handler) == 1 and "state: got a result of its own" in call.errors[0][1]
+    assert call(handler) == 1 and "state: got separate memory for its result" in call.errors[0][1]
 
 
 def test_a_frame_of_an_older_layout(handler):
@@ -169,7 +169,7 @@ def test_a_backward_call_of_two_steps(backward):
         ({"scale": float("inf")}, 3, "scale: got inf"),
         ({"causal": 1}, 3, "maps: got 4 dimensions, must have 1"),
         ({"dlse": 1}, 3, "operand 6 (dlse): got none"),
-        ({"first": 0}, 3, "scratch: got a result of its own"),
+        ({"first": 0}, 3, "scratch: got separate memory for its result"),
         ({"last": 0}, 3, "call frame: got 4 results, must have 3"),
     ],
 )
@@ -185,7 +185,7 @@ def test_refusals_of_the_backward(backward, change, code, message):
     [
         (3, Q[:, :1].copy(), "dy: got another shape or type, must have those of q"),
         (4, Q.astype(np.float64), "y: got another shape or type, must have those of q"),
-        (5, LSE[..., None].astype(np.float64), "lse must be f32 [B, H, Q]"),
+        (5, LSE[..., None].astype(np.float64), "lse: got another shape or type, must be f32"),
         (
             -4,
             np.zeros((1, 1, 1, SCRATCH - 1), np.float32),

@@ -126,7 +126,7 @@ class Rank(
         return {"relative": _relative(unshard(y, 2, mine, "striped"), exact)}
 
     def differing(self, task: dict) -> dict:
-        """Every rank's error, where one rank's call differs from the others'."""
+        """The error of every rank, if the call of one rank differs."""
         q, k, v = torch.randn(3, 1, 4, 16, 32, device=self.device)
         options = {"is_causal": True, "sequence_layout": "zigzag"}
         if self.rank == task["odd_rank"]:
@@ -208,7 +208,7 @@ class Rank(
         return {"same": torch.equal(back, x), "named": named, "rows": rows.tolist()}
 
     def communicator(self, task: dict) -> dict:
-        """Whether the ring's communicator is our own."""
+        """Whether the ring has made its own communicator."""
         from baracuda_kernels.interop.torch._ring import ring_of
 
         return {"owned": ring_of("", self.device).comm.owned}

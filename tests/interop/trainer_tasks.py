@@ -55,7 +55,7 @@ class TrainerTasks:
         }
 
     def evaluated(self, task: dict) -> dict:
-        """What Trainer makes of batches without a step, and one rank alone."""
+        """The evaluation by Trainer over a ring, and on one rank."""
         model, sharder, mesh = sharder_of(task)
         examples = _examples(_BATCH * mesh.size(0) * 2)
         trainer = _trainer(model, None, task)
@@ -99,7 +99,7 @@ def _trainer(model: Any, examples: Any, task: dict, **options: Any) -> Any:
         def _get_train_sampler(self, *_: Any) -> Any:
             return SequentialSampler(self.train_dataset)
 
-    # As torchrun does; the process group is there already.
+    # As torchrun does it. The process group exists already.
     os.environ |= {"RANK": str(dist.get_rank()), "WORLD_SIZE": str(dist.get_world_size()),
                    "LOCAL_RANK": str(dist.get_rank()), "MASTER_ADDR": "localhost",
                    "MASTER_PORT": "1"}  # fmt: skip
@@ -130,7 +130,7 @@ def _examples(count: int) -> list[dict]:
 
 
 def _collate(examples: list[dict]) -> dict[str, torch.Tensor]:
-    """Padded behind, as transformers' collators do."""
+    """Padded on the right, as by transformers' collators."""
     rows = max(len(example["input_ids"]) for example in examples)
     lengths = torch.tensor([[len(example["input_ids"])] for example in examples])
     ids = torch.zeros(len(examples), rows, dtype=torch.long)

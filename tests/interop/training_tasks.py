@@ -31,7 +31,7 @@ class TrainingTasks:
     rank: int
 
     def sharded_loss(self, task: dict) -> dict:
-        """The loss of a step of several batches, and what transformers itself makes of the whole."""
+        """The loss of a step of several batches, and transformers' loss of the whole batches."""
         from baracuda_kernels.interop.transformers import BatchSharder
 
         model, sharder, mesh = sharder_of(task)
@@ -113,7 +113,7 @@ class TrainingTasks:
         try:
             match task["what"]:
                 case "packed positions":
-                    if self.rank == 1:  # the others stop with it
+                    if self.rank == 1:  # the others raise its error
                         batch["position_ids"] = torch.arange(24).remainder(12).expand(2, 24)
                 case "cu_seq_lens":
                     batch["cu_seq_lens_q"] = torch.tensor([0, 12, 24])

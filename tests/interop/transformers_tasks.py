@@ -99,7 +99,7 @@ class TransformersTasks:
                 other = "zigzag" if layout == "striped" else "striped"
                 rows = position_ids(24, None, other).unsqueeze(0)
                 self._sharded(model, ids, layout, task, position_ids=rows)
-            case "local":  # right on the first rank of contiguous shards
+            case "local":  # these positions are right on the first rank of contiguous shards
                 rows = torch.arange(24).unsqueeze(0)
                 self._sharded(model, ids, layout, task, position_ids=rows)
 

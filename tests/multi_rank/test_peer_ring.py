@@ -77,7 +77,7 @@ def test_buffers_that_are_not_registered_go_by_nccl(torch, pool):
 def test_forced_where_it_cannot_be(torch, pool):
     choice = ["peer"] + ["nccl"] * (pool.world_size - 1)
     errors = {a["error"].partition(" (rank ")[0] for a in pool.join(exchange=choice, wait="event")}
-    assert len(errors) == 1 and 'exchange: got "peer", must be "auto" or "nccl" here: the hop from rank 0' in errors.pop()
+    assert len(errors) == 1 and 'exchange: got "peer", must be' in errors.pop()
     pool.join(exchange="peer")
 
 

@@ -68,7 +68,8 @@ def check_grid():
                     error = relative_error(y, ref)
                     worst[element, heavy] = max(worst.get((element, heavy), 0), error)
                     where = f"{element} {(b, h, hkv, q_len, k_len, d)} {causal=} {heavy=}: {error:.2e}"
-                    # Heavy-tailed 16-bit outputs are dominated by few values: only rounding counts.
+                    # A few values dominate heavy-tailed 16-bit outputs, so only the rounding is
+                    # compared.
                     expect(error <= tolerance, "y " + where)
                     expect(np.allclose(lse, ref_lse, rtol=1e-5, atol=1e-5), "lse " + where)
     for key, error in worst.items():
@@ -106,7 +107,7 @@ def check_layouts_and_rings():
 
 
 def check_rounding():
-    """16-bit: rms close to that of rounding the exact answer, and the same at every P."""
+    """16-bit: the rms error is close to that of rounding the exact result, at every P."""
     for element in ("f16", "bf16"):
         q, k, v = (normal((1, 2, 1024, 64), element) for _ in range(3))
         ref, _ = oracle(q, k, v)

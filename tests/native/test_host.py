@@ -1,4 +1,4 @@
-"""The host family through the C ABI, with the least instruction set and the best of this machine."""
+"""The host family through the C ABI, with the baseline and the best instruction set."""
 
 import ctypes as ct
 import os

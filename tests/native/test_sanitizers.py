@@ -26,7 +26,7 @@ def test_threads_that_share_everything(kind, tmp_path):
     flags = [f"-fsanitize={SANITIZERS[kind]}", "-fno-sanitize-recover=all", "-g", "-pthread"]
     if not links(flags, tmp_path):
         pytest.skip(f"capability: {COMPILER} links no sanitizer of {kind}")
-    # Vector kernels take long to compile so; the baseline does what the others do.
+    # Vector kernels take long to compile with sanitizers. The baseline has the same code.
     sources = [p for p in SOURCES.rglob("*.cpp") if not p.stem.endswith(("_avx2", "_avx512"))]
     stub = tmp_path / "vectors.cpp"
     stub.write_text(
@@ -40,7 +40,7 @@ def test_threads_that_share_everything(kind, tmp_path):
     program = tmp_path / "stress"
     definitions = [f'-DBARACUDA_{name}="test"' for name in
                    ("SOURCE_HASH", "VERSION", "ARCHITECTURES", "NVCC", "CXX")]
-    # One unit a file, two at once.
+    # Compiles two files at a time.
     objects = []
     commands = []
     for source in [*sources, stub, FOLDER / "stress.cpp"]:

@@ -1,4 +1,4 @@
-"""What was installed: stable ABI, symbols, size, import time, stubs, and the kernels' resources."""
+"""The installed package: stable ABI, symbols, size, import time, stubs, kernels' resources."""
 
 import functools
 import importlib.metadata
@@ -135,7 +135,7 @@ def test_the_version_is_the_metadata_s():
 
 @pytest.fixture(scope="module", autouse=True)
 def one_mypy_cache(tmp_path_factory):
-    """The checks read the frameworks' sources once between them, and none of an earlier run's."""
+    """A cache for the checks of one run, so that they read the frameworks' sources once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MYPY_CACHE_DIR", str(tmp_path_factory.mktemp("mypy")))
         yield
@@ -147,7 +147,7 @@ def started(*command, cwd):
 
 
 def checked(*command, cwd):
-    """The output of a checker that finds nothing wrong."""
+    """The output of a checker that must find no error."""
     with started(*command, cwd=cwd) as process:
         output, _ = process.communicate()
     assert process.returncode == 0, output
@@ -184,7 +184,7 @@ def test_the_package_type_checks_and_its_stubs_agree_with_the_modules(tmp_path):
 
 
 def misuse(folder):
-    """The user's program with an error in its last line, which a checker must find."""
+    """The user's program with an error in its last line. A checker must find it."""
     program = folder / "misuse.py"
     wrong = "bad: str = bk.shard(np.zeros(1), 1)\n"
     program.write_text((HERE / "typed_program.py").read_text() + wrong)

@@ -1,4 +1,4 @@
-"""What `return_lse` makes of a call's type, in the frameworks. For the type checkers, not run."""
+"""The types of calls with `return_lse` in the frameworks. For type checkers; it is not run."""
 
 from typing import assert_type
 

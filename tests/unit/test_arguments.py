@@ -1,4 +1,4 @@
-"""Arguments as users have them are taken; what would be misread is refused by its name."""
+"""Arguments in the forms that users have are taken; an ambiguous one is refused by name."""
 
 import math
 import time
@@ -120,7 +120,7 @@ def test_a_timeout_stops_a_host_run():
 
 
 def test_progress_moves_within_a_step(monkeypatch):
-    """By whole steps it would stand still for four of sixteen rank-steps at a time."""
+    """Progress within a step: by whole steps it would stop for four of sixteen steps at a time."""
     monkeypatch.setattr(local_ring, "_POLL", 0.001)
     q, seen = np.zeros((1, 8, 2**14, 64), np.float32), []
     bk.run_local_ring(q, q, q, 4, progress=lambda done, total: seen.append(done))
@@ -138,7 +138,7 @@ def test_progress_moves_within_one_rank_s_step(monkeypatch):
 
 
 def test_a_progress_that_raises_stops_the_run():
-    """Not after the run: the pool would wait for it."""
+    """The error comes at once, and not after the run, for which the pool would wait."""
     q = np.zeros((1, 8, 2**14, 64), np.float32)
 
     def stop(done, total):
@@ -166,7 +166,7 @@ def test_select_without_a_gpu_says_what_to_give():
 @pytest.mark.parametrize(("plan", "kind"), [(bk.RingAttentionPlan, bk.RingAttentionDescriptor),
                                             (bk.FlashSdpaPlan, bk.FlashSdpaDescriptor)])
 def test_select_takes_its_arguments_in_explains_order(plan, kind):
-    """The problem, where, the preference; the earlier order and both names go on to work."""
+    """The order descriptor, stream, preference; the earlier order and both names still work."""
     descriptor, host = kind(1, 2, 4, 4, 8), bk.Stream.host()
     preference = bk.PlanPreference(math_precision="F32")
     assert plan.select(descriptor, host, preference).family == "host"

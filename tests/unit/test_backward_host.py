@@ -29,7 +29,7 @@ DTYPES = ("f16", "bf16", "f32", "f64")
 
 
 def summands(x, scale=None):
-    """How large the numbers are that dq is the sum of."""
+    """The size of the summands of dq."""
     scale = 1 / math.sqrt(x.q.shape[-1]) if scale is None else abs(scale)
     norms = [np.linalg.norm(a.astype(np.float64), axis=-1).max(initial=0)
              for a in (x.k, x.v, x.dy)]
@@ -38,7 +38,7 @@ def summands(x, scale=None):
 
 
 def check(x, dtype, *, exact=None, peaked=False, **options):
-    """Hold the host's gradients of a problem to float64; returns them."""
+    """Check the host's gradients of a problem against float64, and return them."""
     oracle = {name: value for name, value in options.items() if name != "wide"}
     if exact is None:
         exact = attention_backward(*x[:4], dlse=x.dlse, **oracle)
@@ -69,13 +69,13 @@ def test_against_float64(dtype, seed, batch, heads, query_len, key_len, head_dim
     assume(head_dim >= 8 or dtype in ("f32", "f64"))
     x = draw(dtype, seed, batch=batch, heads=heads[0], kv_heads=heads[1], query_len=query_len,
              key_len=key_len, head_dim=head_dim, dlse=dlse)
-    # Few keys to a row: its softmax is peaked, and delta feels the rounding of y.
+    # With few keys the softmax of a row is peaked, and delta has the rounding error of y.
     check(x, dtype, is_causal=is_causal, wide=wide, peaked=min(query_len, key_len) < 32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tolerance_of_many_numbers(dtype):
-    """Outputs large enough for statistics: 16-bit gradients are rounded once."""
+    """16-bit gradients are rounded once: shown by the rms error of large outputs."""
     x = draw(dtype, 3, heads=4, kv_heads=2, query_len=520, head_dim=64)
     for is_causal in (False, True):
         check(x, dtype, is_causal=is_causal)
@@ -98,7 +98,7 @@ def test_any_scale(dtype, scale):
 @pytest.mark.parametrize("shift", [200.0, -200.0])
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
 def test_large_lse(dtype, shift):
-    """A score that all keys of a row share moves lse alone: P and the gradients stay."""
+    """A score that is added to all keys of a row changes only lse, not P and the gradients."""
     x = draw(dtype, 6, query_len=70, head_dim=16)
     q, k = x.q.copy(), x.k.copy()
     q[..., 0], k[..., 0] = 1.0, shift
@@ -126,7 +126,7 @@ def test_f16_gradients_do_not_underflow():
         assert error_of(one, truth)["relative"] < 1e-4
 
 
-# Identities: of sums that a wrong delta, a wrong mask or a lost tile would break.
+# Identities of sums, which a wrong delta, a wrong mask or a lost tile would break.
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -149,7 +149,7 @@ def test_the_values_gradients_sum_to_dy_of_the_rows_that_see_a_key():
 
 
 def test_dq_along_q_is_dk_along_k():
-    """Both are the gradient by the scale."""
+    """Both are the derivative by the scale."""
     x = draw("f64", 12, query_len=90, key_len=130, dlse=True)
     for is_causal in (False, True):
         dq, dk, _ = host_gradients(x, is_causal=is_causal)
@@ -231,7 +231,7 @@ def test_nan_and_inf_reach_what_sees_them_and_nothing_else(dtype, name):
 
 
 def test_a_row_without_keys_gives_nothing_whatever_it_holds():
-    """lse = -inf: as where another step's mask has hidden all keys from a row."""
+    """lse = -inf: no step shows a key to the row."""
     x = draw("f32", 26, query_len=20)
     y, lse = forward(x)
     y[:, :, 7], lse[:, :, 7] = 0, -np.inf
@@ -244,7 +244,7 @@ def test_a_row_without_keys_gives_nothing_whatever_it_holds():
     assert_gradients("host", "f32", (dq[:, :, keep], dk, dv), exact)
 
 
-# Operands as callers have them.
+# Operands in the forms that callers have.
 
 
 def test_strides_are_honoured():
@@ -257,7 +257,7 @@ def test_strides_are_honoured():
 
 
 def test_an_expanded_dy_and_dlse():
-    """As autograd gives it for a sum: one number seen as a whole tensor."""
+    """dy in the form that autograd gives for a sum: one number, expanded to a tensor."""
     x = draw("f32", 31, query_len=70)
     one = np.ones((1, 1, 1, 16), np.float32)
     expanded = x._replace(dy=np.broadcast_to(one, x.q.shape),
@@ -287,7 +287,7 @@ def test_outputs_may_be_strided_and_nothing_beside_them_is_touched():
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_the_bits_do_not_depend_on_the_number_of_threads(dtype):
-    """Few heads are two passes over the pairs, many are one."""
+    """With few heads there are two passes over the pairs, with many heads one."""
     x = draw(dtype, 40, heads=4, kv_heads=2, query_len=300, key_len=280, head_dim=32, dlse=True)
     before = _info.host_info()["threads"]
     try:
@@ -322,7 +322,7 @@ def test_every_instruction_set_is_right(isa):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, Path(__file__).parents[1]], capture_output=True, text=True,
         env={**os.environ, "BARACUDA_HOST_ISA": isa}, check=False)  # fmt: skip
-    # Where the CPU has no AVX2, the best below it.
+    # The best instruction set of a CPU without AVX2.
     assert done.returncode == 0 and done.stdout.split() in ([isa], ["baseline"]), done
 
 
@@ -333,5 +333,5 @@ def test_accumulators_of_outputs_are_the_unrounded_gradients():
     assert wide[1].dtype == np.float32
     for a, b in zip(rounded[1:], wide[1:], strict=True):
         assert np.array_equal(a, b.astype(a.dtype))
-    # Of dv nothing has been rounded but the inputs.
+    # For dv only the inputs have been rounded.
     assert error_of(wide[2], exact[2])["relative"] < 1e-6

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers.ring_abi import build_helper
 
-BLOCK_M, BLOCK_N = 64, 128  # most tiles
+BLOCK_M, BLOCK_N = 64, 128  # of most kernels
 NO_SUMS, NOBODYS_TURN = 0, 1
 SOURCES = Path(__file__).parents[2] / "src" / "cuda"
 
@@ -42,7 +42,7 @@ def positions(layout, rank, ranks, length):
 
 
 def fewest(causal, group):
-    """Heads that sm90a mixes at least."""
+    """The least number of heads that sm90a mixes."""
     return 2 if causal and group == 1 else 4
 
 
@@ -64,7 +64,7 @@ class Step:
             heads, group, query_len, head_dim, self.causal, fewest(self.causal, group))
         first_keys = range(0, key_len, BLOCK_N)
         first_rows = np.searchsorted(rows, keys[::BLOCK_N]) if self.causal else [0] * len(first_keys)
-        # The first query tile that sees a key tile, as the kernel counts it.
+        # The first query tile that sees a key tile, counted as in the kernel.
         self.begins = [self.query_tiles if row == query_len else int(row) // BLOCK_M
                        for row in first_rows] + [self.query_tiles] * 2**log2_sums  # fmt: skip
 
@@ -84,7 +84,7 @@ class Step:
         return bool(out[0]), out[1], out[2], out[3]
 
     def visits(self, n):
-        """(query head, query tile) in the order in which the n-th key tile comes to them."""
+        """(query head, query tile), in the order of the n-th key tile."""
         head, index, rises = self.draw(n)
         tiles = range(self.begins[index], self.query_tiles)
         if self.causal and rises:
@@ -101,7 +101,7 @@ class Step:
         """
         added = {tile: [] for tile in words}
         counter = 0
-        # Blocks of the grid, those without a place included.
+        # All blocks of the grid, also blocks that cannot be resident.
         waiting = self.tiles if come_and_go else resident + rng.randrange(3)
         grid = waiting
 
@@ -119,8 +119,8 @@ class Step:
                 landing = []
                 for visited in self.visits(n):
                     waits, awaited, left, of_tile = self.turn(index, rises, visited[1])
-                    tile = (*visited, of_tile)  # a sum
-                    # Two buffers: the addition before may be under way still.
+                    tile = (*visited, of_tile)  # the sum that it adds to
+                    # Two buffers: the previous addition may still be in flight.
                     while len(landing) == 2 or waits and words[tile] != awaited:
                         if landing and rng.random() < 0.5:
                             landed = landing.pop(rng.randrange(len(landing)))
@@ -186,7 +186,7 @@ def test_any_number_of_blocks_ends_and_adds_in_one_order(
             seen[*tile, step.draw(n)[1] % 2**log2_sums].append(n)
     words = dict.fromkeys(tiles, NO_SUMS)
     for resident in (1, 2, 3, 7, step.tiles + 2):
-        # Steps of one call: the words are as the last one left them.
+        # Steps of one call: each finds the words as the last step left them.
         assert step.run(words, resident, rng, come_and_go=come_and_go) == seen
         assert words == {t: NOBODYS_TURN if seen[t] else NO_SUMS for t in tiles}
 
@@ -246,7 +246,7 @@ def test_sections_are_neither_few_heads_nor_more_than_l2_holds():
     assert section(64, 2048, 256, False, least=8) == 8
     assert section(128, 2048, 128, False) == 8
     assert section(128, 1024, 128, False, group=4) == 4
-    # Where the last section has an order of its own, there is one before it.
+    # If the last section has another order, there is a section before it.
     assert [section(3, 64, 64, causal, group)
             for causal, group in ((False, 1), (True, 2), (True, 1))] == [3, 3, 1]
     assert section(2**20, 0, 64, False) == 2**20

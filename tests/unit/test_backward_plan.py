@@ -1,4 +1,4 @@
-"""FlashSdpaBackwardPlan as data and as a call: what explains, what selects, what is refused."""
+"""FlashSdpaBackwardPlan as data and as a call: explanations, selection, refusals."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_the_registry_knows_the_direction():
     spec = registry.get("flash_sdpa")
     assert spec.plan_type("backward") is bk.FlashSdpaBackwardPlan
     backward = registry.skus(op="FLASH_ATTENTION", direction="BACKWARD")
-    # simt and sm80 have one architecture; what they multiply in tells them apart.
+    # simt and sm80 have the same architecture, but another precision of products.
     on_tensor_cores = [(arch, element) for arch in ("SM80", "SM90A") for element in ("F16", "BF16")]
     assert sorted((sku.arch.name, sku.element.name) for sku in backward) == sorted([
         *((arch, element) for arch in ("SM80", "HOST")
@@ -41,7 +41,7 @@ def test_the_registry_knows_the_direction():
         assert guarantee.math_precision.name == (sku.element.name if fast else wide)
         assert guarantee.deterministic == guarantee.bit_stable_on_same_hardware
         assert guarantee.deterministic or fast
-    # Of sm80, as of sm90a, each twice: the fast one first.
+    # sm80 and sm90a have two kernels each, the fast one first.
     assert [(sku.element.name, sku.precision_guarantee.deterministic)
             for sku in backward if sku.arch is bk.ArchSku.SM90A] == [
         ("F16", False), ("BF16", False), ("F16", True), ("BF16", True)]  # fmt: skip
@@ -97,11 +97,11 @@ def test_the_scratch_of_sm90a_counts_as_workspace(head_dim):
     reasons = {c.family: c.reason for c in explanation.candidates}
     assert reasons["sm90a"] == (
         f"max_workspace_bytes: got {needed - 1}, must be at least {needed}")
-    # And a counter and a word for each tile, at head_dim 256 two, in sixteens.
+    # And a counter, and for each tile one word (at head_dim 256 two), in units of 16.
     words = 32 if head_dim == 256 else 16
     assert reasons["sm90a-deterministic"] == (
         f"max_workspace_bytes: got {needed - 1}, must be at least {needed + words}")
-    # sm80 keeps two numbers a row; its other kernel a counter and a word for each tile, too.
+    # sm80 keeps two numbers a row; its deterministic kernel also a counter and a word a tile.
     needed = 2 * 64 * 4 * (2 + head_dim)
     assert explanation.family == "sm80"
     preference = bk.PlanPreference(max_workspace_bytes=needed - 1)
@@ -119,7 +119,7 @@ def test_the_scratch_of_sm90a_counts_as_workspace(head_dim):
     ({"query_len": 2049}, False), ({"num_kv_heads": 4}, False), ({"head_dim": 64}, False),
     ({"key_len": 9}, True), ({"is_causal": True}, True)])  # fmt: skip
 def test_short_calls_of_sm90a_have_a_word_for_each_tile_of_rows(fields, has_words):
-    """Their first addition to dq stores; by what all steps of a call have in common."""
+    """Their first addition to dq is a store; the choice is the same in all steps of a call."""
     desc = problem(**{"batch_size": 32, "num_heads": 16, "query_len": 512, "key_len": 512,
                       "head_dim": 128, **fields})  # fmt: skip
     tiles = desc.batch_size * desc.num_heads * -(-desc.query_len // 64)
@@ -157,7 +157,7 @@ def test_explain(fields, arch, family):
     ("preference", "reason"),
     [
         (bk.PlanPreference(math_precision="BF16"), "math_precision: got BF16, must be F32"),
-        (bk.PlanPreference(max_workspace_bytes=100), "max_workspace_bytes: got 100, must be at least 4224"),
+        (bk.PlanPreference(max_workspace_bytes=100), "got 100, must be at least 4224"),
         (bk.PlanPreference(prefer_backend="CUDNN"), "prefer_backend: got CUDNN, must be"),
     ],
     ids=str,

@@ -28,7 +28,7 @@ def empty_like(dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["f32", "f64", "bf16"])
 def test_steps_at_the_positions_of_a_ring(dtype, layout):
-    """dq over the steps, dk and dv of each step's chunk: the gradients of the whole sequence."""
+    """dq over the steps, and dk and dv of each step's chunk, are the whole gradients."""
     for world_size, length, causal in ((2, 70, True), (3, 45, True), (4, 40, False), (5, 30, True)):
         x = draw(dtype, world_size, heads=2, kv_heads=1, query_len=world_size * length, head_dim=24,
                  dlse=True)
@@ -117,7 +117,8 @@ def test_sm80_and_sm90a_have_a_second_backward_whose_sums_have_an_order(first):
         ({"q_strides": abi.Strides(0, 0, -64)}, "q: got a sequence stride of -64 elements"),
         ({"dk_strides": abi.Strides(0, 66, 64)}, "dk: got a head stride of 66 elements"),
         ({"head_dim": 192}, "head_dim: got 192, must be one of 64, 128, 256"),
-        ({"scale": -1.0}, "scale: got -1.0, must be > 0"), ({"scale": 1e-30}, "scale: got 1e-30, must be at least 2**-80"),
+        ({"scale": -1.0}, "scale: got -1.0, must be > 0"),
+        ({"scale": 1e-30}, "scale: got 1e-30, must be at least 2**-80"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -138,7 +139,7 @@ def test_what_sm90a_needs_is_checked_before_anything_is_launched(changes, messag
                                                   "element: got F32, must be one of F16, BF16"),
         ({"key_len": 2**30, "batch": 64, "k_strides": abi.Strides(0, 0, 64)},
          "batch, kv_heads, key_len: got"),
-        ({"query_len": 2**30 + 1}, f"query_len: got {2**30 + 1}, must be at most 2**30 in one step"),
+        ({"query_len": 2**30 + 1}, f"query_len: got {2**30 + 1}, must be at most 2**30"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -148,7 +149,7 @@ def test_what_sm80_needs_is_checked_before_anything_is_launched(changes, message
 
 
 def refused_before_launch(kernel, changes, message):
-    """Pointers to nothing: a launch would not survive them."""
+    """With invalid pointers, with which a launch would crash."""
     lib = abi.library()
     p = abi.BackwardParams(struct_size=ct.sizeof(abi.BackwardParams))
     s = p.step

@@ -1,4 +1,4 @@
-"""Every kind of bad operand on the host: a typed error before any work, outputs left alone."""
+"""Every kind of bad operand on the host is a typed error before any work or output."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What Cython and ctypes are told of the C ABI is what a C++ compiler reads in the headers."""
+"""The C ABI of Cython and ctypes equals that of the headers, as a C++ compiler reads them."""
 
 import ctypes as ct
 import re

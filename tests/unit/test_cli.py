@@ -292,7 +292,7 @@ def test_bench_ring_as_a_table_json_and_a_picture(tmp_path):
 
 
 def test_bench_ring_as_a_trace(tmp_path):
-    """Chrome's JSON object format: a process a rank, a thread a lane, microseconds."""
+    """Chrome's JSON object format: a process for each rank, a thread for each lane, times in µs."""
     out, trace = tmp_path / "ring.json", tmp_path / "trace.json"
     ok(*BENCH, "--causal", "-o", out, "--trace", trace)
     found, result = json.loads(trace.read_text()), json.loads(out.read_text())
@@ -343,7 +343,7 @@ def test_bench_ring_draws_a_lane_for_each_of_the_three(tmp_path):
 
 
 def test_the_list_of_commands_is_whole_sentences():
-    """None is cut off at the width of a terminal."""
+    """No line is cut off at the width of a terminal."""
     listed = ok("--help").stdout.split("Commands:")[1].strip().splitlines()
     assert len(listed) == 7
     assert all(line.endswith(".") and not line.endswith("...") for line in listed)

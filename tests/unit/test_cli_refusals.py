@@ -1,4 +1,4 @@
-"""What the command line refuses: typed, in one line, before any work, and never by a traceback."""
+"""Refusals of the command line: typed, in one line, before any work, without a traceback."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def qkv(tmp_path):
 
 @pytest.fixture
 def no_run(monkeypatch):
-    """Whoever computes has not checked first."""
+    """Fails the test: a command must check its arguments before it computes."""
 
     def run(*args, **options):
         raise AssertionError("the computation has begun")
@@ -98,7 +98,7 @@ def test_the_timeout_of_a_host_run_acts(tmp_path):
 
 
 def fp8_file(path):
-    """A safetensors file as it lies on disk: a header's length, the header, the bytes."""
+    """The bytes of a safetensors file: the header's length, the header, the data."""
     names = ("q", "k", "v")
     header = {
         name: {"dtype": "F8_E4M3", "shape": [1, 1, 4, 4], "data_offsets": [16 * i, 16 * i + 16]}
@@ -158,7 +158,7 @@ def test_files_that_break_their_reader(tmp_path):
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 @pytest.mark.parametrize("shape", [(0, 2, 4, 8), (1, 2, 0, 8), (1, 0, 4, 8), (1, 2, 4, 0)], ids=str)
 def test_tensors_without_elements(tmp_path, suffix, shape):
-    """An answer or a typed refusal, never a traceback."""
+    """A result or a typed refusal, and no traceback."""
     path, out = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
     x = np.zeros(shape, np.float32)
     np.savez(path, q=x, k=x, v=x) if suffix == ".npz" else save_file({"q": x, "k": x, "v": x}, path)
@@ -191,7 +191,7 @@ def test_tensors_without_elements(tmp_path, suffix, shape):
 def test_numbers_beyond_all_bounds(arguments, kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found, message = refused(*arguments)
-    # click has a name of its own for what is out of a range
+    # click has another error for a value out of range
     assert (found if found != "NoSuchOption" else "") in (kind, "BadParameter"), message
     assert not list(tmp_path.iterdir())
 
@@ -258,7 +258,7 @@ def test_ctrl_c_ends_a_run_in_one_line_and_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_files_with_bytes_changed_at_random(tmp_path, suffix):
-    """An answer or a refusal in one line, and not a warning."""
+    """A result, or a refusal in one line, and no warning."""
     good, broken = tmp_path / f"good{suffix}", tmp_path / f"broken{suffix}"
     ok("sample", "-o", good, "--seq", 8, "--heads", 2, "--head-dim", 4)
     random, codes = np.random.default_rng(5), set()

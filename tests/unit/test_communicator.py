@@ -1,4 +1,4 @@
-"""Runs the communicator cases where the process's NCCL is the fake one."""
+"""Runs the communicator cases in processes whose NCCL is the fake one."""
 
 import os
 import pathlib

@@ -18,7 +18,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The built site's folder, and what sphinx said."""
+    """The built site's folder, and the output of sphinx."""
     folder = tmp_path_factory.mktemp("site")
     result = subprocess.run(
         [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", ROOT / "docs", folder],
@@ -54,7 +54,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.framework("sphinx")
 @pytest.mark.timeout(120)
 def test_the_reference_has_every_public_name(site):
-    """With its arguments; the site is built from the docstrings of this very package."""
+    """With its arguments. The site is built from the docstrings of the installed package."""
     folder, _ = site
     page = (folder / "api.html").read_text()
     for name in set(bk.__all__) - {"errors", "registry", "__version__"}:
@@ -66,7 +66,7 @@ def test_the_reference_has_every_public_name(site):
     for member in ("ElementKind.BF16", "ArchSku.SM90A", "SequenceLayout.ZIGZAG", "OpCategory.MOE"):
         assert f'id="baracuda_kernels.{member}"' in page, member
     plain = re.sub("<[^>]+>", "", page)
-    # As one writes them: no self, no C types, and the constructors of compiled classes, too.
+    # As a user writes calls: no self, no C types; constructors of compiled classes too.
     for call in ("run(stream, comm, args, *, timeline=None)", "from_mpi(comm, *, device=None, ",
                  "RingAttentionDescriptor(batch_size, num_heads, query_len, key_len, head_dim, "):
         assert call in plain, call
@@ -82,12 +82,12 @@ def supported(monkeypatch):
 @pytest.mark.skipif(not bk._build_info()["cuda_built"],
                     reason="capability: CUDA kernels in the build")  # fmt: skip
 def test_the_page_of_what_is_supported_is_the_registrys(supported):
-    """`python docs/write_supported.py` writes it anew."""
+    """`python docs/write_supported.py` writes the page."""
     assert (ROOT / "docs" / "supported.md").read_text() == supported.page()
 
 
 def test_what_needs_no_cuda_kernels_on_that_page(supported):
-    """Refusals, operands, signatures, what tests expect, what was tried: row by row."""
+    """Refusals, operands, signatures, expectations of tests, and trials: row by row."""
     page = (ROOT / "docs" / "supported.md").read_text()
     for heading, rows in supported.OTHERS.items():
         found = rows()

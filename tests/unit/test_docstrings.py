@@ -1,4 +1,4 @@
-"""The API reference is complete: names, parameters, defaults and errors of all that is public."""
+"""The API reference is complete: names, parameters, defaults and errors of all public objects."""
 
 import importlib
 import re
@@ -11,16 +11,16 @@ import baracuda_kernels as bk
 
 EVERYTHING = {described.name: described for described in public()}
 CALLS = [d for d in EVERYTHING.values() if d.kind != "property" and d.parameters]
-# What only the library makes or calls refuses nothing: results, errors, and a protocol.
+# Objects that only the library makes or calls refuse nothing: results, errors, a protocol.
 MADE_HERE = {
     *("registry.Architecture", "registry.Candidate", "registry.Explanation"),
     *("registry.ProblemOption", "predict.Card", "predict.RankMemory", "predict.Recommendation"),
     *("predict.RingForecast", "predict.Comparison", "predict.StepForecast"),
     *("predict.TrainingForecast", "predict.TrainingMemory"),
     *("predict.VisiblePairs", "baracuda_kernels.Transport.send", "baracuda_kernels.Transport.recv"),
-    # Of objects that were checked when they were made.
+    # These are of objects that are checked when they are made.
     *("predict.ComputeRates.tflops", "predict.ComputeRates.state_seconds_per_byte"),
-    "baracuda_kernels.ElementKind.of_dtype",  # answers None
+    "baracuda_kernels.ElementKind.of_dtype",  # returns None
     *("predict.exchange_seconds", "predict.hiding_chunk", "predict.rank_memory"),
     *("predict.backward_exchange_seconds", "predict.training_memory"),
 }
@@ -36,7 +36,7 @@ def test_the_list_is_long():
 
 @pytest.mark.parametrize("kind", ["class", "function", "property"])
 def test_every_public_name_is_described(kind):
-    """By a docstring of its own; a field also by its class's."""
+    """By its own docstring; a field may be described by its class's docstring."""
     missing = []
     for name, described in EVERYTHING.items():
         owner = EVERYTHING.get(name.rpartition(".")[0])
@@ -47,13 +47,13 @@ def test_every_public_name_is_described(kind):
 
 
 def test_compiled_classes_begin_with_their_signature(monkeypatch):
-    """The stub's, so that help() and the reference show how to make one."""
+    """With the stub's signature, so that help() and the reference show how to make an object."""
     monkeypatch.syspath_prepend(ROOT / "docs")
     signature = importlib.import_module("stub_signatures").of_name
     shown = []
     for name in bk.__all__:
         value = getattr(bk, name)
-        if not isinstance(value, type) or issubclass(value, Exception):  # those have their own
+        if not isinstance(value, type) or issubclass(value, Exception):  # they have their own
             continue
         found = signature(f"baracuda_kernels.{name}")
         described = EVERYTHING.get(f"baracuda_kernels.{name}")
@@ -61,7 +61,7 @@ def test_compiled_classes_begin_with_their_signature(monkeypatch):
             continue
         shown.append(name)
         first = described.doc.partition("\n")[0]
-        # Of an __init__ Cython writes it, and the bare star at the end.
+        # Cython writes the signature of an __init__, with the bare star at the end.
         own = first.replace("(self, ", "(").replace(", device=None, *)", ", *, device=None)")
         assert own == name + found
     assert {"RingAttentionDescriptor", "RingAttentionArgs", "KernelSku", "Stream"} <= set(shown)
@@ -82,7 +82,7 @@ def test_every_parameter_is_described(described):
     found = described.described()
     made_here = described.name in MADE_HERE or described.name.endswith("Error")
     if described.kind == "class" and "Made by :meth:" in described.doc:
-        return  # that one describes them
+        return  # that method describes them
     for name, default in described.parameters.items():
         named = re.search(rf"[`{{]{name}\b", described.doc)
         if name not in found and named and (len(described.parameters) == 1 or made_here):
@@ -106,5 +106,5 @@ def test_every_parameter_is_described(described):
     ids=lambda d: d.name,
 )
 def test_errors_are_named(described):
-    """A call that takes arguments refuses wrong ones, by a type that its docstring names."""
+    """The docstring of a call with arguments names the error for wrong ones."""
     assert re.search(r"\w+Error\b|Made by :meth:", described.doc)

@@ -1,4 +1,4 @@
-"""What each kernel family takes, at the edges of what it can count and scale: one rule, in C."""
+"""The problems of each kernel family, at the limits of its counters and scales."""
 
 import pytest
 
@@ -43,13 +43,26 @@ def test_every_family_takes_a_plain_problem(family):
             {"scale": 1.5e308, "element": "F64"},
             "scale: got 1.5e+308, must be in the range of float64",
         ),
-        ("sm90a", {"query_len": 2**30 + 1}, f"query_len: got {2**30 + 1}, must be at most 2**30 in one step"),
-        ("sm90a", {"key_len": 2**30 + 1}, f"key_len: got {2**30 + 1}, must be at most 2**30 in one step"),
-        ("sm80", {"key_len": 2**30 + 1}, f"key_len: got {2**30 + 1}, must be at most 2**30 in one step"),
+        (
+            "sm90a",
+            {"query_len": 2**30 + 1},
+            f"query_len: got {2**30 + 1}, must be at most 2**30 in one step",
+        ),
+        (
+            "sm90a",
+            {"key_len": 2**30 + 1},
+            f"key_len: got {2**30 + 1}, must be at most 2**30 in one step",
+        ),
+        (
+            "sm80",
+            {"key_len": 2**30 + 1},
+            f"key_len: got {2**30 + 1}, must be at most 2**30 in one step",
+        ),
         (
             "sm90a",
             {"batch_size": 2**22, "query_len": 2**18},
-            f"batch, heads, query_len: got {2**22 * 4097} query tiles, must be at most {2**31 - 4096}",
+            f"batch, heads, query_len: got {2**22 * 4097} query tiles, must be at most "
+            f"{2**31 - 4096}",
         ),
         (
             "sm90a",

@@ -1,4 +1,4 @@
-"""Rows of the host family that see an interval of keys which does not begin at the first."""
+"""Rows of the host family whose visible keys do not begin at the first key."""
 
 import ctypes as ct
 from pathlib import Path
@@ -26,7 +26,7 @@ TOLERANCE = {"f64": 1e-12, "f32": 2e-6, "bf16": 5e-3}
 
 @pytest.fixture(scope="module")
 def host_step():
-    """Enqueues a step of the host family, whatever its mask."""
+    """Enqueues a step of the host family with any mask."""
     host = SOURCES / "attention" / "forward" / "host"
     sources = [
         host / name
@@ -83,7 +83,7 @@ def test_windows(host_step, element, layout):
         assert relative_error(y, expected) <= TOLERANCE[element]
         assert np.allclose(lse, expected_lse, rtol=1e-5, atol=1e-5)
 
-        # A row's bits are its own, whatever the block it falls into.
+        # The bits of a row do not depend on its block.
         row = int(rng.integers(case.rows))
         at = PositionMap(int(case.q_map.positions(case.rows)[row]), 0, 1, 1)
         alone = np.ascontiguousarray(case.q[:, :, row : row + 1])

@@ -17,13 +17,13 @@ from baracuda_kernels._core import _info
 from baracuda_kernels.testing import attention
 
 HOST = bk.Stream.host()
-# From the signal to the exception; half a second is promised, the rest is for a busy machine.
+# Seconds from the signal to the exception: half a second is promised, the rest allows for load.
 SOON = 1.5
 
 
 @contextlib.contextmanager
 def interrupted(after=0.3, number=signal.SIGINT):
-    """Expects a KeyboardInterrupt soon after a signal that comes `after` seconds from now."""
+    """Expects a KeyboardInterrupt soon after a signal that is sent in `after` seconds."""
     timer = threading.Timer(after, os.kill, (os.getpid(), number))
     start = time.monotonic()
     timer.start()
@@ -36,7 +36,7 @@ def interrupted(after=0.3, number=signal.SIGINT):
 
 
 def long_problem(rows=24576):
-    """Some ten seconds of work."""
+    """About ten seconds of work."""
     rng = np.random.default_rng(0)
     return [rng.standard_normal((1, 4, rows, 64), np.float32) for _ in range(3)]
 

@@ -1,4 +1,4 @@
-"""Masks as intervals, against a boolean mask made from the positions: every layout and mask."""
+"""Masks as intervals against boolean masks from positions, for every layout and mask."""
 
 import ctypes as ct
 from functools import cache
@@ -43,7 +43,7 @@ def owner():
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled():
-    owner()  # or the first example takes as long as the compiler
+    owner()  # compiled here, so that the first example is not slow
 
 
 def positions(layout, rank, ranks, length):
@@ -59,7 +59,8 @@ def positions(layout, rank, ranks, length):
 
 @st.composite
 def masks(draw, total):
-    """Fields of a mask, and which key positions a row position sees, both by the table of masks."""
+    """The fields of a mask, and the key positions that a row position sees, by the table of
+    masks."""
     kind = draw(st.sampled_from(
         ["full", "causal", "window", "two-sided", "chunked", "prefix", "documents"]
     ))  # fmt: skip
@@ -83,7 +84,7 @@ def masks(draw, total):
     if kind == "prefix":
         n = draw(extents)
         return {**fields, "right": 0, "prefix": n}, lambda q, k: (k < n) | (k <= q)
-    # Documents that may be empty, and may leave positions at both ends that belong to none.
+    # Documents may be empty, and positions at both ends may belong to none.
     cuts = sorted(draw(st.lists(st.integers(0, total), min_size=2, max_size=8)))
     document = np.full(total, -1)
     for d, (start, end) in enumerate(pairwise(cuts)):
@@ -102,7 +103,7 @@ def masks(draw, total):
 
 @st.composite
 def problems(draw):
-    """What the owner is asked, and the same as a boolean mask."""
+    """The queries of the owner, and their answers by a boolean mask."""
     layout = draw(st.sampled_from(["contiguous", "zigzag", "striped"]))
     ranks = draw(st.integers(1, 8))
     query_len, key_len = draw(st.integers(1, 13)), draw(st.integers(1, 13))
@@ -156,7 +157,7 @@ def test_tiles(case, data):
     rows = seen[tile.begin : tile.end]
     assert every.members == members(rows.all(axis=0))
     assert some.members >= members(rows.any(axis=0))
-    if rows[0].any() and rows[-1].any():  # nothing but what lies between keys that are seen
+    if rows[0].any() and rows[-1].any():  # only keys between visible ones
         assert some.begin == min(members(rows[0])) and some.end == max(members(rows[-1])) + 1
 
     first = data.draw(st.integers(0, seen.shape[1] - 1))
@@ -196,7 +197,7 @@ def test_pairs(case):
 @settings(max_examples=300)
 @given(problems(), st.integers(1, 5), st.integers(1, 5))
 def test_shards_of_any_spacing(case, q_stride, k_stride):
-    """Maps that belong to no layout: rows and keys of different strides."""
+    """Maps of no layout: rows and keys with different strides."""
     problem, _ = case
     problem.cu_seqlens, problem.documents = None, 0
     for positions_of, stride in ((problem.q_map, q_stride), (problem.k_map, k_stride)):

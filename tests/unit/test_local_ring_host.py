@@ -207,7 +207,7 @@ def test_torch_tensors_on_the_host(dtype):
     arrays = numpy_qkv("normal", "f64", 6, heads=2, query_len=24, head_dim=16)
     torch_dtype = getattr(torch, TORCH_DTYPES[dtype])
     tensors = [torch.from_numpy(x).to(torch_dtype).requires_grad_() for x in arrays]
-    # An output without the gradient that is recorded would be a wrong one.
+    # Without the recorded gradient the output would be wrong.
     with pytest.raises(bk.UnsupportedError, match="q: got a tensor that requires grad"):
         bk.run_local_ring(*tensors, 3)
     with torch.no_grad():

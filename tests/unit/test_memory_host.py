@@ -60,7 +60,7 @@ def main():
 
 
 def test_memory_is_flat_after_2000_random_runs():
-    # A process of its own: the other tests' garbage would drown what is measured.
+    # Another process, since the garbage of other tests would hide the measurement.
     done = subprocess.run(
         [sys.executable, __file__], capture_output=True, text=True, timeout=300, check=False
     )

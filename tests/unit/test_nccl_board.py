@@ -1,4 +1,4 @@
-"""What the ranks of a ring tell each other beside NCCL, from process to process."""
+"""The board on which ranks of different processes post refusals and failures."""
 
 import ctypes as ct
 import glob
@@ -13,7 +13,7 @@ import pytest
 from helpers.ring_abi import build_helper
 
 SOURCES = pathlib.Path(__file__).parents[2] / "src" / "cuda"
-MOST = 32  # notes of a rank that the others find
+MOST = 32  # latest notes of a rank that the others can read
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_calls_that_all_refuse_are_forgotten(ranks):
 
 def test_a_comparison_where_another_rank_runs(ranks):
     one, other = ranks
-    for _ in range(2 * MOST):  # those of all ranks are fine
+    for _ in range(2 * MOST):  # comparisons of all ranks are allowed
         assert one.compare() is None and other.compare() is None
         assert one.begin() is None and other.begin() is None
         assert one.look() is None and other.look() is None
@@ -136,7 +136,7 @@ def test_a_call_that_was_begun_and_is_refused(ranks):
 
 
 def test_a_refusal_at_the_same_moment_is_found_once(path):
-    """As the call begins, or at the next look."""
+    """When the call begins, or at the next poll."""
     lib = library(path)
     found = {"begin": 0, "look": 0}
     for turn in range(100):

@@ -44,7 +44,7 @@ def fake():
 
 
 def on_threads(count_: int, work) -> list:
-    """work(rank) on a thread per rank; the results in order."""
+    """Run work(rank) on a thread for each rank; returns the results in rank order."""
     results = [None] * count_
 
     def drive(rank: int) -> None:
@@ -89,7 +89,7 @@ class Ring:
         return [self.lib.baracuda_nccl_state(comm) for comm in self.comms]
 
     def run(self, problem: Problem, timeout: float = 20.0) -> list:
-        """Every rank on its own thread, under a deadline: [Failure or None]."""
+        """Run every rank on its own thread, under a deadline: [Failure or None]."""
 
         def work(rank: int):
             comm = self.comms[rank]
@@ -183,9 +183,9 @@ def test_borrowed():
     assert results == [abi.OK] * 3
     assert [lib.baracuda_nccl_rank(c) for c in borrowed] == [0, 1, 2]
     assert [lib.baracuda_nccl_is_owned(c) for c in borrowed] == [0] * 3
-    # Its owner may have left NCCL's clusters on.
+    # Its owner may use NCCL's clusters.
     assert {lib.baracuda_nccl_endpoint(c).contents.in_clusters for c in borrowed} == {1}
-    # An abort of a borrowed one only ends our use of it.
+    # An abort of a borrowed communicator only ends this library's use of it.
     assert lib.baracuda_nccl_abort(borrowed[1]) == abi.OK
     assert lib.baracuda_nccl_state(borrowed[1]) == 1
     problem = Problem(3, abi.CONTIGUOUS, False)
@@ -253,7 +253,7 @@ def test_a_peer_that_hangs_in_a_run(fake, step):
     start = time.monotonic()
     results = ring.run(Problem(4, abi.CONTIGUOUS, False), timeout=0.4)
     assert time.monotonic() - start < 5
-    # In the last exchange rank 0 neither sends to rank 2 nor waits for anyone who does.
+    # In the last exchange rank 0 does not send to rank 2, and waits for no rank that does.
     stuck = [1, 2, 3] if step == 2 else [0, 1, 2, 3]
     assert [r for r in range(4) if results[r]] == stuck
     assert {results[r].status for r in stuck} == {abi.TIMEOUT}
@@ -270,7 +270,7 @@ def test_a_peer_that_hangs_in_a_run(fake, step):
 def test_a_missing_rank_in_a_run():
     ring = Ring(3)
     problem = Problem(3, abi.CONTIGUOUS, False)
-    problem.world_size = 2  # nobody drives rank 2
+    problem.world_size = 2  # no thread drives rank 2
     hops = [abi.plain_schedule(r, 3) for r in range(2)]
 
     def work(rank: int):
@@ -324,7 +324,7 @@ def test_an_idle_communicator_whose_deadline_passes():
 
 
 def test_many_deadlines():
-    """The watchdog wakes for each, whatever the order in which they were armed."""
+    """The watchdog wakes for each deadline, in any order of arming."""
     rings = [Ring(1) for _ in range(8)]
     lib = abi.library()
     for i, ring in enumerate(rings):
@@ -358,7 +358,7 @@ RUN_CALLS = {
     ],
 )
 def test_every_call_of_a_run_fails_in_turn(fake, call, step, which):
-    """All four ranks on one thread, so that the nth call is always the same one."""
+    """All four ranks on one thread, so that the nth call is always the same."""
     ring = Ring(4, one_thread=True)
     by_step = RUN_CALLS[call]
     fake.fake_nccl_inject(call.encode(), -1, sum(by_step[:step]) + which + 1, 2)
@@ -447,7 +447,7 @@ def test_an_asynchronous_error(fake):
     fake.fake_nccl_set_async_error(lib.baracuda_nccl_handle(ring.comms[0]), 6)
     assert lib.baracuda_nccl_async_error(ring.comms[0]) == abi.NCCL_ERROR
     assert last_failure().code == 6 and ring.states() == [1, 0]
-    # It stays the answer, without asking NCCL again.
+    # Later calls return it without a call of NCCL.
     fake.fake_nccl_set_async_error(lib.baracuda_nccl_handle(ring.comms[0]), 0)
     assert lib.baracuda_nccl_async_error(ring.comms[0]) == abi.NCCL_ERROR
     # synchronize on the other one: found, aborted, returned.
@@ -583,7 +583,7 @@ def test_the_real_library_answers_without_a_gpu():
     ],
 )
 def test_every_call_of_a_borrowing_fails_in_turn(fake, call, nth):
-    """And the communicator that was not ours is as it was."""
+    """The borrowed communicator is unchanged."""
     ring = Ring(1)
     handle = ring.lib.baracuda_nccl_handle(ring.comms[0])
     fake.fake_nccl_inject(call.encode(), -1, nth, 3)

@@ -1,4 +1,4 @@
-"""The exchange by peer on host memory: which hops take it, order on simulated streams, faults."""
+"""The peer exchange on host memory: choice of hops, order on simulated streams, faults."""
 
 from __future__ import annotations
 
@@ -171,12 +171,12 @@ def _target(fd: str) -> str:
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_a_rank_that_is_late_by_a_run_is_waited_for(wait):
-    """The others run ahead by as much as the words let them."""
+    """The other ranks run ahead as far as the words allow."""
     world = LocalWorld(4)
     connected = Peers(world, wait=wait)
     rings = [SumRing(4, seed=seed, staged=True) for seed in range(3)]
     memory = rings[0]
-    for ring in rings:  # the same buffers, staged anew for every run
+    for ring in rings:  # the same buffers, staged again for every run
         ring.beside, ring.behind = memory.beside, memory.behind
     register(connected, memory)
     memory.reset()
@@ -205,7 +205,7 @@ def test_a_rank_that_is_late_by_a_run_is_waited_for(wait):
     + [(s, abi.ABORTED) for s in (abi.CUDA_ERROR, abi.OUT_OF_MEMORY, abi.INTERRUPTED)],
 )
 def test_an_abort_ends_every_wait_and_fails_every_rank(status, found_as):
-    """As the same on every rank, unless it is a matter of the rank's own process."""
+    """It is the same on every rank, unless it is a fault of the rank's process."""
     reason = abi.Error(status=status, code=6, rank=-1, step=2, call=b"attempt", message=b"had enough")
     world = LocalWorld(3)
     connected = Peers(world)
@@ -213,7 +213,7 @@ def test_an_abort_ends_every_wait_and_fails_every_rank(status, found_as):
     register(connected, ring)
 
     def drive(rank: int):
-        if rank == 1:  # never runs; gives up
+        if rank == 1:  # does not run; it aborts
             time.sleep(0.2)
             connected.abort(1, reason)
             return "aborted"
@@ -228,7 +228,7 @@ def test_an_abort_ends_every_wait_and_fails_every_rank(status, found_as):
         assert (found[rank].status, found[rank].code, found[rank].rank) == (found_as, 6, rank)
         assert found[rank].step == 2
         assert "rank 1" in found[rank].message and "attempt: had enough" in found[rank].message
-    # And every later run is refused.
+    # Every later run is refused.
     call = ring.call(0, world.endpoints[0])
     assert world.lib.baracuda_ring_run(ct.byref(call), 1) == found_as
     connected.close()
@@ -273,7 +273,7 @@ def test_a_margin_is_left_on_ranks_with_a_hop_by_the_transport_alone():
         launch = abi.ProgramFn(ct.cast(program.launch, ct.c_void_p).value)
 
         def watched(problem, at):
-            if at.contents.step < 3:  # the last has no exchange
+            if at.contents.step < 3:  # the last step has no exchange
                 margins[rank].add(at.contents.sm_margin)
             return launch(problem, at)
 
@@ -291,7 +291,7 @@ def test_a_margin_is_left_on_ranks_with_a_hop_by_the_transport_alone():
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
 def test_what_a_call_receives_can_be_asked_before_it_runs(world_size):
-    """Two ranks receive beside the steps into one buffer alone."""
+    """With two ranks only one buffer receives BESIDE payloads."""
     world = LocalWorld(world_size)
     ring = SumRing(world_size, staged=True)
     call = ring.call(1, world.endpoints[1])
@@ -340,7 +340,7 @@ def test_pieces_of_one_allocation_are_one_copy():
 
 @contextlib.contextmanager
 def counted_copies(world):
-    """Bytes of the copies that the endpoints of a world make, as they come."""
+    """The bytes of the copies of a world's endpoints, in order."""
     copies = []
     kept = [end.ops for end in world.endpoints]
     for end in world.endpoints:
@@ -385,7 +385,7 @@ def test_close_ends_what_waits_for_neighbours_that_have_closed(gone):
     world.close()
 
 
-# Words of a rank, by their place.
+# The words of a rank, by their offset.
 KINDS = ("granted", "full", *["arrived"] * 4, "read", "idle")
 
 # ---- Order --------------------------------------------------------------------------------------
@@ -419,7 +419,7 @@ class Simulation:
         self.ops = self.sim.sim_stream_ops().contents
         self.enqueue_task = ct.cast(self.sim.sim_enqueue, ct.c_void_p)
         self.held: list[np.ndarray] = []
-        # The same endpoints, on simulated streams from here on.
+        # From here on the same endpoints use simulated streams.
         for end in self.world.endpoints:
             end.ops = self.sim.sim_stream_ops()
             exchange, context = end.exchange, end.exchange_context
@@ -478,7 +478,7 @@ def test_any_order_of_the_streams_gives_the_answer(world_size, parts, launch_add
 
 
 def not_needed(make, count: int, seeds: int = 150) -> list[int]:
-    """Which of the waits can be left out, and the answer is right in every order that was tried."""
+    """The waits without which the result is still right in every order that was tried."""
 
     def is_right(number: int, seed: int) -> bool:
         simulation = make(number)
@@ -492,7 +492,7 @@ def not_needed(make, count: int, seeds: int = 150) -> list[int]:
 @pytest.mark.parametrize("beside_alone", [False, True])
 @pytest.mark.parametrize("wait", WAITS)
 def test_every_wait_for_a_word_is_needed(wait, beside_alone):
-    """Grants, fills, arrivals, and what a gate tells of the launch before it."""
+    """Waits for grants, fills and arrivals, and the signals of a gate."""
     options = {"wait": wait, "beside_alone": beside_alone}
     simulation = Simulation(3, **options)
     assert simulation.run(0)
@@ -511,7 +511,7 @@ def test_every_wait_for_a_word_is_needed(wait, beside_alone):
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_runs_of_other_streams_follow_one_another(wait):
-    """Each run from a stream of its own, into buffers of its own; the words are the same."""
+    """Each run has its own stream and buffers, but the same words."""
     options = {"wait": wait, "beside_alone": True, "apart": True}
     for seed in range(40):
         simulation = Simulation(3, **options)
@@ -540,7 +540,7 @@ def test_every_event_is_needed(wait):
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_room_for_sums_is_granted_before_the_launch_that_they_follow(wait):
-    """It is free by then, and the neighbour's copy need not wait for this rank's launch."""
+    """The buffer is free by then, so the neighbour's copy need not wait for this rank's launch."""
     simulation = Simulation(2, runs=1, wait=wait)
     assert simulation.run(0)
     lines = [line.split() for line in simulation.sim.sim_log().decode().splitlines()]
@@ -549,5 +549,5 @@ def test_room_for_sums_is_granted_before_the_launch_that_they_follow(wait):
     last = len(mine) - 1 - mine[::-1].index("wait")  # for the last launch
     copies = [i for i, what in enumerate(mine) if what == "copy"]
     assert max(i for i in copies if i < last) < last - 1 and mine[last - 1] == "write"
-    # Behind it nothing but the wait for the other's room precedes the copy.
+    # After it, only the wait for the other rank's buffer comes before the copy.
     assert mine[last + 1 : last + 3] == ["await", "copy"], mine

@@ -1,4 +1,4 @@
-"""Scale on paper: pairs against brute force, memory, and the limits of the model."""
+"""Predictions: pairs against brute force, memory, and limits of the model."""
 
 import dataclasses
 import math
@@ -62,7 +62,7 @@ def test_full_blocks_are_told_from_cut_ones():
     assert (later.full, later.cut) == (64, 0)
     own = predict.visible_pairs(length, 2, 2, ranks)
     assert (own.full, own.cut) == (0, 36)
-    # Zigzag off the diagonal is whole blocks alone: half the keys, or half the rows.
+    # Off the diagonal, zigzag has only uncut blocks: half of the keys, or half of the rows.
     for origin in (0, 3):
         pairs = predict.visible_pairs(length, 1, origin, ranks, "zigzag")
         assert (pairs.full, pairs.cut) == (32, 0)
@@ -129,7 +129,7 @@ def test_an_infinite_link_exposes_nothing(layout, causal):
     p = problem(causal=causal)
     f = predict.forecast(p, machine(link_gbps=math.inf), layout)
     assert f.exposed == 0 and f.seconds == f.compute
-    # Constant rates and no state: efficiency is balance alone.
+    # With constant rates and no state, efficiency depends on balance alone.
     assert f.efficiency == pytest.approx(1 / f.balance)
     if not causal:
         assert f.efficiency == pytest.approx(1)

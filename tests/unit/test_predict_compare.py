@@ -1,4 +1,4 @@
-"""What the performance model advises, and the command ``predict``."""
+"""Recommendations of the performance model, and the command ``predict``."""
 
 import dataclasses
 import json
@@ -217,7 +217,7 @@ def test_bad_sizes(text):
 def test_measured_numbers_are_used(tmp_path):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(EVIDENCE))
-    # The file's rows are of sm80, which is what an A100 gets.
+    # The file's rows are of sm80, the family of an A100.
     a100 = ("--arch", "sm_80", "--sms", "108", "--memory-gib", "40")
     found = as_json(*GIVEN, *a100, "--measured", path)
     assert found["family"] == "sm80"
@@ -229,7 +229,7 @@ def test_measured_numbers_are_used(tmp_path):
 
 @needs_cuda_build
 def test_no_card_stands_in_for_another():
-    """Of a GPU that was never measured the user says all, or is told what is missing."""
+    """For a GPU without measured figures, the user gives all figures, or the error names them."""
     for arch in ("sm_80", "sm_86", "sm_100"):
         kind, message = refused(*GIVEN, "--arch", arch)
         assert kind == "UnsupportedError" and f"got {arch}," in message and "(sm_90)" in message

@@ -1,4 +1,4 @@
-"""Where the performance model's rates come from: an evidence file, or a card's measured figures."""
+"""The rates of the performance model: from an evidence file or a card's measured figures."""
 
 import math
 from pathlib import Path
@@ -18,10 +18,10 @@ def test_measured_rates_are_interpolated_by_length():
     assert rates.tflops(2048) == pytest.approx(175)
     assert rates.tflops(1) == pytest.approx(100) and rates.tflops(2**20) == pytest.approx(250)
     assert rates.tflops(2048, causal=True) == pytest.approx(140)
-    # Beyond the last length the loss of 25 % falls as 1/length.
+    # After the last length the loss of 25 % falls as 1/length.
     assert rates.tflops(8192, causal=True) == pytest.approx(250 / 1.125)
     assert rates.tflops(2**30, causal=True) == pytest.approx(250, rel=1e-5)
-    # 2 ps a byte where it was timed so, and nothing where the steps were not slower.
+    # 2 ps a byte if it was measured, and 0 if the steps were not slower.
     assert rates.state_seconds_per_byte(1024) * 1e12 == pytest.approx(2)
     assert rates.state_seconds_per_byte(4096) == 0
     assert rates.state_seconds_per_byte(2048) * 1e12 == pytest.approx(1)
@@ -29,7 +29,7 @@ def test_measured_rates_are_interpolated_by_length():
 
 
 def test_the_state_costs_what_the_steps_take_beyond_their_flops():
-    """However fast another library's one call is; and few tiles leave SMs idle, which is no cost."""
+    """Another library's single call has no effect, and idle SMs are not a cost of the state."""
     row = tax_row(1024, 100.0, 0.0, heads=4)
     on_32_of_132_sms = 4 * 4 * 8 * 1024**2 * 128 / 100e12 * 132 / 32
     row["ours"] = 1e3 * (on_32_of_132_sms + 14 * 4 * 1024 * 130 * 4 * 5e-12)

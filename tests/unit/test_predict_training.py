@@ -1,4 +1,4 @@
-"""Scale on paper of a backward and of a training step: bytes, memory, time, and what was measured."""
+"""Predictions of a backward and of a training step: bytes, memory, time, measured rates."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def test_sizes_are_those_of_the_plan(dtype):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_exchanges_are_the_rings(ranks):
-    """Chunks beside the steps but the last; sums from the second step on, one exchange later."""
+    """Chunks travel during all steps but the last; sums from step 2 on, one exchange later."""
     p = problem(seq=1024 * ranks, ranks=ranks)
     sent = predict.backward_exchange_seconds(p, machine(link_gbps=8e-9))  # a byte a second
     chunk, sums = p.bytes_per_hop, 2 * 8 * 1024 * 128 * 4
@@ -87,7 +87,7 @@ def test_shares_are_added_from_the_third_step_on_and_at_home():
     free, paid = (predict.backward_compute_seconds(p, trained(state=s)) for s in (0.0, 1.0))
     sums = 2 * 8 * 4096 * 128 * 4
     added = (paid - free)[:, 0] / (sums * 1e-12)
-    # A sum and a share are read and a sum is written; at home one of 16 bits.
+    # An addition reads a sum and a share and writes a sum; the last one writes 16 bits.
     assert added == pytest.approx([0, 0, 3, 3, 2.5])
 
 

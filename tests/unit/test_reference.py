@@ -1,4 +1,4 @@
-"""The float64 oracle against the formula written out, element by element."""
+"""The float64 oracle against the formula, element by element."""
 
 import math
 
@@ -14,7 +14,7 @@ from baracuda_kernels.reference import attention, attention_backward, error_of
 
 
 def brute_force(q, k, v, scale, visible):
-    """The definition, in Python floats and exact sums."""
+    """The definition in Python floats with exact sums."""
     batch, heads, query_len, head_dim = q.shape
     group = heads // k.shape[1]
     y = np.zeros(q.shape)

@@ -1,4 +1,4 @@
-"""Values that no kernel could serve are refused by name, before anything reads memory by them."""
+"""Invalid values are refused by name, before any memory is read."""
 
 import ctypes as ct
 
@@ -70,7 +70,7 @@ def test_numpy_integers_are_integers():
 
 
 class WithBuffer:
-    """What Pillow's images expose: a buffer object where an address may be."""
+    """As Pillow's images: a buffer object in place of an address."""
 
     def __init__(self, data):
         self.__array_interface__ = {
@@ -85,7 +85,7 @@ def test_a_buffer_is_not_read_as_an_address(data):
 
 def test_the_interface_is_kept_as_long_as_the_view():
     class Dynamic:
-        """Makes its memory when asked, as arrays behind __array_interface__ may."""
+        """Makes its memory in __array_interface__, as some arrays do."""
 
         @property
         def __array_interface__(self):
@@ -98,7 +98,7 @@ def test_the_interface_is_kept_as_long_as_the_view():
 
 
 class Pipe:
-    """Equal to every other one, as a careless dataclass is, and not hashable."""
+    """Equal to every other one and not hashable, as a dataclass may be."""
 
     def __init__(self, rank, boxes):
         self.rank, self.world_size, self.boxes = rank, 1, boxes
@@ -166,7 +166,7 @@ def test_no_heads(heads):
 
 
 class Echo:
-    """A ring of two whose other rank sends what it likes."""
+    """A ring of two whose other rank sends any bytes."""
 
     rank, world_size = 0, 2
 
@@ -191,7 +191,7 @@ def test_garbage_from_another_rank(message):
 
 
 def test_the_callers_floating_point_mode_does_not_matter():
-    """Under flush-to-zero the caller's share of the rows would be another than the pool's."""
+    """With flush-to-zero the rows of the caller would differ from those of the pool."""
     mode = ct.CDLL(build_helper("flush_to_zero.cpp"))
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((1, 8, 256, 32), np.float32) for _ in range(3))
@@ -217,7 +217,7 @@ def test_the_callers_floating_point_mode_does_not_matter():
 
 
 def test_the_pool_does_not_inherit_the_mode():
-    """Threads start with the mode of the one that starts them."""
+    """A thread starts with the mode of the thread that starts it."""
     import os
     import subprocess
     import sys

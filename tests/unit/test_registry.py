@@ -1,4 +1,4 @@
-"""What gets chosen and why, for any architecture, with no GPU in sight."""
+"""The choice of a kernel and its reasons, for any architecture, without a GPU."""
 
 import importlib.util
 import json
@@ -111,7 +111,7 @@ def test_explain_for_any_architecture(fields, arch, family):
     ids=str,
 )
 def test_what_the_tensor_core_kernels_cannot_count_or_scale(fields, reason):
-    """Known before a launch, so that select and explain name the kernel that will run."""
+    """Known before a launch, so select and explain name the kernel that runs."""
     import re
 
     explanation = registry.explain(ring(**fields), "sm_90")
@@ -269,7 +269,7 @@ def test_register_refuses_what_would_hide_another_op():
 
 @pytest.fixture(scope="module")
 def tiny_op(tmp_path_factory, request):
-    """The tiny op's own distribution, installed beside nothing."""
+    """The distribution of the tiny op, installed into an empty folder."""
     if importlib.util.find_spec("flit_core") is None:
         pytest.skip("capability: flit_core, which builds the tiny op")
     target = tmp_path_factory.mktemp("site")
@@ -322,7 +322,7 @@ def test_a_third_party_op_by_entry_point(tiny_op):
 
 
 def command(site, *arguments):
-    """JSON, and text, of a command with the tiny op installed."""
+    """The JSON and the text of a command with the tiny op installed."""
     program = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); "
         "from baracuda_kernels.cli import main; main()"
@@ -336,7 +336,7 @@ def command(site, *arguments):
 
 
 def test_a_third_party_op_on_the_command_line(tiny_op):
-    """`skus`, `info` and `explain` show it as they show ours."""
+    """`skus`, `info` and `explain` show it as they show built-in ops."""
     rows, text = command(tiny_op, "skus", "--op", "tiny_scale")
     assert [(r["op"], r["direction"], r["family"]) for r in rows["skus"]] == [
         ("SCALE", "FORWARD", "tiny"), ("SCALE", "BACKWARD", "tiny")]
@@ -355,7 +355,7 @@ def test_a_third_party_op_on_the_command_line(tiny_op):
     assert "tiny_scale backward on host" in text and "selected" in text
     report, text = command(tiny_op, *described, "--arch", "sm_90")
     assert report["family"] is None and "must be host" in text
-    # Ours is still the one that is meant where none is named, with options of its own.
+    # The default op is still the built-in one, with its own options.
     assert command(tiny_op, "explain", "--layout", "zigzag")[0]["op"] == "ring_attention"
 
 
@@ -376,7 +376,7 @@ BROKEN_PLUGINS = {
 
 @pytest.mark.parametrize("kind", BROKEN_PLUGINS)
 def test_a_broken_entry_point_is_logged_and_left_out(tmp_path, kind):
-    """Whatever it raises, and wherever: the library goes on, and ``info`` names it."""
+    """Whatever it raises, the library works without it, and ``info`` names it."""
     info = tmp_path / "broken_op-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-op\nVersion: 1.0\n")

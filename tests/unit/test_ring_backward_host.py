@@ -1,4 +1,4 @@
-"""RingAttentionBackwardPlan on local rings of the host: gradients, their bits, and what is refused."""
+"""RingAttentionBackwardPlan on local rings of the host: gradients, their bits, refusals."""
 
 import itertools
 import threading
@@ -39,7 +39,7 @@ problems = {
 
 
 def _with_rounded_y(dtype, x, y, **options):
-    """dlse, and what delta loses by the rounding of y: it can exceed the gradient of a short row."""
+    """dlse, and the rounding error of delta, which can exceed the gradient of a short row."""
     if dtype not in ("f16", "bf16"):
         return x.dlse
     exact_y, _ = attention(x.q, x.k, x.v, **options)
@@ -114,7 +114,7 @@ def test_16_bit_error_is_that_of_one_rank_at_every_world_size(dtype, is_causal):
 @pytest.mark.parametrize("dtype", ["bf16", "f32", "f64"])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_the_order_of_sums_is_the_schedules(dtype, ranks, wide):
-    """Bit for bit what steps by hand give whose shares are added up in that order, home's last."""
+    """Equal bits to steps by hand with shares added in the same order, the rank's own last."""
     for layout, is_causal in (("contiguous", True), ("zigzag", True), ("striped", False)):
         x = draw(dtype, ranks, heads=4, kv_heads=2, query_len=14 * ranks, key_len=9 * ranks,
                  head_dim=24, dlse=True)  # fmt: skip
@@ -135,7 +135,7 @@ def test_one_rank_gives_the_bits_of_flash_sdpa(dtype):
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_runs_on_threads_together_and_again_give_the_same_bits(ranks):
-    """Whatever outputs and scratch held before, also when a rank is late."""
+    """With any earlier contents of outputs and scratch, and also if a rank is late."""
     x = draw("bf16", 2, heads=2, query_len=24 * ranks, head_dim=16)
     ring = HostGradients(x, ranks, layout="zigzag", is_causal=True)
     first = [g.copy() for g in ring.run()]
@@ -168,7 +168,7 @@ def on_threads(ring, late=None):
 
 
 def test_keys_that_no_row_sees_and_rows_that_see_none():
-    """Contiguous shards of fewer rows than keys: the last ranks' keys are beyond every row."""
+    """Contiguous shards with fewer rows than keys: no row sees the last ranks' keys."""
     x = draw("f32", 3, query_len=12, key_len=40, head_dim=8)
     x.k[:, :, 13:] = x.v[:, :, 13:] = np.nan  # whatever is there
     dq, dk, dv = HostGradients(x, 4, is_causal=True).run()
@@ -346,7 +346,7 @@ def test_steps_by_hand_are_checked(wrong):
     plan.step(HOST, **good)
     with pytest.raises(bk.InvalidProblemError, match=next(iter(wrong))):
         plan.step(HOST, **{**good, **wrong})
-    if wrong.keys() & {"y", "lse"}:  # the preparation alone reads them
+    if wrong.keys() & {"y", "lse"}:  # only the preparation reads them
         plan.step(HOST, **{**good, **wrong, "dlse": None}, first=False)
     if "dq" in wrong:
         plan.step(HOST, **{**good, **wrong}, last=False)
@@ -371,7 +371,7 @@ def test_over_a_transport_with_one_message_a_chunk_and_one_a_sum(ranks):
 
 
 def test_a_rank_that_fails_ends_the_others():
-    """A broken transport: its exception reaches the caller, the group is closed."""
+    """The exception of a broken transport is raised, and its group is closed."""
 
     class Broken(Queues):
         def send(self, buffer, peer, stream):

@@ -1,4 +1,4 @@
-"""The backward's program on simulated streams: any order that their events allow gives the same bits."""
+"""The backward's program on simulated streams gives the same bits in any allowed order."""
 
 import ctypes as ct
 
@@ -92,7 +92,7 @@ class Simulated:
         self.nothing = _Work(lambda _: None)
 
     def later(self, what, function):
-        """Enqueues a function of the program; it reads its operands when the stream comes to it."""
+        """Enqueues a function of the program. It reads its operands when the stream executes it."""
 
         def enqueue(problem, at):
             step = abi.Step.from_buffer_copy(at.contents)

@@ -23,7 +23,7 @@ def run_all(problem: Problem, world: LocalWorld, streams=None) -> int:
 
 
 def run_threads(problem: Problem, world: LocalWorld, ranks=None, delay=None) -> dict:
-    """Every rank by its own thread: {rank: Failure or None}."""
+    """Run every rank on its own thread: {rank: Failure or None}."""
     results = {}
 
     def drive(rank: int) -> None:
@@ -265,7 +265,7 @@ def test_every_wait_is_needed(layout, causal):
 
 
 def is_needed(dropped: range, *problem, **options) -> bool:
-    """Whether some order that leaving these waits out permits gives a wrong answer."""
+    """Whether some order that is possible without these waits gives a wrong result."""
     for seed in range(400):
         simulation = Simulation(*problem, dropped, **options)
         assert simulation.enqueue() == abi.OK
@@ -276,7 +276,7 @@ def is_needed(dropped: range, *problem, **options) -> bool:
 
 @pytest.mark.parametrize(("layout", "causal"), [(abi.CONTIGUOUS, False), (abi.ZIGZAG, True)])
 def test_ranks_on_one_stream_need_their_waits_together(layout, causal):
-    """There the waits of a step cover one another, and nothing parts its kernels."""
+    """On one stream the waits of a step cover one another, and its kernels are adjacent."""
     ranks, exchanges = 4, 3
     simulation = Simulation(ranks, layout, causal, one_stream=True)
     assert simulation.enqueue() == abi.OK
@@ -301,7 +301,7 @@ def test_ranks_on_one_stream_need_their_waits_together(layout, causal):
 
 
 def test_order_of_one_rank():
-    """What one rank of two enqueues, exchange first."""
+    """The work that one rank of two enqueues, exchanges first."""
     simulation = Simulation(2, abi.CONTIGUOUS, False)
     assert simulation.enqueue() == abi.OK
     ring, user = "ring0", "user2"
@@ -367,23 +367,24 @@ def paused_launches(blocks: int, per_multiprocessor: int, *, in_clusters: bool =
 
 def test_launches_that_would_fill_the_device_let_the_exchange_begin_first():
     left, every, per_sm = 124, 132, 2
-    assert paused_launches(left, per_sm) == [False, False]  # whole multiprocessors stay free
+    assert paused_launches(left, per_sm) == [False, False]  # some multiprocessors stay free
     assert paused_launches(left + 1, per_sm) == [True, False]  # the last step has no exchange
     assert paused_launches(per_sm * left, per_sm) == [True, False]
-    assert paused_launches(per_sm * left + 1, per_sm) == [False, False]  # would take another wave
+    assert paused_launches(per_sm * left + 1, per_sm) == [False, False]  # would cost another wave
     assert paused_launches(per_sm * every, per_sm) == [False, False]
-    assert paused_launches(per_sm * every + 1, per_sm) == [True, False]  # takes it anyway
+    assert paused_launches(per_sm * every + 1, per_sm) == [True, False]  # another wave anyway
     assert paused_launches(0, 0) == [False, False]
 
 
-def test_resident_blocks_give_way_to_clusters_alone():
+def test_only_clusters_need_a_head_start_over_resident_blocks():
     assert paused_launches(124, 1, in_clusters=True) == [True, False]
     assert paused_launches(123, 1, in_clusters=True) == [False, False]
     assert paused_launches(124, 1) == [False, False]
 
 
 def test_only_exchanges_have_a_margin():
-    """Whatever the caller's step says of SMs to leave free: the loop alone knows its exchanges."""
+    """The loop sets the margin, whatever the caller's step has: only the loop knows its
+    exchanges."""
     simulation = Simulation(2, abi.CONTIGUOUS, False)
     problem = simulation.problem
     program = simulation.sim.sim_program()

@@ -1,7 +1,7 @@
 """The mesh axes over which an array varies, and the explicit axes that shard batch and heads.
 
-Each device of an explicit axis computes its part. XLA does not know the dimensions of the custom call,
-so without this it would gather the operands.
+Each device of an explicit axis computes its part. XLA does not know the dimensions of the custom
+call, so without this it would gather the operands.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def explicit_spec(
         for dim, axes in enumerate(spec):
             if axes and dim not in (0, 3 - sequence_dim):
                 raise InvalidProblemError(
-                    f"{name}: got {PartitionSpec(*spec)}, must be sharded by explicit mesh axes over "
-                    f"batch and heads alone, and over rows by {axis_name!r}"
+                    f"{name}: got {PartitionSpec(*spec)}, must be sharded by explicit mesh axes "
+                    f"over batch and heads alone, and over rows by {axis_name!r}"
                 )
         if spec != specs[0]:
             raise InvalidProblemError(
@@ -71,8 +71,8 @@ def over_parts(
 ) -> Any:  # fmt: skip
     """``compute(*arrays)`` on each device's parts, sharded by `spec`.
 
-    An array or result has four dimensions like q, or is ``[B, H, Q]``, or a scalar. `results` has the
-    number of dimensions of each result.
+    An array or result has four dimensions like q, or is ``[B, H, Q]``, or a scalar. `results` has
+    the number of dimensions of each result.
     """
     if not spec:
         return compute(*arrays)
@@ -105,8 +105,8 @@ def over_first_axis(
         return compute(arrays)
     if jax.__version_info__ < (0, 10):  # within vmap its mesh has only the axes of the ring
         raise UnsupportedError(
-            f"vmap: got an axis sharded by the explicit mesh axes {axes} in JAX {jax.__version__}, must "
-            "be JAX 0.10 or later"
+            f"vmap: got an axis sharded by the explicit mesh axes {axes} in JAX {jax.__version__}, "
+            "must be JAX 0.10 or later"
         )
     first = PartitionSpec(axes)
     mapped: Callable[..., list[Any]] = jax.shard_map(
@@ -120,12 +120,13 @@ def over_first_axis(
 
 
 def refuse_explicit_axes(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
-    """Raise for operands of a step that explicit axes shard: its state has no dimension to shard."""
+    """Raise for operands of a step that explicit axes shard: its state has no dimension to
+    shard."""
     for name, x in zip("qkv", (q, k, v), strict=True):
         if any(_spec(x)):
             raise InvalidProblemError(
-                f"{name}: got {PartitionSpec(*_spec(x))} over explicit mesh axes, must not be sharded: "
-                "call attention_step inside jax.shard_map over them"
+                f"{name}: got {PartitionSpec(*_spec(x))} over explicit mesh axes, must not be "
+                "sharded: call attention_step inside jax.shard_map over them"
             )
 
 

@@ -14,8 +14,9 @@ from baracuda_kernels.interop.jax._axes import uniform
 from baracuda_kernels.interop.jax._step import accumulator
 from baracuda_kernels.ops.attention import _xla
 
-# Operands: q, k, v, dy; if causal also the position maps. The first step has also y, lse [..., 1] and, if
-# lse has a gradient, dlse; later steps have the scratch. Results: the scratch, dk, dv; if last also dq.
+# Operands: q, k, v, dy; if causal also the position maps. The first step has also y, lse [..., 1]
+# and, if lse has a gradient, dlse; later steps have the scratch. Results: the scratch, dk, dv; if
+# last also dq.
 backward_step_p = Primitive(lowering.TARGETS[Direction.BACKWARD])
 
 

@@ -58,7 +58,8 @@ def choose(
 
 
 def def_step(primitive: Primitive, custom_call: Callable[..., Any]) -> None:
-    """Lower a primitive to ``custom_call(ctx, *operands, arch=…, **params)`` on cpu and cuda, and refuse
+    """Lower a primitive to ``custom_call(ctx, *operands, arch=…, **params)`` on cpu and cuda, and
+    refuse
     it on other platforms. Outside of ``jit`` it is compiled alone."""
 
     def lower_host(ctx: Any, *operands: Any, **params: Any) -> Any:
@@ -72,9 +73,7 @@ def def_step(primitive: Primitive, custom_call: Callable[..., Any]) -> None:
 
     def lower_elsewhere(ctx: Any, *operands: Any, **params: Any) -> NoReturn:
         platforms = ", ".join(ctx.module_context.platforms)
-        raise UnsupportedError(
-            f"ring_attention: JAX compiles for {platforms}, must be cpu or cuda"
-        )
+        raise UnsupportedError(f"ring_attention: JAX compiles for {platforms}, must be cpu or cuda")
 
     @lru_cache(maxsize=256)
     def compiled(params: tuple[tuple[str, Any], ...]) -> Any:
@@ -156,7 +155,8 @@ def def_batching(primitive: Primitive, names: Callable[..., tuple[list[str], lis
 
 _MAPPED = {
     "maps": "rank, origin: got values that differ along a mapped axis, must be the same",
-    "kept": "state: got one that is not mapped as q, k and v are, must be mapped from the first step on",
+    "kept": "state: got one that is not mapped as q, k and v are, must be mapped from the first "
+    "step on",
 }
 
 

@@ -90,14 +90,14 @@ def ring_attention(
     """Exact attention of this device's queries over the keys of a whole mesh axis.
 
     Liu, Zaharia, Abbeel 2023, arXiv:2310.01889. Call it inside ``jax.shard_map`` (and ``jax.jit``).
-    The steps are unrolled: one custom call for each of the P devices of the axis, with one buffer for
-    the state, and P - 1 exchanges of K and V.
+    The steps are unrolled: one custom call for each of the P devices of the axis, with one buffer
+    for the state, and P - 1 exchanges of K and V.
 
-    ``jax.grad`` and ``jax.vjp`` work, once. They add P steps, and P - 1 exchanges of K and V and of the
-    sums of their gradients. These sums are in float32 (float64 for float64), in the order of the
-    schedule, and rounded once. The backward keeps q, k, v, y and lse; a policy of ``jax.checkpoint``
-    knows y and lse as ``"ring_attention"``. ``jax.vmap`` puts the mapped axis into the batch. If
-    explicit mesh axes shard batch or heads, each device computes its part.
+    ``jax.grad`` and ``jax.vjp`` work, once. They add P steps, and P - 1 exchanges of K and V and of
+    the sums of their gradients. These sums are in float32 (float64 for float64), in the order of
+    the schedule, and rounded once. The backward keeps q, k, v, y and lse; a policy of
+    ``jax.checkpoint`` knows y and lse as ``"ring_attention"``. ``jax.vmap`` puts the mapped axis
+    into the batch. If explicit mesh axes shard batch or heads, each device computes its part.
 
     Parameters
     ----------
@@ -120,8 +120,8 @@ def ring_attention(
     return_lse : bool, default False
         Return ``(y, lse)`` instead of ``y``.
     sm_margin : int, default 8
-        On GPUs: number of SMs for XLA's exchange while K and V travel. Persistent kernels leave them
-        free. Other kernels that would fill the device begin some microseconds later.
+        On GPUs: number of SMs for XLA's exchange while K and V travel. Persistent kernels leave
+        them free. Other kernels that would fill the device begin some microseconds later.
     deterministic : bool, default False
         Take only kernels whose every sum has a fixed order, for the gradients too.
 
@@ -136,8 +136,8 @@ def ring_attention(
     Raises
     ------
     InvalidProblemError
-        While tracing: shapes or dtypes do not fit, the layout is unknown, ``axis_name`` is not bound
-        here, or explicit mesh axes shard rows or head_dim.
+        While tracing: shapes or dtypes do not fit, the layout is unknown, ``axis_name`` is not
+        bound here, or explicit mesh axes shard rows or head_dim.
     UnsupportedError
         While tracing, and under ``jit`` while compiling: forward mode, or a gradient of the gradient.
         While compiling: no kernel serves the problem on the platform, or its gradient if that is
@@ -194,8 +194,8 @@ def attention_step(
     state : jax.Array, optional
         The result of the previous step; None for the first step. XLA updates it in place.
     rank, origin : int or int32 scalar, default 0
-        The rank of the queries and the rank of the keys, in ``[0, world_size)``; may be traced. Read
-        only for causal masks.
+        The rank of the queries and the rank of the keys, in ``[0, world_size)``; may be traced.
+        Read only for causal masks.
     world_size : int, default 1
         Number of ranks.
     last : bool, default True
@@ -211,8 +211,8 @@ def attention_step(
     Raises
     ------
     InvalidProblemError, UnsupportedError
-        As in :func:`ring_attention`. Also: the state is of another problem, a gradient is asked for, or
-        an explicit mesh axis shards q, k or v.
+        As in :func:`ring_attention`. Also: the state is of another problem, a gradient is asked
+        for, or an explicit mesh axis shards q, k or v.
     """
     dim = _sequence_dim(tensor_layout)
     q, k, v = (_array(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
@@ -250,8 +250,8 @@ def sequence_order(
     """Rows of the whole sequence in the order in which the ranks hold them.
 
     ``x[:, :, order]``, sharded evenly over a mesh axis, gives each device its rows of the layout.
-    ``y[:, :, np.argsort(order)]`` is the inverse. The result is also the global position of each row,
-    for rotary embeddings.
+    ``y[:, :, np.argsort(order)]`` is the inverse. The result is also the global position of each
+    row, for rotary embeddings.
 
     Parameters
     ----------

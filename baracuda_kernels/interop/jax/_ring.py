@@ -50,7 +50,8 @@ class Ring:
     def over_parts(
         self, compute: Callable[..., Any], arrays: Sequence[jax.Array], results: Sequence[int]
     ) -> Any:
-        """``compute(ring, rank, *arrays)`` on each device's part of batch and heads; see :mod:`_axes`."""
+        """``compute(ring, rank, *arrays)`` on each device's part of batch and heads; see
+        :mod:`_axes`."""
 
         def of_part(rank: jax.Array, *parts: jax.Array) -> Any:
             return compute(self.of_part(*parts[:2]), rank, *parts)
@@ -59,7 +60,8 @@ class Ring:
         return over_parts(of_part, arrays, results, self.spec, self.axis_name, self.sequence_dim)
 
     def rank(self) -> jax.Array:
-        """This device's rank, or 0 if the mask needs no positions: JAX 0.9 has no rank within parts."""
+        """This device's rank, or 0 if the mask needs no positions: JAX 0.9 has no rank within
+        parts."""
         if self.world_size > 1 and self.descriptor.is_causal:
             return lax.axis_index(self.axis_name)
         return jnp.zeros((), jnp.int32)
@@ -82,7 +84,8 @@ class Ring:
 def position_maps(
     descriptor: RingAttentionDescriptor, world_size: int, rank: Any, origin: Any
 ) -> jax.Array:
-    """The position maps of both shards as the kernel reads them: 8 int64, as 16 words of 32 bits."""
+    """The position maps of both shards as the kernel reads them: 8 int64, as 16 words of 32
+    bits."""
 
     def of(length: int, who: Any) -> jax.Array:
         table = _positions.layout_maps(descriptor.sequence_layout, world_size, length)
@@ -105,7 +108,8 @@ def forward(
         last = step == ring.world_size - 1
         k, v = k_next, v_next
         if not last:
-            # Comes before the step in the program and does not depend on it, so XLA may overlap the two.
+            # Comes before the step in the program and does not depend on it, so XLA may overlap the
+            # two.
             k_next, v_next = ring.to_next(k), ring.to_next(v)
         state = _step.bind(
             q,
@@ -131,8 +135,9 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """dq, dk and dv. K and V travel as in the forward, their gradients one step later.
 
-    The device's own chunk comes first, and its share of dk and dv stays on the device. The sum of the
-    other shares begins in step 1, travels in the accumulator's type, and arrives after the last step.
+    The device's own chunk comes first, and its share of dk and dv stays on the device. The sum of
+    the other shares begins in step 1, travels in the accumulator's type, and arrives after the last
+    step.
     """
     size = ring.world_size
     rows = [y, lse[..., None], *([] if dlse is None else [dlse[..., None]])]
@@ -195,8 +200,8 @@ def _attention_forward(q: Any, k: Any, v: Any, ring: Ring) -> tuple[Any, Any]:
 
 def _attention_backward(ring: Ring, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     of_results = cotangents if ring.return_lse else (cotangents,)
-    # The barrier makes these exchanges depend on the cotangents. Otherwise XLA would merge them with the
-    # forward's exchanges of K and V, and keep the whole sequence in memory until here.
+    # The barrier makes these exchanges depend on the cotangents. Otherwise XLA would merge them
+    # with the forward's exchanges of K and V, and keep the whole sequence in memory until here.
     values = lax.optimization_barrier((*residuals, *of_results))
     gradients: tuple[Any, ...] = ring.over_parts(backward, tuple(map(once_only, values)), (4, 4, 4))
     return gradients

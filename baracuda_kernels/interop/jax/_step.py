@@ -17,9 +17,9 @@ from baracuda_kernels.interop.jax._axes import uniform
 from baracuda_kernels.ops.attention import _xla
 from baracuda_kernels.ops.attention._descriptor import accumulator_of
 
-# Operands: q, k, v; if causal also the position maps; unless first also the state.
-# Results: the state, or if last y and lse [..., 1]. All have four dimensions, since their types are made
-# from q's, with its sharding and the mesh axes over which it varies.
+# Operands: q, k, v; if causal also the position maps; unless first also the state. Results: the
+# state, or if last y and lse [..., 1]. All have four dimensions, since their types are made from
+# q's, with its sharding and the mesh axes over which it varies.
 attention_step_p = Primitive(lowering.TARGETS[Direction.FORWARD])
 
 

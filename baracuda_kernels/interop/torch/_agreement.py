@@ -73,5 +73,6 @@ class Agreement:
     def _failure(self, error: RuntimeError) -> CommunicatorError:
         end_connections(self._group)
         return CommunicatorError(
-            f"group: the comparison of problems failed on rank {self._rank} of {self._size}: {error}"
+            f"group: the comparison of problems failed on rank {self._rank} of {self._size}: "
+            f"{error}"
         )

@@ -1,9 +1,9 @@
 """Catches calls below PyTorch's function layer: from C++, TorchScript and exported graphs.
 
-Overridable functions of ``torch.nn`` turn off every function mode before they call others. TorchScript
-and exported graphs never use the function layer. But all of them use the dispatcher. So the kernels
-here are registered at a dispatch key that no tensor has. A context adds the key to the set of its
-thread; outside a context no operator uses it. The key is above autograd, where
+Overridable functions of ``torch.nn`` turn off every function mode before they call others.
+TorchScript and exported graphs never use the function layer. But all of them use the dispatcher. So
+the kernels here are registered at a dispatch key that no tensor has. A context adds the key to the
+set of its thread; outside a context no operator uses it. The key is above autograd, where
 ``scaled_dot_product_attention`` is still one operator.
 """
 
@@ -43,7 +43,8 @@ def guard(
 ) -> Any:
     """Context manager that turns on the kernels in this thread.
 
-    ``attend`` and ``refuse`` must be the same in every call: they find the thread's innermost context.
+    ``attend`` and ``refuse`` must be the same in every call: they find the thread's innermost
+    context.
     """
     if not _libraries:
         _register(attend, refuse)
@@ -51,18 +52,21 @@ def guard(
 
 
 def scores_refusal(shape: Any, dim: int) -> str:
-    """Why a softmax is refused: it is over the scores of an attention that is written out. Empty for
+    """Why a softmax is refused: it is over the scores of an attention that is written out. Empty
+    for
     any other softmax."""
     if len(shape) < 3 or dim % len(shape) != len(shape) - 1:
         return ""
     rows, columns = shape[-2], shape[-1]
     if rows < 2 or columns < 2:
         return ""
-    # Four dimensions are [B, H, S, S]. Three may be [B * H, S, S], or scores of experts in each row.
+    # Four dimensions are [B, H, S, S]. Three may be [B * H, S, S], or scores of experts in each
+    # row.
     if len(shape) > 3 or rows in (columns, columns - 1):
         return (
             f"softmax: got scores {tuple(shape)} of an attention that is written out, must be "
-            "F.scaled_dot_product_attention: it would see only the rows of this rank (transformers: "
+            "F.scaled_dot_product_attention: it would see only the rows of this rank "
+            "(transformers: "
             'attn_implementation="sdpa"; nn.MultiheadAttention: need_weights=False)'
         )
     return ""
@@ -124,8 +128,8 @@ def _refuse_all(name: str) -> Callable[..., None]:
     def check(*args: Any) -> None:
         raise UnsupportedError(
             f"aten::{name}: got a call within context_parallel, must be "
-            "F.scaled_dot_product_attention: it would see only the rows of this rank (do not script "
-            "nn.TransformerEncoderLayer, which then calls a fused operator)"
+            "F.scaled_dot_product_attention: it would see only the rows of this rank (do not "
+            "script nn.TransformerEncoderLayer, which then calls a fused operator)"
         )
 
     return check
@@ -134,8 +138,8 @@ def _refuse_all(name: str) -> Callable[..., None]:
 def _refuse_recurrence(name: str) -> Callable[..., None]:
     def check(*args: Any) -> None:
         raise UnsupportedError(
-            f"aten::{name}: got a call within context_parallel, must be outside: the recurrence would "
-            "see only the rows of this rank"
+            f"aten::{name}: got a call within context_parallel, must be outside: the recurrence "
+            "would see only the rows of this rank"
         )
 
     return check
@@ -144,6 +148,6 @@ def _refuse_recurrence(name: str) -> Callable[..., None]:
 def _refuse_convolution(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> None:
     if weight.dim() == 3 and weight.shape[2] > 1:
         raise UnsupportedError(
-            f"conv1d: got a kernel of {weight.shape[2]} rows, must be 1 row within context_parallel: "
-            "it would see only the rows of this rank"
+            f"conv1d: got a kernel of {weight.shape[2]} rows, must be 1 row within "
+            "context_parallel: it would see only the rows of this rank"
         )

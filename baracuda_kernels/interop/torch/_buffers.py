@@ -15,8 +15,8 @@ class Buffers:
     """Receive buffers: a new tensor for every call, or with the peer exchange registered memory.
 
     With the peer exchange, the copy engine of the previous rank writes into this rank's registered
-    memory. Memory of PyTorch's allocator cannot be registered: another process may not be able to open
-    it, and the allocator may free it.
+    memory. Memory of PyTorch's allocator cannot be registered: another process may not be able to
+    open it, and the allocator may free it.
     """
 
     def __init__(self, comm: Any, device: torch.device) -> None:
@@ -41,8 +41,8 @@ class Buffers:
     def make_room(self, travel: Mapping[str, torch.Tensor]) -> bool:
         """Register larger memory for the arguments that need it; True if there were any.
 
-        Collective: all ranks have agreed on the problem. Earlier memory stays registered, since graphs
-        may have captured it.
+        Collective: all ranks have agreed on the problem. Earlier memory stays registered, since
+        graphs may have captured it.
         """
         if not self.by_peer:
             return False

@@ -14,9 +14,9 @@ from baracuda_kernels.interop.torch import _problem
 _KEPT = 1024
 
 
-# A call of this rank, before the other ranks are asked: the plan; its arguments; on the CPU the bytes
-# that the ranks compare; the outputs; on CUDA the problem, if the ranks must compare it; the receive
-# buffers, by argument; and the other tensors that the arguments point to and do not own.
+# A call of this rank, before the other ranks are asked: the plan; its arguments; on the CPU the
+# bytes that the ranks compare; the outputs; on CUDA the problem, if the ranks must compare it; the
+# receive buffers, by argument; and the other tensors that the arguments point to and do not own.
 Call = tuple[
     Any,
     Any,

@@ -5,7 +5,8 @@ another rank's graph has, or has two calls in another order, the other ranks wai
 
 - Not merged: `call_mark` gives every call in the program a different operand.
 - Not dropped: the operators have a side effect, for torch.fx and for Inductor's scheduler.
-- Not reordered: Inductor's scheduler may move calls that no data dependency holds in place, by sizes
+- Not reordered: Inductor's scheduler may move calls that no data dependency holds in place, by
+sizes
   that may differ between ranks. So each call gets a dependency on the previous one.
 """
 
@@ -39,7 +40,8 @@ def call_mark(device: torch.device) -> torch.Tensor | None:
 
 
 def chain() -> None:
-    """Make Inductor keep the order, if it is loaded. Fake implementations call this: they run before
+    """Make Inductor keep the order, if it is loaded. Fake implementations call this: they run
+    before
     the graph is lowered."""
     if len(_chained) == len(_operators) or _LOWERING not in sys.modules:
         return

@@ -26,13 +26,14 @@ def context_parallel(
 ) -> TorchFunctionMode:
     """Context in which ``scaled_dot_product_attention`` attends over the whole ring.
 
-    Use it in a ``with`` statement. Gradients are those of the whole ring. If a model checkpoints its
-    activations, call ``backward`` within the context too, since it computes attention again.
+    Use it in a ``with`` statement. Gradients are those of the whole ring. If a model checkpoints
+    its activations, call ``backward`` within the context too, since it computes attention again.
 
-    Give the model this rank's rows (`shard`) and their global positions (`position_ids`). Layers that
-    work row by row need no change. The context holds for this thread. Under autocast, q, k and v are
-    cast as PyTorch's own function casts them. Calls from ``nn.MultiheadAttention``, TorchScript and
-    exported graphs are caught too. The page "What context_parallel catches" lists what is not caught.
+    Give the model this rank's rows (`shard`) and their global positions (`position_ids`). Layers
+    that work row by row need no change. The context holds for this thread. Under autocast, q, k and
+    v are cast as PyTorch's own function casts them. Calls from ``nn.MultiheadAttention``,
+    TorchScript and exported graphs are caught too. The page "What context_parallel catches" lists
+    what is not caught.
 
     Parameters
     ----------
@@ -169,8 +170,8 @@ def _attend_below(*args: Any) -> torch.Tensor:
     mode = innermost()
     if mode is None:  # this torch passes nothing on to autograd's threads
         raise UnsupportedError(
-            "scaled_dot_product_attention: got a checkpointed call in a thread of autograd, which does "
-            "not know its context_parallel, must be ring_attention"
+            "scaled_dot_product_attention: got a checkpointed call in a thread of autograd, which "
+            "does not know its context_parallel, must be ring_attention"
         )
     return mode.attend(*args)
 
@@ -255,9 +256,7 @@ def _check_multi_head(
     elif add_zero_attn:
         reason = "add_zero_attn: got True, must be False: every rank would add a key"
     elif need_weights:
-        reason = (
-            "need_weights: got True, must be False: no rank has the weights of all rows"
-        )
+        reason = "need_weights: got True, must be False: no rank has the weights of all rows"
     return reason, 2
 
 

@@ -1,7 +1,8 @@
 """``shard`` and ``unshard`` as operators of PyTorch. The gradient of each is the other.
 
 A whole tensor is the same on every rank, and so is its gradient. So the gradient of a shard is this
-rank's rows of the whole gradient, and the whole gradient is gathered from the gradients of all shards.
+rank's rows of the whole gradient, and the whole gradient is gathered from the gradients of all
+shards.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ def _require_alike(x: torch.Tensor, dim: int, ranks: dist.ProcessGroup) -> None:
         alike = all(torch.equal(one, everyone[0]) for one in everyone)
     if not alike:
         raise InvalidProblemError(
-            f"x: got shape {mine.tolist()[1:]} and dim {dim} on rank {ranks.rank()}, must be the same "
-            "on every rank"
+            f"x: got shape {mine.tolist()[1:]} and dim {dim} on rank {ranks.rank()}, must be the "
+            "same on every rank"
         )
 
 

@@ -68,13 +68,13 @@ def ring_attention(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Exact attention of this rank's queries over the keys of every rank. Collective.
 
-    The only mask is the causal one; there is no window and no dropout. y and lse have gradients by q,
-    k and v. The backward is collective too, and keeps q, k, v, y and lse. There is no second
+    The only mask is the causal one; there is no window and no dropout. y and lse have gradients by
+    q, k and v. The backward is collective too, and keeps q, k, v, y and lse. There is no second
     derivative and no forward-mode derivative.
 
     Works in eager mode, under ``torch.compile(fullgraph=True)``, under ``torch.inference_mode()``,
-    under activation checkpointing, and in CUDA graphs after an eager call of the same problem. Under
-    autocast q, k and v are cast as ``scaled_dot_product_attention`` casts them. With
+    under activation checkpointing, and in CUDA graphs after an eager call of the same problem.
+    Under autocast q, k and v are cast as ``scaled_dot_product_attention`` casts them. With
     ``torch.use_deterministic_algorithms`` only deterministic kernels are used. Outputs and scratch
     come from PyTorch's allocator in every call. Communicators and plans are cached (`clear_cache`
     drops them). The ranks compare the problem: on CUDA in its first call, on the CPU in every call.
@@ -83,14 +83,15 @@ def ring_attention(
     ----------
     q : Tensor
         This rank's ``[B, H, S, D]``, or ``[B, S, H, D]`` with `tensor_layout`; float16, bfloat16,
-        float32 or float64, on cpu or cuda. S is the number of rows of one rank, the same on every rank.
+        float32 or float64, on cpu or cuda. S is the number of rows of one rank, the same on every
+        rank.
     k, v : Tensor
-        ``[B, Hkv, Sk, D]`` (or ``[B, Sk, Hkv, D]``), ``H % Hkv == 0``. Sent in place if dense in any
-        order of dimensions (the same on every rank), else from a copy.
+        ``[B, Hkv, Sk, D]`` (or ``[B, Sk, Hkv, D]``), ``H % Hkv == 0``. Sent in place if dense in
+        any order of dimensions (the same on every rank), else from a copy.
     group : ProcessGroup or DeviceMesh of one dimension, optional
         The ring's ranks in order; by default the default group. On the CPU any backend that sends
-        CPU tensors (gloo). On CUDA NCCL: the group's communicator if this torch lends it, else a new
-        one.
+        CPU tensors (gloo). On CUDA NCCL: the group's communicator if this torch lends it, else a
+        new one.
     is_causal : bool, default False
         Global row ``i`` sees the keys ``j <= i``.
     scale : float, optional
@@ -211,13 +212,13 @@ def device_of(*values: Any) -> torch.device | None:
 def _refuse_derivatives(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise UnsupportedError(
-            "ring_attention: got a call within a torch.func transform, must be outside of grad, jvp "
-            "and vmap (use torch.autograd)"
+            "ring_attention: got a call within a torch.func transform, must be outside of grad, "
+            "jvp and vmap (use torch.autograd)"
         )
     if forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(x).tangent is not None for x in (q, k, v)
     ):
         raise UnsupportedError(
-            "q, k, v: got a tensor that has a tangent, must have none: forward-mode derivatives are "
-            "not built"
+            "q, k, v: got a tensor that has a tangent, must have none: forward-mode derivatives "
+            "are not built"
         )

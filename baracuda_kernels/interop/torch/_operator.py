@@ -1,4 +1,5 @@
-"""Ring Attention as operators of PyTorch: forward, backward, fake implementations, autograd formula."""
+"""Ring Attention as operators of PyTorch: forward, backward, fake implementations, autograd
+formula."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ _plain_keys: set[int] = set()
 
 
 def _needs_no_dispatch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
-    """Whether PyTorch's dispatcher would only call the implementation: there is no mode, profiler or
+    """Whether PyTorch's dispatcher would only call the implementation: there is no mode, profiler
+    or
     tracer, and the tensors have only the keys of their device and of autograd. This test takes a
     third of the dispatcher's host time."""
     return (
@@ -156,8 +158,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: _Pair) -> None:
     ctx.options = inputs[3:7]
     y, lse = output
     ctx.set_materialize_grads(False)
-    # lse is saved in a shape that no other attention saves: see _saved. It is detached, since a saved
-    # view of an output and the graph would keep each other alive.
+    # lse is saved in a shape that no other attention saves: see _saved. It is detached, since a
+    # saved view of an output and the graph would keep each other alive.
     ctx.save_for_backward(q, k, v, y, lse.detach().unsqueeze(-1))
 
 
@@ -170,7 +172,8 @@ def _gradients_of(
     ctx: Any, dy: torch.Tensor | None, dlse: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, ...]:
     operands = _saved(ctx)
-    # Needed also if no loss depends on this rank's rows: the gradients of other ranks need its keys.
+    # Needed also if no loss depends on this rank's rows: the gradients of other ranks need its
+    # keys.
     if torch.is_grad_enabled():
         gradients = _backward_op(dy, dlse, *operands, *ctx.options)
     else:
@@ -185,8 +188,9 @@ def _saved(ctx: Any) -> tuple[torch.Tensor, ...]:
     q, k, v, y, lse = ctx.saved_tensors
     if lse.shape != (*q.shape[:3], 1):
         error = UnsupportedError(
-            "backward: got a checkpointed forward that was computed again outside of context_parallel, "
-            "must be called within it: the second forward saw only the rows of this rank"
+            "backward: got a checkpointed forward that was computed again outside of "
+            "context_parallel, must be called within it: the second forward saw only the rows of "
+            "this rank"
         )
         tell(ctx.options[0], error, q.device)
         raise error
@@ -194,7 +198,8 @@ def _saved(ctx: Any) -> tuple[torch.Tensor, ...]:
 
 
 class Differentiable(torch.autograd.Function):
-    """The operator with its gradient, for eager code. PyTorch's layer for the registered formula takes
+    """The operator with its gradient, for eager code. PyTorch's layer for the registered formula
+    takes
     as long as the rest of a call."""
 
     @staticmethod
@@ -228,8 +233,8 @@ def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: _Triple) -> None:
 
 def _second_backward(ctx: Any, *_: Any) -> Any:
     error = UnsupportedError(
-        "ring_attention: got a call for a second derivative, must be the first: call backward or grad "
-        "without create_graph, or detach the gradient"
+        "ring_attention: got a call for a second derivative, must be the first: call backward or "
+        "grad without create_graph, or detach the gradient"
     )
     tell(ctx.group_name, error, ctx.device)
     raise error

@@ -20,7 +20,8 @@ _LSE = {
 
 
 def check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence_layout: str) -> None:
-    """Raise for tensors that are not [B, H, S, D] of one dtype and device, before anything is sent."""
+    """Raise for tensors that are not [B, H, S, D] of one dtype and device, before anything is
+    sent."""
     layout_of(sequence_layout)
     if not q.dim() == k.dim() == v.dim() == 4:
         name, x = next((n, x) for n, x in (("q", q), ("k", k), ("v", v)) if x.dim() != 4)
@@ -43,8 +44,8 @@ def check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence_layout: st
         )
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise InvalidProblemError(
-            f"k: got shape {tuple(k.shape)} [B, H, S, D], must have the batch size and head_dim of q, "
-            f"{tuple(q.shape)}"
+            f"k: got shape {tuple(k.shape)} [B, H, S, D], must have the batch size and head_dim of "
+            f"q, {tuple(q.shape)}"
         )
 
 
@@ -79,11 +80,14 @@ def descriptor_of(problem: tuple[Any, ...]) -> RingAttentionDescriptor:
 
 
 def refuse_capture(device: torch.device) -> None:
-    """Raise during the capture of a CUDA graph, for a call that must do the work of a first call."""
+    """Raise during the capture of a CUDA graph, for a call that must do the work of a first
+    call."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise InvalidProblemError(
-            "ring_attention: got the first call of a problem in a CUDA graph capture, must be a later "
-            "call: the first one makes communicators and loads kernels; call it once before the capture"
+            "ring_attention: got the first call of a problem in a CUDA graph capture, must be a "
+            "later call: the first one makes communicators and loads kernels; call it once before "
+            "the "
+            "capture"
         )
 
 
@@ -94,7 +98,8 @@ def outputs(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def lse_form(q: torch.Tensor) -> torch.Tensor:
-    """One number expanded to the shape of lse. `torch.empty_like` of it takes half the host time."""
+    """One number expanded to the shape of lse. `torch.empty_like` of it takes half the host
+    time."""
     return q.new_empty(1, dtype=_LSE[q.dtype]).expand(q.shape[:3])
 
 

@@ -42,7 +42,8 @@ def _of_mesh(mesh: Any) -> dist.ProcessGroup:
         )
     if mesh.ndim != 1:
         raise InvalidProblemError(
-            f"group: got a DeviceMesh of {mesh.ndim} dimensions, must have 1: give one of them, such "
+            f"group: got a DeviceMesh of {mesh.ndim} dimensions, must have 1: give one of them, "
+            "such "
             'as mesh["cp"]'
         )
     group: dist.ProcessGroup = mesh.get_group()
@@ -75,8 +76,8 @@ def sends_cpu_tensors(name: str) -> bool:
 def communicator(group: dist.ProcessGroup, device: torch.device) -> Any:
     """A communicator over the ranks of `group` for tensors on `device`. Collective.
 
-    On the CPU the group itself sends K and V. On CUDA it is the group's NCCL communicator if this torch
-    lends it, else a new one over the same ranks. A group of one rank needs neither.
+    On the CPU the group itself sends K and V. On CUDA it is the group's NCCL communicator if this
+    torch lends it, else a new one over the same ranks. A group of one rank needs neither.
     """
     if group.size() == 1:
         return LocalCommunicator.ring(1, device="host" if device.type == "cpu" else device.index)[0]

@@ -106,7 +106,8 @@ class Ring:
         return self._run(self._prepare, arguments)
 
     def gradients(self, *arguments: Any) -> Any:
-        """dq, dk and dv of this rank's rows. Collective. Arguments are those of `Gradients.prepare`."""
+        """dq, dk and dv of this rank's rows. Collective. Arguments are those of
+        `Gradients.prepare`."""
         return self._run(self._gradients.prepare, arguments)
 
     def _run(
@@ -182,7 +183,8 @@ class Ring:
     def compared(
         self, plan: Any, args: Any, problem: tuple[Any, ...], k: torch.Tensor, v: torch.Tensor
     ) -> tuple[bytes, tuple[Any, ...] | None]:
-        """For new arguments: the bytes that the ranks compare on the CPU; the problem that they compare on
+        """For new arguments: the bytes that the ranks compare on the CPU; the problem that they
+        compare on
         CUDA, or None."""
         plan.can_implement(args, self.comm.world_size)
         if self._agreement is not None:

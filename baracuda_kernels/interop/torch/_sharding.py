@@ -36,14 +36,14 @@ def shard(
     Returns
     -------
     Tensor
-        A contiguous copy of the rows at this rank's ``position_ids``. The gradient of `x` is gathered
-        from the shards of all ranks, so the backward is collective.
+        A contiguous copy of the rows at this rank's ``position_ids``. The gradient of `x` is
+        gathered from the shards of all ranks, so the backward is collective.
 
     Raises
     ------
     InvalidProblemError
-        The length is not a multiple of the group's size (the message names the nearest ones), there is
-        no such dimension, or the group or layout is wrong.
+        The length is not a multiple of the group's size (the message names the nearest ones), there
+        is no such dimension, or the group or layout is wrong.
     """
     _require_tensor(x)
     dim = _dimension(x, dim)
@@ -76,7 +76,8 @@ def unshard(
     -------
     Tensor
         A new tensor, the same on every rank. Every rank must use it in the same way, as in the same
-        loss: the gradient of `x` is this rank's rows of the whole gradient, not a sum over the ranks.
+        loss: the gradient of `x` is this rank's rows of the whole gradient, not a sum over the
+        ranks.
 
     Raises
     ------
@@ -144,7 +145,7 @@ def _dimension(x: torch.Tensor, dim: int) -> int:
 
 
 def _name_of(sequence_layout: SequenceLayout | str) -> str:
-    if isinstance(sequence_layout, str):  # checked by the operators: a compiler cannot trace the check
+    if isinstance(sequence_layout, str):  # the operators check it; a compiler cannot
         return sequence_layout
     if torch.compiler.is_compiling():
         return sequence_layout.name

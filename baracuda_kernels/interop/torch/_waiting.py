@@ -16,9 +16,9 @@ from baracuda_kernels.interop.torch._ring import find_ring
 def synchronize(group: Any = None, timeout: float | None = None) -> None:
     """Wait until PyTorch's current stream is done, or raise after `timeout` seconds.
 
-    ``torch.cuda.synchronize``, ``loss.item()`` and other calls that wait for the device wait for ever
-    if a rank has died or hangs. Call this before them, for each ring of the step: it raises instead.
-    On the CPU it returns at once.
+    ``torch.cuda.synchronize``, ``loss.item()`` and other calls that wait for the device wait for
+    ever if a rank has died or hangs. Call this before them, for each ring of the step: it raises
+    instead. On the CPU it returns at once.
 
     Parameters
     ----------
@@ -32,8 +32,8 @@ def synchronize(group: Any = None, timeout: float | None = None) -> None:
     InvalidProblemError
         The group or the timeout is wrong.
     NcclTimeoutError
-        The stream was not done in time. The ring has failed on this rank, and on the other ranks of this
-        host.
+        The stream was not done in time. The ring has failed on this rank, and on the other ranks of
+        this host.
     CommunicatorError, NcclError
         The ring has failed, here or on another rank of this host.
     CudaError

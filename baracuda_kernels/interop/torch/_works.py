@@ -27,9 +27,9 @@ _process = -1  # the id of the process whose thread serves the tasks
 def wait_all(pending: Works) -> BaseException | None:
     """Wait for all works, and return the first failure, which is not raised.
 
-    A wait blocks in C++, where Python handles no signal. So the main thread lets another thread wait.
-    After Ctrl-C the group has no connections: no peer writes into the tensors, and the waits of the
-    other ranks fail at once.
+    A wait blocks in C++, where Python handles no signal. So the main thread lets another thread
+    wait. After Ctrl-C the group has no connections: no peer writes into the tensors, and the waits
+    of the other ranks fail at once.
     """
     if threading.current_thread() is not threading.main_thread():
         return _wait(pending)
@@ -50,7 +50,8 @@ def wait_all(pending: Works) -> BaseException | None:
 def end_connections(group: Any) -> None:
     """Make the other ranks' waits for this rank fail at once, after one of its messages has failed.
 
-    A rank that has lost a neighbour sends nothing more. Without this, its other neighbour would wait.
+    A rank that has lost a neighbour sends nothing more. Without this, its other neighbour would
+    wait.
     """
     for peer in set(range(group.size())) - {group.rank()}:
         with contextlib.suppress(RuntimeError):

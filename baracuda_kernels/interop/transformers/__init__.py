@@ -33,8 +33,9 @@ def register(
 ) -> None:
     """Register the ring as an attention implementation. A second call changes its group or layout.
 
-    Models look up the registration in every forward. Prefill works with and without a cache, in every
-    layout. Decoding against the sharded cache is not built. The first call of a model runs `check`.
+    Models look up the registration in every forward. Prefill works with and without a cache, in
+    every layout. Decoding against the sharded cache is not built. The first call of a model runs
+    `check`.
 
     Parameters
     ----------
@@ -80,8 +81,8 @@ def check(model: Any, sequence_length: int | None = None) -> None:
     InvalidProblemError
         `model` is not a model of transformers.
     UnsupportedError
-        The model has recurrent, convolutional or windowed layers, an encoder and a decoder, position
-        biases, no ``position_ids``, a pooler or sequence classifier, or code that ignores
+        The model has recurrent, convolutional or windowed layers, an encoder and a decoder,
+        position biases, no ``position_ids``, a pooler or sequence classifier, or code that ignores
         ``attn_implementation``. The message names it.
     """
     from transformers import PreTrainedModel

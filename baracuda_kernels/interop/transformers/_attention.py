@@ -84,8 +84,8 @@ def mask(
             )
         if attention_mask is not None and not bool(attention_mask.all()):
             raise UnsupportedError(
-                "attention_mask: got one that hides rows, must hide none: the ring masks by causality "
-                "alone; give sequences of one length without padding"
+                "attention_mask: got one that hides rows, must hide none: the ring masks by "
+                "causality alone; give sequences of one length without padding"
             )
     except BaracudaError as error:
         device = None if attention_mask is None else attention_mask.device
@@ -183,8 +183,8 @@ _compared = _Compared()
 def compare_positions(positions: torch.Tensor, rows: int, ring: Ring, offset: int = 0) -> None:
     """Raise for positions that are not those of this rank's rows.
 
-    On CUDA the host compares in the first call of a length. In later calls the device compares, with
-    an assertion, so that the host does not wait.
+    On CUDA the host compares in the first call of a length. In later calls the device compares,
+    with an assertion, so that the host does not wait.
     """
     if torch.compiler.is_compiling() or positions.device.type not in ("cpu", "cuda"):
         return
@@ -202,13 +202,15 @@ def compare_positions(positions: torch.Tensor, rows: int, ring: Ring, offset: in
         equal = (positions == expected).all()
         capturing = positions.is_cuda and torch.cuda.is_current_stream_capturing()
         if positions.is_cuda and (capturing or not _compared.first(seen, positions.device)):
-            torch._assert_async(equal, "position_ids: got others, must be those of this rank's rows")
+            torch._assert_async(
+                equal, "position_ids: got others, must be those of this rank's rows"
+            )
         elif not bool(equal):
             found, row = _first_difference(positions, expected)
             raise InvalidProblemError(
                 f"position_ids: got {found} for row {row} of {rows}, must be {expected[row]}, as "
-                f"interop.torch.position_ids gives it to rank {group.rank()} of {group.size()} in the "
-                f"{ring.layout.lower()} layout; packed sequences and generate() are not served"
+                f"interop.torch.position_ids gives it to rank {group.rank()} of {group.size()} in "
+                f"the {ring.layout.lower()} layout; packed sequences and generate() are not served"
             )
         if not positions.is_inference():
             _compared.keep(positions, seen)

@@ -40,16 +40,16 @@ def require(model: Any, total: int | None, own_name: str | None) -> None:
         )
     if not takes_positions(model):
         raise UnsupportedError(
-            f"{kind}.forward: got no parameter position_ids, must have it: every rank would place its "
-            "rows at the beginning of the sequence"
+            f"{kind}.forward: got no parameter position_ids, must have it: every rank would place "
+            "its rows at the beginning of the sequence"
         )
     if _ONE_ROW.search(kind) or any(
         name.split(".")[-1] == "pooler" for name, _ in model.named_modules()
     ):
         raise UnsupportedError(
             f"{kind}: got a head that reads one row of the whole sequence (a pooler or a sequence "
-            "classifier), must have none: only one rank holds the row. Take the model without the head "
-            "(add_pooling_layer=False), and the row from unshard()"
+            "classifier), must have none: only one rank holds the row. Take the model without the "
+            "head (add_pooling_layer=False), and the row from unshard()"
         )
     _refuse_recurrence(kind, model, config)
     _refuse_positions_in_scores(kind, config)
@@ -66,13 +66,13 @@ def _refuse_recurrence(kind: str, model: Any, config: Any) -> None:
     for layer in getattr(config, "layer_types", None) or ():
         if layer not in _ROW_BY_ROW:
             raise UnsupportedError(
-                f"{kind}.config.layer_types: got {layer!r}, must be attention: another layer would mix "
-                "the rows of one rank only"
+                f"{kind}.config.layer_types: got {layer!r}, must be attention: another layer would "
+                "mix the rows of one rank only"
             )
     if getattr(config, "trigram_input", False):
         raise UnsupportedError(
-            f"{kind}.config.trigram_input: got True, must be False: it would mix the rows of one rank "
-            "only"
+            f"{kind}.config.trigram_input: got True, must be False: it would mix the rows of one "
+            "rank only"
         )
     for name, module in model.named_modules():
         mixing = isinstance(module, torch.nn.RNNBase) or (
@@ -80,8 +80,8 @@ def _refuse_recurrence(kind: str, model: Any, config: Any) -> None:
         )
         if mixing or _RECURRENT.search(type(module).__name__):
             raise UnsupportedError(
-                f"{'.'.join(filter(None, (kind, name)))}: got a {type(module).__name__}, must not mix "
-                "rows: it would mix those of one rank only"
+                f"{'.'.join(filter(None, (kind, name)))}: got a {type(module).__name__}, must not "
+                "mix rows: it would mix those of one rank only"
             )
 
 
@@ -93,8 +93,8 @@ def _refuse_positions_in_scores(kind: str, config: Any) -> None:
     embedding = getattr(config, "position_embedding_type", None)
     if isinstance(embedding, str) and (embedding.startswith("relative") or embedding == "alibi"):
         raise UnsupportedError(
-            f"{kind}.config.position_embedding_type: got {embedding!r}, must be one without a bias: no "
-            "kernel adds a bias to the scores"
+            f"{kind}.config.position_embedding_type: got {embedding!r}, must be one without a "
+            "bias: no kernel adds a bias to the scores"
         )
 
 
@@ -124,8 +124,8 @@ def _refuse_windows_of(kind: str, config: Any, total: int | None) -> None:
         if total is None or window < total:
             raise UnsupportedError(
                 f"{kind}.config.{name}: got {window}, must be at least "
-                f"{'' if total is None else f'{total}, '}the rows of the sequence: no kernel serves a "
-                "window"
+                f"{'' if total is None else f'{total}, '}the rows of the sequence: no kernel "
+                "serves a window"
             )
 
 
@@ -144,8 +144,8 @@ def _refuse_changing_frequencies(kind: str, model: Any, config: Any, total: int 
             rows = longest if total is None else total
             if rows is None or limit is None or rows > limit:
                 raise UnsupportedError(
-                    f"{kind}: got {rope_type!r} rotary embeddings for {rows} rows, must be for at most "
-                    f"{limit}: beyond, they change with the longest position of a rank"
+                    f"{kind}: got {rope_type!r} rotary embeddings for {rows} rows, must be for at "
+                    f"most {limit}: beyond, they change with the longest position of a rank"
                 )
 
 
@@ -169,6 +169,6 @@ def _refuse_other_code(kind: str, model: Any, own_name: str | None) -> None:
             )
     elif not getattr(model, "_supports_attention_backend", True):
         raise UnsupportedError(
-            f"attn_implementation: got {own_name!r} for {kind}, must be \"sdpa\" within "
+            f'attn_implementation: got {own_name!r} for {kind}, must be "sdpa" within '
             "context_parallel: the code of the model does not look up the name"
         )

@@ -73,8 +73,8 @@ def _refuse_generate() -> None:
         found = ring_of(self)
         if found is not None and found[0].ranks() > 1:
             error = UnsupportedError(
-                f"generate: got a ring of {found[0].ranks()} ranks, must be one rank: every rank would "
-                "continue its own rows. Call the model once, and take the last row from "
+                f"generate: got a ring of {found[0].ranks()} ranks, must be one rank: every rank "
+                "would continue its own rows. Call the model once, and take the last row from "
                 "unshard(logits, 1)"
             )
             tell(found[0].group_name, error, self.device)
@@ -94,8 +94,10 @@ def _refuse_names_without_effect() -> None:
         named = isinstance(attn_implementation, str) and attn_implementation in registered
         if named and found != attn_implementation:
             raise UnsupportedError(
-                f"attn_implementation: got {attn_implementation!r} for {type(self).__name__}, must be "
-                '"sdpa" within context_parallel: the code of the model does not look up the name, which '
+                f"attn_implementation: got {attn_implementation!r} for {type(self).__name__}, must "
+                "be "
+                '"sdpa" within context_parallel: the code of the model does not look up the name, '
+                "which "
                 f"stays {found!r}"
             )
         return answer
@@ -191,8 +193,9 @@ def _before(
             _attention.compare_positions(positions, rows, ring, first_position(model))
         elif ring.ranks() > 1:
             raise UnsupportedError(
-                "position_ids: got None, must be interop.torch.position_ids(rows, ...).unsqueeze(0): "
-                "every rank would place its rows at the beginning of the sequence"
+                "position_ids: got None, must be interop.torch.position_ids(rows, "
+                "...).unsqueeze(0): every rank would place its rows at the beginning of the "
+                "sequence"
             )
     except BaracudaError as error:
         tell(ring.group_name, error, device)
@@ -203,8 +206,9 @@ def _after(model: Any) -> None:
     layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1)
     if _thread.attentions < layers:
         raise UnsupportedError(
-            f"{type(model).__name__}: got {_thread.attentions} calls of the ring, must be one for each "
-            f"of its {layers} layers: the others attended to the rows of one rank only, or to none"
+            f"{type(model).__name__}: got {_thread.attentions} calls of the ring, must be one for "
+            f"each of its {layers} layers: the others attended to the rows of one rank only, or to "
+            "none"
         )
 
 
@@ -227,8 +231,8 @@ def _refuse_arguments(model: Any, given: dict[str, Any], ring: Ring) -> None:
         length = getattr(given.get(name), "get_seq_length", int)()
         if isinstance(length, int) and length:
             raise UnsupportedError(
-                f"{name}: got {length} rows, must be empty: decoding against a sharded cache is not "
-                "built"
+                f"{name}: got {length} rows, must be empty: decoding against a sharded cache is "
+                "not built"
             )
     for name, value in given.items():
         if value is not None and name.startswith(
@@ -242,7 +246,8 @@ def _refuse_arguments(model: Any, given: dict[str, Any], ring: Ring) -> None:
 
 
 def first_position(model: Any) -> int:
-    """The position of a model's first row: 0, or in models like RoBERTa the one after the padding's."""
+    """The position of a model's first row: 0, or in models like RoBERTa the one after the
+    padding's."""
     for module in model.modules():
         if hasattr(module, "create_position_ids_from_input_ids"):
             return int(module.padding_idx) + 1

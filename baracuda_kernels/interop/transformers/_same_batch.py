@@ -26,13 +26,14 @@ def agree(
     batch: Mapping[str, torch.Tensor],
     error: BaracudaError | None,
 ) -> None:
-    """Raise on every rank if one rank refuses its batch or has another batch than its ring. Collective.
+    """Raise on every rank if one rank refuses its batch or has another batch than its ring.
+    Collective.
 
     Parameters
     ----------
     ring, data : ProcessGroup
-        The ranks that must have one batch, and the ranks that train on other batches: they stop with
-        this one.
+        The ranks that must have one batch, and the ranks that train on other batches: they stop
+        with this one.
     batch : mapping of str to Tensor
         Read only if there is no error.
     error : BaracudaError, optional
@@ -71,7 +72,8 @@ def failures(group: dist.ProcessGroup) -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """A value that can be sent. Of a value that the sharder refuses, the name of its type is enough."""
+    """A value that can be sent. Of a value that the sharder refuses, the name of its type is
+    enough."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     return None if value is None else type(value).__name__
@@ -108,9 +110,10 @@ def _difference(ranks: list[dict[str, list[str]]]) -> BaracudaError | None:
                 a, b = (x[0] if x else "none" for x in (one, two))
                 values = " of other values" if a == b else ""
                 return InvalidProblemError(
-                    f"batch: got {name} of {a} on rank 0 of the ring and of {b}{values} on rank {rank}, "
-                    "must be the same on all ranks of a ring: sample by the data-parallel rank, or give "
-                    "BatchSharder broadcast=True"
+                    f"batch: got {name} of {a} on rank 0 of the ring and of {b}{values} on rank "
+                    f"{rank}, must be the same on all ranks of a ring: sample by the data-parallel "
+                    "rank, or "
+                    "give BatchSharder broadcast=True"
                 )
     return None
 

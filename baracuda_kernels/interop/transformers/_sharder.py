@@ -19,8 +19,9 @@ class BatchSharder:
     """Cuts training batches for the ranks of a model's ring, and sums up their loss.
 
     All ranks of a ring train on one batch, each on its rows. Data-parallel ranks train on other
-    batches. The result equals the training of one rank up to rounding: the labels are shifted before
-    the cut, and the loss is divided by the number of targets of all ranks and accumulated batches.
+    batches. The result equals the training of one rank up to rounding: the labels are shifted
+    before the cut, and the loss is divided by the number of targets of all ranks and accumulated
+    batches.
 
     Parameters
     ----------
@@ -28,11 +29,11 @@ class BatchSharder:
         A causal language model, not wrapped. Its ring and layout are those of its
         ``attn_implementation`` (`register`) or of the `context_parallel` around this call.
     data_group : ProcessGroup or DeviceMesh of one dimension, optional
-        The ranks that train on other batches, such as ``mesh["dp"]`` beside the ring ``mesh["cp"]``.
-        None if the ring has all ranks.
+        The ranks that train on other batches, such as ``mesh["dp"]`` beside the ring
+        ``mesh["cp"]``. None if the ring has all ranks.
     gradients : str, default "mean"
-        "mean" if the gradients of the ranks are averaged, as DistributedDataParallel and FSDP do it;
-        "sum" if they are added.
+        "mean" if the gradients of the ranks are averaged, as DistributedDataParallel and FSDP do
+        it; "sum" if they are added.
     broadcast : bool, default False
         Take the batch of the ring's first rank, instead of comparing the batches of all its ranks.
     pad : bool, default True
@@ -44,8 +45,8 @@ class BatchSharder:
     Raises
     ------
     InvalidProblemError
-        `model` is not a model of transformers, or runs on no ring; `data_group` is wrong or missing,
-        or has another rank of the ring; `gradients` is unknown.
+        `model` is not a model of transformers, or runs on no ring; `data_group` is wrong or
+        missing, or has another rank of the ring; `gradients` is unknown.
     UnsupportedError
         The model is not causal, or returns a loss of its routers (``output_router_logits``).
     """
@@ -72,7 +73,8 @@ class BatchSharder:
 
     @property
     def ranks(self) -> int:
-        """Number of ranks that train on one step, those of the ring times the data-parallel ones."""
+        """Number of ranks that train on one step, those of the ring times the data-parallel
+        ones."""
         data = 1 if self._data is None else self._data.size()
         return self._ring_and_name()[0].ranks() * data
 
@@ -84,9 +86,9 @@ class BatchSharder:
         batch : mapping
             As a collator makes it: integer ``input_ids`` ``[B, N]`` (or ``inputs_embeds``
             ``[B, N, E]``); for a loss also ``labels`` ``[B, N]``, not shifted, or ``shift_labels``,
-            shifted. An ``attention_mask`` may have zeros after each sequence, in rows without labels.
-            ``position_ids`` may be ``0 .. N - 1``. Best on the CPU: the ranks compare the batch, and
-            for tensors on a GPU the host would wait.
+            shifted. An ``attention_mask`` may have zeros after each sequence, in rows without
+            labels. ``position_ids`` may be ``0 .. N - 1``. Best on the CPU: the ranks compare the
+            batch, and for tensors on a GPU the host would wait.
 
         Returns
         -------
@@ -190,9 +192,9 @@ class BatchSharder:
     def attach(self, trainer: Any) -> None:
         """Make a Trainer train over the ring: call it once, before ``train()``.
 
-        The ranks of a ring get the same batches, cut by `shard`. The loss is that of `loss`, over all
-        ranks and accumulated batches, and ``evaluate()`` returns it for the whole batch. `gradients`
-        has no effect: Trainer averages.
+        The ranks of a ring get the same batches, cut by `shard`. The loss is that of `loss`, over
+        all ranks and accumulated batches, and ``evaluate()`` returns it for the whole batch.
+        `gradients` has no effect: Trainer averages.
 
         Parameters
         ----------
@@ -202,12 +204,12 @@ class BatchSharder:
         Raises
         ------
         InvalidProblemError
-            `trainer` is not a Trainer, has another model, or its ranks are not those of the ring and
-            the data group.
+            `trainer` is not a Trainer, has another model, or its ranks are not those of the ring
+            and the data group.
         UnsupportedError
             The trainer has ``compute_metrics``, label smoothing, a loss of its own, another
-            parallelism that cuts batches, ``dispatch_batches``, DataParallel or DeepSpeed. Later, in
-            a call of ``predict()``.
+            parallelism that cuts batches, ``dispatch_batches``, DataParallel or DeepSpeed. Later,
+            in a call of ``predict()``.
         """
         from baracuda_kernels.interop.transformers import _trainer
 
@@ -252,8 +254,8 @@ class BatchSharder:
         if found is None:
             chosen = getattr(self.model.config, "_attn_implementation", None)
             raise InvalidProblemError(
-                f"model: got attn_implementation {chosen!r}, must be the name of a registered ring, or "
-                "be used within context_parallel"
+                f"model: got attn_implementation {chosen!r}, must be the name of a registered "
+                "ring, or be used within context_parallel"
             )
         return found
 
@@ -280,7 +282,8 @@ def _targets(part: Mapping[str, torch.Tensor]) -> torch.Tensor:
     found = part.get("shift_labels")
     if found is None:
         raise InvalidProblemError(
-            f"shards: got a part with {sorted(part)}, must have shift_labels: the batch needs labels"
+            f"shards: got a part with {sorted(part)}, must have shift_labels: the batch needs "
+            "labels"
         )
     return found
 
@@ -289,7 +292,8 @@ def _data_group(given: Any, ring: dist.ProcessGroup) -> dist.ProcessGroup | None
     if given is None:
         if ring.size() != dist.get_world_size():
             raise InvalidProblemError(
-                f"data_group: got None for a ring of {ring.size()} of {dist.get_world_size()} ranks, "
+                f"data_group: got None for a ring of {ring.size()} of {dist.get_world_size()} "
+                "ranks, "
                 'must be the group of the ranks that train on other batches, such as mesh["dp"]'
             )
         return None
@@ -297,6 +301,7 @@ def _data_group(given: Any, ring: dist.ProcessGroup) -> dist.ProcessGroup | None
     shared = {*dist.get_process_group_ranks(ring)} & {*dist.get_process_group_ranks(data)}
     if len(shared) > 1:
         raise InvalidProblemError(
-            f"data_group: got the ranks {sorted(shared)} of the ring, must have only this rank of them"
+            f"data_group: got the ranks {sorted(shared)} of the ring, must have only this rank of "
+            "them"
         )
     return data if data.size() > 1 else None

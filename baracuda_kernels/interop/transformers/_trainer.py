@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 class _DataParallelView:
-    """An Accelerator whose ranks are the data groups: its data loaders give each ring its own batches."""
+    """An Accelerator whose ranks are the data groups: its data loaders give each ring its own
+    batches."""
 
     def __init__(self, accelerator: Any, index: int, count: int) -> None:
         self._accelerator = accelerator
@@ -50,8 +51,8 @@ def attach(sharder: BatchSharder, trainer: Any) -> None:
     ) -> tuple[torch.Tensor, None, None]:
         if not prediction_loss_only:
             raise UnsupportedError(
-                "predict: got a ring, must be one rank: the logits of a sequence are on several ranks. "
-                "Call the model, and unshard(logits, 1)"
+                "predict: got a ring, must be one rank: the logits of a sequence are on several "
+                "ranks. Call the model, and unshard(logits, 1)"
             )
         part = sharder.shard(inputs)
         count = sharder.count([part])
@@ -78,7 +79,9 @@ def _require(sharder: BatchSharder, trainer: Any) -> None:
         raise InvalidProblemError(f"trainer: got {type(trainer).__name__}, must be a Trainer")
     accelerator, args = trainer.accelerator, trainer.args
     if accelerator.unwrap_model(trainer.model) is not sharder.model:
-        raise InvalidProblemError("trainer: got one of another model, must have the sharder's model")
+        raise InvalidProblemError(
+            "trainer: got one of another model, must have the sharder's model"
+        )
     if accelerator.num_processes != sharder.ranks:
         raise InvalidProblemError(
             f"trainer: got {accelerator.num_processes} ranks, must be the {sharder.ranks} of the "

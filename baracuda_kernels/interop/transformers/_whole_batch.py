@@ -27,8 +27,8 @@ def require_model(model: Any) -> None:
     for name, module in model.named_modules():
         if getattr(module, "is_causal", True) is False:
             raise UnsupportedError(
-                f"{kind}.{name}: got attention that is not causal, must be causal: the targets are those "
-                "of a causal model"
+                f"{kind}.{name}: got attention that is not causal, must be causal: the targets are "
+                "those of a causal model"
             )
     if getattr(model.config.get_text_config(decoder=True), "output_router_logits", False):
         raise UnsupportedError(
@@ -75,8 +75,8 @@ def _tensors(batch: Any) -> dict[str, torch.Tensor]:
             )
         if not isinstance(value, torch.Tensor):
             raise InvalidProblemError(
-                f"{name}: got {type(value).__name__}, must be a torch.Tensor; collators make one with "
-                "return_tensors='pt'"
+                f"{name}: got {type(value).__name__}, must be a torch.Tensor; collators make one "
+                "with return_tensors='pt'"
             )
     return given
 
@@ -123,8 +123,8 @@ def _right_padding(mask: torch.Tensor | None, tokens: torch.Tensor) -> torch.Ten
     real = mask != 0
     if bool(((mask != 0) & (mask != 1)).any()):
         raise UnsupportedError(
-            "attention_mask: got numbers besides 0 and 1 (as for packed sequences), must be 0 and 1: "
-            "the ring attends to one sequence in each row of the batch"
+            "attention_mask: got numbers besides 0 and 1 (as for packed sequences), must be 0 and "
+            "1: the ring attends to one sequence in each row of the batch"
         )
     if bool(real.all()):
         return None
@@ -144,8 +144,8 @@ def _require_positions(
     shape = tokens.shape[:2]
     if positions.shape not in (shape[1:], (1, *shape[1:]), shape):
         raise InvalidProblemError(
-            f"position_ids: got shape {tuple(positions.shape)}, must be {tuple(shape)}, that of the "
-            "whole sequence"
+            f"position_ids: got shape {tuple(positions.shape)}, must be {tuple(shape)}, that of "
+            "the whole sequence"
         )
     expected = torch.arange(first, first + shape[1], device=positions.device)
     other = (positions != expected).expand(shape)

@@ -69,8 +69,8 @@ class OpCategory(_Named):
 class OpKind(_Named):
     """Base of the enums that name the ops of a category. There is one enum for each category.
 
-    With ``class MyKind(OpKind, category=OpCategory.SCAN)``, ``KernelSku("SCAN", "MY_SCAN", …)`` and the
-    filter ``skus(op="MY_SCAN")`` find its names. An op without a name is a number.
+    With ``class MyKind(OpKind, category=OpCategory.SCAN)``, ``KernelSku("SCAN", "MY_SCAN", …)`` and
+    the filter ``skus(op="MY_SCAN")`` find its names. An op without a name is a number.
 
     Attributes
     ----------
@@ -118,8 +118,8 @@ class Direction(_Named):
 class ElementKind(_Named):
     """Element type of an operand.
 
-    ``F32`` allows TF32 tensor cores. ``F32_STRICT`` needs full float32 arithmetic. Both are float32 in
-    memory.
+    ``F32`` allows TF32 tensor cores. ``F32_STRICT`` needs full float32 arithmetic. Both are float32
+    in memory.
     """
 
     F16 = 0
@@ -173,7 +173,8 @@ class ElementKind(_Named):
 
     @classmethod
     def of_dtype(cls, dtype):
-        """The element of a ``dtype`` of NumPy, PyTorch, CuPy or JAX, or of its name; None if unknown.
+        """The element of a ``dtype`` of NumPy, PyTorch, CuPy or JAX, or of its name; None if
+        unknown.
 
         float32 is :attr:`F32`.
         """

@@ -92,7 +92,8 @@ cdef class HostProgress:
 
     @property
     def fraction(self):
-        """Done part of the current step, 0 to 1; 0 between steps. The step is that of the thread that
+        """Done part of the current step, 0 to 1; 0 between steps. The step is that of the thread
+        that
         is within the context."""
         total = self.words.total
         return min(self.words.done / total, 1.0) if total > 0 else 0.0

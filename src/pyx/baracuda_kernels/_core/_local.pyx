@@ -28,8 +28,8 @@ cdef class _World:
 cdef class LocalCommunicator(RingMember):
     """One virtual rank of a :class:`LocalRing`; made by :meth:`LocalCommunicator.ring`.
 
-    Bytes are copied into the receiver's scratch, in the order of an NCCL ring. Each rank may be driven
-    by its own thread (``plan.run``), or all ranks by one thread (:meth:`LocalRing.run_all`).
+    Bytes are copied into the receiver's scratch, in the order of an NCCL ring. Each rank may be
+    driven by its own thread (``plan.run``), or all ranks by one thread (:meth:`LocalRing.run_all`).
     """
 
     cdef _World world

@@ -18,8 +18,8 @@ cdef class RingMember:
     cdef int leave(self, int32_t status) except -1
     # Ends the ring after a signal has ended a call of this rank, since the other ranks wait for it.
     cdef int abandon(self) except -1
-    # Tells the other ranks, if the transport can, that this rank refuses its next call with an error, or
-    # if `begun` its current call: they would wait for it.
+    # Tells the other ranks, if the transport can, that this rank refuses its next call with an
+    # error, or if `begun` its current call: they would wait for it.
     cdef int pass_on(self, object error, bint begun) except -1
     # Raises if the communicator cannot be used now.
     cdef int refuse_if_unusable(self) except -1

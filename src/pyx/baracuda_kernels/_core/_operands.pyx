@@ -116,7 +116,8 @@ cdef struct _Search:
 
 
 cdef bint _overlap(TensorRef a, TensorRef b):
-    """Whether two views share a byte. Views of one packed tensor may interleave without a shared byte,
+    """Whether two views share a byte. Views of one packed tensor may interleave without a shared
+    byte,
     so if their extents overlap, a shared address is searched for."""
     cdef uintptr_t a_low, a_high, b_low, b_high
     cdef _Search search
@@ -125,8 +126,8 @@ cdef bint _overlap(TensorRef a, TensorRef b):
     b.extent(&b_low, &b_high)
     if a_low == a_high or b_low == b_high or a_high <= b_low or b_high <= a_low:
         return False
-    # a.data + sum(i * step) + byte == b.data + sum(j * step) + byte, with one variable for each dimension;
-    # it is i - j if both views have the same step.
+    # a.data + sum(i * step) + byte == b.data + sum(j * step) + byte, with one variable for each
+    # dimension; it is i - j if both views have the same step.
     search.count = 0
     search.visited = 0
     _add(&search, 1, -(b.itemsize - 1), a.itemsize - 1)
@@ -160,7 +161,8 @@ cdef void _add(_Search* search, int64_t step, int64_t low, int64_t high) noexcep
 
 
 cdef bint _meets(_Search* search, int at, int64_t target) noexcept:
-    """Whether the variables from ``at`` on can add up to ``target``. True if the search is too long."""
+    """Whether the variables from ``at`` on can add up to ``target``. True if the search is too
+    long."""
     cdef int64_t least = 0, most = 0, first, last, step
     cdef int i
     if at == search.count:

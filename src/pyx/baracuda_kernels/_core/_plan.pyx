@@ -25,8 +25,8 @@ cdef class KernelPlan:
     """
 
     def __cinit__(self, *made):
-        # Checked here and not in __init__, which a subclass may leave out: a plan without a kernel would
-        # crash.
+        # Checked here and not in __init__, which a subclass may leave out: a plan without a kernel
+        # would crash.
         if len(made) != 1 or made[0] is not MADE_BY_SELECT:
             name = type(self).__name__
             raise TypeError(f"{name}: use {name}.select(descriptor, stream)")

@@ -13,14 +13,16 @@ from baracuda_kernels._core._errors import BaracudaError, InvalidProblemError
 
 
 cdef class RingArgs:
-    """Base of the arguments of ring plans: views of one rank's memory, checked once for each plan."""
+    """Base of the arguments of ring plans: views of one rank's memory, checked once for each
+    plan."""
 
 
 cdef class RingPlan(KernelPlan):
     """Base of the plans that run over a ring."""
 
     def can_implement(self, args, world_size=None, *, comm=None):
-        """Raise the error that ``run`` would raise for these arguments; return None if it would run.
+        """Raise the error that ``run`` would raise for these arguments; return None if it would
+        run.
 
         Parameters
         ----------

@@ -1,4 +1,5 @@
-"""The choice of a kernel: candidates in order of preference, each with the reason of its refusal."""
+"""The choice of a kernel: candidates in order of preference, each with the reason of its
+refusal."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ class Architecture:
     def parse(
         cls, value: Architecture | ArchSku | str | int | tuple[int, int] | None
     ) -> Architecture:
-        """The architecture of a ``value`` such as an ArchSku, "host", "sm_90", "sm90a", "9.0", 90, (9, 0).
+        """The architecture of a ``value`` such as an ArchSku, "host", "sm_90", "sm90a", "9.0", 90,
+        (9, 0).
 
         None is the architecture of the current GPU, or the host without one.
 
@@ -205,8 +207,8 @@ class ProblemOption:
     name : str
         A Python name: ``kv_heads`` is ``--kv-heads``.
     type : type
-        int, float, str, bool (a flag), or an enum of the vocabulary, given by the names of its members
-        (of :class:`ElementKind` only those that the op takes).
+        int, float, str, bool (a flag), or an enum of the vocabulary, given by the names of its
+        members (of :class:`ElementKind` only those that the op takes).
     default : object
         Of that type, or None if the op computes the default.
     help : str
@@ -351,7 +353,8 @@ class OpSpec:
         Raises
         ------
         InvalidProblemError
-            The descriptor has another type or is invalid, or the architecture or direction is unknown.
+            The descriptor has another type or is invalid, or the architecture or direction is
+            unknown.
         UnsupportedError
             The op does not have that direction.
         """

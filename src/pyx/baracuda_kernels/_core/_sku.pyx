@@ -96,7 +96,8 @@ cdef class PrecisionGuarantee:
 
     @classmethod
     def from_dict(cls, data):
-        """Inverse of :meth:`to_dict`. Unknown keys in ``data`` are an :class:`InvalidProblemError`."""
+        """Inverse of :meth:`to_dict`. Unknown keys in ``data`` are an
+        :class:`InvalidProblemError`."""
         return cls(**_known(cls.__name__, data, GUARANTEE_FIELDS))
 
 
@@ -134,8 +135,8 @@ precision_guarantee, direction=Direction.FORWARD)
     ----------
     category : OpCategory
     op : OpKind or int
-        Operation within the category (``u16`` in Rust): a name or number of the category's enum, such
-        as :class:`AttentionKind`, or a number if it has no enum.
+        Operation within the category (``u16`` in Rust): a name or number of the category's enum,
+        such as :class:`AttentionKind`, or a number if it has no enum.
     element : ElementKind
         Operand element type.
     aux_element, layout, epilogue : optional
@@ -234,8 +235,8 @@ math_precision=None, deterministic=None)
 
     The conditions of a caller for the kernel that ``select`` picks. Frozen, hashable, picklable.
 
-    If no kernel meets them, ``select`` raises :class:`UnsupportedError`. It never falls back silently.
-    By default there is no condition.
+    If no kernel meets them, ``select`` raises :class:`UnsupportedError`. It never falls back
+    silently. By default there is no condition.
 
     Parameters
     ----------

@@ -16,8 +16,8 @@ cdef class Stream:
     ----------
     source : object or int or None
         An object with ``__cuda_stream__``, a PyTorch or CuPy stream, or a cudaStream_t as an int.
-        0 and None are the legacy default stream of the current device. 1 and 2 are CUDA's handles of
-        the legacy and the per-thread default stream.
+        0 and None are the legacy default stream of the current device. 1 and 2 are CUDA's handles
+        of the legacy and the per-thread default stream.
     device : int, optional
         CUDA ordinal; by default the stream's device, or the current device while the stream is
         captured: the CUDA runtime does not know the device then.
@@ -32,8 +32,8 @@ cdef class Stream:
     InvalidProblemError
         `source` is not a stream.
     CudaError, UnsupportedError
-        The runtime does not know the stream's device. Without a GPU, or in a build without CUDA, the
-        message names ``Stream.host()``.
+        The runtime does not know the stream's device. Without a GPU, or in a build without CUDA,
+        the message names ``Stream.host()``.
     """
 
     def __init__(self, source=None, *, device=None):
@@ -91,7 +91,8 @@ cdef class Stream:
 
 
 cdef int refuse_without_gpu(object source, object error) except -1:
-    """Raise UnsupportedError with the advice to give ``Stream.host()``, if no GPU can be used here."""
+    """Raise UnsupportedError with the advice to give ``Stream.host()``, if no GPU can be used
+    here."""
     from baracuda_kernels._core._info import devices
 
     if devices():

@@ -22,8 +22,8 @@ cdef class RingTimeline:
     cdef int readers         # number of calls that wait for the events
     cdef list measured       # the steps, after they have been read
 
-    # Takes the timeline for one run of member on stream, and puts its events into call. Refuses a stream
-    # in capture, and a timeline that another run or a reader uses.
+    # Takes the timeline for one run of member on stream, and puts its events into call. Refuses a
+    # stream in capture, and a timeline that another run or a reader uses.
     cdef int prepare(self, RingMember member, Stream stream, baracuda_ring_call* call) except -1
     # Gives the timeline back after the run, with the run's status.
     cdef int finish(self, int32_t status) noexcept

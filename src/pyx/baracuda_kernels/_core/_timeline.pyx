@@ -25,15 +25,15 @@ class RingStepTime(NamedTuple):
     ----------
     step : int
     compute : float
-        Time of the step's kernels; about 0 if the mask leaves no work. In a backward it includes the
-        additions of received sums, and in the last step the writing of dq.
+        Time of the step's kernels; about 0 if the mask leaves no work. In a backward it includes
+        the additions of received sums, and in the last step the writing of dq.
     exchange : float
         Time from when the step's messages could start until they had arrived, with waits for peers.
         0 in the last step of a forward, which has no exchange. In a backward the last exchange
         returns the sums.
     exposed : float
-        Time that the caller's stream waited for exchanges after all its earlier work had ended. 0 in
-        the first step.
+        Time that the caller's stream waited for exchanges after all its earlier work had ended. 0
+        in the first step.
     """
 
     step: int
@@ -64,17 +64,17 @@ class RingSpan(NamedTuple):
 cdef class RingTimeline:
     """Records the times of a run's steps. Pass it as ``plan.run(..., timeline=...)``.
 
-    Its events are made in the first run, and again if the world size or the device changes, so such a
-    run allocates. A run without a timeline records nothing and costs nothing. Reading a result waits for
-    the run. One object is for one rank, and keeps its last run.
+    Its events are made in the first run, and again if the world size or the device changes, so such
+    a run allocates. A run without a timeline records nothing and costs nothing. Reading a result
+    waits for the run. One object is for one rank, and keeps its last run.
 
     Attributes
     ----------
     rank, world_size : int
         Those of the last run; -1 and 0 before the first.
     hops : tuple of HopExchange
-        The exchange of each hop in the last run, with the reason if it is not peer. Empty before the
-        first run, and for communicators with only one exchange.
+        The exchange of each hop in the last run, with the reason if it is not peer. Empty before
+        the first run, and for communicators with only one exchange.
     """
 
     def __cinit__(self):
@@ -120,7 +120,8 @@ cdef class RingTimeline:
 
     @property
     def total(self):
-        """Milliseconds from the start of the first kernel to the end of the last one, with additions.
+        """Milliseconds from the start of the first kernel to the end of the last one, with
+        additions.
         On a stream that several ranks share, the work of the others is included."""
         if not self.recorded:
             raise InvalidProblemError(
@@ -137,8 +138,8 @@ cdef class RingTimeline:
         Parameters
         ----------
         since : RingTimeline, optional
-            The timeline of the rank whose first step is time 0, of the same run and device; by default
-            this one. To compare several ranks, use one for all.
+            The timeline of the rank whose first step is time 0, of the same run and device; by
+            default this one. To compare several ranks, use one for all.
 
         Returns
         -------
@@ -174,7 +175,8 @@ cdef class RingTimeline:
         self.elapsed(start, start)  # waits for it: then times before it can be read too
         for t in range(launches + 1):
             mark = &self.marks[t]
-            # The exchange after the last launch returns the sums. `measure` counts it to the last step.
+            # The exchange after the last launch returns the sums. `measure` counts it to the last
+            # step.
             step = min(t // self.parts, self.world_size - 1)
             if t < launches:
                 spans.append(self.span(step, "compute", start, mark.compute_begin,

@@ -21,15 +21,16 @@ from baracuda_kernels._core._errors import CommunicatorError, InvalidProblemErro
 class Transport(Protocol):
     """Point-to-point messages of one rank, for :class:`TransportCommunicator`.
 
-    In the first exchange of a run, every rank calls in this order: ``group_start()``, ``send`` of K,
-    ``send`` of V, ``recv`` of K, ``recv`` of V, ``group_end()``. In later exchanges K and V are adjacent
-    and one message: ``group_start()``, ``send``, ``recv``, ``group_end()``. Messages between two ranks
-    must arrive in the order of their sends. Buffers are valid until ``group_end`` returns.
+    In the first exchange of a run, every rank calls in this order: ``group_start()``, ``send`` of
+    K, ``send`` of V, ``recv`` of K, ``recv`` of V, ``group_end()``. In later exchanges K and V are
+    adjacent and one message: ``group_start()``, ``send``, ``recv``, ``group_end()``. Messages
+    between two ranks must arrive in the order of their sends. Buffers are valid until ``group_end``
+    returns.
 
     On the host (``stream`` is None) a transfer must be complete when ``group_end`` returns, and
     ``memoryview(buffer)`` gives its bytes. On a GPU it must be ordered on ``stream``, and
-    ``buffer.__cuda_array_interface__`` gives its bytes. An exception ends the run and is raised by it;
-    ``group_end`` is still called.
+    ``buffer.__cuda_array_interface__`` gives its bytes. An exception ends the run and is raised by
+    it; ``group_end`` is still called.
 
     Attributes
     ----------
@@ -72,8 +73,8 @@ class Transport(Protocol):
         """Start the messages since ``group_start``, and on the host complete them."""
 
 
-# id of a transport -> a weak reference to it, and its communicators by device. By id, since transports
-# that compare equal may be different connections.
+# id of a transport -> a weak reference to it, and its communicators by device. By id, since
+# transports that compare equal may be different connections.
 _members = {}
 
 

@@ -56,9 +56,9 @@ cdef class AttentionDescriptor:
     def validate(self):
         """Raise :class:`InvalidProblemError` if the problem is invalid.
 
-        ``select`` and ``explain`` call it. Extents must be at least 0 (heads at least 1), operands must
-        fit in the address space, the scale must be finite, and ``num_heads`` must be a multiple of
-        ``num_kv_heads``.
+        ``select`` and ``explain`` call it. Extents must be at least 0 (heads at least 1), operands
+        must fit in the address space, the scale must be finite, and ``num_heads`` must be a
+        multiple of ``num_kv_heads``.
         """
         for name, least in (("batch_size", 0), ("num_heads", 1), ("query_len", 0), ("key_len", 0),
                             ("head_dim", 0), ("num_kv_heads", 1)):

@@ -81,7 +81,8 @@ class Family:
                          self.guarantee(element, direction), direction)
 
     def layout_needs(self, itemsize):
-        """The alignment of addresses in bytes and of strides in elements, and whether strides of inputs
+        """The alignment of addresses in bytes and of strides in elements, and whether strides of
+        inputs
         must not be negative."""
         nbytes = max(self.vector_bytes, itemsize)
         return nbytes, nbytes // itemsize, self.forward_strides
@@ -191,7 +192,8 @@ def skus(op, directions=(Direction.FORWARD,)):
 def candidates(op, descriptor, arch, preference, direction, several_steps):
     """Every family of the direction, with its SKU for the descriptor and its refusal.
 
-    ``several_steps``: whether a call of the op may have several steps, which need scratch for the state.
+    ``several_steps``: whether a call of the op may have several steps, which need scratch for the
+    state.
     """
     descriptor.validate()
     found = []
@@ -209,7 +211,8 @@ def candidates(op, descriptor, arch, preference, direction, several_steps):
 
 
 def backward_scratch_bytes(family, AttentionDescriptor descriptor, several_steps=False):
-    """Bytes of scratch of a backward call with one step or several; 0 if the family has no backward in
+    """Bytes of scratch of a backward call with one step or several; 0 if the family has no backward
+    in
     this build or does not serve the problem."""
     cdef attention_api.baracuda_attention_step_params step
     cdef int32_t kernel = family.backward_kernel

@@ -21,8 +21,8 @@ cdef class AttentionKernel:
     cdef AttentionOperands checks(self)
     # Enqueues one step, with the kernel's device current.
     cdef int step(self, baracuda_attention_step_params* step, Stream stream) except -1
-    # Enqueues one step of a backward call, with the kernel's device current. Before the first step it
-    # enqueues the preparation.
+    # Enqueues one step of a backward call, with the kernel's device current. Before the first step
+    # it enqueues the preparation.
     cdef int backward(self, baracuda_attention_backward_params* params, Stream stream) except -1
 
 # A family's kernel for a problem. Loads all kernels that its steps may launch.

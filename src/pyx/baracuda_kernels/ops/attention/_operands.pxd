@@ -28,8 +28,8 @@ cdef class AttentionOperands(OperandChecks):
                        baracuda_attention_step_params* step) except -1
     cdef int bind_outputs(self, AttentionDescriptor d, TensorRef y, TensorRef lse,
                           baracuda_attention_step_params* step) except -1
-    # Binds the other operands of the backward: results of the forward, and gradients. dk and dv both have
-    # the problem's element, or both the accumulator's.
+    # Binds the other operands of the backward: results of the forward, and gradients. dk and dv
+    # both have the problem's element, or both the accumulator's.
     cdef int bind_results(self, AttentionDescriptor d, TensorRef y, TensorRef lse,
                           baracuda_attention_backward_params* params) except -1
     cdef int bind_gradients(self, AttentionDescriptor d, TensorRef dy, TensorRef dlse,

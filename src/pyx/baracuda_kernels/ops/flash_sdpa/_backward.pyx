@@ -37,8 +37,8 @@ cdef class FlashSdpaBackwardArgs:
         The result of the forward, in the accumulator's type.
     dq : [B, H, Q, D], written
     dk, dv : [B, Hkv, K, D], written
-        Both have the operands' type, or both the accumulator's: the sums over the heads of a group are
-        then not rounded to 16 bits.
+        Both have the operands' type, or both the accumulator's: the sums over the heads of a group
+        are then not rounded to 16 bits.
     scratch : contiguous, plan.scratch_bytes bytes; optional
         None if scratch_bytes is 0.
     dlse : [B, H, Q], of lse's type, any strides; optional
@@ -82,18 +82,18 @@ cdef class FlashSdpaBackwardArgs:
 cdef class FlashSdpaBackwardPlan(KernelPlan):
     """Gradients of attention on one device: dq, dk and dv. Made by :meth:`select`.
 
-    The scores are computed again from q, k and lse. Every sum is in the accumulator's type and rounded
-    once. A row that sees no key has dq = 0 and adds nothing to dk and dv (on ``sm80`` and ``sm90a`` if
-    its dy is finite). A key that no row sees has dk = dv = 0.
+    The scores are computed again from q, k and lse. Every sum is in the accumulator's type and
+    rounded once. A row that sees no key has dq = 0 and adds nothing to dk and dv (on ``sm80`` and
+    ``sm90a`` if its dy is finite). A key that no row sees has dk = dv = 0.
 
     Attributes
     ----------
     descriptor : FlashSdpaDescriptor
     scratch_bytes : int
-        Bytes of the scratch. For each row and head: 2 numbers of the accumulator's type, on the host
-        2 + head_dim, on ``sm80`` 2 + head_dim and on ``sm90a`` 4 + head_dim. On ``sm80`` and ``sm90a``
-        rows are rounded up to tiles of 64, and a deterministic kernel has one more number for each tile
-        (on ``sm90a`` at head_dim 256 two).
+        Bytes of the scratch. For each row and head: 2 numbers of the accumulator's type, on the
+        host 2 + head_dim, on ``sm80`` 2 + head_dim and on ``sm90a`` 4 + head_dim. On ``sm80`` and
+        ``sm90a`` rows are rounded up to tiles of 64, and a deterministic kernel has one more number
+        for each tile (on ``sm90a`` at head_dim 256 two).
     """
 
     cdef AttentionKernel kernel

@@ -26,8 +26,8 @@ lse=None, k=None, v=None)
     lse : [B, H, Q], float32 or the operands' type, contiguous, written; optional
         Natural logarithm of each row's sum of exponentials; ``-inf`` for a row that sees no key.
     k, v : [B, Hkv, K, D], optional, together
-        This rank's chunk in place: step 0 reads and sends it there. On more than one rank it must be
-        dense, in any order of dimensions that is the same on every rank.
+        This rank's chunk in place: step 0 reads and sends it there. On more than one rank it must
+        be dense, in any order of dimensions that is the same on every rank.
 
     Scratch that a world size does not need may be None: with ``k`` and ``v``, all of it at P = 1
     and scratch B at P = 2; without them, scratch B and the accumulator at P = 1.
@@ -35,8 +35,8 @@ lse=None, k=None, v=None)
     Raises
     ------
     InvalidProblemError, UnsupportedError
-        An operand is not a tensor, as :class:`TensorRef` says. The plan checks shapes, dtypes, sizes
-        and overlaps, in the first ``run`` or in ``can_implement``.
+        An operand is not a tensor, as :class:`TensorRef` says. The plan checks shapes, dtypes,
+        sizes and overlaps, in the first ``run`` or in ``can_implement``.
     """
 
     def __cinit__(self, *, q, y, kv_scratch_a=None, kv_scratch_b=None, accumulator_scratch=None,

@@ -24,7 +24,8 @@ from baracuda_kernels.ops.attention._descriptor import accumulator_of
 
 
 cdef enum:
-    # Chunks of the gradients' scratch: this rank's own share, and three buffers for the travelling sums.
+    # Chunks of the gradients' scratch: this rank's own share, and three buffers for the travelling
+    # sums.
     _CHUNKS = 4
 
 
@@ -34,15 +35,15 @@ kv_scratch_a=None, kv_scratch_b=None, kv_gradient_scratch=None, dlse=None)
 
     Views of one rank's operands and scratch. Checked once, for any number of runs.
 
-    q, y and dy may have any strides with a contiguous last dimension: dy may be expanded or transposed.
-    So may the outputs, if none of their elements overlap.
+    q, y and dy may have any strides with a contiguous last dimension: dy may be expanded or
+    transposed. So may the outputs, if none of their elements overlap.
 
     Parameters
     ----------
     q : [B, H, Q, D]
     k, v : [B, Hkv, K, D]
-        This rank's chunk in place. On more than one rank it must be dense, in any order of dimensions
-        that is the same on every rank.
+        This rank's chunk in place. On more than one rank it must be dense, in any order of
+        dimensions that is the same on every rank.
     y : [B, H, Q, D]
         The result of the forward.
     dy : [B, H, Q, D]
@@ -51,8 +52,8 @@ kv_scratch_a=None, kv_scratch_b=None, kv_gradient_scratch=None, dlse=None)
         The result of the forward, in the accumulator's type.
     dq : [B, H, Q, D], written
     dk, dv : [B, Hkv, K, D], written
-        The gradients of this rank's chunk, over the rows of all ranks. Both have the operands' type, or
-        both the accumulator's.
+        The gradients of this rank's chunk, over the rows of all ranks. Both have the operands'
+        type, or both the accumulator's.
     scratch : contiguous, plan.scratch_bytes bytes, optional
         None if scratch_bytes is 0.
     kv_scratch_a, kv_scratch_b : contiguous, plan.kv_scratch_elements elements, optional
@@ -66,8 +67,8 @@ kv_scratch_a=None, kv_scratch_b=None, kv_gradient_scratch=None, dlse=None)
     Raises
     ------
     InvalidProblemError, UnsupportedError
-        An operand is not a tensor, as :class:`TensorRef` says. The plan checks shapes, dtypes, sizes
-        and overlaps, in the first ``run`` or in ``can_implement``.
+        An operand is not a tensor, as :class:`TensorRef` says. The plan checks shapes, dtypes,
+        sizes and overlaps, in the first ``run`` or in ``can_implement``.
     """
 
     cdef readonly TensorRef q
@@ -121,14 +122,14 @@ cdef class _Binding(RingBinding):
 cdef class RingAttentionBackwardPlan(RingAttentionBase):
     """The gradients of attention over a ring: dq, dk and dv. Made by :meth:`select`.
 
-    Every rank makes the same plan. ``run`` sends K and V around the ring as the forward does. The sums
-    of dk and dv travel one exchange later: each rank adds its share to the received sum, in the order of
-    the schedule. A rank's share for its own chunk stays on the rank, which adds the returned sum at the
-    end and rounds once. All sums are in the accumulator's type, so the error does not grow with the ring.
-    ``run`` allocates nothing and never waits for the GPU.
+    Every rank makes the same plan. ``run`` sends K and V around the ring as the forward does. The
+    sums of dk and dv travel one exchange later: each rank adds its share to the received sum, in
+    the order of the schedule. A rank's share for its own chunk stays on the rank, which adds the
+    returned sum at the end and rounds once. All sums are in the accumulator's type, so the error
+    does not grow with the ring. ``run`` allocates nothing and never waits for the GPU.
 
-    A row that sees no key has dq = 0 and adds nothing to dk and dv (on ``sm90a`` if its dy is finite). A
-    key that no row sees has dk = dv = 0.
+    A row that sees no key has dq = 0 and adds nothing to dk and dv (on ``sm90a`` if its dy is
+    finite). A key that no row sees has dk = dv = 0.
 
     Attributes
     ----------
@@ -190,8 +191,8 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         k, v : [B, Hkv, K, D]
             Any strides with a contiguous last dimension.
         dk, dv : [B, Hkv, K, D], written
-            This step's share of the chunk's gradients. Both have the accumulator's type, or both the
-            operands'.
+            This step's share of the chunk's gradients. Both have the accumulator's type, or both
+            the operands'.
         y : [B, H, Q, D], optional
             The result of the forward. The first step needs it.
         lse : [B, H, Q], optional
@@ -201,8 +202,8 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         dq : [B, H, Q, D], optional
             Written by the last step, which needs it.
         scratch : plan.scratch_bytes bytes, optional
-            The same memory in every step of a call; nothing else may write it from the first step to
-            the last. None if scratch_bytes is 0.
+            The same memory in every step of a call; nothing else may write it from the first step
+            to the last. None if scratch_bytes is 0.
         rank : int, default 0
             The rank of the rows. With `origin` and `world_size` it gives the positions.
         origin : int, default 0

@@ -31,9 +31,9 @@ cdef class RingAttentionBase(RingPlan):
     def validate(self, comm, args=None):
         """Check that every rank has the same call. Collective; call it once before the first run.
 
-        Compares the library version, the direction, every field of the descriptor, the schedule and,
-        with ``args``, whether K and V are staged or in place and the orders of their dimensions. Ranks
-        that differ would wait for each other's messages or misread them.
+        Compares the library version, the direction, every field of the descriptor, the schedule
+        and, with ``args``, whether K and V are staged or in place and the orders of their
+        dimensions. Ranks that differ would wait for each other's messages or misread them.
 
         Parameters
         ----------
@@ -44,7 +44,8 @@ cdef class RingAttentionBase(RingPlan):
         Raises
         ------
         InvalidProblemError
-            On every rank: the message has the rank that differs from rank 0, the field and its values.
+            On every rank: the message has the rank that differs from rank 0, the field and its
+            values.
         CommunicatorError, NcclError, NcclTimeoutError
             The ring failed, or a rank did not call this in time.
         """

@@ -28,8 +28,8 @@ sequence_layout=SequenceLayout.CONTIGUOUS)
     head_dim : int
         Elements of a head, D.
     scale : float, optional
-        Factor on the scores, in float64; by default ``1/sqrt(head_dim)``. May be any finite value; the
-        tensor-core kernels need it > 0.
+        Factor on the scores, in float64; by default ``1/sqrt(head_dim)``. May be any finite value;
+        the tensor-core kernels need it > 0.
     is_causal : bool, default False
         A query sees the keys with ``k_pos <= q_pos``, by global positions.
     element : ElementKind, default F32

@@ -42,9 +42,9 @@ cdef class _Binding(RingBinding):
 cdef class RingAttentionPlan(RingAttentionBase):
     """Exact attention over a sequence that is sharded across a ring. Made by :meth:`select`.
 
-    Every rank makes the same plan. ``run`` sends K and V around the ring while it computes. It keeps an
-    unnormalised float32 state across the steps, so the error does not grow with the ring. It allocates
-    nothing and never waits for the GPU.
+    Every rank makes the same plan. ``run`` sends K and V around the ring while it computes. It
+    keeps an unnormalised float32 state across the steps, so the error does not grow with the ring.
+    It allocates nothing and never waits for the GPU.
 
     Attributes
     ----------
@@ -65,8 +65,8 @@ cdef class RingAttentionPlan(RingAttentionBase):
         descriptor : RingAttentionDescriptor
             The problem: shapes of one rank, element type, mask and layout.
         stream : Stream or a source that :class:`Stream` takes
-            Its device is the plan's: ``Stream.host()`` for the CPU, or a CUDA stream. The stream may
-            also come first, as in an earlier version.
+            Its device is the plan's: ``Stream.host()`` for the CPU, or a CUDA stream. The stream
+            may also come first, as in an earlier version.
         preference : PlanPreference, optional
             Conditions for the kernel, such as a precision; by default none.
 
@@ -78,8 +78,8 @@ cdef class RingAttentionPlan(RingAttentionBase):
         Raises
         ------
         InvalidProblemError
-            The descriptor is invalid: a negative extent, a scale that is not finite, or K/V heads that
-            do not divide the heads.
+            The descriptor is invalid: a negative extent, a scale that is not finite, or K/V heads
+            that do not divide the heads.
         UnsupportedError
             No kernel fits; the message has the reason of each.
         """
@@ -124,9 +124,10 @@ cdef class RingAttentionPlan(RingAttentionBase):
         last : bool, default True
             Normalise and write y and lse; the state is not stored.
         follows : bool, default False
-            A promise: the last work on ``stream`` is a step of this plan, and q, k and v were complete
-            before that step began. Then the two steps overlap until this one needs the state. Without
-            the promise, or if the kernel cannot overlap, the step waits for the previous work.
+            A promise: the last work on ``stream`` is a step of this plan, and q, k and v were
+            complete before that step began. Then the two steps overlap until this one needs the
+            state. Without the promise, or if the kernel cannot overlap, the step waits for the
+            previous work.
 
         Raises
         ------
