@@ -1,5 +1,5 @@
 // Accesses to shared memory by 32-bit addresses, which take half the registers of a pointer. Loads
-// are volatile, so the compiler loads a value again at each call and keeps none in a register.
+// are volatile: each call loads the value again, so that no register has to keep it.
 #pragma once
 
 #include <stdint.h>

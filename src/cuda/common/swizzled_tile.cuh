@@ -1,6 +1,6 @@
 // Swizzled shared-memory tiles for ldmatrix.
 //
-// A tile is rows of HeadDim 16-bit elements. The 16-byte chunks of a row are permuted within
+// A tile has rows of HeadDim 16-bit elements. The 16-byte chunks of a row are permuted within
 // spans (8 chunks, or 4 if a row is an odd number of 64-byte units), so that the eight rows that
 // an ldmatrix phase or a copy touches fall in eight different groups of banks.
 #pragma once

@@ -27,7 +27,7 @@ struct Args {
   const void* v;
   const void* dy;
   const float* lse;    // in base 2; the rows of a head are padded to whole tiles of 64
-  const float* delta;  // the same rows
+  const float* delta;  // delta of the same rows
   const float* norms;  // the maxima that determine the shift, see shift.cuh
   float* dq;           // sums of dQ / scale, in the layout of FinishArgs::sums
   void* dk;
@@ -44,7 +44,7 @@ struct Args {
   int query_len, key_len;
   int row_tiles;  // tiles of 64 rows in a query head
   int key_tiles;  // key tiles in a K/V head
-  int no_row;     // first_row_of() a key that no row sees: past all tiles
+  int no_row;     // first_row_of() returns it if no row sees the key; past all tiles
   float scale, scale_log2;
   bool causal;
   bool gradients_f32;  // dk and dv are f32, else they have the operands' type

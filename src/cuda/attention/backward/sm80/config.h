@@ -33,7 +33,7 @@ struct Config {
   static constexpr int stages = Stages;  // pipeline stages of Q and dO
   static constexpr int ds_stages = 2;
   static constexpr bool ordered = Ordered;
-  static constexpr int turn_words = Ordered;  // for each sum of 64 rows, see turn_words.h
+  static constexpr int turn_words = Ordered;  // words for a sum of 64 rows, see turn_words.h
   static constexpr int tile_parts = 64 / BlockM;  // tiles of BlockM queries in 64 rows
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // scales P and dS, see shift.cuh
   static_assert(WarpKeys % 16 == 0 && BlockM % ScoreM == 0 && 64 % BlockM == 0);
@@ -44,7 +44,7 @@ struct Config {
   static constexpr int dq_row_warps =
       warps / dq_column_warps < BlockM / 16 ? warps / dq_column_warps : BlockM / 16;
   static constexpr int dq_row_blocks = BlockM / 16 / dq_row_warps;
-  // If this loop is unrolled further, ptxas spills registers.
+  // If the loop of make_dq() is unrolled further, ptxas spills registers.
   static constexpr int dq_unroll = Ordered && HeadDim == 192 ? 1 : Paired ? 2 : 4;
   static constexpr int dq_column_pairs = HeadDim / 16 / dq_column_warps;
 

@@ -9,8 +9,8 @@
 
 namespace baracuda::sm80::backward {
 
-// Thread 0 takes the turns for its block, and keeps its data in shared memory. There are two slots;
-// the slot of a query tile is that of its stage.
+// Thread 0 takes the turns for its block, and keeps its data in shared memory. There are two slots,
+// which query tiles use alternately.
 //
 // A block computes dS of its i-th query tile in iteration i, and dQ from it in iteration i + 1. At
 // the barrier that begins iteration i + 2, all threads have added their part of that dQ. So in

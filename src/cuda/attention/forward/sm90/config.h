@@ -33,7 +33,8 @@ struct Config {
   static constexpr int group_m = 64;  // query rows of a warpgroup
   static constexpr int block_m = group_m * Consumers;
   static constexpr int threads = 128 * (Consumers + 1);
-  // setmaxnreg redistributes the block's registers. It would wait forever for more than these.
+  // setmaxnreg redistributes these registers among the warpgroups. A request for more of them than
+  // there are would wait forever.
   static constexpr int launch_registers = 65536 / threads / 8 * 8;
   static constexpr bool scores_ahead = ScoresAhead;
   static constexpr bool wants_most_registers = ScoresAhead && BlockN > 128;

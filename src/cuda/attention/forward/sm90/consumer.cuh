@@ -6,8 +6,8 @@
 // other warpgroups.
 //
 // A warpgroup is bound by its chain of QK, softmax and PV. With ScoresAhead (config.h) the weights
-// of a tile have registers of their own while PV still reads those of the previous tile. That takes
-// packing, the wait for PV and most of the rescaling of O out of the chain.
+// of a tile have registers of their own while PV still reads those of the previous tile. This
+// removes packing, the wait for PV and most of the rescaling of O from the chain.
 #pragma once
 
 #include <math_constants.h>
@@ -247,7 +247,7 @@ class Consumer {
                                                  PreviousState& previous, const WorkTile<C>& query,
                                                  uint32_t n) {
     Weights p0, p1;
-    float factor[2] = {1.0f, 1.0f};  // for o, after the PV product in flight
+    float factor[2] = {1.0f, 1.0f};  // for o, when the PV product in flight is complete
     const int unmasked = uniform(query.limit(0));
     const auto needs_mask = [&](int tile) { return (tile + 1) * C::block_n > unmasked; };
     int t = seen_ - 1;

@@ -4,7 +4,7 @@
 namespace baracuda::sm90 {
 namespace {
 
-// Widths of key tiles, and LastN of the widest. ScoresAhead leaves no registers for that one.
+// Widths of key tiles, and LastN of the widest. ScoresAhead leaves no registers for the widest.
 constexpr int narrow = 128, wide = 144, widest = 176, widest_last = 112;
 
 constexpr uint32_t whole_call = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
@@ -38,7 +38,7 @@ bool does_without(const StepParams& p, const StepMask& mask) {
   constexpr int64_t few_of_call = 640, few_of_step = 1024;
   if (is_whole(p)) return p.key_len <= few_of_call;
   if ((p.flags & whole_call) == 0) return false;
-  // With a diagonal, rows see half of the keys.
+  // With a diagonal, rows see half of the keys on average.
   return (mask.has_diagonal ? p.key_len / 2 : mask.keys) < few_of_step;
 }
 

@@ -12,7 +12,7 @@ namespace baracuda::sm90 {
 // query tiles at about the same time, and would otherwise all load their state at once.
 template <typename C>
 class StatePrefetch {
-  static constexpr int sector = 32, step = 32 * sector;  // bytes of each lane; of the warp
+  static constexpr int sector = 32, step = 32 * sector;  // bytes per lane and per warp
 
  public:
   // Spreads the prefetch over about `calls` calls of issue_part().

@@ -30,8 +30,8 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
   TileOrder order{};
   order.heads = static_cast<int>(heads);
   order.mixes = section > 0;
-  // Head by head, the last round runs forwards. If it is short, only the first blocks have a tile
-  // in it; they are also the first to start when the previous step ends.
+  // If tiles run head by head, the last round runs forwards. If that round is short, only the first
+  // blocks have a tile in it; they are also the first to start when the previous step ends.
   order.backwards = !order.mixes && rounds % 2 == 0;
   order.counted = static_cast<int>((2 * in_section + grid) / (2 * grid));
   order.turn = sections * grid >> 31 == 0 ? static_cast<int>(in_section % grid) : 0;

@@ -67,8 +67,8 @@ struct Tile {
 // read its K and V once, and the lengths of the tiles even out over the rounds.
 //
 // A step that begins a state takes a section that ends evenly, if there is one. A step that follows
-// another takes the fewest heads that fill 95 % of their rounds, to keep K and V in L2. What one
-// step leaves uneven, the next steps even out.
+// another takes the fewest heads that fill 95 % of their rounds, to keep K and V in L2: what one
+// step leaves uneven, the next steps even out. Otherwise see longest_first_section().
 inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t grid) {
   if (!args.causal || (args.query_tiles <= 8 && args.blocks >= 8 * grid)) return 0;
   if (args.first) {
