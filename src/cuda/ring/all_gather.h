@@ -1,4 +1,4 @@
-// Gathers a few bytes of every rank on every rank.
+// An all-gather of a few bytes, for set-up.
 #pragma once
 
 #include <stdint.h>
@@ -7,11 +7,11 @@
 
 namespace baracuda {
 
-// Enqueues on the ring stream the messages that bring the bytes of every rank into slots, memory of
-// the endpoint's device with room for world_size * bytes.
+// Enqueues the all-gather on the ring stream. slots: memory of the endpoint's device, world_size *
+// bytes long.
 int32_t enqueue_all_gather(const baracuda_ring_endpoint& endpoint, const void* mine, int64_t bytes,
                            char* slots);
-// Waits for the slots, and copies them into host memory.
+// Waits for the all-gather and copies the slots into `all`, in host memory.
 int32_t fetch_slots(const baracuda_ring_endpoint& endpoint, const char* slots, int64_t bytes,
                     void* all);
 

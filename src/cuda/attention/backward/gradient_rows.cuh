@@ -38,7 +38,8 @@ class GradientRows {
  private:
   static constexpr uint32_t all = 0xffffffffu;
 
-  // Even lanes store the first of two blocks of eight columns, odd lanes the second.
+  // Stores two blocks of eight columns at a time. Even lanes take the first block, odd lanes the
+  // second.
   static __device__ __forceinline__ void store_f32(float* row, const float (&d)[HeadDim / 2],
                                                    int h, float factor, bool is_key) {
     const bool odd = threadIdx.x % 2 != 0;
@@ -55,8 +56,8 @@ class GradientRows {
     }
   }
 
-  // Each lane of a quad stores one of four blocks of eight columns, after a 4 x 4 transposition in
-  // two steps.
+  // Stores four blocks of eight columns at a time, with one block for each lane of a quad: a 4 by 4
+  // transposition in two steps.
   static __device__ __forceinline__ void store_rounded(Element* row,
                                                        const float (&d)[HeadDim / 2], int h,
                                                        float factor, bool is_key) {

@@ -9,8 +9,7 @@ namespace {
 
 using Encoder = decltype(&cuTensorMapEncodeTiled);
 
-// Finds the function through the runtime, which has loaded the driver, so that nothing links
-// libcuda.
+// Asks the runtime, which has loaded the driver, because nothing here links libcuda.
 Encoder find_encoder() {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found;
@@ -47,8 +46,7 @@ int32_t encode_tensor_map(CUtensorMap* map, const char* name, bool is_bf16, cons
   const cuuint64_t extents[4] = {
       static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(length),
       static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(batch)};
-  // The stride of a dimension of extent 1 is never used. It may be invalid, so a valid one replaces
-  // it.
+  // The stride of a dimension of extent 1 is never used, but must be legal. head_dim always is.
   const auto bytes = [&](int64_t stride, int64_t extent) {
     return static_cast<cuuint64_t>((extent <= 1 ? head_dim : stride) * 2);
   };
@@ -64,7 +62,8 @@ int32_t encode_tensor_map(CUtensorMap* map, const char* name, bool is_bf16, cons
         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   };
   CUresult result = encode();
-  // This is a driver call. In a thread that has not used the runtime yet, no context is current.
+  // A driver call does not make the device's primary context current, as runtime calls do. It fails
+  // in a thread without a current context. cudaSetDevice makes the primary context current.
   int device = 0;
   if (result == CUDA_ERROR_INVALID_CONTEXT && cudaGetDevice(&device) == cudaSuccess &&
       cudaSetDevice(device) == cudaSuccess) {

@@ -15,8 +15,8 @@ struct LocalGroup {
   baracuda_local_world* world = nullptr;
   LocalRank* ranks = nullptr;
   LocalRank** end = &ranks;
-  baracuda_error failure{};  // of a send or receive in the group, which then exchanges nothing
-  bool acting = false;       // the group is exchanging: a signal handler must not open it again
+  baracuda_error failure{};  // the first failed send or receive; the group then exchanges nothing
+  bool acting = false;       // in Exchange::execute(); a signal handler must not open a group now
 };
 
 namespace {
@@ -64,7 +64,7 @@ int32_t join_group(LocalGroup& group, LocalRank& rank) {
   return BARACUDA_OK;
 }
 
-// The lists keep their memory, so that later groups allocate nothing.
+// Closes the group. The ranks' lists keep their memory, so that later groups allocate nothing.
 void leave_group(LocalGroup& group) {
   if (group.world != nullptr) {
     const Lock lock(group.world->mutex);
@@ -96,7 +96,7 @@ int32_t check_message(const LocalRank& rank, const char* call, int64_t bytes, in
   return BARACUDA_OK;
 }
 
-// Appends a message to a list of the rank's group; a single message makes a group of its own.
+// Appends a message to one of the rank's lists. Outside a group, the message is a group by itself.
 template <typename Message>
 int32_t enqueue(LocalRank& rank, std::vector<Message>& list, const Message& message,
                 const char* call, void* stream) {
@@ -127,7 +127,8 @@ int32_t enqueue(LocalRank& rank, std::vector<Message>& list, const Message& mess
   return status != BARACUDA_OK ? status : closed;
 }
 
-// Returns BARACUDA_OK or BARACUDA_INTERRUPTED; *in_time tells whether the deadline was kept.
+// Waits until ready() or until the world is aborted. BARACUDA_OK also if the deadline passes, which
+// *in_time tells; BARACUDA_INTERRUPTED after a signal.
 template <typename Ready>
 int32_t wait_until(baracuda_local_world& world, LocalRank& rank, Lock& lock,
                    baracuda_local_world::Clock::time_point deadline, const char* call, Ready ready,
@@ -184,7 +185,7 @@ class Exchange {
   }
 
  private:
-  // A failure ends the world, since other threads may wait for this thread's ranks.
+  // Aborts the world, so that other threads do not wait for this thread's ranks for ever.
   void abort() {
     if (failure_.status == BARACUDA_OK) failure_ = *baracuda_last_error();
     const Lock lock(world_.mutex);
@@ -249,7 +250,7 @@ class Exchange {
     return status != BARACUDA_OK ? status : joined;
   }
 
-  // The link to the oldest message from peer, or to the end of the inbox.
+  // The link that points to the oldest message from peer, or the last link of the inbox.
   static LocalSend** find(LocalRank& rank, int32_t peer) {
     LocalSend** link = &rank.inbox;
     while (*link != nullptr && (*link)->sender->rank != peer) link = &(*link)->next;
@@ -276,8 +277,9 @@ class Exchange {
     return BARACUDA_OK;
   }
 
-  // A send is complete only when its copy is, so the senders' streams wait for ours. The waits are
-  // enqueued while the senders are still in their group: no event is recorded again before that.
+  // A send is complete when its data is copied, so the senders' streams wait for this rank's. This
+  // is done before the messages are released. Until then the senders stay in their group, so no
+  // event is recorded again before the waits for it are enqueued.
   int32_t hold_senders(LocalRank& rank, size_t taken) {
     int32_t status = check_op(rank, rank.ops->record(rank.done, rank.stream), "record");
     for (size_t i = 0; i < taken && status == BARACUDA_OK; ++i) {
@@ -307,8 +309,7 @@ class Exchange {
         bool in_time = true;
         const int32_t interrupted =
             wait_until(world_, *rank, lock, deadline_, "local send", delivered, &in_time);
-        // A receiver that has taken the message copies it now. The caller gets the buffer back
-        // after.
+        // If the receiver is copying the data, the buffer is in use until it releases the message.
         rank->changed.wait(lock, [&send] { return send.state != LocalSend::kTaken; });
         if (delivered() || status != BARACUDA_OK) continue;
         status = interrupted;
@@ -319,7 +320,7 @@ class Exchange {
                         world_.timeout_seconds, send.peer);
           fail_at(*rank, status);
         }
-        // No rank takes a message from an inbox after this.
+        // After the abort no rank takes a message that is still in its inbox.
         if (status != BARACUDA_OK) world_.abort_with(*baracuda_last_error());
       }
     }

@@ -13,7 +13,7 @@ using baracuda::check_struct;
 using baracuda::fail;
 using baracuda::LocalRank;
 
-// Number of messages of a rank in one group before its lists must grow.
+// A rank's lists have room for this many messages in a group before they allocate.
 constexpr size_t kReservedMessages = 16;
 
 void destroy_events(LocalRank& rank) {

@@ -10,8 +10,8 @@ namespace {
 
 constexpr const char* kCall = "baracuda_nccl_all_gather";
 
-// Runs under a deadline: NCCL may block on the host, and the wait ends with the deadline or a
-// failure.
+// Enqueues the all-gather under a deadline of the watchdog, since NCCL may block this thread. Then
+// waits for it; the deadline, a failure of the communicator or a signal ends that wait.
 int32_t gather(baracuda_nccl_comm& comm, const void* mine, int64_t bytes, void* all, char* slots,
                const TimeLimit& limit) {
   NcclDeadline deadline(comm);
@@ -20,7 +20,7 @@ int32_t gather(baracuda_nccl_comm& comm, const void* mine, int64_t bytes, void* 
   status = enqueue_all_gather(comm.endpoint, mine, bytes, slots);
   watchdog_disarm(deadline);
   if (status == BARACUDA_OK || status == BARACUDA_ABORTED) {
-    // If the deadline passed first, that is the failure.
+    // If the deadline passed first, that failure is reported.
     const int32_t failed = comm.report_failure();
     if (failed != BARACUDA_OK) return failed;
   }
@@ -46,8 +46,8 @@ int32_t nccl_all_gather(baracuda_nccl_comm& comm, const void* mine, int64_t byte
     scratch_free(device, slots);
     return status;
   }
-  // With a borrowed communicator, work may hang on the device and still use the memory. Freeing it
-  // would wait.
+  // With a borrowed communicator, work that uses the memory may hang on the device, and freeing the
+  // memory would wait for it.
   const baracuda_error failure = *baracuda_last_error();
   if (comm.owned || device < 0) scratch_free(device, slots);
   return restore_failure(failure);

@@ -24,8 +24,7 @@ from baracuda_kernels.ops.attention._descriptor import accumulator_of
 
 
 cdef enum:
-    # Chunks of the gradients' scratch: this rank's own share, and three buffers for the travelling
-    # sums.
+    # Chunks of the gradients' scratch: this rank's own share, and the payload's three buffers.
     _CHUNKS = 4
 
 
@@ -33,42 +32,41 @@ cdef class RingAttentionBackwardArgs(RingArgs):
     """RingAttentionBackwardArgs(*, q, k, v, y, dy, lse, dq, dk, dv, scratch=None, \
 kv_scratch_a=None, kv_scratch_b=None, kv_gradient_scratch=None, dlse=None)
 
-    Views of one rank's operands and scratch. Checked once, for any number of runs.
+    Views of one rank's operands and scratch, checked once and used for any number of runs.
 
-    q, y and dy may have any strides with a contiguous last dimension: dy may be expanded or
-    transposed. So may the outputs, if none of their elements overlap.
+    q, y and dy may have any strides with a contiguous last dimension; dy may be expanded, for
+    example. dq, dk and dv may have such strides too, if their elements do not overlap.
 
     Parameters
     ----------
     q : [B, H, Q, D]
     k, v : [B, Hkv, K, D]
-        This rank's chunk in place. On more than one rank it must be dense, in any order of
-        dimensions that is the same on every rank.
+        This rank's chunk, which is read and sent from your memory. On more than one rank it must be
+        dense; the order of its dimensions must be the same on every rank.
     y : [B, H, Q, D]
-        The result of the forward.
+        The forward's output.
     dy : [B, H, Q, D]
         The gradient of y.
     lse : [B, H, Q], float32 (float64 for F64 operands), any strides
-        The result of the forward, in the accumulator's type.
+        The forward's lse, in the accumulator's type.
     dq : [B, H, Q, D], written
     dk, dv : [B, Hkv, K, D], written
-        The gradients of this rank's chunk, over the rows of all ranks. Both have the operands'
-        type, or both the accumulator's.
+        The gradients of this rank's chunk, summed over the rows of all ranks. Both have the
+        operands' type, or both the accumulator's.
     scratch : contiguous, plan.scratch_bytes bytes, optional
-        None if scratch_bytes is 0.
+        May be None if that is 0.
     kv_scratch_a, kv_scratch_b : contiguous, plan.kv_scratch_elements elements, optional
-        The two receive buffers of K and V. At P = 1 both may be None, at P = 2 B.
+        The two receive buffers of K and V. A may be None at P = 1, and B at P <= 2.
     kv_gradient_scratch : contiguous, plan.kv_gradient_scratch_bytes bytes, optional
-        This rank's share of dk and dv, and the travelling sums, in the accumulator's type. None at
-        P = 1.
+        Memory for sums of dk and dv in the accumulator's type. May be None at P = 1.
     dlse : [B, H, Q], of lse's type, any strides; optional
-        The gradient of lse. None: zeros.
+        The gradient of lse; by default zeros.
 
     Raises
     ------
     InvalidProblemError, UnsupportedError
-        An operand is not a tensor, as :class:`TensorRef` says. The plan checks shapes, dtypes,
-        sizes and overlaps, in the first ``run`` or in ``can_implement``.
+        An operand is not a tensor (see :class:`TensorRef`). The plan checks shapes, dtypes, sizes
+        and overlaps, in the first ``run`` or in ``can_implement``.
     """
 
     cdef readonly TensorRef q
@@ -122,11 +120,12 @@ cdef class _Binding(RingBinding):
 cdef class RingAttentionBackwardPlan(RingAttentionBase):
     """The gradients of attention over a ring: dq, dk and dv. Made by :meth:`select`.
 
-    Every rank makes the same plan. ``run`` sends K and V around the ring as the forward does. The
-    sums of dk and dv travel one exchange later: each rank adds its share to the received sum, in
-    the order of the schedule. A rank's share for its own chunk stays on the rank, which adds the
-    returned sum at the end and rounds once. All sums are in the accumulator's type, so the error
-    does not grow with the ring. ``run`` allocates nothing and never waits for the GPU.
+    Every rank makes the same plan. ``run`` rotates K and V as the forward does, and the sums of
+    their gradients follow one exchange later. The other ranks add their shares of a chunk's
+    gradients in the order of the schedule. The sum then comes home to the chunk's own rank, which
+    adds its own share and rounds once. All sums are kept in the accumulator's type, so the
+    gradients do not get worse as the ring grows. A run allocates nothing and never waits for the
+    GPU.
 
     A row that sees no key has dq = 0 and adds nothing to dk and dv (on ``sm90a`` if its dy is
     finite). A key that no row sees has dk = dv = 0.
@@ -135,8 +134,10 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
     ----------
     descriptor : RingAttentionDescriptor
     scratch_bytes : int
-        Bytes of the scratch, at any world size. For each row and head 2 + head_dim numbers of the
-        accumulator's type; on ``sm90a`` 4 + head_dim, with rows rounded up to tiles of 64.
+        Bytes of the scratch, at any world size. For each row and head it holds a sum of dq
+        (head_dim numbers of the accumulator's type) and a few more numbers. ``sm80`` and ``sm90a``
+        round Q up to whole tiles of 64 rows, and their deterministic kernels may keep several sums
+        of dq.
     """
 
     cdef readonly int64_t scratch_bytes
@@ -148,9 +149,9 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         Parameters
         ----------
         descriptor : RingAttentionDescriptor
-            The descriptor of the forward.
-        stream : Stream or a source that :class:`Stream` takes
-            Its device is the plan's: ``Stream.host()`` or a CUDA stream.
+            The forward's descriptor.
+        stream : Stream or what :class:`Stream` takes
+            Gives the device: ``Stream.host()`` or a CUDA stream.
         preference : PlanPreference, optional
 
         Raises
@@ -158,7 +159,7 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         InvalidProblemError, UnsupportedError
             As :meth:`RingAttentionPlan.select`.
         """
-        # Imported here, since the module of SPEC imports this one.
+        # Not imported above, because SPEC's module imports this one.
         from baracuda_kernels.ops.ring_attention._plan import SPEC
 
         cdef RingAttentionBackwardPlan self = RingAttentionBackwardPlan.__new__(
@@ -172,8 +173,8 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
     def kv_gradient_scratch_bytes(self):
         """Bytes of ``kv_gradient_scratch``, at any world size above 1.
 
-        Four buffers of 2 * B * Hkv * K * D elements of the accumulator's type, each rounded up to
-        `scratch_alignment`.
+        Four chunks of 2 * B * Hkv * K * D numbers of the accumulator's type, each rounded up to a
+        multiple of `scratch_alignment`.
         """
         return _CHUNKS * _sum_bytes(self.descriptor)
 
@@ -181,7 +182,8 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
              scratch=None, rank=0, origin=0, world_size=1, first=True, last=True):
         """One step, for callers who send K and V, and add dk and dv, themselves.
 
-        Computes the gradients of the rows of ``rank`` and the keys of ``origin`` from each other.
+        Adds the share of ``origin``'s chunk to dq of ``rank``'s rows, and writes the share of those
+        rows in the chunk's dk and dv.
 
         Parameters
         ----------
@@ -194,26 +196,27 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
             This step's share of the chunk's gradients. Both have the accumulator's type, or both
             the operands'.
         y : [B, H, Q, D], optional
-            The result of the forward. The first step needs it.
+            The forward's output. The first step needs it.
         lse : [B, H, Q], optional
-            The result of the forward, over the keys of all steps. The first step needs it.
+            The forward's lse, over the keys of all steps. The first step needs it.
         dlse : [B, H, Q], optional
-            The gradient of lse, which the first step reads. None: zeros.
+            The gradient of lse, which the first step reads; by default zeros.
         dq : [B, H, Q, D], optional
             Written by the last step, which needs it.
         scratch : plan.scratch_bytes bytes, optional
-            The same memory in every step of a call; nothing else may write it from the first step
-            to the last. None if scratch_bytes is 0.
+            Give the same memory to every step of a call, and use it for nothing else from the first
+            step to the last. May be None if the size is 0.
         rank : int, default 0
-            The rank of the rows. With `origin` and `world_size` it gives the positions.
+            The rank whose rows these are. The positions follow from `rank`, `origin` and
+            `world_size`.
         origin : int, default 0
-            The rank of the keys.
+            The rank whose keys these are.
         world_size : int, default 1
             Number of ranks.
         first : bool, default True
-            This is the first step of the call: there are no sums yet.
+            The first step of a call: the sum of dq starts here.
         last : bool, default True
-            This is the last step of the call: dq is rounded and written.
+            The last step of a call: dq is rounded and written.
 
         Raises
         ------
@@ -308,7 +311,7 @@ cdef int _begin(RingAttentionDescriptor d,
 
 
 cdef object _sum_bytes(RingAttentionDescriptor d):
-    """Bytes of a chunk's sums of dk and dv, rounded up to the alignment of the next chunk."""
-    # A Python int, since four times the bytes of a valid problem may overflow 64 bits.
+    """Bytes of one chunk's sums of dk and dv, rounded up to the scratch alignment."""
+    # A Python int, because four chunks may need more bytes than 64 bits can count.
     nbytes = 2 * int(kv_elements(d)) * accumulator_of(d.element).itemsize
     return -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Base of the plans of both directions: K and V on the ring, and the comparison of the ranks."""
+"""The part that the plans of both directions share: K and V on the ring, and ``validate``."""
 
 from libc.stdint cimport int64_t
 
@@ -25,15 +25,16 @@ cdef class RingAttentionBase(RingPlan):
 
     @property
     def scratch_alignment(self):
-        """Alignment of the scratch buffers' addresses, in bytes."""
+        """The addresses of the scratch buffers must be multiples of this many bytes."""
         return SCRATCH_ALIGNMENT
 
     def validate(self, comm, args=None):
-        """Check that every rank has the same call. Collective; call it once before the first run.
+        """Check that all ranks have the same problem (collective; call it before the first run).
 
-        Compares the library version, the direction, every field of the descriptor, the schedule
-        and, with ``args``, whether K and V are staged or in place and the orders of their
-        dimensions. Ranks that differ would wait for each other's messages or misread them.
+        Compares the library version, the direction, every field of the descriptor and the
+        schedule. With ``args`` it also compares whether K and V are staged, and the order of their
+        dimensions. Ranks that differ in one of these would wait for each other, or misread each
+        other's messages.
 
         Parameters
         ----------
@@ -47,7 +48,7 @@ cdef class RingAttentionBase(RingPlan):
             On every rank: the message has the rank that differs from rank 0, the field and its
             values.
         CommunicatorError, NcclError, NcclTimeoutError
-            The ring failed, or a rank did not call this in time.
+            The ring failed, or a rank did not make the call in time.
         """
         cdef RingMember member = as_member(comm, self.device)
         try:
@@ -105,7 +106,7 @@ cdef int64_t kv_elements(RingAttentionDescriptor d) noexcept:
 
 cdef int _require_dense(str name, TensorRef view, attention_api.baracuda_strides strides,
                         RingAttentionDescriptor d) except -1:
-    """Refuse a K or V that is not dense, since each is sent as one message."""
+    """Raise unless the elements fill one range of memory: a tensor is sent as one message."""
     cdef int64_t expected = 1
     shape = (d.batch_size, d.num_kv_heads, d.key_len, d.head_dim)
     element_strides = (strides.batch, strides.head, strides.seq, 1)

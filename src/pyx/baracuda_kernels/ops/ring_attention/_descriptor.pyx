@@ -24,26 +24,26 @@ sequence_layout=SequenceLayout.CONTIGUOUS)
     query_len : int
         Rows of Q on one rank; the whole sequence has P times as many. May be 0.
     key_len : int
-        Rows of K and V on one rank. May differ from `query_len`.
+        Rows of K and V that one rank holds; may differ from `query_len`.
     head_dim : int
         Elements of a head, D.
     scale : float, optional
-        Factor on the scores, in float64; by default ``1/sqrt(head_dim)``. May be any finite value;
-        the tensor-core kernels need it > 0.
+        Factor of the scores; ``1/sqrt(head_dim)`` by default. It is passed to the kernel as a
+        float64. Any finite value is legal; the tensor-core kernels need it > 0.
     is_causal : bool, default False
-        A query sees the keys with ``k_pos <= q_pos``, by global positions.
+        A row sees only the keys with ``k_pos <= q_pos``, by global positions.
     element : ElementKind, default F32
-        Element type of q, k, v and y.
+        The element type of q, k, v and y.
     num_kv_heads : int, optional
         Number of K/V heads, Hkv, a divisor of H (grouped-query attention); by default H.
     sequence_layout : SequenceLayout, default CONTIGUOUS
-        The global positions of a rank's rows.
+        Which global positions a rank's rows have.
 
     Raises
     ------
     InvalidProblemError
-        A value has the wrong type or name. The numbers are checked by
-        :meth:`~AttentionDescriptor.validate`, which ``select`` and ``explain`` call.
+        A value has the wrong type, or is not the name of an enum's member. The numbers are checked
+        by :meth:`~AttentionDescriptor.validate`, which ``select`` and ``explain`` call.
     """
 
     def __cinit__(self, batch_size, num_heads, query_len, key_len, head_dim, scale=None,

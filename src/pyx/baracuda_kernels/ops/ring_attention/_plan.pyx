@@ -42,16 +42,16 @@ cdef class _Binding(RingBinding):
 cdef class RingAttentionPlan(RingAttentionBase):
     """Exact attention over a sequence that is sharded across a ring. Made by :meth:`select`.
 
-    Every rank makes the same plan. ``run`` sends K and V around the ring while it computes. It
-    keeps an unnormalised float32 state across the steps, so the error does not grow with the ring.
-    It allocates nothing and never waits for the GPU.
+    Every rank makes the same plan. ``run`` rotates K and V around the ring while it computes, and
+    keeps an unnormalised float32 state across the steps, so the answer does not get worse as the
+    ring grows. A run allocates nothing and never waits for the GPU.
 
     Attributes
     ----------
     descriptor : RingAttentionDescriptor
     accumulator_scratch_bytes : int
-        Bytes of the accumulator: B * H * Q * (D + 2) * 4 (for F64 operands 8 in place of 4). If the
-        kernel keeps its state in tiles, Q is rounded up to a multiple of the tile.
+        Bytes of the state: B * H * Q * (D + 2) * 4 (8 for F64 operands). A kernel that keeps its
+        state in tiles rounds Q up to whole tiles.
     """
 
     cdef readonly int64_t accumulator_scratch_bytes
@@ -64,24 +64,25 @@ cdef class RingAttentionPlan(RingAttentionBase):
         ----------
         descriptor : RingAttentionDescriptor
             The problem: shapes of one rank, element type, mask and layout.
-        stream : Stream or a source that :class:`Stream` takes
-            Its device is the plan's: ``Stream.host()`` for the CPU, or a CUDA stream. The stream
-            may also come first, as in an earlier version.
+        stream : Stream or what :class:`Stream` takes
+            Gives the device: ``Stream.host()`` for the CPU, or a CUDA stream. An earlier version
+            took the stream first; that order still works.
         preference : PlanPreference, optional
             Conditions for the kernel, such as a precision; by default none.
 
         Returns
         -------
         RingAttentionPlan
-            It has no scratch: the caller allocates the sizes in its attributes.
+            It owns no memory: allocate scratch of the sizes that its attributes give, and call
+            ``run``.
 
         Raises
         ------
         InvalidProblemError
-            The descriptor is invalid: a negative extent, a scale that is not finite, or K/V heads
-            that do not divide the heads.
+            The descriptor is invalid: a negative extent, a scale that is not finite, or a number of
+            heads that is not a multiple of the K/V heads.
         UnsupportedError
-            No kernel fits; the message has the reason of each.
+            No kernel fits; the message gives each kernel's reason.
         """
         cdef RingAttentionPlan self = RingAttentionPlan.__new__(RingAttentionPlan, MADE_BY_SELECT)
         cdef attention_api.baracuda_attention_step_params step
@@ -98,7 +99,7 @@ cdef class RingAttentionPlan(RingAttentionBase):
              origin=0, world_size=1, first=True, last=True, follows=False):
         """One step, for callers who send K and V themselves.
 
-        Adds the keys of ``origin`` to the state of the rows of ``rank``.
+        Adds the chunk that ``origin`` started with to the state of ``rank``'s rows.
 
         Parameters
         ----------
@@ -112,22 +113,23 @@ cdef class RingAttentionPlan(RingAttentionBase):
         lse : [B, H, Q], optional
             Written by the last step.
         accumulator_scratch : plan.accumulator_scratch_bytes bytes, optional
-            The state. Needed unless the step is both first and last.
+            The state. A step needs it unless it is both first and last.
         rank : int, default 0
-            The rank of the queries. With `origin` and `world_size` it gives the positions.
+            The rank whose queries these are. The positions follow from `rank`, `origin` and
+            `world_size`.
         origin : int, default 0
-            The rank of the keys.
+            The rank whose keys these are.
         world_size : int, default 1
             Number of ranks.
         first : bool, default True
-            There is no state yet.
+            There is no state to read yet.
         last : bool, default True
-            Normalise and write y and lse; the state is not stored.
+            Normalise, and write y and lse. The state is not stored.
         follows : bool, default False
-            A promise: the last work on ``stream`` is a step of this plan, and q, k and v were
-            complete before that step began. Then the two steps overlap until this one needs the
-            state. Without the promise, or if the kernel cannot overlap, the step waits for the
-            previous work.
+            A promise: the work enqueued last on ``stream`` is a step of this plan, and q, k and v
+            were complete before that step began. This step may then start while that one still
+            runs, and waits for it only before it reads the state. Without the promise, or if the
+            kernel cannot overlap, this step waits for all earlier work on the stream.
 
         Raises
         ------
