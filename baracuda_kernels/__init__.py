@@ -18,8 +18,8 @@ def _has_modules(folder: str) -> bool:
 def _installed_path() -> list[str]:
     """Folder of the compiled package.
 
-    In a checkout this folder lies at the top without the compiled modules, and Python started
-    there imports it instead of the installed package; that one's folder then takes over.
+    A checkout has this folder at its top, without the compiled modules. Python started there imports it
+    in place of the installed package. The folder of the installed package is used then.
     """
     for entry in _sys.path:
         folder = _os.path.join(_os.path.abspath(entry), "baracuda_kernels")
@@ -81,7 +81,7 @@ from baracuda_kernels.ops.ring_attention import (
 )
 
 # isort: split
-# Not before: the first op to be registered is the one that `explain` is about by default.
+# After the imports above: `explain` has the first registered op as its default.
 from baracuda_kernels.ops.flash_sdpa import (
     FlashSdpaArgs,
     FlashSdpaBackwardArgs,
@@ -96,7 +96,7 @@ if _typing.TYPE_CHECKING:
 
 __version__: str = _build_info()["version"]
 
-# Loaded on first use: they need NumPy, which the core does not.
+# Loaded on first use, since they need NumPy and the core does not.
 _LAZY = {
     "positions": "sharding",
     "run_local_ring": "local_ring",

@@ -1,7 +1,6 @@
-"""Reading arguments as users have them: NumPy's scalars, lists, arrays of any kind.
+"""Reads arguments as users give them: NumPy's scalars, lists, arrays of any kind.
 
-What cannot be read is an `InvalidProblemError` that names the argument, what it was and what it
-must be.
+A wrong argument is an `InvalidProblemError` that names the argument, what it was and what it must be.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from baracuda_kernels.errors import InvalidProblemError
 
 
 def integer(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
-    """The value as an int; a bool, a float or a text is none, and neither is one out of range."""
+    """The value as an int. A bool, a float, a text or a number out of range is refused."""
     number = None
     if not isinstance(value, (bool, np.bool_, np.ndarray)):
         try:
@@ -34,14 +33,14 @@ def integer(name: str, value: Any, least: int | None = None, most: int | None = 
 
 
 def flag(name: str, value: Any) -> bool:
-    """The value as a bool: Python's or NumPy's, and nothing that is merely true."""
+    """The value as a bool. Only Python's and NumPy's bools are taken."""
     if not isinstance(value, (bool, np.bool_)):
         raise InvalidProblemError(f"{name}: got {_shown(value)}, must be a bool")
     return bool(value)
 
 
 def number(name: str, value: Any) -> float:
-    """The value as a float; a bool or a text is none."""
+    """The value as a float. A bool or a text is refused."""
     if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value) != 0:
         raise InvalidProblemError(f"{name}: got {_shown(value)}, must be a number")
     try:
@@ -60,18 +59,20 @@ def layout_of(value: Any, name: str = "sequence_layout") -> SequenceLayout:
 
 
 def array(name: str, value: Any) -> Any:
-    """An array of any library as it is, lists as NumPy arrays; what is no array is refused.
+    """An array of any library as it is, and a list as a NumPy array. Other values are refused.
 
-    NumPy's subclasses become plain arrays, so that a memmap and an ndarray are alike. A masked
-    array is refused: its mask would be lost.
+    NumPy's subclasses, such as a memmap, become plain arrays. A masked array is refused: its mask would
+    be lost.
     """
     if isinstance(value, (list, tuple)):
         try:
             value = np.asarray(value)
         except ValueError as error:
-            raise InvalidProblemError(f"{name}: got a list that is no array ({error})") from None
+            raise InvalidProblemError(
+                f"{name}: got a list that is no array, must be one of equal rows ({error})"
+            ) from None
     if isinstance(value, np.ndarray):
-        masked = sys.modules.get("numpy.ma")  # whoever has one has imported it
+        masked = sys.modules.get("numpy.ma")  # imported if there is a masked array
         if masked is not None and isinstance(value, masked.MaskedArray):
             raise InvalidProblemError(
                 f"{name}: got a masked array, must be an array without a mask (its mask would be "
@@ -95,6 +96,6 @@ def library_of(x: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """The value, or where it is long its type."""
+    """The value as text, or its type if the text is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"a {type(value).__name__}"

@@ -25,7 +25,7 @@ DTYPES = SPEC.dtypes
 
 
 def element_of(x: Any, name: str) -> ElementKind:
-    """ElementKind of an array, or InvalidProblemError naming the dtypes that are served."""
+    """The ElementKind of an array, or InvalidProblemError with the dtypes that are served."""
     element = ElementKind.of_dtype(x.dtype)
     if element is None or element not in DTYPES.values():
         raise InvalidProblemError(
@@ -35,7 +35,7 @@ def element_of(x: Any, name: str) -> ElementKind:
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """NumPy's dtype of that name, or that of ml_dtypes."""
+    """The dtype with that name, of NumPy or of ml_dtypes."""
     try:
         return np.dtype(name)
     except TypeError:
@@ -48,7 +48,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 def parse_device(device: Any) -> int:
     """-1 for ``"host"`` and ``"cpu"``, the ordinal for ``"cuda"`` (0) and ``"cuda:N"``.
 
-    Also a torch.device, which reads as its text.
+    Takes a torch.device too.
     """
     text = str(device) if isinstance(device, str) or library_of(device) == "torch" else ""
     kind, _, ordinal = text.partition(":")
@@ -74,14 +74,14 @@ def memory_for(x: Any, device: Any) -> Any:
     if library == "cupy":
         return CupyMemory(x, ordinal)
     raise InvalidProblemError(
-        f"q is a {type(x).__module__}.{type(x).__qualname__}; "
-        "it must be a NumPy array, a PyTorch tensor or a CuPy array"
+        f"q: got {type(x).__module__}.{type(x).__qualname__}, must be a NumPy array, a PyTorch tensor "
+        "or a CuPy array"
     )
 
 
 def _device_mismatch(where: str, ordinal: int) -> InvalidProblemError:
     asked = "host" if ordinal < 0 else f"cuda:{ordinal}"
-    return InvalidProblemError(f"q is on {where} and device is {asked!r}; pass device={where!r}")
+    return InvalidProblemError(f"device: got {asked!r} for q on {where}, must be {where!r}")
 
 
 class HostMemory:
@@ -170,7 +170,7 @@ class CupyMemory:
 
 
 class CudaCoreMemory:
-    """NumPy arrays at the caller's end, cuda.core buffers on the GPU."""
+    """NumPy arrays of the caller, staged in cuda.core buffers on the GPU."""
 
     def __init__(self, ordinal: int) -> None:
         from baracuda_kernels import Stream
@@ -182,7 +182,8 @@ class CudaCoreMemory:
             )
         if ordinal >= len(_info.devices()):
             raise InvalidProblemError(
-                f"device is 'cuda:{ordinal}'; this machine has {len(_info.devices())} CUDA devices"
+                f"device: got 'cuda:{ordinal}', must be one of the {len(_info.devices())} CUDA devices "
+                "of this machine"
             )
         core = _cuda_core()
         self._buffer_type = core.Buffer
@@ -201,7 +202,7 @@ class CudaCoreMemory:
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         nbytes = int(np.prod(shape, dtype=np.int64)) * numpy_dtype(dtype).itemsize
-        # cuda.core gives no address for zero bytes; copies need buffers of one size.
+        # cuda.core gives no address for zero bytes.
         buffer = self._device.allocate(max(nbytes, 1), stream=self._stream)
         return DeviceArray(buffer, tuple(shape), dtype)
 
@@ -237,7 +238,7 @@ def _cuda_core() -> Any:
 
         if hasattr(core, "Device"):
             return core
-        # Before 0.5 everything but the version lay here.
+        # Versions before 0.5 have it in this module.
         import cuda.core.experimental as core
     except ImportError as error:
         raise UnsupportedError(

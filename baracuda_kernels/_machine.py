@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from baracuda_kernels._core import _info
 
-# Drivers below these cannot run what a toolkit of that major version built.
+# The oldest driver for code built by a toolkit of that major version.
 _MINIMUM_DRIVER = {12: "525", 13: "580"}
 
 
 def why_no_gpu() -> str:
-    """One sentence on why no GPU can be used here; empty where one can."""
+    """Why no GPU can be used here, in one sentence; empty if one can."""
     build = _info.build_info()
     if not build["cuda_built"]:
         return "this build has no CUDA kernels (made with BARACUDA_CUDA=OFF)"

@@ -24,13 +24,13 @@ class PreparedRing:
     ----------
     plan : RingAttentionPlan
     gradient_plan : RingAttentionBackwardPlan or None
-        Where a gradient of y was given.
+        None if no gradient of y was given.
     ring : LocalRing
-        Of the forward.
+        The ring of the forward.
     rings : list of LocalRing
-        That of each direction, in the order in which they run.
+        One ring for each direction, in the order in which they run.
     stream : Stream
-        Of the memory that the arrays lie in.
+        A stream on the device of the arrays.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PreparedRing:
         _check(q, k, v, world_size)
         element = element_of(q, "q")
         if dlse is not None and dy is None:
-            raise InvalidProblemError("dlse: got an array without dy, must be given together with it")
+            raise InvalidProblemError("dlse: got an array without dy, must be given with dy")
         dy = None if dy is None else _like("dy", array("dy", dy), q, q.shape, q.dtype)
         lse_dtype = accumulator_of(element).dtype_name
         dlse = None if dlse is None else _like("dlse", array("dlse", dlse), q, q.shape[:3], lse_dtype)
@@ -104,7 +104,7 @@ class PreparedRing:
         self.ring = self.rings[0]
 
     def run(self, timeline: list[RingTimeline] | None = None) -> None:
-        """Enqueue one run of all ranks, in every direction; `timeline` is the forward's."""
+        """Enqueue one run of all ranks in every direction. `timeline` is that of the forward."""
         self.ring.run_all(
             self.stream, self.plan, [rank.args for rank in self._ranks], timeline=timeline
         )
@@ -114,7 +114,7 @@ class PreparedRing:
             )
 
     def outputs(self) -> tuple[Any, ...]:
-        """y and lse of the last run, then dq, dk and dv where they were asked for; gathered."""
+        """y and lse of the last run, gathered; with gradients also dq, dk and dv."""
         return tuple(
             unshard([self._memory.fetch(x) for x in shards], sequence_layout=self._layout)
             for shards in zip(*(rank.outputs for rank in self._ranks), strict=True)
@@ -129,7 +129,7 @@ class _Rank:
     ) -> None:
         from baracuda_kernels import RingAttentionArgs, RingAttentionBackwardArgs
 
-        # Held here because arguments over raw addresses keep nothing alive.
+        # Held here, since arguments over raw addresses keep nothing alive.
         self._given = given
         q, k, v, dy, dlse = given
         desc = plan.descriptor
@@ -207,17 +207,17 @@ def _check(q: Any, k: Any, v: Any, world_size: int) -> None:
             f"q, k: got shapes {tuple(q.shape)} and {tuple(k.shape)}, must have equal batch and "
             "head_dim"
         )
-    for name, x in (("the sequence of q", q), ("the sequence of k and v", k)):
+    for name, x in (("q", q), ("k, v", k)):
         rows_per_rank(int(x.shape[2]), world_size, name)
 
 
 def _refuse_recorded(name: str, x: Any) -> None:
     if library_of(x) != "torch":
         return
-    import torch  # the tensor's own, loaded long since
+    import torch  # loaded already, as the tensor's library
 
     if x.requires_grad and torch.is_grad_enabled():
         raise UnsupportedError(
-            f"{name}: got a tensor that requires grad; nothing is recorded here, run it under "
-            "torch.no_grad() or pass detached tensors (with dy it returns the gradients)"
+            f"{name}: got a tensor that requires grad, must be detached or used under torch.no_grad(): "
+            "autograd does not record this call (give dy for the gradients)"
         )

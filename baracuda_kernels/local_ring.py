@@ -1,4 +1,4 @@
-"""Ring attention on whole arrays, over virtual ranks in this process, in one call."""
+"""Ring attention of whole arrays over virtual ranks in this process, in one call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["run_local_ring"]
 
 _Array = TypeVar("_Array")
 
-# Seconds between two looks at how far the ranks have come.
+# Seconds between two reports of progress.
 _POLL = 0.05
 
 
@@ -115,20 +115,20 @@ def run_local_ring(
     """Exact attention of whole arrays, computed by a ring of virtual ranks in this process.
 
     Shards the sequence over `world_size` ranks of a `LocalCommunicator` ring, runs every rank's
-    `RingAttentionPlan`, with `dy` its `RingAttentionBackwardPlan` too, and gathers the outputs. It
-    allocates the operands and scratch itself: for trying, testing and checking. Engines that own their
+    `RingAttentionPlan` (with `dy` also its `RingAttentionBackwardPlan`), and gathers the outputs. It
+    allocates operands and scratch itself, so it is for trials, tests and checks. Engines that own their
     memory use the plans. The only mask is the causal one; there is no window and no dropout.
 
     Parameters
     ----------
     q : array
-        ``[B, H, S, D]``; float16, bfloat16, float32 or float64. A NumPy array (bfloat16 by
-        ml_dtypes; a memmap too, and nested lists, which are float64), a PyTorch tensor or a CuPy
-        array. Masked arrays, and tensors whose gradient is recorded, are refused.
+        ``[B, H, S, D]``; float16, bfloat16, float32 or float64. A NumPy array (bfloat16 by ml_dtypes;
+        a memmap or nested lists too, which become float64), a PyTorch tensor or a CuPy array. Masked
+        arrays, and tensors that require grad, are refused.
     k, v : array
         ``[B, Hkv, Sk, D]`` of the same kind and dtype, ``H % Hkv == 0``.
     world_size : int
-        Virtual ranks, 1 to 65536, which share the sequence; S and Sk must be multiples of it.
+        Number of virtual ranks, 1 to 65536. S and Sk must be multiples of it.
     is_causal : bool, default False
         Global row ``i`` sees the keys ``j <= i``.
     scale : float, optional
@@ -136,45 +136,45 @@ def run_local_ring(
     sequence_layout : SequenceLayout or str, default "contiguous"
         How rows are dealt to ranks: contiguous, zigzag or striped.
     device : str or torch.device, default "host"
-        ``"host"`` (or ``"cpu"``), ``"cuda"`` or ``"cuda:N"``: where the ring runs. NumPy arrays
+        The device of the ring: ``"host"`` (or ``"cpu"``), ``"cuda"`` or ``"cuda:N"``. NumPy arrays
         (through cuda.core, the extra ``[cu13]`` or ``[cu12]``) and CPU tensors are copied there and
-        back; arrays on a GPU must name their own device.
+        back. For arrays on a GPU it must be their own device.
     progress : callable, optional
-        Called from this thread as ``progress(done, total)``, in rank-steps: every rank takes
-        `world_size` steps, and with `dy` as many again. On the host `done` moves within a step too, and never falls.
+        Called from this thread as ``progress(done, total)``, in steps of all ranks: every rank has
+        `world_size` steps, and with `dy` twice as many. On the host `done` rises within a step too.
     timeout : float, optional
-        Seconds that a run on the host may take; it is stopped at the end of the step in which they
-        pass. A run on a GPU cannot be stopped and takes none. By default there is no limit.
+        Seconds that a run on the host may take. It is stopped at the end of the step in which they
+        pass. A run on a GPU cannot be stopped and takes no timeout. By default there is no limit.
     dy : array, optional
-        ``[B, H, S, D]``, the gradient of `y`, of the kind and dtype of `q`: the gradients of `q`, `k`
-        and `v` are computed, too.
+        ``[B, H, S, D]``, the gradient of `y`, of the kind and dtype of `q`. With it the gradients of
+        `q`, `k` and `v` are computed too.
     dlse : array, optional
-        ``[B, H, S]``, the gradient of `lse`, of its dtype; zeros by default. Only together with `dy`.
+        ``[B, H, S]``, the gradient of `lse`, of its dtype; by default zeros. Only with `dy`.
 
     Returns
     -------
     y : array
         ``[B, H, S, D]``, of the kind and dtype of `q` and on its device.
     lse : array
-        ``[B, H, S]``, float64 for float64 operands, else float32; natural log, -inf in rows that
-        see no key.
+        ``[B, H, S]``, float64 for float64 operands, else float32; natural logarithm, -inf in rows
+        that see no key.
     dq, dk, dv : array
-        With `dy` alone: the gradients, each as its operand is.
+        Only with `dy`: the gradients, each with the shape, kind and dtype of its operand.
 
     Raises
     ------
     InvalidProblemError
-        Shapes, dtypes, devices or the layout do not fit; an uneven S is answered with the nearest
+        Shapes, dtypes, devices or the layout do not fit. For an uneven S the message names the nearest
         lengths that fit.
     UnsupportedError
-        No kernel serves the problem on that device, cuda.core is missing for NumPy arrays, a
-        gradient is asked for, or a `timeout` on a GPU.
+        No kernel serves the problem on that device, cuda.core is missing for NumPy arrays, a tensor
+        requires grad, or `timeout` is given on a GPU.
     NcclTimeoutError
         `timeout` passed.
     CudaError
         The device failed.
     KeyboardInterrupt
-        Ctrl-C, and on the host within half a second; also whatever else `progress` raises.
+        Ctrl-C; on the host within half a second. Errors that `progress` raises are passed on too.
     """
     *outputs, _ = run_with_plan(
         q,
@@ -203,7 +203,7 @@ def run_with_plan(
     timeout: float | None,
     **options: Any,
 ) -> tuple[Any, ...]:
-    """`run_local_ring`, with the forward's plan as a last result; `options` of `PreparedRing`."""
+    """As `run_local_ring`, with the forward's plan as the last result. `options` go to `PreparedRing`."""
     if timeout is not None:
         timeout = number("timeout", timeout)
         if not timeout > 0:
@@ -211,8 +211,7 @@ def run_with_plan(
     prepared = PreparedRing(q, k, v, world_size, **options)
     if timeout is not None and prepared.plan.device >= 0:
         raise UnsupportedError(
-            f"timeout: got {timeout:g}, must not be given on a GPU: what was enqueued there "
-            "cannot be stopped"
+            f"timeout: got {timeout:g}, must be None on a GPU: enqueued work cannot be stopped there"
         )
     if progress is None and timeout is None:
         prepared.run()
@@ -224,8 +223,7 @@ def run_with_plan(
 def _run_watched(
     prepared: PreparedRing, progress: Callable[[float, int], None] | None, timeout: float
 ) -> None:
-    # The rings run in a thread of their own so that this one can report how far they have come, and
-    # stop them.
+    # The rings run in another thread, so that this one can report their progress and stop them.
     ranks = [rank for ring in prepared.rings for rank in ring]
     total = sum(len(ring) ** 2 for ring in prepared.rings)
     report = progress or (lambda done, total: None)
@@ -257,7 +255,7 @@ def _run_watched(
                 f"timeout: the run was stopped after {timeout:g} s", call="run_local_ring"
             ) from error
         except BaseException:
-            # Of the caller's progress, or Ctrl-C: the pool would wait for the whole run.
+            # Raised by `progress`, or Ctrl-C. Without an abort the pool would wait for the whole run.
             _abort(prepared)
             raise
     report(total, total)

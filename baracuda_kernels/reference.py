@@ -1,7 +1,7 @@
-"""Exact attention in float64: the oracle that every kernel is measured against.
+"""Exact attention in float64: the oracle for every kernel.
 
-Slow and plain on purpose: the textbook formula, one block of query rows of one head at a time, so
-that memory stays small at any length. NumPy only; it shares no code with the kernels.
+It is the textbook formula, for one block of query rows of one head at a time, so that memory stays
+small at any length. It is slow, needs NumPy alone, and shares no code with the kernels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from baracuda_kernels.errors import InvalidProblemError
 
 __all__ = ["attention", "attention_backward", "error_of"]
 
-# Scores held at once: 2**22 float64 values are 32 MiB.
+# The most scores in memory: 2**22 float64 values are 32 MiB.
 _BLOCK_SCORES = 1 << 22
 
 
@@ -47,20 +47,21 @@ def attention(
         Global positions, ``[Q]`` and ``[K]``, in any order. Default ``0, 1, 2, …``. Used only with
         `is_causal`.
     block_scores : int, default 2**22
-        Most scores held at once (at least one row's); the result depends on it by rounding alone.
+        The most scores in memory (at least those of one row). It affects only the rounding of the
+        result.
 
     Returns
     -------
     y : numpy.ndarray
         float64 ``[B, H, Q, D]``; 0 in rows that see no key.
     lse : numpy.ndarray
-        float64 ``[B, H, Q]``: natural log of the sum of exponentials of the scaled scores;
+        float64 ``[B, H, Q]``: natural logarithm of the sum of the exponentials of the scaled scores;
         -inf in rows that see no key.
 
     Raises
     ------
     InvalidProblemError
-        If the shapes do not belong together.
+        If the shapes do not fit together.
     """
     q, k, v = (np.asarray(array(name, x)) for name, x in (("q", q), ("k", k), ("v", v)))
     group = _check_shapes(q, k, v)
@@ -79,7 +80,7 @@ def attention(
     for b in range(batch):
         for h_kv in range(heads // group):
             k64, v64 = _wide(k[b, h_kv]), _wide(v[b, h_kv])
-            # Rows are taken one by one where a hidden V row could leak through 0 * inf.
+            # One row at a time if V is not finite: a masked row of V could leak through 0 * inf.
             v_is_finite = bool(np.isfinite(v64).all())
             rows = max(1, block_scores // key_len) if v_is_finite or not is_causal else 1
             for h in range(h_kv * group, (h_kv + 1) * group):
@@ -104,9 +105,7 @@ def attention_backward(
     k_positions: np.ndarray | None = None,
     block_scores: int = _BLOCK_SCORES,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradients of :func:`attention` in float64.
-
-    Of ``sum(dy * y) + sum(dlse * lse)``, where y and lse are the exact ones.
+    """Gradients of ``sum(dy * y) + sum(dlse * lse)`` in float64, for y and lse of :func:`attention`.
 
     Parameters
     ----------
@@ -127,7 +126,7 @@ def attention_backward(
     Raises
     ------
     InvalidProblemError
-        If the shapes do not belong together.
+        If the shapes do not fit together.
     """
     q, k, v, dy = (
         np.asarray(array(name, x)) for name, x in (("q", q), ("k", k), ("v", v), ("dy", dy))
@@ -149,7 +148,7 @@ def attention_backward(
     if dq.size == 0 or dk.size == 0:
         return dq, dk, dv
     q, k, v, dy, dlse = (_wide(x) for x in (q, k, v, dy, dlse))
-    # Rows are taken one by one where a pair that the mask hides could leak through 0 * inf.
+    # One row at a time if an operand is not finite: a masked pair could leak through 0 * inf.
     finite = all(bool(np.isfinite(x).all()) for x in (q, k, v, dy, dlse))
     rows = max(1, block_scores // key_len) if finite or not is_causal else 1
     for b in range(batch):
@@ -176,20 +175,20 @@ def attention_backward(
 
 
 def error_of(got: Any, exact: np.ndarray) -> dict[str, float]:
-    """How far a result lies from the exact one, in float64.
+    """The error of a result against the exact one, in float64.
 
     Parameters
     ----------
     got : array
-        Of any shape; what is 16-bit is widened.
+        Any shape and real dtype; converted to float64.
     exact : numpy.ndarray
         float64, of the same shape.
 
     Returns
     -------
     dict
-        ``rms`` and ``max`` of the difference, ``relative``: the norm of the difference over the
-        norm of `exact`; equal infinities count as equal, any other non-finite difference as inf.
+        ``rms`` and ``max`` of the difference, and ``relative``, the norm of the difference over the
+        norm of `exact`. Equal infinities have no difference; any other non-finite difference is inf.
 
     Raises
     ------
@@ -198,7 +197,7 @@ def error_of(got: Any, exact: np.ndarray) -> dict[str, float]:
     """
     got = _wide(np.asarray(array("got", got)))
     if got.shape != exact.shape:
-        raise InvalidProblemError(f"shape is {got.shape}; the exact answer has {exact.shape}")
+        raise InvalidProblemError(f"got: got shape {got.shape}, must be that of exact, {exact.shape}")
     if got.size == 0:
         return {"rms": 0.0, "max": 0.0, "relative": 0.0}
     same = got == exact
@@ -224,12 +223,12 @@ def _rows(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, mask: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     if mask is not None:
-        # Keys that none of these rows sees take no part at all, NaN or not.
+        # Keys that none of these rows sees are left out, since they may be NaN.
         seen = mask.any(axis=0)
         k, v, mask = k[seen], v[seen], mask[:, seen]
     if k.shape[0] == 0:
         return np.zeros((q.shape[0], v.shape[1])), np.full(q.shape[0], -np.inf)
-    # NaN and Inf in the operands are legal inputs: they go where IEEE arithmetic takes them.
+    # NaN and Inf are legal operands: they follow IEEE arithmetic.
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         scores = (q @ k.T) * scale
         if mask is not None:
@@ -278,7 +277,7 @@ def _check_shapes(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> int:
         return 1
     if kv_heads == 0 or heads % kv_heads:
         raise InvalidProblemError(
-            f"q, k: got {heads} and {kv_heads} heads, must be a multiple and its divisor"
+            f"q, k: got {heads} and {kv_heads} heads, must be a multiple of k's"
         )
     return int(heads // kv_heads)
 

@@ -1,8 +1,8 @@
 """The ops and kernels of the library, and the kernel that a problem gets. Needs no GPU.
 
-An op is registered once, by an :class:`OpSpec`: the built-in ones by the packages below
-``baracuda_kernels.ops``, others by the entry-point group ``baracuda_kernels.ops`` (an entry point
-loads to an :class:`OpSpec`, or to a function that returns one).
+An op is registered once, by an :class:`OpSpec`. The packages below ``baracuda_kernels.ops`` register the
+built-in ops. Other packages use the entry-point group ``baracuda_kernels.ops``; an entry point loads to an
+:class:`OpSpec`, or to a function that returns one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _lock = threading.RLock()
 _left_out: dict[str, str] = {}
 _discovered = False
 
-# What skus() filters by, with the type that reads a value.
+# The filters of skus(), each with the type that parses its value.
 _FILTERS = {**SKU_FIELDS, **GUARANTEE_FIELDS}
 del _FILTERS["precision_guarantee"]  # by its fields
 
@@ -87,9 +87,9 @@ def _discover() -> None:
                 loaded = entry.load()
                 spec = loaded if isinstance(loaded, OpSpec) else loaded()
                 if isinstance(spec, OpSpec):
-                    tuple(spec.skus())  # what `skus` and `info` will ask of it
+                    tuple(spec.skus())  # `skus` and `info` call this later
                 register(spec)
-            # Whatever it raises, sys.exit too: a broken plug-in must not take the library down.
+            # Any error, also sys.exit: a broken plug-in must not break the library.
             except (Exception, SystemExit) as error:  # noqa: BLE001
                 reason = f"{type(error).__name__}: {error}"
                 _left_out[f"{entry.name} = {entry.value}"] = reason
@@ -99,7 +99,7 @@ def _discover() -> None:
 
 
 def left_out() -> dict[str, str]:
-    """Entry points that could not be registered, each with the reason; ``info`` shows them."""
+    """The entry points that could not be registered, each with the reason. ``info`` shows them."""
     _discover()
     return dict(_left_out)
 
@@ -117,17 +117,17 @@ def specs() -> tuple[OpSpec, ...]:
 
 
 def get(name: str) -> OpSpec:
-    """The op of that name.
+    """The op with that name.
 
     Parameters
     ----------
     name : str
-        As in ``"ring_attention"``.
+        Such as ``"ring_attention"``.
 
     Raises
     ------
     UnsupportedError
-        There is none; the message lists the names.
+        There is no such op; the message lists the names.
     """
     _discover()
     try:
@@ -142,7 +142,7 @@ def skus(**filters: Any) -> list[KernelSku]:
     Parameters
     ----------
     **filters
-        Any field of :class:`KernelSku` or :class:`PrecisionGuarantee`, with an enum member or its
+        Any field of :class:`KernelSku` or :class:`PrecisionGuarantee`, each with an enum member or its
         name: ``skus(op="RING_ATTENTION", direction="FORWARD")``. An ``op`` may be a number.
 
     Raises
@@ -162,7 +162,7 @@ def named_skus(**filters: Any) -> list[tuple[str, str, KernelSku]]:
 
 
 def _filter(name: str, value: Any) -> Callable[[KernelSku], bool]:
-    """Whether a SKU has the value in the field of that name."""
+    """A test of a SKU: whether its field of that name has the value."""
     if name not in _FILTERS:
         raise InvalidProblemError(f"filter: got {name!r}, must be one of {', '.join(_FILTERS)}")
     kind: Any = _FILTERS[name]
@@ -185,7 +185,7 @@ def _op_filter(value: Any) -> Callable[[KernelSku], bool]:
     if not named:
         names = ", ".join(name for kind in kinds() for name in kind.__members__)
         raise InvalidProblemError(f"op: got {value!r}, must be a number or one of {names}")
-    # The same number is another op in another category.
+    # Ops of different categories may have the same number.
     return lambda sku: any(sku.category is op.category and sku.op == op for op in named)
 
 
@@ -205,16 +205,16 @@ def explain(
     ----------
     descriptor : an op's descriptor
     arch : ArchSku, str, int or tuple, optional
-        "host", or a compute capability as "sm_90", "9.0", 90 or (9, 0). By default what a plan
-        would use here: the current GPU, or the host.
+        "host", or a compute capability such as "sm_90", "9.0", 90 or (9, 0). By default that of the
+        current GPU, or the host without one.
     preference : PlanPreference, optional
-    direction : Direction or str, optional
-        Whether the op's outputs are asked for or its gradients; ``FORWARD`` by default.
+    direction : Direction or str, default FORWARD
+        ``FORWARD`` for the op's outputs, ``BACKWARD`` for its gradients.
 
     Raises
     ------
     InvalidProblemError
-        The descriptor is invalid, or not of a registered op.
+        The descriptor is invalid, or no registered op has its type.
     UnsupportedError
         The op does not have that direction.
     """

@@ -1,16 +1,16 @@
-"""Cutting a sequence over the ranks of a ring, putting it back, and where each row lies.
+"""Cuts a sequence for the ranks of a ring, gathers it, and gives the position of each row.
 
 A rank's shard is a set of rows of the whole sequence, in rising order:
 
 ========== ===================================================================================
 contiguous rank ``r`` holds the rows ``r*L .. (r+1)*L - 1``
-zigzag     two runs: one from the front, one from the mirrored place at the back, so that causal
-           work is the same on every rank
+zigzag     two runs: one from the front and one from the mirrored place at the back, so that every
+           rank has the same causal work
 striped    every ``P``-th row: ``r, r + P, r + 2P, …``
 ========== ===================================================================================
 
-with ``L`` the rows of a rank and ``P`` the world size. The maps are asked of the library, which
-masks by the same ones.
+``L`` is the number of rows of a rank and ``P`` the world size. The library's kernels mask by the same
+maps.
 """
 
 from __future__ import annotations
@@ -32,36 +32,33 @@ if TYPE_CHECKING:
 __all__ = ["positions", "rows_per_rank", "shard", "unshard"]
 
 _Array = TypeVar("_Array")
-# Nobody's ring is larger, and every rank has an entry in some list.
+# A bound on the lists that have an entry for each rank.
 MAX_RANKS = 65536
 
 
-def rows_per_rank(total: int, world_size: int, what: str = "the sequence") -> int:
-    """Rows of each rank when `world_size` ranks share `total` rows evenly.
+def rows_per_rank(total: int, world_size: int, what: str = "sequence") -> int:
+    """Number of rows of each rank, if `world_size` ranks share `total` rows evenly.
 
     Parameters
     ----------
     total, world_size : int
-    what : str
-        What has the rows, for the message.
+    what : str, default "sequence"
+        The name of the sequence, for the message.
 
     Raises
     ------
     InvalidProblemError
-        If `world_size` is not from 1 to 65536, or does not divide `total`: the message names
-        the nearest lengths that fit.
+        If `world_size` is not from 1 to 65536, or does not divide `total`. The message names the
+        nearest lengths that fit.
     """
     total = integer("total", total, least=0)
     world_size = integer("world_size", world_size, least=1, most=MAX_RANKS)
     rest = total % world_size
     if rest:
         below, above = total - rest, total - rest + world_size
-        fits = (
-            f"lengths that fit are {below} and {above}" if below else f"length that fits is {above}"
-        )
+        nearest = f"{below} and {above}" if below else f"{above}"
         raise InvalidProblemError(
-            f"{what} has {total} rows, which {world_size} ranks cannot share evenly; "
-            f"the nearest {fits}"
+            f"{what}: got {total} rows, must be a multiple of the {world_size} ranks, such as {nearest}"
         )
     return total // world_size
 
@@ -87,11 +84,11 @@ def positions(
     Parameters
     ----------
     length : int
-        Rows of one rank (not of the whole sequence); 0 or more.
+        Number of rows of one rank (not of the whole sequence); 0 or more.
     rank : int
         In ``[0, world_size)``.
     world_size : int
-        Ranks of the ring; 1 or more.
+        Number of ranks; 1 or more.
     sequence_layout : SequenceLayout or str, default "contiguous"
         A member, or its name in any case: contiguous, zigzag, striped.
 
@@ -138,18 +135,18 @@ def shard(
     dim: int = 2,
     sequence_layout: SequenceLayout | str = "contiguous",
 ) -> list[Any]:
-    """Cut an array's sequence dimension over the ranks of a ring; returns the shards of all ranks.
+    """Cut an array's sequence dimension for the ranks of a ring. Returns the shards of all ranks.
 
-    It needs no process group. In a PyTorch program with one, `interop.torch.shard` takes this
-    rank's shard alone, and has other arguments.
+    It needs no process group. In a PyTorch program with a process group, `interop.torch.shard` returns
+    only this rank's shard; it has other arguments.
 
     Parameters
     ----------
     x : array
         NumPy (any dtype, ml_dtypes too; lists become NumPy arrays, masked arrays are refused),
-        PyTorch, CuPy or JAX. None of these is imported here.
+        PyTorch, CuPy or JAX.
     world_size : int
-        Ranks; the length of `dim` must be a multiple of it.
+        Number of ranks. The length of `dim` must be a multiple of it.
     dim : int, default 2
         The sequence dimension: 2 in ``[B, H, S, D]`` and in ``[B, H, S]``. May be negative.
     sequence_layout : SequenceLayout or str, default "contiguous"
@@ -159,13 +156,13 @@ def shard(
     -------
     list of arrays
         One per rank, of the kind of `x`. A shard of one run of rows (contiguous, striped, or all
-        there is) is a view of `x` where the library has views, one of two runs (zigzag) a copy.
+        rows) is a view of `x` if the library has views. A shard of two runs (zigzag) is a copy.
 
     Raises
     ------
     InvalidProblemError
-        If the length does not divide (the message names the nearest lengths that do), if `x` has
-        no such dimension, or if the layout is unknown.
+        If the length is not a multiple of `world_size` (the message names the nearest ones), if `x`
+        has no such dimension, or if the layout is unknown.
     """
     layout = layout_of(sequence_layout)
     x = array("x", x)
@@ -187,7 +184,7 @@ def unshard(
     dim: int = 2,
     sequence_layout: SequenceLayout | str = "contiguous",
 ) -> _Array:
-    """Put the shards of all ranks together again: the inverse of `shard`.
+    """Gather the shards of all ranks: the inverse of `shard`.
 
     Parameters
     ----------
@@ -237,7 +234,7 @@ def _gather(shards: list[Any], dim: int, layout: SequenceLayout) -> Any:
 
 
 def _runs(layout: SequenceLayout, rank: int, world_size: int, length: int) -> list[slice]:
-    """The rows of a rank as slices of the whole sequence; empty ones are left out."""
+    """The rows of a rank as slices of the whole sequence, without empty slices."""
     head, tail, stride, split = layout_map(layout, rank, world_size, length)
     split = min(split, length)
     return [
@@ -248,7 +245,7 @@ def _runs(layout: SequenceLayout, rank: int, world_size: int, length: int) -> li
 
 
 def _interleave(shards: list[Any], dim: int) -> Any:
-    """Row i of rank r is row i*P + r: a new dimension of ranks goes behind the rows."""
+    """Row i of rank r becomes row i*P + r, by a new dimension of ranks after the rows."""
     shape = list(shards[0].shape)
     wide = [s.reshape((*shape[: dim + 1], 1, *shape[dim + 1 :])) for s in shards]
     shape[dim] *= len(shards)
@@ -258,7 +255,7 @@ def _interleave(shards: list[Any], dim: int) -> Any:
 def _check_dim(x: Any, dim: int) -> int:
     ndim, dim = len(x.shape), integer("dim", dim)
     if not -ndim <= dim < ndim:
-        raise InvalidProblemError(f"dim is {dim}; the array has {ndim} dimensions")
+        raise InvalidProblemError(f"dim: got {dim}, must be in [{-ndim}, {ndim})")
     return dim % ndim
 
 
@@ -267,7 +264,7 @@ def _take(x: Any, dim: int, rows: slice) -> Any:
 
 
 def _concatenate(pieces: list[Any], dim: int) -> Any:
-    # The array's own library is loaded already, so look it up instead of importing anything.
+    # The array's library is loaded already: look it up without an import.
     root = library_of(pieces[0])
     if root == "torch":
         return sys.modules["torch"].cat(pieces, dim=dim)

@@ -61,7 +61,7 @@ OPERANDS = (
      "unit/test_local_ring_host.py::test_strided_whole_arrays"),
     ("`lse`, against float64", "gpu/test_ring.py::test_against_float64",
      "unit/test_local_ring_host.py::test_f64"),
-    ("K and V staged or where they lie, with the same bits",
+    ("K and V staged or in place, with the same bits",
      "gpu/test_ring.py::test_staged_and_in_place_give_the_same_bits",
      "gpu/test_ring.py::test_k_and_v_in_any_dense_order"),
     ("NaN and Inf reach the rows that see them",
@@ -189,7 +189,7 @@ def refusals() -> list[str]:
         except bk.BaracudaError as error:
             text = str(error).rpartition("host: ")[2].replace("|", "\\|")
             text = (
-                re.sub(r"^element \w+ is", "it is", text) if label.startswith("element") else text
+                re.sub(r"got \w+,", "got it,", text) if label.startswith("element") else text
             )
             rows.append(f"| {label} | `{type(error).__name__}`: {text} |")
         else:
@@ -255,7 +255,7 @@ def coverage() -> list[str]:
     return rows
 
 
-# Heading -> what its tables are made of. Those of the first alone need CUDA kernels in the build.
+# Heading -> the function of its table. Only those of the first need CUDA kernels in the build.
 OF_KERNELS = {"Kernels": kernels, "Problems": features}
 OTHERS = {
     "Operands": operands,

@@ -93,14 +93,16 @@ def ring(
 
     kv_heads = heads if kv_heads is None else kv_heads
     if heads % kv_heads:
-        raise click.BadParameter(f"{kv_heads} does not divide {heads} heads", param_hint="kv-heads")
+        raise click.BadParameter(
+            f"got {kv_heads}, must divide the {heads} heads", param_hint="kv-heads"
+        )
     if plot is not None:
         check_plot(plot)
     for target in (trace, output):
         if target is not None:
             check_target(target, (".json",))
     if trace is not None and trace == output:
-        raise click.BadParameter(f"{trace} is -o's file, too", param_hint="trace")
+        raise click.BadParameter(f"got {trace}, must be another file than -o's", param_hint="trace")
     check_sample(batch, heads + 2 * kv_heads, ranks * chunk, head_dim, dtype)
     random = np.random.default_rng(0)
     q, k, v = (
@@ -165,14 +167,14 @@ def _measure(prepared: Any, ranks: int, runs: int, as_json: bool) -> dict[str, A
         "steps": steps,
         "compute": whole,
         "exposed": sum(sum(step["exposed"]) for step in steps),
-        # What the ring would take in lock step over what it would with the work spread evenly.
+        # The ring's time in lock step over its time if the work were spread evenly.
         "balance": sum(map(max, compute)) / (whole / ranks),
         "lanes": sorted(lanes, key=_length)[len(lanes) // 2],
     }
 
 
 def _lanes(timelines: list[Any]) -> list[dict[str, Any]]:
-    """What the ranks did in the last run, in milliseconds after the first of it."""
+    """The spans of all ranks in the last run, in milliseconds after the first span."""
     spans = [
         {"rank": timeline.rank, **span._asdict()}
         for timeline in timelines

@@ -1,4 +1,4 @@
-"""What all commands share: JSON or text, and errors as messages with exit code 2."""
+"""Shared by all commands: JSON or text, and errors as messages with exit code 2."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class TypedErrorGroup(click.Group):
 
 
 def _fail(kind: str, message: str, code: int, as_json: bool) -> NoReturn:
-    message = " ".join(message.split())  # one line, whoever wrote it
+    message = " ".join(message.split())  # in one line
     if as_json:
         text = json_text({"error": {"type": kind, "message": message}}, indent=None)
     else:
@@ -85,9 +85,9 @@ def print_json(value: Any) -> None:
 
 
 def json_text(value: Any, indent: int | None = 2) -> str:
-    """Valid JSON of any value: numbers without end are the texts that float() reads.
+    """Valid JSON of any value.
 
-    JSON has no infinity and no NaN; they become "Infinity", "-Infinity" and "NaN".
+    JSON has no infinity and no NaN: they become "Infinity", "-Infinity" and "NaN", which float() reads.
     """
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
@@ -103,19 +103,19 @@ def _finite(value: Any) -> Any:
 
 
 def check_target(path: Path, suffixes: Sequence[str]) -> None:
-    """Before any work: whether the file can be written.
+    """Check, before any work, that the file can be written.
 
     Raises
     ------
     FileProblemError
-        If the name has another suffix, its folder is not there, or it cannot be opened.
+        If the name has another suffix, its folder does not exist, or the file cannot be opened.
     """
     if path.suffix not in suffixes:
         raise FileProblemError(f"{path}: the name must end in {' or '.join(suffixes)}")
     if not path.parent.is_dir():
         raise FileProblemError(f"{path}: there is no folder {path.parent}")
     try:
-        # What is there stays as it is; what was not goes again.
+        # An existing file keeps its content; a new one is removed again.
         there = path.exists()
         with path.open("r+b" if there else "xb"):
             pass
@@ -126,7 +126,7 @@ def check_target(path: Path, suffixes: Sequence[str]) -> None:
 
 
 def check_fits_memory(what: str, nbytes: int) -> None:
-    """MemoryError where the machine has not as many bytes."""
+    """MemoryError if the machine does not have that many bytes."""
     most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if nbytes > most:
         raise MemoryError(
@@ -143,7 +143,7 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic in new cli
         self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number; a click error if it is none, or no whole one."""
+        """The number as an int; a click error if it is not a whole number."""
         if isinstance(value, int):
             return value
         text = str(value).strip().lower()
@@ -153,25 +153,25 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic in new cli
         except ValueError:
             self.fail(f"{value!r} is no size; sizes are like 4096, 128k, 1.5M", param, ctx)
         if not size.is_integer() or size < self._least:  # also inf and nan
-            self.fail(f"{value!r} is no whole number of tokens, {self._least} or more", param, ctx)
+            self.fail(f"got {value!r}, must be a whole number of tokens >= {self._least}", param, ctx)
         return int(size)
 
 
 def out_console() -> Console:
-    """For tables on stdout; as wide as it takes where stdout is no terminal."""
+    """A console for tables on stdout. If stdout is not a terminal, lines are not wrapped."""
     console = Console()
     return console if console.is_terminal else Console(width=160)
 
 
 def err_console() -> Console:
-    """For progress, on stderr."""
+    """A console for progress, on stderr."""
     return Console(stderr=True)
 
 
 class ProgressBar:
-    """A bar on stderr that appears with the first step: a refused run shows none.
+    """A progress bar on stderr. It appears with the first step, so a refused run shows none.
 
-    Under ``--json`` there is none at all, for stderr is one JSON object then, or nothing.
+    With ``--json`` there is none, since stderr is then empty or one JSON object.
     """
 
     def __init__(self, label: str, as_json: bool) -> None:

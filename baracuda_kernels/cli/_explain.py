@@ -17,10 +17,10 @@ _PARAMS = f"{__name__}.params"
 
 
 class _ProblemCommand(click.Command):
-    """A command whose options are those by which an op describes its problems.
+    """A command whose options are those of the op that it explains.
 
-    They are asked of the registry when the command runs, so that ops of other packages have theirs,
-    and so that no other command waits for the search for them.
+    They are looked up in the registry when the command runs. So ops of other packages have their options
+    too, and other commands do not wait for the search for entry points.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -34,7 +34,7 @@ class _ProblemCommand(click.Command):
             show_default=True,
             help="What to compute. The options from here to --direction describe it.",
         )
-        # Alone first: it says which options there are.
+        # --op is parsed first: it decides on the other options.
         lenient = {"ignore_unknown_options": True, "allow_extra_args": True}
         first = click.Command(self.name, params=[choice], add_help_option=False,
                               context_settings=lenient)  # fmt: skip

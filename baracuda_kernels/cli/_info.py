@@ -1,4 +1,4 @@
-"""``info``: what this build is, what it finds here, and what will run."""
+"""``info``: the build, the machine, and the kernels that run here."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def info(as_json: bool) -> None:
 
 
 def gather() -> dict[str, Any]:
-    """Everything that ``info`` shows."""
+    """All that ``info`` shows."""
     from baracuda_kernels import registry
 
     build = _info.build_info()
@@ -78,7 +78,7 @@ def _runs_here(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _problems(spec: OpSpec) -> list[tuple[str, dict[str, Any]]]:
-    """The problem that `explain` asks about by default, in each dtype, as options' values."""
+    """The default problem of `explain` in each dtype, as values of its options."""
     for option in spec.options:
         if option.type is ElementKind:
             return [(element.name, {option.name: element}) for element in spec.dtypes.values()]
@@ -103,7 +103,7 @@ def _verdict(
 
 
 def _defaults(op: str) -> str:
-    """What stays the same in the rows of an op."""
+    """The default options that all rows of an op share."""
     from baracuda_kernels import registry
 
     shown = [

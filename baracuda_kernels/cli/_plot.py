@@ -1,4 +1,4 @@
-"""What the pictures of all commands share; matplotlib is an extra."""
+"""Shared by the pictures of all commands. matplotlib is an optional dependency."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def check_plot(path: Path) -> None:
-    """Before any work: whether the picture can be drawn there.
+    """Check, before any work, that the picture can be drawn.
 
     Raises
     ------

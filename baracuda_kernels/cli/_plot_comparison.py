@@ -7,7 +7,7 @@ from typing import Any
 
 from baracuda_kernels.cli._plot import figure_module, save
 
-# Two lines may lie on each other, so they differ in more than colour.
+# Two lines may cover each other, so they differ in more than colour.
 _STYLES = {
     "contiguous": ("tab:red", "o", "-"),
     "zigzag": ("tab:blue", "s", "--"),
@@ -23,7 +23,7 @@ def draw_plot(path: Path, result: Any) -> None:
     UnsupportedError, FileProblemError
         As `_plot.check_plot`, and if the file cannot be written.
     """
-    # Not pyplot: it would choose a backend, and keep the figure.
+    # Not pyplot, which would choose a backend and keep the figure.
     figure = figure_module().Figure(figsize=(9, 4), layout="constrained")
     efficiency, exposed = figure.subplots(1, 2)
     layouts = [f.layout for f in result.forecasts]

@@ -9,11 +9,11 @@ from baracuda_kernels.cli._plot import figure_module, save
 from baracuda_kernels.cli._trace import LANES
 
 _COLORS = {"compute": "tab:blue", "exchange": "tab:green", "exposed": "tab:red"}
-_LANE = 0.26  # of a rank's height
+_LANE = 0.26  # height of a lane, in units of a rank's height
 
 
 def draw_plot(path: Path, result: dict[str, Any]) -> None:
-    """Draw what ``bench ring`` measured.
+    """Draw the result of ``bench ring``.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def draw_plot(path: Path, result: dict[str, Any]) -> None:
 
 
 def _draw_lanes(axes: Any, result: dict[str, Any]) -> None:
-    """Three lanes a rank, over the time of one run."""
+    """Three lanes for each rank, over the time of one run."""
     ranks = result["ranks"]
     for lane, name in enumerate(LANES):
         spans = [span for span in result["lanes"] if span["name"] == name]
@@ -74,7 +74,7 @@ def _draw_lanes(axes: Any, result: dict[str, Any]) -> None:
         )  # fmt: skip
     if ranks <= 16:
         for span in result["lanes"]:
-            # Where the number has room.
+            # Only in spans that have room for the number.
             if span["name"] == "compute" and span["end"] - span["begin"] > 0.02 * _end(result):
                 middle = (span["begin"] + span["end"]) / 2
                 axes.text(middle, span["rank"] - _LANE, str(span["step"]), ha="center",

@@ -1,4 +1,4 @@
-"""``predict``: scale on paper: memory, bytes, time and efficiency of a ring, and what to choose."""
+"""``predict``: memory, bytes, time and efficiency of a ring, and a recommendation."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def predict(
 
 
 def _family(problem: Any, arch: str, *, backward: bool = False) -> str:
-    """The kernel family that a rank gets; its typed refusal where none serves the problem."""
+    """The kernel family that a rank gets; `UnsupportedError` if none serves the problem."""
     from baracuda_kernels import ElementKind, RingAttentionDescriptor, UnsupportedError, registry
     from baracuda_kernels._core import _info
 
@@ -181,7 +181,7 @@ def _family(problem: Any, arch: str, *, backward: bool = False) -> str:
 
 
 def _gpu(arch: str, own: dict[str, Any], has_rates: bool) -> dict[str, Any]:
-    """SMs and memory of a GPU, given or known; refused where the arch has never been measured."""
+    """SMs and memory of a GPU, given or measured; `UnsupportedError` if a figure is missing."""
     from baracuda_kernels import UnsupportedError
     from baracuda_kernels import predict as model
 
@@ -264,7 +264,7 @@ def _say_rates(of: str, rates: Any, chunk: int) -> None:
 
 
 def _backward_exchange(result: Any) -> str:
-    """What the backward's exchanges move, and how long the longest of them and the last take."""
+    """The bytes of the backward's exchanges, and the times of the longest and the last one."""
     exchange = result.to_dict()["backward_exchange"]
     longest, home = max(exchange["seconds"]), exchange["seconds"][-1]
     return (
@@ -279,7 +279,7 @@ def _say(text: str) -> None:
 
 
 def _memory_table(result: Any) -> Table:
-    """What a rank holds; the layers of a model can share the scratch and the accumulator."""
+    """A rank's memory. The layers of a model can share the scratch and the accumulator."""
     table = Table("memory of a rank")
     for head in ("staged", "in place"):
         table.add_column(head, justify="right")
@@ -292,7 +292,7 @@ def _memory_table(result: Any) -> Table:
 
 
 def _training_table(memory: Any) -> Table:
-    """What a rank holds in the backward; layers share the scratch and the buffers of sums."""
+    """A rank's memory in the backward. Layers can share the scratch and the buffers of sums."""
     table = Table("memory of a rank, backward")
     table.add_column("in place", justify="right")
     for label, name in (("q, k, v, y, lse", "kept"), ("dy, dq, dk, dv", "gradients"),

@@ -118,7 +118,7 @@ def _check(
     return {
         "y": reference.error_of(y, exact_y),
         "lse": reference.error_of(lse, exact_lse),
-        # What is left when the exact answer is merely stored in y's dtype.
+        # The error of rounding the exact answer to y's dtype.
         "rounding": reference.error_of(rounded, exact_y),
     }
 

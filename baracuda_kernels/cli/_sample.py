@@ -1,4 +1,4 @@
-"""``sample``: random q, k, v to try things on."""
+"""``sample``: writes random q, k, v."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from baracuda_kernels import _local_memory
 from baracuda_kernels.cli._console import SizeType, check_fits_memory, json_option, print_json
 from baracuda_kernels.cli._tensor_file import check_storable, check_writable, write_tensors
 
-# What q, k and v may be, by the names of elements in lower case.
+# The dtypes of q, k and v, by the names of elements in lower case.
 DTYPES = {
     element.name.lower(): _local_memory.numpy_dtype(name)
     for name, element in _local_memory.DTYPES.items()
@@ -53,7 +53,9 @@ def sample(
     """Write unit-normal q [B,H,S,D] and k, v [B,Hkv,S,D] to a .safetensors or .npz file."""
     kv_heads = heads if kv_heads is None else kv_heads
     if heads % kv_heads:
-        raise click.BadParameter(f"{kv_heads} does not divide {heads} heads", param_hint="kv-heads")
+        raise click.BadParameter(
+            f"got {kv_heads}, must divide the {heads} heads", param_hint="kv-heads"
+        )
     check_writable(output)
     check_storable(output, np.empty(0, DTYPES[dtype]))
     check_sample(batch, heads + 2 * kv_heads, seq, head_dim, dtype)
@@ -72,5 +74,5 @@ def sample(
 
 
 def check_sample(batch: int, heads: int, rows: int, head_dim: int, dtype: str) -> None:
-    """MemoryError where random q, k and v, with `heads` heads in all, do not fit the machine."""
+    """MemoryError if random q, k and v, with `heads` heads in all, do not fit the machine's memory."""
     check_fits_memory("q, k and v", batch * heads * rows * head_dim * DTYPES[dtype].itemsize)

@@ -1,4 +1,4 @@
-"""Named tensors in .safetensors and .npz files; nothing here unpickles anything."""
+"""Named tensors in .safetensors and .npz files. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from baracuda_kernels._core._enums import ElementKind
 from baracuda_kernels.cli._console import FileProblemError, check_target
 
 SUFFIXES = (".safetensors", ".npz")
-# By safetensors' names: what the kernels take. Others NumPy cannot name, or they are no numbers.
+# The dtypes of kernels, by their names in safetensors. NumPy cannot name the others.
 _SAFETENSORS_DTYPES = ("F16", "BF16", "F32", "F64")
 
 
 def check_suffix(path: Path) -> None:
-    """FileProblemError unless the file's name says safetensors or npz."""
+    """FileProblemError unless the file's name ends in .safetensors or .npz."""
     if path.suffix not in SUFFIXES:
         raise FileProblemError(f"{path}: the name must end in {' or '.join(SUFFIXES)}")
 
 
 def check_writable(path: Path, source: Path | None = None) -> None:
-    """FileProblemError unless the file can be written, and is not the one that is read.
+    """FileProblemError unless the file can be written, and is not `source`.
 
-    To be called before any long work.
+    Call it before any long work.
     """
     check_target(path, SUFFIXES)
     if source is not None and source.exists() and path.exists() and path.samefile(source):
@@ -39,7 +39,7 @@ def read_tensors(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     Raises
     ------
     FileProblemError
-        If the file cannot be read, lacks one of the names, or holds a dtype that it cannot carry.
+        If the file cannot be read, lacks one of the names, or has a dtype that is not served.
     """
     check_suffix(path)
     if not path.is_file():
@@ -51,7 +51,7 @@ def read_tensors(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise
     except MemoryError as error:
         raise FileProblemError(f"{path}: does not fit into memory ({error})") from error
-    except Exception as error:  # a broken file breaks its reader in many ways
+    except Exception as error:  # readers raise many kinds of errors for broken files
         raise FileProblemError(f"{path}: {error or type(error).__name__}") from error
     for name, x in tensors.items():
         if x.dtype.kind == "V" and ElementKind.of_dtype(x.dtype) is None:
@@ -63,12 +63,12 @@ def read_tensors(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Write tensors under their names.
+    """Write named tensors.
 
     Raises
     ------
     FileProblemError
-        If the file cannot be written, or if bfloat16 is to go into an .npz.
+        If the file cannot be written, or if it is an .npz and a tensor is bfloat16.
     """
     check_writable(path)
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
@@ -79,14 +79,14 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
             np.savez(path, **arrays)
         else:
             save_file(tensors, str(path))
-    except Exception as error:  # as of OSError, and of what safetensors makes of one
+    except Exception as error:  # OSError, or an error of safetensors
         raise FileProblemError(f"{path}: {error}") from error
 
 
 def check_storable(path: Path, *tensors: np.ndarray) -> None:
-    """FileProblemError where the format cannot name the dtype of one of the tensors."""
+    """FileProblemError if the format cannot name the dtype of one of the tensors."""
     for x in tensors:
-        if path.suffix == ".npz" and x.dtype.kind == "V":  # of ml_dtypes
+        if path.suffix == ".npz" and x.dtype.kind == "V":  # a dtype of ml_dtypes
             raise FileProblemError(f"{path}: .npz cannot hold {x.dtype}; use .safetensors")
 
 
@@ -104,7 +104,7 @@ def _read_safetensors(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarra
 
 
 def _read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    with path.open("rb") as opened:  # np.load leaves a broken one open
+    with path.open("rb") as opened:  # np.load would leave a broken file open
         loaded = np.load(opened, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             raise FileProblemError(f"{path}: holds one array (.npy), not a named set")

@@ -34,7 +34,7 @@ def trace(result: dict[str, Any]) -> dict[str, Any]:
         events += [_name("thread_name", lane, rank, tid) for tid, lane in enumerate(LANES)]
     for span in result["lanes"]:
         rank, step, name = span["rank"], span["step"], span["name"]
-        # Of the chunk that the step computes on; the exchange sends it on meanwhile.
+        # The origin of the chunk of this step. The concurrent exchange sends the chunk on.
         origin = (rank - step) % ranks
         events.append(
             {

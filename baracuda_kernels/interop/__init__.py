@@ -1,1 +1,1 @@
-"""One adapter per framework. Each is imported by its own name alone, and imports its framework."""
+"""One adapter for each framework. Importing an adapter imports its framework, and no other."""

@@ -1,6 +1,6 @@
 """A torch process group's ranks, and its NCCL communicator, for ``Communicator.from_torch``.
 
-Beside ``interop.torch`` and not in it: that one registers an operator when it is imported.
+It is not part of ``interop.torch``, which registers operators when it is imported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def rendezvous(
     exchange: str | None,
     timeout: float | None,
 ) -> tuple[int, int, bytes, int]:
-    """(rank, world_size, unique id, device) of a process group; sends the id through it."""
+    """(rank, world_size, unique id, device) of a process group, which sends the id. Collective."""
     group = dist.group.WORLD if group is None else group
     rank = dist.get_rank(group)
 
@@ -37,14 +37,14 @@ def rendezvous(
 
 
 def _tell_all(mine: Any, group: Any) -> list[Any]:
-    """What every rank says, in their order; an error among it is raised on all."""
+    """The objects of all ranks, in their order. An error among them is raised on every rank."""
     everyone = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyone, mine, group=group)
     return agreed(everyone, dist.get_rank(group))
 
 
 def lender(group: Any, device: int) -> Any:
-    """The NCCL backend of a group, where its communicator can be used here once it is made.
+    """The NCCL backend of a group, if this library can use its communicator.
 
     Raises
     ------
@@ -54,15 +54,15 @@ def lender(group: Any, device: int) -> Any:
     backend = group._get_backend(torch.device("cuda", device))
     if not hasattr(backend, "_comm_ptr"):
         raise UnsupportedError(
-            f"group: torch {torch.__version__} does not give the NCCL handle of "
-            f"{type(backend).__name__}; use borrow=False"
+            f"borrow: got True, must be False: torch {torch.__version__} does not give the NCCL handle "
+            f"of {type(backend).__name__}"
         )
     copies = _loaded_nccl()
     path = _nccl_library.library_path()
     if not any(_same_file(path, copy) for copy in copies) or len(copies) != 1:
         raise UnsupportedError(
-            f"group: torch's NCCL must be the one used here ({path}), but this process has loaded "
-            f"{sorted(copies) or 'none as a shared library'}; use borrow=False"
+            f"borrow: got True, must be False: torch's NCCL is not {path}, and this process has loaded "
+            f"{sorted(copies) or 'none as a shared library'}"
         )
     return backend
 
@@ -74,7 +74,7 @@ def agreed_handle(
     exchange: str | None,
     timeout: float | None,
 ) -> tuple[int, int]:
-    """(ncclComm_t, device) of a NCCL group that has made its communicator; collective."""
+    """(ncclComm_t, device) of an NCCL group that has made its communicator. Collective."""
     group = dist.group.WORLD if group is None else group
 
     def prepare() -> tuple[int, int]:
@@ -87,12 +87,12 @@ def agreed_handle(
 
 
 def handle(group: Any, device: int) -> int:
-    """The ncclComm_t of a NCCL group that has made its communicator."""
+    """The ncclComm_t of an NCCL group that has made its communicator."""
     pointer: int = lender(group, device)._comm_ptr()
     if not pointer:
         raise UnsupportedError(
-            "group: its NCCL communicator is not made yet; init_process_group(device_id=...) "
-            "makes it at once"
+            "group: got one whose NCCL communicator is not made yet, must have it: call "
+            "init_process_group(device_id=...)"
         )
     return pointer
 

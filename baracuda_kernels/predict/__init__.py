@@ -1,7 +1,7 @@
-"""Scale on paper: what a ring of P GPUs needs, how long it takes, and what to choose.
+"""Predicts the memory and the time of a ring of P GPUs, and recommends a setting.
 
-Pure arithmetic: needs no GPU, and runs nothing. ``baracuda-kernels predict`` shows it; the formulas
-and what they leave out are in ``docs/predict.md``.
+It is arithmetic alone and needs no GPU. ``baracuda-kernels predict`` shows the results.
+``docs/predict.md`` has the formulas and their limits.
 """
 
 from baracuda_kernels.predict._cards import Card, cards, find_card

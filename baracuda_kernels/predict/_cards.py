@@ -1,4 +1,4 @@
-"""The cards that the model has measured figures of: ``cards.json``, beside this file."""
+"""The GPUs with measured figures: ``cards.json``, beside this file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Points = tuple[tuple[float, float, float], ...]
 
 @dataclass(frozen=True)
 class FamilyFigures:
-    """What a kernel family reaches on a card, and the page that says so.
+    """The measured rates of a kernel family on a card, and the page with the measurements.
 
-    `tflops` has (length, TFLOPS without a mask, causal) by dtype and head_dim; `backward` the same of
-    the gradients, whose flops are 2.5 times as many.
+    `tflops` has (length, TFLOPS without a mask, causal TFLOPS) by dtype and head_dim. `backward` has the
+    same for the gradients, with 2.5 times the flops.
     """
 
     source: str
@@ -28,18 +28,18 @@ class FamilyFigures:
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU, and what was measured on it.
+    """A GPU and its measured figures.
 
     Attributes
     ----------
     name, arch : str
-        As in ``"H100"`` and ``"sm_90"``.
+        Such as ``"H100"`` and ``"sm_90"``.
     sms : int
-        SMs.
+        Number of SMs.
     memory_gib : float
         GiB that the op may take.
     state_tbps : float
-        TB/s at which it loads and stores the state between steps.
+        TB/s of loading and storing the state between steps.
     families : dict
         Kernel family -> its rates and their source.
     """
@@ -53,24 +53,24 @@ class Card:
 
 
 def cards() -> tuple[Card, ...]:
-    """All of them; where no card is named, the first one is meant."""
+    """All cards. The first one is the default."""
     return _CARDS
 
 
 def find_card(arch: Any) -> Card | None:
-    """The card of an architecture `arch`, as in ``"sm_90"``; None where none was measured.
+    """The card of an architecture `arch` such as ``"sm_90"``; None if none was measured.
 
     Raises
     ------
     InvalidProblemError
-        It is no architecture.
+        `arch` is not an architecture.
     """
     wanted = Architecture.parse(arch).name
     return next((card for card in cards() if card.arch == wanted), None)
 
 
 def require_card(arch: Any) -> Card:
-    """The card of an architecture; `UnsupportedError` where none was measured."""
+    """The card of an architecture; `UnsupportedError` if none was measured."""
     card = find_card(arch)
     if card is None:
         raise UnsupportedError(
@@ -82,7 +82,7 @@ def require_card(arch: Any) -> Card:
 
 
 def measured_archs() -> str:
-    """Their names, for messages."""
+    """The names of the measured architectures, for messages."""
     return ", ".join(card.arch for card in cards())
 
 
@@ -105,7 +105,7 @@ def _tables(by_dtype: dict[str, Any]) -> dict[str, dict[int, Points]]:
 
 
 def _points(rows: list[list[float | None]]) -> Points:
-    """The rows; a causal rate that was not timed loses the part that the next one does."""
+    """The rows. A causal rate that was not measured gets the ratio of the next row's causal rate."""
     points: list[tuple[float, float, float]] = []
     for length, full, causal in reversed(rows):
         assert length is not None and full is not None

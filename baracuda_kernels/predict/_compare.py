@@ -1,4 +1,4 @@
-"""Putting it together: layouts beside each other, rank counts, the smallest chunk, the advice."""
+"""Compares layouts and rank counts, finds the smallest chunk, and recommends a setting."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ from baracuda_kernels.predict._training import (
 )
 from baracuda_kernels.predict._units import duration, size
 
-# In the order of preference between equals: contiguous shards need no thought about positions,
-# and zigzag leaves whole blocks unmasked.
+# In order of preference if forecasts are equal: contiguous shards have the simplest positions, and
+# zigzag has whole blocks without a mask.
 LAYOUTS = (SequenceLayout.CONTIGUOUS, SequenceLayout.ZIGZAG, SequenceLayout.STRIPED)
-# Forecasts closer than this are equals.
+# Forecasts that differ by less than this are equal.
 _TIE = 0.005
 
 Forecast = RingForecast | TrainingForecast
 
 
 def hiding_chunk(problem: RingProblem, machine: Machine, *, causal: bool = False) -> float:
-    """Rows of a chunk from which on compute hides the exchange: the closed form.
+    """The least number of rows of a chunk at which compute hides the exchange, in closed form.
 
-    Solves a·L² = latency + b·L, with a = 4·B·H·D·φ / R and b = 2·B·Hkv·D·size / W: R the flops a
-    second at the problem's chunk on the SMs that the exchange leaves, W the link's bytes a second,
-    φ the visible part of a step: 1, or 1/2 if `causal`, for the first step of every layout is a
-    diagonal one. The state's traffic and SMs without tiles are left out: both make it smaller.
+    Solves a·L² = latency + b·L, with a = 4·B·H·D·φ / R and b = 2·B·Hkv·D·size / W. R: flops a second at
+    the problem's chunk on the SMs that the exchange leaves. W: bytes a second of the link. φ: the visible
+    part of a step, 1, or 1/2 if `causal`, since the first step of every layout is on the diagonal. The
+    traffic of the state and SMs without tiles are left out; both would make the result smaller.
 
     Parameters
     ----------
     problem : RingProblem
-        Its `causal` plays no part.
+        Its `causal` is not used.
     machine : Machine
     causal : bool, default False
     """
@@ -69,16 +69,16 @@ def smallest_hiding_chunk(
     *,
     training: bool = False,
 ) -> int | None:
-    """Rows of the smallest chunk of which the model says that nothing of the exchange is exposed.
+    """Rows of the smallest chunk at which the model has no exposed exchange.
 
-    In a backward the exchange that comes home has nothing beside it, at any length, and is left out.
-
-    Found by bisection, so with rates that fall as the length rises there may be a smaller one.
+    The last exchange of a backward is left out: it returns the sums when all steps are over, so nothing
+    can hide it. The result is found by bisection; if rates fall as the length rises, there may be a
+    smaller one.
 
     Parameters
     ----------
     problem : RingProblem
-        Its `seq` plays no part; on one rank there is nothing to hide and the answer is 1.
+        Its `seq` is not used. On one rank there is no exchange, and the result is 1.
     machine : Machine
     sequence_layout : SequenceLayout or str
     training : bool, default False
@@ -94,8 +94,8 @@ def smallest_hiding_chunk(
     InvalidProblemError
         If the layout is unknown.
     """
-    # All steps between the first and the last are alike in their slowest rank: three ranks do. In a
-    # backward the second step is another, too: no sum is on its way yet.
+    # All steps between the first and the last have the same slowest rank, so three ranks are enough. In a
+    # backward the second step differs too: no sum travels yet.
     ranks = min(problem.ranks, 4 if training else 3)
     predict = training_forecast if training else forecast
 
@@ -116,10 +116,10 @@ def smallest_hiding_chunk(
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Which `layout` on how many of the `ranks`, and the `reason`.
+    """A `layout`, a number of `ranks`, and the `reason`.
 
-    `fits` tells whether the memory suffices, `efficient` whether the floor is reached. Where either
-    is false nothing is recommended: the setting is merely the one that comes closest.
+    `fits` tells whether the memory is enough, `efficient` whether the efficiency is. If one of them is
+    false, nothing is recommended, and the setting is the one that comes closest.
     """
 
     layout: SequenceLayout
@@ -130,20 +130,20 @@ class Recommendation:
 
     @property
     def advised(self) -> bool:
-        """Whether this is a recommendation."""
+        """Whether the setting is recommended."""
         return self.fits and self.efficient
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes
     ----------
     problem : RingProblem
     machine : Machine
     staged, in_place : RankMemory
-        A rank's memory with K and V staged in scratch A, and given where they lie.
+        A rank's memory with K and V staged in scratch A, and with K and V in place.
     exchange : float
         Seconds of one exchange.
     forecasts : tuple of RingForecast or TrainingForecast
@@ -151,11 +151,11 @@ class Comparison:
     sweep : tuple of RingForecast or TrainingForecast
         For every layout, at every rank count that divides the problem's.
     hiding_chunks : dict
-        `closed_form` (not causal) and `closed_form_causal` in rows, and by layout the model's own.
-        None where nothing can be said: one rank has no exchange.
+        Rows of the smallest chunk that hides the exchange: `closed_form` (not causal),
+        `closed_form_causal`, and by layout that of the model. None on one rank, which has no exchange.
     recommendation : Recommendation
     training : TrainingMemory, optional
-        A rank's memory in the backward, where the forecasts are of a forward and a backward.
+        A rank's memory in the backward; None if the forecasts are of a forward alone.
     """
 
     problem: RingProblem
@@ -170,7 +170,7 @@ class Comparison:
     training: TrainingMemory | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON: times in seconds, sizes in bytes, numbers without end as None."""
+        """All fields, for JSON: times in seconds, sizes in bytes, infinite numbers as None."""
         problem, machine, advice = self.problem, self.machine, self.recommendation
         link = machine.link_gbps
         more: dict[str, Any] = {}
@@ -233,8 +233,8 @@ def compare(
 ) -> Comparison:
     """Forecast a problem in several layouts, and recommend a setting.
 
-    Recommended is the fastest of all layouts and of all rank counts that divide the problem's,
-    among those that fit the memory and reach `min_efficiency`.
+    The recommendation is the fastest setting that fits the memory and reaches `min_efficiency`, of all
+    layouts and of all rank counts that divide the problem's.
 
     Parameters
     ----------
@@ -244,13 +244,13 @@ def compare(
     min_efficiency : float, default 0.8
         In (0, 1].
     training : bool, default False
-        A forward and a backward, for which `machine` must have `backward_rates`.
+        Forecast a forward and a backward; `machine` must then have `backward_rates`.
 
     Raises
     ------
     InvalidProblemError
-        If `min_efficiency` is out of its range, or a layout unknown or given twice, or none is, or
-        the machine has no `backward_rates` where they are needed.
+        If `min_efficiency` is out of its range, there is no layout, a layout is unknown or given
+        twice, or the machine lacks `backward_rates` that are needed.
     """
     chosen = tuple(layout_of(layout, "layouts") for layout in layouts)
     if not chosen or len(set(chosen)) < len(chosen):
@@ -310,8 +310,8 @@ def _recommend(
     if efficient:
         best = _first_near(efficient, lambda f: f.seconds)
     else:
-        # No setting keeps the promise: the one that wastes least, or where none fits the one that
-        # needs the least memory.
+        # No setting is good enough: take the most efficient one, or if none fits the memory, the one that
+        # needs the least.
         most = max(f.problem.ranks for f in sweep)
         rest = roomy or [f for f in sweep if f.problem.ranks == most]
         best = _first_near(rest, lambda f: 1 / f.efficiency)
@@ -329,7 +329,8 @@ def _recommend(
 
 
 def _first_near(forecasts: list[Forecast], cost: Any) -> Forecast:
-    """The first in order of layouts and counts whose cost is within a tie of the least."""
+    """The first forecast, in order of layouts and counts, whose cost is equal to the least but for a
+    tie."""
     least = min(map(cost, forecasts))
     return next(f for f in forecasts if cost(f) <= least * (1 + _TIE))
 

@@ -1,8 +1,7 @@
 """The model of one ring: memory, bytes, and the time of every step.
 
-The ring is taken to go in lock step: a step ends when the slowest rank has computed and the chunk
-has arrived, and only then does the next one begin. `docs/predict.md` has the formulas and what they
-leave out.
+The model assumes lock step: a step ends when the slowest rank has computed and the chunk has arrived,
+and the next step begins then. `docs/predict.md` has the formulas and their limits.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from baracuda_kernels.sharding import rows_per_rank
 MAX_SEQ = 2**30
 MAX_RANKS = 4096
 DTYPES = ("f16", "bf16", "f32", "f64")
-# What moves the chunks, and what of a machine follows from it where it is not given.
+# The exchanges, each with its defaults for a machine.
 EXCHANGES: dict[str, dict[str, float | int]] = {
     "nccl": {"latency_us": 10.0, "sm_margin": DEFAULT_MAX_CTAS},
     "peer": {"latency_us": 20.0, "sm_margin": 0},
@@ -42,14 +41,15 @@ class RingProblem:
     seq : int
         Tokens of the whole sequence, 1 to 2**30; a multiple of `ranks`.
     ranks : int
-        GPUs of the ring, 1 to 4096.
+        Number of GPUs of the ring, P, 1 to 4096.
     heads : int
-        Query heads H.
+        Number of query heads, H.
     head_dim : int
-        Elements of a head D.
+        Elements of a head, D.
     batch : int, default 1
+        Number of sequences, B.
     kv_heads : int, default `heads`
-        Hkv; divides `heads`. The ring carries only these.
+        Number of K/V heads, Hkv; must divide `heads`.
     dtype : str, default "bf16"
         f16, bf16, f32 or f64.
     causal : bool, default False
@@ -57,8 +57,8 @@ class RingProblem:
     Raises
     ------
     InvalidProblemError
-        If a number is out of its range, or does not divide as it must; the message names the
-        nearest lengths that fit.
+        If a number is out of its range, `seq` is not a multiple of `ranks` (the message names the
+        nearest ones), or `kv_heads` does not divide `heads`.
     """
 
     seq: int
@@ -88,12 +88,12 @@ class RingProblem:
 
     @property
     def hkv(self) -> int:
-        """`kv_heads`, as an integer for sure."""
+        """`kv_heads`, or its default."""
         return self.heads if self.kv_heads is None else self.kv_heads
 
     @property
     def chunk(self) -> int:
-        """Rows (and keys) of a rank."""
+        """Number of rows, and of keys, of a rank."""
         return self.seq // self.ranks
 
     @property
@@ -118,7 +118,7 @@ class RingProblem:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of a rank's accumulator, B·H·Q·(D+2)·4, for f64 8 in place of 4."""
+        """Bytes of a rank's accumulator, B·H·Q·(D+2)·4, or with f64 B·H·Q·(D+2)·8."""
         size = 8 if self.dtype == "f64" else 4
         return self.batch * self.heads * self.chunk * (self.head_dim + 2) * size
 
@@ -129,7 +129,7 @@ class RingProblem:
 
     @property
     def visible(self) -> int:
-        """Visible pairs of the whole sequence, a head."""
+        """Number of visible pairs of the whole sequence in one head."""
         return self.seq * (self.seq + 1) // 2 if self.causal else self.seq**2
 
 
@@ -141,23 +141,23 @@ class Machine:
     ----------
     rates : ComputeRates
     link_gbps : float
-        Gbit/s that a GPU sends to the next rank while it receives as much from the previous one;
-        more than 0, ``inf`` for a link that costs nothing.
+        Gbit/s that a GPU sends to the next rank while it receives as much from the previous one.
+        More than 0; ``inf`` for a link that takes no time.
     exchange : str, default "nccl"
-        What moves the chunks: "nccl", or "peer" for the copy engines inside a host, which take no SMs.
-    latency_us : float, default 10 by NCCL and 20 by peer
-        Microseconds of an exchange besides its bytes: of NCCL's kernel from its launch to its end, of
-        copies from the grant to the arrival.
+        "nccl", or "peer" for the copy engines inside a host, which take no SMs.
+    latency_us : float, default 10 with NCCL and 20 with peer
+        Microseconds of an exchange besides its bytes: with NCCL from the launch of its kernel to its
+        end, with peer from the grant of a buffer to the arrival.
     sms : int, default those of an H100
-        SMs of the GPU.
-    sm_margin : int, default `DEFAULT_MAX_CTAS` by NCCL and 0 by peer
-        SMs left to the exchange in the steps that have one: `max_ctas` of the communicator, whose
-        default this is. By peer 0 alone.
+        Number of SMs of the GPU.
+    sm_margin : int, default `DEFAULT_MAX_CTAS` with NCCL and 0 with peer
+        Number of SMs that a step leaves to a concurrent exchange: `max_ctas` of the communicator. With
+        peer it must be 0.
     memory_gib : float, default that of an H100
         GiB of the GPU that the op may take.
     backward_rates : ComputeRates, optional
-        Of the backward, whose flops are 2.5 times the forward's. Without them there are no forecasts
-        of it.
+        Rates of the backward, which has 2.5 times the forward's flops. Forecasts of a backward need
+        them.
 
     Raises
     ------
@@ -207,7 +207,7 @@ class Machine:
 
     @property
     def margin(self) -> int:
-        """`sm_margin`, as an integer for sure."""
+        """`sm_margin`, or its default."""
         return 0 if self.sm_margin is None else self.sm_margin
 
     @property
@@ -218,11 +218,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one rank's operands and scratch, all of them the caller's.
+    """Bytes of one rank's operands and scratch, all in the caller's memory.
 
-    Of `q`, `y` and `lse`; of `scratch_a` and `scratch_b`, which receive chunks; of the
-    `accumulator`. `kv` is what the chunk takes outside of the scratch: nothing where it is staged
-    in scratch A.
+    `q`, `y` and `lse`; `scratch_a` and `scratch_b`, which receive chunks; the `accumulator`. `kv` are K
+    and V outside of the scratch: 0 if they are staged in scratch A.
     """
 
     q: int
@@ -235,19 +234,19 @@ class RankMemory:
 
     @property
     def total(self) -> int:
-        """The sum."""
+        """The sum of all fields."""
         return sum(dataclasses.astuple(self))
 
 
 def rank_memory(problem: RingProblem, *, in_place: bool) -> RankMemory:
-    """What a rank holds during `run`.
+    """The memory of a rank during `run`.
 
     Parameters
     ----------
     problem : RingProblem
     in_place : bool
-        K and V are given where they lie (``k``, ``v``) instead of staged in ``kv_scratch_a``. Then
-        scratch A is needed from P = 2 and scratch B from P = 3 on.
+        K and V are given as ``k`` and ``v`` instead of staged in ``kv_scratch_a``. Then scratch A is
+        needed from P = 2 on, and scratch B from P = 3 on.
     """
     rows = problem.batch * problem.heads * problem.chunk
     scratch, ranks = problem.bytes_per_hop, problem.ranks
@@ -263,7 +262,7 @@ def rank_memory(problem: RingProblem, *, in_place: bool) -> RankMemory:
 
 
 def exchange_seconds(problem: RingProblem, machine: Machine) -> float:
-    """Seconds of one exchange, nothing beside it; 0 on one rank.
+    """Seconds of one exchange without concurrent compute; 0 on one rank.
 
     Parameters
     ----------
@@ -289,7 +288,7 @@ def compute_seconds(
     Returns
     -------
     numpy.ndarray
-        float64, shape ``[P, P]``: steps, ranks. 0 where a rank sees nothing of the chunk.
+        float64, shape ``[P, P]``: steps, ranks. 0 if the rank sees no key of the chunk.
 
     Raises
     ------
@@ -313,11 +312,11 @@ def compute_seconds(
         live = pairs.live_rows > 0
         tiles = problem.batch * problem.heads * -(-pairs.live_rows // rates.tile_rows)
         usable = machine.sms - (machine.margin if step + 1 < ranks else 0)
-        # Rates are of a full GPU: a step has the SMs that the exchange leaves, and no more of them
-        # than tiles.
+        # Rates are those of a full GPU. A step has the SMs that the exchange leaves, at most one for
+        # each tile.
         share = np.clip(tiles, 1, usable) / machine.sms
-        # The state of rows that see nothing stays where it is, but for the last live step, which
-        # finishes all and stores none. Step 0 alone has none to load: every row sees its own key.
+        # Rows that see no key do not load or store their state. Only the last live step finishes all
+        # rows, and it stores no state. Step 0 loads none: every row sees its own key.
         part = pairs.live_rows / chunk
         loads = np.where(live_later, part, live) * (step > 0)
         moves = loads + part * live_later
@@ -330,8 +329,8 @@ def compute_seconds(
 class StepForecast:
     """One step of the ring, in seconds.
 
-    `slowest`, `mean` and `fastest` are compute over the ranks; `exchange` is 0 in the last step;
-    `exposed` is what the exchange lasts beyond the slowest rank's compute.
+    `slowest`, `mean` and `fastest` are the compute times of the ranks. `exchange` is 0 in the last step.
+    `exposed` is the part of the exchange after the slowest rank's compute.
     """
 
     slowest: float
@@ -346,16 +345,16 @@ class StepForecast:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the step, the longer one of compute and exchange."""
+        """Seconds of the step, which are those of compute or exchange, whichever is longer."""
         return max(self.exchange, self.slowest)
 
 
 @dataclass(frozen=True)
 class RingForecast:
-    """A `problem` on a machine in one `layout`, by its `steps`.
+    """The forecast of a `problem` on a machine in one `layout`, with its `steps`.
 
-    `one_gpu` is the seconds of the whole sequence on one such GPU, with nothing exchanged;
-    `flops` those of a visible pair over the forward's.
+    `one_gpu` is the seconds of the whole sequence on one such GPU. `flops` is the number of flops of a
+    visible pair over that of the forward.
     """
 
     problem: RingProblem
@@ -381,12 +380,12 @@ class RingForecast:
 
     @property
     def hidden(self) -> bool:
-        """Whether compute hides every exchange that has a step beside it."""
+        """Whether compute hides every exchange that is concurrent with a step."""
         return all(step.exposed == 0 for step in self.steps[: self.problem.ranks])
 
     @property
     def balance(self) -> float:
-        """Compute on the critical path over a rank's average; 1 is perfect."""
+        """Compute on the critical path over the average compute of a rank; 1 is ideal."""
         return self.compute / sum(step.mean for step in self.steps)
 
     @property
@@ -401,7 +400,7 @@ class RingForecast:
         return flops / self.problem.ranks / self.seconds / 1e12
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, by name; times in seconds."""
+        """All fields by name; times in seconds."""
         return {
             "seconds": self.seconds,
             "compute_seconds": self.compute,

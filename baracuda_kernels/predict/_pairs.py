@@ -1,7 +1,7 @@
-"""How many (row, key) pairs of one rank's rows and one chunk of keys a mask leaves.
+"""Counts the (row, key) pairs of a rank's rows and a chunk of keys that a mask leaves visible.
 
-The count is the library's own, of the intervals that its kernels mask by. A shard is one or two runs
-of evenly spaced positions, so a chunk pair is a few blocks of a run of rows and a run of keys.
+The library counts them, by the intervals with which its kernels mask. A shard is one or two runs of
+evenly spaced positions, so a pair of shards is a few blocks, each of a run of rows and a run of keys.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ Integers = Any  # an integer or an int64 array of them
 
 @dataclass(frozen=True, eq=False)
 class VisiblePairs:
-    """Visible pairs of one chunk pair, or of an array of them.
+    """The visible pairs of one pair of chunks, or of an array of such pairs.
 
     Parameters
     ----------
     full : int64 array
-        Pairs in blocks that the mask leaves whole: they run at the speed of unmasked attention.
+        Number of pairs in blocks that the mask does not cut. They run at the rate of attention
+        without a mask.
     cut : int64 array
-        Pairs in blocks that the mask cuts through, the diagonal ones: at the speed of causal
+        Number of pairs in blocks on the diagonal, which the mask cuts. They run at the rate of causal
         attention.
     live_rows : int64 array
-        Rows that see at least one key.
+        Number of rows that see at least one key.
     """
 
     full: Integers
@@ -40,7 +41,7 @@ class VisiblePairs:
 
     @property
     def total(self) -> Integers:
-        """All visible pairs."""
+        """Number of all visible pairs."""
         return self.full + self.cut
 
 
@@ -58,11 +59,11 @@ def visible_pairs(
     Parameters
     ----------
     length : int
-        Rows and keys of one rank; 0 or more. With `world_size` at most 2**30 in all.
+        Number of rows, and of keys, of one rank; 0 or more. At most 2**30 / `world_size`.
     rank, origin : int or int64 array
-        In ``[0, world_size)``; arrays are taken element by element.
+        In ``[0, world_size)``. Arrays are used element by element.
     world_size : int
-        Ranks of the ring; 1 or more.
+        Number of ranks; 1 or more.
     sequence_layout : SequenceLayout or str, default "contiguous"
     causal : bool, default True
         Row at position p sees the keys at positions up to p. Otherwise every pair is visible.
@@ -70,7 +71,7 @@ def visible_pairs(
     Returns
     -------
     VisiblePairs
-        Of the shape of `rank` and `origin`.
+        Its arrays have the shape of `rank` and `origin`.
 
     Raises
     ------
@@ -80,7 +81,9 @@ def visible_pairs(
     layout = check_layout(length, world_size, sequence_layout)
     if length * world_size > 2**30:
         # Pairs are counted in 64 bits.
-        raise InvalidProblemError(f"the sequence has {length * world_size} rows, at most 2**30")
+        raise InvalidProblemError(
+            f"length: got {length} with world_size {world_size}, must be at most 2**30 rows in all"
+        )
     rank, origin = np.broadcast_arrays(
         np.asarray(rank, dtype=np.int64), np.asarray(origin, dtype=np.int64)
     )

@@ -1,7 +1,7 @@
-"""How fast one GPU computes a step: from an evidence file, or from a card's measured figures.
+"""The rate at which one GPU computes a step, from an evidence file or a card's measured figures.
 
-Curves are interpolated linearly in the logarithm of the length, and held at their ends, but for the
-causal one's upper end, see `ComputeRates.tflops`.
+Curves are interpolated linearly in the logarithm of the length. Beyond their ends they are constant,
+except above the longest causal length: see `ComputeRates.tflops`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from baracuda_kernels.predict._cards import Card, cards, find_card, require_card
 Curve = tuple[tuple[float, float], ...]
 
 _LONGEST = 2.0**30  # of all sequences
-# TFLOPS, and picoseconds a byte: what no card is near, and arithmetic on it cannot overflow.
+# Bounds of TFLOPS, and of picoseconds a byte. No card is near them, and arithmetic cannot overflow.
 _LEAST, _MOST = 1e-9, 1e9
 
 
@@ -30,21 +30,21 @@ def _state_of(card: Card) -> Curve:
 
 @dataclass(frozen=True)
 class ComputeRates:
-    """What one GPU does in a second, by the length of the chunk.
+    """The rates of one GPU, by the length of the chunk.
 
     Parameters
     ----------
     full : tuple of (length, TFLOPS)
-        Of calls without a mask; lengths rising.
+        Calls without a mask, in order of rising length.
     causal : tuple of (length, TFLOPS)
-        Of causal calls, for the visible half of the pairs alone.
+        Causal calls, counting only the visible half of the pairs.
     state : tuple of (chunk, picoseconds per byte), default 1/3 ps (3.0 TB/s, an H100) everywhere
-        Of loading or storing the state between steps, as far as the kernel does not hide it.
+        Time to load or store the state between steps that the kernel does not hide.
     tile_rows : int, default 128
-        Query rows of a kernel's tile, one block's work: fewer tiles than SMs leave some idle. Of a
-        backward, keys.
+        Query rows of a kernel's tile (in a backward keys). A block computes a tile, so with fewer
+        tiles than SMs some SMs are idle.
     sources : tuple of str, default none
-        Where the numbers are from.
+        Sources of the numbers.
 
     Raises
     ------
@@ -79,8 +79,9 @@ class ComputeRates:
         Parameters
         ----------
         tflops : float
-            10**12 flops a second.
+            The rate without a mask, in 10**12 flops a second.
         causal_tflops : float, default `tflops`
+            The causal rate.
 
         Raises
         ------
@@ -100,13 +101,13 @@ class ComputeRates:
     def tflops(self, length: float, causal: bool = False) -> float:
         """TFLOPS of a call.
 
-        Above the longest causal length the loss against unmasked calls falls as 1/length: it comes
-        of the tiles along the diagonal, a part of all tiles that does so.
+        Above the longest causal length, the loss against calls without a mask falls as 1/length: it
+        comes from the tiles on the diagonal, whose share of all tiles falls as 1/length.
 
         Parameters
         ----------
         length : float
-            Rows of a chunk; 1 or more.
+            Number of rows of a chunk; 1 or more.
         causal : bool, default False
         """
         longest, at_longest = self.causal[-1]
@@ -116,32 +117,32 @@ class ComputeRates:
         return _interpolate(self.full, length) / (1 + loss * longest / length)
 
     def state_seconds_per_byte(self, length: float) -> float:
-        """Seconds a byte of state that is loaded or stored, at chunks of `length` rows."""
+        """Seconds to load or store one byte of state, with chunks of `length` rows."""
         return _interpolate(self.state, length) * 1e-12
 
 
 def default_rates(
     family: str, dtype: str, head_dim: int, arch: Any = None, *, backward: bool = False
 ) -> ComputeRates:
-    """The figures of ``cards.json``.
+    """The measured figures of ``cards.json``.
 
     Parameters
     ----------
     family : str
         Kernel family.
     dtype : str
-        f16, bf16, f32 or f64; f16 gets the figures of bf16.
+        f16, bf16, f32 or f64. f16 has the figures of bf16.
     head_dim : int
-        Gets the figures of the next head_dim there, the largest if there is none.
+        The figures are those of the next larger measured head_dim, or of the largest.
     arch : ArchSku, str, int or tuple, optional
-        Whose figures, as in ``"sm_90"``; None is the H100's.
+        An architecture such as ``"sm_90"``; by default the H100's.
     backward : bool, default False
-        Those of the gradients.
+        The figures of the gradients.
 
     Raises
     ------
     UnsupportedError
-        If nothing was measured on the architecture, or not of the family and dtype.
+        If nothing was measured on the architecture, or not for the family and dtype.
     """
     card = cards()[0] if arch is None else require_card(arch)
     measured = "bf16" if dtype == "f16" else dtype
@@ -151,8 +152,8 @@ def default_rates(
     what = "gradients by " if backward else ""
     if figures is None or table is None:
         raise UnsupportedError(
-            f"there are no measured figures of {what}the family {family} with {dtype} on an "
-            f"{card.name}: give measured rows of it, or TFLOPS"
+            f"family, dtype: got {what}the family {family} with {dtype}, must be measured on an "
+            f"{card.name}: give measured rows, or TFLOPS"
         )
     source = "docs/performance.md" if backward else figures.source
     sources = [f"{source} ({card.name}), {what}{family} {dtype} D {head_dim}"]
@@ -172,12 +173,12 @@ def _stand_in_state(card: Card) -> str:
     return f"state: taken at {card.state_tbps:.1f} TB/s ({card.name})"
 
 
-# Keys of a block of the kernels on tensor cores.
+# Keys of a block of the tensor-core kernels.
 _BACKWARD_TILE = 128
 
 
 def _tile_rows(family: str, dtype: str, head_dim: int) -> int:
-    """The kernels' own, `block_m` of their configurations."""
+    """`block_m` of the kernels' configurations."""
     if family == "sm90a":
         return 192 if head_dim <= 64 else 128
     if family == "simt":
@@ -197,32 +198,32 @@ def measured_rates(
 ) -> ComputeRates:
     """Rates of an evidence file (``benchmarks/results/<card>.json``).
 
-    TFLOPS come from its ``forward`` rows, by key length; rows of one length are averaged. The cost
-    of the state comes from its ``ring_tax`` rows that are not causal: what the steps took longer
-    than their flops at that rate, over the bytes of state that they loaded and stored. Whatever the
-    file does not have comes from `default_rates`, and `sources` says so. Of a backward they come
-    from its ``backward`` rows of the kernels that are not deterministic; nothing of it is state.
+    TFLOPS come from its ``forward`` rows, by key length; rows of one length are averaged. The cost of
+    the state comes from its ``ring_tax`` rows that are not causal: the time of the steps beyond their
+    flops at that rate, over the bytes of state that they loaded and stored. If the file lacks a figure,
+    it comes from `default_rates`, and `sources` says so. The rates of a backward come from the file's
+    ``backward`` rows of kernels that are not deterministic; a backward has no state.
 
     Parameters
     ----------
     evidence : mapping
-        With ``rows``, and ``card`` for the record.
+        With ``rows``; its ``card`` is named in `sources`.
     family, dtype, head_dim : str, str and int
-        Which rows.
+        Select the rows.
     arch : ArchSku, str, int or tuple, optional
-        The file's card, as in ``"sm_90"``; None is an H100.
+        The architecture of the file's card, such as ``"sm_90"``; by default an H100's.
     sms : int, optional
-        SMs of the file's card, by default those of `arch`.
+        Number of SMs of the file's card; by default that of `arch`.
     backward : bool, default False
-        Those of the gradients.
+        The rates of the gradients.
 
     Raises
     ------
     InvalidProblemError
-        If it is no evidence, or a row lacks a field.
+        If `evidence` has no rows, or a row lacks a field.
     UnsupportedError
-        If neither the file nor `default_rates` has figures for the family and dtype, or nothing
-        is known of the architecture and `sms` is not given.
+        If neither the file nor `default_rates` has figures for the family and dtype, or if the
+        architecture is unknown and `sms` is not given.
     """
     rows = evidence.get("rows") if isinstance(evidence, Mapping) else None
     if not isinstance(rows, list):
@@ -251,10 +252,12 @@ def measured_rates(
         rates = ComputeRates(full, causal, tile_rows=tile_rows)
         state = () if backward else _state_curve(_matching(rows, "ring_tax", {**wanted, "causal": False}), rates, sms)
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise InvalidProblemError(f"measured: a row is not as it must be ({error!r})") from error
+        raise InvalidProblemError(
+            f"measured: got a row with {error!r}, must be a row of an evidence file"
+        ) from error
     if state:
         sources.append(f"ring_tax rows: {label}")
-    elif backward:  # of additions alone
+    elif backward:  # the additions of gradients
         state = _state_of(card or cards()[0])
     else:
         sources.append(f"state: no ring_tax rows for {family} {dtype} D {head_dim}")
@@ -285,7 +288,7 @@ def _state_curve(rows: Iterable[Mapping[str, Any]], rates: ComputeRates, sms: in
     def point(row: Mapping[str, Any]) -> tuple[float, float]:
         p = row["params"]
         itemsize = 8 if p["dtype"] == "f64" else 4
-        # Stored by all steps but the last, loaded by all but the first.
+        # All steps but the last store the state, all but the first load it.
         moved = 2 * (p["ranks"] - 1) * p["heads"] * p["chunk"] * (p["head_dim"] + 2) * itemsize
         tiles = p["heads"] * -(-p["chunk"] // rates.tile_rows)
         flops = 4 * p["heads"] * p["chunk"] ** 2 * p["ranks"] * p["head_dim"]

@@ -1,8 +1,8 @@
 """The model of a ring's backward pass, and of a training step: a forward, then a backward.
 
-The backward goes in lock step as the forward does. K and V travel beside its steps; the sums of dK and
-dV travel one exchange behind them, in the accumulator's type, and the last of them comes home when all
-steps are over.
+The model assumes lock step, as in the forward. K and V travel during the steps. The sums of dK and dV
+travel one exchange later, in the accumulator's type. The last exchange returns a rank's sum to it, after
+all steps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from baracuda_kernels.predict._model import (
 from baracuda_kernels.predict._pairs import visible_pairs
 from baracuda_kernels.predict._rates import ComputeRates
 
-# Of a visible pair, over the forward's: five products of matrices for two.
+# Flops of a visible pair over those of the forward: five matrix products instead of two.
 BACKWARD_FLOPS = 2.5
 
 
@@ -38,11 +38,11 @@ def gradient_bytes_per_hop(problem: RingProblem) -> int:
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of one rank's operands and scratch in a backward, all of them the caller's.
+    """Bytes of one rank's operands and scratch in a backward, all in the caller's memory.
 
-    `kept` is what the forward leaves for it: q, k, v, y and lse. `gradients` are dy, dq, dk and dv.
-    `scratch_a` and `scratch_b` receive K and V, `sums` are the four buffers of dK and dV that travel,
-    and `scratch` is the rows': dQ's accumulator and two numbers a row.
+    `kept` are q, k, v, y and lse of the forward. `gradients` are dy, dq, dk and dv. `scratch_a` and
+    `scratch_b` receive K and V. `sums` are the four buffers of the travelling dK and dV. `scratch` is
+    the accumulator of dQ and two numbers for each row.
     """
 
     kept: int
@@ -54,14 +54,14 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """The sum."""
+        """The sum of all fields."""
         return sum(dataclasses.astuple(self))
 
 
 def training_memory(problem: RingProblem) -> TrainingMemory:
-    """What a rank holds during the `run` of a backward, K and V where they lie.
+    """The memory of a rank during the `run` of a backward, with K and V in place.
 
-    The forward's accumulator is gone then, or serves as part of the scratch.
+    The forward's accumulator is free then, or is used as part of the scratch.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def training_memory(problem: RingProblem) -> TrainingMemory:
 
 
 def backward_exchange_seconds(problem: RingProblem, machine: Machine) -> np.ndarray:
-    """Seconds of each exchange of a backward, nothing beside it.
+    """Seconds of each exchange of a backward, without concurrent compute.
 
     Parameters
     ----------
@@ -90,13 +90,13 @@ def backward_exchange_seconds(problem: RingProblem, machine: Machine) -> np.ndar
     Returns
     -------
     numpy.ndarray
-        float64, shape ``[P + 1]``: exchange s runs beside step s, and the last one after all of them.
-        0 where nothing is sent.
+        float64, shape ``[P + 1]``. Exchange s is concurrent with step s; the last one comes after all
+        steps. 0 if nothing is sent.
     """
     ranks = problem.ranks
     number = np.arange(ranks + 1)
     chunk = np.where(number < ranks - 1, problem.bytes_per_hop, 0)
-    # The first step's share stays at home.
+    # The share of the first step stays on its rank.
     sums = np.where((number >= 2) & (ranks > 1), gradient_bytes_per_hop(problem), 0)
     sent = chunk + sums
     return np.where(sent > 0, machine.latency + sent / machine.link_bytes_per_second, 0.0)
@@ -117,7 +117,7 @@ def backward_compute_seconds(
     Returns
     -------
     numpy.ndarray
-        float64, shape ``[P + 1, P]``: steps, ranks. The last of them is the addition at home.
+        float64, shape ``[P + 1, P]``: steps, ranks. The last step is the addition of the returned sums.
 
     Raises
     ------
@@ -132,9 +132,9 @@ def backward_compute_seconds(
     full_rate = flops / (rates.tflops(chunk) * 1e12)
     cut_rate = flops / (rates.tflops(chunk, causal=True) * 1e12)
     exchanges = backward_exchange_seconds(problem, machine)
-    # A block has a tile of keys, for all heads of a group.
+    # A block computes a tile of keys, for all heads of a group.
     tiles = problem.batch * problem.hkv * -(-chunk // rates.tile_rows)
-    # A sum, a share, and the sum again; at home a result of the operands' type in its place.
+    # An addition reads a sum and a share, and writes the sum; the last one writes the operands' type.
     per_byte = rates.state_seconds_per_byte(chunk)
     add = 3 * gradient_bytes_per_hop(problem) * per_byte
     home = (2 * gradient_bytes_per_hop(problem) + problem.bytes_per_hop) * per_byte
@@ -159,8 +159,8 @@ def backward_forecast(
 ) -> RingForecast:
     """Predict one backward of the ring.
 
-    Its `steps` are the ring's and two more, where there is more than one rank: the exchange by which
-    the sums come home, with nothing beside it, and the addition there.
+    Its `steps` are those of the ring. With more than one rank there are two more: the exchange that
+    returns the sums, without concurrent compute, and the addition after it.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""What checks an adapter or a kernel: float64 truth, random inputs, and tolerances.
+"""Checks for adapters and kernels: a float64 oracle, random inputs, and tolerances.
 
-The package's own tests and benchmarks use it; `docs/testing.md` shows how an adapter's author does.
-Needs NumPy alone. CUDA tensors of PyTorch are taken where PyTorch made them.
+The package's tests and benchmarks use it. `docs/testing.md` shows how the author of an adapter uses it.
+It needs NumPy alone, and takes CUDA tensors of PyTorch too.
 """
 
 from baracuda_kernels.testing._inputs import (

@@ -1,7 +1,7 @@
-"""Truth: attention in float64.
+"""The oracle: attention in float64.
 
-There is one oracle, `baracuda_kernels.reference`. NumPy arrays get it as it is. Tensors of PyTorch
-get the same formula in PyTorch, on their device: long sequences would take NumPy hours.
+NumPy arrays are computed by `baracuda_kernels.reference`. PyTorch tensors are computed by the same
+formula in PyTorch, on their device, since long sequences would take NumPy hours.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def attention(q: Any, k: Any, v: Any, **options: Any) -> tuple[Any, Any]:
     Raises
     ------
     InvalidProblemError
-        If the shapes do not belong together.
+        If the shapes do not fit together.
     """
     if type(q).__module__.partition(".")[0] == "torch":
         _check_shapes(q, k, v)
@@ -71,7 +71,7 @@ def attention_backward(q: Any, k: Any, v: Any, dy: Any, **options: Any) -> tuple
     Raises
     ------
     InvalidProblemError
-        If the shapes do not belong together.
+        If the shapes do not fit together.
     """
     if type(q).__module__.partition(".")[0] == "torch":
         _check_shapes(q, k, v)
@@ -82,7 +82,7 @@ def attention_backward(q: Any, k: Any, v: Any, dy: Any, **options: Any) -> tuple
 
 
 def max_score(q: np.ndarray, k: np.ndarray, scale: float | None) -> float:
-    """An upper bound of the scaled scores, which an exponential's relative error grows with.
+    """An upper bound of the scaled scores. The relative error of an exponential grows with it.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ def _torch_backward(
     scale: float | None = None,
     is_causal: bool = False,
 ) -> tuple[Any, Any, Any]:
-    """Finite operands alone."""
+    """The gradients of finite operands."""
     import torch
 
     batch, heads, query_len, head_dim = q.shape

@@ -1,4 +1,4 @@
-"""Which preference makes one kernel family serve a problem."""
+"""The preference that selects one kernel family."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _DETERMINISTIC = "-deterministic"
 
 
 def preference(family: str, dtype: str) -> PlanPreference:
-    """The preference that only one family meets, to check every kernel that an adapter may get.
+    """A preference that only one family meets, to check each kernel that an adapter may get.
 
     Parameters
     ----------
     family : str
-        "host", "simt", "sm80" or "sm90a"; with "-deterministic" behind the last two, gradients are
-        summed in a fixed order.
+        "host", "simt", "sm80" or "sm90a". With "sm80-deterministic" and "sm90a-deterministic",
+        gradients are summed in a fixed order.
     dtype : str
-        "f16" or "bf16"; "f32" and "f64" too for host and simt.
+        "f16" or "bf16"; for host and simt also "f32" and "f64".
 
     Returns
     -------
@@ -37,8 +37,7 @@ def preference(family: str, dtype: str) -> PlanPreference:
     InvalidProblemError
         If there is no such family, or it has no kernels of that dtype.
     UnsupportedError
-        If `family` is sm90a and the current GPU has another compute capability than 9.0: another
-        family would serve the problem.
+        If `family` is sm90a and the compute capability of the current GPU is not 9.0.
     """
     name = family.removesuffix(_DETERMINISTIC)
     if name not in ("host", "simt", "sm80", "sm90a") or (name != family and name[:2] != "sm"):
@@ -49,7 +48,7 @@ def preference(family: str, dtype: str) -> PlanPreference:
     if name == "host":
         return PlanPreference()
     if name == "sm90a" and Architecture.here().compute_capability != 90:
-        raise UnsupportedError("family: got sm90a, must be of this GPU, which is not a Hopper")
+        raise UnsupportedError("family: got sm90a, must be sm80 or simt on this GPU, not a Hopper")
     return PlanPreference(
         math_precision=precisions[dtype],
         allow_sm90a=name != "sm80",

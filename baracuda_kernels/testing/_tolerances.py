@@ -1,8 +1,7 @@
-"""The one table of how exact each kernel family must be, and the one way to hold a result to it.
+"""The tolerances of each kernel family, and the checks of a result against them.
 
-Errors are relative: the norm of the difference over the norm of the exact answer. For 16-bit
-outputs there is a finer measure for outputs large enough to be statistics: the rms error over the
-rms error of merely rounding the exact answer to that dtype.
+Errors are relative: the norm of the difference over the norm of the exact answer. Large 16-bit outputs
+have a finer measure too: the rms error over the rms error of rounding the exact answer to that dtype.
 """
 
 from __future__ import annotations
@@ -15,31 +14,31 @@ from baracuda_kernels.errors import InvalidProblemError
 from baracuda_kernels.reference import error_of
 from baracuda_kernels.testing._inputs import NUMPY_DTYPES
 
-# Outputs of at least this many elements are held to `over_rounding` too.
+# Outputs of at least this many elements must meet `over_rounding` too.
 STATISTICAL = 1 << 16
 
 
 class Tolerance(NamedTuple):
-    """How exact y and lse of one family and dtype must be."""
+    """The tolerance of y and lse of one family and dtype."""
 
     # Norm of y's error over the norm of y.
     relative: float
-    # Largest rms error in units of the rounding's; None where the output is not 16-bit.
+    # Largest rms error over the rms error of rounding; None if the output is not 16-bit.
     over_rounding: float | None
-    # Precision of scores and state: its eps times the largest score bounds exp's relative error.
+    # eps of scores and state. eps times the largest score bounds the relative error of exp.
     eps: float
-    # lse: absolute error, on top of the eps terms.
+    # Absolute error of lse, in addition to the eps terms.
     lse: float
 
 
 _F32, _F64 = 2.0**-24, 2.0**-53
 # The largest relative error of one rounding to the dtype.
 _BF16, _F16 = 2.0**-8, 2.0**-11
-# Half the distance of float16's smallest numbers, where relative errors end.
+# Half the distance of float16's smallest numbers: below, errors are absolute.
 _F16_FLOOR = 2.0**-25
 
 # sm80 and sm90a also round the weights to 16 bits before the second product, as every tensor-core
-# attention does; that costs about another rounding.
+# attention does. That adds about one more rounding error.
 TOLERANCES = {
     ("host", "f64"): Tolerance(1e-12, None, _F64, 1e-12),
     ("host", "f32"): Tolerance(2e-6, None, _F32, 4e-6),
@@ -57,17 +56,17 @@ TOLERANCES = {
 
 
 class GradientTolerance(NamedTuple):
-    """How exact dq, dk and dv of one family and dtype must be."""
+    """The tolerance of dq, dk and dv of one family and dtype."""
 
     relative: float
-    # As above, over the rounding of the exact gradient. It is more than 1 where y, from which delta is
-    # made, has been rounded to 16 bits.
+    # As above, over the rounding error of the exact gradient. It is more than 1 if y, from which delta
+    # is computed, has been rounded to 16 bits.
     over_rounding: float | None
-    # Precision of scores and sums.
+    # eps of scores and sums.
     eps: float
 
 
-# Of dq, dk and dv alike.
+# The same for dq, dk and dv.
 GRADIENT_TOLERANCES = {
     ("host", "f64"): GradientTolerance(1e-12, None, _F64),
     ("host", "f32"): GradientTolerance(2e-6, None, _F32),
@@ -77,8 +76,8 @@ GRADIENT_TOLERANCES = {
     ("simt", "f32"): GradientTolerance(2e-6, None, _F32),
     ("simt", "bf16"): GradientTolerance(1.02 * _BF16, 1.25, _F32),
     ("simt", "f16"): GradientTolerance(1.02 * _F16, 1.25, _F32),
-    # P and dS are rounded to 16 bits before their products, which costs about another rounding:
-    # sqrt(2), and half of that for y's.
+    # P and dS are rounded to 16 bits before their products. That adds about one more rounding error, a
+    # factor of sqrt(2); the rounding of y adds half as much again.
     ("sm80", "bf16"): GradientTolerance(2.0 * _BF16, 1.5 * 2**0.5, _F32),
     ("sm80", "f16"): GradientTolerance(2.0 * _F16, 1.5 * 2**0.5, _F32),
     ("sm90a", "bf16"): GradientTolerance(2.0 * _BF16, 1.5 * 2**0.5, _F32),
@@ -97,35 +96,35 @@ def assert_close(
     lse_score: float | None = None,
     summands: Any = None,
 ) -> None:
-    """Hold y, and lse where there is one, to the tolerance of the family that made them.
+    """Check y, and lse if given, against the tolerance of the family that computed them.
 
     Parameters
     ----------
     family : str
-        What the plan's `family` says: "host", "simt", "sm80" or "sm90a".
+        The plan's `family`: "host", "simt", "sm80" or "sm90a".
     dtype : str
         "f16", "bf16", "f32" or "f64".
     y : array_like or torch.Tensor
         The answer, ``[B, H, Q, D]``, on any device.
     exact_y : array_like or torch.Tensor
-        What :func:`attention` says.
+        The result of :func:`attention`.
     lse : array_like or torch.Tensor, optional
-        ``[B, H, Q]``. Not checked by default.
+        ``[B, H, Q]``. Not checked if None.
     exact_lse : array_like or torch.Tensor, optional
-        What :func:`attention` says; wanted with `lse`.
+        The result of :func:`attention`. Needed with `lse`.
     score : float, default 0
-        The largest scaled score (:func:`max_score`) where it is beyond the ordinary, that is with
-        large logits or a large scale; 0 asks for the plain tolerance of y.
+        The largest scaled score (:func:`max_score`), for inputs with large logits or a large scale.
+        0: the tolerance of y does not depend on scores.
     lse_score : float, optional
         The same for lse. Default `score`.
     summands : array_like, optional
-        The exact attention over the absolute values of V, where V has so few columns that their sums
-        may nearly cancel by chance: rounding is relative to what was added up.
+        The exact attention over the absolute values of V. Give it if V has few columns, whose sums may
+        nearly cancel: rounding errors are relative to the summands.
 
     Raises
     ------
     AssertionError
-        If the answer is too far off, holds a NaN, or has another row without keys.
+        If the error is too large, the answer has a NaN, or a row without keys differs.
     InvalidProblemError
         If the family has no kernels of that dtype.
     """
@@ -161,25 +160,24 @@ def assert_gradients(
     summands: float = 0.0,
     peaked: bool = False,
 ) -> None:
-    """Hold dq, dk and dv to the family's tolerance.
+    """Check dq, dk and dv against the tolerance of the family that computed them.
 
     Parameters
     ----------
     family : str
-        What the backward plan's `family` says; "-deterministic" behind it changes nothing.
+        The backward plan's `family`, with or without "-deterministic" at its end.
     dtype : str
-        Of the operands: "f16", "bf16", "f32" or "f64".
+        dtype of the operands: "f16", "bf16", "f32" or "f64".
     got : tuple of array_like or torch.Tensor
         ``(dq, dk, dv)``, in any dtype that an output may have.
     exact : tuple of array_like or torch.Tensor
-        What :func:`attention_backward` says.
+        The result of :func:`attention_backward`.
     score : float, default 0
         As in :func:`assert_close`.
     summands : float, default 0
-        How large the numbers are that a gradient is the sum of, where those nearly cancel: rows that
-        see one key have dq = 0.
+        Size of the summands of a gradient, if they nearly cancel: rows that see one key have dq = 0.
     peaked : bool, default False
-        For softmax rows close to one-hot, where what y was rounded by is the largest error of a
+        True for softmax rows close to one-hot. The rounding of y is then the largest error of a
         16-bit gradient.
 
     Raises
@@ -207,7 +205,7 @@ def assert_gradients(
 
 
 def rms_over_rounding(y: Any, exact_y: Any, dtype: str) -> float:
-    """How much worse an answer is than rounding the exact one.
+    """The error of an answer over the error of rounding the exact answer.
 
     Parameters
     ----------
@@ -219,8 +217,8 @@ def rms_over_rounding(y: Any, exact_y: Any, dtype: str) -> float:
     Returns
     -------
     float
-        rms error of `y` over the rms error of `exact_y` rounded to `dtype`. Where the exact answer
-        needs no rounding (one visible key) it is 0 or infinite.
+        rms error of `y` over the rms error of `exact_y` rounded to `dtype`. If the exact answer needs
+        no rounding (one visible key), it is 0 or infinite.
 
     Raises
     ------
@@ -268,7 +266,7 @@ def _of(table: dict[tuple[str, str], _T], family: str, dtype: str) -> _T:
 
 
 def _require(holds: bool, message: str) -> None:
-    """An `assert` that ``python -O`` keeps."""
+    """An `assert` that ``python -O`` does not remove."""
     if not holds:
         raise AssertionError(message)
 
@@ -277,6 +275,6 @@ def _numpy(x: Any) -> np.ndarray:
     if not hasattr(x, "detach"):
         return np.asarray(x)
     x = x.detach().cpu()
-    # NumPy has no bfloat16 of PyTorch's; float32 holds every bfloat16 exactly.
+    # NumPy does not take PyTorch's bfloat16. float32 holds every bfloat16 exactly.
     array: np.ndarray = (x.float() if x.element_size() == 2 else x).numpy()
     return array

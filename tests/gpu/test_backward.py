@@ -473,7 +473,7 @@ def test_what_is_selected_for_a_bf16_problem_and_why_others_are_not(torch):
         plan = bk.FlashSdpaBackwardPlan.select(desc, stream, pref)
         assert plan.family == family and plan.sku.direction is bk.Direction.BACKWARD
         assert plan.precision_guarantee.deterministic == (family in ("simt", *ORDERED))
-    with pytest.raises(bk.UnsupportedError, match="sm80: head_dim 72 is not 64"):
+    with pytest.raises(bk.UnsupportedError, match="sm80: head_dim: got 72, must be one of 64"):
         bk.FlashSdpaBackwardPlan.select(
             bk.FlashSdpaDescriptor(1, 2, 64, 64, 72, element="BF16"), stream,
             bk.PlanPreference(math_precision="BF16", deterministic=True))

@@ -415,7 +415,7 @@ def test_the_exchange_says_why_a_hop_is_not_by_peer():
 def test_a_peer_that_cannot_be_is_an_error_on_every_rank():
     errors = with_exchange(["auto", "peer"])
     assert all(isinstance(error, bk.UnsupportedError) for error in errors)
-    assert all('exchange: got "peer", but the hop from rank 0 to rank 1' in str(e) for e in errors)
+    assert all('exchange: got "peer", must be' in str(e) for e in errors)
 
 
 def test_the_environment_gives_the_default(monkeypatch):

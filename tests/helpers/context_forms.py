@@ -33,9 +33,9 @@ REFUSED = {
     "written out, exported": "softmax: got",
     "written out, compiled": "softmax: got",
     "nn.MultiheadAttention with weights, compiled": "need_weights: got True, must be False",
-    "flex_attention": "flex_attention: is called",
-    "flex_attention, compiled": "flex_attention: is called",
-    "nn.LSTM": "lstm: is a recurrence",
-    "nn.GRU": "gru: is a recurrence",
+    "flex_attention": "flex_attention: got a call",
+    "flex_attention, compiled": "flex_attention: got a call",
+    "nn.LSTM": "lstm: got a call",
+    "nn.GRU": "gru: got a call",
     "nn.Conv1d": "conv1d: got a kernel of 3 rows",
 }

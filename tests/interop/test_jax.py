@@ -224,7 +224,7 @@ def test_devices_and_shards_are_jax_to_check(jax, ring):
     uneven = [x[:, :, :-1] for x in (q, k, v)]
     with pytest.raises(ValueError, match="divisible"):
         sharded(jax, ring)(*uneven)
-    with pytest.raises(bk.InvalidProblemError, match="127 rows, which 8 ranks cannot"):
+    with pytest.raises(bk.InvalidProblemError, match="got 127 rows, must be a multiple of the 8 ranks"):
         ring.sequence_order(P * 16 - 1, P, "zigzag")
 
 

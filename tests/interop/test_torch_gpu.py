@@ -283,7 +283,7 @@ def test_tensors_on_the_host_and_on_the_device(torch, one_cuda_rank):
     from baracuda_kernels.interop.torch import ring_attention
 
     q, k, v = torch.randn(3, 1, 2, 64, 64)
-    with pytest.raises(InvalidProblemError, match="must lie on one device"):
+    with pytest.raises(InvalidProblemError, match="must be on one device"):
         ring_attention(q.cuda(), k, v)
 
 

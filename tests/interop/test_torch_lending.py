@@ -74,6 +74,6 @@ def test_a_process_with_another_libnccl(torch, libraries, names):
     paths, loaded = libraries
     loaded.clear()
     loaded.update(paths[name] for name in names)
-    with pytest.raises(UnsupportedError, match="torch's NCCL must be the one used here"):
+    with pytest.raises(UnsupportedError, match="borrow: got True, must be False: torch's NCCL is not"):
         handle_of(Backend(4096))
     assert not lends(torch, Backend(4096))

@@ -68,26 +68,26 @@ def test_the_first_ranks_batch_for_all(gloo_ranks, layout):
     ("what", "error", "message"),
     [
         ("packed positions", "UnsupportedError", "position_ids: got 0 for row 12, must be 12"),
-        ("cu_seq_lens", "UnsupportedError", "cu_seq_lens_q: is given"),
-        ("left padding", "UnsupportedError", "attention_mask: has zeros before rows"),
-        ("a mask of packed sequences", "UnsupportedError", "attention_mask: has numbers besides"),
-        ("targets that the mask hides", "UnsupportedError", "labels: has a target at a row that"),
-        ("an unknown tensor", "UnsupportedError", "token_weights: is in the batch"),
-        ("a window", "UnsupportedError", "config.sliding_window is 8"),
+        ("cu_seq_lens", "UnsupportedError", "cu_seq_lens_q: got a value"),
+        ("left padding", "UnsupportedError", "attention_mask: got zeros before rows"),
+        ("a mask of packed sequences", "UnsupportedError", "attention_mask: got numbers besides"),
+        ("targets that the mask hides", "UnsupportedError", "labels: got a target in a row that"),
+        ("an unknown tensor", "UnsupportedError", "batch: got the entry token_weights"),
+        ("a window", "UnsupportedError", "config.sliding_window: got 8"),
         ("lists", "InvalidProblemError", "input_ids: got list, must be a torch.Tensor"),
-        ("another batch on one rank", "InvalidProblemError", "batch: input_ids is int64 (2, 24)"),
+        ("another batch on one rank", "InvalidProblemError", "batch: got input_ids of int64 (2, 24)"),
         ("another length on one rank", "InvalidProblemError", "int64 (2, 20) on rank 1"),
-        ("a length that does not divide", "InvalidProblemError", "the batch has 23 rows"),
+        ("a length that does not divide", "InvalidProblemError", "batch: got 23 rows, must be a multiple"),
         ("no room for padding", "InvalidProblemError", "config.max_position_embeddings, 23"),
-        ("no data group", "InvalidProblemError", "data_group: got None, and the ring has 2 of 4"),
-        ("a data group within the ring", "InvalidProblemError", "data_group: has the ranks ["),
+        ("no data group", "InvalidProblemError", "data_group: got None for a ring of 2 of 4"),
+        ("a data group within the ring", "InvalidProblemError", "data_group: got the ranks ["),
         (
             "a model without a ring",
             "InvalidProblemError",
-            "model: its attn_implementation is 'sdpa'",
+            "model: got attn_implementation 'sdpa'",
         ),
         ("no labels", "InvalidProblemError", "must have shift_labels"),
-        ("rows of another part", "InvalidProblemError", "outputs: has logits of shape (2, 3, 61)"),
+        ("rows of another part", "InvalidProblemError", "outputs: got logits of shape (2, 3, 61)"),
     ],
 )
 def test_what_cannot_be_cut_is_refused_on_every_rank(gloo_ranks, what, error, message):
@@ -110,10 +110,10 @@ def test_models_that_are_not_causal_or_add_a_loss(torch, one_rank):
     with pytest.raises(InvalidProblemError, match="model: got Linear"):
         BatchSharder(torch.nn.Linear(2, 2))
     encoder = transformers.BertForMaskedLM(transformers.BertConfig(**sizes()))
-    with pytest.raises(UnsupportedError, match="BertForMaskedLM: bert.encoder.* is not causal"):
+    with pytest.raises(UnsupportedError, match="BertForMaskedLM.bert.encoder.*: got attention that is not causal"):
         BatchSharder(encoder)
     config = transformers.MixtralConfig(**sizes(num_key_value_heads=2, output_router_logits=True))
-    with pytest.raises(UnsupportedError, match="config.output_router_logits is True"):
+    with pytest.raises(UnsupportedError, match="config.output_router_logits: got True"):
         BatchSharder(transformers.MixtralForCausalLM(config))
     llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes()))
     with pytest.raises(InvalidProblemError, match="gradients: got 'max'"):
@@ -139,7 +139,7 @@ def test_rotary_embeddings_that_change_with_a_ranks_positions(torch, rope, limit
     options["rope_scaling"] = {"rope_theta": 10000.0, **rope}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**options))
     check(model, limit)
-    with pytest.raises(UnsupportedError, match=f"{rope['rope_type']}.*no more than {limit}"):
+    with pytest.raises(UnsupportedError, match=f"{rope['rope_type']}.*at most {limit}"):
         check(model, limit + 1)
 
 
@@ -166,11 +166,11 @@ def test_trainers_evaluation_is_that_of_one_rank(gloo_ranks, cp):
 @pytest.mark.parametrize(
     ("what", "error", "message"),
     [
-        ("metrics", "UnsupportedError", "trainer: compute_metrics is given"),
-        ("a loss", "UnsupportedError", "trainer: compute_loss_func is given"),
-        ("smoothing", "UnsupportedError", "trainer: label_smoothing_factor is given"),
-        ("predict", "UnsupportedError", "predict: the logits of a sequence lie on several ranks"),
-        ("another model", "InvalidProblemError", "trainer: has another model than the sharder"),
+        ("metrics", "UnsupportedError", "trainer.compute_metrics: got a value"),
+        ("a loss", "UnsupportedError", "trainer.compute_loss_func: got a value"),
+        ("smoothing", "UnsupportedError", "trainer.label_smoothing_factor: got a value"),
+        ("predict", "UnsupportedError", "predict: got a ring, must be one rank"),
+        ("another model", "InvalidProblemError", "trainer: got one of another model"),
         ("no trainer", "InvalidProblemError", "trainer: got object, must be a Trainer"),
     ],
 )

@@ -31,24 +31,24 @@ def test_context_parallel_around_an_unmodified_model(gloo_ranks, model, layout, 
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("padding", "attention_mask: hides rows"),
+        ("padding", "attention_mask: got one that hides rows"),
         ("another mask", "attention_mask: got a tensor of shape (1, 1, 24, 24), must be None"),
         ("decoding", "decoding against a sharded cache"),
         ("dropout", "dropout: got 0.1"),
-        ("sliding window", "config.sliding_window is 8"),
-        ("chunked layers", "config.attention_chunk_size is 8"),
-        ("a recurrent hybrid", "mixes rows by another means than attention"),
-        ("code of its own", "does not look up attn_implementation"),
-        ("no position_ids", "position_ids: are not given"),
-        ("labels", "labels: are given"),
-        ("packed by lengths", "cu_seq_lens_q: is given"),
-        ("generate", "generate: the last row"),
+        ("sliding window", "config.sliding_window: got 8, must be at least"),
+        ("chunked layers", "config.attention_chunk_size: got 8, must be at least"),
+        ("a recurrent hybrid", "must be attention: another layer would mix"),
+        ("code of its own", "the code of the model does not look up the name"),
+        ("no position_ids", "position_ids: got None"),
+        ("labels", "labels: got a tensor"),
+        ("packed by lengths", "cu_seq_lens_q: got a value"),
+        ("generate", "generate: got a ring of"),
     ],
 )
 @pytest.mark.parametrize("by", ["register", "context_parallel"])
 def test_what_the_ring_cannot_serve(gloo_ranks, what, message, by):
     if (what, by) == ("code of its own", "context_parallel"):
-        message = "attn_implementation is 'eager', must be \"sdpa\""
+        message = "attn_implementation: got 'eager' for"
     task = TASK | {"do": "refused", "what": what, "layout": "contiguous", "use_cache": True}
     # Some of it lies on one rank alone: the others, which wait for it, get its error at once.
     for answer in gloo_ranks.run(task | {"by": by}, seconds=30):
@@ -93,10 +93,10 @@ def test_check_names_the_model(torch):
         transformers.MistralConfig(**sizes, num_key_value_heads=2, sliding_window=64)
     )
     check(windowed, 64)
-    with pytest.raises(UnsupportedError, match="MistralForCausalLM: config.sliding_window is 64"):
+    with pytest.raises(UnsupportedError, match="MistralForCausalLM.config.sliding_window: got 64"):
         check(windowed, 65)
     classes = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**sizes))
-    with pytest.raises(UnsupportedError, match="LlamaForSequenceClassification: reads one row"):
+    with pytest.raises(UnsupportedError, match="LlamaForSequenceClassification: got a head that reads one row"):
         check(classes)
     with pytest.raises(InvalidProblemError, match="model: got Linear"):
         check(torch.nn.Linear(2, 2))

@@ -79,12 +79,12 @@ def test_refusals(handler, change, code, message):
     [
         ([Q, Q], outputs(), "operand 2 (v): got none"),
         ([Q, Q, Q, Q], outputs(), "call frame: got 4 operands, must have 3"),
-        ([Q, Q, Q[:, :1].copy()], outputs(), "v must have the shape and type of k"),
+        ([Q, Q, Q[:, :1].copy()], outputs(), "v: got another shape or type, must have those of k"),
         ([Q, Q[..., :4].copy(), Q[..., :4].copy()], outputs(), "head_dim and type of q"),
         ([Q.astype(np.int64)] * 3, outputs(), "q: got XLA data type 5"),
         ([Q[0], Q, Q], outputs(), "q: got 3 dimensions, must have 4"),
         ([Q, Q, Q], outputs()[:1], "result 1 (lse): got none"),
-        ([Q, Q, Q], [Q[:, :1].copy(), outputs()[1]], "y must have the shape and type of q"),
+        ([Q, Q, Q], [Q[:, :1].copy(), outputs()[1]], "y: got another shape or type, must have those of q"),
         ([Q, Q, Q], [outputs()[0], Q], "lse must be f32 [B, H, Q]"),
     ],
 )
@@ -183,17 +183,17 @@ def test_refusals_of_the_backward(backward, change, code, message):
 @pytest.mark.parametrize(
     "at, array, message",
     [
-        (3, Q[:, :1].copy(), "dy must have the shape and type of q"),
-        (4, Q.astype(np.float64), "y must have the shape and type of q"),
+        (3, Q[:, :1].copy(), "dy: got another shape or type, must have those of q"),
+        (4, Q.astype(np.float64), "y: got another shape or type, must have those of q"),
         (5, LSE[..., None].astype(np.float64), "lse must be f32 [B, H, Q]"),
         (
             -4,
             np.zeros((1, 1, 1, SCRATCH - 1), np.float32),
             "scratch: got 1276 bytes, must have 1280",
         ),
-        (-3, Q[..., :4].copy(), "dk must have the shape and type of k"),
-        (-2, Q.astype(np.float64), "dv must have the shape and type of dk"),
-        (-1, Q[:, :1].copy(), "dq must have the shape and type of q"),
+        (-3, Q[..., :4].copy(), "dk: got another shape or type, must have those of k"),
+        (-2, Q.astype(np.float64), "dv: got another shape or type, must have those of dk"),
+        (-1, Q[:, :1].copy(), "dq: got another shape or type, must have those of q"),
     ],
 )
 def test_gradients_that_do_not_belong_together(backward, at, array, message):

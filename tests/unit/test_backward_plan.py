@@ -81,7 +81,7 @@ def test_sums_in_any_order_are_not_deterministic():
     assert registry.explain(problem(), "sm_80", bk.PlanPreference(deterministic=True),
                             direction="backward").family == "sm80-deterministic"
     assert reasons["sm90a"] == reasons["sm80"] == \
-        "deterministic is True, and its sums have no fixed order"
+        "deterministic: got True, must be None: the kernel's sums have no fixed order"
     assert registry.explain(problem(), "sm_90", bk.PlanPreference(deterministic=True)).family \
         == "sm90a", "the forward is"
 
@@ -96,11 +96,11 @@ def test_the_scratch_of_sm90a_counts_as_workspace(head_dim):
                                    direction="backward")
     reasons = {c.family: c.reason for c in explanation.candidates}
     assert reasons["sm90a"] == (
-        f"needs {needed} workspace bytes, max_workspace_bytes is {needed - 1}")
+        f"max_workspace_bytes: got {needed - 1}, must be at least {needed}")
     # And a counter and a word for each tile, at head_dim 256 two, in sixteens.
     words = 32 if head_dim == 256 else 16
     assert reasons["sm90a-deterministic"] == (
-        f"needs {needed + words} workspace bytes, max_workspace_bytes is {needed - 1}")
+        f"max_workspace_bytes: got {needed - 1}, must be at least {needed + words}")
     # sm80 keeps two numbers a row; its other kernel a counter and a word for each tile, too.
     needed = 2 * 64 * 4 * (2 + head_dim)
     assert explanation.family == "sm80"
@@ -109,7 +109,7 @@ def test_the_scratch_of_sm90a_counts_as_workspace(head_dim):
                                    direction="backward")
     reasons = {c.family: c.reason for c in explanation.candidates}
     assert reasons["sm80"] == (
-        f"needs {needed} workspace bytes, max_workspace_bytes is {needed - 1}")
+        f"max_workspace_bytes: got {needed - 1}, must be at least {needed}")
     assert explanation.family == "simt"
 
 
@@ -156,9 +156,9 @@ def test_explain(fields, arch, family):
 @pytest.mark.parametrize(
     ("preference", "reason"),
     [
-        (bk.PlanPreference(math_precision="BF16"), "math_precision asks for BF16, this uses F32"),
-        (bk.PlanPreference(max_workspace_bytes=100), "needs 4224 workspace bytes"),
-        (bk.PlanPreference(prefer_backend="CUDNN"), "prefer_backend asks for CUDNN"),
+        (bk.PlanPreference(math_precision="BF16"), "math_precision: got BF16, must be F32"),
+        (bk.PlanPreference(max_workspace_bytes=100), "max_workspace_bytes: got 100, must be at least 4224"),
+        (bk.PlanPreference(prefer_backend="CUDNN"), "prefer_backend: got CUDNN, must be"),
     ],
     ids=str,
 )
@@ -181,7 +181,7 @@ def test_deterministic_is_met_or_refused():
     arch = registry.Architecture.parse("host")
     assert fast.refusal(problem(), arch, bk.PlanPreference(), 0, BACKWARD) == ""
     reason = fast.refusal(problem(), arch, bk.PlanPreference(deterministic=True), 0, BACKWARD)
-    assert reason == "deterministic is True, and its sums have no fixed order"
+    assert reason == "deterministic: got True, must be None: the kernel's sums have no fixed order"
 
 
 def test_select_takes_either_order_and_is_the_only_way():

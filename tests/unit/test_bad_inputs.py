@@ -202,7 +202,7 @@ def test_wrong_streams_communicators_and_argument_objects(plan):
                 plan_type.select(bk.Stream.host(), other)
     with pytest.raises(bk.InvalidProblemError, match="descriptor"):
         bk.RingAttentionPlan.select(bk.Stream.host(), bk.FlashSdpaDescriptor(1, 1, 1, 1, 1))
-    with pytest.raises(bk.UnsupportedError, match="head_dim 2000"):
+    with pytest.raises(bk.UnsupportedError, match="head_dim: got 2000"):
         bk.RingAttentionPlan.select(
             bk.Stream.host(), bk.RingAttentionDescriptor(1, 1, 1, 1, 2000))
 

@@ -362,5 +362,5 @@ def test_what_bench_ring_refuses(tmp_path):
     assert refused(*BENCH, *both)[0] == "BadParameter"
     assert refused(*BENCH, "-o", tmp_path / "ring.txt")[0] == "FileProblemError"
     assert refused(*BENCH, "-o", tmp_path / "none" / "ring.json")[0] == "FileProblemError"
-    assert "does not divide" in refused(*BENCH, "--kv-heads", 3)[1]
+    assert "got 3, must divide the" in refused(*BENCH, "--kv-heads", 3)[1]
     assert refused(*BENCH, "--device", "moon")[0] == "InvalidProblemError"

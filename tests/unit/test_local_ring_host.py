@@ -158,8 +158,8 @@ def _qkv(q=(1, 2, 8, 4), k=(1, 2, 8, 4), v=(1, 2, 8, 4), dtypes=("f4", "f4", "f4
 @pytest.mark.parametrize(
     ("arrays", "options", "says"),
     [
-        (_qkv(q=(1, 2, 10, 4)), {"world_size": 4}, r"q has 10 rows.*8 and 12"),
-        (_qkv(k=(1, 2, 6, 4), v=(1, 2, 6, 4)), {"world_size": 4}, r"k and v has 6.*4 and 8"),
+        (_qkv(q=(1, 2, 10, 4)), {"world_size": 4}, r"q: got 10 rows.*8 and 12$"),
+        (_qkv(k=(1, 2, 6, 4), v=(1, 2, 6, 4)), {"world_size": 4}, r"k, v: got 6 rows.*4 and 8$"),
         (_qkv(), {"world_size": 0}, "world_size"),
         (_qkv(q=(2, 8, 4)), {}, "must be \\[B, H, S, D\\]"),
         (_qkv(v=(1, 2, 4, 4)), {}, "must be equal"),

@@ -168,9 +168,9 @@ def test_what_the_program_refuses():
     world, program = LocalWorld(3), real_program()
     before = [g.copy() for g in ring.gathered()]
     changes = {
-        "problem: struct_size": lambda p: setattr(p, "struct_size", 8),
-        "call: struct_size": lambda p: setattr(p.call, "struct_size", 8),
-        "step: struct_size": lambda p: setattr(p.call.step, "struct_size", 8),
+        "problem.struct_size: got 8": lambda p: setattr(p, "struct_size", 8),
+        "call.struct_size: got 8": lambda p: setattr(p.call, "struct_size", 8),
+        "step.struct_size: got 8": lambda p: setattr(p.call.step, "struct_size", 8),
         "layout": lambda p: setattr(p, "layout", 3),
         "device_maps": lambda p: setattr(p.call.step, "device_maps", 1),
         "query_len": lambda p: setattr(p.call.step, "query_len", -1),

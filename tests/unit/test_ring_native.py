@@ -532,7 +532,7 @@ def test_warm_up_and_single_messages():
     # A message outside a group makes a group of its own.
     transport = world.endpoints[0].transport
     assert transport.send(transport.context, buffers.ctypes.data, 8, 9, None) == 1
-    assert "peer 9" in last_failure().message
+    assert "peer: got 9" in last_failure().message
     world.close()
 
 
@@ -620,9 +620,9 @@ def test_preconditions_are_refused_before_anything_moves():
         "hops[0]": lambda c: setattr(c.hops[0], "send_to", 3),
         "endpoint": lambda c: setattr(c, "endpoint", None),
         "exchange": lambda c: setattr(c.endpoint.contents, "exchange", None),
-        "buffers[1]": lambda c: kv().buffers.__setitem__(1, None),
+        "buffers[1]: got NULL": lambda c: kv().buffers.__setitem__(1, None),
         "buffers[0]": lambda c: kv().buffers.__setitem__(0, None),
-        "own[0]": lambda c: kv().own.__setitem__(0, None),
+        "own[0]: got NULL": lambda c: kv().own.__setitem__(0, None),
         "timing": lambda c: setattr(kv(), "timing", 2),
         "payloads[0].part": lambda c: setattr(kv(), "part", 1),
         "pieces": lambda c: setattr(kv(), "pieces", 5),

@@ -69,7 +69,7 @@ def test_shards_are_views_where_they_can_be(layout):
 
 
 def test_uneven_length_names_the_nearest_lengths_that_fit():
-    with pytest.raises(bk.errors.InvalidProblemError, match=r"10 rows.* 8 and 12"):
+    with pytest.raises(bk.errors.InvalidProblemError, match=r"10 rows.* 8 and 12$"):
         shard(np.zeros((1, 1, 10, 2)), 4)
     with pytest.raises(bk.errors.InvalidProblemError, match=r"3 rows.* 4$"):
         shard(np.zeros((1, 1, 3, 2)), 4)

@@ -1,7 +1,7 @@
-"""Mesh axes: which an array varies over, and the explicit ones that cut batch and heads.
+"""The mesh axes over which an array varies, and the explicit axes that shard batch and heads.
 
-Each device of those computes its part: XLA knows nothing of the custom call's dimensions, and would
-gather what it does not know how to cut.
+Each device of an explicit axis computes its part. XLA does not know the dimensions of the custom call,
+so without this it would gather the operands.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 
 
 def varying_axes(x: Any) -> frozenset[Any]:
-    """The mesh axes over which it varies."""
+    """The mesh axes over which an array varies."""
     aval = jax.typeof(x)
-    kind = getattr(aval, "manual_axis_type", None)  # JAX 0.10; before, the set itself
+    kind = getattr(aval, "manual_axis_type", None)  # JAX 0.10; older ones have the set in vma
     return frozenset(aval.vma if kind is None else kind.varying)
 
 
 def uniform(*arrays: Any, also: frozenset[Any] = frozenset()) -> list[Any]:
-    """All as varying over the mesh axes of any of them, and over these."""
+    """The arrays, each made to vary over the mesh axes of all of them and over the axes `also`."""
     axes = also.union(*(varying_axes(x) for x in arrays))
     uniform = []
     for x in arrays:
@@ -33,19 +33,19 @@ def uniform(*arrays: Any, also: frozenset[Any] = frozenset()) -> list[Any]:
     return uniform
 
 
-# Of each dimension of q, and of k and v, the explicit mesh axes that cut it.
+# For each dimension of q, k and v: the explicit mesh axes that shard it.
 Spec = tuple[tuple[Any, ...], ...]
 
 
 def explicit_spec(
     q: jax.Array, k: jax.Array, v: jax.Array, axis_name: Any, sequence_dim: int
 ) -> Spec:
-    """That of all three; empty where no explicit axis cuts them.
+    """The spec of q, k and v; empty if no explicit axis shards them.
 
     Raises
     ------
     InvalidProblemError
-        They are cut differently, or over something else than batch and heads.
+        They are sharded differently, or over dimensions other than batch and heads.
     """
     specs = [_spec(x) for x in (q, k, v)]
     if not any(map(any, specs)):
@@ -54,8 +54,8 @@ def explicit_spec(
         for dim, axes in enumerate(spec):
             if axes and dim not in (0, 3 - sequence_dim):
                 raise InvalidProblemError(
-                    f"{name}: got {PartitionSpec(*spec)}, must be sharded over batch and heads "
-                    f"alone where mesh axes are explicit, and rows over {axis_name!r}"
+                    f"{name}: got {PartitionSpec(*spec)}, must be sharded by explicit mesh axes over "
+                    f"batch and heads alone, and over rows by {axis_name!r}"
                 )
         if spec != specs[0]:
             raise InvalidProblemError(
@@ -69,10 +69,10 @@ def over_parts(
     compute: Callable[..., Any], arrays: Sequence[jax.Array], results: Sequence[int], spec: Spec,
     axis_name: Any, sequence_dim: int,
 ) -> Any:  # fmt: skip
-    """``compute(*arrays)`` on the parts that the axes of `spec` cut.
+    """``compute(*arrays)`` on each device's parts, sharded by `spec`.
 
-    Arrays and results have four dimensions as q, k and v, are ``[B, H, Q]``, or one number; `results`
-    tells how many dimensions each of those has.
+    An array or result has four dimensions like q, or is ``[B, H, Q]``, or a scalar. `results` has the
+    number of dimensions of each result.
     """
     if not spec:
         return compute(*arrays)
@@ -86,7 +86,7 @@ def over_parts(
         in_specs=tuple(of[x.ndim] for x in arrays),
         out_specs=tuple(of[ndim] for ndim in results),
         axis_names={axis for axes in spec for axis in axes},
-        # As the shard_map around it.
+        # The same as in the surrounding shard_map.
         check_vma=bool(varying_axes(lax.axis_index(axis_name))),
     )
     return mapped(*arrays)
@@ -95,16 +95,18 @@ def over_parts(
 def over_first_axis(
     compute: Callable[..., list[Any]], arrays: Sequence[Any], dims: Sequence[int | None]
 ) -> list[Any]:
-    """``compute(arrays)``, where explicit axes cut the first dimension of those whose `dims` is 0, and
-    of all results: on the parts."""
+    """``compute(arrays)`` on each device's parts, if explicit axes shard the mapped dimension.
+
+    The mapped dimension is the first one, of arrays whose entry in `dims` is 0 and of all results.
+    """
     specs = [_spec(x)[0] for x, dim in zip(arrays, dims, strict=True) if dim == 0]
     axes = next(filter(None, specs), ())
     if not axes:
         return compute(arrays)
-    if jax.__version_info__ < (0, 10):  # its mesh within vmap has the axes of the ring alone
+    if jax.__version_info__ < (0, 10):  # within vmap its mesh has only the axes of the ring
         raise UnsupportedError(
-            f"vmap: an axis that the explicit mesh axes {axes} cut needs JAX 0.10, this is "
-            f"{jax.__version__}"
+            f"vmap: got an axis sharded by the explicit mesh axes {axes} in JAX {jax.__version__}, must "
+            "be JAX 0.10 or later"
         )
     first = PartitionSpec(axes)
     mapped: Callable[..., list[Any]] = jax.shard_map(
@@ -118,17 +120,17 @@ def over_first_axis(
 
 
 def refuse_explicit_axes(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
-    """For a step, whose state has no dimension that could be cut."""
+    """Raise for operands of a step that explicit axes shard: its state has no dimension to shard."""
     for name, x in zip("qkv", (q, k, v), strict=True):
         if any(_spec(x)):
             raise InvalidProblemError(
-                f"{name}: got {PartitionSpec(*_spec(x))} over explicit mesh axes, must be whole: "
+                f"{name}: got {PartitionSpec(*_spec(x))} over explicit mesh axes, must not be sharded: "
                 "call attention_step inside jax.shard_map over them"
             )
 
 
 def _spec(x: Any) -> Spec:
-    """Of each dimension the explicit mesh axes that cut it."""
+    """For each dimension the explicit mesh axes that shard it."""
     sharding: Any = getattr(jax.typeof(x), "sharding", None)
     mesh: Any = getattr(sharding, "mesh", None)
     if mesh is None or mesh.empty:

@@ -1,4 +1,4 @@
-"""A step of the backward as a JAX primitive."""
+"""The backward step as a JAX primitive."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from baracuda_kernels.interop.jax._axes import uniform
 from baracuda_kernels.interop.jax._step import accumulator
 from baracuda_kernels.ops.attention import _xla
 
-# Operands: q, k, v, dy; if causal the position maps; if first y, lse [..., 1] and, where lse has a
-# gradient, that; else the scratch. Results: the scratch, dk and dv; if last dq.
+# Operands: q, k, v, dy; if causal also the position maps. The first step has also y, lse [..., 1] and, if
+# lse has a gradient, dlse; later steps have the scratch. Results: the scratch, dk, dv; if last also dq.
 backward_step_p = Primitive(lowering.TARGETS[Direction.BACKWARD])
 
 
@@ -31,7 +31,7 @@ def bind(
 ) -> list[jax.Array]:
     """One step, on operands that vary over the same mesh axes.
 
-    dk and dv are of the accumulator's type, unless the step is the only one: then it rounds them.
+    dk and dv have the accumulator's type; only a step that is both first and last rounds them.
     """
     nbytes = _xla.backward_scratch_bytes(descriptor, first and last)
     results: list[jax.Array] = backward_step_p.bind(

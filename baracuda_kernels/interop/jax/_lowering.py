@@ -1,4 +1,4 @@
-"""What the JAX primitives share: XLA's targets and platforms, the kernel's choice, batches, mesh axes."""
+"""Shared by the JAX primitives: XLA's targets and platforms, the choice of a kernel, batching."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TARGETS = {
 
 
 def register_targets() -> None:
-    """Hand the library's handlers to XLA, which first asks what they were written to."""
+    """Register the library's handlers with XLA, which first checks their version."""
     for direction, platforms in _xla.handlers().items():
         for platform, stages in platforms.items():
             try:
@@ -44,7 +44,13 @@ def choose(
     direction: Direction,
     deterministic: bool = False,
 ) -> int:
-    """The number of the kernel that serves a step there; UnsupportedError with all reasons."""
+    """The number of the kernel that serves a step on `arch`.
+
+    Raises
+    ------
+    UnsupportedError
+        There is none; the message has the reason of each.
+    """
     preference = PlanPreference(deterministic=True if deterministic else None)
     family = registry.explain(descriptor, arch, preference, direction).require().entry
     number: int = family.backward_kernel if direction is Direction.BACKWARD else family.kernel
@@ -52,8 +58,8 @@ def choose(
 
 
 def def_step(primitive: Primitive, custom_call: Callable[..., Any]) -> None:
-    """Lower a primitive to ``custom_call(ctx, *operands, arch=…, **params)`` where kernels run, run it
-    by itself as a compiled program, and refuse it elsewhere."""
+    """Lower a primitive to ``custom_call(ctx, *operands, arch=…, **params)`` on cpu and cuda, and refuse
+    it on other platforms. Outside of ``jit`` it is compiled alone."""
 
     def lower_host(ctx: Any, *operands: Any, **params: Any) -> Any:
         return custom_call(ctx, *operands, arch="host", **params)
@@ -67,7 +73,7 @@ def def_step(primitive: Primitive, custom_call: Callable[..., Any]) -> None:
     def lower_elsewhere(ctx: Any, *operands: Any, **params: Any) -> NoReturn:
         platforms = ", ".join(ctx.module_context.platforms)
         raise UnsupportedError(
-            f"ring_attention: JAX compiles for {platforms}; the kernels run on cpu and cuda"
+            f"ring_attention: JAX compiles for {platforms}, must be cpu or cuda"
         )
 
     @lru_cache(maxsize=256)
@@ -88,7 +94,7 @@ def call_target(
     ctx: Any, operands: tuple[Any, ...], direction: Direction, scale: float, in_place: bool,
     **integers: int,
 ) -> Any:  # fmt: skip
-    """The custom call; ``in_place``: its last operand's memory is its first result's."""
+    """The custom call. ``in_place``: its first result is in the memory of its last operand."""
     aliases = {len(operands) - 1: 0} if in_place else {}
     rule = jax.ffi.ffi_lowering(TARGETS[direction], operand_output_aliases=aliases)
     return rule(
@@ -100,14 +106,14 @@ def call_target(
 
 
 def def_batching(primitive: Primitive, names: Callable[..., tuple[list[str], list[str]]]) -> None:
-    """A mapped axis goes into the batch dimension.
+    """Let ``vmap`` put the mapped axis into the batch dimension.
 
-    ``names(**params)`` gives those of the operands and of the results: ``maps`` has no batch;
-    ``kept``, what goes on from step to step, is opaque, and that of a larger batch is as much larger.
+    ``names(**params)`` gives the names of the operands and of the results. ``maps`` has no batch.
+    ``kept``, which passes from step to step, is opaque; its size is proportional to the batch.
     """
 
     def merged(args: Any, dims: Any, **params: Any) -> list[Any]:
-        """Mapped dimensions are first; so are the results'."""
+        """Mapped dimensions come first, in the operands and in the results."""
         operand_names, result_names = names(**params)
         count = next(x.shape[0] for x, dim in zip(args, dims, strict=True) if dim is not None)
         operands = []
@@ -149,8 +155,8 @@ def def_batching(primitive: Primitive, names: Callable[..., tuple[list[str], lis
 
 
 _MAPPED = {
-    "maps": "vmap: rank and origin must be the same along a mapped axis",
-    "kept": "vmap: the state must be mapped from the first step on, or not at all",
+    "maps": "rank, origin: got values that differ along a mapped axis, must be the same",
+    "kept": "state: got one that is not mapped as q, k and v are, must be mapped from the first step on",
 }
 
 

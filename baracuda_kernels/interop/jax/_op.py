@@ -1,4 +1,4 @@
-"""The public calls, with the checks that they make while JAX traces."""
+"""The public calls, and their checks while JAX traces."""
 
 from __future__ import annotations
 
@@ -90,15 +90,14 @@ def ring_attention(
     """Exact attention of this device's queries over the keys of a whole mesh axis.
 
     Liu, Zaharia, Abbeel 2023, arXiv:2310.01889. Call it inside ``jax.shard_map`` (and ``jax.jit``).
-    The steps are unrolled: one custom call for each of the P devices of the axis, whose state
-    stays in one buffer, and P - 1 exchanges of K and V.
+    The steps are unrolled: one custom call for each of the P devices of the axis, with one buffer for
+    the state, and P - 1 exchanges of K and V.
 
-    ``jax.grad`` and ``jax.vjp`` go through it, once: P steps more, and P - 1 exchanges of K and V and
-    of the sums of their gradients, which are taken in float32 (float64 for float64) in the order of
-    the schedule and rounded once. y and lse are all that is kept besides q, k and v, and a policy of
-    ``jax.checkpoint`` knows them as ``"ring_attention"``. ``jax.vmap`` puts the mapped axis into the
-    batch. Explicit mesh axes over which batch or heads are sharded stay so: each of their devices
-    computes its part.
+    ``jax.grad`` and ``jax.vjp`` work, once. They add P steps, and P - 1 exchanges of K and V and of the
+    sums of their gradients. These sums are in float32 (float64 for float64), in the order of the
+    schedule, and rounded once. The backward keeps q, k, v, y and lse; a policy of ``jax.checkpoint``
+    knows y and lse as ``"ring_attention"``. ``jax.vmap`` puts the mapped axis into the batch. If
+    explicit mesh axes shard batch or heads, each device computes its part.
 
     Parameters
     ----------
@@ -110,9 +109,9 @@ def ring_attention(
     axis_name : str or tuple of str
         Mesh axis over which the sequence is sharded.
     is_causal : bool, default False
-        Mask keys whose global position is beyond the query's.
+        Mask keys whose global position is after the query's.
     scale : float, optional
-        Factor on the scores; ``1/sqrt(D)`` by default.
+        Factor on the scores; by default ``1/sqrt(D)``.
     sequence_layout : SequenceLayout or str, default "contiguous"
         Which rows of the sequence a device holds: contiguous, zigzag or striped; see
         :func:`sequence_order`.
@@ -121,28 +120,28 @@ def ring_attention(
     return_lse : bool, default False
         Return ``(y, lse)`` instead of ``y``.
     sm_margin : int, default 8
-        SMs that a kernel leaves to XLA's exchange while K and V travel (on GPUs): persistent kernels
-        leave them free, and those that would fill the device begin some microseconds later.
+        On GPUs: number of SMs for XLA's exchange while K and V travel. Persistent kernels leave them
+        free. Other kernels that would fill the device begin some microseconds later.
     deterministic : bool, default False
-        Take only kernels whose every sum has a fixed order, for gradients too, where some have none.
+        Take only kernels whose every sum has a fixed order, for the gradients too.
 
     Returns
     -------
     y : jax.Array
         Of q's shape and dtype; 0 in rows that see no key.
     lse : jax.Array
-        ``[B, H, Q]``, float64 for float64, else float32: natural log of the sum of exponentials of
-        the scaled scores; -inf in rows that see no key.
+        ``[B, H, Q]``, float64 for float64, else float32: natural logarithm of the sum of the
+        exponentials of the scaled scores; -inf in rows that see no key.
 
     Raises
     ------
     InvalidProblemError
-        While tracing: shapes or dtypes that do not belong together, an unknown layout, an
-        ``axis_name`` that is not bound here, explicit mesh axes over rows or head_dim.
+        While tracing: shapes or dtypes do not fit, the layout is unknown, ``axis_name`` is not bound
+        here, or explicit mesh axes shard rows or head_dim.
     UnsupportedError
         While tracing, and under ``jit`` while compiling: forward mode, or a gradient of the gradient.
-        While compiling: no kernel serves the problem on the platform, or its gradient where that is
-        asked for, with every kernel's reason.
+        While compiling: no kernel serves the problem on the platform, or its gradient if that is
+        asked for; the message has the reason of each kernel.
     """
     world_size = _axis_size(axis_name)
     dim = _sequence_dim(tensor_layout)
@@ -184,35 +183,36 @@ def attention_step(
     tensor_layout: str = "bhsd",
     sm_margin: int = 0,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """One step, for callers who rotate K and V themselves: folds a chunk into the state.
+    """One step, for callers who send K and V themselves: adds a chunk of keys to the state.
 
     Parameters
     ----------
     q, k, v, is_causal, scale, sequence_layout, tensor_layout
         As in :func:`ring_attention`, with its defaults.
     sm_margin : int, default 0
-        SMs that the kernel leaves to an exchange beside it.
+        Number of SMs that the kernel leaves free for a concurrent exchange.
     state : jax.Array, optional
-        What the step before returned; None for the first one. XLA updates it in place.
+        The result of the previous step; None for the first step. XLA updates it in place.
     rank, origin : int or int32 scalar, default 0
-        Whose queries and whose keys these are, in ``[0, world_size)``; may be traced. Read for
-        causal masks alone.
+        The rank of the queries and the rank of the keys, in ``[0, world_size)``; may be traced. Read
+        only for causal masks.
     world_size : int, default 1
+        Number of ranks.
     last : bool, default True
         Normalise: return y and lse instead of the state.
 
     Returns
     -------
     state : jax.Array
-        Unless ``last``: opaque, for the next step with the same q.
+        Unless ``last``. Opaque; give it to the next step with the same q.
     y, lse : jax.Array
-        If ``last``; see :func:`ring_attention`.
+        If ``last``. As in :func:`ring_attention`.
 
     Raises
     ------
     InvalidProblemError, UnsupportedError
-        As in :func:`ring_attention`; also a state of another problem, any gradient, and any explicit
-        mesh axis over which q, k or v is sharded.
+        As in :func:`ring_attention`. Also: the state is of another problem, a gradient is asked for, or
+        an explicit mesh axis shards q, k or v.
     """
     dim = _sequence_dim(tensor_layout)
     q, k, v = (_array(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
@@ -249,15 +249,16 @@ def sequence_order(
 ) -> np.ndarray:
     """Rows of the whole sequence in the order in which the ranks hold them.
 
-    ``x[:, :, order]``, sharded evenly over a mesh axis, gives each device its rows of the layout;
-    ``y[:, :, np.argsort(order)]`` undoes it. It is also the global position of each row, for
-    rotary embeddings.
+    ``x[:, :, order]``, sharded evenly over a mesh axis, gives each device its rows of the layout.
+    ``y[:, :, np.argsort(order)]`` is the inverse. The result is also the global position of each row,
+    for rotary embeddings.
 
     Parameters
     ----------
     total : int
         Rows of the whole sequence, a multiple of `world_size`.
     world_size : int
+        Number of ranks.
     sequence_layout : SequenceLayout or str, default "contiguous"
         How rows are dealt to ranks: contiguous, zigzag or striped.
 
@@ -269,7 +270,7 @@ def sequence_order(
     Raises
     ------
     InvalidProblemError
-        The length does not divide, or the layout is unknown.
+        `total` is not a multiple of `world_size`, or the layout is unknown.
     """
     length = rows_per_rank(total, world_size)
     return np.concatenate(
@@ -282,7 +283,7 @@ def _axis_size(axis_name: Any) -> int:
         return lax.axis_size(axis_name)
     except NameError as error:
         raise InvalidProblemError(
-            f"axis_name: got {axis_name!r}, which is no mesh axis here; call ring_attention inside "
+            f"axis_name: got {axis_name!r}, must be a mesh axis here: call ring_attention inside "
             "jax.shard_map over a mesh that has it"
         ) from error
 
@@ -348,5 +349,5 @@ def _check_state(state: Any, descriptor: RingAttentionDescriptor) -> None:
     elements = _step.state_elements(descriptor)
     if getattr(state, "shape", None) != (1, 1, 1, elements) or state.dtype != dtype:
         raise InvalidProblemError(
-            f"state: got {state!r:.80}, must be what an earlier step of this problem returned"
+            f"state: got {state!r:.80}, must be the result of an earlier step of this problem"
         )

@@ -1,4 +1,4 @@
-"""Identities that let through one order of differentiation, and refuse the others by name."""
+"""Identity primitives that allow one kind of differentiation and refuse the others."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from baracuda_kernels.errors import UnsupportedError
 
 
 def reverse_only(x: jax.Array) -> jax.Array:
-    """x; a tangent that is computed with, not transposed, is an UnsupportedError: forward mode."""
+    """x. Forward mode, which computes with the tangent and does not transpose it, is an
+    UnsupportedError."""
     result: jax.Array = _reverse_p.bind(x)
     return result
 
 
 def once_only(x: jax.Array) -> jax.Array:
-    """x; any derivative by it is an UnsupportedError: x belongs to a gradient already."""
+    """x, which is part of a gradient already. Any derivative by it is an UnsupportedError."""
     result: jax.Array = _once_p.bind(x)
     return result
 
@@ -34,8 +35,8 @@ def _identity(name: str) -> Primitive:
 
 def _refuse_forward_mode(*_: Any, **__: Any) -> NoReturn:
     raise UnsupportedError(
-        "ring_attention: forward-mode differentiation (jvp, jacfwd, linearize) is not served; "
-        "reverse mode (grad, vjp, jacrev) is"
+        "ring_attention: forward-mode differentiation (jvp, jacfwd, linearize) is not served; use "
+        "reverse mode (grad, vjp, jacrev)"
     )
 
 
@@ -58,7 +59,7 @@ ad.primitive_jvps[_reverse_p] = _reverse_jvp
 _once_p = _identity("ring_attention_once_only")
 ad.primitive_jvps[_once_p] = _refuse_second_order
 
-# Of a tangent: reverse mode transposes it and never computes it.
+# The identity of a tangent. Reverse mode transposes it and never computes it.
 _tangent_p = Primitive("ring_attention_tangent")
 _tangent_p.def_impl(_refuse_forward_mode)
 _tangent_p.def_abstract_eval(lambda x: x)

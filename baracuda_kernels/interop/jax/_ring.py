@@ -1,4 +1,4 @@
-"""The steps of a ring and of its gradients, unrolled, and the rule that joins the two."""
+"""The unrolled steps of a ring, forward and backward, and the gradient rule."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from baracuda_kernels.interop.jax._axes import Spec, over_parts
 from baracuda_kernels.interop.jax._order import once_only
 from baracuda_kernels.ops.attention import _positions
 
-# What a policy of jax.checkpoint knows y and lse by.
+# The name of y and lse for a policy of jax.checkpoint.
 CHECKPOINT_NAME = "ring_attention"
 
 
 @dataclass(frozen=True)
 class Ring:
-    """What is not an array of a call."""
+    """The parameters of a call that are not arrays."""
 
-    descriptor: RingAttentionDescriptor  # of a device's rows
+    descriptor: RingAttentionDescriptor  # of one device's rows
     axis_name: Any
     world_size: int
     sequence_dim: int
     sm_margin: int
     return_lse: bool
     deterministic: bool
-    spec: Spec  # the explicit mesh axes that cut batch and heads
+    spec: Spec  # the explicit mesh axes that shard batch and heads
 
     def of_part(self, q: jax.Array, k: jax.Array) -> Ring:
-        """The ring of a part of batch and heads."""
+        """The ring for one device's part of batch and heads."""
         heads = 3 - self.sequence_dim
         fields = {
             **self.descriptor.to_dict(),
@@ -50,7 +50,7 @@ class Ring:
     def over_parts(
         self, compute: Callable[..., Any], arrays: Sequence[jax.Array], results: Sequence[int]
     ) -> Any:
-        """``compute(ring, rank, *arrays)`` on parts of batch and heads; see :mod:`_axes`."""
+        """``compute(ring, rank, *arrays)`` on each device's part of batch and heads; see :mod:`_axes`."""
 
         def of_part(rank: jax.Array, *parts: jax.Array) -> Any:
             return compute(self.of_part(*parts[:2]), rank, *parts)
@@ -59,20 +59,20 @@ class Ring:
         return over_parts(of_part, arrays, results, self.spec, self.axis_name, self.sequence_dim)
 
     def rank(self) -> jax.Array:
-        """This device's, where positions matter. JAX 0.9 does not tell it within parts."""
+        """This device's rank, or 0 if the mask needs no positions: JAX 0.9 has no rank within parts."""
         if self.world_size > 1 and self.descriptor.is_causal:
             return lax.axis_index(self.axis_name)
         return jnp.zeros((), jnp.int32)
 
     def to_next(self, x: jax.Array) -> jax.Array:
-        """Each device's array, on the device after it."""
+        """Send each device's array to the next device."""
         size = self.world_size
         pairs = [(source, (source + 1) % size) for source in range(size)]
         received: jax.Array = lax.ppermute(x, self.axis_name, pairs)
         return received
 
     def maps(self, rank: Any, step: int) -> list[jax.Array]:
-        """The operand that tells positions, where there is one."""
+        """The position maps as an operand, if the mask needs them."""
         if not self.descriptor.is_causal:
             return []
         origin = (rank - step) % self.world_size
@@ -82,7 +82,7 @@ class Ring:
 def position_maps(
     descriptor: RingAttentionDescriptor, world_size: int, rank: Any, origin: Any
 ) -> jax.Array:
-    """Where the rows of both shards lie, as the kernel reads it: 8 int64, in 32-bit halves."""
+    """The position maps of both shards as the kernel reads them: 8 int64, as 16 words of 32 bits."""
 
     def of(length: int, who: Any) -> jax.Array:
         table = _positions.layout_maps(descriptor.sequence_layout, world_size, length)
@@ -93,19 +93,19 @@ def position_maps(
     return jnp.concatenate([of(descriptor.query_len, rank), of(descriptor.key_len, origin)])
 
 
-# Compiled as a whole where nothing around it is.
+# Compiled as a whole if no jit is around it.
 @partial(jax.jit, static_argnames=("ring", "gradient"), inline=True)
 def forward(
     ring: Ring, rank: Any, q: jax.Array, k: jax.Array, v: jax.Array, gradient: str = "none"
 ) -> tuple[jax.Array, jax.Array]:
-    """y and lse [B, H, Q]: P steps, and P - 1 exchanges of K and V."""
+    """y and lse [B, H, Q], by P steps and P - 1 exchanges of K and V."""
     state: list[jax.Array] = []
     k_next, v_next = k, v
     for step in range(ring.world_size):
         last = step == ring.world_size - 1
         k, v = k_next, v_next
         if not last:
-            # Before the step in the program: independent of it, so that XLA may overlap the two.
+            # Comes before the step in the program and does not depend on it, so XLA may overlap the two.
             k_next, v_next = ring.to_next(k), ring.to_next(v)
         state = _step.bind(
             q,
@@ -129,10 +129,10 @@ def backward(
     ring: Ring, rank: Any, q: jax.Array, k: jax.Array, v: jax.Array, y: jax.Array, lse: jax.Array,
     dy: jax.Array, dlse: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-    """dq, dk and dv: K and V travel as in the forward, their gradients a step behind.
+    """dq, dk and dv. K and V travel as in the forward, their gradients one step later.
 
-    The device's own chunk comes first, and its share of dk and dv stays. The sum of the others'
-    shares begins in step 1, travels in the accumulator's type and comes home after the last step.
+    The device's own chunk comes first, and its share of dk and dv stays on the device. The sum of the
+    other shares begins in step 1, travels in the accumulator's type, and arrives after the last step.
     """
     size = ring.world_size
     rows = [y, lse[..., None], *([] if dlse is None else [dlse[..., None]])]
@@ -180,7 +180,7 @@ def backward(
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, ring: Ring) -> Any:
-    """y, or y and lse where the ring says so; q, k and v vary over the same mesh axes."""
+    """y, or with `return_lse` y and lse. q, k and v must vary over the same mesh axes."""
     y, lse = ring.over_parts(forward, (q, k, v), (4, 3))
     return (y, lse) if ring.return_lse else y
 
@@ -195,8 +195,8 @@ def _attention_forward(q: Any, k: Any, v: Any, ring: Ring) -> tuple[Any, Any]:
 
 def _attention_backward(ring: Ring, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     of_results = cotangents if ring.return_lse else (cotangents,)
-    # Behind the cotangents: XLA would take the forward's exchanges of K and V for these, and keep all
-    # of the sequence from there to here.
+    # The barrier makes these exchanges depend on the cotangents. Otherwise XLA would merge them with the
+    # forward's exchanges of K and V, and keep the whole sequence in memory until here.
     values = lax.optimization_barrier((*residuals, *of_results))
     gradients: tuple[Any, ...] = ring.over_parts(backward, tuple(map(once_only, values)), (4, 4, 4))
     return gradients

@@ -17,9 +17,9 @@ from baracuda_kernels.interop.jax._axes import uniform
 from baracuda_kernels.ops.attention import _xla
 from baracuda_kernels.ops.attention._descriptor import accumulator_of
 
-# Operands: q, k, v; if causal the position maps; unless first the state.
-# Results: the state; if last y and lse [..., 1]. All have four dimensions, as q has: they are made
-# of its type, with its sharding and the mesh axes over which it varies.
+# Operands: q, k, v; if causal also the position maps; unless first also the state.
+# Results: the state, or if last y and lse [..., 1]. All have four dimensions, since their types are made
+# from q's, with its sharding and the mesh axes over which it varies.
 attention_step_p = Primitive(lowering.TARGETS[Direction.FORWARD])
 
 
@@ -34,8 +34,8 @@ def bind(
 ) -> list[jax.Array]:
     """One step, on operands that vary over the same mesh axes.
 
-    `gradient` tells what is made of the result: "none", or a gradient by the "fastest" or by a
-    "deterministic" kernel; where there is none of those, the step is refused.
+    `gradient` is "none", or the kernel that the result's gradient needs: the "fastest" or a
+    "deterministic" one. If there is no such kernel, the step is refused.
     """
     results: list[jax.Array] = attention_step_p.bind(
         *uniform(*operands),
@@ -51,7 +51,7 @@ def bind(
 
 
 def state_elements(descriptor: RingAttentionDescriptor) -> int:
-    """Of the accumulator's type."""
+    """Number of elements of the state, in the accumulator's type."""
     return _xla.state_bytes(descriptor) // accumulator(descriptor).itemsize
 
 
@@ -81,7 +81,7 @@ def _custom_call(
 ) -> Any:  # fmt: skip
     kernel = lowering.choose(descriptor, arch, Direction.FORWARD)
     if gradient != "none":
-        # Not only after the forward has run.
+        # Refuses a missing backward now, not after the forward has run.
         lowering.choose(descriptor, arch, Direction.BACKWARD, gradient == "deterministic")
     return lowering.call_target(
         ctx,
@@ -101,7 +101,7 @@ def _custom_call(
 
 def _refuse_gradient(primals: Any, tangents: Any, **params: Any) -> NoReturn:
     raise UnsupportedError(
-        "attention_step: a step alone has no gradient; differentiate ring_attention, or stop the "
+        "attention_step: a single step has no gradient; differentiate ring_attention, or stop the "
         "gradient with jax.lax.stop_gradient"
     )
 

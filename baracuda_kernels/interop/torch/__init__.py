@@ -1,9 +1,9 @@
 """Ring Attention on PyTorch tensors and process groups, with gradients.
 
-``ring_attention`` attends over a sequence whose shards lie on the ranks of a process group;
-``shard``, ``unshard`` and ``position_ids`` deal the sequence out; ``context_parallel`` puts the
-ring under an unmodified model's ``scaled_dot_product_attention``. All but ``position_ids`` carry
-gradients. ``synchronize`` waits for the device, but not for a rank that has died.
+``ring_attention`` attends over a sequence whose shards are on the ranks of a process group. ``shard``,
+``unshard`` and ``position_ids`` cut and gather the sequence. ``context_parallel`` uses the ring for the
+``scaled_dot_product_attention`` of an unmodified model. All of them but ``position_ids`` have
+gradients. ``synchronize`` waits for the device, and raises if another rank has died.
 """
 
 from baracuda_kernels.interop.torch._context import context_parallel

@@ -12,25 +12,24 @@ from baracuda_kernels.errors import BaracudaError, CommunicatorError
 from baracuda_kernels.interop.torch._works import Works, end_connections, wait_all
 from baracuda_kernels.ops.ring_attention import _agreement
 
-# Away from the numbers of users' own messages and from that of K and V.
+# A tag that differs from those of users' messages and of K and V.
 _TAG = 0x6262
 _TEXT = 600  # characters of a refusal that surely fit into a message
 
 
 class Agreement:
-    """One message from every rank to every other, one round for each call.
+    """One message from every rank to every other rank, in one round for each call.
 
-    A rank that refuses its call sends the refusal in its round and does not wait: the others find
-    it where they would have found its side of the comparison.
+    A rank that refuses its call sends the refusal in place of its message and does not wait.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
         self._rank, self._size = group.rank(), group.size()
-        self._round: Works = []  # of a round that this rank did not wait for
+        self._round: Works = []  # the messages of a round that this rank did not wait for
 
     def require(self, mine: bytes) -> None:
-        """Raise what another rank refuses, or for the first rank that differs."""
+        """Raise the refusal of another rank, or an error for the first rank that differs."""
         self._finish()
         received = self._post(mine)
         self._finish()
@@ -42,7 +41,7 @@ class Agreement:
         _agreement.require(self._size, messages)
 
     def refuse(self, error: BaracudaError) -> None:
-        """Take part in the round that the other ranks are in, without waiting for them."""
+        """Send the refusal in the round of this call, without waiting for the other ranks."""
         said = {"refused": type(error).__name__, "text": str(error)[:_TEXT]}
         message = json.dumps(said).encode()[: _agreement.MESSAGE_BYTES]
         self._finish()
@@ -74,5 +73,5 @@ class Agreement:
     def _failure(self, error: RuntimeError) -> CommunicatorError:
         end_connections(self._group)
         return CommunicatorError(
-            f"group: a comparison failed on rank {self._rank} of {self._size}: {error}"
+            f"group: the comparison of problems failed on rank {self._rank} of {self._size}: {error}"
         )

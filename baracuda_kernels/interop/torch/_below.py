@@ -1,10 +1,10 @@
-"""What a context sees below PyTorch's function layer: from C++, TorchScript and exported graphs.
+"""Catches calls below PyTorch's function layer: from C++, TorchScript and exported graphs.
 
-Functions of ``torch.nn`` that may be overridden call others with every function mode off, and
-TorchScript and exported graphs never pass the function layer. All of them pass the dispatcher. The
-kernels here stand at a dispatch key that is no tensor's and that a context puts into its thread's
-own set: outside a context no operator looks at it. It lies above autograd, before
-``scaled_dot_product_attention`` is taken apart.
+Overridable functions of ``torch.nn`` turn off every function mode before they call others. TorchScript
+and exported graphs never use the function layer. But all of them use the dispatcher. So the kernels
+here are registered at a dispatch key that no tensor has. A context adds the key to the set of its
+thread; outside a context no operator uses it. The key is above autograd, where
+``scaled_dot_product_attention`` is still one operator.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from baracuda_kernels.errors import UnsupportedError
 _KEY_NAME = "TESTING_ONLY_GenericMode"
 _KEY = torch._C._dispatch_key_parse(_KEY_NAME)
 
-# Attention that has left the form in which the ring can take its place.
+# Attention operators that the ring cannot replace.
 _ATTENTION = (
     "_native_multi_head_attention",
     "_transformer_encoder_layer_fwd",
@@ -41,9 +41,9 @@ _libraries: list[torch.library.Library] = []
 def guard(
     attend: Callable[..., torch.Tensor], refuse: Callable[[UnsupportedError, tuple[Any, ...]], None]
 ) -> Any:
-    """Context manager that puts the kernels into this thread's way.
+    """Context manager that turns on the kernels in this thread.
 
-    ``attend`` and ``refuse`` are the same at every call: they find the thread's innermost context.
+    ``attend`` and ``refuse`` must be the same in every call: they find the thread's innermost context.
     """
     if not _libraries:
         _register(attend, refuse)
@@ -51,19 +51,19 @@ def guard(
 
 
 def scores_refusal(shape: Any, dim: int) -> str:
-    """Why a softmax is refused, which is over the scores of an attention that is written out; empty
-    for any other."""
+    """Why a softmax is refused: it is over the scores of an attention that is written out. Empty for
+    any other softmax."""
     if len(shape) < 3 or dim % len(shape) != len(shape) - 1:
         return ""
     rows, columns = shape[-2], shape[-1]
     if rows < 2 or columns < 2:
         return ""
-    # Four dimensions are [B, H, S, S]; three may be [B * H, S, S], or the experts of every row.
+    # Four dimensions are [B, H, S, S]. Three may be [B * H, S, S], or scores of experts in each row.
     if len(shape) > 3 or rows in (columns, columns - 1):
         return (
-            f"softmax: got {tuple(shape)}, the scores of an attention that is written out, which "
-            "would see the rows of this rank alone; must be F.scaled_dot_product_attention "
-            '(transformers: attn_implementation="sdpa"; nn.MultiheadAttention: need_weights=False)'
+            f"softmax: got scores {tuple(shape)} of an attention that is written out, must be "
+            "F.scaled_dot_product_attention: it would see only the rows of this rank (transformers: "
+            'attn_implementation="sdpa"; nn.MultiheadAttention: need_weights=False)'
         )
     return ""
 
@@ -97,7 +97,7 @@ def _register(
         base, _, overload = name.partition(".")
         packet = getattr(torch.ops.aten, base, None)
         if packet is None or (overload or "default") not in packet.overloads():
-            return  # this torch has none
+            return  # this torch does not have the operator
         op = getattr(packet, overload or "default")
 
         def kernel(keyset: Any, *args: Any, **options: Any) -> Any:
@@ -123,9 +123,9 @@ def _register(
 def _refuse_all(name: str) -> Callable[..., None]:
     def check(*args: Any) -> None:
         raise UnsupportedError(
-            f"aten::{name}: is called within context_parallel and would see the rows of this rank "
-            "alone; must be F.scaled_dot_product_attention (a scripted nn.TransformerEncoderLayer "
-            "takes a fused path: do not script it)"
+            f"aten::{name}: got a call within context_parallel, must be "
+            "F.scaled_dot_product_attention: it would see only the rows of this rank (do not script "
+            "nn.TransformerEncoderLayer, which then calls a fused operator)"
         )
 
     return check
@@ -134,8 +134,8 @@ def _refuse_all(name: str) -> Callable[..., None]:
 def _refuse_recurrence(name: str) -> Callable[..., None]:
     def check(*args: Any) -> None:
         raise UnsupportedError(
-            f"aten::{name}: is a recurrence over the rows of this rank alone; only attention "
-            "crosses the ranks"
+            f"aten::{name}: got a call within context_parallel, must be outside: the recurrence would "
+            "see only the rows of this rank"
         )
 
     return check
@@ -144,6 +144,6 @@ def _refuse_recurrence(name: str) -> Callable[..., None]:
 def _refuse_convolution(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> None:
     if weight.dim() == 3 and weight.shape[2] > 1:
         raise UnsupportedError(
-            f"conv1d: got a kernel of {weight.shape[2]} rows, which would mix the rows of this "
-            "rank alone; only attention crosses the ranks"
+            f"conv1d: got a kernel of {weight.shape[2]} rows, must be 1 row within context_parallel: "
+            "it would see only the rows of this rank"
         )

@@ -1,4 +1,4 @@
-"""Where a ring's messages arrive."""
+"""The receive buffers of a ring."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from baracuda_kernels._core._device_buffer import DeviceBuffer
 
 
 class Buffers:
-    """New tensors of every call; where copy engines write, memory of this ring's own.
+    """Receive buffers: a new tensor for every call, or with the peer exchange registered memory.
 
-    The copy engines of the rank before write to memory that is registered with it. PyTorch's
-    allocator may have memory of a kind that no other process can open, and it comes and goes.
+    With the peer exchange, the copy engine of the previous rank writes into this rank's registered
+    memory. Memory of PyTorch's allocator cannot be registered: another process may not be able to open
+    it, and the allocator may free it.
     """
 
     def __init__(self, comm: Any, device: torch.device) -> None:
@@ -24,24 +25,24 @@ class Buffers:
         )
         self._comm = comm
         self._device = device
-        self._own: dict[str, torch.Tensor] = {}  # bytes, by argument
+        self._own: dict[str, torch.Tensor] = {}  # registered bytes, by argument
         self._last_stream: int | None = None
 
     def close(self) -> None:
         self._own.clear()
 
     def of(self, name: str, elements: int, q: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Memory for an argument of a call; before `make_room` it may be too new to run with."""
+        """Memory for an argument of a call. It may need `make_room` before the call can run."""
         own = self._own.get(name)
         if own is not None and 0 < elements * dtype.itemsize <= own.numel():
             return own.view(dtype)[:elements]
         return q.new_empty(elements, dtype=dtype)
 
     def make_room(self, travel: Mapping[str, torch.Tensor]) -> bool:
-        """Registers larger memory for arguments that need it; whether it did.
+        """Register larger memory for the arguments that need it; True if there were any.
 
-        Collective: all ranks have agreed on the problem. Earlier memory stays, for graphs that have
-        captured it.
+        Collective: all ranks have agreed on the problem. Earlier memory stays registered, since graphs
+        may have captured it.
         """
         if not self.by_peer:
             return False
@@ -57,7 +58,7 @@ class Buffers:
         return made
 
     def follow_last_stream(self) -> None:
-        """This ring's own memory is that of the last call, which may still read it."""
+        """Let PyTorch's current stream wait for the last call, which may still read this memory."""
         handle = torch._C._cuda_getCurrentRawStream(self._device.index)
         if handle == self._last_stream or torch.cuda.is_current_stream_capturing():
             return

@@ -1,4 +1,4 @@
-"""A ring's call as the library takes it: views of addresses, which own nothing."""
+"""A ring's call as the library takes it: views of addresses, which own no memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from baracuda_kernels import TensorRef
 from baracuda_kernels.interop.torch import _problem
 
-# Plans, and argument views, that a ring keeps before it begins anew.
+# The most plans, and argument views, in a cache of a ring. A full cache is cleared.
 _KEPT = 1024
 
 
-# A call of this rank, all but what needs the other ranks: the plan and its arguments; what the ranks
-# compare, on the CPU alone; the outputs; on CUDA what they may have to compare; where messages arrive,
-# by argument; and what else the arguments point to, for they own nothing.
+# A call of this rank, before the other ranks are asked: the plan; its arguments; on the CPU the bytes
+# that the ranks compare; the outputs; on CUDA the problem, if the ranks must compare it; the receive
+# buffers, by argument; and the other tensors that the arguments point to and do not own.
 Call = tuple[
     Any,
     Any,
@@ -29,13 +29,13 @@ Call = tuple[
 
 
 def view_of(x: torch.Tensor, ordinal: int) -> TensorRef:
-    """A tensor's address and form, which may outlive it."""
+    """A tensor's address, shape, strides and element. It does not keep the tensor alive."""
     element = "U8" if x.dtype is torch.uint8 else _problem.ELEMENTS[x.dtype]
     return TensorRef(x.data_ptr(), x.shape, x.stride(), element, device=ordinal)
 
 
 def keep(cache: dict[Any, Any], key: tuple[Any, ...], value: Any) -> bool:
-    """Whether the cache was full, and began anew."""
+    """Add to a cache. True if it was full and has been cleared."""
     full = len(cache) >= _KEPT
     if full:
         cache.clear()

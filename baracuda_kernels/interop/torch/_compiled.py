@@ -1,12 +1,12 @@
-"""Calls that talk to other ranks, in compiled code: none is merged, dropped or put before another.
+"""Keeps collective calls in compiled code: none is merged, dropped or reordered.
 
-A compiler takes an operator for a function of its operands. A rank whose graph has one call less
-than another rank's, or two of them in the other order, would leave the others waiting.
+A compiler treats an operator as a function of its operands. If a rank's graph lacks a call that
+another rank's graph has, or has two calls in another order, the other ranks wait for ever.
 
-- Merged: `call_mark` makes the operands of every call in the program differ.
-- Dropped: the operators have a side effect, for torch.fx and for Inductor's scheduler.
-- Reordered: Inductor's scheduler may move what no data holds in place, and decides by sizes, which
-  may differ in a rank that compiles alone. Each call is made to follow the one before it.
+- Not merged: `call_mark` gives every call in the program a different operand.
+- Not dropped: the operators have a side effect, for torch.fx and for Inductor's scheduler.
+- Not reordered: Inductor's scheduler may move calls that no data dependency holds in place, by sizes
+  that may differ between ranks. So each call gets a dependency on the previous one.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ import torch
 from torch.fx.node import has_side_effect
 
 _LOWERING = "torch._inductor.lowering"
-_LAST = "_baracuda_last_call"  # of a graph that is being lowered: the name of its buffer
+_LAST = "_baracuda_last_call"  # attribute of a graph being lowered: the buffer of its last call
 
 _operators: list[Any] = []
 _chained: set[Any] = set()
 
 
 def keep(*operators: Any) -> None:
-    """Keep every call of these operators in compiled code, in its place among the others."""
+    """Keep every call of these operators in compiled code, in program order."""
     for operator in operators:
         has_side_effect(operator)
         _operators.append(operator)
 
 
 def call_mark(device: torch.device) -> torch.Tensor | None:
-    """An operand without elements, another one for each call that is traced; None in eager code."""
-    # No compiler merges two empty tensors: each is memory of its own.
+    """An empty operand, a new one for each traced call; None in eager code."""
+    # No compiler merges two empty tensors: each has its own memory.
     return torch.empty(0, device=device) if torch.compiler.is_compiling() else None
 
 
 def chain() -> None:
-    """Tell Inductor, where it is loaded, to keep the order. Fake implementations call it: they run
-    before the graph is lowered."""
+    """Make Inductor keep the order, if it is loaded. Fake implementations call this: they run before
+    the graph is lowered."""
     if len(_chained) == len(_operators) or _LOWERING not in sys.modules:
         return
     for operator in _operators:
@@ -50,8 +50,7 @@ def chain() -> None:
 
 
 def _chain_in_inductor(operator: Any) -> None:
-    # Private names: where this torch has others, its scheduler keeps the order as far as it does
-    # by itself.
+    # Private names. If this torch has others, the order is only what its scheduler keeps by itself.
     from torch._inductor import lowering
     from torch._inductor.virtualized import V
 

@@ -1,4 +1,4 @@
-"""The ring under ``torch.nn.functional.scaled_dot_product_attention``."""
+"""The ring in place of ``torch.nn.functional.scaled_dot_product_attention``."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ def context_parallel(
 ) -> TorchFunctionMode:
     """Context in which ``scaled_dot_product_attention`` attends over the whole ring.
 
-    It goes into a ``with`` statement. Gradients flow as outside of it. Where a model checkpoints its
-    activations, ``backward`` must be called within the context too: it computes attention anew.
+    Use it in a ``with`` statement. Gradients are those of the whole ring. If a model checkpoints its
+    activations, call ``backward`` within the context too, since it computes attention again.
 
-    Give the model this rank's rows (`shard`) and their global positions (`position_ids`); all that
-    works row by row needs no change. The context holds for this thread. Under autocast, q, k and v
-    are cast as PyTorch's own function casts them. Calls from ``nn.MultiheadAttention``, TorchScript
-    and exported graphs are found too. The page "What context_parallel catches" lists what is not.
+    Give the model this rank's rows (`shard`) and their global positions (`position_ids`). Layers that
+    work row by row need no change. The context holds for this thread. Under autocast, q, k and v are
+    cast as PyTorch's own function casts them. Calls from ``nn.MultiheadAttention``, TorchScript and
+    exported graphs are caught too. The page "What context_parallel catches" lists what is not caught.
 
     Parameters
     ----------
     group : ProcessGroup or DeviceMesh of one dimension, optional
-        The default group by default.
+        By default the default group.
     sequence_layout : SequenceLayout or str, default "contiguous"
         How rows are dealt to ranks: contiguous, zigzag or striped.
 
     Raises
     ------
     InvalidProblemError
-        The group or layout is wrong; inside, also what `ring_attention` raises.
+        The group or layout is wrong. Inside the context: as `ring_attention`.
     UnsupportedError
-        Inside: a mask tensor, dropout, one query row against a longer cache, attention that is
-        written out or fused, a recurrence or convolution over the rows; of transformers' models
-        also what `interop.transformers.check` refuses. Nothing falls back to attention of the
-        local rows.
+        Inside the context: a mask tensor, dropout, one query row against a longer cache, attention
+        that is written out or fused, a recurrence or convolution over the rows, or a model of
+        transformers that `interop.transformers.check` refuses. No call falls back to attention over
+        the local rows.
     """
     name = _process_group.name_of(group)
     if torch.compiler.is_compiling():  # the operator's fake implementation checks the layout
@@ -64,16 +64,16 @@ class _Thread(threading.local):
 
 _thread = _Thread()
 
-# Autograd's threads, which compute checkpointed layers anew, see what the thread that called
-# backward has put here. What cannot be taken away again must not be put here: a thread that ends
-# with it may hang.
+# Autograd's threads compute checkpointed layers again. They inherit this entry from the thread that
+# called backward. It is set only if it can be removed again: a thread that ends with it may hang.
 _INHERITED = "baracuda_context_parallel"
 _stash = getattr(torch._C, "_stash_obj_in_tls", None)
 _remove = getattr(torch._C, "_remove_obj_from_tls", None)
 
 
 def innermost() -> _EagerRingMode | None:
-    """The context that this thread is in, or the one that called the backward it works at."""
+    """This thread's innermost context; in a thread of autograd, that of the thread that called
+    backward."""
     if _thread.modes:
         return _thread.modes[-1]
     if torch._C._is_key_in_tls(_INHERITED):
@@ -111,7 +111,7 @@ class _RingMode(TorchFunctionMode):
         if check is not None:
             reason, results = check(*args, **(kwargs or {}))
             if reason and torch.compiler.is_compiling():
-                # A compiler would wrap what is raised here into an error of its own.
+                # A compiler would wrap an error that is raised here.
                 query, value = args[0], args[2] if func is _flex else args[0]
                 y = torch.ops.baracuda.refused(query, value, self.group_name, reason)
                 return y if results == 1 else (y,) * results
@@ -145,7 +145,7 @@ class _RingMode(TorchFunctionMode):
 
 
 class _EagerRingMode(_RingMode):
-    """Also below the function layer, and in transformers' tables of attention functions."""
+    """The context in eager code: also below the function layer, and in transformers' tables."""
 
     def __enter__(self) -> Any:
         if "transformers.modeling_utils" in sys.modules:
@@ -167,10 +167,10 @@ class _EagerRingMode(_RingMode):
 
 def _attend_below(*args: Any) -> torch.Tensor:
     mode = innermost()
-    if mode is None:  # this torch hands nothing on to autograd's threads
+    if mode is None:  # this torch passes nothing on to autograd's threads
         raise UnsupportedError(
-            "scaled_dot_product_attention: is computed anew in a thread of autograd, which does not "
-            "know its context_parallel; checkpoint with ring_attention itself"
+            "scaled_dot_product_attention: got a checkpointed call in a thread of autograd, which does "
+            "not know its context_parallel, must be ring_attention"
         )
     return mode.attend(*args)
 
@@ -182,12 +182,12 @@ def _tell_below(error: UnsupportedError, args: tuple[Any, ...]) -> None:
 
 
 def refuse_decode(query: torch.Tensor, key: torch.Tensor, is_causal: bool) -> None:
-    """Raise for queries that continue a cache: their rows have no place in the layout."""
+    """Raise for queries that continue a cache: the layout has no positions for their rows."""
     rows, keys = query.shape[-2], key.shape[-2]
     if rows != keys and (is_causal or rows == 1):
         raise UnsupportedError(
-            f"query: got {rows} rows and {keys} keys on this rank: decoding against a sharded "
-            "cache is not built; prefill alone is, with as many queries as keys"
+            f"query: got {rows} rows, must be as many as the {keys} keys of this rank: decoding "
+            "against a sharded cache is not built"
         )
 
 
@@ -205,27 +205,27 @@ def _refuse(
             raise InvalidProblemError(f"{name}: got {type(x).__name__}, must be a torch.Tensor")
         if x.dim() < 2 or x.dim() != query.dim():
             raise InvalidProblemError(
-                f"{name}: got {x.dim()} dimensions, must have 2 or more and as many as query, "
-                f"which has {query.dim()}"
+                f"{name}: got {x.dim()} dimensions, must have at least 2, and as many as query, "
+                f"{query.dim()}"
             )
     if attn_mask is not None:
         raise UnsupportedError(
             f"attn_mask: got a tensor of shape {tuple(attn_mask.shape)}, must be None: the ring "
-            "masks by is_causal alone; give no padding, and is_causal in place of a causal mask"
+            "masks by is_causal alone; give is_causal in place of a causal mask, and no padding"
         )
     if dropout_p > 0.0:
         raise UnsupportedError(f"dropout_p: got {dropout_p}, must be 0; call model.eval()")
     refuse_decode(query, key, is_causal)
-    # One head of keys is broadcast over those of the queries, as PyTorch does.
+    # A single head of keys is broadcast over the heads of the queries, as in PyTorch.
     if not enable_gqa and query.dim() > 2 and key.shape[-3] not in (1, query.shape[-3]):
         raise InvalidProblemError(
-            f"key: got {key.shape[-3]} heads, must have the {query.shape[-3]} of query unless "
+            f"key: got {key.shape[-3]} heads, must be the {query.shape[-3]} of query without "
             "enable_gqa=True"
         )
 
 
 def _of_four_dimensions(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """[..., H, S, D] with every dimension before the heads in the first one."""
+    """[..., H, S, D] as [B, H, S, D]: the dimensions before the heads become one."""
     shape = tensors[0].shape
     for name, x in zip(("key", "value"), tensors[1:], strict=True):
         if x.shape[:-3] != shape[:-3]:
@@ -238,7 +238,7 @@ def _of_four_dimensions(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [x[None] if len(shape) == 3 else x.flatten(0, -4) for x in tensors]
 
 
-# Why a call is refused, empty if it is not; and how many results it has.
+# The reason of a refusal, empty if there is none; and the number of results of the call.
 _Verdict = tuple[str, int]
 
 
@@ -246,7 +246,7 @@ def _check_multi_head(
     query: Any, key: Any, value: Any, width: Any, heads: Any, w: Any, b: Any,
     bias_k: Any = None, bias_v: Any = None, add_zero_attn: bool = False, *args: Any, **options: Any,
 ) -> _Verdict:  # fmt: skip
-    # nn.MultiheadAttention: after add_zero_attn follow dropout_p, out_proj's two, training,
+    # nn.MultiheadAttention: after add_zero_attn come dropout_p, the two of out_proj, training,
     # key_padding_mask and need_weights.
     need_weights = options.get("need_weights", args[5] if len(args) > 5 else True)
     reason = ""
@@ -256,7 +256,7 @@ def _check_multi_head(
         reason = "add_zero_attn: got True, must be False: every rank would add a key"
     elif need_weights:
         reason = (
-            "need_weights: got True, must be False: the weights of all rows are never in one place"
+            "need_weights: got True, must be False: no rank has the weights of all rows"
         )
     return reason, 2
 
@@ -266,14 +266,14 @@ def _check_softmax(input: Any, dim: int | None = None, *_: Any, **__: Any) -> _V
 
 
 _flex = torch.ops.higher_order.flex_attention
-# y and lse, and in later versions of torch the largest scores.
+# y and lse; in later versions of torch also the largest scores.
 _FLEX_RESULTS = 3 if hasattr(flex_attention, "AuxRequest") else 2
 
 
 def _check_flex(*args: Any, **options: Any) -> _Verdict:
     return (
-        "flex_attention: is called within context_parallel and would see the rows of this rank "
-        "alone; must be F.scaled_dot_product_attention"
+        "flex_attention: got a call within context_parallel, must be "
+        "F.scaled_dot_product_attention: it would see only the rows of this rank"
     ), _FLEX_RESULTS
 
 

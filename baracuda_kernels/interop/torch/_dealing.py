@@ -1,7 +1,7 @@
-"""``shard`` and ``unshard`` as operators of PyTorch: the gradient of each is the other.
+"""``shard`` and ``unshard`` as operators of PyTorch. The gradient of each is the other.
 
-A whole tensor is alike on every rank, and so is its gradient. So the gradient of a shard is this
-rank's rows of that of the whole, and the gradient of the whole is gathered from those of all shards.
+A whole tensor is the same on every rank, and so is its gradient. So the gradient of a shard is this
+rank's rows of the whole gradient, and the whole gradient is gathered from the gradients of all shards.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _unshard(
         if x.device.type == "cpu":
             end_connections(ranks)
         raise CommunicatorError(
-            f"group: a gathering failed on rank {ranks.rank()} of {ranks.size()}: {error}"
+            f"group: the all-gather failed on rank {ranks.rank()} of {ranks.size()}: {error}"
         ) from error
     return sharding.unshard(pieces, dim=dim, sequence_layout=layout)
 
@@ -89,7 +89,7 @@ def _backward_of_unshard(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
 
 
 def rows_of(x: torch.Tensor, dim: int, ranks: dist.ProcessGroup) -> int:
-    """Rows of each rank's shard; raises if the ranks cannot share them evenly."""
+    """Number of rows of each rank's shard. Raises if the ranks cannot share the rows evenly."""
     return sharding.rows_per_rank(x.shape[dim], ranks.size(), f"dimension {dim}")
 
 
@@ -105,8 +105,8 @@ def _require_alike(x: torch.Tensor, dim: int, ranks: dist.ProcessGroup) -> None:
         alike = all(torch.equal(one, everyone[0]) for one in everyone)
     if not alike:
         raise InvalidProblemError(
-            f"x: got shape {mine.tolist()[1:]} on rank {ranks.rank()}, which differs from that of "
-            "another rank; shards must be alike, of one shape and dim"
+            f"x: got shape {mine.tolist()[1:]} and dim {dim} on rank {ranks.rank()}, must be the same "
+            "on every rank"
         )
 
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class Gradients:
-    """Plans and arguments of the backward, and what the ranks have agreed on.
+    """The plans of a ring's backward calls, and the arguments on which the ranks have agreed.
 
-    Every rank makes the same calls, so the plans are dropped at the same call on all of them.
+    Every rank makes the same calls, so all ranks clear their caches in the same call.
     """
 
     def __init__(self, ring: Ring) -> None:
@@ -33,11 +33,11 @@ class Gradients:
         self._args: dict[tuple[Any, ...], tuple[RingAttentionBackwardArgs, bytes]] = {}
 
     def forget_addresses(self) -> None:
-        """Drop the arguments kept: what is kept counts as agreed on."""
+        """Drop the cached arguments, on which the ranks have agreed."""
         self._args.clear()
 
     def plan(self, problem: tuple[Any, ...]) -> RingAttentionBackwardPlan:
-        """The plan for a problem of `problem_of`; raises if nothing serves its gradients."""
+        """The plan for a problem of `problem_of`; raises if no kernel has its gradients."""
         deterministic = torch.are_deterministic_algorithms_enabled()
         key = problem, deterministic
         plan = self._plans.get(key)
@@ -60,7 +60,7 @@ class Gradients:
         scale: float | None,
         sequence_layout: str,
     ) -> Call:
-        """Everything of a call but what needs the other ranks, and this rank's side of it."""
+        """Make a call of this rank, before the other ranks are asked."""
         ring = self._ring
         problem = problem_of(q, k, v, is_causal, scale, sequence_layout)
         _check(dy, dlse, q, y, lse)
@@ -118,7 +118,7 @@ class Gradients:
         return {"scratch": q.new_empty(nbytes, dtype=torch.uint8)} if nbytes else {}
 
     def _travel(self, plan: RingAttentionBackwardPlan, q: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Where K and V arrive, and the sums of dk and dv."""
+        """The receive buffers of K and V, and of the sums of dk and dv."""
         if self._ring.comm.world_size == 1:
             return {}
         name, nbytes = "kv_gradient_scratch", plan.kv_gradient_scratch_bytes

@@ -1,4 +1,4 @@
-"""``ring_attention``, and what stands before its operator: layouts, autocast, refusals."""
+"""``ring_attention``, and the layouts, casts and refusals before its operator."""
 
 from __future__ import annotations
 
@@ -66,32 +66,31 @@ def ring_attention(
     tensor_layout: Literal["bhsd", "bshd"] = "bhsd",
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Exact attention of this rank's queries over the keys of every rank; every rank calls it.
+    """Exact attention of this rank's queries over the keys of every rank. Collective.
 
-    The only mask is the causal one; there is no window and no dropout. Gradients flow to q, k and
-    v, from y and from lse; the backward is a call of every rank too, and keeps q, k, v, y and lse.
-    There is no second derivative, and none in forward mode.
+    The only mask is the causal one; there is no window and no dropout. y and lse have gradients by q,
+    k and v. The backward is collective too, and keeps q, k, v, y and lse. There is no second
+    derivative and no forward-mode derivative.
 
-    Works in eager mode, under ``torch.compile(fullgraph=True)``, under
-    ``torch.inference_mode()``, under activation checkpointing, and in CUDA graphs once the same
-    problem has been called. Under autocast q, k and v are cast as ``scaled_dot_product_attention``
-    casts them. With ``torch.use_deterministic_algorithms`` the kernels are deterministic ones.
-    Outputs and scratch come from PyTorch's allocator at every call. Communicators and plans are
-    kept (`clear_cache` drops them). On CUDA the first call of a problem compares it among the
-    ranks, on the CPU every call does.
+    Works in eager mode, under ``torch.compile(fullgraph=True)``, under ``torch.inference_mode()``,
+    under activation checkpointing, and in CUDA graphs after an eager call of the same problem. Under
+    autocast q, k and v are cast as ``scaled_dot_product_attention`` casts them. With
+    ``torch.use_deterministic_algorithms`` only deterministic kernels are used. Outputs and scratch
+    come from PyTorch's allocator in every call. Communicators and plans are cached (`clear_cache`
+    drops them). The ranks compare the problem: on CUDA in its first call, on the CPU in every call.
 
     Parameters
     ----------
     q : Tensor
         This rank's ``[B, H, S, D]``, or ``[B, S, H, D]`` with `tensor_layout`; float16, bfloat16,
-        float32 or float64, on cpu or cuda. S is the rows of one rank, the same on every rank.
+        float32 or float64, on cpu or cuda. S is the number of rows of one rank, the same on every rank.
     k, v : Tensor
-        ``[B, Hkv, Sk, D]`` (or ``[B, Sk, Hkv, D]``), ``H % Hkv == 0``. Sent from where they lie if
-        dense in any dimension order (the same on every rank), else from a copy.
+        ``[B, Hkv, Sk, D]`` (or ``[B, Sk, Hkv, D]``), ``H % Hkv == 0``. Sent in place if dense in any
+        order of dimensions (the same on every rank), else from a copy.
     group : ProcessGroup or DeviceMesh of one dimension, optional
-        The ring's ranks in order; the default group by default. On the CPU any backend that sends
-        CPU tensors (gloo); on CUDA, NCCL: the group's communicator where this torch lends it,
-        else one of our own.
+        The ring's ranks in order; by default the default group. On the CPU any backend that sends
+        CPU tensors (gloo). On CUDA NCCL: the group's communicator if this torch lends it, else a new
+        one.
     is_causal : bool, default False
         Global row ``i`` sees the keys ``j <= i``.
     scale : float, optional
@@ -105,21 +104,21 @@ def ring_attention(
     Returns
     -------
     y : Tensor
-        The shape and dtype of q, dense, in the order of q's dimensions in memory.
+        The shape and dtype of q, dense, with the dimensions in the order that q has in memory.
     lse : Tensor
-        With `return_lse`: ``[B, H, S]`` in either `tensor_layout`; float64 for float64, else
-        float32; natural log, -inf in rows that see no key.
+        Only with `return_lse`. ``[B, H, S]`` in either `tensor_layout`; float64 for float64, else
+        float32; natural logarithm, -inf in rows that see no key.
 
     Raises
     ------
     InvalidProblemError
         Shapes, dtypes, devices, the group or the layout do not fit, or differ between ranks.
     UnsupportedError
-        No kernel serves the problem, or its gradient where an operand needs one, or none that is
-        deterministic where that is asked for. An operand has a tangent, or the call is within a
-        ``torch.func`` transform. In a backward: of a second derivative.
+        No kernel serves the problem, or its gradient if an operand needs one, or none of them is
+        deterministic and that is asked for. An operand has a tangent, the call is within a
+        ``torch.func`` transform, or a backward is asked for a second derivative.
     CommunicatorError, NcclError, NcclTimeoutError, CudaError
-        The ring or the device failed; in a backward too.
+        The ring or the device failed, in the forward or in a backward.
     """
     name = _process_group.name_of(group)
     swapped = tensor_layout == "bshd"
@@ -151,7 +150,7 @@ def attend(
     scale: float | None,
     sequence_layout: SequenceLayout | str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and lse for tensors [B, H, S, D], by the name of the group."""
+    """y and lse of tensors [B, H, S, D] on the ring of the group with that name."""
     compiling = torch.compiler.is_compiling()
     if compiling or torch._C._is_any_autocast_enabled():
         q, k, v = _as_autocast_casts(q, k, v)
@@ -212,12 +211,13 @@ def device_of(*values: Any) -> torch.device | None:
 def _refuse_derivatives(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise UnsupportedError(
-            "ring_attention: is called within a torch.func transform, which is not built; call it "
-            "outside of grad, jvp and vmap (torch.autograd's gradients are built)"
+            "ring_attention: got a call within a torch.func transform, must be outside of grad, jvp "
+            "and vmap (use torch.autograd)"
         )
     if forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(x).tangent is not None for x in (q, k, v)
     ):
         raise UnsupportedError(
-            "ring_attention: q, k or v has a tangent, and forward-mode derivatives are not built"
+            "q, k, v: got a tensor that has a tangent, must have none: forward-mode derivatives are "
+            "not built"
         )

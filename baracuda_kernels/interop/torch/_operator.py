@@ -1,4 +1,4 @@
-"""Ring Attention as operators of PyTorch: forward, backward, their fakes, their place in autograd."""
+"""Ring Attention as operators of PyTorch: forward, backward, fake implementations, autograd formula."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 # torch.library.custom_op would add about 10 us of Python to every call.
 _library = torch.library.Library("baracuda", "FRAGMENT")
-# with_gradient: refuse, before anything is sent, what has no backward. call: see _compiled.
+# with_gradient: refuse a problem without a backward before anything is sent. call: see _compiled.
 _library.define(
     "ring_attention(Tensor q, Tensor k, Tensor v, str group_name, bool is_causal, float? scale, "
     "str sequence_layout, bool with_gradient=False, Tensor? call=None) -> (Tensor, Tensor)",
@@ -58,10 +58,9 @@ def run_forward(
     sequence_layout: str,
     with_gradient: bool,
 ) -> _Pair:
-    """The operator's forward in eager code, below autograd, whose layer is Python; `with_gradient` as
-    the operator has it."""
+    """The operator's forward in eager code, below autograd. Arguments are those of the operator."""
     options = group_name, is_causal, scale, sequence_layout, with_gradient
-    if _is_for_nobody_else(q, k, v):
+    if _needs_no_dispatch(q, k, v):
         return _forward(q, k, v, *options)
     both: _Pair
     with torch._C._AutoDispatchBelowAutograd():
@@ -73,10 +72,10 @@ _keys_of = torch._C._dispatch_keys
 _plain_keys: set[int] = set()
 
 
-def _is_for_nobody_else(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
-    """Whether PyTorch's dispatcher would call the implementation and do nothing else: no mode, no
-    profiler, no tracer, and tensors without any key but those of their device and of autograd.
-    Asking takes a third of the dispatcher's host time."""
+def _needs_no_dispatch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether PyTorch's dispatcher would only call the implementation: there is no mode, profiler or
+    tracer, and the tensors have only the keys of their device and of autograd. This test takes a
+    third of the dispatcher's host time."""
     return (
         not torch._C._len_torch_dispatch_stack()
         and not has_torch_function_variadic(q, k, v)
@@ -89,7 +88,7 @@ def _is_for_nobody_else(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bo
 
 
 def _has_plain_keys(x: torch.Tensor) -> bool:
-    """Whether a new tensor on that device has the same keys, which are remembered then."""
+    """Whether a new tensor on the same device has the same keys. If so, they are remembered."""
     if x.device.type not in ("cpu", "cuda"):
         return False
     keys = _keys_of(x).raw_repr()
@@ -157,8 +156,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: _Pair) -> None:
     ctx.options = inputs[3:7]
     y, lse = output
     ctx.set_materialize_grads(False)
-    # Of a shape that no other attention saves: see _saved. Detached: a view of an output, saved, would
-    # keep its graph alive, and that the view.
+    # lse is saved in a shape that no other attention saves: see _saved. It is detached, since a saved
+    # view of an output and the graph would keep each other alive.
     ctx.save_for_backward(q, k, v, y, lse.detach().unsqueeze(-1))
 
 
@@ -171,7 +170,7 @@ def _gradients_of(
     ctx: Any, dy: torch.Tensor | None, dlse: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, ...]:
     operands = _saved(ctx)
-    # Also where nothing depends on this rank's rows: other ranks need what its keys have to give.
+    # Needed also if no loss depends on this rank's rows: the gradients of other ranks need its keys.
     if torch.is_grad_enabled():
         gradients = _backward_op(dy, dlse, *operands, *ctx.options)
     else:
@@ -182,12 +181,12 @@ def _gradients_of(
 
 
 def _saved(ctx: Any) -> tuple[torch.Tensor, ...]:
-    """What the forward has saved, or what activation checkpointing has computed anew in its place."""
+    """The tensors that the forward saved, or that activation checkpointing computed again."""
     q, k, v, y, lse = ctx.saved_tensors
     if lse.shape != (*q.shape[:3], 1):
         error = UnsupportedError(
-            "ring_attention: its forward was computed anew outside of context_parallel, by attention "
-            "of this rank's rows alone; call backward within the context too"
+            "backward: got a checkpointed forward that was computed again outside of context_parallel, "
+            "must be called within it: the second forward saw only the rows of this rank"
         )
         tell(ctx.options[0], error, q.device)
         raise error
@@ -195,8 +194,8 @@ def _saved(ctx: Any) -> tuple[torch.Tensor, ...]:
 
 
 class Differentiable(torch.autograd.Function):
-    """The operator with its gradient, in eager code: the layer that PyTorch makes of the registered
-    formula takes as long as the rest of a call."""
+    """The operator with its gradient, for eager code. PyTorch's layer for the registered formula takes
+    as long as the rest of a call."""
 
     @staticmethod
     def forward(
@@ -229,8 +228,8 @@ def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: _Triple) -> None:
 
 def _second_backward(ctx: Any, *_: Any) -> Any:
     error = UnsupportedError(
-        "ring_attention: a second derivative is asked for, and only the first is built; call "
-        "backward or grad without create_graph, or detach what the gradient is used for"
+        "ring_attention: got a call for a second derivative, must be the first: call backward or grad "
+        "without create_graph, or detach the gradient"
     )
     tell(ctx.group_name, error, ctx.device)
     raise error

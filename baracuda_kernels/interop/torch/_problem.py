@@ -1,4 +1,4 @@
-"""What is asked of a call's tensors, the same for real and for fake ones."""
+"""The checks of a call's tensors, for real and for fake tensors alike."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LSE = {
 
 
 def check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence_layout: str) -> None:
-    """Raise for tensors [B, H, S, D] that no ring could serve, before anything is sent."""
+    """Raise for tensors that are not [B, H, S, D] of one dtype and device, before anything is sent."""
     layout_of(sequence_layout)
     if not q.dim() == k.dim() == v.dim() == 4:
         name, x = next((n, x) for n, x in (("q", q), ("k", k), ("v", v)) if x.dim() != 4)
@@ -34,18 +34,18 @@ def check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence_layout: st
         raise UnsupportedError(f"q: got {q.dtype}, must be one of {', '.join(map(str, ELEMENTS))}")
     if not q.device == k.device == v.device:
         raise InvalidProblemError(
-            f"q, k, v: lie on {q.device}, {k.device} and {v.device}, must lie on one device"
+            f"q, k, v: got {q.device}, {k.device} and {v.device}, must be on one device"
         )
     if q.device.type not in ("cpu", "cuda", "meta"):
-        raise UnsupportedError(f"q: lies on {q.device}, must lie on cpu or cuda")
+        raise UnsupportedError(f"q: got device {q.device}, must be cpu or cuda")
     if v.shape != k.shape:
         raise InvalidProblemError(
             f"v: got shape {tuple(v.shape)} [B, H, S, D], must be k's, {tuple(k.shape)}"
         )
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise InvalidProblemError(
-            f"k: got shape {tuple(k.shape)} [B, H, S, D], must have the batch size and head_dim of "
-            f"q, {tuple(q.shape)}"
+            f"k: got shape {tuple(k.shape)} [B, H, S, D], must have the batch size and head_dim of q, "
+            f"{tuple(q.shape)}"
         )
 
 
@@ -57,7 +57,7 @@ def problem_of(
     scale: float | None,
     sequence_layout: str,
 ) -> tuple[Any, ...]:
-    """What a plan depends on, and what says that `check` need not look at these tensors again."""
+    """The key of a plan. Tensors with a known key need no further `check`."""
     return (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, k.device, v.device,
             is_causal, scale, sequence_layout)  # fmt: skip
 
@@ -80,16 +80,16 @@ def descriptor_of(problem: tuple[Any, ...]) -> RingAttentionDescriptor:
 
 
 def refuse_capture(device: torch.device) -> None:
-    """Raise while a CUDA graph is captured, for what only a first call does."""
+    """Raise during the capture of a CUDA graph, for a call that must do the work of a first call."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise InvalidProblemError(
-            "q: the first call of a problem cannot be captured into a CUDA graph (it makes "
-            "communicators and loads kernels); call it once before the capture"
+            "ring_attention: got the first call of a problem in a CUDA graph capture, must be a later "
+            "call: the first one makes communicators and loads kernels; call it once before the capture"
         )
 
 
 def outputs(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Empty y [B, H, S, D], dense and in the order of q's dimensions, and lse [B, H, S]."""
+    """Empty y [B, H, S, D], dense, with the dimensions in q's order, and empty lse [B, H, S]."""
     b, h, s, _ = q.shape
     return empty_like(q), q.new_empty((b, h, s), dtype=_LSE[q.dtype])
 
@@ -108,7 +108,7 @@ def lse_form(q: torch.Tensor) -> torch.Tensor:
 
 
 def empty_like(x: torch.Tensor) -> torch.Tensor:
-    """An empty tensor of that shape [B, H, S, D], dense, in the order of its dimensions."""
+    """An empty dense tensor of the shape [B, H, S, D] of `x`, with its dimensions in x's order."""
     if x.stride(1) < x.stride(2):  # a view of [B, S, H, D]
         b, h, s, d = x.shape
         return x.new_empty((b, s, h, d)).transpose(1, 2)
@@ -116,7 +116,7 @@ def empty_like(x: torch.Tensor) -> torch.Tensor:
 
 
 def readable(x: torch.Tensor) -> torch.Tensor:
-    """`x`, or a copy where its addresses do not suit every kernel."""
+    """`x`, or a copy if some kernel does not take its address or strides."""
     if x.data_ptr() % 16:
         return x.clone(memory_format=torch.contiguous_format)
     batch, head, row, column = x.stride()
@@ -126,13 +126,13 @@ def readable(x: torch.Tensor) -> torch.Tensor:
 
 
 def sendable(x: torch.Tensor) -> torch.Tensor:
-    """`x`, or a copy where its elements are not one dense run of memory."""
+    """`x`, or a copy if `x` is not dense."""
     x = readable(x)
     return x if x.is_contiguous() or _is_dense(x) else x.contiguous()
 
 
 def order(x: torch.Tensor) -> tuple[int, ...]:
-    """Dimensions from the slowest to the fastest: what a dense tensor's message looks like."""
+    """The dimensions of a dense tensor from the slowest to the fastest; empty if contiguous."""
     if x.is_contiguous():
         return ()
     moving = [i for i in range(4) if x.shape[i] > 1]

@@ -1,4 +1,4 @@
-"""From a torch process group to a communicator."""
+"""Makes the communicator of a torch process group."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from baracuda_kernels.errors import CommunicatorError, InvalidProblemError, Unsu
 from baracuda_kernels.interop import _torch_rendezvous
 from baracuda_kernels.interop.torch._works import Works, end_connections, wait_all
 
-# By name, as it is private to a module that says what it exports.
+# Looked up by name: it is private to a module with an export list.
 _resolve: Any = vars(distributed_c10d)["_resolve_process_group"]
 
-# Away from the small numbers that users give their own messages.
+# A tag that differs from those of users' messages.
 _TAG = 0x6261
 
 
@@ -42,8 +42,8 @@ def _of_mesh(mesh: Any) -> dist.ProcessGroup:
         )
     if mesh.ndim != 1:
         raise InvalidProblemError(
-            f"group: got a DeviceMesh of {mesh.ndim} dimensions, must have 1; name one of them, as "
-            'in mesh["cp"]'
+            f"group: got a DeviceMesh of {mesh.ndim} dimensions, must have 1: give one of them, such "
+            'as mesh["cp"]'
         )
     group: dist.ProcessGroup = mesh.get_group()
     return group
@@ -53,7 +53,7 @@ def resolve(name: str) -> dist.ProcessGroup:
     """The live process group of that name."""
     if not dist.is_initialized():
         raise InvalidProblemError(
-            "group: torch.distributed is not initialised; call init_process_group first"
+            "group: got none, torch.distributed must be initialised: call init_process_group first"
         )
     everyone: Any = dist.group.WORLD
     group: dist.ProcessGroup = _resolve(name) if name else everyone
@@ -61,7 +61,7 @@ def resolve(name: str) -> dist.ProcessGroup:
 
 
 def sends_cpu_tensors(name: str) -> bool:
-    """Whether that group has a backend for the CPU, and other ranks to send to."""
+    """Whether the group has a backend for the CPU, and more than one rank."""
     group = resolve(name)
     if group.size() == 1:
         return False
@@ -73,18 +73,17 @@ def sends_cpu_tensors(name: str) -> bool:
 
 
 def communicator(group: dist.ProcessGroup, device: torch.device) -> Any:
-    """A ring over the ranks of `group` for tensors on `device`; collective.
+    """A communicator over the ranks of `group` for tensors on `device`. Collective.
 
-    On the CPU the group's own messages carry K and V. On CUDA it is the NCCL communicator of the
-    group where this torch lends it, else one of our own over the same ranks. A group of one rank
-    needs neither.
+    On the CPU the group itself sends K and V. On CUDA it is the group's NCCL communicator if this torch
+    lends it, else a new one over the same ranks. A group of one rank needs neither.
     """
     if group.size() == 1:
         return LocalCommunicator.ring(1, device="host" if device.type == "cpu" else device.index)[0]
     if device.type == "cpu":
         return TransportCommunicator(GroupTransport(group))
     if _has_nccl(group, device):
-        # Every rank must choose alike, and the first collective makes the group's communicator.
+        # Every rank must choose the same. The first collective makes the group's communicator.
         lent = torch.tensor([_lends(group, device)], dtype=torch.int32, device=device)
         dist.all_reduce(lent, op=dist.ReduceOp.MIN, group=group)
         if lent.item():
@@ -95,12 +94,12 @@ def communicator(group: dist.ProcessGroup, device: torch.device) -> Any:
 def _has_nccl(group: dist.ProcessGroup, device: torch.device) -> bool:
     try:
         return group._get_backend(device).name() == "nccl"
-    except RuntimeError:  # no backend at all for CUDA
+    except RuntimeError:  # the group has no backend for CUDA
         return False
 
 
 def _lends(group: dist.ProcessGroup, device: torch.device) -> bool:
-    """Whether the group's communicator can be used here, made already or not."""
+    """Whether this library can use the group's communicator, even if it is not made yet."""
     try:
         _torch_rendezvous.lender(group, device.index)
     except UnsupportedError:
@@ -109,7 +108,7 @@ def _lends(group: dist.ProcessGroup, device: torch.device) -> bool:
 
 
 class GroupTransport:
-    """Messages of a ring over a process group's point-to-point calls, on the CPU."""
+    """The transport of a ring over a process group's point-to-point calls, on the CPU."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.rank, self.world_size = group.rank(), group.size()
@@ -119,8 +118,8 @@ class GroupTransport:
             group._get_backend(torch.device("cpu"))
         except RuntimeError as error:
             raise InvalidProblemError(
-                "group: it moves no CPU tensors, and q lies on cpu; use a gloo group, or tensors "
-                "on cuda"
+                "group: got one that sends no CPU tensors, must send them for q on cpu: use a gloo "
+                "group, or tensors on cuda"
             ) from error
 
     def group_start(self) -> None:

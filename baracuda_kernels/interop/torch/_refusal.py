@@ -1,4 +1,4 @@
-"""What one rank refuses ends on the others too."""
+"""Sends the refusal of one rank to the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _library.define("refused(Tensor query, Tensor value, str group_name, str reason)
 def _refuse(
     query: torch.Tensor, value: torch.Tensor, group_name: str, reason: str
 ) -> torch.Tensor:
-    """In compiled code, in the place of what a context refuses: raises when it is run."""
+    """Replaces a refused call in compiled code; raises when it runs."""
     error = UnsupportedError(reason)
     tell(group_name, error, query.device)
     raise error
@@ -29,9 +29,9 @@ torch.library.register_fake("baracuda::refused", _fake, lib=_library)
 
 
 def tell(group_name: str, error: BaracudaError, device: torch.device | None = None) -> None:
-    """Give an error, found before this rank has sent anything, to the ranks that wait for it.
+    """Send an error to the ranks that wait for this one, which has sent nothing of its call yet.
 
-    On the CPU they get it in place of this rank's side of the comparison that begins every call. On
+    On the CPU they get it in place of this rank's message in the comparison that begins every call. On
     CUDA they get it from the communicator (`Communicator.refuse`). The caller raises the error.
     """
     if torch.compiler.is_compiling() or not dist.is_initialized():
@@ -39,7 +39,7 @@ def tell(group_name: str, error: BaracudaError, device: torch.device | None = No
     from baracuda_kernels.interop.torch import _process_group
     from baracuda_kernels.interop.torch._ring import ring_of
 
-    if device is None:  # no tensor was given at all: where the group has its tensors
+    if device is None:  # no tensor was given: use the device for which the group has a backend
         device = torch.device("cpu")
         if not _process_group.sends_cpu_tensors(group_name) and torch.cuda.is_available():
             device = torch.device("cuda")
@@ -47,7 +47,7 @@ def tell(group_name: str, error: BaracudaError, device: torch.device | None = No
         if _process_group.resolve(group_name).size() == 1 or not torch.cuda.is_available():
             return
         if torch.cuda.is_current_stream_capturing():
-            return  # a communicator cannot be made now; nobody runs what is captured
+            return  # no communicator can be made in a capture, and no other rank waits
         if device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         ring_of(group_name, device).refuse(error)

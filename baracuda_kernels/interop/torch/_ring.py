@@ -32,15 +32,15 @@ _rings: dict[tuple[str, torch.device], Ring] = {}
 
 
 def ring_of(group_name: str, device: torch.device) -> Ring:
-    """The ring over that group on that device; making it is collective."""
+    """The ring over a group on a device. Making it is collective."""
     group = _process_group.resolve(group_name)
     ring = _rings.get((group_name, device))
-    # A destroyed group's name may be given to a new one.
+    # A new group may have the name of a destroyed one.
     if ring is None or ring.group is not group:
         if ring is not None:
             ring.close()
         if device.type not in ("cpu", "cuda"):
-            raise UnsupportedError(f"q: lies on {device}, must lie on cpu or cuda")
+            raise UnsupportedError(f"q: got device {device}, must be cpu or cuda")
         refuse_capture(device)
         comm = _process_group.communicator(group, device)
         ring = _rings[group_name, device] = Ring(group, device, comm)
@@ -48,16 +48,16 @@ def ring_of(group_name: str, device: torch.device) -> Ring:
 
 
 def find_ring(group_name: str, device: torch.device) -> Ring | None:
-    """The ring over that group on that device, where a call has made it."""
+    """The ring over a group on a device, or None if no call has made it."""
     return _rings.get((group_name, device))
 
 
 @atexit.register
 def clear_cache() -> None:
-    """Close every communicator and drop every plan that calls have left in the cache.
+    """Close every communicator and drop every plan in the cache.
 
-    Not collective. The next call of each group makes them anew. Call it before
-    ``torch.distributed.destroy_process_group`` to give NCCL's memory back.
+    Not collective. The next call of each group makes new ones. Call it before
+    ``torch.distributed.destroy_process_group`` to free NCCL's memory.
     """
     while _rings:
         _rings.popitem()[1].close()
@@ -71,15 +71,15 @@ class Ring:
         self.device = device
         self.ordinal = -1 if device.type == "cpu" else device.index
         self.comm = comm
-        # On CUDA a comparison would wait for the GPU, and is for new problems alone. Elsewhere it
-        # costs little, and ranks that misread each other bring the process down (gloo).
+        # On CUDA a comparison would wait for the GPU, so only new problems are compared. On the CPU
+        # every call is compared: it costs little, and with gloo ranks that differ would crash.
         self._agreement: Agreement | None = None
         if isinstance(comm, TransportCommunicator):
             self._agreement = Agreement(group)
-        # Every rank makes the same calls, so all forget and agree anew at the same calls.
+        # Every rank makes the same calls, so all ranks clear these caches in the same call.
         self._plans: dict[tuple[Any, ...], tuple[RingAttentionPlan, torch.Tensor]] = {}
         self._agreed: set[tuple[Any, ...]] = set()
-        # Allocators hand out the same addresses again and again.
+        # Cached by addresses, since allocators give the same addresses again and again.
         self._args: dict[tuple[Any, ...], tuple[RingAttentionArgs, bytes]] = {}
         self._gradients = Gradients(self)
         self._streams: dict[int, Stream] = {-1: Stream.host()}
@@ -101,12 +101,12 @@ class Ring:
         sequence_layout: str,
         with_gradient: bool,
     ) -> Any:
-        """y and lse of the whole ring's attention for the rows of q; every rank calls it."""
+        """y and lse of the rows of q over the keys of the whole ring. Collective."""
         arguments = q, k, v, is_causal, scale, sequence_layout, with_gradient
         return self._run(self._prepare, arguments)
 
     def gradients(self, *arguments: Any) -> Any:
-        """dq, dk and dv of this rank's rows; every rank calls it. Arguments: `Gradients.prepare`."""
+        """dq, dk and dv of this rank's rows. Collective. Arguments are those of `Gradients.prepare`."""
         return self._run(self._gradients.prepare, arguments)
 
     def _run(
@@ -129,7 +129,7 @@ class Ring:
         return outputs
 
     def refuse(self, error: BaracudaError) -> None:
-        """Give the other ranks, which wait for this one, the error that it raises instead."""
+        """Send the error that this rank raises to the ranks that wait for it."""
         if self._agreement is not None:
             self._agreement.refuse(error)
         elif isinstance(self.comm, Communicator) and self.comm.state == "healthy":
@@ -145,13 +145,13 @@ class Ring:
         sequence_layout: str,
         with_gradient: bool,
     ) -> Call:
-        """Everything of a call but what needs the other ranks, and this rank's side of it."""
+        """Make a call of this rank, before the other ranks are asked."""
         problem = problem_of(q, k, v, is_causal, scale, sequence_layout)
         selected = self._plans.get(problem)
         if selected is None:
             _problem.check(q, k, v, sequence_layout)
             selected = self._select(problem, q)
-        if with_gradient:  # what no kernel could differentiate is refused here
+        if with_gradient:  # refuse a problem without a backward now
             self._gradients.plan(problem)
         plan, form = selected
         y = _problem.empty_like(q)
@@ -182,7 +182,8 @@ class Ring:
     def compared(
         self, plan: Any, args: Any, problem: tuple[Any, ...], k: torch.Tensor, v: torch.Tensor
     ) -> tuple[bytes, tuple[Any, ...] | None]:
-        """Of arguments that are new: what the ranks compare on the CPU, and what on CUDA."""
+        """For new arguments: the bytes that the ranks compare on the CPU; the problem that they compare on
+        CUDA, or None."""
         plan.can_implement(args, self.comm.world_size)
         if self._agreement is not None:
             return _agreement.encode(plan.descriptor, plan.sku.direction, args), None
@@ -204,12 +205,12 @@ class Ring:
         return selected
 
     def agree_anew(self) -> None:
-        """Compare every problem once more at its next call."""
+        """Compare every problem again in its next call."""
         self._agreed.clear()
         self._forget_addresses()
 
     def _forget_addresses(self) -> None:
-        # What is kept there counts as agreed on.
+        # The ranks have agreed on the arguments in these caches.
         self._args.clear()
         self._gradients.forget_addresses()
 
@@ -225,15 +226,15 @@ class Ring:
         self._agreed.add(new)
 
     def receive_buffers(self, elements: int, q: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Where K and V arrive, by argument: one buffer at P = 2, else two."""
+        """The receive buffers of K and V, by argument: one at P = 2, else two."""
         names = _KV[: self.comm.world_size - 1]
         return {name: self.buffers.of(name, elements, q, q.dtype) for name in names}
 
     def stream(self) -> Stream:
-        """PyTorch's current stream on this ring's device, in whichever thread."""
+        """This thread's current PyTorch stream on the ring's device."""
         handle = -1
         if self.ordinal >= 0:
-            # torch.cuda.current_stream makes an object of 5 us to say the same.
+            # torch.cuda.current_stream makes an object, which takes 5 us.
             handle = torch._C._cuda_getCurrentRawStream(self.ordinal)
         stream = self._streams.get(handle)
         if stream is None:

@@ -1,4 +1,4 @@
-"""Dealing a sequence to the ranks of a process group, and gathering it."""
+"""Cuts a sequence for the ranks of a process group, and gathers it."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def shard(
     Parameters
     ----------
     x : Tensor
-        The whole tensor, alike on every rank.
+        The whole tensor, the same on every rank.
     dim : int
         The sequence dimension; its length must be a multiple of the group's size. May be negative.
     group : ProcessGroup or DeviceMesh of one dimension, optional
-        The default group by default.
+        By default the default group.
     sequence_layout : SequenceLayout or str, default "contiguous"
         How rows are dealt to ranks: contiguous, zigzag or striped.
 
     Returns
     -------
     Tensor
-        A contiguous copy of the rows ``position_ids`` names. Where `x` requires a gradient, its
-        gradient is gathered from every rank's: the backward is a call of every rank.
+        A contiguous copy of the rows at this rank's ``position_ids``. The gradient of `x` is gathered
+        from the shards of all ranks, so the backward is collective.
 
     Raises
     ------
     InvalidProblemError
-        The length does not divide (the message names the nearest that do), there is no such
-        dimension, or the group or layout is wrong.
+        The length is not a multiple of the group's size (the message names the nearest ones), there is
+        no such dimension, or the group or layout is wrong.
     """
     _require_tensor(x)
     dim = _dimension(x, dim)
@@ -68,22 +68,22 @@ def unshard(
     dim : int
         The sequence dimension. May be negative.
     group : ProcessGroup or DeviceMesh of one dimension, optional
-        The default group by default.
+        By default the default group.
     sequence_layout : SequenceLayout or str, default "contiguous"
         How rows are dealt to ranks: contiguous, zigzag or striped.
 
     Returns
     -------
     Tensor
-        A new tensor, the same on every rank. Every rank is to use it alike, as in the same loss: the
-        gradient of `x` is this rank's rows of the gradient of the whole, not a sum over the ranks.
+        A new tensor, the same on every rank. Every rank must use it in the same way, as in the same
+        loss: the gradient of `x` is this rank's rows of the whole gradient, not a sum over the ranks.
 
     Raises
     ------
     InvalidProblemError
         Shapes differ between ranks, there is no such dimension, or the group or layout is wrong.
     CommunicatorError
-        A gathering failed, in the forward, or in the backward of `shard`.
+        The all-gather failed, here or in the backward of `shard`.
     """
     _require_tensor(x)
     dim = _dimension(x, dim)
@@ -109,13 +109,13 @@ def position_ids(
     Parameters
     ----------
     rows : int
-        Rows of one rank.
+        Number of rows of one rank.
     group : ProcessGroup or DeviceMesh of one dimension, optional
-        The default group by default.
+        By default the default group.
     sequence_layout : SequenceLayout or str, default "contiguous"
         How rows are dealt to ranks: contiguous, zigzag or striped.
     device : torch.device, optional
-        Where the result lies; PyTorch's default device by default.
+        Device of the result; by default PyTorch's default device.
 
     Returns
     -------
@@ -139,12 +139,12 @@ def _require_tensor(x: Any) -> None:
 
 def _dimension(x: torch.Tensor, dim: int) -> int:
     if not -x.dim() <= dim < x.dim():
-        raise InvalidProblemError(f"dim: got {dim}, x has {x.dim()} dimensions")
+        raise InvalidProblemError(f"dim: got {dim}, must be in [{-x.dim()}, {x.dim()})")
     return dim % x.dim()
 
 
 def _name_of(sequence_layout: SequenceLayout | str) -> str:
-    if isinstance(sequence_layout, str):  # the operators check it: a compiler cannot
+    if isinstance(sequence_layout, str):  # checked by the operators: a compiler cannot trace the check
         return sequence_layout
     if torch.compiler.is_compiling():
         return sequence_layout.name

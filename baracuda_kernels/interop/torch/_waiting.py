@@ -1,4 +1,4 @@
-"""Waiting for a ring's work on the device, with an eye on the other ranks."""
+"""Waits for a ring's work on the device, and notices if another rank has failed."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from baracuda_kernels.interop.torch._ring import find_ring
 
 
 def synchronize(group: Any = None, timeout: float | None = None) -> None:
-    """Wait until PyTorch's current stream is done, at most for a time where a rank is missing.
+    """Wait until PyTorch's current stream is done, or raise after `timeout` seconds.
 
-    ``torch.cuda.synchronize``, ``loss.item()`` and the like wait for ever for a rank that has died
-    or hangs. Called before them, for each ring that the step has used, this raises instead. On the
-    CPU there is nothing to wait for.
+    ``torch.cuda.synchronize``, ``loss.item()`` and other calls that wait for the device wait for ever
+    if a rank has died or hangs. Call this before them, for each ring of the step: it raises instead.
+    On the CPU it returns at once.
 
     Parameters
     ----------
     group : ProcessGroup or DeviceMesh of one dimension, optional
-        As of `ring_attention`.
+        As in `ring_attention`.
     timeout : float, optional
-        Seconds, more than 0; by default those of the ring's communicator, 300.
+        Seconds, more than 0; by default the timeout of the ring's communicator, 300.
 
     Raises
     ------
     InvalidProblemError
-        The group is wrong, or the timeout.
+        The group or the timeout is wrong.
     NcclTimeoutError
-        The stream was not done in time. This ring has failed, and on this host those of the other
-        ranks.
+        The stream was not done in time. The ring has failed on this rank, and on the other ranks of this
+        host.
     CommunicatorError, NcclError
         The ring has failed, here or on another rank of this host.
     CudaError

@@ -1,4 +1,4 @@
-"""Waiting for a process group's messages, so that Ctrl-C ends the wait."""
+"""Waits for a process group's messages in a way that Ctrl-C can end."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Any
 
 import torch
 
-# Pairs of a work and the tensor that it must not outlive.
+# Pairs of a work and its tensor, which must stay alive as long as the work.
 Works = list[tuple[Any, Any]]
 _Answer = queue.SimpleQueue[BaseException | None]
 
-# A wait that ends so, by gloo's rules, ends the group's connections too.
+# In gloo, a wait that times out ends the group's connections.
 _AT_ONCE = datetime.timedelta(milliseconds=1)
-_TAG = 0x6263  # of a message that nobody sends
+_TAG = 0x6263  # the tag of a message that no rank sends
 
 _tasks: queue.SimpleQueue[tuple[Works, _Answer] | None] = queue.SimpleQueue()
-_process = -1  # whose thread serves them
+_process = -1  # the id of the process whose thread serves the tasks
 
 
 def wait_all(pending: Works) -> BaseException | None:
-    """The first failure of the works, all of which are over then; not raised.
+    """Wait for all works, and return the first failure, which is not raised.
 
-    A wait blocks in C++, where no signal is heard: in the main thread of the process another thread
-    waits in its place. After Ctrl-C the group has no connections, nobody writes into the tensors
-    any more, and the other ranks' waits fail at once.
+    A wait blocks in C++, where Python handles no signal. So the main thread lets another thread wait.
+    After Ctrl-C the group has no connections: no peer writes into the tensors, and the waits of the
+    other ranks fail at once.
     """
     if threading.current_thread() is not threading.main_thread():
         return _wait(pending)
@@ -48,9 +48,9 @@ def wait_all(pending: Works) -> BaseException | None:
 
 
 def end_connections(group: Any) -> None:
-    """Let the other ranks' waits for this one fail at once, after a message of its own has failed.
+    """Make the other ranks' waits for this rank fail at once, after one of its messages has failed.
 
-    A ring whose neighbour is gone sends no more. Without this its other neighbour would wait for it.
+    A rank that has lost a neighbour sends nothing more. Without this, its other neighbour would wait.
     """
     for peer in set(range(group.size())) - {group.rank()}:
         with contextlib.suppress(RuntimeError):
@@ -61,7 +61,7 @@ def end_connections(group: Any) -> None:
 def _wait(pending: Works) -> BaseException | None:
     failure = None
     for work, _ in pending:
-        # Whatever has failed: the others may still be writing into tensors that are freed next.
+        # After a failure the other works may still write into their tensors, which are freed next.
         try:
             work.wait()
         except BaseException as error:  # noqa: BLE001 - the caller raises it
@@ -73,7 +73,8 @@ def _serve(tasks: queue.SimpleQueue[tuple[Works, _Answer] | None]) -> None:
     while (task := tasks.get()) is not None:
         pending, answer = task
         failure = _wait(pending)
-        # The one who waits has them, too: they must not end here, in C++, while the process ends.
+        # The waiting thread holds them too. The last reference must not be dropped here: that could
+        # happen while the process ends.
         del task, pending
         answer.put(failure)
 

@@ -31,29 +31,29 @@ def register(
     sequence_layout: SequenceLayout | str = "contiguous",
     name: str = "baracuda_ring",
 ) -> None:
-    """Register the ring as an attention implementation; again, to change its group or layout.
+    """Register the ring as an attention implementation. A second call changes its group or layout.
 
-    Models find the registration at every forward. Prefill works with and without a cache, in every
-    layout; decoding against the sharded cache is not built. The first call of a model runs `check`.
+    Models look up the registration in every forward. Prefill works with and without a cache, in every
+    layout. Decoding against the sharded cache is not built. The first call of a model runs `check`.
 
     Parameters
     ----------
     group : ProcessGroup or DeviceMesh of one dimension, optional
-        The default group at the time of each forward by default.
+        By default the default group at the time of each forward.
     sequence_layout : SequenceLayout or str, default "contiguous"
         How rows are dealt to ranks: contiguous, zigzag or striped.
     name : str, default "baracuda_ring"
-        What ``attn_implementation`` is to be; another name for a second group or layout.
+        The value of ``attn_implementation``. A second group or layout needs another name.
 
     Raises
     ------
     InvalidProblemError
-        The group or layout is wrong. In a forward also what `ring_attention` raises, and position
-        ids that are not those of this rank's rows.
+        The group or layout is wrong. In a forward: as `ring_attention`, or the position ids are not
+        those of this rank's rows.
     UnsupportedError
-        In a forward: what `check` refuses, no position ids, labels, padding or another mask, a
-        sliding window, soft-capped scores, sinks, dropout, packed sequences, or queries that
-        continue a cache.
+        In a forward: `check` refuses the model; there are no position ids; or the call has labels,
+        padding or another mask, a sliding window, soft-capped scores, sinks, dropout, packed
+        sequences, or queries that continue a cache.
     """
     ring = Ring(_process_group.name_of(group), layout_of(sequence_layout).name)
     _models.install()
@@ -63,27 +63,26 @@ def register(
 
 
 def check(model: Any, sequence_length: int | None = None) -> None:
-    """Raise for a model whose answer from a ring would be another one than from one process.
+    """Raise for a model whose answer from a ring would differ from that of one process.
 
-    Not collective, and needs no process group. What only a call shows (masks, positions, labels) is
-    refused at the call.
+    Not collective, and needs no process group. Masks, positions and labels are checked in the call.
 
     Parameters
     ----------
     model : PreTrainedModel
-        With the ``attn_implementation`` that it is to run with.
+        With the ``attn_implementation`` that it will run with.
     sequence_length : int, optional
-        Rows of the whole sequence, with which windows are compared; the model's
-        ``max_position_embeddings`` by default.
+        Rows of the whole sequence, with which windows are compared; by default the model's
+        ``max_position_embeddings``.
 
     Raises
     ------
     InvalidProblemError
-        `model` is none of transformers'.
+        `model` is not a model of transformers.
     UnsupportedError
-        By name: recurrent, convolutional or windowed layers, encoder-decoders, position biases,
-        models without ``position_ids``, poolers and classifications of sequences, or code that
-        ignores ``attn_implementation``.
+        The model has recurrent, convolutional or windowed layers, an encoder and a decoder, position
+        biases, no ``position_ids``, a pooler or sequence classifier, or code that ignores
+        ``attn_implementation``. The message names it.
     """
     from transformers import PreTrainedModel
 

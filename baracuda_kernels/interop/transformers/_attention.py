@@ -1,4 +1,4 @@
-"""The ring in the place of a model's attention function and of the mask made for it."""
+"""The ring as a model's attention function, and as the function that makes its mask."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from baracuda_kernels.interop.torch._context import refuse_decode
 from baracuda_kernels.interop.torch._op import attend
 from baracuda_kernels.interop.torch._refusal import tell
 
-# Keyword arguments by which models ask for another attention than softmax(q·k) over all rows.
+# Keyword arguments by which models ask for an attention other than softmax(q·k) over all rows.
 _VARIANTS = ("softcap", "s_aux", "position_bias", "head_mask", "indices", "topk_indices")
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
 
 
 class Ring(NamedTuple):
-    """Whose ring, and how its rows are dealt out."""
+    """A ring: the name of its process group, and the layout of its rows."""
 
     group_name: str
     layout: str
@@ -43,7 +43,10 @@ def attention(
     compared: bool = False,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' call of an attention function; `compared` if the model's positions are."""
+    """The attention function that transformers calls.
+
+    `compared` tells that the call of the model has compared its positions already.
+    """
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     try:
@@ -67,20 +70,22 @@ def mask(
     use_vmap: bool = False,
     **options: Any,
 ) -> None:
-    """In place of a mask tensor: nothing, or an error where only a mask tensor would do.
+    """The mask function that transformers calls: returns None, or refuses what needs a mask tensor.
 
-    Without it, transformers would leave a padding mask out in silence.
+    Without it, transformers would ignore a padding mask without a word.
     """
     try:
-        if local_size:  # 0 is that of a window which no layer has
+        if local_size:  # 0: no layer has a window
             rows = options.get("cache_position") if q_length is None else q_length
             refuse_window("sliding_window", local_size, rows, ring)
         if use_vmap:
-            raise UnsupportedError("mask_function: got one, and the ring masks by causality alone")
+            raise UnsupportedError(
+                "mask_function: got one, must be None: the ring masks by causality alone"
+            )
         if attention_mask is not None and not bool(attention_mask.all()):
             raise UnsupportedError(
-                "attention_mask: hides rows, and the ring masks by causality alone; give sequences "
-                "of one length without padding"
+                "attention_mask: got one that hides rows, must hide none: the ring masks by causality "
+                "alone; give sequences of one length without padding"
             )
     except BaracudaError as error:
         device = None if attention_mask is None else attention_mask.device
@@ -89,15 +94,15 @@ def mask(
 
 
 def refuse_window(name: str, window: Any, rows: Any, ring: Ring) -> None:
-    """Raise for a window that is shorter than the whole sequence, of which this rank has rows."""
+    """Raise for a window shorter than the whole sequence; `rows` are those of this rank."""
     if isinstance(rows, torch.Tensor):  # transformers < 5 gives the rows' cache positions
         rows = rows.shape[0] if rows.dim() else int(rows)
     total = None if rows is None else rows * ring.ranks()
     if total is None or window < total:
         raise UnsupportedError(
-            f"{name}: got {window}, and no kernel serves it; must be as long as the sequence, "
-            f"{'its rows' if total is None else f'{total} rows'}, or the model's layers must "
-            "attend to all rows"
+            f"{name}: got {window}, must be at least "
+            f"{'' if total is None else f'{total}, '}the rows of the sequence: no kernel serves a "
+            "window"
         )
 
 
@@ -120,7 +125,9 @@ def _refuse(
         )
     for name in _VARIANTS:
         if options.get(name) is not None:
-            raise UnsupportedError(f"{name}: is given by the model, and no kernel serves it")
+            raise UnsupportedError(
+                f"{name}: got a value from the model, must be None: no kernel serves it"
+            )
     refuse_packed(options)
     window = options.get("sliding_window", getattr(module, "sliding_window", None))
     if window:
@@ -132,13 +139,13 @@ def refuse_packed(options: dict[str, Any]) -> None:
     for name in PACKED:
         if options.get(name) is not None:
             raise UnsupportedError(
-                f"{name}: is given, and the ring attends to one sequence for each row of the "
-                "batch; must be left out"
+                f"{name}: got a value, must be left out: the ring attends to one sequence in each "
+                "row of the batch"
             )
 
 
 class _Compared:
-    """The positions that were found right last: every layer of a model is given the same tensor."""
+    """The positions that were compared last: every layer of a model gets the same tensor."""
 
     def __init__(self) -> None:
         self._tensor: Any = lambda: None
@@ -176,14 +183,14 @@ _compared = _Compared()
 def compare_positions(positions: torch.Tensor, rows: int, ring: Ring, offset: int = 0) -> None:
     """Raise for positions that are not those of this rank's rows.
 
-    On CUDA the host compares at the first call of a length; later ones are compared by the device,
-    which ends with an assertion, so that the host need not wait.
+    On CUDA the host compares in the first call of a length. In later calls the device compares, with
+    an assertion, so that the host does not wait.
     """
     if torch.compiler.is_compiling() or positions.device.type not in ("cpu", "cuda"):
         return
     group = _process_group.resolve(ring.group_name)
     what = (ring, rows, offset)
-    # A group of the same name may have taken the place of a destroyed one.
+    # A new group may have the name of a destroyed one.
     seen = (*what, group.rank(), group.size())
     if positions.shape[-1:] != (rows,):
         raise InvalidProblemError(
@@ -195,21 +202,20 @@ def compare_positions(positions: torch.Tensor, rows: int, ring: Ring, offset: in
         equal = (positions == expected).all()
         capturing = positions.is_cuda and torch.cuda.is_current_stream_capturing()
         if positions.is_cuda and (capturing or not _compared.first(seen, positions.device)):
-            torch._assert_async(equal, "position_ids: are not those of this rank's rows")
+            torch._assert_async(equal, "position_ids: got others, must be those of this rank's rows")
         elif not bool(equal):
             found, row = _first_difference(positions, expected)
             raise InvalidProblemError(
-                f"position_ids: got {found} for row {row} of {rows}, must be {expected[row]}, as in "
-                f"the {ring.layout.lower()} rows of rank {group.rank()} of {group.size()} "
-                "(interop.torch.position_ids makes them); packed sequences and generate() are not "
-                "served"
+                f"position_ids: got {found} for row {row} of {rows}, must be {expected[row]}, as "
+                f"interop.torch.position_ids gives it to rank {group.rank()} of {group.size()} in the "
+                f"{ring.layout.lower()} layout; packed sequences and generate() are not served"
             )
         if not positions.is_inference():
             _compared.keep(positions, seen)
 
 
 def _first_difference(positions: torch.Tensor, expected: torch.Tensor) -> tuple[Any, int]:
-    """A position that is another than expected, and its row."""
+    """The first position that differs from the expected one, and its row."""
     given = positions.reshape(-1, positions.shape[-1])
     sequence, row = (given != expected).nonzero()[0].tolist()
     return given[sequence, row].item(), row

@@ -1,4 +1,4 @@
-"""Which models a ring can serve, told by their code and configuration."""
+"""Which models a ring can serve, judged by their code and configuration."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ _RECURRENT = re.compile(
     r"Mamba|SSM|Ssd|Rwkv|RWKV|DeltaNet|ShortConv|RgLru|Recurrent|LinearAttention|Retention|xLSTM"
     r"|Lightning|KimiDelta|Hyena"
 )
-# Heads that read one row of the whole sequence, which lies on one rank.
+# Heads that read one row of the whole sequence. Only one rank holds it.
 _ONE_ROW = re.compile(
     r"For(SequenceClassification|MultipleChoice|NextSentencePrediction|PreTraining)$"
 )
 
 
 def require(model: Any, total: int | None, own_name: str | None) -> None:
-    """Raise for a model whose answer from a ring would be another one.
+    """Raise for a model whose answer from a ring would differ from that of one process.
 
     Parameters
     ----------
     model : PreTrainedModel
     total : int, optional
-        Rows of the whole sequence; the longest that the model takes by default.
+        Rows of the whole sequence; by default the most that the model takes.
     own_name : str, optional
         The registered ``attn_implementation``; None within `context_parallel`.
     """
     kind, config = type(model).__name__, model.config.get_text_config(decoder=True)
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedError(
-            f"{kind}: is an encoder with a decoder, whose rows no ring deals out"
+            f"{kind}: got an encoder with a decoder, must be one of them: a ring has one sequence"
         )
     if not takes_positions(model):
         raise UnsupportedError(
-            f"{kind}: its forward takes no position_ids, so it would place the rows of every rank "
-            "at the beginning of the sequence"
+            f"{kind}.forward: got no parameter position_ids, must have it: every rank would place its "
+            "rows at the beginning of the sequence"
         )
     if _ONE_ROW.search(kind) or any(
         name.split(".")[-1] == "pooler" for name, _ in model.named_modules()
     ):
         raise UnsupportedError(
-            f"{kind}: reads one row of the whole sequence (a pooler or a classification of "
-            "sequences), which lies on one rank; take the model without it "
-            "(add_pooling_layer=False) and read that row of unshard's"
+            f"{kind}: got a head that reads one row of the whole sequence (a pooler or a sequence "
+            "classifier), must have none: only one rank holds the row. Take the model without the head "
+            "(add_pooling_layer=False), and the row from unshard()"
         )
     _refuse_recurrence(kind, model, config)
     _refuse_positions_in_scores(kind, config)
@@ -66,12 +66,13 @@ def _refuse_recurrence(kind: str, model: Any, config: Any) -> None:
     for layer in getattr(config, "layer_types", None) or ():
         if layer not in _ROW_BY_ROW:
             raise UnsupportedError(
-                f"{kind}: config.layer_types has {layer!r}, which mixes rows by another means than "
-                "attention"
+                f"{kind}.config.layer_types: got {layer!r}, must be attention: another layer would mix "
+                "the rows of one rank only"
             )
     if getattr(config, "trigram_input", False):
         raise UnsupportedError(
-            f"{kind}: config.trigram_input is True, which mixes the rows of a shard"
+            f"{kind}.config.trigram_input: got True, must be False: it would mix the rows of one rank "
+            "only"
         )
     for name, module in model.named_modules():
         mixing = isinstance(module, torch.nn.RNNBase) or (
@@ -79,26 +80,28 @@ def _refuse_recurrence(kind: str, model: Any, config: Any) -> None:
         )
         if mixing or _RECURRENT.search(type(module).__name__):
             raise UnsupportedError(
-                f"{kind}: {name or 'it'} is a {type(module).__name__}, which mixes rows by another "
-                "means than attention"
+                f"{'.'.join(filter(None, (kind, name)))}: got a {type(module).__name__}, must not mix "
+                "rows: it would mix those of one rank only"
             )
 
 
 def _refuse_positions_in_scores(kind: str, config: Any) -> None:
     if getattr(config, "alibi", False):
-        raise UnsupportedError(f"{kind}: config.alibi is True, and no kernel adds to the scores")
+        raise UnsupportedError(
+            f"{kind}.config.alibi: got True, must be False: no kernel adds a bias to the scores"
+        )
     embedding = getattr(config, "position_embedding_type", None)
     if isinstance(embedding, str) and (embedding.startswith("relative") or embedding == "alibi"):
         raise UnsupportedError(
-            f"{kind}: config.position_embedding_type is {embedding!r}, and no kernel adds to the "
-            "scores"
+            f"{kind}.config.position_embedding_type: got {embedding!r}, must be one without a bias: no "
+            "kernel adds a bias to the scores"
         )
 
 
 def _refuse_windows(kind: str, config: Any, total: int | None) -> None:
     if total is None:
         total = getattr(config, "max_position_embeddings", None)
-    # Where attributes differ between layers, the whole's raises.
+    # If an attribute differs between layers, reading it from the whole configuration raises.
     for part in getattr(config, "per_layer_config", None) or (config,):
         _refuse_windows_of(kind, part, total)
 
@@ -120,13 +123,14 @@ def _refuse_windows_of(kind: str, config: Any, total: int | None) -> None:
             continue
         if total is None or window < total:
             raise UnsupportedError(
-                f"{kind}: config.{name} is {window}, and no kernel serves a window; must be as "
-                f"long as the sequence{'' if total is None else f', {total} rows'}"
+                f"{kind}.config.{name}: got {window}, must be at least "
+                f"{'' if total is None else f'{total}, '}the rows of the sequence: no kernel serves a "
+                "window"
             )
 
 
 def _refuse_changing_frequencies(kind: str, model: Any, config: Any, total: int | None) -> None:
-    """Rotary embeddings that change with the longest position would differ between the ranks."""
+    """Refuse rotary embeddings that change with the longest position: it differs between ranks."""
     longest = getattr(config, "max_position_embeddings", None)
     for module in model.modules():
         types = getattr(module, "rope_type", None)
@@ -140,14 +144,13 @@ def _refuse_changing_frequencies(kind: str, model: Any, config: Any, total: int 
             rows = longest if total is None else total
             if rows is None or limit is None or rows > limit:
                 raise UnsupportedError(
-                    f"{kind}: its rotary embeddings are {rope_type!r}, which change with the longest "
-                    f"position that a rank has; the sequence, {rows} rows, must have no more than "
-                    f"{limit}"
+                    f"{kind}: got {rope_type!r} rotary embeddings for {rows} rows, must be for at most "
+                    f"{limit}: beyond, they change with the longest position of a rank"
                 )
 
 
 def _original_length(config: Any) -> int | None:
-    """The longest sequence that "longrope" leaves as it is."""
+    """The rows of the longest sequence for which "longrope" does not change."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     name = "original_max_position_embeddings"
     found = [
@@ -161,10 +164,11 @@ def _refuse_other_code(kind: str, model: Any, own_name: str | None) -> None:
     if own_name is None:
         if chosen not in (None, "sdpa"):
             raise UnsupportedError(
-                f'{kind}: attn_implementation is {chosen!r}, must be "sdpa" within context_parallel'
+                f'attn_implementation: got {chosen!r} for {kind}, must be "sdpa" within '
+                "context_parallel"
             )
     elif not getattr(model, "_supports_attention_backend", True):
         raise UnsupportedError(
-            f"{kind}: its code does not look up attn_implementation, and {own_name!r} would do "
-            'nothing; try context_parallel around attn_implementation="sdpa"'
+            f"attn_implementation: got {own_name!r} for {kind}, must be \"sdpa\" within "
+            "context_parallel: the code of the model does not look up the name"
         )

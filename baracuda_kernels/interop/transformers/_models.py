@@ -1,4 +1,4 @@
-"""What a call of a whole model is checked for, and transformers' own tables within a context."""
+"""The checks of a whole model's call, and transformers' tables within `context_parallel`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _required: weakref.WeakKeyDictionary[Any, tuple[Any, ...]] = weakref.WeakKeyDict
 
 
 def install() -> None:
-    """Look at every call of a whole model; calls that reach no ring pass unchanged."""
+    """Check every call of a whole model that reaches a ring; others pass unchanged."""
     global _installed
     if _installed:
         return
@@ -73,8 +73,9 @@ def _refuse_generate() -> None:
         found = ring_of(self)
         if found is not None and found[0].ranks() > 1:
             error = UnsupportedError(
-                "generate: the last row of the sequence lies on one rank, and every rank would "
-                "continue its own; call the model once, and take the row of unshard(logits, 1)"
+                f"generate: got a ring of {found[0].ranks()} ranks, must be one rank: every rank would "
+                "continue its own rows. Call the model once, and take the last row from "
+                "unshard(logits, 1)"
             )
             tell(found[0].group_name, error, self.device)
             raise error
@@ -93,8 +94,9 @@ def _refuse_names_without_effect() -> None:
         named = isinstance(attn_implementation, str) and attn_implementation in registered
         if named and found != attn_implementation:
             raise UnsupportedError(
-                f"{type(self).__name__}: its code does not look up attn_implementation, which stays "
-                f'{found!r}; try context_parallel around attn_implementation="sdpa"'
+                f"attn_implementation: got {attn_implementation!r} for {type(self).__name__}, must be "
+                '"sdpa" within context_parallel: the code of the model does not look up the name, which '
+                f"stays {found!r}"
             )
         return answer
 
@@ -189,9 +191,8 @@ def _before(
             _attention.compare_positions(positions, rows, ring, first_position(model))
         elif ring.ranks() > 1:
             raise UnsupportedError(
-                "position_ids: are not given, and the model would place the rows of every rank at "
-                "the beginning of the sequence; must be interop.torch.position_ids(rows, ...)"
-                ".unsqueeze(0)"
+                "position_ids: got None, must be interop.torch.position_ids(rows, ...).unsqueeze(0): "
+                "every rank would place its rows at the beginning of the sequence"
             )
     except BaracudaError as error:
         tell(ring.group_name, error, device)
@@ -202,8 +203,8 @@ def _after(model: Any) -> None:
     layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1)
     if _thread.attentions < layers:
         raise UnsupportedError(
-            f"{type(model).__name__}: {_thread.attentions} of its {layers} layers reached the ring; "
-            "the others attended to the rows of this rank alone, or not at all"
+            f"{type(model).__name__}: got {_thread.attentions} calls of the ring, must be one for each "
+            f"of its {layers} layers: the others attended to the rows of one rank only, or to none"
         )
 
 
@@ -218,30 +219,30 @@ def _tokens(given: dict[str, Any]) -> torch.Tensor | None:
 def _refuse_arguments(model: Any, given: dict[str, Any], ring: Ring) -> None:
     if given.get("labels") is not None and ring.ranks() > 1:
         raise UnsupportedError(
-            "labels: are given, and the model would shift them within this rank's rows; must be "
-            "left out: BatchSharder makes targets of the labels of the whole sequence, and the loss"
+            "labels: got a tensor, must be left out: the model would shift them within the rows of "
+            "this rank. BatchSharder makes the targets and the loss of the whole sequence"
         )
     _attention.refuse_packed(given)
     for name in ("past_key_values", "cache", "cache_params"):
         length = getattr(given.get(name), "get_seq_length", int)()
         if isinstance(length, int) and length:
             raise UnsupportedError(
-                f"{name}: holds {length} rows: decoding against a sharded cache is not built; "
-                "prefill alone is"
+                f"{name}: got {length} rows, must be empty: decoding against a sharded cache is not "
+                "built"
             )
     for name, value in given.items():
         if value is not None and name.startswith(
             ("pixel_values", "image_", "video_", "input_feat")
         ):
-            raise UnsupportedError(f"{name}: is given, and only text is dealt out to ranks")
+            raise UnsupportedError(f"{name}: got a value, must be left out: only text is sharded")
     if given.get("token_type_ids") is not None and hasattr(model.config, "vision_config"):
         raise UnsupportedError(
-            "token_type_ids: is given, and the ring masks by causality alone; must be left out"
+            "token_type_ids: got a value, must be left out: the ring masks by causality alone"
         )
 
 
 def first_position(model: Any) -> int:
-    """Where a model's positions begin: behind its padding's, in models of RoBERTa's kind."""
+    """The position of a model's first row: 0, or in models like RoBERTa the one after the padding's."""
     for module in model.modules():
         if hasattr(module, "create_position_ids_from_input_ids"):
             return int(module.padding_idx) + 1

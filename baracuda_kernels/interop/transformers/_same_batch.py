@@ -1,4 +1,4 @@
-"""One batch on every rank of a ring: compared by digests, or given by the ring's first rank."""
+"""One batch on every rank of a ring: compared by digests, or sent by the ring's first rank."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from baracuda_kernels import errors
 from baracuda_kernels.errors import BaracudaError, CommunicatorError, InvalidProblemError
 
 _BYTES = 1024  # of a message
-_TEXT = 300  # characters of a refusal, which fit into one in any script
+_TEXT = 300  # characters of a refusal: they fit into a message in any script
 
 _streams: dict[torch.device, torch.cuda.Stream] = {}
 
@@ -26,16 +26,17 @@ def agree(
     batch: Mapping[str, torch.Tensor],
     error: BaracudaError | None,
 ) -> None:
-    """Raise on every rank alike if one refuses its batch, or has another than its ring. Collective.
+    """Raise on every rank if one rank refuses its batch or has another batch than its ring. Collective.
 
     Parameters
     ----------
     ring, data : ProcessGroup
-        Those who must have one batch; those who train on others and stop with these.
+        The ranks that must have one batch, and the ranks that train on other batches: they stop with
+        this one.
     batch : mapping of str to Tensor
         Read only if there is no error.
     error : BaracudaError, optional
-        What this rank refuses.
+        The refusal of this rank.
     """
     said = _refusal(error) if error else json.dumps(_digests(batch)).encode()
     messages = _gather(ring, said)
@@ -60,7 +61,7 @@ def from_first(ring: dist.ProcessGroup, batch: Any) -> Any:
 
 @contextlib.contextmanager
 def failures(group: dist.ProcessGroup) -> Iterator[None]:
-    """Around a collective call: what fails there is an error of the group."""
+    """Turn a failure of a collective call into an error of the group."""
     try:
         yield
     except RuntimeError as error:
@@ -70,7 +71,7 @@ def failures(group: dist.ProcessGroup) -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """Something that can be sent; of what the sharder refuses its kind will do."""
+    """A value that can be sent. Of a value that the sharder refuses, the name of its type is enough."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     return None if value is None else type(value).__name__
@@ -107,9 +108,9 @@ def _difference(ranks: list[dict[str, list[str]]]) -> BaracudaError | None:
                 a, b = (x[0] if x else "none" for x in (one, two))
                 values = " of other values" if a == b else ""
                 return InvalidProblemError(
-                    f"batch: {name} is {a} on rank 0 of the ring and {b}{values} on rank {rank}; "
-                    "must be the same on all ranks of a ring: sample by the data-parallel rank, or "
-                    "give BatchSharder broadcast=True"
+                    f"batch: got {name} of {a} on rank 0 of the ring and of {b}{values} on rank {rank}, "
+                    "must be the same on all ranks of a ring: sample by the data-parallel rank, or give "
+                    "BatchSharder broadcast=True"
                 )
     return None
 

@@ -1,4 +1,4 @@
-"""Batches of training, cut for a ring, and the loss of their parts."""
+"""Training batches cut for a ring, and the loss of their parts."""
 
 from __future__ import annotations
 
@@ -16,37 +16,36 @@ from baracuda_kernels.interop.transformers._attention import Ring
 
 
 class BatchSharder:
-    """Deals batches of training out to the ranks of a model's ring, and sums up their loss.
+    """Cuts training batches for the ranks of a model's ring, and sums up their loss.
 
-    All of a ring train on one batch, of which each has its rows; data-parallel ranks train on others.
-    What comes out equals one rank's training up to rounding: the labels are shifted before the cut,
-    and the loss is divided by the targets of all ranks and all accumulated batches.
+    All ranks of a ring train on one batch, each on its rows. Data-parallel ranks train on other
+    batches. The result equals the training of one rank up to rounding: the labels are shifted before
+    the cut, and the loss is divided by the number of targets of all ranks and accumulated batches.
 
     Parameters
     ----------
     model : PreTrainedModel
-        A causal language model, not wrapped, that runs on a ring: by its ``attn_implementation``
-        (`register`), or because this is within `context_parallel`. Ring and layout are taken from
-        there.
+        A causal language model, not wrapped. Its ring and layout are those of its
+        ``attn_implementation`` (`register`) or of the `context_parallel` around this call.
     data_group : ProcessGroup or DeviceMesh of one dimension, optional
-        Those who train on other batches, as ``mesh["dp"]`` beside the ring ``mesh["cp"]``; may be
-        left out if the ring has all ranks.
+        The ranks that train on other batches, such as ``mesh["dp"]`` beside the ring ``mesh["cp"]``.
+        None if the ring has all ranks.
     gradients : str, default "mean"
-        What becomes of the ranks' gradients: "mean" if they are averaged over all ranks, as
-        DistributedDataParallel and FSDP do, "sum" if they are added.
+        "mean" if the gradients of the ranks are averaged, as DistributedDataParallel and FSDP do it;
+        "sum" if they are added.
     broadcast : bool, default False
-        Take the batch of the ring's first rank, instead of comparing those of all.
+        Take the batch of the ring's first rank, instead of comparing the batches of all its ranks.
     pad : bool, default True
-        Fill up lengths that the ring cannot cut, behind the sequence, without targets. Under a causal
-        mask no other row sees that.
+        If the ring cannot cut a length evenly, add rows without targets at the end. Under a causal
+        mask no other row sees them.
     ignore_index : int, default -100
-        The label of a row without target.
+        The label of a row without a target.
 
     Raises
     ------
     InvalidProblemError
-        `model` is none of transformers' or runs on no ring; `data_group` is wrong, has a rank of the
-        ring beside this one, or is missing; `gradients` is unknown.
+        `model` is not a model of transformers, or runs on no ring; `data_group` is wrong or missing,
+        or has another rank of the ring; `gradients` is unknown.
     UnsupportedError
         The model is not causal, or returns a loss of its routers (``output_router_logits``).
     """
@@ -73,7 +72,7 @@ class BatchSharder:
 
     @property
     def ranks(self) -> int:
-        """How many ranks train on a step together, those of the ring times the data-parallel ones."""
+        """Number of ranks that train on one step, those of the ring times the data-parallel ones."""
         data = 1 if self._data is None else self._data.size()
         return self._ring_and_name()[0].ranks() * data
 
@@ -83,11 +82,11 @@ class BatchSharder:
         Parameters
         ----------
         batch : mapping
-            What a collator makes: integer ``input_ids`` ``[B, N]`` (or ``inputs_embeds``
-            ``[B, N, E]``); where there is a loss ``labels`` ``[B, N]``, not shifted, or
-            ``shift_labels``, shifted. An ``attention_mask`` may have zeros behind each sequence,
-            where there are no labels; ``position_ids`` may be ``0 .. N - 1``. Best on the CPU, where
-            loaders make them: the ranks compare them, and for one on a GPU the host would wait.
+            As a collator makes it: integer ``input_ids`` ``[B, N]`` (or ``inputs_embeds``
+            ``[B, N, E]``); for a loss also ``labels`` ``[B, N]``, not shifted, or ``shift_labels``,
+            shifted. An ``attention_mask`` may have zeros after each sequence, in rows without labels.
+            ``position_ids`` may be ``0 .. N - 1``. Best on the CPU: the ranks compare the batch, and
+            for tensors on a GPU the host would wait.
 
         Returns
         -------
@@ -99,14 +98,14 @@ class BatchSharder:
         Raises
         ------
         InvalidProblemError
-            On every rank alike: a tensor of another shape or type, a ring's ranks with different
-            batches, or a length that cannot be cut.
+            On every rank: a tensor has another shape or type, the ranks of a ring have different
+            batches, or the length cannot be cut.
         UnsupportedError
-            On every rank alike: what `check` refuses at this length, packed sequences, other
-            positions, an ``attention_mask`` with other zeros, and everything that is none of the
-            above, by name.
+            On every rank: `check` refuses the model at this length, or the batch has packed
+            sequences, other positions, other zeros in ``attention_mask``, or an entry that is not
+            named above.
         CommunicatorError
-            Another rank is gone.
+            Another rank has ended.
         """
         ring, own_name = self._ring_and_name()
         group = _process_group.resolve(ring.group_name)
@@ -124,12 +123,12 @@ class BatchSharder:
         return self._cut(whole, ring, group)
 
     def count(self, shards: Iterable[Mapping[str, torch.Tensor]]) -> torch.Tensor:
-        """Targets of all ranks in the parts of one optimizer step, an int64 scalar. Collective.
+        """Number of targets of all ranks in one optimizer step, an int64 scalar. Collective.
 
         Parameters
         ----------
-        shards : iterable of what `shard` returned
-            One for each accumulated batch.
+        shards : iterable of dict
+            The results of `shard`, one for each accumulated batch.
 
         Raises
         ------
@@ -138,7 +137,7 @@ class BatchSharder:
         """
         found = [_targets(part).ne(self._ignore_index).sum() for part in shards]
         if not found:
-            raise InvalidProblemError("shards: is empty, must have a part for each batch of a step")
+            raise InvalidProblemError("shards: got none, must be one for each batch of a step")
         return self._over_all_ranks(torch.stack(found).sum())
 
     def loss(
@@ -152,17 +151,17 @@ class BatchSharder:
         Parameters
         ----------
         outputs : ModelOutput or Tensor
-            What the model returned, or its logits ``[B, L, V]``.
+            The result of the model, or its logits ``[B, L, V]``.
         shift_labels : Tensor
             ``[B, L]``, from the same part of the batch.
         num_items_in_batch : Tensor or int
-            What `count` returned for the optimizer step.
+            The result of `count` for the optimizer step.
 
         Returns
         -------
         Tensor
-            A scalar whose mean over all ranks, with ``gradients="sum"`` whose sum, is the batch's
-            loss; so is the gradient. 0 where no rank has a target.
+            A scalar. Its mean over all ranks (with ``gradients="sum"`` its sum) is the loss of the
+            batch, and the same holds for its gradient. 0 if no rank has a target.
 
         Raises
         ------
@@ -173,14 +172,17 @@ class BatchSharder:
         return share * self.ranks if self._averaged else share
 
     def total(self, loss: torch.Tensor) -> torch.Tensor:
-        """The whole batch's loss, on every rank, of what `loss` returned (or a sum of such). Collective.
+        """The loss of the whole batch, on every rank, for logs: it has no gradient. Collective.
 
-        It has no gradient; it is for logs.
+        Parameters
+        ----------
+        loss : Tensor
+            The result of `loss`, or a sum of such results.
 
         Raises
         ------
         CommunicatorError
-            A rank is gone.
+            A rank has ended.
         """
         total = self._over_all_ranks(loss.detach().clone())
         return total / self.ranks if self._averaged else total
@@ -188,41 +190,42 @@ class BatchSharder:
     def attach(self, trainer: Any) -> None:
         """Make a Trainer train over the ring: call it once, before ``train()``.
 
-        The ranks of a ring get the same batches, cut by `shard`; the loss is `loss`, counted over
-        all ranks and accumulated batches; ``evaluate()`` returns that loss of the whole. `gradients`
-        is of no concern: Trainer averages.
+        The ranks of a ring get the same batches, cut by `shard`. The loss is that of `loss`, over all
+        ranks and accumulated batches, and ``evaluate()`` returns it for the whole batch. `gradients`
+        has no effect: Trainer averages.
 
         Parameters
         ----------
         trainer : transformers.Trainer
-            Of this model, with any collator.
+            A trainer of this model, with any collator.
 
         Raises
         ------
         InvalidProblemError
-            `trainer` is none, has another model, or its ranks are not those of ring and data group.
+            `trainer` is not a Trainer, has another model, or its ranks are not those of the ring and
+            the data group.
         UnsupportedError
-            By name: ``compute_metrics``, label smoothing, a loss of one's own, a parallelism that
-            cuts batches too, ``dispatch_batches``, DataParallel, DeepSpeed. At the call:
-            ``predict()``.
+            The trainer has ``compute_metrics``, label smoothing, a loss of its own, another
+            parallelism that cuts batches, ``dispatch_batches``, DataParallel or DeepSpeed. Later, in
+            a call of ``predict()``.
         """
         from baracuda_kernels.interop.transformers import _trainer
 
         _trainer.attach(self, trainer)
 
     def _data_rank(self) -> tuple[int, int]:
-        """This rank among those who train on other batches, and their number."""
+        """This rank's number in the data group, and the size of that group."""
         return (0, 1) if self._data is None else (self._data.rank(), self._data.size())
 
     def _share(
         self, outputs: Any, shift_labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
     ) -> torch.Tensor:
-        """This rank's part of the loss: those of all ranks add up to the whole."""
+        """This rank's part of the loss. The parts of all ranks add up to the loss of the batch."""
         logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
         if logits.shape[:-1] != shift_labels.shape:
             raise InvalidProblemError(
-                f"outputs: has logits of shape {tuple(logits.shape)}, must be "
-                f"{[*shift_labels.shape]} rows of logits, as shift_labels"
+                f"outputs: got logits of shape {tuple(logits.shape)}, must be "
+                f"{(*shift_labels.shape, logits.shape[-1])}, the rows of shift_labels"
             )
         if logits.itemsize < 4:
             logits = logits.float()
@@ -249,8 +252,8 @@ class BatchSharder:
         if found is None:
             chosen = getattr(self.model.config, "_attn_implementation", None)
             raise InvalidProblemError(
-                f"model: its attn_implementation is {chosen!r}, must be the name of a registered "
-                "ring, or this must be within context_parallel"
+                f"model: got attn_implementation {chosen!r}, must be the name of a registered ring, or "
+                "be used within context_parallel"
             )
         return found
 
@@ -277,7 +280,7 @@ def _targets(part: Mapping[str, torch.Tensor]) -> torch.Tensor:
     found = part.get("shift_labels")
     if found is None:
         raise InvalidProblemError(
-            f"shards: one has {sorted(part)}, must have shift_labels: batches need labels"
+            f"shards: got a part with {sorted(part)}, must have shift_labels: the batch needs labels"
         )
     return found
 
@@ -286,15 +289,14 @@ def _data_group(given: Any, ring: dist.ProcessGroup) -> dist.ProcessGroup | None
     if given is None:
         if ring.size() != dist.get_world_size():
             raise InvalidProblemError(
-                f"data_group: got None, and the ring has {ring.size()} of {dist.get_world_size()} "
-                'ranks; must be the group of those who train on other batches, as mesh["dp"]'
+                f"data_group: got None for a ring of {ring.size()} of {dist.get_world_size()} ranks, "
+                'must be the group of the ranks that train on other batches, such as mesh["dp"]'
             )
         return None
     data = _process_group.resolve(_process_group.name_of(given))
     shared = {*dist.get_process_group_ranks(ring)} & {*dist.get_process_group_ranks(data)}
     if len(shared) > 1:
         raise InvalidProblemError(
-            f"data_group: has the ranks {sorted(shared)} of the ring; must have this rank alone of "
-            "them"
+            f"data_group: got the ranks {sorted(shared)} of the ring, must have only this rank of them"
         )
     return data if data.size() > 1 else None

@@ -1,4 +1,4 @@
-"""transformers' Trainer over a ring: the same batches for all of it, cut, and its loss."""
+"""transformers' Trainer over a ring: the batches that it gets, how they are cut, and the loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class _DataParallelView:
-    """An Accelerator that counts the ranks with batches of their own, for its data loaders."""
+    """An Accelerator whose ranks are the data groups: its data loaders give each ring its own batches."""
 
     def __init__(self, accelerator: Any, index: int, count: int) -> None:
         self._accelerator = accelerator
@@ -42,7 +42,7 @@ def attach(sharder: BatchSharder, trainer: Any) -> None:
 
     def compute_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         share = sharder._share(outputs, labels, num_items_in_batch)
-        # With this argument Trainer itself makes up for the mean that is taken of gradients.
+        # With this argument Trainer multiplies the loss itself, since it averages the gradients.
         return share if args.average_tokens_across_devices else share * sharder.ranks
 
     def prediction_step(
@@ -50,8 +50,8 @@ def attach(sharder: BatchSharder, trainer: Any) -> None:
     ) -> tuple[torch.Tensor, None, None]:
         if not prediction_loss_only:
             raise UnsupportedError(
-                "predict: the logits of a sequence lie on several ranks; call the model, and "
-                "unshard(logits, 1)"
+                "predict: got a ring, must be one rank: the logits of a sequence are on several ranks. "
+                "Call the model, and unshard(logits, 1)"
             )
         part = sharder.shard(inputs)
         count = sharder.count([part])
@@ -67,7 +67,7 @@ def attach(sharder: BatchSharder, trainer: Any) -> None:
 
 
 def _for_compute_loss(part: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Trainer takes out what is called labels, and gives it to the loss alone."""
+    """Trainer gives the entry named labels to the loss, and not to the model."""
     return {"labels" if name == "shift_labels" else name: part[name] for name in part}
 
 
@@ -78,10 +78,10 @@ def _require(sharder: BatchSharder, trainer: Any) -> None:
         raise InvalidProblemError(f"trainer: got {type(trainer).__name__}, must be a Trainer")
     accelerator, args = trainer.accelerator, trainer.args
     if accelerator.unwrap_model(trainer.model) is not sharder.model:
-        raise InvalidProblemError("trainer: has another model than the sharder")
+        raise InvalidProblemError("trainer: got one of another model, must have the sharder's model")
     if accelerator.num_processes != sharder.ranks:
         raise InvalidProblemError(
-            f"trainer: has {accelerator.num_processes} ranks, must have the {sharder.ranks} of the "
+            f"trainer: got {accelerator.num_processes} ranks, must be the {sharder.ranks} of the "
             "sharder's ring and data group"
         )
     parallelism = getattr(accelerator, "parallelism_config", None)
@@ -99,5 +99,5 @@ def _require(sharder: BatchSharder, trainer: Any) -> None:
     ):
         if given:
             raise UnsupportedError(
-                f"trainer: {name} is given, and it is not served over a ring; must be left out"
+                f"trainer.{name}: got a value, must be left out: it is not served over a ring"
             )

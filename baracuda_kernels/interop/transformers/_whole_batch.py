@@ -1,4 +1,4 @@
-"""A whole batch before it is cut: what it may hold, its targets, its length."""
+"""The checks of a whole batch before it is cut, its targets and its length."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _KNOWN = (*TOKENS, "labels", "shift_labels", "attention_mask", "position_ids")
 
 
 def require_model(model: Any) -> None:
-    """Raise for a model that the targets or the padding of a causal one do not suit."""
+    """Raise for a model for which the targets or the padding of a causal model are wrong."""
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
         raise InvalidProblemError(
-            f"model: got {type(model).__name__}, must be a PreTrainedModel; give the model itself "
-            "where that is a wrapper"
+            f"model: got {type(model).__name__}, must be a PreTrainedModel, not a wrapper around it"
         )
     kind = type(model).__name__
     for name, module in model.named_modules():
         if getattr(module, "is_causal", True) is False:
             raise UnsupportedError(
-                f"{kind}: {name} is not causal, and the targets are those of a causal model"
+                f"{kind}.{name}: got attention that is not causal, must be causal: the targets are those "
+                "of a causal model"
             )
     if getattr(model.config.get_text_config(decoder=True), "output_router_logits", False):
         raise UnsupportedError(
-            f"{kind}: config.output_router_logits is True, and the routers' loss is one of the "
-            "whole sequence; must be False"
+            f"{kind}.config.output_router_logits: got True, must be False: the loss of the routers "
+            "needs the whole sequence"
         )
 
 
@@ -45,9 +45,9 @@ def prepare(
     pad: bool,
     ignore_index: int,
 ) -> dict[str, torch.Tensor]:
-    """Tokens, and ``shift_labels`` where there are labels, of a length that the ring can cut.
+    """The tokens, and with labels also ``shift_labels``, of a length that the ring can cut.
 
-    Nothing is sent. The tensors lie where the batch's do.
+    Nothing is sent. The tensors are on the devices of the batch.
     """
     given = _tensors(batch)
     name, tokens = _tokens(given)
@@ -71,13 +71,12 @@ def _tensors(batch: Any) -> dict[str, torch.Tensor]:
     for name, value in given.items():
         if name not in _KNOWN:
             raise UnsupportedError(
-                f"{name}: is in the batch, and it is not known how to cut it; must be left out "
-                f"(served are {', '.join(_KNOWN)})"
+                f"batch: got the entry {name}, must have no others than {', '.join(_KNOWN)}"
             )
         if not isinstance(value, torch.Tensor):
             raise InvalidProblemError(
-                f"{name}: got {type(value).__name__}, must be a torch.Tensor; collators make "
-                "them by return_tensors='pt'"
+                f"{name}: got {type(value).__name__}, must be a torch.Tensor; collators make one with "
+                "return_tensors='pt'"
             )
     return given
 
@@ -86,7 +85,7 @@ def _tokens(given: dict[str, torch.Tensor]) -> tuple[str, torch.Tensor]:
     found = [name for name in TOKENS if name in given]
     if len(found) != 1:
         raise InvalidProblemError(
-            f"batch: has {sorted(given)}, must have input_ids or inputs_embeds"
+            f"batch: got {sorted(given)}, must have either input_ids or inputs_embeds"
         )
     (name,) = found
     tokens = given[name]
@@ -99,7 +98,7 @@ def _tokens(given: dict[str, torch.Tensor]) -> tuple[str, torch.Tensor]:
             f"inputs_embeds: got shape {tuple(tokens.shape)}, must be [B, N, E]"
         )
     if tokens.shape[1] == 0:
-        raise InvalidProblemError(f"{name}: has no rows, must have one at least")
+        raise InvalidProblemError(f"{name}: got no rows, must have at least one")
     return name, tokens
 
 
@@ -112,7 +111,7 @@ def _require_shape(name: str, value: torch.Tensor, tokens: torch.Tensor) -> None
 
 
 def _right_padding(mask: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor | None:
-    """Which rows are real, or None if all are. Rows behind a sequence are seen by no row of it."""
+    """Which rows are not padding, or None if all are. No row sees padding after its sequence."""
     if mask is None:
         return None
     if mask.dim() != 2:
@@ -124,15 +123,15 @@ def _right_padding(mask: torch.Tensor | None, tokens: torch.Tensor) -> torch.Ten
     real = mask != 0
     if bool(((mask != 0) & (mask != 1)).any()):
         raise UnsupportedError(
-            "attention_mask: has numbers besides 0 and 1 (of packed sequences, say), and the ring "
-            "attends to one sequence for each row of the batch"
+            "attention_mask: got numbers besides 0 and 1 (as for packed sequences), must be 0 and 1: "
+            "the ring attends to one sequence in each row of the batch"
         )
     if bool(real.all()):
         return None
     if bool((real[:, 1:] & ~real[:, :-1]).any()):
         raise UnsupportedError(
-            "attention_mask: has zeros before rows of a sequence, and the ring masks by causality "
-            "alone; pad behind the sequences (tokenizer.padding_side = 'right')"
+            "attention_mask: got zeros before rows of a sequence, must have them after it "
+            "(tokenizer.padding_side = 'right'): the ring masks by causality alone"
         )
     return real
 
@@ -145,8 +144,8 @@ def _require_positions(
     shape = tokens.shape[:2]
     if positions.shape not in (shape[1:], (1, *shape[1:]), shape):
         raise InvalidProblemError(
-            f"position_ids: got shape {tuple(positions.shape)}, must be {tuple(shape)}, of the whole "
-            "sequence"
+            f"position_ids: got shape {tuple(positions.shape)}, must be {tuple(shape)}, that of the "
+            "whole sequence"
         )
     expected = torch.arange(first, first + shape[1], device=positions.device)
     other = (positions != expected).expand(shape)
@@ -156,8 +155,8 @@ def _require_positions(
         sequence, row = other.nonzero()[0].tolist()
         raise UnsupportedError(
             f"position_ids: got {positions.expand(shape)[sequence, row]} for row {row}, must be "
-            f"{first + row}: the ring attends to one sequence for each row of the batch, and packed "
-            "ones are not served"
+            f"{first + row}: the ring attends to one sequence in each row of the batch, and packed "
+            "sequences are not served"
         )
 
 
@@ -167,7 +166,7 @@ def _targets(
     real: torch.Tensor | None,
     ignore_index: int,
 ) -> torch.Tensor | None:
-    """What each row is to predict: the next row's label."""
+    """The target of each row: the label of the next row."""
     labels, targets = given.get("labels"), given.get("shift_labels")
     for name, value in (("labels", labels), ("shift_labels", targets)):
         if value is None:
@@ -177,7 +176,7 @@ def _targets(
             raise InvalidProblemError(f"{name}: got {value.dtype}, must be integers")
         if real is not None and bool((value[~real] != ignore_index).any()):
             raise UnsupportedError(
-                f"{name}: has a target at a row that attention_mask hides; must be {ignore_index} "
+                f"{name}: got a target in a row that attention_mask hides, must be {ignore_index} "
                 "there"
             )
     if targets is None and labels is not None:
@@ -191,13 +190,13 @@ def _length(model: Any, rows: int, world_size: int, pad: bool) -> int:
     if not beyond:
         return rows
     if not pad:
-        sharding.rows_per_rank(rows, world_size, "the batch")
+        sharding.rows_per_rank(rows, world_size, "batch")
     longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if isinstance(longest, int) and rows <= longest < rows + beyond and _learns_positions(model):
         raise InvalidProblemError(
-            f"the batch has {rows} rows, which {world_size} ranks cannot share evenly, and filled "
-            f"up to {rows + beyond} it would be longer than config.max_position_embeddings, "
-            f"{longest}; must be {rows + beyond - world_size} or less"
+            f"batch: got {rows} rows, must be at most {rows + beyond - world_size}: padded to "
+            f"{rows + beyond}, a multiple of the {world_size} ranks, it would be longer than "
+            f"config.max_position_embeddings, {longest}"
         )
     return rows + beyond
 
@@ -208,7 +207,7 @@ def _learns_positions(model: Any) -> bool:
 
 
 def _behind(x: torch.Tensor, count: int, value: int) -> torch.Tensor:
-    """`count` rows of `value` behind those of each sequence."""
+    """`x` with `count` rows of `value` after those of each sequence."""
     if not count:
         return x
     return torch.cat([x, x.new_full((x.shape[0], count, *x.shape[2:]), value)], 1)

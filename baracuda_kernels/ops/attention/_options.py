@@ -37,7 +37,7 @@ def describe(
     scale: float | None,
     layout: SequenceLayout | None = None,
 ) -> Any:
-    """The descriptor of the options' values."""
+    """The descriptor with the values of the options."""
     sharded = {} if layout is None else {"sequence_layout": layout}
     return descriptor_type(
         batch,

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "common/check_struct.h"
 #include "common/error.h"
 
 namespace baracuda {
@@ -37,8 +38,8 @@ int32_t check_extents(const char* call, const StepParams& p) {
   }
   if (state_bytes(p) < 0) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "batch %lld, heads %lld, query_len %lld, head_dim %lld: the state must stay "
-                "below 2^63 bytes",
+                "batch, heads, query_len, head_dim: got %lld, %lld, %lld, %lld, must keep the "
+                "state below 2^63 bytes",
                 ll(p.batch), ll(p.heads), ll(p.query_len), ll(p.head_dim));
   }
   return BARACUDA_OK;
@@ -55,7 +56,7 @@ int32_t check_reserved(const char* call, const StepParams& p) {
                      : p.partial_out           ? "partial_out"
                                                : nullptr;
   if (name == nullptr) return BARACUDA_OK;
-  return fail(BARACUDA_UNSUPPORTED, call, "%s: got a value, must be zero: it is reserved", name);
+  return fail(BARACUDA_UNSUPPORTED, call, "%s: got a value, must be 0 (reserved)", name);
 }
 
 int32_t check_map(const char* call, const char* name, const baracuda_position_map& map,
@@ -76,11 +77,11 @@ int32_t check_map(const char* call, const char* name, const baracuda_position_ma
       __builtin_mul_overflow(map.stride, length - below, &end_of_tail) ||
       __builtin_add_overflow(map.tail, end_of_tail, &end_of_tail)) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "%s: got positions of 2^63 or more, must keep all below", name);
+                "%s: got positions of 2^63 or more, must stay below", name);
   }
   if (below > 0 && below < length && map.tail <= end - map.stride) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "%s.tail: got %lld, must lie above the head's last position, %lld", name,
+                "%s.tail: got %lld, must be above the last position of the head, %lld", name,
                 ll(map.tail), ll(end - map.stride));
   }
   return BARACUDA_OK;
@@ -105,19 +106,13 @@ int64_t state_bytes(const StepParams& p) {
 }
 
 int32_t check_problem(const char* call, const StepParams* params) {
-  if (params == nullptr) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "params: got NULL, must be given");
-  }
+  int32_t status = check_struct(call, "params", params);
+  if (status != BARACUDA_OK) return status;
   const StepParams& p = *params;
-  if (p.struct_size != sizeof(StepParams)) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "struct_size: got %llu, must be %llu",
-                static_cast<unsigned long long>(p.struct_size),
-                static_cast<unsigned long long>(sizeof(StepParams)));
-  }
   constexpr uint32_t known = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST | BARACUDA_STEP_CAUSAL |
                              BARACUDA_STEP_FOLLOWS;
   if ((p.flags & ~known) != 0) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "flags: got 0x%x, must be made of 0x%x", p.flags,
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "flags: got 0x%x, must be a combination of the bits 0x%x", p.flags,
                 known);
   }
   if (baracuda_element_bytes(p.element) == 0) {
@@ -129,7 +124,7 @@ int32_t check_problem(const char* call, const StepParams* params) {
                 "lse_element: got %d, must be BARACUDA_F32 (%d) or element (%d)", p.lse_element,
                 BARACUDA_F32, p.element);
   }
-  const int32_t status = check_extents(call, p);
+  status = check_extents(call, p);
   if (status != BARACUDA_OK) return status;
   if (!std::isfinite(p.scale)) {
     return fail(BARACUDA_INVALID_ARGUMENT, call, "scale: got %g, must be finite", p.scale);

@@ -13,7 +13,7 @@ extern "C" int32_t baracuda_attention_visible_pairs(const baracuda_attention_ste
   int64_t most = 0;
   if (__builtin_mul_overflow(p.query_len, p.key_len, &most)) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "query_len %lld, key_len %lld: the pairs must stay below 2^63",
+                "query_len, key_len: got %lld and %lld, must keep their product below 2^63",
                 static_cast<long long>(p.query_len), static_cast<long long>(p.key_len));
   }
   const Mask mask = mask_of(p);

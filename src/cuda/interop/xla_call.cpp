@@ -124,16 +124,16 @@ int32_t check_same(const char* name, const Buffer& buffer, const Buffer& like,
       std::memcmp(buffer.dims, like.dims, 4 * sizeof(int64_t)) == 0) {
     return BARACUDA_OK;
   }
-  return fail(BARACUDA_INVALID_ARGUMENT, kCall, "%s must have the shape and type of %s", name,
-              like_name);
+  return fail(BARACUDA_INVALID_ARGUMENT, kCall,
+              "%s: got another shape or type, must have those of %s", name, like_name);
 }
 
 int32_t check_rows(const char* name, const Buffer& buffer, const StepParams& step) {
   const bool wide = step.element == BARACUDA_F64;
   const int64_t bytes = accumulator_bytes(step.element) * step.batch * step.heads * step.query_len;
   if (buffer.dtype == (wide ? kF64 : kF32) && bytes_of(buffer) == bytes) return BARACUDA_OK;
-  return fail(BARACUDA_INVALID_ARGUMENT, kCall, "%s must be %s [B, H, Q]", name,
-              wide ? "f64" : "f32");
+  return fail(BARACUDA_INVALID_ARGUMENT, kCall,
+              "%s: got another shape or type, must be %s [B, H, Q]", name, wide ? "f64" : "f32");
 }
 
 int32_t bind_problem(Buffers& operands, int64_t sequence_dim, StepParams& step) {
@@ -146,7 +146,7 @@ int32_t bind_problem(Buffers& operands, int64_t sequence_dim, StepParams& step) 
   if (status != BARACUDA_OK) return status;
   if (k->dtype != q->dtype || k->dims[0] != q->dims[0] || k->dims[3] != q->dims[3]) {
     return fail(BARACUDA_INVALID_ARGUMENT, kCall,
-                "k must have the batch, head_dim and type of q");
+                "k: got another batch, head_dim or type, must have those of q");
   }
   const int64_t head = 3 - sequence_dim;
   step.batch = q->dims[0];
@@ -179,7 +179,7 @@ int32_t bind_in_place(const char* name, const Buffer* before, const Buffer* afte
                       void** memory) {
   if (before != nullptr && after != nullptr && before->data != after->data) {
     return fail(BARACUDA_INVALID_ARGUMENT, kCall,
-                "%s: got a result of its own, must be updated in its operand\'s memory", name);
+                "%s: got separate memory for its result, must be updated in place", name);
   }
   const Buffer& buffer = before != nullptr ? *before : *after;
   if (needed < 0) return baracuda_last_error()->status;

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "baracuda/status.h"
+#include "common/check_struct.h"
 #include "common/error.h"
 #include "ring/rounds.h"
 
@@ -17,41 +18,36 @@ int32_t invalid(const char* message, Args... args) {
 }
 
 int32_t check_endpoint(const baracuda_ring_endpoint* endpoint) {
-  if (endpoint == nullptr) return invalid("%s", "endpoint: must not be NULL");
-  if (endpoint->struct_size != sizeof(baracuda_ring_endpoint)) {
-    return invalid("endpoint: struct_size must be %zu", sizeof(baracuda_ring_endpoint));
-  }
-  if (endpoint->ops == nullptr || endpoint->ops->struct_size != sizeof(baracuda_stream_ops)) {
-    return invalid("endpoint->ops: struct_size must be %zu", sizeof(baracuda_stream_ops));
-  }
-  if (endpoint->exchange == nullptr ||
-      endpoint->exchange->struct_size != sizeof(baracuda_ring_exchange)) {
-    return invalid("endpoint->exchange: struct_size must be %zu", sizeof(baracuda_ring_exchange));
-  }
+  int32_t status = check_struct(kCall, "endpoint", endpoint);
+  if (status == BARACUDA_OK) status = check_struct(kCall, "endpoint->ops", endpoint->ops);
+  if (status == BARACUDA_OK) status = check_struct(kCall, "endpoint->exchange", endpoint->exchange);
+  if (status == BARACUDA_OK) status = check_struct(kCall, "transport", &endpoint->transport);
+  if (status != BARACUDA_OK) return status;
   const baracuda_transport& transport = endpoint->transport;
-  if (transport.struct_size != sizeof(baracuda_transport)) {
-    return invalid("transport: struct_size must be %zu", sizeof(baracuda_transport));
+  if (transport.world_size < 1) {
+    return invalid("transport.world_size: got %d, must be at least 1", transport.world_size);
   }
-  if (transport.world_size < 1 || transport.rank < 0 || transport.rank >= transport.world_size) {
-    return invalid("transport: rank %d of world_size %d", transport.rank, transport.world_size);
+  if (transport.rank < 0 || transport.rank >= transport.world_size) {
+    return invalid("transport.rank: got %d, must be in [0, %d)", transport.rank,
+                   transport.world_size);
   }
   const bool complete =
       transport.group_start && transport.send && transport.recv && transport.group_end;
   if (transport.world_size > 1 && !complete) {
-    return invalid("%s", "transport: all four functions must be set");
+    return invalid("%s", "transport: got a NULL function, must have all four");
   }
   return BARACUDA_OK;
 }
 
-// brings_home: the last step has sums to send.
+// brings_home: the last step sends sums, too.
 int32_t check_hops(const baracuda_ring_hop* hops, int32_t world_size, bool brings_home) {
-  if (hops == nullptr) return invalid("%s", "hops: must not be NULL");
+  if (hops == nullptr) return invalid("%s", "hops: got NULL, must be given");
   const auto is_rank = [world_size](int32_t rank) { return rank >= 0 && rank < world_size; };
   for (int32_t step = 0; step < world_size; ++step) {
     const baracuda_ring_hop& hop = hops[step];
     const bool travels = step + 1 < world_size || (brings_home && world_size > 1);
     if (!is_rank(hop.origin) || (travels && !(is_rank(hop.send_to) && is_rank(hop.recv_from)))) {
-      return invalid("hops[%d]: origin %d, send_to %d, recv_from %d; must be in [0, %d)", step,
+      return invalid("hops[%d]: got origin %d, send_to %d, recv_from %d, must be in [0, %d)", step,
                      hop.origin, hop.send_to, hop.recv_from, world_size);
     }
   }
@@ -59,18 +55,17 @@ int32_t check_hops(const baracuda_ring_hop* hops, int32_t world_size, bool bring
 }
 
 int32_t check_program(const baracuda_ring_program* program, bool has_behind) {
-  if (program == nullptr || program->struct_size != sizeof(baracuda_ring_program)) {
-    return invalid("program: struct_size must be %zu", sizeof(baracuda_ring_program));
-  }
+  const int32_t status = check_struct(kCall, "program", program);
+  if (status != BARACUDA_OK) return status;
   if (program->parts < 1 || program->parts > BARACUDA_RING_MAX_PARTS) {
     return invalid("program->parts: got %d, must be 1 to %d", program->parts,
                    BARACUDA_RING_MAX_PARTS);
   }
   if (program->is_live == nullptr || program->launch == nullptr) {
-    return invalid("%s", "program: is_live and launch must be set");
+    return invalid("%s", "program->is_live, launch: got NULL, must be given");
   }
   if (has_behind && program->add == nullptr) {
-    return invalid("%s", "program->add: must be set, for payloads that travel BEHIND");
+    return invalid("%s", "program->add: got NULL, must be given for a payload that travels BEHIND");
   }
   return BARACUDA_OK;
 }
@@ -98,7 +93,7 @@ int32_t check_payload(const baracuda_ring_call& call, int32_t i, int32_t world_s
     }
     const bool is_used = Rounds::is_behind(payload) || world_size > 1;
     if (bytes > 0 && is_used && payload.own[j] == nullptr) {
-      return invalid("payloads[%d].own[%d]: must not be NULL", i, j);
+      return invalid("payloads[%d].own[%d]: got NULL, must be given", i, j);
     }
   }
   if (chunk_bytes(payload) == 0) return BARACUDA_OK;
@@ -110,7 +105,7 @@ int32_t check_payload(const baracuda_ring_call& call, int32_t i, int32_t world_s
                           behind && world_size > 2 && call.program->launch_adds == 0};
   for (int32_t j = 0; j < 3; ++j) {
     if (needed[j] && payload.buffers[j] == nullptr) {
-      return invalid("payloads[%d].buffers[%d]: must not be NULL at world_size %d", i, j,
+      return invalid("payloads[%d].buffers[%d]: got NULL, must be given at world_size %d", i, j,
                      world_size);
     }
   }
@@ -125,10 +120,12 @@ bool has_behind(const baracuda_ring_call& call) {
 }
 
 int32_t check_payloads(const baracuda_ring_call& call, int32_t world_size) {
-  if (call.payload_count < 0 || call.payload_count > BARACUDA_RING_MAX_PAYLOADS ||
-      (call.payload_count > 0 && call.payloads == nullptr)) {
-    return invalid("payload_count: got %d, must be 0 to %d, and payloads set", call.payload_count,
+  if (call.payload_count < 0 || call.payload_count > BARACUDA_RING_MAX_PAYLOADS) {
+    return invalid("payload_count: got %d, must be 0 to %d", call.payload_count,
                    BARACUDA_RING_MAX_PAYLOADS);
+  }
+  if (call.payload_count > 0 && call.payloads == nullptr) {
+    return invalid("payloads: got NULL, must be given for a payload_count of %d", call.payload_count);
   }
   int32_t status = check_program(call.program, has_behind(call));
   int32_t messages = 0;
@@ -143,7 +140,7 @@ int32_t check_payloads(const baracuda_ring_call& call, int32_t world_size) {
   return status;
 }
 
-// Ranks of one thread go through the loop together.
+// Ranks that one thread drives go through the loop together, so their calls must have one shape.
 bool same_shape(const baracuda_ring_call& a, const baracuda_ring_call& b) {
   if (a.endpoint->transport.world_size != b.endpoint->transport.world_size ||
       a.program->parts != b.program->parts ||
@@ -180,17 +177,18 @@ int32_t check_call(const baracuda_ring_call& call) {
 }  // namespace
 
 int32_t check_calls(const baracuda_ring_call* calls, int32_t count) {
-  if (calls == nullptr || count < 1) return invalid("calls, count: got %d calls", count);
+  if (count < 1) return invalid("count: got %d, must be at least 1", count);
+  if (calls == nullptr) return invalid("%s", "calls: got NULL, must be given");
   for (int32_t i = 0; i < count; ++i) {
     const baracuda_ring_call& call = calls[i];
-    if (call.struct_size != sizeof(baracuda_ring_call)) {
-      return invalid("calls[%d]: struct_size must be %zu", i, sizeof(baracuda_ring_call));
-    }
-    int32_t status = check_endpoint(call.endpoint);
+    int32_t status = check_struct(kCall, "call", &call);
+    if (status == BARACUDA_OK) status = check_endpoint(call.endpoint);
     if (status == BARACUDA_OK) status = check_call(call);
     if (status != BARACUDA_OK) return status;
     if (!same_shape(call, calls[0])) {
-      return invalid("calls[%d]: world_size, program or payloads differ from those of calls[0]", i);
+      return invalid("calls[%d]: got another world_size, program or payloads, must be those of "
+                     "calls[0]",
+                     i);
     }
   }
   return BARACUDA_OK;

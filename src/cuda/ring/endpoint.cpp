@@ -1,12 +1,13 @@
 // Opening and closing an endpoint, and the warm-up exchange.
 #include "baracuda/exchange.h"
 #include "baracuda/status.h"
+#include "common/check_struct.h"
 #include "common/error.h"
 #include "ring/device_scope.h"
 
 namespace {
 
-using baracuda::fail;
+using baracuda::check_struct;
 
 constexpr int64_t kWarmUpBytes = 64;
 
@@ -44,21 +45,16 @@ extern "C" {
 
 int32_t baracuda_ring_endpoint_open(baracuda_ring_endpoint* endpoint) {
   constexpr const char* call = "baracuda_ring_endpoint_open";
-  if (endpoint == nullptr || endpoint->struct_size != sizeof(baracuda_ring_endpoint)) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "endpoint: struct_size must be %zu",
-                sizeof(baracuda_ring_endpoint));
-  }
-  if (endpoint->ops == nullptr || endpoint->ops->struct_size != sizeof(baracuda_stream_ops)) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "endpoint->ops: struct_size must be %zu",
-                sizeof(baracuda_stream_ops));
-  }
+  int32_t status = check_struct(call, "endpoint", endpoint);
+  if (status == BARACUDA_OK) status = check_struct(call, "endpoint->ops", endpoint->ops);
+  if (status != BARACUDA_OK) return status;
   endpoint->ring_stream = nullptr;
   endpoint->compute_done = nullptr;
   for (void*& event : endpoint->exchange_done) event = nullptr;
   if (endpoint->exchange == nullptr) endpoint->exchange = baracuda_send_recv_exchange();
   endpoint->steps_enqueued = 0;
   baracuda::DeviceScope device;
-  int32_t status = device.enter(*endpoint->ops, endpoint->device);
+  status = device.enter(*endpoint->ops, endpoint->device);
   if (status == BARACUDA_OK) status = create_all(*endpoint);
   if (status != BARACUDA_OK) {
     const baracuda_error failure = *baracuda_last_error();

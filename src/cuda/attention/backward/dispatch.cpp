@@ -5,6 +5,7 @@
 
 #include "attention/backward/facts.h"
 #include "attention/backward/family.h"
+#include "common/check_struct.h"
 #include "common/error.h"
 
 namespace baracuda {
@@ -46,10 +47,10 @@ int32_t find_server(const char* call, int32_t kernel, const StepParams* problem,
   const FamilyFacts* facts = find_facts(backward_family(kernel));
   if (facts == nullptr) return no_such_kernel(call, kernel);
   if (find_backward_facts(kernel) == nullptr)
-    return fail(BARACUDA_UNSUPPORTED, call, "the %s family has no backward kernel", facts->name);
+    return fail(BARACUDA_UNSUPPORTED, call, "kernel: got %s, must be one with a backward", facts->name);
   *family = find_backward(kernel);
   if (*family == nullptr)
-    return fail(BARACUDA_UNAVAILABLE, call, "kernel %s is not in this build", facts->name);
+    return fail(BARACUDA_UNAVAILABLE, call, "kernel: got %s, must be one of this build", facts->name);
   const int32_t status = check_problem(call, problem);
   if (status != BARACUDA_OK) return status;
   const std::string reason = backward_refusal(kernel, *problem);
@@ -62,16 +63,10 @@ int32_t accumulator_element(int32_t element) {
 }
 
 int32_t check_params(const char* call, const BackwardParams* params) {
-  if (params == nullptr) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "params: got NULL, must be given");
-  }
-  if (params->struct_size == sizeof(BackwardParams)) return BARACUDA_OK;
-  return fail(BARACUDA_INVALID_ARGUMENT, call, "struct_size: got %llu, must be %llu",
-              static_cast<unsigned long long>(params->struct_size),
-              static_cast<unsigned long long>(sizeof(BackwardParams)));
+  return check_struct(call, "params", params);
 }
 
-// Of a checked problem: the type of lse.
+// Checks the type of lse, of a problem that is checked already.
 int32_t check_rows(const char* call, const BackwardParams& params) {
   const int32_t wide = accumulator_element(params.step.element);
   if (params.step.lse_element != wide) {
@@ -80,10 +75,10 @@ int32_t check_rows(const char* call, const BackwardParams& params) {
                 wide);
   }
   if (params.reserved == 0) return BARACUDA_OK;
-  return fail(BARACUDA_UNSUPPORTED, call, "%s", "reserved: got a value, must be zero");
+  return fail(BARACUDA_UNSUPPORTED, call, "%s", "reserved: got a value, must be 0");
 }
 
-// And that of dk and dv, which the steps write.
+// Checks also the type of dk and dv, which the steps write.
 int32_t check_types(const char* call, const BackwardParams& params) {
   const StepParams& p = params.step;
   const int32_t wide = accumulator_element(p.element);

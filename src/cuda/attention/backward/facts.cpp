@@ -5,8 +5,8 @@
 namespace baracuda {
 namespace {
 
-// The forward's, but that rows and their tiles, over all of which other kernels go before and after
-// a step, are counted as in sm90a.
+// As in the forward, but with sm90a's limits of query rows and tiles: the kernels before and after a
+// step count them in the same way.
 const FamilyFacts& sm80_facts() {
   static const FamilyFacts facts = [] {
     FamilyFacts made = *find_facts(BARACUDA_ATTENTION_SM80);
@@ -17,20 +17,16 @@ const FamilyFacts& sm80_facts() {
   return facts;
 }
 
-// Of so many keys each, or more.
+// keys: the least number of keys of a key tile.
 std::string refused_key_tiles(const StepParams& p, int64_t keys) {
-  int64_t tiles = 0;
-  if (__builtin_mul_overflow(p.batch, p.kv_heads, &tiles) ||
-      __builtin_mul_overflow(tiles, p.key_len / keys + 1, &tiles) ||
-      tiles > find_facts(BARACUDA_ATTENTION_SM90A)->max_tiles) {
-    return "its key tiles are more than it counts in 32 bits";
-  }
-  return "";
+  return refused_tiles(*find_facts(BARACUDA_ATTENTION_SM90A), "batch, kv_heads, key_len", "key",
+                       p.batch, p.kv_heads, p.key_len, keys);
 }
 
-// lse / scale and a row's 2^127 that hides it are taken off scores in float32.
+// The kernel divides lse by scale in float32. 2^127, which hides a row, must stay larger than that.
 std::string refused_by_sm90a(const StepParams& p) {
-  if (p.scale < 0x1p-80) return "scale is below 2**-80, and it divides by it in float32";
+  if (p.scale < 0x1p-80)
+    return "scale: got " + shortest(p.scale) + ", must be at least 2**-80";
   return refused_key_tiles(p, 128);
 }
 
@@ -55,7 +51,7 @@ bool is_backward_ordered(int32_t kernel) {
 
 std::string backward_refusal(int32_t kernel, const StepParams& p) {
   const FamilyFacts* facts = find_backward_facts(kernel);
-  if (facts == nullptr) return "has no backward kernel";
+  if (facts == nullptr) return "direction: got BACKWARD, must be FORWARD";
   std::string reason = refusal(*facts, p);
   if (!reason.empty()) return reason;
   switch (backward_family(kernel)) {

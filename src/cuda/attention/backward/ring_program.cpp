@@ -5,6 +5,7 @@
 #include "attention/live_steps.h"
 #include "baracuda/attention_ring.h"
 #include "baracuda/status.h"
+#include "common/check_struct.h"
 #include "common/error.h"
 
 namespace baracuda {
@@ -68,16 +69,11 @@ class BackwardRingStep {
 };
 
 int32_t check(const void* given, const baracuda_ring_step* at) {
-  if (given == nullptr || as_problem(given).struct_size != sizeof(Problem)) {
-    return fail(BARACUDA_INVALID_ARGUMENT, kCall, "problem: struct_size must be %zu",
-                sizeof(Problem));
-  }
-  const BackwardParams& call = as_problem(given).call;
-  if (call.struct_size != sizeof(BackwardParams)) {
-    return fail(BARACUDA_INVALID_ARGUMENT, kCall, "call: struct_size must be %zu",
-                sizeof(BackwardParams));
-  }
-  return check_ring_step(kCall, call.step, as_problem(given).layout, at->world_size);
+  const Problem* problem = static_cast<const Problem*>(given);
+  int32_t status = check_struct(kCall, "problem", problem);
+  if (status == BARACUDA_OK) status = check_struct(kCall, "problem.call", &problem->call);
+  if (status != BARACUDA_OK) return status;
+  return check_ring_step(kCall, problem->call.step, problem->layout, at->world_size);
 }
 
 int32_t is_live(const void* problem, const baracuda_ring_step* at) {

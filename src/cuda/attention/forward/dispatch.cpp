@@ -20,7 +20,8 @@ int32_t find_server(const char* call, int32_t kernel, const StepParams* params,
   if (*facts == nullptr) return no_such_kernel(call, kernel);
   *family = find_family(kernel);
   if (*family == nullptr) {
-    return fail(BARACUDA_UNAVAILABLE, call, "kernel %s is not in this build", (*facts)->name);
+    return fail(BARACUDA_UNAVAILABLE, call, "kernel: got %s, must be one of this build",
+                (*facts)->name);
   }
   const int32_t status = check_problem(call, params);
   return status == BARACUDA_OK ? check_served(call, **facts, *params) : status;
@@ -28,7 +29,7 @@ int32_t find_server(const char* call, int32_t kernel, const StepParams* params,
 
 int32_t check_positions(const char* call, int32_t kernel, const StepParams& p) {
   if (p.device_maps == nullptr) return check_maps(call, p, p.q_map, p.k_map);
-  // On a GPU they are out of reach.
+  // The host cannot read maps in GPU memory.
   if (kernel != BARACUDA_ATTENTION_HOST) return BARACUDA_OK;
   return check_maps(call, p, p.device_maps[0], p.device_maps[1]);
 }

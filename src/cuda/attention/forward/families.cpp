@@ -15,7 +15,7 @@ namespace {
 constexpr uint32_t f16_bit = 1u << BARACUDA_F16, bf16_bit = 1u << BARACUDA_BF16,
                    f32_bit = 1u << BARACUDA_F32, f64_bit = 1u << BARACUDA_F64;
 constexpr int64_t any = INT64_MAX;
-// Counted in 32 bits, to which a grid's blocks or warps are added before the end is seen.
+// Tiles are counted in 32 bits. A counter may pass the end by the blocks or warps of a grid.
 constexpr int64_t most_tiles = INT32_MAX - 4095;
 constexpr int64_t most_rows = int64_t{1} << 30;
 
@@ -35,16 +35,6 @@ constexpr FamilyFacts sm90a = {
 // By enum baracuda_element.
 constexpr const char* element_names[] = {"F16", "BF16", "F32", "F64"};
 
-// The shortest text that reads back as x, with a point or an exponent.
-std::string shortest(double x) {
-  char text[32];
-  for (int digits = 1; digits <= 17; ++digits) {
-    std::snprintf(text, sizeof(text), "%.*g", digits, x);
-    if (std::strtod(text, nullptr) == x) break;
-  }
-  return std::strpbrk(text, ".en") == nullptr ? std::string(text) + ".0" : text;
-}
-
 std::string joined(const std::string& list, const char* separator, const std::string& item) {
   return list.empty() ? item : list + separator + item;
 }
@@ -56,63 +46,61 @@ std::string refused_element(const FamilyFacts& family, int32_t element) {
   for (int32_t e = BARACUDA_F16; e <= BARACUDA_F64; ++e) {
     if ((family.elements >> e & 1) != 0) names = joined(names, ", ", element_names[e]);
   }
-  return "element " + (known ? element_names[element] : std::to_string(element)) +
-         " is not one of " + names;
+  return "element: got " + (known ? element_names[element] : std::to_string(element)) +
+         ", must be one of " + names;
 }
 
-// A launch asks this, too: no text is made where the answer is yes.
+// Every launch calls this. It makes no text unless it refuses.
 std::string refused_head_dim(const FamilyFacts& family, int64_t head_dim) {
   const auto begin = std::begin(family.head_dims);
   const auto end = std::find(begin, std::end(family.head_dims), 0);
   if (begin == end) {
     if (head_dim >= 1 && head_dim <= family.max_head_dim) return "";
-    return "head_dim " + std::to_string(head_dim) + " is not 1 to " +
+    return "head_dim: got " + std::to_string(head_dim) + ", must be 1 to " +
            std::to_string(family.max_head_dim);
   }
   if (std::find(begin, end, head_dim) != end) return "";
   std::string dims;
-  for (auto dim = begin; dim != end; ++dim) dims = joined(dims, " or ", std::to_string(*dim));
-  return "head_dim " + std::to_string(head_dim) + " is not " + dims;
+  for (auto dim = begin; dim != end; ++dim) dims = joined(dims, ", ", std::to_string(*dim));
+  return "head_dim: got " + std::to_string(head_dim) + ", must be one of " + dims;
 }
 
 std::string refused_scale(const FamilyFacts& family, const StepParams& p) {
   const bool is_double = p.element == BARACUDA_F64 && !family.tensor_cores;
+  // Such a family takes row maxima before it scales.
   if (family.positive_scale && !(p.scale > 0))
-    return "scale " + shortest(p.scale) + " is not > 0, which its unscaled row maxima need";
-  // As kernels take it in: times log2(e), for exponentials base 2.
+    return "scale: got " + shortest(p.scale) + ", must be > 0";
+  // Kernels use scale * log2(e), for exponentials base 2.
   const double factor = p.scale * 1.4426950408889634;
   const bool fits = is_double ? std::isfinite(factor)
                               : std::isfinite(static_cast<float>(factor));
-  // A smaller one than fits weighs all keys alike, which is right, where maxima are of its products.
+  // A factor that rounds to 0 gives all keys the same weight. That is right unless the family scales
+  // after it has taken the maxima.
   const bool vanishes = family.positive_scale && !std::isnormal(static_cast<float>(factor));
   if (fits && !vanishes) return "";
-  return "scale " + shortest(p.scale) + " is beyond " + (is_double ? "float64" : "float32") +
-         ", in which it scales";
+  return "scale: got " + shortest(p.scale) + ", must be in the range of " +
+         (is_double ? "float64" : "float32");
+}
+
+std::string refused_length(const char* name, int64_t length) {
+  return std::string(name) + ": got " + std::to_string(length) + ", must be at most 2**30 in one step";
 }
 
 std::string refused_size(const FamilyFacts& family, const StepParams& p) {
-  const bool rows = p.query_len > family.max_query_len, keys = p.key_len > family.max_key_len;
-  if (rows || keys) {
-    const char* name = family.max_query_len == any ? "key_len" : "query_len or key_len";
-    return std::string(name) + " is more than 2**30 rows a step";
-  }
+  if (p.query_len > family.max_query_len) return refused_length("query_len", p.query_len);
+  if (p.key_len > family.max_key_len) return refused_length("key_len", p.key_len);
   if (family.max_tiles == any) return "";
-  int64_t tiles = 0;
-  if (__builtin_mul_overflow(p.batch, p.heads, &tiles) ||
-      __builtin_mul_overflow(tiles, p.query_len / 64 + 1, &tiles)) {
-    tiles = INT64_MAX;
-  }
-  if (tiles <= family.max_tiles) return "";
-  return std::to_string(tiles) + " query tiles are more than it counts in 32 bits";
+  return refused_tiles(family, "batch, heads, query_len", "query", p.batch, p.heads, p.query_len, 64);
 }
 
 std::string refused_mask(const FamilyFacts& family, const StepParams& p) {
   if (family.windows || (p.window_left == 0 && p.window_right == 0)) return "";
-  return std::string(p.window_left != 0 ? "window_left" : "window_right") +
-         " is set, and it serves no windows";
+  const bool left = p.window_left != 0;
+  return std::string(left ? "window_left" : "window_right") + ": got " +
+         std::to_string(left ? p.window_left : p.window_right) + ", must be 0";
 }
 
-// One operand: where it lies, and how it is stepped through.
+// Checks an operand's address and strides.
 class OperandCheck {
  public:
   OperandCheck(const char* call, const FamilyFacts& family) : call_(call), family_(family) {}
@@ -128,7 +116,7 @@ class OperandCheck {
                 pointer, family_.name, static_cast<long long>(bytes));
   }
 
-  // A dimension of extent 1 is never stepped over, so its stride does not matter.
+  // The stride of a dimension of extent 1 is never used, so it may be anything.
   int32_t stride(const char* name, const char* dimension, int64_t stride, int64_t extent,
                  int64_t element_bytes, bool input) const {
     if (extent <= 1) return BARACUDA_OK;
@@ -191,6 +179,27 @@ const AttentionFamily* find_family(int32_t kernel) {
 #endif
     default: return nullptr;
   }
+}
+
+std::string refused_tiles(const FamilyFacts& family, const char* names, const char* kind,
+                          int64_t batch, int64_t heads, int64_t length, int64_t tile) {
+  int64_t tiles = 0;
+  if (__builtin_mul_overflow(batch, heads, &tiles) ||
+      __builtin_mul_overflow(tiles, length / tile + 1, &tiles)) {
+    tiles = INT64_MAX;
+  }
+  if (tiles <= family.max_tiles) return "";
+  return std::string(names) + ": got " + std::to_string(tiles) + " " + kind +
+         " tiles, must be at most " + std::to_string(family.max_tiles);
+}
+
+std::string shortest(double x) {
+  char text[32];
+  for (int digits = 1; digits <= 17; ++digits) {
+    std::snprintf(text, sizeof(text), "%.*g", digits, x);
+    if (std::strtod(text, nullptr) == x) break;
+  }
+  return std::strpbrk(text, ".en") == nullptr ? std::string(text) + ".0" : text;
 }
 
 std::string refusal(const FamilyFacts& family, const StepParams& p) {

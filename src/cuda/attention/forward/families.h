@@ -39,9 +39,15 @@ const FamilyFacts* find_facts(int32_t kernel);
 // Null also for a family that this build lacks.
 const AttentionFamily* find_family(int32_t kernel);
 
-// Why the family does not serve the problem, apart from its operands: the rest of a sentence that
-// begins with the family's name. Empty if it serves it. Extents must be 0 or more.
+// Why the family does not serve the problem, as "name: got X, must be Y"; empty if it does. Says
+// nothing of operands. Extents must be 0 or more.
 std::string refusal(const FamilyFacts& family, const StepParams& p);
+// The refusal of more tiles than the family counts; empty if it counts them all. names: of the
+// arguments; kind: of the tiles, each of which has `tile` rows of `length`.
+std::string refused_tiles(const FamilyFacts& family, const char* names, const char* kind,
+                          int64_t batch, int64_t heads, int64_t length, int64_t tile);
+// The shortest text that reads back as x, with a point or an exponent.
+std::string shortest(double x);
 
 // BARACUDA_OK, or the refusal as a failure of `call`.
 int32_t check_served(const char* call, const FamilyFacts& family, const StepParams& p);

@@ -5,7 +5,7 @@
 #include "attention/forward/ring_step.h"
 #include "baracuda/attention_ring.h"
 #include "baracuda/status.h"
-#include "common/error.h"
+#include "common/check_struct.h"
 
 namespace baracuda {
 namespace {
@@ -16,11 +16,10 @@ const Problem& as_problem(const void* problem) { return *static_cast<const Probl
 
 int32_t check(const void* given, const baracuda_ring_step* at) {
   constexpr const char* call = "baracuda_attention_ring_program";
-  if (given == nullptr || as_problem(given).struct_size != sizeof(Problem)) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "problem: struct_size must be %zu",
-                sizeof(Problem));
-  }
-  return check_ring_step(call, as_problem(given).step, as_problem(given).layout, at->world_size);
+  const Problem* problem = static_cast<const Problem*>(given);
+  const int32_t status = check_struct(call, "problem", problem);
+  if (status != BARACUDA_OK) return status;
+  return check_ring_step(call, problem->step, problem->layout, at->world_size);
 }
 
 int32_t is_live(const void* problem, const baracuda_ring_step* at) {

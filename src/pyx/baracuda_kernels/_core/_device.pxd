@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The device scope: the plan's device is current for a launch, and the caller's again after it."""
+"""Makes the plan's device current for a launch, and the caller's device afterwards."""
 
 from libc.stdint cimport int32_t
 
@@ -7,7 +7,7 @@ from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._status cimport check
 
 
-# Makes the device current; returns the one that was, or -1 if nothing was changed.
+# Makes the device current. Returns the previous one, or -1 if it was current already.
 cdef inline int32_t enter_device(int device) except -2:
     cdef int32_t current = -1
     if device < 0:

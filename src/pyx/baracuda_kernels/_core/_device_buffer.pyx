@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Device memory that other processes can be given."""
+"""Device memory that other processes can open."""
 
 from libc.stdint cimport int32_t, int64_t, uintptr_t
 
@@ -33,7 +33,7 @@ cdef class DeviceBuffer:
 
     @property
     def pointer(self):
-        """Its address as an int."""
+        """The address as an int."""
         return <uintptr_t>self.data
 
     @property

@@ -5,7 +5,7 @@ import enum
 
 
 class _Named(enum.IntEnum):
-    """IntEnum that reads as its name and can be looked up by it in any case."""
+    """IntEnum that prints as its name and can be looked up by its name in any case."""
 
     @classmethod
     def parse(cls, value):
@@ -14,7 +14,7 @@ class _Named(enum.IntEnum):
         Raises
         ------
         InvalidProblemError
-            Nothing of that name or number; the message lists the valid names.
+            No member has that name or number; the message lists the valid names.
         """
         if isinstance(value, cls):
             return value
@@ -67,10 +67,10 @@ class OpCategory(_Named):
 
 
 class OpKind(_Named):
-    """Base of the enums that name the ops of one category; a subclass says which.
+    """Base of the enums that name the ops of a category. There is one enum for each category.
 
-    ``class MyKind(OpKind, category=OpCategory.SCAN)`` makes ``KernelSku("SCAN", "MY_SCAN", …)``
-    and the filter ``skus(op="MY_SCAN")`` read its names. An op without a name is a number.
+    With ``class MyKind(OpKind, category=OpCategory.SCAN)``, ``KernelSku("SCAN", "MY_SCAN", …)`` and the
+    filter ``skus(op="MY_SCAN")`` find its names. An op without a name is a number.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class OpKind(_Named):
     def __init_subclass__(cls, category, **more):
         super().__init_subclass__(**more)
         known = _KINDS.get(category)
-        # A module that is loaded anew defines its class anew.
+        # A module that is loaded again defines its class again.
         if known is not None and _place(known) != _place(cls):
             from baracuda_kernels._core._errors import InvalidProblemError
 
@@ -99,7 +99,7 @@ def _place(cls):
 
 
 def kind_of(category):
-    """The enum that names the ops of a category; None where none is loaded."""
+    """The enum that names the ops of a category; None if none is loaded."""
     return _KINDS.get(category)
 
 
@@ -109,7 +109,7 @@ def kinds():
 
 
 class Direction(_Named):
-    """Whether a kernel computes an op's outputs, or gradients from theirs."""
+    """``FORWARD``: a kernel computes an op's outputs. ``BACKWARD``: it computes gradients."""
 
     FORWARD = 0
     BACKWARD = 1
@@ -118,8 +118,8 @@ class Direction(_Named):
 class ElementKind(_Named):
     """Element type of an operand.
 
-    ``F32`` lets a kernel use TF32 tensor cores; ``F32_STRICT`` asks for full float32 arithmetic.
-    Both are float32 in memory.
+    ``F32`` allows TF32 tensor cores. ``F32_STRICT`` needs full float32 arithmetic. Both are float32 in
+    memory.
     """
 
     F16 = 0
@@ -163,17 +163,17 @@ class ElementKind(_Named):
 
     @property
     def dtype_name(self):
-        """Its dtype's name in NumPy (with ml_dtypes), PyTorch, CuPy and JAX; None without one."""
+        """Name of the dtype in NumPy (with ml_dtypes), PyTorch, CuPy and JAX; None without one."""
         return _FORMATS[self].dtype_name
 
     @property
     def typestr(self):
-        """Its typestr in the array interfaces without the byte order; None without one."""
+        """Typestr of the array interfaces, without the byte order; None without one."""
         return _FORMATS[self].typestr
 
     @classmethod
     def of_dtype(cls, dtype):
-        """The element of ``dtype``, of NumPy, PyTorch, CuPy or JAX, or of its name; else None.
+        """The element of a ``dtype`` of NumPy, PyTorch, CuPy or JAX, or of its name; None if unknown.
 
         float32 is :attr:`F32`.
         """
@@ -183,7 +183,7 @@ class ElementKind(_Named):
 
 
 class _Format:
-    """How an element lies in memory, and what others call it."""
+    """The layout of an element in memory, and its names in other libraries."""
 
     def __init__(self, bits, dtype_name=None, dlpack_code=None, typestr=None):
         self.bits = bits
@@ -212,7 +212,7 @@ _FORMATS = {
     ElementKind.COMPLEX64: _Format(128, "complex128", 5, "c16"),
     ElementKind.U32: _Format(32, "uint32", 1, "u4"),
 }
-# Elements by what others call them; float32 is F32.
+# Elements by their names in other libraries. float32 is F32.
 BY_DTYPE_NAME = {}
 BY_TYPESTR = {}  # without the byte order
 BY_DLPACK = {}   # (type code, bits)
@@ -241,7 +241,7 @@ class MathPrecision(_Named):
 
 
 class ArchSku(_Named):
-    """Architecture that a kernel is written for: it runs there and, unless it ends in A, later."""
+    """Architecture of a kernel. It also runs on later GPUs, unless the name ends in A."""
 
     SM80 = 0
     SM89 = 1
@@ -250,7 +250,7 @@ class ArchSku(_Named):
 
 
 class BackendKind(_Named):
-    """Who wrote the kernel."""
+    """The library that the kernel is from."""
 
     BESPOKE = 0
     CUTLASS = 1
@@ -277,7 +277,7 @@ class LayoutSku(_Named):
 
 
 class EpilogueKind(_Named):
-    """What a matrix kernel does to its accumulator before it stores."""
+    """The operation of a matrix kernel on its accumulator before the store."""
 
     IDENTITY = 0
     BIAS = 1
@@ -287,11 +287,11 @@ class EpilogueKind(_Named):
 
 
 class SequenceLayout(_Named):
-    """Which global positions a rank's L rows hold, of P ranks.
+    """The global positions of a rank's L rows, on P ranks.
 
     ``CONTIGUOUS``: row ``i`` of rank ``r`` is at ``r*L + i``.
-    ``ZIGZAG``: the sequence is cut into ``2P`` pieces and a rank holds piece ``r`` and piece
-    ``2P-1-r``; with causal masks every rank then has the same work.
+    ``ZIGZAG``: the sequence is cut into ``2P`` pieces, and rank ``r`` holds the pieces ``r`` and
+    ``2P-1-r``. With a causal mask every rank then has the same work.
     ``STRIPED``: row ``i`` is at ``i*P + r`` (Brandon et al. 2023, arXiv:2311.09431).
     """
 

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Every error that the library raises. All of them pickle, with their fields."""
+"""All errors of the library. They pickle with their fields."""
 
 
 class BaracudaError(Exception):
@@ -7,11 +7,11 @@ class BaracudaError(Exception):
 
 
 class UnsupportedError(BaracudaError, NotImplementedError):
-    """The request is legal, but no kernel in this build serves it on this device."""
+    """The request is valid, but no kernel of this build serves it on this device."""
 
 
 class InvalidProblemError(BaracudaError, ValueError):
-    """An argument that no kernel could serve: a wrong shape, dtype, device, value or overlap."""
+    """An argument is invalid for every kernel: a wrong shape, dtype, device, value or overlap."""
 
 
 class MisalignedOperandError(InvalidProblemError):
@@ -49,11 +49,11 @@ class CudaError(BaracudaError, RuntimeError):
     Attributes
     ----------
     status : int
-        Its cudaError_t.
+        The cudaError_t.
     call : str
-        The name of the function that failed.
+        The function that failed.
     message : str
-        CUDA's own text.
+        CUDA's text.
     """
 
     def __init__(self, status, call, message=""):
@@ -71,18 +71,18 @@ class CommunicatorError(BaracudaError, RuntimeError):
 
 
 class NcclError(CommunicatorError):
-    """A NCCL call failed.
+    """An NCCL call failed.
 
     Attributes
     ----------
     status : int
-        Its ncclResult_t.
+        The ncclResult_t.
     call : str
-        The name of the function that failed.
+        The function that failed.
     rank, step : int
-        Our rank, and the step of the ring; -1 where there is none.
+        This rank, and the step of the ring; -1 outside of a step.
     message : str
-        NCCL's own text.
+        NCCL's text.
     """
 
     def __init__(self, status, call, rank=-1, message="", step=-1):
@@ -100,14 +100,14 @@ class NcclError(CommunicatorError):
 
 
 class NcclTimeoutError(CommunicatorError, TimeoutError):
-    """A peer did not come within the deadline; the communicator, if owned, was aborted.
+    """A peer was not there before the deadline. The communicator, if owned, was aborted.
 
     Attributes
     ----------
     message : str
-        What was waited for, and how long.
+        What the call waited for, and how long.
     rank, step : int
-        Our rank, and the step of the ring; -1 where there is none.
+        This rank, and the step of the ring; -1 outside of a step.
     call : str
         The call that waited.
     """

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What this build is, and what it finds on this machine."""
+"""Facts of the build and of the machine."""
 
 from libc.stdint cimport int32_t
 
@@ -67,7 +67,7 @@ def current_device():
 
 
 def compute_capability(int device):
-    """Of a CUDA device, as 90 for 9.0."""
+    """Compute capability of a CUDA device, such as 90 for 9.0."""
     cdef c_api.baracuda_cuda_device info
     check(c_api.baracuda_cuda_device_info(device, &info))
     return info.compute_capability
@@ -79,7 +79,7 @@ def host_info():
 
 
 cdef class HostProgress:
-    """How far a thread's step on the host has come, for other threads."""
+    """Progress of a thread's step on the host, for other threads to read."""
 
     cdef c_api.baracuda_progress words
 
@@ -92,8 +92,8 @@ cdef class HostProgress:
 
     @property
     def fraction(self):
-        """Of the step at hand, 0 to 1; 0 between steps. The step is of the thread that is within
-        the context."""
+        """Done part of the current step, 0 to 1; 0 between steps. The step is that of the thread that
+        is within the context."""
         total = self.words.total
         return min(self.words.done / total, 1.0) if total > 0 else 0.0
 

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""P virtual ranks in one process: the same loop, the same kernels, real copies."""
+"""P virtual ranks in one process, with the loop and the kernels of a real ring, and real copies."""
 
 from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free
@@ -28,9 +28,8 @@ cdef class _World:
 cdef class LocalCommunicator(RingMember):
     """One virtual rank of a :class:`LocalRing`; made by :meth:`LocalCommunicator.ring`.
 
-    Bytes are copied into the receiver's scratch, in the order that a NCCL ring would keep. Each
-    rank may be driven by its own thread (``plan.run``), or all of them by one
-    (:meth:`LocalRing.run_all`).
+    Bytes are copied into the receiver's scratch, in the order of an NCCL ring. Each rank may be driven
+    by its own thread (``plan.run``), or all ranks by one thread (:meth:`LocalRing.run_all`).
     """
 
     cdef _World world
@@ -65,7 +64,7 @@ cdef class LocalCommunicator(RingMember):
         world_size : int
             P >= 1.
         device : "host", int or sequence of int, default "host"
-            Where the ranks live: the host, one CUDA ordinal, or one ordinal per rank.
+            The devices of the ranks: the host, one CUDA ordinal, or one ordinal for each rank.
         timeout : float, default 60
             Seconds that ranks driven by threads wait for each other before
             :class:`NcclTimeoutError`.
@@ -77,7 +76,7 @@ cdef class LocalCommunicator(RingMember):
         Raises
         ------
         InvalidProblemError
-            A number out of its range, or a device that is not here.
+            A number is out of its range, or the device does not exist.
         """
         return LocalRing(world_size, device, timeout)
 
@@ -87,14 +86,14 @@ cdef class LocalCommunicator(RingMember):
         return RingMember.refuse_if_unusable(self)
 
     def abort(self):
-        """End the whole ring: whoever waits, or calls later, gets a CommunicatorError."""
+        """End the whole ring: waits and later calls of all ranks raise CommunicatorError."""
         self.aborted = True
         if self.world is None:
             return
         check(c_api.baracuda_local_world_abort(self.world.world))
 
     cdef int abandon(self) except -1:
-        # A rank alone leaves nobody waiting, and nothing that a next run could take for its own.
+        # In a ring of one rank no other rank waits, and no message is left for the next run.
         if self.world_size > 1:
             self.abort()
         return 0
@@ -112,8 +111,8 @@ cdef class LocalCommunicator(RingMember):
 cdef class LocalRing:
     """P virtual ranks in one process. Indexing gives a rank's :class:`LocalCommunicator`.
 
-    Made by :meth:`LocalCommunicator.ring`, which names the parameters and errors; `device` is
-    "host" and `timeout` 60 seconds by default.
+    Made by :meth:`LocalCommunicator.ring`, which documents the parameters and errors. By default
+    `device` is "host" and `timeout` 60 seconds.
 
     Attributes
     ----------
@@ -151,28 +150,28 @@ cdef class LocalRing:
         return iter(self.ranks)
 
     def abort(self):
-        """End the ring: whoever waits, or calls later, gets a CommunicatorError."""
+        """End the ring: waits and later calls of all ranks raise CommunicatorError."""
         for rank in self.ranks:
             rank.abort()
 
     def run_all(self, stream, plans, args, *, timeline=None):
-        """Run every rank from this thread: per step, all exchanges, then all kernels.
+        """Run every rank from this thread: in each step all exchanges, then all kernels.
 
         Parameters
         ----------
         stream : Stream, or sequence of P
-            One stream for all ranks, or one per rank.
+            One stream for all ranks, or one for each rank.
         plans : plan, or sequence of P
-            One plan for all ranks, or one per rank.
+            One plan for all ranks, or one for each rank.
         args : sequence of P
-            Each rank's arguments.
+            The arguments of each rank.
         timeline : sequence of P RingTimeline, optional
-            Each rank's. Refused while a stream is captured.
+            The timeline of each rank. Refused while a stream is captured.
 
         Raises
         ------
         InvalidProblemError, UnsupportedError, ...
-            What ``plan.run`` raises for one rank; nothing is launched for any.
+            As ``plan.run`` for one of the ranks. Nothing is launched for any rank.
         """
         cdef int r, entered = 0, count = self.world_size
         cdef int32_t status = c_api.BARACUDA_INVALID_ARGUMENT
@@ -190,14 +189,14 @@ cdef class LocalRing:
             for r in range(count):
                 (<RingMember>self.ranks[r]).enter()
                 entered = r + 1
-            # Until every rank is ours another run may be reading what is written below.
+            # Before all ranks are entered, another run may read what is written below.
             for r in range(count):
                 one = streams[r]
                 binding = (<RingPlan>plans[r]).bind(one, <RingMember>self.ranks[r], args[r])
                 binding.call.stream = one.handle
                 binding.call.marks = NULL
                 self.calls[r] = binding.call
-                bindings.append(binding)  # held: another plan may be bound to the arguments
+                bindings.append(binding)  # kept alive: the arguments may be bound to another plan
             for r in range(count):
                 recorder = as_timeline(timelines[r])
                 if recorder is not None:
@@ -224,7 +223,7 @@ cdef class LocalRing:
 
 
 cdef int _refuse_mixture(list plans, list args) except -1:
-    """Ranks whose plans differ, or that share arguments, would give an answer that is none."""
+    """Refuse ranks whose plans differ or that share arguments: the result would be wrong."""
     first = plans[0]
     for r, plan in enumerate(plans):
         if not isinstance(plan, RingPlan):

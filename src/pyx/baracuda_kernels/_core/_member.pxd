@@ -12,26 +12,26 @@ cdef class RingMember:
     cdef bint busy
     cdef object __weakref__
 
-    # Takes the communicator for one call; refuses while another runs, or after a failure.
+    # Takes the communicator for one call. Refuses it during another call, or after a failure.
     cdef int enter(self) except -1
-    # Gives it back and raises what the call's status says.
+    # Gives the communicator back, and raises the error of the call's status.
     cdef int leave(self, int32_t status) except -1
-    # Ends the ring after a signal ended a call of this rank: the others would wait for it.
+    # Ends the ring after a signal has ended a call of this rank, since the other ranks wait for it.
     cdef int abandon(self) except -1
-    # Tells the other ranks, where they can be told, that this one refuses its next call with an error
-    # or, where it has begun, the one that it is in: they would wait for it.
+    # Tells the other ranks, if the transport can, that this rank refuses its next call with an error, or
+    # if `begun` its current call: they would wait for it.
     cdef int pass_on(self, object error, bint begun) except -1
-    # Raises why the communicator cannot be used now, if it cannot.
+    # Raises if the communicator cannot be used now.
     cdef int refuse_if_unusable(self) except -1
-    # Raises why a call cannot run here that is ready but for that.
+    # Raises if this communicator cannot run a call that is otherwise ready.
     cdef int accept(self, const baracuda_ring_call* call) except -1
-    # Which way each hop of a call goes.
+    # The exchange that each hop of a call uses.
     cdef tuple hops_of(self, const baracuda_ring_call* call)
-    # Collective: every rank's bytes (of one length), in rank order. Waits for the peers.
+    # Collective: the bytes of every rank, all of one length, in rank order. Waits for the peers.
     cdef list all_gather(self, bytes mine)
 
-# Arguments of one plan, checked against one rank of one communicator: the C call, ready to run.
-# A plan's own subclass holds the problem that its program is given.
+# Arguments of a plan, checked for one rank of a communicator: the C call, ready to run. The plan's
+# subclass holds the problem for its program.
 cdef class RingBinding:
     cdef baracuda_ring_call call
     cdef baracuda_ring_payload payloads[BARACUDA_RING_MAX_PAYLOADS]
@@ -39,9 +39,9 @@ cdef class RingBinding:
     cdef object plan
     cdef RingMember member
 
-    # Fills what depends on the communicator, the endpoint and the schedule, and asks it whether it
-    # can carry the call, whose payloads are filled.
+    # Fills the endpoint and the schedule of a call whose payloads are filled, and checks that the
+    # communicator can run it.
     cdef int connect(self, object plan, RingMember member) except -1
 
-# The member that an object given as a communicator stands for.
+# The member for an object that a caller gave as communicator.
 cdef RingMember as_member(object communicator, int device)

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The base of communicators, and a plan's checked arguments bound to one."""
+"""The base of communicators, and the binding of a plan's arguments to a communicator."""
 
 from cpython.bytearray cimport PyByteArray_AsString
 from cpython.bytes cimport PyBytes_AsString
@@ -24,7 +24,7 @@ cdef class RingMember:
 
     @property
     def steps_enqueued(self):
-        """Steps that the last run, or the one in flight, has enqueued: 0 to world_size."""
+        """Steps that the current run has enqueued, or else the last one: 0 to world_size."""
         return 0 if self.endpoint == NULL else self.endpoint.steps_enqueued
 
     cdef int enter(self) except -1:

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Which libnccl is used, and where it came from. Loaded at the first communicator."""
+"""Finds and loads libnccl. It is loaded by the first communicator."""
 
 import os
 
@@ -12,15 +12,15 @@ from baracuda_kernels._core._errors import UnsupportedError
 
 
 def library_path():
-    """Path of the NCCL that would be used, or is in use.
+    """Path of the NCCL library that is loaded, or that would be loaded.
 
-    ``BARACUDA_NCCL_LIBRARY`` if set; else what :mod:`cuda.pathfinder` finds: the copy that a
-    framework has already loaded, the nvidia-nccl wheel, then the system's.
+    ``BARACUDA_NCCL_LIBRARY`` if set; else the copy that :mod:`cuda.pathfinder` finds: one that a
+    framework has already loaded, that of the nvidia-nccl wheel, or that of the system.
 
     Raises
     ------
     UnsupportedError
-        None is to be found; the message says what to install.
+        There is none; the message says what to install.
     """
     if c_api.baracuda_nccl_path() != NULL:
         return c_api.baracuda_nccl_path().decode()
@@ -39,7 +39,7 @@ def library_path():
 
 
 def load():
-    """Bind NCCL now (idempotent); returns its version as an int, e.g. 22809 for 2.28.9."""
+    """Load NCCL if it is not loaded. Returns its version as an int, such as 22809 for 2.28.9."""
     cdef int32_t number = 0
     path = library_path()
     check(c_api.baracuda_nccl_load(os.fsencode(path)))
@@ -48,7 +48,7 @@ def load():
 
 
 def probe():
-    """What ``info`` shows: dict with found, path, version ("2.28.9"), reason. Never raises."""
+    """Dict for ``info``: found, path, version (such as "2.28.9"), reason. Never raises."""
     try:
         number = load()
     except (UnsupportedError, OSError) as error:

@@ -6,7 +6,7 @@ from baracuda_kernels._core._tensor cimport TensorRef
 cdef enum:
     SCRATCH_ALIGNMENT = 16         # bytes, of workspaces
 
-# Checks of one call's operands. Collects them as it goes, for the overlap check at the end.
+# Checks the operands of one call. It collects them for the check of overlaps at the end.
 cdef class OperandChecks:
     cdef object element
     cdef int itemsize
@@ -17,16 +17,16 @@ cdef class OperandChecks:
 
     cdef int common(self, str name, TensorRef view, bint output) except -1
     cdef int aligned(self, str name, TensorRef view, int alignment) except -1
-    # Contiguous scratch of at least so many elements of the operands' type.
+    # Contiguous scratch of at least `elements` elements of the operands' type.
     cdef TensorRef scratch(self, str name, TensorRef view, int64_t elements)
-    # Contiguous scratch of at least so many bytes, of any type.
+    # Contiguous scratch of at least `nbytes` bytes, of any type.
     cdef TensorRef workspace(self, str name, TensorRef view, int64_t nbytes)
-    # Outputs may overlap nothing.
+    # Raises if an output overlaps another operand.
     cdef int no_overlaps(self) except -1
 
-# A dense buffer of bytes, which may stand for a tensor of any shape.
+# Whether the view is a dense buffer of bytes, which may hold a tensor of any shape.
 cdef bint is_bytes(TensorRef view) noexcept
-# Whether two kinds are alike in memory.
+# Whether two element kinds are the same in memory.
 cdef bint same_element(object a, object b)
 # Raises if elements of one view share memory.
 cdef int no_self_overlap(str name, TensorRef view) except -1

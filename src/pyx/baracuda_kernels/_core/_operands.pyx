@@ -1,5 +1,5 @@
 # cython: language_level=3, cdivision=True
-"""The checks that any op makes of its operands, before anything is launched."""
+"""The checks of any op's operands, before anything is launched."""
 
 from libc.stdint cimport int64_t, uintptr_t
 
@@ -92,7 +92,8 @@ cdef bint same_element(object a, object b):
 
 
 cdef int no_self_overlap(str name, TensorRef view) except -1:
-    """Each dimension must step past everything that the smaller ones span."""
+    """Refuse a view whose elements overlap: each stride must be larger than the extent of the
+    dimensions with smaller strides."""
     cdef int64_t span = 1
     order = sorted([i for i in range(view.ndim) if view.dims[i] > 1],
                    key=lambda i: abs(view.element_strides[i]))
@@ -115,8 +116,8 @@ cdef struct _Search:
 
 
 cdef bint _overlap(TensorRef a, TensorRef b):
-    """Whether the views share a byte. Views of one packed tensor interleave without sharing any,
-    so where their extents meet, a byte of each at one address is searched for."""
+    """Whether two views share a byte. Views of one packed tensor may interleave without a shared byte,
+    so if their extents overlap, a shared address is searched for."""
     cdef uintptr_t a_low, a_high, b_low, b_high
     cdef _Search search
     cdef int i
@@ -124,8 +125,8 @@ cdef bint _overlap(TensorRef a, TensorRef b):
     b.extent(&b_low, &b_high)
     if a_low == a_high or b_low == b_high or a_high <= b_low or b_high <= a_low:
         return False
-    # a.data + sum(i * step) + byte == b.data + sum(j * step) + byte: one variable per dimension,
-    # i - j where both views step alike.
+    # a.data + sum(i * step) + byte == b.data + sum(j * step) + byte, with one variable for each dimension;
+    # it is i - j if both views have the same step.
     search.count = 0
     search.visited = 0
     _add(&search, 1, -(b.itemsize - 1), a.itemsize - 1)
@@ -159,7 +160,7 @@ cdef void _add(_Search* search, int64_t step, int64_t low, int64_t high) noexcep
 
 
 cdef bint _meets(_Search* search, int at, int64_t target) noexcept:
-    """Whether the variables from ``at`` on can add up to target; True when it takes too long."""
+    """Whether the variables from ``at`` on can add up to ``target``. True if the search is too long."""
     cdef int64_t least = 0, most = 0, first, last, step
     cdef int i
     if at == search.count:

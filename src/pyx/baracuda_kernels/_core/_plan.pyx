@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What all plans share: the kernel that was chosen for a descriptor, and where it runs."""
+"""Base of all plans: the kernel that was chosen for a descriptor, and its device."""
 
 from baracuda_kernels._core._stream cimport Stream, as_stream
 
@@ -11,7 +11,7 @@ cdef object MADE_BY_SELECT = object()
 
 
 cdef class KernelPlan:
-    """Base of the plans. Made by a subclass's ``select``.
+    """Base of all plans. Made by ``select`` of a subclass.
 
     Attributes
     ----------
@@ -25,7 +25,8 @@ cdef class KernelPlan:
     """
 
     def __cinit__(self, *made):
-        # Here and not in __init__, which a subclass may leave out: a plan without a kernel is a crash.
+        # Checked here and not in __init__, which a subclass may leave out: a plan without a kernel would
+        # crash.
         if len(made) != 1 or made[0] is not MADE_BY_SELECT:
             name = type(self).__name__
             raise TypeError(f"{name}: use {name}.select(descriptor, stream)")

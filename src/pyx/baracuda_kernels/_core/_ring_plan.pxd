@@ -11,10 +11,10 @@ cdef class RingArgs:
     cdef RingBinding binding
 
 cdef class RingPlan(KernelPlan):
-    # A call of the plan's op, of operands that were all checked; its schedule and endpoint are not
-    # its. Raises for arguments of another plan's.
+    # Checks all operands, and returns a call of the plan's op without a schedule and an endpoint. Raises
+    # for arguments of another plan type.
     cdef RingBinding check(self, object args, int64_t world_size)
-    # The same for a stream and a communicator; checked once for each of them.
+    # The same, with the schedule and endpoint of a communicator. Checked once for each communicator.
     cdef RingBinding bind(self, Stream stream, RingMember member, object args)
     cdef RingBinding bind_anew(self, RingMember member, object args)
     cdef int refuse_member(self, RingMember member) except -1

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Base of all plans over a ring: checks arguments once, runs many times."""
+"""Base of all plans over a ring. Arguments are checked once, for any number of runs."""
 
 from libc.stdint cimport int32_t, int64_t
 
@@ -13,23 +13,23 @@ from baracuda_kernels._core._errors import BaracudaError, InvalidProblemError
 
 
 cdef class RingArgs:
-    """Base of the arguments of ring plans: views of one rank's memory, checked once for a plan."""
+    """Base of the arguments of ring plans: views of one rank's memory, checked once for each plan."""
 
 
 cdef class RingPlan(KernelPlan):
     """Base of the plans that run over a ring."""
 
     def can_implement(self, args, world_size=None, *, comm=None):
-        """Raise what ``run`` would raise for these arguments; return None if it would run.
+        """Raise the error that ``run`` would raise for these arguments; return None if it would run.
 
         Parameters
         ----------
         args : object
             Arguments of the plan's own type.
         world_size : int, optional
-            Ranks of the ring. Without it, the scratch that any world size may need is required.
+            Number of ranks. Without it, all scratch that some world size needs is required.
         comm : Communicator, LocalCommunicator, or an object with the Transport protocol, optional
-            What ``run`` would get, instead of `world_size`. Its device is checked too. With
+            The communicator for ``run``, in place of `world_size`. Its device is checked too. With
             ``exchange="peer"`` the receive buffers must be registered.
 
         Raises
@@ -49,25 +49,25 @@ cdef class RingPlan(KernelPlan):
         self.check(args, 3 if world_size is None else world_size)
 
     def run(self, stream, comm, args, *, timeline=None):
-        """Run this rank's part; every rank of the ring calls it.
+        """Run this rank's part. Collective: every rank of the ring calls it.
 
         Parameters
         ----------
-        stream : Stream or what :class:`Stream` takes
+        stream : Stream or a source that :class:`Stream` takes
             The caller's stream. Inputs are read and outputs written in its order.
         comm : Communicator, LocalCommunicator, or an object with the Transport protocol
         args : object
             Arguments of the plan's own type.
         timeline : RingTimeline, optional
-            Records when each step computed and exchanged. Refused while ``stream`` is captured.
+            Records the times of each step. Refused while ``stream`` is captured.
 
         Raises
         ------
         InvalidProblemError, MisalignedOperandError, BufferTooSmallError, WorkspaceTooSmallError
             An operand is wrong, here or on another rank of an NCCL ring on this machine. This rank has
-            launched and sent nothing. On a rank that has begun the call, the ring has failed.
+            launched and sent nothing. On a rank that had begun the call, the ring has failed.
         CommunicatorError
-            The communicator is busy in another run, failed or closed.
+            The communicator is in another run, failed or closed.
         KeyboardInterrupt
             Ctrl-C while the host computed or waited for another rank. Outputs and scratch are then
             undefined, and a ring of several ranks is aborted.
@@ -86,7 +86,7 @@ cdef class RingPlan(KernelPlan):
         except BaracudaError as error:
             member.pass_on(error, False)
             raise
-        # Before this, another run of the communicator may still read what is written below.
+        # Before this, another run of the communicator may read what is written below.
         member.enter()
         binding.call.stream = one.handle
         binding.call.marks = NULL

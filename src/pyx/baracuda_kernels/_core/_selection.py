@@ -1,4 +1,4 @@
-"""How a kernel is chosen: candidates in order of preference, each with its reason to refuse."""
+"""The choice of a kernel: candidates in order of preference, each with the reason of its refusal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from baracuda_kernels._core._sku import KernelSku, PlanPreference
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Where a kernel would run: the host, or a GPU of some compute capability.
+    """The place where a kernel would run: the host, or a GPU of some compute capability.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class Architecture:
 
     @property
     def name(self) -> str:
-        """``"host"``, or as in ``"sm_90"``."""
+        """``"host"``, or such as ``"sm_90"``."""
         return "host" if self.is_host else f"sm_{self.compute_capability}"
 
     def __str__(self) -> str:
@@ -42,10 +42,14 @@ class Architecture:
     def parse(
         cls, value: Architecture | ArchSku | str | int | tuple[int, int] | None
     ) -> Architecture:
-        """From a ``value`` that is an ArchSku, "host", "sm_90", "sm90a", "9.0", 90 or (9, 0).
+        """The architecture of a ``value`` such as an ArchSku, "host", "sm_90", "sm90a", "9.0", 90, (9, 0).
 
-        None is what a plan would use here: the current GPU's, or the host's where there is none.
-        Anything else is an :class:`InvalidProblemError`.
+        None is the architecture of the current GPU, or the host without one.
+
+        Raises
+        ------
+        InvalidProblemError
+            Any other value.
         """
         if isinstance(value, Architecture):
             return value
@@ -70,12 +74,12 @@ class Architecture:
 
     @classmethod
     def here(cls) -> Architecture:
-        """The current GPU's architecture; the host's without a usable one."""
+        """The architecture of the current GPU, or the host without one."""
         return cls.of_device(_info.current_device())
 
     @classmethod
     def of_device(cls, device: int) -> Architecture:
-        """That of a ``device``, by its CUDA ordinal; -1 is the host.
+        """The architecture of a ``device``, by its CUDA ordinal; -1 is the host.
 
         Raises
         ------
@@ -87,17 +91,17 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One kernel that was considered.
+    """A kernel that was considered.
 
     Attributes
     ----------
     family : str
-        Kernel family, e.g. "sm80".
+        Kernel family, such as "sm80".
     sku : KernelSku
     reason : str
-        Why it was refused; empty if it fits.
+        The reason of its refusal; empty if it fits.
     entry : object
-        What the op's own plans need to run it, so that none looks it up again. Opaque to others.
+        Data of the op's plans to run the kernel without another lookup. Opaque to others.
     """
 
     family: str
@@ -156,7 +160,13 @@ class Explanation:
         return None if chosen is None else chosen.family
 
     def require(self) -> Candidate:
-        """The chosen candidate; an :class:`UnsupportedError` with every reason if there is none."""
+        """The chosen candidate.
+
+        Raises
+        ------
+        UnsupportedError
+            There is none; the message has the reason of each candidate.
+        """
         chosen = self.chosen
         if chosen is None:
             reasons = "; ".join(f"{c.family}: {c.reason}" for c in self.candidates)
@@ -188,17 +198,17 @@ class Explanation:
 
 @dataclasses.dataclass(frozen=True)
 class ProblemOption:
-    """One option by which the command ``explain`` describes a problem of an op.
+    """An option of the command ``explain`` that describes a problem of an op.
 
     Attributes
     ----------
     name : str
-        As a Python name: ``kv_heads`` is ``--kv-heads``.
+        A Python name: ``kv_heads`` is ``--kv-heads``.
     type : type
-        int, float, str, bool (a flag), or an enum of the vocabulary (by its members' names; of
-        :class:`ElementKind` those that the op takes).
+        int, float, str, bool (a flag), or an enum of the vocabulary, given by the names of its members
+        (of :class:`ElementKind` only those that the op takes).
     default : object
-        Of that type, or None for a value that the op works out.
+        Of that type, or None if the op computes the default.
     help : str
     """
 
@@ -210,26 +220,25 @@ class ProblemOption:
 
 @dataclasses.dataclass(frozen=True)
 class OpSpec:
-    """What the registry knows of an op.
+    """An op as the registry knows it.
 
     Attributes
     ----------
     name : str
-        Unique, e.g. "ring_attention".
+        Unique, such as "ring_attention".
     descriptor_type : type
         The op's descriptor class, the same for every direction.
     plan_types : Mapping
-        Direction -> the plan class that computes it.
+        Direction -> its plan class.
     skus : callable
         ``skus() -> iterable of (family, KernelSku)``: every kernel of every direction, in order of
         preference.
     candidates : callable
         ``candidates(descriptor, architecture, preference, direction) -> iterable of Candidate``,
-        for a direction of ``plan_types``; raises InvalidProblemError for a descriptor that is no
-        problem at all.
+        for a direction of ``plan_types``. Raises InvalidProblemError if the descriptor is invalid.
     options : tuple of ProblemOption
-        How the command ``explain`` describes a problem of the op. ``info`` says what runs here for
-        their defaults, in each dtype. An op without options is in neither.
+        The options of the command ``explain`` for the op. ``info`` shows the kernels for their
+        defaults, in each dtype. An op without options is in neither command.
     describe : callable, optional
         ``describe(**values of the options) -> descriptor``; ``descriptor_type`` by default.
     """
@@ -266,7 +275,7 @@ class OpSpec:
         Parameters
         ----------
         name, descriptor_type, skus
-            As the attributes.
+            As the attributes of those names.
         plan_type : type
             The plan class of the forward direction.
         candidates : callable
@@ -277,7 +286,7 @@ class OpSpec:
         Raises
         ------
         InvalidProblemError
-            A name or type that is none.
+            An argument has the wrong type.
         """
 
         def forward(
@@ -289,7 +298,7 @@ class OpSpec:
 
     @property
     def directions(self) -> tuple[Direction, ...]:
-        """The directions that the op has."""
+        """The directions of the op."""
         return tuple(self.plan_types)
 
     @property
@@ -299,8 +308,8 @@ class OpSpec:
 
     @property
     def dtypes(self) -> dict[str, ElementKind]:
-        """Name of a dtype -> the element it means, of all dtypes that the op takes."""
-        # Of two elements of one dtype, F32 and F32_STRICT, the name means the first.
+        """Name of a dtype -> its element, for all dtypes that the op takes."""
+        # F32 and F32_STRICT have one dtype. Its name means the first.
         return {
             element.dtype_name: element
             for element in self.elements
@@ -313,12 +322,12 @@ class OpSpec:
         Raises
         ------
         UnsupportedError
-            The op has no such direction.
+            The op does not have that direction.
         """
         direction = Direction.parse(direction)
         if direction not in self.plan_types:
             raise UnsupportedError(
-                f"direction: got {direction}, {self.name} has "
+                f"direction: got {direction}, must be one of {self.name}'s: "
                 f"{', '.join(map(str, self.directions))}"
             )
         return self.plan_types[direction]
@@ -330,21 +339,21 @@ class OpSpec:
         preference: PlanPreference | None = None,
         direction: Direction | str = Direction.FORWARD,
     ) -> Explanation:
-        """Which kernel a problem of the op gets, and why not the others.
+        """The kernel that a problem of the op gets, and the reasons against the others.
 
         Parameters
         ----------
         descriptor : object
-            Of :attr:`descriptor_type`.
+            An instance of :attr:`descriptor_type`.
         arch, preference, direction : optional
             As in :func:`baracuda_kernels.registry.explain`.
 
         Raises
         ------
         InvalidProblemError
-            Another descriptor, or one that is no problem; an unknown architecture or direction.
+            The descriptor has another type or is invalid, or the architecture or direction is unknown.
         UnsupportedError
-            The op has no such direction.
+            The op does not have that direction.
         """
         arch = Architecture.parse(arch)
         preference = PlanPreference() if preference is None else preference
@@ -367,6 +376,6 @@ class OpSpec:
         )
 
     def problem(self, **values: Any) -> Any:
-        """The descriptor that values of :attr:`options` describe; the rest have their defaults."""
+        """The descriptor with these values of :attr:`options`, and defaults for the others."""
         defaults = {option.name: option.default for option in self.options}
         return (self.describe or self.descriptor_type)(**{**defaults, **values})

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What identifies a kernel, and what it promises."""
+"""The identity of a kernel, its guarantee, and a caller's preference."""
 
 from baracuda_kernels._core._enums import (
     ArchSku,
@@ -33,23 +33,23 @@ cdef object _plain(object value):
 cdef class PrecisionGuarantee:
     """PrecisionGuarantee(math_precision, accumulator, bit_stable_on_same_hardware, deterministic)
 
-    What a kernel promises about its numbers. Frozen, hashable, picklable.
+    The precision and determinism that a kernel guarantees. Frozen, hashable, picklable.
 
     Parameters
     ----------
     math_precision : MathPrecision
         Precision of the multiplicands.
     accumulator : ElementKind
-        Type that products are summed in, and that the ring's state is kept in.
+        Type of the sums of products, and of the ring's state.
     bit_stable_on_same_hardware : bool
         The same inputs give the same bits on the same card, world size and rank.
     deterministic : bool
-        The order of every sum is fixed: no value depends on which block or thread came first.
+        The order of every sum is fixed: no value depends on the timing of blocks or threads.
 
     Raises
     ------
     InvalidProblemError
-        An unknown name, or a flag that is no bool.
+        An unknown name, or a flag that is not a bool.
     """
 
     cdef readonly object math_precision
@@ -96,11 +96,11 @@ cdef class PrecisionGuarantee:
 
     @classmethod
     def from_dict(cls, data):
-        """Inverse of :meth:`to_dict`; unknown keys in ``data``: :class:`InvalidProblemError`."""
+        """Inverse of :meth:`to_dict`. Unknown keys in ``data`` are an :class:`InvalidProblemError`."""
         return cls(**_known(cls.__name__, data, GUARANTEE_FIELDS))
 
 
-# Each field with the enum that reads it; a bool reads itself.
+# Each field with the enum that parses it, or bool.
 GUARANTEE_FIELDS = {
     "math_precision": MathPrecision, "accumulator": ElementKind,
     "bit_stable_on_same_hardware": bool, "deterministic": bool,
@@ -126,7 +126,7 @@ cdef class KernelSku:
     """KernelSku(category, op, element, aux_element, layout, epilogue, arch, backend, \
 precision_guarantee, direction=Direction.FORWARD)
 
-    Identity of a kernel: what it computes, on what, and what it promises.
+    Identity of a kernel: its op, element types, architecture and guarantee.
 
     Frozen, hashable, picklable.
 
@@ -134,12 +134,12 @@ precision_guarantee, direction=Direction.FORWARD)
     ----------
     category : OpCategory
     op : OpKind or int
-        Operation within the category (the Rust side's ``u16``): of the category's enum where it
-        has one, such as :class:`AttentionKind`, by name or number.
+        Operation within the category (``u16`` in Rust): a name or number of the category's enum, such
+        as :class:`AttentionKind`, or a number if it has no enum.
     element : ElementKind
         Operand element type.
     aux_element, layout, epilogue : optional
-        Second element type, matrix layout and epilogue; None where an op has none.
+        Second element type, matrix layout and epilogue; None if the op has none.
     arch : ArchSku
     backend : BackendKind
     precision_guarantee : PrecisionGuarantee
@@ -206,9 +206,9 @@ precision_guarantee, direction=Direction.FORWARD)
 
     @classmethod
     def from_dict(cls, data):
-        """Inverse of :meth:`to_dict`; unknown keys in ``data``: :class:`InvalidProblemError`.
+        """Inverse of :meth:`to_dict`. Unknown keys in ``data`` are an :class:`InvalidProblemError`.
 
-        A dict without a direction, as earlier versions wrote it, is of a forward kernel.
+        A dict without a direction, from an earlier version, means a forward kernel.
         """
         fields = _known(cls.__name__, data, SKU_FIELDS, optional=("direction",))
         fields["precision_guarantee"] = PrecisionGuarantee.from_dict(fields["precision_guarantee"])
@@ -220,7 +220,7 @@ cdef object _op_of(object category, object op):
     if isinstance(op, int) and not isinstance(op, bool) and 0 <= op < 65536:
         try:
             return op if kind is None else kind(op)
-        except ValueError:  # a number without a name is another package's op
+        except ValueError:  # another package may have an op with this number
             return op
     if kind is not None:
         return kind.parse(op)
@@ -232,9 +232,10 @@ cdef class PlanPreference:
     """PlanPreference(max_workspace_bytes=None, allow_sm90a=True, prefer_backend=None, *, \
 math_precision=None, deterministic=None)
 
-    What a caller asks of the kernel that ``select`` picks. Frozen, hashable, picklable.
+    The conditions of a caller for the kernel that ``select`` picks. Frozen, hashable, picklable.
 
-    A preference that no kernel meets is an :class:`UnsupportedError`, never a silent fallback.
+    If no kernel meets them, ``select`` raises :class:`UnsupportedError`. It never falls back silently.
+    By default there is no condition.
 
     Parameters
     ----------
@@ -247,14 +248,12 @@ math_precision=None, deterministic=None)
     math_precision : MathPrecision, optional
         Only kernels that multiply in this precision.
     deterministic : bool, optional
-        True: only kernels whose guarantee says so. False is as None: the fastest.
-
-    What is left out, or None, is not asked for.
+        True: only kernels whose guarantee is deterministic. False and None: the fastest kernel.
 
     Raises
     ------
     InvalidProblemError
-        A number of bytes below 0, an unknown name, or a flag that is no bool.
+        A number of bytes below 0, an unknown name, or a flag that is not a bool.
     """
 
     cdef readonly object max_workspace_bytes

@@ -5,5 +5,5 @@ from libc.stdint cimport int32_t
 cdef int check(int32_t status) except -1
 # The exception of the thread's last failure, not raised.
 cdef object last_exception(int32_t status)
-# After a call that no exception can leave: a KeyboardInterrupt of it is raised later.
+# For a call from which no exception can be raised: its KeyboardInterrupt is raised later.
 cdef int raise_later(int32_t status) except -1

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""From the C ABI's status codes to the library's errors."""
+"""Raises the library's errors for status codes of the C ABI."""
 
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
 from libc.stdint cimport int32_t
@@ -18,7 +18,7 @@ from baracuda_kernels._core._errors import (
 )
 
 
-# What a signal's handler raised within a call of the C ABI, until the call is back.
+# The exception that a signal handler raised during a call of the C ABI, until the call returns.
 cdef object _raised = None
 
 

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The order of the caller's work: a CUDA stream that is borrowed, or the host."""
+"""The stream of the caller's work: a borrowed CUDA stream, or the host."""
 
 from libc.stdint cimport int32_t, uintptr_t
 
@@ -15,12 +15,12 @@ cdef class Stream:
     Parameters
     ----------
     source : object or int or None
-        Anything with ``__cuda_stream__``, a PyTorch or CuPy stream, or a cudaStream_t as an int.
-        0 and None are the legacy default stream of the current device, 1 and 2 CUDA's own names
-        for the legacy and the per-thread default stream.
+        An object with ``__cuda_stream__``, a PyTorch or CuPy stream, or a cudaStream_t as an int.
+        0 and None are the legacy default stream of the current device. 1 and 2 are CUDA's handles of
+        the legacy and the per-thread default stream.
     device : int, optional
-        CUDA ordinal; by default what the stream's owner or the CUDA runtime says. Of a stream that
-        is being captured the runtime does not tell: then the current device.
+        CUDA ordinal; by default the stream's device, or the current device while the stream is
+        captured: the CUDA runtime does not know the device then.
 
     Attributes
     ----------
@@ -30,10 +30,10 @@ cdef class Stream:
     Raises
     ------
     InvalidProblemError
-        Not a stream.
+        `source` is not a stream.
     CudaError, UnsupportedError
-        The runtime cannot tell the stream's device; without a GPU, or in a build without CUDA,
-        the message names the host's stream.
+        The runtime does not know the stream's device. Without a GPU, or in a build without CUDA, the
+        message names ``Stream.host()``.
     """
 
     def __init__(self, source=None, *, device=None):
@@ -56,7 +56,7 @@ cdef class Stream:
 
     @staticmethod
     def host():
-        """The host as a stream: work is done when the call returns."""
+        """The host as a stream: work is done when a call returns."""
         cdef Stream self = Stream.__new__(Stream)
         self.device = -1
         return self
@@ -77,7 +77,7 @@ cdef class Stream:
         return (0, <uintptr_t>self.handle)
 
     def synchronize(self):
-        """Waits until the stream's work is done. The host's always is."""
+        """Wait until the stream's work is done. For the host it returns at once."""
         cdef int32_t status
         if self.device >= 0:
             with nogil:
@@ -91,7 +91,7 @@ cdef class Stream:
 
 
 cdef int refuse_without_gpu(object source, object error) except -1:
-    """An UnsupportedError that says what to give instead, where no GPU can be used here."""
+    """Raise UnsupportedError with the advice to give ``Stream.host()``, if no GPU can be used here."""
     from baracuda_kernels._core._info import devices
 
     if devices():
@@ -102,10 +102,10 @@ cdef int refuse_without_gpu(object source, object error) except -1:
 
 
 cdef object _device_of(object source):
-    """The ordinal that a PyTorch or CuPy stream knows of itself, or None."""
+    """The device ordinal of a PyTorch or CuPy stream, or None."""
     device = getattr(source, "device_index", None)
     if device is None:
-        device = getattr(source, "device_id", -1)  # CuPy's word for unknown
+        device = getattr(source, "device_id", -1)  # CuPy: -1 is unknown
     return None if device == -1 else device
 
 

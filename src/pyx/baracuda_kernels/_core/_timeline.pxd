@@ -15,20 +15,20 @@ cdef class RingTimeline:
     cdef readonly tuple hops
     cdef int parts           # launches of a step
     cdef list exchanges      # whether each exchange of the recorded run had messages
-    cdef list sums           # and whether something was added
-    cdef bint settles        # whether the last launch may leave something for its own rank
+    cdef list sums           # whether each exchange was followed by an addition
+    cdef bint settles        # whether the last launch leaves work that is only of this rank
     cdef bint recorded
-    cdef bint in_run         # a run records into it
-    cdef int readers         # calls that wait for its events
-    cdef list measured       # the steps, once they were read
+    cdef bint in_run         # a run records into this timeline
+    cdef int readers         # number of calls that wait for the events
+    cdef list measured       # the steps, after they have been read
 
-    # Takes the timeline for one run of member on stream: its events, put into call. Refuses a stream
-    # that is being captured, and a timeline that another run records into or that is being read.
+    # Takes the timeline for one run of member on stream, and puts its events into call. Refuses a stream
+    # in capture, and a timeline that another run or a reader uses.
     cdef int prepare(self, RingMember member, Stream stream, baracuda_ring_call* call) except -1
-    # Gives it back after the run, with the run's status.
+    # Gives the timeline back after the run, with the run's status.
     cdef int finish(self, int32_t status) noexcept
     cdef list measure(self)
-    # The spans, from the event start on.
+    # The spans, with times after the event start.
     cdef list collect(self, void* start)
     cdef object span(self, int step, str name, void* start, void* begin, void* end)
     cdef void* sum_wait(self, int t) noexcept
@@ -36,5 +36,5 @@ cdef class RingTimeline:
     cdef int destroy_marks(self) noexcept
     cdef double elapsed(self, void* start, void* stop) except? -1
 
-# What was given as a timeline; None stays None.
+# The RingTimeline that a caller gave; None stays None.
 cdef RingTimeline as_timeline(object timeline)

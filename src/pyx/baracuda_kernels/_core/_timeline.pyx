@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""When each step of a run computed, exchanged, and waited for the exchange."""
+"""The times at which each step of a run computed, exchanged, and waited for the exchange."""
 
 from typing import NamedTuple
 
@@ -25,13 +25,14 @@ class RingStepTime(NamedTuple):
     ----------
     step : int
     compute : float
-        The step's kernels; next to nothing where the mask leaves it no work. Of gradients also the
-        adding of what came, in the last step at home, too, and the writing of dq beside its exchange.
+        Time of the step's kernels; about 0 if the mask leaves no work. In a backward it includes the
+        additions of received sums, and in the last step the writing of dq.
     exchange : float
-        From when the step's messages could start until they were through, waiting for the peers
-        included. 0 in the last step of a forward, which has none; there gradients come home.
+        Time from when the step's messages could start until they had arrived, with waits for peers.
+        0 in the last step of a forward, which has no exchange. In a backward the last exchange
+        returns the sums.
     exposed : float
-        What the caller's stream waited for exchanges, once all that it held before had ended. 0 in
+        Time that the caller's stream waited for exchanges after all its earlier work had ended. 0 in
         the first step.
     """
 
@@ -42,7 +43,7 @@ class RingStepTime(NamedTuple):
 
 
 class RingSpan(NamedTuple):
-    """One thing that a rank did in a run, and when.
+    """One activity of a rank in a run.
 
     Attributes
     ----------
@@ -50,8 +51,8 @@ class RingSpan(NamedTuple):
     name : str
         ``"compute"``, ``"exchange"`` or ``"exposed"``, as the fields of :class:`RingStepTime`.
     begin, end : float
-        Milliseconds after the start of the run on the rank that times count from; what began before
-        that is negative.
+        Milliseconds after the start of the first step, of this rank or of ``since``; negative if
+        earlier.
     """
 
     step: int
@@ -61,19 +62,19 @@ class RingSpan(NamedTuple):
 
 
 cdef class RingTimeline:
-    """Records when the steps of a run happened; pass it as ``plan.run(..., timeline=...)``.
+    """Records the times of a run's steps. Pass it as ``plan.run(..., timeline=...)``.
 
-    Its events are made at the first run, and again when the ring's size or device changes, so the
-    first run with it allocates. A run without a timeline records nothing and pays nothing. Reading
-    a result waits until the run is over. One object serves one rank, and keeps its last run.
+    Its events are made in the first run, and again if the world size or the device changes, so such a
+    run allocates. A run without a timeline records nothing and costs nothing. Reading a result waits for
+    the run. One object is for one rank, and keeps its last run.
 
     Attributes
     ----------
     rank, world_size : int
-        Of the last run; -1 and 0 before any.
+        Those of the last run; -1 and 0 before the first.
     hops : tuple of HopExchange
-        Which way the hops went in the last run, and why where not by peer; empty before any run, and
-        where there is no choice.
+        The exchange of each hop in the last run, with the reason if it is not peer. Empty before the
+        first run, and for communicators with only one exchange.
     """
 
     def __cinit__(self):
@@ -82,12 +83,12 @@ cdef class RingTimeline:
 
     @property
     def steps(self):
-        """List of :class:`RingStepTime`, one per step; waits for the run.
+        """List of :class:`RingStepTime`, one for each step. Waits for the run.
 
         Raises
         ------
         InvalidProblemError
-            Nothing was recorded yet.
+            No run was recorded yet.
         CudaError
             The run failed on the GPU.
         """
@@ -109,7 +110,7 @@ cdef class RingTimeline:
 
     @property
     def exchange(self):
-        """Milliseconds of all exchanges, beside the kernels or not."""
+        """Milliseconds of all exchanges, concurrent with kernels or not."""
         return sum(step.exchange for step in self.steps)
 
     @property
@@ -119,8 +120,8 @@ cdef class RingTimeline:
 
     @property
     def total(self):
-        """Milliseconds from the first kernel's start to the last one's end, adding included; on a
-        stream that other ranks share, their turns included."""
+        """Milliseconds from the start of the first kernel to the end of the last one, with additions.
+        On a stream that several ranks share, the work of the others is included."""
         if not self.recorded:
             raise InvalidProblemError(
                 "timeline: got one in which nothing was recorded, must have been passed to a run")
@@ -131,23 +132,23 @@ cdef class RingTimeline:
             self.readers -= 1
 
     def spans(self, since=None):
-        """When each step computed, exchanged and waited, as lanes of a profiler show it.
+        """The spans of a run, as the lanes of a profiler. Waits for the run.
 
         Parameters
         ----------
         since : RingTimeline, optional
-            The rank from whose first step times count, of the same run and device; this one by
-            default. Lanes of several ranks beside each other take one for all.
+            The timeline of the rank whose first step is time 0, of the same run and device; by default
+            this one. To compare several ranks, use one for all.
 
         Returns
         -------
         list of RingSpan
-            By step, and within a step by name. Waits for the run.
+            In order of steps, and within a step in order of names.
 
         Raises
         ------
         InvalidProblemError
-            Nothing was recorded yet, here or in ``since``, or ``since`` is of another device.
+            No run was recorded yet, here or in ``since``, or ``since`` is of another device.
         CudaError
             The run failed on the GPU.
         """
@@ -170,10 +171,10 @@ cdef class RingTimeline:
         cdef c_api.baracuda_ring_marks* mark
         cdef int t, step, launches = self.world_size * self.parts
         cdef list spans = []
-        self.elapsed(start, start)  # once it is reached, times before it can be told, too
+        self.elapsed(start, start)  # waits for it: then times before it can be read too
         for t in range(launches + 1):
             mark = &self.marks[t]
-            # The exchange after the last launch brings sums home, as `measure` counts it.
+            # The exchange after the last launch returns the sums. `measure` counts it to the last step.
             step = min(t // self.parts, self.world_size - 1)
             if t < launches:
                 spans.append(self.span(step, "compute", start, mark.compute_begin,
@@ -193,7 +194,7 @@ cdef class RingTimeline:
         return spans
 
     cdef void* sum_wait(self, int t) noexcept:
-        """Where the wait for the sums of an entry begins."""
+        """The event at which the wait for the sums of an entry begins."""
         if t < self.world_size * self.parts:
             return self.marks[t].compute_end
         return self.marks[t].wait_begin
@@ -226,7 +227,7 @@ cdef class RingTimeline:
                 if self.sums[t]:
                     exposed += self.elapsed(self.sum_wait(t), mark.add_begin)
                     compute += self.elapsed(mark.add_begin, mark.add_end)
-            if s + 1 == self.world_size and self.exchanges[t + 1]:  # sums come home
+            if s + 1 == self.world_size and self.exchanges[t + 1]:  # this exchange returns the sums
                 mark = &self.marks[t + 1]
                 if self.settles:
                     compute += self.elapsed(mark.settle_begin, mark.settle_end)

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""A ring over anything that can send and receive: MPI, a torch process group, a test."""
+"""A ring over any transport that can send and receive: MPI, a torch process group, a test."""
 
 import weakref
 from functools import partial
@@ -21,16 +21,15 @@ from baracuda_kernels._core._errors import CommunicatorError, InvalidProblemErro
 class Transport(Protocol):
     """Point-to-point messages of one rank, for :class:`TransportCommunicator`.
 
-    The first exchange of a run makes, on every rank and in this order: ``group_start()``, ``send``
-    of K, ``send`` of V, ``recv`` of K, ``recv`` of V, ``group_end()``. In each later one K and V,
-    which then lie together, are one message: ``group_start()``, ``send``, ``recv``,
-    ``group_end()``. Messages between two ranks arrive in the order they were sent. Buffers stay
-    valid until ``group_end`` returns.
+    In the first exchange of a run, every rank calls in this order: ``group_start()``, ``send`` of K,
+    ``send`` of V, ``recv`` of K, ``recv`` of V, ``group_end()``. In later exchanges K and V are adjacent
+    and one message: ``group_start()``, ``send``, ``recv``, ``group_end()``. Messages between two ranks
+    must arrive in the order of their sends. Buffers are valid until ``group_end`` returns.
 
     On the host (``stream`` is None) a transfer must be complete when ``group_end`` returns, and
     ``memoryview(buffer)`` gives its bytes. On a GPU it must be ordered on ``stream``, and
-    ``buffer.__cuda_array_interface__`` gives its bytes. An exception ends the run and reaches its
-    caller; ``group_end`` is called all the same.
+    ``buffer.__cuda_array_interface__`` gives its bytes. An exception ends the run and is raised by it;
+    ``group_end`` is still called.
 
     Attributes
     ----------
@@ -41,7 +40,7 @@ class Transport(Protocol):
     world_size: int
 
     def group_start(self):
-        """The messages up to ``group_end`` belong together: none of them may wait for another."""
+        """Begin a group: no message up to ``group_end`` may wait for another one."""
 
     def send(self, buffer, peer, stream):
         """Send a chunk's bytes.
@@ -49,11 +48,11 @@ class Transport(Protocol):
         Parameters
         ----------
         buffer : DeviceSlice
-            To be read.
+            The bytes to send.
         peer : int
             The rank to send to.
         stream : Stream or None
-            What the transfer is ordered on; None on the host.
+            The stream of the transfer; None on the host.
         """
 
     def recv(self, buffer, peer, stream):
@@ -62,19 +61,19 @@ class Transport(Protocol):
         Parameters
         ----------
         buffer : DeviceSlice
-            To be written.
+            The memory to write.
         peer : int
             The rank to receive from.
         stream : Stream or None
-            As for ``send``.
+            As in ``send``.
         """
 
     def group_end(self):
-        """Start, and on the host complete, the messages since ``group_start``."""
+        """Start the messages since ``group_start``, and on the host complete them."""
 
 
-# By identity, as transports that compare equal may be different connections: id of a transport to a
-# weak reference to it and its communicators by device.
+# id of a transport -> a weak reference to it, and its communicators by device. By id, since transports
+# that compare equal may be different connections.
 _members = {}
 
 
@@ -86,18 +85,18 @@ def _forget(dead, key):
 cdef class TransportCommunicator(RingMember):
     """TransportCommunicator(transport, device=-1)
 
-    Communicator over a caller's own :class:`Transport`.
+    A communicator over a caller's :class:`Transport`.
 
     Parameters
     ----------
     transport : Transport
     device : int, default -1
-        CUDA ordinal whose memory the transport moves; -1 for host memory.
+        CUDA ordinal of the memory that the transport sends; -1 for host memory.
 
     Raises
     ------
     InvalidProblemError
-        It lacks a method, or its rank, world size or device is none.
+        The transport lacks a method, or its rank, world size or device is invalid.
     """
 
     cdef object transport
@@ -140,7 +139,7 @@ cdef class TransportCommunicator(RingMember):
 
     @staticmethod
     def of(transport, int device):
-        """The communicator over ``transport``, made once per transport and device.
+        """The communicator over ``transport``, made once for each transport and device.
 
         Parameters
         ----------
@@ -159,7 +158,7 @@ cdef class TransportCommunicator(RingMember):
             per_device = {}
             _members[key] = weakref.ref(transport, partial(_forget, key=key)), per_device
         if device not in per_device:
-            # The member must not keep its own key alive.
+            # A weak proxy, since the member must not keep the transport alive.
             per_device[device] = TransportCommunicator(weakref.proxy(transport), device)
         return per_device[device]
 
@@ -167,7 +166,7 @@ cdef class TransportCommunicator(RingMember):
         error, self.error = self.error, None
         self.busy = False
         if error is not None:
-            if not isinstance(error, Exception):  # Ctrl-C, and what else is no failure of the transport
+            if not isinstance(error, Exception):  # such as Ctrl-C: not a failure of the transport
                 self.abandon()
             raise error
         if status == c_api.BARACUDA_INTERRUPTED:
@@ -175,7 +174,7 @@ cdef class TransportCommunicator(RingMember):
         return check(status)
 
     cdef int abandon(self) except -1:
-        # The other ranks cannot be told, but what they sent is not the next run's.
+        # The other ranks cannot be told. What they have sent must not be taken for the next run's.
         self.interrupted = self.world_size > 1
         return 0
 

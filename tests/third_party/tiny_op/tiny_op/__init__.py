@@ -82,7 +82,7 @@ def skus():
 
 
 def candidates(descriptor, arch, preference, direction):
-    reason = "" if arch.is_host else f"runs on the host only, {arch} was asked for"
+    reason = "" if arch.is_host else f"arch: got {arch}, must be host"
     return [Candidate("tiny", SKUS[direction], reason)]
 
 

@@ -1,4 +1,4 @@
-// Where the host adds gradients that travelled.
+// Adds gradients that were sent around the ring, on the host.
 #include <algorithm>
 
 #include "attention/backward/family.h"
@@ -74,7 +74,7 @@ int32_t add(const StepParams& problem, const GradientSum (&sums)[2], void*) {
   const auto task = [](void* context, int64_t item, void*, const StopCheck& stop) {
     if (!stop.ask(stop.context)) static_cast<const Sums*>(context)->run_item(item);
   };
-  constexpr const char* call = "gradients that travelled";
+  constexpr const char* call = "add gradients";
   const int32_t status = parallel_for(all.items(), task, &all, call);
   if (status != BARACUDA_OUT_OF_MEMORY) return status;
   return fail(BARACUDA_OUT_OF_MEMORY, call, "no memory for %lld bytes of scratch",

@@ -30,8 +30,8 @@ int32_t fail_at(const LocalRank& rank, int32_t status) {
   return status;
 }
 
-// A stream operation's status, recorded and located if it failed. The table may be the caller's,
-// and not have left a record.
+// Returns a stream operation's status. If it failed, records it with the rank. A caller's own table
+// may have left no record.
 int32_t check_op(const LocalRank& rank, int32_t status, const char* call) {
   if (status == BARACUDA_OK) return status;
   if (baracuda_last_error()->status != status) fail(status, call, "%s returned %d", call, status);
@@ -46,11 +46,13 @@ int32_t join_group(LocalGroup& group, LocalRank& rank) {
   if (status != BARACUDA_OK) return status;
   if (rank.group != nullptr) {
     return fail_at(rank, fail(BARACUDA_INVALID_ARGUMENT, call,
-                              "rank %d is in a group of another thread", rank.rank));
+                              "rank: got %d in a group of another thread, must be in none",
+                              rank.rank));
   }
   if (group.world != nullptr && group.world != rank.world) {
     return fail_at(rank, fail(BARACUDA_INVALID_ARGUMENT, call,
-                              "the ranks of a group must be of one world"));
+                              "rank: got %d of another world, must be of the group's world",
+                              rank.rank));
   }
   group.world = rank.world;
   rank.group = &group;
@@ -77,14 +79,19 @@ void leave_group(LocalGroup& group) {
 int32_t check_message(const LocalRank& rank, const char* call, int64_t bytes, int32_t peer,
                       void* stream) {
   const int32_t world_size = static_cast<int32_t>(rank.world->ranks.size());
-  if (peer < 0 || peer >= world_size || bytes < 0) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "%lld bytes, peer %d of %d ranks",
-                static_cast<long long>(bytes), peer, world_size);
+  if (peer < 0 || peer >= world_size) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "peer: got %d, must be in [0, %d)", peer,
+                world_size);
+  }
+  if (bytes < 0) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "bytes: got %lld, must be at least 0",
+                static_cast<long long>(bytes));
   }
   if (rank.sends.empty() && rank.receives.empty()) return BARACUDA_OK;
   if (stream != rank.stream) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "the messages of rank %d in one group must be on one stream", rank.rank);
+                "stream: got a second one for rank %d, must be one for all its messages in a group",
+                rank.rank);
   }
   return BARACUDA_OK;
 }
@@ -98,7 +105,8 @@ int32_t enqueue(LocalRank& rank, std::vector<Message>& list, const Message& mess
   int32_t status = alone ? local_group_start(&rank) : BARACUDA_OK;
   if (status != BARACUDA_OK) return status;
   if (rank.group != &group) {
-    status = fail(BARACUDA_INVALID_ARGUMENT, call, "rank %d is not in the open group", rank.rank);
+    status = fail(BARACUDA_INVALID_ARGUMENT, call,
+                  "rank: got %d outside the open group, must be in it", rank.rank);
   } else {
     status = check_message(rank, call, message.bytes, message.peer, stream);
   }
@@ -147,8 +155,8 @@ int32_t wait_until(baracuda_local_world& world, LocalRank& rank, Lock& lock,
   }
 }
 
-// One thread's part of an exchange. All sends of all its ranks are posted before the first wait,
-// so ranks driven by one thread never wait for each other.
+// One thread's part of an exchange. It posts the sends of all its ranks before its first wait, so
+// ranks driven by one thread never wait for each other.
 class Exchange {
  public:
   explicit Exchange(LocalGroup& group)
@@ -218,8 +226,8 @@ class Exchange {
       const LocalSend& message = *into.message;
       if (message.bytes != into.bytes) {
         status = fail(BARACUDA_INVALID_ARGUMENT, "local recv",
-                      "rank %d expects %lld bytes from rank %d, which sends %lld: the ranks' "
-                      "problems differ",
+                      "rank %d expects %lld bytes from rank %d, which sends %lld: the problems of "
+                      "the ranks differ",
                       rank.rank, static_cast<long long>(into.bytes), into.peer,
                       static_cast<long long>(message.bytes));
         continue;
@@ -333,7 +341,7 @@ int32_t local_group_start(void* context) {
   if (group.acting) {
     return fail_at(*static_cast<LocalRank*>(context),
                    fail(BARACUDA_INVALID_ARGUMENT, "local group_start",
-                        "this thread is in an exchange: a signal's handler cannot run a ring"));
+                        "this thread is in an exchange already: a signal handler cannot run a ring"));
   }
   const int32_t status = join_group(group, *static_cast<LocalRank*>(context));
   if (status == BARACUDA_OK) ++group.depth;

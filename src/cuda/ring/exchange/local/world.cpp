@@ -2,12 +2,14 @@
 
 #include <new>
 
+#include "common/check_struct.h"
 #include "common/error.h"
 #include "ring/device_scope.h"
 #include "ring/exchange/local/group.h"
 
 namespace {
 
+using baracuda::check_struct;
 using baracuda::fail;
 using baracuda::LocalRank;
 
@@ -55,7 +57,7 @@ int32_t baracuda_local_world::refuse(const char* call, int32_t rank) const {
   if (abort_reason.rank < 0) {
     fail(BARACUDA_ABORTED, call, "the local ring was aborted: %s", abort_reason.message);
   } else {
-    fail(BARACUDA_ABORTED, call, "the local ring was aborted: rank %d, %s: %.200s",
+    fail(BARACUDA_ABORTED, call, "the local ring was aborted by rank %d: %s: %.200s",
          abort_reason.rank, abort_reason.call, abort_reason.message);
   }
   baracuda::locate_failure(rank, -1);
@@ -76,7 +78,7 @@ int32_t baracuda_local_world_create(int32_t world_size, double timeout_seconds,
   constexpr const char* call = "baracuda_local_world_create";
   *world = nullptr;
   if (world_size < 1) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "world_size: must be at least 1, got %d",
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "world_size: got %d, must be at least 1",
                 world_size);
   }
   try {
@@ -100,7 +102,8 @@ int32_t baracuda_local_world_destroy(baracuda_local_world* world) {
     for (const LocalRank& rank : world->ranks) {
       if (rank.group == nullptr) continue;
       return fail(BARACUDA_INVALID_ARGUMENT, "baracuda_local_world_destroy",
-                  "rank %d is in a group: abort the world and let its threads return first",
+                  "world: got one with rank %d in an open group, must be idle: abort it and let its "
+                  "threads return first",
                   rank.rank);
     }
   }
@@ -114,27 +117,28 @@ int32_t baracuda_local_transport(baracuda_local_world* world, int32_t rank,
   constexpr const char* call = "baracuda_local_transport";
   const int32_t world_size = static_cast<int32_t>(world->ranks.size());
   if (rank < 0 || rank >= world_size) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "rank: must be in [0, %d), got %d", world_size,
-                rank);
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "rank: got %d, must be in [0, %d)", rank,
+                world_size);
   }
-  if (endpoint->ops == nullptr || endpoint->ops->struct_size != sizeof(baracuda_stream_ops)) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "endpoint->ops: struct_size must be %zu",
-                sizeof(baracuda_stream_ops));
-  }
+  int32_t status = check_struct(call, "endpoint->ops", endpoint->ops);
+  if (status != BARACUDA_OK) return status;
   const std::lock_guard<std::mutex> lock(world->mutex);
   for (const LocalRank& other : world->ranks) {
     if (other.rank != rank && other.ops != nullptr && other.ops != endpoint->ops) {
       return fail(BARACUDA_INVALID_ARGUMENT, call,
-                  "endpoint->ops: rank %d of this world uses other streams", other.rank);
+                  "endpoint->ops: got another table than rank %d has, must be one table for the "
+                  "whole world",
+                  other.rank);
     }
   }
   LocalRank& own = world->ranks[static_cast<size_t>(rank)];
   if (own.group != nullptr) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "rank %d is in a group", rank);
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "rank: got %d in an open group, must be in none",
+                rank);
   }
   destroy_events(own);
   own.ops = endpoint->ops;
-  const int32_t status = create_events(own, *endpoint);
+  status = create_events(own, *endpoint);
   if (status != BARACUDA_OK) return status;
   endpoint->transport = {sizeof(baracuda_transport),
                          &own,

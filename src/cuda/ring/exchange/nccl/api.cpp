@@ -61,13 +61,13 @@ const char* bind_all(void* library, NcclApi& api) {
 int32_t load(const char* path) {
   constexpr const char* call = "baracuda_nccl_load";
   if (path == nullptr || *path == '\0') {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "path: got none, must name a library");
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "path: got none, must be the path of a library");
   }
   const std::lock_guard<std::mutex> lock(binding_mutex);
   if (const Binding* present = bound.load()) {
     if (present->path == path) return BARACUDA_OK;
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "path: got %.120s, must be %.120s, which NCCL is bound to already", path,
+                "path: got %.120s, must be %.120s, which this process has loaded already", path,
                 present->path.c_str());
   }
   void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -75,7 +75,7 @@ int32_t load(const char* path) {
   Binding* binding = new Binding{path, {}};
   if (const char* missing = bind_all(library, binding->api)) {
     delete binding;
-    return fail(BARACUDA_UNAVAILABLE, call, "%.200s has no %s", path, missing);
+    return fail(BARACUDA_UNAVAILABLE, call, "%.200s has no function %s", path, missing);
   }
   bound.store(binding);
   return BARACUDA_OK;
@@ -100,11 +100,11 @@ int32_t require_nccl_function(bool present, const char* name, const char* since)
   if (present) return BARACUDA_OK;
   int version = 0;
   nccl_api()->get_version(&version);
-  // 2.8.x and older wrote 2804 for 2.8.4, later ones 21805 for 2.18.5.
+  // NCCL 2.8 and older give 2804 for 2.8.4; later ones give 21805 for 2.18.5.
   const int major = version < 10000 ? version / 1000 : version / 10000;
   const int minor = version < 10000 ? version / 100 % 10 : version / 100 % 100;
-  return fail(BARACUDA_UNAVAILABLE, name, "needs NCCL %s or later, this is %d.%d.%d (%.160s)",
-              since, major, minor, version % 100, baracuda_nccl_path());
+  return fail(BARACUDA_UNAVAILABLE, name, "NCCL: got %d.%d.%d (%.120s), must be %s or later",
+              major, minor, version % 100, baracuda_nccl_path(), since);
 }
 
 int32_t check_nccl(int result, const char* call) {

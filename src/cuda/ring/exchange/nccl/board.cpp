@@ -45,8 +45,8 @@ std::unique_ptr<NcclBoard> NcclBoard::join(const std::string& name, int32_t rank
   const size_t bytes = sizeof(Page) + sizeof(Slot) * static_cast<size_t>(world_size - 1);
   const int file = open(name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (file < 0) return nullptr;
-  // New bytes are zero, and whoever comes later changes nothing. Where there is no room, it is better to
-  // hear of it here than by a signal at the first write.
+  // New bytes are zero, and a later call changes nothing. Without room, it fails here; otherwise the
+  // first write would raise a signal.
   void* page = posix_fallocate(file, 0, static_cast<off_t>(bytes)) != 0
                    ? MAP_FAILED
                    : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
@@ -93,9 +93,9 @@ bool NcclBoard::differs(Kind kind, const Note& note, int32_t rank, baracuda_erro
   if (whole) {
     found->status = BARACUDA_INVALID_ARGUMENT;
     std::snprintf(found->message, sizeof(found->message),
-                  "compares a new problem in a call that another rank runs: every rank must give "
+                  "it compares a new problem in a call that another rank runs; every rank must give "
                   "the same problems in the same order");
-  } else {  // another one is being written in its place
+  } else {  // a newer note is being written over it
     found->status = BARACUDA_ABORTED;
     std::snprintf(found->message, sizeof(found->message), "refused the call");
   }
@@ -116,7 +116,7 @@ bool NcclBoard::begin(Kind kind, baracuda_error* found) {
     const Note* theirs = rank == rank_ ? nullptr : find(page_->slots[rank], call);
     refused = theirs != nullptr && differs(kind, *theirs, rank, found);
   }
-  if (refused) note(kRefused, *found, call);  // it stands for the same refusal
+  if (refused) note(kRefused, *found, call);  // this rank passes the refusal on
   if (!refused && kind == kCompared) note(kCompared, {}, call);
   calls_ = call;
   judge();

@@ -45,7 +45,8 @@ int32_t check_device(const char* call, int32_t device) {
                 device);
   }
   if (device >= 0 && baracuda_cuda_stream_ops() == nullptr) {
-    return fail(BARACUDA_UNAVAILABLE, call, "device %d: this build has no CUDA", device);
+    return fail(BARACUDA_UNAVAILABLE, call, "device: got %d, must be -1: this build has no CUDA",
+                device);
   }
   return BARACUDA_OK;
 }
@@ -266,7 +267,7 @@ int32_t check_handle_device(NcclComm* handle, int32_t device) {
       check_nccl(nccl_api()->comm_cu_device(handle, &found), "ncclCommCuDevice");
   if (status != BARACUDA_OK || found == device) return status;
   return fail(BARACUDA_INVALID_ARGUMENT, "baracuda_nccl_from_handle",
-              "device: got %d, must be the communicator\'s, %d", device, found);
+              "device: got %d, must be the communicator's, %d", device, found);
 }
 
 }  // namespace
@@ -281,9 +282,14 @@ int32_t baracuda_nccl_init_rank(int32_t world_size, const void* id, int32_t rank
                                 baracuda_nccl_comm** comm) {
   constexpr const char* call = "ncclCommInitRankConfig";
   *comm = nullptr;
-  if (world_size < 1 || rank < 0 || rank >= world_size || id == nullptr) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "rank %d of world_size %d%s", rank, world_size,
-                id == nullptr ? ", id is NULL" : "");
+  if (id == nullptr) return fail(BARACUDA_INVALID_ARGUMENT, call, "id: got NULL, must be given");
+  if (world_size < 1) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "world_size: got %d, must be at least 1",
+                world_size);
+  }
+  if (rank < 0 || rank >= world_size) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "rank: got %d, must be in [0, %d)", rank,
+                world_size);
   }
   const NcclApi* api = require_nccl(call);
   if (api == nullptr) return BARACUDA_UNAVAILABLE;
@@ -312,7 +318,10 @@ int32_t baracuda_nccl_init_rank(int32_t world_size, const void* id, int32_t rank
 int32_t baracuda_nccl_init_all(int32_t count, const int32_t* devices, int32_t max_ctas,
                                double timeout_seconds, baracuda_nccl_comm** comms) {
   constexpr const char* call = "baracuda_nccl_init_all";
-  if (count < 1 || devices == nullptr || comms == nullptr) {
+  if (devices == nullptr || comms == nullptr) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "devices, comms: got NULL, must be given");
+  }
+  if (count < 1) {
     return fail(BARACUDA_INVALID_ARGUMENT, call, "count: got %d, must be at least 1", count);
   }
   for (int32_t i = 0; i < count; ++i) comms[i] = nullptr;

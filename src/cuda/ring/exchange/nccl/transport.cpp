@@ -36,7 +36,7 @@ int32_t join_group(NcclGroup& group, baracuda_nccl_comm& comm) {
   if (comm.group == &group) return BARACUDA_OK;
   if (comm.group != nullptr) {
     fail(BARACUDA_INVALID_ARGUMENT, "ncclGroupStart",
-         "the communicator of rank %d is in use by another thread", comm.rank);
+         "communicator: got rank %d in use by another thread, must be in use by one", comm.rank);
     locate_failure(comm.rank, -1);
     return BARACUDA_INVALID_ARGUMENT;
   }
@@ -47,8 +47,8 @@ int32_t join_group(NcclGroup& group, baracuda_nccl_comm& comm) {
   return BARACUDA_OK;
 }
 
-// Fails every communicator of the group with failure, unless that is none. Their handles are in
-// no call any more afterwards, so they can be aborted.
+// Closes the group. If failure is one, every communicator of the group fails with it. No call uses
+// their handles afterwards, so they can be aborted.
 void leave_group(NcclGroup& group, const baracuda_error& failure) {
   for_each(group, [&failure](baracuda_nccl_comm& comm) {
     if (failure.status != BARACUDA_OK) comm.mark_failed(failure);
@@ -106,8 +106,8 @@ int32_t group_end(void* context) {
 
   for_each(group, [](baracuda_nccl_comm& comm) { comm.enter_blocked(); });
   const int result = wait_while_in_progress(group, nccl_api()->group_end());
-  // A communicator that failed before or meanwhile (a send, its deadline, an abort) is the cause
-  // of whatever NCCL says now.
+  // If a communicator has failed meanwhile (a send, its deadline, an abort), that is the cause of what
+  // NCCL reports now.
   baracuda_error failure{};
   for_each(group, [&failure](baracuda_nccl_comm& comm) {
     if (failure.status == BARACUDA_OK && comm.report_failure() != BARACUDA_OK) {
@@ -132,10 +132,13 @@ int32_t enqueue(void* context, const char* call, int64_t bytes, F f) {
   {
     const Lock lock(comm.mutex);
     status = comm.refuse(call);
-    if (status == BARACUDA_OK && (comm.group != &open_group || bytes < 0)) {
-      status = fail(BARACUDA_INVALID_ARGUMENT, call, "%lld bytes; the communicator of rank %d is "
-                    "%s the open group", static_cast<long long>(bytes), comm.rank,
-                    comm.group == &open_group ? "in" : "not in");
+    if (status == BARACUDA_OK && comm.group != &open_group) {
+      status = fail(BARACUDA_INVALID_ARGUMENT, call,
+                    "communicator: got rank %d outside the open group, must be in it", comm.rank);
+    }
+    if (status == BARACUDA_OK && bytes < 0) {
+      status = fail(BARACUDA_INVALID_ARGUMENT, call, "bytes: got %lld, must be at least 0",
+                    static_cast<long long>(bytes));
     }
     if (status == BARACUDA_OK) {
       const int result = f(*nccl_api(), comm.handle);

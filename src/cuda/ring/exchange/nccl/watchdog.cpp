@@ -37,7 +37,7 @@ baracuda_error timeout_failure(const NcclDeadline& deadline) {
                 "rank %d of %d was not done within %g s (a peer is missing or stuck); the "
                 "communicator was %s",
                 comm.rank, comm.world_size, deadline.limit.seconds(),
-                comm.owned ? "aborted" : "given up, and left to its owner");
+                comm.owned ? "aborted" : "left to its owner");
   return failure;
 }
 

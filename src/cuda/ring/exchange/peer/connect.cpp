@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "baracuda/status.h"
+#include "common/check_struct.h"
 #include "common/error.h"
 #include "common/interrupt.h"
 #include "ring/device_scope.h"
@@ -350,7 +351,8 @@ class Connection {
       if (!required || is_candidate(r)) continue;
       const PeerVerdict& verdict = peer_.verdicts[r];
       fail(BARACUDA_UNSUPPORTED, kCall,
-           "exchange: got \"peer\", but the hop from rank %d to rank %d cannot be: %s%s%s",
+           "exchange: got \"peer\", must be \"auto\" or \"nccl\" here: the hop from rank %d to rank "
+           "%d cannot be a peer exchange: %s%s%s",
            static_cast<int>(r), static_cast<int>(after(r)),
            baracuda_peer_reason_text(verdict.reason), verdict.detail.empty() ? "" : ": ",
            verdict.detail.c_str());
@@ -387,10 +389,8 @@ extern "C" int32_t baracuda_peer_connect(baracuda_ring_endpoint* endpoint,
                                          const baracuda_peer_options* options,
                                          baracuda_peer** peer) {
   *peer = nullptr;
-  if (options == nullptr || options->struct_size != sizeof(baracuda_peer_options)) {
-    return fail(BARACUDA_INVALID_ARGUMENT, kCall, "options: struct_size must be %zu",
-                sizeof(baracuda_peer_options));
-  }
+  int32_t status = check_struct(kCall, "options", options);
+  if (status != BARACUDA_OK) return status;
   std::unique_ptr<baracuda_peer> made(new (std::nothrow) baracuda_peer(*endpoint));
   if (made == nullptr || !tell_processes_apart(made->process)) {
     return fail(BARACUDA_OUT_OF_MEMORY, kCall, "no memory for the exchange");
@@ -404,7 +404,7 @@ extern "C" int32_t baracuda_peer_connect(baracuda_ring_endpoint* endpoint,
     made->wait = BARACUDA_PEER_WAIT_EVENT;
   }
   DeviceScope device;
-  int32_t status = device.enter(*endpoint->ops, endpoint->device);
+  status = device.enter(*endpoint->ops, endpoint->device);
   if (status != BARACUDA_OK) return status;
   try {
     status = Connection(*made, options->trial_seconds).execute();

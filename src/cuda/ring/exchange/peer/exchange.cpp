@@ -370,9 +370,8 @@ int32_t baracuda_peer::begin(const baracuda_ring_round& round) {
   }
   if (!registered && wish == BARACUDA_PEER_REQUIRED) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "rank %d: a receive buffer (kv_scratch_a, kv_scratch_b, and of gradients "
-                "kv_gradient_scratch) is not registered; must be "
-                "given to comm.register() on every rank, as exchange=\"peer\" was asked for",
+                "kv_scratch_a, kv_scratch_b, kv_gradient_scratch: got an unregistered buffer on rank "
+                "%d, must be given to comm.register() on every rank, since exchange is \"peer\"",
                 rank());
   }
   for (int32_t i = 0; i < round.send_count; ++i) {

@@ -19,14 +19,14 @@ constexpr double kRestSeconds = 0.5;
 
 constexpr const char* kReasons[BARACUDA_PEER_REASONS] = {
     "works",
-    "exchange=\"nccl\" was asked for by one of its ranks",
+    "one of its ranks asked for exchange=\"nccl\"",
     "one of its ranks is not on a CUDA device",
     "its ranks are on different hosts",
     "its ranks share no file in /dev/shm, or their devices cannot map it",
     "the receiver's memory cannot be exported",
     "the sender cannot open the receiver's memory",
     "the trial failed",
-    "its ranks are of one process",
+    "its ranks are in one process",
 };
 
 template <typename Done>
@@ -156,7 +156,7 @@ int32_t baracuda_peer_close(baracuda_peer* peer, double patience, int32_t* quara
     left_alone = true;
     if (poll(kRestSeconds, is_done)) return true;
     const baracuda_error reason = {BARACUDA_ABORTED, 0, peer->rank(), -1, "baracuda_peer_close",
-                                   "its neighbours have gone, and a run is not done"};
+                                   "its neighbours have closed, but a run is not done"};
     baracuda_peer_abort(peer, &reason);
     return false;
   });

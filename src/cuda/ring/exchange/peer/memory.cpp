@@ -66,7 +66,7 @@ int32_t register_buffer(baracuda_peer& peer, void* data, int64_t bytes) {
   const size_t ranks = static_cast<size_t>(peer.world_size());
   Offered mine{};
   if (data == nullptr || bytes <= 0) {
-    mine.report = report(BARACUDA_INVALID_ARGUMENT, "the buffer is empty");
+    mine.report = report(BARACUDA_INVALID_ARGUMENT, "it is empty");
   } else {
     mine.offer = peer_offer(peer, data, bytes, peer.in_by_peer);
     mine.report = report(mine.offer.status, peer.detail);
@@ -78,7 +78,7 @@ int32_t register_buffer(baracuda_peer& peer, void* data, int64_t bytes) {
   const auto fail_alike = [](const char* what, int32_t rank, const Report& found) {
     const int32_t kind = found.status == BARACUDA_INVALID_ARGUMENT ? BARACUDA_INVALID_ARGUMENT
                                                                    : BARACUDA_UNSUPPORTED;
-    fail(kind, kCall, "buffer: rank %d's %s: %s", rank, what, found.why);
+    fail(kind, kCall, "buffer: got rank %d's, which %s: %s", rank, what, found.why);
     locate_failure(rank, -1);
     return kind;
   };

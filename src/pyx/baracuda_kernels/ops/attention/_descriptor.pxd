@@ -16,5 +16,5 @@ cdef class AttentionDescriptor:
     cdef int32_t c_element
     cdef int32_t itemsize
 
-    # Everything of a step that the problem fixes; pointers, strides, maps and flags are left zero.
+    # Fills the fields of a step that the problem determines. Pointers, strides, maps and flags are 0.
     cdef void fill(self, baracuda_attention_step_params* step) noexcept

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The attention problem as data: what every attention op's descriptor holds."""
+"""The attention problem as data: the base of every attention op's descriptor."""
 
 import math
 
@@ -19,17 +19,17 @@ _C_ELEMENTS = {
 }
 _FIELDS = ("batch_size", "num_heads", "query_len", "key_len", "head_dim", "scale", "is_causal",
            "element")
-# Element counts, and their bytes, must fit in 63 bits.
+# Element counts and byte counts must fit in 63 bits.
 _MAX_ELEMENTS = 2 ** 59
 
 
 def accumulator_of(element):
-    """The type that sums, the state between steps and, by default, lse are kept in."""
+    """The type of sums, of the state between steps and, by default, of lse."""
     return ElementKind.F64 if element is ElementKind.F64 else ElementKind.F32
 
 
 cdef class AttentionDescriptor:
-    """Base of the attention descriptors. Frozen, hashable, picklable; not made by itself."""
+    """Base of the attention descriptors. Frozen, hashable, picklable. Only subclasses are made."""
 
     def __cinit__(self, batch_size, num_heads, query_len, key_len, head_dim, scale=None,
                   is_causal=False, element=ElementKind.F32, *, num_kv_heads=None, **kwargs):
@@ -54,11 +54,11 @@ cdef class AttentionDescriptor:
         self.itemsize = self.element.itemsize
 
     def validate(self):
-        """Raise :class:`InvalidProblemError` if no kernel could serve this.
+        """Raise :class:`InvalidProblemError` if the problem is invalid.
 
-        ``select`` and ``explain`` call it: extents must be non-negative (heads one or more) and
-        their products fit in memory's address space, the scale finite, and ``num_heads`` a multiple
-        of ``num_kv_heads``.
+        ``select`` and ``explain`` call it. Extents must be at least 0 (heads at least 1), operands must
+        fit in the address space, the scale must be finite, and ``num_heads`` must be a multiple of
+        ``num_kv_heads``.
         """
         for name, least in (("batch_size", 0), ("num_heads", 1), ("query_len", 0), ("key_len", 0),
                             ("head_dim", 0), ("num_kv_heads", 1)):
@@ -127,7 +127,7 @@ cdef class AttentionDescriptor:
 
     @classmethod
     def from_dict(cls, data):
-        """Inverse of :meth:`to_dict`; an unknown key is an :class:`InvalidProblemError`."""
+        """Inverse of :meth:`to_dict`. An unknown key is an :class:`InvalidProblemError`."""
         try:
             return cls(**data)
         except TypeError as error:

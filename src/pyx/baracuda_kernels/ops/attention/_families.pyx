@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The kernel families of attention: what each serves, promises, and why it would refuse."""
+"""The kernel families of attention: the problems that each serves, its guarantee, its refusals."""
 
 import dataclasses
 
@@ -31,14 +31,14 @@ _TENSOR_CORE = {ElementKind.F16: MathPrecision.F16, ElementKind.BF16: MathPrecis
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One kernel family. What it takes and needs is asked of C (``attention.h``).
+    """A kernel family. Its facts come from C (``attention.h``).
 
-    A family with two backwards is two of these: the second has a name of its own.
+    A family with two backwards has two objects; the second has its own name.
 
     Attributes
     ----------
     kernel : int
-        Its number in the C ABI.
+        The number of its forward in the C ABI.
     arch, backend : ArchSku, BackendKind
     name : str
     min_compute_capability, max_compute_capability : int
@@ -46,15 +46,15 @@ class Family:
     math : dict
         Operand element -> precision of the products.
     vector_bytes : int
-        Alignment that operands' addresses and strides need; 0 for the element's own.
+        Alignment of operands' addresses and strides in bytes; 0: that of the element.
     forward_strides : bool
-        Whether inputs must not run backwards in memory.
+        Whether strides of inputs must not be negative.
     has_backward : bool
-        Whether it has kernels of the backward, too.
+        Whether the family has backward kernels.
     ordered_backward : bool
-        Whether every sum of those has a fixed order.
+        Whether every sum of the backward has a fixed order.
     backward_kernel : int
-        The number of those in the C ABI.
+        The number of its backward in the C ABI.
     """
 
     kernel: int
@@ -71,8 +71,8 @@ class Family:
     backward_kernel: int
 
     def guarantee(self, element, direction=Direction.FORWARD) -> PrecisionGuarantee:
-        """F32 (F64 for F64) state. With a fixed order of every sum, as every forward has, bits
-        repeat on the same card, world size and rank."""
+        """The guarantee for an element and a direction. If every sum has a fixed order, as in every
+        forward, the bits are the same on the same card, world size and rank."""
         ordered = direction is Direction.FORWARD or self.ordered_backward
         return PrecisionGuarantee(self.math[element], accumulator_of(element), ordered, ordered)
 
@@ -81,14 +81,14 @@ class Family:
                          self.guarantee(element, direction), direction)
 
     def layout_needs(self, itemsize):
-        """Of the operands: bytes that addresses and elements that strides must be a multiple of,
-        and whether inputs must not run backwards."""
+        """The alignment of addresses in bytes and of strides in elements, and whether strides of inputs
+        must not be negative."""
         nbytes = max(self.vector_bytes, itemsize)
         return nbytes, nbytes // itemsize, self.forward_strides
 
     def refusal(self, descriptor, arch, preference, workspace_bytes,
                 direction=Direction.FORWARD) -> str:
-        """Why this family does not serve the problem there; empty if it does."""
+        """Why this family does not serve the problem on `arch`; empty if it does."""
         return (self._wrong_place(arch) or self._wrong_problem(descriptor, direction)
                 or self._unwanted(descriptor, preference, workspace_bytes, direction))
 
@@ -96,46 +96,45 @@ class Family:
         capability = arch.compute_capability
         if arch.is_host:
             if self.arch is not ArchSku.HOST:
-                return "needs a CUDA stream, the host was asked for"
+                return "arch: got host, must be a GPU"
         elif self.arch is ArchSku.HOST:
-            return "runs on the host only, a GPU was asked for"
+            return f"arch: got {arch}, must be host"
         elif capability < self.min_compute_capability:
-            return (f"needs compute capability {self.min_compute_capability / 10} or later, "
-                    f"{arch} was asked for")
+            return f"arch: got {arch}, must be sm_{self.min_compute_capability} or later"
         elif capability > self.max_compute_capability:
-            return f"runs on compute capability {self.max_compute_capability / 10} alone"
+            return f"arch: got {arch}, must be sm_{self.max_compute_capability}"
         if not attention_api.baracuda_attention_available(self.kernel):
-            return "is not in this build (made with BARACUDA_CUDA=OFF)"
+            return "the kernel is not in this build (made with BARACUDA_CUDA=OFF)"
         return ""
 
     def _wrong_problem(self, descriptor, direction):
-        # C knows only the elements that some kernel takes.
+        # C knows only elements that some kernel takes.
         if descriptor.element not in self.math and (
                 direction is Direction.FORWARD or self.has_backward):
             names = ", ".join(element.name for element in self.math)
-            return f"element {descriptor.element.name} is not one of {names}"
+            return f"element: got {descriptor.element.name}, must be one of {names}"
         kernel = self.kernel if direction is Direction.FORWARD else self.backward_kernel
         return _refusal(kernel, descriptor, direction)
 
     def _unwanted(self, descriptor, preference, workspace_bytes, direction):
         if self.arch is ArchSku.SM90A and not preference.allow_sm90a:
-            return "allow_sm90a is False"
+            return "allow_sm90a: got False, must be True"
         if preference.prefer_backend not in (None, self.backend):
-            return f"prefer_backend asks for {preference.prefer_backend}, this is {self.backend}"
+            return f"prefer_backend: got {preference.prefer_backend}, must be {self.backend}"
         precision = self.math[descriptor.element]
         if preference.math_precision not in (None, precision):
-            return f"math_precision asks for {preference.math_precision}, this uses {precision}"
+            return f"math_precision: got {preference.math_precision}, must be {precision}"
         guarantee = self.guarantee(descriptor.element, direction)
         if preference.deterministic and not guarantee.deterministic:
-            return "deterministic is True, and its sums have no fixed order"
+            return "deterministic: got True, must be None: the kernel's sums have no fixed order"
         limit = preference.max_workspace_bytes
         if limit is not None and workspace_bytes > limit:
-            return f"needs {workspace_bytes} workspace bytes, max_workspace_bytes is {limit}"
+            return f"max_workspace_bytes: got {limit}, must be at least {workspace_bytes}"
         return ""
 
 
 def _family(int32_t kernel):
-    """The family of a number in the C ABI; None where numbers end."""
+    """The family with a number of the C ABI; None after the last one."""
     cdef attention_api.baracuda_attention_family info
     if attention_api.baracuda_attention_family_info(kernel, &info) != c_api.BARACUDA_OK:
         return None
@@ -160,12 +159,12 @@ def _all_families():
     return tuple(reversed(found))
 
 
-# In order of preference: the first that fits is taken. C numbers them in rising order of it.
+# In order of preference: the first family that fits is taken. C numbers them in the reverse order.
 FAMILIES = _all_families()
 
 
 def _second_backward(family):
-    """The same family with its other backward, whose sums have a fixed order; None without one."""
+    """The family with its other backward, whose sums have a fixed order; None without one."""
     cdef int32_t kernel = attention_api.baracuda_attention_backward_second(family.kernel)
     if kernel < 0:
         return None
@@ -176,7 +175,7 @@ def _second_backward(family):
 
 OF_DIRECTION = {
     Direction.FORWARD: FAMILIES,
-    # A second one is slower: it comes after the first.
+    # The second backward of a family is slower, so it comes after the first.
     Direction.BACKWARD: tuple(one for family in FAMILIES
                               for one in (family, _second_backward(family)) if one is not None),
 }
@@ -192,13 +191,12 @@ def skus(op, directions=(Direction.FORWARD,)):
 def candidates(op, descriptor, arch, preference, direction, several_steps):
     """Every family of the direction, with its SKU for the descriptor and its refusal.
 
-    ``several_steps`` tells whether a call of the op may have several steps: what is kept between
-    them is scratch.
+    ``several_steps``: whether a call of the op may have several steps, which need scratch for the state.
     """
     descriptor.validate()
     found = []
     for family in OF_DIRECTION[direction]:
-        # A family that does not know the element is shown with the nearest SKU it has.
+        # A family that does not take the element is shown with its first SKU.
         element = descriptor.element if descriptor.element in family.math \
             else next(iter(family.math))
         if direction is Direction.BACKWARD:
@@ -211,8 +209,8 @@ def candidates(op, descriptor, arch, preference, direction, several_steps):
 
 
 def backward_scratch_bytes(family, AttentionDescriptor descriptor, several_steps=False):
-    """Bytes of a backward call of one step or several; 0 where the family has none in this build, or
-    does not serve the problem."""
+    """Bytes of scratch of a backward call with one step or several; 0 if the family has no backward in
+    this build or does not serve the problem."""
     cdef attention_api.baracuda_attention_step_params step
     cdef int32_t kernel = family.backward_kernel
     if not (family.has_backward and attention_api.baracuda_attention_available(family.kernel)):

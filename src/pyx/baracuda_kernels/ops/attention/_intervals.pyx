@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What the rows of a chunk pair see under a mask, as the kernels have it."""
+"""Counts the visible pairs of rows and keys, by the intervals of the kernels."""
 
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t
@@ -14,23 +14,23 @@ from baracuda_kernels._core._enums import SequenceLayout
 
 def visible_pairs(sequence_layout, int32_t world_size, int64_t length, bint causal,
                   bytes rank not None, bytes origin not None):
-    """Pairs of a row of a rank's shard and a key of the chunk that ``origin`` started with.
+    """Count the visible pairs of the rows of ``rank`` and the keys of ``origin``.
 
     Parameters
     ----------
     sequence_layout : SequenceLayout or str
     world_size : int
     length : int
-        Rows and keys of one rank.
+        Number of rows, and of keys, of one rank.
     causal : bool
     rank, origin : bytes
-        int64s, pair by pair.
+        int64 arrays of the same length.
 
     Returns
     -------
     bytes
-        Four int64s a pair: pairs in blocks that the mask leaves whole, pairs in others, and the
-        rows ``[first, end)`` from the first to the last that see a key.
+        Four int64 for each entry: pairs in blocks that the mask does not cut, pairs in other blocks,
+        and the range ``[first, end)`` of rows that see a key.
     """
     cdef int32_t layout = SequenceLayout.parse(sequence_layout)
     cdef Py_ssize_t count = min(len(rank), len(origin)) // sizeof(int64_t), i

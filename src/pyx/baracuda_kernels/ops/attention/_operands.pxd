@@ -10,26 +10,26 @@ from baracuda_kernels._core._operands cimport OperandChecks
 from baracuda_kernels._core._tensor cimport TensorRef
 from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
 
-# Checks of one attention call's operands, which also fill the step's params.
+# Checks the operands of one attention call, and fills the step's params.
 cdef class AttentionOperands(OperandChecks):
     cdef int64_t stride_multiple  # elements, of strides
-    cdef bint forward_strides     # inputs must not run backwards
+    cdef bint forward_strides     # strides of inputs must not be negative
 
-    # A [b, h, s, d] operand (a byte buffer that is large enough counts as dense); fills strides.
+    # Checks a [b, h, s, d] operand and fills strides. A byte buffer that is large enough is dense.
     cdef TensorRef tensor(self, str name, TensorRef view, int64_t b, int64_t h, int64_t s,
                           int64_t d, bint output, baracuda_strides* strides)
-    # The same for an operand of another element than the problem's.
+    # The same for an operand whose element is not the problem's.
     cdef TensorRef tensor_of(self, object element, str name, TensorRef view, int64_t b, int64_t h,
                              int64_t s, int64_t d, bint output, baracuda_strides* strides)
-    # The operands of a problem, into a step: pointers, strides, and the type of lse.
+    # Binds the operands of a problem to a step: pointers, strides, and the type of lse.
     cdef int bind_query(self, AttentionDescriptor d, TensorRef q,
                         baracuda_attention_step_params* step) except -1
     cdef int bind_keys(self, AttentionDescriptor d, TensorRef k, TensorRef v,
                        baracuda_attention_step_params* step) except -1
     cdef int bind_outputs(self, AttentionDescriptor d, TensorRef y, TensorRef lse,
                           baracuda_attention_step_params* step) except -1
-    # Of the backward, beside q, k and v: what the forward gave, and gradients. dk and dv are of the
-    # problem's element, or both of the accumulator's.
+    # Binds the other operands of the backward: results of the forward, and gradients. dk and dv both have
+    # the problem's element, or both the accumulator's.
     cdef int bind_results(self, AttentionDescriptor d, TensorRef y, TensorRef lse,
                           baracuda_attention_backward_params* params) except -1
     cdef int bind_gradients(self, AttentionDescriptor d, TensorRef dy, TensorRef dlse,
@@ -41,8 +41,8 @@ cdef class AttentionOperands(OperandChecks):
                      baracuda_attention_backward_params* params) except -1
     cdef int bind_key_gradients(self, AttentionDescriptor d, TensorRef dk, TensorRef dv,
                                 baracuda_attention_backward_params* params) except -1
-    # Numbers of rows that are read, [b, h, s] in the accumulator's type, with any strides.
+    # Checks an input [b, h, s] in the accumulator's type, with any strides.
     cdef TensorRef rows(self, str name, TensorRef view, AttentionDescriptor d,
                         baracuda_strides* strides)
-    # Row log-sum-exps [b, h, s], contiguous, float32 or the operands' element.
+    # Checks lse [b, h, s], contiguous, float32 or the operands' element.
     cdef TensorRef lse(self, TensorRef view, int64_t b, int64_t h, int64_t s)

@@ -1,5 +1,5 @@
 # cython: language_level=3, cdivision=True
-"""What an attention call asks of its operands beyond what every op does."""
+"""The checks of an attention call's operands, in addition to those of every op."""
 
 from libc.stdint cimport int64_t
 
@@ -17,7 +17,7 @@ from baracuda_kernels.ops.attention._descriptor import accumulator_of
 
 
 cdef object _gradient_element(TensorRef dk, TensorRef dv, object element):
-    """The element that dk and dv both are of: the operands', or the accumulator's."""
+    """The common element of dk and dv: that of the operands or of the accumulator."""
     accumulator = accumulator_of(element)
     if same_element(dk.element, element) and same_element(dv.element, element):
         return element
@@ -71,7 +71,7 @@ cdef class AttentionOperands(OperandChecks):
                         "this kernel be >= 0; allow_sm90a=False selects one that takes negative strides")
             if output:
                 no_self_overlap(name, view)
-        # A dimension of one row is never stepped along, whatever its stride says.
+        # The stride of a dimension of extent 1 is never used.
         strides.batch = view.element_strides[0] if b > 1 else 0
         strides.head = view.element_strides[1] if h > 1 else 0
         strides.seq = view.element_strides[2] if s > 1 else 0

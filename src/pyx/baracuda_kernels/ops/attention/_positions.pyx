@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Where the rows of a rank lie in the sequence, as the kernels have it."""
+"""The positions of a rank's rows in the sequence, by the maps of the kernels."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t
@@ -12,15 +12,15 @@ from baracuda_kernels._core._enums import SequenceLayout
 def layout_map(sequence_layout, int32_t rank, int32_t world_size, int64_t length):
     """The position map of one rank: ``(head, tail, stride, split)``.
 
-    Local row ``i`` lies at ``head + stride*i`` below ``split``, and at
-    ``tail + stride*(i - split)`` from it on.
+    Local row ``i`` has the position ``head + stride*i`` below ``split``, and
+    ``tail + stride*(i - split)`` from ``split`` on.
 
     Parameters
     ----------
     sequence_layout : SequenceLayout or str
     rank, world_size : int
     length : int
-        Rows of one rank.
+        Number of rows of one rank.
     """
     cdef attention_api.baracuda_position_map one = attention_api.baracuda_layout_map(
         SequenceLayout.parse(sequence_layout), rank, world_size, length)
@@ -28,7 +28,7 @@ def layout_map(sequence_layout, int32_t rank, int32_t world_size, int64_t length
 
 
 def layout_maps(sequence_layout, int32_t world_size, int64_t length):
-    """The position map of each rank, rank after rank, as bytes: 4 int64 each."""
+    """The position maps of all ranks, in rank order, as bytes: 4 int64 for each rank."""
     cdef int32_t layout = SequenceLayout.parse(sequence_layout), rank
     cdef attention_api.baracuda_position_map one
     maps = []

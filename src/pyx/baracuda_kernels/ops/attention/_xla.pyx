@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What XLA needs to call an attention step, forward or backward: handlers and buffers' sizes."""
+"""The XLA handlers of the attention steps, forward and backward, and the sizes of their buffers."""
 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int64_t
@@ -13,10 +13,9 @@ from baracuda_kernels.ops.attention import _families
 
 
 def handlers():
-    """Direction -> XLA platform -> stage -> capsule of its handler, as ``register_ffi_target`` takes
-    them.
+    """Direction -> XLA platform -> stage -> capsule of the handler, for ``register_ffi_target``.
 
-    ``include/baracuda/xla_ffi.h`` documents their operands and attributes.
+    ``include/baracuda/xla_ffi.h`` documents the operands and attributes.
     """
     return {
         Direction.FORWARD: {
@@ -60,8 +59,8 @@ def state_bytes(AttentionDescriptor descriptor not None):
 
 
 def backward_scratch_bytes(AttentionDescriptor descriptor not None, bint single_step):
-    """Bytes of a backward call's scratch, with one step or several, enough for any family that may serve
-    the problem.
+    """Bytes of scratch of a backward call, with one step or several, enough for any family that may
+    serve the problem.
 
     Raises
     ------

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The gradients of attention on one device."""
+"""The backward of attention on one device."""
 
 from libc.stdint cimport int64_t
 from libc.string cimport memset
@@ -30,25 +30,25 @@ cdef class FlashSdpaBackwardArgs:
     q : [B, H, Q, D]
     k, v : [B, Hkv, K, D]
     y : [B, H, Q, D]
-        What the forward gave.
+        The result of the forward.
     dy : [B, H, Q, D]
         The gradient of y.
     lse : [B, H, Q], float32 (float64 for F64 operands), any strides
-        What the forward gave, in the accumulator's type.
+        The result of the forward, in the accumulator's type.
     dq : [B, H, Q, D], written
     dk, dv : [B, Hkv, K, D], written
-        Both of the operands' type, or both of the accumulator's: sums over the heads of a group that
-        are not rounded to 16 bits.
+        Both have the operands' type, or both the accumulator's: the sums over the heads of a group are
+        then not rounded to 16 bits.
     scratch : contiguous, plan.scratch_bytes bytes; optional
-        None where that is 0.
+        None if scratch_bytes is 0.
     dlse : [B, H, Q], of lse's type, any strides; optional
         The gradient of lse. None: zeros.
 
     Raises
     ------
     InvalidProblemError, UnsupportedError
-        As :class:`TensorRef`, for what is no tensor. Shapes, dtypes and overlaps are the plan's to
-        check: at the first ``run``, or by ``can_implement``.
+        An operand is not a tensor, as :class:`TensorRef` says. The plan checks shapes, dtypes and
+        overlaps, in the first ``run`` or in ``can_implement``.
     """
 
     cdef readonly TensorRef q
@@ -62,7 +62,7 @@ cdef class FlashSdpaBackwardArgs:
     cdef readonly TensorRef dk
     cdef readonly TensorRef dv
     cdef readonly TensorRef scratch
-    cdef FlashSdpaBackwardPlan plan                       # that params were checked for
+    cdef FlashSdpaBackwardPlan plan                       # the plan for which params were checked
     cdef attention_api.baracuda_attention_backward_params params
 
     def __cinit__(self, *, q, k, v, y, dy, lse, dq, dk, dv, scratch=None, dlse=None):
@@ -82,18 +82,18 @@ cdef class FlashSdpaBackwardArgs:
 cdef class FlashSdpaBackwardPlan(KernelPlan):
     """Gradients of attention on one device: dq, dk and dv. Made by :meth:`select`.
 
-    The scores are computed anew from q, k and lse. Every sum is taken in the accumulator's type and
-    rounded once. A row that sees no key has dq = 0 and gives nothing to any key (on ``sm80`` and
-    ``sm90a`` if its dy is finite); a key that no row sees has dk = dv = 0.
+    The scores are computed again from q, k and lse. Every sum is in the accumulator's type and rounded
+    once. A row that sees no key has dq = 0 and adds nothing to dk and dv (on ``sm80`` and ``sm90a`` if
+    its dy is finite). A key that no row sees has dk = dv = 0.
 
     Attributes
     ----------
     descriptor : FlashSdpaDescriptor
     scratch_bytes : int
-        Bytes of the scratch: two numbers of the accumulator's type a row and head, and on the host
-        head_dim more; on ``sm90a`` 4 + head_dim and on ``sm80`` 2 + head_dim, of rows in whole
-        tiles of 64, and where those are deterministic another a tile (on ``sm90a`` at
-        head_dim 256 two).
+        Bytes of the scratch. For each row and head: 2 numbers of the accumulator's type, on the host
+        2 + head_dim, on ``sm80`` 2 + head_dim and on ``sm90a`` 4 + head_dim. On ``sm80`` and ``sm90a``
+        rows are rounded up to tiles of 64, and a deterministic kernel has one more number for each tile
+        (on ``sm90a`` at head_dim 256 two).
     """
 
     cdef AttentionKernel kernel
@@ -106,9 +106,9 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
         Parameters
         ----------
         descriptor : FlashSdpaDescriptor
-            That of the forward.
-        stream : Stream or what :class:`Stream` takes
-            Tells the device: ``Stream.host()`` or a CUDA stream.
+            The descriptor of the forward.
+        stream : Stream or a source that :class:`Stream` takes
+            Its device is the plan's: ``Stream.host()`` or a CUDA stream.
         preference : PlanPreference, optional
 
         Raises
@@ -116,7 +116,7 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
         InvalidProblemError, UnsupportedError
             As :meth:`RingAttentionPlan.select`.
         """
-        # SPEC names this class: it cannot be imported before.
+        # Imported here, since the module of SPEC imports this one.
         from baracuda_kernels.ops.flash_sdpa._plan import SPEC
 
         cdef FlashSdpaBackwardPlan self = FlashSdpaBackwardPlan.__new__(
@@ -128,11 +128,11 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
 
     @property
     def scratch_alignment(self):
-        """Bytes that the scratch's address must be a multiple of."""
+        """Alignment of the scratch's address, in bytes."""
         return SCRATCH_ALIGNMENT
 
     def can_implement(self, FlashSdpaBackwardArgs args not None):
-        """Raise what ``run`` would raise for ``args``; return None if it would run.
+        """Raise the error that ``run`` would raise for ``args``; return None if it would run.
 
         Parameters
         ----------
@@ -146,11 +146,11 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
         self.bind(args)
 
     def run(self, stream, FlashSdpaBackwardArgs args not None):
-        """Enqueue the gradients' kernels on ``stream``; no allocation, no wait.
+        """Enqueue the backward's kernels on ``stream``. Allocates nothing and does not wait.
 
         Parameters
         ----------
-        stream : Stream or what :class:`Stream` takes
+        stream : Stream or a source that :class:`Stream` takes
         args : FlashSdpaBackwardArgs
 
         Raises
@@ -158,7 +158,7 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
         InvalidProblemError, MisalignedOperandError, WorkspaceTooSmallError
             An operand is wrong; nothing was launched.
         KeyboardInterrupt
-            Ctrl-C while the host computed. What the outputs hold is undefined then.
+            Ctrl-C while the host computed. The outputs are then undefined.
         CudaError
             A launch failed.
         """
@@ -167,7 +167,7 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
         self.refuse_stream(one)
         if args.plan is not self:
             self.bind(args)
-        # A copy: another plan may be bound to these arguments by another thread meanwhile.
+        # A copy, since another thread may bind these arguments to another plan meanwhile.
         params = args.params
         self.kernel.backward(&params, one)
 

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The plain attention problem."""
+"""The attention problem on one device."""
 
 from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
 
@@ -15,23 +15,23 @@ is_causal=False, element=ElementKind.F32, *, num_kv_heads=None)
     Parameters
     ----------
     batch_size : int
-        Sequences in the batch (B).
+        Number of sequences in the batch, B.
     num_heads : int
-        Query heads (H).
+        Number of query heads, H.
     query_len : int
-        Rows of Q; 0 is legal.
+        Rows of Q; may be 0.
     key_len : int
         Rows of K and V; as many or others.
     head_dim : int
         Elements of a head (D).
     scale : float, optional
-        Factor on the scores; ``1/sqrt(head_dim)`` by default.
+        Factor on the scores; by default ``1/sqrt(head_dim)``.
     is_causal : bool, default False
-        Key j stays for query i if ``j <= i`` (aligned at the top left).
+        Query i sees the keys ``j <= i`` (top-left aligned).
     element : ElementKind, default F32
-        Of q, k, v and y.
+        Element type of q, k, v and y.
     num_kv_heads : int, optional
-        Hkv, a divisor of H; H by default.
+        Number of K/V heads, Hkv, a divisor of H; by default H.
 
     Raises
     ------

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The same attention step without a ring: one launch, no state."""
+"""The attention step without a ring: one launch, no state."""
 
 from functools import partial
 
@@ -28,15 +28,15 @@ cdef class FlashSdpaArgs:
     q : [B, H, Q, D]
     k, v : [B, Hkv, K, D]
     y : [B, H, Q, D], written
-        All four with any strides whose last dimension is contiguous; y overlaps nothing.
+        Any strides with a contiguous last dimension, for all four. y must not overlap an operand.
     lse : [B, H, Q], float32 or the operands' type, contiguous, written; optional
-        Natural-log sum of exponentials of each row, ``-inf`` for a row that sees nothing.
+        Natural logarithm of each row's sum of exponentials; ``-inf`` for a row that sees no key.
 
     Raises
     ------
     InvalidProblemError, UnsupportedError
-        As :class:`TensorRef`, for what is no tensor. Shapes, dtypes and overlaps are the plan's to
-        check: at the first ``run``, or by ``can_implement``.
+        An operand is not a tensor, as :class:`TensorRef` says. The plan checks shapes, dtypes and
+        overlaps, in the first ``run`` or in ``can_implement``.
     """
 
     cdef readonly TensorRef q
@@ -44,7 +44,7 @@ cdef class FlashSdpaArgs:
     cdef readonly TensorRef v
     cdef readonly TensorRef y
     cdef readonly TensorRef lse
-    cdef FlashSdpaPlan plan                               # that step was checked for
+    cdef FlashSdpaPlan plan                               # the plan for which step was checked
     cdef attention_api.baracuda_attention_step_params step
 
     def __cinit__(self, *, q, k, v, y, lse=None):
@@ -56,7 +56,7 @@ cdef class FlashSdpaArgs:
 
 
 cdef class FlashSdpaPlan(KernelPlan):
-    """Attention on one device, with the ring's own kernels. Made by :meth:`select`.
+    """Attention on one device, with the ring's kernels. Made by :meth:`select`.
 
     Attributes
     ----------
@@ -72,8 +72,8 @@ cdef class FlashSdpaPlan(KernelPlan):
         Parameters
         ----------
         descriptor : FlashSdpaDescriptor
-        stream : Stream or what :class:`Stream` takes
-            Tells the device: ``Stream.host()`` or a CUDA stream.
+        stream : Stream or a source that :class:`Stream` takes
+            Its device is the plan's: ``Stream.host()`` or a CUDA stream.
         preference : PlanPreference, optional
 
         Raises
@@ -87,7 +87,7 @@ cdef class FlashSdpaPlan(KernelPlan):
         return self
 
     def can_implement(self, FlashSdpaArgs args not None):
-        """Raise what ``run`` would raise for ``args``; return None if it would run.
+        """Raise the error that ``run`` would raise for ``args``; return None if it would run.
 
         Raises
         ------
@@ -97,11 +97,11 @@ cdef class FlashSdpaPlan(KernelPlan):
         self.bind(args)
 
     def run(self, stream, FlashSdpaArgs args not None):
-        """Enqueue the attention call on ``stream``; no allocation, no wait.
+        """Enqueue the attention call on ``stream``. Allocates nothing and does not wait.
 
         Parameters
         ----------
-        stream : Stream or what :class:`Stream` takes
+        stream : Stream or a source that :class:`Stream` takes
         args : FlashSdpaArgs
 
         Raises
@@ -116,7 +116,7 @@ cdef class FlashSdpaPlan(KernelPlan):
         self.refuse_stream(one)
         if args.plan is not self:
             self.bind(args)
-        # A copy: another plan may be bound to these arguments by another thread meanwhile.
+        # A copy, since another thread may bind these arguments to another plan meanwhile.
         step = args.step
         self.kernel.step(&step, one)
 

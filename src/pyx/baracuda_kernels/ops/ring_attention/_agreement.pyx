@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What the ranks of a ring must agree on, as a message of fixed size."""
+"""The facts on which the ranks of a ring must agree, as a message of fixed size."""
 
 from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels._core._info import build_info

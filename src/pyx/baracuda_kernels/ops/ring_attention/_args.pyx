@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The caller's memory for one rank."""
+"""The arguments of one rank."""
 
 from baracuda_kernels._core._tensor cimport as_tensor
 
@@ -10,7 +10,7 @@ lse=None, k=None, v=None)
 
     Views of one rank's operands and scratch, checked once and used for any number of runs.
 
-    Every operand may be anything that :class:`TensorRef` takes.
+    An operand may be any object that :class:`TensorRef` takes.
 
     Parameters
     ----------

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The gradients of Ring Attention: choose once, run many times."""
+"""The backward of Ring Attention: choose a kernel once, run it many times."""
 
 from libc.stdint cimport int64_t
 from libc.string cimport memset
@@ -103,7 +103,7 @@ kv_scratch_a=None, kv_scratch_b=None, kv_gradient_scratch=None, dlse=None)
 
 
 cdef class _Binding(RingBinding):
-    """K and V travel beside the steps, dk and dv behind them: two payloads of two pieces."""
+    """Two payloads of two pieces: K and V travel BESIDE the steps, dk and dv BEHIND them."""
 
     cdef attention_api.baracuda_attention_backward_ring_problem problem
 
@@ -171,7 +171,7 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
 
     @property
     def kv_gradient_scratch_bytes(self):
-        """Bytes of the sums of dk and dv, at any world size above one.
+        """Bytes of ``kv_gradient_scratch``, at any world size above 1.
 
         Four chunks of 2 * B * Hkv * K * D numbers of the accumulator's type, each rounded up to a
         multiple of `scratch_alignment`.
@@ -180,14 +180,14 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
 
     def step(self, stream, *, q, k, v, dy, dk, dv, y=None, lse=None, dlse=None, dq=None,
              scratch=None, rank=0, origin=0, world_size=1, first=True, last=True):
-        """One step, for callers who rotate K and V, and add up dk and dv, themselves.
+        """One step, for callers who send K and V, and add dk and dv, themselves.
 
         Adds the share of ``origin``'s chunk to dq of ``rank``'s rows, and writes the share of those
         rows in the chunk's dk and dv.
 
         Parameters
         ----------
-        stream : Stream or what :class:`Stream` takes
+        stream : Stream or a source that :class:`Stream` takes
         q, dy : [B, H, Q, D]
             As in :class:`RingAttentionBackwardArgs`.
         k, v : [B, Hkv, K, D]
@@ -212,7 +212,7 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         origin : int, default 0
             The rank whose keys these are.
         world_size : int, default 1
-            Ranks of the ring.
+            Number of ranks.
         first : bool, default True
             The first step of a call: the sum of dq starts here.
         last : bool, default True

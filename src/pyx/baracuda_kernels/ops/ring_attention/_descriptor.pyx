@@ -18,15 +18,15 @@ sequence_layout=SequenceLayout.CONTIGUOUS)
     Parameters
     ----------
     batch_size : int
-        Sequences in the batch (B).
+        Number of sequences in the batch, B.
     num_heads : int
-        Query heads (H).
+        Number of query heads, H.
     query_len : int
-        Rows of Q that one rank holds; the global length is P times that. 0 is legal.
+        Rows of Q on one rank; the whole sequence has P times as many. May be 0.
     key_len : int
         Rows of K and V that one rank holds; may differ from `query_len`.
     head_dim : int
-        Elements of a head (D).
+        Elements of a head, D.
     scale : float, optional
         Factor of the scores; ``1/sqrt(head_dim)`` by default. It is passed to the kernel as a
         float64. Any finite value is legal; the tensor-core kernels need it > 0.
@@ -35,7 +35,7 @@ sequence_layout=SequenceLayout.CONTIGUOUS)
     element : ElementKind, default F32
         The element type of q, k, v and y.
     num_kv_heads : int, optional
-        Hkv, a divisor of H (grouped-query attention); H by default.
+        Number of K/V heads, Hkv, a divisor of H (grouped-query attention); by default H.
     sequence_layout : SequenceLayout, default CONTIGUOUS
         Which global positions a rank's rows have.
 

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The Ring Attention plan: choose once, run many times."""
+"""The Ring Attention plan: choose a kernel once, run it many times."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ from baracuda_kernels.ops.ring_attention._backward import RingAttentionBackwardP
 
 
 cdef class _Binding(RingBinding):
-    """K and V travel beside the steps, as one payload of two pieces."""
+    """One payload of two pieces: K and V travel BESIDE the steps."""
 
     cdef attention_api.baracuda_attention_ring_problem problem
 
@@ -68,7 +68,7 @@ cdef class RingAttentionPlan(RingAttentionBase):
             Gives the device: ``Stream.host()`` for the CPU, or a CUDA stream. An earlier version
             took the stream first; that order still works.
         preference : PlanPreference, optional
-            What the kernel must guarantee, such as a precision; by default nothing.
+            Conditions for the kernel, such as a precision; by default none.
 
         Returns
         -------
@@ -97,13 +97,13 @@ cdef class RingAttentionPlan(RingAttentionBase):
 
     def step(self, stream, *, q, k, v, y=None, lse=None, accumulator_scratch=None, rank=0,
              origin=0, world_size=1, first=True, last=True, follows=False):
-        """One step, for callers who rotate K and V themselves.
+        """One step, for callers who send K and V themselves.
 
         Adds the chunk that ``origin`` started with to the state of ``rank``'s rows.
 
         Parameters
         ----------
-        stream : Stream or what :class:`Stream` takes
+        stream : Stream or a source that :class:`Stream` takes
         q : [B, H, Q, D]
             As in :class:`RingAttentionArgs`.
         k, v : [B, Hkv, K, D]
@@ -120,7 +120,7 @@ cdef class RingAttentionPlan(RingAttentionBase):
         origin : int, default 0
             The rank whose keys these are.
         world_size : int, default 1
-            Ranks of the ring.
+            Number of ranks.
         first : bool, default True
             There is no state to read yet.
         last : bool, default True
