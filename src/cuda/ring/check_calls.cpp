@@ -39,7 +39,7 @@ int32_t check_endpoint(const baracuda_ring_endpoint* endpoint) {
   return BARACUDA_OK;
 }
 
-// brings_home: the last step sends sums, too.
+// brings_home: a sum is sent home after the last step.
 int32_t check_hops(const baracuda_ring_hop* hops, int32_t world_size, bool brings_home) {
   if (hops == nullptr) return invalid("%s", "hops: got NULL, must be given");
   const auto is_rank = [world_size](int32_t rank) { return rank >= 0 && rank < world_size; };
@@ -125,7 +125,8 @@ int32_t check_payloads(const baracuda_ring_call& call, int32_t world_size) {
                    BARACUDA_RING_MAX_PAYLOADS);
   }
   if (call.payload_count > 0 && call.payloads == nullptr) {
-    return invalid("payloads: got NULL, must be given for a payload_count of %d", call.payload_count);
+    return invalid("payloads: got NULL, must be given for a payload_count of %d",
+                   call.payload_count);
   }
   int32_t status = check_program(call.program, has_behind(call));
   int32_t messages = 0;

@@ -102,8 +102,8 @@ int32_t baracuda_local_world_destroy(baracuda_local_world* world) {
     for (const LocalRank& rank : world->ranks) {
       if (rank.group == nullptr) continue;
       return fail(BARACUDA_INVALID_ARGUMENT, "baracuda_local_world_destroy",
-                  "world: got one with rank %d in an open group, must be idle: abort it and let its "
-                  "threads return first",
+                  "world: got one with rank %d in an open group, must be idle: abort it and let "
+                  "its threads return first",
                   rank.rank);
     }
   }
