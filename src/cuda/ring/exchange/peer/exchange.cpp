@@ -371,7 +371,8 @@ int32_t baracuda_peer::begin(const baracuda_ring_round& round) {
   if (!registered && wish == BARACUDA_PEER_REQUIRED) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
                 "kv_scratch_a, kv_scratch_b, kv_gradient_scratch: got an unregistered buffer on "
-                "rank %d, must be given to comm.register() on every rank, since exchange is \"peer\"",
+                "rank %d, must be given to comm.register() on every rank, since exchange is "
+                "\"peer\"",
                 rank());
   }
   for (int32_t i = 0; i < round.send_count; ++i) {
