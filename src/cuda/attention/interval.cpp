@@ -12,7 +12,7 @@ int64_t add(int64_t a, int64_t b) {
   return __builtin_add_overflow(a, b, &sum) ? (b < 0 ? lowest : highest) : sum;
 }
 
-// The positions of the document that a position lies in, empty where it lies in none.
+// The positions of the document that contains a position; empty if there is none.
 Interval document_at(const Mask& mask, int64_t position) {
   const int64_t* const ends = mask.cu_seqlens + 1;
   const int64_t* const end = std::upper_bound(ends, ends + mask.documents, position);
@@ -31,7 +31,7 @@ Interval within(Interval a, Interval b) {
   return {begin, std::max(begin, std::min(a.end, b.end))};
 }
 
-// How many of the rows of a shard lie before a position: the index of the first that does not.
+// The number of a shard's rows before a position, which is the index of the first later row.
 int64_t rows_before(const baracuda_position_map& map, int64_t length, int64_t position) {
   if (position == lowest) return 0;
   return position == highest ? length : visible_keys(map, length, position - 1);
@@ -70,7 +70,8 @@ Interval row_positions(const Mask& mask, int64_t key_position) {
   if (mask.chunk > 0) seeing = within(seeing, chunk_at(mask, key_position));
   if (mask.cu_seqlens != nullptr) {
     const Interval document = document_at(mask, key_position);
-    // Keys outside of all documents are seen from nowhere: before all rows, or behind them.
+    // No row sees a key outside of all documents. The empty interval is before all rows or after
+    // them.
     if (document.empty() && key_position < document.begin) return {lowest, lowest};
     if (document.empty()) return {highest, highest};
     seeing = within(seeing, document);
@@ -103,7 +104,7 @@ bool ChunkPair::is_live() const {
   const bool from_the_start =
       mask_.left == Mask::unlimited && mask_.chunk <= 0 && mask_.cu_seqlens == nullptr;
   if (!from_the_start) return next_live_row(0) < query_len_;
-  // The last row sees all that any row does. A ring asks this at every step.
+  // The last row sees every key that any row sees. A ring asks this in every step.
   const Interval seen = key_positions(mask_, position(q_map_, query_len_ - 1));
   return position(k_map_, 0) < seen.end;
 }
@@ -113,8 +114,8 @@ Interval ChunkPair::live_rows() const {
   return first < query_len_ ? Interval{first, last_live_row() + 1} : Interval{0, 0};
 }
 
-// A row that sees nothing ends before the next key: so does every row up to the first that sees
-// that key or a later one.
+// The interval of a row that sees no key ends before some key. No row before the first one that
+// sees that key, or a later one, sees a key.
 int64_t ChunkPair::next_live_row(int64_t row) const {
   while (row < query_len_) {
     const Interval seen = key_positions(mask_, position(q_map_, row));

@@ -82,11 +82,11 @@ class ChunkPair {
   const int64_t query_len_, key_len_;
 };
 
-// Pairs of a row and a key that it sees, by the blocks of one run of rows and one run of keys (a
-// shard has one or two, in each of which positions are evenly spaced).
+// Numbers of visible pairs of a row and a key. A block is a run of rows and a run of keys; a shard
+// has one or two runs of evenly spaced positions.
 struct PairCount {
-  int64_t whole;  // in blocks that the mask leaves whole
-  int64_t cut;    // in others
+  int64_t whole;  // pairs in blocks that the mask does not cut
+  int64_t cut;    // pairs in other blocks
 };
 PairCount count_pairs(const Mask& mask, const baracuda_position_map& q_map, int64_t query_len,
                       const baracuda_position_map& k_map, int64_t key_len);

@@ -1,4 +1,4 @@
-// Where the rows of a rank's shard lie in the sequence.
+// The positions of a rank's rows in the sequence.
 #include "baracuda/positions.h"
 
 extern "C" baracuda_position_map baracuda_layout_map(int32_t layout, int32_t rank,
@@ -7,7 +7,7 @@ extern "C" baracuda_position_map baracuda_layout_map(int32_t layout, int32_t ran
   const int64_t p = world_size;
   switch (layout) {
     case BARACUDA_ZIGZAG: {
-      // An odd length gives the extra row to the head, on every rank alike.
+      // With an odd length the head has one row more than the tail, on every rank.
       const int64_t split = (length + 1) / 2;
       return {r * split, p * split + (p - 1 - r) * (length - split), 1, split};
     }

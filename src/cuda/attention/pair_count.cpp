@@ -1,6 +1,7 @@
-// How many pairs of a row and a key a mask leaves, in closed form: the planner counts rings of any
-// length. Between the edges of chunks and documents each end of a row's interval either stands
-// still or moves with the row, so a run of rows is a few sums of clamped quotients.
+// Counts the visible pairs of rows and keys in closed form, since predictions are made for rings of
+// any length. Between the edges of chunks and documents, each end of a row's interval either is
+// constant or moves with the row. So the count over a run of rows is a few sums of clamped
+// quotients.
 #include <algorithm>
 
 #include "attention/interval.h"
@@ -24,7 +25,8 @@ struct Runs {
   }
 };
 
-// How an end of the interval goes on from a row position, and up to which one it goes on so.
+// The movement of an end of the interval from a row position on, and the position up to which it
+// holds.
 struct Course {
   int64_t value;
   bool moves;

@@ -112,8 +112,8 @@ int32_t check_problem(const char* call, const StepParams* params) {
   constexpr uint32_t known = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST | BARACUDA_STEP_CAUSAL |
                              BARACUDA_STEP_FOLLOWS;
   if ((p.flags & ~known) != 0) {
-    return fail(BARACUDA_INVALID_ARGUMENT, call, "flags: got 0x%x, must be a combination of the bits 0x%x", p.flags,
-                known);
+    return fail(BARACUDA_INVALID_ARGUMENT, call,
+                "flags: got 0x%x, must be a combination of the bits 0x%x", p.flags, known);
   }
   if (baracuda_element_bytes(p.element) == 0) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,

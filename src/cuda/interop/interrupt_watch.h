@@ -7,8 +7,9 @@ namespace baracuda {
 
 // While one lives, a SIGINT that somebody handles sets a flag, too. Whoever handles it still does.
 //
-// A run may have several parts (devices) that wait for each other. One that the flag has ended may leave
-// the run with leave_run() only after it has done what the others wait for; until then the flag stays.
+// A run may have several parts (devices) that wait for each other. One that the flag has ended may
+// leave the run with leave_run() only after it has done what the others wait for; until then the
+// flag stays.
 class InterruptWatch {
  public:
   InterruptWatch();

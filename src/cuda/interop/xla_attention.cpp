@@ -73,12 +73,12 @@ bool is_interrupted_state(const void* state, int64_t bytes) {
   return bytes > 0;
 }
 
-// On the host. XLA runs it on any thread, and the application's waits for it in C++: an exception of a
-// signal's handler has no way out of here, but an error of XLA's has.
+// On the host. XLA runs it on any thread, and the application's waits for it in C++: an exception
+// of a signal's handler has no way out of here, but an error of XLA's has.
 //
-// Only the last step fails: between the others XLA exchanges K and V, and where one device stays away it
-// ends the process. What an interrupted step leaves instead of its state tells the next ones. A step
-// that exchanges of a backward follow is not interruptible.
+// Only the last step fails: between the others XLA exchanges K and V, and where one device stays
+// away it ends the process. What an interrupted step leaves instead of its state tells the next
+// ones. A step that exchanges of a backward follow is not interruptible.
 int32_t step_on_host(const StepParams& step, bool interruptible) {
   const SignalsLater later;
   if (!interruptible) return baracuda_attention_step(BARACUDA_ATTENTION_HOST, &step, nullptr);

@@ -80,8 +80,8 @@ int32_t bind_problem(Buffers& operands, int64_t sequence_dim, StepParams& step);
 // Both positions' maps, in the memory that the kernel reads.
 int32_t bind_maps(Buffers& operands, StepParams& step);
 
-// What an operand brings and a result hands on, in one memory: before is null in the first step, after
-// may be null in the last one.
+// What an operand brings and a result hands on, in one memory: before is null in the first step,
+// after may be null in the last one.
 int32_t bind_in_place(const char* name, const Buffer* before, const Buffer* after, int64_t needed,
                       void** memory);
 

@@ -1,4 +1,4 @@
-// Decides when an exchange needs a head start over the launch beside it.
+// Decides whether an exchange needs a head start over its concurrent launch.
 //
 // A launch and its exchange become ready together, but the exchange's kernel reaches the device
 // some microseconds later. If the launch has filled every multiprocessor by then, the exchange

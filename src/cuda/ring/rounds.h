@@ -61,7 +61,7 @@ class Rounds {
     return awaited_by_launch(number - 1) < number - 1;
   }
 
-  // True if a round moves sums only. Its receive buffer is free as soon as the previous round has
+  // True if a round sends only sums. Its receive buffer is free as soon as the previous round has
   // ended: that round was the last to send from the buffer, and no launch uses it in between.
   bool is_free_ahead(int32_t number) const {
     if (number < 1) return false;

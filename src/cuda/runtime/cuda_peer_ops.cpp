@@ -74,7 +74,8 @@ int32_t check_driver(CUresult result, const char* call) {
 int32_t export_memory(const void* data, int64_t bytes, baracuda_peer_memory* memory) {
   static_assert(sizeof(cudaIpcMemHandle_t) == BARACUDA_PEER_HANDLE_BYTES, "a handle's size");
   if (!driver().is_complete()) {
-    return fail(BARACUDA_UNAVAILABLE, "cuMemGetAddressRange", "the driver does not have this function");
+    return fail(BARACUDA_UNAVAILABLE, "cuMemGetAddressRange",
+                "the driver does not have this function");
   }
   CUdeviceptr base = 0;
   size_t size = 0;
@@ -140,8 +141,8 @@ int32_t write_words(void* stream, void* const* words, const uint32_t* values, in
   constexpr int32_t kMost = 4;
   CUstreamBatchMemOpParams writes[kMost] = {};
   if (count > kMost) {
-    return fail(BARACUDA_INVALID_ARGUMENT, "cuStreamBatchMemOp", "count: got %d, must be at most %d", count,
-                kMost);
+    return fail(BARACUDA_INVALID_ARGUMENT, "cuStreamBatchMemOp",
+                "count: got %d, must be at most %d", count, kMost);
   }
   for (int32_t i = 0; i < count; ++i) {
     writes[i].writeValue.operation = CU_STREAM_MEM_OP_WRITE_VALUE_32;

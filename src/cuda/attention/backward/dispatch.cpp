@@ -47,10 +47,12 @@ int32_t find_server(const char* call, int32_t kernel, const StepParams* problem,
   const FamilyFacts* facts = find_facts(backward_family(kernel));
   if (facts == nullptr) return no_such_kernel(call, kernel);
   if (find_backward_facts(kernel) == nullptr)
-    return fail(BARACUDA_UNSUPPORTED, call, "kernel: got %s, must be one with a backward", facts->name);
+    return fail(BARACUDA_UNSUPPORTED, call, "kernel: got %s, must be one with a backward",
+                facts->name);
   *family = find_backward(kernel);
   if (*family == nullptr)
-    return fail(BARACUDA_UNAVAILABLE, call, "kernel: got %s, must be one of this build", facts->name);
+    return fail(BARACUDA_UNAVAILABLE, call, "kernel: got %s, must be one of this build",
+                facts->name);
   const int32_t status = check_problem(call, problem);
   if (status != BARACUDA_OK) return status;
   const std::string reason = backward_refusal(kernel, *problem);
@@ -167,12 +169,12 @@ int32_t check_step_operands(const char* call, int32_t kernel, const BackwardPara
 
 int32_t check_positions(const char* call, int32_t kernel, const StepParams& p) {
   if (p.device_maps == nullptr) return check_maps(call, p, p.q_map, p.k_map);
-  // On a GPU they are out of reach.
+  // The host cannot read maps in GPU memory.
   if (kernel != BARACUDA_ATTENTION_HOST) return BARACUDA_OK;
   return check_maps(call, p, p.device_maps[0], p.device_maps[1]);
 }
 
-// The family of a step whose parameters are right; null where it has nothing to do.
+// Finds the family of a step and checks its parameters. Null if the step has nothing to do.
 int32_t find_stepper(int32_t kernel, const BackwardParams* params, const BackwardFamily** family) {
   constexpr const char* call = "baracuda_attention_backward_step";
   const BackwardFamily* found = nullptr;

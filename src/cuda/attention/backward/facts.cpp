@@ -5,8 +5,8 @@
 namespace baracuda {
 namespace {
 
-// As in the forward, but with sm90a's limits of query rows and tiles: the kernels before and after a
-// step count them in the same way.
+// As in the forward, but with sm90a's limits of query rows and tiles: the kernels before and after
+// a step count them in the same way.
 const FamilyFacts& sm80_facts() {
   static const FamilyFacts facts = [] {
     FamilyFacts made = *find_facts(BARACUDA_ATTENTION_SM80);

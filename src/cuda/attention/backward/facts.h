@@ -1,4 +1,4 @@
-// What the backward of each kernel family takes and promises, in builds without CUDA too.
+// The facts of each kernel family's backward. Builds without CUDA have them too.
 #pragma once
 
 #include <stdint.h>

@@ -1,5 +1,5 @@
-// After the backward steps on tensor cores: dQ = scale * its sums, in the operands' type and where
-// the caller wants it.
+// The kernel after the backward steps on tensor cores. It writes dQ = scale * its sums to the
+// caller's memory, in the operands' type.
 #pragma once
 
 #include "attention/backward/turn_words.h"
@@ -10,11 +10,11 @@
 namespace baracuda {
 
 struct FinishArgs {
-  // Tile by tile as the accumulators of four warps lie, each with 16 of its 64 rows:
+  // In the order of the accumulators of four warps, each with 16 of a tile's 64 rows:
   // [tile][column / 8][thread][4]. Null: zeros.
   const float* sums;
   const uint32_t* turns;  // or null, see turn_words.h
-  int count;  // sums of every tile: all tiles' first ones, then their second ones
+  int count;  // number of sums of a tile. The first sums of all tiles come before the second ones
   void* dq;
   baracuda_strides dq_strides;
   int heads, query_len, query_tiles;

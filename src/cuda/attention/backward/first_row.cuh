@@ -1,4 +1,4 @@
-// Which query rows see a key, for the backward kernels on tensor cores.
+// The first query row that sees a key, for the backward kernels on tensor cores.
 #pragma once
 
 #include "attention/count_rows.cuh"

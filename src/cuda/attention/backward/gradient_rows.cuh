@@ -1,4 +1,4 @@
-// How dK and dV leave the backward kernels on tensor cores.
+// The stores of dK and dV in the backward kernels on tensor cores.
 #pragma once
 
 #include "baracuda/element.h"
@@ -6,11 +6,11 @@
 
 namespace baracuda {
 
-// The two of a warp's 16 keys of which a thread holds columns.
+// The two keys, of a warp's 16, of which a thread holds columns.
 template <typename Element, int HeadDim>
 class GradientRows {
  public:
-  // key0: the warp's first. f32: they leave in float32, else in the operands' type.
+  // key0: the warp's first key. f32: dK and dV are stored in float32, else in the operands' type.
   __device__ __forceinline__ GradientRows(int64_t batch, int64_t head, int key0, int key_len,
                                           bool f32)
       : batch_(batch),
@@ -19,7 +19,7 @@ class GradientRows {
         key_len_(key_len),
         f32_(f32) {}
 
-  // In pieces of 16 bytes, for which the lanes of a quad swap columns.
+  // Stores 16 bytes at a time. For that the lanes of a quad exchange columns.
   __device__ __forceinline__ void store(void* to, const baracuda_strides& strides,
                                         const float (&d)[HeadDim / 2], float factor) const {
 #pragma unroll

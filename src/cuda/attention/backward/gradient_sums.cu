@@ -1,5 +1,5 @@
-// Where gradients that travelled are added on a GPU: out = received + share, rounded where out is
-// narrower. Twelve bytes or less an element, by as many blocks as keep memory busy.
+// Adds gradients that were sent around the ring, on a GPU: out = received + share, rounded if out
+// is narrower. The kernel is bound by memory: 12 bytes or less for each element.
 #include <stdint.h>
 
 #include "attention/backward/family.h"
@@ -18,8 +18,8 @@ struct SumArgs {
   const void* share[2];
   void* out[2];
   baracuda_strides strides[2];
-  bool dense[2];   // out lies as the two others do
-  int64_t groups;  // of elements that a thread adds at once, of either tensor
+  bool dense[2];   // out has the dense strides of received and share
+  int64_t groups;  // number of groups of elements in one tensor; a thread adds a group at once
   int64_t groups_of_row;
   int64_t key_len;
   int64_t kv_heads;
@@ -67,7 +67,7 @@ bool is_multiple(const void* pointer, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;
 }
 
-// Whether elements can be added in groups: of a row, and of aligned addresses.
+// True if elements can be added in groups: a group is within a row, and its addresses are aligned.
 bool in_groups(const StepParams& p, const GradientSum& sum, int64_t count) {
   const int64_t wide = count * accumulator_bytes(p.element);
   const int64_t narrow = count * baracuda_element_bytes(sum.element);

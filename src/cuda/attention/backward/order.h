@@ -46,7 +46,7 @@ inline int choose_log2_sums(int64_t kv_heads, int64_t group, int64_t query_tiles
   constexpr int64_t blocks = 128, long_enough = int64_t{1} << 20;
   const int64_t key_tiles = (query_tiles + 1) / 2;
   const int64_t places = (blocks + kv_heads - 1) / kv_heads;
-  const int64_t of_a_head = places < key_tiles ? places : key_tiles;  // blocks
+  const int64_t of_a_head = places < key_tiles ? places : key_tiles;  // blocks of a head
   const int64_t rounds = kv_heads * key_tiles > blocks ? kv_heads * key_tiles / blocks : 1;
   const int64_t rows = group * query_tiles < long_enough ? group * query_tiles : long_enough;
   int log2 = 0;

@@ -30,7 +30,7 @@ struct PrepareArgs {
   float lse_factor;
 };
 
-// Two rows of 16-bit elements, eight at a time: the sum of their products.
+// The dot product of two rows of 16-bit elements, eight at a time.
 template <typename Element>
 __device__ __forceinline__ float dot8(const uint4& a, const uint4& b) {
   const Element* const x = reinterpret_cast<const Element*>(&a);
@@ -44,10 +44,10 @@ __device__ __forceinline__ float dot8(const uint4& a, const uint4& b) {
 
 constexpr int prepare_threads = 256;
 
-// One block a query tile. delta = rowsum(dy * y) - dlse. A row that sees no key, and a row past the
-// end, get an lse above all scores, so that their weights are zero: Statistics::hidden_lse.
-// Statistics::store( statistics, row of all tiles, rows, lse * lse_factor, delta) writes a row in
-// the step kernel's format.
+// One block for each query tile. delta = rowsum(dy * y) - dlse. A row that sees no key, and a row
+// past the end, get an lse above all scores, so that their weights are zero:
+// Statistics::hidden_lse. Statistics::store( statistics, row of all tiles, rows, lse * lse_factor,
+// delta) writes a row in the step kernel's format.
 template <typename Element, int HeadDim, int BlockM, typename Statistics>
 __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareArgs args) {
   constexpr int lanes = row_lanes<HeadDim>;

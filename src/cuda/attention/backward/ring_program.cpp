@@ -47,7 +47,7 @@ class BackwardRingStep {
     return params;
   }
 
-  // On the way a sum stays in the buffer that received it; the home rank rounds it, once.
+  // A travelling sum stays in the buffer that received it. The chunk's own rank rounds it once.
   void fill(GradientSum (&sums)[2]) const {
     const BackwardParams& call = problem_.call;
     const bool is_home = at_.step == at_.world_size;
@@ -102,7 +102,7 @@ int32_t launch(const void* problem, const baracuda_ring_step* at) {
   return finish_step(kernel, params, at->stream);
 }
 
-// No other rank needs dq, so it is written beside the last messages.
+// No other rank needs dq, so it is written during the last exchange.
 int32_t settle(const void* problem, const baracuda_ring_step* at) {
   return finish_step(as_problem(problem).kernel, BackwardRingStep(problem, *at).params(),
                      at->stream);

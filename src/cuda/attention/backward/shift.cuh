@@ -51,8 +51,8 @@ __device__ __forceinline__ float square8(const uint4& a) {
   return sum;
 }
 
-// Lanes that read a row together, eight elements each. If head_dim / 8 is no power of two, some
-// lanes have none.
+// Number of lanes that read a row together, eight elements each. If head_dim / 8 is not a power of
+// two, some lanes read nothing.
 template <int HeadDim>
 constexpr int row_lanes = HeadDim <= 64 ? 8 : HeadDim <= 128 ? 16 : 32;
 

@@ -8,8 +8,8 @@
 
 namespace baracuda {
 
-constexpr uint32_t no_sums = 0;  // the first to add stores instead
-constexpr uint32_t has_sums = 1, being_stored = 2;  // without turns
+constexpr uint32_t no_sums = 0;  // the first addition is a store
+constexpr uint32_t has_sums = 1, being_stored = 2;  // used without turns
 
 // Resets the words of one tile. The first words of all tiles come before their second words. If
 // tiles have several sums, all words of the first sums come before those of the second sums.

@@ -13,7 +13,8 @@ int32_t no_such_kernel(const char* call, int32_t kernel) {
               "kernel: got %d, must be a baracuda_attention_kernel, 0 to 3", kernel);
 }
 
-// Finds a family that is in this build and serves the problem; a failure of `call` if there is none.
+// Finds a family that is in this build and serves the problem; a failure of `call` if there is
+// none.
 int32_t find_server(const char* call, int32_t kernel, const StepParams* params,
                     const AttentionFamily** family, const FamilyFacts** facts) {
   *facts = find_facts(kernel);

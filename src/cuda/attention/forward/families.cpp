@@ -74,8 +74,8 @@ std::string refused_scale(const FamilyFacts& family, const StepParams& p) {
   const double factor = p.scale * 1.4426950408889634;
   const bool fits = is_double ? std::isfinite(factor)
                               : std::isfinite(static_cast<float>(factor));
-  // A factor that rounds to 0 gives all keys the same weight. That is right unless the family scales
-  // after it has taken the maxima.
+  // A factor that rounds to 0 gives all keys the same weight. That is right unless the family
+  // scales after it has taken the maxima.
   const bool vanishes = family.positive_scale && !std::isnormal(static_cast<float>(factor));
   if (fits && !vanishes) return "";
   return "scale: got " + shortest(p.scale) + ", must be in the range of " +
@@ -83,14 +83,16 @@ std::string refused_scale(const FamilyFacts& family, const StepParams& p) {
 }
 
 std::string refused_length(const char* name, int64_t length) {
-  return std::string(name) + ": got " + std::to_string(length) + ", must be at most 2**30 in one step";
+  return std::string(name) + ": got " + std::to_string(length) +
+         ", must be at most 2**30 in one step";
 }
 
 std::string refused_size(const FamilyFacts& family, const StepParams& p) {
   if (p.query_len > family.max_query_len) return refused_length("query_len", p.query_len);
   if (p.key_len > family.max_key_len) return refused_length("key_len", p.key_len);
   if (family.max_tiles == any) return "";
-  return refused_tiles(family, "batch, heads, query_len", "query", p.batch, p.heads, p.query_len, 64);
+  return refused_tiles(family, "batch, heads, query_len", "query", p.batch, p.heads, p.query_len,
+                       64);
 }
 
 std::string refused_mask(const FamilyFacts& family, const StepParams& p) {

@@ -1,5 +1,5 @@
-// What each kernel family takes. Launches, the choice of a kernel and its explanation all ask here,
-// also in builds without CUDA.
+// The facts of each kernel family, also in builds without CUDA. Launches, the choice of a kernel
+// and its explanation use them.
 #pragma once
 
 #include <stdint.h>
@@ -13,16 +13,17 @@ namespace baracuda {
 
 struct FamilyFacts {
   const char* name;
-  // Inclusive; 0 and 0: the host.
+  // Inclusive. 0 and 0 for the host.
   int32_t min_compute_capability;
   int32_t max_compute_capability;
   uint32_t elements;  // bit 1 << baracuda_element
-  // Products of 16-bit operands at their own precision; otherwise in the accumulator's.
+  // True: products of 16-bit operands have the operands' precision; else the accumulator's.
   bool tensor_cores;
   // Head dims up to max_head_dim; if the list is not empty, only those in it.
   int32_t max_head_dim;
   int32_t head_dims[5];
-  // The maximum is taken of unscaled scores, and a masked one of -inf must stay -inf when scaled.
+  // True: scale must be > 0. The maximum is that of unscaled scores, and a masked score of -inf
+  // must stay -inf when scaled.
   bool positive_scale;
   int64_t max_query_len;  // of a step
   int64_t max_key_len;

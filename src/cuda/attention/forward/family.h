@@ -1,5 +1,5 @@
-// A kernel family, as dispatch calls it. Each lives in its own folder and offers one of these; what
-// it takes stands in forward/families.cpp, and dispatch has checked all of that before it calls.
+// A kernel family, as dispatch calls it. Each family has its own folder. forward/families.cpp has
+// its facts, which dispatch checks before a call.
 #pragma once
 
 #include <stdint.h>
@@ -17,12 +17,12 @@ struct StepGrid {
 
 struct AttentionFamily {
   int32_t (*load)(const StepParams& params);
-  // Of a problem that is not empty.
+  // Called only for a problem that is not empty.
   int32_t (*step)(const StepParams& params, void* stream);
   int32_t (*grid)(const StepParams& params, StepGrid* grid);
 };
 
-// Of a step that baracuda_attention_step would take. {0, 0} for the host.
+// The grid of a step that baracuda_attention_step takes. {0, 0} for the host.
 int32_t attention_step_grid(int32_t kernel, const StepParams& params, StepGrid* grid);
 
 const AttentionFamily& host_family();

@@ -1,4 +1,4 @@
-// What a ring's step launches in the forward pass.
+// The launch of a ring's step in the forward pass.
 #pragma once
 
 #include <stdint.h>
@@ -13,7 +13,7 @@ class ForwardRingStep {
   ForwardRingStep(const baracuda_attention_ring_problem& problem, const baracuda_ring_step& at)
       : at_(at), live_(problem.step, problem.layout, at) {}
 
-  // Rows that see nothing in any step still get their y = 0 and lse = -inf, from one launch.
+  // If no row sees a key in any step, one launch still writes y = 0 and lse = -inf.
   bool launches() const {
     return live_.is_live(at_.step) ||
            (at_.step == 0 && live_.has_rows() && !live_.is_any_live(1));
@@ -22,8 +22,7 @@ class ForwardRingStep {
   baracuda_attention_step_params params() const {
     baracuda_attention_step_params params = live_.at_hand();
     if (!live_.is_live(at_.step)) params.key_len = 0;
-    // After the first, only steps have been enqueued on the stream, and the chunk's arrival is an
-    // event that it waits for.
+    // After the first step, the stream has only steps, and waits for the arrival of chunks.
     if (at_.follows != 0 && (params.flags & BARACUDA_STEP_FIRST) == 0) {
       params.flags |= BARACUDA_STEP_FOLLOWS;
     }

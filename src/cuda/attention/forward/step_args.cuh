@@ -27,7 +27,7 @@ struct StepArgs {
   int64_t key_len;
   int64_t query_tiles;
   int64_t blocks;
-  int64_t section;  // heads that run side by side, see block_work()
+  int64_t section;  // number of heads that run side by side, see block_work()
   double scale;
   float scale_log2;  // scale * log2(e)
   int32_t head_dim;
@@ -36,13 +36,13 @@ struct StepArgs {
   bool causal;
   bool lse_is_f32;
   bool follows;
-  int64_t first_row;      // earlier rows see no key and belong to no query tile
-  int64_t masked_row_tiles;  // tiles of such rows in a head; blocks after all others take them
+  int64_t first_row;      // earlier rows see no key and are in no query tile
+  int64_t masked_row_tiles;  // tiles of such rows in a head; the last blocks take them
 };
 
-// The heads of a section, whose tiles run longest first. As many as have K and V that fit an L2 of
-// 40 MB or more, so that several blocks read the same K and V at about the same time; but at least
-// 32. Sections are of equal size, because each ends with an uneven round of tiles.
+// The number of heads in a section, whose tiles run longest first. Their K and V must fit an L2 of
+// 40 MB or more, so that several blocks read the same K and V at about the same time; but there are
+// at least 32 heads. Sections have equal sizes, since each ends with an uneven round of tiles.
 inline int64_t longest_first_section(const StepArgs& a, int element_bytes) {
   constexpr int64_t l2_share = int64_t{32} << 20;
   constexpr int64_t heads_side_by_side = 32;
@@ -87,8 +87,8 @@ inline StepArgs make_step_args(const StepParams& p, int block_m, int element_byt
   return a;
 }
 
-// A causal step without a diagonal is one without a mask, on the keys and the rows that it is
-// about: those from the first on that sees keys, if that is a multiple of row_unit.
+// Turns a causal step without a diagonal into a step without a mask, on the keys that are seen and
+// on the rows from the first one that sees keys, if that is a multiple of row_unit.
 inline void drop_mask(const StepMask& mask, int block_m, int64_t row_unit, StepArgs& a) {
   if (!mask.same_keys || mask.first_row % row_unit != 0) return;
   a.causal = false;
@@ -99,8 +99,8 @@ inline void drop_mask(const StepMask& mask, int block_m, int64_t row_unit, StepA
   a.section = 1;
 }
 
-// The same for kernels of one block a tile. Rows without keys have tiles of their own in steps that
-// begin or end a ring; others leave them as they are.
+// The same for kernels with one block for each tile. In steps that begin or end a ring, rows
+// without keys have their own tiles. Other steps skip them.
 inline void drop_mask_of_tiles(const StepParams& p, int block_m, StepArgs& a) {
   const bool leaves_rows = !a.first && !a.last;
   drop_mask(step_mask(p), block_m, leaves_rows ? 1 : block_m, a);
@@ -109,7 +109,7 @@ inline void drop_mask_of_tiles(const StepParams& p, int block_m, StepArgs& a) {
   a.blocks += a.batch_heads * a.masked_row_tiles;
 }
 
-// Blocks are one-dimensional work items; y only carries what x cannot hold.
+// One block for each work item. y is used only if x cannot hold the number.
 inline dim3 step_grid(const StepArgs& a) {
   constexpr int64_t max_x = int64_t{1} << 30;
   const int64_t x = a.blocks < max_x ? a.blocks : max_x;
@@ -129,7 +129,7 @@ struct BlockWork {
   int64_t head;
   int64_t kv_head;
   int64_t row0;        // first query row of the tile
-  int64_t state_row0;  // the same row among all B*H*Q
+  int64_t state_row0;  // the same row, counted over all B*H*Q rows
 };
 
 __device__ __forceinline__ void set_work(const StepArgs& a, int64_t batch_head, int64_t row0,
@@ -162,8 +162,8 @@ __device__ __forceinline__ bool block_work(const StepArgs& a, int block_m, Block
   return true;
 }
 
-// A block's work, kept in shared memory where the main loop needs every register. Volatile, or the
-// compiler would keep the registers after all.
+// Keeps a block's work in shared memory, if the main loop needs every register. Volatile, since the
+// compiler would otherwise keep it in registers.
 __device__ __forceinline__ void park(volatile BlockWork* parked, const BlockWork& work) {
   parked->batch = work.batch;
   parked->head = work.head;

@@ -1,4 +1,4 @@
-// What the host knows of a step's mask, for kernels whose rows see a prefix of the chunk's keys.
+// The facts of a step's mask that the host knows, for kernels whose rows see a prefix of the keys.
 #pragma once
 
 #include <stdint.h>
@@ -25,7 +25,7 @@ inline StepMask step_mask(const StepParams& p) {
   const auto keys = [&pair](int64_t row) { return pair.keys_of_row(row).end; };
   const int64_t last = p.query_len - 1;
   const bool one_run = p.q_map.split <= 0 || p.q_map.split > last;
-  const int64_t split = one_run ? 0 : p.q_map.split;  // of two runs of rows the second's first
+  const int64_t split = one_run ? 0 : p.q_map.split;  // the first row of the second run of rows
   const int64_t before = one_run ? keys(last) : keys(split - 1);
   if (keys(0) != before || keys(split) != keys(last)) return {true, false, 0, 0};
   const bool same = before == keys(last);

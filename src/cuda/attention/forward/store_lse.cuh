@@ -6,7 +6,7 @@
 
 namespace baracuda {
 
-// row: counted among all heads'.
+// row: counted over all heads.
 template <typename Element, typename Compute>
 __device__ __forceinline__ void store_lse(const StepArgs& args, int64_t row, Compute lse) {
   if (args.lse_is_f32) {

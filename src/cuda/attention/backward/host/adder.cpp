@@ -23,7 +23,7 @@ const GradientFunctions& gradient_functions_of(int32_t element) {
 
 namespace {
 
-// Keys of an item.
+// Number of keys of a work item.
 constexpr int64_t kKeys = 256;
 
 class Sums {

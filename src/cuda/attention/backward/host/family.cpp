@@ -1,8 +1,9 @@
 // The host family's backward: splits a step into tiles and runs them on the thread pool.
 //
-// One pass over the heads, each by one thread, takes five products for a pair of tiles; where there are
-// too few heads for the threads, gradients of keys and of rows are two passes of seven. Either way each
-// sum is taken over the same tiles in the same order, so the bits are the same.
+// With enough heads for the threads, there is one pass, with one thread for each head and five
+// matrix products for a pair of tiles. With fewer heads, there are two passes, for the gradients of
+// keys and of rows, with seven products in all. Both ways have the same sums in the same order, so
+// the same bits.
 #include "attention/backward/family.h"
 
 #include <algorithm>
@@ -17,9 +18,9 @@ namespace baracuda {
 namespace host {
 namespace {
 
-// Tiles of rows of one head that share the tiles of keys which a pass over rows opens.
+// Number of row tiles of a head that share a tile of keys in the pass over rows.
 constexpr int64_t kRowTilesTogether = 4;
-// Rows of an item of the preparation.
+// Number of rows of a work item of the preparation.
 constexpr int64_t kPreparedRows = 256;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -30,7 +31,7 @@ void* at(const void* base, int64_t elements, int64_t element_bytes) {
 
 GradientShape shape_of(const BackwardParams& params) {
   const StepParams& p = params.step;
-  // Of Q, dy, dq and the tile of keys about 1 MB, the L2 cache of a core.
+  // Q, dy, dq and the tile of keys take about 1 MB, the L2 cache of a core.
   const int64_t row_bytes = p.head_dim * accumulator_bytes(p.element);
   GradientShape shape;
   shape.head_dim = p.head_dim;
@@ -42,7 +43,7 @@ GradientShape shape_of(const BackwardParams& params) {
   return shape;
 }
 
-// The tiles of keys that a tile of rows meets.
+// The tiles of keys that some row of a tile sees.
 struct Tiles {
   int64_t begin;
   int64_t end;
@@ -69,7 +70,7 @@ class Gradients {
     dq_sums_ = at(p_.state, 2 * total_rows(), sum_bytes_);
   }
 
-  // Items of one pass, or of two.
+  // The number of work items, of one pass or of two.
   int64_t items(int64_t threads) {
     const int64_t heads = p_.batch * p_.kv_heads;
     one_pass_ = ceil_div(heads, threads) * threads * 5 <= heads * 7;
@@ -121,7 +122,7 @@ class Gradients {
  private:
   int64_t total_rows() const { return p_.batch * p_.heads * p_.query_len; }
 
-  // All of one K/V head: its keys, and the rows of its group.
+  // Computes all gradients of one K/V head: of its keys, and of the rows of its group.
   void run_head(int64_t kv_head, void* scratch, const StopCheck& stop) const {
     for (int64_t tile = 0; tile < key_tiles_; ++tile) {
       if (!run_keys(kv_head, tile, kWantDq | kWantDkv, scratch, stop)) return;
@@ -130,7 +131,7 @@ class Gradients {
       pass_unseeing_rows(head, 0, row_tiles_, scratch);
   }
 
-  // One tile of keys, and all rows that see it. False: stopped.
+  // Computes the gradients of one tile of keys, over all rows that see it. False: stopped.
   bool run_keys(int64_t kv_head, int64_t tile, int wanted, void* scratch,
                 const StopCheck& stop) const {
     const KeyTile keys = key_tile(kv_head, tile);
@@ -151,11 +152,11 @@ class Gradients {
     return true;
   }
 
-  // Some tiles of rows of one head, and all keys that they see.
+  // Computes the gradients of some row tiles of one head, over all keys that they see.
   void run_rows(int64_t head, int64_t group, void* scratch, const StopCheck& stop) const {
     const int64_t first = group * kRowTilesTogether;
     const int64_t end = std::min(first + kRowTilesTogether, row_tiles_);
-    const int64_t kv_head = head / group_;  // heads of all batches are counted on
+    const int64_t kv_head = head / group_;  // heads are counted over all batches
     Tiles all = {key_tiles_, 0};
     for (int64_t rows = first; rows < end; ++rows) {
       const Tiles met = met_by(rows);
@@ -210,7 +211,7 @@ class Gradients {
     return keys;
   }
 
-  // A tile of rows as it meets a tile of so many keys, one of those from met.begin to met.end.
+  // A tile of rows against one tile of keys, of those from met.begin to met.end.
   RowTile row_tile(int64_t head, int64_t row_tile, Tiles met, int64_t key_tile,
                    int64_t key_count) const {
     const int64_t b = head / p_.heads, h = head % p_.heads;
@@ -291,7 +292,7 @@ int32_t step(const BackwardParams& params, void*) {
 
 int32_t load(const StepParams& problem) { return host_family().load(problem); }
 
-// The sums of dq are kept there from tile to tile, also within one step.
+// The scratch holds the sums of dq between tiles, also within one step.
 int64_t scratch_bytes(const StepParams& problem) { return state_bytes(problem); }
 
 }  // namespace

@@ -23,7 +23,7 @@ class GradientTile {
   using IntScalar = typename S::IntScalar;
   static constexpr int kWidth = S::kWidth;
   static constexpr int64_t kPanel = kPanelRows<T>;
-  static constexpr bool kDirect = sizeof(E) == sizeof(T);  // operands may be read where they lie
+  static constexpr bool kDirect = sizeof(E) == sizeof(T);  // operands may be read in place
 
  public:
   // The same layout of the scratch for all tiles of a call.
@@ -31,7 +31,7 @@ class GradientTile {
       : shape_(shape),
         dim_(shape.head_dim),
         padded_dim_((dim_ + kWidth - 1) / kWidth * kWidth),
-        stride_(padded_dim_ + kWidth),  // off the powers of two, which share cache sets
+        stride_(padded_dim_ + kWidth),  // not a power of two: rows would share cache sets
         scale_(T(shape.scale)),
         next_(static_cast<T*>(scratch)) {
     const int64_t panels = (shape.tile_keys + kPanel - 1) / kPanel;
@@ -149,7 +149,7 @@ class GradientTile {
     for (int64_t r = 0; r < count; ++r) load_row(rows + r * stride, copy + r * stride_, dim_);
     return {copy, stride_};
   }
-  // K, copied where it must be: once, as it is packed.
+  // The rows of K. If they must be copied, that is done once, while K is packed.
   Rows keys_of(const KeyTile& keys, bool packing) {
     if (packing || is_fast_stride(keys.k_stride))
       return rows_of(keys.k, keys.k_stride, keys.count, k_rows_);
@@ -161,7 +161,7 @@ class GradientTile {
     for (int64_t first = 0; first < count; first += kPanel, panels += kPanel * dim_) {
       const int64_t keys = count - first < kPanel ? count - first : kPanel;
       if (keys < kPanel) __builtin_memset(panels, 0, sizeof(T) * kPanel * dim_);
-      // Few columns at a time, whose lanes stay in the L1 cache.
+      // A few columns at a time, so that their lanes stay in the L1 cache.
       for (int64_t column = 0; column < dim_; column += 8) {
         const int64_t end = column + 8 < dim_ ? column + 8 : dim_;
         for (int64_t j = 0; j < keys; ++j) {
@@ -206,8 +206,7 @@ class GradientTile {
     return are_finite(q_, rows.count) && are_finite(dy_, rows.count) && are_finite(k, keys.count);
   }
 
-  // Weights P and gradients dS of all pairs in the panels of `some`; 0 where a row does not see a
-  // key.
+  // Computes P and dS of all pairs in the panels of `some`; 0 for a pair that is not visible.
   void fill_weights(const RowTile& rows, Range visible) {
     for (int64_t panel = visible.begin / kPanel; panel * kPanel < visible.end; ++panel) {
       const int64_t first = panel * kPanel;
@@ -277,7 +276,7 @@ class GradientTile {
   // One key at a time, with only the rows that see it: 0 * NaN is NaN.
   void add_to_keys_one_by_one(const RowTile& rows, Range visible) {
     for (int64_t j = visible.begin; j < visible.end; ++j) {
-      // Neither end falls from row to row.
+      // Neither end of the interval falls from row to row.
       int64_t begin = 0, end = rows.count;
       while (begin < rows.count && rows.end[begin] <= j) ++begin;
       while (end > begin && rows.begin[end - 1] > j) --end;
@@ -330,8 +329,8 @@ class GradientTile {
   int64_t panel_stride_;
   T* k_panels_;   // K and V, packed
   T* v_panels_;
-  T* k_rows_;     // K, and the rows' Q and dy, where they are not read in place
-  T* v_rows_;     // V until it is packed, where Q and dy come then: tile_keys <= 2 * tile_rows
+  T* k_rows_;     // K, and the rows' Q and dy, if they are not read in place
+  T* v_rows_;     // V until it is packed; then Q and dy, since tile_keys <= 2 * tile_rows
   T* q_rows_;
   T* dy_rows_;
   T* weights_;    // P [panel][row][lane], and dS

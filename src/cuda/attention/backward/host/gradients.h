@@ -20,7 +20,7 @@ struct GradientShape {
   double scale;
   int64_t tile_rows;
   int64_t tile_keys;
-  bool wide_kv;  // dk and dv in the type of the sums
+  bool wide_kv;  // dk and dv have the type of the sums
 };
 
 struct KeyTile {
@@ -38,7 +38,7 @@ struct RowTile {
   const void* dy;
   void* dq;
   int64_t q_stride, dy_stride, dq_stride;
-  const void* delta;  // in the type of the sums, as all that follow
+  const void* delta;  // this and all that follow have the type of the sums
   const void* lse;
   void* dq_sum;    // [count, head_dim], over the tiles of keys so far
   bool has_sum;    // there is such a sum
@@ -65,7 +65,7 @@ struct SumRun {
   const void* received;
   const void* share;
   void* out;
-  bool is_wide;  // out is of the type of the sums, and may be received
+  bool is_wide;  // out has the type of the sums, and may be the same memory as received
 };
 
 enum GradientsWanted { kWantDq = 1, kWantDkv = 2 };

@@ -88,7 +88,7 @@ inline BackwardArgs make_args(const BackwardParams& params) {
   return a;
 }
 
-// Blocks are one-dimensional work items; y only carries what x cannot hold.
+// One block for each work item. y is used only if x cannot hold the number.
 inline dim3 grid_of(int64_t blocks) {
   constexpr int64_t max_x = int64_t{1} << 30;
   const int64_t x = blocks < max_x ? blocks : max_x;
@@ -109,7 +109,7 @@ __device__ __forceinline__ int bytes_of(int element) {
   return element == BARACUDA_F64 ? 8 : element == BARACUDA_F32 ? 4 : 2;
 }
 
-// Calls visit(x) with x of the element's type. Of double sums all elements are doubles.
+// Calls visit(x) with x of the element's type. If sums are double, all elements are double.
 template <typename Compute, typename Visit>
 __device__ __forceinline__ void with_element(int element, Visit visit) {
   if constexpr (std::is_same_v<Compute, double>) {

@@ -8,7 +8,7 @@ namespace baracuda::simt {
 
 constexpr int prepare_threads = 256;
 
-// One warp a row.
+// One warp for each row.
 template <typename Compute>
 __global__ void __launch_bounds__(prepare_threads)
     prepare_kernel(const __grid_constant__ BackwardArgs args) {
@@ -63,7 +63,7 @@ __device__ __forceinline__ void recompute_p(const BackwardArgs& args,
   GradientMath<C>::softmax_gradient(shared, static_cast<typename C::Compute>(args.scale), p, ds);
 }
 
-// One block a tile of keys: computes dk and dv over the rows of all heads of the group.
+// One block for each tile of keys: computes dk and dv over the rows of all heads of the group.
 template <typename C>
 __global__ void __launch_bounds__(C::threads, 1)
     keys_kernel(const __grid_constant__ BackwardArgs args) {
@@ -123,11 +123,11 @@ __global__ void __launch_bounds__(C::threads, 1)
       const auto is_seen = [&](int key, int row) { return key < shared.seen[row]; };
 #pragma unroll 1
       for (int chunk = 0; chunk * chunk_columns < args.head_dim; ++chunk) {
-        // After it P and dS can be read.
+        // After this load P and dS can be read.
         Math::load(shared, shared.operands[kDy], shared.operands[kQ], chunk, args.head_dim);
 #pragma unroll
         for (int c = 0; c < C::chunks; ++c) {
-          if (c != chunk) continue;  // sums lie in registers, which have no index
+          if (c != chunk) continue;  // sums are in registers, which have no run-time index
           if (is_cut) {
             Math::add_seen(shared.weights, shared.chunk[0], is_seen, dv[c]);
             Math::add_seen(shared.gradients, shared.chunk[1], is_seen, dk[c]);
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(C::threads, 1)
           }
         }
       }
-      __syncthreads();  // before the next rows' statistics come
+      __syncthreads();  // before the statistics of the next rows are loaded
     }
   }
 
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(C::threads, 1)
   }
 }
 
-// One block a tile of rows: computes dq over the keys that they see.
+// One block for each tile of rows: computes dq over the keys that they see.
 template <typename C>
 __global__ void __launch_bounds__(C::threads, 1)
     rows_kernel(const __grid_constant__ BackwardArgs args) {
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(C::threads, 1)
         }
       }
     }
-    __syncthreads();  // before the next keys' limits come
+    __syncthreads();  // before the limits of the next keys are loaded
   }
 
 #pragma unroll

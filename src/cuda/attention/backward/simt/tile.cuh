@@ -32,9 +32,9 @@ struct GradientConfig {
   using Compute = Compute_;
   static constexpr int chunks = Chunks;
   static constexpr int micro = Micro;
-  static constexpr int side = 16 * Micro;  // rows, and keys, of a tile
+  static constexpr int side = 16 * Micro;  // number of rows, and of keys, of a tile
   static constexpr int threads = 256;
-  static constexpr int columns = chunk_columns / 16;  // of a sum, a thread and chunk
+  static constexpr int columns = chunk_columns / 16;  // a thread's columns of a sum in a chunk
   static constexpr int vector = 16 / static_cast<int>(sizeof(Compute));
   static constexpr int weight_stride = side + padding<Compute>;
   static constexpr int chunk_elements = side * chunk_stride<Compute>;
@@ -66,7 +66,7 @@ struct GradientShared {
   Compute* gradients;
   Compute* lse;    // of the tile's rows
   Compute* delta;
-  int* seen;       // of the tile's keys, how many a row sees: the first ones
+  int* seen;       // number of the tile's keys that each row sees; they are the first ones
   OperandRows* operands;  // by enum Operand
 };
 
@@ -93,7 +93,7 @@ struct GradientMath {
     arrive();
   }
 
-  // pairs = rows keys' of the tile.
+  // pairs = rows * keys', for the tile.
   static __device__ __forceinline__ void multiply(const GradientShared<C>& shared, const Rows& rows,
                                                   const Rows& keys, int head_dim, Pairs& pairs) {
 #pragma unroll
@@ -108,7 +108,7 @@ struct GradientMath {
       const int left = head_dim - chunk * chunk_columns;
       const int depth = left < chunk_columns ? left : chunk_columns;
 #pragma unroll 1
-      for (int d = 0; d < depth; d += C::vector) {  // beyond depth there are zeros
+      for (int d = 0; d < depth; d += C::vector) {  // columns after depth are zeros
         Pack a[C::micro], b[C::micro];
 #pragma unroll
         for (int i = 0; i < C::micro; ++i)
@@ -216,7 +216,7 @@ struct GradientMath {
 #pragma unroll
       for (int x = 0; x < C::columns; ++x) sum[i][x] = *element(shared.chunk[0], i, x);
   }
-  // Times a factor, rounded to the output's type.
+  // Multiplies by a factor and rounds to the output's type.
   static __device__ __forceinline__ void store_sum(const GradientShared<C>& shared, const Sum& sum,
                                                    Compute factor, Operand output, int chunk,
                                                    int head_dim) {
@@ -242,7 +242,7 @@ struct GradientMath {
   }
 
  private:
-  // A thread's number in a chunk: it has whole 16-byte vectors of the columns.
+  // The address of a thread's number in a chunk. A thread has whole 16-byte vectors of columns.
   static __device__ __forceinline__ Compute* element(Compute* chunk, int i, int x) {
     return chunk + (threadIdx.x / 16 + 16 * i) * chunk_stride<Compute> +
            x / C::vector * 16 * C::vector + threadIdx.x % 16 * C::vector + x % C::vector;

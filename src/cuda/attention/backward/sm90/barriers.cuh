@@ -42,9 +42,9 @@ struct Barriers {
   __device__ __forceinline__ uint32_t dq_turn(int group) const {
     return at(v + 3 + C::ds_stages + C::dq_stages + group);
   }
-  // Pairs only. dS of the other block has arrived, for the dQ of this warpgroup.
+  // Pairs only. dS of the other block has arrived for this warpgroup's dQ.
   __device__ __forceinline__ uint32_t remote_ds_full(int group) const { return at(pair + group); }
-  // The other block has consumed the dS from this block; the outgoing dS has been sent.
+  // The other block has consumed this block's dS. Then: the outgoing dS has been sent.
   __device__ __forceinline__ uint32_t remote_ds_empty() const { return at(pair + 2); }
   __device__ __forceinline__ uint32_t outgoing_ds_full() const { return at(pair + 3); }
   __device__ __forceinline__ uint32_t outgoing_ds_empty() const { return at(pair + 4); }
@@ -60,7 +60,7 @@ struct Barriers {
       mbarrier_init(slot_full(i), 32);
       mbarrier_init(q_empty(i), 4 * C::consumers);
       mbarrier_init(dy_empty(i), 4 * C::consumers);
-      // And the warps that copy tiles in, and dQ or dS out.
+      // And the warps that copy tiles in and copy dQ or dS out.
       mbarrier_init(slot_empty(i),
                     4 * C::consumers + 1 + (C::dq_stages > 0) + C::pair + C::ordered + stores_first<C>);
     }
@@ -97,7 +97,7 @@ class WorkTile {
   __device__ __forceinline__ WorkTile(uint32_t shared, uint32_t n)
       : address_(shared + C::slots_offset + stage_of<C::stages>(n) * C::slot_bytes) {}
 
-  // Query tiles of a head; -1: no more work.
+  // Number of query tiles of a head; -1: no more work.
   __device__ __forceinline__ int count() const { return shared_load(address_); }
   __device__ __forceinline__ int begin() const { return shared_load(address_ + 4); }
   __device__ __forceinline__ int step() const { return shared_load(address_ + 8); }
@@ -106,10 +106,10 @@ class WorkTile {
   __device__ __forceinline__ int key0() const { return shared_load(address_ + 24); }
   // Ordered steps only: the first query tile that sees the next key tile of the head.
   __device__ __forceinline__ int next_begin() const { return shared_load(address_ + 28); }
-  // Of an ordered step at head_dim 256: where its sum of dQ of the first head begins, in query
-  // tiles.
+  // Ordered steps at head_dim 256 only: the first query tile of its sum of dQ in the first head,
+  // counted over all sums.
   __device__ __forceinline__ int first_tile() const { return shared_load(address_ + 32); }
-  // And the key tile's index among those of that sum.
+  // The key tile's index among the key tiles of that sum.
   __device__ __forceinline__ int place() const { return shared_load(address_ + 36); }
   // The first row that sees all keys of the tile; later rows do too.
   __device__ __forceinline__ int first_unmasked_row() const { return shared_load(address_ + 12); }
@@ -139,8 +139,8 @@ class WorkTile {
   uint32_t address_;
 };
 
-// The first row that sees each key of the n-th tile; where rows are not kept, of the last
-// described.
+// The first row that sees each key of the n-th key tile. With !C::keeps_rows: of the tile that was
+// described last.
 template <typename C>
 class FirstRows {
  public:

@@ -21,7 +21,7 @@ struct Config {
   using Element = Element_;
   static constexpr int head_dim = HeadDim;
   static constexpr int consumers = 2;
-  static constexpr int halves = Halves;  // tiles of 64 keys of a warpgroup
+  static constexpr int halves = Halves;  // number of 64-key tiles of a warpgroup
   static constexpr int half_n = 64;
   static constexpr int group_n = half_n * halves;
   static constexpr int block_n = group_n * consumers;
@@ -35,17 +35,17 @@ struct Config {
 
   // True: registers hold K and V, and S of the next query tile beside P of this one.
   static constexpr bool ahead = HeadDim == 64 && Halves == 1;
-  // Of Q and dO, and of what is known of a key tile.
+  // Stages of Q and dO, and of key-tile descriptions.
   static constexpr int stages = ahead ? 4 : Halves == 2 ? 3 : 2;
   static constexpr int k_stages = KStages;
   static constexpr int ds_stages = DsStages;
   static constexpr int dq_stages = Pair ? 0 : 2;
-  // Which rows see a key tile's keys is kept with what else is known of it, until it is done.
+  // True: a key tile's description keeps the first rows that see its keys until the tile is done.
   static constexpr bool keeps_rows = Halves == 2;
   static constexpr bool pair = Pair;
-  static constexpr bool sends_ds = Pair;  // by a warp of its own
+  static constexpr bool sends_ds = Pair;  // whether one warp only sends dS
   static constexpr bool ordered = Ordered;
-  static constexpr int turn_words = Ordered;  // of a query tile
+  static constexpr int turn_words = Ordered;  // words of a query tile
   // A block takes its next key tile when it has this many query tiles left to load.
   static constexpr int lead = 4;
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh
@@ -55,8 +55,8 @@ struct Config {
   static_assert(DsStages >= 2, "dS is kept until dQ is made of it");
   static_assert(Halves == 1 || (HeadDim == 64 && KStages == 1 && !Pair && !StoresFirst));
 
-  // Tiles are blocks of 64 columns (128 bytes), all rows of a block together. dS lies transposed: a
-  // row of 64 queries for each key.
+  // A tile is stored as blocks of 64 columns (128 bytes), with all rows of a block together. dS is
+  // stored transposed, with a row of 64 queries for each key.
   static constexpr int column_blocks = HeadDim / 64;
   static constexpr int q_block_bytes = block_m * 128;
   static constexpr int kv_block_bytes = block_n * 128;
@@ -64,7 +64,8 @@ struct Config {
   static constexpr int kv_bytes = column_blocks * kv_block_bytes;
   static constexpr int ds_bytes = block_n * 128;
   static constexpr int dq_floats = block_m * HeadDim;    // of a query tile
-  // lse and delta of a query tile's rows in a tile each: A of ones is then the same for all lanes.
+  // lse and delta of a query tile have separate tiles. The A fragment of ones is then the same in
+  // all lanes.
   static constexpr bool apart = HeadDim == 64;
   static constexpr int statistics_bytes = (apart ? 32 : 16) * block_m;  // see statistics.cuh
 

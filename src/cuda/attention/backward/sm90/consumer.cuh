@@ -67,7 +67,7 @@ class Consumer {
           args_.gradients_f32);
       __syncwarp();
       release(barriers_.slot_empty(stage));
-      // With two buffers of K, the last dQ is computed after the next key tile has begun.
+      // With two buffers of K, the last dQ is computed in the next key tile.
       if (C::k_stages == 1 || count == 0) dq_.compute_last_dq(shift_);
       if (count == 0) release(barriers_.k_empty(k_stage_));
       rows.store(args_.dk, args_.dk_strides, dk, args_.scale * unshift());
@@ -120,9 +120,9 @@ class Consumer {
     }
   }
 
-  // Processes the next query tile, m of its head. masked: some rows do not see all keys of the
-  // tile, because of a mask or because the key tile is not full. (Two loops, one without masks,
-  // would spill.)
+  // Processes the next query tile, the m-th of its head. masked: some rows do not see all keys of
+  // the tile, because of a mask or because the key tile is not full. (A second loop without masks
+  // would spill registers.)
   __device__ __forceinline__ void mainloop_step(float (&dk)[columns], float (&dv)[columns], int m,
                                                 bool masked) {
     float s[scores], dp[scores];
@@ -223,8 +223,8 @@ class Consumer {
       pin_registers(dv);
       wgmma_fence();
       issue_update<C>(dv, p, dy_tile(stage));
-      // The last tile of a run is its own next tile, since a branch around products would serialise
-      // them.
+      // The last tile of a run is also its next tile, since a branch around products would
+      // serialise them.
       if (more) ++n;
       const int next = stage_of<C::stages>(n);
       mbarrier_wait(barriers_.q_full(next), parity_of<C::stages>(n));
@@ -341,7 +341,7 @@ class Consumer {
   const Barriers<C>& barriers_;
   const int group_;
   DqMaker<C> dq_;
-  float shift_;  // a whole number
+  float shift_;  // of P, see shift.cuh; an integer
   int k_stage_;
   int first_row_[2];     // the first rows that see this thread's keys, less its first column
   int group_first_row_;  // the first row that sees the warpgroup's first key

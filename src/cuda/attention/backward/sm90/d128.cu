@@ -4,8 +4,9 @@
 namespace baracuda::sm90::backward {
 namespace {
 
-// Whether zeros of dQ, which go to memory and come back where L2 cannot hold them, cost more than a
-// word's look at each addition. What all steps of a call have in common decides it.
+// True if the first addition should store, instead of zeroing dQ before. Zeros that L2 cannot hold
+// are written to memory and read again; a store first costs a test of a word at each addition. The
+// choice depends only on fields that all steps of a call share.
 bool is_short(const StepParams& problem) {
   constexpr int64_t more_than_l2 = int64_t{64} << 20;
   return problem.query_len <= 2048 &&

@@ -1,6 +1,6 @@
-// How a warpgroup of the sm90a backward kernel takes part in dQ, which sums over the keys of all:
-// dS goes to shared memory, and the warpgroups take turns to make dQ of a query tile and to add it
-// to global memory. dQ of a query tile is made one tile later.
+// A warpgroup's part in dQ, which is a sum over the keys of all warpgroups. Each warpgroup stores
+// its dS in shared memory. The warpgroups take turns: one of them computes dQ of a query tile and
+// adds it to global memory. dQ of a query tile is computed one tile later.
 #pragma once
 
 #include "attention/backward/shift.cuh"
@@ -40,8 +40,7 @@ class DqMaker {
     store_ds(ds);
     tell();
   }
-  // The same in parts: of one of the warpgroup's tiles of keys, once the room for it has been
-  // awaited.
+  // The same in parts, each for one of the warpgroup's tiles of keys. Call await_room() before.
   __device__ __forceinline__ void await_room() const {
     const int stage = stage_of<own_ds_stages>(turn_of(n_));
     mbarrier_wait(barriers_.ds_empty(stage), parity_of<own_ds_stages>(turn_of(n_)) ^ 1);
@@ -181,7 +180,7 @@ class DqMaker {
   // that for every tile but the first dq_stages.
   __device__ __forceinline__ void await_turn(uint32_t n) const {
     if (n < C::dq_stages) return;
-    const uint32_t turns = (n - C::dq_stages) / C::consumers;  // of this warpgroup before
+    const uint32_t turns = (n - C::dq_stages) / C::consumers;  // earlier turns of this warpgroup
     mbarrier_wait(barriers_.dq_turn(group_), turns & 1);
   }
   template <typename F>
@@ -199,7 +198,7 @@ class DqMaker {
   uint32_t ds_store_;  // address of this lane's row of a dS matrix, in the first stage
   uint32_t n_ = 0;
   int previous_k_stage_ = -1;
-  int previous_tile_;  // of all heads
+  int previous_tile_;  // counted over all heads
 };
 
 }  // namespace baracuda::sm90::backward

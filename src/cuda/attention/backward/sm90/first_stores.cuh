@@ -13,9 +13,9 @@ template <typename Element, int HeadDim, int KStages, int DsStages, bool Pair, b
 constexpr bool stores_first<Config<Element, HeadDim, KStages, DsStages, Pair, Ordered, true>> =
     true;
 
-// A tile's word is no_sums, then being_stored, then has_sums. A block waits only for a copy that is
-// in flight, so any number of blocks may be resident. found: the word, read at any earlier time.
-// True: the caller must store, and publish() it; else it adds.
+// A tile's word is no_sums, then being_stored, then has_sums. A block waits only for a store that
+// is in flight, so any number of blocks may be resident. found: the word, read at any earlier time.
+// True: the caller must store and then call publish(). False: it must add.
 __device__ __forceinline__ bool claim(uint32_t* word, uint32_t found) {
   bool is_first = false;
   if (found != has_sums) {
@@ -27,7 +27,7 @@ __device__ __forceinline__ bool claim(uint32_t* word, uint32_t found) {
   fence_copies();
   return is_first;
 }
-// Signals that the store has landed.
+// Signals that the store is complete.
 __device__ __forceinline__ void publish(uint32_t* word) {
   fence_copies();
   store_release(word, has_sums);

@@ -1,12 +1,12 @@
 // The sm90a backward step: dK and dV of key tiles, and their share of dQ.
 //
-// A block keeps a tile of keys and goes over all query tiles that see them, of all heads of the
-// group: dK and dV stay in registers. Warpgroup 0 copies; every other one owns 64 keys, or two such
-// halves.
+// A block keeps a tile of keys, and iterates over all query tiles that see these keys, in all heads
+// of the group. dK and dV stay in registers. Warpgroup 0 is the producer; every other warpgroup
+// owns 64 keys, or two tiles of 64 keys.
 //
-// Additions to dQ are what L2 has to do most of. Two blocks of a cluster with neighbouring key
-// tiles go over the same query tiles: each makes dQ of every second one, over the keys of both, and
-// gets the other's dS for it.
+// Most of the traffic of L2 are additions to dQ. So with pairs, the two blocks of a cluster have
+// adjacent key tiles and iterate over the same query tiles. Each block computes dQ of every second
+// query tile, over the keys of both blocks, and gets the other block's dS for it.
 #pragma once
 
 #include "attention/backward/sm90/consumer.cuh"
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(C::threads, 1) step_kernel(const __grid_consta
   if (warp == 0 && threadIdx.x % 32 == 0) {
     tma_prefetch_map(&args.k);
     tma_prefetch_map(&args.v);
-    if (args.query_tiles > 0) {  // else these maps are empty
+    if (args.query_tiles > 0) {  // without query tiles these maps are empty
       tma_prefetch_map(&args.q);
       tma_prefetch_map(&args.dy);
     }

@@ -14,7 +14,7 @@ struct Args {
   CUtensorMap q, k, v, dy;
   const char* statistics;  // of every query tile, see prepare.cuh
   const float* norms;      // see shift.cuh
-  // Sums of dQ / scale, tile by tile as the accumulators lie: [tile][column / 8][thread][4].
+  // Sums of dQ / scale, in the order of the accumulators: [tile][column / 8][thread][4].
   float* dq;
   uint32_t* turns;  // ordered steps: the words of query tiles, see order.h; null without rows
   void* dk;
@@ -22,15 +22,15 @@ struct Args {
   baracuda_strides dk_strides, dv_strides;
   baracuda_position_map q_map, k_map;
   const baracuda_position_map* device_maps;
-  Divisor q_stride;  // of q_map, or of 0 where only the device knows it
+  Divisor q_stride;  // stride of q_map; 0 if only the device knows it
   Divisor kv_heads;
   Divisor tiles;    // key tiles of a head
   Divisor section;  // heads whose key tiles are mixed, longest first; without a mask all heads
   Divisor section_tiles;  // key tiles of a section, for an ordered step
-  int dq_sums, log2_sums;  // ordered steps: the sums of dQ that a query tile has
+  int dq_sums, log2_sums;  // ordered steps: number of sums of dQ of a query tile
   int dq_tiles;            // ordered steps: query tiles of all heads
-  int dq_words;            // ordered steps: first words of all sums
-  int heads, group;       // query heads; those of a key head
+  int dq_words;            // ordered steps: number of first words, over all sums
+  int heads, group;       // query heads; query heads of a key head
   int batch_kv_heads;
   int query_len, key_len;
   int query_tiles, key_tiles;
@@ -38,7 +38,7 @@ struct Args {
   float scale, scale_log2;
   bool causal;
   bool shortest_first;  // ordered steps, see order.h
-  bool gradients_f32;  // of dk and dv: f32, else the operands' type
+  bool gradients_f32;  // dk and dv are f32; else of the operands' type
 };
 
 struct KeyTile {
@@ -47,11 +47,12 @@ struct KeyTile {
 };
 
 // A static persistent scheduler: blocks stay resident, and each has a fixed list of key tiles, one
-// a round. Under a mask the key tiles of a section are mixed, longest first, and rounds alternate
-// their direction, so that a block with a long tile in one round gets a short one in the next.
-// Blocks begin a forward round together and end a backward round together, at the last query tile.
-// So they walk the query tiles down in forward rounds and up in backward rounds, which keeps all
-// blocks near the same query tiles in L2. The blocks of a cluster take adjacent key tiles together.
+// in each round. Under a mask the key tiles of a section are mixed, longest first, and rounds
+// alternate their direction, so that a block with a long tile in one round gets a short one in the
+// next. Blocks begin a forward round together and end a backward round together, at the last query
+// tile. So they walk the query tiles down in forward rounds and up in backward rounds, which keeps
+// all blocks near the same query tiles in L2. The blocks of a cluster take adjacent key tiles
+// together.
 template <int Cluster>
 class KeyTileScheduler {
  public:
@@ -89,7 +90,7 @@ class KeyTileScheduler {
 
  private:
   int first_head_ = 0;
-  int done_ = 0;  // key tiles of the section in earlier rounds
+  int done_ = 0;  // key tiles of the section that earlier rounds have taken
   bool backwards_ = false;
 };
 
@@ -105,8 +106,8 @@ template <bool Ordered>
 struct QuerySequence {
   QueryTiles queries;
   int group, count;  // heads; query tiles of each
-  int first;         // query tile of the first head, of all heads
-  int query_tiles;   // of a head
+  int first;         // first query tile of the first head, counted over all heads
+  int query_tiles;   // number of query tiles of a head
   int g = 0, i = 0;
 
   __device__ __forceinline__ bool more() const { return Ordered ? i < count : g < group; }

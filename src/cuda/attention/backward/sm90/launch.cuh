@@ -52,9 +52,9 @@ int32_t encode_maps(const BackwardParams& params, Args& args) {
   return status;
 }
 
-// The heads of a section, whose key tiles are mixed under a mask. As many as have Q, dO and sums of
-// dQ that fit an L2 of 40 MB or more (one head of a group runs at a time), and enough to nearly
-// fill the rounds of the grid.
+// The number of heads in a section, whose key tiles are mixed under a mask. Their Q, dO and sums of
+// dQ must fit an L2 of 40 MB or more (one head of a group runs at a time), and their key tiles must
+// nearly fill the rounds of the grid.
 inline int64_t choose_section(const StepParams& p, int64_t key_tiles, int64_t grid) {
   constexpr int64_t l2_share = int64_t{32} << 20;
   const int64_t heads = p.batch * p.kv_heads;
@@ -73,7 +73,7 @@ inline int64_t choose_section(const StepParams& p, int64_t key_tiles, int64_t gr
   return heads;
 }
 
-// The key tiles of a head, and the resident blocks (or clusters).
+// The number of key tiles of a head, and the number of resident blocks (or clusters).
 template <typename C>
 constexpr int cluster_of = C::pair ? 2 : 1;
 

@@ -19,7 +19,7 @@ __device__ __forceinline__ void schedule_key_tiles(const Args& args, uint32_t sh
   const int lane = threadIdx.x % 32;
   KeyTileScheduler<C::pair ? 2 : 1> scheduler;
   KeyTile tile;
-  int n = 0;  // of a drawn tile
+  int n = 0;  // number of a drawn tile
   bool more = true;
 #pragma unroll 1
   for (uint32_t item = 0; more; ++item) {
@@ -35,7 +35,7 @@ __device__ __forceinline__ void schedule_key_tiles(const Args& args, uint32_t sh
     if (more) {
       if constexpr (!C::keeps_rows)
         mbarrier_wait(barriers.first_rows_empty(), parity_of<1>(item) ^ 1);
-      // Only now: there are no registers to keep it in.
+      // Computed again here, since there are no registers to keep it in.
       if constexpr (C::ordered) tile = DynamicKeyTileScheduler<C>::at(args, n);
       const FirstRows<C> rows(shared, item);
       const int index = C::pair ? 2 * tile.index + cluster_rank() : tile.index;
@@ -109,7 +109,7 @@ __device__ __forceinline__ void add_dq(const Args& args, uint32_t shared,
   if (leads) tma_wait<0>();
 }
 
-// The same, but the first addition to a tile stores. Each warp serves one buffer: every second
+// The same, but the first addition to a tile is a store. Each warp serves one buffer: every second
 // query tile.
 template <typename C>
 __device__ __forceinline__ void add_dq_storing(const Args& args, uint32_t shared,
@@ -156,8 +156,8 @@ __device__ __forceinline__ void add_dq_storing(const Args& args, uint32_t shared
 }
 
 // The same, with every addition in its turn. Each of two warps serves one buffer: every second
-// query tile. A turn is passed only when the addition has landed, which for a small head_dim takes
-// as long as a query tile; so one warp would not suffice.
+// query tile. A turn is passed only when the addition is complete. For a small head_dim that takes
+// as long as a query tile, so one warp would be too slow.
 template <typename C>
 __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared,
                                                const Barriers<C>& barriers, uint32_t buffer) {
@@ -173,7 +173,7 @@ __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared
     if (count < 0) return;
     for_each_query_tile<true>(args.group, count, [&](int g, int i) {
       if (n % 2 == buffer) {
-        // Read again each time, since registers are short.
+        // Read again each time, since registers are scarce.
         const int m = QueryTiles{slot.begin(), slot.step()}.at(i);
         const int head = slot.batch() * args.heads + slot.kv_head() * args.group + g;
         const int index = slot.key0() / C::block_n;

@@ -19,7 +19,7 @@ __device__ __forceinline__ uint2 negative_parts(float x) {
 struct SplitStatistics {
   static constexpr int row_bytes = 16;
   static double lse_factor(double scale) { return 1.0 / scale; }
-  // Finite, for zero times it is zero.
+  // Finite, so that its product with zero is zero.
   static __device__ __forceinline__ float hidden_lse() { return 0x1p127f; }
   static __device__ __forceinline__ void store(void* statistics, int64_t row, int64_t, float lse,
                                                float delta) {
@@ -29,8 +29,8 @@ struct SplitStatistics {
   }
 };
 
-// The same where lse and delta have a tile each, of a query tile's rows: [row][8] of three parts
-// and zeros. All columns of ones take either off, the same for all lanes.
+// The same with separate tiles for lse and delta of a query tile: [row][8], three parts and zeros.
+// Ones in all columns subtract lse or delta, the same in all lanes.
 struct ApartStatistics {
   static constexpr int row_bytes = 32;
   static double lse_factor(double scale) { return 1.0 / scale; }

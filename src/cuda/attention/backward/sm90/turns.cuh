@@ -23,14 +23,14 @@ __device__ __forceinline__ bool await_turn(const uint32_t* word, const KeyTileTu
   fence_copies();
   return found == no_sums;
 }
-// Passes the turn on; call it once the addition has landed.
+// Passes the turn on. Call it once the addition is complete.
 __device__ __forceinline__ void pass_turn(uint32_t* word, const KeyTileTurn& turn, int m) {
   fence_copies();
   store_release(word, turn.left_at(m));
 }
 
-// A dynamic scheduler: blocks take key tiles from a counter. In a pair the first block does, and
-// tells the other.
+// A dynamic scheduler: blocks take key tiles from a counter. In a pair the first block takes them,
+// and tells the other block.
 template <typename C>
 class DynamicKeyTileScheduler {
  public:

@@ -5,7 +5,7 @@
 
 namespace baracuda::sm90::backward {
 
-// Those that serve this element.
+// The instantiations for the problem's element.
 BackwardFamily variant_d64(const StepParams& problem);
 BackwardFamily variant_d128(const StepParams& problem);
 BackwardFamily variant_d256(const StepParams& problem);

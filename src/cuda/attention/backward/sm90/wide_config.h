@@ -27,24 +27,25 @@ struct WideConfig {
   static constexpr int block_m = 64;  // queries
   static constexpr int threads = 128 * (consumers + 1);
   static constexpr int producer_registers = 24;
-  static constexpr int consumer_registers = 0;  // each takes its own
+  static constexpr int consumer_registers = 0;  // each consumer sets its own number
   static constexpr int gradient_registers = 192;
   static constexpr int dq_registers = 104;
   static_assert(producer_registers + 2 * gradient_registers + dq_registers <= 512);
 
-  static constexpr int stages = 2;  // of Q and of what is known of a key tile; dO has one
+  static constexpr int stages = 2;  // of Q and of key-tile descriptions; dO has one stage
   static constexpr int dq_stages = 0;  // see dq_pieces
   static constexpr bool pair = true;
   static constexpr bool ordered = Ordered;
-  static constexpr int turn_words = Ordered ? 2 : 0;  // of a query tile
+  static constexpr int turn_words = Ordered ? 2 : 0;  // words of a query tile
   // A block takes its next key tile when it has this many query tiles left to load.
   static constexpr int lead = 4;
-  static constexpr bool sends_ds = false;  // by a warp of its own
+  static constexpr bool sends_ds = false;  // whether one warp only sends dS
   static constexpr bool multicast = Multicast;
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh
 
-  // Tiles are blocks of 64 columns (128 bytes), all rows of a block together. dS lies transposed: a
-  // row of 64 queries for each key. P and dQ lie as the accumulators do: [column / 8][thread][4].
+  // A tile is stored as blocks of 64 columns (128 bytes), with all rows of a block together. dS is
+  // stored transposed, with a row of 64 queries for each key. P and dQ are stored in the order of
+  // the accumulators: [column / 8][thread][4].
   static constexpr int column_blocks = head_dim / 64;
   static constexpr int block_bytes = 64 * 128;
   static constexpr int q_block_bytes = block_bytes, kv_block_bytes = block_bytes;
@@ -53,10 +54,10 @@ struct WideConfig {
   static constexpr int ds_bytes = block_bytes;
   static constexpr int p_bytes = 4 * block_n * block_m;
   static constexpr int dq_floats = block_m * head_dim;   // of a query tile
-  static constexpr int dq_piece_bytes = 4 * dq_floats / 8;  // what the copy engine adds at a time
-  static constexpr int dq_pieces = 2;                       // that there is room for
-  static constexpr int pieces_of_half = 4;                  // of a query tile's columns
-  static constexpr int statistics_bytes = 16 * block_m;  // of its rows: prepare.cuh
+  static constexpr int dq_piece_bytes = 4 * dq_floats / 8;  // added by one copy
+  static constexpr int dq_pieces = 2;                       // buffers for pieces
+  static constexpr int pieces_of_half = 4;                  // pieces of half of the columns
+  static constexpr int statistics_bytes = 16 * block_m;  // of a query tile, see prepare.cuh
 
   static constexpr int k_offset = 0;
   static constexpr int remote_k_offset = k_offset + tile_bytes;

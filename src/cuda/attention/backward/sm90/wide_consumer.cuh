@@ -53,7 +53,7 @@ class KeyGradient {
       const WorkTile<C> slot(shared_, item);
       const int count = uniform(slot.count());
       if (count < 0) {
-        if constexpr (!Keys) await_p_read();  // no arrivals stay behind
+        if constexpr (!Keys) await_p_read();  // consumes the last arrivals at the barrier
         return;
       }
       float gradient[columns];
@@ -116,7 +116,7 @@ class KeyGradient {
     });
   }
 
-  // Processes the n_-th query tile, m of its head. masked: some rows do not see all keys.
+  // Processes the n_-th query tile, the m-th of its head. masked: some rows do not see all keys.
   __device__ __forceinline__ void mainloop_step(float (&gradient)[columns], int m, bool masked) {
     float x[scores];  // S, then P; or dP, then dS
     uint32_t a[steps][4];
@@ -234,11 +234,11 @@ class KeyGradient {
   const Args& args_;
   const uint32_t shared_;
   const Barriers<C>& barriers_;
-  const float shift_;         // a whole number
+  const float shift_;         // of P, see shift.cuh; an integer
   int first_row_[2];     // the first rows that see this thread's keys, less its first column
   int block_first_row_;  // the first row that sees the block's first key
   uint32_t n_ = 0;            // query tiles so far
-  bool p_sent_ = false;       // a P, to the other warpgroup
+  bool p_sent_ = false;       // true once a P has been sent to the other warpgroup
 };
 
 // The warpgroup that computes dQ: this block's half of the columns, over the keys of both blocks.

@@ -6,8 +6,8 @@
 
 namespace baracuda::sm90::backward {
 
-// One half of the columns of a query tile of dQ, and the turn at it: the i-th query tile of a key
-// tile in the g-th head of its group. Read again each time, since registers are short.
+// Half of the columns of a query tile of dQ, and the turn at it: the i-th query tile of a key tile
+// in the g-th head of its group. Read again each time, since registers are scarce.
 template <typename C>
 class HalfTile {
  public:
@@ -35,9 +35,9 @@ class HalfTile {
   const KeyTileTurn turn_;
 };
 
-// Adds this block's half of dQ, with every addition in its turn. Two warps alternate query tiles,
-// with one lane each: a turn is passed only when the addition has landed, and meanwhile the other
-// warp adds the next query tile.
+// Adds this block's half of dQ, with every addition in its turn. Two warps alternate between query
+// tiles, with one lane each. A turn is passed only when the addition is complete; meanwhile the
+// other warp adds the next query tile.
 template <typename E, bool M>
 __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared,
                                                const Barriers<WideConfig<E, M, true>>& barriers,

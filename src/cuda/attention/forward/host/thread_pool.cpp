@@ -40,7 +40,8 @@ Scratch& thread_scratch() {
   return scratch;
 }
 
-// The thread's scratch for one call. A signal's handler that runs a step within a step gets its own.
+// The thread's scratch for one call. A signal's handler that runs a step within a step gets its
+// own.
 class ScratchUse {
  public:
   ScratchUse() : kept_(thread_scratch()), nested_(kept_.in_use) {
@@ -64,8 +65,8 @@ class ScratchUse {
   void* memory_;
 };
 
-// Rounding to nearest, no flushing to zero, no traps: the mode that a thread starts with, unless the
-// one that started it had another.
+// Rounding to nearest, no flushing to zero, no traps: the mode that a thread starts with, unless
+// the one that started it had another.
 class DefaultFloats {
  public:
 #if defined(__x86_64__)

@@ -49,7 +49,7 @@ struct Warp {
   static constexpr int rows = 2 * C::row_blocks;  // rows of a lane: block i, half h is 2*i + h
 
   float o[C::row_blocks][C::head_dim / 8][4];
-  float m[rows];  // maximum in use, unscaled; -inf: nothing seen
+  float m[rows];  // maximum so far, unscaled; -inf: no key seen
   float l[rows];  // this lane's part of the row sum
 
   __device__ __forceinline__ void clear() {

@@ -55,7 +55,7 @@ class KeyProducer {
   // Begins with the current tile of `work`. more: whether there is one.
   __device__ __forceinline__ void run(WorkTileScheduler<C, First, Last>& work, bool more) {
     constexpr bool prefetches = Last && !First;
-    uint32_t iteration = 0;  // tiles of K copied so far; V is one behind
+    uint32_t iteration = 0;  // number of copied tiles of K; V is one behind
     KeyTile previous{};
     while (more) {
       const int tiles = work.tiles;
@@ -70,7 +70,7 @@ class KeyProducer {
         if (iteration > 0) load_v(iteration - 1, previous);
         previous = tile;
         if constexpr (prefetches) {
-          if (!looked_ahead) {  // after the first K, which the consumers wait for
+          if (!looked_ahead) {  // after the first K, for which the consumers wait
             more = work.next(args_);
             looked_ahead = true;
             if (work.tiles > 0) prefetch.begin(args_.step, work.tile, tiles);
@@ -147,7 +147,7 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
         for (int i = 0; i < C::column_blocks; ++i)
           tma_load_4d(dst + i * C::q_block_bytes, &args.q, full, 64 * i, row0, head, batch, policy);
       } else {
-        mbarrier_arrive(full);  // nobody reads Q, but the phase must complete
+        mbarrier_arrive(full);  // no consumer reads Q, but the phase must complete
       }
     };
     if (n == 0 && more) copy_queries();  // first of all, since the consumers wait for it

@@ -71,7 +71,8 @@ int32_t encode_tensor_map(CUtensorMap* map, const char* name, bool is_bf16, cons
   }
   if (result == CUDA_SUCCESS) return BARACUDA_OK;
   return fail_with_code(BARACUDA_CUDA_ERROR, static_cast<int32_t>(result),
-                        "cuTensorMapEncodeTiled", "%s: got strides or an address that TMA cannot describe", name);
+                        "cuTensorMapEncodeTiled",
+                        "%s: got strides or an address that TMA cannot describe", name);
 }
 
 }  // namespace baracuda::sm90

@@ -9,7 +9,7 @@
 
 namespace baracuda {
 
-// The group that a thread has open: its depth (groups nest, as NCCL's do) and its ranks.
+// A thread's open group: its depth (groups nest, as in NCCL) and its ranks.
 struct LocalGroup {
   int32_t depth = 0;
   baracuda_local_world* world = nullptr;

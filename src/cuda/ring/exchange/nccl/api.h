@@ -24,7 +24,7 @@ struct NcclConfig {
   unsigned int magic = 0xcafebeef;
   unsigned int version = 21800;
   int blocking = 1;
-  int cga_cluster_size = INT_MIN;  // INT_MIN: NCCL's own choice
+  int cga_cluster_size = INT_MIN;  // INT_MIN: NCCL chooses
   int min_ctas = INT_MIN;
   int max_ctas = INT_MIN;
   const char* net_name = nullptr;

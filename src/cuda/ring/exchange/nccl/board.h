@@ -24,9 +24,8 @@ namespace baracuda {
 
 class NcclBoard {
  public:
-  // Joins the board of that name; the first rank to come creates it. rank: this rank, below
-  // world_size. NULL, without a record, if there is no shared memory: only deadlines then end a
-  // wait.
+  // Joins the board with that name. The first rank creates it. rank: this rank, below world_size.
+  // NULL, without a record, if there is no shared memory: then only deadlines end a wait.
   static std::unique_ptr<NcclBoard> join(const std::string& name, int32_t rank, int32_t world_size);
   ~NcclBoard();
   NcclBoard(const NcclBoard&) = delete;
@@ -54,7 +53,7 @@ class NcclBoard {
   static constexpr int kRemembered = 32;
 
   struct Note {
-    std::atomic<int64_t> call;  // its number, from 1 on; 0: none
+    std::atomic<int64_t> call;  // number of the call, from 1 on; 0: none
     Kind kind;  // kind and reason are valid if `call` is the same before and after they are read
     baracuda_error reason;
   };

@@ -1,5 +1,5 @@
-// The transport functions of an NCCL ring. Groups of several communicators nest on a thread, as
-// NCCL's own do; only the outermost one calls NCCL.
+// The transport functions of an NCCL ring. Groups of several communicators nest on a thread, as in
+// NCCL. Only the outermost group calls NCCL.
 #include <chrono>
 #include <mutex>
 #include <thread>

@@ -35,7 +35,7 @@ struct NcclDeadline {
 
   baracuda_nccl_comm& comm;
   TimeLimit limit{0};
-  const char* call = "";  // what blocks, for the message
+  const char* call = "";  // the call that may block, for the message
   bool armed = false;
   bool fired = false;
   NcclDeadline* previous = nullptr;

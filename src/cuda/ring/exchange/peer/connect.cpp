@@ -298,8 +298,8 @@ class Connection {
     baracuda_ring_round round{};
     round.stream = end.ring_stream;
     round.ready = end.compute_done;
-    // Both ends of a hop must list the message, even if this rank has only one of its two hops by
-    // peer.
+    // Both ends of a hop must list the message, even if only one of this rank's two hops is a peer
+    // hop.
     round.send_count = round.receive_count = 1;
     round.sends[0] = {from, bytes, peer_.out_by_peer ? peer_.next() : -1};
     round.receives[0] = {into, bytes, peer_.in_by_peer ? peer_.previous() : -1};

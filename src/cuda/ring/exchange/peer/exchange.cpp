@@ -314,7 +314,7 @@ uint64_t mix(uint64_t digest, uint64_t value) {
   return digest ^ (digest >> 31);
 }
 
-// One of 31 bits; the highest bit is reserved for the abort.
+// Chooses one of 31 bits. The highest bit is reserved for the abort.
 uint32_t one_bit(uint64_t digest) { return uint32_t{1} << (digest % 31); }
 
 }  // namespace
@@ -412,7 +412,7 @@ int32_t baracuda_peer::compare_runs() {
       const uint64_t theirs =
           __atomic_load_n(&file.notes(other).signature[slot], __ATOMIC_SEQ_CST);
       const uint32_t their_run = static_cast<uint32_t>(theirs >> 32);
-      if (their_run < run + 1) break;  // not told yet
+      if (their_run < run + 1) break;  // the other rank has not told it yet
       ++run;
       const uint64_t ours = __atomic_load_n(&file.notes(rank()).signature[slot], __ATOMIC_SEQ_CST);
       if (their_run != run || theirs == ours) continue;

@@ -42,7 +42,7 @@ struct alignas(64) PeerRunNotes {
 struct PeerFileHeader {
   char nonce[16];
   int32_t aborted;  // 0, then 1 while the reason is written, then 2
-  baracuda_error reason;  // what the other ranks report; its rank is the one that aborted
+  baracuda_error reason;  // the error for the other ranks; its rank is the one that aborted
 };
 
 // Maps the shared file whose name has a nonce. One rank creates it, and the others open it. Its

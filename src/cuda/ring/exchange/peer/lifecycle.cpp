@@ -1,4 +1,4 @@
-// Queries, abort and close of a connected exchange by peer.
+// Queries, abort and close of a connected peer exchange.
 #include <chrono>
 #include <thread>
 

@@ -27,7 +27,7 @@ struct PeerVerdict {
   std::string detail;
 };
 
-// What a round does on this rank.
+// The work of a round on this rank.
 struct PeerRound {
   int32_t number = -1;
   bool starts = false;      // first round of a run
