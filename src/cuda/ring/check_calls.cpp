@@ -39,7 +39,7 @@ int32_t check_endpoint(const baracuda_ring_endpoint* endpoint) {
   return BARACUDA_OK;
 }
 
-// brings_home: the last step sends sums, too.
+// brings_home: a sum is sent home after the last step.
 int32_t check_hops(const baracuda_ring_hop* hops, int32_t world_size, bool brings_home) {
   if (hops == nullptr) return invalid("%s", "hops: got NULL, must be given");
   const auto is_rank = [world_size](int32_t rank) { return rank >= 0 && rank < world_size; };

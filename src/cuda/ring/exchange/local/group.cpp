@@ -30,8 +30,8 @@ int32_t fail_at(const LocalRank& rank, int32_t status) {
   return status;
 }
 
-// Returns a stream operation's status. If it failed, records it with the rank. A caller's own table
-// may have left no record.
+// Returns the status of a stream operation. After a failure it adds the rank to the error record. It
+// makes the record if the operation has left none, as that of a caller's own table may.
 int32_t check_op(const LocalRank& rank, int32_t status, const char* call) {
   if (status == BARACUDA_OK) return status;
   if (baracuda_last_error()->status != status) fail(status, call, "%s returned %d", call, status);
@@ -341,7 +341,8 @@ int32_t local_group_start(void* context) {
   if (group.acting) {
     return fail_at(*static_cast<LocalRank*>(context),
                    fail(BARACUDA_INVALID_ARGUMENT, "local group_start",
-                        "this thread is in an exchange: a signal handler cannot run a ring"));
+                        "this thread is already in an exchange: a signal handler cannot run a "
+                        "ring"));
   }
   const int32_t status = join_group(group, *static_cast<LocalRank*>(context));
   if (status == BARACUDA_OK) ++group.depth;

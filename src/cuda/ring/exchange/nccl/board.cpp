@@ -45,8 +45,8 @@ std::unique_ptr<NcclBoard> NcclBoard::join(const std::string& name, int32_t rank
   const size_t bytes = sizeof(Page) + sizeof(Slot) * static_cast<size_t>(world_size - 1);
   const int file = open(name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (file < 0) return nullptr;
-  // New bytes are zero, and a later call changes nothing. Without room, it fails here; otherwise
-  // the first write would raise a signal.
+  // New bytes are zero, and the calls of later ranks change nothing. If /dev/shm is full, this call
+  // fails; else the first write would raise SIGBUS.
   void* page = posix_fallocate(file, 0, static_cast<off_t>(bytes)) != 0
                    ? MAP_FAILED
                    : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
@@ -93,8 +93,8 @@ bool NcclBoard::differs(Kind kind, const Note& note, int32_t rank, baracuda_erro
   if (whole) {
     found->status = BARACUDA_INVALID_ARGUMENT;
     std::snprintf(found->message, sizeof(found->message),
-                  "it compares a new problem in a call that another rank runs; every rank must "
-                  "give the same problems in the same order");
+                  "it compares a new problem (validate) where another rank runs a known one; every "
+                  "rank must give the same problems in the same order");
   } else {  // a newer note is being written over it
     found->status = BARACUDA_ABORTED;
     std::snprintf(found->message, sizeof(found->message), "refused the call");

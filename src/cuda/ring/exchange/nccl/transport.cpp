@@ -47,8 +47,8 @@ int32_t join_group(NcclGroup& group, baracuda_nccl_comm& comm) {
   return BARACUDA_OK;
 }
 
-// Closes the group. If failure is one, every communicator of the group fails with it. No call uses
-// their handles afterwards, so they can be aborted.
+// Closes the group. Unless failure is BARACUDA_OK, every communicator of the group fails with it.
+// No call uses their handles afterwards, so they can be aborted.
 void leave_group(NcclGroup& group, const baracuda_error& failure) {
   for_each(group, [&failure](baracuda_nccl_comm& comm) {
     if (failure.status != BARACUDA_OK) comm.mark_failed(failure);
@@ -106,8 +106,8 @@ int32_t group_end(void* context) {
 
   for_each(group, [](baracuda_nccl_comm& comm) { comm.enter_blocked(); });
   const int result = wait_while_in_progress(group, nccl_api()->group_end());
-  // If a communicator has failed meanwhile (a send, its deadline, an abort), that is the cause of
-  // what NCCL reports now.
+  // If a communicator has failed (in a send, by its deadline, by an abort), that caused whatever
+  // NCCL reports now.
   baracuda_error failure{};
   for_each(group, [&failure](baracuda_nccl_comm& comm) {
     if (failure.status == BARACUDA_OK && comm.report_failure() != BARACUDA_OK) {

@@ -352,7 +352,7 @@ class Connection {
       const PeerVerdict& verdict = peer_.verdicts[r];
       fail(BARACUDA_UNSUPPORTED, kCall,
            "exchange: got \"peer\", must be \"auto\" or \"nccl\" here: the hop from rank %d to "
-           "rank %d cannot be a peer exchange: %s%s%s",
+           "rank %d cannot be by peer: %s%s%s",
            static_cast<int>(r), static_cast<int>(after(r)),
            baracuda_peer_reason_text(verdict.reason), verdict.detail.empty() ? "" : ": ",
            verdict.detail.c_str());

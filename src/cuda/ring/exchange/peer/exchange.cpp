@@ -123,8 +123,8 @@ struct Copy {
   int64_t pitch = 0;  // from one row to the next, at the source
   int32_t rows = 1;
 
-  // Adds `other` as the next row, if it can be. Adjacent rows are not joined into a longer one: they
-  // may be in two allocations, and no operation copies a row that is in two.
+  // Adds `other` as the next row, if it can be. Adjacent rows are not joined into a longer one, as
+  // they may be in two allocations, and no operation copies a row that is in two.
   bool extend(const Copy& other) {
     if (bytes == 0 || other.into != into + rows * bytes) return false;
     const int64_t distance = other.from - (from + (rows - 1) * pitch);

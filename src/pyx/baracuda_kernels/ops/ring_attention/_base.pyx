@@ -45,7 +45,7 @@ cdef class RingAttentionBase(RingPlan):
         Raises
         ------
         InvalidProblemError
-            On every rank: the message has the rank that differs from rank 0, the field and its
+            On every rank: the message names the rank that differs from rank 0, the field, and both
             values.
         CommunicatorError, NcclError, NcclTimeoutError
             The ring failed, or a rank did not make the call in time.
