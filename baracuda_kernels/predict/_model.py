@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -350,8 +350,55 @@ class StepForecast:
         return max(self.exchange, self.slowest)
 
 
+class _Seconds(Protocol):
+    """What :class:`_Summary` needs of a forecast."""
+
+    @property
+    def problem(self) -> RingProblem: ...
+    @property
+    def steps(self) -> tuple[StepForecast, ...]: ...
+    @property
+    def one_gpu(self) -> float: ...
+    @property
+    def compute(self) -> float: ...
+    @property
+    def exposed(self) -> float: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def balance(self) -> float: ...
+    @property
+    def efficiency(self) -> float: ...
+    @property
+    def tflops_per_gpu(self) -> float: ...
+
+
+class _Summary:
+    """What a forecast of one call and one of a training step compute alike."""
+
+    @property
+    def balance(self: _Seconds) -> float:
+        """Compute on the critical path over the average compute of a rank; 1 is ideal."""
+        return self.compute / sum(step.mean for step in self.steps)
+
+    @property
+    def efficiency(self: _Seconds) -> float:
+        """Part of P ideal GPUs' speed, `one_gpu` / (P · `seconds`)."""
+        return self.one_gpu / (self.problem.ranks * self.seconds)
+
+    def _summary(self: _Seconds) -> dict[str, Any]:
+        return {
+            "seconds": self.seconds,
+            "compute_seconds": self.compute,
+            "exposed_seconds": self.exposed,
+            "efficiency": self.efficiency,
+            "balance": self.balance,
+            "tflops_per_gpu": self.tflops_per_gpu,
+        }
+
+
 @dataclass(frozen=True)
-class RingForecast:
+class RingForecast(_Summary):
     """A `problem` on a machine in one `layout`, by its `steps`.
 
     `one_gpu` is the seconds of the whole sequence on one such GPU, with nothing exchanged;
@@ -385,16 +432,6 @@ class RingForecast:
         return all(step.exposed == 0 for step in self.steps[: self.problem.ranks])
 
     @property
-    def balance(self) -> float:
-        """Compute on the critical path over a rank's average; 1 is perfect."""
-        return self.compute / sum(step.mean for step in self.steps)
-
-    @property
-    def efficiency(self) -> float:
-        """Part of P ideal GPUs' speed, `one_gpu` / (P · `seconds`)."""
-        return self.one_gpu / (self.problem.ranks * self.seconds)
-
-    @property
     def tflops_per_gpu(self) -> float:
         """Visible flops a second and GPU, in TFLOPS."""
         flops = self.problem.visible * self.problem.flops_per_pair * self.flops
@@ -402,18 +439,11 @@ class RingForecast:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, by name; times in seconds."""
-        return {
-            "seconds": self.seconds,
-            "compute_seconds": self.compute,
-            "exposed_seconds": self.exposed,
-            "efficiency": self.efficiency,
-            "balance": self.balance,
-            "tflops_per_gpu": self.tflops_per_gpu,
-            "steps": [
-                {**dataclasses.asdict(s), "exposed": s.exposed, "seconds": s.seconds}
-                for s in self.steps
-            ],
-        }
+        steps = [
+            {**dataclasses.asdict(s), "exposed": s.exposed, "seconds": s.seconds}
+            for s in self.steps
+        ]
+        return {**self._summary(), "steps": steps}
 
 
 def forecast(

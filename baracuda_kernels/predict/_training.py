@@ -21,6 +21,7 @@ from baracuda_kernels.predict._model import (
     RingForecast,
     RingProblem,
     StepForecast,
+    _Summary,
     forecast,
     rank_memory,
 )
@@ -191,7 +192,7 @@ def backward_forecast(
 
 
 @dataclass(frozen=True)
-class TrainingForecast:
+class TrainingForecast(_Summary):
     """The `forward` and the `backward` of one problem in one layout; what it says is of both."""
 
     forward: RingForecast
@@ -233,16 +234,6 @@ class TrainingForecast:
         return self.forward.seconds + self.backward.seconds
 
     @property
-    def balance(self) -> float:
-        """Compute on the critical path over a rank's average; 1 is perfect."""
-        return self.compute / sum(step.mean for step in self.steps)
-
-    @property
-    def efficiency(self) -> float:
-        """Part of P ideal GPUs' speed."""
-        return self.one_gpu / (self.problem.ranks * self.seconds)
-
-    @property
     def tflops_per_gpu(self) -> float:
         """Visible flops a second and GPU, in TFLOPS."""
         work = sum(f.tflops_per_gpu * f.seconds for f in (self.forward, self.backward))
@@ -256,12 +247,7 @@ class TrainingForecast:
     def to_dict(self) -> dict[str, Any]:
         """Everything, by name; times in seconds."""
         return {
-            "seconds": self.seconds,
-            "compute_seconds": self.compute,
-            "exposed_seconds": self.exposed,
-            "efficiency": self.efficiency,
-            "balance": self.balance,
-            "tflops_per_gpu": self.tflops_per_gpu,
+            **self._summary(),
             "forward": self.forward.to_dict(),
             "backward": self.backward.to_dict(),
         }

@@ -105,8 +105,8 @@ cdef class NcclMember(RingMember):
 
     @property
     def exchange(self):
-        """How each hop of the ring moves chunks: a tuple of :class:`HopExchange`, ordered by
-        sender; empty at one rank.
+        """How each hop of the ring moves chunks, as a tuple of :class:`HopExchange` in the order of
+        the senders; empty at one rank.
 
         Raises
         ------
