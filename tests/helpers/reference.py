@@ -120,7 +120,8 @@ def _inherited(tree: ast.Module, node: ast.ClassDef, module: str) -> list[ast.st
     sources = {
         alias.name: part.module
         for part in tree.body
-        if isinstance(part, ast.ImportFrom) and (part.module or "").startswith("baracuda_kernels._core.")
+        if isinstance(part, ast.ImportFrom)
+        and (part.module or "").startswith("baracuda_kernels._core.")
         for alias in part.names
     }
     own = {part.name for part in tree.body if isinstance(part, ast.ClassDef)}
@@ -137,9 +138,7 @@ def _inherited(tree: ast.Module, node: ast.ClassDef, module: str) -> list[ast.st
     return found
 
 
-def _members(
-    body: list[ast.stmt], value: object, name: str, seen: set[str]
-) -> Iterator[Described]:
+def _members(body: list[ast.stmt], value: object, name: str, seen: set[str]) -> Iterator[Described]:
     for part in body:
         if not isinstance(part, ast.FunctionDef) or part.name.startswith("_") or part.name in seen:
             continue
