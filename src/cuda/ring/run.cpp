@@ -9,9 +9,8 @@
 // suffice for any number of ranks. Sums, which travel BEHIND the steps, are sent one exchange later
 // (rounds.h).
 //
-// If several ranks share a stream, it first waits for the inputs of all of them, and then come the
-// launches of all of them: consecutive launches on a stream can overlap, unless a wait is between
-// them.
+// If several ranks share a stream, the waits for the inputs of all ranks are enqueued before the
+// launches of all ranks. Consecutive launches on a stream can overlap, but not across a wait.
 #include "baracuda/ring.h"
 #include "baracuda/status.h"
 #include "common/error.h"
@@ -53,8 +52,8 @@ class Run {
   }
 
  private:
-  // True if all ranks have one stream. With a timeline they are treated as if they had not, because
-  // each rank's launch is timed by itself.
+  // True if the ranks share a stream, and so its waits. False with a timeline, which times each
+  // rank's wait and launch by themselves.
   static bool share_stream(const Call* calls, int32_t count) {
     for (int32_t i = 0; i < count; ++i) {
       if (calls[i].stream != calls[0].stream || calls[i].marks != nullptr ||
@@ -154,8 +153,8 @@ class Run {
     return *call.endpoint->exchange;
   }
 
-  // Makes the caller's stream wait for every exchange up to `number`, in order. It does not wait
-  // twice for one.
+  // Makes the caller's stream wait for the exchanges up to `number`, in order. It leaves out those
+  // for which the stream has waited already.
   bool await(const Call& call, int32_t number) {
     for (int32_t n = awaited_ + 1; n <= number; ++n) {
       if (!rounds_.has_messages(n)) continue;
@@ -294,7 +293,7 @@ class Run {
     return true;
   }
 
-  // sums: the exchange that brings the sums. always: also if the step launched nothing.
+  // sums: the number of the exchange that brings them. always: also if the step launched nothing.
   bool add(int32_t t, int32_t sums, bool always) {
     // In a timeline, the sums of all parts that come home are one entry.
     const int32_t entry = t < rounds_.launches() ? t : rounds_.launches();

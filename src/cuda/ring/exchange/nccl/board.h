@@ -5,8 +5,8 @@
 // Every rank counts its calls, and all ranks make the same calls. If another rank has refused a
 // call that this rank has not begun, this rank refuses it too, and the ring goes on. If this rank
 // has begun it, the ring fails on all ranks. A comparison of problems is also a call. If one rank
-// compares in the call in which another runs, the call is refused: each would take the other's
-// messages for its own kind.
+// compares and another runs in the same call, the call is refused, because the ranks would misread
+// each other's messages.
 #pragma once
 
 #include <stdint.h>

@@ -79,7 +79,7 @@ CommPtr make_comm(const char* call, bool owned, int32_t rank, int32_t world_size
 }
 
 // Runs f, a call on comm's handle that may block, until it is done or the limit has passed. The
-// watchdog then aborts target: comm itself, or the communicator in the making if comm is borrowed.
+// watchdog then aborts target: comm itself or, if comm is borrowed, the child of the split.
 template <typename F>
 int32_t call_blocking(baracuda_nccl_comm& comm, baracuda_nccl_comm& target, const TimeLimit& limit,
                       const char* call, F f) {

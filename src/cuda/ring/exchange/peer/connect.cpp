@@ -149,7 +149,7 @@ class Connection {
     return is_candidate(rank) || is_candidate((rank + ranks_ - 1) % ranks_);
   }
 
-  // On each host, the first rank that has a hop to try creates the shared file.
+  // On each machine, the first rank that has a hop to try creates the shared file.
   int32_t share_words() {
     const size_t me = static_cast<size_t>(peer_.rank());
     size_t leader = ranks_;

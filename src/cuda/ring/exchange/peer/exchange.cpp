@@ -1,4 +1,4 @@
-// Rounds by the copy engines. The ring stream of every rank does this in each round:
+// The rounds of the exchange by peer. The ring stream of every rank does this in each round:
 //
 //   wait for `ready`; grant this rank's receive buffer to the previous rank (before that wait, if
 //   the buffer is free earlier)
@@ -74,8 +74,8 @@ struct Copy {
   int64_t pitch = 0;  // from one row to the next, at the source
   int32_t rows = 1;
 
-  // Adds `other` if it can be the next row. Adjacent memory of two allocations is not joined into a
-  // longer row: one operation cannot copy a row that spans two allocations.
+  // Adds `other` as the next row, if it can be. Adjacent rows are not joined into a longer one: they
+  // may be in two allocations, and no operation copies a row that is in two.
   bool extend(const Copy& other) {
     if (bytes == 0 || other.into != into + rows * bytes) return false;
     const int64_t distance = other.from - (from + (rows - 1) * pitch);

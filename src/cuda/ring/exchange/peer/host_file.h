@@ -25,7 +25,7 @@ struct alignas(64) PeerWord {
 struct PeerHopWords {
   PeerWord granted;                 // set by this rank; reset by the sender
   PeerWord full;                    // set by the sender; reset by this rank's ring stream
-  // Rounds use these in turn. Set by the sender; reset by the caller's stream.
+  // Used by the rounds in turn. Set by the sender; reset by the caller's stream.
   PeerWord arrived[kPeerArrivals];
   PeerWord read;                    // set by the caller's stream; reset by this rank's ring stream
   // No run is active: set by the caller's stream, and reset by this rank's ring stream. This orders
@@ -45,7 +45,7 @@ struct PeerFileHeader {
   baracuda_error reason;  // what the other ranks report; its rank is the one that aborted
 };
 
-// Maps the shared file that is named after a nonce. One rank creates it, and the others open it. Its
+// Maps the shared file whose name has a nonce. One rank creates it, and the others open it. Its
 // name is removed when all have mapped it; the memory lives as long as any mapping.
 class PeerHostFile {
  public:

@@ -35,9 +35,9 @@ struct PeerRound {
   bool pushes = false;      // this rank pushes to the next one
   bool transports = false;  // some messages go by the transport
   bool receives_by_transport = false;
-  // The bits that are set in the hop's `granted` and `full`. Both ends of a hop compute them from the
-  // round's number, buffers, offsets and bytes. Ranks whose problems differ wait for different bits,
-  // and do not take wrong data for right.
+  // The bits that are set in the words `granted` and `full`. Both ends of a hop compute them from
+  // the round's number, buffers, offsets and bytes. Ranks whose problems differ wait for different
+  // bits, and do not take wrong data for right.
   uint32_t granted = 0;
   uint32_t full = 0;
   uint64_t digest = 0;
