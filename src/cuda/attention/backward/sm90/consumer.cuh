@@ -92,9 +92,9 @@ class Consumer : ConsumerBase<C> {
     }
   }
 
-  // Processes the next query tile, m of its head. masked: some rows do not see all keys of the
-  // tile, because of a mask or because the key tile is not full. (Two loops, one without masks,
-  // would spill.)
+  // Processes the next query tile, the m-th of its head. masked: some rows do not see all keys of
+  // the tile, because of a mask or because the key tile is not full. (A second loop without masks
+  // would spill registers.)
   __device__ __forceinline__ void mainloop_step(float (&dk)[columns], float (&dv)[columns], int m,
                                                 bool masked) {
     float s[scores], dp[scores];
@@ -184,8 +184,8 @@ class Consumer : ConsumerBase<C> {
       pin_registers(dv);
       wgmma_fence();
       issue_update<C>(dv, p, dy_tile(stage));
-      // The last tile of a run is its own next tile, since a branch around products would serialise
-      // them.
+      // The last tile of a run is also its next tile, since a branch around products would
+      // serialise them.
       if (more) ++n;
       const int next = stage_of<C::stages>(n);
       mbarrier_wait(barriers_.q_full(next), parity_of<C::stages>(n));

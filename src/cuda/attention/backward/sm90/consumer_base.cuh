@@ -58,7 +58,7 @@ class ConsumerBase {
   __device__ __forceinline__ void end_key_tile(int count, uint32_t item) {
     __syncwarp();
     release(barriers_.slot_empty(stage_of<C::stages>(item)));
-    // With two buffers of K, the last dQ is computed after the next key tile has begun.
+    // With two buffers of K, the last dQ is computed in the next key tile.
     if (C::k_stages == 1 || count == 0) dq_.compute_last_dq(shift_);
     if (count == 0) release(barriers_.k_empty(k_stage_));
   }
@@ -187,7 +187,7 @@ class ConsumerBase {
   const Barriers<C>& barriers_;
   const int group_;
   DqMaker<C> dq_;
-  float shift_;  // a whole number
+  float shift_;  // of P, see shift.cuh; an integer
   int k_stage_;
   int group_first_row_;  // the first row that sees the warpgroup's first key
 };

@@ -127,8 +127,8 @@ class DoubleConsumer : ConsumerBase<C> {
       wgmma_wait<0>();
       pin_registers(dv[1]);
       Base::pack_all(dp, operand);
-      // The last tile of a run is its own next tile, since a branch around products would serialise
-      // them.
+      // The last tile of a run is also its next tile, since a branch around products would
+      // serialise them.
       if (more) ++n;
       const int next = stage_of<C::stages>(n);
       mbarrier_wait(barriers_.q_full(next), parity_of<C::stages>(n));

@@ -1,20 +1,21 @@
-// Which of two sizes a step's key tiles have at head_dim 64.
+// The choice between two sizes of key tiles at head_dim 64.
 #pragma once
 
 #include "attention/backward/family.h"
 
 namespace baracuda::sm90::backward {
 
-// Of 256 keys: half as many additions to dQ and reads of Q and dO, but fewer, longer tiles. Not
-// where those leave blocks without work for longer than they save. The state is the same for both,
-// so that each step chooses by its own keys.
+// True if a step should have key tiles of 256 keys instead of 128. Larger tiles halve the additions
+// to dQ and the reads of Q and dO. But they are fewer and longer, and blocks without a tile in the
+// last round may lose more time than that saves. The state is the same for both sizes, so each step
+// chooses for itself.
 inline bool takes_double_tiles(const StepParams& p) {
-  constexpr int64_t blocks = 132;  // of the cards there are; any number would be right
+  constexpr int64_t blocks = 132;  // an H100's; the result is right with any number
   const int64_t heads = p.batch * p.kv_heads;
   const auto rounds_of = [&](int64_t keys) {
     return (heads * ((p.key_len + keys - 1) / keys) + blocks - 1) / blocks;
   };
-  // Under a mask a double tile of few query tiles is too much of it at the diagonal.
+  // Under a mask, too large a part of a short double tile is on the diagonal.
   const bool is_short = borders_may_vary(p) && p.query_len < 2048;
   return !is_short && 19 * rounds_of(256) <= 10 * rounds_of(128);
 }
