@@ -1,8 +1,8 @@
 // A consumer warpgroup of the sm90a backward kernel with two halves of 64 keys.
 //
-// Twice as many keys share each read of Q and dO and each addition of dQ. One set of registers holds
-// the A operands of dV and dK in turn, for one half and then for the other. A second set would not
-// fit.
+// Twice as many keys share each read of Q and dO and each addition of dQ. The A operands of dV and
+// dK take turns in one set of registers, for one half and then for the other. A second set would
+// not fit.
 #pragma once
 
 #include "attention/backward/sm90/consumer_base.cuh"
