@@ -34,7 +34,7 @@ if not any(_has_modules(folder) for folder in __path__):
     __path__ = _installed_path()
 
 from baracuda_kernels import errors, registry
-from baracuda_kernels._core._communicator import Communicator, HopExchange, UniqueId
+from baracuda_kernels._core._communicator import Communicator
 from baracuda_kernels._core._enums import (
     ArchSku,
     BackendKind,
@@ -62,6 +62,7 @@ from baracuda_kernels._core._info import build_info as _build_info
 from baracuda_kernels._core._info import devices as _devices  # noqa: F401
 from baracuda_kernels._core._local import LocalCommunicator, LocalRing
 from baracuda_kernels._core._nccl_library import probe as _nccl_probe  # noqa: F401
+from baracuda_kernels._core._nccl_member import HopExchange
 from baracuda_kernels._core._sku import (
     KernelSku,
     PlanPreference,
@@ -71,6 +72,7 @@ from baracuda_kernels._core._stream import Stream
 from baracuda_kernels._core._tensor import DeviceSlice, TensorMut, TensorRef
 from baracuda_kernels._core._timeline import RingSpan, RingStepTime, RingTimeline
 from baracuda_kernels._core._transport import Transport, TransportCommunicator
+from baracuda_kernels._core._unique_id import UniqueId
 from baracuda_kernels.ops.attention._kind import AttentionKind
 from baracuda_kernels.ops.ring_attention import (
     RingAttentionArgs,

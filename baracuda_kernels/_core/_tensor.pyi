@@ -1,12 +1,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from typing_extensions import disjoint_base
-
 from baracuda_kernels._core._enums import ElementKind
+from baracuda_kernels._core._view import View
 
-@disjoint_base
-class TensorRef:
+class TensorRef(View):
     def __init__(
         self,
         source: Any,
@@ -20,16 +18,6 @@ class TensorRef:
     def shape(self) -> tuple[int, ...]: ...
     @property
     def strides(self) -> tuple[int, ...]: ...
-    @property
-    def ndim(self) -> int: ...
-    @property
-    def element(self) -> ElementKind: ...
-    @property
-    def itemsize(self) -> int: ...
-    @property
-    def device(self) -> int: ...
-    @property
-    def writable(self) -> bool: ...
     @property
     def pointer(self) -> int: ...
     @property

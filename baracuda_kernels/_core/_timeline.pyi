@@ -2,7 +2,7 @@ from typing import NamedTuple, Self
 
 from typing_extensions import disjoint_base
 
-from baracuda_kernels._core._communicator import HopExchange
+from baracuda_kernels._core._nccl_member import HopExchange
 
 class RingStepTime(NamedTuple):
     step: int

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from baracuda_kernels._core import _communicator, _info, _nccl_library
+from baracuda_kernels._core import _info, _nccl_library, _nccl_options
 from baracuda_kernels._core._enums import Direction, ElementKind
 from baracuda_kernels._machine import dotted, why_no_gpu
 from baracuda_kernels.cli._console import json_option, print_json
@@ -49,7 +49,7 @@ def gather() -> dict[str, Any]:
         "gpu_reason": why_no_gpu(),
         "host": _info.host_info(),
         "nccl": _nccl_library.probe(),
-        "exchange": _communicator.exchange_info(),
+        "exchange": _nccl_options.exchange_info(),
         "plugins_left_out": registry.left_out(),
         "runs_here": _runs_here(devices if build["cuda_built"] else []),
     }

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from baracuda_kernels._core._communicator import DEFAULT_MAX_CTAS
+from baracuda_kernels._core._nccl_options import DEFAULT_MAX_CTAS
 from baracuda_kernels.cli._console import (
     FileProblemError,
     SizeType,

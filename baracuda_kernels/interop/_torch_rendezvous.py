@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from baracuda_kernels._core import _nccl_library
-from baracuda_kernels._core._communicator import agreed, attempt, ready_to_join
+from baracuda_kernels._core._rendezvous import agreed, attempt, ready_to_join
 from baracuda_kernels.errors import UnsupportedError
 
 

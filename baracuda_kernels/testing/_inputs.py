@@ -1,10 +1,4 @@
-"""Random inputs, by name of their distribution, for NumPy and for torch on a GPU.
-
-normal        unit normal: what attention sees after normalisation
-heavy         Student's t with 4 degrees of freedom: heavy tails everywhere
-outliers      unit normal, and one element in a thousand with a deviation of 10 on top
-large_logits  unit normal times 8 in q and k: softmax rows close to one-hot
-"""
+"""Random inputs, by name of their distribution, for NumPy and for torch on a GPU."""
 
 from __future__ import annotations
 
@@ -96,35 +90,24 @@ def torch_qkv(
 ) -> tuple[Any, Any, Any]:
     """Random q, k and v as tensors of PyTorch, drawn on their device.
 
+    The values differ from those of :func:`numpy_qkv` for the same seed.
+
     Parameters
     ----------
-    distribution : str
-        One of ``DISTRIBUTIONS``. "normal": unit normal. "heavy": Student's t with 4 degrees of
-        freedom. "outliers": unit normal, and on one element in a thousand a deviation of 10 on top.
-        "large_logits": unit normal, q and k times 8, so that softmax rows are nearly one-hot.
-    dtype : str
-        "f16", "bf16", "f32" or "f64".
-    seed : int
-        The same seed gives the same arrays.
-    batch : int, default 1
-    heads : int
-    kv_heads : int, optional
-        Default `heads`.
-    query_len : int
-    key_len : int, optional
-        Default `query_len`.
-    head_dim : int
+    distribution, dtype, seed, batch, heads, kv_heads, query_len, key_len, head_dim
+        As for :func:`numpy_qkv`.
     device : str, default "cuda"
+        Any device of PyTorch.
 
     Returns
     -------
     tuple of torch.Tensor
-        q ``[batch, heads, query_len, head_dim]``, k and v ``[batch, kv_heads, key_len, head_dim]``.
+        q, k and v, in the shapes of :func:`numpy_qkv`.
 
     Raises
     ------
     InvalidProblemError
-        If there is no such distribution or dtype.
+        As :func:`numpy_qkv`.
     """
     _check(distribution, dtype)
     import torch

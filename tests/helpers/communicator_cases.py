@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import baracuda_kernels as bk
-from baracuda_kernels._core import _communicator
+from baracuda_kernels._core import _nccl_options
 from baracuda_kernels.testing import attention
 
 from .gradients import draw
@@ -197,7 +197,7 @@ def test_hops_are_tried_unless_the_caller_or_the_environment_says_no(monkeypatch
     monkeypatch.delenv("BARACUDA_EXCHANGE", raising=False)
     for environment, said in (("", "not on a CUDA device"), ("nccl", 'exchange="nccl"')):
         monkeypatch.setenv("BARACUDA_EXCHANGE", environment)
-        assert _communicator.exchange_info()["default"] == (environment or "auto")
+        assert _nccl_options.exchange_info()["default"] == (environment or "auto")
         comms = make_ring(2)
         for comm in comms:
             assert [hop.kind for hop in comm.exchange] == ["nccl"] * 2

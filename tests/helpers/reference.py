@@ -89,6 +89,10 @@ def _of_module(module: str, names: list[str], shown: str) -> Iterator[Described]
             continue  # an overload before it
         value = getattr(importlib.import_module(module), node.name) if stub else None
         yield from _describe(node, value, f"{shown}.{node.name}")
+        if isinstance(node, ast.ClassDef):
+            own = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+            inherited = _members(_inherited(tree, node, module), value, f"{shown}.{node.name}", own)
+            yield from (member for member in inherited if member.doc)
 
 
 def _describe(
@@ -108,11 +112,37 @@ def _describe(
             if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
         }
     yield Described(name, "class", parameters, _doc(node, value))
-    seen = set()
-    for part in node.body:
+    yield from _members(node.body, value, name, set())
+
+
+def _inherited(tree: ast.Module, node: ast.ClassDef, module: str) -> list[ast.stmt]:
+    """The bodies of its private bases in its module or the core, nearest first."""
+    sources = {
+        alias.name: part.module
+        for part in tree.body
+        if isinstance(part, ast.ImportFrom)
+        and (part.module or "").startswith("baracuda_kernels._core.")
+        for alias in part.names
+    }
+    own = {part.name for part in tree.body if isinstance(part, ast.ClassDef)}
+    found: list[ast.stmt] = []
+    for base in node.bases:
+        name = getattr(base, "id", "")
+        source = module if name in own else sources.get(name)
+        if source is None or name in bk.__all__:
+            continue
+        its_tree = _tree(source)[0]
+        for part in its_tree.body:
+            if isinstance(part, ast.ClassDef) and part.name == name:
+                found += [*part.body, *_inherited(its_tree, part, source)]
+    return found
+
+
+def _members(body: list[ast.stmt], value: object, name: str, seen: set[str]) -> Iterator[Described]:
+    for part in body:
         if not isinstance(part, ast.FunctionDef) or part.name.startswith("_") or part.name in seen:
             continue
-        last = [p for p in node.body if getattr(p, "name", "") == part.name][-1]
+        last = [p for p in body if getattr(p, "name", "") == part.name][-1]
         seen.add(part.name)
         kind = "property" if _is(part, "property") else "function"
         found = getattr(value, part.name, None)

@@ -14,7 +14,7 @@ from helpers.predict_cases import EVIDENCE, machine, problem
 import baracuda_kernels as bk
 from baracuda_kernels import predict
 from baracuda_kernels._core import _info
-from baracuda_kernels._core._communicator import DEFAULT_MAX_CTAS
+from baracuda_kernels._core._nccl_options import DEFAULT_MAX_CTAS
 from baracuda_kernels.cli import main
 from baracuda_kernels.predict._units import duration, size
 

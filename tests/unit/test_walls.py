@@ -1,4 +1,4 @@
-"""What may not know what: the core knows no framework, and the core and the registry know no op."""
+"""The core knows no framework, the core and the registry know no op, and the core's files are short."""
 
 import pathlib
 import re
@@ -43,6 +43,11 @@ def test_the_core_imports_no_framework(path):
 def test_no_op_is_named(path):
     code = code_of(path.read_text())
     assert [name for name in op_names() if re.search(rf"\b{name}\b", code)] == []
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
+def test_a_file_of_the_core_is_short(path):
+    assert len(path.read_text().splitlines()) <= 420
 
 
 def test_the_walls_would_show_a_hole():

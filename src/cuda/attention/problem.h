@@ -21,6 +21,12 @@ inline bool is_empty(const StepParams& p) {
   return p.batch == 0 || p.heads == 0 || p.query_len == 0;
 }
 
+// True if rows may see different keys. A row's keys are an interval (interval.h); without a mask it
+// is the whole chunk.
+inline bool borders_may_vary(const StepParams& p) {
+  return (p.flags & BARACUDA_STEP_CAUSAL) != 0;
+}
+
 // Each returns BARACUDA_OK, or a failure recorded for `call`.
 
 // Checks everything except the positions, and the pointers and flags about them.

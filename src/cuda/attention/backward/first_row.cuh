@@ -11,7 +11,7 @@ namespace baracuda {
 template <typename Args>
 __device__ __forceinline__ int first_row_of(const Args& args, int64_t key) {
   if (key >= args.key_len) return args.no_row;
-  if (!args.causal) return 0;
+  if (!args.borders_vary) return 0;
   const baracuda_position_map& q_map = args.device_maps ? args.device_maps[0] : args.q_map;
   const baracuda_position_map& k_map = args.device_maps ? args.device_maps[1] : args.k_map;
   const int64_t before = position(k_map, key) - 1;

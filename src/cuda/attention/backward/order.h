@@ -16,7 +16,9 @@ namespace baracuda {
 
 // True if the shortest key tiles of most heads are taken first: under a mask, without grouped
 // heads.
-inline bool draws_shortest_first(bool causal, int64_t group) { return causal && group == 1; }
+inline bool draws_shortest_first(bool borders_vary, int64_t group) {
+  return borders_vary && group == 1;
+}
 
 // The number of K/V heads in a section of an ordered step. The key tiles of a section are
 // interleaved. A section should have many heads, because the blocks of one head wait for each other
@@ -25,12 +27,12 @@ inline bool draws_shortest_first(bool causal, int64_t group) { return causal && 
 // There are at least two sections if the last one has another order, in which blocks wait longer.
 // The last section also gets the remaining heads.
 inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t query_len,
-                                      int64_t head_dim, bool causal, int64_t fewest) {
+                                      int64_t head_dim, bool borders_vary, int64_t fewest) {
   constexpr int64_t l2_share = int64_t{16} << 20;
   const int64_t bytes = group * query_len * head_dim * 8;
   const int64_t fitting = bytes > 0 ? l2_share / bytes : heads;
   const int64_t wanted = fitting > fewest ? fitting : fewest;
-  const int64_t limit = draws_shortest_first(causal, group) && heads > 1 ? heads / 2 : heads;
+  const int64_t limit = draws_shortest_first(borders_vary, group) && heads > 1 ? heads / 2 : heads;
   return heads / (wanted < limit ? heads / wanted : heads / limit);
 }
 

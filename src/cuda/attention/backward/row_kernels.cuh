@@ -33,9 +33,8 @@ struct RowKernels {
     explicit Scratch(const StepParams& p)
         : query_tiles((p.query_len + tile_rows - 1) / tile_rows),
           tiles(p.batch * p.heads * query_tiles),
-          log2_sums(choose_log2(p, (p.flags & BARACUDA_STEP_CAUSAL) != 0
-                                       ? Sums::log2_most_masked
-                                       : Sums::log2_most)),
+          log2_sums(choose_log2(
+              p, borders_may_vary(p) ? Sums::log2_most_masked : Sums::log2_most)),
           log2_most(choose_log2(p, Sums::log2_most)) {}
     int64_t sums() const { return int64_t{1} << log2_sums; }
     int64_t bytes() const {

@@ -33,7 +33,7 @@ struct StepArgs {
   int32_t head_dim;
   bool first;
   bool last;
-  bool causal;
+  bool borders_vary;  // rows may see different keys, see problem.h
   bool lse_is_f32;
   bool follows;
   int64_t first_row;      // earlier rows see no key and are in no query tile
@@ -80,10 +80,10 @@ inline StepArgs make_step_args(const StepParams& p, int block_m, int element_byt
   a.head_dim = static_cast<int32_t>(p.head_dim);
   a.first = (p.flags & BARACUDA_STEP_FIRST) != 0;
   a.last = (p.flags & BARACUDA_STEP_LAST) != 0;
-  a.causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
+  a.borders_vary = borders_may_vary(p);
   a.follows = (p.flags & BARACUDA_STEP_FOLLOWS) != 0;
   a.lse_is_f32 = p.lse_element == BARACUDA_F32;
-  a.section = a.causal ? longest_first_section(a, element_bytes) : 1;
+  a.section = a.borders_vary ? longest_first_section(a, element_bytes) : 1;
   return a;
 }
 
@@ -91,7 +91,7 @@ inline StepArgs make_step_args(const StepParams& p, int block_m, int element_byt
 // on the rows from the first one that sees keys, if that is a multiple of row_unit.
 inline void drop_mask(const StepMask& mask, int block_m, int64_t row_unit, StepArgs& a) {
   if (!mask.same_keys || mask.first_row % row_unit != 0) return;
-  a.causal = false;
+  a.borders_vary = false;
   a.key_len = mask.keys;
   a.first_row = mask.first_row;
   a.query_tiles = (a.query_len - mask.first_row + block_m - 1) / block_m;
@@ -184,7 +184,7 @@ __device__ __forceinline__ void write_row_limits(const StepArgs& a, int64_t row0
                                                  Limit* limits) {
   for (int i = threadIdx.x; i < rows; i += blockDim.x) {
     int64_t limit = row0 < a.first_row ? 0 : a.key_len;
-    if (a.causal) {
+    if (a.borders_vary) {
       const int64_t row = row0 + i < a.query_len ? row0 + i : a.query_len - 1;
       const baracuda_position_map q_map = a.device_maps ? a.device_maps[0] : a.q_map;
       const baracuda_position_map k_map = a.device_maps ? a.device_maps[1] : a.k_map;

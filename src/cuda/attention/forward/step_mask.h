@@ -19,7 +19,7 @@ struct StepMask {
 };
 
 inline StepMask step_mask(const StepParams& p) {
-  if ((p.flags & BARACUDA_STEP_CAUSAL) == 0) return {false, true, p.key_len, 0};
+  if (!borders_may_vary(p)) return {false, true, p.key_len, 0};
   if (p.device_maps != nullptr) return {true, false, 0, 0};
   const ChunkPair pair(mask_of(p), p.q_map, p.query_len, p.k_map, p.key_len);
   const auto keys = [&pair](int64_t row) { return pair.keys_of_row(row).end; };

@@ -3,7 +3,8 @@
 
 from libc.stdint cimport int64_t, uintptr_t
 
-from baracuda_kernels._core._tensor cimport MAX_DIMS, TensorRef
+from baracuda_kernels._core._tensor cimport TensorRef
+from baracuda_kernels._core._view cimport MAX_DIMS
 
 from baracuda_kernels._core._enums import ElementKind
 from baracuda_kernels._core._errors import (

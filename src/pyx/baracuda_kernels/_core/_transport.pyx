@@ -12,7 +12,8 @@ from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._member cimport RingMember
 from baracuda_kernels._core._status cimport check
 from baracuda_kernels._core._stream cimport Stream
-from baracuda_kernels._core._tensor cimport integer, raw_slice
+from baracuda_kernels._core._tensor cimport raw_slice
+from baracuda_kernels._core._view cimport integer
 
 from baracuda_kernels._core._errors import CommunicatorError, InvalidProblemError
 

@@ -39,7 +39,7 @@ struct BackwardArgs {
   int32_t kv_element;  // of dk and dv
   bool first;
   bool last;
-  bool causal;
+  bool borders_vary;  // rows may see different keys, see problem.h
 };
 
 inline BackwardArgs make_args(const BackwardParams& params) {
@@ -82,7 +82,7 @@ inline BackwardArgs make_args(const BackwardParams& params) {
   a.head_dim = static_cast<int32_t>(p.head_dim);
   a.first = (p.flags & BARACUDA_STEP_FIRST) != 0;
   a.last = (p.flags & BARACUDA_STEP_LAST) != 0;
-  a.causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
+  a.borders_vary = borders_may_vary(p);
   a.element = p.element;
   a.kv_element = params.kv_gradient_element;
   return a;

@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(C::threads, 1)
           shared.gradients[at] = ds[i][j];
         }
       // The first row of a tile sees the fewest keys.
-      const bool is_cut = args.causal && shared.seen[0] < valid_keys;
+      const bool is_cut = args.borders_vary && shared.seen[0] < valid_keys;
       const auto is_seen = [&](int key, int row) { return key < shared.seen[row]; };
 #pragma unroll 1
       for (int chunk = 0; chunk * chunk_columns < args.head_dim; ++chunk) {
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(C::threads, 1)
 #pragma unroll
       for (int j = 0; j < C::micro; ++j)
         shared.gradients[(ty + 16 * i) * C::weight_stride + tx + 16 * j] = ds[i][j];
-    const bool is_cut = args.causal && shared.seen[0] < valid_keys;
+    const bool is_cut = args.borders_vary && shared.seen[0] < valid_keys;
     const auto is_seen = [&](int row, int key) { return key < shared.seen[row]; };
 #pragma unroll 1
     for (int chunk = 0; chunk * chunk_columns < args.head_dim; ++chunk) {

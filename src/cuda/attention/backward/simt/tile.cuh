@@ -294,20 +294,20 @@ struct KeyLimits {
         k_map(args.device_maps ? args.device_maps[1] : args.k_map),
         query_len(args.query_len),
         key_len(args.key_len),
-        causal(args.causal) {}
+        borders_vary(args.borders_vary) {}
 
   // Keys that a row sees.
   __device__ __forceinline__ int64_t of_row(int64_t row) const {
-    return causal ? visible_keys(k_map, key_len, position(q_map, row)) : key_len;
+    return borders_vary ? visible_keys(k_map, key_len, position(q_map, row)) : key_len;
   }
   // The first row that sees a key; the positions of earlier rows lie before the key.
   __device__ __forceinline__ int64_t first_row(int64_t key) const {
-    return causal ? visible_keys(q_map, query_len, position(k_map, key) - 1) : 0;
+    return borders_vary ? visible_keys(q_map, query_len, position(k_map, key) - 1) : 0;
   }
 
   const baracuda_position_map q_map, k_map;
   const int64_t query_len, key_len;
-  const bool causal;
+  const bool borders_vary;
 };
 
 }  // namespace baracuda::simt

@@ -46,7 +46,7 @@ struct Args {
   int key_tiles;  // key tiles in a K/V head
   int no_row;     // first_row_of() returns it if no row sees the key; past all tiles
   float scale, scale_log2;
-  bool causal;
+  bool borders_vary;  // rows may see different keys, see problem.h
   bool gradients_f32;  // dk and dv are f32, else they have the operands' type
   // The rest is for ordered steps, see backward/order.h.
   uint32_t* turns;      // the words of the query tiles; null if there are no query rows

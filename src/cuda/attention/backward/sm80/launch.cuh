@@ -31,7 +31,7 @@ int32_t load_step_kernel(bool* waits) {
 // query head, because a block takes the heads of a group one after the other. Without a mask: 1.
 inline int64_t choose_section(const StepParams& p) {
   constexpr int64_t l2_share = int64_t{32} << 20;
-  if ((p.flags & BARACUDA_STEP_CAUSAL) == 0) return 1;
+  if (!borders_may_vary(p)) return 1;
   const int64_t heads = p.batch * p.kv_heads, bytes = p.query_len * p.head_dim * 8;
   const int64_t fitting = bytes > 0 ? l2_share / bytes : heads;
   return fitting < 1 ? 1 : fitting < heads ? fitting : heads;
@@ -89,13 +89,14 @@ int32_t launch_gradients(const BackwardParams& params, bool waits, cudaStream_t 
   args.no_row = static_cast<int>(scratch.query_tiles * Rows<C>::tile_rows);
   args.scale = static_cast<float>(p.scale);
   args.scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
-  args.causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
+  args.borders_vary = borders_may_vary(p);
   args.gradients_f32 = params.kv_gradient_element == BARACUDA_F32;
   if constexpr (C::ordered) {
-    const bool rising = draws_shortest_first(args.causal, args.group);
-    const int64_t fewest = rising ? 2 : args.causal || args.group > 1 ? 4 : 8 * C::blocks_per_sm;
+    const bool rising = draws_shortest_first(args.borders_vary, args.group);
+    const int64_t fewest =
+        rising ? 2 : args.borders_vary || args.group > 1 ? 4 : 8 * C::blocks_per_sm;
     const int64_t mixed = choose_ordered_section(p.batch * p.kv_heads, args.group, p.query_len,
-                                                 p.head_dim, args.causal, fewest);
+                                                 p.head_dim, args.borders_vary, fewest);
     args.turns = scratch.turns(p);
     args.mixed = make_divisor(mixed);
     args.mixed_tiles = make_divisor(mixed * key_tiles);

@@ -41,7 +41,7 @@ class Turns {
       shared_store(address_ + 16,
                    first_row_of(args_, (int64_t{drawn.index} + (1 << args_.log2_sums)) *
                                            C::block_n) / 64);
-      shared_store(address_ + 20, args_.causal ? 0
+      shared_store(address_ + 20, args_.borders_vary ? 0
                                                  : first_query_tile(drawn.head, args_.mixed.divisor,
                                                                     args_.row_tiles));
       shared_store(address_ + 24,
@@ -60,7 +60,7 @@ class Turns {
   __device__ __forceinline__ int kv_head() const { return shared_load(address_ + 4); }
   __device__ __forceinline__ int key0() const { return index() * C::block_n; }
   // True if the block takes its query tiles from the last to the first.
-  __device__ __forceinline__ bool descends() const { return args_.causal && rises(); }
+  __device__ __forceinline__ bool descends() const { return args_.borders_vary && rises(); }
   // The query tile with which the block begins if there is no mask; 0 under a mask.
   __device__ __forceinline__ int first() const { return shared_load(address_ + 20); }
 

@@ -16,7 +16,7 @@ inline bool takes_double_tiles(const StepParams& p) {
     return (heads * ((p.key_len + keys - 1) / keys) + blocks - 1) / blocks;
   };
   // Under a mask, too large a part of a short double tile is on the diagonal.
-  const bool is_short = (p.flags & BARACUDA_STEP_CAUSAL) != 0 && p.query_len < 2048;
+  const bool is_short = borders_may_vary(p) && p.query_len < 2048;
   return !is_short && 19 * rounds_of(256) <= 10 * rounds_of(128);
 }
 

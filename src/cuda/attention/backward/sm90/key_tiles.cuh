@@ -36,7 +36,7 @@ struct Args {
   int query_tiles, key_tiles;
   int no_row;
   float scale, scale_log2;
-  bool causal;
+  bool borders_vary;  // rows may see different keys, see problem.h
   bool shortest_first;  // ordered steps, see order.h
   bool gradients_f32;  // dk and dv are f32; else of the operands' type
 };
@@ -70,11 +70,11 @@ class KeyTileScheduler {
       }
       const int n = done_ + (backwards_ ? grid - 1 - block : block);
       done_ += grid;
-      tile.descends = args.causal && !backwards_;
-      if (args.causal) backwards_ = !backwards_;
+      tile.descends = args.borders_vary && !backwards_;
+      if (args.borders_vary) backwards_ = !backwards_;
       if (n >= heads * args.key_tiles) continue;
       int head;
-      if (args.causal) {
+      if (args.borders_vary) {
         tile.index = heads == section ? args.section.quotient(n) : n / heads;
         head = first_head_ + n - tile.index * heads;
       } else {

@@ -58,7 +58,7 @@ int32_t encode_maps(const BackwardParams& params, Args& args) {
 inline int64_t choose_section(const StepParams& p, int64_t key_tiles, int64_t grid) {
   constexpr int64_t l2_share = int64_t{32} << 20;
   const int64_t heads = p.batch * p.kv_heads;
-  if ((p.flags & BARACUDA_STEP_CAUSAL) == 0) return heads;
+  if (!borders_may_vary(p)) return heads;
   const int64_t bytes = p.query_len * p.head_dim * 8;
   const int64_t fitting = bytes > 0 && l2_share / bytes < heads ? l2_share / bytes : heads;
   const auto rounds_of = [&](int64_t section) { return (section * key_tiles + grid - 1) / grid; };
@@ -125,13 +125,13 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
     args.q_stride = make_divisor(stride);
   const int64_t grid = resident_blocks<C>(p, processors);
   args.kv_heads = make_divisor(p.kv_heads);
-  const bool causal = (p.flags & BARACUDA_STEP_CAUSAL) != 0;
+  const bool borders_vary = borders_may_vary(p);
   // With pairs, half as many heads run at a time.
-  const bool rising = draws_shortest_first(causal, p.heads / p.kv_heads);
+  const bool rising = draws_shortest_first(borders_vary, p.heads / p.kv_heads);
   const int64_t fewest = rising ? (C::pair ? 1 : 2) : 4;
   const int64_t section =
       C::ordered ? choose_ordered_section(p.batch * p.kv_heads, p.heads / p.kv_heads, p.query_len,
-                                          p.head_dim, causal, fewest)
+                                          p.head_dim, borders_vary, fewest)
                  : choose_section(p, key_tiles, grid);
   args.section = make_divisor(section);
   args.section_tiles = make_divisor(section * key_tiles);
@@ -145,7 +145,7 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   args.key_tiles = static_cast<int>(key_tiles);
   args.scale = static_cast<float>(p.scale);
   args.scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
-  args.causal = causal;
+  args.borders_vary = borders_vary;
   args.shortest_first = rising;
   args.log2_sums = scratch.log2_sums;
   args.dq_sums = 1 << args.log2_sums;

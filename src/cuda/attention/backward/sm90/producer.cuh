@@ -179,7 +179,7 @@ __device__ __forceinline__ void add_dq_in_turn(const Args& args, uint32_t shared
         const int index = slot.key0() / C::block_n;
         const int tile = sum_of(args, index) + head * args.query_tiles + m;
         const KeyTileTurn turn{place_in_sum(index, args.log2_sums), slot.next_begin(),
-                               !args.causal || slot.step() < 0};
+                               !args.borders_vary || slot.step() < 0};
         const bool is_first = await_turn(args.turns + tile, turn, m);
         mbarrier_wait(barriers.dq_full(buffer), parity_of<C::dq_stages>(n));
         float* const dq = args.dq + int64_t{tile} * C::dq_floats;

@@ -52,7 +52,7 @@ class DynamicKeyTileScheduler {
                    args.shortest_first);
     KeyTile tile;
     tile.index = next_tile_full.index;
-    tile.descends = args.causal && next_tile_full.rises;
+    tile.descends = args.borders_vary && next_tile_full.rises;
     tile.batch = args.kv_heads.quotient(next_tile_full.head);
     tile.kv_head = next_tile_full.head - tile.batch * static_cast<int>(args.kv_heads.divisor);
     return tile;

@@ -14,7 +14,7 @@ class HalfTile {
   __device__ __forceinline__ HalfTile(const Args& args, const WorkTile<C>& slot, int g, int i)
       : m_(QueryTiles{slot.begin(), slot.step()}.at(i)),
         tile_(slot.first_tile() + g * args.query_tiles + m_),
-        turn_{slot.place(), slot.next_begin(), !args.causal || slot.step() < 0} {}
+        turn_{slot.place(), slot.next_begin(), !args.borders_vary || slot.step() < 0} {}
 
   __device__ __forceinline__ bool await(const Args& args) const {
     return await_turn(word(args), turn_, m_);

@@ -32,7 +32,7 @@ struct HopperArgs {
 __device__ __forceinline__ int row_limit(const HopperArgs& all, int64_t row) {
   const StepArgs& args = all.step;
   const int keys = static_cast<int>(args.key_len);
-  if (!args.causal) return keys;
+  if (!args.borders_vary) return keys;
   if (row >= args.query_len) row = args.query_len - 1;
   const baracuda_position_map& q_map = args.device_maps ? args.device_maps[0] : args.q_map;
   const baracuda_position_map& k_map = args.device_maps ? args.device_maps[1] : args.k_map;
@@ -70,7 +70,7 @@ struct Tile {
 // another takes the fewest heads that fill 95 % of their rounds, to keep K and V in L2: what one
 // step leaves uneven, the next steps even out. Otherwise see longest_first_section().
 inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t grid) {
-  if (!args.causal || (args.query_tiles <= 8 && args.blocks >= 8 * grid)) return 0;
+  if (!args.borders_vary || (args.query_tiles <= 8 && args.blocks >= 8 * grid)) return 0;
   if (args.first) {
     const int64_t pair_bytes = 2 * args.key_len * args.head_dim * element_bytes;
     const int64_t section = fitting_section(args.batch_heads / args.group, args.group,

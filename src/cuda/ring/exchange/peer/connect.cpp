@@ -1,19 +1,17 @@
 // Finds the hops that can use the exchange by peer: the ranks exchange what they offer, neighbours
 // make a trial, and all ranks get the same verdicts.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <memory>
 #include <new>
-#include <thread>
 
 #include "baracuda/status.h"
 #include "common/check_struct.h"
 #include "common/error.h"
-#include "common/interrupt.h"
 #include "ring/device_scope.h"
 #include "ring/exchange/peer/peer.h"
+#include "ring/exchange/peer/trial.h"
 #include "runtime/scratch.h"
 
 namespace baracuda {
@@ -21,8 +19,6 @@ namespace {
 
 constexpr const char* kCall = "baracuda_peer_connect";
 constexpr int64_t kTrialBytes = 4096;
-// Limit for the ring stream to end after its waits were released. It takes microseconds.
-constexpr double kReleaseSeconds = 5.0;
 
 struct Hello {
   int32_t wish;
@@ -235,8 +231,13 @@ class Connection {
   int32_t try_hops() {
     use_candidates();
     Outcome mine{1, 1, ""};
-    const bool works = !peer_.has_hops() || try_own();
-    if (interrupted_ != BARACUDA_OK) return fail(interrupted_, kCall, "a signal came");
+    const Hello& own = hellos_[static_cast<size_t>(peer_.rank())];
+    const Hello& previous = hellos_[static_cast<size_t>(peer_.previous())];
+    PeerTrial trial(peer_, memory_, kTrialBytes / 2, own.nonce, previous.nonce);
+    const bool works = !peer_.has_hops() || trial.run(trial_seconds_);
+    if (trial.interrupted() != BARACUDA_OK) {
+      return fail(trial.interrupted(), kCall, "a signal came");
+    }
     if (!works) {
       mine.out = mine.in = 0;
       std::snprintf(mine.detail, sizeof(mine.detail), "%s", peer_.detail.c_str());
@@ -244,104 +245,6 @@ class Connection {
     // The neighbour's memory is closed before its owner frees it.
     for (PeerBuffer& buffer : peer_.buffers) peer_return(peer_, buffer);
     return share_outcome(mine, BARACUDA_PEER_TRIAL_FAILED);
-  }
-
-  bool note(int32_t status) {
-    if (status != BARACUDA_OK) peer_.detail = baracuda_last_error()->message;
-    return status == BARACUDA_OK;
-  }
-
-  bool try_own() {
-    baracuda_ring_endpoint& end = peer_.end;
-    char* const into = static_cast<char*>(memory_);
-    char* const from = into + kTrialBytes / 2;
-    constexpr int64_t bytes = kTrialBytes / 2;
-    std::vector<char> pattern = pattern_of(peer_.rank());
-    const std::vector<char> expected = pattern_of(peer_.previous());
-    if (!note(end.ops->copy(from, pattern.data(), bytes, end.ring_stream)) ||
-        !note(end.ops->clear(into, bytes, end.ring_stream)) ||
-        !note(end.ops->record(end.compute_done, end.ring_stream))) {
-      return false;
-    }
-    if (peer_.wait == BARACUDA_PEER_WAIT_GATE && !note(peer_.ops->gate_load())) return false;
-    const bool enqueued = note(enqueue_round(from, into, bytes));
-    if (!wait_for_stream(trial_seconds_)) {
-      release();
-      if (enqueued) peer_.detail = "the exchange was not done in time";
-      wait_for_stream(kReleaseSeconds);
-      return false;
-    }
-    if (!enqueued) return false;
-    if (!peer_.in_by_peer) return true;
-    std::vector<char> found(static_cast<size_t>(bytes));
-    if (!note(end.ops->copy(found.data(), into, bytes, end.ring_stream)) ||
-        !note(end.ops->stream_synchronize(end.ring_stream))) {
-      return false;
-    }
-    if (found == expected) return true;
-    peer_.detail = "what arrived is not what was sent";
-    return false;
-  }
-
-  std::vector<char> pattern_of(int32_t rank) const {
-    const char* const nonce = hellos_[static_cast<size_t>(rank)].nonce;
-    std::vector<char> pattern(static_cast<size_t>(kTrialBytes / 2));
-    for (size_t i = 0; i < pattern.size(); ++i) {
-      pattern[i] = static_cast<char>(nonce[i % 16] + static_cast<char>(i / 16));
-    }
-    return pattern;
-  }
-
-  int32_t enqueue_round(void* from, void* into, int64_t bytes) {
-    baracuda_ring_endpoint& end = peer_.end;
-    const baracuda_ring_exchange& exchange = peer_exchange();
-    baracuda_ring_round round{};
-    round.stream = end.ring_stream;
-    round.ready = end.compute_done;
-    // Both ends of a hop must list the message, even if only one of this rank's two hops is a peer
-    // hop.
-    round.send_count = round.receive_count = 1;
-    round.sends[0] = {from, bytes, peer_.out_by_peer ? peer_.next() : -1};
-    round.receives[0] = {into, bytes, peer_.in_by_peer ? peer_.previous() : -1};
-    end.exchange_context = &peer_;
-    int32_t status = exchange.grant(&end, &round);
-    // The trial sends nothing over the transport.
-    peer_.rounds[0].transports = peer_.rounds[0].receives_by_transport = false;
-    if (status == BARACUDA_OK) status = exchange.post(&end, &round);
-    if (status == BARACUDA_OK) status = exchange.complete(&end, &round);
-    if (status == BARACUDA_OK && peer_.in_by_peer) status = exchange.wait(&end, 0, end.ring_stream);
-    if (status == BARACUDA_OK) status = exchange.finish(&end, end.ring_stream);
-    end.exchange_context = nullptr;
-    peer_.last_number = -1;
-    return status;
-  }
-
-  bool wait_for_stream(double seconds) {
-    using Clock = std::chrono::steady_clock;
-    const auto limit = Clock::now() + std::chrono::duration<double>(seconds);
-    const StopScope scope(nullptr);
-    for (;;) {
-      int32_t done = 0;
-      if (!note(peer_.ops->query(peer_.end.ring_stream, &done))) return false;
-      if (done != 0) return true;
-      if (Clock::now() >= limit) return false;
-      if (interrupted_ == BARACUDA_OK) interrupted_ = poll_stop(kCall);
-      if (interrupted_ != BARACUDA_OK && !released_) return false;
-      std::this_thread::sleep_for(std::chrono::microseconds(100));
-    }
-  }
-
-  // Ends the waits of this rank only; failed hops are not used again.
-  void release() {
-    released_ = true;
-    const auto set = [](PeerWord& word) {
-      __atomic_store_n(&word.abort, kPeerAbortHalf, __ATOMIC_SEQ_CST);
-    };
-    set(peer_.file.hop(peer_.next()).granted);
-    PeerHopWords& mine = peer_.file.hop(peer_.rank());
-    set(mine.full);
-    set(mine.idle);
-    for (PeerWord& word : mine.arrived) set(word);
   }
 
   int32_t require() {
@@ -367,8 +270,6 @@ class Connection {
   const size_t ranks_;
   std::vector<Hello> hellos_;
   std::vector<Mapped> mapped_;
-  bool released_ = false;
-  int32_t interrupted_ = BARACUDA_OK;  // BARACUDA_INTERRUPTED if a signal came during the trial
   void* memory_ = nullptr;
 };
 
@@ -420,6 +321,6 @@ extern "C" int32_t baracuda_peer_connect(baracuda_ring_endpoint* endpoint,
     return status;
   }
   const baracuda_error failure = *baracuda_last_error();
-  baracuda_peer_close(made.release(), kReleaseSeconds, nullptr);
+  baracuda_peer_close(made.release(), PeerTrial::kReleaseSeconds, nullptr);
   return restore_failure(failure);
 }

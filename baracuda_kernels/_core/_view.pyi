@@ -1,0 +1,16 @@
+from typing_extensions import disjoint_base
+
+from baracuda_kernels._core._enums import ElementKind
+
+@disjoint_base
+class View:
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def element(self) -> ElementKind: ...
+    @property
+    def itemsize(self) -> int: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def writable(self) -> bool: ...
