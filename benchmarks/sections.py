@@ -1,178 +1,209 @@
-"""The sections of docs/performance.md that one card's rows make: a table for each kind of row."""
+"""The sections of docs/performance.md, a table for each kind of row: one card's, and across GPUs."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks import on_paper
 from benchmarks.rows import Result, Row
-from benchmarks.tables import fault_table, gradient_error_table, ratio, table, tflops
+from benchmarks.tables import (
+    Cell,
+    Group,
+    Section,
+    by,
+    by_problem,
+    by_way,
+    exchange,
+    figure,
+    ours,
+    over,
+    params,
+    peer,
+    percent,
+    table,
+    tflops,
+    times,
+)
 
-# A line of a table from one row; it is given all rows of the kind, too.
-Line = Callable[[Row, Sequence[Row]], list[Any]]
-
-
-class Section(NamedTuple):
-    """A heading, what the figures are, and a table with a line for each row."""
-
-    title: str
-    head: str
-    line: Line
-    text: str = ""
-
-    def of(self, rows: Sequence[Row]) -> str:
-        """Its Markdown."""
-        text = f"\n### {self.title}\n\n" + (f"{self.text}\n\n" if self.text else "")
-        return text + table(self.head, [self.line(row, rows) for row in rows])
-
-
-def section(name: str, rows: Sequence[Row]) -> str:
-    """The Markdown of all rows of one kind, with their heading."""
-    if name == "gradient_error":
-        return "\n### Error of a ring's gradients\n\n" + gradient_error_table(rows)
-    if name == "faults":
-        return "\n### A rank that fails\n\n" + fault_table(rows)
-    return SECTIONS[name].of(rows)
+# --- cells
 
 
-def _params(row: Row, names: str) -> list[Any]:
-    """Cells of params by name; "heads/kv_heads" are two in one."""
-    cells: list[Any] = []
-    for name in names.split():
-        if "/" in name:
-            cells.append("/".join(str(row["params"][part]) for part in name.split("/")))
-        else:
-            value = row["params"].get(name, "–")
-            cells.append(("no", "yes")[value] if isinstance(value, bool) else value)
-    return cells
+def _kept(row: Row) -> float:
+    """Milliseconds, sustained where there are such."""
+    return row.get("sustained", row)["ours"]
 
 
-def _over(row: Row, peer: str, digits: int, *, own: bool = True) -> list[str]:
-    """Our figure, a peer's and their ratio."""
-    ours, theirs = row["ours"], row["peers"][peer]
-    figures = [f"{ours:.3f}", f"{theirs:.3f}"] if own else []
-    return [*figures, f"{ours / theirs:.{digits}f}"]
+def _both(name: str) -> Cell:
+    """How many times as long a peer takes, sustained before burst where there are both."""
+
+    def cell(group: Group) -> str:
+        kept: Any = group[0].get("sustained")
+        burst: str = times(name)(group)
+        return burst if kept is None else f"{times(name)([kept])} / {burst}"
+
+    return cell
 
 
-def _both(row: Row, peer: str) -> str:
-    """A peer's ratio, sustained before burst where there are both."""
-    burst = ratio(row["peers"], peer, row["ours"])
-    kept = row.get("sustained")
-    return burst if kept is None else f"{ratio(kept['peers'], peer, kept['ours'])} / {burst}"
+def _runs(spec: str, what: str) -> Cell:
+    """The figure of the row that is of `what`."""
+    return lambda group: ours(spec)([row for row in group if row["params"]["what"] == what])
 
 
-def _call(row: Row, guarantee: str = "") -> list[Any]:
-    """A line of one call beside its peers."""
-    ms = row.get("sustained", row)["ours"]
-    names = f"family dtype head_dim batch heads/kv_heads query_len causal {guarantee}"
-    ratios = (_both(row, name) for name in ("fa2", "cudnn", "fa3"))
-    return [*_params(row, names), f"{ms:.3f}", f"{tflops(row, ms):.1f}", *ratios]
+def _each(spec: str, name: str = "ours", sep: str = " / ") -> Cell:
+    """A figure of every row."""
+    return lambda group: sep.join(
+        f"{row['ours'] if name == 'ours' else row['peers'][name]:{spec}}" for row in group
+    )
 
 
-def _error(row: Row, _: Sequence[Row]) -> list[Any]:
-    peers = row["peers"]
-    beside = f"{row['ours'] / peers['cudnn']:.3f}" if "cudnn" in peers else "–"
-    return [
-        *_params(row, "family dtype what ranks distribution"), f"{row['ours']:.3e}",
-        f"{row['ours'] / peers['rounding']:.3f}", beside,
-    ]  # fmt: skip
+def _form(group: Group) -> str:
+    return str(group[0]["params"]["context_parallel"]).replace(", ", "/")
 
 
-def _host_cost(row: Row, _: Sequence[Row]) -> list[Any]:
-    peers = ", ".join(f"{name} {value:.1f}" for name, value in row["peers"].items()) or "–"
-    return [*_params(row, "what ranks"), f"{row['ours']:.1f}", peers]
+def _rate(group: Group) -> str:
+    """TFLOPS of each GPU."""
+    p = group[0]["params"]
+    total = p["chunk"] * p["ranks"]
+    flops = 4.0 * p["heads"] * total * total * p["head_dim"] / (2 if p["causal"] else 1)
+    return f"{flops / p['ranks'] / group[0]['ours'] / 1e9:.1f}"
 
 
-def _memory(row: Row, rows: Sequence[Row]) -> list[Any]:
-    two = {r["params"]["chunk"]: r["ours"] for r in rows if r["params"]["ranks"] == 2}
-    of_two = two.get(row["params"]["chunk"])
-    over = "–" if of_two is None else f"{row['ours'] / of_two:.3f}"
-    return [*_params(row, "chunk ranks"), f"{row['ours'] / 1e6:.0f}", over]
+def _hosts_peers(group: Group) -> str:
+    return ", ".join(f"{name} {x:.1f}" for name, x in group[0]["peers"].items()) or "–"
 
 
-def _overlap(row: Row, _: Sequence[Row]) -> list[Any]:
-    peers = row["peers"]
-    figures = (f"{ms:.3f}" for ms in (row["ours"], peers["compute"], peers["exchange"]))
-    longer = f"{row['ours'] / max(peers.values()):.3f}"
-    return [*_params(row, "family transport max_ctas ranks chunk"), *figures, longer]
+def _beside_two_ranks(rows: Group) -> list[Group]:
+    """Each row, and that of the same ring of two."""
+    two = {row["params"]["chunk"]: row for row in rows if row["params"]["ranks"] == 2}
+    return [[row, two.get(row["params"]["chunk"], row)] for row in rows]
 
 
-SECTIONS = {
-    "forward": Section(
-        "One attention call",
-        "family, dtype, D, B, H/Hkv, S, causal, ms, TFLOPS, vs fa2, vs cuDNN, vs fa3",
-        lambda row, _: _call(row),
-    ),
+_SHAPE = params("family, dtype, D=head_dim, B=batch, H/Hkv=heads/kv_heads, S=query_len, causal")
+_SPEED = {
+    "ms": lambda group: f"{_kept(group[0]):.3f}",
+    "TFLOPS": lambda group: f"{tflops(group[0], _kept(group[0])):.1f}",
+    "vs fa2": _both("fa2"), "vs cuDNN": _both("cudnn"), "vs fa3": _both("fa3"),
+}  # fmt: skip
+_STEPS = {"steps ms": ours(), "one call ms": peer("one_call")}
+_RING = params("P=ranks, rows=chunk, layout, causal")
+_WAY = {**_RING, "by": lambda group: exchange(group[0])}
+
+
+def _gradient_error(title: str) -> Section:
+    """A line for dq, dk and dv together."""
+    of = list(enumerate(("dq", "dk", "dv")))
+    return Section(
+        title,
+        "rms error against float64, 2048 rows on each rank, and over one rank's on the same sequence.",
+        {
+            **params("family, P=ranks, layout, causal, by=exchange"),
+            "GPUs": lambda group: group[0]["params"].get("devices", 1),
+            **{name: figure(".3e", lambda ours, _: ours, at) for at, name in of},
+            **{f"{name} / one rank": figure(".3f", lambda ours, peers: ours / peers["one_rank"], at)
+               for at, name in of},
+        },
+        by("family", "ranks", "layout", "causal", "exchange", "devices"),
+    )  # fmt: skip
+
+
+def _faults(title: str, more: str = "") -> Section:
+    return Section(
+        title,
+        "Seconds from the fault of one rank process until the last of the others had its typed error, "
+        f"the worst of all rings.{more}",
+        {
+            **params("fault=case, P=ranks, rings"), "worst s": ours(".2f"),
+            "deadline s": peer("timeout", ".1f"),
+        },
+    )  # fmt: skip
+
+
+# --- one card's, as they stand on the page
+
+ALONE = {
+    "forward": Section("One attention call", "", _SHAPE | _SPEED),
     "backward": Section(
         "Gradients of one attention call",
-        "family, dtype, D, B, H/Hkv, S, causal, guarantee, ms, TFLOPS, vs fa2, vs cuDNN, vs fa3, "
-        "vs fast",
-        lambda row, _: [*_call(row, "guarantee"), _both(row, "fast")],
         "The whole backward pass; TFLOPS count 2.5 times the forward pass's operations. *vs fast*: "
         "the deterministic kernel beside the fast one.",
+        {**_SHAPE, **params("guarantee"), **_SPEED, "vs fast": _both("fast")},
     ),
     "ring_tax": Section(
         "The steps of a ring beside one call",
-        "family, dtype, D, H, chunk, P, causal, steps ms, one call ms, steps / one call",
-        lambda row, _: [
-            *_params(row, "family dtype head_dim heads chunk ranks causal"),
-            *_over(row, "one_call", 2),
-        ],
+        "",
+        {
+            **params("family, dtype, D=head_dim, H=heads, chunk, P=ranks, causal"), **_STEPS,
+            "steps / one call": over("one_call", ".2f"),
+        },
     ),
     "ring_tax_backward": Section(
         "The backward steps of a ring beside one call",
-        "family, dtype, D, H/Hkv, chunk, P, steps ms, one call ms, steps / one call",
-        lambda row, _: [
-            *_params(row, "family dtype head_dim heads/kv_heads chunk ranks"),
-            *_over(row, "one_call", 3),
-        ],
+        "",
+        {
+            **params("family, dtype, D=head_dim, H/Hkv=heads/kv_heads, chunk, P=ranks"), **_STEPS,
+            "steps / one call": over("one_call"),
+        },
     ),
     "balance": Section(
         "Balance of a causal ring",
-        "family, layout, P, chunk, what, ratio, contiguous",
-        lambda row, _: [
-            *_params(row, "family layout ranks chunk what"), *_over(row, "contiguous", 3)[:2]
-        ],
         "Every rank's every step timed alone. *Slowest rank*: the sum over steps of the slowest "
         "rank, over all steps of all ranks divided by P; 1 is perfect. *Summed work*: all steps of "
         "all ranks over one causal call on the whole sequence, each as in continuous use; the power "
         "limit moves it by 1 to 2 % between runs.",
+        {
+            **params("family, layout, P=ranks, chunk, what"), "ratio": ours(),
+            "contiguous": peer("contiguous"),
+        },
     ),
     "overlap": Section(
         "Overlap",
-        "family, transport, max_ctas, P, chunk, run ms, compute ms, exchange ms, / the longer",
-        _overlap,
         "A run beside its kernels alone and its exchanges alone. *local*: all ranks on one card. "
         "*nccl_self*: one NCCL rank that sends to itself for P steps. *sockets*: two processes that "
         "share the card, over NCCL's sockets.",
+        {
+            **params("family, transport, max_ctas, P=ranks, chunk"), "run ms": ours(),
+            "compute ms": peer("compute"), "exchange ms": peer("exchange"),
+            "/ the longer": figure(".3f", lambda ours, peers: ours / max(peers.values())),
+        },
     ),
     "graph": Section(
         "A local ring as one CUDA graph",
-        "family, P, chunk, ring ms, kernels ms, ratio",
-        lambda row, _: [*_params(row, "family ranks chunk"), *_over(row, "kernels", 3)],
         "Beside a graph of its kernels alone.",
+        {
+            **params("family, P=ranks, chunk"), "ring ms": ours(), "kernels ms": peer("kernels"),
+            "ratio": over("kernels"),
+        },
+    ),
+    "faults": _faults(
+        "A rank that fails",
+        " A rank with another head_dim is found by `plan.validate` before the first run.",
     ),
     "error": Section(
         "Error against float64",
-        "family, dtype, of, P, inputs, rms error, / rounding, / cuDNN",
-        _error,
+        "",
+        {
+            **params("family, dtype, of=what, P=ranks, inputs=distribution"),
+            "rms error": ours(".3e"), "/ rounding": over("rounding"), "/ cuDNN": over("cudnn"),
+        },
     ),
-    "host_cost": Section("Host time of a call", "call, P, µs, peers µs", _host_cost),
+    "gradient_error": _gradient_error("Error of a ring's gradients"),
+    "host_cost": Section(
+        "Host time of a call",
+        "",
+        {**params("call=what, P=ranks"), "µs": ours(".1f"), "peers µs": _hosts_peers},
+    ),
     "memory": Section(
         "Memory of a training step",
-        "rows, P, MB, over P = 2",
-        _memory,
         "Peak of a step on a rank besides its inputs, on local rings; bf16, 32 / 8 heads, D 128, "
         "causal, zigzag.",
+        {
+            **params("rows=chunk, P=ranks"), "MB": ours(".0f", 1e6),
+            "over P = 2": lambda group: f"{group[0]['ours'] / group[1]['ours']:.3f}",
+        },
+        _beside_two_ranks,
     ),
 }  # fmt: skip
-# As they stand on the page.
-ORDER = (
-    "forward", "backward", "ring_tax", "ring_tax_backward", "balance", "overlap", "graph",
-    "faults", "error", "gradient_error", "host_cost", "memory",
-)  # fmt: skip
 
 
 def scale_on_paper(result: Result) -> str:
@@ -182,10 +213,10 @@ def scale_on_paper(result: Result) -> str:
         return ""
     ratios = [round(c.measured / c.predicted, 3) for c in compared]
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
-    lines = [
-        [*c[1:4], c.layout, c.ranks, c.chunk, c.what, *(f"{x:.3f}" for x in (*c[-2:], over))]
+    lines = (
+        [*c[:7], *(f"{x:.3f}" for x in (c.measured, c.predicted, over))]
         for c, over in zip(compared, ratios, strict=True)
-    ]
+    )
     text = (
         "\n### Scale on paper beside these runs\n\nWhat `baracuda-kernels predict --measured` makes of "
         "the single calls above, and of the state's cost in rings without a mask, for the other "
@@ -193,4 +224,102 @@ def scale_on_paper(result: Result) -> str:
         f"of the ratios lies between {low:.2f} and {high:.2f}.\n\n"
     )
     head = "family, dtype, D, layout, P, chunk, what, measured, on paper, measured / on paper"
-    return text + table(head, lines)
+    return text + table(head.split(", "), lines)
+
+
+# --- several GPUs', as they stand on the page
+
+ACROSS = {
+    "scaling": Section(
+        "Speed",
+        "",
+        {
+            **_WAY, **params("SMs=max_ctas"), "ms": ours(), "TFLOPS per GPU": _rate,
+            "% of ideal": percent("ideal"), "as a graph": percent("ideal", 1),
+            "over its steps": over("steps", ".2f"), "vs context_parallel": times("context_parallel"),
+            "vs all-gather": times("all_gather"),
+            "vs all-gather + our kernel": times("all_gather_own"), "its form": _form,
+        },
+        by_way,
+    ),
+    "exchange": Section(
+        "The exchange by itself",
+        "GB/s each way of a ring's first hop, from the grant to the arrival on the rank that came "
+        "last: beside the ring's steps, and for so few queries that nothing is beside it. *Late*: of "
+        "the rank that waited longest, beside steps.",
+        {
+            **_WAY, **params("SMs=max_ctas"),
+            "MB": lambda group: f"{group[0]['params']['bytes'] / 1e6:.1f}",
+            "beside steps": ours(".0f"), "alone": peer("alone", ".0f"), "late": peer("late", ".0f"),
+        },
+        by_way,
+    ),
+    "scaling_step": Section(
+        "Exposed communication",
+        "Milliseconds of each step, the worst rank's, medians of seven runs. *Exposed*: what a "
+        "step's kernel waited for the exchange before it, other ranks' lateness included.",
+        {
+            **_WAY, "exposed": _each(".3f"), "compute": _each(".3f", "compute"),
+            "exchange": _each(".3f", "exchange"),
+        },
+        by_way,
+    ),
+    "scaling_memory": Section(
+        "Memory",
+        "Peak MiB of a rank's tensors over a run: q, k, v, y, two receive buffers, the state. "
+        "*Other*: what all else on the GPU grew by from before the run to after it; the first run "
+        "connects the ranks and loads the kernel.",
+        {
+            **_RING, "MiB": ours(".1f", 2**20), "MiB at P = 1": peer("one_rank", ".1f", 2**20),
+            "other": peer("other", ".1f", 2**20),
+        },
+        by_problem,
+    ),
+    "scaling_error": Section(
+        "Answers",
+        "Relative error of sampled rows against float64, the worst rank's.",
+        {
+            **_RING, "ring": ours(".3e"), "one GPU": peer("one_gpu", ".3e"),
+            "context_parallel": peer("context_parallel", ".3e"),
+            "all-gather": peer("all_gather", ".3e"), "ring / one GPU": over("one_gpu"),
+        },
+        by_problem,
+    ),
+    "gradient_error": _gradient_error("Error of gradients"),
+    "training": Section(
+        "Training",
+        "Forward and backward of one layer through `interop.torch`; *ideal*: both on one GPU for the "
+        "whole sequence, divided by P. ring-flash-attention 0.1.8 runs on PyTorch's FlashAttention-2 "
+        "kernels.",
+        {
+            **_RING, "step ms": _runs(".3f", "step"), "forward ms": _runs(".3f", "forward"),
+            "backward ms": _runs(".3f", "backward"), "% of ideal": percent("ideal"),
+            "vs context_parallel": times("context_parallel"),
+            "vs ring-flash-attention": times("ring_flash_attention"),
+            "form of context_parallel": _form,
+        },
+        by_problem,
+    ),
+    "training, jax": Section(
+        "Training by JAX",
+        "Forward and backward of one layer by `interop.jax` in `shard_map`; XLA moves the chunks. "
+        "*Ideal*: both on one GPU for the whole sequence, divided by P, by our kernels and by XLA's "
+        "cuDNN attention.",
+        {
+            **_RING, "step ms": ours(), "% of ideal": percent("ideal"),
+            "% of cuDNN's ideal": percent("cudnn_ideal"),
+        },
+        by_problem,
+    ),
+    "memory": Section(
+        "",
+        "Peak of a step besides its inputs, of the worst rank, receive buffers included.",
+        {
+            **_RING, "ours MB": ours(".0f", 1e6),
+            "context_parallel MB": peer("context_parallel", ".0f", 1e6),
+            "ring-flash-attention MB": peer("ring_flash_attention", ".0f", 1e6),
+        },
+        by_problem,
+    ),
+    "faults": _faults("A rank that fails, a GPU each"),
+}  # fmt: skip

@@ -1,39 +1,133 @@
-"""Tables of docs/performance.md."""
+"""Tables of docs/performance.md: columns as data, and a line for each group of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
 
 from benchmarks.rows import Row
 
+# The rows of one line of a table.
+Group = Sequence[Row]
+Cell = Callable[[Group], Any]
 
-def table(head: str, lines: list[list[Any]]) -> str:
-    """Markdown; the head's columns are parted by ", "."""
-    columns = head.split(", ")
+LAYOUTS = ("zigzag", "striped", "contiguous")
+
+
+def table(head: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
+    """Markdown."""
+    columns = list(head)
     rows = [columns, ["---"] * len(columns), *lines]
     return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
 
 
-def ratio(peers: dict[str, float], name: str, ours: float) -> str:
-    """How many times as long a peer takes; a dash where it is absent."""
-    return f"{peers[name] / ours:.2f}" if name in peers else "–"
+class Section(NamedTuple):
+    """A heading, what the figures are, and a table with a line for each group of rows."""
+
+    title: str
+    text: str
+    columns: dict[str, Cell]
+    groups: Callable[[Group], Iterable[Group]] = lambda rows: [[row] for row in rows]
+
+    def of(self, rows: Group) -> str:
+        """Its Markdown."""
+        text = f"\n### {self.title}\n" if self.title else ""
+        text += f"\n{self.text}\n\n" if self.text else "\n"
+        lines = ([cell(of) for cell in self.columns.values()] for of in self.groups(rows))
+        return text + table(self.columns, lines)
 
 
-def fault_table(rows: Sequence[Row]) -> str:
-    """Of `faults` rows, with what the figures are."""
-    lines = []
-    for row in rows:
+def params(text: str) -> dict[str, Cell]:
+    """Columns of params, parted by ", ": "D=head_dim" is head_dim's, headed D."""
+    named = (part.partition("=") for part in text.split(", "))
+    return {head: _param(name or head) for head, _, name in named}
+
+
+def _param(name: str) -> Cell:
+    """A param, of "heads/kv_heads" both; a dash where it is not given."""
+
+    def cell(group: Group) -> Any:
+        p = group[0]["params"]
+        if "/" in name:
+            return "/".join(str(p[part]) for part in name.split("/"))
+        value = p.get(name, "–")
+        return ("no", "yes")[value] if isinstance(value, bool) else value
+
+    return cell
+
+
+def figure(spec: str, of: Callable[[float, dict[str, float]], float], at: int = 0) -> Cell:
+    """A number made of one row's figure and its peers; a dash where a peer is absent."""
+
+    def cell(group: Group) -> str:
+        try:
+            return f"{of(group[at]['ours'], group[at]['peers']):{spec}}"
+        except (KeyError, IndexError):
+            return "–"
+
+    return cell
+
+
+def ours(spec: str = ".3f", per: float = 1) -> Cell:
+    """Our figure."""
+    return figure(spec, lambda ours, _: ours / per)
+
+
+def peer(name: str, spec: str = ".3f", per: float = 1) -> Cell:
+    """A peer's figure."""
+    return figure(spec, lambda _, peers: peers[name] / per)
+
+
+def over(name: str, spec: str = ".3f") -> Cell:
+    """Ours over a peer's."""
+    return figure(spec, lambda ours, peers: ours / peers[name])
+
+
+def times(name: str) -> Cell:
+    """How many times as long a peer takes."""
+    return figure(".2f", lambda ours, peers: peers[name] / ours)
+
+
+def percent(name: str, at: int = 0) -> Cell:
+    """A peer's figure in % of ours."""
+    return figure(".1f", lambda ours, peers: 100 * peers[name] / ours, at)
+
+
+def by(*names: str) -> Callable[[Group], list[Group]]:
+    """Groups of the rows that agree in these params, in the order of each's first."""
+
+    def groups(rows: Group) -> list[Group]:
+        found: dict[tuple[Any, ...], list[Row]] = {}
+        for row in rows:
+            found.setdefault(tuple(row["params"].get(name) for name in names), []).append(row)
+        return list(found.values())
+
+    return groups
+
+
+def by_problem(rows: Group) -> list[Group]:
+    """The rows of each ring across GPUs: balanced layouts and causal problems first."""
+
+    def of(row: Row) -> tuple[Any, ...]:
         p = row["params"]
-        times = f"{row['ours']:.2f}", f"{row['peers']['timeout']:.1f}"
-        lines.append([p["case"], p["ranks"], p["rings"], *times])
-    text = (
-        "Seconds from the fault of one rank process until the last of the others had its typed "
-        "error, the worst of all rings."
-    )
-    if any(row["params"]["case"] == "other head_dim" for row in rows):
-        text += " A rank with another head_dim is found by `plan.validate` before the first run."
-    return text + "\n\n" + table("fault, P, rings, worst s, deadline s", lines)
+        return p["ranks"], p["chunk"], LAYOUTS.index(p["layout"]), not p["causal"]
+
+    return [list(group) for _, group in groupby(sorted(rows, key=of), of)]
+
+
+def exchange(row: Row) -> str:
+    """What moves the chunks. Files of before there was a choice have NCCL."""
+    return str(row["params"].get("exchange", "nccl"))
+
+
+def by_way(rows: Group) -> list[Group]:
+    """The same for each thing that moves the chunks, by peer first."""
+    return [
+        list(group)
+        for problem in by_problem(rows)
+        for _, group in groupby(sorted(problem, key=exchange, reverse=True), exchange)
+    ]
 
 
 def tflops(row: Row, ms: float) -> float:
@@ -43,26 +137,3 @@ def tflops(row: Row, ms: float) -> float:
     if row["name"] == "backward":
         flops *= 2.5
     return (flops / 2 if p["causal"] else flops) / ms / 1e9
-
-
-def gradient_error_table(rows: Sequence[Row]) -> str:
-    """Of `gradient_error` rows, a line for dq, dk and dv together."""
-    by_ring: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in rows:
-        p = row["params"]
-        ring = (p["family"], p["ranks"], p["layout"], p["causal"], p["exchange"], p.get("devices", 1))
-        by_ring.setdefault(ring, {})[p["what"]] = row
-    lines = []
-    for (family, ranks, layout, causal, exchange, devices), of_it in by_ring.items():
-        found = [of_it[what] for what in ("dq", "dk", "dv")]
-        rms = (f"{row['ours']:.3e}" for row in found)
-        ratios = (f"{row['ours'] / row['peers']['one_rank']:.3f}" for row in found)
-        mask = "yes" if causal else "no"
-        lines.append([family, ranks, layout, mask, exchange, devices, *rms, *ratios])
-    chunk = rows[0]["params"]["chunk"]
-    text = (
-        f"rms error against float64, {chunk} rows on each rank, and over one rank's on the same "
-        "sequence.\n\n"
-    )
-    head = "family, P, layout, causal, by, GPUs, dq, dk, dv, dq / one rank, dk / one rank, dv / one rank"
-    return text + table(head, lines)
