@@ -44,7 +44,7 @@ class Call(NamedTuple):
         """Of a row."""
         return {**self._asdict(), "key_len": self.key_len or self.query_len}
 
-    def _descriptor(self) -> bk.FlashSdpaDescriptor:
+    def descriptor(self) -> bk.FlashSdpaDescriptor:
         return bk.FlashSdpaDescriptor(
             self.batch, self.heads, self.query_len, self.key_len or self.query_len, self.head_dim,
             is_causal=self.causal, element=bk.ElementKind.parse(self.dtype),
@@ -54,7 +54,7 @@ class Call(NamedTuple):
     def plan(self) -> bk.FlashSdpaPlan:
         """Of the family."""
         return bk.FlashSdpaPlan.select(
-            self._descriptor(), stream(), preference(self.family, self.dtype)
+            self.descriptor(), stream(), preference(self.family, self.dtype)
         )
 
     def backward_plan(self, deterministic: bool | None = None) -> bk.FlashSdpaBackwardPlan:
@@ -64,7 +64,7 @@ class Call(NamedTuple):
             allow_sm90a=plain.allow_sm90a, math_precision=plain.math_precision,
             deterministic=deterministic,
         )  # fmt: skip
-        return bk.FlashSdpaBackwardPlan.select(self._descriptor(), stream(), wanted)
+        return bk.FlashSdpaBackwardPlan.select(self.descriptor(), stream(), wanted)
 
     def qkv(self, seed: int) -> tuple[Any, Any, Any]:
         """Random inputs on the GPU."""

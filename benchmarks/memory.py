@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 import baracuda_kernels as bk
+from benchmarks.calls import scratch
 from benchmarks.rows import Row, row
-from benchmarks.timing import not_of_torch
+from benchmarks.timing import peak_bytes, stream
 
 RANKS = (1, 2, 4, 8)
 CHUNKS = (8192, 32768)
@@ -30,14 +31,8 @@ def _row(ranks: int, chunk: int) -> Row:
         1, _HEADS, chunk, chunk, _HEAD_DIM, is_causal=True, element=bk.ElementKind.BF16,
         num_kv_heads=_KV_HEADS, sequence_layout="zigzag",
     )  # fmt: skip
-    stream = bk.Stream(torch.cuda.current_stream())
-    step = _Step(desc, stream, ranks)
-    torch.cuda.synchronize()
-    before, others = torch.cuda.memory_allocated(), not_of_torch()
-    torch.cuda.reset_peak_memory_stats()
-    step.run(stream)
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before + max(not_of_torch() - others, 0)
+    step = _Step(desc, ranks)
+    peak = peak_bytes(step.run)
     params = {
         "dtype": "bf16", "ranks": ranks, "chunk": chunk, "heads": _HEADS, "kv_heads": _KV_HEADS,
         "head_dim": _HEAD_DIM, "layout": "zigzag", "causal": True, "exchange": "local",
@@ -50,55 +45,49 @@ def _row(ranks: int, chunk: int) -> Row:
 class _Step:
     """Forward and backward of a local ring."""
 
-    def __init__(self, desc: Any, stream: bk.Stream, ranks: int) -> None:
-        self._forward = bk.RingAttentionPlan.select(desc, stream)
-        self._backward = bk.RingAttentionBackwardPlan.select(desc, stream)
+    def __init__(self, desc: Any, ranks: int) -> None:
+        self._forward = bk.RingAttentionPlan.select(desc, stream())
+        self._backward = bk.RingAttentionBackwardPlan.select(desc, stream())
         self._ring = bk.LocalCommunicator.ring(ranks, device=torch.cuda.current_device())
         self._ranks = ranks
-        shapes = ((desc.num_heads,), (desc.num_kv_heads,), (desc.num_kv_heads,), (desc.num_heads,))
+        of = {"dtype": torch.bfloat16, "device": "cuda"}
         self._inputs = [
             [
-                torch.randn(
-                    1, *heads, desc.query_len, desc.head_dim, dtype=torch.bfloat16, device="cuda"
-                )
-                for heads in shapes
+                torch.randn(1, heads, desc.query_len, desc.head_dim, **of)
+                for heads in (_HEADS, _KV_HEADS, _KV_HEADS, _HEADS)
             ]
             for _ in range(ranks)
         ]
 
-    def run(self, stream: bk.Stream) -> None:
-        saved = self._run_forward(stream)
-        self._run_backward(stream, saved)
+    def run(self) -> None:
+        saved = self._run_forward()
+        self._run_backward(saved)
 
-    def _run_forward(self, stream: bk.Stream) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _run_forward(self) -> list[dict[str, torch.Tensor]]:
         saved, args, held = [], [], []
         for q, k, v, _ in self._inputs:
-            y, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-            scratch = self._receive_buffers(q)
+            given = {"y": torch.empty_like(q), "lse": q.new_empty(q.shape[:3], dtype=torch.float32)}
+            buffers = self._receive_buffers(q)
             if self._ranks > 1:
-                nbytes = self._forward.accumulator_scratch_bytes
-                scratch["accumulator_scratch"] = q.new_empty(nbytes, dtype=torch.uint8)
-            args.append(bk.RingAttentionArgs(q=q, k=k, v=v, y=y, lse=lse, **scratch))
-            saved.append((y, lse))
-            held.append(scratch)
-        self._ring.run_all(stream, self._forward, args)
+                buffers["accumulator_scratch"] = scratch(self._forward.accumulator_scratch_bytes)
+            args.append(bk.RingAttentionArgs(q=q, k=k, v=v, **given, **buffers))
+            saved.append(given)
+            held.append(buffers)
+        self._ring.run_all(stream(), self._forward, args)
         return saved
 
-    def _run_backward(
-        self, stream: bk.Stream, saved: list[tuple[torch.Tensor, torch.Tensor]]
-    ) -> None:
+    def _run_backward(self, saved: list[dict[str, torch.Tensor]]) -> None:
         held, args = [], []
-        for (q, k, v, dy), (y, lse) in zip(self._inputs, saved, strict=True):
-            gradients = {"dq": q, "dk": k, "dv": v}
-            written = {name: torch.empty_like(x) for name, x in gradients.items()}
+        for (q, k, v, dy), given in zip(self._inputs, saved, strict=True):
+            written = {n: torch.empty_like(x) for n, x in {"dq": q, "dk": k, "dv": v}.items()}
             written |= self._receive_buffers(q)
-            sizes = {"scratch": self._backward.scratch_bytes}
+            written["scratch"] = scratch(self._backward.scratch_bytes)
             if self._ranks > 1:
-                sizes["kv_gradient_scratch"] = self._backward.kv_gradient_scratch_bytes
-            written |= {n: q.new_empty(size, dtype=torch.uint8) for n, size in sizes.items()}
-            args.append(bk.RingAttentionBackwardArgs(q=q, k=k, v=v, y=y, dy=dy, lse=lse, **written))
+                nbytes = self._backward.kv_gradient_scratch_bytes
+                written["kv_gradient_scratch"] = scratch(nbytes)
+            args.append(bk.RingAttentionBackwardArgs(q=q, k=k, v=v, dy=dy, **given, **written))
             held.append(written)
-        self._ring.run_all(stream, self._backward, args)
+        self._ring.run_all(stream(), self._backward, args)
 
     def _receive_buffers(self, q: torch.Tensor) -> dict[str, torch.Tensor]:
         names = ("kv_scratch_a", "kv_scratch_b")[: self._ranks - 1]

@@ -126,6 +126,13 @@ def checked(one: Any) -> Row:
     return made
 
 
+def line(one: Row) -> str:
+    """A row for people."""
+    peers = "".join(f", {name} {value:.4g}" for name, value in one["peers"].items())
+    of = " ".join(f"{name}={value}" for name, value in one["params"].items())
+    return f"{one['name']:15} {one['ours']:.4g} {one['unit']}{peers}: {of}"
+
+
 def slug(card: str) -> str:
     """A card's name as part of a file's."""
     return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")

@@ -21,6 +21,7 @@ from benchmarks.tables import (
     params,
     peer,
     percent,
+    ring_flops,
     table,
     tflops,
     times,
@@ -64,9 +65,7 @@ def _form(group: Group) -> str:
 def _rate(group: Group) -> str:
     """TFLOPS of each GPU."""
     p = group[0]["params"]
-    total = p["chunk"] * p["ranks"]
-    flops = 4.0 * p["heads"] * total * total * p["head_dim"] / (2 if p["causal"] else 1)
-    return f"{flops / p['ranks'] / group[0]['ours'] / 1e9:.1f}"
+    return f"{ring_flops(p) / p['ranks'] / group[0]['ours'] / 1e9:.1f}"
 
 
 def _hosts_peers(group: Group) -> str:

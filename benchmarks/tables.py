@@ -130,6 +130,13 @@ def by_way(rows: Group) -> list[Group]:
     ]
 
 
+def ring_flops(p: dict[str, Any]) -> float:
+    """Floating-point operations of all ranks of a ring together, by the params of its row."""
+    total = p["chunk"] * p["ranks"]
+    every = 4.0 * p["heads"] * total * total * p["head_dim"]
+    return every / 2 if p["causal"] else every
+
+
 def tflops(row: Row, ms: float) -> float:
     """Of a `forward` or `backward` row, a call of which takes `ms`."""
     p = row["params"]

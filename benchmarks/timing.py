@@ -113,6 +113,17 @@ def sample(call: Callable[[int], Any], repeats: int) -> float:
     return start.elapsed_time(stop) / repeats
 
 
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """Bytes of the device that a call takes besides what is there, PyTorch's at their peak and what
+    others hold after it."""
+    torch.cuda.synchronize()
+    before, others = torch.cuda.memory_allocated(), not_of_torch()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before + max(not_of_torch() - others, 0)
+
+
 def not_of_torch() -> int:
     """Bytes of the device that others than PyTorch's allocator hold."""
     free, total = torch.cuda.mem_get_info()

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +26,8 @@ import numpy as np
 
 from baracuda_kernels.interop.jax import ring_attention, sequence_order
 from benchmarks import ROOT
-from benchmarks.rows import Row, row, write_of_ranks
+from benchmarks.rounds import in_rounds, summary
+from benchmarks.rows import Row, line, row, write_of_ranks
 from benchmarks.source import require_own_sources
 
 _HEADS, _KV_HEADS, _HEAD_DIM = 32, 8, 128
@@ -55,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             found, off = measured(chunk, causal, options.rounds)
             wrong = wrong or not off <= _TOLERANCE
             rows.append(found)
-            print(f"gradients differ by {off:.1e}: {found}", flush=True)
+            print(f"{line(found)}; gradients differ by {off:.1e}", flush=True)
             path = write_of_ranks(options.out, "training-jax-", jax.device_count(), digest, rows)
     print(path)
     return 1 if wrong else 0
@@ -77,19 +76,17 @@ def measured(chunk: int, causal: bool, rounds: int) -> tuple[Row, float]:
         calls["cudnn_ideal"] = lambda: cudnn(*turned)
     except Exception as error:  # noqa: BLE001 - this JAX, or its cuDNN, has no such attention
         print(f"cudnn absent: {error}"[:300], file=sys.stderr)
-    samples = _interleaved(calls, rounds)
-    ours = statistics.median(samples["ours"])
-    peers = {
-        name: statistics.median(t / o for t, o in zip(theirs, samples["ours"], strict=True))
-        * ours / ranks
-        for name, theirs in samples.items() if name != "ours"
-    }  # fmt: skip
+    figures = summary(in_rounds(
+        calls, lambda name, count: _window(calls[name], count),
+        rounds=rounds, milliseconds=_WINDOW_MS, least=3, most=sys.maxsize,
+    ))  # fmt: skip
+    peers = {name: ms / ranks for name, ms in figures["peers"].items()}
     params = {
         "dtype": "bf16", "ranks": ranks, "chunk": chunk, "heads": _HEADS, "kv_heads": _KV_HEADS,
         "head_dim": _HEAD_DIM, "layout": layout, "causal": causal, "framework": "jax",
         "exchange": "xla", "rounds": rounds, "what": "step",
     }  # fmt: skip
-    return row("training", params, ours, peers), off
+    return row("training", params, figures["ours"], peers), off
 
 
 def _operands(length: int) -> list[jax.Array]:
@@ -129,21 +126,6 @@ def _difference(found: Any, exact: Any, order: Any) -> float:
         ours, truth = np.asarray(a, np.float32), np.asarray(b, np.float32)[:, :, order]
         worst = max(worst, float(np.linalg.norm(ours - truth) / np.linalg.norm(truth)))
     return worst
-
-
-def _interleaved(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds per call, one window of each a round."""
-    repeats = {}
-    for name, call in calls.items():
-        _window(call, 2)  # compiles
-        repeats[name] = max(3, round(_WINDOW_MS / _window(call, 3)))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds):
-        names = list(calls)
-        random.Random(number).shuffle(names)
-        for name in names:
-            samples[name].append(_window(calls[name], repeats[name]))
-    return samples
 
 
 def _window(call: Call, repeats: int) -> float:
