@@ -133,85 +133,61 @@ def _others(family: str, dtypes: tuple[str, ...], head_dim: int, rows: int) -> I
 # --- their operands
 
 
-class HostMemory:
-    """NumPy arrays."""
+class Memory:
+    """NumPy arrays ("host"), or tensors of PyTorch on the current GPU ("cuda")."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         import ml_dtypes
 
         import baracuda_kernels as bk
 
-        self.stream, self.device = bk.Stream.host(), "host"
-        self._dtypes = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32,
-                        "f64": np.float64}  # fmt: skip
+        self.dtypes = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16),
+                       "f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}  # fmt: skip
+        self.stream, self.device, self._torch = bk.Stream.host(), device, None
+        if device == "cuda":
+            import torch
 
-    def array(self, values: np.ndarray, dtype: str) -> Any:
-        return values.astype(self._dtypes[dtype])
+            self.stream, self.device, self._torch = bk.Stream(torch.cuda.current_stream()), 0, torch
 
-    def wait(self) -> None:
-        """Everything has run already."""
+    def put(self, x: np.ndarray) -> Any:
+        """An array where the calls want it, its strides kept."""
+        if self._torch is None:
+            return x
+        if x.dtype == self.dtypes["bf16"]:
+            return self._torch.from_numpy(x.view(np.int16)).view(self._torch.bfloat16).cuda()
+        return self._torch.from_numpy(x).cuda()
+
+    def filled(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Of NaN."""
+        return np.full(shape, np.nan, self.dtypes[dtype])
 
     def scratch(self, nbytes: int, dtype: str) -> Any:
         """Aligned as any plan wants it, every bit set."""
         raw = np.full(nbytes + 256, 255, dtype=np.uint8)
         start = -raw.ctypes.data % 256
-        return raw[start : start + nbytes].view(self._dtypes[dtype])
+        return self.put(raw[start : start + nbytes].view(self.dtypes[dtype]))
 
-    def dense(self, x: Any) -> Any:
-        return np.ascontiguousarray(x)
-
-    def as_view(self, x: Any) -> Any:
-        return np.ascontiguousarray(x.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
-
-    def concatenated(self, arrays: list[Any]) -> Any:
-        return np.concatenate([x.reshape(-1) for x in arrays])
+    def wait(self) -> None:
+        """Until all that is enqueued has run."""
+        if self._torch is not None:
+            self._torch.cuda.synchronize()
 
     def content(self, x: Any) -> bytes:
+        if self._torch is not None:
+            x = x.contiguous().view(self._torch.uint8).cpu().numpy()
         return np.ascontiguousarray(x).tobytes()
 
 
-class CudaMemory:
-    """PyTorch tensors on the current GPU."""
-
-    def __init__(self) -> None:
-        import torch
-
-        import baracuda_kernels as bk
-
-        self._torch = torch
-        self.stream, self.device = bk.Stream(torch.cuda.current_stream()), 0
-        self._dtypes = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32,
-                        "f64": torch.float64}  # fmt: skip
-
-    def array(self, values: np.ndarray, dtype: str) -> Any:
-        return self._torch.from_numpy(values).cuda().to(self._dtypes[dtype])
-
-    def wait(self) -> None:
-        self._torch.cuda.synchronize()
-
-    def scratch(self, nbytes: int, dtype: str) -> Any:
-        raw = self._torch.full((nbytes,), 255, dtype=self._torch.uint8, device="cuda")
-        return raw.view(self._dtypes[dtype])
-
-    def dense(self, x: Any) -> Any:
-        return x.contiguous()
-
-    def as_view(self, x: Any) -> Any:
-        return x.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
-
-    def concatenated(self, arrays: list[Any]) -> Any:
-        return self._torch.cat([x.reshape(-1) for x in arrays])
-
-    def content(self, x: Any) -> bytes:
-        host: np.ndarray = x.contiguous().view(self._torch.uint8).cpu().numpy()
-        return host.tobytes()
+def _view(x: np.ndarray) -> np.ndarray:
+    """The same elements, where heads lie behind rows."""
+    return np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
 
 
-def operands(memory: Any, case: Case) -> tuple[Any, Any, Any]:
+def operands(memory: Memory, case: Case) -> list[np.ndarray]:
     """q, k and v of the whole sequence, of the case's own seed."""
     seed = int.from_bytes(hashlib.sha256(case.name.encode()).digest()[:8], "little")
     rng = np.random.default_rng(seed)
-    arrays = {}
+    arrays = []
     for name, heads, rows in (("q", case.heads, case.rows), ("k", case.kv_heads, case.keys),
                               ("v", case.kv_heads, case.keys)):  # fmt: skip
         shape = (case.batch, heads, rows * case.ranks, case.head_dim)
@@ -220,94 +196,86 @@ def operands(memory: Any, case: Case) -> tuple[Any, Any, Any]:
         if where == name:  # a whole row, and one element of another
             x[:, 0, x.shape[2] // 2] = float(value)
             x[:, -1, x.shape[2] // 3, 0] = float(value)
-        arrays[name] = memory.array(x, case.dtype)
-    return arrays["q"], arrays["k"], arrays["v"]
-
-
-def outputs(memory: Any, case: Case, q: Any) -> tuple[Any, Any]:
-    """y and lse for a rank's q, full of NaN."""
-    lse_dtype = "f64" if case.dtype == "f64" else "f32"
-    y = memory.array(np.full(tuple(q.shape), np.nan), case.dtype)
-    lse = memory.array(np.full(tuple(q.shape[:3]), np.nan), lse_dtype)
-    return memory.as_view(y) if case.form == "views" else y, lse
+        arrays.append(x.astype(memory.dtypes[case.dtype]))
+    return arrays
 
 
 # --- their calls
 
 
-def preference(case: Case) -> Any:
+# What enqueues a case once it is prepared, and what it writes: y and lse of every rank.
+Prepared = tuple[Callable[..., Any], list[Any]]
+
+
+def prepared(memory: Memory, case: Case) -> Prepared:
+    """A call of the case's, and what it writes."""
+    import baracuda_kernels as bk
+
+    ring = case.op != "flash"
+    make = bk.RingAttentionDescriptor if ring else bk.FlashSdpaDescriptor
+    layout = {"sequence_layout": bk.SequenceLayout.parse(case.layout)} if ring else {}
+    descriptor = make(
+        case.batch, case.heads, case.rows, case.keys, case.head_dim, scale=case.scale,
+        is_causal=case.causal, element=bk.ElementKind.parse(case.dtype),
+        num_kv_heads=case.kv_heads, **layout,
+    )  # fmt: skip
+    select = (bk.RingAttentionPlan if ring else bk.FlashSdpaPlan).select
+    plan = select(memory.stream, descriptor, _preference(case))
+    if plan.family != case.family:
+        raise SystemExit(f"{case.name}: served by {plan.family}")
+    whole = operands(memory, case)
+    cut = [bk.shard(x, case.ranks, sequence_layout=case.layout) if ring else [x] for x in whole]
+    lay = _view if case.form == "views" else np.ascontiguousarray
+    shards = [[lay(x) for x in of_rank] for of_rank in zip(*cut, strict=True)]
+    return {"flash": _flash, "ring": _ring, "steps": _steps}[case.op](memory, case, plan, shards)
+
+
+def _preference(case: Case) -> Any:
     """What only the case's family meets."""
     import baracuda_kernels as bk
 
     if case.family == "host":
         return None
+    strict = {"f64": bk.MathPrecision.F64}.get(case.dtype, bk.MathPrecision.F32)
     if case.family == "simt":
-        strict = bk.MathPrecision.F64 if case.dtype == "f64" else bk.MathPrecision.F32
         return bk.PlanPreference(math_precision=strict)
     tensor_cores = bk.MathPrecision.F16 if case.dtype == "f16" else bk.MathPrecision.BF16
     return bk.PlanPreference(math_precision=tensor_cores, allow_sm90a=case.family == "sm90a")
 
 
-def _descriptor(case: Case, make: Any, **more: Any) -> Any:
+def _outputs(memory: Memory, case: Case, q: np.ndarray) -> dict[str, Any]:
+    """y and lse for a rank's q."""
+    y = memory.filled(q.shape, case.dtype)
+    lse = memory.filled(q.shape[:3], "f64" if case.dtype == "f64" else "f32")
+    return {"y": memory.put(_view(y) if case.form == "views" else y), "lse": memory.put(lse)}
+
+
+def _flash(memory: Memory, case: Case, plan: Any, shards: list[list[np.ndarray]]) -> Prepared:
     import baracuda_kernels as bk
 
-    return make(case.batch, case.heads, case.rows, case.keys, case.head_dim, scale=case.scale,
-                is_causal=case.causal, element=bk.ElementKind.parse(case.dtype),
-                num_kv_heads=case.kv_heads, **more)  # fmt: skip
+    written = _outputs(memory, case, shards[0][0])
+    q, k, v = map(memory.put, shards[0])
+    args = bk.FlashSdpaArgs(q=q, k=k, v=v, **written)
+    return lambda: plan.run(memory.stream, args), [*written.values()]
 
 
-# What enqueues a case once it is prepared, and what it writes: y and lse of every rank.
-Prepared = tuple[Callable[[], Any], list[Any]]
-
-
-def _flash(memory: Any, case: Case) -> Prepared:
+def _ring(memory: Memory, case: Case, plan: Any, shards: list[list[np.ndarray]]) -> Prepared:
     import baracuda_kernels as bk
 
-    descriptor = _descriptor(case, bk.FlashSdpaDescriptor)
-    plan = bk.FlashSdpaPlan.select(memory.stream, descriptor, preference(case))
-    _expect(plan, case)
-    q, k, v = operands(memory, case)
-    if case.form == "views":
-        q, k, v = (memory.as_view(x) for x in (q, k, v))
-    y, lse = outputs(memory, case, q)
-    given = {"q": q, "k": k, "v": v, "y": y, "lse": lse}
-    args = bk.FlashSdpaArgs(**given)
-    return lambda given=given: plan.run(memory.stream, args), [y, lse]
-
-
-def _ring_plan(memory: Any, case: Case) -> tuple[Any, list[Any]]:
-    """The plan, and (q, k, v) of every rank."""
-    import baracuda_kernels as bk
-
-    descriptor = _descriptor(
-        case,
-        bk.RingAttentionDescriptor,
-        sequence_layout=bk.SequenceLayout.parse(case.layout),
-    )
-    plan = bk.RingAttentionPlan.select(memory.stream, descriptor, preference(case))
-    _expect(plan, case)
-    cut = [bk.shard(x, case.ranks, sequence_layout=case.layout) for x in operands(memory, case)]
-    lay = memory.as_view if case.form == "views" else memory.dense
-    return plan, [[lay(x) for x in of_rank] for of_rank in zip(*cut, strict=True)]
-
-
-def _ring(memory: Any, case: Case) -> Prepared:
-    import baracuda_kernels as bk
-
-    plan, shards = _ring_plan(memory, case)
     found, of_ranks, stage = [], [], []
+    nbytes = plan.kv_scratch_elements * bk.ElementKind.parse(case.dtype).itemsize
     for q, k, v in shards:
-        y, lse = outputs(memory, case, q)
-        found += [y, lse]
-        given: dict[str, Any] = {"q": q, "y": y, "lse": lse}
-        nbytes = plan.kv_scratch_elements * bk.ElementKind.parse(case.dtype).itemsize
+        written = _outputs(memory, case, q)
+        found += written.values()
+        given = {"q": memory.put(q), **written}
         for name in ("kv_scratch_a", "kv_scratch_b"):
             given[name] = memory.scratch(nbytes, case.dtype)
         given["accumulator_scratch"] = memory.scratch(plan.accumulator_scratch_bytes, "f32")
         if case.form == "staged":
-            stage.append((given["kv_scratch_a"], memory.concatenated([k, v])))
+            both = np.concatenate([k.reshape(-1), v.reshape(-1)])
+            stage.append((given["kv_scratch_a"], memory.put(both)))
         else:
-            given |= {"k": k, "v": v}
+            given |= {"k": memory.put(k), "v": memory.put(v)}
         of_ranks.append(given)
     arguments = [bk.RingAttentionArgs(**given) for given in of_ranks]
     ring = bk.LocalCommunicator.ring(case.ranks, device=memory.device)
@@ -317,31 +285,32 @@ def _ring(memory: Any, case: Case) -> Prepared:
             scratch[:] = keys_and_values
         ring.run_all(memory.stream, [plan] * case.ranks, arguments)
 
-    one_rank = {
-        "one rank": lambda: plan.run(memory.stream, ring[0], arguments[0]),
-        "args made anew": lambda: plan.run(
-            memory.stream, ring[0], bk.RingAttentionArgs(**of_ranks[0])
-        ),
-    }
-    return one_rank.get(case.form, run), found
+    def args_made_anew() -> None:
+        plan.run(memory.stream, ring[0], bk.RingAttentionArgs(**of_ranks[0]))
+
+    def one_rank() -> None:
+        plan.run(memory.stream, ring[0], arguments[0])
+
+    forms = {"one rank": one_rank, "args made anew": args_made_anew}
+    return forms.get(case.form, run), found
 
 
-def _steps(memory: Any, case: Case) -> Prepared:
+def _steps(memory: Memory, case: Case, plan: Any, shards: list[list[np.ndarray]]) -> Prepared:
     """Every rank's steps one by one; or each step of each pair of ranks alone."""
-    plan, shards = _ring_plan(memory, case)
+    operands = [{n: memory.put(x) for n, x in zip("qkv", of, strict=True)} for of in shards]
     found, calls = [], []
-    for rank, (q, _, _) in enumerate(shards):
+    for rank in range(case.ranks):
         state = memory.scratch(plan.accumulator_scratch_bytes, "f32")
         for step in range(case.ranks):
             origin, alone = (rank - step) % case.ranks, case.form == "one step"
             if alone or step == 0:
-                y, lse = outputs(memory, case, q)
-                found += [y, lse]
-            _, k, v = shards[origin]
+                written = _outputs(memory, case, shards[rank][0])
+                found += written.values()
             calls.append({
-                "q": q, "k": k, "v": v, "y": y, "lse": lse, "accumulator_scratch": state,
-                "rank": rank, "origin": origin, "world_size": case.ranks,
-                "first": alone or step == 0, "last": alone or step + 1 == case.ranks,
+                **operands[origin], "q": operands[rank]["q"], **written,
+                "accumulator_scratch": state, "rank": rank, "origin": origin,
+                "world_size": case.ranks, "first": alone or step == 0,
+                "last": alone or step + 1 == case.ranks,
                 "follows": case.form in ("following steps", "middle step") and step > 0,
             })  # fmt: skip
 
@@ -351,28 +320,11 @@ def _steps(memory: Any, case: Case) -> Prepared:
 
     if case.form == "middle step":  # again and again, on the state that the first left
         plan.step(memory.stream, **calls[0])
-        return lambda stream=None: plan.step(stream or memory.stream, **calls[1]), found
+        del calls[0], calls[1:]
     return step_all, found
 
 
-def _expect(plan: Any, case: Case) -> None:
-    if plan.family != case.family:
-        raise SystemExit(f"{case.name}: served by {plan.family}")
-
-
-_PREPARE: dict[str, Callable[[Any, Case], Prepared]] = {
-    "flash": _flash,
-    "ring": _ring,
-    "steps": _steps,
-}
-
-
-def prepared(memory: Any, case: Case) -> Prepared:
-    """A call of the case's, and what it writes."""
-    return _PREPARE[case.op](memory, case)
-
-
-def answer(memory: Any, case: Case) -> str:
+def answer(memory: Memory, case: Case) -> str:
     """SHA-256 of y and lse of all ranks, or "refused" where the family does not serve the case."""
     from baracuda_kernels import UnsupportedError
 
@@ -381,10 +333,7 @@ def answer(memory: Any, case: Case) -> str:
         call()
     except UnsupportedError as error:
         return f"refused: {type(error).__name__}"
-    digest = hashlib.sha256()
-    for x in found:
-        digest.update(memory.content(x))
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(map(memory.content, found))).hexdigest()
 
 
 def compare(paths: list[Path]) -> int:
@@ -411,7 +360,7 @@ def main() -> int:
     if given.device is None or given.out is None:
         parser.error("give --device and -o, or --compare")
     start = time.monotonic()
-    memory = HostMemory() if given.device == "host" else CudaMemory()
+    memory = Memory(given.device)
     cases = dict.fromkeys(host_cases() if given.device == "host" else cuda_cases())
     answers = {case.name: answer(memory, case) for case in cases}
     given.out.write_text(json.dumps(answers, indent=1) + "\n")
