@@ -5,9 +5,6 @@ Of y for rings of 1, 8 and 32 ranks, and of dq, dk and dv for one call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
 from baracuda_kernels import UnsupportedError
@@ -38,7 +35,6 @@ def rows() -> list[Row]:
 def _rows(dtype: str, distribution: str, backward: bool) -> list[Row]:
     q, k, v = torch_qkv(distribution, dtype, 0, **_SHAPE)
     dy = torch_qkv("normal", dtype, 1, **_SHAPE)[0]
-    names = NAMES if backward else ("y",)
     exact = attention_backward(q, k, v, dy) if backward else attention(q, k, v)[:1]
     others = {"rounding": [x.to(q.dtype) for x in exact]}
     cudnn = peers_for(q, k, v, False).get("cudnn")
@@ -47,18 +43,15 @@ def _rows(dtype: str, distribution: str, backward: bool) -> list[Row]:
     peers = {n: [rms(*pair) for pair in zip(x, exact, strict=True)] for n, x in others.items()}
     found = []
     for (family,) in available([("sm90a",), ("sm80",), ("simt",)]):
-        calls: dict[int, Callable[[], Any]] = {
-            ranks: lambda n=ranks: local_ring(torch, family, dtype, q, k, v, n)
-            for ranks in (1, 8, 32)
-        }
-        if backward:
-            calls = {1: lambda: gradients(torch, family, dtype, Problem(q, k, v, dy))}
-        for ranks, call in calls.items():
+        for ranks in (1,) if backward else (1, 8, 32):
             try:
-                ours = call()
+                ours = (
+                    gradients(torch, family, dtype, Problem(q, k, v, dy)) if backward
+                    else local_ring(torch, family, dtype, q, k, v, ranks)
+                )  # fmt: skip
             except UnsupportedError:  # this family has no gradients of such operands
                 continue
-            for i, what in enumerate(names):
+            for i, what in enumerate(NAMES if backward else ("y",)):
                 params = {"what": what, "family": family, "dtype": dtype, "ranks": ranks,
                           "distribution": distribution}  # fmt: skip
                 beside = {name: values[i] for name, values in peers.items()}

@@ -105,16 +105,16 @@ def _backward_row(
         )  # fmt: skip
         # Chunks as ranks have them, dense; dk and dv as they travel.
         chunks = [
-            {"k": keys.contiguous(), "v": values.contiguous()}
-            for keys, values in zip(k.chunk(RANKS, 2), v.chunk(RANKS, 2), strict=True)
+            {"k": k_part.contiguous(), "v": v_part.contiguous()}
+            for k_part, v_part in zip(k.chunk(RANKS, 2), v.chunk(RANKS, 2), strict=True)
         ]
         shares = {f"d{n}": torch.empty_like(x, dtype=torch.float32) for n, x in chunks[0].items()}
         of_steps = scratch(plan.scratch_bytes)
 
         def steps() -> None:
-            for number, chunk in enumerate(chunks):
+            for number, keys in enumerate(chunks):
                 plan.step(
-                    torch.cuda.current_stream(), **{**saved, **chunk}, dq=dq, **shares,
+                    torch.cuda.current_stream(), **{**saved, **keys}, dq=dq, **shares,
                     scratch=of_steps, origin=number, world_size=RANKS, first=number == 0,
                     last=number == RANKS - 1,
                 )  # fmt: skip

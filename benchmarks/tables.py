@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from benchmarks.rows import Row
+from benchmarks.rows import Figures, Row
 
 # The rows of one line of a table.
 Group = Sequence[Row]
@@ -23,75 +23,75 @@ def table(head: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
 
 
 class Section(NamedTuple):
-    """A heading, what the figures are, and a table with a line for each group of rows."""
+    """A heading, what the figures are, and a table with a line for each group of rows.
+
+    Columns are parted by ", ", each "heading=what" or what it is headed: a param, two of them as
+    "heads/kv_heads", or a figure with its format and what to divide it by, "ours .1f 1e6". Figures:
+    "ours", a peer by its name, "ours:peer" and "peer:ours" for ratios, "%peer" in % of ours; with
+    "@1" behind it of the group's second row, with "~" before it sustained before burst. A dash is
+    what is absent. `cells` has the columns that are more than that, by heading.
+    """
 
     title: str
     text: str
-    columns: dict[str, Cell]
+    columns: str
     groups: Callable[[Group], Iterable[Group]] = lambda rows: [[row] for row in rows]
+    cells: dict[str, Cell] = {}  # noqa: RUF012 - a named tuple's default is shared, and not written to
 
     def of(self, rows: Group) -> str:
         """Its Markdown."""
         text = f"\n### {self.title}\n" if self.title else ""
         text += f"\n{self.text}\n\n" if self.text else "\n"
-        lines = ([cell(of) for cell in self.columns.values()] for of in self.groups(rows))
-        return text + table(self.columns, lines)
+        cells: dict[str, Cell] = {}
+        for column in self.columns.split(", "):
+            head, _, what = column.rpartition("=")
+            cells[column if column in self.cells else head or what] = (
+                self.cells.get(column) or _cell(what)
+            )
+        lines = ([cell(of) for cell in cells.values()] for of in self.groups(rows))
+        return text + table(cells, lines)
 
 
-def params(text: str) -> dict[str, Cell]:
-    """Columns of params, parted by ", ": "D=head_dim" is head_dim's, headed D."""
-    named = (part.partition("=") for part in text.split(", "))
-    return {head: _param(name or head) for head, _, name in named}
+def _cell(what: str) -> Cell:
+    figure, _, form = what.partition(" ")
+    if not form:
+        return lambda group: _param(group[0], what)
+    spec, *per = form.split()
+    if figure.startswith("~"):
+        figure = figure[1:]
 
+        def both(group: Group) -> str:
+            kept: Any = group[0].get("sustained")
+            burst = _number(group[0], figure, spec)
+            return burst if kept is None else f"{_number(kept, figure, spec)} / {burst}"
 
-def _param(name: str) -> Cell:
-    """A param, of "heads/kv_heads" both; a dash where it is not given."""
-
-    def cell(group: Group) -> Any:
-        p = group[0]["params"]
-        if "/" in name:
-            return "/".join(str(p[part]) for part in name.split("/"))
-        value = p.get(name, "–")
-        return ("no", "yes")[value] if isinstance(value, bool) else value
-
-    return cell
-
-
-def figure(spec: str, of: Callable[[float, dict[str, float]], float], at: int = 0) -> Cell:
-    """A number made of one row's figure and its peers; a dash where a peer is absent."""
+        return both
+    figure, _, at = figure.partition("@")
 
     def cell(group: Group) -> str:
-        try:
-            return f"{of(group[at]['ours'], group[at]['peers']):{spec}}"
-        except (KeyError, IndexError):
-            return "–"
+        number = int(at or 0)
+        return _number(group[number], figure, spec, *per) if number < len(group) else "–"
 
     return cell
 
 
-def ours(spec: str = ".3f", per: float = 1) -> Cell:
-    """Our figure."""
-    return figure(spec, lambda ours, _: ours / per)
+def _param(row: Row, name: str) -> Any:
+    p = row["params"]
+    if "/" in name:
+        return "/".join(str(p[part]) for part in name.split("/"))
+    value = p.get(name, "–")
+    return ("no", "yes")[value] if isinstance(value, bool) else value
 
 
-def peer(name: str, spec: str = ".3f", per: float = 1) -> Cell:
-    """A peer's figure."""
-    return figure(spec, lambda _, peers: peers[name] / per)
-
-
-def over(name: str, spec: str = ".3f") -> Cell:
-    """Ours over a peer's."""
-    return figure(spec, lambda ours, peers: ours / peers[name])
-
-
-def times(name: str) -> Cell:
-    """How many times as long a peer takes."""
-    return figure(".2f", lambda ours, peers: peers[name] / ours)
-
-
-def percent(name: str, at: int = 0) -> Cell:
-    """A peer's figure in % of ours."""
-    return figure(".1f", lambda ours, peers: 100 * peers[name] / ours, at)
+def _number(of: Figures | Row, figure: str, spec: str, per: str = "1") -> str:
+    found = {**of["peers"], "ours": of["ours"]}
+    try:
+        if figure.startswith("%"):
+            return f"{100 * found[figure[1:]] / found['ours']:{spec}}"
+        above, _, below = figure.partition(":")
+        return f"{found[above] / (found[below] if below else float(per)):{spec}}"
+    except KeyError:
+        return "–"
 
 
 def by(*names: str) -> Callable[[Group], list[Group]]:

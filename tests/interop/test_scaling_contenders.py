@@ -4,6 +4,7 @@ import importlib
 import itertools
 import subprocess
 import sys
+
 import pytest
 from helpers.pages import ROOT, code_blocks, commands
 
