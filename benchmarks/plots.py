@@ -31,50 +31,46 @@ _BARS = {
 _PEERS = dict(zip(("context_parallel", "all_gather", "all_gather_own"), list(_BARS)[4:], strict=True))
 
 
-def mark(results: Sequence[Result]) -> str:
-    """What a picture of these results is marked with, so that an old one is found out."""
-    rows = json.dumps([row for result in results for row in result["rows"]], sort_keys=True)
-    return f"rows {hashlib.sha256(rows.encode()).hexdigest()[:16]}"
-
-
 @contextlib.contextmanager
 def _saved(results: Sequence[Result], path: Path, height: float) -> Iterator[Any]:
     """A matplotlib figure that becomes an SVG, marked with its results."""
     import matplotlib
     from matplotlib.figure import Figure
 
+    rows = json.dumps([row for result in results for row in result["rows"]], sort_keys=True)
+    mark = f"rows {hashlib.sha256(rows.encode()).hexdigest()[:16]}"
     # Text stays text, and the same results give the same file.
     style = {"svg.fonttype": "none", "svg.hashsalt": path.name, "axes.titlesize": 10}
     with matplotlib.rc_context(style):
         # Not pyplot: it would choose a backend, and keep the figure.
         figure = Figure(figsize=(_PAGE_WIDTH, height), layout="constrained")
         yield figure
-        figure.savefig(path, metadata={"Date": None, "Description": mark(results)})
+        figure.savefig(path, metadata={"Date": None, "Description": mark})
 
 
-def draw(results: Sequence[Result], path: Path) -> None:
+def draw(result: Result, path: Path) -> None:
     """Write an SVG: attention's TFLOPS over the sequence, and what a ring's steps cost."""
-    with _saved(results, path, 13) as figure:
+    with _saved([result], path, 13) as figure:
         *grid, rest = figure.subplots(4, 2, height_ratios=(1, 1, 1, 1.5))
-        _calls(grid, results[0], "forward")
+        _calls(grid, result, "forward")
         # All of these panels name the same.
         figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        _ring_tax(rest[0], results[0])
-        _error(rest[1], results[0])
-        figure.suptitle(f"{results[0]['card']}, bf16")
+        _ring_tax(rest[0], result)
+        _error(rest[1], result)
+        figure.suptitle(f"{result['card']}, bf16")
 
 
-def draw_backward(results: Sequence[Result], path: Path) -> None:
+def draw_backward(result: Result, path: Path) -> None:
     """Write an SVG: the TFLOPS of gradients over the sequence."""
-    with _saved(results, path, 10) as figure:
+    with _saved([result], path, 10) as figure:
         grid = figure.subplots(3, 2)
-        _calls(grid, results[0], "backward")
+        _calls(grid, result, "backward")
         handles: dict[str, Any] = {}
         for axes in grid.flat:
             lines, labels = axes.get_legend_handles_labels()
             handles |= zip(labels, lines, strict=True)
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
-        figure.suptitle(f"{results[0]['card']}, bf16: gradients")
+        figure.suptitle(f"{result['card']}, bf16: gradients")
 
 
 def draw_across(results: Sequence[Result], path: Path) -> None:

@@ -1,14 +1,10 @@
 """Writes docs/performance.md and its pictures from benchmarks/results/*.json:
 `python -m benchmarks.report`.
-
-`--check` writes nothing and fails if the page or a picture is not what the results say.
 """
 
 from __future__ import annotations
 
 import re
-import sys
-from typing import Any
 
 from benchmarks import ROOT, plots
 from benchmarks.rows import Result, Row, read
@@ -46,24 +42,18 @@ moves the chunks, copy engines (peer) or NCCL's kernels. *SMs*: what the exchang
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 if `--check` finds the page or a picture out of date."""
+def main() -> None:
+    """Writes them all."""
     results = {path.stem: read(path) for path in sorted(RESULTS.glob("*.json"))}
-    text, pictures = page(results), _pictures(results)
-    if "--check" in (sys.argv[1:] if arguments is None else arguments):
-        stale = [] if PAGE.is_file() and PAGE.read_text() == text else [PAGE]
-        for name, (_, of) in pictures.items():
-            path = PAGE.with_name(name)
-            if not path.is_file() or plots.mark(of) not in path.read_text():
-                stale.append(path)
-        for path in stale:
-            print(f"{path.relative_to(ROOT)} is not what the results say", file=sys.stderr)
-        return 1 if stale else 0
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(text)
-    for name, (draw, of) in pictures.items():
-        draw(of, PAGE.with_name(name))
-    return 0
+    PAGE.write_text(page(results))
+    alone, across = _split(results)
+    for card, result in alone.items():
+        plots.draw(result, PAGE.with_name(_picture(card)))
+        if _has_gradients(result):
+            plots.draw_backward(result, PAGE.with_name(_picture(f"backward-{card}")))
+    for card, of_it in across.items():
+        plots.draw_across(of_it, PAGE.with_name(_picture(card)))
 
 
 def page(results: dict[str, Result]) -> str:
@@ -84,17 +74,6 @@ def _split(
         if "ranks" in result:
             across.setdefault("across-" + re.split(r"\dx-", name)[-1], []).append(result)
     return alone, dict(sorted(across.items()))
-
-
-def _pictures(results: dict[str, Result]) -> dict[str, tuple[Any, list[Result]]]:
-    """By file name: what draws it, and the results in it."""
-    alone, across = _split(results)
-    found: dict[str, tuple[Any, list[Result]]] = {}
-    for card, result in alone.items():
-        found[_picture(card)] = plots.draw, [result]
-        if _has_gradients(result):
-            found[_picture(f"backward-{card}")] = plots.draw_backward, [result]
-    return found | {_picture(card): (plots.draw_across, of_it) for card, of_it in across.items()}
 
 
 def _picture(card: str) -> str:
@@ -158,4 +137,4 @@ def _what(result: Result) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -30,8 +30,8 @@ from benchmarks.across_gpus.contenders import registered
 from benchmarks.across_gpus.hops import Way
 from benchmarks.across_gpus.measures import Measures
 from benchmarks.across_gpus.problem import Problem
-from benchmarks.across_gpus.ranks import TIMEOUT, Report, group
-from benchmarks.rows import Row
+from benchmarks.across_gpus.ranks import TIMEOUT, group
+from benchmarks.rows import Report, Row
 
 LAYOUTS = ("zigzag", "contiguous", "striped")
 FAULTS = ("SIGKILL", "SIGSTOP")
@@ -50,12 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     each = torch.cuda.device_count() >= ranks
     if options.gradients:
         rows = gradient_error.rows_of_processes(ranks, device_each=each)
-        report.add(rank, ranks, rows)
+        report.add(rows, ranks=ranks)
         for row in gradient_error.worse(rows):
             print(f"FAILED: more than one rank's error: {row}", file=sys.stderr, flush=True)
             failed = True
     for found in _faults(ranks, each) if options.faults else ():
-        report.add(rank, ranks, found)
+        report.add(found, ranks=ranks)
         failed |= not found
     return 1 if failed else 0
 
@@ -80,7 +80,7 @@ def _measure(options: argparse.Namespace, rank: int, ranks: int, report: Report)
             options.chunk, options.layout, (True, False)
         ):
             problem = Problem(ranks, chunk, *shape, layout, causal)
-            report.add(rank, ranks, measures.rows(problem, options.rounds))
+            report.add(measures.rows(problem, options.rounds), ranks=ranks, rank=rank)
     except BaseException:
         for way in ways:
             way.comm.abort()  # or this rank would wait for the others

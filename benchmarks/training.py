@@ -19,8 +19,9 @@ from pathlib import Path
 from torch.distributed.device_mesh import init_device_mesh
 
 from benchmarks.across_gpus.problem import Problem
-from benchmarks.across_gpus.ranks import Report, group
+from benchmarks.across_gpus.ranks import group
 from benchmarks.across_gpus.steps import TrainingMeasures
+from benchmarks.rows import Report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
             causal = mask == "causal"
             layout = "zigzag" if causal else "contiguous"
             problem = Problem(ranks, chunk, options.heads, options.kv_heads, 128, layout, causal)
-            report.add(rank, ranks, measures.rows(problem, options.rounds))
+            report.add(measures.rows(problem, options.rounds), ranks=ranks, rank=rank)
     return 1 if measures.failed else 0
 
 

@@ -14,7 +14,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from baracuda_kernels.interop.jax import ring_attention, sequence_order
-from benchmarks import ROOT
 from benchmarks.rounds import in_rounds, summary
-from benchmarks.rows import Row, line, row, write_of_ranks
-from benchmarks.source import require_own_sources
+from benchmarks.rows import Report, Row, row
 
 _HEADS, _KV_HEADS, _HEAD_DIM = 32, 8, 128
 _ROWS = jax.sharding.PartitionSpec(None, None, "ring")
 _WINDOW_MS = 60.0
 # Relative difference of gradients from those of one device: both round to bf16.
 _TOLERANCE = 6e-3
-
-Call = Callable[[], Any]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,17 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
     options = parser.parse_args(arguments)
-    digest = require_own_sources(ROOT)
-    rows: list[Row] = []
+    report = Report(options.out, "training-jax-")
     wrong = False
-    for chunk in options.chunk:
-        for causal in (True, False):
-            found, off = measured(chunk, causal, options.rounds)
-            wrong = wrong or not off <= _TOLERANCE
-            rows.append(found)
-            print(f"{line(found)}; gradients differ by {off:.1e}", flush=True)
-            path = write_of_ranks(options.out, "training-jax-", jax.device_count(), digest, rows)
-    print(path)
+    for chunk, causal in product(options.chunk, (True, False)):
+        found, off = measured(chunk, causal, options.rounds)
+        report.add([found], ranks=jax.device_count())
+        if not off <= _TOLERANCE:
+            print(f"WRONG: gradients differ by {off:.1e}", file=sys.stderr, flush=True)
+            wrong = True
     return 1 if wrong else 0
 
 
@@ -65,11 +58,10 @@ def measured(chunk: int, causal: bool, rounds: int) -> tuple[Row, float]:
     ranks = jax.device_count()
     layout = "zigzag" if causal else "contiguous"
     whole = _operands(ranks * chunk)
-    ring, inputs = _step(whole, jax.make_mesh((ranks,), ("ring",)), layout, causal)
-    one, its_inputs = _step(whole, jax.make_mesh((1,), ("ring",), devices=jax.devices()[:1]), layout,
-                            causal)  # fmt: skip
+    ring, inputs = _step(whole, ranks, layout, causal)
+    one, its_inputs = _step(whole, 1, layout, causal)
     off = _difference(ring(*inputs), one(*its_inputs), sequence_order(ranks * chunk, ranks, layout))
-    calls: dict[str, Call] = {"ours": lambda: ring(*inputs), "ideal": lambda: one(*its_inputs)}
+    calls = {"ours": lambda: ring(*inputs), "ideal": lambda: one(*its_inputs)}
     try:
         cudnn, turned = _cudnn_step(whole, causal)
         jax.block_until_ready(cudnn(*turned))
@@ -97,26 +89,31 @@ def _operands(length: int) -> list[jax.Array]:
     return [jax.random.normal(k, s, jnp.bfloat16) for k, s in zip(keys, shapes, strict=True)]
 
 
-def _step(whole: list[jax.Array], mesh: Any, layout: str, causal: bool) -> tuple[Any, list[Any]]:
-    """dq, dk and dv of a ring over the mesh, and its operands in the layout's order."""
+def _step(
+    whole: list[jax.Array], ranks: int, layout: str, causal: bool
+) -> tuple[Any, list[Any]]:
+    """dq, dk and dv of a ring of the first devices, and its operands in the layout's order."""
+    mesh = jax.make_mesh((ranks,), ("ring",), devices=jax.devices()[:ranks])
     attend = jax.shard_map(
         lambda q, k, v: ring_attention(
             q, k, v, "ring", is_causal=causal, sequence_layout=layout
         ),
         mesh=mesh, in_specs=_ROWS, out_specs=_ROWS,
     )  # fmt: skip
-    order = sequence_order(whole[0].shape[2], mesh.size, layout)
+    order = sequence_order(whole[0].shape[2], ranks, layout)
     sharding = jax.NamedSharding(mesh, _ROWS)
-    inputs = [jax.device_put(np.asarray(x)[:, :, order], sharding) for x in whole]
-    return jax.jit(lambda q, k, v, dy: jax.vjp(attend, q, k, v)[1](dy)), inputs
+    return _gradients(attend), [jax.device_put(np.asarray(x)[:, :, order], sharding) for x in whole]
 
 
 def _cudnn_step(whole: list[jax.Array], causal: bool) -> tuple[Any, list[jax.Array]]:
     def attend(q: Any, k: Any, v: Any) -> Any:
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
 
-    turned = [jnp.array(x.swapaxes(1, 2)) for x in whole]
-    return jax.jit(lambda q, k, v, dy: jax.vjp(attend, q, k, v)[1](dy)), turned
+    return _gradients(attend), [jnp.array(x.swapaxes(1, 2)) for x in whole]
+
+
+def _gradients(attend: Any) -> Any:
+    return jax.jit(lambda q, k, v, dy: jax.vjp(attend, q, k, v)[1](dy))
 
 
 def _difference(found: Any, exact: Any, order: Any) -> float:
@@ -128,7 +125,7 @@ def _difference(found: Any, exact: Any, order: Any) -> float:
     return worst
 
 
-def _window(call: Call, repeats: int) -> float:
+def _window(call: Any, repeats: int) -> float:
     begin = time.perf_counter()
     for _ in range(repeats):
         result = call()

@@ -1,23 +1,18 @@
-"""What the ranks of a process group do together: rounds, reports, and who may stand beside us."""
+"""What the ranks of a process group do together."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from baracuda_kernels.interop.torch import clear_cache
-from benchmarks import ROOT
 from benchmarks.rounds import in_rounds
-from benchmarks.rows import Row, line, write_of_ranks
-from benchmarks.source import require_own_sources
 from benchmarks.timing import sample
 
 TIMEOUT = datetime.timedelta(seconds=120)
@@ -35,30 +30,6 @@ def group() -> Iterator[tuple[int, int]]:
     yield dist.get_rank(), dist.get_world_size()
     clear_cache()
     dist.destroy_process_group()
-
-
-class Report:
-    """Rank 0's rows: printed as they come, and `folder`/`prefix`<ranks>x-<card>.json written anew.
-
-    Raises
-    ------
-    SourceMismatch
-        If the installed build was made of other sources than lie here.
-    """
-
-    def __init__(self, folder: Path | None, prefix: str = "") -> None:
-        self._digest, self._start = require_own_sources(ROOT), time.monotonic()
-        self._folder, self._prefix = folder, prefix
-        self._rows: list[Row] = []
-
-    def add(self, rank: int, ranks: int, rows: list[Row]) -> None:
-        if rank != 0:
-            return
-        self._rows += rows
-        for row in rows:
-            print(f"{time.monotonic() - self._start:6.1f} s  {line(row)}", flush=True)
-        if self._folder is not None:
-            write_of_ranks(self._folder, self._prefix, ranks, self._digest, self._rows)
 
 
 def interleaved(

@@ -166,21 +166,6 @@ def test_a_page_counts_what_rows_do_not_say(tmp_path):
     assert "older sources" not in report.page(fresh)
 
 
-def test_an_old_page_or_picture_is_found_out(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    for name, value in (("ROOT", tmp_path), ("RESULTS", tmp_path / "results"),
-                        ("PAGE", tmp_path / "docs" / "performance.md")):  # fmt: skip
-        monkeypatch.setattr(report, name, value)
-    monkeypatch.setattr(report, "source_hash", lambda root: "0123456789abcdef")
-    file, result = tmp_path / "results" / "2x-card.json", {**HEAD, "ranks": 2, "rows": across()}
-    rows.write(file, result)
-    assert report.main(["--check"]) == 1
-    assert report.main([]) == 0 and report.main(["--check"]) == 0
-    result["rows"][0]["ours"] *= 2
-    rows.write(file, result)
-    assert report.main(["--check"]) == 1
-
-
 def test_the_documented_commands(tmp_path):
     """Those of developer-guide.md, in a tree whose parts have run; running one takes a GPU."""
     pytest.importorskip("matplotlib")
