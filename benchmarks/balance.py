@@ -1,8 +1,6 @@
 """`balance` rows: how evenly a causal ring's work lies on its ranks, each rank's steps timed alone.
 
-`slowest rank`: what the steps last in lock step, the sum over steps of the slowest rank, over the
-sum of all ranks' steps divided by P. 1 is perfect. `summed work`: all ranks' steps over one causal
-call on the whole sequence. The peer of both is the contiguous layout's figure. A step is repeated as
+The page says what the two figures are; their peer is the contiguous layout's. A step is repeated as
 a ring repeats steps: each after the first follows the one before, and may start while it ends.
 
 Both are timed as in continuous use. A card's clock follows its power within some 0.1 s, and a long

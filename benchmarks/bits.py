@@ -1,7 +1,7 @@
 """Hashes of what a build answers, so that two builds can be compared bit for bit.
 
-It needs the installed package and NumPy, with ``--device cuda`` PyTorch, and nothing of this
-folder: a copy of the file runs beside any build.
+It needs the installed package, with ``--device cuda`` PyTorch too, and nothing of this folder: a
+copy of the file runs beside any build.
 
     python bits.py --device cuda -o old.json      # with one build, then with the other
     python bits.py --compare old.json new.json    # fails if a case differs or is missing
@@ -75,31 +75,27 @@ def cuda_cases() -> Iterator[Case]:
     yield from _others("simt", DTYPES, 80, 111)
 
 
+Some = tuple[str, ...]
+Sizes = tuple[int, ...]
+
+
 def _calls(
-    family: str,
-    dtypes: tuple[str, ...],
-    dims: tuple[int, ...],
-    lengths: tuple[int, ...],
-    crossed: tuple[int, ...],
+    family: str, dtypes: Some, dims: Sizes, lengths: Sizes, crossed: Sizes
 ) -> Iterator[Case]:
     """Single calls: each length with each head_dim, and keys of another number than rows."""
     turn = itertools.count()
-    for head_dim, length in itertools.product(dims, lengths):
-        for causal in (False, True):
-            n = next(turn)
-            heads, kv_heads = HEADS[n % 3]
-            dtype = dtypes[(n // 2) % len(dtypes)]
-            yield Case("flash", family, dtype, length, length, head_dim, causal, heads=heads,
-                       kv_heads=kv_heads, batch=1 + n % 2)  # fmt: skip
+    for head_dim, length, causal in itertools.product(dims, lengths, (False, True)):
+        n = next(turn)
+        heads, kv_heads = HEADS[n % 3]
+        yield Case("flash", family, dtypes[(n // 2) % len(dtypes)], length, length, head_dim, causal,
+                   heads=heads, kv_heads=kv_heads, batch=1 + n % 2)  # fmt: skip
     for head_dim, keys, dtype in itertools.product(dims, crossed, dtypes):
         n = next(turn)
         yield Case("flash", family, dtype, lengths[n % len(lengths)], keys, head_dim,
                    causal=n % 2 == 1, scale=(None, 0.3, -0.25)[n % 3])  # fmt: skip
 
 
-def _rings(
-    family: str, dtypes: tuple[str, ...], dims: tuple[int, ...], lengths: tuple[int, ...]
-) -> Iterator[Case]:
+def _rings(family: str, dtypes: Some, dims: Sizes, lengths: Sizes) -> Iterator[Case]:
     """Rings of 1 to 8 ranks in every layout, staged and in place by turns."""
     turn = itertools.count()
     for ranks, layout, causal in itertools.product(range(1, 9), LAYOUTS, (False, True)):
@@ -115,7 +111,7 @@ def _rings(
                        kv_heads=kv_heads)  # fmt: skip
 
 
-def _others(family: str, dtypes: tuple[str, ...], head_dim: int, rows: int) -> Iterator[Case]:
+def _others(family: str, dtypes: Some, head_dim: int, rows: int) -> Iterator[Case]:
     """What is not finite, operands that are views, and steps that the caller makes."""
     for dtype, causal in itertools.product(dtypes, (False, True)):
         call = Case("flash", family, dtype, rows, rows, head_dim, causal, heads=4)
@@ -137,12 +133,10 @@ class Memory:
     """NumPy arrays ("host"), or tensors of PyTorch on the current GPU ("cuda")."""
 
     def __init__(self, device: str) -> None:
-        import ml_dtypes
+        import baracuda_kernels as bk  # whoever times other builds' calls may have none
+        from baracuda_kernels import testing
 
-        import baracuda_kernels as bk
-
-        self.dtypes = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16),
-                       "f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}  # fmt: skip
+        self.bk, self.testing, self.dtypes = bk, testing, testing.NUMPY_DTYPES
         self.stream, self.device, self._torch = bk.Stream.host(), device, None
         if device == "cuda":
             import torch
@@ -186,18 +180,15 @@ def _view(x: np.ndarray) -> np.ndarray:
 def operands(memory: Memory, case: Case) -> list[np.ndarray]:
     """q, k and v of the whole sequence, of the case's own seed."""
     seed = int.from_bytes(hashlib.sha256(case.name.encode()).digest()[:8], "little")
-    rng = np.random.default_rng(seed)
-    arrays = []
-    for name, heads, rows in (("q", case.heads, case.rows), ("k", case.kv_heads, case.keys),
-                              ("v", case.kv_heads, case.keys)):  # fmt: skip
-        shape = (case.batch, heads, rows * case.ranks, case.head_dim)
-        x = rng.standard_normal(shape, dtype=np.float64 if case.dtype == "f64" else np.float32)
-        value, _, where = case.odd.partition(" ")
-        if where == name:  # a whole row, and one element of another
-            x[:, 0, x.shape[2] // 2] = float(value)
-            x[:, -1, x.shape[2] // 3, 0] = float(value)
-        arrays.append(x.astype(memory.dtypes[case.dtype]))
-    return arrays
+    qkv = memory.testing.numpy_qkv(
+        "normal", case.dtype, seed, batch=case.batch, heads=case.heads, kv_heads=case.kv_heads,
+        query_len=case.ranks * case.rows, key_len=case.ranks * case.keys, head_dim=case.head_dim,
+    )  # fmt: skip
+    value, _, where = case.odd.partition(" ")
+    for x in (qkv["qkv".index(where)],) if where else ():  # a whole row, and one element of another
+        x[:, 0, x.shape[2] // 2] = float(value)
+        x[:, -1, x.shape[2] // 3, 0] = float(value)
+    return [*qkv]
 
 
 # --- their calls
@@ -209,9 +200,7 @@ Prepared = tuple[Callable[..., Any], list[Any]]
 
 def prepared(memory: Memory, case: Case) -> Prepared:
     """A call of the case's, and what it writes."""
-    import baracuda_kernels as bk
-
-    ring = case.op != "flash"
+    bk, ring = memory.bk, case.op != "flash"
     make = bk.RingAttentionDescriptor if ring else bk.FlashSdpaDescriptor
     layout = {"sequence_layout": bk.SequenceLayout.parse(case.layout)} if ring else {}
     descriptor = make(
@@ -220,7 +209,7 @@ def prepared(memory: Memory, case: Case) -> Prepared:
         num_kv_heads=case.kv_heads, **layout,
     )  # fmt: skip
     select = (bk.RingAttentionPlan if ring else bk.FlashSdpaPlan).select
-    plan = select(memory.stream, descriptor, _preference(case))
+    plan = select(memory.stream, descriptor, memory.testing.preference(case.family, case.dtype))
     if plan.family != case.family:
         raise SystemExit(f"{case.name}: served by {plan.family}")
     whole = operands(memory, case)
@@ -228,19 +217,6 @@ def prepared(memory: Memory, case: Case) -> Prepared:
     lay = _view if case.form == "views" else np.ascontiguousarray
     shards = [[lay(x) for x in of_rank] for of_rank in zip(*cut, strict=True)]
     return {"flash": _flash, "ring": _ring, "steps": _steps}[case.op](memory, case, plan, shards)
-
-
-def _preference(case: Case) -> Any:
-    """What only the case's family meets."""
-    import baracuda_kernels as bk
-
-    if case.family == "host":
-        return None
-    strict = {"f64": bk.MathPrecision.F64}.get(case.dtype, bk.MathPrecision.F32)
-    if case.family == "simt":
-        return bk.PlanPreference(math_precision=strict)
-    tensor_cores = bk.MathPrecision.F16 if case.dtype == "f16" else bk.MathPrecision.BF16
-    return bk.PlanPreference(math_precision=tensor_cores, allow_sm90a=case.family == "sm90a")
 
 
 def _outputs(memory: Memory, case: Case, q: np.ndarray) -> dict[str, Any]:
@@ -251,17 +227,14 @@ def _outputs(memory: Memory, case: Case, q: np.ndarray) -> dict[str, Any]:
 
 
 def _flash(memory: Memory, case: Case, plan: Any, shards: list[list[np.ndarray]]) -> Prepared:
-    import baracuda_kernels as bk
-
     written = _outputs(memory, case, shards[0][0])
     q, k, v = map(memory.put, shards[0])
-    args = bk.FlashSdpaArgs(q=q, k=k, v=v, **written)
+    args = memory.bk.FlashSdpaArgs(q=q, k=k, v=v, **written)
     return lambda: plan.run(memory.stream, args), [*written.values()]
 
 
 def _ring(memory: Memory, case: Case, plan: Any, shards: list[list[np.ndarray]]) -> Prepared:
-    import baracuda_kernels as bk
-
+    bk = memory.bk
     found, of_ranks, stage = [], [], []
     nbytes = plan.kv_scratch_elements * bk.ElementKind.parse(case.dtype).itemsize
     for q, k, v in shards:
@@ -326,12 +299,10 @@ def _steps(memory: Memory, case: Case, plan: Any, shards: list[list[np.ndarray]]
 
 def answer(memory: Memory, case: Case) -> str:
     """SHA-256 of y and lse of all ranks, or "refused" where the family does not serve the case."""
-    from baracuda_kernels import UnsupportedError
-
     try:
         call, found = prepared(memory, case)
         call()
-    except UnsupportedError as error:
+    except memory.bk.UnsupportedError as error:
         return f"refused: {type(error).__name__}"
     return hashlib.sha256(b"".join(map(memory.content, found))).hexdigest()
 

@@ -109,7 +109,6 @@ class Ring:
         layout: str = "contiguous",
         causal: bool = False,
     ) -> None:
-        self.ranks = ranks
         self.qkv = torch_qkv(
             "normal", dtype, seed, heads=heads, query_len=ranks * chunk, head_dim=head_dim
         )
@@ -120,17 +119,22 @@ class Ring:
         )  # fmt: skip
         self.plan = bk.RingAttentionPlan.select(desc, stream(), preference(family, dtype))
 
-    def step(
-        self, rank: int, number: int, y: Any, state: Any, *, steps: int = 0, follows: bool = True
-    ) -> None:
-        """Enqueue a rank's step of that number, of `steps` (`ranks` by default).
+    def step(self, rank: int, number: int, y: Any, state: Any, **options: Any) -> None:
+        """Enqueue a rank's step of that number, as `step`."""
+        step(self.plan, self.shards, rank, number, y, state, **options)
 
-        With `follows` a step after the first may start while the one before it ends.
-        """
-        origin = (rank - number) % self.ranks
-        self.plan.step(
-            torch.cuda.current_stream(), q=self.shards[rank][0], k=self.shards[origin][1],
-            v=self.shards[origin][2], y=y, accumulator_scratch=state, rank=rank, origin=origin,
-            world_size=self.ranks, first=number == 0, last=number == (steps or self.ranks) - 1,
-            follows=follows and number > 0,
-        )  # fmt: skip
+
+def step(
+    plan: bk.RingAttentionPlan, shards: Sequence[Sequence[Any]], rank: int, number: int, y: Any,
+    state: Any, *, steps: int = 0, follows: bool = True,
+) -> None:  # fmt: skip
+    """Enqueue a rank's step of that number, of `steps` (one for each of `shards` by default).
+
+    With `follows` a step after the first may start while the one before it ends.
+    """
+    ranks, origin = len(shards), (rank - number) % len(shards)
+    plan.step(
+        torch.cuda.current_stream(), q=shards[rank][0], k=shards[origin][1], v=shards[origin][2],
+        y=y, accumulator_scratch=state, rank=rank, origin=origin, world_size=ranks,
+        first=number == 0, last=number == (steps or ranks) - 1, follows=follows and number > 0,
+    )  # fmt: skip

@@ -66,8 +66,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 if the part ran and nothing in it failed, 1 if something did, 2 if refused."""
     made = parser()
     options = made.parse_args(arguments)
-    if (options.part is None) == (options.merge is None):
-        made.error("give either --part with --out, or --merge")
     if options.merge is not None:
         print(merge(options.merge, options.output))
         return 0
@@ -86,9 +84,10 @@ def main(arguments: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.evidence")
-    made.add_argument("--part", choices=PARTS)
+    what = made.add_mutually_exclusive_group(required=True)
+    what.add_argument("--part", choices=PARTS)
+    what.add_argument("--merge", type=Path, metavar="DIR", help="merge the parts in DIR")
     made.add_argument("--out", type=Path, metavar="DIR", help="where <part>.json goes")
-    made.add_argument("--merge", type=Path, metavar="DIR", help="merge the parts in DIR")
     made.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results")
     return made
 

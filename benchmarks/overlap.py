@@ -22,7 +22,7 @@ from baracuda_kernels.testing import preference, torch_qkv
 from benchmarks import RING_HEAD_DIM as HEAD_DIM
 from benchmarks import RING_HEADS as HEADS
 from benchmarks import ROOT
-from benchmarks.calls import Ring
+from benchmarks.calls import Ring, step
 from benchmarks.peers import available
 from benchmarks.rounds import in_rounds, summary
 from benchmarks.rows import Row, row
@@ -146,15 +146,11 @@ def time_rank(comm: bk.Communicator, task: dict[str, Any]) -> dict[str, float]:
         return plan, rank_arrays(torch, plan, some, k, v, ranks)
 
     (plan, arrays), (plan_of_one, arrays_of_one) = ring(chunk), ring(1)
+    state = arrays.held["accumulator_scratch"]
 
     def kernels() -> None:
         for number in range(ranks):
-            plan.step(
-                on, q=q, k=k, v=v, y=arrays.y, rank=rank, world_size=ranks,
-                accumulator_scratch=arrays.held["accumulator_scratch"],
-                origin=(rank - number) % ranks, first=number == 0, last=number == ranks - 1,
-                follows=number > 0,
-            )  # fmt: skip
+            step(plan, [(q, k, v)] * ranks, rank, number, arrays.y, state)
 
     calls = {
         "ours": lambda: plan.run(on, comm, arrays.args),

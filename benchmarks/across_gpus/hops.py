@@ -14,6 +14,7 @@ import baracuda_kernels as bk
 from benchmarks.across_gpus.contenders import Ring, stream_of
 from benchmarks.across_gpus.problem import Problem
 from benchmarks.across_gpus.ranks import fastest, slowest
+from benchmarks.calls import step
 from benchmarks.rows import Row, row
 
 _RUNS = 9
@@ -52,19 +53,14 @@ def speed_row(problem: Problem, way: Way, ring: Ring) -> Row:
     return row("exchange", params, beside, peers)
 
 
-def steps_of(ring: Ring, problem: Problem) -> Callable[[], None]:
+def steps_of(ring: Ring) -> Callable[[], None]:
     """The rank's own steps, nothing moved: each on keys that are here already."""
-    rank, ranks = ring.comm.rank, problem.ranks
-    device = ring.q.device
+    ranks = ring.comm.world_size
+    operands = [(ring.q, ring.k, ring.v)] * ranks
 
     def call() -> None:
-        stream = stream_of(device)
-        for step in range(ranks):
-            ring.plan.step(
-                stream, q=ring.q, k=ring.k, v=ring.v, y=ring.y, rank=rank,
-                origin=(rank - step) % ranks, world_size=ranks, first=step == 0,
-                last=step == ranks - 1, accumulator_scratch=ring.state,
-            )  # fmt: skip
+        for number in range(ranks):
+            step(ring.plan, operands, ring.comm.rank, number, ring.y, ring.state, follows=False)
 
     return call
 

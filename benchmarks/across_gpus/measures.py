@@ -188,7 +188,7 @@ class Measures:
         found = [hops.speed_row(problem, way, rings[way.exchange]) for way in ways]
         calls: dict[str, Callable[[], Any]] = {"one_gpu": one.call}
         first = rings[ways[0].exchange]
-        calls["steps eager"] = hops.steps_of(first, problem)
+        calls["steps eager"] = hops.steps_of(first)
         calls["steps graph"] = captured(calls["steps eager"])
         calls["torch_op"] = lambda: ring_attention(
             first.q, first.k, first.v, is_causal=problem.causal, sequence_layout=problem.layout
