@@ -137,7 +137,8 @@ class Memory:
         from baracuda_kernels import testing
 
         self.bk, self.testing, self.dtypes = bk, testing, testing.NUMPY_DTYPES
-        self.stream, self.device, self._torch = bk.Stream.host(), device, None
+        self.stream, self._torch = bk.Stream.host(), None
+        self.device: str | int = device
         if device == "cuda":
             import torch
 
@@ -235,7 +236,8 @@ def _flash(memory: Memory, case: Case, plan: Any, shards: list[list[np.ndarray]]
 
 def _ring(memory: Memory, case: Case, plan: Any, shards: list[list[np.ndarray]]) -> Prepared:
     bk = memory.bk
-    found, of_ranks, stage = [], [], []
+    found: list[Any] = []
+    of_ranks, stage = [], []
     nbytes = plan.kv_scratch_elements * bk.ElementKind.parse(case.dtype).itemsize
     for q, k, v in shards:
         written = _outputs(memory, case, q)
@@ -271,7 +273,8 @@ def _ring(memory: Memory, case: Case, plan: Any, shards: list[list[np.ndarray]])
 def _steps(memory: Memory, case: Case, plan: Any, shards: list[list[np.ndarray]]) -> Prepared:
     """Every rank's steps one by one; or each step of each pair of ranks alone."""
     operands = [{n: memory.put(x) for n, x in zip("qkv", of, strict=True)} for of in shards]
-    found, calls = [], []
+    found: list[Any] = []
+    calls = []
     for rank in range(case.ranks):
         state = memory.scratch(plan.accumulator_scratch_bytes, "f32")
         for step in range(case.ranks):

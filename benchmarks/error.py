@@ -16,7 +16,7 @@ from tests.helpers.cuda_gradients import gradients
 from tests.helpers.gradients import NAMES, Problem
 from tests.helpers.rings import local_ring
 
-_SHAPE = {"heads": 8, "query_len": 4096, "head_dim": 128}
+_SHAPE: dict[str, Any] = {"heads": 8, "query_len": 4096, "head_dim": 128}
 
 
 def rows() -> list[Row]:
@@ -36,7 +36,7 @@ def _rows(dtype: str, distribution: str, backward: bool) -> list[Row]:
     q, k, v = torch_qkv(distribution, dtype, 0, **_SHAPE)
     dy = torch_qkv("normal", dtype, 1, **_SHAPE)[0]
     exact = attention_backward(q, k, v, dy) if backward else attention(q, k, v)[:1]
-    others = {"rounding": [x.to(q.dtype) for x in exact]}
+    others: dict[str, Any] = {"rounding": [x.to(q.dtype) for x in exact]}
     cudnn = peers_for(q, k, v, False).get("cudnn")
     if cudnn is not None:
         others["cudnn"] = gradient_call(cudnn, q, k, v, dy)() if backward else [cudnn(q, k, v)]

@@ -9,7 +9,7 @@ Everything ran on one GPU: no exchange is in any of it.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from baracuda_kernels import predict
 from benchmarks import RING_HEAD_DIM, RING_HEADS
@@ -46,7 +46,7 @@ def _comparison(evidence: Result, row: Row) -> Comparison | None:
     else:
         return None
     # What a row does not say is that of all its kind.
-    ring = {"heads": RING_HEADS, "head_dim": RING_HEAD_DIM, "dtype": "bf16"} | p
+    ring: dict[str, Any] = {"heads": RING_HEADS, "head_dim": RING_HEAD_DIM, "dtype": "bf16"} | p
     problem = predict.RingProblem(
         seq=p["ranks"] * p["chunk"], ranks=p["ranks"], heads=ring["heads"],
         head_dim=ring["head_dim"], dtype=ring["dtype"], causal=kind != "overlap",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -65,7 +65,7 @@ def backward_calls(sets: Sets, is_causal: bool) -> dict[str, Callable[[int], Any
 
 def gradient_call(
     call: Attention, q: Any, k: Any, v: Any, dy: Any
-) -> Callable[[], tuple[Any, Any, Any]]:
+) -> Callable[[], Sequence[Any]]:
     """dq, dk, dv of a peer of PyTorch's, after its forward."""
     operands = [x.detach().requires_grad_() for x in (q, k, v)]
     y = call(*operands)

@@ -184,6 +184,6 @@ class Report:
                   f"{one['unit']}{peers}: {of}", flush=True)  # fmt: skip
         if self._folder is None:
             return
-        head = {"schema": SCHEMA, "ranks": ranks, **machine(), "source_hash": self._digest}
+        head: dict[str, Any] = {"schema": SCHEMA, "ranks": ranks, **machine()}
         path = self._folder / f"{self._prefix}{ranks}x-{slug(head['card'])}.json"
-        write(path, {**head, "date": now(), "rows": self._rows})
+        write(path, {**head, "source_hash": self._digest, "date": now(), "rows": self._rows})

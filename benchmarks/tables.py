@@ -22,6 +22,11 @@ def table(head: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
     return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
 
 
+def each(rows: Group) -> list[Group]:
+    """A line for each row."""
+    return [[row] for row in rows]
+
+
 class Section(NamedTuple):
     """A heading, what the figures are, and a table with a line for each group of rows.
 
@@ -35,7 +40,7 @@ class Section(NamedTuple):
     title: str
     text: str
     columns: str
-    groups: Callable[[Group], Iterable[Group]] = lambda rows: [[row] for row in rows]
+    groups: Callable[[Group], Iterable[Group]] = each
     cells: dict[str, Cell] = {}  # noqa: RUF012 - a named tuple's default is shared, and not written to
 
     def of(self, rows: Group) -> str:
@@ -133,14 +138,14 @@ def by_way(rows: Group) -> list[Group]:
 def ring_flops(p: dict[str, Any]) -> float:
     """Floating-point operations of all ranks of a ring together, by the params of its row."""
     total = p["chunk"] * p["ranks"]
-    every = 4.0 * p["heads"] * total * total * p["head_dim"]
+    every: float = 4.0 * p["heads"] * total * total * p["head_dim"]
     return every / 2 if p["causal"] else every
 
 
 def tflops(row: Row, ms: float) -> float:
     """Of a `forward` or `backward` row, a call of which takes `ms`."""
     p = row["params"]
-    flops = 4 * p["batch"] * p["heads"] * p["query_len"] * p["key_len"] * p["head_dim"]
+    flops: float = 4.0 * p["batch"] * p["heads"] * p["query_len"] * p["key_len"] * p["head_dim"]
     if row["name"] == "backward":
         flops *= 2.5
     return (flops / 2 if p["causal"] else flops) / ms / 1e9

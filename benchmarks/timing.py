@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ _SAMPLE_MS = 15.0
 _ROTATED_BYTES = 256 << 20
 
 # A call gets the number of the input set to use.
-Calls = dict[str, Callable[[int], Any]]
+Calls = Mapping[str, Callable[[int], Any]]
 
 
 def stream() -> bk.Stream:

@@ -94,4 +94,5 @@ def _gigabytes(ring: Ring, nbytes: int) -> tuple[float, float]:
         taken = timeline.steps[0].exchange
         quick.append(fastest(taken))
         late.append(slowest(taken))
-    return tuple(nbytes / statistics.median(x) / 1e6 for x in (quick, late))
+    beside, last = (nbytes / statistics.median(x) / 1e6 for x in (quick, late))
+    return beside, last

@@ -42,8 +42,8 @@ class Others:
                     times[form] = _time_of(other)
                     say(f"{name}: {times[form]:.3f} ms")
             self.forms[case] = min(times, key=times.__getitem__, default=None)
-        form = self.forms[case]
-        return beside if form is None else {**beside, "context_parallel": make(form)}
+        best = self.forms[case]
+        return beside if best is None else {**beside, "context_parallel": make(best)}
 
     def _admits(self, name: str, other: Contender, off: Off) -> bool:
         """Whether another runs on every rank and answers rightly; if not, why is said aloud."""
