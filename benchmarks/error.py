@@ -5,6 +5,8 @@ Of y for rings of 1, 8 and 32 ranks, and of dq, dk and dv for one call.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from baracuda_kernels import UnsupportedError

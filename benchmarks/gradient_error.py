@@ -11,7 +11,6 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +114,10 @@ def _local(ranks: int) -> Ring:
 
 
 def _processes(pool: RankPool, exchanges: Iterable[str]) -> dict[str, Ring]:
+    import torch
+
+    from tests.helpers.cuda_ring_gradients import pool_gradients
+
     joined: list[str] = []
 
     def ring(exchange: str, x: Problem, layout: str, causal: bool) -> Sequence[Any]:
@@ -122,28 +125,11 @@ def _processes(pool: RankPool, exchanges: Iterable[str]) -> dict[str, Ring]:
             answers = pool.join(exchange=exchange)
             assert all(set(a["exchange"]) == {exchange} for a in answers), answers
             joined[:] = [exchange]
-        pool.run({
-            "do": "gradients", "layout": layout, "is_causal": causal, "family": _family(),
-            "register": exchange == "peer", **_task(pool.world_size),
-        }, seconds=120)  # fmt: skip
-        return _gathered(pool, x, layout)
+        task = {"layout": layout, "is_causal": causal, "family": _family(),
+                "register": exchange == "peer", **_task(pool.world_size)}  # fmt: skip
+        return pool_gradients(torch, pool, task, x)
 
     return {exchange: functools.partial(ring, exchange) for exchange in exchanges}
-
-
-def _gathered(pool: RankPool, x: Problem, layout: str) -> list[Any]:
-    """dq, dk and dv as the ranks of a pool have left them in its folder."""
-    import torch
-
-    whole = []
-    for name, operand in zip(NAMES, x[:3], strict=True):
-        shape = [*operand.shape[:2], operand.shape[2] // pool.world_size, operand.shape[3]]
-        shards = []
-        for rank in range(pool.world_size):
-            raw = np.fromfile(Path(pool.folder.name) / f"{name}-{rank}.bin", np.uint8)
-            shards.append(torch.from_numpy(raw).to(operand.device).view(operand.dtype).view(shape))
-        whole.append(bk.unshard(shards, sequence_layout=layout))
-    return whole
 
 
 def _errors(found: Sequence[Any], exact: Sequence[Any]) -> list[float]:

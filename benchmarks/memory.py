@@ -7,6 +7,7 @@ PyTorch's allocator, and divided by the ranks; inputs not counted.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def _row(ranks: int, chunk: int) -> Row:
         ]
         for _ in range(ranks)
     ]
-    peak = peak_bytes(lambda: _step(*plans, ring, inputs))
+    peak = peak_bytes(functools.partial(_step, *plans, ring, inputs))
     params = {
         "dtype": "bf16", "ranks": ranks, "chunk": chunk, "heads": _HEADS, "kv_heads": _KV_HEADS,
         "head_dim": _HEAD_DIM, "layout": "zigzag", "causal": True, "exchange": "local",
