@@ -94,7 +94,7 @@ def test_a_long_prompt_takes_a_share_of_the_memory(tmp_path):
     example = ROOT / "examples" / "long_prompt.py"
     options = ["--tokens", "8192", "--hidden", "256", "--layers", "2", "--check"]
     cache, working, token = {}, {}, {}
-    for ranks in (1, 2, 4):
+    for ranks in (1, 4):
         said = run_program(
             example, tmp_path, *options, launcher=torchrun(ranks), environment=NO_GPU
         )
@@ -106,9 +106,8 @@ def test_a_long_prompt_takes_a_share_of_the_memory(tmp_path):
         (token[ranks],) = {t for _, _, t in found}
         (off,) = re.findall(r"differ from one rank's alone by (\S+),", said)
         assert float(off) < 1e-5
-    assert cache[1] == 2 * cache[2] == 4 * cache[4]
-    # The pages of a process also hold what gloo and malloc keep, some 20 MiB either way: so only the
-    # widest ratio, with room.
+    assert cache[1] == 4 * cache[4]
+    # The pages of a process also hold what gloo and malloc keep, some 20 MiB either way: hence 0.6.
     assert working[4] < 0.6 * working[1], working
     assert len(set(token.values())) == 1
 

@@ -23,7 +23,7 @@ def links(flags, folder):
 
 @pytest.mark.parametrize("kind", SANITIZERS)
 def test_threads_that_share_everything(kind, tmp_path):
-    flags = [f"-fsanitize={SANITIZERS[kind]}", "-fno-sanitize-recover=all", "-g", "-pthread"]
+    flags = [f"-fsanitize={SANITIZERS[kind]}", "-fno-sanitize-recover=all", "-g1", "-pthread"]
     if not links(flags, tmp_path):
         pytest.skip(f"capability: {COMPILER} links no sanitizer of {kind}")
     # Vector kernels take long to compile so; the baseline does what the others do.
@@ -46,7 +46,7 @@ def test_threads_that_share_everything(kind, tmp_path):
     for source in [*sources, stub, FOLDER / "stress.cpp"]:
         out = tmp_path / f"{len(objects)}.o"
         objects.append(out)
-        commands.append([COMPILER, "-std=c++17", "-O1", *flags, f"-I{SOURCES}",
+        commands.append([COMPILER, "-std=c++17", "-O0", *flags, f"-I{SOURCES}",
                          f"-I{SOURCES / 'include'}", *definitions, "-c", source, "-o", out])
     for pair in zip(commands[::2], [*commands[1::2], None]):
         running = [subprocess.Popen(command) for command in pair if command]

@@ -595,6 +595,14 @@ def test_a_callers_own_transport_and_its_codes():
     world.close()
 
 
+def give_payloads(call, count, pieces):
+    """Replaces the call's payload by `count` copies with some more, empty pieces."""
+    payloads = (abi.Payload * count)(*[call.payloads[0]] * count)
+    for payload in payloads:
+        payload.pieces = pieces
+    call.payloads, call.payload_count = payloads, count
+
+
 def test_preconditions_are_refused_before_anything_moves():
     problem = Problem(3, abi.CONTIGUOUS, False)
     world = LocalWorld(3)
@@ -619,6 +627,7 @@ def test_preconditions_are_refused_before_anything_moves():
         "payloads[0].part": lambda c: setattr(kv(), "part", 1),
         "pieces": lambda c: setattr(kv(), "pieces", 5),
         "payload_count": lambda c: setattr(c, "payload_count", 5),
+        "payloads: got 12 messages": lambda c: give_payloads(c, 3, pieces=4),
         "program: struct_size": lambda c: setattr(c, "program", None),
         "launch must be set": lambda c: setattr(c, "program", ct.pointer(no_launch)),
         "program->add": lambda c: setattr(kv(), "timing", abi.BEHIND),

@@ -8,6 +8,7 @@ import torch
 
 from baracuda_kernels import RingAttentionDescriptor
 from baracuda_kernels._arguments import layout_of
+from baracuda_kernels._core._device_buffer import DeviceBuffer
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 from baracuda_kernels.ops.attention._descriptor import accumulator_of
 from baracuda_kernels.ops.ring_attention._plan import SPEC
@@ -94,8 +95,16 @@ def outputs(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def lse_form(q: torch.Tensor) -> torch.Tensor:
-    """One number in the shape of `outputs`' lse: `torch.empty_like` of it takes half the host time."""
-    return q.new_empty(1, dtype=_LSE[q.dtype]).expand(q.shape[:3])
+    """One number in the shape of `outputs`' lse: `torch.empty_like` of it takes half the host time.
+
+    A ring keeps it. On CUDA its memory is not from PyTorch's allocator: in a first call under
+    Inductor's CUDA graphs that would be the graphs' pool, where nothing may stay.
+    """
+    dtype = _LSE[q.dtype]
+    if not q.is_cuda:
+        return q.new_empty(1, dtype=dtype).expand(q.shape[:3])
+    number = torch.as_tensor(DeviceBuffer(dtype.itemsize, q.device.index), device=q.device)
+    return number.view(dtype).expand(q.shape[:3])
 
 
 def empty_like(x: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,8 @@
 namespace baracuda {
 
 // As rows_at_or_before(), without a 64-bit division, for which a producer warp has too few
-// registers. The quotient is below count, which is at most 2^30. known: the divisor of stride, or
-// of 0 if unknown.
+// registers. The quotient is below count, which is at most 2^30. known: divides by stride; its
+// divisor is 0 if the host does not know the stride.
 __device__ __forceinline__ int count_at_or_before(int64_t first, int64_t stride,
                                                   const Divisor& known, int count, int64_t pos) {
   if (count <= 0 || pos < first) return 0;

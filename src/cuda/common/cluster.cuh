@@ -28,15 +28,16 @@ __device__ __forceinline__ void mbarrier_arrive_at(uint32_t there) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
 }
 
-// Stores a word in another block's shared memory, and completes four bytes on a barrier of that
-// block.
+// Stores a word in another block's shared memory. A barrier of that block counts the four bytes as
+// arrived.
 __device__ __forceinline__ void store_at(uint32_t there, int x, uint32_t barrier_there) {
   asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::
                    "r"(there), "r"(x), "r"(barrier_there)
                : "memory");
 }
 
-// Copies `bytes` of shared memory to another block, and completes them on a barrier of that block.
+// Copies `bytes` bytes of shared memory to another block. A barrier of that block counts them as
+// arrived.
 __device__ __forceinline__ void copy_to_block(uint32_t there, uint32_t from, uint32_t bytes,
                                               uint32_t barrier_there) {
   asm volatile(

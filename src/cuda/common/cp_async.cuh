@@ -7,7 +7,7 @@
 
 namespace baracuda {
 
-// Copies Bytes (4, 8 or 16), or writes zeros where valid is false; src is not read then.
+// Copies Bytes bytes (4, 8 or 16). If valid is false, writes zeros instead, and does not read src.
 template <int Bytes>
 __device__ __forceinline__ void cp_async_or_zero(uint32_t dst, const void* src, bool valid) {
   const int size = valid ? Bytes : 0;

@@ -14,7 +14,7 @@ struct Divisor {
   uint32_t multiplier;  // 2^(31 + shift) / divisor, rounded up
   uint32_t shift;       // 2^shift is divisor or more
 
-  // Of n below 2^31.
+  // n must not be negative.
   BARACUDA_HD constexpr int quotient(int n) const {
     const uint64_t product = uint64_t{2u * static_cast<uint32_t>(n)} * multiplier;
     return static_cast<int>(static_cast<uint32_t>(product >> 32) >> shift);

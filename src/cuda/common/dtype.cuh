@@ -15,7 +15,7 @@ struct Dtype<__half> {
   using Compute = float;
   static __device__ __forceinline__ float load(__half x) { return __half2float(x); }
   static __device__ __forceinline__ __half store(float x) { return __float2half_rn(x); }
-  // {lo, hi} rounded to nearest and packed, lo in the low half.
+  // Rounds lo and hi to nearest, and packs them with lo in the low half.
   static __device__ __forceinline__ uint32_t pack(float lo, float hi) {
     uint32_t r;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));

@@ -1,4 +1,5 @@
-// Exponentials of an online softmax, base 2: maxima are kept unscaled, -inf where nothing was seen.
+// Exponentials in base 2 for an online softmax. Row maxima are kept unscaled. The maximum of a row
+// that has seen no key is -inf.
 #pragma once
 
 #include <math_constants.h>
@@ -11,7 +12,7 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
-// The factor that brings weights from the maximum `before` to the maximum `now`.
+// The factor that rescales weights from the maximum `before` to the maximum `now`.
 __device__ __forceinline__ float rescaling(float before, float now, float scale_log2) {
   return exp2_approx((before - (now == -CUDART_INF_F ? 0.0f : now)) * scale_log2);
 }

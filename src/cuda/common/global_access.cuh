@@ -5,8 +5,8 @@
 
 namespace baracuda {
 
-// Loads that the compiler does not move. It would sink them to the first use of their values, where
-// the warp would wait for memory.
+// Loads that the compiler does not move. It would delay an ordinary load until the first use of its
+// value, where the warp would wait for memory.
 __device__ __forceinline__ float load_early(const float* address) {
   float x;
   asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(x) : "l"(address) : "memory");
@@ -22,8 +22,8 @@ __device__ __forceinline__ float4 load_early(const float4* address) {
   return x;
 }
 
-// Adds to global memory without loading it: L2 makes the sum. The result is deterministic if nobody
-// else adds to the same numbers meanwhile. policy: an L2 policy of tma.cuh.
+// Adds to global memory without loading it: L2 computes the sum. The result is deterministic if no
+// other thread adds to the same numbers at the same time. policy: an L2 policy from tma.cuh.
 __device__ __forceinline__ void add_in_memory(float4* address, float4 x, uint64_t policy) {
   asm volatile(
       "red.relaxed.gpu.global.add.L2::cache_hint.v4.f32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(address),
@@ -36,7 +36,7 @@ __device__ __forceinline__ void add_in_memory(float4* address, float4 x) {
   asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address),
                "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
                : "memory");
-#else  // one by one
+#else  // without vectors, which need sm_90
   asm volatile(
       "red.relaxed.gpu.global.add.f32 [%0], %1;\n"
       "red.relaxed.gpu.global.add.f32 [%0 + 4], %2;\n"
@@ -47,8 +47,8 @@ __device__ __forceinline__ void add_in_memory(float4* address, float4 x) {
 #endif
 }
 
-// Release and acquire of a word. A block that reads it by acquire sees all writes before the
-// release.
+// Store with release and load with acquire. A thread that loads the stored word sees all writes
+// that come before the store.
 __device__ __forceinline__ void store_release(uint32_t* address, uint32_t x) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(x) : "memory");
 }
@@ -57,7 +57,8 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* address) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(address) : "memory");
   return x;
 }
-// Relaxed accesses of the word. Other data needs a fence between its access and that of the word.
+// Relaxed accesses, which order no other data. Put fence_threads() between the access of the word
+// and that of the data.
 __device__ __forceinline__ void store_relaxed(uint32_t* address, uint32_t x) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(x) : "memory");
 }
@@ -69,8 +70,8 @@ __device__ __forceinline__ uint32_t load_relaxed(const uint32_t* address) {
 __device__ __forceinline__ void fence_threads() {
   asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
-// Orders the copy engine's accesses to global memory and those of threads: accesses of one side
-// before the fence come before accesses of the other side after it.
+// Orders accesses to global memory by the async proxy (TMA) and by ordinary instructions. Accesses
+// of one kind before the fence come before accesses of the other kind after it.
 __device__ __forceinline__ void fence_copies() {
   asm volatile("fence.proxy.async.global;" ::: "memory");
 }

@@ -1,4 +1,4 @@
-// Barriers in shared memory that threads and the copy engine arrive at, and named barriers.
+// Barriers in shared memory (mbarrier), at which threads and TMA arrive, and named barriers.
 #pragma once
 
 #include <stdint.h>
@@ -9,7 +9,8 @@ __device__ __forceinline__ void mbarrier_init(uint32_t barrier, uint32_t arrival
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
-// Makes initialised barriers visible to the copy engine; a __syncthreads() makes them visible here.
+// Makes initialised barriers visible to TMA. A __syncthreads() makes them visible to the threads of
+// the block.
 __device__ __forceinline__ void mbarrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -18,20 +19,20 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives, and adds `bytes` to the copies that the phase waits for.
+// Arrives, and makes the phase wait for `bytes` more bytes of copies.
 __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
 
-// Adds `bytes` to the copies that the phase waits for, without arriving.
+// Makes the phase wait for `bytes` more bytes of copies, without arriving.
 __device__ __forceinline__ void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
 
 // Waits for the end of the phase of this parity. A new barrier is in phase 0, so a wait for parity
-// 1 passes at once.
+// 1 returns at once.
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
@@ -46,7 +47,7 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
       : "memory");
 }
 
-// True if that phase has ended; does not wait.
+// True if the phase of this parity has ended. Does not wait.
 __device__ __forceinline__ bool mbarrier_test(uint32_t barrier, uint32_t parity) {
   uint32_t done;
   asm volatile(
@@ -61,7 +62,8 @@ __device__ __forceinline__ bool mbarrier_test(uint32_t barrier, uint32_t parity)
   return done != 0;
 }
 
-// The pipeline stage of the n-th tile, and the phase parity of its pass through the stage.
+// The pipeline stage of the n-th tile, and the parity of the phase in which a barrier of that stage
+// serves the tile.
 template <int Stages>
 __device__ __forceinline__ int stage_of(uint32_t n) {
   return n % Stages;
@@ -71,7 +73,8 @@ __device__ __forceinline__ uint32_t parity_of(uint32_t n) {
   return n / Stages & 1;
 }
 
-// Named barriers: `threads` counts those that sync and those that arrive. Id 0 is __syncthreads().
+// Named barriers. `threads` counts the threads that sync and the threads that arrive. Id 0 belongs
+// to __syncthreads().
 __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

@@ -7,7 +7,8 @@
 
 namespace baracuda {
 
-// Volatile: they read what other threads wrote, so they must stay between the barriers.
+// The loads are volatile, because they read what other threads wrote: the compiler must not move
+// them across a barrier.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -20,8 +21,8 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t add
                : "r"(address));
 }
 
-// d += a * b. Lane t holds of d: rows t/4 (d[0], d[1]) and t/4 + 8 (d[2], d[3]) at columns
-// 2*(t%4) and 2*(t%4) + 1.
+// d += a * b. In lane t, d[0] and d[1] are in row t/4, d[2] and d[3] in row t/4 + 8; each pair is
+// in columns 2*(t%4) and 2*(t%4) + 1.
 template <typename T>
 __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                           uint32_t b1);

@@ -1,5 +1,5 @@
-// Shared memory by 32-bit addresses, which take half the registers of a pointer. Loads are
-// volatile: the compiler repeats them rather than keep a value in a register.
+// Accesses to shared memory by 32-bit addresses, which take half the registers of a pointer. Loads
+// are volatile: each call loads the value again, so that no register has to keep it.
 #pragma once
 
 #include <stdint.h>
@@ -41,8 +41,8 @@ __device__ __forceinline__ void shared_store(uint32_t address, float4 x) {
                : "memory");
 }
 
-// Stores four 8x8 matrices of 16-bit elements, in the layout of A fragments. Lane 8*i + r gives the
-// address of row r of matrix i.
+// Stores four 8x8 matrices of 16-bit elements, in the layout of A fragments. Lane 8*i + r passes
+// the address of row r of matrix i.
 __device__ __forceinline__ void shared_store_matrices(uint32_t address, const uint32_t (&x)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
                "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
@@ -57,7 +57,8 @@ __device__ __forceinline__ void shared_load_matrices(uint32_t address, uint32_t 
                : "memory");
 }
 
-// Makes this thread's stores visible to the tensor cores and the copy engine, after a barrier.
+// Makes this thread's stores to shared memory visible to the async proxy (wgmma and TMA). A barrier
+// must follow before another thread starts wgmma or TMA on them.
 __device__ __forceinline__ void shared_store_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

@@ -1,8 +1,8 @@
 // Swizzled shared-memory tiles for ldmatrix.
 //
-// A tile is rows of HeadDim 16-bit elements. The 16-byte chunks of a row are permuted within
-// spans (8 chunks, or 4 where a row is an odd number of 64-byte units), so that the eight rows
-// that an ldmatrix phase or a copy touches fall in eight different groups of banks.
+// A tile has rows of HeadDim 16-bit elements. The 16-byte chunks of a row are permuted within
+// spans (8 chunks, or 4 if a row is an odd number of 64-byte units), so that the eight rows that
+// an ldmatrix phase or a copy touches fall in eight different groups of banks.
 #pragma once
 
 #include <stdint.h>
@@ -13,7 +13,7 @@ namespace baracuda {
 
 template <int HeadDim>
 struct RowLayout {
-  static_assert(HeadDim % 32 == 0, "a row is whole 64-byte units");
+  static_assert(HeadDim % 32 == 0, "a row must be whole 64-byte units");
   static constexpr int span = HeadDim % 64 == 0 ? 8 : 4;
   static constexpr int bytes = HeadDim * 2;
   static constexpr int chunks = HeadDim / 8;
@@ -21,12 +21,13 @@ struct RowLayout {
   static __device__ __forceinline__ uint32_t swizzle(uint32_t row) {
     return span == 8 ? (row & 7) : (row >> 1 & 3);
   }
-  // Byte offset of a chunk of a row; swizzle(row) repeats every 8 rows.
+  // The byte offset of a chunk of a row. swizzle(row) repeats every 8 rows.
   static __device__ __forceinline__ uint32_t offset(uint32_t row, uint32_t chunk) {
     return row * bytes + ((chunk ^ swizzle(row)) << 4);
   }
-  // Moves an offset whose chunk was below 2 by an even number of chunks. The unswizzled chunk
-  // bits of `even` are free in it, so a step of k costs one xor with a constant.
+  // Moves an address from offset() by an even number of chunks. The chunk given to offset() must
+  // have no bit in common with even % span. Adding is then an xor, and xor commutes with the
+  // swizzle. So a move by a constant inside the span costs one instruction.
   static __device__ __forceinline__ uint32_t advance(uint32_t address, int even) {
     return (address ^ (even % span << 4)) + even / span * span * 16;
   }
@@ -38,16 +39,17 @@ template <int HeadDim, int Rows, int Threads>
 struct TileCopy {
   using Layout = RowLayout<HeadDim>;
   static constexpr int rows_per_pass = Threads / Layout::span;
-  static_assert(Rows % rows_per_pass == 0 && rows_per_pass % 8 == 0, "uneven tile copy");
+  static_assert(Rows % rows_per_pass == 0 && rows_per_pass % 8 == 0,
+                "a tile must be whole passes, and a pass whole groups of eight rows");
 
   static __device__ __forceinline__ int row() { return threadIdx.x / Layout::span; }
   static __device__ __forceinline__ int chunk() { return threadIdx.x % Layout::span; }
-  // The row that this thread copies first. It copies upwards, and continues in the tile above, so a
-  // pass from the last tile to the first needs one pointer and one stride.
+  // The row that this thread copies first. It copies its rows in falling order, and then those of
+  // the previous tile. So a pass from the last tile to the first needs one pointer and one stride.
   static __device__ __forceinline__ int last_row() { return Rows - rows_per_pass + row(); }
 
-  // src points to this thread's first chunk of last_row(), and on return to that of the tile above.
-  // step is the size of rows_per_pass rows in bytes.
+  // src points to this thread's first chunk in last_row(). On return it points to the same chunk in
+  // the previous tile. step: bytes of rows_per_pass rows.
   static __device__ __forceinline__ void copy(uint32_t tile, const char*& src, int64_t step,
                                               int64_t valid) {
     const int rows = valid < Rows ? static_cast<int>(valid) : Rows;

@@ -1,4 +1,4 @@
-// Tensor copies by the copy engine (sm_90): boxes of a tensor into shared memory.
+// Copies by TMA (sm_90): boxes of a tensor, and contiguous bytes.
 #pragma once
 
 #include <stdint.h>
@@ -22,8 +22,9 @@ __device__ __forceinline__ uint64_t l2_evict_last() {
   return policy;
 }
 
-// Copies one box of a 4-dimensional tensor, innermost coordinate first. Elements outside the tensor
-// are zeros. Completes on the mbarrier, whose phase must expect the bytes of the whole box.
+// Copies one box of a 4-dimensional tensor to shared memory. c0 is the innermost coordinate.
+// Elements outside the tensor become zeros. The copy completes on the mbarrier, whose phase must
+// expect the bytes of the whole box.
 __device__ __forceinline__ void tma_load_4d(uint32_t dst, const void* map, uint32_t barrier, int c0,
                                             int c1, int c2, int c3, uint64_t policy) {
   asm volatile(
@@ -33,8 +34,8 @@ __device__ __forceinline__ void tma_load_4d(uint32_t dst, const void* map, uint3
       : "memory");
 }
 
-// Multicasts the box to both blocks of a pair at the same addresses, completing on each block's
-// barrier.
+// Multicasts the box to the two blocks of a cluster, at the same addresses. The copy completes on
+// the barrier of each block.
 __device__ __forceinline__ void tma_load_4d_to_pair(uint32_t dst, const void* map,
                                                     uint32_t barrier, int c0, int c1, int c2,
                                                     int c3, uint64_t policy) {
@@ -46,8 +47,8 @@ __device__ __forceinline__ void tma_load_4d_to_pair(uint32_t dst, const void* ma
       : "memory");
 }
 
-// Copies contiguous bytes; their number and both addresses are multiples of 16. Completes on the
-// mbarrier.
+// Copies contiguous bytes to shared memory. Their number and both addresses must be multiples of
+// 16. The copy completes on the mbarrier.
 __device__ __forceinline__ void tma_load_bytes(uint32_t dst, const void* src, uint32_t bytes,
                                                uint32_t barrier, uint64_t policy) {
   asm volatile(
@@ -57,9 +58,9 @@ __device__ __forceinline__ void tma_load_bytes(uint32_t dst, const void* src, ui
       : "memory");
 }
 
-// Adds `bytes` of f32 in shared memory to global memory. The thread commits its copies in groups;
-// tma_wait_read waits until all but the last groups have been read, tma_wait until they are
-// complete.
+// Adds `bytes` bytes of f32 numbers in shared memory to global memory. The thread commits its
+// copies in groups (tma_commit). tma_wait_read<N> waits until all groups but the newest N have been
+// read from shared memory; tma_wait<N> waits until all but the newest N are complete.
 __device__ __forceinline__ void tma_add_bytes(float* dst, uint32_t src, uint32_t bytes) {
   asm volatile(
       "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(dst),

@@ -1,10 +1,10 @@
 // Warpgroup matrix products (sm_90a): m64nNk16 with f32 accumulators, B from shared memory, A from
-// shared memory or registers. They are asynchronous: their registers must not be touched until
-// wgmma_wait has waited for their group.
+// shared memory or registers. They are asynchronous: the thread must not touch their registers
+// until wgmma_wait() has waited for their group.
 //
 // Accumulators: warp w and lane t of the warpgroup hold, in d[4*j + 2*h + c], row 16*w + t/4 + 8*h
-// and column 8*j + 2*(t%4) + c. That is also the layout of A: the fragment of columns 16*k on is
-// {pack(d[8*k + 2*i], d[8*k + 2*i + 1]), i = 0..3}.
+// and column 8*j + 2*(t%4) + c. That is also the layout of A: the fragment of columns 16*k to
+// 16*k + 15 is {pack(d[8*k + 2*i], d[8*k + 2*i + 1]), i = 0..3}.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -14,10 +14,12 @@
 
 namespace baracuda {
 
-// Describes a tile of 16-bit elements in shared memory to wgmma: rows of 128 bytes whose 16-byte
-// chunks are permuted (chunk ^= row % 8), 1024-byte aligned. Wider tiles are several of these.
-// K-major (Q, K): the products run along a row. MN-major (V): they run across rows, and
-// `block_bytes` leads from one 64-column block to the next.
+// Describes a tile of 16-bit elements in shared memory to wgmma. The tile is 1024-byte aligned, and
+// has rows of 128 bytes whose 16-byte chunks are permuted (chunk ^= row % 8). A wider tile is
+// several of these.
+//
+// K-major (Q, K): the reduction dimension is contiguous in a row. MN-major (V): it runs across the
+// rows, and block_bytes is the distance from one block of 64 columns to the next.
 __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t block_bytes) {
   constexpr uint64_t swizzle_128 = uint64_t{1} << 62;
   constexpr uint64_t eight_rows = uint64_t{1024 >> 4} << 32;
@@ -32,7 +34,8 @@ __device__ __forceinline__ uint64_t wgmma_descriptor_k8(uint32_t address) {
   return eight_rows | (address & 0x3ffff) >> 4;
 }
 
-// Call before the first product, and after registers of A or of accumulators were touched.
+// Call this before the first product, and again after code has touched registers of A or of the
+// accumulators.
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
@@ -46,7 +49,7 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
 
-// Keeps the compiler from moving uses of registers across a wait or an issue.
+// Keeps the compiler from moving uses of these registers across a wait or the issue of a product.
 template <typename T, int N>
 __device__ __forceinline__ void pin_registers(T (&d)[N]) {
 #pragma unroll
@@ -59,7 +62,8 @@ __device__ __forceinline__ void pin_registers(T (&d)[N]) {
   }
 }
 
-// Sets the registers of each thread of the warpgroup (setmaxnreg). All four warps call it.
+// Sets the number of registers of each thread of the warpgroup (setmaxnreg). All four warps must
+// call this.
 template <int Registers>
 __device__ __forceinline__ void decrease_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
@@ -70,7 +74,7 @@ __device__ __forceinline__ void increase_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
 }
 
-// Lists of 8, 16, … registers: their names in the instruction, and the operands behind them.
+// Lists of 8, 16, … accumulator registers: their names in the instruction, and the asm operands.
 
 #define BARACUDA_N0 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define BARACUDA_N8 "%8, %9, %10, %11, %12, %13, %14, %15"

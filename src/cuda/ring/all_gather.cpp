@@ -1,4 +1,4 @@
-// A few bytes from every rank to every rank: what each one holds goes once around the ring.
+// An all-gather of a few bytes: each rank's bytes go once around the ring.
 #include "ring/all_gather.h"
 
 #include "baracuda/status.h"
@@ -9,7 +9,7 @@
 namespace baracuda {
 namespace {
 
-// Passes the slot that came last on to the next rank and receives the previous rank's.
+// Sends the slot that this rank received last to the next rank, and receives one from the previous.
 int32_t hop(const baracuda_ring_endpoint& endpoint, char* slots, int64_t bytes, int32_t step) {
   const baracuda_transport& transport = endpoint.transport;
   const int32_t p = transport.world_size;
@@ -24,7 +24,7 @@ int32_t hop(const baracuda_ring_endpoint& endpoint, char* slots, int64_t bytes, 
                             endpoint.ring_stream);
   }
   if (status == BARACUDA_OK) return transport.group_end(transport.context);
-  // The group is closed also after a failure, which the record must keep.
+  // The group is closed after a failure, too. group_end may overwrite the error record.
   const baracuda_error failure = *baracuda_last_error();
   transport.group_end(transport.context);
   return restore_failure(failure);

@@ -1,4 +1,4 @@
-// A few bytes from every rank to every rank.
+// An all-gather of a few bytes, for set-up.
 #pragma once
 
 #include <stdint.h>
@@ -7,11 +7,11 @@
 
 namespace baracuda {
 
-// Enqueues on the ring stream what brings every rank's bytes into slots, memory of the endpoint's
-// device for world_size * bytes.
+// Enqueues the all-gather on the ring stream. slots: memory of the endpoint's device, world_size *
+// bytes long.
 int32_t enqueue_all_gather(const baracuda_ring_endpoint& endpoint, const void* mine, int64_t bytes,
                            char* slots);
-// Copies slots, once they are there, into host memory.
+// Waits for the all-gather and copies the slots into `all`, in host memory.
 int32_t fetch_slots(const baracuda_ring_endpoint& endpoint, const char* slots, int64_t bytes,
                     void* all);
 

@@ -15,7 +15,7 @@ class DeviceScope {
   DeviceScope& operator=(const DeviceScope&) = delete;
   ~DeviceScope() { leave(); }
 
-  // device < 0 (the host) asks for nothing.
+  // Does nothing for device < 0 (the host).
   int32_t enter(const baracuda_stream_ops& ops, int32_t device) {
     if (device < 0) return BARACUDA_OK;
     if (ops_ == nullptr) {

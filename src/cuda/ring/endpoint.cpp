@@ -79,8 +79,9 @@ int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer) {
   const int32_t next = (transport.rank + 1) % p;
   const int32_t previous = (transport.rank + p - 1) % p;
   const int32_t peers[3] = {transport.rank, next, previous};
-  // What goes to the next rank arrives there from its previous one, so the receives are listed in
-  // the order that matches the sends also where next and previous are one rank.
+  // The second send goes to the next rank, for which this rank is the previous one. So the second
+  // receive is from the previous rank. With two ranks both are the same peer, whose messages are
+  // matched by their order.
   const int32_t senders[3] = {transport.rank, previous, next};
   char* bytes = static_cast<char*>(buffer);
 
@@ -95,7 +96,7 @@ int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer) {
                             senders[i], endpoint->ring_stream);
   }
   if (status == BARACUDA_OK) return transport.group_end(transport.context);
-  // The group is closed also after a failure, which the record must keep.
+  // The group is closed after a failure, too. group_end may overwrite the error record.
   const baracuda_error failure = *baracuda_last_error();
   transport.group_end(transport.context);
   baracuda::restore_failure(failure);

@@ -12,14 +12,15 @@
 
 namespace baracuda {
 
-// True if the launch must be delayed. A launch of resident blocks leaves `margin` multiprocessors
-// free. in_clusters: the exchange launches clusters, which need adjacent free multiprocessors; the
-// ones that the launch leaves free need not be adjacent.
+// True if the launch must be delayed. margin: multiprocessors that the exchange takes. A persistent
+// kernel leaves them free: it has one block for each other multiprocessor (grid.blocks == left).
+// in_clusters: the exchange launches clusters, which need adjacent free multiprocessors; those that
+// the launch leaves free need not be adjacent.
 inline bool needs_head_start(const baracuda_ring_grid& grid, int64_t multiprocessors,
                              int64_t margin, bool in_clusters) {
   const int64_t left = multiprocessors - margin;
   if (margin <= 0 || left <= 0 || grid.blocks <= 0) return false;
-  // The scheduler fills empty multiprocessors first, so fewer blocks leave some of them empty.
+  // Blocks are placed on empty multiprocessors first, so fewer blocks leave enough of them empty.
   if (grid.blocks < left) return false;
   if (grid.blocks == left) return in_clusters;
   // If leaving the margin free costs another wave, do not delay: the exchange starts when the first
@@ -30,7 +31,8 @@ inline bool needs_head_start(const baracuda_ring_grid& grid, int64_t multiproces
   return last_wave(left) == last_wave(multiprocessors);
 }
 
-// Delays the stream before a launch that needs it. The rank's device must be current.
+// Delays the stream if the launch that comes next must be delayed. The rank's device must be
+// current.
 inline int32_t give_head_start(const baracuda_stream_ops& ops, const baracuda_ring_grid& grid,
                                int64_t margin, bool in_clusters, void* stream) {
   int32_t multiprocessors = 0;

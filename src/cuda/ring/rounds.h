@@ -1,9 +1,11 @@
-// Which messages each exchange of a run has, and what waits for it.
+// The rounds of a run: which messages each one has, and what waits for it. A round is one exchange,
+// that is, what a rank sends and receives together. ring.h defines payloads, BESIDE and BEHIND.
 //
-// A step has `parts` launches. Launch t = step * parts + part runs beside exchange t. A payload
-// BESIDE the steps is sent in the exchange beside its part of the step. A payload BEHIND is written
-// by launch t and sent in exchange t + 1; the receiving rank adds to it in launch t + parts, when
-// it works on the same chunk. With such a payload, one more exchange follows the last launch.
+// A step has `parts` launches. Launch t = step * parts + part runs beside round t. A payload BESIDE
+// the steps is sent in the round beside its part of the step. For a payload BEHIND, launch t
+// computes this rank's share of a chunk's sum, and round t + 1 sends the sum. The receiving rank
+// adds its own share, which its launch t + parts computes on the same chunk. With such a payload,
+// one more round follows the last launch.
 #pragma once
 
 #include <stdint.h>
@@ -18,7 +20,7 @@ inline int64_t chunk_bytes(const baracuda_ring_payload& payload) {
   return bytes;
 }
 
-// The pieces of a chunk that lies in one buffer.
+// Points to the pieces of a chunk that is contiguous in one buffer.
 inline void split_chunk(const baracuda_ring_payload& payload, void* buffer, void** pieces) {
   char* next = static_cast<char*>(buffer);
   for (int32_t i = 0; i < payload.pieces; ++i) {
@@ -34,7 +36,7 @@ class Rounds {
         steps_(call.endpoint->transport.world_size),
         parts_(call.program->parts),
         shift_(parts_ - 1) {
-    static_assert(BARACUDA_RING_MAX_PARTS == 2, "divided by shifts");
+    static_assert(BARACUDA_RING_MAX_PARTS == 2, "step_of() and part_of() use a shift and a mask");
   }
 
   int32_t steps() const { return steps_; }
@@ -48,8 +50,9 @@ class Rounds {
     return false;
   }
 
-  // True if a round depends on launch number - 1 alone, and the stream waits for round number - 1
-  // directly after that launch. The wait can then signal that the launch has ended.
+  // True if round `number` needs only the end of launch number - 1, and the caller's stream waits
+  // for round number - 1 directly after that launch. That wait can then also signal the launch's
+  // end.
   bool needs_launch_alone(int32_t number) const {
     if (number < 1 || number >= launches() || awaited_by_launch(number) != number - 1) return false;
     for (int32_t i = 0; i < call_.payload_count; ++i) {
@@ -68,7 +71,7 @@ class Rounds {
     return true;
   }
 
-  // The last exchange that a launch must wait for; it waits for all earlier ones too. -1: none.
+  // The last round that launch t must wait for. It waits for all earlier ones too. -1: none.
   int32_t awaited_by_launch(int32_t t) const {
     int32_t last = -1;
     for (int32_t i = 0; i < call_.payload_count; ++i) {
@@ -81,8 +84,8 @@ class Rounds {
     return last;
   }
 
-  // The last exchange that must arrive before the share of launch t is added. -1: nothing to add
-  // to.
+  // The last round that must have arrived before the share of launch t is added to a received sum.
+  // -1: there is no received sum, or the launch itself adds.
   int32_t awaited_by_add(int32_t t) const {
     if (call_.program->launch_adds) return -1;
     int32_t last = -1;
@@ -93,8 +96,8 @@ class Rounds {
     return last;
   }
 
-  // True if the share of launch `number` is added to a received sum. For the number after the last
-  // launch: true if a sum comes home.
+  // True if the share of launch `number` is added to a received sum by the program's `add`. For the
+  // number after the last launch: true if a sum comes home.
   bool has_sum(int32_t number) const {
     if (number < launches()) return awaited_by_add(number) >= 0;
     for (int32_t part = 0; part < parts_; ++part) {
@@ -103,7 +106,8 @@ class Rounds {
     return false;
   }
 
-  // The exchange by which the sum of this part's own chunk comes home; -1: none travelled.
+  // The round in which the sum of this rank's own chunk comes home, for payloads of this part.
+  // -1: no sum was sent.
   int32_t home(int32_t part) const {
     const int32_t number = (steps_ - 1) * parts_ + part + 1;
     for (int32_t i = 0; i < call_.payload_count; ++i) {
@@ -113,9 +117,9 @@ class Rounds {
     return -1;
   }
 
-  // The sends and receives of an exchange. A received chunk lies in one buffer and is one message.
-  // The caller's own chunk is one message a piece, even where its pieces are adjacent: the receiver
-  // must expect the same messages, and does not know the sender's addresses.
+  // Fills in the sends and receives of a round. A received chunk is contiguous in one buffer, so it
+  // is one message. The caller's own chunk is one message for each piece, even if the pieces are
+  // adjacent: the receiver must expect the same messages, and does not know the sender's addresses.
   void fill(int32_t number, baracuda_ring_round* round) const {
     round->number = number;
     round->send_count = 0;
@@ -142,8 +146,8 @@ class Rounds {
     }
   }
 
-  // Fills in what the program gets for launch t, or for adding its share. A t after the last launch
-  // stands for the sum that comes home.
+  // Fills in what the program gets for launch t, or for adding that launch's share. A t after the
+  // last launch means the sum that comes home.
   void fill(int32_t t, baracuda_ring_step* at) const {
     at->step = step_of(t);
     at->part = part_of(t);
@@ -166,7 +170,7 @@ class Rounds {
   int32_t step_of(int32_t t) const { return t >> shift_; }
   int32_t part_of(int32_t t) const { return t & shift_; }
 
-  // The step whose chunk or sum of a payload an exchange sends; -1: none.
+  // The step whose chunk or sum of this payload is sent in round `number`. -1: none.
   int32_t sent_step(const baracuda_ring_payload& payload, int32_t number) const {
     const int32_t t = is_behind(payload) ? number - 1 : number;
     if (t < 0 || part_of(t) != payload.part) return -1;
@@ -196,7 +200,7 @@ class Rounds {
     if (step == 0 || step == steps_) {
       for (int32_t j = 0; j < payload.pieces; ++j) chunk[j] = payload.own[j];
     } else {
-      // The second step's share begins the sum.
+      // The share of step 1 starts the sum in place. A later share is kept apart until it is added.
       const bool apart = step > 1 && !call_.program->launch_adds;
       split_chunk(payload, apart ? payload.buffers[2] : sum, chunk);
     }

@@ -4,12 +4,13 @@
 //                       ▲      └────────┐   ▲      └───────┐
 //   caller's stream  (start)  launch(0) ┴───┴─ launch(1) ──┴─ launch(2) …
 //
-// exchange(s) sends the chunk of step s and receives that of step s + 1 into the other buffer,
-// which launch(s - 1) and exchange(s - 1) have finished reading by then: two buffers suffice for
-// any number of ranks. What launches leave BEHIND follows one exchange later (rounds.h).
+// exchange(s) sends the chunk of step s and receives the chunk of step s + 1 into the other buffer.
+// launch(s - 1) and exchange(s - 1) have finished reading that buffer by then, so two buffers
+// suffice for any number of ranks. Sums, which travel BEHIND the steps, are sent one exchange later
+// (rounds.h).
 //
-// Ranks that share a stream also share its waits. Consecutive launches on one stream can overlap,
-// and a wait between them would prevent that.
+// If several ranks share a stream, the waits for the inputs of all ranks are enqueued before the
+// launches of all ranks. Consecutive launches on a stream can overlap, but not across a wait.
 #include "baracuda/ring.h"
 #include "baracuda/status.h"
 #include "common/error.h"
@@ -37,9 +38,9 @@ class Run {
   int32_t execute() {
     for (int32_t t = 0; t < rounds_.launches(); ++t) {
       if (t % rounds_.parts() == 0) begin_step(t / rounds_.parts());
-      // First the exchange, so that it is not queued behind a kernel that fills the device. But one
-      // that waits for a signal follows what gives it: streams may share a queue of the device, and
-      // there nothing may wait for what is enqueued later.
+      // The exchange is enqueued before the launch, which may fill the device. But if the exchange
+      // waits for a signal, the wait that gives the signal is enqueued first: two streams may share
+      // a hardware queue, where waiting for something enqueued later would be a deadlock.
       if (signalled_ && !await_inputs(t)) return join_and_report();
       if (!exchange(t) || !compute(t)) return join_and_report();
     }
@@ -51,7 +52,8 @@ class Run {
   }
 
  private:
-  // A timeline tells the ranks apart, so it parts their launches.
+  // True if the ranks share a stream, and so its waits. False with a timeline, which times each
+  // rank's wait and launch by themselves.
   static bool share_stream(const Call* calls, int32_t count) {
     for (int32_t i = 0; i < count; ++i) {
       if (calls[i].stream != calls[0].stream || calls[i].marks != nullptr ||
@@ -82,8 +84,9 @@ class Run {
   bool exchange(int32_t number) {
     has_exchange_ = rounds_.has_messages(number);
     if (!has_exchange_) return true;
-    // Before the first launch: whatever the caller had enqueued, which wrote the chunks and last
-    // read the buffers. Later: launch(number - 1).
+    // The exchange waits for compute_done. For exchange 0 that is the end of all work that the
+    // caller enqueued before, which wrote the chunks and may still read the buffers. For later ones
+    // compute() has recorded the end of launch(number - 1).
     if (number == 0 && !record_compute_done()) return false;
     if (count_ == 1) {
       const Round round(*this, calls_[0], number);
@@ -97,7 +100,8 @@ class Run {
            });
   }
 
-  // Asks the exchange to signal itself that the work before a round has ended. True if it will.
+  // Asks the exchange that its wait for round number - 1 also signal the end of launch(number - 1),
+  // for which round `number` waits. True if it will; no event is then recorded for that.
   bool ask_for_signal(int32_t number) const {
     if (count_ > 1 || !rounds_.needs_launch_alone(number)) return false;
     const baracuda_ring_exchange& exchange = exchange_of(calls_[0]);
@@ -114,8 +118,8 @@ class Run {
     return ok(exchange_of(call).complete(call.endpoint, &round), "complete", call);
   }
 
-  // The messages of all ranks of this thread in one group, which is closed whatever happens. only:
-  // the round of a single rank.
+  // Posts the messages of all ranks of this thread in one group, which is also closed after a
+  // failure. only: the round if this thread drives one rank, else NULL.
   bool post_all(int32_t number, const baracuda_ring_round* only) {
     int32_t opened = 0;
     bool good = for_each_rank([this, &opened](const Call& call) {
@@ -149,7 +153,8 @@ class Run {
     return *call.endpoint->exchange;
   }
 
-  // The caller's stream waits for every exchange up to this one, once and in order.
+  // Makes the caller's stream wait for the exchanges up to `number`, in order. It leaves out those
+  // for which the stream has waited already.
   bool await(const Call& call, int32_t number) {
     for (int32_t n = awaited_ + 1; n <= number; ++n) {
       if (!rounds_.has_messages(n)) continue;
@@ -183,7 +188,8 @@ class Run {
     if (!add(t)) return false;
     const bool exchanges = rounds_.has_messages(t + 1);
     signalled_ = exchanges && ask_for_signal(t + 1);
-    // What the next exchange reads, and overwrites, is ready once this is reached.
+    // Once the event compute_done is reached, the next exchange may read its send buffers and
+    // overwrite its receive buffers.
     return !exchanges || signalled_ || record_compute_done();
   }
 
@@ -203,7 +209,7 @@ class Run {
     if (!enter(call)) return false;
     launch(call, t);
     if (t + 1 == rounds_.launches() && !rounds_.has_messages(t + 1)) settle(call);
-    // So that a run of many ranks can be watched within its steps, which may be long on the host.
+    // Each rank reports its own progress, since a step of many ranks may take long on the host.
     if (count_ > 1 && (t + 1) % rounds_.parts() == 0) {
       __atomic_store_n(&call.endpoint->steps_enqueued, step_ + 1, __ATOMIC_RELAXED);
     }
@@ -228,9 +234,10 @@ class Run {
     ok(program.launch(call.problem, &at), "launch", call);
   }
 
-  // What the last launch leaves for its own rank.
+  // Enqueues the program's `settle`, which is work of the last launch that no other rank needs. It
+  // comes after the last messages.
   bool settle() {
-    if (!rounds_.has_messages(rounds_.launches())) return true;  // was settled behind its launch
+    if (!rounds_.has_messages(rounds_.launches())) return true;  // compute() has done it
     return for_each_rank([this](const Call& call) {
       if (call.program->settle == nullptr) return true;
       const int32_t entry = rounds_.launches();
@@ -249,8 +256,8 @@ class Run {
     return true;
   }
 
-  // The share of a step without a launch. If the sum starts here, the share is zero; otherwise the
-  // received sum is passed on unchanged.
+  // For a step without a launch, whose share is zero. At steps 0 and 1 the share's memory is
+  // cleared. At later steps the received sum is sent on unchanged.
   void leave_nothing(const Call& call, const baracuda_ring_step& at) {
     if (at.step > 1) return;
     for (int32_t i = 0; i < call.payload_count; ++i) {
@@ -266,13 +273,13 @@ class Run {
     }
   }
 
-  // Adds the shares of launch t to the sums that have come for them.
+  // Adds the shares that launch t computed to the sums that were received for them.
   bool add(int32_t t) {
     const int32_t sums = rounds_.awaited_by_add(t);
     return sums < 0 || add(t, sums, false);
   }
 
-  // After the last step: adds the sum that came home to the share that stayed there.
+  // After the last step: adds the other ranks' sum, which has come home, to this rank's own share.
   bool bring_home() {
     if (rounds_.has_sum(rounds_.launches()) && !for_each_rank([this](const Call& call) {
           return enter(call) && mark(call, rounds_.launches(), &baracuda_ring_marks::wait_begin);
@@ -286,8 +293,9 @@ class Run {
     return true;
   }
 
+  // sums: the number of the exchange that brings them. always: also if the step launched nothing.
   bool add(int32_t t, int32_t sums, bool always) {
-    // All parts that came home are one entry of the timeline, from the first to the last.
+    // In a timeline, the sums of all parts that come home are one entry.
     const int32_t entry = t < rounds_.launches() ? t : rounds_.launches();
     if (!for_each_rank([=](const Call& call) { return enter(call) && await(call, sums); })) {
       return false;
@@ -357,13 +365,13 @@ class Run {
 
   // ---- Failures --------------------------------------------------------------------------------
 
-  // Keeps the first failure, so that failures of the clean-up do not hide it. Makes a record for a
-  // function that failed without one.
+  // Keeps the first failure, so that failures of the clean-up do not hide it. Makes an error record
+  // if the function has left none.
   bool ok(int32_t status, const char* call_name, const Call& call) {
     if (status == BARACUDA_OK) return true;
     if (failed_) return false;
     failed_ = true;
-    // Once the ring has ended, nobody may wait for its exchanges.
+    // After a signal or an abort the neighbours get nothing more, so the run ends at once.
     stopped_ = status == BARACUDA_INTERRUPTED || status == BARACUDA_ABORTED;
     if (!has_record() || baracuda_last_error()->status != status) {
       fail_with_code(status, status, call_name, "%s returned %d", call_name, status);
@@ -374,8 +382,8 @@ class Run {
     return false;
   }
 
-  // After a failed exchange the caller's stream still joins what was enqueued, so that the caller
-  // can free its buffers in stream order.
+  // After a failed exchange the caller's stream still waits for what was enqueued, so that the
+  // caller can free its buffers in stream order.
   int32_t join_and_report() {
     for_each_rank([this](const Call& call) {
       if (enter(call)) exchange_of(call).join(call.endpoint, call.stream);
@@ -395,11 +403,13 @@ class Run {
   const bool shared_stream_;
   int32_t step_ = 0;
   int32_t awaited_ = -1;    // the last exchange that the callers' streams have waited for
-  bool has_exchange_ = false;  // beside the launch at hand
-  bool signalled_ = false;  // the next exchange: the wait for the one before tells it what has ended
-  bool has_added_ = false;  // something else than launches went to the callers' streams
+  bool has_exchange_ = false;  // there is an exchange beside the current launch
+  // The next exchange learns of the launch's end by a signal of the previous exchange's wait, and
+  // not by an event.
+  bool signalled_ = false;
+  bool has_added_ = false;  // an `add` or a clear was enqueued on a caller's stream
   bool failed_ = false;
-  bool stopped_ = false;  // by a signal or an abort
+  bool stopped_ = false;  // a signal or an abort has ended the run
   baracuda_error failure_{};
   DeviceScope device_;
 };

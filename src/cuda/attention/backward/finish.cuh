@@ -23,8 +23,8 @@ struct FinishArgs {
 
 constexpr int finish_threads = 256;
 
-// A block for each query tile. A quad's accumulators of eight columns lie together: eight columns
-// of a row and of the row eight below.
+// A block for each query tile. The accumulators of a quad for eight columns are contiguous. They
+// belong to two rows, the second eight below the first.
 template <typename Element, int HeadDim, int BlockM>
 __global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs args) {
   constexpr int column_groups = HeadDim / 8;
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs
   for (int i = 0; i < (units + finish_threads - 1) / finish_threads; ++i) {
     const int unit = i * finish_threads + threadIdx.x;
     if (units % finish_threads != 0 && unit >= units) break;
-    const int j = unit % column_groups, quad = unit / column_groups;  // of the 32 of four warps
+    const int j = unit % column_groups, quad = unit / column_groups;  // one of 32 quads
     float4 x[4];
 #pragma unroll
     for (int c = 0; c < 4; ++c)

@@ -6,8 +6,8 @@
 
 namespace baracuda {
 
-// The first query row that sees a key; no_row, which lies behind all query tiles, where none does.
-// Keys past the end are seen by none.
+// The first query row that sees a key. If no row sees it, no_row, which is past all query tiles. No
+// row sees a key past the end.
 template <typename Args>
 __device__ __forceinline__ int first_row_of(const Args& args, int64_t key) {
   if (key >= args.key_len) return args.no_row;

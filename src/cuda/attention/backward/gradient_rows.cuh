@@ -38,7 +38,8 @@ class GradientRows {
  private:
   static constexpr uint32_t all = 0xffffffffu;
 
-  // Of two blocks of eight columns the even lanes take the first, the odd ones the other.
+  // Stores two blocks of eight columns at a time. Even lanes take the first block, odd lanes the
+  // second.
   static __device__ __forceinline__ void store_f32(float* row, const float (&d)[HeadDim / 2],
                                                    int h, float factor, bool is_key) {
     const bool odd = threadIdx.x % 2 != 0;
@@ -55,7 +56,8 @@ class GradientRows {
     }
   }
 
-  // Of four blocks of eight columns each lane takes one: a 4 by 4 transposition in two steps.
+  // Stores four blocks of eight columns at a time, with one block for each lane of a quad: a 4 by 4
+  // transposition in two steps.
   static __device__ __forceinline__ void store_rounded(Element* row,
                                                        const float (&d)[HeadDim / 2], int h,
                                                        float factor, bool is_key) {

@@ -18,11 +18,12 @@ namespace baracuda {
 // heads.
 inline bool draws_shortest_first(bool causal, int64_t group) { return causal && group == 1; }
 
-// Heads of K and V in a section of an ordered step; a section's key tiles are mixed. Many heads,
-// because the blocks of one head wait for each other in a row. Few enough that L2 holds Q, dO and
-// the sums of dQ from one block to the next. The result is what fits L2, and at least `fewest`,
-// which a family finds by measuring. There are at least two sections if the last one has another
-// order, in which blocks wait longer. The last section also gets the remaining heads.
+// The number of K/V heads in a section of an ordered step. The key tiles of a section are
+// interleaved. A section should have many heads, because the blocks of one head wait for each other
+// in a chain, but few enough that L2 holds Q, dO and the sums of dQ from one block to the next. The
+// result is the number that fits in L2, but at least `fewest`, which a family finds by measuring.
+// There are at least two sections if the last one has another order, in which blocks wait longer.
+// The last section also gets the remaining heads.
 inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t query_len,
                                       int64_t head_dim, bool causal, int64_t fewest) {
   constexpr int64_t l2_share = int64_t{16} << 20;
@@ -35,7 +36,7 @@ inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t quer
 
 // The binary logarithm of the number of sums of dQ that a query tile has in an ordered step. Key
 // tile i of a head adds to the sum i modulo their number, and finish adds the sums in order. The
-// key tiles of one sum start one behind the other. If few heads share all blocks, the last blocks
+// key tiles of one sum start one after the other. If few heads share all blocks, the last blocks
 // start late, by about two query tiles for each block before them. The number of sums is chosen so
 // that this delay is at most 1 / share of a block's time, for a call with as many keys as rows on a
 // device of about 128 blocks. Sums cost memory and time, so there are at most 2^most, and at least
@@ -73,7 +74,7 @@ struct DrawnTile {
 // under a mask are the longest, come first, so that blocks end together. Their blocks go down from
 // the last query tile, which every key tile has, and keep the distance with which they began.
 // Shortest first, in all sections but the last and only without grouped heads: blocks go up, and
-// the next key tile, which begins two query tiles earlier, follows behind without waiting. With
+// the next key tile, which begins two query tiles earlier, follows without waiting. With
 // grouped heads the distance would be two query tiles of every head of the group, which L2 would
 // not hold.
 BARACUDA_HD DrawnTile drawn_tile(int n, const Divisor& section, const Divisor& section_tiles,
@@ -100,13 +101,13 @@ BARACUDA_HD int first_query_tile(int head, int mixed, int query_tiles) {
 // Values of a query tile's word in the scratch.
 enum Turn : uint32_t {  // besides no_sums
   nobodys_turn = 1,   // no step is running
-  after_key_tile = 2  // its addition has landed: plus its index
+  after_key_tile = 2  // plus the index of the key tile that has added
 };
 
 // The turn of a key tile at a query tile. Later key tiles are seen by fewer query tiles: the last
 // ones.
 struct KeyTileTurn {
-  int index;       // among the key tiles of its sum
+  int index;       // the index among the key tiles of its sum
   int next_begin;  // the first query tile that sees the next key tile of its sum
   bool rises;
 

@@ -23,8 +23,8 @@ struct PrepareArgs {
   void* statistics;
   float* dq;
   uint32_t* turns;  // or null, see turn_words.h
-  int turn_words;   // of a tile
-  float* norms;  // zeros; of float16 alone
+  int turn_words;   // words for a tile
+  float* norms;  // zeros; for float16 only
   baracuda_strides y_strides, dy_strides, lse_strides, dlse_strides;
   int heads, query_len, query_tiles;
   float lse_factor;

@@ -20,15 +20,15 @@ template <typename Element_, int HeadDim, typename Statistics, int Words = 0,
 struct RowKernels {
   using Element = Element_;
   static constexpr int tile_rows = 64;
-  static constexpr int dq_floats = tile_rows * HeadDim;  // of a query tile
+  static constexpr int dq_floats = tile_rows * HeadDim;  // in a query tile
   static constexpr int statistics_bytes = tile_rows * Statistics::row_bytes;
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh
 
   struct Scratch {
-    int64_t query_tiles;  // of a head
+    int64_t query_tiles;  // query tiles in a head
     int64_t tiles;
-    int log2_sums;  // of dQ, see order.h
-    int log2_most;  // with a mask or without: the scratch is of one size
+    int log2_sums;  // log2 of the number of sums of dQ, see order.h
+    int log2_most;  // the same without a mask; the scratch has this size, under a mask too
 
     explicit Scratch(const StepParams& p)
         : query_tiles((p.query_len + tile_rows - 1) / tile_rows),

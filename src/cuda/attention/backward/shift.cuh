@@ -60,7 +60,7 @@ struct NormArgs {
   const void* v;
   float* found;
   baracuda_strides strides;
-  int64_t rows;  // of all heads
+  int64_t rows;  // rows of V, in all heads
   int kv_heads, key_len;
 };
 

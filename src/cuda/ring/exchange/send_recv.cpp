@@ -9,8 +9,8 @@ namespace {
 using Endpoint = baracuda_ring_endpoint;
 using Round = baracuda_ring_round;
 
-// Calls a function that may be the caller's own: one that fails without a record gets one, of
-// `unrecorded` or, if that is BARACUDA_OK, of its own status.
+// Calls f, which may be the caller's function. If it fails and has left no error record, makes one
+// with the status `unrecorded`, or with f's own if `unrecorded` is BARACUDA_OK.
 template <typename F>
 int32_t recorded(const char* call, int32_t unrecorded, F f) {
   const int32_t status = f();
@@ -34,7 +34,7 @@ int32_t record(const Endpoint& end, void* event) {
 }
 
 int32_t grant(Endpoint* end, const Round* round) {
-  // The ring stream itself keeps the order of the rounds.
+  // Nothing else is needed: the rounds follow each other on the ring stream.
   const int32_t status =
       stream_op("wait", [&] { return end->ops->wait(end->ring_stream, round->ready); });
   if (status != BARACUDA_OK || round->begin_mark == nullptr) return status;
@@ -69,7 +69,7 @@ int32_t close(Endpoint* end) {
   return message("group_end", [&] { return transport.group_end(transport.context); });
 }
 
-// No more rounds than that are between complete and wait.
+// At most four rounds are between complete and wait, so four events are used in turn.
 void* done_event(const Endpoint& end, int32_t number) { return end.exchange_done[number & 3]; }
 
 int32_t complete(Endpoint* end, const Round* round) {

@@ -7,7 +7,7 @@
 
 namespace baracuda::sm80::backward {
 
-// The row statistics of the kernel: two arrays over the rows of all tiles, lse in base 2 and delta.
+// The row statistics: an array of lse in base 2 and an array of delta, over the rows of all tiles.
 struct RowStatistics {
   static constexpr int row_bytes = 8;
   static double lse_factor(double) { return 1.4426950408889634; }
@@ -26,42 +26,46 @@ struct Args {
   const void* k;
   const void* v;
   const void* dy;
-  const float* lse;    // of every row of every tile of 64, in base 2
-  const float* delta;  // likewise
-  const float* norms;  // see shift.cuh
-  float* dq;           // sums of dQ / scale, as FinishArgs::sums
+  const float* lse;    // in base 2; the rows of a head are padded to whole tiles of 64
+  const float* delta;  // delta of the same rows
+  const float* norms;  // the maxima that determine the shift, see shift.cuh
+  float* dq;           // sums of dQ / scale, in the layout of FinishArgs::sums
   void* dk;
   void* dv;
   baracuda_strides q_strides, k_strides, v_strides, dy_strides, dk_strides, dv_strides;
   baracuda_position_map q_map, k_map;
   const baracuda_position_map* device_maps;
-  Divisor q_stride;  // of q_map, or of 0 where only the device knows it
-  int heads, kv_heads, group;  // query heads; key heads; query heads of a key head
+  // Divides by q_map.stride. Its divisor is 0 if the host does not know the stride (device_maps),
+  // or if the stride is 2^31 or more.
+  Divisor q_stride;
+  int heads, kv_heads, group;  // query heads; K/V heads; query heads for each K/V head
   int batch_kv_heads;
-  int section;  // heads whose key tiles are mixed, longest first
+  int section;  // K/V heads whose key tiles are interleaved; ordered steps use `mixed` instead
   int query_len, key_len;
-  int row_tiles;  // of 64 rows, of a head
-  int key_tiles;
-  int no_row;
+  int row_tiles;  // tiles of 64 rows in a query head
+  int key_tiles;  // key tiles in a K/V head
+  int no_row;     // first_row_of() returns it if no row sees the key; past all tiles
   float scale, scale_log2;
   bool causal;
-  bool gradients_f32;  // of dk and dv: f32, else the operands' type
-  // Of an ordered step, see backward/order.h.
-  uint32_t* turns;  // null: it has no rows
-  Divisor mixed;    // heads whose key tiles are mixed
-  Divisor mixed_tiles;  // and their key tiles
-  bool shortest_first;
-  int log2_sums;  // of dQ of a query tile
+  bool gradients_f32;  // dk and dv are f32, else they have the operands' type
+  // The rest is for ordered steps, see backward/order.h.
+  uint32_t* turns;      // the words of the query tiles; null if there are no query rows
+  Divisor mixed;        // K/V heads in a section, whose key tiles are interleaved
+  Divisor mixed_tiles;  // key tiles in a section
+  bool shortest_first;  // blocks take the shortest key tiles of a head first
+  int log2_sums;        // log2 of the number of sums of dQ for each query tile
 };
 
 struct KeyTile {
   int batch, kv_head, key0;
 };
 
-// Sections of heads run one after the other. In a section, tiles run from the first to the last;
-// under a causal mask most rows see the first.
+// The key tile of this block, in a step that is not ordered. Blocks take the heads section by
+// section. In a section they take key tile 0 of every head, then key tile 1 of every head, and so
+// on. Under a causal mask that is longest first, since most rows see key tile 0.
 //
-// Volatile, so that the block's end recomputes it instead of keeping it in registers.
+// The asm is volatile, so that the compiler computes the key tile again at the end of the block
+// instead of keeping it in registers.
 __device__ __forceinline__ KeyTile key_tile_of(const Args& args, int block_n) {
   int block;
   asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));

@@ -12,13 +12,13 @@ namespace baracuda::sm80::backward {
 
 // Warps own WarpKeys keys each, and iterate over tiles of BlockM queries. Paired: one of two groups
 // of warps computes S and dV, the other dP and dK. Otherwise a warp computes all four, for ScoreM
-// queries at a time. Ordered: sums of dQ have a fixed order, see backward/order.h.
+// queries at a time. Ordered: dQ is summed in a fixed order, see backward/order.h.
 template <typename Element_, int HeadDim, int Warps, int WarpKeys, int BlockM, int BlocksPerSm,
           bool Paired, int ScoreM = BlockM, int Stages = 2, bool Ordered = false>
 struct Config {
   using Element = Element_;
-  using Layout = RowLayout<HeadDim>;   // of tiles of Q, K, V and dO
-  using DsLayout = RowLayout<BlockM>;  // of dS, a row for each key
+  using Layout = RowLayout<HeadDim>;   // tiles of Q, K, V and dO
+  using DsLayout = RowLayout<BlockM>;  // a tile of dS, with a row for each key
   static constexpr int head_dim = HeadDim;
   static constexpr int warps = Warps;
   static constexpr int group_warps = Paired ? Warps / 2 : Warps;
@@ -30,20 +30,22 @@ struct Config {
   static constexpr int key_blocks = WarpKeys / 16;
   static constexpr int block_n = group_warps * WarpKeys;
   static constexpr int block_m = BlockM;
-  static constexpr int stages = Stages;  // of Q and dO
+  static constexpr int stages = Stages;  // pipeline stages of Q and dO
   static constexpr int ds_stages = 2;
   static constexpr bool ordered = Ordered;
-  static constexpr int turn_words = Ordered;  // of 64 rows
-  static constexpr int tile_parts = 64 / BlockM;  // of those
-  static constexpr bool shifts = std::is_same_v<Element, __half>;  // see shift.cuh
+  static constexpr int turn_words = Ordered;  // words for a sum of 64 rows, see turn_words.h
+  static constexpr int tile_parts = 64 / BlockM;  // tiles of BlockM queries in 64 rows
+  static constexpr bool shifts = std::is_same_v<Element, __half>;  // scales P and dS, see shift.cuh
   static_assert(WarpKeys % 16 == 0 && BlockM % ScoreM == 0 && 64 % BlockM == 0);
 
-  // Warps share a dQ tile: columns in pairs of mma tiles, one pair of every dq_column_warps each.
+  // A grid of dq_row_warps x dq_column_warps warps computes dQ of a query tile. Each takes
+  // dq_row_blocks blocks of 16 rows, and every dq_column_warps-th group of 16 columns.
   static constexpr int dq_column_warps = (Layout::span < warps ? Layout::span : warps) / 2;
   static constexpr int dq_row_warps =
       warps / dq_column_warps < BlockM / 16 ? warps / dq_column_warps : BlockM / 16;
   static constexpr int dq_row_blocks = BlockM / 16 / dq_row_warps;
-  static constexpr int dq_unroll = Ordered && HeadDim == 192 ? 1 : Paired ? 2 : 4;  // more spills
+  // If the loop of make_dq() is unrolled further, ptxas spills registers.
+  static constexpr int dq_unroll = Ordered && HeadDim == 192 ? 1 : Paired ? 2 : 4;
   static constexpr int dq_column_pairs = HeadDim / 16 / dq_column_warps;
 
   static constexpr int kv_bytes = block_n * Layout::bytes;

@@ -1,4 +1,4 @@
-// The sm80 family's backward: which instantiation serves a problem.
+// The sm80 family's backward: chooses the instantiation that serves a problem.
 #include "attention/backward/family.h"
 #include "attention/backward/sm80/variant.h"
 #include "common/error.h"

@@ -1,12 +1,15 @@
 // The sm80 backward step: dK and dV of a key tile, and its additions to dQ, by mma.sync on tiles
 // that cp.async loads.
 //
-// A block iterates over all query tiles that see its keys, of all heads of the group. If Paired
-// (config.h), two groups of four warps share the work, and one warp of each group has the same
-// keys: one computes S, P and dV, the other dP, dS and dK. S and dP are computed transposed, with a
-// row for each key, so that P and dS go from the accumulators to the A operands of dV and dK in
-// registers. Only P goes from warp to warp, in float32. dS goes to shared memory, and all warps
-// compute dQ from it in the next iteration: one group while the other computes its exponentials.
+// A block iterates over the query tiles that see its keys, in all query heads of the group. If
+// Paired (config.h), the warps form two groups. Each warp has a partner in the other group that
+// works on the same keys: one of the two computes S, P and dV, the other dP, dS and dK. The
+// partners share P through shared memory, in float32.
+//
+// S and dP are computed transposed, with a row for each key. So the accumulators of P and dS become
+// the A operands of dV and dK without leaving their registers. dS also goes to shared memory, and
+// the warps compute dQ from it in the next iteration. If Paired, one group computes dQ while the
+// other computes its exponentials.
 #pragma once
 
 #include "attention/backward/gradient_rows.cuh"
@@ -36,7 +39,7 @@ class Block {
   static constexpr int query_blocks = C::score_m / 8;
   using Scores = float[C::key_blocks][query_blocks][4];
   static constexpr int gradients = C::paired ? 1 : 2;
-  using Sums = float[C::key_blocks][C::head_dim / 8][4];           // of dK or of dV
+  using Sums = float[C::key_blocks][C::head_dim / 8][4];          // dK or dV of the warp's keys
   using Fragments = uint32_t[C::score_m / 16][C::key_blocks][4];  // P or dS as A operands
 
  public:
@@ -51,7 +54,7 @@ class Block {
   __device__ __forceinline__ void run() {
     load_keys();
     const int first_row = shared_load(rows_address());
-    Sums d[gradients];  // of dK, then of dV; in pairs of warps of its own
+    Sums d[gradients];  // dK, then dV; if Paired, only the one that this warp computes
 #pragma unroll
     for (int g = 0; g < gradients; ++g)
 #pragma unroll
@@ -79,7 +82,7 @@ class Block {
   }
 
  private:
-  // From the block's index in the grid, or from the counter.
+  // Ordered steps get the key tile from a counter, other steps from the block's index.
   __device__ __forceinline__ KeyTile take_key_tile() const {
     if constexpr (C::ordered) turns_.draw();
     return key_tile();
@@ -91,7 +94,8 @@ class Block {
       return key_tile_of(args_, C::block_n);
     }
   }
-  // Ordered steps recompute these, since registers are short.
+  // In ordered steps these functions compute their value at each use, since no register is free to
+  // keep it.
   static __device__ __forceinline__ int thread() {
     int thread;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
@@ -122,7 +126,7 @@ class Block {
   __device__ __forceinline__ bool makes_dv() const { return warp_ < C::group_warps; }
   __device__ __forceinline__ uint32_t rows_address() const { return shared_ + C::rows_offset; }
 
-  // K, V and the first row that sees each key.
+  // Loads K and V of the key tile, and computes the first row that sees each key.
   __device__ __forceinline__ void load_keys() const {
     const int valid = args_.key_len - tile_.key0;
     load<KvCopy>(shared_ + C::k_offset, args_.k, args_.k_strides, tile_.kv_head, tile_.key0, valid);
@@ -143,7 +147,7 @@ class Block {
                           int64_t{row + Copy::last_row()} * strides.seq + chunk<Copy>() * 8) * 2;
     Copy::copy(to, source, strides.seq * 2 * Copy::rows_per_pass, valid);
   }
-  // Q, dO, lse and delta of a query tile.
+  // Loads Q, dO, lse and delta of query tile m of a head.
   __device__ __forceinline__ void load_queries(int stage, int head, int m) const {
     const int row = m * C::block_m, valid = args_.query_len - row;
     load<QCopy>(shared_ + C::q_offset + stage * C::q_bytes, args_.q, args_.q_strides, head, row,
@@ -175,11 +179,13 @@ class Block {
         next_m = begin;
         ++next_head;
       }
+      // After this barrier, the tile has arrived, and all warps have finished the previous tile
+      // except for its dQ.
       cp_async_wait<0>();
-      __syncthreads();  // this tile is there, and all are done with the one before but for its dQ
+      __syncthreads();
       const bool more = next_head < last_head;
       if (C::stages > 1 && more) load_queries(stage ^ 1, next_head, next_m);
-      // One group does this while the other computes its exponentials.
+      // If Paired, one group computes dQ here, while the other computes its exponentials.
       if (!(C::paired && makes_dv()) && before_m >= 0) make_dq(before_head, before_m, stage ^ 1);
       mainloop_step(d, m, stage, head);
       if (C::stages == 1 && more) {
@@ -198,8 +204,9 @@ class Block {
     }
   }
 
-  // The mainloop of an ordered step: one tile of 64 rows after the other, with all heads of the
-  // group in each, so that blocks with fewer query tiles keep their distance behind others.
+  // The mainloop of an ordered step. It takes a tile of 64 rows of every head of the group, then
+  // the next tile of 64 rows; mainloop() takes all tiles of a head, then the next head. So two
+  // blocks that start at different times stay equally far apart, even if one has fewer query tiles.
   __device__ __forceinline__ void mainloop_ordered(Sums (&d)[gradients], int begin) {
     Rows at{turns_.kv_head() * args_.group,
             (turns_.descends() ? args_.row_tiles - 1 : begin + turns_.first()) * C::tile_parts};
@@ -217,7 +224,7 @@ class Block {
       }
       if (!(C::paired && makes_dv()) && turns_.rows(stage ^ 1) >= 0) make_dq(0, 0, stage ^ 1);
       mainloop_step(d, at.m, stage, at.head);
-      at = rows_after(at);  // anew: there are no registers to keep it in
+      at = rows_after(at);  // computed again, since no register is free to keep `next`
       if (C::stages == 1 && left > 0) {
         __syncthreads();
         load_queries(0, at.head, at.m);
@@ -242,11 +249,11 @@ class Block {
     if (++at.head == (turns_.kv_head() + 1) * args_.group) {
       at.head -= args_.group;
       at.m += turns_.descends() ? -C::tile_parts : C::tile_parts;
-      if (at.m == args_.row_tiles * C::tile_parts) at.m = 0;  // it has begun amid its tiles
+      if (at.m == args_.row_tiles * C::tile_parts) at.m = 0;  // first() may be above 0
     }
     return at;
   }
-  // Somewhere amid the products of a query tile.
+  // See Turns::take_and_pass().
   __device__ __forceinline__ void take_and_pass_turns(int stage, int head, int m) const {
     if constexpr (C::ordered) turns_.take_and_pass(stage, head, m);
   }
@@ -257,7 +264,7 @@ class Block {
     const uint32_t q_tile = shared_ + C::q_offset + q_stage * C::q_bytes;
     const uint32_t dy_tile = shared_ + C::dy_offset + q_stage * C::q_bytes;
     const uint32_t statistics = shared_ + C::statistics_offset + q_stage * C::statistics_bytes;
-    // Rows see all keys from the first row on that sees the last key.
+    // The first row that sees the last key of the tile, and every later row, sees all its keys.
     const bool masked = m * C::block_m < shared_load(rows_address() + 4 * (C::block_n - 1));
     if constexpr (C::paired) {
       Scores s;
@@ -299,7 +306,7 @@ class Block {
     }
   }
 
-  // Products of the warp's keys with all queries of a tile.
+  // Computes S (from K and Q) or dP (from V and dO) of the warp's keys and score_m queries.
   __device__ __forceinline__ void compute_scores(Scores& s, uint32_t key_tile,
                                                  uint32_t query_tile) const {
     const int lane = threadIdx.x % 32;
@@ -331,7 +338,7 @@ class Block {
     }
   }
 
-  // Computes P from S, times two to the shift.
+  // Computes P * 2^shift from S (shift.cuh).
   __device__ __forceinline__ void compute_p(Scores& s, uint32_t statistics) const {
     const int lane = threadIdx.x % 32;
     const float shifted = shift();
@@ -348,7 +355,7 @@ class Block {
               exp2_approx(fmaf(s[i][j][c], args_.scale_log2, c % 2 == 0 ? offset.x : offset.y));
     }
   }
-  // Passes P to the warp of the other group that has the same keys.
+  // Passes P to the partner warp, which has the same keys.
   __device__ __forceinline__ void send_p(const Scores& s) const {
     const uint32_t to = weights_address();
 #pragma unroll
@@ -374,7 +381,7 @@ class Block {
           dp[i][j][c] = p[i][j][c] * (dp[i][j][c] - (c % 2 == 0 ? delta.x : delta.y));
     }
   }
-  // The same with P from the warp of the other group.
+  // Computes dS from dP, and from P of the partner warp.
   __device__ __forceinline__ void receive_p(Scores& dp, uint32_t statistics) const {
     const int lane = threadIdx.x % 32;
     const uint32_t from = weights_address();
@@ -400,8 +407,8 @@ class Block {
   }
   __device__ __forceinline__ int weights_barrier() const { return 1 + warp_ % C::group_warps; }
 
-  // Zeroes the elements of rows that do not see the key. Uses a select, because dP or delta may be
-  // NaN where P is zero.
+  // Zeroes the elements whose row does not see the key. It selects instead of multiplying by zero,
+  // because dP or delta may be NaN there.
   __device__ __forceinline__ void apply_mask(Scores& x, int row0) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -427,7 +434,8 @@ class Block {
                                             x[i][2 * k + r / 2][r % 2 * 2 + 1]);
   }
 
-  // first_chunk: of eight queries, of the tile.
+  // Stores dS for make_dq(). first_chunk: the index, in the query tile, of the first eight queries
+  // of `a`.
   __device__ __forceinline__ void store_ds(const Fragments& a, int stage, int first_chunk) const {
     const int lane = threadIdx.x % 32;
     const uint32_t tile = shared_ + C::ds_offset + stage * C::ds_bytes;
@@ -444,7 +452,7 @@ class Block {
         }
   }
 
-  // Adds the products with the rows of a query tile.
+  // Adds the product of P and dO to dV, or the product of dS and Q to dK.
   __device__ __forceinline__ void update(Sums& d,
                                          const Fragments& a,
                                          uint32_t query_tile) const {
@@ -464,8 +472,8 @@ class Block {
       }
   }
 
-  // Computes this warp's part of dQ of a query tile whose dS is complete. In ordered steps: of the
-  // tile whose turn the stage has.
+  // Computes this warp's part of dQ of query tile m of a head, whose dS is complete. In ordered
+  // steps head and m are 0, and the query tile is turns_.rows(stage).
   __device__ __forceinline__ void make_dq(int head, int m, int stage) const {
     const int lane = this->lane();
     const int column = warp() % C::dq_column_warps, row = warp() / C::dq_column_warps;
@@ -477,7 +485,8 @@ class Block {
       for (int j = 0; j < 2 * C::dq_column_pairs; ++j)
 #pragma unroll
         for (int c = 0; c < 4; ++c) dq[i][j][c] = 0.0f;
-    // ldmatrix transposes dS back: its rows are keys, the columns of A.
+    // In shared memory, dS has a row for each key. A needs a row for each query, so ldmatrix
+    // transposes dS.
     const uint32_t ds_tile = shared_ + C::ds_offset + stage * C::ds_bytes;
     uint32_t a_address[C::dq_row_blocks];
 #pragma unroll
@@ -506,13 +515,14 @@ class Block {
     }
     add_dq(dq, head, m * (C::block_m / 16) + row * C::dq_row_blocks, column, stage);
   }
-  // row_block: of 16 rows, of the head; ordered, of the tile of which the stage has the turn.
+  // row_block: the index of the first block of 16 rows, counted in the head, or, in ordered steps,
+  // in the query tile turns_.rows(stage).
   __device__ __forceinline__ void add_dq(
       const float (&dq)[C::dq_row_blocks][2 * C::dq_column_pairs][4], int head, int row_block,
       int column, int stage) const {
     int lane = threadIdx.x % 32;
     int64_t tile = int64_t{tile_.batch * args_.heads + head} * args_.row_tiles + row_block / 4;
-    bool is_first = false;  // there is nothing yet to add to
+    bool is_first = false;  // the sum is still unwritten, so store instead of adding
     if constexpr (C::ordered) {
       asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
       const int rows = turns_.rows(stage);
@@ -532,14 +542,15 @@ class Block {
         if (C::ordered && is_first) {
           to[column_block * 128 + i * 32] =
               make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor);
-        } else {  // without a named sum, or ptxas would spill
+        } else {
+          // The product is written twice: one variable for both branches made ptxas spill.
           add_in_memory(to + column_block * 128 + i * 32,
                         make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor));
         }
       }
   }
 
-  // See shift.cuh. Kept in shared memory, since registers are short.
+  // The shift (shift.cuh). It is kept in shared memory, since no register is free for it.
   __device__ __forceinline__ float shift() const {
     return C::shifts ? static_cast<float>(shared_load(shared_ + C::shift_offset)) : 0.0f;
   }
@@ -566,7 +577,7 @@ class Block {
   const Turns<C> turns_;
   const KeyTile tile_;
   const int warp_;
-  const int first_key_;                // of the warp, in the tile
+  const int first_key_;  // the index of the warp's first key in the tile
 };
 
 template <typename C>

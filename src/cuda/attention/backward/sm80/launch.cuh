@@ -17,7 +17,8 @@ template <typename C>
 using Rows = RowKernels<typename C::Element, C::head_dim, RowStatistics, C::turn_words,
                         std::conditional_t<C::ordered, SumsInOrder, OneSum>>;
 
-// waits: its device code waits for the previous kernels, as that of the row kernels does.
+// Sets *waits to true if the kernel's code for this device waits for previous kernels
+// (dependent_launch.cuh). The code of the row kernels then does so, too.
 template <typename C>
 int32_t load_step_kernel(bool* waits) {
   static ReadyDevices ready;
@@ -25,8 +26,9 @@ int32_t load_step_kernel(bool* waits) {
                        waits);
 }
 
-// The heads of a section, whose key tiles are mixed under a mask. As many as have Q, dO and sums of
-// dQ that fit an L2 of 40 MB (one head of a group runs at a time).
+// The number of K/V heads whose key tiles are interleaved. Under a mask: the number
+// for which Q, dO and the sums of dQ fit in L2, that is, in 32 of its 40 MB. A group counts as one
+// query head, because a block takes the heads of a group one after the other. Without a mask: 1.
 inline int64_t choose_section(const StepParams& p) {
   constexpr int64_t l2_share = int64_t{32} << 20;
   if ((p.flags & BARACUDA_STEP_CAUSAL) == 0) return 1;
@@ -136,7 +138,7 @@ constexpr BackwardFamily make_variant() {
 
 template <typename Fast, typename Compact>
 constexpr Variants make_variants() {
-  static_assert(Compact::shared_bytes <= 99 * 1024, "more than every device has");
+  static_assert(Compact::shared_bytes <= 99 * 1024, "some devices have less shared memory");
   return {make_variant<Fast>(), Fast::shared_bytes, make_variant<Compact>()};
 }
 

@@ -1,5 +1,5 @@
-// Ordered steps on sm80: the key tile that a block has taken, and its turns at the sums of dQ (see
-// backward/order.h).
+// Ordered steps on sm80: the key tile that a block has taken, and its turns. A turn is the time at
+// which the block may add to dQ of a query tile (see backward/order.h).
 #pragma once
 
 #include "attention/backward/order.h"
@@ -9,22 +9,25 @@
 
 namespace baracuda::sm80::backward {
 
-// One thread takes the turns for its block, with its data in shared memory. A query tile uses one
-// of two slots, by its stage. dQ of a tile is computed while the block processes the next tile, and
-// has been added at the barrier after that. So during the products of a query tile the thread
-// passes the turn at the tile two before, and reads the word of this tile. It waits for the turn
-// only before the next barrier.
+// Thread 0 takes the turns for its block, and keeps its data in shared memory. There are two slots,
+// which query tiles use alternately.
+//
+// A block computes dS of its i-th query tile in iteration i, and dQ from it in iteration i + 1. At
+// the barrier that begins iteration i + 2, all threads have added their part of that dQ. So in
+// iteration i, thread 0 passes the turn of tile i - 2, whose slot tile i takes over, and reads the
+// word of tile i. It waits for the turn of tile i only before the barrier that begins iteration
+// i + 1.
 template <typename C>
 class Turns {
  public:
   __device__ __forceinline__ Turns(const Args& args, uint32_t shared)
       : args_(args), address_(shared + C::turns_offset) {}
 
-  // By all threads, before anything else here.
+  // Takes the block's key tile. All threads call this before any other function of this class.
   __device__ __forceinline__ void draw() const {
     if (threadIdx.x == 0) {
       uint32_t n = blockIdx.x;
-      if (args_.turns != nullptr) {  // else there are no rows, and no counter
+      if (args_.turns != nullptr) {  // without query rows there is no counter
         n = atomicAdd(args_.turns - 1, 1u);
         if (n == gridDim.x - 1) args_.turns[-1] = 0;
       }
@@ -56,19 +59,23 @@ class Turns {
   __device__ __forceinline__ int batch() const { return shared_load(address_); }
   __device__ __forceinline__ int kv_head() const { return shared_load(address_ + 4); }
   __device__ __forceinline__ int key0() const { return index() * C::block_n; }
-  // From the last query tile to the first.
+  // True if the block takes its query tiles from the last to the first.
   __device__ __forceinline__ bool descends() const { return args_.causal && rises(); }
-  // Without a mask: the query tile that the block begins with.
+  // The query tile with which the block begins if there is no mask; 0 under a mask.
   __device__ __forceinline__ int first() const { return shared_load(address_ + 20); }
 
-  // By all threads, amid the products of a query tile, m of its head.
+  // All threads call this while the products of a query tile run. m: the index of the query tile in
+  // its head, in tiles of block_m rows.
   __device__ __forceinline__ void take_and_pass(int stage, int head, int m) const {
     if (!takes_turns()) return;
     const int tile = (batch_of_sums() * args_.heads + head) * args_.row_tiles + m / C::tile_parts;
     const int part = m % C::tile_parts;
     const uint32_t slot = this->slot(stage);
     const uint32_t found = load_relaxed(args_.turns + tile);
-    // Behind the additions two tiles before, and before those here if the word has come.
+    // The fence is both a release and an acquire. The block's additions to tile i - 2 (see above)
+    // come before the store that passes the turn of that tile. If `found` is the awaited word
+    // already, the additions of the key tile that left it come before this block's additions to
+    // this tile.
     fence_threads();
     const uint32_t left = shared_load(slot + left_at);
     if (left != 0) store_relaxed(args_.turns + shared_load(slot) / C::tile_parts, left);
@@ -84,7 +91,8 @@ class Turns {
                  waits && found != turn.awaited() ? static_cast<int>(turn.awaited()) : 0);
     shared_store(slot + first_at, static_cast<int>(is_first));
   }
-  // By all threads, before the barrier behind which the block adds to the tile.
+  // Waits for the turn. All threads call this before the barrier after which the block adds to dQ
+  // of the tile.
   __device__ __forceinline__ void await(int stage) const {
     if (!takes_turns()) return;
     const uint32_t awaited = shared_load(slot(stage) + awaited_at);
@@ -93,21 +101,24 @@ class Turns {
     while (load_acquire(word) != awaited) {
     }
   }
-  // By all threads, behind the barrier at which it has added.
+  // Passes the turn, for the last two tiles of the block. All threads call this after the barrier
+  // that completes the block's additions to the tile.
   __device__ __forceinline__ void pass(int stage) const {
     if (!takes_turns()) return;
     const uint32_t left = shared_load(slot(stage) + left_at);
     if (left != 0) store_release(args_.turns + shared_load(slot(stage)) / C::tile_parts, left);
   }
-  // Which block_m rows of all heads; -1: none so far.
+  // The query tile of the slot: its index in tiles of block_m rows, counted over all heads, batches
+  // and sums. -1: the slot is still unused.
   __device__ __forceinline__ int rows(int stage) const { return shared_load(slot(stage)); }
-  // There are no sums yet.
+  // True if nothing has been added to the tile's sum yet, so that the block stores its dQ.
   __device__ __forceinline__ bool is_first(int stage) const {
     return shared_load(slot(stage) + first_at) != 0;
   }
 
  private:
-  // The first thread; made anew where the code needs it, for there are no registers to keep it in.
+  // True in thread 0. Before sm_90 the asm is volatile, so that the compiler computes this at each
+  // use: no register is free to keep it.
   static __device__ __forceinline__ bool takes_turns() {
 #if __CUDA_ARCH__ >= 900
     return threadIdx.x == 0;
@@ -117,11 +128,15 @@ class Turns {
     return thread == 0;
 #endif
   }
+  // A slot holds rows() and, at these byte offsets, the word that passes the turn (0: another part
+  // of the tile passes it), the awaited word (0: no wait) and is_first().
   static constexpr int left_at = 4, awaited_at = 8, first_at = 12;
   __device__ __forceinline__ uint32_t slot(int stage) const { return address_ + 32 + 16 * stage; }
   __device__ __forceinline__ int index() const { return shared_load(address_ + 8); }
-  // Of the sum of dQ that it adds to: the batch, of those of all sums; and its place there.
+  // The block's batch, counted over all sums: sum * batches + batch. In the scratch, each sum of dQ
+  // has all batches.
   __device__ __forceinline__ int batch_of_sums() const { return shared_load(address_ + 24); }
+  // The index of the block's key tile among the key tiles of its sum.
   __device__ __forceinline__ int place() const { return shared_load(address_ + 28); }
   __device__ __forceinline__ bool rises() const { return shared_load(address_ + 12) != 0; }
 

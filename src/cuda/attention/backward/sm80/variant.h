@@ -1,18 +1,18 @@
-// The instantiations of the sm80 backward, one file per head_dim.
+// The instantiations of the sm80 backward. Each function below has a file of its own.
 #pragma once
 
 #include "attention/backward/family.h"
 
 namespace baracuda::sm80::backward {
 
-// Their scratch is the same. Every device has the shared memory that the compact one takes.
+// The two instantiations for one head_dim and element type. They use the same scratch.
 struct Variants {
   BackwardFamily fast;
-  int fast_shared_bytes;  // of a block
-  BackwardFamily compact;
+  int fast_shared_bytes;   // shared memory that a block of `fast` needs
+  BackwardFamily compact;  // needs no more shared memory than every device has
 };
 
-// is_bf16 picks between the two element types.
+// is_bf16: the element type is bf16, else f16.
 Variants variants_d64(bool is_bf16);
 Variants variants_d96(bool is_bf16);
 Variants variants_d128(bool is_bf16);

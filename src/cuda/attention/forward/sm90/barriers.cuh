@@ -8,10 +8,11 @@
 
 namespace baracuda::sm90 {
 
-// Addresses of the barriers. "full": the data has arrived. "empty": every reading warp is done. All
-// consumers read K and V; one warpgroup reads its Q and its slots. Slots are written and read by
-// ordinary instructions, so every writing thread arrives at slot_full, and every reading thread
-// arrives at q_empty once it has read the earlier slots.
+// Addresses of the barriers. "full": the data has arrived. "empty": the readers are done. All
+// consumers read K and V, and one lane of each warp arrives for its warp. Each consumer reads its
+// own Q and its own slots. Slots are written and read by ordinary instructions, so every thread
+// arrives: 32 threads at slot_full, 128 at q_empty. A thread that arrives at q_empty has also
+// finished with the slots of all earlier query tiles.
 template <typename C>
 struct Barriers {
   uint32_t base;
@@ -50,8 +51,8 @@ struct Barriers {
   }
 };
 
-// The n-th query tile of a consumer warpgroup, described in shared memory. A warp of warpgroup 0
-// computes it while the consumers are busy, and the consumers need no registers for it.
+// The slot in shared memory that describes the n-th query tile of a consumer warpgroup. A warp of
+// warpgroup 0 writes it while the consumers are busy, and the consumers need no registers for it.
 template <typename C>
 class WorkTile {
  public:
@@ -63,12 +64,12 @@ class WorkTile {
   __device__ __forceinline__ int head() const { return shared_load(address_ + 8); }
   // The warpgroup's first row.
   __device__ __forceinline__ int row0() const { return shared_load(address_ + 12); }
-  // Key tiles; -1: no more work.
+  // The number of key tiles that the block's query tile sees; -1: there is no more work.
   __device__ __forceinline__ int tiles() const { return shared_load(address_ + 16); }
-  // How many key tiles some row of the warpgroup sees. They are the first ones, and are computed
-  // last.
+  // The number of key tiles that the warpgroup sees: tiles 0 to seen() - 1. Key tiles run from the
+  // last to the first, so the warpgroup skips the unseen ones before it computes these.
   __device__ __forceinline__ int seen() const { return shared_load(address_ + 20); }
-  // Keys that the i-th row of the warpgroup sees; the first row sees the fewest.
+  // The number of keys that the i-th row of the warpgroup sees. The first row sees the fewest.
   __device__ __forceinline__ int limit(int i) const { return shared_load(address_ + 32 + 4 * i); }
 
   __device__ __forceinline__ void set_limit(int i, int keys) const {

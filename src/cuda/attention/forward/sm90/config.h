@@ -5,17 +5,23 @@
 
 namespace baracuda::sm90 {
 
-// The steps that a configuration has kernels for: all; those with FIRST or LAST; those with FIRST
-// and LAST.
+// The steps that a configuration has kernels for. any_step: all steps. ends_of_rings: steps with
+// FIRST or LAST. whole_calls: steps with FIRST and LAST.
 enum class Served { any_step, ends_of_rings, whole_calls };
 
-// Warpgroup 0 is the producer. The others are consumers of 64 query rows each. TakeTurns: the
-// consumers issue their products in a fixed order. This pays with three consumers at head_dim 64,
-// where the softmax takes longer than the products. With two consumers, at head_dim 128 and 256, it
-// does not. LastN: columns computed for the last key tile if it holds that few keys; BlockN: always
-// all columns. ScoresAhead: the QK product of a key tile is issued before the wait for the PV
-// product of the tile before the previous one. Takes registers for the weights of two tiles. Steps:
-// the steps that the configuration has kernels for.
+// Warpgroup 0 is the producer. The others are consumers of 64 query rows each.
+//
+// TakeTurns: the consumers issue their products in a fixed order, so that their softmax and their
+// products alternate (ping-pong). This pays with three consumers at head_dim 64, where the softmax
+// takes longer than the products. With two consumers, at head_dim 128 and 256, it does not.
+//
+// LastN: if the last key tile has at most LastN keys, only LastN of its columns are computed. If
+// LastN is BlockN, all columns are always computed.
+//
+// ScoresAhead: QK of the i-th key tile is issued before the wait for PV of the (i - 2)-th. This
+// needs registers for the weights of two tiles.
+//
+// Steps: the steps that the configuration has kernels for.
 template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns,
           int LastN = BlockN, bool ScoresAhead = false, Served Steps = Served::any_step>
 struct Config {
@@ -27,7 +33,8 @@ struct Config {
   static constexpr int group_m = 64;  // query rows of a warpgroup
   static constexpr int block_m = group_m * Consumers;
   static constexpr int threads = 128 * (Consumers + 1);
-  // setmaxnreg redistributes the block's registers. A request beyond them would wait forever.
+  // setmaxnreg redistributes these registers among the warpgroups. A request for more of them than
+  // there are would wait forever.
   static constexpr int launch_registers = 65536 / threads / 8 * 8;
   static constexpr bool scores_ahead = ScoresAhead;
   static constexpr bool wants_most_registers = ScoresAhead && BlockN > 128;
@@ -37,7 +44,7 @@ struct Config {
   static constexpr int consumer_registers = Consumers > 2 ? 160 : wants_most_registers ? 240 : 224;
   static_assert(producer_registers + Consumers * consumer_registers <=
                     (Consumers + 1) * launch_registers, "more registers than the block has");
-  static_assert(Consumers <= 3, "a warp of warpgroup 0 for K and V, and one for each consumer");
+  static_assert(Consumers <= 3, "warpgroup 0 has one warp for K and V, three for Q");
   static constexpr int stages = 2;
   static constexpr bool take_turns = TakeTurns;
   static constexpr bool serves(bool first, bool last) {
@@ -45,18 +52,19 @@ struct Config {
            (Steps == Served::ends_of_rings && (first || last));
   }
 
-  // Tiles are blocks of 64 columns (128 bytes), all rows of a block together.
+  // A tile is stored as blocks of 64 columns (128 bytes). Each block has all rows.
   static constexpr int column_blocks = HeadDim / 64;
   static constexpr int q_block_bytes = group_m * 128;
   static constexpr int kv_block_bytes = BlockN * 128;
-  static constexpr int q_bytes = column_blocks * q_block_bytes;  // of a warpgroup
+  static constexpr int q_bytes = column_blocks * q_block_bytes;  // Q of one warpgroup
   static constexpr int kv_bytes = column_blocks * kv_block_bytes;
   static_assert(q_bytes % 1024 == 0 && kv_bytes % 1024 == 0, "swizzled tiles are 1024-aligned");
 
   static constexpr int k_offset = Consumers * q_bytes;
   static constexpr int v_offset = k_offset + stages * kv_bytes;
-  // Slot n is written once all scores of tile n - 2 have been read. The slots of tiles n - 1 and n
-  // - 2 are still in use then.
+  // A slot describes a query tile (WorkTile, barriers.cuh). The slot of tile n is written after the
+  // last QK product of tile n - 2. The consumer may still read the slots of tiles n - 2 and n - 1
+  // then.
   static constexpr int slots = 4;
   static constexpr int slot_bytes = 4 * (8 + group_m);
   static constexpr int barriers = 4 * stages + Consumers * (slots + 2);

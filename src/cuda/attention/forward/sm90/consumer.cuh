@@ -6,8 +6,8 @@
 // other warpgroups.
 //
 // A warpgroup is bound by its chain of QK, softmax and PV. With ScoresAhead (config.h) the weights
-// of a tile have registers of their own while PV still reads those of the previous tile. That takes
-// packing, the wait for PV and most of the rescaling of O out of the chain.
+// of a tile have registers of their own while PV still reads those of the previous tile. This
+// removes packing, the wait for PV and most of the rescaling of O from the chain.
 #pragma once
 
 #include <math_constants.h>
@@ -30,7 +30,7 @@ class Consumer {
   __device__ __forceinline__ Consumer(const StepArgs& args, uint32_t shared,
                                       const Barriers<C>& barriers, int group)
       : args_(args), shared_(shared), barriers_(barriers), group_(group) {
-    if (group == C::consumers - 1) pass_turn();  // the first warpgroup may begin
+    if (group == C::consumers - 1) pass_turn();  // warpgroup 0 issues first
   }
 
   __device__ __forceinline__ void run() {
@@ -63,8 +63,9 @@ class Consumer {
   }
 
  private:
-  // The state that the previous step left. It is loaded at the end of a tile, since the previous
-  // step may run until then. o: loaded early if there are registers for it.
+  // The state that the previous step left. It is loaded at the end of a query tile, since the
+  // previous step may run until then. If there are registers for o, it is loaded while the last PV
+  // product runs.
   static constexpr bool preloads_state = Last && C::head_dim <= 128;
   struct PreviousState {
     RowStatistics rows;
@@ -80,8 +81,8 @@ class Consumer {
     }
   }
   // A step between the first and the last does not load o_acc. It scales its share to the maximum
-  // that the state was begun with, and adds it in memory. If a warp's scores rose too far for that,
-  // it loads and rewrites the state.
+  // that the state was begun with, and adds it in memory. If the scores of a warp exceed that
+  // maximum by too much, the warp loads and rewrites the state.
   __device__ __forceinline__ void epilogue(float (&o)[C::head_dim / 2], RowStatistics& rows,
                                            const PreviousState& previous,
                                            const WorkTile<C>& tile) const {
@@ -116,8 +117,8 @@ class Consumer {
     }
   }
 
-  // With take_turns, warpgroups issue their products in a fixed order, so that the softmax of one
-  // overlaps with the products of the others.
+  // With take_turns, the consumers issue their products one after the other in a fixed order, so
+  // that the softmax of one overlaps with the products of the others.
   __device__ __forceinline__ void await_turn() const {
     if constexpr (C::take_turns) named_barrier_sync(1 + group_, 256);
   }
@@ -128,7 +129,8 @@ class Consumer {
   static __device__ __forceinline__ void release(uint32_t barrier) {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
   }
-  // K of this iteration, and V of the n-th one: the previous iteration, or at the end this one.
+  // await_k() and release_k() are about K of this iteration, await_v() and release_v() about V of
+  // iteration n.
   __device__ __forceinline__ void await_k() const {
     mbarrier_wait(barriers_.k_full(stage_of<C::stages>(iteration_)),
                   parity_of<C::stages>(iteration_));
@@ -142,8 +144,8 @@ class Consumer {
   __device__ __forceinline__ void release_v(uint32_t n) const {
     release(barriers_.v_empty(stage_of<C::stages>(n)));
   }
-  // Makes the n-th query tile the current one. Called while products run; its slot was filled
-  // earlier.
+  // Makes the n-th query tile the current one. After the first tile, this is called while products
+  // run.
   __device__ __forceinline__ void load_work_tile(uint32_t n) {
     mbarrier_wait(barriers_.slot_full(group_, n % C::slots), parity_of<C::slots>(n));
     const WorkTile<C> tile(shared_, group_, n);
@@ -157,7 +159,7 @@ class Consumer {
     mbarrier_arrive(barriers_.q_empty(group_));
   }
 
-  // Issues QK for the first columns of a key tile: as many as s holds.
+  // Issues QK of iteration n, for the first 2 * S columns of its key tile.
   template <int S>
   __device__ __forceinline__ void issue_scores(float (&s)[S], uint32_t n) const {
     const int stage = stage_of<C::stages>(n);
@@ -171,6 +173,7 @@ class Consumer {
     }
     wgmma_commit();
   }
+  // Issues PV of iteration n.
   template <int Steps>
   __device__ __forceinline__ void issue_output(float (&o)[C::head_dim / 2],
                                                const uint32_t (&p)[Steps][4], uint32_t n) const {
@@ -182,7 +185,7 @@ class Consumer {
     wgmma_commit();
   }
 
-  // Releases key tiles that only other warpgroups see.
+  // Waits for and releases the key tiles that only other consumers see.
   __device__ __forceinline__ void skip_key_tiles(int tiles) {
 #pragma unroll 1
     for (; tiles > 0; --tiles) {
@@ -196,8 +199,8 @@ class Consumer {
     }
   }
 
-  // Processes the key tiles that the warpgroup sees, from the last to the first. QK of each tile
-  // overlaps with PV of the previous one.
+  // Processes the key tiles that the warpgroup sees, from the last to the first. The softmax of
+  // each tile overlaps with PV of the previous one.
   __device__ __forceinline__ void mainloop(float (&o)[C::head_dim / 2], RowStatistics& rows,
                                            PreviousState& previous, const WorkTile<C>& query,
                                            uint32_t n) {
@@ -206,7 +209,7 @@ class Consumer {
     const auto needs_mask = [&](int tile) { return (tile + 1) * C::block_n > unmasked; };
     int t = seen_ - 1;
     if constexpr (C::last_n < C::block_n) {
-      // The last tile holds few keys: compute only the columns that they need.
+      // If the last tile holds few keys, compute only the columns that they need.
       if (query.limit(C::group_m - 1) - t * C::block_n <= C::last_n) {
         uint32_t short_p[C::last_n / 16][4];
         mainloop_prologue(rows, short_p, query, t, needs_mask(t));
@@ -227,8 +230,8 @@ class Consumer {
   }
 
   using Weights = uint32_t[C::block_n / 16][4];
-  // The next iteration, equal in all lanes, and whether its K has arrived. Tested beside the
-  // softmax, so that the products do not wait for the test.
+  // The index of the next iteration, in a uniform register, and whether its K has arrived. The
+  // barrier is tested during the softmax, so that the products do not wait for the test.
   struct NextKeyTile {
     uint32_t iteration;
     bool k_is_full;
@@ -238,17 +241,18 @@ class Consumer {
     return {iteration, mbarrier_test(barriers_.k_full(stage_of<C::stages>(iteration)),
                                      parity_of<C::stages>(iteration))};
   }
-  // The mainloop with ScoresAhead. The weights of two tiles are live at a time, and alternate.
+  // The mainloop with ScoresAhead. The weights of two tiles are live at a time; p0 and p1
+  // alternate.
   __device__ __forceinline__ void mainloop_ahead(float (&o)[C::head_dim / 2], RowStatistics& rows,
                                                  PreviousState& previous, const WorkTile<C>& query,
                                                  uint32_t n) {
     Weights p0, p1;
-    float factor[2] = {1.0f, 1.0f};
+    float factor[2] = {1.0f, 1.0f};  // for o, when the PV product in flight is complete
     const int unmasked = uniform(query.limit(0));
     const auto needs_mask = [&](int tile) { return (tile + 1) * C::block_n > unmasked; };
     int t = seen_ - 1;
     mainloop_prologue(rows, p0, query, t, needs_mask(t));
-    bool pending = false;  // a PV product is in flight; o waits for it, and then for factor
+    bool pending = false;  // a PV product is in flight
     NextKeyTile next = peek_next_key_tile();
 #pragma unroll 1
     for (;;) {
@@ -259,7 +263,8 @@ class Consumer {
       mainloop_step_ahead(o, rows, factor, p1, p0, true, next, query, t, needs_mask(t));
     }
   }
-  // previous_p: the weights of the previous tile, which gave factor. p: those of this tile.
+  // previous_p: the weights of the previous tile. p: receives the weights of this tile. factor: on
+  // entry the factor for o that the previous tile gave, on return that of this tile.
   __device__ __forceinline__ void mainloop_step_ahead(float (&o)[C::head_dim / 2],
                                                       RowStatistics& rows, float (&factor)[2],
                                                       const Weights& previous_p, Weights& p,
@@ -326,8 +331,8 @@ class Consumer {
     pack_weights<Element>(s, p);
   }
 
-  // p: the weights of the previous tile on entry, those of this tile on return. Masked:
-  // std::true_type, std::false_type, or a predicate.
+  // previous_p: the weights of the previous tile. p: receives the weights of this tile; it may be
+  // the same array. Masked: std::true_type, std::false_type, or a predicate.
   template <int Steps, typename Masked>
   __device__ __forceinline__ void mainloop_step(float (&o)[C::head_dim / 2], RowStatistics& rows,
                                                 const uint32_t (&previous_p)[Steps][4],
@@ -391,8 +396,8 @@ class Consumer {
   const StepArgs& args_;
   const uint32_t shared_;
   const Barriers<C>& barriers_;
-  const int group_;      // of the consumer warpgroups
-  int tiles_, seen_;     // of the current query tile: its key tiles, and those seen here
+  const int group_;      // the index of this warpgroup among the consumers
+  int tiles_, seen_;     // WorkTile::tiles() and seen() of the current query tile
   uint32_t iteration_ = ~0u;  // the latest key tile, counted over all query tiles
 };
 

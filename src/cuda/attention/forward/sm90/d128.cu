@@ -4,21 +4,23 @@
 namespace baracuda::sm90 {
 namespace {
 
-// Key tiles. ScoresAhead leaves no registers for the widest tile.
+// Widths of key tiles, and LastN of the widest. ScoresAhead leaves no registers for the widest.
 constexpr int narrow = 128, wide = 144, widest = 176, widest_last = 112;
 
 constexpr uint32_t whole_call = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
 bool is_whole(const StepParams& p) { return (p.flags & whole_call) == whole_call; }
 
+// The number of columns that are computed for `keys` keys. last: LastN.
 int64_t filled(int64_t keys, int tile, int last) {
   const int64_t rest = keys % tile;
   return keys - rest + (rest == 0 ? 0 : rest <= last ? last : tile);
 }
 
-// True if a step prefers this wider tile. A wider tile has fewer waits per key, and takes some
-// percent less time. A diagonal loses that, and so does a last tile with many unused columns. The
-// choice must not depend on what runs beside the step: tiles give different bits, and a ring must
-// give the same bits over any transport.
+// True if a step should take this wider tile instead of the narrow one. A wider tile has fewer
+// waits per key, and takes some percent less time. A step with a diagonal gains nothing, nor does a
+// step whose last key tile has many unused columns. The choice must not depend on what runs at the
+// same time: the width of the tiles changes the last bits of a result, and a ring must give the
+// same bits over any transport.
 template <typename C>
 bool prefers(const StepParams& p, const StepMask& mask) {
   const bool finishes_masked_rows = mask.first_row > 0 && (p.flags & BARACUDA_STEP_LAST) != 0;
@@ -28,15 +30,15 @@ bool prefers(const StepParams& p, const StepMask& mask) {
   return filled(mask.keys, C::block_n, C::last_n) - filled_narrow <= filled_narrow / 40;
 }
 
-// True if a step is faster without ScoresAhead. ScoresAhead costs calls of few keys up to 6 % (512
-// keys without a mask). It costs first and last steps up to 7 % (zigzag, 1024 rows), since their
+// True if a step is faster without ScoresAhead. With it, calls of few keys take up to 6 % longer
+// (512 keys without a mask), and first and last steps up to 7 % (zigzag, 1024 rows), since their
 // larger code is not in the instruction cache. Steps in between gain, since they follow steps of
 // the same kernel.
 bool does_without(const StepParams& p, const StepMask& mask) {
   constexpr int64_t few_of_call = 640, few_of_step = 1024;
   if (is_whole(p)) return p.key_len <= few_of_call;
   if ((p.flags & whole_call) == 0) return false;
-  // With a diagonal, rows see half of the keys.
+  // With a diagonal, rows see half of the keys on average.
   return (mask.has_diagonal ? p.key_len / 2 : mask.keys) < few_of_step;
 }
 
@@ -44,7 +46,7 @@ template <typename Element>
 struct Tiles {
   using Narrow = Config<Element, 128, narrow, 2, false, narrow, true>;
   using Wide = Config<Element, 128, wide, 2, false, wide, true>;
-  // Without scores ahead.
+  // Without ScoresAhead.
   using Short = Config<Element, 128, narrow, 2, false, narrow, false, Served::ends_of_rings>;
   using ShortWide = Config<Element, 128, widest, 2, false, widest_last, false, Served::whole_calls>;
 

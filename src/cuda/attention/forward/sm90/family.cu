@@ -1,4 +1,4 @@
-// The sm90a family: which instantiation serves a problem.
+// The sm90a family: chooses the instantiation that serves a problem.
 #include "attention/forward/family.h"
 #include "attention/forward/sm90/variant.h"
 

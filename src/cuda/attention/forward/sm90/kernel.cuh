@@ -1,8 +1,8 @@
 // The sm90a attention step: wgmma on tiles that TMA loads.
 //
 // Blocks stay resident for the whole step. Warpgroup 0 is the producer; every other warpgroup owns
-// 64 query rows. The steps of a ring overlap: a step first computes its own keys' share of a tile,
-// and only then waits for the previous step and adds the share to the state that it left.
+// 64 query rows. The steps of a ring overlap. A step first computes the share of its own keys in a
+// query tile. Only then does it wait for the previous step, and add the share to the state.
 #pragma once
 
 #include "attention/forward/sm90/consumer.cuh"
@@ -22,14 +22,15 @@ __global__ void __launch_bounds__(C::threads, 1)
   const int warp = uniform(threadIdx.x / 32);
   const bool leads = threadIdx.x % 32 == 0;
   launch_dependent_grids();
-  // The previous step may run until here. If this step follows it directly, its operands are older,
-  // and the previous step may run until its state is needed.
+  // A step without FOLLOWS waits here for the previous kernel. With FOLLOWS, everything that the
+  // step reads except the state was complete before the previous step began. So the step waits only
+  // when it needs the state.
   if (!args.step.follows) await_previous_grids();
-  // The preparations for the first copies, spread over warps.
+  // Several warps prepare the first copies at the same time.
   WorkTileScheduler<C, First, Last> work(args);
   bool more = false;
   if (warp < 4) {
-    if (leads && args.step.key_len > 0) {  // else the maps are empty
+    if (leads && args.step.key_len > 0) {  // else the tensor maps may be unset
       if (warp == 0) {
         tma_prefetch_map(&args.k);
         tma_prefetch_map(&args.v);
@@ -53,7 +54,8 @@ __global__ void __launch_bounds__(C::threads, 1)
     increase_registers<C::consumer_registers>();
     Consumer<C, First, Last>(args.step, shared, barriers, warp / 4 - 1).run();
   }
-  // A wait for this grid must include all earlier grids, even if this block had no work.
+  // A grid that waits for this one relies on all earlier grids having ended, too. So every block
+  // waits for them, even a block without work.
   await_previous_grids();
 }
 

@@ -20,7 +20,7 @@ constexpr Kernel kernel_if_served() {
   }
 }
 
-// The kernel of these flags: bit 0 FIRST, bit 1 LAST.
+// The kernel for these flags (bit 0: FIRST, bit 1: LAST), or null if C does not serve such steps.
 template <typename C>
 Kernel kernel_of(uint32_t flags) {
   static constexpr Kernel kernels[4] = {
@@ -59,9 +59,11 @@ int32_t encode_maps(const StepParams& p, HopperArgs& args) {
   return status;
 }
 
-// True if a step may start while the previous kernel ends. Only a step that continues a state may.
-// If the step leaves multiprocessors free for an exchange, it must also follow a step directly:
-// that exchange starts after the previous step, when this step's blocks are all resident.
+// True if a step may start before the previous kernel has ended. Only a step that continues a state
+// may. If it leaves multiprocessors free for an exchange (sm_margin), it also needs FOLLOWS,
+// because blocks that start early could take the multiprocessors that an exchange needs. That is no
+// danger in a ring: the step starts after the previous exchange, and its own exchange starts after
+// the previous step, when all blocks of this step are resident.
 inline bool overlaps_previous(const StepParams& p) {
   return (p.flags & BARACUDA_STEP_FIRST) == 0 &&
          (p.sm_margin == 0 || (p.flags & BARACUDA_STEP_FOLLOWS) != 0);
@@ -76,7 +78,7 @@ StepArgs arguments(const StepParams& p, const StepMask& mask) {
   return args;
 }
 
-// Blocks stay resident, one to a multiprocessor.
+// The number of blocks. They stay resident, with one block on each multiprocessor.
 inline int64_t resident_blocks(const StepParams& p, const StepArgs& args, int processors) {
   const int64_t places = processors > p.sm_margin ? processors - p.sm_margin : 1;
   return places < args.blocks ? places : args.blocks;

@@ -1,7 +1,7 @@
 // Fully masked rows: the first `first_row` rows of every head, if the host knows that they see none
 // of a step's keys (half of the rows in the last step of a zigzag ring, on most ranks). They need
 // no products. But the first step must write their state, and the last step their output. The warps
-// that copy Q do that after their last copy, beside the products of the last tiles.
+// that copy Q do that after their last copy, while the products of the last tiles run.
 #pragma once
 
 #include <math_constants.h>
@@ -19,9 +19,9 @@ namespace baracuda::sm90 {
 template <typename C, bool First, bool Last>
 class FullyMaskedRows {
   using Element = typename C::Element;
-  static constexpr int rows_at_once = 8;  // that lie together in the state
+  static constexpr int rows_at_once = 8;  // a contiguous group of the state
   static constexpr int columns_at_once = C::head_dim < 128 ? C::head_dim : 128;
-  static_assert(masked_row_unit % rows_at_once == 0, "whole groups of rows");
+  static_assert(masked_row_unit % rows_at_once == 0, "a unit must be whole groups of rows");
 
  public:
   __device__ __forceinline__ explicit FullyMaskedRows(const HopperArgs& args)

@@ -1,5 +1,5 @@
-// Prefetches data of the next query tile into L2. Uses ordinary instructions: the copy engine would
-// serve the prefetch before the K and V that are needed now.
+// Prefetches data of the next query tile into L2, by ordinary instructions. TMA would serve such a
+// prefetch before the copies of K and V that are needed now.
 #pragma once
 
 #include "attention/forward/sm90/work_tiles.cuh"
@@ -7,12 +7,12 @@
 
 namespace baracuda::sm90 {
 
-// Prefetches the state of a query tile in the last step of a ring, the only step that loads it. The
-// prefetch is spread over the key tiles of the previous query tile: blocks end their tiles at about
-// the same time, and would otherwise load all their states at once.
+// Prefetches the state of a query tile in the last step of a ring, the only step that always loads
+// o_acc. The prefetch is spread over the key tiles of the previous query tile. Blocks end their
+// query tiles at about the same time, and would otherwise all load their state at once.
 template <typename C>
 class StatePrefetch {
-  static constexpr int sector = 32, step = 32 * sector;  // bytes of a lane, of the warp
+  static constexpr int sector = 32, step = 32 * sector;  // bytes per lane and per warp
 
  public:
   // Spreads the prefetch over about `calls` calls of issue_part().
@@ -25,7 +25,7 @@ class StatePrefetch {
     next_ = state + row * C::head_dim * 4 + lane * sector;
     left_ = rows * C::head_dim * 4 - lane * sector;
     instructions_per_call_ = (rows * C::head_dim * 4 / step + calls) / calls;
-    // Half of the lanes for the maxima, half for the sums.
+    // Half of the lanes prefetch the row maxima, the other half the row sums.
     const int64_t sums = lane < 16 ? 0 : args.batch_heads * args.query_len;
     const int first = lane % 16 * (sector / 4);
     if (first < rows)
@@ -44,15 +44,15 @@ class StatePrefetch {
 
  private:
   const char* next_ = nullptr;
-  int left_ = 0;  // bytes from next_ on
-  int instructions_per_call_ = 0;  // instructions
+  int left_ = 0;  // bytes from next_ to the end
+  int instructions_per_call_ = 0;
 };
 
-// A warpgroup's rows of Q.
+// Prefetches a warpgroup's rows of Q.
 template <typename C>
 __device__ __forceinline__ void prefetch_queries(const StepArgs& args, int batch, int head,
                                                  int row0) {
-  constexpr int sectors = C::head_dim * 2 / 32;  // of a row
+  constexpr int sectors = C::head_dim * 2 / 32;  // in a row
   const int lane = threadIdx.x % 32;
   const char* q = static_cast<const char*>(args.q) +
                   (batch * args.q_strides.batch + head * args.q_strides.head) * 2 +

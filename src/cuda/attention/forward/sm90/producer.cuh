@@ -16,13 +16,13 @@ __device__ __forceinline__ int key_tiles(int keys) {
   return (keys + C::block_n - 1) / C::block_n;
 }
 
-// Walks the query tiles of a block. Steps that neither begin nor end a ring skip tiles that see no
-// key.
+// Walks the query tiles of a block. A step that neither begins nor ends a state skips query tiles
+// that see no key.
 template <typename C, bool First, bool Last>
 class WorkTileScheduler {
  public:
   Tile tile;
-  int tiles;  // key tiles
+  int tiles;  // key tiles that `tile` sees; -1: there is no more work
 
   __device__ __forceinline__ explicit WorkTileScheduler(const HopperArgs& args)
       : scheduler_(args) {}
@@ -41,7 +41,7 @@ class WorkTileScheduler {
 };
 
 // The warp that copies K and V; its first lane issues the copies. It copies the key tiles of each
-// query tile from the last to the first, with K one tile ahead of V, in the order of use.
+// query tile from the last to the first. K is one tile ahead of V, as the consumers use them.
 template <typename C, bool First, bool Last>
 class KeyProducer {
  public:
@@ -52,7 +52,7 @@ class KeyProducer {
         barriers_(barriers),
         policy_(keeps_keys<First, Last>(args.step) ? l2_evict_last() : l2_evict_first()) {}
 
-  // From the tile that `work` is at, if there are more.
+  // Begins with the current tile of `work`. more: whether there is one.
   __device__ __forceinline__ void run(WorkTileScheduler<C, First, Last>& work, bool more) {
     constexpr bool prefetches = Last && !First;
     uint32_t iteration = 0;  // tiles of K copied so far; V is one behind
@@ -116,9 +116,9 @@ class KeyProducer {
   const uint64_t policy_;
 };
 
-// The warp of one consumer warpgroup. It describes each query tile, and copies its Q as soon as the
-// consumer has read the last scores of the previous tile. Begins with the tile that `work` is at,
-// if `more`.
+// The producer warp of one consumer warpgroup. It describes each query tile in a slot, and copies
+// its Q as soon as the last QK product of the previous tile is complete. It begins with the current
+// tile of `work`. more: whether there is one.
 template <typename C, bool First, bool Last>
 __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t shared,
                                                 const Barriers<C>& barriers, int group,
@@ -127,9 +127,9 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
   const StepArgs& step = args.step;
   const int lane = threadIdx.x % 32;
   const uint64_t policy = First && Last ? l2_evict_first() : l2_evict_last();
-  // Warpgroups without a fixed order come to run half a key tile apart, and the first one stays
-  // ahead to the end. This wait makes it the same warpgroup in all blocks. Without it, steps that
-  // follow others take up to 4 % longer (chunks of 1024 rows; 0.3 % at 4096).
+  // Consumers without TakeTurns come to run half a key tile apart, and the one that is ahead stays
+  // ahead to the end. This wait lets the first consumer start first in every block. Without the
+  // wait, steps that continue a state take up to 4 % longer (chunks of 1024 rows; 0.3 % at 4096).
   if (!First && !C::take_turns && group > 0 && more) mbarrier_wait(barriers.q_full(group - 1), 0);
   for (uint32_t n = 0;; ++n, more = work.next(args)) {
     const WorkTile<C> slot(shared, group, n);
@@ -150,7 +150,7 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
         mbarrier_arrive(full);  // nobody reads Q, but the phase must complete
       }
     };
-    if (n == 0 && more) copy_queries();  // what the consumers wait for first
+    if (n == 0 && more) copy_queries();  // first of all, since the consumers wait for it
     int seen = 0;
     if (more) {
       int keys = 0;
@@ -165,8 +165,8 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
     if (lane == 0) slot.set(work.tile.batch_head, batch, head, row0, work.tiles, seen);
     mbarrier_arrive(barriers.slot_full(group, n % C::slots));
     if (!more) {
-      // If the next step does not overlap this one, all its blocks load their first Q at once:
-      // prefetch it.
+      // If the next step does not overlap this one, all its blocks load their first Q at the same
+      // time. Prefetch it: Q is the same in all steps.
       if (!Last && args.leaves_processors) {
         WorkTileScheduler<C, First, Last> again(args);
         if (again.next(args))

@@ -8,12 +8,13 @@
 
 namespace baracuda::sm90 {
 
+// After merge_under_previous_max(), m is the maximum that the state was begun with.
 struct RowStatistics {
-  float m[2];  // true maximum so far, unscaled; -inf: nothing seen
+  float m[2];  // maximum of the scores, unscaled; -inf: no key seen yet
   float l[2];  // this lane's part of the row sum
 };
 
-// Columns from visible[h] on are not seen.
+// Sets the scores of the columns from visible[h] on to -inf.
 template <int S>
 __device__ __forceinline__ void mask_scores(float (&s)[S], const int (&visible)[2]) {
   const int column = 2 * (threadIdx.x % 4);
@@ -28,9 +29,9 @@ __device__ __forceinline__ void mask_scores(float (&s)[S], const int (&visible)[
   }
 }
 
-// Turns scores into weights exp2(s - m) in place, and updates m and l. factor: rescales earlier
-// weights. The two rows are interleaved, with two partial results each, to shorten the chains of
-// dependent instructions.
+// Replaces scores by weights exp2((s - m) * scale_log2), and updates m and l. factor: the factor
+// that rescales earlier weights to the new m. The code interleaves the two rows, with two partial
+// results each, to shorten the chains of dependent instructions.
 template <int S>
 __device__ __forceinline__ void softmax_step(float (&s)[S], RowStatistics& rows, float scale_log2,
                                              float (&factor)[2]) {
@@ -62,9 +63,9 @@ __device__ __forceinline__ void softmax_step(float (&s)[S], RowStatistics& rows,
   for (int h = 0; h < 2; ++h) rows.l[h] = sum[2 * h] + sum[2 * h + 1];
 }
 
-// Keeps ptxas from moving the wait for PV above the exponentials, after which nothing would overlap
+// Keeps ptxas from moving the wait for PV above the exponentials; nothing would then overlap with
 // PV. The store never executes, since row sums are not negative. But it depends on every weight,
-// and may not cross the wait.
+// and ptxas may not move it across the wait.
 __device__ __forceinline__ void order_sums_before_wait(const RowStatistics& rows,
                                                        uint32_t address) {
   asm volatile(
@@ -77,12 +78,12 @@ __device__ __forceinline__ void order_sums_before_wait(const RowStatistics& rows
       : "memory");
 }
 
-// The factors of two parts of a sum before they are added.
+// The factors by which this step's sums and the previous sums are multiplied before they are added.
 struct Factors {
   float now[2], previous[2];
 };
 
-// Adds the statistics of other keys to those in `rows`.
+// Adds the statistics of the previous steps to those in `rows`.
 __device__ __forceinline__ Factors merge_statistics(RowStatistics& rows,
                                                     const RowStatistics& previous,
                                                     float scale_log2) {
@@ -99,12 +100,12 @@ __device__ __forceinline__ Factors merge_statistics(RowStatistics& rows,
 }
 
 // Scales this step's statistics to the maximum that the state was begun with, and adds those in
-// `previous`. False, with nothing changed, if this step's scores exceed that maximum so far that
-// its weights could overflow.
+// `previous`. factor: the factor for o. Returns false and changes nothing if this step's scores
+// exceed that maximum by so much that its weights could overflow.
 __device__ __forceinline__ bool merge_under_previous_max(RowStatistics& rows,
                                                          const RowStatistics& previous,
                                                          float scale_log2, float (&factor)[2]) {
-  constexpr float most_growth = 16.0f;  // to the power of two
+  constexpr float most_growth = 16.0f;  // weights may grow by a factor of up to 2^16
   float growth[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h)
@@ -119,7 +120,8 @@ __device__ __forceinline__ bool merge_under_previous_max(RowStatistics& rows,
   return true;
 }
 
-// Rescales o. Skipped if no factor differs from 1: most key tiles raise no row's maximum.
+// Multiplies o by factor. A warp skips this if all its factors are 1, as they are for most key
+// tiles, which raise no row's maximum.
 template <int N>
 __device__ __forceinline__ void rescale(float (&o)[N], const float (&factor)[2]) {
   // A NaN factor differs from 1, so it is applied.
@@ -128,7 +130,7 @@ __device__ __forceinline__ void rescale(float (&o)[N], const float (&factor)[2])
   for (int i = 0; i < N; ++i) o[i] *= factor[i / 2 % 2];
 }
 
-// Weights rounded to the operand type, as the A fragments of the product with V.
+// Rounds the weights to the operand type, and packs them as the A fragments of PV.
 template <typename Element, int S>
 __device__ __forceinline__ void pack_weights(const float (&s)[S], uint32_t (&p)[S / 8][4]) {
 #pragma unroll

@@ -1,11 +1,15 @@
 // State of a warpgroup's rows in global memory, and the normalised output.
 //
-// State: o_acc, then m [B*H*Q], then l [B*H*Q], all f32. o_acc is in fragment order. For each eight
-// rows of a head, the float4s of the lanes {two columns of two adjacent accumulator tiles} are
-// contiguous, so a warp moves 512 contiguous bytes. A last group of fewer than eight rows is packed
-// as tightly: the state is exactly B*H*Q*(D+2) floats. o_acc and l are sums of exp(score - m). m
-// need not be the largest score. It is the largest score of the first keys that a row saw, unless
-// later scores rise far above it. So a step can add its share in memory.
+// The state is o_acc, then m [B*H*Q], then l [B*H*Q], all f32. o_acc is in fragment order. For each
+// eight rows of a head and each two adjacent accumulator tiles (of eight columns), the float4s of
+// the 32 lanes are contiguous, so a warp moves 512 contiguous bytes. The float4 of a lane has its
+// two columns of both tiles. If the last group of a head has fewer than eight rows, it is packed
+// without gaps, so the state is exactly B*H*Q*(D+2) floats.
+//
+// The weight of a score is exp(scale * (score - m)). l is the sum of the weights, and o_acc the sum
+// of the weights times V. m need not be the largest score. It is the largest score of the first
+// keys that a row saw, unless later scores rise far above it. Since m stays, a step can add its
+// share in memory.
 #pragma once
 
 #include <math_constants.h>
@@ -59,7 +63,7 @@ class StateRows {
         lane_(threadIdx.x % 32),
         maxima_(static_cast<float*>(args.state) + state_rows() * head_dim + state_row(0)) {}
 
-  // o_acc as it lies in memory.
+  // A lane's part of o_acc, in the order of the state.
   using Fragments = float4[2][head_dim / 16];
 
   __device__ __forceinline__ void load(Fragments& x) const {
@@ -68,7 +72,8 @@ class StateRows {
 #pragma unroll
       for (int j = 0; j < head_dim / 16; ++j) x[h][j] = load_fragment(h, j);
   }
-  // Adds another part of the sum to o, from registers or from memory.
+  // Sets o to o * factors.now + x * factors.previous. x is in registers, or is loaded from the
+  // state.
   static __device__ __forceinline__ void add(float (&o)[head_dim / 2], const Factors& factors,
                                              const Fragments& x) {
 #pragma unroll
@@ -102,7 +107,7 @@ class StateRows {
     }
   }
 
-  // Overwrites o_acc in memory with o, or adds o to it.
+  // save() overwrites o_acc in the state with o. save_sum() adds o to it.
   __device__ __forceinline__ void save(const float (&o)[head_dim / 2]) const {
     for_each_fragment([&](float4* fragment, int h, int j) { *fragment = get(o, h, j); });
   }
@@ -157,7 +162,7 @@ class StateRows {
       }
     }
   }
-  // The j-th pair of accumulator tiles, as it lies in the state.
+  // A lane's float4 of the j-th pair of accumulator tiles.
   static __device__ __forceinline__ float4 get(const float (&o)[head_dim / 2], int h, int j) {
     return make_float4(o[8 * j + 2 * h], o[8 * j + 2 * h + 1], o[8 * j + 4 + 2 * h],
                        o[8 * j + 4 + 2 * h + 1]);
@@ -194,7 +199,8 @@ class StateRows {
   __device__ __forceinline__ int64_t state_row(int h) const {
     return batch_head_ * args_.query_len + row(h);
   }
-  // In float4s: from one pair of accumulator tiles to the next, four for each row of the eight.
+  // The distance, in float4s, from one pair of accumulator tiles to the next: four for each row of
+  // the group, which has eight rows or, at the end of a head, fewer.
   __device__ __forceinline__ int group_stride(int h) const {
     const int64_t left = args_.query_len - (row0_ + 8 * h);
     return 4 * (left < 8 ? static_cast<int>(left) : 8);
@@ -213,10 +219,10 @@ class StateRows {
   const StepArgs& args_;
   const WorkTile<C>& tile_;
   const int64_t batch_head_;
-  const int warp_row_;  // first row of the warp among those of its warpgroup
-  const int64_t row0_;  // the same in the head
+  const int warp_row_;  // the warp's first row, counted in the rows of its warpgroup
+  const int64_t row0_;  // the same row, counted in the head
   const int lane_;
-  float* const maxima_;  // at the lane's first row; the other lies 8 further on
+  float* const maxima_;  // m of the lane's first row; that of its second row is 8 floats on
 };
 
 }  // namespace baracuda::sm90

@@ -9,7 +9,7 @@ namespace {
 
 using Encoder = decltype(&cuTensorMapEncodeTiled);
 
-// Through the runtime, which has loaded the driver: nothing here links libcuda.
+// Asks the runtime, which has loaded the driver, because nothing here links libcuda.
 Encoder find_encoder() {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found;
@@ -46,7 +46,7 @@ int32_t encode_tensor_map(CUtensorMap* map, const char* name, bool is_bf16, cons
   const cuuint64_t extents[4] = {
       static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(length),
       static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(batch)};
-  // A dimension of extent 1 is never stepped over: any stride may stand there, so a legal one does.
+  // The stride of a dimension of extent 1 is never used, but must be legal. head_dim always is.
   const auto bytes = [&](int64_t stride, int64_t extent) {
     return static_cast<cuuint64_t>((extent <= 1 ? head_dim : stride) * 2);
   };
@@ -62,8 +62,8 @@ int32_t encode_tensor_map(CUtensorMap* map, const char* name, bool is_bf16, cons
         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   };
   CUresult result = encode();
-  // A driver call, so the runtime does not make its context current for it in a thread that has
-  // called nothing else yet.
+  // A driver call does not make the device's primary context current, as runtime calls do. It fails
+  // in a thread without a current context. cudaSetDevice makes the primary context current.
   int device = 0;
   if (result == CUDA_ERROR_INVALID_CONTEXT && cudaGetDevice(&device) == cudaSuccess &&
       cudaSetDevice(device) == cudaSuccess) {

@@ -1,4 +1,4 @@
-// The order in which the sm90a kernel works on query tiles, and which of them a block takes.
+// The order in which the sm90a kernel processes query tiles, and the tiles that each block takes.
 #pragma once
 
 #include <stdint.h>
@@ -8,21 +8,21 @@
 
 namespace baracuda::sm90 {
 
-// Heads are grouped into sections, one after the other. A section's tiles run in rounds of one tile
-// a block.
+// Heads are grouped into sections, which run one after the other. The tiles of a section run in
+// rounds. In a round each block takes one tile.
 struct TileOrder {
-  int heads;        // of all batches
-  bool mixes;       // a section's heads, longest tiles first; else one head after the other
-  bool backwards;   // direction of the first round
-  int counted;      // rounds of a section that are more than half full
-  int turn;         // places that the blocks move on by, see TileScheduler
-  Divisor section;  // heads
-  Divisor rounds;   // of a section
-  Divisor tiles;    // query tiles of a head
-  Divisor grid;     // blocks
+  int heads;        // query heads of all batches
+  bool mixes;       // interleave the heads of a section, longest tiles first; else head by head
+  bool backwards;   // in the first round, the last block takes the first tile
+  int counted;      // rounds of a section, without a last one that is less than half full
+  int turn;         // the distance by which block indices rotate, see TileScheduler
+  Divisor section;  // heads in a section
+  Divisor rounds;   // rounds in a section
+  Divisor tiles;    // query tiles in a head
+  Divisor grid;     // blocks in the grid
 };
 
-// section: heads that are mixed, or 0.
+// section: the number of heads to interleave; 0: head by head.
 inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, int64_t grid) {
   const int64_t size = section > 0 ? section : heads;
   const int64_t in_section = size * tiles, rounds = (in_section + grid - 1) / grid;
@@ -30,8 +30,8 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
   TileOrder order{};
   order.heads = static_cast<int>(heads);
   order.mixes = section > 0;
-  // If heads are not mixed, the last round runs forwards. It may be short, and then the first
-  // blocks get one tile more; they are also the first to start when the previous step ends.
+  // If tiles run head by head, the last round runs forwards. If that round is short, only the first
+  // blocks have a tile in it; they are also the first to start when the previous step ends.
   order.backwards = !order.mixes && rounds % 2 == 0;
   order.counted = static_cast<int>((2 * in_section + grid) / (2 * grid));
   order.turn = sections * grid >> 31 == 0 ? static_cast<int>(in_section % grid) : 0;
@@ -42,23 +42,31 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
   return order;
 }
 
-// True if a section ends evenly: its rounds are nearly full, or so many that an idle block in the
-// last round does not matter, and every round of long tiles has a round of the other direction.
+// True if all blocks end at about the same time. There are two conditions. First, rounds of the two
+// directions pair up within a section, or over an even number of sections, or there is only one
+// section. Second, there are at least three full rounds, so that blocks without a tile in the last
+// round matter little, or the fill of the last round is within the bounds below.
+//
+// tiles: the number of tiles in a section.
 inline bool ends_evenly(uint32_t tiles, uint32_t sections, uint32_t grid) {
   const uint32_t rest = tiles % grid, rounds = (2 * tiles + grid) / (2 * grid);
   if (rounds % 2 != 0 && sections % 2 != 0 && sections > 1) return false;
   if (tiles >= 3 * grid) return true;
-  // A third round that is less than half full does not balance the two before it.
+  // A third round that is at most half full does not balance the two before it. Up to a quarter, it
+  // is short enough.
   if (tiles >= 2 * grid) return 4 * rest <= grid || 2 * rest > grid;
   return 8 * rest >= 7 * grid || (tiles >= grid && 8 * rest <= grid);
 }
 
-// The section whose K and V fill a third of L2, so that running blocks read them from memory once.
-// If it does not end evenly: twice as many heads, or as many as fit. 0: no section ends evenly.
-// pair_bytes: bytes of K and V of a head.
+// The number of query heads in a section whose K and V stay in L2, so that the running blocks read
+// them from memory once. It is the first of these that ends evenly: a power of two of K/V heads
+// with at most 16 MB of K and V (a third of L2); twice as many; sections of equal size with at most
+// 32 MB. All heads are one section if they fit one of the first two. 0: none of these ends evenly.
+//
+// pair_bytes: bytes of K and V of a K/V head. grid: the number of blocks.
 inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_tiles,
                                int64_t pair_bytes, int64_t grid) {
-  constexpr int64_t few = int64_t{16} << 20, most = int64_t{32} << 20;  // of 40 MB or more
+  constexpr int64_t few = int64_t{16} << 20, most = int64_t{32} << 20;  // L2 has 40 MB or more
   if (key_heads * group * query_tiles >> 30 != 0) return 0;
   const auto serves = [&](int64_t pairs) {
     const auto heads = static_cast<uint32_t>(key_heads), size = static_cast<uint32_t>(pairs);
@@ -82,12 +90,16 @@ inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_t
 // A static persistent scheduler: the grid stays resident, and every block has a fixed list of
 // tiles. Rounds alternate their direction, so that under a mask a block with a long tile in one
 // round gets a short one in the next. All blocks then finish within about a tile of each other,
-// without a shared counter. A round that is less than half full does not count as a balance. If a
-// section's last round is short, other blocks stay idle in it than in the previous section: after
-// equal numbers of rounds in both directions, all places move on.
+// without a shared counter. The alternation continues from section to section, but does not count a
+// last round that is less than half full.
+//
+// The short last rounds of different sections should leave different blocks idle. So block indices
+// rotate by order.turn after each section. If a section has an odd number of counted rounds, they
+// rotate after every second section, when each block has had as many rounds in either direction.
 class TileScheduler {
  public:
-  // rank: the tile's place in its head, counted from the last tile.
+  // Finds the block's next tile; false if there is none. rank: the index of the tile in its head,
+  // counted from the last tile.
   BARACUDA_HD bool next(const TileOrder& order, int block, int& batch_head, int& rank) {
     const int section = static_cast<int>(order.section.divisor);
     const int rounds = static_cast<int>(order.rounds.divisor);
@@ -115,7 +127,7 @@ class TileScheduler {
   }
 
  private:
-  int round_ = 0;  // of all sections
+  int round_ = 0;  // the next round, counted over all sections
 };
 
 }  // namespace baracuda::sm90

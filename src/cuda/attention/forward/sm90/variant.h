@@ -9,12 +9,12 @@
 namespace baracuda::sm90 {
 
 struct Variant {
-  int32_t (*load)();  // what serves any step of a problem
+  int32_t (*load)();  // loads every kernel that a step may need
   int32_t (*launch)(const StepParams& params, cudaStream_t stream);
   int32_t (*grid)(const StepParams& params, StepGrid* grid);
 };
 
-// Those that serve this element.
+// The variant for the element type of params.
 Variant variant_d64(const StepParams& params);
 Variant variant_d128(const StepParams& params);
 Variant variant_d256(const StepParams& params);

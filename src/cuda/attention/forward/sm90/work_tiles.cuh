@@ -1,4 +1,4 @@
-// What the sm90a kernel is launched with, and which tiles a block works through.
+// Arguments of the sm90a kernel, and the query tiles that a block processes.
 #pragma once
 
 #include <cuda.h>
@@ -10,21 +10,25 @@
 
 namespace baracuda::sm90 {
 
-// Fully masked rows are processed in units of this many.
+// Fully masked rows are processed in units of this many rows.
 constexpr int masked_row_unit = 64;
 
 struct HopperArgs {
   CUtensorMap q, k, v;
   StepArgs step;
-  Divisor query_tiles, heads, group, section;  // those of step, to divide by
-  Divisor key_stride;  // of 0 where only the device knows it
-  Divisor masked_row_units;  // units of 64 fully masked rows in a head, before first_row
-  bool leaves_processors;  // to an exchange, whose end the next step also waits for
-  bool backwards;          // direction of the first round of tiles
-  TileOrder order;  // what FirstStepScheduler goes by; LaterStepScheduler by the fields above
+  Divisor query_tiles, heads, group, section;  // extents of the step, for fast division
+  // Divides by k_map.stride. Its divisor is 0 if the host does not know the stride (device_maps),
+  // or if the stride is 2^31 or more.
+  Divisor key_stride;
+  Divisor masked_row_units;  // units of fully masked rows in a head, all before first_row
+  // The step leaves multiprocessors free for an exchange. The next step also waits for that
+  // exchange, so it does not overlap this step.
+  bool leaves_processors;
+  bool backwards;   // as TileOrder::backwards
+  TileOrder order;  // for FirstStepScheduler; LaterStepScheduler uses the fields above
 };
 
-// Number of keys that a row sees; rows past the end see what the last one does.
+// The number of keys that a row sees. A row past the end has the number of the last row.
 __device__ __forceinline__ int row_limit(const HopperArgs& all, int64_t row) {
   const StepArgs& args = all.step;
   const int keys = static_cast<int>(args.key_len);
@@ -57,11 +61,14 @@ struct Tile {
   }
 };
 
-// The number of heads in a section, whose tiles are mixed and run longest first. 0: one head after
-// the other. Without a mask all tiles are equally long. Short sequences are bound by memory: the
-// blocks that work on a head together should read K and V once, and the lengths even out over many
-// rounds. In a ring the steps even out what a section leaves uneven. There the section is the
-// fewest heads that fill rounds of the grid, to keep K and V in L2.
+// The number of heads in a section, whose tiles are interleaved and run longest first. 0: head by
+// head. That is the choice in two cases. Without a mask all tiles are equally long. With at most 8
+// query tiles in a head and at least 8 rounds, memory is the limit: the blocks of a head should
+// read its K and V once, and the lengths of the tiles even out over the rounds.
+//
+// A step that begins a state takes a section that ends evenly, if there is one. A step that follows
+// another takes the fewest heads that fill 95 % of their rounds, to keep K and V in L2: what one
+// step leaves uneven, the next steps even out. Otherwise see longest_first_section().
 inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t grid) {
   if (!args.causal || (args.query_tiles <= 8 && args.blocks >= 8 * grid)) return 0;
   if (args.first) {
@@ -79,15 +86,16 @@ inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t g
   return heads;
 }
 
-// Whether K and V should stay in L2. Q and the state stay, since the next step of a ring needs
-// them. K and V may be evicted first if the blocks of a head read them at about the same time;
-// under a mask, with the longest tiles first, they do not.
+// True if K and V should stay in L2: in whole calls, which have no state to keep there, and if the
+// tiles of several heads are interleaved, because the blocks of a head then read K and V at
+// different times. Otherwise K and V are evicted first, and Q and the state stay for the next step
+// of the ring.
 template <bool First, bool Last>
 __device__ __forceinline__ bool keeps_keys(const StepArgs& args) {
   return (First && Last) || args.section > 0;
 }
 
-// The tiles of a step that begins a state, including whole calls.
+// Finds the tiles of a step that begins a state. Whole calls are such steps, too.
 class FirstStepScheduler {
  public:
   __device__ __forceinline__ explicit FirstStepScheduler(const HopperArgs&) {}
@@ -105,9 +113,9 @@ class FirstStepScheduler {
   TileScheduler scheduler_;
 };
 
-// The tiles of a step that continues a state. Unlike TileScheduler, places do not move on from
-// section to section, since the steps even out among themselves. With TileScheduler striped rings
-// took 1 % longer, because ptxas generates other code for the consumers.
+// Finds the tiles of a step that continues a state. Block indices do not rotate from section to
+// section as in TileScheduler, since the next steps even out what one step leaves uneven. With
+// TileScheduler, striped rings took 1 % longer: ptxas generated other code for the consumers.
 class LaterStepScheduler {
  public:
   __device__ __forceinline__ explicit LaterStepScheduler(const HopperArgs& all)
@@ -150,7 +158,7 @@ class LaterStepScheduler {
 
  private:
   int first_head_ = 0;
-  int done_ = 0;  // tiles of the section in earlier rounds
+  int done_ = 0;  // tiles in earlier rounds of the section
   bool backwards_;
 };
 

@@ -15,8 +15,8 @@ struct LocalGroup {
   baracuda_local_world* world = nullptr;
   LocalRank* ranks = nullptr;
   LocalRank** end = &ranks;
-  baracuda_error failure{};  // of a send or receive in it: the group then exchanges nothing
-  bool acting = false;       // exchanging: a signal's handler must not open it anew
+  baracuda_error failure{};  // the first failed send or receive; the group then exchanges nothing
+  bool acting = false;       // in Exchange::execute(); a signal handler must not open a group now
 };
 
 namespace {
@@ -62,7 +62,7 @@ int32_t join_group(LocalGroup& group, LocalRank& rank) {
   return BARACUDA_OK;
 }
 
-// The lists keep their memory, so that later groups allocate nothing.
+// Closes the group. The ranks' lists keep their memory, so that later groups allocate nothing.
 void leave_group(LocalGroup& group) {
   if (group.world != nullptr) {
     const Lock lock(group.world->mutex);
@@ -89,7 +89,7 @@ int32_t check_message(const LocalRank& rank, const char* call, int64_t bytes, in
   return BARACUDA_OK;
 }
 
-// Appends a message to a list of the rank's group; a single message makes a group of its own.
+// Appends a message to one of the rank's lists. Outside a group, the message is a group by itself.
 template <typename Message>
 int32_t enqueue(LocalRank& rank, std::vector<Message>& list, const Message& message,
                 const char* call, void* stream) {
@@ -119,7 +119,8 @@ int32_t enqueue(LocalRank& rank, std::vector<Message>& list, const Message& mess
   return status != BARACUDA_OK ? status : closed;
 }
 
-// BARACUDA_OK, in time or not, or BARACUDA_INTERRUPTED.
+// Waits until ready() or until the world is aborted. BARACUDA_OK also if the deadline passes, which
+// *in_time tells; BARACUDA_INTERRUPTED after a signal.
 template <typename Ready>
 int32_t wait_until(baracuda_local_world& world, LocalRank& rank, Lock& lock,
                    baracuda_local_world::Clock::time_point deadline, const char* call, Ready ready,
@@ -176,7 +177,7 @@ class Exchange {
   }
 
  private:
-  // Whoever waits for this thread's ranks must not wait for ever: a failure ends the world.
+  // Aborts the world, so that other threads do not wait for this thread's ranks for ever.
   void abort() {
     if (failure_.status == BARACUDA_OK) failure_ = *baracuda_last_error();
     const Lock lock(world_.mutex);
@@ -241,7 +242,7 @@ class Exchange {
     return status != BARACUDA_OK ? status : joined;
   }
 
-  // The link to the oldest message from peer, or to the end of the inbox.
+  // The link that points to the oldest message from peer, or the last link of the inbox.
   static LocalSend** find(LocalRank& rank, int32_t peer) {
     LocalSend** link = &rank.inbox;
     while (*link != nullptr && (*link)->sender->rank != peer) link = &(*link)->next;
@@ -268,9 +269,9 @@ class Exchange {
     return BARACUDA_OK;
   }
 
-  // A send is complete only when its copy is: the senders' streams wait for ours. Done here, while
-  // the senders are still in their group, so that no event is recorded anew before it was waited
-  // for.
+  // A send is complete when its data is copied, so the senders' streams wait for this rank's. This
+  // is done before the messages are released. Until then the senders stay in their group, so no
+  // event is recorded again before the waits for it are enqueued.
   int32_t hold_senders(LocalRank& rank, size_t taken) {
     int32_t status = check_op(rank, rank.ops->record(rank.done, rank.stream), "record");
     for (size_t i = 0; i < taken && status == BARACUDA_OK; ++i) {
@@ -300,7 +301,7 @@ class Exchange {
         bool in_time = true;
         const int32_t interrupted =
             wait_until(world_, *rank, lock, deadline_, "local send", delivered, &in_time);
-        // Somebody is copying it: the caller must not get the buffer back before that is over.
+        // If the receiver is copying the data, the buffer is in use until it releases the message.
         rank->changed.wait(lock, [&send] { return send.state != LocalSend::kTaken; });
         if (delivered() || status != BARACUDA_OK) continue;
         status = interrupted;
@@ -311,7 +312,7 @@ class Exchange {
                         world_.timeout_seconds, send.peer);
           fail_at(*rank, status);
         }
-        // From here on nobody takes what is still in an inbox.
+        // After the abort no rank takes a message that is still in its inbox.
         if (status != BARACUDA_OK) world_.abort_with(*baracuda_last_error());
       }
     }

@@ -1,4 +1,4 @@
-// The transport functions of a local ring: NCCL-like groups, one open per thread.
+// The transport functions of a local ring. Groups work as NCCL's do; a thread has one open at most.
 #pragma once
 
 #include <stdint.h>

@@ -11,7 +11,7 @@ namespace {
 using baracuda::fail;
 using baracuda::LocalRank;
 
-// Messages a rank may have in one group before its lists have to grow.
+// A rank's lists have room for this many messages in a group before they allocate.
 constexpr size_t kReservedMessages = 16;
 
 void destroy_events(LocalRank& rank) {

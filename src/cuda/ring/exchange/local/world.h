@@ -1,5 +1,4 @@
-// A local ring's shared state: P virtual ranks in one process, each driven by a thread of its own
-// or several by one.
+// A local ring's shared state: P virtual ranks in one process. A thread drives one rank or several.
 #pragma once
 
 #include <stdint.h>
@@ -16,8 +15,9 @@ namespace baracuda {
 
 struct LocalGroup;
 
-// The sending rank keeps a send until the receiver has copied it, so an inbox only links sends. A
-// rank is in one group at a time, and leaves it when none of its sends is in use.
+// A LocalSend is an entry of the sender's list, and stays there until the receiver has copied the
+// data. An inbox is a linked list of such entries. A rank is in one group at a time, and leaves it
+// when none of its sends is in use.
 struct LocalSend {
   enum State { kPosted, kTaken, kDelivered };
   const void* data;
@@ -43,11 +43,13 @@ struct LocalRank {
   void* done = nullptr;   // event: this rank has received its data
   // Messages to this rank that it has not taken yet, oldest first; guarded by the world's mutex.
   LocalSend* inbox = nullptr;
-  // Signals a message to this rank, or the delivery of one of its own.
+  // Notified when a message to this rank is posted, when one of its own is delivered, and when the
+  // world is aborted.
   std::condition_variable changed;
 
-  // The open group, used by the thread that opened it alone.
-  LocalGroup* group = nullptr;  // guarded by the world's mutex
+  // The state of the open group. Except `group`, which the world's mutex guards, only the thread
+  // that opened the group uses it.
+  LocalGroup* group = nullptr;
   LocalRank* next_in_group = nullptr;
   void* stream = nullptr;
   std::vector<LocalSend> sends;
@@ -61,15 +63,15 @@ struct baracuda_local_world {
 
   explicit baracuda_local_world(int32_t size, double timeout);
 
-  // With the mutex held. Fails every waiting and later call; keeps the first reason.
+  // The mutex must be held. Makes every waiting and later call fail. The first reason is kept.
   void abort_with(const baracuda_error& reason);
-  // With the mutex held: BARACUDA_OK, or the failure of an aborted world.
+  // The mutex must be held. BARACUDA_OK, or BARACUDA_ABORTED with the reason of the abort.
   int32_t refuse(const char* call, int32_t rank) const;
   Clock::time_point deadline() const;
 
   const double timeout_seconds;
   std::mutex mutex;
-  int32_t aborted = 0;  // read without the mutex by runs that compute
+  int32_t aborted = 0;  // also read without the mutex, by steps that compute on the host
   baracuda_error abort_reason{};
   std::vector<baracuda::LocalRank> ranks;
 };

@@ -10,7 +10,8 @@ namespace {
 
 constexpr const char* kCall = "baracuda_nccl_all_gather";
 
-// Under a deadline, as it may block in NCCL on the host, and in a wait that it and failures end.
+// Enqueues the all-gather under a deadline of the watchdog, since NCCL may block this thread. Then
+// waits for it; the deadline, a failure of the communicator or a signal ends that wait.
 int32_t gather(baracuda_nccl_comm& comm, const void* mine, int64_t bytes, void* all, char* slots,
                const TimeLimit& limit) {
   NcclDeadline deadline(comm);
@@ -19,7 +20,7 @@ int32_t gather(baracuda_nccl_comm& comm, const void* mine, int64_t bytes, void* 
   status = enqueue_all_gather(comm.endpoint, mine, bytes, slots);
   watchdog_disarm(deadline);
   if (status == BARACUDA_OK || status == BARACUDA_ABORTED) {
-    // Where the deadline came first, that is the failure.
+    // If the deadline passed first, that failure is reported.
     const int32_t failed = comm.report_failure();
     if (failed != BARACUDA_OK) return failed;
   }
@@ -45,8 +46,8 @@ int32_t nccl_all_gather(baracuda_nccl_comm& comm, const void* mine, int64_t byte
     scratch_free(device, slots);
     return status;
   }
-  // Under a borrowed communicator work may hang on the device, which then still uses the memory, and
-  // freeing it would wait.
+  // With a borrowed communicator, work that uses the memory may hang on the device, and freeing the
+  // memory would wait for it.
   const baracuda_error failure = *baracuda_last_error();
   if (comm.owned || device < 0) scratch_free(device, slots);
   return restore_failure(failure);

@@ -1,4 +1,4 @@
-// A few bytes from every rank to every rank of an NCCL ring, for set-up.
+// An all-gather of a few bytes over the ranks of an NCCL ring, for set-up.
 #pragma once
 
 #include <stdint.h>
@@ -8,8 +8,8 @@
 
 namespace baracuda {
 
-// As baracuda_ring_all_gather(), but a deadline, a failure of the ring or a signal ends its wait.
-// The communicator has then failed.
+// Like baracuda_ring_all_gather(), but a deadline, a failure of the ring or a signal ends its wait;
+// the communicator has then failed.
 int32_t nccl_all_gather(baracuda_nccl_comm& comm, const void* mine, int64_t bytes, void* all,
                         const TimeLimit& limit);
 

@@ -7,7 +7,7 @@
 
 namespace baracuda {
 
-struct NcclComm;  // opaque: what NCCL's handles point to
+struct NcclComm;  // opaque; an ncclComm_t points to it
 
 enum NcclResult : int32_t { kNcclSuccess = 0, kNcclInProgress = 7 };
 
@@ -18,7 +18,7 @@ struct NcclUniqueId {
 constexpr int kNcclUint8 = 1;
 constexpr int kNcclSplitNoColor = -1;
 
-// ncclConfig_t as of 2.18; later versions accept it by its size and version.
+// ncclConfig_t of NCCL 2.18. Later versions know it by its size and version, and accept it.
 struct NcclConfig {
   size_t size = sizeof(NcclConfig);
   unsigned int magic = 0xcafebeef;
@@ -44,7 +44,7 @@ struct NcclApi {
   int (*group_start)();
   int (*group_end)();
   const char* (*get_error_string)(int result);
-  // NULL where this NCCL is too old.
+  // The following are NULL if the loaded NCCL is too old.
   const char* (*get_last_error)(NcclComm* comm);  // ignores comm
   int (*comm_cu_device)(NcclComm* comm, int* device);
   int (*comm_init_rank_config)(NcclComm** comm, int count, NcclUniqueId id, int rank,
@@ -53,16 +53,16 @@ struct NcclApi {
                     NcclConfig* config);  // since 2.18
 };
 
-// The bound NCCL; NULL until baracuda_nccl_load() succeeded.
+// The functions of the loaded NCCL; NULL until baracuda_nccl_load() has succeeded.
 const NcclApi* nccl_api();
 
 // nccl_api(), or NULL with a recorded BARACUDA_UNAVAILABLE.
 const NcclApi* require_nccl(const char* call);
-// BARACUDA_OK if this NCCL has the function. Else BARACUDA_UNAVAILABLE, with a record that names
-// the first version that has it and the version at hand.
+// BARACUDA_OK if `present`: the loaded NCCL has the function. Else BARACUDA_UNAVAILABLE, with a
+// record that names `since`, the first version that has it, and the loaded version.
 int32_t require_nccl_function(bool present, const char* name, const char* since);
 
-// BARACUDA_NCCL_ERROR with NCCL's own words, or BARACUDA_OK.
+// BARACUDA_OK, or BARACUDA_NCCL_ERROR with a record that contains NCCL's own message.
 int32_t check_nccl(int result, const char* call);
 
 }  // namespace baracuda

@@ -107,7 +107,7 @@ bool NcclBoard::begin(Kind kind, baracuda_error* found) {
   const uint32_t quiet = quiet_;
   if (kind == kRun && page_->news == quiet) {
     calls_ = call;
-    // What comes after this, look() sees with the new count.
+    // A note that is posted after this check changes `news`, so poll() compares it with calls_.
     if (page_->news == quiet) return true;
   }
   const std::lock_guard<std::mutex> lock(mutex_);

@@ -1,11 +1,12 @@
 // A shared-memory board for the ranks of an NCCL ring that share a machine. A rank posts on it
 // which of its calls it has refused, and that the ring has failed. NCCL does not tell the other
-// ranks, which would wait.
+// ranks, and they would wait for this one.
 //
 // Every rank counts its calls, and all ranks make the same calls. If another rank has refused a
 // call that this rank has not begun, this rank refuses it too, and the ring goes on. If this rank
 // has begun it, the ring fails on all ranks. A comparison of problems is also a call. If one rank
-// compares while another runs, the call is refused, since their messages would be misread.
+// compares and another runs in the same call, the call is refused, because the ranks would misread
+// each other's messages.
 #pragma once
 
 #include <stdint.h>
@@ -32,7 +33,7 @@ class NcclBoard {
   NcclBoard& operator=(const NcclBoard&) = delete;
 
   const std::string& name() const { return name_; }
-  // Removes the board's name, once every rank of this machine has joined.
+  // Removes the board's file name. To be called when every rank of this machine has joined.
   void close_entry() const;
 
   enum Kind : int32_t { kRefused, kCompared, kRun };
@@ -40,7 +41,7 @@ class NcclBoard {
   // Counts a call of this rank: a run or a comparison. False if another rank has refused it, or
   // makes the other kind of call; this rank then refuses it too, and `found` gets the reason.
   bool begin(Kind kind, baracuda_error* found);
-  // Refuses this rank's call: the current one if it has begun, else its next one.
+  // Refuses a call of this rank: its current one if begun, else its next one.
   void refuse(const baracuda_error& reason, bool begun);
   // Posts that the ring has failed.
   void fail(const baracuda_error& reason);
@@ -49,7 +50,7 @@ class NcclBoard {
   bool poll(baracuda_error* found);
 
  private:
-  // How many of its latest notes a rank keeps: more than it writes between two polls of the others.
+  // How many notes a rank keeps, the latest ones. It writes fewer between two polls of the others.
   static constexpr int kRemembered = 32;
 
   struct Note {
@@ -63,7 +64,7 @@ class NcclBoard {
   };
   struct Page {
     std::atomic<uint32_t> news;   // counts notes and failures
-    std::atomic<int32_t> failed;  // 0, 1 while it is written, 2
+    std::atomic<int32_t> failed;  // 0: no; 1: `failure` is being written; 2: yes
     baracuda_error failure;
     Slot slots[1];  // world_size of them
   };
@@ -71,9 +72,10 @@ class NcclBoard {
   NcclBoard(std::string name, Page* page, size_t bytes, int32_t rank, int32_t world_size);
   void note(Kind kind, const baracuda_error& reason, int64_t call);
   static const Note* find(const Slot& slot, int64_t call);
-  // True, with the reason, if a call of this kind conflicts with another rank's note of it.
+  // True, with the reason in `found`, if a call of this kind conflicts with another rank's note of
+  // the same call.
   static bool differs(Kind kind, const Note& note, int32_t rank, baracuda_error* found);
-  // Compares the other ranks' new notes with this rank's own calls.
+  // Compares the other ranks' new notes with this rank's calls.
   void judge();
   Slot& mine() const { return page_->slots[rank_]; }
 
@@ -82,13 +84,15 @@ class NcclBoard {
   const size_t bytes_;
   const int32_t rank_;
   const int32_t world_size_;
-  std::mutex mutex_;  // guards begin, refuse and look while there is news
-  std::vector<int64_t> judged_;  // notes of each rank that were compared
+  std::mutex mutex_;  // held by refuse(), and by begin() and poll() unless nothing is new
+  std::vector<int64_t> judged_;  // of each rank: how many of its notes judge() has compared
   bool missed_ = false;          // a refusal came after this rank had begun the call
   baracuda_error missed_reason_{};
   std::atomic<int64_t> calls_{0};
-  uint32_t seen_ = 0;  // value of `news` at the last look()
-  std::atomic<uint32_t> quiet_{0};  // value of `news` up to which no note concerns a later call
+  uint32_t seen_ = 0;  // value of `news` at the last poll()
+  // While `news` has this value, no note is about a call that this rank has not begun, so begin()
+  // need not look at the notes.
+  std::atomic<uint32_t> quiet_{0};
 };
 
 // The name of a ring's board, made from bytes that only its ranks know.

@@ -40,10 +40,11 @@ struct baracuda_nccl_comm {
 
   baracuda_nccl_comm() : run_deadline(*this) {}
 
-  // NCCL writes the handle during an init that may still block, so that an abort can use it.
+  // NCCL writes the handle early in an init, which may then block. So an abort can use the handle.
   baracuda::NcclComm* load_handle() const { return __atomic_load_n(&handle, __ATOMIC_ACQUIRE); }
 
-  // With the mutex held: BARACUDA_OK, or BARACUDA_ABORTED with the earlier failure as its message.
+  // The mutex must be held. BARACUDA_OK, or BARACUDA_ABORTED with the earlier failure as its
+  // message.
   int32_t refuse(const char* call) const;
   // Makes the thread's last failure the communicator's, unless it has failed before. Later calls
   // are refused.
@@ -53,7 +54,7 @@ struct baracuda_nccl_comm {
   int32_t report_failure();
 
   // Starts ncclCommAbort on a thread of its own, since it may wait for other communicators' aborts.
-  // False if the handle is in use: try again later. There is at most one abort.
+  // False if the handle is in use: try again later. A communicator is aborted only once.
   bool try_abort();
   // Starts ncclCommDestroy on a thread of its own, since it waits for the other ranks of the node.
   void start_destroy();
@@ -61,8 +62,10 @@ struct baracuda_nccl_comm {
   // no limit), without a record; BARACUDA_INTERRUPTED after a signal.
   int32_t wait_ended(double seconds, const char* call);
 
+  // Around a call that may block on the handle (phase kBlocked).
   void enter_blocked();
-  // After a failure: false, and the call is not entered, since an earlier abort would not end it.
+  // False if the communicator has failed. The call must then not be made: the abort may be over
+  // already, and there is no second one to end the call.
   bool enter_blocked_if_healthy();
   void leave_blocked();
 
@@ -70,10 +73,10 @@ struct baracuda_nccl_comm {
   bool owned = false;
   int32_t rank = 0;
   int32_t world_size = 1;
-  std::unique_ptr<baracuda::NcclBoard> board;  // NULL: no other rank here, or no shared memory
-  int32_t splits = 0;
+  std::unique_ptr<baracuda::NcclBoard> board;  // NULL: a single rank, or no shared memory
+  int32_t splits = 0;       // calls of split so far; part of the name of a child's board
   double patience = 0;      // seconds that init and destroy may take; <= 0: no limit
-  void* scratch = nullptr;  // of the warm-up
+  void* scratch = nullptr;  // memory of the warm-up exchange
   baracuda_ring_endpoint endpoint{};
 
   std::mutex mutex;
@@ -83,7 +86,7 @@ struct baracuda_nccl_comm {
   Clock::time_point blocked_since{};
   bool ending = false;    // ncclCommAbort or ncclCommDestroy has not returned yet
   int end_result = 0;     // what it returned
-  bool orphaned = false;  // the thread that ends the handle frees the communicator
+  bool orphaned = false;  // the thread that ends the handle must free the communicator
   std::condition_variable ended;
 
   // The exchange by peer; NULL before baracuda_nccl_connect_peers().
@@ -93,10 +96,10 @@ struct baracuda_nccl_comm {
   baracuda_nccl_comm* next_in_group = nullptr;
 
   baracuda::NcclDeadline run_deadline;
-  // The watchdog's list of communicators to abort, guarded by its mutex.
+  // Links of the watchdog's lists, guarded by its mutex: communicators to abort, and communicators
+  // whose boards it polls.
   bool abort_requested = false;
   baracuda_nccl_comm* next_to_abort = nullptr;
-  // The watchdog's list of communicators whose boards it polls.
   baracuda_nccl_comm* next_with_board = nullptr;
 };
 
@@ -106,17 +109,17 @@ namespace baracuda {
 // as its handle allows.
 void fail_comm(baracuda_nccl_comm& comm);
 
-// If the exchange by peer has failed, fails the communicator with its failure; else BARACUDA_OK.
+// BARACUDA_OK unless the exchange by peer has failed; the communicator then fails with its failure.
 int32_t find_peer_failure(baracuda_nccl_comm& comm);
 
-// Closes the endpoint and frees the object; NCCL's handle is gone or not ours.
+// Closes the endpoint and frees the object. NCCL's handle must have ended or be borrowed.
 void free_comm(baracuda_nccl_comm* comm);
 
 // Adds comm's rank and the ring step of its last run to the thread's record.
 void locate_comm(const baracuda_nccl_comm& comm);
 
-// Begins a call of this rank that the others can see; or the error of a rank that has refused the
-// call.
+// Begins a call of this rank on the board. Returns the error of another rank if that rank has
+// refused this call.
 int32_t begin_call(baracuda_nccl_comm& comm, NcclBoard::Kind kind);
 
 // Transport functions; context is a baracuda_nccl_comm.

@@ -22,7 +22,7 @@ constexpr int64_t kWarmUpBytes = 6 * 64;
 
 struct DestroyComm {
   void operator()(baracuda_nccl_comm* comm) const {
-    // What went wrong before matters more than what goes wrong here.
+    // Keeps the record of the earlier failure.
     const baracuda_error failure = *baracuda_last_error();
     baracuda_nccl_destroy(comm);
     restore_failure(failure);
@@ -33,8 +33,8 @@ using CommPtr = std::unique_ptr<baracuda_nccl_comm, DestroyComm>;
 NcclConfig config_for(int32_t max_ctas) {
   NcclConfig config;
   if (max_ctas > 0) config.max_ctas = max_ctas;
-  // The SMs that a kernel leaves free lie anywhere; a cluster, by NCCL's default of 4 blocks on
-  // Hopper, needs neighbours and would wait for the kernel's end.
+  // No clusters; NCCL's default on Hopper is 4 blocks. A cluster needs adjacent free SMs. The SMs
+  // that a kernel leaves free may be anywhere, so a cluster would wait for the kernel's end.
   config.cga_cluster_size = 0;
   return config;
 }
@@ -50,7 +50,8 @@ int32_t check_device(const char* call, int32_t device) {
   return BARACUDA_OK;
 }
 
-// A communicator without its handle, endpoint open.
+// Makes a communicator without an NCCL handle and opens its endpoint. NULL, with a record, if that
+// fails.
 CommPtr make_comm(const char* call, bool owned, int32_t rank, int32_t world_size, int32_t device,
                   int32_t max_ctas, const TimeLimit& limit) {
   CommPtr comm(new (std::nothrow) baracuda_nccl_comm);
@@ -67,7 +68,7 @@ CommPtr make_comm(const char* call, bool owned, int32_t rank, int32_t world_size
   endpoint.ops = device < 0 ? baracuda_host_stream_ops() : baracuda_cuda_stream_ops();
   endpoint.device = device;
   endpoint.max_ctas = max_ctas > 0 ? max_ctas : 0;
-  endpoint.in_clusters = owned ? 0 : 1;  // whether config_for() was heard
+  endpoint.in_clusters = owned ? 0 : 1;  // the owner of a borrowed one may have allowed clusters
   endpoint.transport = nccl_transport(*comm);
   DeviceScope scope;
   int32_t status = scope.enter(*endpoint.ops, device);
@@ -78,7 +79,7 @@ CommPtr make_comm(const char* call, bool owned, int32_t rank, int32_t world_size
 }
 
 // Runs f, a call on comm's handle that may block, until it is done or the limit has passed. The
-// watchdog acts on target: comm itself, unless that is only borrowed.
+// watchdog then aborts target: comm itself or, if comm is borrowed, the child of the split.
 template <typename F>
 int32_t call_blocking(baracuda_nccl_comm& comm, baracuda_nccl_comm& target, const TimeLimit& limit,
                       const char* call, F f) {
@@ -114,8 +115,8 @@ int32_t exchange_warm_up(CommPtr* comms, int32_t count) {
   return status == BARACUDA_OK ? ended : restore_failure(failure);
 }
 
-// NCCL connects peers in the first group that uses them, and blocks there: better here, under a
-// deadline, than in the first run.
+// NCCL connects peers in the first group that uses them, and blocks meanwhile. The warm-up exchange
+// makes it do so now, under a deadline, and not in the first run.
 int32_t warm_up(CommPtr* comms, int32_t count, const TimeLimit& limit) {
   int32_t status = BARACUDA_OK;
   for (int32_t i = 0; i < count && status == BARACUDA_OK; ++i) {
@@ -124,7 +125,8 @@ int32_t warm_up(CommPtr* comms, int32_t count, const TimeLimit& limit) {
   if (status == BARACUDA_OK) status = exchange_warm_up(comms, count);
   for (int32_t i = 0; i < count; ++i) {
     watchdog_disarm(comms[i]->run_deadline);
-    // Where the deadline came first, that is the failure, and not what it then refused.
+    // If the deadline passed first, the timeout is reported, and not the BARACUDA_ABORTED of a call
+    // that was refused after it.
     if (status == BARACUDA_ABORTED) status = comms[i]->report_failure();
   }
   for (int32_t i = 0; i < count && status == BARACUDA_OK; ++i) {
@@ -138,8 +140,9 @@ int32_t warm_up(CommPtr* comms, int32_t count, const TimeLimit& limit) {
   return status;
 }
 
-// The board of a ring whose ranks share a secret. Every rank of the machine joins before what makes
-// the ring, which ends on none before all have come, and so the entry can be closed after it.
+// Joins the ring's board, whose name is made from bytes that only the ring's ranks know. Each rank
+// joins before it makes a call that returns only when all ranks have made it: the NCCL init or an
+// all-gather. After that call all have joined, and the board's file name can be removed.
 void join_board(baracuda_nccl_comm& comm, const void* secret, size_t bytes) {
   if (comm.world_size > 1) {
     comm.board = NcclBoard::join(board_name(secret, bytes), comm.rank, comm.world_size);
@@ -150,13 +153,14 @@ void close_entry(const baracuda_nccl_comm& comm) {
   if (comm.board != nullptr) comm.board->close_entry();
 }
 
-// A communicator that is ready, to whoever asked for it.
+// Gives a finished communicator to the caller. From now on the watchdog polls its board.
 void hand_out(CommPtr& comm, baracuda_nccl_comm** out) {
   if (comm->board != nullptr) watchdog_poll(*comm);
   *out = comm.release();
 }
 
-// The ranks of a borrowed communicator share no secret: rank 0 makes one.
+// The ranks of a borrowed communicator have no common secret for the board's name. Rank 0 makes one
+// and sends it to all. The second all-gather ends when all have joined.
 int32_t agree_on_board(baracuda_nccl_comm& comm, const TimeLimit& limit) {
   if (comm.world_size == 1) return BARACUDA_OK;
   struct Secret {
@@ -172,7 +176,7 @@ int32_t agree_on_board(baracuda_nccl_comm& comm, const TimeLimit& limit) {
   return status;
 }
 
-// All ranks join the ring: what may block of init_all.
+// The part of init_all() that may block: all ranks join the ring.
 int32_t join_all(std::vector<CommPtr>& comms, const int32_t* devices, int32_t max_ctas,
                  const TimeLimit& limit, const NcclUniqueId& id, const char* call) {
   const int32_t count = static_cast<int32_t>(comms.size());
@@ -188,7 +192,7 @@ int32_t join_all(std::vector<CommPtr>& comms, const int32_t* devices, int32_t ma
     DeviceScope scope;
     bool entered = true;
     for (CommPtr& comm : comms) entered = comm->enter_blocked_if_healthy() && entered;
-    // Of one that failed before, the failure is reported below.
+    // If a communicator has failed already, its failure is reported below.
     status = entered ? check_nccl(nccl_api()->group_start(), "ncclGroupStart") : BARACUDA_ABORTED;
     if (status == BARACUDA_OK) {
       for (size_t i = 0; i < comms.size() && status == BARACUDA_OK; ++i) {
@@ -208,7 +212,7 @@ int32_t join_all(std::vector<CommPtr>& comms, const int32_t* devices, int32_t ma
   }
   for (auto& deadline : deadlines) watchdog_disarm(*deadline);
   for (CommPtr& comm : comms) {
-    // A deadline that passed is the cause of whatever NCCL said.
+    // If a deadline has passed, it caused NCCL's error and is reported in its place.
     const int32_t failed = comm->report_failure();
     if (failed != BARACUDA_OK) status = failed;
   }
@@ -218,7 +222,7 @@ int32_t join_all(std::vector<CommPtr>& comms, const int32_t* devices, int32_t ma
   }
   status = warm_up(comms.data(), count, limit);
   if (status != BARACUDA_OK) {
-    // Together or not at all: what the others have enqueued may wait for the failed one.
+    // All of them fail, since what the others have enqueued may wait for the failed one.
     for (CommPtr& comm : comms) comm->mark_failed();
   }
   return status;
@@ -300,7 +304,7 @@ int32_t baracuda_nccl_init_rank(int32_t world_size, const void* id, int32_t rank
     close_entry(*made);
     return joined == BARACUDA_OK ? warm_up(&made, 1, limit) : joined;
   });
-  if (status != BARACUDA_OK) close_entry(*made);  // which may not have come so far
+  if (status != BARACUDA_OK) close_entry(*made);  // the work may have failed before its own
   if (status == BARACUDA_OK) hand_out(made, comm);
   return status;
 }
@@ -366,7 +370,7 @@ int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key
 
   const TimeLimit limit(timeout_seconds);
   const baracuda_ring_endpoint& parent = comm->endpoint;
-  // Rank and size are NCCL's to tell, afterwards.
+  // The child's own rank and world size are asked from NCCL after the split.
   CommPtr made = make_comm(call, true, comm->rank, comm->world_size, parent.device,
                            parent.max_ctas, limit);
   if (made == nullptr) return baracuda_last_error()->status;
@@ -376,7 +380,7 @@ int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key
     made->board = NcclBoard::join(name, comm->rank, comm->world_size);
   }
   ++comm->splits;
-  // Aborting the parent unblocks its split; one that is not ours is left alone.
+  // An abort of the parent ends a split that blocks. A borrowed parent is not aborted.
   baracuda_nccl_comm& target = comm->owned ? *comm : *made;
   baracuda_nccl_comm* const targets[] = {&target};
   status = interruptibly(call, targets, 1, [&]() -> int32_t {
@@ -389,7 +393,8 @@ int32_t baracuda_nccl_split(baracuda_nccl_comm* comm, int32_t color, int32_t key
   close_entry(*made);
   if (status != BARACUDA_OK) {
     const baracuda_error failure = *baracuda_last_error();
-    // The parent's abort may still be busy with the half-made child: better lost than freed twice.
+    // The parent's abort may still use the unfinished child. So the child's handle is leaked; it
+    // might otherwise be freed twice.
     if (status != BARACUDA_NCCL_ERROR && comm->owned) made->handle = nullptr;
     made->mark_failed(failure);
     made.reset();

@@ -1,4 +1,4 @@
-// What one does with a communicator once it is made: ask, wait, guard, abort, destroy.
+// Functions of a finished communicator: queries, synchronize, deadlines of runs, abort, destroy.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -16,7 +16,7 @@ namespace {
 
 using Lock = std::unique_lock<std::mutex>;
 
-// How long destroy waits for an abort under way; NCCL's may wait for other communicators' aborts.
+// Seconds that destroy waits for ncclCommAbort, which may wait for other communicators' aborts.
 constexpr double kAbortPatience = 5.0;
 
 int32_t refuse(baracuda_nccl_comm& comm, const char* call) {
@@ -24,7 +24,8 @@ int32_t refuse(baracuda_nccl_comm& comm, const char* call) {
   return comm.refuse(call);
 }
 
-// NCCL's asynchronous error, recorded as comm's failure. Leaves aborting to the caller.
+// Finds a failure of comm: an earlier one, one of the exchange by peer, or NCCL's asynchronous
+// error, which becomes comm's failure. Leaves the abort to the caller.
 int32_t find_async_error(baracuda_nccl_comm& comm) {
   int32_t status = comm.report_failure();
   if (status == BARACUDA_OK) status = find_peer_failure(comm);
@@ -56,7 +57,8 @@ int32_t fail_synchronize(baracuda_nccl_comm& comm, double seconds) {
   return BARACUDA_TIMEOUT;
 }
 
-// Polls ever less often: short waits end soon, long ones cost little.
+// Waits until the stream is done. A failure, the limit or a signal ends the wait. The pauses
+// between two polls grow: a short wait ends soon, and a long one costs little.
 int32_t poll(baracuda_nccl_comm& comm, void* stream, const TimeLimit& limit) {
   const StopScope scope(nullptr);
   std::chrono::microseconds pause{0};
@@ -66,7 +68,7 @@ int32_t poll(baracuda_nccl_comm& comm, void* stream, const TimeLimit& limit) {
       const int32_t status = baracuda_cuda_stream_query(stream, &done);
       if (status != BARACUDA_OK) return status;
     }
-    // Also after the stream is done: kernels give up on an error.
+    // Also asked when the stream is done: after an error, NCCL's kernels end early.
     const int32_t status = find_async_error(comm);
     if (status != BARACUDA_OK || done) return status;
     if (limit.passed()) return fail_synchronize(comm, limit.seconds());
@@ -120,10 +122,10 @@ int32_t baracuda_nccl_async_error(baracuda_nccl_comm* comm) { return find_async_
 
 int32_t baracuda_nccl_synchronize(baracuda_nccl_comm* comm, void* stream, double timeout_seconds) {
   int32_t capturing = 0;
-  DeviceScope scope;  // NULL, the default stream, is the current device's
+  DeviceScope scope;  // a NULL stream is the default stream of the current device
   if (comm->endpoint.device >= 0) {
     int32_t status = scope.enter(*comm->endpoint.ops, comm->endpoint.device);
-    // Asking a capturing stream whether it is done would end the capture.
+    // A query of a stream that is being captured would invalidate the capture.
     if (status == BARACUDA_OK) status = baracuda_cuda_stream_is_capturing(stream, &capturing);
     if (status != BARACUDA_OK) return status;
   }
@@ -135,7 +137,8 @@ int32_t baracuda_nccl_synchronize(baracuda_nccl_comm* comm, void* stream, double
   if (status == BARACUDA_OK) status = poll(*comm, stream, TimeLimit(timeout_seconds));
   if (status == BARACUDA_OK) return status;
   const baracuda_error failure = *baracuda_last_error();
-  // A failed query is no fault of the communicator, but what it waited for may never end.
+  // The communicator fails even if only the query of the stream failed: the work on the stream may
+  // never end.
   fail_comm(*comm);
   return restore_failure(failure);
 }
@@ -207,7 +210,7 @@ int32_t baracuda_nccl_destroy(baracuda_nccl_comm* comm) {
     if (waited != BARACUDA_OK) {
       Lock lock(comm->mutex);
       if (comm->ending) {
-        // The thread that is in NCCL frees it when NCCL lets go.
+        // The thread that waits in NCCL frees the communicator when NCCL returns.
         comm->orphaned = true;
         if (waited != BARACUDA_TIMEOUT) return waited;
         if (!healthy) return BARACUDA_OK;

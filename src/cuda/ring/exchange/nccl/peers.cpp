@@ -1,4 +1,4 @@
-// The hops of a communicator's ring that go by peer: NCCL is what the ranks agree through.
+// Connects the hops that can use the exchange by peer. Set-up messages go over NCCL.
 #include <algorithm>
 #include <new>
 #include <system_error>
@@ -16,7 +16,7 @@ namespace {
 constexpr const char* kCall = "baracuda_nccl_connect_peers";
 constexpr double kTrialSeconds = 10.0;
 
-// Set-up's, within the deadline that the communicator is under; also a failure and a signal end it.
+// The all-gather for set-up. The communicator's current deadline, a failure or a signal ends it.
 int32_t gather(void* context, const void* mine, int64_t bytes, void* all) {
   baracuda_nccl_comm& comm = *static_cast<baracuda_nccl_comm*>(context);
   const NcclDeadline& deadline = comm.run_deadline;
@@ -41,7 +41,7 @@ int32_t connect(baracuda_nccl_comm& comm, int32_t wish, int32_t wait, double tim
   status = baracuda_peer_connect(&comm.endpoint, &options, &peer);
   const baracuda_error failure = *baracuda_last_error();
   const int32_t late = baracuda_nccl_disarm(&comm);
-  // A signal's exception is on its way, whatever came of it.
+  // After a signal the handler's exception is raised, so a timeout is not reported in its place.
   const bool interrupted = status == BARACUDA_INTERRUPTED;
   {
     const std::lock_guard<std::mutex> lock(comm.mutex);
@@ -54,7 +54,7 @@ int32_t connect(baracuda_nccl_comm& comm, int32_t wish, int32_t wait, double tim
   return restore_failure(failure);
 }
 
-// Ranks that agree wait for each other, each on a thread of its own.
+// During set-up the ranks wait for each other, so each of them connects on a thread of its own.
 int32_t connect_all(baracuda_nccl_comm* const* comms, int32_t count, int32_t wish, int32_t wait,
                     double timeout_seconds) {
   std::vector<baracuda_error> failures(static_cast<size_t>(count));

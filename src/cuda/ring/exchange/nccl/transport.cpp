@@ -81,7 +81,7 @@ int32_t group_start(void* context) {
   return BARACUDA_OK;
 }
 
-// A borrowed communicator may be a non-blocking one.
+// A borrowed communicator may be non-blocking: ncclGroupEnd then returns before it is done.
 int wait_while_in_progress(const NcclGroup& group, int result) {
   while (result == kNcclInProgress) {
     std::this_thread::sleep_for(std::chrono::microseconds(50));
@@ -122,7 +122,7 @@ int32_t group_end(void* context) {
   return failure.status == BARACUDA_OK ? BARACUDA_OK : restore_failure(failure);
 }
 
-// Runs one send or receive on comm's handle; outside a group it makes a group of its own.
+// Runs one send or receive on comm's handle. Outside a group, it is a group by itself.
 template <typename F>
 int32_t enqueue(void* context, const char* call, int64_t bytes, F f) {
   baracuda_nccl_comm& comm = *static_cast<baracuda_nccl_comm*>(context);

@@ -21,9 +21,9 @@ namespace {
 
 using Clock = TimeLimit::Clock;
 
-// How long to wait before looking again whether a handle may be aborted.
+// Time between two attempts at an abort while the handle is in use.
 constexpr std::chrono::milliseconds kAbortRetry{2};
-// Between two looks at what other ranks say.
+// Time between two polls of the boards.
 constexpr std::chrono::milliseconds kLookAtBoards{50};
 
 baracuda_error timeout_failure(const NcclDeadline& deadline) {
@@ -45,7 +45,7 @@ baracuda_error timeout_failure(const NcclDeadline& deadline) {
 class Watchdog {
  public:
   Watchdog() : process_(getpid()) {
-    // Signals are for the threads of the application.
+    // The new thread blocks all signals, so that the application's threads get them.
     sigset_t all;
     sigset_t before;
     sigfillset(&all);
@@ -196,7 +196,7 @@ Watchdog* find_watchdog() {
   return watchdog != nullptr && watchdog->is_alive() ? watchdog : nullptr;
 }
 
-// NULL with a recorded failure where no thread can be started.
+// NULL, with a record, if no thread can be started.
 Watchdog* start_watchdog() {
   if (Watchdog* watchdog = find_watchdog()) return watchdog;
   const std::lock_guard<std::mutex> lock(starting);
@@ -245,7 +245,7 @@ bool watchdog_disarm(NcclDeadline& deadline) {
 }
 
 void watchdog_abort(baracuda_nccl_comm& comm) {
-  // Without a thread the abort may have to wait for baracuda_nccl_destroy().
+  // Without a thread, an abort that is not possible now is left to baracuda_nccl_destroy().
   Watchdog* watchdog = start_watchdog();
   if (watchdog != nullptr) {
     watchdog->abort(comm);
@@ -255,7 +255,7 @@ void watchdog_abort(baracuda_nccl_comm& comm) {
 }
 
 void watchdog_poll(baracuda_nccl_comm& comm) {
-  // Without a thread its deadlines alone end what waits.
+  // If no thread can be started, the board is not polled, and calls with a deadline are refused.
   if (Watchdog* watchdog = start_watchdog()) watchdog->poll(comm);
 }
 

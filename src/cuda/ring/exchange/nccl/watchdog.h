@@ -20,7 +20,7 @@ class TimeLimit {
   bool passed() const { return !never() && Clock::now() >= at_; }
   Clock::time_point at() const { return at_; }
   double seconds() const { return seconds_; }  // as asked for
-  double seconds_left() const;                 // more than 0; 0 where there is no limit
+  double seconds_left() const;                 // at least 1 ms; 0: no limit
 
  private:
   double seconds_;
@@ -42,12 +42,14 @@ struct NcclDeadline {
   NcclDeadline* next = nullptr;
 };
 
-// When the limit passes, comm fails with BARACUDA_TIMEOUT and, if owned, is aborted.
+// When the limit passes, comm fails with BARACUDA_TIMEOUT and, if owned, is aborted. Returns
+// BARACUDA_OUT_OF_MEMORY if there is a limit and no thread can be started; the caller then gives up
+// the call.
 int32_t watchdog_arm(NcclDeadline& deadline, const TimeLimit& limit, const char* call);
 // True if the limit had passed.
 bool watchdog_disarm(NcclDeadline& deadline);
 
-// Aborts a failed, owned communicator: at once, or when its handle is free or plainly stuck.
+// Aborts a failed, owned communicator: at once, or as soon as try_abort() allows it.
 void watchdog_abort(baracuda_nccl_comm& comm);
 // Polls comm's board from now on, and fails comm if the board says so.
 void watchdog_poll(baracuda_nccl_comm& comm);

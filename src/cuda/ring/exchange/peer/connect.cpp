@@ -1,5 +1,5 @@
-// Finds the hops by peer: ranks tell what they have, neighbours try, and all ranks get the same
-// verdicts.
+// Finds the hops that can use the exchange by peer: the ranks exchange what they offer, neighbours
+// make a trial, and all ranks get the same verdicts.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -20,14 +20,14 @@ namespace {
 
 constexpr const char* kCall = "baracuda_peer_connect";
 constexpr int64_t kTrialBytes = 4096;
-// After a CPU has released a wait, it ends within microseconds.
+// Limit for the ring stream to end after its waits were released. It takes microseconds.
 constexpr double kReleaseSeconds = 5.0;
 
 struct Hello {
   int32_t wish;
   int32_t wait;
   int32_t has_device;
-  int32_t reaches;  // its copies reach memory of its own process on other devices
+  int32_t reaches;  // it can copy to memory of its own process on another device
   char host[16];
   char process[16];
   char nonce[16];
@@ -38,7 +38,8 @@ struct Mapped {
   PeerOffer offer;
 };
 
-// Of this rank as the sender to the next one, and as the receiver.
+// Whether a part of the set-up worked on this rank: for its hop to the next rank (out), and for the
+// hop from the previous rank (in).
 struct Outcome {
   int32_t out;
   int32_t in;
@@ -54,7 +55,9 @@ bool host_id(char id[16]) {
   std::fclose(file);
   int digits = 0;
   for (const char* c = text; read && *c != '\0' && digits < 32; ++c) {
-    const int value = *c >= '0' && *c <= '9' ? *c - '0' : *c >= 'a' && *c <= 'f' ? *c - 'a' + 10 : -1;
+    const int value = *c >= '0' && *c <= '9'   ? *c - '0'
+                      : *c >= 'a' && *c <= 'f' ? *c - 'a' + 10
+                                               : -1;
     if (value < 0) continue;
     id[digits / 2] = static_cast<char>(id[digits / 2] << 4 | value);
     ++digits;
@@ -65,7 +68,9 @@ bool host_id(char id[16]) {
 class Connection {
  public:
   explicit Connection(baracuda_peer& peer, double trial_seconds)
-      : peer_(peer), trial_seconds_(trial_seconds), ranks_(static_cast<size_t>(peer.world_size())) {}
+      : peer_(peer),
+        trial_seconds_(trial_seconds),
+        ranks_(static_cast<size_t>(peer.world_size())) {}
 
   ~Connection() {
     for (PeerBuffer& buffer : peer_.buffers) peer_return(peer_, buffer);
@@ -148,7 +153,7 @@ class Connection {
     return is_candidate(rank) || is_candidate((rank + ranks_ - 1) % ranks_);
   }
 
-  // The first rank of a host that has a hop to try makes its file.
+  // On each machine, the first rank that has a hop to try creates the shared file.
   int32_t share_words() {
     const size_t me = static_cast<size_t>(peer_.rank());
     size_t leader = ranks_;
@@ -161,7 +166,7 @@ class Connection {
     Mapped mine{};
     if (leader == me && peer_.file.create(nonce, size)) mine.is_mapped = 1;
     std::vector<Mapped> all;
-    int32_t status = gather(mine, all);  // the file is there
+    int32_t status = gather(mine, all);  // afterwards the file exists
     if (status != BARACUDA_OK) return status;
     if (takes_part && all[leader].is_mapped != 0) {
       if (leader != me) mine.is_mapped = peer_.file.open(nonce, size) ? 1 : 0;
@@ -179,7 +184,7 @@ class Connection {
       __atomic_store_n(&peer_.file.hop(peer_.rank()).idle.state, 1, __ATOMIC_SEQ_CST);
     }
     if (mine.is_mapped != 0) {
-      // Half to receive into, half to send from.
+      // The first half is for receiving, the second half for sending.
       status = scratch_allocate(peer_.end.device, kTrialBytes, &memory_);
       if (status != BARACUDA_OK) return status;
       mine.offer = peer_offer(peer_, memory_, kTrialBytes / 2,
@@ -225,7 +230,7 @@ class Connection {
     return share_outcome(mine, BARACUDA_PEER_NO_ACCESS);
   }
 
-  // Runs one round, and checks the received data.
+  // Runs one round on the hops that are left, and checks the received data.
   int32_t try_hops() {
     use_candidates();
     Outcome mine{1, 1, ""};
@@ -235,7 +240,7 @@ class Connection {
       mine.out = mine.in = 0;
       std::snprintf(mine.detail, sizeof(mine.detail), "%s", peer_.detail.c_str());
     }
-    // Before the memory is given back.
+    // The neighbour's memory is closed before its owner frees it.
     for (PeerBuffer& buffer : peer_.buffers) peer_return(peer_, buffer);
     return share_outcome(mine, BARACUDA_PEER_TRIAL_FAILED);
   }
@@ -299,7 +304,7 @@ class Connection {
     round.receives[0] = {into, bytes, peer_.in_by_peer ? peer_.previous() : -1};
     end.exchange_context = &peer_;
     int32_t status = exchange.grant(&end, &round);
-    // Only hops by peer are tried.
+    // The trial sends nothing over the transport.
     peer_.rounds[0].transports = peer_.rounds[0].receives_by_transport = false;
     if (status == BARACUDA_OK) status = exchange.post(&end, &round);
     if (status == BARACUDA_OK) status = exchange.complete(&end, &round);
@@ -361,12 +366,12 @@ class Connection {
   std::vector<Hello> hellos_;
   std::vector<Mapped> mapped_;
   bool released_ = false;
-  int32_t interrupted_ = BARACUDA_OK;  // by a signal, while the trial was waited for
+  int32_t interrupted_ = BARACUDA_OK;  // BARACUDA_INTERRUPTED if a signal came during the trial
   void* memory_ = nullptr;
 };
 
 bool tell_processes_apart(char process[16]) {
-  // Of this copy of the library: ranks that use the same one are in one process.
+  // A random id of this loaded library. Ranks with the same id are in one process.
   static char id[16];
   static const bool made = random_bytes(id);
   std::memcpy(process, id, 16);

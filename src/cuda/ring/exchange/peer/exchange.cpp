@@ -1,13 +1,14 @@
-// Rounds by the copy engines. On the ring stream of every rank, round by round:
+// The rounds of the exchange by peer. The ring stream of every rank does this in each round:
 //
-//   wait for `ready`; grant this rank's buffer to the previous rank (earlier if it is free earlier)
-//   wait for the next rank's grant; push; signal that its buffer is full
-//   wait until this rank's buffer is full
+//   wait for `ready`; grant this rank's receive buffer to the previous rank (before that wait, if
+//   the buffer is free earlier)
+//   wait for the next rank's grant; push the data; signal that the next rank's buffer is full
+//   wait until this rank's receive buffer is full
 //
-// A grant therefore follows this rank's last push from the buffer and the caller's last read of it.
-// A word is set again only after it was reset; each end of a hop knows that from the other end's
-// word. A stream takes about 3 us to write a word, so words that nobody waits for are reset after
-// the others.
+// So a grant comes after this rank's last push from the buffer and the caller's last read of it. A
+// word may be set again only when it has been reset. Whoever sets it knows that from another word,
+// which the other end of the hop sets after the reset. A stream takes about 3 us to write a word,
+// so the writes for which no rank waits come last.
 #include "baracuda/status.h"
 #include "common/error.h"
 #include "ring/exchange/peer/peer.h"
@@ -47,13 +48,13 @@ int32_t await_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint
     return peer.ops->wait_word(stream, peer.on_device(word), bit | kPeerAbortMask);
   });
 }
-// Waits for the word and resets it.
+// Waits for a bit of the word and resets the word.
 int32_t take_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint32_t bit) {
   const int32_t status = await_word(peer, stream, word, bit);
   return status == BARACUDA_OK ? write_word(peer, stream, word, 0) : status;
 }
 
-// Words that are written one right after the other.
+// Words that a stream writes directly after each other, in order.
 class Writes {
  public:
   void add(const baracuda_peer& peer, const PeerWord& word, uint32_t value) {
@@ -88,7 +89,7 @@ int32_t grant(Endpoint* end, const Round* round) {
   if (status != BARACUDA_OK) return status;
   const PeerRound& at = round_at(peer, round->number);
   const PeerHopWords& mine = peer.file.hop(peer.rank());
-  // Not in a run's first round: only its `ready` says that earlier runs have ended.
+  // A run's first round must wait for `ready`, which shows that earlier work has ended.
   const bool ahead = at.takes && !at.starts && round->free_ahead != 0;
   if (ahead) status = write_word(peer, end->ring_stream, mine.granted, at.granted);
   if (status != BARACUDA_OK) return status;
@@ -114,7 +115,7 @@ int32_t open(Endpoint* end) {
   return baracuda_send_recv_exchange()->open(end);
 }
 
-// One or more pieces of memory, each with a start of its own, that are copied by one operation.
+// Rows of one size, at a fixed pitch at the source and contiguous at the target, for one operation.
 struct Copy {
   char* into = nullptr;
   const char* from = nullptr;
@@ -122,8 +123,8 @@ struct Copy {
   int64_t pitch = 0;  // from one row to the next, at the source
   int32_t rows = 1;
 
-  // Adds a piece that follows this copy at the target, and that is a row of the same size at the
-  // source. Adjacent pieces may belong to two allocations; one copy cannot span those.
+  // Adds `other` as the next row, if it can be. Adjacent rows are not joined into a longer one: they
+  // may be in two allocations, and no operation copies a row that is in two.
   bool extend(const Copy& other) {
     if (bytes == 0 || other.into != into + rows * bytes) return false;
     const int64_t distance = other.from - (from + (rows - 1) * pitch);
@@ -166,8 +167,8 @@ int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
   for (int32_t i = 0; i < round.send_count && status == BARACUDA_OK; ++i) {
     const baracuda_ring_message& out = round.sends[i];
     if (out.peer != next) continue;
-    // All ranks receive a payload into the same buffer, so this rank's receive tells the next
-    // rank's.
+    // On every rank a message is received into the buffer with the same registration number, at the
+    // same offset. So this rank's receive gives the address at the next rank.
     const char* const mine = static_cast<const char*>(round.receives[i].data);
     const PeerBuffer& buffer = peer.buffers[static_cast<size_t>(peer.find(mine, out.bytes))];
     const Copy one{buffer.next + (mine - buffer.mine), static_cast<const char*>(out.data),
@@ -178,8 +179,8 @@ int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
   }
   if (status == BARACUDA_OK) status = enqueue(peer, copy);
   if (status != BARACUDA_OK) return status;
-  // First the word that the next rank's step waits for, last the word of its ring stream. The next
-  // rank's following grant must find that word reset.
+  // `arrived`, for which the next rank's step waits, is set first. `granted` is reset before `full`
+  // is set: the next rank grants again after it has seen `full`, and must find `granted` reset.
   Writes writes;
   if (peer.next_wait != BARACUDA_PEER_WAIT_EVENT) {
     writes.add(peer, words.arrived[at.number & (kPeerArrivals - 1)], at.full);
@@ -189,7 +190,7 @@ int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
   return writes.enqueue(peer, end.ring_stream);
 }
 
-// Sends over the transport what does not go by peer.
+// Pushes to the next rank, and sends over the transport what does not go by peer.
 int32_t post(Endpoint* end, const Round* round) {
   baracuda_peer& peer = peer_of(end);
   const PeerRound& at = round_at(peer, round->number);
@@ -222,8 +223,8 @@ int32_t complete(Endpoint* end, const Round* round) {
   int32_t status = await_word(peer, end->ring_stream, mine.full, at.full);
   if (status == BARACUDA_OK && round->end_mark != nullptr) status = record(*end, round->end_mark);
   if (status != BARACUDA_OK) return status;
-  // Before the event that the caller's stream waits for: a capture must join all work, and the
-  // caller's stream sets `idle` after it.
+  // These resets come before the round's event, for which the caller's stream waits. So a capture
+  // includes them, and `idle` is reset before finish() sets it on the caller's stream.
   Writes writes;
   writes.add(peer, mine.full, 0);
   if (at.starts && peer.wait != BARACUDA_PEER_WAIT_EVENT) writes.add(peer, mine.idle, 0);
@@ -255,7 +256,8 @@ int32_t wait(Endpoint* end, int32_t number, void* stream) {
   return baracuda_send_recv_exchange()->wait(end, number, stream);
 }
 
-// The words tell what has arrived here; they do not tell whether this rank's own data has arrived.
+// The words for which the caller's stream has waited do not show that this rank's own data has
+// arrived at the next rank, so the stream also waits for the last round's event.
 int32_t finish(Endpoint* end, void* stream) {
   baracuda_peer& peer = peer_of(end);
   if (!peer.in_run) return BARACUDA_OK;

@@ -16,7 +16,8 @@ namespace {
 constexpr size_t kHeaderBytes = 4096;
 static_assert(sizeof(PeerFileHeader) <= kHeaderBytes, "the header has a page");
 
-// A lock of the open file, so that it goes with the process however that ends. A byte a rank.
+// An open-file-description lock (F_OFD_SETLK); each rank has one byte of the file. The kernel
+// releases it when the process ends, in whatever way.
 struct flock lock_of(int32_t rank, short type) {
   struct flock lock {};
   lock.l_type = type;
@@ -44,7 +45,7 @@ bool PeerHostFile::create(const char nonce[16], int32_t world_size) {
 
 bool PeerHostFile::open(const char nonce[16], int32_t world_size) {
   if (!map(nonce, world_size, O_RDWR | O_CLOEXEC | O_NOFOLLOW)) return false;
-  name_[0] = '\0';  // its maker's to remove
+  name_[0] = '\0';  // the rank that created the file removes it
   return std::memcmp(header().nonce, nonce, 16) == 0;
 }
 
@@ -67,7 +68,7 @@ bool PeerHostFile::map(const char nonce[16], int32_t world_size, int flags) {
       return false;
     }
   } else if (posix_fallocate(file_, 0, static_cast<off_t>(bytes_)) != 0) {
-    return false;  // a full /dev/shm is an error here, and not a signal later
+    return false;  // if /dev/shm is full; else the first write would raise SIGBUS
   }
   void* const found =
       mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file_, 0);

@@ -1,4 +1,4 @@
-// The words of the ranks of one host: one shared-memory file that all of them map.
+// The words by which the ranks of one machine signal, in a shared-memory file that all of them map.
 //
 // A word has 64 bits. Streams write and reset its lower half. Only a CPU sets bits of its upper
 // half; such a bit ends every wait for the word, now and later.
@@ -14,7 +14,7 @@ namespace baracuda {
 
 constexpr uint64_t kPeerAbortMask = uint64_t{1} << 63;
 constexpr uint32_t kPeerAbortHalf = uint32_t{1} << 31;
-constexpr int kPeerArrivals = 4;  // rounds in flight: their arrival may still be waited for
+constexpr int kPeerArrivals = 4;  // at most so many rounds may still have to be waited for
 
 struct alignas(64) PeerWord {
   uint32_t state;
@@ -25,17 +25,18 @@ struct alignas(64) PeerWord {
 struct PeerHopWords {
   PeerWord granted;                 // set by this rank; reset by the sender
   PeerWord full;                    // set by the sender; reset by this rank's ring stream
-  PeerWord arrived[kPeerArrivals];  // one a round: set by the sender; reset by the caller's stream
+  // Used by the rounds in turn. Set by the sender; reset by the caller's stream.
+  PeerWord arrived[kPeerArrivals];
   PeerWord read;                    // set by the caller's stream; reset by this rank's ring stream
-  // No run is active: set by the caller's stream, and reset by the ring stream. This orders runs
-  // from different streams, and replays of graphs.
+  // No run is active: set by the caller's stream, and reset by this rank's ring stream. This orders
+  // runs on different streams, and replays of graphs.
   PeerWord idle;
 };
 
-// Signatures of the problems of a rank's latest runs, for the other ranks to compare.
+// Signatures of the problems of a rank's latest runs, which the neighbours compare with their own.
 constexpr int kPeerRunsTold = 64;
 struct alignas(64) PeerRunNotes {
-  uint64_t signature[kPeerRunsTold];  // 0: not told yet
+  uint64_t signature[kPeerRunsTold];  // 0: none yet
 };
 
 struct PeerFileHeader {
@@ -44,8 +45,8 @@ struct PeerFileHeader {
   baracuda_error reason;  // what the other ranks report; its rank is the one that aborted
 };
 
-// Maps the shared file of a nonce. The first rank of the host creates it, and the others open it.
-// Its name is removed once all have mapped it; the memory lives as long as any mapping.
+// Maps the shared file whose name has a nonce. One rank creates it, and the others open it. Its
+// name is removed when all have mapped it; the memory lives as long as any mapping.
 class PeerHostFile {
  public:
   PeerHostFile() = default;
@@ -56,7 +57,7 @@ class PeerHostFile {
   bool create(const char nonce[16], int32_t world_size);
   bool open(const char nonce[16], int32_t world_size);
   void unlink();
-  // Keeps the mapping for ever, since a device may still use it.
+  // Never unmaps the file, since a device may still use it.
   void leak() { data_ = nullptr; }
 
   void* data() const { return data_; }
@@ -65,7 +66,8 @@ class PeerHostFile {
   PeerHopWords& hop(int32_t receiver) const;
   PeerRunNotes& notes(int32_t rank) const;
 
-  // A lock that this process holds until it ends or lets go. Other processes can test it.
+  // A lock by which the others see that a rank is alive: it holds its lock until it closes or its
+  // process ends.
   bool hold(int32_t rank);
   void let_go(int32_t rank);
   bool is_held(int32_t rank) const;

@@ -12,9 +12,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Time for a neighbour to close its exchange at about the same time.
+// Seconds that close waits for the previous rank to close as well.
 constexpr double kNeighbourSeconds = 5.0;
-// Time until a device sees the words that a neighbour has left.
+// Seconds in which the device sees the words that the neighbours set before they closed.
 constexpr double kRestSeconds = 0.5;
 
 constexpr const char* kReasons[BARACUDA_PEER_REASONS] = {
@@ -46,9 +46,9 @@ bool is_left_alone(const baracuda_peer& peer) {
          !peer.file.is_held(peer.next());
 }
 
-// The status that the other ranks report. A fault of the ring is the same on every rank, whichever
-// finds it first. A fault of one process (a signal, memory, a device error) is BARACUDA_ABORTED to
-// the others.
+// The status that the other ranks report for a failure of this rank. A fault of the ring has the
+// same status on every rank. After a fault of one process (a signal, memory, a device error) the
+// others report BARACUDA_ABORTED.
 int32_t status_of_others(int32_t status) {
   switch (status) {
     case BARACUDA_INVALID_ARGUMENT:
@@ -107,7 +107,7 @@ void baracuda_peer_abort(baracuda_peer* peer, const baracuda_error* reason) {
     header.reason.rank = peer->rank();
     __atomic_store_n(&header.aborted, 2, __ATOMIC_SEQ_CST);
   }
-  // Every wait that this releases finds the ring failed.
+  // The reason is stored first, so whoever is released by this sees that the ring has failed.
   end_waits(*peer);
 }
 
@@ -147,7 +147,8 @@ int32_t baracuda_peer_close(baracuda_peer* peer, double patience, int32_t* quara
     int32_t done = 1;
     return peer->ops->query(end.ring_stream, &done) != BARACUDA_OK || done != 0;
   };
-  // Neighbours close after their last work, so a wait for them would now never end.
+  // A neighbour that has closed or died sends nothing more. Once both have, the rest of a run would
+  // wait for ever.
   bool left_alone = false;
   const bool ended = poll(patience, [&] {
     if (is_done()) return true;

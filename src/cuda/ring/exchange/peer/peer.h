@@ -1,4 +1,4 @@
-// One rank's side of the exchange by peer: its hops, its words, and the buffers it shares.
+// One rank's part of the exchange by peer: its hops, its words, and the buffers that it shares.
 #pragma once
 
 #include <stddef.h>
@@ -12,16 +12,16 @@
 
 namespace baracuda {
 
-// A registered buffer of this rank, and the next rank's buffer of the same number, as mapped here.
+// A registered buffer of this rank, and the next rank's buffer of the same registration number.
 struct PeerBuffer {
   char* mine;
   int64_t bytes;
-  char* next;  // NULL where this rank does not push
+  char* next;  // its address in this process; NULL if this rank does not push
   int64_t next_bytes;
-  void* opened;  // what to close again
+  void* opened;  // for close_memory; NULL if next is memory of this process
 };
 
-// Why a hop is not by peer; the same on every rank.
+// Why a hop does not use the exchange by peer, or that it does. Every rank has the same verdicts.
 struct PeerVerdict {
   int32_t reason = BARACUDA_PEER_WORKS;
   std::string detail;
@@ -30,13 +30,14 @@ struct PeerVerdict {
 // What a round does on this rank.
 struct PeerRound {
   int32_t number = -1;
-  bool starts = false;      // it is the first of a run
+  bool starts = false;      // first round of a run
   bool takes = false;       // the previous rank pushes to this one
   bool pushes = false;      // this rank pushes to the next one
   bool transports = false;  // some messages go by the transport
   bool receives_by_transport = false;
-  // The bit of the words that both ends derive from buffers, offsets and bytes. Ranks whose
-  // problems differ then wait for each other instead of misreading the data.
+  // The bits that are set in the words `granted` and `full`. Both ends of a hop compute them from
+  // the round's number, buffers, offsets and bytes. Ranks whose problems differ wait for different
+  // bits, and do not take wrong data for right.
   uint32_t granted = 0;
   uint32_t full = 0;
   uint64_t digest = 0;
@@ -53,24 +54,26 @@ struct baracuda_peer {
   int32_t previous() const { return (rank() + world_size() - 1) % world_size(); }
   bool has_hops() const { return in_by_peer || out_by_peer; }
 
-  // A word's address for streams.
+  // A word's device address, for operations on streams.
   void* on_device(const baracuda::PeerWord& word) const {
     return device_words +
            (reinterpret_cast<const char*>(&word) - static_cast<const char*>(file.data()));
   }
-  // The registered buffer that holds these bytes; -1: none.
+  // The index of the registered buffer that contains these bytes; -1: none.
   int32_t find(const void* data, int64_t bytes) const;
 
-  // Reads and describes a round.
+  // Checks a round's buffers and enters its PeerRound. In a run's first round it also compares the
+  // neighbours' problems.
   int32_t begin(const baracuda_ring_round& round);
   // Compares the neighbours' problems with this rank's; BARACUDA_INVALID_ARGUMENT if they differ.
   int32_t compare_runs();
-  // Gathers a few bytes of every rank, for set-up.
+  // Gathers a few bytes from every rank, for set-up.
   int32_t all_gather(const void* mine, int64_t bytes, void* all) {
     return gather == nullptr ? baracuda_ring_all_gather(&end, mine, bytes, all)
                              : gather(gather_context, mine, bytes, all);
   }
-  // Ends the ring after a failure that only this rank may see, so that nobody waits for it.
+  // Aborts the ring after a failure that perhaps only this rank sees, so that no other rank waits
+  // for this one. Returns the failure's status.
   int32_t end_ring();
 
   baracuda_ring_endpoint& end;
@@ -79,25 +82,27 @@ struct baracuda_peer {
   void* gather_context = nullptr;
   int32_t wish = BARACUDA_PEER_NEVER;
   int32_t wait = BARACUDA_PEER_WAIT_EVENT;
-  int32_t next_wait = BARACUDA_PEER_WAIT_EVENT;  // how the next rank's caller waits
+  int32_t next_wait = BARACUDA_PEER_WAIT_EVENT;  // `wait` of the next rank
   bool in_by_peer = false;
   bool out_by_peer = false;
   bool next_in_process = false;
   bool previous_in_process = false;
-  std::vector<baracuda::PeerVerdict> verdicts;  // by the hop's first rank
-  std::string detail;                           // of this rank's last failure
+  std::vector<baracuda::PeerVerdict> verdicts;  // entry r: the hop from rank r to rank r + 1
+  std::string detail;                           // the message of this rank's last failure
 
   baracuda::PeerHostFile file;
   char* device_words = nullptr;
   std::vector<baracuda::PeerBuffer> buffers;
 
-  baracuda::PeerRound rounds[baracuda::kPeerArrivals];  // the latest, by number
+  // The latest rounds; round n is entry n mod kPeerArrivals.
+  baracuda::PeerRound rounds[baracuda::kPeerArrivals];
   int32_t last_number = -1;
-  bool in_run = false;   // the caller's stream waits for words of the run at hand
-  bool owes_signal = false;  // the next wait tells the grant behind it that the launch has ended
-  uint32_t runs = 0;     // told to the neighbours
-  uint32_t compared[2] = {};  // of those, with the rank before and with the next one
-  char process[16] = {};  // tells processes of one host apart
+  bool in_run = false;  // a run that waits for words has begun and not finished
+  // The next gate must set the word `read`, for which the next round's grant waits.
+  bool owes_signal = false;
+  uint32_t runs = 0;  // runs whose signature this rank has written to the shared file
+  uint32_t compared[2] = {};  // how many of them were compared with the previous, the next rank's
+  char process[16] = {};  // this process's id; no other process has it
 };
 
 namespace baracuda {
@@ -105,18 +110,21 @@ namespace baracuda {
 // The exchange of an endpoint whose context is a baracuda_peer.
 const baracuda_ring_exchange& peer_exchange();
 
-// What a rank tells the one before it about a buffer.
+// A buffer as a rank describes it to the previous rank.
 struct PeerOffer {
   baracuda_peer_memory memory;
   uint64_t address;
   int64_t bytes;
-  int32_t status;  // of exporting it
+  int32_t status;  // of the export
 };
 
-// Ready to be sent; export fails only where the rank before needs it.
+// Describes a buffer of this rank. The memory is exported if `to_previous` is true and the previous
+// rank is in another process.
 PeerOffer peer_offer(baracuda_peer& peer, void* data, int64_t bytes, bool to_previous);
-// Makes the next rank's buffer reachable; BARACUDA_OK, or why not (recorded).
+// Makes the next rank's buffer accessible, as buffer.next. Returns the status, with a record if it
+// is a failure.
 int32_t peer_take(baracuda_peer& peer, const PeerOffer& offer, PeerBuffer& buffer);
+// Closes what peer_take() opened.
 void peer_return(baracuda_peer& peer, PeerBuffer& buffer);
 
 }  // namespace baracuda

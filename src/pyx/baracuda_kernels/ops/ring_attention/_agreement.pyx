@@ -4,13 +4,13 @@
 from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels._core._info import build_info
 
-# Fixed, so that ranks which disagree about everything else can still read each other.
+# The size is fixed, so that ranks can read each other's messages whatever they differ in.
 MESSAGE_BYTES = 1024
 
 
 def encode(descriptor, direction, args=None):
-    """This rank's side, padded to MESSAGE_BYTES."""
-    import json  # takes a twentieth of the package's import, and few ask for it
+    """This rank's message, padded to MESSAGE_BYTES."""
+    import json  # here and not above: it is 5 % of the package's import, and seldom needed
 
     fields = {"library version": build_info()["version"], "direction": direction.name,
               "schedule": "ring"}
@@ -25,18 +25,19 @@ def encode(descriptor, direction, args=None):
     message = json.dumps(fields).encode()
     if len(message) > MESSAGE_BYTES:
         raise InvalidProblemError(
-            f"descriptor: got one of {len(message)} bytes, must be described in {MESSAGE_BYTES}")
+            f"descriptor: got a description of {len(message)} bytes, must be at most "
+            f"{MESSAGE_BYTES}")
     return message.ljust(MESSAGE_BYTES)
 
 
 def _order(view):
-    """Dimensions from the slowest to the fastest, those of one row left out."""
+    """The order of the dimensions in memory, outermost first, without those of size 1."""
     moving = [i for i in range(view.ndim) if view.shape[i] > 1]
     return "".join("BHSD"[i] for i in sorted(moving, key=lambda i: -view.strides[i]))
 
 
 def require(world_size, messages):
-    """Raise for the first rank that differs from rank 0."""
+    """Raise InvalidProblemError if a rank's message differs from that of rank 0."""
     sides = [_decode(rank, message) for rank, message in enumerate(messages)]
     first = sides[0]
     for rank in range(1, world_size):
@@ -53,11 +54,11 @@ def _decode(rank, message):
 
     try:
         side = json.loads(message)
-    except (ValueError, RecursionError):  # not JSON, not UTF-8, or as deep as the stack
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested too deep
         side = None
     if not isinstance(side, dict):
         raise InvalidProblemError(
-            f"rank {rank}: sent {message[:32]!r}..., must send what this library's validate does")
+            f"rank {rank}: got the message {message[:32]!r}..., must be one of validate()")
     return side
 
 

@@ -8,7 +8,7 @@ cdef class RingAttentionArgs(RingArgs):
     """RingAttentionArgs(*, q, y, kv_scratch_a=None, kv_scratch_b=None, accumulator_scratch=None, \
 lse=None, k=None, v=None)
 
-    Views of one rank's operands and scratch; checked once, used for any number of runs.
+    Views of one rank's operands and scratch, checked once and used for any number of runs.
 
     Every operand may be anything that :class:`TensorRef` takes.
 
@@ -19,15 +19,15 @@ lse=None, k=None, v=None)
     y : [B, H, Q, D], written
         The attention output. Must not overlap any other operand.
     kv_scratch_a, kv_scratch_b : contiguous, plan.kv_scratch_elements elements, optional
-        The two receive buffers. Without ``k`` and ``v``, scratch A holds this rank's K
-        [B, Hkv, K, D] and then its V before every run, and the run consumes it.
+        The two receive buffers. If ``k`` and ``v`` are not given, write this rank's K
+        [B, Hkv, K, D], followed by its V, into scratch A before every run: a run may overwrite it.
     accumulator_scratch : contiguous, plan.accumulator_scratch_bytes bytes, optional
         The float32 state (float64 for F64 operands) between steps.
     lse : [B, H, Q], float32 or the operands' type, contiguous, written; optional
-        Natural-log sum of exponentials of each row, ``-inf`` for a row that sees nothing.
+        The natural logarithm of each row's sum of exponentials; ``-inf`` if the row sees no key.
     k, v : [B, Hkv, K, D], optional, together
-        This rank's chunk where it lies: step 0 reads and sends it from there. On more than one
-        rank it must be dense, in any dimension order that is the same on every rank.
+        This rank's chunk, which is read and sent from your memory, not staged in scratch A. On more
+        than one rank it must be dense; the order of its dimensions must be the same on every rank.
 
     Scratch that a world size does not need may be None: with ``k`` and ``v``, all of it at P = 1
     and scratch B at P = 2; without them, scratch B and the accumulator at P = 1.
@@ -35,8 +35,8 @@ lse=None, k=None, v=None)
     Raises
     ------
     InvalidProblemError, UnsupportedError
-        As :class:`TensorRef`, for what is no tensor. Shapes, dtypes, sizes and overlaps are the
-        plan's to check: at the first ``run``, or by ``can_implement``.
+        An operand is not a tensor (see :class:`TensorRef`). The plan checks shapes, dtypes, sizes
+        and overlaps, in the first ``run`` or in ``can_implement``.
     """
 
     def __cinit__(self, *, q, y, kv_scratch_a=None, kv_scratch_b=None, accumulator_scratch=None,

@@ -24,7 +24,7 @@ from baracuda_kernels.ops.attention._descriptor import accumulator_of
 
 
 cdef enum:
-    # Chunks of the gradients' scratch: the own share, and the three buffers of what travels.
+    # Chunks of the gradients' scratch: this rank's own share, and the payload's three buffers.
     _CHUNKS = 4
 
 
@@ -32,41 +32,41 @@ cdef class RingAttentionBackwardArgs(RingArgs):
     """RingAttentionBackwardArgs(*, q, k, v, y, dy, lse, dq, dk, dv, scratch=None, \
 kv_scratch_a=None, kv_scratch_b=None, kv_gradient_scratch=None, dlse=None)
 
-    Views of one rank's operands and scratch; checked once, used for any number of runs.
+    Views of one rank's operands and scratch, checked once and used for any number of runs.
 
-    The rows' inputs may have any strides whose last dimension is contiguous: dy may be expanded or
-    transposed. The outputs too, if none of their elements overlap.
+    q, y and dy may have any strides with a contiguous last dimension; dy may be expanded, for
+    example. dq, dk and dv may have such strides too, if their elements do not overlap.
 
     Parameters
     ----------
     q : [B, H, Q, D]
     k, v : [B, Hkv, K, D]
-        This rank's chunk where it lies. On more than one rank it must be dense, in any dimension
-        order that is the same on every rank.
+        This rank's chunk, which is read and sent from your memory. On more than one rank it must be
+        dense; the order of its dimensions must be the same on every rank.
     y : [B, H, Q, D]
-        What the forward gave.
+        The forward's output.
     dy : [B, H, Q, D]
         The gradient of y.
     lse : [B, H, Q], float32 (float64 for F64 operands), any strides
-        What the forward gave, in the accumulator's type.
+        The forward's lse, in the accumulator's type.
     dq : [B, H, Q, D], written
     dk, dv : [B, Hkv, K, D], written
-        The gradients of this rank's chunk, from the rows of all ranks. Both of the operands' type, or
-        both of the accumulator's.
+        The gradients of this rank's chunk, summed over the rows of all ranks. Both have the
+        operands' type, or both the accumulator's.
     scratch : contiguous, plan.scratch_bytes bytes, optional
-        None where that is 0.
+        May be None if that is 0.
     kv_scratch_a, kv_scratch_b : contiguous, plan.kv_scratch_elements elements, optional
-        The two receive buffers of K and V. None: A at P = 1, B at P = 2 and less.
+        The two receive buffers of K and V. A may be None at P = 1, and B at P <= 2.
     kv_gradient_scratch : contiguous, plan.kv_gradient_scratch_bytes bytes, optional
-        The sums of dk and dv in the accumulator's type: at home, and on their way. None at P = 1.
+        Memory for sums of dk and dv in the accumulator's type. May be None at P = 1.
     dlse : [B, H, Q], of lse's type, any strides; optional
-        The gradient of lse. None: zeros.
+        The gradient of lse; by default zeros.
 
     Raises
     ------
     InvalidProblemError, UnsupportedError
-        As :class:`TensorRef`, for what is no tensor. Shapes, dtypes, sizes and overlaps are the
-        plan's to check: at the first ``run``, or by ``can_implement``.
+        An operand is not a tensor (see :class:`TensorRef`). The plan checks shapes, dtypes, sizes
+        and overlaps, in the first ``run`` or in ``can_implement``.
     """
 
     cdef readonly TensorRef q
@@ -120,21 +120,24 @@ cdef class _Binding(RingBinding):
 cdef class RingAttentionBackwardPlan(RingAttentionBase):
     """The gradients of attention over a ring: dq, dk and dv. Made by :meth:`select`.
 
-    Every rank makes the same plan. ``run`` rotates K and V as the forward did; behind them travel the
-    sums of dk and dv. A rank's own share stays at home, the other ranks' are added up on their way in
-    the order of the schedule, and home adds that sum and rounds once. All sums are kept in the
-    accumulator's type, so the gradients do not get worse as the ring grows. It allocates nothing and
-    never waits for the GPU.
+    Every rank makes the same plan. ``run`` rotates K and V as the forward does, and the sums of
+    their gradients follow one exchange later. The other ranks add their shares of a chunk's
+    gradients in the order of the schedule. The sum then comes home to the chunk's own rank, which
+    adds its own share and rounds once. All sums are kept in the accumulator's type, so the
+    gradients do not get worse as the ring grows. A run allocates nothing and never waits for the
+    GPU.
 
-    A row that sees no key has dq = 0 and gives nothing to any key (on ``sm90a`` if its dy is finite);
-    a key that no row sees has dk = dv = 0.
+    A row that sees no key has dq = 0 and adds nothing to dk and dv (on ``sm90a`` if its dy is
+    finite). A key that no row sees has dk = dv = 0.
 
     Attributes
     ----------
     descriptor : RingAttentionDescriptor
     scratch_bytes : int
-        Bytes of the scratch, at any world size: 2 + head_dim numbers of the accumulator's type a row
-        and head; on ``sm90a`` 4 + head_dim, of rows in whole tiles of 64.
+        Bytes of the scratch, at any world size. For each row and head it holds a sum of dq
+        (head_dim numbers of the accumulator's type) and a few more numbers. ``sm80`` and ``sm90a``
+        round Q up to whole tiles of 64 rows, and their deterministic kernels may keep several sums
+        of dq.
     """
 
     cdef readonly int64_t scratch_bytes
@@ -146,9 +149,9 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         Parameters
         ----------
         descriptor : RingAttentionDescriptor
-            That of the forward.
+            The forward's descriptor.
         stream : Stream or what :class:`Stream` takes
-            Tells the device: ``Stream.host()`` or a CUDA stream.
+            Gives the device: ``Stream.host()`` or a CUDA stream.
         preference : PlanPreference, optional
 
         Raises
@@ -156,7 +159,7 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         InvalidProblemError, UnsupportedError
             As :meth:`RingAttentionPlan.select`.
         """
-        # SPEC names this class: it cannot be imported before.
+        # Not imported above, because SPEC's module imports this one.
         from baracuda_kernels.ops.ring_attention._plan import SPEC
 
         cdef RingAttentionBackwardPlan self = RingAttentionBackwardPlan.__new__(
@@ -170,8 +173,8 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
     def kv_gradient_scratch_bytes(self):
         """Bytes of the sums of dk and dv, at any world size above one.
 
-        Four times 2 * B * Hkv * K * D of the accumulator's type, each rounded up to
-        `scratch_alignment`.
+        Four chunks of 2 * B * Hkv * K * D numbers of the accumulator's type, each rounded up to a
+        multiple of `scratch_alignment`.
         """
         return _CHUNKS * _sum_bytes(self.descriptor)
 
@@ -179,7 +182,8 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
              scratch=None, rank=0, origin=0, world_size=1, first=True, last=True):
         """One step, for callers who rotate K and V, and add up dk and dv, themselves.
 
-        The gradients that ``rank``'s rows and the chunk that ``origin`` started with give each other.
+        Adds the share of ``origin``'s chunk to dq of ``rank``'s rows, and writes the share of those
+        rows in the chunk's dk and dv.
 
         Parameters
         ----------
@@ -189,35 +193,37 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         k, v : [B, Hkv, K, D]
             Any strides with a contiguous last dimension.
         dk, dv : [B, Hkv, K, D], written
-            What this step gives the chunk: both of the accumulator's type, or both of the operands'.
+            This step's share of the chunk's gradients. Both have the accumulator's type, or both
+            the operands'.
         y : [B, H, Q, D], optional
-            What the forward gave. The first step needs it.
+            The forward's output. The first step needs it.
         lse : [B, H, Q], optional
-            Likewise, over the keys of all steps.
+            The forward's lse, over the keys of all steps. The first step needs it.
         dlse : [B, H, Q], optional
-            The gradient of lse, which the first step reads. None: zeros.
+            The gradient of lse, which the first step reads; by default zeros.
         dq : [B, H, Q, D], optional
             Written by the last step, which needs it.
         scratch : plan.scratch_bytes bytes, optional
-            The same in every step of a call, which it belongs to from the first to the last. None
-            where that is 0.
+            Give the same memory to every step of a call, and use it for nothing else from the first
+            step to the last. May be None if the size is 0.
         rank : int, default 0
-            Whose rows these are; with `origin` and `world_size` it gives the positions.
+            The rank whose rows these are. The positions follow from `rank`, `origin` and
+            `world_size`.
         origin : int, default 0
-            Whose keys these are.
+            The rank whose keys these are.
         world_size : int, default 1
             Ranks of the ring.
         first : bool, default True
-            The call begins: nothing has been summed yet.
+            The first step of a call: the sum of dq starts here.
         last : bool, default True
-            The call ends: dq is rounded and written.
+            The last step of a call: dq is rounded and written.
 
         Raises
         ------
         InvalidProblemError, MisalignedOperandError, WorkspaceTooSmallError
             An argument is wrong or missing; nothing was launched.
         KeyboardInterrupt
-            Ctrl-C while the host computed. What the outputs hold is undefined then.
+            Ctrl-C while the host computed. The outputs are then undefined.
         CudaError
             The launch failed.
         """
@@ -305,7 +311,7 @@ cdef int _begin(RingAttentionDescriptor d,
 
 
 cdef object _sum_bytes(RingAttentionDescriptor d):
-    """Of dk and dv of a chunk, as sums, up to where another such chunk may begin."""
-    # A Python number: four of a problem that fits in memory's address space need not.
+    """Bytes of one chunk's sums of dk and dv, rounded up to the scratch alignment."""
+    # A Python int, because four chunks may need more bytes than 64 bits can count.
     nbytes = 2 * int(kv_elements(d)) * accumulator_of(d.element).itemsize
     return -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT

@@ -9,19 +9,19 @@ from baracuda_kernels.ops.attention._operands cimport AttentionOperands
 from baracuda_kernels.ops.attention.c_api cimport baracuda_attention_step_params
 from baracuda_kernels.ops.ring_attention._descriptor cimport RingAttentionDescriptor
 
-# What the plans of both directions share: K and V on the ring, and whose chunk a step is about.
+# The part that the plans of both directions share: K and V on the ring, and a step's positions.
 cdef class RingAttentionBase(RingPlan):
     cdef AttentionKernel kernel
 
-    # K and V in place, as the payload that travels beside the steps. None of scratch that the world
-    # size does not need.
+    # Fills in the payload of K and V, which are sent from the caller's memory. Scratch that the
+    # world size does not need may be None.
     cdef int bind_chunks(self, AttentionOperands checks, TensorRef k, TensorRef v,
                          TensorRef scratch_a, TensorRef scratch_b, int64_t world_size,
                          baracuda_attention_step_params* step,
                          baracuda_ring_payload* payload) except -1
-    # The positions of a step by hand: rank's rows on origin's keys.
+    # Fills in the positions of a step of `plan.step`: the rows of `rank` and the keys of `origin`.
     cdef int place(self, object rank, object origin, object world_size,
                    baracuda_attention_step_params* step) except -1
 
-# Elements of a rank's K, or V.
+# Elements of a rank's K; its V has as many.
 cdef int64_t kv_elements(RingAttentionDescriptor d) noexcept

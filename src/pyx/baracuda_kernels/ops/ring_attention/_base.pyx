@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What the plans of both directions share: K and V on the ring, and what the ranks agree on."""
+"""The part that the plans of both directions share: K and V on the ring, and ``validate``."""
 
 from libc.stdint cimport int64_t
 
@@ -25,28 +25,29 @@ cdef class RingAttentionBase(RingPlan):
 
     @property
     def scratch_alignment(self):
-        """Bytes that the scratch buffers' addresses must be a multiple of."""
+        """The addresses of the scratch buffers must be multiples of this many bytes."""
         return SCRATCH_ALIGNMENT
 
     def validate(self, comm, args=None):
-        """Check once, before the first run, that every rank means the same call (collective).
+        """Check that all ranks have the same problem (collective; call it before the first run).
 
-        Compares the library version, the direction, every field of the descriptor, the schedule and,
-        with ``args``, whether K and V are staged or in place and their dimension orders. Ranks that
-        differ there would wait for each other's messages or read them wrongly.
+        Compares the library version, the direction, every field of the descriptor and the
+        schedule. With ``args`` it also compares whether K and V are staged, and the order of their
+        dimensions. Ranks that differ in one of these would wait for each other, or misread each
+        other's messages.
 
         Parameters
         ----------
         comm : Communicator, LocalCommunicator, or an object with the Transport protocol
         args : object, optional
-            What the run will be given, of the plan's own type.
+            The arguments of the run, of the plan's own type.
 
         Raises
         ------
         InvalidProblemError
             On every rank alike: which rank differs from rank 0, in which field, and how.
         CommunicatorError, NcclError, NcclTimeoutError
-            The ring failed, or a rank did not come.
+            The ring failed, or a rank did not make the call in time.
         """
         cdef RingMember member = as_member(comm, self.device)
         try:
@@ -104,7 +105,7 @@ cdef int64_t kv_elements(RingAttentionDescriptor d) noexcept:
 
 cdef int _require_dense(str name, TensorRef view, attention_api.baracuda_strides strides,
                         RingAttentionDescriptor d) except -1:
-    """One message per tensor goes around, so its elements must be one dense run of memory."""
+    """Raise unless the elements fill one range of memory: a tensor is sent as one message."""
     cdef int64_t expected = 1
     shape = (d.batch_size, d.num_kv_heads, d.key_len, d.head_dim)
     element_strides = (strides.batch, strides.head, strides.seq, 1)

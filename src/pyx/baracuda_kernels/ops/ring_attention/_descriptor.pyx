@@ -24,26 +24,26 @@ sequence_layout=SequenceLayout.CONTIGUOUS)
     query_len : int
         Rows of Q that one rank holds; the global length is P times that. 0 is legal.
     key_len : int
-        Rows of K and V that one rank holds; as many or others.
+        Rows of K and V that one rank holds; may differ from `query_len`.
     head_dim : int
         Elements of a head (D).
     scale : float, optional
-        Factor on the scores, float64 to the kernel; ``1/sqrt(head_dim)`` by default. Any finite
-        value is legal; the tensor-core kernels need it > 0.
+        Factor of the scores; ``1/sqrt(head_dim)`` by default. It is passed to the kernel as a
+        float64. Any finite value is legal; the tensor-core kernels need it > 0.
     is_causal : bool, default False
-        Mask keys whose global position is beyond the query's (``k_pos <= q_pos`` stays).
+        A row sees only the keys with ``k_pos <= q_pos``, by global positions.
     element : ElementKind, default F32
-        Of q, k, v and y.
+        The element type of q, k, v and y.
     num_kv_heads : int, optional
         Hkv, a divisor of H (grouped-query attention); H by default.
     sequence_layout : SequenceLayout, default CONTIGUOUS
-        Which global positions a rank holds.
+        Which global positions a rank's rows have.
 
     Raises
     ------
     InvalidProblemError
-        A value of the wrong type or name. Whether the numbers make a problem
-        :meth:`~AttentionDescriptor.validate` tells, which ``select`` and ``explain`` call.
+        A value has the wrong type, or is not the name of an enum's member. The numbers are checked
+        by :meth:`~AttentionDescriptor.validate`, which ``select`` and ``explain`` call.
     """
 
     def __cinit__(self, batch_size, num_heads, query_len, key_len, head_dim, scale=None,

@@ -44,14 +44,14 @@ cdef class RingAttentionPlan(RingAttentionBase):
 
     Every rank makes the same plan. ``run`` rotates K and V around the ring while it computes, and
     keeps an unnormalised float32 state across the steps, so the answer does not get worse as the
-    ring grows. It allocates nothing and never waits for the GPU.
+    ring grows. A run allocates nothing and never waits for the GPU.
 
     Attributes
     ----------
     descriptor : RingAttentionDescriptor
     accumulator_scratch_bytes : int
-        Bytes of the accumulator: B * H * Q * (D + 2) * 4 (8 for F64 operands), with Q rounded up
-        to the kernel's tile where the kernel keeps its state in tiles.
+        Bytes of the state: B * H * Q * (D + 2) * 4 (8 for F64 operands). A kernel that keeps its
+        state in tiles rounds Q up to whole tiles.
     """
 
     cdef readonly int64_t accumulator_scratch_bytes
@@ -65,7 +65,7 @@ cdef class RingAttentionPlan(RingAttentionBase):
         descriptor : RingAttentionDescriptor
             The problem: shapes of one rank, element type, mask and layout.
         stream : Stream or what :class:`Stream` takes
-            Tells the device: ``Stream.host()`` for the CPU, or a CUDA stream. An earlier version
+            Gives the device: ``Stream.host()`` for the CPU, or a CUDA stream. An earlier version
             took the stream first; that order still works.
         preference : PlanPreference, optional
             What the kernel must guarantee, such as a precision; by default nothing.
@@ -73,15 +73,16 @@ cdef class RingAttentionPlan(RingAttentionBase):
         Returns
         -------
         RingAttentionPlan
-            Without scratch: allocate as much as its attributes say, and ``run`` it.
+            It owns no memory: allocate scratch of the sizes that its attributes give, and call
+            ``run``.
 
         Raises
         ------
         InvalidProblemError
-            The descriptor's numbers make no problem: negative extents, a scale that is not
-            finite, heads that do not divide.
+            The descriptor is invalid: a negative extent, a scale that is not finite, or a number of
+            heads that is not a multiple of the K/V heads.
         UnsupportedError
-            No kernel fits; the message has every kernel's reason.
+            No kernel fits; the message gives each kernel's reason.
         """
         cdef RingAttentionPlan self = RingAttentionPlan.__new__(RingAttentionPlan, MADE_BY_SELECT)
         cdef attention_api.baracuda_attention_step_params step
@@ -98,7 +99,7 @@ cdef class RingAttentionPlan(RingAttentionBase):
              origin=0, world_size=1, first=True, last=True, follows=False):
         """One step, for callers who rotate K and V themselves.
 
-        Folds the chunk that ``origin`` started with into the state of ``rank``'s rows.
+        Adds the chunk that ``origin`` started with to the state of ``rank``'s rows.
 
         Parameters
         ----------
@@ -112,22 +113,23 @@ cdef class RingAttentionPlan(RingAttentionBase):
         lse : [B, H, Q], optional
             Written by the last step.
         accumulator_scratch : plan.accumulator_scratch_bytes bytes, optional
-            The state, which every step needs that is not first and last at once.
+            The state. A step needs it unless it is both first and last.
         rank : int, default 0
-            Whose queries these are; with `origin` and `world_size` it gives the positions.
+            The rank whose queries these are. The positions follow from `rank`, `origin` and
+            `world_size`.
         origin : int, default 0
-            Whose keys these are.
+            The rank whose keys these are.
         world_size : int, default 1
             Ranks of the ring.
         first : bool, default True
-            There is no state yet.
+            There is no state to read yet.
         last : bool, default True
-            Normalise and write y and lse; the state is not stored.
+            Normalise, and write y and lse. The state is not stored.
         follows : bool, default False
-            A promise that what was enqueued last on ``stream`` is a step of this plan, and that q,
-            k and v were complete before that one began. The two then run side by side until the
-            state is wanted. Without it, or where the kernel cannot, a step waits for the end of
-            what is before it.
+            A promise: the work enqueued last on ``stream`` is a step of this plan, and q, k and v
+            were complete before that step began. This step may then start while that one still
+            runs, and waits for it only before it reads the state. Without the promise, or if the
+            kernel cannot overlap, this step waits for all earlier work on the stream.
 
         Raises
         ------
