@@ -27,21 +27,17 @@ from benchmarks.evidence import PARTS, merge
 _HOST = "host"
 # By number of GPUs, the lanes of each: a GPU and the parts that follow one another there, about
 # equally long. Lanes on one GPU run side by side.
-_LANES: dict[int, tuple[tuple[int, tuple[str, ...]], ...]] = {
-    1: ((0, tuple(part for part in PARTS if part != _HOST)),),
+_LANES = {
+    1: ((0, " ".join(part for part in PARTS if part != _HOST)),),
     2: (
-        (0, ("forward", "backward", "error", "ring", "runtime", "peers")),
-        (1, ("sanitize", "tests", "ranks", "faults", "interop", "endurance")),
+        (0, "forward backward error ring runtime peers"),
+        (1, "sanitize tests ranks faults interop endurance"),
     ),
     4: (
-        (0, ("forward", "error", "ring", "runtime")),
-        (1, ("backward", "faults")),
-        (2, ("endurance", "interop")),
-        (3, ("tests",)),
-        (3, ("peers",)),
-        (3, ("ranks", "sanitize")),
+        (0, "forward error ring runtime"), (1, "backward faults"), (2, "endurance interop"),
+        (3, "tests"), (3, "peers"), (3, "ranks sanitize"),
     ),
-}
+}  # fmt: skip
 
 # Starts a part on a GPU and returns its exit code once it has ended.
 Start = Callable[[str, int], int]
@@ -49,11 +45,7 @@ Start = Callable[[str, int], int]
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 if every part ran and nothing in it failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.all_parts")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--part", choices=PARTS, action="append", help="these parts alone")
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     gpus = len(_info.devices())
     codes = run_all(gpus, lambda part, gpu: _start(options.out, part, gpu), options.part or PARTS)
@@ -61,21 +53,26 @@ def main(arguments: list[str] | None = None) -> int:
     return max(codes.values())
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks.all_parts")
+    made.add_argument("--out", type=Path, required=True, metavar="DIR")
+    made.add_argument("--part", choices=PARTS, action="append", help="these parts alone")
+    made.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results")
+    return made
+
+
 def run_all(gpus: int, start: Start, parts: Collection[str] = PARTS) -> dict[str, int]:
     """Exit codes by part."""
+
+    def run_lane(gpu: int, names: str) -> dict[str, int]:
+        return {part: start(part, gpu) for part in names.split() if part in parts}
+
+    codes = run_lane(0, _HOST)
     lanes = _LANES[max(number for number in _LANES if number <= max(gpus, 1))]
-    codes: dict[str, int] = {}
-
-    def run_lane(lane: tuple[int, tuple[str, ...]]) -> None:
-        gpu, names = lane
-        for part in names:
-            if part in parts:
-                codes[part] = start(part, gpu)
-
-    if _HOST in parts:
-        codes[_HOST] = start(_HOST, 0)
     with ThreadPoolExecutor(len(lanes)) as pool:
-        list(pool.map(run_lane, lanes))
+        for found in pool.map(run_lane, *zip(*lanes, strict=True)):
+            codes |= found
     return codes
 
 

@@ -1,8 +1,6 @@
 """`balance` rows: how evenly a causal ring's work lies on its ranks, each rank's steps timed alone.
 
-`slowest rank`: what the steps last in lock step, the sum over steps of the slowest rank, over the
-sum of all ranks' steps divided by P. 1 is perfect. `summed work`: all ranks' steps over one causal
-call on the whole sequence. The peer of both is the contiguous layout's figure. A step is repeated as
+The page says what the two figures are; their peer is the contiguous layout's. A step is repeated as
 a ring repeats steps: each after the first follows the one before, and may start while it ends.
 
 Both are timed as in continuous use. A card's clock follows its power within some 0.1 s, and a long
@@ -11,19 +9,21 @@ call takes more of that than steps do: just after steps it runs 3 to 5 % faster 
 
 from __future__ import annotations
 
+import functools
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 import baracuda_kernels as bk
-from baracuda_kernels.testing import preference, torch_qkv
 from benchmarks import RING_HEAD_DIM as HEAD_DIM
 from benchmarks import RING_HEADS as HEADS
+from benchmarks.calls import Call, Ring
 from benchmarks.peers import available
+from benchmarks.rounds import order
 from benchmarks.rows import Row, row
-from benchmarks.timing import captured, order, sample
-from tests.helpers.rings import shards_of
+from benchmarks.timing import captured, sample
 
 RANKS = 8
 # (family, chunk)
@@ -42,8 +42,7 @@ def rows() -> list[Row]:
 
 
 def _rows(family: str, chunk: int) -> list[Row]:
-    qkv = torch_qkv("normal", "bf16", 0, heads=HEADS, query_len=RANKS * chunk, head_dim=HEAD_DIM)
-    figures = {layout: _figures(family, layout, chunk, *qkv) for layout in _LAYOUTS}
+    figures = {layout: _figures(family, layout, chunk) for layout in _LAYOUTS}
     of = {"family": family, "ranks": RANKS, "chunk": chunk}
     return [
         row("balance", {**of, "layout": layout, "what": what}, figures[layout][what],
@@ -53,10 +52,13 @@ def _rows(family: str, chunk: int) -> list[Row]:
     ]  # fmt: skip
 
 
-def _figures(family: str, layout: str, chunk: int, *qkv: Any) -> dict[str, float]:
+def _figures(family: str, layout: str, chunk: int) -> dict[str, float]:
     """Steps are compared as parts of the calls around their round: the card's clocks drift by more than
     what is looked for, and the largest of several is sought, which noise alone would raise."""
-    whole, steps = _whole(family, *qkv), _steps(family, layout, chunk, *qkv)
+    ring = Ring(
+        family, RANKS, chunk, heads=HEADS, head_dim=HEAD_DIM, layout=layout, causal=True
+    )
+    whole, steps = _whole(family, ring), _steps(ring, layout)
     parts: dict[tuple[int, int], list[float]] = {at: [] for at in steps}
     before = whole()
     for number in range(_ROUNDS):
@@ -73,58 +75,31 @@ def _figures(family: str, layout: str, chunk: int, *qkv: Any) -> dict[str, float
     return {"slowest rank": lock_step / (summed / RANKS), "summed work": summed}
 
 
-def _whole(family: str, q: Any, k: Any, v: Any) -> Any:
-    stream = bk.Stream(torch.cuda.current_stream())
-    desc = bk.FlashSdpaDescriptor(
-        1, HEADS, q.shape[2], q.shape[2], HEAD_DIM, None, True, bk.ElementKind.BF16
-    )
-    plan = bk.FlashSdpaPlan.select(stream, desc, preference(family, "bf16"))
+def _whole(family: str, ring: Ring) -> Callable[[], float]:
+    q, k, v = ring.qkv
+    plan = Call(family, "bf16", HEAD_DIM, 1, HEADS, HEADS, q.shape[2], True).plan()
     args = bk.FlashSdpaArgs(q=q, k=k, v=v, y=torch.empty_like(q))
-
-    def run() -> None:
-        plan.run(torch.cuda.current_stream(), args)
-
-    return _repeated(run, "call")
+    return _repeated(lambda: plan.run(torch.cuda.current_stream(), args), "call")
 
 
-def _steps(
-    family: str, layout: str, chunk: int, q: Any, k: Any, v: Any
-) -> dict[tuple[int, int], Any]:
+def _steps(ring: Ring, layout: str) -> dict[tuple[int, int], Callable[[], float]]:
     """Measurements of every rank's every step, by rank and number, where it has any to launch."""
-    stream = bk.Stream(torch.cuda.current_stream())
-    desc = bk.RingAttentionDescriptor(
-        1, HEADS, chunk, chunk, HEAD_DIM, None, True, bk.ElementKind.BF16,
-        sequence_layout=bk.SequenceLayout.parse(layout),
-    )  # fmt: skip
-    plan = bk.RingAttentionPlan.select(stream, desc, preference(family, "bf16"))
-    shards = shards_of(q, k, v, RANKS, layout)
-    state = torch.zeros(plan.accumulator_scratch_bytes, dtype=torch.uint8, device="cuda")
-    y = torch.empty_like(shards[0][0])
-
-    def step(rank: int, number: int, steps: int) -> Any:
-        origin = (rank - number) % RANKS
-
-        def run() -> None:
-            plan.step(
-                torch.cuda.current_stream(),
-                q=shards[rank][0], k=shards[origin][1], v=shards[origin][2], y=y,
-                accumulator_scratch=state, rank=rank, origin=origin, world_size=RANKS,
-                first=number == 0, last=number == steps - 1, follows=number > 0,
-            )  # fmt: skip
-
-        return _repeated(run, "step")
-
+    nbytes = ring.plan.accumulator_scratch_bytes
+    state = torch.zeros(nbytes, dtype=torch.uint8, device="cuda")
+    y = torch.empty_like(ring.shards[0][0])
     # Contiguous: only the chunks up to a rank's own; the other layouts give every rank some of every
     # chunk.
     counts = [rank + 1 if layout == "contiguous" else RANKS for rank in range(RANKS)]
     return {
-        (rank, number): step(rank, number, steps)
+        (rank, number): _repeated(
+            functools.partial(ring.step, rank, number, y, state, steps=steps), "step"
+        )
         for rank, steps in enumerate(counts)
         for number in range(steps)
     }
 
 
-def _repeated(run: Any, what: str) -> Any:
+def _repeated(run: Callable[[], Any], what: str) -> Callable[[], float]:
     """A measurement of `run`, a "call" or a "step": milliseconds of one."""
     repeats, (ahead, timed) = _REPEATS[what], _REPLAYS[what]
 

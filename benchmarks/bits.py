@@ -1,7 +1,7 @@
 """Hashes of what a build answers, so that two builds can be compared bit for bit.
 
-It needs the installed package and NumPy, with ``--device cuda`` PyTorch, and nothing of this
-folder: a copy of the file runs beside any build.
+It needs the installed package, with ``--device cuda`` PyTorch too, and nothing of this folder: a
+copy of the file runs beside any build.
 
     python bits.py --device cuda -o old.json      # with one build, then with the other
     python bits.py --compare old.json new.json    # fails if a case differs or is missing
@@ -75,31 +75,27 @@ def cuda_cases() -> Iterator[Case]:
     yield from _others("simt", DTYPES, 80, 111)
 
 
+Some = tuple[str, ...]
+Sizes = tuple[int, ...]
+
+
 def _calls(
-    family: str,
-    dtypes: tuple[str, ...],
-    dims: tuple[int, ...],
-    lengths: tuple[int, ...],
-    crossed: tuple[int, ...],
+    family: str, dtypes: Some, dims: Sizes, lengths: Sizes, crossed: Sizes
 ) -> Iterator[Case]:
     """Single calls: each length with each head_dim, and keys of another number than rows."""
     turn = itertools.count()
-    for head_dim, length in itertools.product(dims, lengths):
-        for causal in (False, True):
-            n = next(turn)
-            heads, kv_heads = HEADS[n % 3]
-            dtype = dtypes[(n // 2) % len(dtypes)]
-            yield Case("flash", family, dtype, length, length, head_dim, causal, heads=heads,
-                       kv_heads=kv_heads, batch=1 + n % 2)  # fmt: skip
+    for head_dim, length, causal in itertools.product(dims, lengths, (False, True)):
+        n = next(turn)
+        heads, kv_heads = HEADS[n % 3]
+        yield Case("flash", family, dtypes[(n // 2) % len(dtypes)], length, length, head_dim, causal,
+                   heads=heads, kv_heads=kv_heads, batch=1 + n % 2)  # fmt: skip
     for head_dim, keys, dtype in itertools.product(dims, crossed, dtypes):
         n = next(turn)
         yield Case("flash", family, dtype, lengths[n % len(lengths)], keys, head_dim,
                    causal=n % 2 == 1, scale=(None, 0.3, -0.25)[n % 3])  # fmt: skip
 
 
-def _rings(
-    family: str, dtypes: tuple[str, ...], dims: tuple[int, ...], lengths: tuple[int, ...]
-) -> Iterator[Case]:
+def _rings(family: str, dtypes: Some, dims: Sizes, lengths: Sizes) -> Iterator[Case]:
     """Rings of 1 to 8 ranks in every layout, staged and in place by turns."""
     turn = itertools.count()
     for ranks, layout, causal in itertools.product(range(1, 9), LAYOUTS, (False, True)):
@@ -115,7 +111,7 @@ def _rings(
                        kv_heads=kv_heads)  # fmt: skip
 
 
-def _others(family: str, dtypes: tuple[str, ...], head_dim: int, rows: int) -> Iterator[Case]:
+def _others(family: str, dtypes: Some, head_dim: int, rows: int) -> Iterator[Case]:
     """What is not finite, operands that are views, and steps that the caller makes."""
     for dtype, causal in itertools.product(dtypes, (False, True)):
         call = Case("flash", family, dtype, rows, rows, head_dim, causal, heads=4)
@@ -133,181 +129,128 @@ def _others(family: str, dtypes: tuple[str, ...], head_dim: int, rows: int) -> I
 # --- their operands
 
 
-class HostMemory:
-    """NumPy arrays."""
+class Memory:
+    """NumPy arrays ("host"), or tensors of PyTorch on the current GPU ("cuda")."""
 
-    def __init__(self) -> None:
-        import ml_dtypes
+    def __init__(self, device: str) -> None:
+        import baracuda_kernels as bk  # whoever times other builds' calls may have none
+        from baracuda_kernels import testing
 
-        import baracuda_kernels as bk
+        self.bk, self.testing, self.dtypes = bk, testing, testing.NUMPY_DTYPES
+        self.stream, self._torch = bk.Stream.host(), None
+        self.device: str | int = device
+        if device == "cuda":
+            import torch
 
-        self.stream, self.device = bk.Stream.host(), "host"
-        self._dtypes = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32,
-                        "f64": np.float64}  # fmt: skip
+            self.stream, self.device, self._torch = bk.Stream(torch.cuda.current_stream()), 0, torch
 
-    def array(self, values: np.ndarray, dtype: str) -> Any:
-        return values.astype(self._dtypes[dtype])
+    def put(self, x: np.ndarray) -> Any:
+        """An array where the calls want it, its strides kept."""
+        if self._torch is None:
+            return x
+        if x.dtype == self.dtypes["bf16"]:
+            return self._torch.from_numpy(x.view(np.int16)).view(self._torch.bfloat16).cuda()
+        return self._torch.from_numpy(x).cuda()
 
-    def wait(self) -> None:
-        """Everything has run already."""
+    def filled(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Of NaN."""
+        return np.full(shape, np.nan, self.dtypes[dtype])
 
     def scratch(self, nbytes: int, dtype: str) -> Any:
         """Aligned as any plan wants it, every bit set."""
         raw = np.full(nbytes + 256, 255, dtype=np.uint8)
         start = -raw.ctypes.data % 256
-        return raw[start : start + nbytes].view(self._dtypes[dtype])
+        return self.put(raw[start : start + nbytes].view(self.dtypes[dtype]))
 
-    def dense(self, x: Any) -> Any:
-        return np.ascontiguousarray(x)
-
-    def as_view(self, x: Any) -> Any:
-        return np.ascontiguousarray(x.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
-
-    def concatenated(self, arrays: list[Any]) -> Any:
-        return np.concatenate([x.reshape(-1) for x in arrays])
+    def wait(self) -> None:
+        """Until all that is enqueued has run."""
+        if self._torch is not None:
+            self._torch.cuda.synchronize()
 
     def content(self, x: Any) -> bytes:
+        if self._torch is not None:
+            x = x.contiguous().view(self._torch.uint8).cpu().numpy()
         return np.ascontiguousarray(x).tobytes()
 
 
-class CudaMemory:
-    """PyTorch tensors on the current GPU."""
-
-    def __init__(self) -> None:
-        import torch
-
-        import baracuda_kernels as bk
-
-        self._torch = torch
-        self.stream, self.device = bk.Stream(torch.cuda.current_stream()), 0
-        self._dtypes = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32,
-                        "f64": torch.float64}  # fmt: skip
-
-    def array(self, values: np.ndarray, dtype: str) -> Any:
-        return self._torch.from_numpy(values).cuda().to(self._dtypes[dtype])
-
-    def wait(self) -> None:
-        self._torch.cuda.synchronize()
-
-    def scratch(self, nbytes: int, dtype: str) -> Any:
-        raw = self._torch.full((nbytes,), 255, dtype=self._torch.uint8, device="cuda")
-        return raw.view(self._dtypes[dtype])
-
-    def dense(self, x: Any) -> Any:
-        return x.contiguous()
-
-    def as_view(self, x: Any) -> Any:
-        return x.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
-
-    def concatenated(self, arrays: list[Any]) -> Any:
-        return self._torch.cat([x.reshape(-1) for x in arrays])
-
-    def content(self, x: Any) -> bytes:
-        host: np.ndarray = x.contiguous().view(self._torch.uint8).cpu().numpy()
-        return host.tobytes()
+def _view(x: np.ndarray) -> np.ndarray:
+    """The same elements, where heads lie behind rows."""
+    return np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
 
 
-def operands(memory: Any, case: Case) -> tuple[Any, Any, Any]:
+def operands(memory: Memory, case: Case) -> list[np.ndarray]:
     """q, k and v of the whole sequence, of the case's own seed."""
     seed = int.from_bytes(hashlib.sha256(case.name.encode()).digest()[:8], "little")
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    for name, heads, rows in (("q", case.heads, case.rows), ("k", case.kv_heads, case.keys),
-                              ("v", case.kv_heads, case.keys)):  # fmt: skip
-        shape = (case.batch, heads, rows * case.ranks, case.head_dim)
-        x = rng.standard_normal(shape, dtype=np.float64 if case.dtype == "f64" else np.float32)
-        value, _, where = case.odd.partition(" ")
-        if where == name:  # a whole row, and one element of another
-            x[:, 0, x.shape[2] // 2] = float(value)
-            x[:, -1, x.shape[2] // 3, 0] = float(value)
-        arrays[name] = memory.array(x, case.dtype)
-    return arrays["q"], arrays["k"], arrays["v"]
-
-
-def outputs(memory: Any, case: Case, q: Any) -> tuple[Any, Any]:
-    """y and lse for a rank's q, full of NaN."""
-    lse_dtype = "f64" if case.dtype == "f64" else "f32"
-    y = memory.array(np.full(tuple(q.shape), np.nan), case.dtype)
-    lse = memory.array(np.full(tuple(q.shape[:3]), np.nan), lse_dtype)
-    return memory.as_view(y) if case.form == "views" else y, lse
+    qkv = memory.testing.numpy_qkv(
+        "normal", case.dtype, seed, batch=case.batch, heads=case.heads, kv_heads=case.kv_heads,
+        query_len=case.ranks * case.rows, key_len=case.ranks * case.keys, head_dim=case.head_dim,
+    )  # fmt: skip
+    value, _, where = case.odd.partition(" ")
+    for x in (qkv["qkv".index(where)],) if where else ():  # a whole row, and one element of another
+        x[:, 0, x.shape[2] // 2] = float(value)
+        x[:, -1, x.shape[2] // 3, 0] = float(value)
+    return [*qkv]
 
 
 # --- their calls
 
 
-def preference(case: Case) -> Any:
-    """What only the case's family meets."""
-    import baracuda_kernels as bk
-
-    if case.family == "host":
-        return None
-    if case.family == "simt":
-        strict = bk.MathPrecision.F64 if case.dtype == "f64" else bk.MathPrecision.F32
-        return bk.PlanPreference(math_precision=strict)
-    tensor_cores = bk.MathPrecision.F16 if case.dtype == "f16" else bk.MathPrecision.BF16
-    return bk.PlanPreference(math_precision=tensor_cores, allow_sm90a=case.family == "sm90a")
-
-
-def _descriptor(case: Case, make: Any, **more: Any) -> Any:
-    import baracuda_kernels as bk
-
-    return make(case.batch, case.heads, case.rows, case.keys, case.head_dim, scale=case.scale,
-                is_causal=case.causal, element=bk.ElementKind.parse(case.dtype),
-                num_kv_heads=case.kv_heads, **more)  # fmt: skip
-
-
 # What enqueues a case once it is prepared, and what it writes: y and lse of every rank.
-Prepared = tuple[Callable[[], Any], list[Any]]
+Prepared = tuple[Callable[..., Any], list[Any]]
 
 
-def _flash(memory: Any, case: Case) -> Prepared:
-    import baracuda_kernels as bk
-
-    descriptor = _descriptor(case, bk.FlashSdpaDescriptor)
-    plan = bk.FlashSdpaPlan.select(memory.stream, descriptor, preference(case))
-    _expect(plan, case)
-    q, k, v = operands(memory, case)
-    if case.form == "views":
-        q, k, v = (memory.as_view(x) for x in (q, k, v))
-    y, lse = outputs(memory, case, q)
-    given = {"q": q, "k": k, "v": v, "y": y, "lse": lse}
-    args = bk.FlashSdpaArgs(**given)
-    return lambda given=given: plan.run(memory.stream, args), [y, lse]
-
-
-def _ring_plan(memory: Any, case: Case) -> tuple[Any, list[Any]]:
-    """The plan, and (q, k, v) of every rank."""
-    import baracuda_kernels as bk
-
-    descriptor = _descriptor(
-        case,
-        bk.RingAttentionDescriptor,
-        sequence_layout=bk.SequenceLayout.parse(case.layout),
-    )
-    plan = bk.RingAttentionPlan.select(memory.stream, descriptor, preference(case))
-    _expect(plan, case)
-    cut = [bk.shard(x, case.ranks, sequence_layout=case.layout) for x in operands(memory, case)]
-    lay = memory.as_view if case.form == "views" else memory.dense
-    return plan, [[lay(x) for x in of_rank] for of_rank in zip(*cut, strict=True)]
+def prepared(memory: Memory, case: Case) -> Prepared:
+    """A call of the case's, and what it writes."""
+    bk, ring = memory.bk, case.op != "flash"
+    make = bk.RingAttentionDescriptor if ring else bk.FlashSdpaDescriptor
+    layout = {"sequence_layout": bk.SequenceLayout.parse(case.layout)} if ring else {}
+    descriptor = make(
+        case.batch, case.heads, case.rows, case.keys, case.head_dim, scale=case.scale,
+        is_causal=case.causal, element=bk.ElementKind.parse(case.dtype),
+        num_kv_heads=case.kv_heads, **layout,
+    )  # fmt: skip
+    select = (bk.RingAttentionPlan if ring else bk.FlashSdpaPlan).select
+    plan = select(memory.stream, descriptor, memory.testing.preference(case.family, case.dtype))
+    if plan.family != case.family:
+        raise SystemExit(f"{case.name}: served by {plan.family}")
+    whole = operands(memory, case)
+    cut = [bk.shard(x, case.ranks, sequence_layout=case.layout) if ring else [x] for x in whole]
+    lay = _view if case.form == "views" else np.ascontiguousarray
+    shards = [[lay(x) for x in of_rank] for of_rank in zip(*cut, strict=True)]
+    return {"flash": _flash, "ring": _ring, "steps": _steps}[case.op](memory, case, plan, shards)
 
 
-def _ring(memory: Any, case: Case) -> Prepared:
-    import baracuda_kernels as bk
+def _outputs(memory: Memory, case: Case, q: np.ndarray) -> dict[str, Any]:
+    """y and lse for a rank's q."""
+    y = memory.filled(q.shape, case.dtype)
+    lse = memory.filled(q.shape[:3], "f64" if case.dtype == "f64" else "f32")
+    return {"y": memory.put(_view(y) if case.form == "views" else y), "lse": memory.put(lse)}
 
-    plan, shards = _ring_plan(memory, case)
-    found, of_ranks, stage = [], [], []
+
+def _flash(memory: Memory, case: Case, plan: Any, shards: list[list[np.ndarray]]) -> Prepared:
+    written = _outputs(memory, case, shards[0][0])
+    q, k, v = map(memory.put, shards[0])
+    args = memory.bk.FlashSdpaArgs(q=q, k=k, v=v, **written)
+    return lambda: plan.run(memory.stream, args), [*written.values()]
+
+
+def _ring(memory: Memory, case: Case, plan: Any, shards: list[list[np.ndarray]]) -> Prepared:
+    bk = memory.bk
+    found: list[Any] = []
+    of_ranks, stage = [], []
+    nbytes = plan.kv_scratch_elements * bk.ElementKind.parse(case.dtype).itemsize
     for q, k, v in shards:
-        y, lse = outputs(memory, case, q)
-        found += [y, lse]
-        given: dict[str, Any] = {"q": q, "y": y, "lse": lse}
-        nbytes = plan.kv_scratch_elements * bk.ElementKind.parse(case.dtype).itemsize
+        written = _outputs(memory, case, q)
+        found += written.values()
+        given = {"q": memory.put(q), **written}
         for name in ("kv_scratch_a", "kv_scratch_b"):
             given[name] = memory.scratch(nbytes, case.dtype)
         given["accumulator_scratch"] = memory.scratch(plan.accumulator_scratch_bytes, "f32")
         if case.form == "staged":
-            stage.append((given["kv_scratch_a"], memory.concatenated([k, v])))
+            both = np.concatenate([k.reshape(-1), v.reshape(-1)])
+            stage.append((given["kv_scratch_a"], memory.put(both)))
         else:
-            given |= {"k": k, "v": v}
+            given |= {"k": memory.put(k), "v": memory.put(v)}
         of_ranks.append(given)
     arguments = [bk.RingAttentionArgs(**given) for given in of_ranks]
     ring = bk.LocalCommunicator.ring(case.ranks, device=memory.device)
@@ -317,31 +260,33 @@ def _ring(memory: Any, case: Case) -> Prepared:
             scratch[:] = keys_and_values
         ring.run_all(memory.stream, [plan] * case.ranks, arguments)
 
-    one_rank = {
-        "one rank": lambda: plan.run(memory.stream, ring[0], arguments[0]),
-        "args made anew": lambda: plan.run(
-            memory.stream, ring[0], bk.RingAttentionArgs(**of_ranks[0])
-        ),
-    }
-    return one_rank.get(case.form, run), found
+    def args_made_anew() -> None:
+        plan.run(memory.stream, ring[0], bk.RingAttentionArgs(**of_ranks[0]))
+
+    def one_rank() -> None:
+        plan.run(memory.stream, ring[0], arguments[0])
+
+    forms = {"one rank": one_rank, "args made anew": args_made_anew}
+    return forms.get(case.form, run), found
 
 
-def _steps(memory: Any, case: Case) -> Prepared:
+def _steps(memory: Memory, case: Case, plan: Any, shards: list[list[np.ndarray]]) -> Prepared:
     """Every rank's steps one by one; or each step of each pair of ranks alone."""
-    plan, shards = _ring_plan(memory, case)
-    found, calls = [], []
-    for rank, (q, _, _) in enumerate(shards):
+    operands = [{n: memory.put(x) for n, x in zip("qkv", of, strict=True)} for of in shards]
+    found: list[Any] = []
+    calls = []
+    for rank in range(case.ranks):
         state = memory.scratch(plan.accumulator_scratch_bytes, "f32")
         for step in range(case.ranks):
             origin, alone = (rank - step) % case.ranks, case.form == "one step"
             if alone or step == 0:
-                y, lse = outputs(memory, case, q)
-                found += [y, lse]
-            _, k, v = shards[origin]
+                written = _outputs(memory, case, shards[rank][0])
+                found += written.values()
             calls.append({
-                "q": q, "k": k, "v": v, "y": y, "lse": lse, "accumulator_scratch": state,
-                "rank": rank, "origin": origin, "world_size": case.ranks,
-                "first": alone or step == 0, "last": alone or step + 1 == case.ranks,
+                **operands[origin], "q": operands[rank]["q"], **written,
+                "accumulator_scratch": state, "rank": rank, "origin": origin,
+                "world_size": case.ranks, "first": alone or step == 0,
+                "last": alone or step + 1 == case.ranks,
                 "follows": case.form in ("following steps", "middle step") and step > 0,
             })  # fmt: skip
 
@@ -351,40 +296,18 @@ def _steps(memory: Any, case: Case) -> Prepared:
 
     if case.form == "middle step":  # again and again, on the state that the first left
         plan.step(memory.stream, **calls[0])
-        return lambda stream=None: plan.step(stream or memory.stream, **calls[1]), found
+        del calls[0], calls[1:]
     return step_all, found
 
 
-def _expect(plan: Any, case: Case) -> None:
-    if plan.family != case.family:
-        raise SystemExit(f"{case.name}: served by {plan.family}")
-
-
-_PREPARE: dict[str, Callable[[Any, Case], Prepared]] = {
-    "flash": _flash,
-    "ring": _ring,
-    "steps": _steps,
-}
-
-
-def prepared(memory: Any, case: Case) -> Prepared:
-    """A call of the case's, and what it writes."""
-    return _PREPARE[case.op](memory, case)
-
-
-def answer(memory: Any, case: Case) -> str:
+def answer(memory: Memory, case: Case) -> str:
     """SHA-256 of y and lse of all ranks, or "refused" where the family does not serve the case."""
-    from baracuda_kernels import UnsupportedError
-
     try:
         call, found = prepared(memory, case)
         call()
-    except UnsupportedError as error:
+    except memory.bk.UnsupportedError as error:
         return f"refused: {type(error).__name__}"
-    digest = hashlib.sha256()
-    for x in found:
-        digest.update(memory.content(x))
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(map(memory.content, found))).hexdigest()
 
 
 def compare(paths: list[Path]) -> int:
@@ -411,7 +334,7 @@ def main() -> int:
     if given.device is None or given.out is None:
         parser.error("give --device and -o, or --compare")
     start = time.monotonic()
-    memory = HostMemory() if given.device == "host" else CudaMemory()
+    memory = Memory(given.device)
     cases = dict.fromkeys(host_cases() if given.device == "host" else cuda_cases())
     answers = {case.name: answer(memory, case) for case in cases}
     given.out.write_text(json.dumps(answers, indent=1) + "\n")

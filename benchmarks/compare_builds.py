@@ -15,6 +15,7 @@ and PyTorch for ``cuda``.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -50,11 +51,8 @@ class Timed(NamedTuple):
     @property
     def name(self) -> str:
         """For people."""
-        if self.case is None:
-            return self.what
-        if self.what == "host time":
-            return f"host time, {self.device}, {self.case.name}"
-        return f"{self.what}, {self.case.name}"
+        where = f", {self.device}" if self.what == "host time" else ""
+        return self.what if self.case is None else f"{self.what}{where}, {self.case.name}"
 
 
 def cases(device: str) -> list[Timed]:
@@ -62,36 +60,27 @@ def cases(device: str) -> list[Timed]:
     found = [Timed("import")]
     for where, family in {"host": "host", device: "sm90a" if device == "cuda" else "host"}.items():
         tiny = bits.Case("ring", family, "bf16", 8, 8, 64)
-        for case in (
-            tiny._replace(form="one rank"), tiny._replace(form="args made anew"),
-            tiny._replace(ranks=8),
-        ):  # fmt: skip
-            found.append(Timed("host time", where, case))
-    tables: tuple[tuple[str, str, tuple[int, ...], tuple[int, ...]], ...] = (
-        ("host", "f32", (64, 128), (384,)),
-        ("host", "bf16", (64, 128), (384,)),
-    )
+        for changes in ({"form": "one rank"}, {"form": "args made anew"}, {"ranks": 8}):
+            found.append(Timed("host time", where, tiny._replace(**changes)))
+    tables = [("host", dtype, (64, 128), (384,)) for dtype in ("f32", "bf16")]
     if device == "cuda":
-        tables = (
+        tables = [
             ("sm90a", "bf16", (64, 128, 256), (2048, 8192)),
             ("sm80", "bf16", (64, 128), (2048, 8192)),
             ("simt", "f32", (64, 128), (2048,)),
             ("simt", "f16", (64, 128), (2048,)),
-        )
+        ]
         # Steps between the first and the last of a ring, where that is a kernel of its own.
-        for head_dim in (64, 128, 256):
-            for length in (1024, 4096):
-                case = bits.Case("steps", "sm90a", "bf16", length, length, head_dim, ranks=3,
-                                 form="middle step", heads=16, kv_heads=16)  # fmt: skip
-                found.append(Timed("step", device, case))
+        for head_dim, length in itertools.product((64, 128, 256), (1024, 4096)):
+            case = bits.Case("steps", "sm90a", "bf16", length, length, head_dim, ranks=3,
+                             form="middle step", heads=16, kv_heads=16)  # fmt: skip
+            found.append(Timed("step", device, case))
     heads = 4 if device == "host" else 16
     for family, dtype, dims, lengths in tables:
-        for head_dim in dims:
-            for length in lengths:
-                for causal in (False, True):
-                    case = bits.Case("flash", family, dtype, length, length, head_dim, causal,
-                                     heads=heads, kv_heads=heads)  # fmt: skip
-                    found.append(Timed("kernel", device, case))
+        for head_dim, length, causal in itertools.product(dims, lengths, (False, True)):
+            case = bits.Case("flash", family, dtype, length, length, head_dim, causal, heads=heads,
+                             kv_heads=heads)  # fmt: skip
+            found.append(Timed("kernel", device, case))
     return found
 
 
@@ -105,30 +94,29 @@ def worker() -> None:
         try:
             if line not in timers:
                 what, device, case = json.loads(line)
-                timers[line] = _timer(Timed(what, device, bits.Case(*case)))
+                timers[line] = _timer(what, device, bits.Case(*case))
             answer: dict[str, Any] = {"seconds": timers[line]()}
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the parent must hear of any
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)
 
 
-def _timer(timed: Timed) -> Callable[[], float]:
+def _timer(what: str, device: str, case: bits.Case) -> Callable[[], float]:
     """Measures a call: seconds of one."""
-    assert timed.case is not None
-    memory = bits.HostMemory() if timed.device == "host" else bits.CudaMemory()
-    call, written = bits.prepared(memory, timed.case)
-    if timed.device == "cuda" and timed.what != "host time":
+    memory = bits.Memory(device)
+    call, _ = bits.prepared(memory, case)
+    if device == "cuda" and what != "host time":
         of_one = 1
-        if timed.what == "step":
+        if what == "step":
             call, of_one = _captured(call), _STEPS
         count = _repeats(_GPU_SECONDS, _gpu_seconds(call, 3))
-        return lambda written=written: _gpu_seconds(call, count) / of_one
-    wait = memory.wait
+        return lambda: _gpu_seconds(call, count) / of_one
     # A GPU that falls behind would block the host in the end.
-    most = 100 if timed.device == "cuda" else 10**6
-    burst = min(most, _repeats(_SAMPLE_SECONDS / 10, _host_seconds(call, wait, 1, 10)))
-    bursts = _repeats(_SAMPLE_SECONDS, burst * _host_seconds(call, wait, burst, 3))
-    return lambda written=written: _host_seconds(call, wait, burst, bursts)
+    most = 100 if device == "cuda" else 10**6
+    of_burst = _repeats(_SAMPLE_SECONDS / 10, _host_seconds(call, memory.wait, 1, 10))
+    burst = min(most, of_burst)
+    bursts = _repeats(_SAMPLE_SECONDS, burst * _host_seconds(call, memory.wait, burst, 3))
+    return lambda: _host_seconds(call, memory.wait, burst, bursts)
 
 
 def _repeats(seconds: float, of_one: float) -> int:
@@ -151,8 +139,7 @@ def _host_seconds(call: Any, wait: Any, burst: int, bursts: int) -> float:
 def _gpu_seconds(call: Any, count: int) -> float:
     import torch
 
-    event: Any = torch.cuda.Event
-    begin, end = event(enable_timing=True), event(enable_timing=True)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     time.sleep(_PAUSE_SECONDS)
     for _ in range(2):  # the card wakes up
         call()
@@ -173,11 +160,8 @@ def _captured(step: Callable[[Any], None]) -> Callable[[], None]:
     with torch.cuda.graph(graph):
         for _ in range(_STEPS):
             step(torch.cuda.current_stream())
-
-    def replay(kept: Any = step) -> None:  # what the steps read and write lives as long as the graph
-        graph.replay()
-
-    return replay
+    # What the steps read and write lives as long as the graph.
+    return lambda kept=step: graph.replay()
 
 
 # --- in the process that compares
@@ -189,43 +173,36 @@ class Build:
     def __init__(self, where: str, folder: str) -> None:
         environment = dict(os.environ)
         self._python = where
-        if Path(where).is_dir():
-            self._python = sys.executable
-            environment["PYTHONPATH"] = str(Path(where).resolve())
         # A folder of its own: no checkout may shadow the build.
         self._start: dict[str, Any] = {
-            "cwd": folder,
-            "env": environment,
-            "text": True,
-            "stdout": subprocess.PIPE,
-        }
-        # An editable install outranks PYTHONPATH: its checkout would be timed in the folder's place.
+            "cwd": folder, "env": environment, "text": True, "stdout": subprocess.PIPE,
+        }  # fmt: skip
         if Path(where).is_dir():
-            find = "import importlib.util as u; print(getattr(u.find_spec('baracuda_kernels'), 'origin', 'nothing'))"
-            command = [self._python, "-P", "-c", find]
-            found = subprocess.run(command, check=True, **self._start).stdout.strip()
+            self._python, environment["PYTHONPATH"] = sys.executable, str(Path(where).resolve())
+            # An editable install outranks PYTHONPATH: its checkout would be timed in the folder's place.
+            found = self._said("import importlib.util as u; "
+                               "print(getattr(u.find_spec('baracuda_kernels'), 'origin', 'nothing'))")
             if Path(where).resolve() not in Path(found).resolve().parents:
                 raise SystemExit(f"{where}: {self._python} imports {found} instead")
         self._process: Any = subprocess.Popen(
             [self._python, str(Path(__file__).resolve()), "--worker"],
-            stdin=subprocess.PIPE,
-            **self._start,
-        )
+            stdin=subprocess.PIPE, **self._start,
+        )  # fmt: skip
 
-    def seconds(self, case: Timed) -> float:
+    def _said(self, program: str) -> str:
+        command = [self._python, "-P", "-c", program]
+        return str(subprocess.run(command, check=True, **self._start).stdout).strip()
+
+    def seconds(self, timed: Timed) -> float:
         """One measurement."""
-        if case.case is None:
-            return min(self._import_seconds() for _ in range(5))
-        self._process.stdin.write(json.dumps(case) + "\n")
+        if timed.case is None:
+            return min(float(self._said(_IMPORT)) for _ in range(5))
+        self._process.stdin.write(json.dumps(timed) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline() or '{"error": "the process ended"}')
         if "error" in answer:
-            raise RuntimeError(f"{case.name}: {answer['error']}")
+            raise RuntimeError(f"{timed.name}: {answer['error']}")
         return float(answer["seconds"])
-
-    def _import_seconds(self) -> float:
-        command: list[str] = [self._python, "-P", "-c", _IMPORT]
-        return float(subprocess.run(command, check=True, **self._start).stdout)
 
     def close(self) -> None:
         """End the process."""

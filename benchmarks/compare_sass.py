@@ -28,18 +28,8 @@ def cuobjdump(*arguments: str) -> str:
     tool = shutil.which("cuobjdump", path=path)
     if tool is None:
         raise SystemExit("cuobjdump is neither on PATH nor in the wheel nvidia-cuda-cuobjdump")
-    return subprocess.run(
-        [tool, *arguments],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PATH": path},
-    ).stdout
-
-
-def normalised(instruction: str) -> str:
-    """An instruction without what only says where its parameters lie."""
-    return " ".join(re.sub(r"c\[0x0\]\[[^\]]*\]", "c[0x0][.]", instruction).split())
+    environment = {**os.environ, "PATH": path}
+    return subprocess.check_output([tool, *arguments], text=True, env=environment)
 
 
 def source_name(name: str) -> str:
@@ -57,18 +47,9 @@ def read_kernels(file: str) -> Kernels:
         elif match := re.search(r"Function : (\S+)", line):
             body = kernels.setdefault((architecture, source_name(match[1])), [])
         elif body is not None and (match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line)):
-            body.append(normalised(match[1]))
+            # Without what only says where parameters lie.
+            body.append(" ".join(re.sub(r"c\[0x0\]\[[^\]]*\]", "c[0x0][.]", match[1]).split()))
     return kernels
-
-
-def short_names(names: list[str]) -> list[str]:
-    """Names as the source has them, where c++filt is at hand."""
-    if shutil.which("c++filt") is None or not names:
-        return names
-    text = subprocess.run(
-        ["c++filt", "-p"], input="\n".join(names), check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
-    return text.splitlines()
 
 
 def main() -> int:
@@ -83,7 +64,12 @@ def main() -> int:
         raise SystemExit(f"no kernels in {options.new if old else options.old}")
     kernels = sorted(old.keys() | new.keys())
     different = 0
-    for key, name in zip(kernels, short_names([name for _, name in kernels]), strict=True):
+    names = [name for _, name in kernels]
+    if shutil.which("c++filt"):  # as the source has them
+        names = subprocess.check_output(
+            ["c++filt", "-p"], input="\n".join(names), text=True
+        ).splitlines()
+    for key, name in zip(kernels, names, strict=True):
         before, after = old.get(key), new.get(key)
         equal = before == after
         different += not equal

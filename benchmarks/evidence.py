@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -46,33 +48,29 @@ _ELSEWHERE = "endurance or device_memory"
 _QUICK = ("-m", f"not ({_ELSEWHERE})")
 # What takes several GPUs is no part of one GPU's evidence.
 _ONE_GPU = ("-m", f"not ({_ELSEWHERE}) and not multi_gpu")
-# What has rows and no tests, by the modules that measure it.
+# What has rows, by the modules that measure it; where these have a `worse`, it finds what fails.
 _MEASURED = {
     "host": ("host_cost",),
     "forward": ("forward",),
-    "backward": ("backward", "ring_backward"),
+    "backward": ("backward",),
     "error": ("error", "gradient_error"),
     "ring": ("ring",),
     "runtime": ("balance", "overlap", "memory"),
+    "faults": ("faults",),
 }
-Counts = dict[str, int]
+# Of tests: "passed", "failed" and "skipped".
+Counts = Counter[str]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 if the part ran and nothing in it failed, 1 if something did, 2 if refused."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence")
-    parser.add_argument("--part", choices=PARTS)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where <part>.json goes")
-    parser.add_argument("--merge", type=Path, metavar="DIR", help="merge the parts in DIR")
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results")
-    options = parser.parse_args(arguments)
-    if (options.part is None) == (options.merge is None):
-        parser.error("give either --part with --out, or --merge")
+    made = parser()
+    options = made.parse_args(arguments)
     if options.merge is not None:
         print(merge(options.merge, options.output))
         return 0
     if options.out is None:
-        parser.error("--part needs --out")
+        made.error("--part needs --out")
     try:
         evidence = run_part(options.part)
     except SourceMismatch as error:
@@ -83,11 +81,24 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if evidence["tests"]["failed"] else 0
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks.evidence")
+    what = made.add_mutually_exclusive_group(required=True)
+    what.add_argument("--part", choices=PARTS)
+    what.add_argument("--merge", type=Path, metavar="DIR", help="merge the parts in DIR")
+    made.add_argument("--out", type=Path, metavar="DIR", help="where <part>.json goes")
+    made.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results")
+    return made
+
+
 def run_part(part: str) -> dict[str, Any]:
     """One part's evidence: the header, its tests and its rows."""
     digest = require_own_sources(ROOT)
     start = time.monotonic()
-    counts, rows = _measured(part) if part in _MEASURED else _TESTED[part]()
+    counts = _TESTED[part]() if part in _TESTED else Counter()
+    rows, failed = _measured(part)
+    counts["failed"] += failed
     return {
         "schema": SCHEMA,
         "part": part,
@@ -95,7 +106,7 @@ def run_part(part: str) -> dict[str, Any]:
         "date": now(),
         "source_hash": digest,
         "seconds": round(time.monotonic() - start, 1),
-        "tests": counts,
+        "tests": {outcome: counts[outcome] for outcome in ("passed", "failed", "skipped")},
         "rows": rows,
     }
 
@@ -116,15 +127,33 @@ def merge(folder: Path, output: Path) -> Path:
         if len(values) > 1:
             raise SystemExit(f"{folder}: the parts disagree in {field}: {sorted(map(str, values))}")
     newest = max(parts, key=lambda part: part["date"])
-    tests = {k: sum(p["tests"][k] for p in parts) for k in ("passed", "failed", "skipped")}
     merged = {
         **{k: newest[k] for k in ("schema", "card", "driver", "cuda", "date", "source_hash")},
-        "tests": tests,
+        "tests": {k: sum(p["tests"][k] for p in parts) for k in ("passed", "failed", "skipped")},
         "rows": [row for part in parts for row in part["rows"]],
     }
     path = output / f"{slug(newest['card'])}.json"
     write(path, merged)
     return path
+
+
+def _measured(part: str) -> tuple[list[Row], int]:
+    """The part's rows, and how many of its measurements failed."""
+    found: list[Row] = []
+    failed = 0
+    for name in _MEASURED.get(part, ()):
+        module = importlib.import_module(f"benchmarks.{name}")
+        try:
+            rows = module.rows()
+        except AssertionError as error:  # of a rank that ended otherwise than it must
+            print(error, file=sys.stderr)
+            failed += 1
+            continue
+        for row in module.worse(rows) if hasattr(module, "worse") else ():
+            print(f"{name}: worse than it may be: {row}", file=sys.stderr)
+            failed += 1
+        found += rows
+    return found, failed
 
 
 def _pytest(*arguments: str, seconds: float = LIMIT_SECONDS - 20) -> Counts:
@@ -133,19 +162,15 @@ def _pytest(*arguments: str, seconds: float = LIMIT_SECONDS - 20) -> Counts:
         command = [sys.executable, "-m", "pytest", "-q", "--require-gpu", f"--junitxml={report}"]
         code = _run([*command, *arguments], seconds=seconds)
         if not report.is_file():
-            return {"passed": 0, "failed": 1, "skipped": 0}
-        suites = ElementTree.parse(report).getroot().iter("testsuite")
-        totals = [
-            {k: int(s.get(k, 0)) for k in ("tests", "failures", "errors", "skipped")}
-            for s in suites
-        ]
-    tests, failures, errors, skipped = (
-        sum(t[k] for t in totals) for k in ("tests", "failures", "errors", "skipped")
-    )
-    failed = failures + errors
+            return Counter(failed=1)
+        counts: Counts = Counter()
+        for suite in ElementTree.parse(report).getroot().iter("testsuite"):
+            counts.update({k: int(suite.get(k, 0)) for k in ("tests", "failures", "errors", "skipped")})
+    failed = counts["failures"] + counts["errors"]
+    passed = counts["tests"] - failed - counts["skipped"]
     if code == _STOPPED or (code != 0 and failed == 0):
         failed += 1  # a time-out, or a failure outside of any test
-    return {"passed": tests - failures - errors - skipped, "failed": failed, "skipped": skipped}
+    return Counter(passed=passed, failed=failed, skipped=counts["skipped"])
 
 
 def _run(command: list[str], *, seconds: float, environment: dict[str, str] | None = None) -> int:
@@ -164,113 +189,74 @@ def _run(command: list[str], *, seconds: float, environment: dict[str, str] | No
         return _STOPPED
 
 
-def _tests() -> tuple[Counts, list[Row]]:
-    # Side by side: the unit tests keep the CPU busy and leave the GPU alone; those on the GPU leave
-    # most of it idle, as they wait for the host. How the wheel is packed is CI's matter: it needs
-    # tools that a GPU machine may lack.
-    unit = "tests/unit"
-    elsewhere = (unit, _RANKS, _INTEROP, "tests/packaging")
-    rest = ("tests", *_QUICK, *(f"--ignore={path}" for path in elsewhere))
-    return _side_by_side([(unit,), *_shares(rest)]), []
-
-
-def _shares(arguments: tuple[str, ...]) -> list[tuple[str, ...]]:
+def _shares(*arguments: str) -> list[tuple[str, ...]]:
     """A run of pytest as several that are all of it, as many as there are CPUs for."""
     count = max(1, min(4, (os.cpu_count() or 1) // 4))
     return [(*arguments, "--share", f"{number}/{count}") for number in range(count)]
 
 
-def _side_by_side(runs: list[tuple[str, ...]], **options: Any) -> Counts:
+def _side_by_side(runs: Sequence[tuple[str, ...]], **options: Any) -> Counts:
     with ThreadPoolExecutor(len(runs)) as pool:
-        return _sum(list(pool.map(lambda run: _pytest(*run, **options), runs)))
+        return sum(pool.map(lambda run: _pytest(*run, **options), runs), Counts())
 
 
-def _ranks() -> tuple[Counts, list[Row]]:
-    others = (f"--ignore={path}" for path in (_FAULTS, *_PEERS))
-    return _pytest(_RANKS, *_ONE_GPU, *others), []
+def _tests() -> Counts:
+    # Side by side: the unit tests keep the CPU busy and leave the GPU alone; those on the GPU leave
+    # most of it idle, as they wait for the host. How the wheel is packed is CI's matter: it needs
+    # tools that a GPU machine may lack.
+    unit = "tests/unit"
+    elsewhere = (f"--ignore={path}" for path in (unit, _RANKS, _INTEROP, "tests/packaging"))
+    return _side_by_side([(unit,), *_shares("tests", *_QUICK, *elsewhere)])
 
 
-def _peers() -> tuple[Counts, list[Row]]:
-    return _pytest(*_PEERS, *_ONE_GPU), []
-
-
-def _faults() -> tuple[Counts, list[Row]]:
-    from benchmarks import faults
-
-    counts = _pytest(_FAULTS, *_QUICK)
-    try:
-        return counts, faults.rows()
-    except AssertionError as error:  # of a rank that ended otherwise than it must
-        print(error, file=sys.stderr)
-        return {**counts, "failed": counts["failed"] + 1}, []
-
-
-def _interop() -> tuple[Counts, list[Row]]:
+def _interop() -> Counts:
     # The host time of a call is among the first, so nothing runs beside them. The others start
     # programs of their own, whose start takes longer than their work.
-    counts = [_pytest(_TORCH, "-m", "gpu and not multi_rank", seconds=90)]
+    first = _pytest(_TORCH, "-m", "gpu and not multi_rank", seconds=90)
     others = (_INTEROP, f"--ignore={_TORCH}", "-m", "gpu and not endurance and not multi_gpu")
-    ranks = (_TORCH, "-m", "gpu and multi_rank")
-    counts.append(_side_by_side([*_shares(ranks), others], seconds=LIMIT_SECONDS - 110))
-    return _sum(counts), []
+    runs = [*_shares(_TORCH, "-m", "gpu and multi_rank"), others]
+    return first + _side_by_side(runs, seconds=LIMIT_SECONDS - 110)
 
 
-def _endurance() -> tuple[Counts, list[Row]]:
+def _endurance() -> Counts:
     # What measures the device's memory comes alone; the others wait for deadlines most of the time.
     alone, others = "device_memory and not multi_gpu", "endurance and not (device_memory or multi_gpu)"
-    counts = _pytest("tests", "-m", alone, seconds=LIMIT_SECONDS / 2)
-    beside = _side_by_side(_shares(("tests", "-m", others)), seconds=LIMIT_SECONDS / 2 - 30)
-    return _sum([counts, beside]), []
+    first = _pytest("tests", "-m", alone, seconds=LIMIT_SECONDS / 2)
+    runs = _shares("tests", "-m", others)
+    return first + _side_by_side(runs, seconds=LIMIT_SECONDS / 2 - 30)
 
 
-def _measured(part: str) -> tuple[Counts, list[Row]]:
-    counts, found = _no_tests(), []
-    for name in _MEASURED[part]:
-        module = importlib.import_module(f"benchmarks.{name}")
-        rows = module.rows()
-        for row in module.worse(rows) if hasattr(module, "worse") else ():
-            print(f"{name}: worse than it may be: {row}", file=sys.stderr)
-            counts["failed"] += 1
-        found += rows
-    return counts, found
-
-
-def _sanitize() -> tuple[Counts, list[Row]]:
+def _sanitize() -> Counts:
     folders = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
     sanitizer = shutil.which("compute-sanitizer", path=folders)
     if sanitizer is None:
         raise SystemExit("the part sanitize needs the CUDA toolkit's compute-sanitizer")
-    counts = _no_tests()
-    one_each = ["--one-each"]
-    tools = (
-        ("memcheck", []), ("racecheck", [*one_each, "--no-handed-over"]), ("synccheck", one_each),
-    )  # fmt: skip
-    for tool, grid in tools:
+    counts: Counts = Counter()
+    grids = {"memcheck": [], "racecheck": ["--one-each", "--no-handed-over"],
+             "synccheck": ["--one-each"]}  # fmt: skip
+    for tool, grid in grids.items():
         code = _run(
             [
                 *(sanitizer, "--tool", tool, "--error-exitcode", "9"),
                 *("--kernel-name", "kns=baracuda"),
                 *(sys.executable, "-m", "benchmarks.sanitize_grid", *grid),
             ],
-            seconds=(LIMIT_SECONDS - 20) / len(tools),
+            seconds=(LIMIT_SECONDS - 20) / len(grids),
             # Every tensor an allocation of its own, or memcheck cannot see its end.
             environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         )
         counts["passed" if code == 0 else "failed"] += 1
-    return counts, []
-
-
-def _sum(counts: list[Counts]) -> Counts:
-    return {name: sum(count[name] for count in counts) for name in counts[0]}
-
-
-def _no_tests() -> Counts:
-    return {"passed": 0, "failed": 0, "skipped": 0}
+    return counts
 
 
 _TESTED = {
-    "tests": _tests, "ranks": _ranks, "peers": _peers, "faults": _faults, "sanitize": _sanitize,
-    "interop": _interop, "endurance": _endurance,
+    "tests": _tests,
+    "ranks": lambda: _pytest(
+        _RANKS, *_ONE_GPU, *(f"--ignore={path}" for path in (_FAULTS, *_PEERS))
+    ),
+    "peers": lambda: _pytest(*_PEERS, *_ONE_GPU),
+    "faults": lambda: _pytest(_FAULTS, *_QUICK),
+    "sanitize": _sanitize, "interop": _interop, "endurance": _endurance,
 }  # fmt: skip
 
 

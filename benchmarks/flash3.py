@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch's is the memory
+
 
 def serves(q: Any) -> bool:
     """Whether it and JAX are here, and it has kernels for this card and these queries."""
@@ -31,23 +33,12 @@ def forward(q: Any, k: Any, v: Any, is_causal: bool) -> Callable[[], Any]:
 
 def backward(q: Any, k: Any, v: Any, dy: Any, is_causal: bool) -> Callable[[], Any]:
     """A call that gives the last of dq, dk, dv, [B, S, H, D], from residuals made here."""
-    gradients = _gradients(q, k, v, dy, is_causal)
-    return lambda: gradients()[-1]
-
-
-def gradients(q: Any, k: Any, v: Any, dy: Any, is_causal: bool) -> tuple[Any, ...]:
-    """dq, dk, dv as torch's tensors of [B, H, S, D]."""
-    found = _gradients(q, k, v, dy, is_causal)()
-    return tuple(torch.from_dlpack(x.block_until_ready()).transpose(1, 2) for x in found)
-
-
-def _gradients(q: Any, k: Any, v: Any, dy: Any, is_causal: bool) -> Callable[[], Any]:
     import jax
 
     *operands, cotangent = _arrays(q, k, v, dy)
     _, pull = jax.jit(lambda *x: jax.vjp(_attention(is_causal), *x))(*operands)
     pulled = _pull()
-    return lambda: pulled(pull, cotangent)
+    return lambda: pulled(pull, cotangent)[-1]
 
 
 @functools.cache
@@ -59,7 +50,6 @@ def _pull() -> Any:
 
 @functools.cache
 def _attention(is_causal: bool) -> Any:
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch's is the memory
     import dew_flash_attn
     import jax
 
@@ -67,7 +57,6 @@ def _attention(is_causal: bool) -> Any:
 
 
 def _arrays(*tensors: Any) -> list[Any]:
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
     moved = [x.transpose(1, 2).contiguous() for x in tensors]

@@ -9,24 +9,16 @@ from typing import Any
 import torch
 
 import baracuda_kernels as bk
-from benchmarks.one_call import Call
+from benchmarks.calls import HOPPER, Call
 from benchmarks.peers import available, forward_calls
 from benchmarks.rows import Row, row
-from benchmarks.timing import in_bursts, input_sets, sustained
+from benchmarks.timing import in_windows, input_sets, stream
 
 # (family, dtype, head_dim, batch, heads, kv_heads, query_len = key_len)
 PROBLEMS = [
-    # B * S = 16384, H * D = 2048
-    *[
-        ("sm90a", "bf16", d, 16384 // s, 2048 // d, 2048 // d, s)
-        for d in (128, 64, 256)
-        for s in (2048, 8192, 16384)
-    ],
-    ("sm90a", "f16", 128, 2, 16, 16, 8192),
+    *[("sm90a", *problem) for problem in HOPPER],
     ("sm90a", "f16", 64, 2, 32, 32, 8192),
     ("sm90a", "f16", 256, 2, 8, 8, 8192),
-    ("sm90a", "bf16", 128, 2, 32, 8, 8192),
-    *[("sm90a", "bf16", 128, b, 16, 16, s) for b, s in ((32, 512), (16, 1000), (4, 4097))],
     *[("sm80", "bf16", d, 1, h, h, 8192) for d, h in ((64, 32), (96, 16), (128, 16), (192, 8))],
     ("sm80", "bf16", 256, 1, 8, 8, 8192),
     ("sm80", "f16", 64, 1, 32, 32, 8192),
@@ -43,19 +35,18 @@ PROBLEMS = [
 
 def rows() -> list[Row]:
     """All `forward` rows, causal and not."""
-    return [_row(Call(*x), causal) for x in available(PROBLEMS) for causal in (False, True)]
+    return [_row(Call(*x, causal)) for x in available(PROBLEMS) for causal in (False, True)]
 
 
-def _row(x: Call, causal: bool) -> Row:
-    stream = bk.Stream(torch.cuda.current_stream())
-    plan = bk.FlashSdpaPlan.select(stream, x.descriptor(causal), x.preference())
+def _row(x: Call) -> Row:
+    plan, on = x.plan(), stream()
 
     def make(seed: int) -> tuple[Any, Any, Any, Any]:
         q, k, v = x.qkv(seed)
         return q, k, v, bk.FlashSdpaArgs(q=q, k=k, v=v, y=torch.empty_like(q))
 
-    sets = input_sets(make, x.nbytes(2, 2))
-    calls = {"ours": lambda i: plan.run(stream, sets[i % len(sets)][3])}
-    calls |= forward_calls(sets, causal)
-    measure = sustained if x.family == "sm90a" else in_bursts
-    return row("forward", x.params(causal), **measure(calls)["ours"])
+    sets = input_sets(make, x.nbytes(2))
+    calls = {"ours": lambda i: plan.run(on, sets[i % len(sets)][3])}
+    calls |= forward_calls(sets, x.causal)
+    figures = in_windows(calls, sustained=x.family == "sm90a")
+    return row("forward", x.params(), **figures["ours"])

@@ -1,32 +1,23 @@
 """`gradient_error` rows: rms error of a ring's dq, dk and dv against float64, beside one rank's.
 
-    python -m benchmarks.gradient_error --out benchmarks/results
-
 Every rank has 2048 rows, so more ranks share a longer sequence; the peers are one rank over the same
 sequence, forward and backward, and mere rounding. Rings are local ones on one GPU, and processes that
-exchange by NCCL or by copy engines, on one GPU and on two where there are two. Writes
-DIR/gradients-<GPUs>x-<card>.json; the evidence has those of one GPU in its part `error`. Exit code 1
-if an error is more than 2 % above one rank's.
+exchange by NCCL or by copy engines; `benchmarks.scaling` has those with a GPU each.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import sys
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import baracuda_kernels as bk
-from baracuda_kernels._core import _info
 from baracuda_kernels.testing import attention_backward
-from benchmarks import ROOT
-from benchmarks.rows import Row, row, write_of_ranks
-from benchmarks.source import require_own_sources
+from benchmarks.rows import Row, row
 from tests.helpers.gradients import NAMES, Problem
 from tests.helpers.rank_pool import RankPool
 
@@ -45,35 +36,15 @@ _EXCHANGES = {2: ("nccl", "peer"), 4: ("nccl",), 8: ("nccl",)}
 Ring = Callable[[Problem, str, bool], Sequence[Any]]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 if the error of a ring's gradients is more than one rank's."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gradient_error")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
-    options = parser.parse_args(arguments)
-    digest = require_own_sources(ROOT)
-    gpus = min(len(_info.devices()), 2)
-    found = rows()
-    if gpus > 1:
-        found += rows_of_processes(gpus, device_each=True)
-    print(write_of_ranks(options.out, "gradients-", gpus, digest, found))
-    for one in worse(found):
-        print(f"FAILED: more than one rank's error: {one}", file=sys.stderr)
-    return 1 if worse(found) else 0
-
-
 def rows() -> list[Row]:
     """All rows of one GPU: local rings of every size, and processes that share the card."""
-    with ThreadPoolExecutor(len(_EXCHANGES)) as starting:
+    with ThreadPoolExecutor(len(_EXCHANGES)) as starting, contextlib.ExitStack() as started:
         pools = {n: starting.submit(RankPool, n, device_each=False) for n in _EXCHANGES}
-        try:
-            found = [one for ranks in RANKS for one in _rows(ranks, {"local": _local(ranks)})]
-            for ranks, exchanges in _EXCHANGES.items():
-                rings = _processes(pools[ranks].result(), exchanges)
-                found += _rows(ranks, rings)
-        finally:
-            for pool in pools.values():
-                if pool.exception() is None:
-                    pool.result().close()
+        for pool in pools.values():
+            started.callback(lambda pool=pool: pool.exception() or pool.result().close())
+        found = [one for ranks in RANKS for one in _rows(ranks, {"local": _local(ranks)})]
+        for ranks, exchanges in _EXCHANGES.items():
+            found += _rows(ranks, _processes(pools[ranks].result(), exchanges))
     return found
 
 
@@ -87,19 +58,10 @@ def rows_of_processes(ranks: int, *, device_each: bool) -> list[Row]:
 def rows_of(
     x: Problem, ranks: int, rings: dict[str, Ring], alone: Ring, **params: Any
 ) -> list[Row]:
-    """Rows of one problem over the whole sequence.
+    """Rows of one problem over the whole sequence, NumPy arrays or tensors on a GPU.
 
-    Parameters
-    ----------
-    x : Problem
-        NumPy arrays, or tensors on a GPU.
-    ranks : int
-    rings : dict
-        By exchange.
-    alone : Ring
-        One rank over the same sequence; `rings` of one rank give what this one does.
-    params
-        Of every row besides.
+    `rings` are by exchange, and those of one rank give what `alone` does: one rank over the same
+    sequence. `params` are of every row besides.
     """
     found = []
     for causal in (False, True):
@@ -146,56 +108,36 @@ def _task(ranks: int) -> dict[str, Any]:
 
 
 def _local(ranks: int) -> Ring:
-    def ring(x: Problem, layout: str, causal: bool) -> Sequence[Any]:
-        outputs = bk.run_local_ring(
-            x.q, x.k, x.v, ranks, dy=x.dy, is_causal=causal, sequence_layout=layout, device="cuda"
-        )
-        gradients: Sequence[Any] = outputs[2:]
-        return gradients
-
-    return ring
+    return lambda x, layout, causal: bk.run_local_ring(
+        x.q, x.k, x.v, ranks, dy=x.dy, is_causal=causal, sequence_layout=layout, device="cuda"
+    )[2:]
 
 
 def _processes(pool: RankPool, exchanges: Iterable[str]) -> dict[str, Ring]:
-    joined: list[str] = []
-
-    def ring_by(exchange: str) -> Ring:
-        def ring(x: Problem, layout: str, causal: bool) -> Sequence[Any]:
-            if joined != [exchange]:
-                answers = pool.join(exchange=exchange)
-                assert all(set(a["exchange"]) == {exchange} for a in answers), answers
-                joined[:] = [exchange]
-            pool.run({
-                "do": "gradients", "layout": layout, "is_causal": causal, "family": _family(),
-                "register": exchange == "peer", **_task(pool.world_size),
-            }, seconds=120)  # fmt: skip
-            return gathered(pool, x, layout)
-
-        return ring
-
-    return {exchange: ring_by(exchange) for exchange in exchanges}
-
-
-def gathered(pool: RankPool, x: Problem, layout: str) -> list[Any]:
-    """dq, dk and dv as the ranks of a pool have left them in its folder."""
     import torch
 
-    whole = []
-    for name, operand in zip(NAMES, x[:3], strict=True):
-        shape = [*operand.shape[:2], operand.shape[2] // pool.world_size, operand.shape[3]]
-        shards = []
-        for rank in range(pool.world_size):
-            raw = np.fromfile(Path(pool.folder.name) / f"{name}-{rank}.bin", np.uint8)
-            shards.append(torch.from_numpy(raw).to(operand.device).view(operand.dtype).view(shape))
-        whole.append(bk.unshard(shards, sequence_layout=layout))
-    return whole
+    from tests.helpers.cuda_ring_gradients import pool_gradients
+
+    joined: list[str] = []
+
+    def ring(exchange: str, x: Problem, layout: str, causal: bool) -> Sequence[Any]:
+        if joined != [exchange]:
+            answers = pool.join(exchange=exchange)
+            assert all(set(a["exchange"]) == {exchange} for a in answers), answers
+            joined[:] = [exchange]
+        task = {"layout": layout, "is_causal": causal, "family": _family(),
+                "register": exchange == "peer", **_task(pool.world_size)}  # fmt: skip
+        return pool_gradients(torch, pool, task, x)
+
+    return {exchange: functools.partial(ring, exchange) for exchange in exchanges}
 
 
 def _errors(found: Sequence[Any], exact: Sequence[Any]) -> list[float]:
-    return [_rms(f, e) for f, e in zip(found, exact, strict=True)]
+    return [rms(f, e) for f, e in zip(found, exact, strict=True)]
 
 
-def _rms(found: Any, exact: Any) -> float:
+def rms(found: Any, exact: Any) -> float:
+    """Of the difference, in float64."""
     if isinstance(exact, np.ndarray):
         return float(np.sqrt(np.mean(np.square(found.astype(np.float64) - exact))))
     return float((found.double() - exact).square().mean().sqrt())
@@ -203,7 +145,3 @@ def _rms(found: Any, exact: Any) -> float:
 
 def _rounded(exact: Any, like: Any) -> Any:
     return exact.astype(like.dtype) if isinstance(exact, np.ndarray) else exact.to(like.dtype)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,63 +10,70 @@ import torch
 from torch.nn.attention import sdpa_kernel
 
 import baracuda_kernels as bk
-from baracuda_kernels.testing import preference, torch_qkv
+from baracuda_kernels.testing import preference
+from benchmarks.calls import Call, Ring
 from benchmarks.peers import BACKENDS
 from benchmarks.rows import Row, row
+from benchmarks.timing import stream
 from tests.helpers import cuda_ring
 from tests.helpers.host_time import microseconds
 from tests.helpers.loop_cost import time_calls
-from tests.helpers.rings import descriptor, rank_arrays, shards_of
+from tests.helpers.rings import rank_arrays
 
 _CALLS = 200
 _ROUNDS = 15
 # Small enough that the GPU keeps up and the launch queue never fills.
-_SHAPE = {"heads": 2, "head_dim": 64}
-_ROWS = 64
+_HEADS, _ROWS, _HEAD_DIM = 2, 64, 64
+_FAMILY = "sm80"
 
 
 def rows() -> list[Row]:
     """All `host_cost` rows."""
-    stream = bk.Stream(torch.cuda.current_stream())
-    pref = preference("sm80", "bf16")
-    q, k, v = torch_qkv("normal", "bf16", 0, query_len=_ROWS, **_SHAPE)
+    on = stream()
+    call = Call(_FAMILY, "bf16", _HEAD_DIM, 1, _HEADS, _HEADS, _ROWS)
+    desc, pref = call.descriptor(), preference(_FAMILY, "bf16")
+    q, k, v = call.qkv(0)
     y = torch.empty_like(q)
-    element = bk.ElementKind.BF16
-    desc = bk.FlashSdpaDescriptor(1, 2, _ROWS, _ROWS, 64, element=element)
-    sdpa = bk.FlashSdpaPlan.select(stream, desc, pref)
+    sdpa = call.plan()
     args = bk.FlashSdpaArgs(q=q, k=k, v=v, y=y)
-
-    def one_call() -> None:
-        sdpa.run(stream, args)
-
-    def with_args() -> None:
-        sdpa.run(stream, bk.FlashSdpaArgs(q=q, k=k, v=v, y=y))
 
     def theirs() -> None:
         torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
     found = [
-        _row("flash_sdpa.run", 1, one_call, theirs),
-        _row("flash_sdpa.run, args made anew", 1, with_args, theirs),
-        _row("flash_sdpa.select", 1, lambda: bk.FlashSdpaPlan.select(stream, desc, pref)),
-    ]
+        _row("flash_sdpa.run", 1, lambda: sdpa.run(on, args), theirs),
+        _row("flash_sdpa.run, args made anew", 1,
+             lambda: sdpa.run(on, bk.FlashSdpaArgs(q=q, k=k, v=v, y=y)), theirs),
+        _row("flash_sdpa.select", 1, lambda: bk.FlashSdpaPlan.select(on, desc, pref)),
+    ]  # fmt: skip
     for ranks in (1, 2, 4, 8):
-        found.append(_row("ring_attention.run_all", ranks, _ring(stream, pref, ranks)))
-    found.append(_one_rank(stream, pref, q, k, v))
+        found.append(_row("ring_attention.run_all", ranks, _run_all(on, ranks)))
+    found.append(_one_rank(on))
     return found + [_loop(ranks) for ranks in (2, 8, 64)]
 
 
-def _one_rank(stream: Any, pref: Any, q: Any, k: Any, v: Any) -> Row:
+def _ring(ranks: int) -> tuple[Ring, list[Any]]:
+    ring = Ring(_FAMILY, ranks, _ROWS, heads=_HEADS, head_dim=_HEAD_DIM)
+    return ring, [rank_arrays(torch, ring.plan, *shard, ranks) for shard in ring.shards]
+
+
+def _run_all(on: Any, ranks: int) -> Callable[[], Any]:
+    ring, arrays = _ring(ranks)
+    communicators = bk.LocalCommunicator.ring(ranks, device=0)
+    args = [a.args for a in arrays]
+    return lambda: communicators.run_all(on, ring.plan, args)
+
+
+def _one_rank(on: Any) -> Row:
     """`plan.run` of a NCCL communicator of one, beside the launch of its kernel alone from C."""
-    rank = cuda_ring.RankTensors(torch, q, k, v, family="sm80")
+    ring, (arrays,) = _ring(1)
+    rank = cuda_ring.RankTensors(torch, *ring.qkv, family=_FAMILY)
     rank.stage()
     params = rank.step()
     params.flags |= 3  # FIRST and LAST
     raw = torch.cuda.current_stream().cuda_stream
-    plan = bk.RingAttentionPlan.select(stream, descriptor(q, k, "bf16"), pref)
-    arrays = rank_arrays(torch, plan, q, k, v, 1)
     with bk.Communicator.new_single_gpu(0) as comm:
-        found = _row("ring_attention.run", 1, lambda: plan.run(stream, comm, arrays.args))
+        found = _row("ring_attention.run", 1, lambda: ring.plan.run(on, comm, arrays.args))
     launches = []
     for _ in range(_ROUNDS):
         torch.cuda.synchronize()
@@ -79,17 +86,6 @@ def _loop(ranks: int) -> Row:
     samples = [time_calls().loop(ranks, max(4, 20_000 // ranks)) for _ in range(_ROUNDS)]
     params = {"what": "the loop's own part of a step", "ranks": ranks}
     return row("host_cost", params, statistics.median(samples))
-
-
-def _ring(stream: Any, pref: Any, ranks: int) -> Callable[[], None]:
-    q, k, v = torch_qkv("normal", "bf16", 0, query_len=_ROWS * ranks, **_SHAPE)
-    shards = shards_of(q, k, v, ranks, "contiguous")
-    plan = bk.RingAttentionPlan.select(stream, descriptor(*shards[0][:2], "bf16"), pref)
-    arrays = [rank_arrays(torch, plan, *shard, ranks) for shard in shards]
-    ring = bk.LocalCommunicator.ring(ranks, device=0)
-    args = [a.args for a in arrays]
-    # The operands live as long as the closure: arguments hold views of them.
-    return lambda: ring.run_all(stream, plan, args)
 
 
 def _row(

@@ -9,7 +9,6 @@ Everything ran on one GPU: no exchange is in any of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from baracuda_kernels import predict
@@ -20,84 +19,47 @@ from benchmarks.rows import Result, Row
 class Comparison(NamedTuple):
     """One figure of a ring: milliseconds of all its ranks' steps, or a ratio of `balance`."""
 
-    what: str
     family: str
     dtype: str
     head_dim: int
     layout: str
     ranks: int
     chunk: int
+    what: str
     measured: float
     predicted: float
 
 
 def comparisons(evidence: Result) -> list[Comparison]:
     """Every comparison that the rows of an evidence file allow, in the file's order."""
-    found: list[Comparison] = []
-    for row in evidence["rows"]:
-        compare = _COMPARED.get(row["name"])
-        if compare is not None:
-            found.extend(compare(evidence, row))
-    return found
+    return [one for row in evidence["rows"] if (one := _comparison(evidence, row))]
 
 
-def _ring_tax(evidence: Result, row: Row) -> Iterator[Comparison]:
-    p = row["params"]
-    if p["causal"]:
-        problem = _problem(p, p["heads"], p["head_dim"], p["dtype"], causal=True)
-        yield _milliseconds(evidence, p["family"], problem, "zigzag", row["ours"])
-
-
-def _overlap(evidence: Result, row: Row) -> Iterator[Comparison]:
-    p = row["params"]
-    if p["transport"] == "local":
-        problem = _problem(p, RING_HEADS, RING_HEAD_DIM, "bf16", causal=False)
-        compute = row["peers"]["compute"]
-        yield _milliseconds(evidence, p["family"], problem, "contiguous", compute)
-
-
-def _balance(evidence: Result, row: Row) -> Iterator[Comparison]:
-    p = row["params"]
-    problem = _problem(p, RING_HEADS, RING_HEAD_DIM, "bf16", causal=True)
-    machine = _machine(evidence, p["family"], problem)
-    forecast = predict.forecast(problem, machine, p["layout"])
-    predicted = forecast.balance
-    if p["what"] == "summed work":
-        seconds = predict.compute_seconds(problem, machine, p["layout"])
-        predicted = float(seconds.sum()) / forecast.one_gpu
-    yield Comparison(
-        p["what"], p["family"], problem.dtype, problem.head_dim, p["layout"], problem.ranks,
-        problem.chunk, row["ours"], predicted,
+def _comparison(evidence: Result, row: Row) -> Comparison | None:
+    p, kind, measured = row["params"], row["name"], row["ours"]
+    if kind == "ring_tax" and p["causal"]:
+        what, layout = "ms, causal", "zigzag"
+    elif kind == "overlap" and p["transport"] == "local":
+        what, layout, measured = "ms, no mask", "contiguous", row["peers"]["compute"]
+    elif kind == "balance":
+        what, layout = p["what"], p["layout"]
+    else:
+        return None
+    # What a row does not say is that of all its kind.
+    ring: dict[str, Any] = {"heads": RING_HEADS, "head_dim": RING_HEAD_DIM, "dtype": "bf16"} | p
+    problem = predict.RingProblem(
+        seq=p["ranks"] * p["chunk"], ranks=p["ranks"], heads=ring["heads"],
+        head_dim=ring["head_dim"], dtype=ring["dtype"], causal=kind != "overlap",
     )  # fmt: skip
-
-
-_COMPARED = {"ring_tax": _ring_tax, "overlap": _overlap, "balance": _balance}
-
-
-def _problem(
-    p: dict[str, Any], heads: int, head_dim: int, dtype: str, *, causal: bool
-) -> predict.RingProblem:
-    return predict.RingProblem(
-        seq=p["ranks"] * p["chunk"], ranks=p["ranks"], heads=heads, head_dim=head_dim, dtype=dtype,
-        causal=causal,
-    )  # fmt: skip
-
-
-def _machine(
-    evidence: Result, family: str, problem: predict.RingProblem
-) -> predict.Machine:
-    rates = predict.measured_rates(evidence, family, problem.dtype, problem.head_dim)
-    return predict.Machine(rates=rates, link_gbps=math.inf, latency_us=0.0, sm_margin=0)
-
-
-def _milliseconds(
-    evidence: Result, family: str, problem: predict.RingProblem, layout: str,
-    measured: float,
-) -> Comparison:  # fmt: skip
-    machine = _machine(evidence, family, problem)
-    seconds = predict.compute_seconds(problem, machine, layout)
-    what = f"ms, {'causal' if problem.causal else 'no mask'}"
+    rates = predict.measured_rates(evidence, p["family"], problem.dtype, problem.head_dim)
+    machine = predict.Machine(rates=rates, link_gbps=math.inf, latency_us=0.0, sm_margin=0)
+    predicted = float(predict.compute_seconds(problem, machine, layout).sum())
+    if kind != "balance":
+        predicted *= 1e3
+    else:
+        forecast = predict.forecast(problem, machine, layout)
+        predicted = forecast.balance if what == "slowest rank" else predicted / forecast.one_gpu
     return Comparison(
-        what, family, problem.dtype, problem.head_dim, layout, problem.ranks, problem.chunk,
-        measured, float(seconds.sum()) * 1e3,
+        p["family"], problem.dtype, problem.head_dim, layout, problem.ranks, problem.chunk, what,
+        measured, predicted,
     )  # fmt: skip

@@ -22,12 +22,14 @@ from baracuda_kernels.testing import preference, torch_qkv
 from benchmarks import RING_HEAD_DIM as HEAD_DIM
 from benchmarks import RING_HEADS as HEADS
 from benchmarks import ROOT
+from benchmarks.calls import Ring, step
 from benchmarks.peers import available
+from benchmarks.rounds import in_rounds, summary
 from benchmarks.rows import Row, row
-from benchmarks.timing import captured, interleaved, order, summary
+from benchmarks.timing import Calls, captured, interleaved, stream
 from tests.helpers import cuda_ring
 from tests.helpers.rank_pool import RankPool
-from tests.helpers.rings import descriptor, rank_arrays, shards_of
+from tests.helpers.rings import descriptor, rank_arrays
 
 RANKS = 8
 # (family, chunk)
@@ -54,54 +56,39 @@ def rows() -> list[Row]:
     return found + [_graph(*problem) for problem in available(GRAPH)]
 
 
-class _LocalRing:
+class _LocalRing(Ring):
     """8 ranks with one stream, and the same steps without any exchange."""
 
     def __init__(self, family: str, chunk: int) -> None:
-        q, k, v = torch_qkv(
-            "normal", "bf16", 0, heads=HEADS, query_len=RANKS * chunk, head_dim=HEAD_DIM
-        )
-        self.shards = shards_of(q, k, v, RANKS, "contiguous")
-        stream = bk.Stream(torch.cuda.current_stream())
-        desc = descriptor(*self.shards[0][:2], "bf16")
-        self.plan = bk.RingAttentionPlan.select(stream, desc, preference(family, "bf16"))
+        super().__init__(family, RANKS, chunk, heads=HEADS, head_dim=HEAD_DIM)
         self.arrays = [rank_arrays(torch, self.plan, *shard, RANKS) for shard in self.shards]
-        self.ring = bk.LocalCommunicator.ring(RANKS, device=0)
+        self.communicators = bk.LocalCommunicator.ring(RANKS, device=0)
         self.args = [rank.args for rank in self.arrays]
-        self.targets = [torch.empty_like(k) for _, k, _ in self.shards]
-        self.refs = [
-            {name: bk.TensorRef(x) for name, x in zip("qkv", shard, strict=True)}
-            for shard in self.shards
-        ]
+        self.operands = self.shards
+        self.shards = [[bk.TensorRef(x) for x in shard] for shard in self.shards]
         self.outputs = [
             (bk.TensorMut(a.y), bk.TensorMut(a.held["accumulator_scratch"])) for a in self.arrays
         ]
+        self.targets = [torch.empty_like(k) for _, k, _ in self.operands]
 
     def run(self, _: int = 0) -> None:
-        self.ring.run_all(torch.cuda.current_stream(), self.plan, self.args)
+        self.communicators.run_all(torch.cuda.current_stream(), self.plan, self.args)
 
     def compute(self, _: int = 0) -> None:
-        stream = bk.Stream(torch.cuda.current_stream())
         for number in range(RANKS):
             for rank in range(RANKS):
-                origin = (rank - number) % RANKS
-                y, state = self.outputs[rank]
-                self.plan.step(
-                    stream, q=self.refs[rank]["q"], k=self.refs[origin]["k"],
-                    v=self.refs[origin]["v"], y=y, accumulator_scratch=state, rank=rank,
-                    origin=origin, world_size=RANKS, first=number == 0, last=number == RANKS - 1,
-                )  # fmt: skip
+                self.step(rank, number, *self.outputs[rank], follows=False)
 
     def exchange(self, _: int = 0) -> None:
         for _ in range(RANKS - 1):
             for rank in range(RANKS):
-                for x in self.shards[rank][1:]:
+                for x in self.operands[rank][1:]:
                     self.targets[(rank + 1) % RANKS].copy_(x)
 
 
 def _local(family: str, chunk: int) -> Row:
     ring = _LocalRing(family, chunk)
-    calls = {"ours": ring.run, "compute": ring.compute, "exchange": ring.exchange}
+    calls: Calls = {"ours": ring.run, "compute": ring.compute, "exchange": ring.exchange}
     return _row(family, chunk, "local", calls)
 
 
@@ -110,23 +97,22 @@ def _nccl_self(family: str, chunk: int, max_ctas: int) -> Row:
     rank = cuda_ring.RankTensors(torch, q, k, v, family=family)
     rank.stage()
     ring = cuda_ring.SelfRing(RANKS, max_ctas=max_ctas)
-    stream = torch.cuda.Stream()
-    call = rank.call(ring.endpoint, stream.cuda_stream, ring.hops)
-    only_compute = rank.call(ring.endpoint, stream.cuda_stream, ring.hops)
+    own = torch.cuda.Stream()
+    call = rank.call(ring.endpoint, own.cuda_stream, ring.hops)
+    only_compute = rank.call(ring.endpoint, own.cuda_stream, ring.hops)
     rank.calls[-1][1].piece_bytes[:2] = [0, 0]
-    only_exchange = rank.call(ring.endpoint, stream.cuda_stream, ring.hops)
+    only_exchange = rank.call(ring.endpoint, own.cuda_stream, ring.hops)
     rank.calls[-1][0].step.query_len = 0
 
     def runs(which: Any) -> Callable[[int], None]:
         return lambda _: cuda_ring.check(ring.lib.baracuda_ring_run(ctypes.byref(which), 1))
 
-    calls = {
-        "ours": runs(call),
-        "compute": runs(only_compute),
-        "exchange": runs(only_exchange),
-    }
-    with torch.cuda.stream(stream):
-        found = _row(family, chunk, "nccl_self", calls, max_ctas=max_ctas)
+    calls = {"ours": call, "compute": only_compute, "exchange": only_exchange}
+    with torch.cuda.stream(own):
+        found = _row(
+            family, chunk, "nccl_self", {name: runs(x) for name, x in calls.items()},
+            max_ctas=max_ctas,
+        )  # fmt: skip
         torch.cuda.synchronize()
     ring.close()
     return found
@@ -151,40 +137,37 @@ def time_rank(comm: bk.Communicator, task: dict[str, Any]) -> dict[str, float]:
     """On a rank: milliseconds of a ring, of its kernels alone, and of one with next to no kernels."""
     rank, ranks, chunk = comm.rank, comm.world_size, task["rows"]
     q, k, v = torch_qkv("normal", "bf16", rank, heads=HEADS, query_len=chunk, head_dim=HEAD_DIM)
-    stream = bk.Stream(torch.cuda.current_stream())
+    on = stream()
     pref = preference(task["family"], "bf16")
 
     def ring(rows: int) -> tuple[Any, Any]:
         some = q[:, :, :rows].contiguous()
-        plan = bk.RingAttentionPlan.select(stream, descriptor(some, k, "bf16"), pref)
+        plan = bk.RingAttentionPlan.select(on, descriptor(some, k, "bf16"), pref)
         return plan, rank_arrays(torch, plan, some, k, v, ranks)
 
     (plan, arrays), (plan_of_one, arrays_of_one) = ring(chunk), ring(1)
+    state = arrays.held["accumulator_scratch"]
 
     def kernels() -> None:
         for number in range(ranks):
-            plan.step(
-                stream, q=q, k=k, v=v, y=arrays.y, rank=rank, world_size=ranks,
-                accumulator_scratch=arrays.held["accumulator_scratch"],
-                origin=(rank - number) % ranks, first=number == 0, last=number == ranks - 1,
-                follows=number > 0,
-            )  # fmt: skip
+            step(plan, [(q, k, v)] * ranks, rank, number, arrays.y, state)
 
     calls = {
-        "ours": lambda: plan.run(stream, comm, arrays.args),
+        "ours": lambda: plan.run(on, comm, arrays.args),
         "compute": kernels,
-        "exchange": lambda: plan_of_one.run(stream, comm, arrays_of_one.args),
+        "exchange": lambda: plan_of_one.run(on, comm, arrays_of_one.args),
     }
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(_ROUNDS + 1):  # the first warms up
-        for name in order(calls, number):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            calls[name]()
-            stop.record()
-            comm.synchronize(stream)  # with a deadline, which the event has not
-            samples[name].append(start.elapsed_time(stop))
-    return {name: statistics.median(taken[1:]) for name, taken in samples.items()}
+
+    def one(name: str, _: int) -> float:
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        calls[name]()
+        stop.record()
+        comm.synchronize(on)  # with a deadline, which the event has not
+        return start.elapsed_time(stop)
+
+    samples = in_rounds(calls, one, rounds=_ROUNDS, milliseconds=0, least=1, most=1)
+    return {name: statistics.median(taken) for name, taken in samples.items()}
 
 
 def _graph(family: str, chunk: int) -> Row:
@@ -192,11 +175,9 @@ def _graph(family: str, chunk: int) -> Row:
     replays = {"ours": captured(ring.run), "kernels": captured(ring.compute)}
     calls = {name: lambda _, replay=replay: replay() for name, replay in replays.items()}
     params = {"family": family, "ranks": RANKS, "chunk": chunk}
-    return row("graph", params, *summary(interleaved(calls)))
+    return row("graph", params, **summary(interleaved(calls)))
 
 
-def _row(
-    family: str, chunk: int, transport: str, calls: dict[str, Callable[[int], None]], **more: Any
-) -> Row:
+def _row(family: str, chunk: int, transport: str, calls: Calls, **more: Any) -> Row:
     params = {"family": family, "ranks": RANKS, "chunk": chunk, "transport": transport, **more}
-    return row("overlap", params, *summary(interleaved(calls, rounds=_ROUNDS)))
+    return row("overlap", params, **summary(interleaved(calls, rounds=_ROUNDS)))

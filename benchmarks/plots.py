@@ -1,4 +1,4 @@
-"""The picture of one card's results that stands in docs/performance.md."""
+"""The pictures of results that stand in docs/performance.md."""
 
 from __future__ import annotations
 
@@ -9,46 +9,50 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import Result
-from benchmarks.tables import tflops
+from benchmarks.rows import Result, Row
+from benchmarks.tables import LAYOUTS, exchange, tflops
 
-PAGE_WIDTH = 9  # inches: what is drawn so wide can be read where a page is as wide as text
+_PAGE_WIDTH = 9  # inches: what is drawn so wide can be read where a page is as wide as text
 _TOKENS = 16384  # batch x sequence of the rows that are drawn
 _COLORS = {
     "sm90a": "tab:green", "sm90a, deterministic": "tab:olive", "sm80": "tab:blue",
     "cudnn": "tab:orange", "fa2": "tab:gray", "fa3": "tab:red",
 }  # fmt: skip
 _NAMES = {"cudnn": "cuDNN", "fa2": "FlashAttention-2", "fa3": "FlashAttention-3"}
-
-
-def mark(results: Sequence[Result]) -> str:
-    """What a picture of these results is marked with, so that an old one is found out."""
-    rows = json.dumps([row for result in results for row in result["rows"]], sort_keys=True)
-    return f"rows {hashlib.sha256(rows.encode()).hexdigest()[:16]}"
+# Across GPUs, by label, as they stand in the legend: rings first.
+_BARS = {
+    **{f"ring, {layout}": color
+       for layout, color in zip(LAYOUTS, ("#1b7837", "#5aae61", "#a6dba0"), strict=True)},
+    # Of a card where copy engines move the chunks of the other rings.
+    "ring by NCCL, zigzag": "#d9f0d3",
+    "PyTorch context_parallel": "tab:orange", "all-gather + PyTorch": "tab:gray",
+    "all-gather + our kernel": "tab:blue",
+}  # fmt: skip
+_PEERS = dict(zip(("context_parallel", "all_gather", "all_gather_own"), list(_BARS)[4:], strict=True))
 
 
 @contextlib.contextmanager
-def saved(results: Sequence[Result], path: Path, size: tuple[float, float]) -> Iterator[Any]:
+def _saved(results: Sequence[Result], path: Path, height: float) -> Iterator[Any]:
     """A matplotlib figure that becomes an SVG, marked with its results."""
     import matplotlib
     from matplotlib.figure import Figure
 
+    rows = json.dumps([row for result in results for row in result["rows"]], sort_keys=True)
+    mark = f"rows {hashlib.sha256(rows.encode()).hexdigest()[:16]}"
     # Text stays text, and the same results give the same file.
     style = {"svg.fonttype": "none", "svg.hashsalt": path.name, "axes.titlesize": 10}
     with matplotlib.rc_context(style):
         # Not pyplot: it would choose a backend, and keep the figure.
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(_PAGE_WIDTH, height), layout="constrained")
         yield figure
-        figure.savefig(path, metadata={"Date": None, "Description": mark(results)})
+        figure.savefig(path, metadata={"Date": None, "Description": mark})
 
 
 def draw(result: Result, path: Path) -> None:
     """Write an SVG: attention's TFLOPS over the sequence, and what a ring's steps cost."""
-    with saved([result], path, (PAGE_WIDTH, 13)) as figure:
+    with _saved([result], path, 13) as figure:
         *grid, rest = figure.subplots(4, 2, height_ratios=(1, 1, 1, 1.5))
-        for line, head_dim in zip(grid, (64, 128, 256), strict=True):
-            for axes, causal in zip(line, (False, True), strict=True):
-                _tflops(axes, result, "forward", head_dim, causal)
+        _calls(grid, result, "forward")
         # All of these panels name the same.
         figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         _ring_tax(rest[0], result)
@@ -58,22 +62,48 @@ def draw(result: Result, path: Path) -> None:
 
 def draw_backward(result: Result, path: Path) -> None:
     """Write an SVG: the TFLOPS of gradients over the sequence."""
-    with saved([result], path, (PAGE_WIDTH, 10)) as figure:
+    with _saved([result], path, 10) as figure:
         grid = figure.subplots(3, 2)
-        for line, head_dim in zip(grid, (64, 128, 256), strict=True):
-            for axes, causal in zip(line, (False, True), strict=True):
-                _tflops(axes, result, "backward", head_dim, causal)
-        handles = {}
+        _calls(grid, result, "backward")
+        handles: dict[str, Any] = {}
         for axes in grid.flat:
-            handles |= {label: line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+            lines, labels = axes.get_legend_handles_labels()
+            handles |= zip(labels, lines, strict=True)
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
         figure.suptitle(f"{result['card']}, bf16: gradients")
 
 
-def _tflops(
-    axes: Any, result: Result, direction: str, head_dim: int, causal: bool
-) -> None:
+def draw_across(results: Sequence[Result], path: Path) -> None:
+    """Write an SVG: % of ideal over P, one panel for each mask and number of rows."""
+    rows = [row for result in results for row in result["rows"] if row["name"] == "scaling"]
+    chunks = sorted({row["params"]["chunk"] for row in rows})
+    with _saved(results, path, 2 + 2.8 * len(chunks)) as figure:
+        grid = figure.subplots(max(1, len(chunks)), 2, squeeze=False, sharey=True)
+        for line, chunk in zip(grid, chunks, strict=False):
+            for axes, causal in zip(line, (True, False), strict=True):
+                _share_of_ideal(axes, rows, chunk, causal)
+        figure.suptitle(f"{results[0]['card']}: % of ideal, which is one GPU's time / P")
+        # All panels name the same; a peer may be absent in some.
+        bars = {b.get_label(): b for axes in grid.flat for b in axes.containers}
+        labels = [label for label in _BARS if label in bars]
+        figure.legend([bars[x] for x in labels], labels, loc="outside lower center", ncols=3)
+
+
+def _calls(grid: Any, result: Result, direction: str) -> None:
     """TFLOPS of one call at batch x sequence = 16384 and heads x head_dim = 2048, as sustained."""
+    for panels, head_dim in zip(grid, (64, 128, 256), strict=True):
+        for axes, causal in zip(panels, (False, True), strict=True):
+            for name, points in _lines(result, direction, head_dim, causal).items():
+                _line(axes, points, color=_COLORS[name], label=_NAMES.get(name, name))
+            axes.set_title(f"D {head_dim}, {'causal' if causal else 'no mask'}: TFLOPS by length")
+            axes.set_ylim(0, 850)
+            axes.grid(alpha=0.3)
+
+
+def _lines(
+    result: Result, direction: str, head_dim: int, causal: bool
+) -> dict[str, dict[int, float]]:
+    """By name, TFLOPS by length."""
     lines: dict[str, dict[int, float]] = {}
     for row in result["rows"]:
         p = row["params"]
@@ -86,21 +116,19 @@ def _tflops(
         if p.get("guarantee") == "deterministic":
             times = {"sm90a, deterministic": figures["ours"]}
         else:
-            times = {"sm90a": figures["ours"]} | {
-                name: ms for name, ms in figures["peers"].items() if name in _NAMES
-            }
+            peers = {name: ms for name, ms in figures["peers"].items() if name in _NAMES}
+            times = {"sm90a": figures["ours"]} | peers
         for name, ms in times.items():
             lines.setdefault(name, {})[p["query_len"]] = tflops(row, ms)
-    for name, points in lines.items():
-        lengths = sorted(points)
-        rates = [points[length] for length in lengths]
-        style = {"color": _COLORS[name], "marker": "o", "label": _NAMES.get(name, name)}
-        axes.plot(lengths, rates, **style)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(lengths, [f"{length / 1024:g}k" for length in lengths])
-    axes.set_title(f"D {head_dim}, {'causal' if causal else 'no mask'}: TFLOPS by length")
-    axes.set_ylim(0, 850)
-    axes.grid(alpha=0.3)
+    return lines
+
+
+def _line(axes: Any, points: dict[int, float], **style: Any) -> None:
+    """By length."""
+    lengths = sorted(points)
+    axes.plot(lengths, [points[length] for length in lengths], marker="o", **style)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{length / 1024:g}k" for length in lengths])
 
 
 def _ring_tax(axes: Any, result: Result) -> None:
@@ -112,10 +140,7 @@ def _ring_tax(axes: Any, result: Result) -> None:
             continue
         if (p["family"], p["head_dim"], p["ranks"]) == ("sm90a", 128, 8):
             points[p["chunk"]] = row["ours"] / row["peers"]["one_call"]
-    chunks = sorted(points)
-    axes.plot(chunks, [points[chunk] for chunk in chunks], marker="o", color=_COLORS["sm90a"])
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(chunks, [f"{chunk / 1024:g}k" for chunk in chunks])
+    _line(axes, points, color=_COLORS["sm90a"])
     axes.set_title("D 128: time of 8 steps / one call, by chunk")
     axes.axhline(1, color="black", linewidth=0.8)
     axes.grid(alpha=0.3)
@@ -134,3 +159,33 @@ def _error(axes: Any, result: Result) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.tick_params(axis="y", labelsize=9)
     axes.set_title("rms error / cuDNN's single call")
+
+
+def _share_of_ideal(axes: Any, rows: Sequence[Row], chunk: int, causal: bool) -> None:
+    bars: dict[str, dict[int, float]] = {}
+    beside_peer = any(exchange(row) == "peer" for row in rows)
+    for row in rows:
+        p, ideal, zigzag = row["params"], row["peers"]["ideal"], row["params"]["layout"] == "zigzag"
+        if (p["chunk"], p["causal"], p["what"]) != (chunk, causal, "eager"):
+            continue
+        by_nccl = exchange(row) == "nccl" and beside_peer
+        if zigzag or not by_nccl:  # of those by NCCL one will do
+            label = "ring by NCCL, zigzag" if by_nccl else f"ring, {p['layout']}"
+            bars.setdefault(label, {})[p["ranks"]] = ideal / row["ours"]
+        if zigzag:  # the others do the same whatever our layout
+            for name, label in _PEERS.items():
+                if name in row["peers"]:
+                    bars.setdefault(label, {})[p["ranks"]] = ideal / row["peers"][name]
+    ranks = sorted({p for heights in bars.values() for p in heights})
+    width = 0.8 / max(1, len(bars))
+    for number, label in enumerate(label for label in _BARS if label in bars):
+        heights = bars[label]
+        at = [ranks.index(p) + (number - (len(bars) - 1) / 2) * width for p in heights]
+        shares = [100 * x for x in heights.values()]
+        drawn = axes.bar(at, shares, width, color=_BARS[label], label=label)
+        axes.bar_label(drawn, fmt="%.0f", fontsize=8)
+    axes.set_xticks(range(len(ranks)), [f"P = {p}" for p in ranks])
+    axes.set_title(f"{chunk / 1024:g}k rows a GPU, {'causal' if causal else 'full'}")
+    axes.set_ylim(0, 125)
+    axes.axhline(100, color="black", linewidth=0.8)
+    axes.grid(alpha=0.3, axis="y")

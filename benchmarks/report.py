@@ -1,21 +1,16 @@
 """Writes docs/performance.md and its pictures from benchmarks/results/*.json:
 `python -m benchmarks.report`.
-
-`--check` writes nothing and fails if the page or a picture is not what the results say.
 """
 
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 
 from benchmarks import ROOT, plots
-from benchmarks.across_gpus import page as across_page
-from benchmarks.across_gpus import plot as across_plot
-from benchmarks.rows import Result, read
-from benchmarks.sections import ORDER, scale_on_paper, section
+from benchmarks.rows import Result, Row, read
+from benchmarks.sections import ACROSS, ALONE, scale_on_paper
 from benchmarks.source import source_hash
+from benchmarks.tables import Section
 
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -36,54 +31,37 @@ power limit has settled, as in training and prefill; the second is of *bursts* o
 and TFLOPS are of sustained windows where there are such.
 """
 
-_NOTHING = """
-There are no results yet. On a machine with a GPU:
-
-    python -m benchmarks.evidence --part forward --out out
-    python -m benchmarks.evidence --merge out
-    python -m benchmarks.report
+_ACROSS = """
+One process per GPU; bf16, batch 1, each GPU with the given rows of queries and of keys. *Ideal*:
+our single call for the whole sequence on one GPU, divided by P, in the same rounds. Times are the
+slowest rank's; ratios above 1 mean that the ring (eager) is faster. *context_parallel*: PyTorch's,
+in the fastest of its forms, named at the end. *all-gather*: K and V gathered, then PyTorch's
+attention (cuDNN; FlashAttention-2, in two balanced halves, when causal) or our kernel. *By*: what
+moves the chunks, copy engines (peer) or NCCL's kernels. *SMs*: what the exchanges may take
+(`max_ctas`), of those tried (4 and 8 by default) the first that leaves at most 2 % exposed.
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 if `--check` finds the page or a picture out of date."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+def main() -> None:
+    """Writes them all."""
     results = {path.stem: read(path) for path in sorted(RESULTS.glob("*.json"))}
-    text = page(results)
-    alone, across = _split(results)
-    if "--check" in arguments:
-        stale = [] if PAGE.is_file() and PAGE.read_text() == text else [PAGE]
-        drawn = {card: [result] for card, result in alone.items()} | across
-        for card, result in alone.items():
-            drawn |= {f"backward-{card}": [result]} if _has_gradients(result) else {}
-        for card, of_it in drawn.items():
-            picture = _picture(card)
-            if not picture.is_file() or plots.mark(of_it) not in picture.read_text():
-                stale.append(picture)
-        for path in stale:
-            print(f"{path.relative_to(ROOT)} is not what the results say", file=sys.stderr)
-        return 1 if stale else 0
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(text)
+    PAGE.write_text(page(results))
+    alone, across = _split(results)
     for card, result in alone.items():
-        plots.draw(result, _picture(card))
+        plots.draw(result, PAGE.with_name(_picture(card)))
         if _has_gradients(result):
-            plots.draw_backward(result, _picture(f"backward-{card}"))
+            plots.draw_backward(result, PAGE.with_name(_picture(f"backward-{card}")))
     for card, of_it in across.items():
-        across_plot.draw(of_it, _picture(card))
-    return 0
+        plots.draw_across(of_it, PAGE.with_name(_picture(card)))
 
 
 def page(results: dict[str, Result]) -> str:
     """The page's text, from the results by the names of their files."""
-    if not results:
-        return _HEAD + _NOTHING
     here = source_hash(ROOT)
     alone, across = _split(results)
-    text = _HEAD + "".join(_card(card, result, here) for card, result in alone.items())
-    for card, of_it in across.items():
-        text += across_page.section(of_it, here, _picture(card).name)
-    return text
+    text = _HEAD + "".join(_alone(card, result, here) for card, result in alone.items())
+    return text + "".join(_across(card, of_it, here) for card, of_it in across.items())
 
 
 def _split(
@@ -92,23 +70,26 @@ def _split(
     """Those of one GPU, and those of several by card, the fewest GPUs first."""
     alone = {name: result for name, result in results.items() if "ranks" not in result}
     across: dict[str, list[Result]] = {}
-    for name, result in results.items():
+    for name, result in sorted(results.items(), key=lambda item: item[1].get("ranks", 0)):
         if "ranks" in result:
             across.setdefault("across-" + re.split(r"\dx-", name)[-1], []).append(result)
-    for of_it in across.values():
-        of_it.sort(key=lambda result: result["ranks"])
-    return alone, across
+    return alone, dict(sorted(across.items()))
 
 
-def _picture(card: str) -> Path:
-    return PAGE.with_name(f"performance-{card}.svg")
+def _picture(card: str) -> str:
+    return f"performance-{card}.svg"
 
 
 def _has_gradients(result: Result) -> bool:
     return any(row["name"] == "backward" for row in result["rows"])
 
 
-def _card(card: str, result: Result, here: str) -> str:
+def _sections(sections: dict[str, Section], rows: list[Row]) -> str:
+    of_kind = {name: [row for row in rows if row["name"] == name] for name in sections}
+    return "".join(section.of(of_kind[name]) for name, section in sections.items() if of_kind[name])
+
+
+def _alone(card: str, result: Result, here: str) -> str:
     tests = result["tests"]
     text = (
         f"\n## {result['card']}\n\n"
@@ -118,18 +99,42 @@ def _card(card: str, result: Result, here: str) -> str:
     )
     if result["source_hash"] != here:
         text += "\n**These results are of older sources than `src/` holds now.**\n"
-    name = _picture(card).name
-    text += f"\n![TFLOPS, ring steps and error on the {result['card']}]({name})\n"
+    text += f"\n![TFLOPS, ring steps and error on the {result['card']}]({_picture(card)})\n"
     if _has_gradients(result):
-        name = _picture(f"backward-{card}").name
+        name = _picture(f"backward-{card}")
         text += f"\n![TFLOPS of gradients on the {result['card']}]({name})\n"
-    for name in ORDER:
-        rows = [row for row in result["rows"] if row["name"] == name]
-        if rows:
-            text += section(name, rows)
-    return text + scale_on_paper(result)
+    return text + _sections(ALONE, result["rows"]) + scale_on_paper(result)
 
+
+def _across(card: str, results: list[Result], here: str) -> str:
+    """Of one card's results, one for each number of GPUs and thing measured."""
+    text = f"\n## Across GPUs: {results[0]['card']}\n{_ACROSS}\n"
+    for result in results:
+        text += (
+            f"- P = {result['ranks']}{_what(result)}: driver {result['driver']}, CUDA {result['cuda']}, "
+            f"{result['date']}, source `{result['source_hash']}`"
+        )
+        if result["source_hash"] != here:
+            text += "; **of older sources than `src/` holds now**"
+        text += ".\n"
+    text += f"\n![% of ideal on several GPUs: {results[0]['card']}]({_picture(card)})\n"
+    return text + _sections(ACROSS, [_named(row) for result in results for row in result["rows"]])
+
+
+def _named(row: Row) -> Row:
+    """Rows of another framework than PyTorch have a table of their own."""
+    framework = row["params"].get("framework")
+    return row | {"name": f"{row['name']}, {framework}"} if framework else row
+
+
+def _what(result: Result) -> str:
+    names = {_named(row)["name"] for row in result["rows"]}
+    if names == {"gradient_error"}:
+        return ", error of gradients"
+    if "training, jax" in names:
+        return ", training by JAX"
+    return ", training" if "training" in names else ""
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,8 +6,12 @@ import datetime
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
+
+from benchmarks import ROOT
+from benchmarks.source import require_own_sources
 
 SCHEMA = 1
 
@@ -42,41 +46,30 @@ class Result(TypedDict):
     rows: list[Row]
 
 
-class Kind(NamedTuple):
-    """What every row of a kind says; `may` is what some of its params say besides."""
-
-    unit: str
-    params: frozenset[str]
-    may: frozenset[str] = frozenset()
-
-
-def _kind(unit: str, params: str, may: str = "") -> Kind:
-    return Kind(unit, frozenset(params.split()), frozenset(may.split()))
-
-
+# The unit of a kind of row, what the params of each say, and behind "or" what those of some do.
 _CALL = "family dtype batch heads kv_heads query_len key_len head_dim causal"
 _RING = "dtype ranks chunk heads kv_heads head_dim layout causal"
 KINDS = {
-    "forward": _kind("ms", _CALL),
-    "backward": _kind("ms", f"{_CALL} guarantee"),
-    "ring_tax": _kind("ms", "family dtype head_dim heads chunk ranks causal"),
-    "ring_tax_backward": _kind("ms", "family dtype head_dim heads kv_heads chunk ranks"),
-    "balance": _kind("ratio", "family layout ranks chunk what"),
-    "overlap": _kind("ms", "family ranks chunk transport", "max_ctas"),
-    "graph": _kind("ms", "family ranks chunk"),
-    "faults": _kind("s", "case ranks rings", "devices"),
-    "error": _kind("rms", "what family dtype ranks distribution"),
-    "gradient_error": _kind("rms", f"what family {_RING} exchange", "devices"),
-    "host_cost": _kind("us", "what ranks"),
-    "memory": _kind("bytes", f"{_RING} exchange"),
+    "forward": ("ms", _CALL),
+    "backward": ("ms", f"{_CALL} guarantee"),
+    "ring_tax": ("ms", "family dtype head_dim heads chunk ranks causal"),
+    "ring_tax_backward": ("ms", "family dtype head_dim heads kv_heads chunk ranks"),
+    "balance": ("ratio", "family layout ranks chunk what"),
+    "overlap": ("ms", "family ranks chunk transport or max_ctas"),
+    "graph": ("ms", "family ranks chunk"),
+    "faults": ("s", "case ranks rings or devices"),
+    "error": ("rms", "what family dtype ranks distribution"),
+    "gradient_error": ("rms", f"what family {_RING} exchange or devices"),
+    "host_cost": ("us", "what ranks"),
+    "memory": ("bytes", f"{_RING} exchange"),
     # Of several GPUs. Files of before there was a choice of exchange do without it.
-    "scaling": _kind("ms", f"{_RING} what rounds max_ctas context_parallel", "exchange"),
-    "scaling_step": _kind("ms", f"{_RING} step max_ctas", "exchange"),
-    "scaling_memory": _kind("bytes", _RING),
-    "scaling_error": _kind("relative", f"{_RING} family"),
-    "exchange": _kind("GB/s", f"{_RING} exchange max_ctas bytes"),
+    "scaling": ("ms", f"{_RING} what rounds max_ctas context_parallel or exchange"),
+    "scaling_step": ("ms", f"{_RING} step max_ctas or exchange"),
+    "scaling_memory": ("bytes", _RING),
+    "scaling_error": ("relative", f"{_RING} family"),
+    "exchange": ("GB/s", f"{_RING} exchange max_ctas bytes"),
     # By JAX there is no `context_parallel` beside it.
-    "training": _kind("ms", f"{_RING} exchange rounds what", "context_parallel framework"),
+    "training": ("ms", f"{_RING} exchange rounds what or context_parallel framework"),
 }
 
 
@@ -94,9 +87,8 @@ def row(
     ValueError
         As of :func:`checked`.
     """
-    if name not in KINDS:
-        raise ValueError(f"name: got {name!r}, must be one of {', '.join(KINDS)}")
-    made = Row(name=name, params=params, unit=KINDS[name].unit, ours=ours, peers=peers or {})
+    unit, _ = KINDS.get(name, ("", ""))
+    made = Row(name=name, params=params, unit=unit, ours=ours, peers=peers or {})
     return checked(made if sustained is None else made | {"sustained": sustained})
 
 
@@ -108,15 +100,15 @@ def checked(one: Any) -> Row:
     ValueError
         If its kind, unit, params or figures are not as `KINDS` says.
     """
-    kind = KINDS.get(one["name"])
-    if kind is None:
+    if one["name"] not in KINDS:
         raise ValueError(f"name: got {one['name']!r}, must be one of {', '.join(KINDS)}")
-    if one["unit"] != kind.unit:
-        raise ValueError(f"{one['name']}: unit: got {one['unit']!r}, must be {kind.unit!r}")
-    names = one["params"].keys()
-    if not kind.params <= names <= kind.params | kind.may:
-        must = sorted(kind.params) + [f"{name} (or not)" for name in sorted(kind.may)]
-        raise ValueError(f"{one['name']}: params: got {sorted(names)}, must be {must}")
+    unit, params = KINDS[one["name"]]
+    if one["unit"] != unit:
+        raise ValueError(f"{one['name']}: unit: got {one['unit']!r}, must be {unit!r}")
+    must, may = (set(names.split()) for names in f"{params} or ".split(" or ")[:2])
+    if not must <= one["params"].keys() <= must | may:
+        got = sorted(one["params"])
+        raise ValueError(f"{one['name']}: params: got {got}, must be {params.split()}")
     for figures in (one, one.get("sustained", one)):
         of = {"ours": figures["ours"], **figures["peers"]}
         wrong = {what: x for what, x in of.items() if type(x) not in (int, float)}
@@ -166,11 +158,32 @@ def write(path: Path, data: Any) -> None:
     path.write_text(json.dumps(head, indent=1)[:-2] + ',\n "rows": [\n' + lines + "\n ]\n}\n")
 
 
-def write_of_ranks(
-    folder: Path, prefix: str, ranks: int, source_hash: str, rows: list[Row]
-) -> Path:
-    """Write `folder`/`prefix`<ranks>x-<card>.json, the results of several GPUs."""
-    head: dict[str, Any] = {"schema": SCHEMA, "ranks": ranks, **machine()}
-    path = folder / f"{prefix}{ranks}x-{slug(head['card'])}.json"
-    write(path, {**head, "source_hash": source_hash, "date": now(), "rows": rows})
-    return path
+class Report:
+    """Rows of several GPUs: printed as they come, and `folder`/`prefix`<ranks>x-<card>.json is
+    written anew with them. Of processes rank 0 alone does so.
+
+    Raises
+    ------
+    SourceMismatch
+        If the installed build was made of other sources than lie here.
+    """
+
+    def __init__(self, folder: Path | None, prefix: str = "") -> None:
+        self._digest, self._start = require_own_sources(ROOT), time.monotonic()
+        self._folder, self._prefix = folder, prefix
+        self._rows: list[Row] = []
+
+    def add(self, rows: list[Row], *, ranks: int, rank: int = 0) -> None:
+        if rank != 0:
+            return
+        self._rows += rows
+        for one in rows:
+            peers = "".join(f", {name} {value:.4g}" for name, value in one["peers"].items())
+            of = " ".join(f"{name}={value}" for name, value in one["params"].items())
+            print(f"{time.monotonic() - self._start:6.1f} s  {one['name']:15} {one['ours']:.4g} "
+                  f"{one['unit']}{peers}: {of}", flush=True)  # fmt: skip
+        if self._folder is None:
+            return
+        head: dict[str, Any] = {"schema": SCHEMA, "ranks": ranks, **machine()}
+        path = self._folder / f"{self._prefix}{ranks}x-{slug(head['card'])}.json"
+        write(path, {**head, "source_hash": self._digest, "date": now(), "rows": self._rows})

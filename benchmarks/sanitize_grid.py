@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from typing import Any
 
 import torch
 
@@ -43,58 +44,38 @@ def main() -> int:
 
     With ``--one-each`` every kernel gets one of its problems, in turn: racecheck is slow.
     """
-    kernels = available(KERNELS)
-    problems = [
-        (kernel, shape, is_causal)
-        for kernel in kernels
-        for shape in SHAPES
-        for is_causal in (False, True)
-    ]
+    each = list(itertools.product(SHAPES, (False, True)))
+    forward = list(itertools.product(available(KERNELS), each))
     if "--one-each" in sys.argv[1:]:
-        each = len(SHAPES) * 2
-        problems = [problems[i * each + i % each] for i in range(len(kernels))]
-    for (family, dtype, head_dim), (ranks, rows, keys), is_causal in problems:
-        shape = {
-            "heads": 2,
-            "kv_heads": 1,
-            "query_len": rows * ranks,
-            "key_len": keys * ranks,
-            "head_dim": head_dim,
-        }
+        forward = list(zip(available(KERNELS), itertools.cycle(each), strict=False))
+    for (family, dtype, head_dim), ((ranks, rows, keys), is_causal) in forward:
+        shape = {"heads": 2, "kv_heads": 1, "query_len": rows * ranks, "key_len": keys * ranks,
+                 "head_dim": head_dim}  # fmt: skip
         with case(family=family, dtype=dtype, ranks=ranks, causal=is_causal, **shape):
             _run(family, dtype, ranks, is_causal, shape)
     gradients = [*BACKWARD, *(() if "--no-handed-over" in sys.argv[1:] else HANDED_OVER)]
-    backward = list(zip(available(gradients), itertools.cycle(SHAPES), strict=False))
-    for (family, dtype, head_dim), (_, rows, keys) in backward:
-        for is_causal in (False, True):
-            # Heads that share keys, and such that do not: sm90a has a kernel for each.
-            shape = {"heads": 2, "kv_heads": 1 + is_causal, "query_len": rows, "key_len": keys,
-                     "head_dim": head_dim}  # fmt: skip
-            with case(backward=family, dtype=dtype, causal=is_causal, **shape):
-                _run_backward(family, dtype, is_causal, shape)
-    print(f"{len(problems) + 2 * len(backward)} problems agree with float64")
+    shapes = zip(available(gradients), itertools.cycle(SHAPES), strict=False)
+    backward = list(itertools.product(shapes, (False, True)))
+    for ((family, dtype, head_dim), (_, rows, keys)), is_causal in backward:
+        # Heads that share keys, and such that do not: sm90a has a kernel for each.
+        shape = {"heads": 2, "kv_heads": 1 + is_causal, "query_len": rows, "key_len": keys,
+                 "head_dim": head_dim}  # fmt: skip
+        with case(backward=family, dtype=dtype, causal=is_causal, **shape):
+            _run_backward(family, dtype, is_causal, shape)
+    print(f"{len(forward) + len(backward)} problems agree with float64")
     return 0
 
 
-def _run(family: str, dtype: str, ranks: int, is_causal: bool, shape: dict) -> None:
+def _run(family: str, dtype: str, ranks: int, is_causal: bool, shape: dict[str, Any]) -> None:
     # Drawn and checked on the host: the sanitizer has enough to do with our kernels.
-    q, k, v = torch_qkv("normal", dtype, 0, device="cpu", **shape)
-    exact = attention(q.double(), k.double(), v.double(), is_causal=is_causal)
-    y, lse = local_ring(
-        torch,
-        family,
-        dtype,
-        q.cuda(),
-        k.cuda(),
-        v.cuda(),
-        ranks,
-        is_causal=is_causal,
-        layout="zigzag",
-    )
+    qkv = torch_qkv("normal", dtype, 0, device="cpu", **shape)
+    exact = attention(*(x.double() for x in qkv), is_causal=is_causal)
+    y, lse = local_ring(torch, family, dtype, *(x.cuda() for x in qkv), ranks, is_causal=is_causal,
+                        layout="zigzag")  # fmt: skip
     assert_close(family, dtype, y, exact[0], lse, exact[1])
 
 
-def _run_backward(family: str, dtype: str, is_causal: bool, shape: dict) -> None:
+def _run_backward(family: str, dtype: str, is_causal: bool, shape: dict[str, Any]) -> None:
     x = draw(dtype, 0, dlse=True, **shape)
     exact = attention_backward(*x[:4], dlse=x.dlse, is_causal=is_causal)
     cuda_gradients.check(

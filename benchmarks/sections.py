@@ -1,178 +1,225 @@
-"""The sections of docs/performance.md that one card's rows make: a table for each kind of row."""
+"""The sections of docs/performance.md, a table for each kind of row: one card's, and across GPUs."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 from benchmarks import on_paper
 from benchmarks.rows import Result, Row
-from benchmarks.tables import fault_table, gradient_error_table, ratio, table, tflops
-
-# A line of a table from one row; it is given all rows of the kind, too.
-Line = Callable[[Row, Sequence[Row]], list[Any]]
-
-
-class Section(NamedTuple):
-    """A heading, what the figures are, and a table with a line for each row."""
-
-    title: str
-    head: str
-    line: Line
-    text: str = ""
-
-    def of(self, rows: Sequence[Row]) -> str:
-        """Its Markdown."""
-        text = f"\n### {self.title}\n\n" + (f"{self.text}\n\n" if self.text else "")
-        return text + table(self.head, [self.line(row, rows) for row in rows])
+from benchmarks.tables import (
+    Cell,
+    Group,
+    Section,
+    by,
+    by_problem,
+    by_way,
+    exchange,
+    ring_flops,
+    table,
+    tflops,
+)
 
 
-def section(name: str, rows: Sequence[Row]) -> str:
-    """The Markdown of all rows of one kind, with their heading."""
-    if name == "gradient_error":
-        return "\n### Error of a ring's gradients\n\n" + gradient_error_table(rows)
-    if name == "faults":
-        return "\n### A rank that fails\n\n" + fault_table(rows)
-    return SECTIONS[name].of(rows)
+def _kept(row: Row) -> float:
+    """Milliseconds, sustained where there are such."""
+    return row.get("sustained", row)["ours"]
 
 
-def _params(row: Row, names: str) -> list[Any]:
-    """Cells of params by name; "heads/kv_heads" are two in one."""
-    cells: list[Any] = []
-    for name in names.split():
-        if "/" in name:
-            cells.append("/".join(str(row["params"][part]) for part in name.split("/")))
-        else:
-            value = row["params"].get(name, "–")
-            cells.append(("no", "yes")[value] if isinstance(value, bool) else value)
-    return cells
+def _each(name: str) -> Cell:
+    """A figure of every row."""
+    return lambda group: " / ".join(f"{row['peers'].get(name, row['ours']):.3f}" for row in group)
 
 
-def _over(row: Row, peer: str, digits: int, *, own: bool = True) -> list[str]:
-    """Our figure, a peer's and their ratio."""
-    ours, theirs = row["ours"], row["peers"][peer]
-    figures = [f"{ours:.3f}", f"{theirs:.3f}"] if own else []
-    return [*figures, f"{ours / theirs:.{digits}f}"]
+def _run(what: str) -> Cell:
+    """Ours of the row that is of `what`."""
+
+    def cell(group: Group) -> str:
+        return next((f"{row['ours']:.3f}" for row in group if row["params"]["what"] == what), "–")
+
+    return cell
 
 
-def _both(row: Row, peer: str) -> str:
-    """A peer's ratio, sustained before burst where there are both."""
-    burst = ratio(row["peers"], peer, row["ours"])
-    kept = row.get("sustained")
-    return burst if kept is None else f"{ratio(kept['peers'], peer, kept['ours'])} / {burst}"
+def _form(group: Group) -> str:
+    return str(group[0]["params"]["context_parallel"]).replace(", ", "/")
 
 
-def _call(row: Row, guarantee: str = "") -> list[Any]:
-    """A line of one call beside its peers."""
-    ms = row.get("sustained", row)["ours"]
-    names = f"family dtype head_dim batch heads/kv_heads query_len causal {guarantee}"
-    ratios = (_both(row, name) for name in ("fa2", "cudnn", "fa3"))
-    return [*_params(row, names), f"{ms:.3f}", f"{tflops(row, ms):.1f}", *ratios]
+def _rate(group: Group) -> str:
+    """TFLOPS of each GPU."""
+    p = group[0]["params"]
+    return f"{ring_flops(p) / p['ranks'] / group[0]['ours'] / 1e9:.1f}"
 
 
-def _error(row: Row, _: Sequence[Row]) -> list[Any]:
-    peers = row["peers"]
-    beside = f"{row['ours'] / peers['cudnn']:.3f}" if "cudnn" in peers else "–"
-    return [
-        *_params(row, "family dtype what ranks distribution"), f"{row['ours']:.3e}",
-        f"{row['ours'] / peers['rounding']:.3f}", beside,
-    ]  # fmt: skip
+def _peers(group: Group) -> str:
+    return ", ".join(f"{name} {x:.1f}" for name, x in group[0]["peers"].items()) or "–"
 
 
-def _host_cost(row: Row, _: Sequence[Row]) -> list[Any]:
-    peers = ", ".join(f"{name} {value:.1f}" for name, value in row["peers"].items()) or "–"
-    return [*_params(row, "what ranks"), f"{row['ours']:.1f}", peers]
+def _beside_two_ranks(rows: Group) -> list[Group]:
+    """Each row, and that of the same ring of two under its peers."""
+    two = {row["params"]["chunk"]: row["ours"] for row in rows if row["params"]["ranks"] == 2}
+    return [[row | {"peers": {"two": two.get(row["params"]["chunk"], row["ours"])}}] for row in rows]
 
 
-def _memory(row: Row, rows: Sequence[Row]) -> list[Any]:
-    two = {r["params"]["chunk"]: r["ours"] for r in rows if r["params"]["ranks"] == 2}
-    of_two = two.get(row["params"]["chunk"])
-    over = "–" if of_two is None else f"{row['ours'] / of_two:.3f}"
-    return [*_params(row, "chunk ranks"), f"{row['ours'] / 1e6:.0f}", over]
+_CALL = "family, dtype, D=head_dim, B=batch, H/Hkv=heads/kv_heads, S=query_len, causal, "
+_SPEED = "ms, TFLOPS, vs fa2=~fa2:ours .2f, vs cuDNN=~cudnn:ours .2f, vs fa3=~fa3:ours .2f"
+_SPEED_CELLS: dict[str, Cell] = {
+    "ms": lambda group: f"{_kept(group[0]):.3f}",
+    "TFLOPS": lambda group: f"{tflops(group[0], _kept(group[0])):.1f}",
+}
+_STEPS = "steps ms=ours .3f, one call ms=one_call .3f, steps / one call=ours:one_call"
+_RING = "P=ranks, rows=chunk, layout, causal, "
+_BY: dict[str, Cell] = {"by": lambda group: exchange(group[0])}
 
 
-def _overlap(row: Row, _: Sequence[Row]) -> list[Any]:
-    peers = row["peers"]
-    figures = (f"{ms:.3f}" for ms in (row["ours"], peers["compute"], peers["exchange"]))
-    longer = f"{row['ours'] / max(peers.values()):.3f}"
-    return [*_params(row, "family transport max_ctas ranks chunk"), *figures, longer]
+def _gradient_error(title: str) -> Section:
+    """A line for dq, dk and dv together."""
+    return Section(
+        title,
+        "rms error against float64, 2048 rows on each rank, and over one rank's on the same sequence.",
+        "family, P=ranks, layout, causal, by=exchange, GPUs, dq=ours .3e, dk=ours@1 .3e, "
+        "dv=ours@2 .3e, dq / one rank=ours:one_rank .3f, dk / one rank=ours:one_rank@1 .3f, "
+        "dv / one rank=ours:one_rank@2 .3f",
+        by("family", "ranks", "layout", "causal", "exchange", "devices"),
+        {"GPUs": lambda group: group[0]["params"].get("devices", 1)},
+    )
 
 
-SECTIONS = {
-    "forward": Section(
-        "One attention call",
-        "family, dtype, D, B, H/Hkv, S, causal, ms, TFLOPS, vs fa2, vs cuDNN, vs fa3",
-        lambda row, _: _call(row),
-    ),
+def _faults(title: str, more: str = "") -> Section:
+    return Section(
+        title,
+        "Seconds from the fault of one rank process until the last of the others had its typed error, "
+        f"the worst of all rings.{more}",
+        "fault=case, P=ranks, rings, worst s=ours .2f, deadline s=timeout .1f",
+    )
+
+
+# One card's, as they stand on the page.
+ALONE = {
+    "forward": Section("One attention call", "", _CALL + _SPEED, cells=_SPEED_CELLS),
     "backward": Section(
         "Gradients of one attention call",
-        "family, dtype, D, B, H/Hkv, S, causal, guarantee, ms, TFLOPS, vs fa2, vs cuDNN, vs fa3, "
-        "vs fast",
-        lambda row, _: [*_call(row, "guarantee"), _both(row, "fast")],
         "The whole backward pass; TFLOPS count 2.5 times the forward pass's operations. *vs fast*: "
         "the deterministic kernel beside the fast one.",
+        f"{_CALL}guarantee, {_SPEED}, vs fast=~fast:ours .2f", cells=_SPEED_CELLS,
     ),
     "ring_tax": Section(
-        "The steps of a ring beside one call",
-        "family, dtype, D, H, chunk, P, causal, steps ms, one call ms, steps / one call",
-        lambda row, _: [
-            *_params(row, "family dtype head_dim heads chunk ranks causal"),
-            *_over(row, "one_call", 2),
-        ],
+        "The steps of a ring beside one call", "",
+        f"family, dtype, D=head_dim, H=heads, chunk, P=ranks, causal, {_STEPS} .2f",
     ),
     "ring_tax_backward": Section(
-        "The backward steps of a ring beside one call",
-        "family, dtype, D, H/Hkv, chunk, P, steps ms, one call ms, steps / one call",
-        lambda row, _: [
-            *_params(row, "family dtype head_dim heads/kv_heads chunk ranks"),
-            *_over(row, "one_call", 3),
-        ],
+        "The backward steps of a ring beside one call", "",
+        f"family, dtype, D=head_dim, H/Hkv=heads/kv_heads, chunk, P=ranks, {_STEPS} .3f",
     ),
     "balance": Section(
         "Balance of a causal ring",
-        "family, layout, P, chunk, what, ratio, contiguous",
-        lambda row, _: [
-            *_params(row, "family layout ranks chunk what"), *_over(row, "contiguous", 3)[:2]
-        ],
         "Every rank's every step timed alone. *Slowest rank*: the sum over steps of the slowest "
         "rank, over all steps of all ranks divided by P; 1 is perfect. *Summed work*: all steps of "
         "all ranks over one causal call on the whole sequence, each as in continuous use; the power "
         "limit moves it by 1 to 2 % between runs.",
+        "family, layout, P=ranks, chunk, what, ratio=ours .3f, contiguous=contiguous .3f",
     ),
     "overlap": Section(
         "Overlap",
-        "family, transport, max_ctas, P, chunk, run ms, compute ms, exchange ms, / the longer",
-        _overlap,
         "A run beside its kernels alone and its exchanges alone. *local*: all ranks on one card. "
         "*nccl_self*: one NCCL rank that sends to itself for P steps. *sockets*: two processes that "
         "share the card, over NCCL's sockets.",
+        "family, transport, max_ctas, P=ranks, chunk, run ms=ours .3f, compute ms=compute .3f, "
+        "exchange ms=exchange .3f, / the longer",
+        cells={"/ the longer": lambda g: f"{g[0]['ours'] / max(g[0]['peers'].values()):.3f}"},
     ),
     "graph": Section(
-        "A local ring as one CUDA graph",
-        "family, P, chunk, ring ms, kernels ms, ratio",
-        lambda row, _: [*_params(row, "family ranks chunk"), *_over(row, "kernels", 3)],
-        "Beside a graph of its kernels alone.",
+        "A local ring as one CUDA graph", "Beside a graph of its kernels alone.",
+        "family, P=ranks, chunk, ring ms=ours .3f, kernels ms=kernels .3f, ratio=ours:kernels .3f",
+    ),
+    "faults": _faults(
+        "A rank that fails",
+        " A rank with another head_dim is found by `plan.validate` before the first run.",
     ),
     "error": Section(
-        "Error against float64",
-        "family, dtype, of, P, inputs, rms error, / rounding, / cuDNN",
-        _error,
+        "Error against float64", "",
+        "family, dtype, of=what, P=ranks, inputs=distribution, rms error=ours .3e, "
+        "/ rounding=ours:rounding .3f, / cuDNN=ours:cudnn .3f",
     ),
-    "host_cost": Section("Host time of a call", "call, P, µs, peers µs", _host_cost),
+    "gradient_error": _gradient_error("Error of a ring's gradients"),
+    "host_cost": Section(
+        "Host time of a call", "", "call=what, P=ranks, µs=ours .1f, peers µs",
+        cells={"peers µs": _peers},
+    ),
     "memory": Section(
         "Memory of a training step",
-        "rows, P, MB, over P = 2",
-        _memory,
         "Peak of a step on a rank besides its inputs, on local rings; bf16, 32 / 8 heads, D 128, "
         "causal, zigzag.",
+        "rows=chunk, P=ranks, MB=ours .0f 1e6, over P = 2", _beside_two_ranks,
+        {"over P = 2": lambda group: f"{group[0]['ours'] / group[0]['peers']['two']:.3f}"},
     ),
 }  # fmt: skip
-# As they stand on the page.
-ORDER = (
-    "forward", "backward", "ring_tax", "ring_tax_backward", "balance", "overlap", "graph",
-    "faults", "error", "gradient_error", "host_cost", "memory",
-)  # fmt: skip
+# Several GPUs', as they stand on the page.
+ACROSS = {
+    "scaling": Section(
+        "Speed", "",
+        f"{_RING}by, SMs=max_ctas, ms=ours .3f, TFLOPS per GPU, % of ideal=%ideal .1f, "
+        "as a graph=%ideal@1 .1f, over its steps=ours:steps .2f, "
+        "vs context_parallel=context_parallel:ours .2f, vs all-gather=all_gather:ours .2f, "
+        "vs all-gather + our kernel=all_gather_own:ours .2f, its form",
+        by_way, {**_BY, "TFLOPS per GPU": _rate, "its form": _form},
+    ),
+    "exchange": Section(
+        "The exchange by itself",
+        "GB/s each way of a ring's first hop, from the grant to the arrival on the rank that came "
+        "last: beside the ring's steps, and for so few queries that nothing is beside it. *Late*: of "
+        "the rank that waited longest, beside steps.",
+        f"{_RING}by, SMs=max_ctas, MB, beside steps=ours .0f, alone=alone .0f, late=late .0f",
+        by_way, {**_BY, "MB": lambda group: f"{group[0]['params']['bytes'] / 1e6:.1f}"},
+    ),
+    "scaling_step": Section(
+        "Exposed communication",
+        "Milliseconds of each step, the worst rank's, medians of seven runs. *Exposed*: what a "
+        "step's kernel waited for the exchange before it, other ranks' lateness included.",
+        f"{_RING}by, exposed, compute, exchange",
+        by_way, {**_BY, **{name: _each(name) for name in ("exposed", "compute", "exchange")}},
+    ),
+    "scaling_memory": Section(
+        "Memory",
+        "Peak MiB of a rank's tensors over a run: q, k, v, y, two receive buffers, the state. "
+        "*Other*: what all else on the GPU grew by from before the run to after it; the first run "
+        "connects the ranks and loads the kernel.",
+        f"{_RING}MiB=ours .1f 1048576, MiB at P = 1=one_rank .1f 1048576, other=other .1f 1048576",
+        by_problem,
+    ),
+    "scaling_error": Section(
+        "Answers", "Relative error of sampled rows against float64, the worst rank's.",
+        f"{_RING}ring=ours .3e, one GPU=one_gpu .3e, context_parallel=context_parallel .3e, "
+        "all-gather=all_gather .3e, ring / one GPU=ours:one_gpu .3f",
+        by_problem,
+    ),
+    "gradient_error": _gradient_error("Error of gradients"),
+    "training": Section(
+        "Training",
+        "Forward and backward of one layer through `interop.torch`; *ideal*: both on one GPU for the "
+        "whole sequence, divided by P. ring-flash-attention 0.1.8 runs on PyTorch's FlashAttention-2 "
+        "kernels.",
+        f"{_RING}step ms, forward ms, backward ms, % of ideal=%ideal .1f, "
+        "vs context_parallel=context_parallel:ours .2f, "
+        "vs ring-flash-attention=ring_flash_attention:ours .2f, form of context_parallel",
+        by_problem,
+        {**{f"{what} ms": _run(what) for what in ("step", "forward", "backward")},
+         "form of context_parallel": _form},
+    ),
+    "training, jax": Section(
+        "Training by JAX",
+        "Forward and backward of one layer by `interop.jax` in `shard_map`; XLA moves the chunks. "
+        "*Ideal*: both on one GPU for the whole sequence, divided by P, by our kernels and by XLA's "
+        "cuDNN attention.",
+        f"{_RING}step ms=ours .3f, % of ideal=%ideal .1f, % of cuDNN's ideal=%cudnn_ideal .1f",
+        by_problem,
+    ),
+    "memory": Section(
+        "", "Peak of a step besides its inputs, of the worst rank, receive buffers included.",
+        f"{_RING}ours MB=ours .0f 1e6, context_parallel MB=context_parallel .0f 1e6, "
+        "ring-flash-attention MB=ring_flash_attention .0f 1e6",
+        by_problem,
+    ),
+    "faults": _faults("A rank that fails, a GPU each"),
+}  # fmt: skip
 
 
 def scale_on_paper(result: Result) -> str:
@@ -182,10 +229,6 @@ def scale_on_paper(result: Result) -> str:
         return ""
     ratios = [round(c.measured / c.predicted, 3) for c in compared]
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
-    lines = [
-        [*c[1:4], c.layout, c.ranks, c.chunk, c.what, *(f"{x:.3f}" for x in (*c[-2:], over))]
-        for c, over in zip(compared, ratios, strict=True)
-    ]
     text = (
         "\n### Scale on paper beside these runs\n\nWhat `baracuda-kernels predict --measured` makes of "
         "the single calls above, and of the state's cost in rings without a mask, for the other "
@@ -193,4 +236,7 @@ def scale_on_paper(result: Result) -> str:
         f"of the ratios lies between {low:.2f} and {high:.2f}.\n\n"
     )
     head = "family, dtype, D, layout, P, chunk, what, measured, on paper, measured / on paper"
-    return text + table(head, lines)
+    return text + table(head.split(", "), (
+        [*c[:7], *(f"{x:.3f}" for x in (c.measured, c.predicted, over))]
+        for c, over in zip(compared, ratios, strict=True)
+    ))  # fmt: skip

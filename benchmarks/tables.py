@@ -1,68 +1,151 @@
-"""Tables of docs/performance.md."""
+"""Tables of docs/performance.md: columns as data, and a line for each group of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
 
-from benchmarks.rows import Row
+from benchmarks.rows import Figures, Row
+
+# The rows of one line of a table.
+Group = Sequence[Row]
+Cell = Callable[[Group], Any]
+
+LAYOUTS = ("zigzag", "striped", "contiguous")
 
 
-def table(head: str, lines: list[list[Any]]) -> str:
-    """Markdown; the head's columns are parted by ", "."""
-    columns = head.split(", ")
+def table(head: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
+    """Markdown."""
+    columns = list(head)
     rows = [columns, ["---"] * len(columns), *lines]
     return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
 
 
-def ratio(peers: dict[str, float], name: str, ours: float) -> str:
-    """How many times as long a peer takes; a dash where it is absent."""
-    return f"{peers[name] / ours:.2f}" if name in peers else "–"
+def each(rows: Group) -> list[Group]:
+    """A line for each row."""
+    return [[row] for row in rows]
 
 
-def fault_table(rows: Sequence[Row]) -> str:
-    """Of `faults` rows, with what the figures are."""
-    lines = []
-    for row in rows:
+class Section(NamedTuple):
+    """A heading, what the figures are, and a table with a line for each group of rows.
+
+    Columns are parted by ", ", each "heading=what" or what it is headed: a param, two of them as
+    "heads/kv_heads", or a figure with its format and what to divide it by, "ours .1f 1e6". Figures:
+    "ours", a peer by its name, "ours:peer" and "peer:ours" for ratios, "%peer" in % of ours; with
+    "@1" behind it of the group's second row, with "~" before it sustained before burst. A dash is
+    what is absent. `cells` has the columns that are more than that, by heading.
+    """
+
+    title: str
+    text: str
+    columns: str
+    groups: Callable[[Group], Iterable[Group]] = each
+    cells: dict[str, Cell] = {}  # noqa: RUF012 - a named tuple's default is shared, and not written to
+
+    def of(self, rows: Group) -> str:
+        """Its Markdown."""
+        text = f"\n### {self.title}\n" if self.title else ""
+        text += f"\n{self.text}\n\n" if self.text else "\n"
+        cells: dict[str, Cell] = {}
+        for column in self.columns.split(", "):
+            head, _, what = column.rpartition("=")
+            cells[column if column in self.cells else head or what] = (
+                self.cells.get(column) or _cell(what)
+            )
+        lines = ([cell(of) for cell in cells.values()] for of in self.groups(rows))
+        return text + table(cells, lines)
+
+
+def _cell(what: str) -> Cell:
+    figure, _, form = what.partition(" ")
+    if not form:
+        return lambda group: _param(group[0], what)
+    spec, *per = form.split()
+    if figure.startswith("~"):
+        figure = figure[1:]
+
+        def both(group: Group) -> str:
+            kept: Any = group[0].get("sustained")
+            burst = _number(group[0], figure, spec)
+            return burst if kept is None else f"{_number(kept, figure, spec)} / {burst}"
+
+        return both
+    figure, _, at = figure.partition("@")
+
+    def cell(group: Group) -> str:
+        number = int(at or 0)
+        return _number(group[number], figure, spec, *per) if number < len(group) else "–"
+
+    return cell
+
+
+def _param(row: Row, name: str) -> Any:
+    p = row["params"]
+    if "/" in name:
+        return "/".join(str(p[part]) for part in name.split("/"))
+    value = p.get(name, "–")
+    return ("no", "yes")[value] if isinstance(value, bool) else value
+
+
+def _number(of: Figures | Row, figure: str, spec: str, per: str = "1") -> str:
+    found = {**of["peers"], "ours": of["ours"]}
+    try:
+        if figure.startswith("%"):
+            return f"{100 * found[figure[1:]] / found['ours']:{spec}}"
+        above, _, below = figure.partition(":")
+        return f"{found[above] / (found[below] if below else float(per)):{spec}}"
+    except KeyError:
+        return "–"
+
+
+def by(*names: str) -> Callable[[Group], list[Group]]:
+    """Groups of the rows that agree in these params, in the order of each's first."""
+
+    def groups(rows: Group) -> list[Group]:
+        found: dict[tuple[Any, ...], list[Row]] = {}
+        for row in rows:
+            found.setdefault(tuple(row["params"].get(name) for name in names), []).append(row)
+        return list(found.values())
+
+    return groups
+
+
+def by_problem(rows: Group) -> list[Group]:
+    """The rows of each ring across GPUs: balanced layouts and causal problems first."""
+
+    def of(row: Row) -> tuple[Any, ...]:
         p = row["params"]
-        times = f"{row['ours']:.2f}", f"{row['peers']['timeout']:.1f}"
-        lines.append([p["case"], p["ranks"], p["rings"], *times])
-    text = (
-        "Seconds from the fault of one rank process until the last of the others had its typed "
-        "error, the worst of all rings."
-    )
-    if any(row["params"]["case"] == "other head_dim" for row in rows):
-        text += " A rank with another head_dim is found by `plan.validate` before the first run."
-    return text + "\n\n" + table("fault, P, rings, worst s, deadline s", lines)
+        return p["ranks"], p["chunk"], LAYOUTS.index(p["layout"]), not p["causal"]
+
+    return [list(group) for _, group in groupby(sorted(rows, key=of), of)]
+
+
+def exchange(row: Row) -> str:
+    """What moves the chunks. Files of before there was a choice have NCCL."""
+    return str(row["params"].get("exchange", "nccl"))
+
+
+def by_way(rows: Group) -> list[Group]:
+    """The same for each thing that moves the chunks, by peer first."""
+    return [
+        list(group)
+        for problem in by_problem(rows)
+        for _, group in groupby(sorted(problem, key=exchange, reverse=True), exchange)
+    ]
+
+
+def ring_flops(p: dict[str, Any]) -> float:
+    """Floating-point operations of all ranks of a ring together, by the params of its row."""
+    total = p["chunk"] * p["ranks"]
+    every: float = 4.0 * p["heads"] * total * total * p["head_dim"]
+    return every / 2 if p["causal"] else every
 
 
 def tflops(row: Row, ms: float) -> float:
     """Of a `forward` or `backward` row, a call of which takes `ms`."""
     p = row["params"]
-    flops = 4 * p["batch"] * p["heads"] * p["query_len"] * p["key_len"] * p["head_dim"]
+    flops: float = 4.0 * p["batch"] * p["heads"] * p["query_len"] * p["key_len"] * p["head_dim"]
     if row["name"] == "backward":
         flops *= 2.5
     return (flops / 2 if p["causal"] else flops) / ms / 1e9
-
-
-def gradient_error_table(rows: Sequence[Row]) -> str:
-    """Of `gradient_error` rows, a line for dq, dk and dv together."""
-    by_ring: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in rows:
-        p = row["params"]
-        ring = (p["family"], p["ranks"], p["layout"], p["causal"], p["exchange"], p.get("devices", 1))
-        by_ring.setdefault(ring, {})[p["what"]] = row
-    lines = []
-    for (family, ranks, layout, causal, exchange, devices), of_it in by_ring.items():
-        found = [of_it[what] for what in ("dq", "dk", "dv")]
-        rms = (f"{row['ours']:.3e}" for row in found)
-        ratios = (f"{row['ours'] / row['peers']['one_rank']:.3f}" for row in found)
-        mask = "yes" if causal else "no"
-        lines.append([family, ranks, layout, mask, exchange, devices, *rms, *ratios])
-    chunk = rows[0]["params"]["chunk"]
-    text = (
-        f"rms error against float64, {chunk} rows on each rank, and over one rank's on the same "
-        "sequence.\n\n"
-    )
-    head = "family, P, layout, causal, by, GPUs, dq, dk, dv, dq / one rank, dk / one rank, dv / one rank"
-    return text + table(head, lines)

@@ -1,15 +1,15 @@
-"""Fair timing on a GPU: interleaved rounds, rotated inputs, medians of ratios."""
+"""Times of calls on a GPU: in bursts and sustained, on rotated inputs."""
 
 from __future__ import annotations
 
-import random
-import statistics
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 
+import baracuda_kernels as bk
+from benchmarks.rounds import in_rounds, summary
 from benchmarks.rows import Figures
 
 ROUNDS = 9
@@ -22,16 +22,13 @@ _SAMPLE_MS = 15.0
 # Inputs are rotated over at least this many bytes, so that none is found in the L2 cache.
 _ROTATED_BYTES = 256 << 20
 
+# A call gets the number of the input set to use.
+Calls = Mapping[str, Callable[[int], Any]]
 
-_Name = TypeVar("_Name")
 
-
-def order(names: Iterable[_Name], number: int) -> list[_Name]:
-    """The order of a round, another one in each: a card's clock follows its power, and a call gains
-    or loses some percent by what ran before it. The same for every process."""
-    shuffled = list(names)
-    random.Random(number).shuffle(shuffled)
-    return shuffled
+def stream() -> bk.Stream:
+    """PyTorch's current stream."""
+    return bk.Stream(torch.cuda.current_stream())
 
 
 def input_sets(make: Callable[[int], Any], bytes_of_one: int) -> list[Any]:
@@ -52,75 +49,49 @@ def captured(call: Callable[[], Any]) -> Callable[[], None]:
     return lambda call=call: graph.replay()
 
 
-def interleaved(
-    calls: dict[str, Callable[[int], Any]], *, rounds: int = ROUNDS
-) -> dict[str, list[float]]:
-    """Milliseconds per call of each of `calls`, one sample per round, in turn (see `order`).
-
-    A call gets the number of the input set to use.
-    """
-    repeats = {}
-    for name, call in calls.items():
-        call(0)
-        torch.cuda.synchronize()
-        repeats[name] = max(2, min(400, round(_SAMPLE_MS / max(sample(call, 3), 1e-3))))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds):
-        for name in order(calls, number):
-            samples[name].append(sample(calls[name], repeats[name]))
-    return samples
-
-
-def windows(
-    calls: dict[str, Callable[[int], Any]], *, milliseconds: float, rounds: int
-) -> dict[str, list[float]]:
-    """As `interleaved`, by the host's clock, so that calls of any framework can be among them.
-
-    A sample is a window of about `milliseconds`, of at least 20 calls: all are enqueued, then the
-    last one's result (an array of JAX) and the device are waited for.
-    """
-    repeats = {}
-    for name, call in calls.items():
-        _window(call, 2)  # whatever is lazy in it
-        repeats[name] = max(20, min(4000, round(milliseconds / max(_window(call, 5), 1e-3))))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds):
-        for name in order(calls, number):
-            samples[name].append(_window(calls[name], repeats[name]))
-    return samples
+def interleaved(calls: Calls, *, rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Milliseconds per call of each of `calls` by events, one sample a round."""
+    return in_rounds(
+        calls, lambda name, count: sample(calls[name], count),
+        rounds=rounds, milliseconds=_SAMPLE_MS, least=2, most=400,
+    )  # fmt: skip
 
 
 def beside_one_call(sets: list[dict[str, Callable[[], Any]]]) -> Figures:
     """The figures of a row: `ours` of each set beside the fastest of its other calls."""
     calls = {name: lambda i, name=name: sets[i % len(sets)][name]() for name in sets[0]}
-    ours, peers = summary(interleaved(calls))
-    return {"ours": ours, "peers": {"one_call": min(peers.values())}}
+    found = summary(interleaved(calls))
+    return {"ours": found["ours"], "peers": {"one_call": min(found["peers"].values())}}
 
 
-def in_bursts(
-    calls: dict[str, Callable[[int], Any]], ours: Iterable[str] = ("ours",)
-) -> dict[str, Figures]:
-    """The figures of a row, `ours` and `peers`, for each of the calls that are ours."""
-    samples = windows(calls, milliseconds=BURST_MS, rounds=ROUNDS)
-    return {name: _figures(samples, name) for name in ours}
-
-
-def sustained(
-    calls: dict[str, Callable[[int], Any]], ours: Iterable[str] = ("ours",)
+def in_windows(
+    calls: Calls, ours: Iterable[str] = ("ours",), *, sustained: bool
 ) -> dict[str, dict[str, Any]]:
-    """The same, and under `sustained` again what it is in windows that the power limit has seen."""
-    bursts = in_bursts(calls, ours)
-    samples = windows(calls, milliseconds=SUSTAINED_MS, rounds=SUSTAINED_ROUNDS)
-    return {name: {**bursts[name], "sustained": _figures(samples, name)} for name in bursts}
+    """The figures of a row, `ours` and `peers`, for each of the calls that are ours, in bursts.
 
+    With `sustained` they have under that name what it is in windows that the power limit has seen.
+    """
 
-def _figures(samples: dict[str, list[float]], ours: str) -> Figures:
-    mine, peers = summary(samples, ours)
-    return {"ours": mine, "peers": peers}
+    def windows(milliseconds: float, rounds: int) -> dict[str, list[float]]:
+        return in_rounds(
+            calls, lambda name, count: _window(calls[name], count),
+            rounds=rounds, milliseconds=milliseconds, least=20, most=4000,
+        )  # fmt: skip
+
+    bursts = windows(BURST_MS, ROUNDS)
+    found: dict[str, dict[str, Any]] = {name: {**summary(bursts, name)} for name in ours}
+    if sustained:
+        kept = windows(SUSTAINED_MS, SUSTAINED_ROUNDS)
+        for name, figures in found.items():
+            figures["sustained"] = summary(kept, name)
+    return found
 
 
 def _window(call: Callable[[int], Any], repeats: int) -> float:
-    """Milliseconds per call, by the host's clock."""
+    """Milliseconds per call by the host's clock, so that calls of any framework can be among them.
+
+    All are enqueued, then the last one's result (an array of JAX) and the device are waited for.
+    """
     torch.cuda.synchronize()
     begin = time.perf_counter()
     for i in range(repeats):
@@ -129,21 +100,6 @@ def _window(call: Callable[[int], Any], repeats: int) -> float:
         result.block_until_ready()
     torch.cuda.synchronize()
     return 1e3 * (time.perf_counter() - begin) / repeats
-
-
-def summary(samples: dict[str, list[float]], ours: str = "ours") -> tuple[float, dict[str, float]]:
-    """(our median, peers). A peer's value is our median times the median of its ratios to ours.
-
-    Ratios are taken within a round, where both ran at the same clocks; so ``peer / ours`` of a row
-    is the median of ratios.
-    """
-    mine = statistics.median(samples[ours])
-    peers = {}
-    for name, theirs in samples.items():
-        if name != ours:
-            ratios = [b / a for a, b in zip(samples[ours], theirs, strict=True)]
-            peers[name] = mine * statistics.median(ratios)
-    return mine, peers
 
 
 def sample(call: Callable[[int], Any], repeats: int) -> float:
@@ -155,6 +111,17 @@ def sample(call: Callable[[int], Any], repeats: int) -> float:
     stop.record()
     stop.synchronize()
     return start.elapsed_time(stop) / repeats
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """Bytes of the device that a call takes besides what is there, PyTorch's at their peak and what
+    others hold after it."""
+    torch.cuda.synchronize()
+    before, others = torch.cuda.memory_allocated(), not_of_torch()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before + max(not_of_torch() - others, 0)
 
 
 def not_of_torch() -> int:

@@ -12,41 +12,28 @@ anew after each problem. Exit code 1 if a gradient is wrong.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+from itertools import product
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from baracuda_kernels.interop.torch import clear_cache
-from benchmarks import ROOT
 from benchmarks.across_gpus.problem import Problem
+from benchmarks.across_gpus.ranks import group
 from benchmarks.across_gpus.steps import TrainingMeasures
-from benchmarks.rows import Row, write_of_ranks
-from benchmarks.source import require_own_sources
+from benchmarks.rows import Report
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    digest = require_own_sources(ROOT)
-    device = torch.device("cuda", int(os.environ["RANK"]) % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    dist.init_process_group("nccl", device_id=device)
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    measures = TrainingMeasures(init_device_mesh("cuda", (ranks,)))
-    rows: list[Row] = []
-    for chunk in options.chunk:
-        for mask in options.mask:
-            layout = "zigzag" if mask == "causal" else "contiguous"
+    report = Report(options.out, "training-")
+    with group() as (rank, ranks):
+        measures = TrainingMeasures(init_device_mesh("cuda", (ranks,)))
+        for chunk, mask in product(options.chunk, options.mask):
             causal = mask == "causal"
+            layout = "zigzag" if causal else "contiguous"
             problem = Problem(ranks, chunk, options.heads, options.kv_heads, 128, layout, causal)
-            rows += measures.rows(problem, options.rounds)
-            if rank == 0 and options.out is not None:
-                write_of_ranks(options.out, "training-", ranks, digest, rows)
-    clear_cache()
-    dist.destroy_process_group()
+            report.add(measures.rows(problem, options.rounds), ranks=ranks, rank=rank)
     return 1 if measures.failed else 0
 
 

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from baracuda_kernels.interop.jax import ring_attention, sequence_order
-from benchmarks import ROOT
-from benchmarks.rows import Row, row, write_of_ranks
-from benchmarks.source import require_own_sources
+from benchmarks.rounds import in_rounds, summary
+from benchmarks.rows import Report, Row, row
 
 _HEADS, _KV_HEADS, _HEAD_DIM = 32, 8, 128
 _ROWS = jax.sharding.PartitionSpec(None, None, "ring")
 _WINDOW_MS = 60.0
 # Relative difference of gradients from those of one device: both round to bf16.
 _TOLERANCE = 6e-3
-
-Call = Callable[[], Any]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,17 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
     options = parser.parse_args(arguments)
-    digest = require_own_sources(ROOT)
-    rows: list[Row] = []
+    report = Report(options.out, "training-jax-")
     wrong = False
-    for chunk in options.chunk:
-        for causal in (True, False):
-            found, off = measured(chunk, causal, options.rounds)
-            wrong = wrong or not off <= _TOLERANCE
-            rows.append(found)
-            print(f"gradients differ by {off:.1e}: {found}", flush=True)
-            path = write_of_ranks(options.out, "training-jax-", jax.device_count(), digest, rows)
-    print(path)
+    for chunk, causal in product(options.chunk, (True, False)):
+        found, off = measured(chunk, causal, options.rounds)
+        report.add([found], ranks=jax.device_count())
+        if not off <= _TOLERANCE:
+            print(f"WRONG: gradients differ by {off:.1e}", file=sys.stderr, flush=True)
+            wrong = True
     return 1 if wrong else 0
 
 
@@ -66,30 +58,27 @@ def measured(chunk: int, causal: bool, rounds: int) -> tuple[Row, float]:
     ranks = jax.device_count()
     layout = "zigzag" if causal else "contiguous"
     whole = _operands(ranks * chunk)
-    ring, inputs = _step(whole, jax.make_mesh((ranks,), ("ring",)), layout, causal)
-    one, its_inputs = _step(whole, jax.make_mesh((1,), ("ring",), devices=jax.devices()[:1]), layout,
-                            causal)  # fmt: skip
+    ring, inputs = _step(whole, ranks, layout, causal)
+    one, its_inputs = _step(whole, 1, layout, causal)
     off = _difference(ring(*inputs), one(*its_inputs), sequence_order(ranks * chunk, ranks, layout))
-    calls: dict[str, Call] = {"ours": lambda: ring(*inputs), "ideal": lambda: one(*its_inputs)}
+    calls = {"ours": lambda: ring(*inputs), "ideal": lambda: one(*its_inputs)}
     try:
         cudnn, turned = _cudnn_step(whole, causal)
         jax.block_until_ready(cudnn(*turned))
         calls["cudnn_ideal"] = lambda: cudnn(*turned)
     except Exception as error:  # noqa: BLE001 - this JAX, or its cuDNN, has no such attention
         print(f"cudnn absent: {error}"[:300], file=sys.stderr)
-    samples = _interleaved(calls, rounds)
-    ours = statistics.median(samples["ours"])
-    peers = {
-        name: statistics.median(t / o for t, o in zip(theirs, samples["ours"], strict=True))
-        * ours / ranks
-        for name, theirs in samples.items() if name != "ours"
-    }  # fmt: skip
+    figures = summary(in_rounds(
+        calls, lambda name, count: _window(calls[name], count),
+        rounds=rounds, milliseconds=_WINDOW_MS, least=3, most=sys.maxsize,
+    ))  # fmt: skip
+    peers = {name: ms / ranks for name, ms in figures["peers"].items()}
     params = {
         "dtype": "bf16", "ranks": ranks, "chunk": chunk, "heads": _HEADS, "kv_heads": _KV_HEADS,
         "head_dim": _HEAD_DIM, "layout": layout, "causal": causal, "framework": "jax",
         "exchange": "xla", "rounds": rounds, "what": "step",
     }  # fmt: skip
-    return row("training", params, ours, peers), off
+    return row("training", params, figures["ours"], peers), off
 
 
 def _operands(length: int) -> list[jax.Array]:
@@ -100,26 +89,31 @@ def _operands(length: int) -> list[jax.Array]:
     return [jax.random.normal(k, s, jnp.bfloat16) for k, s in zip(keys, shapes, strict=True)]
 
 
-def _step(whole: list[jax.Array], mesh: Any, layout: str, causal: bool) -> tuple[Any, list[Any]]:
-    """dq, dk and dv of a ring over the mesh, and its operands in the layout's order."""
+def _step(
+    whole: list[jax.Array], ranks: int, layout: str, causal: bool
+) -> tuple[Any, list[Any]]:
+    """dq, dk and dv of a ring of the first devices, and its operands in the layout's order."""
+    mesh = jax.make_mesh((ranks,), ("ring",), devices=jax.devices()[:ranks])
     attend = jax.shard_map(
         lambda q, k, v: ring_attention(
             q, k, v, "ring", is_causal=causal, sequence_layout=layout
         ),
         mesh=mesh, in_specs=_ROWS, out_specs=_ROWS,
     )  # fmt: skip
-    order = sequence_order(whole[0].shape[2], mesh.size, layout)
+    order = sequence_order(whole[0].shape[2], ranks, layout)
     sharding = jax.NamedSharding(mesh, _ROWS)
-    inputs = [jax.device_put(np.asarray(x)[:, :, order], sharding) for x in whole]
-    return jax.jit(lambda q, k, v, dy: jax.vjp(attend, q, k, v)[1](dy)), inputs
+    return _gradients(attend), [jax.device_put(np.asarray(x)[:, :, order], sharding) for x in whole]
 
 
 def _cudnn_step(whole: list[jax.Array], causal: bool) -> tuple[Any, list[jax.Array]]:
     def attend(q: Any, k: Any, v: Any) -> Any:
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
 
-    turned = [jnp.array(x.swapaxes(1, 2)) for x in whole]
-    return jax.jit(lambda q, k, v, dy: jax.vjp(attend, q, k, v)[1](dy)), turned
+    return _gradients(attend), [jnp.array(x.swapaxes(1, 2)) for x in whole]
+
+
+def _gradients(attend: Any) -> Any:
+    return jax.jit(lambda q, k, v, dy: jax.vjp(attend, q, k, v)[1](dy))
 
 
 def _difference(found: Any, exact: Any, order: Any) -> float:
@@ -131,22 +125,7 @@ def _difference(found: Any, exact: Any, order: Any) -> float:
     return worst
 
 
-def _interleaved(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds per call, one window of each a round."""
-    repeats = {}
-    for name, call in calls.items():
-        _window(call, 2)  # compiles
-        repeats[name] = max(3, round(_WINDOW_MS / _window(call, 3)))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds):
-        names = list(calls)
-        random.Random(number).shuffle(names)
-        for name in names:
-            samples[name].append(_window(calls[name], repeats[name]))
-    return samples
-
-
-def _window(call: Call, repeats: int) -> float:
+def _window(call: Any, repeats: int) -> float:
     begin = time.perf_counter()
     for _ in range(repeats):
         result = call()

@@ -30,31 +30,19 @@ class Contender:
 
 
 # The receive buffers of a communicator that has hops by peer, by their elements: registered once, as
-# what is registered stays.
-_registered: dict[tuple[Any, int], torch.Tensor] = {}
+# what is registered stays. To be cleared before the communicators are closed.
+registered: dict[tuple[Any, int], torch.Tensor] = {}
 
 
 def _receive_buffers(comm: Any, elements: int, device: torch.device) -> torch.Tensor:
-    def made() -> torch.Tensor:
-        return torch.empty(2, elements, dtype=torch.bfloat16, device=device)
-
-    if not any(hop.kind == "peer" for hop in comm.exchange):
-        return made()
-    if (comm, elements) not in _registered:
-        buffers = made()
+    by_peer = any(hop.kind == "peer" for hop in comm.exchange)
+    if by_peer and (comm, elements) in registered:
+        return registered[comm, elements]
+    buffers = torch.empty(2, elements, dtype=torch.bfloat16, device=device)
+    if by_peer:
         comm.register(buffers)
-        _registered[comm, elements] = buffers
-    return _registered[comm, elements]
-
-
-def registered() -> set[int]:
-    """Addresses of the buffers that are registered."""
-    return {x.data_ptr() for x in _registered.values()}
-
-
-def forget_buffers() -> None:
-    """Before the communicators are closed."""
-    _registered.clear()
+        registered[comm, elements] = buffers
+    return buffers
 
 
 class Ring:
@@ -65,8 +53,7 @@ class Ring:
         self.comm = comm
         self.q, self.k, self.v = (problem.shard(name, rank, device) for name in "qkv")
         self.y = torch.empty_like(self.q)
-        desc = _descriptor(problem, problem.chunk, problem.chunk, problem.layout)
-        self.plan = bk.RingAttentionPlan.select(stream_of(device), desc)
+        self.plan = _plan(problem, problem.chunk, problem.chunk, problem.layout, device)
         self.scratch = _receive_buffers(comm, self.plan.kv_scratch_elements, device)
         self.state = torch.empty(
             self.plan.accumulator_scratch_bytes, dtype=torch.uint8, device=device
@@ -81,22 +68,40 @@ class Ring:
         self.plan.run(torch.cuda.current_stream(), self.comm, self.args, timeline=timeline)
 
 
-def one_gpu(problem: Problem, whole: Whole) -> Contender:
-    """The whole attention on one GPU alone: 1 / ranks of its time is the ideal."""
-    device, total = whole.q.device, problem.ranks * problem.chunk
+def one_gpu(problem: Problem, whole: Whole, dy: torch.Tensor | None = None) -> Contender:
+    """The whole attention on one GPU alone: 1 / ranks of its time is the ideal.
+
+    With `dy` a call is a step, which gives dq, dk and dv.
+    """
+    (q, k, v), device, total = whole, whole.q.device, problem.ranks * problem.chunk
     desc = bk.FlashSdpaDescriptor(
         1, problem.heads, total, total, problem.head_dim, is_causal=problem.causal,
         element=bk.ElementKind.BF16, num_kv_heads=problem.kv_heads,
     )  # fmt: skip
     plan = bk.FlashSdpaPlan.select(stream_of(device), desc)
-    y = torch.empty_like(whole.q)
-    args = bk.FlashSdpaArgs(q=whole.q, k=whole.k, v=whole.v, y=y)
+    y = torch.empty_like(q)
+    lse = None if dy is None else torch.empty(q.shape[:3], device=device)
+    args = bk.FlashSdpaArgs(q=q, k=k, v=v, y=y, lse=lse)
 
     def call() -> list[torch.Tensor]:
         plan.run(stream_of(device), args)
         return [y]
 
-    return Contender(call, torch.arange(total))
+    if dy is None:
+        return Contender(call, torch.arange(total))
+    backward = bk.FlashSdpaBackwardPlan.select(desc, stream_of(device))
+    gradients = [torch.empty_like(x) for x in whole]
+    of_gradients = bk.FlashSdpaBackwardArgs(
+        q=q, k=k, v=v, y=y, dy=dy, lse=lse, **dict(zip(("dq", "dk", "dv"), gradients, strict=True)),
+        scratch=torch.empty(backward.scratch_bytes, dtype=torch.uint8, device=device),
+    )  # fmt: skip
+
+    def step() -> list[torch.Tensor]:
+        call()
+        backward.run(stream_of(device), of_gradients)
+        return gradients
+
+    return Contender(step, torch.arange(total))
 
 
 class _Gathered:
@@ -163,8 +168,7 @@ def all_gather_own(problem: Problem, rank: int, whole: Whole) -> Contender:
     y = torch.empty_like(gathered.q)
     parts = []
     for queries, keys, number in gathered.parts:
-        desc = _descriptor(problem, queries.stop - queries.start, keys, "contiguous")
-        plan = bk.RingAttentionPlan.select(stream_of(device), desc)
+        plan = _plan(problem, queries.stop - queries.start, keys, "contiguous", device)
         parts.append((plan, gathered.q[:, :, queries], y[:, :, queries], keys, number))
 
     def call() -> list[torch.Tensor]:
@@ -190,9 +194,10 @@ def stream_of(device: torch.device) -> bk.Stream:
     return bk.Stream.host() if device.type == "cpu" else bk.Stream(torch.cuda.current_stream())
 
 
-def _descriptor(problem: Problem, queries: int, keys: int, layout: str) -> Any:
-    return bk.RingAttentionDescriptor(
+def _plan(problem: Problem, queries: int, keys: int, layout: str, device: torch.device) -> Any:
+    desc = bk.RingAttentionDescriptor(
         1, problem.heads, queries, keys, problem.head_dim, is_causal=problem.causal,
         element=bk.ElementKind.BF16, num_kv_heads=problem.kv_heads,
         sequence_layout=bk.SequenceLayout.parse(layout),
     )  # fmt: skip
+    return bk.RingAttentionPlan.select(stream_of(device), desc)

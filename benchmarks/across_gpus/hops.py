@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ import torch.distributed as dist
 import baracuda_kernels as bk
 from benchmarks.across_gpus.contenders import Ring, stream_of
 from benchmarks.across_gpus.problem import Problem
-from benchmarks.across_gpus.timing import fastest, slowest
+from benchmarks.across_gpus.ranks import fastest, slowest
+from benchmarks.calls import step
 from benchmarks.rows import Row, row
 
 _RUNS = 9
@@ -45,48 +47,40 @@ def speed_row(problem: Problem, way: Way, ring: Ring) -> Row:
     """
     nbytes = 2 * problem.kv_heads * problem.chunk * problem.head_dim * 2
     beside, late = _gigabytes(ring, nbytes)
-    alone, _ = _gigabytes(_Alone(problem, ring), nbytes)
+    alone, _ = _gigabytes(_alone(problem, ring), nbytes)
     params = {**problem.params(), **way.params(), "bytes": nbytes}
     peers = {"alone": alone, "late": late}
     return row("exchange", params, beside, peers)
 
 
-def steps_of(ring: Ring, problem: Problem) -> Callable[[], None]:
+def steps_of(ring: Ring) -> Callable[[], None]:
     """The rank's own steps, nothing moved: each on keys that are here already."""
-    rank, ranks = ring.comm.rank, problem.ranks
-    device = ring.q.device
+    ranks = ring.comm.world_size
+    operands = [(ring.q, ring.k, ring.v)] * ranks
 
     def call() -> None:
-        stream = stream_of(device)
-        for step in range(ranks):
-            ring.plan.step(
-                stream, q=ring.q, k=ring.k, v=ring.v, y=ring.y, rank=rank,
-                origin=(rank - step) % ranks, world_size=ranks, first=step == 0,
-                last=step == ranks - 1, accumulator_scratch=ring.state,
-            )  # fmt: skip
+        for number in range(ranks):
+            step(ring.plan, operands, ring.comm.rank, number, ring.y, ring.state, follows=False)
 
     return call
 
 
-class _Alone:
+def _alone(problem: Problem, ring: Ring) -> Ring:
     """A ring that moves the same K and V for a few queries."""
-
-    def __init__(self, problem: Problem, ring: Ring) -> None:
-        self._comm, q = ring.comm, ring.q[:, : problem.kv_heads, :64].contiguous()
-        desc = bk.RingAttentionDescriptor(
-            1, problem.kv_heads, 64, problem.chunk, problem.head_dim, element=bk.ElementKind.BF16
-        )
-        self._plan = bk.RingAttentionPlan.select(desc, stream_of(q.device))
-        self._args = bk.RingAttentionArgs(
-            q=q, k=ring.k, v=ring.v, y=torch.empty_like(q), kv_scratch_a=ring.scratch[0],
-            kv_scratch_b=ring.scratch[1], accumulator_scratch=ring.state,
-        )  # fmt: skip
-
-    def run(self, timeline: bk.RingTimeline | None = None) -> None:
-        self._plan.run(torch.cuda.current_stream(), self._comm, self._args, timeline=timeline)
+    q = ring.q[:, : problem.kv_heads, :64].contiguous()
+    desc = bk.RingAttentionDescriptor(
+        1, problem.kv_heads, 64, problem.chunk, problem.head_dim, element=bk.ElementKind.BF16
+    )
+    alone = copy.copy(ring)
+    alone.plan = bk.RingAttentionPlan.select(desc, stream_of(q.device))
+    alone.args = bk.RingAttentionArgs(
+        q=q, k=ring.k, v=ring.v, y=torch.empty_like(q), kv_scratch_a=ring.scratch[0],
+        kv_scratch_b=ring.scratch[1], accumulator_scratch=ring.state,
+    )  # fmt: skip
+    return alone
 
 
-def _gigabytes(ring: Ring | _Alone, nbytes: int) -> tuple[float, float]:
+def _gigabytes(ring: Ring, nbytes: int) -> tuple[float, float]:
     """(of the rank that came last, of the one that waited longest)."""
     timeline = bk.RingTimeline()
     quick, late = [], []
@@ -100,4 +94,5 @@ def _gigabytes(ring: Ring | _Alone, nbytes: int) -> tuple[float, float]:
         taken = timeline.steps[0].exchange
         quick.append(fastest(taken))
         late.append(slowest(taken))
-    return tuple(nbytes / statistics.median(x) / 1e6 for x in (quick, late))
+    beside, last = (nbytes / statistics.median(x) / 1e6 for x in (quick, late))
+    return beside, last

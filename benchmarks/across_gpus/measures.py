@@ -13,21 +13,20 @@ import torch.distributed as dist
 import baracuda_kernels as bk
 from baracuda_kernels.interop.torch import ring_attention
 from baracuda_kernels.testing import TOLERANCES, attention, error_of
-from benchmarks.across_gpus import contenders, hops, torch_cp
+from benchmarks.across_gpus import contenders, hops
 from benchmarks.across_gpus.contenders import Contender
 from benchmarks.across_gpus.hops import Way
-from benchmarks.across_gpus.others import admitted, fastest_form, say
+from benchmarks.across_gpus.others import Others
 from benchmarks.across_gpus.problem import Problem, Whole
-from benchmarks.across_gpus.timing import interleaved, slowest
+from benchmarks.across_gpus.ranks import interleaved, say, slowest
+from benchmarks.rounds import summary
 from benchmarks.rows import Row, row
-from benchmarks.timing import captured, not_of_torch, summary
+from benchmarks.timing import captured, not_of_torch
 
 _SAMPLED_ROWS = 64
 _TIMELINES = 7
 # An exchange is hidden if no more of it than this, beside what is computed, is exposed.
 _HIDDEN = 0.02
-# Of one call on one GPU; beyond it five rounds are enough.
-_LONG_FLOPS = 5e13
 # Relative; others keep 16-bit partial answers, but what is beyond this is another answer.
 _PEER_TOLERANCE = 0.02
 
@@ -47,10 +46,9 @@ class Measures:
     """
 
     def __init__(self, ways: list[Way], alone: Any, mesh: Any) -> None:
-        self._ways, self.alone, self._mesh = ways, alone, mesh
+        self._ways, self.alone, self._others = ways, alone, Others(mesh, _PEER_TOLERANCE)
         self.comm = ways[0].comm
         self._device = torch.device("cuda", self.comm.device)
-        self._forms: dict[tuple[int, bool], torch_cp.Form | None] = {}
         self.failed = False
 
     def rows(self, problem: Problem, rounds: int) -> list[Row]:
@@ -59,7 +57,15 @@ class Measures:
         self.comm = ways[0].comm
         found.insert(0, self._memory(problem))
         whole = problem.whole(self._device)
-        peers = self._peers(problem, whole)
+        rank = self.comm.rank
+        gathered = {
+            "all_gather": contenders.all_gather(problem, rank, whole),
+            "all_gather_own": contenders.all_gather_own(problem, rank, whole),
+        }
+        peers = self._others.admitted(
+            problem, gathered, whole,
+            lambda other, parts: self._off(problem, whole, other, other.rows, parts),
+        )  # fmt: skip
         one = contenders.one_gpu(problem, whole)
         found.append(self._error(problem, whole, {"one_gpu": one, **peers}))
         return found + self._speed(problem, ways, one, peers, rounds)
@@ -84,18 +90,22 @@ class Measures:
         The same rows for everyone who has them; `one_gpu` has all.
         """
         ring = contenders.Ring(problem, self.comm)
-        ring.y.fill_(float("nan"))
-        ring.run()
-        self.comm.synchronize(contenders.stream_of(self._device), timeout=60)
+        self._answered(ring)
         found = Contender(lambda: [ring.y], problem.positions(self.comm.rank))
         ours = self._answer(problem, whole, found, found.rows)
         peers = {n: self._answer(problem, whole, c, found.rows) for n, c in others.items()}
         family = ring.plan.family
         if not ours <= TOLERANCES[family, "bf16"].relative:
-            say(self.comm.rank, f"WRONG: relative error {ours:.3e} of {problem}")
+            say(f"WRONG: relative error {ours:.3e} of {problem}")
             self.failed = True
         params = {**problem.params(), "family": family}
         return row("scaling_error", params, ours, peers)
+
+    def _answered(self, ring: contenders.Ring) -> torch.Tensor:
+        ring.y.fill_(float("nan"))
+        ring.run()
+        ring.comm.synchronize(contenders.stream_of(self._device), timeout=60)
+        return ring.y
 
     def _answer(self, problem: Problem, whole: Whole, other: Contender, wanted: torch.Tensor) -> float:
         """The error of a call made here."""
@@ -132,7 +142,7 @@ class Measures:
 
     def _peak(self, problem: Problem, comm: Any) -> tuple[int, int]:
         torch.cuda.synchronize()
-        before, registered = torch.cuda.memory_allocated(), contenders.registered()
+        before, registered = torch.cuda.memory_allocated(), {x.data_ptr() for x in contenders.registered.values()}
         ring = contenders.Ring(problem, comm)
         # Receive buffers that an earlier problem had registered are this one's, too.
         kept = ring.scratch.nbytes if ring.scratch.data_ptr() in registered else 0
@@ -165,13 +175,9 @@ class Measures:
         return rows
 
     def _speed(
-        self,
-        problem: Problem,
-        ways: list[Way],
-        one: Contender,
-        peers: dict[str, Contender],
+        self, problem: Problem, ways: list[Way], one: Contender, peers: dict[str, Contender],
         rounds: int,
-    ) -> list[Row]:
+    ) -> list[Row]:  # fmt: skip
         """`exchange` rows, and `scaling` rows, eager and captured, of every way: milliseconds.
 
         `ideal`: one GPU's time / ranks; `steps`: the rank's own steps without an exchange, eager or
@@ -182,7 +188,7 @@ class Measures:
         found = [hops.speed_row(problem, way, rings[way.exchange]) for way in ways]
         calls: dict[str, Callable[[], Any]] = {"one_gpu": one.call}
         first = rings[ways[0].exchange]
-        calls["steps eager"] = hops.steps_of(first, problem)
+        calls["steps eager"] = hops.steps_of(first)
         calls["steps graph"] = captured(calls["steps eager"])
         calls["torch_op"] = lambda: ring_attention(
             first.q, first.k, first.v, is_causal=problem.causal, sequence_layout=problem.layout
@@ -191,55 +197,26 @@ class Measures:
             calls |= {f"{name} eager": ring.run, f"{name} graph": captured(ring.run)}
         calls |= {name: peer.call for name, peer in peers.items()}
         around = {name: peer.around for name, peer in peers.items()}
-        rounds = min(rounds, 5) if problem.flops > _LONG_FLOPS else rounds
+        rounds = problem.rounds(rounds)
         samples = interleaved(calls, around, rounds=rounds)
-        form = self._forms[problem.chunk, problem.causal]
+        form = self._others.forms[problem.chunk, problem.causal]
         for way, what in product(ways, ("eager", "graph")):
             beside = {name: samples[name] for name in ("one_gpu", *peers)}
             beside["steps"] = samples[f"steps {what}"]
             if what == "eager":
                 beside["torch_op"] = samples["torch_op"]
-            ours, times = summary({"ours": samples[f"{way.exchange} {what}"], **beside})
-            times["ideal"] = times.pop("one_gpu") / problem.ranks
+            figures = summary({"ours": samples[f"{way.exchange} {what}"], **beside})
+            figures["peers"]["ideal"] = figures["peers"].pop("one_gpu") / problem.ranks
             params = {**problem.params(), "what": what, "rounds": rounds, **way.params()}
             params["context_parallel"] = "absent" if form is None else str(form)
-            found.append(row("scaling", params, ours, times))
+            found.append(row("scaling", params, **figures))
         return found
 
     def _compare(self, problem: Problem, rings: dict[str, contenders.Ring]) -> None:
         """The ways give the same bits."""
         answers = []
         for ring in rings.values():
-            ring.y.fill_(float("nan"))
-            ring.run()
-            ring.comm.synchronize(contenders.stream_of(self._device), timeout=60)
-            answers.append(ring.y)
+            answers.append(self._answered(ring))
         if slowest(float(any(not torch.equal(answers[0], y) for y in answers[1:]))):
-            say(self.comm.rank, f"WRONG: {' and '.join(rings)} differ in {problem}")
+            say(f"WRONG: {' and '.join(rings)} differ in {problem}")
             self.failed = True
-
-    def _peers(self, problem: Problem, whole: Whole) -> dict[str, Contender]:
-        """The others that run here and answer rightly, `context_parallel` in its fastest form."""
-        rank = self.comm.rank
-
-        def off(other: Contender, parts: Any) -> float:
-            return self._off(problem, whole, other, other.rows, parts)
-
-        found = {
-            "all_gather": contenders.all_gather(problem, rank, whole),
-            "all_gather_own": contenders.all_gather_own(problem, rank, whole),
-        }
-        for name, other in list(found.items()):
-            if not admitted(rank, name, other, off, _PEER_TOLERANCE):
-                del found[name]
-
-        def make(form: torch_cp.Form) -> Contender:
-            return torch_cp.context_parallel(problem, rank, whole, self._mesh, form)
-
-        case = problem.chunk, problem.causal
-        if case not in self._forms:
-            self._forms[case], _ = fastest_form(rank, make, off, _PEER_TOLERANCE)
-        form = self._forms[case]
-        if form is not None:
-            found["context_parallel"] = make(form)
-        return found

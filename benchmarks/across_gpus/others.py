@@ -9,58 +9,61 @@ import torch
 
 from benchmarks.across_gpus import torch_cp
 from benchmarks.across_gpus.contenders import Contender
-from benchmarks.across_gpus.timing import interleaved, slowest
+from benchmarks.across_gpus.problem import Problem
+from benchmarks.across_gpus.ranks import interleaved, say, slowest
+
+# Gives the relative error of what a contender's call returned, the worst rank's.
+Off = Callable[[Contender, Any], float]
 
 
-def say(rank: int, text: str) -> None:
-    """Print it on one rank."""
-    if rank == 0:
-        print(text, flush=True)
+class Others:
+    """Chooses them on all ranks of a mesh alike; whose error is beyond `limit` has another answer."""
+
+    def __init__(self, mesh: Any, limit: float) -> None:
+        self._mesh, self._limit = mesh, limit
+        # PyTorch's `context_parallel` in the form that is fastest, by (chunk, causal).
+        self.forms: dict[tuple[int, bool], torch_cp.Form | None] = {}
+
+    def admitted(
+        self, problem: Problem, found: dict[str, Contender], operands: Any, off: Off
+    ) -> dict[str, Contender]:
+        """Those of `found` that may, and `context_parallel` on these operands."""
+        beside = {name: other for name, other in found.items() if self._admits(name, other, off)}
+        case, rank = (problem.chunk, problem.causal), self._mesh.get_local_rank()
+
+        def make(form: torch_cp.Form) -> Contender:
+            return torch_cp.context_parallel(problem, rank, operands, self._mesh, form)
+
+        if case not in self.forms:
+            times = {}
+            for form in torch_cp.FORMS:
+                other, name = make(form), f"context_parallel ({form})"
+                if self._admits(name, other, off):
+                    times[form] = _time_of(other)
+                    say(f"{name}: {times[form]:.3f} ms")
+            self.forms[case] = min(times, key=times.__getitem__, default=None)
+        best = self.forms[case]
+        return beside if best is None else {**beside, "context_parallel": make(best)}
+
+    def _admits(self, name: str, other: Contender, off: Off) -> bool:
+        """Whether another runs on every rank and answers rightly; if not, why is said aloud."""
+        trouble, found = "", None
+        try:
+            with other.around():
+                found = other.call()
+                torch.cuda.synchronize()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on without it
+            trouble = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        if slowest(float(bool(trouble))):
+            say(f"absent: {name}: {trouble or 'failed on another rank'}")
+            return False
+        relative = off(other, found)
+        if not relative <= self._limit:
+            say(f"absent: {name}: its relative error is {relative:.2e}")
+            return False
+        return True
 
 
-def admitted(
-    rank: int, name: str, other: Contender, off: Callable[[Contender, Any], float], limit: float
-) -> bool:
-    """Whether another runs on every rank and answers rightly; if not, why is said aloud.
-
-    `off` gives the relative error of what its call returned, the worst rank's; beyond `limit` it is
-    another answer.
-    """
-    trouble, found = "", None
-    try:
-        with other.around():
-            found = other.call()
-            torch.cuda.synchronize()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the others go on without it
-        trouble = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    if slowest(float(bool(trouble))):
-        say(rank, f"absent: {name}: {trouble or 'failed on another rank'}")
-        return False
-    relative = off(other, found)
-    if not relative <= limit:
-        say(rank, f"absent: {name}: its relative error is {relative:.2e}")
-        return False
-    return True
-
-
-def time_of(name: str, other: Contender) -> float:
+def _time_of(other: Contender) -> float:
     """Milliseconds of one call, of the slowest rank."""
-    return interleaved({name: other.call}, {name: other.around}, rounds=1)[name][0]
-
-
-def fastest_form(
-    rank: int,
-    make: Callable[[torch_cp.Form], Contender],
-    off: Callable[[Contender, Any], float],
-    limit: float,
-) -> tuple[torch_cp.Form | None, Contender | None]:
-    """PyTorch's `context_parallel` in the form that is fastest here, of those that are admitted."""
-    times: dict[torch_cp.Form, float] = {}
-    made: dict[torch_cp.Form, Contender] = {}
-    for form in torch_cp.FORMS:
-        other, name = make(form), f"context_parallel ({form})"
-        if admitted(rank, name, other, off, limit):
-            times[form], made[form] = time_of(name, other), other
-            say(rank, f"{name}: {times[form]:.3f} ms")
-    best = min(times, key=times.__getitem__) if times else None
-    return best, None if best is None else made[best]
+    return interleaved({"": other.call}, {"": other.around}, rounds=1)[""][0]

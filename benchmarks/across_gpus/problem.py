@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import torch
 
 import baracuda_kernels as bk
-from benchmarks.across_gpus.params import flops
+from benchmarks.tables import ring_flops
 
 _SEEDS = {"q": 0, "k": 1, "v": 2}
+# Of one call on one GPU.
+_LONG_FLOPS = 5e13
 
 
 class Whole(NamedTuple):
@@ -37,10 +39,9 @@ class Problem:
         """For a row of results."""
         return {"dtype": "bf16", **asdict(self)}
 
-    @property
-    def flops(self) -> float:
-        """Of all ranks together."""
-        return flops(self.params())
+    def rounds(self, asked: int) -> int:
+        """How many of them: of long calls five are enough."""
+        return min(asked, 5) if ring_flops(self.params()) > _LONG_FLOPS else asked
 
     def positions(self, rank: int, layout: str | None = None) -> torch.Tensor:
         """Global positions of a rank's rows, in the problem's layout or another."""

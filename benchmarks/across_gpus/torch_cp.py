@@ -15,7 +15,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.across_gpus.contenders import Contender, balanced_layout
-from benchmarks.across_gpus.problem import Problem, Whole
+from benchmarks.across_gpus.problem import Problem
 
 BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "FA2": SDPBackend.FLASH_ATTENTION}
 
@@ -35,29 +35,43 @@ class Form(NamedTuple):
 FORMS = [Form(*form) for form in product(BACKENDS, ("allgather", "alltoall"), ("GQA", "repeated"))]
 
 
-def context_parallel(problem: Problem, rank: int, whole: Whole, mesh: Any, form: Form) -> Contender:
-    """One form of it, on this rank's share, balanced when causal."""
-    rows = problem.positions(rank, balanced_layout(problem))
-    at = rows.to(whole.q.device)
-    q, k, v = (x[:, :, at] for x in whole)
-    if form.heads == "repeated":
-        group = problem.heads // problem.kv_heads
-        k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
-    # It merges by lse, which cuDNN's forward leaves out where no gradient is asked for.
-    q.requires_grad_(form.backend == "cuDNN")
+def context_parallel(
+    problem: Problem, rank: int, operands: Any, mesh: Any, form: Form
+) -> Contender:
+    """One form of it, on this rank's share of q, k and v, balanced when causal.
 
-    def call() -> list[torch.Tensor]:
+    With dy as a fourth operand a call is a step that gives dq, dk and dv.
+    """
+    rows = problem.positions(rank, balanced_layout(problem))
+    q, k, v, *dy = (x[:, :, rows.to(x.device)] for x in operands)
+
+    def repeated() -> tuple[torch.Tensor, torch.Tensor]:
+        if form.heads == "GQA":
+            return k, v
+        group = problem.heads // problem.kv_heads
+        return k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+
+    if dy:
+        for x in (q, k, v):
+            x.requires_grad_()
+    else:
+        k, v = repeated()
+        # It merges by lse, which cuDNN's forward leaves out where no gradient is asked for.
+        q.requires_grad_(form.backend == "cuDNN")
+
+    def call() -> Any:
+        keys, values = repeated() if dy else (k, v)
         with sdpa_kernel(BACKENDS[form.backend]):
             y = torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, is_causal=problem.causal, enable_gqa=form.heads == "GQA"
+                q, keys, values, is_causal=problem.causal, enable_gqa=form.heads == "GQA"
             )
-        return [y.detach()]
+            return torch.autograd.grad(y, (q, k, v), dy) if dy else [y.detach()]
 
-    return Contender(call, rows, lambda: patched(problem, mesh, form.rotation))
+    return Contender(call, rows, lambda: _patched(problem, mesh, form.rotation))
 
 
 @contextlib.contextmanager
-def patched(problem: Problem, mesh: Any, rotation: str) -> Iterator[None]:
+def _patched(problem: Problem, mesh: Any, rotation: str) -> Iterator[None]:
     from torch.distributed.tensor.experimental import _attention
 
     options = _attention._cp_options

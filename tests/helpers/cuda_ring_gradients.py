@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import baracuda_kernels as bk
 from baracuda_kernels.testing import TORCH_DTYPES, torch_qkv
 
-from .gradients import Problem
+from .gradients import NAMES, Problem
 from .ring_gradients import GradientRank, ring_descriptor
 from .rings import preference
 
@@ -19,6 +20,22 @@ def gradient_problem(torch: Any, task: dict[str, Any]) -> list[Any]:
     q, k, v = torch_qkv("normal", task["dtype"], task["seed"], **task["shape"])
     dy, _, _ = torch_qkv("normal", task["dtype"], task["seed"] + 1, **task["shape"])
     return [q, k, v, dy]
+
+
+def pool_gradients(torch: Any, pool: Any, task: dict[str, Any], x: Problem) -> list[Any]:
+    """dq, dk and dv of the whole sequence: a pool runs its task `gradients`, and the ranks' files are
+    put together."""
+    pool.run({"do": "gradients", **task}, seconds=120)
+    folder, gathered = Path(pool.folder.name), []
+    for name, whole in zip(NAMES, x[:3], strict=True):
+        shape = [*whole.shape[:2], whole.shape[2] // pool.world_size, whole.shape[3]]
+        found = [
+            torch.frombuffer(bytearray((folder / f"{name}-{rank}.bin").read_bytes()),
+                             dtype=whole.dtype).reshape(shape).to(whole.device)
+            for rank in range(pool.world_size)
+        ]  # fmt: skip
+        gathered.append(bk.unshard(found, sequence_layout=task["layout"]))
+    return gathered
 
 
 def full_of(torch: Any, dtype: str) -> Callable[..., Any]:

@@ -1,19 +1,18 @@
 """The contenders of `benchmarks.scaling` that a CPU can run: every rank's answer, one by one."""
 
 import importlib
+import itertools
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from helpers.pages import code_blocks, commands
+from helpers.pages import ROOT, code_blocks, commands
 
 import baracuda_kernels as bk
 from baracuda_kernels.testing import attention, error_of
 
 pytestmark = pytest.mark.framework("torch")
 
-ROOT = Path(__file__).parents[2]
 RANKS, CHUNK = 3, 8
 
 
@@ -23,13 +22,16 @@ def across(torch):
     return lambda name: importlib.import_module(f"benchmarks.across_gpus.{name}")
 
 
-def _problem(across, layout, causal):
-    return across("problem").Problem(RANKS, CHUNK, 4, 2, 16, layout, causal)
+@pytest.fixture
+def problem(across):
+    return lambda layout, causal, ranks=RANKS: across("problem").Problem(
+        ranks, CHUNK, 4, 2, 16, layout, causal
+    )
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "zigzag", "striped"])
-def test_every_rank_makes_the_same_whole(torch, across, layout):
-    problem = _problem(across, layout, True)
+def test_every_rank_makes_the_same_whole(torch, problem, layout):
+    problem = problem(layout, True)
     cpu = torch.device("cpu")
     whole = problem.whole(cpu)
     for name, x in zip("qkv", whole, strict=True):
@@ -42,9 +44,9 @@ def test_every_rank_makes_the_same_whole(torch, across, layout):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", ["all_gather", "all_gather_own", "one_gpu"])
-def test_others_give_the_answer_of_their_rows(torch, across, monkeypatch, name, causal):
+def test_others_give_the_answer_of_their_rows(torch, across, problem, monkeypatch, name, causal):
     contenders = across("contenders")
-    problem = _problem(across, "zigzag", causal)
+    problem = problem("zigzag", causal)
     whole = problem.whole(torch.device("cpu"))
     exact, _ = attention(*(x.float().numpy() for x in whole), is_causal=causal)
     ranks = range(RANKS)
@@ -71,17 +73,17 @@ def test_others_give_the_answer_of_their_rows(torch, across, monkeypatch, name, 
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_context_parallel_leaves_nothing_patched(torch, across, one_rank, causal):
+def test_context_parallel_leaves_nothing_patched(torch, across, problem, one_rank, causal):
     """Also after a failure inside: the other contenders' attention must be their own."""
     from torch.distributed.device_mesh import init_device_mesh
 
     torch_cp = across("torch_cp")
-    problem = across("problem").Problem(1, CHUNK, 4, 2, 16, "zigzag", causal)
+    problem = problem("zigzag", causal, 1)
     whole = problem.whole(torch.device("cpu"))
     mesh = init_device_mesh("cpu", (1,))
     plain = torch.nn.functional.scaled_dot_product_attention
-    for form in torch_cp.FORMS:
-        contender = torch_cp.context_parallel(problem, 0, whole, mesh, form)
+    for form, operands in itertools.product(torch_cp.FORMS, (whole, (*whole, whole.q))):
+        contender = torch_cp.context_parallel(problem, 0, operands, mesh, form)
         with pytest.raises(ZeroDivisionError), contender.around():
             assert torch.nn.functional.scaled_dot_product_attention is not plain
             raise ZeroDivisionError
@@ -93,10 +95,8 @@ def test_the_documented_commands(across):
     scaling = importlib.import_module("benchmarks.scaling")
     launch, page = commands(code_blocks("docs/developer-guide.md", "sh")[3])
     at = launch.index("benchmarks.scaling")
-    assert launch[:3] == ["python", "-m", "torch.distributed.run"]
-    assert launch[at - 1] == "-m"
+    assert launch[:3] == ["python", "-m", "torch.distributed.run"] and launch[at - 1] == "-m"
     options = scaling._parser().parse_args(launch[at + 1 :])
-    assert options.faults
-    assert (ROOT / options.out).is_dir()
+    assert options.faults and (ROOT / options.out).is_dir()
     assert page == ["python", "-m", "benchmarks.report"]
     subprocess.run([sys.executable, *launch[1 : at - 1], "--help"], check=True)

@@ -1,14 +1,11 @@
 """Gradients over NCCL and by peer, one process per rank, all on one GPU by default: against float64, and
 the same bits whichever way they go."""
 
-from pathlib import Path
-
 import pytest
-from helpers.cuda_ring_gradients import gradient_problem, same
-from helpers.gradients import NAMES, Problem
+from helpers.cuda_ring_gradients import gradient_problem, pool_gradients, same
+from helpers.gradients import Problem
 from helpers.rank_pool import RankPool
 
-import baracuda_kernels as bk
 from baracuda_kernels.testing import assert_gradients, attention_backward
 
 pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank]
@@ -27,17 +24,10 @@ def check(torch, pool, *, rows=96, layout="zigzag", is_causal=True, family="simt
           **task):  # fmt: skip
     ranks = pool.world_size
     shape = {"heads": 4, "kv_heads": 2, "query_len": rows * ranks, "head_dim": head_dim}
-    task = {"do": "gradients", "dtype": "bf16", "seed": 3, "shape": shape, "layout": layout,
-            "is_causal": is_causal, "family": family, **task}  # fmt: skip
-    pool.run(task, seconds=120)
+    task = {"dtype": "bf16", "seed": 3, "shape": shape, "layout": layout, "is_causal": is_causal,
+            "family": family, **task}  # fmt: skip
     x = Problem(*gradient_problem(torch, task))
-    folder, gathered = Path(pool.folder.name), []
-    for name, whole in zip(NAMES, x[:3], strict=True):
-        shape = [*whole.shape[:2], whole.shape[2] // ranks, head_dim]
-        found = [torch.frombuffer(bytearray((folder / f"{name}-{rank}.bin").read_bytes()),
-                                  dtype=whole.dtype).reshape(shape).cuda()
-                 for rank in range(ranks)]  # fmt: skip
-        gathered.append(bk.unshard(found, sequence_layout=layout))
+    gathered = pool_gradients(torch, pool, task, x)
     exact = attention_backward(*x[:4], is_causal=is_causal)
     assert_gradients(family, "bf16", gathered, exact)
     return gathered

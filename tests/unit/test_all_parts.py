@@ -12,54 +12,30 @@ from benchmarks.evidence import PARTS
 _NEIGHBOURS = {"tests", "peers", "ranks", "sanitize"}
 
 
-class _Machine:
-    """Stands in for the parts: notes what runs beside what, and lets the timed ones last."""
+@pytest.mark.parametrize("gpus, used", [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (8, 4)])
+def test_parts_run_side_by_side_where_they_may(gpus, used):
+    lock, running, beside, where = threading.Lock(), [], {}, {}
 
-    def __init__(self, failing=()):
-        self.lock, self.running, self.failing = threading.Lock(), [], failing
-        self.beside, self.gpu, self.order = {}, {}, []
-
-    def start(self, part, gpu):
-        with self.lock:
-            self.order.append(part)
-            self.gpu[part] = gpu
-            self.beside[part] = set(self.running)
-            for other in self.running:
-                self.beside[other].add(part)
-            self.running.append(part)
+    def start(part, gpu):
+        with lock:
+            where[part], beside[part] = gpu, set(running)
+            for other in running:
+                beside[other].add(part)
+            running.append(part)
         threading.Event().wait(0.05)
-        with self.lock:
-            self.running.remove(part)
-        return int(part in self.failing)
+        with lock:
+            running.remove(part)
+        return int(part in ("endurance", "host"))
 
-
-@pytest.mark.parametrize("gpus", [0, 1])
-def test_one_gpu_runs_one_part_after_the_other(gpus):
-    machine = _Machine(failing={"faults"})
-    codes = all_parts.run_all(gpus, machine.start)
-    assert sorted(machine.order) == sorted(PARTS) and not any(machine.beside.values())
-    assert machine.order[0] == "host" and set(machine.gpu.values()) == {0}
-    assert codes == {part: int(part == "faults") for part in PARTS}
-
-
-@pytest.mark.parametrize(("gpus", "used"), [(2, 2), (3, 2), (4, 4), (8, 4)])
-def test_several_gpus_run_them_side_by_side(gpus, used):
-    machine = _Machine(failing={"endurance", "host"})
-    codes = all_parts.run_all(gpus, machine.start)
-    assert sorted(machine.order) == sorted(PARTS)
+    codes = all_parts.run_all(gpus, start)
     assert codes == {part: int(part in ("endurance", "host")) for part in PARTS}
-    assert set(machine.gpu.values()) == set(range(used))
+    assert set(where.values()) == set(range(used)) and next(iter(where)) == "host"
     # What measures time or memory has its GPU to itself; the host's microseconds have the host.
-    for part, others in machine.beside.items():
-        neighbours = {other for other in others if machine.gpu[other] == machine.gpu[part]}
-        assert not neighbours or {part, *neighbours} <= _NEIGHBOURS
-    assert not machine.beside["host"]
-
-
-def test_some_parts_alone():
-    machine = _Machine()
-    codes = all_parts.run_all(4, machine.start, ["error", "sanitize"])
-    assert codes == {"error": 0, "sanitize": 0}
+    for part, others in beside.items():
+        neighbours = {other for other in others if where[other] == where[part]}
+        assert not neighbours or (used > 1 and {part, *neighbours} <= _NEIGHBOURS)
+    assert not beside["host"]
+    assert all_parts.run_all(gpus, start, ["error", "sanitize"]) == {"error": 0, "sanitize": 0}
 
 
 @pytest.mark.parametrize("failing", ["host", "tests"])

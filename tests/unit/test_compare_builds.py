@@ -1,6 +1,8 @@
 """The scripts that hold two builds against each other: the same bits, the same speed."""
 
+import contextlib
 import importlib
+import itertools
 import json
 import shutil
 import subprocess
@@ -51,12 +53,8 @@ def test_what_is_hashed(scripts, device, families):
         own = [case for case in cases if case.family == family]
         assert {case.op for case in own} == {"flash", "ring", "steps"}
         rings = {(c.ranks, c.layout, c.causal, c.form) for c in own if c.op == "ring"}
-        for ranks in range(1, 9):
-            for layout in bits.LAYOUTS:
-                for causal in (False, True):
-                    assert {f for r, x, c, f in rings if (r, x, c) == (ranks, layout, causal)} >= {
-                        *("staged", "dense")
-                    }
+        every = (range(1, 9), bits.LAYOUTS, (False, True), ("staged", "dense"))
+        assert rings >= set(itertools.product(*every))
         assert {c.dtype for c in own} >= {"bf16", "f16"}
         assert any(c.heads > c.kv_heads > 1 for c in own) and any(c.kv_heads == 1 for c in own)
         assert {c.odd.split(" ")[0] for c in own} == {"", "nan", "inf", "-inf"}
@@ -79,15 +77,12 @@ def test_calls_are_timed_in_processes_of_their_own(scripts, tmp_path):
     cases = compare_builds.cases("host")
     assert {case.what for case in cases} == {"import", "host time", "kernel"}
     assert len({case.name for case in cases}) == len(cases)
-    build = compare_builds.Build(sys.executable, str(tmp_path))
-    try:
+    with contextlib.closing(compare_builds.Build(sys.executable, str(tmp_path))) as build:
         for case in cases:
             assert 1e-7 < build.seconds(case) < 10, case.name
         with pytest.raises(RuntimeError, match="InvalidProblemError|UnsupportedError"):
             build.seconds(cases[-1]._replace(case=cases[-1].case._replace(heads=3)))
         assert build.seconds(cases[-1]) > 0
-    finally:
-        build.close()
 
 
 def test_a_slower_build_is_told(scripts, monkeypatch, capsys):

@@ -1,0 +1,70 @@
+"""What the ranks of a process group do together."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from baracuda_kernels.interop.torch import clear_cache
+from benchmarks.rounds import in_rounds
+from benchmarks.timing import sample
+
+TIMEOUT = datetime.timedelta(seconds=120)
+_SAMPLE_MS = 30.0
+
+Around = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+@contextlib.contextmanager
+def group() -> Iterator[tuple[int, int]]:
+    """(rank, world size) of the default process group, each rank on a GPU."""
+    device = torch.device("cuda", int(os.environ["RANK"]) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", device_id=device, timeout=TIMEOUT)
+    yield dist.get_rank(), dist.get_world_size()
+    clear_cache()
+    dist.destroy_process_group()
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], around: Mapping[str, Around], *, rounds: int
+) -> dict[str, list[float]]:
+    """Milliseconds per call, of the slowest rank, one sample of each call per round.
+
+    Every rank gives the same names in the same order: the calls may be collective. A call named in
+    `around` is made inside that context, which is not timed.
+    """
+
+    def measure(name: str, count: int) -> float:
+        with around.get(name, contextlib.nullcontext)():
+            torch.cuda.synchronize()
+            dist.barrier()
+            return slowest(sample(lambda _: calls[name](), count))
+
+    return in_rounds(
+        calls, measure, rounds=rounds, milliseconds=_SAMPLE_MS, least=1, most=100
+    )
+
+
+def slowest(value: float) -> float:
+    """The largest of all ranks' values."""
+    most = torch.tensor([value], device="cuda", dtype=torch.float64)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return most.item()
+
+
+def fastest(value: float) -> float:
+    """The smallest of all ranks' values."""
+    return -slowest(-value)
+
+
+def say(text: str) -> None:
+    """Print it on one rank."""
+    if dist.get_rank() == 0:
+        print(text, flush=True)

@@ -1,0 +1,140 @@
+"""Single calls of attention and rings on one GPU, as the problems of several measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+import baracuda_kernels as bk
+from baracuda_kernels.testing import preference, torch_qkv
+from benchmarks import RING_HEAD_DIM, RING_HEADS
+from benchmarks.timing import stream
+from tests.helpers.rings import descriptor, shards_of
+
+# (dtype, head_dim, batch, heads, kv_heads, query_len) of sm90a, of forward and backward alike.
+HOPPER = [
+    # B * S = 16384, H * D = 2048
+    *[
+        ("bf16", d, 16384 // s, 2048 // d, 2048 // d, s)
+        for d in (128, 64, 256)
+        for s in (2048, 8192, 16384)
+    ],
+    ("f16", 128, 2, 16, 16, 8192),
+    ("bf16", 128, 2, 32, 8, 8192),
+    *[("bf16", 128, b, 16, 16, s) for b, s in ((32, 512), (16, 1000), (4, 4097))],
+]
+
+
+class Call(NamedTuple):
+    """One call of a family; as many keys as queries if `key_len` is None."""
+
+    family: str
+    dtype: str
+    head_dim: int
+    batch: int
+    heads: int
+    kv_heads: int
+    query_len: int
+    causal: bool = False
+    key_len: int | None = None
+
+    def params(self) -> dict[str, Any]:
+        """Of a row."""
+        return {**self._asdict(), "key_len": self.key_len or self.query_len}
+
+    def descriptor(self) -> bk.FlashSdpaDescriptor:
+        return bk.FlashSdpaDescriptor(
+            self.batch, self.heads, self.query_len, self.key_len or self.query_len, self.head_dim,
+            is_causal=self.causal, element=bk.ElementKind.parse(self.dtype),
+            num_kv_heads=self.kv_heads,
+        )  # fmt: skip
+
+    def plan(self) -> bk.FlashSdpaPlan:
+        """Of the family."""
+        return bk.FlashSdpaPlan.select(
+            self.descriptor(), stream(), preference(self.family, self.dtype)
+        )
+
+    def backward_plan(self, deterministic: bool | None = None) -> bk.FlashSdpaBackwardPlan:
+        """Of the family or, where that has no such kernel, of another."""
+        plain = preference(self.family, self.dtype)
+        wanted = bk.PlanPreference(
+            allow_sm90a=plain.allow_sm90a, math_precision=plain.math_precision,
+            deterministic=deterministic,
+        )  # fmt: skip
+        return bk.FlashSdpaBackwardPlan.select(self.descriptor(), stream(), wanted)
+
+    def qkv(self, seed: int) -> tuple[Any, Any, Any]:
+        """Random inputs on the GPU."""
+        return torch_qkv(
+            "normal", self.dtype, seed, batch=self.batch, heads=self.heads, kv_heads=self.kv_heads,
+            query_len=self.query_len, key_len=self.key_len, head_dim=self.head_dim,
+        )  # fmt: skip
+
+    def saved(self, seed: int) -> dict[str, Any]:
+        """q, k, v, y, dy and lse on the GPU, as a forward pass leaves them."""
+        q, k, v = self.qkv(seed)
+        wider = torch.float64 if q.dtype == torch.float64 else torch.float32
+        y, lse = torch.empty_like(q), torch.empty(q.shape[:3], dtype=wider, device=q.device)
+        self.plan().run(stream(), bk.FlashSdpaArgs(q=q, k=k, v=v, y=y, lse=lse))
+        return {"q": q, "k": k, "v": v, "y": y, "dy": self.qkv(seed + 1000)[0], "lse": lse}
+
+    def nbytes(self, arrays: int) -> int:
+        """Of so many arrays with the heads of Q, and as many with those of K."""
+        heads = arrays * (self.heads + self.kv_heads)
+        itemsize = bk.ElementKind.parse(self.dtype).itemsize
+        return self.batch * self.query_len * self.head_dim * heads * itemsize
+
+
+def scratch(nbytes: int) -> torch.Tensor:
+    """Uninitialised bytes on the GPU."""
+    return torch.empty(nbytes, dtype=torch.uint8, device="cuda")
+
+
+class Ring:
+    """Shards of a random sequence for every rank of a ring on one GPU, and the plan of one rank."""
+
+    def __init__(
+        self,
+        family: str,
+        ranks: int,
+        chunk: int,
+        *,
+        seed: int = 0,
+        dtype: str = "bf16",
+        heads: int = RING_HEADS,
+        head_dim: int = RING_HEAD_DIM,
+        layout: str = "contiguous",
+        causal: bool = False,
+    ) -> None:
+        self.qkv = torch_qkv(
+            "normal", dtype, seed, heads=heads, query_len=ranks * chunk, head_dim=head_dim
+        )
+        self.shards: list[Sequence[Any]] = [*shards_of(*self.qkv, ranks, layout)]
+        desc = descriptor(
+            *self.shards[0][:2], dtype, is_causal=causal,
+            sequence_layout=bk.SequenceLayout.parse(layout),
+        )  # fmt: skip
+        self.plan = bk.RingAttentionPlan.select(desc, stream(), preference(family, dtype))
+
+    def step(self, rank: int, number: int, y: Any, state: Any, **options: Any) -> None:
+        """Enqueue a rank's step of that number, as `step`."""
+        step(self.plan, self.shards, rank, number, y, state, **options)
+
+
+def step(
+    plan: bk.RingAttentionPlan, shards: Sequence[Sequence[Any]], rank: int, number: int, y: Any,
+    state: Any, *, steps: int = 0, follows: bool = True,
+) -> None:  # fmt: skip
+    """Enqueue a rank's step of that number, of `steps` (one for each of `shards` by default).
+
+    With `follows` a step after the first may start while the one before it ends.
+    """
+    ranks, origin = len(shards), (rank - number) % len(shards)
+    plan.step(
+        torch.cuda.current_stream(), q=shards[rank][0], k=shards[origin][1], v=shards[origin][2],
+        y=y, accumulator_scratch=state, rank=rank, origin=origin, world_size=ranks,
+        first=number == 0, last=number == (steps or ranks) - 1, follows=follows and number > 0,
+    )  # fmt: skip

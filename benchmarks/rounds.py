@@ -1,0 +1,61 @@
+"""Fair comparisons: calls by turns, and the medians of their ratios within a round."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from benchmarks.rows import Figures
+
+_Name = TypeVar("_Name")
+
+
+def order(names: Iterable[_Name], number: int) -> list[_Name]:
+    """The order of a round, another one in each: a card's clock follows its power, and a call gains
+    or loses some percent by what ran before it. The same for every process."""
+    shuffled = list(names)
+    random.Random(number).shuffle(shuffled)
+    return shuffled
+
+
+def in_rounds(
+    names: Iterable[str],
+    measure: Callable[[str, int], float],
+    *,
+    rounds: int,
+    milliseconds: float,
+    least: int,
+    most: int,
+) -> dict[str, list[float]]:
+    """Milliseconds per call of each of `names`, one sample a round, in turn (see `order`).
+
+    ``measure(name, calls)`` gives them for that many calls. A sample has as many calls as last
+    about `milliseconds`, from `least` to `most`.
+    """
+    repeats = {}
+    for name in names:
+        measure(name, 2)  # whatever is lazy in it
+        of_one = max(measure(name, 3), 1e-3)
+        repeats[name] = max(least, min(most, round(milliseconds / of_one)))
+    samples: dict[str, list[float]] = {name: [] for name in repeats}
+    for number in range(rounds):
+        for name in order(repeats, number):
+            samples[name].append(measure(name, repeats[name]))
+    return samples
+
+
+def summary(samples: dict[str, list[float]], ours: str = "ours") -> Figures:
+    """Our median, and for a peer that times the median of its ratios to ours.
+
+    Ratios are taken within a round, where both ran at the same clocks; so ``peer / ours`` of a row
+    is the median of ratios.
+    """
+    mine = statistics.median(samples[ours])
+    peers = {}
+    for name, theirs in samples.items():
+        if name != ours:
+            ratios = [b / a for a, b in zip(samples[ours], theirs, strict=True)]
+            peers[name] = mine * statistics.median(ratios)
+    return {"ours": mine, "peers": peers}
