@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from baracuda_kernels._arguments import flag, integer, layout_of, number
-from baracuda_kernels._core._nccl_options import DEFAULT_MAX_CTAS
 from baracuda_kernels._core._enums import ElementKind, SequenceLayout
+from baracuda_kernels._core._nccl_options import DEFAULT_MAX_CTAS
 from baracuda_kernels.errors import InvalidProblemError
 from baracuda_kernels.predict._cards import cards
 from baracuda_kernels.predict._pairs import visible_pairs
