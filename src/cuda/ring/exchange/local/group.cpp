@@ -30,8 +30,8 @@ int32_t fail_at(const LocalRank& rank, int32_t status) {
   return status;
 }
 
-// Returns the status of a stream operation. After a failure it adds the rank to the error record. It
-// makes the record if the operation has left none, as that of a caller's own table may.
+// Returns the status of a stream operation. After a failure it adds the rank to the error record,
+// and makes that record if the operation has left none: the table may be the caller's own.
 int32_t check_op(const LocalRank& rank, int32_t status, const char* call) {
   if (status == BARACUDA_OK) return status;
   if (baracuda_last_error()->status != status) fail(status, call, "%s returned %d", call, status);

@@ -15,8 +15,8 @@ class PeerTrial {
   // Limit for the ring stream to end after its waits were released. It takes microseconds.
   static constexpr double kReleaseSeconds = 5.0;
 
-  // memory: two halves of `bytes` each, to receive into and to send from. nonces: 16 bytes each, of
-  // this rank and of the previous one. What a rank sends follows from its nonce.
+  // memory: two halves of `bytes` each, the first for receiving and the second for sending. nonces:
+  // 16 bytes of this rank and 16 of the previous one. A rank's data is made from its nonce.
   PeerTrial(baracuda_peer& peer, void* memory, int64_t bytes, const char* nonce,
             const char* previous_nonce)
       : peer_(peer),

@@ -1,4 +1,4 @@
-// A stream's waits for words and its writes to them.
+// Operations by which a stream waits for words and writes them.
 #pragma once
 
 #include "baracuda/status.h"
