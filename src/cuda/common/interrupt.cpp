@@ -24,10 +24,10 @@ std::atomic<Check> signal_check{nullptr};
 
 thread_local const int32_t* stop_flag = nullptr;
 thread_local int32_t scopes = 0;
-thread_local int64_t looked_at = 0;  // in milliseconds
+thread_local int64_t looked_at = 0;  // time of the last check, in milliseconds
 thread_local int32_t later = 0;
 
-// A few nanoseconds, and as many milliseconds coarse.
+// Takes a few nanoseconds, and has a resolution of a few milliseconds.
 int64_t now() {
   timespec time{};
   clock_gettime(CLOCK_MONOTONIC_COARSE, &time);
@@ -77,7 +77,7 @@ int32_t run_interruptibly(int32_t (*work)(void*), void (*interrupted)(void*), vo
   bool done = false;
   int32_t status = BARACUDA_OK;
   baracuda_error failure{};
-  // Signals are for the threads of the application.
+  // Only the application's threads handle signals.
   sigset_t all;
   sigset_t before;
   sigfillset(&all);
@@ -110,7 +110,7 @@ int32_t run_interruptibly(int32_t (*work)(void*), void (*interrupted)(void*), vo
   }
   lock.unlock();
   worker.join();
-  // What was done in time is undone all the same: the signal's exception is on its way.
+  // Work that was done in time fails too, since the signal's exception will be raised.
   if (told) return fail(BARACUDA_INTERRUPTED, call, "a signal came");
   return status == BARACUDA_OK ? status : restore_failure(failure);
 }

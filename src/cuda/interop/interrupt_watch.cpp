@@ -11,11 +11,11 @@ namespace {
 std::mutex mutex;
 int32_t watches = 0;
 bool installed = false;
-struct sigaction before;  // written while ours is not installed
+struct sigaction before;  // the earlier handler; written while ours is not installed
 int32_t came = 0;
-int32_t in_run = 0;  // parts
+int32_t in_run = 0;  // number of parts in their run
 std::chrono::steady_clock::time_point stayed_at{};
-// Parts whose run has failed otherwise never leave it.
+// Parts whose run fails for another reason never leave it.
 constexpr std::chrono::seconds kStay{2};
 
 void handle(int number, siginfo_t* info, void* context) {
@@ -45,7 +45,7 @@ void install() {
   installed = sigaction(SIGINT, &ours, nullptr) == 0;
 }
 
-// Unless the application has set another one meanwhile.
+// Does nothing if the application has set another handler meanwhile.
 void remove() {
   struct sigaction now;
   if (installed && sigaction(SIGINT, nullptr, &now) == 0 && is_ours(now)) {

@@ -1,15 +1,14 @@
-// Ctrl-C where the application's threads wait in C++, and Python hears no signal.
+// Ctrl-C while the application's threads wait in C++, where Python handles no signal.
 #pragma once
 
 #include <stdint.h>
 
 namespace baracuda {
 
-// While one lives, a SIGINT that somebody handles sets a flag, too. Whoever handles it still does.
+// While a watch exists, a SIGINT also sets a flag, if it has a handler. The handler still runs.
 //
-// A run may have several parts (devices) that wait for each other. One that the flag has ended may
-// leave the run with leave_run() only after it has done what the others wait for; until then the
-// flag stays.
+// A run may have several parts (devices) that wait for each other. A part that the flag has ended
+// calls leave_run() after the work for which the others wait. The flag stays set until then.
 class InterruptWatch {
  public:
   InterruptWatch();
@@ -17,7 +16,8 @@ class InterruptWatch {
   InterruptWatch(const InterruptWatch&) = delete;
   InterruptWatch& operator=(const InterruptWatch&) = delete;
 
-  // Not 0 once it came, until no watch lives and no part that it has ended is still in its run.
+  // Not 0 after a signal, until no watch exists and all parts that it has ended have left their
+  // run.
   static const int32_t* flag();
   static void stay_in_run();
   static void leave_run();

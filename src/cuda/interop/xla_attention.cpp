@@ -1,4 +1,4 @@
-// From an XLA call frame to an attention step.
+// Runs an attention step from an XLA call frame.
 #include "attention/forward/family.h"
 #include "baracuda/attention.h"
 #include "baracuda/status.h"

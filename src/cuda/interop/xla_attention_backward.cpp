@@ -1,4 +1,4 @@
-// From an XLA call frame to a step of the backward, and to what comes before the first one.
+// Runs a step of the backward from an XLA call frame; before the first step also the preparation.
 #include "attention/backward/family.h"
 #include "baracuda/attention_backward.h"
 #include "baracuda/status.h"
@@ -42,7 +42,7 @@ baracuda_strides dense_row_strides(const StepParams& step) {
   return {step.heads * step.query_len, step.query_len, 1};
 }
 
-// What the preparation reads, of the first step.
+// The operands of the first step that the preparation reads.
 int32_t bind_forward(Buffers& operands, const Options& options, const Buffer& q,
                      BackwardParams& params) {
   StepParams& step = params.step;
@@ -80,7 +80,7 @@ int32_t bind_gradients(Buffers& results, const Options& options, const CallFrame
   if (status == BARACUDA_OK && options.last) status = next_like_q(results, "dq", q, dq);
   if (status != BARACUDA_OK) return status;
   Buffer of_keys = k;
-  of_keys.dtype = dk->dtype;  // whether it is one of those that it may be, the step checks
+  of_keys.dtype = dk->dtype;  // the step checks that it is a valid type
   status = check_same("dk", *dk, of_keys, "k");
   if (status == BARACUDA_OK) status = check_same("dv", *dv, *dk, "dk");
   if (status != BARACUDA_OK) return status;
@@ -94,7 +94,7 @@ int32_t bind_gradients(Buffers& results, const Options& options, const CallFrame
 }
 
 int32_t enqueue(int32_t kernel, const Options& options, BackwardParams& params, void* stream) {
-  // The steps that XLA exchanges something between must all be made: Ctrl-C waits for the end.
+  // XLA exchanges data between these steps, so all of them must run: Ctrl-C waits for the end.
   const SignalsLater later;
   const uint32_t whole = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
   if (options.first) {

@@ -31,8 +31,8 @@ void* to_error(const CallFrame& frame, int32_t status) {
   return frame.api->error_create(&args);
 }
 
-// XLA asks this way, before it registers a handler, which version it was written to. What is used
-// here is in every 0.x from 0.1 on, so an older runtime is answered with its own version.
+// Before it registers a handler, XLA asks for the handler's version this way. This code works with
+// every 0.x from 0.1 on, so an older runtime gets its own version as the answer.
 bool answered_metadata(const CallFrame& frame) {
   const Extension* extension = frame.extensions;
   if (extension == nullptr || extension->type != kMetadata) return false;

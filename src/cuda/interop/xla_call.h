@@ -1,4 +1,4 @@
-// What the handlers of XLA's custom calls share: attributes, buffers, the problem, errors.
+// Shared by the handlers of XLA's custom calls: attributes, buffers, the problem, errors.
 #pragma once
 
 #include <stdint.h>
@@ -17,7 +17,7 @@ constexpr const char* kCall = "baracuda_xla_attention";
 
 enum class Stage { kLoad, kStep };
 
-// An int64 attribute and where it goes.
+// An int64 attribute and its destination.
 struct Integer {
   const char* name;
   int64_t* value;
@@ -25,10 +25,10 @@ struct Integer {
 
 int32_t read_integers(const Attributes& attributes, std::initializer_list<Integer> integers);
 int32_t read_float(const Attributes& attributes, const char* name, double& value);
-// Of sequence_dim, which is read like the others.
+// Checks the attribute sequence_dim after it has been read.
 int32_t check_sequence_dim(int64_t sequence_dim);
 
-// Operands, or results, in the order in which they come.
+// Operands, or results, in order.
 class Buffers {
  public:
   Buffers(const char* kind, const Values& values) : kind_(kind), values_(values) {}
@@ -60,7 +60,7 @@ class Buffers {
   int64_t taken_ = 0;
 };
 
-// Its baracuda_element; -1 for what is none.
+// The baracuda_element of a buffer; -1 if it has none.
 int32_t find_element(const Buffer& buffer);
 
 int64_t bytes_of(const Buffer& buffer);
@@ -85,7 +85,7 @@ int32_t bind_maps(Buffers& operands, StepParams& step);
 int32_t bind_in_place(const char* name, const Buffer* before, const Buffer* after, int64_t needed,
                       void** memory);
 
-// What make_room() may launch.
+// Loads the kernels that make_room() may launch.
 int32_t load_room();
 // For an exchange of XLA's own beside a step on a GPU: its communicators keep NCCL's clusters.
 int32_t make_room(const StepGrid& grid, int32_t sm_margin, void* stream);

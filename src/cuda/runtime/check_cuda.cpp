@@ -28,7 +28,7 @@ const char* advice(cudaError_t error) {
 int32_t check_cuda(int32_t cuda_error, const char* call) {
   if (cuda_error == cudaSuccess) return BARACUDA_OK;
   const cudaError_t error = static_cast<cudaError_t>(cuda_error);
-  // Reported here, so it must not surface again in the check of a later, innocent launch.
+  // The error is reported here, so the check of a later launch must not report it again.
   cudaGetLastError();
   return fail_with_code(BARACUDA_CUDA_ERROR, cuda_error, call, "%s: %s%s", cudaGetErrorName(error),
                         cudaGetErrorString(error), advice(error));

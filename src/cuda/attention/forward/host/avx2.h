@@ -1,4 +1,4 @@
-// What host kernels for AVX2, FMA and F16C are compiled with: first in each file of theirs.
+// Settings of the host kernels for AVX2, FMA and F16C. Each of their files includes this first.
 #pragma once
 
 #if !defined(__AVX2__) || !defined(__FMA__) || !defined(__F16C__)
@@ -11,7 +11,7 @@
 namespace baracuda {
 namespace host {
 namespace BARACUDA_HOST_ISA {
-// Register tiles of the two products; 16 registers, or 32 with AVX-512, bound them.
+// Register tiles of the two products. Their size is bound by 16 registers, with AVX-512 by 32.
 constexpr int kScoreKeys = 6, kScoreVectors = 2, kValueRows = 4, kValueVectors = 3;
 }  // namespace BARACUDA_HOST_ISA
 }  // namespace host

@@ -1,4 +1,5 @@
-// What host kernels for AVX-512 (F, BW, VL, DQ) are compiled with: first in each file of theirs.
+// Settings of the host kernels for AVX-512 (F, BW, VL, DQ). Each of their files includes this
+// first.
 #pragma once
 
 #if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || !defined(__AVX512DQ__)
@@ -11,7 +12,7 @@
 namespace baracuda {
 namespace host {
 namespace BARACUDA_HOST_ISA {
-// Register tiles of the two products; 16 registers, or 32 with AVX-512, bound them.
+// Register tiles of the two products. Their size is bound by 16 registers, with AVX-512 by 32.
 constexpr int kScoreKeys = 6, kScoreVectors = 4, kValueRows = 8, kValueVectors = 3;
 }  // namespace BARACUDA_HOST_ISA
 }  // namespace host

@@ -1,4 +1,5 @@
-// What host kernels for any CPU (on x86-64: SSE2) are compiled with: first in each file of theirs.
+// Settings of the host kernels for any CPU (on x86-64: SSE2). Each of their files includes this
+// first.
 #pragma once
 
 #define BARACUDA_HOST_ISA baseline
@@ -7,7 +8,7 @@
 namespace baracuda {
 namespace host {
 namespace BARACUDA_HOST_ISA {
-// Register tiles of the two products; 16 registers, or 32 with AVX-512, bound them.
+// Register tiles of the two products. Their size is bound by 16 registers, with AVX-512 by 32.
 constexpr int kScoreKeys = 4, kScoreVectors = 2, kValueRows = 4, kValueVectors = 2;
 }  // namespace BARACUDA_HOST_ISA
 }  // namespace host

@@ -17,7 +17,7 @@ constexpr int64_t kMaxHeadDim = 1024;
 // resident.
 constexpr int64_t kScratchBytes = int64_t(5) << 19;
 
-// Whether the current work should end early, because its result is no longer needed. Checked once
+// True if the current work should end early, because its result is no longer needed. Checked once
 // per tile of keys, since an item may take long.
 struct StopCheck {
   bool (*ask)(void* context);

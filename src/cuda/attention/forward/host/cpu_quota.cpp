@@ -11,7 +11,7 @@ constexpr int kPath = 4096;
 
 double smaller(double a, double b) { return a == 0 || (b != 0 && b < a) ? b : a; }
 
-// Of one group, as version 2 has it ("max 100000", "150000 100000"): 0 where there is none.
+// The quota of one group in version 2 ("max 100000", "150000 100000"); 0: none.
 double quota_in(const char* folder) {
   char path[kPath + 16];
   std::snprintf(path, sizeof(path), "%s/cpu.max", folder);
@@ -35,14 +35,14 @@ double read_number(const char* folder, const char* name) {
   return value;
 }
 
-// And as version 1 has it; a quota of -1 is none.
+// The quota of one group in version 1, where -1 means none; 0: none.
 double old_quota_in(const char* folder) {
   const double quota = read_number(folder, "cpu.cfs_quota_us");
   const double period = read_number(folder, "cpu.cfs_period_us");
   return quota > 0 && period > 0 ? quota / period : 0;
 }
 
-// The smallest of a group's and of those around it, up to the root: each binds.
+// The smallest quota of a group and of its parents up to the root: all of them hold.
 double smallest(const char* root, const char* group, double (*of)(const char*)) {
   char folder[kPath];
   if (std::snprintf(folder, sizeof(folder), "%s%s", root, group) >= kPath) return 0;

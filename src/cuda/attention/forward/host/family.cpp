@@ -21,8 +21,8 @@ const void* at(const void* base, int64_t elements, int32_t element) {
   return static_cast<const char*>(base) + elements * baracuda_element_bytes(element);
 }
 
-// How a step falls into blocks. A row's result does not depend on its block, so this may follow
-// the number of threads freely.
+// How a step is split into blocks. A row's result does not depend on its block, so the blocks may
+// depend on the number of threads.
 struct Blocking {
   int64_t heads;       // query heads of one block (they share a K/V head)
   int64_t rows;        // query rows of one head in one block
@@ -39,7 +39,7 @@ Blocking split(const StepParams& p, int64_t max_rows) {
   b.rows = std::min(max_rows, ceil_div(ceil_div(p.query_len, b.row_blocks), 16) * 16);
   b.row_blocks = ceil_div(p.query_len, b.rows);
   b.rows = std::min(b.rows, p.query_len);
-  // Short queries (decode): heads that share K and V go through them together.
+  // Short queries (decode): a block has several heads that share K and V.
   b.heads = b.row_blocks > 1 ? 1 : std::min(group, std::max<int64_t>(1, max_rows / p.query_len));
   b.head_blocks = ceil_div(group, b.heads);
   b.items = p.batch * p.kv_heads * b.head_blocks * b.row_blocks;

@@ -24,7 +24,7 @@ class FlashBlock {
   using V = typename S::Vector;
   static constexpr int kWidth = S::kWidth;
   static constexpr int kPanel = kPanelRows<T>;
-  static constexpr bool kDirect = sizeof(E) == sizeof(T);  // K and V may be read where they lie
+  static constexpr bool kDirect = sizeof(E) == sizeof(T);  // K and V may be read in place
 
  public:
   FlashBlock(const BlockProblem& problem, const BlockRows& rows, void* scratch)
@@ -35,7 +35,7 @@ class FlashBlock {
     // A tile of K and one of V fit the L2 cache of any recent CPU; multiples of the score tile.
     const int64_t row_bytes = padded_dim_ * int64_t(sizeof(T));
     tile_keys_ = row_bytes <= 512 ? 192 : row_bytes <= 1024 ? 96 : 48;
-    tile_stride_ = padded_dim_ + kWidth;  // off the powers of two, which share cache sets
+    tile_stride_ = padded_dim_ + kWidth;  // not a power of two: rows would share cache sets
     T* next = static_cast<T*>(scratch);
     const auto take = [&next](int64_t count) {
       T* taken = next;

@@ -1,4 +1,4 @@
-// Which instruction set the host kernels use, decided once.
+// The choice of the host kernels' instruction set, made once.
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
@@ -19,7 +19,7 @@ namespace {
 constexpr const char* kIsaVariable = "BARACUDA_HOST_ISA";
 
 #if defined(__x86_64__)
-// Straight from CPUID: __builtin_cpu_supports needs a runtime that not every compiler links.
+// Uses CPUID, since __builtin_cpu_supports needs a runtime that not every compiler links.
 struct Cpu {
   bool avx2 = false;    // and FMA, F16C
   bool avx512 = false;  // F, BW, VL, DQ
@@ -28,7 +28,7 @@ struct Cpu {
     unsigned a = 0, b = 0, c = 0, d = 0;
     constexpr unsigned needed = bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C;
     if (!__get_cpuid(1, &a, &b, &c, &d) || (c & needed) != needed) return;
-    unsigned saved = 0, high = 0;  // what the operating system keeps for a thread
+    unsigned saved = 0, high = 0;  // the registers that the operating system saves
     __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
     avx2 = (saved & 0x6) == 0x6 && (b & bit_AVX2) != 0;

@@ -33,15 +33,15 @@ struct Scratch {
   ~Scratch() { std::free(memory); }
 };
 
-// Taken at a thread's first use and kept, so that later steps do not allocate.
+// Allocated at a thread's first use and kept, so that later steps do not allocate.
 Scratch& thread_scratch() {
   static thread_local Scratch scratch;
   if (scratch.memory == nullptr) scratch.memory = allocate_scratch();
   return scratch;
 }
 
-// The thread's scratch for one call. A signal's handler that runs a step within a step gets its
-// own.
+// The thread's scratch for one call. A signal handler that runs a step within a step gets another
+// scratch.
 class ScratchUse {
  public:
   ScratchUse() : kept_(thread_scratch()), nested_(kept_.in_use) {
@@ -65,8 +65,8 @@ class ScratchUse {
   void* memory_;
 };
 
-// Rounding to nearest, no flushing to zero, no traps: the mode that a thread starts with, unless
-// the one that started it had another.
+// Rounding to nearest, no flushing to zero, no traps. A thread starts with this mode, unless its
+// creator had another.
 class DefaultFloats {
  public:
 #if defined(__x86_64__)
@@ -79,7 +79,7 @@ class DefaultFloats {
 
  private:
   static constexpr unsigned kDefault = 0x1f80;
-  static constexpr unsigned kSticky = 0x3f;  // exceptions that were met
+  static constexpr unsigned kSticky = 0x3f;  // flags of exceptions that have occurred
   bool differs() const { return (before_ & ~kSticky) != kDefault; }
   const unsigned before_;
 #elif defined(__aarch64__)
@@ -98,7 +98,7 @@ class DefaultFloats {
 
 constexpr const char* kThreadsVariable = "BARACUDA_NUM_THREADS";
 
-// What the environment asks for; 0 where it asks for nothing, -1 where for no number of threads.
+// The number of threads in the environment variable; 0 if it is not set, -1 if it is not valid.
 int32_t wished_threads() {
   const char* wish = std::getenv(kThreadsVariable);
   if (wish == nullptr || *wish == '\0') return 0;
@@ -122,7 +122,7 @@ int32_t default_threads() {
   const int32_t wished = wished_threads();
   if (wished > 0) return wished;
   const int32_t threads = affine_threads();
-  // More threads than a quota pays for are all stopped once it is used up.
+  // With more threads than the quota, all of them are stopped once it is used up.
   const double quota = cpu_quota("/proc/self/cgroup", "/sys/fs/cgroup");
   const double paid = std::ceil(quota);
   return paid >= 1 && paid < threads ? static_cast<int32_t>(paid) : threads;
@@ -132,11 +132,11 @@ thread_local baracuda_progress* watched = nullptr;
 
 void tell(int64_t& word, int64_t value) { __atomic_store_n(&word, value, __ATOMIC_RELAXED); }
 
-// Of one call, as the calling thread hears of it.
+// The stop check of one call, for the calling thread.
 class ProgressScope {
  public:
   explicit ProgressScope(int64_t total) : progress_(watched) {
-    watched = nullptr;  // not of steps that a signal's handler runs meanwhile
+    watched = nullptr;  // steps of a signal handler are not watched
     if (progress_ == nullptr) return;
     tell(progress_->done, 0);
     tell(progress_->total, total);
@@ -173,12 +173,12 @@ struct Job {
   }
 };
 
-// What an item on a pool's thread asks.
+// The stop check of an item on a thread of the pool.
 bool is_stopped(void* context) {
   return static_cast<Job*>(context)->stopped.load(std::memory_order_relaxed) != BARACUDA_OK;
 }
 
-// And on the caller's, which hears of signals and aborts for all.
+// The stop check of an item on the caller's thread, which checks for signals and aborts for all.
 bool poll_job(void* context) {
   Job& job = *static_cast<Job*>(context);
   if (is_stopped(context)) return true;
@@ -285,7 +285,7 @@ class ThreadPool {
   std::mutex mutex_;
   std::condition_variable work_;
   std::condition_variable left_;
-  Job* jobs_ = nullptr;  // first come, first helped; a list, so that a step allocates nothing
+  Job* jobs_ = nullptr;  // oldest first; a linked list, so that a step allocates nothing
   std::vector<std::thread> workers_;
   std::atomic<int32_t> threads_;
   std::atomic<bool> started_{false};
@@ -295,8 +295,8 @@ class ThreadPool {
 
 std::atomic<ThreadPool*> current_pool{nullptr};
 
-// A child has none of its parent's threads, and the old pool's locks may be held by one of them:
-// leave that pool alone and begin anew.
+// A forked child has none of its parent's threads, and one of them may hold the old pool's locks.
+// So the child leaves that pool alone and starts a new one.
 void renew_after_fork() {
   ThreadPool* old = current_pool.load();
   if (old != nullptr) current_pool.store(new ThreadPool(old->threads()));

@@ -19,14 +19,14 @@ constexpr int padding = 16 / static_cast<int>(sizeof(Compute));
 template <typename Compute>
 constexpr int chunk_stride = chunk_columns + padding<Compute>;
 
-// What is read from a chunk at once.
+// The vector type of reads from a chunk.
 template <typename Compute>
 struct alignas(16) Vector {
   Compute x[16 / sizeof(Compute)];
 };
 
-// Copies `rows` x 64 elements at src with all threads; what lies beyond valid_rows and
-// valid_columns becomes zero. Only element alignment is assumed. Complete after
+// Copies `rows` x 64 elements at src with all threads. Elements after valid_rows and valid_columns
+// become zero. Only element alignment is assumed. Complete after
 // cp_async_wait and a barrier.
 template <typename Element, int Rows, int Threads>
 __device__ __forceinline__ void copy_chunk(typename Dtype<Element>::Compute* chunk,

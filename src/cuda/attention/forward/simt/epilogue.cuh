@@ -24,7 +24,7 @@ struct RowState {
   using Compute = typename C::Compute;
 
   Compute o[C::chunks][C::rows][C::columns];
-  Compute m[C::rows];  // maximum of the scaled scores; -inf: nothing seen
+  Compute m[C::rows];  // maximum of the scaled scores; -inf: no key seen
   Compute l[C::rows];  // this thread's part of the row sum
 
   __device__ __forceinline__ void load(const StepArgs& args, const BlockWork& work) {

@@ -19,7 +19,7 @@ struct Config {
   static constexpr int chunks = Chunks;
   static constexpr int rows = RowsPerThread;
   static constexpr int keys = KeysPerThread;
-  static constexpr int columns = chunk_columns / 16;  // of O, a thread and chunk
+  static constexpr int columns = chunk_columns / 16;  // a thread's columns of O in a chunk
   static constexpr int threads = 128;
   static constexpr int blocks_per_sm = BlocksPerSm;
   static constexpr int block_m = 8 * RowsPerThread;
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(C::threads, C::blocks_per_sm)
                      work.kv_head * args.k_strides.head;
   const Element* v = static_cast<const Element*>(args.v) + work.batch * args.v_strides.batch +
                      work.kv_head * args.v_strides.head;
-  int stage = 0;  // the buffer that the next chunk goes to
+  int stage = 0;  // the buffer of the next chunk
   const auto load = [&](const Element* src, int64_t row_stride, int64_t key, int chunk) {
     copy_chunk<Element, C::block_n, C::threads>(
         chunk_buffers + stage * C::chunk_elements, src + key * row_stride + chunk * chunk_columns,
