@@ -13,7 +13,7 @@
 namespace baracuda {
 
 // True if the launch must be delayed. margin: multiprocessors that the exchange takes. A persistent
-// kernel leaves them free: it has one block for each other multiprocessor (grid.blocks == left).
+// kernel leaves them free: it has one block for each of the remaining ones (grid.blocks == left).
 // in_clusters: the exchange launches clusters, which need adjacent free multiprocessors; those that
 // the launch leaves free need not be adjacent.
 inline bool needs_head_start(const baracuda_ring_grid& grid, int64_t multiprocessors,

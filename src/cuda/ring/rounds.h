@@ -2,10 +2,10 @@
 // that is, what a rank sends and receives together. ring.h defines payloads, BESIDE and BEHIND.
 //
 // A step has `parts` launches. Launch t = step * parts + part runs beside round t. A payload BESIDE
-// the steps is sent in the round beside its part of the step. For a payload BEHIND, launch t
-// computes this rank's share of a chunk's sum, and round t + 1 sends the sum. The receiving rank
-// adds its own share, which its launch t + parts computes on the same chunk. With such a payload,
-// one more round follows the last launch.
+// the steps has a `part`: it is sent in the rounds beside the launches of that part. For a payload
+// BEHIND, launch t computes this rank's share of a chunk's sum, and round t + 1 sends the sum. The
+// receiving rank adds its own share, which its launch t + parts computes on the same chunk. With
+// such a payload, one more round follows the last launch.
 #pragma once
 
 #include <stdint.h>
@@ -50,9 +50,9 @@ class Rounds {
     return false;
   }
 
-  // True if round `number` needs only the end of launch number - 1, and the caller's stream waits
-  // for round number - 1 directly after that launch. That wait can then also signal the launch's
-  // end.
+  // True if round `number` depends on launch number - 1 and on nothing after it, and if the next
+  // operation on the caller's stream after that launch is the wait for round number - 1. That wait
+  // can then signal the launch's end.
   bool needs_launch_alone(int32_t number) const {
     if (number < 1 || number >= launches() || awaited_by_launch(number) != number - 1) return false;
     for (int32_t i = 0; i < call_.payload_count; ++i) {

@@ -1,8 +1,8 @@
 // The ring loop: the only one, for every exchange, op and schedule of hops.
 //
-//   exchange         exchange(0) ───────── exchange(1) ───────── …
-//                       ▲      └────────┐   ▲      └───────┐
-//   caller's stream  (start)  launch(0) ┴───┴─ launch(1) ──┴─ launch(2) …
+// launch(s) follows launch(s - 1) on the caller's stream, and waits for exchange(s - 1).
+// exchange(s) waits for launch(s - 1) and exchange(s - 1); exchange(0) waits for the caller's
+// stream.
 //
 // exchange(s) sends the chunk of step s and receives the chunk of step s + 1 into the other buffer.
 // launch(s - 1) and exchange(s - 1) have finished reading that buffer by then, so two buffers
@@ -10,7 +10,7 @@
 // (rounds.h).
 //
 // If several ranks share a stream, the waits for the inputs of all ranks are enqueued before the
-// launches of all ranks. Consecutive launches on a stream can overlap, but not across a wait.
+// launches of all ranks. Consecutive launches on a stream can overlap, but not across an event.
 #include "baracuda/ring.h"
 #include "baracuda/status.h"
 #include "common/error.h"
@@ -38,9 +38,10 @@ class Run {
   int32_t execute() {
     for (int32_t t = 0; t < rounds_.launches(); ++t) {
       if (t % rounds_.parts() == 0) begin_step(t / rounds_.parts());
-      // The exchange is enqueued before the launch, which may fill the device. But if the exchange
-      // waits for a signal, the wait that gives the signal is enqueued first: two streams may share
-      // a hardware queue, where waiting for something enqueued later would be a deadlock.
+      // The exchange is enqueued before the launch, which may fill the device. There is one
+      // exception. With `signalled_`, the exchange waits for a word that the caller's stream sets
+      // after its own wait for the previous round. That wait is then enqueued first: two streams
+      // may share a hardware queue, where waiting for something enqueued later would be a deadlock.
       if (signalled_ && !await_inputs(t)) return join_and_report();
       if (!exchange(t) || !compute(t)) return join_and_report();
     }
@@ -52,8 +53,8 @@ class Run {
   }
 
  private:
-  // True if the ranks share a stream, and so its waits. False with a timeline, which times each
-  // rank's wait and launch by themselves.
+  // True if all ranks use one stream and one device. All waits of a step are then enqueued before
+  // its launches. False with a timeline, which times each rank's wait and launch separately.
   static bool share_stream(const Call* calls, int32_t count) {
     for (int32_t i = 0; i < count; ++i) {
       if (calls[i].stream != calls[0].stream || calls[i].marks != nullptr ||
@@ -100,8 +101,9 @@ class Run {
            });
   }
 
-  // Asks the exchange that its wait for round number - 1 also signal the end of launch(number - 1),
-  // for which round `number` waits. True if it will; no event is then recorded for that.
+  // Round `number` must know that launch(number - 1) has ended. The wait for round number - 1
+  // follows that launch on the caller's stream, so the exchange may let this wait tell it. True if
+  // the exchange does so; compute_done is then not recorded.
   bool ask_for_signal(int32_t number) const {
     if (count_ > 1 || !rounds_.needs_launch_alone(number)) return false;
     const baracuda_ring_exchange& exchange = exchange_of(calls_[0]);
@@ -404,8 +406,8 @@ class Run {
   int32_t step_ = 0;
   int32_t awaited_ = -1;    // the last exchange that the callers' streams have waited for
   bool has_exchange_ = false;  // there is an exchange beside the current launch
-  // The next exchange learns of the launch's end by a signal of the previous exchange's wait, and
-  // not by an event.
+  // The last ask_for_signal() succeeded: the next round waits for that signal, and not for
+  // compute_done.
   bool signalled_ = false;
   bool has_added_ = false;  // an `add` or a clear was enqueued on a caller's stream
   bool failed_ = false;

@@ -30,8 +30,8 @@ int32_t fail_at(const LocalRank& rank, int32_t status) {
   return status;
 }
 
-// Returns the status of a stream operation. After a failure it adds the rank to the error record,
-// and makes that record if the operation has left none: the table may be the caller's own.
+// Returns the status of a stream operation. After a failure it adds the rank to the error record.
+// If the operation left no error record, as one of a caller's own table may, it makes one.
 int32_t check_op(const LocalRank& rank, int32_t status, const char* call) {
   if (status == BARACUDA_OK) return status;
   if (baracuda_last_error()->status != status) fail(status, call, "%s returned %d", call, status);
@@ -278,8 +278,8 @@ class Exchange {
   }
 
   // A send is complete when its data is copied, so the senders' streams wait for this rank's. This
-  // is done before the messages are released. Until then the senders stay in their group, so no
-  // event is recorded again before the waits for it are enqueued.
+  // is done before the messages are released. A sender stays in its group until its messages are
+  // released, so it cannot record `ready` again before the waits for it are enqueued.
   int32_t hold_senders(LocalRank& rank, size_t taken) {
     int32_t status = check_op(rank, rank.ops->record(rank.done, rank.stream), "record");
     for (size_t i = 0; i < taken && status == BARACUDA_OK; ++i) {

@@ -58,8 +58,9 @@ const NcclApi* nccl_api();
 
 // nccl_api(), or NULL with a recorded BARACUDA_UNAVAILABLE.
 const NcclApi* require_nccl(const char* call);
-// BARACUDA_OK if `present`: the loaded NCCL has the function. Else BARACUDA_UNAVAILABLE, with a
-// record that names `since`, the first version that has it, and the loaded version.
+// present: whether the loaded NCCL has the function. Returns BARACUDA_OK if so. Else
+// BARACUDA_UNAVAILABLE, with an error record that names the loaded version and `since`, the first
+// version that has the function.
 int32_t require_nccl_function(bool present, const char* name, const char* since);
 
 // BARACUDA_OK, or BARACUDA_NCCL_ERROR with a record that contains NCCL's own message.

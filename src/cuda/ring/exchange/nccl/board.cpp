@@ -45,8 +45,8 @@ std::unique_ptr<NcclBoard> NcclBoard::join(const std::string& name, int32_t rank
   const size_t bytes = sizeof(Page) + sizeof(Slot) * static_cast<size_t>(world_size - 1);
   const int file = open(name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (file < 0) return nullptr;
-  // New bytes are zero, and the calls of later ranks change nothing. If /dev/shm is full, this call
-  // fails; else the first write would raise SIGBUS.
+  // posix_fallocate() makes new bytes zero, and does nothing when a later rank calls it. It fails
+  // if /dev/shm is full. Without it, the first write to the mapping would raise SIGBUS.
   void* page = posix_fallocate(file, 0, static_cast<off_t>(bytes)) != 0
                    ? MAP_FAILED
                    : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);

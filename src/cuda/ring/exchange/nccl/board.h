@@ -4,9 +4,9 @@
 //
 // Every rank counts its calls, and all ranks make the same calls. If another rank has refused a
 // call that this rank has not begun, this rank refuses it too, and the ring goes on. If this rank
-// has begun it, the ring fails on all ranks. A comparison of problems is also a call. If one rank
-// compares and another runs in the same call, the call is refused, because the ranks would misread
-// each other's messages.
+// has begun it, the ring fails on all ranks. A comparison of problems (validate()) is also counted
+// as a call. If call n is a comparison on one rank and a run on another, it is refused, because the
+// ranks would misread each other's messages.
 #pragma once
 
 #include <stdint.h>
@@ -49,7 +49,8 @@ class NcclBoard {
   bool poll(baracuda_error* found);
 
  private:
-  // How many notes a rank keeps, the latest ones. It writes fewer between two polls of the others.
+  // The number of a rank's latest notes that are kept. Another rank misses notes if more are
+  // written between two of its polls.
   static constexpr int kRemembered = 32;
 
   struct Note {
@@ -89,8 +90,8 @@ class NcclBoard {
   baracuda_error missed_reason_{};
   std::atomic<int64_t> calls_{0};
   uint32_t seen_ = 0;  // value of `news` at the last poll()
-  // While `news` has this value, no note is about a call that this rank has not begun, so begin()
-  // need not look at the notes.
+  // A value of `news` at which every note was about a call that this rank had begun. While `news`
+  // still has this value, begin() can skip the notes.
   std::atomic<uint32_t> quiet_{0};
 };
 

@@ -310,7 +310,8 @@ int32_t baracuda_nccl_init_rank(int32_t world_size, const void* id, int32_t rank
     close_entry(*made);
     return joined == BARACUDA_OK ? warm_up(&made, 1, limit) : joined;
   });
-  if (status != BARACUDA_OK) close_entry(*made);  // the work may have failed before its own
+  // The work above may have failed before it called close_entry().
+  if (status != BARACUDA_OK) close_entry(*made);
   if (status == BARACUDA_OK) hand_out(made, comm);
   return status;
 }

@@ -6,8 +6,9 @@
 //   wait until this rank's receive buffer is full
 //
 // So a grant comes after this rank's last push from the buffer and the caller's last read of it. A
-// word may be set again only when it has been reset. Whoever sets it knows that from another word,
-// which the other end of the hop sets after the reset. A stream takes about 3 us to write a word,
+// word must have been reset before it is set again. The rank that sets it learns of the reset from
+// another word of the hop. For example, the sender resets `granted` before it sets `full`, and the
+// receiver grants again only after it has seen `full`. A stream takes about 3 us to write a word,
 // so the writes for which no rank waits come last.
 #include "baracuda/status.h"
 #include "common/error.h"
@@ -74,8 +75,8 @@ struct Copy {
   int64_t pitch = 0;  // from one row to the next, at the source
   int32_t rows = 1;
 
-  // Adds `other` as the next row, if it can be. Adjacent rows are not joined into a longer one, as
-  // they may be in two allocations, and no operation copies a row that is in two.
+  // Adds `other` as the next row, if it can be. Rows that are adjacent are not joined into one
+  // longer row: they may belong to two allocations, and no copy takes a row that spans two.
   bool extend(const Copy& other) {
     if (bytes == 0 || other.into != into + rows * bytes) return false;
     const int64_t distance = other.from - (from + (rows - 1) * pitch);
@@ -363,7 +364,7 @@ int32_t baracuda_peer::compare_runs() {
       const uint64_t theirs =
           __atomic_load_n(&file.notes(other).signature[slot], __ATOMIC_SEQ_CST);
       const uint32_t their_run = static_cast<uint32_t>(theirs >> 32);
-      if (their_run < run + 1) break;  // the other rank has not told it yet
+      if (their_run < run + 1) break;  // the other rank has not written that run's signature yet
       ++run;
       const uint64_t ours = __atomic_load_n(&file.notes(rank()).signature[slot], __ATOMIC_SEQ_CST);
       if (their_run != run || theirs == ours) continue;

@@ -68,7 +68,8 @@ bool PeerHostFile::map(const char nonce[16], int32_t world_size, int flags) {
       return false;
     }
   } else if (posix_fallocate(file_, 0, static_cast<off_t>(bytes_)) != 0) {
-    return false;  // if /dev/shm is full; else the first write would raise SIGBUS
+    // /dev/shm is full. Without this check, the first write to the mapping would raise SIGBUS.
+    return false;
   }
   void* const found =
       mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file_, 0);

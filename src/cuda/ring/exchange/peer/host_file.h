@@ -14,7 +14,8 @@ namespace baracuda {
 
 constexpr uint64_t kPeerAbortMask = uint64_t{1} << 63;
 constexpr uint32_t kPeerAbortHalf = uint32_t{1} << 31;
-constexpr int kPeerArrivals = 4;  // at most so many rounds may still have to be waited for
+// The most rounds that may be enqueued before the caller's stream waits for the first of them.
+constexpr int kPeerArrivals = 4;
 
 struct alignas(64) PeerWord {
   uint32_t state;

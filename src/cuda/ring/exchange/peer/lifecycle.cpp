@@ -14,7 +14,8 @@ using Clock = std::chrono::steady_clock;
 
 // Seconds that close waits for the previous rank to close as well.
 constexpr double kNeighbourSeconds = 5.0;
-// Seconds in which the device sees the words that the neighbours set before they closed.
+// A grace period in seconds. Words that the neighbours set just before they closed may reach this
+// rank's device a little later.
 constexpr double kRestSeconds = 0.5;
 
 constexpr const char* kReasons[BARACUDA_PEER_REASONS] = {

@@ -62,8 +62,8 @@ struct baracuda_peer {
   // The index of the registered buffer that contains these bytes; -1: none.
   int32_t find(const void* data, int64_t bytes) const;
 
-  // Checks a round's buffers and enters its PeerRound. In a run's first round it also compares the
-  // neighbours' problems.
+  // Checks a round's buffers and stores its PeerRound in `rounds`. In a run's first round it also
+  // compares the neighbours' problems.
   int32_t begin(const baracuda_ring_round& round);
   // Compares the neighbours' problems with this rank's; BARACUDA_INVALID_ARGUMENT if they differ.
   int32_t compare_runs();
@@ -98,10 +98,12 @@ struct baracuda_peer {
   baracuda::PeerRound rounds[baracuda::kPeerArrivals];
   int32_t last_number = -1;
   bool in_run = false;  // a run that waits for words has begun and not finished
-  // The next gate must set the word `read`, for which the next round's grant waits.
+  // The next wait on the caller's stream, which is a gate kernel, must also set the word `read`.
+  // The next round's grant waits for that word.
   bool owes_signal = false;
   uint32_t runs = 0;  // runs whose signature this rank has written to the shared file
-  uint32_t compared[2] = {};  // how many of them were compared with the previous, the next rank's
+  // How many of them were compared. [0]: with the previous rank's; [1]: with the next rank's.
+  uint32_t compared[2] = {};
   char process[16] = {};  // this process's id; no other process has it
 };
 
@@ -121,8 +123,8 @@ struct PeerOffer {
 // Describes a buffer of this rank. The memory is exported if `to_previous` is true and the previous
 // rank is in another process.
 PeerOffer peer_offer(baracuda_peer& peer, void* data, int64_t bytes, bool to_previous);
-// Makes the next rank's buffer accessible, as buffer.next. Returns the status, with a record if it
-// is a failure.
+// Makes the next rank's buffer accessible, as buffer.next. Returns the status, with an error record
+// if it is a failure.
 int32_t peer_take(baracuda_peer& peer, const PeerOffer& offer, PeerBuffer& buffer);
 // Closes what peer_take() opened.
 void peer_return(baracuda_peer& peer, PeerBuffer& buffer);

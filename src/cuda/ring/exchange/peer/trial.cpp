@@ -59,8 +59,8 @@ int32_t PeerTrial::enqueue_round(void* from, void* into) {
   baracuda_ring_round round{};
   round.stream = end.ring_stream;
   round.ready = end.compute_done;
-  // Both ends of a hop must list the message, even if this rank has only one of its two hops by
-  // peer.
+  // The round has a send and a receive even if only one of this rank's hops is by peer. Both ends
+  // of a hop compute the bits from their receive, and push() takes the target's address from it.
   round.send_count = round.receive_count = 1;
   round.sends[0] = {from, bytes_, peer_.out_by_peer ? peer_.next() : -1};
   round.receives[0] = {into, bytes_, peer_.in_by_peer ? peer_.previous() : -1};

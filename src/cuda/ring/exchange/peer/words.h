@@ -7,7 +7,8 @@
 
 namespace baracuda {
 
-// Calls a function that a test may have replaced. Makes a record if it fails without one.
+// Calls a function of a table, which a test may have replaced. If it fails and leaves no error
+// record, makes one.
 template <typename F>
 int32_t recorded(const char* call, F f) {
   const int32_t status = f();

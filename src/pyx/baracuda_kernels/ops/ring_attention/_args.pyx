@@ -29,8 +29,9 @@ lse=None, k=None, v=None)
         This rank's chunk, which is read and sent from your memory, not staged in scratch A. On more
         than one rank it must be dense; the order of its dimensions must be the same on every rank.
 
-    Scratch that a world size does not need may be None: with ``k`` and ``v``, all of it at P = 1
-    and scratch B at P = 2; without them, scratch B and the accumulator at P = 1.
+    Scratch may be None if it is not needed. With ``k`` and ``v``, that is scratch A, scratch B and
+    the accumulator at P = 1, and scratch B at P = 2. Without them, it is scratch B and the
+    accumulator at P = 1.
 
     Raises
     ------

@@ -182,8 +182,8 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
              scratch=None, rank=0, origin=0, world_size=1, first=True, last=True):
         """One step, for callers who send K and V, and add dk and dv, themselves.
 
-        Adds the share of ``origin``'s chunk to dq of ``rank``'s rows, and writes the share of those
-        rows in the chunk's dk and dv.
+        Adds what the keys of ``origin`` contribute to dq of ``rank``'s rows, and writes what these
+        rows contribute to dk and dv of those keys.
 
         Parameters
         ----------
