@@ -70,8 +70,9 @@ __device__ __forceinline__ uint32_t load_relaxed(const uint32_t* address) {
 __device__ __forceinline__ void fence_threads() {
   asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
-// Orders accesses to global memory by the async proxy (TMA) and by ordinary instructions. Accesses
-// of one kind before the fence come before accesses of the other kind after it.
+// Orders the async proxy's (TMA's) accesses to global memory against those of ordinary
+// instructions. Accesses of one kind before the fence come before accesses of the other kind after
+// it.
 __device__ __forceinline__ void fence_copies() {
   asm volatile("fence.proxy.async.global;" ::: "memory");
 }

@@ -62,8 +62,8 @@ __device__ __forceinline__ bool mbarrier_test(uint32_t barrier, uint32_t parity)
   return done != 0;
 }
 
-// The pipeline stage of the n-th tile, and the parity of the phase in which a barrier of that stage
-// serves the tile.
+// stage_of(): the pipeline stage of the n-th tile. parity_of(): the parity of the phase that the
+// barriers of that stage have for the n-th tile.
 template <int Stages>
 __device__ __forceinline__ int stage_of(uint32_t n) {
   return n % Stages;

@@ -1,8 +1,9 @@
 // Swizzled shared-memory tiles for ldmatrix.
 //
 // A tile has rows of HeadDim 16-bit elements. The 16-byte chunks of a row are permuted within
-// spans (8 chunks, or 4 if a row is an odd number of 64-byte units), so that the eight rows that
-// an ldmatrix phase or a copy touches fall in eight different groups of banks.
+// spans (8 chunks, or 4 if a row is an odd number of 64-byte units). So the eight chunks that eight
+// lanes access together lie in eight different groups of four banks. They are the same chunk of
+// eight rows (ldmatrix), or the chunks of one or two spans (a copy).
 #pragma once
 
 #include <stdint.h>
@@ -25,9 +26,9 @@ struct RowLayout {
   static __device__ __forceinline__ uint32_t offset(uint32_t row, uint32_t chunk) {
     return row * bytes + ((chunk ^ swizzle(row)) << 4);
   }
-  // Moves an address from offset() by an even number of chunks. The chunk given to offset() must
-  // have no bit in common with even % span. Adding is then an xor, and xor commutes with the
-  // swizzle. So a move by a constant inside the span costs one instruction.
+  // The address `even` chunks after `address`, which offset() computed. `even` is an even number.
+  // The chunk that offset() got must share no bit with even % span. Adding is then an xor, and xor
+  // commutes with the swizzle. So adding a constant within a span costs one instruction.
   static __device__ __forceinline__ uint32_t advance(uint32_t address, int even) {
     return (address ^ (even % span << 4)) + even / span * span * 16;
   }
@@ -45,7 +46,7 @@ struct TileCopy {
   static __device__ __forceinline__ int row() { return threadIdx.x / Layout::span; }
   static __device__ __forceinline__ int chunk() { return threadIdx.x % Layout::span; }
   // The row that this thread copies first. It copies its rows in falling order, and then those of
-  // the previous tile. So a pass from the last tile to the first needs one pointer and one stride.
+  // the previous tile. So a loop from the last tile to the first needs one pointer and one stride.
   static __device__ __forceinline__ int last_row() { return Rows - rows_per_pass + row(); }
 
   // src points to this thread's first chunk in last_row(). On return it points to the same chunk in

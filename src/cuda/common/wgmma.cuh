@@ -27,8 +27,9 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t 
          (address & 0x3ffff) >> 4;
 }
 
-// Describes a K-major tile of eight columns, with contiguous rows of 16 bytes. A product reads it
-// twice: as columns 0 to 7 and as columns 8 to 15.
+// Describes a K-major tile of eight columns, with contiguous rows of 16 bytes. wgmma needs 16
+// columns. It reads these eight twice, as columns 0 to 7 and as columns 8 to 15, because the
+// descriptor's distance between the two halves is 0.
 __device__ __forceinline__ uint64_t wgmma_descriptor_k8(uint32_t address) {
   constexpr uint64_t eight_rows = uint64_t{128 >> 4} << 32;
   return eight_rows | (address & 0x3ffff) >> 4;

@@ -14,6 +14,8 @@
 
 namespace baracuda {
 
+// A key tile is longer than another if more rows see it.
+
 // True if the shortest key tiles of most heads are taken first: under a mask, without grouped
 // heads.
 inline bool draws_shortest_first(bool borders_vary, int64_t group) {

@@ -40,20 +40,26 @@ struct Args {
   Divisor q_stride;
   int heads, kv_heads, group;  // query heads; K/V heads; query heads for each K/V head
   int batch_kv_heads;
-  int section;  // K/V heads whose key tiles are interleaved; ordered steps use `mixed` instead
+  // The number of K/V heads in a section, whose key tiles are interleaved. In ordered steps `mixed`
+  // has this number.
+  int section;
   int query_len, key_len;
   int row_tiles;  // tiles of 64 rows in a query head
   int key_tiles;  // key tiles in a K/V head
-  int no_row;     // first_row_of() returns it if no row sees the key; past all tiles
+  int no_row;     // what first_row_of() returns if no row sees the key: the end of the last tile
   float scale, scale_log2;
   bool borders_vary;  // rows may see different keys, see problem.h
   bool gradients_f32;  // dk and dv are f32, else they have the operands' type
   // The rest is for ordered steps, see backward/order.h.
-  uint32_t* turns;      // the words of the query tiles; null if there are no query rows
-  Divisor mixed;        // K/V heads in a section, whose key tiles are interleaved
-  Divisor mixed_tiles;  // key tiles in a section
-  bool shortest_first;  // blocks take the shortest key tiles of a head first
-  int log2_sums;        // log2 of the number of sums of dQ for each query tile
+  // A turn word for each sum of dQ of each query tile (turn_words.h). Before them, at turns[-1], is
+  // the counter of key tiles. Null if there are no query rows.
+  uint32_t* turns;
+  Divisor mixed;        // the number of K/V heads in a section
+  Divisor mixed_tiles;  // the number of key tiles in a section
+  // Blocks take the key tiles of a head that the fewest rows see first, except in the last section
+  // (drawn_tile()).
+  bool shortest_first;
+  int log2_sums;  // log2 of the number of sums of dQ for each query tile
 };
 
 struct KeyTile {
@@ -62,7 +68,7 @@ struct KeyTile {
 
 // The key tile of this block, in a step that is not ordered. Blocks take the heads section by
 // section. In a section they take key tile 0 of every head, then key tile 1 of every head, and so
-// on. Under a causal mask that is longest first, since most rows see key tile 0.
+// on. Under a causal mask, the key tiles that the most rows see come first.
 //
 // The asm is volatile, so that the compiler computes the key tile again at the end of the block
 // instead of keeping it in registers.

@@ -12,7 +12,7 @@
 namespace baracuda::sm80::backward {
 
 template <typename C>
-constexpr int query_blocks = C::score_m / 8;  // of scores
+constexpr int query_blocks = C::score_m / 8;  // blocks of eight queries in a warp's scores
 template <typename C>
 using Scores = float[C::key_blocks][query_blocks<C>][4];
 template <typename C>
@@ -68,7 +68,8 @@ struct Block {
 
   // True in the group that computes S, P and dV, if Paired.
   __device__ __forceinline__ bool makes_dv() const { return warp_index < C::group_warps; }
-  // The first row that sees each key of the tile.
+  // The address of an array in shared memory. It has, for each key of the tile, the first row that
+  // sees the key.
   __device__ __forceinline__ uint32_t rows_address() const { return shared + C::rows_offset; }
 
   // The shift (shift.cuh). It is kept in shared memory, since no register is free for it.

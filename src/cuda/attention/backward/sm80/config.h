@@ -33,7 +33,8 @@ struct Config {
   static constexpr int stages = Stages;  // pipeline stages of Q and dO
   static constexpr int ds_stages = 2;
   static constexpr bool ordered = Ordered;
-  static constexpr int turn_words = Ordered;  // words for a sum of 64 rows, see turn_words.h
+  // The number of turn words of each sum of dQ of a 64-row query tile (turn_words.h).
+  static constexpr int turn_words = Ordered;
   static constexpr int tile_parts = 64 / BlockM;  // tiles of BlockM queries in 64 rows
   static constexpr bool shifts = std::is_same_v<Element, __half>;  // scales P and dS, see shift.cuh
   static_assert(WarpKeys % 16 == 0 && BlockM % ScoreM == 0 && 64 % BlockM == 0);

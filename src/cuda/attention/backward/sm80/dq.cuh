@@ -7,8 +7,8 @@
 
 namespace baracuda::sm80::backward {
 
-// row_block: the index of the first block of 16 rows, counted in the head, or, in ordered steps, in
-// the query tile turns.rows(stage).
+// row_block: the index of the first block of 16 rows, counted from the start of the head. In
+// ordered steps it is counted from the start of the query tile, whose index is turns.rows(stage).
 template <typename C>
 __device__ __forceinline__ void add_dq(
     const Block<C>& block, const float (&dq)[C::dq_row_blocks][2 * C::dq_column_pairs][4],
@@ -37,7 +37,8 @@ __device__ __forceinline__ void add_dq(
         to[column_block * 128 + i * 32] =
             make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor);
       } else {
-        // The product is written twice: one variable for both branches made ptxas spill.
+        // x * factor is repeated in both branches. With one variable for both, ptxas spilled
+        // registers.
         add_in_memory(to + column_block * 128 + i * 32,
                       make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor));
       }
@@ -45,7 +46,7 @@ __device__ __forceinline__ void add_dq(
 }
 
 // Computes this warp's part of dQ of query tile m of a head, whose dS is complete. In ordered steps
-// head and m are 0, and the query tile is turns.rows(stage).
+// head and m are 0, and turns.rows(stage) is the index of the query tile.
 template <typename C>
 __device__ __forceinline__ void make_dq(const Block<C>& block, int head, int m, int stage) {
   const int lane = block.lane();

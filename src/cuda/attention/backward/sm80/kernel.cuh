@@ -159,7 +159,8 @@ class Mainloop : Block<C> {
 
   // The mainloop of an ordered step. It takes a tile of 64 rows of every head of the group, then
   // the next tile of 64 rows; mainloop() takes all tiles of a head, then the next head. So two
-  // blocks that start at different times stay equally far apart, even if one has fewer query tiles.
+  // blocks that start at different times stay the same number of query tiles apart. In the order of
+  // mainloop(), a block with fewer query tiles would catch up with the other, and wait for turns.
   __device__ __forceinline__ void mainloop_ordered(Sums<C> (&d)[gradients], int begin) {
     Rows at{turns.kv_head() * args.group,
             (turns.descends() ? args.row_tiles - 1 : begin + turns.first()) * C::tile_parts};
@@ -202,7 +203,8 @@ class Mainloop : Block<C> {
     if (++at.head == (turns.kv_head() + 1) * args.group) {
       at.head -= args.group;
       at.m += turns.descends() ? -C::tile_parts : C::tile_parts;
-      if (at.m == args.row_tiles * C::tile_parts) at.m = 0;  // first() may be above 0
+      // After the last tile comes tile 0, since the block may have begun later (turns.first()).
+      if (at.m == args.row_tiles * C::tile_parts) at.m = 0;
     }
     return at;
   }
@@ -218,7 +220,8 @@ class Mainloop : Block<C> {
     const uint32_t q_tile = shared + C::q_offset + q_stage * C::q_bytes;
     const uint32_t dy_tile = shared + C::dy_offset + q_stage * C::q_bytes;
     const uint32_t statistics = shared + C::statistics_offset + q_stage * C::statistics_bytes;
-    // The first row that sees the last key of the tile, and every later row, sees all its keys.
+    // A row that sees the last key of the tile sees all keys of the tile. Query tiles that begin
+    // before the first such row need the mask.
     const bool masked = m * C::block_m < shared_load(rows_address() + 4 * (C::block_n - 1));
     if constexpr (C::paired) {
       Scores<C> s;

@@ -156,8 +156,8 @@ __device__ __forceinline__ void pack(const Scores<C>& x, Fragments<C>& a) {
                                                       x[i][2 * k + r / 2][r % 2 * 2 + 1]);
 }
 
-// Stores dS for make_dq(). first_chunk: the index, in the query tile, of the first eight queries of
-// `a`.
+// Stores dS for make_dq(). first_chunk: where the queries of `a` begin in the query tile, in units
+// of eight queries.
 template <typename C>
 __device__ __forceinline__ void store_ds(const Block<C>& block, const Fragments<C>& a, int stage,
                                          int first_chunk) {

@@ -9,14 +9,14 @@
 
 namespace baracuda::sm80::backward {
 
-// Thread 0 takes the turns for its block, and keeps its data in shared memory. There are two slots,
-// which query tiles use alternately.
+// Thread 0 takes the turns for its block. It keeps what the block must know about them in two slots
+// in shared memory, which query tiles use alternately.
 //
 // A block computes dS of its i-th query tile in iteration i, and dQ from it in iteration i + 1. At
 // the barrier that begins iteration i + 2, all threads have added their part of that dQ. So in
-// iteration i, thread 0 passes the turn of tile i - 2, whose slot tile i takes over, and reads the
-// word of tile i. It waits for the turn of tile i only before the barrier that begins iteration
-// i + 1.
+// iteration i, thread 0 passes on the turn of tile i - 2, reads the turn word of tile i (order.h),
+// and overwrites the slot of tile i - 2 with that of tile i. It waits for the turn of tile i only
+// before the barrier that begins iteration i + 1.
 template <typename C>
 class Turns {
  public:
@@ -73,9 +73,9 @@ class Turns {
     const uint32_t slot = this->slot(stage);
     const uint32_t found = load_relaxed(args_.turns + tile);
     // The fence is both a release and an acquire. The block's additions to tile i - 2 (see above)
-    // come before the store that passes the turn of that tile. If `found` is the awaited word
-    // already, the additions of the key tile that left it come before this block's additions to
-    // this tile.
+    // come before the store that passes on the turn of that tile. If `found` already equals the
+    // awaited word, the additions of the key tile that stored that word come before this block's
+    // additions to this query tile.
     fence_threads();
     const uint32_t left = shared_load(slot + left_at);
     if (left != 0) store_relaxed(args_.turns + shared_load(slot) / C::tile_parts, left);
@@ -128,13 +128,14 @@ class Turns {
     return thread == 0;
 #endif
   }
-  // A slot holds rows() and, at these byte offsets, the word that passes the turn (0: another part
-  // of the tile passes it), the awaited word (0: no wait) and is_first().
+  // A slot holds rows() and, at these byte offsets: the word that passes on the turn (0: these
+  // block_m rows are not the last of their 64-row tile, so the turn is not passed on yet), the
+  // awaited word (0: no wait), and is_first().
   static constexpr int left_at = 4, awaited_at = 8, first_at = 12;
   __device__ __forceinline__ uint32_t slot(int stage) const { return address_ + 32 + 16 * stage; }
   __device__ __forceinline__ int index() const { return shared_load(address_ + 8); }
-  // The block's batch, counted over all sums: sum * batches + batch. In the scratch, each sum of dQ
-  // has all batches.
+  // sum * batches + batch: the index of the block's sum and batch in the scratch, whose outer
+  // dimensions are [sum][batch].
   __device__ __forceinline__ int batch_of_sums() const { return shared_load(address_ + 24); }
   // The index of the block's key tile among the key tiles of its sum.
   __device__ __forceinline__ int place() const { return shared_load(address_ + 28); }

@@ -9,7 +9,7 @@ namespace baracuda::sm80::backward {
 struct Variants {
   BackwardFamily fast;
   int fast_shared_bytes;   // shared memory that a block of `fast` needs
-  BackwardFamily compact;  // needs no more shared memory than every device has
+  BackwardFamily compact;  // fits in the shared memory of every supported device (99 KB)
 };
 
 // is_bf16: the element type is bf16, else f16.

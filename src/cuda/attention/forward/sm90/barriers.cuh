@@ -10,9 +10,10 @@ namespace baracuda::sm90 {
 
 // Addresses of the barriers. "full": the data has arrived. "empty": the readers are done. All
 // consumers read K and V, and one lane of each warp arrives for its warp. Each consumer reads its
-// own Q and its own slots. Slots are written and read by ordinary instructions, so every thread
-// arrives: 32 threads at slot_full, 128 at q_empty. A thread that arrives at q_empty has also
-// finished with the slots of all earlier query tiles.
+// own Q and its own slots (a slot describes a query tile, see WorkTile below). Slots are written
+// and read by ordinary instructions, so every thread arrives: 32 threads at slot_full, 128 at
+// q_empty. A thread that arrives at q_empty has also finished with the slots of all earlier query
+// tiles.
 template <typename C>
 struct Barriers {
   uint32_t base;

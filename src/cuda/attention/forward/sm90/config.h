@@ -39,7 +39,7 @@ struct Config {
   static constexpr bool scores_ahead = ScoresAhead;
   static constexpr bool wants_most_registers = ScoresAhead && BlockN > 128;
   static constexpr int producer_registers = Consumers > 2 ? 32 : wants_most_registers ? 24 : 56;
-  // The outputs of fully masked rows pass through registers of the producer warps.
+  // The producer warps write the outputs of fully masked rows. 24 registers are too few for that.
   static constexpr bool finishes_masked_rows = producer_registers > 24;
   static constexpr int consumer_registers = Consumers > 2 ? 160 : wants_most_registers ? 240 : 224;
   static_assert(producer_registers + Consumers * consumer_registers <=
@@ -62,9 +62,9 @@ struct Config {
 
   static constexpr int k_offset = Consumers * q_bytes;
   static constexpr int v_offset = k_offset + stages * kv_bytes;
-  // A slot describes a query tile (WorkTile, barriers.cuh). The slot of tile n is written after the
-  // last QK product of tile n - 2. The consumer may still read the slots of tiles n - 2 and n - 1
-  // then.
+  // A slot describes a query tile (WorkTile, barriers.cuh). When the slot of tile n is written, the
+  // consumer has completed the last QK product of tile n - 2, but may still read the slots of tiles
+  // n - 2 and n - 1. So three slots are needed. With four, n % slots is a bit mask.
   static constexpr int slots = 4;
   static constexpr int slot_bytes = 4 * (8 + group_m);
   static constexpr int barriers = 4 * stages + Consumers * (slots + 2);

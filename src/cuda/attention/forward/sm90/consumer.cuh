@@ -30,7 +30,7 @@ class Consumer {
   __device__ __forceinline__ Consumer(const StepArgs& args, uint32_t shared,
                                       const Barriers<C>& barriers, int group)
       : args_(args), shared_(shared), barriers_(barriers), group_(group) {
-    if (group == C::consumers - 1) pass_turn();  // warpgroup 0 issues first
+    if (group == C::consumers - 1) pass_turn();  // consumer 0 issues first
   }
 
   __device__ __forceinline__ void run() {
@@ -64,8 +64,8 @@ class Consumer {
 
  private:
   // The state that the previous step left. It is loaded at the end of a query tile, since the
-  // previous step may run until then. If there are registers for o, it is loaded while the last PV
-  // product runs.
+  // previous step may still run before that. m and l are loaded during the last PV product. So is
+  // o_acc if there are registers for it (preloads_state), else it is loaded when it is added.
   static constexpr bool preloads_state = Last && C::head_dim <= 128;
   struct PreviousState {
     RowStatistics rows;
@@ -80,9 +80,9 @@ class Consumer {
       if constexpr (preloads_state) state.load(previous.o);
     }
   }
-  // A step between the first and the last does not load o_acc. It scales its share to the maximum
-  // that the state was begun with, and adds it in memory. If the scores of a warp exceed that
-  // maximum by too much, the warp loads and rewrites the state.
+  // A step between the first and the last does not load o_acc. It rescales its sums to the m of the
+  // state (state.cuh), and adds them to o_acc in memory. If that would multiply the weights of a
+  // row by more than 2^16, the row's warp loads the state, merges, and stores it again.
   __device__ __forceinline__ void epilogue(float (&o)[C::head_dim / 2], RowStatistics& rows,
                                            const PreviousState& previous,
                                            const WorkTile<C>& tile) const {
@@ -247,7 +247,8 @@ class Consumer {
                                                  PreviousState& previous, const WorkTile<C>& query,
                                                  uint32_t n) {
     Weights p0, p1;
-    float factor[2] = {1.0f, 1.0f};  // for o, when the PV product in flight is complete
+    // o must be multiplied by this when the PV product in flight is complete.
+    float factor[2] = {1.0f, 1.0f};
     const int unmasked = uniform(query.limit(0));
     const auto needs_mask = [&](int tile) { return (tile + 1) * C::block_n > unmasked; };
     int t = seen_ - 1;

@@ -31,9 +31,9 @@ bool prefers(const StepParams& p, const StepMask& mask) {
 }
 
 // True if a step is faster without ScoresAhead. With it, calls of few keys take up to 6 % longer
-// (512 keys without a mask), and first and last steps up to 7 % (zigzag, 1024 rows), since their
-// larger code is not in the instruction cache. Steps in between gain, since they follow steps of
-// the same kernel.
+// (512 keys without a mask), and first and last steps up to 7 % (zigzag, 1024 rows). Steps in
+// between are faster with it. See docs/kernel-log/forward-sm90a-steps.md, "First and last steps of
+// few keys without scores ahead".
 bool does_without(const StepParams& p, const StepMask& mask) {
   constexpr int64_t few_of_call = 640, few_of_step = 1024;
   if (is_whole(p)) return p.key_len <= few_of_call;

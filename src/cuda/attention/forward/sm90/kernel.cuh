@@ -1,8 +1,9 @@
 // The sm90a attention step: wgmma on tiles that TMA loads.
 //
 // Blocks stay resident for the whole step. Warpgroup 0 is the producer; every other warpgroup owns
-// 64 query rows. The steps of a ring overlap. A step first computes the share of its own keys in a
-// query tile. Only then does it wait for the previous step, and add the share to the state.
+// 64 query rows. Steps can overlap (overlaps_previous()). A step first computes, for a query tile,
+// the partial result over its own keys. Only then does it wait for the previous step, and add the
+// partial result to the state.
 #pragma once
 
 #include "attention/forward/sm90/consumer.cuh"
@@ -23,8 +24,8 @@ __global__ void __launch_bounds__(C::threads, 1)
   const bool leads = threadIdx.x % 32 == 0;
   launch_dependent_grids();
   // A step without FOLLOWS waits here for the previous kernel. With FOLLOWS, everything that the
-  // step reads except the state was complete before the previous step began. So the step waits only
-  // when it needs the state.
+  // step reads is complete when its blocks start, except the state. So the step waits only when it
+  // needs the state.
   if (!args.step.follows) await_previous_grids();
   // Several warps prepare the first copies at the same time.
   WorkTileScheduler<C, First, Last> work(args);

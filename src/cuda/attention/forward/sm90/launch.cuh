@@ -60,10 +60,14 @@ int32_t encode_maps(const StepParams& p, HopperArgs& args) {
 }
 
 // True if a step may start before the previous kernel has ended. Only a step that continues a state
-// may. If it leaves multiprocessors free for an exchange (sm_margin), it also needs FOLLOWS,
-// because blocks that start early could take the multiprocessors that an exchange needs. That is no
-// danger in a ring: the step starts after the previous exchange, and its own exchange starts after
-// the previous step, when all blocks of this step are resident.
+// may. If it leaves multiprocessors free for an exchange (sm_margin), it also needs FOLLOWS, since
+// its early blocks could otherwise take multiprocessors that an exchange needs. The ring sets
+// FOLLOWS. There, a step starts when the previous exchange has brought its chunk, and the exchange
+// beside it starts when the previous step has ended.
+//
+// Steps of a ring overlap if nothing is between them on the stream (ranks that share a stream), or
+// only a gate kernel (exchange by peer, runtime/gate.h). If an event is waited for between them, as
+// with NCCL, a step cannot start before that event.
 inline bool overlaps_previous(const StepParams& p) {
   return (p.flags & BARACUDA_STEP_FIRST) == 0 &&
          (p.sm_margin == 0 || (p.flags & BARACUDA_STEP_FOLLOWS) != 0);

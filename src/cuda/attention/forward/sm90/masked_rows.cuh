@@ -19,7 +19,7 @@ namespace baracuda::sm90 {
 template <typename C, bool First, bool Last>
 class FullyMaskedRows {
   using Element = typename C::Element;
-  static constexpr int rows_at_once = 8;  // a contiguous group of the state
+  static constexpr int rows_at_once = 8;  // the state has o_acc in groups of eight rows (state.cuh)
   static constexpr int columns_at_once = C::head_dim < 128 ? C::head_dim : 128;
   static_assert(masked_row_unit % rows_at_once == 0, "a unit must be whole groups of rows");
 

@@ -8,7 +8,8 @@
 
 namespace baracuda::sm90 {
 
-// After merge_under_previous_max(), m is the maximum that the state was begun with.
+// After merge_under_previous_max(), m is the m of the state, which may be less than the largest
+// score (state.cuh).
 struct RowStatistics {
   float m[2];  // maximum of the scores, unscaled; -inf: no key seen yet
   float l[2];  // this lane's part of the row sum
@@ -99,13 +100,13 @@ __device__ __forceinline__ Factors merge_statistics(RowStatistics& rows,
   return factors;
 }
 
-// Scales this step's statistics to the maximum that the state was begun with, and adds those in
-// `previous`. factor: the factor for o. Returns false and changes nothing if this step's scores
-// exceed that maximum by so much that its weights could overflow.
+// Rescales this step's statistics to the m in `previous`, and adds the l in `previous`. factor: the
+// factor by which o must be multiplied. Returns false and changes nothing if the weights of a row
+// of the warp would grow by more than 2^16.
 __device__ __forceinline__ bool merge_under_previous_max(RowStatistics& rows,
                                                          const RowStatistics& previous,
                                                          float scale_log2, float (&factor)[2]) {
-  constexpr float most_growth = 16.0f;  // weights may grow by a factor of up to 2^16
+  constexpr float most_growth = 16.0f;  // log2 of the factor
   float growth[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h)

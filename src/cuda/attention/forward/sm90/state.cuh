@@ -1,15 +1,15 @@
 // State of a warpgroup's rows in global memory, and the normalised output.
 //
-// The state is o_acc, then m [B*H*Q], then l [B*H*Q], all f32. o_acc is in fragment order. For each
-// eight rows of a head and each two adjacent accumulator tiles (of eight columns), the float4s of
-// the 32 lanes are contiguous, so a warp moves 512 contiguous bytes. The float4 of a lane has its
-// two columns of both tiles. If the last group of a head has fewer than eight rows, it is packed
-// without gaps, so the state is exactly B*H*Q*(D+2) floats.
+// The state is o_acc, then m [B*H*Q], then l [B*H*Q], all f32. o_acc is in fragment order. A group
+// of eight rows by 16 columns (two adjacent accumulator tiles of eight columns) is stored as 32
+// float4s, one of each lane: the lane's two columns of the first tile, then those of the second. So
+// a warp moves 512 contiguous bytes. If the last group of a head has fewer than eight rows, it is
+// packed without gaps, so the state is exactly B*H*Q*(D+2) floats.
 //
 // The weight of a score is exp(scale * (score - m)). l is the sum of the weights, and o_acc the sum
-// of the weights times V. m need not be the largest score. It is the largest score of the first
-// keys that a row saw, unless later scores rise far above it. Since m stays, a step can add its
-// share in memory.
+// of the weights times V. m need not be the largest score. The first step in which a row sees a key
+// sets m to the row's largest score. Later steps keep m, so that they can add to o_acc in memory,
+// unless weights would exceed 2^16 (merge_under_previous_max()).
 #pragma once
 
 #include <math_constants.h>

@@ -30,8 +30,9 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
   TileOrder order{};
   order.heads = static_cast<int>(heads);
   order.mixes = section > 0;
-  // If tiles run head by head, the last round runs forwards. If that round is short, only the first
-  // blocks have a tile in it; they are also the first to start when the previous step ends.
+  // Head by head, the direction is chosen so that the last round runs forwards. If that round is
+  // not full, the blocks with the lowest indices have its tiles. They also start first when the
+  // previous step ends.
   order.backwards = !order.mixes && rounds % 2 == 0;
   order.counted = static_cast<int>((2 * in_section + grid) / (2 * grid));
   order.turn = sections * grid >> 31 == 0 ? static_cast<int>(in_section % grid) : 0;
@@ -42,26 +43,28 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
   return order;
 }
 
-// True if all blocks end at about the same time. There are two conditions. First, rounds of the two
-// directions pair up within a section, or over an even number of sections, or there is only one
-// section. Second, there are at least three full rounds, so that blocks without a tile in the last
-// round matter little, or the fill of the last round is within the bounds below.
+// True if all blocks end at about the same time. There are two conditions. First, each block has as
+// many forward rounds as backward rounds: the number of counted rounds in a section or the number
+// of sections is even. A single section need not fulfil this. Second, few blocks idle in the last
+// round of a section, or there are at least three full rounds before it.
 //
 // tiles: the number of tiles in a section.
 inline bool ends_evenly(uint32_t tiles, uint32_t sections, uint32_t grid) {
   const uint32_t rest = tiles % grid, rounds = (2 * tiles + grid) / (2 * grid);
   if (rounds % 2 != 0 && sections % 2 != 0 && sections > 1) return false;
   if (tiles >= 3 * grid) return true;
-  // A third round that is at most half full does not balance the two before it. Up to a quarter, it
-  // is short enough.
+  // With two full rounds, at most a quarter of the blocks or more than half of them have a tile in
+  // the third.
   if (tiles >= 2 * grid) return 4 * rest <= grid || 2 * rest > grid;
   return 8 * rest >= 7 * grid || (tiles >= grid && 8 * rest <= grid);
 }
 
-// The number of query heads in a section whose K and V stay in L2, so that the running blocks read
-// them from memory once. It is the first of these that ends evenly: a power of two of K/V heads
-// with at most 16 MB of K and V (a third of L2); twice as many; sections of equal size with at most
-// 32 MB. All heads are one section if they fit one of the first two. 0: none of these ends evenly.
+// The number of query heads in a section, such that its K and V stay in L2. Then the running blocks
+// read them from memory once. Three sizes are tried, in K/V heads: the largest power of two with at
+// most 16 MB of K and V, but at least 1; twice that, if at most 32 MB; and the size that makes the
+// fewest sections of at most 32 MB. The first size that divides the heads and for which
+// ends_evenly() holds is taken. If one of the first two reaches the number of heads, all heads are
+// one section. 0: none is taken.
 //
 // pair_bytes: bytes of K and V of a K/V head. grid: the number of blocks.
 inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_tiles,
@@ -88,14 +91,15 @@ inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_t
 }
 
 // A static persistent scheduler: the grid stays resident, and every block has a fixed list of
-// tiles. Rounds alternate their direction, so that under a mask a block with a long tile in one
-// round gets a short one in the next. All blocks then finish within about a tile of each other,
-// without a shared counter. The alternation continues from section to section, but does not count a
-// last round that is less than half full.
+// tiles. Under a mask, a tile is longer the more keys it sees. Rounds alternate their direction, so
+// that a block with a long tile in one round gets a short one in the next. All blocks then finish
+// within about a tile of each other, without a shared counter. The alternation continues from
+// section to section, but does not count a last round that is less than half full.
 //
-// The short last rounds of different sections should leave different blocks idle. So block indices
-// rotate by order.turn after each section. If a section has an odd number of counted rounds, they
-// rotate after every second section, when each block has had as many rounds in either direction.
+// A last round that is not full leaves blocks idle, and these should be different blocks in
+// different sections. So block indices rotate by order.turn after each section. If a section has an
+// odd number of counted rounds, block indices rotate only after every second section, since only
+// then has each block had equally many rounds in both directions.
 class TileScheduler {
  public:
   // Finds the block's next tile; false if there is none. rank: the index of the tile in its head,

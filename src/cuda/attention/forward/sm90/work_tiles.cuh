@@ -20,15 +20,17 @@ struct HopperArgs {
   // Divides by k_map.stride. Its divisor is 0 if the host does not know the stride (device_maps),
   // or if the stride is 2^31 or more.
   Divisor key_stride;
-  Divisor masked_row_units;  // units of fully masked rows in a head, all before first_row
-  // The step leaves multiprocessors free for an exchange. The next step also waits for that
-  // exchange, so it does not overlap this step.
+  // Divides by the number of units of fully masked rows in a head: first_row / masked_row_unit.
+  Divisor masked_row_units;
+  // The step leaves multiprocessors free for an exchange. In a ring the next step starts after that
+  // exchange, so it usually does not overlap this step (overlaps_previous()).
   bool leaves_processors;
   bool backwards;   // as TileOrder::backwards
   TileOrder order;  // for FirstStepScheduler; LaterStepScheduler uses the fields above
 };
 
-// The number of keys that a row sees. A row past the end has the number of the last row.
+// The number of keys that a row sees. For a row past the end: the number of keys that the last row
+// sees.
 __device__ __forceinline__ int row_limit(const HopperArgs& all, int64_t row) {
   const StepArgs& args = all.step;
   const int keys = static_cast<int>(args.key_len);
@@ -61,14 +63,17 @@ struct Tile {
   }
 };
 
-// The number of heads in a section, whose tiles are interleaved and run longest first. 0: head by
-// head. That is the choice in two cases. Without a mask all tiles are equally long. With at most 8
-// query tiles in a head and at least 8 rounds, memory is the limit: the blocks of a head should
-// read its K and V once, and the lengths of the tiles even out over the rounds.
+// The number of heads in a section. Its tiles are interleaved, and those that see the most keys run
+// first. 0: head by head, in two cases. The first is a step without a mask, where all tiles see
+// equally many keys. The second is a step with at most 8 query tiles in a head and at least 8
+// rounds, which memory bandwidth limits. Head by head, the blocks of a head read its K and V at the
+// same time, so that these come from memory once; and over 8 rounds the lengths of tiles average
+// out.
 //
 // A step that begins a state takes a section that ends evenly, if there is one. A step that follows
-// another takes the fewest heads that fill 95 % of their rounds, to keep K and V in L2: what one
-// step leaves uneven, the next steps even out. Otherwise see longest_first_section().
+// another takes the fewest heads that fill 95 % of their rounds, to keep K and V in L2; see
+// docs/kernel-log/forward-sm90a-steps.md, "Few heads mixed in the steps of a causal ring".
+// Otherwise see longest_first_section().
 inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t grid) {
   if (!args.borders_vary || (args.query_tiles <= 8 && args.blocks >= 8 * grid)) return 0;
   if (args.first) {
@@ -114,8 +119,8 @@ class FirstStepScheduler {
 };
 
 // Finds the tiles of a step that continues a state. Block indices do not rotate from section to
-// section as in TileScheduler, since the next steps even out what one step leaves uneven. With
-// TileScheduler, striped rings took 1 % longer: ptxas generated other code for the consumers.
+// section as in TileScheduler. With TileScheduler, striped rings took 1 % longer: ptxas generated
+// other code for the consumers.
 class LaterStepScheduler {
  public:
   __device__ __forceinline__ explicit LaterStepScheduler(const HopperArgs& all)
