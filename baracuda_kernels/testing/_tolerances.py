@@ -176,8 +176,8 @@ def assert_gradients(
     score : float, default 0
         As in :func:`assert_close`.
     summands : float, default 0
-        Size of the summands of a gradient, if they nearly cancel: rows that see one key have dq =
-        0.
+        Size of the summands of a gradient, if they nearly cancel. For example, dq is 0 in a row that
+        sees one key.
     peaked : bool, default False
         True for softmax rows close to one-hot. The rounding of y is then the largest error of a
         16-bit gradient.

@@ -24,7 +24,7 @@ cdef class RingMember:
 
     @property
     def steps_enqueued(self):
-        """Steps that the current run has enqueued, or else the last one: 0 to world_size."""
+        """Steps that the current or the last run has enqueued, 0 to world_size."""
         return 0 if self.endpoint == NULL else self.endpoint.steps_enqueued
 
     cdef int enter(self) except -1:
