@@ -31,8 +31,8 @@ cdef class RingMember:
         self.refuse_if_unusable()
         if self.busy:
             raise CommunicatorError(
-                f"communicator: got rank {self.rank} of {self.world_size} in another run, must be in "
-                "none: use one communicator per concurrent run")
+                f"communicator: got rank {self.rank} of {self.world_size} in another run, must be "
+                "in none: use one communicator per concurrent run")
         self.busy = True
         return 0
 

@@ -93,8 +93,8 @@ bool NcclBoard::differs(Kind kind, const Note& note, int32_t rank, baracuda_erro
   if (whole) {
     found->status = BARACUDA_INVALID_ARGUMENT;
     std::snprintf(found->message, sizeof(found->message),
-                  "it compares a new problem (validate) where another rank runs a known one; every "
-                  "rank must give the same problems in the same order");
+                  "this rank compares a new problem (validate) while another rank runs one that is "
+                  "compared already; every rank must give the same problems in the same order");
   } else {  // a newer note is being written over it
     found->status = BARACUDA_ABORTED;
     std::snprintf(found->message, sizeof(found->message), "refused the call");

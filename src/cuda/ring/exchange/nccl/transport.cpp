@@ -36,7 +36,8 @@ int32_t join_group(NcclGroup& group, baracuda_nccl_comm& comm) {
   if (comm.group == &group) return BARACUDA_OK;
   if (comm.group != nullptr) {
     fail(BARACUDA_INVALID_ARGUMENT, "ncclGroupStart",
-         "communicator: got rank %d in use by another thread, must be in use by one", comm.rank);
+         "communicator: got rank %d in use by another thread, must be used by one thread at a time",
+         comm.rank);
     locate_failure(comm.rank, -1);
     return BARACUDA_INVALID_ARGUMENT;
   }

@@ -314,7 +314,7 @@ int32_t baracuda_peer::begin(const baracuda_ring_round& round) {
     digest = mix(digest, static_cast<uint64_t>(in.bytes));
     if (buffer.next != nullptr && in.bytes > buffer.next_bytes - offset) {
       fail(BARACUDA_INVALID_ARGUMENT, call,
-           "rank %d sends %lld bytes to rank %d, which has registered room for %lld there", rank(),
+           "rank %d sends %lld bytes to rank %d, whose registered buffer has room for %lld", rank(),
            static_cast<long long>(in.bytes), next(),
            static_cast<long long>(buffer.next_bytes - offset));
       return end_ring();

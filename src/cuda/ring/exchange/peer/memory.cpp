@@ -78,7 +78,7 @@ int32_t register_buffer(baracuda_peer& peer, void* data, int64_t bytes) {
   const auto fail_alike = [](const char* what, int32_t rank, const Report& found) {
     const int32_t kind = found.status == BARACUDA_INVALID_ARGUMENT ? BARACUDA_INVALID_ARGUMENT
                                                                    : BARACUDA_UNSUPPORTED;
-    fail(kind, kCall, "buffer: got rank %d's, which %s: %s", rank, what, found.why);
+    fail(kind, kCall, "buffer: got one on rank %d that %s: %s", rank, what, found.why);
     locate_failure(rank, -1);
     return kind;
   };

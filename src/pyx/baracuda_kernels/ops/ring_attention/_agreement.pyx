@@ -58,7 +58,7 @@ def _decode(rank, message):
         side = None
     if not isinstance(side, dict):
         raise InvalidProblemError(
-            f"rank {rank}: got the message {message[:32]!r}..., must be one of validate()")
+            f"rank {rank}: got the message {message[:32]!r}..., must be what validate() sends")
     return side
 
 

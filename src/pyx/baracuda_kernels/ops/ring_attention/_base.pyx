@@ -116,6 +116,7 @@ cdef int _require_dense(str name, TensorRef view, attention_api.baracuda_strides
         if element_strides[i] != expected:
             raise InvalidProblemError(
                 f"{name}: got strides {view.strides} for shape {view.shape}, must be dense (in any "
-                "dimension order) to be sent in place; copy it, or stage it in kv_scratch_a")
+                "dimension order) to be sent in place; copy it, or (forward only) stage it in "
+                "kv_scratch_a")
         expected *= shape[i]
     return 0
