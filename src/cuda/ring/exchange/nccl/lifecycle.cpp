@@ -215,8 +215,8 @@ int32_t baracuda_nccl_destroy(baracuda_nccl_comm* comm) {
         if (waited != BARACUDA_TIMEOUT) return waited;
         if (!healthy) return BARACUDA_OK;
         fail(BARACUDA_TIMEOUT, call,
-             "rank %d of %d: the other ranks of this machine did not end their communicators within "
-             "%g s",
+             "rank %d of %d: the other ranks of this machine did not end their communicators "
+             "within %g s",
              comm->rank, comm->world_size, patience);
         locate_failure(comm->rank, -1);
         return BARACUDA_TIMEOUT;
