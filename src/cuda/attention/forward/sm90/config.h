@@ -19,7 +19,7 @@ enum class Served { any_step, ends_of_rings, whole_calls };
 // LastN is BlockN, all columns are always computed.
 //
 // ScoresAhead: QK of the i-th key tile is issued before the wait for PV of the (i - 2)-th. This
-// needs registers for the weights of two tiles.
+// needs registers for P (the exponentials of the scores) of two tiles.
 //
 // Steps: the steps that the configuration has kernels for.
 template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns,

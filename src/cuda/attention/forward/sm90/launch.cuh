@@ -61,9 +61,9 @@ int32_t encode_maps(const StepParams& p, HopperArgs& args) {
 
 // True if a step may start before the previous kernel has ended. Only a step that continues a state
 // may. If it leaves multiprocessors free for an exchange (sm_margin), it also needs FOLLOWS, since
-// its early blocks could otherwise take multiprocessors that an exchange needs. The ring sets
-// FOLLOWS. There, a step starts when the previous exchange has brought its chunk, and the exchange
-// beside it starts when the previous step has ended.
+// its early blocks could otherwise take multiprocessors that the exchange needs. With FOLLOWS,
+// which the ring sets, they cannot: while two steps overlap, no round runs. The previous round has
+// brought the chunk of the later step, and the next round waits for the end of the earlier step.
 //
 // Steps of a ring overlap if nothing is between them on the stream (ranks that share a stream), or
 // only a gate kernel (exchange by peer, runtime/gate.h). If an event is waited for between them, as

@@ -9,15 +9,18 @@
 namespace baracuda::sm90 {
 
 // Heads are grouped into sections, which run one after the other. The tiles of a section run in
-// rounds. In a round each block takes one tile.
+// waves. In a wave each block takes one tile. (In the names below, a wave is called a round. It has
+// nothing to do with the rounds of a ring.)
 struct TileOrder {
   int heads;        // query heads of all batches
   bool mixes;       // interleave the heads of a section, longest tiles first; else head by head
-  bool backwards;   // in the first round, the last block takes the first tile
-  int counted;      // rounds of a section, without a last one that is less than half full
+  bool backwards;   // in the first wave, the last block takes the first tile
+  // The waves of a section that count for the alternation of directions, see TileScheduler. A last
+  // wave that is less than half full does not count.
+  int counted;
   int turn;         // the distance by which block indices rotate, see TileScheduler
   Divisor section;  // heads in a section
-  Divisor rounds;   // rounds in a section
+  Divisor rounds;   // waves in a section
   Divisor tiles;    // query tiles in a head
   Divisor grid;     // blocks in the grid
 };
@@ -30,9 +33,9 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
   TileOrder order{};
   order.heads = static_cast<int>(heads);
   order.mixes = section > 0;
-  // Head by head, the direction is chosen so that the last round runs forwards. If that round is
-  // not full, the blocks with the lowest indices have its tiles. They also start first when the
-  // previous step ends.
+  // Head by head, the direction is chosen so that the last wave runs forwards. If that wave is not
+  // full, the blocks with the lowest indices have its tiles. They also start first when the
+  // previous step ends. So the blocks that start first get the extra tiles.
   order.backwards = !order.mixes && rounds % 2 == 0;
   order.counted = static_cast<int>((2 * in_section + grid) / (2 * grid));
   order.turn = sections * grid >> 31 == 0 ? static_cast<int>(in_section % grid) : 0;
@@ -44,16 +47,17 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
 }
 
 // True if all blocks end at about the same time. There are two conditions. First, each block has as
-// many forward rounds as backward rounds: the number of counted rounds in a section or the number
-// of sections is even. A single section need not fulfil this. Second, few blocks idle in the last
-// round of a section, or there are at least three full rounds before it.
+// many forward waves as backward waves: the number of counted waves in a section or the number of
+// sections is even. A single section need not fulfil this. Second, the last wave of a section is
+// nearly full or nearly empty, or a section has at least three full waves. With two full waves,
+// "nearly" is less strict than with one. A section of less than one wave must nearly fill it.
 //
 // tiles: the number of tiles in a section.
 inline bool ends_evenly(uint32_t tiles, uint32_t sections, uint32_t grid) {
   const uint32_t rest = tiles % grid, rounds = (2 * tiles + grid) / (2 * grid);
   if (rounds % 2 != 0 && sections % 2 != 0 && sections > 1) return false;
   if (tiles >= 3 * grid) return true;
-  // With two full rounds, at most a quarter of the blocks or more than half of them have a tile in
+  // With two full waves, at most a quarter of the blocks or more than half of them have a tile in
   // the third.
   if (tiles >= 2 * grid) return 4 * rest <= grid || 2 * rest > grid;
   return 8 * rest >= 7 * grid || (tiles >= grid && 8 * rest <= grid);
@@ -91,19 +95,19 @@ inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_t
 }
 
 // A static persistent scheduler: the grid stays resident, and every block has a fixed list of
-// tiles. Under a mask, a tile is longer the more keys it sees. Rounds alternate their direction, so
-// that a block with a long tile in one round gets a short one in the next. All blocks then finish
+// tiles. Under a mask, a tile is longer the more keys it sees. Waves alternate their direction, so
+// that a block with a long tile in one wave gets a short one in the next. All blocks then finish
 // within about a tile of each other, without a shared counter. The alternation continues from
-// section to section, but does not count a last round that is less than half full.
+// section to section, but does not count a last wave that is less than half full.
 //
-// A last round that is not full leaves blocks idle, and these should be different blocks in
+// A last wave that is not full leaves blocks idle, and these should be different blocks in
 // different sections. So block indices rotate by order.turn after each section. If a section has an
-// odd number of counted rounds, block indices rotate only after every second section, since only
-// then has each block had equally many rounds in both directions.
+// odd number of counted waves, block indices rotate only after every second section, since only
+// then has each block had equally many waves in both directions.
 class TileScheduler {
  public:
-  // Finds the block's next tile; false if there is none. rank: the index of the tile in its head,
-  // counted from the last tile.
+  // Finds the block's next tile; false if there is none. rank: the position of the tile in its
+  // head, counted from the last tile (not a rank of a ring).
   BARACUDA_HD bool next(const TileOrder& order, int block, int& batch_head, int& rank) {
     const int section = static_cast<int>(order.section.divisor);
     const int rounds = static_cast<int>(order.rounds.divisor);
@@ -131,7 +135,7 @@ class TileScheduler {
   }
 
  private:
-  int round_ = 0;  // the next round, counted over all sections
+  int round_ = 0;  // the next wave, counted over all sections
 };
 
 }  // namespace baracuda::sm90

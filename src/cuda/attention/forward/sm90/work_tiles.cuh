@@ -22,8 +22,8 @@ struct HopperArgs {
   Divisor key_stride;
   // Divides by the number of units of fully masked rows in a head: first_row / masked_row_unit.
   Divisor masked_row_units;
-  // The step leaves multiprocessors free for an exchange. In a ring the next step starts after that
-  // exchange, so it usually does not overlap this step (overlaps_previous()).
+  // The step leaves multiprocessors free for an exchange. In a ring the next step starts after the
+  // round that runs now, so it usually does not overlap this step (overlaps_previous()).
   bool leaves_processors;
   bool backwards;   // as TileOrder::backwards
   TileOrder order;  // for FirstStepScheduler; LaterStepScheduler uses the fields above
@@ -66,14 +66,15 @@ struct Tile {
 // The number of heads in a section. Its tiles are interleaved, and those that see the most keys run
 // first. 0: head by head, in two cases. The first is a step without a mask, where all tiles see
 // equally many keys. The second is a step with at most 8 query tiles in a head and at least 8
-// rounds, which memory bandwidth limits. Head by head, the blocks of a head read its K and V at the
-// same time, so that these come from memory once; and over 8 rounds the lengths of tiles average
+// waves, which memory bandwidth limits. Head by head, the blocks of a head read its K and V at the
+// same time, so that these come from memory once; and over 8 waves the lengths of tiles average
 // out.
 //
-// A step that begins a state takes a section that ends evenly, if there is one. A step that follows
-// another takes the fewest heads that fill 95 % of their rounds, to keep K and V in L2; see
-// docs/kernel-log/forward-sm90a-steps.md, "Few heads mixed in the steps of a causal ring".
-// Otherwise see longest_first_section().
+// A step that begins a state takes a section that ends evenly, if there is one. A step with FOLLOWS
+// takes the smallest number of heads that divides the number of all heads and whose tiles fill the
+// waves of a section to at least 95 % (a block without a tile in the last wave idles). A small
+// section keeps K and V in L2; see docs/kernel-log/forward-sm90a-steps.md, "Few heads mixed in the
+// steps of a causal ring". Otherwise see longest_first_section().
 inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t grid) {
   if (!args.borders_vary || (args.query_tiles <= 8 && args.blocks >= 8 * grid)) return 0;
   if (args.first) {
@@ -163,7 +164,7 @@ class LaterStepScheduler {
 
  private:
   int first_head_ = 0;
-  int done_ = 0;  // tiles in earlier rounds of the section
+  int done_ = 0;  // tiles in earlier waves of the section
   bool backwards_;
 };
 
