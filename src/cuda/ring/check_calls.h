@@ -7,7 +7,7 @@
 
 namespace baracuda {
 
-// Refuses before the first exchange whatever can be refused: a rank that fails later leaves its
+// Refuses before the first round whatever can be refused: a rank that fails later leaves its
 // neighbours waiting.
 int32_t check_calls(const baracuda_ring_call* calls, int32_t count);
 

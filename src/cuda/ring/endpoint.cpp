@@ -1,4 +1,4 @@
-// Opening and closing an endpoint, and the warm-up exchange.
+// Opening and closing an endpoint, and the warm-up messages.
 #include "baracuda/exchange.h"
 #include "baracuda/status.h"
 #include "common/check_struct.h"

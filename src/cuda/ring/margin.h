@@ -1,7 +1,7 @@
-// Decides whether an exchange needs a head start over its concurrent launch.
+// Decides whether a round needs a head start over its concurrent launch.
 //
-// A launch and its exchange become ready together, but the exchange's kernel reaches the device
-// some microseconds later. If the launch has filled every multiprocessor by then, the exchange
+// A launch and its round become ready together, but the kernel of the round (NCCL's) reaches the
+// device some microseconds later. If the launch has filled every multiprocessor by then, the round
 // waits until the first blocks end. A step of one wave of blocks would delay it by the whole step.
 #pragma once
 
@@ -12,10 +12,10 @@
 
 namespace baracuda {
 
-// True if the launch must be delayed. margin: multiprocessors that the exchange takes. A persistent
+// True if the launch must be delayed. margin: multiprocessors that the round takes. A persistent
 // kernel leaves them free: it has one block for each of the remaining ones (grid.blocks == left).
-// in_clusters: the exchange launches clusters, which need adjacent free multiprocessors; those that
-// the launch leaves free need not be adjacent.
+// in_clusters: the round's kernel has clusters, which need adjacent free multiprocessors. Those
+// that the launch leaves free need not be adjacent.
 inline bool needs_head_start(const baracuda_ring_grid& grid, int64_t multiprocessors,
                              int64_t margin, bool in_clusters) {
   const int64_t left = multiprocessors - margin;
@@ -23,7 +23,7 @@ inline bool needs_head_start(const baracuda_ring_grid& grid, int64_t multiproces
   // Blocks are placed on empty multiprocessors first, so fewer blocks leave enough of them empty.
   if (grid.blocks < left) return false;
   if (grid.blocks == left) return in_clusters;
-  // If leaving the margin free costs another wave, do not delay: the exchange starts when the first
+  // If leaving the margin free costs another wave, do not delay: the round starts when the first
   // wave ends.
   const auto last_wave = [&grid](int64_t count) {
     return (grid.blocks - 1) / (count * grid.blocks_per_multiprocessor);

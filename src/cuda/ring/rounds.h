@@ -1,11 +1,12 @@
-// The rounds of a run: which messages each one has, and what waits for it. A round is one exchange,
-// that is, what a rank sends and receives together. ring.h defines payloads, BESIDE and BEHIND.
+// The rounds of a run: which messages each one has, and what waits for it. A round is what a rank
+// sends and receives together. ring.h defines payloads, BESIDE and BEHIND.
 //
-// A step has `parts` launches. Launch t = step * parts + part runs beside round t. A payload BESIDE
-// the steps has a `part`: it is sent in the rounds beside the launches of that part. For a payload
-// BEHIND, launch t computes this rank's share of a chunk's sum, and round t + 1 sends the sum. The
-// receiving rank adds its own share, which its launch t + parts computes on the same chunk. With
-// such a payload, one more round follows the last launch.
+// A step is launched in `parts` parts (1 or 2). Launch t = step * parts + part runs at the same
+// time as round t. Every payload belongs to one part. BESIDE: the rounds that run with the launches
+// of that part send it. BEHIND: a launch t of that part computes this rank's share of a chunk's
+// sum, and round t + 1 sends the sum. The receiving rank adds its own share, which its launch
+// t + parts computes on the same chunk. With such a payload, one more round follows the last
+// launch.
 #pragma once
 
 #include <stdint.h>
@@ -50,9 +51,10 @@ class Rounds {
     return false;
   }
 
-  // True if round `number` depends on launch number - 1 and on nothing after it, and if the next
-  // operation on the caller's stream after that launch is the wait for round number - 1. That wait
-  // can then signal the launch's end.
+  // True if the exchange can learn from the caller's stream that launch n - 1 has ended (n is
+  // `number`). Round n then waits for that launch but for no addition after it, and right after the
+  // launch the caller's stream waits for round n - 1. The operation that does this wait can also
+  // signal.
   bool needs_launch_alone(int32_t number) const {
     if (number < 1 || number >= launches() || awaited_by_launch(number) != number - 1) return false;
     for (int32_t i = 0; i < call_.payload_count; ++i) {

@@ -1,13 +1,14 @@
-// The ring loop: the only one, for every exchange, op and schedule of hops.
+// The ring loop. There is one for all exchanges, ops and schedules of hops. A round is what a rank
+// sends and receives during one launch. An exchange is a way to do so: by send and receive, or by
+// peer.
 //
-// launch(s) follows launch(s - 1) on the caller's stream, and waits for exchange(s - 1).
-// exchange(s) waits for launch(s - 1) and exchange(s - 1); exchange(0) waits for the caller's
-// stream.
+// launch(s) follows launch(s - 1) on the caller's stream, and waits for round(s - 1). round(s)
+// waits for launch(s - 1) and round(s - 1); round(0) waits for the caller's stream.
 //
-// exchange(s) sends the chunk of step s and receives the chunk of step s + 1 into the other buffer.
-// launch(s - 1) and exchange(s - 1) have finished reading that buffer by then, so two buffers
-// suffice for any number of ranks. Sums, which travel BEHIND the steps, are sent one exchange later
-// (rounds.h).
+// round(s) sends the chunk of step s and receives the chunk of step s + 1 into the other buffer.
+// launch(s - 1) and round(s - 1) have finished reading that buffer by then, so two buffers suffice
+// for any number of ranks. Sums, which travel BEHIND the steps, are sent one round later; see
+// rounds.h.
 //
 // If several ranks share a stream, the waits for the inputs of all ranks are enqueued before the
 // launches of all ranks. Consecutive launches on a stream can overlap, but not across an event.
@@ -38,10 +39,10 @@ class Run {
   int32_t execute() {
     for (int32_t t = 0; t < rounds_.launches(); ++t) {
       if (t % rounds_.parts() == 0) begin_step(t / rounds_.parts());
-      // The exchange is enqueued before the launch, which may fill the device. There is one
-      // exception. With `signalled_`, the exchange waits for a word that the caller's stream sets
-      // after its own wait for the previous round. That wait is then enqueued first: two streams
-      // may share a hardware queue, where waiting for something enqueued later would be a deadlock.
+      // The round is enqueued before the launch, which may fill the device. If `signalled_`, the
+      // round waits for a word. The caller's stream sets it, after it has waited for the previous
+      // round. In this case the stream's wait is enqueued before the round: two streams may share a
+      // hardware queue, where waiting for something enqueued later would be a deadlock.
       if (signalled_ && !await_inputs(t)) return join_and_report();
       if (!exchange(t) || !compute(t)) return join_and_report();
     }
@@ -80,13 +81,14 @@ class Run {
     }
   }
 
-  // ---- Exchanges -------------------------------------------------------------------------------
+  // ---- Rounds ----------------------------------------------------------------------------------
 
+  // Enqueues round `number`.
   bool exchange(int32_t number) {
     has_exchange_ = rounds_.has_messages(number);
     if (!has_exchange_) return true;
-    // The exchange waits for compute_done. For exchange 0 that is the end of all work that the
-    // caller enqueued before, which wrote the chunks and may still read the buffers. For later ones
+    // The round waits for compute_done. For round 0 that is the end of all work that the caller
+    // enqueued before, which wrote the chunks and may still read the buffers. For later ones
     // compute() has recorded the end of launch(number - 1).
     if (number == 0 && !record_compute_done()) return false;
     if (count_ == 1) {
@@ -101,9 +103,9 @@ class Run {
            });
   }
 
-  // Round `number` must know that launch(number - 1) has ended. The wait for round number - 1
-  // follows that launch on the caller's stream, so the exchange may let this wait tell it. True if
-  // the exchange does so; compute_done is then not recorded.
+  // Round n (n is `number`) must start after launch n - 1. On the caller's stream that launch is
+  // followed by the wait for round n - 1. Some exchanges can make this wait set a word, for which
+  // round n then waits. True if this exchange does so; compute_done is then not recorded.
   bool ask_for_signal(int32_t number) const {
     if (count_ > 1 || !rounds_.needs_launch_alone(number)) return false;
     const baracuda_ring_exchange& exchange = exchange_of(calls_[0]);
@@ -155,7 +157,7 @@ class Run {
     return *call.endpoint->exchange;
   }
 
-  // Makes the caller's stream wait for the exchanges up to `number`, in order. It leaves out those
+  // Makes the caller's stream wait for the rounds up to `number`, in order. It leaves out those
   // for which the stream has waited already.
   bool await(const Call& call, int32_t number) {
     for (int32_t n = awaited_ + 1; n <= number; ++n) {
@@ -190,7 +192,7 @@ class Run {
     if (!add(t)) return false;
     const bool exchanges = rounds_.has_messages(t + 1);
     signalled_ = exchanges && ask_for_signal(t + 1);
-    // Once the event compute_done is reached, the next exchange may read its send buffers and
+    // Once the event compute_done is reached, the next round may read its send buffers and
     // overwrite its receive buffers.
     return !exchanges || signalled_ || record_compute_done();
   }
@@ -199,8 +201,8 @@ class Run {
     return for_each_rank([=](const Call& call) { return await_inputs(call, t); });
   }
 
-  // This runs even if nothing is launched. The caller's stream must join the last exchange, and
-  // compute_done must not report a buffer as free while the previous exchange still uses it.
+  // This runs even if nothing is launched. The caller's stream must join the last round, and
+  // compute_done must not report a buffer as free while the previous round still uses it.
   bool await_inputs(const Call& call, int32_t t) {
     return enter(call) && mark(call, t, &baracuda_ring_marks::wait_begin) &&
            await(call, rounds_.awaited_by_launch(t)) &&
@@ -295,7 +297,7 @@ class Run {
     return true;
   }
 
-  // sums: the number of the exchange that brings them. always: also if the step launched nothing.
+  // sums: the number of the round that brings them. always: also if the step launched nothing.
   bool add(int32_t t, int32_t sums, bool always) {
     // In a timeline, the sums of all parts that come home are one entry.
     const int32_t entry = t < rounds_.launches() ? t : rounds_.launches();
@@ -384,7 +386,7 @@ class Run {
     return false;
   }
 
-  // After a failed exchange the caller's stream still waits for what was enqueued, so that the
+  // After a failed round the caller's stream still waits for what was enqueued, so that the
   // caller can free its buffers in stream order.
   int32_t join_and_report() {
     for_each_rank([this](const Call& call) {
@@ -404,8 +406,8 @@ class Run {
   const Rounds rounds_;
   const bool shared_stream_;
   int32_t step_ = 0;
-  int32_t awaited_ = -1;    // the last exchange that the callers' streams have waited for
-  bool has_exchange_ = false;  // there is an exchange beside the current launch
+  int32_t awaited_ = -1;    // the last round that the callers' streams have waited for
+  bool has_exchange_ = false;  // a round runs during the current launch
   // The last ask_for_signal() succeeded: the next round waits for that signal, and not for
   // compute_done.
   bool signalled_ = false;

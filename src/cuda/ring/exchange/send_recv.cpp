@@ -9,8 +9,8 @@ namespace {
 using Endpoint = baracuda_ring_endpoint;
 using Round = baracuda_ring_round;
 
-// Calls f, which may be the caller's function. If f fails and leaves no error record, makes one.
-// Its status is `unrecorded`; if that is BARACUDA_OK, it is f's.
+// Calls f, which may be the caller's function. If f fails without an error record, this makes one
+// with the status `unrecorded`, or with f's status if `unrecorded` is BARACUDA_OK.
 template <typename F>
 int32_t recorded(const char* call, int32_t unrecorded, F f) {
   const int32_t status = f();

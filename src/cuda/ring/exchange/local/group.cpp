@@ -15,7 +15,7 @@ struct LocalGroup {
   baracuda_local_world* world = nullptr;
   LocalRank* ranks = nullptr;
   LocalRank** end = &ranks;
-  baracuda_error failure{};  // the first failed send or receive; the group then exchanges nothing
+  baracuda_error failure{};  // the first failed send or receive; the group then moves nothing
   bool acting = false;       // in Exchange::execute(); a signal handler must not open a group now
 };
 
@@ -31,7 +31,7 @@ int32_t fail_at(const LocalRank& rank, int32_t status) {
 }
 
 // Returns the status of a stream operation. After a failure it adds the rank to the error record.
-// If the operation left no error record, as one of a caller's own table may, it makes one.
+// A function of a caller's own table may leave no error record; then this makes one.
 int32_t check_op(const LocalRank& rank, int32_t status, const char* call) {
   if (status == BARACUDA_OK) return status;
   if (baracuda_last_error()->status != status) fail(status, call, "%s returned %d", call, status);
@@ -127,8 +127,8 @@ int32_t enqueue(LocalRank& rank, std::vector<Message>& list, const Message& mess
   return status != BARACUDA_OK ? status : closed;
 }
 
-// Waits until ready() or until the world is aborted. BARACUDA_OK also if the deadline passes, which
-// *in_time tells; BARACUDA_INTERRUPTED after a signal.
+// Waits until ready() or until the world is aborted. Returns BARACUDA_OK also when the deadline
+// passes; *in_time is then false. Returns BARACUDA_INTERRUPTED after a signal.
 template <typename Ready>
 int32_t wait_until(baracuda_local_world& world, LocalRank& rank, Lock& lock,
                    baracuda_local_world::Clock::time_point deadline, const char* call, Ready ready,
@@ -155,8 +155,8 @@ int32_t wait_until(baracuda_local_world& world, LocalRank& rank, Lock& lock,
   }
 }
 
-// One thread's part of an exchange. It posts the sends of all its ranks before its first wait, so
-// ranks driven by one thread never wait for each other.
+// One thread's part of the messages of a group. It posts the sends of all its ranks before its
+// first wait, so ranks driven by one thread never wait for each other.
 class Exchange {
  public:
   explicit Exchange(LocalGroup& group)

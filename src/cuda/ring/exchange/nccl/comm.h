@@ -76,7 +76,7 @@ struct baracuda_nccl_comm {
   std::unique_ptr<baracuda::NcclBoard> board;  // NULL: a single rank, or no shared memory
   int32_t splits = 0;       // calls of split so far; part of the name of a child's board
   double patience = 0;      // seconds that init and destroy may take; <= 0: no limit
-  void* scratch = nullptr;  // memory of the warm-up exchange
+  void* scratch = nullptr;  // memory of the warm-up messages
   baracuda_ring_endpoint endpoint{};
 
   std::mutex mutex;

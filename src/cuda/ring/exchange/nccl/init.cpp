@@ -1,4 +1,4 @@
-// Making communicators: init, borrow, split, and the warm-up exchange that connects the peers.
+// Making communicators: init, borrow, split, and the warm-up messages that connect NCCL's peers.
 #include <sys/random.h>
 
 #include <memory>
@@ -116,8 +116,8 @@ int32_t exchange_warm_up(CommPtr* comms, int32_t count) {
   return status == BARACUDA_OK ? ended : restore_failure(failure);
 }
 
-// NCCL connects peers in the first group that uses them, and blocks meanwhile. The warm-up exchange
-// makes it do so now, under a deadline, and not in the first run.
+// NCCL connects peers in the first group that uses them, and blocks meanwhile. The warm-up messages
+// make it do so now, under a deadline, and not in the first run.
 int32_t warm_up(CommPtr* comms, int32_t count, const TimeLimit& limit) {
   int32_t status = BARACUDA_OK;
   for (int32_t i = 0; i < count && status == BARACUDA_OK; ++i) {

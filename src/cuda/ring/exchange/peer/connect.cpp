@@ -1,5 +1,5 @@
-// Finds the hops that can use the exchange by peer: the ranks exchange what they offer, neighbours
-// make a trial, and all ranks get the same verdicts.
+// Finds the hops that can use the exchange by peer: the ranks tell each other what they offer,
+// neighbours make a trial, and all ranks get the same verdicts.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -293,8 +293,11 @@ extern "C" int32_t baracuda_peer_connect(baracuda_ring_endpoint* endpoint,
   int32_t status = check_struct(kCall, "options", options);
   if (status != BARACUDA_OK) return status;
   std::unique_ptr<baracuda_peer> made(new (std::nothrow) baracuda_peer(*endpoint));
-  if (made == nullptr || !tell_processes_apart(made->process)) {
+  if (made == nullptr) {
     return fail(BARACUDA_OUT_OF_MEMORY, kCall, "no memory for the exchange");
+  }
+  if (!tell_processes_apart(made->process)) {
+    return fail(BARACUDA_OUT_OF_MEMORY, kCall, "getrandom() gave no random id for this process");
   }
   made->wish = options->wish;
   made->wait = options->wait;

@@ -2,7 +2,7 @@
 //
 //   wait for `ready`; grant this rank's receive buffer to the previous rank (before that wait, if
 //   the buffer is free earlier)
-//   wait for the next rank's grant; push the data; signal that the next rank's buffer is full
+//   wait for the next rank's grant; push (copy) the data to it; signal that its buffer is full
 //   wait until this rank's receive buffer is full
 //
 // So a grant comes after this rank's last push from the buffer and the caller's last read of it. A

@@ -45,7 +45,7 @@ namespace {
 
 constexpr const char* kCall = "baracuda_peer_register";
 
-// A rank's result of a part of the registration. The ranks exchange it, so that all fail alike.
+// A rank's result of a part of the registration. Every rank gets all results, so all fail alike.
 struct Report {
   int32_t status;
   char why[160];

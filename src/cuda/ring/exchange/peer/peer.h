@@ -16,12 +16,12 @@ namespace baracuda {
 struct PeerBuffer {
   char* mine;
   int64_t bytes;
-  char* next;  // its address in this process; NULL if this rank does not push
+  char* next;  // its address in this process; NULL if this rank does not push (copy into it)
   int64_t next_bytes;
   void* opened;  // for close_memory; NULL if next is memory of this process
 };
 
-// Why a hop does not use the exchange by peer, or that it does. Every rank has the same verdicts.
+// Whether a hop uses the exchange by peer, and if not, why. Every rank has the same verdicts.
 struct PeerVerdict {
   int32_t reason = BARACUDA_PEER_WORKS;
   std::string detail;

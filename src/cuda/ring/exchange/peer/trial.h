@@ -12,7 +12,8 @@ namespace baracuda {
 
 class PeerTrial {
  public:
-  // Limit for the ring stream to end after its waits were released. It takes microseconds.
+  // Seconds to wait for the ring stream's work to end after its waits were released. Normally this
+  // takes microseconds.
   static constexpr double kReleaseSeconds = 5.0;
 
   // memory: two halves of `bytes` each, the first for receiving and the second for sending. nonces:

@@ -29,9 +29,8 @@ lse=None, k=None, v=None)
         This rank's chunk, which is read and sent from your memory, not staged in scratch A. On more
         than one rank it must be dense; the order of its dimensions must be the same on every rank.
 
-    Scratch may be None if it is not needed. With ``k`` and ``v``, that is scratch A, scratch B and
-    the accumulator at P = 1, and scratch B at P = 2. Without them, it is scratch B and the
-    accumulator at P = 1.
+    Scratch that is not needed may be None. At P = 1 these are scratch B and the accumulator. If
+    ``k`` and ``v`` are given, scratch A at P = 1 and scratch B at P = 2 are not needed either.
 
     Raises
     ------

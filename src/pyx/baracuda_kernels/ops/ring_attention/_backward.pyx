@@ -121,14 +121,14 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
     """The gradients of attention over a ring: dq, dk and dv. Made by :meth:`select`.
 
     Every rank makes the same plan. ``run`` rotates K and V as the forward does, and the sums of
-    their gradients follow one exchange later. The other ranks add their shares of a chunk's
+    their gradients follow one round later. The other ranks add their shares of a chunk's
     gradients in the order of the schedule. The sum then comes home to the chunk's own rank, which
     adds its own share and rounds once. All sums are kept in the accumulator's type, so the
     gradients do not get worse as the ring grows. A run allocates nothing and never waits for the
     GPU.
 
-    A row that sees no key has dq = 0 and adds nothing to dk and dv (on ``sm90a`` if its dy is
-    finite). A key that no row sees has dk = dv = 0.
+    A row that sees no key has dq = 0 and adds nothing to dk and dv. On ``sm90a`` the latter holds
+    only if the row's dy is finite. A key that no row sees has dk = dv = 0.
 
     Attributes
     ----------

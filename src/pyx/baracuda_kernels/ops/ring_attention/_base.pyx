@@ -33,8 +33,8 @@ cdef class RingAttentionBase(RingPlan):
 
         Compares the library version, the direction, every field of the descriptor and the
         schedule. With ``args`` it also compares whether K and V are staged, and the order of their
-        dimensions. Ranks that differ in one of these would wait for each other, or misread each
-        other's messages.
+        dimensions. Ranks that differ may wait for each other, or misread each other's messages. (A
+        difference in staging alone matters only if hops go by peer.)
 
         Parameters
         ----------
