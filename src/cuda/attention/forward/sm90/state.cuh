@@ -6,8 +6,8 @@
 // a warp moves 512 contiguous bytes. If the last group of a head has fewer than eight rows, it is
 // packed without gaps, so the state is exactly B*H*Q*(D+2) floats.
 //
-// The weight of a score is exp(scale * (score - m)). l is the sum of the weights, and o_acc the sum
-// of the weights times V. m need not be the largest score. The first step in which a row sees a key
+// The weight of a score, an element of P, is exp(scale * (score - m)). l is the sum of the weights,
+// and o_acc the sum of the weights times V. m need not be the largest score. The first step in which a row sees a key
 // sets m to the largest score of that step. Later steps keep m, even if they have larger scores, so
 // that they can add to o_acc in memory. They raise m only if weights would exceed 2^16
 // (merge_under_previous_max()).
