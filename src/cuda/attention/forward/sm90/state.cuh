@@ -7,10 +7,10 @@
 // packed without gaps, so the state is exactly B*H*Q*(D+2) floats.
 //
 // The weight of a score, an element of P, is exp(scale * (score - m)). l is the sum of the weights,
-// and o_acc the sum of the weights times V. m need not be the largest score. The first step in which a row sees a key
-// sets m to the largest score of that step. Later steps keep m, even if they have larger scores, so
-// that they can add to o_acc in memory. They raise m only if weights would exceed 2^16
-// (merge_under_previous_max()).
+// and o_acc the sum of the weights times V. m need not be the largest score. The first step in
+// which a row sees a key sets m to the largest score of that step. Later steps keep m, even if they
+// have larger scores, so that they can add to o_acc in memory. They raise m only if weights would
+// exceed 2^16 (merge_under_previous_max()).
 #pragma once
 
 #include <math_constants.h>
