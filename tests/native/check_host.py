@@ -251,7 +251,7 @@ def check_refusals():
         ("element", 4, 1, "element"),
         ("lse_element", 0, 1, "lse_element"), ("batch", -1, 1, "batch: got -1"), ("heads", 3, 0, ""),
         ("kv_heads", 0, 1, "kv_heads"), ("query_len", -1, 1, "query_len"), ("key_len", -1, 1, "key_len"),
-        ("head_dim", 0, 1, "head_dim"), ("head_dim", 1025, 2, "head_dim 1025"),
+        ("head_dim", 0, 1, "head_dim"), ("head_dim", 1025, 2, "head_dim: got 1025"),
         ("scale", float("nan"), 1, "scale"), ("q", None, 1, "q: got NULL"), ("k", None, 1, "k: got NULL"),
         ("v", None, 1, "v: got NULL"), ("y", None, 1, "y: got NULL"), ("flags", 1, 1, "state: got NULL"),
         ("q_map.stride", 0, 1, "q_map.stride"), ("k_map.split", -1, 1, "k_map.split"),
