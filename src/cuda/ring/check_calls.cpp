@@ -135,7 +135,7 @@ int32_t check_payloads(const baracuda_ring_call& call, int32_t world_size) {
     messages += Rounds::is_behind(call.payloads[i]) ? 1 : call.payloads[i].pieces;
   }
   if (status == BARACUDA_OK && messages > BARACUDA_RING_MAX_MESSAGES) {
-    return invalid("payloads: got %d messages for an exchange, must be at most %d", messages,
+    return invalid("payloads: got %d messages in one round, must be at most %d", messages,
                    BARACUDA_RING_MAX_MESSAGES);
   }
   return status;

@@ -75,9 +75,9 @@ int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer) {
   const int32_t next = (transport.rank + 1) % p;
   const int32_t previous = (transport.rank + p - 1) % p;
   const int32_t peers[3] = {transport.rank, next, previous};
-  // A rank's i-th receive is the one for which its sender's i-th send is meant: with two ranks,
-  // next and previous are one peer, whose messages are matched by their order. The second send goes
-  // to the next rank, so the second receive is from the previous one.
+  // A transport matches the messages between two ranks by their order. With two ranks, next and
+  // previous are the same peer, so send i and receive i must belong together: send 1 goes to the
+  // next rank, so receive 1 is from the previous one.
   const int32_t senders[3] = {transport.rank, previous, next};
   char* bytes = static_cast<char*>(buffer);
 

@@ -4,9 +4,9 @@
 // A step is launched in `parts` parts (1 or 2). Launch t = step * parts + part runs at the same
 // time as round t. Every payload belongs to one part. BESIDE: the rounds that run with the launches
 // of that part send it. BEHIND: a launch t of that part computes this rank's share of a chunk's
-// sum, and round t + 1 sends the sum. The receiving rank adds its own share, which its launch
-// t + parts computes on the same chunk. With such a payload, one more round follows the last
-// launch.
+// sum, and round t + 1 sends the sum. The next rank has the same chunk one step later: its
+// launch t + parts computes its share and adds it. With such a payload, one more round follows the
+// last launch.
 #pragma once
 
 #include <stdint.h>
@@ -51,10 +51,9 @@ class Rounds {
     return false;
   }
 
-  // True if the exchange can learn from the caller's stream that launch n - 1 has ended (n is
-  // `number`). Round n then waits for that launch but for no addition after it, and right after the
-  // launch the caller's stream waits for round n - 1. The operation that does this wait can also
-  // signal.
+  // True if the wait for round n - 1 can tell the exchange that launch n - 1 has ended (n is
+  // `number`). Two conditions: on the caller's stream that wait comes directly after launch n - 1,
+  // and round n needs no addition that comes later on that stream.
   bool needs_launch_alone(int32_t number) const {
     if (number < 1 || number >= launches() || awaited_by_launch(number) != number - 1) return false;
     for (int32_t i = 0; i < call_.payload_count; ++i) {
@@ -148,8 +147,8 @@ class Rounds {
     }
   }
 
-  // Fills in what the program gets for launch t, or for adding that launch's share. A t after the
-  // last launch means the sum that comes home.
+  // Fills in what the program gets for launch t and for adding its share. After the last launch, t
+  // stands for the addition of the sum that comes home.
   void fill(int32_t t, baracuda_ring_step* at) const {
     at->step = step_of(t);
     at->part = part_of(t);

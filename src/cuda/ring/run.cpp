@@ -40,9 +40,10 @@ class Run {
     for (int32_t t = 0; t < rounds_.launches(); ++t) {
       if (t % rounds_.parts() == 0) begin_step(t / rounds_.parts());
       // The round is enqueued before the launch, which may fill the device. If `signalled_`, the
-      // round waits for a word. The caller's stream sets it, after it has waited for the previous
-      // round. In this case the stream's wait is enqueued before the round: two streams may share a
-      // hardware queue, where waiting for something enqueued later would be a deadlock.
+      // round waits for a flag in shared memory (a word, exchange/peer/words.h), which the caller's
+      // stream sets when it has waited for the previous round. In this case the stream's wait is
+      // enqueued before the round: two streams may share a hardware queue, where waiting for
+      // something enqueued later would be a deadlock.
       if (signalled_ && !await_inputs(t)) return join_and_report();
       if (!exchange(t) || !compute(t)) return join_and_report();
     }

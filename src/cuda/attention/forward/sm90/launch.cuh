@@ -60,10 +60,11 @@ int32_t encode_maps(const StepParams& p, HopperArgs& args) {
 }
 
 // True if a step may start before the previous kernel has ended. Only a step that continues a state
-// may. If it leaves multiprocessors free for an exchange (sm_margin), it also needs FOLLOWS, since
-// its early blocks could otherwise take multiprocessors that the exchange needs. With FOLLOWS,
-// which the ring sets, they cannot: while two steps overlap, no round runs. The previous round has
-// brought the chunk of the later step, and the next round waits for the end of the earlier step.
+// may. If it leaves multiprocessors free for an exchange (sm_margin), it also needs FOLLOWS.
+// Otherwise its first blocks could take multiprocessors that a round of the previous step still
+// needs. With FOLLOWS, which the ring sets, no round runs while two steps overlap: the previous
+// round has ended, since it brought the chunk of the later step, and the next round waits for the
+// end of the earlier step.
 //
 // Steps of a ring overlap if nothing is between them on the stream (ranks that share a stream), or
 // only a gate kernel (exchange by peer, runtime/gate.h). If an event is waited for between them, as

@@ -15,8 +15,8 @@ struct TileOrder {
   int heads;        // query heads of all batches
   bool mixes;       // interleave the heads of a section, longest tiles first; else head by head
   bool backwards;   // in the first wave, the last block takes the first tile
-  // The waves of a section that count for the alternation of directions, see TileScheduler. A last
-  // wave that is less than half full does not count.
+  // The number of waves in a section, without a last wave that is less than half full. It decides
+  // in which direction the next section begins.
   int counted;
   int turn;         // the distance by which block indices rotate, see TileScheduler
   Divisor section;  // heads in a section
@@ -68,7 +68,7 @@ inline bool ends_evenly(uint32_t tiles, uint32_t sections, uint32_t grid) {
 // most 16 MB of K and V, but at least 1; twice that, if at most 32 MB; and the size that makes the
 // fewest sections of at most 32 MB. The first size that divides the heads and for which
 // ends_evenly() holds is taken. If one of the first two reaches the number of heads, all heads are
-// one section. 0: none is taken.
+// one section. Returns 0 if no size is taken.
 //
 // pair_bytes: bytes of K and V of a K/V head. grid: the number of blocks.
 inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_tiles,

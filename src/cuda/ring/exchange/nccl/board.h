@@ -90,8 +90,8 @@ class NcclBoard {
   baracuda_error missed_reason_{};
   std::atomic<int64_t> calls_{0};
   uint32_t seen_ = 0;  // value of `news` at the last poll()
-  // The value of `news` when judge() last found that no note is about a call that this rank has yet
-  // to begin. While `news` still has this value, begin() can skip the notes.
+  // The value of `news` when judge() last found that every note was about a call that this rank had
+  // begun. While `news` still has this value, begin() can skip the notes.
   std::atomic<uint32_t> quiet_{0};
 };
 

@@ -46,8 +46,8 @@ struct baracuda_nccl_comm {
   // The mutex must be held. BARACUDA_OK, or BARACUDA_ABORTED with the earlier failure as its
   // message.
   int32_t refuse(const char* call) const;
-  // Makes the thread's last failure the communicator's, unless it has failed before. Later calls
-  // are refused.
+  // Makes the thread's last failure the communicator's, unless the communicator has failed before.
+  // Later calls are refused.
   void mark_failed();
   void mark_failed(const baracuda_error& reason);
   // Puts the communicator's failure into the thread's record; BARACUDA_OK while it is healthy.

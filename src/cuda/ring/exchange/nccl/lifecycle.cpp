@@ -68,7 +68,7 @@ int32_t poll(baracuda_nccl_comm& comm, void* stream, const TimeLimit& limit) {
       const int32_t status = baracuda_cuda_stream_query(stream, &done);
       if (status != BARACUDA_OK) return status;
     }
-    // Also asked when the stream is done: after an error, NCCL's kernels end early.
+    // NCCL is also asked when the stream is done, because its kernels end early after an error.
     const int32_t status = find_async_error(comm);
     if (status != BARACUDA_OK || done) return status;
     if (limit.passed()) return fail_synchronize(comm, limit.seconds());
@@ -185,7 +185,7 @@ int32_t baracuda_nccl_close_peers(baracuda_nccl_comm* comm) {
   int32_t quarantined = 0;
   baracuda_peer* const peer = comm->peer;
   {
-    const Lock lock(comm->mutex);  // an abort uses it
+    const Lock lock(comm->mutex);  // an abort reads comm->peer
     comm->peer = nullptr;
   }
   baracuda_peer_close(peer, healthy ? comm->patience : kAbortPatience, &quarantined);

@@ -26,8 +26,9 @@ lse=None, k=None, v=None)
     lse : [B, H, Q], float32 or the operands' type, contiguous, written; optional
         The natural logarithm of each row's sum of exponentials; ``-inf`` if the row sees no key.
     k, v : [B, Hkv, K, D], optional, together
-        This rank's chunk, which is read and sent from your memory, not staged in scratch A. On more
-        than one rank it must be dense; the order of its dimensions must be the same on every rank.
+        This rank's chunk, which is read and sent from your memory, not staged in scratch A. With
+        more than one rank, k and v must each be dense, in any order of dimensions, but in the same
+        order on every rank.
 
     Scratch that is not needed may be None. At P = 1 these are scratch B and the accumulator. If
     ``k`` and ``v`` are given, scratch A at P = 1 and scratch B at P = 2 are not needed either.

@@ -41,8 +41,9 @@ kv_scratch_a=None, kv_scratch_b=None, kv_gradient_scratch=None, dlse=None)
     ----------
     q : [B, H, Q, D]
     k, v : [B, Hkv, K, D]
-        This rank's chunk, which is read and sent from your memory. On more than one rank it must be
-        dense; the order of its dimensions must be the same on every rank.
+        This rank's chunk, which is read and sent from your memory. With more than one
+        rank, k and v must each be dense, in any order of dimensions, but in the same order on every
+        rank.
     y : [B, H, Q, D]
         The forward's output.
     dy : [B, H, Q, D]
