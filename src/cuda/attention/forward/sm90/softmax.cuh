@@ -64,8 +64,8 @@ __device__ __forceinline__ void softmax_step(float (&s)[S], RowStatistics& rows,
   for (int h = 0; h < 2; ++h) rows.l[h] = sum[2 * h] + sum[2 * h + 1];
 }
 
-// Keeps ptxas from moving the wait for PV above the exponentials; nothing would then overlap with
-// PV. The store never executes, since row sums are not negative. But it depends on every weight,
+// Keeps ptxas from moving the wait for PV above the exponentials, where it would end all overlap
+// with PV. The store never executes, since row sums are not negative. But it depends on every weight,
 // and ptxas may not move it across the wait.
 __device__ __forceinline__ void order_sums_before_wait(const RowStatistics& rows,
                                                        uint32_t address) {
