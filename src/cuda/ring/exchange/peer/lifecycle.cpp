@@ -148,8 +148,8 @@ int32_t baracuda_peer_close(baracuda_peer* peer, double patience, int32_t* quara
     int32_t done = 1;
     return peer->ops->query(end.ring_stream, &done) != BARACUDA_OK || done != 0;
   };
-  // A neighbour that has closed or died sends nothing more. Once both have, the rest of a run would
-  // wait for ever.
+  // A neighbour that has closed or died sends nothing more. Once both neighbours have, the rest of
+  // a run would wait for ever.
   bool left_alone = false;
   const bool ended = poll(patience, [&] {
     if (is_done()) return true;
