@@ -202,7 +202,7 @@ class Run {
     return for_each_rank([=](const Call& call) { return await_inputs(call, t); });
   }
 
-  // This runs even if nothing is launched. The caller's stream must join the last round, and
+  // This runs even if nothing is launched. The caller's stream must wait for every round, and
   // compute_done must not report a buffer as free while the previous round still uses it.
   bool await_inputs(const Call& call, int32_t t) {
     return enter(call) && mark(call, t, &baracuda_ring_marks::wait_begin) &&
@@ -363,7 +363,7 @@ class Run {
            ok(call.endpoint->ops->record(call.marks[t].*which, call.stream), "record", call);
   }
 
-  // With a single rank, the caller has made its device current already.
+  // With a single rank, the caller has already made the rank's device current.
   bool enter(const Call& call) {
     return count_ == 1 ||
            ok(device_.enter(*call.endpoint->ops, call.endpoint->device), "set_device", call);

@@ -67,7 +67,7 @@ int32_t open(Endpoint* end) {
   return baracuda_send_recv_exchange()->open(end);
 }
 
-// Rows of one size, at a fixed pitch at the source and contiguous at the target, for one operation.
+// One copy of rows of one size: at a fixed pitch at the source, contiguous at the target.
 struct Copy {
   char* into = nullptr;
   const char* from = nullptr;

@@ -108,7 +108,7 @@ void baracuda_peer_abort(baracuda_peer* peer, const baracuda_error* reason) {
     header.reason.rank = peer->rank();
     __atomic_store_n(&header.aborted, 2, __ATOMIC_SEQ_CST);
   }
-  // The reason is stored first, so whoever is released by this sees that the ring has failed.
+  // The reason is stored first, so a rank whose waits end here sees that the ring has failed.
   end_waits(*peer);
 }
 
