@@ -5,8 +5,8 @@
 // time as round t. Every payload belongs to one part. BESIDE: the rounds that run with the launches
 // of that part send it. BEHIND: a launch t of that part computes this rank's share of a chunk's
 // sum, and round t + 1 sends the sum. The next rank has the same chunk one step later: its
-// launch t + parts computes its share and adds it. With such a payload, one more round follows the
-// last launch.
+// launch t + parts computes its share and adds it. With a BEHIND payload, one more round follows
+// the last launch.
 #pragma once
 
 #include <stdint.h>
@@ -51,9 +51,9 @@ class Rounds {
     return false;
   }
 
-  // True if the wait for round n - 1 can tell the exchange that launch n - 1 has ended (n is
-  // `number`). Two conditions: on the caller's stream that wait comes directly after launch n - 1,
-  // and round n needs no addition that comes later on that stream.
+  // True if round n (n is `number`) waits for nothing of the caller's stream but launch n - 1, and
+  // the stream's wait for round n - 1 comes directly after that launch. Then the end of that wait
+  // shows that launch n - 1 has ended (Run::ask_for_signal()).
   bool needs_launch_alone(int32_t number) const {
     if (number < 1 || number >= launches() || awaited_by_launch(number) != number - 1) return false;
     for (int32_t i = 0; i < call_.payload_count; ++i) {
@@ -63,7 +63,8 @@ class Rounds {
   }
 
   // True if a round sends only sums. Its receive buffer is free as soon as the previous round has
-  // ended: that round was the last to send from the buffer, and no launch uses it in between.
+  // ended: that round was the last to send from the buffer, and no launch uses the buffer before
+  // this round.
   bool is_free_ahead(int32_t number) const {
     if (number < 1) return false;
     for (int32_t i = 0; i < call_.payload_count; ++i) {
@@ -72,7 +73,8 @@ class Rounds {
     return true;
   }
 
-  // The last round that launch t must wait for. It waits for all earlier ones too. -1: none.
+  // The last round that launch t must wait for; the launch waits for all earlier rounds, too. -1:
+  // none.
   int32_t awaited_by_launch(int32_t t) const {
     int32_t last = -1;
     for (int32_t i = 0; i < call_.payload_count; ++i) {

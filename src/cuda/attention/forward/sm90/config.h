@@ -18,8 +18,8 @@ enum class Served { any_step, ends_of_rings, whole_calls };
 // LastN: if the last key tile has at most LastN keys, only LastN of its columns are computed. If
 // LastN is BlockN, all columns are always computed.
 //
-// ScoresAhead: QK of the i-th key tile is issued before the wait for PV of the (i - 2)-th. This
-// needs registers for P (the exponentials of the scores) of two tiles.
+// ScoresAhead: QK of the i-th key tile is issued before the wait for PV of the (i - 2)-th. So the
+// weights (P, see state.cuh) of two key tiles need registers at the same time.
 //
 // Steps: the steps that the configuration has kernels for.
 template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns,

@@ -223,7 +223,7 @@ class StateRows {
   const int warp_row_;  // the warp's first row, counted in the rows of its warpgroup
   const int64_t row0_;  // the same row, counted in the head
   const int lane_;
-  float* const maxima_;  // m of the lane's first row; that of its second row is 8 floats on
+  float* const maxima_;  // m of the lane's first row; m of its second row is 8 floats later
 };
 
 }  // namespace baracuda::sm90

@@ -134,7 +134,7 @@ int32_t find_peer_failure(baracuda_nccl_comm& comm) {
 
 void free_comm(baracuda_nccl_comm* comm) {
   // If a borrowed communicator has failed, work may hang on the device, and freeing device memory
-  // would wait for it.
+  // would wait for that work.
   if (comm->owned || comm->state == kHealthy || comm->endpoint.device < 0) {
     scratch_free(comm->endpoint.device, comm->scratch);
   }

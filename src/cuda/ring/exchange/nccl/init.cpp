@@ -79,8 +79,9 @@ CommPtr make_comm(const char* call, bool owned, int32_t rank, int32_t world_size
   return comm;
 }
 
-// Runs f, a call on comm's handle that may block, until it is done or the limit has passed. The
-// watchdog then aborts target: comm itself or, if comm is borrowed, the child of the split.
+// Runs f, a call on comm's handle that may block. If the limit passes first, the watchdog aborts
+// `target` to end f. target is comm or, if comm is borrowed, the child of the split: a borrowed
+// communicator is never aborted.
 template <typename F>
 int32_t call_blocking(baracuda_nccl_comm& comm, baracuda_nccl_comm& target, const TimeLimit& limit,
                       const char* call, F f) {
