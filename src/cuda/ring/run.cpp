@@ -221,8 +221,8 @@ class Run {
     return mark(call, t, &baracuda_ring_marks::compute_end) && !stopped_;
   }
 
-  // A failed launch is reported at the end of the run. Until then the ring goes on without
-  // launches, because the neighbours still need the chunks that pass through this rank.
+  // If no sums travel, a failed launch is reported at the end of the run. Until then the ring goes
+  // on without launches, because the neighbours still need the chunks that pass through this rank.
   void launch(const Call& call, int32_t t) {
     if (failed_) return;
     Step at(*this, call, t);
@@ -299,7 +299,7 @@ class Run {
   }
 
   // sums: the number of the round that brings the received sums. always: add even if the step
-  // launched nothing.
+  // launched nothing, as at home, where a failure is this rank's alone.
   bool add(int32_t t, int32_t sums, bool always) {
     // In a timeline, the sums of all parts that come home are one entry.
     const int32_t entry = t < rounds_.launches() ? t : rounds_.launches();
@@ -322,7 +322,7 @@ class Run {
       has_added_ = true;
       ok(program.add(call.problem, &at), "add", call);
     }
-    return true;
+    return always || !stopped_;
   }
 
   static int32_t margin_of(baracuda_ring_endpoint& end) {
@@ -377,8 +377,10 @@ class Run {
     if (status == BARACUDA_OK) return true;
     if (failed_) return false;
     failed_ = true;
-    // After a signal or an abort the neighbours get nothing more, so the run ends at once.
-    stopped_ = status == BARACUDA_INTERRUPTED || status == BARACUDA_ABORTED;
+    // After a signal or an abort the neighbours get nothing more, so the run ends at once. So does
+    // a run whose sums travel: without this rank's share they would be another answer.
+    stopped_ = status == BARACUDA_INTERRUPTED || status == BARACUDA_ABORTED ||
+               rounds_.has_sum(rounds_.launches());
     if (!has_record() || baracuda_last_error()->status != status) {
       fail_with_code(status, status, call_name, "%s returned %d", call_name, status);
     }
@@ -388,9 +390,18 @@ class Run {
     return false;
   }
 
-  // After a failed round the caller's stream still waits for what was enqueued, so that the
-  // caller can free its buffers in stream order.
+  // For a run that ends early. Ranks that other threads drive may wait for these ranks, so the ring
+  // is aborted. The caller's stream still waits for what was enqueued, so that the caller can free
+  // its buffers in stream order.
   int32_t join_and_report() {
+    if (count_ < rounds_.steps()) {
+      for_each_rank([this](const Call& call) {
+        const baracuda_ring_exchange& exchange = exchange_of(call);
+        restore_failure(failure_);
+        if (exchange.abort != nullptr) exchange.abort(call.endpoint);
+        return true;
+      });
+    }
     for_each_rank([this](const Call& call) {
       if (enter(call)) exchange_of(call).join(call.endpoint, call.stream);
       return true;
@@ -415,7 +426,7 @@ class Run {
   bool signalled_ = false;
   bool has_added_ = false;  // an `add` or a clear was enqueued on a caller's stream
   bool failed_ = false;
-  bool stopped_ = false;  // a signal or an abort has ended the run
+  bool stopped_ = false;  // the failure ends the run
   baracuda_error failure_{};
   DeviceScope device_;
 };

@@ -87,6 +87,11 @@ int32_t join(Endpoint* end, void* stream) {
   return status == BARACUDA_OK ? wait(end, 0, stream) : status;
 }
 
+void abort(Endpoint* end) {
+  const baracuda_transport& transport = end->transport;
+  if (transport.abort != nullptr) transport.abort(transport.context);
+}
+
 constexpr baracuda_ring_exchange exchange = {sizeof(baracuda_ring_exchange),
                                              "send_recv",
                                              nullptr,
@@ -99,7 +104,8 @@ constexpr baracuda_ring_exchange exchange = {sizeof(baracuda_ring_exchange),
                                              join,
                                              nullptr,
                                              nullptr,
-                                             nullptr};
+                                             nullptr,
+                                             abort};
 
 }  // namespace
 }  // namespace baracuda

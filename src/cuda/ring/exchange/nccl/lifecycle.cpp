@@ -84,6 +84,7 @@ int32_t poll(baracuda_nccl_comm& comm, void* stream, const TimeLimit& limit) {
 int32_t begin_call(baracuda_nccl_comm& comm, NcclBoard::Kind kind) {
   baracuda_error found;
   if (comm.board == nullptr || comm.board->begin(kind, &found)) return BARACUDA_OK;
+  found.rank = -1;  // the message names the rank that has refused
   return restore_failure(found);
 }
 
@@ -113,7 +114,8 @@ int32_t baracuda_nccl_state(baracuda_nccl_comm* comm) {
 }
 
 int32_t baracuda_nccl_poll(baracuda_nccl_comm* comm, int32_t* state) {
-  const int32_t status = find_peer_failure(*comm);
+  int32_t status = find_peer_failure(*comm);
+  if (status == BARACUDA_OK) status = comm->report_told();
   *state = comm->state;
   return status;
 }
@@ -153,7 +155,7 @@ int32_t baracuda_nccl_abort(baracuda_nccl_comm* comm) {
 int32_t baracuda_nccl_refuse(baracuda_nccl_comm* comm, int32_t status, const char* reason,
                              int32_t begun) {
   if (comm->board == nullptr) return BARACUDA_OK;
-  baracuda_error error = {status, 0, -1, -1, "", ""};
+  baracuda_error error = {status, 0, comm->rank, -1, "", ""};
   std::snprintf(error.call, sizeof(error.call), "rank %d", comm->rank);
   std::snprintf(error.message, sizeof(error.message), "%s", reason);
   comm->board->refuse(error, begun != 0);

@@ -222,7 +222,7 @@ int32_t finish(Endpoint* end, void* stream) {
 int32_t join(Endpoint* end, void* stream) {
   baracuda_peer& peer = peer_of(end);
   if (peer.in_run) {
-    // The neighbours cannot go on either, since this rank has not sent its data.
+    // Without `finish`, the next run would wait for the word `idle`.
     peer.in_run = peer.owes_signal = false;
     peer.end_ring();
   }
@@ -238,6 +238,12 @@ int32_t signals(Endpoint* end, int32_t number) {
 int32_t margin(Endpoint* end) {
   baracuda_peer& peer = peer_of(end);
   return round_at(peer, peer.last_number).transports ? end->max_ctas : 0;
+}
+
+// The neighbours wait for words, or for messages of the transport.
+void abort(Endpoint* end) {
+  baracuda_send_recv_exchange()->abort(end);
+  peer_of(end).end_ring();
 }
 
 int32_t register_buffer(Endpoint* end, void* data, int64_t bytes) {
@@ -256,7 +262,8 @@ constexpr baracuda_ring_exchange exchange = {sizeof(baracuda_ring_exchange),
                                              join,
                                              finish,
                                              signals,
-                                             margin};
+                                             margin,
+                                             abort};
 
 // splitmix64's finaliser.
 uint64_t mix(uint64_t digest, uint64_t value) {
