@@ -3,7 +3,6 @@
 
 import weakref
 from functools import partial
-from types import NoneType
 from typing import Protocol, runtime_checkable
 
 from libc.stdint cimport int32_t, int64_t, uintptr_t
@@ -34,12 +33,12 @@ class Transport(Protocol):
     ``buffer.__cuda_array_interface__`` gives its bytes. An exception ends the run and is raised by
     it; ``group_end`` is still called.
 
-    A rank's run ends early after an exception, after Ctrl-C, and if a launch fails while gradients
-    travel: the other ranks then get no message without this rank's share. The rank's later runs are
-    refused. The other ranks wait for it until a timeout of the transport's own. So give the
-    transport timeouts, or a method ``abort()``, which is optional: the ring calls it once when a run
-    of this rank ends early. It makes the other ranks' sends and receives raise, and does not wait
-    for these ranks.
+    A rank's run ends early after an exception, after Ctrl-C, and if a launch of a backward fails:
+    a sum without this rank's share would be a wrong gradient. Later calls of this rank are then
+    refused. The other ranks wait for its messages until a timeout of the transport's own. So give
+    the transport timeouts, or a method ``abort()``, which is optional. The ring calls it once, when
+    a run of this rank ends early. It makes the other ranks' sends and receives raise, and does not
+    wait for these ranks.
 
     Attributes
     ----------
@@ -175,11 +174,11 @@ cdef class TransportCommunicator(RingMember):
 
     cdef int leave(self, int32_t status) except -1:
         cause = None if status == c_api.BARACUDA_OK else last_exception(status)
+        # For a comparison of problems. A run that ends early has called this itself.
+        if status in (c_api.BARACUDA_INTERRUPTED, c_api.BARACUDA_TRANSPORT_ERROR):
+            self.abandon()
         error, self.error = self.error, None
         self.busy = False
-        # Ctrl-C may also end a comparison of problems. A failed run has called this itself.
-        if status == c_api.BARACUDA_INTERRUPTED or not isinstance(error, (Exception, NoneType)):
-            self.abandon()
         if status == c_api.BARACUDA_TRANSPORT_ERROR and error is not None:
             raise error
         if cause is not None:
@@ -191,15 +190,18 @@ cdef class TransportCommunicator(RingMember):
         if self.stopped or self.world_size == 1:
             return 0
         self.stopped = True
-        abort = getattr(self.transport, "abort", None)
-        if abort is not None:
-            abort()
+        try:
+            abort = getattr(self.transport, "abort", None)
+            if abort is not None:
+                abort()
+        except BaseException as error:
+            self.failed(error)
         return 0
 
     cdef int refuse_if_unusable(self) except -1:
         if self.stopped:
             raise CommunicatorError(
-                f"communicator: rank {self.rank} of {self.world_size} ended a run early, after an "
+                f"communicator: rank {self.rank} of {self.world_size} ended a call early, after an "
                 "error; make a new transport")
         return RingMember.refuse_if_unusable(self)
 

@@ -141,14 +141,17 @@ void NcclBoard::fail(const baracuda_error& reason) {
   ++page_->news;
 }
 
+bool NcclBoard::has_failed(baracuda_error* found) const {
+  if (page_->failed != 2) return false;
+  *found = page_->failure;
+  return true;
+}
+
 bool NcclBoard::poll(baracuda_error* found) {
   if (page_->news == seen_) return false;
   const std::lock_guard<std::mutex> lock(mutex_);
   seen_ = page_->news;
-  if (page_->failed == 2) {
-    *found = page_->failure;
-    return true;
-  }
+  if (has_failed(found)) return true;
   judge();
   if (missed_) *found = missed_reason_;
   return missed_;

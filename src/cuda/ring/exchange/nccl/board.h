@@ -44,6 +44,8 @@ class NcclBoard {
   void refuse(const baracuda_error& reason, bool begun);
   // Posts that the ring has failed.
   void fail(const baracuda_error& reason);
+  // True, with the reason, if that was posted. Any thread may call it.
+  bool has_failed(baracuda_error* found) const;
   // True if the ring has failed, or another rank has refused a call that this rank has begun. Only
   // one thread may call it. Cheap while nothing is new.
   bool poll(baracuda_error* found);

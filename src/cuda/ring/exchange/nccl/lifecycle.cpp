@@ -24,9 +24,12 @@ int32_t refuse(baracuda_nccl_comm& comm, const char* call) {
   return comm.refuse(call);
 }
 
-// Finds a failure of comm: an earlier one, one of the exchange by peer, or NCCL's asynchronous
-// error, which becomes comm's failure. Leaves the abort to the caller.
+// Finds a failure of comm: an earlier one, one that the board tells, one of the exchange by peer, or
+// NCCL's asynchronous error, which becomes comm's failure. Leaves the abort to the caller. The board
+// is asked before NCCL: the abort of the rank that has failed makes NCCL report an error here.
 int32_t find_async_error(baracuda_nccl_comm& comm) {
+  baracuda_error found;
+  if (comm.board != nullptr && comm.board->has_failed(&found)) comm.mark_told(found);
   int32_t status = comm.report_failure();
   if (status == BARACUDA_OK) status = find_peer_failure(comm);
   if (status != BARACUDA_OK) return status;
@@ -109,7 +112,10 @@ baracuda_ring_endpoint* baracuda_nccl_endpoint(baracuda_nccl_comm* comm) {
 }
 
 int32_t baracuda_nccl_state(baracuda_nccl_comm* comm) {
-  find_peer_failure(*comm);
+  if (find_peer_failure(*comm) != BARACUDA_OK) {
+    const Lock lock(comm->mutex);
+    comm->is_news = true;  // for the next call to report
+  }
   return comm->state;
 }
 
