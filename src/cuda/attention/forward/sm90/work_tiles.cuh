@@ -74,7 +74,8 @@ struct Tile {
 // takes the smallest section of h heads for which two conditions hold: h divides the number of
 // heads, and at least 95 % of the blocks of the section's waves have a tile (in the last wave some
 // blocks may have none). A small section keeps K and V in L2; see
-// docs/kernel-log/forward-sm90a-steps.md, "Few heads mixed in the steps of a causal ring". In all other cases longest_first_section() chooses.
+// docs/kernel-log/forward-sm90a-steps.md, "Few heads mixed in the steps of a causal ring". In all
+// other cases longest_first_section() chooses.
 inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t grid) {
   if (!args.borders_vary || (args.query_tiles <= 8 && args.blocks >= 8 * grid)) return 0;
   if (args.first) {

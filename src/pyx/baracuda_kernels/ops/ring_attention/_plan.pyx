@@ -44,7 +44,8 @@ cdef class RingAttentionPlan(RingAttentionBase):
 
     Every rank makes the same plan. ``run`` rotates K and V around the ring while it computes, and
     keeps an unnormalised state across the steps, in float32 (float64 for F64 operands), so the
-    answer does not get worse as the ring grows. A run allocates nothing and never waits for the GPU.
+    answer does not get worse as the ring grows. A run allocates nothing and never waits for the
+    GPU.
 
     Attributes
     ----------
