@@ -1,4 +1,4 @@
-"""What one rank of an NCCL ring refuses, its faults, and Ctrl-C end the others' waits: over a fake NCCL.
+"""A refusal or a fault of one rank of an NCCL ring, and Ctrl-C, end the others' waits: a fake NCCL.
 
 Run as communicator_cases.py is.
 """

@@ -239,7 +239,7 @@ class GradientTasks:
         return {"error": "", "message": ""}
 
     def one_fails_to_launch(self, task: dict) -> dict:
-        """The error of each rank if one cannot launch its part of a backward, in a group of its own."""
+        """The error of each rank if one cannot launch its part of a backward, in a new group."""
         group = dist.new_group()
         whole = torch.randn(1, 2, 96, 16, requires_grad=True)
         q, k, v = (shard(whole, 2, group) for _ in range(3))

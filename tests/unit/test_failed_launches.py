@@ -1,4 +1,4 @@
-"""A launch that fails on one rank of a ring: no rank returns another answer, and none waits for good."""
+"""A launch that fails on one rank of a ring: no rank returns another answer or waits for good."""
 
 import threading
 import time
@@ -90,7 +90,9 @@ def test_a_local_ring_ends_on_every_rank(ranks, odd, step):
     for rank, error in enumerate(raised):
         if rank != odd and error is not None:
             assert isinstance(error, bk.CommunicatorError)
-            assert f"aborted by rank {odd}: launch" in str(error), error
+            # In an exchange, or in the middle of a step.
+            texts = f"aborted by rank {odd}: launch", "the ring was aborted"
+            assert any(text in str(error) for text in texts), error
     assert seconds < SOON
     again = on_ranks(ranks, lambda r: ring.plan.run(HOST, ring.ring[r], ring.args[r]))
     assert all(isinstance(error, bk.CommunicatorError) for error in again), again

@@ -69,7 +69,8 @@ cdef class RingPlan(KernelPlan):
             An operand is wrong, here or on another rank of an NCCL ring on this machine. This rank has
             launched and sent nothing. On a rank that had begun the call, the ring has failed.
         CommunicatorError
-            The communicator is in another run, failed or closed.
+            The communicator is in another run, failed or closed; or another rank has ended the
+            ring, since a launch of its backward failed.
         KeyboardInterrupt
             Ctrl-C while the host computed or waited for another rank. Outputs and scratch are then
             undefined, and a ring of several ranks is aborted.

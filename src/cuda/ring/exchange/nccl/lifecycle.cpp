@@ -24,9 +24,9 @@ int32_t refuse(baracuda_nccl_comm& comm, const char* call) {
   return comm.refuse(call);
 }
 
-// Finds a failure of comm: an earlier one, one that the board tells, one of the exchange by peer, or
-// NCCL's asynchronous error, which becomes comm's failure. Leaves the abort to the caller. The board
-// is asked before NCCL: the abort of the rank that has failed makes NCCL report an error here.
+// Finds a failure of comm: an earlier one, one that the board tells, one of the exchange by peer,
+// or NCCL's asynchronous error, which becomes comm's failure. Leaves the abort to the caller. The
+// board is asked before NCCL, because the abort of the failed rank makes NCCL report an error here.
 int32_t find_async_error(baracuda_nccl_comm& comm) {
   baracuda_error found;
   if (comm.board != nullptr && comm.board->has_failed(&found)) comm.mark_told(found);
