@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -77,20 +76,16 @@ def run_all(gpus: int, start: Start, parts: Collection[str] = PARTS) -> dict[str
 
 
 def _start(out: Path, part: str, gpu: int) -> int:
-    # A folder of its own: parts that end together would merge over each other.
-    folder = out / part
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(i) for i in range(gpu + 1)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": devices[gpu]}
+    device = visible.split(",")[gpu] if visible else str(gpu)
+    command = [sys.executable, "-m", "benchmarks.evidence", "--part", part, "--out", str(out)]
     begin = time.monotonic()
     with (out / f"{part}.txt").open("w") as log:
         code = subprocess.run(
-            [sys.executable, "-m", "benchmarks.evidence", "--part", part, "--out", str(folder)],
-            check=False, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
+            command, check=False, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": device},
+            stdout=log, stderr=subprocess.STDOUT,
         ).returncode  # fmt: skip
     print(f"{part}: exit code {code} after {time.monotonic() - begin:.0f} s", flush=True)
-    if (folder / f"{part}.json").is_file():
-        shutil.copy(folder / f"{part}.json", out)
     return code
 
 

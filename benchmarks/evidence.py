@@ -3,9 +3,9 @@
     python -m benchmarks.evidence --part PART --out DIR
     python -m benchmarks.evidence --merge DIR -o benchmarks/results
 
-Each part ends within 8 minutes and writes DIR/<part>.json; the parts in DIR that agree in card and
-source hash are merged into DIR/<card>.json after each. A part refuses to run where the installed
-build was not made of the sources beside it.
+Each part ends within 8 minutes and writes DIR/<part>.json; parts that agree in card and source hash are
+merged into <card>.json. A part refuses to run where the installed build was not made of the sources
+beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,6 @@ from benchmarks import ROOT
 from benchmarks.rows import SCHEMA, Row, machine, now, slug, write
 from benchmarks.source import SourceMismatch, require_own_sources
 
-PARTS = (
-    "host", "tests", "ranks", "peers", "forward", "backward", "error", "ring", "runtime", "faults",
-    "sanitize", "interop", "endurance",
-)  # fmt: skip
 LIMIT_SECONDS = 480
 _REPORT_SECONDS = 15
 _STOPPED = 124  # the exit code of what was stopped
@@ -48,16 +44,6 @@ _ELSEWHERE = "endurance or device_memory"
 _QUICK = ("-m", f"not ({_ELSEWHERE})")
 # What takes several GPUs is no part of one GPU's evidence.
 _ONE_GPU = ("-m", f"not ({_ELSEWHERE}) and not multi_gpu")
-# What has rows, by the modules that measure it; where these have a `worse`, it finds what fails.
-_MEASURED = {
-    "host": ("host_cost",),
-    "forward": ("forward",),
-    "backward": ("backward",),
-    "error": ("error", "gradient_error"),
-    "ring": ("ring",),
-    "runtime": ("balance", "overlap", "memory"),
-    "faults": ("faults",),
-}
 # Of tests: "passed", "failed" and "skipped".
 Counts = Counter[str]
 
@@ -77,7 +63,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"refused: {error}", file=sys.stderr)
         return 2
     write(options.out / f"{options.part}.json", evidence)
-    print(merge(options.out, options.out))
     return 1 if evidence["tests"]["failed"] else 0
 
 
@@ -96,8 +81,9 @@ def run_part(part: str) -> dict[str, Any]:
     """One part's evidence: the header, its tests and its rows."""
     digest = require_own_sources(ROOT)
     start = time.monotonic()
-    counts = _TESTED[part]() if part in _TESTED else Counter()
-    rows, failed = _measured(part)
+    test, modules = PARTS[part]
+    counts = test()
+    rows, failed = _measured(modules)
     counts["failed"] += failed
     return {
         "schema": SCHEMA,
@@ -137,11 +123,11 @@ def merge(folder: Path, output: Path) -> Path:
     return path
 
 
-def _measured(part: str) -> tuple[list[Row], int]:
-    """The part's rows, and how many of its measurements failed."""
+def _measured(modules: Sequence[str]) -> tuple[list[Row], int]:
+    """Their rows, and how many of their measurements failed; a module's `worse` finds such rows."""
     found: list[Row] = []
     failed = 0
-    for name in _MEASURED.get(part, ()):
+    for name in modules:
         module = importlib.import_module(f"benchmarks.{name}")
         try:
             rows = module.rows()
@@ -173,10 +159,9 @@ def _pytest(*arguments: str, seconds: float = LIMIT_SECONDS - 20) -> Counts:
     return Counter(passed=passed, failed=failed, skipped=counts["skipped"])
 
 
-def _run(command: list[str], *, seconds: float, environment: dict[str, str] | None = None) -> int:
+def _run(command: list[str], *, seconds: float) -> int:
     print("$", " ".join(command), flush=True)
-    environment = {**os.environ, **(environment or {})}
-    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+    with subprocess.Popen(command, cwd=ROOT) as process:
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -234,30 +219,34 @@ def _sanitize() -> Counts:
     counts: Counts = Counter()
     grids = {"memcheck": [], "racecheck": ["--one-each", "--no-handed-over"],
              "synccheck": ["--one-each"]}  # fmt: skip
+    # Every tensor an allocation of its own, or memcheck cannot see its end.
+    os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     for tool, grid in grids.items():
-        code = _run(
-            [
-                *(sanitizer, "--tool", tool, "--error-exitcode", "9"),
-                *("--kernel-name", "kns=baracuda"),
-                *(sys.executable, "-m", "benchmarks.sanitize_grid", *grid),
-            ],
-            seconds=(LIMIT_SECONDS - 20) / len(grids),
-            # Every tensor an allocation of its own, or memcheck cannot see its end.
-            environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-        )
+        command = [
+            *(sanitizer, "--tool", tool, "--error-exitcode", "9", "--kernel-name", "kns=baracuda"),
+            *(sys.executable, "-m", "benchmarks.sanitize_grid", *grid),
+        ]
+        code = _run(command, seconds=(LIMIT_SECONDS - 20) / len(grids))
         counts["passed" if code == 0 else "failed"] += 1
     return counts
 
 
-_TESTED = {
-    "tests": _tests,
-    "ranks": lambda: _pytest(
-        _RANKS, *_ONE_GPU, *(f"--ignore={path}" for path in (_FAULTS, *_PEERS))
-    ),
-    "peers": lambda: _pytest(*_PEERS, *_ONE_GPU),
-    "faults": lambda: _pytest(_FAULTS, *_QUICK),
-    "sanitize": _sanitize, "interop": _interop, "endurance": _endurance,
-}  # fmt: skip
+# What a part tests, and the modules that measure its rows.
+PARTS: dict[str, tuple[Callable[[], Counts], tuple[str, ...]]] = {
+    "host": (Counter, ("host_cost",)),
+    "tests": (_tests, ()),
+    "ranks": (lambda: _pytest(_RANKS, *_ONE_GPU, *(f"--ignore={x}" for x in (_FAULTS, *_PEERS))), ()),
+    "peers": (lambda: _pytest(*_PEERS, *_ONE_GPU), ()),
+    "forward": (Counter, ("forward",)),
+    "backward": (Counter, ("backward",)),
+    "error": (Counter, ("error", "gradient_error")),
+    "ring": (Counter, ("ring",)),
+    "runtime": (Counter, ("balance", "overlap", "memory")),
+    "faults": (lambda: _pytest(_FAULTS, *_QUICK), ("faults",)),
+    "sanitize": (_sanitize, ()),
+    "interop": (_interop, ()),
+    "endurance": (_endurance, ()),
+}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -138,9 +139,21 @@ def _errors(found: Sequence[Any], exact: Sequence[Any]) -> list[float]:
 
 def rms(found: Any, exact: Any) -> float:
     """Of the difference, in float64."""
-    if isinstance(exact, np.ndarray):
-        return float(np.sqrt(np.mean(np.square(found.astype(np.float64) - exact))))
-    return float((found.double() - exact).square().mean().sqrt())
+    return _size(_wide(found) - _wide(exact))
+
+
+def relative(found: Any, exact: Any) -> float:
+    """The difference over what is exact; infinite where either has a NaN."""
+    off = rms(found, exact) / _size(_wide(exact))
+    return math.inf if math.isnan(off) else off
+
+
+def _size(x: Any) -> float:
+    return float((x * x).mean() ** 0.5)
+
+
+def _wide(x: Any) -> Any:
+    return x.double() if hasattr(x, "double") else np.asarray(x, np.float64)
 
 
 def _rounded(exact: Any, like: Any) -> Any:

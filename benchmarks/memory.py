@@ -13,43 +13,32 @@ from typing import Any
 import torch
 
 import baracuda_kernels as bk
+from benchmarks.across_gpus.problem import Problem
 from benchmarks.calls import scratch
 from benchmarks.rows import Row, row
 from benchmarks.timing import peak_bytes, stream
 
 RANKS = (1, 2, 4, 8)
 CHUNKS = (8192, 32768)
-_HEADS, _KV_HEADS, _HEAD_DIM = 32, 8, 128
 
 
 def rows() -> list[Row]:
     """All `memory` rows."""
-    return [_row(ranks, chunk) for chunk in CHUNKS for ranks in RANKS]
+    shape = (32, 8, 128, "zigzag", True)
+    return [_row(Problem(ranks, chunk, *shape)) for chunk in CHUNKS for ranks in RANKS]
 
 
-def _row(ranks: int, chunk: int) -> Row:
-    on = stream()
-    desc = bk.RingAttentionDescriptor(
-        1, _HEADS, chunk, chunk, _HEAD_DIM, is_causal=True, element=bk.ElementKind.BF16,
-        num_kv_heads=_KV_HEADS, sequence_layout="zigzag",
-    )  # fmt: skip
+def _row(x: Problem) -> Row:
+    desc, on, device = x.descriptor(), stream(), torch.device("cuda", torch.cuda.current_device())
     plans = bk.RingAttentionPlan.select(desc, on), bk.RingAttentionBackwardPlan.select(desc, on)
-    ring = bk.LocalCommunicator.ring(ranks, device=torch.cuda.current_device())
+    ring = bk.LocalCommunicator.ring(x.ranks, device=device.index)
     inputs = [
-        [
-            torch.randn(1, heads, chunk, _HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-            for heads in (_HEADS, _KV_HEADS, _KV_HEADS, _HEADS)
-        ]
-        for _ in range(ranks)
+        [x.shard(name, rank, device) for name in ("q", "k", "v", "dy")] for rank in range(x.ranks)
     ]
     peak = peak_bytes(functools.partial(_step, *plans, ring, inputs))
-    params = {
-        "dtype": "bf16", "ranks": ranks, "chunk": chunk, "heads": _HEADS, "kv_heads": _KV_HEADS,
-        "head_dim": _HEAD_DIM, "layout": "zigzag", "causal": True, "exchange": "local",
-    }  # fmt: skip
     del inputs
     torch.cuda.empty_cache()
-    return row("memory", params, peak / ranks)
+    return row("memory", x.params(exchange="local"), peak / x.ranks)
 
 
 def _step(forward: Any, backward: Any, ring: Any, inputs: list[list[torch.Tensor]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import re
@@ -44,6 +45,23 @@ class Result(TypedDict):
     source_hash: str
     tests: NotRequired[dict[str, int]]
     rows: list[Row]
+
+
+@dataclasses.dataclass(frozen=True)
+class RingShape:
+    """A ring of a row: bf16, batch 1, `chunk` rows of queries and of keys on each of `ranks`."""
+
+    ranks: int
+    chunk: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    layout: str
+    causal: bool
+
+    def params(self, **more: Any) -> dict[str, Any]:
+        """Of its rows, and `more` of them."""
+        return {"dtype": "bf16", **dataclasses.asdict(self), **more}
 
 
 # The unit of a kind of row, what the params of each say, and behind "or" what those of some do.

@@ -1,4 +1,4 @@
-"""Markers, the capabilities they need, and --require-gpu."""
+"""Markers, the capabilities they need, and options of the test suite."""
 
 from __future__ import annotations
 
@@ -34,6 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="I/N",
         help="Share I, from 0, of N: every Nth test, so that N runs side by side are all of them.",
     )
+    parser.addoption(
+        "--record-bits",
+        type=Path,
+        metavar="FILE",
+        help="Write hashes of the answers that tests hold to float64: two builds' files are equal or differ.",
+    )
 
 
 def share(text: str) -> tuple[int, int]:
@@ -61,6 +67,13 @@ def pytest_configure(config: pytest.Config) -> None:
         "framework(name): needs that Python package installed",
     ):
         config.addinivalue_line("markers", line)
+    if (path := config.getoption("--record-bits")) is not None:
+        import hypothesis
+        from helpers.record_bits import RecordBits
+
+        hypothesis.settings.register_profile("bits", derandomize=True, database=None)
+        hypothesis.settings.load_profile("bits")
+        config.pluginmanager.register(RecordBits(path))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -62,12 +62,14 @@ class Measures:
             "all_gather": contenders.all_gather(problem, rank, whole),
             "all_gather_own": contenders.all_gather_own(problem, rank, whole),
         }
-        peers = self._others.admitted(
+        admitted = self._others.admitted(
             problem, gathered, whole,
-            lambda other, parts: self._off(problem, whole, other, other.rows, parts),
+            lambda other, parts: self._off(problem, whole, other.rows, parts),
         )  # fmt: skip
         one = contenders.one_gpu(problem, whole)
-        found.append(self._error(problem, whole, {"one_gpu": one, **peers}))
+        errors = {name: relative for name, (_, relative) in admitted.items()}
+        found.append(self._error(problem, whole, one, errors))
+        peers = {name: other for name, (other, _) in admitted.items()}
         return found + self._speed(problem, ways, one, peers, rounds)
 
     def _chosen(self, problem: Problem) -> tuple[list[Way], list[Row]]:
@@ -83,23 +85,21 @@ class Measures:
         return ways, found
 
     def _error(
-        self, problem: Problem, whole: Whole, others: dict[str, Contender]
+        self, problem: Problem, whole: Whole, one: Contender, errors: dict[str, float]
     ) -> Row:
         """`scaling_error`: relative error of sampled rows against float64, the worst rank's.
 
-        The same rows for everyone who has them; `one_gpu` has all.
+        The same rows for the ring and for one GPU, which has all.
         """
-        ring = contenders.Ring(problem, self.comm)
-        self._answered(ring)
-        found = Contender(lambda: [ring.y], problem.positions(self.comm.rank))
-        ours = self._answer(problem, whole, found, found.rows)
-        peers = {n: self._answer(problem, whole, c, found.rows) for n, c in others.items()}
+        ring, rows = contenders.Ring(problem, self.comm), problem.positions(self.comm.rank)
+        ours = self._off(problem, whole, rows, [self._answered(ring)])
+        (y,) = one.call()
+        one_gpu = self._off(problem, whole, rows, [y[:, :, rows.to(self._device)]])
         family = ring.plan.family
         if not ours <= TOLERANCES[family, "bf16"].relative:
             say(f"WRONG: relative error {ours:.3e} of {problem}")
             self.failed = True
-        params = {**problem.params(), "family": family}
-        return row("scaling_error", params, ours, peers)
+        return row("scaling_error", problem.params(family=family), ours, {"one_gpu": one_gpu, **errors})
 
     def _answered(self, ring: contenders.Ring) -> torch.Tensor:
         ring.y.fill_(float("nan"))
@@ -107,27 +107,15 @@ class Measures:
         ring.comm.synchronize(contenders.stream_of(self._device), timeout=60)
         return ring.y
 
-    def _answer(self, problem: Problem, whole: Whole, other: Contender, wanted: torch.Tensor) -> float:
-        """The error of a call made here."""
-        with other.around():
-            parts = other.call()
-            torch.cuda.synchronize()
-        return self._off(problem, whole, other, wanted, parts)
-
-    def _off(
-        self, problem: Problem, whole: Whole, other: Contender, wanted: torch.Tensor, parts: Any
-    ) -> float:
-        y = torch.cat(parts, 2)
-        local = torch.arange(len(other.rows))
-        if len(local) > len(wanted):
-            local = wanted  # it has every row: compare those that the ring has
+    def _off(self, problem: Problem, whole: Whole, rows: torch.Tensor, parts: Any) -> float:
+        """The relative error of some of the rows that `parts` have."""
         random = torch.Generator().manual_seed(self.comm.rank)
-        local = local[torch.randperm(len(local), generator=random)[:_SAMPLED_ROWS]]
-        at = other.rows[local].to(self._device)
+        local = torch.randperm(len(rows), generator=random)[:_SAMPLED_ROWS]
+        at = rows[local].to(self._device)
         exact, _ = attention(
-            whole.q[:, :, at], *whole[1:], is_causal=problem.causal, q_positions=at
+            whole.q[:, :, at], whole.k, whole.v, is_causal=problem.causal, q_positions=at
         )
-        got = y[:, :, local.to(self._device)].double().cpu().numpy()
+        got = torch.cat(parts, 2)[:, :, local.to(self._device)].double().cpu().numpy()
         return slowest(error_of(got, exact.cpu().numpy())["relative"])
 
     def _memory(self, problem: Problem) -> Row:
@@ -170,8 +158,7 @@ class Measures:
         rows = []
         for step, (exposed, compute, exchange) in enumerate(worst.median(0).values.tolist()):
             peers = {"compute": compute, "exchange": exchange}
-            params = {**problem.params(), "step": step, **way.params()}
-            rows.append(row("scaling_step", params, exposed, peers))
+            rows.append(row("scaling_step", way.params(problem, step=step), exposed, peers))
         return rows
 
     def _speed(
@@ -207,9 +194,8 @@ class Measures:
                 beside["torch_op"] = samples["torch_op"]
             figures = summary({"ours": samples[f"{way.exchange} {what}"], **beside})
             figures["peers"]["ideal"] = figures["peers"].pop("one_gpu") / problem.ranks
-            params = {**problem.params(), "what": what, "rounds": rounds, **way.params()}
-            params["context_parallel"] = "absent" if form is None else str(form)
-            found.append(row("scaling", params, **figures))
+            how = {"what": what, "rounds": rounds, "context_parallel": str(form or "absent")}
+            found.append(row("scaling", way.params(problem, **how), **figures))
         return found
 
     def _compare(self, problem: Problem, rings: dict[str, contenders.Ring]) -> None:

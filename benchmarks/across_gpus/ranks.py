@@ -45,7 +45,7 @@ def interleaved(
         with around.get(name, contextlib.nullcontext)():
             torch.cuda.synchronize()
             dist.barrier()
-            return slowest(sample(lambda _: calls[name](), count))
+            return slowest(sample(calls[name], count))
 
     return in_rounds(
         calls, measure, rounds=rounds, milliseconds=_SAMPLE_MS, least=1, most=100
