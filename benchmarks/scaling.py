@@ -17,8 +17,6 @@ import argparse
 import gc
 import itertools
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -31,7 +29,7 @@ from benchmarks.across_gpus.hops import Way
 from benchmarks.across_gpus.measures import Measures
 from benchmarks.across_gpus.problem import Problem
 from benchmarks.across_gpus.ranks import TIMEOUT, group
-from benchmarks.rows import Report, Row
+from benchmarks.rows import Report
 
 LAYOUTS = ("zigzag", "contiguous", "striped")
 FAULTS = ("SIGKILL", "SIGSTOP")
@@ -54,9 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
         for row in gradient_error.worse(rows):
             print(f"FAILED: more than one rank's error: {row}", file=sys.stderr, flush=True)
             failed = True
-    for found in _faults(ranks, each) if options.faults else ():
-        report.add(found, ranks=ranks)
-        failed |= not found
+    if options.faults:
+        rows = faults.rows(FAULTS, ranks=ranks, rings=_FAULT_RINGS, device_each=each)
+        report.add(rows, ranks=ranks)
     return 1 if failed else 0
 
 
@@ -90,21 +88,6 @@ def _measure(options: argparse.Namespace, rank: int, ranks: int, report: Report)
     for one in (alone, *(way.comm for way in ways)):
         one.close()
     return measures.failed
-
-
-def _faults(ranks: int, each: bool) -> Iterator[list[Row]]:
-    """A row for each fault; none where a rank ended without a typed error."""
-    with ThreadPoolExecutor(len(FAULTS)) as pool:
-        rows = {
-            case: pool.submit(faults.of_case, case, ranks=ranks, rings=_FAULT_RINGS, device_each=each)
-            for case in FAULTS
-        }
-        for case, row in rows.items():
-            try:
-                yield [row.result()]
-            except AssertionError as error:
-                print(f"FAILED: {case}: {error}", file=sys.stderr, flush=True)
-                yield []
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,7 +15,6 @@ from benchmarks.tables import (
     by_way,
     exchange,
     ring_flops,
-    table,
     tflops,
 )
 
@@ -227,16 +226,14 @@ def scale_on_paper(result: Result) -> str:
     compared = on_paper.comparisons(result)
     if not compared:
         return ""
-    ratios = [round(c.measured / c.predicted, 3) for c in compared]
+    ratios = [round(row["ours"] / row["peers"]["on_paper"], 3) for row in compared]
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
-    text = (
-        "\n### Scale on paper beside these runs\n\nWhat `baracuda-kernels predict --measured` makes of "
-        "the single calls above, and of the state's cost in rings without a mask, for the other "
-        "rings above; nothing is exchanged in them. *ms*: all steps of all ranks. The middle half "
-        f"of the ratios lies between {low:.2f} and {high:.2f}.\n\n"
-    )
-    head = "family, dtype, D, layout, P, chunk, what, measured, on paper, measured / on paper"
-    return text + table(head.split(", "), (
-        [*c[:7], *(f"{x:.3f}" for x in (c.measured, c.predicted, over))]
-        for c, over in zip(compared, ratios, strict=True)
-    ))  # fmt: skip
+    return Section(
+        "Scale on paper beside these runs",
+        "What `baracuda-kernels predict --measured` makes of the single calls above, and of the "
+        "state's cost in rings without a mask, for the other rings above; nothing is exchanged in "
+        "them. *ms*: all steps of all ranks. The middle half of the ratios lies between "
+        f"{low:.2f} and {high:.2f}.",
+        "family, dtype, D=head_dim, layout, P=ranks, chunk, what, measured=ours .3f, "
+        "on paper=on_paper .3f, measured / on paper=ours:on_paper .3f",
+    ).of(compared)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from benchmarks.rows import Figures, Row
@@ -111,14 +110,14 @@ def by(*names: str) -> Callable[[Group], list[Group]]:
     return groups
 
 
-def by_problem(rows: Group) -> list[Group]:
+def by_problem(rows: Group, *more: str) -> list[Group]:
     """The rows of each ring across GPUs: balanced layouts and causal problems first."""
 
-    def of(row: Row) -> tuple[Any, ...]:
-        p = row["params"]
+    def of(group: Group) -> tuple[Any, ...]:
+        p = group[0]["params"]
         return p["ranks"], p["chunk"], LAYOUTS.index(p["layout"]), not p["causal"]
 
-    return [list(group) for _, group in groupby(sorted(rows, key=of), of)]
+    return sorted(by("ranks", "chunk", "layout", "causal", *more)(rows), key=of)
 
 
 def exchange(row: Row) -> str:
@@ -128,11 +127,7 @@ def exchange(row: Row) -> str:
 
 def by_way(rows: Group) -> list[Group]:
     """The same for each thing that moves the chunks, by peer first."""
-    return [
-        list(group)
-        for problem in by_problem(rows)
-        for _, group in groupby(sorted(problem, key=exchange, reverse=True), exchange)
-    ]
+    return by_problem(sorted(rows, key=exchange, reverse=True), "exchange")
 
 
 def ring_flops(p: dict[str, Any]) -> float:

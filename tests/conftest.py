@@ -68,11 +68,9 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         config.addinivalue_line("markers", line)
     if (path := config.getoption("--record-bits")) is not None:
-        import hypothesis
-        from helpers.record_bits import RecordBits
+        from helpers.record_bits import RecordBits, same_examples
 
-        hypothesis.settings.register_profile("bits", derandomize=True, database=None)
-        hypothesis.settings.load_profile("bits")
+        same_examples()
         config.pluginmanager.register(RecordBits(path))
 
 

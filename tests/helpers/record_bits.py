@@ -24,6 +24,19 @@ from .gradients import NAMES
 _PROPERTY = "record-bits"
 
 
+def same_examples() -> None:
+    """Hypothesis draws the same in every run; to be called before tests are decorated."""
+    import hypothesis
+    from hypothesis.internal.conjecture import providers
+
+    hypothesis.settings.register_profile("bits", derandomize=True, database=None)
+    hypothesis.settings.load_profile("bits")
+    # It tries constants of all code that is imported outside of site-packages, which two builds, or
+    # two processes with other tests, do not share.
+    if hasattr(providers, "is_local_module_file"):
+        providers.is_local_module_file = lambda path: False
+
+
 class RecordBits:
     """A plugin of pytest; it must be there before any test imports `baracuda_kernels.testing`."""
 

@@ -1,7 +1,6 @@
 """Running all parts of the evidence: each once, where and when it may."""
 
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -38,25 +37,12 @@ def test_parts_run_side_by_side_where_they_may(gpus, used):
     assert all_parts.run_all(gpus, start, ["error", "sanitize"]) == {"error": 0, "sanitize": 0}
 
 
-@pytest.mark.parametrize("failing", ["host", "tests"])
-def test_a_part_that_cannot_start_is_not_swallowed(failing):
-    def start(part, gpu):
-        if part == failing:
-            raise OSError("no such program")
-        return 0
-
-    with pytest.raises(OSError, match="no such program"):
-        all_parts.run_all(4, start)
-
-
-def test_a_part_gets_its_gpu_its_log_and_its_folder(tmp_path, monkeypatch):
+def test_a_part_gets_its_gpu_and_its_log(tmp_path, monkeypatch):
     seen = {}
 
     def run(command, *, env, stdout, **_):
+        assert command[5:] == ["--out", str(tmp_path)]
         seen[command[4]] = env["CUDA_VISIBLE_DEVICES"]
-        folder = Path(command[6])
-        folder.mkdir()
-        (folder / f"{command[4]}.json").write_text("{}")
         stdout.write("said")
         return all_parts.subprocess.CompletedProcess(command, 3)
 
@@ -66,4 +52,4 @@ def test_a_part_gets_its_gpu_its_log_and_its_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,2")
     assert all_parts._start(tmp_path, "faults", 1) == 3
     assert seen == {"ring": "1", "faults": "2"}
-    assert (tmp_path / "ring.json").is_file() and (tmp_path / "ring.txt").read_text() == "said"
+    assert (tmp_path / "ring.txt").read_text() == "said"
