@@ -13,7 +13,7 @@ import torch
 
 import baracuda_kernels as bk
 from benchmarks.calls import HOPPER, Call, scratch
-from benchmarks.peers import available, backward_calls
+from benchmarks.peers import available, peer_calls
 from benchmarks.rows import Row, row
 from benchmarks.timing import in_windows, input_sets, rotated, stream
 
@@ -53,7 +53,7 @@ def _rows(x: Call) -> list[Row]:
         for name, plan in plans.items()
     }  # fmt: skip
     operands = [(one["q"], one["k"], one["v"], one["dy"]) for one in sets]
-    calls |= backward_calls(operands, x.causal)
+    calls |= peer_calls(operands, x.causal)
     figures = in_windows(calls, list(plans), sustained=x.family != "simt")
     return [row("backward", {**x.params(), "guarantee": n}, **figures[n]) for n in plans]
 

@@ -129,11 +129,12 @@ def _call(x: Timed) -> Callable[[], Any]:
     from benchmarks.timing import captured, stream
     from tests.helpers.rings import descriptor, rank_arrays
 
-    on, device, where = bk.Stream.host(), "cpu", "host"
-    if x.family != "host":
-        on, device, where = stream(), "cuda", torch.cuda.current_device()
-    shape = {"heads": x.heads, "query_len": x.rows, "head_dim": x.head_dim}
-    qkv = torch_qkv("normal", x.dtype, 0, device=device, **shape)
+    on_gpu = x.family != "host"
+    on = stream() if on_gpu else bk.Stream.host()
+    qkv = torch_qkv(
+        "normal", x.dtype, 0, heads=x.heads, query_len=x.rows, head_dim=x.head_dim,
+        device="cuda" if on_gpu else "cpu",
+    )  # fmt: skip
     desc = descriptor(*qkv[:2], x.dtype, is_causal=x.causal)
     plan = bk.RingAttentionPlan.select(on, desc, preference(x.family, x.dtype))
     if plan.family != x.family:
@@ -144,7 +145,8 @@ def _call(x: Timed) -> Callable[[], Any]:
         outputs = arrays[0].y, arrays[0].held["accumulator_scratch"]
         step(plan, [qkv] * ranks, 0, 0, *outputs)
         return captured(lambda: step(plan, [qkv] * ranks, 0, 1, *outputs), _STEPS)
-    ring, args = bk.LocalCommunicator.ring(ranks, device=where), [a.args for a in arrays]
+    ring = bk.LocalCommunicator.ring(ranks, device=0 if on_gpu else "host")
+    args = [a.args for a in arrays]
     if x.what == "run, args made anew":
         return lambda: plan.run(on, ring[0], bk.RingAttentionArgs(**arrays[0].held))
     if ranks == 1:

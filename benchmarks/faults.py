@@ -28,9 +28,8 @@ def rows(
     AssertionError
         If a rank met another error than the case's, or did not end at all.
     """
-    options = {"ranks": ranks, "rings": rings, "device_each": device_each}
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda case: _row(case, **options), cases))
+        return list(pool.map(lambda case: _row(case, ranks, rings, device_each), cases))
 
 
 def _row(case: str, ranks: int, rings: int, device_each: bool) -> Row:

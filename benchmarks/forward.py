@@ -10,7 +10,7 @@ import torch
 
 import baracuda_kernels as bk
 from benchmarks.calls import HOPPER, Call
-from benchmarks.peers import available, forward_calls
+from benchmarks.peers import available, peer_calls
 from benchmarks.rows import Row, row
 from benchmarks.timing import in_windows, input_sets, rotated, stream
 
@@ -42,6 +42,6 @@ def _row(x: Call) -> Row:
     sets = input_sets(x.qkv, x.nbytes(2))
     args = [bk.FlashSdpaArgs(q=q, k=k, v=v, y=torch.empty_like(q)) for q, k, v in sets]
     calls = {"ours": rotated(partial(plan.run, on, one) for one in args)}
-    calls |= forward_calls(sets, x.causal)
+    calls |= peer_calls(sets, x.causal)
     figures = in_windows(calls, sustained=x.family == "sm90a")
     return row("forward", x.params(), **figures["ours"])

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -42,11 +42,16 @@ def rows() -> list[Row]:
     with ThreadPoolExecutor(len(_EXCHANGES)) as starting, contextlib.ExitStack() as started:
         pools = {n: starting.submit(RankPool, n, device_each=False) for n in _EXCHANGES}
         for pool in pools.values():
-            started.callback(lambda pool=pool: pool.exception() or pool.result().close())
+            started.callback(_close, pool)
         found = [one for ranks in RANKS for one in _rows(ranks, {"local": _local(ranks)})]
         for ranks, exchanges in _EXCHANGES.items():
             found += _rows(ranks, _processes(pools[ranks].result(), exchanges))
     return found
+
+
+def _close(pool: Future[RankPool]) -> None:
+    if pool.exception() is None:
+        pool.result().close()
 
 
 def rows_of_processes(ranks: int, *, device_each: bool) -> list[Row]:

@@ -32,13 +32,13 @@ def rows() -> list[Row]:
     y, pref = torch.empty_like(q), preference(_CALL.family, _CALL.dtype)
     args = bk.FlashSdpaArgs(q=q, k=k, v=v, y=y)
 
-    def theirs() -> None:
-        torch.nn.functional.scaled_dot_product_attention(q, k, v)
-
+    theirs = dict.fromkeys(
+        BACKENDS, lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    )
     found = [
-        _row("flash_sdpa.run", 1, lambda: sdpa.run(on, args), theirs),
+        _row("flash_sdpa.run", 1, lambda: sdpa.run(on, args), **theirs),
         _row("flash_sdpa.run, args made anew", 1,
-             lambda: sdpa.run(on, bk.FlashSdpaArgs(q=q, k=k, v=v, y=y)), theirs),
+             lambda: sdpa.run(on, bk.FlashSdpaArgs(q=q, k=k, v=v, y=y)), **theirs),
         _row("flash_sdpa.select", 1, lambda: bk.FlashSdpaPlan.select(on, desc, pref)),
     ]  # fmt: skip
     for ranks in (1, 2, 4, 8):
@@ -73,18 +73,17 @@ def _loop(ranks: int) -> Row:
     return row("host_cost", params, statistics.median(samples))
 
 
-def _row(
-    what: str, ranks: int, ours: Callable[[], Any], theirs: Callable[[], Any] | None = None
-) -> Row:
+def _row(what: str, ranks: int, ours: Callable[[], Any], **theirs: Callable[[], Any]) -> Row:
+    """`theirs` by PyTorch's backend."""
     samples: dict[str, list[float]] = {"ours": []}
     ours()
     for _ in range(_ROUNDS):
         samples["ours"].append(microseconds(torch, ours, max(4, _CALLS // ranks**2)))
-        for name, backend in BACKENDS.items() if theirs is not None else ():
+        for name, call in theirs.items():
             # The choice of backend is made outside of what is timed.
-            with sdpa_kernel(backend):
-                theirs()
-                samples.setdefault(name, []).append(microseconds(torch, theirs, _CALLS))
+            with sdpa_kernel(BACKENDS[name]):
+                call()
+                samples.setdefault(name, []).append(microseconds(torch, call, _CALLS))
     values = {name: statistics.median(times) for name, times in samples.items()}
     mine = values.pop("ours")
     return row("host_cost", {"what": what, "ranks": ranks}, mine, values)

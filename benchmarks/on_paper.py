@@ -9,7 +9,6 @@ Everything ran on one GPU: no exchange is in any of it.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from baracuda_kernels import predict
 from benchmarks import RING_HEAD_DIM, RING_HEADS
@@ -44,5 +43,4 @@ def _compared(evidence: Result, row: Row) -> Row | None:
         forecast = predict.forecast(problem, machine, p["layout"])
         slowest = p["what"] == "slowest rank"
         on_paper = forecast.balance if slowest else on_paper / 1e3 / forecast.one_gpu
-    compared: Any = {"params": p, "ours": measured, "peers": {"on_paper": on_paper}}
-    return row | compared
+    return {**row, "params": p, "ours": measured, "peers": {"on_paper": on_paper}}

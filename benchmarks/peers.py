@@ -40,31 +40,18 @@ def peers_for(q: Any, k: Any, v: Any, is_causal: bool) -> dict[str, Attention]:
     return found
 
 
-def forward_calls(
-    sets: list[tuple[Any, Any, Any]], is_causal: bool
-) -> dict[str, Callable[[], Any]]:
-    """By peer, a call that takes one of `sets` of (q, k, v) after the other."""
-    calls = {
-        name: rotated([functools.partial(call, *one) for one in sets])
-        for name, call in peers_for(*sets[0], is_causal=is_causal).items()
-    }
-    if flash3.serves(sets[0][0]):
-        calls["fa3"] = rotated([flash3.forward(*one, is_causal=is_causal) for one in sets])
-    return calls
-
-
-def backward_calls(
-    sets: list[tuple[Any, Any, Any, Any]], is_causal: bool
-) -> dict[str, Callable[[], Any]]:
-    """The same of gradients, for `sets` of (q, k, v, dy); each has its forward behind it."""
-    calls = {}
-    for name, call in peers_for(*sets[0][:3], is_causal=is_causal).items():
-        one_each = [gradient_call(call, *one) for one in sets]
+def peer_calls(sets: Sequence[Any], is_causal: bool) -> dict[str, Callable[[], Any]]:
+    """By peer, a call on one of `sets` after the other: of (q, k, v), or of (q, k, v, dy) for
+    gradients, each with its forward behind it."""
+    calls, (q, k, v, *dy) = {}, sets[0]
+    for name, call in peers_for(q, k, v, is_causal).items():
+        one_each = [(gradient_call if dy else functools.partial)(call, *one) for one in sets]
         with _unless_refused():
             one_each[0]()
             calls[name] = rotated(one_each)
-    if flash3.serves(sets[0][0]):
-        calls["fa3"] = rotated([flash3.backward(*one, is_causal=is_causal) for one in sets])
+    if flash3.serves(q):
+        make = flash3.backward if dy else flash3.forward
+        calls["fa3"] = rotated([make(is_causal, *one) for one in sets])
     return calls
 
 

@@ -70,8 +70,8 @@ def _run(family: str, dtype: str, ranks: int, is_causal: bool, shape: dict[str, 
     # Drawn and checked on the host: the sanitizer has enough to do with our kernels.
     qkv = torch_qkv("normal", dtype, 0, device="cpu", **shape)
     exact = attention(*(x.double() for x in qkv), is_causal=is_causal)
-    y, lse = local_ring(torch, family, dtype, *(x.cuda() for x in qkv), ranks, is_causal=is_causal,
-                        layout="zigzag")  # fmt: skip
+    q, k, v = (x.cuda() for x in qkv)
+    y, lse = local_ring(torch, family, dtype, q, k, v, ranks, is_causal=is_causal, layout="zigzag")
     assert_close(family, dtype, y, exact[0], lse, exact[1])
 
 

@@ -6,10 +6,8 @@ returns are parts of [1, H, rows, D], in the order of `rows`: their global posit
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,18 +17,9 @@ from torch.nn.attention.bias import causal_lower_right
 
 import baracuda_kernels as bk
 from benchmarks.across_gpus.problem import Problem, Whole
+from benchmarks.across_gpus.ranks import Contender
 from benchmarks.calls import scratch
 from tests.helpers import gradients
-
-
-@dataclasses.dataclass(frozen=True)
-class Contender:
-    """Another way to the same answer; its calls are good inside `around()` alone."""
-
-    call: Callable[[], Sequence[torch.Tensor]]
-    rows: torch.Tensor
-    around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-
 
 # The receive buffers of a communicator that has hops by peer, by their elements: registered once, as
 # what is registered stays. To be cleared before the communicators are closed.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -14,11 +13,10 @@ import baracuda_kernels as bk
 from baracuda_kernels.interop.torch import ring_attention
 from baracuda_kernels.testing import TOLERANCES, attention, error_of
 from benchmarks.across_gpus import contenders, hops
-from benchmarks.across_gpus.contenders import Contender
 from benchmarks.across_gpus.hops import Way
 from benchmarks.across_gpus.others import Others
 from benchmarks.across_gpus.problem import Problem, Whole
-from benchmarks.across_gpus.ranks import interleaved, say, slowest
+from benchmarks.across_gpus.ranks import Contender, interleaved, say, slowest
 from benchmarks.rounds import summary
 from benchmarks.rows import Row, row
 from benchmarks.timing import captured, not_of_torch
@@ -173,19 +171,20 @@ class Measures:
         rings = {way.exchange: contenders.Ring(problem, way.comm) for way in ways}
         self._compare(problem, rings)
         found = [hops.speed_row(problem, way, rings[way.exchange]) for way in ways]
-        calls: dict[str, Callable[[], Any]] = {"one_gpu": one.call}
         first = rings[ways[0].exchange]
-        calls["steps eager"] = hops.steps_of(first)
-        calls["steps graph"] = captured(calls["steps eager"])
-        calls["torch_op"] = lambda: ring_attention(
-            first.q, first.k, first.v, is_causal=problem.causal, sequence_layout=problem.layout
-        )
+        steps = hops.steps_of(first)
+        calls = {
+            "steps eager": steps,
+            "steps graph": captured(steps),
+            "torch_op": lambda: ring_attention(
+                first.q, first.k, first.v, is_causal=problem.causal, sequence_layout=problem.layout
+            ),
+        }
         for name, ring in rings.items():
             calls |= {f"{name} eager": ring.run, f"{name} graph": captured(ring.run)}
-        calls |= {name: peer.call for name, peer in peers.items()}
-        around = {name: peer.around for name, peer in peers.items()}
+        of_ours = {name: Contender(call) for name, call in calls.items()}
         rounds = problem.rounds(rounds)
-        samples = interleaved(calls, around, rounds=rounds)
+        samples = interleaved({"one_gpu": one, **of_ours, **peers}, rounds=rounds)
         form = self._others.forms[problem.chunk, problem.causal]
         for way, what in product(ways, ("eager", "graph")):
             beside = {name: samples[name] for name in ("one_gpu", *peers)}

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from benchmarks.across_gpus import torch_cp
-from benchmarks.across_gpus.contenders import Contender
 from benchmarks.across_gpus.problem import Problem
-from benchmarks.across_gpus.ranks import interleaved, say, slowest
+from benchmarks.across_gpus.ranks import Contender, interleaved, say, slowest
 
 # Gives the relative error of what a contender's call returned, the worst rank's.
 Off = Callable[[Contender, Any], float]
@@ -38,8 +37,7 @@ class Others:
             for form in torch_cp.FORMS:
                 other, name = make(form), f"context_parallel ({form})"
                 if self._error(name, other, off) is not None:
-                    samples = interleaved({"": other.call}, {"": other.around}, rounds=1)
-                    times[form] = samples[""][0]
+                    (times[form],) = interleaved({name: other}, rounds=1)[name]
                     say(f"{name}: {times[form]:.3f} ms")
             self.forms[case] = min(times, key=times.__getitem__, default=None)
         if (best := self.forms[case]) is not None:

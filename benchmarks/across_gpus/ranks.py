@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,14 @@ from benchmarks.timing import sample
 TIMEOUT = datetime.timedelta(seconds=120)
 _SAMPLE_MS = 30.0
 
-Around = Callable[[], contextlib.AbstractContextManager[Any]]
+
+class Contender(NamedTuple):
+    """A call, and the global positions of the rows that it answers for; it is good inside `around()`
+    alone, which is not timed."""
+
+    call: Callable[[], Any]
+    rows: torch.Tensor = torch.arange(0)
+    around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
 
 @contextlib.contextmanager
@@ -32,23 +39,20 @@ def group() -> Iterator[tuple[int, int]]:
     dist.destroy_process_group()
 
 
-def interleaved(
-    calls: Mapping[str, Callable[[], Any]], around: Mapping[str, Around], *, rounds: int
-) -> dict[str, list[float]]:
+def interleaved(contenders: Mapping[str, Contender], *, rounds: int) -> dict[str, list[float]]:
     """Milliseconds per call, of the slowest rank, one sample of each call per round.
 
-    Every rank gives the same names in the same order: the calls may be collective. A call named in
-    `around` is made inside that context, which is not timed.
+    Every rank gives the same names in the same order: the calls may be collective.
     """
 
     def measure(name: str, count: int) -> float:
-        with around.get(name, contextlib.nullcontext)():
+        with contenders[name].around():
             torch.cuda.synchronize()
             dist.barrier()
-            return slowest(sample(calls[name], count))
+            return slowest(sample(contenders[name].call, count))
 
     return in_rounds(
-        calls, measure, rounds=rounds, milliseconds=_SAMPLE_MS, least=1, most=100
+        contenders, measure, rounds=rounds, milliseconds=_SAMPLE_MS, least=1, most=100
     )
 
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.across_gpus.contenders import Contender
 from benchmarks.across_gpus.problem import Problem
+from benchmarks.across_gpus.ranks import Contender
 
 BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "FA2": SDPBackend.FLASH_ATTENTION}
 
