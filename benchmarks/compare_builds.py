@@ -19,7 +19,6 @@ import random
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import timeit
 from collections.abc import Callable
@@ -160,24 +159,23 @@ def _call(x: Timed) -> Callable[[], Any]:
 class Build:
     """One build: its Python, and a process that times calls of it."""
 
-    def __init__(self, where: str, folder: str) -> None:
-        self._python, environment = where, dict(os.environ)
-        # A folder of its own: no checkout may shadow the build.
-        self._start: dict[str, Any] = {
-            "cwd": folder, "env": environment, "text": True, "stdout": subprocess.PIPE,
-        }  # fmt: skip
+    def __init__(self, where: str) -> None:
+        self._python, self._environment = where, dict(os.environ)
         if Path(where).is_dir():
-            self._python, environment["PYTHONPATH"] = sys.executable, str(Path(where).resolve())
+            self._python = sys.executable
+            self._environment["PYTHONPATH"] = str(Path(where).resolve())
             # An editable install outranks PYTHONPATH: its checkout would be timed in the folder's place.
             found = self._said("import baracuda_kernels; print(baracuda_kernels.__file__)")
             if Path(where).resolve() not in Path(found).resolve().parents:
                 raise SystemExit(f"{where}: {self._python} imports {found} instead")
-        command = [self._python, str(Path(__file__).resolve()), "--worker"]
-        self._process: Any = subprocess.Popen(command, stdin=subprocess.PIPE, **self._start)
+        command, pipe = [self._python, str(Path(__file__).resolve()), "--worker"], subprocess.PIPE
+        self._process: Any = subprocess.Popen(
+            command, env=self._environment, text=True, stdin=pipe, stdout=pipe
+        )
 
     def _said(self, program: str) -> str:
-        command = [self._python, "-P", "-c", program]
-        return str(subprocess.run(command, check=True, **self._start).stdout).strip()
+        command = [self._python, "-P", "-c", program]  # no checkout around may shadow the build
+        return subprocess.check_output(command, env=self._environment, text=True).strip()
 
     def seconds(self, call: Timed) -> float:
         """One measurement."""
@@ -191,8 +189,7 @@ class Build:
 
     def close(self) -> None:
         """End the process."""
-        with self._process:  # which closes the pipes and waits
-            self._process.stdin.close()
+        self._process.communicate()
 
 
 def upper_bound(ratios: list[float]) -> float:
@@ -228,12 +225,11 @@ def main() -> int:
     if given.rounds < 9:
         parser.error("--rounds: 9 or more")
     wanted = [one for one in calls(given.device) if given.only in str(one)]
-    with tempfile.TemporaryDirectory() as folder:
-        builds = [Build(where, folder) for where in (given.old, given.new)]
-        compare(builds, wanted, 1)  # everything is loaded and warm after it
-        found = compare(builds, wanted, given.rounds)
-        for build in builds:
-            build.close()
+    builds = [Build(where) for where in (given.old, given.new)]
+    compare(builds, wanted, 1)  # everything is loaded and warm after it
+    found = compare(builds, wanted, given.rounds)
+    for build in builds:
+        build.close()
     slower = 0
     for one, (old, new) in found.items():
         ratios = [b / a for a, b in zip(old, new, strict=True)]

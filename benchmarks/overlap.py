@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import statistics
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -114,12 +115,9 @@ def _sockets(family: str, chunk: int) -> Row:
     ranks = 2
     # The workers are the tests'; what they time is below.
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    pool = RankPool(ranks, device_each=False, environment={"PYTHONPATH": path})
-    try:
-        task = {"do": "call", "function": f"{__name__}:time_rank", "family": family, "rows": chunk}
+    task = {"do": "call", "function": f"{__name__}:time_rank", "family": family, "rows": chunk}
+    with closing(RankPool(ranks, device_each=False, environment={"PYTHONPATH": path})) as pool:
         answers = pool.run(task, seconds=120)
-    finally:
-        pool.close()
     slower = {name: max(answer[name] for answer in answers) for name in answers[0]}
     params = {"family": family, "ranks": ranks, "chunk": chunk, "transport": "sockets"}
     return row("overlap", params, slower.pop("ours"), slower)

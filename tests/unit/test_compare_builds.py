@@ -17,10 +17,10 @@ def test_the_bound_of_the_median():
 
 
 @pytest.mark.framework("torch")
-def test_calls_are_timed_in_processes_of_their_own(tmp_path):
+def test_calls_are_timed_in_processes_of_their_own():
     calls = compare_builds.calls("host")
     assert {call.what for call in calls} == compare_builds._LIMITS.keys() - {"middle step"}
-    with contextlib.closing(compare_builds.Build(sys.executable, str(tmp_path))) as build:
+    with contextlib.closing(compare_builds.Build(sys.executable)) as build:
         for call in calls:
             assert 1e-7 < build.seconds(call) < 10, call
         with pytest.raises(RuntimeError, match="ended"):
@@ -29,7 +29,7 @@ def test_calls_are_timed_in_processes_of_their_own(tmp_path):
 
 def test_a_slower_build_is_told(monkeypatch, capsys):
     class Fake:
-        def __init__(self, where, folder):
+        def __init__(self, where):
             self.where = where
 
         def seconds(self, call):
@@ -49,4 +49,4 @@ def test_a_slower_build_is_told(monkeypatch, capsys):
 def test_a_folder_that_is_not_imported_is_refused(tmp_path):
     """It holds no package: this Python's own would be timed in its name."""
     with pytest.raises(SystemExit, match="imports .* instead"):
-        compare_builds.Build(str(tmp_path), str(tmp_path))
+        compare_builds.Build(str(tmp_path))
