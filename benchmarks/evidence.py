@@ -14,7 +14,6 @@ import argparse
 import importlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +38,7 @@ _FAULTS = f"{_RANKS}/test_faults.py"
 _PEERS = (f"{_RANKS}/test_peer_ring.py", f"{_RANKS}/test_peer_faults.py")
 _INTEROP = "tests/interop"
 _TORCH = f"{_INTEROP}/test_torch_gpu.py"
+_SANITIZER = "tests/gpu/test_compute_sanitizer.py"
 # What takes long, and what measures the device's memory, has the GPU to itself.
 _ELSEWHERE = "endurance or device_memory"
 _QUICK = ("-m", f"not ({_ELSEWHERE})")
@@ -207,28 +207,8 @@ def _endurance() -> Counts:
     # What measures the device's memory comes alone; the others wait for deadlines most of the time.
     alone, others = "device_memory and not multi_gpu", "endurance and not (device_memory or multi_gpu)"
     first = _pytest("tests", "-m", alone, seconds=LIMIT_SECONDS / 2)
-    runs = _shares("tests", "-m", others)
+    runs = _shares("tests", f"--ignore={_SANITIZER}", "-m", others)
     return first + _side_by_side(runs, seconds=LIMIT_SECONDS / 2 - 30)
-
-
-def _sanitize() -> Counts:
-    folders = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
-    sanitizer = shutil.which("compute-sanitizer", path=folders)
-    if sanitizer is None:
-        raise SystemExit("the part sanitize needs the CUDA toolkit's compute-sanitizer")
-    counts: Counts = Counter()
-    grids = {"memcheck": [], "racecheck": ["--one-each", "--no-handed-over"],
-             "synccheck": ["--one-each"]}  # fmt: skip
-    # Every tensor an allocation of its own, or memcheck cannot see its end.
-    os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
-    for tool, grid in grids.items():
-        command = [
-            *(sanitizer, "--tool", tool, "--error-exitcode", "9", "--kernel-name", "kns=baracuda"),
-            *(sys.executable, "-m", "benchmarks.sanitize_grid", *grid),
-        ]
-        code = _run(command, seconds=(LIMIT_SECONDS - 20) / len(grids))
-        counts["passed" if code == 0 else "failed"] += 1
-    return counts
 
 
 # What a part tests, and the modules that measure its rows.
@@ -243,7 +223,7 @@ PARTS: dict[str, tuple[Callable[[], Counts], tuple[str, ...]]] = {
     "ring": (Counter, ("ring",)),
     "runtime": (Counter, ("balance", "overlap", "memory")),
     "faults": (lambda: _pytest(_FAULTS, *_QUICK), ("faults",)),
-    "sanitize": (_sanitize, ()),
+    "sanitize": (lambda: _pytest(_SANITIZER), ()),
     "interop": (_interop, ()),
     "endurance": (_endurance, ()),
 }

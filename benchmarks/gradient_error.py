@@ -11,7 +11,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -39,19 +39,16 @@ Ring = Callable[[Problem, str, bool], Sequence[Any]]
 
 def rows() -> list[Row]:
     """All rows of one GPU: local rings of every size, and processes that share the card."""
-    with ThreadPoolExecutor(len(_EXCHANGES)) as starting, contextlib.ExitStack() as started:
-        pools = {n: starting.submit(RankPool, n, device_each=False) for n in _EXCHANGES}
-        for pool in pools.values():
-            started.callback(_close, pool)
+    with contextlib.ExitStack() as started, ThreadPoolExecutor(len(_EXCHANGES)) as starting:
+
+        def start(ranks: int) -> RankPool:
+            return started.enter_context(contextlib.closing(RankPool(ranks, device_each=False)))
+
+        pools = starting.map(start, _EXCHANGES)  # while the local rings run
         found = [one for ranks in RANKS for one in _rows(ranks, {"local": _local(ranks)})]
-        for ranks, exchanges in _EXCHANGES.items():
-            found += _rows(ranks, _processes(pools[ranks].result(), exchanges))
+        for (ranks, exchanges), pool in zip(_EXCHANGES.items(), pools, strict=True):
+            found += _rows(ranks, _processes(pool, exchanges))
     return found
-
-
-def _close(pool: Future[RankPool]) -> None:
-    if pool.exception() is None:
-        pool.result().close()
 
 
 def rows_of_processes(ranks: int, *, device_each: bool) -> list[Row]:
@@ -105,8 +102,7 @@ def _rows(ranks: int, rings: dict[str, Ring], **params: Any) -> list[Row]:
 def _family() -> str:
     from benchmarks.peers import available
 
-    family: str = available([("sm90a",), ("sm80",)])[0][0]
-    return family
+    return available([("sm90a",), ("sm80",)])[0][0]
 
 
 def _task(ranks: int) -> dict[str, Any]:

@@ -43,6 +43,9 @@ moves the chunks, copy engines (peer) or NCCL's kernels. *SMs*: what the exchang
 (`max_ctas`), of those tried (4 and 8 by default) the first that leaves at most 2 % exposed.
 """
 
+# Its file, what it shows, and what draws it.
+Picture = tuple[str, str, Callable[[Result, Path], None]]
+
 
 def main() -> None:
     """Writes them all."""
@@ -77,9 +80,8 @@ def _split(
     return alone, dict(sorted(across.items()))
 
 
-def _pictures(card: str, result: Result) -> list[tuple[str, str, Callable[[Result, Path], None]]]:
-    """The file of each, what it shows, and what draws it."""
-    found = [(f"performance-{card}.svg", "TFLOPS, ring steps and error", plots.draw)]
+def _pictures(card: str, result: Result) -> list[Picture]:
+    found: list[Picture] = [(f"performance-{card}.svg", "TFLOPS, ring steps and error", plots.draw)]
     if any(row["name"] == "backward" for row in result["rows"]):
         found.append((f"performance-backward-{card}.svg", "TFLOPS of gradients", plots.draw_backward))
     return found

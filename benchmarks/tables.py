@@ -14,13 +14,6 @@ Cell = Callable[[Group], Any]
 LAYOUTS = ("zigzag", "striped", "contiguous")
 
 
-def table(head: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
-    """Markdown."""
-    columns = list(head)
-    rows = [columns, ["---"] * len(columns), *lines]
-    return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
-
-
 def each(rows: Group) -> list[Group]:
     """A line for each row."""
     return [[row] for row in rows]
@@ -52,8 +45,9 @@ class Section(NamedTuple):
             cells[column if column in self.cells else head or what] = (
                 self.cells.get(column) or _cell(what)
             )
-        lines = ([cell(of) for cell in cells.values()] for of in self.groups(rows))
-        return text + table(cells, lines)
+        lines = [[cell(of) for cell in cells.values()] for of in self.groups(rows)]
+        table = [[*cells], ["---"] * len(cells), *lines]
+        return text + "".join("| " + " | ".join(map(str, line)) + " |\n" for line in table)
 
 
 def _cell(what: str) -> Cell:
