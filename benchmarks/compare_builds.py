@@ -33,9 +33,9 @@ _SAMPLE_SECONDS = 0.03  # of work in a measurement, at least
 # per cent from one second to the next, is not reached.
 _GPU_SECONDS, _PAUSE_SECONDS = 0.006, 0.03
 _STEPS = 20  # of a ring, in one graph: a step's checks take the host longer than the GPU needs for it
-# By what is timed. Runs are of tiny rings, so that their host time is what counts.
-_LIMITS = {"import": 1.02, "run": 1.1, "run, args made anew": 1.1, "run_all of 8": 1.1, "kernel": 1.015,
-           "middle step": 1.015}  # fmt: skip
+# Of tiny rings, so that their host time is what counts.
+_RUNS = ("run", "run, args made anew", "run_all of 8")
+_LIMITS = {"import": 1.02, **dict.fromkeys(_RUNS, 1.1), "kernel": 1.015, "middle step": 1.015}
 
 
 class Timed(NamedTuple):
@@ -56,24 +56,21 @@ class Timed(NamedTuple):
 
 def calls(device: str) -> list[Timed]:
     """Every call of a device; the host's own are timed on any."""
-    runs = list(_LIMITS)[1:4]
-    tables: list[Any] = [(runs, "host", ["bf16"], 2, (8,), (64,), (False,))]
+    tiny, masks = ([2], [8], [64], [False]), [False, True]
+    tables: list[Any] = [(_RUNS, ["host"], ["bf16"], *tiny)]
     if device == "host":
-        tables.append((["kernel"], "host", ["f32", "bf16"], 4, (384,), (64, 128), (False, True)))
+        tables.append((["kernel"], ["host"], ["f32", "bf16"], [4], [384], [64, 128], masks))
     else:
+        long, dims = [2048, 8192], [64, 128, 256]
         tables += [
-            (runs, "sm90a", ["bf16"], 2, (8,), (64,), (False,)),
-            (["kernel"], "sm90a", ["bf16"], 16, (2048, 8192), (64, 128, 256), (False, True)),
-            (["kernel"], "sm80", ["bf16"], 16, (2048, 8192), (64, 128), (False, True)),
-            (["kernel"], "simt", ["f32", "f16"], 16, (2048,), (64, 128), (False, True)),
+            (_RUNS, ["sm90a"], ["bf16"], *tiny),
+            (["kernel"], ["sm90a"], ["bf16"], [16], long, dims, masks),
+            (["kernel"], ["sm80"], ["bf16"], [16], long, [64, 128], masks),
+            (["kernel"], ["simt"], ["f32", "f16"], [16], [2048], [64, 128], masks),
             # Between the first and the last of a ring, where that is a kernel of its own.
-            (["middle step"], "sm90a", ["bf16"], 16, (1024, 4096), (64, 128, 256), (False,)),
+            (["middle step"], ["sm90a"], ["bf16"], [16], [1024, 4096], dims, [False]),
         ]
-    return [Timed("import")] + [
-        Timed(what, family, dtype, heads, *problem)
-        for whats, family, dtypes, heads, *problems in tables
-        for what, dtype, *problem in product(whats, dtypes, *problems)
-    ]
+    return [Timed("import"), *(Timed(*call) for table in tables for call in product(*table))]
 
 
 # --- in the processes with a build

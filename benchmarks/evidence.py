@@ -11,6 +11,7 @@ beside it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -32,7 +33,6 @@ from benchmarks.source import SourceMismatch, require_own_sources
 
 LIMIT_SECONDS = 480
 _REPORT_SECONDS = 15
-_STOPPED = 124  # the exit code of what was stopped
 _RANKS = "tests/multi_rank"
 _FAULTS = f"{_RANKS}/test_faults.py"
 _PEERS = (f"{_RANKS}/test_peer_ring.py", f"{_RANKS}/test_peer_faults.py")
@@ -146,7 +146,14 @@ def _pytest(*arguments: str, seconds: float = LIMIT_SECONDS - 20) -> Counts:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "--require-gpu", f"--junitxml={report}"]
-        code = _run([*command, *arguments], seconds=seconds)
+        print("$", *command, *arguments, flush=True)
+        with subprocess.Popen([*command, *arguments], cwd=ROOT) as process:
+            stopped = not _ended(process, seconds)
+            if stopped:
+                print(f"stopped after {seconds:.0f} s", file=sys.stderr)
+                process.send_signal(signal.SIGINT)  # it still reports what has run
+                if not _ended(process, _REPORT_SECONDS):
+                    process.kill()
         if not report.is_file():
             return Counter(failed=1)
         counts: Counts = Counter()
@@ -154,24 +161,16 @@ def _pytest(*arguments: str, seconds: float = LIMIT_SECONDS - 20) -> Counts:
             counts.update({k: int(suite.get(k, 0)) for k in ("tests", "failures", "errors", "skipped")})
     failed = counts["failures"] + counts["errors"]
     passed = counts["tests"] - failed - counts["skipped"]
-    if code == _STOPPED or (code != 0 and failed == 0):
+    if stopped or (process.returncode != 0 and failed == 0):
         failed += 1  # a time-out, or a failure outside of any test
     return Counter(passed=passed, failed=failed, skipped=counts["skipped"])
 
 
-def _run(command: list[str], *, seconds: float) -> int:
-    print("$", " ".join(command), flush=True)
-    with subprocess.Popen(command, cwd=ROOT) as process:
-        try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            print(f"stopped after {seconds:.0f} s", file=sys.stderr)
-            process.send_signal(signal.SIGINT)  # pytest still reports what has run
-        try:
-            process.wait(_REPORT_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        return _STOPPED
+def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether it has, after at most so long."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    return process.returncode is not None
 
 
 def _shares(*arguments: str) -> list[tuple[str, ...]]:

@@ -119,14 +119,11 @@ class _Gathered:
         self._own = [x[0, :, mine].transpose(0, 1).contiguous() for x in whole[1:]]
         self._all = [x.new_empty(problem.ranks * problem.chunk, *x.shape[1:]) for x in self._own]
         # (queries, keys, number of the queries' chunk among those of that length)
-        half, total = problem.chunk // 2, problem.ranks * problem.chunk
-        self.parts = [(slice(0, problem.chunk), total, 0)]
+        half, last = problem.chunk // 2, 2 * problem.ranks - 1 - rank
+        self.parts = [(slice(0, problem.chunk), problem.ranks * problem.chunk, 0)]
         if problem.causal:
-            numbers = (rank, 2 * problem.ranks - 1 - rank)
-            queries = (slice(0, half), slice(half, problem.chunk))
-            self.parts = [
-                (q, (number + 1) * half, number) for q, number in zip(queries, numbers, strict=True)
-            ]
+            first_half = slice(0, half), (rank + 1) * half, rank
+            self.parts = [first_half, (slice(half, problem.chunk), (last + 1) * half, last)]
 
     def keys(self) -> list[torch.Tensor]:
         """K and V, [1, H, ranks * chunk, D]."""
