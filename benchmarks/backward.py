@@ -6,6 +6,7 @@ those of the tensor-core families in sustained windows too.
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import Any
 
@@ -61,12 +62,11 @@ def _rows(x: Call) -> list[Row]:
 def _plans(x: Call) -> dict[str, Any]:
     """The family's fastest kernel for these gradients, and its deterministic one if that differs."""
     plans: dict[str, Any] = {}
-    for name, deterministic in (("fast", None), ("deterministic", True)):
-        try:
-            plan = x.backward_plan(deterministic)
-        except bk.UnsupportedError:
-            continue
-        known = [other.sku for other in plans.values()]
-        if plan.family.removesuffix("-deterministic") == x.family and plan.sku not in known:
-            plans[name] = plan
+    variants = {"fast": "", "deterministic": "-deterministic"}
+    for name, variant in variants.items() if x.family != "simt" else [("fast", "")]:
+        with contextlib.suppress(bk.UnsupportedError):
+            plan = x.backward_plan(variant)
+            known = [other.sku for other in plans.values()]
+            if plan.family.removesuffix("-deterministic") == x.family and plan.sku not in known:
+                plans[name] = plan
     return plans

@@ -46,13 +46,9 @@ class Call(NamedTuple):
             self.descriptor(), stream(), preference(self.family, self.dtype)
         )
 
-    def backward_plan(self, deterministic: bool | None = None) -> bk.FlashSdpaBackwardPlan:
-        """Of the family or, where that has no such kernel, of another."""
-        plain = preference(self.family, self.dtype)
-        wanted = bk.PlanPreference(
-            allow_sm90a=plain.allow_sm90a, math_precision=plain.math_precision,
-            deterministic=deterministic,
-        )  # fmt: skip
+    def backward_plan(self, variant: str = "") -> bk.FlashSdpaBackwardPlan:
+        """Of the family, or its variant "-deterministic"; where that has no such kernel, of another."""
+        wanted = preference(self.family + variant, self.dtype)
         return bk.FlashSdpaBackwardPlan.select(self.descriptor(), stream(), wanted)
 
     def qkv(self, seed: int) -> tuple[Any, Any, Any]:

@@ -28,7 +28,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from benchmarks import ROOT
-from benchmarks.rows import SCHEMA, Row, machine, now, slug, write
+from benchmarks.rows import Row, head, slug, write
 from benchmarks.source import SourceMismatch, require_own_sources
 
 LIMIT_SECONDS = 480
@@ -86,11 +86,8 @@ def run_part(part: str) -> dict[str, Any]:
     rows, failed = _measured(modules)
     counts["failed"] += failed
     return {
-        "schema": SCHEMA,
+        **head(digest),
         "part": part,
-        **machine(),
-        "date": now(),
-        "source_hash": digest,
         "seconds": round(time.monotonic() - start, 1),
         "tests": {outcome: counts[outcome] for outcome in ("passed", "failed", "skipped")},
         "rows": rows,

@@ -14,11 +14,6 @@ Cell = Callable[[Group], Any]
 LAYOUTS = ("zigzag", "striped", "contiguous")
 
 
-def each(rows: Group) -> list[Group]:
-    """A line for each row."""
-    return [[row] for row in rows]
-
-
 class Section(NamedTuple):
     """A heading, what the figures are, and a table with a line for each group of rows.
 
@@ -32,7 +27,7 @@ class Section(NamedTuple):
     title: str
     text: str
     columns: str
-    groups: Callable[[Group], Iterable[Group]] = each
+    groups: Callable[[Group], Iterable[Group]] = lambda rows: [[row] for row in rows]
     cells: dict[str, Cell] = {}  # noqa: RUF012 - a named tuple's default is shared, and not written to
 
     def of(self, rows: Group) -> str:
@@ -55,20 +50,16 @@ def _cell(what: str) -> Cell:
     if not form:
         return lambda group: _param(group[0], what)
     spec, *per = form.split()
-    if figure.startswith("~"):
-        figure = figure[1:]
-
-        def both(group: Group) -> str:
-            kept: Any = group[0].get("sustained")
-            burst = _number(group[0], figure, spec)
-            return burst if kept is None else f"{_number(kept, figure, spec)} / {burst}"
-
-        return both
-    figure, _, at = figure.partition("@")
+    name, _, at = figure.removeprefix("~").partition("@")
 
     def cell(group: Group) -> str:
-        number = int(at or 0)
-        return _number(group[number], figure, spec, *per) if number < len(group) else "–"
+        if len(group) <= int(at or 0):
+            return "–"
+        row = group[int(at or 0)]
+        burst = _number(row, name, spec, *per)
+        if figure[0] != "~" or "sustained" not in row:
+            return burst
+        return f"{_number(row['sustained'], name, spec)} / {burst}"
 
     return cell
 

@@ -91,11 +91,10 @@ class TrainingMeasures:
             self.failed = True
         # Receive buffers are the library's own, and stay.
         peak = _peak(ours, slowest(float(not_of_torch() - before)))
-        admitted = self._others.admitted(
+        others = self._others.admitted(
             problem, _ring_flash_attention(problem, self._rank, [*whole, dy]), [*whole, dy],
             lambda other, gradients: self._off(other.rows, gradients, exact),
         )  # fmt: skip
-        others = {name: other for name, (other, _) in admitted.items()}
         peaks = {}
         for name, other in others.items():
             with other.around():

@@ -60,14 +60,12 @@ class Measures:
             "all_gather": contenders.all_gather(problem, rank, whole),
             "all_gather_own": contenders.all_gather_own(problem, rank, whole),
         }
-        admitted = self._others.admitted(
+        peers = self._others.admitted(
             problem, gathered, whole,
             lambda other, parts: self._off(problem, whole, other.rows, parts),
         )  # fmt: skip
         one = contenders.one_gpu(problem, whole)
-        errors = {name: relative for name, (_, relative) in admitted.items()}
-        found.append(self._error(problem, whole, one, errors))
-        peers = {name: other for name, (other, _) in admitted.items()}
+        found.append(self._error(problem, whole, one))
         return found + self._speed(problem, ways, one, peers, rounds)
 
     def _chosen(self, problem: Problem) -> tuple[list[Way], list[Row]]:
@@ -82,9 +80,7 @@ class Measures:
                 return [*ways, way], found + steps
         return ways, found
 
-    def _error(
-        self, problem: Problem, whole: Whole, one: Contender, errors: dict[str, float]
-    ) -> Row:
+    def _error(self, problem: Problem, whole: Whole, one: Contender) -> Row:
         """`scaling_error`: relative error of sampled rows against float64, the worst rank's.
 
         The same rows for the ring and for one GPU, which has all.
@@ -97,7 +93,8 @@ class Measures:
         if not ours <= TOLERANCES[family, "bf16"].relative:
             say(f"WRONG: relative error {ours:.3e} of {problem}")
             self.failed = True
-        return row("scaling_error", problem.params(family=family), ours, {"one_gpu": one_gpu, **errors})
+        peers = {"one_gpu": one_gpu, **self._others.errors}
+        return row("scaling_error", problem.params(family=family), ours, peers)
 
     def _answered(self, ring: contenders.Ring) -> torch.Tensor:
         ring.y.fill_(float("nan"))

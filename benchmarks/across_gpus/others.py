@@ -22,11 +22,12 @@ class Others:
         self._mesh, self._limit = mesh, limit
         # PyTorch's `context_parallel` in the form that is fastest, by (chunk, causal).
         self.forms: dict[tuple[int, bool], torch_cp.Form | None] = {}
+        self.errors: dict[str, float] = {}  # of those that were admitted last
 
     def admitted(
         self, problem: Problem, found: dict[str, Contender], operands: Any, off: Off
-    ) -> dict[str, tuple[Contender, float]]:
-        """Those of `found` that may, and `context_parallel` on these operands, and each one's error."""
+    ) -> dict[str, Contender]:
+        """Those of `found` that may, and `context_parallel` on these operands."""
         case, rank = (problem.chunk, problem.causal), self._mesh.get_local_rank()
 
         def make(form: torch_cp.Form) -> Contender:
@@ -43,7 +44,8 @@ class Others:
         if (best := self.forms[case]) is not None:
             found = {**found, "context_parallel": make(best)}
         errors = {name: self._error(name, other, off) for name, other in found.items()}
-        return {name: (found[name], x) for name, x in errors.items() if x is not None}
+        self.errors = {name: x for name, x in errors.items() if x is not None}
+        return {name: found[name] for name in self.errors}
 
     def _error(self, name: str, other: Contender, off: Off) -> float | None:
         """That of another that runs on every rank and answers rightly; if not, why is said aloud."""

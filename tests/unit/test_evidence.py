@@ -46,8 +46,7 @@ def test_uncommitted_sources_are_refused(root, monkeypatch):
 
 CALL = {"family": "sm90a", "dtype": "bf16", "batch": 2, "heads": 16, "kv_heads": 4,
         "query_len": 8192, "key_len": 8192, "head_dim": 128, "causal": True}  # fmt: skip
-RING = {"dtype": "bf16", "ranks": 2, "chunk": 8192, "heads": 32, "kv_heads": 8, "head_dim": 128,
-        "layout": "zigzag", "causal": True}  # fmt: skip
+RING = rows.RingShape(2, 8192, 32, 8, 128, "zigzag", True).params()
 ALONE = {
     "forward": [row("forward", CALL, 2.0, {"cudnn": 1.0, "fa2": 1.9})],
     "backward": [
