@@ -2,9 +2,9 @@
 
     python -m benchmarks.all_parts --out out -o benchmarks/results
 
-One GPU: one part after the other, some half an hour. On up to four they run side by side, each alone on
-its GPU; beside the one that times single microseconds of the host nothing runs. What a part prints goes
-to OUT/<part>.txt. `--part` runs some parts alone.
+One GPU: one part after the other, some half an hour. On up to four they run side by side, each
+alone on its GPU; beside the one that times single microseconds of the host nothing runs. What a
+part prints goes to OUT/<part>.txt. `--part` runs some parts alone.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Call(NamedTuple):
         )
 
     def backward_plan(self, variant: str = "") -> bk.FlashSdpaBackwardPlan:
-        """Of the family, or its variant "-deterministic"; where that has no such kernel, of another."""
+        """Of the family or its "-deterministic"; where that has no such kernel, of another."""
         wanted = preference(self.family + variant, self.dtype)
         return bk.FlashSdpaBackwardPlan.select(self.descriptor(), stream(), wanted)
 
@@ -93,11 +93,9 @@ def scratch(nbytes: int) -> torch.Tensor:
 
 
 class Ring:
-    """A random sequence over the ranks of a ring on one GPU, `x` on each, and the plan of a rank."""
+    """A random sequence over a ring on one GPU, `x` on each rank, and the plan of a rank."""
 
-    def __init__(
-        self, x: Call, ranks: int, *, layout: str = "contiguous", seed: int = 0
-    ) -> None:
+    def __init__(self, x: Call, ranks: int, *, layout: str = "contiguous", seed: int = 0) -> None:
         self.qkv = x._replace(query_len=ranks * x.query_len).qkv(seed)
         self.shards: list[Sequence[Any]] = [*shards_of(*self.qkv, ranks, layout)]
         desc = x.descriptor(bk.RingAttentionDescriptor, sequence_layout=layout)
@@ -105,9 +103,7 @@ class Ring:
 
     def arrays(self) -> list[RankArrays]:
         """All else that each rank takes."""
-        return [
-            rank_arrays(torch, self.plan, q, k, v, len(self.shards)) for q, k, v in self.shards
-        ]
+        return [rank_arrays(torch, self.plan, q, k, v, len(self.shards)) for q, k, v in self.shards]
 
     def run_all(self, arrays: list[RankArrays]) -> Callable[[], None]:
         """A run of all ranks on one stream."""

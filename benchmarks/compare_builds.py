@@ -2,11 +2,11 @@
 
     python benchmarks/compare_builds.py --device cuda OLD NEW
 
-OLD and NEW are a Python each that has the build installed, beside PyTorch and pytest, or a folder for
-PYTHONPATH. A process with each stays alive and is told what to time, one at a time, in random order.
-For every call it prints the median of the ratios new/old and its upper 95 % bound, by order statistics.
-It fails if a bound is above the limit: 1.015 for kernels, 1.1 for a call's host time, 1.02 for the
-import. The machine must do nothing else, or the noise alone is above them.
+OLD and NEW are a Python each that has the build installed, beside PyTorch and pytest, or a folder
+for PYTHONPATH. A process with each stays alive and is told what to time, one at a time, in random
+order. For every call it prints the median of the ratios new/old and its upper 95 % bound, by order
+statistics. It fails if a bound is above the limit: 1.015 for kernels, 1.1 for a call's host time,
+1.02 for the import. The machine must do nothing else, or the noise alone is above them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SAMPLE_SECONDS = 0.03  # of work in a measurement, at least
 # The same on a GPU: short, and after a pause, so that the power limit, which moves the clock by some
 # per cent from one second to the next, is not reached.
 _GPU_SECONDS, _PAUSE_SECONDS = 0.006, 0.03
-_STEPS = 20  # of a ring, in one graph: a step's checks take the host longer than the GPU needs for it
+_STEPS = 20  # of a ring, in one graph: its checks take the host longer than a step the GPU
 # Of tiny rings, so that their host time is what counts.
 _RUNS = ("run", "run, args made anew", "run_all of 8")
 _LIMITS = {"import": 1.02, **dict.fromkeys(_RUNS, 1.1), "kernel": 1.015, "middle step": 1.015}
@@ -153,6 +153,9 @@ def _call(x: Timed) -> Callable[[], Any]:
 # --- in the process that compares
 
 
+Seconds = tuple[list[float], list[float]]  # of old and new
+
+
 class Build:
     """One build: its Python, and a process that times calls of it."""
 
@@ -196,10 +199,10 @@ def upper_bound(ratios: list[float]) -> float:
     return next(x for x, below in zip(sorted(ratios), chance, strict=True) if below >= 0.95)
 
 
-def compare(builds: list[Build], wanted: list[Timed], rounds: int) -> dict[Timed, list[list[float]]]:
+def compare(builds: list[Build], wanted: list[Timed], rounds: int) -> dict[Timed, Seconds]:
     """Seconds of old and new by turns, by call."""
     draw = random.Random(0)
-    found: dict[Timed, list[list[float]]] = {one: [[], []] for one in wanted}
+    found: dict[Timed, Seconds] = {one: ([], []) for one in wanted}
     for _ in range(rounds):
         for one in draw.sample(wanted, len(wanted)):
             for i in draw.sample((0, 1), 2):

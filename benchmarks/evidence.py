@@ -3,9 +3,9 @@
     python -m benchmarks.evidence --part PART --out DIR
     python -m benchmarks.evidence --merge DIR -o benchmarks/results
 
-Each part ends within 8 minutes and writes DIR/<part>.json; parts that agree in card and source hash are
-merged into <card>.json. A part refuses to run where the installed build was not made of the sources
-beside it.
+Each part ends within 8 minutes and writes DIR/<part>.json; parts that agree in card and source hash
+are merged into <card>.json. A part refuses to run where the installed build was not made of the
+sources beside it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _REPORT_SECONDS = 15
 _RANKS = "tests/multi_rank"
 _FAULTS = f"{_RANKS}/test_faults.py"
 _PEERS = (f"{_RANKS}/test_peer_ring.py", f"{_RANKS}/test_peer_faults.py")
+_NO_FAULTS = [f"--ignore={path}" for path in (_FAULTS, *_PEERS)]
 _INTEROP = "tests/interop"
 _TORCH = f"{_INTEROP}/test_torch_gpu.py"
 _SANITIZER = "tests/gpu/test_compute_sanitizer.py"
@@ -211,7 +212,7 @@ def _endurance() -> Counts:
 PARTS: dict[str, tuple[Callable[[], Counts], tuple[str, ...]]] = {
     "host": (Counter, ("host_cost",)),
     "tests": (_tests, ()),
-    "ranks": (lambda: _pytest(_RANKS, *_ONE_GPU, *(f"--ignore={x}" for x in (_FAULTS, *_PEERS))), ()),
+    "ranks": (lambda: _pytest(_RANKS, *_ONE_GPU, *_NO_FAULTS), ()),
     "peers": (lambda: _pytest(*_PEERS, *_ONE_GPU), ()),
     "forward": (Counter, ("forward",)),
     "backward": (Counter, ("backward",)),

@@ -14,11 +14,9 @@ from typing import Any
 from benchmarks.rows import Row, row
 from tests.helpers.fault_cases import CASES, RANKS, FaultyRing
 
-RINGS = 5
-
 
 def rows(
-    cases: Iterable[str] = CASES, *, ranks: int = RANKS, rings: int = RINGS, device_each: bool = False
+    cases: Iterable[str] = CASES, ranks: int = RANKS, rings: int = 5, device_each: bool = False
 ) -> list[Row]:
     """A row of each case, on one GPU or with a GPU for each rank; the cases run side by side, each
     with processes of its own.

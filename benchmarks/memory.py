@@ -42,29 +42,27 @@ def _row(x: Problem) -> Row:
 
 
 def _step(forward: Any, backward: Any, ring: Any, inputs: list[list[torch.Tensor]]) -> None:
+    def buffers(**sizes: int) -> dict[str, torch.Tensor]:
+        """A rank's scratch of these bytes, and what it receives K and V in."""
+        nbytes = forward.kv_scratch_elements * torch.bfloat16.itemsize
+        received = dict.fromkeys(("kv_scratch_a", "kv_scratch_b")[: len(inputs) - 1], nbytes)
+        found = {name: scratch(size) for name, size in (received | sizes).items()}
+        return found | {name: found[name].view(torch.bfloat16) for name in received}
+
     saved = []
     for q, *_ in inputs:
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
         saved.append({"y": torch.empty_like(q), "lse": lse})
-    sizes = {"accumulator_scratch": forward.accumulator_scratch_bytes} if len(inputs) > 1 else {}
+    many = len(inputs) > 1
+    sizes = {"accumulator_scratch": forward.accumulator_scratch_bytes} if many else {}
     ring.run_all(stream(), forward, [
-        bk.RingAttentionArgs(q=q, k=k, v=v, **given, **_buffers(forward, len(inputs), sizes))
+        bk.RingAttentionArgs(q=q, k=k, v=v, **given, **buffers(**sizes))
         for (q, k, v, _), given in zip(inputs, saved, strict=True)
     ])  # fmt: skip
-    sizes = {"scratch": backward.scratch_bytes}
-    if len(inputs) > 1:
-        sizes["kv_gradient_scratch"] = backward.kv_gradient_scratch_bytes
+    sizes = {"kv_gradient_scratch": backward.kv_gradient_scratch_bytes} if many else {}
     args = []
     for (q, k, v, dy), given in zip(inputs, saved, strict=True):
         written = {name: torch.empty_like(x) for name, x in {"dq": q, "dk": k, "dv": v}.items()}
-        written |= _buffers(forward, len(inputs), sizes)
+        written |= buffers(scratch=backward.scratch_bytes, **sizes)
         args.append(bk.RingAttentionBackwardArgs(q=q, k=k, v=v, dy=dy, **given, **written))
     ring.run_all(stream(), backward, args)
-
-
-def _buffers(forward: Any, ranks: int, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
-    """A rank's scratch of these bytes, and what it receives K and V in."""
-    nbytes = forward.kv_scratch_elements * torch.bfloat16.itemsize
-    received = dict.fromkeys(("kv_scratch_a", "kv_scratch_b")[: ranks - 1], nbytes)
-    found = {name: scratch(size) for name, size in (received | sizes).items()}
-    return found | {name: found[name].view(torch.bfloat16) for name in received}

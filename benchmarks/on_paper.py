@@ -16,7 +16,7 @@ from benchmarks.rows import Result, Row
 
 
 def comparisons(evidence: Result) -> list[Row]:
-    """The rows of an evidence file that the model has a figure for, beside it as the peer `on_paper`:
+    """The rows of an evidence file that the model has a figure for, which is their one peer:
     milliseconds of all ranks' steps of a ring, or a ratio of `balance`."""
     return [one for row in evidence["rows"] if (one := _compared(evidence, row))]
 

@@ -55,9 +55,7 @@ def peer_calls(sets: Sequence[Any], is_causal: bool) -> dict[str, Callable[[], A
     return calls
 
 
-def gradient_call(
-    call: Attention, q: Any, k: Any, v: Any, dy: Any
-) -> Callable[[], Sequence[Any]]:
+def gradient_call(call: Attention, q: Any, k: Any, v: Any, dy: Any) -> Callable[[], Sequence[Any]]:
     """dq, dk, dv of a peer of PyTorch's, after its forward."""
     operands = [x.detach().requires_grad_() for x in (q, k, v)]
     y = call(*operands)

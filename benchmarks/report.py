@@ -83,7 +83,8 @@ def _split(
 def _pictures(card: str, result: Result) -> list[Picture]:
     found: list[Picture] = [(f"performance-{card}.svg", "TFLOPS, ring steps and error", plots.draw)]
     if any(row["name"] == "backward" for row in result["rows"]):
-        found.append((f"performance-backward-{card}.svg", "TFLOPS of gradients", plots.draw_backward))
+        file = f"performance-backward-{card}.svg"
+        found.append((file, "TFLOPS of gradients", plots.draw_backward))
     return found
 
 

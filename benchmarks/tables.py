@@ -11,6 +11,8 @@ from benchmarks.rows import Figures, Row
 Group = Sequence[Row]
 Cell = Callable[[Group], Any]
 
+# Files of before there was a choice of exchange have NCCL.
+_IF_ABSENT = {"exchange": "nccl", "devices": 1}
 LAYOUTS = ("zigzag", "striped", "contiguous")
 
 
@@ -27,7 +29,7 @@ class Section(NamedTuple):
     title: str
     text: str
     columns: str
-    groups: Callable[[Group], Iterable[Group]] = lambda rows: [[row] for row in rows]
+    groups: Callable[[Group], Iterable[Group]] = zip  # a line for each row
     cells: dict[str, Cell] = {}  # noqa: RUF012 - a named tuple's default is shared, and not written to
 
     def of(self, rows: Group) -> str:
@@ -68,7 +70,7 @@ def _param(row: Row, name: str) -> Any:
     p = row["params"]
     if "/" in name:
         return "/".join(str(p[part]) for part in name.split("/"))
-    value = p.get(name, "–")
+    value = p.get(name, _IF_ABSENT.get(name, "–"))
     return ("no", "yes")[value] if isinstance(value, bool) else value
 
 
@@ -106,8 +108,8 @@ def by_problem(rows: Group, *more: str) -> list[Group]:
 
 
 def exchange(row: Row) -> str:
-    """What moves the chunks. Files of before there was a choice have NCCL."""
-    return str(row["params"].get("exchange", "nccl"))
+    """What moves the chunks."""
+    return str(_param(row, "exchange"))
 
 
 def by_way(rows: Group) -> list[Group]:

@@ -11,11 +11,9 @@ anew after each problem. Exit code 1 if a gradient is wrong.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +25,7 @@ from baracuda_kernels.interop.torch._ring import ring_of
 from benchmarks.across_gpus.contenders import one_gpu
 from benchmarks.across_gpus.others import Others
 from benchmarks.across_gpus.problem import Problem
-from benchmarks.across_gpus.ranks import Contender, group, interleaved, say, slowest
+from benchmarks.across_gpus.ranks import Contender, group, interleaved, parser, say, slowest
 from benchmarks.gradient_error import relative
 from benchmarks.rounds import summary
 from benchmarks.rows import Report, Row, row
@@ -44,19 +42,10 @@ Step = Callable[[], Sequence[torch.Tensor]]
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 1 if a gradient is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training")
-    parser.add_argument(
-        "--chunk", type=int, nargs="+", default=[4096, 8192, 16384, 32768], help="rows a GPU"
-    )
-    parser.add_argument(
-        "--mask", nargs="+", choices=("causal", "full"), default=["causal", "full"],
-        help="causal rows are dealt zigzag",
-    )  # fmt: skip
-    parser.add_argument("--heads", type=int, default=32)
-    parser.add_argument("--kv-heads", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR")
-    options = parser.parse_args(arguments)
+    made = parser("training", [4096, 8192, 16384, 32768])
+    masks = ["causal", "full"]  # causal rows are dealt zigzag
+    made.add_argument("--mask", nargs="+", choices=masks, default=masks)
+    options = made.parse_args(arguments)
     report = Report(options.out, "training-")
     with group() as (rank, ranks):
         measures = TrainingMeasures(init_device_mesh("cuda", (ranks,)))
@@ -133,9 +122,7 @@ class TrainingMeasures:
         inputs = [x.requires_grad_() for x in (q, k, v)]
 
         def forward() -> torch.Tensor:
-            return ring_attention(
-                q, k, v, is_causal=problem.causal, sequence_layout=problem.layout
-            )
+            return ring_attention(q, k, v, is_causal=problem.causal, sequence_layout=problem.layout)
 
         def backward() -> Step:
             y = forward()
@@ -144,7 +131,7 @@ class TrainingMeasures:
         return lambda: torch.autograd.grad(forward(), inputs, dy), forward, backward
 
     def _off(self, rows: torch.Tensor, found: Any, exact: Any) -> float:
-        """The largest relative difference of these rows' dq, dk and dv from one GPU's, on any rank."""
+        """The largest relative difference of these rows' gradients from one GPU's, on any rank."""
         at = rows.to(self._device)
         pairs = zip(found, exact, strict=True)
         return slowest(max(relative(mine, whole[:, :, at]) for mine, whole in pairs))

@@ -87,15 +87,11 @@ def _operands(of: RingShape) -> list[jax.Array]:
     return [jax.random.normal(k, s, jnp.bfloat16) for k, s in zip(keys, shapes, strict=True)]
 
 
-def _step(
-    whole: list[jax.Array], ranks: int, layout: str, causal: bool
-) -> tuple[Any, list[Any]]:
+def _step(whole: list[jax.Array], ranks: int, layout: str, causal: bool) -> tuple[Any, list[Any]]:
     """dq, dk and dv of a ring of the first devices, and its operands in the layout's order."""
     mesh = jax.make_mesh((ranks,), ("ring",), devices=jax.devices()[:ranks])
     attend = jax.shard_map(
-        lambda q, k, v: ring_attention(
-            q, k, v, "ring", is_causal=causal, sequence_layout=layout
-        ),
+        lambda q, k, v: ring_attention(q, k, v, "ring", is_causal=causal, sequence_layout=layout),
         mesh=mesh, in_specs=_ROWS, out_specs=_ROWS,
     )  # fmt: skip
     order = sequence_order(whole[0].shape[2], ranks, layout)

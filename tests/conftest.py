@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--record-bits",
         type=Path,
         metavar="FILE",
-        help="Write hashes of the answers that tests hold to float64: two builds' files are equal or differ.",
+        help="Write hashes of the answers that tests hold to float64, to compare two builds.",
     )
 
 

@@ -125,10 +125,10 @@ class Measures:
 
     def _peak(self, problem: Problem, comm: Any) -> tuple[int, int]:
         torch.cuda.synchronize()
-        before, registered = torch.cuda.memory_allocated(), {x.data_ptr() for x in contenders.registered.values()}
+        before, known = torch.cuda.memory_allocated(), [*contenders.registered.values()]
         ring = contenders.Ring(problem, comm)
         # Receive buffers that an earlier problem had registered are this one's, too.
-        kept = ring.scratch.nbytes if ring.scratch.data_ptr() in registered else 0
+        kept = ring.scratch.nbytes if any(x is ring.scratch for x in known) else 0
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()  # making a shard passes through float32
         other = not_of_torch()

@@ -48,7 +48,7 @@ class Others:
         return {name: found[name] for name in self.errors}
 
     def _error(self, name: str, other: Contender, off: Off) -> float | None:
-        """That of another that runs on every rank and answers rightly; if not, why is said aloud."""
+        """That of another that runs on every rank and answers rightly; if not, why is said."""
         trouble, found = "", None
         try:
             with other.around():

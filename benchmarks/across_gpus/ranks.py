@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +22,7 @@ _SAMPLE_MS = 30.0
 
 
 class Contender(NamedTuple):
-    """A call, and the global positions of the rows that it answers for; it is good inside `around()`
+    """A call, and the global positions of the rows that it answers for; good inside `around()`
     alone, which is not timed."""
 
     call: Callable[[], Any]
@@ -51,9 +53,18 @@ def interleaved(contenders: Mapping[str, Contender], *, rounds: int) -> dict[str
             dist.barrier()
             return slowest(sample(contenders[name].call, count))
 
-    return in_rounds(
-        contenders, measure, rounds=rounds, milliseconds=_SAMPLE_MS, least=1, most=100
-    )
+    return in_rounds(contenders, measure, rounds=rounds, milliseconds=_SAMPLE_MS, least=1, most=100)
+
+
+def parser(module: str, chunks: list[int]) -> argparse.ArgumentParser:
+    """Of what every benchmark across GPUs is told."""
+    made = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}")
+    made.add_argument("--chunk", type=int, nargs="+", default=chunks, help="rows a GPU")
+    made.add_argument("--heads", type=int, default=32)
+    made.add_argument("--kv-heads", type=int, default=8)
+    made.add_argument("--rounds", type=int, default=7)
+    made.add_argument("-o", "--out", type=Path, metavar="DIR")
+    return made
 
 
 def slowest(value: float) -> float:

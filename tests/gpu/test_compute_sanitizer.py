@@ -1,4 +1,4 @@
-"""Every GPU kernel under compute-sanitizer: no access out of bounds, no race, no barrier misused."""
+"""Every GPU kernel under compute-sanitizer: nothing out of bounds, no race, no barrier misused."""
 
 import os
 import shutil

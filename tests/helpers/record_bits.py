@@ -1,8 +1,8 @@
-"""`--record-bits FILE`: hashes of the answers that tests hold to float64, to compare two builds by `diff`.
+"""`--record-bits FILE`: hashes of answers that tests hold to float64, for two builds and `diff`.
 
-A line of FILE is one answer: its test, its number in that test, its family, and a hash of each array by
-name; "varies" where the family's kernels do not promise the same bits twice. Lines are sorted, so the
-order in which tests ran, and in how many processes, does not show.
+A line of FILE is what one `assert_close` or `assert_gradients` got: its test, its number there, family
+and dtype, and a hash of each array by name; "varies" where the family's kernels do not promise the
+same bits twice. Lines are sorted: in which order and in how many processes tests ran does not show.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ class RecordBits:
         self._path = path.resolve()
         self._lines: list[Any] = []
         self._found: list[Any] = []  # of the test that runs
-        self._varying = {
-            (sku.direction.name, family) for _, family, sku in registry.named_skus(deterministic=False)
-        }
+        varying = registry.named_skus(deterministic=False)
+        self._varying = {(sku.direction.name, family) for _, family, sku in varying}
         self._wrap("assert_close", lambda y, exact_y, lse=None, *_: {"y": y, "lse": lse})
         self._wrap("assert_gradients", lambda got, *_: dict(zip(NAMES, got, strict=True)))
 
@@ -78,8 +77,8 @@ class RecordBits:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not hasattr(session.config, "workerinput"):
-            text = "".join(json.dumps(line) + "\n" for line in sorted(self._lines, key=lambda x: x[:2]))
-            self._path.write_text(text)
+            lines = sorted(self._lines, key=lambda line: line[:2])
+            self._path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _hash(x: Any) -> str:
