@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -72,6 +73,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
         same_examples()
         config.pluginmanager.register(RecordBits(path))
+    # A shell without job control starts what it puts in the background so that it ignores SIGINT, and
+    # its children inherit that. Many tests send SIGINT.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -9,7 +9,8 @@
 namespace baracuda {
 namespace {
 
-// Sends the slot that this rank received last to the next rank, and receives one from the previous.
+// Sends a slot to the next rank (step 0: this rank's own, then the one that it received last), and
+// receives one from the previous rank.
 int32_t hop(const baracuda_ring_endpoint& endpoint, char* slots, int64_t bytes, int32_t step) {
   const baracuda_transport& transport = endpoint.transport;
   const int32_t p = transport.world_size;

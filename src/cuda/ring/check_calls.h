@@ -7,8 +7,8 @@
 
 namespace baracuda {
 
-// Refuses before the first round whatever can be refused: a rank that fails later leaves its
-// neighbours waiting.
+// Makes every check that is possible before the first round, because a rank that fails later leaves
+// its neighbours waiting.
 int32_t check_calls(const baracuda_ring_call* calls, int32_t count);
 
 }  // namespace baracuda

@@ -2,7 +2,8 @@
 //
 // A launch and its round become ready together, but the kernel of the round (NCCL's) reaches the
 // device some microseconds later. If the launch has filled every multiprocessor by then, the round
-// waits until the first blocks end. A step of one wave of blocks would delay it by the whole step.
+// waits until the first blocks end. If the launch is one wave of blocks, the round
+// waits for the whole launch.
 #pragma once
 
 #include <stdint.h>
@@ -13,14 +14,15 @@
 namespace baracuda {
 
 // True if the launch must be delayed. margin: multiprocessors that the round takes. A persistent
-// kernel leaves them free: it has one block for each of the remaining ones (grid.blocks == left).
-// in_clusters: the round's kernel has clusters, which need adjacent free multiprocessors. Those
-// that the launch leaves free need not be adjacent.
+// kernel leaves them free: it has one block for each of the other multiprocessors (grid.blocks ==
+// left). in_clusters: the round's kernel has clusters, each of which needs free multiprocessors
+// in one GPC. The multiprocessors that the launch leaves free may lie in several.
 inline bool needs_head_start(const baracuda_ring_grid& grid, int64_t multiprocessors,
                              int64_t margin, bool in_clusters) {
   const int64_t left = multiprocessors - margin;
   if (margin <= 0 || left <= 0 || grid.blocks <= 0) return false;
-  // Blocks are placed on empty multiprocessors first, so fewer blocks leave enough of them empty.
+  // Blocks are placed on empty multiprocessors first, so with fewer blocks than `left`, more than
+  // `margin` multiprocessors stay empty.
   if (grid.blocks < left) return false;
   if (grid.blocks == left) return in_clusters;
   // If leaving the margin free costs another wave, do not delay: the round starts when the first

@@ -2,11 +2,11 @@
 // sends and receives together. ring.h defines payloads, BESIDE and BEHIND.
 //
 // A step is launched in `parts` parts (1 or 2). Launch t = step * parts + part runs at the same
-// time as round t. Every payload belongs to one part. BESIDE: the rounds that run with the launches
-// of that part send it. BEHIND: a launch t of that part computes this rank's share of a chunk's
-// sum, and round t + 1 sends the sum. The next rank has the same chunk one step later: its
-// launch t + parts computes its share and adds it. With such a payload, one more round follows the
-// last launch.
+// time as round t. Every payload belongs to one part p. A BESIDE payload is sent in the rounds of
+// the launches of part p. For a BEHIND payload, every launch t of part p computes this rank's share
+// of a chunk's sum, and round t + 1 sends the sum. The next rank has the same chunk one step later:
+// its launch t + parts computes its share and adds it. A BEHIND payload of the last part needs one
+// more round, after the last launch.
 #pragma once
 
 #include <stdint.h>
@@ -51,9 +51,10 @@ class Rounds {
     return false;
   }
 
-  // True if the wait for round n - 1 can tell the exchange that launch n - 1 has ended (n is
-  // `number`). Two conditions: on the caller's stream that wait comes directly after launch n - 1,
-  // and round n needs no addition that comes later on that stream.
+  // Round n (n is `number`) must start after launch n - 1. True if it needs nothing else of the
+  // caller's stream, and if the next operation on that stream after launch n - 1 is the wait for
+  // round n - 1. When that wait has ended, launch n - 1 has ended too, so round n may wait for it
+  // instead (Run::ask_for_signal()).
   bool needs_launch_alone(int32_t number) const {
     if (number < 1 || number >= launches() || awaited_by_launch(number) != number - 1) return false;
     for (int32_t i = 0; i < call_.payload_count; ++i) {
@@ -63,7 +64,8 @@ class Rounds {
   }
 
   // True if a round sends only sums. Its receive buffer is free as soon as the previous round has
-  // ended: that round was the last to send from the buffer, and no launch uses it in between.
+  // ended: that round was the last to send from the buffer, and no launch uses the buffer before
+  // this round.
   bool is_free_ahead(int32_t number) const {
     if (number < 1) return false;
     for (int32_t i = 0; i < call_.payload_count; ++i) {
@@ -72,7 +74,8 @@ class Rounds {
     return true;
   }
 
-  // The last round that launch t must wait for. It waits for all earlier ones too. -1: none.
+  // The last round that launch t must wait for; the launch waits for all earlier rounds, too. -1:
+  // none.
   int32_t awaited_by_launch(int32_t t) const {
     int32_t last = -1;
     for (int32_t i = 0; i < call_.payload_count; ++i) {

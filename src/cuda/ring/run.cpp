@@ -40,10 +40,10 @@ class Run {
     for (int32_t t = 0; t < rounds_.launches(); ++t) {
       if (t % rounds_.parts() == 0) begin_step(t / rounds_.parts());
       // The round is enqueued before the launch, which may fill the device. If `signalled_`, the
-      // round waits for a flag in shared memory (a word, exchange/peer/words.h), which the caller's
-      // stream sets when it has waited for the previous round. In this case the stream's wait is
-      // enqueued before the round: two streams may share a hardware queue, where waiting for
-      // something enqueued later would be a deadlock.
+      // caller's stream sets a word (exchange/peer/words.h) after its wait for the previous round,
+      // and the ring stream waits for this word. The wait on the caller's stream is then enqueued
+      // first. The two streams may share a hardware queue, and in the other order the ring stream's
+      // wait would block what sets the word.
       if (signalled_ && !await_inputs(t)) return join_and_report();
       if (!exchange(t) || !compute(t)) return join_and_report();
     }
@@ -89,7 +89,7 @@ class Run {
     has_exchange_ = rounds_.has_messages(number);
     if (!has_exchange_) return true;
     // The round waits for compute_done. For round 0 that is the end of all work that the caller
-    // enqueued before, which wrote the chunks and may still read the buffers. For later ones
+    // enqueued before, which wrote the chunks and may still read the buffers. For other rounds,
     // compute() has recorded the end of launch(number - 1).
     if (number == 0 && !record_compute_done()) return false;
     if (count_ == 1) {
@@ -202,7 +202,7 @@ class Run {
     return for_each_rank([=](const Call& call) { return await_inputs(call, t); });
   }
 
-  // This runs even if nothing is launched. The caller's stream must join the last round, and
+  // This runs even if nothing is launched. The caller's stream must wait for every round, and
   // compute_done must not report a buffer as free while the previous round still uses it.
   bool await_inputs(const Call& call, int32_t t) {
     return enter(call) && mark(call, t, &baracuda_ring_marks::wait_begin) &&
@@ -298,7 +298,8 @@ class Run {
     return true;
   }
 
-  // sums: the number of the round that brings them. always: also if the step launched nothing.
+  // sums: the number of the round that brings the received sums. always: add even if the step
+  // launched nothing.
   bool add(int32_t t, int32_t sums, bool always) {
     // In a timeline, the sums of all parts that come home are one entry.
     const int32_t entry = t < rounds_.launches() ? t : rounds_.launches();
@@ -362,7 +363,7 @@ class Run {
            ok(call.endpoint->ops->record(call.marks[t].*which, call.stream), "record", call);
   }
 
-  // With a single rank, the caller has made its device current already.
+  // With a single rank, the caller has already made the rank's device current.
   bool enter(const Call& call) {
     return count_ == 1 ||
            ok(device_.enter(*call.endpoint->ops, call.endpoint->device), "set_device", call);

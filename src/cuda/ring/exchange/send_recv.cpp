@@ -34,7 +34,7 @@ int32_t record(const Endpoint& end, void* event) {
 }
 
 int32_t grant(Endpoint* end, const Round* round) {
-  // Nothing else is needed: the rounds follow each other on the ring stream.
+  // A wait for `ready` is enough: the rounds follow each other on the ring stream.
   const int32_t status =
       stream_op("wait", [&] { return end->ops->wait(end->ring_stream, round->ready); });
   if (status != BARACUDA_OK || round->begin_mark == nullptr) return status;

@@ -9,11 +9,11 @@
 namespace baracuda::sm90 {
 
 // Addresses of the barriers. "full": the data has arrived. "empty": the readers are done. All
-// consumers read K and V, and one lane of each warp arrives for its warp. Each consumer reads its
-// own Q and its own slots (a slot describes a query tile, see WorkTile below). Slots are written
-// and read by ordinary instructions, so every thread arrives: 32 threads at slot_full, 128 at
-// q_empty. A thread that arrives at q_empty has also finished with the slots of all earlier query
-// tiles.
+// consumers read K and V, and one lane of each warp arrives at k_empty and v_empty for its warp.
+// Each consumer reads its own Q and its own slots (a slot describes a query tile, see WorkTile
+// below). Slots are written and read by ordinary instructions, so every thread arrives: 32 threads
+// at slot_full, 128 at q_empty. There is no slot_empty. q_empty serves for slots, too: a thread
+// that arrives there for query tile n has finished with the slots of tiles 0 to n - 1.
 template <typename C>
 struct Barriers {
   uint32_t base;
@@ -67,8 +67,8 @@ class WorkTile {
   __device__ __forceinline__ int row0() const { return shared_load(address_ + 12); }
   // The number of key tiles that the block's query tile sees; -1: there is no more work.
   __device__ __forceinline__ int tiles() const { return shared_load(address_ + 16); }
-  // The number of key tiles that the warpgroup sees: tiles 0 to seen() - 1. Key tiles run from the
-  // last to the first, so the warpgroup skips the unseen ones before it computes these.
+  // The number of key tiles that the warpgroup sees: tiles 0 to seen() - 1. Key tiles are processed
+  // from the last to the first, so the warpgroup first skips the tiles from seen() on.
   __device__ __forceinline__ int seen() const { return shared_load(address_ + 20); }
   // The number of keys that the i-th row of the warpgroup sees. The first row sees the fewest.
   __device__ __forceinline__ int limit(int i) const { return shared_load(address_ + 32 + 4 * i); }

@@ -1,13 +1,15 @@
-// A consumer warpgroup of the sm90a kernel: 64 query rows at a time.
+// A consumer warpgroup of the sm90a kernel: 64 query rows at a time. S = QK are the scores, P are
+// their weights (state.cuh), and O is the sum of PV.
 //
 // The warpgroup owns all columns of S and O. So a row's statistics live in one quad of lanes, and P
 // goes from the accumulators of QK to the A operand of PV in registers. The softmax of a key tile
-// overlaps with tensor-core work twice: with PV of the previous tile, and with the products of the
+// overlaps with two kinds of tensor-core work: PV of the previous key tile, and the products of the
 // other warpgroups.
 //
-// A warpgroup is bound by its chain of QK, softmax and PV. With ScoresAhead (config.h) the weights
-// of a tile have registers of their own while PV still reads those of the previous tile. This
-// removes packing, the wait for PV and most of the rescaling of O from the chain.
+// QK, softmax and PV of a warpgroup form a chain that limits its speed. With ScoresAhead (config.h)
+// P of a key tile has its own registers, so it can be computed while PV still reads P of the
+// previous key tile. This takes packing, the wait for PV and most of the rescaling of O out of the
+// chain.
 #pragma once
 
 #include <math_constants.h>
@@ -81,8 +83,9 @@ class Consumer {
     }
   }
   // A step between the first and the last does not load o_acc. It rescales its sums to the m of the
-  // state (state.cuh), and adds them to o_acc in memory. If that would multiply the weights of a
-  // row by more than 2^16, the row's warp loads the state, merges, and stores it again.
+  // state (state.cuh), and adds them to o_acc in memory. If the rescaling would multiply the
+  // weights of a row by more than 2^16, the warp of that row instead loads o_acc, merges it with
+  // its sums, and stores the result.
   __device__ __forceinline__ void epilogue(float (&o)[C::head_dim / 2], RowStatistics& rows,
                                            const PreviousState& previous,
                                            const WorkTile<C>& tile) const {
@@ -209,7 +212,7 @@ class Consumer {
     const auto needs_mask = [&](int tile) { return (tile + 1) * C::block_n > unmasked; };
     int t = seen_ - 1;
     if constexpr (C::last_n < C::block_n) {
-      // If the last tile holds few keys, compute only the columns that they need.
+      // If the last key tile has few keys, only their columns are computed.
       if (query.limit(C::group_m - 1) - t * C::block_n <= C::last_n) {
         uint32_t short_p[C::last_n / 16][4];
         mainloop_prologue(rows, short_p, query, t, needs_mask(t));
@@ -241,8 +244,8 @@ class Consumer {
     return {iteration, mbarrier_test(barriers_.k_full(stage_of<C::stages>(iteration)),
                                      parity_of<C::stages>(iteration))};
   }
-  // The mainloop with ScoresAhead. The weights of two tiles are live at a time; p0 and p1
-  // alternate.
+  // The mainloop with ScoresAhead. The weights of two key tiles are live at a time; p0 and p1 hold
+  // them in turn.
   __device__ __forceinline__ void mainloop_ahead(float (&o)[C::head_dim / 2], RowStatistics& rows,
                                                  PreviousState& previous, const WorkTile<C>& query,
                                                  uint32_t n) {

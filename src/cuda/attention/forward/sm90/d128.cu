@@ -16,11 +16,11 @@ int64_t filled(int64_t keys, int tile, int last) {
   return keys - rest + (rest == 0 ? 0 : rest <= last ? last : tile);
 }
 
-// True if a step should take this wider tile instead of the narrow one. A wider tile has fewer
-// waits per key, and takes some percent less time. A step with a diagonal gains nothing, nor does a
-// step whose last key tile has many unused columns. The choice must not depend on what runs at the
-// same time: the width of the tiles changes the last bits of a result, and a ring must give the
-// same bits over any transport.
+// True if a step should take the wider tile of C instead of the narrow one. A wider tile has fewer
+// waits per key, and takes some percent less time. A step whose mask has a diagonal gains nothing,
+// nor does a step whose last key tile has many unused columns. The choice must not depend on what
+// runs at the same time: the width of the tiles changes the last bits of a result, and a ring must
+// give the same bits over any transport.
 template <typename C>
 bool prefers(const StepParams& p, const StepMask& mask) {
   const bool finishes_masked_rows = mask.first_row > 0 && (p.flags & BARACUDA_STEP_LAST) != 0;

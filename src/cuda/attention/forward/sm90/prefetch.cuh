@@ -1,6 +1,5 @@
-// Prefetches data of the next query tile into L2, by ordinary instructions. A
-// prefetch by TMA would be queued with the copies of K and V, and would delay those that are needed
-// now.
+// Prefetches data of the next query tile into L2, by ordinary instructions. A prefetch by TMA would
+// be queued with the copies of K and V, and would delay copies that are needed now.
 #pragma once
 
 #include "attention/forward/sm90/work_tiles.cuh"

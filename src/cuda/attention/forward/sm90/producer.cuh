@@ -41,7 +41,8 @@ class WorkTileScheduler {
 };
 
 // The warp that copies K and V; its first lane issues the copies. It copies the key tiles of each
-// query tile from the last to the first. K is one tile ahead of V, as the consumers use them.
+// query tile from the last to the first. The copies of K are one key tile ahead of the copies of V:
+// the consumers use K and V in that order.
 template <typename C, bool First, bool Last>
 class KeyProducer {
  public:
@@ -117,8 +118,8 @@ class KeyProducer {
 };
 
 // The producer warp of one consumer warpgroup. It describes each query tile in a slot, and copies
-// its Q as soon as the last QK product of the previous tile is complete. It begins with the current
-// tile of `work`. more: whether there is one.
+// its Q as soon as the last QK product of the previous query tile is complete. It begins with the
+// current tile of `work`. more: whether there is one.
 template <typename C, bool First, bool Last>
 __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t shared,
                                                 const Barriers<C>& barriers, int group,

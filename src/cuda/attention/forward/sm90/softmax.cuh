@@ -64,9 +64,9 @@ __device__ __forceinline__ void softmax_step(float (&s)[S], RowStatistics& rows,
   for (int h = 0; h < 2; ++h) rows.l[h] = sum[2 * h] + sum[2 * h + 1];
 }
 
-// Keeps ptxas from moving the wait for PV above the exponentials, where it would end all overlap
-// with PV. The store never executes, since row sums are not negative. But it depends on every weight,
-// and ptxas may not move it across the wait.
+// Without this, ptxas moves the wait for PV above the exponentials, and nothing overlaps with PV.
+// The store never executes, since row sums are not negative. But it depends on every weight, and
+// ptxas may not move it across the wait.
 __device__ __forceinline__ void order_sums_before_wait(const RowStatistics& rows,
                                                        uint32_t address) {
   asm volatile(
@@ -101,8 +101,8 @@ __device__ __forceinline__ Factors merge_statistics(RowStatistics& rows,
 }
 
 // Rescales this step's statistics to the m in `previous`, and adds the l in `previous`. factor: the
-// factor by which o must be multiplied. Returns false and changes nothing if the weights of a row
-// of the warp would grow by more than 2^16.
+// factor by which o must be multiplied. Returns false and changes nothing if that would multiply
+// the weights of some row of the warp by more than 2^16.
 __device__ __forceinline__ bool merge_under_previous_max(RowStatistics& rows,
                                                          const RowStatistics& previous,
                                                          float scale_log2, float (&factor)[2]) {
@@ -121,8 +121,8 @@ __device__ __forceinline__ bool merge_under_previous_max(RowStatistics& rows,
   return true;
 }
 
-// Multiplies o by factor. A warp skips this if all its factors are 1, as they are for most key
-// tiles, which raise no row's maximum.
+// Multiplies o by factor. A warp whose factors are all 1 skips this. That is so for most key tiles,
+// because they raise no row's maximum.
 template <int N>
 __device__ __forceinline__ void rescale(float (&o)[N], const float (&factor)[2]) {
   // A NaN factor differs from 1, so it is applied.

@@ -46,7 +46,8 @@ int32_t encode_tensor_map(CUtensorMap* map, const char* name, bool is_bf16, cons
   const cuuint64_t extents[4] = {
       static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(length),
       static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(batch)};
-  // The stride of a dimension of extent 1 is never used, but must be legal. head_dim always is.
+  // The stride of a dimension of extent 1 is never used, but must be legal. head_dim is always a
+  // legal stride, so it takes its place.
   const auto bytes = [&](int64_t stride, int64_t extent) {
     return static_cast<cuuint64_t>((extent <= 1 ? head_dim : stride) * 2);
   };
@@ -62,8 +63,8 @@ int32_t encode_tensor_map(CUtensorMap* map, const char* name, bool is_bf16, cons
         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   };
   CUresult result = encode();
-  // A driver call does not make the device's primary context current, as runtime calls do. It fails
-  // in a thread without a current context. cudaSetDevice makes the primary context current.
+  // Runtime calls make the device's primary context current. Driver calls do not, and fail in a
+  // thread without a current context. cudaSetDevice makes the primary context current.
   int device = 0;
   if (result == CUDA_ERROR_INVALID_CONTEXT && cudaGetDevice(&device) == cudaSuccess &&
       cudaSetDevice(device) == cudaSuccess) {

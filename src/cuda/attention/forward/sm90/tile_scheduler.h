@@ -33,9 +33,9 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
   TileOrder order{};
   order.heads = static_cast<int>(heads);
   order.mixes = section > 0;
-  // Head by head, the direction is chosen so that the last wave runs forwards. If that wave is not
-  // full, the blocks with the lowest indices have its tiles. They also start first when the
-  // previous step ends. So the blocks that start first get the extra tiles.
+  // Without interleaved heads, the direction is chosen so that the last wave runs forwards. If the
+  // last wave is not full, the blocks with the lowest indices take its tiles. These blocks also
+  // start first when the previous step ends.
   order.backwards = !order.mixes && rounds % 2 == 0;
   order.counted = static_cast<int>((2 * in_section + grid) / (2 * grid));
   order.turn = sections * grid >> 31 == 0 ? static_cast<int>(in_section % grid) : 0;
@@ -48,27 +48,32 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
 
 // True if all blocks end at about the same time. There are two conditions. First, each block has as
 // many forward waves as backward waves: the number of counted waves in a section or the number of
-// sections is even. A single section need not fulfil this. Second, the last wave of a section is
-// nearly full or nearly empty, or a section has at least three full waves. With two full waves,
-// "nearly" is less strict than with one. A section of less than one wave must nearly fill it.
+// sections is even. A single section need not fulfil this. Second, tiles / grid, the waves of a
+// section, must be in one of these ranges:
+//
+//   at least 7/8 of a wave, up to 1 + 1/8 waves
+//   1 + 7/8 to 2 + 1/4 waves
+//   more than 2 + 1/2 waves
 //
 // tiles: the number of tiles in a section.
 inline bool ends_evenly(uint32_t tiles, uint32_t sections, uint32_t grid) {
   const uint32_t rest = tiles % grid, rounds = (2 * tiles + grid) / (2 * grid);
   if (rounds % 2 != 0 && sections % 2 != 0 && sections > 1) return false;
   if (tiles >= 3 * grid) return true;
-  // With two full waves, at most a quarter of the blocks or more than half of them have a tile in
-  // the third.
   if (tiles >= 2 * grid) return 4 * rest <= grid || 2 * rest > grid;
   return 8 * rest >= 7 * grid || (tiles >= grid && 8 * rest <= grid);
 }
 
-// The number of query heads in a section, such that its K and V stay in L2. Then the running blocks
-// read them from memory once. Three sizes are tried, in K/V heads: the largest power of two with at
-// most 16 MB of K and V, but at least 1; twice that, if at most 32 MB; and the size that makes the
-// fewest sections of at most 32 MB. The first size that divides the heads and for which
-// ends_evenly() holds is taken. If one of the first two reaches the number of heads, all heads are
-// one section. Returns 0 if no size is taken.
+// The number of query heads in a section whose K and V stay in L2, so that the running blocks read
+// them from memory once. These sizes are tried in turn, counted in K/V heads:
+//
+//   1. the largest power of two with at most 16 MB of K and V, but at least 1
+//   2. twice size 1, if that has at most 32 MB
+//   3. the size that makes the fewest sections of at most 32 MB each
+//
+// The first size that divides the number of heads and for which ends_evenly() holds is taken. If
+// size 1 or 2 reaches the number of heads, all heads are one section. Returns 0 if no size is
+// taken.
 //
 // pair_bytes: bytes of K and V of a K/V head. grid: the number of blocks.
 inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_tiles,

@@ -22,8 +22,8 @@ struct HopperArgs {
   Divisor key_stride;
   // Divides by the number of units of fully masked rows in a head: first_row / masked_row_unit.
   Divisor masked_row_units;
-  // The step leaves multiprocessors free for an exchange. In a ring the next step starts after the
-  // round that runs now, so it usually does not overlap this step (overlaps_previous()).
+  // The step leaves multiprocessors free for an exchange (NCCL's). The stream then waits for an
+  // event between two steps, so steps s and s + 1 do not overlap (overlaps_previous()).
   bool leaves_processors;
   bool backwards;   // as TileOrder::backwards
   TileOrder order;  // for FirstStepScheduler; LaterStepScheduler uses the fields above
@@ -63,18 +63,19 @@ struct Tile {
   }
 };
 
-// The number of heads in a section. Its tiles are interleaved, and those that see the most keys run
-// first. 0: head by head, in two cases. The first is a step without a mask, where all tiles see
-// equally many keys. The second is a step with at most 8 query tiles in a head and at least 8
-// waves, which memory bandwidth limits. Head by head, the blocks of a head read its K and V at the
-// same time, so that these come from memory once; and over 8 waves the lengths of tiles average
-// out.
+// The number of heads in a section. The tiles of a section are interleaved, and the tiles that see
+// the most keys run first. 0: head by head, in two cases. The first is a step without a mask, where
+// all tiles see equally many keys. The second is a step with at most 8 query tiles in a head and at
+// least 8 waves; memory bandwidth limits such steps. Head by head, the blocks of a head read its K
+// and V at the same time, so that these come from memory once. Over 8 waves the lengths of tiles
+// average out.
 //
 // A step that begins a state takes a section that ends evenly, if there is one. A step with FOLLOWS
-// takes the smallest number of heads that divides the number of all heads and whose tiles fill the
-// waves of a section to at least 95 % (a block without a tile in the last wave idles). A small
-// section keeps K and V in L2; see docs/kernel-log/forward-sm90a-steps.md, "Few heads mixed in the
-// steps of a causal ring". Otherwise see longest_first_section().
+// takes the smallest section of h heads for which two conditions hold: h divides the number of
+// heads, and at least 95 % of the blocks of the section's waves have a tile (in the last wave some
+// blocks may have none). A small section keeps K and V in L2; see
+// docs/kernel-log/forward-sm90a-steps.md, "Few heads mixed in the steps of a causal ring". In all
+// other cases longest_first_section() chooses.
 inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t grid) {
   if (!args.borders_vary || (args.query_tiles <= 8 && args.blocks >= 8 * grid)) return 0;
   if (args.first) {
@@ -92,10 +93,10 @@ inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t g
   return heads;
 }
 
-// True if K and V should stay in L2: in whole calls, which have no state to keep there, and if the
-// tiles of several heads are interleaved, because the blocks of a head then read K and V at
-// different times. Otherwise K and V are evicted first, and Q and the state stay for the next step
-// of the ring.
+// True if K and V should stay in L2. They should in whole calls, which have no state that L2 could
+// keep instead. They also should if the tiles of several heads are interleaved, because the blocks
+// of a head then read its K and V at different times. In all other steps K and V are evicted first,
+// so that Q and the state stay for the next step of the ring.
 template <bool First, bool Last>
 __device__ __forceinline__ bool keeps_keys(const StepArgs& args) {
   return (First && Last) || args.section > 0;

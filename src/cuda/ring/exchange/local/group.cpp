@@ -279,8 +279,8 @@ class Exchange {
 
   // The senders' streams wait for `done` of this rank, because a send is complete only when its
   // data is copied. The waits are enqueued before the messages are released. A sender stays in its
-  // group until its messages are released, so it cannot record `ready` again while a wait for
-  // `ready` is still missing.
+  // group until its messages are released, so it cannot record `ready` again before every receiver
+  // has enqueued its wait for `ready`.
   int32_t hold_senders(LocalRank& rank, size_t taken) {
     int32_t status = check_op(rank, rank.ops->record(rank.done, rank.stream), "record");
     for (size_t i = 0; i < taken && status == BARACUDA_OK; ++i) {

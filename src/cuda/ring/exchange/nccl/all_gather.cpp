@@ -47,7 +47,7 @@ int32_t nccl_all_gather(baracuda_nccl_comm& comm, const void* mine, int64_t byte
     return status;
   }
   // With a borrowed communicator, work that uses the memory may hang on the device, and freeing the
-  // memory would wait for it.
+  // memory would wait for that work.
   const baracuda_error failure = *baracuda_last_error();
   if (comm.owned || device < 0) scratch_free(device, slots);
   return restore_failure(failure);

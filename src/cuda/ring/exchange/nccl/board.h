@@ -91,7 +91,8 @@ class NcclBoard {
   std::atomic<int64_t> calls_{0};
   uint32_t seen_ = 0;  // value of `news` at the last poll()
   // The value of `news` when judge() last found that every note was about a call that this rank had
-  // begun. While `news` still has this value, begin() can skip the notes.
+  // begun. While `news` has this value, no note is about a later call, so begin() need not read the
+  // notes.
   std::atomic<uint32_t> quiet_{0};
 };
 

@@ -11,7 +11,8 @@
 
 namespace {
 
-// A call that has blocked for less may be about to return. An abort would free the handle under it.
+// A call that has blocked for less time than this may be about to return. An abort would free the
+// handle under it.
 constexpr std::chrono::milliseconds kPlainlyStuck{20};
 
 using Lock = std::unique_lock<std::mutex>;
@@ -134,7 +135,7 @@ int32_t find_peer_failure(baracuda_nccl_comm& comm) {
 
 void free_comm(baracuda_nccl_comm* comm) {
   // If a borrowed communicator has failed, work may hang on the device, and freeing device memory
-  // would wait for it.
+  // would wait for that work.
   if (comm->owned || comm->state == kHealthy || comm->endpoint.device < 0) {
     scratch_free(comm->endpoint.device, comm->scratch);
   }

@@ -65,7 +65,7 @@ struct baracuda_nccl_comm {
   // Around a call that may block on the handle (phase kBlocked).
   void enter_blocked();
   // False if the communicator has failed. The call must then not be made: the abort may be over
-  // already, and there is no second one to end the call.
+  // already, and no second abort would end the call.
   bool enter_blocked_if_healthy();
   void leave_blocked();
 

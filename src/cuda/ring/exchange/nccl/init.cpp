@@ -33,8 +33,8 @@ using CommPtr = std::unique_ptr<baracuda_nccl_comm, DestroyComm>;
 NcclConfig config_for(int32_t max_ctas) {
   NcclConfig config;
   if (max_ctas > 0) config.max_ctas = max_ctas;
-  // No clusters; NCCL's default on Hopper is 4 blocks. A cluster needs adjacent free SMs. The SMs
-  // that a kernel leaves free may be anywhere, so a cluster would wait for the kernel's end.
+  // No clusters; NCCL's default on Hopper is 4 blocks. A cluster needs free SMs in one GPC.
+  // The SMs that a kernel leaves free may lie in several, so a cluster would wait for its end.
   config.cga_cluster_size = 0;
   return config;
 }
@@ -79,8 +79,9 @@ CommPtr make_comm(const char* call, bool owned, int32_t rank, int32_t world_size
   return comm;
 }
 
-// Runs f, a call on comm's handle that may block, until it is done or the limit has passed. The
-// watchdog then aborts target: comm itself or, if comm is borrowed, the child of the split.
+// Runs f, a call on comm's handle that may block. If the limit passes first, the watchdog aborts
+// `target` to end f. target is comm or, if comm is borrowed, the child of the split: a borrowed
+// communicator is never aborted.
 template <typename F>
 int32_t call_blocking(baracuda_nccl_comm& comm, baracuda_nccl_comm& target, const TimeLimit& limit,
                       const char* call, F f) {

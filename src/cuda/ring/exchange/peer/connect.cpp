@@ -24,7 +24,7 @@ struct Hello {
   int32_t wish;
   int32_t wait;
   int32_t has_device;
-  int32_t reaches;  // it can copy to memory of its own process on another device
+  int32_t reaches;  // its device can copy to another device's memory in the same process
   char host[16];
   char process[16];
   char nonce[16];

@@ -67,7 +67,7 @@ int32_t open(Endpoint* end) {
   return baracuda_send_recv_exchange()->open(end);
 }
 
-// Rows of one size, at a fixed pitch at the source and contiguous at the target, for one operation.
+// One copy of rows of one size: at a fixed pitch at the source, contiguous at the target.
 struct Copy {
   char* into = nullptr;
   const char* from = nullptr;
@@ -266,7 +266,8 @@ uint64_t mix(uint64_t digest, uint64_t value) {
   return digest ^ (digest >> 31);
 }
 
-// Chooses one of the lower 31 bits of a word's state.
+// Chooses one of bits 0 to 30 of a word's `state`. Bit 31 is not used. (The abort bit is in the
+// word's other half, `abort`.)
 uint32_t one_bit(uint64_t digest) { return uint32_t{1} << (digest % 31); }
 
 }  // namespace

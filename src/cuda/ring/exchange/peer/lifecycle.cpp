@@ -108,7 +108,7 @@ void baracuda_peer_abort(baracuda_peer* peer, const baracuda_error* reason) {
     header.reason.rank = peer->rank();
     __atomic_store_n(&header.aborted, 2, __ATOMIC_SEQ_CST);
   }
-  // The reason is stored first, so whoever is released by this sees that the ring has failed.
+  // The reason is stored first, so a rank whose waits end here sees that the ring has failed.
   end_waits(*peer);
 }
 
@@ -148,8 +148,8 @@ int32_t baracuda_peer_close(baracuda_peer* peer, double patience, int32_t* quara
     int32_t done = 1;
     return peer->ops->query(end.ring_stream, &done) != BARACUDA_OK || done != 0;
   };
-  // A neighbour that has closed or died sends nothing more. Once both have, the rest of a run would
-  // wait for ever.
+  // A neighbour that has closed or died sends nothing more. Once both neighbours have, the rest of
+  // a run would wait for ever.
   bool left_alone = false;
   const bool ended = poll(patience, [&] {
     if (is_done()) return true;

@@ -59,8 +59,9 @@ int32_t PeerTrial::enqueue_round(void* from, void* into) {
   baracuda_ring_round round{};
   round.stream = end.ring_stream;
   round.ready = end.compute_done;
-  // The round has a send and a receive even if only one of this rank's hops is by peer. Both ends
-  // of a hop compute the bits from their receive, and push() takes the target's address from it.
+  // The round has a send and a receive even if only one of this rank's hops is by peer. This rank's
+  // own receive gives the bits of both hops, and push() computes the address at the next rank from
+  // it.
   round.send_count = round.receive_count = 1;
   round.sends[0] = {from, bytes_, peer_.out_by_peer ? peer_.next() : -1};
   round.receives[0] = {into, bytes_, peer_.in_by_peer ? peer_.previous() : -1};
