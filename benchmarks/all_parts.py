@@ -34,10 +34,10 @@ Start = Callable[[str, int], int]
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 if every part ran and nothing in it failed."""
     options = parser().parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    gpus = len(_info.devices())
-    codes = run_all(gpus, lambda part, gpu: _start(options.out, part, gpu), options.part or PARTS)
-    print(merge(options.out, options.output))
+    gpus, out = len(_info.devices()), options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    codes = run_all(gpus, lambda part, gpu: _start(out, part, gpu), options.part or PARTS)
+    print(merge(out, options.output))
     return max(codes.values())
 
 
