@@ -23,8 +23,8 @@ struct Slow {
   std::atomic<bool> helped{false};
 };
 
-// On the caller's thread: ends once the other thread has its item. There: lasts until it is told to
-// stop, or for 20 s.
+// On the caller's thread: ends once the other thread has its item. On the other thread: lasts until
+// it is told to stop, at most 20 s.
 void slow_item(void* context, int64_t, void*, const baracuda::host::StopCheck& stop) {
   Slow& slow = *static_cast<Slow*>(context);
   const bool helps = std::this_thread::get_id() != slow.caller;

@@ -1,4 +1,4 @@
-"""The host family behind its plans: rows whose visible keys do not begin at the first key, its threads."""
+"""The host family's steps below its plans: masks that no plan asks for yet, and the threads."""
 
 import ctypes as ct
 import threading
