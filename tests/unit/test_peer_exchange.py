@@ -616,6 +616,44 @@ def test_every_event_is_needed(wait):
 
 
 @pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("step", range(3))
+def test_after_a_failed_launch_no_stream_waits_for_good(step, wait):
+    """Whether the other ranks have enqueued their runs before the failure or do so after it. The
+    caller's stream joins the ring's, which the end of a capture demands."""
+    for first in range(3):
+        simulation = Simulation(3, runs=1, wait=wait)
+        ring, ranks = simulation.rings[0], [(first + i) % 3 for i in range(3)]
+        streams = simulation.streams_of[0]
+        statuses = {}
+        for rank in ranks:
+            end = simulation.world.endpoints[rank]
+            call = ring.call(rank, end, streams[rank], simulation.enqueue_task)
+            if rank == 1:
+                program = abi.Program.from_buffer_copy(call.program.contents)
+                launch = abi.ProgramFn(ct.cast(program.launch, ct.c_void_p).value)
+
+                def fail(problem, at, launch=launch):
+                    return abi.CUDA_ERROR if at.contents.step == step else launch(problem, at)
+
+                program.launch = abi.ProgramFn(fail)
+                call.program = ct.pointer(program)
+            statuses[rank] = simulation.lib.baracuda_ring_run(ct.byref(call), 1)
+        assert statuses[1] == abi.CUDA_ERROR
+        # A run that begins after the failure is refused.
+        later = ranks[ranks.index(1) + 1 :]
+        assert all(statuses[rank] == abi.ABORTED for rank in later), (first, statuses)
+        lines = [line.split() for line in simulation.sim.sim_log().decode().splitlines()]
+        name = f"user{3 + 1}"
+        last_of_ring = max(i for i, (_, at) in enumerate(lines) if at == "ring1")
+        last_of_user = max(i for i, (_, at) in enumerate(lines) if at == name)
+        assert lines[last_of_ring][0] == "record" and lines[last_of_user][0] == "wait"
+        assert last_of_ring < last_of_user
+        assert simulation.sim.sim_run(first) == 0, "a stream waits for good"
+        assert all(simulation.peers.check(rank) is not None for rank in range(3))
+        simulation.close()
+
+
+@pytest.mark.parametrize("wait", WAITS)
 def test_room_for_sums_is_granted_before_the_launch_that_they_follow(wait):
     """The buffer is free by then, so the neighbour's copy need not wait for this rank's launch."""
     simulation = Simulation(2, runs=1, wait=wait)
