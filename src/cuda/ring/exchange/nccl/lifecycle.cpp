@@ -25,11 +25,15 @@ int32_t refuse(baracuda_nccl_comm& comm, const char* call) {
 }
 
 // Finds a failure of comm: an earlier one, one that the board tells, one of the exchange by peer,
-// or NCCL's asynchronous error, which becomes comm's failure. Leaves the abort to the caller. The
-// board is asked before NCCL, because the abort of the failed rank makes NCCL report an error here.
+// or NCCL's asynchronous error, which becomes comm's failure and whose abort is left to the caller.
+// The board is asked before NCCL, because the abort of the failed rank makes NCCL report an error
+// here.
 int32_t find_async_error(baracuda_nccl_comm& comm) {
   baracuda_error found;
-  if (comm.board != nullptr && comm.board->has_failed(&found)) comm.mark_told(found);
+  if (comm.board != nullptr && comm.board->has_failed(&found) && comm.mark_told(found) &&
+      comm.owned) {
+    watchdog_abort(comm);  // the watchdog will not find it any more
+  }
   int32_t status = comm.report_failure();
   if (status == BARACUDA_OK) status = find_peer_failure(comm);
   if (status != BARACUDA_OK) return status;
