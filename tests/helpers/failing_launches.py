@@ -29,7 +29,7 @@ def failing_launches(direction: str, rank: int, step: int) -> Iterator[None]:
     def launch(problem: Any, at: Any) -> int:
         if at.contents.rank == rank and at.contents.step >= step:
             return abi.CUDA_ERROR
-        return real(problem, at)
+        return int(real(problem, at))
 
     replaced = abi.ProgramFn(launch)
     _store(place, ct.cast(replaced, ct.c_void_p).value)
