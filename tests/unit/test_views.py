@@ -90,8 +90,38 @@ def test_addresses():
                 {"shape": (2, 2), "strides": (1,), "element": "F32"}):
         with pytest.raises((bk.InvalidProblemError, bk.UnsupportedError)):
             bk.TensorRef(array.ctypes.data, **bad)
-    with pytest.raises(bk.InvalidProblemError, match="null"):
-        bk.TensorRef(0, (3,), element="F32", device=-1)
+
+
+class WithInterface:
+    """An array at any address."""
+
+    def __init__(self, name, address, shape):
+        setattr(self, name, {"shape": shape, "typestr": "<f4", "version": 3,
+                             "data": (address, False)})
+
+
+NOWHERE = {
+    "address": lambda shape: bk.TensorRef(0, shape, element="F32", device=-1),
+    "array": lambda shape: bk.TensorRef(WithInterface("__array_interface__", 0, shape)),
+    "cuda array": lambda shape: bk.TensorRef(WithInterface("__cuda_array_interface__", 0, shape)),
+    "cuda array without one": lambda shape: bk.TensorRef(
+        WithInterface("__cuda_array_interface__", None, shape)),
+    "argument": lambda shape: bk.FlashSdpaArgs(
+        q=np.zeros(3), k=np.zeros(3), v=np.zeros(3),
+        y=WithInterface("__array_interface__", 0, shape)),
+}
+
+
+@pytest.mark.parametrize("make", NOWHERE.values(), ids=NOWHERE)
+def test_elements_without_memory(make):
+    for shape in ((3,), (2, 3), ()):
+        with pytest.raises(bk.InvalidProblemError, match=r"(tensor|y): got a null address, must be"):
+            make(shape)
+
+
+def test_nothing_needs_no_memory():
+    for make in (NOWHERE["address"], NOWHERE["array"]):
+        assert make((2, 0)).pointer == 0
 
 
 def test_a_byte_buffer_takes_a_shape():

@@ -69,8 +69,6 @@ cdef object _from_address(View self, str name, object address, object shape, obj
     self.data = <void*><uintptr_t>address
     self.set_element(name, element)
     self.set_shape(name, shape, strides)
-    if self.data == NULL and self.numel() > 0:
-        raise InvalidProblemError(f"{name}: got a null address, must hold shape {tuple(shape)}")
     if device is None:
         if c_api.baracuda_cuda_built():
             if c_api.baracuda_cuda_pointer_device(self.data, &found) != c_api.BARACUDA_OK:
@@ -193,10 +191,21 @@ cdef object _from_dlpack(View self, str name, object source):
     self.data = <void*>(<char*>tensor.data + tensor.byte_offset)
     self.set_shape(name, [tensor.shape[i] for i in range(tensor.ndim)],
                None if tensor.strides == NULL else [tensor.strides[i] for i in range(tensor.ndim)])
+    if self.numel() > 0 and _is_offset_alone(self, source):
+        raise InvalidProblemError(
+            f"{name}: got a {type(source).__name__} without memory, must be memory that holds its "
+            "elements")
     self.device = -1 if kind in _DL_HOST else tensor.device.device_id
     # The capsule stays unconsumed: its destructor frees the producer's tensor with the view.
     self.owner = (capsule, source)
     return None
+
+
+cdef bint _is_offset_alone(View self, object source) except -1:
+    """Whether the address is the offset of a part of nothing: PyTorch counts the address of a part
+    from 0 if the whole has no memory, as a FakeTensor or a freed storage has none."""
+    offset = getattr(source, "storage_offset", None)
+    return callable(offset) and <uintptr_t>self.data == offset() * self.itemsize
 
 
 cdef object _export(str name, object source, bint on_gpu):
