@@ -9,7 +9,7 @@ from baracuda_kernels._core._member cimport RingBinding, RingMember, as_member
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._timeline cimport RingTimeline, as_timeline
 
-from baracuda_kernels._core._errors import BaracudaError, InvalidProblemError
+from baracuda_kernels._core._errors import InvalidProblemError
 
 
 cdef class RingArgs:
@@ -85,7 +85,7 @@ cdef class RingPlan(KernelPlan):
             one = as_stream(stream)
             binding = self.bind(one, member, args)
             recorder = as_timeline(timeline)
-        except BaracudaError as error:
+        except Exception as error:
             member.pass_on(error, False)
             raise
         # Before this, another run of the communicator may read what is written below.

@@ -7,7 +7,7 @@ from baracuda_kernels.ops.attention cimport c_api as attention_api
 from baracuda_kernels._core._member cimport RingMember, as_member
 from baracuda_kernels._core._operands cimport SCRATCH_ALIGNMENT
 
-from baracuda_kernels._core._errors import BaracudaError, InvalidProblemError
+from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels.ops.ring_attention import _agreement
 
 
@@ -56,7 +56,7 @@ cdef class RingAttentionBase(RingPlan):
             if args is not None:
                 self.check(args, member.world_size)
             message = _agreement.encode(self.descriptor, self.sku.direction, args)
-        except BaracudaError as error:
+        except Exception as error:
             member.pass_on(error, False)
             raise
         _agreement.require(member.world_size, member.all_gather(message))

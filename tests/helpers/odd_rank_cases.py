@@ -1,0 +1,154 @@
+"""One rank of an NCCL ring whose call is wrong in a way that only that rank can see.
+
+Over a fake NCCL. Run as communicator_cases.py is.
+"""
+
+import time
+
+import numpy as np
+import pytest
+
+import baracuda_kernels as bk
+from baracuda_kernels.ops.ring_attention import _agreement
+
+from .communicator_cases import (
+    HOST,
+    arguments,
+    fake,  # noqa: F401 - a fixture of these tests too
+    make_ring,
+    on_ranks,
+    plan_of,
+    problem,
+    run,
+)
+from .refusal_cases import ODD, RANKS, SOON, close, is_right
+
+BUFFER = np.zeros(64, np.float32)
+
+
+class ClosedStream:
+    def __cuda_stream__(self):
+        raise RuntimeError("it was closed")
+
+
+class StreamWithoutHandle:
+    cuda_stream = None
+
+
+class ArrayThatFails:
+    @property
+    def __array_interface__(self):
+        raise OSError("its file is gone")
+
+
+class OutOfMemory(bk.RingAttentionArgs):
+    """Arguments for which `comparing` raises."""
+
+
+class Calls:
+    """A call of every kind on the ranks of a ring, made wrong on one of them by a value."""
+
+    def __init__(self, x, monkeypatch):
+        self.x, self.plan = x, plan_of(RANKS)
+        encode = _agreement.encode
+
+        def comparing(descriptor, direction, args):
+            if isinstance(args, OutOfMemory):
+                raise MemoryError("no memory for a message")
+            return encode(descriptor, direction, args)
+
+        monkeypatch.setattr(_agreement, "encode", comparing)
+
+    def register(self, comm, buffer=BUFFER):
+        comm.register(buffer)
+
+    def run(self, comm, stream=HOST):
+        self.plan.run(stream, comm, arguments(self.plan, self.x, RANKS, comm.rank)[0])
+
+    def validate(self, comm, args=None):
+        if args is not None:
+            args, _ = arguments(self.plan, self.x, RANKS, comm.rank)
+            args = OutOfMemory(q=args.q, k=args.k, v=args.v, y=args.y,
+                               kv_scratch_a=args.kv_scratch_a, kv_scratch_b=args.kv_scratch_b,
+                               accumulator_scratch=args.accumulator_scratch)
+        self.plan.validate(comm, args)
+
+    def split(self, comm, color=0, **given):
+        child = comm.split(color, **given)
+        if child is not None:
+            child.close()
+
+
+ELSEWHERE = bk.TensorRef(BUFFER.ctypes.data, (8,), element="F32", device=0)
+WRONG = {
+    "register nothing": ("register", {"buffer": None}, bk.InvalidProblemError, "buffer: got None"),
+    "register a list": ("register", {"buffer": [1.0]}, bk.InvalidProblemError, "buffer: got list"),
+    "register gaps": ("register", {"buffer": BUFFER[::2]}, bk.InvalidProblemError, "buffer: got a view"),
+    "register elsewhere": (
+        "register", {"buffer": ELSEWHERE}, bk.InvalidProblemError, "buffer: got memory on device 0"),
+    "register what raises": ("register", {"buffer": ArrayThatFails()}, Exception, "its file is gone"),
+    "a closed stream": (
+        "run", {"stream": ClosedStream()}, bk.InvalidProblemError, "stream: got .*it was closed"),
+    "a stream without a handle": (
+        "run", {"stream": StreamWithoutHandle()}, bk.InvalidProblemError, "stream: got .*NoneType"),
+    "no memory": ("validate", {"args": "odd"}, MemoryError, "no memory for a message"),
+}
+
+
+@pytest.fixture(params=WRONG)
+def wrong(request, monkeypatch):
+    """The call as it should be, the odd rank's call, and that rank's error."""
+    kind, given, error, says = WRONG[request.param]
+    call = getattr(Calls(problem(), monkeypatch), kind)
+
+    def odd(comm):
+        with pytest.raises(error, match=says) as caught:
+            call(comm, **given)
+        return caught.value
+
+    return call, odd
+
+
+def test_before_the_others_have_begun_nothing_is_sent(fake, wrong):  # noqa: F811
+    call, odd = wrong
+    comms, x = make_ring(RANKS), problem()
+    groups = fake.fake_nccl_count(b"ncclGroupStart")
+    for _ in range(2):
+        error = odd(comms[ODD])
+        start = time.monotonic()
+        for told in on_ranks(ODD, lambda rank: call(comms[rank])):
+            assert isinstance(told, bk.BaracudaError), told
+            assert f"rank {ODD}: " in str(told) and str(error) in str(told)
+        assert time.monotonic() - start < SOON
+    assert fake.fake_nccl_count(b"ncclGroupStart") == groups
+    # The ring is healthy, and its ranks have counted the same calls.
+    assert is_right(run(plan_of(RANKS), comms, x), x)
+    assert on_ranks(RANKS, lambda rank: call(comms[rank])) == [None] * RANKS
+    assert {comm.state for comm in comms} == {"healthy"}
+    close(comms)
+
+
+def test_where_the_others_have_begun_the_ring_fails_on_all(fake, wrong):  # noqa: F811
+    call, odd = wrong
+    comms = make_ring(RANKS)
+    began = {name: fake.fake_nccl_count(name) for name in (b"ncclGroupStart", b"ncclCommSplit")}
+    refused = []
+
+    def work(rank):
+        if rank != ODD:
+            return call(comms[rank])
+        while not any(fake.fake_nccl_count(name) >= before + ODD for name, before in began.items()):
+            time.sleep(0.001)
+        refused.append(time.monotonic())
+        return odd(comms[ODD])
+
+    results = on_ranks(RANKS, work)
+    assert time.monotonic() - refused[0] < SOON
+    for told in results[:ODD]:
+        assert isinstance(told, bk.BaracudaError), told
+        assert f"rank {ODD}: " in str(told) and str(results[ODD]) in str(told)
+    end = time.monotonic() + SOON
+    while {comm.state for comm in comms} != {"aborted"} and time.monotonic() < end:
+        time.sleep(0.005)
+    assert {comm.state for comm in comms} == {"aborted"}
+    close(comms)
