@@ -91,6 +91,10 @@ WRONG = {
         "run", {"stream": ClosedStream()}, bk.InvalidProblemError, "stream: got .*it was closed"),
     "a stream without a handle": (
         "run", {"stream": StreamWithoutHandle()}, bk.InvalidProblemError, "stream: got .*NoneType"),
+    "a color that is none": (
+        "split", {"color": "x"}, bk.InvalidProblemError, "color: got 'x', must be None or"),
+    "a key that is none": ("split", {"key": 2**40}, bk.InvalidProblemError, "key: got"),
+    "a split's timeout": ("split", {"timeout": -1}, bk.InvalidProblemError, "timeout: got -1"),
     "no memory": ("validate", {"args": "odd"}, MemoryError, "no memory for a message"),
 }
 
@@ -151,4 +155,15 @@ def test_where_the_others_have_begun_the_ring_fails_on_all(fake, wrong):  # noqa
     while {comm.state for comm in comms} != {"aborted"} and time.monotonic() < end:
         time.sleep(0.005)
     assert {comm.state for comm in comms} == {"aborted"}
+    close(comms)
+
+
+def test_a_split_where_another_rank_compares():
+    """Every rank hears of it, as of a run where another rank compares."""
+    comms, plan = make_ring(2), plan_of(2)
+    start = time.monotonic()
+    results = on_ranks(2, lambda rank: comms[rank].split(0) if rank else plan.validate(comms[rank]))
+    assert time.monotonic() - start < SOON
+    assert all(isinstance(r, bk.BaracudaError) for r in results), results
+    assert any("compares a new problem" in str(r) for r in results), results
     close(comms)

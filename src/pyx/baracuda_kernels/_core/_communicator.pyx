@@ -326,22 +326,29 @@ cdef class Communicator(NcclMember):
         Raises
         ------
         InvalidProblemError
-            A color, key or timeout out of its range.
+            A color, key or timeout out of its range, here or on another rank of this machine. On a
+            rank that had begun the call, the ring has failed; if it is borrowed, the call ends only
+            at its deadline.
         CommunicatorError, NcclError, NcclTimeoutError
             The communicator is in use or has failed, or a rank did not come.
         """
         cdef c_api.baracuda_nccl_comm* child = NULL
         cdef int32_t status, group, order
-        cdef double seconds = self.timeout if timeout is None else seconds_of(timeout)
-        if color is not None and not is_integer(color, 0, 2 ** 31):
-            raise InvalidProblemError(
-                f"color: got {color!r}, must be None or an integer in [0, 2**31)")
-        if key is not None and not is_integer(key, -2 ** 31, 2 ** 31):
-            raise InvalidProblemError(f"key: got {key!r}, must be None or a 32-bit integer")
+        cdef double seconds
+        try:
+            seconds = self.timeout if timeout is None else seconds_of(timeout)
+            if color is not None and not is_integer(color, 0, 2 ** 31):
+                raise InvalidProblemError(
+                    f"color: got {color!r}, must be None or an integer in [0, 2**31)")
+            if key is not None and not is_integer(key, -2 ** 31, 2 ** 31):
+                raise InvalidProblemError(f"key: got {key!r}, must be None or a 32-bit integer")
+        except Exception as error:
+            self.pass_on(error, False)
+            raise
         group = -1 if color is None else color
         order = self.rank if key is None else key
         began = time.monotonic()
-        RingMember.enter(self)  # without a run's deadline: the split has its own
+        self.begin(0)  # without a run's deadline: the split has its own
         try:
             with nogil:
                 status = c_api.baracuda_nccl_split(self.comm, group, order, seconds, &child)

@@ -15,5 +15,8 @@ cdef class NcclMember(RingMember):
     # Takes what a new baracuda_nccl_comm says of itself.
     cdef void take(self, baracuda_nccl_comm* comm, double timeout, object owner) noexcept
     cdef int refuse_if_closed(self) except -1
+    # Takes the communicator for one call that every rank makes: other ranks' refusals of it count.
+    # Its deadline in seconds; 0 for none.
+    cdef int begin(self, double seconds) except -1
     # Whether a call receives into memory that is not registered.
     cdef bint receives_elsewhere(self, const baracuda_ring_call* call) except -1

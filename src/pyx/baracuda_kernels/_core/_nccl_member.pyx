@@ -320,8 +320,11 @@ cdef class NcclMember(RingMember):
         return False
 
     cdef int enter(self) except -1:
+        return self.begin(self.timeout)
+
+    cdef int begin(self, double seconds) except -1:
         RingMember.enter(self)
-        cdef int32_t status = c_api.baracuda_nccl_arm(self.comm, self.timeout)
+        cdef int32_t status = c_api.baracuda_nccl_arm(self.comm, seconds)
         if status != c_api.BARACUDA_OK:
             self.busy = False
             check(status)
