@@ -6,6 +6,7 @@ from libc.stdlib cimport calloc, free
 
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._member cimport RingBinding, RingMember
+from baracuda_kernels._core._operands cimport no_shared_outputs
 from baracuda_kernels._core._ring_plan cimport RingPlan
 from baracuda_kernels._core._status cimport check
 from baracuda_kernels._core._stream cimport Stream, as_stream
@@ -164,7 +165,8 @@ cdef class LocalRing:
         plans : plan, or sequence of P
             One plan for all ranks, or one for each rank.
         args : sequence of P
-            The arguments of each rank.
+            The arguments of each rank. What one rank writes, its scratch included, must not overlap
+            any operand of another rank.
         timeline : sequence of P RingTimeline, optional
             The timeline of each rank. Refused while a stream is captured.
 
@@ -197,6 +199,7 @@ cdef class LocalRing:
                 binding.call.marks = NULL
                 self.calls[r] = binding.call
                 bindings.append(binding)  # kept alive: the arguments may be bound to another plan
+            _refuse_shared_memory(bindings)
             for r in range(count):
                 recorder = as_timeline(timelines[r])
                 if recorder is not None:
@@ -236,6 +239,22 @@ cdef int _refuse_mixture(list plans, list args) except -1:
     if len({id(given) for given in args}) != len(args):
         raise InvalidProblemError(
             "args: got the same arguments for two ranks, must be different ones")
+    return 0
+
+
+cdef int _refuse_shared_memory(list bindings) except -1:
+    """Refuse ranks of which one writes to another's memory. Compared once, not in every run."""
+    cdef RingBinding binding
+    cdef object company = (<RingBinding>bindings[0]).company
+    for binding in bindings:
+        if company is None or binding.company is not company:
+            break
+    else:
+        return 0
+    no_shared_outputs([(<RingBinding>binding).operands for binding in bindings])
+    company = object()
+    for binding in bindings:
+        binding.company = company
     return 0
 
 
