@@ -3,6 +3,9 @@
 Over a fake NCCL. Run as communicator_cases.py is.
 """
 
+import os
+import signal
+import threading
 import time
 
 import numpy as np
@@ -86,7 +89,8 @@ WRONG = {
     "register gaps": ("register", {"buffer": BUFFER[::2]}, bk.InvalidProblemError, "buffer: got a view"),
     "register elsewhere": (
         "register", {"buffer": ELSEWHERE}, bk.InvalidProblemError, "buffer: got memory on device 0"),
-    "register what raises": ("register", {"buffer": ArrayThatFails()}, Exception, "its file is gone"),
+    "register what raises": (
+        "register", {"buffer": ArrayThatFails()}, bk.InvalidProblemError, "its file is gone"),
     "a closed stream": (
         "run", {"stream": ClosedStream()}, bk.InvalidProblemError, "stream: got .*it was closed"),
     "a stream without a handle": (
@@ -167,3 +171,54 @@ def test_a_split_where_another_rank_compares():
     assert all(isinstance(r, bk.BaracudaError) for r in results), results
     assert any("compares a new problem" in str(r) for r in results), results
     close(comms)
+
+
+@pytest.mark.parametrize("make", ["init_rank", "from_handle", "init_all"])
+def test_how_hops_wait_is_read_before_any_rank_is_met(fake, monkeypatch, make):  # noqa: F811
+    owners = make_ring(2)
+    handle = owners[0].handle
+    monkeypatch.setenv("BARACUDA_PEER_WAIT", "bogus")
+    inits = fake.fake_nccl_count(b"ncclCommInitRankConfig")
+    start = time.monotonic()
+    with pytest.raises(bk.InvalidProblemError, match="BARACUDA_PEER_WAIT: got 'bogus', must be"):
+        if make == "init_rank":
+            bk.Communicator.init_rank(2, bk.UniqueId.new(), 0, device="host", timeout=5)
+        elif make == "from_handle":
+            bk.Communicator.from_handle(handle, device="host", timeout=5)
+        else:
+            bk.Communicator.init_all(["host"])
+    assert time.monotonic() - start < SOON
+    assert fake.fake_nccl_count(b"comms_alive") == 2
+    assert fake.fake_nccl_count(b"ncclCommInitRankConfig") == inits
+    close(owners)
+
+
+def test_a_sub_ring_waits_as_its_parent_was_told(monkeypatch):
+    comms = make_ring(2)
+    monkeypatch.setenv("BARACUDA_PEER_WAIT", "bogus")
+    children = on_ranks(2, lambda rank: comms[rank].split(0))
+    assert [child.world_size for child in children] == [2, 2]
+    for group in (children, comms):
+        close(group)
+
+
+def test_a_signal_while_a_failed_ring_is_closed_keeps_its_cause(fake):  # noqa: F811
+    """The hops cannot be by peer; the clean-up then hangs until Ctrl-C."""
+    token = bk.UniqueId.new()
+    other = threading.Thread(target=on_ranks, args=(1, lambda _: bk.Communicator.init_rank(
+        2, token, 1, device="host", exchange="peer", timeout=20)))
+    fake.fake_nccl_hang(b"ncclCommAbort", 0, 1)
+    other.start()
+    timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            bk.Communicator.init_rank(2, token, 0, device="host", exchange="peer", timeout=20)
+    finally:
+        timer.join()
+        other.join(30)
+    assert isinstance(caught.value.__cause__, bk.UnsupportedError)
+    assert 'exchange: got "peer"' in str(caught.value.__cause__)
+    fake.fake_nccl_release()
+    time.sleep(0.1)
+    fake.fake_nccl_reset()

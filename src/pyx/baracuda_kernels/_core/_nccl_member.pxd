@@ -10,6 +10,7 @@ cdef class NcclMember(RingMember):
     cdef int waiting  # calls in flight that may wait long: close() is refused
     cdef readonly double timeout
     cdef int32_t wish  # enum baracuda_peer_wish
+    cdef int32_t wait  # enum baracuda_peer_wait
     cdef object owner  # of a borrowed handle
 
     # Takes what a new baracuda_nccl_comm says of itself.
