@@ -51,3 +51,36 @@ def test_a_part_of_a_tensor_with_memory(torch):
     x = torch.arange(24.0).reshape(2, 3, 4)
     for part in (x[1:], x[:, 1:, 2:], x[1, 2, 3:], x[2:]):
         assert np.array_equal(np.asarray(bk.TensorRef(part)), part.numpy())
+
+
+@pytest.mark.parametrize("make", [
+    lambda torch: torch.empty(2, 3, device="meta"),
+    lambda torch: torch.ones(3, 3).to_mkldnn(),
+    lambda torch: torch.eye(3).to_sparse(),
+    lambda torch: torch.zeros(3, dtype=torch.complex64).conj(),
+], ids=["meta", "mkldnn", "sparse", "conjugate"])  # fmt: skip
+def test_tensors_that_are_no_memory(torch, make):
+    with pytest.raises(bk.InvalidProblemError, match="^tensor: .*Tensor"):
+        bk.TensorRef(make(torch))
+
+
+def test_a_tensor_within_vmap(torch):
+    def view(x):
+        with pytest.raises(bk.InvalidProblemError, match="^tensor: .*Tensor"):
+            bk.TensorRef(x)
+        return x
+
+    torch.vmap(view)(torch.ones(2, 3))
+
+
+def test_the_negative_bit(torch):
+    x = torch.arange(1.0, 5.0)
+    imaginary = torch.complex(x, x).conj().imag
+    for view in (torch._neg_view(x), imaginary):
+        with pytest.raises(bk.InvalidProblemError, match="negative bit.*resolve_neg"):
+            bk.TensorRef(view)
+        assert np.array_equal(np.asarray(bk.TensorRef(view.resolve_neg())), -x.numpy())
+    plan = bk.FlashSdpaPlan.select(bk.FlashSdpaDescriptor(B, H, S, S, D), bk.Stream.host())
+    q, k, v, y = torch.ones(4, B, H, S, D)
+    with pytest.raises(bk.InvalidProblemError, match="^v: got a Tensor with the negative bit"):
+        plan.run(bk.Stream.host(), bk.FlashSdpaArgs(q=q, k=k, v=torch._neg_view(v), y=y))

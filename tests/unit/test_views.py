@@ -140,6 +140,41 @@ def test_what_is_no_tensor(bad):
         bk.TensorRef(bad)
 
 
+class Unwilling:
+    """A tensor that raises where it is asked for its memory."""
+
+    def __init__(self, where, error):
+        self.where, self.error = where, error
+
+    def __getattr__(self, name):
+        if name == self.where == "__array_interface__":
+            raise self.error
+        if name == "__dlpack_device__":
+            return self._device
+        if name == "__dlpack__":
+            return self._export
+        raise AttributeError(name)
+
+    def _device(self):
+        if self.where == "__dlpack_device__":
+            raise self.error
+        return 1, 0
+
+    def _export(self, **_):
+        raise self.error
+
+
+@pytest.mark.parametrize("where", ["__dlpack_device__", "__dlpack__", "__array_interface__"])
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, NotImplementedError, TypeError, KeyError,
+                                   BufferError, OSError])
+def test_a_tensor_that_cannot_be_viewed(where, error):
+    for make in (bk.TensorRef, bk.DeviceSlice):
+        with pytest.raises(bk.InvalidProblemError, match=r"(tensor|slice): .*Unwilling.*no such day"):
+            make(Unwilling(where, error("no such day")))
+    with pytest.raises(MemoryError):
+        bk.TensorRef(Unwilling(where, MemoryError("full")))
+
+
 def test_unknown_dtypes_and_foreign_byte_order():
     for array in (np.zeros(3, "U4"), np.zeros(3, ">f4"), np.zeros(3, np.uint16)):
         with pytest.raises(bk.UnsupportedError):

@@ -21,7 +21,7 @@ from baracuda_kernels._core._enums import (
     BY_TYPESTR,
     ElementKind,
 )
-from baracuda_kernels._core._errors import InvalidProblemError, UnsupportedError
+from baracuda_kernels._core._errors import BaracudaError, InvalidProblemError, UnsupportedError
 
 # DLPack device types: 1 CPU, 2 CUDA, 3 CUDA pinned host, 13 CUDA managed.
 _DL_HOST = (1, 3)
@@ -33,6 +33,28 @@ cdef object fill(View self, str name, object source, object shape, object stride
     if isinstance(source, int) and not isinstance(source, bool):
         _from_address(self, name, source, shape, strides, element, device)
         return None
+    try:
+        _from_object(self, name, source)
+    except (BaracudaError, MemoryError):
+        raise
+    except Exception as error:  # a tensor may raise anything if it is asked where it lies
+        raise InvalidProblemError(
+            f"{name}: got a {type(source).__name__} that cannot be viewed "
+            f"({type(error).__name__}: {error}), must be a tensor in memory") from error
+    if device is not None and not (type(device) is int and device == self.device) \
+            and integer(f"{name}: device", device, -1, 2 ** 31) != self.device:
+        raise InvalidProblemError(
+            f"{name}: got memory on device {self.device}, must be on {device}")
+    if shape is not None:
+        _reshape_bytes(self, name, shape, strides, element)
+    elif element is not None and ElementKind.parse(element) is not self.element:
+        if {ElementKind.parse(element), self.element} != {ElementKind.F32, ElementKind.F32_STRICT}:
+            raise InvalidProblemError(
+                f"{name}: got {self.element}, must be {ElementKind.parse(element)}")
+    return None
+
+
+cdef object _from_object(View self, str name, object source):
     if isinstance(source, View):
         _from_view(self, <View>source)
     elif hasattr(source, "__array_interface__") and not hasattr(source, "__cuda_array_interface__"):
@@ -45,16 +67,6 @@ cdef object fill(View self, str name, object source, object shape, object stride
         raise InvalidProblemError(
             f"{name}: got {type(source).__name__}, must be a tensor with __dlpack__ or "
             "__cuda_array_interface__, a NumPy array, or a TensorRef over an address")
-    if device is not None and not (type(device) is int and device == self.device) \
-            and integer(f"{name}: device", device, -1, 2 ** 31) != self.device:
-        raise InvalidProblemError(
-            f"{name}: got memory on device {self.device}, must be on {device}")
-    if shape is not None:
-        _reshape_bytes(self, name, shape, strides, element)
-    elif element is not None and ElementKind.parse(element) is not self.element:
-        if {ElementKind.parse(element), self.element} != {ElementKind.F32, ElementKind.F32_STRICT}:
-            raise InvalidProblemError(
-                f"{name}: got {self.element}, must be {ElementKind.parse(element)}")
     return None
 
 
@@ -170,6 +182,12 @@ cdef object _from_dlpack(View self, str name, object source):
     if kind not in _DL_HOST and kind not in _DL_CUDA:
         raise InvalidProblemError(
             f"{name}: got DLPack device type {kind}, must be host (1, 3) or CUDA (2, 13)")
+    is_negative = getattr(source, "is_neg", None)
+    if callable(is_negative) and is_negative():
+        # PyTorch exports what lies in memory, and leaves out the bit that turns its sign.
+        raise InvalidProblemError(
+            f"{name}: got a {type(source).__name__} with the negative bit, must be without it: "
+            "pass its resolve_neg()")
     capsule = _export(name, source, kind in _DL_CUDA)
     self.writable = True
     if PyCapsule_IsValid(capsule, "dltensor_versioned"):
