@@ -6,6 +6,7 @@ from libc.stdlib cimport calloc, free
 
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._member cimport RingBinding, RingMember
+from baracuda_kernels._core._nccl_options cimport positive_seconds
 from baracuda_kernels._core._operands cimport no_shared_outputs
 from baracuda_kernels._core._ring_plan cimport RingPlan
 from baracuda_kernels._core._status cimport check
@@ -131,9 +132,7 @@ cdef class LocalRing:
             raise InvalidProblemError(
                 f"world_size: got {world_size!r}, must be an integer in [1, 65536]")
         devices = _devices(device, world_size)
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-            raise InvalidProblemError(f"timeout: got {timeout!r}, must be > 0 seconds")
-        world = _World(world_size, timeout)
+        world = _World(world_size, positive_seconds(timeout))
         self.world_size = world_size
         self.ranks = tuple([LocalCommunicator(world, rank, world_size, devices[rank])
                             for rank in range(world_size)])
@@ -263,7 +262,7 @@ cdef bint _is_ordinal(object device):
 
 
 cdef list _devices(object device, int world_size):
-    if device == "host" or device == -1:
+    if isinstance(device, str) and device == "host" or isinstance(device, int) and device == -1:
         return [-1] * world_size
     if _is_ordinal(device):
         return [device] * world_size

@@ -8,6 +8,7 @@ from baracuda_kernels._core._device cimport enter_device, leave_device
 from baracuda_kernels._core._member cimport RingBinding, RingMember, as_member
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._timeline cimport RingTimeline, as_timeline
+from baracuda_kernels._core._view cimport integer
 
 from baracuda_kernels._core._errors import InvalidProblemError
 
@@ -46,9 +47,7 @@ cdef class RingPlan(KernelPlan):
                 raise InvalidProblemError("world_size, comm: got both, must be one of them")
             self.bind_anew(as_member(comm, self.device), args)
             return
-        if world_size is not None and (not isinstance(world_size, int) or world_size < 1):
-            raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
-        self.check(args, 3 if world_size is None else world_size)
+        self.check(args, 3 if world_size is None else integer("world_size", world_size, 1, 2 ** 31))
 
     def run(self, stream, comm, args, *, timeline=None):
         """Run this rank's part. Collective: every rank of the ring calls it.
