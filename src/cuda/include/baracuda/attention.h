@@ -32,9 +32,10 @@ enum baracuda_step_flags {
   BARACUDA_STEP_FIRST = 1,
   BARACUDA_STEP_LAST = 2,
   BARACUDA_STEP_CAUSAL = 4,  // key j is visible to row i iff k_map(j) <= q_map(i)
-  // The previous kernel on the stream is a step, and everything that this step reads except the
-  // state was complete before that kernel began. The two steps may overlap until this one needs the
-  // state.
+  // Since the previous step, nothing but gate kernels (peer.h) was enqueued on the stream.
+  // Everything that this step reads except the state is complete before this step can start: it was
+  // complete before the previous step began, or a gate has waited for it. The two steps may overlap
+  // until this one needs the state.
   BARACUDA_STEP_FOLLOWS = 8,
 };
 
