@@ -63,7 +63,8 @@ WRONG = {
     "made of a short id": ("unique_id: got 3 bytes, must be 128", lambda: bk.UniqueId(b"abc")),
     "joined by a number": ("unique_id: got int", lambda: join(unique_id=128)),
     "the host as a CUDA stream": ("stream: got Stream.host", lambda: bk.Stream(HOST)),
-    "a stream that is gone": ("stream: got a Closed .*it was destroyed", lambda: bk.Stream(Closed())),
+    "a stream that is gone": (
+        "stream: got a Closed .*it was destroyed", lambda: bk.Stream(Closed())),
     "a huge ordinal": ("device: got 1099511627776", lambda: bk.Stream(5, device=2**40)),
     "a huge ordinal of a communicator": ("device: got 1000", lambda: join(device=HUGE)),
     "an ordinal that is a bool": ("device: got True", lambda: bk.Stream(5, device=True)),

@@ -115,7 +115,7 @@ NOWHERE = {
 @pytest.mark.parametrize("make", NOWHERE.values(), ids=NOWHERE)
 def test_elements_without_memory(make):
     for shape in ((3,), (2, 3), ()):
-        with pytest.raises(bk.InvalidProblemError, match=r"(tensor|y): got a null address, must be"):
+        with pytest.raises(bk.InvalidProblemError, match=r"(tensor|y): got a null address, must"):
             make(shape)
 
 
@@ -165,11 +165,11 @@ class Unwilling:
 
 
 @pytest.mark.parametrize("where", ["__dlpack_device__", "__dlpack__", "__array_interface__"])
-@pytest.mark.parametrize("error", [ValueError, RuntimeError, NotImplementedError, TypeError, KeyError,
-                                   BufferError, OSError])
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, NotImplementedError, TypeError,
+                                   KeyError, BufferError, OSError])
 def test_a_tensor_that_cannot_be_viewed(where, error):
     for make in (bk.TensorRef, bk.DeviceSlice):
-        with pytest.raises(bk.InvalidProblemError, match=r"(tensor|slice): .*Unwilling.*no such day"):
+        with pytest.raises(bk.InvalidProblemError, match="(tensor|slice): .*Unwilling.*no such"):
             make(Unwilling(where, error("no such day")))
     with pytest.raises(MemoryError):
         bk.TensorRef(Unwilling(where, MemoryError("full")))

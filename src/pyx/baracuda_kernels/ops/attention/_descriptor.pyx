@@ -142,7 +142,8 @@ cdef double _number(object scale) except? -1:
     try:
         return scale
     except OverflowError:
-        raise InvalidProblemError("scale: got an integer beyond all floats, must be finite") from None
+        raise InvalidProblemError(
+            "scale: got an integer beyond all floats, must be finite") from None
 
 
 cdef int64_t _extent(str name, object value) except? -1:
