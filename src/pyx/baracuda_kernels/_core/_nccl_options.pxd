@@ -12,6 +12,8 @@ cdef int32_t ctas_of(object max_ctas) except? -2
 cdef int32_t wish_of(object exchange) except -1
 # Seconds; 0 for no limit, which is the default here.
 cdef double seconds_of(object timeout) except? -2
+# The same where a limit must be given; `other` is what else may be, for the message.
+cdef double positive_seconds(object timeout, str other=*) except? -2
 # An enum baracuda_peer_wait, by the environment.
 cdef int32_t peer_wait() except -1
 # An int, and no bool, in [low, end).

@@ -91,6 +91,15 @@ def _forget(dead, key):
         del _members[key]
 
 
+cdef object _weak(object transport, object forget):
+    try:
+        return weakref.ref(transport, forget)
+    except TypeError as error:
+        raise InvalidProblemError(
+            f"transport: got a {type(transport).__name__}, must allow weak references (with "
+            "__slots__, one of them is __weakref__)") from error
+
+
 cdef class TransportCommunicator(RingMember):
     """TransportCommunicator(transport, device=-1)
 
@@ -166,7 +175,7 @@ cdef class TransportCommunicator(RingMember):
         known, per_device = _members.get(key, (None, None))
         if known is None or known() is not transport:
             per_device = {}
-            _members[key] = weakref.ref(transport, partial(_forget, key=key)), per_device
+            _members[key] = _weak(transport, partial(_forget, key=key)), per_device
         if device not in per_device:
             # A weak proxy, since the member must not keep the transport alive.
             per_device[device] = TransportCommunicator(weakref.proxy(transport), device)
