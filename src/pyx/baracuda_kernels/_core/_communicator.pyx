@@ -14,6 +14,7 @@ from baracuda_kernels._core._nccl_member cimport NcclMember
 from baracuda_kernels._core._nccl_options cimport (
     ctas_of,
     device_ordinal,
+    device_ordinals,
     is_integer,
     peer_wait,
     seconds_of,
@@ -103,7 +104,7 @@ cdef class Communicator(NcclMember):
         UnsupportedError, NcclError, NcclTimeoutError
             As :meth:`init_rank`.
         """
-        cdef list places = _ordinals(devices)
+        cdef list places = device_ordinals(devices)
         cdef int i, count = len(places)
         cdef int32_t status, ctas = ctas_of(max_ctas)
         cdef double seconds = seconds_of(timeout)
@@ -362,19 +363,6 @@ cdef class Communicator(NcclMember):
     def __repr__(self):
         return (f"Communicator(rank={self.rank}, world_size={self.world_size}, "
                 f"device={self.device}, state={self.state!r})")
-
-
-cdef list _ordinals(object devices):
-    """The ordinals of init_all's devices, as ints."""
-    try:
-        given = list(devices)
-    except TypeError:
-        raise InvalidProblemError(
-            f"devices: got {devices!r}, must be a sequence of CUDA ordinals") from None
-    ordinals = [device_ordinal(device) for device in given]
-    if not ordinals or len(set(ordinals)) != len(ordinals):
-        raise InvalidProblemError(f"devices: got {given}, must be distinct, one or more")
-    return ordinals
 
 
 cdef Communicator _wrap(c_api.baracuda_nccl_comm* comm, double timeout, object owner):

@@ -11,7 +11,7 @@ from posix.unistd cimport usleep
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._member cimport RingMember
 from baracuda_kernels._core._nccl_options cimport seconds_of
-from baracuda_kernels._core._status cimport check, last_exception, raise_later
+from baracuda_kernels._core._status cimport check, last_exception, raise_later, text_of
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
 
@@ -333,7 +333,7 @@ cdef class NcclMember(RingMember):
     cdef int pass_on(self, object error, bint begun) except -1:
         cdef bytes reason
         if self.comm != NULL and self.world_size > 1:
-            reason = _text_of(error).encode(errors="replace")
+            reason = text_of(error).encode(errors="replace")
             check(c_api.baracuda_nccl_refuse(self.comm, _status_of(error),
                                              PyBytes_AsString(reason), begun))
         return 0
@@ -401,11 +401,6 @@ cdef TensorRef _receive_buffer(object buffer, int device):
     if not view.is_dense_bytes():
         raise InvalidProblemError("buffer: got a view with gaps, must be dense")
     return view
-
-
-# What the other ranks are told of an error.
-cdef str _text_of(object error):
-    return str(error) if isinstance(error, BaracudaError) else f"{type(error).__name__}: {error}"
 
 
 # The status that stands for an error in what the other ranks are told.

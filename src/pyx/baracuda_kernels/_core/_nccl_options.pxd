@@ -6,6 +6,8 @@ from libc.stdint cimport int32_t
 
 # CUDA ordinal, the current device by default; -1 for "host".
 cdef int32_t device_ordinal(object device) except? -2
+# The ordinals of several devices, distinct.
+cdef list device_ordinals(object devices)
 # SMs of an exchange, a power of two.
 cdef int32_t ctas_of(object max_ctas) except? -2
 # An enum baracuda_peer_wish.

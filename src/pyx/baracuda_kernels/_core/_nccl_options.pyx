@@ -60,6 +60,18 @@ cdef int32_t device_ordinal(object device) except? -2:
     raise InvalidProblemError(f"device: got {device!r}, must be a CUDA ordinal >= 0")
 
 
+cdef list device_ordinals(object devices):
+    try:
+        given = list(devices)
+    except TypeError:
+        raise InvalidProblemError(
+            f"devices: got {devices!r}, must be a sequence of CUDA ordinals") from None
+    ordinals = [device_ordinal(device) for device in given]
+    if not ordinals or len(set(ordinals)) != len(ordinals):
+        raise InvalidProblemError(f"devices: got {given}, must be distinct, one or more")
+    return ordinals
+
+
 cdef int32_t ctas_of(object max_ctas) except? -2:
     if max_ctas is None:
         return DEFAULT_MAX_CTAS
