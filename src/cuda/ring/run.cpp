@@ -41,9 +41,9 @@ class Run {
       if (t % rounds_.parts() == 0) begin_step(t / rounds_.parts());
       // The round is enqueued before the launch, which may fill the device. If `signalled_`, the
       // caller's stream sets a word (exchange/peer/words.h) after its wait for the previous round,
-      // and the ring stream waits for this word. The wait on the caller's stream is then enqueued
-      // first. The two streams may share a hardware queue, and in the other order the ring stream's
-      // wait would block what sets the word.
+      // and the ring stream waits for this word. The two streams may share a hardware queue. If the
+      // ring stream's wait were enqueued first, it would hold back the operation that sets the
+      // word. So the wait on the caller's stream is enqueued first.
       if (signalled_ && !await_inputs(t)) return join_and_report();
       if (!exchange(t) || !compute(t)) return join_and_report();
     }
@@ -298,8 +298,9 @@ class Run {
     return true;
   }
 
-  // sums: the number of the round that brings the received sums. always: add even if the step
-  // launched nothing, as at home, where a failure is this rank's alone.
+  // sums: the number of the round that brings the received sums. always: true for the sum of
+  // this rank's own chunk, after the last step. It is added even if the step launched nothing. If
+  // this addition fails, the run does not end early, because no other rank needs the result.
   bool add(int32_t t, int32_t sums, bool always) {
     // In a timeline, the sums of all parts that come home are one entry.
     const int32_t entry = t < rounds_.launches() ? t : rounds_.launches();
@@ -377,8 +378,8 @@ class Run {
     if (status == BARACUDA_OK) return true;
     if (failed_) return false;
     failed_ = true;
-    // After a signal or an abort the neighbours get nothing more, so the run ends at once. So does
-    // a run whose sums travel: without this rank's share they would be another answer.
+    // After a signal or an abort the neighbours get nothing more, so the run ends at once. A run
+    // in which sums travel ends at once, too: without this rank's share the sums would be wrong.
     stopped_ = status == BARACUDA_INTERRUPTED || status == BARACUDA_ABORTED ||
                rounds_.has_sum(rounds_.launches());
     if (!has_record() || baracuda_last_error()->status != status) {

@@ -69,7 +69,7 @@ int32_t close(Endpoint* end) {
   return message("group_end", [&] { return transport.group_end(transport.context); });
 }
 
-// At most four rounds are between complete and wait, so four events are used in turn.
+// At most four rounds are complete and not yet waited for, so four events are used in turn.
 void* done_event(const Endpoint& end, int32_t number) { return end.exchange_done[number & 3]; }
 
 int32_t complete(Endpoint* end, const Round* round) {

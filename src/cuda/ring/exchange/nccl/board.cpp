@@ -93,8 +93,8 @@ bool NcclBoard::differs(Kind kind, const Note& note, int32_t rank, baracuda_erro
   if (whole) {
     found->status = BARACUDA_INVALID_ARGUMENT;
     std::snprintf(found->message, sizeof(found->message),
-                  "it compares a new problem (validate) where another rank calls run(); all ranks "
-                  "must make the same calls with the same problems in the same order");
+                  "it calls validate() where another rank calls run(), register() or split(); all "
+                  "ranks must make the same calls with the same problems in the same order");
   } else {  // a newer note is being written over it
     found->status = BARACUDA_ABORTED;
     std::snprintf(found->message, sizeof(found->message), "refused the call");

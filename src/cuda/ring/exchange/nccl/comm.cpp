@@ -70,7 +70,8 @@ bool baracuda_nccl_comm::mark_told(const baracuda_error& found) {
   if (found.step < 0) failure.rank = -1;  // there is no step to name; the message names the rank
   is_news = found.rank != rank;  // this rank knows what it has refused itself
   state = baracuda::kFailed;
-  // The other ranks have been told, too, unless one rank has refused a call that others have begun.
+  // In one case the failure is not on the board yet: a rank has refused a call that others have
+  // begun. So it is posted here.
   board->fail(found);
   if (peer != nullptr) baracuda_peer_abort(peer, &found);
   return true;

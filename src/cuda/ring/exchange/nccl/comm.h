@@ -50,8 +50,8 @@ struct baracuda_nccl_comm {
   // Later calls are refused. The other ranks of the machine are told.
   void mark_failed();
   void mark_failed(const baracuda_error& reason);
-  // The same for a failure of another rank, which the board has told. False if the communicator has
-  // failed before.
+  // The same for a failure of another rank that was read from the board. False if the communicator
+  // has failed before.
   bool mark_told(const baracuda_error& found);
   // Puts the communicator's failure into the thread's record; BARACUDA_OK while it is healthy.
   int32_t report_failure();

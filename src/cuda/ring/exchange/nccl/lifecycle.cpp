@@ -24,15 +24,15 @@ int32_t refuse(baracuda_nccl_comm& comm, const char* call) {
   return comm.refuse(call);
 }
 
-// Finds a failure of comm: an earlier one, one that the board tells, one of the exchange by peer,
-// or NCCL's asynchronous error, which becomes comm's failure and whose abort is left to the caller.
+// Finds a failure of comm: an earlier one, one on the board, one of the exchange by peer, or NCCL's
+// asynchronous error. That error becomes comm's failure; the caller must abort comm.
 // The board is asked before NCCL, because the abort of the failed rank makes NCCL report an error
 // here.
 int32_t find_async_error(baracuda_nccl_comm& comm) {
   baracuda_error found;
   if (comm.board != nullptr && comm.board->has_failed(&found) && comm.mark_told(found) &&
       comm.owned) {
-    watchdog_abort(comm);  // the watchdog will not find it any more
+    watchdog_abort(comm);  // comm has failed now, so the watchdog no longer aborts it by itself
   }
   int32_t status = comm.report_failure();
   if (status == BARACUDA_OK) status = find_peer_failure(comm);
