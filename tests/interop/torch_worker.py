@@ -21,6 +21,7 @@ import torch.distributed as dist
 from context_tasks import ContextTasks
 from coverage_tasks import CoverageTasks
 from cuda_tasks import CudaTasks
+from failure_tasks import FailureTasks
 from gradient_tasks import GradientTasks
 from helpers.rank_tasks import own_device, serve
 from torch.nn import functional
@@ -47,6 +48,7 @@ class Rank(
     ContextTasks,
     CoverageTasks,
     CudaTasks,
+    FailureTasks,
     GradientTasks,
     TrainerTasks,
     TrainingTasks,

@@ -23,6 +23,7 @@ from baracuda_kernels.interop.torch._buffers import Buffers
 from baracuda_kernels.interop.torch._call import Call, keep, view_of
 from baracuda_kernels.interop.torch._gradients import Gradients
 from baracuda_kernels.interop.torch._problem import descriptor_of, problem_of, refuse_capture
+from baracuda_kernels.interop.torch._refusal_message import as_told
 from baracuda_kernels.ops.ring_attention import _agreement
 
 _KV = ("kv_scratch_a", "kv_scratch_b")
@@ -115,8 +116,8 @@ class Ring:
     ) -> tuple[torch.Tensor, ...]:
         try:
             plan, args, side, outputs, new, travel, _held = prepare(*arguments)
-        except BaracudaError as error:
-            self.refuse(error)
+        except Exception as error:
+            self.refuse(as_told(error))  # an out-of-memory too: the other ranks wait for this one
             raise
         if self._agreement is not None:
             self._agreement.require(side)
@@ -148,7 +149,12 @@ class Ring:
     ) -> Call:
         """Make a call of this rank, before the other ranks are asked."""
         problem = problem_of(q, k, v, is_causal, scale, sequence_layout)
-        selected = self._plans.get(problem)
+        try:
+            selected = self._plans.get(problem)
+        except TypeError:  # of an option that is not hashable: the descriptor refuses it by name
+            _problem.check(q, k, v, sequence_layout)
+            descriptor_of(problem)
+            raise
         if selected is None:
             _problem.check(q, k, v, sequence_layout)
             selected = self._select(problem, q)
