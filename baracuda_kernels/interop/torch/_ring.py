@@ -38,11 +38,11 @@ def ring_of(group_name: str, device: torch.device) -> Ring:
     ring = _rings.get((group_name, device))
     # A new group may have the name of a destroyed one.
     if ring is None or ring.group is not group:
-        if ring is not None:
-            ring.close()
         if device.type not in ("cpu", "cuda"):
             raise UnsupportedError(f"q: got device {device}, must be cpu or cuda")
         refuse_capture(device)
+        if ring is not None:
+            ring.close()
         comm = _process_group.communicator(group, device)
         ring = _rings[group_name, device] = Ring(group, device, comm)
     return ring
@@ -87,8 +87,12 @@ class Ring:
         self.buffers = Buffers(comm, device)
 
     def close(self) -> None:
+        # A plan keeps device memory, and this ring is in a cycle: a collection that frees the memory
+        # later may fall into a capture, which CUDA then refuses.
         self.buffers.close()
         self._forget_addresses()
+        self._plans.clear()
+        self._gradients.forget_plans()
         if isinstance(self.comm, Communicator):
             self.comm.close()
 
