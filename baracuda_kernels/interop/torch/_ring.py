@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -127,12 +127,26 @@ class Ring:
             self._agreement.require(side)
         elif new is not None:
             self._agree(new, plan, args)
-            if self.buffers.make_room(travel):
+            if self._make_room(travel):
                 return self._run(prepare, arguments)
         if self.buffers.by_peer:
             self.buffers.follow_last_stream()
         plan.run(self.stream(), self.comm, args)
         return outputs
+
+    def _make_room(self, travel: Mapping[str, torch.Tensor]) -> bool:
+        """Register larger receive buffers, if the call needs them; True if it does. Collective."""
+        try:
+            try:
+                room = self.buffers.allocate(travel)
+            except Exception as error:
+                self.refuse(as_told(error))  # the other ranks may wait in `register`
+                raise
+            self.buffers.register(room)
+        except BaseException:
+            self._forget_addresses()  # of buffers that are not registered
+            raise
+        return bool(room)
 
     def refuse(self, error: BaracudaError) -> None:
         """Send the error that this rank raises to the ranks that wait for it."""
