@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
-from helpers.pages import ROOT, torchrun
+from helpers.pages import ROOT, run_to_its_end, torchrun
 
 pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank, pytest.mark.endurance]
 
@@ -22,8 +21,7 @@ def report(torch, tmp_path):
     ]  # fmt: skip
     path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "NCCL_SOCKET_IFNAME": "lo"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, timeout=120, capture_output=True,
-                         text=True, check=False)  # fmt: skip
+    run = run_to_its_end(command, cwd=ROOT, environment=environment, timeout=180)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     (output,) = tmp_path.glob(f"{RANKS}x-*.json")
     return json.loads(output.read_text())
