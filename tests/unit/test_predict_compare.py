@@ -179,8 +179,8 @@ def test_what_cannot_be_recommended_is_not():
 @needs_cuda_build
 @pytest.mark.parametrize(
     "more",
-    [(), ("--seq", "1G", "--ranks", 4096), ("--layers", 1000),
-     ("--seq", "1G", "--ranks", 4096, "--layers", 1000, "--training")],
+    [(), ("--seq", "1G", "--ranks", 1024), ("--layers", 1000),
+     ("--seq", "1G", "--ranks", 1024, "--layers", 1000, "--training")],
 )  # fmt: skip
 def test_lines_fit_80_characters(more):
     long = [x for x in invoke(*GIVEN, *more).stdout.splitlines() if len(x) > 80]

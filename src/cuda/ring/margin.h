@@ -2,8 +2,8 @@
 //
 // A launch and its round become ready together, but the kernel of the round (NCCL's) reaches the
 // device some microseconds later. If the launch has filled every multiprocessor by then, the round
-// waits until the first blocks end. If the launch is one wave of blocks, it waits for the whole
-// launch.
+// waits until the first blocks end. If the launch is one wave of blocks, the round
+// waits for the whole launch.
 #pragma once
 
 #include <stdint.h>
@@ -15,8 +15,8 @@ namespace baracuda {
 
 // True if the launch must be delayed. margin: multiprocessors that the round takes. A persistent
 // kernel leaves them free: it has one block for each of the other multiprocessors (grid.blocks ==
-// left). in_clusters: the round's kernel has clusters, which need adjacent free multiprocessors.
-// The multiprocessors that the launch leaves free need not be adjacent.
+// left). in_clusters: the round's kernel has clusters, each of which needs free multiprocessors
+// in one GPC. The multiprocessors that the launch leaves free may lie in several.
 inline bool needs_head_start(const baracuda_ring_grid& grid, int64_t multiprocessors,
                              int64_t margin, bool in_clusters) {
   const int64_t left = multiprocessors - margin;

@@ -2,11 +2,11 @@
 // sends and receives together. ring.h defines payloads, BESIDE and BEHIND.
 //
 // A step is launched in `parts` parts (1 or 2). Launch t = step * parts + part runs at the same
-// time as round t. Every payload belongs to one part. BESIDE: the rounds that run with the launches
-// of that part send it. BEHIND: a launch t of that part computes this rank's share of a chunk's
-// sum, and round t + 1 sends the sum. The next rank has the same chunk one step later: its
-// launch t + parts computes its share and adds it. With a BEHIND payload, one more round follows
-// the last launch.
+// time as round t. Every payload belongs to one part p. A BESIDE payload is sent in the rounds of
+// the launches of part p. For a BEHIND payload, every launch t of part p computes this rank's share
+// of a chunk's sum, and round t + 1 sends the sum. The next rank has the same chunk one step later:
+// its launch t + parts computes its share and adds it. A BEHIND payload of the last part needs one
+// more round, after the last launch.
 #pragma once
 
 #include <stdint.h>
@@ -51,9 +51,10 @@ class Rounds {
     return false;
   }
 
-  // True if round n (n is `number`) waits for nothing of the caller's stream but launch n - 1, and
-  // the stream's wait for round n - 1 comes directly after that launch. Then the end of that wait
-  // shows that launch n - 1 has ended (Run::ask_for_signal()).
+  // Round n (n is `number`) must start after launch n - 1. True if it needs nothing else of the
+  // caller's stream, and if the next operation on that stream after launch n - 1 is the wait for
+  // round n - 1. When that wait has ended, launch n - 1 has ended too, so round n may wait for it
+  // instead (Run::ask_for_signal()).
   bool needs_launch_alone(int32_t number) const {
     if (number < 1 || number >= launches() || awaited_by_launch(number) != number - 1) return false;
     for (int32_t i = 0; i < call_.payload_count; ++i) {

@@ -40,10 +40,10 @@ class Run {
     for (int32_t t = 0; t < rounds_.launches(); ++t) {
       if (t % rounds_.parts() == 0) begin_step(t / rounds_.parts());
       // The round is enqueued before the launch, which may fill the device. If `signalled_`, the
-      // ring stream waits for a word (exchange/peer/words.h) that the caller's stream sets after
-      // its wait for the previous round. That wait must then be enqueued first: the two streams may
-      // share a hardware queue, and a stream that waits there for a word that is set by something
-      // enqueued later would wait for ever.
+      // caller's stream sets a word (exchange/peer/words.h) after its wait for the previous round,
+      // and the ring stream waits for this word. The wait on the caller's stream is then enqueued
+      // first. The two streams may share a hardware queue, and in the other order the ring stream's
+      // wait would block what sets the word.
       if (signalled_ && !await_inputs(t)) return join_and_report();
       if (!exchange(t) || !compute(t)) return join_and_report();
     }

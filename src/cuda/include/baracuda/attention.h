@@ -32,9 +32,10 @@ enum baracuda_step_flags {
   BARACUDA_STEP_FIRST = 1,
   BARACUDA_STEP_LAST = 2,
   BARACUDA_STEP_CAUSAL = 4,  // key j is visible to row i iff k_map(j) <= q_map(i)
-  // The previous kernel on the stream is a step, and everything that this step reads except the
-  // state was complete before that kernel began. The two steps may overlap until this one needs the
-  // state.
+  // Since the previous step, nothing but gate kernels (peer.h) was enqueued on the stream.
+  // Everything that this step reads except the state is complete before this step can start: it was
+  // complete before the previous step began, or a gate has waited for it. The two steps may overlap
+  // until this one needs the state.
   BARACUDA_STEP_FOLLOWS = 8,
 };
 
@@ -93,7 +94,8 @@ typedef struct baracuda_attention_family {
   uint32_t elements;        // elements it takes, as bits 1 << enum baracuda_element
   int32_t tensor_cores;     // 1: multiplies at the operands' precision; 0: in f32, or f64 for f64
   int32_t vector_bytes;     // addresses and strides must be multiples of it; 0: of the element size
-  int32_t forward_strides;  // 1: strides of inputs must not be negative
+  // Strides of inputs must be from 0 to below this number of bytes; 0: any strides.
+  int64_t max_stride_bytes;
 } baracuda_attention_family;
 
 BARACUDA_API int32_t baracuda_attention_family_info(int32_t kernel,

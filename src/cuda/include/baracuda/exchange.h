@@ -66,7 +66,7 @@ typedef struct baracuda_ring_message {
 
 enum { BARACUDA_RING_MAX_MESSAGES = 8 };
 
-// One exchange of one rank: what it sends and receives together.
+// One round of one rank: what it sends and receives together.
 typedef struct baracuda_ring_round {
   int32_t number;  // rises during a run, the same on every rank; some are left out
   int32_t send_count;
@@ -136,7 +136,7 @@ struct baracuda_ring_endpoint {
   void* exchange_context;  // the exchange's own
   const baracuda_stream_ops* ops;
   int32_t device;       // CUDA ordinal, -1 on the host
-  int32_t max_ctas;     // SMs that an exchange may take; 0 if none or unknown
+  int32_t max_ctas;     // SMs that a round may take; 0 if none or unknown
   int32_t in_clusters;  // not 0: its blocks may come in clusters, as NCCL's do by default
   // What the last run had enqueued: the step it reached, for error messages.
   int32_t steps_enqueued;

@@ -106,9 +106,9 @@ typedef struct baracuda_ring_program {
   int32_t (*settle)(const void* problem, const baracuda_ring_step* at);
 } baracuda_ring_program;
 
-// The timed events of one launch and of the exchange beside it, for a timeline.
+// The timed events of one launch and of the round beside it, for a timeline.
 typedef struct baracuda_ring_marks {
-  void* exchange_begin;  // on the exchange's stream; not recorded where there is none
+  void* exchange_begin;  // on the ring stream; not recorded if the entry has no round
   void* exchange_end;
   void* wait_begin;      // on the caller's stream, before it waits for what the launch reads
   void* compute_begin;   // once that is there
@@ -138,9 +138,10 @@ typedef struct baracuda_ring_call {
   const baracuda_ring_marks* marks;
 } baracuda_ring_call;
 
-// 1 if exchange `number` of a call (of a timeline's entry) has messages. The call is a valid one.
+// 1 if round `number` of a call has messages. `number` is also the timeline's entry. The call is
+// a valid one.
 BARACUDA_API int32_t baracuda_ring_has_exchange(const baracuda_ring_call* call, int32_t number);
-// The messages of exchange `number` of a call that is ready to run; the rest of round is zero.
+// The messages of round `number` of a call that is ready to run; the rest of *round is zero.
 BARACUDA_API void baracuda_ring_messages(const baracuda_ring_call* call, int32_t number,
                                          baracuda_ring_round* round);
 
@@ -148,10 +149,10 @@ BARACUDA_API void baracuda_ring_messages(const baracuda_ring_call* call, int32_t
 BARACUDA_API int32_t baracuda_ring_has_sum(const baracuda_ring_call* call, int32_t number);
 
 // Runs count ranks of one ring from this thread (count = 1 for one rank per process or thread;
-// count = world_size for a whole local ring). Enqueues, per launch, all exchanges in one group,
-// then all launches. After the first call it allocates nothing and never synchronises the host.
-// A failed launch is returned at the end: the exchanges go on, for the neighbours' sake. After a
-// failed exchange the run stops, and the callers' streams join what was enqueued.
+// count = world_size for a whole local ring). Enqueues, per launch, the rounds of all ranks in one
+// group, then all launches. After the first call it allocates nothing and never synchronises the
+// host. A failed launch is returned at the end: the rounds go on, for the neighbours' sake. After a
+// failed round the run stops, and the callers' streams join what was enqueued.
 BARACUDA_API int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count);
 
 #ifdef __cplusplus

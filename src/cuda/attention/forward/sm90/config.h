@@ -18,8 +18,9 @@ enum class Served { any_step, ends_of_rings, whole_calls };
 // LastN: if the last key tile has at most LastN keys, only LastN of its columns are computed. If
 // LastN is BlockN, all columns are always computed.
 //
-// ScoresAhead: QK of the i-th key tile is issued before the wait for PV of the (i - 2)-th. So the
-// weights (P, see state.cuh) of two key tiles need registers at the same time.
+// ScoresAhead: P (the weights, see state.cuh) of key tile i is computed while PV of tile i - 1
+// still reads P of that tile. So the weights of two key tiles need registers at the same time. (QK
+// of tile i is issued before the wait for PV of tile i - 2.)
 //
 // Steps: the steps that the configuration has kernels for.
 template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns,

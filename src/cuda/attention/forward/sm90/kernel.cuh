@@ -23,9 +23,9 @@ __global__ void __launch_bounds__(C::threads, 1)
   const int warp = uniform(threadIdx.x / 32);
   const bool leads = threadIdx.x % 32 == 0;
   launch_dependent_grids();
-  // A step without FOLLOWS waits here for the previous kernel. With FOLLOWS, everything that the
-  // step reads is complete when its blocks start, except the state. So the step waits only when it
-  // needs the state.
+  // FOLLOWS (attention.h) is the caller's promise that everything that the step reads, except the
+  // state, is complete when its blocks start. A step with FOLLOWS waits only when it needs the
+  // state. Any other step waits here for the previous kernel.
   if (!args.step.follows) await_previous_grids();
   // Several warps prepare the first copies at the same time.
   WorkTileScheduler<C, First, Last> work(args);

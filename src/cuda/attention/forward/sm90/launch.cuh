@@ -60,10 +60,10 @@ int32_t encode_maps(const StepParams& p, HopperArgs& args) {
 }
 
 // True if a step may start before the previous kernel has ended. Only a step that continues a state
-// may. If it leaves multiprocessors free for an exchange (sm_margin), it also needs FOLLOWS, which
-// the ring sets. With FOLLOWS, step s starts only when round s - 1 has brought its chunk, and round
-// s waits for the end of step s - 1. So no round starts while steps s - 1 and s overlap. Without
-// FOLLOWS, the first blocks of step s could take multiprocessors that a round needs in order to
+// may. A step that leaves multiprocessors free for an exchange (sm_margin) may overlap only with
+// FOLLOWS. Only the ring sets both. There, step s starts after round s - 1 has brought its chunk,
+// and round s starts after the end of step s - 1. So no round starts while the two steps overlap.
+// Otherwise the first blocks of step s could take multiprocessors that a round needs in order to
 // start.
 //
 // Steps of a ring overlap if nothing is between them on the stream (ranks that share a stream), or

@@ -9,8 +9,8 @@
 // The weight of a score, an element of P, is exp(scale * (score - m)). l is the sum of the weights,
 // and o_acc the sum of the weights times V. m need not be the largest score. The first step in
 // which a row sees a key sets m to the largest score of that step. Later steps keep m, even if they
-// have larger scores, so that they can add to o_acc in memory. They raise m only if weights would
-// exceed 2^16 (merge_under_previous_max()).
+// have larger scores, so that they can add to o_acc in memory. A warp raises m of its rows only if
+// weights of one of them would exceed 2^16 (merge_under_previous_max()).
 #pragma once
 
 #include <math_constants.h>

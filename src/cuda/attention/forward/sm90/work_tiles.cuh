@@ -22,9 +22,8 @@ struct HopperArgs {
   Divisor key_stride;
   // Divides by the number of units of fully masked rows in a head: first_row / masked_row_unit.
   Divisor masked_row_units;
-  // The step leaves multiprocessors free for an exchange. In a ring, round s runs during step s,
-  // and step s + 1 starts after the end of round s. So steps s and s + 1 usually do not overlap
-  // (overlaps_previous()).
+  // The step leaves multiprocessors free for an exchange (NCCL's). The stream then waits for an
+  // event between two steps, so steps s and s + 1 do not overlap (overlaps_previous()).
   bool leaves_processors;
   bool backwards;   // as TileOrder::backwards
   TileOrder order;  // for FirstStepScheduler; LaterStepScheduler uses the fields above
@@ -72,10 +71,11 @@ struct Tile {
 // average out.
 //
 // A step that begins a state takes a section that ends evenly, if there is one. A step with FOLLOWS
-// takes the smallest number of heads that divides the number of all heads and whose tiles fill the
-// waves of a section to at least 95 % (a block without a tile in the last wave idles). A small
-// section keeps K and V in L2; see docs/kernel-log/forward-sm90a-steps.md, "Few heads mixed in the
-// steps of a causal ring". In all other cases longest_first_section() chooses.
+// takes the smallest section of h heads for which two conditions hold: h divides the number of
+// heads, and at least 95 % of the blocks of the section's waves have a tile (in the last wave some
+// blocks may have none). A small section keeps K and V in L2; see
+// docs/kernel-log/forward-sm90a-steps.md, "Few heads mixed in the steps of a causal ring". In all
+// other cases longest_first_section() chooses.
 inline int64_t choose_section(const StepArgs& args, int element_bytes, int64_t grid) {
   if (!args.borders_vary || (args.query_tiles <= 8 && args.blocks >= 8 * grid)) return 0;
   if (args.first) {

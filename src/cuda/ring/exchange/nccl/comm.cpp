@@ -11,7 +11,8 @@
 
 namespace {
 
-// A call that has blocked for less may be about to return. An abort would free the handle under it.
+// A call that has blocked for less time than this may be about to return. An abort would free the
+// handle under it.
 constexpr std::chrono::milliseconds kPlainlyStuck{20};
 
 using Lock = std::unique_lock<std::mutex>;

@@ -33,8 +33,8 @@ using CommPtr = std::unique_ptr<baracuda_nccl_comm, DestroyComm>;
 NcclConfig config_for(int32_t max_ctas) {
   NcclConfig config;
   if (max_ctas > 0) config.max_ctas = max_ctas;
-  // No clusters; NCCL's default on Hopper is 4 blocks. A cluster needs adjacent free SMs. The SMs
-  // that a kernel leaves free may be anywhere, so a cluster would wait for the kernel's end.
+  // No clusters; NCCL's default on Hopper is 4 blocks. A cluster needs free SMs in one GPC.
+  // The SMs that a kernel leaves free may lie in several, so a cluster would wait for its end.
   config.cga_cluster_size = 0;
   return config;
 }

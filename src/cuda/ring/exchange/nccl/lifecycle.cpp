@@ -68,7 +68,7 @@ int32_t poll(baracuda_nccl_comm& comm, void* stream, const TimeLimit& limit) {
       const int32_t status = baracuda_cuda_stream_query(stream, &done);
       if (status != BARACUDA_OK) return status;
     }
-    // NCCL is also asked when the stream is done, because its kernels end early after an error.
+    // NCCL is asked even if the stream is done, because NCCL's kernels end early after an error.
     const int32_t status = find_async_error(comm);
     if (status != BARACUDA_OK || done) return status;
     if (limit.passed()) return fail_synchronize(comm, limit.seconds());
@@ -131,7 +131,7 @@ int32_t baracuda_nccl_synchronize(baracuda_nccl_comm* comm, void* stream, double
   }
   if (capturing) {
     return fail(BARACUDA_INVALID_ARGUMENT, "baracuda_nccl_synchronize",
-                "stream: got one that is being captured, must be one that runs");
+                "stream: got one that is being captured, must be one that is not");
   }
   int32_t status = refuse(*comm, "baracuda_nccl_synchronize");
   if (status == BARACUDA_OK) status = poll(*comm, stream, TimeLimit(timeout_seconds));

@@ -266,7 +266,8 @@ uint64_t mix(uint64_t digest, uint64_t value) {
   return digest ^ (digest >> 31);
 }
 
-// Chooses one of bits 0 to 30 of a word's `state`. Bit 31 is free: the abort has a half of its own.
+// Chooses one of bits 0 to 30 of a word's `state`. Bit 31 is not used. (The abort bit is in the
+// word's other half, `abort`.)
 uint32_t one_bit(uint64_t digest) { return uint32_t{1} << (digest % 31); }
 
 }  // namespace

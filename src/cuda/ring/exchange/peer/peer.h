@@ -36,8 +36,8 @@ struct PeerRound {
   bool transports = false;  // some messages go by the transport
   bool receives_by_transport = false;
   // The bits that are set in the words `granted` and `full`. Both ends of a hop compute them from
-  // the round's number, buffers, offsets and bytes. Ranks whose problems differ wait for different
-  // bits, and do not take wrong data for right.
+  // the round's number, buffers, offsets and bytes. Ranks whose problems differ nearly always
+  // compute different bits, and then wait instead of reading wrong data.
   uint32_t granted = 0;
   uint32_t full = 0;
   uint64_t digest = 0;

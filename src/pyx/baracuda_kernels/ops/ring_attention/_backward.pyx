@@ -128,8 +128,8 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
     gradients do not get worse as the ring grows. A run allocates nothing and never waits for the
     GPU.
 
-    A row that sees no key has dq = 0 and adds nothing to dk and dv. On ``sm90a`` the latter holds
-    only if the row's dy is finite. A key that no row sees has dk = dv = 0.
+    A row that sees no key has dq = 0. It adds nothing to dk and dv; on ``sm80`` and ``sm90a`` this
+    holds only if the row's dy is finite. A key that no row sees has dk = dv = 0.
 
     Attributes
     ----------

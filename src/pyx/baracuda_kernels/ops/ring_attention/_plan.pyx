@@ -43,8 +43,9 @@ cdef class RingAttentionPlan(RingAttentionBase):
     """Exact attention over a sequence that is sharded across a ring. Made by :meth:`select`.
 
     Every rank makes the same plan. ``run`` rotates K and V around the ring while it computes, and
-    keeps an unnormalised float32 state across the steps, so the answer does not get worse as the
-    ring grows. A run allocates nothing and never waits for the GPU.
+    keeps an unnormalised state across the steps, in float32 (float64 for F64 operands), so the
+    answer does not get worse as the ring grows. A run allocates nothing and never waits for the
+    GPU.
 
     Attributes
     ----------
