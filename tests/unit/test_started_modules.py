@@ -17,10 +17,17 @@ BENCHMARKS = [p for p in (ROOT / "benchmarks").rglob("*.py") if not p.name.start
 PROGRAM_BLOCK = 'if __name__ == "__main__":'
 # It needs its argument to import, and its own test runs it in any environment.
 NATIVE = TESTS / "native" / "check_host.py"
+# Helpers that tests start by their name.
+AS_MODULES = {
+    TESTS / "helpers" / f"{name}.py"
+    for path in TESTS.rglob("test_*.py")
+    for name in re.findall(r'"-m", "helpers\.(\w+)"', path.read_text())
+}
 # Programs: ranks, which helpers.rank_pool starts; cases of JAX; makers of pages; what says so of itself.
 BY_PATH = sorted([
     *(p for folder in (TESTS, ROOT / "docs", ROOT / "cmake") for p in folder.rglob("*.py")
-      if p != NATIVE and re.search(f"^{re.escape(PROGRAM_BLOCK)}", p.read_text(), re.MULTILINE)),
+      if p not in {NATIVE, *AS_MODULES}
+      and re.search(f"^{re.escape(PROGRAM_BLOCK)}", p.read_text(), re.MULTILINE)),
     *(p for p in BENCHMARKS if re.search(f"python3? benchmarks/{p.name}", p.read_text())),
 ])  # fmt: skip
 BY_NAME = sorted(
