@@ -74,8 +74,9 @@ def ring_attention(
 
     Works in eager mode, under ``torch.compile(fullgraph=True)``, under ``torch.inference_mode()``,
     under activation checkpointing, and in CUDA graphs after an eager call of the same problem.
-    Tensors on "meta" give the shapes alone, and nothing is sent.
-    Under autocast q, k and v are cast as ``scaled_dot_product_attention`` casts them. With
+    Replays and other calls of a ring may share its receive buffers: order those on several streams
+    yourself. Tensors on "meta" give the shapes alone, and nothing is sent. Under autocast q, k and
+    v are cast as ``scaled_dot_product_attention`` casts them. With
     ``torch.use_deterministic_algorithms`` only deterministic kernels are used. Outputs and scratch
     come from PyTorch's allocator in every call. Communicators and plans are cached (`clear_cache`
     drops them). The ranks compare the problem: on CUDA in its first call, on the CPU in every call.
