@@ -169,7 +169,8 @@ def run_local_ring(
         nearest lengths that fit.
     UnsupportedError
         No kernel serves the problem on that device, cuda.core is missing for NumPy arrays, a tensor
-        requires grad, or `timeout` is given on a GPU.
+        requires grad or has a tangent, the call is within a torch.func transform, a trace or a
+        TorchDispatchMode, or `timeout` is given on a GPU.
     NcclTimeoutError
         `timeout` passed.
     CudaError
