@@ -2,16 +2,16 @@
 
     python -m benchmarks.all_parts --out out -o benchmarks/results
 
-One GPU: one part after the other, some half an hour. Two or four: side by side, a part that measures
-time or memory alone on its GPU; beside the one that times single microseconds of the host nothing
-runs. What a part prints goes to OUT/<part>.txt. `--part` runs some parts alone.
+One GPU: one part after the other, some half an hour. On up to four they run side by side, each
+alone on its GPU; beside the one that times single microseconds of the host nothing runs. What a
+part prints goes to OUT/<part>.txt. `--part` runs some parts alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
+import queue
 import subprocess
 import sys
 import time
@@ -25,19 +25,7 @@ from benchmarks.evidence import PARTS, merge
 
 # The host's microseconds: they come first, and nothing runs beside them.
 _HOST = "host"
-# By number of GPUs, the lanes of each: a GPU and the parts that follow one another there, about
-# equally long. Lanes on one GPU run side by side.
-_LANES = {
-    1: ((0, " ".join(part for part in PARTS if part != _HOST)),),
-    2: (
-        (0, "forward backward error ring runtime peers"),
-        (1, "sanitize tests ranks faults interop endurance"),
-    ),
-    4: (
-        (0, "forward error ring runtime"), (1, "backward faults"), (2, "endurance interop"),
-        (3, "tests"), (3, "peers"), (3, "ranks sanitize"),
-    ),
-}  # fmt: skip
+_MOST_GPUS = 4  # more parts side by side would want more of the host than it has
 
 # Starts a part on a GPU and returns its exit code once it has ended.
 Start = Callable[[str, int], int]
@@ -46,10 +34,10 @@ Start = Callable[[str, int], int]
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 if every part ran and nothing in it failed."""
     options = parser().parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    gpus = len(_info.devices())
-    codes = run_all(gpus, lambda part, gpu: _start(options.out, part, gpu), options.part or PARTS)
-    print(merge(options.out, options.output))
+    gpus, out = len(_info.devices()), options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    codes = run_all(gpus, lambda part, gpu: _start(out, part, gpu), options.part or PARTS)
+    print(merge(out, options.output))
     return max(codes.values())
 
 
@@ -62,35 +50,37 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def run_all(gpus: int, start: Start, parts: Collection[str] = PARTS) -> dict[str, int]:
+def run_all(gpus: int, start: Start, parts: Collection[str] = tuple(PARTS)) -> dict[str, int]:
     """Exit codes by part."""
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for gpu in range(max(1, min(gpus, _MOST_GPUS))):
+        free.put(gpu)
 
-    def run_lane(gpu: int, names: str) -> dict[str, int]:
-        return {part: start(part, gpu) for part in names.split() if part in parts}
+    def run(part: str) -> int:
+        gpu = free.get()
+        try:
+            return start(part, gpu)
+        finally:
+            free.put(gpu)
 
-    codes = run_lane(0, _HOST)
-    lanes = _LANES[max(number for number in _LANES if number <= max(gpus, 1))]
-    with ThreadPoolExecutor(len(lanes)) as pool:
-        for found in pool.map(run_lane, *zip(*lanes, strict=True)):
-            codes |= found
-    return codes
+    codes = {_HOST: run(_HOST)} if _HOST in parts else {}
+    # The last ones take longest, and begin first.
+    others = [part for part in reversed(PARTS) if part in parts and part != _HOST]
+    with ThreadPoolExecutor(free.qsize()) as pool:
+        return codes | dict(zip(others, pool.map(run, others), strict=True))
 
 
 def _start(out: Path, part: str, gpu: int) -> int:
-    # A folder of its own: parts that end together would merge over each other.
-    folder = out / part
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(i) for i in range(gpu + 1)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": devices[gpu]}
+    device = visible.split(",")[gpu] if visible else str(gpu)
+    command = [sys.executable, "-m", "benchmarks.evidence", "--part", part, "--out", str(out)]
     begin = time.monotonic()
     with (out / f"{part}.txt").open("w") as log:
         code = subprocess.run(
-            [sys.executable, "-m", "benchmarks.evidence", "--part", part, "--out", str(folder)],
-            check=False, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
+            command, check=False, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": device},
+            stdout=log, stderr=subprocess.STDOUT,
         ).returncode  # fmt: skip
     print(f"{part}: exit code {code} after {time.monotonic() - begin:.0f} s", flush=True)
-    if (folder / f"{part}.json").is_file():
-        shutil.copy(folder / f"{part}.json", out)
     return code
 
 

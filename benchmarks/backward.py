@@ -6,23 +6,24 @@ those of the tensor-core families in sustained windows too.
 
 from __future__ import annotations
 
+import contextlib
+from functools import partial
 from typing import Any
 
 import torch
 
 import baracuda_kernels as bk
 from benchmarks.calls import HOPPER, Call, scratch
-from benchmarks.peers import available, backward_calls
+from benchmarks.peers import available, peer_calls
 from benchmarks.rows import Row, row
-from benchmarks.timing import in_windows, input_sets
+from benchmarks.timing import in_windows, input_sets, rotated, stream
 
-# (family, dtype, head_dim, batch, heads, kv_heads, query_len = key_len)
 PROBLEMS = [
-    *[("sm90a", *problem) for problem in HOPPER],
-    *[("sm80", "bf16", d, 2, 2048 // d, 2048 // d, 8192) for d in (64, 128, 256)],
-    ("sm80", "f16", 128, 2, 16, 16, 8192),
-    ("simt", "f32", 128, 1, 8, 8, 4096),
-    ("simt", "f64", 128, 1, 4, 4, 2048),
+    *HOPPER,
+    *[Call("sm80", 8192, "bf16", d, 2048 // d, batch=2) for d in (64, 128, 256)],
+    Call("sm80", 8192, "f16", batch=2),
+    Call("simt", 4096, "f32", 128, 8),
+    Call("simt", 2048, "f64", 128, 4),
 ]
 
 
@@ -31,7 +32,7 @@ def rows() -> list[Row]:
     found = []
     for problem in available(PROBLEMS):
         for causal in (False, True):
-            found += _rows(Call(*problem, causal))
+            found += _rows(problem._replace(causal=causal))
             torch.cuda.empty_cache()
     return found
 
@@ -41,23 +42,19 @@ def _rows(x: Call) -> list[Row]:
     if not plans:
         return []
 
-    def make(seed: int) -> tuple[Any, ...]:
-        saved = x.saved(seed)
-        outputs = {f"d{name}": torch.empty_like(saved[name]) for name in "qkv"}
-        args = {
-            name: bk.FlashSdpaBackwardArgs(**saved, **outputs, scratch=scratch(plan.scratch_bytes))
-            for name, plan in plans.items()
-        }
-        return *(saved[name] for name in ("q", "k", "v", "dy")), args
-
-    sets = input_sets(make, x.nbytes(4))
-    calls = {
-        name: lambda i, name=name, plan=plan: plan.run(
-            torch.cuda.current_stream(), sets[i % len(sets)][4][name]
+    sets = input_sets(x.saved, x.nbytes(4))
+    outputs = [{f"d{name}": torch.empty_like(one[name]) for name in "qkv"} for one in sets]
+    calls: dict[str, Any] = {
+        name: rotated(
+            partial(plan.run, stream(), bk.FlashSdpaBackwardArgs(
+                **one, **written, scratch=scratch(plan.scratch_bytes)
+            ))
+            for one, written in zip(sets, outputs, strict=True)
         )
         for name, plan in plans.items()
-    }
-    calls |= backward_calls(sets, x.causal)
+    }  # fmt: skip
+    operands = [(one["q"], one["k"], one["v"], one["dy"]) for one in sets]
+    calls |= peer_calls(operands, x.causal)
     figures = in_windows(calls, list(plans), sustained=x.family != "simt")
     return [row("backward", {**x.params(), "guarantee": n}, **figures[n]) for n in plans]
 
@@ -65,12 +62,11 @@ def _rows(x: Call) -> list[Row]:
 def _plans(x: Call) -> dict[str, Any]:
     """The family's fastest kernel for these gradients, and its deterministic one if that differs."""
     plans: dict[str, Any] = {}
-    for name, deterministic in (("fast", None), ("deterministic", True)):
-        try:
-            plan = x.backward_plan(deterministic)
-        except bk.UnsupportedError:
-            continue
-        known = [other.sku for other in plans.values()]
-        if plan.family.removesuffix("-deterministic") == x.family and plan.sku not in known:
-            plans[name] = plan
+    variants = {"fast": "", "deterministic": "-deterministic"}
+    for name, variant in variants.items() if x.family != "simt" else [("fast", "")]:
+        with contextlib.suppress(bk.UnsupportedError):
+            plan = x.backward_plan(variant)
+            known = [other.sku for other in plans.values()]
+            if plan.family.removesuffix("-deterministic") == x.family and plan.sku not in known:
+                plans[name] = plan
     return plans

@@ -17,9 +17,7 @@ from typing import Any
 import torch
 
 import baracuda_kernels as bk
-from benchmarks import RING_HEAD_DIM as HEAD_DIM
-from benchmarks import RING_HEADS as HEADS
-from benchmarks.calls import Call, Ring
+from benchmarks.calls import Call, Ring, scratch
 from benchmarks.peers import available
 from benchmarks.rounds import order
 from benchmarks.rows import Row, row
@@ -55,9 +53,7 @@ def _rows(family: str, chunk: int) -> list[Row]:
 def _figures(family: str, layout: str, chunk: int) -> dict[str, float]:
     """Steps are compared as parts of the calls around their round: the card's clocks drift by more than
     what is looked for, and the largest of several is sought, which noise alone would raise."""
-    ring = Ring(
-        family, RANKS, chunk, heads=HEADS, head_dim=HEAD_DIM, layout=layout, causal=True
-    )
+    ring = Ring(Call(family, chunk, causal=True), RANKS, layout=layout)
     whole, steps = _whole(family, ring), _steps(ring, layout)
     parts: dict[tuple[int, int], list[float]] = {at: [] for at in steps}
     before = whole()
@@ -77,15 +73,14 @@ def _figures(family: str, layout: str, chunk: int) -> dict[str, float]:
 
 def _whole(family: str, ring: Ring) -> Callable[[], float]:
     q, k, v = ring.qkv
-    plan = Call(family, "bf16", HEAD_DIM, 1, HEADS, HEADS, q.shape[2], True).plan()
+    plan = Call(family, q.shape[2], causal=True).plan()
     args = bk.FlashSdpaArgs(q=q, k=k, v=v, y=torch.empty_like(q))
     return _repeated(lambda: plan.run(torch.cuda.current_stream(), args), "call")
 
 
 def _steps(ring: Ring, layout: str) -> dict[tuple[int, int], Callable[[], float]]:
     """Measurements of every rank's every step, by rank and number, where it has any to launch."""
-    nbytes = ring.plan.accumulator_scratch_bytes
-    state = torch.zeros(nbytes, dtype=torch.uint8, device="cuda")
+    state = torch.zeros_like(scratch(ring.plan.accumulator_scratch_bytes))
     y = torch.empty_like(ring.shards[0][0])
     # Contiguous: only the chunks up to a rank's own; the other layouts give every rank some of every
     # chunk.
@@ -102,16 +97,11 @@ def _steps(ring: Ring, layout: str) -> dict[tuple[int, int], Callable[[], float]
 def _repeated(run: Callable[[], Any], what: str) -> Callable[[], float]:
     """A measurement of `run`, a "call" or a "step": milliseconds of one."""
     repeats, (ahead, timed) = _REPEATS[what], _REPLAYS[what]
-
-    def repeat() -> None:
-        for _ in range(repeats):
-            run()
-
-    replay = captured(repeat)
+    replay = captured(run, repeats)
 
     def milliseconds() -> float:
         for _ in range(ahead):
             replay()
-        return sample(lambda _: replay(), timed) / repeats
+        return sample(replay, timed) / repeats
 
     return milliseconds

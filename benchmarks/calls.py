@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,44 +11,33 @@ import baracuda_kernels as bk
 from baracuda_kernels.testing import preference, torch_qkv
 from benchmarks import RING_HEAD_DIM, RING_HEADS
 from benchmarks.timing import stream
-from tests.helpers.rings import descriptor, shards_of
-
-# (dtype, head_dim, batch, heads, kv_heads, query_len) of sm90a, of forward and backward alike.
-HOPPER = [
-    # B * S = 16384, H * D = 2048
-    *[
-        ("bf16", d, 16384 // s, 2048 // d, 2048 // d, s)
-        for d in (128, 64, 256)
-        for s in (2048, 8192, 16384)
-    ],
-    ("f16", 128, 2, 16, 16, 8192),
-    ("bf16", 128, 2, 32, 8, 8192),
-    *[("bf16", 128, b, 16, 16, s) for b, s in ((32, 512), (16, 1000), (4, 4097))],
-]
+from tests.helpers.rings import RankArrays, rank_arrays, shards_of
 
 
 class Call(NamedTuple):
-    """One call of a family; as many keys as queries if `key_len` is None."""
+    """One call of a family; as many keys as queries, and heads of keys, if None."""
 
     family: str
-    dtype: str
-    head_dim: int
-    batch: int
-    heads: int
-    kv_heads: int
     query_len: int
+    dtype: str = "bf16"
+    head_dim: int = RING_HEAD_DIM
+    heads: int = RING_HEADS
+    kv_heads: int | None = None
+    batch: int = 1
     causal: bool = False
     key_len: int | None = None
 
     def params(self) -> dict[str, Any]:
         """Of a row."""
-        return {**self._asdict(), "key_len": self.key_len or self.query_len}
+        known = {"kv_heads": self.kv_heads or self.heads, "key_len": self.key_len or self.query_len}
+        return {**self._asdict(), **known}
 
-    def descriptor(self) -> bk.FlashSdpaDescriptor:
-        return bk.FlashSdpaDescriptor(
+    def descriptor(self, make: Any = bk.FlashSdpaDescriptor, **options: Any) -> Any:
+        """Of that type."""
+        return make(
             self.batch, self.heads, self.query_len, self.key_len or self.query_len, self.head_dim,
             is_causal=self.causal, element=bk.ElementKind.parse(self.dtype),
-            num_kv_heads=self.kv_heads,
+            num_kv_heads=self.kv_heads, **options,
         )  # fmt: skip
 
     def plan(self) -> bk.FlashSdpaPlan:
@@ -57,13 +46,9 @@ class Call(NamedTuple):
             self.descriptor(), stream(), preference(self.family, self.dtype)
         )
 
-    def backward_plan(self, deterministic: bool | None = None) -> bk.FlashSdpaBackwardPlan:
-        """Of the family or, where that has no such kernel, of another."""
-        plain = preference(self.family, self.dtype)
-        wanted = bk.PlanPreference(
-            allow_sm90a=plain.allow_sm90a, math_precision=plain.math_precision,
-            deterministic=deterministic,
-        )  # fmt: skip
+    def backward_plan(self, variant: str = "") -> bk.FlashSdpaBackwardPlan:
+        """Of the family or its "-deterministic"; where that has no such kernel, of another."""
+        wanted = preference(self.family + variant, self.dtype)
         return bk.FlashSdpaBackwardPlan.select(self.descriptor(), stream(), wanted)
 
     def qkv(self, seed: int) -> tuple[Any, Any, Any]:
@@ -83,9 +68,23 @@ class Call(NamedTuple):
 
     def nbytes(self, arrays: int) -> int:
         """Of so many arrays with the heads of Q, and as many with those of K."""
-        heads = arrays * (self.heads + self.kv_heads)
+        heads = arrays * (self.heads + (self.kv_heads or self.heads))
         itemsize = bk.ElementKind.parse(self.dtype).itemsize
         return self.batch * self.query_len * self.head_dim * heads * itemsize
+
+
+# The problems of sm90a, of forward and backward alike.
+HOPPER = [
+    # B * S = 16384, H * D = 2048
+    *[
+        Call("sm90a", s, head_dim=d, heads=2048 // d, batch=16384 // s)
+        for d in (128, 64, 256)
+        for s in (2048, 8192, 16384)
+    ],
+    Call("sm90a", 8192, "f16", batch=2),
+    Call("sm90a", 8192, heads=32, kv_heads=8, batch=2),
+    *[Call("sm90a", s, batch=b) for b, s in ((32, 512), (16, 1000), (4, 4097))],
+]
 
 
 def scratch(nbytes: int) -> torch.Tensor:
@@ -94,30 +93,23 @@ def scratch(nbytes: int) -> torch.Tensor:
 
 
 class Ring:
-    """Shards of a random sequence for every rank of a ring on one GPU, and the plan of one rank."""
+    """A random sequence over a ring on one GPU, `x` on each rank, and the plan of a rank."""
 
-    def __init__(
-        self,
-        family: str,
-        ranks: int,
-        chunk: int,
-        *,
-        seed: int = 0,
-        dtype: str = "bf16",
-        heads: int = RING_HEADS,
-        head_dim: int = RING_HEAD_DIM,
-        layout: str = "contiguous",
-        causal: bool = False,
-    ) -> None:
-        self.qkv = torch_qkv(
-            "normal", dtype, seed, heads=heads, query_len=ranks * chunk, head_dim=head_dim
-        )
+    def __init__(self, x: Call, ranks: int, *, layout: str = "contiguous", seed: int = 0) -> None:
+        self.qkv = x._replace(query_len=ranks * x.query_len).qkv(seed)
         self.shards: list[Sequence[Any]] = [*shards_of(*self.qkv, ranks, layout)]
-        desc = descriptor(
-            *self.shards[0][:2], dtype, is_causal=causal,
-            sequence_layout=bk.SequenceLayout.parse(layout),
-        )  # fmt: skip
-        self.plan = bk.RingAttentionPlan.select(desc, stream(), preference(family, dtype))
+        desc = x.descriptor(bk.RingAttentionDescriptor, sequence_layout=layout)
+        self.plan = bk.RingAttentionPlan.select(desc, stream(), preference(x.family, x.dtype))
+
+    def arrays(self) -> list[RankArrays]:
+        """All else that each rank takes."""
+        return [rank_arrays(torch, self.plan, q, k, v, len(self.shards)) for q, k, v in self.shards]
+
+    def run_all(self, arrays: list[RankArrays]) -> Callable[[], None]:
+        """A run of all ranks on one stream."""
+        ring = bk.LocalCommunicator.ring(len(arrays), device=torch.cuda.current_device())
+        args = [a.args for a in arrays]
+        return lambda: ring.run_all(torch.cuda.current_stream(), self.plan, args)
 
     def step(self, rank: int, number: int, y: Any, state: Any, **options: Any) -> None:
         """Enqueue a rank's step of that number, as `step`."""

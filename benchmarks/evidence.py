@@ -3,61 +3,48 @@
     python -m benchmarks.evidence --part PART --out DIR
     python -m benchmarks.evidence --merge DIR -o benchmarks/results
 
-Each part ends within 8 minutes and writes DIR/<part>.json; the parts in DIR that agree in card and
-source hash are merged into DIR/<card>.json after each. A part refuses to run where the installed
-build was not made of the sources beside it.
+Each part ends within 8 minutes and writes DIR/<part>.json; parts that agree in card and source hash
+are merged into <card>.json. A part refuses to run where the installed build was not made of the
+sources beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from benchmarks import ROOT
-from benchmarks.rows import SCHEMA, Row, machine, now, slug, write
+from benchmarks.rows import Row, head, slug, write
 from benchmarks.source import SourceMismatch, require_own_sources
 
-PARTS = (
-    "host", "tests", "ranks", "peers", "forward", "backward", "error", "ring", "runtime", "faults",
-    "sanitize", "interop", "endurance",
-)  # fmt: skip
 LIMIT_SECONDS = 480
 _REPORT_SECONDS = 15
-_STOPPED = 124  # the exit code of what was stopped
 _RANKS = "tests/multi_rank"
 _FAULTS = f"{_RANKS}/test_faults.py"
 _PEERS = (f"{_RANKS}/test_peer_ring.py", f"{_RANKS}/test_peer_faults.py")
+_NO_FAULTS = [f"--ignore={path}" for path in (_FAULTS, *_PEERS)]
 _INTEROP = "tests/interop"
 _TORCH = f"{_INTEROP}/test_torch_gpu.py"
+_SANITIZER = "tests/gpu/test_compute_sanitizer.py"
 # What takes long, and what measures the device's memory, has the GPU to itself.
 _ELSEWHERE = "endurance or device_memory"
 _QUICK = ("-m", f"not ({_ELSEWHERE})")
 # What takes several GPUs is no part of one GPU's evidence.
 _ONE_GPU = ("-m", f"not ({_ELSEWHERE}) and not multi_gpu")
-# What has rows, by the modules that measure it; where these have a `worse`, it finds what fails.
-_MEASURED = {
-    "host": ("host_cost",),
-    "forward": ("forward",),
-    "backward": ("backward",),
-    "error": ("error", "gradient_error"),
-    "ring": ("ring",),
-    "runtime": ("balance", "overlap", "memory"),
-    "faults": ("faults",),
-}
 # Of tests: "passed", "failed" and "skipped".
 Counts = Counter[str]
 
@@ -77,7 +64,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"refused: {error}", file=sys.stderr)
         return 2
     write(options.out / f"{options.part}.json", evidence)
-    print(merge(options.out, options.out))
     return 1 if evidence["tests"]["failed"] else 0
 
 
@@ -96,15 +82,13 @@ def run_part(part: str) -> dict[str, Any]:
     """One part's evidence: the header, its tests and its rows."""
     digest = require_own_sources(ROOT)
     start = time.monotonic()
-    counts = _TESTED[part]() if part in _TESTED else Counter()
-    rows, failed = _measured(part)
+    test, modules = PARTS[part]
+    counts = test()
+    rows, failed = _measured(modules)
     counts["failed"] += failed
     return {
-        "schema": SCHEMA,
+        **head(digest),
         "part": part,
-        **machine(),
-        "date": now(),
-        "source_hash": digest,
         "seconds": round(time.monotonic() - start, 1),
         "tests": {outcome: counts[outcome] for outcome in ("passed", "failed", "skipped")},
         "rows": rows,
@@ -137,11 +121,11 @@ def merge(folder: Path, output: Path) -> Path:
     return path
 
 
-def _measured(part: str) -> tuple[list[Row], int]:
-    """The part's rows, and how many of its measurements failed."""
+def _measured(modules: Sequence[str]) -> tuple[list[Row], int]:
+    """Their rows, and how many of their measurements failed; a module's `worse` finds such rows."""
     found: list[Row] = []
     failed = 0
-    for name in _MEASURED.get(part, ()):
+    for name in modules:
         module = importlib.import_module(f"benchmarks.{name}")
         try:
             rows = module.rows()
@@ -160,7 +144,14 @@ def _pytest(*arguments: str, seconds: float = LIMIT_SECONDS - 20) -> Counts:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "--require-gpu", f"--junitxml={report}"]
-        code = _run([*command, *arguments], seconds=seconds)
+        print("$", *command, *arguments, flush=True)
+        with subprocess.Popen([*command, *arguments], cwd=ROOT) as process:
+            stopped = not _ended(process, seconds)
+            if stopped:
+                print(f"stopped after {seconds:.0f} s", file=sys.stderr)
+                process.send_signal(signal.SIGINT)  # it still reports what has run
+                if not _ended(process, _REPORT_SECONDS):
+                    process.kill()
         if not report.is_file():
             return Counter(failed=1)
         counts: Counts = Counter()
@@ -168,25 +159,16 @@ def _pytest(*arguments: str, seconds: float = LIMIT_SECONDS - 20) -> Counts:
             counts.update({k: int(suite.get(k, 0)) for k in ("tests", "failures", "errors", "skipped")})
     failed = counts["failures"] + counts["errors"]
     passed = counts["tests"] - failed - counts["skipped"]
-    if code == _STOPPED or (code != 0 and failed == 0):
+    if stopped or (process.returncode != 0 and failed == 0):
         failed += 1  # a time-out, or a failure outside of any test
     return Counter(passed=passed, failed=failed, skipped=counts["skipped"])
 
 
-def _run(command: list[str], *, seconds: float, environment: dict[str, str] | None = None) -> int:
-    print("$", " ".join(command), flush=True)
-    environment = {**os.environ, **(environment or {})}
-    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
-        try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            print(f"stopped after {seconds:.0f} s", file=sys.stderr)
-            process.send_signal(signal.SIGINT)  # pytest still reports what has run
-        try:
-            process.wait(_REPORT_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        return _STOPPED
+def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether it has, after at most so long."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    return process.returncode is not None
 
 
 def _shares(*arguments: str) -> list[tuple[str, ...]]:
@@ -222,42 +204,26 @@ def _endurance() -> Counts:
     # What measures the device's memory comes alone; the others wait for deadlines most of the time.
     alone, others = "device_memory and not multi_gpu", "endurance and not (device_memory or multi_gpu)"
     first = _pytest("tests", "-m", alone, seconds=LIMIT_SECONDS / 2)
-    runs = _shares("tests", "-m", others)
+    runs = _shares("tests", f"--ignore={_SANITIZER}", "-m", others)
     return first + _side_by_side(runs, seconds=LIMIT_SECONDS / 2 - 30)
 
 
-def _sanitize() -> Counts:
-    folders = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
-    sanitizer = shutil.which("compute-sanitizer", path=folders)
-    if sanitizer is None:
-        raise SystemExit("the part sanitize needs the CUDA toolkit's compute-sanitizer")
-    counts: Counts = Counter()
-    grids = {"memcheck": [], "racecheck": ["--one-each", "--no-handed-over"],
-             "synccheck": ["--one-each"]}  # fmt: skip
-    for tool, grid in grids.items():
-        code = _run(
-            [
-                *(sanitizer, "--tool", tool, "--error-exitcode", "9"),
-                *("--kernel-name", "kns=baracuda"),
-                *(sys.executable, "-m", "benchmarks.sanitize_grid", *grid),
-            ],
-            seconds=(LIMIT_SECONDS - 20) / len(grids),
-            # Every tensor an allocation of its own, or memcheck cannot see its end.
-            environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-        )
-        counts["passed" if code == 0 else "failed"] += 1
-    return counts
-
-
-_TESTED = {
-    "tests": _tests,
-    "ranks": lambda: _pytest(
-        _RANKS, *_ONE_GPU, *(f"--ignore={path}" for path in (_FAULTS, *_PEERS))
-    ),
-    "peers": lambda: _pytest(*_PEERS, *_ONE_GPU),
-    "faults": lambda: _pytest(_FAULTS, *_QUICK),
-    "sanitize": _sanitize, "interop": _interop, "endurance": _endurance,
-}  # fmt: skip
+# What a part tests, and the modules that measure its rows.
+PARTS: dict[str, tuple[Callable[[], Counts], tuple[str, ...]]] = {
+    "host": (Counter, ("host_cost",)),
+    "tests": (_tests, ()),
+    "ranks": (lambda: _pytest(_RANKS, *_ONE_GPU, *_NO_FAULTS), ()),
+    "peers": (lambda: _pytest(*_PEERS, *_ONE_GPU), ()),
+    "forward": (Counter, ("forward",)),
+    "backward": (Counter, ("backward",)),
+    "error": (Counter, ("error", "gradient_error")),
+    "ring": (Counter, ("ring",)),
+    "runtime": (Counter, ("balance", "overlap", "memory")),
+    "faults": (lambda: _pytest(_FAULTS, *_QUICK), ("faults",)),
+    "sanitize": (lambda: _pytest(_SANITIZER), ()),
+    "interop": (_interop, ()),
+    "endurance": (_endurance, ()),
+}
 
 
 if __name__ == "__main__":

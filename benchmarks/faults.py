@@ -7,31 +7,30 @@ ends without a typed error fails the part.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.rows import Row, row
 from tests.helpers.fault_cases import CASES, RANKS, FaultyRing
 
-RINGS = 5
 
-
-def rows() -> list[Row]:
-    """All `faults` rows; the cases run side by side, each with processes of its own."""
-    with ThreadPoolExecutor(len(CASES)) as pool:
-        return list(pool.map(of_case, CASES))
-
-
-def of_case(
-    case: str, *, ranks: int = RANKS, rings: int = RINGS, device_each: bool = False
-) -> Row:
-    """The worst of `rings` rings, on one GPU or with a GPU for each rank.
+def rows(
+    cases: Iterable[str] = CASES, ranks: int = RANKS, rings: int = 5, device_each: bool = False
+) -> list[Row]:
+    """A row of each case, on one GPU or with a GPU for each rank; the cases run side by side, each
+    with processes of its own.
 
     Raises
     ------
     AssertionError
         If a rank met another error than the case's, or did not end at all.
     """
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda case: _row(case, ranks, rings, device_each), cases))
+
+
+def _row(case: str, ranks: int, rings: int, device_each: bool) -> Row:
     worst = 0.0
     restarts = rings - 1 if case == "SIGKILL" else 0
     with FaultyRing(ranks, restarts=restarts, device_each=device_each) as ring:

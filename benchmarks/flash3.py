@@ -25,13 +25,13 @@ def serves(q: Any) -> bool:
     return bool(found) and torch.cuda.get_device_capability() == (9, 0)
 
 
-def forward(q: Any, k: Any, v: Any, is_causal: bool) -> Callable[[], Any]:
+def forward(is_causal: bool, q: Any, k: Any, v: Any) -> Callable[[], Any]:
     """A call on torch's tensors of [B, H, S, D], which it takes as [B, S, H, D]."""
     attention, arrays = _attention(is_causal), _arrays(q, k, v)
     return lambda: attention(*arrays)
 
 
-def backward(q: Any, k: Any, v: Any, dy: Any, is_causal: bool) -> Callable[[], Any]:
+def backward(is_causal: bool, q: Any, k: Any, v: Any, dy: Any) -> Callable[[], Any]:
     """A call that gives the last of dq, dk, dv, [B, S, H, D], from residuals made here."""
     import jax
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -38,13 +39,15 @@ Ring = Callable[[Problem, str, bool], Sequence[Any]]
 
 def rows() -> list[Row]:
     """All rows of one GPU: local rings of every size, and processes that share the card."""
-    with ThreadPoolExecutor(len(_EXCHANGES)) as starting, contextlib.ExitStack() as started:
-        pools = {n: starting.submit(RankPool, n, device_each=False) for n in _EXCHANGES}
-        for pool in pools.values():
-            started.callback(lambda pool=pool: pool.exception() or pool.result().close())
+    with contextlib.ExitStack() as started, ThreadPoolExecutor(len(_EXCHANGES)) as starting:
+
+        def start(ranks: int) -> RankPool:
+            return started.enter_context(contextlib.closing(RankPool(ranks, device_each=False)))
+
+        pools = starting.map(start, _EXCHANGES)  # while the local rings run
         found = [one for ranks in RANKS for one in _rows(ranks, {"local": _local(ranks)})]
-        for ranks, exchanges in _EXCHANGES.items():
-            found += _rows(ranks, _processes(pools[ranks].result(), exchanges))
+        for (ranks, exchanges), pool in zip(_EXCHANGES.items(), pools, strict=True):
+            found += _rows(ranks, _processes(pool, exchanges))
     return found
 
 
@@ -99,8 +102,7 @@ def _rows(ranks: int, rings: dict[str, Ring], **params: Any) -> list[Row]:
 def _family() -> str:
     from benchmarks.peers import available
 
-    family: str = available([("sm90a",), ("sm80",)])[0][0]
-    return family
+    return available([("sm90a",), ("sm80",)])[0][0]
 
 
 def _task(ranks: int) -> dict[str, Any]:
@@ -138,9 +140,21 @@ def _errors(found: Sequence[Any], exact: Sequence[Any]) -> list[float]:
 
 def rms(found: Any, exact: Any) -> float:
     """Of the difference, in float64."""
-    if isinstance(exact, np.ndarray):
-        return float(np.sqrt(np.mean(np.square(found.astype(np.float64) - exact))))
-    return float((found.double() - exact).square().mean().sqrt())
+    return _size(_wide(found) - _wide(exact))
+
+
+def relative(found: Any, exact: Any) -> float:
+    """The difference over what is exact; infinite where either has a NaN."""
+    off = rms(found, exact) / _size(_wide(exact))
+    return math.inf if math.isnan(off) else off
+
+
+def _size(x: Any) -> float:
+    return float((x * x).mean() ** 0.5)
+
+
+def _wide(x: Any) -> Any:
+    return x.double() if hasattr(x, "double") else np.asarray(x, np.float64)
 
 
 def _rounded(exact: Any, like: Any) -> Any:

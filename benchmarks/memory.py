@@ -13,69 +13,56 @@ from typing import Any
 import torch
 
 import baracuda_kernels as bk
+from benchmarks.across_gpus.problem import Problem
 from benchmarks.calls import scratch
 from benchmarks.rows import Row, row
 from benchmarks.timing import peak_bytes, stream
 
 RANKS = (1, 2, 4, 8)
 CHUNKS = (8192, 32768)
-_HEADS, _KV_HEADS, _HEAD_DIM = 32, 8, 128
 
 
 def rows() -> list[Row]:
     """All `memory` rows."""
-    return [_row(ranks, chunk) for chunk in CHUNKS for ranks in RANKS]
+    shape = (32, 8, 128, "zigzag", True)
+    return [_row(Problem(ranks, chunk, *shape)) for chunk in CHUNKS for ranks in RANKS]
 
 
-def _row(ranks: int, chunk: int) -> Row:
-    on = stream()
-    desc = bk.RingAttentionDescriptor(
-        1, _HEADS, chunk, chunk, _HEAD_DIM, is_causal=True, element=bk.ElementKind.BF16,
-        num_kv_heads=_KV_HEADS, sequence_layout="zigzag",
-    )  # fmt: skip
+def _row(x: Problem) -> Row:
+    desc, on, device = x.descriptor(), stream(), torch.device("cuda", torch.cuda.current_device())
     plans = bk.RingAttentionPlan.select(desc, on), bk.RingAttentionBackwardPlan.select(desc, on)
-    ring = bk.LocalCommunicator.ring(ranks, device=torch.cuda.current_device())
+    ring = bk.LocalCommunicator.ring(x.ranks, device=device.index)
     inputs = [
-        [
-            torch.randn(1, heads, chunk, _HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-            for heads in (_HEADS, _KV_HEADS, _KV_HEADS, _HEADS)
-        ]
-        for _ in range(ranks)
+        [x.shard(name, rank, device) for name in ("q", "k", "v", "dy")] for rank in range(x.ranks)
     ]
     peak = peak_bytes(functools.partial(_step, *plans, ring, inputs))
-    params = {
-        "dtype": "bf16", "ranks": ranks, "chunk": chunk, "heads": _HEADS, "kv_heads": _KV_HEADS,
-        "head_dim": _HEAD_DIM, "layout": "zigzag", "causal": True, "exchange": "local",
-    }  # fmt: skip
     del inputs
     torch.cuda.empty_cache()
-    return row("memory", params, peak / ranks)
+    return row("memory", x.params(exchange="local"), peak / x.ranks)
 
 
 def _step(forward: Any, backward: Any, ring: Any, inputs: list[list[torch.Tensor]]) -> None:
+    def buffers(**sizes: int) -> dict[str, torch.Tensor]:
+        """A rank's scratch of these bytes, and what it receives K and V in."""
+        nbytes = forward.kv_scratch_elements * torch.bfloat16.itemsize
+        received = dict.fromkeys(("kv_scratch_a", "kv_scratch_b")[: len(inputs) - 1], nbytes)
+        found = {name: scratch(size) for name, size in (received | sizes).items()}
+        return found | {name: found[name].view(torch.bfloat16) for name in received}
+
     saved = []
     for q, *_ in inputs:
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
         saved.append({"y": torch.empty_like(q), "lse": lse})
-    sizes = {"accumulator_scratch": forward.accumulator_scratch_bytes} if len(inputs) > 1 else {}
+    many = len(inputs) > 1
+    sizes = {"accumulator_scratch": forward.accumulator_scratch_bytes} if many else {}
     ring.run_all(stream(), forward, [
-        bk.RingAttentionArgs(q=q, k=k, v=v, **given, **_buffers(forward, len(inputs), sizes))
+        bk.RingAttentionArgs(q=q, k=k, v=v, **given, **buffers(**sizes))
         for (q, k, v, _), given in zip(inputs, saved, strict=True)
     ])  # fmt: skip
-    sizes = {"scratch": backward.scratch_bytes}
-    if len(inputs) > 1:
-        sizes["kv_gradient_scratch"] = backward.kv_gradient_scratch_bytes
+    sizes = {"kv_gradient_scratch": backward.kv_gradient_scratch_bytes} if many else {}
     args = []
     for (q, k, v, dy), given in zip(inputs, saved, strict=True):
         written = {name: torch.empty_like(x) for name, x in {"dq": q, "dk": k, "dv": v}.items()}
-        written |= _buffers(forward, len(inputs), sizes)
+        written |= buffers(scratch=backward.scratch_bytes, **sizes)
         args.append(bk.RingAttentionBackwardArgs(q=q, k=k, v=v, dy=dy, **given, **written))
     ring.run_all(stream(), backward, args)
-
-
-def _buffers(forward: Any, ranks: int, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
-    """A rank's scratch of these bytes, and what it receives K and V in."""
-    nbytes = forward.kv_scratch_elements * torch.bfloat16.itemsize
-    received = dict.fromkeys(("kv_scratch_a", "kv_scratch_b")[: ranks - 1], nbytes)
-    found = {name: scratch(size) for name, size in (received | sizes).items()}
-    return found | {name: found[name].view(torch.bfloat16) for name in received}

@@ -12,24 +12,23 @@ from __future__ import annotations
 import ctypes
 import os
 import statistics
-from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
 
 import baracuda_kernels as bk
-from baracuda_kernels.testing import preference, torch_qkv
-from benchmarks import RING_HEAD_DIM as HEAD_DIM
-from benchmarks import RING_HEADS as HEADS
+from baracuda_kernels.testing import preference
 from benchmarks import ROOT
-from benchmarks.calls import Ring, step
+from benchmarks.calls import Call, Ring, step
 from benchmarks.peers import available
 from benchmarks.rounds import in_rounds, summary
 from benchmarks.rows import Row, row
-from benchmarks.timing import Calls, captured, interleaved, stream
+from benchmarks.timing import Calls, captured, interleaved, sample, stream
 from tests.helpers import cuda_ring
 from tests.helpers.rank_pool import RankPool
-from tests.helpers.rings import descriptor, rank_arrays
+from tests.helpers.rings import RankArrays, rank_arrays
 
 RANKS = 8
 # (family, chunk)
@@ -60,26 +59,22 @@ class _LocalRing(Ring):
     """8 ranks with one stream, and the same steps without any exchange."""
 
     def __init__(self, family: str, chunk: int) -> None:
-        super().__init__(family, RANKS, chunk, heads=HEADS, head_dim=HEAD_DIM)
-        self.arrays = [rank_arrays(torch, self.plan, *shard, RANKS) for shard in self.shards]
-        self.communicators = bk.LocalCommunicator.ring(RANKS, device=0)
-        self.args = [rank.args for rank in self.arrays]
+        super().__init__(Call(family, chunk), RANKS)
+        arrays = self.arrays()
+        self.run = self.run_all(arrays)
         self.operands = self.shards
         self.shards = [[bk.TensorRef(x) for x in shard] for shard in self.shards]
         self.outputs = [
-            (bk.TensorMut(a.y), bk.TensorMut(a.held["accumulator_scratch"])) for a in self.arrays
+            (bk.TensorMut(a.y), bk.TensorMut(a.held["accumulator_scratch"])) for a in arrays
         ]
         self.targets = [torch.empty_like(k) for _, k, _ in self.operands]
 
-    def run(self, _: int = 0) -> None:
-        self.communicators.run_all(torch.cuda.current_stream(), self.plan, self.args)
-
-    def compute(self, _: int = 0) -> None:
+    def compute(self) -> None:
         for number in range(RANKS):
-            for rank in range(RANKS):
-                self.step(rank, number, *self.outputs[rank], follows=False)
+            for rank, (y, state) in enumerate(self.outputs):
+                self.step(rank, number, y, state, follows=False)
 
-    def exchange(self, _: int = 0) -> None:
+    def exchange(self) -> None:
         for _ in range(RANKS - 1):
             for rank in range(RANKS):
                 for x in self.operands[rank][1:]:
@@ -88,12 +83,12 @@ class _LocalRing(Ring):
 
 def _local(family: str, chunk: int) -> Row:
     ring = _LocalRing(family, chunk)
-    calls: Calls = {"ours": ring.run, "compute": ring.compute, "exchange": ring.exchange}
+    calls = {"ours": ring.run, "compute": ring.compute, "exchange": ring.exchange}
     return _row(family, chunk, "local", calls)
 
 
 def _nccl_self(family: str, chunk: int, max_ctas: int) -> Row:
-    q, k, v = torch_qkv("normal", "bf16", 0, heads=HEADS, query_len=chunk, head_dim=HEAD_DIM)
+    q, k, v = Call(family, chunk).qkv(0)
     rank = cuda_ring.RankTensors(torch, q, k, v, family=family)
     rank.stage()
     ring = cuda_ring.SelfRing(RANKS, max_ctas=max_ctas)
@@ -104,15 +99,13 @@ def _nccl_self(family: str, chunk: int, max_ctas: int) -> Row:
     only_exchange = rank.call(ring.endpoint, own.cuda_stream, ring.hops)
     rank.calls[-1][0].step.query_len = 0
 
-    def runs(which: Any) -> Callable[[int], None]:
-        return lambda _: cuda_ring.check(ring.lib.baracuda_ring_run(ctypes.byref(which), 1))
+    def run(which: Any) -> None:
+        cuda_ring.check(ring.lib.baracuda_ring_run(ctypes.byref(which), 1))
 
-    calls = {"ours": call, "compute": only_compute, "exchange": only_exchange}
+    of = {"ours": call, "compute": only_compute, "exchange": only_exchange}
+    calls = {name: partial(run, which) for name, which in of.items()}
     with torch.cuda.stream(own):
-        found = _row(
-            family, chunk, "nccl_self", {name: runs(x) for name, x in calls.items()},
-            max_ctas=max_ctas,
-        )  # fmt: skip
+        found = _row(family, chunk, "nccl_self", calls, max_ctas=max_ctas)
         torch.cuda.synchronize()
     ring.close()
     return found
@@ -122,12 +115,9 @@ def _sockets(family: str, chunk: int) -> Row:
     ranks = 2
     # The workers are the tests'; what they time is below.
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    pool = RankPool(ranks, device_each=False, environment={"PYTHONPATH": path})
-    try:
-        task = {"do": "call", "function": f"{__name__}:time_rank", "family": family, "rows": chunk}
+    task = {"do": "call", "function": f"{__name__}:time_rank", "family": family, "rows": chunk}
+    with closing(RankPool(ranks, device_each=False, environment={"PYTHONPATH": path})) as pool:
         answers = pool.run(task, seconds=120)
-    finally:
-        pool.close()
     slower = {name: max(answer[name] for answer in answers) for name in answers[0]}
     params = {"family": family, "ranks": ranks, "chunk": chunk, "transport": "sockets"}
     return row("overlap", params, slower.pop("ours"), slower)
@@ -135,36 +125,31 @@ def _sockets(family: str, chunk: int) -> Row:
 
 def time_rank(comm: bk.Communicator, task: dict[str, Any]) -> dict[str, float]:
     """On a rank: milliseconds of a ring, of its kernels alone, and of one with next to no kernels."""
-    rank, ranks, chunk = comm.rank, comm.world_size, task["rows"]
-    q, k, v = torch_qkv("normal", "bf16", rank, heads=HEADS, query_len=chunk, head_dim=HEAD_DIM)
-    on = stream()
-    pref = preference(task["family"], "bf16")
+    whole, on, ranks = Call(task["family"], task["rows"]), stream(), comm.world_size
+    q, k, v = whole.qkv(comm.rank)
 
-    def ring(rows: int) -> tuple[Any, Any]:
-        some = q[:, :, :rows].contiguous()
-        plan = bk.RingAttentionPlan.select(on, descriptor(some, k, "bf16"), pref)
-        return plan, rank_arrays(torch, plan, some, k, v, ranks)
+    def ring(rows: int) -> RankArrays:
+        desc = whole._replace(query_len=rows, key_len=task["rows"]).descriptor(
+            bk.RingAttentionDescriptor
+        )
+        plan = bk.RingAttentionPlan.select(on, desc, preference(whole.family, whole.dtype))
+        return rank_arrays(torch, plan, q[:, :, :rows].contiguous(), k, v, ranks)
 
-    (plan, arrays), (plan_of_one, arrays_of_one) = ring(chunk), ring(1)
-    state = arrays.held["accumulator_scratch"]
+    all_rows, one_row = ring(task["rows"]), ring(1)
+    state = all_rows.held["accumulator_scratch"]
 
     def kernels() -> None:
         for number in range(ranks):
-            step(plan, [(q, k, v)] * ranks, rank, number, arrays.y, state)
+            step(all_rows.plan, [(q, k, v)] * ranks, comm.rank, number, all_rows.y, state)
 
     calls = {
-        "ours": lambda: plan.run(on, comm, arrays.args),
+        "ours": lambda: all_rows.plan.run(on, comm, all_rows.args),
         "compute": kernels,
-        "exchange": lambda: plan_of_one.run(on, comm, arrays_of_one.args),
+        "exchange": lambda: one_row.plan.run(on, comm, one_row.args),
     }
 
     def one(name: str, _: int) -> float:
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        calls[name]()
-        stop.record()
-        comm.synchronize(on)  # with a deadline, which the event has not
-        return start.elapsed_time(stop)
+        return sample(calls[name], 1, lambda: comm.synchronize(on))  # with a deadline
 
     samples = in_rounds(calls, one, rounds=_ROUNDS, milliseconds=0, least=1, most=1)
     return {name: statistics.median(taken) for name, taken in samples.items()}
@@ -172,8 +157,7 @@ def time_rank(comm: bk.Communicator, task: dict[str, Any]) -> dict[str, float]:
 
 def _graph(family: str, chunk: int) -> Row:
     ring = _LocalRing(family, chunk)
-    replays = {"ours": captured(ring.run), "kernels": captured(ring.compute)}
-    calls = {name: lambda _, replay=replay: replay() for name, replay in replays.items()}
+    calls = {"ours": captured(ring.run), "kernels": captured(ring.compute)}
     params = {"family": family, "ranks": RANKS, "chunk": chunk}
     return row("graph", params, **summary(interleaved(calls)))
 

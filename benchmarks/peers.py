@@ -6,22 +6,23 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from baracuda_kernels.registry import Architecture
 from benchmarks import flash3
+from benchmarks.timing import rotated
 
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "fa2": SDPBackend.FLASH_ATTENTION}
 
+_Problem = TypeVar("_Problem", bound=Sequence[Any])
 # call(q, k, v) -> y
 Attention = Callable[[Any, Any, Any], Any]
-Sets = list[tuple[Any, ...]]
 
 
-def available(problems: Iterable[Any]) -> list[Any]:
+def available(problems: Iterable[_Problem]) -> list[_Problem]:
     """The problems, family first, whose family this card can run."""
     hopper = Architecture.here().compute_capability == 90
     return [problem for problem in problems if hopper or not problem[0].startswith("sm90a")]
@@ -39,33 +40,22 @@ def peers_for(q: Any, k: Any, v: Any, is_causal: bool) -> dict[str, Attention]:
     return found
 
 
-def forward_calls(sets: Sets, is_causal: bool) -> dict[str, Callable[[int], Any]]:
-    """By peer, a call that takes the number of one of `sets` of (q, k, v, ...)."""
-    calls = {
-        name: _by_number([functools.partial(call, *one[:3]) for one in sets])
-        for name, call in peers_for(*sets[0][:3], is_causal).items()
-    }
-    if flash3.serves(sets[0][0]):
-        calls["fa3"] = _by_number([flash3.forward(*one[:3], is_causal) for one in sets])
-    return calls
-
-
-def backward_calls(sets: Sets, is_causal: bool) -> dict[str, Callable[[int], Any]]:
-    """The same of gradients, for `sets` of (q, k, v, dy, ...); each has its forward behind it."""
-    calls = {}
-    for name, call in peers_for(*sets[0][:3], is_causal).items():
-        one_each = [gradient_call(call, *one[:4]) for one in sets]
+def peer_calls(sets: Sequence[Any], is_causal: bool) -> dict[str, Callable[[], Any]]:
+    """By peer, a call on one of `sets` after the other: of (q, k, v), or of (q, k, v, dy) for
+    gradients, each with its forward behind it."""
+    calls, (q, k, v, *dy) = {}, sets[0]
+    for name, call in peers_for(q, k, v, is_causal).items():
+        one_each = [(gradient_call if dy else functools.partial)(call, *one) for one in sets]
         with _unless_refused():
             one_each[0]()
-            calls[name] = _by_number(one_each)
-    if flash3.serves(sets[0][0]):
-        calls["fa3"] = _by_number([flash3.backward(*one[:4], is_causal) for one in sets])
+            calls[name] = rotated(one_each)
+    if flash3.serves(q):
+        make = flash3.backward if dy else flash3.forward
+        calls["fa3"] = rotated([make(is_causal, *one) for one in sets])
     return calls
 
 
-def gradient_call(
-    call: Attention, q: Any, k: Any, v: Any, dy: Any
-) -> Callable[[], Sequence[Any]]:
+def gradient_call(call: Attention, q: Any, k: Any, v: Any, dy: Any) -> Callable[[], Sequence[Any]]:
     """dq, dk, dv of a peer of PyTorch's, after its forward."""
     operands = [x.detach().requires_grad_() for x in (q, k, v)]
     y = call(*operands)
@@ -87,7 +77,3 @@ def _unless_refused() -> Iterator[None]:
     except RuntimeError as error:
         if not any(word in str(error).lower() for word in ("kernel", "cudnn")):
             raise
-
-
-def _by_number(calls: list[Callable[[], Any]]) -> Callable[[int], Any]:
-    return lambda i: calls[i % len(calls)]()

@@ -40,7 +40,7 @@ def _saved(results: Sequence[Result], path: Path, height: float) -> Iterator[Any
     rows = json.dumps([row for result in results for row in result["rows"]], sort_keys=True)
     mark = f"rows {hashlib.sha256(rows.encode()).hexdigest()[:16]}"
     # Text stays text, and the same results give the same file.
-    style = {"svg.fonttype": "none", "svg.hashsalt": path.name, "axes.titlesize": 10}
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": path.name, "axes.titlesize": 10}
     with matplotlib.rc_context(style):
         # Not pyplot: it would choose a backend, and keep the figure.
         figure = Figure(figsize=(_PAGE_WIDTH, height), layout="constrained")
@@ -52,9 +52,7 @@ def draw(result: Result, path: Path) -> None:
     """Write an SVG: attention's TFLOPS over the sequence, and what a ring's steps cost."""
     with _saved([result], path, 13) as figure:
         *grid, rest = figure.subplots(4, 2, height_ratios=(1, 1, 1, 1.5))
-        _calls(grid, result, "forward")
-        # All of these panels name the same.
-        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        _calls(figure, grid, result, "forward")
         _ring_tax(rest[0], result)
         _error(rest[1], result)
         figure.suptitle(f"{result['card']}, bf16")
@@ -63,13 +61,7 @@ def draw(result: Result, path: Path) -> None:
 def draw_backward(result: Result, path: Path) -> None:
     """Write an SVG: the TFLOPS of gradients over the sequence."""
     with _saved([result], path, 10) as figure:
-        grid = figure.subplots(3, 2)
-        _calls(grid, result, "backward")
-        handles: dict[str, Any] = {}
-        for axes in grid.flat:
-            lines, labels = axes.get_legend_handles_labels()
-            handles |= zip(labels, lines, strict=True)
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
+        _calls(figure, figure.subplots(3, 2), result, "backward")
         figure.suptitle(f"{result['card']}, bf16: gradients")
 
 
@@ -89,8 +81,14 @@ def draw_across(results: Sequence[Result], path: Path) -> None:
         figure.legend([bars[x] for x in labels], labels, loc="outside lower center", ncols=3)
 
 
-def _calls(grid: Any, result: Result, direction: str) -> None:
+def _matching(rows: Sequence[Row], name: str, **params: Any) -> list[Row]:
+    """Those of a kind that have these params."""
+    return [r for r in rows if r["name"] == name and params.items() <= r["params"].items()]
+
+
+def _calls(figure: Any, grid: Any, result: Result, direction: str) -> None:
     """TFLOPS of one call at batch x sequence = 16384 and heads x head_dim = 2048, as sustained."""
+    handles: dict[str, Any] = {}  # not every panel has all
     for panels, head_dim in zip(grid, (64, 128, 256), strict=True):
         for axes, causal in zip(panels, (False, True), strict=True):
             for name, points in _lines(result, direction, head_dim, causal).items():
@@ -98,6 +96,9 @@ def _calls(grid: Any, result: Result, direction: str) -> None:
             axes.set_title(f"D {head_dim}, {'causal' if causal else 'no mask'}: TFLOPS by length")
             axes.set_ylim(0, 850)
             axes.grid(alpha=0.3)
+            lines, labels = axes.get_legend_handles_labels()
+            handles |= zip(labels, lines, strict=True)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
 
 
 def _lines(
@@ -105,14 +106,14 @@ def _lines(
 ) -> dict[str, dict[int, float]]:
     """By name, TFLOPS by length."""
     lines: dict[str, dict[int, float]] = {}
-    for row in result["rows"]:
-        p = row["params"]
-        if row["name"] != direction or p["family"] != "sm90a" or p["dtype"] != "bf16":
+    heads = 2048 // head_dim
+    for row in _matching(
+        result["rows"], direction, family="sm90a", dtype="bf16", head_dim=head_dim, causal=causal,
+        heads=heads, kv_heads=heads,
+    ):  # fmt: skip
+        p, figures = row["params"], row.get("sustained", row)
+        if p["batch"] * p["query_len"] != _TOKENS:
             continue
-        shape = (p["head_dim"], p["causal"], p["heads"] * head_dim, p["kv_heads"] * head_dim)
-        if shape != (head_dim, causal, 2048, 2048) or p["batch"] * p["query_len"] != _TOKENS:
-            continue
-        figures = row.get("sustained", row)
         if p.get("guarantee") == "deterministic":
             times = {"sm90a, deterministic": figures["ours"]}
         else:
@@ -133,13 +134,9 @@ def _line(axes: Any, points: dict[int, float], **style: Any) -> None:
 
 def _ring_tax(axes: Any, result: Result) -> None:
     """Eight steps of one rank over one call on all keys (ours or cuDNN's, the faster)."""
-    points = {}
-    for row in result["rows"]:
-        p = row["params"]
-        if row["name"] != "ring_tax" or p["causal"] or p["dtype"] != "bf16":
-            continue
-        if (p["family"], p["head_dim"], p["ranks"]) == ("sm90a", 128, 8):
-            points[p["chunk"]] = row["ours"] / row["peers"]["one_call"]
+    of = {"family": "sm90a", "dtype": "bf16", "head_dim": 128, "ranks": 8, "causal": False}
+    rows = _matching(result["rows"], "ring_tax", **of)
+    points = {row["params"]["chunk"]: row["ours"] / row["peers"]["one_call"] for row in rows}
     _line(axes, points, color=_COLORS["sm90a"])
     axes.set_title("D 128: time of 8 steps / one call, by chunk")
     axes.axhline(1, color="black", linewidth=0.8)
@@ -149,9 +146,9 @@ def _ring_tax(axes: Any, result: Result) -> None:
 def _error(axes: Any, result: Result) -> None:
     """Error of rings beside that of cuDNN's single call."""
     bars = {}
-    for row in result["rows"]:
+    for row in _matching(result["rows"], "error", dtype="bf16"):
         p = row["params"]
-        if row["name"] == "error" and p["dtype"] == "bf16" and "cudnn" in row["peers"]:
+        if "cudnn" in row["peers"]:
             label = f"{p['family']} P {p['ranks']} {p['distribution']}"
             bars[label] = row["ours"] / row["peers"]["cudnn"]
     axes.barh(list(bars), list(bars.values()), color="tab:purple")
@@ -164,10 +161,8 @@ def _error(axes: Any, result: Result) -> None:
 def _share_of_ideal(axes: Any, rows: Sequence[Row], chunk: int, causal: bool) -> None:
     bars: dict[str, dict[int, float]] = {}
     beside_peer = any(exchange(row) == "peer" for row in rows)
-    for row in rows:
+    for row in _matching(rows, "scaling", chunk=chunk, causal=causal, what="eager"):
         p, ideal, zigzag = row["params"], row["peers"]["ideal"], row["params"]["layout"] == "zigzag"
-        if (p["chunk"], p["causal"], p["what"]) != (chunk, causal, "eager"):
-            continue
         by_nccl = exchange(row) == "nccl" and beside_peer
         if zigzag or not by_nccl:  # of those by NCCL one will do
             label = "ring by NCCL, zigzag" if by_nccl else f"ring, {p['layout']}"

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 from benchmarks import ROOT, plots
 from benchmarks.rows import Result, Row, read
@@ -41,6 +43,9 @@ moves the chunks, copy engines (peer) or NCCL's kernels. *SMs*: what the exchang
 (`max_ctas`), of those tried (4 and 8 by default) the first that leaves at most 2 % exposed.
 """
 
+# Its file, what it shows, and what draws it.
+Picture = tuple[str, str, Callable[[Result, Path], None]]
+
 
 def main() -> None:
     """Writes them all."""
@@ -49,11 +54,10 @@ def main() -> None:
     PAGE.write_text(page(results))
     alone, across = _split(results)
     for card, result in alone.items():
-        plots.draw(result, PAGE.with_name(_picture(card)))
-        if _has_gradients(result):
-            plots.draw_backward(result, PAGE.with_name(_picture(f"backward-{card}")))
+        for name, _, draw in _pictures(card, result):
+            draw(result, PAGE.with_name(name))
     for card, of_it in across.items():
-        plots.draw_across(of_it, PAGE.with_name(_picture(card)))
+        plots.draw_across(of_it, PAGE.with_name(f"performance-{card}.svg"))
 
 
 def page(results: dict[str, Result]) -> str:
@@ -76,12 +80,12 @@ def _split(
     return alone, dict(sorted(across.items()))
 
 
-def _picture(card: str) -> str:
-    return f"performance-{card}.svg"
-
-
-def _has_gradients(result: Result) -> bool:
-    return any(row["name"] == "backward" for row in result["rows"])
+def _pictures(card: str, result: Result) -> list[Picture]:
+    found: list[Picture] = [(f"performance-{card}.svg", "TFLOPS, ring steps and error", plots.draw)]
+    if any(row["name"] == "backward" for row in result["rows"]):
+        file = f"performance-backward-{card}.svg"
+        found.append((file, "TFLOPS of gradients", plots.draw_backward))
+    return found
 
 
 def _sections(sections: dict[str, Section], rows: list[Row]) -> str:
@@ -99,10 +103,8 @@ def _alone(card: str, result: Result, here: str) -> str:
     )
     if result["source_hash"] != here:
         text += "\n**These results are of older sources than `src/` holds now.**\n"
-    text += f"\n![TFLOPS, ring steps and error on the {result['card']}]({_picture(card)})\n"
-    if _has_gradients(result):
-        name = _picture(f"backward-{card}")
-        text += f"\n![TFLOPS of gradients on the {result['card']}]({name})\n"
+    for name, shown, _ in _pictures(card, result):
+        text += f"\n![{shown} on the {result['card']}]({name})\n"
     return text + _sections(ALONE, result["rows"]) + scale_on_paper(result)
 
 
@@ -117,7 +119,7 @@ def _across(card: str, results: list[Result], here: str) -> str:
         if result["source_hash"] != here:
             text += "; **of older sources than `src/` holds now**"
         text += ".\n"
-    text += f"\n![% of ideal on several GPUs: {results[0]['card']}]({_picture(card)})\n"
+    text += f"\n![% of ideal on several GPUs: {results[0]['card']}](performance-{card}.svg)\n"
     return text + _sections(ACROSS, [_named(row) for result in results for row in result["rows"]])
 
 

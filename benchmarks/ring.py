@@ -22,50 +22,46 @@ from benchmarks.rows import Row, row
 from benchmarks.timing import beside_one_call, captured, input_sets, stream
 
 RANKS = 8
-# (family, dtype, head_dim, heads, chunk)
+# Of one rank.
 PROBLEMS = [
-    *[("sm90a", "bf16", 128, 16, chunk) for chunk in (1024, 2048, 4096, 8192)],
-    ("sm90a", "bf16", 64, 32, 2048),
-    ("sm90a", "bf16", 256, 8, 2048),
-    ("sm80", "bf16", 64, 32, 1024),
-    ("sm80", "bf16", 128, 16, 1024),
-    ("sm80", "bf16", 128, 16, 4096),
-    ("sm80", "f16", 128, 16, 1024),
-    ("sm80", "bf16", 256, 8, 1024),
-    ("simt", "f32", 128, 8, 512),
+    *[Call("sm90a", chunk) for chunk in (1024, 2048, 4096, 8192)],
+    Call("sm90a", 2048, "bf16", 64, 32),
+    Call("sm90a", 2048, "bf16", 256, 8),
+    Call("sm80", 1024, "bf16", 64, 32),
+    Call("sm80", 1024),
+    Call("sm80", 4096),
+    Call("sm80", 1024, "f16"),
+    Call("sm80", 1024, "bf16", 256, 8),
+    Call("simt", 512, "f32", 128, 8),
 ]
-# (family, dtype, head_dim, heads, kv_heads, chunk)
 BACKWARD = [
-    ("sm90a", "bf16", 128, 32, 8, 4096),
-    ("sm90a", "bf16", 128, 32, 8, 8192),
-    ("sm90a", "bf16", 128, 16, 16, 4096),
-    ("sm90a", "bf16", 64, 32, 32, 4096),
+    Call("sm90a", 4096, heads=32, kv_heads=8),
+    Call("sm90a", 8192, heads=32, kv_heads=8),
+    Call("sm90a", 4096),
+    Call("sm90a", 4096, "bf16", 64, 32),
 ]
 
 
 def rows() -> list[Row]:
     """All `ring_tax` rows, causal and not, and all `ring_tax_backward` rows."""
     found = [
-        _row(*problem, causal)
-        for problem in available(PROBLEMS)
-        for causal in ((False, True) if problem[-1] < 8192 else (False,))
+        _row(x._replace(causal=causal))
+        for x in available(PROBLEMS)
+        for causal in ((False, True) if x.query_len < 8192 else (False,))
     ]
-    return found + [_backward_row(*problem) for problem in available(BACKWARD)]
+    return found + [_backward_row(x) for x in available(BACKWARD)]
 
 
-def _row(family: str, dtype: str, head_dim: int, heads: int, chunk: int, causal: bool) -> Row:
-    queries = RANKS * chunk if causal else chunk
-    whole = Call(family, dtype, head_dim, 1, heads, heads, queries, causal, RANKS * chunk)
-    one_call = whole.plan()
-    ranks = range(RANKS) if causal else range(1)
+def _row(x: Call) -> Row:
+    total, ranks = RANKS * x.query_len, range(RANKS) if x.causal else range(1)
+    one_call = x._replace(query_len=total if x.causal else x.query_len, key_len=total).plan()
     state: list[torch.Tensor] = []  # one for all, as steps follow one another
 
     def make(seed: int) -> dict[str, Any]:
-        ring = Ring(family, RANKS, chunk, seed=seed, dtype=dtype, heads=heads, head_dim=head_dim,
-                    layout="zigzag" if causal else "contiguous", causal=causal)  # fmt: skip
+        ring = Ring(x, RANKS, layout="zigzag" if x.causal else "contiguous", seed=seed)
         state[:] = state or [scratch(ring.plan.accumulator_scratch_bytes)]
         outputs = [torch.empty_like(ring.shards[r][0]) for r in ranks]
-        q, k, v = ring.qkv if causal else (ring.shards[0][0], *ring.qkv[1:])
+        q, k, v = ring.qkv if x.causal else (ring.shards[0][0], *ring.qkv[1:])
         args = bk.FlashSdpaArgs(q=q, k=k, v=v, y=torch.empty_like(q))
 
         def steps() -> None:
@@ -74,56 +70,52 @@ def _row(family: str, dtype: str, head_dim: int, heads: int, chunk: int, causal:
                     ring.step(rank, number, outputs[rank], state[0])
 
         calls = {"ours": steps, "one_call": lambda: one_call.run(torch.cuda.current_stream(), args)}
-        cudnn = peers_for(q, k, v, causal).get("cudnn")
+        cudnn = peers_for(q, k, v, x.causal).get("cudnn")
         if cudnn is not None:
             calls["cudnn"] = lambda: cudnn(q, k, v)
         return {name: captured(call) for name, call in calls.items()}
 
-    itemsize = bk.ElementKind.parse(dtype).itemsize
-    sets = input_sets(make, 4 * heads * RANKS * chunk * head_dim * itemsize)
-    params = {"family": family, "dtype": dtype, "head_dim": head_dim, "heads": heads,
-              "chunk": chunk, "ranks": RANKS, "causal": causal}  # fmt: skip
-    return row("ring_tax", params, **beside_one_call(sets))
+    sets = input_sets(make, RANKS * x.nbytes(2))
+    return row("ring_tax", _params(x, "heads", "causal"), **beside_one_call(sets))
 
 
-def _backward_row(
-    family: str, dtype: str, head_dim: int, heads: int, kv_heads: int, chunk: int
-) -> Row:
-    desc = bk.RingAttentionDescriptor(
-        1, heads, chunk, chunk, head_dim, element=bk.ElementKind.parse(dtype), num_kv_heads=kv_heads
-    )
-    plan = bk.RingAttentionBackwardPlan.select(desc, stream(), preference(family, dtype))
-    whole = Call(family, dtype, head_dim, 1, heads, kv_heads, chunk, key_len=RANKS * chunk)
+def _backward_row(x: Call) -> Row:
+    desc = x.descriptor(bk.RingAttentionDescriptor)
+    plan = bk.RingAttentionBackwardPlan.select(desc, stream(), preference(x.family, x.dtype))
+    whole = x._replace(key_len=RANKS * x.query_len)
     one_call = whole.backward_plan()
 
     def make(seed: int) -> dict[str, Any]:
         saved = whole.saved(seed)
-        k, v, dq = saved["k"], saved["v"], torch.empty_like(saved["q"])
+        dq, dk, dv = (torch.empty_like(saved[name]) for name in "qkv")
         args = bk.FlashSdpaBackwardArgs(
-            **saved, dq=dq, dk=torch.empty_like(k), dv=torch.empty_like(v),
-            scratch=scratch(one_call.scratch_bytes),
-        )  # fmt: skip
+            **saved, dq=dq, dk=dk, dv=dv, scratch=scratch(one_call.scratch_bytes)
+        )
         # Chunks as ranks have them, dense; dk and dv as they travel.
         chunks = [
-            {"k": k_part.contiguous(), "v": v_part.contiguous()}
-            for k_part, v_part in zip(k.chunk(RANKS, 2), v.chunk(RANKS, 2), strict=True)
+            {"k": k.contiguous(), "v": v.contiguous()}
+            for k, v in zip(*(saved[name].chunk(RANKS, 2) for name in "kv"), strict=True)
         ]
-        shares = {f"d{n}": torch.empty_like(x, dtype=torch.float32) for n, x in chunks[0].items()}
-        of_steps = scratch(plan.scratch_bytes)
+        of_step = {
+            f"d{n}": torch.empty_like(part, dtype=torch.float32) for n, part in chunks[0].items()
+        }
+        of_step |= {"dq": dq, "scratch": scratch(plan.scratch_bytes)}
 
         def steps() -> None:
             for number, keys in enumerate(chunks):
+                given: dict[str, Any] = {**saved, **keys, **of_step}
                 plan.step(
-                    torch.cuda.current_stream(), **{**saved, **keys}, dq=dq, **shares,
-                    scratch=of_steps, origin=number, world_size=RANKS, first=number == 0,
-                    last=number == RANKS - 1,
+                    torch.cuda.current_stream(), **given, origin=number, world_size=RANKS,
+                    first=number == 0, last=number == RANKS - 1,
                 )  # fmt: skip
 
         calls = {"ours": steps, "one_call": lambda: one_call.run(torch.cuda.current_stream(), args)}
         return {name: captured(call) for name, call in calls.items()}
 
-    params = {
-        "family": family, "dtype": dtype, "head_dim": head_dim, "heads": heads,
-        "kv_heads": kv_heads, "chunk": chunk, "ranks": RANKS,
-    }  # fmt: skip
+    params = _params(x, "heads", "kv_heads")
     return row("ring_tax_backward", params, **beside_one_call(input_sets(make, 256 << 20)))
+
+
+def _params(x: Call, *more: str) -> dict[str, Any]:
+    of_call = {name: x.params()[name] for name in ("family", "dtype", "head_dim", *more)}
+    return {**of_call, "chunk": x.query_len, "ranks": RANKS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import re
@@ -44,6 +45,23 @@ class Result(TypedDict):
     source_hash: str
     tests: NotRequired[dict[str, int]]
     rows: list[Row]
+
+
+@dataclasses.dataclass(frozen=True)
+class RingShape:
+    """A ring of a row: bf16, batch 1, `chunk` rows of queries and of keys on each of `ranks`."""
+
+    ranks: int
+    chunk: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    layout: str
+    causal: bool
+
+    def params(self, **more: Any) -> dict[str, Any]:
+        """Of its rows, and `more` of them."""
+        return {"dtype": "bf16", **dataclasses.asdict(self), **more}
 
 
 # The unit of a kind of row, what the params of each say, and behind "or" what those of some do.
@@ -123,8 +141,8 @@ def slug(card: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
 
 
-def machine() -> dict[str, str]:
-    """Card, driver and CUDA version, for the head of a file of results."""
+def head(source_hash: str) -> dict[str, Any]:
+    """Of a file of results that this machine writes now."""
     from baracuda_kernels._core import _info  # pages are made without the package
 
     devices = _info.devices()
@@ -134,12 +152,9 @@ def machine() -> dict[str, str]:
     driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
     runtime = _info.build_info()["cuda_runtime_version"]
     cuda = f"{runtime // 1000}.{runtime % 1000 // 10}"
-    return {"card": devices[0]["name"], "driver": driver, "cuda": cuda}
-
-
-def now() -> str:
-    """Date and time, for the head of a file of results."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"schema": SCHEMA, "card": devices[0]["name"], "driver": driver, "cuda": cuda,
+            "date": date, "source_hash": source_hash}  # fmt: skip
 
 
 def read(path: Path) -> Result:
@@ -152,10 +167,10 @@ def read(path: Path) -> Result:
 
 def write(path: Path, data: Any) -> None:
     """Write a file of results with one row to a line, so that changes read well."""
-    head = {name: value for name, value in data.items() if name != "rows"}
+    above = {name: value for name, value in data.items() if name != "rows"}
     lines = ",\n".join("  " + json.dumps(row) for row in data["rows"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(head, indent=1)[:-2] + ',\n "rows": [\n' + lines + "\n ]\n}\n")
+    path.write_text(json.dumps(above, indent=1)[:-2] + ',\n "rows": [\n' + lines + "\n ]\n}\n")
 
 
 class Report:
@@ -184,6 +199,5 @@ class Report:
                   f"{one['unit']}{peers}: {of}", flush=True)  # fmt: skip
         if self._folder is None:
             return
-        head: dict[str, Any] = {"schema": SCHEMA, "ranks": ranks, **machine()}
-        path = self._folder / f"{self._prefix}{ranks}x-{slug(head['card'])}.json"
-        write(path, {**head, "source_hash": self._digest, "date": now(), "rows": self._rows})
+        data = {**head(self._digest), "ranks": ranks, "rows": self._rows}
+        write(self._folder / f"{self._prefix}{ranks}x-{slug(data['card'])}.json", data)

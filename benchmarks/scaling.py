@@ -17,9 +17,6 @@ import argparse
 import gc
 import itertools
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -30,12 +27,10 @@ from benchmarks.across_gpus.contenders import registered
 from benchmarks.across_gpus.hops import Way
 from benchmarks.across_gpus.measures import Measures
 from benchmarks.across_gpus.problem import Problem
-from benchmarks.across_gpus.ranks import TIMEOUT, group
-from benchmarks.rows import Report, Row
+from benchmarks.across_gpus.ranks import TIMEOUT, group, parser
+from benchmarks.rows import Report
 
 LAYOUTS = ("zigzag", "contiguous", "striped")
-FAULTS = ("SIGKILL", "SIGSTOP")
-_FAULT_RINGS = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,9 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
         for row in gradient_error.worse(rows):
             print(f"FAILED: more than one rank's error: {row}", file=sys.stderr, flush=True)
             failed = True
-    for found in _faults(ranks, each) if options.faults else ():
-        report.add(found, ranks=ranks)
-        failed |= not found
+    if options.faults:
+        rows = faults.rows(("SIGKILL", "SIGSTOP"), ranks, rings=3, device_each=each)
+        report.add(rows, ranks=ranks)
     return 1 if failed else 0
 
 
@@ -92,37 +87,17 @@ def _measure(options: argparse.Namespace, rank: int, ranks: int, report: Report)
     return measures.failed
 
 
-def _faults(ranks: int, each: bool) -> Iterator[list[Row]]:
-    """A row for each fault; none where a rank ended without a typed error."""
-    with ThreadPoolExecutor(len(FAULTS)) as pool:
-        rows = {
-            case: pool.submit(faults.of_case, case, ranks=ranks, rings=_FAULT_RINGS, device_each=each)
-            for case in FAULTS
-        }
-        for case, row in rows.items():
-            try:
-                yield [row.result()]
-            except AssertionError as error:
-                print(f"FAILED: {case}: {error}", file=sys.stderr, flush=True)
-                yield []
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling")
-    parser.add_argument("--chunk", type=int, nargs="+", default=[8192, 32768], help="rows a GPU")
-    parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
-    parser.add_argument("--heads", type=int, default=32)
-    parser.add_argument("--kv-heads", type=int, default=8)
-    parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument(
+    made = parser("scaling", [8192, 32768])
+    made.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    made.add_argument("--head-dim", type=int, default=128)
+    made.add_argument(
         "--max-ctas", type=int, nargs="+", default=[4, 8], metavar="SMS",
         help="SMs for exchanges: of these the first that leaves next to none of it exposed",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--no-gradients", dest="gradients", action="store_false")
-    parser.add_argument("--no-faults", dest="faults", action="store_false")
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR")
-    return parser
+    made.add_argument("--no-gradients", dest="gradients", action="store_false")
+    made.add_argument("--no-faults", dest="faults", action="store_false")
+    return made
 
 
 if __name__ == "__main__":

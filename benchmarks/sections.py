@@ -6,18 +6,7 @@ import statistics
 
 from benchmarks import on_paper
 from benchmarks.rows import Result, Row
-from benchmarks.tables import (
-    Cell,
-    Group,
-    Section,
-    by,
-    by_problem,
-    by_way,
-    exchange,
-    ring_flops,
-    table,
-    tflops,
-)
+from benchmarks.tables import Cell, Group, Section, by, by_problem, by_way, ring_flops, tflops
 
 
 def _kept(row: Row) -> float:
@@ -28,15 +17,6 @@ def _kept(row: Row) -> float:
 def _each(name: str) -> Cell:
     """A figure of every row."""
     return lambda group: " / ".join(f"{row['peers'].get(name, row['ours']):.3f}" for row in group)
-
-
-def _run(what: str) -> Cell:
-    """Ours of the row that is of `what`."""
-
-    def cell(group: Group) -> str:
-        return next((f"{row['ours']:.3f}" for row in group if row["params"]["what"] == what), "–")
-
-    return cell
 
 
 def _form(group: Group) -> str:
@@ -67,31 +47,21 @@ _SPEED_CELLS: dict[str, Cell] = {
 }
 _STEPS = "steps ms=ours .3f, one call ms=one_call .3f, steps / one call=ours:one_call"
 _RING = "P=ranks, rows=chunk, layout, causal, "
-_BY: dict[str, Cell] = {"by": lambda group: exchange(group[0])}
-
-
-def _gradient_error(title: str) -> Section:
-    """A line for dq, dk and dv together."""
-    return Section(
-        title,
-        "rms error against float64, 2048 rows on each rank, and over one rank's on the same sequence.",
-        "family, P=ranks, layout, causal, by=exchange, GPUs, dq=ours .3e, dk=ours@1 .3e, "
-        "dv=ours@2 .3e, dq / one rank=ours:one_rank .3f, dk / one rank=ours:one_rank@1 .3f, "
-        "dv / one rank=ours:one_rank@2 .3f",
-        by("family", "ranks", "layout", "causal", "exchange", "devices"),
-        {"GPUs": lambda group: group[0]["params"].get("devices", 1)},
-    )
-
-
-def _faults(title: str, more: str = "") -> Section:
-    return Section(
-        title,
-        "Seconds from the fault of one rank process until the last of the others had its typed error, "
-        f"the worst of all rings.{more}",
-        "fault=case, P=ranks, rings, worst s=ours .2f, deadline s=timeout .1f",
-    )
-
-
+# A line for dq, dk and dv together.
+_GRADIENT_ERROR = Section(
+    "Error of gradients",
+    "rms error against float64, 2048 rows on each rank, and over one rank's on the same sequence.",
+    "family, P=ranks, layout, causal, by=exchange, GPUs=devices, dq=ours .3e, dk=ours@1 .3e, "
+    "dv=ours@2 .3e, dq / one rank=ours:one_rank .3f, dk / one rank=ours:one_rank@1 .3f, "
+    "dv / one rank=ours:one_rank@2 .3f",
+    by("family", "ranks", "layout", "causal", "exchange", "devices"),
+)
+_FAULTS = Section(
+    "A rank that fails, a GPU each",
+    "Seconds from the fault of one rank process until the last of the others had its typed error, "
+    "the worst of all rings.",
+    "fault=case, P=ranks, rings, worst s=ours .2f, deadline s=timeout .1f",
+)
 # One card's, as they stand on the page.
 ALONE = {
     "forward": Section("One attention call", "", _CALL + _SPEED, cells=_SPEED_CELLS),
@@ -130,16 +100,17 @@ ALONE = {
         "A local ring as one CUDA graph", "Beside a graph of its kernels alone.",
         "family, P=ranks, chunk, ring ms=ours .3f, kernels ms=kernels .3f, ratio=ours:kernels .3f",
     ),
-    "faults": _faults(
-        "A rank that fails",
-        " A rank with another head_dim is found by `plan.validate` before the first run.",
+    "faults": _FAULTS._replace(
+        title="A rank that fails",
+        text=f"{_FAULTS.text} A rank with another head_dim is found by `plan.validate` before the "
+        "first run.",
     ),
     "error": Section(
         "Error against float64", "",
         "family, dtype, of=what, P=ranks, inputs=distribution, rms error=ours .3e, "
         "/ rounding=ours:rounding .3f, / cuDNN=ours:cudnn .3f",
     ),
-    "gradient_error": _gradient_error("Error of a ring's gradients"),
+    "gradient_error": _GRADIENT_ERROR._replace(title="Error of a ring's gradients"),
     "host_cost": Section(
         "Host time of a call", "", "call=what, P=ranks, µs=ours .1f, peers µs",
         cells={"peers µs": _peers},
@@ -156,26 +127,26 @@ ALONE = {
 ACROSS = {
     "scaling": Section(
         "Speed", "",
-        f"{_RING}by, SMs=max_ctas, ms=ours .3f, TFLOPS per GPU, % of ideal=%ideal .1f, "
+        f"{_RING}by=exchange, SMs=max_ctas, ms=ours .3f, TFLOPS per GPU, % of ideal=%ideal .1f, "
         "as a graph=%ideal@1 .1f, over its steps=ours:steps .2f, "
         "vs context_parallel=context_parallel:ours .2f, vs all-gather=all_gather:ours .2f, "
         "vs all-gather + our kernel=all_gather_own:ours .2f, its form",
-        by_way, {**_BY, "TFLOPS per GPU": _rate, "its form": _form},
+        by_way, {"TFLOPS per GPU": _rate, "its form": _form},
     ),
     "exchange": Section(
         "The exchange by itself",
         "GB/s each way of a ring's first hop, from the grant to the arrival on the rank that came "
         "last: beside the ring's steps, and for so few queries that nothing is beside it. *Late*: of "
         "the rank that waited longest, beside steps.",
-        f"{_RING}by, SMs=max_ctas, MB, beside steps=ours .0f, alone=alone .0f, late=late .0f",
-        by_way, {**_BY, "MB": lambda group: f"{group[0]['params']['bytes'] / 1e6:.1f}"},
+        f"{_RING}by=exchange, SMs=max_ctas, MB, beside steps=ours .0f, alone=alone .0f, late=late .0f",
+        by_way, {"MB": lambda group: f"{group[0]['params']['bytes'] / 1e6:.1f}"},
     ),
     "scaling_step": Section(
         "Exposed communication",
         "Milliseconds of each step, the worst rank's, medians of seven runs. *Exposed*: what a "
         "step's kernel waited for the exchange before it, other ranks' lateness included.",
-        f"{_RING}by, exposed, compute, exchange",
-        by_way, {**_BY, **{name: _each(name) for name in ("exposed", "compute", "exchange")}},
+        f"{_RING}by=exchange, exposed, compute, exchange",
+        by_way, {name: _each(name) for name in ("exposed", "compute", "exchange")},
     ),
     "scaling_memory": Section(
         "Memory",
@@ -191,18 +162,17 @@ ACROSS = {
         "all-gather=all_gather .3e, ring / one GPU=ours:one_gpu .3f",
         by_problem,
     ),
-    "gradient_error": _gradient_error("Error of gradients"),
+    "gradient_error": _GRADIENT_ERROR,
     "training": Section(
         "Training",
         "Forward and backward of one layer through `interop.torch`; *ideal*: both on one GPU for the "
         "whole sequence, divided by P. ring-flash-attention 0.1.8 runs on PyTorch's FlashAttention-2 "
         "kernels.",
-        f"{_RING}step ms, forward ms, backward ms, % of ideal=%ideal .1f, "
+        f"{_RING}step ms=ours .3f, forward ms=ours@1 .3f, backward ms=ours@2 .3f, "
+        "% of ideal=%ideal .1f, "
         "vs context_parallel=context_parallel:ours .2f, "
         "vs ring-flash-attention=ring_flash_attention:ours .2f, form of context_parallel",
-        by_problem,
-        {**{f"{what} ms": _run(what) for what in ("step", "forward", "backward")},
-         "form of context_parallel": _form},
+        by_problem, {"form of context_parallel": _form},
     ),
     "training, jax": Section(
         "Training by JAX",
@@ -218,7 +188,7 @@ ACROSS = {
         "ring-flash-attention MB=ring_flash_attention .0f 1e6",
         by_problem,
     ),
-    "faults": _faults("A rank that fails, a GPU each"),
+    "faults": _FAULTS,
 }  # fmt: skip
 
 
@@ -227,16 +197,14 @@ def scale_on_paper(result: Result) -> str:
     compared = on_paper.comparisons(result)
     if not compared:
         return ""
-    ratios = [round(c.measured / c.predicted, 3) for c in compared]
+    ratios = [round(row["ours"] / row["peers"]["on_paper"], 3) for row in compared]
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
-    text = (
-        "\n### Scale on paper beside these runs\n\nWhat `baracuda-kernels predict --measured` makes of "
-        "the single calls above, and of the state's cost in rings without a mask, for the other "
-        "rings above; nothing is exchanged in them. *ms*: all steps of all ranks. The middle half "
-        f"of the ratios lies between {low:.2f} and {high:.2f}.\n\n"
-    )
-    head = "family, dtype, D, layout, P, chunk, what, measured, on paper, measured / on paper"
-    return text + table(head.split(", "), (
-        [*c[:7], *(f"{x:.3f}" for x in (c.measured, c.predicted, over))]
-        for c, over in zip(compared, ratios, strict=True)
-    ))  # fmt: skip
+    return Section(
+        "Scale on paper beside these runs",
+        "What `baracuda-kernels predict --measured` makes of the single calls above, and of the "
+        "state's cost in rings without a mask, for the other rings above; nothing is exchanged in "
+        "them. *ms*: all steps of all ranks. The middle half of the ratios lies between "
+        f"{low:.2f} and {high:.2f}.",
+        "family, dtype, D=head_dim, layout, P=ranks, chunk, what, measured=ours .3f, "
+        "on paper=on_paper .3f, measured / on paper=ours:on_paper .3f",
+    ).of(compared)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from benchmarks.rows import Figures, Row
@@ -12,19 +11,9 @@ from benchmarks.rows import Figures, Row
 Group = Sequence[Row]
 Cell = Callable[[Group], Any]
 
+# Files of before there was a choice of exchange have NCCL.
+_IF_ABSENT = {"exchange": "nccl", "devices": 1}
 LAYOUTS = ("zigzag", "striped", "contiguous")
-
-
-def table(head: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
-    """Markdown."""
-    columns = list(head)
-    rows = [columns, ["---"] * len(columns), *lines]
-    return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
-
-
-def each(rows: Group) -> list[Group]:
-    """A line for each row."""
-    return [[row] for row in rows]
 
 
 class Section(NamedTuple):
@@ -40,7 +29,7 @@ class Section(NamedTuple):
     title: str
     text: str
     columns: str
-    groups: Callable[[Group], Iterable[Group]] = each
+    groups: Callable[[Group], Iterable[Group]] = zip  # a line for each row
     cells: dict[str, Cell] = {}  # noqa: RUF012 - a named tuple's default is shared, and not written to
 
     def of(self, rows: Group) -> str:
@@ -53,8 +42,9 @@ class Section(NamedTuple):
             cells[column if column in self.cells else head or what] = (
                 self.cells.get(column) or _cell(what)
             )
-        lines = ([cell(of) for cell in cells.values()] for of in self.groups(rows))
-        return text + table(cells, lines)
+        lines = [[cell(of) for cell in cells.values()] for of in self.groups(rows)]
+        table = [[*cells], ["---"] * len(cells), *lines]
+        return text + "".join("| " + " | ".join(map(str, line)) + " |\n" for line in table)
 
 
 def _cell(what: str) -> Cell:
@@ -62,20 +52,16 @@ def _cell(what: str) -> Cell:
     if not form:
         return lambda group: _param(group[0], what)
     spec, *per = form.split()
-    if figure.startswith("~"):
-        figure = figure[1:]
-
-        def both(group: Group) -> str:
-            kept: Any = group[0].get("sustained")
-            burst = _number(group[0], figure, spec)
-            return burst if kept is None else f"{_number(kept, figure, spec)} / {burst}"
-
-        return both
-    figure, _, at = figure.partition("@")
+    name, _, at = figure.removeprefix("~").partition("@")
 
     def cell(group: Group) -> str:
-        number = int(at or 0)
-        return _number(group[number], figure, spec, *per) if number < len(group) else "–"
+        if len(group) <= int(at or 0):
+            return "–"
+        row = group[int(at or 0)]
+        burst = _number(row, name, spec, *per)
+        if figure[0] != "~" or "sustained" not in row:
+            return burst
+        return f"{_number(row['sustained'], name, spec)} / {burst}"
 
     return cell
 
@@ -84,7 +70,7 @@ def _param(row: Row, name: str) -> Any:
     p = row["params"]
     if "/" in name:
         return "/".join(str(p[part]) for part in name.split("/"))
-    value = p.get(name, "–")
+    value = p.get(name, _IF_ABSENT.get(name, "–"))
     return ("no", "yes")[value] if isinstance(value, bool) else value
 
 
@@ -111,28 +97,24 @@ def by(*names: str) -> Callable[[Group], list[Group]]:
     return groups
 
 
-def by_problem(rows: Group) -> list[Group]:
+def by_problem(rows: Group, *more: str) -> list[Group]:
     """The rows of each ring across GPUs: balanced layouts and causal problems first."""
 
-    def of(row: Row) -> tuple[Any, ...]:
-        p = row["params"]
+    def of(group: Group) -> tuple[Any, ...]:
+        p = group[0]["params"]
         return p["ranks"], p["chunk"], LAYOUTS.index(p["layout"]), not p["causal"]
 
-    return [list(group) for _, group in groupby(sorted(rows, key=of), of)]
+    return sorted(by("ranks", "chunk", "layout", "causal", *more)(rows), key=of)
 
 
 def exchange(row: Row) -> str:
-    """What moves the chunks. Files of before there was a choice have NCCL."""
-    return str(row["params"].get("exchange", "nccl"))
+    """What moves the chunks."""
+    return str(_param(row, "exchange"))
 
 
 def by_way(rows: Group) -> list[Group]:
     """The same for each thing that moves the chunks, by peer first."""
-    return [
-        list(group)
-        for problem in by_problem(rows)
-        for _, group in groupby(sorted(problem, key=exchange, reverse=True), exchange)
-    ]
+    return by_problem(sorted(rows, key=exchange, reverse=True), "exchange")
 
 
 def ring_flops(p: dict[str, Any]) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -22,8 +24,7 @@ _SAMPLE_MS = 15.0
 # Inputs are rotated over at least this many bytes, so that none is found in the L2 cache.
 _ROTATED_BYTES = 256 << 20
 
-# A call gets the number of the input set to use.
-Calls = Mapping[str, Callable[[int], Any]]
+Calls = Mapping[str, Callable[[], Any]]
 
 
 def stream() -> bk.Stream:
@@ -37,16 +38,23 @@ def input_sets(make: Callable[[int], Any], bytes_of_one: int) -> list[Any]:
     return [make(seed) for seed in range(count)]
 
 
-def captured(call: Callable[[], Any]) -> Callable[[], None]:
-    """Replays what ``call`` enqueues on the current stream, as a CUDA graph."""
+def rotated(calls: Iterable[Callable[[], Any]]) -> Callable[[], Any]:
+    """Makes one of them after the other, each on inputs of its own."""
+    turn = itertools.cycle([*calls])  # all are made now
+    return lambda: next(turn)()
+
+
+def captured(call: Callable[[], Any], repeats: int = 1) -> Callable[[], None]:
+    """Replays what so many calls enqueue on the current stream, as a CUDA graph."""
     call()  # whatever is lazy in it
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     # What other threads do meanwhile, NCCL's and its watchdogs', is no error of the capture.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        call()
+        for _ in range(repeats):
+            call()
     # The graph knows addresses alone: `call` is kept, for what it holds.
-    return lambda call=call: graph.replay()
+    return functools.partial(lambda _: graph.replay(), call)
 
 
 def interleaved(calls: Calls, *, rounds: int = ROUNDS) -> dict[str, list[float]]:
@@ -59,8 +67,7 @@ def interleaved(calls: Calls, *, rounds: int = ROUNDS) -> dict[str, list[float]]
 
 def beside_one_call(sets: list[dict[str, Callable[[], Any]]]) -> Figures:
     """The figures of a row: `ours` of each set beside the fastest of its other calls."""
-    calls = {name: lambda i, name=name: sets[i % len(sets)][name]() for name in sets[0]}
-    found = summary(interleaved(calls))
+    found = summary(interleaved({name: rotated(one[name] for one in sets) for name in sets[0]}))
     return {"ours": found["ours"], "peers": {"one_call": min(found["peers"].values())}}
 
 
@@ -87,30 +94,32 @@ def in_windows(
     return found
 
 
-def _window(call: Callable[[int], Any], repeats: int) -> float:
+def _window(call: Callable[[], Any], repeats: int) -> float:
     """Milliseconds per call by the host's clock, so that calls of any framework can be among them.
 
     All are enqueued, then the last one's result (an array of JAX) and the device are waited for.
     """
     torch.cuda.synchronize()
     begin = time.perf_counter()
-    for i in range(repeats):
-        result = call(i)
+    for _ in range(repeats):
+        result = call()
     if hasattr(result, "block_until_ready"):
         result.block_until_ready()
     torch.cuda.synchronize()
     return 1e3 * (time.perf_counter() - begin) / repeats
 
 
-def sample(call: Callable[[int], Any], repeats: int) -> float:
-    """Milliseconds per call, by events; a call gets its number."""
+def sample(
+    call: Callable[[], Any], repeats: int, wait: Callable[[], Any] = torch.cuda.synchronize
+) -> float:
+    """Milliseconds per call, by events; `wait` is called before they are read."""
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    for i in range(repeats):
-        call(i)
+    for _ in range(repeats):
+        call()
     stop.record()
-    stop.synchronize()
-    return start.elapsed_time(stop) / repeats
+    wait()
+    return float(start.elapsed_time(stop)) / repeats
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:

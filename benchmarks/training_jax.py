@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from baracuda_kernels.interop.jax import ring_attention, sequence_order
+from benchmarks.gradient_error import relative
 from benchmarks.rounds import in_rounds, summary
-from benchmarks.rows import Report, Row, row
+from benchmarks.rows import Report, RingShape, Row, row
 
-_HEADS, _KV_HEADS, _HEAD_DIM = 32, 8, 128
 _ROWS = jax.sharding.PartitionSpec(None, None, "ring")
 _WINDOW_MS = 60.0
 # Relative difference of gradients from those of one device: both round to bf16.
@@ -55,12 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measured(chunk: int, causal: bool, rounds: int) -> tuple[Row, float]:
     """A row `training` of all devices, and how far its gradients are from one device's."""
-    ranks = jax.device_count()
-    layout = "zigzag" if causal else "contiguous"
-    whole = _operands(ranks * chunk)
+    ranks, layout = jax.device_count(), "zigzag" if causal else "contiguous"
+    shape = RingShape(ranks, chunk, 32, 8, 128, layout, causal)
+    whole = _operands(shape)
     ring, inputs = _step(whole, ranks, layout, causal)
     one, its_inputs = _step(whole, 1, layout, causal)
-    off = _difference(ring(*inputs), one(*its_inputs), sequence_order(ranks * chunk, ranks, layout))
+    order = sequence_order(ranks * chunk, ranks, layout)
+    pairs = zip(ring(*inputs), one(*its_inputs), strict=True)  # dq, dk and dv
+    off = max(relative(ours, np.asarray(exact)[:, :, order]) for ours, exact in pairs)
     calls = {"ours": lambda: ring(*inputs), "ideal": lambda: one(*its_inputs)}
     try:
         cudnn, turned = _cudnn_step(whole, causal)
@@ -73,31 +75,23 @@ def measured(chunk: int, causal: bool, rounds: int) -> tuple[Row, float]:
         rounds=rounds, milliseconds=_WINDOW_MS, least=3, most=sys.maxsize,
     ))  # fmt: skip
     peers = {name: ms / ranks for name, ms in figures["peers"].items()}
-    params = {
-        "dtype": "bf16", "ranks": ranks, "chunk": chunk, "heads": _HEADS, "kv_heads": _KV_HEADS,
-        "head_dim": _HEAD_DIM, "layout": layout, "causal": causal, "framework": "jax",
-        "exchange": "xla", "rounds": rounds, "what": "step",
-    }  # fmt: skip
+    params = shape.params(framework="jax", exchange="xla", rounds=rounds, what="step")
     return row("training", params, figures["ours"], peers), off
 
 
-def _operands(length: int) -> list[jax.Array]:
+def _operands(of: RingShape) -> list[jax.Array]:
     """q, k, v, dy of the whole sequence, on the first device."""
-    heads = (_HEADS, _KV_HEADS, _KV_HEADS, _HEADS)
+    heads = (of.heads, of.kv_heads, of.kv_heads, of.heads)
     keys = jax.random.split(jax.random.key(20), len(heads))
-    shapes = [(1, h, length, _HEAD_DIM) for h in heads]
+    shapes = [(1, h, of.ranks * of.chunk, of.head_dim) for h in heads]
     return [jax.random.normal(k, s, jnp.bfloat16) for k, s in zip(keys, shapes, strict=True)]
 
 
-def _step(
-    whole: list[jax.Array], ranks: int, layout: str, causal: bool
-) -> tuple[Any, list[Any]]:
+def _step(whole: list[jax.Array], ranks: int, layout: str, causal: bool) -> tuple[Any, list[Any]]:
     """dq, dk and dv of a ring of the first devices, and its operands in the layout's order."""
     mesh = jax.make_mesh((ranks,), ("ring",), devices=jax.devices()[:ranks])
     attend = jax.shard_map(
-        lambda q, k, v: ring_attention(
-            q, k, v, "ring", is_causal=causal, sequence_layout=layout
-        ),
+        lambda q, k, v: ring_attention(q, k, v, "ring", is_causal=causal, sequence_layout=layout),
         mesh=mesh, in_specs=_ROWS, out_specs=_ROWS,
     )  # fmt: skip
     order = sequence_order(whole[0].shape[2], ranks, layout)
@@ -114,15 +108,6 @@ def _cudnn_step(whole: list[jax.Array], causal: bool) -> tuple[Any, list[jax.Arr
 
 def _gradients(attend: Any) -> Any:
     return jax.jit(lambda q, k, v, dy: jax.vjp(attend, q, k, v)[1](dy))
-
-
-def _difference(found: Any, exact: Any, order: Any) -> float:
-    """The largest relative one of dq, dk and dv: `found` is in the layout's order."""
-    worst = 0.0
-    for a, b in zip(found, exact, strict=True):
-        ours, truth = np.asarray(a, np.float32), np.asarray(b, np.float32)[:, :, order]
-        worst = max(worst, float(np.linalg.norm(ours - truth) / np.linalg.norm(truth)))
-    return worst
 
 
 def _window(call: Any, repeats: int) -> float:

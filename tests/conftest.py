@@ -1,4 +1,4 @@
-"""Markers, the capabilities they need, and --require-gpu."""
+"""Markers, the capabilities they need, and options of the test suite."""
 
 from __future__ import annotations
 
@@ -35,6 +35,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="I/N",
         help="Share I, from 0, of N: every Nth test, so that N runs side by side are all of them.",
     )
+    parser.addoption(
+        "--record-bits",
+        type=Path,
+        metavar="FILE",
+        help="Write hashes of the answers that tests hold to float64, to compare two builds.",
+    )
 
 
 def share(text: str) -> tuple[int, int]:
@@ -62,6 +68,11 @@ def pytest_configure(config: pytest.Config) -> None:
         "framework(name): needs that Python package installed",
     ):
         config.addinivalue_line("markers", line)
+    if (path := config.getoption("--record-bits")) is not None:
+        from helpers.record_bits import RecordBits, same_examples
+
+        same_examples()
+        config.pluginmanager.register(RecordBits(path))
     # A shell without job control starts what it puts in the background so that it ignores SIGINT, and
     # its children inherit that. Many tests send SIGINT.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

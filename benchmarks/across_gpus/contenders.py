@@ -6,9 +6,8 @@ returns are parts of [1, H, rows, D], in the order of `rows`: their global posit
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import copy
+import dataclasses
 from typing import Any
 
 import torch
@@ -18,16 +17,9 @@ from torch.nn.attention.bias import causal_lower_right
 
 import baracuda_kernels as bk
 from benchmarks.across_gpus.problem import Problem, Whole
-
-
-@dataclass(frozen=True)
-class Contender:
-    """Another way to the same answer; its calls are good inside `around()` alone."""
-
-    call: Callable[[], Sequence[torch.Tensor]]
-    rows: torch.Tensor
-    around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-
+from benchmarks.across_gpus.ranks import Contender
+from benchmarks.calls import scratch
+from tests.helpers import gradients
 
 # The receive buffers of a communicator that has hops by peer, by their elements: registered once, as
 # what is registered stays. To be cleared before the communicators are closed.
@@ -53,15 +45,27 @@ class Ring:
         self.comm = comm
         self.q, self.k, self.v = (problem.shard(name, rank, device) for name in "qkv")
         self.y = torch.empty_like(self.q)
-        self.plan = _plan(problem, problem.chunk, problem.chunk, problem.layout, device)
+        self.plan = bk.RingAttentionPlan.select(problem.descriptor(), stream_of(device))
         self.scratch = _receive_buffers(comm, self.plan.kv_scratch_elements, device)
-        self.state = torch.empty(
-            self.plan.accumulator_scratch_bytes, dtype=torch.uint8, device=device
-        )
-        self.args = bk.RingAttentionArgs(
-            q=self.q, k=self.k, v=self.v, y=self.y, kv_scratch_a=self.scratch[0],
+        self.state = scratch(self.plan.accumulator_scratch_bytes)
+        self.args = self._args(self.q, self.y)
+
+    def _args(self, q: torch.Tensor, y: torch.Tensor) -> bk.RingAttentionArgs:
+        return bk.RingAttentionArgs(
+            q=q, k=self.k, v=self.v, y=y, kv_scratch_a=self.scratch[0],
             kv_scratch_b=self.scratch[1], accumulator_scratch=self.state,
         )  # fmt: skip
+
+    def of_few_queries(self, problem: Problem) -> Ring:
+        """A ring that moves the same K and V in the same buffers for 64 rows of a few heads."""
+        q = self.q[:, : problem.kv_heads, :64].contiguous()
+        few = dataclasses.replace(
+            problem, heads=problem.kv_heads, causal=False, layout="contiguous"
+        )
+        ring = copy.copy(self)
+        ring.plan = bk.RingAttentionPlan.select(few.descriptor(64), stream_of(q.device))
+        ring.args = self._args(q, torch.empty_like(q))
+        return ring
 
     def run(self, timeline: bk.RingTimeline | None = None) -> None:
         """One eager run."""
@@ -74,10 +78,7 @@ def one_gpu(problem: Problem, whole: Whole, dy: torch.Tensor | None = None) -> C
     With `dy` a call is a step, which gives dq, dk and dv.
     """
     (q, k, v), device, total = whole, whole.q.device, problem.ranks * problem.chunk
-    desc = bk.FlashSdpaDescriptor(
-        1, problem.heads, total, total, problem.head_dim, is_causal=problem.causal,
-        element=bk.ElementKind.BF16, num_kv_heads=problem.kv_heads,
-    )  # fmt: skip
+    desc = gradients.descriptor(gradients.Problem(*whole, dy), is_causal=problem.causal)
     plan = bk.FlashSdpaPlan.select(stream_of(device), desc)
     y = torch.empty_like(q)
     lse = None if dy is None else torch.empty(q.shape[:3], device=device)
@@ -90,16 +91,15 @@ def one_gpu(problem: Problem, whole: Whole, dy: torch.Tensor | None = None) -> C
     if dy is None:
         return Contender(call, torch.arange(total))
     backward = bk.FlashSdpaBackwardPlan.select(desc, stream_of(device))
-    gradients = [torch.empty_like(x) for x in whole]
+    found = {f"d{name}": torch.empty_like(x) for name, x in whole._asdict().items()}
     of_gradients = bk.FlashSdpaBackwardArgs(
-        q=q, k=k, v=v, y=y, dy=dy, lse=lse, **dict(zip(("dq", "dk", "dv"), gradients, strict=True)),
-        scratch=torch.empty(backward.scratch_bytes, dtype=torch.uint8, device=device),
-    )  # fmt: skip
+        q=q, k=k, v=v, y=y, dy=dy, lse=lse, **found, scratch=scratch(backward.scratch_bytes)
+    )
 
     def step() -> list[torch.Tensor]:
         call()
         backward.run(stream_of(device), of_gradients)
-        return gradients
+        return [*found.values()]
 
     return Contender(step, torch.arange(total))
 
@@ -112,21 +112,18 @@ class _Gathered:
     """
 
     def __init__(self, problem: Problem, rank: int, whole: Whole) -> None:
-        self.rows = problem.positions(rank, balanced_layout(problem))
+        self.rows = problem.positions(rank, problem.balanced)
         self.q = whole.q[:, :, self.rows.to(whole.q.device)]
         mine = slice(rank * problem.chunk, (rank + 1) * problem.chunk)
         # [chunk, H, D]: what is gathered is then whole as it lies.
         self._own = [x[0, :, mine].transpose(0, 1).contiguous() for x in whole[1:]]
         self._all = [x.new_empty(problem.ranks * problem.chunk, *x.shape[1:]) for x in self._own]
         # (queries, keys, number of the queries' chunk among those of that length)
-        half, total = problem.chunk // 2, problem.ranks * problem.chunk
-        self.parts = [(slice(0, problem.chunk), total, 0)]
+        half, last = problem.chunk // 2, 2 * problem.ranks - 1 - rank
+        self.parts = [(slice(0, problem.chunk), problem.ranks * problem.chunk, 0)]
         if problem.causal:
-            numbers = (rank, 2 * problem.ranks - 1 - rank)
-            queries = (slice(0, half), slice(half, problem.chunk))
-            self.parts = [
-                (q, (number + 1) * half, number) for q, number in zip(queries, numbers, strict=True)
-            ]
+            first_half = slice(0, half), (rank + 1) * half, rank
+            self.parts = [first_half, (slice(half, problem.chunk), (last + 1) * half, last)]
 
     def keys(self) -> list[torch.Tensor]:
         """K and V, [1, H, ranks * chunk, D]."""
@@ -168,7 +165,8 @@ def all_gather_own(problem: Problem, rank: int, whole: Whole) -> Contender:
     y = torch.empty_like(gathered.q)
     parts = []
     for queries, keys, number in gathered.parts:
-        plan = _plan(problem, queries.stop - queries.start, keys, "contiguous", device)
+        desc = problem.descriptor(queries.stop - queries.start, keys, "contiguous")
+        plan = bk.RingAttentionPlan.select(desc, stream_of(device))
         parts.append((plan, gathered.q[:, :, queries], y[:, :, queries], keys, number))
 
     def call() -> list[torch.Tensor]:
@@ -184,20 +182,6 @@ def all_gather_own(problem: Problem, rank: int, whole: Whole) -> Contender:
     return Contender(call, gathered.rows)
 
 
-def balanced_layout(problem: Problem) -> str:
-    """The layout in which others share a causal problem out."""
-    return "zigzag" if problem.causal else "contiguous"
-
-
 def stream_of(device: torch.device) -> bk.Stream:
     """The current stream of a device."""
     return bk.Stream.host() if device.type == "cpu" else bk.Stream(torch.cuda.current_stream())
-
-
-def _plan(problem: Problem, queries: int, keys: int, layout: str, device: torch.device) -> Any:
-    desc = bk.RingAttentionDescriptor(
-        1, problem.heads, queries, keys, problem.head_dim, is_causal=problem.causal,
-        element=bk.ElementKind.BF16, num_kv_heads=problem.kv_heads,
-        sequence_layout=bk.SequenceLayout.parse(layout),
-    )  # fmt: skip
-    return bk.RingAttentionPlan.select(stream_of(device), desc)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import baracuda_kernels as bk
-from benchmarks.across_gpus.contenders import Ring, stream_of
+from benchmarks.across_gpus.contenders import Ring
 from benchmarks.across_gpus.problem import Problem
 from benchmarks.across_gpus.ranks import fastest, slowest
 from benchmarks.calls import step
@@ -34,9 +33,9 @@ class Way(NamedTuple):
         kind = kinds.pop() if len(kinds) == 1 else "mixed"
         return cls(kind, 0 if kind == "peer" else max_ctas, comm)
 
-    def params(self) -> dict[str, Any]:
-        """For a row of results."""
-        return {"exchange": self.exchange, "max_ctas": self.sms}
+    def params(self, problem: Problem, **more: Any) -> dict[str, Any]:
+        """For a row of a problem."""
+        return problem.params(exchange=self.exchange, max_ctas=self.sms, **more)
 
 
 def speed_row(problem: Problem, way: Way, ring: Ring) -> Row:
@@ -47,10 +46,9 @@ def speed_row(problem: Problem, way: Way, ring: Ring) -> Row:
     """
     nbytes = 2 * problem.kv_heads * problem.chunk * problem.head_dim * 2
     beside, late = _gigabytes(ring, nbytes)
-    alone, _ = _gigabytes(_alone(problem, ring), nbytes)
-    params = {**problem.params(), **way.params(), "bytes": nbytes}
+    alone, _ = _gigabytes(ring.of_few_queries(problem), nbytes)
     peers = {"alone": alone, "late": late}
-    return row("exchange", params, beside, peers)
+    return row("exchange", way.params(problem, bytes=nbytes), beside, peers)
 
 
 def steps_of(ring: Ring) -> Callable[[], None]:
@@ -63,21 +61,6 @@ def steps_of(ring: Ring) -> Callable[[], None]:
             step(ring.plan, operands, ring.comm.rank, number, ring.y, ring.state, follows=False)
 
     return call
-
-
-def _alone(problem: Problem, ring: Ring) -> Ring:
-    """A ring that moves the same K and V for a few queries."""
-    q = ring.q[:, : problem.kv_heads, :64].contiguous()
-    desc = bk.RingAttentionDescriptor(
-        1, problem.kv_heads, 64, problem.chunk, problem.head_dim, element=bk.ElementKind.BF16
-    )
-    alone = copy.copy(ring)
-    alone.plan = bk.RingAttentionPlan.select(desc, stream_of(q.device))
-    alone.args = bk.RingAttentionArgs(
-        q=q, k=ring.k, v=ring.v, y=torch.empty_like(q), kv_scratch_a=ring.scratch[0],
-        kv_scratch_b=ring.scratch[1], accumulator_scratch=ring.state,
-    )  # fmt: skip
-    return alone
 
 
 def _gigabytes(ring: Ring, nbytes: int) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -14,11 +13,10 @@ import baracuda_kernels as bk
 from baracuda_kernels.interop.torch import ring_attention
 from baracuda_kernels.testing import TOLERANCES, attention, error_of
 from benchmarks.across_gpus import contenders, hops
-from benchmarks.across_gpus.contenders import Contender
 from benchmarks.across_gpus.hops import Way
 from benchmarks.across_gpus.others import Others
 from benchmarks.across_gpus.problem import Problem, Whole
-from benchmarks.across_gpus.ranks import interleaved, say, slowest
+from benchmarks.across_gpus.ranks import Contender, interleaved, say, slowest
 from benchmarks.rounds import summary
 from benchmarks.rows import Row, row
 from benchmarks.timing import captured, not_of_torch
@@ -64,10 +62,10 @@ class Measures:
         }
         peers = self._others.admitted(
             problem, gathered, whole,
-            lambda other, parts: self._off(problem, whole, other, other.rows, parts),
+            lambda other, parts: self._off(problem, whole, other.rows, parts),
         )  # fmt: skip
         one = contenders.one_gpu(problem, whole)
-        found.append(self._error(problem, whole, {"one_gpu": one, **peers}))
+        found.append(self._error(problem, whole, one))
         return found + self._speed(problem, ways, one, peers, rounds)
 
     def _chosen(self, problem: Problem) -> tuple[list[Way], list[Row]]:
@@ -82,24 +80,21 @@ class Measures:
                 return [*ways, way], found + steps
         return ways, found
 
-    def _error(
-        self, problem: Problem, whole: Whole, others: dict[str, Contender]
-    ) -> Row:
+    def _error(self, problem: Problem, whole: Whole, one: Contender) -> Row:
         """`scaling_error`: relative error of sampled rows against float64, the worst rank's.
 
-        The same rows for everyone who has them; `one_gpu` has all.
+        The same rows for the ring and for one GPU, which has all.
         """
-        ring = contenders.Ring(problem, self.comm)
-        self._answered(ring)
-        found = Contender(lambda: [ring.y], problem.positions(self.comm.rank))
-        ours = self._answer(problem, whole, found, found.rows)
-        peers = {n: self._answer(problem, whole, c, found.rows) for n, c in others.items()}
+        ring, rows = contenders.Ring(problem, self.comm), problem.positions(self.comm.rank)
+        ours = self._off(problem, whole, rows, [self._answered(ring)])
+        (y,) = one.call()
+        one_gpu = self._off(problem, whole, rows, [y[:, :, rows.to(self._device)]])
         family = ring.plan.family
         if not ours <= TOLERANCES[family, "bf16"].relative:
             say(f"WRONG: relative error {ours:.3e} of {problem}")
             self.failed = True
-        params = {**problem.params(), "family": family}
-        return row("scaling_error", params, ours, peers)
+        peers = {"one_gpu": one_gpu, **self._others.errors}
+        return row("scaling_error", problem.params(family=family), ours, peers)
 
     def _answered(self, ring: contenders.Ring) -> torch.Tensor:
         ring.y.fill_(float("nan"))
@@ -107,27 +102,15 @@ class Measures:
         ring.comm.synchronize(contenders.stream_of(self._device), timeout=60)
         return ring.y
 
-    def _answer(self, problem: Problem, whole: Whole, other: Contender, wanted: torch.Tensor) -> float:
-        """The error of a call made here."""
-        with other.around():
-            parts = other.call()
-            torch.cuda.synchronize()
-        return self._off(problem, whole, other, wanted, parts)
-
-    def _off(
-        self, problem: Problem, whole: Whole, other: Contender, wanted: torch.Tensor, parts: Any
-    ) -> float:
-        y = torch.cat(parts, 2)
-        local = torch.arange(len(other.rows))
-        if len(local) > len(wanted):
-            local = wanted  # it has every row: compare those that the ring has
+    def _off(self, problem: Problem, whole: Whole, rows: torch.Tensor, parts: Any) -> float:
+        """The relative error of some of the rows that `parts` have."""
         random = torch.Generator().manual_seed(self.comm.rank)
-        local = local[torch.randperm(len(local), generator=random)[:_SAMPLED_ROWS]]
-        at = other.rows[local].to(self._device)
+        local = torch.randperm(len(rows), generator=random)[:_SAMPLED_ROWS]
+        at = rows[local].to(self._device)
         exact, _ = attention(
-            whole.q[:, :, at], *whole[1:], is_causal=problem.causal, q_positions=at
+            whole.q[:, :, at], whole.k, whole.v, is_causal=problem.causal, q_positions=at
         )
-        got = y[:, :, local.to(self._device)].double().cpu().numpy()
+        got = torch.cat(parts, 2)[:, :, local.to(self._device)].double().cpu().numpy()
         return slowest(error_of(got, exact.cpu().numpy())["relative"])
 
     def _memory(self, problem: Problem) -> Row:
@@ -142,10 +125,10 @@ class Measures:
 
     def _peak(self, problem: Problem, comm: Any) -> tuple[int, int]:
         torch.cuda.synchronize()
-        before, registered = torch.cuda.memory_allocated(), {x.data_ptr() for x in contenders.registered.values()}
+        before, known = torch.cuda.memory_allocated(), [*contenders.registered.values()]
         ring = contenders.Ring(problem, comm)
         # Receive buffers that an earlier problem had registered are this one's, too.
-        kept = ring.scratch.nbytes if ring.scratch.data_ptr() in registered else 0
+        kept = ring.scratch.nbytes if any(x is ring.scratch for x in known) else 0
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()  # making a shard passes through float32
         other = not_of_torch()
@@ -170,8 +153,7 @@ class Measures:
         rows = []
         for step, (exposed, compute, exchange) in enumerate(worst.median(0).values.tolist()):
             peers = {"compute": compute, "exchange": exchange}
-            params = {**problem.params(), "step": step, **way.params()}
-            rows.append(row("scaling_step", params, exposed, peers))
+            rows.append(row("scaling_step", way.params(problem, step=step), exposed, peers))
         return rows
 
     def _speed(
@@ -186,19 +168,20 @@ class Measures:
         rings = {way.exchange: contenders.Ring(problem, way.comm) for way in ways}
         self._compare(problem, rings)
         found = [hops.speed_row(problem, way, rings[way.exchange]) for way in ways]
-        calls: dict[str, Callable[[], Any]] = {"one_gpu": one.call}
         first = rings[ways[0].exchange]
-        calls["steps eager"] = hops.steps_of(first)
-        calls["steps graph"] = captured(calls["steps eager"])
-        calls["torch_op"] = lambda: ring_attention(
-            first.q, first.k, first.v, is_causal=problem.causal, sequence_layout=problem.layout
-        )
+        steps = hops.steps_of(first)
+        calls = {
+            "steps eager": steps,
+            "steps graph": captured(steps),
+            "torch_op": lambda: ring_attention(
+                first.q, first.k, first.v, is_causal=problem.causal, sequence_layout=problem.layout
+            ),
+        }
         for name, ring in rings.items():
             calls |= {f"{name} eager": ring.run, f"{name} graph": captured(ring.run)}
-        calls |= {name: peer.call for name, peer in peers.items()}
-        around = {name: peer.around for name, peer in peers.items()}
+        of_ours = {name: Contender(call) for name, call in calls.items()}
         rounds = problem.rounds(rounds)
-        samples = interleaved(calls, around, rounds=rounds)
+        samples = interleaved({"one_gpu": one, **of_ours, **peers}, rounds=rounds)
         form = self._others.forms[problem.chunk, problem.causal]
         for way, what in product(ways, ("eager", "graph")):
             beside = {name: samples[name] for name in ("one_gpu", *peers)}
@@ -207,9 +190,8 @@ class Measures:
                 beside["torch_op"] = samples["torch_op"]
             figures = summary({"ours": samples[f"{way.exchange} {what}"], **beside})
             figures["peers"]["ideal"] = figures["peers"].pop("one_gpu") / problem.ranks
-            params = {**problem.params(), "what": what, "rounds": rounds, **way.params()}
-            params["context_parallel"] = "absent" if form is None else str(form)
-            found.append(row("scaling", params, **figures))
+            how = {"what": what, "rounds": rounds, "context_parallel": str(form or "absent")}
+            found.append(row("scaling", way.params(problem, **how), **figures))
         return found
 
     def _compare(self, problem: Problem, rings: dict[str, contenders.Ring]) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from benchmarks.across_gpus import torch_cp
-from benchmarks.across_gpus.contenders import Contender
 from benchmarks.across_gpus.problem import Problem
-from benchmarks.across_gpus.ranks import interleaved, say, slowest
+from benchmarks.across_gpus.ranks import Contender, interleaved, say, slowest
 
 # Gives the relative error of what a contender's call returned, the worst rank's.
 Off = Callable[[Contender, Any], float]
@@ -23,12 +22,12 @@ class Others:
         self._mesh, self._limit = mesh, limit
         # PyTorch's `context_parallel` in the form that is fastest, by (chunk, causal).
         self.forms: dict[tuple[int, bool], torch_cp.Form | None] = {}
+        self.errors: dict[str, float] = {}  # of those that were admitted last
 
     def admitted(
         self, problem: Problem, found: dict[str, Contender], operands: Any, off: Off
     ) -> dict[str, Contender]:
         """Those of `found` that may, and `context_parallel` on these operands."""
-        beside = {name: other for name, other in found.items() if self._admits(name, other, off)}
         case, rank = (problem.chunk, problem.causal), self._mesh.get_local_rank()
 
         def make(form: torch_cp.Form) -> Contender:
@@ -38,15 +37,18 @@ class Others:
             times = {}
             for form in torch_cp.FORMS:
                 other, name = make(form), f"context_parallel ({form})"
-                if self._admits(name, other, off):
-                    times[form] = _time_of(other)
+                if self._error(name, other, off) is not None:
+                    (times[form],) = interleaved({name: other}, rounds=1)[name]
                     say(f"{name}: {times[form]:.3f} ms")
             self.forms[case] = min(times, key=times.__getitem__, default=None)
-        best = self.forms[case]
-        return beside if best is None else {**beside, "context_parallel": make(best)}
+        if (best := self.forms[case]) is not None:
+            found = {**found, "context_parallel": make(best)}
+        errors = {name: self._error(name, other, off) for name, other in found.items()}
+        self.errors = {name: x for name, x in errors.items() if x is not None}
+        return {name: found[name] for name in self.errors}
 
-    def _admits(self, name: str, other: Contender, off: Off) -> bool:
-        """Whether another runs on every rank and answers rightly; if not, why is said aloud."""
+    def _error(self, name: str, other: Contender, off: Off) -> float | None:
+        """That of another that runs on every rank and answers rightly; if not, why is said."""
         trouble, found = "", None
         try:
             with other.around():
@@ -56,14 +58,9 @@ class Others:
             trouble = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         if slowest(float(bool(trouble))):
             say(f"absent: {name}: {trouble or 'failed on another rank'}")
-            return False
+            return None
         relative = off(other, found)
         if not relative <= self._limit:
             say(f"absent: {name}: its relative error is {relative:.2e}")
-            return False
-        return True
-
-
-def _time_of(other: Contender) -> float:
-    """Milliseconds of one call, of the slowest rank."""
-    return interleaved({"": other.call}, {"": other.around}, rounds=1)[""][0]
+            return None
+        return relative

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,7 +20,14 @@ from benchmarks.timing import sample
 TIMEOUT = datetime.timedelta(seconds=120)
 _SAMPLE_MS = 30.0
 
-Around = Callable[[], contextlib.AbstractContextManager[Any]]
+
+class Contender(NamedTuple):
+    """A call, and the global positions of the rows that it answers for; good inside `around()`
+    alone, which is not timed."""
+
+    call: Callable[[], Any]
+    rows: torch.Tensor = torch.arange(0)
+    around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
 
 @contextlib.contextmanager
@@ -32,24 +41,30 @@ def group() -> Iterator[tuple[int, int]]:
     dist.destroy_process_group()
 
 
-def interleaved(
-    calls: Mapping[str, Callable[[], Any]], around: Mapping[str, Around], *, rounds: int
-) -> dict[str, list[float]]:
+def interleaved(contenders: Mapping[str, Contender], *, rounds: int) -> dict[str, list[float]]:
     """Milliseconds per call, of the slowest rank, one sample of each call per round.
 
-    Every rank gives the same names in the same order: the calls may be collective. A call named in
-    `around` is made inside that context, which is not timed.
+    Every rank gives the same names in the same order: the calls may be collective.
     """
 
     def measure(name: str, count: int) -> float:
-        with around.get(name, contextlib.nullcontext)():
+        with contenders[name].around():
             torch.cuda.synchronize()
             dist.barrier()
-            return slowest(sample(lambda _: calls[name](), count))
+            return slowest(sample(contenders[name].call, count))
 
-    return in_rounds(
-        calls, measure, rounds=rounds, milliseconds=_SAMPLE_MS, least=1, most=100
-    )
+    return in_rounds(contenders, measure, rounds=rounds, milliseconds=_SAMPLE_MS, least=1, most=100)
+
+
+def parser(module: str, chunks: list[int]) -> argparse.ArgumentParser:
+    """Of what every benchmark across GPUs is told."""
+    made = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}")
+    made.add_argument("--chunk", type=int, nargs="+", default=chunks, help="rows a GPU")
+    made.add_argument("--heads", type=int, default=32)
+    made.add_argument("--kv-heads", type=int, default=8)
+    made.add_argument("--rounds", type=int, default=7)
+    made.add_argument("-o", "--out", type=Path, metavar="DIR")
+    return made
 
 
 def slowest(value: float) -> float:

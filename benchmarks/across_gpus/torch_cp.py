@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.across_gpus.contenders import Contender, balanced_layout
 from benchmarks.across_gpus.problem import Problem
+from benchmarks.across_gpus.ranks import Contender
 
 BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "FA2": SDPBackend.FLASH_ATTENTION}
 
@@ -42,7 +42,7 @@ def context_parallel(
 
     With dy as a fourth operand a call is a step that gives dq, dk and dv.
     """
-    rows = problem.positions(rank, balanced_layout(problem))
+    rows = problem.positions(rank, problem.balanced)
     q, k, v, *dy = (x[:, :, rows.to(x.device)] for x in operands)
 
     def repeated() -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,6 @@ import sys
 import pytest
 from helpers.pages import ROOT, code_blocks, commands
 
-import baracuda_kernels as bk
 from baracuda_kernels.testing import attention, error_of
 
 pytestmark = pytest.mark.framework("torch")
@@ -27,19 +26,6 @@ def problem(across):
     return lambda layout, causal, ranks=RANKS: across("problem").Problem(
         ranks, CHUNK, 4, 2, 16, layout, causal
     )
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "zigzag", "striped"])
-def test_every_rank_makes_the_same_whole(torch, problem, layout):
-    problem = problem(layout, True)
-    cpu = torch.device("cpu")
-    whole = problem.whole(cpu)
-    for name, x in zip("qkv", whole, strict=True):
-        shards = [problem.shard(name, rank, cpu) for rank in range(RANKS)]
-        assert torch.equal(x, bk.unshard(shards, sequence_layout=layout))
-        for rank, shard in enumerate(shards):
-            assert torch.equal(x[:, :, problem.positions(rank)], shard)
-    assert whole.q.shape[1] == 4 and whole.k.shape[1] == 2 and not torch.equal(whole.k, whole.v)
 
 
 @pytest.mark.parametrize("causal", [False, True])

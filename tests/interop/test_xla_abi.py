@@ -36,7 +36,7 @@ CONSTANTS = {
     "kBuffer": "ArgType_BUFFER",
     "kScalar": "AttrType_SCALAR",
     "kCommandBufferCompatible": "HANDLER_TRAITS_COMMAND_BUFFER_COMPATIBLE",
-    **{f"k{name}": f"DataType_{name}" for name in ("S64", "F16", "F32", "F64", "BF16")},
+    **{f"k{name}": f"DataType_{name}" for name in ("S64", "U32", "F16", "F32", "F64", "BF16")},
     "kInvalidArgument": "Error_Code_INVALID_ARGUMENT",
     "kResourceExhausted": "Error_Code_RESOURCE_EXHAUSTED",
     "kUnimplemented": "Error_Code_UNIMPLEMENTED",

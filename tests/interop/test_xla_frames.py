@@ -210,3 +210,10 @@ def test_dk_and_dv_of_a_type_that_nobody_sums_in(backward):
     call = Call([Q, Q, Q, Q, *FORWARD], results, GRADIENT_OPTIONS)
     assert call(backward) == 1
     assert "kv_gradient_element: got 3, must be element" in call.errors[0][1]
+
+
+def test_maps_of_another_type_are_refused(handler):
+    wrong = np.zeros(16, np.float32)  # as many elements, of the same size
+    call = Call([Q, Q, Q, wrong], outputs(), {**OPTIONS, "causal": 1})
+    assert call(handler) == 1
+    assert "maps: got 16 elements of XLA's type 11, must be 16 of its type 8" in call.errors[0][1]

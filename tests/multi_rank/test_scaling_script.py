@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
-from helpers.pages import ROOT, torchrun
+from helpers.pages import ROOT, run_program, torchrun
 
 pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank, pytest.mark.endurance]
 
@@ -15,16 +14,13 @@ RANKS = 2
 
 @pytest.fixture
 def report(torch, tmp_path):
-    command = [
-        *torchrun(RANKS, one_gpu=True), sys.executable, "-m", "benchmarks.scaling", "--no-faults",
-        *("--no-gradients", "--chunk", "512", "--heads", "4", "--kv-heads", "2", "--layout", "zigzag"),
-        *("--rounds", "1", "--out", tmp_path),
-    ]  # fmt: skip
     path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "NCCL_SOCKET_IFNAME": "lo"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, timeout=120, capture_output=True,
-                         text=True, check=False)  # fmt: skip
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    run_program(
+        Path("-m"), ROOT, "benchmarks.scaling", "--no-faults", "--no-gradients", "--chunk", "512",
+        "--heads", "4", "--kv-heads", "2", "--layout", "zigzag", "--rounds", "1",
+        "--out", str(tmp_path), launcher=torchrun(RANKS, one_gpu=True),
+        environment={"PYTHONPATH": path, "NCCL_SOCKET_IFNAME": "lo"},
+    )  # fmt: skip
     (output,) = tmp_path.glob(f"{RANKS}x-*.json")
     return json.loads(output.read_text())
 

@@ -1,6 +1,8 @@
-"""Rows of the host family whose visible keys do not begin at the first key."""
+"""The host family's steps below its plans: masks that no plan asks for yet, and the threads."""
 
 import ctypes as ct
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +20,14 @@ from helpers.host_abi import (
     striped,
     zigzag,
 )
-from helpers.ring_abi import build_helper
+from helpers.ring_abi import ABORTED, build_helper
 
 SOURCES = Path(__file__).parents[2] / "src" / "cuda"
 TOLERANCE = {"f64": 1e-12, "f32": 2e-6, "bf16": 5e-3}
 
 
 @pytest.fixture(scope="module")
-def host_step():
-    """Enqueues a step of the host family with any mask."""
+def library():
     host = SOURCES / "attention" / "forward" / "host"
     sources = [
         host / name
@@ -34,7 +35,13 @@ def host_step():
     ]
     sources += [SOURCES / "attention" / name for name in ("interval.cpp", "problem.cpp")]
     sources += [SOURCES / "common" / name for name in ("element.cpp", "error.cpp", "interrupt.cpp")]
-    return ct.CDLL(build_helper("host_step.cpp", f"-I{SOURCES}", *map(str, sources))).host_step
+    return ct.CDLL(build_helper("host_step.cpp", f"-I{SOURCES}", *map(str, sources)))
+
+
+@pytest.fixture(scope="module")
+def host_step(library):
+    """Enqueues a step of the host family with any mask."""
+    return library.host_step
 
 
 class Case:
@@ -45,6 +52,9 @@ class Case:
         self.rows, self.keys = int(rng.integers(1, 300)), int(rng.integers(1, 450))
         self.q_map = layout(int(rng.integers(ranks)), self.rows, ranks)
         self.k_map = layout(int(rng.integers(ranks)), self.keys, ranks)
+        shift = int(rng.choice([0, 0, -3, -1000, 2**61, -(2**61)]))  # positions may be negative
+        for at in (self.q_map, self.k_map):
+            at.head, at.tail = at.head + shift, at.tail + shift
         self.flags = FIRST | LAST | CAUSAL * int(rng.integers(2))
         self.left, self.right = int(rng.choice([1, 2, 7, 50, 200])), int(rng.choice([0, 1, 5, 100]))
         head_dim = int(rng.choice([8, 33, 64]))
@@ -97,3 +107,12 @@ def test_windows(host_step, element, layout):
         k[:, :, key] = v[:, :, key] = np.nan
         again, _ = case.run(host_step, case.q, k, v, case.q_map)
         assert np.array_equal((again == y).all(axis=(0, 1, 3)), ~seen[:, key])
+
+
+def test_an_abort_reaches_the_last_item_of_another_thread(library):
+    flag = ct.c_int32(0)
+    timer = threading.Timer(0.2, lambda: setattr(flag, "value", 1))
+    start = time.monotonic()
+    timer.start()
+    assert library.host_slow_helper(ct.byref(flag)) == ABORTED
+    assert time.monotonic() - start < 2

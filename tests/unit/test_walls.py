@@ -50,6 +50,26 @@ def test_a_file_of_the_core_is_short(path):
     assert len(path.read_text().splitlines()) <= 420
 
 
+# Files that kernels of several families include.
+SHARED = sorted(
+    path
+    for path in (ROOT / "src/cuda").rglob("*.cuh")
+    if not {"sm80", "sm90", "simt"} & {*path.parts}
+)
+
+
+def test_kernels_that_families_share_are_each_familys_own():
+    """A family's files are compiled for its own architectures. Before CUDA 13 nvcc gives kernels of
+    equal template arguments one weak stub, so the linker would drop one family's architectures."""
+    kernels = [
+        line
+        for path in SHARED
+        for line in path.read_text().splitlines()
+        if re.search(r"\b__global__\b", line)
+    ]
+    assert len(kernels) >= 3 and all(line.startswith("static __global__") for line in kernels)
+
+
 def test_the_walls_would_show_a_hole():
     names = set(op_names())
     assert {"ring_attention", "FlashSdpaDescriptor", "RingAttentionPlan", "AttentionKind"} <= names

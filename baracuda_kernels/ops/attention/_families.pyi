@@ -22,7 +22,7 @@ class Family:
     max_compute_capability: int
     math: dict[ElementKind, MathPrecision]
     vector_bytes: int
-    forward_strides: bool
+    max_stride_bytes: int
     has_backward: bool
     ordered_backward: bool
     backward_kernel: int
@@ -32,7 +32,7 @@ class Family:
     def sku(
         self, op: AttentionKind, element: ElementKind, direction: Direction = ...
     ) -> KernelSku: ...
-    def layout_needs(self, itemsize: int) -> tuple[int, int, bool]: ...
+    def layout_needs(self, itemsize: int) -> tuple[int, int, int]: ...
     def refusal(
         self,
         descriptor: Any,

@@ -33,10 +33,10 @@ struct Interval {
 struct Mask {
   static constexpr int64_t unlimited = INT64_MAX;
 
-  int64_t left = unlimited;   // keys from p - left on
-  int64_t right = unlimited;  // keys up to p + right, or
-  int64_t prefix = 0;         // up to prefix - 1 where that is more
-  int64_t chunk = 0;          // > 0: keys of p's own chunk; chunks have this many positions
+  int64_t left = unlimited;    // keys from p - left on
+  int64_t right = unlimited;   // keys up to p + right, or
+  int64_t prefix = INT64_MIN;  // up to prefix - 1 where that is more
+  int64_t chunk = 0;           // > 0: keys of p's own chunk; chunks have this many positions
   // Keys of p's own document. Document d holds the positions [cu_seqlens[d], cu_seqlens[d + 1]);
   // the array has documents + 1 entries. Positions outside all documents see nothing and are not
   // seen.

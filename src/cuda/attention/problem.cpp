@@ -70,14 +70,18 @@ int32_t check_map(const char* call, const char* name, const baracuda_position_ma
                 ll(map.split));
   }
   const int64_t below = map.split < length ? map.split : length;
+  // Two positions may be this far apart, so their difference does not overflow.
+  const int64_t limit = int64_t{1} << 62;
   int64_t end = 0;
   int64_t end_of_tail = 0;
   if (__builtin_mul_overflow(map.stride, below, &end) ||
       __builtin_add_overflow(map.head, end, &end) ||
       __builtin_mul_overflow(map.stride, length - below, &end_of_tail) ||
-      __builtin_add_overflow(map.tail, end_of_tail, &end_of_tail)) {
+      __builtin_add_overflow(map.tail, end_of_tail, &end_of_tail) ||
+      (below > 0 && (map.head < -limit || end > limit)) ||
+      (below < length && (map.tail < -limit || end_of_tail > limit))) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "%s: got positions of 2^63 or more, must stay below", name);
+                "%s: got positions beyond 2^62, must be from -2^62 to 2^62", name);
   }
   if (below > 0 && below < length && map.tail <= end - map.stride) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,

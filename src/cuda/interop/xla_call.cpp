@@ -167,9 +167,12 @@ int32_t bind_maps(Buffers& operands, StepParams& step) {
   const Buffer* maps = nullptr;
   const int32_t status = operands.next("maps", 1, maps);
   if (status != BARACUDA_OK) return status;
-  if (maps->dims[0] != 2 * sizeof(baracuda_position_map) / 4) {
-    return fail(BARACUDA_INVALID_ARGUMENT, kCall, "maps: got %lld words, must have 16",
-                static_cast<long long>(maps->dims[0]));
+  constexpr int64_t words = 2 * sizeof(baracuda_position_map) / 4;
+  if (maps->dims[0] != words || maps->dtype != kU32) {
+    return fail(BARACUDA_INVALID_ARGUMENT, kCall,
+                "maps: got %lld elements of XLA's type %d, must be %lld of its type %d (uint32)",
+                static_cast<long long>(maps->dims[0]), static_cast<int>(maps->dtype),
+                static_cast<long long>(words), static_cast<int>(kU32));
   }
   step.device_maps = static_cast<const baracuda_position_map*>(maps->data);
   return BARACUDA_OK;

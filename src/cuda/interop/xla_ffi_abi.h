@@ -19,6 +19,7 @@ enum HandlerTraits : uint32_t { kCommandBufferCompatible = 1 };
 
 enum DataType : int32_t {
   kS64 = 5,
+  kU32 = 8,
   kF16 = 10,
   kF32 = 11,
   kF64 = 12,

@@ -26,7 +26,7 @@ constexpr int finish_threads = 256;
 // A block for each query tile. The accumulators of a quad for eight columns are contiguous. They
 // belong to two rows, the second eight below the first.
 template <typename Element, int HeadDim, int BlockM>
-__global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs args) {
+static __global__ void __launch_bounds__(finish_threads) finish_kernel(const FinishArgs args) {
   constexpr int column_groups = HeadDim / 8;
   constexpr int units = column_groups * BlockM / 2;
   static_assert(units % (finish_threads / 2) == 0 && BlockM == 64,

@@ -49,7 +49,7 @@ constexpr int prepare_threads = 256;
 // Statistics::hidden_lse. Statistics::store( statistics, row of all tiles, rows, lse * lse_factor,
 // delta) writes a row in the step kernel's format.
 template <typename Element, int HeadDim, int BlockM, typename Statistics>
-__global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareArgs args) {
+static __global__ void __launch_bounds__(prepare_threads) prepare_kernel(const PrepareArgs args) {
   constexpr int lanes = row_lanes<HeadDim>;
   constexpr int rows_at_once = prepare_threads / lanes;
   static_assert(BlockM % rows_at_once == 0, "whole rounds");

@@ -68,7 +68,7 @@ constexpr int norm_threads = 256;
 
 // The largest norm of a row of V.
 template <typename Element, int HeadDim>
-__global__ void __launch_bounds__(norm_threads) norm_kernel(const NormArgs args) {
+static __global__ void __launch_bounds__(norm_threads) norm_kernel(const NormArgs args) {
   constexpr int lanes = row_lanes<HeadDim>;
   launch_dependent_grids();
   await_previous_grids();

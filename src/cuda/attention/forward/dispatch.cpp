@@ -62,7 +62,7 @@ extern "C" int32_t baracuda_attention_family_info(int32_t kernel, baracuda_atten
            facts->elements,
            facts->tensor_cores ? 1 : 0,
            facts->vector_bytes,
-           facts->max_stride_bytes > 0 ? 1 : 0};
+           facts->max_stride_bytes};
   return BARACUDA_OK;
 }
 

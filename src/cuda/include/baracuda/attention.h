@@ -94,7 +94,8 @@ typedef struct baracuda_attention_family {
   uint32_t elements;        // elements it takes, as bits 1 << enum baracuda_element
   int32_t tensor_cores;     // 1: multiplies at the operands' precision; 0: in f32, or f64 for f64
   int32_t vector_bytes;     // addresses and strides must be multiples of it; 0: of the element size
-  int32_t forward_strides;  // 1: strides of inputs must not be negative
+  // Strides of inputs must be from 0 to below this number of bytes; 0: any strides.
+  int64_t max_stride_bytes;
 } baracuda_attention_family;
 
 BARACUDA_API int32_t baracuda_attention_family_info(int32_t kernel,

@@ -10,7 +10,8 @@ extern "C" {
 #endif
 
 // Global position of local row i: head + stride*i below split, tail + stride*(i - split) from it
-// on. Must rise with i (so visible keys are always a prefix of the chunk). stride >= 1.
+// on. Must rise with i (so visible keys are always a prefix of the chunk) and be
+// from -2^62 to 2^62. stride >= 1.
 typedef struct baracuda_position_map {
   int64_t head;
   int64_t tail;

@@ -237,7 +237,12 @@ class ThreadPool {
     }
     std::unique_lock<std::mutex> lock(mutex_);
     forget(&job);
-    left_.wait(lock, [&job] { return job.helpers == 0; });
+    // The helpers' last items may take long. A signal or an abort ends them early.
+    while (!left_.wait_for(lock, kLookForSignals, [&job] { return job.helpers == 0; })) {
+      lock.unlock();  // a signal's handler may run a step
+      poll_job(&job);
+      lock.lock();
+    }
   }
 
  private:

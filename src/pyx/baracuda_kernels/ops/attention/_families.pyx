@@ -47,8 +47,8 @@ class Family:
         Operand element -> precision of the products.
     vector_bytes : int
         Alignment of operands' addresses and strides in bytes; 0: that of the element.
-    forward_strides : bool
-        Whether strides of inputs must not be negative.
+    max_stride_bytes : int
+        Strides of inputs must be from 0 to below this number of bytes; 0: any strides.
     has_backward : bool
         Whether the family has backward kernels.
     ordered_backward : bool
@@ -65,7 +65,7 @@ class Family:
     max_compute_capability: int
     math: dict
     vector_bytes: int
-    forward_strides: bool
+    max_stride_bytes: int
     has_backward: bool
     ordered_backward: bool
     backward_kernel: int
@@ -81,11 +81,10 @@ class Family:
                          self.guarantee(element, direction), direction)
 
     def layout_needs(self, itemsize):
-        """The alignment of addresses in bytes and of strides in elements, and whether strides of
-        inputs
-        must not be negative."""
+        """The alignment of addresses in bytes and of strides in elements, and the number of elements
+        that strides of inputs must be below (0: any strides)."""
         nbytes = max(self.vector_bytes, itemsize)
-        return nbytes, nbytes // itemsize, self.forward_strides
+        return nbytes, nbytes // itemsize, self.max_stride_bytes // itemsize
 
     def refusal(self, descriptor, arch, preference, workspace_bytes,
                 direction=Direction.FORWARD) -> str:
@@ -148,7 +147,7 @@ def _family(int32_t kernel):
             strict = MathPrecision.F64 if element is ElementKind.F64 else MathPrecision.F32
             math[element] = _TENSOR_CORE[element] if info.tensor_cores else strict
     return Family(kernel, arch, backend, info.name.decode(), least, most, math, info.vector_bytes,
-                  bool(info.forward_strides),
+                  info.max_stride_bytes,
                   attention_api.baracuda_attention_backward_elements(kernel) != 0,
                   attention_api.baracuda_attention_backward_ordered(kernel) != 0, kernel)
 

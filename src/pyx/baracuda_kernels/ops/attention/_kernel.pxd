@@ -16,7 +16,7 @@ cdef class AttentionKernel:
     cdef object element
     cdef int alignment             # bytes, of addresses
     cdef int64_t stride_multiple   # elements, of strides
-    cdef bint forward_strides      # strides of inputs must not be negative
+    cdef int64_t stride_limit      # elements: strides of inputs are in [0, limit); 0: any
 
     cdef AttentionOperands checks(self)
     # Enqueues one step, with the kernel's device current.

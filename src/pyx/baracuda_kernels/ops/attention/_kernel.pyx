@@ -15,7 +15,7 @@ ctypedef int32_t (*_Load)(int32_t kernel, const baracuda_attention_step_params* 
 cdef class AttentionKernel:
     cdef AttentionOperands checks(self):
         return AttentionOperands(self.element, self.device, self.alignment, self.stride_multiple,
-                                 self.forward_strides)
+                                 self.stride_limit)
 
     cdef int step(self, baracuda_attention_step_params* step, Stream stream) except -1:
         cdef int32_t previous = enter_device(self.device), status
@@ -54,7 +54,7 @@ cdef AttentionKernel _load(object family, int32_t number, AttentionDescriptor pr
     self.device = device
     self.number = number
     self.element = problem.element
-    self.alignment, self.stride_multiple, self.forward_strides = family.layout_needs(
+    self.alignment, self.stride_multiple, self.stride_limit = family.layout_needs(
         problem.itemsize)
     problem.fill(&step)
     previous = enter_device(device)

@@ -13,7 +13,7 @@ from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
 # Checks the operands of one attention call, and fills the step's params.
 cdef class AttentionOperands(OperandChecks):
     cdef int64_t stride_multiple  # elements, of strides
-    cdef bint forward_strides     # strides of inputs must not be negative
+    cdef int64_t stride_limit     # elements: strides of inputs are in [0, limit); 0: any
 
     # Checks a [b, h, s, d] operand and fills strides. A byte buffer that is large enough is dense.
     cdef TensorRef tensor(self, str name, TensorRef view, int64_t b, int64_t h, int64_t s,

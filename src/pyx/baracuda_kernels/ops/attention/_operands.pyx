@@ -30,9 +30,9 @@ cdef object _gradient_element(TensorRef dk, TensorRef dv, object element):
 
 cdef class AttentionOperands(OperandChecks):
     def __cinit__(self, element, int device, int alignment, int64_t stride_multiple,
-                  bint forward_strides):
+                  int64_t stride_limit):
         self.stride_multiple = stride_multiple
-        self.forward_strides = forward_strides
+        self.stride_limit = stride_limit
 
     cdef TensorRef tensor(self, str name, TensorRef view, int64_t b, int64_t h, int64_t s,
                           int64_t d, bint output, baracuda_strides* strides):
@@ -64,11 +64,12 @@ cdef class AttentionOperands(OperandChecks):
                     raise MisalignedOperandError(
                         f"{name}: got stride {view.element_strides[i]} in dimension {i}, must for "
                         f"this kernel be a multiple of {self.stride_multiple} elements")
-                if (self.forward_strides and not output and view.dims[i] > 1
-                        and view.element_strides[i] < 0):
+                if (self.stride_limit and not output and view.dims[i] > 1
+                        and not 0 <= view.element_strides[i] < self.stride_limit):
                     raise InvalidProblemError(
                         f"{name}: got stride {view.element_strides[i]} in dimension {i}, must for "
-                        "this kernel be >= 0; allow_sm90a=False selects one that takes negative strides")
+                        f"this kernel be from 0 to {self.stride_limit - 1}; allow_sm90a=False "
+                        "selects one that takes any stride")
             if output:
                 no_self_overlap(name, view)
         # The stride of a dimension of extent 1 is never used.

@@ -90,10 +90,10 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
     ----------
     descriptor : FlashSdpaDescriptor
     scratch_bytes : int
-        Bytes of the scratch. For each row and head: 2 numbers of the accumulator's type, on the
-        host 2 + head_dim, on ``sm80`` 2 + head_dim and on ``sm90a`` 4 + head_dim. On ``sm80`` and
-        ``sm90a`` rows are rounded up to tiles of 64, and a deterministic kernel has one more number
-        for each tile (on ``sm90a`` at head_dim 256 two).
+        Bytes of the scratch. For each row and head it holds a few numbers of the accumulator's
+        type (2 to 8), and, but on ``simt``, a sum of dq (head_dim numbers). ``sm80`` and ``sm90a``
+        round Q up to whole tiles of 64 rows. Their deterministic kernels keep several sums of dq if
+        there are few heads: up to 4 on ``sm80``, up to 8 on ``sm90a``.
     """
 
     cdef AttentionKernel kernel

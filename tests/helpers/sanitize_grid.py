@@ -1,7 +1,7 @@
 """A reduced grid of every GPU kernel, to be run under compute-sanitizer.
 
 Small problems that reach every edge: lengths around the tiles, heads shared, masks, state loaded
-and stored (rings of three), and gradients. `python -m benchmarks.evidence --part sanitize` runs it.
+and stored (rings of three), and gradients. `gpu/test_compute_sanitizer.py` runs it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
+from baracuda_kernels.registry import Architecture
 from baracuda_kernels.testing import assert_close, attention, attention_backward, torch_qkv
-from benchmarks.peers import available
-from tests.helpers import cuda_gradients
-from tests.helpers.gradients import draw
-from tests.helpers.rings import case, local_ring
+
+from . import cuda_gradients
+from .gradients import draw
+from .rings import case, local_ring
 
 KERNELS = [
     *[("sm90a", t, d) for t in ("f16", "bf16") for d in (64, 128, 256)],
@@ -66,12 +67,18 @@ def main() -> int:
     return 0
 
 
+def available(kernels: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
+    """Those that this card can run."""
+    hopper = Architecture.here().compute_capability == 90
+    return [kernel for kernel in kernels if hopper or not kernel[0].startswith("sm90a")]
+
+
 def _run(family: str, dtype: str, ranks: int, is_causal: bool, shape: dict[str, Any]) -> None:
     # Drawn and checked on the host: the sanitizer has enough to do with our kernels.
     qkv = torch_qkv("normal", dtype, 0, device="cpu", **shape)
     exact = attention(*(x.double() for x in qkv), is_causal=is_causal)
-    y, lse = local_ring(torch, family, dtype, *(x.cuda() for x in qkv), ranks, is_causal=is_causal,
-                        layout="zigzag")  # fmt: skip
+    q, k, v = (x.cuda() for x in qkv)
+    y, lse = local_ring(torch, family, dtype, q, k, v, ranks, is_causal=is_causal, layout="zigzag")
     assert_close(family, dtype, y, exact[0], lse, exact[1])
 
 
