@@ -4,6 +4,7 @@ refusal."""
 from __future__ import annotations
 
 import dataclasses
+import operator
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -59,16 +60,19 @@ class Architecture:
             return cls.here()
         if isinstance(value, ArchSku):
             value = value.name
+        number = _number(value)
         if isinstance(value, tuple) and len(value) == 2:
-            value = value[0] * 10 + value[1]
+            major, minor = map(_number, value)
+            if major is not None and minor is not None and 0 <= minor <= 9:
+                number = major * 10 + minor
         if isinstance(value, str):
             text = value.lower().removeprefix("sm").removeprefix("_").removesuffix("a")
             if value.lower() == "host":
                 return cls(0)
             text = text.replace(".", "")
-            value = int(text) if text.isdigit() else value
-        if isinstance(value, int) and not isinstance(value, bool) and 10 <= value < 1000:
-            return cls(value)
+            number = int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else None
+        if number is not None and 10 <= number < 1000:
+            return cls(number)
         raise InvalidProblemError(
             f"arch: got {value!r}, must be an ArchSku, 'host', or a compute capability such as "
             "'sm_90', '9.0' or 90"
@@ -100,6 +104,7 @@ class Candidate:
     family : str
         Kernel family, such as "sm80".
     sku : KernelSku
+        If the family does not take the descriptor's element, its SKU of another element.
     reason : str
         The reason of its refusal; empty if it fits.
     entry : object
@@ -414,6 +419,16 @@ class OpSpec:
         """The descriptor with these values of :attr:`options`, and defaults for the others."""
         defaults = {option.name: option.default for option in self.options}
         return (self.describe or self.descriptor_type)(**{**defaults, **values})
+
+
+def _number(value: Any) -> int | None:
+    """The value as an int, None if it is none."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def _is_name(value: Any) -> bool:
