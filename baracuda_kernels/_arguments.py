@@ -42,7 +42,8 @@ def flag(name: str, value: Any) -> bool:
 
 def number(name: str, value: Any) -> float:
     """The value as a float. A bool or a text is refused."""
-    if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value) != 0:
+    scalar = not isinstance(value, (bool, np.bool_, str, bytes, list, tuple))
+    if not scalar or np.ndim(value) != 0:
         raise InvalidProblemError(f"{name}: got {_shown(value)}, must be a number")
     try:
         return float(value)

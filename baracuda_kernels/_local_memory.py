@@ -28,6 +28,11 @@ DTYPES = SPEC.dtypes
 
 def element_of(x: Any, name: str) -> ElementKind:
     """The ElementKind of an array, or InvalidProblemError with the dtypes that are served."""
+    if not getattr(x.dtype, "isnative", True):  # NumPy's; its name hides the order of the bytes
+        raise InvalidProblemError(
+            f"{name}: got dtype {x.dtype}, must be in this machine's byte order "
+            "(x.astype(x.dtype.newbyteorder('=')))"
+        )
     element = ElementKind.of_dtype(x.dtype)
     if element is None or element not in DTYPES.values():
         raise InvalidProblemError(

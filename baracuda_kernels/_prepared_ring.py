@@ -58,6 +58,8 @@ class PreparedRing:
         world_size = integer("world_size", world_size, least=1, most=MAX_RANKS)
         is_causal = flag("is_causal", is_causal)
         scale = None if scale is None else number("scale", scale)
+        if library_of(q) == "torch":
+            _refuse_what_torch_hides({"q": q, "k": k, "v": v, "dy": dy, "dlse": dlse})
         q, k, v = array("q", q), array("k", k), array("v", v)
         self._memory = memory = memory_for(q, device)
         _check(q, k, v, world_size)
@@ -181,7 +183,6 @@ def _like(name: str, x: Any, q: Any, shape: Any, dtype: Any) -> Any:
         )
     if tuple(x.shape) != tuple(shape):
         raise InvalidProblemError(f"{name}: got shape {tuple(x.shape)}, must be {tuple(shape)}")
-    _refuse_recorded(name, x)
     return x
 
 
@@ -197,7 +198,6 @@ def _check(q: Any, k: Any, v: Any, world_size: int) -> None:
                 f"{name}: got {type(x).__name__} of {x.dtype}, must be as q, {type(q).__name__} of "
                 f"{q.dtype}"
             )
-        _refuse_recorded(name, x)
     if tuple(k.shape) != tuple(v.shape):
         raise InvalidProblemError(
             f"k, v: got shapes {tuple(k.shape)} and {tuple(v.shape)}, must be equal"
@@ -211,13 +211,27 @@ def _check(q: Any, k: Any, v: Any, world_size: int) -> None:
         rows_per_rank(int(x.shape[2]), world_size, name)
 
 
-def _refuse_recorded(name: str, x: Any) -> None:
-    if library_of(x) != "torch":
-        return
-    import torch  # loaded already, as the tensor's library
+def _refuse_what_torch_hides(given: dict[str, Any]) -> None:
+    """Refuse derivatives and traces that would miss this call, and tensors that are no strided
+    memory beside q's."""
+    import torch  # loaded already, as the tensors' library
 
-    if x.requires_grad and torch.is_grad_enabled():
-        raise UnsupportedError(
-            f"{name}: got a tensor that requires grad, must be detached or used under "
-            "torch.no_grad(): autograd does not record this call (give dy for the gradients)"
-        )
+    from baracuda_kernels._torch_transforms import refuse_derivatives, refuse_tracing
+
+    call, instead = "run_local_ring", "give dy for the gradients"
+    tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
+    refuse_derivatives(call, tensors, instead)
+    refuse_tracing(call)
+    for name, x in tensors.items():
+        if x.requires_grad and torch.is_grad_enabled():
+            raise UnsupportedError(
+                f"{name}: got a tensor that requires grad, must be detached or used under "
+                f"torch.no_grad(): autograd does not record this call ({instead})"
+            )
+        if x.is_nested or x.layout is not torch.strided:
+            layout = "a nested layout" if x.is_nested else f"layout {x.layout}"
+            raise InvalidProblemError(f"{name}: got a tensor of {layout}, must be torch.strided")
+        if x.device != tensors["q"].device:
+            raise InvalidProblemError(
+                f"{name}: got a tensor on {x.device}, must be on q's device, {tensors['q'].device}"
+            )

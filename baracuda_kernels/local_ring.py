@@ -146,6 +146,7 @@ def run_local_ring(
     timeout : float, optional
         Seconds that a run on the host may take. It is stopped at the end of the step in which they
         pass. A run on a GPU cannot be stopped and takes no timeout. By default there is no limit.
+        The preparation (arguments, shards, memory), before the run, is not limited.
     dy : array, optional
         ``[B, H, S, D]``, the gradient of `y`, of the kind and dtype of `q`. With it the gradients
         of `q`, `k` and `v` are computed too.
@@ -169,7 +170,8 @@ def run_local_ring(
         nearest lengths that fit.
     UnsupportedError
         No kernel serves the problem on that device, cuda.core is missing for NumPy arrays, a tensor
-        requires grad, or `timeout` is given on a GPU.
+        requires grad or has a tangent, the call is within a torch.func transform, a trace or a
+        TorchDispatchMode, or `timeout` is given on a GPU.
     NcclTimeoutError
         `timeout` passed.
     CudaError
@@ -206,6 +208,8 @@ def run_with_plan(
 ) -> tuple[Any, ...]:
     """As `run_local_ring`, with the forward's plan as the last result. `options` go to
     `PreparedRing`."""
+    if progress is not None and not callable(progress):
+        raise InvalidProblemError(f"progress: got {progress!r}, must be a function")
     if timeout is not None:
         timeout = number("timeout", timeout)
         if not timeout > 0:

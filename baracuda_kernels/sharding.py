@@ -16,7 +16,7 @@ same maps.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
@@ -190,7 +190,7 @@ def unshard(
     Parameters
     ----------
     shards : sequence of arrays
-        One per rank, in the order of the ranks, all of one shape.
+        One per rank, in the order of the ranks, all of one kind, shape and dtype.
     dim : int, default 2
         The sequence dimension. May be negative.
     sequence_layout : SequenceLayout or str, default "contiguous"
@@ -204,15 +204,24 @@ def unshard(
     Raises
     ------
     InvalidProblemError
-        If there are no shards, if their shapes differ, or if the layout is unknown.
+        If there are no shards, if their kinds, shapes or dtypes differ, or if the layout is unknown.
     """
     layout = layout_of(sequence_layout)
+    if not isinstance(shards, Iterable):
+        raise InvalidProblemError(
+            f"shards: got {type(shards).__name__}, must be a sequence of one array per rank"
+        )
     parts = [array(f"shards[{rank}]", x) for rank, x in enumerate(shards)]
     if not parts:
         raise InvalidProblemError("shards: got none, must be one array per rank")
     shapes = {tuple(x.shape) for x in parts}
     if len(shapes) != 1:
         raise InvalidProblemError(f"shards: got shapes {sorted(shapes)}, must be equal")
+    kinds = {f"{library_of(x)} {getattr(x, 'dtype', '')}".rstrip() for x in parts}
+    if len(kinds) != 1:
+        raise InvalidProblemError(
+            f"shards: got {' and '.join(sorted(kinds))}, must be of one library and dtype"
+        )
     gathered: _Array = _gather(parts, _check_dim(parts[0], dim), layout)
     return gathered
 

@@ -52,6 +52,7 @@ class ProblemOption:
     type: type
     default: Any = None
     help: str = ""
+    def __post_init__(self) -> None: ...
 
 @dataclass(frozen=True)
 class OpSpec:

@@ -11,13 +11,13 @@ import numpy as np
 from rich.table import Table
 
 from baracuda_kernels.cli._console import (
-    FileProblemError,
     ProgressBar,
     check_target,
     json_option,
     json_text,
     out_console,
     print_json,
+    written,
 )
 from baracuda_kernels.cli._plot import check_plot
 from baracuda_kernels.cli._plot_ring import draw_plot
@@ -120,10 +120,8 @@ def ring(
         "family": prepared.plan.family, "runs": runs, **_measure(prepared, ranks, runs, as_json),
     }  # fmt: skip
     if output is not None:
-        try:
-            output.write_text(json_text(result) + "\n")
-        except OSError as error:
-            raise FileProblemError(f"{output}: {error}") from error
+        with written(output) as file:
+            file.write(json_text(result).encode() + b"\n")
     if plot is not None:
         draw_plot(plot, result)
     if trace is not None:

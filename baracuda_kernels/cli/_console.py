@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, BinaryIO, NoReturn, Self
 
 import click
 from rich.console import Console
@@ -122,8 +124,47 @@ def check_target(path: Path, suffixes: Sequence[str]) -> None:
             pass
         if not there:
             path.unlink()
+        part = _part_of(path)
+        if part != path:
+            with part.open("wb"):
+                pass
+            part.unlink()
     except OSError as error:
         raise FileProblemError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which becomes `path` at the end; after an error `path` is as it was.
+
+    Raises
+    ------
+    FileProblemError
+        If the file cannot be written.
+    """
+    part = _part_of(path)
+    try:
+        try:
+            with part.open("wb") as file:
+                yield file
+            if part != path:
+                if path.exists():
+                    shutil.copymode(path, part)
+                part.replace(os.path.realpath(path))
+        except BaseException:
+            if part != path:
+                part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise FileProblemError(f"{path}: {error}") from error
+
+
+def _part_of(path: Path) -> Path:
+    """Where to write before the file is whole: beside it, or in place if it is no regular file."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        return path
+    return target.with_name(f".baracuda-{os.getpid()}.part")
 
 
 def check_fits_memory(what: str, nbytes: int) -> None:

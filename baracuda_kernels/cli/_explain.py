@@ -47,15 +47,16 @@ class _ProblemCommand(click.Command):
 
 
 def _option(spec: OpSpec, option: ProblemOption) -> click.Option:
-    flag, default = f"--{option.name.replace('_', '-')}", option.default
+    # The name alone keeps its upper-case letters, which a name made of the flag would lose.
+    flag, default = (f"--{option.name.replace('_', '-')}", option.name), option.default
     if option.type is bool:
-        return click.Option([flag], is_flag=True, default=bool(default), help=option.help)
+        return click.Option(flag, is_flag=True, default=bool(default), help=option.help)
     kind: Any = option.type
     if hasattr(kind, "parse"):  # an enum of the vocabulary
         members = [m for m in kind if m in spec.elements or not hasattr(kind, "of_dtype")]
         kind = click.Choice([member.name.lower() for member in members])
         default = None if default is None else default.name.lower()
-    return click.Option([flag], type=kind, default=default, show_default=True, help=option.help)
+    return click.Option(flag, type=kind, default=default, show_default=True, help=option.help)
 
 
 @click.command(cls=_ProblemCommand, short_help="Which kernel a problem gets, and why not others.")

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from baracuda_kernels.cli._console import FileProblemError, check_target
+from baracuda_kernels.cli._console import check_target, written
 from baracuda_kernels.errors import UnsupportedError
 
 _SUFFIXES = (".png", ".svg", ".pdf")
@@ -37,7 +37,5 @@ def figure_module() -> Any:
 
 def save(figure: Any, path: Path) -> None:
     """Write the figure, or raise `FileProblemError`."""
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise FileProblemError(f"{path}: {error}") from error
+    with written(path) as file:
+        figure.savefig(file, dpi=120, format=path.suffix[1:])

@@ -112,7 +112,7 @@ def predict(
 
     It needs no GPU, but a build with the CUDA kernels. All figures are of one attention layer's
     forward pass, with --training of its forward and backward; --layers adds the time of all layers.
-    They are computed from a model, not measured: docs/model.md has an example, the formulas and the
+    They are computed from a model, not measured: docs/predict.md has an example, the formulas and the
     limits.
     """
     from baracuda_kernels import predict as model
@@ -137,8 +137,9 @@ def predict(
     machine = model.Machine(rates=rates, **own, **given)
     layouts = model.LAYOUTS if layout is None else (layout,)
     result = model.compare(
-        problem, machine, layouts, min_efficiency=min_efficiency, training=training
-    )
+        problem, machine, layouts, min_efficiency=min_efficiency, training=training,
+        scratch=lambda one: _scratch(one, arch),
+    )  # fmt: skip
     if plot is not None:
         draw_plot(plot, result)
     if as_json:
@@ -158,7 +159,7 @@ def predict(
 
 def _family(problem: Any, arch: str, *, backward: bool = False) -> str:
     """The kernel family that a rank gets; `UnsupportedError` if none serves the problem."""
-    from baracuda_kernels import ElementKind, RingAttentionDescriptor, UnsupportedError, registry
+    from baracuda_kernels import UnsupportedError, registry
     from baracuda_kernels._core import _info
 
     if not _info.build_info()["cuda_built"]:
@@ -166,18 +167,19 @@ def _family(problem: Any, arch: str, *, backward: bool = False) -> str:
             "predict: this build has no CUDA kernels to ask (made with BARACUDA_CUDA=OFF); "
             "install it without that option, which needs no GPU"
         )
-    descriptor = RingAttentionDescriptor(
-        problem.batch,
-        problem.heads,
-        problem.chunk,
-        problem.chunk,
-        problem.head_dim,
-        is_causal=problem.causal,
-        element=ElementKind.parse(problem.dtype),
-        num_kv_heads=problem.hkv,
-    )
     direction = "BACKWARD" if backward else "FORWARD"
-    return str(registry.explain(descriptor, arch=arch, direction=direction).require().family)
+    return str(registry.explain(problem.descriptor, arch, direction=direction).require().family)
+
+
+def _scratch(problem: Any, arch: str) -> int:
+    """Bytes that a backward asks for; the model's own figure if no kernel serves so long a chunk."""
+    from baracuda_kernels import UnsupportedError
+    from baracuda_kernels import predict as model
+
+    try:
+        return model.backward_scratch(problem, arch)
+    except UnsupportedError:
+        return model.training_memory(problem).scratch
 
 
 def _gpu(arch: str, own: dict[str, Any], has_rates: bool) -> dict[str, Any]:

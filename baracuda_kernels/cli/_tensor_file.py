@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from baracuda_kernels._core._enums import ElementKind
-from baracuda_kernels.cli._console import FileProblemError, check_target
+from baracuda_kernels.cli._console import FileProblemError, check_target, written
 
 SUFFIXES = (".safetensors", ".npz")
 # The dtypes of kernels, by their names in safetensors. NumPy cannot name the others.
@@ -73,12 +73,13 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     check_writable(path)
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     check_storable(path, *tensors.values())
+    if path.suffix == ".npz":
+        arrays: dict[str, Any] = tensors
+        with written(path) as file:
+            np.savez(file, **arrays)
+        return
     try:
-        if path.suffix == ".npz":
-            arrays: dict[str, Any] = tensors
-            np.savez(path, **arrays)
-        else:
-            save_file(tensors, str(path))
+        save_file(tensors, str(path))  # writes beside it, too
     except Exception as error:  # OSError, or an error of safetensors
         raise FileProblemError(f"{path}: {error}") from error
 

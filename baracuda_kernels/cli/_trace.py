@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from baracuda_kernels.cli._console import FileProblemError, json_text
+from baracuda_kernels.cli._console import json_text, written
 
 # The lanes of a rank from top to bottom, as in the picture.
 LANES = ("compute", "exchange", "exposed")
@@ -19,10 +19,8 @@ def write_trace(path: Path, result: dict[str, Any]) -> None:
     FileProblemError
         If the file cannot be written.
     """
-    try:
-        path.write_text(json_text(trace(result), indent=None) + "\n")
-    except OSError as error:
-        raise FileProblemError(f"{path}: {error}") from error
+    with written(path) as file:
+        file.write(json_text(trace(result), indent=None).encode() + b"\n")
 
 
 def trace(result: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from baracuda_kernels.predict._training import (
     backward_compute_seconds,
     backward_exchange_seconds,
     backward_forecast,
+    backward_scratch,
     training_forecast,
     training_memory,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "backward_compute_seconds",
     "backward_exchange_seconds",
     "backward_forecast",
+    "backward_scratch",
     "cards",
     "compare",
     "compute_seconds",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -232,6 +232,7 @@ def compare(
     *,
     min_efficiency: float = 0.8,
     training: bool = False,
+    scratch: Callable[[RingProblem], int] | None = None,
 ) -> Comparison:
     """Forecast a problem in several layouts, and recommend a setting.
 
@@ -247,6 +248,9 @@ def compare(
         In (0, 1].
     training : bool, default False
         Forecast a forward and a backward; `machine` must then have `backward_rates`.
+    scratch : callable, optional
+        ``scratch(problem) -> bytes`` that the backward's kernel asks for, such as
+        `backward_scratch`; it is asked for every rank count. By default as in `training_memory`.
 
     Raises
     ------
@@ -259,6 +263,9 @@ def compare(
         raise InvalidProblemError(f"layouts: got {chosen}, must be different ones, one or more")
     if not 0 < min_efficiency <= 1:
         raise InvalidProblemError(f"min_efficiency: got {min_efficiency}, must be in (0, 1]")
+    def memory(of: RingProblem) -> TrainingMemory:
+        return training_memory(of, None if scratch is None else scratch(of))
+
     predict = training_forecast if training else forecast
     counts = [n for n in range(1, problem.ranks + 1) if problem.ranks % n == 0]
     sweep = tuple(
@@ -285,8 +292,8 @@ def compare(
         forecasts=sweep[-len(chosen) :],
         sweep=sweep,
         hiding_chunks=chunks,
-        recommendation=_recommend(problem, machine, sweep, min_efficiency, chunks),
-        training=training_memory(problem) if training else None,
+        recommendation=_recommend(problem, machine, sweep, min_efficiency, chunks, memory),
+        training=memory(problem) if training else None,
     )
 
 
@@ -301,10 +308,11 @@ def _recommend(
     sweep: tuple[Forecast, ...],
     floor: float,
     chunks: dict[str, float | int | None],
+    memory: Callable[[RingProblem], TrainingMemory],
 ) -> Recommendation:
     def need(f: Forecast) -> int:
         if isinstance(f, TrainingForecast):
-            return training_memory(f.problem).total
+            return memory(f.problem).total
         return min(rank_memory(f.problem, in_place=flag).total for flag in (False, True))
 
     roomy = [f for f in sweep if need(f) <= machine.memory_gib * 2**30]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from baracuda_kernels.predict._cards import cards
 from baracuda_kernels.predict._pairs import visible_pairs
 from baracuda_kernels.predict._rates import ComputeRates
 from baracuda_kernels.sharding import rows_per_rank
+
+if TYPE_CHECKING:
+    from baracuda_kernels import RingAttentionDescriptor
 
 MAX_SEQ = 2**30
 MAX_RANKS = 4096
@@ -117,10 +120,31 @@ class RingProblem:
         return (self.ranks - 1) * self.bytes_per_hop
 
     @property
+    def accumulator_itemsize(self) -> int:
+        """Bytes of a number of lse, of the state, and of the sums of dK and dV; 4, with f64 8."""
+        return 8 if self.dtype == "f64" else 4
+
+    @property
     def state_bytes(self) -> int:
         """Bytes of a rank's accumulator, B·H·Q·(D+2)·4, or with f64 B·H·Q·(D+2)·8."""
-        size = 8 if self.dtype == "f64" else 4
-        return self.batch * self.heads * self.chunk * (self.head_dim + 2) * size
+        rows = self.batch * self.heads * self.chunk
+        return rows * (self.head_dim + 2) * self.accumulator_itemsize
+
+    @property
+    def descriptor(self) -> RingAttentionDescriptor:
+        """What one rank computes, for `registry.explain` and `select`."""
+        from baracuda_kernels import RingAttentionDescriptor
+
+        return RingAttentionDescriptor(
+            self.batch,
+            self.heads,
+            self.chunk,
+            self.chunk,
+            self.head_dim,
+            is_causal=self.causal,
+            element=ElementKind.parse(self.dtype),
+            num_kv_heads=self.hkv,
+        )
 
     @property
     def flops_per_pair(self) -> int:
@@ -253,7 +277,7 @@ def rank_memory(problem: RingProblem, *, in_place: bool) -> RankMemory:
     return RankMemory(
         q=rows * problem.head_dim * problem.itemsize,
         y=rows * problem.head_dim * problem.itemsize,
-        lse=rows * 4,
+        lse=rows * problem.accumulator_itemsize,
         kv=scratch if in_place else 0,
         scratch_a=scratch if not in_place or ranks > 1 else 0,
         scratch_b=scratch if ranks > (2 if in_place else 1) else 0,

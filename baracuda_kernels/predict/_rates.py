@@ -252,7 +252,7 @@ def measured_rates(
             sources.append(f"{name} rows: {label}")
         rates = ComputeRates(full, causal, tile_rows=tile_rows)
         state = () if backward else _state_curve(_matching(rows, "ring_tax", {**wanted, "causal": False}), rates, sms)
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ZeroDivisionError) as error:
         raise InvalidProblemError(
             f"measured: got a row with {error!r}, must be a row of an evidence file"
         ) from error

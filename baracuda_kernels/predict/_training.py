@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,13 +27,17 @@ from baracuda_kernels.predict._model import (
 from baracuda_kernels.predict._pairs import visible_pairs
 from baracuda_kernels.predict._rates import ComputeRates
 
+if TYPE_CHECKING:
+    from baracuda_kernels import ArchSku, PlanPreference
+    from baracuda_kernels.registry import Architecture
+
 # Flops of a visible pair over those of the forward: five matrix products instead of two.
 BACKWARD_FLOPS = 2.5
 
 
 def gradient_bytes_per_hop(problem: RingProblem) -> int:
     """Bytes of the sums of dK and dV that a rank sends in one exchange, 2·B·Hkv·K·D·4 (f64: ·8)."""
-    return problem.kv_scratch_elements * (8 if problem.dtype == "f64" else 4)
+    return problem.kv_scratch_elements * problem.accumulator_itemsize
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class TrainingMemory:
 
     `kept` are q, k, v, y and lse of the forward. `gradients` are dy, dq, dk and dv. `scratch_a` and
     `scratch_b` receive K and V. `sums` are the four buffers of the travelling dK and dV. `scratch`
-    is the accumulator of dQ and two numbers for each row.
+    is what the kernel asks for: the accumulator of dQ, and numbers for each row.
     """
 
     kept: int
@@ -58,7 +62,39 @@ class TrainingMemory:
         return sum(dataclasses.astuple(self))
 
 
-def training_memory(problem: RingProblem) -> TrainingMemory:
+def backward_scratch(
+    problem: RingProblem,
+    arch: Architecture | ArchSku | str | int | tuple[int, int] | None = "sm_90",
+    preference: PlanPreference | None = None,
+) -> int:
+    """Bytes of `scratch` that the kernel of a rank's backward asks for: its plan's `scratch_bytes`.
+
+    Kernels differ: some round the rows up to their tiles, and a fixed order of sums takes more.
+
+    Parameters
+    ----------
+    problem : RingProblem
+    arch : ArchSku, str, int or tuple, default "sm_90"
+        As in :func:`baracuda_kernels.registry.explain`. For a GPU it needs a build with the CUDA
+        kernels, but no GPU.
+    preference : PlanPreference, optional
+
+    Raises
+    ------
+    InvalidProblemError
+        If the architecture is unknown.
+    UnsupportedError
+        If no kernel serves the problem there.
+    """
+    from baracuda_kernels import registry
+    from baracuda_kernels.ops.attention import _families
+
+    descriptor = problem.descriptor
+    family = registry.explain(descriptor, arch, preference, "BACKWARD").require().entry
+    return _families.backward_scratch_bytes(family, descriptor, True)
+
+
+def training_memory(problem: RingProblem, scratch: int | None = None) -> TrainingMemory:
     """The memory of a rank during the `run` of a backward, with K and V in place.
 
     The forward's accumulator is free then, or is used as part of the scratch.
@@ -66,6 +102,9 @@ def training_memory(problem: RingProblem) -> TrainingMemory:
     Parameters
     ----------
     problem : RingProblem
+    scratch : int, optional
+        Bytes that the kernel asks for, from `backward_scratch`. By default those of the families
+        `host` and `simt`, B·H·L·(D+2)·4 (f64: ·8).
     """
     forward = rank_memory(problem, in_place=True)
     travels = problem.ranks > 1
@@ -75,7 +114,7 @@ def training_memory(problem: RingProblem) -> TrainingMemory:
         scratch_a=forward.scratch_a,
         scratch_b=problem.bytes_per_hop if travels else 0,
         sums=4 * gradient_bytes_per_hop(problem) if travels else 0,
-        scratch=problem.state_bytes,
+        scratch=problem.state_bytes if scratch is None else scratch,
     )
 
 

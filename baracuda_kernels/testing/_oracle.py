@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from baracuda_kernels import reference
+from baracuda_kernels._arguments import library_of
 from baracuda_kernels.errors import InvalidProblemError
-from baracuda_kernels.reference import _check_shapes, error_of
+from baracuda_kernels.reference import _check_shapes, _positions_or_range, error_of
 
 __all__ = ["attention", "attention_backward", "error_of", "max_score"]
 
@@ -44,7 +45,8 @@ def attention(q: Any, k: Any, v: Any, **options: Any) -> tuple[Any, Any]:
     InvalidProblemError
         If the shapes do not fit together.
     """
-    if type(q).__module__.partition(".")[0] == "torch":
+    if library_of(q) == "torch":
+        _check_tensors(q, k=k, v=v)
         _check_shapes(q, k, v)
         return _torch_attention(q, k, v, **options)
     return reference.attention(q, k, v, **options)
@@ -56,11 +58,12 @@ def attention_backward(q: Any, k: Any, v: Any, dy: Any, **options: Any) -> tuple
     Parameters
     ----------
     q, k, v : array_like or torch.Tensor
-        As in :func:`attention`; tensors must be finite.
+        As in :func:`attention`. Tensors of PyTorch must be finite, here and below; NumPy arrays
+        need not be.
     dy : array_like or torch.Tensor
         ``[B, H, Q, D]``, the gradient of y.
     options
-        `dlse`, `scale` and `is_causal`, as in
+        `dlse`, `scale`, `is_causal`, `q_positions` and `k_positions`, as in
         :func:`baracuda_kernels.reference.attention_backward`.
 
     Returns
@@ -71,12 +74,21 @@ def attention_backward(q: Any, k: Any, v: Any, dy: Any, **options: Any) -> tuple
     Raises
     ------
     InvalidProblemError
-        If the shapes do not fit together.
+        If the shapes do not fit together, or a tensor of PyTorch is not finite.
     """
-    if type(q).__module__.partition(".")[0] == "torch":
+    if library_of(q) == "torch":
+        dlse = options.get("dlse")
+        given = {"k": k, "v": v, "dy": dy} | ({} if dlse is None else {"dlse": dlse})
+        _check_tensors(q, **given)
         _check_shapes(q, k, v)
-        if dy.shape != q.shape:
-            raise InvalidProblemError(f"dy: got shape {tuple(dy.shape)}, must be {tuple(q.shape)}")
+        for name, x, shape in (("dy", dy, q.shape), ("dlse", dlse, q.shape[:3])):
+            if x is not None and x.shape != shape:
+                raise InvalidProblemError(
+                    f"{name}: got shape {tuple(x.shape)}, must be {tuple(shape)}"
+                )
+        for name, x in (("q", q), *given.items()):
+            if not bool(x.isfinite().all()):
+                raise InvalidProblemError(f"{name}: got a tensor with NaN or Inf, must be finite")
         return _torch_backward(q, k, v, dy, **options)
     return reference.attention_backward(q, k, v, dy, **options)
 
@@ -127,13 +139,8 @@ def _torch_attention(
     kv_heads, key_len = k.shape[1], k.shape[2]
     group = heads // max(kv_heads, 1)
     scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
-
-    def places(given: Any, length: int) -> Any:
-        if given is None:
-            return torch.arange(length, device=q.device)
-        return torch.as_tensor(given, device=q.device)
-
-    q_pos, k_pos = places(q_positions, query_len), places(k_positions, key_len)
+    q_pos = _torch_positions(q_positions, query_len, "q_positions", q.device)
+    k_pos = _torch_positions(k_positions, key_len, "k_positions", q.device)
     y = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
     lse = torch.full(q.shape[:3], -math.inf, dtype=torch.float64, device=q.device)
     if y.numel() == 0 or key_len == 0:
@@ -142,16 +149,30 @@ def _torch_attention(
     for b in range(batch):
         for h in range(heads):
             keys, values = k[b, h // group].double(), v[b, h // group].double()
+            # A masked row of V that is not finite would leak through 0 * inf in the product.
+            odd = (~values.isfinite().all(dim=1)).nonzero().flatten().tolist()
+            finite = values
+            if odd:
+                finite = values.clone()
+                finite[odd] = 0.0
             for i in range(0, query_len, rows):
                 at = slice(i, i + rows)
                 scores = (q[b, h, at].double() @ keys.T) * scale
+                hidden = None
                 if is_causal:
-                    scores.masked_fill_(k_pos[None, :] > q_pos[at, None], -math.inf)
-                row_lse = torch.logsumexp(scores, dim=1)
-                blind = row_lse == -math.inf
-                weights = torch.exp(scores - row_lse.masked_fill(blind, 0.0)[:, None])
-                y[b, h, at] = weights @ values
-                lse[b, h, at] = row_lse
+                    hidden = k_pos[None, :] > q_pos[at, None]
+                    scores.masked_fill_(hidden, -math.inf)
+                top = scores.amax(dim=1, keepdim=True)
+                weights = torch.exp(scores - top.masked_fill(top == -math.inf, 0.0))
+                total = weights.sum(dim=1, keepdim=True)
+                sums = weights @ finite
+                for j in odd:
+                    part = weights[:, j, None] * values[j]
+                    sums += part if hidden is None else part.masked_fill(hidden[:, j, None], 0.0)
+                y[b, h, at], lse[b, h, at] = sums / total, (top + total.log())[:, 0]
+                if hidden is not None:
+                    blind = hidden.all(dim=1)
+                    y[b, h, at][blind], lse[b, h, at][blind] = 0.0, -math.inf
     return y, lse
 
 
@@ -164,6 +185,8 @@ def _torch_backward(
     dlse: Any = None,
     scale: float | None = None,
     is_causal: bool = False,
+    q_positions: Any = None,
+    k_positions: Any = None,
 ) -> tuple[Any, Any, Any]:
     """The gradients of finite operands."""
     import torch
@@ -171,10 +194,11 @@ def _torch_backward(
     batch, heads, query_len, head_dim = q.shape
     key_len, group = k.shape[2], heads // max(k.shape[1], 1)
     scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
+    q_pos = _torch_positions(q_positions, query_len, "q_positions", q.device)
+    k_pos = _torch_positions(k_positions, key_len, "k_positions", q.device)
     dq, dk, dv = (torch.zeros_like(x, dtype=torch.float64) for x in (q, k, v))
     if dq.numel() == 0 or dk.numel() == 0:
         return dq, dk, dv
-    places = torch.arange(max(query_len, key_len), device=q.device)
     rows = max(1, _BLOCK_SCORES // key_len)
     for b, h in ((b, h) for b in range(batch) for h in range(heads)):
         keys, values = k[b, h // group].double(), v[b, h // group].double()
@@ -183,8 +207,9 @@ def _torch_backward(
             queries, dys = q[b, h, at].double(), dy[b, h, at].double()
             scores = (queries @ keys.T) * scale
             if is_causal:
-                scores.masked_fill_(places[None, :key_len] > places[at, None], -math.inf)
+                scores.masked_fill_(k_pos[None, :] > q_pos[at, None], -math.inf)
             weights = torch.softmax(scores, dim=1)
+            weights[(scores == -math.inf).all(dim=1)] = 0.0  # rows that see no key
             d_weights = dys @ values.T
             mean = (weights * d_weights).sum(1, keepdim=True)
             if dlse is not None:
@@ -194,3 +219,20 @@ def _torch_backward(
             dk[b, h // group] += (d_scores.T @ queries) * scale
             dv[b, h // group] += weights.T @ dys
     return dq, dk, dv
+
+
+def _torch_positions(given: Any, length: int, name: str, device: Any) -> Any:
+    import torch
+
+    if isinstance(given, torch.Tensor):
+        given = given.cpu().numpy()
+    return torch.as_tensor(_positions_or_range(given, length, name), device=device)
+
+
+def _check_tensors(q: Any, **others: Any) -> None:
+    for name, x in others.items():
+        if library_of(x) != "torch" or x.device != q.device:
+            where = f" on {x.device}" if library_of(x) == "torch" else ""
+            raise InvalidProblemError(
+                f"{name}: got {type(x).__name__}{where}, must be a tensor on q's device, {q.device}"
+            )

@@ -1,4 +1,4 @@
-"""The preference that selects one kernel family."""
+"""The preference that selects one kernel family, where it serves the problem."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _DETERMINISTIC = "-deterministic"
 
 
 def preference(family: str, dtype: str) -> PlanPreference:
-    """A preference that only one family meets, to check each kernel that an adapter may get.
+    """A preference that leads `select` to one family, to check each kernel that an adapter may get.
+
+    Where the family does not serve the problem, another one may meet the preference: with "sm90a",
+    sm80 at head_dim 96. So compare the plan's `family`.
 
     Parameters
     ----------

@@ -178,3 +178,27 @@ def test_select_takes_its_arguments_in_explains_order(plan, kind):
             plan.select(*wrong)
     with pytest.raises(bk.UnsupportedError, match="math_precision"):
         plan.select(descriptor, host, bk.PlanPreference(math_precision="TF32"))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda x: bk.run_local_ring(x, x, x, 2, progress=5), "progress: got 5, must be a function"),
+        (lambda x: bk.run_local_ring(x, x, x, 2, scale=[1, [2, 3]]), "scale: got .* must be a number"),
+        (lambda x: bk.unshard(5), "shards: got int, must be a sequence"),
+        (lambda x: bk.unshard([x, x.astype("f8")]), "shards: got numpy float32 and numpy float64"),
+    ],
+)
+def test_what_was_an_error_of_python_or_none(call, says):
+    x = np.zeros((1, 2, 8, 4), np.float32)
+    with pytest.raises(bk.InvalidProblemError, match=says):
+        call(x)
+
+
+@pytest.mark.parametrize("row", [{"params": 3}, {"ours": 10**400}], ids=["params", "ours"])
+def test_a_row_of_evidence_that_is_none(row):
+    from helpers.predict_cases import EVIDENCE
+
+    evidence = {**EVIDENCE, "rows": [{**EVIDENCE["rows"][0], **row}, *EVIDENCE["rows"]]}
+    with pytest.raises(bk.InvalidProblemError, match="measured: got a row"):
+        predict.measured_rates(evidence, "sm80", "bf16", 128)

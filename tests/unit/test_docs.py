@@ -112,3 +112,18 @@ def test_none():
     assert list(module.refusals("some.py")) == [
         ("test_one", "InvalidProblemError", ["x: got 1", "x: got (2 … odd"])
     ]
+
+
+def test_pages_and_commands_that_are_named_exist():
+    """In docstrings, errors and help: pages that were renamed; on the pages: commands."""
+    from baracuda_kernels.cli import main
+
+    for source in [*(ROOT / "baracuda_kernels").rglob("*.py"), *(ROOT / "src").rglob("*.py*")]:
+        for page in re.findall(r"docs/[\w/-]+\.md", source.read_text()):
+            assert (ROOT / page).exists(), f"{source}: {page}"
+    for page in PAGES:
+        for command in re.findall(r"(?:baracuda-kernels|-m baracuda_kernels) ([a-z]\w*)", page.read_text()):
+            assert command in main.commands, f"{page}: {command}"
+    # Where install.md says which commands refuse without CUDA kernels.
+    refusing = re.search(r"`(\w+)` and `(\w+)` refuse to answer", (ROOT / "docs/install.md").read_text())
+    assert refusing is not None and set(refusing.groups()) <= set(main.commands)

@@ -2,6 +2,9 @@
 
 import importlib.util
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -179,22 +182,42 @@ def test_bad_arguments_are_typed_errors(arrays, options, says):
         bk.run_local_ring(*arrays, **{"world_size": 2, **options})
 
 
-def test_the_number_of_threads_changes_no_bit():
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_the_number_of_threads_changes_no_bit(dtype):
     from baracuda_kernels._core import _info
 
-    arrays = numpy_qkv("normal", "f32", 8, heads=3, query_len=300, head_dim=40)
+    arrays = numpy_qkv("normal", dtype, 8, heads=3, query_len=300, head_dim=40)
     before, answers = _info.host_info()["threads"], []
     try:
         for threads in (1, 2, 5):
             _info.set_host_threads(threads)
             assert _info.host_info()["threads"] == threads
-            answers.append(bk.run_local_ring(*arrays, 3, is_causal=True)[0])
+            answers.append(bk.run_local_ring(*arrays, 3, is_causal=True))
     finally:
         _info.set_host_threads(before)
-    assert all(np.array_equal(answers[0], y) for y in answers[1:])
+    for y, lse in answers[1:]:
+        assert np.array_equal(answers[0][0], y) and np.array_equal(answers[0][1], lse)
     for bad in (0, -1, "2"):
         with pytest.raises(bk.errors.InvalidProblemError, match="threads"):
             _info.set_host_threads(bad)
+
+
+def test_another_process_gives_the_same_bits():
+    """With other addresses and another number of threads."""
+    script = (
+        "import hashlib\nimport baracuda_kernels as bk\nfrom baracuda_kernels import testing\n"
+        "for dtype in testing.NUMPY_DTYPES:\n"
+        "    q, k, v = testing.numpy_qkv('normal', dtype, 9, heads=4, kv_heads=2, query_len=90, "
+        "head_dim=40)\n"
+        "    found = bk.run_local_ring(q, k, v, 3, is_causal=True, sequence_layout='zigzag', dy=q)\n"
+        "    print(dtype, *(hashlib.sha256(x.tobytes()).hexdigest() for x in found))\n"
+    )
+    said = {
+        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True,
+                       env={**os.environ, "BARACUDA_NUM_THREADS": threads}).stdout
+        for threads in ("1", "3", "3")
+    }  # fmt: skip
+    assert len(said) == 1 and len(said.pop().split()) == 4 * 6
 
 
 @pytest.mark.skipif(

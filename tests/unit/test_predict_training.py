@@ -10,9 +10,12 @@ import pytest
 from helpers.predict_cases import backward_row, machine, problem
 
 import baracuda_kernels as bk
-from baracuda_kernels import predict
+from baracuda_kernels import predict, registry
 
 ROOT = Path(__file__).parents[2]
+needs_cuda_build = pytest.mark.skipif(
+    not bk._build_info()["cuda_built"], reason="capability: CUDA kernels in the build"
+)
 LAYOUTS = ("contiguous", "zigzag", "striped")
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
@@ -40,8 +43,53 @@ def test_sizes_are_those_of_the_plan(dtype):
     lse = predict.rank_memory(p, in_place=True).lse
     assert (m.kept, m.gradients) == (2 * rows + 2 * keys + lse, 2 * rows + 2 * keys)
     assert m.total == m.kept + m.gradients + 2 * m.scratch_a + m.sums + m.scratch
+    assert predict.backward_scratch(p, "host") == plan.scratch_bytes
     alone = predict.training_memory(dataclasses.replace(p, ranks=1))
     assert alone.scratch_a == alone.scratch_b == alone.sums == 0
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_lse_is_of_the_type_that_the_backward_takes(dtype):
+    p = problem(dtype=dtype)
+    plan = bk.RingAttentionBackwardPlan.select(bk.Stream.host(), p.descriptor)
+    size = plan.precision_guarantee.accumulator.itemsize
+    assert predict.rank_memory(p, in_place=True).lse == 32 * p.chunk * size
+
+
+SHAPES = (
+    {}, {"head_dim": 64}, {"head_dim": 64, "seq": 8}, {"head_dim": 256}, {"kv_heads": 32, "seq": 8000},
+    {"batch": 32, "heads": 16, "kv_heads": 16, "seq": 2400}, {"dtype": "f64"}, {"dtype": "f32"},
+)  # fmt: skip
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("deterministic", [None, True])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "host"])
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_scratch_is_what_the_kernel_asks_for(changes, arch, deterministic):
+    """A preference with the predicted bytes gets the same kernel; with one byte less, another."""
+    p = problem(**{"seq": 8 * 2048, **changes})
+    wish = bk.PlanPreference(deterministic=deterministic)
+    family = registry.explain(p.descriptor, arch, wish, "BACKWARD").family
+    nbytes = predict.backward_scratch(p, arch, wish)
+    assert predict.training_memory(p, nbytes).scratch == nbytes >= p.state_bytes > 0
+    for limit, taken in ((nbytes, True), (nbytes - 1, False)):
+        limited = bk.PlanPreference(deterministic=deterministic, max_workspace_bytes=limit)
+        found = registry.explain(p.descriptor, arch, limited, "BACKWARD").family
+        assert (found == family) is taken
+
+
+def test_the_recommendation_asks_for_the_scratch_of_every_rank_count():
+    p, asked = problem(seq=4096, ranks=8), []
+
+    def scratch(one):
+        asked.append(one.ranks)
+        return 2**40 if one.ranks < 4 else 5
+
+    result = predict.compare(p, trained(), ["zigzag"], training=True, scratch=scratch)
+    assert set(asked) == {1, 2, 4, 8} and result.training.scratch == 5
+    assert result.to_dict()["training_memory"]["scratch"] == 5
+    assert result.recommendation.ranks in (4, 8)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 
 import baracuda_kernels as bk
@@ -150,10 +151,36 @@ def test_select_picks_what_explain_names_on_the_host():
             assert selected.precision_guarantee == selected.sku.precision_guarantee
 
 
-@pytest.mark.parametrize("arch", ["sm", "", "sm_x", 7, 1.5, (1, 2, 3), object()])
+@pytest.mark.parametrize(
+    "arch",
+    ["sm", "", "sm_x", 7, 1.5, (1, 2, 3), object(), "²", "sm_9²", "٩٠", "9" * 5000, (9, "0"), (9, 10),
+     (9, -1), (9, 0.0), (9, True), True],
+)  # fmt: skip
 def test_an_unknown_architecture(arch):
     with pytest.raises(bk.InvalidProblemError, match="arch"):
         registry.explain(ring(), arch)
+
+
+@pytest.mark.parametrize("arch", [90, np.int64(90), (9, 0), (np.int8(9), np.uint8(0)), "9.0", "sm90A"])
+def test_a_known_architecture(arch):
+    parsed = registry.Architecture.parse(arch)
+    assert parsed == registry.Architecture(90) and type(parsed.compute_capability) is int
+
+
+def test_a_refusal_names_the_architectures_that_would_do():
+    for arch in ("sm_75", "sm_80", "sm_100"):
+        reasons = {c.family: c.reason for c in registry.explain(ring(), arch).candidates}
+        assert reasons["sm90a"].endswith("must be sm_90"), "no later one"
+        assert (arch != "sm_75") or reasons["sm80"].endswith("must be sm_80 or later")
+
+
+@pytest.mark.parametrize("direction", ["FORWARD", "BACKWARD"])
+@pytest.mark.parametrize("element", ["F16", "F32", "F32_STRICT", "F64", "S8"])
+def test_candidates_have_skus_that_exist(element, direction):
+    known = set(registry.skus())
+    for candidate in registry.explain(ring(element=element), "sm_90", None, direction).candidates:
+        assert candidate.sku in known
+        assert candidate.reason or candidate.sku.element.name == element
 
 
 def test_the_op_s_direction_is_part_of_what_is_asked():

@@ -55,6 +55,38 @@ def test_a_second_rounding_is_found_where_there_are_enough_elements():
         testing.assert_close("host", "bf16", worse, exact)
 
 
+@pytest.mark.parametrize("dtype", testing.NUMPY_DTYPES)
+@pytest.mark.parametrize("change", ["sign", "row"])
+def test_one_wrong_element_of_a_large_answer_is_found(dtype, change):
+    """The norm of the error is below the tolerance; one element's error is not."""
+    exact = np.random.default_rng(0).standard_normal((1, 8, 2048, 128))
+    y = exact.astype(testing.NUMPY_DTYPES[dtype])
+    testing.assert_close("host", dtype, y, exact)
+    testing.assert_gradients("host", dtype, [y] * 3, [exact] * 3)
+    if change == "sign":
+        y[0, 0, 7, 5] *= -1
+    else:
+        y[0, 0, 7] = y[0, 0, 8]
+    with pytest.raises(AssertionError, match="one element is off by|relative error of y"):
+        testing.assert_close("host", dtype, y, exact)
+    with pytest.raises(AssertionError, match="dv: one element is off by|relative error of dv"):
+        testing.assert_gradients("host", dtype, [exact, exact, y], [exact] * 3)
+
+
+@pytest.mark.parametrize("family", ["host", "simt", "sm80", "sm90a"])
+@pytest.mark.parametrize("with_lse", [True, False])
+def test_rows_without_keys_must_be_zero(family, with_lse):
+    exact = np.random.default_rng(0).standard_normal((1, 2, 32, 16))
+    exact[:, :, :3] = 0.0
+    lse = np.where((exact == 0).all(-1), -np.inf, 1.0)
+    more = (lse, lse) if with_lse else ()
+    y = exact.astype(np.float16)
+    testing.assert_close(family, "f16", y, exact, *more)
+    y[0, 1, 2, 3] = 1e-3
+    with pytest.raises(AssertionError, match="1 rows without keys are not 0"):
+        testing.assert_close(family, "f16", y, exact, *more)
+
+
 def test_a_wrong_gradient_is_found():
     q, k, v = testing.numpy_qkv("normal", "f32", 0, heads=2, query_len=24, head_dim=16)
     exact = testing.attention_backward(q, k, v, q)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal, overload
 
 import torch
-from torch.autograd import forward_ad
 
 from baracuda_kernels import SequenceLayout
 from baracuda_kernels._arguments import layout_of
-from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
+from baracuda_kernels._torch_transforms import refuse_derivatives
+from baracuda_kernels.errors import BaracudaError, InvalidProblemError
 from baracuda_kernels.interop.torch import _compiled, _process_group
 from baracuda_kernels.interop.torch._operator import differentiable, forward_op, run_forward
 from baracuda_kernels.interop.torch._refusal import tell
@@ -172,7 +172,7 @@ def attend(
         )
         return both
     try:
-        _refuse_derivatives(q, k, v)
+        refuse_derivatives("ring_attention", {"q": q, "k": k, "v": v}, "use torch.autograd")
         if not isinstance(sequence_layout, str):
             sequence_layout = layout_of(sequence_layout).name
     except BaracudaError as error:
@@ -211,18 +211,3 @@ def _check_tensors(q: Any, k: Any, v: Any, swapped: bool) -> None:
 def device_of(*values: Any) -> torch.device | None:
     """The device of the first tensor among them."""
     return next((x.device for x in values if isinstance(x, torch.Tensor)), None)
-
-
-def _refuse_derivatives(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise UnsupportedError(
-            "ring_attention: got a call within a torch.func transform, must be outside of grad, "
-            "jvp and vmap (use torch.autograd)"
-        )
-    if forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(x).tangent is not None for x in (q, k, v)
-    ):
-        raise UnsupportedError(
-            "q, k, v: got a tensor that has a tangent, must have none: forward-mode derivatives "
-            "are not built"
-        )

@@ -4,6 +4,7 @@ refusal."""
 from __future__ import annotations
 
 import dataclasses
+import operator
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -59,16 +60,19 @@ class Architecture:
             return cls.here()
         if isinstance(value, ArchSku):
             value = value.name
+        number = _number(value)
         if isinstance(value, tuple) and len(value) == 2:
-            value = value[0] * 10 + value[1]
+            major, minor = map(_number, value)
+            if major is not None and minor is not None and 0 <= minor <= 9:
+                number = major * 10 + minor
         if isinstance(value, str):
             text = value.lower().removeprefix("sm").removeprefix("_").removesuffix("a")
             if value.lower() == "host":
                 return cls(0)
             text = text.replace(".", "")
-            value = int(text) if text.isdigit() else value
-        if isinstance(value, int) and not isinstance(value, bool) and 10 <= value < 1000:
-            return cls(value)
+            number = int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else None
+        if number is not None and 10 <= number < 1000:
+            return cls(number)
         raise InvalidProblemError(
             f"arch: got {value!r}, must be an ArchSku, 'host', or a compute capability such as "
             "'sm_90', '9.0' or 90"
@@ -100,6 +104,7 @@ class Candidate:
     family : str
         Kernel family, such as "sm80".
     sku : KernelSku
+        If the family does not take the descriptor's element, its SKU of another element.
     reason : str
         The reason of its refusal; empty if it fits.
     entry : object
@@ -198,6 +203,10 @@ class Explanation:
         return "\n".join(lines)
 
 
+# The options and arguments of the command `explain` itself.
+_RESERVED = ("op", "arch", "direction", "as_json", "json", "help", "self")
+
+
 @dataclasses.dataclass(frozen=True)
 class ProblemOption:
     """An option of the command ``explain`` that describes a problem of an op.
@@ -205,7 +214,8 @@ class ProblemOption:
     Attributes
     ----------
     name : str
-        A Python name: ``kv_heads`` is ``--kv-heads``.
+        A Python name: ``kv_heads`` is ``--kv-heads``. None that `explain` itself uses, such as
+        ``arch``.
     type : type
         int, float, str, bool (a flag), or an enum of the vocabulary, given by the names of its
         members (of :class:`ElementKind` only those that the op takes).
@@ -219,6 +229,15 @@ class ProblemOption:
     default: Any = None
     help: str = ""
 
+    def __post_init__(self) -> None:
+        if not _is_name(self.name) or self.name in _RESERVED:
+            raise InvalidProblemError(
+                f"name: got {self.name!r}, must be a Python name other than "
+                f"{', '.join(_RESERVED)}"
+            )
+        if not isinstance(self.type, type):
+            raise InvalidProblemError(f"type: got {self.type!r}, must be a type")
+
 
 @dataclasses.dataclass(frozen=True)
 class OpSpec:
@@ -227,7 +246,7 @@ class OpSpec:
     Attributes
     ----------
     name : str
-        Unique, such as "ring_attention".
+        A Python name that no other op has, such as "ring_attention".
     descriptor_type : type
         The op's descriptor class, the same for every direction.
     plan_types : Mapping
@@ -261,6 +280,24 @@ class OpSpec:
             )
         plans = {Direction.parse(direction): plan for direction, plan in self.plan_types.items()}
         object.__setattr__(self, "plan_types", types.MappingProxyType(plans))
+        if not _is_name(self.name):
+            raise InvalidProblemError(f"name: got {self.name!r}, must be a Python name")
+        if not isinstance(self.descriptor_type, type):
+            raise InvalidProblemError(
+                f"descriptor_type: got {self.descriptor_type!r}, must be a type")
+        for name in ("skus", "candidates"):
+            if not callable(getattr(self, name)):
+                raise InvalidProblemError(
+                    f"{name}: got {getattr(self, name)!r}, must be a function")
+        if not isinstance(self.options, tuple) or not all(
+            isinstance(option, ProblemOption) for option in self.options
+        ):
+            raise InvalidProblemError(
+                f"options: got {self.options!r}, must be a tuple of ProblemOption")
+        names = [option.name for option in self.options]
+        if len(set(names)) < len(names):
+            raise InvalidProblemError(
+                f"options: got the names {', '.join(names)}, must be different ones")
 
     @classmethod
     def forward_only(
@@ -382,3 +419,17 @@ class OpSpec:
         """The descriptor with these values of :attr:`options`, and defaults for the others."""
         defaults = {option.name: option.default for option in self.options}
         return (self.describe or self.descriptor_type)(**{**defaults, **values})
+
+
+def _number(value: Any) -> int | None:
+    """The value as an int, None if it is none."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier()

@@ -241,7 +241,8 @@ math_precision=None, deterministic=None)
     Parameters
     ----------
     max_workspace_bytes : int, optional
-        Refuse kernels that need more scratch than this, in bytes.
+        Refuse kernels that need more scratch than this, in bytes: the forward's accumulator, the
+        backward's ``scratch``. What a ring receives into is not counted; no kernel changes it.
     allow_sm90a : bool, default True
         Whether Hopper-only kernels may be picked.
     prefer_backend : BackendKind, optional

@@ -100,7 +100,8 @@ class Family:
         elif self.arch is ArchSku.HOST:
             return f"arch: got {arch}, must be host"
         elif capability < self.min_compute_capability:
-            return f"arch: got {arch}, must be sm_{self.min_compute_capability} or later"
+            later = "" if self.max_compute_capability == self.min_compute_capability else " or later"
+            return f"arch: got {arch}, must be sm_{self.min_compute_capability}{later}"
         elif capability > self.max_compute_capability:
             return f"arch: got {arch}, must be sm_{self.max_compute_capability}"
         if not attention_api.baracuda_attention_available(self.kernel):

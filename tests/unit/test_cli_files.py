@@ -1,0 +1,64 @@
+"""What the command line writes is whole, or the file that was there stays."""
+
+import os
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers.command_line import ok, refused
+
+BENCH = ("bench", "ring", "--device", "host", "--ranks", "2", "--chunk", "16", "--heads", "1")
+COMMANDS = {
+    "npz": ("sample", "--seq", "256", "--heads", "4", "--head-dim", "64", "--dtype", "f32", "-o"),
+    "safetensors": ("sample", "--seq", "256", "--heads", "4", "--head-dim", "64", "-o"),
+    "json": (*BENCH, "-o"),
+    "trace.json": (*BENCH, "--trace"),
+    "png": (*BENCH, "--plot"),
+}
+
+
+# A process that can write 512 bytes to a file, from when all is imported.
+FULL_DISK = """
+import resource, sys
+from baracuda_kernels.cli import _bench, _plot, _sample, main
+if "--plot" in sys.argv:
+    _plot.figure_module()
+    import matplotlib.backends.backend_agg, matplotlib.font_manager
+resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))
+main()
+"""
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_a_failed_write_leaves_what_was_there(tmp_path, kind, there):
+    if kind == "png":
+        pytest.importorskip("matplotlib", reason="capability: matplotlib is installed")
+    path = tmp_path / f"x.{kind}"
+    if there:
+        path.write_bytes(b"what was there")
+    run = subprocess.run([sys.executable, "-c", FULL_DISK, *COMMANDS[kind], path], check=False,
+                         capture_output=True, text=True)  # fmt: skip
+    assert run.returncode == 2 and "Traceback" not in run.stderr, run.stderr
+    assert [one.name for one in tmp_path.iterdir()] == [path.name] * there
+    assert not there or path.read_bytes() == b"what was there"
+
+
+def test_a_file_that_is_replaced_keeps_its_mode_and_its_links(tmp_path):
+    path, link = tmp_path / "x.npz", tmp_path / "link.npz"
+    path.write_bytes(b"")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    ok("sample", "-o", link, "--seq", 8, "--heads", 1, "--head-dim", 8, "--dtype", "f32")
+    assert link.is_symlink() and stat.S_IMODE(path.stat().st_mode) == 0o640
+    with np.load(path) as file:
+        assert file["q"].shape == (1, 1, 8, 8)
+
+
+def test_a_link_that_leads_nowhere_is_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    os.symlink(path, path)
+    what = ("sample", "-o", path, "--seq", 8, "--heads", 1, "--head-dim", 8)
+    assert refused(*what)[0] == "FileProblemError"

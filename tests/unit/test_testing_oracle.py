@@ -1,0 +1,103 @@
+"""The oracle on PyTorch's tensors is the oracle on NumPy arrays."""
+
+import numpy as np
+import pytest
+
+import baracuda_kernels as bk
+from baracuda_kernels import testing
+
+torch = pytest.importorskip("torch", reason="capability: torch is installed")
+
+
+def qkv():
+    return testing.numpy_qkv("normal", "f32", 0, heads=4, kv_heads=2, query_len=32, key_len=24,
+                             head_dim=16)  # fmt: skip
+
+
+def both(call, *arrays, **options):
+    """The results by NumPy and by PyTorch, as NumPy arrays."""
+    arrays = [np.asarray(x) for x in arrays]
+    with np.errstate(all="ignore"):
+        by_numpy = call(*arrays, **options)
+    tensors = {n: torch.from_numpy(x) if n == "dlse" else x for n, x in options.items()}
+    by_torch = call(*map(torch.from_numpy, arrays), **tensors)
+    return by_numpy, [x.numpy() for x in by_torch]
+
+
+def assert_same(by_numpy, by_torch):
+    for one, other in zip(by_numpy, by_torch, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-12, atol=1e-12)
+
+
+POSITIONS = {
+    "none": {},
+    "causal": {"is_causal": True},
+    "rows before all keys": {"is_causal": True, "q_positions": np.arange(32) - 3},
+    "mixed": {"is_causal": True, "q_positions": np.random.default_rng(0).permutation(32),
+              "k_positions": np.random.default_rng(1).permutation(24) * 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", POSITIONS.values(), ids=POSITIONS)
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("operand", ["q", "k", "v"])
+def test_a_value_reaches_the_same_rows(operand, value, options):
+    given = dict(zip("qkv", qkv(), strict=True))
+    given[operand][0, 1, 20, 3] = value
+    given[operand][0, 0, 5] = value
+    by_numpy, by_torch = both(testing.attention, *given.values(), **options)
+    assert_same(by_numpy, by_torch)
+    if operand == "v" and "is_causal" in options:
+        assert np.isfinite(by_torch[0]).any(), "a row that does not see the key"
+
+
+@pytest.mark.parametrize("options", POSITIONS.values(), ids=POSITIONS)
+def test_gradients_are_the_same(options):
+    q, k, v = qkv()
+    random = np.random.default_rng(2)
+    dy, dlse = random.standard_normal(q.shape), random.standard_normal(q.shape[:3])
+    assert_same(*both(testing.attention_backward, q, k, v, dy, dlse=dlse, **options))
+
+
+def positions(call, **options):
+    q, k, v = map(torch.from_numpy, qkv())
+    return call(q, k, v, *([q] if call is testing.attention_backward else []), is_causal=True,
+                **options)  # fmt: skip
+
+
+def backward(name, change, **options):
+    q, k, v = map(torch.from_numpy, qkv())
+    given = {"q": q, "k": k, "v": v, "dy": q.clone(), **options}
+    given[name] = change(given[name])
+    return testing.attention_backward(**given)
+
+
+def with_nan(x):
+    x = x.clone()
+    x.view(-1)[0] = torch.nan
+    return x
+
+
+DLSE = torch.zeros(1, 4, 32)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        *((lambda call=call, given=given: positions(call, **given), f"{next(iter(given))}: got shape")
+          for call in (testing.attention, testing.attention_backward)
+          for given in ({"q_positions": [3]}, {"k_positions": torch.arange(32)},
+                        {"q_positions": torch.ones(32)})),
+        (lambda: backward("dy", lambda x: x[:, :, :8]), "dy: got shape"),
+        (lambda: backward("dlse", lambda x: x, dlse=torch.ones(1, 4, 64)), "dlse: got shape"),
+        (lambda: backward("dlse", lambda x: x[..., None], dlse=DLSE), "dlse: got shape"),
+        *((lambda name=name: backward(name, with_nan, dlse=DLSE), f"{name}: got a tensor with NaN")
+          for name in ("q", "k", "v", "dy", "dlse")),
+        (lambda: backward("k", lambda x: x.numpy()), "k: got ndarray, must be a tensor"),
+        (lambda: testing.attention(torch.from_numpy(qkv()[0]), *qkv()[1:]), "k: got ndarray"),
+        (lambda: backward("v", lambda x: x.to("meta")), "v: got Tensor on meta, must be a tensor"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_a_typed_error(call, says):
+    with pytest.raises(bk.InvalidProblemError, match=says):
+        call()
