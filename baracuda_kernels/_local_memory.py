@@ -9,6 +9,8 @@ will see it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -161,7 +163,8 @@ class CupyMemory:
             self.stream = Stream(self._cupy.cuda.get_current_stream())
 
     def stage(self, x: Any) -> Any:
-        return self._cupy.ascontiguousarray(x)
+        with self._cupy.cuda.Device(self._ordinal):  # a copy is made on the current device
+            return self._cupy.ascontiguousarray(x)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         with self._cupy.cuda.Device(self._ordinal):
@@ -190,11 +193,11 @@ class CudaCoreMemory:
                 f"device: got 'cuda:{ordinal}', must be one of the {len(_info.devices())} CUDA "
                 "devices of this machine"
             )
-        core = _cuda_core()
+        self._core = core = _cuda_core()
         self._buffer_type = core.Buffer
         self._device = core.Device(ordinal)
-        self._device.set_current()
-        self._stream = self._device.create_stream()
+        with self._current():
+            self._stream = self._device.create_stream()
         self.ring_device: str | int = ordinal
         self.stream = Stream(self._stream, device=ordinal)
 
@@ -202,13 +205,15 @@ class CudaCoreMemory:
         x = np.ascontiguousarray(x)
         array = self.empty(x.shape, x.dtype.name)
         if x.nbytes:
-            array.buffer.copy_from(self._host(x), stream=self._stream)
+            with self._current():
+                array.buffer.copy_from(self._host(x), stream=self._stream)
         return array
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         nbytes = int(np.prod(shape, dtype=np.int64)) * numpy_dtype(dtype).itemsize
         # cuda.core gives no address for zero bytes.
-        buffer = self._device.allocate(max(nbytes, 1), stream=self._stream)
+        with self._current():
+            buffer = self._device.allocate(max(nbytes, 1), stream=self._stream)
         return DeviceArray(buffer, tuple(shape), dtype)
 
     def operand(self, array: DeviceArray) -> Any:
@@ -220,10 +225,22 @@ class CudaCoreMemory:
 
     def fetch(self, array: DeviceArray) -> np.ndarray:
         x = np.empty(array.shape, dtype=numpy_dtype(array.dtype))
-        if x.nbytes:
-            self._host(x).copy_from(array.buffer, stream=self._stream)
-        self._stream.sync()
+        with self._current():
+            if x.nbytes:
+                self._host(x).copy_from(array.buffer, stream=self._stream)
+            self._stream.sync()
         return x
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """Make the device current, and afterwards the caller's."""
+        callers = self._core.Device()  # the current one
+        self._device.set_current()
+        try:
+            yield
+        finally:
+            if callers.device_id != self._device.device_id:
+                callers.set_current()
 
     def _host(self, x: np.ndarray) -> Any:
         return self._buffer_type.from_handle(x.ctypes.data, x.nbytes)

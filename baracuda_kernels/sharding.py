@@ -279,7 +279,8 @@ def _concatenate(pieces: list[Any], dim: int) -> Any:
     if root == "torch":
         return sys.modules["torch"].cat(pieces, dim=dim)
     if root == "cupy":
-        return sys.modules["cupy"].concatenate(pieces, axis=dim)
+        with pieces[0].device:  # CuPy makes the result on the current device
+            return sys.modules["cupy"].concatenate(pieces, axis=dim)
     if root == "jax":
         return sys.modules["jax"].numpy.concatenate(pieces, axis=dim)
     return np.concatenate(pieces, axis=dim)

@@ -5,6 +5,7 @@ It is not part of ``interop.torch``, which registers operators when it is import
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.distributed as dist
 
 from baracuda_kernels._core import _nccl_library
 from baracuda_kernels._core._rendezvous import agreed, attempt, ready_to_join
-from baracuda_kernels.errors import UnsupportedError
+from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 
 
 def rendezvous(
@@ -24,8 +25,7 @@ def rendezvous(
     timeout: float | None,
 ) -> tuple[int, int, bytes, int]:
     """(rank, world_size, unique id, device) of a process group, which sends the id. Collective."""
-    group = dist.group.WORLD if group is None else group
-    rank = dist.get_rank(group)
+    group, rank = _member(group)
 
     def prepare() -> tuple[bytes | None, int]:
         ordinal = torch.cuda.current_device() if device is None else device
@@ -34,6 +34,25 @@ def rendezvous(
     everyone = _tell_all(attempt(prepare), group)
     token, ordinal = everyone[0][0], everyone[rank][1]
     return rank, len(everyone), token, ordinal
+
+
+def _member(group: Any) -> tuple[Any, int]:
+    """The group, torch's default one for None, and this process's rank in it."""
+    if not dist.is_initialized():
+        raise InvalidProblemError(
+            "group: got none, torch.distributed must be initialised: call init_process_group first"
+        )
+    group = dist.group.WORLD if group is None else group
+    rank = -1
+    if isinstance(group, dist.ProcessGroup):
+        with contextlib.suppress(ValueError):  # torch does not know it, or no longer
+            rank = dist.get_rank(group)
+    if rank < 0:
+        raise InvalidProblemError(
+            f"group: got {type(group).__name__}, must be a ProcessGroup that this process is a "
+            "member of, or None for the default group"
+        )
+    return group, rank
 
 
 def _tell_all(mine: Any, group: Any) -> list[Any]:
@@ -75,14 +94,14 @@ def agreed_handle(
     timeout: float | None,
 ) -> tuple[int, int]:
     """(ncclComm_t, device) of an NCCL group that has made its communicator. Collective."""
-    group = dist.group.WORLD if group is None else group
+    group, rank = _member(group)
 
     def prepare() -> tuple[int, int]:
         ordinal = torch.cuda.current_device() if device is None else device
         ready_to_join(-1, ordinal, max_ctas, exchange, timeout)
         return handle(group, ordinal), ordinal
 
-    pointer, ordinal = _tell_all(attempt(prepare), group)[dist.get_rank(group)]
+    pointer, ordinal = _tell_all(attempt(prepare), group)[rank]
     return pointer, ordinal
 
 

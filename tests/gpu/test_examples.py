@@ -1,11 +1,13 @@
 """The example for torchrun, started as a user starts it."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.pages import run_to_its_end
 
 pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank]
 
@@ -14,11 +16,10 @@ EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "torchrun_ring.py"
 
 def test_torchrun_ring(torch, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
+    done = run_to_its_end(
         [*command, "--nproc-per-node=1", str(EXAMPLE), "--rows", "512"],
         cwd=tmp_path,
-        capture_output=True, check=False,
-        text=True,
+        environment=os.environ,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-4000:]

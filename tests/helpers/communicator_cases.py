@@ -359,7 +359,8 @@ def test_a_failed_call_is_typed_and_final(fake, call):
     results = run(plan_of(2), comms, problem())
     failed = [r for r in results if isinstance(r, bk.NcclError)]
     assert failed, results
-    assert failed[0].call == call and failed[0].status == 2 and failed[0].rank in (0, 1)
+    assert any(error.call == call for error in failed)  # another rank is told of it
+    assert all(error.status == 2 and error.rank in (0, 1) for error in failed), failed
     again = run(plan_of(2), comms, problem())
     assert all(isinstance(r, bk.CommunicatorError) for r in again)
     on_ranks(2, lambda rank: comms[rank].close())

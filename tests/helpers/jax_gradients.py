@@ -20,14 +20,13 @@ if __name__ == "__main__":
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers.gradients import Problem, draw, dtype_of, errors
 
 import baracuda_kernels as bk
 from baracuda_kernels import registry
 from baracuda_kernels.interop.jax import _backward, attention_step, ring_attention, sequence_order
 from baracuda_kernels.interop.jax._ring import position_maps
 from baracuda_kernels.testing import assert_gradients, attention_backward
-
-from .gradients import Problem, draw, dtype_of, errors
 
 NO_CUDA = "JAX has no CUDA device here"
 ROWS = jax.sharding.PartitionSpec(None, None, "ring")

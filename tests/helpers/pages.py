@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -75,7 +76,7 @@ def run_program(
     Where PyTorch's gloo ended it, it is started again: see `_ENDED_BY_GLOO`.
     """
     for again in (True, True, False):
-        done = subprocess.run(
+        done = run_to_its_end(
             [
                 *launcher,
                 sys.executable,
@@ -85,9 +86,7 @@ def run_program(
                 *arguments,
             ],
             cwd=folder,
-            env={**os.environ, **(environment or {})},
-            capture_output=True, check=False,
-            text=True,
+            environment={**os.environ, **(environment or {})},
             timeout=timeout,
         )
         if not (again and launcher and done.returncode and _ENDED_BY_GLOO in done.stderr):
@@ -95,6 +94,40 @@ def run_program(
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
+
+def run_to_its_end(
+    command: Sequence[Any], *, cwd: Path, environment: Mapping[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """The output of a command, and of what it has started: nothing of it is left.
+
+    `subprocess.run` kills a launcher that is not done in time, and leaves its ranks, which would
+    stay on the GPU. A launcher that is asked to end ends them.
+    """
+    process = subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    late = False
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        late = True
+        process.terminate()
+        try:
+            output, errors = process.communicate(timeout=_LAUNCHER_ENDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            output = errors = ""  # a rank that is left would keep the pipes open
+    except BaseException:
+        process.terminate()
+        process.wait(_LAUNCHER_ENDS)
+        raise
+    if late:
+        raise AssertionError(f"not done in {timeout} s:\n{output[-2000:]}{errors[-4000:]}")
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+_LAUNCHER_ENDS = 45.0  # seconds; torchrun waits 30 for its ranks and kills them then
 
 # A program of two ranks that only gathers a tensor by PyTorch 2.13 over gloo, without this package,
 # says so in one of some 20 starts, after its last line, while the process ends.

@@ -1,4 +1,4 @@
-"""What one rank of an NCCL ring refuses, and Ctrl-C, end the others' waits: over a fake NCCL.
+"""A refusal or a fault of one rank of an NCCL ring, and Ctrl-C, end the others' waits: a fake NCCL.
 
 Run as communicator_cases.py is.
 """
@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 
 import baracuda_kernels as bk
@@ -25,6 +26,9 @@ from .communicator_cases import (
     problem,
     run,
 )
+from .failing_launches import failing_launches
+from .gradients import draw
+from .ring_gradients import HostGradients
 
 RANKS, ODD = 3, 2
 SOON = 2.0  # a tenth of a second is promised; the deadlines here are 20
@@ -102,6 +106,75 @@ def test_where_one_has_begun_the_ring_fails_on_all(fake, what):  # noqa: F811
     for result in run(plan, comms, x):
         assert isinstance(result, bk.CommunicatorError), result
     close(comms)
+
+
+@pytest.mark.parametrize("step", range(RANKS))
+def test_a_launch_that_fails_in_a_backward_ends_the_ring(step):
+    x = draw("f32", 0, heads=2, kv_heads=1, query_len=12, head_dim=16)
+    ring = HostGradients(x, RANKS)
+    ring.run()
+    expected = [[g.copy() for g in rank.gradients] for rank in ring.ranks]
+    ring.poison()
+    comms, start = make_ring(RANKS), time.monotonic()
+    with failing_launches("backward", ODD, step):
+        raised = on_ranks(RANKS, lambda rank: ring.plan.run(HOST, comms[rank], ring.args[rank]))
+    assert time.monotonic() - start < SOON
+    assert isinstance(raised[ODD], bk.CudaError) and raised[ODD].call == "launch"
+    assert raised[(ODD + 1) % RANKS] is not None
+    for rank, error in enumerate(raised):
+        if error is None:  # its sums were complete
+            assert all(map(np.array_equal, ring.ranks[rank].gradients, expected[rank]))
+        elif rank != ODD:
+            assert type(error) is bk.CommunicatorError
+            assert f"rank {ODD} ended the ring: launch: " in str(error), error
+    end = time.monotonic() + SOON
+    while {comm.state for comm in comms} != {"aborted"} and time.monotonic() < end:
+        time.sleep(0.005)
+    again = on_ranks(RANKS, lambda rank: ring.plan.run(HOST, comms[rank], ring.args[rank]))
+    assert all(type(error) is bk.CommunicatorError for error in again), again
+    close(comms)
+
+
+def test_a_launch_that_fails_in_a_forward_leaves_the_ring_healthy():
+    comms, x, plan = make_ring(RANKS), problem(), plan_of(RANKS)
+    with failing_launches("forward", ODD, 1):
+        results = run(plan, comms, x)
+    assert isinstance(results[ODD], bk.CudaError)
+    exact = bk.shard(attention(*x, is_causal=True)[0], RANKS)
+    assert all(abs(results[rank] - exact[rank]).max() < 1e-12 for rank in range(ODD))
+    assert {comm.state for comm in comms} == {"healthy"}
+    assert is_right(run(plan, comms, x), x)
+    close(comms)
+
+
+def test_a_deadline_and_an_abort_of_one_rank_are_told_to_the_others():
+    """To a rank between two calls, too: it raises the reason once."""
+    for aborts in (False, True):
+        token = bk.UniqueId.new()
+        comms = on_ranks(RANKS, lambda rank, token=token: bk.Communicator.init_rank(
+            RANKS, token, rank, device="host", timeout=0.3 if rank == 0 else 20.0))
+        x, plan = problem(), plan_of(RANKS)
+        args = [arguments(plan, x, RANKS, rank)[0] for rank in range(RANKS)]
+        start = time.monotonic()
+
+        def work(rank, comms=comms, plan=plan, args=args, aborts=aborts):
+            if rank == 0 and aborts:
+                return comms[0].abort()
+            return None if rank == ODD else plan.run(HOST, comms[rank], args[rank])
+
+        late, told, _ = on_ranks(RANKS, work)
+        assert time.monotonic() - start < SOON
+        kind = bk.CommunicatorError if aborts else bk.NcclTimeoutError
+        assert aborts or type(late) is kind and late.rank == 0
+        assert type(told) is kind and "rank 0 ended the ring: " in str(told), told
+        while comms[ODD].state == "healthy" and time.monotonic() - start < SOON:
+            time.sleep(0.005)
+        with pytest.raises(kind, match="rank 0 ended the ring: "):
+            plan.run(HOST, comms[ODD], args[ODD])
+        for rank in range(RANKS):
+            with pytest.raises(bk.CommunicatorError, match="after an earlier error"):
+                plan.run(HOST, comms[rank], args[rank])
+        close(comms)
 
 
 def test_all_ranks_refuse_alike():
@@ -236,7 +309,7 @@ def test_the_torch_adapter_tells_the_others(known):
     results = on_ranks(RANKS, lambda rank: rings[rank].attend(
         *shards[rank], rank != ODD, None, "CONTIGUOUS", False))
     assert all(isinstance(r, bk.BaracudaError) for r in results), results
-    assert any("compares a new problem" in str(r) for r in results)
+    assert any("calls validate()" in str(r) for r in results)
     assert time.monotonic() - start < SOON
     close(comms)
 

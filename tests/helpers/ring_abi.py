@@ -107,18 +107,21 @@ def _new_folder() -> Path:
     return Path(tempfile.mkdtemp(dir=_folder.name))
 
 
+def package_library() -> str:
+    """The path of the installed package's library."""
+    import baracuda_kernels as bk
+
+    folders = [Path(folder) for folder in bk.__path__]
+    return str(next(p for f in folders if (p := f / "libbaracuda_kernels.so").exists()))
+
+
 @cache
 def library() -> ct.CDLL:
     """The library under test: BARACUDA_TEST_LIBRARY, or the installed package's.
 
     A copy of it: its NCCL is a fake one, while the package's own, in the same process, may be real.
     """
-    path = os.environ.get("BARACUDA_TEST_LIBRARY")
-    if path is None:
-        import baracuda_kernels as bk
-
-        folders = [Path(folder) for folder in bk.__path__]
-        path = str(next(p for f in folders if (p := f / "libbaracuda_kernels.so").exists()))
+    path = os.environ.get("BARACUDA_TEST_LIBRARY") or package_library()
     copied = _new_folder() / "libbaracuda_kernels.so"
     shutil.copyfile(path, copied)
     lib = ct.CDLL(str(copied))

@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parents[2]
+if __name__ == "__main__":
+    sys.path.insert(0, str(_ROOT / "tests"))
+
+from helpers.context_forms import CAUGHT, REFUSED
+from helpers.rank_pool import RankPool
+
 DATA = _ROOT / "tests" / "interop" / "ring_coverage.json"
 PAGE = _ROOT / "docs" / "context-parallel.md"
 WORKER = _ROOT / "tests" / "interop" / "torch_worker.py"
@@ -126,15 +132,11 @@ def model_types() -> list[str]:
 
 
 def main() -> None:
-    sys.path.insert(0, str(_ROOT / "tests"))
-    import transformers
-
-    from .context_forms import CAUGHT, REFUSED
-    from .rank_pool import RankPool
-
     if "--page" in sys.argv:
         PAGE.write_text(render(json.loads(DATA.read_text())))
         return
+    import transformers
+
     names = [name for name in sys.argv[1:] if not name.startswith("-")] or model_types()
     data: dict[str, Any] = {"transformers": transformers.__version__, "models": [], "not_built": []}
     pool = RankPool(2, WORKER, backend="gloo")

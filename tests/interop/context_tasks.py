@@ -65,7 +65,9 @@ class ContextTasks:
             return {"error": "UnsupportedError", "message": said[1], "typed": False}
         with torch.no_grad():
             exact = function(*whole)
-        off = (unshard(y.clone(), dim) - exact).norm() / exact.norm()
+        gathered = unshard(y.clone(), dim)
+        assert gathered.shape == exact.shape, (gathered.shape, exact.shape)
+        off = (gathered - exact).norm() / exact.norm()
         return {"error": "", "message": "", "relative": off.item()}
 
     def one_refuses(self, task: dict) -> dict:
@@ -102,6 +104,7 @@ def _gradients_within(function: Any, whole: list[torch.Tensor], dim: int) -> dic
         y = function(*mine)
     leaves = [x.clone().requires_grad_() for x in whole]
     exact = function(*leaves)
+    assert y.shape == shard(exact, dim).shape, (y.shape, exact.shape)
     weight = torch.randn_like(exact)
     (y * shard(weight, dim)).sum().backward()
     (exact * weight).sum().backward()

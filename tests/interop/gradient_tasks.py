@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from helpers.failing_launches import failing_launches
 from torch import nn
 from torch.nn import functional
 from torch.utils import checkpoint as ac
@@ -236,6 +237,21 @@ class GradientTasks:
         except BaracudaError as error:
             return {"error": type(error).__name__, "message": str(error)}
         return {"error": "", "message": ""}
+
+    def one_fails_to_launch(self, task: dict) -> dict:
+        """The error of each rank if one cannot launch its part of a backward, in a new group."""
+        group = dist.new_group()
+        whole = torch.randn(1, 2, 96, 16, requires_grad=True)
+        q, k, v = (shard(whole, 2, group) for _ in range(3))
+        y = ring_attention(q, k, v, group)
+        start = time.monotonic()
+        error = None
+        with failing_launches("backward", task["odd_rank"], task["step"]):
+            try:
+                y.sum().backward()
+            except BaracudaError as failure:
+                error = failure
+        return {"error": type(error).__name__, "seconds": time.monotonic() - start}
 
     def one_recompiles(self, task: dict) -> dict:
         """Two steps of a compiled loss. One rank compiles again before the second."""

@@ -174,6 +174,26 @@ def test_rows_that_see_nothing(jax, ring):
     assert not np.asarray(y).any() and np.isneginf(np.asarray(lse)).all()
 
 
+@pytest.mark.parametrize("name", ["rank", "origin"])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_a_rank_is_one_of_the_ring(jax, ring, name, is_causal):
+    jnp = jax.numpy
+    q, k, v = draw(seed=8)
+    options = {"world_size": 2, "is_causal": is_causal}
+    expected = ring.attention_step(q, k, v, **options, **{name: 1})
+    for one in (np.int64(1), np.uint8(1), np.array(1), jnp.int32(1), jnp.uint8(1)):
+        got = ring.attention_step(q, k, v, **options, **{name: one})
+        assert all((a == b).all() for a, b in zip(got, expected, strict=True)), one
+    wrong = (2, -1, np.int64(7), np.int32(-1), np.array(2), jnp.int32(9), jnp.int32(-1), True, 1.5,
+             np.float32(1), jnp.float32(1), jnp.array(True), np.array([1]), jnp.array([1]), "a",
+             None)  # fmt: skip
+    for one in wrong:
+        with pytest.raises(
+            bk.InvalidProblemError, match=f"{name}: got .*, must be an integer from 0 to 1"
+        ):
+            ring.attention_step(q, k, v, **options, **{name: one})
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -190,7 +210,9 @@ def test_rows_that_see_nothing(jax, ring):
         ({"is_causal": 1}, "is_causal: got 1"),
         ({"sm_margin": -1}, "sm_margin: got -1"),
         ({"world_size": 0}, "world_size: got 0"),
-        ({"rank": 2, "world_size": 2, "is_causal": True}, "rank: got 2"),
+        ({"sm_margin": 2**70}, "sm_margin: got 1180591620717411303424, must be an integer from 0"),
+        ({"last": "no"}, "last: got 'no', must be a bool"),
+        ({"rank": 2, "world_size": 2, "is_causal": True}, "rank: got 2, must be an integer from 0"),
         ({"state": "other", "last": True}, "state: got"),
     ],
 )

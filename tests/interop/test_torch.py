@@ -91,11 +91,19 @@ def test_ranks_that_differ_all_get_a_typed_error(gloo_ranks, what, field, by):
     check(gloo_ranks)  # the ring still works
 
 
-def test_unshard_of_differing_shapes(gloo_ranks):
-    for answer in gloo_ranks.run({"do": "uneven_unshard"}):
-        assert (
-            answer["error"] == "InvalidProblemError" and "must be the same on" in answer["message"]
-        )
+@pytest.mark.parametrize("by", ["unshard", "the backward of shard"])
+@pytest.mark.parametrize("what", ["rows", "dim", "bfloat16", "float64", "layout"])
+def test_ranks_that_gather_other_rows(gloo_ranks, what, by):
+    task = {"do": "differing_shards", "what": what, "by": by}
+    for answer in gloo_ranks.run({**task, "odd_rank": None}):
+        assert not answer["error"], answer
+    for rank, answer in enumerate(gloo_ranks.run({**task, "odd_rank": 2}, seconds=20)):
+        assert answer["error"] == "InvalidProblemError", answer
+        assert f"on rank {rank}, must be the same on every rank" in answer["message"], answer
+    if what == "layout":
+        assert "the contiguous layout on rank 3" in answer["message"]
+    if what in ("bfloat16", "float64"):
+        assert f"torch.{'float16' if what == 'bfloat16' else 'float32'} and" in answer["message"]
 
 
 @pytest.mark.parametrize("gradients", [False, True])

@@ -45,6 +45,23 @@ def test_plain_tensors_do_not_reach_it(torch, operands, dispatched, gradient):
     assert not dispatched
 
 
+def test_a_cleared_cache_frees_its_plans_at_once(torch, operands):
+    """Not in a later garbage collection: on CUDA that would free device memory, maybe in a capture."""
+    from baracuda_kernels.interop.torch import _ring, clear_cache, ring_attention
+
+    gc.disable()
+    try:
+        q, k, v = operands
+        ring_attention(q.requires_grad_(), k, v).sum().backward()
+        ring = _ring.find_ring("", q.device)
+        (form,) = (weakref.ref(form) for _, form in ring._plans.values())
+        assert form() is not None and ring._gradients._plans
+        clear_cache()
+        assert form() is None and not ring._gradients._plans
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("gradient", [False, True])
 def test_modes_see_every_call(torch, operands, gradient):
     from torch.overrides import TorchFunctionMode

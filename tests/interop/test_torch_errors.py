@@ -104,6 +104,24 @@ def test_groups(torch, ring_attention, qkv):
             ring_attention(*qkv, group)
 
 
+@pytest.mark.parametrize("borrow", [False, True])
+def test_a_communicator_of_a_group_without_this_process(torch, borrow):
+    from baracuda_kernels import Communicator
+
+    dist = torch.distributed
+    with pytest.raises(InvalidProblemError, match="group: got none.*call init_process_group"):
+        Communicator.from_torch(device=0, borrow=borrow)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        gone = dist.new_group([0])
+        dist.destroy_process_group(gone)
+        for group in (dist.GroupMember.NON_GROUP_MEMBER, gone, "x", 5):
+            with pytest.raises(InvalidProblemError, match="group: got .*, must be a ProcessGroup"):
+                Communicator.from_torch(group, device=0, borrow=borrow)
+    finally:
+        dist.destroy_process_group()
+
+
 def test_without_a_process_group(torch, ring_attention):
     q, k, v = torch.randn(3, 1, 4, 8, 16)
     with pytest.raises(InvalidProblemError, match="group: .*init_process_group"):

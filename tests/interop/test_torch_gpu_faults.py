@@ -77,3 +77,25 @@ def test_a_rank_that_compiles_anew_alone(torch, exchange):
             assert answer["steps"] == 1 + TRIALS, answer
     finally:
         pair.close()
+
+
+@pytest.mark.parametrize(
+    ("exchange", "what", "own"),
+    [
+        ("nccl", "out of memory", "OutOfMemoryError"),
+        ("peer", "out of memory", "OutOfMemoryError"),
+        ("peer", "no room", "CudaError"),
+    ],
+)
+def test_a_rank_out_of_memory_ends_the_call_of_the_other(torch, exchange, what, own):
+    pair = pair_of(exchange)
+    task = {"do": "one_fails", "what": what, "gradient": False, "within": "", "odd_rank": 1}
+    try:
+        other, odd = pair.run(task, seconds=90)
+    finally:
+        for rank in range(2):  # the group may be broken
+            pair.kill(rank)
+        pair.close()
+    assert odd["error"] == own, odd
+    assert other["error"] == "CommunicatorError" and own in other["message"], other
+    assert other["seconds"] < DEADLINE + GRACE, other

@@ -121,6 +121,16 @@ def test_one_rank_that_goes_backward(gloo_ranks):
     check(gloo_ranks)  # the ring still works
 
 
+@pytest.mark.parametrize("step", [0, 1])  # later, some ranks have their sums already
+def test_one_rank_that_fails_to_launch(gloo_ranks, step):
+    """It ends the connections of its group, so the others do not wait for gloo's half an hour."""
+    answers = gloo_ranks.run({"do": "one_fails_to_launch", "odd_rank": 1, "step": step}, seconds=60)
+    for rank, answer in enumerate(answers):
+        assert answer["error"] == ("CudaError" if rank == 1 else "CommunicatorError"), answers
+        assert answer["seconds"] < 10, answers
+    check(gloo_ranks)  # other groups still work
+
+
 def test_one_rank_that_compiles_anew(gloo_ranks):
     task = {"do": "one_recompiles", "odd_rank": 1}
     assert all(a["same"] for a in gloo_ranks.run(task, seconds=240))

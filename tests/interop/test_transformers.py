@@ -119,3 +119,23 @@ def test_register_checks_its_arguments(torch):
         register("0")
     with pytest.raises(InvalidProblemError, match="sequence_layout: got 'spiral'"):
         register(sequence_layout="spiral")
+
+
+def test_the_host_compares_positions_until_they_are_right(torch, one_rank, monkeypatch):
+    """On CUDA: a later assertion of the device would end the process's CUDA context."""
+    from baracuda_kernels.errors import InvalidProblemError
+    from baracuda_kernels.interop.transformers import _attention
+
+    class OnCuda(torch.Tensor):
+        is_cuda = True
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    ring = _attention.Ring("", "CONTIGUOUS")
+    right = torch.arange(7).as_subclass(OnCuda)
+    for _ in range(3):
+        with pytest.raises(InvalidProblemError, match="position_ids: got 1 for row 0 of 7, must be 0"):
+            _attention.compare_positions(right + 1, 7, ring)
+    _attention.compare_positions(right, 7, ring)
+    # From now on the device compares; here PyTorch's assertion on the CPU stands in for it.
+    with pytest.raises(RuntimeError, match="position_ids: got others"):
+        _attention.compare_positions(right + 1, 7, ring)

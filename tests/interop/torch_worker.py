@@ -21,6 +21,7 @@ import torch.distributed as dist
 from context_tasks import ContextTasks
 from coverage_tasks import CoverageTasks
 from cuda_tasks import CudaTasks
+from failure_tasks import FailureTasks
 from gradient_tasks import GradientTasks
 from helpers.rank_tasks import own_device, serve
 from torch.nn import functional
@@ -47,6 +48,7 @@ class Rank(
     ContextTasks,
     CoverageTasks,
     CudaTasks,
+    FailureTasks,
     GradientTasks,
     TrainerTasks,
     TrainingTasks,
@@ -191,12 +193,32 @@ class Rank(
             answer["later"] = type(error).__name__
         return {**answer, "later_seconds": time.monotonic() - start}
 
-    def uneven_unshard(self, task: dict) -> dict:
+    def differing_shards(self, task: dict) -> dict:
+        """The error of every rank, if the rows of one rank are others in one respect."""
+        odd = self.rank == task["odd_rank"]
+        rows, dim, layout, dtype = 4, 1, "contiguous", torch.float32
+        match task["what"] if odd else None:
+            case "rows":
+                rows = 3
+            case "dim":
+                dim = 0
+            case "float16" | "float64" | "bfloat16" as name:
+                dtype = getattr(torch, name)
+            case "layout":
+                layout = "zigzag"
+        if not odd and task["what"] == "bfloat16":
+            dtype = torch.float16  # of the same size
         try:
-            unshard(torch.zeros(2, 3 + self.rank), 1)
+            if task["by"] == "unshard":
+                x = torch.full((4, rows), 1.0 + self.rank, dtype=dtype)
+                found = unshard(x, dim, None, layout)
+            else:
+                whole = torch.zeros(4, rows * 8, dtype=dtype, requires_grad=True)
+                shard(whole, dim, None, layout).sum().backward()
+                found = whole.grad
         except BaracudaError as error:
             return {"error": type(error).__name__, "message": str(error)}
-        return {"error": "", "message": ""}
+        return {"error": "", "message": str(found)}
 
     def deal(self, task: dict) -> dict:
         """Whether `unshard` undoes `shard`, and `position_ids` names the rows."""

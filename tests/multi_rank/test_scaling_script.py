@@ -18,7 +18,7 @@ def report(torch, tmp_path):
     run_program(
         Path("-m"), ROOT, "benchmarks.scaling", "--no-faults", "--no-gradients", "--chunk", "512",
         "--heads", "4", "--kv-heads", "2", "--layout", "zigzag", "--rounds", "1",
-        "--out", str(tmp_path), launcher=torchrun(RANKS, one_gpu=True),
+        "--out", str(tmp_path), launcher=torchrun(RANKS, one_gpu=True), timeout=180,
         environment={"PYTHONPATH": path, "NCCL_SOCKET_IFNAME": "lo"},
     )  # fmt: skip
     (output,) = tmp_path.glob(f"{RANKS}x-*.json")

@@ -22,6 +22,7 @@ from helpers import cuda_ring
 from helpers import ring_abi as abi
 from helpers.cuda_ring_gradients import full_of
 from helpers.cuda_sum import CudaSumRank
+from helpers.failing_launches import failing_launches
 from helpers.gradients import Problem
 from helpers.rank_tasks import own_device, serve
 from helpers.ring_gradient_tasks import RingGradientTasks, register
@@ -259,6 +260,51 @@ class Rank(RingGradientTasks):
         right = not again and bool(torch.isfinite(arrays.y).all())
         return {"error": error, "message": message, "seconds": seconds, "state": state,
                 "again": again, "right": right}  # fmt: skip
+
+    def fail_launch(self, task: dict) -> dict:
+        """A backward in which the launches of rank `odd` fail from a step on, eager or while it is
+        captured: the error that each rank raises, when, and what is left after it."""
+        comm = self.comms["own"]
+        qkv = torch_qkv("normal", "bf16", 0, heads=2, query_len=128, head_dim=64)
+        stream = torch.cuda.Stream()
+        plan, args, held = prepared(comm, bk.Stream(stream), {"direction": "backward"}, *qkv)
+        torch.cuda.synchronize()
+        if task["register"]:
+            register(comm, held)
+        plan.run(bk.Stream(stream), comm, args)
+        comm.synchronize(bk.Stream(stream))
+
+        def run() -> None:
+            if not task["graph"]:
+                return plan.run(bk.Stream(stream), comm, args)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                plan.run(bk.Stream(stream), comm, args)
+
+        def attempt(call: Any) -> BaseException | None:
+            """The library's error, also where the end of a broken capture raised another."""
+            try:
+                call()
+                comm.synchronize(bk.Stream(stream), 20)
+            except (bk.BaracudaError, RuntimeError) as error:
+                found: BaseException | None = error
+                while found is not None and not isinstance(found, bk.BaracudaError):
+                    found = found.__context__
+                return found or error
+            return None
+
+        begin = time.monotonic()
+        with failing_launches("backward", task["odd"], task["step"]):
+            error = attempt(run)
+            # A rank whose capture has succeeded waits for nothing, and hears of the end later.
+            while error is None and comm.state == "healthy" and time.monotonic() - begin < 5:
+                time.sleep(0.01)
+            error = error or attempt(lambda: None)
+        seconds = time.monotonic() - begin
+        again = attempt(lambda: plan.run(bk.Stream(stream), comm, args))
+        torch.cuda.synchronize()  # nothing hangs on the device
+        return {"error": type(error).__name__, "message": str(error), "seconds": seconds,
+                "state": comm.state, "again": type(again).__name__}  # fmt: skip
 
     def endure(self, task: dict) -> dict:
         """Run again and again until an error comes: which, when, and what is left after it."""

@@ -14,7 +14,8 @@ def test_communicators_over_a_fake_nccl():
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
          TESTS / "helpers" / "communicator_cases.py",
-         TESTS / "helpers" / "refusal_cases.py"],
+         TESTS / "helpers" / "refusal_cases.py",
+         TESTS / "helpers" / "odd_rank_cases.py"],
         capture_output=True, check=False, text=True, cwd=TESTS.parent, timeout=120,
         env={**os.environ, "BARACUDA_NCCL_LIBRARY": build_helper("fake_nccl.cpp")},
     )

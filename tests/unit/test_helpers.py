@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from helpers.pages import run_to_its_end, torchrun
+
 TESTS = Path(__file__).parents[1]
 
 
@@ -34,3 +37,24 @@ def test_shares_are_all_tests_and_each_once():
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     result, _ = collected("--share", "3/3")
     assert result.returncode != 0 and "invalid share value: '3/3'" in result.stderr
+
+
+ENDLESS = """
+import os, pathlib, sys, time
+pathlib.Path(sys.argv[1], f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
+time.sleep(600)
+"""
+
+
+@pytest.mark.framework("torch")
+def test_a_launcher_that_is_late_leaves_no_rank(tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    command = [*torchrun(2), sys.executable, tmp_path / "endless.py", tmp_path]
+    for seconds in (15, 60):  # the ranks must have started
+        with pytest.raises(AssertionError, match=f"not done in {seconds} s"):
+            run_to_its_end(command, cwd=tmp_path, environment=os.environ, timeout=seconds)
+        if len(files := list(tmp_path.glob("*.pid"))) == 2:
+            break
+    assert len(files) == 2
+    for file in files:
+        assert not Path("/proc", file.read_text()).exists()

@@ -116,15 +116,15 @@ def test_a_comparison_where_another_rank_runs(ranks):
         assert one.begin() is None and other.begin() is None
         assert one.look() is None and other.look() is None
     assert one.compare() is None
-    assert b"compares a new problem" in other.begin()
-    assert b"compares a new problem" in one.look()  # it waits for the other's answer
+    assert b"calls validate()" in other.begin()
+    assert b"calls validate()" in one.look()  # it waits for the other's answer
 
 
 def test_a_run_where_another_rank_compares(ranks):
     one, other = ranks
     assert one.begin() is None
     assert other.compare() is None and other.look() is None
-    assert b"compares a new problem" in one.look()
+    assert b"calls validate()" in one.look()
 
 
 def test_a_call_that_was_begun_and_is_refused(ranks):

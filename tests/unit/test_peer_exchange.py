@@ -103,6 +103,39 @@ def test_what_does_not_work_goes_by_the_transport_and_says_why(what, reason):
     world.close()
 
 
+def test_a_rank_without_memory_for_the_trial_says_so():
+    """All ranks go by the transport. Without its word they would wait for it."""
+    abi.in_new_process(
+        """
+        from helpers import host_peers as peers
+        from helpers.sum_ring import SumRing
+        world = abi.LocalWorld(3, timeout=10)
+        peers.library(), peers.host()
+        ct.CDLL(None).fail_calloc(ct.c_size_t(4096))  # the next of this size: of the trial
+        connected = peers.Peers(world)
+        assert ct.CDLL(None).failed_callocs() == 1
+        assert connected.failures == [None] * 3, connected.failures
+        reasons = connected.reasons(0)
+        assert sorted(reasons) == [peers.WORKS, *[peers.TRIAL_FAILED] * 2], reasons
+        assert reasons == connected.reasons(1) == connected.reasons(2)
+        rank = reasons.index(peers.TRIAL_FAILED)
+        said = peers.library().baracuda_peer_detail_of(connected.handles[0], rank).decode()
+        assert "no memory" in said, said
+        ring = SumRing(3)
+        for buffers in (ring.beside, ring.behind):
+            assert connected.register(list(buffers)) == [None] * 3
+        def drive(rank):
+            call = ring.call(rank, world.endpoints[rank])
+            return world.lib.baracuda_ring_run(ct.byref(call), 1)
+        assert peers.on_threads(3, drive) == [abi.OK] * 3
+        assert ring.is_right()
+        connected.close()
+        world.close()
+        """,
+        preload=abi.build_helper("fail_calloc.cpp"),
+    )
+
+
 def test_a_rank_without_a_device_says_so():
     world = LocalWorld(3)
     connected = Peers(world, without_device=(2,))
@@ -254,6 +287,50 @@ def test_ranks_with_other_problems_are_refused_instead_of_misread():
     found = on_threads(2, drive)
     assert all(f is not None for f in found)
     assert any("differ" in f.message for f in found)
+    connected.close()
+    world.close()
+
+
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("never", [(), (0,), (0, 1, 2)])
+@pytest.mark.parametrize(("rank", "step"), [(0, 1), (1, 0), (1, 2), (2, 1)])
+def test_a_launch_that_fails_before_its_sum_is_sent_ends_the_ring(rank, step, never, wait):
+    """By the words, and by the transport where the hops of some ranks, or all, go by it."""
+    world = LocalWorld(3, timeout=30)
+    wishes = [peers.NEVER if r in never else peers.AUTO for r in range(3)]
+    connected = Peers(world, wait=wait, wishes=wishes)
+    ring = SumRing(3)
+    register(connected, ring)
+
+    def drive(r: int):
+        call = ring.call(r, world.endpoints[r])
+        program = abi.Program.from_buffer_copy(call.program.contents)
+        launch = abi.ProgramFn(ct.cast(program.launch, ct.c_void_p).value)
+
+        def fail(problem, at):
+            return abi.CUDA_ERROR if at.contents.step == step else launch(problem, at)
+
+        if r == rank:
+            program.launch = abi.ProgramFn(fail)
+            call.program = ct.pointer(program)
+        status = world.lib.baracuda_ring_run(ct.byref(call), 1)
+        # On a device the words end waits that the run has only enqueued.
+        return last_failure() if status else connected.check(r)
+
+    start = time.monotonic()
+    found = on_threads(3, drive)
+    assert time.monotonic() - start < 5
+    assert (found[rank].status, found[rank].rank, found[rank].step) == (abi.CUDA_ERROR, rank, step)
+    _, home = ring.expected()
+    for r, failure in enumerate(found):
+        if failure is None:
+            assert r != (rank + 1) % 3 and np.array_equal(ring.home[r], home[r])
+        elif r != rank:
+            assert failure.status == abi.ABORTED and f"rank {rank}" in failure.message, failure
+            assert "launch" in failure.message
+    # Every later run is refused, on the rank that failed, too.
+    again = run_threads(ring, world)
+    assert all(failure.status == abi.ABORTED for failure in again), again
     connected.close()
     world.close()
 
@@ -536,6 +613,44 @@ def test_every_event_is_needed(wait):
     simulation.close()
     missed = not_needed(lambda n: Simulation(3, dropped_event=n, **options), simulation.events)
     assert not missed, f"nothing needs {missed} of {simulation.events}"
+
+
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("step", range(3))
+def test_after_a_failed_launch_no_stream_waits_for_good(step, wait):
+    """Whether the other ranks have enqueued their runs before the failure or do so after it. The
+    caller's stream joins the ring's, which the end of a capture demands."""
+    for first in range(3):
+        simulation = Simulation(3, runs=1, wait=wait)
+        ring, ranks = simulation.rings[0], [(first + i) % 3 for i in range(3)]
+        streams = simulation.streams_of[0]
+        statuses = {}
+        for rank in ranks:
+            end = simulation.world.endpoints[rank]
+            call = ring.call(rank, end, streams[rank], simulation.enqueue_task)
+            if rank == 1:
+                program = abi.Program.from_buffer_copy(call.program.contents)
+                launch = abi.ProgramFn(ct.cast(program.launch, ct.c_void_p).value)
+
+                def fail(problem, at, launch=launch):
+                    return abi.CUDA_ERROR if at.contents.step == step else launch(problem, at)
+
+                program.launch = abi.ProgramFn(fail)
+                call.program = ct.pointer(program)
+            statuses[rank] = simulation.lib.baracuda_ring_run(ct.byref(call), 1)
+        assert statuses[1] == abi.CUDA_ERROR
+        # A run that begins after the failure is refused.
+        later = ranks[ranks.index(1) + 1 :]
+        assert all(statuses[rank] == abi.ABORTED for rank in later), (first, statuses)
+        lines = [line.split() for line in simulation.sim.sim_log().decode().splitlines()]
+        name = f"user{3 + 1}"
+        last_of_ring = max(i for i, (_, at) in enumerate(lines) if at == "ring1")
+        last_of_user = max(i for i, (_, at) in enumerate(lines) if at == name)
+        assert lines[last_of_ring][0] == "record" and lines[last_of_user][0] == "wait"
+        assert last_of_ring < last_of_user
+        assert simulation.sim.sim_run(first) == 0, "a stream waits for good"
+        assert all(simulation.peers.check(rank) is not None for rank in range(3))
+        simulation.close()
 
 
 @pytest.mark.parametrize("wait", WAITS)

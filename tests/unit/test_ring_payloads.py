@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as ct
 import itertools
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -260,37 +261,39 @@ def test_every_wait_of_the_loop_is_needed(parts, launch_adds):
 # ---- Failures -----------------------------------------------------------------------------------
 
 
-def fail_at_step(function, step: int):
-    """A program's function that fails at a step."""
-    real = abi.ProgramFn(ct.cast(function, ct.c_void_p).value)
-    return abi.ProgramFn(
-        lambda problem, at: abi.CUDA_ERROR if at.contents.step == step else real(problem, at)
-    )
+def failing(call: abi.Call, name: str, step: int) -> None:
+    """Gives the call a copy of its program, of which a function fails at a step."""
+    program = abi.Program.from_buffer_copy(call.program.contents)
+    real = abi.ProgramFn(ct.cast(getattr(program, name), ct.c_void_p).value)
+
+    def fail(problem, at):
+        return abi.CUDA_ERROR if at.contents.step == step else real(problem, at)
+
+    setattr(program, name, abi.ProgramFn(fail))
+    call.program = ct.pointer(program)
 
 
-@pytest.mark.parametrize("call", ["launch", "add", "clear", "settle"])
-def test_a_failed_function_leaves_the_neighbours_their_messages(call):
+@pytest.mark.parametrize(
+    ("call", "step", "beside_alone"),
+    [("launch", 2, True), ("settle", 3, True), ("settle", 3, False), ("add", 4, False)],
+)
+def test_a_failure_that_is_the_ranks_alone_leaves_the_neighbours_their_messages(
+    call, step, beside_alone
+):
     """It is reported in the end, with rank and step; every message is sent all the same."""
-    ranks, rank, step = 4, 1, {"launch": 2, "add": 3, "clear": 1, "settle": 3}[call]
-    live = np.ones((ranks, ranks), bool)
-    if call == "clear":
-        live[rank, (rank - step) % ranks] = False
+    ranks, rank = 4, 1
     logs = []
     for fails in (False, True):
         abi.reset_simulator()
         sim = abi.simulator()
-        ring = SumRing(ranks, live=live)
+        ring = SumRing(ranks, beside_alone=beside_alone)
         world = LocalWorld(ranks, sim.sim_stream_ops())
         enqueue = ct.cast(sim.sim_enqueue, ct.c_void_p)
         stream = ct.c_void_p()
         sim.sim_stream_ops().contents.stream_create(stream, 0)
         calls = ring.calls(world.endpoints, [stream.value] * ranks, enqueue)
-        program = abi.Program.from_buffer_copy(calls[rank].program.contents)
-        if fails and call == "clear":
-            sim.sim_fail(b"clear", 1, 8)
-        elif fails:
-            setattr(program, call, fail_at_step(getattr(program, call), step))
-        calls[rank].program = ct.pointer(program)
+        if fails:
+            failing(calls[rank], call, step)
         status = world.lib.baracuda_ring_run(calls, ranks)
         log = sim.sim_log().decode().splitlines()
         logs.append([line for line in log if line.startswith("copy")])
@@ -298,9 +301,83 @@ def test_a_failed_function_leaves_the_neighbours_their_messages(call):
             failure = last_failure()
             assert status == failure.status == abi.CUDA_ERROR
             assert (failure.rank, failure.call) == (rank, call)
-            assert failure.step == (ranks if call == "settle" else step)
+            # Where sums travel, the last step is followed by the way home.
+            assert failure.step == (step if beside_alone else ranks)
         else:
             assert status == abi.OK
         assert sim.sim_run(0) == 0
         world.close()
     assert logs[0] == logs[1]
+
+
+def run_threads(ring: SumRing, world: LocalWorld, change) -> list:
+    """Each rank's failure, or None. change(rank, call) is called before the call runs."""
+    results: list = [None] * ring.world_size
+
+    def drive(rank: int) -> None:
+        call = ring.call(rank, world.endpoints[rank])
+        change(rank, call)
+        status = world.lib.baracuda_ring_run(ct.byref(call), 1)
+        results[rank] = last_failure() if status else None
+
+    threads = [threading.Thread(target=drive, args=(r,)) for r in range(ring.world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive(), "a rank hangs"
+    return results
+
+
+def home_is_right(ring: SumRing, rank: int) -> bool:
+    y, home = ring.expected()
+    return np.array_equal(ring.home[rank], home[rank]) and np.array_equal(ring.y[rank], y[rank])
+
+
+@pytest.mark.parametrize(("parts", "launch_adds"), PROGRAMS)
+@pytest.mark.parametrize("call", ["launch", "add", "clear"])
+def test_a_rank_without_its_share_ends_the_ring(call, parts, launch_adds):
+    """No rank has another answer: it fails, unless its sums were complete before."""
+    ranks = 4
+    steps = {"launch": range(4), "add": () if launch_adds else (2, 3), "clear": (0, 1)}[call]
+    for rank in range(ranks):
+        for step in steps:
+            live = np.ones((ranks, ranks), bool)
+            live[rank, (rank - step) % ranks] = call != "clear"
+            ring = SumRing(ranks, parts=parts, launch_adds=launch_adds, live=live)
+            world = LocalWorld(ranks)
+            if call == "clear":
+                ops = abi.StreamOps.from_buffer_copy(world.ops.contents)
+                ops.clear = type(ops.clear)(lambda *_: abi.CUDA_ERROR)
+                world.endpoints[rank].ops = ct.pointer(ops)
+
+            def change(r, made, rank=rank, step=step):
+                if r == rank and call != "clear":
+                    failing(made, call, step)
+
+            begin = time.monotonic()
+            results = run_threads(ring, world, change)
+            assert time.monotonic() - begin < 5
+            failed = results[rank]
+            assert (failed.status, failed.rank, failed.step) == (abi.CUDA_ERROR, rank, step)
+            assert failed.call == call
+            assert results[(rank + 1) % ranks] is not None
+            for other, failure in enumerate(results):
+                if failure is None:
+                    assert home_is_right(ring, other), (rank, step, other)
+                elif other != rank:
+                    assert failure.status == abi.ABORTED
+                    assert f"aborted by rank {rank}: {call}" in failure.message, failure
+            world.close()
+
+
+def test_one_thread_that_drives_all_ranks_ends_the_run_and_not_the_ring():
+    ring, world = SumRing(3), LocalWorld(3)
+    calls = ring.calls(world.endpoints)
+    failing(calls[1], "launch", 1)
+    assert world.lib.baracuda_ring_run(calls, 3) == abi.CUDA_ERROR
+    assert (last_failure().rank, last_failure().step) == (1, 1)
+    ring.reset()
+    assert world.lib.baracuda_ring_run(ring.calls(world.endpoints), 3) == abi.OK, last_failure()
+    assert ring.is_right()
+    world.close()

@@ -90,8 +90,38 @@ def test_addresses():
                 {"shape": (2, 2), "strides": (1,), "element": "F32"}):
         with pytest.raises((bk.InvalidProblemError, bk.UnsupportedError)):
             bk.TensorRef(array.ctypes.data, **bad)
-    with pytest.raises(bk.InvalidProblemError, match="null"):
-        bk.TensorRef(0, (3,), element="F32", device=-1)
+
+
+class WithInterface:
+    """An array at any address."""
+
+    def __init__(self, name, address, shape):
+        setattr(self, name, {"shape": shape, "typestr": "<f4", "version": 3,
+                             "data": (address, False)})
+
+
+NOWHERE = {
+    "address": lambda shape: bk.TensorRef(0, shape, element="F32", device=-1),
+    "array": lambda shape: bk.TensorRef(WithInterface("__array_interface__", 0, shape)),
+    "cuda array": lambda shape: bk.TensorRef(WithInterface("__cuda_array_interface__", 0, shape)),
+    "cuda array without one": lambda shape: bk.TensorRef(
+        WithInterface("__cuda_array_interface__", None, shape)),
+    "argument": lambda shape: bk.FlashSdpaArgs(
+        q=np.zeros(3), k=np.zeros(3), v=np.zeros(3),
+        y=WithInterface("__array_interface__", 0, shape)),
+}
+
+
+@pytest.mark.parametrize("make", NOWHERE.values(), ids=NOWHERE)
+def test_elements_without_memory(make):
+    for shape in ((3,), (2, 3), ()):
+        with pytest.raises(bk.InvalidProblemError, match=r"(tensor|y): got a null address, must"):
+            make(shape)
+
+
+def test_nothing_needs_no_memory():
+    for make in (NOWHERE["address"], NOWHERE["array"]):
+        assert make((2, 0)).pointer == 0
 
 
 def test_a_byte_buffer_takes_a_shape():
@@ -108,6 +138,41 @@ def test_a_byte_buffer_takes_a_shape():
 def test_what_is_no_tensor(bad):
     with pytest.raises(bk.InvalidProblemError):
         bk.TensorRef(bad)
+
+
+class Unwilling:
+    """A tensor that raises where it is asked for its memory."""
+
+    def __init__(self, where, error):
+        self.where, self.error = where, error
+
+    def __getattr__(self, name):
+        if name == self.where == "__array_interface__":
+            raise self.error
+        if name == "__dlpack_device__":
+            return self._device
+        if name == "__dlpack__":
+            return self._export
+        raise AttributeError(name)
+
+    def _device(self):
+        if self.where == "__dlpack_device__":
+            raise self.error
+        return 1, 0
+
+    def _export(self, **_):
+        raise self.error
+
+
+@pytest.mark.parametrize("where", ["__dlpack_device__", "__dlpack__", "__array_interface__"])
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, NotImplementedError, TypeError,
+                                   KeyError, BufferError, OSError])
+def test_a_tensor_that_cannot_be_viewed(where, error):
+    for make in (bk.TensorRef, bk.DeviceSlice):
+        with pytest.raises(bk.InvalidProblemError, match="(tensor|slice): .*Unwilling.*no such"):
+            make(Unwilling(where, error("no such day")))
+    with pytest.raises(MemoryError):
+        bk.TensorRef(Unwilling(where, MemoryError("full")))
 
 
 def test_unknown_dtypes_and_foreign_byte_order():

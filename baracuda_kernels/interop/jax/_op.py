@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from baracuda_kernels import RingAttentionDescriptor
-from baracuda_kernels._arguments import layout_of
+from baracuda_kernels._arguments import flag, integer, layout_of
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels._local_memory import element_of
 from baracuda_kernels.errors import InvalidProblemError
@@ -149,7 +149,7 @@ def ring_attention(
     for name, value in (("return_lse", return_lse), ("deterministic", deterministic)):
         if not isinstance(value, bool):
             raise InvalidProblemError(f"{name}: got {value!r}, must be a bool")
-    _check_margin(sm_margin)
+    sm_margin = _margin(sm_margin)
 
     ring = Ring(
         _describe(q, k, v, dim, is_causal, scale, sequence_layout),
@@ -194,8 +194,8 @@ def attention_step(
     state : jax.Array, optional
         The result of the previous step; None for the first step. XLA updates it in place.
     rank, origin : int or int32 scalar, default 0
-        The rank of the queries and the rank of the keys, in ``[0, world_size)``; may be traced.
-        Read only for causal masks.
+        The rank of the queries and the rank of the keys, in ``[0, world_size)``. Read only for
+        causal masks. A traced value is not checked; the host reads an array that is not traced.
     world_size : int, default 1
         Number of ranks.
     last : bool, default True
@@ -218,12 +218,9 @@ def attention_step(
     q, k, v = (_array(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     refuse_explicit_axes(q, k, v)
     descriptor = _describe(q, k, v, dim, is_causal, scale, sequence_layout)
-    if isinstance(world_size, bool) or not isinstance(world_size, int) or world_size < 1:
-        raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
-    _check_margin(sm_margin)
-    for name, who in (("rank", rank), ("origin", origin)):
-        if isinstance(who, int) and not 0 <= who < world_size:
-            raise InvalidProblemError(f"{name}: got {who}, must be in [0, {world_size})")
+    world_size = integer("world_size", world_size, 1)
+    sm_margin, last = _margin(sm_margin), flag("last", last)
+    rank, origin = (_rank_of(*one, world_size) for one in (("rank", rank), ("origin", origin)))
     operands = [q, k, v]
     if is_causal:
         operands.append(position_maps(descriptor, world_size, rank, origin))
@@ -339,9 +336,17 @@ def _describe(
     return descriptor
 
 
-def _check_margin(sm_margin: Any) -> None:
-    if isinstance(sm_margin, bool) or not isinstance(sm_margin, int) or sm_margin < 0:
-        raise InvalidProblemError(f"sm_margin: got {sm_margin!r}, must be an integer >= 0")
+def _margin(sm_margin: Any) -> int:
+    return integer("sm_margin", sm_margin, 0, 2**31 - 1)  # the kernels' type
+
+
+def _rank_of(name: str, who: Any, world_size: int) -> Any:
+    """A rank in range, or a traced value as it is: XLA clamps one that is out of range."""
+    if isinstance(who, jax.core.Tracer):
+        return who
+    if isinstance(who, (jax.Array, np.ndarray)) and who.ndim == 0:
+        who = np.asarray(who)[()]
+    return integer(name, who, 0, world_size - 1)
 
 
 def _check_state(state: Any, descriptor: RingAttentionDescriptor) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-
 import torch
 import torch.distributed as dist
+from torch._C._autograd import _enable_record_function
 
-from baracuda_kernels import errors
 from baracuda_kernels.errors import BaracudaError, CommunicatorError
+from baracuda_kernels.interop.torch import _refusal_message
 from baracuda_kernels.interop.torch._works import Works, end_connections, wait_all
 from baracuda_kernels.ops.ring_attention import _agreement
 
 # A tag that differs from those of users' messages and of K and V.
 _TAG = 0x6262
-_TEXT = 600  # characters of a refusal that surely fit into a message
 
 
 class Agreement:
@@ -35,17 +33,21 @@ class Agreement:
         self._finish()
         messages = [mine if x is None else bytes(x.numpy()) for x in received]
         for rank, message in enumerate(messages):
-            if message.startswith(b'{"refused"'):
-                said = json.loads(message)
-                raise getattr(errors, said["refused"])(f"rank {rank}: {said['text']}")
+            refusal = _refusal_message.decode(rank, message)
+            if refusal is not None:
+                raise refusal
         _agreement.require(self._size, messages)
 
     def refuse(self, error: BaracudaError) -> None:
         """Send the refusal in the round of this call, without waiting for the other ranks."""
-        said = {"refused": type(error).__name__, "text": str(error)[:_TEXT]}
-        message = json.dumps(said).encode()[: _agreement.MESSAGE_BYTES]
+        message = _refusal_message.encode(error, _agreement.MESSAGE_BYTES)
         self._finish()
-        self._post(message.ljust(_agreement.MESSAGE_BYTES))
+        # A profiler that ends before a message that it records ends the process.
+        _enable_record_function(False)
+        try:
+            self._post(message.ljust(_agreement.MESSAGE_BYTES))
+        finally:
+            _enable_record_function(True)
 
     def _post(self, mine: bytes) -> list[torch.Tensor | None]:
         sent = torch.frombuffer(bytearray(mine), dtype=torch.uint8)

@@ -32,30 +32,33 @@ class Buffers:
         self._own.clear()
 
     def of(self, name: str, elements: int, q: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Memory for an argument of a call. It may need `make_room` before the call can run."""
-        own = self._own.get(name)
-        if own is not None and 0 < elements * dtype.itemsize <= own.numel():
-            return own.view(dtype)[:elements]
+        """Memory for an argument of a call. It may need more room before the call can run."""
+        own, nbytes = self._own.get(name), elements * dtype.itemsize
+        if own is not None and 0 < nbytes <= own.numel():
+            return own[:nbytes].view(dtype)
         return q.new_empty(elements, dtype=dtype)
 
-    def make_room(self, travel: Mapping[str, torch.Tensor]) -> bool:
-        """Register larger memory for the arguments that need it; True if there were any.
+    def allocate(self, travel: Mapping[str, torch.Tensor]) -> dict[str, DeviceBuffer]:
+        """Larger memory for the arguments that need it, which `register` makes theirs.
 
-        Collective: all ranks have agreed on the problem. Earlier memory stays registered, since
-        graphs may have captured it.
+        All ranks have agreed on the problem, so all of them need it for the same arguments.
         """
         if not self.by_peer:
-            return False
-        made = False
-        for name, wanted in travel.items():
-            own = self._own.get(name)
-            if wanted.nbytes <= (0 if own is None else own.numel()):
-                continue
-            buffer = DeviceBuffer(wanted.nbytes, self._device.index)
+            return {}
+        return {
+            name: DeviceBuffer(wanted.nbytes, self._device.index)
+            for name, wanted in travel.items()
+            if wanted.nbytes > (self._own[name].numel() if name in self._own else 0)
+        }
+
+    def register(self, room: Mapping[str, DeviceBuffer]) -> None:
+        """Let the previous rank write into the memory. Collective.
+
+        Earlier memory stays registered, since graphs may have captured it.
+        """
+        for name, buffer in room.items():
             self._comm.register(buffer)
             self._own[name] = torch.as_tensor(buffer, device=self._device)
-            made = True
-        return made
 
     def follow_last_stream(self) -> None:
         """Let PyTorch's current stream wait for the last call, which may still read this memory."""

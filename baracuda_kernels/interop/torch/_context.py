@@ -135,14 +135,14 @@ class _RingMode(TorchFunctionMode):
     ) -> torch.Tensor:
         try:
             _refuse(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
-            leading = query.shape[:-3]
+            rows = query.shape[:-1]
             if query.dim() != 4:
                 query, key, value = _of_four_dimensions(query, key, value)
         except BaracudaError as error:
             tell(self.group_name, error, device_of(query, key, value))
             raise
         y, _ = attend(query, key, value, self.group_name, is_causal, scale, self.layout)
-        return y if len(leading) == 1 else y.reshape(*leading, *y.shape[1:])
+        return y if len(rows) == 3 else y.reshape(*rows, y.shape[-1])
 
 
 class _EagerRingMode(_RingMode):

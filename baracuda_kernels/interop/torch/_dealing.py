@@ -7,12 +7,13 @@ shards.
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from baracuda_kernels import sharding
+from baracuda_kernels import SequenceLayout, sharding
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import CommunicatorError, InvalidProblemError
 from baracuda_kernels.interop.torch import _compiled, _process_group
@@ -53,7 +54,7 @@ def _unshard(
     ]
     try:
         if ranks.size() > 1:
-            _require_alike(x, dim, ranks)
+            _require_alike(x, dim, layout, ranks)
         dist.all_gather(pieces, x.contiguous(), group=ranks)
     except RuntimeError as error:
         if x.device.type == "cpu":
@@ -94,8 +95,13 @@ def rows_of(x: torch.Tensor, dim: int, ranks: dist.ProcessGroup) -> int:
     return sharding.rows_per_rank(x.shape[dim], ranks.size(), f"dimension {dim}")
 
 
-def _require_alike(x: torch.Tensor, dim: int, ranks: dist.ProcessGroup) -> None:
-    mine = torch.tensor([dim, *x.shape], device=x.device)
+def _require_alike(
+    x: torch.Tensor, dim: int, layout: SequenceLayout, ranks: dist.ProcessGroup
+) -> None:
+    """Raise on every rank if one has other rows: gloo would take their bytes for those of another
+    dtype, or end the process."""
+    dtype = zlib.crc32(str(x.dtype).encode())
+    mine = torch.tensor([dim, dtype, layout.value, *x.shape], device=x.device)
     count = torch.tensor([mine.numel()], device=x.device)
     counts = [torch.empty_like(count) for _ in range(ranks.size())]
     dist.all_gather(counts, count, group=ranks)
@@ -106,8 +112,8 @@ def _require_alike(x: torch.Tensor, dim: int, ranks: dist.ProcessGroup) -> None:
         alike = all(torch.equal(one, everyone[0]) for one in everyone)
     if not alike:
         raise InvalidProblemError(
-            f"x: got shape {mine.tolist()[1:]} and dim {dim} on rank {ranks.rank()}, must be the "
-            "same on every rank"
+            f"x: got shape {tuple(x.shape)}, dim {dim}, {x.dtype} and the {layout.name.lower()} "
+            f"layout on rank {ranks.rank()}, must be the same on every rank"
         )
 
 

@@ -36,6 +36,10 @@ class Gradients:
         """Drop the cached arguments, on which the ranks have agreed."""
         self._args.clear()
 
+    def forget_plans(self) -> None:
+        """Drop the cached plans."""
+        self._plans.clear()
+
     def plan(self, problem: tuple[Any, ...]) -> RingAttentionBackwardPlan:
         """The plan for a problem of `problem_of`; raises if no kernel has its gradients."""
         deterministic = torch.are_deterministic_algorithms_enabled()

@@ -74,7 +74,9 @@ def ring_attention(
 
     Works in eager mode, under ``torch.compile(fullgraph=True)``, under ``torch.inference_mode()``,
     under activation checkpointing, and in CUDA graphs after an eager call of the same problem.
-    Under autocast q, k and v are cast as ``scaled_dot_product_attention`` casts them. With
+    Replays and other calls of a ring may share its receive buffers: order those on several streams
+    yourself. Tensors on "meta" give the shapes alone, and nothing is sent. Under autocast q, k and
+    v are cast as ``scaled_dot_product_attention`` casts them. With
     ``torch.use_deterministic_algorithms`` only deterministic kernels are used. Outputs and scratch
     come from PyTorch's allocator in every call. Communicators and plans are cached (`clear_cache`
     drops them). The ranks compare the problem: on CUDA in its first call, on the CPU in every call.
@@ -119,7 +121,9 @@ def ring_attention(
         deterministic and that is asked for. An operand has a tangent, the call is within a
         ``torch.func`` transform, or a backward is asked for a second derivative.
     CommunicatorError, NcclError, NcclTimeoutError, CudaError
-        The ring or the device failed, in the forward or in a backward.
+        The ring or the device failed, in the forward or in a backward. If a rank raises an error
+        that is not of this library before it sends, such as torch.OutOfMemoryError, the other ranks
+        raise a CommunicatorError that names it.
     """
     name = _process_group.name_of(group)
     swapped = tensor_layout == "bshd"

@@ -9,7 +9,7 @@ import torch
 from torch._C._autograd import _profiler_enabled
 from torch.overrides import has_torch_function_variadic
 
-from baracuda_kernels.errors import UnsupportedError
+from baracuda_kernels.errors import BaracudaError, UnsupportedError
 from baracuda_kernels.interop.torch import _compiled, _problem
 from baracuda_kernels.interop.torch._refusal import tell
 from baracuda_kernels.interop.torch._ring import ring_of
@@ -63,6 +63,11 @@ def run_forward(
     options = group_name, is_causal, scale, sequence_layout, with_gradient
     if _needs_no_dispatch(q, k, v):
         return _forward(q, k, v, *options)
+    try:
+        _problem.check_before_dispatch(q, k, v, is_causal, scale)
+    except BaracudaError as error:
+        tell(group_name, error, q.device)
+        raise
     both: _Pair
     with torch._C._AutoDispatchBelowAutograd():
         both = forward_op(q, k, v, *options)

@@ -50,6 +50,17 @@ def check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence_layout: st
         )
 
 
+def check_before_dispatch(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_causal: bool, scale: float | None
+) -> None:
+    """Raise for what PyTorch's dispatcher refuses in words of its own, which no other rank hears."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.is_nested or x.layout is not torch.strided:
+            kind = "a nested tensor" if x.is_nested else f"layout {x.layout}"
+            raise UnsupportedError(f"{name}: got {kind}, must be a dense tensor")
+    RingAttentionDescriptor(1, 1, 1, 1, 1, scale=scale, is_causal=is_causal)
+
+
 def problem_of(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -140,6 +140,9 @@ class GroupTransport:
         if failure is not None:
             raise failure
 
+    def abort(self) -> None:
+        end_connections(self._group)
+
     def _begin(self, call: Any, buffer: Any, peer: int) -> None:
         if buffer.nbytes == 0:
             return
@@ -152,7 +155,6 @@ class GroupTransport:
             raise self._failure(error) from error
 
     def _failure(self, error: RuntimeError) -> CommunicatorError:
-        end_connections(self._group)
         return CommunicatorError(
             f"group: an exchange failed on rank {self.rank} of {self.world_size}: {error}"
         )

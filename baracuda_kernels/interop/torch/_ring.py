@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from baracuda_kernels.interop.torch._buffers import Buffers
 from baracuda_kernels.interop.torch._call import Call, keep, view_of
 from baracuda_kernels.interop.torch._gradients import Gradients
 from baracuda_kernels.interop.torch._problem import descriptor_of, problem_of, refuse_capture
+from baracuda_kernels.interop.torch._refusal_message import as_told
 from baracuda_kernels.ops.ring_attention import _agreement
 
 _KV = ("kv_scratch_a", "kv_scratch_b")
@@ -37,11 +38,11 @@ def ring_of(group_name: str, device: torch.device) -> Ring:
     ring = _rings.get((group_name, device))
     # A new group may have the name of a destroyed one.
     if ring is None or ring.group is not group:
-        if ring is not None:
-            ring.close()
         if device.type not in ("cpu", "cuda"):
             raise UnsupportedError(f"q: got device {device}, must be cpu or cuda")
         refuse_capture(device)
+        if ring is not None:
+            ring.close()
         comm = _process_group.communicator(group, device)
         ring = _rings[group_name, device] = Ring(group, device, comm)
     return ring
@@ -86,8 +87,12 @@ class Ring:
         self.buffers = Buffers(comm, device)
 
     def close(self) -> None:
+        # A plan keeps device memory, and this ring is in a cycle: a collection that frees the memory
+        # later may fall into a capture, which CUDA then refuses.
         self.buffers.close()
         self._forget_addresses()
+        self._plans.clear()
+        self._gradients.forget_plans()
         if isinstance(self.comm, Communicator):
             self.comm.close()
 
@@ -115,19 +120,33 @@ class Ring:
     ) -> tuple[torch.Tensor, ...]:
         try:
             plan, args, side, outputs, new, travel, _held = prepare(*arguments)
-        except BaracudaError as error:
-            self.refuse(error)
+        except Exception as error:
+            self.refuse(as_told(error))  # an out-of-memory too: the other ranks wait for this one
             raise
         if self._agreement is not None:
             self._agreement.require(side)
         elif new is not None:
             self._agree(new, plan, args)
-            if self.buffers.make_room(travel):
+            if self._make_room(travel):
                 return self._run(prepare, arguments)
         if self.buffers.by_peer:
             self.buffers.follow_last_stream()
         plan.run(self.stream(), self.comm, args)
         return outputs
+
+    def _make_room(self, travel: Mapping[str, torch.Tensor]) -> bool:
+        """Register larger receive buffers, if the call needs them; True if it does. Collective."""
+        try:
+            try:
+                room = self.buffers.allocate(travel)
+            except Exception as error:
+                self.refuse(as_told(error))  # the other ranks may wait in `register`
+                raise
+            self.buffers.register(room)
+        except BaseException:
+            self._forget_addresses()  # of buffers that are not registered
+            raise
+        return bool(room)
 
     def refuse(self, error: BaracudaError) -> None:
         """Send the error that this rank raises to the ranks that wait for it."""
@@ -148,7 +167,12 @@ class Ring:
     ) -> Call:
         """Make a call of this rank, before the other ranks are asked."""
         problem = problem_of(q, k, v, is_causal, scale, sequence_layout)
-        selected = self._plans.get(problem)
+        try:
+            selected = self._plans.get(problem)
+        except TypeError:  # of an option that is not hashable: the descriptor refuses it by name
+            _problem.check(q, k, v, sequence_layout)
+            descriptor_of(problem)
+            raise
         if selected is None:
             _problem.check(q, k, v, sequence_layout)
             selected = self._select(problem, q)

@@ -82,7 +82,8 @@ def unshard(
     Raises
     ------
     InvalidProblemError
-        Shapes differ between ranks, there is no such dimension, or the group or layout is wrong.
+        Shapes, dtypes, `dim` or layouts differ between ranks, here or in the backward of `shard`;
+        there is no such dimension, or the group or layout is wrong.
     CommunicatorError
         The all-gather failed, here or in the backward of `shard`.
     """

@@ -176,6 +176,11 @@ class _Compared:
         self._shapes.add((what, device))
         return new
 
+    def refused(self, what: tuple[Any, ...], device: torch.device) -> None:
+        """Let the host compare the next positions too: an assertion of the device that fails ends
+        the process's CUDA context."""
+        self._shapes.discard((what, device))
+
 
 _compared = _Compared()
 
@@ -206,6 +211,7 @@ def compare_positions(positions: torch.Tensor, rows: int, ring: Ring, offset: in
                 equal, "position_ids: got others, must be those of this rank's rows"
             )
         elif not bool(equal):
+            _compared.refused(seen, positions.device)
             found, row = _first_difference(positions, expected)
             raise InvalidProblemError(
                 f"position_ids: got {found} for row {row} of {rows}, must be {expected[row]}, as "

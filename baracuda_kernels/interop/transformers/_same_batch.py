@@ -11,11 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from baracuda_kernels import errors
 from baracuda_kernels.errors import BaracudaError, CommunicatorError, InvalidProblemError
+from baracuda_kernels.interop.torch import _refusal_message
 
 _BYTES = 1024  # of a message
-_TEXT = 300  # characters of a refusal: they fit into a message in any script
 
 _streams: dict[torch.device, torch.cuda.Stream] = {}
 
@@ -39,10 +38,12 @@ def agree(
     error : BaracudaError, optional
         The refusal of this rank.
     """
-    said = _refusal(error) if error else json.dumps(_digests(batch)).encode()
+    said = _refusal_message.encode(error, _BYTES) if error else json.dumps(_digests(batch)).encode()
     messages = _gather(ring, said)
     error = error or _refused(messages) or _difference([json.loads(m) for m in messages])
-    others = _gather(data, _refusal(error) if error else b"{}") if data is not None else []
+    others: list[bytes] = []
+    if data is not None:
+        others = _gather(data, _refusal_message.encode(error, _BYTES) if error else b"{}")
     error = error or _refused(others)
     if error is not None:
         raise error
@@ -88,16 +89,10 @@ def _digests(batch: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
     return found
 
 
-def _refusal(error: BaracudaError) -> bytes:
-    said = {"refused": type(error).__name__, "text": str(error)[:_TEXT]}
-    return json.dumps(said, ensure_ascii=False).encode()[:_BYTES]
-
-
 def _refused(messages: list[bytes]) -> BaracudaError | None:
     for rank, message in enumerate(messages):
-        if message.startswith(b'{"refused"'):
-            said = json.loads(message)
-            found: BaracudaError = getattr(errors, said["refused"])(f"rank {rank}: {said['text']}")
+        found = _refusal_message.decode(rank, message)
+        if found is not None:
             return found
     return None
 

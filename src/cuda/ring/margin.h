@@ -16,7 +16,8 @@ namespace baracuda {
 // True if the launch must be delayed. margin: multiprocessors that the round takes. A persistent
 // kernel leaves them free: it has one block for each of the other multiprocessors (grid.blocks ==
 // left). in_clusters: the round's kernel has clusters, each of which needs free multiprocessors
-// in one GPC. The multiprocessors that the launch leaves free may lie in several.
+// in one GPC. The multiprocessors that the launch leaves free may lie in several GPCs, so a
+// cluster may not fit even if enough are free.
 inline bool needs_head_start(const baracuda_ring_grid& grid, int64_t multiprocessors,
                              int64_t margin, bool in_clusters) {
   const int64_t left = multiprocessors - margin;

@@ -1,12 +1,13 @@
 // The rounds of a run: which messages each one has, and what waits for it. A round is what a rank
 // sends and receives together. ring.h defines payloads, BESIDE and BEHIND.
 //
-// A step is launched in `parts` parts (1 or 2). Launch t = step * parts + part runs at the same
-// time as round t. Every payload belongs to one part p. A BESIDE payload is sent in the rounds of
-// the launches of part p. For a BEHIND payload, every launch t of part p computes this rank's share
-// of a chunk's sum, and round t + 1 sends the sum. The next rank has the same chunk one step later:
-// its launch t + parts computes its share and adds it. A BEHIND payload of the last part needs one
-// more round, after the last launch.
+// A program may split each step into two launches, the step's parts, so that the messages of a part
+// can be sent as soon as its launch has ended. (Attention has one part.) Launch t = step * parts +
+// part runs at the same time as round t. Every payload belongs to one part p. A BESIDE payload is
+// sent in every round t whose launch t is of part p. For a BEHIND payload, launch t of part p
+// computes this rank's share of a chunk's sum, and, from step 1 on, round t + 1 sends the sum. The
+// next rank has the same chunk one step later: its launch t + parts computes its share and adds it.
+// A BEHIND payload of the last part needs one more round, after the last launch.
 #pragma once
 
 #include <stdint.h>
@@ -51,10 +52,10 @@ class Rounds {
     return false;
   }
 
-  // Round n (n is `number`) must start after launch n - 1. True if it needs nothing else of the
-  // caller's stream, and if the next operation on that stream after launch n - 1 is the wait for
-  // round n - 1. When that wait has ended, launch n - 1 has ended too, so round n may wait for it
-  // instead (Run::ask_for_signal()).
+  // Round n (n is `number`) must start after launch n - 1 has ended. True if the wait for round
+  // n - 1 on the caller's stream may start it instead (Run::ask_for_signal()). This is so if that
+  // wait directly follows launch n - 1 on the stream, and so ends after the launch, and if round n
+  // depends on no other work of the stream.
   bool needs_launch_alone(int32_t number) const {
     if (number < 1 || number >= launches() || awaited_by_launch(number) != number - 1) return false;
     for (int32_t i = 0; i < call_.payload_count; ++i) {

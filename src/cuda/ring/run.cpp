@@ -41,9 +41,9 @@ class Run {
       if (t % rounds_.parts() == 0) begin_step(t / rounds_.parts());
       // The round is enqueued before the launch, which may fill the device. If `signalled_`, the
       // caller's stream sets a word (exchange/peer/words.h) after its wait for the previous round,
-      // and the ring stream waits for this word. The wait on the caller's stream is then enqueued
-      // first. The two streams may share a hardware queue, and in the other order the ring stream's
-      // wait would block what sets the word.
+      // and the ring stream waits for this word. The two streams may share a hardware queue. If the
+      // ring stream's wait were enqueued first, it would hold back the operation that sets the
+      // word. So the wait on the caller's stream is enqueued first.
       if (signalled_ && !await_inputs(t)) return join_and_report();
       if (!exchange(t) || !compute(t)) return join_and_report();
     }
@@ -221,8 +221,8 @@ class Run {
     return mark(call, t, &baracuda_ring_marks::compute_end) && !stopped_;
   }
 
-  // A failed launch is reported at the end of the run. Until then the ring goes on without
-  // launches, because the neighbours still need the chunks that pass through this rank.
+  // If no sums travel, a failed launch is reported at the end of the run. Until then the ring goes
+  // on without launches, because the neighbours still need the chunks that pass through this rank.
   void launch(const Call& call, int32_t t) {
     if (failed_) return;
     Step at(*this, call, t);
@@ -298,8 +298,9 @@ class Run {
     return true;
   }
 
-  // sums: the number of the round that brings the received sums. always: add even if the step
-  // launched nothing.
+  // sums: the number of the round that brings the received sums. always: true for the sum of
+  // this rank's own chunk, after the last step. It is added even if the step launched nothing. If
+  // this addition fails, the run does not end early, because no other rank needs the result.
   bool add(int32_t t, int32_t sums, bool always) {
     // In a timeline, the sums of all parts that come home are one entry.
     const int32_t entry = t < rounds_.launches() ? t : rounds_.launches();
@@ -322,7 +323,7 @@ class Run {
       has_added_ = true;
       ok(program.add(call.problem, &at), "add", call);
     }
-    return true;
+    return always || !stopped_;
   }
 
   static int32_t margin_of(baracuda_ring_endpoint& end) {
@@ -377,8 +378,10 @@ class Run {
     if (status == BARACUDA_OK) return true;
     if (failed_) return false;
     failed_ = true;
-    // After a signal or an abort the neighbours get nothing more, so the run ends at once.
-    stopped_ = status == BARACUDA_INTERRUPTED || status == BARACUDA_ABORTED;
+    // After a signal or an abort the neighbours get nothing more, so the run ends at once. A run
+    // in which sums travel ends at once, too: without this rank's share the sums would be wrong.
+    stopped_ = status == BARACUDA_INTERRUPTED || status == BARACUDA_ABORTED ||
+               rounds_.has_sum(rounds_.launches());
     if (!has_record() || baracuda_last_error()->status != status) {
       fail_with_code(status, status, call_name, "%s returned %d", call_name, status);
     }
@@ -388,9 +391,18 @@ class Run {
     return false;
   }
 
-  // After a failed round the caller's stream still waits for what was enqueued, so that the
-  // caller can free its buffers in stream order.
+  // For a run that ends early. Ranks that other threads drive may wait for these ranks, so the ring
+  // is aborted. The caller's stream still waits for what was enqueued, so that the caller can free
+  // its buffers in stream order.
   int32_t join_and_report() {
+    if (count_ < rounds_.steps()) {
+      for_each_rank([this](const Call& call) {
+        const baracuda_ring_exchange& exchange = exchange_of(call);
+        restore_failure(failure_);
+        if (exchange.abort != nullptr) exchange.abort(call.endpoint);
+        return true;
+      });
+    }
     for_each_rank([this](const Call& call) {
       if (enter(call)) exchange_of(call).join(call.endpoint, call.stream);
       return true;
@@ -415,7 +427,7 @@ class Run {
   bool signalled_ = false;
   bool has_added_ = false;  // an `add` or a clear was enqueued on a caller's stream
   bool failed_ = false;
-  bool stopped_ = false;  // a signal or an abort has ended the run
+  bool stopped_ = false;  // the failure ends the run
   baracuda_error failure_{};
   DeviceScope device_;
 };

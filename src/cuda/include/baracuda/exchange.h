@@ -25,6 +25,10 @@ typedef struct baracuda_transport {
   int32_t (*send)(void* context, const void* data, int64_t bytes, int32_t peer, void* stream);
   int32_t (*recv)(void* context, void* data, int64_t bytes, int32_t peer, void* stream);
   int32_t (*group_end)(void* context);
+  // This rank sends no more of a run, and other ranks may wait for it. Their waits and their later
+  // calls fail; the reason is the calling thread's last failure. It does not wait for them. NULL:
+  // they cannot be told, and wait until a timeout of the transport's own.
+  void (*abort)(void* context);
 } baracuda_transport;
 
 // Streams and events of one kind of device. Every function returns a baracuda_status.
@@ -123,6 +127,9 @@ typedef struct baracuda_ring_exchange {
   int32_t (*signals)(baracuda_ring_endpoint* endpoint, int32_t number);
   // Multiprocessors that the round posted last takes. NULL: the endpoint's max_ctas.
   int32_t (*margin)(baracuda_ring_endpoint* endpoint);
+  // As the transport's, for all ways by which the exchange moves messages. Before join. NULL: the
+  // other ranks cannot be told.
+  void (*abort)(baracuda_ring_endpoint* endpoint);
 } baracuda_ring_exchange;
 
 // Rounds by a transport's sends and receives on the endpoint's ring stream.

@@ -74,8 +74,8 @@ BARACUDA_API int32_t baracuda_nccl_abort(baracuda_nccl_comm* comm);
 BARACUDA_API int32_t baracuda_nccl_destroy(baracuda_nccl_comm* comm);
 // A failed communicator refuses further use. 0 healthy, 1 failed, 2 aborted.
 BARACUDA_API int32_t baracuda_nccl_state(baracuda_nccl_comm* comm);
-// The same. If another rank has ended the exchange by peer, the first call that finds out also
-// returns that failure.
+// The same. If another rank has ended the ring, the first call that finds out also returns that
+// failure.
 BARACUDA_API int32_t baracuda_nccl_poll(baracuda_nccl_comm* comm, int32_t* state);
 
 // Waits until stream is done, polling it and the communicator's async error. On an error or after

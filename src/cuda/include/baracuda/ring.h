@@ -151,8 +151,13 @@ BARACUDA_API int32_t baracuda_ring_has_sum(const baracuda_ring_call* call, int32
 // Runs count ranks of one ring from this thread (count = 1 for one rank per process or thread;
 // count = world_size for a whole local ring). Enqueues, per launch, the rounds of all ranks in one
 // group, then all launches. After the first call it allocates nothing and never synchronises the
-// host. A failed launch is returned at the end: the rounds go on, for the neighbours' sake. After a
-// failed round the run stops, and the callers' streams join what was enqueued.
+// host.
+//
+// If nothing travels BEHIND, a failed launch is returned at the end: the rounds go on, because the
+// other ranks need the chunks that pass through this rank. Otherwise a failed launch ends the run,
+// because its share would be missing in the sums that this rank sends. A failed round ends any run.
+// If a run ends early, the callers' streams join what was enqueued. If other threads drive ranks of
+// the ring, the exchange is aborted as well, so that those ranks do not wait.
 BARACUDA_API int32_t baracuda_ring_run(baracuda_ring_call* calls, int32_t count);
 
 #ifdef __cplusplus

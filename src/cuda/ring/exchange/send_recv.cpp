@@ -69,7 +69,7 @@ int32_t close(Endpoint* end) {
   return message("group_end", [&] { return transport.group_end(transport.context); });
 }
 
-// At most four rounds are between complete and wait, so four events are used in turn.
+// At most four rounds are complete and not yet waited for, so four events are used in turn.
 void* done_event(const Endpoint& end, int32_t number) { return end.exchange_done[number & 3]; }
 
 int32_t complete(Endpoint* end, const Round* round) {
@@ -87,6 +87,11 @@ int32_t join(Endpoint* end, void* stream) {
   return status == BARACUDA_OK ? wait(end, 0, stream) : status;
 }
 
+void abort(Endpoint* end) {
+  const baracuda_transport& transport = end->transport;
+  if (transport.abort != nullptr) transport.abort(transport.context);
+}
+
 constexpr baracuda_ring_exchange exchange = {sizeof(baracuda_ring_exchange),
                                              "send_recv",
                                              nullptr,
@@ -99,7 +104,8 @@ constexpr baracuda_ring_exchange exchange = {sizeof(baracuda_ring_exchange),
                                              join,
                                              nullptr,
                                              nullptr,
-                                             nullptr};
+                                             nullptr,
+                                             abort};
 
 }  // namespace
 }  // namespace baracuda

@@ -14,6 +14,7 @@ from baracuda_kernels._core._nccl_member cimport NcclMember
 from baracuda_kernels._core._nccl_options cimport (
     ctas_of,
     device_ordinal,
+    device_ordinals,
     is_integer,
     peer_wait,
     seconds_of,
@@ -103,27 +104,25 @@ cdef class Communicator(NcclMember):
         UnsupportedError, NcclError, NcclTimeoutError
             As :meth:`init_rank`.
         """
-        cdef int i, count = len(devices)
+        cdef list places = device_ordinals(devices)
+        cdef int i, count = len(places)
         cdef int32_t status, ctas = ctas_of(max_ctas)
         cdef double seconds = seconds_of(timeout)
-        cdef int32_t wish = wish_of(exchange)
+        cdef int32_t wish = wish_of(exchange), wait = peer_wait()
         cdef int32_t* ordinals
         cdef c_api.baracuda_nccl_comm** comms
-        if count == 0 or len(set(devices)) != count:
-            raise InvalidProblemError(
-                f"devices: got {list(devices)}, must be distinct, one or more")
         began = time.monotonic()
         _nccl_library.load()
         ordinals = <int32_t*>calloc(count, sizeof(int32_t))
         comms = <c_api.baracuda_nccl_comm**>calloc(count, sizeof(comms[0]))
         try:
             for i in range(count):
-                ordinals[i] = device_ordinal(devices[i])
+                ordinals[i] = places[i]
             with nogil:
                 status = c_api.baracuda_nccl_init_all(count, ordinals, ctas, seconds, comms)
             check(status)
             made = [_wrap(comms[i], seconds, None) for i in range(count)]
-            _connect(made, wish, began)
+            _connect(made, wish, wait, began)
             return made
         finally:
             free(ordinals)
@@ -172,7 +171,7 @@ cdef class Communicator(NcclMember):
         cdef bytes token
         cdef char* raw
         cdef int32_t status, size, place, ordinal, ctas = ctas_of(max_ctas)
-        cdef int32_t wish = wish_of(exchange)
+        cdef int32_t wish = wish_of(exchange), wait = peer_wait()
         cdef double seconds = seconds_of(timeout)
         if not is_integer(world_size, 1, 2 ** 31):
             raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
@@ -190,7 +189,7 @@ cdef class Communicator(NcclMember):
             status = c_api.baracuda_nccl_init_rank(size, raw, place, ordinal, ctas, seconds, &comm)
         check(status)
         made = _wrap(comm, seconds, None)
-        _connect([made], wish, began)
+        _connect([made], wish, wait, began)
         return made
 
     @staticmethod
@@ -224,7 +223,7 @@ cdef class Communicator(NcclMember):
         """
         cdef c_api.baracuda_nccl_comm* comm = NULL
         cdef int32_t status, ordinal = device_ordinal(device), ctas = ctas_of(max_ctas)
-        cdef int32_t wish = wish_of(exchange)
+        cdef int32_t wish = wish_of(exchange), wait = peer_wait()
         cdef double seconds = seconds_of(timeout)
         cdef void* raw
         if not is_integer(handle, 1, 2 ** 64):
@@ -237,7 +236,7 @@ cdef class Communicator(NcclMember):
         check(status)
         c_api.baracuda_nccl_endpoint(comm).max_ctas = ctas
         made = _wrap(comm, seconds, owner)
-        _connect([made], wish, began)
+        _connect([made], wish, wait, began)
         return made
 
     @staticmethod
@@ -326,22 +325,29 @@ cdef class Communicator(NcclMember):
         Raises
         ------
         InvalidProblemError
-            A color, key or timeout out of its range.
+            A color, key or timeout out of its range, here or on another rank of this machine. On a
+            rank that had begun the call, the ring has failed; if it is borrowed, the call ends only
+            at its deadline.
         CommunicatorError, NcclError, NcclTimeoutError
             The communicator is in use or has failed, or a rank did not come.
         """
         cdef c_api.baracuda_nccl_comm* child = NULL
         cdef int32_t status, group, order
-        cdef double seconds = self.timeout if timeout is None else seconds_of(timeout)
-        if color is not None and not is_integer(color, 0, 2 ** 31):
-            raise InvalidProblemError(
-                f"color: got {color!r}, must be None or an integer in [0, 2**31)")
-        if key is not None and not is_integer(key, -2 ** 31, 2 ** 31):
-            raise InvalidProblemError(f"key: got {key!r}, must be None or a 32-bit integer")
+        cdef double seconds
+        try:
+            seconds = self.timeout if timeout is None else seconds_of(timeout)
+            if color is not None and not is_integer(color, 0, 2 ** 31):
+                raise InvalidProblemError(
+                    f"color: got {color!r}, must be None or an integer in [0, 2**31)")
+            if key is not None and not is_integer(key, -2 ** 31, 2 ** 31):
+                raise InvalidProblemError(f"key: got {key!r}, must be None or a 32-bit integer")
+        except Exception as error:
+            self.pass_on(error, False)
+            raise
         group = -1 if color is None else color
         order = self.rank if key is None else key
         began = time.monotonic()
-        RingMember.enter(self)  # without a run's deadline: the split has its own
+        self.begin(0)  # without a run's deadline: the split has its own
         try:
             with nogil:
                 status = c_api.baracuda_nccl_split(self.comm, group, order, seconds, &child)
@@ -351,7 +357,7 @@ cdef class Communicator(NcclMember):
         if child == NULL:
             return None
         made = _wrap(child, seconds, None)
-        _connect([made], self.wish, began)
+        _connect([made], self.wish, self.wait, began)
         return made
 
     def __repr__(self):
@@ -367,9 +373,9 @@ cdef Communicator _wrap(c_api.baracuda_nccl_comm* comm, double timeout, object o
 
 # Finds out, with the other ranks, which hops are by peer, within what is left of the timeout since
 # began. After a failure the members are closed.
-cdef int _connect(list members, int32_t wish, double began) except -1:
+cdef int _connect(list members, int32_t wish, int32_t wait, double began) except -1:
     cdef int i, count = len(members)
-    cdef int32_t status, wait = peer_wait()
+    cdef int32_t status
     cdef double seconds = (<Communicator>members[0]).timeout
     cdef c_api.baracuda_nccl_comm** comms
     if seconds > 0:
@@ -379,13 +385,27 @@ cdef int _connect(list members, int32_t wish, double began) except -1:
         raise MemoryError("communicators")
     for i in range(count):
         (<Communicator>members[i]).wish = wish
+        (<Communicator>members[i]).wait = wait
         comms[i] = (<Communicator>members[i]).comm
     with nogil:
         status = c_api.baracuda_nccl_connect_peers(comms, count, wish, wait, seconds)
     free(comms)
-    error = None if status == c_api.BARACUDA_OK else last_exception(status)
-    if error is not None:
-        for i in range(count):
-            (<Communicator>members[i]).close()
-        raise error
+    if status != c_api.BARACUDA_OK:
+        _close_all(members, last_exception(status))
     return 0
+
+
+# Closes the members after an error and raises it. What close() raises does not replace the error,
+# unless it is a signal's, and leaves no other member open.
+cdef int _close_all(list members, object error) except -1:
+    signalled = None
+    for member in members:
+        try:
+            member.close()
+        except Exception as late:
+            error.add_note(f"rank {member.rank} could not be closed: {late}")
+        except BaseException as late:  # such as Ctrl-C
+            signalled = late
+    if signalled is not None:
+        raise signalled from error
+    raise error

@@ -80,7 +80,7 @@ class NcclError(CommunicatorError):
     call : str
         The function that failed.
     rank, step : int
-        This rank, and the step of the ring; -1 outside of a step.
+        The rank that failed, and the step of the ring; -1 outside of a step.
     message : str
         NCCL's text.
     """
@@ -107,7 +107,7 @@ class NcclTimeoutError(CommunicatorError, TimeoutError):
     message : str
         What the call waited for, and how long.
     rank, step : int
-        This rank, and the step of the ring; -1 outside of a step.
+        The rank that waited, and the step of the ring; -1 outside of a step.
     call : str
         The call that waited.
     """

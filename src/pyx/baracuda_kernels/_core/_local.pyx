@@ -6,6 +6,8 @@ from libc.stdlib cimport calloc, free
 
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._member cimport RingBinding, RingMember
+from baracuda_kernels._core._nccl_options cimport positive_seconds
+from baracuda_kernels._core._operands cimport no_shared_outputs
 from baracuda_kernels._core._ring_plan cimport RingPlan
 from baracuda_kernels._core._status cimport check
 from baracuda_kernels._core._stream cimport Stream, as_stream
@@ -130,9 +132,7 @@ cdef class LocalRing:
             raise InvalidProblemError(
                 f"world_size: got {world_size!r}, must be an integer in [1, 65536]")
         devices = _devices(device, world_size)
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-            raise InvalidProblemError(f"timeout: got {timeout!r}, must be > 0 seconds")
-        world = _World(world_size, timeout)
+        world = _World(world_size, positive_seconds(timeout))
         self.world_size = world_size
         self.ranks = tuple([LocalCommunicator(world, rank, world_size, devices[rank])
                             for rank in range(world_size)])
@@ -164,7 +164,8 @@ cdef class LocalRing:
         plans : plan, or sequence of P
             One plan for all ranks, or one for each rank.
         args : sequence of P
-            The arguments of each rank.
+            The arguments of each rank. What one rank writes, its scratch included, must not overlap
+            any operand of another rank.
         timeline : sequence of P RingTimeline, optional
             The timeline of each rank. Refused while a stream is captured.
 
@@ -197,6 +198,7 @@ cdef class LocalRing:
                 binding.call.marks = NULL
                 self.calls[r] = binding.call
                 bindings.append(binding)  # kept alive: the arguments may be bound to another plan
+            _refuse_shared_memory(bindings)
             for r in range(count):
                 recorder = as_timeline(timelines[r])
                 if recorder is not None:
@@ -239,12 +241,28 @@ cdef int _refuse_mixture(list plans, list args) except -1:
     return 0
 
 
+cdef int _refuse_shared_memory(list bindings) except -1:
+    """Refuse ranks of which one writes to another's memory. Compared once, not in every run."""
+    cdef RingBinding binding
+    cdef object company = (<RingBinding>bindings[0]).company
+    for binding in bindings:
+        if company is None or binding.company is not company:
+            break
+    else:
+        return 0
+    no_shared_outputs([(<RingBinding>binding).operands for binding in bindings])
+    company = object()
+    for binding in bindings:
+        binding.company = company
+    return 0
+
+
 cdef bint _is_ordinal(object device):
     return isinstance(device, int) and not isinstance(device, bool) and 0 <= device < 2 ** 31
 
 
 cdef list _devices(object device, int world_size):
-    if device == "host" or device == -1:
+    if isinstance(device, str) and device == "host" or isinstance(device, int) and device == -1:
         return [-1] * world_size
     if _is_ordinal(device):
         return [device] * world_size

@@ -1,6 +1,7 @@
 # cython: language_level=3
 from libc.stdint cimport int32_t
 
+from baracuda_kernels._core._operands cimport OperandChecks
 from baracuda_kernels._core.c_api cimport BARACUDA_RING_MAX_PAYLOADS, baracuda_ring_call, \
     baracuda_ring_endpoint, baracuda_ring_hop, baracuda_ring_payload
 
@@ -38,6 +39,9 @@ cdef class RingBinding:
     cdef baracuda_ring_hop* hops
     cdef object plan
     cdef RingMember member
+    cdef OperandChecks operands  # of this rank, collected; or None
+    # The same object for the ranks of one run whose operands were compared with each other.
+    cdef object company
 
     # Fills the endpoint and the schedule of a call whose payloads are filled, and checks that the
     # communicator can run it.

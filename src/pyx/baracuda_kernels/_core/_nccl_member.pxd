@@ -10,10 +10,14 @@ cdef class NcclMember(RingMember):
     cdef int waiting  # calls in flight that may wait long: close() is refused
     cdef readonly double timeout
     cdef int32_t wish  # enum baracuda_peer_wish
+    cdef int32_t wait  # enum baracuda_peer_wait
     cdef object owner  # of a borrowed handle
 
     # Takes what a new baracuda_nccl_comm says of itself.
     cdef void take(self, baracuda_nccl_comm* comm, double timeout, object owner) noexcept
     cdef int refuse_if_closed(self) except -1
+    # Takes the communicator for one call that every rank makes: other ranks' refusals of it count.
+    # Its deadline in seconds; 0 for none.
+    cdef int begin(self, double seconds) except -1
     # Whether a call receives into memory that is not registered.
     cdef bint receives_elsewhere(self, const baracuda_ring_call* call) except -1

@@ -11,7 +11,7 @@ from posix.unistd cimport usleep
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._member cimport RingMember
 from baracuda_kernels._core._nccl_options cimport seconds_of
-from baracuda_kernels._core._status cimport check, last_exception, raise_later
+from baracuda_kernels._core._status cimport check, last_exception, raise_later, text_of
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
 
@@ -80,18 +80,19 @@ cdef class NcclMember(RingMember):
         UnsupportedError
             On every rank, if the previous rank cannot open a rank's memory.
         InvalidProblemError
-            Not dense, or not on the communicator's device.
+            Not a tensor, not dense, or not on the communicator's device, here or on another rank of
+            this machine. On a rank that had begun the call, the ring has failed.
         """
-        cdef TensorRef view = as_tensor("buffer", buffer)
+        cdef TensorRef view
         cdef c_api.baracuda_peer* peer
         cdef int64_t nbytes
         cdef int32_t status
-        self.refuse_if_unusable()
-        if view.device != self.device:
-            raise InvalidProblemError(
-                f"buffer: got memory on device {view.device}, must be on {self.device}")
-        if not view.is_dense_bytes():
-            raise InvalidProblemError("buffer: got a view with gaps, must be dense")
+        try:
+            self.refuse_if_unusable()
+            view = _receive_buffer(buffer, self.device)
+        except Exception as error:
+            self.pass_on(error, False)
+            raise
         if self.world_size == 1:
             return
         nbytes = view.numel() * view.itemsize
@@ -319,8 +320,11 @@ cdef class NcclMember(RingMember):
         return False
 
     cdef int enter(self) except -1:
+        return self.begin(self.timeout)
+
+    cdef int begin(self, double seconds) except -1:
         RingMember.enter(self)
-        cdef int32_t status = c_api.baracuda_nccl_arm(self.comm, self.timeout)
+        cdef int32_t status = c_api.baracuda_nccl_arm(self.comm, seconds)
         if status != c_api.BARACUDA_OK:
             self.busy = False
             check(status)
@@ -329,7 +333,7 @@ cdef class NcclMember(RingMember):
     cdef int pass_on(self, object error, bint begun) except -1:
         cdef bytes reason
         if self.comm != NULL and self.world_size > 1:
-            reason = str(error).encode()
+            reason = text_of(error).encode(errors="replace")
             check(c_api.baracuda_nccl_refuse(self.comm, _status_of(error),
                                              PyBytes_AsString(reason), begun))
         return 0
@@ -384,6 +388,19 @@ cdef class NcclMember(RingMember):
             if not stays and _registered is not None:
                 _registered.pop(<uintptr_t>self.comm, None)
             raise_later(status)
+
+
+cdef TensorRef _receive_buffer(object buffer, int device):
+    """The view of a buffer that neighbours may write to, if they can."""
+    cdef TensorRef view = as_tensor("buffer", buffer)
+    if view is None:
+        raise InvalidProblemError("buffer: got None, must be a tensor")
+    if view.device != device:
+        raise InvalidProblemError(
+            f"buffer: got memory on device {view.device}, must be on {device}")
+    if not view.is_dense_bytes():
+        raise InvalidProblemError("buffer: got a view with gaps, must be dense")
+    return view
 
 
 # The status that stands for an error in what the other ranks are told.

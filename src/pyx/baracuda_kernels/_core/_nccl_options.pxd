@@ -6,12 +6,16 @@ from libc.stdint cimport int32_t
 
 # CUDA ordinal, the current device by default; -1 for "host".
 cdef int32_t device_ordinal(object device) except? -2
+# The ordinals of several devices, distinct.
+cdef list device_ordinals(object devices)
 # SMs of an exchange, a power of two.
 cdef int32_t ctas_of(object max_ctas) except? -2
 # An enum baracuda_peer_wish.
 cdef int32_t wish_of(object exchange) except -1
 # Seconds; 0 for no limit, which is the default here.
 cdef double seconds_of(object timeout) except? -2
+# The same where a limit must be given; `other` is what else may be, for the message.
+cdef double positive_seconds(object timeout, str other=*) except? -2
 # An enum baracuda_peer_wait, by the environment.
 cdef int32_t peer_wait() except -1
 # An int, and no bool, in [low, end).

@@ -53,11 +53,23 @@ cdef int32_t device_ordinal(object device) except? -2:
     if device is None:
         check(c_api.baracuda_cuda_current_device(&current))
         return current
-    if device == "host":
+    if isinstance(device, str) and device == "host":
         return -1
     if is_integer(device, 0, 2 ** 31):
         return device
     raise InvalidProblemError(f"device: got {device!r}, must be a CUDA ordinal >= 0")
+
+
+cdef list device_ordinals(object devices):
+    try:
+        given = list(devices)
+    except TypeError:
+        raise InvalidProblemError(
+            f"devices: got {devices!r}, must be a sequence of CUDA ordinals") from None
+    ordinals = [device_ordinal(device) for device in given]
+    if not ordinals or len(set(ordinals)) != len(ordinals):
+        raise InvalidProblemError(f"devices: got {given}, must be distinct, one or more")
+    return ordinals
 
 
 cdef int32_t ctas_of(object max_ctas) except? -2:
@@ -72,7 +84,7 @@ cdef int32_t ctas_of(object max_ctas) except? -2:
 cdef int32_t wish_of(object exchange) except -1:
     if exchange is None:
         exchange = os.environ.get("BARACUDA_EXCHANGE") or DEFAULT_EXCHANGE
-    if exchange not in _WISHES:
+    if not isinstance(exchange, str) or exchange not in _WISHES:
         raise InvalidProblemError(
             f"exchange: got {exchange!r}, must be \"auto\", \"peer\" or \"nccl\"")
     return _WISHES[exchange]
@@ -81,9 +93,17 @@ cdef int32_t wish_of(object exchange) except -1:
 cdef double seconds_of(object timeout) except? -2:
     if timeout is None:
         return 0.0
+    return positive_seconds(timeout, "None or ")
+
+
+cdef double positive_seconds(object timeout, str other="") except? -2:
     if isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and timeout > 0:
-        return timeout
-    raise InvalidProblemError(f"timeout: got {timeout!r}, must be None or > 0 seconds")
+        try:
+            return timeout
+        except OverflowError:
+            raise InvalidProblemError(
+                f"timeout: got an integer beyond all floats, must be {other}> 0 seconds") from None
+    raise InvalidProblemError(f"timeout: got {timeout!r}, must be {other}> 0 seconds")
 
 
 cdef int32_t peer_wait() except -1:

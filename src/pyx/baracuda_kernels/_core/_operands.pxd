@@ -24,6 +24,9 @@ cdef class OperandChecks:
     # Raises if an output overlaps another operand.
     cdef int no_overlaps(self) except -1
 
+# Raises if an output of one rank overlaps an operand of another. The OperandChecks of all ranks,
+# which have collected their operands; None for a rank whose operands are not known.
+cdef int no_shared_outputs(list ranks) except -1
 # Whether the view is a dense buffer of bytes, which may hold a tensor of any shape.
 cdef bint is_bytes(TensorRef view) noexcept
 # Whether two element kinds are the same in memory.

@@ -77,6 +77,56 @@ cdef class OperandChecks:
         return 0
 
 
+cdef class _Range:
+    """The bytes from the first to the last that an operand of a rank touches."""
+
+    cdef uintptr_t low, high
+    cdef int rank
+    cdef bint output
+    cdef str name
+    cdef TensorRef view
+
+    def __lt__(self, other):
+        return self.low < (<_Range>other).low
+
+
+cdef list _ranges(list ranks):
+    cdef _Range one
+    cdef OperandChecks checks
+    found = []
+    for rank, given in enumerate(ranks):
+        if given is None:
+            continue
+        checks = given
+        for output in (False, True):
+            for name, view in checks.outputs if output else checks.inputs:
+                one = _Range()
+                one.rank, one.output, one.name, one.view = rank, output, name, view
+                one.view.extent(&one.low, &one.high)
+                if one.low != one.high:
+                    found.append(one)
+    return found
+
+
+cdef int no_shared_outputs(list ranks) except -1:
+    cdef _Range one, other
+    cdef list reached = []
+    # By their first bytes: only ranges that have begun and not ended may overlap the next one.
+    for one in sorted(_ranges(ranks)):
+        reached = [other for other in reached if (<_Range>other).high > one.low]
+        for other in reached:
+            if one.rank == other.rank or not (one.output or other.output):
+                continue
+            if _overlap(one.view, other.view):
+                if not one.output:
+                    one, other = other, one
+                raise InvalidProblemError(
+                    f"{one.name}: got memory of rank {one.rank} that overlaps {other.name} of rank "
+                    f"{other.rank}, must be separate")
+        reached.append(one)
+    return 0
+
+
 cdef str _place(int device):
     return "the host" if device < 0 else f"cuda:{device}"
 

@@ -8,8 +8,9 @@ from baracuda_kernels._core._device cimport enter_device, leave_device
 from baracuda_kernels._core._member cimport RingBinding, RingMember, as_member
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._timeline cimport RingTimeline, as_timeline
+from baracuda_kernels._core._view cimport integer
 
-from baracuda_kernels._core._errors import BaracudaError, InvalidProblemError
+from baracuda_kernels._core._errors import InvalidProblemError
 
 
 cdef class RingArgs:
@@ -46,9 +47,7 @@ cdef class RingPlan(KernelPlan):
                 raise InvalidProblemError("world_size, comm: got both, must be one of them")
             self.bind_anew(as_member(comm, self.device), args)
             return
-        if world_size is not None and (not isinstance(world_size, int) or world_size < 1):
-            raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
-        self.check(args, 3 if world_size is None else world_size)
+        self.check(args, 3 if world_size is None else integer("world_size", world_size, 1, 2 ** 31))
 
     def run(self, stream, comm, args, *, timeline=None):
         """Run this rank's part. Collective: every rank of the ring calls it.
@@ -69,7 +68,8 @@ cdef class RingPlan(KernelPlan):
             An operand is wrong, here or on another rank of an NCCL ring on this machine. This rank has
             launched and sent nothing. On a rank that had begun the call, the ring has failed.
         CommunicatorError
-            The communicator is in another run, failed or closed.
+            The communicator is in another run, failed or closed; or another rank has ended the
+            ring, since a launch of its backward failed.
         KeyboardInterrupt
             Ctrl-C while the host computed or waited for another rank. Outputs and scratch are then
             undefined, and a ring of several ranks is aborted.
@@ -85,7 +85,7 @@ cdef class RingPlan(KernelPlan):
             one = as_stream(stream)
             binding = self.bind(one, member, args)
             recorder = as_timeline(timeline)
-        except BaracudaError as error:
+        except Exception as error:
             member.pass_on(error, False)
             raise
         # Before this, another run of the communicator may read what is written below.

@@ -7,3 +7,5 @@ cdef int check(int32_t status) except -1
 cdef object last_exception(int32_t status)
 # For a call from which no exception can be raised: its KeyboardInterrupt is raised later.
 cdef int raise_later(int32_t status) except -1
+# What other ranks are told of an error.
+cdef str text_of(object error)

@@ -78,3 +78,7 @@ cdef object last_exception(int32_t status):
     if status in (c_api.BARACUDA_ABORTED, c_api.BARACUDA_TRANSPORT_ERROR):
         return CommunicatorError(f"{call}: {message}")
     return BaracudaError(f"{call}: {message} (status {status})")
+
+
+cdef str text_of(object error):
+    return str(error) if isinstance(error, BaracudaError) else f"{type(error).__name__}: {error}"

@@ -5,8 +5,14 @@ from libc.stdint cimport int32_t, uintptr_t
 
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._status cimport check
+from baracuda_kernels._core._view cimport integer
 
-from baracuda_kernels._core._errors import CudaError, InvalidProblemError, UnsupportedError
+from baracuda_kernels._core._errors import (
+    BaracudaError,
+    CudaError,
+    InvalidProblemError,
+    UnsupportedError,
+)
 
 
 cdef class Stream:
@@ -30,7 +36,7 @@ cdef class Stream:
     Raises
     ------
     InvalidProblemError
-        `source` is not a stream.
+        `source` is not a stream, or gives no handle; or `device` is no ordinal.
     CudaError, UnsupportedError
         The runtime does not know the stream's device. Without a GPU, or in a build without CUDA,
         the message names ``Stream.host()``.
@@ -38,11 +44,11 @@ cdef class Stream:
 
     def __init__(self, source=None, *, device=None):
         cdef int32_t found = -1
-        handle = _handle_of(source)
+        handle, known = _ask(source)
         self.handle = <void*><uintptr_t>handle
         self.owner = source
         if device is None:
-            device = _device_of(source)
+            device = known
         if device is None:
             try:
                 check(c_api.baracuda_cuda_stream_device(self.handle, &found))
@@ -50,9 +56,7 @@ cdef class Stream:
                 refuse_without_gpu(source, error)
                 raise
             device = found
-        if not isinstance(device, int) or device < 0:
-            raise InvalidProblemError(f"device: got {device!r}, must be a CUDA ordinal >= 0")
-        self.device = device
+        self.device = integer("device", device, 0, 2 ** 31)
 
     @staticmethod
     def host():
@@ -102,6 +106,21 @@ cdef int refuse_without_gpu(object source, object error) except -1:
     ) from error
 
 
+cdef tuple _ask(object source):
+    """The handle of a stream, and its device ordinal or None."""
+    try:
+        handle, device = int(_handle_of(source)), _device_of(source)
+    except BaracudaError:
+        raise
+    except Exception as error:  # such as a stream that is closed
+        raise InvalidProblemError(
+            f"stream: got a {type(source).__name__} that gives no handle "
+            f"({type(error).__name__}: {error}), must be an open CUDA stream") from error
+    if handle < 0 or handle >= 2 ** 64:
+        raise InvalidProblemError(f"stream: got {handle}, must be a cudaStream_t")
+    return handle, device
+
+
 cdef object _device_of(object source):
     """The device ordinal of a PyTorch or CuPy stream, or None."""
     device = getattr(source, "device_index", None)
@@ -113,26 +132,24 @@ cdef object _device_of(object source):
 cdef object _handle_of(object source):
     if source is None:
         return 0
+    if isinstance(source, Stream) and (<Stream>source).device < 0:
+        raise InvalidProblemError("stream: got Stream.host(), must be a CUDA stream")
     if isinstance(source, int) and not isinstance(source, bool):
-        handle = source
-    elif hasattr(source, "__cuda_stream__"):
+        return source
+    if hasattr(source, "__cuda_stream__"):
         protocol = source.__cuda_stream__
         version, handle = protocol() if callable(protocol) else protocol
         if version != 0:
             raise InvalidProblemError(
                 f"stream: got version {version} of __cuda_stream__, must be 0")
-    elif hasattr(source, "cuda_stream"):  # torch.cuda.Stream
-        handle = source.cuda_stream
-    elif hasattr(source, "ptr"):  # cupy.cuda.Stream
-        handle = source.ptr
-    else:
-        raise InvalidProblemError(
-            f"stream: got {type(source).__name__}, must have __cuda_stream__, be a PyTorch or "
-            "CuPy stream, a cudaStream_t as an int, or Stream.host()")
-    handle = int(handle)
-    if handle < 0 or handle >= 2 ** 64:
-        raise InvalidProblemError(f"stream: got {handle}, must be a cudaStream_t")
-    return handle
+        return handle
+    if hasattr(source, "cuda_stream"):  # torch.cuda.Stream
+        return source.cuda_stream
+    if hasattr(source, "ptr"):  # cupy.cuda.Stream
+        return source.ptr
+    raise InvalidProblemError(
+        f"stream: got {type(source).__name__}, must have __cuda_stream__, be a PyTorch or "
+        "CuPy stream, a cudaStream_t as an int, or Stream.host()")
 
 
 cdef Stream as_stream(object stream):

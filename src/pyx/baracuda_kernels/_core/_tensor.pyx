@@ -46,8 +46,8 @@ cdef class TensorRef(View):
     Raises
     ------
     InvalidProblemError
-        Not a tensor, a field that is missing or contradicts another, or memory of a device that is
-        neither the host nor CUDA.
+        Not a tensor, a tensor without memory, a field that is missing or contradicts another, or
+        memory of a device that is neither the host nor CUDA.
     UnsupportedError
         An element type that has no :class:`ElementKind`.
     """

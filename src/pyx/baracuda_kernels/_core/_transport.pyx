@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free
 
 from baracuda_kernels._core cimport c_api
 from baracuda_kernels._core._member cimport RingMember
-from baracuda_kernels._core._status cimport check
+from baracuda_kernels._core._status cimport check, last_exception
 from baracuda_kernels._core._stream cimport Stream
 from baracuda_kernels._core._tensor cimport raw_slice
 from baracuda_kernels._core._view cimport integer
@@ -32,6 +32,13 @@ class Transport(Protocol):
     ``memoryview(buffer)`` gives its bytes. On a GPU it must be ordered on ``stream``, and
     ``buffer.__cuda_array_interface__`` gives its bytes. An exception ends the run and is raised by
     it; ``group_end`` is still called.
+
+    A rank's run ends early after an exception, after Ctrl-C, and if a launch of a backward fails:
+    a sum without this rank's share would be a wrong gradient. Later calls of this rank are then
+    refused. The other ranks wait for its messages until a timeout of the transport's own. So give
+    the transport timeouts, or a method ``abort()``, which is optional. The ring calls it once, when
+    a run of this rank ends early. It makes the other ranks' sends and receives raise, and does not
+    wait for these ranks.
 
     Attributes
     ----------
@@ -84,6 +91,15 @@ def _forget(dead, key):
         del _members[key]
 
 
+cdef object _weak(object transport, object forget):
+    try:
+        return weakref.ref(transport, forget)
+    except TypeError as error:
+        raise InvalidProblemError(
+            f"transport: got a {type(transport).__name__}, must allow weak references (with "
+            "__slots__, one of them is __weakref__)") from error
+
+
 cdef class TransportCommunicator(RingMember):
     """TransportCommunicator(transport, device=-1)
 
@@ -103,7 +119,7 @@ cdef class TransportCommunicator(RingMember):
 
     cdef object transport
     cdef object error
-    cdef bint interrupted
+    cdef bint stopped
     cdef Stream ring_stream
 
     def __cinit__(self, transport, device=-1):
@@ -135,6 +151,7 @@ cdef class TransportCommunicator(RingMember):
         self.endpoint.transport.send = _send
         self.endpoint.transport.recv = _recv
         self.endpoint.transport.group_end = _group_end
+        self.endpoint.transport.abort = _abort
         check(c_api.baracuda_ring_endpoint_open(self.endpoint))
         if device >= 0:
             self.ring_stream = Stream(<uintptr_t>self.endpoint.ring_stream, device=device)
@@ -158,33 +175,43 @@ cdef class TransportCommunicator(RingMember):
         known, per_device = _members.get(key, (None, None))
         if known is None or known() is not transport:
             per_device = {}
-            _members[key] = weakref.ref(transport, partial(_forget, key=key)), per_device
+            _members[key] = _weak(transport, partial(_forget, key=key)), per_device
         if device not in per_device:
             # A weak proxy, since the member must not keep the transport alive.
             per_device[device] = TransportCommunicator(weakref.proxy(transport), device)
         return per_device[device]
 
     cdef int leave(self, int32_t status) except -1:
+        cause = None if status == c_api.BARACUDA_OK else last_exception(status)
+        # For a comparison of problems. A run that ends early has called this itself.
+        if status in (c_api.BARACUDA_INTERRUPTED, c_api.BARACUDA_TRANSPORT_ERROR):
+            self.abandon()
         error, self.error = self.error, None
         self.busy = False
-        if error is not None:
-            if not isinstance(error, Exception):  # such as Ctrl-C: not a failure of the transport
-                self.abandon()
+        if status == c_api.BARACUDA_TRANSPORT_ERROR and error is not None:
             raise error
-        if status == c_api.BARACUDA_INTERRUPTED:
-            self.abandon()
-        return check(status)
+        if cause is not None:
+            raise cause from error
+        return 0
 
     cdef int abandon(self) except -1:
-        # The other ranks cannot be told. What they have sent must not be taken for the next run's.
-        self.interrupted = self.world_size > 1
+        # What the other ranks have sent must not be taken for messages of the next run.
+        if self.stopped or self.world_size == 1:
+            return 0
+        self.stopped = True
+        try:
+            abort = getattr(self.transport, "abort", None)
+            if abort is not None:
+                abort()
+        except BaseException as error:
+            self.failed(error)
         return 0
 
     cdef int refuse_if_unusable(self) except -1:
-        if self.interrupted:
+        if self.stopped:
             raise CommunicatorError(
-                f"communicator: rank {self.rank} of {self.world_size} was interrupted in a run; "
-                "make a new transport")
+                f"communicator: rank {self.rank} of {self.world_size} ended a call early, after an "
+                "error; make a new transport")
         return RingMember.refuse_if_unusable(self)
 
     cdef int32_t failed(self, object error) noexcept:
@@ -223,7 +250,7 @@ cdef extern from *:
 
 
 cdef enum:
-    _START, _SEND, _RECV, _END
+    _START, _SEND, _RECV, _END, _ABORT
 
 
 cdef struct _Message:
@@ -242,6 +269,8 @@ cdef int _tell(void* given) noexcept with gil:
             self.transport.group_start()
         elif message.what == _END:
             self.transport.group_end()
+        elif message.what == _ABORT:
+            self.abandon()
         else:
             buffer = raw_slice(message.data, message.nbytes, self.device, message.what == _RECV)
             if message.what == _SEND:
@@ -279,3 +308,7 @@ cdef int32_t _recv(void* context, void* data, int64_t nbytes, int32_t peer,
 
 cdef int32_t _group_end(void* context) noexcept nogil:
     return _call(_END, context, NULL, 0, 0)
+
+
+cdef void _abort(void* context) noexcept nogil:
+    _call(_ABORT, context, NULL, 0, 0)

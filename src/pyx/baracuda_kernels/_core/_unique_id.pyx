@@ -28,12 +28,16 @@ cdef class UniqueId:
     Raises
     ------
     InvalidProblemError
-        Not 128 bytes.
+        Not bytes, or not 128.
     """
 
     cdef readonly bytes bytes
 
-    def __cinit__(self, bytes data):
+    def __cinit__(self, data):
+        if not isinstance(data, bytes):
+            raise InvalidProblemError(
+                f"unique_id: got {type(data).__name__}, must be "
+                f"{c_api.BARACUDA_NCCL_UNIQUE_ID_BYTES} bytes")
         if len(data) != c_api.BARACUDA_NCCL_UNIQUE_ID_BYTES:
             raise InvalidProblemError(
                 f"unique_id: got {len(data)} bytes, must be "
@@ -58,8 +62,13 @@ cdef class UniqueId:
 
     @staticmethod
     def from_bytes(data):
-        """The id that ``data`` (128 bytes) holds; else an :class:`InvalidProblemError`."""
-        return UniqueId(bytes(data))
+        """The id that ``data`` holds: 128 bytes of ``bytes`` or any other object with the buffer
+        protocol; else an :class:`InvalidProblemError`."""
+        try:
+            view = memoryview(data)
+        except TypeError:
+            return UniqueId(data)  # raises
+        return UniqueId(view.tobytes())
 
     def __eq__(self, other):
         return isinstance(other, UniqueId) and self.bytes == (<UniqueId>other).bytes

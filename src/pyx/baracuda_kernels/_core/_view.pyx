@@ -113,6 +113,9 @@ cdef class View:
             raise InvalidProblemError(
                 f"{name}: got shape {shape} with strides {strides}, which spans more bytes than a "
                 "memory has")
+        if self.data == NULL and self.numel() > 0:
+            raise InvalidProblemError(
+                f"{name}: got a null address, must be memory that holds shape {shape}")
         return None
 
     cdef void set_row_major(self) noexcept:

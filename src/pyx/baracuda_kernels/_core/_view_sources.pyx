@@ -21,7 +21,7 @@ from baracuda_kernels._core._enums import (
     BY_TYPESTR,
     ElementKind,
 )
-from baracuda_kernels._core._errors import InvalidProblemError, UnsupportedError
+from baracuda_kernels._core._errors import BaracudaError, InvalidProblemError, UnsupportedError
 
 # DLPack device types: 1 CPU, 2 CUDA, 3 CUDA pinned host, 13 CUDA managed.
 _DL_HOST = (1, 3)
@@ -33,6 +33,28 @@ cdef object fill(View self, str name, object source, object shape, object stride
     if isinstance(source, int) and not isinstance(source, bool):
         _from_address(self, name, source, shape, strides, element, device)
         return None
+    try:
+        _from_object(self, name, source)
+    except (BaracudaError, MemoryError):
+        raise
+    except Exception as error:  # a tensor may raise anything if it is asked where it lies
+        raise InvalidProblemError(
+            f"{name}: got a {type(source).__name__} that cannot be viewed "
+            f"({type(error).__name__}: {error}), must be a tensor in memory") from error
+    if device is not None and not (type(device) is int and device == self.device) \
+            and integer(f"{name}: device", device, -1, 2 ** 31) != self.device:
+        raise InvalidProblemError(
+            f"{name}: got memory on device {self.device}, must be on {device}")
+    if shape is not None:
+        _reshape_bytes(self, name, shape, strides, element)
+    elif element is not None and ElementKind.parse(element) is not self.element:
+        if {ElementKind.parse(element), self.element} != {ElementKind.F32, ElementKind.F32_STRICT}:
+            raise InvalidProblemError(
+                f"{name}: got {self.element}, must be {ElementKind.parse(element)}")
+    return None
+
+
+cdef object _from_object(View self, str name, object source):
     if isinstance(source, View):
         _from_view(self, <View>source)
     elif hasattr(source, "__array_interface__") and not hasattr(source, "__cuda_array_interface__"):
@@ -45,16 +67,6 @@ cdef object fill(View self, str name, object source, object shape, object stride
         raise InvalidProblemError(
             f"{name}: got {type(source).__name__}, must be a tensor with __dlpack__ or "
             "__cuda_array_interface__, a NumPy array, or a TensorRef over an address")
-    if device is not None and not (type(device) is int and device == self.device) \
-            and integer(f"{name}: device", device, -1, 2 ** 31) != self.device:
-        raise InvalidProblemError(
-            f"{name}: got memory on device {self.device}, must be on {device}")
-    if shape is not None:
-        _reshape_bytes(self, name, shape, strides, element)
-    elif element is not None and ElementKind.parse(element) is not self.element:
-        if {ElementKind.parse(element), self.element} != {ElementKind.F32, ElementKind.F32_STRICT}:
-            raise InvalidProblemError(
-                f"{name}: got {self.element}, must be {ElementKind.parse(element)}")
     return None
 
 
@@ -69,8 +81,6 @@ cdef object _from_address(View self, str name, object address, object shape, obj
     self.data = <void*><uintptr_t>address
     self.set_element(name, element)
     self.set_shape(name, shape, strides)
-    if self.data == NULL and self.numel() > 0:
-        raise InvalidProblemError(f"{name}: got a null address, must hold shape {tuple(shape)}")
     if device is None:
         if c_api.baracuda_cuda_built():
             if c_api.baracuda_cuda_pointer_device(self.data, &found) != c_api.BARACUDA_OK:
@@ -172,6 +182,12 @@ cdef object _from_dlpack(View self, str name, object source):
     if kind not in _DL_HOST and kind not in _DL_CUDA:
         raise InvalidProblemError(
             f"{name}: got DLPack device type {kind}, must be host (1, 3) or CUDA (2, 13)")
+    is_negative = getattr(source, "is_neg", None)
+    if callable(is_negative) and is_negative():
+        # PyTorch exports what lies in memory, and leaves out the bit that turns its sign.
+        raise InvalidProblemError(
+            f"{name}: got a {type(source).__name__} with the negative bit, must be without it: "
+            "pass its resolve_neg()")
     capsule = _export(name, source, kind in _DL_CUDA)
     self.writable = True
     if PyCapsule_IsValid(capsule, "dltensor_versioned"):
@@ -193,10 +209,21 @@ cdef object _from_dlpack(View self, str name, object source):
     self.data = <void*>(<char*>tensor.data + tensor.byte_offset)
     self.set_shape(name, [tensor.shape[i] for i in range(tensor.ndim)],
                None if tensor.strides == NULL else [tensor.strides[i] for i in range(tensor.ndim)])
+    if self.numel() > 0 and _is_offset_alone(self, source):
+        raise InvalidProblemError(
+            f"{name}: got a {type(source).__name__} without memory, must be memory that holds its "
+            "elements")
     self.device = -1 if kind in _DL_HOST else tensor.device.device_id
     # The capsule stays unconsumed: its destructor frees the producer's tensor with the view.
     self.owner = (capsule, source)
     return None
+
+
+cdef bint _is_offset_alone(View self, object source) except -1:
+    """Whether the address is the offset of a part of nothing: PyTorch counts the address of a part
+    from 0 if the whole has no memory, as a FakeTensor or a freed storage has none."""
+    offset = getattr(source, "storage_offset", None)
+    return callable(offset) and <uintptr_t>self.data == offset() * self.itemsize
 
 
 cdef object _export(str name, object source, bint on_gpu):

@@ -18,9 +18,9 @@ enum class Served { any_step, ends_of_rings, whole_calls };
 // LastN: if the last key tile has at most LastN keys, only LastN of its columns are computed. If
 // LastN is BlockN, all columns are always computed.
 //
-// ScoresAhead: P (the weights, see state.cuh) of key tile i is computed while PV of tile i - 1
-// still reads P of that tile. So the weights of two key tiles need registers at the same time. (QK
-// of tile i is issued before the wait for PV of tile i - 2.)
+// ScoresAhead: the P (weights, see state.cuh) of key tile i is computed while the product PV of key
+// tile i - 1 still reads the P of tile i - 1. So the weights of two key tiles need registers at the
+// same time. (QK of tile i is issued before the wait for PV of tile i - 2.)
 //
 // Steps: the steps that the configuration has kernels for.
 template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns,
@@ -64,8 +64,9 @@ struct Config {
   static constexpr int k_offset = Consumers * q_bytes;
   static constexpr int v_offset = k_offset + stages * kv_bytes;
   // A slot describes a query tile (WorkTile, barriers.cuh). When the slot of tile n is written, the
-  // consumer has completed the last QK product of tile n - 2, but may still read the slots of tiles
-  // n - 2 and n - 1. So three slots are needed. With four, n % slots is a bit mask.
+  // consumer may still read the slots of tiles n - 2 and n - 1, because the producer has only
+  // waited for the end of the QK products of tile n - 2. So three slots must exist at a time. With
+  // four, n % slots is a bit mask.
   static constexpr int slots = 4;
   static constexpr int slot_bytes = 4 * (8 + group_m);
   static constexpr int barriers = 4 * stages + Consumers * (slots + 2);

@@ -8,8 +8,8 @@
 //
 // QK, softmax and PV of a warpgroup form a chain that limits its speed. With ScoresAhead (config.h)
 // P of a key tile has its own registers, so it can be computed while PV still reads P of the
-// previous key tile. This takes packing, the wait for PV and most of the rescaling of O out of the
-// chain.
+// previous key tile. So packing, the wait for PV and most of the rescaling of O are no longer part
+// of the chain.
 #pragma once
 
 #include <math_constants.h>
@@ -65,9 +65,10 @@ class Consumer {
   }
 
  private:
-  // The state that the previous step left. It is loaded at the end of a query tile, since the
-  // previous step may still run before that. m and l are loaded during the last PV product. So is
-  // o_acc if there are registers for it (preloads_state), else it is loaded when it is added.
+  // The state that the previous step left. It is loaded only at the end of a query tile, because
+  // until then the previous step may still be running. m and l are loaded during the last PV
+  // product. So is o_acc if there are registers for it (preloads_state), else it is loaded when it
+  // is added.
   static constexpr bool preloads_state = Last && C::head_dim <= 128;
   struct PreviousState {
     RowStatistics rows;

@@ -60,11 +60,11 @@ int32_t encode_maps(const StepParams& p, HopperArgs& args) {
 }
 
 // True if a step may start before the previous kernel has ended. Only a step that continues a state
-// may. A step that leaves multiprocessors free for an exchange (sm_margin) may overlap only with
-// FOLLOWS. Only the ring sets both. There, step s starts after round s - 1 has brought its chunk,
-// and round s starts after the end of step s - 1. So no round starts while the two steps overlap.
-// Otherwise the first blocks of step s could take multiprocessors that a round needs in order to
-// start.
+// may. If a round started while two steps overlap, the first blocks of the later step could take
+// the multiprocessors that the round needs. So a step that leaves multiprocessors free for an
+// exchange (sm_margin) may overlap only with FOLLOWS. The ring alone sets sm_margin and FOLLOWS
+// together, and its order excludes this case: step s starts after round s - 1 has brought its
+// chunk, and round s starts after the end of step s - 1.
 //
 // Steps of a ring overlap if nothing is between them on the stream (ranks that share a stream), or
 // only a gate kernel (exchange by peer, runtime/gate.h). If an event is waited for between them, as

@@ -1,7 +1,8 @@
 // Fully masked rows: the first `first_row` rows of every head, if the host knows that they see none
-// of a step's keys (half of the rows in the last step of a zigzag ring, on most ranks). They need
-// no products. But the first step must write their state, and the last step their output. The warps
-// that copy Q do this after their last copy, while the products of the last query tiles run.
+// of a step's keys. (In the last step of a causal zigzag ring these are half of the rows of every
+// rank but the last.) They need no products. But the first step must write their state, and the
+// last step their output. The warps that copy Q do this after their last copy, while the products
+// of the last query tiles run.
 #pragma once
 
 #include <math_constants.h>

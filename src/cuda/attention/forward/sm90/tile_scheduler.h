@@ -15,8 +15,8 @@ struct TileOrder {
   int heads;        // query heads of all batches
   bool mixes;       // interleave the heads of a section, longest tiles first; else head by head
   bool backwards;   // in the first wave, the last block takes the first tile
-  // The number of waves in a section, without a last wave that is less than half full. It decides
-  // in which direction the next section begins.
+  // The number of waves in a section. A last wave that is less than half full is not counted. If
+  // the number is odd, the next section begins in the opposite direction.
   int counted;
   int turn;         // the distance by which block indices rotate, see TileScheduler
   Divisor section;  // heads in a section
@@ -107,8 +107,8 @@ inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_t
 //
 // A last wave that is not full leaves blocks idle, and these should be different blocks in
 // different sections. So block indices rotate by order.turn after each section. If a section has an
-// odd number of counted waves, block indices rotate only after every second section, since only
-// then has each block had equally many waves in both directions.
+// odd number of counted waves, block indices rotate only after every second section. After two
+// sections each block has had equally many waves in both directions.
 class TileScheduler {
  public:
   // Finds the block's next tile; false if there is none. rank: the position of the tile in its

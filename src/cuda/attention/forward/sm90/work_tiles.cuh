@@ -22,8 +22,9 @@ struct HopperArgs {
   Divisor key_stride;
   // Divides by the number of units of fully masked rows in a head: first_row / masked_row_unit.
   Divisor masked_row_units;
-  // The step leaves multiprocessors free for an exchange (NCCL's). The stream then waits for an
-  // event between two steps, so steps s and s + 1 do not overlap (overlaps_previous()).
+  // The step leaves multiprocessors free for an exchange (NCCL's). Unless the next chunk arrives by
+  // peer, the stream waits for an event before the next step, so the next step does not overlap
+  // this one (overlaps_previous()).
   bool leaves_processors;
   bool backwards;   // as TileOrder::backwards
   TileOrder order;  // for FirstStepScheduler; LaterStepScheduler uses the fields above

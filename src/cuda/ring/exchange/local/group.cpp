@@ -375,4 +375,10 @@ int32_t local_group_end(void* context) {
   return status;
 }
 
+void local_abort(void* context) {
+  baracuda_local_world& world = *static_cast<LocalRank*>(context)->world;
+  const Lock lock(world.mutex);
+  world.abort_with(*baracuda_last_error());
+}
+
 }  // namespace baracuda

@@ -147,7 +147,8 @@ int32_t baracuda_local_transport(baracuda_local_world* world, int32_t rank,
                          baracuda::local_group_start,
                          baracuda::local_send,
                          baracuda::local_recv,
-                         baracuda::local_group_end};
+                         baracuda::local_group_end,
+                         baracuda::local_abort};
   endpoint->stop = &world->aborted;
   return BARACUDA_OK;
 }

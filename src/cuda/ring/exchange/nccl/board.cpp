@@ -93,8 +93,8 @@ bool NcclBoard::differs(Kind kind, const Note& note, int32_t rank, baracuda_erro
   if (whole) {
     found->status = BARACUDA_INVALID_ARGUMENT;
     std::snprintf(found->message, sizeof(found->message),
-                  "it compares a new problem (validate) where another rank calls run(); all ranks "
-                  "must make the same calls with the same problems in the same order");
+                  "it calls validate() where another rank calls run(), register() or split(); all "
+                  "ranks must make the same calls with the same problems in the same order");
   } else {  // a newer note is being written over it
     found->status = BARACUDA_ABORTED;
     std::snprintf(found->message, sizeof(found->message), "refused the call");
@@ -141,14 +141,17 @@ void NcclBoard::fail(const baracuda_error& reason) {
   ++page_->news;
 }
 
+bool NcclBoard::has_failed(baracuda_error* found) const {
+  if (page_->failed != 2) return false;
+  *found = page_->failure;
+  return true;
+}
+
 bool NcclBoard::poll(baracuda_error* found) {
   if (page_->news == seen_) return false;
   const std::lock_guard<std::mutex> lock(mutex_);
   seen_ = page_->news;
-  if (page_->failed == 2) {
-    *found = page_->failure;
-    return true;
-  }
+  if (has_failed(found)) return true;
   judge();
   if (missed_) *found = missed_reason_;
   return missed_;

@@ -4,9 +4,10 @@
 //
 // Every rank counts its calls, and all ranks make the same calls. If another rank has refused a
 // call that this rank has not begun, this rank refuses it too, and the ring goes on. If this rank
-// has begun it, the ring fails on all ranks. A comparison of problems (validate()) is also counted
-// as a call. If call n is a comparison on one rank and a run on another, it is refused, because the
-// ranks would misread each other's messages.
+// has begun it, the ring fails on all ranks. A registration of a buffer and a split are counted as
+// runs. A comparison of problems (validate()) is also counted as a call. If call n is a comparison
+// on one rank and a run on another, it is refused, because the ranks would misread each other's
+// messages.
 #pragma once
 
 #include <stdint.h>
@@ -44,6 +45,8 @@ class NcclBoard {
   void refuse(const baracuda_error& reason, bool begun);
   // Posts that the ring has failed.
   void fail(const baracuda_error& reason);
+  // True, with the reason, if that was posted. Any thread may call it.
+  bool has_failed(baracuda_error* found) const;
   // True if the ring has failed, or another rank has refused a call that this rank has begun. Only
   // one thread may call it. Cheap while nothing is new.
   bool poll(baracuda_error* found);

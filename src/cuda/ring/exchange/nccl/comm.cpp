@@ -7,6 +7,7 @@
 #include "common/error.h"
 #include "common/interrupt.h"
 #include "ring/device_scope.h"
+#include "ring/exchange/reason.h"
 #include "runtime/scratch.h"
 
 namespace {
@@ -38,8 +39,12 @@ void start_end(baracuda_nccl_comm* comm, int (*end)(baracuda::NcclComm*)) {
 
 }  // namespace
 
-int32_t baracuda_nccl_comm::refuse(const char* call) const {
+int32_t baracuda_nccl_comm::refuse(const char* call) {
   if (state == baracuda::kHealthy) return BARACUDA_OK;
+  if (is_news) {
+    is_news = false;
+    return baracuda::restore_failure(failure);
+  }
   baracuda::fail(BARACUDA_ABORTED, call, "the communicator of rank %d failed earlier in %s: %.200s",
                  rank, failure.call, failure.message);
   baracuda::locate_failure(rank, -1);
@@ -50,15 +55,41 @@ void baracuda_nccl_comm::mark_failed() { mark_failed(*baracuda_last_error()); }
 
 void baracuda_nccl_comm::mark_failed(const baracuda_error& reason) {
   const Lock lock(mutex);
+  is_news = false;  // a call of this rank has failed
   if (state != baracuda::kHealthy) return;
   failure = reason;
   state = baracuda::kFailed;
+  if (board != nullptr) board->fail(baracuda::failure_of_others(reason, rank));
   if (peer != nullptr) baracuda_peer_abort(peer, &reason);
+}
+
+bool baracuda_nccl_comm::mark_told(const baracuda_error& found) {
+  const Lock lock(mutex);
+  if (state != baracuda::kHealthy) return false;
+  failure = found;
+  if (found.step < 0) failure.rank = -1;  // there is no step to name; the message names the rank
+  is_news = found.rank != rank;  // this rank knows what it has refused itself
+  state = baracuda::kFailed;
+  // In one case the failure is not on the board yet: a rank has refused a call that others have
+  // begun. So it is posted here.
+  board->fail(found);
+  if (peer != nullptr) baracuda_peer_abort(peer, &found);
+  return true;
 }
 
 int32_t baracuda_nccl_comm::report_failure() {
   const Lock lock(mutex);
-  return state == baracuda::kHealthy ? BARACUDA_OK : baracuda::restore_failure(failure);
+  if (state == baracuda::kHealthy) return BARACUDA_OK;
+  is_news = false;
+  return baracuda::restore_failure(failure);
+}
+
+int32_t baracuda_nccl_comm::report_told() {
+  if (state == baracuda::kHealthy) return BARACUDA_OK;
+  const Lock lock(mutex);
+  if (!is_news) return BARACUDA_OK;
+  is_news = false;
+  return baracuda::restore_failure(failure);
 }
 
 bool baracuda_nccl_comm::try_abort() {

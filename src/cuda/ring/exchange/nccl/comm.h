@@ -44,14 +44,19 @@ struct baracuda_nccl_comm {
   baracuda::NcclComm* load_handle() const { return __atomic_load_n(&handle, __ATOMIC_ACQUIRE); }
 
   // The mutex must be held. BARACUDA_OK, or BARACUDA_ABORTED with the earlier failure as its
-  // message.
-  int32_t refuse(const char* call) const;
+  // message. Another rank's failure that no call has reported yet is returned as it is.
+  int32_t refuse(const char* call);
   // Makes the thread's last failure the communicator's, unless the communicator has failed before.
-  // Later calls are refused.
+  // Later calls are refused. The other ranks of the machine are told.
   void mark_failed();
   void mark_failed(const baracuda_error& reason);
+  // The same for a failure of another rank that was read from the board. False if the communicator
+  // has failed before.
+  bool mark_told(const baracuda_error& found);
   // Puts the communicator's failure into the thread's record; BARACUDA_OK while it is healthy.
   int32_t report_failure();
+  // The same for another rank's failure that no call has reported yet; else BARACUDA_OK.
+  int32_t report_told();
 
   // Starts ncclCommAbort on a thread of its own, since it may wait for other communicators' aborts.
   // False if the handle is in use: try again later. A communicator is aborted only once.
@@ -82,6 +87,7 @@ struct baracuda_nccl_comm {
   std::mutex mutex;
   std::atomic<int32_t> state{baracuda::kHealthy};  // written with the mutex held
   baracuda_error failure{};
+  bool is_news = false;  // `failure` is another rank's, and no call has reported it yet
   baracuda::NcclPhase phase = baracuda::NcclPhase::kIdle;
   Clock::time_point blocked_since{};
   bool ending = false;    // ncclCommAbort or ncclCommDestroy has not returned yet

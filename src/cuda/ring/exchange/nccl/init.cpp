@@ -33,8 +33,9 @@ using CommPtr = std::unique_ptr<baracuda_nccl_comm, DestroyComm>;
 NcclConfig config_for(int32_t max_ctas) {
   NcclConfig config;
   if (max_ctas > 0) config.max_ctas = max_ctas;
-  // No clusters; NCCL's default on Hopper is 4 blocks. A cluster needs free SMs in one GPC.
-  // The SMs that a kernel leaves free may lie in several, so a cluster would wait for its end.
+  // No clusters (NCCL's default on Hopper: clusters of 4 blocks). A cluster needs free SMs in one
+  // GPC, and those that a step's kernel leaves free may lie in several. The cluster would then wait
+  // for the end of that kernel.
   config.cga_cluster_size = 0;
   return config;
 }

@@ -24,9 +24,16 @@ int32_t refuse(baracuda_nccl_comm& comm, const char* call) {
   return comm.refuse(call);
 }
 
-// Finds a failure of comm: an earlier one, one of the exchange by peer, or NCCL's asynchronous
-// error, which becomes comm's failure. Leaves the abort to the caller.
+// Finds a failure of comm: an earlier one, one on the board, one of the exchange by peer, or NCCL's
+// asynchronous error. That error becomes comm's failure; the caller must abort comm.
+// The board is asked before NCCL, because the abort of the failed rank makes NCCL report an error
+// here.
 int32_t find_async_error(baracuda_nccl_comm& comm) {
+  baracuda_error found;
+  if (comm.board != nullptr && comm.board->has_failed(&found) && comm.mark_told(found) &&
+      comm.owned) {
+    watchdog_abort(comm);  // comm has failed now, so the watchdog no longer aborts it by itself
+  }
   int32_t status = comm.report_failure();
   if (status == BARACUDA_OK) status = find_peer_failure(comm);
   if (status != BARACUDA_OK) return status;
@@ -84,6 +91,7 @@ int32_t poll(baracuda_nccl_comm& comm, void* stream, const TimeLimit& limit) {
 int32_t begin_call(baracuda_nccl_comm& comm, NcclBoard::Kind kind) {
   baracuda_error found;
   if (comm.board == nullptr || comm.board->begin(kind, &found)) return BARACUDA_OK;
+  found.rank = -1;  // the message names the rank that has refused
   return restore_failure(found);
 }
 
@@ -108,12 +116,16 @@ baracuda_ring_endpoint* baracuda_nccl_endpoint(baracuda_nccl_comm* comm) {
 }
 
 int32_t baracuda_nccl_state(baracuda_nccl_comm* comm) {
-  find_peer_failure(*comm);
+  if (find_peer_failure(*comm) != BARACUDA_OK) {
+    const Lock lock(comm->mutex);
+    comm->is_news = true;  // for the next call to report
+  }
   return comm->state;
 }
 
 int32_t baracuda_nccl_poll(baracuda_nccl_comm* comm, int32_t* state) {
-  const int32_t status = find_peer_failure(*comm);
+  int32_t status = find_peer_failure(*comm);
+  if (status == BARACUDA_OK) status = comm->report_told();
   *state = comm->state;
   return status;
 }
@@ -153,7 +165,7 @@ int32_t baracuda_nccl_abort(baracuda_nccl_comm* comm) {
 int32_t baracuda_nccl_refuse(baracuda_nccl_comm* comm, int32_t status, const char* reason,
                              int32_t begun) {
   if (comm->board == nullptr) return BARACUDA_OK;
-  baracuda_error error = {status, 0, -1, -1, "", ""};
+  baracuda_error error = {status, 0, comm->rank, -1, "", ""};
   std::snprintf(error.call, sizeof(error.call), "rank %d", comm->rank);
   std::snprintf(error.message, sizeof(error.message), "%s", reason);
   comm->board->refuse(error, begun != 0);

@@ -166,11 +166,13 @@ int32_t recv(void* context, void* data, int64_t bytes, int32_t peer, void* strea
   });
 }
 
+void abort(void* context) { fail_comm(*static_cast<baracuda_nccl_comm*>(context)); }
+
 }  // namespace
 
 baracuda_transport nccl_transport(baracuda_nccl_comm& comm) {
-  return {sizeof(baracuda_transport), &comm, comm.rank, comm.world_size,
-          group_start,                send,  recv,      group_end};
+  return {sizeof(baracuda_transport), &comm, comm.rank, comm.world_size, group_start, send, recv,
+          group_end, abort};
 }
 
 }  // namespace baracuda

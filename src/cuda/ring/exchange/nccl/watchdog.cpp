@@ -139,9 +139,7 @@ class Watchdog {
       baracuda_nccl_comm* const following = comm->next_with_board;
       baracuda_error found;
       if (comm->board->poll(&found)) {
-        comm->mark_failed(found);
-        comm->board->fail(found);
-        request_abort(*comm);
+        if (comm->mark_told(found)) request_abort(*comm);
         forget_board(*comm);
       }
       comm = following;

@@ -32,6 +32,7 @@ struct Hello {
 
 struct Mapped {
   int32_t is_mapped;
+  int32_t has_no_memory;  // for the trial
   PeerOffer offer;
 };
 
@@ -180,10 +181,13 @@ class Connection {
       mine.is_mapped = good ? 1 : 0;
       __atomic_store_n(&peer_.file.hop(peer_.rank()).idle.state, 1, __ATOMIC_SEQ_CST);
     }
+    if (mine.is_mapped != 0 &&
+        scratch_allocate(peer_.end.device, kTrialBytes, &memory_) != BARACUDA_OK) {
+      mine.is_mapped = 0;
+      mine.has_no_memory = 1;
+    }
     if (mine.is_mapped != 0) {
-      // The first half is for receiving, the second half for sending.
-      status = scratch_allocate(peer_.end.device, kTrialBytes, &memory_);
-      if (status != BARACUDA_OK) return status;
+      // The first half of the memory is for receiving, the second half for sending.
       mine.offer = peer_offer(peer_, memory_, kTrialBytes / 2,
                               is_candidate(static_cast<size_t>(peer_.previous())));
     }
@@ -192,7 +196,9 @@ class Connection {
     if (status != BARACUDA_OK) return status;
     for (size_t r = 0; r < ranks_; ++r) {
       const Mapped& next = mapped_[after(r)];
-      if (mapped_[r].is_mapped == 0 || next.is_mapped == 0) {
+      if (mapped_[r].has_no_memory != 0 || next.has_no_memory != 0) {
+        reject(r, BARACUDA_PEER_TRIAL_FAILED, "a rank has no memory for it");
+      } else if (mapped_[r].is_mapped == 0 || next.is_mapped == 0) {
         reject(r, BARACUDA_PEER_NO_SHARED_FILE);
       } else if (next.offer.status != BARACUDA_OK) {
         reject(r, BARACUDA_PEER_NO_EXPORT);

@@ -9,7 +9,7 @@
 // word must have been reset before it is set again. The rank that sets it learns of the reset from
 // another word of the hop. For example, the sender resets `granted` before it sets `full`, and the
 // receiver grants again only after it has seen `full`. A stream takes about 3 us to write a word,
-// so the writes for which no rank waits come last.
+// so the writes for which no rank waits come as late as this rule allows.
 #include "baracuda/status.h"
 #include "common/error.h"
 #include "ring/exchange/peer/peer.h"
@@ -222,7 +222,8 @@ int32_t finish(Endpoint* end, void* stream) {
 int32_t join(Endpoint* end, void* stream) {
   baracuda_peer& peer = peer_of(end);
   if (peer.in_run) {
-    // The neighbours cannot go on either, since this rank has not sent its data.
+    // This run does not reach finish(), which sets the word `idle`. The next run would wait for
+    // that word for ever, so the ring ends.
     peer.in_run = peer.owes_signal = false;
     peer.end_ring();
   }
@@ -238,6 +239,12 @@ int32_t signals(Endpoint* end, int32_t number) {
 int32_t margin(Endpoint* end) {
   baracuda_peer& peer = peer_of(end);
   return round_at(peer, peer.last_number).transports ? end->max_ctas : 0;
+}
+
+// Ends both kinds of waits of the neighbours: for messages of the transport, and for words.
+void abort(Endpoint* end) {
+  baracuda_send_recv_exchange()->abort(end);
+  peer_of(end).end_ring();
 }
 
 int32_t register_buffer(Endpoint* end, void* data, int64_t bytes) {
@@ -256,7 +263,8 @@ constexpr baracuda_ring_exchange exchange = {sizeof(baracuda_ring_exchange),
                                              join,
                                              finish,
                                              signals,
-                                             margin};
+                                             margin,
+                                             abort};
 
 // splitmix64's finaliser.
 uint64_t mix(uint64_t digest, uint64_t value) {

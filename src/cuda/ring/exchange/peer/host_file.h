@@ -28,7 +28,9 @@ struct PeerHopWords {
   PeerWord full;                    // set by the sender; reset by this rank's ring stream
   // Used by the rounds in turn. Set by the sender; reset by the caller's stream.
   PeerWord arrived[kPeerArrivals];
-  PeerWord read;                    // set by the caller's stream; reset by this rank's ring stream
+  // The caller's stream has passed its wait for the previous round, so the launch before that wait
+  // no longer uses its buffers. Set by the caller's stream; reset by this rank's ring stream.
+  PeerWord read;
   // No run is active: set by the caller's stream, and reset by this rank's ring stream. This orders
   // runs on different streams, and replays of graphs.
   PeerWord idle;

@@ -6,6 +6,7 @@
 #include "common/error.h"
 #include "ring/device_scope.h"
 #include "ring/exchange/peer/peer.h"
+#include "ring/exchange/reason.h"
 
 namespace baracuda {
 namespace {
@@ -45,23 +46,6 @@ bool poll(double seconds, Done done) {
 bool is_left_alone(const baracuda_peer& peer) {
   return peer.in_by_peer && peer.out_by_peer && !peer.file.is_held(peer.previous()) &&
          !peer.file.is_held(peer.next());
-}
-
-// The status that the other ranks report for a failure of this rank. A fault of the ring has the
-// same status on every rank. After a fault of one process (a signal, memory, a device error) the
-// others report BARACUDA_ABORTED.
-int32_t status_of_others(int32_t status) {
-  switch (status) {
-    case BARACUDA_INVALID_ARGUMENT:
-    case BARACUDA_UNSUPPORTED:
-    case BARACUDA_MISALIGNED:
-    case BARACUDA_TIMEOUT:
-    case BARACUDA_NCCL_ERROR:
-    case BARACUDA_TRANSPORT_ERROR:
-      return status;
-    default:
-      return BARACUDA_ABORTED;
-  }
 }
 
 void end_waits(baracuda_peer& peer) {

@@ -84,7 +84,7 @@ int32_t register_buffer(baracuda_peer& peer, void* data, int64_t bytes) {
   };
   for (size_t r = 0; r < ranks; ++r) {
     if (offers[r].report.status == BARACUDA_OK) continue;
-    return fail_alike("cannot be shared with the rank before", static_cast<int32_t>(r),
+    return fail_alike("cannot be shared with the previous rank", static_cast<int32_t>(r),
                       offers[r].report);
   }
   PeerBuffer buffer{static_cast<char*>(data), bytes, nullptr, 0, nullptr};
@@ -99,7 +99,7 @@ int32_t register_buffer(baracuda_peer& peer, void* data, int64_t bytes) {
     for (size_t r = 0; r < ranks && status == BARACUDA_OK; ++r) {
       if (reports[r].status == BARACUDA_OK) continue;
       const int32_t owner = static_cast<int32_t>((r + 1) % ranks);
-      status = fail_alike("cannot be opened by the rank before", owner, reports[r]);
+      status = fail_alike("cannot be opened by the previous rank", owner, reports[r]);
     }
   }
   if (status != BARACUDA_OK) {

@@ -45,7 +45,7 @@ cdef class AttentionDescriptor:
         elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
             raise InvalidProblemError(f"scale: got {scale!r}, must be None or a float")
         else:
-            self.scale = scale
+            self.scale = _number(scale)
         if not isinstance(is_causal, bool):
             raise InvalidProblemError(f"is_causal: got {is_causal!r}, must be a bool")
         self.is_causal = is_causal
@@ -136,6 +136,14 @@ cdef class AttentionDescriptor:
 
 def _rebuild(cls, fields):
     return cls(**fields)
+
+
+cdef double _number(object scale) except? -1:
+    try:
+        return scale
+    except OverflowError:
+        raise InvalidProblemError(
+            "scale: got an integer beyond all floats, must be finite") from None
 
 
 cdef int64_t _extent(str name, object value) except? -1:

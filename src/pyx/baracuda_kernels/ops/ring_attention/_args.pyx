@@ -30,8 +30,8 @@ lse=None, k=None, v=None)
         more than one rank, k and v must each be dense, in any order of dimensions, but in the same
         order on every rank.
 
-    Scratch that is not needed may be None. At P = 1 these are scratch B and the accumulator. If
-    ``k`` and ``v`` are given, scratch A at P = 1 and scratch B at P = 2 are not needed either.
+    Scratch that is not needed may be None. The accumulator and scratch B are not needed at P = 1.
+    If ``k`` and ``v`` are given, scratch A is not needed at P = 1, and scratch B not at P <= 2.
 
     Raises
     ------

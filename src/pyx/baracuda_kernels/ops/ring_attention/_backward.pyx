@@ -280,6 +280,7 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         if world_size > 1:
             self.bind_sums(checks, args.kv_gradient_scratch, binding)
         checks.no_overlaps()
+        binding.operands = checks
         return binding
 
     cdef int bind_sums(self, AttentionOperands checks, TensorRef scratch,

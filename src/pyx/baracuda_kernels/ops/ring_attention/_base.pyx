@@ -7,7 +7,7 @@ from baracuda_kernels.ops.attention cimport c_api as attention_api
 from baracuda_kernels._core._member cimport RingMember, as_member
 from baracuda_kernels._core._operands cimport SCRATCH_ALIGNMENT
 
-from baracuda_kernels._core._errors import BaracudaError, InvalidProblemError
+from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels.ops.ring_attention import _agreement
 
 
@@ -56,7 +56,7 @@ cdef class RingAttentionBase(RingPlan):
             if args is not None:
                 self.check(args, member.world_size)
             message = _agreement.encode(self.descriptor, self.sku.direction, args)
-        except BaracudaError as error:
+        except Exception as error:
             member.pass_on(error, False)
             raise
         _agreement.require(member.world_size, member.all_gather(message))
@@ -85,14 +85,14 @@ cdef class RingAttentionBase(RingPlan):
     cdef int place(self, object rank, object origin, object world_size,
                    baracuda_attention_step_params* step) except -1:
         cdef RingAttentionDescriptor d = self.descriptor
-        if not isinstance(world_size, int) or world_size < 1:
+        if not isinstance(world_size, int) or isinstance(world_size, bool) or world_size < 1:
             raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
         if world_size * max(d.query_len, d.key_len, 1) > _MAX_POSITION or world_size > _MAX_RANKS:
             raise InvalidProblemError(
                 f"world_size: got {world_size}, must keep all positions below 2**62 and be below "
                 "2**31")
         for name, value in (("rank", rank), ("origin", origin)):
-            if not isinstance(value, int) or not 0 <= value < world_size:
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < world_size:
                 raise InvalidProblemError(
                     f"{name}: got {value!r}, must be an integer in [0, {world_size})")
         step.q_map = attention_api.baracuda_layout_map(d.c_layout, rank, world_size, d.query_len)

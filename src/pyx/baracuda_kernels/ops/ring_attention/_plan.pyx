@@ -192,6 +192,7 @@ cdef class RingAttentionPlan(RingAttentionBase):
                                     self.accumulator_scratch_bytes)
             step.state = view.data
         checks.no_overlaps()
+        binding.operands = checks
         return binding
 
     cdef int bind_staged(self, AttentionOperands checks, RingAttentionArgs args, int64_t world_size,

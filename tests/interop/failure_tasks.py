@@ -1,0 +1,84 @@
+"""The worker's calls in which one rank fails before it sends anything."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from baracuda_kernels.errors import CudaError
+from baracuda_kernels.interop.torch import _buffers, _problem, ring_attention, synchronize
+
+_OPTIONS = {
+    "a list as scale": {"scale": [1.0]},
+    "a long text as scale": {"scale": "\U0001f600" * 700},
+    "a list as is_causal": {"is_causal": []},
+    "a list as sequence_layout": {"sequence_layout": ["zigzag"]},
+}
+_OF_MEMORY = {
+    "out of memory": torch.OutOfMemoryError("CUDA out of memory"),
+    "CUDA out of memory": CudaError(2, "cudaMalloc", "out of memory"),
+    "no room": CudaError(2, "cudaMalloc", "out of memory"),
+}
+# The allocation that fails: of an output, or of the receive buffers of the peer exchange.
+_ALLOCATION = {"no room": (_buffers, "DeviceBuffer")}
+
+
+class Passing(TorchDispatchMode):
+    """Calls what is called."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class FailureTasks:
+    rank: int
+    device: torch.device
+
+    def one_fails(self, task: dict) -> dict:
+        """The error of every rank, and how long it took."""
+        what, odd = task["what"], self.rank == task["odd_rank"]
+        q, k, v = torch.randn(3, 2, 4, 8, 16, device=self.device)
+        if task["gradient"]:
+            q.requires_grad_()
+        options = _OPTIONS.get(what, {}) if odd else {}
+        failure = _OF_MEMORY.get(what) if odd else None
+        within = {"a mode": Passing, "a profiler": torch.profiler.profile}
+        with within.get(task["within"], contextlib.nullcontext)():
+            ring_attention(q, k, v)  # a ring and plans exist
+            if what == "no room":
+                q, k, v = (torch.cat([x, x], 2) for x in (q, k, v))
+            if odd and what == "sparse":
+                q = q.detach().to_sparse()
+            if odd and what == "nested":
+                q = torch.nested.nested_tensor(list(q.detach()))
+            start = time.monotonic()
+            try:
+                if task["gradient"] and what in _OF_MEMORY:
+                    y = ring_attention(q, k, v, **options)
+                    _with(failure, what, lambda: y.sum().backward())
+                else:
+                    _with(failure, what, lambda: ring_attention(q, k, v, **options))
+                if self.device.type == "cuda":
+                    synchronize(timeout=30.0)
+            except Exception as error:  # noqa: BLE001 - the test compares its name
+                return {
+                    "error": type(error).__name__,
+                    "message": str(error),
+                    "seconds": time.monotonic() - start,
+                }
+        return {"error": "", "message": "", "seconds": 0.0}
+
+
+def _with(failure: Exception | None, what: str, call: Any) -> None:
+    """A call in which an allocation fails, if there is a failure."""
+    if failure is None:
+        call()
+        return
+    where, name = _ALLOCATION.get(what, (_problem, "empty_like"))
+    with mock.patch.object(where, name, side_effect=failure):
+        call()

@@ -1,0 +1,95 @@
+"""What fails on one rank before it sends: every rank raises at once, and the ring goes on."""
+
+import pytest
+
+from baracuda_kernels.errors import (
+    BaracudaError,
+    BufferTooSmallError,
+    CommunicatorError,
+    CudaError,
+    InvalidProblemError,
+    NcclError,
+    NcclTimeoutError,
+    WorkspaceTooSmallError,
+)
+
+pytestmark = pytest.mark.framework("torch")
+
+ODD = 2
+# The odd rank's error and its text; the others' error is the same, or a CommunicatorError.
+CASES = {
+    "a list as scale": ("InvalidProblemError", "scale: got [1.0], must be None or a float"),
+    "a long text as scale": ("InvalidProblemError", "scale: got '\U0001f600"),
+    "a list as is_causal": ("InvalidProblemError", "is_causal: got [], must be a bool"),
+    "a list as sequence_layout": ("InvalidProblemError", "sequence_layout: got ['zigzag'], must be"),
+    "sparse": ("UnsupportedError", "q: got layout torch.sparse_coo, must be a dense tensor"),
+    "nested": ("UnsupportedError", "q: got a nested tensor, must be a dense tensor"),
+    "out of memory": ("OutOfMemoryError", "CUDA out of memory"),
+    "CUDA out of memory": ("CudaError", "cudaMalloc: out of memory"),
+}
+
+
+# In a mode, PyTorch's dispatcher makes the call, with types and words of its own.
+@pytest.mark.parametrize("within", ["", "a mode"])
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("what", CASES)
+def test_every_rank_raises_at_once(gloo_ranks, what, gradient, within):
+    task = {"do": "one_fails", "what": what, "gradient": gradient, "within": within}
+    name, text = CASES[what]
+    for rank, answer in enumerate(gloo_ranks.run({**task, "odd_rank": ODD}, seconds=20)):
+        assert answer["seconds"] < 10, answer
+        if rank == ODD:
+            assert answer["error"] == name and text in answer["message"], answer
+            continue
+        typed = name in ("InvalidProblemError", "UnsupportedError")
+        assert answer["error"] == (name if typed else "CommunicatorError"), answer
+        assert answer["message"].startswith(f"rank {ODD}: "), answer
+        assert text in answer["message"], answer
+        assert typed or name in answer["message"], answer
+    for answer in gloo_ranks.run({**task, "odd_rank": None}):
+        assert not answer["error"], answer
+
+
+def test_a_profiler_may_end_before_a_refusal_is_heard(gloo_ranks):
+    task = {"do": "one_fails", "what": "sparse", "gradient": False, "within": "a profiler"}
+    for _ in range(15):
+        answers = gloo_ranks.run({**task, "odd_rank": ODD}, seconds=20)
+        assert {answer["error"] for answer in answers} == {"UnsupportedError"}
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "\U0001f600" * 700, "\x00" * 700, "\ud800" * 700, ""])
+@pytest.mark.parametrize("nbytes", [100, 1024])
+def test_a_refusal_fits_into_its_message(torch, text, nbytes):
+    from baracuda_kernels.interop.torch import _refusal_message
+
+    message = _refusal_message.encode(InvalidProblemError(text), nbytes)
+    assert len(message) <= nbytes and (len(message) > nbytes - 24 or text[:600] in ("", "x" * 600))
+    heard = _refusal_message.decode(3, message.ljust(nbytes))
+    assert type(heard) is InvalidProblemError
+    said = str(heard).removeprefix("rank 3: ")
+    assert text.startswith(said) and bool(said) == bool(text)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CudaError(2, "cudaMalloc", "out of memory"),
+        NcclError(3, "ncclSend", 1),
+        NcclTimeoutError("nobody came", 1),
+        WorkspaceTooSmallError(8, 4),
+        BufferTooSmallError(8, 4),
+        MemoryError("no room"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_that_is_more_than_its_text_is_told(torch, error):
+    from baracuda_kernels.interop.torch import _refusal_message
+
+    told = _refusal_message.as_told(error)
+    if isinstance(error, BaracudaError):  # as another version may send it
+        assert type(_refusal_message.decode(1, _refusal_message.encode(error, 1024))) is (
+            CommunicatorError
+        )
+    heard = _refusal_message.decode(1, _refusal_message.encode(told, 1024))
+    assert type(heard) is CommunicatorError
+    assert str(heard) == f"rank 1: ring_attention: {type(error).__name__}: {error}"
