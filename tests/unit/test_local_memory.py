@@ -1,5 +1,6 @@
 """What `run_local_ring` stages for a GPU from NumPy arrays; cuda.core's buffers lie on the host."""
 
+import contextlib
 import ctypes
 
 import numpy as np
@@ -40,6 +41,7 @@ class Stream:
 class StagedOnTheHost(_local_memory.CudaCoreMemory):
     def __init__(self):
         self._buffer_type, self._device, self._stream = Buffer, Device(), Stream()
+        self._current = contextlib.nullcontext
         self.ring_device, self.stream = "host", bk.Stream.host()
 
     def operand(self, array):
