@@ -12,15 +12,10 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from baracuda_kernels._core._architecture import Architecture
 from baracuda_kernels._core._enums import ArchSku, Direction, OpKind, kinds
 from baracuda_kernels._core._errors import InvalidProblemError, UnsupportedError
-from baracuda_kernels._core._selection import (
-    Architecture,
-    Candidate,
-    Explanation,
-    OpSpec,
-    ProblemOption,
-)
+from baracuda_kernels._core._selection import Candidate, Explanation, OpSpec, ProblemOption
 from baracuda_kernels._core._sku import GUARANTEE_FIELDS, SKU_FIELDS, KernelSku, PlanPreference
 
 if TYPE_CHECKING:

@@ -2,24 +2,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from baracuda_kernels._core._architecture import Architecture
 from baracuda_kernels._core._enums import ArchSku, Direction, ElementKind
 from baracuda_kernels._core._sku import KernelSku, PlanPreference
-
-@dataclass(frozen=True)
-class Architecture:
-    compute_capability: int
-    @property
-    def is_host(self) -> bool: ...
-    @property
-    def name(self) -> str: ...
-    @classmethod
-    def parse(
-        cls, value: Architecture | ArchSku | str | int | tuple[int, int] | None
-    ) -> Architecture: ...
-    @classmethod
-    def here(cls) -> Architecture: ...
-    @classmethod
-    def of_device(cls, device: int) -> Architecture: ...
 
 @dataclass(frozen=True)
 class Candidate:

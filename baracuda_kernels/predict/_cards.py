@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baracuda_kernels._core._selection import Architecture
+from baracuda_kernels._core._architecture import Architecture
 from baracuda_kernels.errors import UnsupportedError
 
 Points = tuple[tuple[float, float, float], ...]

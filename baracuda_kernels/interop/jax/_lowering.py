@@ -13,8 +13,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from baracuda_kernels import PlanPreference, RingAttentionDescriptor, registry
+from baracuda_kernels._core._architecture import Architecture
 from baracuda_kernels._core._enums import Direction
-from baracuda_kernels._core._selection import Architecture
 from baracuda_kernels._machine import why_no_gpu
 from baracuda_kernels.errors import UnsupportedError
 from baracuda_kernels.interop.jax._axes import over_first_axis, uniform

@@ -1,6 +1,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from baracuda_kernels._core._architecture import Architecture
 from baracuda_kernels._core._enums import (
     ArchSku,
     BackendKind,
@@ -8,7 +9,7 @@ from baracuda_kernels._core._enums import (
     ElementKind,
     MathPrecision,
 )
-from baracuda_kernels._core._selection import Architecture, Candidate
+from baracuda_kernels._core._selection import Candidate
 from baracuda_kernels._core._sku import KernelSku, PlanPreference, PrecisionGuarantee
 from baracuda_kernels.ops.attention._kind import AttentionKind
 

@@ -4,7 +4,7 @@
 from baracuda_kernels._core._stream cimport Stream, as_stream
 
 from baracuda_kernels._core._errors import InvalidProblemError
-from baracuda_kernels._core._selection import Architecture
+from baracuda_kernels._core._architecture import Architecture
 
 
 cdef object MADE_BY_SELECT = object()
