@@ -280,5 +280,7 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    if not bk._build_info()["cuda_built"]:
+        raise SystemExit("needs a build with the CUDA kernels, or the page would have none of them")
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     (folder / "supported.md").write_text(page())
