@@ -56,7 +56,7 @@ def attention(
         float64 ``[B, H, Q, D]``; 0 in rows that see no key.
     lse : numpy.ndarray
         float64 ``[B, H, Q]``: natural logarithm of the sum of the exponentials of the scaled
-        scores; -inf in rows that see no key.
+        scores; -inf in rows that see no key, NaN where all seen scores are -inf.
 
     Raises
     ------
@@ -240,6 +240,7 @@ def _rows(
         total = weights.sum(axis=1, keepdims=True)
         y = np.divide(weights @ v, total)
         lse = (top + np.log(total))[:, 0]
+    lse[np.isneginf(top[:, 0])] = np.nan  # as y: 0 / 0, which is not a row without keys
     if mask is not None:
         blind = ~mask.any(axis=1)
         y[blind] = 0.0

@@ -169,7 +169,10 @@ def _torch_attention(
                 for j in odd:
                     part = weights[:, j, None] * values[j]
                     sums += part if hidden is None else part.masked_fill(hidden[:, j, None], 0.0)
-                y[b, h, at], lse[b, h, at] = sums / total, (top + total.log())[:, 0]
+                y[b, h, at] = sums / total
+                # All seen scores are -inf: NaN, as y. Rows without keys come below.
+                log_sum = (top + total.log())[:, 0]
+                lse[b, h, at] = log_sum.masked_fill(top[:, 0] == -math.inf, math.nan)
                 if hidden is not None:
                     blind = hidden.all(dim=1)
                     y[b, h, at][blind], lse[b, h, at][blind] = 0.0, -math.inf

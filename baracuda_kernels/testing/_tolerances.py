@@ -251,9 +251,11 @@ def rms_over_rounding(y: Any, exact_y: Any, dtype: str) -> float:
 def _check_lse(what: str, tolerance: Tolerance, lse: Any, exact: Any, score: float) -> None:
     wrong = np.isneginf(exact) != np.isneginf(lse)
     _require(not wrong.any(), f"{wrong.sum()} rows differ in whether they see any key")
-    seen = ~np.isneginf(exact)
+    seen = ~(np.isneginf(exact) | np.isnan(exact) & np.isnan(lse))
     off = np.abs(lse.astype(np.float64)[seen] - exact[seen])
-    allowed = tolerance.lse + 4 * tolerance.eps * (np.abs(exact[seen]) + score)
+    # Sums of equal numbers round in one direction: up to 7 eps were seen, and as much in float64's
+    # own sums.
+    allowed = tolerance.lse + 16 * tolerance.eps * (np.abs(exact[seen]) + score)
     _require(bool((off <= allowed).all()), f"{what}: lse off by {off.max(initial=0):.3e}")
 
 

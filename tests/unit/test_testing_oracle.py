@@ -101,3 +101,30 @@ DLSE = torch.zeros(1, 4, 32)
 def test_what_does_not_fit_is_a_typed_error(call, says):
     with pytest.raises(bk.InvalidProblemError, match=says):
         call()
+
+
+def test_a_row_whose_scores_are_all_minus_infinity_is_not_one_without_keys():
+    """The kernels' answers: NaN where keys are seen, -inf where none are."""
+    q, k, v = qkv()
+    k[..., 1:] = 0.0
+    k[..., 0] = np.abs(k[..., 0]) + 1.0
+    q[:, :, 5], q[:, :, 5, 0] = 0.0, -np.inf
+    for lse in (testing.attention(q, k, v)[1],
+                testing.attention(*map(torch.from_numpy, (q, k, v)))[1].numpy()):
+        assert np.isnan(lse[:, :, 5]).all() and np.isfinite(np.delete(lse, 5, 2)).all()
+    y, lse = bk.run_local_ring(q, k, v, 1)
+    exact = testing.attention(q, k, v)
+    testing.assert_close("host", "f32", np.delete(y, 5, 2), np.delete(exact[0], 5, 2))
+    testing._tolerances._check_lse("", testing.TOLERANCES["host", "f32"], lse, exact[1], 8.0)
+
+
+@pytest.mark.parametrize("dtype, head_dim", [("f64", 1024), ("f32", 1000)])
+def test_rows_of_equal_numbers_are_within_the_tolerance(dtype, head_dim):
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        q, k = (np.full((1, 1, 4, head_dim), 1.3 * random.standard_normal(), testing.NUMPY_DTYPES[dtype])
+                for _ in range(2))  # fmt: skip
+        y, lse = bk.run_local_ring(q, k, np.ones_like(k), 1, scale=3.0)
+        exact = testing.attention(q, k, np.ones_like(k), scale=3.0)
+        score = testing.max_score(q, k, 3.0)
+        testing.assert_close("host", dtype, y, exact[0], lse, exact[1], score=score)
