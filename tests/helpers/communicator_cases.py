@@ -19,6 +19,7 @@ from baracuda_kernels._core import _nccl_options
 from baracuda_kernels.testing import attention
 
 from .gradients import draw
+from .rank_threads import on_ranks
 from .ring_gradients import HostGradients
 
 B, H, S, D = 1, 2, 12, 16
@@ -35,25 +36,6 @@ def fake():
     assert library.fake_nccl_count(b"comms_alive") == 0
     assert library.fake_nccl_count(b"open_groups") == 0
     library.fake_nccl_reset()
-
-
-def on_ranks(world_size, work):
-    """work(rank) on a thread per rank: results, or the exceptions they raised."""
-    results = [None] * world_size
-
-    def drive(rank):
-        try:
-            results[rank] = work(rank)
-        except bk.BaracudaError as error:
-            results[rank] = error
-
-    threads = [threading.Thread(target=drive, args=(r,)) for r in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive(), "a rank hangs"
-    return results
 
 
 def make_ring(world_size, timeout=20.0):

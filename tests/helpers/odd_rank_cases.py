@@ -19,11 +19,11 @@ from .communicator_cases import (
     arguments,
     fake,  # noqa: F401 - a fixture of these tests too
     make_ring,
-    on_ranks,
     plan_of,
     problem,
     run,
 )
+from .rank_threads import on_ranks
 from .refusal_cases import ODD, RANKS, SOON, close, is_right
 
 BUFFER = np.zeros(64, np.float32)

@@ -21,13 +21,13 @@ from .communicator_cases import (
     arguments,
     fake,  # noqa: F401 - a fixture of these tests too
     make_ring,
-    on_ranks,
     plan_of,
     problem,
     run,
 )
 from .failing_launches import failing_launches
 from .gradients import draw
+from .rank_threads import on_ranks
 from .ring_gradients import HostGradients
 
 RANKS, ODD = 3, 2

@@ -1,6 +1,5 @@
 """A launch that fails on one rank of a ring: no rank returns another answer or waits for good."""
 
-import threading
 import time
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 from helpers.failing_launches import failing_launches
 from helpers.gradients import HOST, draw
 from helpers.queues import Queues, transports
+from helpers.rank_threads import on_ranks
 from helpers.ring_gradients import HostGradients
 
 import baracuda_kernels as bk
@@ -42,25 +42,6 @@ def forward(ranks):
             accumulator_scratch=np.empty(plan.accumulator_scratch_bytes, np.uint8)))  # fmt: skip
     bk.LocalCommunicator.ring(ranks).run_all(HOST, plan, args)
     return plan, args, outputs, [y.copy() for y in outputs]
-
-
-def on_ranks(ranks, work):
-    """The exception of work(rank) on a thread for each rank, or None."""
-    raised = [None] * ranks
-
-    def drive(rank):
-        try:
-            work(rank)
-        except Exception as error:  # noqa: BLE001 - handed to the test
-            raised[rank] = error
-
-    threads = [threading.Thread(target=drive, args=(rank,)) for rank in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive(), "a rank hangs"
-    return raised
 
 
 def failed_backward(ring, comms, odd, step):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import ring_abi as abi
 from helpers.c_headers import structure
+from helpers.rank_threads import on_ranks
 from helpers.ring_abi import LocalWorld, last_failure
 from helpers.sum_ring import SumRing, pushes
 
@@ -312,21 +313,13 @@ def test_a_failure_that_is_the_ranks_alone_leaves_the_neighbours_their_messages(
 
 def run_threads(ring: SumRing, world: LocalWorld, change) -> list:
     """Each rank's failure, or None. change(rank, call) is called before the call runs."""
-    results: list = [None] * ring.world_size
-
-    def drive(rank: int) -> None:
+    def drive(rank: int):
         call = ring.call(rank, world.endpoints[rank])
         change(rank, call)
         status = world.lib.baracuda_ring_run(ct.byref(call), 1)
-        results[rank] = last_failure() if status else None
+        return last_failure() if status else None
 
-    threads = [threading.Thread(target=drive, args=(r,)) for r in range(ring.world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive(), "a rank hangs"
-    return results
+    return on_ranks(ring.world_size, drive)
 
 
 def home_is_right(ring: SumRing, rank: int) -> bool:
