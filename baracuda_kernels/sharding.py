@@ -69,8 +69,9 @@ def check_layout(
 ) -> SequenceLayout:
     """The layout, or `InvalidProblemError` if it is unknown or a number is out of its range."""
     layout = layout_of(sequence_layout)
-    integer("world_size", world_size, least=1)
-    integer("length", length, least=0)
+    # As many ranks and rows as the C ABI takes, and their positions.
+    ranks = integer("world_size", world_size, least=1, most=2**31 - 1)
+    integer("length", length, least=0, most=2**62 // ranks)
     return layout
 
 

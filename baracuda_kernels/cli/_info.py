@@ -148,7 +148,10 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         lines.append(f"  ({nccl['reason'].removeprefix('NCCL: ')})")
     exchange = facts["exchange"]
     by_peer = exchange["no_peer_reason"] or "tried for each hop when a communicator asks for it"
-    lines.append(f"exchange: {exchange['default']} by default; copy engines: {by_peer}")
+    by_default = f"{exchange['default']} by default"
+    if exchange["wrong_default"]:
+        by_default = f"no communicator is made, by BARACUDA_EXCHANGE ({exchange['wrong_default']})"
+    lines.append(f"exchange: {by_default}; copy engines: {by_peer}")
     for entry, reason in facts["plugins_left_out"].items():
         lines.append(f"plug-in left out: {entry} ({reason})")
     lines.append("what runs here (device, element type, kernel):")

@@ -95,6 +95,8 @@ def test_what_would_be_misread_is_refused(qkv, change, says):
         (lambda: bk.positions(1.5, 0, 4), "length: got 1.5"),
         (lambda: bk.positions(None, 0, 4), "length: got None"),
         (lambda: bk.positions(2, 0, 0), "world_size: got 0"),
+        (lambda: bk.positions(2, 0, 2**62), "world_size: got 4611686018427387904, must be an integer"),
+        (lambda: bk.positions(2**62, 0, 2), "length: got 4611686018427387904, must be an integer"),
         (lambda: bk.shard(np.zeros((1, 1, 4)), "2"), "world_size: got '2'"),
         (lambda: bk.shard(None, 2), "x: got None"),
         (lambda: bk.shard(np.zeros((1, 1, 4)), 2, dim=None), "dim: got None"),

@@ -181,6 +181,12 @@ def test_wrong_streams_communicators_and_argument_objects(plan):
         plan.run(bk.Stream.host(), ring, args)
     with pytest.raises(bk.InvalidProblemError, match="comm"):
         plan.run(bk.Stream.host(), None, args)
+    call = bk.FlashSdpaDescriptor(1, 1, 2, 2, 8, element="F32")
+    for kind in (bk.FlashSdpaPlan, bk.FlashSdpaBackwardPlan):
+        one = kind.select(call, bk.Stream.host())
+        for run in (one.can_implement, lambda x, one=one: one.run(bk.Stream.host(), x)):
+            with pytest.raises(bk.InvalidProblemError, match="args: got NoneType, must be FlashSdpa"):
+                run(None)
     with pytest.raises(bk.InvalidProblemError, match="got dict, must be RingAttentionArgs"):
         plan.run(bk.Stream.host(), ring[0], good())
     with pytest.raises(bk.InvalidProblemError, match="world_size"):

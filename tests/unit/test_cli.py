@@ -178,6 +178,12 @@ def test_usage_errors_are_json_too(arguments, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_info_of_an_exchange_that_is_none(monkeypatch):
+    monkeypatch.setenv("BARACUDA_EXCHANGE", "fast")
+    said = "no communicator is made, by BARACUDA_EXCHANGE (exchange: got 'fast', must be"
+    assert said in ok("info").stdout.replace("\n  ", " ")
+
+
 def test_info():
     text = ok("info").stdout
     report = json.loads(ok("info", "--json").stdout)

@@ -25,15 +25,20 @@ _WAITS = {"event": c_api.BARACUDA_PEER_WAIT_EVENT, "value": c_api.BARACUDA_PEER_
 
 
 def exchange_info():
-    """What ``info`` shows of the exchange, as a dict: the default, and why no hop can be by peer
-    here ("" where one can)."""
+    """What ``info`` shows of the exchange, as a dict: the default, why communicators refuse it, and
+    why no hop can be by peer here ("" where there is no such reason)."""
     reason = ""
     if not c_api.baracuda_cuda_built():
         reason = "this build has no CUDA"
     elif c_api.baracuda_cuda_peer_ops() == NULL:
         reason = "the driver cannot let streams wait for words"
+    wrong = ""
+    try:
+        wish_of(None)
+    except InvalidProblemError as error:
+        wrong = str(error)
     return {"default": os.environ.get("BARACUDA_EXCHANGE") or DEFAULT_EXCHANGE,
-            "no_peer_reason": reason}
+            "wrong_default": wrong, "no_peer_reason": reason}
 
 
 def check_options(device, max_ctas, exchange, timeout):

@@ -14,6 +14,7 @@ from baracuda_kernels.ops.attention._operands cimport AttentionOperands
 from baracuda_kernels.ops.flash_sdpa._descriptor cimport FlashSdpaDescriptor
 
 from baracuda_kernels._core._enums import Direction
+from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels.ops.attention import _families
 
 
@@ -79,6 +80,12 @@ cdef class FlashSdpaBackwardArgs:
         self.scratch = as_tensor("scratch", scratch)
 
 
+cdef FlashSdpaBackwardArgs _checked(object args):
+    if not isinstance(args, FlashSdpaBackwardArgs):
+        raise InvalidProblemError(f"args: got {type(args).__name__}, must be FlashSdpaBackwardArgs")
+    return <FlashSdpaBackwardArgs>args
+
+
 cdef class FlashSdpaBackwardPlan(KernelPlan):
     """Gradients of attention on one device: dq, dk and dv. Made by :meth:`select`.
 
@@ -131,7 +138,7 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
         """Alignment of the scratch's address, in bytes."""
         return SCRATCH_ALIGNMENT
 
-    def can_implement(self, FlashSdpaBackwardArgs args not None):
+    def can_implement(self, args):
         """Raise the error that ``run`` would raise for ``args``; return None if it would run.
 
         Parameters
@@ -143,9 +150,9 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
         InvalidProblemError, MisalignedOperandError, WorkspaceTooSmallError
             As :meth:`run`.
         """
-        self.bind(args)
+        self.bind(_checked(args))
 
-    def run(self, stream, FlashSdpaBackwardArgs args not None):
+    def run(self, stream, args):
         """Enqueue the backward's kernels on ``stream``. Allocates nothing and does not wait.
 
         Parameters
@@ -162,13 +169,14 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
         CudaError
             A launch failed.
         """
+        cdef FlashSdpaBackwardArgs given = _checked(args)
         cdef Stream one = as_stream(stream)
         cdef attention_api.baracuda_attention_backward_params params
         self.refuse_stream(one)
-        if args.plan is not self:
-            self.bind(args)
+        if given.plan is not self:
+            self.bind(given)
         # A copy, since another thread may bind these arguments to another plan meanwhile.
-        params = args.params
+        params = given.params
         self.kernel.backward(&params, one)
 
     cdef int bind(self, FlashSdpaBackwardArgs args) except -1:

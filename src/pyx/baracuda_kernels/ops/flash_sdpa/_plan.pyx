@@ -12,6 +12,7 @@ from baracuda_kernels.ops.attention._operands cimport AttentionOperands
 from baracuda_kernels.ops.flash_sdpa._descriptor cimport FlashSdpaDescriptor
 
 from baracuda_kernels._core._enums import Direction
+from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels._core._selection import OpSpec
 from baracuda_kernels.ops.attention import _families, _options
 from baracuda_kernels.ops.attention._kind import AttentionKind
@@ -55,6 +56,12 @@ cdef class FlashSdpaArgs:
         self.lse = as_tensor("lse", lse)
 
 
+cdef FlashSdpaArgs _checked(object args):
+    if not isinstance(args, FlashSdpaArgs):
+        raise InvalidProblemError(f"args: got {type(args).__name__}, must be FlashSdpaArgs")
+    return <FlashSdpaArgs>args
+
+
 cdef class FlashSdpaPlan(KernelPlan):
     """Attention on one device, with the ring's kernels. Made by :meth:`select`.
 
@@ -86,7 +93,7 @@ cdef class FlashSdpaPlan(KernelPlan):
         self.kernel = load_kernel(family, self.descriptor, self.device)
         return self
 
-    def can_implement(self, FlashSdpaArgs args not None):
+    def can_implement(self, args):
         """Raise the error that ``run`` would raise for ``args``; return None if it would run.
 
         Raises
@@ -94,9 +101,9 @@ cdef class FlashSdpaPlan(KernelPlan):
         InvalidProblemError, MisalignedOperandError
             As :meth:`run`.
         """
-        self.bind(args)
+        self.bind(_checked(args))
 
-    def run(self, stream, FlashSdpaArgs args not None):
+    def run(self, stream, args):
         """Enqueue the attention call on ``stream``. Allocates nothing and does not wait.
 
         Parameters
@@ -111,13 +118,14 @@ cdef class FlashSdpaPlan(KernelPlan):
         CudaError
             The launch failed.
         """
+        cdef FlashSdpaArgs given = _checked(args)
         cdef Stream one = as_stream(stream)
         cdef attention_api.baracuda_attention_step_params step
         self.refuse_stream(one)
-        if args.plan is not self:
-            self.bind(args)
+        if given.plan is not self:
+            self.bind(given)
         # A copy, since another thread may bind these arguments to another plan meanwhile.
-        step = args.step
+        step = given.step
         self.kernel.step(&step, one)
 
     cdef int bind(self, FlashSdpaArgs args) except -1:
