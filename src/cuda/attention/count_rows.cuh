@@ -1,4 +1,4 @@
-// Counts the rows of a shard by their positions, in producer warps.
+// Counts the rows of a shard by their positions, in code that has few registers.
 #pragma once
 
 #include <stdint.h>
@@ -9,7 +9,7 @@ namespace baracuda {
 
 // As rows_at_or_before(), without a 64-bit division, for which a producer warp has too few
 // registers. The quotient is below count, which is at most 2^30. known: divides by stride; its
-// divisor is 0 if the host does not know the stride.
+// divisor is 0 if the host does not know the stride, or if the stride is 2^31 or more.
 __device__ __forceinline__ int count_at_or_before(int64_t first, int64_t stride,
                                                   const Divisor& known, int count, int64_t pos) {
   if (count <= 0 || pos < first) return 0;

@@ -114,8 +114,9 @@ Interval ChunkPair::live_rows() const {
   return first < query_len_ ? Interval{first, last_live_row() + 1} : Interval{0, 0};
 }
 
-// The interval of a row that sees no key ends before some key. No row before the first one that
-// sees that key, or a later one, sees a key.
+// The interval of a row that sees no key lies in a gap between keys. `next` is the first key after
+// the gap. No row sees a key before the first row whose position may see `next`, so the search
+// continues there.
 int64_t ChunkPair::next_live_row(int64_t row) const {
   while (row < query_len_) {
     const Interval seen = key_positions(mask_, position(q_map_, row));

@@ -2,7 +2,7 @@
 // sees the keys [begin, end) of a chunk, and neither end falls from row to row. The first and last
 // row of a tile therefore bound its keys, and the rows that see a key form an interval too.
 //
-// The host asks here for rows, keys, tiles and chunks. The kernels themselves use prefixes
+// Host code asks here for rows, keys, tiles and chunks. The CUDA kernels use prefixes
 // (attention/positions.h).
 #pragma once
 

@@ -25,12 +25,11 @@ struct Runs {
   }
 };
 
-// The movement of an end of the interval from a row position on, and the position up to which it
-// holds.
+// How an end of the interval continues from a row position on.
 struct Course {
-  int64_t value;
-  bool moves;
-  int64_t until;
+  int64_t value;  // the end at that position
+  bool moves;     // with the row position; else it is constant
+  int64_t until;  // holds for row positions before this one
 };
 
 // The least i >= 0 with start + step * i >= bound.
@@ -56,12 +55,13 @@ int64_t sum_of_quotients(int64_t count, int64_t divisor, int64_t step, int64_t s
   return sum;
 }
 
-// Sum over `rows` rows, `stride` apart, of the keys that lie before the end on its course.
+// Counts, over `rows` rows that lie `stride` apart, the keys before the end of each row.
 int64_t sum_before(const Run& keys, const Course& end, int64_t stride, int64_t rows) {
   if (end.value == INT64_MIN) return 0;
   if (end.value == INT64_MAX) return rows * keys.count;
-  const int64_t ahead = end.value - keys.first;  // of the first row: the end, from the first key
-  const int64_t all = (keys.count - 1) * keys.stride + 1;  // and where the end is behind all keys
+  // Distances from the first key: of the first row's end, and of the least end behind all keys.
+  const int64_t ahead = end.value - keys.first;
+  const int64_t all = (keys.count - 1) * keys.stride + 1;
   if (!end.moves) {
     if (ahead <= 0) return 0;
     return rows * (ahead >= all ? keys.count : (ahead - 1) / keys.stride + 1);
@@ -97,8 +97,7 @@ class PairCounter {
   }
 
  private:
-  // The chunk and document of a position: an interval of which all positions have the same. Empty
-  // where a row there sees nothing.
+  // The positions in the same chunk and document as a position. Empty outside of all documents.
   Interval fence_at(int64_t at) const {
     Mask fences;
     fences.chunk = mask_.chunk;

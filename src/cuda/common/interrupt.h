@@ -28,7 +28,8 @@ class StopScope {
 // hold no lock. It checks for signals once every kLookForSignals, so any loop may call it.
 int32_t poll_stop(const char* call);
 
-// True if signals end this thread's calls: it is the main thread, and a signal check was set.
+// True if signals end this thread's calls: it is the main thread, a signal check was set, and no
+// SignalsLater exists.
 bool is_interruptible();
 
 // While one exists, signals end no call of this thread. For callers that cannot tell the

@@ -8,7 +8,8 @@ namespace baracuda {
 // While a watch exists, a SIGINT also sets a flag, if it has a handler. The handler still runs.
 //
 // A run may have several parts (devices) that wait for each other. A part that the flag has ended
-// calls leave_run() after the work for which the others wait. The flag stays set until then.
+// calls leave_run() after the work for which the others wait. The flag stays set until then, or for
+// two seconds if a part never calls it.
 class InterruptWatch {
  public:
   InterruptWatch();

@@ -73,12 +73,13 @@ bool is_interrupted_state(const void* state, int64_t bytes) {
   return bytes > 0;
 }
 
-// On the host. XLA runs it on any thread, and the application's waits for it in C++: an exception
-// of a signal's handler has no way out of here, but an error of XLA's has.
+// A step on the host. XLA runs it on any thread, while the application's thread waits in C++. An
+// exception of a signal handler cannot leave this function, but an XLA error can.
 //
-// Only the last step fails: between the others XLA exchanges K and V, and where one device stays
-// away it ends the process. What an interrupted step leaves instead of its state tells the next
-// ones. A step that exchanges of a backward follow is not interruptible.
+// After a signal, only the last step fails. Between the steps XLA exchanges K and V, and XLA ends
+// the process if one device does not take part. So an interrupted step leaves a mark in place of
+// its state, by which the next steps know. A step is not interruptible if the exchanges of a
+// backward come after it.
 int32_t step_on_host(const StepParams& step, bool interruptible) {
   const SignalsLater later;
   if (!interruptible) return baracuda_attention_step(BARACUDA_ATTENTION_HOST, &step, nullptr);

@@ -77,17 +77,18 @@ int32_t check_rows(const char* name, const Buffer& buffer, const StepParams& ste
 // q, k and v, which are the first operands: their memory, and the problem's extents.
 int32_t bind_problem(Buffers& operands, int64_t sequence_dim, StepParams& step);
 
-// Both positions' maps, in the memory that the kernel reads.
+// The position maps of q and k, in the memory that the kernel reads.
 int32_t bind_maps(Buffers& operands, StepParams& step);
 
-// What an operand brings and a result hands on, in one memory: before is null in the first step,
-// after may be null in the last one.
+// The state or scratch, which a step gets as an operand (before) and returns as a result (after) in
+// the same memory. before is null in the first step; after may be null in the last one.
 int32_t bind_in_place(const char* name, const Buffer* before, const Buffer* after, int64_t needed,
                       void** memory);
 
 // Loads the kernels that make_room() may launch.
 int32_t load_room();
-// For an exchange of XLA's own beside a step on a GPU: its communicators keep NCCL's clusters.
+// Delays a step on a GPU if an exchange of XLA's own must start before it (ring/margin.h). The NCCL
+// kernels of XLA's exchanges are launched in clusters.
 int32_t make_room(const StepGrid& grid, int32_t sm_margin, void* stream);
 
 // Answers XLA's question for the version, or runs the call; its failure becomes an XLA error.

@@ -1,5 +1,5 @@
 // runtime.h over the CUDA runtime. Everything here is legal while a stream is being captured,
-// except the entries that wait for one.
+// except to wait for that stream or to query it.
 #if defined(BARACUDA_WITH_CUDA)
 
 #include "baracuda/runtime.h"

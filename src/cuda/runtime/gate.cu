@@ -29,7 +29,8 @@ __device__ __forceinline__ void store_system(uint64_t* word, uint32_t state) {
 __global__ void __launch_bounds__(32) gate_kernel(const __grid_constant__ GateArgs args) {
   if (threadIdx.x == 0) {
     while ((load_system(args.word) & args.mask) == 0) __nanosleep(100);
-    // Resets the lower half only, like a stream's wait: an abort's upper half stays.
+    // Resets the lower half only, like the write that follows a stream's wait. An abort sets the
+    // upper half, which stays.
     store_system(args.word, 0);
     __threadfence_system();
   }

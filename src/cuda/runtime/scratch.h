@@ -1,4 +1,4 @@
-// A few bytes of a device's memory (device < 0: the host's), for set-up code only.
+// Memory of a device (device < 0: of the host), for set-up code only.
 #pragma once
 
 #include <stdint.h>

@@ -9,7 +9,7 @@
 
 namespace baracuda {
 
-// The family of a kernel number of the backward entries.
+// The family of a kernel that the backward entries take, ordered or not.
 int32_t backward_family(int32_t kernel);
 
 // Null if the family has no backward; the build need not contain the family.

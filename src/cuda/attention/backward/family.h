@@ -37,7 +37,8 @@ struct BackwardFamily {
 // The grid of a valid step; {0, 0} if its blocks do not stay resident.
 int32_t backward_step_grid(int32_t kernel, const BackwardParams& params, StepGrid* grid);
 
-// The two parts of a step. First: dk, dv and the additions to dq. Second, in the last step: dq.
+// The two parts of a step. First: dk, dv and the additions to dq. Second, in the last step: dq. A
+// family without a finish writes dq in the first part.
 int32_t step_without_finish(int32_t kernel, const BackwardParams& params, void* stream);
 int32_t finish_step(int32_t kernel, const BackwardParams& params, void* stream);
 

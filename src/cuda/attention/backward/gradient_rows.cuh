@@ -6,7 +6,7 @@
 
 namespace baracuda {
 
-// The two keys, of a warp's 16, of which a thread holds columns.
+// A thread's two keys among the 16 of its warp. The thread holds some columns of their gradients.
 template <typename Element, int HeadDim>
 class GradientRows {
  public:

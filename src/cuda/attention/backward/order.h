@@ -25,9 +25,10 @@ inline bool draws_shortest_first(bool borders_vary, int64_t group) {
 // The number of K/V heads in a section of an ordered step. The key tiles of a section are
 // interleaved. A section should have many heads, because the blocks of one head wait for each other
 // in a chain, but few enough that L2 holds Q, dO and the sums of dQ from one block to the next. The
-// result is the number that fits in L2, but at least `fewest`, which a family finds by measuring.
-// There are at least two sections if the last one has another order, in which blocks wait longer.
-// The last section also gets the remaining heads.
+// result is about the number that fits in L2, but at least `fewest` if there are that many heads.
+// (Each family has its own `fewest`, found by measuring.) There are at least two sections if the
+// last one has another order, in which blocks wait longer. The last section also gets the remaining
+// heads.
 inline int64_t choose_ordered_section(int64_t heads, int64_t group, int64_t query_len,
                                       int64_t head_dim, bool borders_vary, int64_t fewest) {
   constexpr int64_t l2_share = int64_t{16} << 20;
@@ -59,7 +60,8 @@ inline int choose_log2_sums(int64_t kv_heads, int64_t group, int64_t query_tiles
   return log2;
 }
 
-// A family's limits, found by measuring: the share, and the most sums without and with a mask.
+// The limits for choose_log2_sums() of a kernel with one sum for each query tile: share, and log2
+// of the most sums without and with a mask. Other kernels' limits were found by measuring.
 // (Under a mask blocks wait less, and L2 does not hold the sums as long.)
 struct OneSum {
   static constexpr int share = 0, log2_most = 0, log2_most_masked = 0;
@@ -75,12 +77,12 @@ struct DrawnTile {
 };
 
 // The n-th of heads * key_tiles to be taken. Longest first: the first key tiles of a head, which
-// under a mask are the longest, come first, so that blocks end together. Their blocks go down from
-// the last query tile, which every key tile has, and keep the distance with which they began.
-// Shortest first, in all sections but the last and only without grouped heads: blocks go up, and
-// the next key tile, which begins two query tiles earlier, follows without waiting. With
-// grouped heads the distance would be two query tiles of every head of the group, which L2 would
-// not hold.
+// under a mask are the longest, come first, so that blocks end together. Under a mask, blocks then
+// iterate down from the last query tile, which sees every key that any row sees, and keep the
+// distance with which they began. Shortest first, in all sections but the last and only under a
+// mask without grouped heads: blocks iterate up, and the next key tile, which begins two query
+// tiles earlier, follows without waiting. With grouped heads the distance would be two query tiles
+// of every head of the group, which L2 would not hold.
 BARACUDA_HD DrawnTile drawn_tile(int n, const Divisor& section, const Divisor& section_tiles,
                                  int heads, int key_tiles, bool shortest_first) {
   const int size = static_cast<int>(section.divisor);
@@ -104,8 +106,8 @@ BARACUDA_HD int first_query_tile(int head, int mixed, int query_tiles) {
 
 // Values of a query tile's word in the scratch.
 enum Turn : uint32_t {  // besides no_sums
-  nobodys_turn = 1,   // no step is running
-  after_key_tile = 2  // plus the index of the key tile that has added
+  nobodys_turn = 1,   // every key tile of the step that adds here has added
+  after_key_tile = 2  // plus KeyTileTurn::index of the key tile that has added
 };
 
 // The turn of a key tile at a query tile. Later key tiles are seen by fewer query tiles: the last
@@ -115,7 +117,8 @@ struct KeyTileTurn {
   int next_begin;  // the first query tile that sees the next key tile of its sum
   bool rises;
 
-  // Whether another key tile adds to query tile m earlier, and the word that it leaves.
+  // waits(): whether another key tile adds to query tile m earlier. awaited(): the word that it
+  // leaves. left_at(): the word that this key tile leaves.
   BARACUDA_HD bool waits(int m) const { return rises ? index > 0 : m >= next_begin; }
   BARACUDA_HD uint32_t awaited() const { return after_key_tile + index + (rises ? -1 : 1); }
   BARACUDA_HD uint32_t left_at(int m) const {

@@ -24,13 +24,13 @@ struct PrepareArgs {
   float* dq;
   uint32_t* turns;  // or null, see turn_words.h
   int turn_words;   // words for a tile
-  float* norms;  // zeros; for float16 only
+  float* norms;  // zero before this kernel; for float16 only
   baracuda_strides y_strides, dy_strides, lse_strides, dlse_strides;
   int heads, query_len, query_tiles;
   float lse_factor;
 };
 
-// The dot product of two rows of 16-bit elements, eight at a time.
+// The dot product of two vectors of eight 16-bit elements.
 template <typename Element>
 __device__ __forceinline__ float dot8(const uint4& a, const uint4& b) {
   const Element* const x = reinterpret_cast<const Element*>(&a);

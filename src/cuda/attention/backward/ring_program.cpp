@@ -29,8 +29,8 @@ class BackwardRingStep {
         at_(at),
         live_(problem_.call.step, problem_.layout, at) {}
 
-  // The first step launches even if no row sees a key, because dq must become zero. A ring of one
-  // rank writes its dk and dv itself, with or without rows.
+  // If no row sees a key in any step, the first step still launches, because dq must become zero.
+  // In a ring of one rank it always launches, because it also writes dk and dv.
   bool launches() const {
     if (live_.is_live(at_.step)) return true;
     return at_.step == 0 && (at_.world_size == 1 || (live_.has_rows() && !live_.is_any_live(1)));

@@ -105,7 +105,7 @@ struct RowKernels {
                        overlaps, args);
   }
 
-  // Before a step: raises the norm by the step's V.
+  // Before a float16 step: raises the norm of V to that of the step's V.
   static int32_t launch_norm(const BackwardParams& params, int processors, bool overlaps,
                              cudaStream_t stream) {
     const StepParams& p = params.step;

@@ -66,7 +66,7 @@ struct NormArgs {
 
 constexpr int norm_threads = 256;
 
-// The largest norm of a row of V.
+// Raises norm_v to the largest norm of a row of this step's V.
 template <typename Element, int HeadDim>
 static __global__ void __launch_bounds__(norm_threads) norm_kernel(const NormArgs args) {
   constexpr int lanes = row_lanes<HeadDim>;

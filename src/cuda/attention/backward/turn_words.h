@@ -8,11 +8,11 @@
 
 namespace baracuda {
 
-constexpr uint32_t no_sums = 0;  // the first addition is a store
-constexpr uint32_t has_sums = 1, being_stored = 2;  // used without turns
+constexpr uint32_t no_sums = 0;  // nothing was added yet, so the next addition must store
+constexpr uint32_t has_sums = 1, being_stored = 2;  // only in steps that are not ordered
 
-// Resets the words of one tile. The first words of all tiles come before their second words. If
-// tiles have several sums, all words of the first sums come before those of the second sums.
+// Resets the words of one tile. The words of all tiles are an array [word][sum of dQ][tile]. words:
+// the number of a tile's words, over all of its sums.
 BARACUDA_HD void begin_turns(uint32_t* turns, int64_t tile, int64_t tiles, int words) {
   for (int i = 0; i < words; ++i) turns[i * tiles + tile] = no_sums;
   if (tile == 0) turns[-1] = 0;

@@ -67,7 +67,7 @@ std::string refused_head_dim(const FamilyFacts& family, int64_t head_dim) {
 
 std::string refused_scale(const FamilyFacts& family, const StepParams& p) {
   const bool is_double = p.element == BARACUDA_F64 && !family.tensor_cores;
-  // Such a family takes row maxima before it scales.
+  // A family with positive_scale takes row maxima before it scales.
   if (family.positive_scale && !(p.scale > 0))
     return "scale: got " + shortest(p.scale) + ", must be > 0";
   // Kernels use scale * log2(e), for exponentials base 2.

@@ -22,7 +22,7 @@ class ForwardRingStep {
   baracuda_attention_step_params params() const {
     baracuda_attention_step_params params = live_.at_hand();
     if (!live_.is_live(at_.step)) params.key_len = 0;
-    // After the first step, the stream has only steps, and waits for the arrival of chunks.
+    // Between two steps, the stream has nothing but waits for the arrival of chunks.
     if (at_.follows != 0 && (params.flags & BARACUDA_STEP_FIRST) == 0) {
       params.flags |= BARACUDA_STEP_FOLLOWS;
     }

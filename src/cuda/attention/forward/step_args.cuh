@@ -162,8 +162,8 @@ __device__ __forceinline__ bool block_work(const StepArgs& a, int block_m, Block
   return true;
 }
 
-// Keeps a block's work in shared memory, if the main loop needs every register. Volatile, since the
-// compiler would otherwise keep it in registers.
+// Keeps a block's work in shared memory, since the main loop needs every register. Volatile, since
+// the compiler would otherwise keep it in registers.
 __device__ __forceinline__ void park(volatile BlockWork* parked, const BlockWork& work) {
   parked->batch = work.batch;
   parked->head = work.head;

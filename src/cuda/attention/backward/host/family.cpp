@@ -1,9 +1,9 @@
 // The host family's backward: splits a step into tiles and runs them on the thread pool.
 //
-// With enough heads for the threads, there is one pass, with one thread for each head and five
-// matrix products for a pair of tiles. With fewer heads, there are two passes, for the gradients of
-// keys and of rows, with seven products in all. Both ways have the same sums in the same order, so
-// the same bits.
+// With enough K/V heads for the threads, there is one pass, with one work item for each head and
+// five matrix products for a pair of tiles. With fewer heads, there are two passes, for the
+// gradients of keys and of rows, with seven products in all. Both ways have the same sums in the
+// same order, so the same bits.
 #include "attention/backward/family.h"
 
 #include <algorithm>
@@ -70,7 +70,7 @@ class Gradients {
     dq_sums_ = at(p_.state, 2 * total_rows(), sum_bytes_);
   }
 
-  // The number of work items, of one pass or of two.
+  // Chooses between one pass and two, and returns the number of work items.
   int64_t items(int64_t threads) {
     const int64_t heads = p_.batch * p_.kv_heads;
     one_pass_ = ceil_div(heads, threads) * threads * 5 <= heads * 7;
@@ -292,7 +292,8 @@ int32_t step(const BackwardParams& params, void*) {
 
 int32_t load(const StepParams& problem) { return host_family().load(problem); }
 
-// The scratch holds the sums of dq between tiles, also within one step.
+// The scratch holds the row statistics and the sums of dq. Even a single step stores these sums
+// between its tiles of keys.
 int64_t scratch_bytes(const StepParams& problem) { return state_bytes(problem); }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // A tile of keys against tiles of rows: recomputes the scores and their gradients, and sums dq, dk
-// and dv. All math is in the type of the sums, and only inputs and outputs are 16-bit, so no
-// gradient underflows before it is rounded.
+// and dv. The math is in the type of the sums (delta is summed in double), and only inputs and
+// outputs are 16-bit, so no gradient underflows before it is rounded.
 #pragma once
 
 #include <stdint.h>
@@ -206,7 +206,8 @@ class GradientTile {
     return are_finite(q_, rows.count) && are_finite(dy_, rows.count) && are_finite(k, keys.count);
   }
 
-  // Computes P and dS of all pairs in the panels of `some`; 0 for a pair that is not visible.
+  // Computes P and dS of all pairs in the panels that hold the keys `visible`; 0 for a pair that
+  // the mask hides.
   void fill_weights(const RowTile& rows, Range visible) {
     for (int64_t panel = visible.begin / kPanel; panel * kPanel < visible.end; ++panel) {
       const int64_t first = panel * kPanel;
@@ -329,9 +330,9 @@ class GradientTile {
   int64_t panel_stride_;
   T* k_panels_;   // K and V, packed
   T* v_panels_;
-  T* k_rows_;     // K, and the rows' Q and dy, if they are not read in place
-  T* v_rows_;     // V until it is packed; then Q and dy, since tile_keys <= 2 * tile_rows
-  T* q_rows_;
+  T* k_rows_;     // K, if it is not read in place
+  T* v_rows_;     // V until it is packed; Q and dy follow there, since tile_keys <= 2 * tile_rows
+  T* q_rows_;     // Q and dy, if they are not read in place
   T* dy_rows_;
   T* weights_;    // P [panel][row][lane], and dS
   T* gradients_;

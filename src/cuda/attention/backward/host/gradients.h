@@ -1,6 +1,7 @@
 // The units of work of the host family's backward: a tile of keys of one K/V head, and tiles of
 // query rows. The driver (family.cpp) iterates over them; the kernels, one per instruction set,
-// compute them. As in the forward's block.h, the kernels include only this header.
+// compute them. Of the headers that other code includes too, the kernels include only this one and
+// block.h, for the reason given there.
 #pragma once
 
 #include <stdint.h>
@@ -81,7 +82,7 @@ struct GradientFunctions {
   void (*accumulate)(const GradientShape&, const KeyTile&, const RowTile&, int wanted,
                      void* scratch);
   void (*finish)(const GradientShape&, const KeyTile&, void* scratch);
-  // Writes dq of rows that see no tile of keys.
+  // Writes dq, or its sum, of rows that see no tile of keys.
   void (*skip)(const GradientShape&, const RowTile&, void* scratch);
   void (*add)(const SumRun&);
 };

@@ -26,9 +26,10 @@ int32_t load_step_kernel(bool* waits) {
                        waits);
 }
 
-// The number of K/V heads whose key tiles are interleaved. Under a mask: the number
-// for which Q, dO and the sums of dQ fit in L2, that is, in 32 of its 40 MB. A group counts as one
-// query head, because a block takes the heads of a group one after the other. Without a mask: 1.
+// The number of K/V heads whose key tiles are interleaved, in a step that is not ordered. Under a
+// mask: the number for which Q, dO and the sums of dQ fit in 32 of the 40 MB of an A100's L2. A
+// group counts as one query head, because a block takes the heads of a group one after the other.
+// Without a mask: 1.
 inline int64_t choose_section(const StepParams& p) {
   constexpr int64_t l2_share = int64_t{32} << 20;
   if (!borders_may_vary(p)) return 1;

@@ -64,8 +64,8 @@ class Turns {
   // The query tile with which the block begins if there is no mask; 0 under a mask.
   __device__ __forceinline__ int first() const { return shared_load(address_ + 20); }
 
-  // All threads call this while the products of a query tile run. m: the index of the query tile in
-  // its head, in tiles of block_m rows.
+  // All threads call this once in the iteration of each query tile. m: the index of the query tile
+  // in its head, in tiles of block_m rows.
   __device__ __forceinline__ void take_and_pass(int stage, int head, int m) const {
     if (!takes_turns()) return;
     const int tile = (batch_of_sums() * args_.heads + head) * args_.row_tiles + m / C::tile_parts;

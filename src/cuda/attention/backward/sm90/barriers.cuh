@@ -9,7 +9,7 @@
 namespace baracuda::sm90::backward {
 
 // Addresses of the barriers. "full": the data has arrived. "empty": every reading warp is done. One
-// warpgroup reads a tile of dS, and the copy engine reads a tile of dQ.
+// warpgroup reads a tile of dS, and TMA reads a tile of dQ.
 template <typename C>
 struct Barriers {
   uint32_t base;
@@ -44,7 +44,8 @@ struct Barriers {
   }
   // Pairs only. dS of the other block has arrived for this warpgroup's dQ.
   __device__ __forceinline__ uint32_t remote_ds_full(int group) const { return at(pair + group); }
-  // The other block has consumed this block's dS. Then: the outgoing dS has been sent.
+  // remote_ds_empty: the other block has consumed the dS that this block sent. outgoing_ds_full:
+  // all warps have stored the dS to be sent. outgoing_ds_empty: it has been sent.
   __device__ __forceinline__ uint32_t remote_ds_empty() const { return at(pair + 2); }
   __device__ __forceinline__ uint32_t outgoing_ds_full() const { return at(pair + 3); }
   __device__ __forceinline__ uint32_t outgoing_ds_empty() const { return at(pair + 4); }
@@ -90,7 +91,7 @@ struct Barriers {
   __device__ __forceinline__ uint32_t at(int index) const { return base + 8 * index; }
 };
 
-// The n-th key tile of a block, described for the consumers.
+// The n-th key tile of a block, which the scheduler warp describes for the other warps.
 template <typename C>
 class WorkTile {
  public:
@@ -104,10 +105,10 @@ class WorkTile {
   __device__ __forceinline__ int batch() const { return shared_load(address_ + 16); }
   __device__ __forceinline__ int kv_head() const { return shared_load(address_ + 20); }
   __device__ __forceinline__ int key0() const { return shared_load(address_ + 24); }
-  // Ordered steps only: the first query tile that sees the next key tile of the head.
+  // Ordered steps only: the first query tile that sees the next key tile of the same sum of dQ.
   __device__ __forceinline__ int next_begin() const { return shared_load(address_ + 28); }
-  // Ordered steps at head_dim 256 only: the first query tile of its sum of dQ in the first head,
-  // counted over all sums.
+  // Ordered steps at head_dim 256 only: query tile 0 of the first head of the group, in the key
+  // tile's sum of dQ. It is counted over all heads and sums.
   __device__ __forceinline__ int first_tile() const { return shared_load(address_ + 32); }
   // The key tile's index among the key tiles of that sum.
   __device__ __forceinline__ int place() const { return shared_load(address_ + 36); }

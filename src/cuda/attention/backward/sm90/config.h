@@ -8,13 +8,13 @@
 
 namespace baracuda::sm90::backward {
 
-// Warpgroup 0 is the producer. The other warpgroups own 64 keys each of a key tile, and iterate
-// over tiles of 64 queries. dQ of a query tile is computed one tile later, so that no warpgroup
-// waits for the dS of a slower one. The copy engine adds dQ from buffers in shared memory. Pair:
-// two blocks share their dQ, see kernel.cuh. Each holds the K of both blocks, two tiles of its own
-// dS, one of the other block's, and one on its way to it. It has no room for buffers of dQ, so its
-// warps add dQ from registers. Ordered: sums of dQ have a fixed order, see order.h. StoresFirst:
-// the first addition to a tile of dQ stores, see first_stores.cuh.
+// Warpgroup 0 is the producer. The other warpgroups own 64 keys each of a key tile (128 if Halves
+// is 2), and iterate over tiles of 64 queries. dQ of a query tile is computed one tile later, so
+// that no warpgroup waits for the dS of a slower one. TMA adds dQ from buffers in shared memory.
+// Pair: two blocks share their dQ, see kernel.cuh. Each holds the K of both blocks, two tiles of
+// its own dS, one tile that the other block has sent, and one to be sent to the other block. It has
+// no room for buffers of dQ, so its warps add dQ from registers. Ordered: sums of dQ have a fixed
+// order, see order.h. StoresFirst: the first addition to a tile of dQ stores, see first_stores.cuh.
 template <typename Element_, int HeadDim, int KStages, int DsStages, bool Pair = false,
           bool Ordered = false, bool StoresFirst = false, int Halves = 1>
 struct Config {
@@ -64,8 +64,8 @@ struct Config {
   static constexpr int kv_bytes = column_blocks * kv_block_bytes;
   static constexpr int ds_bytes = block_n * 128;
   static constexpr int dq_floats = block_m * HeadDim;    // of a query tile
-  // lse and delta of a query tile have separate tiles. The A fragment of ones is then the same in
-  // all lanes.
+  // True: lse and delta of a query tile have separate tiles. The A fragment of ones is then the
+  // same in all lanes.
   static constexpr bool apart = HeadDim == 64;
   static constexpr int statistics_bytes = (apart ? 32 : 16) * block_m;  // see statistics.cuh
 

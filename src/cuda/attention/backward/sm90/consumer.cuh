@@ -1,7 +1,8 @@
 // A consumer warpgroup of the sm90a backward kernel: 64 keys at a time.
 //
 // S and dP are computed transposed, with a row for each key. P and dS then go from the accumulators
-// to the A operands of dV and dK in registers, and the mask of a key takes two registers.
+// to the A operands of dV and dK in registers. A thread has elements of two keys only, so its part
+// of the mask takes two registers.
 #pragma once
 
 #include "attention/backward/sm90/consumer_base.cuh"
@@ -184,8 +185,8 @@ class Consumer : ConsumerBase<C> {
       pin_registers(dv);
       wgmma_fence();
       issue_update<C>(dv, p, dy_tile(stage));
-      // The last tile of a run is also its next tile, since a branch around products would
-      // serialise them.
+      // After the last tile of a run, S of that same tile is issued again and discarded, since a
+      // branch around products would serialise them.
       if (more) ++n;
       const int next = stage_of<C::stages>(n);
       mbarrier_wait(barriers_.q_full(next), parity_of<C::stages>(n));

@@ -82,7 +82,7 @@ class ConsumerBase {
     return (m + 1) * C::block_m <= group_first_row_;
   }
   // Skips fully masked query tiles, and calls process(queries) at any other. process() advances
-  // queries to the next fully masked tile.
+  // queries to the next fully masked tile, or to the end.
   template <typename Process>
   __device__ __forceinline__ void for_each_run(Queries queries, const Process& process) {
 #pragma unroll 1

@@ -13,8 +13,8 @@ bool is_short(const StepParams& problem) {
          problem.batch * problem.heads * problem.query_len > more_than_l2 / (128 * 4);
 }
 
-// Pairs win if the heads of a group have many more bytes than L2, because pairs halve the
-// additions.
+// All problems with grouped heads take pairs, which halve the additions. They win if the heads of a
+// group have many more bytes than L2.
 template <typename Element>
 BackwardFamily of_element(const StepParams& problem) {
   using Tile = Config<Element, 128, 1, 2>;

@@ -127,8 +127,8 @@ class DoubleConsumer : ConsumerBase<C> {
       wgmma_wait<0>();
       pin_registers(dv[1]);
       Base::pack_all(dp, operand);
-      // The last tile of a run is also its next tile, since a branch around products would
-      // serialise them.
+      // After the last tile of a run, S of that same tile is issued again and discarded, since a
+      // branch around products would serialise them.
       if (more) ++n;
       const int next = stage_of<C::stages>(n);
       mbarrier_wait(barriers_.q_full(next), parity_of<C::stages>(n));
@@ -150,7 +150,7 @@ class DoubleConsumer : ConsumerBase<C> {
   __device__ __forceinline__ void issue_dp(float (&dp)[scores], int half, int stage) const {
     issue(dp, v_keys() + half * C::half_n * 128, dy_tile(stage), this->deltas(stage));
   }
-  // less: what is subtracted from the products of each query, see ApartStatistics.
+  // less: the address of what is subtracted from the products of each query, see ApartStatistics.
   static __device__ __forceinline__ void issue(float (&d)[scores], uint32_t keys, uint32_t queries,
                                                uint32_t less) {
     uint32_t ones[4], delta_ones[4];

@@ -1,6 +1,7 @@
 // A warpgroup's part in dQ, which is a sum over the keys of all warpgroups. Each warpgroup stores
-// its dS in shared memory. The warpgroups take turns: one of them computes dQ of a query tile and
-// adds it to global memory. dQ of a query tile is computed one tile later.
+// its dS in shared memory. The warpgroups take turns: one of them computes dQ of a query tile. In
+// pairs it also adds dQ to global memory; otherwise a producer warp does, from shared memory. dQ of
+// a query tile is computed one tile later.
 #pragma once
 
 #include "attention/backward/shift.cuh"

@@ -1,12 +1,14 @@
 // The sm90a backward step: dK and dV of key tiles, and their share of dQ.
 //
 // A block keeps a tile of keys, and iterates over all query tiles that see these keys, in all heads
-// of the group. dK and dV stay in registers. Warpgroup 0 is the producer; every other warpgroup
-// owns 64 keys, or two tiles of 64 keys.
+// of the group; then it takes its next tile of keys. dK and dV stay in registers. Warpgroup 0 is
+// the producer; every other warpgroup owns 64 keys, or two tiles of 64 keys.
 //
-// Most of the traffic of L2 are additions to dQ. So with pairs, the two blocks of a cluster have
+// Additions to dQ are most of the traffic of L2. So with pairs, the two blocks of a cluster have
 // adjacent key tiles and iterate over the same query tiles. Each block computes dQ of every second
 // query tile, over the keys of both blocks, and gets the other block's dS for it.
+//
+// At head_dim 256 the warpgroups and the two blocks share the work differently: wide_config.h.
 #pragma once
 
 #include "attention/backward/sm90/consumer.cuh"

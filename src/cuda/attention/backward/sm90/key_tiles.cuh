@@ -12,20 +12,22 @@ namespace baracuda::sm90::backward {
 
 struct Args {
   CUtensorMap q, k, v, dy;
-  const char* statistics;  // of every query tile, see prepare.cuh
+  const char* statistics;  // of every query tile, see statistics.cuh
   const float* norms;      // see shift.cuh
   // Sums of dQ / scale, in the order of the accumulators: [tile][column / 8][thread][4].
   float* dq;
-  uint32_t* turns;  // ordered steps: the words of query tiles, see order.h; null without rows
+  uint32_t* turns;  // the words of query tiles, see turn_words.h; null without words or rows
   void* dk;
   void* dv;
   baracuda_strides dk_strides, dv_strides;
   baracuda_position_map q_map, k_map;
   const baracuda_position_map* device_maps;
-  Divisor q_stride;  // stride of q_map; 0 if only the device knows it
+  // Divides by q_map.stride. Its divisor is 0 if the host does not know the stride (device_maps),
+  // or if the stride is 2^31 or more.
+  Divisor q_stride;
   Divisor kv_heads;
-  Divisor tiles;    // key tiles of a head
-  Divisor section;  // heads whose key tiles are mixed, longest first; without a mask all heads
+  Divisor tiles;    // key tiles of a head; the two of a pair count as one
+  Divisor section;  // K/V heads whose key tiles are interleaved: choose_section(), or order.h
   Divisor section_tiles;  // key tiles of a section, for an ordered step
   int dq_sums, log2_sums;  // ordered steps: number of sums of dQ of a query tile
   int dq_tiles;            // ordered steps: query tiles of all heads
@@ -47,12 +49,12 @@ struct KeyTile {
 };
 
 // A static persistent scheduler: blocks stay resident, and each has a fixed list of key tiles, one
-// in each round. Under a mask the key tiles of a section are mixed, longest first, and rounds
+// in each round. Under a mask the key tiles of a section are interleaved, longest first, and rounds
 // alternate their direction, so that a block with a long tile in one round gets a short one in the
 // next. Blocks begin a forward round together and end a backward round together, at the last query
-// tile. So they walk the query tiles down in forward rounds and up in backward rounds, which keeps
-// all blocks near the same query tiles in L2. The blocks of a cluster take adjacent key tiles
-// together.
+// tile. So they iterate over the query tiles down in forward rounds and up in backward rounds,
+// which keeps all blocks near the same query tiles in L2. The blocks of a cluster take adjacent key
+// tiles together.
 template <int Cluster>
 class KeyTileScheduler {
  public:

@@ -52,9 +52,10 @@ int32_t encode_maps(const BackwardParams& params, Args& args) {
   return status;
 }
 
-// The number of heads in a section, whose key tiles are mixed under a mask. Their Q, dO and sums of
-// dQ must fit an L2 of 40 MB or more (one head of a group runs at a time), and their key tiles must
-// nearly fill the rounds of the grid.
+// The number of K/V heads in a section, whose key tiles are interleaved under a mask; without a
+// mask all heads. Their key tiles should nearly fill the rounds of the grid. Of such numbers, it is
+// the largest for which Q, dO and the sums of dQ fit an L2 of 40 MB or more (one head of a group
+// runs at a time); if there is none, the smallest.
 inline int64_t choose_section(const StepParams& p, int64_t key_tiles, int64_t grid) {
   constexpr int64_t l2_share = int64_t{32} << 20;
   const int64_t heads = p.batch * p.kv_heads;
@@ -73,7 +74,8 @@ inline int64_t choose_section(const StepParams& p, int64_t key_tiles, int64_t gr
   return heads;
 }
 
-// The number of key tiles of a head, and the number of resident blocks (or clusters).
+// The number of blocks in a cluster. The next two functions count in clusters: the key tiles of a
+// head, and the resident blocks.
 template <typename C>
 constexpr int cluster_of = C::pair ? 2 : 1;
 
@@ -126,8 +128,8 @@ int32_t launch_gradients(const BackwardParams& params, cudaStream_t stream) {
   const int64_t grid = resident_blocks<C>(p, processors);
   args.kv_heads = make_divisor(p.kv_heads);
   const bool borders_vary = borders_may_vary(p);
-  // With pairs, half as many heads run at a time.
   const bool rising = draws_shortest_first(borders_vary, p.heads / p.kv_heads);
+  // With pairs, half as many heads run at a time.
   const int64_t fewest = rising ? (C::pair ? 1 : 2) : 4;
   const int64_t section =
       C::ordered ? choose_ordered_section(p.batch * p.kv_heads, p.heads / p.kv_heads, p.query_len,

@@ -1,5 +1,6 @@
 // The producer warps of the sm90a backward kernel. One schedules key tiles for all others, one
-// loads tiles, and one or two add dQ. The first lane of a warp issues its copies.
+// loads tiles, and one or two add dQ; in pairs one sends dS instead. The first lane of a warp
+// issues its copies.
 #pragma once
 
 #include "attention/backward/sm90/barriers.cuh"
@@ -19,7 +20,7 @@ __device__ __forceinline__ void schedule_key_tiles(const Args& args, uint32_t sh
   const int lane = threadIdx.x % 32;
   KeyTileScheduler<C::pair ? 2 : 1> scheduler;
   KeyTile tile;
-  int n = 0;  // number of a drawn tile
+  int n = 0;  // ordered steps: the number of the key tile, see drawn_tile()
   bool more = true;
 #pragma unroll 1
   for (uint32_t item = 0; more; ++item) {

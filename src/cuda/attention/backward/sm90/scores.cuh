@@ -10,8 +10,8 @@
 
 namespace baracuda::sm90::backward {
 
-// Issues S (or dP) of 64 keys and 64 queries, less the lse (or delta) of each row: `ones` is one in
-// the columns of the statistics that hold it.
+// Issues S (or dP) of 64 keys and 64 queries, less lse / scale (or delta) of each row: `ones` is
+// one in the columns of the statistics that hold it.
 template <typename C, int Scores>
 __device__ __forceinline__ void issue_scores(float (&d)[Scores], uint32_t keys, uint32_t query_tile,
                                              const uint32_t (&ones)[4], uint32_t statistics) {
@@ -68,7 +68,7 @@ __device__ __forceinline__ void issue_update(float (&d)[Columns], const uint32_t
   wgmma_commit();
 }
 
-// Computes P from S, times two to the shift.
+// Computes P * 2^shift (shift.cuh) from s = S - lse / scale.
 template <typename C, int Scores>
 __device__ __forceinline__ void compute_p(float (&p)[Scores], const float (&s)[Scores],
                                           float scale_log2, float shift) {

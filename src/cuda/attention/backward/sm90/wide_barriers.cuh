@@ -15,7 +15,7 @@ struct Barriers<WideConfig<E, M, O>> {
   __device__ __forceinline__ uint32_t q_empty(int stage) const { return at(2 + stage); }
   __device__ __forceinline__ uint32_t slot_full(int stage) const { return at(4 + stage); }
   __device__ __forceinline__ uint32_t slot_empty(int stage) const { return at(6 + stage); }
-  // dS of both blocks has arrived. Then: both blocks have consumed it.
+  // ds_full: dS of both blocks has arrived. ds_empty: both blocks have consumed it.
   __device__ __forceinline__ uint32_t ds_full() const { return at(8); }
   __device__ __forceinline__ uint32_t ds_empty() const { return at(9); }
   __device__ __forceinline__ uint32_t dy_full() const { return at(10); }
@@ -26,13 +26,13 @@ struct Barriers<WideConfig<E, M, O>> {
   __device__ __forceinline__ uint32_t v_empty() const { return at(15); }
   // The consumers have read the first rows of the latest key tile.
   __device__ __forceinline__ uint32_t first_rows_empty() const { return at(16); }
-  // Ordered steps only. The block may take its next key tile. Then: the first block has told the
-  // other block which tile it is; the first block may tell the next tile.
+  // Ordered steps only. tile_due: the block may take its next key tile. next_tile_full: the first
+  // block has told the other block which tile it is. next_tile_empty: it may tell the next one.
   __device__ __forceinline__ uint32_t tile_due() const { return at(17); }
   __device__ __forceinline__ uint32_t next_tile_full() const { return at(18); }
   __device__ __forceinline__ uint32_t next_tile_empty() const { return at(19); }
-  // A piece of dQ is in the buffer, for one of the two adding warps. Then: the buffer has been
-  // read.
+  // dq_ready: a piece of dQ is in the buffer, for one of the two adding warps. dq_read: the buffer
+  // has been read.
   __device__ __forceinline__ uint32_t dq_ready(int adder, int buffer) const {
     return at(20 + 2 * adder + buffer);
   }

@@ -57,7 +57,7 @@ struct WideConfig {
   static constexpr int dq_piece_bytes = 4 * dq_floats / 8;  // added by one copy
   static constexpr int dq_pieces = 2;                       // buffers for pieces
   static constexpr int pieces_of_half = 4;                  // pieces of half of the columns
-  static constexpr int statistics_bytes = 16 * block_m;  // of a query tile, see prepare.cuh
+  static constexpr int statistics_bytes = 16 * block_m;  // of a query tile, see statistics.cuh
 
   static constexpr int k_offset = 0;
   static constexpr int remote_k_offset = k_offset + tile_bytes;

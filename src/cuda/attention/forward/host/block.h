@@ -1,9 +1,9 @@
 // The unit of work of the host family: some query rows that share one K/V head, and a whole chunk
 // of keys. The driver (family.cpp) fills it; the kernels, one per instruction set, compute it.
 //
-// The kernels are compiled for wider instruction sets than the rest of the library. They include
-// only this header and row_result.h, because the linker might use their copy of a shared inline
-// function elsewhere.
+// The kernels are compiled for wider instruction sets than the rest of the library. Of the headers
+// that other code includes too, they include only this one and row_result.h: the linker might use
+// their copy of a shared inline function elsewhere.
 #pragma once
 
 #include <stdint.h>

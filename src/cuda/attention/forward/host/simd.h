@@ -132,7 +132,8 @@ BARACUDA_INLINE DoubleVector max(DoubleVector x, DoubleVector so_far) {
 #endif
 
 // 2^x for x <= 0: below 2 ulp, exactly 1 at 0, 0 where the result would be subnormal (and at
-// -inf), NaN for NaN.
+// -inf), NaN for NaN. The backward also calls it with x up to kBias + 1;
+// the result is infinity from kBias + 0.5 on.
 template <class T>
 BARACUDA_INLINE typename Simd<T>::Vector exp2_nonpositive(typename Simd<T>::Vector x) {
   using S = Simd<T>;

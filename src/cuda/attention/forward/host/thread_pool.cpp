@@ -132,7 +132,7 @@ thread_local baracuda_progress* watched = nullptr;
 
 void tell(int64_t& word, int64_t value) { __atomic_store_n(&word, value, __ATOMIC_RELAXED); }
 
-// The stop check of one call, for the calling thread.
+// Reports the progress of one call to the struct that baracuda_watch_progress() set, if any.
 class ProgressScope {
  public:
   explicit ProgressScope(int64_t total) : progress_(watched) {

@@ -72,7 +72,7 @@ template <int VECTORS = kScoreVectors, class T>
 inline void score_panel(int vectors, const T* q, const T* k, int64_t k_stride, int64_t head_dim,
                         int64_t keys, T* scores) {
   if (vectors == VECTORS) {
-    // In pieces of head_dim: Q's stays in the L1 cache, and short sums lose fewer bits.
+    // In pieces of head_dim: a piece of Q stays in the L1 cache, and short sums lose fewer bits.
     constexpr int64_t kPiece = 32;
     for (int64_t d = 0; d < head_dim; d += kPiece) {
       const int64_t piece = head_dim - d < kPiece ? head_dim - d : kPiece;

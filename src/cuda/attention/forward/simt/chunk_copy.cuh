@@ -1,4 +1,4 @@
-// Chunks of 64 columns of K or V in shared memory, in the type of the arithmetic.
+// Chunks of 64 columns of an operand in shared memory, in the type of the arithmetic.
 #pragma once
 
 #include <stdint.h>
@@ -25,9 +25,9 @@ struct alignas(16) Vector {
   Compute x[16 / sizeof(Compute)];
 };
 
-// Copies `rows` x 64 elements at src with all threads. Elements after valid_rows and valid_columns
-// become zero. Only element alignment is assumed. Complete after
-// cp_async_wait and a barrier.
+// Copies Rows x 64 elements at src with all threads. Rows from valid_rows on and columns from
+// valid_columns on become zero. Only element alignment is assumed. The copy is complete after
+// cp_async_commit, cp_async_wait and a barrier.
 template <typename Element, int Rows, int Threads>
 __device__ __forceinline__ void copy_chunk(typename Dtype<Element>::Compute* chunk,
                                            const Element* src, int64_t row_stride,

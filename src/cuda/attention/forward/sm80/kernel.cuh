@@ -136,8 +136,8 @@ struct Warp {
     }
   }
 
-  // o += exp2(s - m) * V and l += row sums, sixteen keys at a time: the exponentials of the next
-  // sixteen overlap with the products of these.
+  // o += P * V and l += row sums of P, where P = exp2((s - m) * scale_log2). It takes sixteen keys
+  // at a time: the exponentials of the next sixteen overlap with the products of these.
   __device__ __forceinline__ void accumulate(const float (&s)[C::row_blocks][C::block_n / 8][4],
                                              float scale_log2, uint32_t v_address) {
     float offset[rows];

@@ -32,8 +32,9 @@ int32_t launch_kernel(const StepParams& params, cudaStream_t stream) {
   int32_t status = load_kernel<C>(&waits);
   if (status != BARACUDA_OK) return status;
   const StepArgs args = arguments<C>(params);
-  // Overlap only if all blocks can start at once. Blocks that wait for the previous step are placed
-  // unevenly, and steps that do not fill the device took a third longer.
+  // Overlaps the previous step only if the blocks need not wait for it when they start. Blocks that
+  // wait at their start are placed unevenly, and steps that do not fill the device took a third
+  // longer.
   return launch_grid(step_kernel<C>, step_grid(args), C::threads, C::shared_bytes, stream,
                      waits && args.follows && !args.first, args);
 }

@@ -1,4 +1,4 @@
-// The instantiations of the sm80 kernel, one file per head_dim.
+// The instantiations of the sm80 kernel. Each function below has a file of its own.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -20,7 +20,8 @@ Variant variant_d96(bool is_bf16);
 Variant variant_d128(bool is_bf16);
 Variant variant_d192(bool is_bf16);
 Variant variant_d256(bool is_bf16);
-// One block of twice the rows, for devices where two blocks of variant_d256 do not fit an SM.
+// Blocks of twice the rows, for devices where an SM holds one of them but not two blocks of
+// variant_d256.
 Variant variant_d256_wide(bool is_bf16);
 
 }  // namespace baracuda::sm80
