@@ -32,8 +32,6 @@ class DqMaker {
 
   // The number of query tiles so far.
   __device__ __forceinline__ uint32_t count() const { return n_; }
-  // The stage of K of the previous query tile, whose dQ is pending; or -1.
-  __device__ __forceinline__ int previous_k_stage() const { return previous_k_stage_; }
 
   // Stores dS of this query tile and this warpgroup's keys, once the earlier dS there has been
   // consumed. Then signals the warpgroup that computes dQ, or the warp that sends dS.
@@ -198,6 +196,7 @@ class DqMaker {
   const int group_;
   uint32_t ds_store_;  // address of this lane's row of a dS matrix, in the first stage
   uint32_t n_ = 0;
+  // The stage of K of the previous query tile, whose dQ is pending; or -1.
   int previous_k_stage_ = -1;
   int previous_tile_;  // counted over all heads
 };

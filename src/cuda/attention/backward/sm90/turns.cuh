@@ -47,14 +47,14 @@ class DynamicKeyTileScheduler {
     return n < args.batch_kv_heads * args.key_tiles;
   }
   static __device__ __forceinline__ KeyTile at(const Args& args, int n) {
-    const DrawnTile next_tile_full =
+    const DrawnTile drawn =
         drawn_tile(n, args.section, args.section_tiles, args.batch_kv_heads, args.key_tiles,
                    args.shortest_first);
     KeyTile tile;
-    tile.index = next_tile_full.index;
-    tile.descends = args.borders_vary && next_tile_full.rises;
-    tile.batch = args.kv_heads.quotient(next_tile_full.head);
-    tile.kv_head = next_tile_full.head - tile.batch * static_cast<int>(args.kv_heads.divisor);
+    tile.index = drawn.index;
+    tile.descends = args.borders_vary && drawn.rises;
+    tile.batch = args.kv_heads.quotient(drawn.head);
+    tile.kv_head = drawn.head - tile.batch * static_cast<int>(args.kv_heads.divisor);
     return tile;
   }
 
