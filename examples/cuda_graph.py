@@ -2,10 +2,10 @@
 
     python examples/cuda_graph.py
 
-The same holds for `plan.run` with a NCCL communicator: its exchanges become nodes of the graph.
-Selection and arguments come before the capture, and so does a first run, in which NCCL and the
-kernels load what they need. A graph knows addresses alone, so operands, scratch, plan and
-communicator must outlive it; and NCCL ends a communicator only when no graph holds work of it.
+`plan.run` with an NCCL communicator can be captured, too: its exchanges become nodes of the graph.
+Select the plan, make the arguments and run once before the capture: in the first run NCCL and the
+kernels load what they need. A graph has only addresses, so operands, scratch, plan and communicator
+must outlive it. NCCL ends a communicator only when no graph holds its work.
 """
 
 import torch

@@ -3,8 +3,8 @@
     python examples/cupy_ring.py --layout zigzag
 
 Every rank has its own rows of q, k and v and its own scratch. `run_all` enqueues the whole ring on
-CuPy's current stream; with a GPU per rank each process would call `plan.run` with a `Communicator`
-instead (see mpirun_ring.py).
+CuPy's current stream. With one process and GPU per rank, each process calls `plan.run` with a
+`Communicator` instead (see mpirun_ring.py).
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def rank_args(plan: bk.RingAttentionPlan, q: cp.ndarray, k: cp.ndarray, v: cp.ndarray):
-    """One rank's operands, and its y. The scratch is the caller's, and may serve many calls."""
+    """One rank's arguments, and its y. Later calls may use the same scratch."""
     y = cp.empty_like(q)
     scratch = cp.empty((2, plan.kv_scratch_elements), q.dtype)
     state = cp.empty(plan.accumulator_scratch_bytes, cp.uint8)

@@ -2,9 +2,10 @@
 
     torchrun --nproc-per-node=8 examples/long_prompt.py --tokens 131072
 
-Each rank holds 1/P of the prompt's activations and of the key/value cache; the logits of the last
-token, which pick the first new one, stay what they were. `--check` computes them on one rank alone
-as well. With NCCL on GPUs, one per process; on a machine without one, with gloo on the CPU.
+Each of P ranks holds 1/P of the prompt's activations and of the key/value cache. The logits of the
+last token, which pick the first new one, are those of one rank, up to rounding. `--check` also
+computes them on one rank alone, and prints the difference. Uses NCCL and a GPU per process, or gloo
+on a machine without a GPU.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def main() -> None:
     ids = shard(prompt.to(device), 1, None, LAYOUT)
     rows = position_ids(ids.shape[1], None, LAYOUT, device=device)
     few = position_ids(16, None, LAYOUT, device=device)
-    prefill(model, ids[:, :16], few)  # what is loaded once is no part of the prompt's memory
+    prefill(model, ids[:, :16], few)  # loads kernels first, so their memory is not measured
     before = start_watching(device)
     found = prefill(model, ids, rows)
     working = peak_bytes(device) - before
@@ -92,7 +93,7 @@ def cache_bytes(cache: Any) -> int:
 
 
 def start_watching(device: torch.device) -> int:
-    """Start the peak again from what is in use now, the weights among it: that many bytes."""
+    """Reset the peak to the memory in use now, which includes the weights; its bytes."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -102,7 +103,7 @@ def start_watching(device: torch.device) -> int:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory that was in use since `start_watching`."""
+    """The most bytes that were in use at once since `start_watching`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     with open("/proc/self/status") as status:

@@ -3,7 +3,8 @@
     mpiexec -n 4 python examples/mpirun_ring.py                  # NumPy arrays, messages by MPI
     mpiexec -n 8 python examples/mpirun_ring.py --device cuda    # CuPy arrays, messages by NCCL
 
-On GPUs MPI only carries NCCL's id. On the host the messages are MPI's own, through a Transport.
+On GPUs MPI only helps to make the NCCL communicator. On the host MPI carries K and V, through a
+Transport.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node=8 examples/pytorch_ring.py
 
-With NCCL on GPUs, one per process; on a machine without one, with gloo on the CPU.
+Uses NCCL and a GPU per process, or gloo on a machine without a GPU.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
     )
     off = (unshard(y, 2, None, options.layout) - exact).norm() / exact.norm()
     print(f"rank {rank} of {world_size}: {q.shape[2]} rows, relative error {off:.1e}", flush=True)
-    clear_cache()  # while the group is there, which they use
+    clear_cache()  # before the group is destroyed, which the rings use
     dist.destroy_process_group()
 
 

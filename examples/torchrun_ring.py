@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node=8 examples/torchrun_ring.py
 
-Every rank draws the same whole sequence, keeps its own rows of it, and runs its part of the ring on
-its own memory and PyTorch's current stream.
+Every rank draws the same whole sequence, takes its own rows of it, and runs its part of the ring in
+its own memory, on PyTorch's current stream.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def whole_sequence(options: argparse.Namespace, total: int) -> list[torch.Tensor]:
-    """The same q, k and v of all ranks together, on every rank."""
+    """q, k and v of the whole sequence, the same on every rank."""
     random = torch.Generator().manual_seed(0)
     heads = (options.heads, options.kv_heads, options.kv_heads)
     return [
@@ -85,7 +85,7 @@ def rms_error(
     whole_v: torch.Tensor,
     positions: torch.Tensor,
 ) -> float:
-    """rms distance of this rank's y from causal attention in float64."""
+    """The rms error of this rank's y against causal attention in float64."""
     group = q.shape[1] // whole_k.shape[1]
     hidden = torch.arange(whole_k.shape[2], device="cuda")[None, :] > positions[:, None]
     total = 0.0

@@ -1,14 +1,15 @@
-"""Train a Llama-shaped model on sequences that are sharded across ranks; the loss stays what it was.
+"""Train a Llama-shaped model on sequences that are sharded across ranks; the loss does not change.
 
     torchrun --nproc-per-node=4 examples/train_long_context.py
     torchrun --nproc-per-node=8 examples/train_long_context.py --cp 8 --tokens 131072 --batch 1
 
-The text is Python's own language reference (`help("topics")`), its bytes are the tokens. The same
-steps are run with rings of 1, 2, 4, ... ranks (`--cp`), and the rest of the ranks train on other
-sequences of the batch. Every step's loss is compared with that of rings of one rank: it may differ by
-1e-4 (`--dtype f32`) or 1 % (bf16), relative, or the program fails. `--out` gets the curves as JSON and
-as a picture. With NCCL on GPUs, one per process; on a machine without one, with gloo on the CPU. Needs
-PyTorch, transformers and matplotlib.
+The text is Python's own language reference (`help("topics")`); its bytes are the tokens. The same
+steps are run with rings of 1, 2, 4, ... ranks (`--cp`). If there are several rings at a time, each
+trains on its own sequences of the batch. If 1 is among the sizes, the other sizes' losses are
+compared with its own: the program fails if the loss of a step differs by more than 1e-4 (`--dtype
+f32`) or 1 % (bf16), relative. The curves are written to the folder `--out`, as JSON and as a
+picture. Uses NCCL and a GPU per process, or gloo on a machine without a GPU. Needs PyTorch,
+transformers and matplotlib.
 """
 
 import argparse
@@ -77,7 +78,7 @@ def train(cp: int, device: torch.device, options: argparse.Namespace) -> tuple[l
     with bar:
         shown = bar.add_task("", total=options.steps, cp=cp, loss=float("nan"), speed=0.0)
         for step in range(options.steps):
-            if step <= 1:  # the first step loads and connects
+            if step <= 1:  # step 0 loads kernels and connects ranks, and is not timed
                 start = time.perf_counter()
             whole = draw(text, step, mesh.get_local_rank("dp"), shape[0], options)
             part = sharder.shard(whole)
@@ -100,7 +101,7 @@ def train(cp: int, device: torch.device, options: argparse.Namespace) -> tuple[l
 def draw(
     text: torch.Tensor, step: int, rank: int, ranks: int, options: argparse.Namespace
 ) -> dict[str, torch.Tensor]:
-    """A data-parallel rank's sequences of a step; all of the step's do not depend on the ranks."""
+    """One data-parallel rank's sequences of a step, whose batch is the same for any ranks."""
     places = torch.Generator().manual_seed(step)
     starts = torch.randint(len(text) - options.tokens, (options.batch,), generator=places)
     mine = starts.chunk(ranks)[rank].tolist()
@@ -128,7 +129,7 @@ def random_llama(options: argparse.Namespace) -> LlamaForCausalLM:
 def report(
     losses: dict[int, list[float]], speed: dict[int, float], options: argparse.Namespace
 ) -> None:
-    """Print, write and draw; fail if a ring's losses are not those of one rank."""
+    """Print, write and draw the losses; fail if a ring's are not those of one rank, if known."""
     options.out.mkdir(parents=True, exist_ok=True)
     settings = {name: value for name, value in vars(options).items() if name not in ("cp", "out")}
     curves = {cp: {"loss": losses[cp], "tokens_per_second": speed[cp]} for cp in losses}
