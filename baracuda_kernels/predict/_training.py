@@ -112,7 +112,7 @@ def training_memory(problem: RingProblem, scratch: int | None = None) -> Trainin
         kept=forward.q + forward.y + forward.lse + forward.kv,
         gradients=forward.y + forward.q + forward.kv,
         scratch_a=forward.scratch_a,
-        scratch_b=problem.bytes_per_hop if travels else 0,
+        scratch_b=forward.scratch_b,
         sums=4 * gradient_bytes_per_hop(problem) if travels else 0,
         scratch=problem.state_bytes if scratch is None else scratch,
     )

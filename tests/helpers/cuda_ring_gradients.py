@@ -132,7 +132,7 @@ def by_steps(torch: Any, dtype: str, ring: GpuGradients) -> list[list[Any]]:
 
 
 def same(torch: Any, family: str, one: Any, other: Any) -> bool:
-    """Equal bits; on tensor cores dq, whose sum has no fixed order, within two roundings."""
+    """Equal bits; on tensor cores dq, whose sum has no fixed order, within four roundings."""
     if family != "simt":
         near = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}[one[0].dtype]
         torch.testing.assert_close(one[0], other[0], rtol=near, atol=near * float(

@@ -46,6 +46,9 @@ def test_sizes_are_those_of_the_plan(dtype):
     assert predict.backward_scratch(p, "host") == plan.scratch_bytes
     alone = predict.training_memory(dataclasses.replace(p, ranks=1))
     assert alone.scratch_a == alone.scratch_b == alone.sums == 0
+    # A ring of two receives one chunk of K and V.
+    two = predict.training_memory(dataclasses.replace(p, ranks=2, seq=32))
+    assert two.scratch_a == m.scratch_a and two.scratch_b == 0 and two.sums == m.sums
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
