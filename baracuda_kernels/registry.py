@@ -32,9 +32,9 @@ _specs: dict[str, OpSpec] = {}
 _left_out: dict[str, str] = {}
 # Entry points that are registered or left out.
 _settled: set[str] = set()
-# Whether all are.
+# Whether all entry points are in _settled.
 _discovered = False
-# Guards the four above. Held for moments, and never while foreign code runs.
+# Held while _specs, _left_out or _settled is changed, and never while foreign code runs.
 _lock = threading.Lock()
 _this_thread = threading.local()
 

@@ -88,7 +88,7 @@ def smallest_hiding_chunk(
     Returns
     -------
     int or None
-        None if no chunk up to 2**30 / 3 rows (with `training` / 4) hides it.
+        None if no chunk up to 2**28 rows (2**29 on two ranks) hides it.
 
     Raises
     ------

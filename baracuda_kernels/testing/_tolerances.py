@@ -67,7 +67,6 @@ class GradientTolerance(NamedTuple):
     eps: float
 
 
-# The same for dq, dk and dv.
 GRADIENT_TOLERANCES = {
     ("host", "f64"): GradientTolerance(1e-12, None, _F64),
     ("host", "f32"): GradientTolerance(2e-6, None, _F32),

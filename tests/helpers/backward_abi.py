@@ -81,7 +81,7 @@ class Steps:
             self.kernel, ct.byref(self.params), self.stream))
 
     def bind_keys(self, k: Any, v: Any, dk: Any, dv: Any, k_map: PositionMap) -> None:
-        """Runs the next step on its chunk, and returns its gradients."""
+        """Give the next step its chunk, and the memory of the chunk's gradients."""
         p, s = self.params, self.params.step
         self.chunk = (k, v, dk, dv)
         s.key_len, s.k_map = k.shape[2], k_map

@@ -391,8 +391,8 @@ void fake_nccl_inject(const char* call, int rank, int nth, int result) {
   faults.push_back({call, rank, nth, result, false});
 }
 
-// The nth call from now blocks until its communicator is aborted. "init" is the blocking part of
-// ncclCommInitRankConfig.
+// The nth call from now blocks until its communicator is aborted or fake_nccl_release() is called.
+// "init" is the blocking part of ncclCommInitRankConfig.
 void fake_nccl_hang(const char* call, int rank, int nth) {
   const std::lock_guard<std::mutex> lock(mutex);
   faults.push_back({call, rank, nth, 0, true});

@@ -74,7 +74,7 @@ def numpy_full(dtype: str) -> Callable[..., np.ndarray]:
 
 
 class HostGradients:
-    """A local ring on the host and all of its ranks' memory, after an exact forward."""
+    """A local ring on the host with the memory of all ranks, after a forward of one rank."""
 
     def __init__(
         self, x: Problem, world_size: int, *, layout: str = "contiguous", is_causal: bool = False,

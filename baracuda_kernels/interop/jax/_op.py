@@ -194,8 +194,9 @@ def attention_step(
     state : jax.Array, optional
         The result of the previous step; None for the first step. XLA updates it in place.
     rank, origin : int or int32 scalar, default 0
-        The rank of the queries and the rank of the keys, in ``[0, world_size)``. Read only for
-        causal masks. A traced value is not checked; the host reads an array that is not traced.
+        The rank of the queries and the rank of the keys, in ``[0, world_size)``. Used only by
+        causal masks. The host reads and checks a value that is not traced. A traced value is not
+        checked.
     world_size : int, default 1
         Number of ranks.
     last : bool, default True

@@ -47,10 +47,10 @@ def context_parallel(
     InvalidProblemError
         The group or layout is wrong. Inside the context: as `ring_attention`.
     UnsupportedError
-        Inside the context: a mask tensor, dropout, one query row against a longer cache, attention
-        that is written out or fused, a recurrence or convolution over the rows, or a model of
-        transformers that `interop.transformers.check` refuses. No call falls back to attention over
-        the local rows.
+        Inside the context: a mask tensor, dropout, queries that continue a cache (one row, or
+        causal, with another number of keys), attention that is written out or fused, a recurrence
+        or convolution over the rows, or a model of transformers that `interop.transformers.check`
+        refuses. No call falls back to attention over the local rows.
     """
     name = _process_group.name_of(group)
     if torch.compiler.is_compiling():  # the operator's fake implementation checks the layout

@@ -104,7 +104,7 @@ def refuse_capture(device: torch.device) -> None:
 
 
 def outputs(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Empty y [B, H, S, D], dense, with the dimensions in q's order, and empty lse [B, H, S]."""
+    """Empty y [B, H, S, D], dense, in the memory order of `empty_like`, and empty lse [B, H, S]."""
     b, h, s, _ = q.shape
     return empty_like(q), q.new_empty((b, h, s), dtype=_LSE[q.dtype])
 
@@ -123,7 +123,8 @@ def lse_form(q: torch.Tensor) -> torch.Tensor:
 
 
 def empty_like(x: torch.Tensor) -> torch.Tensor:
-    """An empty dense tensor of the shape [B, H, S, D] of `x`, with its dimensions in x's order."""
+    """An empty dense tensor of the shape [B, H, S, D] of `x`. It has the memory order [B, S, H, D]
+    if the strides of `x` have that order, else [B, H, S, D]."""
     if x.stride(1) < x.stride(2):  # a view of [B, S, H, D]
         b, h, s, d = x.shape
         return x.new_empty((b, s, h, d)).transpose(1, 2)

@@ -65,7 +65,7 @@ def clear_cache() -> None:
 
 
 class Ring:
-    """The ranks of a process group on one kind of device."""
+    """The ring over a process group on one device: its communicator, plans and caches."""
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device, comm: Any) -> None:
         self.group = group
@@ -252,7 +252,7 @@ class Ring:
         self._agreed.add(new)
 
     def receive_buffers(self, elements: int, q: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The receive buffers of K and V, by argument: one at P = 2, else two."""
+        """The receive buffers of K and V, by argument: P - 1, at most two."""
         names = _KV[: self.comm.world_size - 1]
         return {name: self.buffers.of(name, elements, q, q.dtype) for name in names}
 

@@ -292,7 +292,7 @@ class SequenceLayout(_Named):
 
     ``CONTIGUOUS``: row ``i`` of rank ``r`` is at ``r*L + i``.
     ``ZIGZAG``: the sequence is cut into ``2P`` pieces, and rank ``r`` holds the pieces ``r`` and
-    ``2P-1-r``. With a causal mask every rank then has the same work.
+    ``2P-1-r``. With a causal mask every rank then has the same work (if L is odd, nearly the same).
     ``STRIPED``: row ``i`` is at ``i*P + r`` (Brandon et al. 2023, arXiv:2311.09431).
     """
 

@@ -78,7 +78,9 @@ cdef class LocalCommunicator(RingMember):
         Raises
         ------
         InvalidProblemError
-            A number is out of its range, or the device does not exist.
+            A number is out of its range, or the device is a GPU and the build has no CUDA.
+        CudaError
+            There is no such GPU.
         """
         return LocalRing(world_size, device, timeout)
 
@@ -171,8 +173,11 @@ cdef class LocalRing:
 
         Raises
         ------
-        InvalidProblemError, UnsupportedError, ...
-            As ``plan.run`` for one of the ranks. Nothing is launched for any rank.
+        InvalidProblemError, MisalignedOperandError, BufferTooSmallError, WorkspaceTooSmallError
+            As ``plan.run`` for one of the ranks, or memory that two ranks share. Nothing is
+            launched for any rank.
+        CommunicatorError, KeyboardInterrupt, CudaError
+            As ``plan.run``.
         """
         cdef int r, entered = 0, count = self.world_size
         cdef int32_t status = c_api.BARACUDA_INVALID_ARGUMENT

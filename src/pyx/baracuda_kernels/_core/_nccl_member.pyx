@@ -63,9 +63,10 @@ cdef class NcclMember(RingMember):
         """Let the neighbours' copy engines write into ``buffer`` (collective).
 
         Every rank registers what its runs receive into: ``kv_scratch_a``, ``kv_scratch_b`` and, for
-        gradients, ``kv_gradient_scratch``. Either each on its own, in the same order on every rank,
-        or one buffer that holds them at the same offsets on every rank. The communicator keeps the
-        buffer alive. A run whose receive buffers are not registered goes by NCCL.
+        gradients, ``kv_gradient_scratch``. It registers each of them, in the same order on every
+        rank, or one buffer that holds all of them at the same offsets on every rank. The
+        communicator keeps the buffer alive. A run whose receive buffers are not registered goes by
+        NCCL; with ``exchange="peer"`` it is refused.
 
         Parameters
         ----------

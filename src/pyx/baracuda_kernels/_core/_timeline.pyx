@@ -120,9 +120,11 @@ cdef class RingTimeline:
 
     @property
     def total(self):
-        """Milliseconds from the start of the first kernel to the end of the last one, with
-        additions.
-        On a stream that several ranks share, the work of the others is included."""
+        """Milliseconds from the start of the first kernel to the end of the last one.
+
+        In a backward the additions of received sums are kernels too. If several ranks share a
+        stream, the work of the others is included.
+        """
         if not self.recorded:
             raise InvalidProblemError(
                 "timeline: got one in which nothing was recorded, must have been passed to a run")
@@ -144,7 +146,7 @@ cdef class RingTimeline:
         Returns
         -------
         list of RingSpan
-            In order of steps, and within a step in order of names.
+            In order of steps.
 
         Raises
         ------

@@ -24,9 +24,10 @@ class Transport(Protocol):
 
     In the first exchange of a run, every rank calls in this order: ``group_start()``, ``send`` of
     K, ``send`` of V, ``recv`` of K, ``recv`` of V, ``group_end()``. In later exchanges K and V are
-    adjacent and one message: ``group_start()``, ``send``, ``recv``, ``group_end()``. Messages
-    between two ranks must arrive in the order of their sends. Buffers are valid until ``group_end``
-    returns.
+    adjacent and one message: ``group_start()``, ``send``, ``recv``, ``group_end()``. In a backward
+    the exchanges from the third on also send and receive a sum of dK and dV, as one message; the
+    last exchanges send only sums. Messages between two ranks must arrive in the order of their
+    sends. Buffers are valid until ``group_end`` returns.
 
     On the host (``stream`` is None) a transfer must be complete when ``group_end`` returns, and
     ``memoryview(buffer)`` gives its bytes. On a GPU it must be ordered on ``stream``, and

@@ -243,7 +243,7 @@ cdef object _export(str name, object source, bint on_gpu):
 
 
 cdef object _reshape_bytes(View self, str name, object shape, object strides, object element):
-    """Give a 1-D buffer, such as the bytes of a cuda.core buffer, a shape and an element type."""
+    """Give the bytes of a contiguous view, such as a cuda.core buffer, a shape and an element type."""
     cdef int64_t available = self.numel() * self.itemsize
     cdef uintptr_t low, high
     if not self.is_dense_bytes():
