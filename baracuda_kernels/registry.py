@@ -288,7 +288,8 @@ def explain(
     Raises
     ------
     InvalidProblemError
-        The descriptor is invalid, or no registered op has its type.
+        The descriptor is invalid, no registered op has its type, or the architecture or direction
+        is unknown.
     UnsupportedError
         The op does not have that direction.
     """

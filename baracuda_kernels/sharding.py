@@ -204,7 +204,8 @@ def unshard(
     Raises
     ------
     InvalidProblemError
-        If there are no shards, if their kinds, shapes or dtypes differ, or if the layout is unknown.
+        If there are no shards, if their kinds, shapes or dtypes differ, or if the layout is
+        unknown.
     """
     layout = layout_of(sequence_layout)
     if not isinstance(shards, Iterable):

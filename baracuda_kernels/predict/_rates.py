@@ -179,7 +179,7 @@ _BACKWARD_TILE = 128
 
 
 def _tile_rows(family: str, dtype: str, head_dim: int) -> int:
-    """`block_m` of the kernels' configurations."""
+    """`block_m` of the kernels' configurations (on sm80 at D 256, that of the narrow one)."""
     if family == "sm90a":
         return 192 if head_dim <= 64 else 128
     if family == "simt":

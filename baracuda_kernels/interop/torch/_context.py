@@ -65,8 +65,9 @@ class _Thread(threading.local):
 
 _thread = _Thread()
 
-# Autograd's threads compute checkpointed layers again. They inherit this entry from the thread that
-# called backward. It is set only if it can be removed again: a thread that ends with it may hang.
+# Autograd's threads compute checkpointed layers again. They inherit this thread-local entry from
+# the thread that called backward. The entry is set only if this torch can remove it again: a thread
+# that ends with the entry may hang.
 _INHERITED = "baracuda_context_parallel"
 _stash = getattr(torch._C, "_stash_obj_in_tls", None)
 _remove = getattr(torch._C, "_remove_obj_from_tls", None)

@@ -213,7 +213,7 @@ _FORMATS = {
     ElementKind.COMPLEX64: _Format(128, "complex128", 5, "c16"),
     ElementKind.U32: _Format(32, "uint32", 1, "u4"),
 }
-# Elements by their names in other libraries. float32 is F32.
+# Elements by their names and codes in other libraries. float32 is F32, never F32_STRICT.
 BY_DTYPE_NAME = {}
 BY_TYPESTR = {}  # without the byte order
 BY_DLPACK = {}   # (type code, bits)

@@ -7,7 +7,7 @@ class BaracudaError(Exception):
 
 
 class UnsupportedError(BaracudaError, NotImplementedError):
-    """The request is valid, but this build, this machine or an installed library cannot serve it."""
+    """The request is valid, but this build, machine or installed library does not serve it."""
 
 
 class InvalidProblemError(BaracudaError, ValueError):

@@ -195,7 +195,7 @@ cdef class LocalRing:
             for r in range(count):
                 (<RingMember>self.ranks[r]).enter()
                 entered = r + 1
-            # Before all ranks are entered, another run may read what is written below.
+            # Until all ranks are entered, another run may read what is written below.
             for r in range(count):
                 one = streams[r]
                 binding = (<RingPlan>plans[r]).bind(one, <RingMember>self.ranks[r], args[r])
@@ -247,7 +247,7 @@ cdef int _refuse_mixture(list plans, list args) except -1:
 
 
 cdef int _refuse_shared_memory(list bindings) except -1:
-    """Refuse ranks of which one writes to another's memory. Compared once, not in every run."""
+    """Refuse ranks of which one writes to another's memory. The same bindings are compared once."""
     cdef RingBinding binding
     cdef object company = (<RingBinding>bindings[0]).company
     for binding in bindings:

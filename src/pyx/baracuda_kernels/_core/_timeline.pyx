@@ -174,7 +174,7 @@ cdef class RingTimeline:
         cdef c_api.baracuda_ring_marks* mark
         cdef int t, step, launches = self.world_size * self.parts
         cdef list spans = []
-        self.elapsed(start, start)  # waits for it: then times before it can be read too
+        self.elapsed(start, start)  # waits for `start`, so that events before it can be read too
         for t in range(launches + 1):
             mark = &self.marks[t]
             # The exchange after the last launch returns the sums. `measure` counts it to the last
@@ -198,7 +198,7 @@ cdef class RingTimeline:
         return spans
 
     cdef void* sum_wait(self, int t) noexcept:
-        """The event at which the wait for the sums of an entry begins."""
+        """The event at which the wait for the received sums of launch t begins."""
         if t < self.world_size * self.parts:
             return self.marks[t].compute_end
         return self.marks[t].wait_begin
