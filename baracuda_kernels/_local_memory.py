@@ -1,9 +1,9 @@
 """Where the operands of a local ring live: NumPy, a framework's arrays, or cuda.core's buffers.
 
-`memory_for` picks one. Each offers the same few methods, so that the ring is written once:
-`stage` copies a shard to a dense array there (if it is not one already), `empty` makes an output or
-scratch, `operand` is the form in which plans take an array, `fetch` gives an output as the caller
-will see it.
+`memory_for` picks one. All have the same methods, so that the ring is written once. `stage` copies
+a shard to a dense array in the memory, unless it is one already. `empty` makes an output or
+scratch. `operand` gives an array in the form that plans take. `fetch` gives an output in the form
+that the caller gets.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class CudaCoreMemory:
 
     @contextmanager
     def _current(self) -> Iterator[None]:
-        """Make the device current, and afterwards the caller's."""
+        """Make the device current, and at the end the caller's device again."""
         callers = self._core.Device()  # the current one
         self._device.set_current()
         try:

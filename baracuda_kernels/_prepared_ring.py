@@ -106,7 +106,8 @@ class PreparedRing:
         self.ring = self.rings[0]
 
     def run(self, timeline: list[RingTimeline] | None = None) -> None:
-        """Enqueue one run of all ranks in every direction. `timeline` is that of the forward."""
+        """Enqueue one run of all ranks in every direction. `timeline` has the timelines of the
+        ranks for the forward."""
         self.ring.run_all(
             self.stream, self.plan, [rank.args for rank in self._ranks], timeline=timeline
         )
@@ -131,7 +132,7 @@ class _Rank:
     ) -> None:
         from baracuda_kernels import RingAttentionArgs, RingAttentionBackwardArgs
 
-        # Held here, since arguments over raw addresses keep nothing alive.
+        # Arguments over raw addresses do not keep the memory alive, so this object does.
         self._given = given
         q, k, v, dy, dlse = given
         desc = plan.descriptor
@@ -212,8 +213,8 @@ def _check(q: Any, k: Any, v: Any, world_size: int) -> None:
 
 
 def _refuse_what_torch_hides(given: dict[str, Any]) -> None:
-    """Refuse derivatives and traces that would miss this call, and tensors that are no strided
-    memory beside q's."""
+    """Refuse derivatives and traces that would miss this call, and tensors that are not strided or
+    not on q's device."""
     import torch  # loaded already, as the tensors' library
 
     from baracuda_kernels._torch_transforms import refuse_derivatives, refuse_tracing

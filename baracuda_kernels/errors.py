@@ -1,4 +1,4 @@
-"""Every error that the library raises."""
+"""The library's own errors."""
 
 from baracuda_kernels._core._errors import (
     BaracudaError,

@@ -144,9 +144,9 @@ def run_local_ring(
         Called from this thread as ``progress(done, total)``, in steps of all ranks: every rank has
         `world_size` steps, and with `dy` twice as many. On the host `done` rises within a step too.
     timeout : float, optional
-        Seconds that a run on the host may take. It is stopped at the end of the step in which they
-        pass. A run on a GPU cannot be stopped and takes no timeout. By default there is no limit.
-        The preparation (arguments, shards, memory), before the run, is not limited.
+        Seconds that a run on the host may take. Then it is stopped, within half a second. A run on
+        a GPU cannot be stopped and takes no timeout. By default there is no limit. The preparation
+        (arguments, shards, memory), before the run, is not limited.
     dy : array, optional
         ``[B, H, S, D]``, the gradient of `y`, of the kind and dtype of `q`. With it the gradients
         of `q`, `k` and `v` are computed too.

@@ -32,9 +32,9 @@ _specs: dict[str, OpSpec] = {}
 _left_out: dict[str, str] = {}
 # Entry points that are registered or left out.
 _settled: set[str] = set()
-# Whether all are.
+# Whether all entry points are in _settled.
 _discovered = False
-# Guards the four above. Held for moments, and never while foreign code runs.
+# Held while _specs, _left_out or _settled is changed, and never while foreign code runs.
 _lock = threading.Lock()
 _this_thread = threading.local()
 
@@ -288,7 +288,8 @@ def explain(
     Raises
     ------
     InvalidProblemError
-        The descriptor is invalid, or no registered op has its type.
+        The descriptor is invalid, no registered op has its type, or the architecture or direction
+        is unknown.
     UnsupportedError
         The op does not have that direction.
     """

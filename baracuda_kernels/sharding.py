@@ -5,7 +5,7 @@ A rank's shard is a set of rows of the whole sequence, in rising order:
 ========== ===================================================================================
 contiguous rank ``r`` holds the rows ``r*L .. (r+1)*L - 1``
 zigzag     two runs: one from the front and one from the mirrored place at the back, so that every
-           rank has the same causal work
+           rank has the same causal work (if ``L`` is odd, nearly the same)
 striped    every ``P``-th row: ``r, r + P, r + 2P, …``
 ========== ===================================================================================
 
@@ -205,7 +205,8 @@ def unshard(
     Raises
     ------
     InvalidProblemError
-        If there are no shards, if their kinds, shapes or dtypes differ, or if the layout is unknown.
+        If there are no shards, if their kinds, shapes or dtypes differ, or if the layout is
+        unknown.
     """
     layout = layout_of(sequence_layout)
     if not isinstance(shards, Iterable):

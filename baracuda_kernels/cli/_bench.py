@@ -80,14 +80,15 @@ def ring(
 
     The defaults suit a GPU. On the CPU they take minutes; try --device host --chunk 256 --runs 5.
 
-    The ranks take turns on one device, so the total is that of all their work; the exchanges are
-    copies beside the kernels. Times are medians over the runs, after two that are not counted.
-    Columns: compute is the time of a step's kernels, exchange that of its copies, exposed the time
-    that kernels waited for copies. Each is the slowest rank's; mean is compute over all ranks.
-    balance is the slowest ranks' compute over the mean, 1 if the work is spread evenly.
+    The ranks take turns on one device, so the total is the work of all ranks. The exchanges are
+    copies that run at the same time as kernels. Times are medians over the runs, after two that are
+    not counted. Columns: compute is the time of a step's kernels, exchange that of its copies,
+    exposed the time that kernels waited for copies. Each is the slowest rank's; mean is the average
+    compute of the ranks. balance is the compute of the slowest ranks over the mean, 1 if the work
+    is spread evenly.
 
-    --plot and --trace show when all of it happened in one run, the median one by its length: a lane
-    for what a rank computed, one for its exchanges, one for what its kernels waited for them.
+    --plot and --trace show one run, that of median length. Each rank has a lane for compute, one
+    for exchanges, and one for the waits of kernels for exchanges.
     """
     from baracuda_kernels._prepared_ring import PreparedRing
 
@@ -165,7 +166,8 @@ def _measure(prepared: Any, ranks: int, runs: int, as_json: bool) -> dict[str, A
         "steps": steps,
         "compute": whole,
         "exposed": sum(sum(step["exposed"]) for step in steps),
-        # The ring's time in lock step over its time if the work were spread evenly.
+        # Compute time if every step lasts as long as its slowest rank, over that of evenly spread
+        # work.
         "balance": sum(map(max, compute)) / (whole / ranks),
         "lanes": sorted(lanes, key=_length)[len(lanes) // 2],
     }

@@ -135,7 +135,7 @@ def check_target(path: Path, suffixes: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which becomes `path` at the end; after an error `path` is as it was.
+    """A file to write, which replaces `path` at the end. After an error `path` is unchanged.
 
     Raises
     ------
@@ -177,7 +177,7 @@ def check_fits_memory(what: str, nbytes: int) -> None:
 
 
 class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic in new clicks alone
-    """A number of tokens: an integer, or a number with k, M or G for 2**10, 2**20 and 2**30."""
+    """A number of tokens. The suffixes k, M and G multiply by 2**10, 2**20 and 2**30."""
 
     name = "size"
 

@@ -19,8 +19,8 @@ _PARAMS = f"{__name__}.params"
 class _ProblemCommand(click.Command):
     """A command whose options are those of the op that it explains.
 
-    They are looked up in the registry when the command runs. So ops of other packages have their
-    options too, and other commands do not wait for the search for entry points.
+    The op is looked up in the registry when the command runs. So ops of other packages have their
+    options here too, and other commands do not wait for the search for entry points.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -47,7 +47,7 @@ class _ProblemCommand(click.Command):
 
 
 def _option(spec: OpSpec, option: ProblemOption) -> click.Option:
-    # The name alone keeps its upper-case letters, which a name made of the flag would lose.
+    # Click would derive a lower-case parameter name from the flag, so the option's name is given.
     flag, default = (f"--{option.name.replace('_', '-')}", option.name), option.default
     if option.type is bool:
         return click.Option(flag, is_flag=True, default=bool(default), help=option.help)

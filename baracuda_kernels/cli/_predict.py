@@ -112,8 +112,8 @@ def predict(
 
     It needs no GPU, but a build with the CUDA kernels. All figures are of one attention layer's
     forward pass, with --training of its forward and backward; --layers adds the time of all layers.
-    They are computed from a model, not measured: docs/predict.md has an example, the formulas and the
-    limits.
+    They are computed from a model, not measured: docs/predict.md has an example, the formulas and
+    the limits.
     """
     from baracuda_kernels import predict as model
 
@@ -172,7 +172,7 @@ def _family(problem: Any, arch: str, *, backward: bool = False) -> str:
 
 
 def _scratch(problem: Any, arch: str) -> int:
-    """Bytes that a backward asks for; the model's own figure if no kernel serves so long a chunk."""
+    """Bytes of a backward's scratch; the model's own figure if no kernel serves the problem."""
     from baracuda_kernels import UnsupportedError
     from baracuda_kernels import predict as model
 

@@ -23,9 +23,10 @@ def skus(as_json: bool, **filters: Any) -> None:
     """Table of all kernels (SKUs) and what they guarantee. Needs no GPU.
 
     It lists what the library has; `info` says what runs here. family: the kernel's name in
-    `explain`. arch: the oldest GPU that it runs on (with an A at the end: the only one). backend: who
-    wrote it, BESPOKE and HOST are this library. math: precision of the products. accumulator: of the
-    sums. deterministic: the same bits at every run; bit-stable: in every process, too.
+    `explain`. arch: the oldest GPU that the kernel runs on (with an A at the end: the only one), or
+    HOST. backend: where the kernel is from; BESPOKE and HOST are this library's own. math:
+    precision of the products. accumulator: type of the sums. deterministic: every sum has a fixed
+    order. bit-stable: the same inputs give the same bits on the same card, world size and rank.
     """
     from baracuda_kernels import registry
 

@@ -13,7 +13,7 @@ from baracuda_kernels._core._enums import ElementKind
 from baracuda_kernels.cli._console import FileProblemError, check_target, written
 
 SUFFIXES = (".safetensors", ".npz")
-# The dtypes of kernels, by their names in safetensors. NumPy cannot name the others.
+# The dtypes that kernels take, by their names in safetensors. Other dtypes are refused.
 _SAFETENSORS_DTYPES = ("F16", "BF16", "F32", "F64")
 
 
@@ -79,7 +79,7 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
             np.savez(file, **arrays)
         return
     try:
-        save_file(tensors, str(path))  # writes beside it, too
+        save_file(tensors, str(path))  # it too writes another file first, and renames it
     except Exception as error:  # OSError, or an error of safetensors
         raise FileProblemError(f"{path}: {error}") from error
 

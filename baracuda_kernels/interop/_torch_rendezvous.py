@@ -1,6 +1,6 @@
 """A torch process group's ranks, and its NCCL communicator, for ``Communicator.from_torch``.
 
-It is not part of ``interop.torch``, which registers operators when it is imported.
+This module is outside of ``interop.torch``, whose import registers operators.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def rendezvous(
     exchange: str | None,
     timeout: float | None,
 ) -> tuple[int, int, bytes, int]:
-    """(rank, world_size, unique id, device) of a process group, which sends the id. Collective."""
+    """(rank, world_size, unique id, device) of this process. The id is rank 0's, sent through the
+    group. Collective."""
     group, rank = _member(group)
 
     def prepare() -> tuple[bytes | None, int]:

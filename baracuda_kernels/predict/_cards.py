@@ -105,8 +105,8 @@ def _tables(by_dtype: dict[str, Any]) -> dict[str, dict[int, Points]]:
 
 
 def _points(rows: list[list[float | None]]) -> Points:
-    """The rows. A causal rate that was not measured gets the ratio of the next row's causal
-    rate."""
+    """The rows as floats. A causal rate that was not measured is estimated: it has the next row's
+    ratio to the rate without a mask."""
     points: list[tuple[float, float, float]] = []
     for length, full, causal in reversed(rows):
         assert length is not None and full is not None

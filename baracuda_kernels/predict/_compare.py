@@ -88,15 +88,15 @@ def smallest_hiding_chunk(
     Returns
     -------
     int or None
-        None if no chunk up to 2**30 / 3 rows (with `training` / 4) hides it.
+        None if no chunk up to 2**28 rows (2**29 on two ranks) hides it.
 
     Raises
     ------
     InvalidProblemError
         If the layout is unknown.
     """
-    # All steps between the first and the last have the same slowest rank, so three ranks are
-    # enough. In a backward the second step differs too: no sum travels yet.
+    # All steps between the first and the last have the same slowest rank, so a ring of three ranks
+    # is enough. In a backward step 1 differs too, since no sum travels yet: four ranks.
     ranks = min(problem.ranks, 4 if training else 3)
     predict = training_forecast if training else forecast
 
@@ -339,9 +339,8 @@ def _recommend(
 
 
 def _first_near(forecasts: list[Forecast], cost: Any) -> Forecast:
-    """The first forecast, in order of layouts and counts, whose cost is equal to the least but for
-    a
-    tie."""
+    """The first forecast, in order of rank counts and layouts, whose cost is the least or within
+    _TIE of it."""
     least = min(map(cost, forecasts))
     return next(f for f in forecasts if cost(f) <= least * (1 + _TIE))
 

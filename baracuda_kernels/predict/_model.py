@@ -351,7 +351,7 @@ def compute_seconds(
 
 @dataclass(frozen=True)
 class StepForecast:
-    """One step of the ring, in seconds.
+    """One step of the ring; all times in seconds.
 
     `slowest`, `mean` and `fastest` are the compute times of the ranks. `exchange` is 0 in the last
     step. `exposed` is the part of the exchange after the slowest rank's compute.
@@ -377,8 +377,8 @@ class StepForecast:
 class RingForecast:
     """The forecast of a `problem` on a machine in one `layout`, with its `steps`.
 
-    `one_gpu` is the seconds of the whole sequence on one such GPU. `flops` is the number of flops
-    of a visible pair over that of the forward.
+    `one_gpu` is the seconds of the whole sequence on one such GPU. `flops` is the flops of a
+    visible pair relative to the forward's: 1, or in a backward 2.5.
     """
 
     problem: RingProblem

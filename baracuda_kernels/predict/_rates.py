@@ -133,7 +133,8 @@ def default_rates(
     dtype : str
         f16, bf16, f32 or f64. f16 has the figures of bf16.
     head_dim : int
-        The figures are those of the next larger measured head_dim, or of the largest.
+        The figures are those of this head_dim, else of the next larger measured one, else of the
+        largest.
     arch : ArchSku, str, int or tuple, optional
         An architecture such as ``"sm_90"``; by default the H100's.
     backward : bool, default False
@@ -173,12 +174,12 @@ def _stand_in_state(card: Card) -> str:
     return f"state: taken at {card.state_tbps:.1f} TB/s ({card.name})"
 
 
-# Keys of a block of the tensor-core kernels.
+# Keys of a tile in most backward kernels on tensor cores, taken for all kernels.
 _BACKWARD_TILE = 128
 
 
 def _tile_rows(family: str, dtype: str, head_dim: int) -> int:
-    """`block_m` of the kernels' configurations."""
+    """`block_m` of the kernels' configurations (on sm80 at D 256, that of the narrow one)."""
     if family == "sm90a":
         return 192 if head_dim <= 64 else 128
     if family == "simt":
@@ -202,8 +203,8 @@ def measured_rates(
     of the state comes from its ``ring_tax`` rows that are not causal: the time of the steps beyond
     their flops at that rate, over the bytes of state that they loaded and stored. If the file lacks
     a figure, it comes from `default_rates`, and `sources` says so. The rates of a backward come
-    from the file's ``backward`` rows of kernels that are not deterministic; a backward has no
-    state.
+    from the file's ``backward`` rows of kernels that are not deterministic. A backward has no
+    state: its `state` is the card's, and gives the time of adding gradients.
 
     Parameters
     ----------

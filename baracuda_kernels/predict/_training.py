@@ -200,8 +200,8 @@ def backward_forecast(
 ) -> RingForecast:
     """Predict one backward of the ring.
 
-    Its `steps` are those of the ring. With more than one rank there are two more: the exchange that
-    returns the sums, without concurrent compute, and the addition after it.
+    Its `steps` are those of the ring and, with more than one rank, two more: the exchange that
+    returns the sums, without concurrent compute, and the addition after that exchange.
 
     Parameters
     ----------
@@ -233,7 +233,8 @@ def backward_forecast(
 
 @dataclass(frozen=True)
 class TrainingForecast:
-    """The `forward` and the `backward` of one problem in one layout; what it says is of both."""
+    """The `forward` and the `backward` of one problem in one layout. Its figures are those of both
+    together."""
 
     forward: RingForecast
     backward: RingForecast
@@ -291,7 +292,8 @@ class TrainingForecast:
 
     @property
     def hidden(self) -> bool:
-        """Whether compute hides every exchange but the one that comes home."""
+        """Whether compute hides every exchange but the last of the backward, which returns the
+        sums."""
         return self.forward.hidden and self.backward.hidden
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Checks for adapters and kernels: a float64 oracle, random inputs, and tolerances.
 
 The package's tests and benchmarks use it. `docs/testing.md` shows how the author of an adapter uses
-it. It needs NumPy alone, and takes CUDA tensors of PyTorch too.
+it. It needs NumPy and ml_dtypes, and takes PyTorch tensors on any device.
 """
 
 from baracuda_kernels.testing._inputs import (

@@ -1,4 +1,4 @@
-"""Random inputs, by name of their distribution, for NumPy and for torch on a GPU."""
+"""Random inputs, by the name of their distribution, as NumPy arrays or PyTorch tensors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def numpy_qkv(
     ----------
     distribution : str
         One of ``DISTRIBUTIONS``. "normal": unit normal. "heavy": Student's t with 4 degrees of
-        freedom. "outliers": unit normal, and on one element in a thousand a deviation of 10 on top.
+        freedom. "outliers": unit normal; one element in a thousand gets a second, normal value of
+        standard deviation 10 added.
         "large_logits": unit normal, q and k times 8, so that softmax rows are nearly one-hot.
     dtype : str
         "f16", "bf16", "f32" or "f64".

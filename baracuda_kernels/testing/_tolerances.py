@@ -60,14 +60,13 @@ class GradientTolerance(NamedTuple):
     """The tolerance of dq, dk and dv of one family and dtype."""
 
     relative: float
-    # As above, over the rounding error of the exact gradient. It is more than 1 if y, from which
-    # delta is computed, has been rounded to 16 bits.
+    # Largest rms error over the rms error of rounding the exact gradient; None if the operands are
+    # not 16-bit. It is more than 1 since delta is computed from a y that was rounded to 16 bits.
     over_rounding: float | None
     # eps of scores and sums.
     eps: float
 
 
-# The same for dq, dk and dv.
 GRADIENT_TOLERANCES = {
     ("host", "f64"): GradientTolerance(1e-12, None, _F64),
     ("host", "f32"): GradientTolerance(2e-6, None, _F32),
@@ -85,9 +84,9 @@ GRADIENT_TOLERANCES = {
     ("sm90a", "f16"): GradientTolerance(2.0 * _F16, 1.5 * 2**0.5, _F32),
 }
 
-# The largest error of one element may be this many times the tolerance, of the largest exact
-# element. Norms alone do not see one wrong element, or row, of a large output. Families that are not
-# here are held to the norms alone.
+# The error of one element may be at most this many times the tolerance times the largest exact
+# element. Norms alone do not show one wrong element, or row, of a large output. Families without an
+# entry are held to the norms alone.
 LARGEST = {"host": 4.0}
 
 
@@ -121,7 +120,8 @@ def assert_close(
         The result of :func:`attention`. Needed with `lse`.
     score : float, default 0
         The largest scaled score (:func:`max_score`), for inputs with large logits or a large scale.
-        0: the tolerance of y does not depend on scores.
+        0: the tolerance of y does not depend on scores, and large 16-bit outputs are also compared
+        with the rounding of the exact answer.
     lse_score : float, optional
         The same for lse. Default `score`.
     summands : array_like, optional
@@ -132,8 +132,8 @@ def assert_close(
     ------
     AssertionError
         If the error is too large, by its norm or (family host) in one element; if the answer has a
-        NaN, or a row without keys is not 0 or has another lse than -inf. Rows without keys are those
-        whose exact lse is -inf; without lse, those that are exactly 0.
+        NaN, or a row without keys is not 0 or has another lse than -inf. Rows without keys are
+        those whose exact lse is -inf; without lse, those whose exact y is 0.
     InvalidProblemError
         If the family has no kernels of that dtype.
     """
@@ -188,8 +188,8 @@ def assert_gradients(
     score : float, default 0
         As in :func:`assert_close`.
     summands : float, default 0
-        Size of the summands of a gradient, if they nearly cancel. For example, dq is 0 in a row that
-        sees one key.
+        Size of the summands of a gradient, if they nearly cancel. For example, dq is 0 in a row
+        that sees one key.
     peaked : bool, default False
         True for softmax rows close to one-hot. The rounding of y is then the largest error of a
         16-bit gradient.

@@ -1,4 +1,4 @@
-"""The backward entries of the C ABI through ctypes: chunks of keys as steps, at positions of any layout.
+"""The backward entries of the C ABI through ctypes: one step for each chunk of keys, in any layout.
 
 Arrays are NumPy's (the host family) or torch tensors on a GPU.
 """
@@ -48,7 +48,7 @@ def strides(x: Any) -> Strides:
 class Steps:
     """A backward call of several steps, one for each chunk of keys.
 
-    x has the rows' operands (x.k and x.v are not read); y and lse are the forward's over all chunks.
+    x has the rows' operands; x.k and x.v are not read. y and lse are the forward's over all chunks.
     """
 
     def __init__(self, x: Problem, y: Any, lse: Any, *, kernel: int, kv_heads: int, dq: Any,
@@ -72,7 +72,7 @@ class Steps:
             p.dlse_strides = strides(x.dlse)
 
     def scratch_bytes(self) -> int:
-        """Of a call of several steps."""
+        """Bytes of scratch of a call of several steps."""
         return int(self.lib.baracuda_attention_backward_scratch_bytes(
             self.kernel, ct.byref(self.params.step)))
 
@@ -81,7 +81,7 @@ class Steps:
             self.kernel, ct.byref(self.params), self.stream))
 
     def bind_keys(self, k: Any, v: Any, dk: Any, dv: Any, k_map: PositionMap) -> None:
-        """Runs the next step on its chunk, and returns its gradients."""
+        """Give the next step its chunk, and the memory of the chunk's gradients."""
         p, s = self.params, self.params.step
         self.chunk = (k, v, dk, dv)
         s.key_len, s.k_map = k.shape[2], k_map
@@ -101,11 +101,11 @@ class Steps:
 def ring_gradients(x: Problem, y: Any, lse: Any, world_size: int, layout: int, *, kernel: int,
                    causal: bool, empty: Any, place: Any, stream: int | None = None,
                    sm_margin: int = 0) -> Any:  # fmt: skip
-    """dq, dk, dv of a whole sequence as P ranks of P steps each get them, added up in float64.
+    """dq, dk, dv of a whole sequence, from P ranks of P steps each. Shares are added in float64.
 
-    Operands are NumPy arrays of the whole sequence; place(array) brings one to the device, and
-    empty(shape, like) makes a poisoned one there, of the "operand"'s dtype, "f64", or "wide": the
-    accumulator's.
+    Operands are NumPy arrays of the whole sequence. place(array) copies one to the device.
+    empty(shape, kind) makes a poisoned array there; kind is "operand" (the operands' dtype), "f64"
+    or "wide" (the accumulator's type).
     """
     lib = library()
     scale = x.q.shape[-1] ** -0.5

@@ -20,8 +20,8 @@ extern "C" void order_draw(int n, int section, int heads, int group, int key_til
   out[2] = tile.rises;
 }
 
-// Its turn at a query tile that has so many sums: whether it waits, the word it waits for, the word
-// it leaves, and the sum.
+// The turn of key tile `index` at query tile m, which has 1 << log2_sums sums: whether the key tile
+// waits, the word that it waits for, the word that it leaves, and the sum that it adds to.
 extern "C" void order_turn(int index, int log2_sums, int next_begin, bool rises, int m,
                            uint32_t* out) {
   const KeyTileTurn turn{place_in_sum(index, log2_sums), next_begin, rises};

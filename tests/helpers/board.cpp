@@ -21,7 +21,7 @@ void board_refuse(void* board, const char* reason, int begun) {
   static_cast<NcclBoard*>(board)->refuse(error, begun != 0);
 }
 
-// What another rank refused; NULL where nothing is.
+// The message of another rank's refusal of the run that begins; NULL if there is none.
 const char* board_begin(void* board) {
   static thread_local baracuda_error found;
   return static_cast<NcclBoard*>(board)->begin(NcclBoard::kRun, &found) ? nullptr : found.message;

@@ -46,7 +46,7 @@ def structure(name: str, *bases: type, **types: Any) -> Any:
     """The ctypes struct ``baracuda_<name>``, made once.
 
     A pointer is a ``c_void_p`` and text a ``c_char_p``, except for the fields that ``types`` gives
-    another pointer type. Whoever makes it first gives them.
+    another pointer type. Only the first call for a struct may give ``types``.
     """
     assert not (types and name in _STRUCTS), f"{name} was made before, of other types"
     if name not in _STRUCTS:
@@ -61,7 +61,7 @@ def structure(name: str, *bases: type, **types: Any) -> Any:
 def function_type(struct: str, field: str) -> Any:
     """The type of a field that points to a function.
 
-    Its pointers are ``c_void_p``, but those that give a pointer back.
+    Its pointers are ``c_void_p``, except a ``void**``, which is a pointer to a ``c_void_p``.
     """
     function = next(f.type for f in FIELDS[f"baracuda_{struct}"] if f.name == field)
     arguments = (

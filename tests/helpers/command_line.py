@@ -18,7 +18,7 @@ def ok(*args):
 
 
 def refused(*args):
-    """The typed error's message, held to the text and the JSON form."""
+    """Type and message of the command's error, which must be the same as text and as JSON."""
     result = invoke(*args)
     assert result.exit_code == 2, result.output
     as_json = invoke(*args, "--json")

@@ -1,6 +1,6 @@
-"""Communicator and UniqueId over a fake NCCL on host memory: the Python side of life and faults.
+"""Communicator and UniqueId over a fake NCCL on host memory: life cycle, faults and errors.
 
-NCCL is bound once per process, so tests/unit/test_communicator.py runs these in one of their own.
+NCCL is bound once per process, so tests/unit/test_communicator.py runs these in their own process.
 """
 
 import ctypes as ct

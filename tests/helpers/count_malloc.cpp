@@ -1,4 +1,4 @@
-// Preloaded: counts the calling thread's allocations.
+// To be preloaded: counts each thread's calls of malloc, realloc and aligned_alloc.
 #include <dlfcn.h>
 #include <stddef.h>
 #include <stdint.h>

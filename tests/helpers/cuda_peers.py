@@ -20,15 +20,15 @@ PeerOps = structure("peer_ops", wait_word=_WaitFn, write_word=_WriteFn, gate=_Ga
 
 
 class CudaPeers:
-    """Of an endpoint, connected (collective).
+    """The peer exchange of one rank's endpoint. Making it connects the ranks (collective).
 
     Parameters
     ----------
     dropped : int
         The wait for a word, counted from 0 after `watch`, that is left out; -1: none.
     pause : callable, optional
-        Called with a stream before every word that is set there and behind every wait for one, after
-        `watch`.
+        Called with a stream before every word that is set on it, and after every wait for a word,
+        once `watch` has been called.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Ring calls on a GPU through the C ABI: stream tables of our own, and NCCL to oneself.
+"""Ring calls on a GPU through the C ABI: changed stream tables, and NCCL from a rank to itself.
 
-NCCL refuses two ranks on one GPU in one process, but a rank may send to itself. A world of one that
-the loop takes for a rank of P therefore runs every exchange as a NCCL kernel on one card; what it
-receives is what it sent.
+NCCL refuses two ranks on one GPU in one process, but a rank may send to itself. So a world of one
+rank that the loop takes for a rank of P runs every exchange as an NCCL kernel on one card. The rank
+receives what it sent.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ class IdleRing:
 
 
 class Disturbed:
-    """The CUDA table and the forward's program with a random delay before whatever is enqueued, and
-    one wait left out.
+    """The CUDA stream table and the forward's program, with delays before kernels and copies and
+    after waits, and with one wait left out.
 
     Parameters
     ----------

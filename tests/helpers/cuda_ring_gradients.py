@@ -23,8 +23,8 @@ def gradient_problem(torch: Any, task: dict[str, Any]) -> list[Any]:
 
 
 def pool_gradients(torch: Any, pool: Any, task: dict[str, Any], x: Problem) -> list[Any]:
-    """dq, dk and dv of the whole sequence: a pool runs its task `gradients`, and the ranks' files are
-    put together."""
+    """dq, dk and dv of the whole sequence: a pool runs its task `gradients`, and the ranks' files
+    are put together."""
     pool.run({"do": "gradients", **task}, seconds=120)
     folder, gathered = Path(pool.folder.name), []
     for name, whole in zip(NAMES, x[:3], strict=True):
@@ -103,8 +103,9 @@ def poison(torch: Any, rank: GradientRank) -> None:
 
 
 def by_steps(torch: Any, dtype: str, ring: GpuGradients) -> list[list[Any]]:
-    """dq, dk and dv of every rank of a ring by `plan.step`, one after the other on one stream, nothing
-    exchanged: the shares of a chunk are added up in the schedule's order, home's last."""
+    """dq, dk and dv of every rank of a ring by `plan.step`, one step after the other on one stream,
+    without an exchange. The shares of a chunk are added in the schedule's order, its own rank's
+    last."""
     full, stream, ranks = full_of(torch, dtype), torch.cuda.current_stream(), len(ring.ranks)
     shares: list[dict[int, list[Any]]] = [{} for _ in range(ranks)]  # of a chunk, by rank
     found = []
@@ -132,7 +133,8 @@ def by_steps(torch: Any, dtype: str, ring: GpuGradients) -> list[list[Any]]:
 
 
 def same(torch: Any, family: str, one: Any, other: Any) -> bool:
-    """Equal bits; on tensor cores dq, whose sum has no fixed order, within four roundings."""
+    """Whether dk and dv have equal bits, and dq too. On tensor cores dq, whose sum has no fixed
+    order, must only be within four roundings."""
     if family != "simt":
         near = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}[one[0].dtype]
         torch.testing.assert_close(one[0], other[0], rtol=near, atol=near * float(

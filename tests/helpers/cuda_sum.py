@@ -10,10 +10,10 @@ from .sum_ring import SumRing
 
 
 class CudaSumRank:
-    """A rank's memory on the GPU and its call; `ring` has everybody's numbers and the answer.
+    """A rank's memory on the GPU and its call. `ring` has the numbers of all ranks and the answer.
 
-    A multiplication and an addition are kernels of their own, so the bits are the host's. A run
-    allocates nothing and loads no kernel: that could wait for what waits for another rank.
+    Every multiplication and every addition is a kernel of its own, so the bits are the host's. A
+    run allocates nothing and loads no kernel: both could wait for work that waits for another rank.
     """
 
     def __init__(self, torch: Any, ring: SumRing, rank: int) -> None:

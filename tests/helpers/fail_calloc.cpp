@@ -1,4 +1,4 @@
-// To be preloaded: an allocation of zeroed memory that fails on request.
+// To be preloaded: a calloc() that fails on request.
 #include <atomic>
 #include <cstddef>
 

@@ -1,6 +1,6 @@
 // A small NCCL for tests: host memory, the ranks of one process, one thread per rank or several
 // ranks per thread. Groups block until their messages are exchanged, as a blocking communicator's
-// do. Faults are injected per call, and what a careful user must not do is counted.
+// do. Faults are injected per call, and misuse is counted.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -391,8 +391,8 @@ void fake_nccl_inject(const char* call, int rank, int nth, int result) {
   faults.push_back({call, rank, nth, result, false});
 }
 
-// The nth call from now blocks until its communicator is aborted. "init" is the blocking part of
-// ncclCommInitRankConfig.
+// The nth call from now blocks until its communicator is aborted or fake_nccl_release() is called.
+// "init" is the blocking part of ncclCommInitRankConfig.
 void fake_nccl_hang(const char* call, int rank, int nth) {
   const std::lock_guard<std::mutex> lock(mutex);
   faults.push_back({call, rank, nth, 0, true});
@@ -410,8 +410,8 @@ void fake_nccl_set_async_error(Comm* comm, int error) {
   comm->async_error = error;
 }
 
-// Calls by name; also comms_alive, open_groups, unopened_groups and use_after_free, and what the last
-// config said: max_ctas and cga_cluster_size.
+// Calls by name; also comms_alive, open_groups, unopened_groups and use_after_free, and two fields
+// of the last config: max_ctas and cga_cluster_size.
 int64_t fake_nccl_count(const char* what) {
   const std::lock_guard<std::mutex> lock(mutex);
   return counts[what];

@@ -17,7 +17,7 @@ CASES = {
     # NCCL accepts messages of unequal sizes (2.28.9, sockets): plan.validate() finds them.
     "other head_dim": ("InvalidProblemError",),
 }
-# With the peer exchange the runs find it too.
+# With the peer exchange a run finds unequal sizes without plan.validate().
 ERRORS = {**CASES, "unequal": ("InvalidProblemError",)}
 # The cases after which the communicator is healthy again.
 HEALTHY = ("other head_dim",)
@@ -34,9 +34,10 @@ class Outcome(NamedTuple):
 
 
 class FaultyRing:
-    """Every run is with a new communicator, of new processes where some died.
+    """A ring of which one rank fails in every run.
 
-    `options` are of :class:`RankPool`.
+    Every run has a new communicator, and new processes in place of those that died. `options` are
+    those of :class:`RankPool`.
     """
 
     def __init__(

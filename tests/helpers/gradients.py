@@ -45,7 +45,7 @@ def accumulator(dtype: str) -> np.dtype:
 
 
 def dtype_of(array: Any) -> str:
-    """The dtype of a NumPy array or a torch tensor, by its name in the tables."""
+    """The dtype of a NumPy array or a torch tensor, such as "bf16"."""
     name = str(array.dtype).rpartition(".")[2]
     return {"bfloat16": "bf16"}.get(name) or f"f{8 * np.dtype(name).itemsize}"
 

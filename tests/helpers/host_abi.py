@@ -1,4 +1,4 @@
-"""The C ABI of the attention step through ctypes, and a float64 oracle, for the native checks."""
+"""The C ABI of the attention step through ctypes, and a float64 oracle, for the native tests."""
 
 import ctypes as ct
 

@@ -1,5 +1,6 @@
-// What the exchange by peer needs of a device, on host memory. Words are waited for by the calling
-// thread, or, once push_to is given a simulator's sim_enqueue, by simulated streams.
+// The device operations of the peer exchange (baracuda_peer_ops), on host memory. The calling
+// thread waits for words. Once host_peer_push_to() has a simulator's sim_enqueue, simulated streams
+// do.
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -72,7 +73,7 @@ int32_t unmap_words(void* words) {
   mapped.erase(words);
   return BARACUDA_OK;
 }
-// Whether a CPU has ended waits: the upper half of a word.
+// Whether a CPU has ended waits, by the abort value in the upper half of a word.
 bool any_abort() {
   const std::lock_guard<std::mutex> lock(mutex);
   for (const auto& [words, bytes] : mapped) {
@@ -167,15 +168,15 @@ void host_peer_push_to(Enqueue simulator, int left_out) {
   waited.clear();
 }
 int host_peer_waits() { return waits; }
-// Which of a rank's words the n-th wait was for: the words of all ranks follow a page.
+// Which of a rank's words the n-th wait was for. The words of the ranks come after the first page.
 int host_peer_waited(int n) {
   constexpr uintptr_t words_of_a_rank = 8;
   return static_cast<int>(reinterpret_cast<uintptr_t>(waited[static_cast<size_t>(n)]) % 4096 / 64 %
                           words_of_a_rank);
 }
-// 1: memory cannot be exported, 2: nor reached, 3: words cannot be mapped, 4: ranks of one process are
-// not linked, 5: no stream is done before a CPU has ended its waits, 6: rows are of two allocations;
-// 0: all works.
+// What fails from now on. 1: memory cannot be exported, 2: memory cannot be reached, 3: words
+// cannot be mapped, 4: ranks of one process are not linked, 5: no stream is done before a CPU has
+// ended its waits, 6: rows are of two allocations; 0: nothing.
 void host_peer_fail(int32_t what) { fails = what; }
 // Copies of several rows so far.
 int host_peer_rowed() { return rowed; }

@@ -101,7 +101,7 @@ class Peers:
         return [lib.baracuda_peer_reason_of(self.handles[rank], r) for r in range(self.size)]
 
     def register(self, buffers: list[Any]) -> list[Failure | None]:
-        """An array of every rank."""
+        """Register one array on every rank. Returns each rank's failure, or None."""
 
         self.kept = [*getattr(self, "kept", []), buffers]  # as a communicator keeps them
 

@@ -1,5 +1,6 @@
-// The host family's step without the rule of what it serves, for masks that no plan asks for yet,
-// and its threads: compiled from its sources, for the baseline instruction set alone.
+// The host family's step without the check of what the family serves, for masks that no plan asks
+// for yet, and the family's thread pool. Compiled from the sources, for the baseline instruction
+// set alone.
 #include <atomic>
 #include <chrono>
 #include <thread>

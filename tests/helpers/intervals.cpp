@@ -1,4 +1,5 @@
-// The interval owner (attention/interval.h), compiled from its sources, for test_intervals.py.
+// The intervals of visible keys and rows (attention/interval.h), compiled from their sources, for
+// test_intervals.py.
 #include "attention/interval.h"
 
 using baracuda::ChunkPair;

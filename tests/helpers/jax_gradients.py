@@ -1,6 +1,6 @@
 """Gradients through interop.jax: of a ring over a mesh, and of its schedule on one device.
 
-As a program of its own it holds those on GPUs to float64: JAX shares no process with torch here.
+As a program it compares the gradients on GPUs with float64: JAX shares no process with torch here.
 
 python tests/helpers/jax_gradients.py whole|steps|ring DTYPE HEAD_DIM
 """
@@ -71,8 +71,8 @@ def ring_gradients(mesh: Any, x: Problem, layout: str, **options: Any) -> tuple[
 
 
 def schedule_gradients(x: Problem, ranks: int, layout: str, **options: Any) -> tuple[Any, ...]:
-    """The same by hand on one device: each rank's steps, then the sums of a chunk's shares in the order
-    in which they come: its own rank's, and to it the sum of the others'."""
+    """The same by hand on one device: each rank's steps, then the sums of each chunk's shares. The
+    other ranks' shares are added in the schedule's order, and their sum to the own rank's share."""
     length = x.q.shape[2]
     order = sequence_order(length, ranks, layout)
     parts = [None if a is None else np.stack(np.split(a[:, :, order], ranks, 2)) for a in x]
@@ -198,7 +198,7 @@ def ring(dtype: str, head_dim: int) -> None:
     program = jax.jit(lambda q, k, v, dy: jax.vjp(f, q, k, v)[1](dy)).lower(*arrays).compile()
     text, hops = program.as_text(), mesh.size - 1
     assert (text.count(STEP), text.count(BACKWARD)) == (mesh.size, mesh.size)
-    # K and V go around twice, though nothing of them has changed: none is kept meanwhile.
+    # K and V are sent again in the backward: no device keeps those that it received in the forward.
     # XLA may send several arrays in one exchange.
     sent = re.findall(r" collective-permute(?:-start)?\(([^)]*)\)", text)
     assert sum(arrays.count("%") for arrays in sent) == 6 * hops, sent

@@ -25,7 +25,7 @@ class TimeCalls:
         return self._answer(self._timer.time_launches(step, params, kernel, stream, calls))
 
     def loop(self, ranks: int, calls: int) -> float:
-        """Microseconds that the ring's loop itself takes for a step of one rank."""
+        """Microseconds of host time of the ring's loop alone, for a step of one rank."""
         lib = abi.library()
         functions = (
             ct.cast(f, ct.c_void_p)

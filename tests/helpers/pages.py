@@ -98,10 +98,10 @@ def run_program(
 def run_to_its_end(
     command: Sequence[Any], *, cwd: Path, environment: Mapping[str, str], timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """The output of a command, and of what it has started: nothing of it is left.
+    """The output of a command and of the processes that it has started. None of them is left.
 
-    `subprocess.run` kills a launcher that is not done in time, and leaves its ranks, which would
-    stay on the GPU. A launcher that is asked to end ends them.
+    `subprocess.run` would kill a launcher that is not done in time, and its ranks would stay on the
+    GPU. A launcher that is asked to end, by SIGTERM, ends its ranks.
     """
     process = subprocess.Popen(
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

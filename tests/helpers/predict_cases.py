@@ -17,7 +17,7 @@ def problem(**changes: Any) -> predict.RingProblem:
 def machine(
     tflops: float = 400.0, link_gbps: float = 400.0, state: float = 0.0, **changes: Any
 ) -> predict.Machine:
-    """Constant rates, and nothing but what is asked for."""
+    """A machine with constant rates, and no latency, SM margin or state unless given."""
     rates = dataclasses.replace(predict.ComputeRates.constant(tflops), state=((1.0, state),))
     plain = {"latency_us": 0.0, "sm_margin": 0}
     return predict.Machine(rates=rates, link_gbps=link_gbps, **{**plain, **changes})

@@ -1,7 +1,7 @@
 // An exchange by push, on simulated streams: the receiver grants its buffers, the sender's stream
-// writes into them, words say that they are free and that they are full. It fills the loop's interface
-// as copy engines between the GPUs of one host would; no transport takes part. One thread drives all
-// ranks, for one run of a world.
+// writes into them, and words tell that they are free or full. It implements the loop's exchange
+// interface as copy engines between the GPUs of one host would, without a transport. One thread
+// drives all ranks, for one run of a world.
 #include <cstring>
 #include <map>
 #include <tuple>
@@ -66,7 +66,7 @@ void push(void* data) {
 int32_t grant(baracuda_ring_endpoint* end, const baracuda_ring_round* round) {
   World& world = world_of(end);
   const int32_t rank = end->transport.rank;
-  // Behind our own pushes, which may read these buffers.
+  // After this rank's own pushes, which may read these buffers.
   const int32_t status = end->ops->wait(end->ring_stream, round->ready);
   if (status != BARACUDA_OK) return status;
   std::map<int32_t, Words*> granted;
@@ -94,7 +94,7 @@ int32_t open(baracuda_ring_endpoint*) { return BARACUDA_OK; }
 int32_t post(baracuda_ring_endpoint* end, const baracuda_ring_round* round) {
   World& world = world_of(end);
   const int32_t rank = end->transport.rank;
-  // What came in the round before may be sent in this one.
+  // This round may send what the previous round received.
   const auto before = world.last_round.find(rank);
   if (before != world.last_round.end()) await_full(world, rank, before->second, end->ring_stream);
   world.last_round[rank] = round->number;
@@ -115,7 +115,7 @@ int32_t complete(baracuda_ring_endpoint* end, const baracuda_ring_round* round) 
   return end->ops->record(end->exchange_done[round->number & 3], end->ring_stream);
 }
 
-// For our pushes, and for what is pushed to us.
+// Waits for this rank's pushes, and for the pushes to this rank.
 int32_t wait(baracuda_ring_endpoint* end, int32_t number, void* stream) {
   await_full(world_of(end), end->transport.rank, number, stream);
   return end->ops->wait(stream, end->exchange_done[number & 3]);

@@ -1,9 +1,9 @@
 """One process per rank of a ring, kept for many tasks; rings over NCCL are on one GPU by default.
 
-A distinct NCCL_HOSTID makes NCCL take each process for a machine of its own, so that it connects
-them by sockets instead of refusing two ranks on one GPU. Good for correctness; speed means nothing.
-With BARACUDA_TEST_RANK_DEVICES=each, rings that find a GPU for every rank use one for each, and
-what links the GPUs.
+A distinct NCCL_HOSTID makes NCCL take each process for a machine of its own. So it connects them by
+sockets, and does not refuse two ranks on one GPU. Such rings test correctness; their speed means
+nothing. With BARACUDA_TEST_RANK_DEVICES=each, a ring that finds enough GPUs uses one for each rank,
+and the links between them.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class RankPool:
     ----------
     device_each : bool or "visible", optional
         Rank r on GPU r instead of all on GPU 0; by default if BARACUDA_TEST_RANK_DEVICES says so
-        and there are enough. "visible": and it sees no other.
+        and there are enough GPUs. "visible": the rank also sees no other GPU.
     environment : dict, optional
-        More of it for every worker.
+        More environment variables for every worker.
     options
-        Of the worker's task `join`.
+        Options of the worker's task `join`.
     """
 
     def __init__(
@@ -109,8 +109,8 @@ class RankPool:
         self._workers[rank].signal(number)
 
     def leave(self, task: dict[str, Any], *, seconds: float = 60.0) -> list[int | None]:
-        """The exit codes of workers that a task ends; None: not in time. The ring is unusable
-        then."""
+        """The exit codes of the workers after a task that ends them; None if one has not ended in
+        time. The ring is unusable then."""
         self._broken = True
         for worker in self._workers:
             worker.tell({**task, "folder": self.folder.name})

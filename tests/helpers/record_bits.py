@@ -1,8 +1,9 @@
-"""`--record-bits FILE`: hashes of answers that tests hold to float64, for two builds and `diff`.
+"""`--record-bits FILE`: hashes of the answers that tests compare with float64, to `diff` builds.
 
-A line of FILE is what one `assert_close` or `assert_gradients` got: its test, its number there, family
-and dtype, and a hash of each array by name; "varies" where the family's kernels do not promise the
-same bits twice. Lines are sorted: in which order and in how many processes tests ran does not show.
+A line of FILE is one call of `assert_close` or `assert_gradients`: the test, the call's number in
+it, family and dtype, and a hash of each array by name, or "varies" if the family's kernels do not
+promise the same bits twice. Lines are sorted, so they do not depend on the order of the tests or
+the number of processes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A refusal or a fault of one rank of an NCCL ring, and Ctrl-C, end the others' waits: a fake NCCL.
+"""A refusal or a fault of one rank of an NCCL ring, and Ctrl-C, end the waits of the other ranks.
 
-Run as communicator_cases.py is.
+Over a fake NCCL. Run as communicator_cases.py is.
 """
 
 import glob

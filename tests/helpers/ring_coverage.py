@@ -1,8 +1,8 @@
 """Makes docs/context-parallel.md: what ``context_parallel`` and ``baracuda_ring`` serve and refuse.
 
-``python tests/helpers/ring_coverage.py`` tries every model type over two gloo ranks (some minutes) and
-writes the data file and the page; with ``--page`` it only writes the page of the data. A test tries
-a part again and compares.
+``python tests/helpers/ring_coverage.py`` tries every model type over two gloo ranks (some minutes)
+and writes the data file and the page. With ``--page`` it only writes the page, from the data file.
+A test tries some of them again and compares.
 """
 
 from __future__ import annotations

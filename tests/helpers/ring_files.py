@@ -40,7 +40,7 @@ def gather(torch: Any, pool: Any, task: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def check(torch: Any, pool: Any, task: dict[str, Any]) -> None:
-    """Runs it, and compares."""
+    """Run a task, and compare y and lse with float64 and with the local ring."""
     pool.run(task, seconds=120)
     y, lse = gather(torch, pool, task)
     q, k, v = torch_qkv("normal", task["dtype"], task["seed"], **task["shape"])

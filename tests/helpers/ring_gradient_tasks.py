@@ -24,7 +24,7 @@ from .rings import preference, rank_arrays
 
 
 def register(comm: bk.Communicator, held: dict[str, Any]) -> None:
-    """The receive buffers, in the order of every rank."""
+    """Register the receive buffers, in the same order on every rank."""
     for name in ("kv_scratch_a", "kv_scratch_b", "kv_gradient_scratch"):
         if name in held:
             comm.register(held[name])
@@ -78,9 +78,10 @@ class RingGradientTasks:
         return {"rank": comm.rank}
 
     def repeated_gradients(self, task: dict) -> dict:
-        """How many of many backward calls differ in a bit from steps with no exchange beside them.
+        """The number of backward calls, of many, that differ in a bit from steps without an
+        exchange.
 
-        Eager and replayed from a graph, each rank's stream now and then held up.
+        The calls are eager and replayed from a graph, and each rank's stream is held up at random.
         """
         comm, dtype = self.comms["own"], task["dtype"]
         x = Problem(*gradient_problem(torch, task))

@@ -1,4 +1,4 @@
-"""Backward calls of rings: NumPy arrays on the host or tensors on a GPU, all that is written poisoned."""
+"""Backward calls of rings: NumPy arrays on the host or tensors on a GPU, with outputs poisoned."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class GradientRank:
     Parameters
     ----------
     full : callable
-        ``full(shape, kind)``: poisoned memory of the plan's device, of the "operand"'s dtype, "wide"
-        (the accumulator's) or "bytes".
+        ``full(shape, kind)``: poisoned memory on the plan's device. kind is "operand" (the
+        operands' dtype), "wide" (the accumulator's type) or "bytes".
     wide : bool
         dk and dv in the accumulator's type.
     """
@@ -74,7 +74,7 @@ def numpy_full(dtype: str) -> Callable[..., np.ndarray]:
 
 
 class HostGradients:
-    """A local ring on the host and all of its ranks' memory, after an exact forward."""
+    """A local ring on the host with the memory of all ranks, after a forward of one rank."""
 
     def __init__(
         self, x: Problem, world_size: int, *, layout: str = "contiguous", is_causal: bool = False,
@@ -117,7 +117,8 @@ class HostGradients:
 
 
 def by_hand(ring: HostGradients) -> list[list[np.ndarray]]:
-    """dq, dk, dv of every rank by `plan.step`, each chunk's shares added up in the schedule's order."""
+    """dq, dk, dv of every rank by `plan.step`. A chunk's shares are added in the schedule's
+    order."""
     p, plan = ring.world_size, ring.plan
     wide = accumulator(dtype_of(ring.ranks[0].x.q))
     shares: list[dict[int, list[np.ndarray]]] = [{} for _ in range(p)]  # of a chunk, by rank

@@ -13,7 +13,7 @@ from baracuda_kernels import testing
 
 
 def preference(family: str, dtype: str) -> bk.PlanPreference:
-    """The preference that only `family` meets on this GPU; the test is skipped where it has none."""
+    """The preference that leads `select` to `family`. Without a GPU for it the test is skipped."""
     try:
         return testing.preference(family, dtype)
     except bk.UnsupportedError:

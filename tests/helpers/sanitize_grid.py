@@ -29,8 +29,9 @@ BACKWARD = [
     *[(f, t, 64) for f in ("sm80", "sm80-deterministic") for t in ("f16", "bf16")],
     *[("simt", t, d) for t in ("f16", "bf16", "f32", "f64") for d in (24, 128, 256)],
 ]
-# Warps of these hand tiles over by arriving at a barrier where others wait. racecheck does not see
-# that order (the kernel log has what it reports): `--no-handed-over` leaves them to the other tools.
+# Warps of these kernels hand tiles over by arriving at a barrier at which others wait. racecheck
+# does not see that order (the kernel log has its reports). `--no-handed-over` leaves these kernels
+# out.
 HANDED_OVER = [
     *[(f, t, 256) for f in ("sm90a", "sm90a-deterministic") for t in ("f16", "bf16")],
     *[(f, t, d) for f in ("sm80", "sm80-deterministic") for t in ("f16", "bf16")
@@ -41,7 +42,7 @@ SHAPES = [(1, 65, 130), (1, 1, 63), (3, 40, 72)]
 
 
 def main() -> int:
-    """Runs the grid and holds every answer to float64.
+    """Run the grid, and compare every answer with float64.
 
     With ``--one-each`` every kernel gets one of its problems, in turn: racecheck is slow.
     """
@@ -58,7 +59,7 @@ def main() -> int:
     shapes = zip(available(gradients), itertools.cycle(SHAPES), strict=False)
     backward = list(itertools.product(shapes, (False, True)))
     for ((family, dtype, head_dim), (_, rows, keys)), is_causal in backward:
-        # Heads that share keys, and such that do not: sm90a has a kernel for each.
+        # Heads that share keys, and heads that do not: sm90a has a kernel for each case.
         shape = {"heads": 2, "kv_heads": 1 + is_causal, "query_len": rows, "key_len": keys,
                  "head_dim": head_dim}  # fmt: skip
         with case(backward=family, dtype=dtype, causal=is_causal, **shape):

@@ -180,7 +180,7 @@ int32_t event_create(void** event) {
   return BARACUDA_OK;
 }
 
-// Order is all that is simulated.
+// Only order is simulated, not time.
 int32_t elapsed(void*, void*, float* milliseconds) {
   *milliseconds = 0;
   return BARACUDA_OK;
@@ -236,7 +236,8 @@ void sim_set_grid(int64_t blocks, int64_t per_multiprocessor) {
   launch_grid = {blocks, per_multiprocessor};
 }
 
-// For programs and exchanges of tests: work on a stream, where may_run answers.
+// For programs and exchanges of tests: enqueues work on a stream. It runs once may_run(data) is not
+// 0; without a may_run at once.
 void sim_enqueue(void* stream, const char* what, int32_t (*may_run)(void*), void (*work)(void*),
                  void (*destroy_data)(void*), void* data) {
   const std::lock_guard<std::mutex> lock(mutex);
@@ -248,7 +249,8 @@ void sim_enqueue(void* stream, const char* what, int32_t (*may_run)(void*), void
   as_stream(stream).tasks.push_back(std::move(task));
 }
 
-// launch runs the attention step; `count` waits from that index on, counted from now, are left out.
+// Forgets everything. launch() will run `step`, the attention step. Of the waits from now on,
+// `count` are left out, from number first_dropped_wait on (0 is the first).
 void sim_reset(Launch step, int first_dropped_wait, int count) {
   const std::lock_guard<std::mutex> lock(mutex);
   streams.clear();

@@ -5,8 +5,8 @@
 //   then y(r) = 2 * y(r) + 1, if the last step is live
 //   sum of origin o, part h      share at home + (((share of o + 1) + share of o + 2) + …)
 //
-// On the host it computes at once; on simulated streams it enqueues, and reads its operands when the
-// stream comes to it.
+// On the host it computes at once. On simulated streams it enqueues, and reads its operands when
+// the stream runs the work.
 #include <cstdint>
 #include <cstring>
 #include <vector>

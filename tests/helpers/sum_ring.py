@@ -114,7 +114,7 @@ class SumRing:
         return (abi.Call * self.world_size)(*made)
 
     def expected(self) -> tuple[np.ndarray, np.ndarray]:
-        """y and the sums at home, added in the order of the schedule: to the last bit."""
+        """y and the returned sums, added in the schedule's order: the bits must be equal."""
         p = self.world_size
         y, home = np.zeros_like(self.y), np.zeros_like(self.home)
         for rank in range(p):

@@ -1,5 +1,5 @@
 // Host time of C calls without Python around them: bare launches, and the ring's loop over streams
-// and a transport that do nothing, so that what is left is the loop's own.
+// and a transport that do nothing, so that only the loop's own time is measured.
 #include <chrono>
 #include <vector>
 

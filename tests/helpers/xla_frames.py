@@ -1,4 +1,4 @@
-"""XLA's call frames made by hand, to call the handlers without JAX: the C ABI as its header has it."""
+"""XLA's call frames through ctypes, to call the handlers without JAX. The structs are XLA's."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The mesh axes over which an array varies, and the explicit axes that shard batch and heads.
 
-Each device of an explicit axis computes its part. XLA does not know the dimensions of the custom
-call, so without this it would gather the operands.
+Each device of an explicit axis computes its own part of batch and heads. Otherwise XLA, which does
+not know the dimensions of a custom call, would gather the operands on every device.
 """
 
 from __future__ import annotations

@@ -59,8 +59,7 @@ def choose(
 
 def def_step(primitive: Primitive, custom_call: Callable[..., Any]) -> None:
     """Lower a primitive to ``custom_call(ctx, *operands, arch=…, **params)`` on cpu and cuda, and
-    refuse
-    it on other platforms. Outside of ``jit`` it is compiled alone."""
+    refuse it on other platforms. Outside of ``jit`` a call of the primitive is compiled alone."""
 
     def lower_host(ctx: Any, *operands: Any, **params: Any) -> Any:
         return custom_call(ctx, *operands, arch="host", **params)
@@ -93,7 +92,7 @@ def call_target(
     ctx: Any, operands: tuple[Any, ...], direction: Direction, scale: float, in_place: bool,
     **integers: int,
 ) -> Any:  # fmt: skip
-    """The custom call. ``in_place``: its first result is in the memory of its last operand."""
+    """The custom call. With ``in_place`` the first result shares the memory of the last operand."""
     aliases = {len(operands) - 1: 0} if in_place else {}
     rule = jax.ffi.ffi_lowering(TARGETS[direction], operand_output_aliases=aliases)
     return rule(
@@ -107,8 +106,9 @@ def call_target(
 def def_batching(primitive: Primitive, names: Callable[..., tuple[list[str], list[str]]]) -> None:
     """Let ``vmap`` put the mapped axis into the batch dimension.
 
-    ``names(**params)`` gives the names of the operands and of the results. ``maps`` has no batch.
-    ``kept``, which passes from step to step, is opaque; its size is proportional to the batch.
+    ``names(**params)`` gives the names of the operands and of the results. The operand ``maps`` has
+    no batch. ``kept`` is the state or scratch that each step gives to the next; it is opaque, and
+    its size is proportional to the batch.
     """
 
     def merged(args: Any, dims: Any, **params: Any) -> list[Any]:

@@ -121,7 +121,8 @@ def ring_attention(
         Return ``(y, lse)`` instead of ``y``.
     sm_margin : int, default 8
         On GPUs: number of SMs for XLA's exchange while K and V travel. Persistent kernels leave
-        them free. Other kernels that would fill the device begin some microseconds later.
+        these SMs free. Other kernels that would fill the device begin some microseconds later, so
+        that the exchange's kernel starts first.
     deterministic : bool, default False
         Take only kernels whose every sum has a fixed order, for the gradients too.
 
@@ -139,9 +140,9 @@ def ring_attention(
         While tracing: shapes or dtypes do not fit, the layout is unknown, ``axis_name`` is not
         bound here, or explicit mesh axes shard rows or head_dim.
     UnsupportedError
-        While tracing, and under ``jit`` while compiling: forward mode, or a gradient of the gradient.
-        While compiling: no kernel serves the problem on the platform, or its gradient if that is
-        asked for; the message has the reason of each kernel.
+        While tracing, and under ``jit`` while compiling: forward mode, or a gradient of the
+        gradient. While compiling: no kernel serves the problem on the platform, or its gradient if
+        that is asked for; the message has the reason of each kernel.
     """
     world_size = _axis_size(axis_name)
     dim = _sequence_dim(tensor_layout)
@@ -194,8 +195,9 @@ def attention_step(
     state : jax.Array, optional
         The result of the previous step; None for the first step. XLA updates it in place.
     rank, origin : int or int32 scalar, default 0
-        The rank of the queries and the rank of the keys, in ``[0, world_size)``. Read only for
-        causal masks. A traced value is not checked; the host reads an array that is not traced.
+        The rank of the queries and the rank of the keys, in ``[0, world_size)``. Used only by
+        causal masks. The host reads and checks a value that is not traced. A traced value is not
+        checked.
     world_size : int, default 1
         Number of ranks.
     last : bool, default True

@@ -108,8 +108,8 @@ def forward(
         last = step == ring.world_size - 1
         k, v = k_next, v_next
         if not last:
-            # Comes before the step in the program and does not depend on it, so XLA may overlap the
-            # two.
+            # The exchange comes before the step in the program, and does not depend on it. So XLA
+            # may overlap the two.
             k_next, v_next = ring.to_next(k), ring.to_next(v)
         state = _step.bind(
             q,
@@ -133,11 +133,11 @@ def backward(
     ring: Ring, rank: Any, q: jax.Array, k: jax.Array, v: jax.Array, y: jax.Array, lse: jax.Array,
     dy: jax.Array, dlse: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-    """dq, dk and dv. K and V travel as in the forward, their gradients one step later.
+    """dq, dk and dv. K and V travel as in the forward, the sums of dk and dv one step later.
 
-    The device's own chunk comes first, and its share of dk and dv stays on the device. The sum of
-    the other shares begins in step 1, travels in the accumulator's type, and arrives after the last
-    step.
+    Step 0 computes the device's own chunk, and its share of dk and dv stays on the device. The sum
+    of the other devices' shares begins in step 1, travels in the accumulator's type, and arrives
+    after the last step.
     """
     size = ring.world_size
     rows = [y, lse[..., None], *([] if dlse is None else [dlse[..., None]])]

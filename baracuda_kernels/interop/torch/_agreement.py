@@ -42,7 +42,7 @@ class Agreement:
         """Send the refusal in the round of this call, without waiting for the other ranks."""
         message = _refusal_message.encode(error, _agreement.MESSAGE_BYTES)
         self._finish()
-        # A profiler that ends before a message that it records ends the process.
+        # A profiler that ends before a recorded message does would end the process.
         _enable_record_function(False)
         try:
             self._post(message.ljust(_agreement.MESSAGE_BYTES))

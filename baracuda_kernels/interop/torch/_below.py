@@ -52,16 +52,14 @@ def guard(
 
 
 def scores_refusal(shape: Any, dim: int) -> str:
-    """Why a softmax is refused: it is over the scores of an attention that is written out. Empty
-    for
-    any other softmax."""
+    """Why a softmax over `dim` is refused: its operand has the shape of attention scores, as in an
+    attention that is written out. Empty for any other shape."""
     if len(shape) < 3 or dim % len(shape) != len(shape) - 1:
         return ""
     rows, columns = shape[-2], shape[-1]
     if rows < 2 or columns < 2:
         return ""
-    # Four dimensions are [B, H, S, S]. Three may be [B * H, S, S], or scores of experts in each
-    # row.
+    # Four dimensions are [B, H, S, S]. Three may be [B * H, S, S], or [B, S, experts].
     if len(shape) > 3 or rows in (columns, columns - 1):
         return (
             f"softmax: got scores {tuple(shape)} of an attention that is written out, must be "

@@ -32,16 +32,17 @@ class Buffers:
         self._own.clear()
 
     def of(self, name: str, elements: int, q: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Memory for an argument of a call. It may need more room before the call can run."""
+        """Memory for an argument of a call: the argument's registered memory if that is large
+        enough, else a new tensor."""
         own, nbytes = self._own.get(name), elements * dtype.itemsize
         if own is not None and 0 < nbytes <= own.numel():
             return own[:nbytes].view(dtype)
         return q.new_empty(elements, dtype=dtype)
 
     def allocate(self, travel: Mapping[str, torch.Tensor]) -> dict[str, DeviceBuffer]:
-        """Larger memory for the arguments that need it, which `register` makes theirs.
+        """New memory for the arguments whose own memory is too small, for `register`.
 
-        All ranks have agreed on the problem, so all of them need it for the same arguments.
+        All ranks have agreed on the problem, so all of them allocate for the same arguments.
         """
         if not self.by_peer:
             return {}

@@ -4,10 +4,10 @@ A compiler treats an operator as a function of its operands. If a rank's graph l
 another rank's graph has, or has two calls in another order, the other ranks wait for ever.
 
 - Not merged: `call_mark` gives every call in the program a different operand.
-- Not dropped: the operators have a side effect, for torch.fx and for Inductor's scheduler.
-- Not reordered: Inductor's scheduler may move calls that no data dependency holds in place, by
-sizes
-  that may differ between ranks. So each call gets a dependency on the previous one.
+- Not dropped: the operators are marked as having a side effect, for torch.fx and for Inductor.
+- Not reordered: Inductor's scheduler may move calls that no data dependency holds in place. What it
+  moves depends on sizes, which may differ between ranks. So each call gets a dependency on the
+  previous one.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ def call_mark(device: torch.device) -> torch.Tensor | None:
 
 
 def chain() -> None:
-    """Make Inductor keep the order, if it is loaded. Fake implementations call this: they run
-    before
-    the graph is lowered."""
+    """Make Inductor keep the order, if it is loaded. Fake implementations call this function, since
+    they run before the graph is lowered."""
     if len(_chained) == len(_operators) or _LOWERING not in sys.modules:
         return
     for operator in _operators:
@@ -52,7 +51,7 @@ def chain() -> None:
 
 
 def _chain_in_inductor(operator: Any) -> None:
-    # Private names. If this torch has others, the order is only what its scheduler keeps by itself.
+    # These names are private. Without them, only Inductor's scheduler itself may keep the order.
     from torch._inductor import lowering
     from torch._inductor.virtualized import V
 

@@ -47,10 +47,10 @@ def context_parallel(
     InvalidProblemError
         The group or layout is wrong. Inside the context: as `ring_attention`.
     UnsupportedError
-        Inside the context: a mask tensor, dropout, one query row against a longer cache, attention
-        that is written out or fused, a recurrence or convolution over the rows, or a model of
-        transformers that `interop.transformers.check` refuses. No call falls back to attention over
-        the local rows.
+        Inside the context: a mask tensor, dropout, queries that continue a cache (one row, or
+        causal, with another number of keys), attention that is written out or fused, a recurrence
+        or convolution over the rows, or a model of transformers that `interop.transformers.check`
+        refuses. No call falls back to attention over the local rows.
     """
     name = _process_group.name_of(group)
     if torch.compiler.is_compiling():  # the operator's fake implementation checks the layout
@@ -65,8 +65,9 @@ class _Thread(threading.local):
 
 _thread = _Thread()
 
-# Autograd's threads compute checkpointed layers again. They inherit this entry from the thread that
-# called backward. It is set only if it can be removed again: a thread that ends with it may hang.
+# Autograd's threads compute checkpointed layers again. They inherit this thread-local entry from
+# the thread that called backward. The entry is set only if this torch can remove it again: a thread
+# that ends with the entry may hang.
 _INHERITED = "baracuda_context_parallel"
 _stash = getattr(torch._C, "_stash_obj_in_tls", None)
 _remove = getattr(torch._C, "_remove_obj_from_tls", None)

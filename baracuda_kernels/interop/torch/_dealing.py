@@ -98,8 +98,8 @@ def rows_of(x: torch.Tensor, dim: int, ranks: dist.ProcessGroup) -> int:
 def _require_alike(
     x: torch.Tensor, dim: int, layout: SequenceLayout, ranks: dist.ProcessGroup
 ) -> None:
-    """Raise on every rank if one has other rows: gloo would take their bytes for those of another
-    dtype, or end the process."""
+    """Raise on every rank if shapes, dtypes, dim or layouts differ: gloo would read the bytes of
+    one dtype as another, or end the process."""
     dtype = zlib.crc32(str(x.dtype).encode())
     mine = torch.tensor([dim, dtype, layout.value, *x.shape], device=x.device)
     count = torch.tensor([mine.numel()], device=x.device)

@@ -69,17 +69,18 @@ def ring_attention(
     """Exact attention of this rank's queries over the keys of every rank. Collective.
 
     The only mask is the causal one; there is no window and no dropout. y and lse have gradients by
-    q, k and v. The backward is collective too, and keeps q, k, v, y and lse. There is no second
-    derivative and no forward-mode derivative.
+    q, k and v. The backward is collective too; for it q, k, v, y and lse are kept. There is no
+    second derivative and no forward-mode derivative.
 
     Works in eager mode, under ``torch.compile(fullgraph=True)``, under ``torch.inference_mode()``,
     under activation checkpointing, and in CUDA graphs after an eager call of the same problem.
-    Replays and other calls of a ring may share its receive buffers: order those on several streams
-    yourself. Tensors on "meta" give the shapes alone, and nothing is sent. Under autocast q, k and
-    v are cast as ``scaled_dot_product_attention`` casts them. With
+    Graph replays and other calls of a ring may share its receive buffers: if they are on several
+    streams, order them yourself. Tensors on "meta" give the shapes alone, and nothing is sent.
+    Under autocast q, k and v are cast as ``scaled_dot_product_attention`` casts them. With
     ``torch.use_deterministic_algorithms`` only deterministic kernels are used. Outputs and scratch
-    come from PyTorch's allocator in every call. Communicators and plans are cached (`clear_cache`
-    drops them). The ranks compare the problem: on CUDA in its first call, on the CPU in every call.
+    come from PyTorch's allocator in every call; with the peer exchange the ring keeps its receive
+    buffers. Communicators and plans are cached (`clear_cache` drops them). The ranks compare the
+    problem: on CUDA in its first call, on the CPU in every call.
 
     Parameters
     ----------
@@ -107,7 +108,8 @@ def ring_attention(
     Returns
     -------
     y : Tensor
-        The shape and dtype of q, dense, with the dimensions in the order that q has in memory.
+        The shape and dtype of q, dense. Its memory has the order ``[B, H, S, D]``, or
+        ``[B, S, H, D]`` if the strides of q have that order.
     lse : Tensor
         Only with `return_lse`. ``[B, H, S]`` in either `tensor_layout`; float64 for float64, else
         float32; natural logarithm, -inf in rows that see no key.

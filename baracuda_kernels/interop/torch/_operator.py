@@ -80,8 +80,7 @@ _plain_keys: set[int] = set()
 
 def _needs_no_dispatch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
     """Whether PyTorch's dispatcher would only call the implementation: there is no mode, profiler
-    or
-    tracer, and the tensors have only the keys of their device and of autograd. This test takes a
+    or tracer, and the tensors have only the keys of their device and of autograd. This test takes a
     third of the dispatcher's host time."""
     return (
         not torch._C._len_torch_dispatch_stack()
@@ -177,8 +176,8 @@ def _gradients_of(
     ctx: Any, dy: torch.Tensor | None, dlse: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, ...]:
     operands = _saved(ctx)
-    # Needed also if no loss depends on this rank's rows: the gradients of other ranks need its
-    # keys.
+    # The call is made even if no loss depends on this rank's rows: the gradients of the other ranks
+    # need this rank's keys.
     if torch.is_grad_enabled():
         gradients = _backward_op(dy, dlse, *operands, *ctx.options)
     else:
@@ -203,9 +202,8 @@ def _saved(ctx: Any) -> tuple[torch.Tensor, ...]:
 
 
 class Differentiable(torch.autograd.Function):
-    """The operator with its gradient, for eager code. PyTorch's layer for the registered formula
-    takes
-    as long as the rest of a call."""
+    """The operator with its gradient, for eager code. PyTorch's layer for the registered autograd
+    formula would take as long as the rest of a call."""
 
     @staticmethod
     def forward(

@@ -53,7 +53,8 @@ def check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence_layout: st
 def check_before_dispatch(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_causal: bool, scale: float | None
 ) -> None:
-    """Raise for what PyTorch's dispatcher refuses in words of its own, which no other rank hears."""
+    """Raise for what PyTorch's dispatcher would refuse by an error of its own, which the other
+    ranks would not get."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.is_nested or x.layout is not torch.strided:
             kind = "a nested tensor" if x.is_nested else f"layout {x.layout}"
@@ -104,16 +105,17 @@ def refuse_capture(device: torch.device) -> None:
 
 
 def outputs(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Empty y [B, H, S, D], dense, with the dimensions in q's order, and empty lse [B, H, S]."""
+    """Empty y [B, H, S, D], dense, in the memory order of `empty_like`, and empty lse [B, H, S]."""
     b, h, s, _ = q.shape
     return empty_like(q), q.new_empty((b, h, s), dtype=_LSE[q.dtype])
 
 
 def lse_form(q: torch.Tensor) -> torch.Tensor:
-    """One number in the shape of `outputs`' lse: `torch.empty_like` of it takes half the host time.
+    """One number, expanded to the shape of lse. A ring keeps it, and makes lse by
+    `torch.empty_like` of it, which takes half the host time of `new_empty`.
 
-    A ring keeps it. On CUDA its memory is not from PyTorch's allocator: in a first call under
-    Inductor's CUDA graphs that would be the graphs' pool, where nothing may stay.
+    On CUDA its memory is not from PyTorch's allocator. In a first call under Inductor's CUDA graphs
+    the allocator would take it from the graphs' pool, where nothing may stay.
     """
     dtype = _LSE[q.dtype]
     if not q.is_cuda:
@@ -123,7 +125,8 @@ def lse_form(q: torch.Tensor) -> torch.Tensor:
 
 
 def empty_like(x: torch.Tensor) -> torch.Tensor:
-    """An empty dense tensor of the shape [B, H, S, D] of `x`, with its dimensions in x's order."""
+    """An empty dense tensor of the shape [B, H, S, D] of `x`. It has the memory order [B, S, H, D]
+    if the strides of `x` have that order, else [B, H, S, D]."""
     if x.stride(1) < x.stride(2):  # a view of [B, S, H, D]
         b, h, s, d = x.shape
         return x.new_empty((b, s, h, d)).transpose(1, 2)

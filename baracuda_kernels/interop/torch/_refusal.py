@@ -29,7 +29,8 @@ torch.library.register_fake("baracuda::refused", _fake, lib=_library)
 
 
 def tell(group_name: str, error: BaracudaError, device: torch.device | None = None) -> None:
-    """Send an error to the ranks that wait for this one, which has sent nothing of its call yet.
+    """Send an error to the ranks that wait for this rank. This rank must not have sent anything of
+    the call yet.
 
     On the CPU they get it in place of this rank's message in the comparison that begins every call.
     On CUDA they get it from the communicator (`Communicator.refuse`). The caller raises the error.

@@ -19,8 +19,8 @@ _TEXT = 600  # the most characters of an error
 
 
 def as_told(error: Exception) -> BaracudaError:
-    """What the other ranks hear of an error: itself, or the name and text of one that has fields or
-    is of another library."""
+    """The error that the other ranks get: the same, or for an error with fields or of another
+    library a CommunicatorError with its name and text."""
     if isinstance(error, BaracudaError) and not isinstance(error, _WITH_FIELDS):
         return error
     return CommunicatorError(f"ring_attention: {type(error).__name__}: {error}")

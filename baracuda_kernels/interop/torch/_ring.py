@@ -65,7 +65,7 @@ def clear_cache() -> None:
 
 
 class Ring:
-    """The ranks of a process group on one kind of device."""
+    """The ring over a process group on one device: its communicator, plans and caches."""
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device, comm: Any) -> None:
         self.group = group
@@ -87,8 +87,8 @@ class Ring:
         self.buffers = Buffers(comm, device)
 
     def close(self) -> None:
-        # A plan keeps device memory, and this ring is in a cycle: a collection that frees the memory
-        # later may fall into a capture, which CUDA then refuses.
+        # A plan keeps device memory, and this ring is in a reference cycle. If the garbage
+        # collector freed the memory later, during a graph capture, CUDA would refuse.
         self.buffers.close()
         self._forget_addresses()
         self._plans.clear()
@@ -207,9 +207,8 @@ class Ring:
     def compared(
         self, plan: Any, args: Any, problem: tuple[Any, ...], k: torch.Tensor, v: torch.Tensor
     ) -> tuple[bytes, tuple[Any, ...] | None]:
-        """For new arguments: the bytes that the ranks compare on the CPU; the problem that they
-        compare on
-        CUDA, or None."""
+        """For new arguments: the bytes that the ranks compare on the CPU, and the problem that they
+        compare on CUDA, or None."""
         plan.can_implement(args, self.comm.world_size)
         if self._agreement is not None:
             return _agreement.encode(plan.descriptor, plan.sku.direction, args), None
@@ -241,7 +240,8 @@ class Ring:
         self._gradients.forget_addresses()
 
     def _agree(self, new: tuple[Any, ...], plan: Any, args: Any) -> None:
-        """Compare a new problem among the ranks: those that differ would misread each other."""
+        """Compare a new problem among the ranks: ranks with different problems would misread each
+        other's messages."""
         if new in self._agreed:
             return
         try:
@@ -252,7 +252,7 @@ class Ring:
         self._agreed.add(new)
 
     def receive_buffers(self, elements: int, q: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The receive buffers of K and V, by argument: one at P = 2, else two."""
+        """The receive buffers of K and V, by argument: P - 1, at most two."""
         names = _KV[: self.comm.world_size - 1]
         return {name: self.buffers.of(name, elements, q, q.dtype) for name in names}
 

@@ -18,7 +18,8 @@ def synchronize(group: Any = None, timeout: float | None = None) -> None:
 
     ``torch.cuda.synchronize``, ``loss.item()`` and other calls that wait for the device wait for
     ever if a rank has died or hangs. Call this before them, for each ring of the step: it raises
-    instead. On the CPU it returns at once.
+    instead. If no call has made the group's ring on the current device, or the ring has one rank,
+    it waits without a timeout. Without CUDA it returns at once.
 
     Parameters
     ----------

@@ -28,8 +28,8 @@ def wait_all(pending: Works) -> BaseException | None:
     """Wait for all works, and return the first failure, which is not raised.
 
     A wait blocks in C++, where Python handles no signal. So the main thread lets another thread
-    wait. After Ctrl-C the group has no connections: no peer writes into the tensors, and the waits
-    of the other ranks fail at once.
+    wait. Ctrl-C ends the group's connections: no peer writes into the tensors any more, and the
+    waits of the other ranks fail at once.
     """
     if threading.current_thread() is not threading.main_thread():
         return _wait(pending)
@@ -50,8 +50,7 @@ def wait_all(pending: Works) -> BaseException | None:
 def end_connections(group: Any) -> None:
     """Make the other ranks' waits for this rank fail at once, after one of its messages has failed.
 
-    A rank that has lost a neighbour sends nothing more. Without this, its other neighbour would
-    wait.
+    This rank sends nothing more. Without this call, its other neighbour would wait for it.
     """
     for peer in set(range(group.size())) - {group.rank()}:
         with contextlib.suppress(RuntimeError):
@@ -74,8 +73,8 @@ def _serve(tasks: queue.SimpleQueue[tuple[Works, _Answer] | None]) -> None:
     while (task := tasks.get()) is not None:
         pending, answer = task
         failure = _wait(pending)
-        # The waiting thread holds them too. The last reference must not be dropped here: that could
-        # happen while the process ends.
+        # The thread that waits for the answer holds the works too. The last reference to them must
+        # not be dropped here, which could happen while the process ends.
         del task, pending
         answer.put(failure)
 

@@ -31,8 +31,9 @@ def register(
     sequence_layout: SequenceLayout | str = "contiguous",
     name: str = "baracuda_ring",
 ) -> None:
-    """Register the ring as an attention implementation. A second call changes its group or layout.
+    """Register the ring as an attention implementation.
 
+    A second call with the same name replaces the group and the layout.
     Models look up the registration in every forward. Prefill works with and without a cache, in
     every layout. Decoding against the sharded cache is not built. The first call of a model runs
     `check`.
@@ -44,7 +45,7 @@ def register(
     sequence_layout : SequenceLayout or str, default "contiguous"
         How rows are dealt to ranks: contiguous, zigzag or striped.
     name : str, default "baracuda_ring"
-        The value of ``attn_implementation``. A second group or layout needs another name.
+        The value of ``attn_implementation``. Two groups or layouts at the same time need two names.
 
     Raises
     ------

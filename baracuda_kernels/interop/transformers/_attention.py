@@ -45,7 +45,7 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """The attention function that transformers calls.
 
-    `compared` tells that the call of the model has compared its positions already.
+    `compared`: the positions were compared already, when the model was called.
     """
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
@@ -72,7 +72,7 @@ def mask(
 ) -> None:
     """The mask function that transformers calls: returns None, or refuses what needs a mask tensor.
 
-    Without it, transformers would ignore a padding mask without a word.
+    Without this function, transformers would silently ignore a padding mask.
     """
     try:
         if local_size:  # 0: no layer has a window
@@ -177,8 +177,8 @@ class _Compared:
         return new
 
     def refused(self, what: tuple[Any, ...], device: torch.device) -> None:
-        """Let the host compare the next positions too: an assertion of the device that fails ends
-        the process's CUDA context."""
+        """Let the host compare the next positions too. An assertion on the device would end the
+        process's CUDA context if it failed again."""
         self._shapes.discard((what, device))
 
 

@@ -246,8 +246,8 @@ def _refuse_arguments(model: Any, given: dict[str, Any], ring: Ring) -> None:
 
 
 def first_position(model: Any) -> int:
-    """The position of a model's first row: 0, or in models like RoBERTa the one after the
-    padding's."""
+    """The position of a model's first row: 0, or in models like RoBERTa the padding's position plus
+    one."""
     for module in model.modules():
         if hasattr(module, "create_position_ids_from_input_ids"):
             return int(module.padding_idx) + 1

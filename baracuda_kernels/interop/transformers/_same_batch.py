@@ -73,8 +73,8 @@ def failures(group: dist.ProcessGroup) -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """A value that can be sent. Of a value that the sharder refuses, the name of its type is
-    enough."""
+    """A value that can be sent. A value that is not a tensor, which the sharder refuses, becomes
+    the name of its type."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     return None if value is None else type(value).__name__

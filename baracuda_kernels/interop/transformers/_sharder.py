@@ -73,8 +73,7 @@ class BatchSharder:
 
     @property
     def ranks(self) -> int:
-        """Number of ranks that train on one step, those of the ring times the data-parallel
-        ones."""
+        """Number of ranks that train on one step, the ring's ranks times the data group's."""
         data = 1 if self._data is None else self._data.size()
         return self._ring_and_name()[0].ranks() * data
 
@@ -87,15 +86,17 @@ class BatchSharder:
             As a collator makes it: integer ``input_ids`` ``[B, N]`` (or ``inputs_embeds``
             ``[B, N, E]``); for a loss also ``labels`` ``[B, N]``, not shifted, or ``shift_labels``,
             shifted. An ``attention_mask`` may have zeros after each sequence, in rows without
-            labels. ``position_ids`` may be ``0 .. N - 1``. Best on the CPU: the ranks compare the
-            batch, and for tensors on a GPU the host would wait.
+            labels. ``position_ids`` may be those of the whole sequence: ``0 .. N - 1``, or from the
+            model's first position on. Tensors are best on the CPU: the ranks compare the batch, and
+            for tensors on a GPU the host would wait.
 
         Returns
         -------
         dict
             On the model's device: ``input_ids`` (or ``inputs_embeds``), int64 ``position_ids``
-            ``[1, L]`` and ``shift_labels`` ``[B, L]``, the targets of this rank's `L` rows. Take out
-            ``shift_labels`` before the model is called with the rest.
+            ``[1, L]`` and, if the batch has labels, ``shift_labels`` ``[B, L]``, the targets of
+            this rank's `L` rows. Take out ``shift_labels`` before the model is called with the
+            rest.
 
         Raises
         ------
@@ -148,7 +149,9 @@ class BatchSharder:
         shift_labels: torch.Tensor,
         num_items_in_batch: torch.Tensor | int,
     ) -> torch.Tensor:
-        """The loss to call ``backward()`` on: cross entropy of this rank's rows, in float32.
+        """The loss to call ``backward()`` on: cross entropy of this rank's rows.
+
+        Logits of 16 bits are converted to float32.
 
         Parameters
         ----------

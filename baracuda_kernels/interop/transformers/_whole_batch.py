@@ -16,7 +16,7 @@ _KNOWN = (*TOKENS, "labels", "shift_labels", "attention_mask", "position_ids")
 
 
 def require_model(model: Any) -> None:
-    """Raise for a model for which the targets or the padding of a causal model are wrong."""
+    """Raise for a model that is not causal, or that returns a loss of its routers."""
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):

@@ -326,8 +326,8 @@ cdef class Communicator(NcclMember):
         ------
         InvalidProblemError
             A color, key or timeout out of its range, here or on another rank of this machine. On a
-            rank that had begun the call, the ring has failed; if it is borrowed, the call ends only
-            at its deadline.
+            rank that had begun the call, the ring has failed. A call that had begun on a borrowed
+            communicator ends only at its deadline.
         CommunicatorError, NcclError, NcclTimeoutError
             The communicator is in use or has failed, or a rank did not come.
         """
@@ -371,8 +371,8 @@ cdef Communicator _wrap(c_api.baracuda_nccl_comm* comm, double timeout, object o
     return self
 
 
-# Finds out, with the other ranks, which hops are by peer, within what is left of the timeout since
-# began. After a failure the members are closed.
+# Agrees with the other ranks on which hops are by peer. `began` is the time at which the members'
+# timeout started. After a failure the members are closed.
 cdef int _connect(list members, int32_t wish, int32_t wait, double began) except -1:
     cdef int i, count = len(members)
     cdef int32_t status
@@ -395,8 +395,9 @@ cdef int _connect(list members, int32_t wish, int32_t wait, double began) except
     return 0
 
 
-# Closes the members after an error and raises it. What close() raises does not replace the error,
-# unless it is a signal's, and leaves no other member open.
+# Closes all members after an error, then raises the error. Errors of close() become notes of it. If
+# close() is ended by a signal such as Ctrl-C, the signal's exception is raised in place of the
+# error.
 cdef int _close_all(list members, object error) except -1:
     signalled = None
     for member in members:

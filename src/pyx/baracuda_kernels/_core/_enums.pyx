@@ -213,7 +213,7 @@ _FORMATS = {
     ElementKind.COMPLEX64: _Format(128, "complex128", 5, "c16"),
     ElementKind.U32: _Format(32, "uint32", 1, "u4"),
 }
-# Elements by their names in other libraries. float32 is F32.
+# Elements by their names and codes in other libraries. float32 is F32, never F32_STRICT.
 BY_DTYPE_NAME = {}
 BY_TYPESTR = {}  # without the byte order
 BY_DLPACK = {}   # (type code, bits)
@@ -292,7 +292,7 @@ class SequenceLayout(_Named):
 
     ``CONTIGUOUS``: row ``i`` of rank ``r`` is at ``r*L + i``.
     ``ZIGZAG``: the sequence is cut into ``2P`` pieces, and rank ``r`` holds the pieces ``r`` and
-    ``2P-1-r``. With a causal mask every rank then has the same work.
+    ``2P-1-r``. With a causal mask every rank then has the same work (if L is odd, nearly the same).
     ``STRIPED``: row ``i`` is at ``i*P + r`` (Brandon et al. 2023, arXiv:2311.09431).
     """
 

@@ -7,7 +7,7 @@ class BaracudaError(Exception):
 
 
 class UnsupportedError(BaracudaError, NotImplementedError):
-    """The request is valid, but no kernel of this build serves it on this device."""
+    """The request is valid, but this build, machine or installed library does not serve it."""
 
 
 class InvalidProblemError(BaracudaError, ValueError):
@@ -67,7 +67,8 @@ class CudaError(BaracudaError, RuntimeError):
 
 
 class CommunicatorError(BaracudaError, RuntimeError):
-    """A communicator cannot be used now: it is busy in another call, failed, aborted or closed."""
+    """A communicator cannot be used: it is in another call, failed, aborted or closed, a rank could
+    not join, or a transport failed."""
 
 
 class NcclError(CommunicatorError):

@@ -92,9 +92,8 @@ cdef class HostProgress:
 
     @property
     def fraction(self):
-        """Done part of the current step, 0 to 1; 0 between steps. The step is that of the thread
-        that
-        is within the context."""
+        """Done part, 0 to 1, of the current step of the thread that entered the context; 0 between
+        steps."""
         total = self.words.total
         return min(self.words.done / total, 1.0) if total > 0 else 0.0
 

@@ -78,7 +78,9 @@ cdef class LocalCommunicator(RingMember):
         Raises
         ------
         InvalidProblemError
-            A number is out of its range, or the device does not exist.
+            A number is out of its range, or the device is a GPU and the build has no CUDA.
+        CudaError
+            There is no such GPU.
         """
         return LocalRing(world_size, device, timeout)
 
@@ -171,8 +173,11 @@ cdef class LocalRing:
 
         Raises
         ------
-        InvalidProblemError, UnsupportedError, ...
-            As ``plan.run`` for one of the ranks. Nothing is launched for any rank.
+        InvalidProblemError, MisalignedOperandError, BufferTooSmallError, WorkspaceTooSmallError
+            As ``plan.run`` for one of the ranks, or memory that two ranks share. Nothing is
+            launched for any rank.
+        CommunicatorError, KeyboardInterrupt, CudaError
+            As ``plan.run``.
         """
         cdef int r, entered = 0, count = self.world_size
         cdef int32_t status = c_api.BARACUDA_INVALID_ARGUMENT
@@ -190,7 +195,7 @@ cdef class LocalRing:
             for r in range(count):
                 (<RingMember>self.ranks[r]).enter()
                 entered = r + 1
-            # Before all ranks are entered, another run may read what is written below.
+            # Until all ranks are entered, another run may read what is written below.
             for r in range(count):
                 one = streams[r]
                 binding = (<RingPlan>plans[r]).bind(one, <RingMember>self.ranks[r], args[r])
@@ -242,7 +247,7 @@ cdef int _refuse_mixture(list plans, list args) except -1:
 
 
 cdef int _refuse_shared_memory(list bindings) except -1:
-    """Refuse ranks of which one writes to another's memory. Compared once, not in every run."""
+    """Refuse ranks of which one writes to another's memory. The same bindings are compared once."""
     cdef RingBinding binding
     cdef object company = (<RingBinding>bindings[0]).company
     for binding in bindings:

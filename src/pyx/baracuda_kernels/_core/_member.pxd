@@ -19,12 +19,12 @@ cdef class RingMember:
     cdef int leave(self, int32_t status) except -1
     # Ends the ring after a signal has ended a call of this rank, since the other ranks wait for it.
     cdef int abandon(self) except -1
-    # Tells the other ranks, if the transport can, that this rank refuses its next call with an
-    # error, or if `begun` its current call: they would wait for it.
+    # Tells the other ranks, which would wait for this one, that this rank refuses its next call
+    # with an error, or if `begun` its current call. Only NCCL rings can tell.
     cdef int pass_on(self, object error, bint begun) except -1
     # Raises if the communicator cannot be used now.
     cdef int refuse_if_unusable(self) except -1
-    # Raises if this communicator cannot run a call that is otherwise ready.
+    # Raises if this communicator cannot run a call that has passed all other checks.
     cdef int accept(self, const baracuda_ring_call* call) except -1
     # The exchange that each hop of a call uses.
     cdef tuple hops_of(self, const baracuda_ring_call* call)
@@ -40,7 +40,7 @@ cdef class RingBinding:
     cdef object plan
     cdef RingMember member
     cdef OperandChecks operands  # of this rank, collected; or None
-    # The same object for the ranks of one run whose operands were compared with each other.
+    # Ranks of a local ring whose operands were compared with each other have the same object here.
     cdef object company
 
     # Fills the endpoint and the schedule of a call whose payloads are filled, and checks that the

@@ -13,11 +13,11 @@ cdef class NcclMember(RingMember):
     cdef int32_t wait  # enum baracuda_peer_wait
     cdef object owner  # of a borrowed handle
 
-    # Takes what a new baracuda_nccl_comm says of itself.
+    # Takes a new baracuda_nccl_comm, and its rank, world size and device.
     cdef void take(self, baracuda_nccl_comm* comm, double timeout, object owner) noexcept
     cdef int refuse_if_closed(self) except -1
-    # Takes the communicator for one call that every rank makes: other ranks' refusals of it count.
-    # Its deadline in seconds; 0 for none.
+    # Takes the communicator for one call that every rank makes. Raises if another rank has refused
+    # the call. `seconds` is the call's deadline; 0 for none.
     cdef int begin(self, double seconds) except -1
     # Whether a call receives into memory that is not registered.
     cdef bint receives_elsewhere(self, const baracuda_ring_call* call) except -1

@@ -25,8 +25,8 @@ from baracuda_kernels._core._errors import (
 
 _STATES = ("healthy", "failed", "aborted")
 _NOT_REGISTERED = "the receive buffers are not registered"
-# Registered buffers by the address of their baracuda_nccl_comm. If a neighbour may still write to
-# them when the communicator ends, they are kept for good.
+# Registered buffers, by the address of their baracuda_nccl_comm. If a neighbour may still write to
+# the buffers when the communicator ends, they are never freed.
 _registered = {}
 
 
@@ -38,8 +38,8 @@ class HopExchange(NamedTuple):
     sender, receiver : int
         Ranks.
     kind : str
-        "peer": the sender's copy engine writes into the receiver's registered buffers and takes no
-        SM; what is not registered goes by NCCL. "nccl": NCCL's kernels.
+        "peer": the sender's copy engine writes into the receiver's registered buffers, and takes no
+        SM. Runs with receive buffers that are not registered use NCCL. "nccl": NCCL's kernels.
     reason : str
         Why the hop is not "peer"; empty where it is.
     """
@@ -63,9 +63,10 @@ cdef class NcclMember(RingMember):
         """Let the neighbours' copy engines write into ``buffer`` (collective).
 
         Every rank registers what its runs receive into: ``kv_scratch_a``, ``kv_scratch_b`` and, for
-        gradients, ``kv_gradient_scratch``. Either each on its own, in the same order on every rank,
-        or one buffer that holds them at the same offsets on every rank. The communicator keeps the
-        buffer alive. A run whose receive buffers are not registered goes by NCCL.
+        gradients, ``kv_gradient_scratch``. It registers each of them, in the same order on every
+        rank, or one buffer that holds all of them at the same offsets on every rank. The
+        communicator keeps the buffer alive. A run whose receive buffers are not registered goes by
+        NCCL; with ``exchange="peer"`` it is refused.
 
         Parameters
         ----------
@@ -177,12 +178,12 @@ cdef class NcclMember(RingMember):
         """Tell the other ranks that this rank will not make its next run.
 
         Call it instead of ``plan.run`` if this rank cannot run what the other ranks are about to
-        run. Plans call it for what they refuse themselves.
+        run. Plans tell the other ranks of their own refusals.
 
         The other ranks of this machine raise the error, with this rank's number, from that run. If
-        none of them has begun it, nothing is sent and the ring stays usable. If one has begun it,
-        the ring fails on all of them within a tenth of a second. Ranks of other machines wait until
-        their deadline.
+        none of them has begun the run, nothing is sent and the ring stays usable. If one has begun
+        it, the ring fails on all of them within a tenth of a second. Ranks of other machines wait
+        until their deadline.
 
         Parameters
         ----------
@@ -352,7 +353,7 @@ cdef class NcclMember(RingMember):
         return [bytes(everyone[r * size:(r + 1) * size]) for r in range(self.world_size)]
 
     cdef int leave(self, int32_t status) except -1:
-        # Read before the watchdog is asked: the first failure is the cause.
+        # The error record is read before disarm() may overwrite it: the first failure is the cause.
         error = None if status == c_api.BARACUDA_OK else last_exception(status)
         cdef int32_t late = c_api.baracuda_nccl_disarm(self.comm)
         self.busy = False
@@ -403,7 +404,7 @@ cdef TensorRef _receive_buffer(object buffer, int device):
     return view
 
 
-# The status that stands for an error in what the other ranks are told.
+# The status code that the other ranks get for an error.
 cdef int32_t _status_of(object error) noexcept:
     if isinstance(error, UnsupportedError):
         return c_api.BARACUDA_UNSUPPORTED

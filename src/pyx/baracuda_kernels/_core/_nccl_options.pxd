@@ -1,8 +1,8 @@
 # cython: language_level=3
 from libc.stdint cimport int32_t
 
-# Each takes one argument of Communicator's constructors and raises an InvalidProblemError that
-# names it. None is the default.
+# The checks of the arguments of Communicator's constructors. Each raises an InvalidProblemError
+# that names the argument. None stands for the argument's default.
 
 # CUDA ordinal, the current device by default; -1 for "host".
 cdef int32_t device_ordinal(object device) except? -2
@@ -12,9 +12,10 @@ cdef list device_ordinals(object devices)
 cdef int32_t ctas_of(object max_ctas) except? -2
 # An enum baracuda_peer_wish.
 cdef int32_t wish_of(object exchange) except -1
-# Seconds; 0 for no limit, which is the default here.
+# Seconds; 0 for no limit, which is what None means.
 cdef double seconds_of(object timeout) except? -2
-# The same where a limit must be given; `other` is what else may be, for the message.
+# Seconds, where a limit must be given. `other` names other values that the caller takes, for the
+# message.
 cdef double positive_seconds(object timeout, str other=*) except? -2
 # An enum baracuda_peer_wait, by the environment.
 cdef int32_t peer_wait() except -1

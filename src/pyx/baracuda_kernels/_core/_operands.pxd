@@ -31,5 +31,5 @@ cdef int no_shared_outputs(list ranks) except -1
 cdef bint is_bytes(TensorRef view) noexcept
 # Whether two element kinds are the same in memory.
 cdef bint same_element(object a, object b)
-# Raises if elements of one view share memory.
+# Raises if elements of one view may share memory.
 cdef int no_self_overlap(str name, TensorRef view) except -1

@@ -143,8 +143,8 @@ cdef bint same_element(object a, object b):
 
 
 cdef int no_self_overlap(str name, TensorRef view) except -1:
-    """Refuse a view whose elements overlap: each stride must be larger than the extent of the
-    dimensions with smaller strides."""
+    """Refuse a view whose elements may overlap. A stride must be at least the number of elements
+    that the dimensions with smaller strides span."""
     cdef int64_t span = 1
     order = sorted([i for i in range(view.ndim) if view.dims[i] > 1],
                    key=lambda i: abs(view.element_strides[i]))
@@ -167,9 +167,11 @@ cdef struct _Search:
 
 
 cdef bint _overlap(TensorRef a, TensorRef b):
-    """Whether two views share a byte. Views of one packed tensor may interleave without a shared
-    byte,
-    so if their extents overlap, a shared address is searched for."""
+    """Whether two views share a byte.
+
+    Views of one packed tensor may interleave without a shared byte. So if the extents overlap, a
+    shared address is searched for.
+    """
     cdef uintptr_t a_low, a_high, b_low, b_high
     cdef _Search search
     cdef int i
@@ -212,8 +214,8 @@ cdef void _add(_Search* search, int64_t step, int64_t low, int64_t high) noexcep
 
 
 cdef bint _meets(_Search* search, int at, int64_t target) noexcept:
-    """Whether the variables from ``at`` on can add up to ``target``. True if the search is too
-    long."""
+    """Whether the variables from ``at`` on can add up to ``target``. A search that takes too long
+    is given up, and the answer is True."""
     cdef int64_t least = 0, most = 0, first, last, step
     cdef int i
     if at == search.count:

@@ -12,7 +12,7 @@ cdef class KernelPlan:
     cdef readonly int device       # CUDA ordinal, -1 on the host
 
     # Chooses a kernel by the op's spec for the stream's device, and returns the candidate's entry.
-    # The stream may be the first argument, as in an earlier version.
+    # `descriptor` and `stream` may be exchanged, as in an earlier version.
     cdef object choose(self, object spec, object descriptor, object stream, object preference,
                        object direction)
     # Raises unless the stream is on the plan's device.

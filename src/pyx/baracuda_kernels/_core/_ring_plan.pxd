@@ -14,8 +14,8 @@ cdef class RingPlan(KernelPlan):
     # Checks all operands, and returns a call of the plan's op without a schedule and an endpoint.
     # Raises for arguments of another plan type.
     cdef RingBinding check(self, object args, int64_t world_size)
-    # The same, with the schedule and endpoint of a communicator. Checked once for each
-    # communicator.
+    # The same, with the schedule and endpoint of a communicator. The arguments keep the result for
+    # the next run.
     cdef RingBinding bind(self, Stream stream, RingMember member, object args)
     cdef RingBinding bind_anew(self, RingMember member, object args)
     cdef int refuse_member(self, RingMember member) except -1

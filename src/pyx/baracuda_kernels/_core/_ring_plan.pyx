@@ -14,8 +14,8 @@ from baracuda_kernels._core._errors import InvalidProblemError
 
 
 cdef class RingArgs:
-    """Base of the arguments of ring plans: views of one rank's memory, checked once for each
-    plan."""
+    """Base of the arguments of ring plans: views of one rank's memory, checked once for each plan
+    and communicator."""
 
 
 cdef class RingPlan(KernelPlan):
@@ -65,11 +65,11 @@ cdef class RingPlan(KernelPlan):
         Raises
         ------
         InvalidProblemError, MisalignedOperandError, BufferTooSmallError, WorkspaceTooSmallError
-            An operand is wrong, here or on another rank of an NCCL ring on this machine. This rank has
-            launched and sent nothing. On a rank that had begun the call, the ring has failed.
+            An operand is wrong, here or on another rank of an NCCL ring on this machine. This rank
+            has launched and sent nothing. On a rank that had begun the call, the ring has failed.
         CommunicatorError
             The communicator is in another run, failed or closed; or another rank has ended the
-            ring, since a launch of its backward failed.
+            ring because a launch of its backward failed.
         KeyboardInterrupt
             Ctrl-C while the host computed or waited for another rank. Outputs and scratch are then
             undefined, and a ring of several ranks is aborted.
@@ -88,7 +88,7 @@ cdef class RingPlan(KernelPlan):
         except Exception as error:
             member.pass_on(error, False)
             raise
-        # Before this, another run of the communicator may read what is written below.
+        # Until this rank has the communicator, another run may read what is written below.
         member.enter()
         binding.call.stream = one.handle
         binding.call.marks = NULL

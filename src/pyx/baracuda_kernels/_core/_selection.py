@@ -1,5 +1,5 @@
-"""The choice of a kernel: candidates in order of preference, each with the reason of its
-refusal."""
+"""The choice of a kernel: candidates in order of preference, each with the reason if it is
+refused."""
 
 from __future__ import annotations
 

@@ -242,7 +242,8 @@ math_precision=None, deterministic=None)
     ----------
     max_workspace_bytes : int, optional
         Refuse kernels that need more scratch than this, in bytes: the forward's accumulator, the
-        backward's ``scratch``. What a ring receives into is not counted; no kernel changes it.
+        backward's ``scratch``. A ring's receive buffers are not counted: their size is the same for
+        every kernel.
     allow_sm90a : bool, default True
         Whether Hopper-only kernels may be picked.
     prefer_backend : BackendKind, optional

@@ -25,8 +25,8 @@ cdef class Stream:
         0 and None are the legacy default stream of the current device. 1 and 2 are CUDA's handles
         of the legacy and the per-thread default stream.
     device : int, optional
-        CUDA ordinal; by default the stream's device, or the current device while the stream is
-        captured: the CUDA runtime does not know the device then.
+        CUDA ordinal; by default the stream's device. While the stream is captured, the default is
+        the current device, since asking CUDA for the stream's device could end the capture.
 
     Attributes
     ----------

@@ -11,7 +11,7 @@ from baracuda_kernels._core._errors import InvalidProblemError
 
 
 cdef class TensorRef(View):
-    """Read-only view of an operand. Holds a reference to the memory's owner.
+    """View of an operand, input or output. Holds a reference to the memory's owner.
 
     Nothing is synchronised: the plan's stream must order the work that writes the memory before the
     plan, and the memory must stay valid until the plan's work is done.
@@ -22,13 +22,14 @@ cdef class TensorRef(View):
         Anything with ``__dlpack__`` or ``__cuda_array_interface__``, a NumPy array (ml_dtypes for
         bfloat16), a cuda.core buffer, or the address of the first element.
     shape, strides : sequence of int, optional
-        Required for an address, allowed for a 1-D byte buffer. At most 8 dimensions; strides in
-        elements, row-major by default.
+        Required for an address. The bytes of a contiguous source, such as a byte buffer, can be
+        viewed in another shape. At most 8 dimensions; strides in elements, row-major by default.
     element : ElementKind, optional
-        Required for an address and for a byte buffer that is given a shape.
+        Required for an address; by default the source's. With a shape, the bytes of a source can be
+        viewed as another type.
     device : int, optional
-        CUDA ordinal, -1 for host memory. The default is the source's; the CUDA driver gives that of
-        an address.
+        CUDA ordinal, -1 for host memory. The default is the source's; the CUDA runtime gives that
+        of an address.
 
     Attributes
     ----------
@@ -78,7 +79,6 @@ cdef class TensorRef(View):
     def is_contiguous(self):
         """True if the elements are dense in row-major order."""
         return self.is_dense_bytes()
-
 
     def _interface(self):
         return {

@@ -16,7 +16,7 @@ cdef class RingTimeline:
     cdef int parts           # launches of a step
     cdef list exchanges      # whether each exchange of the recorded run had messages
     cdef list sums           # whether each exchange was followed by an addition
-    cdef bint settles        # whether the last launch leaves work that is only of this rank
+    cdef bint settles        # whether the program has work of this rank alone after the last launch
     cdef bint recorded
     cdef bint in_run         # a run records into this timeline
     cdef int readers         # number of calls that wait for the events

@@ -120,9 +120,11 @@ cdef class RingTimeline:
 
     @property
     def total(self):
-        """Milliseconds from the start of the first kernel to the end of the last one, with
-        additions.
-        On a stream that several ranks share, the work of the others is included."""
+        """Milliseconds from the start of the first kernel to the end of the last one.
+
+        In a backward the additions of received sums are kernels too. If several ranks share a
+        stream, the work of the others is included.
+        """
         if not self.recorded:
             raise InvalidProblemError(
                 "timeline: got one in which nothing was recorded, must have been passed to a run")
@@ -144,7 +146,7 @@ cdef class RingTimeline:
         Returns
         -------
         list of RingSpan
-            In order of steps, and within a step in order of names.
+            In order of steps.
 
         Raises
         ------
@@ -172,7 +174,7 @@ cdef class RingTimeline:
         cdef c_api.baracuda_ring_marks* mark
         cdef int t, step, launches = self.world_size * self.parts
         cdef list spans = []
-        self.elapsed(start, start)  # waits for it: then times before it can be read too
+        self.elapsed(start, start)  # waits for `start`, so that events before it can be read too
         for t in range(launches + 1):
             mark = &self.marks[t]
             # The exchange after the last launch returns the sums. `measure` counts it to the last
@@ -196,7 +198,7 @@ cdef class RingTimeline:
         return spans
 
     cdef void* sum_wait(self, int t) noexcept:
-        """The event at which the wait for the sums of an entry begins."""
+        """The event at which the wait for the received sums of launch t begins."""
         if t < self.world_size * self.parts:
             return self.marks[t].compute_end
         return self.marks[t].wait_begin

@@ -24,9 +24,10 @@ class Transport(Protocol):
 
     In the first exchange of a run, every rank calls in this order: ``group_start()``, ``send`` of
     K, ``send`` of V, ``recv`` of K, ``recv`` of V, ``group_end()``. In later exchanges K and V are
-    adjacent and one message: ``group_start()``, ``send``, ``recv``, ``group_end()``. Messages
-    between two ranks must arrive in the order of their sends. Buffers are valid until ``group_end``
-    returns.
+    adjacent and one message: ``group_start()``, ``send``, ``recv``, ``group_end()``. In a backward
+    the exchanges from the third on also send and receive a sum of dK and dV, as one message; the
+    last exchanges send only sums. Messages between two ranks must arrive in the order of their
+    sends. Buffers are valid until ``group_end`` returns.
 
     On the host (``stream`` is None) a transfer must be complete when ``group_end`` returns, and
     ``memoryview(buffer)`` gives its bytes. On a GPU it must be ordered on ``stream``, and
@@ -35,10 +36,10 @@ class Transport(Protocol):
 
     A rank's run ends early after an exception, after Ctrl-C, and if a launch of a backward fails:
     a sum without this rank's share would be a wrong gradient. Later calls of this rank are then
-    refused. The other ranks wait for its messages until a timeout of the transport's own. So give
-    the transport timeouts, or a method ``abort()``, which is optional. The ring calls it once, when
-    a run of this rank ends early. It makes the other ranks' sends and receives raise, and does not
-    wait for these ranks.
+    refused. The other ranks wait for this rank's messages until the transport's own timeout. So
+    give the transport timeouts, or the optional method ``abort()``. The ring calls ``abort()``
+    once, when a run of this rank ends early. The method must make the other ranks' sends and
+    receives raise, and must not wait for those ranks.
 
     Attributes
     ----------
@@ -49,7 +50,7 @@ class Transport(Protocol):
     world_size: int
 
     def group_start(self):
-        """Begin a group: no message up to ``group_end`` may wait for another one."""
+        """Begin a group of messages, up to ``group_end``. None of them may wait for another."""
 
     def send(self, buffer, peer, stream):
         """Send a chunk's bytes.
@@ -183,7 +184,7 @@ cdef class TransportCommunicator(RingMember):
 
     cdef int leave(self, int32_t status) except -1:
         cause = None if status == c_api.BARACUDA_OK else last_exception(status)
-        # For a comparison of problems. A run that ends early has called this itself.
+        # For plan.validate. A run that ends early has called abandon() already, by _abort.
         if status in (c_api.BARACUDA_INTERRUPTED, c_api.BARACUDA_TRANSPORT_ERROR):
             self.abandon()
         error, self.error = self.error, None

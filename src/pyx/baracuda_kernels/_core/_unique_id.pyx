@@ -13,7 +13,7 @@ from baracuda_kernels._core._errors import InvalidProblemError
 cdef class UniqueId:
     """UniqueId(data)
 
-    NCCL's rendezvous token: one rank makes it and gives it to all. Hashable, picklable.
+    NCCL's rendezvous token: one rank makes it and sends it to all ranks. Hashable, picklable.
 
     Parameters
     ----------

@@ -28,5 +28,6 @@ cdef class View:
 
 # value as an int64, if it is an integer in [low, end). Floats and bools are refused.
 cdef int64_t integer(str name, object value, object low, object end) except? -1
-# The same for [low, 2**63). Only an error builds the argument's name, "name: what".
+# The same for [low, 2**63). The argument's name in messages is "name: what"; it is built only for
+# an error.
 cdef int64_t integer_from(str name, str what, object value, int64_t low) except? -1

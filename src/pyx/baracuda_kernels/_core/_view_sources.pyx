@@ -220,8 +220,8 @@ cdef object _from_dlpack(View self, str name, object source):
 
 
 cdef bint _is_offset_alone(View self, object source) except -1:
-    """Whether the address is the offset of a part of nothing: PyTorch counts the address of a part
-    from 0 if the whole has no memory, as a FakeTensor or a freed storage has none."""
+    """Whether a tensor has no memory, as a FakeTensor or a tensor of a freed storage. PyTorch then
+    gives its offset in the storage as its address."""
     offset = getattr(source, "storage_offset", None)
     return callable(offset) and <uintptr_t>self.data == offset() * self.itemsize
 
@@ -243,7 +243,7 @@ cdef object _export(str name, object source, bint on_gpu):
 
 
 cdef object _reshape_bytes(View self, str name, object shape, object strides, object element):
-    """Give a 1-D buffer, such as the bytes of a cuda.core buffer, a shape and an element type."""
+    """Give the bytes of a contiguous view, as of a cuda.core buffer, a new shape and element."""
     cdef int64_t available = self.numel() * self.itemsize
     cdef uintptr_t low, high
     if not self.is_dense_bytes():

@@ -81,8 +81,8 @@ class Family:
                          self.guarantee(element, direction), direction)
 
     def layout_needs(self, itemsize):
-        """The alignment of addresses in bytes and of strides in elements, and the number of elements
-        that strides of inputs must be below (0: any strides)."""
+        """The alignment of addresses in bytes, that of strides in elements, and the bound that
+        strides of inputs must be below, in elements (0: any strides)."""
         nbytes = max(self.vector_bytes, itemsize)
         return nbytes, nbytes // itemsize, self.max_stride_bytes // itemsize
 
@@ -190,9 +190,9 @@ def skus(op, directions=(Direction.FORWARD,)):
 
 
 def candidates(op, descriptor, arch, preference, direction, several_steps):
-    """Every family of the direction, with its SKU for the descriptor and its refusal.
+    """A candidate for every family of the direction.
 
-    ``several_steps``: whether a call of the op may have several steps, which need scratch for the
+    ``several_steps``: whether a call of the op may have several steps. These need scratch for the
     state.
     """
     descriptor.validate()
@@ -211,9 +211,8 @@ def candidates(op, descriptor, arch, preference, direction, several_steps):
 
 
 def backward_scratch_bytes(family, AttentionDescriptor descriptor, several_steps=False):
-    """Bytes of scratch of a backward call with one step or several; 0 if the family has no backward
-    in
-    this build or does not serve the problem."""
+    """Bytes of scratch of a backward call with one step or several. 0 if this build has no backward
+    of the family, or the family does not serve the problem."""
     cdef attention_api.baracuda_attention_step_params step
     cdef int32_t kernel = family.backward_kernel
     if not (family.has_backward and attention_api.baracuda_attention_available(family.kernel)):

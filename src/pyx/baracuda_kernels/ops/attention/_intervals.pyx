@@ -24,13 +24,13 @@ def visible_pairs(sequence_layout, int32_t world_size, int64_t length, bint caus
         Number of rows, and of keys, of one rank.
     causal : bool
     rank, origin : bytes
-        int64 arrays of the same length.
+        The bytes of two int64 arrays of the same length.
 
     Returns
     -------
     bytes
-        Four int64 for each entry: pairs in blocks that the mask does not cut, pairs in other
-        blocks, and the range ``[first, end)`` of rows that see a key.
+        Four int64 for each entry: visible pairs in blocks that the mask does not cut, visible pairs
+        in other blocks, and the range ``[first, end)`` of rows that see a key.
     """
     cdef int32_t layout = SequenceLayout.parse(sequence_layout)
     cdef Py_ssize_t count = min(len(rank), len(origin)) // sizeof(int64_t), i

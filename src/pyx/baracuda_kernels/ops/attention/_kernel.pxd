@@ -9,7 +9,7 @@ from baracuda_kernels.ops.attention.c_api cimport (
 from baracuda_kernels.ops.attention._descriptor cimport AttentionDescriptor
 from baracuda_kernels.ops.attention._operands cimport AttentionOperands
 
-# The loaded kernel of a plan: its device, and its needs of operands.
+# The loaded kernel of a plan: its device, and what it requires of operands.
 cdef class AttentionKernel:
     cdef readonly int device       # CUDA ordinal, -1 on the host
     cdef int32_t number            # in the C ABI

@@ -15,10 +15,11 @@ cdef class AttentionOperands(OperandChecks):
     cdef int64_t stride_multiple  # elements, of strides
     cdef int64_t stride_limit     # elements: strides of inputs are in [0, limit); 0: any
 
-    # Checks a [b, h, s, d] operand and fills strides. A byte buffer that is large enough is dense.
+    # Checks a [b, h, s, d] operand and fills strides. A large enough byte buffer is taken for a
+    # dense operand.
     cdef TensorRef tensor(self, str name, TensorRef view, int64_t b, int64_t h, int64_t s,
                           int64_t d, bint output, baracuda_strides* strides)
-    # The same for an operand whose element is not the problem's.
+    # The same for an operand of the given element, which may differ from the problem's.
     cdef TensorRef tensor_of(self, object element, str name, TensorRef view, int64_t b, int64_t h,
                              int64_t s, int64_t d, bint output, baracuda_strides* strides)
     # Binds the operands of a problem to a step: pointers, strides, and the type of lse.

@@ -97,10 +97,10 @@ cdef class FlashSdpaBackwardPlan(KernelPlan):
     ----------
     descriptor : FlashSdpaDescriptor
     scratch_bytes : int
-        Bytes of the scratch. For each row and head it holds a few numbers of the accumulator's
-        type (2 to 8), and, but on ``simt``, a sum of dq (head_dim numbers). ``sm80`` and ``sm90a``
-        round Q up to whole tiles of 64 rows. Their deterministic kernels keep several sums of dq if
-        there are few heads: up to 4 on ``sm80``, up to 8 on ``sm90a``.
+        Bytes of the scratch. For each row and head it holds 2 to 8 numbers of the accumulator's
+        type and, except on ``simt``, a sum of dq (head_dim numbers). ``sm80`` and ``sm90a`` round Q
+        up to whole tiles of 64 rows. If there are few heads, their deterministic kernels keep
+        several sums of dq: up to 4 on ``sm80``, up to 8 on ``sm90a``.
     """
 
     cdef AttentionKernel kernel

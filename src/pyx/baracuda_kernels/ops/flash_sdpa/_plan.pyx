@@ -115,6 +115,8 @@ cdef class FlashSdpaPlan(KernelPlan):
         ------
         InvalidProblemError, MisalignedOperandError
             An operand is wrong; nothing was launched.
+        KeyboardInterrupt
+            Ctrl-C while the host computed. The outputs are then undefined.
         CudaError
             The launch failed.
         """
