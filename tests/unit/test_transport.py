@@ -2,12 +2,12 @@
 
 import gc
 import queue
-import threading
 import weakref
 
 import numpy as np
 import pytest
 from helpers.queues import Queues, transports
+from helpers.rank_threads import on_ranks
 
 import baracuda_kernels as bk
 from baracuda_kernels.testing import attention
@@ -17,7 +17,6 @@ B, H, S, D, P = 1, 2, 12, 16, 4
 
 def run(plan, ends, x, *, staged=False):
     y = [None] * P
-    errors = [None] * P
 
     def work(rank):
         q, k, v = (bk.shard(a, P)[rank].copy() for a in x)
@@ -27,19 +26,11 @@ def run(plan, ends, x, *, staged=False):
         if staged:
             scratch[0] = np.concatenate([k.ravel(), v.ravel()])
         given = {} if staged else {"k": k, "v": v}
-        try:
-            plan.run(bk.Stream.host(), ends[rank], bk.RingAttentionArgs(
-                q=q, **given, y=y[rank], kv_scratch_a=scratch[0], kv_scratch_b=scratch[1],
-                accumulator_scratch=state))
-        except Exception as error:  # noqa: BLE001 - handed to the test
-            errors[rank] = error
+        plan.run(bk.Stream.host(), ends[rank], bk.RingAttentionArgs(
+            q=q, **given, y=y[rank], kv_scratch_a=scratch[0], kv_scratch_b=scratch[1],
+            accumulator_scratch=state))
 
-    threads = [threading.Thread(target=work, args=(r,)) for r in range(P)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
+    errors = on_ranks(P, work)
     return y, errors
 
 

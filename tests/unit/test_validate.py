@@ -1,9 +1,8 @@
 """plan.validate: ranks that mean different calls find out before the first run."""
 
-import threading
-
 import numpy as np
 import pytest
+from helpers.rank_threads import on_ranks
 
 import baracuda_kernels as bk
 
@@ -15,35 +14,20 @@ GOOD = {"batch_size": 1, "num_heads": 4, "query_len": 4, "key_len": 4, "head_dim
 def validate(differ=None, args=lambda rank, plan: None):
     """Every rank on its own thread; rank 1's descriptor differs. What each one raised."""
     ring = bk.LocalCommunicator.ring(P, timeout=10)
-    raised = [None] * P
 
     def work(rank):
         fields = {**GOOD, **(differ or {})} if rank == 1 else GOOD
         plan = bk.RingAttentionPlan.select(bk.Stream.host(), bk.RingAttentionDescriptor(**fields))
-        try:
-            plan.validate(ring[rank], args(rank, plan))
-        except bk.BaracudaError as error:
-            raised[rank] = error
+        plan.validate(ring[rank], args(rank, plan))
 
-    threads = [threading.Thread(target=work, args=(r,)) for r in range(P)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
-    return raised
+    return on_ranks(P, work)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 8])
 def test_agreement(ranks):
     ring = bk.LocalCommunicator.ring(ranks, timeout=10)
     plan = bk.RingAttentionPlan.select(bk.Stream.host(), bk.RingAttentionDescriptor(**GOOD))
-    threads = [threading.Thread(target=plan.validate, args=(comm,)) for comm in ring]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
+    assert on_ranks(ranks, lambda rank: plan.validate(ring[rank])) == [None] * ranks
     assert validate() == [None] * P
 
 
