@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import baracuda_kernels as bk
+from baracuda_kernels.testing import torch_qkv
 
 from .cuda_ring_gradients import (
     GpuGradients,
@@ -18,9 +19,10 @@ from .cuda_ring_gradients import (
     gradient_problem,
     poison,
 )
+from .failing_launches import failing_launches
 from .gradients import NAMES, Problem
 from .ring_gradients import GradientRank, ring_descriptor
-from .rings import preference, rank_arrays
+from .rings import descriptor, preference, rank_arrays
 
 
 def register(comm: bk.Communicator, held: dict[str, Any]) -> None:
@@ -30,11 +32,27 @@ def register(comm: bk.Communicator, held: dict[str, Any]) -> None:
             comm.register(held[name])
 
 
+def prepared(comm: bk.Communicator, stream: bk.Stream, task: dict, *qkv: Any) -> tuple:
+    """A plan of the task's direction, its arguments, and what those view."""
+    desc = descriptor(*qkv[:2], "bf16")
+    if task.get("direction") == "backward":
+        plan = bk.RingAttentionBackwardPlan.select(desc, stream, preference("simt", "bf16"))
+        lse = torch.zeros(qkv[0].shape[:3], device="cuda")
+        problem = Problem(*qkv, torch.ones_like(qkv[0]))
+        full = full_of(torch, "bf16")
+        rank = GradientRank(plan, problem, qkv[0].clone(), lse, comm.world_size, full)
+        return plan, rank.args, rank.held
+    plan = bk.RingAttentionPlan.select(desc, stream, preference("sm80", "bf16"))
+    arrays = rank_arrays(torch, plan, *qkv, comm.world_size)
+    return plan, arrays.args, arrays.held
+
+
 class RingGradientTasks:
     """Tasks of a rank."""
 
     rank: int
     comms: dict[str, bk.Communicator]
+    backward: tuple[Any, ...]  # of `run_backward`: its stream, plan, arguments, and what those view
 
     def gradients(self, task: dict) -> dict:
         """This rank's part of a forward and a backward; dq, dk and dv go to the task's folder."""
@@ -117,3 +135,57 @@ class RingGradientTasks:
                     comm.synchronize(bk.Stream(stream))
                     answer[how] += differs()
         return answer
+
+    def run_backward(self, task: dict) -> dict:
+        """A backward that succeeds; `fail_launch` runs it again. It is a task of its own, so that no
+        rank begins to fail while another still waits for this run: that one would be told."""
+        comm = self.comms["own"]
+        qkv = torch_qkv("normal", "bf16", 0, heads=2, query_len=128, head_dim=64)
+        stream = torch.cuda.Stream()
+        plan, args, held = prepared(comm, bk.Stream(stream), {"direction": "backward"}, *qkv)
+        torch.cuda.synchronize()
+        if task["register"]:
+            register(comm, held)
+        plan.run(bk.Stream(stream), comm, args)
+        comm.synchronize(bk.Stream(stream))
+        self.backward = stream, plan, args, held
+        return {"state": comm.state}
+
+    def fail_launch(self, task: dict) -> dict:
+        """The backward of `run_backward` again, in which the launches of rank `odd` fail from a step
+        on, eager or while it is captured: the error that each rank raises, when, and what is left
+        after it."""
+        comm = self.comms["own"]
+        stream, plan, args, _held = self.backward
+
+        def run() -> None:
+            if not task["graph"]:
+                return plan.run(bk.Stream(stream), comm, args)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                plan.run(bk.Stream(stream), comm, args)
+
+        def attempt(call: Any) -> BaseException | None:
+            """The library's error, also where the end of a broken capture raised another."""
+            try:
+                call()
+                comm.synchronize(bk.Stream(stream), 20)
+            except (bk.BaracudaError, RuntimeError) as error:
+                found: BaseException | None = error
+                while found is not None and not isinstance(found, bk.BaracudaError):
+                    found = found.__context__
+                return found or error
+            return None
+
+        begin = time.monotonic()
+        with failing_launches("backward", task["odd"], task["step"]):
+            error = attempt(run)
+            # A rank whose capture has succeeded waits for nothing, and hears of the end later.
+            while error is None and comm.state == "healthy" and time.monotonic() - begin < 5:
+                time.sleep(0.01)
+            error = error or attempt(lambda: None)
+        seconds = time.monotonic() - begin
+        again = attempt(lambda: plan.run(bk.Stream(stream), comm, args))
+        torch.cuda.synchronize()  # nothing hangs on the device
+        return {"error": type(error).__name__, "message": str(error), "seconds": seconds,
+                "state": comm.state, "again": type(again).__name__}  # fmt: skip

@@ -24,9 +24,10 @@ def pair(torch):
 )
 def test_a_backward_of_two_ranks_ends_on_both(pair, options, step, graph):
     pair.join(**{"wait": "", **options})
-    task = {"do": "fail_launch", "odd": ODD, "step": step, "graph": graph,
-            "register": options["exchange"] == "peer"}  # fmt: skip
-    answers = pair.run(task, seconds=60)
+    healthy = pair.run({"do": "run_backward", "register": options["exchange"] == "peer"})
+    assert [answer["state"] for answer in healthy] == ["healthy"] * 2
+    # Both ranks have their answers of that run before one of them fails in the next.
+    answers = pair.run({"do": "fail_launch", "odd": ODD, "step": step, "graph": graph})
     for rank, answer in enumerate(answers):
         if rank == ODD:
             assert answer["error"] == "CudaError" and "launch" in answer["message"], answer

@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 # For `helpers`: this file is run by its path.
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -20,13 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from helpers import cuda_ring
 from helpers import ring_abi as abi
-from helpers.cuda_ring_gradients import full_of
 from helpers.cuda_sum import CudaSumRank
-from helpers.failing_launches import failing_launches
-from helpers.gradients import Problem
 from helpers.rank_tasks import own_device, serve
-from helpers.ring_gradient_tasks import RingGradientTasks, register
-from helpers.ring_gradients import GradientRank
+from helpers.ring_gradient_tasks import RingGradientTasks, prepared, register
 from helpers.rings import descriptor, preference, rank_arrays, shards_of
 from helpers.sum_ring import SumRing
 
@@ -35,21 +30,6 @@ from baracuda_kernels._core import _nccl_library
 from baracuda_kernels.testing import torch_qkv
 
 _TIMEOUT = 60.0
-
-
-def prepared(comm: bk.Communicator, stream: bk.Stream, task: dict, *qkv: Any) -> tuple:
-    """A plan of the task's direction, its arguments, and what those view."""
-    desc = descriptor(*qkv[:2], "bf16")
-    if task.get("direction") == "backward":
-        plan = bk.RingAttentionBackwardPlan.select(desc, stream, preference("simt", "bf16"))
-        lse = torch.zeros(qkv[0].shape[:3], device="cuda")
-        problem = Problem(*qkv, torch.ones_like(qkv[0]))
-        full = full_of(torch, "bf16")
-        rank = GradientRank(plan, problem, qkv[0].clone(), lse, comm.world_size, full)
-        return plan, rank.args, rank.held
-    plan = bk.RingAttentionPlan.select(desc, stream, preference("sm80", "bf16"))
-    arrays = rank_arrays(torch, plan, *qkv, comm.world_size)
-    return plan, arrays.args, arrays.held
 
 
 class Rank(RingGradientTasks):
@@ -260,51 +240,6 @@ class Rank(RingGradientTasks):
         right = not again and bool(torch.isfinite(arrays.y).all())
         return {"error": error, "message": message, "seconds": seconds, "state": state,
                 "again": again, "right": right}  # fmt: skip
-
-    def fail_launch(self, task: dict) -> dict:
-        """A backward in which the launches of rank `odd` fail from a step on, eager or while it is
-        captured: the error that each rank raises, when, and what is left after it."""
-        comm = self.comms["own"]
-        qkv = torch_qkv("normal", "bf16", 0, heads=2, query_len=128, head_dim=64)
-        stream = torch.cuda.Stream()
-        plan, args, held = prepared(comm, bk.Stream(stream), {"direction": "backward"}, *qkv)
-        torch.cuda.synchronize()
-        if task["register"]:
-            register(comm, held)
-        plan.run(bk.Stream(stream), comm, args)
-        comm.synchronize(bk.Stream(stream))
-
-        def run() -> None:
-            if not task["graph"]:
-                return plan.run(bk.Stream(stream), comm, args)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                plan.run(bk.Stream(stream), comm, args)
-
-        def attempt(call: Any) -> BaseException | None:
-            """The library's error, also where the end of a broken capture raised another."""
-            try:
-                call()
-                comm.synchronize(bk.Stream(stream), 20)
-            except (bk.BaracudaError, RuntimeError) as error:
-                found: BaseException | None = error
-                while found is not None and not isinstance(found, bk.BaracudaError):
-                    found = found.__context__
-                return found or error
-            return None
-
-        begin = time.monotonic()
-        with failing_launches("backward", task["odd"], task["step"]):
-            error = attempt(run)
-            # A rank whose capture has succeeded waits for nothing, and hears of the end later.
-            while error is None and comm.state == "healthy" and time.monotonic() - begin < 5:
-                time.sleep(0.01)
-            error = error or attempt(lambda: None)
-        seconds = time.monotonic() - begin
-        again = attempt(lambda: plan.run(bk.Stream(stream), comm, args))
-        torch.cuda.synchronize()  # nothing hangs on the device
-        return {"error": type(error).__name__, "message": str(error), "seconds": seconds,
-                "state": comm.state, "again": type(again).__name__}  # fmt: skip
 
     def endure(self, task: dict) -> dict:
         """Run again and again until an error comes: which, when, and what is left after it."""
