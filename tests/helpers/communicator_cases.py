@@ -19,6 +19,7 @@ from baracuda_kernels._core import _nccl_options
 from baracuda_kernels.testing import attention
 
 from .gradients import draw
+from .one_cause import CANNOT_BE_BY_PEER, assert_one_cause
 from .rank_threads import on_ranks
 from .ring_gradients import HostGradients
 
@@ -397,9 +398,13 @@ def test_the_exchange_says_why_a_hop_is_not_by_peer():
 
 
 def test_a_peer_that_cannot_be_is_an_error_on_every_rank():
-    errors = with_exchange(["auto", "peer"])
-    assert all(isinstance(error, bk.UnsupportedError) for error in errors)
-    assert all('exchange: got "peer", must be' in str(e) for e in errors)
+    for wishes, why in (
+        (["auto", "peer"], "one of its ranks is not on a CUDA device"),
+        (["peer", *["nccl"] * 3], 'one of its ranks asked for exchange="nccl": rank 1'),
+    ):
+        errors = with_exchange(wishes)
+        assert all(isinstance(error, bk.UnsupportedError) for error in errors)
+        assert_one_cause([str(error) for error in errors], CANNOT_BE_BY_PEER + why)
 
 
 def test_the_environment_gives_the_default(monkeypatch):
