@@ -69,7 +69,7 @@ class Consumer {
   // until then the previous step may still be running. m and l are loaded during the last PV
   // product. So is o_acc if there are registers for it (preloads_state), else it is loaded when it
   // is added.
-  static constexpr bool preloads_state = Last && C::head_dim <= 128;
+  static constexpr bool preloads_state = Last && C::loads_state_early && C::head_dim <= 128;
   struct PreviousState {
     RowStatistics rows;
     typename StateRows<C>::Fragments o;
@@ -295,13 +295,14 @@ class Consumer {
     wgmma_fence();
     issue_output(o, previous_p, iteration - 1);
     pass_turn();
+    const bool positive = maxima_are_positive(rows);
     wgmma_wait<1>();
     pin_registers(s);
     release_k();
     if (t == 0) release_q();
     if (masked) mask(s, query, t);
     next = peek_next_key_tile();
-    softmax_step(s, rows, args_.scale_log2, factor);
+    softmax_step(s, rows, args_.scale_log2, factor, positive);
     pack_weights<Element>(s, p);
   }
   __device__ __forceinline__ void mainloop_tail_ahead(float (&o)[C::head_dim / 2],
@@ -332,7 +333,7 @@ class Consumer {
     release_k();
     if (t == 0) release_q();
     if (masked) mask(s, query, t);
-    softmax_step(s, rows, args_.scale_log2, factor);
+    softmax_step(s, rows, args_.scale_log2, factor, false);
     pack_weights<Element>(s, p);
   }
 
@@ -356,6 +357,7 @@ class Consumer {
     wgmma_fence();
     issue_output(o, previous_p, iteration_ - 1);
     pass_turn();
+    const bool positive = maxima_are_positive(rows);
     wgmma_wait<1>();
     pin_registers(s);
     release_k();
@@ -365,7 +367,7 @@ class Consumer {
     } else if constexpr (!std::is_same_v<Masked, std::false_type>) {
       if (masked()) mask(s, query, t);
     }
-    softmax_step(s, rows, args_.scale_log2, factor);
+    softmax_step(s, rows, args_.scale_log2, factor, positive);
     order_sums_before_wait(rows, barriers_.base);
     wgmma_wait<0>();
     pin_registers(o);

@@ -42,10 +42,25 @@ bool does_without(const StepParams& p, const StepMask& mask) {
   return (mask.has_diagonal ? p.key_len / 2 : mask.keys) < few_of_step;
 }
 
+// True if a step is faster with three consumers. They read K and V once for 192 query rows instead
+// of 128. In return they have narrower key tiles, and longer rounds of tiles, so they need many
+// rows. Heads that share K and V gain with fewer keys. See docs/kernel-log/forward-sm90a.md, "Three
+// warpgroups at D128 for long sequences".
+bool is_long(const StepParams& p, const StepMask& mask) {
+  constexpr int64_t rows_of_a_head = 8192, rows_of_all_heads = 196608;
+  constexpr int64_t many_keys = 12288, many_keys_of_groups = 4096;
+  const int64_t rows = p.query_len - mask.first_row;
+  const int64_t keys = mask.has_diagonal ? p.key_len : mask.keys;
+  return rows >= rows_of_a_head && p.batch * p.heads * rows >= rows_of_all_heads &&
+         keys >= (p.heads > p.kv_heads ? many_keys_of_groups : many_keys);
+}
+
 template <typename Element>
 struct Tiles {
   using Narrow = Config<Element, 128, narrow, 2, false, narrow, true>;
   using Wide = Config<Element, 128, wide, 2, false, wide, true>;
+  // Without ScoresAhead, for which three consumers have no registers.
+  using Long = Config<Element, 128, 80, 3, false>;
   // Without ScoresAhead.
   using Short = Config<Element, 128, narrow, 2, false, narrow, false, Served::ends_of_rings>;
   using ShortWide = Config<Element, 128, widest, 2, false, widest_last, false, Served::whole_calls>;
@@ -53,6 +68,7 @@ struct Tiles {
   static int32_t load() {
     int32_t status = load_kernels<Narrow>();
     if (status == BARACUDA_OK) status = load_kernels<Wide>();
+    if (status == BARACUDA_OK) status = load_kernels<Long>();
     if (status == BARACUDA_OK) status = load_kernels<Short>();
     return status == BARACUDA_OK ? load_kernels<ShortWide>() : status;
   }
@@ -74,6 +90,7 @@ struct Tiles {
     if (does_without(p, mask)) {
       return is_whole(p) && prefers<ShortWide>(p, mask) ? f(ShortWide{}, mask) : f(Short{}, mask);
     }
+    if (is_long(p, mask)) return f(Long{}, mask);
     return prefers<Wide>(p, mask) ? f(Wide{}, mask) : f(Narrow{}, mask);
   }
 };

@@ -55,7 +55,7 @@ class KeyProducer {
 
   // Begins with the current tile of `work`. more: whether there is one.
   __device__ __forceinline__ void run(WorkTileScheduler<C, First, Last>& work, bool more) {
-    constexpr bool prefetches = Last && !First;
+    constexpr bool prefetches = Last && !First && C::loads_state_early;
     uint32_t iteration = 0;  // number of copied tiles of K; V is one behind
     KeyTile previous{};
     while (more) {

@@ -30,18 +30,48 @@ __device__ __forceinline__ void mask_scores(float (&s)[S], const int (&visible)[
   }
 }
 
+// True if m is a positive number, or +0, in all rows of the warp.
+__device__ __forceinline__ bool maxima_are_positive(const RowStatistics& rows) {
+  return !__any_sync(0xffffffffu, (__float_as_int(rows.m[0]) | __float_as_int(rows.m[1])) < 0);
+}
+
+// top[h]: the maximum of m and of this lane's scores in row h. Positive: maxima_are_positive().
+// The maximum of floats of which one is positive is that of their bits as integers, and sm_90 has a
+// maximum of three integers, but of two floats. A NaN without a sign is the largest integer. It
+// makes m a NaN, and its weight makes the row one in any case.
+template <int S>
+__device__ __forceinline__ void row_maxima(const float (&s)[S], const RowStatistics& rows,
+                                           bool positive, float (&top)[2]) {
+  static_assert(S % 8 == 0, "two rows, in pairs of columns, of which there are evenly many");
+  if (positive) {
+    int bits[4] = {__float_as_int(rows.m[0]), __float_as_int(s[1]), __float_as_int(rows.m[1]),
+                   __float_as_int(s[3])};
+#pragma unroll
+    for (int i = 0; i < S; i += 8)
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        bits[j] = __vimax3_s32(bits[j], __float_as_int(s[i + j]), __float_as_int(s[i + 4 + j]));
+#pragma unroll
+    for (int h = 0; h < 2; ++h) top[h] = __int_as_float(max(bits[2 * h], bits[2 * h + 1]));
+  } else {
+    float most[4] = {rows.m[0], s[1], rows.m[1], s[3]};
+#pragma unroll
+    for (int i = 0; i < S; ++i) most[i % 4] = fmaxf(most[i % 4], s[i]);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) top[h] = fmaxf(most[2 * h], most[2 * h + 1]);
+  }
+}
+
 // Replaces scores by weights exp2((s - m) * scale_log2), and updates m and l. factor: the factor
-// that rescales earlier weights to the new m. The code interleaves the two rows, with two partial
-// results each, to shorten the chains of dependent instructions.
+// that rescales earlier weights to the new m. positive: maxima_are_positive(), or false. The code
+// interleaves the two rows, with two partial results each, to shorten the chains of dependent
+// instructions.
 template <int S>
 __device__ __forceinline__ void softmax_step(float (&s)[S], RowStatistics& rows, float scale_log2,
-                                             float (&factor)[2]) {
-  float top[4] = {rows.m[0], s[1], rows.m[1], s[3]};
-#pragma unroll
-  for (int i = 0; i < S; ++i) top[i % 4] = fmaxf(top[i % 4], s[i]);
+                                             float (&factor)[2], bool positive) {
+  float top[2];
+  row_maxima(s, rows, positive, top);
   float use[2], sum[4];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) top[h] = fmaxf(top[2 * h], top[2 * h + 1]);
 #pragma unroll
   for (int h = 0; h < 2; ++h) top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 1));
 #pragma unroll
