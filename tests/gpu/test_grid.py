@@ -105,6 +105,25 @@ def test_distributions(torch, family, dtype, distribution):
             assert_close(family, dtype, y, exact[0], lse, exact[1], score=score)
 
 
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), SM80 + SM90A)
+def test_rows_whose_scores_are_all_negative(torch, family, dtype, head_dim):
+    """Alone, beside others in a warp, and where the maximum is -0, +0 or rises from tile to tile."""
+    shape = {"heads": 2, "query_len": 300, "key_len": 700, "head_dim": head_dim}
+    q, k, v = torch_qkv("normal", dtype, 9, **shape)
+    q, k = q.abs(), -k.abs()
+    for rows in (slice(0, 0), slice(100, 200, 3), slice(0, 300, 2)):  # these see scores above zero
+        mixed = q.clone()
+        mixed[:, :, rows] *= -1
+        mixed[:, :, 40] = 0
+        for keys in (k, k * torch.linspace(1.0, 0.0, 700, device="cuda")[:, None].to(k.dtype)):
+            for is_causal in (False, True):
+                exact = attention(mixed, keys, v, is_causal=is_causal)
+                y, lse = local_ring(torch, family, dtype, mixed, keys, v, 1, is_causal=is_causal)
+                score = max_score(mixed.double().cpu().numpy(), keys.double().cpu().numpy(), None)
+                with case(rows=rows, is_causal=is_causal):
+                    assert_close(family, dtype, y, exact[0], lse, exact[1], score=score)
+
+
 @pytest.mark.parametrize("scale", [-0.1, 0.0, 1e-3, 0.5, 3.0])
 @pytest.mark.parametrize(
     ("family", "dtype"), [("sm90a", "bf16"), ("sm80", "bf16"), ("simt", "bf16"), ("simt", "f64")]

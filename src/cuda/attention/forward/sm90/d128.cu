@@ -44,14 +44,15 @@ bool does_without(const StepParams& p, const StepMask& mask) {
 
 // True if a step is faster with three consumers. They read K and V once for 192 query rows instead
 // of 128. In return they have narrower key tiles, and longer rounds of tiles, so they need many
-// rows. Heads that share K and V gain with fewer keys. See docs/kernel-log/forward-sm90a.md, "Three
+// rows. Heads that share K and V gain with fewer keys. The choice does not depend on the batch, so
+// that a sequence has the same bits in any batch. See docs/kernel-log/forward-sm90a.md, "Three
 // warpgroups at D128 for long sequences".
 bool is_long(const StepParams& p, const StepMask& mask) {
   constexpr int64_t rows_of_a_head = 8192, rows_of_all_heads = 196608;
   constexpr int64_t many_keys = 12288, many_keys_of_groups = 4096;
   const int64_t rows = p.query_len - mask.first_row;
   const int64_t keys = mask.has_diagonal ? p.key_len : mask.keys;
-  return rows >= rows_of_a_head && p.batch * p.heads * rows >= rows_of_all_heads &&
+  return rows >= rows_of_a_head && p.heads * rows >= rows_of_all_heads &&
          keys >= (p.heads > p.kv_heads ? many_keys_of_groups : many_keys);
 }
 
