@@ -42,8 +42,7 @@ _TORCH = f"{_INTEROP}/test_torch_gpu.py"
 _SANITIZER = "tests/gpu/test_compute_sanitizer.py"
 # What takes long, and what measures the device's memory, has the GPU to itself.
 _ELSEWHERE = "endurance or device_memory"
-_QUICK = ("-m", f"not ({_ELSEWHERE})")
-# What takes several GPUs is no part of one GPU's evidence.
+# What takes several GPUs is no part of one GPU's evidence; docs/developer-guide.md has its command.
 _ONE_GPU = ("-m", f"not ({_ELSEWHERE}) and not multi_gpu")
 # Of tests: "passed", "failed" and "skipped".
 Counts = Counter[str]
@@ -188,7 +187,7 @@ def _tests() -> Counts:
     # tools that a GPU machine may lack.
     unit = "tests/unit"
     elsewhere = (f"--ignore={path}" for path in (unit, _RANKS, _INTEROP, "tests/packaging"))
-    return _side_by_side([(unit,), *_shares("tests", *_QUICK, *elsewhere)])
+    return _side_by_side([(unit,), *_shares("tests", *_ONE_GPU, *elsewhere)])
 
 
 def _interop() -> Counts:
@@ -219,7 +218,7 @@ PARTS: dict[str, tuple[Callable[[], Counts], tuple[str, ...]]] = {
     "error": (Counter, ("error", "gradient_error")),
     "ring": (Counter, ("ring",)),
     "runtime": (Counter, ("balance", "overlap", "memory")),
-    "faults": (lambda: _pytest(_FAULTS, *_QUICK), ("faults",)),
+    "faults": (lambda: _pytest(_FAULTS, *_ONE_GPU), ("faults",)),
     "sanitize": (lambda: _pytest(_SANITIZER), ()),
     "interop": (_interop, ()),
     "endurance": (_endurance, ()),

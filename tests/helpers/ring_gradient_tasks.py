@@ -137,8 +137,11 @@ class RingGradientTasks:
         return answer
 
     def run_backward(self, task: dict) -> dict:
-        """A backward that succeeds; `fail_launch` runs it again. It is a task of its own, so that no
-        rank begins to fail while another still waits for this run: that one would be told."""
+        """A backward that succeeds; `fail_launch` runs it again.
+
+        It is a task of its own, so that no rank begins to fail while another still waits for this
+        run: that one would be told of the failure.
+        """
         comm = self.comms["own"]
         qkv = torch_qkv("normal", "bf16", 0, heads=2, query_len=128, head_dim=64)
         stream = torch.cuda.Stream()
@@ -152,8 +155,8 @@ class RingGradientTasks:
         return {"state": comm.state}
 
     def fail_launch(self, task: dict) -> dict:
-        """The backward of `run_backward` again, in which the launches of rank `odd` fail from a step
-        on, eager or while it is captured: the error that each rank raises, when, and what is left
+        """The backward of `run_backward`, in which the launches of rank `odd` fail from a step on,
+        eager or while it is captured: the error that each rank raises, when, and what is left
         after it."""
         comm = self.comms["own"]
         stream, plan, args, _held = self.backward

@@ -79,7 +79,7 @@ def test_context_parallel_leaves_nothing_patched(torch, across, problem, one_ran
 def test_the_documented_commands(across):
     """Those of developer-guide.md: the launcher is torch's, the options are the script's."""
     scaling = importlib.import_module("benchmarks.scaling")
-    launch, page = commands(code_blocks("docs/developer-guide.md", "sh")[3])
+    launch, page = commands(code_blocks("docs/developer-guide.md", "sh")[4])
     at = launch.index("benchmarks.scaling")
     assert launch[:3] == ["python", "-m", "torch.distributed.run"] and launch[at - 1] == "-m"
     options = scaling._parser().parse_args(launch[at + 1 :])

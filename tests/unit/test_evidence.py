@@ -1,10 +1,12 @@
 """The evidence tool's own rules: refusals, typed rows, merging, and the page made of them."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -189,6 +191,51 @@ def test_the_documented_commands(tmp_path):
     assert "25 passed, 0 failed, 5 skipped" in (docs / "performance.md").read_text()
     assert (docs / "performance-nvidia-h100-80gb-hbm3.svg").is_file()
     assert (docs / "performance-backward-nvidia-h100-80gb-hbm3.svg").is_file()
+
+
+def collected(*arguments):
+    """The ids of the tests that pytest chooses."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    result = subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=os.environ | {"PYTEST_ADDOPTS": ""},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    # 5: no test was chosen.
+    assert result.returncode in (0, 5), result.stdout[-3000:] + result.stderr
+    return {line for line in result.stdout.splitlines() if "::" in line}
+
+
+TESTING = [name for name, (test, _) in evidence.PARTS.items() if test is not Counter]
+
+
+@pytest.mark.parametrize("name", TESTING)
+def test_a_part_takes_one_gpu(monkeypatch, name):
+    """No test of several GPUs is in a part: it would fail on one."""
+    runs = []
+
+    def run(*arguments, seconds=0):
+        runs.append(arguments)
+        return Counter()
+
+    monkeypatch.setattr(evidence, "_pytest", run)
+    monkeypatch.setattr(evidence, "_shares", lambda *arguments: [arguments])
+    evidence.PARTS[name][0]()
+    assert runs
+    for arguments in runs:
+        given = f"({arguments[arguments.index('-m') + 1]}) and " if "-m" in arguments else ""
+        # The last of several -m holds.
+        assert not collected(*arguments, "-m", f"{given}multi_gpu"), arguments
+
+
+def test_those_of_several_gpus_run_by_the_documented_command():
+    (several,) = commands(code_blocks("docs/developer-guide.md", "sh")[3])
+    assert several[:4] == ["python", "-m", "pytest", "-q"]
+    chosen = {test.partition("::")[0] for test in collected(*several[4:])}
+    marked = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")
+        if path != Path(__file__) and "mark.multi_gpu(" in path.read_text()
+    }  # fmt: skip
+    assert chosen == marked and "tests/gpu/test_second_device.py" in chosen
 
 
 def test_tests_that_had_run_when_their_time_was_up_count(tmp_path, monkeypatch):
