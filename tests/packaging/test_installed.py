@@ -283,7 +283,8 @@ def test_tensor_core_kernels_use_tensor_cores():
             # wait of its own.
             products, waits = (function.count(x) for x in ("HGMMA", "WARPGROUP.DEPBAR"))
             assert waits <= products // 4, f"{name}: {products} products wait {waits} times"
-            # Matrix descriptors stay in uniform registers: moving them there costs a quarter of a loop.
+            # Matrix descriptors stay in uniform registers: moving them all costs a quarter of a loop.
+            # Head_dim 256 has more of them than there is room for.
             loops = _product_loops(function)
             assert loops, f"{name} has no loop with products"
             # Those with scores ahead take two key tiles at a time.
@@ -291,11 +292,11 @@ def test_tensor_core_kernels_use_tensor_cores():
             scores_ahead += not gradients and max(of_loops) >= 32
             for body in loops:
                 moves = sum("R2UR" in line for line in body)
-                assert moves <= 8, f"{name} moves {moves} values to uniform registers in a loop"
+                assert moves <= 12, f"{name} moves {moves} values to uniform registers in a loop"
     assert seen >= 20
-    # (3 head dims + a second tile at 128, each x 4 flag variants, and there 4 without scores ahead)
-    # x 2 dtypes
-    assert hopper == 40
+    # (3 head dims + a second and a third tile at 128, each x 4 flag variants, and there 4 more without
+    # scores ahead) x 2 dtypes
+    assert hopper == 48
     assert scores_ahead == 2 * 4 * 2  # both tiles at 128, steps of a ring as well as whole calls
     # (3 head dims and longer key tiles at 64, each in a fixed order too, and at 128 the pair and the
     # first stores) x 2 dtypes
