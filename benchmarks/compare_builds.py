@@ -164,6 +164,8 @@ class Build:
         if Path(where).is_dir():
             self._python = sys.executable
             self._environment["PYTHONPATH"] = str(Path(where).resolve())
+            if not (Path(where) / "baracuda_kernels").is_dir():
+                raise SystemExit(f"{where}: got a folder without baracuda_kernels, must hold a build")
             # An editable install outranks PYTHONPATH: its checkout would be timed in the folder's place.
             found = self._said("import baracuda_kernels; print(baracuda_kernels.__file__)")
             if Path(where).resolve() not in Path(found).resolve().parents:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import baracuda_kernels as bk
 from benchmarks import compare_builds
 
 
@@ -46,7 +47,12 @@ def test_a_slower_build_is_told(monkeypatch, capsys):
         assert ("SLOWER" in capsys.readouterr().out) == bool(code)
 
 
-def test_a_folder_that_is_not_imported_is_refused(tmp_path):
-    """It holds no package: this Python's own would be timed in its name."""
+def test_a_folder_that_is_not_imported_is_refused(tmp_path, monkeypatch):
+    """This Python's own build would be timed in its name."""
+    with pytest.raises(SystemExit, match="a folder without baracuda_kernels"):
+        compare_builds.Build(str(tmp_path))
+    (tmp_path / "baracuda_kernels").mkdir()
+    own = bk.__file__
+    monkeypatch.setattr(compare_builds.Build, "_said", lambda self, program: own)
     with pytest.raises(SystemExit, match="imports .* instead"):
         compare_builds.Build(str(tmp_path))
