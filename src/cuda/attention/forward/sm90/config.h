@@ -43,8 +43,9 @@ struct Config {
   // The producer warps write the outputs of fully masked rows. 24 registers are too few for that.
   static constexpr bool finishes_masked_rows = producer_registers > 24;
   static constexpr int consumer_registers = Consumers > 2 ? 160 : wants_most_registers ? 240 : 224;
-  // Whether the last step of a ring prefetches the previous state into L2, and loads o_acc during PV
-  // of the last key tile. Three consumers at head_dim 128 leave no registers for it.
+  // Whether the last step of a ring prefetches the previous state into L2, and (up to head_dim 128)
+  // loads o_acc during the last PV product. With three consumers at head_dim 128 there are no
+  // registers for either.
   static constexpr bool loads_state_early = Consumers <= 2 || HeadDim <= 64;
   static_assert(producer_registers + Consumers * consumer_registers <=
                     (Consumers + 1) * launch_registers, "more registers than the block has");

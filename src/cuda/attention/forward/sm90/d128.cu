@@ -42,11 +42,11 @@ bool does_without(const StepParams& p, const StepMask& mask) {
   return (mask.has_diagonal ? p.key_len / 2 : mask.keys) < few_of_step;
 }
 
-// True if a step is faster with three consumers. They read K and V once for 192 query rows instead
-// of 128. In return they have narrower key tiles, and longer rounds of tiles, so they need many
-// rows. Heads that share K and V gain with fewer keys. The choice does not depend on the batch, so
-// that a sequence has the same bits in any batch. See docs/kernel-log/forward-sm90a.md, "Three
-// warpgroups at D128 for long sequences".
+// True if a step is faster with three consumers, which read K and V once for 192 query rows instead
+// of 128. Their key tiles are narrower, and fewer query tiles are less evenly shared among the SMs,
+// so a step needs many rows and keys to gain. If heads share K and V, fewer keys are enough. The
+// choice does not depend on the batch: a sequence has the same bits in any batch. See
+// docs/kernel-log/forward-sm90a.md, "Three warpgroups at D128 for long sequences".
 bool is_long(const StepParams& p, const StepMask& mask) {
   constexpr int64_t rows_of_a_head = 8192, rows_of_all_heads = 196608;
   constexpr int64_t many_keys = 12288, many_keys_of_groups = 4096;
