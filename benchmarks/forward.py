@@ -16,6 +16,7 @@ from benchmarks.timing import in_windows, input_sets, rotated, stream
 
 PROBLEMS = [
     *HOPPER,
+    Call("sm90a", 32768, heads=32, kv_heads=8),
     Call("sm90a", 8192, "f16", 64, 32, batch=2),
     Call("sm90a", 8192, "f16", 256, 8, batch=2),
     *[Call("sm80", 8192, "bf16", d, h) for d, h in ((64, 32), (96, 16), (128, 16), (192, 8))],

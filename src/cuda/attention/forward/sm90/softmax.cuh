@@ -37,8 +37,8 @@ __device__ __forceinline__ bool maxima_are_positive(const RowStatistics& rows) {
 
 // Sets top[h] to the maximum of m and this lane's scores in row h. positive: whether m is +0 or
 // above in all rows of the warp. If it is, scores are compared as integers: among floats of which
-// one is not negative, the largest float also has the largest bits. sm_90 has an instruction for the
-// maximum of three integers, but not of three floats. A NaN whose sign is positive becomes the
+// one is not negative, the largest float also has the largest bits. sm_90 has an instruction for
+// the maximum of three integers, but not of three floats. A NaN whose sign is positive becomes the
 // maximum. The weight of a NaN makes the sums of its row NaN in any case.
 template <int S>
 __device__ __forceinline__ void row_maxima(const float (&s)[S], const RowStatistics& rows,
@@ -65,8 +65,8 @@ __device__ __forceinline__ void row_maxima(const float (&s)[S], const RowStatist
 
 // Replaces scores by weights exp2((s - m) * scale_log2), and updates m and l. factor: the factor
 // that rescales earlier weights to the new m. positive: maxima_are_positive(), or false if that is
-// not known. The code interleaves the two rows, with two partial results each, to shorten the chains
-// of dependent instructions.
+// not known. The code interleaves the two rows, with two partial results each, to shorten the
+// chains of dependent instructions.
 template <int S>
 __device__ __forceinline__ void softmax_step(float (&s)[S], RowStatistics& rows, float scale_log2,
                                              float (&factor)[2], bool positive) {
