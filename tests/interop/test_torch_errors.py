@@ -205,6 +205,8 @@ def test_an_operand_changed_in_place(torch, ring_attention, qkv):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_other_derivatives(torch, ring_attention, qkv):
+    from baracuda_kernels.interop.torch import shard, unshard
+
     q, k, v = qkv
     forward_ad = torch.autograd.forward_ad
     with forward_ad.dual_level(), pytest.raises(UnsupportedError, match="has a tangent"):
@@ -218,6 +220,12 @@ def test_other_derivatives(torch, ring_attention, qkv):
     ):
         with torch.no_grad(), pytest.raises(UnsupportedError, match="torch.func transform"):
             transform(lambda x: ring_attention(x, k, v))
+        for call in (shard, unshard):
+            with pytest.raises(UnsupportedError, match=f"{call.__name__}: .*torch.func transform"):
+                transform(lambda x, call=call: call(x, 2))
+    for call in (shard, unshard):
+        with forward_ad.dual_level(), pytest.raises(UnsupportedError, match="x: .*has a tangent"):
+            call(forward_ad.make_dual(q, q), 2)
 
 
 @pytest.mark.parametrize("argument", [0, 1, 2])

@@ -74,6 +74,16 @@ def test_the_first_ranks_batch_for_all(gloo_ranks, layout):
         ("targets that the mask hides", "UnsupportedError", "labels: got a target in a row that"),
         ("an unknown tensor", "UnsupportedError", "batch: got the entry token_weights"),
         ("a window", "UnsupportedError", "config.sliding_window: got 8"),
+        ("no sequences", "InvalidProblemError", "input_ids: got shape (0, 24), must have"),
+        ("a target beyond the vocabulary", "InvalidProblemError", "labels: got 61, must be"),
+        ("a target below the vocabulary", "InvalidProblemError", "labels: got -1, must be"),
+        ("a token beyond the vocabulary", "InvalidProblemError", "input_ids: got 61, must be"),
+        ("tokens that are no integers", "InvalidProblemError", "input_ids: got torch.bool"),
+        ("a sparse tensor on one rank", "UnsupportedError", "labels: got layout torch.sparse_coo"),
+        ("no values on one rank", "InvalidProblemError", "labels: got a tensor on meta"),
+        ("a gradient that broadcast would lose", "UnsupportedError", "inputs_embeds: got a tensor"),
+        ("a batch that cannot be sent", "InvalidProblemError", "batch: got dict_keyiterator, must"),
+        ("a worker of a DataLoader", "UnsupportedError", "shard: got a call in a worker of a Data"),
         ("lists", "InvalidProblemError", "input_ids: got list, must be a torch.Tensor"),
         ("another batch on one rank", "InvalidProblemError", "got input_ids of int64 (2, 24)"),
         ("another length on one rank", "InvalidProblemError", "int64 (2, 20) on rank 1"),
@@ -93,6 +103,15 @@ def test_the_first_ranks_batch_for_all(gloo_ranks, layout):
 def test_what_cannot_be_cut_is_refused_on_every_rank(gloo_ranks, what, error, message):
     for answer in run(gloo_ranks, TASK | {"do": "refused_batch", "what": what}):
         assert answer["error"] == error and message in answer["message"], answer
+
+
+def test_an_error_of_one_rank_that_is_not_the_librarys(gloo_ranks):
+    task = TASK | {"do": "refused_batch", "what": "a batch that cannot be read on one rank"}
+    answers = run(gloo_ranks, task)
+    assert answers.pop(1) == {"error": "OSError", "message": "the file has gone"}
+    for answer in answers:
+        assert answer["error"] == "CommunicatorError", answer
+        assert "OSError: the file has gone" in answer["message"], answer
 
 
 def sizes(**options):
@@ -171,6 +190,7 @@ def test_trainers_evaluation_is_that_of_one_rank(gloo_ranks, cp):
         ("metrics", "UnsupportedError", "trainer.compute_metrics: got a value"),
         ("a loss", "UnsupportedError", "trainer.compute_loss_func: got a value"),
         ("smoothing", "UnsupportedError", "trainer.label_smoothing_factor: got a value"),
+        ("uneven batches", "UnsupportedError", "trainer.even_batches: got a value"),
         ("predict", "UnsupportedError", "predict: got a ring, must be one rank"),
         ("another model", "InvalidProblemError", "trainer: got one of another model"),
         ("no trainer", "InvalidProblemError", "trainer: got object, must be a Trainer"),

@@ -55,17 +55,20 @@ class TrainerTasks:
         }
 
     def evaluated(self, task: dict) -> dict:
-        """The evaluation by Trainer over a ring, and on one rank."""
+        """The evaluation by Trainer over a ring, and on one rank: the last batch is smaller."""
         model, sharder, mesh = sharder_of(task)
-        examples = _examples(_BATCH * mesh.size(0) * 2)
+        size = _BATCH * mesh.size(0)
+        examples = _examples(2 * size - 1)
         trainer = _trainer(model, None, task)
         sharder.attach(trainer)
         found = trainer.evaluate(examples)["eval_loss"]
         alone = small_model(task["model"])
-        halves = examples[: len(examples) // 2], examples[len(examples) // 2 :]
         with torch.no_grad():
-            exact = sum(_loss_alone(alone, half).item() for half in halves) / 2
-        return {"evaluated": [found, exact]}
+            exact = sum(
+                len(one) * _loss_alone(alone, one).item()
+                for one in (examples[:size], examples[size:])
+            )
+        return {"evaluated": [found, exact / len(examples)]}
 
     def refused_trainer(self, task: dict) -> dict:
         """The typed error of a Trainer that cannot train over a ring."""
@@ -78,6 +81,8 @@ class TrainerTasks:
                 options["compute_loss_func"] = lambda *_, **__: 0
             case "smoothing":
                 options["arguments"] = {"label_smoothing_factor": 0.1}
+            case "uneven batches":
+                options["arguments"] = {"accelerator_config": {"even_batches": False}}
         if task["what"] == "another model":
             model = small_model("llama")
         trainer: Any = object()

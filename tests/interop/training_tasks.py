@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from baracuda_kernels.errors import BaracudaError
 from baracuda_kernels.interop.torch import context_parallel, position_ids
@@ -125,6 +126,35 @@ class TrainingTasks:
                     batch["labels"] = batch["input_ids"]
                 case "an unknown tensor":
                     batch["token_weights"] = torch.ones(2, 24)
+                case "no sequences":
+                    batch = {name: x[:0] for name, x in batch.items()}
+                case "a target beyond the vocabulary":
+                    batch["labels"][0, 3] = 61
+                case "a target below the vocabulary":
+                    batch["labels"][0, 23] = -1
+                case "a token beyond the vocabulary":
+                    batch["input_ids"][0, 3] = 61
+                case "tokens that are no integers":
+                    batch["input_ids"] = batch["input_ids"] > 3
+                case "a sparse tensor on one rank":
+                    if self.rank == 1:
+                        batch["labels"] = batch["labels"].to_sparse()
+                case "no values on one rank":
+                    if self.rank == 1:
+                        batch["labels"] = batch["labels"].to("meta")
+                case "a gradient that broadcast would lose":
+                    sharder = BatchSharder(model, mesh["dp"], broadcast=True)
+                    ids = batch.pop("input_ids")
+                    batch["inputs_embeds"] = model.get_input_embeddings()(ids)
+                case "a batch that cannot be sent":
+                    sharder = BatchSharder(model, mesh["dp"], broadcast=True)
+                    batch = iter(batch)
+                case "a worker of a DataLoader":
+                    loader = DataLoader([batch], None, num_workers=1, collate_fn=sharder.shard)
+                    next(iter(loader))
+                case "a batch that cannot be read on one rank":
+                    if self.rank == 1:
+                        batch = _Unreadable(batch)
                 case "lists":
                     batch["input_ids"] = batch["input_ids"].tolist()
                 case "another batch on one rank":
@@ -157,7 +187,7 @@ class TrainingTasks:
                     part = sharder.shard(batch)
                     sharder.loss(torch.zeros(2, 3, 61), part["shift_labels"], 1)
             sharder.shard(batch)
-        except BaracudaError as error:
+        except (BaracudaError, OSError) as error:
             return {"error": type(error).__name__, "message": str(error)}
         return {"error": "", "message": ""}
 
@@ -175,6 +205,13 @@ class TrainingTasks:
             "same": torch.equal(part["input_ids"], batch["input_ids"][:, rows]),
             "positions": torch.equal(part["position_ids"], rows.unsqueeze(0)),
         }
+
+
+class _Unreadable(dict):
+    """A batch whose file has gone."""
+
+    def items(self) -> Any:
+        raise OSError("the file has gone")
 
 
 def sharder_of(task: dict) -> tuple[Any, Any, DeviceMesh]:

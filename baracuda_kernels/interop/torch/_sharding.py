@@ -8,6 +8,7 @@ import torch
 
 from baracuda_kernels import SequenceLayout, sharding
 from baracuda_kernels._arguments import layout_of
+from baracuda_kernels._torch_transforms import refuse_derivatives
 from baracuda_kernels.errors import InvalidProblemError
 from baracuda_kernels.interop.torch import _compiled, _dealing, _process_group
 
@@ -44,8 +45,10 @@ def shard(
     InvalidProblemError
         The length is not a multiple of the group's size (the message names the nearest ones), there
         is no such dimension, or the group or layout is wrong.
+    UnsupportedError
+        `x` has a tangent, or the call is within a ``torch.func`` transform.
     """
-    _require_tensor(x)
+    _require_tensor("shard", x)
     dim = _dimension(x, dim)
     mine: torch.Tensor = _dealing.shard_op(
         x, dim, _process_group.name_of(group), _name_of(sequence_layout)
@@ -84,10 +87,12 @@ def unshard(
     InvalidProblemError
         Shapes, dtypes, `dim` or layouts differ between ranks, here or in the backward of `shard`;
         there is no such dimension, or the group or layout is wrong.
+    UnsupportedError
+        `x` has a tangent, or the call is within a ``torch.func`` transform.
     CommunicatorError
         The all-gather failed, here or in the backward of `shard`.
     """
-    _require_tensor(x)
+    _require_tensor("unshard", x)
     dim = _dimension(x, dim)
     whole: torch.Tensor = _dealing.unshard_op(
         x,
@@ -134,9 +139,11 @@ def position_ids(
     return torch.tensor(positions, device=device)
 
 
-def _require_tensor(x: Any) -> None:
+def _require_tensor(call: str, x: Any) -> None:
     if not isinstance(x, torch.Tensor):
         raise InvalidProblemError(f"x: got {type(x).__name__}, must be a torch.Tensor")
+    if not torch.compiler.is_compiling():  # the operators would drop a tangent
+        refuse_derivatives(call, {"x": x}, "use torch.autograd")
 
 
 def _dimension(x: torch.Tensor, dim: int) -> int:

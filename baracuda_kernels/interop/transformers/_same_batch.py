@@ -11,8 +11,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from baracuda_kernels.errors import BaracudaError, CommunicatorError, InvalidProblemError
+from baracuda_kernels.errors import (
+    BaracudaError,
+    CommunicatorError,
+    InvalidProblemError,
+    UnsupportedError,
+)
 from baracuda_kernels.interop.torch import _refusal_message
+from baracuda_kernels.interop.transformers import _whole_batch
 
 _BYTES = 1024  # of a message
 
@@ -22,43 +28,52 @@ _streams: dict[torch.device, torch.cuda.Stream] = {}
 def agree(
     ring: dist.ProcessGroup,
     data: dist.ProcessGroup | None,
-    batch: Mapping[str, torch.Tensor],
-    error: BaracudaError | None,
+    batch: Mapping[str, list[str]],
+    error: Exception | None,
 ) -> None:
-    """Raise on every rank if one rank refuses its batch or has another batch than its ring.
-    Collective.
+    """Raise on every rank if one rank fails or has another batch than its ring. Collective.
 
     Parameters
     ----------
     ring, data : ProcessGroup
         The ranks that must have one batch, and the ranks that train on other batches: they stop
         with this one.
-    batch : mapping of str to Tensor
-        Read only if there is no error.
-    error : BaracudaError, optional
-        The refusal of this rank.
+    batch : mapping of str to list
+        The `digests` of the batch. Read only if there is no error.
+    error : Exception, optional
+        The refusal of this rank, or an error that it met. This rank raises it.
     """
-    said = _refusal_message.encode(error, _BYTES) if error else json.dumps(_digests(batch)).encode()
+    told = None if error is None else _as_told(error)
+    said = _refusal_message.encode(told, _BYTES) if told else json.dumps(batch).encode()
     messages = _gather(ring, said)
-    error = error or _refused(messages) or _difference([json.loads(m) for m in messages])
+    told = told or _refused(messages) or _difference([json.loads(m) for m in messages])
     others: list[bytes] = []
     if data is not None:
-        others = _gather(data, _refusal_message.encode(error, _BYTES) if error else b"{}")
-    error = error or _refused(others)
+        others = _gather(data, _refusal_message.encode(told, _BYTES) if told else b"{}")
+    error = error or told or _refused(others)
     if error is not None:
         raise error
 
 
-def from_first(ring: dist.ProcessGroup, batch: Any) -> Any:
-    """The batch of the ring's first rank, on the CPU. Collective."""
+def from_first(ring: dist.ProcessGroup, batch: Any) -> tuple[Any, Exception | None]:
+    """The batch of the ring's first rank, on the CPU, or the error that this rank met. Collective.
+
+    An error is not raised here, so that the data group can be told too.
+    """
     if ring.size() == 1:
-        return batch
-    if isinstance(batch, Mapping) and ring.rank() == 0:
-        batch = {name: _plain(value) for name, value in batch.items()}
-    given = [batch if ring.rank() == 0 else None]
+        return batch, None
+    error: Exception | None = None
+    given: list[Any] = [None, b""]
+    if ring.rank() == 0:
+        try:
+            tensors = _whole_batch.tensors_of(batch)
+            given[0] = {name: _plain(name, value) for name, value in tensors.items()}
+        except Exception as found:  # noqa: BLE001 - `agree` raises it
+            error = found
+            given[1] = _refusal_message.encode(_as_told(found), _BYTES)
     with failures(ring):
         dist.broadcast_object_list(given, src=dist.get_global_rank(ring, 0), group=ring)
-    return given[0]
+    return given[0], error or _refusal_message.decode(0, given[1])
 
 
 @contextlib.contextmanager
@@ -72,15 +87,25 @@ def failures(group: dist.ProcessGroup) -> Iterator[None]:
         ) from error
 
 
-def _plain(value: Any) -> Any:
-    """A value that can be sent. A value that is not a tensor, which the sharder refuses, becomes
-    the name of its type."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
-    return None if value is None else type(value).__name__
+def _as_told(error: Exception) -> BaracudaError:
+    """What the other ranks are told of an error."""
+    if isinstance(error, BaracudaError):
+        return error
+    return CommunicatorError(f"batch: {type(error).__name__}: {error}")
 
 
-def _digests(batch: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+def _plain(name: str, value: torch.Tensor) -> torch.Tensor:
+    """A tensor that can be sent."""
+    if value.requires_grad:
+        raise UnsupportedError(
+            f"{name}: got a tensor that requires grad, must be detached with broadcast=True: its "
+            "gradient would be lost"
+        )
+    return value.cpu()
+
+
+def digests(batch: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+    """The type, the shape and a digest of the values of every tensor."""
     found = {}
     for name, tensor in sorted(batch.items()):
         data = tensor.detach().contiguous().cpu().view(torch.uint8).numpy()

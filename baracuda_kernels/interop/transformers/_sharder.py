@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import get_worker_info
 
 from baracuda_kernels import sharding
-from baracuda_kernels.errors import BaracudaError, InvalidProblemError
+from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _process_group
 from baracuda_kernels.interop.transformers import _models, _same_batch, _whole_batch
 from baracuda_kernels.interop.transformers._attention import Ring
@@ -101,28 +102,38 @@ class BatchSharder:
         Raises
         ------
         InvalidProblemError
-            On every rank: a tensor has another shape or type, the ranks of a ring have different
-            batches, or the length cannot be cut.
+            On every rank: a tensor has another shape or type, a token or target is not in the
+            model's vocabulary, the ranks of a ring have different batches, or the length cannot be
+            cut.
         UnsupportedError
             On every rank: `check` refuses the model at this length, or the batch has packed
-            sequences, other positions, other zeros in ``attention_mask``, or an entry that is not
-            named above.
+            sequences, other positions, other zeros in ``attention_mask``, an entry that is not
+            named above or, with `broadcast`, a tensor that requires grad. At once: the call is in a
+            worker of a DataLoader.
         CommunicatorError
-            Another rank has ended.
+            Another rank has ended, or has met an error that is not of this library.
         """
+        if get_worker_info() is not None:
+            raise UnsupportedError(
+                "shard: got a call in a worker of a DataLoader, must be in the training process: "
+                "the ranks compare the batch, and a worker has no process group"
+            )
         ring, own_name = self._ring_and_name()
         group = _process_group.resolve(ring.group_name)
-        if self._broadcast:
-            batch = _same_batch.from_first(group, batch)
         whole: dict[str, torch.Tensor] = {}
-        refused = None
+        digests: dict[str, list[str]] = {}
+        refused: Exception | None = None
+        if self._broadcast:
+            batch, refused = _same_batch.from_first(group, batch)
         try:
-            whole = _whole_batch.prepare(
-                self.model, batch, group.size(), own_name, self._pad, self._ignore_index
-            )
-        except BaracudaError as error:
+            if refused is None:
+                whole = _whole_batch.prepare(
+                    self.model, batch, group.size(), own_name, self._pad, self._ignore_index
+                )
+                digests = _same_batch.digests(whole)
+        except Exception as error:  # noqa: BLE001 - `agree` raises it
             refused = error
-        _same_batch.agree(group, self._data, whole, refused)
+        _same_batch.agree(group, self._data, digests, refused)
         return self._cut(whole, ring, group)
 
     def count(self, shards: Iterable[Mapping[str, torch.Tensor]]) -> torch.Tensor:
@@ -196,7 +207,8 @@ class BatchSharder:
         """Make a Trainer train over the ring: call it once, before ``train()``.
 
         The ranks of a ring get the same batches, cut by `shard`. The loss is that of `loss`, over
-        all ranks and accumulated batches, and ``evaluate()`` returns it for the whole batch.
+        all ranks and accumulated batches. ``evaluate()`` returns its mean over the sequences, as on
+        one rank with the batches of all data-parallel ranks.
         `gradients` has no effect: Trainer averages.
 
         Parameters
@@ -211,8 +223,8 @@ class BatchSharder:
             and the data group.
         UnsupportedError
             The trainer has ``compute_metrics``, label smoothing, a loss of its own, another
-            parallelism that cuts batches, ``dispatch_batches``, DataParallel or DeepSpeed. Later,
-            in a call of ``predict()``.
+            parallelism that cuts batches, ``dispatch_batches``, data-parallel ranks without
+            ``even_batches``, DataParallel or DeepSpeed. Later, in a call of ``predict()``.
         """
         from baracuda_kernels.interop.transformers import _trainer
 
@@ -251,6 +263,15 @@ class BatchSharder:
                 with _same_batch.failures(group):
                     dist.all_reduce(value, group=group)
         return value
+
+    def _over_data(self, values: torch.Tensor) -> torch.Tensor:
+        """The values of every rank of the data group, one after another."""
+        if self._data is None:
+            return values
+        every = [torch.empty_like(values) for _ in range(self._data.size())]
+        with _same_batch.failures(self._data):
+            dist.all_gather(every, values.contiguous(), group=self._data)
+        return torch.cat(every)
 
     def _ring_and_name(self) -> tuple[Ring, str | None]:
         found = _models.ring_of(self.model)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
+from baracuda_kernels.interop.transformers import _whole_batch
 
 if TYPE_CHECKING:
     from baracuda_kernels.interop.transformers._sharder import BatchSharder
@@ -30,6 +32,7 @@ def attach(sharder: BatchSharder, trainer: Any) -> None:
     accelerator, args = trainer.accelerator, trainer.args
     view = _DataParallelView(accelerator, *sharder._data_rank())
     prepare = type(accelerator).prepare_data_loader
+    gather = accelerator.gather_for_metrics
     samples = trainer.get_batch_samples
 
     def prepare_data_loader(*given: Any, **options: Any) -> Any:
@@ -54,22 +57,47 @@ def attach(sharder: BatchSharder, trainer: Any) -> None:
                 "predict: got a ring, must be one rank: the logits of a sequence are on several "
                 "ranks. Call the model, and unshard(logits, 1)"
             )
-        part = sharder.shard(inputs)
+        part = sharder.shard(_without_repeated(sharder, inputs, accelerator.gradient_state))
         count = sharder.count([part])
         targets = part.pop("shift_labels")
         with torch.no_grad(), trainer.compute_loss_context_manager():
             loss = sharder.loss(model(**part), targets, count)
         return sharder.total(loss), None, None
 
+    def gather_for_metrics(values: Any, *given: Any, **options: Any) -> Any:
+        # Those of one rank of each ring: Accelerator cuts what it gathers for the last batch to the
+        # number of its sequences, but not what it gathers for the others.
+        if not isinstance(values, torch.Tensor):
+            return gather(values, *given, **options)
+        values, state = sharder._over_data(values), accelerator.gradient_state
+        last = state.end_of_dataloader and state.remainder > 0
+        return values[: state.remainder] if last else values
+
     accelerator.prepare_data_loader = prepare_data_loader
     trainer.get_batch_samples = get_batch_samples
     trainer.compute_loss_func = compute_loss
     trainer.prediction_step = prediction_step
+    trainer.gather_function = accelerator.gather_for_metrics = gather_for_metrics
 
 
 def _for_compute_loss(part: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Trainer gives the entry named labels to the loss, and not to the model."""
     return {"labels" if name == "shift_labels" else name: part[name] for name in part}
+
+
+def _without_repeated(sharder: BatchSharder, batch: Any, state: Any) -> Any:
+    """The batch without the targets of the sequences by which the last batch of an evaluation was
+    filled up, so that every data-parallel rank has one."""
+    if not (isinstance(batch, Mapping) and state.end_of_dataloader and state.remainder > 0):
+        return batch
+    whole = dict(batch)
+    for name in ("labels", "shift_labels"):
+        value = whole.get(name)
+        if isinstance(value, torch.Tensor) and value.dim() and _whole_batch.are_integers(value):
+            first = max(state.remainder - sharder._data_rank()[0] * value.shape[0], 0)
+            whole[name] = value.to(torch.int64, copy=True)
+            whole[name][first:] = sharder._ignore_index
+    return whole
 
 
 def _require(sharder: BatchSharder, trainer: Any) -> None:
@@ -97,6 +125,7 @@ def _require(sharder: BatchSharder, trainer: Any) -> None:
         ("compute_loss_func", trainer.compute_loss_func is not None),
         ("parallelism_config", cuts),
         ("dispatch_batches", bool(accelerator.dispatch_batches)),
+        ("even_batches", sharder._data_rank()[1] > 1 and not accelerator.even_batches),
         ("n_gpu", args.n_gpu > 1),
         ("deepspeed", accelerator.distributed_type == "DEEPSPEED"),
     ):

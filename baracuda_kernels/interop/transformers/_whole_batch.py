@@ -49,12 +49,14 @@ def prepare(
 
     Nothing is sent. The tensors are on the devices of the batch.
     """
-    given = _tensors(batch)
+    given = tensors_of(batch)
     name, tokens = _tokens(given)
+    if name == "input_ids":
+        _require_vocabulary(name, tokens, model.get_input_embeddings(), model)
     rows = tokens.shape[1]
     mask = _right_padding(given.get("attention_mask"), tokens)
     _require_positions(given.get("position_ids"), _models.first_position(model), tokens, mask)
-    targets = _targets(given, tokens, mask, ignore_index)
+    targets = _targets(model, given, tokens, mask, ignore_index)
     length = _length(model, rows, world_size, pad)
     _models.require(model, length, own_name)
     whole = {name: _behind(tokens, length - rows, 0)}
@@ -63,7 +65,8 @@ def prepare(
     return whole
 
 
-def _tensors(batch: Any) -> dict[str, torch.Tensor]:
+def tensors_of(batch: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a batch; raises for entries that the sharder cannot cut or compare."""
     if not isinstance(batch, Mapping):
         raise InvalidProblemError(f"batch: got {type(batch).__name__}, must be a mapping")
     given = {name: value for name, value in batch.items() if value is not None}
@@ -78,6 +81,11 @@ def _tensors(batch: Any) -> dict[str, torch.Tensor]:
                 f"{name}: got {type(value).__name__}, must be a torch.Tensor; collators make one "
                 "with return_tensors='pt'"
             )
+        if value.is_nested or value.layout is not torch.strided:
+            kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+            raise UnsupportedError(f"{name}: got {kind}, must be a dense tensor")
+        if value.is_meta:
+            raise InvalidProblemError(f"{name}: got a tensor on meta, must have values")
     return given
 
 
@@ -89,7 +97,7 @@ def _tokens(given: dict[str, torch.Tensor]) -> tuple[str, torch.Tensor]:
         )
     (name,) = found
     tokens = given[name]
-    if name == "input_ids" and (tokens.dim() != 2 or tokens.is_floating_point()):
+    if name == "input_ids" and (tokens.dim() != 2 or not are_integers(tokens)):
         raise InvalidProblemError(
             f"input_ids: got {tokens.dtype} {tuple(tokens.shape)}, must be integers [B, N]"
         )
@@ -97,9 +105,41 @@ def _tokens(given: dict[str, torch.Tensor]) -> tuple[str, torch.Tensor]:
         raise InvalidProblemError(
             f"inputs_embeds: got shape {tuple(tokens.shape)}, must be [B, N, E]"
         )
-    if tokens.shape[1] == 0:
-        raise InvalidProblemError(f"{name}: got no rows, must have at least one")
+    if 0 in tokens.shape[:2]:
+        raise InvalidProblemError(
+            f"{name}: got shape {tuple(tokens.shape)}, must have at least one sequence and one row"
+        )
+    if name == "input_ids" and tokens.dtype is not torch.int32:
+        tokens = tokens.long()  # embeddings take int32 and int64 alone
     return name, tokens
+
+
+def are_integers(x: torch.Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex() or x.dtype is torch.bool)
+
+
+def _require_vocabulary(
+    name: str, numbers: torch.Tensor, layer: Any, model: Any, ignore_index: int | None = None
+) -> None:
+    """Raise on every rank for a number beyond the model's vocabulary. PyTorch would raise on the
+    rank of its row alone, and the other ranks would wait for that rank."""
+    found = (
+        getattr(model.config.get_text_config(decoder=True), "vocab_size", None),
+        getattr(layer, "num_embeddings", None),
+        getattr(layer, "out_features", None),
+    )
+    size = max((x for x in found if isinstance(x, int)), default=None)
+    if size is None:
+        return
+    beyond = (numbers < 0) | (numbers >= size)
+    if ignore_index is not None:
+        beyond &= numbers != ignore_index
+    if bool(beyond.any()):
+        other = "" if ignore_index is None else f" or {ignore_index}"
+        raise InvalidProblemError(
+            f"{name}: got {int(numbers[beyond][0])}, must be in [0, {size}), the model's "
+            f"vocabulary{other}"
+        )
 
 
 def _require_shape(name: str, value: torch.Tensor, tokens: torch.Tensor) -> None:
@@ -161,27 +201,30 @@ def _require_positions(
 
 
 def _targets(
+    model: Any,
     given: dict[str, torch.Tensor],
     tokens: torch.Tensor,
     real: torch.Tensor | None,
     ignore_index: int,
 ) -> torch.Tensor | None:
     """The target of each row: the label of the next row."""
-    labels, targets = given.get("labels"), given.get("shift_labels")
-    for name, value in (("labels", labels), ("shift_labels", targets)):
+    targets = None
+    for name in ("labels", "shift_labels"):
+        value = given.get(name)
         if value is None:
             continue
         _require_shape(name, value, tokens)
-        if value.is_floating_point():
+        if not are_integers(value):
             raise InvalidProblemError(f"{name}: got {value.dtype}, must be integers")
+        value = value.long()  # a narrow type may not have ignore_index
         if real is not None and bool((value[~real] != ignore_index).any()):
             raise UnsupportedError(
                 f"{name}: got a target in a row that attention_mask hides, must be {ignore_index} "
                 "there"
             )
-    if targets is None and labels is not None:
-        targets = _behind(labels[:, 1:], 1, ignore_index)
-    return None if targets is None else targets.long()
+        targets = value if name == "shift_labels" else _behind(value[:, 1:], 1, ignore_index)
+        _require_vocabulary(name, targets, model.get_output_embeddings(), model, ignore_index)
+    return targets
 
 
 def _length(model: Any, rows: int, world_size: int, pad: bool) -> int:
