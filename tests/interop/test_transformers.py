@@ -95,6 +95,13 @@ def test_check_names_the_model(torch):
     check(windowed, 64)
     with pytest.raises(UnsupportedError, match="MistralForCausalLM.config.sliding_window: got 64"):
         check(windowed, 65)
+    tuned = transformers.Llama4TextConfig(
+        **sizes, num_key_value_heads=2, head_dim=16, num_local_experts=2, pad_token_id=0,
+        layer_types=["full_attention"], no_rope_layers=[0], floor_scale=16,
+    )  # fmt: skip
+    check(transformers.Llama4ForCausalLM(tuned), 15)
+    with pytest.raises(UnsupportedError, match=r"self_attn: got .* for 16 rows, must be for fewer than 16"):
+        check(transformers.Llama4ForCausalLM(tuned), 16)
     classes = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**sizes))
     with pytest.raises(
         UnsupportedError, match="SequenceClassification: got a head that reads one row"

@@ -83,8 +83,9 @@ def check(model: Any, sequence_length: int | None = None) -> None:
         `model` is not a model of transformers.
     UnsupportedError
         The model has recurrent, convolutional or windowed layers, an encoder and a decoder,
-        position biases, no ``position_ids``, a pooler or sequence classifier, or code that ignores
-        ``attn_implementation``. The message names it.
+        position biases, no ``position_ids``, a pooler or sequence classifier, layers that place
+        rows by themselves at that length, or code that ignores ``attn_implementation``. The message
+        names it.
     """
     from transformers import PreTrainedModel
 

@@ -55,6 +55,7 @@ def require(model: Any, total: int | None, own_name: str | None) -> None:
     _refuse_positions_in_scores(kind, config)
     _refuse_windows(kind, config, total)
     _refuse_changing_frequencies(kind, model, config, total)
+    _refuse_local_positions(kind, model, config, total)
     _refuse_other_code(kind, model, own_name)
 
 
@@ -147,6 +148,22 @@ def _refuse_changing_frequencies(kind: str, model: Any, config: Any, total: int 
                     f"{kind}: got {rope_type!r} rotary embeddings for {rows} rows, must be for at "
                     f"most {limit}: beyond, they change with the longest position of a rank"
                 )
+
+
+def _refuse_local_positions(kind: str, model: Any, config: Any, total: int | None) -> None:
+    """Refuse the layers of Llama 4 without rotary embeddings, where they scale their queries: they
+    count the rows of the call, and do not read ``position_ids``."""
+    rows = getattr(config, "max_position_embeddings", None) if total is None else total
+    for name, module in model.named_modules():
+        limit = getattr(module, "floor_scale", None)
+        if limit is None or getattr(module, "use_rope", True):
+            continue
+        if getattr(module, "attn_temperature_tuning", False) and (rows is None or rows >= limit):
+            raise UnsupportedError(
+                f"{kind}.{name}: got attn_temperature_tuning for {rows} rows, must be for fewer "
+                f"than {limit} (config.floor_scale): from there on, the layer scales a query by "
+                "its row within the rank"
+            )
 
 
 def _original_length(config: Any) -> int | None:
