@@ -55,6 +55,19 @@ def test_what_the_ring_cannot_serve(gloo_ranks, what, message, by):
         assert answer["error"] == "UnsupportedError" and message in answer["message"], answer
 
 
+@pytest.mark.parametrize(
+    ("by", "what", "message"),
+    [
+        ("register", "labels, compiled", "labels: got a tensor"),
+        ("context_parallel", "no position_ids, compiled", "position_ids: got None"),
+    ],
+)
+def test_what_compiled_code_cannot_serve(gloo_ranks, by, what, message):
+    task = TASK | {"do": "refused", "what": what, "layout": "contiguous", "by": by}
+    for answer in gloo_ranks.run(task, seconds=120):
+        assert answer["error"] == "UnsupportedError" and message in answer["message"], answer
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("what", ["packed positions", "positions of another layout", "local"])
 @pytest.mark.parametrize("by", ["register", "context_parallel"])
@@ -77,6 +90,13 @@ def test_autocast(gloo_ranks, by):
     task = TASK | {"model": "qwen3", "layout": "zigzag", "by": by, "autocast": True}
     for answer in gloo_ranks.run(task, seconds=30):
         assert answer["off"] <= 3e-2, answer
+
+
+@pytest.mark.parametrize("by", ["register", "context_parallel"])
+def test_compiled_layers(gloo_ranks, by):
+    task = TASK | {"model": "llama", "layout": "zigzag", "by": by, "compiled": True}
+    for answer in gloo_ranks.run(task, seconds=120):
+        assert answer["off"] <= 1e-5, answer
 
 
 def test_check_names_the_model(torch):

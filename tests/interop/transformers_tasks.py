@@ -34,7 +34,8 @@ class TransformersTasks:
             model.set_attn_implementation("sdpa")
             exact = model(ids, use_cache=False).logits
             with torch.autocast("cpu", torch.bfloat16, enabled=task.get("autocast", False)):
-                found = self._sharded(model, ids, layout, task)
+                call = _with_compiled_layers if task.get("compiled") else None
+                found = self._sharded(model, ids, layout, task, call)
         cached = found.past_key_values.get_seq_length() if task["use_cache"] else None
         off = (unshard(found.logits, 1, None, layout) - exact).abs().max() / exact.abs().max()
         return {"off": off.item(), "cached_rows": cached}
@@ -85,6 +86,10 @@ class TransformersTasks:
                 self._sharded(model, ids, layout, task, position_ids=None)
             case "labels":
                 self._sharded(model, ids, layout, task, labels=shard(ids, 1))
+            case "no position_ids, compiled":
+                self._sharded(model, ids, layout, task, call=_compiled, position_ids=None)
+            case "labels, compiled":
+                self._sharded(model, ids, layout, task, call=_compiled, labels=shard(ids, 1))
             case "packed by lengths":
                 lengths = torch.tensor([0, 12, 24], dtype=torch.int32)
                 packed = {"cu_seq_lens_q": lengths, "cu_seq_lens_k": lengths}
@@ -133,6 +138,21 @@ class TransformersTasks:
 
 def _generate(model: Any, mine: torch.Tensor, **options: Any) -> Any:
     return model.generate(mine, max_new_tokens=1, position_ids=options["position_ids"])
+
+
+def _compiled(model: Any, mine: torch.Tensor, **options: Any) -> Any:
+    return torch.compile(model, backend="eager")(mine, **options)
+
+
+def _with_compiled_layers(model: Any, mine: torch.Tensor, **options: Any) -> Any:
+    layers = model.model.layers
+    for layer in layers:
+        layer.compile(backend="eager")
+    try:
+        return model(mine, **options)
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
 
 
 def _decode(model: Any, mine: torch.Tensor, **options: Any) -> Any:

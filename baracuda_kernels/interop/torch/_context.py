@@ -73,6 +73,11 @@ _stash = getattr(torch._C, "_stash_obj_in_tls", None)
 _remove = getattr(torch._C, "_remove_obj_from_tls", None)
 
 
+def entered() -> _EagerRingMode | None:
+    """This thread's innermost context."""
+    return _thread.modes[-1] if _thread.modes else None
+
+
 def innermost() -> _EagerRingMode | None:
     """This thread's innermost context; in a thread of autograd, that of the thread that called
     backward."""

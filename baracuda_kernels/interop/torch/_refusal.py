@@ -9,6 +9,7 @@ from baracuda_kernels.errors import BaracudaError, UnsupportedError
 
 _library = torch.library.Library("baracuda", "FRAGMENT")
 _library.define("refused(Tensor query, Tensor value, str group_name, str reason) -> Tensor")
+_library.define("of_one_rank(Tensor x, str group_name, str reason) -> Tensor")
 
 
 def _refuse(
@@ -24,6 +25,24 @@ def _fake(query: torch.Tensor, value: torch.Tensor, group_name: str, reason: str
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
+def _of_one_rank(x: torch.Tensor, group_name: str, reason: str) -> torch.Tensor:
+    """A copy of `x` in compiled code of one rank; raises when it runs on a rank of several."""
+    from baracuda_kernels.interop.torch import _process_group
+
+    if _process_group.resolve(group_name).size() > 1:
+        error = UnsupportedError(reason)
+        tell(group_name, error, x.device)
+        raise error
+    return x.clone()
+
+
+_library.impl("of_one_rank", _of_one_rank, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "baracuda::of_one_rank", lambda x, group_name, reason: torch.empty_like(x), lib=_library
+)
+torch.library.register_autograd(
+    "baracuda::of_one_rank", lambda ctx, gradient: (gradient, None, None), lib=_library
+)
 _library.impl("refused", _refuse, "CompositeExplicitAutograd")
 torch.library.register_fake("baracuda::refused", _fake, lib=_library)
 

@@ -14,12 +14,21 @@ from transformers import AttentionInterface, GenerationMixin, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from baracuda_kernels.errors import BaracudaError, UnsupportedError
-from baracuda_kernels.interop.torch._context import innermost
+from baracuda_kernels.interop.torch._context import entered, innermost
 from baracuda_kernels.interop.torch._refusal import tell
 from baracuda_kernels.interop.transformers import _attention, _check
 from baracuda_kernels.interop.transformers._attention import Ring
 
 _OTHER_CODE = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+
+_LABELS = (
+    "labels: got a tensor, must be left out: the model would shift them within the rows of this "
+    "rank. BatchSharder makes the targets and the loss of the whole sequence"
+)
+_NO_POSITIONS = (
+    "position_ids: got None, must be interop.torch.position_ids(rows, ...).unsqueeze(0): every "
+    "rank would place its rows at the beginning of the sequence"
+)
 
 registered: dict[str, Callable[[], Ring]] = {}
 _installed = False
@@ -45,7 +54,10 @@ def install() -> None:
 
     @functools.wraps(original)
     def call(self: Any, *args: Any, **options: Any) -> Any:
-        if torch.compiler.is_compiling() or _thread.within:
+        if _thread.within:
+            return original(self, *args, **options)
+        if torch.compiler.is_compiling():
+            args, options = _refuse_when_run(self, args, options)
             return original(self, *args, **options)
         found = ring_of(self)
         if found is None:
@@ -129,7 +141,7 @@ def _within_context(name: str, original: Any) -> Any:
         mode = innermost()
         if mode is None:
             return original(*args, **options)
-        ring = Ring(mode.group_name, str(mode.layout))
+        ring = _ring_in(mode)
         if name != "sdpa":
             error = UnsupportedError(
                 f'attn_implementation: got {name!r}, must be "sdpa" within context_parallel'
@@ -148,7 +160,7 @@ def _mask_within_context(original: Any) -> Any:
         mode = innermost()
         if mode is None:
             return original(*args, **options)
-        return _attention.mask(Ring(mode.group_name, str(mode.layout)), *args, **options)
+        return _attention.mask(_ring_in(mode), *args, **options)
 
     mask._baracuda = True  # type: ignore[attr-defined]
     return mask
@@ -157,8 +169,14 @@ def _mask_within_context(original: Any) -> Any:
 def ring_of(model: Any) -> tuple[Ring, str | None] | None:
     """The ring that a call of this model reaches, and the name it is registered by."""
     mode = innermost()
-    if mode is not None:
-        return Ring(mode.group_name, str(mode.layout)), None
+    return _named(model) if mode is None else (_ring_in(mode), None)
+
+
+def _ring_in(mode: Any) -> Ring:
+    return Ring(mode.group_name, str(mode.layout))
+
+
+def _named(model: Any) -> tuple[Ring, str | None] | None:
     config = getattr(model, "config", None)
     parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
     for part in parts:
@@ -192,24 +210,54 @@ def _before(
         if positions is not None and rows is not None:
             _attention.compare_positions(positions, rows, ring, first_position(model))
         elif ring.ranks() > 1:
-            raise UnsupportedError(
-                "position_ids: got None, must be interop.torch.position_ids(rows, "
-                "...).unsqueeze(0): every rank would place its rows at the beginning of the "
-                "sequence"
-            )
+            raise UnsupportedError(_NO_POSITIONS)
     except BaracudaError as error:
         tell(ring.group_name, error, device)
         raise
 
 
+def _refuse_when_run(
+    model: Any, args: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call that is compiled. If it has labels or no positions, its tokens pass
+    an operator that refuses them on a ring of several ranks: a compiler would wrap an error that is
+    raised here. Other checks read values that a compiler does not have."""
+    mode = entered()  # a compiler cannot trace `innermost`
+    found = _named(model) if mode is None else (_ring_in(mode), None)
+    if found is None:
+        return args, options
+    given = inspect.signature(model.forward).bind_partial(*args, **options).arguments
+    if given.get("position_ids") is None:
+        reason = _NO_POSITIONS
+    elif given.get("labels") is not None:
+        reason = _LABELS
+    else:
+        return args, options
+    # A model within a model may get embedded rows with their rotations, and no positions.
+    names = ("input_ids", "inputs_embeds") if isinstance(model, GenerationMixin) else ("input_ids",)
+    for name in names:
+        if isinstance(given.get(name), torch.Tensor):
+            given[name] = torch.ops.baracuda.of_one_rank(given[name], found[0].group_name, reason)
+            return (), {**given, **given.pop("kwargs", {})}
+    return args, options
+
+
 def _after(model: Any) -> None:
     layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1)
-    if _thread.attentions < layers:
+    if _thread.attentions < layers and not _has_compiled_parts(model):
         raise UnsupportedError(
             f"{type(model).__name__}: got {_thread.attentions} calls of the ring, must be one for "
             f"each of its {layers} layers: the others attended to the rows of one rank only, or to "
             "none"
         )
+
+
+def _has_compiled_parts(model: Any) -> bool:
+    """Whether calls of the ring may be in compiled code, where they are not counted."""
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
 
 
 def _tokens(given: dict[str, Any]) -> torch.Tensor | None:
@@ -222,10 +270,7 @@ def _tokens(given: dict[str, Any]) -> torch.Tensor | None:
 
 def _refuse_arguments(model: Any, given: dict[str, Any], ring: Ring) -> None:
     if given.get("labels") is not None and ring.ranks() > 1:
-        raise UnsupportedError(
-            "labels: got a tensor, must be left out: the model would shift them within the rows of "
-            "this rank. BatchSharder makes the targets and the loss of the whole sequence"
-        )
+        raise UnsupportedError(_LABELS)
     _attention.refuse_packed(given)
     for name in ("past_key_values", "cache", "cache_params"):
         length = getattr(given.get(name), "get_seq_length", int)()
