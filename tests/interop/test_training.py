@@ -190,6 +190,7 @@ def test_trainers_evaluation_is_that_of_one_rank(gloo_ranks, cp):
         ("metrics", "UnsupportedError", "trainer.compute_metrics: got a value"),
         ("a loss", "UnsupportedError", "trainer.compute_loss_func: got a value"),
         ("smoothing", "UnsupportedError", "trainer.label_smoothing_factor: got a value"),
+        ("noise", "UnsupportedError", "trainer.neftune_noise_alpha: got a value"),
         ("uneven batches", "UnsupportedError", "trainer.even_batches: got a value"),
         ("predict", "UnsupportedError", "predict: got a ring, must be one rank"),
         ("another model", "InvalidProblemError", "trainer: got one of another model"),

@@ -81,6 +81,8 @@ class TrainerTasks:
                 options["compute_loss_func"] = lambda *_, **__: 0
             case "smoothing":
                 options["arguments"] = {"label_smoothing_factor": 0.1}
+            case "noise":
+                options["arguments"] = {"neftune_noise_alpha": 5.0}
             case "uneven batches":
                 options["arguments"] = {"accelerator_config": {"even_batches": False}}
         if task["what"] == "another model":

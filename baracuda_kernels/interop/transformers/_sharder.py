@@ -222,8 +222,8 @@ class BatchSharder:
             `trainer` is not a Trainer, has another model, or its ranks are not those of the ring
             and the data group.
         UnsupportedError
-            The trainer has ``compute_metrics``, label smoothing, a loss of its own, another
-            parallelism that cuts batches, ``dispatch_batches``, data-parallel ranks without
+            The trainer has ``compute_metrics``, label smoothing, NEFTune, a loss of its own,
+            another parallelism that cuts batches, ``dispatch_batches``, data-parallel ranks without
             ``even_batches``, DataParallel or DeepSpeed. Later, in a call of ``predict()``.
         """
         from baracuda_kernels.interop.transformers import _trainer

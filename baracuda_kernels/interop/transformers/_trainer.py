@@ -122,6 +122,8 @@ def _require(sharder: BatchSharder, trainer: Any) -> None:
     for name, given in (
         ("compute_metrics", trainer.compute_metrics is not None),
         ("label_smoothing_factor", args.label_smoothing_factor != 0),
+        # Its noise is scaled by the rows of the call, which are those of a rank.
+        ("neftune_noise_alpha", args.neftune_noise_alpha is not None),
         ("compute_loss_func", trainer.compute_loss_func is not None),
         ("parallelism_config", cuts),
         ("dispatch_batches", bool(accelerator.dispatch_batches)),
