@@ -40,7 +40,8 @@ struct baracuda_nccl_comm {
 
   baracuda_nccl_comm() : run_deadline(*this) {}
 
-  // NCCL writes the handle early in an init, which may then block. So an abort can use the handle.
+  // An init writes the handle early, and may block afterwards. Another thread can then read the
+  // handle here, and abort the init.
   baracuda::NcclComm* load_handle() const { return __atomic_load_n(&handle, __ATOMIC_ACQUIRE); }
 
   // The mutex must be held. BARACUDA_OK, or BARACUDA_ABORTED with the earlier failure as its
@@ -50,8 +51,8 @@ struct baracuda_nccl_comm {
   // Later calls are refused. The other ranks of the machine are told.
   void mark_failed();
   void mark_failed(const baracuda_error& reason);
-  // The same for a failure of another rank that was read from the board. False if the communicator
-  // has failed before.
+  // The same for a failure of another rank that was read from the board (board.h). False if the
+  // communicator has failed before.
   bool mark_told(const baracuda_error& found);
   // Puts the communicator's failure into the thread's record; BARACUDA_OK while it is healthy.
   int32_t report_failure();
