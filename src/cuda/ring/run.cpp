@@ -91,9 +91,9 @@ class Run {
   bool exchange(int32_t number) {
     has_exchange_ = rounds_.has_messages(number);
     if (!has_exchange_) return true;
-    // The round waits for compute_done. For round 0 that is the end of all work that the caller
-    // enqueued before, which wrote the chunks and may still read the buffers. For other rounds,
-    // compute() has recorded the end of launch(number - 1).
+    // The round waits for the event compute_done, unless `signalled_`. For round 0 this event is
+    // the end of all work that the caller enqueued before, which wrote the chunks and may still
+    // read the buffers. For other rounds, compute() has recorded the end of launch(number - 1).
     if (number == 0 && !record_compute_done()) return false;
     if (count_ == 1) {
       const Round round(*this, calls_[0], number);
@@ -245,9 +245,9 @@ class Run {
     ok(program.launch(call.problem, &at), "launch", call);
   }
 
-  // Enqueues the program's `settle`, which completes the last launch and which no other rank needs.
-  // It is enqueued after the last messages, so that it does not delay them. If there are no
-  // messages after the last launch, compute() has enqueued it.
+  // Enqueues the program's `settle`: work that completes the launch of the last step, if that step
+  // is live, and that no other rank needs. It is enqueued after the last messages, so that it does
+  // not delay them. If there are no messages after the last launch, compute() has enqueued it.
   bool settle() {
     if (!rounds_.has_messages(rounds_.launches())) return true;  // compute() has done it
     return for_each_rank([this](const Call& call) {

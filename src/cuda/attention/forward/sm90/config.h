@@ -51,7 +51,7 @@ struct Config {
   static_assert(producer_registers + Consumers * consumer_registers <=
                     (Consumers + 1) * launch_registers, "more registers than the block has");
   static_assert(Consumers <= 3, "warpgroup 0 has one warp for K and V, three for Q");
-  static constexpr int stages = 2;
+  static constexpr int stages = 2;  // buffers for tiles of K, and as many for tiles of V
   static constexpr bool take_turns = TakeTurns;
   static constexpr bool serves(bool first, bool last) {
     return Steps == Served::any_step || (first && last) ||

@@ -8,9 +8,8 @@
 //
 // QK, softmax and PV of a warpgroup form a chain that limits its speed. With ScoresAhead (config.h)
 // P of a key tile has its own registers, so it can be computed while PV still reads P of the
-// previous key tile. So QK of the next key tile is issued before the wait for PV and the rescaling
-// of O, and both overlap with this QK. Without ScoresAhead, QK of the next key tile is issued after
-// both.
+// previous key tile. Then QK of the next key tile need not wait for PV and the rescaling of O. It
+// is issued before both, and they overlap with it. Without ScoresAhead it is issued after both.
 #pragma once
 
 #include <math_constants.h>

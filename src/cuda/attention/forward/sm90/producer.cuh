@@ -41,8 +41,8 @@ class WorkTileScheduler {
 };
 
 // The warp that copies K and V; its first lane issues the copies. It copies the key tiles of each
-// query tile from the last to the first. The copies of K are one key tile ahead of the copies of V:
-// the consumers use K and V in that order.
+// query tile from the last to the first. The copies of K are one key tile ahead of the copies of V,
+// because the consumers use K and V in that order.
 template <typename C, bool First, bool Last>
 class KeyProducer {
  public:

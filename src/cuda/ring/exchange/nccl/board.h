@@ -1,15 +1,15 @@
 // The board: shared memory by which the ranks of an NCCL ring on one machine report errors. NCCL
 // does not report a rank's error to the other ranks, and they would wait for this rank. A rank
 // refuses a call if an error, such as an invalid argument, keeps it from making the call. It then
-// posts the number of the call and the error on the board. If the ring has failed for a rank, it
-// posts that failure.
+// posts a note on the board, with the number of the call and the error. If the ring has failed for
+// a rank, the rank posts that failure.
 //
 // Every rank counts its calls, and all ranks make the same calls. If another rank has refused a
 // call that this rank has not begun, this rank refuses the call too, and the ring can still be
 // used. If this rank has begun the call, the ring fails on all ranks of the machine. A registration
 // of a buffer and a split are counted as runs. A comparison of problems (validate()) is also
-// counted as a call. If call n is a comparison on one rank and a run on another, it is refused,
-// because the ranks would misread each other's messages.
+// counted as a call, and is posted as a note. If call n is a comparison on one rank and a run on
+// another, it is refused, because the ranks would misread each other's messages.
 #pragma once
 
 #include <stdint.h>
@@ -28,7 +28,7 @@ namespace baracuda {
 class NcclBoard {
  public:
   // Joins the board with that name. The first rank creates it. rank: this rank, below world_size.
-  // NULL, without a record, if there is no shared memory: then only deadlines end a wait.
+  // NULL, without an error record, if there is no shared memory: then only deadlines end a wait.
   static std::unique_ptr<NcclBoard> join(const std::string& name, int32_t rank, int32_t world_size);
   ~NcclBoard();
   NcclBoard(const NcclBoard&) = delete;
@@ -49,8 +49,8 @@ class NcclBoard {
   void fail(const baracuda_error& reason);
   // True, with the reason, if that was posted. Any thread may call it.
   bool has_failed(baracuda_error* found) const;
-  // True if the ring has failed, or another rank has refused a call that this rank has begun. Only
-  // one thread may call it. Cheap while nothing is new.
+  // True, with the reason, if the ring has failed, or if another rank's note conflicts with a call
+  // that this rank has begun. Only one thread may call it. Cheap while nothing is new.
   bool poll(baracuda_error* found);
 
  private:

@@ -22,7 +22,7 @@ constexpr int64_t kWarmUpBytes = 6 * 64;
 
 struct DestroyComm {
   void operator()(baracuda_nccl_comm* comm) const {
-    // Keeps the record of the earlier failure.
+    // Keeps the error record of the earlier failure.
     const baracuda_error failure = *baracuda_last_error();
     baracuda_nccl_destroy(comm);
     restore_failure(failure);
@@ -52,8 +52,8 @@ int32_t check_device(const char* call, int32_t device) {
   return BARACUDA_OK;
 }
 
-// Makes a communicator without an NCCL handle and opens its endpoint. NULL, with a record, if that
-// fails.
+// Makes a communicator without an NCCL handle and opens its endpoint. NULL, with an error record,
+// if that fails.
 CommPtr make_comm(const char* call, bool owned, int32_t rank, int32_t world_size, int32_t device,
                   int32_t max_ctas, const TimeLimit& limit) {
   CommPtr comm(new (std::nothrow) baracuda_nccl_comm);

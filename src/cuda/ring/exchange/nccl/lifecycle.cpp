@@ -91,7 +91,7 @@ int32_t poll(baracuda_nccl_comm& comm, void* stream, const TimeLimit& limit) {
 int32_t begin_call(baracuda_nccl_comm& comm, NcclBoard::Kind kind) {
   baracuda_error found;
   if (comm.board == nullptr || comm.board->begin(kind, &found)) return BARACUDA_OK;
-  found.rank = -1;  // the message names the rank that has refused
+  found.rank = -1;  // the error's `call` names the rank that it comes from
   return restore_failure(found);
 }
 

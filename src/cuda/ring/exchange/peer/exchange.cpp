@@ -1,5 +1,5 @@
-// The rounds of the exchange by peer. Ranks signal by words (host_file.h). The ring stream of every
-// rank does this in each round:
+// The rounds of the exchange by peer (copies into the next rank's memory). Ranks signal by words
+// (host_file.h). The ring stream of every rank does this in each round:
 //
 //   wait for the event `ready`, or, if the round is signalled, for the word `read`; in a run's
 //     first round also for the word `idle`, if the caller's stream waits by words
@@ -9,7 +9,8 @@
 //   wait until this rank's receive buffer is full
 //
 // So a grant comes after this rank's last push from the buffer and the caller's last read of the
-// buffer.
+// buffer. If one of the rank's two hops is not by peer, its messages go by the transport's sends
+// and receives.
 //
 // A word must have been reset before it is set again. The rank that sets it learns of the reset
 // from another word of the hop. For example, the sender resets `granted` before it sets `full`, and
@@ -46,7 +47,8 @@ int32_t grant(Endpoint* end, const Round* round) {
   if (status != BARACUDA_OK) return status;
   const PeerRound& at = round_at(peer, round->number);
   const PeerHopWords& mine = peer.file.hop(peer.rank());
-  // A run's first round must wait for `ready`, which shows that earlier work has ended.
+  // In a run's first round the grant comes after the wait for `ready`, because only `ready` shows
+  // that earlier work has ended.
   const bool ahead = at.takes && !at.starts && round->free_ahead != 0;
   if (ahead) status = write_word(peer, end->ring_stream, mine.granted, at.granted);
   if (status != BARACUDA_OK) return status;

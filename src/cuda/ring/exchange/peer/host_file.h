@@ -75,8 +75,8 @@ class PeerHostFile {
   PeerHopWords& hop(int32_t receiver) const;
   PeerRunNotes& notes(int32_t rank) const;
 
-  // A lock by which the others see that a rank is alive: it holds its lock until it closes or its
-  // process ends.
+  // Each rank holds a lock of its own until it closes or its process ends. By this lock the others
+  // see that the rank is alive.
   bool hold(int32_t rank);
   void let_go(int32_t rank);
   bool is_held(int32_t rank) const;

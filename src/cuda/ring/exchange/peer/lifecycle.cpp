@@ -1,4 +1,5 @@
-// Queries, abort and close of a connected peer exchange.
+// Queries, abort and close of the exchange by peer (copies into the next rank's memory), once it is
+// connected.
 #include <chrono>
 #include <thread>
 
