@@ -193,16 +193,16 @@ def _tests() -> Counts:
 def _interop() -> Counts:
     # The host time of a call is among the first, so nothing runs beside them. The others start
     # programs of their own, whose start takes longer than their work.
-    first = _pytest(_TORCH, "-m", "gpu and not multi_rank", seconds=90)
+    first = _pytest(_TORCH, "-m", "gpu and not multi_rank and not multi_gpu", seconds=90)
     others = (_INTEROP, f"--ignore={_TORCH}", "-m", "gpu and not endurance and not multi_gpu")
-    runs = [*_shares(_TORCH, "-m", "gpu and multi_rank"), others]
+    runs = [*_shares(_TORCH, "-m", "gpu and multi_rank and not multi_gpu"), others]
     return first + _side_by_side(runs, seconds=LIMIT_SECONDS - 110)
 
 
 def _endurance() -> Counts:
     # What measures the device's memory comes alone; the others wait for deadlines most of the time.
-    alone, others = "device_memory and not multi_gpu", "endurance and not (device_memory or multi_gpu)"
-    first = _pytest("tests", "-m", alone, seconds=LIMIT_SECONDS / 2)
+    first = _pytest("tests", "-m", "device_memory and not multi_gpu", seconds=LIMIT_SECONDS / 2)
+    others = "endurance and not device_memory and not multi_gpu"
     runs = _shares("tests", f"--ignore={_SANITIZER}", "-m", others)
     return first + _side_by_side(runs, seconds=LIMIT_SECONDS / 2 - 30)
 

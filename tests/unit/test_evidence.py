@@ -1,7 +1,6 @@
 """The evidence tool's own rules: refusals, typed rows, merging, and the page made of them."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -193,62 +192,17 @@ def test_the_documented_commands(tmp_path):
     assert (docs / "performance-backward-nvidia-h100-80gb-hbm3.svg").is_file()
 
 
-def collected(*arguments):
-    """The ids of the tests that pytest chooses."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
-    result = subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=os.environ | {"PYTEST_ADDOPTS": ""},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    # 5: no test was chosen.
-    assert result.returncode in (0, 5), result.stdout[-3000:] + result.stderr
-    return {line for line in result.stdout.splitlines() if "::" in line}
-
-
-TESTING = [name for name, (test, _) in evidence.PARTS.items() if test is not Counter]
-
-
-@pytest.mark.parametrize("name", TESTING)
-def test_a_part_takes_one_gpu(monkeypatch, name):
-    """No test of several GPUs is in a part: it would fail on one."""
+@pytest.mark.parametrize("part", [n for n, (test, _) in evidence.PARTS.items() if test is not Counter])
+def test_a_part_takes_one_gpu(monkeypatch, part):
+    """Tests of several GPUs would fail on one. They have a command of their own."""
     runs = []
-
-    def run(*arguments, seconds=0):
-        runs.append(arguments)
-        return Counter()
-
-    monkeypatch.setattr(evidence, "_pytest", run)
+    monkeypatch.setattr(evidence, "_pytest", lambda *run, seconds=0: runs.append(run) or Counter())
     monkeypatch.setattr(evidence, "_shares", lambda *arguments: [arguments])
-    evidence.PARTS[name][0]()
-    assert runs
-    for arguments in runs:
-        given = f"({arguments[arguments.index('-m') + 1]}) and " if "-m" in arguments else ""
-        if files := [file for file in of_several_gpus() if in_run(file, arguments)]:
-            assert not collected(*files, "-m", f"{given}multi_gpu"), arguments
-
-
-def of_several_gpus():
-    """The files with tests that need several GPUs."""
-    return {
-        str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")
-        if path != Path(__file__) and "mark.multi_gpu(" in path.read_text()
-    }  # fmt: skip
-
-
-def in_run(file, arguments):
-    """Whether a run of pytest with these arguments collects the file."""
-    ignored = [a.removeprefix("--ignore=") for a in arguments if a.startswith("--ignore=")]
-    chosen = [a for a in arguments if a.startswith("tests")]
-    return any(map(Path(file).is_relative_to, chosen)) and not any(
-        map(Path(file).is_relative_to, ignored)
-    )
-
-
-def test_those_of_several_gpus_run_by_the_documented_command():
+    evidence.PARTS[part][0]()
+    for run in runs:
+        assert "not multi_gpu" in " ".join(run) or run in [("tests/unit",), (evidence._SANITIZER,)]
     (several,) = commands(code_blocks("docs/developer-guide.md", "sh")[3])
-    assert several[:4] == ["python", "-m", "pytest", "-q"]
-    chosen = {test.partition("::")[0] for test in collected(*several[4:])}
-    assert chosen == of_several_gpus() and "tests/gpu/test_second_device.py" in chosen
+    assert several[-4:] == ["--require-gpu", "-m", "multi_gpu", "tests"]
 
 
 def test_tests_that_had_run_when_their_time_was_up_count(tmp_path, monkeypatch):
