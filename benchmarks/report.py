@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import ROOT, plots
@@ -68,9 +68,7 @@ def page(results: dict[str, Result]) -> str:
     return text + "".join(_across(card, of_it, here) for card, of_it in across.items())
 
 
-def _split(
-    results: dict[str, Result],
-) -> tuple[dict[str, Result], dict[str, list[Result]]]:
+def _split(results: dict[str, Result]) -> tuple[dict[str, Result], dict[str, list[Result]]]:
     """Those of one GPU, and those of several by card, the fewest GPUs first."""
     alone = {name: result for name, result in results.items() if "ranks" not in result}
     across: dict[str, list[Result]] = {}
@@ -80,12 +78,10 @@ def _split(
     return alone, dict(sorted(across.items()))
 
 
-def _pictures(card: str, result: Result) -> list[Picture]:
-    found: list[Picture] = [(f"performance-{card}.svg", "TFLOPS, ring steps and error", plots.draw)]
+def _pictures(card: str, result: Result) -> Iterator[Picture]:
+    yield f"performance-{card}.svg", "TFLOPS, ring steps and error", plots.draw
     if any(row["name"] == "backward" for row in result["rows"]):
-        file = f"performance-backward-{card}.svg"
-        found.append((file, "TFLOPS of gradients", plots.draw_backward))
-    return found
+        yield f"performance-backward-{card}.svg", "TFLOPS of gradients", plots.draw_backward
 
 
 def _sections(sections: dict[str, Section], rows: list[Row]) -> str:
