@@ -165,8 +165,8 @@ class Build:
             self._python = sys.executable
             self._environment["PYTHONPATH"] = str(Path(where).resolve())
             if not (Path(where) / "baracuda_kernels").is_dir():
-                raise SystemExit(f"{where}: got a folder without baracuda_kernels, must hold a build")
-            # An editable install outranks PYTHONPATH: its checkout would be timed in the folder's place.
+                raise SystemExit(f"{where}: got a folder without a build, must hold baracuda_kernels")
+            # An editable install outranks PYTHONPATH: its checkout would be timed instead.
             found = self._said("import baracuda_kernels; print(baracuda_kernels.__file__)")
             if Path(where).resolve() not in Path(found).resolve().parents:
                 raise SystemExit(f"{where}: {self._python} imports {found} instead")

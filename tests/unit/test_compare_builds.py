@@ -49,7 +49,7 @@ def test_a_slower_build_is_told(monkeypatch, capsys):
 
 def test_a_folder_that_is_not_imported_is_refused(tmp_path, monkeypatch):
     """This Python's own build would be timed in its name."""
-    with pytest.raises(SystemExit, match="a folder without baracuda_kernels"):
+    with pytest.raises(SystemExit, match="got a folder without a build"):
         compare_builds.Build(str(tmp_path))
     (tmp_path / "baracuda_kernels").mkdir()
     own = bk.__file__

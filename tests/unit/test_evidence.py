@@ -6,17 +6,13 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
-from helpers.pages import code_blocks, commands
+from helpers.pages import ROOT, code_blocks, commands
 
 from baracuda_kernels._core import _info
 from benchmarks import all_parts, evidence, report, rows, source
 from benchmarks.rows import row
-
-ROOT = Path(__file__).parent.parent.parent
-RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
 @pytest.fixture
@@ -29,7 +25,8 @@ def root(tmp_path):
 
 def test_a_foreign_source_is_refused(root, monkeypatch, capsys):
     monkeypatch.setattr(evidence, "ROOT", root)
-    assert evidence.main(["--part", "forward", "--out", str(root / "out")]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        evidence.main(["--part", "forward", "--out", str(root / "out")])
     assert "refused" in capsys.readouterr().err and not (root / "out").exists()
 
 
@@ -107,7 +104,7 @@ def test_a_row_is_one_of_its_kind(change, says):
 
 
 def test_every_committed_file_is_read_and_has_a_page():
-    results = {path.stem: rows.read(path) for path in RESULTS}
+    results = {path.stem: rows.read(path) for path in report.RESULTS.glob("*.json")}
     assert results and all(result["rows"] for result in results.values())
     text = report.page(results)
     for name, result in results.items():
@@ -172,9 +169,9 @@ def test_the_documented_commands(tmp_path):
     _, together, one_by_one, *_ = map(commands, code_blocks("docs/developer-guide.md", "sh"))
     (everything, write_page), (one, merge_parts) = together, one_by_one
     assert everything[1:3] == ["-m", "benchmarks.all_parts"]
-    assert all_parts.parser().parse_args(everything[3:]).part is None
+    assert all_parts.main.make_context("all_parts", everything[3:]).params["parts"] == ()
     assert one[1:3] == ["-m", "benchmarks.evidence"]
-    assert evidence.parser().parse_args(one[3:]).part in evidence.PARTS
+    assert evidence.main.make_context("evidence", one[3:]).params["part"] in evidence.PARTS
     guide = (ROOT / "docs" / "developer-guide.md").read_text()
     parts = re.search(r"The parts are (.*?)\.", guide, re.DOTALL)[1]
     assert re.findall(r"`(\w+)`", parts) == [*evidence.PARTS]
