@@ -1,10 +1,9 @@
-"""Which kernels of two builds have the same machine code.
+"""Which kernels of two builds, libraries or cubins, have the same machine code.
 
-`python -m benchmarks.compare_sass OLD NEW` takes two libraries (or cubins) and writes a line for
-each kernel and architecture: equal or different, and its instructions in both. A kernel whose
-instructions are equal needs no new timing. Left out of the comparison are addresses, encodings and
-the offsets of parameters (`c[0x0][...]`), which move when a field is added to an argument. Exits
-with 1 where a kernel differs or is missing in one of the two.
+`python -m benchmarks.compare_sass OLD NEW` writes for each kernel and architecture whether it is
+equal, and how many instructions it has in both. Left out of the comparison are addresses, encodings
+and the offsets of parameters (`c[0x0][...]`), which move when a field is added to an argument.
+Exits with 1 where a kernel differs or is missing in one of the two.
 """
 
 from __future__ import annotations

@@ -119,15 +119,14 @@ def _pytest(*arguments: str, seconds: float = LIMIT_SECONDS - 20) -> Counts:
             print(f"stopped after {seconds:.0f} s", file=sys.stderr)
         if not report.is_file():
             return Counter(failed=1)
-        counts: Counts = Counter()
-        for suite in ElementTree.parse(report).getroot().iter("testsuite"):
-            kinds = ("tests", "failures", "errors", "skipped")
-            counts.update({kind: int(suite.get(kind, 0)) for kind in kinds})
-    failed = counts["failures"] + counts["errors"]
-    passed = counts["tests"] - failed - counts["skipped"]
+        (suite,) = ElementTree.parse(report).getroot()
+    kinds = ("tests", "failures", "errors", "skipped")
+    tests, failures, errors, skipped = (int(suite.get(kind, 0)) for kind in kinds)
+    failed = failures + errors
+    passed = tests - failed - skipped
     if stopped or (code != 0 and failed == 0):
         failed += 1  # a time-out, or a failure outside of any test
-    return Counter(passed=passed, failed=failed, skipped=counts["skipped"])
+    return Counter(passed=passed, failed=failed, skipped=skipped)
 
 
 def _shares(*arguments: str) -> list[tuple[str, ...]]:

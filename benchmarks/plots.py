@@ -87,10 +87,13 @@ def _matching(rows: Sequence[Row], name: str, **params: Any) -> list[Row]:
 def _calls(figure: Any, grid: Any, result: Result, direction: str) -> None:
     """TFLOPS of one call at batch x sequence = 16384 and heads x head_dim = 2048, as sustained."""
     handles: dict[str, Any] = {}  # not every panel has all
+    of: dict[str, Any] = {"family": "sm90a", "dtype": "bf16"}
     for panels, head_dim in zip(grid, (64, 128, 256), strict=True):
+        of |= {"head_dim": head_dim, "heads": 2048 // head_dim, "kv_heads": 2048 // head_dim}
         for axes, causal in zip(panels, (False, True), strict=True):
-            for name, points in _lines(result, direction, head_dim, causal).items():
-                _line(axes, points, color=_COLORS[name], label=name)
+            rows = _matching(result["rows"], direction, **of, causal=causal)
+            for label, points in _lines(rows).items():
+                _line(axes, points, color=_COLORS[label], label=label)
             axes.set_title(f"D {head_dim}, {'causal' if causal else 'no mask'}: TFLOPS by length")
             axes.set_ylim(0, 850)
             axes.grid(alpha=0.3)
@@ -99,16 +102,10 @@ def _calls(figure: Any, grid: Any, result: Result, direction: str) -> None:
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
 
 
-def _lines(
-    result: Result, direction: str, head_dim: int, causal: bool
-) -> dict[str, dict[int, float]]:
-    """By name, TFLOPS by length."""
+def _lines(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
+    """By label, TFLOPS by length."""
     lines: dict[str, dict[int, float]] = {}
-    heads = 2048 // head_dim
-    for row in _matching(
-        result["rows"], direction, family="sm90a", dtype="bf16", head_dim=head_dim, causal=causal,
-        heads=heads, kv_heads=heads,
-    ):  # fmt: skip
+    for row in rows:
         p, figures = row["params"], row.get("sustained", row)
         if p["batch"] * p["query_len"] != _TOKENS:
             continue
@@ -117,8 +114,8 @@ def _lines(
         else:
             peers = figures["peers"].items()
             times = {"sm90a": figures["ours"]} | {_CALLS[x]: ms for x, ms in peers if x in _CALLS}
-        for name, ms in times.items():
-            lines.setdefault(name, {})[p["query_len"]] = tflops(row, ms)
+        for label, ms in times.items():
+            lines.setdefault(label, {})[p["query_len"]] = tflops(row, ms)
     return lines
 
 

@@ -43,6 +43,9 @@ moves the chunks, copy engines (peer) or NCCL's kernels. *SMs*: what the exchang
 (`max_ctas`), of those tried (4 and 8 by default) the first that leaves at most 2 % exposed.
 """
 
+# What a file is of whose first row is such, if not of speed.
+_OTHERS = {"gradient_error": ", error of gradients", "training": ", training",
+           "training, jax": ", training by JAX"}  # fmt: skip
 # Its file, what it shows, and what draws it.
 Picture = tuple[str, str, Callable[[Result, Path], None]]
 
@@ -108,8 +111,9 @@ def _across(card: str, results: list[Result], here: str) -> str:
     """Of one card's results, one for each number of GPUs and thing measured."""
     text = f"\n## Across GPUs: {results[0]['card']}\n{_ACROSS}\n"
     for result in results:
+        what = _OTHERS.get(_named(result["rows"][0])["name"], "")
         text += (
-            f"- P = {result['ranks']}{_what(result)}: driver {result['driver']}, CUDA {result['cuda']}, "
+            f"- P = {result['ranks']}{what}: driver {result['driver']}, CUDA {result['cuda']}, "
             f"{result['date']}, source `{result['source_hash']}`"
         )
         if result["source_hash"] != here:
@@ -123,15 +127,6 @@ def _named(row: Row) -> Row:
     """Rows of another framework than PyTorch have a table of their own."""
     framework = row["params"].get("framework")
     return row | {"name": f"{row['name']}, {framework}"} if framework else row
-
-
-def _what(result: Result) -> str:
-    names = {_named(row)["name"] for row in result["rows"]}
-    if names == {"gradient_error"}:
-        return ", error of gradients"
-    if "training, jax" in names:
-        return ", training by JAX"
-    return ", training" if "training" in names else ""
 
 
 if __name__ == "__main__":
