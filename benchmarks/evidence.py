@@ -36,10 +36,9 @@ _NO_FAULTS = [f"--ignore={path}" for path in (_FAULTS, *_PEERS)]
 _INTEROP = "tests/interop"
 _TORCH = f"{_INTEROP}/test_torch_gpu.py"
 _SANITIZER = "tests/gpu/test_compute_sanitizer.py"
-# What takes long, and what measures the device's memory, has the GPU to itself.
-_ELSEWHERE = "endurance or device_memory"
-# What takes several GPUs is no part of one GPU's evidence; docs/developer-guide.md has its command.
-_ONE_GPU = ("-m", f"not ({_ELSEWHERE}) and not multi_gpu")
+# What takes long, and what measures the device's memory, has the GPU to itself. What takes several
+# GPUs is no part of one GPU's evidence; docs/developer-guide.md has its command.
+_ONE_GPU = ("-m", "not (endurance or device_memory) and not multi_gpu")
 # Of tests: "passed", "failed" and "skipped".
 Counts = Counter[str]
 

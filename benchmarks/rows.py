@@ -102,7 +102,7 @@ def row(
     return checked(made if sustained is None else made | {"sustained": sustained})
 
 
-def checked(one: Any) -> Row:
+def checked(one: Row) -> Row:
     """The row, if it is one of its kind.
 
     Raises
@@ -124,8 +124,7 @@ def checked(one: Any) -> Row:
         wrong = {what: x for what, x in of.items() if type(x) not in (int, float)}
         if wrong:
             raise ValueError(f"{one['name']}: figures: got {wrong}, must be numbers")
-    made: Row = one
-    return made
+    return one
 
 
 def slug(card: str) -> str:

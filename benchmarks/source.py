@@ -45,8 +45,7 @@ def require_own_sources(root: Path) -> str:
         )
     # Where git knows no file of src/ (a copy of the tree, say) it has nothing to tell.
     if (root / ".git").exists() and shutil.which("git") and _git(root, "ls-files", "src"):
-        changes = _git(root, "status", "--porcelain", "--", "src")
-        if changes:
+        if changes := _git(root, "status", "--porcelain", "--", "src"):
             raise SourceMismatch(f"src/ has changes that are not committed:\n{changes}")
     return here
 

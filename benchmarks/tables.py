@@ -13,7 +13,7 @@ Cell = Callable[[Group], Any]
 
 # Files of before there was a choice of exchange have NCCL.
 _IF_ABSENT = {"exchange": "nccl", "devices": 1}
-LAYOUTS = ("zigzag", "striped", "contiguous")
+_LAYOUTS = ("zigzag", "striped", "contiguous")
 
 
 class Section(NamedTuple):
@@ -100,7 +100,7 @@ def by_way(rows: Group) -> list[Group]:
 
     def of(group: Group) -> tuple[Any, ...]:
         p, by_peer = group[0]["params"], exchange(group[0]) == "peer"
-        return p["ranks"], p["chunk"], LAYOUTS.index(p["layout"]), not p["causal"], not by_peer
+        return p["ranks"], p["chunk"], _LAYOUTS.index(p["layout"]), not p["causal"], not by_peer
 
     return sorted(by("ranks", "chunk", "layout", "causal", "exchange")(rows), key=of)
 
