@@ -62,9 +62,10 @@ class Rounds {
   // Round n (n is `number`) must not start before launch n - 1 has ended. Usually it waits for an
   // event that is recorded after the launch (compute_done). This function returns true if the round
   // can instead wait for a word (a flag in shared memory) that the caller's stream sets when its
-  // wait for round n - 1 is over (Run::ask_for_signal()). There are two conditions. That wait must
-  // directly follow launch n - 1 on the stream, so that it ends after the launch. And round n must
-  // depend on no other work of the stream.
+  // wait for round n - 1 is over (Run::ask_for_signal()). There are two conditions. The stream must
+  // wait for round n - 1 between launch n - 1 and launch n, because the wait is then over only
+  // after launch n - 1 has ended. And no sums may travel, because round n would then also depend on
+  // an addition that follows the wait.
   bool needs_launch_alone(int32_t number) const {
     if (number < 1 || number >= launches() || awaited_by_launch(number) != number - 1) return false;
     for (int32_t i = 0; i < call_.payload_count; ++i) {

@@ -8,8 +8,8 @@
 //
 // QK, softmax and PV of a warpgroup form a chain that limits its speed. With ScoresAhead (config.h)
 // P of a key tile has its own registers, so it can be computed while PV still reads P of the
-// previous key tile. Then QK of the next key tile need not wait for PV and the rescaling of O. It
-// is issued before both, and they overlap with it. Without ScoresAhead it is issued after both.
+// previous key tile. Then QK of the next key tile is issued before the wait for that PV and before
+// the rescaling of O, and overlaps with both. Without ScoresAhead it is issued after both.
 #pragma once
 
 #include <math_constants.h>
@@ -148,8 +148,8 @@ class Consumer {
   __device__ __forceinline__ void release_v(uint32_t n) const {
     release(barriers_.v_empty(stage_of<C::stages>(n)));
   }
-  // Makes the n-th query tile the current one. After the first tile, this is called while products
-  // run.
+  // Makes the n-th query tile the current one. After the first tile, this is called while the last
+  // PV product of the previous tile runs, if there is one.
   __device__ __forceinline__ void load_work_tile(uint32_t n) {
     mbarrier_wait(barriers_.slot_full(group_, n % C::slots), parity_of<C::slots>(n));
     const WorkTile<C> tile(shared_, group_, n);

@@ -167,8 +167,9 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
     if (lane == 0) slot.set(work.tile.batch_head, batch, head, row0, work.tiles, seen);
     mbarrier_arrive(barriers.slot_full(group, n % C::slots));
     if (!more) {
-      // If the next step does not overlap this one, all blocks of the next step load their first Q
-      // at the same time. So this Q is prefetched here. It is the same in all steps.
+      // If the next step does not overlap this one, all its blocks load their first rows of Q at
+      // the same time. So the rows that this block began with are prefetched here. The next step
+      // usually begins with the same rows; if it does not, the prefetch is of no use.
       if (!Last && args.leaves_processors) {
         WorkTileScheduler<C, First, Last> again(args);
         if (again.next(args))

@@ -36,8 +36,9 @@ struct PeerHopWords {
   // that wait has ended, and its buffers are free. Set by the caller's stream; reset by this rank's
   // ring stream.
   PeerWord read;
-  // If set, no run is active. The next run waits for this, which orders runs on different streams,
-  // and replays of graphs. Set by the caller's stream; reset by this rank's ring stream.
+  // Set while no run is active, and until the first round of the next run has ended. The first
+  // round of a run waits for it. This orders runs on different streams, and replays of graphs. Set
+  // by the caller's stream; reset by this rank's ring stream.
   PeerWord idle;
 };
 
