@@ -3,8 +3,7 @@
 One file a thing measured, whose `rows()` gives rows of the kinds in `benchmarks.rows`.
 """
 
-from pathlib import Path
+from benchmarks.source import ROOT as ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 # Of the rings in the `balance`, `overlap` and `graph` rows: bf16, B 1.
 RING_HEADS, RING_HEAD_DIM = 16, 128

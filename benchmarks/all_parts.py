@@ -2,14 +2,11 @@
 
     python -m benchmarks.all_parts --out out -o benchmarks/results
 
-One GPU: one part after the other, some half an hour. On up to four they run side by side, each
-alone on its GPU; beside the one that times single microseconds of the host nothing runs. What a
-part prints goes to OUT/<part>.txt. `--part` runs some parts alone.
+It takes some half an hour on one GPU. What a part prints goes to OUT/<part>.txt.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import queue
 import subprocess
@@ -17,7 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+
+import click
 
 from baracuda_kernels._core import _info
 from benchmarks import ROOT
@@ -27,31 +27,24 @@ from benchmarks.evidence import PARTS, merge
 _HOST = "host"
 _MOST_GPUS = 4  # more parts side by side would want more of the host than it has
 
-# Starts a part on a GPU and returns its exit code once it has ended.
-Start = Callable[[str, int], int]
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 if every part ran and nothing in it failed."""
-    options = parser().parse_args(arguments)
-    gpus, out = len(_info.devices()), options.out.resolve()
+@click.command()
+@click.option("--out", type=Path, required=True, metavar="DIR")
+@click.option("--part", "parts", type=click.Choice([*PARTS]), multiple=True, help="Only this one.")
+@click.option("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results")
+def main(out: Path, parts: Collection[str], output: Path) -> None:
+    """Run the parts and merge them; exit code 0 if every part ran and nothing in it failed."""
+    out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    codes = run_all(gpus, lambda part, gpu: _start(out, part, gpu), options.part or PARTS)
-    print(merge(out, options.output))
-    return max(codes.values())
+    codes = run_all(len(_info.devices()), partial(_start, out), parts or PARTS)
+    print(merge(out, output))
+    sys.exit(max(codes.values()))
 
 
-def parser() -> argparse.ArgumentParser:
-    """Of the command line."""
-    made = argparse.ArgumentParser(prog="python -m benchmarks.all_parts")
-    made.add_argument("--out", type=Path, required=True, metavar="DIR")
-    made.add_argument("--part", choices=PARTS, action="append", help="these parts alone")
-    made.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results")
-    return made
-
-
-def run_all(gpus: int, start: Start, parts: Collection[str] = tuple(PARTS)) -> dict[str, int]:
-    """Exit codes by part."""
+def run_all(
+    gpus: int, start: Callable[[str, int], int], parts: Collection[str] = tuple(PARTS)
+) -> dict[str, int]:
+    """Exit codes by part; `start(part, gpu)` gives one once the part has ended."""
     free: queue.SimpleQueue[int] = queue.SimpleQueue()
     for gpu in range(max(1, min(gpus, _MOST_GPUS))):
         free.put(gpu)
@@ -85,4 +78,4 @@ def _start(out: Path, part: str, gpu: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

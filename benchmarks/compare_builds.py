@@ -4,14 +4,12 @@
 
 OLD and NEW are a Python each that has the build installed, beside PyTorch and pytest, or a folder
 for PYTHONPATH. A process with each stays alive and is told what to time, one at a time, in random
-order. For every call it prints the median of the ratios new/old and its upper 95 % bound, by order
-statistics. It fails if a bound is above the limit: 1.015 for kernels, 1.1 for a call's host time,
-1.02 for the import. The machine must do nothing else, or the noise alone is above them.
+order. For every call it prints the median of the ratios new/old and its upper 95 % bound, and it
+fails if a bound is above its limit. The machine must do nothing else, or the noise alone is.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -25,6 +23,8 @@ from collections.abc import Callable
 from itertools import accumulate, product
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import click
 
 _IMPORT = "import time; t = time.perf_counter(); import baracuda_kernels; "
 _IMPORT += "print(time.perf_counter() - t)"
@@ -165,8 +165,8 @@ class Build:
             self._python = sys.executable
             self._environment["PYTHONPATH"] = str(Path(where).resolve())
             if not (Path(where) / "baracuda_kernels").is_dir():
-                raise SystemExit(f"{where}: got a folder without baracuda_kernels, must hold a build")
-            # An editable install outranks PYTHONPATH: its checkout would be timed in the folder's place.
+                raise SystemExit(f"{where}: got a folder without a build, must hold one")
+            # An editable install outranks PYTHONPATH: its checkout would be timed instead.
             found = self._said("import baracuda_kernels; print(baracuda_kernels.__file__)")
             if Path(where).resolve() not in Path(found).resolve().parents:
                 raise SystemExit(f"{where}: {self._python} imports {found} instead")
@@ -212,39 +212,33 @@ def compare(builds: list[Build], wanted: list[Timed], rounds: int) -> dict[Timed
     return found
 
 
-def main() -> int:
-    """Compare, print, and say whether all is as fast as it was."""
-    if sys.argv[1:] == ["--worker"]:
-        worker()
-        return 0
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("old")
-    parser.add_argument("new")
-    parser.add_argument("--device", choices=("host", "cuda"), default="cuda")
-    parser.add_argument("--rounds", type=int, default=21, help="alternations, 9 or more")
-    parser.add_argument("--only", default="", help="only calls with this in their name")
-    given = parser.parse_args()
-    if given.rounds < 9:
-        parser.error("--rounds: 9 or more")
-    wanted = [one for one in calls(given.device) if given.only in str(one)]
-    builds = [Build(where) for where in (given.old, given.new)]
+@click.command()
+@click.argument("old")
+@click.argument("new")
+@click.option("--device", type=click.Choice(["host", "cuda"]), default="cuda")
+@click.option("--rounds", type=click.IntRange(9), default=21, help="Alternations.")
+@click.option("--only", default="", help="Only calls with this in their name.")
+def main(old: str, new: str, device: str, rounds: int, only: str) -> None:
+    """Whether one build is slower than another: exit code 1 if it is."""
+    wanted = [one for one in calls(device) if only in str(one)]
+    builds = [Build(where) for where in (old, new)]
     compare(builds, wanted, 1)  # everything is loaded and warm after it
-    found = compare(builds, wanted, given.rounds)
+    found = compare(builds, wanted, rounds)
     for build in builds:
         build.close()
     slower = 0
-    for one, (old, new) in found.items():
-        ratios = [b / a for a, b in zip(old, new, strict=True)]
+    for one, sides in found.items():
+        ratios = [b / a for a, b in zip(*sides, strict=True)]
         bound, limit = upper_bound(ratios), _LIMITS[one.what]
         slower += bound > limit
-        times = " and ".join(f"{statistics.median(side) * 1e6:.2f}" for side in (old, new))
+        times = " and ".join(f"{statistics.median(side) * 1e6:.2f}" for side in sides)
         print(
             f"{one}: {times} us; x{statistics.median(ratios):.4f}, 95 % below x{bound:.4f}, "
             f"limit x{limit}" + (" SLOWER" if bound > limit else "")
         )
-    print(f"{slower} of {len(wanted)} calls slower than their limit, {given.rounds} alternations")
-    return 1 if slower or not wanted else 0
+    print(f"{slower} of {len(wanted)} calls slower than their limit, {rounds} alternations")
+    sys.exit(1 if slower or not wanted else 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    worker() if sys.argv[1:] == ["--worker"] else main()

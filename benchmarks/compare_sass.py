@@ -1,10 +1,9 @@
-"""Which kernels of two builds have the same machine code.
+"""Which kernels of two builds, libraries or cubins, have the same machine code.
 
-`python -m benchmarks.compare_sass OLD NEW` takes two libraries (or cubins) and writes a line for
-each kernel and architecture: equal or different, and its instructions in both. A kernel whose
-instructions are equal needs no new timing. Left out of the comparison are addresses, encodings and
-the offsets of parameters (`c[0x0][...]`), which move when a field is added to an argument. Exits
-with 1 where a kernel differs or is missing in one of the two.
+`python -m benchmarks.compare_sass OLD NEW` writes for each kernel and architecture whether it is
+equal, and how many instructions it has in both. Left out of the comparison are addresses, encodings
+and the offsets of parameters (`c[0x0][...]`), which move when a field is added to an argument.
+Exits with 1 where a kernel differs or is missing in one of the two.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ def cuobjdump(*arguments: str) -> str:
     tool = shutil.which("cuobjdump", path=path)
     if tool is None:
         raise SystemExit("cuobjdump is neither on PATH nor in the wheel nvidia-cuda-cuobjdump")
-    environment = {**os.environ, "PATH": path}
-    return subprocess.check_output([tool, *arguments], text=True, env=environment)
+    return subprocess.check_output([tool, *arguments], text=True, env={**os.environ, "PATH": path})
 
 
 def source_name(name: str) -> str:
@@ -64,12 +62,10 @@ def main() -> int:
         raise SystemExit(f"no kernels in {options.new if old else options.old}")
     kernels = sorted(old.keys() | new.keys())
     different = 0
-    names = [name for _, name in kernels]
+    names = "\n".join(name for _, name in kernels)
     if shutil.which("c++filt"):  # as the source has them
-        names = subprocess.check_output(
-            ["c++filt", "-p"], input="\n".join(names), text=True
-        ).splitlines()
-    for key, name in zip(kernels, names, strict=True):
+        names = subprocess.check_output(["c++filt", "-p"], input=names, text=True)
+    for key, name in zip(kernels, names.splitlines(), strict=True):
         before, after = old.get(key), new.get(key)
         equal = before == after
         different += not equal

@@ -3,19 +3,14 @@
     python -m benchmarks.evidence --part PART --out DIR
     python -m benchmarks.evidence --merge DIR -o benchmarks/results
 
-Each part ends within 8 minutes and writes DIR/<part>.json; parts that agree in card and source hash
-are merged into <card>.json. A part refuses to run where the installed build was not made of the
-sources beside it.
+A part writes DIR/<part>.json; merged they are <card>.json. See docs/developer-guide.md.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import importlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,12 +22,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import click
+
 from benchmarks import ROOT
 from benchmarks.rows import Row, head, slug, write
 from benchmarks.source import SourceMismatch, require_own_sources
 
 LIMIT_SECONDS = 480
-_REPORT_SECONDS = 15
 _RANKS = "tests/multi_rank"
 _FAULTS = f"{_RANKS}/test_faults.py"
 _PEERS = (f"{_RANKS}/test_peer_ring.py", f"{_RANKS}/test_peer_faults.py")
@@ -40,41 +36,11 @@ _NO_FAULTS = [f"--ignore={path}" for path in (_FAULTS, *_PEERS)]
 _INTEROP = "tests/interop"
 _TORCH = f"{_INTEROP}/test_torch_gpu.py"
 _SANITIZER = "tests/gpu/test_compute_sanitizer.py"
-# What takes long, and what measures the device's memory, has the GPU to itself.
-_ELSEWHERE = "endurance or device_memory"
-# What takes several GPUs is no part of one GPU's evidence; docs/developer-guide.md has its command.
-_ONE_GPU = ("-m", f"not ({_ELSEWHERE}) and not multi_gpu")
+# What takes long, and what measures the device's memory, has the GPU to itself. What takes several
+# GPUs is no part of one GPU's evidence; docs/developer-guide.md has its command.
+_ONE_GPU = ("-m", "not (endurance or device_memory) and not multi_gpu")
 # Of tests: "passed", "failed" and "skipped".
 Counts = Counter[str]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 if the part ran and nothing in it failed, 1 if something did, 2 if refused."""
-    made = parser()
-    options = made.parse_args(arguments)
-    if options.merge is not None:
-        print(merge(options.merge, options.output))
-        return 0
-    if options.out is None:
-        made.error("--part needs --out")
-    try:
-        evidence = run_part(options.part)
-    except SourceMismatch as error:
-        print(f"refused: {error}", file=sys.stderr)
-        return 2
-    write(options.out / f"{options.part}.json", evidence)
-    return 1 if evidence["tests"]["failed"] else 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """Of the command line."""
-    made = argparse.ArgumentParser(prog="python -m benchmarks.evidence")
-    what = made.add_mutually_exclusive_group(required=True)
-    what.add_argument("--part", choices=PARTS)
-    what.add_argument("--merge", type=Path, metavar="DIR", help="merge the parts in DIR")
-    made.add_argument("--out", type=Path, metavar="DIR", help="where <part>.json goes")
-    made.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results")
-    return made
 
 
 def run_part(part: str) -> dict[str, Any]:
@@ -144,30 +110,22 @@ def _pytest(*arguments: str, seconds: float = LIMIT_SECONDS - 20) -> Counts:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "--require-gpu", f"--junitxml={report}"]
         print("$", *command, *arguments, flush=True)
-        with subprocess.Popen([*command, *arguments], cwd=ROOT) as process:
-            stopped = not _ended(process, seconds)
-            if stopped:
-                print(f"stopped after {seconds:.0f} s", file=sys.stderr)
-                process.send_signal(signal.SIGINT)  # it still reports what has run
-                if not _ended(process, _REPORT_SECONDS):
-                    process.kill()
+        # Interrupted it still reports what has run.
+        limit = ["timeout", "--foreground", "--signal=INT", "--kill-after=15", str(seconds)]
+        code = subprocess.run([*limit, *command, *arguments], cwd=ROOT, check=False).returncode
+        stopped = code in (124, 137)  # after SIGINT alone, or SIGKILL too
+        if stopped:
+            print(f"stopped after {seconds:.0f} s", file=sys.stderr)
         if not report.is_file():
             return Counter(failed=1)
-        counts: Counts = Counter()
-        for suite in ElementTree.parse(report).getroot().iter("testsuite"):
-            counts.update({k: int(suite.get(k, 0)) for k in ("tests", "failures", "errors", "skipped")})
-    failed = counts["failures"] + counts["errors"]
-    passed = counts["tests"] - failed - counts["skipped"]
-    if stopped or (process.returncode != 0 and failed == 0):
+        (suite,) = ElementTree.parse(report).getroot()
+    kinds = ("tests", "failures", "errors", "skipped")
+    tests, failures, errors, skipped = (int(suite.get(kind, 0)) for kind in kinds)
+    failed = failures + errors
+    passed = tests - failed - skipped
+    if stopped or (code != 0 and failed == 0):
         failed += 1  # a time-out, or a failure outside of any test
-    return Counter(passed=passed, failed=failed, skipped=counts["skipped"])
-
-
-def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Whether it has, after at most so long."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)
-    return process.returncode is not None
+    return Counter(passed=passed, failed=failed, skipped=skipped)
 
 
 def _shares(*arguments: str) -> list[tuple[str, ...]]:
@@ -193,16 +151,16 @@ def _tests() -> Counts:
 def _interop() -> Counts:
     # The host time of a call is among the first, so nothing runs beside them. The others start
     # programs of their own, whose start takes longer than their work.
-    first = _pytest(_TORCH, "-m", "gpu and not multi_rank", seconds=90)
+    first = _pytest(_TORCH, "-m", "gpu and not multi_rank and not multi_gpu", seconds=90)
     others = (_INTEROP, f"--ignore={_TORCH}", "-m", "gpu and not endurance and not multi_gpu")
-    runs = [*_shares(_TORCH, "-m", "gpu and multi_rank"), others]
+    runs = [*_shares(_TORCH, "-m", "gpu and multi_rank and not multi_gpu"), others]
     return first + _side_by_side(runs, seconds=LIMIT_SECONDS - 110)
 
 
 def _endurance() -> Counts:
     # What measures the device's memory comes alone; the others wait for deadlines most of the time.
-    alone, others = "device_memory and not multi_gpu", "endurance and not (device_memory or multi_gpu)"
-    first = _pytest("tests", "-m", alone, seconds=LIMIT_SECONDS / 2)
+    first = _pytest("tests", "-m", "device_memory and not multi_gpu", seconds=LIMIT_SECONDS / 2)
+    others = "endurance and not device_memory and not multi_gpu"
     runs = _shares("tests", f"--ignore={_SANITIZER}", "-m", others)
     return first + _side_by_side(runs, seconds=LIMIT_SECONDS / 2 - 30)
 
@@ -225,5 +183,25 @@ PARTS: dict[str, tuple[Callable[[], Counts], tuple[str, ...]]] = {
 }
 
 
+@click.command()
+@click.option("--part", type=click.Choice([*PARTS]))
+@click.option("--out", type=Path, metavar="DIR", help="Where <part>.json goes.")
+@click.option("--merge", "parts", type=Path, metavar="DIR", help="Merge the parts in DIR.")
+@click.option("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results")
+def main(part: str | None, out: Path | None, parts: Path | None, output: Path) -> None:
+    """Exit code 0 if the part ran and nothing in it failed, 1 if something did, 2 if refused."""
+    if parts is not None and part is None:
+        print(merge(parts, output))
+        return
+    if parts is not None or part is None or out is None:
+        raise click.UsageError("must be --part with --out, or --merge")
+    try:
+        evidence = run_part(part)
+    except SourceMismatch as error:
+        raise click.UsageError(f"refused: {error}") from None
+    write(out / f"{part}.json", evidence)
+    sys.exit(1 if evidence["tests"]["failed"] else 0)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

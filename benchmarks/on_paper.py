@@ -1,9 +1,7 @@
 """What `baracuda-kernels predict` says of the rings in an evidence file, beside what they took.
 
-The model gets its rates from the same file: TFLOPS from single calls, the state's cost from rings
-without a mask. So it is the causal rings, their layouts and whole local rings that test it; rings
-without a mask of `ring_tax` only show how well the state's cost was fitted, and are left out.
-Everything ran on one GPU: no exchange is in any of it.
+The model gets its rates from the same file. The rings without a mask of `ring_tax` only show how
+well the state's cost was fitted, and are left out.
 """
 
 from __future__ import annotations

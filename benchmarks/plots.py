@@ -10,25 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import Result, Row
-from benchmarks.tables import LAYOUTS, exchange, tflops
+from benchmarks.tables import exchange, tflops
 
 _PAGE_WIDTH = 9  # inches: what is drawn so wide can be read where a page is as wide as text
 _TOKENS = 16384  # batch x sequence of the rows that are drawn
+# Labels of peers.
+_CALLS = {"cudnn": "cuDNN", "fa2": "FlashAttention-2", "fa3": "FlashAttention-3"}
+_ACROSS = {"context_parallel": "PyTorch context_parallel", "all_gather": "all-gather + PyTorch",
+           "all_gather_own": "all-gather + our kernel"}  # fmt: skip
+# By label; across GPUs they stand so in the legend.
 _COLORS = {
-    "sm90a": "tab:green", "sm90a, deterministic": "tab:olive", "sm80": "tab:blue",
-    "cudnn": "tab:orange", "fa2": "tab:gray", "fa3": "tab:red",
-}  # fmt: skip
-_NAMES = {"cudnn": "cuDNN", "fa2": "FlashAttention-2", "fa3": "FlashAttention-3"}
-# Across GPUs, by label, as they stand in the legend: rings first.
-_BARS = {
-    **{f"ring, {layout}": color
-       for layout, color in zip(LAYOUTS, ("#1b7837", "#5aae61", "#a6dba0"), strict=True)},
+    "sm90a": "tab:green", "sm90a, deterministic": "tab:olive",
+    "cuDNN": "tab:orange", "FlashAttention-2": "tab:gray", "FlashAttention-3": "tab:red",
+    "ring, zigzag": "#1b7837", "ring, striped": "#5aae61", "ring, contiguous": "#a6dba0",
     # Of a card where copy engines move the chunks of the other rings.
-    "ring by NCCL, zigzag": "#d9f0d3",
-    "PyTorch context_parallel": "tab:orange", "all-gather + PyTorch": "tab:gray",
-    "all-gather + our kernel": "tab:blue",
+    "ring by NCCL, zigzag": "#d9f0d3", "PyTorch context_parallel": "tab:orange",
+    "all-gather + PyTorch": "tab:gray", "all-gather + our kernel": "tab:blue",
 }  # fmt: skip
-_PEERS = dict(zip(("context_parallel", "all_gather", "all_gather_own"), list(_BARS)[4:], strict=True))
 
 
 @contextlib.contextmanager
@@ -77,7 +75,7 @@ def draw_across(results: Sequence[Result], path: Path) -> None:
         figure.suptitle(f"{results[0]['card']}: % of ideal, which is one GPU's time / P")
         # All panels name the same; a peer may be absent in some.
         bars = {b.get_label(): b for axes in grid.flat for b in axes.containers}
-        labels = [label for label in _BARS if label in bars]
+        labels = [label for label in _COLORS if label in bars]
         figure.legend([bars[x] for x in labels], labels, loc="outside lower center", ncols=3)
 
 
@@ -89,10 +87,13 @@ def _matching(rows: Sequence[Row], name: str, **params: Any) -> list[Row]:
 def _calls(figure: Any, grid: Any, result: Result, direction: str) -> None:
     """TFLOPS of one call at batch x sequence = 16384 and heads x head_dim = 2048, as sustained."""
     handles: dict[str, Any] = {}  # not every panel has all
+    of: dict[str, Any] = {"family": "sm90a", "dtype": "bf16"}
     for panels, head_dim in zip(grid, (64, 128, 256), strict=True):
+        of |= {"head_dim": head_dim, "heads": 2048 // head_dim, "kv_heads": 2048 // head_dim}
         for axes, causal in zip(panels, (False, True), strict=True):
-            for name, points in _lines(result, direction, head_dim, causal).items():
-                _line(axes, points, color=_COLORS[name], label=_NAMES.get(name, name))
+            rows = _matching(result["rows"], direction, **of, causal=causal)
+            for label, points in _lines(rows).items():
+                _line(axes, points, color=_COLORS[label], label=label)
             axes.set_title(f"D {head_dim}, {'causal' if causal else 'no mask'}: TFLOPS by length")
             axes.set_ylim(0, 850)
             axes.grid(alpha=0.3)
@@ -101,26 +102,20 @@ def _calls(figure: Any, grid: Any, result: Result, direction: str) -> None:
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
 
 
-def _lines(
-    result: Result, direction: str, head_dim: int, causal: bool
-) -> dict[str, dict[int, float]]:
-    """By name, TFLOPS by length."""
+def _lines(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
+    """By label, TFLOPS by length."""
     lines: dict[str, dict[int, float]] = {}
-    heads = 2048 // head_dim
-    for row in _matching(
-        result["rows"], direction, family="sm90a", dtype="bf16", head_dim=head_dim, causal=causal,
-        heads=heads, kv_heads=heads,
-    ):  # fmt: skip
+    for row in rows:
         p, figures = row["params"], row.get("sustained", row)
         if p["batch"] * p["query_len"] != _TOKENS:
             continue
         if p.get("guarantee") == "deterministic":
             times = {"sm90a, deterministic": figures["ours"]}
         else:
-            peers = {name: ms for name, ms in figures["peers"].items() if name in _NAMES}
-            times = {"sm90a": figures["ours"]} | peers
-        for name, ms in times.items():
-            lines.setdefault(name, {})[p["query_len"]] = tflops(row, ms)
+            peers = figures["peers"].items()
+            times = {"sm90a": figures["ours"]} | {_CALLS[x]: ms for x, ms in peers if x in _CALLS}
+        for label, ms in times.items():
+            lines.setdefault(label, {})[p["query_len"]] = tflops(row, ms)
     return lines
 
 
@@ -168,16 +163,16 @@ def _share_of_ideal(axes: Any, rows: Sequence[Row], chunk: int, causal: bool) ->
             label = "ring by NCCL, zigzag" if by_nccl else f"ring, {p['layout']}"
             bars.setdefault(label, {})[p["ranks"]] = ideal / row["ours"]
         if zigzag:  # the others do the same whatever our layout
-            for name, label in _PEERS.items():
+            for name, label in _ACROSS.items():
                 if name in row["peers"]:
                     bars.setdefault(label, {})[p["ranks"]] = ideal / row["peers"][name]
     ranks = sorted({p for heights in bars.values() for p in heights})
     width = 0.8 / max(1, len(bars))
-    for number, label in enumerate(label for label in _BARS if label in bars):
+    for number, label in enumerate(label for label in _COLORS if label in bars):
         heights = bars[label]
         at = [ranks.index(p) + (number - (len(bars) - 1) / 2) * width for p in heights]
         shares = [100 * x for x in heights.values()]
-        drawn = axes.bar(at, shares, width, color=_BARS[label], label=label)
+        drawn = axes.bar(at, shares, width, color=_COLORS[label], label=label)
         axes.bar_label(drawn, fmt="%.0f", fontsize=8)
     axes.set_xticks(range(len(ranks)), [f"P = {p}" for p in ranks])
     axes.set_title(f"{chunk / 1024:g}k rows a GPU, {'causal' if causal else 'full'}")

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import ROOT, plots
@@ -43,6 +43,9 @@ moves the chunks, copy engines (peer) or NCCL's kernels. *SMs*: what the exchang
 (`max_ctas`), of those tried (4 and 8 by default) the first that leaves at most 2 % exposed.
 """
 
+# What a file is of whose first row is such, if not of speed.
+_OTHERS = {"gradient_error": ", error of gradients", "training": ", training",
+           "training, jax": ", training by JAX"}  # fmt: skip
 # Its file, what it shows, and what draws it.
 Picture = tuple[str, str, Callable[[Result, Path], None]]
 
@@ -68,9 +71,7 @@ def page(results: dict[str, Result]) -> str:
     return text + "".join(_across(card, of_it, here) for card, of_it in across.items())
 
 
-def _split(
-    results: dict[str, Result],
-) -> tuple[dict[str, Result], dict[str, list[Result]]]:
+def _split(results: dict[str, Result]) -> tuple[dict[str, Result], dict[str, list[Result]]]:
     """Those of one GPU, and those of several by card, the fewest GPUs first."""
     alone = {name: result for name, result in results.items() if "ranks" not in result}
     across: dict[str, list[Result]] = {}
@@ -80,12 +81,10 @@ def _split(
     return alone, dict(sorted(across.items()))
 
 
-def _pictures(card: str, result: Result) -> list[Picture]:
-    found: list[Picture] = [(f"performance-{card}.svg", "TFLOPS, ring steps and error", plots.draw)]
+def _pictures(card: str, result: Result) -> Iterator[Picture]:
+    yield f"performance-{card}.svg", "TFLOPS, ring steps and error", plots.draw
     if any(row["name"] == "backward" for row in result["rows"]):
-        file = f"performance-backward-{card}.svg"
-        found.append((file, "TFLOPS of gradients", plots.draw_backward))
-    return found
+        yield f"performance-backward-{card}.svg", "TFLOPS of gradients", plots.draw_backward
 
 
 def _sections(sections: dict[str, Section], rows: list[Row]) -> str:
@@ -112,8 +111,9 @@ def _across(card: str, results: list[Result], here: str) -> str:
     """Of one card's results, one for each number of GPUs and thing measured."""
     text = f"\n## Across GPUs: {results[0]['card']}\n{_ACROSS}\n"
     for result in results:
+        what = _OTHERS.get(_named(result["rows"][0])["name"], "")
         text += (
-            f"- P = {result['ranks']}{_what(result)}: driver {result['driver']}, CUDA {result['cuda']}, "
+            f"- P = {result['ranks']}{what}: driver {result['driver']}, CUDA {result['cuda']}, "
             f"{result['date']}, source `{result['source_hash']}`"
         )
         if result["source_hash"] != here:
@@ -127,15 +127,6 @@ def _named(row: Row) -> Row:
     """Rows of another framework than PyTorch have a table of their own."""
     framework = row["params"].get("framework")
     return row | {"name": f"{row['name']}, {framework}"} if framework else row
-
-
-def _what(result: Result) -> str:
-    names = {_named(row)["name"] for row in result["rows"]}
-    if names == {"gradient_error"}:
-        return ", error of gradients"
-    if "training, jax" in names:
-        return ", training by JAX"
-    return ", training" if "training" in names else ""
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ from typing import Any, NotRequired, TypedDict
 from benchmarks import ROOT
 from benchmarks.source import require_own_sources
 
-SCHEMA = 1
-
 
 class Figures(TypedDict):
     """Our figure, and by name what it is compared with, in the same unit."""
@@ -25,7 +23,7 @@ class Figures(TypedDict):
 
 
 class Row(Figures):
-    """One thing measured; `sustained` holds the figures of windows that the power limit has seen."""
+    """One thing measured; `sustained` holds figures of windows that the power limit has seen."""
 
     name: str
     params: dict[str, Any]
@@ -98,19 +96,13 @@ def row(
     peers: dict[str, float] | None = None,
     sustained: Figures | None = None,
 ) -> Row:
-    """A row of a kind, in the kind's unit.
-
-    Raises
-    ------
-    ValueError
-        As of :func:`checked`.
-    """
+    """A row of a kind, in the kind's unit, :func:`checked`."""
     unit, _ = KINDS.get(name, ("", ""))
     made = Row(name=name, params=params, unit=unit, ours=ours, peers=peers or {})
     return checked(made if sustained is None else made | {"sustained": sustained})
 
 
-def checked(one: Any) -> Row:
+def checked(one: Row) -> Row:
     """The row, if it is one of its kind.
 
     Raises
@@ -132,8 +124,7 @@ def checked(one: Any) -> Row:
         wrong = {what: x for what, x in of.items() if type(x) not in (int, float)}
         if wrong:
             raise ValueError(f"{one['name']}: figures: got {wrong}, must be numbers")
-    made: Row = one
-    return made
+    return one
 
 
 def slug(card: str) -> str:
@@ -153,7 +144,7 @@ def head(source_hash: str) -> dict[str, Any]:
     runtime = _info.build_info()["cuda_runtime_version"]
     cuda = f"{runtime // 1000}.{runtime % 1000 // 10}"
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"schema": SCHEMA, "card": devices[0]["name"], "driver": driver, "cuda": cuda,
+    return {"schema": 1, "card": devices[0]["name"], "driver": driver, "cuda": cuda,
             "date": date, "source_hash": source_hash}  # fmt: skip
 
 

@@ -1,12 +1,13 @@
-"""The sections of docs/performance.md, a table for each kind of row: one card's, and across GPUs."""
+"""The sections of docs/performance.md, a table for each kind of row: one card's, across GPUs."""
 
 from __future__ import annotations
 
+import functools
 import statistics
 
 from benchmarks import on_paper
 from benchmarks.rows import Result, Row
-from benchmarks.tables import Cell, Group, Section, by, by_problem, by_way, ring_flops, tflops
+from benchmarks.tables import Cell, Group, Section, by, by_way, ring_flops, tflops
 
 
 def _kept(row: Row) -> float:
@@ -35,8 +36,9 @@ def _peers(group: Group) -> str:
 
 def _beside_two_ranks(rows: Group) -> list[Group]:
     """Each row, and that of the same ring of two under its peers."""
-    two = {row["params"]["chunk"]: row["ours"] for row in rows if row["params"]["ranks"] == 2}
-    return [[row | {"peers": {"two": two.get(row["params"]["chunk"], row["ours"])}}] for row in rows]
+    of_two = (row for row in rows if row["params"]["ranks"] == 2)
+    peers = {row["params"]["chunk"]: {"two": row["ours"]} for row in of_two}
+    return [[row | {"peers": peers.get(row["params"]["chunk"], {})}] for row in rows]
 
 
 _CALL = "family, dtype, D=head_dim, B=batch, H/Hkv=heads/kv_heads, S=query_len, causal, "
@@ -119,74 +121,69 @@ ALONE = {
         "Memory of a training step",
         "Peak of a step on a rank besides its inputs, on local rings; bf16, 32 / 8 heads, D 128, "
         "causal, zigzag.",
-        "rows=chunk, P=ranks, MB=ours .0f 1e6, over P = 2", _beside_two_ranks,
-        {"over P = 2": lambda group: f"{group[0]['ours'] / group[0]['peers']['two']:.3f}"},
+        "rows=chunk, P=ranks, MB=ours .0f 1e6, over P = 2=ours:two .3f", _beside_two_ranks,
     ),
 }  # fmt: skip
 # Several GPUs', as they stand on the page.
+_of_rings = functools.partial(Section, groups=by_way)
 ACROSS = {
-    "scaling": Section(
+    "scaling": _of_rings(
         "Speed", "",
         f"{_RING}by=exchange, SMs=max_ctas, ms=ours .3f, TFLOPS per GPU, % of ideal=%ideal .1f, "
         "as a graph=%ideal@1 .1f, over its steps=ours:steps .2f, "
         "vs context_parallel=context_parallel:ours .2f, vs all-gather=all_gather:ours .2f, "
         "vs all-gather + our kernel=all_gather_own:ours .2f, its form",
-        by_way, {"TFLOPS per GPU": _rate, "its form": _form},
+        cells={"TFLOPS per GPU": _rate, "its form": _form},
     ),
-    "exchange": Section(
+    "exchange": _of_rings(
         "The exchange by itself",
         "GB/s each way of a ring's first hop, from the grant to the arrival on the rank that came "
         "last: beside the ring's steps, and for so few queries that nothing is beside it. *Late*: of "
         "the rank that waited longest, beside steps.",
         f"{_RING}by=exchange, SMs=max_ctas, MB, beside steps=ours .0f, alone=alone .0f, late=late .0f",
-        by_way, {"MB": lambda group: f"{group[0]['params']['bytes'] / 1e6:.1f}"},
+        cells={"MB": lambda group: f"{group[0]['params']['bytes'] / 1e6:.1f}"},
     ),
-    "scaling_step": Section(
+    "scaling_step": _of_rings(
         "Exposed communication",
         "Milliseconds of each step, the worst rank's, medians of seven runs. *Exposed*: what a "
         "step's kernel waited for the exchange before it, other ranks' lateness included.",
         f"{_RING}by=exchange, exposed, compute, exchange",
-        by_way, {name: _each(name) for name in ("exposed", "compute", "exchange")},
+        cells={name: _each(name) for name in ("exposed", "compute", "exchange")},
     ),
-    "scaling_memory": Section(
+    "scaling_memory": _of_rings(
         "Memory",
         "Peak MiB of a rank's tensors over a run: q, k, v, y, two receive buffers, the state. "
         "*Other*: what all else on the GPU grew by from before the run to after it; the first run "
         "connects the ranks and loads the kernel.",
         f"{_RING}MiB=ours .1f 1048576, MiB at P = 1=one_rank .1f 1048576, other=other .1f 1048576",
-        by_problem,
     ),
-    "scaling_error": Section(
+    "scaling_error": _of_rings(
         "Answers", "Relative error of sampled rows against float64, the worst rank's.",
         f"{_RING}ring=ours .3e, one GPU=one_gpu .3e, context_parallel=context_parallel .3e, "
         "all-gather=all_gather .3e, ring / one GPU=ours:one_gpu .3f",
-        by_problem,
     ),
     "gradient_error": _GRADIENT_ERROR,
-    "training": Section(
+    "training": _of_rings(
         "Training",
         "Forward and backward of one layer through `interop.torch`; *ideal*: both on one GPU for the "
         "whole sequence, divided by P. ring-flash-attention 0.1.8 runs on PyTorch's FlashAttention-2 "
         "kernels.",
         f"{_RING}step ms=ours .3f, forward ms=ours@1 .3f, backward ms=ours@2 .3f, "
-        "% of ideal=%ideal .1f, "
-        "vs context_parallel=context_parallel:ours .2f, "
+        "% of ideal=%ideal .1f, vs context_parallel=context_parallel:ours .2f, "
         "vs ring-flash-attention=ring_flash_attention:ours .2f, form of context_parallel",
-        by_problem, {"form of context_parallel": _form},
+        cells={"form of context_parallel": _form},
     ),
-    "training, jax": Section(
+    "training, jax": _of_rings(
         "Training by JAX",
         "Forward and backward of one layer by `interop.jax` in `shard_map`; XLA moves the chunks. "
         "*Ideal*: both on one GPU for the whole sequence, divided by P, by our kernels and by XLA's "
         "cuDNN attention.",
         f"{_RING}step ms=ours .3f, % of ideal=%ideal .1f, % of cuDNN's ideal=%cudnn_ideal .1f",
-        by_problem,
     ),
-    "memory": Section(
+    "memory": _of_rings(
         "", "Peak of a step besides its inputs, of the worst rank, receive buffers included.",
         f"{_RING}ours MB=ours .0f 1e6, context_parallel MB=context_parallel .0f 1e6, "
         "ring-flash-attention MB=ring_flash_attention .0f 1e6",
-        by_problem,
     ),
     "faults": _FAULTS,
 }  # fmt: skip

@@ -44,10 +44,9 @@ def require_own_sources(root: Path) -> str:
             "install this folder first"
         )
     # Where git knows no file of src/ (a copy of the tree, say) it has nothing to tell.
-    if (root / ".git").exists() and shutil.which("git") and _git(root, "ls-files", "src"):
-        changes = _git(root, "status", "--porcelain", "--", "src")
-        if changes:
-            raise SourceMismatch(f"src/ has changes that are not committed:\n{changes}")
+    known = (root / ".git").exists() and shutil.which("git") and _git(root, "ls-files", "src")
+    if known and (changes := _git(root, "status", "--porcelain", "--", "src")):
+        raise SourceMismatch(f"src/ has changes that are not committed:\n{changes}")
     return here
 
 

@@ -13,7 +13,7 @@ Cell = Callable[[Group], Any]
 
 # Files of before there was a choice of exchange have NCCL.
 _IF_ABSENT = {"exchange": "nccl", "devices": 1}
-LAYOUTS = ("zigzag", "striped", "contiguous")
+_LAYOUTS = ("zigzag", "striped", "contiguous")
 
 
 class Section(NamedTuple):
@@ -39,9 +39,7 @@ class Section(NamedTuple):
         cells: dict[str, Cell] = {}
         for column in self.columns.split(", "):
             head, _, what = column.rpartition("=")
-            cells[column if column in self.cells else head or what] = (
-                self.cells.get(column) or _cell(what)
-            )
+            cells[head or what] = self.cells.get(column) or _cell(what)
         lines = [[cell(of) for cell in cells.values()] for of in self.groups(rows)]
         table = [[*cells], ["---"] * len(cells), *lines]
         return text + "".join("| " + " | ".join(map(str, line)) + " |\n" for line in table)
@@ -97,24 +95,19 @@ def by(*names: str) -> Callable[[Group], list[Group]]:
     return groups
 
 
-def by_problem(rows: Group, *more: str) -> list[Group]:
-    """The rows of each ring across GPUs: balanced layouts and causal problems first."""
+def by_way(rows: Group) -> list[Group]:
+    """The rows of each ring across GPUs: balanced layouts, causal problems, copy engines first."""
 
     def of(group: Group) -> tuple[Any, ...]:
-        p = group[0]["params"]
-        return p["ranks"], p["chunk"], LAYOUTS.index(p["layout"]), not p["causal"]
+        p, by_peer = group[0]["params"], exchange(group[0]) == "peer"
+        return p["ranks"], p["chunk"], _LAYOUTS.index(p["layout"]), not p["causal"], not by_peer
 
-    return sorted(by("ranks", "chunk", "layout", "causal", *more)(rows), key=of)
+    return sorted(by("ranks", "chunk", "layout", "causal", "exchange")(rows), key=of)
 
 
 def exchange(row: Row) -> str:
     """What moves the chunks."""
     return str(_param(row, "exchange"))
-
-
-def by_way(rows: Group) -> list[Group]:
-    """The same for each thing that moves the chunks, by peer first."""
-    return by_problem(sorted(rows, key=exchange, reverse=True), "exchange")
 
 
 def ring_flops(p: dict[str, Any]) -> float:

@@ -51,7 +51,7 @@ class Problem(RingShape):
         return torch.as_tensor(bk.positions(self.chunk, rank, self.ranks, layout or self.layout))
 
     def shard(self, name: str, rank: int, device: torch.device) -> torch.Tensor:
-        """"q", "k", "v" or "dy" of a rank, [1, H, chunk, D]: the same wherever it is made."""
+        """A rank's "q", "k", "v" or "dy", [1, H, chunk, D]: the same wherever it is made."""
         names = ("q", "k", "v", "dy")
         seed = len(names) * rank + names.index(name)
         heads = self.kv_heads if name in ("k", "v") else self.heads

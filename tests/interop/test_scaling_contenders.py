@@ -1,6 +1,5 @@
 """The contenders of `benchmarks.scaling` that a CPU can run: every rank's answer, one by one."""
 
-import importlib
 import itertools
 import subprocess
 import sys
@@ -15,27 +14,20 @@ pytestmark = pytest.mark.framework("torch")
 RANKS, CHUNK = 3, 8
 
 
-@pytest.fixture(scope="module")
-def across(torch):
-    """Modules of benchmarks.across_gpus, by name."""
-    return lambda name: importlib.import_module(f"benchmarks.across_gpus.{name}")
+def problem(ranks, causal):
+    from benchmarks.across_gpus.problem import Problem
 
-
-@pytest.fixture
-def problem(across):
-    return lambda layout, causal, ranks=RANKS: across("problem").Problem(
-        ranks, CHUNK, 4, 2, 16, layout, causal
-    )
+    return Problem(ranks, CHUNK, 4, 2, 16, "zigzag", causal)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", ["all_gather", "all_gather_own", "one_gpu"])
-def test_others_give_the_answer_of_their_rows(torch, across, problem, monkeypatch, name, causal):
-    contenders = across("contenders")
-    problem = problem("zigzag", causal)
-    whole = problem.whole(torch.device("cpu"))
+def test_others_give_the_answer_of_their_rows(torch, monkeypatch, name, causal):
+    from benchmarks.across_gpus import contenders
+
+    ring = problem(RANKS, causal)
+    whole = ring.whole(torch.device("cpu"))
     exact, _ = attention(*(x.float().numpy() for x in whole), is_causal=causal)
-    ranks = range(RANKS)
     seen = []
 
     def gather(everyone, own):
@@ -47,9 +39,9 @@ def test_others_give_the_answer_of_their_rows(torch, across, problem, monkeypatc
 
     monkeypatch.setattr(contenders.dist, "all_gather_into_tensor", gather)
     covered = []
-    for rank in ranks:
+    for rank in range(RANKS):
         make = getattr(contenders, name)
-        contender = make(problem, whole) if name == "one_gpu" else make(problem, rank, whole)
+        contender = make(ring, whole) if name == "one_gpu" else make(ring, rank, whole)
         with contender.around():
             y = torch.cat(contender.call(), 2)
         assert error_of(y.float().numpy(), exact[:, :, contender.rows])["relative"] < 6e-3
@@ -59,26 +51,28 @@ def test_others_give_the_answer_of_their_rows(torch, across, problem, monkeypatc
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_context_parallel_leaves_nothing_patched(torch, across, problem, one_rank, causal):
+def test_context_parallel_leaves_nothing_patched(torch, one_rank, causal):
     """Also after a failure inside: the other contenders' attention must be their own."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    torch_cp = across("torch_cp")
-    problem = problem("zigzag", causal, 1)
-    whole = problem.whole(torch.device("cpu"))
+    from benchmarks.across_gpus import torch_cp
+
+    ring = problem(1, causal)
+    whole = ring.whole(torch.device("cpu"))
     mesh = init_device_mesh("cpu", (1,))
     plain = torch.nn.functional.scaled_dot_product_attention
     for form, operands in itertools.product(torch_cp.FORMS, (whole, (*whole, whole.q))):
-        contender = torch_cp.context_parallel(problem, 0, operands, mesh, form)
+        contender = torch_cp.context_parallel(ring, 0, operands, mesh, form)
         with pytest.raises(ZeroDivisionError), contender.around():
             assert torch.nn.functional.scaled_dot_product_attention is not plain
             raise ZeroDivisionError
         assert torch.nn.functional.scaled_dot_product_attention is plain
 
 
-def test_the_documented_commands(across):
+def test_the_documented_commands(torch):
     """Those of developer-guide.md: the launcher is torch's, the options are the script's."""
-    scaling = importlib.import_module("benchmarks.scaling")
+    from benchmarks import scaling
+
     launch, page = commands(code_blocks("docs/developer-guide.md", "sh")[4])
     at = launch.index("benchmarks.scaling")
     assert launch[:3] == ["python", "-m", "torch.distributed.run"] and launch[at - 1] == "-m"

@@ -12,8 +12,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank, pytest.mark.endurance]
 RANKS = 2
 
 
-@pytest.fixture
-def report(torch, tmp_path):
+def test_answers_speed_and_memory_of_two_ranks(torch, tmp_path):
     path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     run_program(
         Path("-m"), ROOT, "benchmarks.scaling", "--no-faults", "--no-gradients", "--chunk", "512",
@@ -22,10 +21,7 @@ def report(torch, tmp_path):
         environment={"PYTHONPATH": path, "NCCL_SOCKET_IFNAME": "lo"},
     )  # fmt: skip
     (output,) = tmp_path.glob(f"{RANKS}x-*.json")
-    return json.loads(output.read_text())
-
-
-def test_answers_speed_and_memory_of_two_ranks(report):
+    report = json.loads(output.read_text())
     rows = report["rows"]
     assert report["ranks"] == RANKS
     kinds = [(row["name"], row["params"]["causal"]) for row in rows]

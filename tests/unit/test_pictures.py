@@ -12,26 +12,24 @@ DOCS = ROOT / "docs"
 
 
 @pytest.fixture(scope="module")
-def drawing():
-    """docs/draw_ring.py and docs/draw_concepts.py."""
+def concepts():
+    """docs/draw_concepts.py, and the way to what lies beside it."""
     pytest.importorskip("matplotlib")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(DOCS)
-        yield importlib.import_module("draw_ring"), importlib.import_module("draw_concepts")
+        yield importlib.import_module("draw_concepts")
 
 
-def test_they_are_made_by_the_scripts(drawing, tmp_path):
-    ring, concepts = drawing
-    ring.draw(tmp_path / "ring.svg")
+def test_they_are_made_by_the_scripts(concepts, tmp_path):
+    importlib.import_module("draw_ring").draw(tmp_path / "ring.svg")
     concepts.write(tmp_path)
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {"ring.svg", "concepts.md", *(f"concepts-{x}.svg" for x in concepts.PICTURES)}
     assert made <= {path.name for path in DOCS.iterdir()}
 
 
-def test_what_causal_costs_is_counted(drawing):
+def test_what_causal_costs_is_counted(concepts):
     """Against masks of whole attention matrices, and what is known of each layout."""
-    _, concepts = drawing
     for layout in concepts.LAYOUTS:
         rows = [bk.positions(8, rank, 4, layout) for rank in range(4)]
         for step, line in enumerate(concepts.pairs(layout, 4, 8)):
@@ -43,13 +41,12 @@ def test_what_causal_costs_is_counted(drawing):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 8])
-def test_where_memory_goes_is_what_plan_says(drawing, ranks):
-    _, concepts = drawing
+def test_where_memory_goes_is_what_plan_says(concepts, ranks):
     given = {**concepts.MEMORY, "seq": concepts.MEMORY["tokens"], "ranks": ranks}
     del given["tokens"]
     paper = predict.rank_memory(predict.RingProblem(**given, causal=True), in_place=True)
-    parts = concepts.memory(ranks)
-    assert (parts["q"], parts["y"], parts["k, v"], parts["lse"], parts["scratch A"],
-            parts["scratch B"], parts["accumulator"]) == (
-        paper.q, paper.y, paper.kv, paper.lse, paper.scratch_a, paper.scratch_b,
-        paper.accumulator)  # fmt: skip
+    assert concepts.memory(ranks) == {
+        "q": paper.q, "y": paper.y, "k, v": paper.kv, "lse": paper.lse,
+        "scratch A": paper.scratch_a, "scratch B": paper.scratch_b,
+        "accumulator": paper.accumulator,
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-// An all-gather of a few bytes, for set-up.
+// An all-gather of a few bytes over the ranks of a ring, for set-up. All ranks must call it.
 #pragma once
 
 #include <stdint.h>
@@ -7,8 +7,8 @@
 
 namespace baracuda {
 
-// Enqueues the all-gather on the ring stream. slots: memory of the endpoint's device, world_size *
-// bytes long.
+// Enqueues the all-gather on the endpoint's ring stream (exchange.h). slots: world_size slots of
+// `bytes` bytes in memory of the endpoint's device. Slot r gets the bytes of rank r.
 int32_t enqueue_all_gather(const baracuda_ring_endpoint& endpoint, const void* mine, int64_t bytes,
                            char* slots);
 // Waits for the all-gather and copies the slots into `all`, in host memory.

@@ -98,8 +98,9 @@ int32_t check_payload(const baracuda_ring_call& call, int32_t i, int32_t world_s
   }
   if (chunk_bytes(payload) == 0) return BARACUDA_OK;
   // BESIDE: buffers[1] receives the chunk of step 1, and buffers[0] the chunk of step 2. BEHIND:
-  // buffers[1] holds the sum that step 1 starts, and buffers[0] receives the sum that step 2 adds
-  // to. From step 2 on, buffers[2] holds a share until it is added.
+  // buffers[1] holds the sum that step 1 starts. buffers[0] receives the sum that step 2 adds to,
+  // or, with two ranks, the sum that comes home. From step 2 on, buffers[2] holds a share until it
+  // is added, unless the launch itself adds it.
   const bool behind = Rounds::is_behind(payload);
   const bool needed[3] = {world_size > (behind ? 1 : 2), world_size > 1,
                           behind && world_size > 2 && call.program->launch_adds == 0};

@@ -1,4 +1,4 @@
-// Preconditions of baracuda_ring_run.
+// Checks the arguments of baracuda_ring_run(), the ring loop.
 #pragma once
 
 #include <stdint.h>

@@ -1,4 +1,5 @@
-// Opening and closing an endpoint, and the warm-up messages.
+// Opening and closing an endpoint (a rank's transport, ring stream and events, see exchange.h), and
+// the warm-up messages.
 #include "baracuda/exchange.h"
 #include "baracuda/status.h"
 #include "common/check_struct.h"
@@ -76,8 +77,8 @@ int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer) {
   const int32_t previous = (transport.rank + p - 1) % p;
   const int32_t peers[3] = {transport.rank, next, previous};
   // A transport matches the messages between two ranks by their order. With two ranks, next and
-  // previous are the same peer, so send i and receive i must belong together: send 1 goes to the
-  // next rank, so receive 1 is from the previous one.
+  // previous are the same peer, so send i of one rank is received by receive i of the other. Send 1
+  // goes to the next rank, so receive 1 must be from the previous one.
   const int32_t senders[3] = {transport.rank, previous, next};
   char* bytes = static_cast<char*>(buffer);
 

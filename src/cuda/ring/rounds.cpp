@@ -1,4 +1,4 @@
-// What the messages of a call are, for callers of the C ABI.
+// The messages and sums of a call's rounds, for callers of the C ABI.
 #include "ring/rounds.h"
 
 #include "baracuda/ring.h"

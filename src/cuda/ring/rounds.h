@@ -2,12 +2,19 @@
 // sends and receives together. ring.h defines payloads, BESIDE and BEHIND.
 //
 // A program may split each step into two launches, the step's parts, so that the messages of a part
-// can be sent as soon as its launch has ended. (Attention has one part.) Launch t = step * parts +
-// part runs at the same time as round t. Every payload belongs to one part p. A BESIDE payload is
-// sent in every round t whose launch t is of part p. For a BEHIND payload, launch t of part p
-// computes this rank's share of a chunk's sum, and, from step 1 on, round t + 1 sends the sum. The
-// next rank has the same chunk one step later: its launch t + parts computes its share and adds it.
-// A BEHIND payload of the last part needs one more round, after the last launch.
+// can be sent as soon as its launch has ended. (Attention has one part.) Launches are numbered t =
+// step * parts + part. Launch t runs at the same time as round t. Every payload belongs to one part
+// p.
+//
+// A BESIDE payload of part p is sent beside each launch of part p, except in the last step.
+//
+// A BEHIND payload is a sum over the ranks, such as the gradients of a chunk. Launch t of part p
+// computes this rank's share of the sum, and round t + 1 sends the sum on. The share of step 0 is
+// not sent, because it belongs to this rank's own chunk. The next rank has the same chunk one step
+// later: its launch t + parts computes its share, and the program's `add` adds the share to the
+// received sum. (With launch_adds the launch itself adds it.) After the last step, the sum comes
+// home: it is sent to the rank that started with the chunk, which adds it to its share of step 0.
+// The sums of the last part come home in one more round, after the last launch.
 #pragma once
 
 #include <stdint.h>
@@ -52,10 +59,13 @@ class Rounds {
     return false;
   }
 
-  // Round n (n is `number`) must start after launch n - 1 has ended. True if the wait for round
-  // n - 1 on the caller's stream may start it instead (Run::ask_for_signal()). This is so if that
-  // wait directly follows launch n - 1 on the stream, and so ends after the launch, and if round n
-  // depends on no other work of the stream.
+  // Round n (n is `number`) must not start before launch n - 1 has ended. Usually it waits for an
+  // event that is recorded after the launch (compute_done). This function returns true if the round
+  // can instead wait for a word (a flag in shared memory) that the caller's stream sets when its
+  // wait for round n - 1 is over (Run::ask_for_signal()). There are two conditions. The stream must
+  // wait for round n - 1 between launch n - 1 and launch n, because the wait is then over only
+  // after launch n - 1 has ended. And no sums may travel, because round n would then also depend on
+  // an addition that follows the wait.
   bool needs_launch_alone(int32_t number) const {
     if (number < 1 || number >= launches() || awaited_by_launch(number) != number - 1) return false;
     for (int32_t i = 0; i < call_.payload_count; ++i) {
@@ -65,8 +75,8 @@ class Rounds {
   }
 
   // True if a round sends only sums. Its receive buffer is free as soon as the previous round has
-  // ended: that round was the last to send from the buffer, and no launch uses the buffer before
-  // this round.
+  // ended. By then the last round that sent from the buffer has ended, too, and since that round no
+  // launch has used the buffer.
   bool is_free_ahead(int32_t number) const {
     if (number < 1) return false;
     for (int32_t i = 0; i < call_.payload_count; ++i) {
@@ -101,8 +111,8 @@ class Rounds {
     return last;
   }
 
-  // True if the share of launch `number` is added to a received sum by the program's `add`. For the
-  // number after the last launch: true if a sum comes home.
+  // True if the share of launch `number` is added to a received sum by the program's `add`. If
+  // `number` is launches(), which is no launch: true if a sum comes home.
   bool has_sum(int32_t number) const {
     if (number < launches()) return awaited_by_add(number) >= 0;
     for (int32_t part = 0; part < parts_; ++part) {
@@ -151,8 +161,8 @@ class Rounds {
     }
   }
 
-  // Fills in what the program gets for launch t and for adding its share. After the last launch, t
-  // stands for the addition of the sum that comes home.
+  // Fills in what the program gets for launch t and for adding its share. t = launches() + p stands
+  // for the addition of the sums of part p that come home.
   void fill(int32_t t, baracuda_ring_step* at) const {
     at->step = step_of(t);
     at->part = part_of(t);

@@ -1,17 +1,19 @@
 // The ring loop. There is one for all exchanges, ops and schedules of hops. A round is what a rank
-// sends and receives during one launch. An exchange is a way to do so: by send and receive, or by
-// peer.
+// sends and receives during one launch. An exchange is a way to do so: by send and receive
+// (exchange/send_recv.cpp), or by peer, which is by copies into the next rank's memory
+// (exchange/peer/).
 //
-// launch(s) follows launch(s - 1) on the caller's stream, and waits for round(s - 1). round(s)
-// waits for launch(s - 1) and round(s - 1); round(0) waits for the caller's stream.
+// This is the order if a step has one launch. (A step may have two, see rounds.h.) launch(s)
+// follows launch(s - 1) on the caller's stream, and waits for round(s - 1). round(s) waits for
+// launch(s - 1) and round(s - 1). round(0) waits for the caller's stream.
 //
 // round(s) sends the chunk of step s and receives the chunk of step s + 1 into the other buffer.
 // launch(s - 1) and round(s - 1) have finished reading that buffer by then, so two buffers suffice
-// for any number of ranks. Sums, which travel BEHIND the steps, are sent one round later; see
-// rounds.h.
+// for any number of ranks. Sums, which travel BEHIND the steps, are sent one round later.
 //
 // If several ranks share a stream, the waits for the inputs of all ranks are enqueued before the
-// launches of all ranks. Consecutive launches on a stream can overlap, but not across an event.
+// launches of all ranks. The reason is that consecutive launches on a stream can overlap, but not
+// if the stream waits for an event between them.
 #include "baracuda/ring.h"
 #include "baracuda/status.h"
 #include "common/error.h"
@@ -39,11 +41,12 @@ class Run {
   int32_t execute() {
     for (int32_t t = 0; t < rounds_.launches(); ++t) {
       if (t % rounds_.parts() == 0) begin_step(t / rounds_.parts());
-      // The round is enqueued before the launch, which may fill the device. If `signalled_`, the
-      // caller's stream sets a word (exchange/peer/words.h) after its wait for the previous round,
-      // and the ring stream waits for this word. The two streams may share a hardware queue. If the
-      // ring stream's wait were enqueued first, it would hold back the operation that sets the
-      // word. So the wait on the caller's stream is enqueued first.
+      // The round is enqueued before the launch, because the launch may fill the device. If
+      // `signalled_`, the caller's stream sets a word (a flag in shared memory,
+      // exchange/peer/host_file.h) after its wait for the previous round, and the ring stream waits
+      // for this word. The two streams may share a hardware queue. If the ring stream's wait were
+      // enqueued first, it would hold back the operation that sets the word. So the wait on the
+      // caller's stream is enqueued first.
       if (signalled_ && !await_inputs(t)) return join_and_report();
       if (!exchange(t) || !compute(t)) return join_and_report();
     }
@@ -88,9 +91,9 @@ class Run {
   bool exchange(int32_t number) {
     has_exchange_ = rounds_.has_messages(number);
     if (!has_exchange_) return true;
-    // The round waits for compute_done. For round 0 that is the end of all work that the caller
-    // enqueued before, which wrote the chunks and may still read the buffers. For other rounds,
-    // compute() has recorded the end of launch(number - 1).
+    // The round waits for the event compute_done, unless `signalled_`. For round 0 this event is
+    // the end of all work that the caller enqueued before, which wrote the chunks and may still
+    // read the buffers. For other rounds, compute() has recorded the end of launch(number - 1).
     if (number == 0 && !record_compute_done()) return false;
     if (count_ == 1) {
       const Round round(*this, calls_[0], number);
@@ -105,8 +108,9 @@ class Run {
   }
 
   // Round n (n is `number`) must start after launch n - 1. On the caller's stream that launch is
-  // followed by the wait for round n - 1. Some exchanges can make this wait set a word, for which
-  // round n then waits. True if this exchange does so; compute_done is then not recorded.
+  // followed by the wait for round n - 1. The exchange by peer can make this wait set a word, for
+  // which round n then waits (Rounds::needs_launch_alone()). If so, this returns true, and
+  // compute_done is not recorded.
   bool ask_for_signal(int32_t number) const {
     if (count_ > 1 || !rounds_.needs_launch_alone(number)) return false;
     const baracuda_ring_exchange& exchange = exchange_of(calls_[0]);
@@ -202,8 +206,9 @@ class Run {
     return for_each_rank([=](const Call& call) { return await_inputs(call, t); });
   }
 
-  // This runs even if nothing is launched. The caller's stream must wait for every round, and
-  // compute_done must not report a buffer as free while the previous round still uses it.
+  // Called even if nothing is launched, for two reasons. The caller's stream must wait for every
+  // round. And compute_done must not report a buffer as free while the previous round still uses
+  // it.
   bool await_inputs(const Call& call, int32_t t) {
     return enter(call) && mark(call, t, &baracuda_ring_marks::wait_begin) &&
            await(call, rounds_.awaited_by_launch(t)) &&
@@ -223,6 +228,7 @@ class Run {
 
   // If no sums travel, a failed launch is reported at the end of the run. Until then the ring goes
   // on without launches, because the neighbours still need the chunks that pass through this rank.
+  // If sums travel, the run ends at once (ok()).
   void launch(const Call& call, int32_t t) {
     if (failed_) return;
     Step at(*this, call, t);
@@ -239,8 +245,9 @@ class Run {
     ok(program.launch(call.problem, &at), "launch", call);
   }
 
-  // Enqueues the program's `settle`, which is work of the last launch that no other rank needs. It
-  // comes after the last messages.
+  // Enqueues the program's `settle`: work that completes the launch of the last step, if that step
+  // is live, and that no other rank needs. It is enqueued after the last messages, so that it does
+  // not delay them. If there are no messages after the last launch, compute() has enqueued it.
   bool settle() {
     if (!rounds_.has_messages(rounds_.launches())) return true;  // compute() has done it
     return for_each_rank([this](const Call& call) {
@@ -261,8 +268,8 @@ class Run {
     return true;
   }
 
-  // For a step without a launch, whose share is zero. At steps 0 and 1 the share's memory is
-  // cleared. At later steps the received sum is sent on unchanged.
+  // For a step without a launch, whose share of the sums is zero. At steps 0 and 1 the share's
+  // memory is cleared. At later steps the received sum is sent on unchanged.
   void leave_nothing(const Call& call, const baracuda_ring_step& at) {
     if (at.step > 1) return;
     for (int32_t i = 0; i < call.payload_count; ++i) {
@@ -298,9 +305,11 @@ class Run {
     return true;
   }
 
-  // sums: the number of the round that brings the received sums. always: true for the sum of
-  // this rank's own chunk, after the last step. It is added even if the step launched nothing. If
-  // this addition fails, the run does not end early, because no other rank needs the result.
+  // sums: the number of the round that brings the received sums. always: true for the sum that
+  // comes home after the last step. This sum is added to the share of step 0 without asking
+  // is_live(): if step 0 launched nothing, its share is zero, and the sum is still part of the
+  // result. If the addition at home fails, the run does not end early, because no other rank needs
+  // the result.
   bool add(int32_t t, int32_t sums, bool always) {
     // In a timeline, the sums of all parts that come home are one entry.
     const int32_t entry = t < rounds_.launches() ? t : rounds_.launches();
@@ -391,9 +400,9 @@ class Run {
     return false;
   }
 
-  // For a run that ends early. Ranks that other threads drive may wait for these ranks, so the ring
-  // is aborted. The caller's stream still waits for what was enqueued, so that the caller can free
-  // its buffers in stream order.
+  // For a run that ends early. Other threads or processes may drive ranks that wait for these
+  // ranks, so the ring is aborted. The caller's stream still waits for what was enqueued, so that
+  // the caller can free its buffers in stream order.
   int32_t join_and_report() {
     if (count_ < rounds_.steps()) {
       for_each_rank([this](const Call& call) {

@@ -101,8 +101,9 @@ typedef struct baracuda_ring_program {
   // Adds chunk and received. The result goes to received on the way, and to chunk at home (step ==
   // world_size). NULL if no payload travels BEHIND.
   int32_t (*add)(const void* problem, const baracuda_ring_step* at);
-  // Work of the run's last live launch that only its own rank needs. It is enqueued after the
-  // messages for the other ranks, so it runs beside them. NULL if there is none.
+  // Completes the launch of the last step, if that step is live, by work that only its own rank
+  // needs. The work is enqueued after the messages for the other ranks, so it runs beside them.
+  // NULL if there is none.
   int32_t (*settle)(const void* problem, const baracuda_ring_step* at);
 } baracuda_ring_program;
 

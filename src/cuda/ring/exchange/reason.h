@@ -26,7 +26,7 @@ inline int32_t status_of_others(int32_t status) {
   }
 }
 
-// The failure that the other ranks report once `rank` has ended the ring for this reason.
+// The failure that the other ranks report once `rank` has aborted the ring for this reason.
 inline baracuda_error failure_of_others(const baracuda_error& reason, int32_t rank) {
   baracuda_error told{};
   told.status = status_of_others(reason.status);

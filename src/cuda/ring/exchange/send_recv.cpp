@@ -1,4 +1,5 @@
-// The exchange by a transport's sends and receives, on the endpoint's ring stream.
+// The exchange by the sends and receives of a transport (NCCL's, a local ring's or the caller's
+// own), on the endpoint's ring stream.
 #include "baracuda/exchange.h"
 #include "baracuda/status.h"
 #include "common/error.h"
@@ -34,7 +35,8 @@ int32_t record(const Endpoint& end, void* event) {
 }
 
 int32_t grant(Endpoint* end, const Round* round) {
-  // A wait for `ready` is enough: the rounds follow each other on the ring stream.
+  // The receive buffers are free once `ready` is reached and the earlier rounds have ended. The
+  // ring stream runs the rounds in order, so it need only wait for `ready`.
   const int32_t status =
       stream_op("wait", [&] { return end->ops->wait(end->ring_stream, round->ready); });
   if (status != BARACUDA_OK || round->begin_mark == nullptr) return status;
@@ -69,7 +71,8 @@ int32_t close(Endpoint* end) {
   return message("group_end", [&] { return transport.group_end(transport.context); });
 }
 
-// At most four rounds are complete and not yet waited for, so four events are used in turn.
+// At most four rounds are enqueued before the caller's stream waits for the first of them, so four
+// events, used in turn, are enough.
 void* done_event(const Endpoint& end, int32_t number) { return end.exchange_done[number & 3]; }
 
 int32_t complete(Endpoint* end, const Round* round) {

@@ -5,8 +5,9 @@
 
 namespace baracuda::sm90 {
 
-// The steps that a configuration has kernels for. any_step: all steps. ends_of_rings: steps with
-// FIRST or LAST. whole_calls: steps with FIRST and LAST.
+// The steps that a configuration has kernels for. FIRST and LAST (attention.h) mark the steps that
+// begin and end a state. any_step: all steps. ends_of_rings: steps with FIRST or LAST. whole_calls:
+// steps with both.
 enum class Served { any_step, ends_of_rings, whole_calls };
 
 // Warpgroup 0 is the producer. The others are consumers of 64 query rows each.
@@ -18,9 +19,9 @@ enum class Served { any_step, ends_of_rings, whole_calls };
 // LastN: if the last key tile has at most LastN keys, only LastN of its columns are computed. If
 // LastN is BlockN, all columns are always computed.
 //
-// ScoresAhead: the P (weights, see state.cuh) of key tile i is computed while the product PV of key
-// tile i - 1 still reads the P of tile i - 1. So the weights of two key tiles need registers at the
-// same time. (QK of tile i is issued before the wait for PV of tile i - 2.)
+// ScoresAhead: the weights P (state.cuh) of a key tile are computed while the product PV of the key
+// tile processed before it still reads its own P. So the weights of two key tiles need registers at
+// the same time. (In iteration i, QK is issued before the wait for PV of iteration i - 2.)
 //
 // Steps: the steps that the configuration has kernels for.
 template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns,
@@ -50,7 +51,7 @@ struct Config {
   static_assert(producer_registers + Consumers * consumer_registers <=
                     (Consumers + 1) * launch_registers, "more registers than the block has");
   static_assert(Consumers <= 3, "warpgroup 0 has one warp for K and V, three for Q");
-  static constexpr int stages = 2;
+  static constexpr int stages = 2;  // buffers for tiles of K, and as many for tiles of V
   static constexpr bool take_turns = TakeTurns;
   static constexpr bool serves(bool first, bool last) {
     return Steps == Served::any_step || (first && last) ||
@@ -67,10 +68,10 @@ struct Config {
 
   static constexpr int k_offset = Consumers * q_bytes;
   static constexpr int v_offset = k_offset + stages * kv_bytes;
-  // A slot describes a query tile (WorkTile, barriers.cuh). When the slot of tile n is written, the
-  // consumer may still read the slots of tiles n - 2 and n - 1, because the producer has only
-  // waited for the end of the QK products of tile n - 2. So three slots must exist at a time. With
-  // four, n % slots is a bit mask.
+  // A slot describes a query tile (WorkTile, barriers.cuh). When the producer writes the slot of
+  // tile n, its last wait at the barrier q_empty showed only that the QK products of tile n - 2
+  // have ended. So the consumer may still read the slots of tiles n - 2 and n - 1, and three slots
+  // must exist at a time. With four, n % slots is a bit mask.
   static constexpr int slots = 4;
   static constexpr int slot_bytes = 4 * (8 + group_m);
   static constexpr int barriers = 4 * stages + Consumers * (slots + 2);

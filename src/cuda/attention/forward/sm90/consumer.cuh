@@ -8,8 +8,8 @@
 //
 // QK, softmax and PV of a warpgroup form a chain that limits its speed. With ScoresAhead (config.h)
 // P of a key tile has its own registers, so it can be computed while PV still reads P of the
-// previous key tile. So packing, the wait for PV and most of the rescaling of O are no longer part
-// of the chain.
+// previous key tile. Then QK of the next key tile is issued before the wait for that PV and before
+// the rescaling of O, and overlaps with both. Without ScoresAhead it is issued after both.
 #pragma once
 
 #include <math_constants.h>
@@ -67,8 +67,8 @@ class Consumer {
  private:
   // The state that the previous step left. It is loaded only at the end of a query tile, because
   // until then the previous step may still be running. m and l are loaded during the last PV
-  // product. So is o_acc if there are registers for it (preloads_state), else it is loaded when it
-  // is added.
+  // product. If there are registers for o_acc (preloads_state), it is loaded then, too; else it is
+  // loaded when it is added.
   static constexpr bool preloads_state = Last && C::loads_state_early && C::head_dim <= 128;
   struct PreviousState {
     RowStatistics rows;
@@ -133,8 +133,8 @@ class Consumer {
   static __device__ __forceinline__ void release(uint32_t barrier) {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
   }
-  // await_k() and release_k() are about K of this iteration, await_v() and release_v() about V of
-  // iteration n.
+  // await_k() and release_k() are about K of the current iteration (iteration_), await_v() and
+  // release_v() about V of iteration n.
   __device__ __forceinline__ void await_k() const {
     mbarrier_wait(barriers_.k_full(stage_of<C::stages>(iteration_)),
                   parity_of<C::stages>(iteration_));
@@ -148,8 +148,8 @@ class Consumer {
   __device__ __forceinline__ void release_v(uint32_t n) const {
     release(barriers_.v_empty(stage_of<C::stages>(n)));
   }
-  // Makes the n-th query tile the current one. After the first tile, this is called while products
-  // run.
+  // Makes the n-th query tile the current one. After the first tile, this is called while the last
+  // PV product of the previous tile runs, if there is one.
   __device__ __forceinline__ void load_work_tile(uint32_t n) {
     mbarrier_wait(barriers_.slot_full(group_, n % C::slots), parity_of<C::slots>(n));
     const WorkTile<C> tile(shared_, group_, n);

@@ -1,3 +1,5 @@
+// The instantiations of the sm90a kernel for head_dim 128, and the choice among them. config.h
+// explains their parameters.
 #include "attention/forward/step_mask.h"
 #include "attention/forward/sm90/launch.cuh"
 

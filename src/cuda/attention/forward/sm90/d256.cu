@@ -1,3 +1,4 @@
+// The instantiations of the sm90a kernel for head_dim 256. config.h explains their parameters.
 #include "attention/forward/sm90/launch.cuh"
 
 namespace baracuda::sm90 {

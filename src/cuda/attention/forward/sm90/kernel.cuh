@@ -1,9 +1,9 @@
 // The sm90a attention step: wgmma on tiles that TMA loads.
 //
 // Blocks stay resident for the whole step. Warpgroup 0 is the producer; every other warpgroup owns
-// 64 query rows. Steps can overlap (overlaps_previous()). A step first computes, for a query tile,
-// the partial result over its own keys. Only then does it wait for the previous step, and add the
-// partial result to the state.
+// 64 query rows. Two steps can overlap (overlaps_previous(), launch.cuh). For each query tile, a
+// step first computes the partial result over its own keys. Only then does it wait for the previous
+// step, and add the partial result to the state (state.cuh).
 #pragma once
 
 #include "attention/forward/sm90/consumer.cuh"

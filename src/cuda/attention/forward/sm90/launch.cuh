@@ -60,15 +60,17 @@ int32_t encode_maps(const StepParams& p, HopperArgs& args) {
 }
 
 // True if a step may start before the previous kernel has ended. Only a step that continues a state
-// may. If a round started while two steps overlap, the first blocks of the later step could take
-// the multiprocessors that the round needs. So a step that leaves multiprocessors free for an
-// exchange (sm_margin) may overlap only with FOLLOWS. The ring alone sets sm_margin and FOLLOWS
-// together, and its order excludes this case: step s starts after round s - 1 has brought its
-// chunk, and round s starts after the end of step s - 1.
+// may. If a round of a ring started while two steps overlap, the first blocks of the later step
+// could take the multiprocessors that the round needs. So a step that leaves multiprocessors free
+// for an exchange (sm_margin) may overlap the previous kernel only if it has the flag FOLLOWS. Only
+// the ring sets both, and in a ring no round starts while two steps overlap. Step s starts only
+// when round s - 1 has brought its chunk, so round s - 1 has started before. Round s starts only
+// when step s - 1 has ended.
 //
-// Steps of a ring overlap if nothing is between them on the stream (ranks that share a stream), or
-// only a gate kernel (exchange by peer, runtime/gate.h). If an event is waited for between them, as
-// with NCCL, a step cannot start before that event.
+// Two steps of a ring overlap if nothing is between them on the stream (ranks that share a stream),
+// or only a gate (a kernel by which the stream waits for a chunk that arrives by peer,
+// runtime/gate.h). If the stream waits for an event between them, as with NCCL, the later step
+// cannot start before that event.
 inline bool overlaps_previous(const StepParams& p) {
   return (p.flags & BARACUDA_STEP_FIRST) == 0 &&
          (p.sm_margin == 0 || (p.flags & BARACUDA_STEP_FOLLOWS) != 0);

@@ -41,8 +41,8 @@ class WorkTileScheduler {
 };
 
 // The warp that copies K and V; its first lane issues the copies. It copies the key tiles of each
-// query tile from the last to the first. The copies of K are one key tile ahead of the copies of V:
-// the consumers use K and V in that order.
+// query tile from the last to the first. The copies of K are one key tile ahead of the copies of V,
+// because the consumers use K and V in that order.
 template <typename C, bool First, bool Last>
 class KeyProducer {
  public:
@@ -117,9 +117,9 @@ class KeyProducer {
   const uint64_t policy_;
 };
 
-// The producer warp of one consumer warpgroup. It describes each query tile in a slot, and copies
-// its Q as soon as the last QK product of the previous query tile is complete. It begins with the
-// current tile of `work`. more: whether there is one.
+// The producer warp of one consumer warpgroup. It describes each query tile in a slot (WorkTile,
+// barriers.cuh), and copies the Q of the tile as soon as the last QK product of the previous query
+// tile is complete. It begins with the current tile of `work`. more: whether there is one.
 template <typename C, bool First, bool Last>
 __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t shared,
                                                 const Barriers<C>& barriers, int group,
@@ -128,10 +128,10 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
   const StepArgs& step = args.step;
   const int lane = threadIdx.x % 32;
   const uint64_t policy = First && Last ? l2_evict_first() : l2_evict_last();
-  // Without TakeTurns the consumers drift apart until one is ahead of the other by about half the
-  // time of a key tile, and it stays ahead. This wait lets the first consumer start first in every
-  // block. Without the wait, steps that continue a state take up to 4 % longer (chunks of 1024
-  // rows; 0.3 % at 4096).
+  // Without TakeTurns (config.h) the consumers drift apart until one is ahead of the other by about
+  // half the time of a key tile, and it stays ahead. This wait lets the first consumer start first
+  // in every block. Without the wait, steps that continue a state take up to 4 % longer (chunks of
+  // 1024 rows; 0.3 % at 4096).
   if (!First && !C::take_turns && group > 0 && more) mbarrier_wait(barriers.q_full(group - 1), 0);
   for (uint32_t n = 0;; ++n, more = work.next(args)) {
     const WorkTile<C> slot(shared, group, n);
@@ -167,8 +167,9 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
     if (lane == 0) slot.set(work.tile.batch_head, batch, head, row0, work.tiles, seen);
     mbarrier_arrive(barriers.slot_full(group, n % C::slots));
     if (!more) {
-      // If the next step does not overlap this one, all its blocks load their first Q at the same
-      // time. Prefetch it: Q is the same in all steps.
+      // If the next step does not overlap this one, all its blocks load their first rows of Q at
+      // the same time. So the rows that this block began with are prefetched here. The next step
+      // usually begins with the same rows; if it does not, the prefetch is of no use.
       if (!Last && args.leaves_processors) {
         WorkTileScheduler<C, First, Last> again(args);
         if (again.next(args))

@@ -36,10 +36,11 @@ __device__ __forceinline__ bool maxima_are_positive(const RowStatistics& rows) {
 }
 
 // Sets top[h] to the maximum of m and this lane's scores in row h. positive: whether m is +0 or
-// above in all rows of the warp. If it is, scores are compared as integers: among floats of which
-// one is not negative, the largest float also has the largest bits. sm_90 has an instruction for
-// the maximum of three integers, but not of three floats. A NaN whose sign is positive becomes the
-// maximum. The weight of a NaN makes the sums of its row NaN in any case.
+// above in all rows of the warp. If it is, scores are compared as integers, because sm_90 has an
+// instruction for the maximum of three integers, but not of three floats. This is right because at
+// least one of the floats (m) has a clear sign bit: the largest float is then also the largest when
+// the bits are read as signed integers. A NaN whose sign bit is clear becomes the maximum. The
+// weight of a NaN makes the sums of its row NaN in any case.
 template <int S>
 __device__ __forceinline__ void row_maxima(const float (&s)[S], const RowStatistics& rows,
                                            bool positive, float (&top)[2]) {

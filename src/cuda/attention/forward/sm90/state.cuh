@@ -1,4 +1,5 @@
-// State of a warpgroup's rows in global memory, and the normalised output.
+// The state of a warpgroup's rows in global memory, which a step of a ring leaves for the next
+// step, and the normalised output.
 //
 // The state is o_acc, then m [B*H*Q], then l [B*H*Q], all f32. o_acc is in fragment order. A group
 // of eight rows by 16 columns (two adjacent accumulator tiles of eight columns) is stored as 32
@@ -8,9 +9,11 @@
 //
 // The weight of a score, an element of P, is exp(scale * (score - m)). l is the sum of the weights,
 // and o_acc the sum of the weights times V. m need not be the largest score. The first step in
-// which a row sees a key sets m to the largest score of that step. Later steps keep m, even if they
-// have larger scores, so that they can add to o_acc in memory. A warp raises m of its rows only if
-// weights of one of them would exceed 2^16 (merge_under_previous_max()).
+// which a row sees a key sets m to the largest score of that step. Later steps keep this m, even if
+// they have larger scores, so that they can add to o_acc in memory. There are two exceptions. A
+// warp raises m of its rows if weights of one of them would exceed 2^16
+// (merge_under_previous_max()). And the last step uses the larger m, because it stores neither m
+// nor o_acc.
 #pragma once
 
 #include <math_constants.h>

@@ -46,8 +46,8 @@ int32_t encode_tensor_map(CUtensorMap* map, const char* name, bool is_bf16, cons
   const cuuint64_t extents[4] = {
       static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(length),
       static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(batch)};
-  // The stride of a dimension of extent 1 is never used, but must be legal. So head_dim is
-  // passed for such a dimension. It is always a legal stride.
+  // The stride of a dimension of extent 1 is never used, but must be legal. So head_dim, which is
+  // always a legal stride, is passed for such a dimension.
   const auto bytes = [&](int64_t stride, int64_t extent) {
     return static_cast<cuuint64_t>((extent <= 1 ? head_dim : stride) * 2);
   };

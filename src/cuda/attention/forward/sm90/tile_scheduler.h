@@ -34,8 +34,8 @@ inline TileOrder make_tile_order(int64_t heads, int64_t tiles, int64_t section, 
   order.heads = static_cast<int>(heads);
   order.mixes = section > 0;
   // Without interleaved heads, the direction is chosen so that the last wave runs forwards. If the
-  // last wave is not full, the blocks with the lowest indices take its tiles. These blocks also
-  // start first when the previous step ends.
+  // last wave is not full, the blocks with the lowest indices then take its tiles. These blocks
+  // start first when the previous step ends, so they have the most time for one more tile.
   order.backwards = !order.mixes && rounds % 2 == 0;
   order.counted = static_cast<int>((2 * in_section + grid) / (2 * grid));
   order.turn = sections * grid >> 31 == 0 ? static_cast<int>(in_section % grid) : 0;
@@ -107,8 +107,8 @@ inline int64_t fitting_section(int64_t key_heads, int64_t group, int64_t query_t
 //
 // A last wave that is not full leaves blocks idle, and these should be different blocks in
 // different sections. So block indices rotate by order.turn after each section. If a section has an
-// odd number of counted waves, block indices rotate only after every second section. After two
-// sections each block has had equally many waves in both directions.
+// odd number of counted waves, block indices rotate only after every second section, because only
+// after two sections has each block had equally many counted waves in both directions.
 class TileScheduler {
  public:
   // Finds the block's next tile; false if there is none. rank: the position of the tile in its

@@ -22,9 +22,10 @@ struct HopperArgs {
   Divisor key_stride;
   // Divides by the number of units of fully masked rows in a head: first_row / masked_row_unit.
   Divisor masked_row_units;
-  // The step leaves multiprocessors free for an exchange (NCCL's). Unless the next chunk arrives by
-  // peer, the stream waits for an event before the next step, so the next step does not overlap
-  // this one (overlaps_previous()).
+  // The step leaves multiprocessors free for the kernel of NCCL by which the rank sends or receives
+  // during the step. If the rank receives by NCCL, the stream waits for an event before the next
+  // step, so the next step does not overlap this one (overlaps_previous(), launch.cuh). A rank may
+  // also send by NCCL and receive by peer; then the steps can overlap.
   bool leaves_processors;
   bool backwards;   // as TileOrder::backwards
   TileOrder order;  // for FirstStepScheduler; LaterStepScheduler uses the fields above

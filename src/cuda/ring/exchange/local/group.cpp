@@ -155,8 +155,8 @@ int32_t wait_until(baracuda_local_world& world, LocalRank& rank, Lock& lock,
   }
 }
 
-// One thread's part of the messages of a group. It posts the sends of all its ranks before its
-// first wait, so ranks driven by one thread never wait for each other.
+// Moves the messages of a thread's group when the group is closed. The sends of all its ranks are
+// posted before the first wait, so ranks driven by one thread never wait for each other.
 class Exchange {
  public:
   explicit Exchange(LocalGroup& group)
@@ -310,7 +310,8 @@ class Exchange {
         bool in_time = true;
         const int32_t interrupted =
             wait_until(world_, *rank, lock, deadline_, "local send", delivered, &in_time);
-        // If the receiver is copying the data, the buffer is in use until it releases the message.
+        // If the receiver is copying the data, the buffer is in use until the receiver releases the
+        // message.
         rank->changed.wait(lock, [&send] { return send.state != LocalSend::kTaken; });
         if (delivered() || status != BARACUDA_OK) continue;
         status = interrupted;

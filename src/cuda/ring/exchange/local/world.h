@@ -15,9 +15,9 @@ namespace baracuda {
 
 struct LocalGroup;
 
-// A LocalSend is an entry of the sender's list, and stays there until the receiver has copied the
-// data. An inbox is a linked list of such entries. A rank is in one group at a time, and leaves it
-// when none of its sends is in use.
+// A LocalSend is an entry of the sender's list. It stays there until the receiver has enqueued its
+// copy of the data (on the CPU: has copied the data). An inbox is a linked list of such entries. A
+// rank is in one group at a time, and leaves the group when none of its sends is in use.
 struct LocalSend {
   enum State { kPosted, kTaken, kDelivered };
   const void* data;

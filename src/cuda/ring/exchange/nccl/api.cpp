@@ -28,7 +28,8 @@ bool bind(void* library, const char* name, Function& function) {
   return function != nullptr;
 }
 
-// The first missing function that every supported NCCL has, or NULL.
+// Looks up all functions. Returns the name of the first required one that the library lacks, or
+// NULL. (Every supported NCCL has the required ones.)
 const char* bind_all(void* library, NcclApi& api) {
   const struct {
     const char* name;

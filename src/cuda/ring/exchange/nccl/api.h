@@ -63,7 +63,7 @@ const NcclApi* require_nccl(const char* call);
 // version that has the function.
 int32_t require_nccl_function(bool present, const char* name, const char* since);
 
-// BARACUDA_OK, or BARACUDA_NCCL_ERROR with a record that contains NCCL's own message.
+// BARACUDA_OK, or BARACUDA_NCCL_ERROR with an error record that contains NCCL's own message.
 int32_t check_nccl(int result, const char* call);
 
 }  // namespace baracuda

@@ -1,13 +1,15 @@
-// A shared-memory board for the ranks of an NCCL ring that share a machine. A rank posts on it
-// which of its calls it has refused, and that the ring has failed. NCCL does not tell the other
-// ranks, and they would wait for this one.
+// The board: shared memory by which the ranks of an NCCL ring on one machine report errors. NCCL
+// does not report a rank's error to the other ranks, and they would wait for this rank. A rank
+// refuses a call if an error, such as an invalid argument, keeps it from making the call. It then
+// posts a note on the board, with the number of the call and the error. If the ring has failed for
+// a rank, the rank posts that failure.
 //
 // Every rank counts its calls, and all ranks make the same calls. If another rank has refused a
-// call that this rank has not begun, this rank refuses it too, and the ring goes on. If this rank
-// has begun it, the ring fails on all ranks. A registration of a buffer and a split are counted as
-// runs. A comparison of problems (validate()) is also counted as a call. If call n is a comparison
-// on one rank and a run on another, it is refused, because the ranks would misread each other's
-// messages.
+// call that this rank has not begun, this rank refuses the call too, and the ring can still be
+// used. If this rank has begun the call, the ring fails on all ranks of the machine. A registration
+// of a buffer and a split are counted as runs. A comparison of problems (validate()) is also
+// counted as a call, and is posted as a note. If call n is a comparison on one rank and a run on
+// another, it is refused, because the ranks would misread each other's messages.
 #pragma once
 
 #include <stdint.h>
@@ -26,7 +28,7 @@ namespace baracuda {
 class NcclBoard {
  public:
   // Joins the board with that name. The first rank creates it. rank: this rank, below world_size.
-  // NULL, without a record, if there is no shared memory: then only deadlines end a wait.
+  // NULL, without an error record, if there is no shared memory: then only deadlines end a wait.
   static std::unique_ptr<NcclBoard> join(const std::string& name, int32_t rank, int32_t world_size);
   ~NcclBoard();
   NcclBoard(const NcclBoard&) = delete;
@@ -47,8 +49,8 @@ class NcclBoard {
   void fail(const baracuda_error& reason);
   // True, with the reason, if that was posted. Any thread may call it.
   bool has_failed(baracuda_error* found) const;
-  // True if the ring has failed, or another rank has refused a call that this rank has begun. Only
-  // one thread may call it. Cheap while nothing is new.
+  // True, with the reason, if the ring has failed, or if another rank's note conflicts with a call
+  // that this rank has begun. Only one thread may call it. Cheap while nothing is new.
   bool poll(baracuda_error* found);
 
  private:
@@ -89,13 +91,14 @@ class NcclBoard {
   const int32_t world_size_;
   std::mutex mutex_;  // held by refuse(), and by begin() and poll() unless nothing is new
   std::vector<int64_t> judged_;  // of each rank: how many of its notes judge() has compared
-  bool missed_ = false;          // a refusal came after this rank had begun the call
+  // A call that this rank has begun conflicts with another rank's note: a refusal, or the other
+  // kind of call.
+  bool missed_ = false;
   baracuda_error missed_reason_{};
   std::atomic<int64_t> calls_{0};
   uint32_t seen_ = 0;  // value of `news` at the last poll()
-  // The value of `news` when judge() last found that every note was about a call that this rank had
-  // begun. While `news` has this value, no note is about a later call, so begin() need not read the
-  // notes.
+  // Lets begin() skip the notes. judge() stores the value of `news` here if no note is about a call
+  // that this rank has yet to begin. While `news` keeps this value, there is no such note.
   std::atomic<uint32_t> quiet_{0};
 };
 

@@ -13,7 +13,7 @@
 namespace {
 
 // A call that has blocked for less time than this may be about to return. An abort would free the
-// handle under it.
+// handle while the call uses it.
 constexpr std::chrono::milliseconds kPlainlyStuck{20};
 
 using Lock = std::unique_lock<std::mutex>;
@@ -70,8 +70,8 @@ bool baracuda_nccl_comm::mark_told(const baracuda_error& found) {
   if (found.step < 0) failure.rank = -1;  // there is no step to name; the message names the rank
   is_news = found.rank != rank;  // this rank knows what it has refused itself
   state = baracuda::kFailed;
-  // In one case the failure is not on the board yet: a rank has refused a call that others have
-  // begun. So it is posted here.
+  // The failure may not be on the board yet: NcclBoard::poll() also finds another rank's note that
+  // conflicts with a call that this rank has begun. So the failure is posted here.
   board->fail(found);
   if (peer != nullptr) baracuda_peer_abort(peer, &found);
   return true;

@@ -40,7 +40,8 @@ struct baracuda_nccl_comm {
 
   baracuda_nccl_comm() : run_deadline(*this) {}
 
-  // NCCL writes the handle early in an init, which may then block. So an abort can use the handle.
+  // An init writes the handle early, and may block afterwards. Another thread can then read the
+  // handle here, and abort the init.
   baracuda::NcclComm* load_handle() const { return __atomic_load_n(&handle, __ATOMIC_ACQUIRE); }
 
   // The mutex must be held. BARACUDA_OK, or BARACUDA_ABORTED with the earlier failure as its
@@ -50,10 +51,11 @@ struct baracuda_nccl_comm {
   // Later calls are refused. The other ranks of the machine are told.
   void mark_failed();
   void mark_failed(const baracuda_error& reason);
-  // The same for a failure of another rank that was read from the board. False if the communicator
-  // has failed before.
+  // The same for a failure of another rank that was read from the board (board.h). False if the
+  // communicator has failed before.
   bool mark_told(const baracuda_error& found);
-  // Puts the communicator's failure into the thread's record; BARACUDA_OK while it is healthy.
+  // Puts the communicator's failure into the thread's error record; BARACUDA_OK while the
+  // communicator is healthy.
   int32_t report_failure();
   // The same for another rank's failure that no call has reported yet; else BARACUDA_OK.
   int32_t report_told();
@@ -64,13 +66,14 @@ struct baracuda_nccl_comm {
   // Starts ncclCommDestroy on a thread of its own, since it waits for the other ranks of the node.
   void start_destroy();
   // Waits until the handle's abort or destroy has returned. BARACUDA_TIMEOUT after `seconds` (<= 0:
-  // no limit), without a record; BARACUDA_INTERRUPTED after a signal.
+  // no limit), without an error record; BARACUDA_INTERRUPTED after a signal.
   int32_t wait_ended(double seconds, const char* call);
 
-  // Around a call that may block on the handle (phase kBlocked).
+  // To be called before a call that may block on the handle (phase kBlocked). After the call:
+  // leave_blocked().
   void enter_blocked();
-  // False if the communicator has failed. The call must then not be made: the abort may be over
-  // already, and no second abort would end the call.
+  // The same, but returns false if the communicator has failed. The call must then not be made: the
+  // abort may be over already, and no second abort would end the call.
   bool enter_blocked_if_healthy();
   void leave_blocked();
 
@@ -91,7 +94,7 @@ struct baracuda_nccl_comm {
   baracuda::NcclPhase phase = baracuda::NcclPhase::kIdle;
   Clock::time_point blocked_since{};
   bool ending = false;    // ncclCommAbort or ncclCommDestroy has not returned yet
-  int end_result = 0;     // what it returned
+  int end_result = 0;     // what that function returned
   bool orphaned = false;  // the thread that ends the handle must free the communicator
   std::condition_variable ended;
 
@@ -121,11 +124,11 @@ int32_t find_peer_failure(baracuda_nccl_comm& comm);
 // Closes the endpoint and frees the object. NCCL's handle must have ended or be borrowed.
 void free_comm(baracuda_nccl_comm* comm);
 
-// Adds comm's rank and the ring step of its last run to the thread's record.
+// Adds comm's rank and the ring step of its last run to the thread's error record.
 void locate_comm(const baracuda_nccl_comm& comm);
 
-// Begins a call of this rank on the board. Returns the error of another rank if that rank has
-// refused this call.
+// Begins a call of this rank on the board (NcclBoard::begin()). Returns an error if another rank
+// has refused this call or makes the other kind of call.
 int32_t begin_call(baracuda_nccl_comm& comm, NcclBoard::Kind kind);
 
 // Transport functions; context is a baracuda_nccl_comm.

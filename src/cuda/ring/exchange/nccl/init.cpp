@@ -22,7 +22,7 @@ constexpr int64_t kWarmUpBytes = 6 * 64;
 
 struct DestroyComm {
   void operator()(baracuda_nccl_comm* comm) const {
-    // Keeps the record of the earlier failure.
+    // Keeps the error record of the earlier failure.
     const baracuda_error failure = *baracuda_last_error();
     baracuda_nccl_destroy(comm);
     restore_failure(failure);
@@ -33,9 +33,9 @@ using CommPtr = std::unique_ptr<baracuda_nccl_comm, DestroyComm>;
 NcclConfig config_for(int32_t max_ctas) {
   NcclConfig config;
   if (max_ctas > 0) config.max_ctas = max_ctas;
-  // No clusters (NCCL's default on Hopper: clusters of 4 blocks). A cluster needs free SMs in one
-  // GPC, and those that a step's kernel leaves free may lie in several. The cluster would then wait
-  // for the end of that kernel.
+  // Turns clusters off. By default NCCL launches clusters of 4 blocks on Hopper. A cluster needs
+  // free SMs in one GPC (a group of SMs), and those that a step's kernel leaves free may lie in
+  // several GPCs. The cluster would then wait for the end of that kernel.
   config.cga_cluster_size = 0;
   return config;
 }
@@ -52,8 +52,8 @@ int32_t check_device(const char* call, int32_t device) {
   return BARACUDA_OK;
 }
 
-// Makes a communicator without an NCCL handle and opens its endpoint. NULL, with a record, if that
-// fails.
+// Makes a communicator without an NCCL handle and opens its endpoint. NULL, with an error record,
+// if that fails.
 CommPtr make_comm(const char* call, bool owned, int32_t rank, int32_t world_size, int32_t device,
                   int32_t max_ctas, const TimeLimit& limit) {
   CommPtr comm(new (std::nothrow) baracuda_nccl_comm);
@@ -143,9 +143,9 @@ int32_t warm_up(CommPtr* comms, int32_t count, const TimeLimit& limit) {
   return status;
 }
 
-// Joins the ring's board, whose name is made from bytes that only the ring's ranks know. Each rank
-// joins before it makes a call that returns only when all ranks have made it: the NCCL init or an
-// all-gather. After that call all have joined, and the board's file name can be removed.
+// Joins the ring's board (board.h), whose name is made from bytes that only the ring's ranks know.
+// Each rank joins before it makes a call that returns only when all ranks have made it: the NCCL
+// init or an all-gather. After that call all have joined, and the board's file name can be removed.
 void join_board(baracuda_nccl_comm& comm, const void* secret, size_t bytes) {
   if (comm.world_size > 1) {
     comm.board = NcclBoard::join(board_name(secret, bytes), comm.rank, comm.world_size);

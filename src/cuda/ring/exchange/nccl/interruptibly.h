@@ -13,7 +13,7 @@ namespace baracuda {
 
 // Runs work, which may block inside NCCL, while this thread checks for signals. A signal fails the
 // communicators and aborts the owned ones, which ends the work. The device of the first
-// communicator is current in the work.
+// communicator is current while the work runs.
 template <typename Pointer, typename Work>
 int32_t interruptibly(const char* call, const Pointer* comms, size_t count, Work work) {
   struct Context {

@@ -24,10 +24,10 @@ int32_t refuse(baracuda_nccl_comm& comm, const char* call) {
   return comm.refuse(call);
 }
 
-// Finds a failure of comm: an earlier one, one on the board, one of the exchange by peer, or NCCL's
-// asynchronous error. That error becomes comm's failure; the caller must abort comm.
-// The board is asked before NCCL, because the abort of the failed rank makes NCCL report an error
-// here.
+// Finds a failure of comm: an earlier one, one on the board (board.h), one of the exchange by peer,
+// or NCCL's asynchronous error. NCCL's error becomes comm's failure, but this function does not
+// abort comm for it. baracuda_nccl_synchronize() does. The board is asked before NCCL, because the
+// abort of the failed rank makes NCCL report an error here.
 int32_t find_async_error(baracuda_nccl_comm& comm) {
   baracuda_error found;
   if (comm.board != nullptr && comm.board->has_failed(&found) && comm.mark_told(found) &&
@@ -91,7 +91,7 @@ int32_t poll(baracuda_nccl_comm& comm, void* stream, const TimeLimit& limit) {
 int32_t begin_call(baracuda_nccl_comm& comm, NcclBoard::Kind kind) {
   baracuda_error found;
   if (comm.board == nullptr || comm.board->begin(kind, &found)) return BARACUDA_OK;
-  found.rank = -1;  // the message names the rank that has refused
+  found.rank = -1;  // the error's `call` names the rank that it comes from
   return restore_failure(found);
 }
 

@@ -1,4 +1,5 @@
-// Connects the hops that can use the exchange by peer. Set-up messages go over NCCL.
+// Connects the hops that can use the exchange by peer (copies into the next rank's memory). Set-up
+// messages go over NCCL.
 #include <algorithm>
 #include <new>
 #include <system_error>

@@ -108,7 +108,7 @@ int32_t group_end(void* context) {
   for_each(group, [](baracuda_nccl_comm& comm) { comm.enter_blocked(); });
   const int result = wait_while_in_progress(group, nccl_api()->group_end());
   // If a communicator has failed (in a send, by its deadline, by an abort), its failure caused
-  // whatever NCCL reports now.
+  // whatever NCCL reports now. So that failure is returned.
   baracuda_error failure{};
   for_each(group, [&failure](baracuda_nccl_comm& comm) {
     if (failure.status == BARACUDA_OK && comm.report_failure() != BARACUDA_OK) {

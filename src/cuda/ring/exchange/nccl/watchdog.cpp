@@ -194,7 +194,7 @@ Watchdog* find_watchdog() {
   return watchdog != nullptr && watchdog->is_alive() ? watchdog : nullptr;
 }
 
-// NULL, with a record, if no thread can be started.
+// NULL, with an error record, if no thread can be started.
 Watchdog* start_watchdog() {
   if (Watchdog* watchdog = find_watchdog()) return watchdog;
   const std::lock_guard<std::mutex> lock(starting);

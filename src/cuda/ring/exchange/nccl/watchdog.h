@@ -1,5 +1,6 @@
-// Deadlines for calls that may block inside NCCL. One thread serves all communicators of the
-// process; the first deadline starts it.
+// Deadlines for calls that may block inside NCCL. One thread, the watchdog, serves all
+// communicators of the process. It also polls the communicators' boards (board.h). The first
+// deadline or board starts it.
 #pragma once
 
 #include <stdint.h>
@@ -10,7 +11,7 @@ struct baracuda_nccl_comm;
 
 namespace baracuda {
 
-// A deadline; never() is one that does not pass.
+// A deadline. never(): it does not pass.
 class TimeLimit {
  public:
   using Clock = std::chrono::steady_clock;
@@ -27,7 +28,8 @@ class TimeLimit {
   Clock::time_point at_;
 };
 
-// One deadline of a communicator. The watchdog links armed ones and allocates nothing.
+// One deadline of a communicator. The watchdog keeps armed deadlines in a linked list through
+// `previous` and `next`, so it allocates nothing.
 struct NcclDeadline {
   explicit NcclDeadline(baracuda_nccl_comm& target) : comm(target) {}
   NcclDeadline(const NcclDeadline&) = delete;

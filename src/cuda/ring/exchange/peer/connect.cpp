@@ -1,5 +1,6 @@
-// Finds the hops that can use the exchange by peer: the ranks tell each other what they offer,
-// neighbours make a trial, and all ranks get the same verdicts.
+// Finds the hops (connections from a rank to the next one) that can use the exchange by peer. The
+// ranks tell each other what they offer, neighbours make a trial, and all ranks get the same
+// verdicts. A candidate is a hop that has not been rejected so far.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>

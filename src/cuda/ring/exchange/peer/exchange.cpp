@@ -1,15 +1,21 @@
-// The rounds of the exchange by peer. The ring stream of every rank does this in each round:
+// The rounds of the exchange by peer (copies into the next rank's memory). Ranks signal by words
+// (host_file.h). The ring stream of every rank does this in each round:
 //
-//   wait for `ready`; grant this rank's receive buffer to the previous rank (before that wait, if
-//   the buffer is free earlier)
+//   wait for the event `ready`, or, if the round is signalled, for the word `read`; in a run's
+//     first round also for the word `idle`, if the caller's stream waits by words
+//   grant this rank's receive buffer to the previous rank: signal that it may write to the buffer
+//     (if the buffer is free earlier, the grant comes before the wait)
 //   wait for the next rank's grant; push (copy) the data to it; signal that its buffer is full
 //   wait until this rank's receive buffer is full
 //
-// So a grant comes after this rank's last push from the buffer and the caller's last read of it. A
-// word must have been reset before it is set again. The rank that sets it learns of the reset from
-// another word of the hop. For example, the sender resets `granted` before it sets `full`, and the
-// receiver grants again only after it has seen `full`. A stream takes about 3 us to write a word,
-// so the writes for which no rank waits come as late as this rule allows.
+// So a grant comes after this rank's last push from the buffer and the caller's last read of the
+// buffer. If one of the rank's two hops is not by peer, its messages go by the transport's sends
+// and receives.
+//
+// A word must have been reset before it is set again. The rank that sets it learns of the reset
+// from another word of the hop. For example, the sender resets `granted` before it sets `full`, and
+// the receiver grants again only after it has seen `full`. A stream takes about 3 us to write a
+// word, so the writes for which no rank waits come as late as this rule allows.
 #include "baracuda/status.h"
 #include "common/error.h"
 #include "ring/exchange/peer/peer.h"
@@ -41,7 +47,8 @@ int32_t grant(Endpoint* end, const Round* round) {
   if (status != BARACUDA_OK) return status;
   const PeerRound& at = round_at(peer, round->number);
   const PeerHopWords& mine = peer.file.hop(peer.rank());
-  // A run's first round must wait for `ready`, which shows that earlier work has ended.
+  // In a run's first round the grant comes after the wait for `ready`, because only `ready` shows
+  // that earlier work has ended.
   const bool ahead = at.takes && !at.starts && round->free_ahead != 0;
   if (ahead) status = write_word(peer, end->ring_stream, mine.granted, at.granted);
   if (status != BARACUDA_OK) return status;
@@ -76,7 +83,8 @@ struct Copy {
   int32_t rows = 1;
 
   // Adds `other` as the next row, if it can be. Rows that are adjacent are not joined into one
-  // longer row: they may belong to two allocations, and no copy takes a row that spans two.
+  // longer row. The reason is that they may belong to two allocations, and a copy fails if one of
+  // its rows spans two allocations.
   bool extend(const Copy& other) {
     if (bytes == 0 || other.into != into + rows * bytes) return false;
     const int64_t distance = other.from - (from + (rows - 1) * pitch);
@@ -120,7 +128,7 @@ int32_t push(baracuda_peer& peer, const PeerRound& at, const Round& round) {
     const baracuda_ring_message& out = round.sends[i];
     if (out.peer != next) continue;
     // On every rank a message is received into the buffer with the same registration number, at the
-    // same offset. So this rank's receive gives the address at the next rank.
+    // same offset. So the address of this rank's receive gives the address at the next rank.
     const char* const mine = static_cast<const char*>(round.receives[i].data);
     const PeerBuffer& buffer = peer.buffers[static_cast<size_t>(peer.find(mine, out.bytes))];
     const Copy one{buffer.next + (mine - buffer.mine), static_cast<const char*>(out.data),
@@ -175,8 +183,9 @@ int32_t complete(Endpoint* end, const Round* round) {
   int32_t status = await_word(peer, end->ring_stream, mine.full, at.full);
   if (status == BARACUDA_OK && round->end_mark != nullptr) status = record(*end, round->end_mark);
   if (status != BARACUDA_OK) return status;
-  // These resets come before the round's event, for which the caller's stream waits. So a capture
-  // includes them, and `idle` is reset before finish() sets it on the caller's stream.
+  // These resets come before the round's event, for which the caller's stream waits (at the latest
+  // in finish()). So a capture includes them, and `idle` is reset before finish() sets it on the
+  // caller's stream.
   Writes writes;
   writes.add(peer, mine.full, 0);
   if (at.starts && peer.wait != BARACUDA_PEER_WAIT_EVENT) writes.add(peer, mine.idle, 0);
@@ -223,7 +232,7 @@ int32_t join(Endpoint* end, void* stream) {
   baracuda_peer& peer = peer_of(end);
   if (peer.in_run) {
     // This run does not reach finish(), which sets the word `idle`. The next run would wait for
-    // that word for ever, so the ring ends.
+    // that word for ever, so the ring is aborted.
     peer.in_run = peer.owes_signal = false;
     peer.end_ring();
   }

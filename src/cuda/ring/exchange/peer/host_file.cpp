@@ -68,7 +68,8 @@ bool PeerHostFile::map(const char nonce[16], int32_t world_size, int flags) {
       return false;
     }
   } else if (posix_fallocate(file_, 0, static_cast<off_t>(bytes_)) != 0) {
-    // /dev/shm is full. Without this check, the first write to the mapping would raise SIGBUS.
+    // /dev/shm is full. Without posix_fallocate(), the first write to the mapping would raise
+    // SIGBUS.
     return false;
   }
   void* const found =

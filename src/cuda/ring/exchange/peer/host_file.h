@@ -1,7 +1,8 @@
-// The words by which the ranks of one machine signal, in a shared-memory file that all of them map.
+// Shared memory by which the ranks of one machine signal in the exchange by peer (copies into the
+// next rank's memory): a file that all of them map. Its signals are called words.
 //
-// A word has 64 bits. Streams write and reset its lower half. Only a CPU sets bits of its upper
-// half; such a bit ends every wait for the word, now and later.
+// A word has 64 bits. Streams set, await and reset its lower half. Only a CPU sets bits of its
+// upper half; such a bit ends every wait for the word, now and later.
 #pragma once
 
 #include <stddef.h>
@@ -22,17 +23,22 @@ struct alignas(64) PeerWord {
   uint32_t abort;
 };
 
-// The words of the hop from the previous rank to this one.
+// The words of a hop, which is the connection from one rank (the sender) to the next (this rank).
 struct PeerHopWords {
-  PeerWord granted;                 // set by this rank; reset by the sender
-  PeerWord full;                    // set by the sender; reset by this rank's ring stream
-  // Used by the rounds in turn. Set by the sender; reset by the caller's stream.
+  // If set, the sender may write to the receive buffer. Set by this rank; reset by the sender.
+  PeerWord granted;
+  // If set, the data has been written. Set by the sender; reset by this rank's ring stream.
+  PeerWord full;
+  // Like `full`, but for the caller's stream. The rounds use these words in turn. Set by the
+  // sender; reset by the caller's stream.
   PeerWord arrived[kPeerArrivals];
-  // The caller's stream has passed its wait for the previous round, so the launch before that wait
-  // no longer uses its buffers. Set by the caller's stream; reset by this rank's ring stream.
+  // If set, the caller's stream has passed its wait for the previous round. So the launch before
+  // that wait has ended, and its buffers are free. Set by the caller's stream; reset by this rank's
+  // ring stream.
   PeerWord read;
-  // No run is active: set by the caller's stream, and reset by this rank's ring stream. This orders
-  // runs on different streams, and replays of graphs.
+  // Set while no run is active, and until the first round of the next run has ended. The first
+  // round of a run waits for it. This orders runs on different streams, and replays of graphs. Set
+  // by the caller's stream; reset by this rank's ring stream.
   PeerWord idle;
 };
 
@@ -48,8 +54,9 @@ struct PeerFileHeader {
   baracuda_error reason;  // the error for the other ranks; its rank is the one that aborted
 };
 
-// Maps the shared file whose name has a nonce. One rank creates it, and the others open it. Its
-// name is removed when all have mapped it; the memory lives as long as any mapping.
+// Maps the shared file of a ring. The file's name contains `nonce`, random bytes that the creating
+// rank has told the others. One rank creates the file, and the others open it. The name is removed
+// when all have mapped the file; the memory lives as long as any mapping.
 class PeerHostFile {
  public:
   PeerHostFile() = default;
@@ -60,7 +67,7 @@ class PeerHostFile {
   bool create(const char nonce[16], int32_t world_size);
   bool open(const char nonce[16], int32_t world_size);
   void unlink();
-  // Never unmaps the file, since a device may still use it.
+  // From now on the destructor does not unmap the file, since a device may still use it.
   void leak() { data_ = nullptr; }
 
   void* data() const { return data_; }
@@ -69,8 +76,8 @@ class PeerHostFile {
   PeerHopWords& hop(int32_t receiver) const;
   PeerRunNotes& notes(int32_t rank) const;
 
-  // A lock by which the others see that a rank is alive: it holds its lock until it closes or its
-  // process ends.
+  // Each rank holds a lock of its own until it closes or its process ends. By this lock the others
+  // see that the rank is alive.
   bool hold(int32_t rank);
   void let_go(int32_t rank);
   bool is_held(int32_t rank) const;

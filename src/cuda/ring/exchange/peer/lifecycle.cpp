@@ -1,4 +1,5 @@
-// Queries, abort and close of a connected peer exchange.
+// Queries, abort and close of the exchange by peer (copies into the next rank's memory), once it is
+// connected.
 #include <chrono>
 #include <thread>
 
@@ -42,7 +43,7 @@ bool poll(double seconds, Done done) {
   return true;
 }
 
-// True if both neighbours have closed or died, and no hop uses the transport.
+// True if both neighbours have closed or died, and both hops of this rank are by peer.
 bool is_left_alone(const baracuda_peer& peer) {
   return peer.in_by_peer && peer.out_by_peer && !peer.file.is_held(peer.previous()) &&
          !peer.file.is_held(peer.next());
@@ -132,8 +133,8 @@ int32_t baracuda_peer_close(baracuda_peer* peer, double patience, int32_t* quara
     int32_t done = 1;
     return peer->ops->query(end.ring_stream, &done) != BARACUDA_OK || done != 0;
   };
-  // A neighbour that has closed or died sends nothing more. Once both neighbours have, the rest of
-  // a run would wait for ever.
+  // A neighbour that has closed or died sends nothing more. Once both neighbours have closed or
+  // died, the rest of a run would wait for ever.
   bool left_alone = false;
   const bool ended = poll(patience, [&] {
     if (is_done()) return true;

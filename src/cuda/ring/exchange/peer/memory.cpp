@@ -1,4 +1,4 @@
-// Registers the memory that the previous rank may write to.
+// Registers the memory that the previous rank may write to, and opens the next rank's.
 #include <cstring>
 
 #include "baracuda/status.h"

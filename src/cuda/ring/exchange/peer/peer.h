@@ -1,4 +1,6 @@
-// One rank's part of the exchange by peer: its hops, its words, and the buffers that it shares.
+// One rank's part of the exchange by peer (copies into the next rank's memory): its hops (the
+// connections to its two neighbours), its words (signals in shared memory, see host_file.h), and
+// the buffers that it shares.
 #pragma once
 
 #include <stddef.h>
@@ -12,7 +14,8 @@
 
 namespace baracuda {
 
-// A registered buffer of this rank, and the next rank's buffer of the same registration number.
+// A registered buffer of this rank, and the next rank's buffer of the same number. (Every rank
+// registers the same buffers in the same order.)
 struct PeerBuffer {
   char* mine;
   int64_t bytes;
@@ -35,9 +38,9 @@ struct PeerRound {
   bool pushes = false;      // this rank pushes to the next one
   bool transports = false;  // some messages go by the transport
   bool receives_by_transport = false;
-  // The bits that are set in the words `granted` and `full`. Both ends of a hop compute them from
-  // the round's number, buffers, offsets and bytes. Ranks whose problems differ nearly always
-  // compute different bits, and then wait instead of reading wrong data.
+  // The bits that are set in the words `granted` and `full` (host_file.h). Both ends of a hop
+  // compute these bits from the round's number, buffers, offsets and bytes. Ranks whose problems
+  // differ nearly always compute different bits, and then wait instead of reading wrong data.
   uint32_t granted = 0;
   uint32_t full = 0;
   uint64_t digest = 0;
@@ -98,11 +101,12 @@ struct baracuda_peer {
   baracuda::PeerRound rounds[baracuda::kPeerArrivals];
   int32_t last_number = -1;
   bool in_run = false;  // a run that waits for words has begun and not finished
-  // The next wait on the caller's stream, which is a gate kernel, must also set the word `read`.
-  // The next round's grant waits for that word.
+  // The next wait on the caller's stream, a kernel that spins on a word (runtime/gate.h), must also
+  // set the word `read`. The next round's grant waits for `read`.
   bool owes_signal = false;
   uint32_t runs = 0;  // runs whose signature this rank has written to the shared file
-  // How many of them were compared. [0]: with the previous rank's; [1]: with the next rank's.
+  // How many runs' signatures were compared. [0]: with the previous rank's; [1]: with the next
+  // rank's.
   uint32_t compared[2] = {};
   char process[16] = {};  // this process's id; no other process has it
 };

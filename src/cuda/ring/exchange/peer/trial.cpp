@@ -59,9 +59,9 @@ int32_t PeerTrial::enqueue_round(void* from, void* into) {
   baracuda_ring_round round{};
   round.stream = end.ring_stream;
   round.ready = end.compute_done;
-  // The round has a send and a receive even if only one of this rank's hops is by peer. The bits
-  // of both hops are computed from this rank's receive (PeerRound). push() computes the address at
-  // the next rank from it, too.
+  // The round has a send and a receive even if only one of this rank's hops is by peer. The reason
+  // is that the bits of both hops are computed from the receive (PeerRound), and so is the address
+  // at the next rank to which push() copies.
   round.send_count = round.receive_count = 1;
   round.sends[0] = {from, bytes_, peer_.out_by_peer ? peer_.next() : -1};
   round.receives[0] = {into, bytes_, peer_.in_by_peer ? peer_.previous() : -1};

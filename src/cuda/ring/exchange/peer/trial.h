@@ -1,4 +1,5 @@
-// The trial of the exchange by peer: one round on this rank's hops, before they are used.
+// The trial of the exchange by peer: one round on this rank's hops (the connections to its two
+// neighbours), before they are used.
 #pragma once
 
 #include <stdint.h>
@@ -12,12 +13,13 @@ namespace baracuda {
 
 class PeerTrial {
  public:
-  // Seconds to wait for the ring stream's work to end after its waits were released. Normally this
-  // takes microseconds.
+  // Seconds that a failed trial waits, after release(), for the ring stream's work to end. Normally
+  // this takes microseconds.
   static constexpr double kReleaseSeconds = 5.0;
 
-  // memory: two halves of `bytes` each, the first for receiving and the second for sending. nonces:
-  // 16 bytes of this rank and 16 of the previous one. A rank's data is made from its nonce.
+  // memory: two halves of `bytes` each, the first for receiving and the second for sending. nonce,
+  // previous_nonce: 16 random bytes of this rank and of the previous one. A rank's data is made
+  // from its nonce.
   PeerTrial(baracuda_peer& peer, void* memory, int64_t bytes, const char* nonce,
             const char* previous_nonce)
       : peer_(peer),

@@ -1,4 +1,5 @@
-// Operations by which a stream waits for words and writes them.
+// Operations by which a stream waits for words (signals in shared memory, see host_file.h) and
+// writes them.
 #pragma once
 
 #include "baracuda/status.h"
@@ -7,8 +8,8 @@
 
 namespace baracuda {
 
-// Calls a function of a table, which a test may have replaced. If it fails and leaves no error
-// record, makes one.
+// Calls f, a function of an operations table that a test may have replaced. If f fails and leaves
+// no error record, this makes one.
 template <typename F>
 int32_t recorded(const char* call, F f) {
   const int32_t status = f();
