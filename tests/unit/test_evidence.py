@@ -212,5 +212,5 @@ def test_tests_that_had_run_when_their_time_was_up_count(tmp_path, monkeypatch):
         "import time\ndef test_one(): pass\ndef test_two(): assert 0\n"
         "def test_three(): time.sleep(300)\n"
     )
-    counts = evidence._pytest("-p", "no:cacheprovider", "test_some.py", seconds=12)
+    counts = evidence._pytest("-p", "no:cacheprovider", "test_some.py", seconds=9)
     assert counts == {"passed": 1, "failed": 2, "skipped": 0}

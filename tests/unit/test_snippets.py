@@ -48,7 +48,7 @@ RUN_BY = {
             "packaging/test_source_builds.py::test_the_developer_guide_sets_up_the_same",
             "unit/test_evidence.py::test_the_documented_commands",
             "unit/test_evidence.py::test_the_documented_commands",
-            "unit/test_evidence.py::test_those_of_several_gpus_run_by_the_documented_command",
+            "unit/test_evidence.py::test_a_part_takes_one_gpu",
             "interop/test_scaling_contenders.py::test_the_documented_commands",
         ],
         "python": ["unit/test_snippets.py::test_one_register_call"],
