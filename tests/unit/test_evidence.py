@@ -196,6 +196,7 @@ def test_a_part_takes_one_gpu(monkeypatch, part):
     monkeypatch.setattr(evidence, "_pytest", lambda *run, seconds=0: runs.append(run) or Counter())
     monkeypatch.setattr(evidence, "_shares", lambda *arguments: [arguments])
     evidence.PARTS[part][0]()
+    assert runs
     for run in runs:
         assert "not multi_gpu" in " ".join(run) or run in [("tests/unit",), (evidence._SANITIZER,)]
     (several,) = commands(code_blocks("docs/developer-guide.md", "sh")[3])
