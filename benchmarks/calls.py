@@ -87,9 +87,9 @@ HOPPER = [
 ]
 
 
-def scratch(nbytes: int) -> torch.Tensor:
-    """Uninitialised bytes on the GPU."""
-    return torch.empty(nbytes, dtype=torch.uint8, device="cuda")
+def scratch(nbytes: int, device: torch.device | str = "cuda") -> torch.Tensor:
+    """Uninitialised bytes."""
+    return torch.empty(nbytes, dtype=torch.uint8, device=device)
 
 
 class Ring:

@@ -35,7 +35,8 @@ _GPU_SECONDS, _PAUSE_SECONDS = 0.006, 0.03
 _STEPS = 20  # of a ring, in one graph: its checks take the host longer than a step the GPU
 # Of tiny rings, so that their host time is what counts.
 _RUNS = ("run", "run, args made anew", "run_all of 8")
-_LIMITS = {"import": 1.02, **dict.fromkeys(_RUNS, 1.1), "kernel": 1.015, "middle step": 1.015}
+_ON_GPU = ("kernel", "middle step", "all steps")
+_LIMITS = {"import": 1.02, **dict.fromkeys(_RUNS, 1.1), **dict.fromkeys(_ON_GPU, 1.015)}
 
 
 class Timed(NamedTuple):
@@ -69,7 +70,12 @@ def calls(device: str) -> list[Timed]:
             (["kernel"], ["simt"], ["f32", "f16"], [16], [2048], [64, 128], masks),
             # Between the first and the last of a ring, where that is a kernel of its own.
             (["middle step"], ["sm90a"], ["bf16"], [16], [1024, 4096], dims, [False]),
-        ]
+            # Of a rank in a ring of 8, zigzag under a mask.
+            (["all steps"], ["sm90a"], ["bf16"], [16], [1024, 2048, 4096, 8192], [128], masks),
+            (["all steps"], ["sm90a"], ["bf16"], [16], [4096], [64, 256], masks),
+            *((["kernel"], ["sm90a"], ["bf16"], [heads], [rows], [128], masks)
+              for heads, rows in ((512, 512), (256, 1000), (64, 4097))),
+        ]  # fmt: skip
     return [Timed("import"), *(Timed(*call) for table in tables for call in product(*table))]
 
 
@@ -93,7 +99,7 @@ def _timer(x: Timed) -> Callable[[], float]:
     from benchmarks.timing import sample
 
     call, on_gpu = _call(x), x.family != "host"
-    if on_gpu and x.what in ("kernel", "middle step"):
+    if x.what in _ON_GPU and on_gpu:
         of_one = _STEPS if x.what == "middle step" else 1
 
         def seconds(count: int) -> float:
@@ -131,16 +137,20 @@ def _call(x: Timed) -> Callable[[], Any]:
         "normal", x.dtype, 0, heads=x.heads, query_len=x.rows, head_dim=x.head_dim,
         device="cuda" if on_gpu else "cpu",
     )  # fmt: skip
-    desc = descriptor(*qkv[:2], x.dtype, is_causal=x.causal)
+    layout = "zigzag" if x.what == "all steps" and x.causal else "contiguous"
+    desc = descriptor(*qkv[:2], x.dtype, is_causal=x.causal, sequence_layout=layout)
     plan = bk.RingAttentionPlan.select(on, desc, preference(x.family, x.dtype))
     if plan.family != x.family:
         raise LookupError(f"{x}: served by {plan.family}")
-    ranks = {"run_all of 8": 8, "middle step": 3}.get(x.what, 1)
+    ranks = {"run_all of 8": 8, "middle step": 3, "all steps": 8}.get(x.what, 1)
     arrays = [rank_arrays(torch, plan, *qkv, ranks) for _ in range(ranks)]
     if x.what == "middle step":  # again and again, on the state that the first left
         outputs = arrays[0].y, arrays[0].held["accumulator_scratch"]
         step(plan, [qkv] * ranks, 0, 0, *outputs)
         return captured(lambda: step(plan, [qkv] * ranks, 0, 1, *outputs), _STEPS)
+    if x.what == "all steps":
+        outputs = arrays[0].y, arrays[0].held["accumulator_scratch"]
+        return captured(lambda: [step(plan, [qkv] * ranks, 3, n, *outputs) for n in range(ranks)])
     ring = bk.LocalCommunicator.ring(ranks, device=0 if on_gpu else "host")
     args = [a.args for a in arrays]
     if x.what == "run, args made anew":

@@ -17,7 +17,7 @@ _TOKENS = 16384  # batch x sequence of the rows that are drawn
 # Labels of peers.
 _CALLS = {"cudnn": "cuDNN", "fa2": "FlashAttention-2", "fa3": "FlashAttention-3"}
 _ACROSS = {"context_parallel": "PyTorch context_parallel", "all_gather": "all-gather + PyTorch",
-           "all_gather_own": "all-gather + our kernel"}  # fmt: skip
+           "all_gather_own": "all-gather + our kernel", "ulysses": "Ulysses + our kernel"}  # fmt: skip
 # By label; across GPUs they stand so in the legend.
 _COLORS = {
     "sm90a": "tab:green", "sm90a, deterministic": "tab:olive",
@@ -26,6 +26,7 @@ _COLORS = {
     # Of a card where copy engines move the chunks of the other rings.
     "ring by NCCL, zigzag": "#d9f0d3", "PyTorch context_parallel": "tab:orange",
     "all-gather + PyTorch": "tab:gray", "all-gather + our kernel": "tab:blue",
+    "Ulysses + our kernel": "tab:cyan",
 }  # fmt: skip
 
 

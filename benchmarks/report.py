@@ -38,7 +38,8 @@ One process per GPU; bf16, batch 1, each GPU with the given rows of queries and 
 our single call for the whole sequence on one GPU, divided by P, in the same rounds. Times are the
 slowest rank's; ratios above 1 mean that the ring (eager) is faster. *context_parallel*: PyTorch's,
 in the fastest of its forms, named at the end. *all-gather*: K and V gathered, then PyTorch's
-attention (cuDNN; FlashAttention-2, in two balanced halves, when causal) or our kernel. *By*: what
+attention (cuDNN; FlashAttention-2, in two balanced halves, when causal) or our kernel. *Ulysses*:
+all rows of a share of the heads by all-to-all, then our kernel. *By*: what
 moves the chunks, copy engines (peer) or NCCL's kernels. *SMs*: what the exchanges may take
 (`max_ctas`), of those tried (4 and 8 by default) the first that leaves at most 2 % exposed.
 """

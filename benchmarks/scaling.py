@@ -5,8 +5,8 @@
 One process per GPU; `mpirun` will do where RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set.
 Checks sampled rows against float64, then times the ring (eager, and as a CUDA graph; by copy engine
 where that works, and by NCCL) beside its own steps without an exchange, the same work on one GPU, an
-all-gather of K and V with one kernel, and PyTorch's `context_parallel` in the fastest of its forms;
-last, rank 0 starts rings of its own: one whose gradients are held to float64, and some of which a rank
+all-gather of K and V with one kernel, an all-to-all of heads with our kernel (Ulysses), and PyTorch's
+`context_parallel` in the fastest of its forms; last, rank 0 starts rings of its own: one whose gradients are held to float64, and some of which a rank
 is killed or stopped. Writes DIR/<ranks>x-<card>.json, anew after each problem. Exit code 1 if an answer
 is wrong or a rank ends without a typed error.
 """
@@ -69,12 +69,12 @@ def _measure(options: argparse.Namespace, rank: int, ranks: int, report: Report)
         ways.pop(0).comm.close()
     alone = bk.Communicator.new_single_gpu(device)
     measures = Measures(ways, alone, init_device_mesh("cuda", (ranks,)))
-    shape = (options.heads, options.kv_heads, options.head_dim)
+    shape = (options.kv_heads, options.head_dim)
     try:
-        for chunk, layout, causal in itertools.product(
-            options.chunk, options.layout, (True, False)
+        for chunk, heads, layout, causal in itertools.product(
+            options.chunk, options.heads, options.layout, (True, False)
         ):
-            problem = Problem(ranks, chunk, *shape, layout, causal)
+            problem = Problem(ranks, chunk, heads, *shape, layout, causal)
             report.add(measures.rows(problem, options.rounds), ranks=ranks, rank=rank)
     except BaseException:
         for way in ways:

@@ -48,7 +48,8 @@ _SPEED_CELLS: dict[str, Cell] = {
     "TFLOPS": lambda group: f"{tflops(group[0], _kept(group[0])):.1f}",
 }
 _STEPS = "steps ms=ours .3f, one call ms=one_call .3f, steps / one call=ours:one_call"
-_RING = "P=ranks, rows=chunk, layout, causal, "
+_RING = "P=ranks, H/Hkv=heads/kv_heads, rows=chunk, layout, causal, "
+_OWN = "vs all-gather + our kernel=all_gather_own:ours .2f, vs Ulysses + our kernel=ulysses:ours .2f, "
 # A line for dq, dk and dv together.
 _GRADIENT_ERROR = Section(
     "Error of gradients",
@@ -132,8 +133,8 @@ ACROSS = {
         f"{_RING}by=exchange, SMs=max_ctas, ms=ours .3f, TFLOPS per GPU, % of ideal=%ideal .1f, "
         "as a graph=%ideal@1 .1f, over its steps=ours:steps .2f, "
         "vs context_parallel=context_parallel:ours .2f, vs all-gather=all_gather:ours .2f, "
-        "vs all-gather + our kernel=all_gather_own:ours .2f, its form",
-        cells={"TFLOPS per GPU": _rate, "its form": _form},
+        f"{_OWN}form of context_parallel",
+        cells={"TFLOPS per GPU": _rate, "form of context_parallel": _form},
     ),
     "exchange": _of_rings(
         "The exchange by itself",
@@ -170,7 +171,7 @@ ACROSS = {
         "kernels.",
         f"{_RING}step ms=ours .3f, forward ms=ours@1 .3f, backward ms=ours@2 .3f, "
         "% of ideal=%ideal .1f, vs context_parallel=context_parallel:ours .2f, "
-        "vs ring-flash-attention=ring_flash_attention:ours .2f, form of context_parallel",
+        f"vs ring-flash-attention=ring_flash_attention:ours .2f, {_OWN}form of context_parallel",
         cells={"form of context_parallel": _form},
     ),
     "training, jax": _of_rings(

@@ -100,9 +100,9 @@ def by_way(rows: Group) -> list[Group]:
 
     def of(group: Group) -> tuple[Any, ...]:
         p, by_peer = group[0]["params"], exchange(group[0]) == "peer"
-        return p["ranks"], p["chunk"], _LAYOUTS.index(p["layout"]), not p["causal"], not by_peer
+        return p["ranks"], p["heads"], p["chunk"], _LAYOUTS.index(p["layout"]), not p["causal"], not by_peer
 
-    return sorted(by("ranks", "chunk", "layout", "causal", "exchange")(rows), key=of)
+    return sorted(by("ranks", "heads", "chunk", "layout", "causal", "exchange")(rows), key=of)
 
 
 def exchange(row: Row) -> str:

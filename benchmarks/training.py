@@ -2,11 +2,11 @@
 
     torchrun --standalone --nproc-per-node=2 -m benchmarks.training --out benchmarks/results
 
-One process per GPU. Times `interop.torch.ring_attention` with its gradients beside PyTorch's
-`context_parallel` in the fastest of its forms, ring-flash-attention where it is installed, and the
-same work on one GPU (over the ranks: the ideal), in interleaved rounds; holds every rank's
-gradients to those of one GPU; and takes the peak of memory. Writes DIR/training-<ranks>x-<card>.json,
-anew after each problem. Exit code 1 if a gradient is wrong.
+One process per GPU. Times `interop.torch.ring_attention` with its gradients in interleaved rounds
+beside PyTorch's `context_parallel` in the fastest of its forms, ring-flash-attention where it is
+installed, our kernel by all-gather and by all-to-all (Ulysses), and the same work on one GPU (over
+the ranks: the ideal). Holds every rank's gradients to those of one GPU, and takes the peak of memory.
+Writes DIR/training-<ranks>x-<card>.json, anew after each problem. Exit code 1 if a gradient is wrong.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from baracuda_kernels.interop.torch import clear_cache, ring_attention
 from baracuda_kernels.interop.torch._ring import ring_of
 from benchmarks.across_gpus.contenders import one_gpu
+from benchmarks.across_gpus.gathered import all_gather_own
 from benchmarks.across_gpus.others import Others
 from benchmarks.across_gpus.problem import Problem
 from benchmarks.across_gpus.ranks import Contender, group, interleaved, parser, say, slowest
+from benchmarks.across_gpus.ulysses import ulysses
 from benchmarks.gradient_error import relative
 from benchmarks.rounds import summary
 from benchmarks.rows import Report, Row, row
@@ -49,10 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     report = Report(options.out, "training-")
     with group() as (rank, ranks):
         measures = TrainingMeasures(init_device_mesh("cuda", (ranks,)))
-        for chunk, mask in product(options.chunk, options.mask):
+        for chunk, heads, mask in product(options.chunk, options.heads, options.mask):
             causal = mask == "causal"
             layout = "zigzag" if causal else "contiguous"
-            problem = Problem(ranks, chunk, options.heads, options.kv_heads, 128, layout, causal)
+            problem = Problem(ranks, chunk, heads, options.kv_heads, 128, layout, causal)
             report.add(measures.rows(problem, options.rounds), ranks=ranks, rank=rank)
     return 1 if measures.failed else 0
 
@@ -80,14 +82,19 @@ class TrainingMeasures:
             self.failed = True
         # Receive buffers are the library's own, and stay.
         peak = _peak(ours, slowest(float(not_of_torch() - before)))
+        found = {
+            **_ring_flash_attention(problem, self._rank, [*whole, dy]),
+            **ulysses(problem, self._rank, whole, dy),
+            "all_gather_own": all_gather_own(problem, self._rank, whole, dy),
+        }
         others = self._others.admitted(
-            problem, _ring_flash_attention(problem, self._rank, [*whole, dy]), [*whole, dy],
-            lambda other, gradients: self._off(other.rows, gradients, exact),
+            problem, found, [*whole, dy],
+            lambda other, gradients: self._off(other.rows, gradients, exact, other.key_rows),
         )  # fmt: skip
         peaks = {}
-        for name, other in others.items():
-            with other.around():
-                peaks[name] = _peak(other.call)
+        for name in sorted(others.keys() & {"context_parallel", "ring_flash_attention"}):
+            with others[name].around():  # the rest keep their tensors from call to call
+                peaks[name] = _peak(others[name].call)
         calls = {"step": ours, "forward": forward, "backward": backward()}
         contenders = {name: Contender(call) for name, call in calls.items()}
         rounds = problem.rounds(rounds)
@@ -95,8 +102,8 @@ class TrainingMeasures:
         passes = {name: {name: samples.pop(name)} for name in ("forward", "backward")}
         ways = {hop.kind for hop in getattr(ring_of("", self._device).comm, "exchange", ())}
         exchange = "+".join(sorted(ways)) or "none"
-        form = str(self._others.forms[problem.chunk, problem.causal])
-        found = []
+        form = self._others.form(problem)
+        rows = []
         for what, times in {"step": samples, **passes}.items():
             figures = summary(times, what)
             if what == "step":
@@ -104,8 +111,8 @@ class TrainingMeasures:
             params = problem.params(
                 exchange=exchange, rounds=rounds, context_parallel=form, what=what
             )
-            found.append(row("training", params, **figures))
-        return [*found, row("memory", problem.params(exchange=exchange), peak, peaks)]
+            rows.append(row("training", params, **figures))
+        return [*rows, row("memory", problem.params(exchange=exchange), peak, peaks)]
 
     def _begin_anew(self) -> None:
         """Receive buffers are kept, and would be those of the problem before. What else is made
@@ -130,11 +137,13 @@ class TrainingMeasures:
 
         return lambda: torch.autograd.grad(forward(), inputs, dy), forward, backward
 
-    def _off(self, rows: torch.Tensor, found: Any, exact: Any) -> float:
+    def _off(
+        self, rows: torch.Tensor, found: Any, exact: Any, key_rows: torch.Tensor | None = None
+    ) -> float:
         """The largest relative difference of these rows' gradients from one GPU's, on any rank."""
-        at = rows.to(self._device)
-        pairs = zip(found, exact, strict=True)
-        return slowest(max(relative(mine, whole[:, :, at]) for mine, whole in pairs))
+        keys = rows if key_rows is None else key_rows
+        parts = zip(found, exact, (rows, keys, keys), strict=True)
+        return slowest(max(relative(x, whole[:, :, at.to(x.device)]) for x, whole, at in parts))
 
 
 def _peak(step: Step, kept: float = 0.0) -> float:

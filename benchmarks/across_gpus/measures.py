@@ -12,11 +12,12 @@ import torch.distributed as dist
 import baracuda_kernels as bk
 from baracuda_kernels.interop.torch import ring_attention
 from baracuda_kernels.testing import TOLERANCES, attention, error_of
-from benchmarks.across_gpus import contenders, hops
+from benchmarks.across_gpus import contenders, gathered, hops
 from benchmarks.across_gpus.hops import Way
 from benchmarks.across_gpus.others import Others
 from benchmarks.across_gpus.problem import Problem, Whole
 from benchmarks.across_gpus.ranks import Contender, interleaved, say, slowest
+from benchmarks.across_gpus.ulysses import ulysses
 from benchmarks.rounds import summary
 from benchmarks.rows import Row, row
 from benchmarks.timing import captured, not_of_torch
@@ -56,12 +57,13 @@ class Measures:
         found.insert(0, self._memory(problem))
         whole = problem.whole(self._device)
         rank = self.comm.rank
-        gathered = {
-            "all_gather": contenders.all_gather(problem, rank, whole),
-            "all_gather_own": contenders.all_gather_own(problem, rank, whole),
+        others = {
+            "all_gather": gathered.all_gather(problem, rank, whole),
+            "all_gather_own": gathered.all_gather_own(problem, rank, whole),
+            **ulysses(problem, rank, whole),
         }
         peers = self._others.admitted(
-            problem, gathered, whole,
+            problem, others, whole,
             lambda other, parts: self._off(problem, whole, other.rows, parts),
         )  # fmt: skip
         one = contenders.one_gpu(problem, whole)
@@ -182,7 +184,6 @@ class Measures:
         of_ours = {name: Contender(call) for name, call in calls.items()}
         rounds = problem.rounds(rounds)
         samples = interleaved({"one_gpu": one, **of_ours, **peers}, rounds=rounds)
-        form = self._others.forms[problem.chunk, problem.causal]
         for way, what in product(ways, ("eager", "graph")):
             beside = {name: samples[name] for name in ("one_gpu", *peers)}
             beside["steps"] = samples[f"steps {what}"]
@@ -190,7 +191,7 @@ class Measures:
                 beside["torch_op"] = samples["torch_op"]
             figures = summary({"ours": samples[f"{way.exchange} {what}"], **beside})
             figures["peers"]["ideal"] = figures["peers"].pop("one_gpu") / problem.ranks
-            how = {"what": what, "rounds": rounds, "context_parallel": str(form or "absent")}
+            how = {"what": what, "rounds": rounds, "context_parallel": self._others.form(problem)}
             found.append(row("scaling", way.params(problem, **how), **figures))
         return found
 

@@ -20,32 +20,36 @@ class Others:
 
     def __init__(self, mesh: Any, limit: float) -> None:
         self._mesh, self._limit = mesh, limit
-        # PyTorch's `context_parallel` in the form that is fastest, by (chunk, causal).
-        self.forms: dict[tuple[int, bool], torch_cp.Form | None] = {}
+        # PyTorch's `context_parallel` in the form that is fastest, by what `_case` says.
+        self._forms: dict[tuple[int, int, bool], torch_cp.Form | None] = {}
         self.errors: dict[str, float] = {}  # of those that were admitted last
 
     def admitted(
         self, problem: Problem, found: dict[str, Contender], operands: Any, off: Off
     ) -> dict[str, Contender]:
         """Those of `found` that may, and `context_parallel` on these operands."""
-        case, rank = (problem.chunk, problem.causal), self._mesh.get_local_rank()
+        case, rank = _case(problem), self._mesh.get_local_rank()
 
         def make(form: torch_cp.Form) -> Contender:
             return torch_cp.context_parallel(problem, rank, operands, self._mesh, form)
 
-        if case not in self.forms:
+        if case not in self._forms:
             times = {}
             for form in torch_cp.FORMS:
                 other, name = make(form), f"context_parallel ({form})"
                 if self._error(name, other, off) is not None:
                     (times[form],) = interleaved({name: other}, rounds=1)[name]
                     say(f"{name}: {times[form]:.3f} ms")
-            self.forms[case] = min(times, key=times.__getitem__, default=None)
-        if (best := self.forms[case]) is not None:
+            self._forms[case] = min(times, key=times.__getitem__, default=None)
+        if (best := self._forms[case]) is not None:
             found = {**found, "context_parallel": make(best)}
         errors = {name: self._error(name, other, off) for name, other in found.items()}
         self.errors = {name: x for name, x in errors.items() if x is not None}
         return {name: found[name] for name in self.errors}
+
+    def form(self, problem: Problem) -> str:
+        """Its name, or "absent"."""
+        return str(self._forms[_case(problem)] or "absent")
 
     def _error(self, name: str, other: Contender, off: Off) -> float | None:
         """That of another that runs on every rank and answers rightly; if not, why is said."""
@@ -64,3 +68,7 @@ class Others:
             say(f"absent: {name}: its relative error is {relative:.2e}")
             return None
         return relative
+
+
+def _case(problem: Problem) -> tuple[int, int, bool]:
+    return problem.heads, problem.chunk, problem.causal

@@ -23,11 +23,12 @@ _SAMPLE_MS = 30.0
 
 class Contender(NamedTuple):
     """A call, and the global positions of the rows that it answers for; good inside `around()`
-    alone, which is not timed."""
+    alone, which is not timed. `key_rows`: those of dk and dv, if they are others."""
 
     call: Callable[[], Any]
     rows: torch.Tensor = torch.arange(0)
     around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    key_rows: torch.Tensor | None = None
 
 
 @contextlib.contextmanager
@@ -60,7 +61,7 @@ def parser(module: str, chunks: list[int]) -> argparse.ArgumentParser:
     """Of what every benchmark across GPUs is told."""
     made = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}")
     made.add_argument("--chunk", type=int, nargs="+", default=chunks, help="rows a GPU")
-    made.add_argument("--heads", type=int, default=32)
+    made.add_argument("--heads", type=int, nargs="+", default=[32])
     made.add_argument("--kv-heads", type=int, default=8)
     made.add_argument("--rounds", type=int, default=7)
     made.add_argument("-o", "--out", type=Path, metavar="DIR")

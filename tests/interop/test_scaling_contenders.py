@@ -1,17 +1,20 @@
-"""The contenders of `benchmarks.scaling` that a CPU can run: every rank's answer, one by one."""
+"""The contenders across GPUs that a CPU can run, with a thread for each rank."""
 
 import itertools
 import subprocess
 import sys
+import threading
 
 import pytest
 from helpers.pages import ROOT, code_blocks, commands
+from helpers.rank_threads import on_ranks
 
-from baracuda_kernels.testing import attention, error_of
+from baracuda_kernels.testing import attention, attention_backward, error_of
 
 pytestmark = pytest.mark.framework("torch")
 
 RANKS, CHUNK = 3, 8
+HEADS = 2  # of K and V, so many ranks can share them
 
 
 def problem(ranks, causal):
@@ -20,34 +23,102 @@ def problem(ranks, causal):
     return Problem(ranks, CHUNK, 4, 2, 16, "zigzag", causal)
 
 
+class Collectives:
+    """Those of `torch.distributed` for ranks that are threads."""
+
+    def __init__(self, torch, ranks):
+        self.torch, self.ranks, self.given = torch, ranks, [None] * ranks
+        self.barrier = threading.Barrier(ranks)
+
+    def every(self, mine):
+        """What each rank gave to this call."""
+        self.given[RANK.number] = mine
+        self.barrier.wait(60)
+        found = list(self.given)
+        self.barrier.wait(60)
+        return found
+
+    def all_gather_into_tensor(self, into, mine):
+        assert mine.is_contiguous() and into.is_contiguous()
+        into.view(self.ranks, *mine.shape).copy_(self.torch.stack(self.every(mine)))
+
+    def all_to_all_single(self, into, mine):
+        assert mine.is_contiguous() and into.is_contiguous()
+        into.copy_(self.torch.stack([x[RANK.number] for x in self.every(mine.clone())]))
+
+    def reduce_scatter_tensor(self, into, mine):
+        assert mine.is_contiguous() and into.is_contiguous()
+        parts = [x.view(self.ranks, *into.shape)[RANK.number].float() for x in self.every(mine)]
+        into.copy_(sum(parts))
+        self.barrier.wait(60)
+
+
+RANK = threading.local()
+
+
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("name", ["all_gather", "all_gather_own", "one_gpu"])
+@pytest.mark.parametrize("name", ["all_gather", "all_gather_own", "ulysses"])
 def test_others_give_the_answer_of_their_rows(torch, monkeypatch, name, causal):
-    from benchmarks.across_gpus import contenders
+    gradients = [False, True] if name != "all_gather" else [False]
+    ring = problem(HEADS, causal)
+    whole, dy = ring.whole(torch.device("cpu")), ring.gathered("dy", torch.device("cpu"))
+    arrays = [x.float().numpy() for x in (*whole, dy)]
+    exact, _ = attention(*arrays[:3], is_causal=causal)
+    of_gradients = attention_backward(*arrays, is_causal=causal)
+    for of_step in gradients:
+        covered = [[], []]
+        for contender, found in answers(torch, monkeypatch, ring, name, whole, dy if of_step else None):
+            rows, keys = contender.rows, contender.key_rows
+            keys = rows if keys is None else keys
+            want = [(rows, exact)]
+            if of_step:
+                want = list(zip((rows, keys, keys), of_gradients, strict=True))
+            else:
+                found = [torch.cat(found, 2)]
+            for x, (at, right) in zip(found, want, strict=True):
+                assert error_of(x.float().numpy(), right[:, :, at])["relative"] < 1e-2
+            covered = [covered[0] + rows.tolist(), covered[1] + keys.tolist()]
+        assert [sorted(x) for x in covered] == [list(range(HEADS * CHUNK))] * 2
+
+
+def answers(torch, monkeypatch, ring, name, whole, dy):
+    """Every rank's contender, and what its second call returned: the first leaves sums behind."""
+    from benchmarks.across_gpus import gathered, ulysses
+
+    world = Collectives(torch, ring.ranks)
+    monkeypatch.setattr(gathered, "dist", world)
+    monkeypatch.setattr(ulysses, "dist", world)
+
+    def work(rank):
+        RANK.number = rank
+        if name == "ulysses":
+            contender = ulysses.ulysses(ring, rank, whole, dy)[name]
+        else:
+            contender = getattr(gathered, name)(ring, rank, whole, *([] if dy is None else [dy]))
+        contender.call()
+        return contender, contender.call()
+
+    return on_ranks(ring.ranks, work)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_one_gpu_gives_the_whole_answer(torch, causal):
+    from benchmarks.across_gpus.contenders import one_gpu
 
     ring = problem(RANKS, causal)
     whole = ring.whole(torch.device("cpu"))
     exact, _ = attention(*(x.float().numpy() for x in whole), is_causal=causal)
-    seen = []
+    contender = one_gpu(ring, whole)
+    (y,) = contender.call()
+    assert error_of(y.float().numpy(), exact)["relative"] < 6e-3
+    assert contender.rows.tolist() == list(range(RANKS * CHUNK))
 
-    def gather(everyone, own):
-        """What a collective does: this rank's part is where it must be, the others' are there."""
-        keys = (whole.k if len(seen) % 2 == 0 else whole.v)[0].transpose(0, 1)
-        assert torch.equal(keys[rank * CHUNK : (rank + 1) * CHUNK], own) and own.is_contiguous()
-        everyone.copy_(keys)
-        seen.append(rank)
 
-    monkeypatch.setattr(contenders.dist, "all_gather_into_tensor", gather)
-    covered = []
-    for rank in range(RANKS):
-        make = getattr(contenders, name)
-        contender = make(ring, whole) if name == "one_gpu" else make(ring, rank, whole)
-        with contender.around():
-            y = torch.cat(contender.call(), 2)
-        assert error_of(y.float().numpy(), exact[:, :, contender.rows])["relative"] < 6e-3
-        covered += contender.rows.tolist()
-    assert sorted(set(covered)) == list(range(RANKS * CHUNK))
-    assert len(seen) == (0 if name == "one_gpu" else 2 * RANKS)
+def test_heads_that_cannot_be_shared_have_no_ulysses(torch):
+    from benchmarks.across_gpus.ulysses import ulysses
+
+    ring = problem(RANKS, causal=True)
+    assert ulysses(ring, 0, ring.whole(torch.device("cpu"))) == {}
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -33,7 +33,7 @@ def test_answers_speed_and_memory_of_two_ranks(torch, tmp_path):
     for row in rows:
         assert row["ours"] > 0 or row["name"] == "scaling_step"
         if row["name"] == "scaling":
-            others = {"all_gather", "all_gather_own", "context_parallel"}
+            others = {"all_gather", "all_gather_own", "context_parallel", "ulysses"}
             others |= {"torch_op"} if row["params"]["what"] == "eager" else set()
             assert row["peers"].keys() == {"ideal", "steps", *others}
             assert row["params"]["exchange"] in ("peer", "nccl")
