@@ -68,7 +68,8 @@ def across(exchange="nccl", **peers):
     """Rows of a ring of two GPUs whose ideal is 1.9 ms."""
     of = {**RING, "exchange": exchange, "max_ctas": 8 if exchange == "nccl" else 0}
     speed = {**of, "rounds": 7, "context_parallel": "absent"}
-    peers = {"ideal": 1.9, "steps": 1.8, "all_gather": 3.0, "all_gather_own": 2.1, **peers}
+    peers = {"ideal": 1.9, "steps": 1.8, "all_gather": 3.0, "all_gather_own": 2.1,
+             "ulysses": 2.2, **peers}
     return [
         *(row("scaling", {**speed, "what": what}, ms, peers)
           for what, ms in (("eager", 2.0), ("graph", 1.95))),
@@ -149,14 +150,14 @@ def test_a_page_counts_what_rows_do_not_say(tmp_path):
     assert "| 2.000e-04 | 2.000e-04 | 2.000e-04 | 1.000 | 1.250 | 0.800 |" in text
     assert "| 8192 | 2 | 600 | 1.000 |" in text and "| 8192 | 8 | 630 | 1.050 |" in text
     # 4 * 32 * 16384^2 * 128 / 2 flops on 2 GPUs in 2 ms; the ideal takes 1.9 ms.
-    by_nccl = "| nccl | 8 | 2.000 | 549.8 | 95.0 | 97.4 | 1.11 | 1.25 | 1.50 | 1.05 | absent |"
-    by_peer = "| peer | 0 | 1.800 | 610.8 | 105.6 | 108.3 | 1.00 | – | 1.67 | 1.17 | absent |"
+    by_nccl = "| nccl | 8 | 2.000 | 549.8 | 95.0 | 97.4 | 1.11 | 1.25 | 1.50 | 1.05 | 1.10 | absent |"
+    by_peer = "| peer | 0 | 1.800 | 610.8 | 105.6 | 108.3 | 1.00 | – | 1.67 | 1.17 | 1.22 | absent |"
     assert text.index(by_peer) < text.index(by_nccl)
     assert "| nccl | 0.000 / 0.010 | 0.900 / 0.900 | 0.200 / 0.200 |" in text
     training = {**RING, "exchange": "xla", "rounds": 7, "what": "step", "framework": "jax"}
     by_jax = row("training", training, 4.0, {"ideal": 3.8, "cudnn_ideal": 3.0})
     text += report.page({"training-jax-2x-card": {**HEAD, "ranks": 2, "rows": [by_jax]}})
-    assert "| 2 | 8192 | zigzag | yes | 4.000 | 95.0 | 75.0 |" in text
+    assert "| 2 | 32/8 | 8192 | zigzag | yes | 4.000 | 95.0 | 75.0 |" in text
     assert "performance-across-card.svg" in text and "performance-across-2x" not in text
     assert "25 passed, 0 failed, 5 skipped" in text and "older sources" in text
     fresh = {"card": {**merged, "source_hash": source.source_hash(ROOT)}}

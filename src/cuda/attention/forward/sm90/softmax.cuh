@@ -44,7 +44,7 @@ __device__ __forceinline__ bool maxima_are_positive(const RowStatistics& rows) {
 template <int S>
 __device__ __forceinline__ void row_maxima(const float (&s)[S], const RowStatistics& rows,
                                            bool positive, float (&top)[2]) {
-  static_assert(S % 8 == 0, "two rows, in pairs of columns, of which there are evenly many");
+  static_assert(S % 8 == 0, "S must be a multiple of 8: two rows of an even number of pairs of columns");
   if (positive) {
     int bits[4] = {__float_as_int(rows.m[0]), __float_as_int(s[1]), __float_as_int(rows.m[1]),
                    __float_as_int(s[3])};

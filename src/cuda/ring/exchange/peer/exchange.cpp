@@ -57,12 +57,13 @@ int32_t grant(Endpoint* end, const Round* round) {
   } else {
     status = recorded("wait", [&] { return end->ops->wait(end->ring_stream, round->ready); });
   }
-  if (status == BARACUDA_OK && round->begin_mark != nullptr) {
-    status = record(*end, round->begin_mark);
-  }
   if (status == BARACUDA_OK && at.starts && at.takes && peer.wait != BARACUDA_PEER_WAIT_EVENT) {
     peer.in_run = true;
     status = await_word(peer, end->ring_stream, mine.idle, kSet);
+  }
+  // After both waits, so that a timeline does not count the end of an earlier run as an exchange.
+  if (status == BARACUDA_OK && round->begin_mark != nullptr) {
+    status = record(*end, round->begin_mark);
   }
   if (status != BARACUDA_OK || !at.takes || ahead) return status;
   return write_word(peer, end->ring_stream, mine.granted, at.granted);
