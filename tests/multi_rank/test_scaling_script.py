@@ -1,4 +1,4 @@
-"""`benchmarks.scaling` with two ranks on one GPU: it runs whole, and what it reports is right."""
+"""The benchmarks across GPUs with ranks that share one: they run whole, and report what is right."""
 
 import json
 import os
@@ -9,25 +9,33 @@ from helpers.pages import ROOT, run_program, torchrun
 
 pytestmark = [pytest.mark.gpu, pytest.mark.multi_rank, pytest.mark.endurance]
 
-RANKS = 2
+RANKS = [2, 4]  # 8 K/V heads can be shared by all of them
 
 
-def test_answers_speed_and_memory_of_two_ranks(torch, tmp_path):
+def report_of(module, ranks, folder, *arguments):
+    """What the benchmark writes of 512 rows a rank."""
     path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     run_program(
-        Path("-m"), ROOT, "benchmarks.scaling", "--no-faults", "--no-gradients", "--chunk", "512",
-        "--heads", "4", "--kv-heads", "2", "--layout", "zigzag", "--rounds", "1",
-        "--out", str(tmp_path), launcher=torchrun(RANKS, one_gpu=True), timeout=180,
+        Path("-m"), ROOT, f"benchmarks.{module}", "--chunk", "512", "--heads", "16", "--kv-heads",
+        "8", "--rounds", "1", "--out", str(folder), *arguments,
+        launcher=torchrun(ranks, one_gpu=True), timeout=180,
         environment={"PYTHONPATH": path, "NCCL_SOCKET_IFNAME": "lo"},
     )  # fmt: skip
-    (output,) = tmp_path.glob(f"{RANKS}x-*.json")
+    (output,) = folder.glob(f"*{ranks}x-*.json")
     report = json.loads(output.read_text())
-    rows = report["rows"]
-    assert report["ranks"] == RANKS
+    assert report["ranks"] == ranks
+    return report["rows"]
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_answers_speed_and_memory(torch, tmp_path, ranks):
+    rows = report_of(
+        "scaling", ranks, tmp_path, "--no-faults", "--no-gradients", "--layout", "zigzag"
+    )
     kinds = [(row["name"], row["params"]["causal"]) for row in rows]
     # Of each problem; two ways, by peer and by NCCL, and each of those eager and as a graph.
     numbers = {"scaling_error": 1, "scaling_memory": 1, "exchange": 2, "scaling": 4,
-               "scaling_step": 2 * RANKS}  # fmt: skip
+               "scaling_step": 2 * ranks}  # fmt: skip
     for kind, number in numbers.items():
         assert [kinds.count((kind, causal)) for causal in (True, False)] == [number] * 2, kind
     for row in rows:
@@ -42,3 +50,16 @@ def test_answers_speed_and_memory_of_two_ranks(torch, tmp_path):
             assert row["ours"] < 1.1 * row["peers"]["one_gpu"]
         if row["name"] == "scaling_memory":
             assert row["ours"] == row["peers"]["one_rank"]
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_training_beside_the_others(torch, tmp_path, ranks):
+    rows = report_of("training", ranks, tmp_path)
+    kinds = [(row["name"], row["params"].get("what"), row["params"]["causal"]) for row in rows]
+    for causal in (True, False):
+        for kind in (("memory", None), *(("training", x) for x in ("step", "forward", "backward"))):
+            assert kinds.count((*kind, causal)) == 1, kind
+    for row in rows:
+        others = {"context_parallel", "ulysses", "all_gather_own"}
+        if row["params"].get("what") == "step":
+            assert row["peers"].keys() - {"ring_flash_attention"} == {"ideal", *others}
