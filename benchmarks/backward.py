@@ -16,7 +16,7 @@ import baracuda_kernels as bk
 from benchmarks.calls import HOPPER, Call, scratch
 from benchmarks.peers import available, peer_calls
 from benchmarks.rows import Row, row
-from benchmarks.timing import in_windows, input_sets, rotated, stream
+from benchmarks.timing import all_of, in_windows, input_sets, stream
 
 PROBLEMS = [
     *HOPPER,
@@ -45,7 +45,7 @@ def _rows(x: Call) -> list[Row]:
     sets = input_sets(x.saved, x.nbytes(4))
     outputs = [{f"d{name}": torch.empty_like(one[name]) for name in "qkv"} for one in sets]
     calls: dict[str, Any] = {
-        name: rotated(
+        name: all_of(
             partial(plan.run, stream(), bk.FlashSdpaBackwardArgs(
                 **one, **written, scratch=scratch(plan.scratch_bytes)
             ))
@@ -55,7 +55,7 @@ def _rows(x: Call) -> list[Row]:
     }  # fmt: skip
     operands = [(one["q"], one["k"], one["v"], one["dy"]) for one in sets]
     calls |= peer_calls(operands, x.causal)
-    figures = in_windows(calls, list(plans), sustained=x.family != "simt")
+    figures = in_windows(calls, len(sets), list(plans), sustained=x.family != "simt")
     return [row("backward", {**x.params(), "guarantee": n}, **figures[n]) for n in plans]
 
 

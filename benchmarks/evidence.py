@@ -140,12 +140,12 @@ def _side_by_side(runs: Sequence[tuple[str, ...]], **options: Any) -> Counts:
 
 
 def _tests() -> Counts:
-    # Side by side: the unit tests keep the CPU busy and leave the GPU alone; those on the GPU leave
+    # Side by side: the unit tests keep the CPUs busy and leave the GPU alone; those on the GPU leave
     # most of it idle, as they wait for the host. How the wheel is packed is CI's matter: it needs
     # tools that a GPU machine may lack.
     unit = "tests/unit"
     elsewhere = (f"--ignore={path}" for path in (unit, _RANKS, _INTEROP, "tests/packaging"))
-    return _side_by_side([(unit,), *_shares("tests", *_ONE_GPU, *elsewhere)])
+    return _side_by_side([*_shares(unit), *_shares("tests", *_ONE_GPU, *elsewhere)])
 
 
 def _interop() -> Counts:

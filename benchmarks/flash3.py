@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,40 +25,42 @@ def serves(q: Any) -> bool:
     return bool(found) and torch.cuda.get_device_capability() == (9, 0)
 
 
-def forward(is_causal: bool, q: Any, k: Any, v: Any) -> Callable[[], Any]:
-    """A call on torch's tensors of [B, H, S, D], which it takes as [B, S, H, D]."""
-    attention, arrays = _attention(is_causal), _arrays(q, k, v)
-    return lambda: attention(*arrays)
+def forward(is_causal: bool, sets: Iterable[Any]) -> Callable[[], Any]:
+    """A call on each set of torch's q, k and v, [B, H, S, D], which it takes as [B, S, H, D].
 
-
-def backward(is_causal: bool, q: Any, k: Any, v: Any, dy: Any) -> Callable[[], Any]:
-    """A call that gives the last of dq, dk, dv, [B, S, H, D], from residuals made here."""
+    They are one program of JAX: its dispatch takes the host as long as a short call the GPU.
+    """
     import jax
 
-    *operands, cotangent = _arrays(q, k, v, dy)
-    _, pull = jax.jit(lambda *x: jax.vjp(_attention(is_causal), *x))(*operands)
-    pulled = _pull()
-    return lambda: pulled(pull, cotangent)[-1]
+    attention, given = _attention(is_causal), [_arrays(*one) for one in sets]
+    every = jax.jit(lambda sets: [attention(*one) for one in sets])
+    return lambda: every(given)[-1]
 
 
-@functools.cache
-def _pull() -> Any:
+def backward(is_causal: bool, sets: Iterable[Any]) -> Callable[[], Any]:
+    """The same for gradients, of q, k, v and dy, from residuals made here."""
     import jax
 
-    return jax.jit(lambda pull, cotangent: pull(cotangent))
+    attention, pulls, cotangents = _attention(is_causal), [], []
+    for one in sets:
+        *operands, cotangent = _arrays(*one)
+        _, pull = jax.jit(lambda *x: jax.vjp(attention, *x))(*operands)
+        pulls.append(pull)
+        cotangents.append(cotangent)
+    every = jax.jit(lambda pulls, given: [pull(x) for pull, x in zip(pulls, given, strict=True)])
+    return lambda: every(pulls, cotangents)[-1][-1]
 
 
-@functools.cache
-def _attention(is_causal: bool) -> Any:
+def _attention(is_causal: bool) -> Callable[..., Any]:
     import dew_flash_attn
-    import jax
 
-    return jax.jit(functools.partial(dew_flash_attn.flash_mha, is_causal=is_causal))
+    return functools.partial(dew_flash_attn.flash_mha, is_causal=is_causal)
 
 
 def _arrays(*tensors: Any) -> list[Any]:
     import jax
 
     moved = [x.transpose(1, 2).contiguous() for x in tensors]
-    torch.cuda.synchronize()
+    if moved[0].is_cuda:
+        torch.cuda.synchronize()
     return [jax.dlpack.from_dlpack(x) for x in moved]

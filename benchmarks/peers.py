@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from baracuda_kernels.registry import Architecture
 from benchmarks import flash3
-from benchmarks.timing import rotated
+from benchmarks.timing import all_of
 
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "fa2": SDPBackend.FLASH_ATTENTION}
 
@@ -41,17 +41,17 @@ def peers_for(q: Any, k: Any, v: Any, is_causal: bool) -> dict[str, Attention]:
 
 
 def peer_calls(sets: Sequence[Any], is_causal: bool) -> dict[str, Callable[[], Any]]:
-    """By peer, a call on one of `sets` after the other: of (q, k, v), or of (q, k, v, dy) for
-    gradients, each with its forward behind it."""
+    """By peer, a call on each of `sets`: of (q, k, v), or of (q, k, v, dy) for gradients, each with
+    its forward behind it."""
     calls, (q, k, v, *dy) = {}, sets[0]
     for name, call in peers_for(q, k, v, is_causal).items():
         one_each = [(gradient_call if dy else functools.partial)(call, *one) for one in sets]
         with _unless_refused():
             one_each[0]()
-            calls[name] = rotated(one_each)
+            calls[name] = all_of(one_each)
     if flash3.serves(q):
         make = flash3.backward if dy else flash3.forward
-        calls["fa3"] = rotated([make(is_causal, *one) for one in sets])
+        calls["fa3"] = make(is_causal, sets)
     return calls
 
 

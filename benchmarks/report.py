@@ -22,10 +22,10 @@ _HEAD = """# Performance
 <!-- Written by `python -m benchmarks.report` from benchmarks/results/*.json; do not edit. -->
 
 How it is measured: through the public plans, on random inputs that are rotated so that none is
-found in the L2 cache, in interleaved rounds (seven or nine, of sustained windows three, each in a
-random order). Ratios are medians of the ratios within a round. `cudnn` and `fa2` are PyTorch's
-`scaled_dot_product_attention` on its cuDNN and FlashAttention-2 backends, `fa3` is FlashAttention-3
-(`dew-flash-attn-cu13` 0.3.6, through JAX). A ratio above 1 means that we are faster.
+found in the L2 cache, in interleaved rounds, each in another order. Ratios are medians of the ratios
+within a round. `cudnn` and `fa2` are PyTorch's `scaled_dot_product_attention` on its cuDNN and
+FlashAttention-2 backends, `fa3` is FlashAttention-3 (`dew-flash-attn-cu13` 0.3.6, through JAX). A
+ratio above 1 means that we are faster.
 
 Single calls and their gradients are timed by the host's clock, in windows of at least 20 calls.
 Where a ratio is a pair, its first figure is of *sustained* windows of 300 ms, in which the card's

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -13,11 +12,18 @@ _Name = TypeVar("_Name")
 
 
 def order(names: Iterable[_Name], number: int) -> list[_Name]:
-    """The order of a round, another one in each: a card's clock follows its power, and a call gains
-    or loses some percent by what ran before it. The same for every process."""
-    shuffled = list(names)
-    random.Random(number).shuffle(shuffled)
-    return shuffled
+    """The order of round `number`, from 0. The same for every process.
+
+    A card's clock follows its power, and a call gains or loses some percent by what ran before it.
+    So these are the rows of a Williams square (https://doi.org/10.1071/CH9490149): in as many rounds
+    as there are names each name comes first once, and follows each other name once; if their number
+    is odd, twice in twice as many rounds.
+    """
+    every = list(names)
+    turns, odd = len(every), len(every) % 2
+    at = [i // 2 if i % 2 == 0 else turns - 1 - i // 2 for i in range(turns)]
+    found = [every[(i + number) % turns] for i in at]
+    return found[::-1] if odd and number // turns % 2 else found
 
 
 def in_rounds(

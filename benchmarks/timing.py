@@ -15,10 +15,13 @@ from benchmarks.rounds import in_rounds, summary
 from benchmarks.rows import Figures
 
 ROUNDS = 9
-SUSTAINED_ROUNDS = 3
-# A burst is over before the card's power limit has settled; a sustained window is not.
+# As many as a row of `forward` has contenders: each follows each of the others once (rounds.order).
+SUSTAINED_ROUNDS = 4
+# A burst is over before the card's power limit has settled. A sustained window is not; the first
+# third of it, in which the clock still is that of the window before, is not timed.
 BURST_MS = 15.0
 SUSTAINED_MS = 300.0
+_LEAD = 1 / 3
 # Milliseconds that one sample should last at least: long against the event's own resolution.
 _SAMPLE_MS = 15.0
 # Inputs are rotated over at least this many bytes, so that none is found in the L2 cache.
@@ -42,6 +45,12 @@ def rotated(calls: Iterable[Callable[[], Any]]) -> Callable[[], Any]:
     """Makes one of them after the other, each on inputs of its own."""
     turn = itertools.cycle([*calls])  # all are made now
     return lambda: next(turn)()
+
+
+def all_of(calls: Iterable[Callable[[], Any]]) -> Callable[[], Any]:
+    """Makes all of them, each on inputs of its own, and returns what the last one does."""
+    every = [*calls]
+    return lambda: [call() for call in every][-1]
 
 
 def captured(call: Callable[[], Any], repeats: int = 1) -> Callable[[], None]:
@@ -72,41 +81,50 @@ def beside_one_call(sets: list[dict[str, Callable[[], Any]]]) -> Figures:
 
 
 def in_windows(
-    calls: Calls, ours: Iterable[str] = ("ours",), *, sustained: bool
+    calls: Calls, sets: int, ours: Iterable[str] = ("ours",), *, sustained: bool
 ) -> dict[str, dict[str, Any]]:
     """The figures of a row, `ours` and `peers`, for each of the calls that are ours, in bursts.
 
-    With `sustained` they have under that name what it is in windows that the power limit has seen.
+    Each of `calls` is one on every of so many sets of inputs; the figures are of one set. With
+    `sustained` they have under that name what it is in windows that the power limit has seen.
     """
 
-    def windows(milliseconds: float, rounds: int) -> dict[str, list[float]]:
-        return in_rounds(
-            calls, lambda name, count: _window(calls[name], count),
-            rounds=rounds, milliseconds=milliseconds, least=20, most=4000,
+    def windows(milliseconds: float, rounds: int, lead: float) -> dict[str, list[float]]:
+        samples = in_rounds(
+            calls, lambda name, count: _window(calls[name], count, round(lead * count)),
+            rounds=rounds, milliseconds=milliseconds, least=-(-20 // sets), most=4000,
         )  # fmt: skip
+        return {name: [ms / sets for ms in found] for name, found in samples.items()}
 
-    bursts = windows(BURST_MS, ROUNDS)
+    bursts = windows(BURST_MS, ROUNDS, 0.0)
     found: dict[str, dict[str, Any]] = {name: {**summary(bursts, name)} for name in ours}
     if sustained:
-        kept = windows(SUSTAINED_MS, SUSTAINED_ROUNDS)
+        kept = windows(SUSTAINED_MS, SUSTAINED_ROUNDS, _LEAD)
         for name, figures in found.items():
             figures["sustained"] = summary(kept, name)
     return found
 
 
-def _window(call: Callable[[], Any], repeats: int) -> float:
+def _window(call: Callable[[], Any], repeats: int, lead: int = 0) -> float:
     """Milliseconds per call by the host's clock, so that calls of any framework can be among them.
 
-    All are enqueued, then the last one's result (an array of JAX) and the device are waited for.
+    The first `lead` calls are not timed. All others are enqueued, then the last one's result (an
+    array of JAX) and the device are waited for.
     """
-    torch.cuda.synchronize()
+    _make(call, lead)
     begin = time.perf_counter()
+    _make(call, repeats - lead)
+    return 1e3 * (time.perf_counter() - begin) / (repeats - lead)
+
+
+def _make(call: Callable[[], Any], repeats: int) -> None:
+    """Makes so many calls, and waits for them."""
+    result = None
     for _ in range(repeats):
         result = call()
     if hasattr(result, "block_until_ready"):
         result.block_until_ready()
     torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - begin) / repeats
 
 
 def sample(

@@ -85,9 +85,9 @@ GRADIENT_TOLERANCES = {
 }
 
 # The error of one element may be at most this many times the tolerance times the largest exact
-# element. Norms alone do not show one wrong element, or row, of a large output. Families without an
-# entry are held to the norms alone.
-LARGEST = {"host": 4.0}
+# element. Norms alone do not show one wrong element, or row, of a large output. In all tests on a
+# GPU the largest were 1.4 (simt) and 0.9 (sm80, sm90a).
+_LARGEST = 4.0
 
 
 def assert_close(
@@ -131,7 +131,7 @@ def assert_close(
     Raises
     ------
     AssertionError
-        If the error is too large, by its norm or (family host) in one element; if the answer has a
+        If the error is too large, by its norm or in one element; if the answer has a
         NaN, or a row without keys is not 0 or has another lse than -inf. Rows without keys are
         those whose exact lse is -inf; without lse, those whose exact y is 0.
     InvalidProblemError
@@ -150,7 +150,7 @@ def assert_close(
         f"{family} {dtype}: relative error of y {error['relative']:.3e} > "
         f"{tolerance.relative + extra:.3e}",
     )
-    _check_largest(f"{family} {dtype}: y", family, tolerance.relative + extra, floor, error, exact_y)
+    _check_largest(f"{family} {dtype}: y", tolerance.relative + extra, floor, error, exact_y)
     blind = (exact_y == 0).all(axis=-1) if lse is None else np.isneginf(_numpy(exact_lse))
     wrong = (y[blind] != 0).any(axis=-1)
     _require(not wrong.any(), f"{family} {dtype}: {wrong.sum()} rows without keys are not 0")
@@ -213,7 +213,7 @@ def assert_gradients(
             f"{family} {dtype}: relative error of {name} {error['relative']:.3e} > {allowed:.3e}, "
             f"at most {error['max']:.3e} > {floor:.3e}",
         )
-        _check_largest(f"{family} {dtype}: {name}", family, allowed, floor, error, truth)
+        _check_largest(f"{family} {dtype}: {name}", allowed, floor, error, truth)
         if one.itemsize == 2 and not (score or peaked):
             what = f"{family} {dtype}: rms error of {name}"
             _check_rounding(what, tolerance, one, truth, dtype)
@@ -260,11 +260,9 @@ def _check_lse(what: str, tolerance: Tolerance, lse: Any, exact: Any, score: flo
 
 
 def _check_largest(
-    what: str, family: str, relative: float, floor: float, error: dict[str, float], exact: Any
+    what: str, relative: float, floor: float, error: dict[str, float], exact: Any
 ) -> None:
-    if family not in LARGEST:
-        return
-    allowed = max(LARGEST[family] * relative * float(np.max(np.abs(exact), initial=0.0)), floor)
+    allowed = max(_LARGEST * relative * float(np.max(np.abs(exact), initial=0.0)), floor)
     _require(
         error["max"] <= allowed, f"{what}: one element is off by {error['max']:.3e} > {allowed:.3e}"
     )

@@ -19,7 +19,8 @@ TESTS = "test_local_ring_host.py::test_16_bit", "test_backward_host.py::test_aga
 def test_two_runs_of_one_build_give_the_same_file(tmp_path, monkeypatch):
     """By random examples, too, and by several processes."""
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
-    workers = ["-n", "2"] if importlib.util.find_spec("xdist") else []
+    # Its plugin warns of workers, and warnings are errors.
+    workers = ["-n", "2", "-p", "no:benchmark"] if importlib.util.find_spec("xdist") else []
     for name, more in (("one", []), ("two", workers)):
         command = [sys.executable, "-m", "pytest", "-q", "--record-bits", tmp_path / name, *more]
         command += [f"tests/unit/{test}" for test in TESTS]

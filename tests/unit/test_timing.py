@@ -1,5 +1,8 @@
 """The order of the contenders within a round of a benchmark."""
 
+import itertools
+from collections import Counter
+
 import pytest
 
 from benchmarks.rounds import in_rounds, order, summary
@@ -15,6 +18,15 @@ def test_nobody_always_follows_the_same_one(names):
         before = {([None, *order])[order.index(name)] for order in rounds}
         assert len(before - {None}) >= min(2, len(names) - 1), f"{name} always follows {before}"
         assert len(before) >= 2
+
+
+@pytest.mark.parametrize("names", ["ab", "abc", "abcd", "abcde", "abcdefgh"])
+def test_everybody_follows_everybody_else_equally_often(names):
+    times = 1 + len(names) % 2
+    rounds = [order(names, number) for number in range(times * len(names))]
+    pairs = Counter(pair for one in rounds for pair in itertools.pairwise(one))
+    assert pairs == dict.fromkeys(itertools.permutations(names, 2), times)
+    assert Counter(one[0] for one in rounds) == dict.fromkeys(names, times)
 
 
 def test_samples_are_as_long_as_asked_and_ratios_are_of_rounds():
