@@ -65,8 +65,13 @@ def draw_backward(result: Result, path: Path) -> None:
 
 
 def draw_across(results: Sequence[Result], path: Path) -> None:
-    """Write an SVG: % of ideal over P, one panel for each mask and number of rows."""
+    """Write an SVG: % of ideal over P, one panel for each mask and number of rows.
+
+    Of rings with more heads than others only the table tells.
+    """
     rows = [row for result in results for row in result["rows"] if row["name"] == "scaling"]
+    fewest = min((row["params"]["heads"] for row in rows), default=0)
+    rows = [row for row in rows if row["params"]["heads"] == fewest]
     chunks = sorted({row["params"]["chunk"] for row in rows})
     with _saved(results, path, 2 + 2.8 * len(chunks)) as figure:
         grid = figure.subplots(max(1, len(chunks)), 2, squeeze=False, sharey=True)
