@@ -91,6 +91,9 @@ def test_the_first_ranks_batch_for_all(gloo_ranks, layout):
         ("no room for padding", "InvalidProblemError", "config.max_position_embeddings, 23"),
         ("no data group", "InvalidProblemError", "data_group: got None for a ring of 2 of 4"),
         ("a data group within the ring", "InvalidProblemError", "data_group: got the ranks ["),
+        ("a data group with a ring", "InvalidProblemError", "data_group: got "),
+        ("data groups of two sizes in a ring", "InvalidProblemError", "ring and 1 on rank 1, must"),
+        ("rings of two sizes in a data group", "InvalidProblemError", "got a ring of 2 ranks on"),
         (
             "a model without a ring",
             "InvalidProblemError",

@@ -26,6 +26,7 @@ from gradient_tasks import GradientTasks
 from helpers.rank_tasks import own_device, serve
 from torch.nn import functional
 from trainer_tasks import TrainerTasks
+from training_failure_tasks import TrainingFailureTasks
 from training_tasks import TrainingTasks
 from transformers_tasks import TransformersTasks
 
@@ -51,6 +52,7 @@ class Rank(
     FailureTasks,
     GradientTasks,
     TrainerTasks,
+    TrainingFailureTasks,
     TrainingTasks,
     TransformersTasks,
 ):

@@ -36,8 +36,8 @@ class TrainingTasks:
         from baracuda_kernels.interop.transformers import BatchSharder
 
         model, sharder, mesh = sharder_of(task)
-        steps = _batches(task["rows"], mesh.size(0))
-        mine = [_of_rank(batch, mesh) for batch in steps]
+        steps = batches_of(task["rows"], mesh.size(0))
+        mine = [of_rank(batch, mesh) for batch in steps]
         with torch.no_grad(), contextlib.ExitStack() as context:
             if task.get("by") == "context_parallel":
                 model.set_attn_implementation("sdpa")
@@ -45,7 +45,7 @@ class TrainingTasks:
                 sharder = BatchSharder(model, mesh["dp"])
             parts = [sharder.shard(batch) for batch in mine]
             count = sharder.count(parts)
-            loss = sum(sharder.loss(*_call(model, part), count) for part in parts)
+            loss = sum(sharder.loss(*call(model, part), count) for part in parts)
             found = sharder.total(loss)
             context.close()
             exact, targets = whole_loss(model, steps, mesh.size(0))
@@ -61,10 +61,10 @@ class TrainingTasks:
         """The largest relative difference of a parameter's gradient from that on one rank."""
         model, _, mesh = sharder_of(task)
         sharder = _with_sums(model, mesh)
-        steps = _batches(task["rows"], mesh.size(0))
-        parts = [sharder.shard(_of_rank(batch, mesh)) for batch in steps]
+        steps = batches_of(task["rows"], mesh.size(0))
+        parts = [sharder.shard(of_rank(batch, mesh)) for batch in steps]
         count = sharder.count(parts)
-        losses = [sharder.loss(*_call(model, part), count) for part in parts]
+        losses = [sharder.loss(*call(model, part), count) for part in parts]
         sum(losses).backward()
         found = {name: x.grad for name, x in model.named_parameters()}
         for gradient in found.values():
@@ -84,14 +84,14 @@ class TrainingTasks:
         optimizers = [torch.optim.SGD(m.parameters(), 0.5, 0.9) for m in (model, alone)]
         losses, norms = [], []
         for step in range(task["steps"]):
-            batches = _batches(task["rows"] - step, mesh.size(0), seed=step)
-            parts = [sharder.shard(_of_rank(batch, mesh)) for batch in batches]
+            batches = batches_of(task["rows"] - step, mesh.size(0), seed=step)
+            parts = [sharder.shard(of_rank(batch, mesh)) for batch in batches]
             count = sharder.count(parts)
             total = torch.zeros(())
             for part in parts:
                 last = part is parts[-1]
                 with contextlib.nullcontext() if last else replicated.no_sync():
-                    loss = sharder.loss(*_call(replicated, part), count)
+                    loss = sharder.loss(*call(replicated, part), count)
                     loss.backward()
                 total += loss.detach()
             exact, _ = whole_loss(alone, batches, mesh.size(0))
@@ -107,10 +107,10 @@ class TrainingTasks:
 
     def refused_batch(self, task: dict) -> dict:
         """The typed error of a batch that cannot be cut, on every rank."""
-        from baracuda_kernels.interop.transformers import BatchSharder
+        from baracuda_kernels.interop.transformers import BatchSharder, register
 
         model, sharder, mesh = sharder_of(task)
-        batch = _of_rank(_batches(24, mesh.size(0))[0], mesh)
+        batch = of_rank(batches_of(24, mesh.size(0))[0], mesh)
         try:
             match task["what"]:
                 case "packed positions":
@@ -176,7 +176,13 @@ class TrainingTasks:
                 case "no data group":
                     BatchSharder(model)
                 case "a data group within the ring":
-                    BatchSharder(model, mesh["cp"])
+                    sharder = BatchSharder(model, mesh["cp"])
+                case "a data group with a ring":
+                    sharder = BatchSharder(model, _own_group([[0, 1, 2], [3]]))
+                case "data groups of two sizes in a ring":
+                    sharder = BatchSharder(model, _own_group([[0, 2], [1], [3]]))
+                case "rings of two sizes in a data group":
+                    register(_own_group([[0, 1], [2], [3]]), name=_NAME)
                 case "a model without a ring":
                     model.set_attn_implementation("sdpa")
                     BatchSharder(model, mesh["dp"])
@@ -197,7 +203,7 @@ class TrainingTasks:
 
         model, _, mesh = sharder_of(task)
         sharder = BatchSharder(model, mesh["dp"], broadcast=True)
-        batch = _of_rank(_batches(24, mesh.size(0))[0], mesh)
+        batch = of_rank(batches_of(24, mesh.size(0))[0], mesh)
         given = batch if mesh.get_local_rank("cp") == 0 else None
         part = sharder.shard(given)
         rows = position_ids(part["input_ids"].shape[1], mesh["cp"], task["layout"])
@@ -231,6 +237,12 @@ def _mesh(cp: int) -> DeviceMesh:
     return init_device_mesh("cpu", shape, mesh_dim_names=("dp", "cp"))
 
 
+def _own_group(groups: list[list[int]]) -> Any:
+    """This rank's group of those that all ranks make."""
+    made = [dist.new_group(ranks) for ranks in groups]
+    return next(x for x, ranks in zip(made, groups, strict=True) if dist.get_rank() in ranks)
+
+
 def _with_sums(model: Any, mesh: DeviceMesh) -> Any:
     from baracuda_kernels.interop.transformers import BatchSharder
 
@@ -247,7 +259,7 @@ def parameters_off(model: Any, alone: Any) -> float:
     return max(relative(a.detach(), b.detach()) for a, b in pairs)
 
 
-def _batches(rows: int, data_ranks: int, seed: int = 7) -> list[list[dict]]:
+def batches_of(rows: int, data_ranks: int, seed: int = 7) -> list[list[dict]]:
     """Two accumulated batches, in each one for every data-parallel rank, of unequal targets."""
     draw = torch.Generator().manual_seed(seed)
     steps = []
@@ -265,11 +277,11 @@ def _batches(rows: int, data_ranks: int, seed: int = 7) -> list[list[dict]]:
     return steps
 
 
-def _of_rank(step: list[dict], mesh: DeviceMesh) -> dict:
+def of_rank(step: list[dict], mesh: DeviceMesh) -> dict:
     return dict(step[mesh.get_local_rank("dp")])
 
 
-def _call(model: Any, part: dict) -> tuple[Any, torch.Tensor]:
+def call(model: Any, part: dict) -> tuple[Any, torch.Tensor]:
     part = dict(part)
     targets = part.pop("shift_labels")
     return model(**part), targets

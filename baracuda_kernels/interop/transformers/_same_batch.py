@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from baracuda_kernels.errors import (
-    BaracudaError,
-    CommunicatorError,
-    InvalidProblemError,
-    UnsupportedError,
-)
+from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _refusal_message
-from baracuda_kernels.interop.transformers import _whole_batch
-
-_BYTES = 1024  # of a message
-
-_streams: dict[torch.device, torch.cuda.Stream] = {}
+from baracuda_kernels.interop.transformers import _rounds, _whole_batch
 
 
 def agree(
@@ -31,7 +21,8 @@ def agree(
     batch: Mapping[str, list[str]],
     error: Exception | None,
 ) -> None:
-    """Raise on every rank if one rank fails or has another batch than its ring. Collective.
+    """Raise on every rank if one rank fails or has another batch than its ring, or if the rings and
+    the data groups do not fit together. Collective.
 
     Parameters
     ----------
@@ -43,16 +34,42 @@ def agree(
     error : Exception, optional
         The refusal of this rank, or an error that it met. This rank raises it.
     """
-    told = None if error is None else _as_told(error)
-    said = _refusal_message.encode(told, _BYTES) if told else json.dumps(batch).encode()
-    messages = _gather(ring, said)
-    told = told or _refused(messages) or _difference([json.loads(m) for m in messages])
-    others: list[bytes] = []
-    if data is not None:
-        others = _gather(data, _refusal_message.encode(told, _BYTES) if told else b"{}")
-    error = error or told or _refused(others)
-    if error is not None:
-        raise error
+
+    def compared(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        groups = _same_number([rank["data"] for rank in ranks])
+        difference = _difference([rank["batch"] for rank in ranks])
+        if difference is not None:
+            raise difference
+        return {"ring": [len(ranks), _digest_of(groups)]}
+
+    mine = [dist.get_rank()] if data is None else dist.get_process_group_ranks(data)
+    message = {"data": [len(mine), _digest_of(mine)], "batch": batch}
+    error = error or _shared_ranks(ring, mine)
+    _rounds.exchange(ring, data, "shard", message, compared, _same_columns, error)
+
+
+def add(
+    ring: dist.ProcessGroup,
+    data: dist.ProcessGroup | None,
+    number: int,
+    error: Exception | None,
+) -> int:
+    """The sum of the numbers of all ranks. Raise on every rank if one fails. Collective.
+
+    Parameters
+    ----------
+    ring, data, error
+        As those of `agree`.
+    number : int
+        Read only if there is no error.
+    """
+
+    def summed(ranks: list[dict[str, Any]]) -> dict[str, int]:
+        return {"number": sum(rank["number"] for rank in ranks)}
+
+    message = {"number": number}
+    total = _rounds.exchange(ring, data, "count", message, summed, summed, error)
+    return int(total["number"])
 
 
 def from_first(ring: dist.ProcessGroup, batch: Any) -> tuple[Any, Exception | None]:
@@ -70,28 +87,10 @@ def from_first(ring: dist.ProcessGroup, batch: Any) -> tuple[Any, Exception | No
             given[0] = {name: _plain(name, value) for name, value in tensors.items()}
         except Exception as found:  # noqa: BLE001 - `agree` raises it
             error = found
-            given[1] = _refusal_message.encode(_as_told(found), _BYTES)
-    with failures(ring):
+            given[1] = _refusal_message.encode(_rounds.as_told(found), _rounds.BYTES)
+    with _rounds.failures(ring):
         dist.broadcast_object_list(given, src=dist.get_global_rank(ring, 0), group=ring)
     return given[0], error or _refusal_message.decode(0, given[1])
-
-
-@contextlib.contextmanager
-def failures(group: dist.ProcessGroup) -> Iterator[None]:
-    """Turn a failure of a collective call into an error of the group."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise CommunicatorError(
-            f"group: a collective call failed on rank {group.rank()} of {group.size()}: {error}"
-        ) from error
-
-
-def _as_told(error: Exception) -> BaracudaError:
-    """What the other ranks are told of an error."""
-    if isinstance(error, BaracudaError):
-        return error
-    return CommunicatorError(f"batch: {type(error).__name__}: {error}")
 
 
 def _plain(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -114,14 +113,6 @@ def digests(batch: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
     return found
 
 
-def _refused(messages: list[bytes]) -> BaracudaError | None:
-    for rank, message in enumerate(messages):
-        found = _refusal_message.decode(rank, message)
-        if found is not None:
-            return found
-    return None
-
-
 def _difference(ranks: list[dict[str, list[str]]]) -> BaracudaError | None:
     for rank, other in enumerate(ranks):
         for name in sorted({*ranks[0], *other}):
@@ -138,24 +129,50 @@ def _difference(ranks: list[dict[str, list[str]]]) -> BaracudaError | None:
     return None
 
 
-def _gather(group: dist.ProcessGroup, message: bytes) -> list[bytes]:
-    """The message of every rank of the group, without waiting for the kernels of earlier calls."""
-    if group.size() == 1:
-        return [message]
-    mine = torch.frombuffer(bytearray(message.ljust(_BYTES)), dtype=torch.uint8)
-    try:
-        group._get_backend(torch.device("cpu"))
-    except RuntimeError:
-        device = torch.device("cuda", torch.cuda.current_device())
-        if device not in _streams:
-            _streams[device] = torch.cuda.Stream(device)
-        with torch.cuda.stream(_streams[device]):
-            return _gathered(group, mine.to(device))
-    return _gathered(group, mine)
+def _shared_ranks(ring: dist.ProcessGroup, data: list[int]) -> BaracudaError | None:
+    shared = {*dist.get_process_group_ranks(ring)} & {*data}
+    if len(shared) == 1:
+        return None
+    return InvalidProblemError(
+        f"data_group: got the ranks {sorted(shared)} of the ring, must have only this rank of them"
+    )
 
 
-def _gathered(group: dist.ProcessGroup, mine: torch.Tensor) -> list[bytes]:
-    everyone = [torch.empty_like(mine) for _ in range(group.size())]
-    with failures(group):
-        dist.all_gather(everyone, mine, group=group)
-    return [bytes(one.cpu().numpy()).rstrip(b" ") for one in everyone]
+def _same_number(groups: list[tuple[int, str]]) -> list[str]:
+    """The digests of the data groups of a ring, which must be of one size."""
+    for rank, (size, _) in enumerate(groups):
+        if size != groups[0][0]:
+            raise InvalidProblemError(
+                f"data_group: got {groups[0][0]} ranks on rank 0 of the ring and {size} on rank "
+                f"{rank}, must be as many on all ranks of a ring"
+            )
+    return sorted(digest for _, digest in groups)
+
+
+def _same_columns(messages: list[dict[str, Any]]) -> None:
+    """Raise if a ring of this data group has other data groups than this ring.
+
+    If all rings of a data group have the same data groups, each of these has one rank of each of
+    the rings, whatever other parallelism there is: it has that many ranks, and the rings are
+    disjoint. So no rank passes if any rank is wrong. The order within a group does not matter: the
+    loss is a sum.
+    """
+    rings = [message["ring"] for message in messages]
+    for rank, (size, groups) in enumerate(rings):
+        if size != rings[0][0]:
+            raise InvalidProblemError(
+                f"data_group: got a ring of {rings[0][0]} ranks on rank 0 of the group and of "
+                f"{size} on rank {rank}, must be of as many on all ranks of the group"
+            )
+        if groups != rings[0][1]:
+            raise InvalidProblemError(
+                f"data_group: got other groups on the ring of rank {rank} of the group than on "
+                "that of rank 0, must be one group for the first ranks of the rings, one for "
+                "their second ranks, and so on"
+            )
+
+
+def _digest_of(values: Iterable[Any]) -> str:
+    """Of the sorted values: a process group may have its ranks in any order."""
+    data = json.dumps(sorted(values)).encode()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -12,7 +12,9 @@ from torch.utils.data import get_worker_info
 from baracuda_kernels import sharding
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _process_group
-from baracuda_kernels.interop.transformers import _models, _same_batch, _whole_batch
+from baracuda_kernels.interop.torch._refusal import tell
+from baracuda_kernels.interop.torch._ring import find_ring
+from baracuda_kernels.interop.transformers import _models, _rounds, _same_batch, _whole_batch
 from baracuda_kernels.interop.transformers._attention import Ring
 
 
@@ -31,7 +33,10 @@ class BatchSharder:
         ``attn_implementation`` (`register`) or of the `context_parallel` around this call.
     data_group : ProcessGroup or DeviceMesh of one dimension, optional
         The ranks that train on other batches, such as ``mesh["dp"]`` beside the ring
-        ``mesh["cp"]``. None if the ring has all ranks.
+        ``mesh["cp"]``: one rank of each ring. None if the ring has all ranks. Beside other
+        parallelism it is smaller than the number of rings. If it leaves out some of the ranks that
+        train on other batches, and on every rank alike, nothing shows it, and the loss is that of
+        the ranks it has.
     gradients : str, default "mean"
         "mean" if the gradients of the ranks are averaged, as DistributedDataParallel and FSDP do
         it; "sum" if they are added.
@@ -46,8 +51,8 @@ class BatchSharder:
     Raises
     ------
     InvalidProblemError
-        `model` is not a model of transformers, or runs on no ring; `data_group` is wrong or
-        missing, or has another rank of the ring; `gradients` is unknown.
+        `model` is not a model of transformers, or runs on no ring; `data_group` is no group or
+        missing; `gradients` is unknown. `shard` refuses groups that do not fit together.
     UnsupportedError
         The model is not causal, or returns a loss of its routers (``output_router_logits``).
     """
@@ -68,8 +73,7 @@ class BatchSharder:
         self.model = model
         self._pad, self._ignore_index = pad, ignore_index
         self._broadcast, self._averaged = broadcast, gradients == "mean"
-        ring = self._ring_and_name()[0]
-        self._data = _data_group(data_group, _process_group.resolve(ring.group_name))
+        self._data = _data_group(data_group, self._ring())
         self._positions: dict[tuple[Any, ...], torch.Tensor] = {}
 
     @property
@@ -103,8 +107,9 @@ class BatchSharder:
         ------
         InvalidProblemError
             On every rank: a tensor has another shape or type, a token or target is not in the
-            model's vocabulary, the ranks of a ring have different batches, or the length cannot be
-            cut.
+            model's vocabulary, the ranks of a ring have different batches, the length cannot be
+            cut, or the data groups are wrong: one has two ranks of a ring, those of a ring's ranks
+            differ in size, or those of two rings do not have the same ranks.
         UnsupportedError
             On every rank: `check` refuses the model at this length, or the batch has packed
             sequences, other positions, other zeros in ``attention_mask``, an entry that is not
@@ -147,12 +152,32 @@ class BatchSharder:
         Raises
         ------
         InvalidProblemError
-            There are none, or one has no ``shift_labels``.
+            There are none, or one has no ``shift_labels``. On the CPU on every rank, also if it is
+            so on one. On CUDA, where the host does not wait for the other ranks, the others of the
+            ring on this machine raise it from their next call of the model.
+        CommunicatorError
+            Likewise: another rank has met an error that is not of this library, such as one of
+            its iterable. That rank raises its own error.
         """
-        found = [_targets(part).ne(self._ignore_index).sum() for part in shards]
-        if not found:
-            raise InvalidProblemError("shards: got none, must be one for each batch of a step")
-        return self._over_all_ranks(torch.stack(found).sum())
+        found: torch.Tensor | None = None
+        refused: Exception | None = None
+        try:
+            found = self._targets_in(shards)
+        except Exception as error:
+            if _rounds.is_known(error):  # of `shard`, if the iterable cuts the batches
+                raise
+            refused = error
+        if self._host_waits():
+            number = 0 if found is None else int(found)
+            total = _same_batch.add(self._ring(), self._data, number, refused)
+            return torch.tensor(total, device=self.model.device)
+        if found is None:
+            found = torch.zeros((), dtype=torch.int64, device=self.model.device)
+        found = self._over_all_ranks(found)  # with an error too: the GPUs of the others would wait
+        if refused is not None:
+            self._tell(refused, "shards")
+            raise refused
+        return found
 
     def loss(
         self,
@@ -182,7 +207,9 @@ class BatchSharder:
         Raises
         ------
         InvalidProblemError
-            Logits and targets have different rows.
+            Logits and targets have different rows. The others of the ring (on CUDA, of this
+            machine) raise this and any other error of one rank from their next call of the model or
+            ``backward()``.
         """
         share = self._share(outputs, shift_labels, num_items_in_batch)
         return share * self.ranks if self._averaged else share
@@ -234,10 +261,37 @@ class BatchSharder:
         """This rank's number in the data group, and the size of that group."""
         return (0, 1) if self._data is None else (self._data.rank(), self._data.size())
 
+    def _targets_in(self, shards: Iterable[Mapping[str, torch.Tensor]]) -> torch.Tensor:
+        """Number of targets of this rank."""
+        found = [_targets(part).ne(self._ignore_index).sum() for part in shards]
+        if not found:
+            raise InvalidProblemError("shards: got none, must be one for each batch of a step")
+        return torch.stack(found).sum()
+
+    def _host_waits(self) -> bool:
+        """Whether a call waits for the other ranks. On CUDA it would also wait for the GPU."""
+        return self.model.device.type != "cuda"
+
+    def _tell(self, error: Exception, name: str) -> None:
+        """Make the others of the ring raise this rank's error from their next call of the ring."""
+        found, device = _models.ring_of(self.model), self.model.device
+        # To make a communicator is collective. If there is none, no rank has called the model.
+        if found is not None and find_ring(found[0].group_name, device) is not None:
+            tell(found[0].group_name, _rounds.as_told(error, name), device)
+
     def _share(
         self, outputs: Any, shift_labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
     ) -> torch.Tensor:
         """This rank's part of the loss. The parts of all ranks add up to the loss of the batch."""
+        try:
+            return self._own_share(outputs, shift_labels, num_items_in_batch)
+        except Exception as error:
+            self._tell(error, "loss")
+            raise
+
+    def _own_share(
+        self, outputs: Any, shift_labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
+    ) -> torch.Tensor:
         logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
         if logits.shape[:-1] != shift_labels.shape:
             raise InvalidProblemError(
@@ -257,10 +311,9 @@ class BatchSharder:
         return total / max(num_items_in_batch, 1)
 
     def _over_all_ranks(self, value: torch.Tensor) -> torch.Tensor:
-        ring = _process_group.resolve(self._ring_and_name()[0].group_name)
-        for group in (ring, self._data):
+        for group in (self._ring(), self._data):
             if group is not None and group.size() > 1:
-                with _same_batch.failures(group):
+                with _rounds.failures(group):
                     dist.all_reduce(value, group=group)
         return value
 
@@ -269,9 +322,12 @@ class BatchSharder:
         if self._data is None:
             return values
         every = [torch.empty_like(values) for _ in range(self._data.size())]
-        with _same_batch.failures(self._data):
+        with _rounds.failures(self._data):
             dist.all_gather(every, values.contiguous(), group=self._data)
         return torch.cat(every)
+
+    def _ring(self) -> dist.ProcessGroup:
+        return _process_group.resolve(self._ring_and_name()[0].group_name)
 
     def _ring_and_name(self) -> tuple[Ring, str | None]:
         found = _models.ring_of(self.model)
@@ -322,10 +378,4 @@ def _data_group(given: Any, ring: dist.ProcessGroup) -> dist.ProcessGroup | None
             )
         return None
     data = _process_group.resolve(_process_group.name_of(given))
-    shared = {*dist.get_process_group_ranks(ring)} & {*dist.get_process_group_ranks(data)}
-    if len(shared) > 1:
-        raise InvalidProblemError(
-            f"data_group: got the ranks {sorted(shared)} of the ring, must have only this rank of "
-            "them"
-        )
     return data if data.size() > 1 else None
