@@ -1,6 +1,7 @@
 """The contenders across GPUs that a CPU can run, with a thread for each rank."""
 
 import itertools
+import pathlib
 import subprocess
 import sys
 import threading
@@ -151,3 +152,15 @@ def test_the_documented_commands(torch):
     assert options.faults and (ROOT / options.out).is_dir()
     assert page == ["python", "-m", "benchmarks.report"]
     subprocess.run([sys.executable, *launch[1 : at - 1], "--help"], check=True)
+
+
+def test_the_programs_across_gpus_take_their_options(torch):
+    """Those that `benchmarks.all_parts` starts."""
+    from benchmarks import all_parts, scaling
+    from benchmarks.across_gpus.ranks import parser
+
+    found = all_parts.across(2, pathlib.Path("results"))
+    for name, made in (("scaling", scaling._parser()), ("training", parser("training", [1]))):
+        at = found[name].index(f"benchmarks.{name}")
+        assert made.parse_args(found[name][at + 1 :]).out == pathlib.Path("results").resolve()
+        assert found[name][2:5] == ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
