@@ -68,7 +68,9 @@ def test_others_give_the_answer_of_their_rows(torch, monkeypatch, name, causal):
     of_gradients = attention_backward(*arrays, is_causal=causal)
     for of_step in gradients:
         covered = [[], []]
-        for contender, found in answers(torch, monkeypatch, ring, name, whole, dy if of_step else None):
+        for contender, found in answers(
+            torch, monkeypatch, ring, name, whole, dy if of_step else None
+        ):
             rows, keys = contender.rows, contender.key_rows
             keys = rows if keys is None else keys
             want = [(rows, exact)]
