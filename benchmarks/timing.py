@@ -119,7 +119,7 @@ def _window(call: Callable[[], Any], repeats: int, lead: int = 0) -> float:
 
 def _make(call: Callable[[], Any], repeats: int) -> None:
     """Makes so many calls, and waits for them."""
-    result = None
+    result: Any = None
     for _ in range(repeats):
         result = call()
     if hasattr(result, "block_until_ready"):

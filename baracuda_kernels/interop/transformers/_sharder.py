@@ -270,7 +270,7 @@ class BatchSharder:
 
     def _host_waits(self) -> bool:
         """Whether a call waits for the other ranks. On CUDA it would also wait for the GPU."""
-        return self.model.device.type != "cuda"
+        return str(self.model.device.type) != "cuda"
 
     def _tell(self, error: Exception, name: str) -> None:
         """Make the others of the ring raise this rank's error from their next call of the ring."""
