@@ -105,7 +105,8 @@ def ring_attention(
     ----------
     q : jax.Array
         This device's rows, ``[B, H, Q, D]``, or ``[B, Q, H, D]`` for ``tensor_layout="bshd"``;
-        float16, bfloat16, float32 or float64.
+        float16, bfloat16, float32 or float64. Without ``jax_enable_x64`` JAX turns NumPy's
+        float64 into float32.
     k, v : jax.Array
         ``[B, Hkv, K, D]`` (``[B, K, Hkv, D]``) of q's dtype; Hkv must divide H.
     axis_name : str or tuple of str
@@ -217,8 +218,9 @@ def attention_step(
     Raises
     ------
     InvalidProblemError, UnsupportedError
-        As in :func:`ring_attention`. Also: the state is of another problem, a gradient is asked
-        for, or an explicit mesh axis shards q, k or v.
+        As in :func:`ring_attention`. Also: the state has not this problem's size and dtype (a state
+        of another problem of the same size is not recognised), a gradient is asked for, or an
+        explicit mesh axis shards q, k or v.
     """
     dim = _sequence_dim(tensor_layout)
     q, k, v = (_array(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
