@@ -110,3 +110,27 @@ def test_sums_that_are_still_to_be_made(jax, ring, hand, plane):
             jax.jit(within)(*arrays)
         with pytest.raises(bk.InvalidProblemError, match="k: got an array .* unreduced over data"):
             jax.jit(step)(*arrays)
+
+
+def test_gradients_that_are_summed_later(jax, ring, hand, plane):
+    """Reduced keys and values beside queries that vary: JAX sums their gradients."""
+    spec = jax.sharding.PartitionSpec
+    x = draw("f32", 4, **SHAPE)
+    cut, later = spec("data", None, "ring"), spec(None, None, "ring", reduced={"data"})
+
+    def attend(q, k, v, of_q=cut):
+        f = jax.shard_map(lambda q, k, v: ring.ring_attention(q, k, v, "ring", is_causal=True),
+                          in_specs=(of_q, later, later), out_specs=of_q)  # fmt: skip
+        q = q if of_q is cut else jax.reshard(q, later)
+        return f(q, jax.reshard(k, later), jax.reshard(v, later))
+
+    q, dy = hand.on_mesh(plane, [x.q, x.dy], spec=cut)
+    k, v = hand.on_mesh(plane, [x.k[:1], x.v[:1]])
+    with jax.set_mesh(plane):
+        got = jax.jit(lambda q, k, v, dy: jax.vjp(attend, q, k, v)[1](dy))(q, k, v, dy)
+        with pytest.raises(bk.InvalidProblemError, match="q: got an array .* reduced over data"):
+            jax.jit(lambda k, v: attend(k, k, v, later))(k, v)
+    twice = [np.repeat(a[:1], 2, 0) for a in (x.k, x.v)]
+    dq, dk, dv = attention_backward(x.q, *twice, x.dy, is_causal=True)
+    truth = dq, dk.sum(0, keepdims=True), dv.sum(0, keepdims=True)
+    assert_gradients("host", "f32", got, truth, peaked=True)

@@ -93,17 +93,23 @@ def explicit_spec(
     return specs[0]
 
 
-def refuse_unreduced(name: str, x: Any) -> None:
-    """Raise for an array whose sum over a mesh axis is still to be made: attention is not
-    linear."""
+def refuse_sums(name: str, x: Any, kind: str = "unreduced") -> None:
+    """Raise for an array whose sum over a mesh axis is still to be made: its own ("unreduced"),
+    since attention is not linear, or its gradient's ("reduced"), which the backward would need."""
     aval = jax.typeof(x)
     holders = (getattr(aval, "manual_axis_type", None), getattr(aval.sharding, "spec", None))
-    axes = frozenset().union(*(getattr(each, "unreduced", ()) for each in holders))
+    axes = frozenset().union(*(getattr(each, kind, ()) for each in holders))
     if axes:
         raise InvalidProblemError(
-            f"{name}: got an array that is unreduced over {', '.join(sorted(map(str, axes)))}, must "
-            "be summed before: use jax.reshard, or jax.lax.psum inside jax.shard_map"
+            f"{name}: got an array that is {kind} over {', '.join(sorted(map(str, axes)))}, must "
+            f"{_INSTEAD[kind]} inside jax.shard_map"
         )
+
+
+_INSTEAD = {
+    "unreduced": "be summed before: use jax.reshard, or jax.lax.psum",
+    "reduced": "be varying or replicated: use jax.reshard, or jax.lax.pcast",
+}
 
 
 def over_parts(

@@ -18,7 +18,7 @@ from baracuda_kernels.interop.jax import _step
 from baracuda_kernels.interop.jax._axes import (
     explicit_spec,
     refuse_explicit_axes,
-    refuse_unreduced,
+    refuse_sums,
     ring_axes,
     uniform,
     varying_axes,
@@ -142,7 +142,8 @@ def ring_attention(
     ------
     InvalidProblemError
         While tracing: shapes or dtypes do not fit, the layout is unknown, ``axis_name`` is not
-        bound here, explicit mesh axes shard rows or head_dim, or an array is unreduced.
+        bound here, explicit mesh axes shard rows or head_dim, or an array is unreduced
+        over a mesh axis, or reduced over one over which no other varies.
     UnsupportedError
         While tracing, and under ``jit`` while compiling: forward mode, or a gradient of the
         gradient. While compiling: no kernel serves the problem on the platform, or its gradient if
@@ -169,6 +170,8 @@ def ring_attention(
     )
     along = varying_axes(lax.axis_index(axis_name)) if len(devices) > 1 else frozenset()
     q, k, v = uniform(*map(reverse_only, (q, k, v)), also=along)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        refuse_sums(name, x, "reduced")  # those that another operand has not made varying
     result: jax.Array | tuple[jax.Array, jax.Array] = attention(q, k, v, ring)
     return result
 
@@ -297,7 +300,7 @@ def _array(name: str, x: Any) -> jax.Array:
     if x.ndim != 4:
         raise InvalidProblemError(f"{name}: got shape {x.shape}, must have four dimensions")
     array = _converted(name, x) if isinstance(x, np.ndarray) else x
-    refuse_unreduced(name, array)
+    refuse_sums(name, array)
     return array
 
 
