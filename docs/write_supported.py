@@ -39,7 +39,11 @@ REFUSED_BY = {
     "plans": ("unit/test_bad_inputs.py",),
     "`interop.torch`": ("interop/test_torch_errors.py",),
     "`interop.transformers`": ("interop/test_transformers.py", "interop/test_training.py"),
-    "`interop.jax`": ("interop/test_jax.py", "interop/test_jax_gradients.py"),
+    "`interop.jax`": (
+        "interop/test_jax.py",
+        "interop/test_jax_axes.py",
+        "interop/test_jax_gradients.py",
+    ),
 }
 COVERAGE = ROOT / "tests" / "interop" / "ring_coverage.json"
 # What a problem may have: options of `explain`, and the tests that compare the answer with float64.

@@ -194,6 +194,21 @@ def test_a_rank_is_one_of_the_ring(jax, ring, name, is_causal):
             ring.attention_step(q, k, v, **options, **{name: one})
 
 
+@pytest.mark.parametrize("name", ["rank", "origin"])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_a_traced_rank_is_one_integer(jax, ring, name, is_causal):
+    qkv = draw(seed=8)
+
+    def step(who):
+        return ring.attention_step(*qkv, world_size=2, is_causal=is_causal, **{name: who})
+
+    for wrong in (1.5, True, np.array([1])):
+        with pytest.raises(
+            bk.InvalidProblemError, match=f"{name}: got .*Tracer.*, must be an integer from 0 to 1"
+        ):
+            jax.jit(step)(wrong)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -204,6 +219,10 @@ def test_a_rank_is_one_of_the_ring(jax, ring, name, is_causal):
         ({"k": "heads", "v": "heads"}, "num_kv_heads"),
         ({"q": "flat"}, "q: got shape"),
         ({"q": "list"}, "q: got builtins.list, must be a jax.Array"),
+        ({"q": "swapped"}, "q: got dtype >f4, must be in this machine's byte order"),
+        ({"v": "masked"}, "v: got a masked array, must be an array without a mask"),
+        ({"k": "objects"}, "k: got dtype object, must be one of"),
+        ({"tensor_layout": ["bhsd"]}, "tensor_layout: got ['bhsd'], must be 'bhsd' or 'bshd'"),
         ({"tensor_layout": "sbhd"}, "tensor_layout: got 'sbhd'"),
         ({"sequence_layout": "spiral"}, "sequence_layout: got 'spiral'"),
         ({"scale": float("nan")}, "scale: got nan"),
@@ -227,6 +246,9 @@ def test_bad_input_is_a_typed_error(jax, ring, change, message):
         "flat": lambda x: x[0],
         "heads": lambda x: np.concatenate([x, x[:, :1]], 1),
         "list": lambda x: x.tolist(),
+        "swapped": lambda x: x.astype(">f4"),
+        "masked": lambda x: np.ma.masked_array(x, mask=x > 0),
+        "objects": lambda x: x.astype(object),
         "other": lambda x: x,
     }
     given = {"q": q, "k": k, "v": v}
@@ -235,6 +257,21 @@ def test_bad_input_is_a_typed_error(jax, ring, change, message):
             given[name] = kinds[change.pop(name)](given.get(name, q))
     with pytest.raises(bk.InvalidProblemError, match=re.escape(message)):
         ring.attention_step(**given, **change)
+
+
+def test_debugging_without_jit(jax, ring):
+    """A step alone is compiled even if jit is off; the search for NaN names it, and ends."""
+    q, k, v = draw(seed=9)
+    expected = ring.attention_step(q, k, v)
+    with jax.disable_jit():
+        got = ring.attention_step(q, k, v)
+    assert all((a == b).all() for a, b in zip(got, expected, strict=True))
+    huge = np.full_like(q, 3e38)
+    with (
+        jax.debug_nans(True),
+        pytest.raises(FloatingPointError, match="invalid value .* in baracuda_attention_step"),
+    ):
+        ring.attention_step(huge, -huge[:, :2], v)
 
 
 def test_devices_and_shards_are_jax_to_check(jax, ring):
@@ -248,11 +285,6 @@ def test_devices_and_shards_are_jax_to_check(jax, ring):
         sharded(jax, ring)(*uneven)
     with pytest.raises(bk.InvalidProblemError, match="got 127 rows, must be a multiple of the 8"):
         ring.sequence_order(P * 16 - 1, P, "zigzag")
-
-
-def test_an_axis_that_is_not_bound(jax, ring):
-    with pytest.raises(bk.InvalidProblemError, match="axis_name: got 'rong'"):
-        ring.ring_attention(*draw(), "rong")
 
 
 def test_a_gradient_that_does_not_go_through_it(jax, ring):

@@ -6,14 +6,42 @@ not know the dimensions of a custom call, would gather the operands on every dev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec, get_abstract_mesh
 
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
+
+
+def ring_axes(axis_name: Any) -> tuple[Any, tuple[int, ...]]:
+    """The axes in the mesh's order, and the number that each rank's device has in that order.
+
+    The order of the names gives the ranks, for ``lax.axis_index`` and for the shards of a
+    PartitionSpec. ``lax.ppermute`` counts devices in the order of the mesh.
+
+    Raises
+    ------
+    InvalidProblemError
+        They are not axes of a ``jax.shard_map`` around this call.
+    """
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    mesh = get_abstract_mesh()
+    known = all(isinstance(name, str) and name in mesh.manual_axes for name in names)
+    if not known or len(set(names)) < len(names):
+        raise InvalidProblemError(
+            f"axis_name: got {axis_name!r}, must be a mesh axis here, or a tuple of several: call "
+            "ring_attention inside jax.shard_map over a mesh that has it"
+        )
+    axes = tuple(name for name in mesh.axis_names if name in names)
+    sizes = [mesh.shape[name] for name in axes]
+    devices = np.arange(math.prod(sizes)).reshape(sizes)
+    by_rank = devices.transpose([axes.index(name) for name in names])
+    return axes, tuple(by_rank.ravel().tolist())
 
 
 def varying_axes(x: Any) -> frozenset[Any]:
@@ -63,6 +91,25 @@ def explicit_spec(
                 f"{PartitionSpec(*specs[0])}: use jax.reshard"
             )
     return specs[0]
+
+
+def refuse_sums(name: str, x: Any, kind: str = "unreduced") -> None:
+    """Raise for an array whose sum over a mesh axis is still to be made: its own ("unreduced"),
+    since attention is not linear, or its gradient's ("reduced"), which the backward would need."""
+    aval = jax.typeof(x)
+    holders = (getattr(aval, "manual_axis_type", None), getattr(aval.sharding, "spec", None))
+    axes = frozenset().union(*(getattr(each, kind, ()) for each in holders))
+    if axes:
+        raise InvalidProblemError(
+            f"{name}: got an array that is {kind} over {', '.join(sorted(map(str, axes)))}, must "
+            f"{_INSTEAD[kind]} inside jax.shard_map"
+        )
+
+
+_INSTEAD = {
+    "unreduced": "be summed before: use jax.reshard, or jax.lax.psum",
+    "reduced": "be varying or replicated: use jax.reshard, or jax.lax.pcast",
+}
 
 
 def over_parts(
@@ -142,5 +189,7 @@ def _spec(x: Any) -> Spec:
         axes = entry if isinstance(entry, tuple) else () if entry is None else (entry,)
         return tuple(axis for axis in axes if kinds.get(axis) == AxisType.Explicit)
 
-    spec = tuple(map(explicit, sharding.spec))
+    # Iterating over a PartitionSpec fails if it has reduced axes.
+    partitions = getattr(sharding.spec, "partitions", sharding.spec)
+    spec = tuple(map(explicit, partitions))
     return spec + ((),) * int(x.ndim - len(spec))

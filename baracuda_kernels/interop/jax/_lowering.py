@@ -76,10 +76,17 @@ def def_step(primitive: Primitive, custom_call: Callable[..., Any]) -> None:
 
     @lru_cache(maxsize=256)
     def compiled(params: tuple[tuple[str, Any], ...]) -> Any:
-        return jax.jit(lambda *operands: primitive.bind(*operands, **dict(params)))
+        def call(*operands: Any) -> Any:
+            # JAX's search for NaN calls this without tracing: a compiled result had one.
+            if not any(isinstance(x, jax.core.Tracer) for x in operands):
+                raise FloatingPointError(f"invalid value (nan or inf) in {primitive.name}")
+            return primitive.bind(*operands, **dict(params))
+
+        return jax.jit(call)
 
     def run_eagerly(*operands: Any, **params: Any) -> Any:
-        return compiled(tuple(sorted(params.items())))(*operands)
+        with jax.disable_jit(False):  # otherwise the call would come back here
+            return compiled(tuple(sorted(params.items())))(*operands)
 
     primitive.multiple_results = True
     primitive.def_impl(run_eagerly)

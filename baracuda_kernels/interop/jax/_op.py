@@ -18,6 +18,8 @@ from baracuda_kernels.interop.jax import _step
 from baracuda_kernels.interop.jax._axes import (
     explicit_spec,
     refuse_explicit_axes,
+    refuse_sums,
+    ring_axes,
     uniform,
     varying_axes,
 )
@@ -103,11 +105,13 @@ def ring_attention(
     ----------
     q : jax.Array
         This device's rows, ``[B, H, Q, D]``, or ``[B, Q, H, D]`` for ``tensor_layout="bshd"``;
-        float16, bfloat16, float32 or float64.
+        float16, bfloat16, float32 or float64. Without ``jax_enable_x64`` JAX turns NumPy's
+        float64 into float32.
     k, v : jax.Array
         ``[B, Hkv, K, D]`` (``[B, K, Hkv, D]``) of q's dtype; Hkv must divide H.
     axis_name : str or tuple of str
-        Mesh axis over which the sequence is sharded.
+        Mesh axis over which the sequence is sharded; or several, the first one outermost, as in a
+        ``PartitionSpec``.
     is_causal : bool, default False
         Mask keys whose global position is after the query's.
     scale : float, optional
@@ -138,13 +142,14 @@ def ring_attention(
     ------
     InvalidProblemError
         While tracing: shapes or dtypes do not fit, the layout is unknown, ``axis_name`` is not
-        bound here, or explicit mesh axes shard rows or head_dim.
+        bound here, explicit mesh axes shard rows or head_dim, or an array is unreduced
+        over a mesh axis, or reduced over one over which no other varies.
     UnsupportedError
         While tracing, and under ``jit`` while compiling: forward mode, or a gradient of the
         gradient. While compiling: no kernel serves the problem on the platform, or its gradient if
         that is asked for; the message has the reason of each kernel.
     """
-    world_size = _axis_size(axis_name)
+    axes, devices = ring_axes(axis_name)
     dim = _sequence_dim(tensor_layout)
     q, k, v = (_array(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     for name, value in (("return_lse", return_lse), ("deterministic", deterministic)):
@@ -155,15 +160,18 @@ def ring_attention(
     ring = Ring(
         _describe(q, k, v, dim, is_causal, scale, sequence_layout),
         axis_name,
-        world_size,
+        axes,
+        devices,
         dim,
         sm_margin,
         return_lse,
         deterministic,
         explicit_spec(q, k, v, axis_name, dim),
     )
-    along = varying_axes(lax.axis_index(axis_name)) if world_size > 1 else frozenset()
+    along = varying_axes(lax.axis_index(axis_name)) if len(devices) > 1 else frozenset()
     q, k, v = uniform(*map(reverse_only, (q, k, v)), also=along)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        refuse_sums(name, x, "reduced")  # those that another operand has not made varying
     result: jax.Array | tuple[jax.Array, jax.Array] = attention(q, k, v, ring)
     return result
 
@@ -196,8 +204,8 @@ def attention_step(
         The result of the previous step; None for the first step. XLA updates it in place.
     rank, origin : int or int32 scalar, default 0
         The rank of the queries and the rank of the keys, in ``[0, world_size)``. Used only by
-        causal masks. The host reads and checks a value that is not traced. A traced value is not
-        checked.
+        causal masks. The host reads and checks a value that is not traced. Of a traced one it checks
+        the type alone.
     world_size : int, default 1
         Number of ranks.
     last : bool, default True
@@ -213,8 +221,9 @@ def attention_step(
     Raises
     ------
     InvalidProblemError, UnsupportedError
-        As in :func:`ring_attention`. Also: the state is of another problem, a gradient is asked
-        for, or an explicit mesh axis shards q, k or v.
+        As in :func:`ring_attention`. Also: the state has not this problem's size and dtype (a state
+        of another problem of the same size is not recognised), a gradient is asked for, or an
+        explicit mesh axis shards q, k or v.
     """
     dim = _sequence_dim(tensor_layout)
     q, k, v = (_array(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
@@ -277,18 +286,8 @@ def sequence_order(
     )
 
 
-def _axis_size(axis_name: Any) -> int:
-    try:
-        return lax.axis_size(axis_name)
-    except NameError as error:
-        raise InvalidProblemError(
-            f"axis_name: got {axis_name!r}, must be a mesh axis here: call ring_attention inside "
-            "jax.shard_map over a mesh that has it"
-        ) from error
-
-
 def _sequence_dim(tensor_layout: str) -> int:
-    if tensor_layout not in _SEQUENCE_DIM:
+    if not isinstance(tensor_layout, str) or tensor_layout not in _SEQUENCE_DIM:
         raise InvalidProblemError(f"tensor_layout: got {tensor_layout!r}, must be 'bhsd' or 'bshd'")
     return _SEQUENCE_DIM[tensor_layout]
 
@@ -300,6 +299,16 @@ def _array(name: str, x: Any) -> jax.Array:
         )
     if x.ndim != 4:
         raise InvalidProblemError(f"{name}: got shape {x.shape}, must have four dimensions")
+    array = _converted(name, x) if isinstance(x, np.ndarray) else x
+    refuse_sums(name, array)
+    return array
+
+
+def _converted(name: str, x: np.ndarray) -> jax.Array:
+    """An array of NumPy as JAX's, on the default device."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise InvalidProblemError(f"{name}: got a masked array, must be an array without a mask")
+    element_of(x, name)  # JAX has no word on the order of bytes
     return jnp.asarray(x)
 
 
@@ -345,6 +354,10 @@ def _margin(sm_margin: Any) -> int:
 def _rank_of(name: str, who: Any, world_size: int) -> Any:
     """A rank in range, or a traced value as it is: XLA clamps one that is out of range."""
     if isinstance(who, jax.core.Tracer):
+        if who.ndim or not jnp.issubdtype(who.dtype, jnp.integer):
+            raise InvalidProblemError(
+                f"{name}: got {who}, must be an integer from 0 to {world_size - 1}"
+            )
         return who
     if isinstance(who, (jax.Array, np.ndarray)) and who.ndim == 0:
         who = np.asarray(who)[()]

@@ -29,12 +29,17 @@ class Ring:
 
     descriptor: RingAttentionDescriptor  # of one device's rows
     axis_name: Any
-    world_size: int
+    axes: Any  # in the mesh's order
+    devices: tuple[int, ...]  # each rank's, counted in that order
     sequence_dim: int
     sm_margin: int
     return_lse: bool
     deterministic: bool
     spec: Spec  # the explicit mesh axes that shard batch and heads
+
+    @property
+    def world_size(self) -> int:
+        return len(self.devices)
 
     def of_part(self, q: jax.Array, k: jax.Array) -> Ring:
         """The ring for one device's part of batch and heads."""
@@ -68,9 +73,9 @@ class Ring:
 
     def to_next(self, x: jax.Array) -> jax.Array:
         """Send each device's array to the next device."""
-        size = self.world_size
-        pairs = [(source, (source + 1) % size) for source in range(size)]
-        received: jax.Array = lax.ppermute(x, self.axis_name, pairs)
+        following = (*self.devices[1:], self.devices[0])
+        pairs = list(zip(self.devices, following, strict=True))
+        received: jax.Array = lax.ppermute(x, self.axes, pairs)
         return received
 
     def maps(self, rank: Any, step: int) -> list[jax.Array]:
