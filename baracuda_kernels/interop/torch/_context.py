@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from baracuda_kernels import SequenceLayout
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
-from baracuda_kernels.interop.torch import _below, _process_group
+from baracuda_kernels.interop.torch import _below, _entered, _process_group
+from baracuda_kernels.interop.torch._entered import entered, innermost
 from baracuda_kernels.interop.torch._op import attend, device_of
 from baracuda_kernels.interop.torch._refusal import tell
 
@@ -56,47 +56,6 @@ def context_parallel(
     if torch.compiler.is_compiling():  # the operator's fake implementation checks the layout
         return _RingMode(name, sequence_layout)
     return _EagerRingMode(name, layout_of(sequence_layout).name)
-
-
-class _Thread(threading.local):
-    def __init__(self) -> None:
-        self.modes: list[_EagerRingMode] = []
-
-
-_thread = _Thread()
-
-# Autograd's threads compute checkpointed layers again. They inherit this thread-local entry from
-# the thread that called backward. The entry is set only if this torch can remove it again: a thread
-# that ends with the entry may hang.
-_INHERITED = "baracuda_context_parallel"
-_stash = getattr(torch._C, "_stash_obj_in_tls", None)
-_remove = getattr(torch._C, "_remove_obj_from_tls", None)
-
-
-def entered() -> _EagerRingMode | None:
-    """This thread's innermost context."""
-    return _thread.modes[-1] if _thread.modes else None
-
-
-def innermost() -> _EagerRingMode | None:
-    """This thread's innermost context; in a thread of autograd, that of the thread that called
-    backward."""
-    if _thread.modes:
-        return _thread.modes[-1]
-    if torch._C._is_key_in_tls(_INHERITED):
-        inherited: _EagerRingMode = torch._C._get_obj_in_tls(_INHERITED)
-        return inherited
-    return None
-
-
-def _bequeath() -> None:
-    """Let autograd's threads inherit this thread's innermost context."""
-    if _stash is None or _remove is None:
-        return
-    if _thread.modes:
-        _stash(_INHERITED, _thread.modes[-1])
-    else:
-        _remove(_INHERITED)
 
 
 class _RingMode(TorchFunctionMode):
@@ -161,14 +120,12 @@ class _EagerRingMode(_RingMode):
             _models.enter_context()
         self._below = _below.guard(_attend_below, _tell_below)
         self._below.__enter__()
-        _thread.modes.append(self)
-        _bequeath()
+        _entered.enter(self)
         return TorchFunctionMode.__enter__(self)
 
     def __exit__(self, *exc_info: object) -> None:
         TorchFunctionMode.__exit__(self, *exc_info)
-        _thread.modes.pop()
-        _bequeath()
+        _entered.leave()
         self._below.__exit__(*exc_info)
 
 

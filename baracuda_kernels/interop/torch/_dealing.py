@@ -16,10 +16,10 @@ import torch.distributed as dist
 from baracuda_kernels import SequenceLayout, sharding
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import CommunicatorError, InvalidProblemError
-from baracuda_kernels.interop.torch import _compiled, _process_group
+from baracuda_kernels.interop.torch import _compiled, _process_group, _tangents
 from baracuda_kernels.interop.torch._works import end_connections
 
-_library = torch.library.Library("baracuda", "FRAGMENT")
+_library = _tangents.Library("baracuda", "FRAGMENT")
 _library.define("shard(Tensor x, int dim, str group_name, str sequence_layout) -> Tensor")
 # call: see _compiled.
 _library.define(

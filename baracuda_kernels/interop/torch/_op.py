@@ -11,6 +11,7 @@ from baracuda_kernels._arguments import layout_of
 from baracuda_kernels._torch_transforms import refuse_derivatives
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError
 from baracuda_kernels.interop.torch import _compiled, _process_group
+from baracuda_kernels.interop.torch._entered import note_call
 from baracuda_kernels.interop.torch._operator import differentiable, forward_op, run_forward
 from baracuda_kernels.interop.torch._refusal import tell
 
@@ -180,6 +181,7 @@ def attend(
     except BaracudaError as error:
         tell(group_name, error, q.device)
         raise
+    note_call(group_name, sequence_layout, q.device)
     if with_gradient:
         both = differentiable(q, k, v, group_name, is_causal, scale, sequence_layout)
         return both

@@ -10,7 +10,8 @@ from torch._C._autograd import _profiler_enabled
 from torch.overrides import has_torch_function_variadic
 
 from baracuda_kernels.errors import BaracudaError, UnsupportedError
-from baracuda_kernels.interop.torch import _compiled, _problem
+from baracuda_kernels.interop.torch import _compiled, _problem, _tangents
+from baracuda_kernels.interop.torch._entered import note_call
 from baracuda_kernels.interop.torch._refusal import tell
 from baracuda_kernels.interop.torch._ring import ring_of
 
@@ -18,7 +19,7 @@ _Pair = tuple[torch.Tensor, torch.Tensor]
 _Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 # torch.library.custom_op would add about 10 us of Python to every call.
-_library = torch.library.Library("baracuda", "FRAGMENT")
+_library = _tangents.Library("baracuda", "FRAGMENT")
 # with_gradient: refuse a problem without a backward before anything is sent. call: see _compiled.
 _library.define(
     "ring_attention(Tensor q, Tensor k, Tensor v, str group_name, bool is_causal, float? scale, "
@@ -44,6 +45,8 @@ def _forward(
     with_gradient: bool = False,
     call: torch.Tensor | None = None,
 ) -> _Pair:
+    if call is not None:  # compiled code: `attend` has run in the compiler
+        note_call(group_name, sequence_layout, q.device)
     ring = ring_of(group_name, q.device)
     both: _Pair = ring.attend(q, k, v, is_causal, scale, sequence_layout, with_gradient)
     return both
@@ -176,6 +179,7 @@ def _gradients_of(
     ctx: Any, dy: torch.Tensor | None, dlse: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, ...]:
     operands = _saved(ctx)
+    _tangents.refuse_tangents("the backward of ring_attention", dy, dlse)
     # The call is made even if no loss depends on this rank's rows: the gradients of the other ranks
     # need this rank's keys.
     if torch.is_grad_enabled():
