@@ -178,6 +178,8 @@ def attend(
         refuse_derivatives("ring_attention", {"q": q, "k": k, "v": v}, "use torch.autograd")
         if not isinstance(sequence_layout, str):
             sequence_layout = layout_of(sequence_layout).name
+        if with_gradient:
+            _refuse_inference(q, k, v)
     except BaracudaError as error:
         tell(group_name, error, q.device)
         raise
@@ -186,6 +188,16 @@ def attend(
         both = differentiable(q, k, v, group_name, is_causal, scale, sequence_layout)
         return both
     return run_forward(q, k, v, group_name, is_causal, scale, sequence_layout, False)
+
+
+def _refuse_inference(*operands: torch.Tensor) -> None:
+    """Raise for what autograd would refuse only after the forward."""
+    for name, x in zip(("q", "k", "v"), operands, strict=True):
+        if x.is_inference():
+            raise InvalidProblemError(
+                f"{name}: got a tensor made in inference mode, must be another one if an operand "
+                f"requires a gradient: give {name}.clone()"
+            )
 
 
 def _as_autocast_casts(

@@ -9,6 +9,7 @@ import torch
 from torch._C._autograd import _profiler_enabled
 from torch.overrides import has_torch_function_variadic
 
+from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import BaracudaError, UnsupportedError
 from baracuda_kernels.interop.torch import _compiled, _problem, _tangents
 from baracuda_kernels.interop.torch._entered import note_call
@@ -165,9 +166,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: _Pair) -> None:
     ctx.options = inputs[3:7]
     y, lse = output
     ctx.set_materialize_grads(False)
-    # lse is saved in a shape that no other attention saves: see _saved. It is detached, since a
-    # saved view of an output and the graph would keep each other alive.
-    ctx.save_for_backward(q, k, v, y, lse.detach().unsqueeze(-1))
+    # lse is saved in a shape that no other attention saves, nor another layout: see _saved. It is
+    # detached, since a saved view of an output and the graph would keep each other alive.
+    shape = _saved_shape(lse.shape, ctx.options[3])
+    ctx.save_for_backward(q, k, v, y, lse.detach().view(shape))
 
 
 def _backward(ctx: Any, dy: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
@@ -194,15 +196,20 @@ def _gradients_of(
 def _saved(ctx: Any) -> tuple[torch.Tensor, ...]:
     """The tensors that the forward saved, or that activation checkpointing computed again."""
     q, k, v, y, lse = ctx.saved_tensors
-    if lse.shape != (*q.shape[:3], 1):
+    if lse.shape != _saved_shape(q.shape[:3], ctx.options[3]):
         error = UnsupportedError(
-            "backward: got a checkpointed forward that was computed again outside of "
+            "backward: got a checkpointed forward that was computed again outside of its "
             "context_parallel, must be called within it: the second forward saw only the rows of "
-            "this rank"
+            "this rank, or others"
         )
         tell(ctx.options[0], error, q.device)
         raise error
-    return q, k, v, y, lse.squeeze(-1)
+    return q, k, v, y, lse.view(q.shape[:3])
+
+
+def _saved_shape(shape: Any, sequence_layout: str) -> tuple[int, ...]:
+    """[B, H, S] and from one to three dimensions of size 1, as many as tell the layout."""
+    return (*shape, *(1,) * (1 + layout_of(sequence_layout).value))
 
 
 class Differentiable(torch.autograd.Function):
