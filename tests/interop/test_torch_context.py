@@ -1,5 +1,7 @@
 """Calls that ``context_parallel`` catches or refuses below PyTorch's function layer."""
 
+import contextlib
+
 import pytest
 from helpers.context_forms import CAUGHT, REFUSED
 
@@ -30,11 +32,13 @@ def test_refused(gloo_ranks, what):
         assert REFUSED[what] in answer["message"], answer
         assert answer["error"] == "UnsupportedError", answer
         # Only TorchScript wraps the error.
-        assert answer["typed"] == ("scripted" not in what), answer
+        assert answer["typed"] == ("scripted" not in what and "traced" not in what), answer
 
 
 def test_what_one_rank_refuses_ends_on_the_others(gloo_ranks):
-    for what in ("a mask", "dropout", "a dtype", "a layout", "no tensor", "written out"):
+    for what in ("a mask", "dropout", "a dtype", "a layout", "no tensor", "written out",
+                 "a dimension of unshard", "a layout of unshard", "no tensor for unshard",
+                 "a compiled mask", "compiled dropout"):  # fmt: skip
         answers = gloo_ranks.run({"do": "one_refuses", "what": what, "odd_rank": 2}, seconds=20)
         for rank, answer in enumerate(answers):
             assert answer["error"] == answers[2]["error"] != "", answer
@@ -42,6 +46,45 @@ def test_what_one_rank_refuses_ends_on_the_others(gloo_ranks):
     # The ring still works, and its ranks agree on the order of calls.
     for answer in gloo_ranks.run({"do": "within", "what": "sdpa"}):
         assert answer["relative"] <= 4e-6, answer
+
+
+def test_a_rank_that_attends_while_others_gather(gloo_ranks):
+    task = {"do": "one_refuses", "what": "another call than unshard", "odd_rank": 2}
+    for answer in gloo_ranks.run(task, seconds=20):
+        assert answer["error"] == "InvalidProblemError", answer
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_repeated_in_another_context(torch, one_rank, reentrant):
+    from torch.utils.checkpoint import CheckpointError, checkpoint
+
+    from baracuda_kernels.interop.torch import context_parallel, ring_attention
+
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    q = torch.randn(1, 2, 8, 16, requires_grad=True)
+
+    def within(x):
+        with context_parallel():
+            return sdpa(x * 2, x, x)
+
+    def direct(x):
+        return ring_attention(x * 2, x, x)
+
+    def bare(x):
+        return sdpa(x * 2, x, x)
+
+    for call, again in ((bare, "contiguous"), (bare, "zigzag"), (within, None), (direct, None)):
+        q.grad = None
+        with context_parallel(sequence_layout="zigzag"):
+            y = checkpoint(call, q, use_reentrant=reentrant)
+        with context_parallel(sequence_layout=again) if again else contextlib.nullcontext():
+            if again == "contiguous":
+                with pytest.raises((UnsupportedError, CheckpointError)):
+                    y.sum().backward()
+                continue
+            y.sum().backward()
+        (exact,) = torch.autograd.grad(bare(q).sum(), q)
+        torch.testing.assert_close(q.grad, exact)
 
 
 def test_nothing_is_left_behind(torch, one_rank):

@@ -265,10 +265,16 @@ def test_a_device_mesh_is_a_group(torch, ring_attention, qkv):
 
 
 def test_sharding(torch, one_rank):
-    from baracuda_kernels.interop.torch import position_ids, shard
+    from baracuda_kernels.interop.torch import position_ids, shard, unshard
 
     with pytest.raises(InvalidProblemError, match=r"dim: got 3, must be in \[-2, 2\)"):
         shard(torch.zeros(2, 3), 3)
+    for call in (shard, unshard):
+        for dim in (None, True, 1.0, "1", (0,)):
+            with pytest.raises(InvalidProblemError, match="dim: got .*, must be an integer"):
+                call(torch.zeros(2, 3), dim)
+        with pytest.raises(InvalidProblemError, match="x: got no dimensions"):
+            call(torch.tensor(1.0), 0)
     with pytest.raises(InvalidProblemError, match="length: got -1"):
         position_ids(-1)
 

@@ -29,7 +29,10 @@ _ATTENTION = (
     "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_attention_math_for_mps",
     "_flash_attention_forward",
+    "_flash_attention_forward_no_dropout_inplace",
+    "_cudnn_attention_forward",
     "_efficient_attention_forward",
     "_triton_multi_head_attention",
 )
@@ -57,12 +60,12 @@ def scores_refusal(shape: Any, dim: int) -> str:
     if len(shape) < 3 or dim % len(shape) != len(shape) - 1:
         return ""
     rows, columns = shape[-2], shape[-1]
-    if rows < 2 or columns < 2:
-        return ""
     # Four dimensions are [B, H, S, S]. Three may be [B * H, S, S], or [B, S, experts].
-    if len(shape) > 3 or rows in (columns, columns - 1):
+    if len(shape) > 3 or (rows > 1 and columns > 1 and rows in (columns, columns - 1)):
+        # A compiler cannot write a number that it keeps open.
+        given = "" if torch.compiler.is_compiling() else f" {tuple(shape)}"
         return (
-            f"softmax: got scores {tuple(shape)} of an attention that is written out, must be "
+            f"softmax: got scores{given} of an attention that is written out, must be "
             "F.scaled_dot_product_attention: it would see only the rows of this rank "
             "(transformers: "
             'attn_implementation="sdpa"; nn.MultiheadAttention: need_weights=False)'
@@ -73,6 +76,10 @@ def scores_refusal(shape: Any, dim: int) -> str:
 def _refuse_scores(x: torch.Tensor, dim: int, *_: Any) -> None:
     if reason := scores_refusal(x.shape, dim):
         raise UnsupportedError(reason)
+
+
+def _refuse_masked_scores(x: torch.Tensor, mask: torch.Tensor, dim: Any = None, *_: Any) -> None:
+    _refuse_scores(x, -1 if dim is None else dim)
 
 
 def _register(
@@ -117,8 +124,12 @@ def _register(
         checked(name, _refuse_all(name))
     for name in _RECURRENT:
         checked(f"{name}.input", _refuse_recurrence(name))
+        checked(f"{name}.data", _refuse_recurrence(name))  # of a PackedSequence
     checked("_softmax", _refuse_scores)
+    checked("_masked_softmax", _refuse_masked_scores)
     checked("convolution", _refuse_convolution)
+    checked("_convolution", _refuse_convolution)  # traced and frozen graphs call it
+    checked("mkldnn_convolution", _refuse_convolution)
     _libraries.extend((everything, aten))
 
 

@@ -14,7 +14,8 @@ from baracuda_kernels import SequenceLayout
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _below, _entered, _process_group
-from baracuda_kernels.interop.torch._entered import entered, innermost
+from baracuda_kernels.interop.torch._entered import entered as entered
+from baracuda_kernels.interop.torch._entered import innermost
 from baracuda_kernels.interop.torch._op import attend, device_of
 from baracuda_kernels.interop.torch._refusal import tell
 
@@ -99,7 +100,15 @@ class _RingMode(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         try:
-            _refuse(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+            _check(query, key, value)
+            reason = _refusal(query, key, attn_mask, dropout_p, is_causal)
+            if reason and torch.compiler.is_compiling():
+                # A compiler would wrap an error that is raised here.
+                y: torch.Tensor = torch.ops.baracuda.refused(query, value, self.group_name, reason)
+                return y
+            if reason:
+                raise UnsupportedError(reason)
+            _check_heads(query, key, enable_gqa)
             rows = query.shape[:-1]
             if query.dim() != 4:
                 query, key, value = _of_four_dimensions(query, key, value)
@@ -147,23 +156,46 @@ def _tell_below(error: UnsupportedError, args: tuple[Any, ...]) -> None:
 
 def refuse_decode(query: torch.Tensor, key: torch.Tensor, is_causal: bool) -> None:
     """Raise for queries that continue a cache: the layout has no positions for their rows."""
+    if reason := _decode_refusal(query, key, is_causal):
+        raise UnsupportedError(reason)
+
+
+def _decode_refusal(query: torch.Tensor, key: torch.Tensor, is_causal: bool) -> str:
     rows, keys = query.shape[-2], key.shape[-2]
-    if rows != keys and (is_causal or rows == 1):
-        raise UnsupportedError(
-            f"query: got {rows} rows, must be as many as the {keys} keys of this rank: decoding "
-            "against a sharded cache is not built"
-        )
+    if rows == keys or not (is_causal or rows == 1):
+        return ""
+    # A compiler cannot write a number that it keeps open.
+    got, own = "another number of rows", "the keys"
+    if not torch.compiler.is_compiling():
+        got, own = f"{rows} rows", f"the {keys} keys"
+    return (
+        f"query: got {got}, must be as many as {own} of this rank: decoding against a sharded "
+        "cache is not built"
+    )
 
 
-def _refuse(
+def _refusal(
     query: torch.Tensor,
     key: torch.Tensor,
-    value: torch.Tensor,
     attn_mask: torch.Tensor | None,
     dropout_p: float,
     is_causal: bool,
-    enable_gqa: bool,
-) -> None:
+) -> str:
+    """Why a call of attention is refused; empty if it is not."""
+    compiling = torch.compiler.is_compiling()
+    if attn_mask is not None:
+        shape = "" if compiling else f" of shape {tuple(attn_mask.shape)}"
+        return (
+            f"attn_mask: got a tensor{shape}, must be None: the ring masks by is_causal alone; "
+            "give is_causal in place of a causal mask, and no padding"
+        )
+    if dropout_p > 0.0:
+        given = "more" if compiling else dropout_p
+        return f"dropout_p: got {given}, must be 0; call model.eval()"
+    return _decode_refusal(query, key, is_causal)
+
+
+def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
         if not isinstance(x, torch.Tensor):
             raise InvalidProblemError(f"{name}: got {type(x).__name__}, must be a torch.Tensor")
@@ -172,14 +204,9 @@ def _refuse(
                 f"{name}: got {x.dim()} dimensions, must have at least 2, and as many as query, "
                 f"{query.dim()}"
             )
-    if attn_mask is not None:
-        raise UnsupportedError(
-            f"attn_mask: got a tensor of shape {tuple(attn_mask.shape)}, must be None: the ring "
-            "masks by is_causal alone; give is_causal in place of a causal mask, and no padding"
-        )
-    if dropout_p > 0.0:
-        raise UnsupportedError(f"dropout_p: got {dropout_p}, must be 0; call model.eval()")
-    refuse_decode(query, key, is_causal)
+
+
+def _check_heads(query: torch.Tensor, key: torch.Tensor, enable_gqa: bool) -> None:
     # A single head of keys is broadcast over the heads of the queries, as in PyTorch.
     if not enable_gqa and query.dim() > 2 and key.shape[-3] not in (1, query.shape[-3]):
         raise InvalidProblemError(

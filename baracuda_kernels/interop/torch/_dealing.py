@@ -30,9 +30,7 @@ _library.define(
 )
 
 
-_SIGNED = {
-    getattr(torch, f"u{name}"): getattr(torch, name) for name in ("int16", "int32", "int64")
-}
+_SIGNED = {getattr(torch, f"u{name}"): getattr(torch, name) for name in ("int16", "int32", "int64")}
 
 
 def _shard(x: torch.Tensor, dim: int, group_name: str, sequence_layout: str) -> torch.Tensor:

@@ -138,9 +138,7 @@ def position_ids(
     return torch.tensor(positions, device=device)
 
 
-def _checked(
-    call: str, x: Any, dim: int, sequence_layout: SequenceLayout | str
-) -> tuple[int, str]:
+def _checked(call: str, x: Any, dim: int, sequence_layout: SequenceLayout | str) -> tuple[int, str]:
     """The dimension, counted from the first, and the name of the layout."""
     if not isinstance(x, torch.Tensor):
         raise InvalidProblemError(f"x: got {type(x).__name__}, must be a torch.Tensor")
