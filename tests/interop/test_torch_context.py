@@ -129,3 +129,26 @@ def test_other_threads_are_left_alone(torch, one_rank):
         thread.start()
         thread.join()
     assert found == [(1, 2, 8, 8)]
+
+
+def test_threads_that_enter_their_first_contexts_at_once(torch, monkeypatch):
+    import threading
+    import time
+
+    from baracuda_kernels.interop.torch import _below
+
+    registered = []
+
+    def register(*kernels):
+        time.sleep(0.05)
+        registered.append(kernels)
+        _below._libraries.append(None)
+
+    monkeypatch.setattr(_below, "_libraries", [])
+    monkeypatch.setattr(_below, "_register", register)
+    threads = [threading.Thread(target=_below.guard, args=(None, None)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(registered) == 1

@@ -9,6 +9,7 @@ set of its thread; outside a context no operator uses it. The key is above autog
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,7 @@ _ATTENTION = (
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 _libraries: list[torch.library.Library] = []
+_lock = threading.Lock()  # threads may enter their first contexts at once
 
 
 def guard(
@@ -49,8 +51,9 @@ def guard(
     ``attend`` and ``refuse`` must be the same in every call: they find the thread's innermost
     context.
     """
-    if not _libraries:
-        _register(attend, refuse)
+    with _lock:
+        if not _libraries:
+            _register(attend, refuse)
     return torch._C._IncludeDispatchKeyGuard(_KEY)
 
 

@@ -14,7 +14,6 @@ from baracuda_kernels import SequenceLayout
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _below, _entered, _process_group
-from baracuda_kernels.interop.torch._entered import entered as entered
 from baracuda_kernels.interop.torch._entered import innermost
 from baracuda_kernels.interop.torch._op import attend, device_of
 from baracuda_kernels.interop.torch._refusal import tell
@@ -189,8 +188,8 @@ def _refusal(
             f"attn_mask: got a tensor{shape}, must be None: the ring masks by is_causal alone; "
             "give is_causal in place of a causal mask, and no padding"
         )
-    if dropout_p > 0.0:
-        given = "more" if compiling else dropout_p
+    if dropout_p != 0.0:
+        given = "another value" if compiling else dropout_p
         return f"dropout_p: got {given}, must be 0; call model.eval()"
     return _decode_refusal(query, key, is_causal)
 
