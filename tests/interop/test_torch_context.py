@@ -131,6 +131,39 @@ def test_other_threads_are_left_alone(torch, one_rank):
     assert found == [(1, 2, 8, 8)]
 
 
+@pytest.mark.parametrize("what", ["exported", "repeated"])
+def test_code_that_was_compiled_in_another_context(torch, one_rank, what):
+    """A compiler does not see that such attention depends on the context."""
+    from torch.utils.checkpoint import checkpoint
+
+    from baracuda_kernels.interop.torch import context_parallel
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.scaled_dot_product_attention(x * 2, x, x)
+
+    q = torch.randn(1, 2, 8, 16, requires_grad=True)
+    layer = Layer()
+    if what == "exported":
+        layer = torch.export.export(layer, (q,)).module()
+    compiled = torch.compile(layer, backend="aot_eager")
+
+    def run():
+        y = compiled(q) if what == "exported" else checkpoint(compiled, q, use_reentrant=False)
+        y.sum().backward()
+
+    for layout in ("zigzag", "contiguous", "zigzag"):
+        with context_parallel(sequence_layout=layout):
+            if layout == "zigzag":
+                run()
+                continue
+            with pytest.raises(UnsupportedError, match="compiled in a context_parallel of another"):
+                run()
+            torch.compiler.reset()
+            run()
+            torch.compiler.reset()
+
+
 def test_threads_that_enter_their_first_contexts_at_once(torch, monkeypatch):
     import threading
     import time

@@ -97,7 +97,9 @@ class _RingMode(TorchFunctionMode):
         is_causal: bool = False,
         scale: float | None = None,
         enable_gqa: bool = False,
+        unseen: bool = False,
     ) -> torch.Tensor:
+        """The ring's attention. `unseen`: a compiler does not see that it is that of a context."""
         try:
             _check(query, key, value)
             reason = _refusal(query, key, attn_mask, dropout_p, is_causal)
@@ -114,7 +116,7 @@ class _RingMode(TorchFunctionMode):
         except BaracudaError as error:
             tell(self.group_name, error, device_of(query, key, value))
             raise
-        y, _ = attend(query, key, value, self.group_name, is_causal, scale, self.layout)
+        y, _ = attend(query, key, value, self.group_name, is_causal, scale, self.layout, unseen)
         return y if len(rows) == 3 else y.reshape(*rows, y.shape[-1])
 
 
@@ -137,6 +139,9 @@ class _EagerRingMode(_RingMode):
         self._below.__exit__(*exc_info)
 
 
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
 def _attend_below(*args: Any) -> torch.Tensor:
     mode = innermost()
     if mode is None:  # this torch passes nothing on to autograd's threads
@@ -144,7 +149,8 @@ def _attend_below(*args: Any) -> torch.Tensor:
             "scaled_dot_product_attention: got a checkpointed call in a thread of autograd, which "
             "does not know its context_parallel, must be ring_attention"
         )
-    return mode.attend(*args)
+    # An exported graph may be called outside of the context; compiled code belongs to it.
+    return mode.attend(*args, unseen=not _is_exporting())
 
 
 def _tell_below(error: UnsupportedError, args: tuple[Any, ...]) -> None:

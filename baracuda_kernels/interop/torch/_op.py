@@ -157,6 +157,7 @@ def attend(
     is_causal: bool,
     scale: float | None,
     sequence_layout: SequenceLayout | str,
+    of_context: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y and lse of tensors [B, H, S, D] on the ring of the group with that name."""
     compiling = torch.compiler.is_compiling()
@@ -169,7 +170,7 @@ def attend(
     if compiling:
         if not isinstance(sequence_layout, str):
             sequence_layout = sequence_layout.name
-        mark = _compiled.call_mark(q.device)
+        mark = _compiled.call_mark(q.device, of_context)
         both = forward_op(
             q, k, v, group_name, is_causal, scale, sequence_layout, with_gradient, mark
         )

@@ -12,7 +12,7 @@ from torch.overrides import has_torch_function_variadic
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import BaracudaError, UnsupportedError
 from baracuda_kernels.interop.torch import _compiled, _problem, _tangents
-from baracuda_kernels.interop.torch._entered import note_call
+from baracuda_kernels.interop.torch._entered import innermost, note_call
 from baracuda_kernels.interop.torch._refusal import tell
 from baracuda_kernels.interop.torch._ring import ring_of
 
@@ -48,9 +48,24 @@ def _forward(
 ) -> _Pair:
     if call is not None:  # compiled code: `attend` has run in the compiler
         note_call(group_name, sequence_layout, q.device)
+        if call.dim() == 2:
+            _require_context(group_name, sequence_layout, q.device)
     ring = ring_of(group_name, q.device)
     both: _Pair = ring.attend(q, k, v, is_causal, scale, sequence_layout, with_gradient)
     return both
+
+
+def _require_context(group_name: str, sequence_layout: str, device: torch.device) -> None:
+    """Raise if the code was compiled in another context than this thread's. A compiler that met the
+    attention below the function layer has not seen that it depends on the context."""
+    mode = innermost()
+    if mode is None or (mode.group_name, mode.layout) != (group_name, sequence_layout):
+        error = UnsupportedError(
+            "scaled_dot_product_attention: got code that was compiled in a context_parallel of "
+            "another group or layout, must be compiled anew: call torch.compiler.reset()"
+        )
+        tell(group_name, error, device)
+        raise error
 
 
 def run_forward(
