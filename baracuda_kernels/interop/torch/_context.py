@@ -150,7 +150,8 @@ def _attend_below(*args: Any) -> torch.Tensor:
             "does not know its context_parallel, must be ring_attention"
         )
     # An exported graph may be called outside of the context; compiled code belongs to it.
-    return mode.attend(*args, unseen=not _is_exporting())
+    y: torch.Tensor = mode.attend(*args, unseen=not _is_exporting())
+    return y
 
 
 def _tell_below(error: UnsupportedError, args: tuple[Any, ...]) -> None:

@@ -22,7 +22,7 @@ from baracuda_kernels.interop.torch import _compiled, _process_group, _refusal, 
 from baracuda_kernels.interop.torch._ring import ring_of
 from baracuda_kernels.interop.torch._works import end_connections
 
-_library = _tangents.Library("baracuda", "FRAGMENT")
+_library = _tangents.library()
 _library.define("shard(Tensor x, int dim, str group_name, str sequence_layout) -> Tensor")
 # call: see _compiled.
 _library.define(
@@ -67,7 +67,7 @@ def _unshard(
             _require_alike(x, dim, layout, group_name)
         if x.numel():
             # As bytes: no backend gathers every dtype, and gloo fails its group for one it lacks.
-            dist.all_gather(_bytes_of(*pieces), *_bytes_of(x.contiguous()), group=ranks)
+            dist.all_gather(_bytes_of(*pieces), _bytes_of(x.contiguous())[0], group=ranks)
     except RuntimeError as error:
         if x.device.type == "cpu":
             end_connections(ranks)

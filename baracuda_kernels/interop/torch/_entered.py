@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
+from types import FrameType
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def note_call(group_name: str, layout: str, device: torch.device) -> None:
         return  # the first forward of such a checkpoint runs under no_grad
     if innermost() is None:
         return
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         # The checkpoints of PyTorch, and of libraries that follow its pattern.
         code = frame.f_code

@@ -20,7 +20,7 @@ _Pair = tuple[torch.Tensor, torch.Tensor]
 _Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 # torch.library.custom_op would add about 10 us of Python to every call.
-_library = _tangents.Library("baracuda", "FRAGMENT")
+_library = _tangents.library()
 # with_gradient: refuse a problem without a backward before anything is sent. call: see _compiled.
 _library.define(
     "ring_attention(Tensor q, Tensor k, Tensor v, str group_name, bool is_causal, float? scale, "

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from baracuda_kernels.errors import UnsupportedError
 
 
-class Library(torch.library.Library):
+class _Library(torch.library.Library):
     """A library of operators whose autograd kernels refuse tangents.
 
     PyTorch's own kernels for a registered formula would drop a tangent, and the derivative would be
@@ -21,7 +21,14 @@ class Library(torch.library.Library):
     def impl(self, op_name: Any, fn: Any, dispatch_key: str = "", **options: Any) -> Any:
         if dispatch_key == "Autograd":
             fn = _refusing_tangents(op_name, fn)
-        return super().impl(op_name, fn, dispatch_key, **options)
+        base: Any = super()
+        return base.impl(op_name, fn, dispatch_key, **options)
+
+
+def library() -> Any:
+    """A part of this package's library of operators."""
+    kind: Any = _Library
+    return kind("baracuda", "FRAGMENT")
 
 
 def _refusing_tangents(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
