@@ -46,8 +46,9 @@ The context does not notice the following. Avoid them yourself:
 
 - kernels that bypass PyTorch's dispatcher, such as the `flash_attn`, `xformers` and Triton packages called by
   the model itself;
-- attention that is written out without a softmax over the scores (`exp` and a sum), or over scores of two
-  dimensions, and code that a compiler other than Dynamo has fused;
+- attention that is written out without a softmax over the last dimension of the scores (`exp` and a sum,
+  `log_softmax`, scores with the keys in another dimension), over scores of two dimensions, or over scores of
+  three dimensions with other numbers of rows and keys; and code that a compiler other than Dynamo has fused;
 - other code that mixes rows: cumulative sums, rolls, shifts by one token, pooling over the sequence (LSTM, GRU,
   RNN and one-dimensional convolution are noticed);
 - positions that a model of your own counts from its shard's first row, instead of taking `position_ids`; for

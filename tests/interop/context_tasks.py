@@ -84,14 +84,29 @@ class ContextTasks:
                     options["sequence_layout"] = "spiral"
                 ring_attention(q, k, v, **options)
                 return {"error": "", "message": ""}
-            if odd and task["what"] == "a mask":
+            if odd and task["what"] in ("a mask", "a compiled mask"):
                 options["attn_mask"] = torch.ones(8, 8, dtype=torch.bool)
-            if odd and task["what"] == "dropout":
+            if odd and task["what"] in ("dropout", "compiled dropout"):
                 options["dropout_p"] = 0.5
+            if task["what"] == "a dimension of unshard":
+                unshard(q, 7 if odd else 2)
+            elif task["what"] == "a layout of unshard":
+                unshard(q, 2, None, "spiral" if odd else "zigzag")
+            elif task["what"] == "no tensor for unshard":
+                unshard(q.numpy() if odd else q, 2)
+            elif task["what"] == "another call than unshard" and not odd:
+                unshard(q, 2)
+            call = _sdpa
+            if task["what"] in ("a compiled mask", "compiled dropout"):
+                call = torch.compile(
+                    lambda q, *rest, **options: _sdpa(q * 2, *rest, **options),
+                    backend="aot_eager",
+                    fullgraph=True,
+                )
             with context_parallel():
                 if odd and task["what"] == "written out":
                     _written_out(q, k, v)
-                _sdpa(q, k, v, **options)
+                call(q, k, v, **options)
         except BaracudaError as error:
             return {"error": type(error).__name__, "message": str(error)}
         return {"error": "", "message": ""}
@@ -179,6 +194,8 @@ def _form(what: str) -> tuple[str, Any]:
             return "qkv", torch.jit.script(_scripted_softmax)
         case "written out of 3 dimensions":
             return "qkv", lambda q, k, v: _written_out(*(x.flatten(0, 1) for x in (q, k, v)))
+        case "written out, of one row":
+            return "qkv", lambda q, k, v: _written_out(q[:, :, -1:], k, v)
         case "written out, exported":
             return "qkv", _exported(_written_out, example).module()
         case "written out, compiled":
@@ -198,8 +215,14 @@ def _form(what: str) -> tuple[str, Any]:
         case "nn.LSTM" | "nn.GRU":
             recurrent = getattr(nn, what[3:])(_WIDTH, _WIDTH, batch_first=True)
             return "x", lambda x: recurrent(x)[0]
-        case "nn.Conv1d":
+        case "nn.LSTM, packed":
+            packed = nn.LSTM(_WIDTH, _WIDTH, batch_first=True)
+            pack = nn.utils.rnn.pack_padded_sequence
+            return "x", lambda x: packed(pack(x, [x.shape[1]], batch_first=True))[0].data
+        case "nn.Conv1d" | "nn.Conv1d, traced":
             convolution = nn.Conv1d(_WIDTH, _WIDTH, 3, padding=1)
+            if what.endswith("traced"):
+                convolution = torch.jit.trace(convolution, torch.randn(1, _WIDTH, 8))
             return "x", lambda x: convolution(x.transpose(1, 2)).transpose(1, 2)
     raise ValueError(what)
 

@@ -372,11 +372,11 @@ def _attention(q, k, v, is_causal):
 
 def _in_mode(call: Any, mode: str) -> Any:
     compiled, _, rest = mode.partition("+")
-    if compiled in ("checkpoint", "selective"):
+    if compiled in ("checkpoint", "selective", "reentrant"):
         compiled, rest = "eager", mode
     if rest:
         inner = call
-        options = {"use_reentrant": False}
+        options = {"use_reentrant": rest == "reentrant"}
         if rest == "selective":
             saved = [torch.ops.baracuda.ring_attention.default]
             contexts = functools.partial(ac.create_selective_checkpoint_contexts, saved)

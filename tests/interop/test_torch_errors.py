@@ -104,6 +104,20 @@ def test_groups(torch, ring_attention, qkv):
             ring_attention(*qkv, group)
 
 
+def test_a_destroyed_group(torch, ring_attention, qkv):
+    from baracuda_kernels.interop.torch import context_parallel, position_ids, shard
+
+    gone = torch.distributed.new_group([0])
+    ring_attention(*qkv, gone)
+    torch.distributed.destroy_process_group(gone)
+    with context_parallel(gone):
+        attend = torch.nn.functional.scaled_dot_product_attention
+        for call in (lambda: ring_attention(*qkv, gone), lambda: attend(*qkv),
+                     lambda: shard(qkv[0], 2, gone), lambda: position_ids(4, gone)):  # fmt: skip
+            with pytest.raises(InvalidProblemError, match="group: got .*, which is destroyed"):
+                call()
+
+
 @pytest.mark.parametrize("borrow", [False, True])
 def test_a_communicator_of_a_group_without_this_process(torch, borrow):
     from baracuda_kernels import Communicator
@@ -265,10 +279,16 @@ def test_a_device_mesh_is_a_group(torch, ring_attention, qkv):
 
 
 def test_sharding(torch, one_rank):
-    from baracuda_kernels.interop.torch import position_ids, shard
+    from baracuda_kernels.interop.torch import position_ids, shard, unshard
 
     with pytest.raises(InvalidProblemError, match=r"dim: got 3, must be in \[-2, 2\)"):
         shard(torch.zeros(2, 3), 3)
+    for call in (shard, unshard):
+        for dim in (None, True, 1.0, "1", (0,)):
+            with pytest.raises(InvalidProblemError, match="dim: got .*, must be an integer"):
+                call(torch.zeros(2, 3), dim)
+        with pytest.raises(InvalidProblemError, match="x: got no dimensions"):
+            call(torch.tensor(1.0), 0)
     with pytest.raises(InvalidProblemError, match="length: got -1"):
         position_ids(-1)
 
@@ -278,6 +298,7 @@ def test_sharding(torch, one_rank):
     [
         ({"attn_mask": True}, UnsupportedError, "attn_mask: got a tensor of shape"),
         ({"dropout_p": 0.1}, UnsupportedError, "dropout_p: got 0.1, must be 0"),
+        ({"dropout_p": -0.1}, UnsupportedError, "dropout_p: got -0.1, must be 0"),
         ({"keys": 12, "is_causal": True}, UnsupportedError, "sharded cache"),
         ({"queries": 1}, UnsupportedError, "sharded cache"),
         ({"kv_heads": 2}, InvalidProblemError, "key: got 2 heads.*enable_gqa"),

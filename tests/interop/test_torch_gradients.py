@@ -100,8 +100,9 @@ def test_modules_train_within_context_parallel(gloo_ranks, module, mode):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_checkpointed_modules_within_context_parallel(gloo_ranks, module):
-    task = {"do": "train_module", "module": module, "mode": "checkpoint"}
+@pytest.mark.parametrize("mode", ["checkpoint", "reentrant"])
+def test_checkpointed_modules_within_context_parallel(gloo_ranks, module, mode):
+    task = {"do": "train_module", "module": module, "mode": mode}
     for answer in gloo_ranks.run(task | {"backward": "inside"}, seconds=240):
         assert not answer["error"] and answer["off"] <= 4e-6, answer
     # Attention that is computed again outside of the context would see only the local rows.

@@ -228,8 +228,15 @@ class Rank(
         mine = shard(x, -1, None, task["layout"])
         back = unshard(mine, -1, None, task["layout"])
         rows = position_ids(mine.shape[-1], None, task["layout"])
-        named = torch.equal(x[..., rows], mine)
-        return {"same": torch.equal(back, x), "named": named, "rows": rows.tolist()}
+        named, same = torch.equal(x[..., rows], mine), torch.equal(back, x)
+        for name in task.get("dtypes", ()):
+            x = (torch.arange(24) % 2).to(getattr(torch, name))
+            back = unshard(shard(x, 0, None, task["layout"]), 0, None, task["layout"])
+            same &= back.dtype is x.dtype
+            same &= torch.equal(back.view(torch.uint8), x.view(torch.uint8))
+            empty = unshard(x[:, None][:, :0], 0)  # no bytes to gather
+            assert empty.shape == (24 * dist.get_world_size(), 0)
+        return {"same": same, "named": named, "rows": rows.tolist()}
 
     def communicator(self, task: dict) -> dict:
         """Whether the ring has made its own communicator."""

@@ -28,6 +28,10 @@ class Agreement:
 
     def require(self, mine: bytes) -> None:
         """Raise the refusal of another rank, or an error for the first rank that differs."""
+        _agreement.require(self._size, self.exchange(mine))
+
+    def exchange(self, mine: bytes) -> list[bytes]:
+        """The messages of all ranks, in their order. The refusal of another rank is raised."""
         self._finish()
         received = self._post(mine)
         self._finish()
@@ -36,7 +40,7 @@ class Agreement:
             refusal = _refusal_message.decode(rank, message)
             if refusal is not None:
                 raise refusal
-        _agreement.require(self._size, messages)
+        return messages
 
     def refuse(self, error: BaracudaError) -> None:
         """Send the refusal in the round of this call, without waiting for the other ranks."""

@@ -9,6 +9,7 @@ set of its thread; outside a context no operator uses it. The key is above autog
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -29,13 +30,17 @@ _ATTENTION = (
     "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_attention_math_for_mps",
     "_flash_attention_forward",
+    "_flash_attention_forward_no_dropout_inplace",
+    "_cudnn_attention_forward",
     "_efficient_attention_forward",
     "_triton_multi_head_attention",
 )
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 _libraries: list[torch.library.Library] = []
+_lock = threading.Lock()  # threads may enter their first contexts at once
 
 
 def guard(
@@ -46,8 +51,9 @@ def guard(
     ``attend`` and ``refuse`` must be the same in every call: they find the thread's innermost
     context.
     """
-    if not _libraries:
-        _register(attend, refuse)
+    with _lock:
+        if not _libraries:
+            _register(attend, refuse)
     return torch._C._IncludeDispatchKeyGuard(_KEY)
 
 
@@ -57,12 +63,12 @@ def scores_refusal(shape: Any, dim: int) -> str:
     if len(shape) < 3 or dim % len(shape) != len(shape) - 1:
         return ""
     rows, columns = shape[-2], shape[-1]
-    if rows < 2 or columns < 2:
-        return ""
     # Four dimensions are [B, H, S, S]. Three may be [B * H, S, S], or [B, S, experts].
-    if len(shape) > 3 or rows in (columns, columns - 1):
+    if len(shape) > 3 or (rows > 1 and columns > 1 and rows in (columns, columns - 1)):
+        # A compiler cannot write a number that it keeps open.
+        given = "" if torch.compiler.is_compiling() else f" {tuple(shape)}"
         return (
-            f"softmax: got scores {tuple(shape)} of an attention that is written out, must be "
+            f"softmax: got scores{given} of an attention that is written out, must be "
             "F.scaled_dot_product_attention: it would see only the rows of this rank "
             "(transformers: "
             'attn_implementation="sdpa"; nn.MultiheadAttention: need_weights=False)'
@@ -73,6 +79,10 @@ def scores_refusal(shape: Any, dim: int) -> str:
 def _refuse_scores(x: torch.Tensor, dim: int, *_: Any) -> None:
     if reason := scores_refusal(x.shape, dim):
         raise UnsupportedError(reason)
+
+
+def _refuse_masked_scores(x: torch.Tensor, mask: torch.Tensor, dim: Any = None, *_: Any) -> None:
+    _refuse_scores(x, -1 if dim is None else dim)
 
 
 def _register(
@@ -117,8 +127,12 @@ def _register(
         checked(name, _refuse_all(name))
     for name in _RECURRENT:
         checked(f"{name}.input", _refuse_recurrence(name))
+        checked(f"{name}.data", _refuse_recurrence(name))  # of a PackedSequence
     checked("_softmax", _refuse_scores)
+    checked("_masked_softmax", _refuse_masked_scores)
     checked("convolution", _refuse_convolution)
+    checked("_convolution", _refuse_convolution)  # traced and frozen graphs call it
+    checked("mkldnn_convolution", _refuse_convolution)
     _libraries.extend((everything, aten))
 
 

@@ -33,10 +33,16 @@ def keep(*operators: Any) -> None:
         _operators.append(operator)
 
 
-def call_mark(device: torch.device) -> torch.Tensor | None:
-    """An empty operand, a new one for each traced call; None in eager code."""
+def call_mark(device: torch.device, of_context: bool = False) -> torch.Tensor | None:
+    """An empty operand, a new one for each traced call; None in eager code.
+
+    With `of_context` it has two dimensions: the call has the group and layout of a context, and the
+    compiler has not seen that they depend on it.
+    """
     # No compiler merges two empty tensors: each has its own memory.
-    return torch.empty(0, device=device) if torch.compiler.is_compiling() else None
+    if not torch.compiler.is_compiling():
+        return None
+    return torch.empty((0, 0) if of_context else 0, device=device)
 
 
 def chain() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from baracuda_kernels import SequenceLayout
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
-from baracuda_kernels.interop.torch import _below, _process_group
+from baracuda_kernels.interop.torch import _below, _entered, _process_group
+from baracuda_kernels.interop.torch._entered import innermost
 from baracuda_kernels.interop.torch._op import attend, device_of
 from baracuda_kernels.interop.torch._refusal import tell
 
@@ -58,47 +58,6 @@ def context_parallel(
     return _EagerRingMode(name, layout_of(sequence_layout).name)
 
 
-class _Thread(threading.local):
-    def __init__(self) -> None:
-        self.modes: list[_EagerRingMode] = []
-
-
-_thread = _Thread()
-
-# Autograd's threads compute checkpointed layers again. They inherit this thread-local entry from
-# the thread that called backward. The entry is set only if this torch can remove it again: a thread
-# that ends with the entry may hang.
-_INHERITED = "baracuda_context_parallel"
-_stash = getattr(torch._C, "_stash_obj_in_tls", None)
-_remove = getattr(torch._C, "_remove_obj_from_tls", None)
-
-
-def entered() -> _EagerRingMode | None:
-    """This thread's innermost context."""
-    return _thread.modes[-1] if _thread.modes else None
-
-
-def innermost() -> _EagerRingMode | None:
-    """This thread's innermost context; in a thread of autograd, that of the thread that called
-    backward."""
-    if _thread.modes:
-        return _thread.modes[-1]
-    if torch._C._is_key_in_tls(_INHERITED):
-        inherited: _EagerRingMode = torch._C._get_obj_in_tls(_INHERITED)
-        return inherited
-    return None
-
-
-def _bequeath() -> None:
-    """Let autograd's threads inherit this thread's innermost context."""
-    if _stash is None or _remove is None:
-        return
-    if _thread.modes:
-        _stash(_INHERITED, _thread.modes[-1])
-    else:
-        _remove(_INHERITED)
-
-
 class _RingMode(TorchFunctionMode):
     def __init__(self, group_name: str, layout: SequenceLayout | str) -> None:
         super().__init__()
@@ -138,16 +97,26 @@ class _RingMode(TorchFunctionMode):
         is_causal: bool = False,
         scale: float | None = None,
         enable_gqa: bool = False,
+        unseen: bool = False,
     ) -> torch.Tensor:
+        """The ring's attention. `unseen`: a compiler does not see that it is that of a context."""
         try:
-            _refuse(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+            _check(query, key, value)
+            reason = _refusal(query, key, attn_mask, dropout_p, is_causal)
+            if reason and torch.compiler.is_compiling():
+                # A compiler would wrap an error that is raised here.
+                y: torch.Tensor = torch.ops.baracuda.refused(query, value, self.group_name, reason)
+                return y
+            if reason:
+                raise UnsupportedError(reason)
+            _check_heads(query, key, enable_gqa)
             rows = query.shape[:-1]
             if query.dim() != 4:
                 query, key, value = _of_four_dimensions(query, key, value)
         except BaracudaError as error:
             tell(self.group_name, error, device_of(query, key, value))
             raise
-        y, _ = attend(query, key, value, self.group_name, is_causal, scale, self.layout)
+        y, _ = attend(query, key, value, self.group_name, is_causal, scale, self.layout, unseen)
         return y if len(rows) == 3 else y.reshape(*rows, y.shape[-1])
 
 
@@ -161,15 +130,16 @@ class _EagerRingMode(_RingMode):
             _models.enter_context()
         self._below = _below.guard(_attend_below, _tell_below)
         self._below.__enter__()
-        _thread.modes.append(self)
-        _bequeath()
+        _entered.enter(self)
         return TorchFunctionMode.__enter__(self)
 
     def __exit__(self, *exc_info: object) -> None:
         TorchFunctionMode.__exit__(self, *exc_info)
-        _thread.modes.pop()
-        _bequeath()
+        _entered.leave()
         self._below.__exit__(*exc_info)
+
+
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def _attend_below(*args: Any) -> torch.Tensor:
@@ -179,7 +149,9 @@ def _attend_below(*args: Any) -> torch.Tensor:
             "scaled_dot_product_attention: got a checkpointed call in a thread of autograd, which "
             "does not know its context_parallel, must be ring_attention"
         )
-    return mode.attend(*args)
+    # An exported graph may be called outside of the context; compiled code belongs to it.
+    y: torch.Tensor = mode.attend(*args, unseen=not _is_exporting())
+    return y
 
 
 def _tell_below(error: UnsupportedError, args: tuple[Any, ...]) -> None:
@@ -190,23 +162,46 @@ def _tell_below(error: UnsupportedError, args: tuple[Any, ...]) -> None:
 
 def refuse_decode(query: torch.Tensor, key: torch.Tensor, is_causal: bool) -> None:
     """Raise for queries that continue a cache: the layout has no positions for their rows."""
+    if reason := _decode_refusal(query, key, is_causal):
+        raise UnsupportedError(reason)
+
+
+def _decode_refusal(query: torch.Tensor, key: torch.Tensor, is_causal: bool) -> str:
     rows, keys = query.shape[-2], key.shape[-2]
-    if rows != keys and (is_causal or rows == 1):
-        raise UnsupportedError(
-            f"query: got {rows} rows, must be as many as the {keys} keys of this rank: decoding "
-            "against a sharded cache is not built"
-        )
+    if rows == keys or not (is_causal or rows == 1):
+        return ""
+    # A compiler cannot write a number that it keeps open.
+    got, own = "another number of rows", "the keys"
+    if not torch.compiler.is_compiling():
+        got, own = f"{rows} rows", f"the {keys} keys"
+    return (
+        f"query: got {got}, must be as many as {own} of this rank: decoding against a sharded "
+        "cache is not built"
+    )
 
 
-def _refuse(
+def _refusal(
     query: torch.Tensor,
     key: torch.Tensor,
-    value: torch.Tensor,
     attn_mask: torch.Tensor | None,
     dropout_p: float,
     is_causal: bool,
-    enable_gqa: bool,
-) -> None:
+) -> str:
+    """Why a call of attention is refused; empty if it is not."""
+    compiling = torch.compiler.is_compiling()
+    if attn_mask is not None:
+        shape = "" if compiling else f" of shape {tuple(attn_mask.shape)}"
+        return (
+            f"attn_mask: got a tensor{shape}, must be None: the ring masks by is_causal alone; "
+            "give is_causal in place of a causal mask, and no padding"
+        )
+    if dropout_p != 0.0:
+        given = "another value" if compiling else dropout_p
+        return f"dropout_p: got {given}, must be 0; call model.eval()"
+    return _decode_refusal(query, key, is_causal)
+
+
+def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
         if not isinstance(x, torch.Tensor):
             raise InvalidProblemError(f"{name}: got {type(x).__name__}, must be a torch.Tensor")
@@ -215,14 +210,9 @@ def _refuse(
                 f"{name}: got {x.dim()} dimensions, must have at least 2, and as many as query, "
                 f"{query.dim()}"
             )
-    if attn_mask is not None:
-        raise UnsupportedError(
-            f"attn_mask: got a tensor of shape {tuple(attn_mask.shape)}, must be None: the ring "
-            "masks by is_causal alone; give is_causal in place of a causal mask, and no padding"
-        )
-    if dropout_p > 0.0:
-        raise UnsupportedError(f"dropout_p: got {dropout_p}, must be 0; call model.eval()")
-    refuse_decode(query, key, is_causal)
+
+
+def _check_heads(query: torch.Tensor, key: torch.Tensor, enable_gqa: bool) -> None:
     # A single head of keys is broadcast over the heads of the queries, as in PyTorch.
     if not enable_gqa and query.dim() > 2 and key.shape[-3] not in (1, query.shape[-3]):
         raise InvalidProblemError(

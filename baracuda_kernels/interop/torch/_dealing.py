@@ -7,6 +7,7 @@ shards.
 
 from __future__ import annotations
 
+import json
 import zlib
 from typing import Any
 
@@ -15,11 +16,13 @@ import torch.distributed as dist
 
 from baracuda_kernels import SequenceLayout, sharding
 from baracuda_kernels._arguments import layout_of
-from baracuda_kernels.errors import CommunicatorError, InvalidProblemError
-from baracuda_kernels.interop.torch import _compiled, _process_group
+from baracuda_kernels._core._info import build_info
+from baracuda_kernels.errors import BaracudaError, CommunicatorError, InvalidProblemError
+from baracuda_kernels.interop.torch import _compiled, _process_group, _refusal, _tangents
+from baracuda_kernels.interop.torch._ring import ring_of
 from baracuda_kernels.interop.torch._works import end_connections
 
-_library = torch.library.Library("baracuda", "FRAGMENT")
+_library = _tangents.library()
 _library.define("shard(Tensor x, int dim, str group_name, str sequence_layout) -> Tensor")
 # call: see _compiled.
 _library.define(
@@ -27,11 +30,18 @@ _library.define(
 )
 
 
+_SIGNED = {getattr(torch, f"u{name}"): getattr(torch, name) for name in ("int16", "int32", "int64")}
+
+
 def _shard(x: torch.Tensor, dim: int, group_name: str, sequence_layout: str) -> torch.Tensor:
     ranks = _process_group.resolve(group_name)
     rows = rows_of(x, dim, ranks)
     positions = sharding.positions(rows, ranks.rank(), ranks.size(), sequence_layout)
-    return x.index_select(dim, torch.tensor(positions, device=x.device))
+    rows_here = torch.tensor(positions, device=x.device)
+    kind = _SIGNED.get(x.dtype)
+    if kind is not None:  # PyTorch selects no rows of these
+        return x.view(kind).index_select(dim, rows_here).view(x.dtype)
+    return x.index_select(dim, rows_here)
 
 
 def _fake_shard(x: torch.Tensor, dim: int, group_name: str, sequence_layout: str) -> torch.Tensor:
@@ -54,8 +64,10 @@ def _unshard(
     ]
     try:
         if ranks.size() > 1:
-            _require_alike(x, dim, layout, ranks)
-        dist.all_gather(pieces, x.contiguous(), group=ranks)
+            _require_alike(x, dim, layout, group_name)
+        if x.numel():
+            # As bytes: no backend gathers every dtype, and gloo fails its group for one it lacks.
+            dist.all_gather(_bytes_of(*pieces), _bytes_of(x.contiguous())[0], group=ranks)
     except RuntimeError as error:
         if x.device.type == "cpu":
             end_connections(ranks)
@@ -95,26 +107,53 @@ def rows_of(x: torch.Tensor, dim: int, ranks: dist.ProcessGroup) -> int:
     return sharding.rows_per_rank(x.shape[dim], ranks.size(), f"dimension {dim}")
 
 
-def _require_alike(
-    x: torch.Tensor, dim: int, layout: SequenceLayout, ranks: dist.ProcessGroup
-) -> None:
+def tell(group_name: str, error: BaracudaError, x: Any) -> None:
+    """Send an error to the ranks that wait for this rank, if they compare their rows on the CPU."""
+    of_cpu = x.device.type == "cpu" if isinstance(x, torch.Tensor) else True
+    if dist.is_initialized() and of_cpu and _process_group.sends_cpu_tensors(group_name):
+        _refusal.tell(group_name, error, torch.device("cpu"))
+
+
+def _bytes_of(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [x.view(-1).view(torch.uint8) for x in tensors]
+
+
+def _require_alike(x: torch.Tensor, dim: int, layout: SequenceLayout, group_name: str) -> None:
     """Raise on every rank if shapes, dtypes, dim or layouts differ: gloo would read the bytes of
     one dtype as another, or end the process."""
+    compare = _alike_on_cpu if x.device.type == "cpu" else _alike
+    if not compare(x, dim, layout, group_name):
+        ranks = _process_group.resolve(group_name)
+        raise InvalidProblemError(
+            f"x: got shape {tuple(x.shape)}, dim {dim}, {x.dtype} and the {layout.name.lower()} "
+            f"layout on rank {ranks.rank()}, must be the same on every rank"
+        )
+
+
+def _alike_on_cpu(x: torch.Tensor, dim: int, layout: SequenceLayout, group_name: str) -> bool:
+    """By the round of messages that begins every call of a ring: it carries refusals, and a rank
+    that calls the ring meanwhile differs."""
+    fields = {
+        "library version": build_info()["version"],
+        "direction": "UNSHARD",
+        "x": f"{dim} {x.dtype} {layout.name} {tuple(x.shape)}"[:600],
+    }
+    messages = ring_of(group_name, x.device).exchange(json.dumps(fields).encode())
+    return all(message == messages[0] for message in messages)
+
+
+def _alike(x: torch.Tensor, dim: int, layout: SequenceLayout, group_name: str) -> bool:
+    ranks = _process_group.resolve(group_name)
     dtype = zlib.crc32(str(x.dtype).encode())
     mine = torch.tensor([dim, dtype, layout.value, *x.shape], device=x.device)
     count = torch.tensor([mine.numel()], device=x.device)
     counts = [torch.empty_like(count) for _ in range(ranks.size())]
     dist.all_gather(counts, count, group=ranks)
-    alike = all(c.item() == counts[0].item() for c in counts)
-    if alike:
-        everyone = [torch.empty_like(mine) for _ in counts]
-        dist.all_gather(everyone, mine, group=ranks)
-        alike = all(torch.equal(one, everyone[0]) for one in everyone)
-    if not alike:
-        raise InvalidProblemError(
-            f"x: got shape {tuple(x.shape)}, dim {dim}, {x.dtype} and the {layout.name.lower()} "
-            f"layout on rank {ranks.rank()}, must be the same on every rank"
-        )
+    if any(c.item() != counts[0].item() for c in counts):
+        return False
+    everyone = [torch.empty_like(mine) for _ in counts]
+    dist.all_gather(everyone, mine, group=ranks)
+    return all(torch.equal(one, everyone[0]) for one in everyone)
 
 
 for _name, _implementation, _fake, _gradient in (

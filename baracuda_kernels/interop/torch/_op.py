@@ -11,6 +11,7 @@ from baracuda_kernels._arguments import layout_of
 from baracuda_kernels._torch_transforms import refuse_derivatives
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError
 from baracuda_kernels.interop.torch import _compiled, _process_group
+from baracuda_kernels.interop.torch._entered import note_call
 from baracuda_kernels.interop.torch._operator import differentiable, forward_op, run_forward
 from baracuda_kernels.interop.torch._refusal import tell
 
@@ -156,6 +157,7 @@ def attend(
     is_causal: bool,
     scale: float | None,
     sequence_layout: SequenceLayout | str,
+    of_context: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y and lse of tensors [B, H, S, D] on the ring of the group with that name."""
     compiling = torch.compiler.is_compiling()
@@ -168,7 +170,7 @@ def attend(
     if compiling:
         if not isinstance(sequence_layout, str):
             sequence_layout = sequence_layout.name
-        mark = _compiled.call_mark(q.device)
+        mark = _compiled.call_mark(q.device, of_context)
         both = forward_op(
             q, k, v, group_name, is_causal, scale, sequence_layout, with_gradient, mark
         )
@@ -177,13 +179,26 @@ def attend(
         refuse_derivatives("ring_attention", {"q": q, "k": k, "v": v}, "use torch.autograd")
         if not isinstance(sequence_layout, str):
             sequence_layout = layout_of(sequence_layout).name
+        if with_gradient:
+            _refuse_inference(q, k, v)
     except BaracudaError as error:
         tell(group_name, error, q.device)
         raise
+    note_call(group_name, sequence_layout, q.device)
     if with_gradient:
         both = differentiable(q, k, v, group_name, is_causal, scale, sequence_layout)
         return both
     return run_forward(q, k, v, group_name, is_causal, scale, sequence_layout, False)
+
+
+def _refuse_inference(*operands: torch.Tensor) -> None:
+    """Raise for what autograd would refuse only after the forward."""
+    for name, x in zip(("q", "k", "v"), operands, strict=True):
+        if x.is_inference():
+            raise InvalidProblemError(
+                f"{name}: got a tensor made in inference mode, must be another one if an operand "
+                f"requires a gradient: give {name}.clone()"
+            )
 
 
 def _as_autocast_casts(

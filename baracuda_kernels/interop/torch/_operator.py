@@ -9,8 +9,10 @@ import torch
 from torch._C._autograd import _profiler_enabled
 from torch.overrides import has_torch_function_variadic
 
+from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import BaracudaError, UnsupportedError
-from baracuda_kernels.interop.torch import _compiled, _problem
+from baracuda_kernels.interop.torch import _compiled, _problem, _tangents
+from baracuda_kernels.interop.torch._entered import innermost, note_call
 from baracuda_kernels.interop.torch._refusal import tell
 from baracuda_kernels.interop.torch._ring import ring_of
 
@@ -18,7 +20,7 @@ _Pair = tuple[torch.Tensor, torch.Tensor]
 _Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 # torch.library.custom_op would add about 10 us of Python to every call.
-_library = torch.library.Library("baracuda", "FRAGMENT")
+_library = _tangents.library()
 # with_gradient: refuse a problem without a backward before anything is sent. call: see _compiled.
 _library.define(
     "ring_attention(Tensor q, Tensor k, Tensor v, str group_name, bool is_causal, float? scale, "
@@ -44,9 +46,26 @@ def _forward(
     with_gradient: bool = False,
     call: torch.Tensor | None = None,
 ) -> _Pair:
+    if call is not None:  # compiled code: `attend` has run in the compiler
+        note_call(group_name, sequence_layout, q.device)
+        if call.dim() == 2:
+            _require_context(group_name, sequence_layout, q.device)
     ring = ring_of(group_name, q.device)
     both: _Pair = ring.attend(q, k, v, is_causal, scale, sequence_layout, with_gradient)
     return both
+
+
+def _require_context(group_name: str, sequence_layout: str, device: torch.device) -> None:
+    """Raise if the code was compiled in another context than this thread's. A compiler that met the
+    attention below the function layer has not seen that it depends on the context."""
+    mode = innermost()
+    if mode is None or (mode.group_name, mode.layout) != (group_name, sequence_layout):
+        error = UnsupportedError(
+            "scaled_dot_product_attention: got code that was compiled in a context_parallel of "
+            "another group or layout, must be compiled anew: call torch.compiler.reset()"
+        )
+        tell(group_name, error, device)
+        raise error
 
 
 def run_forward(
@@ -162,9 +181,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: _Pair) -> None:
     ctx.options = inputs[3:7]
     y, lse = output
     ctx.set_materialize_grads(False)
-    # lse is saved in a shape that no other attention saves: see _saved. It is detached, since a
-    # saved view of an output and the graph would keep each other alive.
-    ctx.save_for_backward(q, k, v, y, lse.detach().unsqueeze(-1))
+    # lse is saved in a shape that no other attention saves, nor another layout: see _saved. It is
+    # detached, since a saved view of an output and the graph would keep each other alive.
+    shape = _saved_shape(lse.shape, ctx.options[3])
+    ctx.save_for_backward(q, k, v, y, lse.detach().view(shape))
 
 
 def _backward(ctx: Any, dy: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
@@ -176,6 +196,7 @@ def _gradients_of(
     ctx: Any, dy: torch.Tensor | None, dlse: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, ...]:
     operands = _saved(ctx)
+    _tangents.refuse_tangents("the backward of ring_attention", dy, dlse)
     # The call is made even if no loss depends on this rank's rows: the gradients of the other ranks
     # need this rank's keys.
     if torch.is_grad_enabled():
@@ -190,15 +211,20 @@ def _gradients_of(
 def _saved(ctx: Any) -> tuple[torch.Tensor, ...]:
     """The tensors that the forward saved, or that activation checkpointing computed again."""
     q, k, v, y, lse = ctx.saved_tensors
-    if lse.shape != (*q.shape[:3], 1):
+    if lse.shape != _saved_shape(q.shape[:3], ctx.options[3]):
         error = UnsupportedError(
-            "backward: got a checkpointed forward that was computed again outside of "
+            "backward: got a checkpointed forward that was computed again outside of its "
             "context_parallel, must be called within it: the second forward saw only the rows of "
-            "this rank"
+            "this rank, or others"
         )
         tell(ctx.options[0], error, q.device)
         raise error
-    return q, k, v, y, lse.squeeze(-1)
+    return q, k, v, y, lse.view(q.shape[:3])
+
+
+def _saved_shape(shape: Any, sequence_layout: str) -> tuple[int, ...]:
+    """[B, H, S] and from one to three dimensions of size 1, as many as tell the layout."""
+    return (*shape, *(1,) * (1 + layout_of(sequence_layout).value))
 
 
 class Differentiable(torch.autograd.Function):

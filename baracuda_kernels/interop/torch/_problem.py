@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -56,10 +57,22 @@ def check_before_dispatch(
     """Raise for what PyTorch's dispatcher would refuse by an error of its own, which the other
     ranks would not get."""
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.is_nested or x.layout is not torch.strided:
-            kind = "a nested tensor" if x.is_nested else f"layout {x.layout}"
-            raise UnsupportedError(f"{name}: got {kind}, must be a dense tensor")
+        require_dense(name, x)
     RingAttentionDescriptor(1, 1, 1, 1, 1, scale=scale, is_causal=is_causal)
+
+
+def require_dense(name: str, x: torch.Tensor) -> None:
+    """UnsupportedError for a tensor that is not one block of numbers of this rank."""
+    if x.is_nested or x.layout is not torch.strided:
+        kind = "a nested tensor" if x.is_nested else f"layout {x.layout}"
+        raise UnsupportedError(f"{name}: got {kind}, must be a dense tensor")
+    if x.is_quantized:
+        raise UnsupportedError(f"{name}: got a quantized tensor, must be dequantized")
+    distributed = sys.modules.get("torch.distributed.tensor")  # loaded if there is a DTensor
+    if distributed is not None and isinstance(x, distributed.DTensor):
+        raise UnsupportedError(
+            f"{name}: got a DTensor, must be this rank's own rows: give {name}.to_local()"
+        )
 
 
 def problem_of(

@@ -57,7 +57,12 @@ def resolve(name: str) -> dist.ProcessGroup:
             "group: got none, torch.distributed must be initialised: call init_process_group first"
         )
     everyone: Any = dist.group.WORLD
-    group: dist.ProcessGroup = _resolve(name) if name else everyone
+    try:
+        group: dist.ProcessGroup = _resolve(name) if name else everyone
+    except RuntimeError as error:
+        raise InvalidProblemError(
+            f"group: got {name!r}, which is destroyed, must be a live ProcessGroup"
+        ) from error
     return group
 
 

@@ -148,6 +148,11 @@ class Ring:
             raise
         return bool(room)
 
+    def exchange(self, mine: bytes) -> list[bytes]:
+        """The messages of all ranks before a collective call on the CPU. Collective."""
+        assert self._agreement is not None
+        return self._agreement.exchange(mine.ljust(_agreement.MESSAGE_BYTES))
+
     def refuse(self, error: BaracudaError) -> None:
         """Send the error that this rank raises to the ranks that wait for it."""
         if self._agreement is not None:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from baracuda_kernels import SequenceLayout, sharding
-from baracuda_kernels._arguments import layout_of
+from baracuda_kernels._arguments import integer, layout_of
 from baracuda_kernels._torch_transforms import refuse_derivatives
-from baracuda_kernels.errors import InvalidProblemError
-from baracuda_kernels.interop.torch import _compiled, _dealing, _process_group
+from baracuda_kernels.errors import BaracudaError, InvalidProblemError
+from baracuda_kernels.interop.torch import _compiled, _dealing, _problem, _process_group
 
 
 def shard(
@@ -46,13 +46,11 @@ def shard(
         The length is not a multiple of the group's size (the message names the nearest ones), there
         is no such dimension, or the group or layout is wrong.
     UnsupportedError
-        `x` has a tangent, or the call is within a ``torch.func`` transform.
+        `x` has a tangent, is sparse, nested, quantized or a DTensor, or the call is within a
+        ``torch.func`` transform.
     """
-    _require_tensor("shard", x)
-    dim = _dimension(x, dim)
-    mine: torch.Tensor = _dealing.shard_op(
-        x, dim, _process_group.name_of(group), _name_of(sequence_layout)
-    )
+    dim, layout = _checked("shard", x, dim, sequence_layout)
+    mine: torch.Tensor = _dealing.shard_op(x, dim, _process_group.name_of(group), layout)
     return mine
 
 
@@ -86,21 +84,22 @@ def unshard(
     ------
     InvalidProblemError
         Shapes, dtypes, `dim` or layouts differ between ranks, here or in the backward of `shard`;
-        there is no such dimension, or the group or layout is wrong.
+        there is no such dimension, or the group or layout is wrong. On the CPU the others get an
+        error of one rank, too.
     UnsupportedError
-        `x` has a tangent, or the call is within a ``torch.func`` transform.
+        `x` has a tangent, is sparse, nested, quantized or a DTensor, or the call is within a
+        ``torch.func`` transform.
     CommunicatorError
         The all-gather failed, here or in the backward of `shard`.
     """
-    _require_tensor("unshard", x)
-    dim = _dimension(x, dim)
-    whole: torch.Tensor = _dealing.unshard_op(
-        x,
-        dim,
-        _process_group.name_of(group),
-        _name_of(sequence_layout),
-        _compiled.call_mark(x.device),
-    )
+    name = _process_group.name_of(group)
+    try:
+        dim, layout = _checked("unshard", x, dim, sequence_layout)
+    except BaracudaError as error:
+        _dealing.tell(name, error, x)
+        raise
+    mark = _compiled.call_mark(x.device)
+    whole: torch.Tensor = _dealing.unshard_op(x, dim, name, layout, mark)
     return whole
 
 
@@ -139,22 +138,23 @@ def position_ids(
     return torch.tensor(positions, device=device)
 
 
-def _require_tensor(call: str, x: Any) -> None:
+def _checked(call: str, x: Any, dim: int, sequence_layout: SequenceLayout | str) -> tuple[int, str]:
+    """The dimension, counted from the first, and the name of the layout."""
     if not isinstance(x, torch.Tensor):
         raise InvalidProblemError(f"x: got {type(x).__name__}, must be a torch.Tensor")
-    if not torch.compiler.is_compiling():  # the operators would drop a tangent
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
         refuse_derivatives(call, {"x": x}, "use torch.autograd")
-
-
-def _dimension(x: torch.Tensor, dim: int) -> int:
+        if call == "unshard" or x.layout is not torch.sparse_coo:
+            _problem.require_dense("x", x)
+        dim = integer("dim", dim)
     if not -x.dim() <= dim < x.dim():
+        if x.dim() == 0:
+            raise InvalidProblemError("x: got no dimensions, must have the sequence dimension")
         raise InvalidProblemError(f"dim: got {dim}, must be in [{-x.dim()}, {x.dim()})")
-    return dim % x.dim()
-
-
-def _name_of(sequence_layout: SequenceLayout | str) -> str:
-    if isinstance(sequence_layout, str):  # the operators check it; a compiler cannot
-        return sequence_layout
-    if torch.compiler.is_compiling():
-        return sequence_layout.name
-    return layout_of(sequence_layout).name
+    # The operators check a text in compiled code; a compiler cannot.
+    if not compiling:
+        sequence_layout = layout_of(sequence_layout).name
+    elif not isinstance(sequence_layout, str):
+        sequence_layout = sequence_layout.name
+    return dim % x.dim(), sequence_layout

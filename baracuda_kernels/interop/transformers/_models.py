@@ -14,7 +14,7 @@ from transformers import AttentionInterface, GenerationMixin, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from baracuda_kernels.errors import BaracudaError, UnsupportedError
-from baracuda_kernels.interop.torch._context import entered, innermost
+from baracuda_kernels.interop.torch._entered import entered, innermost
 from baracuda_kernels.interop.torch._refusal import tell
 from baracuda_kernels.interop.transformers import _attention, _check
 from baracuda_kernels.interop.transformers._attention import Ring
