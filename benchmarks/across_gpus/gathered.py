@@ -94,8 +94,10 @@ def all_gather_own(
         desc = problem.descriptor(queries.stop - queries.start, keys, "contiguous")
         lse = None if dy is None else torch.empty(part(y, queries).shape[:3], device=device)
         # A ring's first and last step in one, of the rank that has just these queries.
-        own: dict[str, Any] = {"rank": number, "world_size": 2 * problem.ranks, "q": part(gathered.q, queries),
-               "y": part(y, queries), "lse": lse}  # fmt: skip
+        own: dict[str, Any] = {
+            "rank": number, "world_size": 2 * problem.ranks, "q": part(gathered.q, queries),
+            "y": part(y, queries), "lse": lse,
+        }  # fmt: skip
         calls.append((bk.RingAttentionPlan.select(desc, stream), desc, queries, keys, own))
 
     def forward() -> list[torch.Tensor]:
