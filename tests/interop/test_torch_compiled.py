@@ -2,6 +2,8 @@
 
 import pytest
 
+import baracuda_kernels as bk
+
 pytestmark = [
     pytest.mark.framework("torch"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
@@ -110,3 +112,16 @@ def test_what_is_kept_for_the_backward(torch, one_rank):
     expected = {x.data_ptr(): x.nbytes for x in (q, k, v, y, lse)}
     assert {x.data_ptr(): x.nbytes for x in kept} == expected
     assert lse.dtype is torch.float32 and len(kept) == 5
+
+
+@pytest.mark.parametrize("layout", ["zigzag", bk.SequenceLayout.CONTIGUOUS])
+def test_positions_in_compiled_code(torch, one_rank, layout):
+    from baracuda_kernels.interop.torch import position_ids
+
+    def embedded(x):
+        return x + position_ids(x.shape[0], one_rank, layout, device=x.device)
+
+    compiled = torch.compile(embedded, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows in (4, 6):
+        x = torch.arange(rows)
+        assert torch.equal(compiled(x), embedded(x)) and compiled(x).dtype == torch.int64

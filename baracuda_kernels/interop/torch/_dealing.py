@@ -24,6 +24,10 @@ from baracuda_kernels.interop.torch._works import end_connections
 
 _library = _tangents.library()
 _library.define("shard(Tensor x, int dim, str group_name, str sequence_layout) -> Tensor")
+# like: gives the device.
+_library.define(
+    "positions(Tensor like, SymInt rows, str group_name, str sequence_layout) -> Tensor"
+)
 # call: see _compiled.
 _library.define(
     "unshard(Tensor x, int dim, str group_name, str sequence_layout, Tensor? call=None) -> Tensor"
@@ -118,6 +122,27 @@ def _bytes_of(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [x.view(-1).view(torch.uint8) for x in tensors]
 
 
+def positions(
+    rows: int, group_name: str, sequence_layout: SequenceLayout | str, device: Any
+) -> torch.Tensor:
+    """Global positions of this rank's rows, int64."""
+    ranks = _process_group.resolve(group_name)
+    found = sharding.positions(rows, ranks.rank(), ranks.size(), sequence_layout)
+    return torch.tensor(found, device=device)
+
+
+def _positions(
+    like: torch.Tensor, rows: int, group_name: str, sequence_layout: str
+) -> torch.Tensor:
+    return positions(rows, group_name, sequence_layout, like.device)
+
+
+def _fake_positions(
+    like: torch.Tensor, rows: int, group_name: str, sequence_layout: str
+) -> torch.Tensor:
+    return like.new_empty((rows,), dtype=torch.int64)
+
+
 def _require_alike(x: torch.Tensor, dim: int, layout: SequenceLayout, group_name: str) -> None:
     """Raise on every rank if shapes, dtypes, dim or layouts differ: gloo would read the bytes of
     one dtype as another, or end the process."""
@@ -165,6 +190,9 @@ for _name, _implementation, _fake, _gradient in (
     torch.library.register_autograd(
         f"baracuda::{_name}", _gradient, setup_context=_save, lib=_library
     )
+_library.impl("positions", _positions, "CompositeExplicitAutograd")
+torch.library.register_fake("baracuda::positions", _fake_positions, lib=_library)
+positions_op = torch.ops.baracuda.positions.default
 shard_op = torch.ops.baracuda.shard.default
 unshard_op = torch.ops.baracuda.unshard.default
 _compiled.keep(unshard_op)

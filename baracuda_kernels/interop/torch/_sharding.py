@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from baracuda_kernels import SequenceLayout, sharding
+from baracuda_kernels import SequenceLayout
 from baracuda_kernels._arguments import integer, layout_of
 from baracuda_kernels._torch_transforms import refuse_derivatives
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError
@@ -133,9 +133,14 @@ def position_ids(
     InvalidProblemError
         `rows` is negative, or the group or layout is wrong.
     """
-    ranks = _process_group.resolve(_process_group.name_of(group))
-    positions = sharding.positions(rows, ranks.rank(), ranks.size(), sequence_layout)
-    return torch.tensor(positions, device=device)
+    name = _process_group.name_of(group)
+    if not torch.compiler.is_compiling():
+        return _dealing.positions(rows, name, sequence_layout, device)
+    if not isinstance(sequence_layout, str):
+        sequence_layout = sequence_layout.name
+    like = torch.empty(0, device=device)
+    found: torch.Tensor = _dealing.positions_op(like, rows, name, sequence_layout)
+    return found
 
 
 def _checked(call: str, x: Any, dim: int, sequence_layout: SequenceLayout | str) -> tuple[int, str]:
