@@ -37,7 +37,10 @@ ASKED = ("is_causal", "scale", "sequence_layout", "tensor_layout", "return_lse",
 REFUSED_BY = {
     "`run_local_ring`, `shard`, `predict`": ("unit/test_arguments.py",),
     "plans": ("unit/test_bad_inputs.py",),
-    "`interop.torch`": ("interop/test_torch_errors.py",),
+    "`interop.torch`": (
+        "interop/test_torch_errors.py",
+        "interop/test_torch_refused_tensors.py",
+    ),
     "`interop.transformers`": ("interop/test_transformers.py", "interop/test_training.py"),
     "`interop.jax`": (
         "interop/test_jax.py",
