@@ -28,7 +28,7 @@ def serves(q: Any) -> bool:
 def forward(is_causal: bool, sets: Iterable[Any]) -> Callable[[], Any]:
     """A call on each set of torch's q, k and v, [B, H, S, D], which it takes as [B, S, H, D].
 
-    They are one program of JAX: its dispatch takes the host as long as a short call the GPU.
+    They are one program of JAX, so that its dispatch is not what is measured of short calls.
     """
     import jax
 

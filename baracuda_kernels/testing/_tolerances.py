@@ -85,8 +85,8 @@ GRADIENT_TOLERANCES = {
 }
 
 # The error of one element may be at most this many times the tolerance times the largest exact
-# element. Norms alone do not show one wrong element, or row, of a large output. In all tests on a
-# GPU the largest were 1.4 (simt) and 0.9 (sm80, sm90a).
+# element. Norms alone do not show one wrong element, or row, of a large output. In the tests on
+# a GPU the largest were 1.4 (simt) and 0.9 (sm80, sm90a).
 _LARGEST = 4.0
 
 

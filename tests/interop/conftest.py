@@ -51,3 +51,11 @@ def jax():
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     return jax
+
+
+@pytest.fixture(scope="session")
+def hand(jax):
+    """Helpers for gradients by JAX, which is imported with its devices."""
+    from helpers import jax_gradients
+
+    return jax_gradients

@@ -20,13 +20,6 @@ def ring(jax):
 
 
 @pytest.fixture(scope="module")
-def hand(jax):
-    from helpers import jax_gradients
-
-    return jax_gradients
-
-
-@pytest.fixture(scope="module")
 def plane(jax):
     return jax.make_mesh((2, 4), ("data", "ring"))
 

@@ -28,13 +28,6 @@ def ring(jax):
 
 
 @pytest.fixture(scope="module")
-def hand(jax):
-    from helpers import jax_gradients
-
-    return jax_gradients
-
-
-@pytest.fixture(scope="module")
 def small(hand):
     """A problem for rings of two, and its mesh."""
     mesh = hand.mesh_of(2)
