@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import sys
 import warnings
@@ -59,6 +60,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # These options are of this run. Some tests start pytest, and -n 2 would split those runs, too.
+    os.environ.pop("PYTEST_ADDOPTS", None)
     for line in (
         "gpu: needs a CUDA device, a build with CUDA, and torch for device memory",
         "multi_rank: runs one process per rank over NCCL, all on one GPU by default",

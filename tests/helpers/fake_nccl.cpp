@@ -1,6 +1,8 @@
 // A small NCCL for tests: host memory, the ranks of one process, one thread per rank or several
 // ranks per thread. Groups block until their messages are exchanged, as a blocking communicator's
 // do. Faults are injected per call, and misuse is counted.
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -216,7 +218,8 @@ int ncclGetUniqueId(ncclUniqueId* id) {
   const int result = enter(lock, "ncclGetUniqueId", {});
   if (result != kSuccess) return result;
   std::memset(id->internal, 0, sizeof(id->internal));
-  const std::string text = "fake-" + std::to_string(++ids);
+  // No other process has the same: the ranks' shared memory is named after it.
+  const std::string text = "fake-" + std::to_string(getpid()) + "-" + std::to_string(++ids);
   std::memcpy(id->internal, text.c_str(), text.size());
   return kSuccess;
 }

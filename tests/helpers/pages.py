@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import forked
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -95,6 +97,30 @@ def run_program(
     return done.stdout
 
 
+def run_on_ranks(
+    program: Path,
+    folder: Path,
+    *arguments: str,
+    ranks: int,
+    environment: Mapping[str, str],
+    timeout: float = 120,
+) -> str:
+    """`run_program` under torchrun; without a GPU in processes that start sooner (forked.py)."""
+    if not forked.possible():
+        launcher = torchrun(ranks)
+        return run_program(
+            program, folder, *arguments, launcher=launcher, environment=environment, timeout=timeout
+        )
+    for again in (True, True, False):
+        codes, output, errors = forked.run_ranks(
+            program, arguments, ranks, cwd=folder, environment=environment, timeout=timeout
+        )
+        if not (again and any(codes) and _ENDED_BY_GLOO in errors):
+            break
+    assert codes == [0] * ranks, f"exit codes {codes}:\n{output[-2000:]}{errors[-4000:]}"
+    return output
+
+
 def run_to_its_end(
     command: Sequence[Any], *, cwd: Path, environment: Mapping[str, str], timeout: float
 ) -> subprocess.CompletedProcess[str]:
@@ -102,9 +128,12 @@ def run_to_its_end(
 
     `subprocess.run` would kill a launcher that is not done in time, and its ranks would stay on the
     GPU. A launcher that is asked to end, by SIGTERM, ends its ranks.
+
+    The input is empty: mpiexec ends if rank 0 does not read what there is.
     """
+    pipe = subprocess.PIPE
     process = subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=cwd, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
     )
     late = False
     try:

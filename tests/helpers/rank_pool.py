@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from . import forked
+
 _WORKER = Path(__file__).parent.parent / "multi_rank" / "worker.py"
 _START_SECONDS = 180.0
 RANK_DEVICE = "BARACUDA_TEST_RANK_DEVICE"  # tells a worker its GPU
@@ -162,7 +164,8 @@ class RankPool:
             environment["NCCL_HOSTID"] = f"rank-{rank}"
         self._started += 1
         stderr = Path(self.folder.name) / f"stderr-{self._started}.txt"
-        return _Worker(self._script, rank, environment, stderr)
+        fork = self._options.get("backend") == "gloo" and forked.possible()
+        return _Worker(self._script, rank, environment, stderr, fork=fork)
 
 
 def _enough_gpus(world_size: int) -> bool:
@@ -180,31 +183,37 @@ def _visible(rank: int) -> str:
 
 
 class _Worker:
-    def __init__(self, script: Path, rank: int, environment: dict[str, str], stderr: Path) -> None:
+    def __init__(
+        self, script: Path, rank: int, environment: dict[str, str], stderr: Path, *, fork: bool
+    ) -> None:
         self.rank = rank
         self._stderr_path = stderr
         self._stderr = stderr.open("w")
-        self._process = subprocess.Popen(
-            [sys.executable, str(script), str(rank)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-        )
+        stdin, tasks = os.pipe()
+        answers, stdout = os.pipe()
+        streams = stdin, stdout, self._stderr.fileno()
+        if fork:
+            self._process = forked.Forked(script, [str(rank)], environment, *streams)
+        else:
+            command = [sys.executable, str(script), str(rank)]
+            names = "stdin", "stdout", "stderr"
+            self._process = subprocess.Popen(command, env=environment, **dict(zip(names, streams)))
+        os.close(stdin)
+        os.close(stdout)
+        self._tasks, self._answers = open(tasks, "w"), open(answers)  # noqa: SIM115 - see close()
         self._lines: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        for line in self._process.stdout:
+        for line in self._answers:
             self._lines.put(line)
         self._lines.put("")  # the end
 
     def tell(self, task: dict[str, Any]) -> None:
         try:
-            self._process.stdin.write(json.dumps(task) + "\n")
-            self._process.stdin.flush()
+            self._tasks.write(json.dumps(task) + "\n")
+            self._tasks.flush()
         except BrokenPipeError:
             pass  # the process has ended: its answer reports that
 
@@ -237,7 +246,7 @@ class _Worker:
 
     def end_input(self) -> None:
         try:
-            self._process.stdin.close()  # the worker's loop ends with its input
+            self._tasks.close()  # the worker's loop ends with its input
         except BrokenPipeError:
             pass  # it is gone already
 
@@ -250,6 +259,6 @@ class _Worker:
             self._process.kill()
             code = self._process.wait(10)
         self._reader.join(10)
-        self._process.stdout.close()
+        self._answers.close()
         self._stderr.close()
         return code

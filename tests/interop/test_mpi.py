@@ -65,7 +65,7 @@ def test_the_commands_on_the_page(mpiexec):
     assert on_gpus[3:] == [*program, "--device", "cuda"]
     done = subprocess.run(
         [mpiexec[0], *launcher[1:], sys.executable, *program[1:]],
-        cwd=ROOT, check=True, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, check=True, capture_output=True, text=True, timeout=120, input="",
     )  # fmt: skip
     errors = re.findall(r"rank \d of 4: host, relative error (\S+)", done.stdout)
     assert len(errors) == 4 and all(float(error) < 2e-6 for error in errors)

@@ -1,10 +1,13 @@
-"""The pages on PyTorch and transformers, and their examples, under torchrun as for a user."""
+"""The pages on PyTorch and transformers, and their examples, as for a user under torchrun.
+
+On a machine without a GPU some are started otherwise (forked.py).
+"""
 
 import json
 import re
 
 import pytest
-from helpers.pages import ROOT, code_blocks, run_page, run_program, torchrun
+from helpers.pages import ROOT, code_blocks, run_on_ranks, run_page, run_program, torchrun
 
 pytestmark = pytest.mark.framework("torch")
 
@@ -24,32 +27,36 @@ def test_the_pytorch_page_over_nccl(tmp_path):
 
 
 def test_the_page_for_those_who_come_from_elsewhere(tmp_path):
-    run_page("coming-from.md", tmp_path, launcher=torchrun(2), environment=NO_GPU)
+    run_blocks(code_blocks("docs/coming-from.md", "python"), tmp_path)
 
 
 @pytest.mark.framework("transformers")
 def test_the_transformers_page(tmp_path):
     prompt, unmodified, _, _ = code_blocks("docs/transformers.md", "python")
-    run_on_two_ranks(prompt + unmodified, tmp_path)
+    run_blocks([prompt, unmodified], tmp_path)
 
 
 @pytest.mark.framework("transformers")
 def test_training_in_a_loop_of_ones_own(tmp_path):
     _, _, loop, _ = code_blocks("docs/transformers.md", "python")
-    run_on_two_ranks(loop, tmp_path)
+    run_blocks([loop], tmp_path)
 
 
 @pytest.mark.framework("transformers")
 @pytest.mark.framework("accelerate")
 def test_training_with_trainer(tmp_path):
     *_, trainer = code_blocks("docs/transformers.md", "python")
-    assert run_on_two_ranks(trainer, tmp_path).count("'grad_norm': ") == 4
+    program = tmp_path / "trainer_page.py"
+    program.write_text(trainer)
+    said = run_program(program, tmp_path, launcher=torchrun(2), environment=NO_GPU)
+    assert said.count("'grad_norm': ") == 4
 
 
-def run_on_two_ranks(text, folder):
-    program = folder / "transformers_page.py"
-    program.write_text(text)
-    return run_program(program, folder, launcher=torchrun(2), environment=NO_GPU)
+def run_blocks(texts, folder):
+    """Blocks of a page, as one program of two ranks."""
+    program = folder / "page.py"
+    program.write_text("\n".join(texts))
+    return run_on_ranks(program, folder, ranks=2, environment=NO_GPU)
 
 
 def test_the_readmes_call(tmp_path):
@@ -86,7 +93,7 @@ def test_the_readmes_ring(tmp_path):
 def test_pytorch_ring(tmp_path, layout):
     example = ROOT / "examples" / "pytorch_ring.py"
     options = ["--rows", "96", "--layout", layout]
-    said = run_program(example, tmp_path, *options, launcher=torchrun(2), environment=NO_GPU)
+    said = run_on_ranks(example, tmp_path, *options, ranks=2, environment=NO_GPU)
     errors = re.findall(r"rank \d of 2: 96 rows, relative error (\d\.\de-\d\d)", said)
     assert len(errors) == 2 and all(float(error) < 1e-2 for error in errors)
 
@@ -97,9 +104,7 @@ def test_a_long_prompt_takes_a_share_of_the_memory(tmp_path):
     options = ["--tokens", "8192", "--hidden", "256", "--layers", "2", "--check"]
     cache, working, token = {}, {}, {}
     for ranks in (1, 4):
-        said = run_program(
-            example, tmp_path, *options, launcher=torchrun(ranks), environment=NO_GPU
-        )
+        said = run_on_ranks(example, tmp_path, *options, ranks=ranks, environment=NO_GPU)
         pattern = r"cache (\S+) MiB, working memory (\d+) MiB, next token (\d+)"
         found = re.findall(pattern, said)
         assert len(found) == ranks, said
@@ -119,7 +124,7 @@ def test_long_contexts_train_as_short_ones(tmp_path):
     """Data-parallel x ring of 4 x 1, 2 x 2 and 1 x 4 ranks: the same losses, or it fails."""
     example = ROOT / "examples" / "train_long_context.py"
     options = ["--steps", "3", "--tokens", "130", "--hidden", "64", "--layers", "2", "--out", "."]
-    said = run_program(example, tmp_path, *options, launcher=torchrun(4), environment=NO_GPU)
+    said = run_on_ranks(example, tmp_path, *options, ranks=4, environment=NO_GPU)
     off = re.findall(r"^CP [24]: loss .* tokens/s, off by (\S+) at most$", said, re.MULTILINE)
     assert len(off) == 2 and all(float(x) < 1e-5 for x in off), said
     curves = json.loads((tmp_path / "f32.json").read_text())["cp"]

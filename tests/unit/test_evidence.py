@@ -205,7 +205,6 @@ def test_a_part_takes_one_gpu(monkeypatch, part):
 
 
 def test_tests_that_had_run_when_their_time_was_up_count(tmp_path, monkeypatch):
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)  # options that only this conftest knows
     monkeypatch.setattr(evidence, "ROOT", tmp_path)
     (tmp_path / "conftest.py").write_text(
         "def pytest_addoption(parser):\n    parser.addoption('--require-gpu', action='store_true')\n"

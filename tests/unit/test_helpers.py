@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import forked
 from helpers.pages import run_to_its_end, torchrun
 
 TESTS = Path(__file__).parents[1]
@@ -58,3 +59,35 @@ def test_a_launcher_that_is_late_leaves_no_rank(tmp_path):
     assert len(files) == 2
     for file in files:
         assert not Path("/proc", file.read_text()).exists()
+
+
+RANK = """
+import os, sys, time, torch
+print(*sys.argv[1:], os.getcwd(), sys.path[0], os.environ["RANK"], torch.get_num_threads(), flush=True)
+if sys.argv[1] == "fails" and os.environ["RANK"] == "1":
+    time.sleep(1)  # the other has printed by then
+    raise ValueError("of rank 1")
+if sys.argv[1] != "ends":
+    sys.stdin.read()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.framework("torch")
+@pytest.mark.skipif(not forked.possible(), reason="capability: no GPU")
+@pytest.mark.parametrize(
+    ("how", "codes", "timeout"),
+    [("ends", [0, 0], 90), ("fails", [None, 1], 90), ("stays", [None, None], 10)],
+)
+def test_forked_ranks(tmp_path, how, codes, timeout):
+    program = tmp_path / "rank.py"
+    program.write_text(RANK)
+    (tmp_path / "elsewhere").mkdir()
+    found, output, errors = forked.run_ranks(
+        program, [how, "more"], 2,
+        cwd=tmp_path / "elsewhere", environment=os.environ, timeout=timeout,
+    )  # fmt: skip
+    assert found == codes
+    for rank in range(2):
+        assert f"{how} more {tmp_path / 'elsewhere'} {tmp_path} {rank} 1\n" in output
+    assert ("ValueError: of rank 1" in errors) == (how == "fails")

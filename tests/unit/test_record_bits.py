@@ -16,9 +16,8 @@ ROOT = Path(__file__).parent.parent.parent
 TESTS = "test_local_ring_host.py::test_16_bit", "test_backward_host.py::test_against_float64"
 
 
-def test_two_runs_of_one_build_give_the_same_file(tmp_path, monkeypatch):
+def test_two_runs_of_one_build_give_the_same_file(tmp_path):
     """By random examples, too, and by several processes."""
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     # Its plugin warns of workers, and warnings are errors.
     workers = ["-n", "2", "-p", "no:benchmark"] if importlib.util.find_spec("xdist") else []
     for name, more in (("one", []), ("two", workers)):

@@ -38,10 +38,19 @@ BY_NAME = sorted(
 # Tests import these with tests/ on the path.
 HELPERS = sorted(f"helpers.{p.stem}" for p in (TESTS / "helpers").glob("[!_]*.py"))
 # Slow, and the same for all.
-FRAMEWORK = "import numpy, torch.distributed.tensor, torch.nn.attention.bias"
+FRAMEWORK = """
+import importlib
+for name in ("torch.distributed.tensor", "torch.nn.attention.bias", "torch._dynamo", "jax", "pytest",
+             "transformers.trainer", "matplotlib.pyplot", "baracuda_kernels.interop.torch"):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        pass
+"""
 # Imports all arguments, each in a child of its own so that none finds what another put on the path;
 # prints what fails. What comes with a package that is not installed is no failure. A program is run
-# up to its last statement, under the name that it has when it is started.
+# up to its last statement, under the name that it has when it is started. A folder is where what
+# follows it is started.
 PROGRAM = """
 import ast, importlib, importlib.util, os, sys, traceback, types
 
@@ -61,6 +70,9 @@ def start(path):
     exec(compile(tree, path, "exec"), vars(module))
 
 for name in sys.argv[1:]:
+    if os.path.isdir(name):
+        os.chdir(name)
+        continue
     child = os.fork()
     if child == 0:
         try:
@@ -79,12 +91,12 @@ for name in sys.argv[1:]:
 """
 
 
-def failures(names, ahead=FRAMEWORK, at=ROOT):
+def failures(names, ahead=FRAMEWORK):
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     installed = [x for x in path if x and ROOT not in (Path(x).resolve(), Path(x).resolve().parent)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(installed)}
     result = subprocess.run(
-        [sys.executable, "-c", ahead + PROGRAM, *map(str, names)], cwd=at, env=environment,
+        [sys.executable, "-c", ahead + PROGRAM, *map(str, names)], cwd=ROOT, env=environment,
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
@@ -92,23 +104,13 @@ def failures(names, ahead=FRAMEWORK, at=ROOT):
 
 
 @pytest.mark.framework("torch")
-def test_what_is_started_by_its_path_imports():
-    names = {path.name for path in BY_PATH}
-    assert {"worker.py", "peer_worker.py", "torch_worker.py", "compare_builds.py"} <= names
-    assert {"jax_gpu.py", "jax_gradients.py", "ring_coverage.py", "test_memory_host.py"} <= names
-    assert failures(BY_PATH) == ""
-
-
-@pytest.mark.framework("torch")
-def test_what_is_started_by_its_name_imports():
+def test_what_is_started_imports():
+    paths = {path.name for path in BY_PATH}
+    assert {"worker.py", "peer_worker.py", "torch_worker.py", "compare_builds.py"} <= paths
+    assert {"jax_gpu.py", "jax_gradients.py", "ring_coverage.py", "test_memory_host.py"} <= paths
     assert {"benchmarks.evidence", "benchmarks.overlap", "benchmarks.memory"} <= set(BY_NAME)
-    assert failures(BY_NAME) == ""
-
-
-@pytest.mark.framework("torch")
-def test_helpers_import():
     assert {"helpers.cuda_ring", "helpers.jax_gradients", "helpers.rank_tasks"} <= set(HELPERS)
-    assert failures(HELPERS, at=TESTS) == ""
+    assert failures([*BY_PATH, *BY_NAME, TESTS, *HELPERS]) == ""
 
 
 @pytest.mark.parametrize(
@@ -128,8 +130,7 @@ def test_what_pytest_starts_on_a_gpu_imports(folder):
     """In an environment of its own: other tests have put more on this one's path."""
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", TESTS / folder],
-        cwd=ROOT, env=os.environ | {"PYTEST_ADDOPTS": ""}, capture_output=True, text=True, timeout=300,
-        check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:]
     collected = {line.partition("::")[0] for line in result.stdout.splitlines() if "::" in line}
