@@ -1,11 +1,12 @@
 """Calls that ``context_parallel`` catches or refuses below PyTorch's function layer."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers.context_forms import CAUGHT, REFUSED
 
-from baracuda_kernels.errors import UnsupportedError
+from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 
 pytestmark = [pytest.mark.framework("torch"), pytest.mark.filterwarnings("ignore:.*torch.jit")]
 
@@ -102,6 +103,51 @@ def test_nothing_is_left_behind(torch, one_rank):
     q.requires_grad_()
     functional.scaled_dot_product_attention(q, q, q).sum().backward()
     assert q.grad is not None
+
+
+@pytest.fixture
+def caught_below(torch):
+    """Whether attention below the function layer is caught now."""
+
+    def caught():
+        try:
+            with torch._C.DisableTorchFunction():
+                torch.softmax(torch.randn(1, 2, 8, 8), -1)
+        except UnsupportedError:
+            return True
+        return False
+
+    return caught
+
+
+def test_one_context_that_is_entered_twice(one_rank, caught_below):
+    from baracuda_kernels.interop.torch import context_parallel
+
+    context = context_parallel()
+    with context:
+        with context:
+            assert caught_below()
+        assert caught_below()
+    assert not caught_below()
+
+
+def test_contexts_that_are_ended_in_another_order(one_rank, caught_below):
+    from baracuda_kernels.interop.torch import _entered, context_parallel
+
+    outer, inner = context_parallel(), context_parallel(sequence_layout="zigzag")
+    ended = (None, None, None)
+    for context in (outer, inner):
+        context.__enter__()
+    with pytest.raises(InvalidProblemError, match="not the innermost of this thread"):
+        outer.__exit__(*ended)
+    with ThreadPoolExecutor() as thread, pytest.raises(InvalidProblemError, match="of this thread"):
+        thread.submit(inner.__exit__, *ended).result()
+    assert caught_below() and _entered.entered() is inner
+    for context in (inner, outer):
+        context.__exit__(*ended)
+    assert not caught_below() and _entered.entered() is None
+    with pytest.raises(InvalidProblemError, match="not the innermost of this thread"):
+        outer.__exit__(*ended)
 
 
 def test_a_softmax_over_experts_is_not_attention(torch, one_rank):

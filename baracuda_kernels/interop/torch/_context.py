@@ -45,7 +45,8 @@ def context_parallel(
     Raises
     ------
     InvalidProblemError
-        The group or layout is wrong. Inside the context: as `ring_attention`.
+        The group or layout is wrong. A context is ended before one within it, or in another thread;
+        it lasts then. Inside the context: as `ring_attention`.
     UnsupportedError
         Inside the context: a mask tensor, dropout, queries that continue a cache (one row, or
         causal, with another number of keys), attention that is written out or fused, a recurrence
@@ -128,15 +129,19 @@ class _EagerRingMode(_RingMode):
             from baracuda_kernels.interop.transformers import _models
 
             _models.enter_context()
-        self._below = _below.guard(_attend_below, _tell_below)
-        self._below.__enter__()
-        _entered.enter(self)
+        guard = _below.guard(_attend_below, _tell_below)
+        guard.__enter__()
+        _entered.enter(self, guard)
         return TorchFunctionMode.__enter__(self)
 
     def __exit__(self, *exc_info: object) -> None:
+        if _entered.entered() is not self:  # PyTorch would end the innermost one instead
+            raise InvalidProblemError(
+                "context_parallel: got the end of a context that is not the innermost of this "
+                "thread, must be ended in the thread that entered it, after those within it"
+            )
         TorchFunctionMode.__exit__(self, *exc_info)
-        _entered.leave()
-        self._below.__exit__(*exc_info)
+        _entered.leave().__exit__(*exc_info)
 
 
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)

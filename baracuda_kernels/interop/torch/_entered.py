@@ -17,6 +17,7 @@ from baracuda_kernels.interop.torch._refusal import tell
 class _Thread(threading.local):
     def __init__(self) -> None:
         self.modes: list[Any] = []
+        self.guards: list[Any] = []  # that of _below.py for each mode
         self.repeated: list[_Repeated] = []  # those that run now
 
 
@@ -30,16 +31,18 @@ _stash = getattr(torch._C, "_stash_obj_in_tls", None)
 _remove = getattr(torch._C, "_remove_obj_from_tls", None)
 
 
-def enter(mode: Any) -> None:
-    """Make a context this thread's innermost one."""
+def enter(mode: Any, guard: Any) -> None:
+    """Make a context this thread's innermost one. `guard`: what `leave` returns."""
     _thread.modes.append(mode)
+    _thread.guards.append(guard)
     _bequeath()
 
 
-def leave() -> None:
-    """End this thread's innermost context."""
+def leave() -> Any:
+    """End this thread's innermost context; the guard of its `enter`."""
     _thread.modes.pop()
     _bequeath()
+    return _thread.guards.pop()
 
 
 def entered() -> Any:
