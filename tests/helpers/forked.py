@@ -156,7 +156,7 @@ def _run(
     folder: str,
     streams: list[Connection],
 ) -> None:
-    """The program as `python program arguments` would run it."""
+    """The program as `python -W error::DeprecationWarning:__main__` would run it."""
     for number, stream in enumerate(streams):
         os.dup2(stream.fileno(), number)
         stream.close()

@@ -74,12 +74,13 @@ if sys.argv[1] != "ends":
 
 
 @pytest.mark.framework("torch")
-@pytest.mark.skipif(not forked.possible(), reason="capability: no GPU")
 @pytest.mark.parametrize(
     ("how", "codes", "timeout"),
     [("ends", [0, 0], 90), ("fails", [None, 1], 90), ("stays", [None, None], 10)],
 )
 def test_forked_ranks(tmp_path, how, codes, timeout):
+    if not forked.possible():
+        pytest.skip("capability: a machine without a GPU")
     program = tmp_path / "rank.py"
     program.write_text(RANK)
     (tmp_path / "elsewhere").mkdir()

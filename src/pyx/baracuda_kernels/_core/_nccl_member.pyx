@@ -220,7 +220,8 @@ cdef class NcclMember(RingMember):
         NcclError
             NCCL met an error in the background; an owned communicator is aborted.
         CommunicatorError
-            The communicator is closed or has failed.
+            The communicator is closed or has failed. A ring fails as a whole: this may be the
+            failure of another rank, in a run that comes after those on ``stream``.
         """
         cdef Stream one = as_stream(stream)
         cdef c_api.baracuda_nccl_comm* comm
