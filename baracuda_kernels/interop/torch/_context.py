@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from baracuda_kernels import SequenceLayout
 from baracuda_kernels._arguments import layout_of
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
-from baracuda_kernels.interop.torch import _below, _entered, _process_group
+from baracuda_kernels.interop.torch import _below, _entered, _late_import, _process_group
 from baracuda_kernels.interop.torch._entered import innermost
 from baracuda_kernels.interop.torch._op import attend, device_of
 from baracuda_kernels.interop.torch._refusal import tell
@@ -125,10 +124,7 @@ class _EagerRingMode(_RingMode):
     """The context in eager code: also below the function layer, and in transformers' tables."""
 
     def __enter__(self) -> Any:
-        if "transformers.modeling_utils" in sys.modules:
-            from baracuda_kernels.interop.transformers import _models
-
-            _models.enter_context()
+        _late_import.check_models()
         guard = _below.guard(_attend_below, _tell_below)
         guard.__enter__()
         _entered.enter(self, guard)
