@@ -78,9 +78,6 @@ class Forked:
     def kill(self) -> None:
         self._process.kill()
 
-    def terminate(self) -> None:
-        self._process.terminate()
-
     def send_signal(self, number: int) -> None:
         if self._process.exitcode is None:
             os.kill(self._process.pid, number)

@@ -31,6 +31,10 @@ def collected(*arguments):
     return result, [line for line in result.stdout.splitlines() if "::" in line]
 
 
+def test_options_of_this_run_are_not_those_of_runs_that_it_starts():
+    assert "PYTEST_ADDOPTS" not in os.environ
+
+
 def test_shares_are_all_tests_and_each_once():
     _, everything = collected()
     shares = [collected("--share", f"{i}/3")[1] for i in range(3)]
