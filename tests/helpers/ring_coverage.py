@@ -53,6 +53,8 @@ The context does not notice the following. Avoid them yourself:
   RNN and one-dimensional convolution are noticed);
 - positions that a model of your own counts from its shard's first row, instead of taking `position_ids`; for
   models of transformers they are compared, but not under `torch.compile`;
+- attention in the kernel of an operator of your own (`torch.library.custom_op`), where compiled code calls the
+  operator, or a dispatch mode is active (selective activation checkpointing, `FlopCounterMode`);
 - attention that another thread computes: the context belongs to its thread, and to the threads of autograd that
   work at a `backward` called in it;
 - a model that was registered (`baracuda_ring`) and is called layer by layer: then only its attention is checked.

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from baracuda_kernels.errors import BaracudaError
 from baracuda_kernels.interop.torch import context_parallel, ring_attention, shard, unshard
@@ -20,6 +21,14 @@ _sdpa = functional.scaled_dot_product_attention
 
 def _written_out(q, k, v):
     return torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1) @ v
+
+
+def _varlen(q, k, v):
+    from torch.nn.attention.varlen import varlen_attn
+
+    rows = q.shape[2]
+    ends = torch.tensor([0, rows], dtype=torch.int32)
+    return varlen_attn(*(x[0].transpose(0, 1) for x in (q, k, v)), ends, ends, rows, rows)
 
 
 class _Call(nn.Module):
@@ -210,6 +219,17 @@ def _form(what: str) -> tuple[str, Any]:
             return "qkv", torch.compile(
                 lambda q, k, v: flex_attention(q, k, v) * 2, backend="aot_eager", fullgraph=True
             )
+        case "varlen_attn":
+            return "qkv", _varlen
+        case "varlen_attn, compiled":
+            return "qkv", torch.compile(_varlen, backend="aot_eager", fullgraph=True)
+        case "varlen_attn, function modes off, flops counted":
+
+            def counted(q, k, v):
+                with torch._C.DisableTorchFunction(), FlopCounterMode(display=False):
+                    return _varlen(q, k, v)
+
+            return "qkv", counted
         case "nn.MultiheadAttention with weights, compiled":
             return "x", torch.compile(lambda x: multi_head(x, x, x)[0], backend="aot_eager")
         case "nn.LSTM" | "nn.GRU":

@@ -37,6 +37,9 @@ _ATTENTION = (
     "_efficient_attention_forward",
     "_triton_multi_head_attention",
 )
+# Of torch.nn.attention.varlen, and the number of their results. Each calls an operator of the tuple
+# above in its kernel; but there the key of this module may be excluded, as under a dispatch mode.
+VARLEN = {"_varlen_attn": 3, "_varlen_attn_out": 1}
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 _libraries: list[torch.library.Library] = []
@@ -91,6 +94,7 @@ def _register(
     everything = torch.library.Library("_", "IMPL")
     everything.fallback(torch.library.fallthrough_kernel, _KEY_NAME)
     aten = torch.library.Library("aten", "IMPL")
+    varlen = torch.library.Library("torch_attn", "IMPL")
 
     def sdpa(
         query: torch.Tensor,
@@ -105,9 +109,11 @@ def _register(
     ) -> torch.Tensor:
         return attend(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
-    def checked(name: str, check: Callable[..., None]) -> None:
+    def checked(
+        name: str, check: Callable[..., None], library: torch.library.Library = aten
+    ) -> None:
         base, _, overload = name.partition(".")
-        packet = getattr(torch.ops.aten, base, None)
+        packet = getattr(getattr(torch.ops, library.ns), base, None)
         if packet is None or (overload or "default") not in packet.overloads():
             return  # this torch does not have the operator
         op = getattr(packet, overload or "default")
@@ -120,11 +126,13 @@ def _register(
                 raise
             return op.redispatch(keyset.remove(_KEY), *args, **options)
 
-        aten.impl(name, kernel, _KEY_NAME, with_keyset=True)
+        library.impl(name, kernel, _KEY_NAME, with_keyset=True)
 
     aten.impl("scaled_dot_product_attention", sdpa, _KEY_NAME)
     for name in _ATTENTION:
-        checked(name, _refuse_all(name))
+        checked(name, _refuse_all(f"aten::{name}"))
+    for name in VARLEN:
+        checked(name, _refuse_all(f"torch_attn::{name}"), varlen)
     for name in _RECURRENT:
         checked(f"{name}.input", _refuse_recurrence(name))
         checked(f"{name}.data", _refuse_recurrence(name))  # of a PackedSequence
@@ -133,13 +141,13 @@ def _register(
     checked("convolution", _refuse_convolution)
     checked("_convolution", _refuse_convolution)  # traced and frozen graphs call it
     checked("mkldnn_convolution", _refuse_convolution)
-    _libraries.extend((everything, aten))
+    _libraries.extend((everything, aten, varlen))
 
 
 def _refuse_all(name: str) -> Callable[..., None]:
     def check(*args: Any) -> None:
         raise UnsupportedError(
-            f"aten::{name}: got a call within context_parallel, must be "
+            f"{name}: got a call within context_parallel, must be "
             "F.scaled_dot_product_attention: it would see only the rows of this rank (do not "
             "script nn.TransformerEncoderLayer, which then calls a fused operator)"
         )

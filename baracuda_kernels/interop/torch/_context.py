@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any
 
 import torch
@@ -266,11 +268,14 @@ _flex = torch.ops.higher_order.flex_attention
 _FLEX_RESULTS = 3 if hasattr(flex_attention, "AuxRequest") else 2
 
 
-def _check_flex(*args: Any, **options: Any) -> _Verdict:
-    return (
-        "flex_attention: got a call within context_parallel, must be "
-        "F.scaled_dot_product_attention: it would see only the rows of this rank"
-    ), _FLEX_RESULTS
+def _refuse_calls(name: str, results: int) -> Any:
+    def check(*args: Any, **options: Any) -> _Verdict:
+        return (
+            f"{name}: got a call within context_parallel, must be "
+            "F.scaled_dot_product_attention: it would see only the rows of this rank"
+        ), results
+
+    return check
 
 
 _CHECKS: dict[Any, Any] = {
@@ -278,5 +283,11 @@ _CHECKS: dict[Any, Any] = {
     functional.softmax: _check_softmax,
     torch.softmax: _check_softmax,
     torch.Tensor.softmax: _check_softmax,
-    _flex: _check_flex,
+    _flex: _refuse_calls("flex_attention", _FLEX_RESULTS),
 }
+if importlib.util.find_spec("torch.nn.attention.varlen"):
+    importlib.import_module("torch.nn.attention.varlen")  # defines the operators
+    for _name, _results in _below.VARLEN.items():
+        _packet = getattr(torch.ops.torch_attn, _name, None)
+        if _packet is not None:
+            _CHECKS[_packet] = _CHECKS[_packet.default] = _refuse_calls("varlen_attn", _results)

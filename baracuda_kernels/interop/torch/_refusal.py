@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from torch.fx.node import has_side_effect
 
 from baracuda_kernels.errors import BaracudaError, UnsupportedError
 
@@ -45,6 +46,8 @@ torch.library.register_autograd(
 )
 _library.impl("refused", _refuse, "CompositeExplicitAutograd")
 torch.library.register_fake("baracuda::refused", _fake, lib=_library)
+# Kept where nothing uses its result, as when the refused call would have written to an operand.
+has_side_effect(torch.ops.baracuda.refused.default)
 
 
 def tell(group_name: str, error: BaracudaError, device: torch.device | None = None) -> None:
