@@ -67,15 +67,19 @@ class GradientTolerance(NamedTuple):
     eps: float
 
 
+# delta's error is largest in rows that see few keys, as the first of a causal problem do. In 129
+# causal rows of the host family the ratio was up to 1.29, in 520 rows below 1.25.
+_DELTA = 1.4
+
 GRADIENT_TOLERANCES = {
     ("host", "f64"): GradientTolerance(1e-12, None, _F64),
     ("host", "f32"): GradientTolerance(2e-6, None, _F32),
-    ("host", "bf16"): GradientTolerance(1.02 * _BF16, 1.25, _F32),
-    ("host", "f16"): GradientTolerance(1.02 * _F16, 1.25, _F32),
+    ("host", "bf16"): GradientTolerance(1.02 * _BF16, _DELTA, _F32),
+    ("host", "f16"): GradientTolerance(1.02 * _F16, _DELTA, _F32),
     ("simt", "f64"): GradientTolerance(1e-12, None, _F64),
     ("simt", "f32"): GradientTolerance(2e-6, None, _F32),
-    ("simt", "bf16"): GradientTolerance(1.02 * _BF16, 1.25, _F32),
-    ("simt", "f16"): GradientTolerance(1.02 * _F16, 1.25, _F32),
+    ("simt", "bf16"): GradientTolerance(1.02 * _BF16, _DELTA, _F32),
+    ("simt", "f16"): GradientTolerance(1.02 * _F16, _DELTA, _F32),
     # P and dS are rounded to 16 bits before their products. That adds about one more rounding
     # error, a factor of sqrt(2); the rounding of y adds half as much again.
     ("sm80", "bf16"): GradientTolerance(2.0 * _BF16, 1.5 * 2**0.5, _F32),

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import baracuda_kernels as bk
 from baracuda_kernels._core import _info
 from baracuda_kernels.reference import attention_backward
-from baracuda_kernels.testing import assert_gradients, error_of, max_score
+from baracuda_kernels.testing import assert_gradients, error_of, max_score, rms_over_rounding
 
 DTYPES = ("f16", "bf16", "f32", "f64")
 
@@ -62,6 +62,7 @@ LENGTHS = st.one_of(st.integers(1, 20), st.sampled_from([63, 64, 65, 127, 128, 1
 @example("f32", 0, 1, (1, 1), 1, 1, 1, True, False, False)
 @example("f64", 0, 2, (4, 2), 65, 129, 17, True, True, True)
 @example("bf16", 0, 1, (2, 2), 129, 65, 64, False, True, True)
+@example("f16", 510, 2, (3, 1), 129, 129, 128, True, False, False)  # rows of few keys weigh much
 def test_against_float64(dtype, seed, batch, heads, query_len, key_len, head_dim, is_causal, dlse,
                          wide):
     # delta is made of the rounded y. With fewer numbers a row, or fewer rows or keys, the error of
@@ -78,7 +79,10 @@ def test_tolerance_of_many_numbers(dtype):
     """16-bit gradients are rounded once: shown by the rms error of large outputs."""
     x = draw(dtype, 3, heads=4, kv_heads=2, query_len=520, head_dim=64)
     for is_causal in (False, True):
-        check(x, dtype, is_causal=is_causal)
+        got = check(x, dtype, is_causal=is_causal)
+        exact = attention_backward(*x[:4], is_causal=is_causal)
+        for one, truth in zip(got, exact, strict=True):
+            assert one.itemsize > 2 or rms_over_rounding(one, truth, dtype) <= 1.25
 
 
 @pytest.mark.parametrize(("dtype", "head_dim"), [("f32", 256), ("f64", 512), ("f32", 1000),
