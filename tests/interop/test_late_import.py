@@ -1,4 +1,4 @@
-"""Models of a transformers that is imported within a context are checked like others."""
+"""Attention of modules that are imported within a context is served or refused like any other."""
 
 import os
 import subprocess
@@ -40,11 +40,45 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("before", ["import transformers", "with context_parallel(): pass"])
-def test_a_model_is_checked(before):
+VARLEN = """
+import sys
+import torch
+import torch.distributed as dist
+from baracuda_kernels.errors import UnsupportedError
+from baracuda_kernels.interop.torch import context_parallel
+
+assert "torch.nn.attention.varlen" not in sys.modules  # it takes seconds
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+q, ends = torch.randn(16, 2, 32), torch.tensor([0, 16], dtype=torch.int32)
+with context_parallel():
+    from torch.nn.attention.varlen import varlen_attn
+
+    def attend(q):
+        return varlen_attn(q, q, q, ends, ends, 16, 16)
+
+    for call in (attend, torch.compile(attend, backend="aot_eager")):
+        try:
+            call(q)
+        except UnsupportedError as error:
+            assert str(error).startswith("torch_attn::_varlen_attn: got a call"), error
+        else:
+            raise AssertionError("it attended to the local rows")
+dist.destroy_process_group()
+"""
+
+
+def run(program):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.replace("BEFORE", before)],
-        capture_output=True, text=True, timeout=240, check=False,
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_varlen_attn_is_refused():
+    run(VARLEN)
+
+
+@pytest.mark.parametrize("before", ["import transformers", "with context_parallel(): pass"])
+def test_a_model_is_checked(before):
+    run(PROGRAM.replace("BEFORE", before))

@@ -39,6 +39,7 @@ _ATTENTION = (
 )
 # Of torch.nn.attention.varlen, and the number of their results. Each calls an operator of the tuple
 # above in its kernel; but there the key of this module may be excluded, as under a dispatch mode.
+# Their module takes seconds to import, so it need not be imported yet.
 VARLEN = {"_varlen_attn": 3, "_varlen_attn_out": 1}
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
@@ -109,30 +110,25 @@ def _register(
     ) -> torch.Tensor:
         return attend(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
-    def checked(
-        name: str, check: Callable[..., None], library: torch.library.Library = aten
-    ) -> None:
+    def checked(name: str, check: Callable[..., None]) -> None:
         base, _, overload = name.partition(".")
-        packet = getattr(getattr(torch.ops, library.ns), base, None)
+        packet = getattr(torch.ops.aten, base, None)
         if packet is None or (overload or "default") not in packet.overloads():
             return  # this torch does not have the operator
         op = getattr(packet, overload or "default")
+        checking = _refusing(check, refuse)
 
         def kernel(keyset: Any, *args: Any, **options: Any) -> Any:
-            try:
-                check(*args)
-            except UnsupportedError as error:
-                refuse(error, args)
-                raise
+            checking(*args)
             return op.redispatch(keyset.remove(_KEY), *args, **options)
 
-        library.impl(name, kernel, _KEY_NAME, with_keyset=True)
+        aten.impl(name, kernel, _KEY_NAME, with_keyset=True)
 
     aten.impl("scaled_dot_product_attention", sdpa, _KEY_NAME)
     for name in _ATTENTION:
         checked(name, _refuse_all(f"aten::{name}"))
     for name in VARLEN:
-        checked(name, _refuse_all(f"torch_attn::{name}"), varlen)
+        varlen.impl(name, _refusing(_refuse_all(f"torch_attn::{name}"), refuse), _KEY_NAME)
     for name in _RECURRENT:
         checked(f"{name}.input", _refuse_recurrence(name))
         checked(f"{name}.data", _refuse_recurrence(name))  # of a PackedSequence
@@ -142,6 +138,21 @@ def _register(
     checked("_convolution", _refuse_convolution)  # traced and frozen graphs call it
     checked("mkldnn_convolution", _refuse_convolution)
     _libraries.extend((everything, aten, varlen))
+
+
+def _refusing(
+    check: Callable[..., None], refuse: Callable[[UnsupportedError, tuple[Any, ...]], None]
+) -> Callable[..., None]:
+    """The check; before it raises, the other ranks are told."""
+
+    def checking(*args: Any, **options: Any) -> None:
+        try:
+            check(*args)
+        except UnsupportedError as error:
+            refuse(error, args)
+            raise
+
+    return checking
 
 
 def _refuse_all(name: str) -> Callable[..., None]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import sys
 from typing import Any
 
 import torch
@@ -127,6 +126,7 @@ class _EagerRingMode(_RingMode):
 
     def __enter__(self) -> Any:
         _late_import.check_models()
+        _check_varlen()
         guard = _below.guard(_attend_below, _tell_below)
         guard.__enter__()
         _entered.enter(self, guard)
@@ -285,9 +285,13 @@ _CHECKS: dict[Any, Any] = {
     torch.Tensor.softmax: _check_softmax,
     _flex: _refuse_calls("flex_attention", _FLEX_RESULTS),
 }
-if importlib.util.find_spec("torch.nn.attention.varlen"):
-    importlib.import_module("torch.nn.attention.varlen")  # defines the operators
-    for _name, _results in _below.VARLEN.items():
-        _packet = getattr(torch.ops.torch_attn, _name, None)
-        if _packet is not None:
-            _CHECKS[_packet] = _CHECKS[_packet.default] = _refuse_calls("varlen_attn", _results)
+
+
+def _check_varlen() -> None:
+    """Refuse varlen_attn by name in compiled code, too. If it is imported later, _below refuses it."""
+    if "torch.nn.attention.varlen" not in sys.modules:
+        return
+    for name, results in _below.VARLEN.items():
+        packet = getattr(torch.ops.torch_attn, name, None)
+        if packet is not None:
+            _CHECKS[packet] = _CHECKS[packet.default] = _refuse_calls("varlen_attn", results)
