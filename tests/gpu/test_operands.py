@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import baracuda_kernels as bk
-from baracuda_kernels.testing import assert_close, attention, torch_qkv
+from baracuda_kernels.registry import Architecture
+from baracuda_kernels.testing import assert_close, attention, preference, torch_qkv
 
 pytestmark = pytest.mark.gpu
 
@@ -73,6 +74,35 @@ def test_raw_pointers(torch, problem):
                             lse=raw(lse))
     plan_on(stream).run(stream, args)
     assert_close("sm80", "bf16", y, exact[0], lse, exact[1])
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("query_len", [100, 1000])
+def test_outputs_of_any_strides(torch, head_dim, query_len):
+    """y within a larger tensor, whose other elements stay, and y from its last row to its first:
+    TMA cannot store the latter."""
+    q, k, v = torch_qkv("normal", "bf16", 0, heads=3, query_len=query_len, head_dim=head_dim)
+    exact = attention(q, k, v, is_causal=True)
+    stream = bk.Stream(torch.cuda.current_stream())
+    descriptor = bk.FlashSdpaDescriptor(1, 3, query_len, query_len, head_dim, is_causal=True,
+                                        element="bf16")
+    hopper = Architecture.here().compute_capability == 90
+    plan = bk.FlashSdpaPlan.select(stream, descriptor,
+                                   preference("sm90a" if hopper else "sm80", "bf16"))
+    room = torch.full((1, query_len + 40, 5, head_dim + 64), 7.0, dtype=q.dtype, device="cuda")
+    inside = room[:, 17 : 17 + query_len, 1:4, 32 : 32 + head_dim]
+    y, lse = inside.transpose(1, 2), torch.empty(1, 3, query_len, device="cuda")
+    plan.run(stream, bk.FlashSdpaArgs(q=q, k=k, v=v, y=y, lse=lse))
+    assert_close(plan.family, "bf16", y, exact[0], lse, exact[1])
+    inside.fill_(7.0)
+    assert (room == 7.0).all()
+
+    backwards, one = torch.full_like(q, float("nan")), bk.TensorRef(q).element
+    last = backwards.data_ptr() + (query_len - 1) * head_dim * q.element_size()
+    strides = (backwards.stride(0), backwards.stride(1), -head_dim, 1)
+    args = bk.FlashSdpaArgs(q=q, k=k, v=v, y=bk.TensorRef(last, q.shape, strides, one), lse=lse)
+    plan.run(stream, args)
+    assert_close(plan.family, "bf16", backwards.flip(2), exact[0], lse, exact[1])
 
 
 def test_a_tensor_that_wants_gradients_is_refused(torch, problem):

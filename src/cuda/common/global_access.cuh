@@ -22,6 +22,13 @@ __device__ __forceinline__ float4 load_early(const float4* address) {
   return x;
 }
 
+// Stores 16 bytes at once. The compiler may split an ordinary store of four registers.
+__device__ __forceinline__ void store_four(void* address, const uint32_t (&x)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(x[0]), "r"(x[1]),
+               "r"(x[2]), "r"(x[3])
+               : "memory");
+}
+
 // Adds to global memory without loading it: L2 computes the sum. The result is deterministic if no
 // other thread adds to the same numbers at the same time. policy: an L2 policy from tma.cuh.
 __device__ __forceinline__ void add_in_memory(float4* address, float4 x, uint64_t policy) {

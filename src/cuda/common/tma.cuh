@@ -34,6 +34,17 @@ __device__ __forceinline__ void tma_load_4d(uint32_t dst, const void* map, uint3
       : "memory");
 }
 
+// Copies one box from shared memory to a 4-dimensional tensor. Elements outside the tensor are left
+// out. The thread commits its copies in groups (tma_commit).
+__device__ __forceinline__ void tma_store_4d(const void* map, uint32_t src, int c0, int c1, int c2,
+                                             int c3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(
+          map),
+      "r"(src), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+}
+
 // Multicasts the box to the two blocks of a cluster, at the same addresses. The copy completes on
 // the barrier of each block.
 __device__ __forceinline__ void tma_load_4d_to_pair(uint32_t dst, const void* map,

@@ -76,10 +76,16 @@ struct Config {
   static constexpr int slot_bytes = 4 * (8 + group_m);
   static constexpr int barriers = 4 * stages + Consumers * (slots + 2);
 
-  static constexpr int slots_offset = v_offset + stages * kv_bytes;
-  static constexpr int barrier_offset = slots_offset + Consumers * slots * slot_bytes;
-  static constexpr int shared_bytes = barrier_offset + 8 * barriers;
+  static constexpr int y_offset = v_offset + stages * kv_bytes;
+  static constexpr int control_bytes = Consumers * slots * slot_bytes + 8 * barriers;
   static constexpr int max_shared_bytes = 227 * 1024;
+  // Whether outputs are staged in shared memory (output_stage.cuh), which has as much of them as of
+  // Q: wherever that fits.
+  static constexpr bool stages_output =
+      y_offset + Consumers * q_bytes + control_bytes <= max_shared_bytes;
+  static constexpr int slots_offset = y_offset + (stages_output ? Consumers * q_bytes : 0);
+  static constexpr int barrier_offset = slots_offset + Consumers * slots * slot_bytes;
+  static constexpr int shared_bytes = slots_offset + control_bytes;
   static_assert(shared_bytes <= max_shared_bytes, "more shared memory than a block can have");
 };
 

@@ -17,6 +17,7 @@
 #include <type_traits>
 
 #include "attention/forward/sm90/barriers.cuh"
+#include "attention/forward/sm90/output_stage.cuh"
 #include "attention/forward/sm90/softmax.cuh"
 #include "attention/forward/sm90/state.cuh"
 #include "common/dependent_launch.cuh"
@@ -29,9 +30,9 @@ class Consumer {
   using Element = typename C::Element;
 
  public:
-  __device__ __forceinline__ Consumer(const StepArgs& args, uint32_t shared,
+  __device__ __forceinline__ Consumer(const HopperArgs& args, uint32_t shared,
                                       const Barriers<C>& barriers, int group)
-      : args_(args), shared_(shared), barriers_(barriers), group_(group) {
+      : all_(args), args_(args.step), shared_(shared), barriers_(barriers), group_(group) {
     if (group == C::consumers - 1) pass_turn();  // consumer 0 issues first
   }
 
@@ -62,9 +63,14 @@ class Consumer {
       }
       epilogue(o, rows, previous, tile);
     }
+    if constexpr (Last && C::stages_output) output().drain();
   }
 
  private:
+  __device__ __forceinline__ OutputStage<C> output() const {
+    return OutputStage<C>(all_, shared_, group_);
+  }
+
   // The state that the previous step left. It is loaded only at the end of a query tile, because
   // until then the previous step may still be running. m and l are loaded during the last PV
   // product. If there are registers for o_acc (preloads_state), it is loaded then, too; else it is
@@ -93,7 +99,7 @@ class Consumer {
     const StateRows<C> state(args_, tile);
     if constexpr (Last) {
       if constexpr (!First) merge_previous_state(o, rows, previous, state);
-      state.finish(o, rows);
+      state.finish(o, rows, output());
       return;
     }
     float factor[2];
@@ -400,6 +406,7 @@ class Consumer {
     mask_scores(s, visible);
   }
 
+  const HopperArgs& all_;
   const StepArgs& args_;
   const uint32_t shared_;
   const Barriers<C>& barriers_;

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(C::threads, 1)
     }
   } else {
     increase_registers<C::consumer_registers>();
-    Consumer<C, First, Last>(args.step, shared, barriers, warp / 4 - 1).run();
+    Consumer<C, First, Last>(args, shared, barriers, warp / 4 - 1).run();
   }
   // A grid that waits for this one relies on all earlier grids having ended, too. So every block
   // waits for them, even a block without work.

@@ -1,6 +1,7 @@
 // Host side of one instantiation of the sm90a kernel.
 #pragma once
 
+#include "attention/forward/families.h"
 #include "attention/forward/sm90/kernel.cuh"
 #include "attention/forward/sm90/tensor_map.h"
 #include "attention/forward/sm90/variant.h"
@@ -45,17 +46,31 @@ int32_t load_kernels() {
   return status;
 }
 
+// The strides of inputs are checked before; those of outputs may be any.
+inline bool tma_can_describe(const baracuda_strides& strides) {
+  const int64_t limit = find_facts(BARACUDA_ATTENTION_SM90A)->max_stride_bytes / 2;
+  const auto fits = [&](int64_t stride) { return stride >= 0 && stride < limit; };
+  return fits(strides.batch) && fits(strides.head) && fits(strides.seq);
+}
+
 template <typename C>
 int32_t encode_maps(const StepParams& p, HopperArgs& args) {
   const bool is_bf16 = p.element == BARACUDA_BF16;
-  int32_t status = encode_tensor_map(&args.q, "q", is_bf16, p.q, p.q_strides, p.batch, p.heads,
-                                     p.query_len, p.head_dim, C::group_m);
-  if (status == BARACUDA_OK)
+  int32_t status = BARACUDA_OK;
+  if (p.key_len > 0)  // without keys nothing is copied, and the operands may be null
+    status = encode_tensor_map(&args.q, "q", is_bf16, p.q, p.q_strides, p.batch, p.heads,
+                               p.query_len, p.head_dim, C::group_m);
+  if (status == BARACUDA_OK && p.key_len > 0)
     status = encode_tensor_map(&args.k, "k", is_bf16, p.k, p.k_strides, p.batch, p.kv_heads,
                                p.key_len, p.head_dim, C::block_n);
-  if (status == BARACUDA_OK)
+  if (status == BARACUDA_OK && p.key_len > 0)
     status = encode_tensor_map(&args.v, "v", is_bf16, p.v, p.v_strides, p.batch, p.kv_heads,
                                p.key_len, p.head_dim, C::block_n);
+  args.maps_y =
+      C::stages_output && (p.flags & BARACUDA_STEP_LAST) != 0 && tma_can_describe(p.y_strides);
+  if (status == BARACUDA_OK && args.maps_y)
+    status = encode_tensor_map(&args.y, "y", is_bf16, p.y, p.y_strides, p.batch, p.heads,
+                               p.query_len, p.head_dim, C::group_m / 4);
   return status;
 }
 
@@ -115,8 +130,7 @@ template <typename C>
 int32_t launch_kernel(const StepParams& p, const StepMask& mask, cudaStream_t stream) {
   int32_t status = load_kernel<C>(p.flags);
   HopperArgs args{};
-  // Without keys nothing is copied, and the operands may be null.
-  if (status == BARACUDA_OK && p.key_len > 0) status = encode_maps<C>(p, args);
+  if (status == BARACUDA_OK) status = encode_maps<C>(p, args);
   int processors = 0;
   if (status == BARACUDA_OK) status = count_multiprocessors(&processors);
   if (status != BARACUDA_OK) return status;

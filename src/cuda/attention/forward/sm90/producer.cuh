@@ -41,8 +41,10 @@ class WorkTileScheduler {
 };
 
 // The warp that copies K and V; its first lane issues the copies. It copies the key tiles of each
-// query tile from the last to the first. The copies of K are one key tile ahead of the copies of V,
-// because the consumers use K and V in that order.
+// query tile from the last to the first. Within a query tile the copies of K are one key tile ahead
+// of the copies of V, because the consumers use K and V in that order. The next query tile is found
+// early, so that nothing delays the last copy of V or the next copies of K, for which the consumers
+// wait at the end of a query tile.
 template <typename C, bool First, bool Last>
 class KeyProducer {
  public:
@@ -56,32 +58,23 @@ class KeyProducer {
   // Begins with the current tile of `work`. more: whether there is one.
   __device__ __forceinline__ void run(WorkTileScheduler<C, First, Last>& work, bool more) {
     constexpr bool prefetches = Last && !First && C::loads_state_early;
-    uint32_t iteration = 0;  // number of copied tiles of K; V is one behind
-    KeyTile previous{};
+    uint32_t iteration = 0;  // number of copied tiles of K
     while (more) {
       const int tiles = work.tiles;
-      const int batch = work.tile.batch(args_);
-      const int kv_head = work.tile.kv_head(args_);
+      KeyTile tile{work.tile.batch(args_), work.tile.kv_head(args_), tiles - 1};
       StatePrefetch<C> prefetch;
-      bool looked_ahead = false;
-#pragma unroll 1
-      for (int t = tiles - 1; t >= 0; --t, ++iteration) {
-        const KeyTile tile{batch, kv_head, t};
-        load_k(iteration, tile);
-        if (iteration > 0) load_v(iteration - 1, previous);
-        previous = tile;
-        if constexpr (prefetches) {
-          if (!looked_ahead) {  // after the first K, for which the consumers wait
-            more = work.next(args_);
-            looked_ahead = true;
-            if (work.tiles > 0) prefetch.begin(args_.step, work.tile, tiles);
-          }
-          prefetch.issue_part();
-        }
+      if (tiles > 0) load_k(iteration++, tile);
+      more = work.next(args_);
+      if constexpr (prefetches) {
+        if (tiles > 0 && work.tiles > 0) prefetch.begin(args_.step, work.tile, tiles);
       }
-      if (!looked_ahead) more = work.next(args_);
+#pragma unroll 1
+      for (; tile.index >= 0; --tile.index) {
+        if constexpr (prefetches) prefetch.issue_part();
+        if (tile.index > 0) load_k(iteration++, {tile.batch, tile.kv_head, tile.index - 1});
+        load_v(iteration - (tile.index > 0 ? 2 : 1), tile);
+      }
     }
-    if (iteration > 0) load_v(iteration - 1, previous);
   }
 
  private:
@@ -139,7 +132,7 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
     const int batch = more ? work.tile.batch(args) : 0;
     const int head = more ? work.tile.head(args) : 0;
     const auto copy_queries = [&] {
-      mbarrier_wait(barriers.q_empty(group), parity_of<1>(n) ^ 1);
+      mbarrier_wait_asleep<100>(barriers.q_empty(group), parity_of<1>(n) ^ 1);
       if (lane != 0) return;
       const uint32_t full = barriers.q_full(group);
       if (work.tiles > 0 && row0 < step.query_len) {

@@ -19,6 +19,7 @@
 #include <math_constants.h>
 
 #include "attention/forward/sm90/barriers.cuh"
+#include "attention/forward/sm90/output_stage.cuh"
 #include "attention/forward/sm90/work_tiles.cuh"
 #include "attention/forward/sm90/softmax.cuh"
 #include "attention/forward/store_lse.cuh"
@@ -121,37 +122,49 @@ class StateRows {
         [&](float4* fragment, int h, int j) { add_in_memory(fragment, get(o, h, j), policy); });
   }
 
-  // Writes y and lse. The lanes of a quad transpose their words, so that each stores 16 bytes of a
-  // row.
-  __device__ __forceinline__ void finish(const float (&o)[head_dim / 2],
-                                         const RowStatistics& rows) const {
+  // Writes y and lse.
+  __device__ __forceinline__ void finish(const float (&o)[head_dim / 2], const RowStatistics& rows,
+                                         const OutputStage<C>& output) const {
+    const float l[2] = {quad_sum(rows.l[0]), quad_sum(rows.l[1])};
+    float factor[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float empty = empty_row<float>(is_undefined(rows.m[h], l[h], h));
+      factor[h] = row_factor(l[h], empty);
+      if (args_.lse != nullptr && lane_ % 4 == 0 && in_tensor(h))
+        store_lse<Element>(args_, state_row(h), log_sum_exp(rows.m[h], args_.scale, l[h], empty));
+    }
+    if constexpr (C::stages_output) {
+      output.store(o, factor, tile_);
+    } else {
+      store_output(o, factor);
+    }
+  }
+
+ private:
+  // The lanes of a quad transpose their words, so that each stores 16 bytes of a row.
+  __device__ __forceinline__ void store_output(const float (&o)[head_dim / 2],
+                                               const float (&factor)[2]) const {
     Element* y = static_cast<Element*>(args_.y) + tile_.batch() * args_.y_strides.batch +
                  tile_.head() * args_.y_strides.head + lane_ % 4 * 8;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float l = quad_sum(rows.l[h]);
       const bool inside = in_tensor(h);
-      const float empty = empty_row<float>(is_undefined(rows.m[h], l, h));
-      const float inverse = row_factor(l, empty);
-      if (args_.lse != nullptr && lane_ % 4 == 0 && inside)
-        store_lse<Element>(args_, state_row(h), log_sum_exp(rows.m[h], args_.scale, l, empty));
       Element* y_row = y + row(h) * args_.y_strides.seq;
 #pragma unroll
       for (int j = 0; j < head_dim / 8; j += 4) {
         uint32_t words[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          words[i] = Dtype<Element>::pack(o[4 * (j + i) + 2 * h] * inverse,
-                                          o[4 * (j + i) + 2 * h + 1] * inverse);
+          words[i] = Dtype<Element>::pack(o[4 * (j + i) + 2 * h] * factor[h],
+                                          o[4 * (j + i) + 2 * h + 1] * factor[h]);
         transpose_quad(words, lane_);
         if (inside)
-          *reinterpret_cast<uint4*>(y_row + j * 8) =
-              make_uint4(words[0], words[1], words[2], words[3]);
+          store_four(y_row + j * 8, words);
       }
     }
   }
 
- private:
   template <typename F>
   __device__ __forceinline__ void for_each_fragment(F f) const {
 #pragma unroll

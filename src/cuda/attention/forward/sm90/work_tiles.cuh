@@ -14,7 +14,7 @@ namespace baracuda::sm90 {
 constexpr int masked_row_unit = 64;
 
 struct HopperArgs {
-  CUtensorMap q, k, v;
+  CUtensorMap q, k, v, y;
   StepArgs step;
   Divisor query_tiles, heads, group, section;  // extents of the step, for fast division
   // Divides by k_map.stride. Its divisor is 0 if the host does not know the stride (device_maps),
@@ -27,6 +27,7 @@ struct HopperArgs {
   // step, so the next step does not overlap this one (overlaps_previous(), launch.cuh). A rank may
   // also send by NCCL and receive by peer; then the steps can overlap.
   bool leaves_processors;
+  bool maps_y;      // `y` is set: TMA stores the output
   bool backwards;   // as TileOrder::backwards
   TileOrder order;  // for FirstStepScheduler; LaterStepScheduler uses the fields above
 };
