@@ -2,27 +2,14 @@
 
 import pytest
 from helpers.rings import case, local_ring, same_bits
+from helpers.some_rows import assert_rows
 
-from baracuda_kernels.testing import assert_close, attention, torch_qkv
+from baracuda_kernels.testing import torch_qkv
 
 pytestmark = pytest.mark.gpu
 
 # Enough rows and heads for it, with groups.
 ROWS, HEADS = 8192, {"heads": 24, "kv_heads": 6}
-
-
-def some_rows(torch, length):
-    """Rows around the edges of query tiles of 64, 128 and 192, and some of all others."""
-    edges = [row for tile in (64, 128, 192) for row in range(tile, length, 17 * tile)]
-    near = [edge + offset for edge in edges for offset in (-1, 0)]
-    found = {*range(70), *near, *range(5, length, 331), *range(length - 70, length)}
-    return torch.tensor(sorted(found), device="cuda")
-
-
-def assert_rows(torch, dtype, q, k, v, y, lse, *, is_causal):
-    rows = some_rows(torch, q.shape[2])
-    exact = attention(q[:, :, rows], k, v, is_causal=is_causal, q_positions=rows)
-    assert_close("sm90a", dtype, y[:, :, rows], exact[0], lse[:, :, rows], exact[1])
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])

@@ -39,6 +39,8 @@ HANDED_OVER = [
 ]
 # (ranks, rows, keys)
 SHAPES = [(1, 65, 130), (1, 1, 63), (3, 40, 72)]
+# Of sm90a, long enough for clusters: (head_dim, rows, keys, causal)
+IN_CLUSTERS = [(128, 4096 + 65, 4096, False), (128, 4096, 8192, True), (256, 4096, 8192, False)]
 
 
 def main() -> int:
@@ -55,6 +57,11 @@ def main() -> int:
                  "head_dim": head_dim}  # fmt: skip
         with case(family=family, dtype=dtype, ranks=ranks, causal=is_causal, **shape):
             _run(family, dtype, ranks, is_causal, shape)
+    long = IN_CLUSTERS if Architecture.here().compute_capability == 90 else []
+    for head_dim, rows, keys, is_causal in long:
+        shape = {"heads": 1, "query_len": rows, "key_len": keys, "head_dim": head_dim}
+        with case(in_clusters=True, causal=is_causal, **shape):
+            _run("sm90a", "bf16", 1, is_causal, shape)
     gradients = [*BACKWARD, *(() if "--no-handed-over" in sys.argv[1:] else HANDED_OVER)]
     shapes = zip(available(gradients), itertools.cycle(SHAPES), strict=False)
     backward = list(itertools.product(shapes, (False, True)))
@@ -64,7 +71,7 @@ def main() -> int:
                  "head_dim": head_dim}  # fmt: skip
         with case(backward=family, dtype=dtype, causal=is_causal, **shape):
             _run_backward(family, dtype, is_causal, shape)
-    print(f"{len(forward) + len(backward)} problems agree with float64")
+    print(f"{len(forward) + len(long) + len(backward)} problems agree with float64")
     return 0
 
 

@@ -9,7 +9,8 @@
 namespace baracuda::sm90 {
 
 // Addresses of the barriers. "full": the data has arrived. "empty": the readers are done. All
-// consumers read K and V, and one lane of each warp arrives at k_empty and v_empty for its warp.
+// consumers read K and V, and one lane of each warp arrives at k_empty and v_empty for its warp. In a
+// cluster K and V are copied to both blocks, so another lane arrives at those of the other block.
 // Each consumer reads its own Q and its own slots (a slot describes a query tile, see WorkTile
 // below). Slots are written and read by ordinary instructions, so every thread arrives: 32 threads
 // at slot_full, 128 at q_empty. There is no slot_empty. q_empty serves for slots, too: a thread
@@ -40,8 +41,8 @@ struct Barriers {
     for (int i = 0; i < C::stages; ++i) {
       mbarrier_init(k_full(i), 1);
       mbarrier_init(v_full(i), 1);
-      mbarrier_init(k_empty(i), 4 * C::consumers);
-      mbarrier_init(v_empty(i), 4 * C::consumers);
+      mbarrier_init(k_empty(i), 4 * C::consumers * C::cluster);
+      mbarrier_init(v_empty(i), 4 * C::consumers * C::cluster);
     }
     for (int group = 0; group < C::consumers; ++group) {
       mbarrier_init(q_full(group), 1);

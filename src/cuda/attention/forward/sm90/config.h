@@ -24,8 +24,13 @@ enum class Served { any_step, ends_of_rings, whole_calls };
 // the same time. (In iteration i, QK is issued before the wait for PV of iteration i - 2.)
 //
 // Steps: the steps that the configuration has kernels for.
+//
+// Cluster: the number of blocks that share K and V, 1 or 2. The blocks of a cluster take adjacent
+// query tiles of a head. Each copies one half of every tile of K and V to both. Then L2 sends K and V
+// once for the query rows of both, which saves power.
 template <typename Element_, int HeadDim, int BlockN, int Consumers, bool TakeTurns,
-          int LastN = BlockN, bool ScoresAhead = false, Served Steps = Served::any_step>
+          int LastN = BlockN, bool ScoresAhead = false, Served Steps = Served::any_step,
+          int Cluster = 1>
 struct Config {
   using Element = Element_;
   static constexpr int head_dim = HeadDim;
@@ -34,6 +39,11 @@ struct Config {
   static constexpr int consumers = Consumers;
   static constexpr int group_m = 64;  // query rows of a warpgroup
   static constexpr int block_m = group_m * Consumers;
+  static constexpr int cluster = Cluster;
+  static constexpr int cluster_m = block_m * Cluster;  // query rows of a cluster
+  static constexpr int copied_n = BlockN / Cluster;    // rows of a key tile that a block copies
+  static_assert(copied_n % 8 == 0, "the two parts of a key tile must be whole groups of eight rows");
+  static_assert(Cluster == 1 || Steps == Served::whole_calls, "LaterStepScheduler has no clusters");
   static constexpr int threads = 128 * (Consumers + 1);
   // setmaxnreg redistributes these registers among the warpgroups. A request for more of them than
   // there are would wait forever.

@@ -20,6 +20,7 @@
 #include "attention/forward/sm90/output_stage.cuh"
 #include "attention/forward/sm90/softmax.cuh"
 #include "attention/forward/sm90/state.cuh"
+#include "common/cluster.cuh"
 #include "common/dependent_launch.cuh"
 #include "common/wgmma.cuh"
 
@@ -137,7 +138,12 @@ class Consumer {
   }
 
   static __device__ __forceinline__ void release(uint32_t barrier) {
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
+    const int lane = threadIdx.x % 32;
+    if constexpr (C::cluster == 1) {
+      if (lane == 0) mbarrier_arrive(barrier);
+    } else {
+      if (lane < C::cluster) mbarrier_arrive_at(address_at(lane, barrier));
+    }
   }
   // await_k() and release_k() are about K of the current iteration (iteration_), await_v() and
   // release_v() about V of iteration n.

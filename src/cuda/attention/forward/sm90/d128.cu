@@ -58,10 +58,23 @@ bool is_long(const StepParams& p, const StepMask& mask) {
          keys >= (p.heads > p.kv_heads ? many_keys_of_groups : many_keys);
 }
 
+// True if a whole call is faster in clusters of two blocks. Clusters save power, so they pay in calls
+// that run at the power limit. Under a diagonal, the block with the lower query tile has one key tile
+// less than the other, and waits for it; the more keys, the less that matters. See
+// docs/kernel-log/forward-sm90a.md, "Clusters that share K and V, in continuous use".
+bool pays_in_pairs(const StepParams& p, const StepMask& mask) {
+  constexpr int64_t many_rows = 4096, many_keys = 4096, many_keys_with_diagonal = 8192;
+  if (!is_whole(p) || p.query_len < many_rows) return false;
+  return mask.has_diagonal ? p.key_len >= many_keys_with_diagonal : mask.keys >= many_keys;
+}
+
 template <typename Element>
 struct Tiles {
   using Narrow = Config<Element, 128, narrow, 2, false, narrow, true>;
   using Wide = Config<Element, 128, wide, 2, false, wide, true>;
+  // With clusters.
+  using NarrowPair = Config<Element, 128, narrow, 2, false, narrow, true, Served::whole_calls, 2>;
+  using WidePair = Config<Element, 128, wide, 2, false, wide, true, Served::whole_calls, 2>;
   // Without ScoresAhead, for which three consumers have no registers.
   using Long = Config<Element, 128, 80, 3, false>;
   // Without ScoresAhead.
@@ -71,6 +84,8 @@ struct Tiles {
   static int32_t load() {
     int32_t status = load_kernels<Narrow>();
     if (status == BARACUDA_OK) status = load_kernels<Wide>();
+    if (status == BARACUDA_OK) status = load_kernels<NarrowPair>();
+    if (status == BARACUDA_OK) status = load_kernels<WidePair>();
     if (status == BARACUDA_OK) status = load_kernels<Long>();
     if (status == BARACUDA_OK) status = load_kernels<Short>();
     return status == BARACUDA_OK ? load_kernels<ShortWide>() : status;
@@ -94,6 +109,8 @@ struct Tiles {
       return is_whole(p) && prefers<ShortWide>(p, mask) ? f(ShortWide{}, mask) : f(Short{}, mask);
     }
     if (is_long(p, mask)) return f(Long{}, mask);
+    if (pays_in_pairs(p, mask))
+      return prefers<WidePair>(p, mask) ? f(WidePair{}, mask) : f(NarrowPair{}, mask);
     return prefers<Wide>(p, mask) ? f(Wide{}, mask) : f(Narrow{}, mask);
   }
 };

@@ -1,11 +1,48 @@
-// The instantiations of the sm90a kernel for head_dim 256. config.h explains their parameters.
+// The instantiations of the sm90a kernel for head_dim 256, and the choice among them. config.h
+// explains their parameters.
+#include "attention/forward/step_mask.h"
 #include "attention/forward/sm90/launch.cuh"
 
 namespace baracuda::sm90 {
+namespace {
+
+// True if a call is faster in clusters of two blocks: whole calls of many rows and keys without a
+// diagonal. See docs/kernel-log/forward-sm90a.md, "Clusters that share K and V, in continuous use".
+bool pays_in_pairs(const StepParams& p, const StepMask& mask) {
+  constexpr uint32_t whole_call = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
+  constexpr int64_t many_rows = 4096, many_keys = 8192;
+  return (p.flags & whole_call) == whole_call && !mask.has_diagonal && p.query_len >= many_rows &&
+         mask.keys >= many_keys;
+}
+
+template <typename Element>
+struct Tiles {
+  using Single = Config<Element, 256, 80, 2, false>;
+  using Pair = Config<Element, 256, 80, 2, false, 80, false, Served::whole_calls, 2>;
+
+  static int32_t load() {
+    const int32_t status = load_kernels<Single>();
+    return status == BARACUDA_OK ? load_kernels<Pair>() : status;
+  }
+  static int32_t launch(const StepParams& p, cudaStream_t stream) {
+    const StepMask mask = step_mask(p);
+    return pays_in_pairs(p, mask) ? launch_kernel<Pair>(p, mask, stream)
+                                  : launch_kernel<Single>(p, mask, stream);
+  }
+  static int32_t grid(const StepParams& p, StepGrid* grid) {
+    const StepMask mask = step_mask(p);
+    return pays_in_pairs(p, mask) ? find_grid<Pair>(p, mask, grid)
+                                  : find_grid<Single>(p, mask, grid);
+  }
+};
+
+}  // namespace
 
 Variant variant_d256(const StepParams& p) {
-  return p.element == BARACUDA_BF16 ? make_variant<Config<__nv_bfloat16, 256, 80, 2, false>>()
-                                    : make_variant<Config<__half, 256, 80, 2, false>>();
+  return p.element == BARACUDA_BF16
+             ? Variant{Tiles<__nv_bfloat16>::load, Tiles<__nv_bfloat16>::launch,
+                       Tiles<__nv_bfloat16>::grid}
+             : Variant{Tiles<__half>::load, Tiles<__half>::launch, Tiles<__half>::grid};
 }
 
 }  // namespace baracuda::sm90

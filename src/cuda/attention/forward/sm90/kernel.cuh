@@ -8,6 +8,7 @@
 
 #include "attention/forward/sm90/consumer.cuh"
 #include "attention/forward/sm90/producer.cuh"
+#include "common/cluster.cuh"
 #include "common/dependent_launch.cuh"
 #include "common/shared_access.cuh"
 #include "common/uniform.cuh"
@@ -43,7 +44,11 @@ __global__ void __launch_bounds__(C::threads, 1)
   } else if (warp == 4 && leads) {
     barriers.init();
   }
-  __syncthreads();
+  if constexpr (C::cluster > 1) {
+    cluster_sync();  // the other block arrives at this block's barriers
+  } else {
+    __syncthreads();
+  }
   if (warp < 4) {
     decrease_registers<C::producer_registers>();
     if (warp == 0) {
@@ -54,6 +59,10 @@ __global__ void __launch_bounds__(C::threads, 1)
   } else {
     increase_registers<C::consumer_registers>();
     Consumer<C, First, Last>(args, shared, barriers, warp / 4 - 1).run();
+  }
+  if constexpr (C::cluster > 1) {
+    __syncwarp();
+    cluster_sync();  // the other block may still arrive at this block's barriers
   }
   // A grid that waits for this one relies on all earlier grids having ended, too. So every block
   // waits for them, even a block without work.

@@ -62,10 +62,10 @@ int32_t encode_maps(const StepParams& p, HopperArgs& args) {
                                p.query_len, p.head_dim, C::group_m);
   if (status == BARACUDA_OK && p.key_len > 0)
     status = encode_tensor_map(&args.k, "k", is_bf16, p.k, p.k_strides, p.batch, p.kv_heads,
-                               p.key_len, p.head_dim, C::block_n);
+                               p.key_len, p.head_dim, C::copied_n);
   if (status == BARACUDA_OK && p.key_len > 0)
     status = encode_tensor_map(&args.v, "v", is_bf16, p.v, p.v_strides, p.batch, p.kv_heads,
-                               p.key_len, p.head_dim, C::block_n);
+                               p.key_len, p.head_dim, C::copied_n);
   args.maps_y =
       C::stages_output && (p.flags & BARACUDA_STEP_LAST) != 0 && tma_can_describe(p.y_strides);
   if (status == BARACUDA_OK && args.maps_y)
@@ -93,23 +93,25 @@ inline bool overlaps_previous(const StepParams& p) {
 
 template <typename C>
 StepArgs arguments(const StepParams& p, const StepMask& mask) {
-  StepArgs args = make_step_args(p, C::block_m, sizeof(typename C::Element));
+  StepArgs args = make_step_args(p, C::cluster_m, sizeof(typename C::Element));
   const bool finishes_masked_rows = mask.first_row > 0 && (p.flags & BARACUDA_STEP_LAST) != 0;
   if (!finishes_masked_rows || C::finishes_masked_rows)
-    drop_mask(mask, C::block_m, masked_row_unit, args);
+    drop_mask(mask, C::cluster_m, masked_row_unit, args);
   return args;
 }
 
-// The number of blocks. They stay resident, with one block on each multiprocessor.
-inline int64_t resident_blocks(const StepParams& p, const StepArgs& args, int processors) {
-  const int64_t places = processors > p.sm_margin ? processors - p.sm_margin : 1;
+// The number of clusters, or of blocks if a cluster is one block. Blocks stay resident, with one on
+// each multiprocessor.
+template <typename C>
+int64_t resident_clusters(const StepParams& p, const StepArgs& args, int processors) {
+  const int64_t left = (processors - p.sm_margin) / C::cluster, places = left > 0 ? left : 1;
   return places < args.blocks ? places : args.blocks;
 }
 
-inline void set_tile_order(HopperArgs& args, int64_t blocks) {
+inline void set_tile_order(HopperArgs& args, int64_t clusters) {
   const StepArgs& step = args.step;
   const TileOrder order =
-      make_tile_order(step.batch_heads, step.query_tiles, step.section, blocks);
+      make_tile_order(step.batch_heads, step.query_tiles, step.section, clusters);
   args.order = order;
   args.backwards = order.backwards;
   args.query_tiles = order.tiles;
@@ -121,7 +123,7 @@ int32_t find_grid(const StepParams& p, const StepMask& mask, StepGrid* grid) {
   int processors = 0;
   const int32_t status = count_multiprocessors(&processors);
   if (status == BARACUDA_OK) {
-    *grid = {resident_blocks(p, arguments<C>(p, mask), processors), 1};
+    *grid = {C::cluster * resident_clusters<C>(p, arguments<C>(p, mask), processors), 1};
   }
   return status;
 }
@@ -137,17 +139,17 @@ int32_t launch_kernel(const StepParams& p, const StepMask& mask, cudaStream_t st
   args.step = arguments<C>(p, mask);
   if (args.step.first_row > 0)
     args.masked_row_units = make_divisor(args.step.first_row / masked_row_unit);
-  const int64_t blocks = resident_blocks(p, args.step, processors);
-  args.step.section = choose_section(args.step, sizeof(typename C::Element), blocks);
+  const int64_t clusters = resident_clusters<C>(p, args.step, processors);
+  args.step.section = choose_section(args.step, sizeof(typename C::Element), clusters);
   args.leaves_processors = p.sm_margin > 0;
-  set_tile_order(args, blocks);
+  set_tile_order(args, clusters);
   args.heads = make_divisor(args.step.heads);
   args.group = make_divisor(args.step.group);
   const int64_t stride = p.k_map.stride;
   if (p.device_maps == nullptr && stride > 0 && stride >> 31 == 0)
     args.key_stride = make_divisor(stride);
-  return launch_grid(kernel_of<C>(p.flags), dim3(static_cast<unsigned>(blocks)), C::threads,
-                     C::shared_bytes, stream, overlaps_previous(p), args);
+  return launch_grid(kernel_of<C>(p.flags), dim3(static_cast<unsigned>(C::cluster * clusters)),
+                     C::threads, C::shared_bytes, stream, overlaps_previous(p), args, C::cluster);
 }
 
 template <typename C>

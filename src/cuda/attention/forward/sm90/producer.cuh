@@ -7,6 +7,7 @@
 #include "attention/forward/sm90/masked_rows.cuh"
 #include "attention/forward/sm90/prefetch.cuh"
 #include "attention/forward/sm90/work_tiles.cuh"
+#include "common/cluster.cuh"
 #include "common/tma.cuh"
 
 namespace baracuda::sm90 {
@@ -22,14 +23,15 @@ template <typename C, bool First, bool Last>
 class WorkTileScheduler {
  public:
   Tile tile;
-  int tiles;  // key tiles that `tile` sees; -1: there is no more work
+  int tiles;  // key tiles that `tile` sees, or all tiles of the cluster; -1: there is no more work
 
   __device__ __forceinline__ explicit WorkTileScheduler(const HopperArgs& args)
       : scheduler_(args) {}
 
   __device__ __forceinline__ bool next(const HopperArgs& args) {
-    while (scheduler_.next(args, C::block_m, tile)) {
-      tiles = key_tiles<C>(row_limit(args, int64_t{tile.row0} + C::block_m - 1));
+    while (scheduler_.next(args, C::cluster_m, tile)) {
+      tiles = key_tiles<C>(row_limit(args, int64_t{tile.row0} + C::cluster_m - 1));
+      if constexpr (C::cluster > 1) tile.row0 += cluster_rank() * C::block_m;
       if (First || Last || tiles > 0) return true;
     }
     tiles = -1;
@@ -37,7 +39,7 @@ class WorkTileScheduler {
   }
 
  private:
-  std::conditional_t<First, FirstStepScheduler, LaterStepScheduler> scheduler_;
+  std::conditional_t<First, FirstStepScheduler<C::cluster>, LaterStepScheduler> scheduler_;
 };
 
 // The warp that copies K and V; its first lane issues the copies. It copies the key tiles of each
@@ -97,9 +99,17 @@ class KeyProducer {
     if (threadIdx.x % 32 == 0) {
       mbarrier_arrive_expect(full, C::kv_bytes);
 #pragma unroll
-      for (int i = 0; i < C::column_blocks; ++i)
-        tma_load_4d(dst + i * C::kv_block_bytes, &map, full, 64 * i, tile.index * C::block_n,
-                    tile.kv_head, tile.batch, policy_);
+      for (int i = 0; i < C::column_blocks; ++i) {
+        const uint32_t block = dst + i * C::kv_block_bytes;
+        const int row = tile.index * C::block_n;
+        if constexpr (C::cluster == 1) {
+          tma_load_4d(block, &map, full, 64 * i, row, tile.kv_head, tile.batch, policy_);
+        } else {
+          const int part = cluster_rank() * C::copied_n;
+          tma_load_4d_to_pair(block + part * 128, &map, full, 64 * i, row + part, tile.kv_head,
+                              tile.batch, policy_);
+        }
+      }
     }
     __syncwarp();
   }

@@ -105,14 +105,16 @@ __device__ __forceinline__ bool keeps_keys(const StepArgs& args) {
   return (First && Last) || args.section > 0;
 }
 
-// Finds the tiles of a step that begins a state. Whole calls are such steps, too.
+// Finds the tiles of a step that begins a state. Whole calls are such steps, too. The blocks of a
+// cluster get the same tile.
+template <int Cluster>
 class FirstStepScheduler {
  public:
   __device__ __forceinline__ explicit FirstStepScheduler(const HopperArgs&) {}
 
   __device__ __forceinline__ bool next(const HopperArgs& all, int block_m, Tile& tile) {
     int rank;
-    if (!scheduler_.next(all.order, static_cast<int>(blockIdx.x), tile.batch_head, rank))
+    if (!scheduler_.next(all.order, static_cast<int>(blockIdx.x / Cluster), tile.batch_head, rank))
       return false;
     const int tiles_per_head = static_cast<int>(all.order.tiles.divisor);
     tile.row0 = static_cast<int>(all.step.first_row) + (tiles_per_head - 1 - rank) * block_m;
