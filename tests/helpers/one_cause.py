@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 # With exchange="peer", if the first hop cannot be; the reason follows.
 CANNOT_BE_BY_PEER = (
-    'baracuda_peer_connect: exchange: got "peer", must be "auto" or "nccl" here: '
+    'baracuda_peer_connect: exchange: got "peer" on rank 0, must be "auto" or "nccl" there: '
     "the hop from rank 0 to rank 1 cannot be by peer: "
 )
 

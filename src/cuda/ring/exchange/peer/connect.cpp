@@ -260,10 +260,12 @@ class Connection {
                             hellos_[after(r)].wish == BARACUDA_PEER_REQUIRED;
       if (!required || is_candidate(r)) continue;
       const PeerVerdict& verdict = peer_.verdicts[r];
+      // Every rank of the ring says the same, also those that asked for another exchange.
+      const size_t asked = hellos_[r].wish == BARACUDA_PEER_REQUIRED ? r : after(r);
       fail(BARACUDA_UNSUPPORTED, kCall,
-           "exchange: got \"peer\", must be \"auto\" or \"nccl\" here: the hop from rank %d to "
-           "rank %d cannot be by peer: %s%s%s",
-           static_cast<int>(r), static_cast<int>(after(r)),
+           "exchange: got \"peer\" on rank %d, must be \"auto\" or \"nccl\" there: the hop from "
+           "rank %d to rank %d cannot be by peer: %s%s%s",
+           static_cast<int>(asked), static_cast<int>(r), static_cast<int>(after(r)),
            baracuda_peer_reason_text(verdict.reason), verdict.detail.empty() ? "" : ": ",
            verdict.detail.c_str());
       locate_failure(peer_.rank(), -1);
