@@ -127,6 +127,20 @@ CALLS = {  # heads of all batches, group, rows, head_dim, rows and keys of a til
 }
 
 
+@pytest.mark.parametrize(("heads", "rows"), [(32, 8192), (16, 8397), (12, 12288), (8, 8192)])
+def test_clusters_of_two_blocks_lose_little_under_a_mask(heads, rows):
+    """Both blocks take the time of the higher of their query tiles."""
+    longest = []
+    for blocks in (1, 2):
+        grid, block_m = SMS // blocks, 128 * blocks
+        tiles = -(-rows // block_m)
+        section = library().walk_section(heads, 1, tiles, 4 * rows * 128, grid)
+        costs = times(tiles, block_m=block_m, rows=rows)
+        walked = walk(heads, tiles, section or heads, grid)
+        longest.append(max(costs[ranks].sum() for _, ranks in walked))
+    assert longest[1] <= 1.016 * longest[0]
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_sections_that_fit_l2_leave_no_block_behind(name):
     heads, group, rows, head_dim, block_m, block_n, bound = CALLS[name]

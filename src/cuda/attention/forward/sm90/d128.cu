@@ -60,12 +60,15 @@ bool is_long(const StepParams& p, const StepMask& mask) {
 
 // True if a whole call is faster in clusters of two blocks. Clusters save power, so they pay in calls
 // that run at the power limit. Under a diagonal, the block with the lower query tile has one key tile
-// less than the other, and waits for it; the more keys, the less that matters. See
+// less than the other, and waits for it; the more keys, the less that matters. A last query tile
+// without another, which has the most keys, would leave a block idle for long. See
 // docs/kernel-log/forward-sm90a.md, "Clusters that share K and V, in continuous use".
 bool pays_in_pairs(const StepParams& p, const StepMask& mask) {
   constexpr int64_t many_rows = 4096, many_keys = 4096, many_keys_with_diagonal = 8192;
+  constexpr int64_t tile = 128;  // query rows of a block
   if (!is_whole(p) || p.query_len < many_rows) return false;
-  return mask.has_diagonal ? p.key_len >= many_keys_with_diagonal : mask.keys >= many_keys;
+  if (!mask.has_diagonal) return mask.keys >= many_keys;
+  return p.key_len >= many_keys_with_diagonal && (p.query_len + tile - 1) / tile % 2 == 0;
 }
 
 template <typename Element>
