@@ -6,6 +6,9 @@ OLD and NEW are a Python each that has the build installed, beside PyTorch and p
 for PYTHONPATH. A process with each stays alive and is told what to time, one at a time, in random
 order. For every call it prints the median of the ratios new/old and its upper 95 % bound, and it
 fails if a bound is above its limit. The machine must do nothing else, or the noise alone is.
+
+With --sustained, work on the GPU is timed as in continuous use, at the card's power limit: in windows
+of 0.3 s without pauses. Medians of one build then move by 1 %, so its bounds need more alternations.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ _SAMPLE_SECONDS = 0.03  # of work in a measurement, at least
 # The same on a GPU: short, and after a pause, so that the power limit, which moves the clock by some
 # per cent from one second to the next, is not reached.
 _GPU_SECONDS, _PAUSE_SECONDS = 0.006, 0.03
+_WINDOW_SECONDS, _LEAD = 0.3, 1 / 3  # sustained, and the part of it that is not timed (timing.py)
 _STEPS = 20  # of a ring, in one graph: its checks take the host longer than a step the GPU
 # Of tiny rings, so that their host time is what counts.
 _RUNS = ("run", "run, args made anew", "run_all of 8")
@@ -82,17 +86,17 @@ def calls(device: str) -> list[Timed]:
 # --- in the processes with a build
 
 
-def worker() -> None:
+def worker(sustained: bool) -> None:
     """Answer each call that a line on stdin names by the seconds of one."""
     sys.path.append(str(Path(__file__).resolve().parent.parent))  # behind the build
     timers: dict[str, Callable[[], float]] = {}
     for line in sys.stdin:
         if line not in timers:
-            timers[line] = _timer(Timed(*json.loads(line)))
+            timers[line] = _timer(Timed(*json.loads(line)), sustained)
         print(timers[line](), flush=True)
 
 
-def _timer(x: Timed) -> Callable[[], float]:
+def _timer(x: Timed, sustained: bool) -> Callable[[], float]:
     """Measures a call: seconds of one."""
     import torch
 
@@ -103,12 +107,16 @@ def _timer(x: Timed) -> Callable[[], float]:
         of_one = _STEPS if x.what == "middle step" else 1
 
         def seconds(count: int) -> float:
-            time.sleep(_PAUSE_SECONDS)
-            for _ in range(2):  # the card wakes up
+            # In a pause the card falls asleep.
+            lead = round(_LEAD / (1 - _LEAD) * count) if sustained else 2
+            if not sustained:
+                time.sleep(_PAUSE_SECONDS)
+            for _ in range(lead):
                 call()
             return sample(call, count) / 1e3
 
-        count = _repeats(_GPU_SECONDS, seconds(3))
+        timed = (1 - _LEAD) * _WINDOW_SECONDS if sustained else _GPU_SECONDS
+        count = _repeats(timed, seconds(3))
         return lambda: seconds(count) / of_one
     # Others than the fastest of several bursts were held up by what else the machine does.
     timer = timeit.Timer(call, torch.cuda.synchronize if on_gpu else "pass")
@@ -174,7 +182,7 @@ Seconds = tuple[list[float], list[float]]  # of old and new
 class Build:
     """One build: its Python, and a process that times calls of it."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, sustained: bool = False) -> None:
         self._python, self._environment = where, dict(os.environ)
         if Path(where).is_dir():
             self._python = sys.executable
@@ -186,6 +194,7 @@ class Build:
             if Path(where).resolve() not in Path(found).resolve().parents:
                 raise SystemExit(f"{where}: {self._python} imports {found} instead")
         command, pipe = [self._python, str(Path(__file__).resolve()), "--worker"], subprocess.PIPE
+        command += ["--sustained"] if sustained else []
         self._process: Any = subprocess.Popen(
             command, env=self._environment, text=True, stdin=pipe, stdout=pipe
         )
@@ -233,10 +242,11 @@ def compare(builds: list[Build], wanted: list[Timed], rounds: int) -> dict[Timed
 @click.option("--device", type=click.Choice(["host", "cuda"]), default="cuda")
 @click.option("--rounds", type=click.IntRange(9), default=21, help="Alternations.")
 @click.option("--only", default="", help="Only calls with this in their name.")
-def main(old: str, new: str, device: str, rounds: int, only: str) -> None:
+@click.option("--sustained", is_flag=True, help="Windows at the power limit instead of bursts.")
+def main(old: str, new: str, device: str, rounds: int, only: str, sustained: bool) -> None:
     """Whether one build is slower than another: exit code 1 if it is."""
     wanted = [one for one in calls(device) if only in str(one)]
-    builds = [Build(where) for where in (old, new)]
+    builds = [Build(where, sustained) for where in (old, new)]
     compare(builds, wanted, 1)  # everything is loaded and warm after it
     found = compare(builds, wanted, rounds)
     for build in builds:
@@ -256,4 +266,4 @@ def main(old: str, new: str, device: str, rounds: int, only: str) -> None:
 
 
 if __name__ == "__main__":
-    worker() if sys.argv[1:] == ["--worker"] else main()
+    worker("--sustained" in sys.argv) if "--worker" in sys.argv else main()

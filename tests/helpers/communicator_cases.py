@@ -19,7 +19,7 @@ from baracuda_kernels._core import _nccl_options
 from baracuda_kernels.testing import attention
 
 from .gradients import draw
-from .one_cause import CANNOT_BE_BY_PEER, assert_one_cause
+from .one_cause import assert_one_cause, cannot_be_by_peer
 from .rank_threads import on_ranks
 from .ring_gradients import HostGradients
 
@@ -404,7 +404,8 @@ def test_a_peer_that_cannot_be_is_an_error_on_every_rank():
     ):
         errors = with_exchange(wishes)
         assert all(isinstance(error, bk.UnsupportedError) for error in errors)
-        assert_one_cause([str(error) for error in errors], CANNOT_BE_BY_PEER + why)
+        cause = cannot_be_by_peer(why, asked=wishes.index("peer"))
+        assert_one_cause([str(error) for error in errors], cause)
 
 
 def test_the_environment_gives_the_default(monkeypatch):

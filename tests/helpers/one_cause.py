@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-# With exchange="peer", if the first hop cannot be; the reason follows.
-CANNOT_BE_BY_PEER = (
-    'baracuda_peer_connect: exchange: got "peer" on rank 0, must be "auto" or "nccl" there: '
-    "the hop from rank 0 to rank 1 cannot be by peer: "
-)
+def cannot_be_by_peer(why: str, asked: int) -> str:
+    """The error if the first hop cannot be by peer, for which rank `asked` asked."""
+    return (
+        f'baracuda_peer_connect: exchange: got "peer" on rank {asked}, must be "auto" or "nccl" there: '
+        f"the hop from rank 0 to rank 1 cannot be by peer: {why}"
+    )
 
 
 def assert_one_cause(messages: Sequence[str], cause: str) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers.fault_cases import ERRORS, FaultyRing
-from helpers.one_cause import CANNOT_BE_BY_PEER, assert_one_cause
+from helpers.one_cause import assert_one_cause, cannot_be_by_peer
 from helpers.rank_pool import RankPool
 from helpers.ring_files import check, ring_task
 
@@ -80,7 +80,7 @@ def test_forced_where_it_cannot_be(torch, pool):
     # A rank that joins, or raises anything but an UnsupportedError, has no such answer.
     errors = [answer["error"] for answer in pool.join(exchange=choice, wait="event")]
     why = 'one of its ranks asked for exchange="nccl": rank 1'
-    assert_one_cause(errors, CANNOT_BE_BY_PEER + why)
+    assert_one_cause(errors, cannot_be_by_peer(why, asked=0))
     pool.join(exchange="peer")
 
 

@@ -287,7 +287,8 @@ def test_tensor_core_kernels_use_tensor_cores():
             products, waits = (function.count(x) for x in ("HGMMA", "WARPGROUP.DEPBAR"))
             assert waits <= products // 4, f"{name}: {products} products wait {waits} times"
             # Matrix descriptors stay in uniform registers: moving them all costs a quarter of a loop.
-            # Head_dim 256 has more of them than there is room for.
+            # Head_dim 256 has more of them than there is room for. In clusters there is also the address
+            # of the other block.
             loops = _product_loops(function)
             assert loops, f"{name} has no loop with products"
             # Those with scores ahead take two key tiles at a time.
@@ -295,7 +296,7 @@ def test_tensor_core_kernels_use_tensor_cores():
             scores_ahead += not gradients and max(of_loops) >= 32
             for body in loops:
                 moves = sum("R2UR" in line for line in body)
-                assert moves <= 12, f"{name} moves {moves} values to uniform registers in a loop"
+                assert moves <= 13, f"{name} moves {moves} values to uniform registers in a loop"
     assert seen >= 20
     # (3 head dims + a second and a third tile at 128, each x 4 flag variants; there 4 more without
     # scores ahead; and whole calls in clusters: 2 tiles at 128, 1 at 256) x 2 dtypes

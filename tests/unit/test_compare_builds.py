@@ -22,7 +22,7 @@ def test_the_bound_of_the_median():
 def test_calls_are_timed_in_processes_of_their_own():
     calls = compare_builds.calls("host")
     assert {call.what for call in calls} == compare_builds._LIMITS.keys() - {"middle step", "all steps"}
-    with contextlib.closing(compare_builds.Build(sys.executable)) as build:
+    with contextlib.closing(compare_builds.Build(sys.executable, sustained=True)) as build:
         for call in calls:
             assert 1e-7 < build.seconds(call) < 10, call
         with pytest.raises(RuntimeError, match="ended"):
@@ -30,7 +30,8 @@ def test_calls_are_timed_in_processes_of_their_own():
 
 
 def test_a_slower_build_is_told(monkeypatch, capsys):
-    def build(where):
+    def build(where, sustained):
+        assert sustained == (where == "sustained")
         slower = 1.2 if where == "new" else 1.0
         return SimpleNamespace(
             seconds=lambda call: 1.0 if call.what == "import" else slower, close=lambda: None
@@ -41,6 +42,8 @@ def test_a_slower_build_is_told(monkeypatch, capsys):
         with pytest.raises(SystemExit, match=str(code)):
             compare_builds.main(["--device", "host", "--only", only, "old", new])
         assert ("SLOWER" in capsys.readouterr().out) == bool(code)
+    with pytest.raises(SystemExit, match="0"):
+        compare_builds.main(["--device", "host", "--sustained", "sustained", "sustained"])
 
 
 def test_a_folder_that_is_not_imported_is_refused(tmp_path, monkeypatch):
