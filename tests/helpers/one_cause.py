@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+
 def cannot_be_by_peer(why: str, asked: int) -> str:
     """The error if the first hop cannot be by peer, for which rank `asked` asked."""
     return (
