@@ -11,7 +11,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from baracuda_kernels.errors import CudaError
-from baracuda_kernels.interop.torch import _buffers, _problem, ring_attention, synchronize
+from baracuda_kernels.interop.torch import (
+    _buffers,
+    _problem,
+    context_parallel,
+    ring_attention,
+    synchronize,
+)
 
 _OPTIONS = {
     "a list as scale": {"scale": [1.0]},
@@ -23,6 +29,23 @@ _OF_MEMORY = {
     "out of memory": torch.OutOfMemoryError("CUDA out of memory"),
     "CUDA out of memory": CudaError(2, "cudaMalloc", "out of memory"),
     "no room": CudaError(2, "cudaMalloc", "out of memory"),
+}
+# Arguments of compiled code that the odd rank's call cannot take.
+_COMPILED: dict[str, Any] = {
+    "a dtype": lambda q, k, v: ((q, k.half(), v), {}),
+    "integers": lambda q, k, v: ((q.int(), k.int(), v.int()), {}),
+    "three dimensions": lambda q, k, v: ((q[0], k, v), {}),
+    "another shape": lambda q, k, v: ((q, k, v[:, :1]), {}),
+    "a list as q": lambda q, k, v: (([1.0], k, v), {}),
+    "a word as scale": lambda q, k, v: ((q, k, v), {"scale": "x"}),
+    "a list as is_causal": lambda q, k, v: ((q, k, v), {"is_causal": []}),
+    "a tensor_layout": lambda q, k, v: ((q, k, v), {"tensor_layout": "bogus"}),
+    "three dimensions of bshd": lambda q, k, v: ((q[0], k, v), {"tensor_layout": "bshd"}),
+}
+_COMPILED_IN_CONTEXT: dict[str, Any] = {
+    "heads": lambda q, k, v: (torch.cat([q, q], 1), k, v),
+    "leading dimensions": lambda q, k, v: (torch.stack([q, q]), *torch.stack([k, v] * 3).split(3)),
+    "a dtype in a context": lambda q, k, v: (q, k.half(), v),
 }
 # The allocation that fails: of an output, or of the receive buffers of the peer exchange.
 _ALLOCATION = {"no room": (_buffers, "DeviceBuffer")}
@@ -72,6 +95,37 @@ class FailureTasks:
                     "seconds": time.monotonic() - start,
                 }
         return {"error": "", "message": "", "seconds": 0.0}
+
+    def one_fails_compiled(self, task: dict) -> dict:
+        """The same of compiled code, and whether the next call of it is right."""
+        what, odd = task["what"], self.rank == task["odd_rank"]
+        q, k, v = torch.randn(3, 2, 4, 8, 16, device=self.device)
+        exact = ring_attention(q, k, v)
+        torch.compiler.reset()
+        in_context = what in _COMPILED_IN_CONTEXT
+        if in_context:
+            wrong, options = _COMPILED_IN_CONTEXT[what](q, k, v), {}
+            attend: Any = torch.nn.functional.scaled_dot_product_attention
+        else:
+            wrong, options = _COMPILED[what](q, k, v)
+            attend = ring_attention
+        compiled: Any = torch.compile(
+            lambda *x, **given: attend(*x, **given), fullgraph=True, backend="aot_eager",
+            dynamic=task["dynamic"] or None,
+        )  # fmt: skip
+        answer = {"error": "", "message": "", "seconds": 0.0, "right": False}
+        with context_parallel() if in_context else contextlib.nullcontext():
+            start = time.monotonic()
+            try:
+                if odd:
+                    compiled(*wrong, **options)
+                else:
+                    compiled(q, k, v)
+            except Exception as error:  # noqa: BLE001 - the test compares its name
+                answer |= {"error": type(error).__name__, "message": str(error)}
+            answer["seconds"] = time.monotonic() - start
+            answer["right"] = torch.equal(compiled(q, k, v), exact)
+        return answer
 
 
 def _with(failure: Exception | None, what: str, call: Any) -> None:

@@ -50,6 +50,35 @@ def test_every_rank_raises_at_once(gloo_ranks, what, gradient, within):
         assert not answer["error"], answer
 
 
+# In compiled code an error that is raised while it is traced would be one of the compiler: the other
+# ranks would go on, and their call would meet this rank's next one.
+COMPILED = {
+    "a dtype": ("InvalidProblemError", "q, k, v: got torch.float32, torch.float16 and torch.float32"),
+    "integers": ("UnsupportedError", "q: got torch.int32, must be one of"),
+    "three dimensions": ("InvalidProblemError", "q: got 3 dimensions, must have 4"),
+    "another shape": ("InvalidProblemError", "v: got shape (2, 1, 8, 16)"),
+    "a list as q": ("InvalidProblemError", "q: got list, must be a torch.Tensor"),
+    "a word as scale": ("InvalidProblemError", "scale: got 'x', must be None or a float"),
+    "a list as is_causal": ("InvalidProblemError", "is_causal: got [], must be a bool"),
+    "a tensor_layout": ("InvalidProblemError", "tensor_layout: got 'bogus', must be"),
+    "three dimensions of bshd": ("InvalidProblemError", "q: got 3 dimensions, must have 4"),
+    "heads": ("InvalidProblemError", "key: got another number of heads, must be those of query"),
+    "leading dimensions": ("InvalidProblemError", "key: got another shape, must have the leading"),
+    "a dtype in a context": ("InvalidProblemError", "q, k, v: got torch.float32, torch.float16"),
+}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("what", COMPILED)
+def test_every_rank_raises_in_compiled_code_and_goes_on(gloo_ranks, what, dynamic):
+    name, text = COMPILED[what]
+    task = {"do": "one_fails_compiled", "what": what, "dynamic": dynamic, "odd_rank": ODD}
+    for rank, answer in enumerate(gloo_ranks.run(task, seconds=60)):
+        assert answer["error"] == name and text in answer["message"], answer
+        assert rank == ODD or answer["message"].startswith(f"rank {ODD}: "), answer
+        assert answer["right"] and answer["seconds"] < 30, answer
+
+
 def test_a_profiler_may_end_before_a_refusal_is_heard(gloo_ranks):
     task = {"do": "one_fails", "what": "sparse", "gradient": False, "within": "a profiler"}
     for _ in range(15):

@@ -115,6 +115,12 @@ class _RingMode(TorchFunctionMode):
             if query.dim() != 4:
                 query, key, value = _of_four_dimensions(query, key, value)
         except BaracudaError as error:
+            if torch.compiler.is_compiling():
+                is_problem = isinstance(error, InvalidProblemError)
+                y = torch.ops.baracuda.refused(
+                    query, value, self.group_name, error.args[0], is_problem
+                )
+                return y
             tell(self.group_name, error, device_of(query, key, value))
             raise
         y, _ = attend(query, key, value, self.group_name, is_causal, scale, self.layout, unseen)
@@ -217,10 +223,15 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
 
 def _check_heads(query: torch.Tensor, key: torch.Tensor, enable_gqa: bool) -> None:
     # A single head of keys is broadcast over the heads of the queries, as in PyTorch.
-    if not enable_gqa and query.dim() > 2 and key.shape[-3] not in (1, query.shape[-3]):
+    if enable_gqa or query.dim() <= 2:
+        return
+    heads, own = key.shape[-3], query.shape[-3]
+    if heads != 1 and heads != own:  # Dynamo gets `in` wrong for a number that it keeps open
+        got, must = "another number of", "those"
+        if not torch.compiler.is_compiling():
+            got, must = str(heads), f"the {own}"
         raise InvalidProblemError(
-            f"key: got {key.shape[-3]} heads, must be the {query.shape[-3]} of query without "
-            "enable_gqa=True"
+            f"key: got {got} heads, must be {must} of query without enable_gqa=True"
         )
 
 
@@ -229,9 +240,11 @@ def _of_four_dimensions(*tensors: torch.Tensor) -> list[torch.Tensor]:
     shape = tensors[0].shape
     for name, x in zip(("key", "value"), tensors[1:], strict=True):
         if x.shape[:-3] != shape[:-3]:
+            got, must = "another shape", ""
+            if not torch.compiler.is_compiling():
+                got, must = f"shape {tuple(x.shape)}", f", {tuple(shape[:-3])}"
             raise InvalidProblemError(
-                f"{name}: got shape {tuple(x.shape)}, must have the leading dimensions of query, "
-                f"{tuple(shape[:-3])}"
+                f"{name}: got {got}, must have the leading dimensions of query{must}"
             )
     if len(shape) == 2:
         return [x[None, None] for x in tensors]

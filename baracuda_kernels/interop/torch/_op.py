@@ -130,17 +130,9 @@ def ring_attention(
     """
     name = _process_group.name_of(group)
     swapped = tensor_layout == "bshd"
-    try:
-        if not swapped and tensor_layout != "bhsd":
-            raise InvalidProblemError(
-                f'tensor_layout: got {tensor_layout!r}, must be "bhsd" or "bshd"'
-            )
-        kind = torch.Tensor
-        if swapped or not (isinstance(q, kind) and isinstance(k, kind) and isinstance(v, kind)):
-            _check_tensors(q, k, v, swapped)
-    except BaracudaError as error:
-        tell(name, error, device_of(q, k, v))
-        raise
+    if wrong := _wrong_arguments(q, k, v, is_causal, scale, tensor_layout):
+        y = _refuse(wrong, name, q, k, v)
+        return (y, y.sum(-1)) if return_lse else y
     if swapped:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     y, lse = attend(q, k, v, name, is_causal, scale, sequence_layout)
@@ -217,12 +209,37 @@ def _as_autocast_casts(
     return cast(q), cast(k), cast(v)
 
 
-def _check_tensors(q: Any, k: Any, v: Any, swapped: bool) -> None:
+def _wrong_arguments(
+    q: Any, k: Any, v: Any, is_causal: Any, scale: Any, tensor_layout: Any
+) -> str:
+    """What is wrong with arguments that neither the operator nor `attend` can take; empty if
+    nothing. The descriptor checks what can be passed on."""
+    if tensor_layout != "bhsd" and tensor_layout != "bshd":
+        return f'tensor_layout: got {tensor_layout!r}, must be "bhsd" or "bshd"'
     for argument, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor):
-            raise InvalidProblemError(f"{argument}: got {type(x).__name__}, must be a torch.Tensor")
-        if swapped and x.dim() != 4:
-            raise InvalidProblemError(f"{argument}: got {x.dim()} dimensions, must have 4")
+            return f"{argument}: got {type(x).__name__}, must be a torch.Tensor"
+        if tensor_layout == "bshd" and x.dim() != 4:
+            return f"{argument}: got {x.dim()} dimensions, must have 4"
+    if torch.compiler.is_compiling():
+        if not isinstance(is_causal, bool):
+            return f"is_causal: got {is_causal!r}, must be a bool"
+        numbers = (int, float)
+        if isinstance(scale, bool) or not (scale is None or isinstance(scale, numbers)):
+            return f"scale: got {scale!r}, must be None or a float"
+    return ""
+
+
+def _refuse(reason: str, group_name: str, q: Any, k: Any, v: Any) -> torch.Tensor:
+    """Raise on every rank. Compiled code raises when it runs, so it has a result here."""
+    if torch.compiler.is_compiling():
+        given = [x for x in (q, k, v) if isinstance(x, torch.Tensor)]
+        x = given[0] if given else torch.empty(1)
+        y: torch.Tensor = torch.ops.baracuda.refused(x, x, group_name, reason, True)
+        return y
+    error = InvalidProblemError(reason)
+    tell(group_name, error, device_of(q, k, v))
+    raise error
 
 
 def device_of(*values: Any) -> torch.device | None:

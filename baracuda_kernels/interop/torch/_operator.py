@@ -136,7 +136,10 @@ def _fake(
     call: torch.Tensor | None = None,
 ) -> _Pair:
     _compiled.chain()
-    _problem.check(q, k, v, sequence_layout)
+    if call is None:
+        _problem.check(q, k, v, sequence_layout)
+    # In compiled code the call itself refuses tensors, when it runs: an error here would be one of
+    # the compiler, which the other ranks would not get.
     return _problem.outputs(q)
 
 

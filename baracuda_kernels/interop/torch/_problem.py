@@ -118,9 +118,9 @@ def refuse_capture(device: torch.device) -> None:
 
 
 def outputs(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Empty y [B, H, S, D], dense, in the memory order of `empty_like`, and empty lse [B, H, S]."""
-    b, h, s, _ = q.shape
-    return empty_like(q), q.new_empty((b, h, s), dtype=_LSE[q.dtype])
+    """Empty y [B, H, S, D], dense, in the memory order of `empty_like`, and empty lse [B, H, S]. Of
+    tensors that `check` would refuse they have the shapes that come closest."""
+    return empty_like(q), q.new_empty(q.shape[:-1], dtype=_LSE.get(q.dtype, torch.float32))
 
 
 def lse_form(q: torch.Tensor) -> torch.Tensor:
@@ -140,7 +140,7 @@ def lse_form(q: torch.Tensor) -> torch.Tensor:
 def empty_like(x: torch.Tensor) -> torch.Tensor:
     """An empty dense tensor of the shape [B, H, S, D] of `x`. It has the memory order [B, S, H, D]
     if the strides of `x` have that order, else [B, H, S, D]."""
-    if x.stride(1) < x.stride(2):  # a view of [B, S, H, D]
+    if x.dim() == 4 and x.stride(1) < x.stride(2):  # a view of [B, S, H, D]
         b, h, s, d = x.shape
         return x.new_empty((b, s, h, d)).transpose(1, 2)
     return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -6,24 +6,37 @@ import torch
 import torch.distributed as dist
 from torch.fx.node import has_side_effect
 
-from baracuda_kernels.errors import BaracudaError, UnsupportedError
+from baracuda_kernels.errors import BaracudaError, InvalidProblemError, UnsupportedError
 
 _library = torch.library.Library("baracuda", "FRAGMENT")
-_library.define("refused(Tensor query, Tensor value, str group_name, str reason) -> Tensor")
+# is_problem: the error is an InvalidProblemError, else an UnsupportedError.
+_library.define(
+    "refused(Tensor query, Tensor value, str group_name, str reason, bool is_problem=False) -> Tensor"
+)
 _library.define("of_one_rank(Tensor x, str group_name, str reason) -> Tensor")
 
 
 def _refuse(
-    query: torch.Tensor, value: torch.Tensor, group_name: str, reason: str
+    query: torch.Tensor,
+    value: torch.Tensor,
+    group_name: str,
+    reason: str,
+    is_problem: bool = False,
 ) -> torch.Tensor:
     """Replaces a refused call in compiled code; raises when it runs."""
-    error = UnsupportedError(reason)
+    error = InvalidProblemError(reason) if is_problem else UnsupportedError(reason)
     tell(group_name, error, query.device)
     raise error
 
 
-def _fake(query: torch.Tensor, value: torch.Tensor, group_name: str, reason: str) -> torch.Tensor:
-    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+def _fake(
+    query: torch.Tensor,
+    value: torch.Tensor,
+    group_name: str,
+    reason: str,
+    is_problem: bool = False,
+) -> torch.Tensor:
+    return query.new_empty((*query.shape[:-1], *value.shape[-1:]))
 
 
 def _of_one_rank(x: torch.Tensor, group_name: str, reason: str) -> torch.Tensor:
