@@ -17,6 +17,7 @@ from baracuda_kernels.interop.torch import (
     context_parallel,
     ring_attention,
     synchronize,
+    unshard,
 )
 
 _OPTIONS = {
@@ -41,6 +42,11 @@ _COMPILED: dict[str, Any] = {
     "a list as is_causal": lambda q, k, v: ((q, k, v), {"is_causal": []}),
     "a tensor_layout": lambda q, k, v: ((q, k, v), {"tensor_layout": "bogus"}),
     "three dimensions of bshd": lambda q, k, v: ((q[0], k, v), {"tensor_layout": "bshd"}),
+}
+_COMPILED_UNSHARD: dict[str, Any] = {
+    "a dim of unshard": {"dim": 7},
+    "a word as dim of unshard": {"dim": "x"},
+    "a layout of unshard": {"sequence_layout": "bogus"},
 }
 _COMPILED_IN_CONTEXT: dict[str, Any] = {
     "heads": lambda q, k, v: (torch.cat([q, q], 1), k, v),
@@ -103,9 +109,16 @@ class FailureTasks:
         exact = ring_attention(q, k, v)
         torch.compiler.reset()
         in_context = what in _COMPILED_IN_CONTEXT
-        if in_context:
+        right: Any = {}
+        if what in _COMPILED_UNSHARD:
+            q, k, v = exact, None, None
+            right = {"dim": 2, "sequence_layout": "zigzag"}
+            wrong, options = (q, k, v), right | _COMPILED_UNSHARD[what]
+            exact = unshard(q, **right)
+            attend: Any = lambda x, *_, **given: unshard(x, **given)
+        elif in_context:
             wrong, options = _COMPILED_IN_CONTEXT[what](q, k, v), {}
-            attend: Any = torch.nn.functional.scaled_dot_product_attention
+            attend = torch.nn.functional.scaled_dot_product_attention
         else:
             wrong, options = _COMPILED[what](q, k, v)
             attend = ring_attention
@@ -120,11 +133,11 @@ class FailureTasks:
                 if odd:
                     compiled(*wrong, **options)
                 else:
-                    compiled(q, k, v)
+                    compiled(q, k, v, **right)
             except Exception as error:  # noqa: BLE001 - the test compares its name
                 answer |= {"error": type(error).__name__, "message": str(error)}
             answer["seconds"] = time.monotonic() - start
-            answer["right"] = torch.equal(compiled(q, k, v), exact)
+            answer["right"] = torch.equal(compiled(q, k, v, **right), exact)
         return answer
 
 

@@ -64,6 +64,9 @@ COMPILED = {
     "three dimensions of bshd": ("InvalidProblemError", "q: got 3 dimensions, must have 4"),
     "heads": ("InvalidProblemError", "key: got another number of heads, must be those of query"),
     "leading dimensions": ("InvalidProblemError", "key: got another shape, must have the leading"),
+    "a dim of unshard": ("InvalidProblemError", "dim: got another number, must be in [-4, 4)"),
+    "a word as dim of unshard": ("InvalidProblemError", "dim: got 'x', must be an integer"),
+    "a layout of unshard": ("InvalidProblemError", "sequence_layout: got 'bogus', must be one of"),
     "a dtype in a context": ("InvalidProblemError", "q, k, v: got torch.float32, torch.float16"),
 }
 

@@ -12,6 +12,9 @@ from baracuda_kernels._torch_transforms import refuse_derivatives
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError
 from baracuda_kernels.interop.torch import _compiled, _dealing, _problem, _process_group
 
+_LAYOUTS = tuple(str(member).lower() for member in SequenceLayout)
+_LAYOUT_NAMES = ", ".join(repr(name) for name in _LAYOUTS)
+
 
 def shard(
     x: torch.Tensor,
@@ -96,6 +99,15 @@ def unshard(
     try:
         dim, layout = _checked("unshard", x, dim, sequence_layout)
     except BaracudaError as error:
+        of_cpu = not isinstance(x, torch.Tensor) or x.device.type == "cpu"
+        if torch.compiler.is_compiling() and of_cpu:
+            # A compiler would wrap an error that is raised here, and the others would not get it.
+            given = x if isinstance(x, torch.Tensor) else torch.empty(1)
+            is_problem = isinstance(error, InvalidProblemError)
+            refused: torch.Tensor = torch.ops.baracuda.refused(
+                given, given, name, error.args[0], is_problem
+            )
+            return refused
         _dealing.tell(name, error, x)
         raise
     mark = _compiled.call_mark(x.device)
@@ -153,13 +165,19 @@ def _checked(call: str, x: Any, dim: int, sequence_layout: SequenceLayout | str)
         if call == "unshard" or x.layout is not torch.sparse_coo:
             _problem.require_dense("x", x)
         dim = integer("dim", dim)
+    elif not isinstance(dim, int):
+        raise InvalidProblemError(f"dim: got {dim!r}, must be an integer")
     if not -x.dim() <= dim < x.dim():
         if x.dim() == 0:
             raise InvalidProblemError("x: got no dimensions, must have the sequence dimension")
-        raise InvalidProblemError(f"dim: got {dim}, must be in [{-x.dim()}, {x.dim()})")
-    # The operators check a text in compiled code; a compiler cannot.
+        got = "another number" if compiling else dim  # a compiler may keep it open
+        raise InvalidProblemError(f"dim: got {got}, must be in [{-x.dim()}, {x.dim()})")
     if not compiling:
         sequence_layout = layout_of(sequence_layout).name
-    elif not isinstance(sequence_layout, str):
+    elif isinstance(sequence_layout, SequenceLayout):
         sequence_layout = sequence_layout.name
+    elif sequence_layout.lower() not in _LAYOUTS:  # a compiler cannot call layout_of
+        raise InvalidProblemError(
+            f"sequence_layout: got {sequence_layout!r}, must be one of {_LAYOUT_NAMES}"
+        )
     return dim % x.dim(), sequence_layout
