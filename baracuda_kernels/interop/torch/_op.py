@@ -130,7 +130,10 @@ def ring_attention(
     """
     name = _process_group.name_of(group)
     swapped = tensor_layout == "bshd"
-    if wrong := _wrong_arguments(q, k, v, is_causal, scale, tensor_layout):
+    kind = torch.Tensor
+    plain = isinstance(q, kind) and isinstance(k, kind) and isinstance(v, kind)
+    checked = not plain or tensor_layout != "bhsd" or torch.compiler.is_compiling()
+    if checked and (wrong := _wrong_arguments(q, k, v, is_causal, scale, tensor_layout)):
         y = _refuse(wrong, name, q, k, v)
         return (y, y.sum(-1)) if return_lse else y
     if swapped:
