@@ -16,7 +16,7 @@ from baracuda_kernels.errors import BaracudaError, InvalidProblemError, Unsuppor
 from baracuda_kernels.interop.torch import _below, _entered, _late_import, _process_group
 from baracuda_kernels.interop.torch._entered import innermost
 from baracuda_kernels.interop.torch._op import attend, device_of
-from baracuda_kernels.interop.torch._refusal import tell
+from baracuda_kernels.interop.torch._refusal import in_compiled_code, tell
 
 
 def context_parallel(
@@ -77,13 +77,12 @@ class _RingMode(TorchFunctionMode):
         check = _CHECKS.get(func)
         if check is not None:
             reason, results = check(*args, **(kwargs or {}))
-            if reason and torch.compiler.is_compiling():
-                # A compiler would wrap an error that is raised here.
-                query, value = args[0], args[2] if func is _flex else args[0]
-                y = torch.ops.baracuda.refused(query, value, self.group_name, reason)
-                return y if results == 1 else (y,) * results
             if reason:
                 error = UnsupportedError(reason)
+                if torch.compiler.is_compiling():
+                    query, value = args[0], args[2] if func is _flex else args[0]
+                    y = in_compiled_code(query, value, self.group_name, error)
+                    return y if results == 1 else (y,) * results
                 tell(self.group_name, error, device_of(*args))
                 raise error
         return func(*args, **(kwargs or {}))
@@ -104,10 +103,6 @@ class _RingMode(TorchFunctionMode):
         try:
             _check(query, key, value)
             reason = _refusal(query, key, attn_mask, dropout_p, is_causal)
-            if reason and torch.compiler.is_compiling():
-                # A compiler would wrap an error that is raised here.
-                y: torch.Tensor = torch.ops.baracuda.refused(query, value, self.group_name, reason)
-                return y
             if reason:
                 raise UnsupportedError(reason)
             _check_heads(query, key, enable_gqa)
@@ -116,11 +111,7 @@ class _RingMode(TorchFunctionMode):
                 query, key, value = _of_four_dimensions(query, key, value)
         except BaracudaError as error:
             if torch.compiler.is_compiling():
-                is_problem = isinstance(error, InvalidProblemError)
-                y = torch.ops.baracuda.refused(
-                    query, value, self.group_name, error.args[0], is_problem
-                )
-                return y
+                return in_compiled_code(query, value, self.group_name, error)
             tell(self.group_name, error, device_of(query, key, value))
             raise
         y, _ = attend(query, key, value, self.group_name, is_causal, scale, self.layout, unseen)

@@ -13,7 +13,7 @@ from baracuda_kernels.errors import BaracudaError, InvalidProblemError
 from baracuda_kernels.interop.torch import _compiled, _process_group
 from baracuda_kernels.interop.torch._entered import note_call
 from baracuda_kernels.interop.torch._operator import differentiable, forward_op, run_forward
-from baracuda_kernels.interop.torch._refusal import tell
+from baracuda_kernels.interop.torch._refusal import in_compiled_code, tell
 
 
 @overload
@@ -235,12 +235,11 @@ def _wrong_arguments(
 
 def _refuse(reason: str, group_name: str, q: Any, k: Any, v: Any) -> torch.Tensor:
     """Raise on every rank. Compiled code raises when it runs, so it has a result here."""
+    error = InvalidProblemError(reason)
     if torch.compiler.is_compiling():
         given = [x for x in (q, k, v) if isinstance(x, torch.Tensor)]
         x = given[0] if given else torch.empty(1)
-        y: torch.Tensor = torch.ops.baracuda.refused(x, x, group_name, reason, True)
-        return y
-    error = InvalidProblemError(reason)
+        return in_compiled_code(x, x, group_name, error)
     tell(group_name, error, device_of(q, k, v))
     raise error
 

@@ -63,6 +63,19 @@ torch.library.register_fake("baracuda::refused", _fake, lib=_library)
 has_side_effect(torch.ops.baracuda.refused.default)
 
 
+def in_compiled_code(
+    query: torch.Tensor, value: torch.Tensor, group_name: str, error: BaracudaError
+) -> torch.Tensor:
+    """What compiled code has in place of a refused call, of the shape of its result. It raises the
+    error on every rank when it runs. An error that is raised while code is traced would be one of
+    the compiler, which the other ranks do not get."""
+    is_problem = isinstance(error, InvalidProblemError)
+    y: torch.Tensor = torch.ops.baracuda.refused(
+        query, value, group_name, error.args[0], is_problem
+    )
+    return y
+
+
 def tell(group_name: str, error: BaracudaError, device: torch.device | None = None) -> None:
     """Send an error to the ranks that wait for this rank. This rank must not have sent anything of
     the call yet.

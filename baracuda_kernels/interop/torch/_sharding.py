@@ -11,6 +11,7 @@ from baracuda_kernels._arguments import integer, layout_of
 from baracuda_kernels._torch_transforms import refuse_derivatives
 from baracuda_kernels.errors import BaracudaError, InvalidProblemError
 from baracuda_kernels.interop.torch import _compiled, _dealing, _problem, _process_group
+from baracuda_kernels.interop.torch._refusal import in_compiled_code
 
 _LAYOUTS = tuple(str(member).lower() for member in SequenceLayout)
 _LAYOUT_NAMES = ", ".join(repr(name) for name in _LAYOUTS)
@@ -101,13 +102,8 @@ def unshard(
     except BaracudaError as error:
         of_cpu = not isinstance(x, torch.Tensor) or x.device.type == "cpu"
         if torch.compiler.is_compiling() and of_cpu:
-            # A compiler would wrap an error that is raised here, and the others would not get it.
             given = x if isinstance(x, torch.Tensor) else torch.empty(1)
-            is_problem = isinstance(error, InvalidProblemError)
-            refused: torch.Tensor = torch.ops.baracuda.refused(
-                given, given, name, error.args[0], is_problem
-            )
-            return refused
+            return in_compiled_code(given, given, name, error)
         _dealing.tell(name, error, x)
         raise
     mark = _compiled.call_mark(x.device)
