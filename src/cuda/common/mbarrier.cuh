@@ -62,8 +62,8 @@ __device__ __forceinline__ bool mbarrier_test(uint32_t barrier, uint32_t parity)
   return done != 0;
 }
 
-// The same for a wait of thousands of cycles that may end some 100 cycles late. mbarrier_wait() asks
-// every 60 cycles; this one sleeps in between, which saves instructions and so power.
+// mbarrier_wait() for a wait of thousands of cycles that may end some 100 cycles late. That function
+// asks every 60 cycles; this one sleeps in between, which saves instructions and so power.
 template <int Nanoseconds>
 __device__ __forceinline__ void mbarrier_wait_asleep(uint32_t barrier, uint32_t parity) {
   while (!mbarrier_test(barrier, parity)) __nanosleep(Nanoseconds);

@@ -27,7 +27,7 @@ struct HopperArgs {
   // step, so the next step does not overlap this one (overlaps_previous(), launch.cuh). A rank may
   // also send by NCCL and receive by peer; then the steps can overlap.
   bool leaves_processors;
-  bool maps_y;      // `y` is set: TMA stores the output
+  bool maps_y;      // the map `y` is set: TMA stores the output (output_stage.cuh)
   bool backwards;   // as TileOrder::backwards
   TileOrder order;  // for FirstStepScheduler; LaterStepScheduler uses the fields above
 };
