@@ -7,8 +7,8 @@ for PYTHONPATH. A process with each stays alive and is told what to time, one at
 order. For every call it prints the median of the ratios new/old and its upper 95 % bound, and it
 fails if a bound is above its limit. The machine must do nothing else, or the noise alone is.
 
-With --sustained, work on the GPU is timed as in continuous use, at the card's power limit: in windows
-of 0.3 s without pauses. Medians of one build then move by 1 %, so its bounds need more alternations.
+With --sustained, work on the GPU is timed as in continuous use, at the card's power limit: one call
+after the other, each in windows of 0.3 s without pauses, once the card's clock has settled.
 """
 
 from __future__ import annotations
@@ -225,10 +225,22 @@ def upper_bound(ratios: list[float]) -> float:
     return next(x for x, below in zip(sorted(ratios), chance, strict=True) if below >= 0.95)
 
 
-def compare(builds: list[Build], wanted: list[Timed], rounds: int) -> dict[Timed, Seconds]:
+def compare(
+    builds: list[Build], wanted: list[Timed], rounds: int, sustained: bool = False
+) -> dict[Timed, Seconds]:
     """Seconds of old and new by turns, by call."""
     draw = random.Random(0)
     found: dict[Timed, Seconds] = {one: ([], []) for one in wanted}
+    if sustained:
+        sys.path.append(str(Path(__file__).resolve().parent.parent))
+        from benchmarks.rounds import order, settle
+
+        for one in wanted:
+            settle((0, 1), lambda i: builds[i].seconds(one))  # noqa: B023
+            for number in range(rounds):
+                for i in order((0, 1), number):
+                    found[one][i].append(builds[i].seconds(one))
+        return found
     for _ in range(rounds):
         for one in draw.sample(wanted, len(wanted)):
             for i in draw.sample((0, 1), 2):
@@ -248,7 +260,7 @@ def main(old: str, new: str, device: str, rounds: int, only: str, sustained: boo
     wanted = [one for one in calls(device) if only in str(one)]
     builds = [Build(where, sustained) for where in (old, new)]
     compare(builds, wanted, 1)  # everything is loaded and warm after it
-    found = compare(builds, wanted, rounds)
+    found = compare(builds, wanted, rounds, sustained)
     for build in builds:
         build.close()
     slower = 0

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
+import time
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from benchmarks.rows import Figures
 
 _Name = TypeVar("_Name")
+# With half of it, windows of 0.3 s still moved by 3 % (docs/kernel-log/timing.md).
+_SETTLING_SECONDS = 6.0
 
 
 def order(names: Iterable[_Name], number: int) -> list[_Name]:
@@ -24,6 +28,16 @@ def order(names: Iterable[_Name], number: int) -> list[_Name]:
     at = [i // 2 if i % 2 == 0 else turns - 1 - i // 2 for i in range(turns)]
     found = [every[(i + number) % turns] for i in at]
     return found[::-1] if odd and number // turns % 2 else found
+
+
+def settle(names: Iterable[_Name], work: Callable[[_Name], Any]) -> None:
+    """Does ``work(name)`` for each of `names`, by turns, until the card's clock has settled.
+
+    After a pause the power limit first lets the clock rise, and then lets it swing for seconds.
+    """
+    turn, end = itertools.cycle([*names]), time.perf_counter() + _SETTLING_SECONDS
+    while time.perf_counter() < end:
+        work(next(turn))
 
 
 def in_rounds(

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import baracuda_kernels as bk
-from benchmarks import compare_builds
+from benchmarks import compare_builds, rounds
 
 
 def test_the_bound_of_the_median():
@@ -38,6 +38,7 @@ def test_a_slower_build_is_told(monkeypatch, capsys):
         )
 
     monkeypatch.setattr(compare_builds, "Build", build)
+    monkeypatch.setattr(rounds, "_SETTLING_SECONDS", 0.001)
     for new, only, code in (("new", "run", 1), ("new", "import", 0), ("old", "", 0)):
         with pytest.raises(SystemExit, match=str(code)):
             compare_builds.main(["--device", "host", "--only", only, "old", new])

@@ -1,11 +1,12 @@
 """The order of the contenders within a round of a benchmark."""
 
 import itertools
+import time
 from collections import Counter
 
 import pytest
 
-from benchmarks.rounds import in_rounds, order, summary
+from benchmarks.rounds import in_rounds, order, settle, summary
 
 
 @pytest.mark.parametrize("names", ["ab", "abc", "abcdef"])
@@ -45,3 +46,11 @@ def test_samples_are_as_long_as_asked_and_ratios_are_of_rounds():
     found = summary({**samples, "other": [4.0, 4.0, 1.0]}, "slow")
     # The medians of the ratios 0.1, 0.05 and 0.025, and not the ratio of the medians.
     assert found == {"ours": 40.0, "peers": {"quick": 0.02, "other": 2.0}}
+
+
+def test_a_card_settles_under_the_work_of_all_by_turns(monkeypatch):
+    monkeypatch.setattr("benchmarks.rounds._SETTLING_SECONDS", 0.02)
+    made, begin = [], time.perf_counter()
+    settle("abc", made.append)
+    assert time.perf_counter() - begin >= 0.02
+    assert made == ["abc"[i % 3] for i in range(len(made))] and made

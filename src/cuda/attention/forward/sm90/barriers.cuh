@@ -28,14 +28,15 @@ struct Barriers {
   __device__ __forceinline__ uint32_t v_empty(int stage) const {
     return k_full(stage) + 24 * C::stages;
   }
-  __device__ __forceinline__ uint32_t q_full(int group) const {
-    return base + 32 * C::stages + 8 * group;
+  __device__ __forceinline__ uint32_t q_full(int group, int stage) const {
+    return base + 32 * C::stages + 8 * (group * C::q_stages + stage);
   }
-  __device__ __forceinline__ uint32_t q_empty(int group) const {
-    return q_full(group) + 8 * C::consumers;
+  __device__ __forceinline__ uint32_t q_empty(int group, int stage) const {
+    return q_full(group, stage) + 8 * C::consumers * C::q_stages;
   }
   __device__ __forceinline__ uint32_t slot_full(int group, int slot) const {
-    return base + 32 * C::stages + 16 * C::consumers + 8 * (group * C::slots + slot);
+    return base + 32 * C::stages + 16 * C::consumers * C::q_stages +
+           8 * (group * C::slots + slot);
   }
   __device__ __forceinline__ void init() const {
     for (int i = 0; i < C::stages; ++i) {
@@ -45,8 +46,10 @@ struct Barriers {
       mbarrier_init(v_empty(i), 4 * C::consumers * C::cluster);
     }
     for (int group = 0; group < C::consumers; ++group) {
-      mbarrier_init(q_full(group), 1);
-      mbarrier_init(q_empty(group), 128);
+      for (int i = 0; i < C::q_stages; ++i) {
+        mbarrier_init(q_full(group, i), 1);
+        mbarrier_init(q_empty(group, i), 128);
+      }
       for (int i = 0; i < C::slots; ++i) mbarrier_init(slot_full(group, i), 32);
     }
     mbarrier_init_fence();

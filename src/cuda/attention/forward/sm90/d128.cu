@@ -73,8 +73,12 @@ bool pays_in_pairs(const StepParams& p, const StepMask& mask) {
 
 template <typename Element>
 struct Tiles {
-  using Narrow = Config<Element, 128, narrow, 2, false, narrow, true>;
-  using Wide = Config<Element, 128, wide, 2, false, wide, true>;
+  // For steps that continue a state.
+  using Narrow = Config<Element, 128, narrow, 2, false, narrow, true, Served::continuations>;
+  using Wide = Config<Element, 128, wide, 2, false, wide, true, Served::continuations>;
+  // For steps that begin a state.
+  using NarrowFirst = Config<Element, 128, narrow, 2, false, narrow, true, Served::beginnings>;
+  using WideFirst = Config<Element, 128, wide, 2, false, wide, true, Served::beginnings>;
   // With clusters.
   using NarrowPair = Config<Element, 128, narrow, 2, false, narrow, true, Served::whole_calls, 2>;
   using WidePair = Config<Element, 128, wide, 2, false, wide, true, Served::whole_calls, 2>;
@@ -87,6 +91,8 @@ struct Tiles {
   static int32_t load() {
     int32_t status = load_kernels<Narrow>();
     if (status == BARACUDA_OK) status = load_kernels<Wide>();
+    if (status == BARACUDA_OK) status = load_kernels<NarrowFirst>();
+    if (status == BARACUDA_OK) status = load_kernels<WideFirst>();
     if (status == BARACUDA_OK) status = load_kernels<NarrowPair>();
     if (status == BARACUDA_OK) status = load_kernels<WidePair>();
     if (status == BARACUDA_OK) status = load_kernels<Long>();
@@ -114,6 +120,8 @@ struct Tiles {
     if (is_long(p, mask)) return f(Long{}, mask);
     if (pays_in_pairs(p, mask))
       return prefers<WidePair>(p, mask) ? f(WidePair{}, mask) : f(NarrowPair{}, mask);
+    if ((p.flags & BARACUDA_STEP_FIRST) != 0)
+      return prefers<WideFirst>(p, mask) ? f(WideFirst{}, mask) : f(NarrowFirst{}, mask);
     return prefers<Wide>(p, mask) ? f(Wide{}, mask) : f(Narrow{}, mask);
   }
 };

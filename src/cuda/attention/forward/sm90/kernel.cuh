@@ -6,7 +6,10 @@
 // step, and add the partial result to the state (state.cuh).
 #pragma once
 
+#include <type_traits>
+
 #include "attention/forward/sm90/consumer.cuh"
+#include "attention/forward/sm90/consumer_ahead.cuh"
 #include "attention/forward/sm90/producer.cuh"
 #include "common/cluster.cuh"
 #include "common/dependent_launch.cuh"
@@ -58,7 +61,9 @@ __global__ void __launch_bounds__(C::threads, 1)
     }
   } else {
     increase_registers<C::consumer_registers>();
-    Consumer<C, First, Last>(args, shared, barriers, warp / 4 - 1).run();
+    using Consumers = std::conditional_t<C::scores_ahead, ConsumerAhead<C, First, Last>,
+                                         Consumer<C, First, Last>>;
+    Consumers(args, shared, barriers, warp / 4 - 1).run();
   }
   if constexpr (C::cluster > 1) {
     __syncwarp();

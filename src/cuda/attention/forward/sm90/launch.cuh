@@ -70,7 +70,7 @@ int32_t encode_maps(const StepParams& p, HopperArgs& args) {
       C::stages_output && (p.flags & BARACUDA_STEP_LAST) != 0 && tma_can_describe(p.y_strides);
   if (status == BARACUDA_OK && args.maps_y)
     status = encode_tensor_map(&args.y, "y", is_bf16, p.y, p.y_strides, p.batch, p.heads,
-                               p.query_len, p.head_dim, C::group_m / 4);
+                               p.query_len, p.head_dim, C::y_rows);
   return status;
 }
 

@@ -2,6 +2,10 @@
 // and TMA copies them from there. So a warp neither computes the addresses of rows nor waits for
 // stores, and its next query tile begins earlier. Used where shared memory has room (config.h). If
 // TMA cannot describe y, whose strides may be anything, the warp copies the rows.
+//
+// The rows are staged in one of two places (stages_in_q, config.h). In the place of the query tile's
+// Q, they are copied by the warp that copies Q (producer.cuh), all 64 at a time. In a place of their
+// own, each warp has its 16 rows copied.
 #pragma once
 
 #include "attention/forward/sm90/barriers.cuh"
@@ -16,21 +20,25 @@ template <typename C>
 class OutputStage {
   using Element = typename C::Element;
   static constexpr int rows = C::group_m / 4;  // of a warp
-  static constexpr int block_bytes = rows * 128;
+  static constexpr int block_bytes = C::y_rows * 128;
 
  public:
-  __device__ __forceinline__ OutputStage(const HopperArgs& args, uint32_t shared, int group)
-      : args_(args),
-        rows_(shared + C::y_offset +
-              (group * 4 + threadIdx.x % 128 / 32) * C::column_blocks * block_bytes) {}
+  // For query tile n.
+  __device__ __forceinline__ OutputStage(const HopperArgs& args, uint32_t shared, int group,
+                                         uint32_t n)
+      : args_(args), group_(group), rows_(shared + place(group, n)) {}
 
   // Stores the warp's rows of o * factor. factor: of the lane's two rows. TMA leaves out the rows
   // past the end of y.
   __device__ __forceinline__ void store(const float (&o)[C::head_dim / 2],
                                         const float (&factor)[2], const WorkTile<C>& tile) const {
     const int lane = threadIdx.x % 32;
-    drain();
-    __syncwarp();
+    if constexpr (C::stages_in_q) {
+      named_barrier_sync(1 + group_, 128);  // all warps are done with the products that read Q
+    } else {
+      drain();
+      __syncwarp();
+    }
     // Lane i passes the address of row i % 16, in the left or the right eight of 16 columns.
     const uint32_t row = rows_ + lane % rows * 128 + ((lane / rows ^ lane % 8) << 4);
 #pragma unroll
@@ -45,6 +53,7 @@ class OutputStage {
     const int row0 = tile.row0() + threadIdx.x % 128 / 32 * rows;
     if (!args_.maps_y) return copy(tile, row0);
     shared_store_fence();
+    if constexpr (C::stages_in_q) return;
     __syncwarp();
     if (lane == 0) {
 #pragma unroll
@@ -61,6 +70,11 @@ class OutputStage {
   }
 
  private:
+  static __device__ __forceinline__ uint32_t place(int group, uint32_t n) {
+    const int warp = threadIdx.x % 128 / 32;
+    if constexpr (C::stages_in_q) return C::q_offset(group, n) + warp * rows * 128;
+    return C::y_offset + (group * 4 + warp) * C::column_blocks * block_bytes;
+  }
   __device__ __forceinline__ void copy(const WorkTile<C>& tile, int row0) const {
     const StepArgs& step = args_.step;
     const int lane = threadIdx.x % 32, chunk = lane % 8;
@@ -79,6 +93,7 @@ class OutputStage {
   }
 
   const HopperArgs& args_;
+  const int group_;
   const uint32_t rows_;
 };
 

@@ -30,7 +30,7 @@ class WorkTileScheduler {
 
   __device__ __forceinline__ bool next(const HopperArgs& args) {
     while (scheduler_.next(args, C::cluster_m, tile)) {
-      tiles = key_tiles<C>(row_limit(args, int64_t{tile.row0} + C::cluster_m - 1));
+      tiles = key_tiles<C>(row_limit(args, static_cast<uint32_t>(tile.row0) + C::cluster_m - 1));
       if constexpr (C::cluster > 1) tile.row0 += cluster_rank() * C::block_m;
       if (First || Last || tiles > 0) return true;
     }
@@ -121,8 +121,9 @@ class KeyProducer {
 };
 
 // The producer warp of one consumer warpgroup. It describes each query tile in a slot (WorkTile,
-// barriers.cuh), and copies the Q of the tile as soon as the last QK product of the previous query
-// tile is complete. It begins with the current tile of `work`. more: whether there is one.
+// barriers.cuh), and copies the Q of the tile as soon as there is a place for it. If outputs are
+// staged in the places of Q, it sends them, too. It begins with the current tile of `work`. more:
+// whether there is one.
 template <typename C, bool First, bool Last>
 __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t shared,
                                                 const Barriers<C>& barriers, int group,
@@ -135,18 +136,33 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
   // half the time of a key tile, and it stays ahead. This wait lets the first consumer start first
   // in every block. Without the wait, steps that continue a state take up to 4 % longer (chunks of
   // 1024 rows; 0.3 % at 4096).
-  if (!First && !C::take_turns && group > 0 && more) mbarrier_wait(barriers.q_full(group - 1), 0);
+  if (!First && !C::take_turns && group > 0 && more) mbarrier_wait(barriers.q_full(group - 1, 0), 0);
+  // Waits until the place of Q of query tile n is free, and sends the outputs that are in it.
+  const auto await_place = [&](uint32_t n) {
+    const int stage = stage_of<C::q_stages>(n);
+    mbarrier_wait_asleep<100>(barriers.q_empty(group, stage), parity_of<C::q_stages>(n) ^ 1);
+    if constexpr (Last && C::stages_in_q) {
+      if (lane != 0 || n < C::q_stages || !args.maps_y) return;
+      const WorkTile<C> done(shared, group, n - C::q_stages);
+#pragma unroll
+      for (int i = 0; i < C::column_blocks; ++i)
+        tma_store_4d(&args.y, shared + C::q_offset(group, n) + i * C::q_block_bytes, 64 * i,
+                     done.row0(), done.head(), done.batch());
+      tma_commit();
+      tma_wait_read<0>();
+    }
+  };
   for (uint32_t n = 0;; ++n, more = work.next(args)) {
     const WorkTile<C> slot(shared, group, n);
     const int row0 = work.tile.row0 + group * C::group_m;
     const int batch = more ? work.tile.batch(args) : 0;
     const int head = more ? work.tile.head(args) : 0;
     const auto copy_queries = [&] {
-      mbarrier_wait_asleep<100>(barriers.q_empty(group), parity_of<1>(n) ^ 1);
+      await_place(n);
       if (lane != 0) return;
-      const uint32_t full = barriers.q_full(group);
+      const uint32_t full = barriers.q_full(group, stage_of<C::q_stages>(n));
       if (work.tiles > 0 && row0 < step.query_len) {
-        const uint32_t dst = shared + group * C::q_bytes;
+        const uint32_t dst = shared + C::q_offset(group, n);
         mbarrier_arrive_expect(full, C::q_bytes);
 #pragma unroll
         for (int i = 0; i < C::column_blocks; ++i)
@@ -161,7 +177,7 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
       int keys = 0;
 #pragma unroll
       for (int i = lane; i < C::group_m; i += 32) {
-        keys = row_limit(args, int64_t{row0} + i);
+        keys = row_limit(args, static_cast<uint32_t>(row0) + i);
         slot.set_limit(i, keys);
       }
       keys = __shfl_sync(0xffffffffu, keys, 31);
@@ -181,6 +197,9 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
       }
       FullyMaskedRows<C, First, Last>(args).run(blockIdx.x * C::consumers + group,
                                                 gridDim.x * C::consumers);
+      if constexpr (Last && C::stages_in_q) {
+        for (uint32_t i = 0; i < C::q_stages; ++i) await_place(n + i);
+      }
       return;
     }
     if (n > 0) {

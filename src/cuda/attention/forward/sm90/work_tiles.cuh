@@ -34,11 +34,12 @@ struct HopperArgs {
 
 // The number of keys that a row sees. For a row past the end: the number of keys that the last row
 // sees.
-__device__ __forceinline__ int row_limit(const HopperArgs& all, int64_t row) {
+__device__ __forceinline__ int row_limit(const HopperArgs& all, uint32_t row) {
   const StepArgs& args = all.step;
   const int keys = static_cast<int>(args.key_len);
   if (!args.borders_vary) return keys;
-  if (row >= args.query_len) row = args.query_len - 1;
+  const auto rows = static_cast<uint32_t>(args.query_len);
+  if (row >= rows) row = rows - 1;
   const baracuda_position_map& q_map = args.device_maps ? args.device_maps[0] : args.q_map;
   const baracuda_position_map& k_map = args.device_maps ? args.device_maps[1] : args.k_map;
   const int64_t pos = position(q_map, row);
