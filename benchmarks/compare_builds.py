@@ -236,7 +236,8 @@ def compare(
         from benchmarks.rounds import order, settle
 
         for one in wanted:
-            settle((0, 1), lambda i: builds[i].seconds(one))  # noqa: B023
+            if one.what in _ON_GPU and one.family != "host":
+                settle((0, 1), lambda i: builds[i].seconds(one))  # noqa: B023
             for number in range(rounds):
                 for i in order((0, 1), number):
                     found[one][i].append(builds[i].seconds(one))

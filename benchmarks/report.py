@@ -28,9 +28,10 @@ FlashAttention-2 backends, `fa3` is FlashAttention-3 (`dew-flash-attn-cu13` 0.3.
 ratio above 1 means that we are faster.
 
 Single calls and their gradients are timed by the host's clock, in windows of at least 20 calls.
-Where a ratio is a pair, its first figure is of *sustained* windows of 300 ms, in which the card's
-power limit has settled, as in training and prefill; the second is of *bursts* of 15 ms. Milliseconds
-and TFLOPS are of sustained windows where there are such.
+Where a ratio is a pair, its first figure is of *sustained* windows of 300 ms at the card's power
+limit, as in training and prefill; the second is of *bursts* of 15 ms. Milliseconds and TFLOPS are of
+sustained windows where there are such. In windows from before 2026-11-29 the clock still swings,
+which makes up to 5 % ([Settling](kernel-log/timing.md#settling)).
 """
 
 _ACROSS = """

@@ -98,9 +98,9 @@ struct Config {
   static constexpr int k_offset = Consumers * q_stages * q_bytes;
   static constexpr int v_offset = k_offset + stages * kv_bytes;
   // A slot describes a query tile (WorkTile, barriers.cuh). When the producer writes the slot of
-  // tile n, its last wait at the barrier q_empty showed only that the QK products of tile n - 2
-  // have ended. So the consumer may still read the slots of tiles n - 2 and n - 1, and three slots
-  // must exist at a time. With four, n % slots is a bit mask.
+  // tile n, its last wait at the barrier q_empty showed only this: with one place for Q, that the QK
+  // products of tile n - 2 have ended; with two, that tile n - 3 has. So the slots of tiles n - 2 and
+  // n - 1 may still be read, and three slots must exist at a time. With four, n % slots is a bit mask.
   static constexpr int slots = 4;
   static constexpr int slot_bytes = 4 * (8 + group_m);
   static constexpr int barriers = 4 * stages + Consumers * (slots + 2 * q_stages);

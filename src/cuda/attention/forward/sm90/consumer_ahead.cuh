@@ -69,6 +69,7 @@ class ConsumerAhead : ConsumerParts<C, First, Last> {
     PreviousState previous;
   };
 
+  // As Consumer::run(). One function for both has other machine code: ptxas schedules it differently.
   __device__ __forceinline__ void run_with_pauses() {
     float o[C::head_dim / 2];
     Weights p;
