@@ -40,7 +40,7 @@ HANDED_OVER = [
 # (ranks, rows, keys)
 SHAPES = [(1, 65, 130), (1, 1, 63), (3, 40, 72)]
 # Of sm90a, long enough for clusters: (head_dim, rows, keys, causal)
-IN_CLUSTERS = [(128, 4096 + 65, 4096, False), (128, 4096, 8192, True), (256, 4096, 8192, False)]
+IN_CLUSTERS = [(128, 4096 + 65, 4096, False), (128, 4096, 8192, True), (256, 2048, 2048, False)]
 
 
 def main() -> int:

@@ -153,14 +153,25 @@ __device__ __forceinline__ bool merge_under_previous_max(RowStatistics& rows,
   return true;
 }
 
-// Multiplies o by factor. A warp whose factors are all 1 skips this. That is so for most key tiles,
-// because they raise no row's maximum.
+// Multiplies o by factor. A warp skips the rows h if all of their factors are 1. That is so for most
+// key tiles, because they raise no row's maximum.
 template <int N>
 __device__ __forceinline__ void rescale(float (&o)[N], const float (&factor)[2]) {
   // A NaN factor differs from 1, so it is applied.
-  if (!__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) return;
+  const bool changes[2] = {__any_sync(0xffffffffu, factor[0] != 1.0f) != 0,
+                           __any_sync(0xffffffffu, factor[1] != 1.0f) != 0};
+  // One branch instead of two for the commonest case. Without it D256 takes up to 2 % longer under a
+  // mask.
+  if (!changes[0] && !changes[1]) return;
 #pragma unroll
-  for (int i = 0; i < N; ++i) o[i] *= factor[i / 2 % 2];
+  for (int h = 0; h < 2; ++h) {
+    if (!changes[h]) continue;
+#pragma unroll
+    for (int i = 2 * h; i < N; i += 4) {
+      o[i] *= factor[h];
+      o[i + 1] *= factor[h];
+    }
+  }
 }
 
 // Rounds the weights to the operand type, and packs them as the A fragments of PV.
