@@ -2,7 +2,7 @@
 
     python -m benchmarks.all_parts --out out -o benchmarks/results
 
-It takes some half an hour on one GPU. On several GPUs it first measures and tests what takes all of
+It takes about an hour on one GPU. On several GPUs it first measures and tests what takes all of
 them, which writes files of its own (`across`). What a part prints goes to OUT/<part>.txt.
 """
 

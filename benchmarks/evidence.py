@@ -9,6 +9,7 @@ A part writes DIR/<part>.json; merged they are <card>.json. See docs/developer-g
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -25,7 +26,7 @@ from xml.etree import ElementTree
 import click
 
 from benchmarks import ROOT
-from benchmarks.rows import Row, head, slug, write
+from benchmarks.rows import Row, head, read, slug, write
 from benchmarks.source import SourceMismatch, require_own_sources
 
 LIMIT_SECONDS = 480
@@ -63,27 +64,57 @@ def run_part(part: str) -> dict[str, Any]:
 def merge(folder: Path, output: Path) -> Path:
     """Merge the parts in `folder` into `output`/<card>.json; the file's path.
 
+    Parts that the file has and `folder` has not stay in it, each with the source hash it had.
+
     Raises
     ------
     SystemExit
-        If there are no parts, or if they disagree in schema, card or source hash.
+        If there are no parts, if they disagree in schema or card, or if the file does not say which
+        of its rows are of which part.
     """
-    parts = [json.loads(p.read_text()) for n in PARTS if (p := folder / f"{n}.json").is_file()]
+    names = [name for name in PARTS if (folder / f"{name}.json").is_file()]
+    parts = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
     if not parts:
         raise SystemExit(f"{folder}: holds no part of {', '.join(PARTS)}")
-    for field in ("schema", "card", "source_hash"):
-        values = {part[field] for part in parts}
+    for field in ("schema", "card"):
+        values = {part[field] for part in parts.values()}
         if len(values) > 1:
             raise SystemExit(f"{folder}: the parts disagree in {field}: {sorted(map(str, values))}")
-    newest = max(parts, key=lambda part: part["date"])
+    schema, card = (next(iter(parts.values()))[field] for field in ("schema", "card"))
+    path = output / f"{slug(card)}.json"
+    if path.is_file():
+        parts = _parts_of(path) | parts
+    parts = {name: parts[name] for name in PARTS if name in parts}
+    newest = max(parts.values(), key=lambda part: part["date"])
+    of_a_part = ("driver", "cuda", "date", "source_hash", "tests")
     merged = {
-        **{k: newest[k] for k in ("schema", "card", "driver", "cuda", "date", "source_hash")},
-        "tests": {k: sum(p["tests"][k] for p in parts) for k in ("passed", "failed", "skipped")},
-        "rows": [row for part in parts for row in part["rows"]],
+        "schema": schema,
+        "card": card,
+        **{field: newest[field] for field in of_a_part[:-1]},
+        "tests": {
+            outcome: sum(part["tests"][outcome] for part in parts.values())
+            for outcome in ("passed", "failed", "skipped")
+        },
+        "parts": {
+            name: {field: part[field] for field in of_a_part} | {"rows": len(part["rows"])}
+            for name, part in parts.items()
+        },
+        "rows": [row for part in parts.values() for row in part["rows"]],
     }
-    path = output / f"{slug(newest['card'])}.json"
     write(path, merged)
     return path
+
+
+def _parts_of(path: Path) -> dict[str, dict[str, Any]]:
+    """The parts of a merged file, each with its rows."""
+    merged = read(path)
+    if "parts" not in merged:
+        raise SystemExit(f"{path}: does not say which rows are of which part; move it away")
+    rows = iter(merged["rows"])
+    return {
+        name: {**part, "rows": list(itertools.islice(rows, part["rows"]))}
+        for name, part in merged["parts"].items()
+    }
 
 
 def _measured(modules: Sequence[str]) -> tuple[list[Row], int]:
@@ -91,9 +122,10 @@ def _measured(modules: Sequence[str]) -> tuple[list[Row], int]:
     found: list[Row] = []
     failed = 0
     for name in modules:
-        module = importlib.import_module(f"benchmarks.{name}")
+        module_name, _, function = name.partition(":")
+        module = importlib.import_module(f"benchmarks.{module_name}")
         try:
-            rows = module.rows()
+            rows = getattr(module, function or "rows")()
         except AssertionError as error:  # of a rank that ended otherwise than it must
             print(error, file=sys.stderr)
             failed += 1
@@ -165,14 +197,17 @@ def _endurance() -> Counts:
     return first + _side_by_side(runs, seconds=LIMIT_SECONDS / 2 - 30)
 
 
-# What a part tests, and the modules that measure its rows.
+# What a part tests, and the modules that measure its rows: by `rows`, or by the function after the
+# colon.
 PARTS: dict[str, tuple[Callable[[], Counts], tuple[str, ...]]] = {
     "host": (Counter, ("host_cost",)),
     "tests": (_tests, ()),
     "ranks": (lambda: _pytest(_RANKS, *_ONE_GPU, *_NO_FAULTS), ()),
     "peers": (lambda: _pytest(*_PEERS, *_ONE_GPU), ()),
     "forward": (Counter, ("forward",)),
+    "forward_more": (Counter, ("forward:more_rows",)),
     "backward": (Counter, ("backward",)),
+    "backward_more": (Counter, ("backward:more_rows",)),
     "error": (Counter, ("error", "gradient_error")),
     "ring": (Counter, ("ring",)),
     "runtime": (Counter, ("balance", "overlap", "memory")),

@@ -14,9 +14,8 @@ from benchmarks.peers import available, peer_calls
 from benchmarks.rows import Row, row
 from benchmarks.timing import all_of, in_windows, input_sets, stream
 
-PROBLEMS = [
-    *HOPPER,
-    Call("sm90a", 32768, heads=32, kv_heads=8),
+PROBLEMS = [*HOPPER, Call("sm90a", 32768, heads=32, kv_heads=8)]
+MORE = [
     Call("sm90a", 8192, "f16", 64, 32, batch=2),
     Call("sm90a", 8192, "f16", 256, 8, batch=2),
     *[Call("sm80", 8192, "bf16", d, h) for d, h in ((64, 32), (96, 16), (128, 16), (192, 8))],
@@ -34,8 +33,17 @@ PROBLEMS = [
 
 
 def rows() -> list[Row]:
-    """All `forward` rows, causal and not."""
-    return [_row(x._replace(causal=c)) for x in available(PROBLEMS) for c in (False, True)]
+    """`forward` rows of `PROBLEMS`, causal and not."""
+    return _rows(PROBLEMS)
+
+
+def more_rows() -> list[Row]:
+    """Those of `MORE`. All together would take more than a part's 8 minutes."""
+    return _rows(MORE)
+
+
+def _rows(problems: list[Call]) -> list[Row]:
+    return [_row(x._replace(causal=c)) for x in available(problems) for c in (False, True)]
 
 
 def _row(x: Call) -> Row:

@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from benchmarks import ROOT, plots
-from benchmarks.rows import Result, Row, read
+from benchmarks.rows import Part, Result, Row, read
 from benchmarks.sections import ACROSS, ALONE, scale_on_paper
 from benchmarks.source import source_hash
 from benchmarks.tables import Section
@@ -30,9 +31,11 @@ ratio above 1 means that we are faster.
 Single calls and their gradients are timed by the host's clock, in windows of at least 20 calls.
 Where a ratio is a pair, its first figure is of *sustained* windows of 300 ms at the card's power
 limit, as in training and prefill; the second is of *bursts* of 15 ms. Milliseconds and TFLOPS are of
-sustained windows where there are such. In windows from before 2026-11-29 the clock still swings,
-which makes up to 5 % ([Settling](kernel-log/timing.md#settling)).
+sustained windows where there are such. In windows from before 2026-11-29, 06:00, the clock still
+swings, which makes up to 5 % ([Settling](kernel-log/timing.md#settling)).
 """
+
+_OLDER = "\n**These {} are of older sources than `src/` holds now.**\n"
 
 _ACROSS = """
 One process per GPU; bf16, batch 1, each GPU with the given rows of queries and of keys. *Ideal*:
@@ -95,18 +98,36 @@ def _sections(sections: dict[str, Section], rows: list[Row]) -> str:
 
 
 def _alone(card: str, result: Result, here: str) -> str:
-    tests = result["tests"]
-    text = (
-        f"\n## {result['card']}\n\n"
-        f"Driver {result['driver']}, CUDA {result['cuda']}, {result['date']}, source "
-        f"`{result['source_hash']}`; tests: {tests['passed']} passed, {tests['failed']} failed, "
-        f"{tests['skipped']} skipped.\n"
-    )
-    if result["source_hash"] != here:
-        text += "\n**These results are of older sources than `src/` holds now.**\n"
+    text = f"\n## {result['card']}\n" + _origins(result, here)
     for name, shown, _ in _pictures(card, result):
         text += f"\n![{shown} on the {result['card']}]({name})\n"
     return text + _sections(ALONE, result["rows"]) + scale_on_paper(result)
+
+
+def _origins(result: Result, here: str) -> str:
+    """What the rows of one GPU were measured with, the newest parts first."""
+    parts = result.get("parts")
+    if parts is None:
+        older = _OLDER.format("results") if result["source_hash"] != here else ""
+        return f"\n{_origin(result, result['tests'])}.\n{older}"
+    of_sources: dict[str, list[str]] = {}
+    for name in sorted(parts, key=lambda name: parts[name]["date"], reverse=True):
+        of_sources.setdefault(parts[name]["source_hash"], []).append(name)
+    text = ""
+    for source, names in of_sources.items():
+        tests = sum((Counter(parts[name]["tests"]) for name in names), Counter())
+        listed = ", ".join(f"`{name}`" for name in parts if name in names)
+        text += f"\n{_origin(parts[names[0]], tests)}. Parts: {listed}.\n"
+        text += _OLDER.format("parts") if source != here else ""
+    return text
+
+
+def _origin(of: Result | Part, tests: Mapping[str, int]) -> str:
+    text = f"Driver {of['driver']}, CUDA {of['cuda']}, {of['date']}, source `{of['source_hash']}`"
+    if not any(tests.values()):
+        return text
+    counts = (f"{tests[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
+    return f"{text}; tests: {', '.join(counts)}"
 
 
 def _across(card: str, results: list[Result], here: str) -> str:

@@ -31,8 +31,23 @@ class Row(Figures):
     sustained: NotRequired[Figures]
 
 
+class Part(TypedDict):
+    """A part of the evidence in a file of several: what ran when, and how many of the rows are its."""
+
+    driver: str
+    cuda: str
+    date: str
+    source_hash: str
+    tests: dict[str, int]
+    rows: int
+
+
 class Result(TypedDict):
-    """A file of results; `ranks` is the number of GPUs of those that took several."""
+    """A file of results; `ranks` is the number of GPUs of those that took several.
+
+    `parts` are in the order of their rows. A part may be of another source than the others; the
+    file's own `source_hash`, as its `date`, is the newest part's.
+    """
 
     schema: int
     ranks: NotRequired[int]
@@ -42,6 +57,7 @@ class Result(TypedDict):
     date: str
     source_hash: str
     tests: NotRequired[dict[str, int]]
+    parts: NotRequired[dict[str, Part]]
     rows: list[Row]
 
 

@@ -1,5 +1,6 @@
 """The evidence tool's own rules: refusals, typed rows, merging, and the page made of them."""
 
+import importlib
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from helpers.pages import ROOT, code_blocks, commands
 
 from baracuda_kernels._core import _info
 from benchmarks import all_parts, evidence, report, rows, source
+from benchmarks.calls import HOPPER
 from benchmarks.rows import row
 
 
@@ -109,7 +111,23 @@ def test_every_committed_file_is_read_and_has_a_page():
     assert results and all(result["rows"] for result in results.values())
     text = report.page(results)
     for name, result in results.items():
-        assert f"`{result['source_hash']}`" in text, name
+        for of in (result, *result.get("parts", {}).values()):
+            assert f"`{of['source_hash']}`" in text, name
+        parts = result.get("parts", {})
+        assert not parts or sum(of["rows"] for of in parts.values()) == len(result["rows"])
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+def test_two_parts_have_all_calls_of_a_kind(kind, monkeypatch):
+    """Each call in one of them. The H200's file has every row of both."""
+    module = importlib.import_module(f"benchmarks.{kind}")
+    both = [*module.PROBLEMS, *module.MORE]
+    assert len(set(both)) == len(both) and set(HOPPER) <= set(both)
+    monkeypatch.setattr(module, "_rows", lambda problems: problems)
+    parts = (evidence.PARTS[kind], evidence.PARTS[f"{kind}_more"])
+    assert [evidence._measured(modules) for _, modules in parts] == [
+        (module.PROBLEMS, 0), (module.MORE, 0)
+    ]  # fmt: skip
 
 
 def test_parts_that_agree_are_merged(tmp_path):
@@ -119,7 +137,7 @@ def test_parts_that_agree_are_merged(tmp_path):
     path = evidence.merge(tmp_path, tmp_path / "results")
     assert path.name == "nvidia-h100-80gb-hbm3.json"
     merged = rows.read(path)
-    assert list(merged) == [*HEAD, "tests", "rows"]
+    assert list(merged) == [*HEAD, "tests", "parts", "rows"]
     assert merged["tests"] == {"passed": 25, "failed": 0, "skipped": 5}
     # By part, as the parts are ordered.
     order = ("tests", "forward", "backward", "error", "runtime")
@@ -127,12 +145,49 @@ def test_parts_that_agree_are_merged(tmp_path):
     assert rows.read(tmp_path / "results" / "2x-card.json")["rows"] == across()
 
 
-@pytest.mark.parametrize("change", [{"source_hash": "f" * 16}, {"card": "another"}])
+@pytest.mark.parametrize("change", [{"schema": 2}, {"card": "another"}])
 def test_parts_that_disagree_are_not(tmp_path, change):
     part(tmp_path, "forward")
     part(tmp_path, "runtime", **change)
     with pytest.raises(SystemExit, match="disagree"):
         evidence.merge(tmp_path, tmp_path / "results")
+
+
+def test_parts_that_did_not_run_again_stay_and_say_of_which_source_they_are(tmp_path):
+    for name in ALONE:
+        part(tmp_path / "before", name)
+    path = evidence.merge(tmp_path / "before", tmp_path)
+    newer = {"date": "2026-02-01T00:00:00+00:00", "source_hash": "f" * 16}
+    again = [row("forward", CALL, 1.0)]
+    part(tmp_path / "after", "forward", rows=again, **newer)
+    assert evidence.merge(tmp_path / "after", tmp_path) == path
+    merged = rows.read(path)
+    order = ("tests", "backward", "error", "runtime")
+    assert merged["rows"] == [
+        *ALONE["tests"], *again, *(one for name in order[1:] for one in ALONE[name])
+    ]  # fmt: skip
+    assert {name: of["source_hash"] for name, of in merged["parts"].items()} == {
+        **dict.fromkeys(order, HEAD["source_hash"]), "forward": newer["source_hash"]
+    }  # fmt: skip
+    assert merged["date"] == newer["date"] and merged["source_hash"] == newer["source_hash"]
+    assert merged["tests"] == {"passed": 25, "failed": 0, "skipped": 5}
+    text = report.page({"card": merged})
+    assert f"source `{newer['source_hash']}`; tests: 5 passed, 0 failed, 1 skipped. Parts: `forward`." in text
+    assert "20 passed, 0 failed, 4 skipped. Parts: `tests`, `backward`, `error`, `runtime`." in text
+    assert text.index(newer["source_hash"]) < text.index(HEAD["source_hash"])
+    assert text.count("older sources") == 2
+    merged["parts"]["forward"]["source_hash"] = source.source_hash(ROOT)
+    assert report.page({"card": merged}).count("older sources") == 1
+
+
+def test_a_file_whose_rows_are_of_unknown_parts_is_kept(tmp_path):
+    part(tmp_path, "forward")
+    path = tmp_path / "nvidia-h100-80gb-hbm3.json"
+    rows.write(path, {**HEAD, "tests": {}, "rows": []})
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match="does not say which rows are of which part"):
+        evidence.merge(tmp_path, tmp_path)
+    assert path.read_bytes() == before
 
 
 def test_a_page_counts_what_rows_do_not_say(tmp_path):
@@ -160,8 +215,9 @@ def test_a_page_counts_what_rows_do_not_say(tmp_path):
     assert "| 2 | 32/8 | 8192 | zigzag | yes | 4.000 | 95.0 | 75.0 |" in text
     assert "performance-across-card.svg" in text and "performance-across-2x" not in text
     assert "25 passed, 0 failed, 5 skipped" in text and "older sources" in text
-    fresh = {"card": {**merged, "source_hash": source.source_hash(ROOT)}}
-    assert "older sources" not in report.page(fresh)
+    for of in (merged, *merged["parts"].values()):
+        of["source_hash"] = source.source_hash(ROOT)
+    assert "older sources" not in report.page({"card": merged})
 
 
 def test_the_documented_commands(tmp_path):
