@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,8 @@ def merge(folder: Path, output: Path) -> Path:
     Raises
     ------
     SystemExit
-        If there are no parts, if they disagree in schema or card, or if the file does not say which
-        of its rows are of which part.
+        If there are no parts, if they disagree in schema or card, or if some did not run again and
+        the file does not say which of its rows are theirs.
     """
     names = [name for name in PARTS if (folder / f"{name}.json").is_file()]
     parts = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
@@ -83,7 +83,7 @@ def merge(folder: Path, output: Path) -> Path:
     schema, card = (next(iter(parts.values()))[field] for field in ("schema", "card"))
     path = output / f"{slug(card)}.json"
     if path.is_file():
-        parts = _parts_of(path) | parts
+        parts = _parts_of(path, parts) | parts
     parts = {name: parts[name] for name in PARTS if name in parts}
     newest = max(parts.values(), key=lambda part: part["date"])
     of_a_part = ("driver", "cuda", "date", "source_hash", "tests")
@@ -105,11 +105,16 @@ def merge(folder: Path, output: Path) -> Path:
     return path
 
 
-def _parts_of(path: Path) -> dict[str, dict[str, Any]]:
-    """The parts of a merged file, each with its rows."""
+def _parts_of(path: Path, again: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The parts of a merged file, each with its rows. `again`: the parts that replace theirs."""
     merged = read(path)
     if "parts" not in merged:
-        raise SystemExit(f"{path}: does not say which rows are of which part; move it away")
+        if missing := [name for name in PARTS if name not in again]:
+            raise SystemExit(
+                f"{path}: does not say which rows are of which part, so all parts must run again; "
+                f"missing: {', '.join(missing)}"
+            )
+        return {}
     rows = iter(merged["rows"])
     return {
         name: {**part, "rows": list(itertools.islice(rows, part["rows"]))}
