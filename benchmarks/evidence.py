@@ -64,7 +64,8 @@ def run_part(part: str) -> dict[str, Any]:
 def merge(folder: Path, output: Path) -> Path:
     """Merge the parts in `folder` into `output`/<card>.json; the file's path.
 
-    Parts that the file has and `folder` has not stay in it, each with the source hash it had.
+    Parts that the file has, and `folder` has not or only from an earlier date, stay in it, each with
+    the source hash it had.
 
     Raises
     ------
@@ -83,7 +84,12 @@ def merge(folder: Path, output: Path) -> Path:
     schema, card = (next(iter(parts.values()))[field] for field in ("schema", "card"))
     path = output / f"{slug(card)}.json"
     if path.is_file():
-        parts = _parts_of(path, parts) | parts
+        kept = _parts_of(path, parts)
+        parts = kept | {
+            name: part
+            for name, part in parts.items()
+            if name not in kept or part["date"] >= kept[name]["date"]
+        }
     parts = {name: parts[name] for name in PARTS if name in parts}
     newest = max(parts.values(), key=lambda part: part["date"])
     of_a_part = ("driver", "cuda", "date", "source_hash", "tests")

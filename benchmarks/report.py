@@ -33,6 +33,10 @@ Where a ratio is a pair, its first figure is of *sustained* windows of 300 ms at
 limit, as in training and prefill; the second is of *bursts* of 15 ms. Milliseconds and TFLOPS are of
 sustained windows where there are such. In windows from before 2026-11-29, 06:00, the clock still
 swings, which makes up to 5 % ([Settling](kernel-log/timing.md#settling)).
+
+Parts may have been measured with different versions of the source code. Of the tables of calls and of
+gradients, `forward` and `backward` have the first rows, and `forward_more` and `backward_more` the others
+([Evidence](developer-guide.md#evidence)).
 """
 
 _OLDER = "\n**These {} are of older sources than `src/` holds now.**\n"

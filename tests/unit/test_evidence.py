@@ -172,6 +172,8 @@ def test_parts_that_did_not_run_again_stay_and_say_of_which_source_they_are(tmp_
     }  # fmt: skip
     assert merged["date"] == newer["date"] and merged["source_hash"] == newer["source_hash"]
     assert merged["tests"] == {"passed": 25, "failed": 0, "skipped": 5}
+    evidence.merge(tmp_path / "before", tmp_path)
+    assert rows.read(path) == merged, "what a folder still has from an earlier date replaces nothing"
     text = report.page({"card": merged})
     assert f"source `{newer['source_hash']}`; tests: 5 passed, 0 failed, 1 skipped. Parts: `forward`." in text
     assert "20 passed, 0 failed, 4 skipped. Parts: `tests`, `backward`, `error`, `runtime`." in text
