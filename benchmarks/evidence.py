@@ -9,7 +9,6 @@ A part writes DIR/<part>.json; merged they are <card>.json. See docs/developer-g
 from __future__ import annotations
 
 import importlib
-import itertools
 import json
 import os
 import subprocess
@@ -26,7 +25,7 @@ from xml.etree import ElementTree
 import click
 
 from benchmarks import ROOT
-from benchmarks.rows import Row, head, read, slug, write
+from benchmarks.rows import Row, head, read, rows_by_part, slug, write
 from benchmarks.source import SourceMismatch, require_own_sources
 
 LIMIT_SECONDS = 480
@@ -121,11 +120,8 @@ def _parts_of(path: Path, again: Collection[str]) -> dict[str, dict[str, Any]]:
                 f"missing: {', '.join(missing)}"
             )
         return {}
-    rows = iter(merged["rows"])
-    return {
-        name: {**part, "rows": list(itertools.islice(rows, part["rows"]))}
-        for name, part in merged["parts"].items()
-    }
+    rows = rows_by_part(merged)
+    return {name: {**part, "rows": rows[name]} for name, part in merged["parts"].items()}
 
 
 def _measured(modules: Sequence[str]) -> tuple[list[Row], int]:

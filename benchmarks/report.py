@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from benchmarks import ROOT, plots
-from benchmarks.rows import Part, Result, Row, read
+from benchmarks.rows import Part, Result, Row, read, rows_by_part
 from benchmarks.sections import ACROSS, ALONE, scale_on_paper
 from benchmarks.source import source_hash
 from benchmarks.tables import Section
@@ -138,16 +138,21 @@ def _across(card: str, results: list[Result], here: str) -> str:
     """Of one card's results, one for each number of GPUs and thing measured."""
     text = f"\n## Across GPUs: {results[0]['card']}\n{_ACROSS}\n"
     for result in results:
-        what = _OTHERS.get(_named(result["rows"][0])["name"], "")
-        text += (
-            f"- P = {result['ranks']}{what}: driver {result['driver']}, CUDA {result['cuda']}, "
-            f"{result['date']}, source `{result['source_hash']}`"
-        )
-        if result["source_hash"] != here:
-            text += "; **of older sources than `src/` holds now**"
-        text += ".\n"
+        what = f"P = {result['ranks']}{_OTHERS.get(_named(result['rows'][0])['name'], '')}"
+        rows = rows_by_part(result)
+        for date, of in result.get("parts", {}).items():
+            chunks = sorted({one["params"]["chunk"] for one in rows[date]})
+            text += _of_several(f"{what}, {', '.join(map(str, chunks))} rows a GPU", of, here)
+        if not rows:
+            text += _of_several(what, result, here)
     text += f"\n![% of ideal on several GPUs: {results[0]['card']}](performance-{card}.svg)\n"
     return text + _sections(ACROSS, [_named(row) for result in results for row in result["rows"]])
+
+
+def _of_several(what: str, of: Result | Part, here: str) -> str:
+    text = f"- {what}: driver {of['driver']}, CUDA {of['cuda']}, {of['date']}, source `{of['source_hash']}`"
+    older = "; **of older sources than `src/` holds now**" if of["source_hash"] != here else ""
+    return f"{text}{older}.\n"
 
 
 def _named(row: Row) -> Row:

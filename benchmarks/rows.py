@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import json
 import re
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 from benchmarks import ROOT
 from benchmarks.source import require_own_sources
@@ -38,15 +39,16 @@ class Part(TypedDict):
     cuda: str
     date: str
     source_hash: str
-    tests: dict[str, int]
+    tests: NotRequired[dict[str, int]]
     rows: int
 
 
 class Result(TypedDict):
     """A file of results; `ranks` is the number of GPUs of those that took several.
 
-    `parts` are in the order of their rows. A part may be of another source than the others; the
-    file's own `source_hash`, as its `date`, is the newest part's.
+    `parts` are in the order of their rows. Of one GPU they have the names of the evidence's parts, of
+    several the dates of their runs. A part may be of another source than the others; the file's own
+    `source_hash`, as its `date`, is the newest part's.
     """
 
     schema: int
@@ -172,6 +174,47 @@ def read(path: Path) -> Result:
     return result
 
 
+def rows_by_part(result: Result) -> dict[str, list[Row]]:
+    """The rows of each of the file's `parts`."""
+    rows = iter(result["rows"])
+    return {
+        name: list(itertools.islice(rows, part["rows"]))
+        for name, part in result.get("parts", {}).items()
+    }
+
+
+def beside_kept(made: Result, path: Path) -> Result:
+    """`made`, of several GPUs, and the rows of the file at `path` that it does not replace.
+
+    A row is replaced if `made` has any of the same ring, exchange and framework.
+    """
+    if not path.is_file():
+        return made
+
+    def problem(one: Row) -> tuple[Any, ...]:
+        of = one["params"]
+        return tuple(of.get(name) for name in (*_RING.split(), "exchange", "framework"))
+
+    again, before = {problem(one) for one in made["rows"]}, read(path)
+    parts: dict[str, Any] = before.get("parts", {before["date"]: before})
+    rows = rows_by_part(before) if "parts" in before else {before["date"]: before["rows"]}
+    kept = {date: [one for one in of if problem(one) not in again] for date, of in rows.items()}
+    found = [(parts[date], of) for date, of in kept.items() if of]
+    if not found:
+        return made
+    found.append((made, made["rows"]))
+    whole = {
+        **made,
+        "parts": {of["date"]: {**_origin(of), "rows": len(rows)} for of, rows in found},
+        "rows": [one for _, rows in found for one in rows],
+    }
+    return cast("Result", whole)
+
+
+def _origin(of: Any) -> dict[str, str]:
+    return {name: of[name] for name in ("driver", "cuda", "date", "source_hash")}
+
+
 def write(path: Path, data: Any) -> None:
     """Write a file of results with one row to a line, so that changes read well."""
     above = {name: value for name, value in data.items() if name != "rows"}
@@ -181,8 +224,8 @@ def write(path: Path, data: Any) -> None:
 
 
 class Report:
-    """Rows of several GPUs: printed as they come, and `folder`/`prefix`<ranks>x-<card>.json is
-    written anew with them. Of processes rank 0 alone does so.
+    """Rows of several GPUs: printed as they come, and written to `folder`/`prefix`<ranks>x-<card>.json,
+    which keeps those of other problems (`beside_kept`). Of processes rank 0 alone does so.
 
     Raises
     ------
@@ -206,5 +249,6 @@ class Report:
                   f"{one['unit']}{peers}: {of}", flush=True)  # fmt: skip
         if self._folder is None:
             return
-        data = {**head(self._digest), "ranks": ranks, "rows": self._rows}
-        write(self._folder / f"{self._prefix}{ranks}x-{slug(data['card'])}.json", data)
+        data: Any = {**head(self._digest), "ranks": ranks, "rows": self._rows}
+        path = self._folder / f"{self._prefix}{ranks}x-{slug(data['card'])}.json"
+        write(path, beside_kept(data, path))

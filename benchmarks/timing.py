@@ -15,13 +15,12 @@ from benchmarks.rounds import in_rounds, settle, summary
 from benchmarks.rows import Figures
 
 ROUNDS = 9
-# As many as a row of `forward` has contenders: each follows each of the others once (rounds.order).
-SUSTAINED_ROUNDS = 4
-# A burst is over before the card's power limit has settled. A sustained window is not; the first
-# third of it, in which the clock still is that of the window before, is not timed.
+SUSTAINED_ROUNDS = 2
+# A burst is over before the card's power limit has settled. A sustained window comes after so much
+# of its own work that the clock no longer is that of the contender before (docs/kernel-log/timing.md).
 BURST_MS = 15.0
 SUSTAINED_MS = 300.0
-_LEAD = 1 / 3
+_LEAD_MS = 800.0
 # Milliseconds that one sample should last at least: long against the event's own resolution.
 _SAMPLE_MS = 15.0
 # Inputs are rotated over at least this many bytes, so that none is found in the L2 cache.
@@ -91,7 +90,7 @@ def in_windows(
 
     def windows(milliseconds: float, rounds: int, lead: float) -> dict[str, list[float]]:
         samples = in_rounds(
-            calls, lambda name, count: _window(calls[name], count, round(lead * count)),
+            calls, lambda name, count: _window(calls[name], count, round(lead / milliseconds * count)),
             rounds=rounds, milliseconds=milliseconds, least=-(-20 // sets), most=4000,
         )  # fmt: skip
         return {name: [ms / sets for ms in found] for name, found in samples.items()}
@@ -100,7 +99,7 @@ def in_windows(
     found: dict[str, dict[str, Any]] = {name: {**summary(bursts, name)} for name in ours}
     if sustained:
         settle(calls, lambda name: _window(calls[name], -(-20 // sets)))
-        kept = windows(SUSTAINED_MS, SUSTAINED_ROUNDS, _LEAD)
+        kept = windows(SUSTAINED_MS, SUSTAINED_ROUNDS, _LEAD_MS)
         for name, figures in found.items():
             figures["sustained"] = summary(kept, name)
     return found
@@ -109,13 +108,13 @@ def in_windows(
 def _window(call: Callable[[], Any], repeats: int, lead: int = 0) -> float:
     """Milliseconds per call by the host's clock, so that calls of any framework can be among them.
 
-    The first `lead` calls are not timed. All others are enqueued, then the last one's result (an
-    array of JAX) and the device are waited for.
+    Before the `repeats` calls that are timed come `lead` others. All calls of either are enqueued,
+    then the last one's result (an array of JAX) and the device are waited for.
     """
     _make(call, lead)
     begin = time.perf_counter()
-    _make(call, repeats - lead)
-    return 1e3 * (time.perf_counter() - begin) / (repeats - lead)
+    _make(call, repeats)
+    return 1e3 * (time.perf_counter() - begin) / repeats
 
 
 def _make(call: Callable[[], Any], repeats: int) -> None:

@@ -198,6 +198,37 @@ def test_a_file_whose_rows_are_of_unknown_parts_is_kept_until_all_have_run_again
     assert list(rows.read(path)["parts"]) == [*evidence.PARTS]
 
 
+def test_what_several_gpus_did_not_measure_again_stays(tmp_path, monkeypatch):
+    def measured(date, source_hash, *chunks):
+        """A run of `benchmarks.training`, which writes anew after each of its problems."""
+        monkeypatch.setattr(rows, "head", lambda _: {**HEAD, "date": date, "source_hash": source_hash})
+        report = rows.Report(tmp_path, "training-")
+        for chunk in chunks:
+            report.add(of_chunk(chunk, date), ranks=2)
+        return rows.read(tmp_path / "training-2x-nvidia-h100-80gb-hbm3.json")
+
+    def of_chunk(chunk, date):
+        params = {**RING, "chunk": chunk, "exchange": "peer"}
+        speed = {**params, "rounds": 9, "context_parallel": "absent", "what": "step"}
+        return [row("training", speed, float(date[0])), row("memory", params, float(chunk))]
+
+    monkeypatch.setattr(rows, "require_own_sources", lambda _: "")
+    first, second = ("1st-1", "a" * 16), ("2nd-2", "b" * 16)
+    whole = measured(*first, 4096, 8192)
+    assert whole["rows"] == of_chunk(4096, "1st-1") + of_chunk(8192, "1st-1") and "parts" not in whole
+    merged = measured(*second, 16384, 8192)
+    new = of_chunk(16384, "2nd-2") + of_chunk(8192, "2nd-2")
+    assert merged["rows"] == of_chunk(4096, "1st-1") + new
+    assert {date: (of["source_hash"], of["rows"]) for date, of in merged["parts"].items()} == {
+        "1st-1": ("a" * 16, 2), "2nd-2": ("b" * 16, 4)}  # fmt: skip
+    assert (merged["date"], merged["source_hash"]) == second
+    text = report.page({"training-2x-card": merged})
+    assert f"P = 2, training, 4096 rows a GPU: driver 580.1, CUDA 13.0, 1st-1, source `{'a' * 16}`" in text
+    assert f"P = 2, training, 8192, 16384 rows a GPU: driver 580.1, CUDA 13.0, 2nd-2, source `{'b' * 16}`" in text
+    again = measured("3rd-3", "b" * 16, 4096)
+    assert list(again["parts"]) == ["2nd-2", "3rd-3"] and again["rows"] == new + of_chunk(4096, "3rd-3")
+
+
 def test_a_page_counts_what_rows_do_not_say(tmp_path):
     """TFLOPS, ratios, shares of the ideal: computed here by hand."""
     for name in ALONE:

@@ -62,11 +62,20 @@ __device__ __forceinline__ bool mbarrier_test(uint32_t barrier, uint32_t parity)
   return done != 0;
 }
 
-// mbarrier_wait() for a wait of thousands of cycles that may end some 100 cycles late. That function
-// asks every 60 cycles; this one sleeps in between, which saves instructions and so power.
-template <int Nanoseconds>
-__device__ __forceinline__ void mbarrier_wait_asleep(uint32_t barrier, uint32_t parity) {
-  while (!mbarrier_test(barrier, parity)) __nanosleep(Nanoseconds);
+// mbarrier_wait() that lets the hardware suspend the warp for up to 20 microseconds between two
+// questions. Without that limit it asks every 60 cycles, which costs instructions and so power.
+__device__ __forceinline__ void mbarrier_wait_suspended(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, 20000;\n"
+      "@done bra finished;\n"
+      "bra again;\n"
+      "finished:\n"
+      "}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
 }
 
 // stage_of(): the pipeline stage of the n-th tile. parity_of(): the parity of the phase that the
