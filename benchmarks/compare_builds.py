@@ -8,8 +8,8 @@ order. For every call it prints the median of the ratios new/old and its upper 9
 fails if a bound is above its limit. The machine must do nothing else, or the noise alone is.
 
 With --sustained, work on the GPU is timed as in continuous use, at the card's power limit: one call
-after the other, each in windows of 0.3 s without pauses, once the card's clock has settled, and
-after 0.8 s of the same call.
+after the other, each in windows of 0.8 s after 0.3 s of the same call, once the card's clock has
+settled.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SAMPLE_SECONDS = 0.03  # of work in a measurement, at least
 # The same on a GPU: short, and after a pause, so that the power limit, which moves the clock by some
 # per cent from one second to the next, is not reached.
 _GPU_SECONDS, _PAUSE_SECONDS = 0.006, 0.03
-_WINDOW_SECONDS, _LEAD_SECONDS = 0.3, 0.8  # sustained, and what comes before it (timing.py)
+_WINDOW_SECONDS, _LEAD_SECONDS = 0.8, 0.3  # sustained, and what comes before it (timing.py)
 _STEPS = 20  # of a ring, in one graph: its checks take the host longer than a step the GPU
 # Of tiny rings, so that their host time is what counts.
 _RUNS = ("run", "run, args made anew", "run_all of 8")

@@ -29,10 +29,11 @@ FlashAttention-2 backends, `fa3` is FlashAttention-3 (`dew-flash-attn-cu13` 0.3.
 ratio above 1 means that we are faster.
 
 Single calls and their gradients are timed by the host's clock, in windows of at least 20 calls.
-Where a ratio is a pair, its first figure is of *sustained* windows of 300 ms at the card's power
-limit, as in training and prefill; the second is of *bursts* of 15 ms. Milliseconds and TFLOPS are of
-sustained windows where there are such. In windows from before 2026-11-29, 06:00, the clock still
-swings, which makes up to 5 % ([Settling](kernel-log/timing.md#settling)).
+Where a ratio is a pair, its first figure is of *sustained* windows at the card's power limit, as in
+training and prefill; the second is of *bursts* of 15 ms. Milliseconds and TFLOPS are of sustained windows
+where there are such. These last 800 ms and differ by 0.2 % from one to the next; those from before
+2026-11-29, 11:00 lasted 300 ms and differ by 1 %, and by up to 5 % if they are from before 10:00
+([What comes before a window](kernel-log/timing.md#what-comes-before-a-window)).
 
 Parts may have been measured with different versions of the source code. Of the tables of calls and of
 gradients, `forward` and `backward` have the first rows, and `forward_more` and `backward_more` the others

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from benchmarks.rows import Figures
 
 _Name = TypeVar("_Name")
-# A card's clock swings for 5 to 7 seconds (docs/kernel-log/timing.md). What is missing here the first
-# contender's lead makes up for.
+# A card's clock swings for 5 to 7 seconds after a pause (docs/kernel-log/timing.md). Bursts have come
+# before this, and the first contender has a lead.
 _SETTLING_SECONDS = 3.0
 
 

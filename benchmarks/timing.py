@@ -16,11 +16,12 @@ from benchmarks.rows import Figures
 
 ROUNDS = 9
 SUSTAINED_ROUNDS = 2
-# A burst is over before the card's power limit has settled. A sustained window comes after so much
-# of its own work that the clock no longer is that of the contender before (docs/kernel-log/timing.md).
+# A burst is over before the card's power limit has settled. A sustained window is as long as the swing
+# of the clock, and comes after as much of its own work as it takes until the clock no longer is that of
+# the contender before (docs/kernel-log/timing.md).
 BURST_MS = 15.0
-SUSTAINED_MS = 300.0
-_LEAD_MS = 800.0
+SUSTAINED_MS = 800.0
+_LEAD_MS = 300.0
 # Milliseconds that one sample should last at least: long against the event's own resolution.
 _SAMPLE_MS = 15.0
 # Inputs are rotated over at least this many bytes, so that none is found in the L2 cache.
