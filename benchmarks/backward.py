@@ -15,7 +15,7 @@ import torch
 import baracuda_kernels as bk
 from benchmarks.calls import HOPPER, Call, scratch
 from benchmarks.peers import available, peer_calls
-from benchmarks.rows import Row, row
+from benchmarks.rows import Measurement, Row, row
 from benchmarks.timing import all_of, in_windows, input_sets, stream
 
 PROBLEMS = HOPPER[:9]
@@ -28,26 +28,26 @@ MORE = [
 ]
 
 
-def rows() -> list[Row]:
+def rows() -> list[Measurement]:
     """`backward` rows of `PROBLEMS`, causal and not; a problem without such a kernel has none."""
     return _rows(PROBLEMS)
 
 
-def more_rows() -> list[Row]:
+def more_rows() -> list[Measurement]:
     """Those of `MORE`. All together would take more than a part's 8 minutes."""
     return _rows(MORE)
 
 
-def _rows(problems: list[Call]) -> list[Row]:
-    found = []
-    for problem in available(problems):
-        for causal in (False, True):
-            found += _of_call(problem._replace(causal=causal))
-            torch.cuda.empty_cache()
-    return found
+def _rows(problems: list[Call]) -> list[Measurement]:
+    return [
+        partial(_of_call, x._replace(causal=causal))
+        for x in available(problems)
+        for causal in (False, True)
+    ]
 
 
 def _of_call(x: Call) -> list[Row]:
+    torch.cuda.empty_cache()
     plans = _plans(x)
     if not plans:
         return []

@@ -3,13 +3,17 @@
     python -m benchmarks.evidence --part PART --out DIR
     python -m benchmarks.evidence --merge DIR -o benchmarks/results
 
-A part writes DIR/<part>.json; merged they are <card>.json. See docs/developer-guide.md.
+A part writes DIR/<part>.json; merged they are <card>.json. If a part is stopped while it measures calls,
+what it has measured lies in DIR/<part>.partial.json, and the same command goes on from there. See
+docs/developer-guide.md.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,7 +29,7 @@ from xml.etree import ElementTree
 import click
 
 from benchmarks import ROOT
-from benchmarks.rows import Row, head, read, rows_by_part, slug, write
+from benchmarks.rows import Measurement, Row, head, read, rows_by_part, slug, write
 from benchmarks.source import SourceMismatch, require_own_sources
 
 LIMIT_SECONDS = 480
@@ -43,21 +47,66 @@ _ONE_GPU = ("-m", "not (endurance or device_memory) and not multi_gpu")
 Counts = Counter[str]
 
 
-def run_part(part: str) -> dict[str, Any]:
-    """One part's evidence: the header, its tests and its rows."""
+class NotEnded(Exception):
+    """A part has more to measure than there was time for."""
+
+
+def run_part(part: str, out: Path, seconds: float = math.inf) -> dict[str, Any]:
+    """One part's evidence, also in `out`/<part>.json: the header, its tests and its rows.
+
+    Raises
+    ------
+    NotEnded
+        If after `seconds` there are calls left to measure.
+    """
     digest = require_own_sources(ROOT)
     start = time.monotonic()
     test, modules = PARTS[part]
     counts = test()
-    rows, failed = _measured(modules)
+    so_far = _SoFar(out / f"{part}.partial.json", {**head(digest), "part": part}, start + seconds)
+    rows, failed = _measured(modules, so_far.rows_of)
     counts["failed"] += failed
-    return {
+    made = {
         **head(digest),
         "part": part,
         "seconds": round(time.monotonic() - start, 1),
         "tests": {outcome: counts[outcome] for outcome in ("passed", "failed", "skipped")},
         "rows": rows,
     }
+    write(out / f"{part}.json", made)
+    so_far.path.unlink(missing_ok=True)
+    return made
+
+
+class _SoFar:
+    """What a part has measured, kept in a file until the part ends.
+
+    `end` is the moment of `time.monotonic` from which on nothing more is measured.
+    """
+
+    def __init__(self, path: Path, head: dict[str, Any], end: float) -> None:
+        self.path, self._head, self._end = path, head, end
+        self._rows: list[list[Row]] = []  # by measurement
+        self._next = 0
+        if not path.is_file():
+            return
+        before: Any = read(path)
+        if all(before[field] == head[field] for field in ("schema", "card", "source_hash", "part")):
+            rows = iter(before["rows"])
+            self._rows = [list(itertools.islice(rows, count)) for count in before["measured"]]
+            print(f"{path}: {len(self._rows)} measurements of before are kept", flush=True)
+
+    def rows_of(self, measure: Measurement) -> list[Row]:
+        """The rows of the part's next measurement."""
+        self._next += 1
+        if self._next > len(self._rows):
+            if time.monotonic() > self._end:
+                raise NotEnded(f"stopped: {len(self._rows)} measurements are in {self.path}")
+            self._rows.append(measure())
+            measured = [len(rows) for rows in self._rows]
+            rows = [*itertools.chain(*self._rows)]
+            write(self.path, {**self._head, "measured": measured, "rows": rows})
+        return self._rows[self._next - 1]
 
 
 def merge(folder: Path, output: Path) -> Path:
@@ -124,15 +173,21 @@ def _parts_of(path: Path, again: Collection[str]) -> dict[str, dict[str, Any]]:
     return {name: {**part, "rows": rows[name]} for name, part in merged["parts"].items()}
 
 
-def _measured(modules: Sequence[str]) -> tuple[list[Row], int]:
-    """Their rows, and how many of their measurements failed; a module's `worse` finds such rows."""
+def _measured(
+    modules: Sequence[str], rows_of: Callable[[Measurement], list[Row]]
+) -> tuple[list[Row], int]:
+    """Their rows, and how many of their measurements failed; a module's `worse` finds such rows.
+
+    A module gives rows, or measurements of which `rows_of` gets the rows.
+    """
     found: list[Row] = []
     failed = 0
     for name in modules:
         module_name, _, function = name.partition(":")
         module = importlib.import_module(f"benchmarks.{module_name}")
         try:
-            rows = getattr(module, function or "rows")()
+            given = getattr(module, function or "rows")()
+            rows = [row for one in given for row in (rows_of(one) if callable(one) else [one])]
         except AssertionError as error:  # of a rank that ended otherwise than it must
             print(error, file=sys.stderr)
             failed += 1
@@ -228,20 +283,26 @@ PARTS: dict[str, tuple[Callable[[], Counts], tuple[str, ...]]] = {
 @click.command()
 @click.option("--part", type=click.Choice([*PARTS]))
 @click.option("--out", type=Path, metavar="DIR", help="Where <part>.json goes.")
+@click.option("--seconds", type=float, default=math.inf, help="After these no call is begun.")
 @click.option("--merge", "parts", type=Path, metavar="DIR", help="Merge the parts in DIR.")
 @click.option("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results")
-def main(part: str | None, out: Path | None, parts: Path | None, output: Path) -> None:
-    """Exit code 0 if the part ran and nothing in it failed, 1 if something did, 2 if refused."""
+def main(
+    part: str | None, out: Path | None, seconds: float, parts: Path | None, output: Path
+) -> None:
+    """Exit code 0 if the part ran and nothing in it failed, 1 if something did, 2 if refused, 3 if
+    the seconds were over first."""
     if parts is not None and part is None:
         print(merge(parts, output))
         return
     if parts is not None or part is None or out is None:
         raise click.UsageError("must be --part with --out, or --merge")
     try:
-        evidence = run_part(part)
+        evidence = run_part(part, out, seconds)
     except SourceMismatch as error:
         raise click.UsageError(f"refused: {error}") from None
-    write(out / f"{part}.json", evidence)
+    except NotEnded as error:
+        print(error, file=sys.stderr)
+        sys.exit(3)
     sys.exit(1 if evidence["tests"]["failed"] else 0)
 
 

@@ -11,7 +11,7 @@ import torch
 import baracuda_kernels as bk
 from benchmarks.calls import HOPPER, Call
 from benchmarks.peers import available, peer_calls
-from benchmarks.rows import Row, row
+from benchmarks.rows import Measurement, Row, row
 from benchmarks.timing import all_of, in_windows, input_sets, stream
 
 PROBLEMS = [*HOPPER, Call("sm90a", 32768, heads=32, kv_heads=8)]
@@ -32,25 +32,29 @@ MORE = [
 ]
 
 
-def rows() -> list[Row]:
+def rows() -> list[Measurement]:
     """`forward` rows of `PROBLEMS`, causal and not."""
     return _rows(PROBLEMS)
 
 
-def more_rows() -> list[Row]:
+def more_rows() -> list[Measurement]:
     """Those of `MORE`. All together would take more than a part's 8 minutes."""
     return _rows(MORE)
 
 
-def _rows(problems: list[Call]) -> list[Row]:
-    return [_row(x._replace(causal=c)) for x in available(problems) for c in (False, True)]
+def _rows(problems: list[Call]) -> list[Measurement]:
+    return [
+        partial(_of_call, x._replace(causal=causal))
+        for x in available(problems)
+        for causal in (False, True)
+    ]
 
 
-def _row(x: Call) -> Row:
+def _of_call(x: Call) -> list[Row]:
     plan, on = x.plan(), stream()
     sets = input_sets(x.qkv, x.nbytes(2))
     args = [bk.FlashSdpaArgs(q=q, k=k, v=v, y=torch.empty_like(q)) for q, k, v in sets]
     calls = {"ours": all_of(partial(plan.run, on, one) for one in args)}
     calls |= peer_calls(sets, x.causal)
     figures = in_windows(calls, len(sets), sustained=x.family == "sm90a")
-    return row("forward", x.params(), **figures["ours"])
+    return [row("forward", x.params(), **figures["ours"])]

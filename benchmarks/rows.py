@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -30,6 +31,10 @@ class Row(Figures):
     params: dict[str, Any]
     unit: str
     sustained: NotRequired[Figures]
+
+
+# Measures some rows of a part, which are kept if the part does not end (evidence.py).
+Measurement = Callable[[], list[Row]]
 
 
 class Part(TypedDict):

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from helpers.pages import ROOT, code_blocks, commands
@@ -126,9 +128,46 @@ def test_two_parts_have_all_calls_of_a_kind(kind, monkeypatch):
     assert len(set(both)) == len(both) and set(HOPPER) <= set(both)
     monkeypatch.setattr(module, "_rows", lambda problems: problems)
     parts = (evidence.PARTS[kind], evidence.PARTS[f"{kind}_more"])
-    assert [evidence._measured(modules) for _, modules in parts] == [
+    assert [evidence._measured(modules, lambda _: []) for _, modules in parts] == [
         (module.PROBLEMS, 0), (module.MORE, 0)
     ]  # fmt: skip
+
+
+def test_a_part_that_is_stopped_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    made = []
+    heads = [dict(HEAD, source_hash="a" * 16)]
+
+    def measure(query_len):
+        made.append(query_len)
+        return [row("forward", {**CALL, "query_len": query_len}, float(len(made)))] * (query_len % 2 + 1)
+
+    module = SimpleNamespace(rows=lambda: [partial(measure, length) for length in (1, 2, 3)])
+    monkeypatch.setitem(sys.modules, "benchmarks.some_calls", module)
+    monkeypatch.setattr(evidence, "PARTS", {"forward": (Counter, ("some_calls",))})
+    monkeypatch.setattr(evidence, "require_own_sources", lambda _: "")
+    monkeypatch.setattr(evidence, "head", lambda _: heads[-1])
+    now = iter(range(100))
+    monkeypatch.setattr(evidence, "time", SimpleNamespace(monotonic=lambda: next(now)))
+
+    def run(seconds):
+        with pytest.raises(SystemExit) as ended:
+            evidence.main(["--part", "forward", "--out", str(tmp_path), "--seconds", str(seconds)])
+        return ended.value.code
+
+    # Each look at the clock is a second: at the start, and before each measurement.
+    assert run(2) == 3 and made == [1, 2]
+    assert "2 measurements are in" in capsys.readouterr().err
+    assert not (tmp_path / "forward.json").exists()
+    partial_file = tmp_path / "forward.partial.json"
+    assert [one["ours"] for one in rows.read(partial_file)["rows"]] == [1.0, 1.0, 2.0]
+    assert run(50) == 0 and made == [1, 2, 3] and not partial_file.exists()
+    found = rows.read(tmp_path / "forward.json")["rows"]
+    assert [one["params"]["query_len"] for one in found] == [1, 1, 2, 3, 3]
+    assert [one["ours"] for one in found] == [1.0, 1.0, 2.0, 3.0, 3.0]
+    # What was measured with other sources is not kept.
+    assert run(1) == 3 and made == [1, 2, 3, 1]
+    heads.append(dict(HEAD, source_hash="b" * 16))
+    assert run(50) == 0 and made == [1, 2, 3, 1, 1, 2, 3]
 
 
 def test_parts_that_agree_are_merged(tmp_path):
