@@ -296,7 +296,7 @@ def test_tensor_core_kernels_use_tensor_cores():
             scores_ahead += not gradients and max(of_loops) >= 32
             for body in loops:
                 moves = sum("R2UR" in line for line in body)
-                assert moves <= 13, f"{name} moves {moves} values to uniform registers in a loop"
+                assert moves <= 14, f"{name} moves {moves} values to uniform registers in a loop"
     assert seen >= 20
     # (3 head dims + a second and a third tile at 128, each x 4 flag variants; there 4 more without
     # scores ahead; and whole calls in clusters: 2 tiles at 128, 1 at 256) x 2 dtypes
