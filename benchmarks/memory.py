@@ -8,6 +8,7 @@ PyTorch's allocator, and divided by the ranks; inputs not counted.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from benchmarks.timing import peak_bytes, stream
 
 RANKS = (1, 2, 4, 8)
 CHUNKS = (8192, 32768)
+_RECEIVED = ("kv_scratch_a", "kv_scratch_b")
 
 
 def rows() -> list[Row]:
@@ -42,10 +44,10 @@ def _row(x: Problem) -> Row:
 
 
 def _step(forward: Any, backward: Any, ring: Any, inputs: list[list[torch.Tensor]]) -> None:
-    def buffers(**sizes: int) -> dict[str, torch.Tensor]:
+    def buffers(names: Sequence[str] = _RECEIVED, **sizes: int) -> dict[str, torch.Tensor]:
         """A rank's scratch of these bytes, and what it receives K and V in."""
         nbytes = forward.kv_scratch_elements * torch.bfloat16.itemsize
-        received = dict.fromkeys(("kv_scratch_a", "kv_scratch_b")[: len(inputs) - 1], nbytes)
+        received = dict.fromkeys(names[: len(inputs) - 1], nbytes)
         found = {name: scratch(size) for name, size in (received | sizes).items()}
         return found | {name: found[name].view(torch.bfloat16) for name in received}
 
@@ -60,9 +62,10 @@ def _step(forward: Any, backward: Any, ring: Any, inputs: list[list[torch.Tensor
         for (q, k, v, _), given in zip(inputs, saved, strict=True)
     ])  # fmt: skip
     sizes = {"kv_gradient_scratch": backward.kv_gradient_scratch_bytes} if many else {}
+    received = _RECEIVED if backward.needs_kv_scratch_b else _RECEIVED[:1]
     args = []
     for (q, k, v, dy), given in zip(inputs, saved, strict=True):
         written = {name: torch.empty_like(x) for name, x in {"dq": q, "dk": k, "dv": v}.items()}
-        written |= buffers(scratch=backward.scratch_bytes, **sizes)
+        written |= buffers(received, scratch=backward.scratch_bytes, **sizes)
         args.append(bk.RingAttentionBackwardArgs(q=q, k=k, v=v, dy=dy, **given, **written))
     ring.run_all(stream(), backward, args)

@@ -47,6 +47,30 @@ def test_against_float64(torch, family, dtype, head_dim, ranks):
                     assert_gradients(family, dtype, got, exact, summands=100.0)
 
 
+@pytest.mark.parametrize("ranks", [3, 4, 8])
+@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
+def test_without_the_second_buffer_of_k_and_v_a_ring_has_the_same_bits(
+    torch, family, dtype, head_dim, ranks
+):
+    """dq holds scratch until it is written: on ranks whose last live step is not the last step, too."""
+    for rows, keys in ((96, 96), (77, 60), (200, 5)):
+        x = drawn(torch, dtype, ranks, heads=8, kv_heads=1, query_len=rows * ranks,
+                  key_len=keys * ranks, head_dim=head_dim, dlse=True)  # fmt: skip
+        for is_causal in (False, True):
+            for layout in LAYOUTS if is_causal else LAYOUTS[:1]:
+                with case(rows=rows, keys=keys, is_causal=is_causal, layout=layout):
+                    ring = GpuGradients(
+                        torch, family, dtype, x, ranks, layout=layout, is_causal=is_causal
+                    )
+                    assert ring.plan.needs_kv_scratch_b == (family == "simt")
+                    if family == "simt":
+                        return
+                    with_it = [g.clone() for g in ring.run()]
+                    ring.poison()
+                    ring.without_scratch_b()
+                    assert same(torch, family, with_it, ring.run())
+
+
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), [
     ("sm90a-deterministic", "bf16", 128), ("sm90a-deterministic", "f16", 64),
     ("sm90a-deterministic", "bf16", 256), ("sm80-deterministic", "f16", 64),
@@ -131,14 +155,18 @@ def test_a_local_ring_replays_from_a_graph(torch, family, dtype, head_dim, ranks
             rank.x.dy.mul_(2)  # new inputs in place
 
 
-@pytest.mark.parametrize("ranks", [2, 5])
+@pytest.mark.parametrize(("ranks", "has_scratch_b"), [(2, True), (5, True), (5, False)])
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS[:3])
-def test_late_ranks_on_threads_give_the_same_bits(torch, family, dtype, head_dim, ranks):
+def test_late_ranks_on_threads_give_the_same_bits(
+    torch, family, dtype, head_dim, ranks, has_scratch_b
+):
     """Each rank on a stream of its own that is held up at random; scratch is poisoned before a run and
     again as soon as the stream lets it."""
-    x = drawn(torch, dtype, 2, heads=2, query_len=128 * ranks, head_dim=head_dim)
+    x = drawn(torch, dtype, 2, heads=4, kv_heads=1, query_len=128 * ranks, head_dim=head_dim)
     ring = GpuGradients(torch, family, dtype, x, ranks, is_causal=True)
     together = [g.clone() for g in ring.run()]
+    if not has_scratch_b:
+        ring.without_scratch_b()
     streams = [torch.cuda.Stream() for _ in range(ranks)]
     chance = random.Random(0)
     for _ in range(20):

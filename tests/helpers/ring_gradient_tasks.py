@@ -69,13 +69,16 @@ class RingGradientTasks:
         arrays = rank_arrays(torch, forward, q, k, v, ranks)
         problem = Problem(q, k, v, dy)
         back = GradientRank(plan, problem, arrays.y, arrays.lse, ranks, full_of(torch, dtype))
+        if not task.get("scratch_b", True):
+            back.held.pop("kv_scratch_b", None)
+        args = bk.RingAttentionBackwardArgs(**back.held)
         if task.get("register"):
             register(comm, arrays.held)
             register(comm, back.held)
         forward.run(stream, comm, arrays.args)
 
         def run() -> None:
-            plan.run(bk.Stream(torch.cuda.current_stream()), comm, back.args)
+            plan.run(bk.Stream(torch.cuda.current_stream()), comm, args)
 
         if task.get("graph"):
             run()

@@ -8,7 +8,7 @@ import pytest
 from helpers.gradients import HOST, NAMES, draw, errors, host_gradients
 from helpers.queues import Queues, run_over_queues
 from helpers.ring_gradients import GradientRank, HostGradients, by_hand, numpy_full, ring_descriptor
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import baracuda_kernels as bk
@@ -279,6 +279,61 @@ def test_what_a_world_size_does_not_need_may_be_none():
     spread = np.zeros((1, 2, 16, 8), np.float32)[:, :, ::2]
     plan, args = rank_arguments(1, k=spread)
     plan.can_implement(args, 1)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f64"])
+@settings(max_examples=60, deadline=None)
+@given(**problems | {"ranks": st.integers(3, 8), "group": st.sampled_from([2, 4, 8])})
+def test_without_the_second_buffer_of_k_and_v_a_ring_has_the_same_bits(dtype, **p):
+    """dq holds scratch until it is written: on ranks whose last live step is not the last step, too."""
+    x = draw(
+        dtype, p["seed"], batch=p["batch"], heads=p["kv_heads"] * p["group"],
+        kv_heads=p["kv_heads"], query_len=p["rows"] * p["ranks"], key_len=p["keys"] * p["ranks"],
+        head_dim=p["head_dim"], dlse=p["dlse"],
+    )  # fmt: skip
+    options = {"layout": p["layout"], "is_causal": p["is_causal"]}
+    one, other = (HostGradients(x, p["ranks"], **options) for _ in range(2))
+    assume(not one.plan.needs_kv_scratch_b)
+    other.args = [
+        bk.RingAttentionBackwardArgs(**{**rank.held, "kv_scratch_b": None}) for rank in other.ranks
+    ]
+    for name, mine, its in zip(NAMES, one.run(), other.run(), strict=True):
+        np.testing.assert_array_equal(mine.view(np.uint8), its.view(np.uint8), name)
+
+
+def test_where_dq_is_too_small_the_second_buffer_is_needed():
+    x = draw("f32", 0, heads=2, query_len=8, head_dim=8)
+    desc = ring_descriptor(x.q, x.k)
+    assert bk.RingAttentionBackwardPlan.select(desc, HOST).needs_kv_scratch_b
+    for kv_heads, element, needed in ((2, "F32", False), (2, "BF16", True), (1, "BF16", False)):
+        desc = bk.RingAttentionDescriptor(1, 4, 8, 8, 8, element=element, num_kv_heads=kv_heads)
+        plan = bk.RingAttentionBackwardPlan.select(desc, HOST)
+        assert plan.needs_kv_scratch_b == needed, (kv_heads, element)
+    plan, args = rank_arguments(3, kv_scratch_b=None)
+    with pytest.raises(bk.InvalidProblemError, match="kv_scratch_b: got None"):
+        plan.can_implement(args, 3)
+
+
+def test_a_dq_that_cannot_hold_scratch_is_refused_without_the_second_buffer():
+    x = draw("f32", 0, heads=2, kv_heads=1, query_len=8, head_dim=8)
+    plan = bk.RingAttentionBackwardPlan.select(ring_descriptor(x.q, x.k), HOST)
+    y, lse = np.zeros_like(x.q), np.zeros(x.q.shape[:3], np.float32)
+    held = GradientRank(plan, x, y, lse, 3, numpy_full("f32")).held | {"kv_scratch_b": None}
+
+    def check(dq, **more):
+        plan.can_implement(bk.RingAttentionBackwardArgs(**{**held, "dq": dq, **more}), 3)
+
+    check(np.zeros((1, 8, 2, 8), np.float32).swapaxes(1, 2))
+    spread = np.zeros((1, 2, 16, 8), np.float32)[:, :, ::2]
+    with pytest.raises(bk.InvalidProblemError, match="dq: got strides .* dense .* without kv_scratch_b"):
+        check(spread)
+    shifted = np.zeros(129, np.float32)
+    shifted = shifted[shifted.ctypes.data % 16 == 0 :][:128].reshape(1, 2, 8, 8)
+    with pytest.raises(bk.MisalignedOperandError, match="dq: got address .* multiple of 16 .* kv_scratch_b"):
+        check(shifted)
+    full = np.zeros(plan.kv_scratch_elements, np.float32)
+    check(spread, kv_scratch_b=full)
+    check(shifted, kv_scratch_b=full)
 
 
 @pytest.mark.parametrize(("one", "other"), [

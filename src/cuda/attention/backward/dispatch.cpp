@@ -226,6 +226,11 @@ int32_t add_gradients(int32_t kernel, const StepParams& problem, const GradientS
 
 }  // namespace baracuda
 
+extern "C" int32_t baracuda_attention_backward_finishes(int32_t kernel) {
+  const baracuda::BackwardFamily* family = baracuda::find_backward(kernel);
+  return family == nullptr ? -1 : family->finish != nullptr ? 1 : 0;
+}
+
 extern "C" uint32_t baracuda_attention_backward_elements(int32_t kernel) {
   const baracuda::FamilyFacts* facts = baracuda::find_backward_facts(kernel);
   return facts == nullptr ? 0 : facts->elements;

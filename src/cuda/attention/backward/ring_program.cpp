@@ -36,15 +36,34 @@ class BackwardRingStep {
     return at_.step == 0 && (at_.world_size == 1 || (live_.has_rows() && !live_.is_any_live(1)));
   }
 
+  // With dq_holds_share no step that keeps its share apart may write dq.
+  bool must_spare_dq() const { return problem_.dq_holds_share != 0 && at_.step >= 2; }
+
+  // True where a sum comes home, if no launch and no settle() has written dq: the last live step had
+  // to spare it, and was not the last step of the ring.
+  bool must_finish_at_home() const {
+    return problem_.dq_holds_share != 0 && !live_.is_live(at_.world_size - 1) &&
+           live_.is_any_live(2);
+  }
+
   BackwardParams params() const {
     BackwardParams params = problem_.call;
     params.step = live_.at_hand();
+    if (must_spare_dq()) params.step.flags &= ~uint32_t{BARACUDA_STEP_LAST};
     if (at_.world_size == 1) return params;
     params.dk = at_.chunk[kGradients][0];
     params.dv = at_.chunk[kGradients][1];
     params.dk_strides = params.dv_strides = dense_key_strides(params.step);
     params.kv_gradient_element = accumulator_of(params.step);
     return params;
+  }
+
+  // Of the launch that writes dq after several steps that spared it.
+  BackwardParams finish_params() const {
+    BackwardParams made = params();
+    made.step.flags &= ~uint32_t{BARACUDA_STEP_FIRST};
+    made.step.flags |= BARACUDA_STEP_LAST;
+    return made;
   }
 
   // A travelling sum stays in the buffer that received it. The chunk's own rank rounds it once.
@@ -104,14 +123,26 @@ int32_t launch(const void* problem, const baracuda_ring_step* at) {
 
 // No other rank needs dq, so it is written during the last exchange.
 int32_t settle(const void* problem, const baracuda_ring_step* at) {
-  return finish_step(as_problem(problem).kernel, BackwardRingStep(problem, *at).params(),
-                     at->stream);
+  const BackwardRingStep step(problem, *at);
+  return finish_step(as_problem(problem).kernel,
+                     step.must_spare_dq() ? step.finish_params() : step.params(), at->stream);
+}
+
+// The step at hand is none of the ring, so the operands are those of step 0.
+int32_t finish_at_home(int32_t kernel, const void* problem, const baracuda_ring_step& at) {
+  baracuda_ring_step first = at;
+  first.step = 0;
+  return finish_step(kernel, BackwardRingStep(problem, first).finish_params(), at.stream);
 }
 
 int32_t add(const void* problem, const baracuda_ring_step* at) {
+  const int32_t kernel = as_problem(problem).kernel;
+  const BackwardRingStep step(problem, *at);
   GradientSum sums[2];
-  BackwardRingStep(problem, *at).fill(sums);
-  return add_gradients(as_problem(problem).kernel, as_problem(problem).call.step, sums, at->stream);
+  step.fill(sums);
+  const int32_t status = add_gradients(kernel, as_problem(problem).call.step, sums, at->stream);
+  if (status != BARACUDA_OK || at->step < at->world_size || !step.must_finish_at_home()) return status;
+  return finish_at_home(kernel, problem, *at);
 }
 
 constexpr baracuda_ring_program program = {

@@ -72,6 +72,10 @@ BARACUDA_API uint32_t baracuda_attention_backward_elements(int32_t kernel);
 // 1 if every sum has a fixed order, so that equal calls give equal bits.
 BARACUDA_API int32_t baracuda_attention_backward_ordered(int32_t kernel);
 
+// 1 if a launch of its own writes dq after the last of a call's several steps, so that the steps leave
+// dq alone. 0 if the last step writes it. -1 if the kernel is unknown, or not in this build.
+BARACUDA_API int32_t baracuda_attention_backward_finishes(int32_t kernel);
+
 // As baracuda_attention_refusal(), for the backward.
 BARACUDA_API int32_t baracuda_attention_backward_refusal(
     int32_t kernel, const baracuda_attention_step_params* problem, char* reason, int64_t size);

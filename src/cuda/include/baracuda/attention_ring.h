@@ -34,6 +34,9 @@ typedef struct baracuda_attention_backward_ring_problem {
   // dk and dv, with their strides and element, get the sums that come home. All else as above; the
   // scratch is that of a call of several steps.
   baracuda_attention_backward_params call;
+  // Not 0: the share that is kept apart (buffers[2] of the sums, ring.h) lies in dq's memory. Only for
+  // kernels that finish (attention_backward.h).
+  int32_t dq_holds_share;
 } baracuda_attention_backward_ring_problem;
 
 BARACUDA_API const baracuda_ring_program* baracuda_attention_backward_ring_program(void);

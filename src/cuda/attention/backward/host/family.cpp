@@ -52,8 +52,9 @@ struct Tiles {
 
 class Gradients {
  public:
+  // finishes: for finish_item(), after the last of several steps.
   Gradients(const BackwardParams& params, const baracuda_position_map& q_map,
-            const baracuda_position_map& k_map)
+            const baracuda_position_map& k_map, bool finishes)
       : params_(params),
         p_(params.step),
         pair_(mask_of(p_), q_map, p_.query_len, k_map, p_.key_len),
@@ -64,7 +65,8 @@ class Gradients {
         kv_bytes_(baracuda_element_bytes(params.kv_gradient_element)),
         group_(p_.heads / p_.kv_heads),
         key_tiles_(ceil_div(p_.key_len, shape_.tile_keys)),
-        row_tiles_(ceil_div(p_.query_len, shape_.tile_rows)) {
+        row_tiles_(ceil_div(p_.query_len, shape_.tile_rows)),
+        finishes_(finishes) {
     delta_ = p_.state;
     lse_ = at(p_.state, total_rows(), sum_bytes_);
     dq_sums_ = at(p_.state, 2 * total_rows(), sum_bytes_);
@@ -118,6 +120,13 @@ class Gradients {
   int64_t prepare_items() const {
     return p_.batch * p_.heads * ceil_div(p_.query_len, kPreparedRows);
   }
+
+  // Writes the rows of dq of one head, from the sums of all steps.
+  void finish_item(int64_t head, void* scratch) const {
+    for (int64_t rows = 0; rows < row_tiles_; ++rows)
+      call_.skip(shape_, row_tile(head, rows, {0, 1}, 0, 0), scratch);
+  }
+  int64_t finish_items() const { return p_.batch * p_.heads; }
 
  private:
   int64_t total_rows() const { return p_.batch * p_.heads * p_.query_len; }
@@ -232,7 +241,7 @@ class Gradients {
     rows.lse = at(lse_, row, sum_bytes_);
     rows.dq_sum = at(dq_sums_, row * p_.head_dim, sum_bytes_);
     rows.has_sum = key_tile > met.begin || (p_.flags & BARACUDA_STEP_FIRST) == 0;
-    rows.is_last = key_tile == met.end - 1 && (p_.flags & BARACUDA_STEP_LAST) != 0;
+    rows.is_last = key_tile == met.end - 1 && (finishes_ || is_single_step(p_));
     const int64_t first_key = key_tile * shape_.tile_keys;
     for (int64_t r = 0; r < rows.count; ++r) {
       const Interval keys = key_count > 0 ? pair_.keys_of_row(first + r) : Interval{0, 0};
@@ -255,6 +264,7 @@ class Gradients {
   void* dq_sums_;
   bool one_pass_ = true;
   int64_t row_groups_ = 0;
+  const bool finishes_;  // writes dq
 };
 
 int32_t out_of_memory(const char* call) {
@@ -262,11 +272,12 @@ int32_t out_of_memory(const char* call) {
               static_cast<long long>(kScratchBytes));
 }
 
-Gradients gradients_of(const BackwardParams& params) {
+Gradients gradients_of(const BackwardParams& params, bool finishes = false) {
   const StepParams& p = params.step;
   // The host is this family's device.
   const bool given = p.device_maps != nullptr;
-  return Gradients(params, given ? p.device_maps[0] : p.q_map, given ? p.device_maps[1] : p.k_map);
+  return Gradients(params, given ? p.device_maps[0] : p.q_map, given ? p.device_maps[1] : p.k_map,
+                   finishes);
 }
 
 int32_t prepare(const BackwardParams& params, void*) {
@@ -290,6 +301,17 @@ int32_t step(const BackwardParams& params, void*) {
   return status == BARACUDA_OUT_OF_MEMORY ? out_of_memory(call) : status;
 }
 
+int32_t finish(const BackwardParams& params, void*) {
+  if (is_single_step(params.step)) return BARACUDA_OK;  // the step has written dq
+  constexpr const char* call = "baracuda_attention_backward_step";
+  Gradients gradients = gradients_of(params, true);
+  const auto task = [](void* context, int64_t item, void* scratch, const StopCheck& stop) {
+    if (!stop.ask(stop.context)) static_cast<const Gradients*>(context)->finish_item(item, scratch);
+  };
+  const int32_t status = parallel_for(gradients.finish_items(), task, &gradients, call);
+  return status == BARACUDA_OUT_OF_MEMORY ? out_of_memory(call) : status;
+}
+
 int32_t load(const StepParams& problem) { return host_family().load(problem); }
 
 // The scratch holds the row statistics and the sums of dq. Even a single step stores these sums
@@ -300,7 +322,8 @@ int64_t scratch_bytes(const StepParams& problem) { return state_bytes(problem); 
 }  // namespace host
 
 const BackwardFamily& host_backward_family() {
-  static const BackwardFamily family = {host::load, host::scratch_bytes, host::prepare, host::step};
+  static const BackwardFamily family = {host::load, host::scratch_bytes, host::prepare, host::step,
+                                        nullptr,    host::finish};
   return family;
 }
 

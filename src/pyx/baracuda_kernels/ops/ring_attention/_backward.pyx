@@ -1,7 +1,7 @@
 # cython: language_level=3
 """The backward of Ring Attention: choose a kernel once, run it many times."""
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uintptr_t
 from libc.string cimport memset
 
 from baracuda_kernels._core cimport c_api
@@ -14,11 +14,12 @@ from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
 from baracuda_kernels.ops.attention._kernel cimport load_backward_kernel
 from baracuda_kernels.ops.attention._operands cimport AttentionOperands
-from baracuda_kernels.ops.ring_attention._base cimport RingAttentionBase, kv_elements
+from baracuda_kernels.ops.ring_attention._base cimport RingAttentionBase, kv_elements, \
+    require_dense
 from baracuda_kernels.ops.ring_attention._descriptor cimport RingAttentionDescriptor
 
 from baracuda_kernels._core._enums import Direction
-from baracuda_kernels._core._errors import InvalidProblemError
+from baracuda_kernels._core._errors import InvalidProblemError, MisalignedOperandError
 from baracuda_kernels.ops.attention import _families
 from baracuda_kernels.ops.attention._descriptor import accumulator_of
 
@@ -57,7 +58,10 @@ kv_scratch_a=None, kv_scratch_b=None, kv_gradient_scratch=None, dlse=None)
     scratch : contiguous, plan.scratch_bytes bytes, optional
         May be None if that is 0.
     kv_scratch_a, kv_scratch_b : contiguous, plan.kv_scratch_elements elements, optional
-        The two receive buffers of K and V. A may be None at P = 1, and B at P <= 2.
+        The two receive buffers of K and V. A may be None at P = 1, and B at P <= 2. B may be None at
+        any P if ``plan.needs_kv_scratch_b`` is False, and dq is dense in any order of dimensions and
+        begins at a multiple of ``plan.scratch_alignment`` bytes. Then dq holds other scratch until it
+        is written.
     kv_gradient_scratch : contiguous, plan.kv_gradient_scratch_bytes bytes, optional
         Memory for sums of dk and dv in the accumulator's type. May be None at P = 1.
     dlse : [B, H, Q], of lse's type, any strides; optional
@@ -179,6 +183,19 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         """
         return _CHUNKS * _sum_bytes(self.descriptor)
 
+    @property
+    def needs_kv_scratch_b(self):
+        """Whether a ring of more than two ranks needs ``kv_scratch_b``.
+
+        False if dq is as large as one chunk of ``kv_gradient_scratch``, and the kernel writes it
+        after all steps: with four or more query heads to a key head for f16 and bf16, two for the
+        other types, at equal lengths. The families `sm90a`, `sm80` and `host` do so.
+        """
+        cdef RingAttentionDescriptor d = self.descriptor
+        nbytes = int(d.batch_size) * d.num_heads * d.query_len * d.head_dim * d.itemsize
+        finishes = attention_api.baracuda_attention_backward_finishes(self.kernel.number)
+        return finishes != 1 or nbytes < _sum_bytes(d)
+
     def step(self, stream, *, q, k, v, dy, dk, dv, y=None, lse=None, dlse=None, dq=None,
              scratch=None, rank=0, origin=0, world_size=1, first=True, last=True):
         """One step, for callers who send K and V, and add dk and dv, themselves.
@@ -271,14 +288,17 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         binding.problem.layout = d.c_layout
         _begin(d, params)
         checks.bind_query(d, args.q, &params.step)
+        without_b = world_size > 2 and args.kv_scratch_b is None and not self.needs_kv_scratch_b
         self.bind_chunks(checks, args.k, args.v, args.kv_scratch_a, args.kv_scratch_b, world_size,
-                         &params.step, &binding.payloads[0])
+                         not without_b, &params.step, &binding.payloads[0])
         checks.bind_results(d, args.y, args.lse, params)
         checks.bind_gradients(d, args.dy, args.dlse, args.dq, args.dk, args.dv, params)
         self.bind_scratch(checks, args.scratch, params)
         binding.call.payload_count = 1
         if world_size > 1:
             self.bind_sums(checks, args.kv_gradient_scratch, binding)
+        if without_b:
+            self.bind_share_in_dq(args.dq, binding)
         checks.no_overlaps()
         binding.operands = checks
         return binding
@@ -299,6 +319,20 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         sums.own[1] = data + sums.piece_bytes[0]
         for i in range(_CHUNKS - 1):
             sums.buffers[i] = data + (i + 1) * chunk
+        return 0
+
+
+    cdef int bind_share_in_dq(self, TensorRef dq, _Binding binding) except -1:
+        """The share that is kept apart goes to dq, and its place in the scratch receives K and V."""
+        cdef attention_api.baracuda_attention_backward_params* params = &binding.problem.call
+        if <uintptr_t>params.dq % SCRATCH_ALIGNMENT != 0:
+            raise MisalignedOperandError(
+                f"dq: got address {<uintptr_t>params.dq:#x}, must be a multiple of "
+                f"{SCRATCH_ALIGNMENT} bytes without kv_scratch_b")
+        require_dense("dq", dq, params.dq_strides, "without kv_scratch_b")
+        binding.problem.dq_holds_share = 1
+        binding.payloads[0].buffers[0] = binding.payloads[1].buffers[2]
+        binding.payloads[1].buffers[2] = params.dq
         return 0
 
 

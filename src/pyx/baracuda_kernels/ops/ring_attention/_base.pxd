@@ -6,7 +6,7 @@ from baracuda_kernels._core._ring_plan cimport RingPlan
 from baracuda_kernels._core._tensor cimport TensorRef
 from baracuda_kernels.ops.attention._kernel cimport AttentionKernel
 from baracuda_kernels.ops.attention._operands cimport AttentionOperands
-from baracuda_kernels.ops.attention.c_api cimport baracuda_attention_step_params
+from baracuda_kernels.ops.attention.c_api cimport baracuda_attention_step_params, baracuda_strides
 from baracuda_kernels.ops.ring_attention._descriptor cimport RingAttentionDescriptor
 
 # The part that the plans of both directions share: K and V on the ring, and a step's positions.
@@ -14,10 +14,11 @@ cdef class RingAttentionBase(RingPlan):
     cdef AttentionKernel kernel
 
     # Fills in the payload of K and V, which are sent from the caller's memory. Scratch that the
-    # world size does not need may be None.
+    # world size does not need may be None. own_scratch_b: buffer B is scratch_b; if not, the caller
+    # fills it in.
     cdef int bind_chunks(self, AttentionOperands checks, TensorRef k, TensorRef v,
                          TensorRef scratch_a, TensorRef scratch_b, int64_t world_size,
-                         baracuda_attention_step_params* step,
+                         bint own_scratch_b, baracuda_attention_step_params* step,
                          baracuda_ring_payload* payload) except -1
     # Fills in the positions of a step of `plan.step`: the rows of `rank` and the keys of `origin`.
     cdef int place(self, object rank, object origin, object world_size,
@@ -25,3 +26,5 @@ cdef class RingAttentionBase(RingPlan):
 
 # Elements of a rank's K; its V has as many.
 cdef int64_t kv_elements(RingAttentionDescriptor d) noexcept
+# Raises unless the elements of a 4-D tensor fill one range of memory. why: the end of the message.
+cdef int require_dense(str name, TensorRef view, baracuda_strides strides, str why) except -1

@@ -11,6 +11,8 @@ from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels.ops.ring_attention import _agreement
 
 
+_SENT_IN_PLACE = (
+    "to be sent in place; copy it, or (forward only) stage it in kv_scratch_a")
 _MAX_POSITION = 2 ** 62
 _MAX_RANKS = 2 ** 31 - 1
 
@@ -63,7 +65,7 @@ cdef class RingAttentionBase(RingPlan):
 
     cdef int bind_chunks(self, AttentionOperands checks, TensorRef k, TensorRef v,
                          TensorRef scratch_a, TensorRef scratch_b, int64_t world_size,
-                         baracuda_attention_step_params* step,
+                         bint own_scratch_b, baracuda_attention_step_params* step,
                          baracuda_ring_payload* payload) except -1:
         cdef RingAttentionDescriptor d = self.descriptor
         cdef TensorRef view
@@ -73,11 +75,11 @@ cdef class RingAttentionBase(RingPlan):
         payload.piece_bytes[0] = payload.piece_bytes[1] = kv_elements(d) * d.itemsize
         payload.buffers[0] = payload.buffers[1] = NULL
         if world_size > 1:
-            _require_dense("k", k, step.k_strides, d)
-            _require_dense("v", v, step.v_strides, d)
+            require_dense("k", k, step.k_strides, _SENT_IN_PLACE)
+            require_dense("v", v, step.v_strides, _SENT_IN_PLACE)
             view = checks.scratch("kv_scratch_a", scratch_a, 2 * kv_elements(d))
             payload.buffers[1] = view.data
-        if world_size > 2:
+        if world_size > 2 and own_scratch_b:
             view = checks.scratch("kv_scratch_b", scratch_b, 2 * kv_elements(d))
             payload.buffers[0] = view.data
         return 0
@@ -104,11 +106,10 @@ cdef int64_t kv_elements(RingAttentionDescriptor d) noexcept:
     return d.batch_size * d.num_kv_heads * d.key_len * d.head_dim
 
 
-cdef int _require_dense(str name, TensorRef view, attention_api.baracuda_strides strides,
-                        RingAttentionDescriptor d) except -1:
-    """Raise unless the elements fill one range of memory: a tensor is sent as one message."""
+cdef int require_dense(str name, TensorRef view, attention_api.baracuda_strides strides,
+                       str why) except -1:
     cdef int64_t expected = 1
-    shape = (d.batch_size, d.num_kv_heads, d.key_len, d.head_dim)
+    shape = view.shape
     element_strides = (strides.batch, strides.head, strides.seq, 1)
     if 0 in shape:
         return 0
@@ -116,7 +117,6 @@ cdef int _require_dense(str name, TensorRef view, attention_api.baracuda_strides
         if element_strides[i] != expected:
             raise InvalidProblemError(
                 f"{name}: got strides {view.strides} for shape {view.shape}, must be dense (in any "
-                "dimension order) to be sent in place; copy it, or (forward only) stage it in "
-                "kv_scratch_a")
+                f"dimension order) {why}")
         expected *= shape[i]
     return 0

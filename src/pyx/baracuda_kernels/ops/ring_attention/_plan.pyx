@@ -184,7 +184,7 @@ cdef class RingAttentionPlan(RingAttentionBase):
             raise InvalidProblemError("k, v: got only one of them, must be given together")
         if args.k is not None:
             self.bind_chunks(checks, args.k, args.v, args.kv_scratch_a, args.kv_scratch_b,
-                             world_size, step, &binding.payloads[0])
+                             world_size, True, step, &binding.payloads[0])
         else:
             self.bind_staged(checks, args, world_size, step, &binding.payloads[0])
         if world_size > 1:
