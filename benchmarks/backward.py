@@ -14,7 +14,7 @@ import torch
 
 import baracuda_kernels as bk
 from benchmarks.calls import HOPPER, Call, scratch
-from benchmarks.peers import available, peer_calls
+from benchmarks.peers import measurements, peer_calls
 from benchmarks.rows import Measurement, Row, row
 from benchmarks.timing import all_of, in_windows, input_sets, stream
 
@@ -39,11 +39,7 @@ def more_rows() -> list[Measurement]:
 
 
 def _rows(problems: list[Call]) -> list[Measurement]:
-    return [
-        partial(_of_call, x._replace(causal=causal))
-        for x in available(problems)
-        for causal in (False, True)
-    ]
+    return measurements(_of_call, problems)
 
 
 def _of_call(x: Call) -> list[Row]:

@@ -13,6 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from baracuda_kernels.registry import Architecture
 from benchmarks import flash3
+from benchmarks.calls import Call
+from benchmarks.rows import Measurement, Row
 from benchmarks.timing import all_of
 
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "fa2": SDPBackend.FLASH_ATTENTION}
@@ -26,6 +28,17 @@ def available(problems: Iterable[_Problem]) -> list[_Problem]:
     """The problems, family first, whose family this card can run."""
     hopper = Architecture.here().compute_capability == 90
     return [problem for problem in problems if hopper or not problem[0].startswith("sm90a")]
+
+
+def measurements(
+    of_call: Callable[[Call], list[Row]], problems: Iterable[Call]
+) -> list[Measurement]:
+    """One for each problem that this card can run, without a mask and with one."""
+    return [
+        functools.partial(of_call, x._replace(causal=causal))
+        for x in available(problems)
+        for causal in (False, True)
+    ]
 
 
 def peers_for(q: Any, k: Any, v: Any, is_causal: bool) -> dict[str, Attention]:
