@@ -8,8 +8,7 @@ order. For every call it prints the median of the ratios new/old and its upper 9
 fails if a bound is above its limit. The machine must do nothing else, or the noise alone is.
 
 With --sustained, work on the GPU is timed as in continuous use, at the card's power limit: one call
-after the other, each in windows of 0.8 s after 0.3 s of the same call, once the card's clock has
-settled.
+after the other, each in the windows of `benchmarks/timing.py`, once the card's clock has settled.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ _SAMPLE_SECONDS = 0.03  # of work in a measurement, at least
 # The same on a GPU: short, and after a pause, so that the power limit, which moves the clock by some
 # per cent from one second to the next, is not reached.
 _GPU_SECONDS, _PAUSE_SECONDS = 0.006, 0.03
-_WINDOW_SECONDS, _LEAD_SECONDS = 0.8, 0.3  # sustained, and what comes before it (timing.py)
 _STEPS = 20  # of a ring, in one graph: its checks take the host longer than a step the GPU
 # Of tiny rings, so that their host time is what counts.
 _RUNS = ("run", "run, args made anew", "run_all of 8")
@@ -101,7 +99,7 @@ def _timer(x: Timed, sustained: bool) -> Callable[[], float]:
     """Measures a call: seconds of one."""
     import torch
 
-    from benchmarks.timing import sample
+    from benchmarks.timing import SUSTAINED_LEAD_MS, SUSTAINED_MS, sample
 
     call, on_gpu = _call(x), x.family != "host"
     if x.what in _ON_GPU and on_gpu:
@@ -109,14 +107,14 @@ def _timer(x: Timed, sustained: bool) -> Callable[[], float]:
 
         def seconds(count: int) -> float:
             # In a pause the card falls asleep.
-            lead = round(_LEAD_SECONDS / _WINDOW_SECONDS * count) if sustained else 2
+            lead = round(SUSTAINED_LEAD_MS / SUSTAINED_MS * count) if sustained else 2
             if not sustained:
                 time.sleep(_PAUSE_SECONDS)
             for _ in range(lead):
                 call()
             return sample(call, count) / 1e3
 
-        timed = _WINDOW_SECONDS if sustained else _GPU_SECONDS
+        timed = SUSTAINED_MS / 1e3 if sustained else _GPU_SECONDS
         count = _repeats(timed, seconds(3))
         return lambda: seconds(count) / of_one
     # Others than the fastest of several bursts were held up by what else the machine does.

@@ -34,16 +34,12 @@ MORE = [
 
 def rows() -> list[Measurement]:
     """`forward` rows of `PROBLEMS`, causal and not."""
-    return _rows(PROBLEMS)
+    return measurements(_of_call, PROBLEMS)
 
 
 def more_rows() -> list[Measurement]:
     """Those of `MORE`. All together would take more than a part's 8 minutes."""
-    return _rows(MORE)
-
-
-def _rows(problems: list[Call]) -> list[Measurement]:
-    return measurements(_of_call, problems)
+    return measurements(_of_call, MORE)
 
 
 def _of_call(x: Call) -> list[Row]:

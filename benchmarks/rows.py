@@ -225,7 +225,9 @@ def write(path: Path, data: Any) -> None:
     above = {name: value for name, value in data.items() if name != "rows"}
     lines = ",\n".join("  " + json.dumps(row) for row in data["rows"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(above, indent=1)[:-2] + ',\n "rows": [\n' + lines + "\n ]\n}\n")
+    begun = path.with_name(f"{path.name}.new")  # who is stopped here leaves the file as it was
+    begun.write_text(json.dumps(above, indent=1)[:-2] + ',\n "rows": [\n' + lines + "\n ]\n}\n")
+    begun.replace(path)
 
 
 class Report:

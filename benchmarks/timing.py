@@ -21,7 +21,7 @@ SUSTAINED_ROUNDS = 2
 # the contender before (docs/kernel-log/timing.md).
 BURST_MS = 15.0
 SUSTAINED_MS = 800.0
-_LEAD_MS = 300.0
+SUSTAINED_LEAD_MS = 300.0
 # Milliseconds that one sample should last at least: long against the event's own resolution.
 _SAMPLE_MS = 15.0
 # Inputs are rotated over at least this many bytes, so that none is found in the L2 cache.
@@ -100,7 +100,7 @@ def in_windows(
     found: dict[str, dict[str, Any]] = {name: {**summary(bursts, name)} for name in ours}
     if sustained:
         settle(calls, lambda name: _window(calls[name], -(-20 // sets)))
-        kept = windows(SUSTAINED_MS, SUSTAINED_ROUNDS, _LEAD_MS)
+        kept = windows(SUSTAINED_MS, SUSTAINED_ROUNDS, SUSTAINED_LEAD_MS)
         for name, figures in found.items():
             figures["sustained"] = summary(kept, name)
     return found

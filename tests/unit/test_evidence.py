@@ -126,7 +126,7 @@ def test_two_parts_have_all_calls_of_a_kind(kind, monkeypatch):
     module = importlib.import_module(f"benchmarks.{kind}")
     both = [*module.PROBLEMS, *module.MORE]
     assert len(set(both)) == len(both) and set(HOPPER) <= set(both)
-    monkeypatch.setattr(module, "_rows", lambda problems: problems)
+    monkeypatch.setattr(module, "measurements", lambda _, problems: problems)
     parts = (evidence.PARTS[kind], evidence.PARTS[f"{kind}_more"])
     assert [evidence._measured(modules, lambda _: []) for _, modules in parts] == [
         (module.PROBLEMS, 0), (module.MORE, 0)

@@ -24,10 +24,14 @@ def real_program():
 
 
 class Calls:
-    """The C calls of a local ring, over the memory of a HostGradients."""
+    """The C calls of a local ring, over the memory of a HostGradients.
 
-    def __init__(self, ring, *, is_causal):
-        self.ring, self.held = ring, []
+    With `dq_holds_share` the last chunk of the sums' scratch receives K and V instead of
+    `kv_scratch_b`.
+    """
+
+    def __init__(self, ring, *, is_causal, dq_holds_share=False):
+        self.ring, self.held, self.dq_holds_share = ring, [], dq_holds_share
         self.problems, self.payloads = [], []
         for rank in ring.ranks:
             x = rank.x
@@ -37,13 +41,17 @@ class Calls:
                 scratch=rank.held["scratch"],
             )  # fmt: skip
             steps.bind_keys(x.k, x.v, rank.dk, rank.dv, PositionMap())
-            problem = RingProblem(ct.sizeof(RingProblem), 0, LAYOUTS[ring.layout], steps.params)
+            layout = LAYOUTS[ring.layout]
+            problem = RingProblem(ct.sizeof(RingProblem), 0, layout, steps.params, dq_holds_share)
             self.problems.append(problem)
             self.payloads.append((abi.Payload * 2)(self.keys(rank), self.sums(rank)))
             self.held.append(steps)
 
     def keys(self, rank):
         received = [rank.held[name].ctypes.data for name in ("kv_scratch_b", "kv_scratch_a")]
+        if self.dq_holds_share:
+            scratch = rank.held["kv_gradient_scratch"]
+            received[0] = scratch.ctypes.data + 3 * scratch.nbytes // 4
         k, v = rank.x.k, rank.x.v
         return abi.kv_payload(k.ctypes.data, v.ctypes.data, received, k.nbytes)
 
@@ -53,6 +61,8 @@ class Calls:
         payload.piece_bytes[:2] = [piece, piece]
         payload.own[:2] = [scratch.ctypes.data, scratch.ctypes.data + piece]
         payload.buffers[:3] = [scratch.ctypes.data + i * scratch.nbytes // 4 for i in (1, 2, 3)]
+        if self.dq_holds_share:
+            payload.buffers[2] = rank.dq.ctypes.data
         return payload
 
     def call(self, rank, endpoint, stream, program):
@@ -135,19 +145,20 @@ class Simulated:
         return self.ring.gathered() if finished else None
 
 
-def a_ring(ranks, layout="zigzag", is_causal=True):
+def a_ring(ranks, layout="zigzag", is_causal=True, **options):
     x = draw("f32", ranks, heads=4, kv_heads=2, query_len=6 * ranks, key_len=5 * ranks, head_dim=8,
              dlse=True)  # fmt: skip
     ring = HostGradients(x, ranks, layout=layout, is_causal=is_causal)
     expected = [g.copy() for g in ring.run()]
-    return ring, Calls(ring, is_causal=is_causal), expected
+    return ring, Calls(ring, is_causal=is_causal, **options), expected
 
 
+@pytest.mark.parametrize("dq_holds_share", [False, True])
 @pytest.mark.parametrize("one_stream", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_any_order_of_the_streams_gives_the_same_bits(ranks, layout, one_stream):
-    ring, calls, expected = a_ring(ranks, layout)
+def test_any_order_of_the_streams_gives_the_same_bits(ranks, layout, one_stream, dq_holds_share):
+    ring, calls, expected = a_ring(ranks, layout, dq_holds_share=dq_holds_share)
     for seed in range(30):
         found = Simulated(ring, calls, one_stream=one_stream).run(seed)
         assert found is not None and all(map(np.array_equal, expected, found)), seed
@@ -175,7 +186,10 @@ def test_what_the_program_refuses():
         "device_maps": lambda p: setattr(p.call.step, "device_maps", 1),
         "query_len": lambda p: setattr(p.call.step, "query_len", -1),
         "world_size 3": lambda p: setattr(p.call.step, "key_len", 2**62),
-    }
+        "dq_holds_share: got 1 for kernel 99": lambda p: (
+            setattr(p, "kernel", 99), setattr(p, "dq_holds_share", 1)
+        ),
+    }  # fmt: skip
     for name, change in changes.items():
         good = RingProblem.from_buffer_copy(calls.problems[0])
         change(calls.problems[0])

@@ -92,6 +92,11 @@ int32_t check(const void* given, const baracuda_ring_step* at) {
   int32_t status = check_struct(kCall, "problem", problem);
   if (status == BARACUDA_OK) status = check_struct(kCall, "problem.call", &problem->call);
   if (status != BARACUDA_OK) return status;
+  if (problem->dq_holds_share != 0 && baracuda_attention_backward_finishes(problem->kernel) != 1) {
+    return fail(BARACUDA_INVALID_ARGUMENT, kCall,
+                "dq_holds_share: got %d for kernel %d, must be 0: a step of it writes dq",
+                problem->dq_holds_share, problem->kernel);
+  }
   return check_ring_step(kCall, problem->call.step, problem->layout, at->world_size);
 }
 

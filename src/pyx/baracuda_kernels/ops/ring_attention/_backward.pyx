@@ -1,7 +1,7 @@
 # cython: language_level=3
 """The backward of Ring Attention: choose a kernel once, run it many times."""
 
-from libc.stdint cimport int64_t, uintptr_t
+from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 from baracuda_kernels._core cimport c_api
@@ -19,7 +19,7 @@ from baracuda_kernels.ops.ring_attention._base cimport RingAttentionBase, kv_ele
 from baracuda_kernels.ops.ring_attention._descriptor cimport RingAttentionDescriptor
 
 from baracuda_kernels._core._enums import Direction
-from baracuda_kernels._core._errors import InvalidProblemError, MisalignedOperandError
+from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels.ops.attention import _families
 from baracuda_kernels.ops.attention._descriptor import accumulator_of
 
@@ -298,7 +298,7 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         if world_size > 1:
             self.bind_sums(checks, args.kv_gradient_scratch, binding)
         if without_b:
-            self.bind_share_in_dq(args.dq, binding)
+            self.bind_share_in_dq(checks, args.dq, binding)
         checks.no_overlaps()
         binding.operands = checks
         return binding
@@ -321,15 +321,14 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
             sums.buffers[i] = data + (i + 1) * chunk
         return 0
 
-
-    cdef int bind_share_in_dq(self, TensorRef dq, _Binding binding) except -1:
+    cdef int bind_share_in_dq(self, AttentionOperands checks, TensorRef dq,
+                              _Binding binding) except -1:
         """The share that is kept apart goes to dq, and its place in the scratch receives K and V."""
+        cdef RingAttentionDescriptor d = self.descriptor
         cdef attention_api.baracuda_attention_backward_params* params = &binding.problem.call
-        if <uintptr_t>params.dq % SCRATCH_ALIGNMENT != 0:
-            raise MisalignedOperandError(
-                f"dq: got address {<uintptr_t>params.dq:#x}, must be a multiple of "
-                f"{SCRATCH_ALIGNMENT} bytes without kv_scratch_b")
-        require_dense("dq", dq, params.dq_strides, "without kv_scratch_b")
+        checks.aligned("dq, without kv_scratch_b", dq, SCRATCH_ALIGNMENT)
+        require_dense("dq", dq, (d.batch_size, d.num_heads, d.query_len, d.head_dim),
+                      params.dq_strides, "without kv_scratch_b")
         binding.problem.dq_holds_share = 1
         binding.payloads[0].buffers[0] = binding.payloads[1].buffers[2]
         binding.payloads[1].buffers[2] = params.dq

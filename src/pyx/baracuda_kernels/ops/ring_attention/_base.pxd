@@ -26,5 +26,7 @@ cdef class RingAttentionBase(RingPlan):
 
 # Elements of a rank's K; its V has as many.
 cdef int64_t kv_elements(RingAttentionDescriptor d) noexcept
-# Raises unless the elements of a 4-D tensor fill one range of memory. why: the end of the message.
-cdef int require_dense(str name, TensorRef view, baracuda_strides strides, str why) except -1
+# Raises unless the elements of an operand fill one range of memory. The operand is of this shape, or
+# bytes of such a tensor. why: the end of the message.
+cdef int require_dense(str name, TensorRef view, tuple shape, baracuda_strides strides,
+                       str why) except -1

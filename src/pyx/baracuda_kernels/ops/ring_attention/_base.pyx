@@ -75,8 +75,9 @@ cdef class RingAttentionBase(RingPlan):
         payload.piece_bytes[0] = payload.piece_bytes[1] = kv_elements(d) * d.itemsize
         payload.buffers[0] = payload.buffers[1] = NULL
         if world_size > 1:
-            require_dense("k", k, step.k_strides, _SENT_IN_PLACE)
-            require_dense("v", v, step.v_strides, _SENT_IN_PLACE)
+            shape = (d.batch_size, d.num_kv_heads, d.key_len, d.head_dim)
+            require_dense("k", k, shape, step.k_strides, _SENT_IN_PLACE)
+            require_dense("v", v, shape, step.v_strides, _SENT_IN_PLACE)
             view = checks.scratch("kv_scratch_a", scratch_a, 2 * kv_elements(d))
             payload.buffers[1] = view.data
         if world_size > 2 and own_scratch_b:
@@ -106,10 +107,9 @@ cdef int64_t kv_elements(RingAttentionDescriptor d) noexcept:
     return d.batch_size * d.num_kv_heads * d.key_len * d.head_dim
 
 
-cdef int require_dense(str name, TensorRef view, attention_api.baracuda_strides strides,
-                       str why) except -1:
+cdef int require_dense(str name, TensorRef view, tuple shape,
+                       attention_api.baracuda_strides strides, str why) except -1:
     cdef int64_t expected = 1
-    shape = view.shape
     element_strides = (strides.batch, strides.head, strides.seq, 1)
     if 0 in shape:
         return 0
