@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 
+import baracuda_kernels as bk
 from baracuda_kernels.errors import CommunicatorError, CudaError
 
 pytestmark = pytest.mark.framework("torch")
@@ -24,7 +25,7 @@ class Memory:
 class Comm:
     """Stands in for a communicator by peer copies; writes down the collective calls."""
 
-    state = "healthy"
+    state, world_size = "healthy", 3
 
     def __init__(self, calls):
         self.calls, self.failure = calls, None
@@ -101,3 +102,19 @@ def test_a_registration_that_fails_leaves_no_address(torch, ring):
     with contextlib.suppress(CommunicatorError):
         ring._make_room({"a": torch.empty(60, dtype=torch.uint8)})
     assert calls == [("register", 60)] and not ring._args and not ring.buffers._own
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "by_peer", "given"), [(1, False, False), (4, False, True), (1, True, True)]
+)
+def test_gradients_get_the_second_buffer_of_k_and_v(torch, ring, kv_heads, by_peer, given):
+    """Where the plan needs it, and where it is registered anyway."""
+    ring, _ = ring
+    ring.buffers.by_peer = by_peer
+    desc = bk.RingAttentionDescriptor(
+        1, 4, 8, 8, 16, element=bk.ElementKind.F32, num_kv_heads=kv_heads
+    )
+    plan = bk.RingAttentionBackwardPlan.select(desc, bk.Stream.host())
+    travel = ring._gradients._travel(plan, torch.empty(0))
+    assert set(travel) - {"kv_scratch_b"} == {"kv_scratch_a", "kv_gradient_scratch"}
+    assert ("kv_scratch_b" in travel) == given

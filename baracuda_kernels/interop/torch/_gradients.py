@@ -123,11 +123,14 @@ class Gradients:
 
     def _travel(self, plan: RingAttentionBackwardPlan, q: torch.Tensor) -> dict[str, torch.Tensor]:
         """The receive buffers of K and V, and of the sums of dk and dv."""
-        if self._ring.comm.world_size == 1:
+        ring = self._ring
+        if ring.comm.world_size == 1:
             return {}
         name, nbytes = "kv_gradient_scratch", plan.kv_gradient_scratch_bytes
-        sums = self._ring.buffers.of(name, nbytes, q, torch.uint8)
-        return {**self._ring.receive_buffers(plan.kv_scratch_elements, q), name: sums}
+        sums = ring.buffers.of(name, nbytes, q, torch.uint8)
+        # By peer the second buffer exists anyway: the forward has registered it.
+        most = 2 if plan.needs_kv_scratch_b or ring.buffers.by_peer else 1
+        return {**ring.receive_buffers(plan.kv_scratch_elements, q, most), name: sums}
 
 
 def _check(

@@ -256,9 +256,11 @@ class Ring:
             raise
         self._agreed.add(new)
 
-    def receive_buffers(self, elements: int, q: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The receive buffers of K and V, by argument: P - 1, at most two."""
-        names = _KV[: self.comm.world_size - 1]
+    def receive_buffers(
+        self, elements: int, q: torch.Tensor, most: int = 2
+    ) -> dict[str, torch.Tensor]:
+        """The receive buffers of K and V, by argument: P - 1, at most `most`."""
+        names = _KV[: min(most, self.comm.world_size - 1)]
         return {name: self.buffers.of(name, elements, q, q.dtype) for name in names}
 
     def stream(self) -> Stream:

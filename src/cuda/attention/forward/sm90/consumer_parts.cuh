@@ -124,14 +124,14 @@ class ConsumerParts {
   // await_k() and release_k() are about K of the current iteration (iteration_), await_v() and
   // release_v() about V of iteration n.
   __device__ __forceinline__ void await_k() const {
-    mbarrier_wait_suspended(barriers_.k_full(stage_of<C::stages>(iteration_)),
+    mbarrier_wait(barriers_.k_full(stage_of<C::stages>(iteration_)),
                   parity_of<C::stages>(iteration_));
   }
   __device__ __forceinline__ void release_k() const {
     release(barriers_.k_empty(stage_of<C::stages>(iteration_)));
   }
   __device__ __forceinline__ void await_v(uint32_t n) const {
-    mbarrier_wait_suspended(barriers_.v_full(stage_of<C::stages>(n)), parity_of<C::stages>(n));
+    mbarrier_wait(barriers_.v_full(stage_of<C::stages>(n)), parity_of<C::stages>(n));
   }
   __device__ __forceinline__ void release_v(uint32_t n) const {
     release(barriers_.v_empty(stage_of<C::stages>(n)));
@@ -139,14 +139,14 @@ class ConsumerParts {
   // Makes the n-th query tile the current one. After the first tile, this is called while the last
   // PV product of the previous tile runs, if there is one.
   __device__ __forceinline__ void load_work_tile(uint32_t n) {
-    mbarrier_wait_suspended(barriers_.slot_full(group_, n % C::slots), parity_of<C::slots>(n));
+    mbarrier_wait(barriers_.slot_full(group_, n % C::slots), parity_of<C::slots>(n));
     const WorkTile<C> tile(shared_, group_, n);
     tiles_ = tile.tiles();
     seen_ = tile.seen();
   }
   // About Q of query tile n. It may be left out where Q has one place (config.h).
   __device__ __forceinline__ void await_q(uint32_t n) const {
-    mbarrier_wait_suspended(barriers_.q_full(group_, stage_of<C::q_stages>(n)), parity_of<C::q_stages>(n));
+    mbarrier_wait(barriers_.q_full(group_, stage_of<C::q_stages>(n)), parity_of<C::q_stages>(n));
   }
   __device__ __forceinline__ void release_q(uint32_t n = 0) const {
     mbarrier_arrive(barriers_.q_empty(group_, stage_of<C::q_stages>(n)));

@@ -86,12 +86,12 @@ class KeyProducer {
 
   __device__ __forceinline__ void load_k(uint32_t n, const KeyTile& tile) const {
     const int stage = stage_of<C::stages>(n);
-    mbarrier_wait_suspended(barriers_.k_empty(stage), parity_of<C::stages>(n) ^ 1);
+    mbarrier_wait(barriers_.k_empty(stage), parity_of<C::stages>(n) ^ 1);
     load(args_.k, barriers_.k_full(stage), shared_ + C::k_offset + stage * C::kv_bytes, tile);
   }
   __device__ __forceinline__ void load_v(uint32_t n, const KeyTile& tile) const {
     const int stage = stage_of<C::stages>(n);
-    mbarrier_wait_suspended(barriers_.v_empty(stage), parity_of<C::stages>(n) ^ 1);
+    mbarrier_wait(barriers_.v_empty(stage), parity_of<C::stages>(n) ^ 1);
     load(args_.v, barriers_.v_full(stage), shared_ + C::v_offset + stage * C::kv_bytes, tile);
   }
   __device__ __forceinline__ void load(const CUtensorMap& map, uint32_t full, uint32_t dst,
@@ -136,11 +136,11 @@ __device__ __forceinline__ void produce_queries(const HopperArgs& args, uint32_t
   // half the time of a key tile, and it stays ahead. This wait lets the first consumer start first
   // in every block. Without the wait, steps that continue a state take up to 4 % longer (chunks of
   // 1024 rows; 0.3 % at 4096).
-  if (!First && !C::take_turns && group > 0 && more) mbarrier_wait_suspended(barriers.q_full(group - 1, 0), 0);
+  if (!First && !C::take_turns && group > 0 && more) mbarrier_wait(barriers.q_full(group - 1, 0), 0);
   // Waits until the place of Q of query tile n is free, and sends the outputs that are in it.
   const auto await_place = [&](uint32_t n) {
     const int stage = stage_of<C::q_stages>(n);
-    mbarrier_wait_suspended(barriers.q_empty(group, stage), parity_of<C::q_stages>(n) ^ 1);
+    mbarrier_wait(barriers.q_empty(group, stage), parity_of<C::q_stages>(n) ^ 1);
     if constexpr (Last && C::stages_in_q) {
       if (lane != 0 || n < C::q_stages || !args.maps_y) return;
       const WorkTile<C> done(shared, group, n - C::q_stages);
