@@ -9,9 +9,6 @@ namespace {
 // Widths of key tiles, and LastN of the widest. ScoresAhead leaves no registers for the widest.
 constexpr int narrow = 128, wide = 144, widest = 176, widest_last = 112;
 
-constexpr uint32_t whole_call = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
-bool is_whole(const StepParams& p) { return (p.flags & whole_call) == whole_call; }
-
 // The number of columns that are computed for `keys` keys. last: LastN.
 int64_t filled(int64_t keys, int tile, int last) {
   const int64_t rest = keys % tile;

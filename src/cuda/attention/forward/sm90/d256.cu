@@ -11,10 +11,9 @@ namespace {
 // tiles there are. See docs/kernel-log/forward-sm90a.md, "Clusters that share K and V, in continuous
 // use".
 bool pays_in_pairs(const StepParams& p, const StepMask& mask) {
-  constexpr uint32_t whole_call = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
   constexpr int64_t many_rows = 2048, many_rows_with_odd_tile = 4096, many_keys = 2048;
   constexpr int64_t tile = 128;  // query rows of a block
-  if ((p.flags & whole_call) != whole_call || mask.has_diagonal || mask.keys < many_keys) return false;
+  if (!is_whole(p) || mask.has_diagonal || mask.keys < many_keys) return false;
   const bool even = (p.query_len + tile - 1) / tile % 2 == 0;
   return p.query_len >= (even ? many_rows : many_rows_with_odd_tile);
 }

@@ -53,19 +53,24 @@ inline bool tma_can_describe(const baracuda_strides& strides) {
   return fits(strides.batch) && fits(strides.head) && fits(strides.seq);
 }
 
+constexpr uint32_t whole_call = BARACUDA_STEP_FIRST | BARACUDA_STEP_LAST;
+// True for a step that is a call of its own.
+inline bool is_whole(const StepParams& p) { return (p.flags & whole_call) == whole_call; }
+
 template <typename C>
 int32_t encode_maps(const StepParams& p, HopperArgs& args) {
   const bool is_bf16 = p.element == BARACUDA_BF16;
   int32_t status = BARACUDA_OK;
-  if (p.key_len > 0)  // without keys nothing is copied, and the operands may be null
+  if (p.key_len > 0) {  // without keys nothing is copied, and the operands may be null
     status = encode_tensor_map(&args.q, "q", is_bf16, p.q, p.q_strides, p.batch, p.heads,
                                p.query_len, p.head_dim, C::group_m);
-  if (status == BARACUDA_OK && p.key_len > 0)
-    status = encode_tensor_map(&args.k, "k", is_bf16, p.k, p.k_strides, p.batch, p.kv_heads,
-                               p.key_len, p.head_dim, C::copied_n);
-  if (status == BARACUDA_OK && p.key_len > 0)
-    status = encode_tensor_map(&args.v, "v", is_bf16, p.v, p.v_strides, p.batch, p.kv_heads,
-                               p.key_len, p.head_dim, C::copied_n);
+    if (status == BARACUDA_OK)
+      status = encode_tensor_map(&args.k, "k", is_bf16, p.k, p.k_strides, p.batch, p.kv_heads,
+                                 p.key_len, p.head_dim, C::copied_n);
+    if (status == BARACUDA_OK)
+      status = encode_tensor_map(&args.v, "v", is_bf16, p.v, p.v_strides, p.batch, p.kv_heads,
+                                 p.key_len, p.head_dim, C::copied_n);
+  }
   args.maps_y =
       C::stages_output && (p.flags & BARACUDA_STEP_LAST) != 0 && tma_can_describe(p.y_strides);
   if (status == BARACUDA_OK && args.maps_y)
