@@ -1,5 +1,6 @@
 """What the command line writes is whole, or the file that was there stays."""
 
+import json
 import os
 import stat
 import subprocess
@@ -62,3 +63,16 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path):
     os.symlink(path, path)
     what = ("sample", "-o", path, "--seq", 8, "--heads", 1, "--head-dim", 8)
     assert refused(*what)[0] == "FileProblemError"
+
+
+@pytest.mark.parametrize("how", [["--json"], []])
+@pytest.mark.parametrize("command", ["skus", "info", "explain"])
+def test_an_answer_that_cannot_be_written_is_one_line(command, how):
+    with open("/dev/full", "wb") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "baracuda_kernels", command, *how], check=False, stdout=full,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert run.returncode == 1 and run.stderr.count("\n") == 1, run.stderr
+    message = json.loads(run.stderr)["error"]["message"] if how else run.stderr
+    assert "stdout: cannot be written: [Errno 28] No space left on device" in message
