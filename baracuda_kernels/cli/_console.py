@@ -56,6 +56,9 @@ class TypedErrorGroup(click.Group):
             return super().main(args, prog_name, complete_var, False, **extra)
         args = list(sys.argv[1:] if args is None else args)
         as_json = "--json" in args
+        if getattr(sys.stdout, "errors", None) == "strict":
+            # Units and dashes are not in every encoding: what it lacks becomes a question mark.
+            sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
         try:
             code = super().main(args, prog_name, complete_var, False, **extra)
         except click.ClickException as error:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from helpers.command_line import ok, refused
 
+import baracuda_kernels as bk
+
 BENCH = ("bench", "ring", "--device", "host", "--ranks", "2", "--chunk", "16", "--heads", "1")
 COMMANDS = {
     "npz": ("sample", "--seq", "256", "--heads", "4", "--head-dim", "64", "--dtype", "f32", "-o"),
@@ -76,3 +78,17 @@ def test_an_answer_that_cannot_be_written_is_one_line(command, how):
     assert run.returncode == 1 and run.stderr.count("\n") == 1, run.stderr
     message = json.loads(run.stderr)["error"]["message"] if how else run.stderr
     assert "stdout: cannot be written: [Errno 28] No space left on device" in message
+
+
+@pytest.mark.skipif(
+    not bk._build_info()["cuda_built"], reason="capability: CUDA kernels in the build"
+)
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_encoding_without_our_signs_is_no_error(encoding):
+    what = ("--seq", "8k", "--ranks", "1", "--heads", "8", "--head-dim", "128", "--arch", "sm_90")
+    run = subprocess.run(
+        [sys.executable, "-m", "baracuda_kernels", "predict", *what, "--link-gbps", "400"],
+        check=False, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert run.returncode == 0 and not run.stderr, run.stderr
+    assert b"a later step, slowest rank    |          ? |" in run.stdout  # a dash elsewhere
