@@ -186,7 +186,7 @@ class Machine:
     Raises
     ------
     InvalidProblemError
-        If a number is out of its range.
+        If a number is out of its range, or rates are no `ComputeRates`.
     """
 
     rates: ComputeRates
@@ -199,7 +199,12 @@ class Machine:
     backward_rates: ComputeRates | None = None
 
     def __post_init__(self) -> None:
-        if self.exchange not in EXCHANGES:
+        for name, rates in (("rates", self.rates), ("backward_rates", self.backward_rates)):
+            if not isinstance(rates, ComputeRates) and (name == "rates" or rates is not None):
+                raise InvalidProblemError(
+                    f"{name}: got {type(rates).__name__}, must be a ComputeRates"
+                )
+        if not isinstance(self.exchange, str) or self.exchange not in EXCHANGES:
             raise InvalidProblemError(
                 f"exchange: got {self.exchange!r}, must be one of {tuple(EXCHANGES)}"
             )
