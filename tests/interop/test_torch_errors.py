@@ -290,7 +290,7 @@ def test_sharding(torch, one_rank):
         with pytest.raises(InvalidProblemError, match="x: got no dimensions"):
             call(torch.tensor(1.0), 0)
     for rows in (-1, 4.0, True, 2**63):
-        with pytest.raises(InvalidProblemError, match=f"^rows: got {rows}, must be an integer from 0"):
+        with pytest.raises(InvalidProblemError, match="rows: got .*, must be an integer from 0"):
             position_ids(rows)
 
 

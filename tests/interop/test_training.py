@@ -140,7 +140,9 @@ def test_models_that_are_not_causal_or_add_a_loss(torch, one_rank):
     with pytest.raises(UnsupportedError, match="config.output_router_logits: got True"):
         BatchSharder(transformers.MixtralForCausalLM(config))
     llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes()))
-    for name, wrong in (("gradients", "max"), ("pad", "no"), ("broadcast", 1), ("ignore_index", "x")):
+    with pytest.raises(InvalidProblemError, match="gradients: got 'max'"):
+        BatchSharder(llama, gradients="max")
+    for name, wrong in (("pad", "no"), ("broadcast", 1), ("ignore_index", "x")):
         with pytest.raises(InvalidProblemError, match=f"^{name}: got {wrong!r}, must be"):
             BatchSharder(llama, **{name: wrong})
 
