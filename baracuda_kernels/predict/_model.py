@@ -213,14 +213,14 @@ class Machine:
                 object.__setattr__(self, name, value)
         for name in ("link_gbps", "latency_us", "memory_gib"):
             object.__setattr__(self, name, number(name, getattr(self, name)))
-        for name in ("sms", "sm_margin"):
-            object.__setattr__(self, name, integer(name, getattr(self, name)))
+        for name, least in (("sms", 1), ("sm_margin", 0)):
+            object.__setattr__(self, name, integer(name, getattr(self, name), least))
         for name in ("link_gbps", "memory_gib"):
             if not getattr(self, name) > 0:
                 raise InvalidProblemError(f"{name}: got {getattr(self, name)}, must be more than 0")
         if not 0 <= self.latency < math.inf:
             raise InvalidProblemError(f"latency_us: got {self.latency_us}, must be 0 or more")
-        if self.sms < 1 or not 0 <= self.margin < self.sms:
+        if self.margin >= self.sms:
             raise InvalidProblemError(
                 f"sm_margin: got {self.sm_margin}, must be in [0, sms) with sms = {self.sms}"
             )

@@ -294,6 +294,7 @@ def test_bad_problems_are_typed_errors(change):
         {"latency_us": math.inf},
         {"sm_margin": 132},
         {"sm_margin": -1},
+        {"sms": 0},
         {"memory_gib": 0},
         {"exchange": ["nccl"]},
         {"rates": None},
