@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from baracuda_kernels._arguments import array
+from baracuda_kernels._arguments import array, flag, number
 from baracuda_kernels.errors import InvalidProblemError
 
 __all__ = ["attention", "attention_backward", "error_of"]
@@ -61,14 +61,14 @@ def attention(
     Raises
     ------
     InvalidProblemError
-        If the shapes do not fit together.
+        If the shapes do not fit together, an operand is no array of real numbers, `scale` is no
+        number, `is_causal` is no bool, or positions are no integers of 64 bits.
     """
-    q, k, v = (np.asarray(array(name, x)) for name, x in (("q", q), ("k", k), ("v", v)))
+    q, k, v = (_operand(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     group = _check_shapes(q, k, v)
     batch, heads, query_len, head_dim = q.shape
     key_len = k.shape[2]
-    if scale is None:
-        scale = 1.0 / math.sqrt(head_dim) if head_dim else 1.0
+    scale, is_causal = _factor(scale, head_dim), flag("is_causal", is_causal)
     q_pos = _positions_or_range(q_positions, query_len, "q_positions")
     k_pos = _positions_or_range(k_positions, key_len, "k_positions")
 
@@ -127,21 +127,21 @@ def attention_backward(
     Raises
     ------
     InvalidProblemError
-        If the shapes do not fit together.
+        If the shapes do not fit together, an operand is no array of real numbers, `scale` is no
+        number, `is_causal` is no bool, or positions are no integers of 64 bits.
     """
     q, k, v, dy = (
-        np.asarray(array(name, x)) for name, x in (("q", q), ("k", k), ("v", v), ("dy", dy))
+        _operand(name, x) for name, x in (("q", q), ("k", k), ("v", v), ("dy", dy))
     )
     group = _check_shapes(q, k, v)
     batch, heads, query_len, head_dim = q.shape
     key_len = k.shape[2]
     if dy.shape != q.shape:
         raise InvalidProblemError(f"dy: got shape {dy.shape}, must be q's, {q.shape}")
-    dlse = np.zeros(q.shape[:3]) if dlse is None else np.asarray(array("dlse", dlse))
+    dlse = np.zeros(q.shape[:3]) if dlse is None else _operand("dlse", dlse)
     if dlse.shape != q.shape[:3]:
         raise InvalidProblemError(f"dlse: got shape {dlse.shape}, must be {q.shape[:3]}")
-    if scale is None:
-        scale = 1.0 / math.sqrt(head_dim) if head_dim else 1.0
+    scale, is_causal = _factor(scale, head_dim), flag("is_causal", is_causal)
     q_pos = _positions_or_range(q_positions, query_len, "q_positions")
     k_pos = _positions_or_range(k_positions, key_len, "k_positions")
 
@@ -195,9 +195,9 @@ def error_of(got: Any, exact: np.ndarray) -> dict[str, float]:
     Raises
     ------
     InvalidProblemError
-        The shapes differ, or `got` is no array.
+        The shapes differ, or one is no array of real numbers.
     """
-    got = _wide(np.asarray(array("got", got)))
+    got, exact = _wide(_operand("got", got)), _operand("exact", exact)
     if got.shape != exact.shape:
         raise InvalidProblemError(f"got: got shape {got.shape}, must be exact's, {exact.shape}")
     if got.size == 0:
@@ -213,6 +213,29 @@ def error_of(got: Any, exact: np.ndarray) -> dict[str, float]:
         "max": float(np.max(np.abs(difference))),
         "relative": rms / size if size > 0 else (0.0 if rms == 0 else math.inf),
     }
+
+
+def _operand(name: str, x: Any) -> np.ndarray:
+    """The operand as a NumPy array. What float64 cannot hold, as the imaginary part of a complex
+    number, would be dropped in silence."""
+    x = array(name, x)
+    try:
+        read = np.asarray(x)
+    except (TypeError, RuntimeError) as error:  # a tensor of a dtype or a kind that NumPy lacks
+        raise InvalidProblemError(
+            f"{name}: got {type(x).__name__} of {x.dtype}, must be an array that NumPy reads "
+            f"({error})"
+        ) from error
+    if read.dtype.kind in "cSUmM":
+        raise InvalidProblemError(f"{name}: got dtype {read.dtype}, must be of real numbers")
+    return read
+
+
+def _factor(scale: Any, head_dim: int) -> float:
+    """The factor on the scores."""
+    if scale is None:
+        return 1.0 / math.sqrt(head_dim) if head_dim else 1.0
+    return number("scale", scale)
 
 
 def _wide(x: np.ndarray) -> np.ndarray:
@@ -293,4 +316,6 @@ def _positions_or_range(given: np.ndarray | None, length: int, name: str) -> np.
         raise InvalidProblemError(
             f"{name}: got shape {given.shape} and dtype {given.dtype}, must be {length} integers"
         )
+    if given.size and given.max() > np.iinfo(np.int64).max:
+        raise InvalidProblemError(f"{name}: got {given.max()}, must be integers below 2**63")
     return given.astype(np.int64)

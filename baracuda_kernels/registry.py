@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from baracuda_kernels._core._architecture import Architecture
@@ -246,8 +247,19 @@ def _filter(name: str, value: Any) -> Callable[[KernelSku], bool]:
     elif kind is OpKind:
         return _op_filter(value)
     elif value is not None:
-        value = kind.parse(value)
+        value = _member(name, kind, value)
     return lambda sku: _field(sku, name) == value
+
+
+def _member(name: str, kind: Any, value: Any) -> Any:
+    """The member of an enum. A member of another one is refused, whose number may be the same."""
+    try:
+        if isinstance(value, kind) or not isinstance(value, Enum):
+            return kind.parse(value)
+    except InvalidProblemError:
+        pass
+    raise InvalidProblemError(
+        f"{name}: got {value!r}, must be one of {', '.join(kind.__members__)}")
 
 
 def _op_filter(value: Any) -> Callable[[KernelSku], bool]:

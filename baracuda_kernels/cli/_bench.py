@@ -12,6 +12,7 @@ from rich.table import Table
 
 from baracuda_kernels.cli._console import (
     ProgressBar,
+    check_fits_memory,
     check_target,
     json_option,
     json_text,
@@ -24,6 +25,10 @@ from baracuda_kernels.cli._plot_ring import draw_plot
 from baracuda_kernels.cli._run import LAYOUTS, ranks_type
 from baracuda_kernels.cli._sample import DTYPES, check_sample, dtype_choice
 from baracuda_kernels.cli._trace import write_trace
+
+# What a step of a rank takes as Python's objects, about: its result as JSON, and its times and
+# spans in one run. Ranks have as many steps as there are ranks.
+_STEP_BYTES, _RUN_BYTES = 5000, 800
 
 
 @click.group(short_help="Time the steps of a ring on this machine.")
@@ -105,6 +110,7 @@ def ring(
     if trace is not None and trace == output:
         raise click.BadParameter(f"got {trace}, must be another file than -o's", param_hint="trace")
     check_sample(batch, heads + 2 * kv_heads, ranks * chunk, head_dim, dtype)
+    check_fits_memory("the times of all steps", ranks**2 * (_STEP_BYTES + runs * _RUN_BYTES))
     random = np.random.default_rng(0)
     q, k, v = (
         random.standard_normal((batch, h, ranks * chunk, head_dim), np.float32).astype(

@@ -26,6 +26,7 @@ from rich.progress import (
 from baracuda_kernels.errors import BaracudaError
 
 EXIT_REFUSED = 2
+EXIT_UNWRITTEN = 1  # as click ends if the reader of a pipe has gone
 _SUFFIXES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}  # of sizes
 
 json_option = click.option(
@@ -55,6 +56,9 @@ class TypedErrorGroup(click.Group):
             return super().main(args, prog_name, complete_var, False, **extra)
         args = list(sys.argv[1:] if args is None else args)
         as_json = "--json" in args
+        if getattr(sys.stdout, "errors", None) == "strict":
+            # Units and dashes are not in every encoding: what it lacks becomes a question mark.
+            sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
         try:
             code = super().main(args, prog_name, complete_var, False, **extra)
         except click.ClickException as error:
@@ -68,6 +72,9 @@ class TypedErrorGroup(click.Group):
             _fail(type(error).__name__, str(error), EXIT_REFUSED, as_json)
         except MemoryError as error:
             _fail("MemoryError", str(error) or "out of memory", EXIT_REFUSED, as_json)
+        except OSError as error:  # files have errors of their own, so this is stdout's
+            _leave_stdout()
+            _fail("OSError", f"stdout: cannot be written: {error}", EXIT_UNWRITTEN, as_json)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -79,6 +86,12 @@ def _fail(kind: str, message: str, code: int, as_json: bool) -> NoReturn:
         text = f"Error: {message} [{kind}]"
     click.echo(text, err=True)
     sys.exit(code)
+
+
+def _leave_stdout() -> None:
+    """Drop what stdout still holds: the flush at the end of the process would fail again."""
+    with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:  # not a real file in tests
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def print_json(value: Any) -> None:

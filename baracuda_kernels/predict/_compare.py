@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from baracuda_kernels._arguments import layout_of
+from baracuda_kernels._arguments import layout_of, number
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
 from baracuda_kernels.predict._model import (
@@ -174,7 +174,8 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """All fields, for JSON: times in seconds, sizes in bytes, infinite numbers as None."""
         problem, machine, advice = self.problem, self.machine, self.recommendation
-        link = machine.link_gbps
+        endless = [name for name in ("link_gbps", "memory_gib")
+                   if not math.isfinite(getattr(machine, name))]  # fmt: skip
         more: dict[str, Any] = {}
         if self.training is not None:
             sums = gradient_bytes_per_hop(problem) if problem.ranks > 1 else 0
@@ -190,10 +191,7 @@ class Comparison:
             "training": self.training is not None,
             **more,
             "problem": {**dataclasses.asdict(problem), "chunk": problem.chunk},
-            "machine": {
-                **dataclasses.asdict(machine),
-                "link_gbps": link if math.isfinite(link) else None,
-            },
+            "machine": dataclasses.asdict(machine) | dict.fromkeys(endless),
             "memory": {
                 name: {**dataclasses.asdict(memory), "total": memory.total}
                 for name, memory in (("staged", self.staged), ("in_place", self.in_place))
@@ -258,10 +256,12 @@ def compare(
         If `min_efficiency` is out of its range, there is no layout, a layout is unknown or given
         twice, or the machine lacks `backward_rates` that are needed.
     """
+    if isinstance(layouts, str) or not isinstance(layouts, Iterable):
+        raise InvalidProblemError(f"layouts: got {layouts!r}, must be a list of layouts")
     chosen = tuple(layout_of(layout, "layouts") for layout in layouts)
     if not chosen or len(set(chosen)) < len(chosen):
         raise InvalidProblemError(f"layouts: got {chosen}, must be different ones, one or more")
-    if not 0 < min_efficiency <= 1:
+    if not 0 < number("min_efficiency", min_efficiency) <= 1:
         raise InvalidProblemError(f"min_efficiency: got {min_efficiency}, must be in (0, 1]")
     def memory(of: RingProblem) -> TrainingMemory:
         return training_memory(of, None if scratch is None else scratch(of))

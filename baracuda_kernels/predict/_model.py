@@ -186,7 +186,7 @@ class Machine:
     Raises
     ------
     InvalidProblemError
-        If a number is out of its range.
+        If a number is out of its range, or rates are no `ComputeRates`.
     """
 
     rates: ComputeRates
@@ -199,7 +199,12 @@ class Machine:
     backward_rates: ComputeRates | None = None
 
     def __post_init__(self) -> None:
-        if self.exchange not in EXCHANGES:
+        for name, rates in (("rates", self.rates), ("backward_rates", self.backward_rates)):
+            if not isinstance(rates, ComputeRates) and (name == "rates" or rates is not None):
+                raise InvalidProblemError(
+                    f"{name}: got {type(rates).__name__}, must be a ComputeRates"
+                )
+        if not isinstance(self.exchange, str) or self.exchange not in EXCHANGES:
             raise InvalidProblemError(
                 f"exchange: got {self.exchange!r}, must be one of {tuple(EXCHANGES)}"
             )
@@ -208,14 +213,14 @@ class Machine:
                 object.__setattr__(self, name, value)
         for name in ("link_gbps", "latency_us", "memory_gib"):
             object.__setattr__(self, name, number(name, getattr(self, name)))
-        for name in ("sms", "sm_margin"):
-            object.__setattr__(self, name, integer(name, getattr(self, name)))
+        for name, least in (("sms", 1), ("sm_margin", 0)):
+            object.__setattr__(self, name, integer(name, getattr(self, name), least))
         for name in ("link_gbps", "memory_gib"):
             if not getattr(self, name) > 0:
                 raise InvalidProblemError(f"{name}: got {getattr(self, name)}, must be more than 0")
         if not 0 <= self.latency < math.inf:
             raise InvalidProblemError(f"latency_us: got {self.latency_us}, must be 0 or more")
-        if self.sms < 1 or not 0 <= self.margin < self.sms:
+        if self.margin >= self.sms:
             raise InvalidProblemError(
                 f"sm_margin: got {self.sm_margin}, must be in [0, sms) with sms = {self.sms}"
             )

@@ -7,12 +7,14 @@ constant, except above the longest causal length: see `ComputeRates.tflops`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from baracuda_kernels._arguments import integer, number
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 from baracuda_kernels.predict._cards import Card, cards, find_card, require_card
 
@@ -49,8 +51,8 @@ class ComputeRates:
     Raises
     ------
     InvalidProblemError
-        If a curve is empty, its lengths do not rise, or a number in it is not from 1e-9 to 1e9
-        (the state's may be 0), or `tile_rows` is less than 1.
+        If a curve is empty or not of pairs of numbers, its lengths do not rise, or a rate in it is
+        not from 1e-9 to 1e9 (the state's may be 0), or `tile_rows` is no integer from 1 on.
     """
 
     full: Curve
@@ -61,16 +63,17 @@ class ComputeRates:
 
     def __post_init__(self) -> None:
         for name in ("full", "causal", "state"):
-            curve = getattr(self, name)
+            curve = _curve(name, getattr(self, name))
+            object.__setattr__(self, name, curve)
             lengths, values = [x for x, _ in curve], [y for _, y in curve]
-            if not curve or lengths[0] <= 0 or sorted(set(lengths)) != lengths:
+            rising = sorted(set(lengths)) == lengths
+            if not curve or not rising or not all(0 < x < math.inf for x in lengths):
                 raise InvalidProblemError(f"{name}: got {curve}, must be of rising lengths > 0")
             if not all(_LEAST <= y <= _MOST or (y == 0 and name == "state") for y in values):
                 raise InvalidProblemError(
                     f"{name}: got {curve}, must be of numbers from {_LEAST:g} to {_MOST:g}"
                 )
-        if self.tile_rows < 1:
-            raise InvalidProblemError(f"tile_rows: got {self.tile_rows}, must be 1 or more")
+        object.__setattr__(self, "tile_rows", integer("tile_rows", self.tile_rows, least=1))
 
     @staticmethod
     def constant(tflops: float, causal_tflops: float | None = None) -> ComputeRates:
@@ -88,7 +91,8 @@ class ComputeRates:
         InvalidProblemError
             If one is not from 1e-9 to 1e9.
         """
-        causal_tflops = tflops if causal_tflops is None else causal_tflops
+        tflops = number("tflops", tflops)
+        causal_tflops = tflops if causal_tflops is None else number("causal_tflops", causal_tflops)
         return ComputeRates(
             full=((1.0, tflops),),
             causal=((1.0, causal_tflops), (_LONGEST, causal_tflops)),
@@ -142,10 +146,13 @@ def default_rates(
 
     Raises
     ------
+    InvalidProblemError
+        If the architecture is unknown, or `head_dim` is no integer from 1 on.
     UnsupportedError
         If nothing was measured on the architecture, or not for the family and dtype.
     """
     card = cards()[0] if arch is None else require_card(arch)
+    head_dim = integer("head_dim", head_dim, least=1)
     measured = "bf16" if dtype == "f16" else dtype
     figures = card.families.get(family)
     tables = {} if figures is None else (figures.backward if backward else figures.tflops)
@@ -222,7 +229,7 @@ def measured_rates(
     Raises
     ------
     InvalidProblemError
-        If `evidence` has no rows, or a row lacks a field.
+        If `evidence` has no rows, a row lacks a field, or `sms` is no integer from 1 on.
     UnsupportedError
         If neither the file nor `default_rates` has figures for the family and dtype, or if the
         architecture is unknown and `sms` is not given.
@@ -236,8 +243,7 @@ def measured_rates(
     tile_rows = _BACKWARD_TILE if backward else _tile_rows(family, dtype, head_dim)
     only = {**wanted, "guarantee": "fast"} if backward else wanted
     card = cards()[0] if arch is None else find_card(arch)
-    if sms is None:
-        sms = (card or require_card(arch)).sms
+    sms = (card or require_card(arch)).sms if sms is None else integer("sms", sms, least=1)
     sources = []
     try:
         full = _call_curve(_matching(rows, name, {**only, "causal": False}))
@@ -298,6 +304,16 @@ def _state_curve(rows: Iterable[Mapping[str, Any]], rates: ComputeRates, sms: in
         return p["chunk"], max(row["ours"] - alone_ms, 0.0) * 1e9 / moved
 
     return _averaged(point(row) for row in rows)
+
+
+def _curve(name: str, given: Any) -> Curve:
+    """The points as pairs of floats."""
+    try:
+        return tuple((number(name, x), number(name, y)) for x, y in given)
+    except (TypeError, ValueError):
+        raise InvalidProblemError(
+            f"{name}: got {given!r}, must be pairs of a length and a rate"
+        ) from None
 
 
 def _averaged(points: Iterable[tuple[float, float]]) -> Curve:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from baracuda_kernels._arguments import layout_of
+from baracuda_kernels._arguments import integer, layout_of
 from baracuda_kernels._core._enums import SequenceLayout
 from baracuda_kernels.errors import InvalidProblemError
 from baracuda_kernels.predict._model import (
@@ -106,6 +106,11 @@ def training_memory(problem: RingProblem, scratch: int | None = None) -> Trainin
     scratch : int, optional
         Bytes that the kernel asks for, from `backward_scratch`. By default those of the families
         `host` and `simt`, B·H·L·(D+2)·4 (f64: ·8).
+
+    Raises
+    ------
+    InvalidProblemError
+        If `scratch` is no integer from 0 on.
     """
     forward = rank_memory(problem, in_place=True)
     travels = problem.ranks > 1
@@ -115,7 +120,7 @@ def training_memory(problem: RingProblem, scratch: int | None = None) -> Trainin
         scratch_a=forward.scratch_a,
         scratch_b=forward.scratch_b,
         sums=4 * gradient_bytes_per_hop(problem) if travels else 0,
-        scratch=problem.state_bytes if scratch is None else scratch,
+        scratch=problem.state_bytes if scratch is None else integer("scratch", scratch, least=0),
     )
 
 

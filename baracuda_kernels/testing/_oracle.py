@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from baracuda_kernels import reference
-from baracuda_kernels._arguments import library_of
+from baracuda_kernels._arguments import flag, library_of
 from baracuda_kernels.errors import InvalidProblemError
-from baracuda_kernels.reference import _check_shapes, _positions_or_range, error_of
+from baracuda_kernels.reference import _check_shapes, _factor, _positions_or_range, error_of
 
 __all__ = ["attention", "attention_backward", "error_of", "max_score"]
 
@@ -43,7 +43,7 @@ def attention(q: Any, k: Any, v: Any, **options: Any) -> tuple[Any, Any]:
     Raises
     ------
     InvalidProblemError
-        If the shapes do not fit together.
+        As :func:`baracuda_kernels.reference.attention`.
     """
     if library_of(q) == "torch":
         _check_tensors(q, k=k, v=v)
@@ -74,7 +74,7 @@ def attention_backward(q: Any, k: Any, v: Any, dy: Any, **options: Any) -> tuple
     Raises
     ------
     InvalidProblemError
-        If the shapes do not fit together, or a tensor of PyTorch is not finite.
+        As :func:`baracuda_kernels.reference.attention`, or if a tensor of PyTorch is not finite.
     """
     if library_of(q) == "torch":
         dlse = options.get("dlse")
@@ -138,7 +138,7 @@ def _torch_attention(
     batch, heads, query_len, head_dim = q.shape
     kv_heads, key_len = k.shape[1], k.shape[2]
     group = heads // max(kv_heads, 1)
-    scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
+    scale, is_causal = _factor(scale, head_dim), flag("is_causal", is_causal)
     q_pos = _torch_positions(q_positions, query_len, "q_positions", q.device)
     k_pos = _torch_positions(k_positions, key_len, "k_positions", q.device)
     y = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
@@ -196,7 +196,7 @@ def _torch_backward(
 
     batch, heads, query_len, head_dim = q.shape
     key_len, group = k.shape[2], heads // max(k.shape[1], 1)
-    scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
+    scale, is_causal = _factor(scale, head_dim), flag("is_causal", is_causal)
     q_pos = _torch_positions(q_positions, query_len, "q_positions", q.device)
     k_pos = _torch_positions(k_positions, key_len, "k_positions", q.device)
     dq, dk, dv = (torch.zeros_like(x, dtype=torch.float64) for x in (q, k, v))
@@ -233,6 +233,9 @@ def _torch_positions(given: Any, length: int, name: str, device: Any) -> Any:
 
 
 def _check_tensors(q: Any, **others: Any) -> None:
+    for name, x in (("q", q), *others.items()):
+        if library_of(x) == "torch" and x.is_complex():
+            raise InvalidProblemError(f"{name}: got {x.dtype}, must be of real numbers")
     for name, x in others.items():
         if library_of(x) != "torch" or x.device != q.device:
             where = f" on {x.device}" if library_of(x) == "torch" else ""

@@ -139,10 +139,16 @@ def assert_close(
         NaN, or a row without keys is not 0 or has another lse than -inf. Rows without keys are
         those whose exact lse is -inf; without lse, those whose exact y is 0.
     InvalidProblemError
-        If the family has no kernels of that dtype.
+        If the family has no kernels of that dtype, or an answer and its exact one differ in shape.
     """
     tolerance = _of(TOLERANCES, family, dtype)
     y, exact_y = _numpy(y), _numpy(exact_y)
+    if lse is not None:
+        lse, exact_lse = _numpy(lse), _numpy(exact_lse)
+        if lse.shape != exact_lse.shape:  # () of None, too
+            raise InvalidProblemError(
+                f"exact_lse: got shape {exact_lse.shape}, must be that of lse, {lse.shape}"
+            )
     _require(not np.isnan(y.astype(np.float64)).any(), "NaN in y")
     extra = 4 * tolerance.eps * score
     error = error_of(y, exact_y)
@@ -155,12 +161,12 @@ def assert_close(
         f"{tolerance.relative + extra:.3e}",
     )
     _check_largest(f"{family} {dtype}: y", tolerance.relative + extra, floor, error, exact_y)
-    blind = (exact_y == 0).all(axis=-1) if lse is None else np.isneginf(_numpy(exact_lse))
+    blind = (exact_y == 0).all(axis=-1) if lse is None else np.isneginf(exact_lse)
     wrong = (y[blind] != 0).any(axis=-1)
     _require(not wrong.any(), f"{family} {dtype}: {wrong.sum()} rows without keys are not 0")
     if lse is not None:
         _check_lse(
-            f"{family} {dtype}", tolerance, _numpy(lse), _numpy(exact_lse),
+            f"{family} {dtype}", tolerance, lse, exact_lse,
             score if lse_score is None else lse_score,
         )  # fmt: skip
     if not score:
@@ -203,11 +209,14 @@ def assert_gradients(
     AssertionError
         If a gradient is too far off or not finite.
     InvalidProblemError
-        If the family has no kernels of that dtype.
+        If the family has no kernels of that dtype, or a gradient is missing or of another shape.
     """
     tolerance = _of(GRADIENT_TOLERANCES, family.removesuffix("-deterministic"), dtype)
     allowed = (tolerance.relative + 8 * tolerance.eps * score) * (2.5 if peaked else 1.0)
     floor = 16 * tolerance.eps * summands + (_F16_FLOOR if dtype == "f16" else 0.0)
+    for name, gradients in (("got", got), ("exact", exact)):
+        if len(gradients) != 3:
+            raise InvalidProblemError(f"{name}: got {len(gradients)} gradients, must be 3")
     for name, one, truth in zip(("dq", "dk", "dv"), got, exact, strict=True):
         one, truth = _numpy(one), _numpy(truth)
         _require(bool(np.isfinite(one.astype(np.float64)).all()), f"{name} is not finite")
@@ -242,8 +251,10 @@ def rms_over_rounding(y: Any, exact_y: Any, dtype: str) -> float:
     Raises
     ------
     InvalidProblemError
-        If the shapes differ.
+        If the shapes differ, or there is no such dtype.
     """
+    if dtype not in NUMPY_DTYPES:
+        raise InvalidProblemError(f"dtype: got {dtype!r}, must be one of {', '.join(NUMPY_DTYPES)}")
     y, exact_y = _numpy(y), _numpy(exact_y)
     error = error_of(y, exact_y)["rms"]
     rounding = error_of(exact_y.astype(NUMPY_DTYPES[dtype]), exact_y)["rms"]

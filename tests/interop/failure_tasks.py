@@ -8,7 +8,9 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from baracuda_kernels.errors import CudaError
 from baracuda_kernels.interop.torch import (
@@ -101,6 +103,55 @@ class FailureTasks:
                     "seconds": time.monotonic() - start,
                 }
         return {"error": "", "message": "", "seconds": 0.0}
+
+    def one_fails_in_backward(self, task: dict) -> dict:
+        """The error of every rank if what PyTorch saved for the backward cannot be had on one, and
+        whether the next step is right."""
+        what, odd = task["what"], self.rank == task["odd_rank"]
+        q, k, v = torch.randn(3, 2, 4, 8, 16, device=self.device)
+        calls = []
+
+        def attend(*operands: torch.Tensor) -> torch.Tensor:
+            calls.append(operands)
+            if not odd or len(calls) < 2:
+                return ring_attention(*operands)
+            if what == "a recomputation":
+                raise ValueError(what)
+            with mock.patch.object(_problem, "empty_like", side_effect=MemoryError(what)):
+                return ring_attention(*operands)
+
+        def unpack(x: torch.Tensor) -> torch.Tensor:
+            raise ValueError(what)
+
+        def walk(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return torch.autograd.grad(y, leaves, torch.ones_like(y))
+
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        exact = walk(ring_attention(*leaves))
+        operands = [x * 1 for x in leaves]
+        if what.startswith("a recomputation"):
+            y = checkpoint(attend, *operands, use_reentrant=False)
+        elif what == "a hook" and odd:
+            with saved_tensors_hooks(lambda x: x, unpack):
+                y = ring_attention(*operands)
+        else:
+            y = ring_attention(*operands)
+        if what == "changed" and odd:
+            operands[1].add_(1.0)
+        if what == "freed":
+            walk(y)
+            y = y if odd else ring_attention(*leaves)
+            if odd:
+                ring_attention(*leaves)
+        answer = {"error": "", "message": ""}
+        start = time.monotonic()
+        try:
+            walk(y)
+        except Exception as error:  # noqa: BLE001 - the test compares its name
+            answer = {"error": type(error).__name__, "message": str(error)}
+        seconds = time.monotonic() - start
+        right = all(map(torch.equal, walk(ring_attention(*leaves)), exact))
+        return {**answer, "seconds": seconds, "right": right}
 
     def one_fails_compiled(self, task: dict) -> dict:
         """The same of compiled code, and whether the next call of it is right."""

@@ -289,8 +289,9 @@ def test_sharding(torch, one_rank):
                 call(torch.zeros(2, 3), dim)
         with pytest.raises(InvalidProblemError, match="x: got no dimensions"):
             call(torch.tensor(1.0), 0)
-    with pytest.raises(InvalidProblemError, match="length: got -1"):
-        position_ids(-1)
+    for rows in (-1, 4.0, True, 2**63):
+        with pytest.raises(InvalidProblemError, match="rows: got .*, must be an integer from 0"):
+            position_ids(rows)
 
 
 @pytest.mark.parametrize(

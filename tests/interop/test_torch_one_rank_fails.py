@@ -50,6 +50,28 @@ def test_every_rank_raises_at_once(gloo_ranks, what, gradient, within):
         assert not answer["error"], answer
 
 
+# What the odd rank raises before its backward sends anything.
+IN_BACKWARD = {
+    "changed": ("RuntimeError", "modified by an inplace operation"),
+    "freed": ("RuntimeError", "Trying to backward through the graph a second time"),
+    "a hook": ("ValueError", "a hook"),
+    "a recomputation": ("ValueError", "a recomputation"),
+    "a recomputation without memory": ("MemoryError", "a recomputation without memory"),
+}
+
+
+@pytest.mark.parametrize("what", IN_BACKWARD)
+def test_every_rank_raises_in_backward_and_goes_on(gloo_ranks, what):
+    """Else the next call of the odd rank would meet the backward in which the others wait."""
+    name, text = IN_BACKWARD[what]
+    task = {"do": "one_fails_in_backward", "what": what, "odd_rank": ODD}
+    for rank, answer in enumerate(gloo_ranks.run(task, seconds=30)):
+        assert answer["error"] == (name if rank == ODD else "CommunicatorError"), answer
+        assert rank == ODD or answer["message"].startswith(f"rank {ODD}: "), answer
+        assert text in answer["message"] and name in answer["error"] + answer["message"], answer
+        assert answer["right"] and answer["seconds"] < 10, answer
+
+
 # In compiled code an error that is raised while it is traced would be one of the compiler: the other
 # ranks would go on, and their call would meet this rank's next one.
 COMPILED = {

@@ -115,6 +115,9 @@ def test_check_names_the_model(torch):
     check(windowed, 64)
     with pytest.raises(UnsupportedError, match="MistralForCausalLM.config.sliding_window: got 64"):
         check(windowed, 65)
+    for wrong in (-1, "64", 64.0):
+        with pytest.raises(InvalidProblemError, match="sequence_length: got .*, must be an integer"):
+            check(windowed, wrong)
     tuned = transformers.Llama4TextConfig(
         **sizes, num_key_value_heads=2, head_dim=16, num_local_experts=2, pad_token_id=0,
         layer_types=["full_attention"], no_rope_layers=[0], floor_scale=16,
@@ -146,6 +149,8 @@ def test_register_checks_its_arguments(torch):
         register("0")
     with pytest.raises(InvalidProblemError, match="sequence_layout: got 'spiral'"):
         register(sequence_layout="spiral")
+    with pytest.raises(InvalidProblemError, match="name: got 3, must be a str"):
+        register(name=3)
 
 
 def test_the_host_compares_positions_until_they_are_right(torch, one_rank, monkeypatch):

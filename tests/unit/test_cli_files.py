@@ -1,5 +1,6 @@
 """What the command line writes is whole, or the file that was there stays."""
 
+import json
 import os
 import stat
 import subprocess
@@ -8,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 from helpers.command_line import ok, refused
+
+import baracuda_kernels as bk
 
 BENCH = ("bench", "ring", "--device", "host", "--ranks", "2", "--chunk", "16", "--heads", "1")
 COMMANDS = {
@@ -62,3 +65,30 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path):
     os.symlink(path, path)
     what = ("sample", "-o", path, "--seq", 8, "--heads", 1, "--head-dim", 8)
     assert refused(*what)[0] == "FileProblemError"
+
+
+@pytest.mark.parametrize("how", [["--json"], []])
+@pytest.mark.parametrize("command", ["skus", "info", "explain"])
+def test_an_answer_that_cannot_be_written_is_one_line(command, how):
+    with open("/dev/full", "wb") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "baracuda_kernels", command, *how], check=False, stdout=full,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert run.returncode == 1 and run.stderr.count("\n") == 1, run.stderr
+    message = json.loads(run.stderr)["error"]["message"] if how else run.stderr
+    assert "stdout: cannot be written: [Errno 28] No space left on device" in message
+
+
+@pytest.mark.skipif(
+    not bk._build_info()["cuda_built"], reason="capability: CUDA kernels in the build"
+)
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_encoding_without_our_signs_is_no_error(encoding):
+    what = ("--seq", "8k", "--ranks", "1", "--heads", "8", "--head-dim", "128", "--arch", "sm_90")
+    run = subprocess.run(
+        [sys.executable, "-m", "baracuda_kernels", "predict", *what, "--link-gbps", "400"],
+        check=False, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert run.returncode == 0 and not run.stderr, run.stderr
+    assert b"a later step, slowest rank    |          ? |" in run.stdout  # a dash elsewhere

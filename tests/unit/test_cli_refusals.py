@@ -183,6 +183,8 @@ def test_tensors_without_elements(tmp_path, suffix, shape):
         (("sample", "-o", "x.npz", "--seq", "-1"), "BadParameter"),
         (("bench", "ring", "--device", "host", "--chunk", str(10**12)), "MemoryError"),
         (("bench", "ring", "--device", "host", "--ranks", str(10**9)), "BadParameter"),
+        (("bench", "ring", "--device", "host", "--ranks", "65536", "--chunk", "1", "--heads", "1",
+          "--head-dim", "8"), "MemoryError"),
         (("explain", "--heads", str(10**30)), "InvalidProblemError"),
         (("explain", "--scale", "nan"), "InvalidProblemError"),
     ],

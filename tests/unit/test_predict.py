@@ -294,9 +294,14 @@ def test_bad_problems_are_typed_errors(change):
         {"latency_us": math.inf},
         {"sm_margin": 132},
         {"sm_margin": -1},
+        {"sms": 0},
         {"memory_gib": 0},
+        {"exchange": ["nccl"]},
+        {"rates": None},
+        {"rates": 400.0},
+        {"backward_rates": 400.0},
     ],
 )
 def test_bad_machines_are_typed_errors(change):
-    with pytest.raises(bk.InvalidProblemError):
-        machine(**change)
+    with pytest.raises(bk.InvalidProblemError, match=f"^{next(iter(change))}: got"):
+        dataclasses.replace(machine(), **change)

@@ -59,9 +59,16 @@ def test_memory_is_minded():
 
 
 def test_bad_plans_are_typed_errors():
-    for change in ({"layouts": []}, {"layouts": ["zigzag"] * 2}, {"min_efficiency": 0}):
-        with pytest.raises(bk.InvalidProblemError):
+    for change in ({"layouts": []}, {"layouts": ["zigzag"] * 2}, {"min_efficiency": 0},
+                   {"layouts": "zigzag"}, {"layouts": None}, {"min_efficiency": "0.5"}):  # fmt: skip
+        with pytest.raises(bk.InvalidProblemError, match=f"^{next(iter(change))}: got"):
             predict.compare(problem(), machine(), **change)
+
+
+def test_infinite_numbers_are_none_in_the_dict():
+    found = predict.compare(problem(), machine(link_gbps=math.inf, memory_gib=math.inf)).to_dict()
+    assert found["machine"]["link_gbps"] is None and found["machine"]["memory_gib"] is None
+    json.dumps(found, allow_nan=False)
 
 
 def test_many_ranks_take_no_time():

@@ -158,8 +158,20 @@ def test_bad_rates_are_typed_errors():
     for evidence in ({}, [], {"rows": 3}, broken, half, {"rows": [1]}):
         with pytest.raises(bk.InvalidProblemError):
             predict.measured_rates(evidence, "sm80", "bf16", 128)
-    for curve in ((), ((2.0, 1.0), (1.0, 1.0)), ((1.0, -1.0),), ((0.0, 1.0),), ((1.0, math.nan),)):
-        with pytest.raises(bk.InvalidProblemError):
+    for curve in ((), ((2.0, 1.0), (1.0, 1.0)), ((1.0, -1.0),), ((0.0, 1.0),), ((1.0, math.nan),),
+                  ((math.nan, 1.0),), ((1.0, 1.0), (math.inf, 1.0)), None, (1.0, 2.0),
+                  (("a", 1.0),), ((1.0, "400"),)):  # fmt: skip
+        with pytest.raises(bk.InvalidProblemError, match="full: got"):
             predict.ComputeRates(full=curve, causal=((1.0, 1.0),))
-    with pytest.raises(bk.InvalidProblemError, match="tile_rows"):
-        predict.ComputeRates(full=((1.0, 1.0),), causal=((1.0, 1.0),), tile_rows=0)
+    for rows in (0, 1.5, "128"):
+        with pytest.raises(bk.InvalidProblemError, match="tile_rows"):
+            predict.ComputeRates(full=((1.0, 1.0),), causal=((1.0, 1.0),), tile_rows=rows)
+    for tflops in ("400", None, [400.0]):
+        with pytest.raises(bk.InvalidProblemError, match="tflops: got"):
+            predict.ComputeRates.constant(tflops)
+    for head_dim in (0, "128"):
+        with pytest.raises(bk.InvalidProblemError, match="head_dim: got"):
+            predict.default_rates("sm80", "bf16", head_dim)
+    for sms in (0, "132"):
+        with pytest.raises(bk.InvalidProblemError, match="sms: got"):
+            predict.measured_rates(EVIDENCE, "sm80", "bf16", 128, sms=sms)

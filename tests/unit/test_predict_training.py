@@ -82,6 +82,12 @@ def test_scratch_is_what_the_kernel_asks_for(changes, arch, deterministic):
         assert (found == family) is taken
 
 
+def test_a_scratch_that_is_no_size_is_refused():
+    for wrong in (-1, "5", 2.0):
+        with pytest.raises(bk.InvalidProblemError, match="scratch: got"):
+            predict.training_memory(problem(), wrong)
+
+
 def test_the_recommendation_asks_for_the_scratch_of_every_rank_count():
     p, asked = problem(seq=4096, ranks=8), []
 

@@ -135,6 +135,30 @@ def test_positions_must_fit():
             attention(x, x, x, is_causal=True, q_positions=wrong)
 
 
+X = np.ones((1, 1, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: attention(X * 1j, X, X), "q: got dtype complex128, must be of real numbers"),
+        (lambda: attention(X, X, X.astype(str)), "v: got dtype <U32, must be of real numbers"),
+        (lambda: attention_backward(X, X, X, X * 1j), "dy: got dtype complex128, must be"),
+        (lambda: attention_backward(X, X, X, X, dlse=X[..., 0] * 1j), "dlse: got dtype complex128"),
+        (lambda: error_of(X + 1j, X), "got: got dtype complex128, must be of real numbers"),
+        (lambda: attention(X, X, X, scale="1"), "scale: got '1', must be a number"),
+        (lambda: attention(X, X, X, scale=np.ones(3)), "scale: got array.*, must be a number"),
+        (lambda: attention(X, X, X, is_causal="no"), "is_causal: got 'no', must be a bool"),
+        (lambda: attention_backward(X, X, X, X, is_causal=None), "is_causal: got None, must be"),
+        (lambda: attention(X, X, X, is_causal=True, q_positions=np.full(3, 2**63, np.uint64)),
+         "q_positions: got 9223372036854775808, must be integers below 2"),
+    ],
+)  # fmt: skip
+def test_what_would_be_another_answer_is_refused(call, says):
+    with pytest.raises(bk.errors.InvalidProblemError, match=says):
+        call()
+
+
 def test_error_of():
     exact = np.array([3.0, -np.inf, 4.0])
     assert error_of(exact, exact) == {"rms": 0.0, "max": 0.0, "relative": 0.0}

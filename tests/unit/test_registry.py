@@ -62,9 +62,12 @@ def test_sku_filters():
     assert named == registry.skus(op=bk.AttentionKind.RING_ATTENTION) != []
     assert named == registry.skus(op=10, category="ATTENTION")
     for bad in ({"colour": 1}, {"deterministic": "yes"}, {"arch": "SM70"}, {"op": "RING"},
-                {"op": None}, {"precision_guarantee": None}, {"direction": "SIDEWAYS"}):
-        with pytest.raises(bk.InvalidProblemError):
+                {"op": None}, {"precision_guarantee": None}, {"direction": "SIDEWAYS"},
+                {"element": bk.ArchSku.SM80}, {"math_precision": 1.5}):
+        with pytest.raises(bk.InvalidProblemError, match="^(filter|deterministic|arch|op|direction|"
+                           "element|math_precision): got .*, must be ") as refusal:
             registry.skus(**bad)
+        assert next(iter(bad)) in str(refusal.value)
 
 
 @needs_cuda_build

@@ -101,6 +101,9 @@ def test_a_wrong_gradient_is_found():
             testing.assert_gradients("host", "f32", wrong, exact)
 
 
+ROWS = np.zeros((1, 1, 4, 8))
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -110,6 +113,11 @@ def test_a_wrong_gradient_is_found():
         lambda: testing.preference("simt-deterministic", "bf16"),
         lambda: testing.preference("sm80", "f32"),
         lambda: testing.assert_close("sm80", "f32", np.zeros(1), np.zeros(1)),
+        lambda: testing.rms_over_rounding(np.zeros(1), np.zeros(1), "f8"),
+        lambda: testing.assert_gradients("host", "f32", [np.zeros(1)] * 2, [np.zeros(1)] * 3),
+        # An lse to compare with is missing, or would be broadcast.
+        *(lambda lse=lse: testing.assert_close("host", "f32", ROWS, ROWS, np.zeros((1, 1, 4)), lse)
+          for lse in (None, np.zeros(4), np.zeros((1, 1, 1)))),
     ],
 )
 def test_what_there_is_not_is_a_typed_error(call):

@@ -96,11 +96,23 @@ DLSE = torch.zeros(1, 4, 32)
         (lambda: backward("k", lambda x: x.numpy()), "k: got ndarray, must be a tensor"),
         (lambda: testing.attention(torch.from_numpy(qkv()[0]), *qkv()[1:]), "k: got ndarray"),
         (lambda: backward("v", lambda x: x.to("meta")), "v: got Tensor on meta, must be a tensor"),
+        *((lambda name=name: backward(name, lambda x: x * 1j, dlse=DLSE), f"{name}: got torch.complex")
+          for name in ("q", "k", "v", "dy", "dlse")),
+        *((lambda call=call: positions(call, scale="1"), "scale: got '1', must be a number")
+          for call in (testing.attention, testing.attention_backward)),
+        (lambda: backward("q", lambda x: x, is_causal="no"), "is_causal: got 'no', must be a bool"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_a_typed_error(call, says):
     with pytest.raises(bk.InvalidProblemError, match=says):
         call()
+
+
+def test_rows_without_elements():
+    x = torch.zeros(1, 2, 4, 0)
+    for found, exact in zip(testing.attention(x, x, x), testing.attention(*[x.numpy()] * 3)):
+        assert np.array_equal(found.numpy(), exact)
+    assert all(g.shape == x.shape for g in testing.attention_backward(x, x, x, x))
 
 
 def test_a_row_whose_scores_are_all_minus_infinity_is_not_one_without_keys():

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from baracuda_kernels import SequenceLayout, sharding
-from baracuda_kernels._arguments import layout_of
+from baracuda_kernels._arguments import integer, layout_of
 from baracuda_kernels._core._info import build_info
 from baracuda_kernels.errors import BaracudaError, CommunicatorError, InvalidProblemError
 from baracuda_kernels.interop.torch import _compiled, _process_group, _refusal, _tangents
@@ -127,6 +127,7 @@ def positions(
 ) -> torch.Tensor:
     """Global positions of this rank's rows, int64."""
     ranks = _process_group.resolve(group_name)
+    rows = integer("rows", rows, least=0, most=2**62 // ranks.size())
     found = sharding.positions(rows, ranks.rank(), ranks.size(), sequence_layout)
     return torch.tensor(found, device=device)
 

@@ -14,6 +14,7 @@ from baracuda_kernels.errors import BaracudaError, UnsupportedError
 from baracuda_kernels.interop.torch import _compiled, _problem, _tangents
 from baracuda_kernels.interop.torch._entered import innermost, note_call
 from baracuda_kernels.interop.torch._refusal import tell
+from baracuda_kernels.interop.torch._refusal_message import as_told, was_told
 from baracuda_kernels.interop.torch._ring import ring_of
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
@@ -181,7 +182,7 @@ def _fake_gradients(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: _Pair) -> None:
     q, k, v = inputs[:3]
-    ctx.options = inputs[3:7]
+    ctx.options, ctx.device = inputs[3:7], q.device
     y, lse = output
     ctx.set_materialize_grads(False)
     # lse is saved in a shape that no other attention saves, nor another layout: see _saved. It is
@@ -213,7 +214,14 @@ def _gradients_of(
 
 def _saved(ctx: Any) -> tuple[torch.Tensor, ...]:
     """The tensors that the forward saved, or that activation checkpointing computed again."""
-    q, k, v, y, lse = ctx.saved_tensors
+    try:
+        q, k, v, y, lse = ctx.saved_tensors
+    except Exception as failure:
+        # PyTorch refuses tensors that were changed in place or freed; a hook or the recomputation
+        # of a checkpoint may fail. The other ranks wait for this one, or will in their backward.
+        if not was_told(failure):
+            tell(ctx.options[0], as_told(failure), ctx.device)
+        raise
     if lse.shape != _saved_shape(q.shape[:3], ctx.options[3]):
         error = UnsupportedError(
             "backward: got a checkpointed forward that was computed again outside of its "

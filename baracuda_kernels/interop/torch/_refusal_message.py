@@ -16,14 +16,23 @@ _WITH_FIELDS = (
     errors.WorkspaceTooSmallError,
 )
 _TEXT = 600  # the most characters of an error
+_TOLD = "_told_to_other_ranks"  # an attribute of errors
 
 
 def as_told(error: Exception) -> BaracudaError:
     """The error that the other ranks get: the same, or for an error with fields or of another
     library a CommunicatorError with its name and text."""
+    vars(error)[_TOLD] = True
     if isinstance(error, BaracudaError) and not isinstance(error, _WITH_FIELDS):
         return error
     return CommunicatorError(f"ring_attention: {type(error).__name__}: {error}")
+
+
+def was_told(error: Exception) -> bool:
+    """Whether the other ranks know of an error that comes out of other code, in which the ring may
+    have been called: a call that raises tells them itself, and a second time would answer their
+    next call."""
+    return isinstance(error, BaracudaError) or _TOLD in vars(error)
 
 
 def encode(error: BaracudaError, nbytes: int) -> bytes:

@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from baracuda_kernels import SequenceLayout
-from baracuda_kernels._arguments import layout_of
+from baracuda_kernels._arguments import integer, layout_of
 from baracuda_kernels.errors import InvalidProblemError
 from baracuda_kernels.interop.torch import _process_group
 from baracuda_kernels.interop.transformers import _attention, _check, _models
@@ -50,13 +50,15 @@ def register(
     Raises
     ------
     InvalidProblemError
-        The group or layout is wrong. In a forward: as `ring_attention`, or the position ids are not
+        The group, the layout or the name is wrong. In a forward: as `ring_attention`, or the position ids are not
         those of this rank's rows.
     UnsupportedError
         In a forward: `check` refuses the model; there are no position ids; or the call has labels,
         padding or another mask, a sliding window, soft-capped scores, sinks, dropout, packed
         sequences, or queries that continue a cache.
     """
+    if not isinstance(name, str):
+        raise InvalidProblemError(f"name: got {name!r}, must be a str")
     ring = Ring(_process_group.name_of(group), layout_of(sequence_layout).name)
     _models.install()
     _models.registered[name] = lambda: ring
@@ -80,7 +82,7 @@ def check(model: Any, sequence_length: int | None = None) -> None:
     Raises
     ------
     InvalidProblemError
-        `model` is not a model of transformers.
+        `model` is not a model of transformers, or `sequence_length` no integer from 0 on.
     UnsupportedError
         The model has recurrent, convolutional or windowed layers, an encoder and a decoder,
         position biases, no ``position_ids``, a pooler or sequence classifier, layers that place
@@ -91,5 +93,7 @@ def check(model: Any, sequence_length: int | None = None) -> None:
 
     if not isinstance(model, PreTrainedModel):
         raise InvalidProblemError(f"model: got {type(model).__name__}, must be a PreTrainedModel")
+    if sequence_length is not None:
+        sequence_length = integer("sequence_length", sequence_length, least=0)
     chosen = getattr(model.config, "_attn_implementation", None)
     _check.require(model, sequence_length, chosen if chosen in _models.registered else None)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.utils.data import get_worker_info
 
 from baracuda_kernels import sharding
+from baracuda_kernels._arguments import flag, integer
 from baracuda_kernels.errors import InvalidProblemError, UnsupportedError
 from baracuda_kernels.interop.torch import _process_group
 from baracuda_kernels.interop.torch._refusal import tell
@@ -52,7 +53,7 @@ class BatchSharder:
     ------
     InvalidProblemError
         `model` is not a model of transformers, or runs on no ring; `data_group` is no group or
-        missing; `gradients` is unknown. `shard` refuses groups that do not fit together.
+        missing; `gradients` is unknown; another option is of another type. `shard` refuses groups that do not fit together.
     UnsupportedError
         The model is not causal, or returns a loss of its routers (``output_router_logits``).
     """
@@ -71,8 +72,8 @@ class BatchSharder:
             raise InvalidProblemError(f'gradients: got {gradients!r}, must be "mean" or "sum"')
         _whole_batch.require_model(model)
         self.model = model
-        self._pad, self._ignore_index = pad, ignore_index
-        self._broadcast, self._averaged = broadcast, gradients == "mean"
+        self._pad, self._ignore_index = flag("pad", pad), integer("ignore_index", ignore_index)
+        self._broadcast, self._averaged = flag("broadcast", broadcast), gradients == "mean"
         self._data = _data_group(data_group, self._ring())
         self._positions: dict[tuple[Any, ...], torch.Tensor] = {}
 
