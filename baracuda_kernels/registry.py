@@ -252,18 +252,17 @@ def _filter(name: str, value: Any) -> Callable[[KernelSku], bool]:
 
 
 def _member(name: str, kind: Any, value: Any) -> Any:
-    """The member of an enum. A member of another one is refused, whose number may be the same."""
+    """The member of an enum."""
     try:
-        if isinstance(value, kind) or not isinstance(value, Enum):
-            return kind.parse(value)
+        return kind.parse(value)
     except InvalidProblemError:
-        pass
-    raise InvalidProblemError(
-        f"{name}: got {value!r}, must be one of {', '.join(kind.__members__)}")
+        raise InvalidProblemError(
+            f"{name}: got {value!r}, must be one of {', '.join(kind.__members__)}"
+        ) from None
 
 
 def _op_filter(value: Any) -> Callable[[KernelSku], bool]:
-    if isinstance(value, int) and not isinstance(value, (bool, OpKind)):
+    if isinstance(value, int) and not isinstance(value, (bool, Enum)):
         return lambda sku: sku.op == value
     name = value.name if isinstance(value, OpKind) else str(value).upper()
     named = [kind[name] for kind in kinds() if name in kind.__members__

@@ -63,7 +63,8 @@ def test_sku_filters():
     assert named == registry.skus(op=10, category="ATTENTION")
     for bad in ({"colour": 1}, {"deterministic": "yes"}, {"arch": "SM70"}, {"op": "RING"},
                 {"op": None}, {"precision_guarantee": None}, {"direction": "SIDEWAYS"},
-                {"element": bk.ArchSku.SM80}, {"math_precision": 1.5}):
+                {"element": bk.ArchSku.SM80}, {"math_precision": 1.5},
+                {"op": bk.ArchSku.SM80}):
         with pytest.raises(bk.InvalidProblemError, match="^(filter|deterministic|arch|op|direction|"
                            "element|math_precision): got .*, must be ") as refusal:
             registry.skus(**bad)
@@ -157,14 +158,15 @@ def test_select_picks_what_explain_names_on_the_host():
 @pytest.mark.parametrize(
     "arch",
     ["sm", "", "sm_x", 7, 1.5, (1, 2, 3), object(), "²", "sm_9²", "٩٠", "9" * 5000, (9, "0"), (9, 10),
-     (9, -1), (9, 0.0), (9, True), True],
+     (9, -1), (9, 0.0), (9, True), True, "9.", ".90", "9.0.0", "9.00", "1.00", "90.", "sm_900.0",
+     bk.AttentionKind.RING_ATTENTION],
 )  # fmt: skip
 def test_an_unknown_architecture(arch):
     with pytest.raises(bk.InvalidProblemError, match="arch"):
         registry.explain(ring(), arch)
 
 
-@pytest.mark.parametrize("arch", [90, np.int64(90), (9, 0), (np.int8(9), np.uint8(0)), "9.0", "sm90A"])
+@pytest.mark.parametrize("arch", [90, np.int64(90), (9, 0), (np.int8(9), np.uint8(0)), "9.0", "sm_9.0", "sm90A"])
 def test_a_known_architecture(arch):
     parsed = registry.Architecture.parse(arch)
     assert parsed == registry.Architecture(90) and type(parsed.compute_capability) is int

@@ -51,7 +51,7 @@ def test_every_member_by_name_number_and_pickle(enum):
         assert str(member) == member.name
 
 
-@pytest.mark.parametrize("value", ["nothing", -1, 999, None, 1.5, True])
+@pytest.mark.parametrize("value", ["nothing", -1, 999, None, 1.5, True, bk.ArchSku.SM89])
 def test_parse_names_the_valid_members(value):
     with pytest.raises(bk.InvalidProblemError, match="CONTIGUOUS, ZIGZAG, STRIPED"):
         bk.SequenceLayout.parse(value)

@@ -50,8 +50,8 @@ def register(
     Raises
     ------
     InvalidProblemError
-        The group, the layout or the name is wrong. In a forward: as `ring_attention`, or the position ids are not
-        those of this rank's rows.
+        The group, the layout or the name is wrong. In a forward: as `ring_attention`, or the
+        position ids are not those of this rank's rows.
     UnsupportedError
         In a forward: `check` refuses the model; there are no position ids; or the call has labels,
         padding or another mask, a sliding window, soft-capped scores, sinks, dropout, packed

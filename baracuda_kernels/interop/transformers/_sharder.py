@@ -53,7 +53,8 @@ class BatchSharder:
     ------
     InvalidProblemError
         `model` is not a model of transformers, or runs on no ring; `data_group` is no group or
-        missing; `gradients` is unknown; another option is of another type. `shard` refuses groups that do not fit together.
+        missing; `gradients` is unknown; another option is of another type. `shard` refuses groups
+        that do not fit together.
     UnsupportedError
         The model is not causal, or returns a loss of its routers (``output_router_logits``).
     """

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import operator
+import re
 from typing import Any
 
 from baracuda_kernels._core import _info
 from baracuda_kernels._core._enums import ArchSku
 from baracuda_kernels._core._errors import InvalidProblemError
+
+_TEXT = re.compile(r"(?:sm_?)?([0-9]{1,2}\.[0-9]|[0-9]{2,3})a?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +60,18 @@ class Architecture:
             return cls.here()
         if isinstance(value, ArchSku):
             value = value.name
+        elif isinstance(value, enum.Enum):
+            value = str(value)  # its number means something else
         number = _number(value)
         if isinstance(value, tuple) and len(value) == 2:
             major, minor = map(_number, value)
             if major is not None and minor is not None and 0 <= minor <= 9:
                 number = major * 10 + minor
         if isinstance(value, str):
-            text = value.lower().removeprefix("sm").removeprefix("_").removesuffix("a")
             if value.lower() == "host":
                 return cls(0)
-            text = text.replace(".", "")
-            number = int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else None
+            text = _TEXT.fullmatch(value)
+            number = int(text[1].replace(".", "")) if text else None
         if number is not None and 10 <= number < 1000:
             return cls(number)
         raise InvalidProblemError(

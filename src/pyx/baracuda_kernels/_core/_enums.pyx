@@ -14,14 +14,15 @@ class _Named(enum.IntEnum):
         Raises
         ------
         InvalidProblemError
-            No member has that name or number; the message lists the valid names.
+            No member has that name or number, or it is a member of another enum; the message lists
+            the valid names.
         """
         if isinstance(value, cls):
             return value
         try:
             if isinstance(value, str):
                 return cls[value.upper()]
-            if isinstance(value, int) and not isinstance(value, bool):
+            if isinstance(value, int) and not isinstance(value, (bool, enum.Enum)):
                 return cls(value)
         except (KeyError, ValueError):
             pass
