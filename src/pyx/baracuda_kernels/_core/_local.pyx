@@ -12,6 +12,7 @@ from baracuda_kernels._core._ring_plan cimport RingPlan
 from baracuda_kernels._core._status cimport check
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._timeline cimport RingTimeline, as_timeline
+from baracuda_kernels._core._view cimport integer
 
 from baracuda_kernels._core._errors import CommunicatorError, InvalidProblemError
 
@@ -130,9 +131,7 @@ cdef class LocalRing:
 
     def __cinit__(self, world_size, device="host", timeout=60.0):
         cdef _World world
-        if not isinstance(world_size, int) or isinstance(world_size, bool) or world_size < 1 or world_size > 65536:
-            raise InvalidProblemError(
-                f"world_size: got {world_size!r}, must be an integer in [1, 65536]")
+        world_size = integer("world_size", world_size, 1, 65537)
         devices = _devices(device, world_size)
         world = _World(world_size, positive_seconds(timeout))
         self.world_size = world_size
