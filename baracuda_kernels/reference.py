@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from baracuda_kernels._arguments import array
+from baracuda_kernels._arguments import array, number
 from baracuda_kernels.errors import InvalidProblemError
 
 __all__ = ["attention", "attention_backward", "error_of"]
@@ -61,14 +61,13 @@ def attention(
     Raises
     ------
     InvalidProblemError
-        If the shapes do not fit together.
+        If the shapes do not fit together, or the scale is not a number.
     """
     q, k, v = (np.asarray(array(name, x)) for name, x in (("q", q), ("k", k), ("v", v)))
     group = _check_shapes(q, k, v)
     batch, heads, query_len, head_dim = q.shape
     key_len = k.shape[2]
-    if scale is None:
-        scale = 1.0 / math.sqrt(head_dim) if head_dim else 1.0
+    scale = _scale_of(scale, head_dim)
     q_pos = _positions_or_range(q_positions, query_len, "q_positions")
     k_pos = _positions_or_range(k_positions, key_len, "k_positions")
 
@@ -127,7 +126,7 @@ def attention_backward(
     Raises
     ------
     InvalidProblemError
-        If the shapes do not fit together.
+        If the shapes do not fit together, or the scale is not a number.
     """
     q, k, v, dy = (
         np.asarray(array(name, x)) for name, x in (("q", q), ("k", k), ("v", v), ("dy", dy))
@@ -140,8 +139,7 @@ def attention_backward(
     dlse = np.zeros(q.shape[:3]) if dlse is None else np.asarray(array("dlse", dlse))
     if dlse.shape != q.shape[:3]:
         raise InvalidProblemError(f"dlse: got shape {dlse.shape}, must be {q.shape[:3]}")
-    if scale is None:
-        scale = 1.0 / math.sqrt(head_dim) if head_dim else 1.0
+    scale = _scale_of(scale, head_dim)
     q_pos = _positions_or_range(q_positions, query_len, "q_positions")
     k_pos = _positions_or_range(k_positions, key_len, "k_positions")
 
@@ -213,6 +211,12 @@ def error_of(got: Any, exact: np.ndarray) -> dict[str, float]:
         "max": float(np.max(np.abs(difference))),
         "relative": rms / size if size > 0 else (0.0 if rms == 0 else math.inf),
     }
+
+
+def _scale_of(scale: Any, head_dim: int) -> float:
+    if scale is None:
+        return 1.0 / math.sqrt(head_dim) if head_dim else 1.0
+    return number("scale", scale)  # an array would give each key a scale of its own
 
 
 def _wide(x: np.ndarray) -> np.ndarray:
