@@ -175,12 +175,18 @@ def _operands(memory: Any, arrays: dict[str, Any]) -> dict[str, Any]:
     return {name: None if x is None else memory.operand(x) for name, x in arrays.items()}
 
 
+def _dtype_of(x: Any) -> Any:
+    # A memoryview has a shape and no dtype.
+    return getattr(x, "dtype", "no dtype")
+
+
 def _like(name: str, x: Any, q: Any, shape: Any, dtype: Any) -> Any:
-    if library_of(x) != library_of(q) or str(x.dtype).removeprefix("torch.") != str(
+    if library_of(x) != library_of(q) or str(_dtype_of(x)).removeprefix("torch.") != str(
         dtype
     ).removeprefix("torch."):
         raise InvalidProblemError(
-            f"{name}: got {type(x).__name__} of {x.dtype}, must be {type(q).__name__} of {dtype}"
+            f"{name}: got {type(x).__name__} of {_dtype_of(x)}, must be {type(q).__name__} of "
+            f"{dtype}"
         )
     if tuple(x.shape) != tuple(shape):
         raise InvalidProblemError(f"{name}: got shape {tuple(x.shape)}, must be {tuple(shape)}")
@@ -194,10 +200,10 @@ def _check(q: Any, k: Any, v: Any, world_size: int) -> None:
             raise InvalidProblemError(
                 f"{name}: got shape {tuple(x.shape)}, must be [B, H, S, D]"
             )
-        if library_of(x) != library or x.dtype != q.dtype:
+        if library_of(x) != library or _dtype_of(x) != q.dtype:
             raise InvalidProblemError(
-                f"{name}: got {type(x).__name__} of {x.dtype}, must be as q, {type(q).__name__} of "
-                f"{q.dtype}"
+                f"{name}: got {type(x).__name__} of {_dtype_of(x)}, must be as q, "
+                f"{type(q).__name__} of {q.dtype}"
             )
     if tuple(k.shape) != tuple(v.shape):
         raise InvalidProblemError(

@@ -209,7 +209,7 @@ def unshard(
         unknown.
     """
     layout = layout_of(sequence_layout)
-    if not isinstance(shards, Iterable):
+    if not isinstance(shards, Iterable) or getattr(shards, "ndim", 1) == 0:
         raise InvalidProblemError(
             f"shards: got {type(shards).__name__}, must be a sequence of one array per rank"
         )

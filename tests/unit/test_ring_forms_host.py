@@ -83,3 +83,59 @@ def test_every_form_gives_the_same_bits(dtype, is_causal, layout):
         others |= {f"steps, {follows}": forms.step(follows=follows) for follows in (False, True)}
         for name, other in others.items():
             assert np.array_equal(y, other[0]) and np.array_equal(lse, other[1]), (name, ranks)
+
+
+class Mixed(Forms):
+    """Each rank in a form of its own."""
+
+    def run(self, forms):
+        written, args = [self.outputs() for _ in self.shards], []
+        for (q, k, v), outputs, form in zip(self.shards, written, forms, strict=True):
+            scratch = np.full((2, self.plan.kv_scratch_elements), np.nan, q.dtype)
+            given = {"k": k, "v": v}
+            if form == "staged":
+                scratch[0], given = np.concatenate([k.ravel(), v.ravel()]), {}
+            elif form == "bytes":
+                given = {name: x.view(np.uint8).reshape(-1) for name, x in given.items()}
+            elif form == "v behind rows":
+                given["v"] = v.swapaxes(1, 2).copy().swapaxes(1, 2)
+            args.append(bk.RingAttentionArgs(
+                q=q, **given, **outputs, kv_scratch_a=scratch[0], kv_scratch_b=scratch[1],
+                accumulator_scratch=self.state(),
+            ))  # fmt: skip
+        bk.LocalCommunicator.ring(len(args)).run_all(HOST, self.plan, args)
+        return self.gathered(written)
+
+
+def test_ranks_whose_chunks_lie_differently_are_refused():
+    """A received chunk is read in the order of the rank's own."""
+    forms = Mixed("f32", 3, "contiguous", False)
+    y, lse = forms.run(["in place"] * 3)
+    for alike in (["staged", "in place", "bytes"], ["bytes", "bytes", "staged"]):
+        assert all(map(np.array_equal, forms.run(alike), (y, lse)))
+    same, _ = forms.run(["v behind rows"] * 3)
+    assert np.array_equal(same, y)
+    for other in ("in place", "staged", "bytes"):
+        with pytest.raises(bk.InvalidProblemError, match=(
+                "^args: rank 2: order of v's dimensions: got SHD, must be HSD as on rank 0")):
+            forms.run([other, other, "v behind rows"])
+
+
+def test_gradients_of_ranks_whose_chunks_lie_differently_are_refused():
+    def z(*shape):
+        return np.zeros(shape, np.float32)
+
+    d = bk.RingAttentionDescriptor(1, 2, 4, 4, 8)
+    plan = bk.RingAttentionBackwardPlan.select(d, HOST)
+    dq, args = [z(1, 2, 4, 8) + 7 for _ in range(2)], []
+    for rank in range(2):
+        q, k, v, y, dy, dk, dv = (z(1, 2, 4, 8) for _ in range(7))
+        if rank == 1:
+            k = z(1, 4, 2, 8).swapaxes(1, 2)
+        args.append(bk.RingAttentionBackwardArgs(
+            q=q, k=k, v=v, y=y, dy=dy, lse=z(1, 2, 4), dq=dq[rank], dk=dk, dv=dv,
+            scratch=z(plan.scratch_bytes // 4), kv_scratch_a=z(plan.kv_scratch_elements),
+            kv_gradient_scratch=z(plan.kv_gradient_scratch_bytes // 4)))
+    with pytest.raises(bk.InvalidProblemError, match="rank 1: order of k's dimensions: got SHD"):
+        bk.LocalCommunicator.ring(2).run_all(HOST, plan, args)
+    assert all((x == 7).all() for x in dq)

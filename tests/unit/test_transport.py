@@ -87,6 +87,29 @@ def test_its_exception_reaches_the_caller_and_the_group_is_closed(plan, x):
     assert any(isinstance(e, queue.Empty) for e in errors)
 
 
+@pytest.mark.parametrize("method", ["group_start", "send", "recv", "group_end"])
+def test_an_exception_ends_validate_and_the_rank(plan, method):
+    """What the rank has sent must not be taken for the messages of a later run."""
+
+    class Cut(Queues):
+        aborted = 0
+
+        def abort(self):
+            self.aborted += 1
+
+    def cut(self, *args):
+        raise OSError("cable cut")
+
+    setattr(Cut, method, cut)
+    ends = transports(P, Cut)
+    for error in on_ranks(P, lambda rank: plan.validate(ends[rank])):
+        assert isinstance(error, OSError) and str(error) == "cable cut"
+    assert [end.aborted for end in ends] == [1] * P
+    delattr(Cut, method)
+    for error in on_ranks(P, lambda rank: plan.validate(ends[rank])):
+        assert isinstance(error, bk.CommunicatorError) and "ended a call early" in str(error)
+
+
 def test_a_transport_is_not_kept_alive(plan, x):
     ends = transports(P)
     run(plan, ends, x)

@@ -72,6 +72,18 @@ def test_staging_and_dimension_order():
         assert "order of k's dimensions: got SHD, must be HSD" in str(error)
 
 
+def test_bytes_lie_as_a_contiguous_tensor():
+    def args(rank, plan):
+        kv = np.zeros((1, 2, 4, 8), np.float32)
+        kv = kv.view(np.uint8).reshape(-1) if rank == 1 else kv
+        good = arguments(plan, staged=True)
+        return bk.RingAttentionArgs(
+            q=good.q, y=good.y, k=kv, v=kv.copy(), kv_scratch_a=good.kv_scratch_a,
+            kv_scratch_b=good.kv_scratch_b, accumulator_scratch=good.accumulator_scratch)
+
+    assert validate(args=args) == [None] * P
+
+
 def test_a_wrong_operand_is_found_before_anything_is_sent():
     def args(rank, plan):
         good = arguments(plan)

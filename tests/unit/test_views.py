@@ -1,5 +1,6 @@
 """TensorRef, TensorMut, DeviceSlice and Stream: every way in, every refusal."""
 
+import ctypes as ct
 import gc
 import sys
 import weakref
@@ -132,6 +133,61 @@ def test_a_byte_buffer_takes_a_shape():
         bk.TensorRef(buffer, (9,), element="F64")
     with pytest.raises(bk.InvalidProblemError, match="contiguous"):
         bk.TensorRef(buffer[::2], (4,), element="F64")
+
+
+def test_strides_alone_are_not_left_out():
+    array = np.arange(64, dtype=np.float32).reshape(8, 8)
+    for source in (array, OnlyDlpack(array, True), bk.TensorRef(array)):
+        with pytest.raises(bk.InvalidProblemError, match=r"strides \(1, 8\) alone, must come with"):
+            bk.TensorRef(source, strides=(1, 8))
+    assert bk.TensorRef(array, (8, 8), (1, 8)).strides == (1, 8)
+
+
+@pytest.mark.parametrize("name", ["__array_interface__", "__cuda_array_interface__"])
+def test_a_mask_of_an_interface_is_not_lost(name):
+    array = np.zeros(4, np.float32)
+    source = WithInterface(name, array.ctypes.data, (4,))
+    getattr(source, name)["mask"] = WithInterface(name, array.ctypes.data, (4,))
+    with pytest.raises(bk.InvalidProblemError, match="got a masked array, must be an array without"):
+        bk.TensorRef(source)
+    source = WithInterface("__array_interface__", array.ctypes.data, (4,))
+    source.__array_interface__["mask"] = None
+    assert bk.TensorRef(source).shape == (4,)
+
+
+class DlpackFlags(OnlyDlpack):
+    """Sets flags in its versioned capsule."""
+
+    def __init__(self, array, flags):
+        super().__init__(array, True)
+        self.flags = flags
+
+    def __dlpack__(self, **kwargs):
+        capsule = super().__dlpack__(**kwargs)
+        pointer = ct.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ct.c_void_p, [ct.py_object, ct.c_char_p]
+        # After the version (two uint32), the context and the deleter.
+        ct.c_uint64.from_address(pointer(capsule, b"dltensor_versioned") + 24).value |= self.flags
+        return capsule
+
+
+def test_a_copy_by_dlpack_is_refused():
+    """What is written to a copy is lost, and a later run would read the first run's inputs."""
+    array = np.zeros(4, np.float32)
+    assert bk.TensorRef(DlpackFlags(array, 0)).writable
+    assert not bk.TensorRef(DlpackFlags(array, 1)).writable
+    with pytest.raises(bk.InvalidProblemError, match="got a copy from the __dlpack__ of a DlpackFl"):
+        bk.TensorRef(DlpackFlags(array, 2))
+
+
+@pytest.mark.parametrize("view", [bk.TensorRef, bk.TensorMut, bk.DeviceSlice])
+def test_a_view_has_one_source(view):
+    """A plan keeps the addresses of a view's first source, and the view keeps that memory."""
+    array = np.zeros(4, np.float32)
+    made = view(array)
+    with pytest.raises(bk.InvalidProblemError, match=f"second source for a {view.__name__}, must"):
+        made.__init__(np.ones(5))
+    assert made.pointer == array.ctypes.data and made.shape == (4,)
 
 
 @pytest.mark.parametrize("bad", ["text", [1.0], object(), None, 1.5])

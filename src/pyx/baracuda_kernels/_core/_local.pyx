@@ -12,6 +12,7 @@ from baracuda_kernels._core._ring_plan cimport RingPlan
 from baracuda_kernels._core._status cimport check
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._timeline cimport RingTimeline, as_timeline
+from baracuda_kernels._core._view cimport integer
 
 from baracuda_kernels._core._errors import CommunicatorError, InvalidProblemError
 
@@ -130,9 +131,7 @@ cdef class LocalRing:
 
     def __cinit__(self, world_size, device="host", timeout=60.0):
         cdef _World world
-        if not isinstance(world_size, int) or isinstance(world_size, bool) or world_size < 1 or world_size > 65536:
-            raise InvalidProblemError(
-                f"world_size: got {world_size!r}, must be an integer in [1, 65536]")
+        world_size = integer("world_size", world_size, 1, 65537)
         devices = _devices(device, world_size)
         world = _World(world_size, positive_seconds(timeout))
         self.world_size = world_size
@@ -167,15 +166,15 @@ cdef class LocalRing:
             One plan for all ranks, or one for each rank.
         args : sequence of P
             The arguments of each rank. What one rank writes, its scratch included, must not overlap
-            any operand of another rank.
+            any operand of another rank. All chunks that are sent must lie alike in memory.
         timeline : sequence of P RingTimeline, optional
             The timeline of each rank. Refused while a stream is captured.
 
         Raises
         ------
         InvalidProblemError, MisalignedOperandError, BufferTooSmallError, WorkspaceTooSmallError
-            As ``plan.run`` for one of the ranks, or memory that two ranks share. Nothing is
-            launched for any rank.
+            As ``plan.run`` for one of the ranks, memory that two ranks share, or chunks in different
+            orders of dimensions. Nothing is launched for any rank.
         CommunicatorError, KeyboardInterrupt, CudaError
             As ``plan.run``.
         """
@@ -203,7 +202,7 @@ cdef class LocalRing:
                 binding.call.marks = NULL
                 self.calls[r] = binding.call
                 bindings.append(binding)  # kept alive: the arguments may be bound to another plan
-            _refuse_shared_memory(bindings)
+            _refuse_company(bindings)
             for r in range(count):
                 recorder = as_timeline(timelines[r])
                 if recorder is not None:
@@ -246,16 +245,22 @@ cdef int _refuse_mixture(list plans, list args) except -1:
     return 0
 
 
-cdef int _refuse_shared_memory(list bindings) except -1:
-    """Refuse ranks of which one writes to another's memory. The same bindings are compared once."""
-    cdef RingBinding binding
-    cdef object company = (<RingBinding>bindings[0]).company
+cdef int _refuse_company(list bindings) except -1:
+    """Refuse ranks of which one writes to another's memory or would misread another's chunk. The
+    same bindings are compared once."""
+    cdef RingBinding binding, first = bindings[0]
+    cdef object company = first.company
     for binding in bindings:
         if company is None or binding.company is not company:
             break
     else:
         return 0
     no_shared_outputs([(<RingBinding>binding).operands for binding in bindings])
+    for r, binding in enumerate(bindings):
+        for name, order in (binding.orders or {}).items():
+            if order != first.orders[name]:
+                raise InvalidProblemError(
+                    f"args: rank {r}: {name}: got {order}, must be {first.orders[name]} as on rank 0")
     company = object()
     for binding in bindings:
         binding.company = company

@@ -1,6 +1,8 @@
 # cython: language_level=3
 """The identity of a kernel, its guarantee, and a caller's preference."""
 
+from collections.abc import Mapping
+
 from baracuda_kernels._core._enums import (
     ArchSku,
     BackendKind,
@@ -114,7 +116,10 @@ SKU_FIELDS = {
 
 
 cdef dict _known(str owner, object data, object fields, object optional=()):
-    unknown = sorted(set(data) - set(fields))
+    if not isinstance(data, Mapping):
+        raise InvalidProblemError(
+            f"{owner}.from_dict: got {type(data).__name__}, must be a dict")
+    unknown = sorted(set(data) - set(fields), key=repr)
     missing = sorted(set(fields) - set(data) - set(optional))
     if unknown or missing:
         raise InvalidProblemError(

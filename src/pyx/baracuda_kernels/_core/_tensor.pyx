@@ -23,7 +23,8 @@ cdef class TensorRef(View):
         bfloat16), a cuda.core buffer, or the address of the first element.
     shape, strides : sequence of int, optional
         Required for an address. The bytes of a contiguous source, such as a byte buffer, can be
-        viewed in another shape. At most 8 dimensions; strides in elements, row-major by default.
+        viewed in another shape. At most 8 dimensions; strides in elements, row-major by default,
+        and only with a shape.
     element : ElementKind, optional
         Required for an address; by default the source's. With a shape, the bytes of a source can be
         viewed as another type.
@@ -47,8 +48,8 @@ cdef class TensorRef(View):
     Raises
     ------
     InvalidProblemError
-        Not a tensor, a tensor without memory, a field that is missing or contradicts another, or
-        memory of a device that is neither the host nor CUDA.
+        Not a tensor, a tensor without memory or with a mask, a copy that DLPack made, a field that
+        is missing or contradicts another, or memory of a device that is neither the host nor CUDA.
     UnsupportedError
         An element type that has no :class:`ElementKind`.
     """

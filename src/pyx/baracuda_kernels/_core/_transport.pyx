@@ -101,6 +101,18 @@ cdef object _weak(object transport, object forget):
             "__slots__, one of them is __weakref__)") from error
 
 
+cdef object _require_protocol(object transport):
+    for name in ("rank", "world_size"):
+        if not hasattr(transport, name):
+            raise InvalidProblemError(
+                f"transport: got a {type(transport).__name__} without {name}, must have it")
+    for name in ("group_start", "send", "recv", "group_end"):
+        if not callable(getattr(transport, name, None)):
+            raise InvalidProblemError(
+                f"transport: got a {type(transport).__name__} without a method {name}, must have it")
+    return None
+
+
 cdef class TransportCommunicator(RingMember):
     """TransportCommunicator(transport, device=-1)
 
@@ -128,6 +140,7 @@ cdef class TransportCommunicator(RingMember):
         if self.endpoint == NULL:
             raise MemoryError("ring endpoint")
         self.device = integer("device", device, -1, 2 ** 31)
+        _require_protocol(transport)
         self.transport = transport
         self.rank = integer("transport.rank", transport.rank, -2 ** 31, 2 ** 31)
         self.world_size = integer("transport.world_size", transport.world_size, -2 ** 31, 2 ** 31)
@@ -158,7 +171,7 @@ cdef class TransportCommunicator(RingMember):
             self.ring_stream = Stream(<uintptr_t>self.endpoint.ring_stream, device=device)
 
     @staticmethod
-    def of(transport, int device):
+    def of(transport, device):
         """The communicator over ``transport``, made once for each transport and device.
 
         Parameters
@@ -172,9 +185,11 @@ cdef class TransportCommunicator(RingMember):
         InvalidProblemError
             As the constructor.
         """
+        device = integer("device", device, -1, 2 ** 31)
         key = id(transport)
         known, per_device = _members.get(key, (None, None))
         if known is None or known() is not transport:
+            _require_protocol(transport)
             per_device = {}
             _members[key] = _weak(transport, partial(_forget, key=key)), per_device
         if device not in per_device:

@@ -26,7 +26,9 @@ cdef class View:
     cdef object set_shape(self, str name, object shape, object strides)
     cdef void set_row_major(self) noexcept
 
-# value as an int64, if it is an integer in [low, end). Floats and bools are refused.
+# value as a Python int. Floats, bools and arrays of several numbers are refused.
+cdef object index_of(str name, object value)
+# value as an int64, if it is an integer in [low, end).
 cdef int64_t integer(str name, object value, object low, object end) except? -1
 # The same for [low, 2**63). The argument's name in messages is "name: what"; it is built only for
 # an error.

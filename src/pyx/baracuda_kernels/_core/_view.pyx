@@ -1,6 +1,7 @@
 # cython: language_level=3
 """Where the elements of a view lie: its shape and strides, and the checks of both."""
 
+from cpython.number cimport PyNumber_Index
 from libc.stdint cimport INT64_MAX, int64_t, uintptr_t
 
 from baracuda_kernels._core._enums import ElementKind
@@ -136,10 +137,17 @@ cdef int64_t integer_from(str name, str what, object value, int64_t low) except?
     return integer(f"{name}: {what}", value, low, 2 ** 63)
 
 
+cdef object index_of(str name, object value):
+    if not isinstance(value, bool):
+        try:
+            return PyNumber_Index(value)
+        except TypeError:  # arrays have __index__, too, and only those of one integer can use it
+            pass
+    raise InvalidProblemError(f"{name}: got {value!r}, must be an integer")
+
+
 cdef int64_t integer(str name, object value, object low, object end) except? -1:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InvalidProblemError(f"{name}: got {value!r}, must be an integer")
-    number = value.__index__()
+    number = index_of(name, value)
     if not low <= number < end:
         raise InvalidProblemError(f"{name}: got {number}, must be in [{low}, {end})")
     return number

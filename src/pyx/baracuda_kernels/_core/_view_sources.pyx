@@ -27,9 +27,18 @@ from baracuda_kernels._core._errors import BaracudaError, InvalidProblemError, U
 _DL_HOST = (1, 3)
 _DL_CUDA = (2, 13)
 
+cdef enum:
+    # Flags of a versioned DLPack tensor.
+    _DL_READ_ONLY = 1
+    _DL_IS_COPIED = 2
+
 
 cdef object fill(View self, str name, object source, object shape, object strides,
                  object element, object device):
+    if self.element is not None:
+        # Plans keep the address that they checked, and the view keeps its memory alive.
+        raise InvalidProblemError(
+            f"{name}: got a second source for a {type(self).__name__}, must be a new one")
     if isinstance(source, int) and not isinstance(source, bool):
         _from_address(self, name, source, shape, strides, element, device)
         return None
@@ -47,6 +56,9 @@ cdef object fill(View self, str name, object source, object shape, object stride
             f"{name}: got memory on device {self.device}, must be on {device}")
     if shape is not None:
         _reshape_bytes(self, name, shape, strides, element)
+    elif strides is not None:
+        raise InvalidProblemError(
+            f"{name}: got strides {strides!r} alone, must come with a shape")
     elif element is not None and ElementKind.parse(element) is not self.element:
         if {ElementKind.parse(element), self.element} != {ElementKind.F32, ElementKind.F32_STRICT}:
             raise InvalidProblemError(
@@ -121,13 +133,19 @@ cdef object _byte_strides(View self, str name, object shape, object strides):
     return None
 
 
-cdef object _from_numpy(View self, str name, object source):
-    masked = sys.modules.get("numpy.ma")  # imported, if the source is a masked array
-    if masked is not None and isinstance(source, masked.MaskedArray):
+cdef object _refuse_mask(str name, object interface, bint is_masked):
+    # Both array interfaces may have a mask. NumPy's masked arrays leave it out.
+    if is_masked or interface.get("mask") is not None:
         raise InvalidProblemError(
             f"{name}: got a masked array, must be an array without a mask (its mask would be "
             "lost: fill or cut it first)")
+    return None
+
+
+cdef object _from_numpy(View self, str name, object source):
+    masked = sys.modules.get("numpy.ma")  # imported, if the source is a masked array
     interface = source.__array_interface__
+    _refuse_mask(name, interface, masked is not None and isinstance(source, masked.MaskedArray))
     dtype = getattr(source, "dtype", None)
     element = BY_DTYPE_NAME.get(getattr(dtype, "name", None))
     if element is None:
@@ -154,6 +172,7 @@ cdef object _from_numpy(View self, str name, object source):
 cdef object _from_cuda_interface(View self, str name, object source):
     cdef int32_t found = -2
     interface = source.__cuda_array_interface__
+    _refuse_mask(name, interface, False)
     element = BY_TYPESTR.get(interface["typestr"][1:])
     if element is None:
         element = BY_DTYPE_NAME.get(getattr(getattr(source, "dtype", None), "name", None))
@@ -194,7 +213,11 @@ cdef object _from_dlpack(View self, str name, object source):
         versioned = <BaracudaDLVersioned*>PyCapsule_GetPointer(capsule, "dltensor_versioned")
         if versioned.version.major != 1:
             raise UnsupportedError(f"{name}: got DLPack {versioned.version.major}, must be 1.x")
-        self.writable = not (versioned.flags & 1)
+        if versioned.flags & _DL_IS_COPIED:
+            raise InvalidProblemError(
+                f"{name}: got a copy from the __dlpack__ of a {type(source).__name__}, must be the "
+                "tensor's own memory")
+        self.writable = not (versioned.flags & _DL_READ_ONLY)
         tensor = &versioned.dl_tensor
     elif PyCapsule_IsValid(capsule, "dltensor"):
         tensor = &(<BaracudaDLManaged*>PyCapsule_GetPointer(capsule, "dltensor")).dl_tensor

@@ -2,10 +2,12 @@
 """The attention problem as data: the base of every attention op's descriptor."""
 
 import math
+from collections.abc import Mapping
 
 from libc.string cimport memset
 
 from baracuda_kernels.ops.attention cimport c_api as attention_api
+from baracuda_kernels._core._view cimport index_of
 
 from baracuda_kernels._core._enums import ElementKind
 from baracuda_kernels._core._errors import InvalidProblemError
@@ -128,6 +130,9 @@ cdef class AttentionDescriptor:
     @classmethod
     def from_dict(cls, data):
         """Inverse of :meth:`to_dict`. An unknown key is an :class:`InvalidProblemError`."""
+        if not isinstance(data, Mapping):
+            raise InvalidProblemError(
+                f"{cls.__name__}.from_dict: got {type(data).__name__}, must be a dict")
         try:
             return cls(**data)
         except TypeError as error:
@@ -147,9 +152,7 @@ cdef double _number(object scale) except? -1:
 
 
 cdef int64_t _extent(str name, object value) except? -1:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InvalidProblemError(f"{name}: got {value!r}, must be an integer")
-    value = value.__index__()
+    value = index_of(name, value)
     if value < -(2 ** 62) or value > 2 ** 62:
         raise InvalidProblemError(f"{name}: got {value}, must be an integer below 2**62")
     return value

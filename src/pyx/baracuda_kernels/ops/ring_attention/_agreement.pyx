@@ -20,8 +20,7 @@ def encode(descriptor, direction, args=None):
     if args is not None:
         fields["staging"] = "kv_scratch_a" if args.k is None else "in place"
         if args.k is not None:
-            fields["order of k's dimensions"] = _order(args.k)
-            fields["order of v's dimensions"] = _order(args.v)
+            fields |= orders(descriptor, args)
     message = json.dumps(fields).encode()
     if len(message) > MESSAGE_BYTES:
         raise InvalidProblemError(
@@ -30,10 +29,22 @@ def encode(descriptor, direction, args=None):
     return message.ljust(MESSAGE_BYTES)
 
 
-def _order(view):
-    """The order of the dimensions in memory, outermost first, without those of size 1."""
-    moving = [i for i in range(view.ndim) if view.shape[i] > 1]
-    return "".join("BHSD"[i] for i in sorted(moving, key=lambda i: -view.strides[i]))
+def orders(descriptor, args):
+    """The orders of K's and V's dimensions in memory. Dense chunks of equal orders lie alike."""
+    extents = (descriptor.batch_size, descriptor.num_kv_heads, descriptor.key_len,
+               descriptor.head_dim)
+    return {f"order of {name}'s dimensions": _order(extents, view)
+            for name, view in (("k", args.k), ("v", args.v))}
+
+
+def _order(extents, view):
+    """The dimensions, outermost first, without those of size 1; "" for a chunk without elements."""
+    if 0 in extents:
+        return ""
+    # Staged chunks and bytes are in row-major order.
+    strides = view.strides if view is not None and view.ndim == 4 else (3, 2, 1, 0)
+    moving = [i for i in range(4) if extents[i] > 1]
+    return "".join(["BHSD"[i] for i in sorted(moving, key=lambda i: -strides[i])])
 
 
 def require(world_size, messages):

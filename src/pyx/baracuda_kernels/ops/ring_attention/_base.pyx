@@ -1,11 +1,12 @@
 # cython: language_level=3
 """The part that the plans of both directions share: K and V on the ring, and ``validate``."""
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t
 
 from baracuda_kernels.ops.attention cimport c_api as attention_api
 from baracuda_kernels._core._member cimport RingMember, as_member
 from baracuda_kernels._core._operands cimport SCRATCH_ALIGNMENT
+from baracuda_kernels._core._view cimport integer
 
 from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels.ops.ring_attention import _agreement
@@ -14,7 +15,6 @@ from baracuda_kernels.ops.ring_attention import _agreement
 _SENT_IN_PLACE = (
     "to be sent in place; copy it, or (forward only) stage it in kv_scratch_a")
 _MAX_POSITION = 2 ** 62
-_MAX_RANKS = 2 ** 31 - 1
 
 
 cdef class RingAttentionBase(RingPlan):
@@ -88,18 +88,14 @@ cdef class RingAttentionBase(RingPlan):
     cdef int place(self, object rank, object origin, object world_size,
                    baracuda_attention_step_params* step) except -1:
         cdef RingAttentionDescriptor d = self.descriptor
-        if not isinstance(world_size, int) or isinstance(world_size, bool) or world_size < 1:
-            raise InvalidProblemError(f"world_size: got {world_size!r}, must be an integer >= 1")
-        if world_size * max(d.query_len, d.key_len, 1) > _MAX_POSITION or world_size > _MAX_RANKS:
+        cdef int32_t ranks = integer("world_size", world_size, 1, 2 ** 31)
+        if int(ranks) * max(d.query_len, d.key_len) > _MAX_POSITION:
             raise InvalidProblemError(
-                f"world_size: got {world_size}, must keep all positions below 2**62 and be below "
-                "2**31")
-        for name, value in (("rank", rank), ("origin", origin)):
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < world_size:
-                raise InvalidProblemError(
-                    f"{name}: got {value!r}, must be an integer in [0, {world_size})")
-        step.q_map = attention_api.baracuda_layout_map(d.c_layout, rank, world_size, d.query_len)
-        step.k_map = attention_api.baracuda_layout_map(d.c_layout, origin, world_size, d.key_len)
+                f"world_size: got {ranks}, must keep all positions below 2**62")
+        step.q_map = attention_api.baracuda_layout_map(
+            d.c_layout, integer("rank", rank, 0, ranks), ranks, d.query_len)
+        step.k_map = attention_api.baracuda_layout_map(
+            d.c_layout, integer("origin", origin, 0, ranks), ranks, d.key_len)
         return 0
 
 
