@@ -124,6 +124,9 @@ class Unwilling:
     def __index__(self):
         raise TypeError("no number")
 
+    def __repr__(self):  # without an address: it names a test, whose name is the same in all processes
+        return "Unwilling()"
+
 
 NO_INTEGERS = [np.zeros(3, int), np.array(1.0), np.ones(1, int), np.array(True), Unwilling()]
 

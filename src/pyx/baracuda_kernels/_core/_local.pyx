@@ -202,7 +202,7 @@ cdef class LocalRing:
                 binding.call.marks = NULL
                 self.calls[r] = binding.call
                 bindings.append(binding)  # kept alive: the arguments may be bound to another plan
-            _refuse_company(bindings)
+            _refuse_company(bindings, plans, args)
             for r in range(count):
                 recorder = as_timeline(timelines[r])
                 if recorder is not None:
@@ -245,22 +245,23 @@ cdef int _refuse_mixture(list plans, list args) except -1:
     return 0
 
 
-cdef int _refuse_company(list bindings) except -1:
+cdef int _refuse_company(list bindings, list plans, list args) except -1:
     """Refuse ranks of which one writes to another's memory or would misread another's chunk. The
     same bindings are compared once."""
-    cdef RingBinding binding, first = bindings[0]
-    cdef object company = first.company
+    cdef RingBinding binding
+    cdef object company = (<RingBinding>bindings[0]).company
     for binding in bindings:
         if company is None or binding.company is not company:
             break
     else:
         return 0
     no_shared_outputs([(<RingBinding>binding).operands for binding in bindings])
-    for r, binding in enumerate(bindings):
-        for name, order in (binding.orders or {}).items():
-            if order != first.orders[name]:
+    orders = [(<RingPlan>plan).orders(given) for plan, given in zip(plans, args, strict=True)]
+    for r, found in enumerate(orders):
+        for name, order in found.items():
+            if order != orders[0][name]:
                 raise InvalidProblemError(
-                    f"args: rank {r}: {name}: got {order}, must be {first.orders[name]} as on rank 0")
+                    f"args: rank {r}: {name}: got {order}, must be {orders[0][name]} as on rank 0")
     company = object()
     for binding in bindings:
         binding.company = company

@@ -40,9 +40,6 @@ cdef class RingBinding:
     cdef object plan
     cdef RingMember member
     cdef OperandChecks operands  # of this rank, collected; or None
-    # How the chunks that this rank sends lie in memory, by name; or None. Ranks that differ would
-    # misread each other's.
-    cdef dict orders
     # Ranks of a local ring whose operands were compared with each other have the same object here.
     cdef object company
 

@@ -18,4 +18,7 @@ cdef class RingPlan(KernelPlan):
     # the next run.
     cdef RingBinding bind(self, Stream stream, RingMember member, object args)
     cdef RingBinding bind_anew(self, RingMember member, object args)
+    # How the chunks of these arguments lie in memory, by name. Ranks that differ would misread each
+    # other's.
+    cdef dict orders(self, object args)
     cdef int refuse_member(self, RingMember member) except -1

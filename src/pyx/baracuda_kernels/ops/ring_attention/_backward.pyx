@@ -22,7 +22,6 @@ from baracuda_kernels._core._enums import Direction
 from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels.ops.attention import _families
 from baracuda_kernels.ops.attention._descriptor import accumulator_of
-from baracuda_kernels.ops.ring_attention import _agreement
 
 
 cdef enum:
@@ -302,7 +301,6 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
             self.bind_share_in_dq(checks, args.dq, binding)
         checks.no_overlaps()
         binding.operands = checks
-        binding.orders = _agreement.orders(d, args)
         return binding
 
     cdef int bind_sums(self, AttentionOperands checks, TensorRef scratch,

@@ -85,6 +85,9 @@ cdef class RingAttentionBase(RingPlan):
             payload.buffers[0] = view.data
         return 0
 
+    cdef dict orders(self, object args):
+        return _agreement.orders(self.descriptor, args)
+
     cdef int place(self, object rank, object origin, object world_size,
                    baracuda_attention_step_params* step) except -1:
         cdef RingAttentionDescriptor d = self.descriptor

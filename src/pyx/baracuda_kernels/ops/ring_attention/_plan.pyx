@@ -22,7 +22,6 @@ from baracuda_kernels._core._errors import InvalidProblemError
 from baracuda_kernels._core._selection import OpSpec
 from baracuda_kernels.ops.attention import _families, _options
 from baracuda_kernels.ops.attention._kind import AttentionKind
-from baracuda_kernels.ops.ring_attention import _agreement
 from baracuda_kernels.ops.ring_attention._backward import RingAttentionBackwardPlan
 
 
@@ -194,7 +193,6 @@ cdef class RingAttentionPlan(RingAttentionBase):
             step.state = view.data
         checks.no_overlaps()
         binding.operands = checks
-        binding.orders = _agreement.orders(d, args)
         return binding
 
     cdef int bind_staged(self, AttentionOperands checks, RingAttentionArgs args, int64_t world_size,
