@@ -45,7 +45,12 @@ void locate_failure(int32_t rank, int32_t step) {
 }
 
 void expect_record() { recorded = false; }
-bool has_record() { return recorded; }
+
+int32_t with_record(int32_t status, const char* call, int32_t unrecorded) {
+  if (status == BARACUDA_OK || (recorded && last_error.status == status)) return status;
+  return fail_with_code(unrecorded != BARACUDA_OK ? unrecorded : status, status, call,
+                        "%s returned %d", call, status);
+}
 
 int32_t restore_failure(const baracuda_error& failure) {
   recorded = true;

@@ -14,10 +14,11 @@ int32_t fail_with_code(int32_t status, int32_t code, const char* call, const cha
     __attribute__((format(printf, 4, 5)));
 // Adds where in a ring the thread's last failure happened.
 void locate_failure(int32_t rank, int32_t step);
-// True if this thread has recorded a failure since expect_record(). Tells whether a caller's
-// function left a record.
+// From here on, only failures recorded later count for with_record().
 void expect_record();
-bool has_record();
+// What a function returned that may be the caller's or a test's. If it failed and left no record,
+// this makes one, of the status `unrecorded`, or of the function's if that is BARACUDA_OK.
+int32_t with_record(int32_t status, const char* call, int32_t unrecorded = BARACUDA_OK);
 // Puts an earlier failure back into the thread's record (clean-up after it may have failed too)
 // and returns its status.
 int32_t restore_failure(const baracuda_error& failure);

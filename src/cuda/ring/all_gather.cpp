@@ -9,12 +9,9 @@
 namespace baracuda {
 namespace {
 
-// A transport of the caller's own may fail without an error record; then this makes one.
-int32_t with_record(int32_t status) {
-  if (status == BARACUDA_OK) return status;
-  if (has_record() && baracuda_last_error()->status == status) return status;
-  return fail_with_code(BARACUDA_TRANSPORT_ERROR, status, "all_gather", "the transport returned %d",
-                        status);
+// What a function of the transport returned.
+int32_t returned(int32_t status, const char* call) {
+  return with_record(status, call, BARACUDA_TRANSPORT_ERROR);
 }
 
 // Sends a slot to the next rank (step 0: this rank's own, then the one that it received last), and
@@ -26,15 +23,14 @@ int32_t hop(const baracuda_ring_endpoint& endpoint, char* slots, int64_t bytes, 
   char* const out = slots + (rank - step + p) % p * bytes;
   char* const in = slots + (rank - step - 1 + p) % p * bytes;
   expect_record();
-  int32_t status = transport.group_start(transport.context);
-  if (status != BARACUDA_OK) return with_record(status);
-  status = transport.send(transport.context, out, bytes, (rank + 1) % p, endpoint.ring_stream);
-  if (status == BARACUDA_OK) {
-    status = transport.recv(transport.context, in, bytes, (rank + p - 1) % p,
-                            endpoint.ring_stream);
-  }
-  if (status == BARACUDA_OK) return with_record(transport.group_end(transport.context));
-  with_record(status);
+  int32_t status = returned(transport.group_start(transport.context), "group_start");
+  if (status != BARACUDA_OK) return status;
+  void* const stream = endpoint.ring_stream;
+  status = returned(transport.send(transport.context, out, bytes, (rank + 1) % p, stream), "send");
+  if (status == BARACUDA_OK)
+    status =
+        returned(transport.recv(transport.context, in, bytes, (rank + p - 1) % p, stream), "recv");
+  if (status == BARACUDA_OK) return returned(transport.group_end(transport.context), "group_end");
   // The group is closed after a failure, too. group_end may overwrite the error record.
   const baracuda_error failure = *baracuda_last_error();
   transport.group_end(transport.context);

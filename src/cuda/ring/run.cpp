@@ -391,9 +391,7 @@ class Run {
     // in which sums travel ends at once, too: without this rank's share the sums would be wrong.
     stopped_ = status == BARACUDA_INTERRUPTED || status == BARACUDA_ABORTED ||
                rounds_.has_sum(rounds_.launches());
-    if (!has_record() || baracuda_last_error()->status != status) {
-      fail_with_code(status, status, call_name, "%s returned %d", call_name, status);
-    }
+    with_record(status, call_name);
     failure_ = *baracuda_last_error();
     if (failure_.rank < 0) failure_.rank = call.endpoint->transport.rank;
     failure_.step = step_;

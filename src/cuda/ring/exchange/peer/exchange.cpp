@@ -36,7 +36,7 @@ PeerRound& round_at(baracuda_peer& peer, int32_t number) {
 }
 
 int32_t record(const Endpoint& end, void* event) {
-  return recorded("record", [&] { return end.ops->record(event, end.ring_stream); });
+  return with_record(end.ops->record(event, end.ring_stream), "record");
 }
 
 constexpr uint32_t kSet = 1;
@@ -55,7 +55,7 @@ int32_t grant(Endpoint* end, const Round* round) {
   if (round->signalled != 0) {
     status = take_word(peer, end->ring_stream, mine.read, kSet);
   } else {
-    status = recorded("wait", [&] { return end->ops->wait(end->ring_stream, round->ready); });
+    status = with_record(end->ops->wait(end->ring_stream, round->ready), "wait");
   }
   if (status == BARACUDA_OK && at.starts && at.takes && peer.wait != BARACUDA_PEER_WAIT_EVENT) {
     peer.in_run = true;
@@ -111,10 +111,9 @@ int32_t enqueue(const baracuda_peer& peer, const Copy& copy) {
   }
   int32_t status = BARACUDA_OK;
   for (int32_t row = 0; row < copy.rows && status == BARACUDA_OK; ++row) {
-    status = recorded("copy", [&] {
-      return end.ops->copy(copy.into + row * copy.bytes, copy.from + row * copy.pitch, copy.bytes,
-                           end.ring_stream);
-    });
+    status = with_record(end.ops->copy(copy.into + row * copy.bytes, copy.from + row * copy.pitch,
+                                       copy.bytes, end.ring_stream),
+                         "copy");
   }
   return status;
 }
@@ -207,9 +206,8 @@ int32_t wait(Endpoint* end, int32_t number, void* stream) {
   if (peer.wait == BARACUDA_PEER_WAIT_GATE) {
     void* const signal =
         peer.owes_signal ? peer.on_device(peer.file.hop(peer.rank()).read) : nullptr;
-    status = recorded("gate", [&] {
-      return peer.ops->gate(stream, peer.on_device(word), at.full | kPeerAbortMask, signal);
-    });
+    status = with_record(
+        peer.ops->gate(stream, peer.on_device(word), at.full | kPeerAbortMask, signal), "gate");
     if (status == BARACUDA_OK) peer.owes_signal = false;
   } else {
     status = take_word(peer, stream, word, at.full);

@@ -8,24 +8,12 @@
 
 namespace baracuda {
 
-// Calls f, a function of an operations table that a test may have replaced. If f fails and leaves
-// no error record, this makes one.
-template <typename F>
-int32_t recorded(const char* call, F f) {
-  const int32_t status = f();
-  if (status == BARACUDA_OK) return status;
-  if (has_record() && baracuda_last_error()->status == status) return status;
-  return fail_with_code(status, status, call, "%s returned %d", call, status);
-}
-
 inline int32_t write_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint32_t value) {
-  return recorded("write_word",
-                  [&] { return peer.ops->write_word(stream, peer.on_device(word), value); });
+  return with_record(peer.ops->write_word(stream, peer.on_device(word), value), "write_word");
 }
 inline int32_t await_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint32_t bit) {
-  return recorded("wait_word", [&] {
-    return peer.ops->wait_word(stream, peer.on_device(word), bit | kPeerAbortMask);
-  });
+  return with_record(peer.ops->wait_word(stream, peer.on_device(word), bit | kPeerAbortMask),
+                     "wait_word");
 }
 // Waits for a bit of the word and resets the word.
 inline int32_t take_word(baracuda_peer& peer, void* stream, const PeerWord& word, uint32_t bit) {
@@ -43,13 +31,11 @@ class Writes {
 
   int32_t enqueue(const baracuda_peer& peer, void* stream) const {
     if (peer.ops->write_words != nullptr) {
-      return recorded("write_words",
-                      [&] { return peer.ops->write_words(stream, words_, values_, count_); });
+      return with_record(peer.ops->write_words(stream, words_, values_, count_), "write_words");
     }
     int32_t status = BARACUDA_OK;
     for (int32_t i = 0; i < count_ && status == BARACUDA_OK; ++i) {
-      status = recorded("write_word",
-                        [&] { return peer.ops->write_word(stream, words_[i], values_[i]); });
+      status = with_record(peer.ops->write_word(stream, words_[i], values_[i]), "write_word");
     }
     return status;
   }
