@@ -22,8 +22,9 @@ def main() -> None:
     """Ring Attention on the command line: try it, and ask which kernel runs where, and why.
 
     Every command takes --json: one JSON object on stdout; errors as one JSON object on stderr. In
-    it, infinite values and NaN are the texts "Infinity", "-Infinity" and "NaN". A command that
-    refuses its input ends with exit code 2.
+    it, infinite values and NaN are the texts "Infinity", "-Infinity" and "NaN"; an infinite rate or
+    memory of a machine that `predict` was given is null. A command that refuses its input ends with
+    exit code 2, one that cannot write its answer with 1.
     """
 
 

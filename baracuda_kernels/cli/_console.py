@@ -72,7 +72,10 @@ class TypedErrorGroup(click.Group):
             _fail(type(error).__name__, str(error), EXIT_REFUSED, as_json)
         except MemoryError as error:
             _fail("MemoryError", str(error) or "out of memory", EXIT_REFUSED, as_json)
-        except OSError as error:  # files have errors of their own, so this is stdout's
+        except OSError as error:
+            if error.filename is not None:
+                _fail(type(error).__name__, str(error), EXIT_REFUSED, as_json)
+            # Commands turn failures of their own files into FileProblemError, so this is stdout's.
             _leave_stdout()
             _fail("OSError", f"stdout: cannot be written: {error}", EXIT_UNWRITTEN, as_json)
         sys.exit(code if isinstance(code, int) else 0)

@@ -11,6 +11,7 @@ import pytest
 from helpers.command_line import ok, refused
 
 import baracuda_kernels as bk
+from baracuda_kernels.cli import main
 
 BENCH = ("bench", "ring", "--device", "host", "--ranks", "2", "--chunk", "16", "--heads", "1")
 COMMANDS = {
@@ -78,6 +79,15 @@ def test_an_answer_that_cannot_be_written_is_one_line(command, how):
     assert run.returncode == 1 and run.stderr.count("\n") == 1, run.stderr
     message = json.loads(run.stderr)["error"]["message"] if how else run.stderr
     assert "stdout: cannot be written: [Errno 28] No space left on device" in message
+
+
+def test_a_file_that_fails_is_not_called_stdout(monkeypatch):
+    def fail():
+        raise FileNotFoundError(2, "No such file or directory", "/a/file")
+
+    monkeypatch.setattr(main.commands["info"], "callback", lambda **_: fail())
+    assert refused("info") == (
+        "FileNotFoundError", "[Errno 2] No such file or directory: '/a/file'")
 
 
 @pytest.mark.skipif(

@@ -9,6 +9,10 @@ import baracuda_kernels as bk
 from baracuda_kernels.testing import assert_close, attention, numpy_qkv
 
 
+def _behind_rows(x):
+    return x.swapaxes(1, 2).copy().swapaxes(1, 2)
+
+
 class Forms:
     """The ranks' operands, and each form's y and lse of the whole sequence."""
 
@@ -36,16 +40,22 @@ class Forms:
             for name in ("y", "lse")
         ]
 
-    def run(self, form):
-        """All ranks together: K and V "staged", "in place", or there as "views", heads behind rows."""
+    def run(self, *forms):
+        """All ranks together, each in its form, or all in one: K and V "staged", "in place" or there
+        as "bytes"; q, k and v as "views", heads behind rows; or v alone, "v behind rows"."""
         written, args = [self.outputs() for _ in self.shards], []
-        for (q, k, v), outputs in zip(self.shards, written, strict=True):
+        forms = forms * len(self.shards) if len(forms) == 1 else forms
+        for (q, k, v), outputs, form in zip(self.shards, written, forms, strict=True):
             if form == "views":
-                q, k, v = (x.swapaxes(1, 2).copy().swapaxes(1, 2) for x in (q, k, v))
+                q, k, v = map(_behind_rows, (q, k, v))
+            elif form == "v behind rows":
+                v = _behind_rows(v)
             scratch = np.full((2, self.plan.kv_scratch_elements), np.nan, q.dtype)
             given = {"k": k, "v": v}
             if form == "staged":
                 scratch[0], given = np.concatenate([k.ravel(), v.ravel()]), {}
+            elif form == "bytes":
+                given = {name: x.view(np.uint8).reshape(-1) for name, x in given.items()}
             args.append(bk.RingAttentionArgs(
                 q=q, **given, **outputs, kv_scratch_a=scratch[0], kv_scratch_b=scratch[1],
                 accumulator_scratch=self.state(),
@@ -85,40 +95,18 @@ def test_every_form_gives_the_same_bits(dtype, is_causal, layout):
             assert np.array_equal(y, other[0]) and np.array_equal(lse, other[1]), (name, ranks)
 
 
-class Mixed(Forms):
-    """Each rank in a form of its own."""
-
-    def run(self, forms):
-        written, args = [self.outputs() for _ in self.shards], []
-        for (q, k, v), outputs, form in zip(self.shards, written, forms, strict=True):
-            scratch = np.full((2, self.plan.kv_scratch_elements), np.nan, q.dtype)
-            given = {"k": k, "v": v}
-            if form == "staged":
-                scratch[0], given = np.concatenate([k.ravel(), v.ravel()]), {}
-            elif form == "bytes":
-                given = {name: x.view(np.uint8).reshape(-1) for name, x in given.items()}
-            elif form == "v behind rows":
-                given["v"] = v.swapaxes(1, 2).copy().swapaxes(1, 2)
-            args.append(bk.RingAttentionArgs(
-                q=q, **given, **outputs, kv_scratch_a=scratch[0], kv_scratch_b=scratch[1],
-                accumulator_scratch=self.state(),
-            ))  # fmt: skip
-        bk.LocalCommunicator.ring(len(args)).run_all(HOST, self.plan, args)
-        return self.gathered(written)
-
-
 def test_ranks_whose_chunks_lie_differently_are_refused():
     """A received chunk is read in the order of the rank's own."""
-    forms = Mixed("f32", 3, "contiguous", False)
-    y, lse = forms.run(["in place"] * 3)
+    forms = Forms("f32", 3, "contiguous", False)
+    y, lse = forms.run("in place")
     for alike in (["staged", "in place", "bytes"], ["bytes", "bytes", "staged"]):
-        assert all(map(np.array_equal, forms.run(alike), (y, lse)))
-    same, _ = forms.run(["v behind rows"] * 3)
+        assert all(map(np.array_equal, forms.run(*alike), (y, lse)))
+    same, _ = forms.run("v behind rows")
     assert np.array_equal(same, y)
     for other in ("in place", "staged", "bytes"):
         with pytest.raises(bk.InvalidProblemError, match=(
                 "^args: rank 2: order of v's dimensions: got SHD, must be HSD as on rank 0")):
-            forms.run([other, other, "v behind rows"])
+            forms.run(other, other, "v behind rows")
 
 
 def test_gradients_of_ranks_whose_chunks_lie_differently_are_refused():
