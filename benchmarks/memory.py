@@ -61,7 +61,7 @@ def _step(forward: Any, backward: Any, ring: Any, inputs: list[list[torch.Tensor
         bk.RingAttentionArgs(q=q, k=k, v=v, **given, **buffers(**sizes))
         for (q, k, v, _), given in zip(inputs, saved, strict=True)
     ])  # fmt: skip
-    sizes = {"kv_gradient_scratch": backward.kv_gradient_scratch_bytes} if many else {}
+    sizes = {"kv_gradient_scratch": backward.least_kv_gradient_scratch_bytes()} if many else {}
     received = _RECEIVED if backward.needs_kv_scratch_b else _RECEIVED[:1]
     args = []
     for (q, k, v, dy), given in zip(inputs, saved, strict=True):

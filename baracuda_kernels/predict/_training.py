@@ -97,8 +97,8 @@ def backward_scratch(
 def training_memory(problem: RingProblem, scratch: int | None = None) -> TrainingMemory:
     """The memory of a rank during the `run` of a backward, with K and V in place.
 
-    The forward's accumulator is free then, or is used as part of the scratch. `scratch_b` is counted,
-    also where a plan's `needs_kv_scratch_b` is False and it may be left out.
+    The forward's accumulator is free then, or is used as part of the scratch. All four buffers of
+    `sums` are counted, also where a plan's `needs_kv_scratch_b` is False and three are enough.
 
     Parameters
     ----------

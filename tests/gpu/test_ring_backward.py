@@ -47,9 +47,9 @@ def test_against_float64(torch, family, dtype, head_dim, ranks):
                     assert_gradients(family, dtype, got, exact, summands=100.0)
 
 
-@pytest.mark.parametrize("ranks", [3, 4, 8])
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
-def test_without_the_second_buffer_of_k_and_v_a_ring_has_the_same_bits(
+def test_the_least_scratch_gives_the_same_bits(
     torch, family, dtype, head_dim, ranks
 ):
     """dq holds scratch until it is written: on ranks whose last live step is not the last step, too."""
@@ -65,10 +65,12 @@ def test_without_the_second_buffer_of_k_and_v_a_ring_has_the_same_bits(
                     assert ring.plan.needs_kv_scratch_b == (family == "simt")
                     if family == "simt":
                         return
-                    with_it = [g.clone() for g in ring.run()]
-                    ring.poison()
-                    ring.without_scratch_b()
-                    assert same(torch, family, with_it, ring.run())
+                    expected = [g.clone() for g in ring.run()]
+                    for with_b in (True, False):
+                        ring.save_memory(with_kv_scratch_b=with_b)
+                        ring.poison()
+                        assert same(torch, family, expected, ring.run()), with_b
+                        assert not any(rank.overruns() for rank in ring.ranks), with_b
 
 
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), [
@@ -155,18 +157,18 @@ def test_a_local_ring_replays_from_a_graph(torch, family, dtype, head_dim, ranks
             rank.x.dy.mul_(2)  # new inputs in place
 
 
-@pytest.mark.parametrize(("ranks", "has_scratch_b"), [(2, True), (5, True), (5, False)])
+@pytest.mark.parametrize(("ranks", "least"), [(2, False), (5, False), (2, True), (5, True)])
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS[:3])
 def test_late_ranks_on_threads_give_the_same_bits(
-    torch, family, dtype, head_dim, ranks, has_scratch_b
+    torch, family, dtype, head_dim, ranks, least
 ):
     """Each rank on a stream of its own that is held up at random; scratch is poisoned before a run and
     again as soon as the stream lets it."""
     x = drawn(torch, dtype, 2, heads=4, kv_heads=1, query_len=128 * ranks, head_dim=head_dim)
     ring = GpuGradients(torch, family, dtype, x, ranks, is_causal=True)
     together = [g.clone() for g in ring.run()]
-    if not has_scratch_b:
-        ring.without_scratch_b()
+    if least:
+        ring.save_memory(with_kv_scratch_b=False)
     streams = [torch.cuda.Stream() for _ in range(ranks)]
     chance = random.Random(0)
     for _ in range(20):
@@ -182,8 +184,9 @@ def test_late_ranks_on_threads_give_the_same_bits(
                 with torch.cuda.stream(streams[rank]):
                     torch.cuda._sleep(delays[rank])
                     ring.plan.run(bk.Stream(streams[rank]), ring.ring[rank], ring.args[rank])
-                    for name in ("scratch", "kv_scratch_a", "kv_scratch_b", "kv_gradient_scratch"):
-                        ring.ranks[rank].held[name].view(torch.uint8).fill_(255)
+                    for name, held in ring.ranks[rank].held.items():
+                        if "scratch" in name:
+                            held.view(torch.uint8).fill_(255)
             except bk.BaracudaError as error:
                 failures.append(error)
 

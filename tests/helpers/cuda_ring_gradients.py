@@ -81,10 +81,11 @@ class GpuGradients:
         self.ring = bk.LocalCommunicator.ring(ranks, device=device, timeout=60.0)
         self.args = [rank.args for rank in self.ranks]
 
-    def without_scratch_b(self) -> None:
-        """From now on no rank has `kv_scratch_b`."""
-        held = ({**rank.held, "kv_scratch_b": None} for rank in self.ranks)
-        self.args = [bk.RingAttentionBackwardArgs(**given) for given in held]
+    def save_memory(self, *, with_kv_scratch_b: bool) -> None:
+        """As `GradientRank.save_memory`, for all ranks."""
+        for rank in self.ranks:
+            rank.save_memory(self.plan, with_kv_scratch_b=with_kv_scratch_b)
+        self.args = [rank.args for rank in self.ranks]
 
     def run(self, **options: Any) -> list[Any]:
         self.ring.run_all(self.torch.cuda.current_stream(), self.plan, self.args, **options)

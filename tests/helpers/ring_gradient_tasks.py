@@ -69,9 +69,9 @@ class RingGradientTasks:
         arrays = rank_arrays(torch, forward, q, k, v, ranks)
         problem = Problem(q, k, v, dy)
         back = GradientRank(plan, problem, arrays.y, arrays.lse, ranks, full_of(torch, dtype))
-        if not task.get("scratch_b", True):
-            back.held.pop("kv_scratch_b", None)
-        args = bk.RingAttentionBackwardArgs(**back.held)
+        if "least_with_b" in task:
+            back.save_memory(plan, with_kv_scratch_b=task["least_with_b"])
+        args = back.args
         if task.get("register"):
             register(comm, arrays.held)
             register(comm, back.held)
@@ -93,6 +93,7 @@ class RingGradientTasks:
                 back.held[name].view(torch.uint8).fill_(255)
             run()
         comm.synchronize(stream)
+        assert "least_with_b" not in task or not back.overruns()
         for name, found in zip(NAMES, back.gradients, strict=True):
             raw = found.contiguous().view(torch.uint8).cpu().numpy()
             raw.tofile(Path(task["folder"]) / f"{name}-{self.rank}.bin")

@@ -43,6 +43,21 @@ class GradientRank:
                 "kv_gradient_scratch": full((plan.kv_gradient_scratch_bytes,), "bytes"),
             }
         self.args = bk.RingAttentionBackwardArgs(**self.held)
+        self._sums, self.unused = self.held.get("kv_gradient_scratch"), None
+
+    def save_memory(self, plan: Any, *, with_kv_scratch_b: bool) -> None:
+        """Let dq hold one of the sums: from now on there is the least scratch. The rest of the
+        memory is poisoned and `unused`."""
+        nbytes = plan.least_kv_gradient_scratch_bytes(with_kv_scratch_b)
+        self.held["kv_gradient_scratch"], self.unused = self._sums[:nbytes], self._sums[nbytes:]
+        self.unused[:] = 0xFF
+        if not with_kv_scratch_b:
+            del self.held["kv_scratch_b"]
+        self.args = bk.RingAttentionBackwardArgs(**self.held)
+
+    def overruns(self) -> bool:
+        """Whether something was written behind the least scratch."""
+        return bool((self.unused != 0xFF).any())
 
     @property
     def gradients(self) -> tuple[Any, Any, Any]:
@@ -97,6 +112,12 @@ class HostGradients:
             for given in zip(*self.shards, strict=True)
         ]
         self.ring = bk.LocalCommunicator.ring(world_size, timeout=timeout)
+        self.args = [rank.args for rank in self.ranks]
+
+    def save_memory(self, *, with_kv_scratch_b: bool) -> None:
+        """As `GradientRank.save_memory`, for all ranks."""
+        for rank in self.ranks:
+            rank.save_memory(self.plan, with_kv_scratch_b=with_kv_scratch_b)
         self.args = [rank.args for rank in self.ranks]
 
     def run(self, **options: Any) -> list[np.ndarray]:

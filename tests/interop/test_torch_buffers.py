@@ -118,3 +118,5 @@ def test_gradients_get_the_second_buffer_of_k_and_v(torch, ring, kv_heads, by_pe
     travel = ring._gradients._travel(plan, torch.empty(0))
     assert set(travel) - {"kv_scratch_b"} == {"kv_scratch_a", "kv_gradient_scratch"}
     assert ("kv_scratch_b" in travel) == given
+    least = plan.least_kv_gradient_scratch_bytes(with_kv_scratch_b=given)
+    assert travel["kv_gradient_scratch"].nbytes == least

@@ -40,16 +40,17 @@ def test_against_float64(torch, pool, family, is_causal):
         check(torch, pool, rows=rows, layout=layout, is_causal=is_causal, family=family)
 
 
+@pytest.mark.parametrize("with_b", [False, True])
 @pytest.mark.parametrize("exchange", ["nccl", "peer"])
 @pytest.mark.parametrize("layout", ["contiguous", "zigzag"])
-def test_without_the_second_buffer_of_k_and_v(torch, pool, exchange, layout):
+def test_the_least_scratch_gives_the_same_bits(torch, pool, exchange, layout, with_b):
     shape = {"heads": 8, "kv_heads": 1, "query_len": 96 * pool.world_size, "head_dim": 64}
     given = {"shape": shape, "layout": layout, "family": "sm90a-deterministic"}
     expected = check(torch, pool, **given)
     pool.join(exchange=exchange, wait="event")
     for options in ({}, {"graph": True}, {"late_rank": 1, "late": 0.3}):
         found = check(
-            torch, pool, runs=3, register=exchange == "peer", scratch_b=False, **given, **options
+            torch, pool, runs=3, register=exchange == "peer", least_with_b=with_b, **given, **options
         )
         assert same(torch, "sm90a-deterministic", expected, found), options
     pool.join(exchange="auto", wait="event")

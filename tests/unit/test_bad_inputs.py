@@ -217,7 +217,8 @@ def test_wrong_streams_communicators_and_argument_objects(plan):
     ("bad", "name"),
     [({"rank": 2}, "rank"), ({"origin": -1}, "origin"), ({"world_size": 0}, "world_size"),
      ({"world_size": "2"}, "world_size"), ({"y": None}, "y"), ({"q": None}, "q"),
-     ({"last": False}, "accumulator_scratch")],
+     ({"last": False}, "accumulator_scratch"), ({"first": 1}, "first: got 1, must be a bool"),
+     ({"last": "no"}, "last: got 'no', must be a bool"), ({"follows": None}, "follows: got None")],
     ids=str,
 )
 def test_a_step_of_wrong_arguments(plan, bad, name):

@@ -19,6 +19,8 @@ def test_scratch_in_numbers():
     assert plan.kv_gradient_scratch_bytes == 4 * 2 * elements * 4
     assert plan.scratch_bytes == 2 * 4 * 10 * (16 + 2) * 4
     assert plan.scratch_alignment == 16
+    assert plan.needs_kv_scratch_b
+    assert plan.least_kv_gradient_scratch_bytes() == plan.kv_gradient_scratch_bytes
     odd = bk.RingAttentionDescriptor(1, 1, 1, 1, 3, element="F32")
     plan = bk.RingAttentionBackwardPlan.select(HOST, odd)
     assert plan.kv_gradient_scratch_bytes == 4 * 32, "2 * 3 floats, up to whole 16 bytes"
@@ -26,6 +28,20 @@ def test_scratch_in_numbers():
     assert plan.precision_guarantee.deterministic
     huge = bk.RingAttentionDescriptor(1, 1, 1, 2**50, 64, element="F32")
     assert bk.RingAttentionBackwardPlan.select(huge, HOST).kv_gradient_scratch_bytes == 2**61
+
+
+def test_the_least_scratch_in_numbers():
+    desc = bk.RingAttentionDescriptor(1, 4, 8, 8, 16, element="BF16", num_kv_heads=1)
+    plan = bk.RingAttentionBackwardPlan.select(desc, HOST)
+    assert not plan.needs_kv_scratch_b
+    keys = 2 * 8 * 16
+    assert plan.kv_gradient_scratch_bytes == 4 * keys * 4
+    assert plan.least_kv_gradient_scratch_bytes() == 3 * keys * 4 + keys * 2
+    assert plan.least_kv_gradient_scratch_bytes(with_kv_scratch_b=True) == 3 * keys * 4
+    assert plan.least_kv_gradient_scratch_bytes(np.True_) == 3 * keys * 4
+    for wrong in (None, 1, "yes"):
+        with pytest.raises(bk.InvalidProblemError, match="with_kv_scratch_b: got .*, must be a bool"):
+            plan.least_kv_gradient_scratch_bytes(wrong)
 
 
 def rank_arguments(world_size, **changed):
@@ -91,26 +107,38 @@ def test_where_dq_is_too_small_the_second_buffer_is_needed():
         plan.can_implement(args, 3)
 
 
-def test_a_dq_that_cannot_hold_scratch_is_refused_without_the_second_buffer():
-    x = draw("f32", 0, heads=2, kv_heads=1, query_len=8, head_dim=8)
+def test_what_dq_must_be_to_hold_a_sum():
+    x = draw("bf16", 0, heads=4, kv_heads=1, query_len=8, head_dim=8)
     plan = bk.RingAttentionBackwardPlan.select(ring_descriptor(x.q, x.k), HOST)
-    y, lse = np.zeros_like(x.q), np.zeros(x.q.shape[:3], np.float32)
-    held = GradientRank(plan, x, y, lse, 3, numpy_full("f32")).held | {"kv_scratch_b": None}
+    y, lse, kind = np.zeros_like(x.q), np.zeros(x.q.shape[:3], np.float32), x.q.dtype
+    held = GradientRank(plan, x, y, lse, 3, numpy_full("bf16")).held
+    b, whole = held["kv_scratch_b"], plan.kv_gradient_scratch_bytes
+    least, with_b = plan.least_kv_gradient_scratch_bytes(), 3 * whole // 4
+    assert least == with_b + b.nbytes
 
-    def check(dq, **more):
-        plan.can_implement(bk.RingAttentionBackwardArgs(**{**held, "dq": dq, **more}), 3)
+    def check(dq, ranks, b, nbytes):
+        given = {"dq": dq, "kv_scratch_b": b, "kv_gradient_scratch": np.zeros(nbytes, np.uint8)}
+        plan.can_implement(bk.RingAttentionBackwardArgs(**{**held, **given}), ranks)
 
-    check(np.zeros((1, 8, 2, 8), np.float32).swapaxes(1, 2))
-    spread = np.zeros((1, 2, 16, 8), np.float32)[:, :, ::2]
-    with pytest.raises(bk.InvalidProblemError, match="dq: got strides .* dense .* without kv_scratch_b"):
-        check(spread)
-    shifted = np.zeros(129, np.float32)
-    shifted = shifted[shifted.ctypes.data % 16 == 0 :][:128].reshape(1, 2, 8, 8)
-    with pytest.raises(bk.MisalignedOperandError, match="dq, without kv_scratch_b: got address .* of 16"):
-        check(shifted)
-    full = np.zeros(plan.kv_scratch_elements, np.float32)
-    check(spread, kv_scratch_b=full)
-    check(shifted, kv_scratch_b=full)
+    turned = np.zeros((1, 8, 4, 8), kind).swapaxes(1, 2)
+    spread = np.zeros((1, 4, 16, 8), kind)[:, :, ::2]
+    shifted = np.zeros(257, kind)
+    shifted = shifted[shifted.ctypes.data % 16 == 0 :][:256].reshape(1, 4, 8, 8)
+    where = f"where kv_scratch_b is None or kv_gradient_scratch has less than {whole} bytes"
+    saved = [(3, None, whole), (3, None, least), (3, b, with_b), (2, None, least), (2, b, with_b)]
+    for case in saved:
+        check(held["dq"], *case)
+        check(turned, *case)
+        with pytest.raises(bk.InvalidProblemError, match=f"dq: got strides .* dense .* {where}"):
+            check(spread, *case)
+        with pytest.raises(bk.MisalignedOperandError, match=f"dq, {where}: got address .* of 16"):
+            check(shifted, *case)
+    for case in ((3, b, whole), (2, None, whole), (2, b, whole)):
+        check(spread, *case)
+        check(shifted, *case)
+    for ranks, given, nbytes in saved[1:]:
+        with pytest.raises(bk.WorkspaceTooSmallError, match=f"kv_gradient_scratch.*{nbytes}"):
+            check(held["dq"], ranks, given, nbytes - 1)
 
 
 @pytest.mark.parametrize("has_scratch_b", [False, True])

@@ -26,7 +26,7 @@ def real_program():
 class Calls:
     """The C calls of a local ring, over the memory of a HostGradients.
 
-    With `dq_holds_share` the last chunk of the sums' scratch receives K and V instead of
+    With `dq_holds_share` the memory of the sums' last chunk receives K and V instead of
     `kv_scratch_b`.
     """
 

@@ -126,11 +126,13 @@ class Gradients:
         ring = self._ring
         if ring.comm.world_size == 1:
             return {}
-        name, nbytes = "kv_gradient_scratch", plan.kv_gradient_scratch_bytes
-        sums = ring.buffers.of(name, nbytes, q, torch.uint8)
         # By peer the second buffer exists anyway: the forward has registered it.
         most = 2 if plan.needs_kv_scratch_b or ring.buffers.by_peer else 1
-        return {**ring.receive_buffers(plan.kv_scratch_elements, q, most), name: sums}
+        travel = ring.receive_buffers(plan.kv_scratch_elements, q, most)
+        # The dq of this operator is dense, so it can hold one of the sums.
+        nbytes = plan.least_kv_gradient_scratch_bytes(with_kv_scratch_b="kv_scratch_b" in travel)
+        name = "kv_gradient_scratch"
+        return {**travel, name: ring.buffers.of(name, nbytes, q, torch.uint8)}
 
 
 def _check(

@@ -3,6 +3,8 @@
 
 from collections.abc import Mapping
 
+from baracuda_kernels._core._view cimport flag
+
 from baracuda_kernels._core._enums import (
     ArchSku,
     BackendKind,
@@ -16,12 +18,6 @@ from baracuda_kernels._core._enums import (
     kind_of,
 )
 from baracuda_kernels._core._errors import InvalidProblemError
-
-
-cdef object _flag(str name, object value):
-    if not isinstance(value, bool):
-        raise InvalidProblemError(f"{name}: got {value!r}, must be a bool")
-    return value
 
 
 cdef object _optional(object enum, object value):
@@ -62,9 +58,9 @@ cdef class PrecisionGuarantee:
     def __cinit__(self, math_precision, accumulator, bit_stable_on_same_hardware, deterministic):
         self.math_precision = MathPrecision.parse(math_precision)
         self.accumulator = ElementKind.parse(accumulator)
-        self.bit_stable_on_same_hardware = _flag("bit_stable_on_same_hardware",
+        self.bit_stable_on_same_hardware = flag("bit_stable_on_same_hardware",
                                                  bit_stable_on_same_hardware)
-        self.deterministic = _flag("deterministic", deterministic)
+        self.deterministic = flag("deterministic", deterministic)
 
     def _key(self):
         return (self.math_precision, self.accumulator, self.bit_stable_on_same_hardware,
@@ -278,7 +274,7 @@ math_precision=None, deterministic=None)
                     f"max_workspace_bytes: got {max_workspace_bytes!r}, must be None or an "
                     "integer >= 0")
         self.max_workspace_bytes = max_workspace_bytes
-        self.allow_sm90a = _flag("allow_sm90a", allow_sm90a)
+        self.allow_sm90a = flag("allow_sm90a", allow_sm90a)
         self.prefer_backend = _optional(BackendKind, prefer_backend)
         self.math_precision = _optional(MathPrecision, math_precision)
         if deterministic is not None and not isinstance(deterministic, bool):

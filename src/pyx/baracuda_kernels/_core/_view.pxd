@@ -33,3 +33,5 @@ cdef int64_t integer(str name, object value, object low, object end) except? -1
 # The same for [low, 2**63). The argument's name in messages is "name: what"; it is built only for
 # an error.
 cdef int64_t integer_from(str name, str what, object value, int64_t low) except? -1
+# value as a bool. Only Python's and NumPy's bools are taken.
+cdef bint flag(str name, object value) except -1

@@ -153,6 +153,16 @@ cdef int64_t integer(str name, object value, object low, object end) except? -1:
     return number
 
 
+cdef bint flag(str name, object value) except -1:
+    if value is True or value is False:
+        return value
+    # NumPy's: "bool_" before NumPy 2.
+    kind = type(value)
+    if kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"):
+        return bool(value)
+    raise InvalidProblemError(f"{name}: got {value!r}, must be a bool")
+
+
 cdef tuple _sequence(str name, str what, object given):
     try:
         return tuple(given)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from libc.string cimport memset
 
 from baracuda_kernels.ops.attention cimport c_api as attention_api
-from baracuda_kernels._core._view cimport index_of
+from baracuda_kernels._core._view cimport flag, index_of
 
 from baracuda_kernels._core._enums import ElementKind
 from baracuda_kernels._core._errors import InvalidProblemError
@@ -48,9 +48,7 @@ cdef class AttentionDescriptor:
             raise InvalidProblemError(f"scale: got {scale!r}, must be None or a float")
         else:
             self.scale = _number(scale)
-        if not isinstance(is_causal, bool):
-            raise InvalidProblemError(f"is_causal: got {is_causal!r}, must be a bool")
-        self.is_causal = is_causal
+        self.is_causal = flag("is_causal", is_causal)
         self.element = ElementKind.parse(element)
         self.c_element = _C_ELEMENTS.get(self.element, -1)
         self.itemsize = self.element.itemsize

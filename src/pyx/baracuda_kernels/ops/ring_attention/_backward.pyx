@@ -12,6 +12,7 @@ from baracuda_kernels._core._plan cimport MADE_BY_SELECT
 from baracuda_kernels._core._ring_plan cimport RingArgs
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
+from baracuda_kernels._core._view cimport flag
 from baracuda_kernels.ops.attention._kernel cimport load_backward_kernel
 from baracuda_kernels.ops.attention._operands cimport AttentionOperands
 from baracuda_kernels.ops.ring_attention._base cimport RingAttentionBase, kv_elements, \
@@ -58,12 +59,14 @@ kv_scratch_a=None, kv_scratch_b=None, kv_gradient_scratch=None, dlse=None)
     scratch : contiguous, plan.scratch_bytes bytes, optional
         May be None if that is 0.
     kv_scratch_a, kv_scratch_b : contiguous, plan.kv_scratch_elements elements, optional
-        The two receive buffers of K and V. A may be None at P = 1, and B at P <= 2. B may be None at
-        any P if ``plan.needs_kv_scratch_b`` is False, and dq is dense in any order of dimensions and
-        begins at a multiple of ``plan.scratch_alignment`` bytes. Then dq holds other scratch until it
-        is written.
+        The two receive buffers of K and V. A may be None at P = 1, and B at P <= 2.
     kv_gradient_scratch : contiguous, plan.kv_gradient_scratch_bytes bytes, optional
         Memory for sums of dk and dv in the accumulator's type. May be None at P = 1.
+
+        Less is enough if ``plan.needs_kv_scratch_b`` is False, and dq is dense in any order of
+        dimensions and begins at a multiple of ``plan.scratch_alignment`` bytes. Then dq can hold one
+        of the sums until it is written. B may then be None at any P, and kv_gradient_scratch needs
+        only ``plan.least_kv_gradient_scratch_bytes(with_kv_scratch_b=...)`` bytes.
     dlse : [B, H, Q], of lse's type, any strides; optional
         The gradient of lse; by default zeros.
 
@@ -179,17 +182,42 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         """Bytes of ``kv_gradient_scratch``, at any world size above 1.
 
         Four chunks of 2 * B * Hkv * K * D numbers of the accumulator's type, each rounded up to a
-        multiple of `scratch_alignment`.
+        multiple of `scratch_alignment`. See also `least_kv_gradient_scratch_bytes`.
         """
         return _CHUNKS * _sum_bytes(self.descriptor)
+
+    def least_kv_gradient_scratch_bytes(self, with_kv_scratch_b=False):
+        """Bytes of ``kv_gradient_scratch`` that are enough where dq holds one of the sums.
+
+        Three chunks instead of four, at any world size above 1. Without ``kv_scratch_b`` also
+        `kv_scratch_elements` elements, which receive K and V. If `needs_kv_scratch_b` is True,
+        `kv_gradient_scratch_bytes`.
+
+        Parameters
+        ----------
+        with_kv_scratch_b : bool, default False
+            Whether ``kv_scratch_b`` is given.
+
+        Raises
+        ------
+        InvalidProblemError
+            with_kv_scratch_b is not a bool.
+        """
+        cdef RingAttentionDescriptor d = self.descriptor
+        is_given = flag("with_kv_scratch_b", with_kv_scratch_b)
+        if self.needs_kv_scratch_b:
+            return self.kv_gradient_scratch_bytes
+        received = 0 if is_given else 2 * int(kv_elements(d)) * d.itemsize
+        return (_CHUNKS - 1) * _sum_bytes(d) + received
 
     @property
     def needs_kv_scratch_b(self):
         """Whether a ring of more than two ranks needs ``kv_scratch_b``.
 
-        False if dq is as large as one chunk of ``kv_gradient_scratch``, and the kernel writes it
-        after all steps: with four or more query heads to a key head for f16 and bf16, two for the
-        other types, at equal lengths. The families `sm90a`, `sm80` and `host` do so.
+        False if dq can hold one chunk of ``kv_gradient_scratch``: dq is as large, and the kernel
+        writes it after all steps. At equal lengths dq is as large with four or more query heads to a
+        key head for f16 and bf16, and with two for the other types. The families `sm90a`, `sm80` and
+        `host` write dq after all steps.
         """
         cdef RingAttentionDescriptor d = self.descriptor
         nbytes = int(d.batch_size) * d.num_heads * d.query_len * d.head_dim * d.itemsize
@@ -254,10 +282,10 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         self.place(rank, origin, world_size, &params.step)
         checks.bind_query(d, as_tensor("q", q), &params.step)
         checks.bind_keys(d, as_tensor("k", k), as_tensor("v", v), &params.step)
-        if first:
+        if flag("first", first):
             params.step.flags |= attention_api.BARACUDA_STEP_FIRST
             checks.bind_results(d, as_tensor("y", y), as_tensor("lse", lse), &params)
-        if last:
+        if flag("last", last):
             params.step.flags |= attention_api.BARACUDA_STEP_LAST
             checks.bind_dq(d, as_tensor("dq", dq), &params)
         checks.bind_row_gradients(d, as_tensor("dy", dy), as_tensor("dlse", dlse), &params)
@@ -288,27 +316,38 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         binding.problem.layout = d.c_layout
         _begin(d, params)
         checks.bind_query(d, args.q, &params.step)
-        without_b = world_size > 2 and args.kv_scratch_b is None and not self.needs_kv_scratch_b
+        in_dq = world_size > 1 and self.keeps_share_in_dq(args, world_size)
+        own_b = args.kv_scratch_b is not None or not in_dq
         self.bind_chunks(checks, args.k, args.v, args.kv_scratch_a, args.kv_scratch_b, world_size,
-                         not without_b, &params.step, &binding.payloads[0])
+                         own_b, &params.step, &binding.payloads[0])
         checks.bind_results(d, args.y, args.lse, params)
         checks.bind_gradients(d, args.dy, args.dlse, args.dq, args.dk, args.dv, params)
         self.bind_scratch(checks, args.scratch, params)
         binding.call.payload_count = 1
         if world_size > 1:
-            self.bind_sums(checks, args.kv_gradient_scratch, binding)
-        if without_b:
-            self.bind_share_in_dq(checks, args.dq, binding)
+            self.bind_sums(checks, args.kv_gradient_scratch, in_dq, own_b, binding)
+        if in_dq:
+            self.bind_share_in_dq(checks, args.dq, own_b, binding)
         checks.no_overlaps()
         binding.operands = checks
         return binding
 
-    cdef int bind_sums(self, AttentionOperands checks, TensorRef scratch,
+    cdef bint keeps_share_in_dq(self, RingAttentionBackwardArgs args, int64_t world_size) except -1:
+        """Whether dq holds the share that is kept apart: if it can, and memory was saved for that."""
+        if self.needs_kv_scratch_b:
+            return False
+        sums = args.kv_gradient_scratch
+        is_short = sums is not None and sums.nbytes < self.kv_gradient_scratch_bytes
+        return is_short or (args.kv_scratch_b is None and world_size > 2)
+
+    cdef int bind_sums(self, AttentionOperands checks, TensorRef scratch, bint in_dq, bint own_b,
                        _Binding binding) except -1:
         cdef RingAttentionDescriptor d = self.descriptor
         cdef c_api.baracuda_ring_payload* sums = &binding.payloads[1]
+        nbytes = self.least_kv_gradient_scratch_bytes(own_b) if in_dq \
+            else self.kv_gradient_scratch_bytes
         cdef TensorRef view = checks.workspace(
-            "kv_gradient_scratch", scratch, min(self.kv_gradient_scratch_bytes, 2 ** 63 - 1))
+            "kv_gradient_scratch", scratch, min(nbytes, 2 ** 63 - 1))
         cdef char* data = <char*>view.data
         cdef int64_t chunk = _sum_bytes(d)
         cdef int i
@@ -321,16 +360,20 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
             sums.buffers[i] = data + (i + 1) * chunk
         return 0
 
-    cdef int bind_share_in_dq(self, AttentionOperands checks, TensorRef dq,
+    cdef int bind_share_in_dq(self, AttentionOperands checks, TensorRef dq, bint own_b,
                               _Binding binding) except -1:
-        """The share that is kept apart goes to dq, and its place in the scratch receives K and V."""
+        """The share that is kept apart goes to dq. Without kv_scratch_b its place in the scratch
+        receives K and V."""
         cdef RingAttentionDescriptor d = self.descriptor
         cdef attention_api.baracuda_attention_backward_params* params = &binding.problem.call
-        checks.aligned("dq, without kv_scratch_b", dq, SCRATCH_ALIGNMENT)
+        why = ("where kv_scratch_b is None or kv_gradient_scratch has less than "
+               f"{self.kv_gradient_scratch_bytes} bytes")
+        checks.aligned(f"dq, {why}", dq, SCRATCH_ALIGNMENT)
         require_dense("dq", dq, (d.batch_size, d.num_heads, d.query_len, d.head_dim),
-                      params.dq_strides, "without kv_scratch_b")
+                      params.dq_strides, why)
         binding.problem.dq_holds_share = 1
-        binding.payloads[0].buffers[0] = binding.payloads[1].buffers[2]
+        if not own_b:
+            binding.payloads[0].buffers[0] = binding.payloads[1].buffers[2]
         binding.payloads[1].buffers[2] = params.dq
         return 0
 

@@ -11,6 +11,7 @@ from baracuda_kernels._core._member cimport RingBinding
 from baracuda_kernels._core._plan cimport MADE_BY_SELECT
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
+from baracuda_kernels._core._view cimport flag
 from baracuda_kernels.ops.attention._kernel cimport load_kernel
 from baracuda_kernels.ops.attention._operands cimport AttentionOperands
 from baracuda_kernels.ops.ring_attention._args cimport RingAttentionArgs
@@ -149,12 +150,12 @@ cdef class RingAttentionPlan(RingAttentionBase):
         self.place(rank, origin, world_size, &step)
         checks.bind_query(d, as_tensor("q", q), &step)
         checks.bind_keys(d, as_tensor("k", k), as_tensor("v", v), &step)
-        if last:
+        if flag("last", last):
             step.flags |= attention_api.BARACUDA_STEP_LAST
             checks.bind_outputs(d, as_tensor("y", y), as_tensor("lse", lse), &step)
-        if first:
+        if flag("first", first):
             step.flags |= attention_api.BARACUDA_STEP_FIRST
-        elif follows:
+        if flag("follows", follows) and not first:
             step.flags |= attention_api.BARACUDA_STEP_FOLLOWS
         if not (first and last):
             view = checks.workspace("accumulator_scratch",
