@@ -253,10 +253,10 @@ def _interop() -> Counts:
 
 def _endurance() -> Counts:
     # What measures the device's memory comes alone; the others wait for deadlines most of the time.
-    first = _pytest("tests", "-m", "device_memory and not multi_gpu", seconds=LIMIT_SECONDS / 2)
+    first = _pytest("tests", "-m", "device_memory and not multi_gpu", seconds=LIMIT_SECONDS / 4)
     others = "endurance and not device_memory and not multi_gpu"
     runs = _shares("tests", f"--ignore={_SANITIZER}", "-m", others)
-    return first + _side_by_side(runs, seconds=LIMIT_SECONDS / 2 - 30)
+    return first + _side_by_side(runs, seconds=LIMIT_SECONDS * 3 / 4 - 30)
 
 
 # What a part tests, and the modules that measure its rows: by `rows`, or by the function after the

@@ -170,7 +170,8 @@ ACROSS = {
         "whole sequence, divided by P. ring-flash-attention 0.1.8 runs on PyTorch's FlashAttention-2 "
         "kernels.",
         f"{_RING}step ms=ours .3f, forward ms=ours@1 .3f, backward ms=ours@2 .3f, "
-        "% of ideal=%ideal .1f, vs context_parallel=context_parallel:ours .2f, "
+        "% of ideal=%ideal .1f, as a graph=%ideal@3 .1f, "
+        "vs context_parallel=context_parallel:ours .2f, "
         f"vs ring-flash-attention=ring_flash_attention:ours .2f, {_OWN}form of context_parallel",
         cells={"form of context_parallel": _form},
     ),

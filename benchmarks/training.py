@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc-per-node=2 -m benchmarks.training --out benchmarks/results
 
-One process per GPU. Times `interop.torch.ring_attention` with its gradients in interleaved rounds
-beside PyTorch's `context_parallel` in the fastest of its forms, ring-flash-attention where it is
+One process per GPU. Times `interop.torch.ring_attention` with its gradients, eager and as a CUDA
+graph, in interleaved rounds beside PyTorch's `context_parallel` in the fastest of its forms, ring-flash-attention where it is
 installed, our kernel by all-gather and by all-to-all (Ulysses), and the same work on one GPU (over
 the ranks: the ideal). Holds every rank's gradients to those of one GPU, and takes the peak of memory.
 Writes DIR/training-<ranks>x-<card>.json, anew after each problem. Exit code 1 if a gradient is wrong.
@@ -28,10 +28,10 @@ from benchmarks.across_gpus.others import Others
 from benchmarks.across_gpus.problem import Problem
 from benchmarks.across_gpus.ranks import Contender, group, interleaved, parser, say, slowest
 from benchmarks.across_gpus.ulysses import ulysses
-from benchmarks.gradient_error import relative
+from benchmarks.gradient_error import LAYOUTS, relative
 from benchmarks.rounds import summary
 from benchmarks.rows import Report, Row, row
-from benchmarks.timing import not_of_torch, peak_bytes
+from benchmarks.timing import captured, not_of_torch, peak_bytes
 
 # Relative difference of a rank's gradients from those of one GPU: both round to bf16.
 _TOLERANCE = 6e-3
@@ -45,17 +45,20 @@ Step = Callable[[], Sequence[torch.Tensor]]
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 1 if a gradient is wrong."""
     made = parser("training", [4096, 8192, 16384, 32768])
-    masks = ["causal", "full"]  # causal rows are dealt zigzag
+    masks = ["causal", "full"]
     made.add_argument("--mask", nargs="+", choices=masks, default=masks)
+    made.add_argument(
+        "--layout", nargs="+", choices=LAYOUTS, help="default: causal zigzag, full contiguous"
+    )
     options = made.parse_args(arguments)
     report = Report(options.out, "training-")
     with group() as (rank, ranks):
         measures = TrainingMeasures(init_device_mesh("cuda", (ranks,)))
         for chunk, heads, mask in product(options.chunk, options.heads, options.mask):
             causal = mask == "causal"
-            layout = "zigzag" if causal else "contiguous"
-            problem = Problem(ranks, chunk, heads, options.kv_heads, 128, layout, causal)
-            report.add(measures.rows(problem, options.rounds), ranks=ranks, rank=rank)
+            for layout in options.layout or ["zigzag" if causal else "contiguous"]:
+                problem = Problem(ranks, chunk, heads, options.kv_heads, 128, layout, causal)
+                report.add(measures.rows(problem, options.rounds), ranks=ranks, rank=rank)
     return 1 if measures.failed else 0
 
 
@@ -69,7 +72,8 @@ class TrainingMeasures:
         self.failed = False
 
     def rows(self, problem: Problem, rounds: int) -> list[Row]:
-        """`training`: ms of a step, and of its passes; `memory`: peak bytes of a step."""
+        """`training`: ms of a step, of its passes, and of the step as a CUDA graph; `memory`: peak
+        bytes of a step."""
         self._begin_anew()
         whole, dy = problem.whole(self._device), problem.gathered("dy", self._device)
         one = one_gpu(problem, whole, dy)
@@ -95,18 +99,20 @@ class TrainingMeasures:
         for name in sorted(others.keys() & {"context_parallel", "ring_flash_attention"}):
             with others[name].around():  # the rest keep their tensors from call to call
                 peaks[name] = _peak(others[name].call)
-        calls = {"step": ours, "forward": forward, "backward": backward()}
+        graph = captured(ours)
+        calls = {"step": ours, "forward": forward, "backward": backward(), "graph": graph}
         contenders = {name: Contender(call) for name, call in calls.items()}
         rounds = problem.rounds(rounds)
         samples = interleaved({**contenders, "ideal": one, **others}, rounds=rounds)
-        passes = {name: {name: samples.pop(name)} for name in ("forward", "backward")}
+        apart = {name: {name: samples.pop(name)} for name in ("forward", "backward", "graph")}
+        apart["graph"]["ideal"] = samples["ideal"]
         ways = {hop.kind for hop in getattr(ring_of("", self._device).comm, "exchange", ())}
         exchange = "+".join(sorted(ways)) or "none"
         form = self._others.form(problem)
         rows = []
-        for what, times in {"step": samples, **passes}.items():
+        for what, times in {"step": samples, **apart}.items():
             figures = summary(times, what)
-            if what == "step":
+            if "ideal" in times:
                 figures["peers"]["ideal"] /= problem.ranks
             params = problem.params(
                 exchange=exchange, rounds=rounds, context_parallel=form, what=what

@@ -54,12 +54,15 @@ def test_answers_speed_and_memory(torch, tmp_path, ranks):
 
 @pytest.mark.parametrize("ranks", RANKS)
 def test_training_beside_the_others(torch, tmp_path, ranks):
-    rows = report_of("training", ranks, tmp_path)
+    rows = report_of("training", ranks, tmp_path, "--layout", "striped")
     kinds = [(row["name"], row["params"].get("what"), row["params"]["causal"]) for row in rows]
+    timed = [("training", what) for what in ("step", "forward", "backward", "graph")]
     for causal in (True, False):
-        for kind in (("memory", None), *(("training", x) for x in ("step", "forward", "backward"))):
+        for kind in (("memory", None), *timed):
             assert kinds.count((*kind, causal)) == 1, kind
     for row in rows:
+        if row["params"].get("what") == "graph":
+            assert row["peers"].keys() == {"ideal"}
         others = {"context_parallel", "ulysses", "all_gather_own"}
         if row["params"].get("what") == "step":
             assert row["peers"].keys() - {"ring_flash_attention"} == {"ideal", *others}
