@@ -247,18 +247,8 @@ def _filter(name: str, value: Any) -> Callable[[KernelSku], bool]:
     elif kind is OpKind:
         return _op_filter(value)
     elif value is not None:
-        value = _member(name, kind, value)
+        value = kind.parse(value, name)
     return lambda sku: _field(sku, name) == value
-
-
-def _member(name: str, kind: Any, value: Any) -> Any:
-    """The member of an enum."""
-    try:
-        return kind.parse(value)
-    except InvalidProblemError:
-        raise InvalidProblemError(
-            f"{name}: got {value!r}, must be one of {', '.join(kind.__members__)}"
-        ) from None
 
 
 def _op_filter(value: Any) -> Callable[[KernelSku], bool]:

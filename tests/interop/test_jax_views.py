@@ -13,6 +13,18 @@ def test_arrays_are_read_in_place(jax):
     assert np.array_equal(np.asarray(bk.TensorRef(x)), np.asarray(x))
 
 
+def test_arrays_are_not_written(jax):
+    x = np.zeros((1, 1, 4, 8), np.float32)
+    y = jax.numpy.zeros(x.shape)
+    with pytest.raises(bk.InvalidProblemError, match="^tensor: got read-only memory"):
+        bk.TensorMut(y)
+    stream = bk.Stream.host()
+    plan = bk.FlashSdpaPlan.select(stream, bk.FlashSdpaDescriptor(1, 1, 4, 4, 8, element="F32"))
+    with pytest.raises(bk.InvalidProblemError, match="^y: got read-only memory, must be writable"):
+        plan.run(stream, bk.FlashSdpaArgs(q=x, k=x, v=x, y=y))
+    plan.run(stream, bk.FlashSdpaArgs(q=jax.numpy.asarray(x), k=x, v=x, y=np.array(y)))
+
+
 def test_a_traced_value(jax):
     def view(x):
         with pytest.raises(bk.InvalidProblemError, match="^tensor: got .*Tracer"):

@@ -53,8 +53,11 @@ def test_every_member_by_name_number_and_pickle(enum):
 
 @pytest.mark.parametrize("value", ["nothing", -1, 999, None, 1.5, True, bk.ArchSku.SM89])
 def test_parse_names_the_valid_members(value):
-    with pytest.raises(bk.InvalidProblemError, match="CONTIGUOUS, ZIGZAG, STRIPED"):
-        bk.SequenceLayout.parse(value)
+    for arguments, name in (((value,), "SequenceLayout"), ((value, "layout"), "layout")):
+        with pytest.raises(
+            bk.InvalidProblemError, match=f"^{name}: got .* must be one of CONTIGUOUS, ZIGZAG, STRIPED"
+        ):
+            bk.SequenceLayout.parse(*arguments)
 
 
 def test_element_widths():
@@ -193,7 +196,7 @@ def test_a_sku_has_a_direction():
     assert bk.KernelSku.from_dict(backward.to_dict()) == backward
     old = {name: value for name, value in SKU.to_dict().items() if name != "direction"}
     assert bk.KernelSku.from_dict(old) == SKU  # as written before kernels had a direction
-    with pytest.raises(bk.InvalidProblemError, match="Direction: got 'UP'"):
+    with pytest.raises(bk.InvalidProblemError, match="direction: got 'UP'"):
         bk.KernelSku.from_dict({**old, "direction": "UP"})
     del old["op"]
     with pytest.raises(bk.InvalidProblemError, match=r"missing keys \['op'\]"):
@@ -210,8 +213,8 @@ def test_an_op_is_a_name_of_its_category_or_a_number():
     assert sku("ATTENTION", 500) == 500 and sku("FFT", 3) == 3  # of another package
     assert type(sku("ATTENTION", 500)) is type(sku("FFT", 3)) is int
     for category, op, message in (
-        ("ATTENTION", "RING", "AttentionKind: got 'RING'"), ("ATTENTION", -1, "AttentionKind"),
-        ("ATTENTION", 65536, "AttentionKind"), ("ATTENTION", True, "AttentionKind"),
+        ("ATTENTION", "RING", "op: got 'RING'"), ("ATTENTION", -1, "op: got -1"),
+        ("ATTENTION", 65536, "op: got 65536"), ("ATTENTION", True, "op: got True"),
         ("FFT", "RADIX_2", "no names are known in FFT"), ("FFT", 65536, r"\[0, 65535\]"),
     ):
         with pytest.raises(bk.InvalidProblemError, match=message):
@@ -250,7 +253,8 @@ def test_a_descriptor_that_is_no_problem(change, name):
 @pytest.mark.parametrize(
     ("change", "name"),
     [({"batch_size": 1.5}, "batch_size"), ({"scale": "1"}, "scale"), ({"is_causal": 1}, "is_causal"),
-     ({"element": "F17"}, "ElementKind"), ({"sequence_layout": "spiral"}, "SequenceLayout"),
+     ({"element": "F17"}, "element: got 'F17'"),
+     ({"sequence_layout": "spiral"}, "sequence_layout: got 'spiral'"),
      ({"query_len": True}, "query_len"), ({"key_len": 2**80}, "key_len")],
     ids=str,
 )
@@ -267,5 +271,6 @@ def test_a_field_of_the_wrong_type(change, name):
     ids=str,
 )
 def test_a_preference_of_the_wrong_type(fields):
-    with pytest.raises(bk.InvalidProblemError):
+    (name,) = fields
+    with pytest.raises(bk.InvalidProblemError, match=f"^{name}: got"):
         bk.PlanPreference(**fields)

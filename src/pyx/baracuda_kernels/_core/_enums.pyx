@@ -8,8 +8,15 @@ class _Named(enum.IntEnum):
     """IntEnum that prints as its name and can be looked up by its name in any case."""
 
     @classmethod
-    def parse(cls, value):
-        """Member for ``value``: a member, its name in any case, or its number.
+    def parse(cls, value, name=None):
+        """Member for ``value``.
+
+        Parameters
+        ----------
+        value : member, str or int
+            A member, its name in any case, or its number.
+        name : str, optional
+            The argument's name, for messages; by default the enum's.
 
         Raises
         ------
@@ -29,7 +36,7 @@ class _Named(enum.IntEnum):
         from baracuda_kernels._core._errors import InvalidProblemError
 
         names = ", ".join(cls.__members__)
-        raise InvalidProblemError(f"{cls.__name__}: got {value!r}, must be one of {names}")
+        raise InvalidProblemError(f"{name or cls.__name__}: got {value!r}, must be one of {names}")
 
     def __str__(self):
         return self.name
@@ -143,14 +150,26 @@ class ElementKind(_Named):
     U32 = 17
 
     @classmethod
-    def parse(cls, value):
-        """Member for ``value``: a member, its name in any case, its number, or a dtype of NumPy,
-        PyTorch, CuPy or JAX; else an :class:`InvalidProblemError`."""
+    def parse(cls, value, name=None):
+        """Member for ``value``.
+
+        Parameters
+        ----------
+        value : member, str, int or dtype
+            A member, its name in any case, its number, or a dtype of NumPy, PyTorch, CuPy or JAX.
+        name : str, optional
+            The argument's name, for messages; by default the enum's.
+
+        Raises
+        ------
+        InvalidProblemError
+            ``value`` is none of these.
+        """
         if not isinstance(value, (str, int)):
             found = cls.of_dtype(value)
             if found is not None:
                 return found
-        return super().parse(value)
+        return super().parse(value, name)
 
     @property
     def bits(self):

@@ -282,7 +282,7 @@ class OpSpec:
         UnsupportedError
             The op does not have that direction.
         """
-        direction = Direction.parse(direction)
+        direction = Direction.parse(direction, "direction")
         if direction not in self.plan_types:
             raise UnsupportedError(
                 f"direction: got {direction}, must be one of {self.name}'s: "
@@ -325,7 +325,7 @@ class OpSpec:
                 f"descriptor: got {type(descriptor).__name__}, must be a "
                 f"{self.descriptor_type.__name__}"
             )
-        direction = Direction.parse(direction)
+        direction = Direction.parse(direction, "direction")
         self.plan_type(direction)
         return Explanation(
             self.name,

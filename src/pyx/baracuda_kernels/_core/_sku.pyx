@@ -20,8 +20,8 @@ from baracuda_kernels._core._enums import (
 from baracuda_kernels._core._errors import InvalidProblemError
 
 
-cdef object _optional(object enum, object value):
-    return None if value is None else enum.parse(value)
+cdef object _optional(str name, object enum, object value):
+    return None if value is None else enum.parse(value, name)
 
 
 cdef object _plain(object value):
@@ -56,8 +56,8 @@ cdef class PrecisionGuarantee:
     cdef readonly bint deterministic
 
     def __cinit__(self, math_precision, accumulator, bit_stable_on_same_hardware, deterministic):
-        self.math_precision = MathPrecision.parse(math_precision)
-        self.accumulator = ElementKind.parse(accumulator)
+        self.math_precision = MathPrecision.parse(math_precision, "math_precision")
+        self.accumulator = ElementKind.parse(accumulator, "accumulator")
         self.bit_stable_on_same_hardware = flag("bit_stable_on_same_hardware",
                                                  bit_stable_on_same_hardware)
         self.deterministic = flag("deterministic", deterministic)
@@ -167,19 +167,19 @@ precision_guarantee, direction=Direction.FORWARD)
 
     def __cinit__(self, category, op, element, aux_element, layout, epilogue, arch, backend,
                   precision_guarantee, direction=Direction.FORWARD):
-        self.category = OpCategory.parse(category)
+        self.category = OpCategory.parse(category, "category")
         self.op = _op_of(self.category, op)
-        self.element = ElementKind.parse(element)
-        self.aux_element = _optional(ElementKind, aux_element)
-        self.layout = _optional(LayoutSku, layout)
-        self.epilogue = _optional(EpilogueKind, epilogue)
-        self.arch = ArchSku.parse(arch)
-        self.backend = BackendKind.parse(backend)
+        self.element = ElementKind.parse(element, "element")
+        self.aux_element = _optional("aux_element", ElementKind, aux_element)
+        self.layout = _optional("layout", LayoutSku, layout)
+        self.epilogue = _optional("epilogue", EpilogueKind, epilogue)
+        self.arch = ArchSku.parse(arch, "arch")
+        self.backend = BackendKind.parse(backend, "backend")
         if not isinstance(precision_guarantee, PrecisionGuarantee):
             raise InvalidProblemError(
                 f"precision_guarantee: got {precision_guarantee!r}, must be a PrecisionGuarantee")
         self.precision_guarantee = precision_guarantee
-        self.direction = Direction.parse(direction)
+        self.direction = Direction.parse(direction, "direction")
 
     def _key(self):
         return (self.category, self.op, self.element, self.aux_element, self.layout,
@@ -225,7 +225,7 @@ cdef object _op_of(object category, object op):
         except ValueError:  # another package may have an op with this number
             return op
     if kind is not None:
-        return kind.parse(op)
+        return kind.parse(op, "op")
     raise InvalidProblemError(
         f"op: got {op!r}, must be an integer in [0, 65535]: no names are known in {category}")
 
@@ -275,8 +275,8 @@ math_precision=None, deterministic=None)
                     "integer >= 0")
         self.max_workspace_bytes = max_workspace_bytes
         self.allow_sm90a = flag("allow_sm90a", allow_sm90a)
-        self.prefer_backend = _optional(BackendKind, prefer_backend)
-        self.math_precision = _optional(MathPrecision, math_precision)
+        self.prefer_backend = _optional("prefer_backend", BackendKind, prefer_backend)
+        self.math_precision = _optional("math_precision", MathPrecision, math_precision)
         if deterministic is not None and not isinstance(deterministic, bool):
             raise InvalidProblemError(
                 f"deterministic: got {deterministic!r}, must be None or a bool")

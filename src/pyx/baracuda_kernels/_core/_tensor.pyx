@@ -43,7 +43,8 @@ cdef class TensorRef(View):
     device : int
         CUDA ordinal, -1 for host memory.
     writable : bool
-        Whether outputs may be written through it.
+        Whether outputs may be written through it. Not through views of JAX arrays, which are
+        immutable.
 
     Raises
     ------

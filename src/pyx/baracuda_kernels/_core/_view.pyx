@@ -83,7 +83,9 @@ cdef class View:
         high[0] = <uintptr_t>self.data + <uintptr_t>((last + 1) * self.itemsize)
 
     cdef object set_element(self, str name, object element):
-        self.element = ElementKind.parse(element)
+        # The name for a message is built only where it may be needed.
+        self.element = element if type(element) is ElementKind \
+            else ElementKind.parse(element, f"{name}: element")
         self.itemsize = self.element.itemsize
         if self.itemsize == 0:
             raise UnsupportedError(f"{name}: got {self.element}, must be a type of whole bytes")

@@ -59,10 +59,11 @@ cdef object fill(View self, str name, object source, object shape, object stride
     elif strides is not None:
         raise InvalidProblemError(
             f"{name}: got strides {strides!r} alone, must come with a shape")
-    elif element is not None and ElementKind.parse(element) is not self.element:
-        if {ElementKind.parse(element), self.element} != {ElementKind.F32, ElementKind.F32_STRICT}:
-            raise InvalidProblemError(
-                f"{name}: got {self.element}, must be {ElementKind.parse(element)}")
+    elif element is not None:
+        wanted = ElementKind.parse(element, f"{name}: element")
+        if wanted is not self.element \
+                and {wanted, self.element} != {ElementKind.F32, ElementKind.F32_STRICT}:
+            raise InvalidProblemError(f"{name}: got {self.element}, must be {wanted}")
     return None
 
 
@@ -208,7 +209,8 @@ cdef object _from_dlpack(View self, str name, object source):
             f"{name}: got a {type(source).__name__} with the negative bit, must be without it: "
             "pass its resolve_neg()")
     capsule = _export(name, source, kind in _DL_CUDA)
-    self.writable = True
+    # JAX exports its immutable arrays as writable. Other arrays may share their memory.
+    self.writable = type(source).__module__.partition(".")[0] not in ("jax", "jaxlib")
     if PyCapsule_IsValid(capsule, "dltensor_versioned"):
         versioned = <BaracudaDLVersioned*>PyCapsule_GetPointer(capsule, "dltensor_versioned")
         if versioned.version.major != 1:
@@ -217,7 +219,7 @@ cdef object _from_dlpack(View self, str name, object source):
             raise InvalidProblemError(
                 f"{name}: got a copy from the __dlpack__ of a {type(source).__name__}, must be the "
                 "tensor's own memory")
-        self.writable = not (versioned.flags & _DL_READ_ONLY)
+        self.writable = self.writable and not (versioned.flags & _DL_READ_ONLY)
         tensor = &versioned.dl_tensor
     elif PyCapsule_IsValid(capsule, "dltensor"):
         tensor = &(<BaracudaDLManaged*>PyCapsule_GetPointer(capsule, "dltensor")).dl_tensor

@@ -49,7 +49,7 @@ cdef class AttentionDescriptor:
         else:
             self.scale = _number(scale)
         self.is_causal = flag("is_causal", is_causal)
-        self.element = ElementKind.parse(element)
+        self.element = ElementKind.parse(element, "element")
         self.c_element = _C_ELEMENTS.get(self.element, -1)
         self.itemsize = self.element.itemsize
 

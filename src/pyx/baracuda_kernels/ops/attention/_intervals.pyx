@@ -32,7 +32,7 @@ def visible_pairs(sequence_layout, int32_t world_size, int64_t length, bint caus
         Four int64 for each entry: visible pairs in blocks that the mask does not cut, visible pairs
         in other blocks, and the range ``[first, end)`` of rows that see a key.
     """
-    cdef int32_t layout = SequenceLayout.parse(sequence_layout)
+    cdef int32_t layout = SequenceLayout.parse(sequence_layout, "sequence_layout")
     cdef Py_ssize_t count = min(len(rank), len(origin)) // sizeof(int64_t), i
     cdef const int64_t* ranks = <const int64_t*>PyBytes_AsString(rank)
     cdef const int64_t* origins = <const int64_t*>PyBytes_AsString(origin)

@@ -23,13 +23,13 @@ def layout_map(sequence_layout, int32_t rank, int32_t world_size, int64_t length
         Number of rows of one rank.
     """
     cdef attention_api.baracuda_position_map one = attention_api.baracuda_layout_map(
-        SequenceLayout.parse(sequence_layout), rank, world_size, length)
+        SequenceLayout.parse(sequence_layout, "sequence_layout"), rank, world_size, length)
     return one.head, one.tail, one.stride, one.split
 
 
 def layout_maps(sequence_layout, int32_t world_size, int64_t length):
     """The position maps of all ranks, in rank order, as bytes: 4 int64 for each rank."""
-    cdef int32_t layout = SequenceLayout.parse(sequence_layout), rank
+    cdef int32_t layout = SequenceLayout.parse(sequence_layout, "sequence_layout"), rank
     cdef attention_api.baracuda_position_map one
     maps = []
     for rank in range(world_size):

@@ -49,7 +49,7 @@ sequence_layout=SequenceLayout.CONTIGUOUS)
     def __cinit__(self, batch_size, num_heads, query_len, key_len, head_dim, scale=None,
                   is_causal=False, element=ElementKind.F32, *, num_kv_heads=None,
                   sequence_layout=SequenceLayout.CONTIGUOUS):
-        self.sequence_layout = SequenceLayout.parse(sequence_layout)
+        self.sequence_layout = SequenceLayout.parse(sequence_layout, "sequence_layout")
         self.c_layout = self.sequence_layout
 
     def _extra(self):
