@@ -17,7 +17,10 @@ _TOKENS = 16384  # batch x sequence of the rows that are drawn
 # Labels of peers.
 _CALLS = {"cudnn": "cuDNN", "fa2": "FlashAttention-2", "fa3": "FlashAttention-3"}
 _ACROSS = {"context_parallel": "PyTorch context_parallel", "all_gather": "all-gather + PyTorch",
+           "ring_flash_attention": "ring-flash-attention",
            "all_gather_own": "all-gather + our kernel", "ulysses": "Ulysses + our kernel"}  # fmt: skip
+# What is drawn of several GPUs: which rows of a kind, and what they are called.
+_OF_SEVERAL = {"scaling": ("eager", "forward"), "training": ("step", "forward and backward")}
 # By label; across GPUs they stand so in the legend.
 _COLORS = {
     "sm90a": "tab:green", "sm90a, deterministic": "tab:olive",
@@ -25,6 +28,7 @@ _COLORS = {
     "ring, zigzag": "#1b7837", "ring, striped": "#5aae61", "ring, contiguous": "#a6dba0",
     # Of a card where copy engines move the chunks of the other rings.
     "ring by NCCL, zigzag": "#d9f0d3", "PyTorch context_parallel": "tab:orange",
+    "ring-flash-attention": "tab:pink",
     "all-gather + PyTorch": "tab:gray", "all-gather + our kernel": "tab:blue",
     "Ulysses + our kernel": "tab:cyan",
 }  # fmt: skip
@@ -64,12 +68,15 @@ def draw_backward(result: Result, path: Path) -> None:
         figure.suptitle(f"{result['card']}, bf16: gradients")
 
 
-def draw_across(results: Sequence[Result], path: Path) -> None:
+def draw_across(results: Sequence[Result], path: Path, kind: str = "scaling") -> None:
     """Write an SVG: % of ideal over P, one panel for each mask and number of rows.
 
-    Of rings with more heads than others only the table tells.
+    `kind` is that of the rows, "scaling" or "training". Of rings with more heads than others only
+    the table tells, and of JAX's.
     """
-    rows = [row for result in results for row in result["rows"] if row["name"] == "scaling"]
+    what, called = _OF_SEVERAL[kind]
+    every = [row for result in results for row in result["rows"]]
+    rows = [r for r in _matching(every, kind, what=what) if "framework" not in r["params"]]
     fewest = min((row["params"]["heads"] for row in rows), default=0)
     rows = [row for row in rows if row["params"]["heads"] == fewest]
     chunks = sorted({row["params"]["chunk"] for row in rows})
@@ -78,7 +85,7 @@ def draw_across(results: Sequence[Result], path: Path) -> None:
         for line, chunk in zip(grid, chunks, strict=False):
             for axes, causal in zip(line, (True, False), strict=True):
                 _share_of_ideal(axes, rows, chunk, causal)
-        figure.suptitle(f"{results[0]['card']}: % of ideal, which is one GPU's time / P")
+        figure.suptitle(f"{results[0]['card']}, {called}: % of ideal, which is one GPU's time / P")
         # All panels name the same; a peer may be absent in some.
         bars = {b.get_label(): b for axes in grid.flat for b in axes.containers}
         labels = [label for label in _COLORS if label in bars]
@@ -162,13 +169,17 @@ def _error(axes: Any, result: Result) -> None:
 def _share_of_ideal(axes: Any, rows: Sequence[Row], chunk: int, causal: bool) -> None:
     bars: dict[str, dict[int, float]] = {}
     beside_peer = any(exchange(row) == "peer" for row in rows)
-    for row in _matching(rows, "scaling", chunk=chunk, causal=causal, what="eager"):
-        p, ideal, zigzag = row["params"], row["peers"]["ideal"], row["params"]["layout"] == "zigzag"
+    of_panel = [r for r in rows if (r["params"]["chunk"], r["params"]["causal"]) == (chunk, causal)]
+    # The layout in which the others' figures stand: they do the same whatever our layout.
+    layouts = {row["params"]["layout"] for row in of_panel}
+    balanced = "zigzag" if "zigzag" in layouts else "contiguous"
+    for row in of_panel:
+        p, ideal = row["params"], row["peers"]["ideal"]
         by_nccl = exchange(row) == "nccl" and beside_peer
-        if zigzag or not by_nccl:  # of those by NCCL one will do
+        if p["layout"] == "zigzag" or not by_nccl:  # of those by NCCL one will do
             label = "ring by NCCL, zigzag" if by_nccl else f"ring, {p['layout']}"
             bars.setdefault(label, {})[p["ranks"]] = ideal / row["ours"]
-        if zigzag:  # the others do the same whatever our layout
+        if p["layout"] == balanced:
             for name, label in _ACROSS.items():
                 if name in row["peers"]:
                     bars.setdefault(label, {})[p["ranks"]] = ideal / row["peers"][name]

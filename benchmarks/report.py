@@ -70,7 +70,8 @@ def main() -> None:
         for name, _, draw in _pictures(card, result):
             draw(result, PAGE.with_name(name))
     for card, of_it in across.items():
-        plots.draw_across(of_it, PAGE.with_name(f"performance-{card}.svg"))
+        for name, _, kind in _pictures_across(card, of_it):
+            plots.draw_across(of_it, PAGE.with_name(name), kind)
 
 
 def page(results: dict[str, Result]) -> str:
@@ -95,6 +96,13 @@ def _pictures(card: str, result: Result) -> Iterator[Picture]:
     yield f"performance-{card}.svg", "TFLOPS, ring steps and error", plots.draw
     if any(row["name"] == "backward" for row in result["rows"]):
         yield f"performance-backward-{card}.svg", "TFLOPS of gradients", plots.draw_backward
+
+
+def _pictures_across(card: str, results: list[Result]) -> Iterator[tuple[str, str, str]]:
+    """Of each: its file, what it shows, and the kind of its rows."""
+    yield f"performance-{card}.svg", "% of ideal on several GPUs", "scaling"
+    if any(_named(row)["name"] == "training" for result in results for row in result["rows"]):
+        yield f"performance-training-{card}.svg", "% of ideal of training on several GPUs", "training"
 
 
 def _sections(sections: dict[str, Section], rows: list[Row]) -> str:
@@ -146,7 +154,8 @@ def _across(card: str, results: list[Result], here: str) -> str:
             text += _of_several(f"{what}, {', '.join(map(str, chunks))} rows a GPU", of, here)
         if not rows:
             text += _of_several(what, result, here)
-    text += f"\n![% of ideal on several GPUs: {results[0]['card']}](performance-{card}.svg)\n"
+    for name, shown, _ in _pictures_across(card, results):
+        text += f"\n![{shown}: {results[0]['card']}]({name})\n"
     return text + _sections(ACROSS, [_named(row) for result in results for row in result["rows"]])
 
 

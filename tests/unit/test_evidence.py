@@ -291,6 +291,13 @@ def test_a_page_counts_what_rows_do_not_say(tmp_path):
     by_jax = row("training", training, 4.0, {"ideal": 3.8, "cudnn_ideal": 3.0})
     text += report.page({"training-jax-2x-card": {**HEAD, "ranks": 2, "rows": [by_jax]}})
     assert "| 2 | 32/8 | 8192 | zigzag | yes | 4.000 | 95.0 | 75.0 |" in text
+    assert "performance-training" not in text
+    by_peer = {**RING, "exchange": "peer", "rounds": 7, "context_parallel": "absent"}
+    of_torch = [row("training", {**by_peer, "what": what}, ms, {"ideal": 3.8})
+                for what, ms in (("step", 4.0), ("forward", 1.0), ("backward", 3.1), ("graph", 3.9))]
+    text += report.page({"training-2x-card": {**HEAD, "ranks": 2, "rows": of_torch}})
+    assert "| zigzag | yes | 4.000 | 1.000 | 3.100 | 95.0 | 97.4 | – | – | – | – | absent |" in text
+    assert "(performance-training-across-card.svg)" in text
     assert "performance-across-card.svg" in text and "performance-across-2x" not in text
     assert "25 passed, 0 failed, 5 skipped" in text and "older sources" in text
     for of in (merged, *merged["parts"].values()):
