@@ -3,9 +3,10 @@
     torchrun --standalone --nproc-per-node=2 -m benchmarks.training --out benchmarks/results
 
 One process per GPU. Times `interop.torch.ring_attention` with its gradients, eager and as a CUDA
-graph, in interleaved rounds beside PyTorch's `context_parallel` in the fastest of its forms, ring-flash-attention where it is
-installed, our kernel by all-gather and by all-to-all (Ulysses), and the same work on one GPU (over
-the ranks: the ideal). Holds every rank's gradients to those of one GPU, and takes the peak of memory.
+graph, in interleaved rounds beside PyTorch's `context_parallel` in the fastest of its forms,
+ring-flash-attention where it is installed, our kernel by all-gather and by all-to-all (Ulysses), and
+the same work on one GPU (over the ranks: the ideal). Holds every rank's gradients to those of one
+GPU, and takes the peak of memory.
 Writes DIR/training-<ranks>x-<card>.json, anew after each problem. Exit code 1 if a gradient is wrong.
 """
 
