@@ -229,6 +229,7 @@ def test_a_traced_rank_is_one_integer(jax, ring, name, is_causal):
         ({"is_causal": 1}, "is_causal: got 1"),
         ({"sm_margin": -1}, "sm_margin: got -1"),
         ({"world_size": 0}, "world_size: got 0"),
+        ({"world_size": 2**31, "is_causal": True}, "world_size: got 2147483648, must be an integer"),
         ({"sm_margin": 2**70}, "sm_margin: got 1180591620717411303424, must be an integer from 0"),
         ({"last": "no"}, "last: got 'no', must be a bool"),
         ({"rank": 2, "world_size": 2, "is_causal": True}, "rank: got 2, must be an integer from 0"),

@@ -231,7 +231,7 @@ def test_vmap_is_a_larger_batch(jax, ring, hand, small):
 
 
 def test_vmap_of_steps(jax, ring):
-    """The state must be mapped from the first step on."""
+    """Each example has its own state and, if it has its own rank, its own positions."""
     q, k, v = draw("f32", 6, query_len=16, **SHAPE)[:3]
     many = [np.stack([a, 2 * a]) for a in (q, k, v)]
 
@@ -245,12 +245,82 @@ def test_vmap_of_steps(jax, ring):
         one = two(*(a[i] for a in many))
         assert np.allclose(y[i], one[0], atol=1e-6) and np.allclose(lse[i], one[1], atol=1e-6)
     state = ring.attention_step(q, k, v, last=False)
-    with pytest.raises(bk.UnsupportedError, match="must be mapped from the first step on"):
-        jax.vmap(lambda k: ring.attention_step(q, k, v, state))(many[1])
-    with pytest.raises(bk.UnsupportedError, match="rank, origin: got values that differ"):
-        jax.vmap(lambda r: ring.attention_step(q, k, v, rank=r, world_size=2, is_causal=True))(
-            np.arange(2)
-        )
+
+    def of_keys(k):
+        return ring.attention_step(q, k, v, state)[0]
+
+    def of_rank(r):
+        return ring.attention_step(q, k, v, rank=r, world_size=2, is_causal=True)[0]
+
+    for f, arrays in ((of_keys, many[1]), (of_rank, np.arange(2))):
+        y = jax.vmap(f)(arrays)
+        assert all(np.array_equal(y[i], f(arrays[i])) for i in range(2))
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_a_state_of_one_example_is_its_own(jax, ring, is_causal):
+    """JAX selects among states where a branch or a loop depends on a mapped value."""
+    lax = jax.lax
+    drawn = [draw("f32", seed, query_len=16, **SHAPE)[:3] for seed in range(3)]
+    q, k, v = map(np.stack, zip(*drawn, strict=True))
+    options = {"rank": 1, "world_size": 2, "is_causal": is_causal}
+
+    def branches(q, k, v, use):
+        def more(s):
+            return ring.attention_step(q, -k, 2 * v, s, origin=0, last=False, **options)
+
+        s = ring.attention_step(q, k, v, origin=1, last=False, **options)
+        s = lax.cond(use > 1, more, lambda s: s, s)
+        s = lax.fori_loop(0, use, lambda _, s: more(s), s)
+        return ring.attention_step(q, k, v, s, origin=0, **options)
+
+    uses = np.array([0, 3, 1])
+    y, lse = jax.jit(jax.vmap(branches))(q, k, v, uses)
+    nested = jax.vmap(jax.vmap(branches, in_axes=(0, 0, 0, None)), in_axes=(None, None, None, 0))
+    every, _ = nested(q, k, v, uses)
+    for i in range(3):
+        one = branches(q[i], k[i], v[i], uses[i])
+        assert np.allclose(y[i], one[0], atol=1e-6) and np.allclose(lse[i], one[1], atol=1e-6)
+        for j in range(3):
+            one, _ = branches(q[i], k[i], v[i], uses[j])
+            assert np.allclose(every[j, i], one, atol=1e-6)
+
+    def first(q, k, v):
+        return ring.attention_step(q, k, v, origin=1, last=False, **options)
+
+    def second(q, k, v, s):
+        return ring.attention_step(q, -k, v, s, origin=0, **options)[0]
+
+    states = jax.vmap(first)(q, k, v)
+    expected = jax.vmap(second)(q, k, v, states)
+    turned = jax.vmap(second)(q[::-1], k[::-1], v[::-1], states[::-1])[::-1]
+    assert np.array_equal(turned, expected)
+    for i in range(3):
+        assert np.array_equal(second(q[i], k[i], v[i], states[i]), expected[i])
+
+
+def test_a_branch_that_a_mapped_value_chooses(jax, ring):
+    """JAX maps the positions then: refused if they matter."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("ring",))
+    rows = jax.sharding.PartitionSpec(None, None, "ring")
+    q = np.stack([draw("f32", seed, query_len=16, **SHAPE)[0] for seed in range(3)])
+    on = np.array([True, False, True])
+    for is_causal in (False, True):
+        f = jax.shard_map(
+            lambda q, causal=is_causal: ring.ring_attention(q, q, q, "ring", is_causal=causal),
+            mesh=mesh, in_specs=rows, out_specs=rows,
+        )  # fmt: skip
+
+        def choose(on, q, f=f):
+            return jax.lax.cond(on, f, lambda q: q, q)
+
+        if is_causal:
+            with pytest.raises(bk.UnsupportedError, match="got positions along a mapped axis"):
+                jax.vmap(choose)(on, q)
+            continue
+        y = jax.vmap(choose)(on, q)
+        for i in range(3):
+            assert np.allclose(y[i], choose(on[i], q[i]), atol=1e-6)
 
 
 # A mesh of two axes, explicit as jax.make_mesh makes them.

@@ -115,18 +115,36 @@ def def_batching(primitive: Primitive, names: Callable[..., tuple[list[str], lis
 
     ``names(**params)`` gives the names of the operands and of the results. The operand ``maps`` has
     no batch. ``kept`` is the state or scratch that each step gives to the next; it is opaque, and
-    its size is proportional to the batch.
+    its size is proportional to the batch. A larger batch's is not made of those of its parts. So with
+    the parameter ``separate`` there is one call after the other, each with a state of its own.
     """
+
+    def one_by_one(args: Any, dims: Any, **params: Any) -> list[Any]:
+        """Mapped dimensions come first, in the operands and in the results."""
+
+        def call(mapped: list[Any]) -> list[Any]:
+            rest = iter(mapped)
+            operands = [x if dim is None else next(rest) for x, dim in zip(args, dims, strict=True)]
+            results: list[Any] = primitive.bind(*uniform(*operands), **params)
+            return results
+
+        mapped = [x for x, dim in zip(args, dims, strict=True) if dim is not None]
+        found: list[Any] = jax.lax.map(call, mapped)
+        return found
 
     def merged(args: Any, dims: Any, **params: Any) -> list[Any]:
         """Mapped dimensions come first, in the operands and in the results."""
         operand_names, result_names = names(**params)
+        has_own_maps = any(name == "maps" and dim is not None
+                           for name, dim in zip(operand_names, dims, strict=True))  # fmt: skip
+        if has_own_maps and "kept" not in (*operand_names, *result_names):
+            return one_by_one(args, dims, **params)
         count = next(x.shape[0] for x, dim in zip(args, dims, strict=True) if dim is not None)
         operands = []
         for name, x, dim in zip(operand_names, args, dims, strict=True):
-            if name in _MAPPED and (dim is not None) != (name == "kept"):
-                raise UnsupportedError(_MAPPED[name])
             if name == "maps":
+                if dim is not None:
+                    raise UnsupportedError(_MAPPED_POSITIONS)
                 operands.append(x)
                 continue
             x = jnp.broadcast_to(x, (count, *x.shape)) if dim is None else x
@@ -154,17 +172,18 @@ def def_batching(primitive: Primitive, names: Callable[..., tuple[list[str], lis
         args = [x if dim is None else jnp.moveaxis(x, dim, 0)
                 for x, dim in zip(args, dims, strict=True)]  # fmt: skip
         dims = [None if dim is None else 0 for dim in dims]
-        results = over_first_axis(partial(merged, dims=dims, **params), args, dims)
+        compute = one_by_one if params.get("separate") else merged
+        results = over_first_axis(partial(compute, dims=dims, **params), args, dims)
         return results, [0] * len(results)
 
     batching.primitive_batchers[primitive] = rule
 
 
-_MAPPED = {
-    "maps": "rank, origin: got values that differ along a mapped axis, must be the same",
-    "kept": "state: got one that is not mapped as q, k and v are, must be mapped from the first "
-    "step on",
-}
+# JAX maps them where it turns a branch into a select.
+_MAPPED_POSITIONS = (
+    "ring_attention: got positions along a mapped axis, as under vmap of a cond or switch whose "
+    "predicate is mapped, must be the same for all: map the call alone, and select with jnp.where"
+)
 
 
 register_targets()

@@ -25,7 +25,7 @@ from baracuda_kernels.interop.jax._axes import (
 )
 from baracuda_kernels.interop.jax._order import reverse_only
 from baracuda_kernels.interop.jax._ring import Ring, attention, position_maps
-from baracuda_kernels.sharding import positions, rows_per_rank
+from baracuda_kernels.sharding import MAX_RANKS, positions, rows_per_rank
 
 _SEQUENCE_DIM = {"bhsd": 2, "bshd": 1}
 
@@ -207,14 +207,15 @@ def attention_step(
         causal masks. The host reads and checks a value that is not traced. Of a traced one it checks
         the type alone.
     world_size : int, default 1
-        Number of ranks.
+        Number of ranks, at most 65536.
     last : bool, default True
         Normalise: return y and lse instead of the state.
 
     Returns
     -------
     state : jax.Array
-        Unless ``last``. Opaque; give it to the next step with the same q.
+        Unless ``last``. Opaque; give it to the next step with the same q. Under ``vmap`` each
+        example has its own, and its steps run one after the other.
     y, lse : jax.Array
         If ``last``. As in :func:`ring_attention`.
 
@@ -229,7 +230,7 @@ def attention_step(
     q, k, v = (_array(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     refuse_explicit_axes(q, k, v)
     descriptor = _describe(q, k, v, dim, is_causal, scale, sequence_layout)
-    world_size = integer("world_size", world_size, 1)
+    world_size = integer("world_size", world_size, 1, MAX_RANKS)
     sm_margin, last = _margin(sm_margin), flag("last", last)
     rank, origin = (_rank_of(*one, world_size) for one in (("rank", rank), ("origin", origin)))
     operands = [q, k, v]
@@ -245,6 +246,7 @@ def attention_step(
         last=last,
         sequence_dim=dim,
         sm_margin=sm_margin,
+        separate=state is not None or not last,
     )
     if not last:
         return results[0]

@@ -42,8 +42,8 @@ def _refuse_forward_mode(*_: Any, **__: Any) -> NoReturn:
 
 def _refuse_second_order(*_: Any, **__: Any) -> NoReturn:
     raise UnsupportedError(
-        "ring_attention: the gradient of its gradient (double backward) is not served; stop the "
-        "inner gradient with jax.lax.stop_gradient"
+        "ring_attention: the gradient of its gradient (double backward) is not served; give the "
+        "inner grad operands that have passed jax.lax.stop_gradient"
     )
 
 

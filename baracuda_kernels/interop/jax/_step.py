@@ -31,9 +31,11 @@ def bind(
     sequence_dim: int,
     sm_margin: int,
     gradient: str = "none",
+    separate: bool = False,
 ) -> list[jax.Array]:
     """One step, on operands that vary over the same mesh axes.
 
+    `separate`: under ``vmap`` each example has a state of its own.
     `gradient` is "none", or the kernel that the result's gradient needs: the "fastest" or a
     "deterministic" one. If there is no such kernel, the step is refused.
     """
@@ -45,6 +47,7 @@ def bind(
         sequence_dim=sequence_dim,
         sm_margin=sm_margin,
         gradient=gradient,
+        separate=separate,
         elements=state_elements(descriptor),
     )
     return results
@@ -77,7 +80,7 @@ def _names(descriptor: Any, first: bool, last: bool, **_: Any) -> tuple[list[str
 
 def _custom_call(
     ctx: Any, *operands: Any, arch: Any, descriptor: Any, first: bool, last: bool,
-    sequence_dim: int, sm_margin: int, gradient: str, elements: int,
+    sequence_dim: int, sm_margin: int, gradient: str, separate: bool, elements: int,
 ) -> Any:  # fmt: skip
     kernel = lowering.choose(descriptor, arch, Direction.FORWARD)
     if gradient != "none":
