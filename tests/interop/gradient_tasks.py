@@ -238,6 +238,24 @@ class GradientTasks:
             return {"error": type(error).__name__, "message": str(error)}
         return {"error": "", "message": ""}
 
+    def backwards_in_other_orders(self, task: dict) -> dict:
+        """The errors if the ranks ask for the gradients of two calls in different orders, or of
+        different calls; and the gradients of a later loss."""
+        q, k, v = (torch.randn(1, 2, 8, 16, requires_grad=True) for _ in range(3))
+        losses = [ring_attention(q, k, v).sum(), ring_attention(2 * q, k, v).sum()]
+        odd = self.rank == task["odd_rank"]
+        try:
+            if task["what"] == "orders":
+                for loss in reversed(losses) if odd else losses:
+                    loss.backward()
+            elif task["what"] == "calls":
+                losses[odd].backward()
+            else:
+                (losses[0] if odd else losses[0] + losses[1]).backward()
+        except BaracudaError as error:
+            return {"error": type(error).__name__, "message": str(error)}
+        return {"error": "", "message": ""}
+
     def one_fails_to_launch(self, task: dict) -> dict:
         """The error of each rank if one cannot launch its part of a backward, in a new group."""
         group = dist.new_group()

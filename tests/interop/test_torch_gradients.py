@@ -122,6 +122,16 @@ def test_one_rank_that_goes_backward(gloo_ranks):
     check(gloo_ranks)  # the ring still works
 
 
+@pytest.mark.parametrize("what", ["orders", "calls", "one call less"])
+def test_backwards_of_different_calls(gloo_ranks, what):
+    """Calls of equal problems, whose sums would be paired wrongly."""
+    task = {"do": "backwards_in_other_orders", "odd_rank": 2, "what": what}
+    for answer in gloo_ranks.run(task, seconds=60):
+        assert answer["error"] == "InvalidProblemError", answer
+        assert "rank 2: backward: got the gradients of forward call" in answer["message"], answer
+    check(gloo_ranks)  # the ring still works
+
+
 @pytest.mark.parametrize("step", [0, 1])  # later, some ranks have their sums already
 def test_one_rank_that_fails_to_launch(gloo_ranks, step):
     """It ends the connections of its group, so the others do not wait for gloo's half an hour."""

@@ -6,13 +6,14 @@ import torch
 import torch.distributed as dist
 from torch._C._autograd import _enable_record_function
 
-from baracuda_kernels.errors import BaracudaError, CommunicatorError
+from baracuda_kernels.errors import BaracudaError, CommunicatorError, InvalidProblemError
 from baracuda_kernels.interop.torch import _refusal_message
 from baracuda_kernels.interop.torch._works import Works, end_connections, wait_all
 from baracuda_kernels.ops.ring_attention import _agreement
 
 # A tag that differs from those of users' messages and of K and V.
 _TAG = 0x6262
+_NUMBER_BYTES = 20
 
 
 class Agreement:
@@ -26,9 +27,28 @@ class Agreement:
         self._rank, self._size = group.rank(), group.size()
         self._round: Works = []  # the messages of a round that this rank did not wait for
 
-    def require(self, mine: bytes) -> None:
-        """Raise the refusal of another rank, or an error for the first rank that differs."""
-        _agreement.require(self._size, self.exchange(mine))
+    def require(self, mine: bytes, number: int | None = None) -> None:
+        """Raise the refusal of another rank, or an error for the first rank that differs.
+
+        `number` is that of the forward call whose gradients a backward gives. Ranks whose backwards
+        come in different orders would pair calls of equal problems wrongly. A rank that runs
+        compiled code does not know it.
+        """
+        if number is not None and mine[-_NUMBER_BYTES:].isspace():
+            mine = mine[:-_NUMBER_BYTES] + b"%*d" % (_NUMBER_BYTES, number)
+        messages = self.exchange(mine)
+        numbers = [_number_of(x) for x in messages]
+        _agreement.require(self._size, [
+            message if of_it is None else message[:-_NUMBER_BYTES]
+            for message, of_it in zip(messages, numbers, strict=True)
+        ])  # fmt: skip
+        for rank, of_rank in enumerate(numbers):
+            if None not in numbers and of_rank != numbers[0]:
+                raise InvalidProblemError(
+                    f"rank {rank}: backward: got the gradients of forward call {of_rank} of the "
+                    f"ring, must be those of call {numbers[0]} as on rank 0: every rank must ask "
+                    "for the gradients of the same calls, in the same order"
+                )
 
     def exchange(self, mine: bytes) -> list[bytes]:
         """The messages of all ranks, in their order. The refusal of another rank is raised."""
@@ -82,3 +102,9 @@ class Agreement:
             f"group: the comparison of problems failed on rank {self._rank} of {self._size}: "
             f"{error}"
         )
+
+
+def _number_of(message: bytes) -> int | None:
+    """The number in the padding of a message; None if there is none."""
+    text = message[-_NUMBER_BYTES:].strip()
+    return int(text) if text.isdigit() else None

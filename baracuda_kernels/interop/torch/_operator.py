@@ -201,6 +201,9 @@ def _gradients_of(
 ) -> tuple[torch.Tensor | None, ...]:
     operands = _saved(ctx)
     _tangents.refuse_tangents("the backward of ring_attention", dy, dlse)
+    number = getattr(ctx, "number", None)
+    if number is not None:
+        ring_of(ctx.options[0], ctx.device).forward_of_backward = number
     # The call is made even if no loss depends on this rank's rows: the gradients of the other ranks
     # need this rank's keys.
     if torch.is_grad_enabled():
@@ -257,6 +260,8 @@ class Differentiable(torch.autograd.Function):
         both = run_forward(*inputs, True)
         with torch._C._AutoDispatchBelowAutograd():
             _save(ctx, inputs, both)
+        if q.device.type == "cpu":
+            ctx.number = ring_of(group_name, q.device).forwards
         return both
 
     @staticmethod

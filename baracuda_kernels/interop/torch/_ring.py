@@ -77,6 +77,10 @@ class Ring:
         self._agreement: Agreement | None = None
         if isinstance(comm, TransportCommunicator):
             self._agreement = Agreement(group)
+        # Forward calls so far, the same on every rank; and the number of the one whose gradients
+        # the next backward call gives, if that is known. Only on the CPU.
+        self.forwards = 0
+        self.forward_of_backward: int | None = None
         # Every rank makes the same calls, so all ranks clear these caches in the same call.
         self._plans: dict[tuple[Any, ...], tuple[RingAttentionPlan, torch.Tensor]] = {}
         self._agreed: set[tuple[Any, ...]] = set()
@@ -108,15 +112,18 @@ class Ring:
     ) -> Any:
         """y and lse of the rows of q over the keys of the whole ring. Collective."""
         arguments = q, k, v, is_causal, scale, sequence_layout, with_gradient
-        return self._run(self._prepare, arguments)
+        answer = self._run(self._prepare, arguments)
+        self.forwards += 1
+        return answer
 
     def gradients(self, *arguments: Any) -> Any:
         """dq, dk and dv of this rank's rows. Collective. Arguments are those of
         `Gradients.prepare`."""
-        return self._run(self._gradients.prepare, arguments)
+        number, self.forward_of_backward = self.forward_of_backward, None
+        return self._run(self._gradients.prepare, arguments, number)
 
     def _run(
-        self, prepare: Callable[..., Call], arguments: tuple[Any, ...]
+        self, prepare: Callable[..., Call], arguments: tuple[Any, ...], number: int | None = None
     ) -> tuple[torch.Tensor, ...]:
         try:
             plan, args, side, outputs, new, travel, _held = prepare(*arguments)
@@ -124,7 +131,7 @@ class Ring:
             self.refuse(as_told(error))  # an out-of-memory too: the other ranks wait for this one
             raise
         if self._agreement is not None:
-            self._agreement.require(side)
+            self._agreement.require(side, number)
         elif new is not None:
             self._agree(new, plan, args)
             if self._make_room(travel):
