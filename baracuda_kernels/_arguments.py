@@ -41,9 +41,9 @@ def flag(name: str, value: Any) -> bool:
 
 
 def number(name: str, value: Any) -> float:
-    """The value as a float. A bool or a text is refused."""
-    scalar = not isinstance(value, (bool, np.bool_, str, bytes, list, tuple))
-    if not scalar or np.ndim(value) != 0:
+    """The value as a float. A bool, a text, a complex number or a time is refused."""
+    refused = (bool, np.bool_, str, bytes, list, tuple, complex, np.complexfloating, np.timedelta64)
+    if isinstance(value, refused) or np.ndim(value) != 0:
         raise InvalidProblemError(f"{name}: got {_shown(value)}, must be a number")
     try:
         return float(value)

@@ -74,7 +74,7 @@ def attention(
 
     y = np.zeros((batch, heads, query_len, head_dim))
     lse = np.full((batch, heads, query_len), -np.inf)
-    if y.size == 0 or key_len == 0:
+    if lse.size == 0 or key_len == 0:
         return y, lse
 
     for b in range(batch):

@@ -143,7 +143,7 @@ def _torch_attention(
     k_pos = _torch_positions(k_positions, key_len, "k_positions", q.device)
     y = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
     lse = torch.full(q.shape[:3], -math.inf, dtype=torch.float64, device=q.device)
-    if y.numel() == 0 or key_len == 0:
+    if lse.numel() == 0 or key_len == 0:
         return y, lse
     rows = max(1, _BLOCK_SCORES // key_len)
     for b in range(batch):

@@ -131,11 +131,20 @@ def test_models_that_are_not_causal_or_add_a_loss(torch, one_rank):
     register()
     with pytest.raises(InvalidProblemError, match="model: got Linear"):
         BatchSharder(torch.nn.Linear(2, 2))
-    encoder = transformers.BertForMaskedLM(transformers.BertConfig(**sizes()))
+    masked = transformers.BertForMaskedLM(transformers.BertConfig(**sizes()))
+    with pytest.raises(UnsupportedError, match="loss_type: got 'ForMaskedLM', must be 'ForCausalLM'"):
+        BatchSharder(masked)
+    encoder = transformers.BertLMHeadModel(transformers.BertConfig(**sizes()))
     with pytest.raises(
         UnsupportedError, match=r"bert\.encoder.*: got attention that is not causal"
     ):
         BatchSharder(encoder)
+    both_ways = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes(is_causal=False)))
+    with pytest.raises(UnsupportedError, match="LlamaForCausalLM.config.is_causal: got False"):
+        BatchSharder(both_ways)
+    tokens = transformers.LlamaForTokenClassification(transformers.LlamaConfig(**sizes()))
+    with pytest.raises(UnsupportedError, match="loss_type: got 'ForTokenClassification', must be"):
+        BatchSharder(tokens)
     config = transformers.MixtralConfig(**sizes(num_key_value_heads=2, output_router_logits=True))
     with pytest.raises(UnsupportedError, match="config.output_router_logits: got True"):
         BatchSharder(transformers.MixtralForCausalLM(config))
@@ -195,6 +204,7 @@ def test_trainers_evaluation_is_that_of_one_rank(gloo_ranks, cp):
     [
         ("metrics", "UnsupportedError", "trainer.compute_metrics: got a value"),
         ("a loss", "UnsupportedError", "trainer.compute_loss_func: got a value"),
+        ("a method", "UnsupportedError", "trainer.compute_loss: got another method"),
         ("smoothing", "UnsupportedError", "trainer.label_smoothing_factor: got a value"),
         ("noise", "UnsupportedError", "trainer.neftune_noise_alpha: got a value"),
         ("uneven batches", "UnsupportedError", "trainer.even_batches: got a value"),

@@ -90,6 +90,8 @@ class TrainerTasks:
         trainer: Any = object()
         if task["what"] != "no trainer":
             trainer = _trainer(model, None, task, **options)
+        if task["what"] == "a method":
+            trainer.compute_loss = lambda model, inputs, **_: model(**inputs).logits.sum()
         try:
             sharder.attach(trainer)
             trainer.predict(_examples(4))

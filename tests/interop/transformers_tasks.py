@@ -90,6 +90,21 @@ class TransformersTasks:
                 self._sharded(model, ids, layout, task, call=_compiled, position_ids=None)
             case "labels, compiled":
                 self._sharded(model, ids, layout, task, call=_compiled, labels=shard(ids, 1))
+            case "spans":
+                at = torch.zeros(1, dtype=torch.int64)
+                self._sharded(model, ids, layout, task, start_positions=at, end_positions=at)
+            case "a pooled row":
+                self._sharded(_pooling(), ids, layout, {**task, "use_cache": None})
+            case "routers":
+                self._sharded(_routed(), ids, layout, task, output_router_logits=True)
+            case "a skipped layer":  # on one rank, as layerdrop does
+                layer = model.model.layers[1]
+                if self.rank == 1:
+                    layer.forward = lambda x, **_: x
+                try:
+                    self._sharded(model, ids, layout, task)
+                finally:
+                    vars(layer).pop("forward", None)
             case "packed by lengths":
                 lengths = torch.tensor([0, 12, 24], dtype=torch.int32)
                 packed = {"cu_seq_lens_q": lengths, "cu_seq_lens_k": lengths}
@@ -134,6 +149,23 @@ class TransformersTasks:
         torch.manual_seed(3)
         shape = (1, 24 * dist.get_world_size())
         return torch.randint(_SIZES["vocab_size"], shape).to(self.device)
+
+
+def _routed() -> Any:
+    import transformers
+
+    config = transformers.MixtralConfig(**_SIZES, num_local_experts=2, num_experts_per_tok=1)
+    return transformers.MixtralForCausalLM(config).eval()
+
+
+def _pooling() -> Any:
+    import transformers
+
+    sizes = {name: _SIZES[name] for name in ("vocab_size", "hidden_size", "intermediate_size")}
+    config = transformers.CLIPTextConfig(
+        **sizes, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=128
+    )
+    return transformers.CLIPTextModel(config).eval()
 
 
 def _generate(model: Any, mine: torch.Tensor, **options: Any) -> Any:

@@ -95,6 +95,12 @@ def test_rows_that_see_nothing():
     assert np.isfinite(lse[..., 1:]).all()
 
 
+def test_rows_without_columns_see_keys_of_score_zero():
+    x = np.zeros((1, 1, 3, 0))
+    y, lse = attention(x, x, x, is_causal=True)
+    assert y.shape == x.shape and np.allclose(lse, np.log([1, 2, 3]))
+
+
 def test_nan_reaches_exactly_the_rows_that_see_it():
     random = np.random.default_rng(0)
     q, k, v = random.standard_normal((3, 1, 1, 6, 4))
@@ -148,6 +154,7 @@ X = np.ones((1, 1, 3, 4))
         (lambda: error_of(X + 1j, X), "got: got dtype complex128, must be of real numbers"),
         (lambda: attention(X, X, X, scale="1"), "scale: got '1', must be a number"),
         (lambda: attention(X, X, X, scale=np.ones(3)), "scale: got array.*, must be a number"),
+        (lambda: attention(X, X, X, scale=np.complex64(0.5 + 2j)), "scale: got .*, must be a number"),
         (lambda: attention(X, X, X, is_causal="no"), "is_causal: got 'no', must be a bool"),
         (lambda: attention_backward(X, X, X, X, is_causal=None), "is_causal: got None, must be"),
         (lambda: attention(X, X, X, is_causal=True, q_positions=np.full(3, 2**63, np.uint64)),

@@ -25,6 +25,9 @@ _LABELS = (
     "labels: got a tensor, must be left out: the model would shift them within the rows of this "
     "rank. BatchSharder makes the targets and the loss of the whole sequence"
 )
+# Targets of other losses, and outputs made of one row of the sequence.
+_TARGETS = ("start_positions", "end_positions", "mc_labels", "next_sentence_label")
+_OF_ONE_ROW = ("pooler_output", "text_embeds", "mc_logits")
 _NO_POSITIONS = (
     "position_ids: got None, must be interop.torch.position_ids(rows, ...).unsqueeze(0): every "
     "rank would place its rows at the beginning of the sequence"
@@ -67,7 +70,7 @@ def install() -> None:
         try:
             _before(self, ring, own_name, args, options)
             answer = original(self, *args, **options)
-            _after(self)
+            _after(self, ring, answer)
             return answer
         finally:
             _thread.within = False
@@ -242,14 +245,30 @@ def _refuse_when_run(
     return args, options
 
 
-def _after(model: Any) -> None:
+def _after(model: Any, ring: Ring, answer: Any) -> None:
+    kind = type(model).__name__
     layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1)
     if _thread.attentions < layers and not _has_compiled_parts(model):
-        raise UnsupportedError(
-            f"{type(model).__name__}: got {_thread.attentions} calls of the ring, must be one for "
-            f"each of its {layers} layers: the others attended to the rows of one rank only, or to "
-            "none"
+        error = UnsupportedError(
+            f"{kind}: got {_thread.attentions} calls of the ring, must be one for each of its "
+            f"{layers} layers: the others attended to the rows of one rank only, or to none"
         )
+        # A rank that skipped a layer by chance (layerdrop) leaves the others in the ring.
+        tell(ring.group_name, error, model.device)
+        raise error
+    if ring.ranks() > 1 and isinstance(answer, dict):
+        for name in _OF_ONE_ROW:
+            if answer.get(name) is not None:
+                raise UnsupportedError(
+                    f"{kind}.{name}: got a tensor that is made of one row of the whole sequence, "
+                    "must be left out: only one rank holds the row. Take a model without this head, "
+                    "and the row from unshard()"
+                )
+        if answer.get("aux_loss") is not None:
+            raise UnsupportedError(
+                f"{kind}.aux_loss: got a loss of the routers over the rows of this rank, must be left "
+                "out: call the model with output_router_logits=False"
+            )
 
 
 def _has_compiled_parts(model: Any) -> bool:
@@ -269,8 +288,15 @@ def _tokens(given: dict[str, Any]) -> torch.Tensor | None:
 
 
 def _refuse_arguments(model: Any, given: dict[str, Any], ring: Ring) -> None:
-    if given.get("labels") is not None and ring.ranks() > 1:
-        raise UnsupportedError(_LABELS)
+    if ring.ranks() > 1:
+        if given.get("labels") is not None:
+            raise UnsupportedError(_LABELS)
+        for name in _TARGETS:
+            if given.get(name) is not None:
+                raise UnsupportedError(
+                    f"{name}: got a tensor, must be left out: the loss would be one over the rows "
+                    "of this rank"
+                )
     _attention.refuse_packed(given)
     for name in ("past_key_values", "cache", "cache_params"):
         length = getattr(given.get(name), "get_seq_length", int)()

@@ -119,6 +119,12 @@ def _require(sharder: BatchSharder, trainer: Any) -> None:
     cuts = parallelism is not None and any(
         getattr(parallelism, f"{name}_size", 1) > 1 for name in ("cp", "sp", "tp")
     )
+    for name in ("compute_loss", "prediction_step", "get_batch_samples"):
+        if getattr(getattr(trainer, name), "__func__", None) is not getattr(Trainer, name):
+            raise UnsupportedError(
+                f"trainer.{name}: got another method than Trainer's, must be that one: a ring gives "
+                "it the rows and shifted targets of one rank"
+            )
     for name, given in (
         ("compute_metrics", trainer.compute_metrics is not None),
         ("label_smoothing_factor", args.label_smoothing_factor != 0),

@@ -16,7 +16,7 @@ _KNOWN = (*TOKENS, "labels", "shift_labels", "attention_mask", "position_ids")
 
 
 def require_model(model: Any) -> None:
-    """Raise for a model that is not causal, or that returns a loss of its routers."""
+    """Raise for a model that is not a causal language model, or that returns a loss of its routers."""
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
@@ -24,6 +24,18 @@ def require_model(model: Any) -> None:
             f"model: got {type(model).__name__}, must be a PreTrainedModel, not a wrapper around it"
         )
     kind = type(model).__name__
+    loss = getattr(model, "loss_type", None)  # of the model's class, as transformers derives it
+    if loss not in (None, "ForCausalLM"):
+        raise UnsupportedError(
+            f"{kind}.loss_type: got {loss!r}, must be 'ForCausalLM': the targets are those of a "
+            "causal language model"
+        )
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        if getattr(config, "is_causal", True) is False:
+            raise UnsupportedError(
+                f"{kind}.config.is_causal: got False, must be True: the targets are those of a "
+                "causal language model"
+            )
     for name, module in model.named_modules():
         if getattr(module, "is_causal", True) is False:
             raise UnsupportedError(
