@@ -151,6 +151,8 @@ def test_models_that_are_not_causal_or_add_a_loss(torch, one_rank):
     llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes()))
     with pytest.raises(InvalidProblemError, match="gradients: got 'max'"):
         BatchSharder(llama, gradients="max")
+    llama.loss_type = "ForConditionalGeneration"  # of the text of a model with images
+    BatchSharder(llama)
     for name, wrong in (("pad", "no"), ("broadcast", 1), ("ignore_index", "x")):
         with pytest.raises(InvalidProblemError, match=f"^{name}: got {wrong!r}, must be"):
             BatchSharder(llama, **{name: wrong})

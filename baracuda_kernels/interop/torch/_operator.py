@@ -202,15 +202,20 @@ def _gradients_of(
     operands = _saved(ctx)
     _tangents.refuse_tangents("the backward of ring_attention", dy, dlse)
     number = getattr(ctx, "number", None)
-    if number is not None:
-        ring_of(ctx.options[0], ctx.device).forward_of_backward = number
+    ring = None if number is None else ring_of(ctx.options[0], ctx.device)
+    if ring is not None:
+        ring.forward_of_backward = number
     # The call is made even if no loss depends on this rank's rows: the gradients of the other ranks
     # need this rank's keys.
-    if torch.is_grad_enabled():
-        gradients = _backward_op(dy, dlse, *operands, *ctx.options)
-    else:
-        with torch._C._AutoDispatchBelowAutograd():
+    try:
+        if torch.is_grad_enabled():
             gradients = _backward_op(dy, dlse, *operands, *ctx.options)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                gradients = _backward_op(dy, dlse, *operands, *ctx.options)
+    finally:
+        if ring is not None:  # the call may have ended before it read the number
+            ring.forward_of_backward = None
     needed = ctx.needs_input_grad
     return tuple(x if needed[i] else None for i, x in enumerate(gradients))
 

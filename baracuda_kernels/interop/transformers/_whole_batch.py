@@ -25,7 +25,7 @@ def require_model(model: Any) -> None:
         )
     kind = type(model).__name__
     loss = getattr(model, "loss_type", None)  # of the model's class, as transformers derives it
-    if loss not in (None, "ForCausalLM"):
+    if loss not in (None, "ForCausalLM", "ForConditionalGeneration"):  # the last two have one loss
         raise UnsupportedError(
             f"{kind}.loss_type: got {loss!r}, must be 'ForCausalLM': the targets are those of a "
             "causal language model"
