@@ -152,9 +152,8 @@ def ring_attention(
     axes, devices = ring_axes(axis_name)
     dim = _sequence_dim(tensor_layout)
     q, k, v = (_array(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
-    for name, value in (("return_lse", return_lse), ("deterministic", deterministic)):
-        if not isinstance(value, bool):
-            raise InvalidProblemError(f"{name}: got {value!r}, must be a bool")
+    return_lse = flag("return_lse", return_lse)
+    deterministic = flag("deterministic", deterministic)
     sm_margin = _margin(sm_margin)
 
     ring = Ring(

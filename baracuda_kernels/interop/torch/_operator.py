@@ -214,7 +214,7 @@ def _gradients_of(
             with torch._C._AutoDispatchBelowAutograd():
                 gradients = _backward_op(dy, dlse, *operands, *ctx.options)
     finally:
-        if ring is not None:  # the call may have ended before it read the number
+        if ring is not None:
             ring.forward_of_backward = None
     needed = ctx.needs_input_grad
     return tuple(x if needed[i] else None for i, x in enumerate(gradients))

@@ -77,8 +77,8 @@ class Ring:
         self._agreement: Agreement | None = None
         if isinstance(comm, TransportCommunicator):
             self._agreement = Agreement(group)
-        # Forward calls so far, the same on every rank; and the number of the one whose gradients
-        # the next backward call gives, if that is known. Only on the CPU.
+        # Forward calls so far, the same on every rank; and during a backward on the CPU the number of
+        # the forward call whose gradients it gives, if that is known.
         self.forwards = 0
         self.forward_of_backward: int | None = None
         # Every rank makes the same calls, so all ranks clear these caches in the same call.
@@ -119,8 +119,7 @@ class Ring:
     def gradients(self, *arguments: Any) -> Any:
         """dq, dk and dv of this rank's rows. Collective. Arguments are those of
         `Gradients.prepare`."""
-        number, self.forward_of_backward = self.forward_of_backward, None
-        return self._run(self._gradients.prepare, arguments, number)
+        return self._run(self._gradients.prepare, arguments, self.forward_of_backward)
 
     def _run(
         self, prepare: Callable[..., Call], arguments: tuple[Any, ...], number: int | None = None

@@ -145,9 +145,15 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         (head_dim numbers of the accumulator's type) and a few more numbers. ``sm80`` and ``sm90a``
         round Q up to whole tiles of 64 rows, and their deterministic kernels may keep several sums
         of dq.
+    needs_kv_scratch_b : bool
+        Whether a ring of more than two ranks needs ``kv_scratch_b``. False if dq can hold one chunk of
+        ``kv_gradient_scratch``: dq is as large, and the kernel writes it after all steps. At equal
+        lengths dq is as large with four or more query heads to a key head for f16 and bf16, and with
+        two for the other types. The families `sm90a`, `sm80` and `host` write dq after all steps.
     """
 
     cdef readonly int64_t scratch_bytes
+    cdef readonly bint needs_kv_scratch_b
     cdef int32_t first_kv_heads  # of the first of a step's two parts; 0: a step is one launch
 
     @staticmethod
@@ -175,6 +181,7 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         family = self.choose(SPEC, descriptor, stream, preference, Direction.BACKWARD)
         self.kernel = load_backward_kernel(family, self.descriptor, self.device)
         self.scratch_bytes = _families.backward_scratch_bytes(family, self.descriptor, True)
+        self.needs_kv_scratch_b = _needs_kv_scratch_b(self.descriptor, self.kernel.number)
         return self
 
     @property
@@ -209,20 +216,6 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
             return self.kv_gradient_scratch_bytes
         received = 0 if is_given else 2 * int(kv_elements(d)) * d.itemsize
         return (_CHUNKS - 1) * _sum_bytes(d) + received
-
-    @property
-    def needs_kv_scratch_b(self):
-        """Whether a ring of more than two ranks needs ``kv_scratch_b``.
-
-        False if dq can hold one chunk of ``kv_gradient_scratch``: dq is as large, and the kernel
-        writes it after all steps. At equal lengths dq is as large with four or more query heads to a
-        key head for f16 and bf16, and with two for the other types. The families `sm90a`, `sm80` and
-        `host` write dq after all steps.
-        """
-        cdef RingAttentionDescriptor d = self.descriptor
-        nbytes = int(d.batch_size) * d.num_heads * d.query_len * d.head_dim * d.itemsize
-        finishes = attention_api.baracuda_attention_backward_finishes(self.kernel.number)
-        return finishes != 1 or nbytes < _sum_bytes(d)
 
     def step(self, stream, *, q, k, v, dy, dk, dv, y=None, lse=None, dlse=None, dq=None,
              scratch=None, rank=0, origin=0, world_size=1, first=True, last=True):
@@ -421,6 +414,12 @@ cdef int _begin(RingAttentionDescriptor d,
     params.step.lse_element = attention_api.BARACUDA_F64 \
         if d.c_element == attention_api.BARACUDA_F64 else attention_api.BARACUDA_F32
     return 0
+
+
+cdef bint _needs_kv_scratch_b(RingAttentionDescriptor d, int32_t kernel) except -1:
+    nbytes = int(d.batch_size) * d.num_heads * d.query_len * d.head_dim * d.itemsize
+    finishes = attention_api.baracuda_attention_backward_finishes(kernel)
+    return finishes != 1 or nbytes < _sum_bytes(d)
 
 
 cdef list _heads_of_parts(RingAttentionDescriptor d, int32_t first):
