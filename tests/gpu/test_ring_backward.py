@@ -73,27 +73,6 @@ def test_the_least_scratch_gives_the_same_bits(
                         assert not any(rank.overruns() for rank in ring.ranks), with_b
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 8])
-@pytest.mark.parametrize(("family", "dtype", "head_dim"), KERNELS)
-def test_two_launches_a_step(torch, family, dtype, head_dim, ranks):
-    for rows, keys in ((96, 96), (77, 64), (200, 8)):
-        x = drawn(torch, dtype, ranks, heads=12, kv_heads=3, query_len=rows * ranks,
-                  key_len=keys * ranks, head_dim=head_dim, dlse=True)  # fmt: skip
-        for is_causal in (False, True):
-            exact = attention_backward(*x[:4], dlse=x.dlse, is_causal=is_causal)
-            for layout in LAYOUTS if is_causal else LAYOUTS[:1]:
-                with case(rows=rows, keys=keys, is_causal=is_causal, layout=layout):
-                    ring = GpuGradients(
-                        torch, family, dtype, x, ranks, layout=layout, is_causal=is_causal,
-                        first_kv_heads=2,
-                    )  # fmt: skip
-                    assert_gradients(family, dtype, ring.run(), exact, summands=100.0)
-                    if not ring.plan.needs_kv_scratch_b:
-                        ring.save_memory(with_kv_scratch_b=False)
-                        ring.poison()
-                        assert_gradients(family, dtype, ring.run(), exact, summands=100.0)
-
-
 @pytest.mark.parametrize(("family", "dtype", "head_dim"), [
     ("sm90a-deterministic", "bf16", 128), ("sm90a-deterministic", "f16", 64),
     ("sm90a-deterministic", "bf16", 256), ("sm80-deterministic", "f16", 64),

@@ -55,8 +55,7 @@ class GpuGradients:
     """A local ring on one GPU with the memory of all ranks, after a forward of one rank."""
 
     def __init__(self, torch: Any, family: str, dtype: str, x: Problem, ranks: int, *,
-                 layout: str = "contiguous", is_causal: bool = False, wide: bool = False,
-                 first_kv_heads: int = 0) -> None:  # fmt: skip
+                 layout: str = "contiguous", is_causal: bool = False, wide: bool = False) -> None:  # fmt: skip
         self.torch, self.layout = torch, layout
         stream = bk.Stream(torch.cuda.current_stream())
         full = full_of(torch, dtype)
@@ -75,8 +74,6 @@ class GpuGradients:
         desc = ring_descriptor(shards[0][0], shards[1][0], layout, is_causal=is_causal)
         self.plan = bk.RingAttentionBackwardPlan.select(desc, stream, preference(family, dtype))
         assert self.plan.family == family
-        if first_kv_heads:
-            self.plan._use_parts(first_kv_heads)
         self.ranks = [
             GradientRank(self.plan, Problem(*given[:5]), *given[5:], ranks, full, wide=wide)
             for given in zip(*shards, strict=True)

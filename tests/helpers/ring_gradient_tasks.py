@@ -66,8 +66,6 @@ class RingGradientTasks:
         chosen = preference(task["family"], dtype)
         forward = bk.RingAttentionPlan.select(desc, stream, chosen)
         plan = bk.RingAttentionBackwardPlan.select(desc, stream, chosen)
-        if "first_kv_heads" in task:
-            plan._use_parts(task["first_kv_heads"])
         arrays = rank_arrays(torch, forward, q, k, v, ranks)
         problem = Problem(q, k, v, dy)
         back = GradientRank(plan, problem, arrays.y, arrays.lse, ranks, full_of(torch, dtype))

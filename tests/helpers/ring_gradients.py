@@ -93,7 +93,7 @@ class HostGradients:
 
     def __init__(
         self, x: Problem, world_size: int, *, layout: str = "contiguous", is_causal: bool = False,
-        wide: bool = False, timeout: float = 30.0, first_kv_heads: int = 0,
+        wide: bool = False, timeout: float = 30.0,
     ) -> None:  # fmt: skip
         self.world_size, self.layout = world_size, layout
         results = forward(x, is_causal=is_causal)
@@ -106,8 +106,6 @@ class HostGradients:
             self.shards[0][0], self.shards[1][0], layout, is_causal=is_causal
         )
         self.plan = bk.RingAttentionBackwardPlan.select(desc, HOST)
-        if first_kv_heads:
-            self.plan._use_parts(first_kv_heads)
         full = numpy_full(dtype_of(x.q))
         self.ranks = [
             GradientRank(self.plan, Problem(*given[:5]), *given[5:], world_size, full, wide=wide)

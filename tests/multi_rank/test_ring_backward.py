@@ -57,16 +57,6 @@ def test_the_least_scratch_gives_the_same_bits(torch, pool, exchange, layout, wi
 
 
 @pytest.mark.parametrize("exchange", ["nccl", "peer"])
-@pytest.mark.parametrize("family", ["simt", "sm90a"])
-def test_two_launches_a_step(torch, pool, exchange, family):
-    pool.join(exchange=exchange, wait="event")
-    for options in ({}, {"graph": True}, {"late_rank": 1, "late": 0.3}):
-        check(torch, pool, runs=3, register=exchange == "peer", family=family, first_kv_heads=1,
-              **options)  # fmt: skip
-    pool.join(exchange="auto", wait="event")
-
-
-@pytest.mark.parametrize("exchange", ["nccl", "peer"])
 def test_graphs_late_ranks_and_other_exchanges_give_the_same_bits(torch, pool, exchange):
     expected = check(torch, pool)
     waits = ("event", "value", "gate") if exchange == "peer" else ("event",)

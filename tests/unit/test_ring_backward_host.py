@@ -236,59 +236,6 @@ def test_the_least_scratch_gives_the_same_bits(dtype, **p):
         assert not any(rank.overruns() for rank in other.ranks)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "f64"])
-@settings(max_examples=60, deadline=None)
-@given(first=st.integers(1, 7), **problems | {"kv_heads": st.integers(2, 4)})
-def test_two_launches_a_step_give_the_same_bits(dtype, first, **p):
-    """Each has some of the heads; dq holds a sum or does not."""
-    first = 1 + first % (p["kv_heads"] - 1) if p["kv_heads"] > 2 else 1
-    heads = p["kv_heads"] * p["group"]
-    x = draw(
-        dtype, p["seed"], batch=p["batch"], heads=heads, kv_heads=p["kv_heads"],
-        query_len=p["rows"] * p["ranks"], key_len=p["keys"] * p["ranks"],
-        head_dim=8 * -(-p["head_dim"] // 8), dlse=p["dlse"],
-    )  # fmt: skip
-    options = {"layout": p["layout"], "is_causal": p["is_causal"]}
-    expected = HostGradients(x, p["ranks"], **options).run()
-    ring = HostGradients(x, p["ranks"], first_kv_heads=first, **options)
-    for saved in (None, True, False):
-        if saved is not None:
-            if ring.plan.needs_kv_scratch_b or p["ranks"] == 1:
-                break
-            ring.save_memory(with_kv_scratch_b=saved)
-        ring.poison()
-        for name, mine, its in zip(NAMES, expected, ring.run(), strict=True):
-            np.testing.assert_array_equal(mine.view(np.uint8), its.view(np.uint8), name)
-
-
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_sums_of_the_first_heads_travel_beside_the_other_heads(ranks):
-    x = draw("f32", 8, heads=6, kv_heads=3, query_len=12 * ranks, head_dim=8)
-    expected = HostGradients(x, ranks, layout="zigzag", is_causal=True).run()
-    ring = HostGradients(x, ranks, layout="zigzag", is_causal=True, first_kv_heads=2)
-    ends, raised = run_over_queues(ring.plan, ring.args)
-    assert not raised
-    assert all(map(np.array_equal, expected, ring.gathered()))
-    of_head = 2 * 12 * 8 * 4
-    for end in ends:
-        sizes = [call[2] for call in end.calls if call[0] == "send"]
-        # In f32 K and V are as large as their sums. The chunk's own rank sends them in two messages.
-        of_two, of_one, keys = 2 * of_head, of_head, 3 * of_head
-        expected_sizes = {
-            2: [of_two, of_one],
-            3: [keys, of_two, of_one, of_two, of_one],
-            4: [keys, of_two, keys, of_one, of_two, of_one, of_two, of_one],
-        }
-        assert sizes == [keys // 2, keys // 2, *expected_sizes[ranks]]
-
-
-@pytest.mark.parametrize("first", [-1, 3, 1.5])
-def test_parts_that_have_no_heads_are_refused(first):
-    plan = HostGradients(draw("f32", 8, heads=6, kv_heads=3, query_len=24, head_dim=8), 2).plan
-    with pytest.raises(bk.InvalidProblemError, match="first_kv_heads: got"):
-        plan._use_parts(first)
-
-
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_over_a_transport_with_one_message_a_chunk_and_one_a_sum(ranks):
     x = draw("bf16", 8, heads=2, kv_heads=1, query_len=12 * ranks, head_dim=8)

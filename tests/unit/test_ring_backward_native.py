@@ -17,10 +17,10 @@ LAYOUTS = {"contiguous": 0, "zigzag": 1, "striped": 2}
 RingProblem = structure("attention_backward_ring_problem")
 
 
-def real_program(parts=1):
+def real_program():
     entry = abi.library().baracuda_attention_backward_ring_program
     entry.restype = ct.POINTER(abi.Program)
-    return entry(parts).contents
+    return entry().contents
 
 
 class Calls:
@@ -30,9 +30,8 @@ class Calls:
     `kv_scratch_b`.
     """
 
-    def __init__(self, ring, *, is_causal, dq_holds_share=False, first_kv_heads=0):
+    def __init__(self, ring, *, is_causal, dq_holds_share=False):
         self.ring, self.held, self.dq_holds_share = ring, [], dq_holds_share
-        self.first_kv_heads, self.parts = first_kv_heads, 2 if first_kv_heads else 1
         self.problems, self.payloads = [], []
         for rank in ring.ranks:
             x = rank.x
@@ -43,11 +42,9 @@ class Calls:
             )  # fmt: skip
             steps.bind_keys(x.k, x.v, rank.dk, rank.dv, PositionMap())
             layout = LAYOUTS[ring.layout]
-            problem = RingProblem(ct.sizeof(RingProblem), 0, layout, steps.params, dq_holds_share,
-                                  first_kv_heads)  # fmt: skip
+            problem = RingProblem(ct.sizeof(RingProblem), 0, layout, steps.params, dq_holds_share)
             self.problems.append(problem)
-            sums = [self.sums(rank, part) for part in range(self.parts)]
-            self.payloads.append((abi.Payload * (1 + self.parts))(self.keys(rank), *sums))
+            self.payloads.append((abi.Payload * 2)(self.keys(rank), self.sums(rank)))
             self.held.append(steps)
 
     def keys(self, rank):
@@ -58,18 +55,14 @@ class Calls:
         k, v = rank.x.k, rank.x.v
         return abi.kv_payload(k.ctypes.data, v.ctypes.data, received, k.nbytes)
 
-    def sums(self, rank, part):
-        scratch, of_head = rank.held["kv_gradient_scratch"], 4 * rank.x.k.size // rank.x.k.shape[1]
-        first = self.first_kv_heads
-        piece = of_head * ((rank.x.k.shape[1] - first) if part or not first else first)
-        before = 2 * of_head * first * part
-        payload = abi.Payload(timing=abi.BEHIND, part=part, pieces=2)
+    def sums(self, rank):
+        scratch, piece = rank.held["kv_gradient_scratch"], 4 * rank.x.k.size
+        payload = abi.Payload(timing=abi.BEHIND, part=0, pieces=2)
         payload.piece_bytes[:2] = [piece, piece]
-        data = scratch.ctypes.data + before
-        payload.own[:2] = [data, data + piece]
-        payload.buffers[:3] = [data + i * scratch.nbytes // 4 for i in (1, 2, 3)]
+        payload.own[:2] = [scratch.ctypes.data, scratch.ctypes.data + piece]
+        payload.buffers[:3] = [scratch.ctypes.data + i * scratch.nbytes // 4 for i in (1, 2, 3)]
         if self.dq_holds_share:
-            payload.buffers[2] = rank.dq.ctypes.data + before
+            payload.buffers[2] = rank.dq.ctypes.data
         return payload
 
     def call(self, rank, endpoint, stream, program):
@@ -78,7 +71,7 @@ class Calls:
         return abi.Call(
             struct_size=ct.sizeof(abi.Call), endpoint=ct.pointer(endpoint), stream=stream,
             hops=hops, program=ct.pointer(program), problem=ct.addressof(self.problems[rank]),
-            payloads=self.payloads[rank], payload_count=1 + self.parts,
+            payloads=self.payloads[rank], payload_count=2,
         )  # fmt: skip
 
 
@@ -91,7 +84,7 @@ class Simulated:
     def __init__(self, ring, calls, *, dropped=(-1, 0), one_stream=False):
         abi.reset_simulator(*dropped)
         self.ring, self.calls, self.sim = ring, calls, abi.simulator()
-        self.real, self.held, self.failed = real_program(calls.parts), [], []
+        self.real, self.held, self.failed = real_program(), [], []
         self.world = LocalWorld(ring.world_size, self.sim.sim_stream_ops())
         self.ops = self.sim.sim_stream_ops().contents
         self.program = abi.Program.from_buffer_copy(self.real)
@@ -155,23 +148,17 @@ class Simulated:
 def a_ring(ranks, layout="zigzag", is_causal=True, **options):
     x = draw("f32", ranks, heads=4, kv_heads=2, query_len=6 * ranks, key_len=5 * ranks, head_dim=8,
              dlse=True)  # fmt: skip
-    first = options.get("first_kv_heads", 0)
-    ring = HostGradients(x, ranks, layout=layout, is_causal=is_causal, first_kv_heads=first)
+    ring = HostGradients(x, ranks, layout=layout, is_causal=is_causal)
     expected = [g.copy() for g in ring.run()]
     return ring, Calls(ring, is_causal=is_causal, **options), expected
 
 
 @pytest.mark.parametrize("dq_holds_share", [False, True])
-@pytest.mark.parametrize("first_kv_heads", [0, 1])
 @pytest.mark.parametrize("one_stream", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_any_order_of_the_streams_gives_the_same_bits(
-    ranks, layout, one_stream, first_kv_heads, dq_holds_share
-):
-    ring, calls, expected = a_ring(
-        ranks, layout, dq_holds_share=dq_holds_share, first_kv_heads=first_kv_heads
-    )
+def test_any_order_of_the_streams_gives_the_same_bits(ranks, layout, one_stream, dq_holds_share):
+    ring, calls, expected = a_ring(ranks, layout, dq_holds_share=dq_holds_share)
     for seed in range(30):
         found = Simulated(ring, calls, one_stream=one_stream).run(seed)
         assert found is not None and all(map(np.array_equal, expected, found)), seed
@@ -199,7 +186,6 @@ def test_what_the_program_refuses():
         "device_maps": lambda p: setattr(p.call.step, "device_maps", 1),
         "query_len": lambda p: setattr(p.call.step, "query_len", -1),
         "world_size 3": lambda p: setattr(p.call.step, "key_len", 2**62),
-        "first_kv_heads: got 1, must be 0 in one part": lambda p: setattr(p, "first_kv_heads", 1),
         "dq_holds_share: got 1 for kernel 99": lambda p: (
             setattr(p, "kernel", 99), setattr(p, "dq_holds_share", 1)
         ),

@@ -27,11 +27,6 @@ BARACUDA_API const baracuda_ring_program* baracuda_attention_ring_program(void);
 
 // The problem of one rank's backward call. K and V are a payload as above. dk and dv are a second
 // payload of two pieces, BEHIND the steps, in the accumulator's type; a ring of one rank has none.
-//
-// With the program of two parts a step has two launches: the first computes the first K/V heads with
-// their query heads, the second the others. The sums of the first heads then travel beside the second
-// launch; in the last step, too, where nothing else hides the way home. dk and dv of the other heads
-// are a third payload, of part 1. Each part has its own scratch, one behind the other.
 typedef struct baracuda_attention_backward_ring_problem {
   uint64_t struct_size;
   int32_t kernel;
@@ -41,19 +36,10 @@ typedef struct baracuda_attention_backward_ring_problem {
   baracuda_attention_backward_params call;
   // Not 0: the share that is kept apart (buffers[2] of the sums, ring.h) lies in dq's memory. Only for
   // kernels that finish (attention_backward.h).
-  // In two parts, first that of the first part's sums, then that of the second's.
   int32_t dq_holds_share;
-  // K/V heads of the first part: less than all, and more than 0. 0 in one part.
-  int32_t first_kv_heads;
 } baracuda_attention_backward_ring_problem;
 
-// The program of one part or of two; NULL for another number.
-BARACUDA_API const baracuda_ring_program* baracuda_attention_backward_ring_program(int32_t parts);
-
-// Bytes of scratch that a call of several steps needs, of this problem with that many K/V heads in
-// the first part. -1 is a recorded failure.
-BARACUDA_API int64_t baracuda_attention_backward_ring_scratch_bytes(
-    int32_t kernel, const baracuda_attention_step_params* problem, int32_t first_kv_heads);
+BARACUDA_API const baracuda_ring_program* baracuda_attention_backward_ring_program(void);
 
 #ifdef __cplusplus
 }

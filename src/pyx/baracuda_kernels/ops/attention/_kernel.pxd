@@ -24,8 +24,6 @@ cdef class AttentionKernel:
     # Enqueues one step of a backward call, with the kernel's device current. Before the first step
     # it enqueues the preparation.
     cdef int backward(self, baracuda_attention_backward_params* params, Stream stream) except -1
-    # Loads what the backward of another problem may launch, too.
-    cdef int load_backward(self, const baracuda_attention_step_params* problem) except -1
 
 # A family's kernel for a problem. Loads all kernels that its steps may launch.
 cdef AttentionKernel load_kernel(object family, AttentionDescriptor problem, int device)

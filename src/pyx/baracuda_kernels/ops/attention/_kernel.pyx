@@ -36,9 +36,6 @@ cdef class AttentionKernel:
         leave_device(previous)
         return check(status)
 
-    cdef int load_backward(self, const baracuda_attention_step_params* problem) except -1:
-        return _load_problem(self, problem, attention_api.baracuda_attention_backward_load)
-
 
 cdef AttentionKernel load_kernel(object family, AttentionDescriptor problem, int device):
     return _load(family, family.kernel, problem, device, attention_api.baracuda_attention_load)
@@ -53,20 +50,16 @@ cdef AttentionKernel _load(object family, int32_t number, AttentionDescriptor pr
                            _Load load):
     cdef AttentionKernel self = AttentionKernel.__new__(AttentionKernel)
     cdef attention_api.baracuda_attention_step_params step
+    cdef int32_t previous, status
     self.device = device
     self.number = number
     self.element = problem.element
     self.alignment, self.stride_multiple, self.stride_limit = family.layout_needs(
         problem.itemsize)
     problem.fill(&step)
-    _load_problem(self, &step, load)
-    return self
-
-
-cdef int _load_problem(AttentionKernel self, const baracuda_attention_step_params* problem,
-                       _Load load) except -1:
-    cdef int32_t previous = enter_device(self.device), status
+    previous = enter_device(device)
     with nogil:
-        status = load(self.number, problem)
+        status = load(self.number, &step)
     leave_device(previous)
-    return check(status)
+    check(status)
+    return self

@@ -12,7 +12,7 @@ from baracuda_kernels._core._plan cimport MADE_BY_SELECT
 from baracuda_kernels._core._ring_plan cimport RingArgs
 from baracuda_kernels._core._stream cimport Stream, as_stream
 from baracuda_kernels._core._tensor cimport TensorRef, as_tensor
-from baracuda_kernels._core._view cimport flag, integer
+from baracuda_kernels._core._view cimport flag
 from baracuda_kernels.ops.attention._kernel cimport load_backward_kernel
 from baracuda_kernels.ops.attention._operands cimport AttentionOperands
 from baracuda_kernels.ops.ring_attention._base cimport RingAttentionBase, kv_elements, \
@@ -111,17 +111,18 @@ kv_scratch_a=None, kv_scratch_b=None, kv_gradient_scratch=None, dlse=None)
 
 
 cdef class _Binding(RingBinding):
-    """Payloads of two pieces: K and V travel BESIDE the steps, dk and dv BEHIND them. In two parts dk
-    and dv are two payloads."""
+    """Two payloads of two pieces: K and V travel BESIDE the steps, dk and dv BEHIND them."""
 
     cdef attention_api.baracuda_attention_backward_ring_problem problem
 
     def __cinit__(self):
         self.problem.struct_size = sizeof(self.problem)
         self.problem.call.struct_size = sizeof(self.problem.call)
+        self.call.program = attention_api.baracuda_attention_backward_ring_program()
         self.call.problem = &self.problem
         self.payloads[0].timing = c_api.BARACUDA_RING_BESIDE
-        self.payloads[0].pieces = 2
+        self.payloads[1].timing = c_api.BARACUDA_RING_BEHIND
+        self.payloads[0].pieces = self.payloads[1].pieces = 2
 
 
 cdef class RingAttentionBackwardPlan(RingAttentionBase):
@@ -154,7 +155,6 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
 
     cdef readonly int64_t scratch_bytes
     cdef readonly bint needs_kv_scratch_b
-    cdef int32_t first_kv_heads  # of the first of a step's two parts; 0: a step is one launch
 
     @staticmethod
     def select(descriptor, stream, preference=None):
@@ -287,27 +287,6 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         checks.no_overlaps()
         self.kernel.backward(&params, one)
 
-    def _use_parts(self, first_kv_heads):
-        """Runs compute each step in two launches, the first for so many K/V heads. For measurements,
-        before the first run, and the same on every rank; 0 is the default."""
-        cdef RingAttentionDescriptor d = self.descriptor
-        cdef attention_api.baracuda_attention_step_params step
-        cdef int32_t first = integer("first_kv_heads", first_kv_heads, 0, d.num_kv_heads)
-        if first * _piece_bytes(d, 1) * 2 % SCRATCH_ALIGNMENT:
-            raise InvalidProblemError(
-                f"first_kv_heads: got {first}, whose sums must end at a multiple of "
-                f"{SCRATCH_ALIGNMENT} bytes")
-        for heads in _heads_of_parts(d, first):
-            d.fill(&step)
-            step.heads = heads * (d.num_heads // d.num_kv_heads)
-            step.kv_heads = heads
-            self.kernel.load_backward(&step)
-        d.fill(&step)
-        self.scratch_bytes = max(
-            self.scratch_bytes, attention_api.baracuda_attention_backward_ring_scratch_bytes(
-                self.kernel.number, &step, first))
-        self.first_kv_heads = first
-
     cdef int bind_scratch(self, AttentionOperands checks, TensorRef scratch,
                           attention_api.baracuda_attention_backward_params* params) except -1:
         cdef TensorRef view
@@ -338,9 +317,6 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         checks.bind_gradients(d, args.dy, args.dlse, args.dq, args.dk, args.dv, params)
         self.bind_scratch(checks, args.scratch, params)
         binding.call.payload_count = 1
-        binding.problem.first_kv_heads = self.first_kv_heads if world_size > 1 else 0
-        binding.call.program = attention_api.baracuda_attention_backward_ring_program(
-            2 if binding.problem.first_kv_heads > 0 else 1)
         if world_size > 1:
             self.bind_sums(checks, args.kv_gradient_scratch, in_dq, own_b, binding)
         if in_dq:
@@ -360,28 +336,21 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
     cdef int bind_sums(self, AttentionOperands checks, TensorRef scratch, bint in_dq, bint own_b,
                        _Binding binding) except -1:
         cdef RingAttentionDescriptor d = self.descriptor
-        cdef c_api.baracuda_ring_payload* sums
-        cdef int32_t first = binding.problem.first_kv_heads
+        cdef c_api.baracuda_ring_payload* sums = &binding.payloads[1]
         nbytes = self.least_kv_gradient_scratch_bytes(own_b) if in_dq \
             else self.kv_gradient_scratch_bytes
         cdef TensorRef view = checks.workspace(
             "kv_gradient_scratch", scratch, min(nbytes, 2 ** 63 - 1))
         cdef char* data = <char*>view.data
         cdef int64_t chunk = _sum_bytes(d)
-        cdef int i, part
-        binding.call.payload_count = 1
-        for part, heads in enumerate(_heads_of_parts(d, first)):
-            sums = &binding.payloads[binding.call.payload_count]
-            binding.call.payload_count += 1
-            sums.timing = c_api.BARACUDA_RING_BEHIND
-            sums.part = part
-            sums.pieces = 2
-            sums.piece_bytes[0] = sums.piece_bytes[1] = _piece_bytes(d, heads)
-            sums.own[0] = data
-            sums.own[1] = data + sums.piece_bytes[0]
-            for i in range(_CHUNKS - 1):
-                sums.buffers[i] = data + (i + 1) * chunk
-            data += 2 * sums.piece_bytes[0]
+        cdef int i
+        binding.call.payload_count = 2
+        sums.piece_bytes[0] = sums.piece_bytes[1] = \
+            kv_elements(d) * accumulator_of(d.element).itemsize
+        sums.own[0] = data
+        sums.own[1] = data + sums.piece_bytes[0]
+        for i in range(_CHUNKS - 1):
+            sums.buffers[i] = data + (i + 1) * chunk
         return 0
 
     cdef int bind_share_in_dq(self, AttentionOperands checks, TensorRef dq, bint own_b,
@@ -390,8 +359,6 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         receives K and V."""
         cdef RingAttentionDescriptor d = self.descriptor
         cdef attention_api.baracuda_attention_backward_params* params = &binding.problem.call
-        cdef char* share = <char*>params.dq
-        cdef int i
         why = ("where kv_scratch_b is None or kv_gradient_scratch has less than "
                f"{self.kv_gradient_scratch_bytes} bytes")
         checks.aligned(f"dq, {why}", dq, SCRATCH_ALIGNMENT)
@@ -400,9 +367,7 @@ cdef class RingAttentionBackwardPlan(RingAttentionBase):
         binding.problem.dq_holds_share = 1
         if not own_b:
             binding.payloads[0].buffers[0] = binding.payloads[1].buffers[2]
-        for i in range(1, binding.call.payload_count):
-            binding.payloads[i].buffers[2] = share
-            share += 2 * binding.payloads[i].piece_bytes[0]
+        binding.payloads[1].buffers[2] = params.dq
         return 0
 
 
@@ -422,18 +387,8 @@ cdef bint _needs_kv_scratch_b(RingAttentionDescriptor d, int32_t kernel) except 
     return finishes != 1 or nbytes < _sum_bytes(d)
 
 
-cdef list _heads_of_parts(RingAttentionDescriptor d, int32_t first):
-    """K/V heads of each launch of a step."""
-    return [first, d.num_kv_heads - first] if first > 0 else [d.num_kv_heads]
-
-
-cdef object _piece_bytes(RingAttentionDescriptor d, object heads):
-    """Bytes of the sums of dk, or of dv, of so many K/V heads."""
-    return int(d.batch_size) * heads * d.key_len * d.head_dim * accumulator_of(d.element).itemsize
-
-
 cdef object _sum_bytes(RingAttentionDescriptor d):
     """Bytes of one chunk's sums of dk and dv, rounded up to the scratch alignment."""
     # A Python int, because four chunks may need more bytes than 64 bits can count.
-    nbytes = 2 * _piece_bytes(d, d.num_kv_heads)
+    nbytes = 2 * int(kv_elements(d)) * accumulator_of(d.element).itemsize
     return -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
