@@ -1,4 +1,5 @@
-"""Steps of many rows and keys at head_dim 128, which sm90a computes with three warpgroups."""
+"""Whole calls, and last steps of a ring, of many rows and keys at head_dim 128, which sm90a computes
+with three warpgroups."""
 
 import pytest
 from helpers.rings import case, local_ring, same_bits
@@ -45,8 +46,7 @@ def test_a_sequence_has_the_same_bits_in_any_batch(torch):
 @pytest.mark.parametrize("layout", ["contiguous", "zigzag", "striped"])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_rings(torch, layout, is_causal):
-    """Three ranks have a first, a middle and a last step of them. With a mask, some steps of the
-    zigzag layout have too few rows or keys, so tiles of 128 and 192 rows share a state."""
+    """The steps before the last have tiles of 128 rows, so tiles of 128 and 192 rows share a state."""
     q, k, v = torch_qkv("normal", "bf16", 3, **HEADS, query_len=3 * ROWS + 6, head_dim=128)
     with case(layout=layout, is_causal=is_causal):
         y, lse = local_ring(torch, "sm90a", "bf16", q, k, v, 3, layout=layout, is_causal=is_causal)

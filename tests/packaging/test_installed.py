@@ -298,11 +298,11 @@ def test_tensor_core_kernels_use_tensor_cores():
                 moves = sum("R2UR" in line for line in body)
                 assert moves <= 14, f"{name} moves {moves} values to uniform registers in a loop"
     assert seen >= 20
-    # (3 head dims + a second and a third tile at 128, each x 4 flag variants; there 4 more without
-    # scores ahead; and whole calls in clusters: 2 tiles at 128, 1 at 256) x 2 dtypes
-    assert hopper == 54
-    # both tiles at 128, steps of a ring as well as whole calls, and whole calls in clusters
-    assert scores_ahead == 2 * (4 + 1) * 2
+    # (4 flag variants of each: head_dim 64; 256, and the same in clusters; both tiles at 128 with scores
+    # ahead, and the same in clusters. At 128 also the last steps and whole calls of three warpgroups,
+    # and without scores ahead 3 of one tile and whole calls of another) x 2 dtypes
+    assert hopper == (7 * 4 + 2 + 3 + 1) * 2
+    assert scores_ahead == 4 * 4 * 2
     # (3 head dims and longer key tiles at 64, each in a fixed order too, and at 128 the pair and the
     # first stores) x 2 dtypes
     assert backward == 20

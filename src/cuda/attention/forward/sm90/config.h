@@ -7,8 +7,9 @@ namespace baracuda::sm90 {
 
 // The steps that a configuration has kernels for. FIRST and LAST (attention.h) mark the steps that
 // begin and end a state. any_step: all steps. ends_of_rings: steps with FIRST or LAST. whole_calls:
-// steps with both. beginnings: steps with FIRST. continuations: steps without FIRST.
-enum class Served { any_step, ends_of_rings, whole_calls, beginnings, continuations };
+// steps with both. beginnings: steps with FIRST. endings: steps with LAST. continuations: steps
+// without FIRST.
+enum class Served { any_step, ends_of_rings, whole_calls, beginnings, endings, continuations };
 
 // Warpgroup 0 is the producer. The others are consumers of 64 query rows each.
 //
@@ -43,7 +44,6 @@ struct Config {
   static constexpr int cluster_m = block_m * Cluster;  // query rows of a cluster
   static constexpr int copied_n = BlockN / Cluster;    // rows of a key tile that a block copies
   static_assert(copied_n % 8 == 0, "the two parts of a key tile must be whole groups of eight rows");
-  static_assert(Cluster == 1 || Steps == Served::whole_calls, "LaterStepScheduler has no clusters");
   static constexpr int threads = 128 * (Consumers + 1);
   // setmaxnreg redistributes these registers among the warpgroups. A request for more of them than
   // there are would wait forever.
@@ -78,6 +78,7 @@ struct Config {
       case Served::ends_of_rings: return first || last;
       case Served::whole_calls: return first && last;
       case Served::beginnings: return first;
+      case Served::endings: return last;
       case Served::continuations: return !first;
     }
     return false;

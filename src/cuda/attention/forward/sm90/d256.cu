@@ -6,22 +6,24 @@
 namespace baracuda::sm90 {
 namespace {
 
-// True if a call is faster in clusters of two blocks: whole calls of many rows and keys without a
-// diagonal. A last query tile without another leaves a block idle, which matters less the more query
-// tiles there are. See docs/kernel-log/forward-sm90a.md, "Clusters that share K and V, in continuous
-// use".
+// True if a step is faster in clusters of two blocks: one of many rows and keys without a diagonal. A
+// last query tile without another leaves a block idle, which matters less the more query tiles there
+// are. Steps beside NCCL do without, as at head_dim 128 (d128.cu). See
+// docs/kernel-log/forward-sm90a.md, "Clusters that share K and V, in continuous use".
 bool pays_in_pairs(const StepParams& p, const StepMask& mask) {
   constexpr int64_t many_rows = 2048, many_rows_with_odd_tile = 4096, many_keys = 2048;
   constexpr int64_t tile = 128;  // query rows of a block
-  if (!is_whole(p) || mask.has_diagonal || mask.keys < many_keys) return false;
-  const bool even = (p.query_len + tile - 1) / tile % 2 == 0;
-  return p.query_len >= (even ? many_rows : many_rows_with_odd_tile);
+  if (!is_whole(p) && p.sm_margin > 0) return false;
+  if (mask.has_diagonal || mask.keys < many_keys) return false;
+  const int64_t rows = p.query_len - mask.first_row;
+  const bool even = (rows + tile - 1) / tile % 2 == 0;
+  return rows >= (even ? many_rows : many_rows_with_odd_tile);
 }
 
 template <typename Element>
 struct Tiles {
   using Single = Config<Element, 256, 80, 2, false>;
-  using Pair = Config<Element, 256, 80, 2, false, 80, false, Served::whole_calls, 2>;
+  using Pair = Config<Element, 256, 80, 2, false, 80, false, Served::any_step, 2>;
 
   static int32_t load() {
     const int32_t status = load_kernels<Single>();

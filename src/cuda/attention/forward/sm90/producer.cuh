@@ -39,7 +39,8 @@ class WorkTileScheduler {
   }
 
  private:
-  std::conditional_t<First, FirstStepScheduler<C::cluster>, LaterStepScheduler> scheduler_;
+  std::conditional_t<First, FirstStepScheduler<C::cluster>, LaterStepScheduler<C::cluster>>
+      scheduler_;
 };
 
 // The warp that copies K and V; its first lane issues the copies. It copies the key tiles of each
