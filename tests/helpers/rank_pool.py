@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,8 @@ from . import forked
 _WORKER = Path(__file__).parent.parent / "multi_rank" / "worker.py"
 _START_SECONDS = 180.0
 RANK_DEVICE = "BARACUDA_TEST_RANK_DEVICE"  # tells a worker its GPU
-_END_SECONDS = 30.0
+SHOW_STACKS = signal.SIGUSR1  # a worker then writes the stack of every thread to its stderr
+_END_SECONDS = 60.0  # many processes that share a GPU end slowly
 
 
 class RankPool:
@@ -221,7 +223,7 @@ class _Worker:
         try:
             line = self._lines.get(timeout=seconds)
         except queue.Empty:
-            self._process.kill()
+            self._show_stacks_and_kill()
             return {"failure": f"rank {self.rank} gave no answer in {seconds:.0f} s: killed"}
         if not line:
             return {"failure": f"rank {self.rank} ended with {self._process.wait(10)}"}
@@ -237,6 +239,12 @@ class _Worker:
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
+
+    def _show_stacks_and_kill(self) -> None:
+        """Its stderr then tells where every thread was."""
+        self._process.send_signal(SHOW_STACKS)
+        time.sleep(1.0)
+        self._process.kill()
 
     def ended(self, seconds: float) -> int | None:
         try:
@@ -256,7 +264,7 @@ class _Worker:
         try:
             code = self._process.wait(max(seconds, 0.1))
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._show_stacks_and_kill()
             code = self._process.wait(10)
         self._reader.join(10)
         self._answers.close()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
 import traceback
 from typing import Any
 
-from .rank_pool import RANK_DEVICE
+from .rank_pool import RANK_DEVICE, SHOW_STACKS
 
 
 def own_device() -> int:
@@ -18,6 +19,7 @@ def own_device() -> int:
 
 def serve(rank: Any) -> None:
     """Answer every task by the method of `rank` that it names, until the input ends."""
+    faulthandler.register(SHOW_STACKS, all_threads=True)
     # Libraries may print; answers go to the real stdout, everything else to stderr.
     answers = sys.stdout
     sys.stdout = sys.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import forked
 from helpers.pages import run_to_its_end, torchrun
+from helpers.rank_pool import RankPool
 
 TESTS = Path(__file__).parents[1]
 
@@ -96,3 +97,22 @@ def test_forked_ranks(tmp_path, how, codes, timeout):
     for rank in range(2):
         assert f"{how} more {tmp_path / 'elsewhere'} {tmp_path} {rank} 1\n" in output
     assert ("ValueError: of rank 1" in errors) == (how == "fails")
+
+
+def test_a_rank_that_gives_no_answer_tells_where_it_was(tmp_path):
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import sys, time\n"
+        f"sys.path.insert(0, {str(TESTS)!r})\n"
+        "from helpers.rank_tasks import serve\n"
+        "class Rank:\n"
+        "    rank = 0\n"
+        "    def unique_id(self, task): return {'unique_id': ''}\n"
+        "    def join(self, task): return {}\n"
+        "    def never_answers(self, task): time.sleep(60)\n"
+        "serve(Rank())\n"
+    )
+    pool = RankPool(1, worker)
+    with pytest.raises(AssertionError, match=r"gave no answer(?s:.*)in never_answers"):
+        pool.run({"do": "never_answers"}, seconds=0.5)
+    pool.close()
