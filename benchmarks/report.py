@@ -150,7 +150,8 @@ def _across(card: str, results: list[Result], here: str) -> str:
         what = f"P = {result['ranks']}{_OTHERS.get(_named(result['rows'][0])['name'], '')}"
         rows = rows_by_part(result)
         for date, of in result.get("parts", {}).items():
-            chunks = sorted({one["params"]["chunk"] for one in rows[date]})
+            with_rows = [one["params"] for one in rows[date] if one["name"] != "faults"]
+            chunks = sorted({params["chunk"] for params in with_rows})
             text += _of_several(f"{what}, {', '.join(map(str, chunks))} rows a GPU", of, here)
         if not rows:
             text += _of_several(what, result, here)

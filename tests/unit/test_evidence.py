@@ -261,6 +261,9 @@ def test_what_several_gpus_did_not_measure_again_stays(tmp_path, monkeypatch):
     assert {date: (of["source_hash"], of["rows"]) for date, of in merged["parts"].items()} == {
         "1st-1": ("a" * 16, 2), "2nd-2": ("b" * 16, 4)}  # fmt: skip
     assert (merged["date"], merged["source_hash"]) == second
+    # What is killed has no chunk.
+    merged["rows"].append(row("faults", {"case": "SIGKILL", "ranks": 2, "rings": 3, "devices": 2}, 2.0))
+    merged["parts"]["2nd-2"]["rows"] += 1
     text = report.page({"training-2x-card": merged})
     assert f"P = 2, training, 4096 rows a GPU: driver 580.1, CUDA 13.0, 1st-1, source `{'a' * 16}`" in text
     assert f"P = 2, training, 8192, 16384 rows a GPU: driver 580.1, CUDA 13.0, 2nd-2, source `{'b' * 16}`" in text
