@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from baracuda_kernels._arguments import array, flag, number
+from baracuda_kernels._arguments import array, flag, integer, number
 from baracuda_kernels.errors import InvalidProblemError
 
 __all__ = ["attention", "attention_backward", "error_of"]
@@ -69,6 +69,7 @@ def attention(
     batch, heads, query_len, head_dim = q.shape
     key_len = k.shape[2]
     scale, is_causal = _factor(scale, head_dim), flag("is_causal", is_causal)
+    block_scores = integer("block_scores", block_scores, 1)
     q_pos = _positions_or_range(q_positions, query_len, "q_positions")
     k_pos = _positions_or_range(k_positions, key_len, "k_positions")
 
@@ -142,6 +143,7 @@ def attention_backward(
     if dlse.shape != q.shape[:3]:
         raise InvalidProblemError(f"dlse: got shape {dlse.shape}, must be {q.shape[:3]}")
     scale, is_causal = _factor(scale, head_dim), flag("is_causal", is_causal)
+    block_scores = integer("block_scores", block_scores, 1)
     q_pos = _positions_or_range(q_positions, query_len, "q_positions")
     k_pos = _positions_or_range(k_positions, key_len, "k_positions")
 
@@ -197,7 +199,7 @@ def error_of(got: Any, exact: np.ndarray) -> dict[str, float]:
     InvalidProblemError
         The shapes differ, or one is no array of real numbers.
     """
-    got, exact = _wide(_operand("got", got)), _operand("exact", exact)
+    got, exact = _wide(_operand("got", got)), _wide(_operand("exact", exact))
     if got.shape != exact.shape:
         raise InvalidProblemError(f"got: got shape {got.shape}, must be exact's, {exact.shape}")
     if got.size == 0:
@@ -206,13 +208,21 @@ def error_of(got: Any, exact: np.ndarray) -> dict[str, float]:
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.where(same, 0.0, got - exact)
         difference[~np.isfinite(difference)] = np.inf
-        rms = float(np.sqrt(np.mean(np.square(difference))))
-        size = float(np.sqrt(np.mean(np.square(np.where(np.isfinite(exact), exact, 0.0)))))
+        rms = _rms(difference)
+        size = _rms(np.where(np.isfinite(exact), exact, 0.0))
     return {
         "rms": rms,
         "max": float(np.max(np.abs(difference))),
         "relative": rms / size if size > 0 else (0.0 if rms == 0 else math.inf),
     }
+
+
+def _rms(x: np.ndarray) -> float:
+    """The root of the mean square, which overflows only if the largest element does."""
+    largest = float(np.max(np.abs(x)))
+    if largest == 0.0 or not math.isfinite(largest):
+        return largest
+    return largest * float(np.sqrt(np.mean(np.square(x / largest))))
 
 
 def _operand(name: str, x: Any) -> np.ndarray:
@@ -226,7 +236,8 @@ def _operand(name: str, x: Any) -> np.ndarray:
             f"{name}: got {type(x).__name__} of {x.dtype}, must be an array that NumPy reads "
             f"({error})"
         ) from error
-    if read.dtype.kind in "cSUmM":
+    # Of kind V are ml_dtypes' numbers, too.
+    if read.dtype.kind in "cSUmMO" or issubclass(read.dtype.type, np.void):
         raise InvalidProblemError(f"{name}: got dtype {read.dtype}, must be of real numbers")
     return read
 
@@ -311,7 +322,10 @@ def _check_shapes(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> int:
 def _positions_or_range(given: np.ndarray | None, length: int, name: str) -> np.ndarray:
     if given is None:
         return np.arange(length, dtype=np.int64)
-    given = np.asarray(given)
+    try:
+        given = np.asarray(given)
+    except ValueError:  # lists of several lengths
+        raise InvalidProblemError(f"{name}: got {given!r}, must be {length} integers") from None
     if given.shape != (length,) or given.dtype.kind not in "iu":
         raise InvalidProblemError(
             f"{name}: got shape {given.shape} and dtype {given.dtype}, must be {length} integers"

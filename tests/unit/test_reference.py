@@ -215,3 +215,34 @@ def test_gradients_of_blocks_and_of_shapes_that_do_not_fit():
         attention_backward(x.q, x.k, x.v, x.dy[:, :, :5])
     with pytest.raises(bk.InvalidProblemError, match="dlse: got shape"):
         attention_backward(*x[:4], dlse=x.dlse[..., None])
+
+
+def test_the_exact_result_is_taken_in_float64():
+    """Squares of 16- and 32-bit numbers overflow, and an error over infinity is none."""
+    assert error_of(np.zeros(4), np.full(4, 300, np.float16))["relative"] == 1.0
+    assert error_of(np.zeros(4), np.full(4, 1e20, np.float32))["relative"] == 1.0
+    assert error_of(np.zeros(4), np.full(4, 1e200))["relative"] == 1.0
+    tiny = error_of(np.full(4, 1e-4), np.full(4, 1e-4, np.float16))["relative"]
+    assert 0 < tiny < 1e-3
+    assert error_of(np.full(4, 1e-200), np.full(4, 2e-200))["relative"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("value", [1j, "1.5", None, 2.0])
+def test_arrays_of_objects_are_refused(value):
+    x = np.array([[[[value]]]], dtype=object)
+    with pytest.raises(bk.InvalidProblemError, match="q: got dtype object, must be of real numbers"):
+        attention(x, x, x)
+    with pytest.raises(bk.InvalidProblemError, match="exact: got dtype object, must be of real"):
+        error_of(np.zeros((1, 1, 1, 1)), x)
+
+
+def test_structured_arrays_ragged_positions_and_block_sizes_are_refused():
+    x = np.zeros((1, 1, 1, 1), [("a", "f4")])
+    with pytest.raises(bk.InvalidProblemError, match="q: got dtype .*must be of real numbers"):
+        attention(x, x, x)
+    ones = np.ones((1, 1, 2, 1))
+    with pytest.raises(bk.InvalidProblemError, match=r"q_positions: got \[\[0\], \[1, 2\]\], must be 2"):
+        attention(ones, ones, ones, is_causal=True, q_positions=[[0], [1, 2]])
+    for wrong in ("a", -5, 0, 1.5):
+        with pytest.raises(bk.InvalidProblemError, match="block_scores: got .* must be an integer >= 1"):
+            attention(ones, ones, ones, block_scores=wrong)

@@ -2,7 +2,9 @@
 
 import gc
 import queue
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -128,3 +130,44 @@ def test_ranks_that_cannot_be(bad):
 def test_an_object_without_the_protocol(plan):
     assert not isinstance(object(), bk.Transport)
     assert isinstance(Queues(0, 1, {}), bk.Transport)
+
+
+@pytest.mark.parametrize("method", ["group_start", "send", "recv", "group_end"])
+def test_methods_that_nothing_awaits_are_refused(plan, method):
+    """They would transfer nothing, and the run would read what lay in the buffers before."""
+
+    class Late(Queues):
+        timeout = 0.2
+
+    async def late(self, *args):
+        getattr(super(Late, self), method)(*args)
+
+    setattr(Late, method, late)
+    end = transports(P, Late)[0]
+    with pytest.raises(bk.InvalidProblemError, match=rf"transport.{method}: got an awaitable"):
+        plan.validate(bk.TransportCommunicator(end))
+
+
+def test_a_transport_stays_the_same_rank(plan):
+    end = transports(P)[1]
+    assert bk.TransportCommunicator.of(end, -1).rank == 1
+    end.rank = 2
+    with pytest.raises(bk.InvalidProblemError, match="got rank 2 of 4, must stay rank 1 of 4"):
+        bk.TransportCommunicator.of(end, -1)
+
+
+def test_threads_that_use_a_transport_for_the_first_time_get_one_communicator():
+    class Slow(Queues):
+        @property
+        def rank(self):
+            time.sleep(0.02)  # the other threads go on meanwhile
+            return 0
+
+        @rank.setter
+        def rank(self, value):
+            pass
+
+    (end,) = transports(1, Slow)
+    with ThreadPoolExecutor(4) as pool:
+        made = [*pool.map(lambda _: bk.TransportCommunicator.of(end, -1), range(4))]
+    assert len({id(one) for one in made}) == 1

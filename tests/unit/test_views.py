@@ -2,6 +2,7 @@
 
 import ctypes as ct
 import gc
+import signal
 import sys
 import weakref
 
@@ -292,3 +293,65 @@ def test_what_is_no_stream(bad):
         bk.Stream(bad, device=0)
     with pytest.raises(bk.InvalidProblemError, match="device"):
         bk.Stream(0, device=-2)
+
+
+class LyingDlpack(OnlyDlpack):
+    """Overwrites a field of its capsule's tensor."""
+
+    def __init__(self, array, offset, kind, value):
+        super().__init__(array, False)
+        self.field = offset, kind, value
+
+    def __dlpack__(self, **kwargs):
+        capsule = super().__dlpack__(**kwargs)
+        pointer = ct.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ct.c_void_p, [ct.py_object, ct.c_char_p]
+        offset, kind, value = self.field
+        kind.from_address(pointer(capsule, b"dltensor") + offset).value = value
+        return capsule
+
+
+@pytest.mark.parametrize(("field", "match"), [
+    ((16, ct.c_int32, 10**9), "got 1000000000 dimensions, must have at most 8"),
+    ((16, ct.c_int32, -3), "got -3 dimensions, must have at most 8"),
+    ((24, ct.c_void_p, 0), "got a capsule of 2 dimensions without a shape"),
+    ((8, ct.c_int32, 2), "got DLPack device type 2 in the capsule of a LyingDlpack.*device__, 1"),
+    ((0, ct.c_void_p, 0), "got a null address"),
+])  # fmt: skip
+def test_a_capsule_that_lies_is_refused(field, match):
+    with pytest.raises(bk.InvalidProblemError, match=match):
+        bk.TensorRef(LyingDlpack(np.zeros((2, 3), np.float32), *field))
+
+
+def test_a_number_of_numpy_is_no_address():
+    """NumPy would give the number's own bytes as an array."""
+    address = np.int64(np.zeros(2, np.float32).ctypes.data)
+    with pytest.raises(bk.InvalidProblemError, match="as int64, must be a tensor, or an int as an"):
+        bk.TensorRef(address, (2,), element="F32")
+
+
+def test_a_foreign_byte_order_on_a_gpu_is_refused():
+    source = WithInterface("__cuda_array_interface__", 0, (4,))
+    source.__cuda_array_interface__["typestr"] = ">f4"
+    with pytest.raises(bk.UnsupportedError, match="got typestr '>f4', must be .* byte order"):
+        bk.TensorRef(source)
+
+
+def test_the_exception_of_a_signal_s_handler_is_not_the_tensor_s():
+    class Late(TimeoutError):
+        pass
+
+    class Slow(OnlyDlpack):
+        def __dlpack_device__(self):
+            signal.raise_signal(signal.SIGUSR1)  # as one that arrives here
+            return super().__dlpack_device__()
+
+    def handler(*_):
+        raise Late("deadline")
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises(Late, match="deadline"):
+            bk.TensorRef(Slow(np.zeros(4), True))
+    finally:
+        signal.signal(signal.SIGUSR1, before)

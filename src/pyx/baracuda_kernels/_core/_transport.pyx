@@ -32,7 +32,8 @@ class Transport(Protocol):
     On the host (``stream`` is None) a transfer must be complete when ``group_end`` returns, and
     ``memoryview(buffer)`` gives its bytes. On a GPU it must be ordered on ``stream``, and
     ``buffer.__cuda_array_interface__`` gives its bytes. An exception ends the run and is raised by
-    it; ``group_end`` is still called.
+    it; ``group_end`` is still called if ``group_start`` returned. What methods return is not read,
+    but an awaitable, as of an ``async def``, is refused.
 
     A rank's run ends early after an exception, after Ctrl-C, and if a launch of a backward fails:
     a sum without this rank's share would be a wrong gradient. Later calls of this rank are then
@@ -190,12 +191,20 @@ cdef class TransportCommunicator(RingMember):
         known, per_device = _members.get(key, (None, None))
         if known is None or known() is not transport:
             _require_protocol(transport)
-            per_device = {}
-            _members[key] = _weak(transport, partial(_forget, key=key)), per_device
-        if device not in per_device:
+            if known is not None:
+                _members.pop(key, None)  # of a transport that is gone
+            made = _weak(transport, partial(_forget, key=key)), {}
+            _, per_device = _members.setdefault(key, made)  # another thread may have been faster
+        cdef TransportCommunicator member = per_device.get(device)
+        if member is None:
             # A weak proxy, since the member must not keep the transport alive.
-            per_device[device] = TransportCommunicator(weakref.proxy(transport), device)
-        return per_device[device]
+            made = TransportCommunicator(weakref.proxy(transport), device)
+            member = per_device.setdefault(device, made)
+        if transport.rank != member.rank or transport.world_size != member.world_size:
+            raise InvalidProblemError(
+                f"transport: got rank {transport.rank} of {transport.world_size}, must stay rank "
+                f"{member.rank} of {member.world_size}")
+        return member
 
     cdef int leave(self, int32_t status) except -1:
         cause = None if status == c_api.BARACUDA_OK else last_exception(status)
@@ -277,22 +286,36 @@ cdef struct _Message:
     int32_t peer
 
 
+cdef int _refuse_awaitable(str name, object result) except -1:
+    """Nothing would wait for it, so it would transfer nothing."""
+    if result is not None and hasattr(type(result), "__await__"):
+        close = getattr(result, "close", None)
+        if close is not None:
+            close()  # or Python warns that it was never awaited
+        raise InvalidProblemError(
+            f"transport.{name}: got an awaitable ({type(result).__name__}), must be a method that "
+            "does its work before it returns")
+    return 0
+
+
 cdef int _tell(void* given) noexcept with gil:
     cdef _Message* message = <_Message*>given
     cdef TransportCommunicator self = <TransportCommunicator>message.context
     try:
         if message.what == _START:
-            self.transport.group_start()
+            _refuse_awaitable("group_start", self.transport.group_start())
         elif message.what == _END:
-            self.transport.group_end()
+            _refuse_awaitable("group_end", self.transport.group_end())
         elif message.what == _ABORT:
             self.abandon()
         else:
             buffer = raw_slice(message.data, message.nbytes, self.device, message.what == _RECV)
             if message.what == _SEND:
-                self.transport.send(buffer, message.peer, self.ring_stream)
+                _refuse_awaitable(
+                    "send", self.transport.send(buffer, message.peer, self.ring_stream))
             else:
-                self.transport.recv(buffer, message.peer, self.ring_stream)
+                _refuse_awaitable(
+                    "recv", self.transport.recv(buffer, message.peer, self.ring_stream))
     except BaseException as error:
         return self.failed(error)
     return c_api.BARACUDA_OK

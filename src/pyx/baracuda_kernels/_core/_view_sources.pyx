@@ -13,7 +13,7 @@ from baracuda_kernels._core._dlpack cimport (
     BaracudaDLVersioned,
 )
 from baracuda_kernels._core._status cimport check
-from baracuda_kernels._core._view cimport View, integer, integer_from
+from baracuda_kernels._core._view cimport MAX_DIMS, View, integer, integer_from
 
 from baracuda_kernels._core._enums import (
     BY_DLPACK,
@@ -47,6 +47,8 @@ cdef object fill(View self, str name, object source, object shape, object stride
     except (BaracudaError, MemoryError):
         raise
     except Exception as error:  # a tensor may raise anything if it is asked where it lies
+        if _is_of_a_signal(error):
+            raise
         raise InvalidProblemError(
             f"{name}: got a {type(source).__name__} that cannot be viewed "
             f"({type(error).__name__}: {error}), must be a tensor in memory") from error
@@ -65,6 +67,27 @@ cdef object fill(View self, str name, object source, object shape, object stride
                 and {wanted, self.element} != {ElementKind.F32, ElementKind.F32_STRICT}:
             raise InvalidProblemError(f"{name}: got {self.element}, must be {wanted}")
     return None
+
+
+cdef bint _is_integer(object source) except -1:
+    import numbers
+
+    return isinstance(source, numbers.Integral)
+
+
+cdef bint _is_of_a_signal(object error) except -1:
+    """Whether a signal's handler raised it, which Python may call in any code of the tensor's."""
+    import signal
+
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    functions = [getattr(handler, "__func__", handler) for handler in handlers]
+    codes = {getattr(function, "__code__", None) for function in functions} - {None}
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in codes:
+            return True
+        trace = trace.tb_next
+    return False
 
 
 cdef object _from_object(View self, str name, object source):
@@ -146,6 +169,11 @@ cdef object _refuse_mask(str name, object interface, bint is_masked):
 cdef object _from_numpy(View self, str name, object source):
     masked = sys.modules.get("numpy.ma")  # imported, if the source is a masked array
     interface = source.__array_interface__
+    if interface["shape"] == () and _is_integer(source):
+        # NumPy's numbers are arrays, too, but this one may be meant as an address.
+        raise InvalidProblemError(
+            f"{name}: got {source} as {type(source).__name__}, must be a tensor, or an int as an "
+            "address")
     _refuse_mask(name, interface, masked is not None and isinstance(source, masked.MaskedArray))
     dtype = getattr(source, "dtype", None)
     element = BY_DTYPE_NAME.get(getattr(dtype, "name", None))
@@ -177,9 +205,10 @@ cdef object _from_cuda_interface(View self, str name, object source):
     element = BY_TYPESTR.get(interface["typestr"][1:])
     if element is None:
         element = BY_DTYPE_NAME.get(getattr(getattr(source, "dtype", None), "name", None))
-    if element is None:
+    if element is None or interface["typestr"][0] == ">":
         raise UnsupportedError(
-            f"{name}: got typestr {interface['typestr']!r}, must be one of {sorted(BY_TYPESTR)}")
+            f"{name}: got typestr {interface['typestr']!r}, must be one of {sorted(BY_TYPESTR)} in "
+            "native byte order")
     self.set_element(name, element)
     self.data = <void*><uintptr_t>(interface["data"][0] or 0)
     self.writable = not interface["data"][1]
@@ -230,8 +259,20 @@ cdef object _from_dlpack(View self, str name, object source):
         raise UnsupportedError(
             f"{name}: got DLPack type (code {tensor.dtype.code}, {tensor.dtype.bits} bits, "
             f"{tensor.dtype.lanes} lanes), which no kernel knows")
+    if (tensor.device.device_type in _DL_CUDA) != (kind in _DL_CUDA):
+        raise InvalidProblemError(
+            f"{name}: got DLPack device type {tensor.device.device_type} in the capsule of a "
+            f"{type(source).__name__}, must be that of its __dlpack_device__, {kind}")
+    if not 0 <= tensor.ndim <= MAX_DIMS:
+        raise InvalidProblemError(
+            f"{name}: got {tensor.ndim} dimensions, must have at most {MAX_DIMS}")
+    if tensor.ndim > 0 and tensor.shape == NULL:
+        raise InvalidProblemError(
+            f"{name}: got a capsule of {tensor.ndim} dimensions without a shape, must have one")
     self.set_element(name, element)
-    self.data = <void*>(<char*>tensor.data + tensor.byte_offset)
+    self.data = NULL
+    if tensor.data != NULL:
+        self.data = <void*>(<char*>tensor.data + tensor.byte_offset)
     self.set_shape(name, [tensor.shape[i] for i in range(tensor.ndim)],
                None if tensor.strides == NULL else [tensor.strides[i] for i in range(tensor.ndim)])
     if self.numel() > 0 and _is_offset_alone(self, source):
