@@ -171,3 +171,31 @@ def test_threads_that_use_a_transport_for_the_first_time_get_one_communicator():
     with ThreadPoolExecutor(4) as pool:
         made = [*pool.map(lambda _: bk.TransportCommunicator.of(end, -1), range(4))]
     assert len({id(one) for one in made}) == 1
+
+
+def test_two_ranks_of_one_number_are_found_by_validate():
+    """Over wires that do not look at `peer`, as pipes between two processes."""
+
+    class Pipe(Queues):
+        def send(self, buffer, peer, stream):
+            self.wires["to", self.end].put(bytes(memoryview(buffer)))
+
+        def group_end(self):
+            pending, self.pending = self.pending, []
+            for buffer, _ in pending:
+                memoryview(buffer)[:] = self.wires["from", self.end].get(timeout=self.timeout)
+
+    there, back = queue.Queue(), queue.Queue()
+    ends = [Pipe(0, 2, {("to", 0): there, ("from", 0): back, ("to", 1): back, ("from", 1): there})
+            for _ in range(2)]  # fmt: skip
+    descriptor = bk.RingAttentionDescriptor(B, H, S, S, D, element="F64")
+    plan = bk.RingAttentionPlan.select(descriptor, bk.Stream.host())
+
+    def work(number):
+        ends[number].end = number
+        plan.validate(bk.TransportCommunicator(ends[number]))
+
+    errors = on_ranks(2, work)
+    for error in errors:
+        assert isinstance(error, bk.InvalidProblemError)
+        assert "rank 1: got the message of rank 0, must be its own" in str(error)

@@ -7,7 +7,10 @@ from baracuda_kernels.ops.ring_attention._descriptor import RingAttentionDescrip
 MESSAGE_BYTES: int
 
 def encode(
-    descriptor: RingAttentionDescriptor, direction: Direction, args: Any = None
+    descriptor: RingAttentionDescriptor,
+    direction: Direction,
+    args: Any = None,
+    rank: int | None = None,
 ) -> bytes: ...
 def orders(descriptor: RingAttentionDescriptor, args: Any) -> dict[str, str]: ...
 def require(world_size: int, messages: Sequence[bytes]) -> None: ...

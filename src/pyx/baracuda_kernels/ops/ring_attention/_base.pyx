@@ -57,7 +57,7 @@ cdef class RingAttentionBase(RingPlan):
             self.refuse_member(member)
             if args is not None:
                 self.check(args, member.world_size)
-            message = _agreement.encode(self.descriptor, self.sku.direction, args)
+            message = _agreement.encode(self.descriptor, self.sku.direction, args, member.rank)
         except Exception as error:
             member.pass_on(error, False)
             raise
