@@ -55,9 +55,9 @@ class Calls:
         self.x, self.plan = x, plan_of(RANKS)
         encode = _agreement.encode
 
-        def comparing(descriptor, direction, args):
+        def comparing(descriptor, direction, args, rank):
             if not isinstance(args, OutOfMemory):
-                return encode(descriptor, direction, args)
+                return encode(descriptor, direction, args, rank)
             raise MemoryError("no memory for a message")
 
         monkeypatch.setattr(_agreement, "encode", comparing)
