@@ -1,0 +1,250 @@
+"""What the ring's C ABI refuses, and the record of each failure: arguments, tables, statuses."""
+
+from __future__ import annotations
+
+import ctypes as ct
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from helpers import ring_abi as abi
+from helpers.ring_abi import LocalWorld, last_failure
+
+LIB = abi.library()
+MOST = 2**63 - 1
+ALL_GATHER, WARM_UP = "baracuda_ring_all_gather", "baracuda_ring_warm_up"
+
+
+def leave_a_stale_record() -> None:
+    """A failure of an earlier call, of the status that a table's functions return here."""
+    assert LIB.baracuda_ring_run(None, 0) == abi.INVALID_ARGUMENT
+
+
+def changed_ops(**functions: Any) -> Any:
+    """The host's table with other functions; None for NULL."""
+    ops = abi.StreamOps.from_buffer_copy(LIB.baracuda_host_stream_ops().contents)
+    types = dict(ops._fields_)
+    for name, function in functions.items():
+        typed = types[name] is not ct.c_void_p
+        setattr(ops, name, types[name](function or 0) if typed else function)
+    return ct.pointer(ops)
+
+
+def refuses(*_: Any) -> int:
+    """A function of a table that fails without a record."""
+    return abi.INVALID_ARGUMENT
+
+
+class Foreign:
+    """Rank 0 of two, over a transport whose calls are logged and can fail."""
+
+    def __init__(self, failing: str = "", status: int = 42) -> None:
+        self.log: list[str] = []
+
+        def logged(name: str) -> Callable[..., int]:
+            def answer(*_: Any) -> int:
+                self.log.append(name)
+                return status if name == failing else 0
+
+            return answer
+
+        self.end = abi.Endpoint(
+            struct_size=ct.sizeof(abi.Endpoint),
+            transport=abi.Transport(
+                struct_size=ct.sizeof(abi.Transport),
+                rank=0,
+                world_size=2,
+                group_start=abi.GroupFn(logged("group_start")),
+                send=abi.MessageFn(logged("send")),
+                recv=abi.MessageFn(logged("recv")),
+                group_end=abi.GroupFn(logged("group_end")),
+                abort=abi.AbortFn(lambda _: self.log.append("abort")),
+            ),
+            exchange=LIB.baracuda_send_recv_exchange(),
+            ops=LIB.baracuda_host_stream_ops(),
+            device=-1,
+        )
+
+
+def all_gather(end: Any, mine: Any, nbytes: int, everyone: Any) -> int:
+    pointer = None if end is None else ct.byref(end)
+    return LIB.baracuda_ring_all_gather(pointer, mine, ct.c_int64(nbytes), everyone)
+
+
+def warm_up(end: Any, buffer: Any) -> int:
+    return LIB.baracuda_ring_warm_up(None if end is None else ct.byref(end), buffer)
+
+
+def memory() -> Any:
+    return ct.create_string_buffer(6 * 64)
+
+
+def assert_refused(status: int, call: str, *texts: str) -> None:
+    failure = last_failure()
+    assert status == failure.status == abi.INVALID_ARGUMENT, failure
+    assert failure.call == call, failure
+    assert all(text in failure.message for text in texts), failure
+
+
+# ---- Set-up: all-gather, warm-up, opening -------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "nth"), [("copy", 1), ("copy", 2), ("stream_synchronize", 1)])
+def test_all_gather_records_a_status_without_a_record(name, nth):
+    """The first copy brings this rank's bytes in, the second all bytes out."""
+    real = LIB.baracuda_host_stream_ops().contents
+    count = 0
+
+    def fails(*arguments):
+        nonlocal count
+        count += 1
+        return abi.INVALID_ARGUMENT if count == nth else getattr(real, name)(*arguments)
+
+    world = LocalWorld(1)
+    world.endpoints[0].ops = changed_ops(**{name: fails})
+    leave_a_stale_record()
+    status = all_gather(world.endpoints[0], b"12345678", 8, memory())
+    assert_refused(status, name, f"{name} returned 1")
+    world.close()
+
+
+BAD_ENDPOINTS = {
+    "endpoint: got NULL": lambda end: None,
+    "endpoint.struct_size: got 0": lambda end: abi.Endpoint(),
+    "transport.rank: got -1": lambda end: setattr(end.transport, "rank", -1),
+    "transport.rank: got 2": lambda end: setattr(end.transport, "rank", 2),
+    "transport.world_size: got 0": lambda end: setattr(end.transport, "world_size", 0),
+    "transport.send: got NULL": lambda end: setattr(end.transport, "send", abi.MessageFn(0)),
+    "transport.struct_size": lambda end: setattr(end.transport, "struct_size", 8),
+    "endpoint->ops: got NULL": lambda end: setattr(end, "ops", None),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ENDPOINTS)
+def test_setup_refuses_an_endpoint_before_it_sends(name):
+    for call in (ALL_GATHER, WARM_UP):
+        foreign = Foreign()
+        made = BAD_ENDPOINTS[name](foreign.end)
+        end = made if name.startswith("endpoint:") or made is not None else foreign.end
+        if call == ALL_GATHER:
+            status = all_gather(end, b"12345678", 8, memory())
+        else:
+            status = warm_up(end, memory())
+        assert_refused(status, call, name, "must be")
+        # The other rank is told, if the endpoint has what that needs.
+        is_reachable = end is foreign.end and name != "transport.struct_size"
+        assert foreign.log == (["abort"] if is_reachable else [])
+
+
+def test_a_warm_up_alone_needs_the_transports_functions():
+    """A rank alone sends to itself."""
+    foreign = Foreign()
+    foreign.end.transport.world_size = 1
+    foreign.end.transport.group_end = abi.GroupFn(0)
+    assert_refused(warm_up(foreign.end, memory()), WARM_UP, "transport.group_end: got NULL")
+    assert foreign.log == []
+
+
+@pytest.mark.parametrize(
+    ("name", "mine", "nbytes", "everyone"),
+    [
+        ("mine: got NULL", False, 8, True),
+        ("all: got NULL", True, 8, False),
+        ("bytes: got -1", True, -1, True),
+        (f"bytes: got {MOST // 2 + 1}, must be in [0, {MOST // 2}]", True, MOST // 2 + 1, True),
+    ],
+)
+def test_all_gather_refuses_its_arguments_before_it_sends(name, mine, nbytes, everyone):
+    foreign = Foreign()
+    status = all_gather(
+        foreign.end, b"12345678" if mine else None, nbytes, memory() if everyone else None
+    )
+    assert_refused(status, ALL_GATHER, name)
+    assert last_failure().rank == 0
+    assert foreign.log == ["abort"]
+
+
+@pytest.mark.parametrize("name", ["copy", "stream_synchronize"])
+def test_all_gather_refuses_a_table_without_its_functions(name):
+    foreign = Foreign()
+    foreign.end.ops = changed_ops(**{name: None})
+    status = all_gather(foreign.end, b"12345678", 8, memory())
+    assert_refused(status, ALL_GATHER, f"endpoint->ops->{name}: got NULL")
+
+
+def test_an_all_gather_of_no_bytes_needs_no_memory():
+    world = LocalWorld(1)
+    assert all_gather(world.endpoints[0], None, 0, None) == abi.OK, last_failure()
+    world.close()
+
+
+def test_warm_up_refuses_a_buffer_of_null_before_it_sends():
+    foreign = Foreign()
+    assert_refused(warm_up(foreign.end, None), WARM_UP, "buffer: got NULL")
+    assert last_failure().rank == 0
+    assert foreign.log == ["abort"]
+
+
+@pytest.mark.parametrize("call", [ALL_GATHER, WARM_UP])
+def test_a_refusal_of_one_rank_ends_the_wait_of_the_others(call):
+    world = LocalWorld(2, timeout=0)  # it waits without end
+    results = []
+
+    def drive() -> None:
+        end = world.endpoints[1]
+        held = memory()
+        status = all_gather(end, held, 8, held) if call == ALL_GATHER else warm_up(end, held)
+        results.append((status, last_failure()))
+
+    thread = threading.Thread(target=drive, daemon=True)
+    thread.start()
+    end = world.endpoints[0]
+    status = all_gather(end, None, 8, memory()) if call == ALL_GATHER else warm_up(end, None)
+    refused = last_failure()
+    thread.join(20)
+    assert not thread.is_alive(), "a rank hangs"
+    assert status == refused.status == abi.INVALID_ARGUMENT and "got NULL" in refused.message
+    assert results[0][0] == abi.ABORTED
+    assert f"aborted by rank 0: {call}" in results[0][1].message
+    world.close()
+
+
+@pytest.mark.parametrize("failing", ["group_start", "send", "recv", "group_end"])
+def test_a_warm_up_keeps_the_code_of_a_callers_transport(failing):
+    foreign = Foreign(failing)
+    leave_a_stale_record()
+    assert warm_up(foreign.end, memory()) == abi.TRANSPORT_ERROR
+    failure = last_failure()
+    assert (failure.status, failure.code, failure.call) == (abi.TRANSPORT_ERROR, 42, failing)
+    assert foreign.log.count("group_end") == (0 if failing == "group_start" else 1)
+
+
+@pytest.mark.parametrize("name", ["stream_create", "event_create"])
+def test_open_records_a_status_without_a_record(name):
+    end = Foreign().end
+    end.ops = changed_ops(**{name: refuses})
+    leave_a_stale_record()
+    assert_refused(LIB.baracuda_ring_endpoint_open(ct.byref(end)), name, f"{name} returned 1")
+
+
+OPEN = "baracuda_ring_endpoint_open"
+
+
+@pytest.mark.parametrize(
+    "name", ["stream_create", "stream_destroy", "event_create", "event_destroy"]
+)
+def test_open_refuses_a_table_without_its_functions(name):
+    end = Foreign().end
+    end.ops = changed_ops(**{name: None})
+    status = LIB.baracuda_ring_endpoint_open(ct.byref(end))
+    assert_refused(status, OPEN, f"endpoint->ops->{name}: got NULL")
+
+
+@pytest.mark.parametrize("name", ["set_device", "get_device"])
+def test_ranks_of_devices_need_the_current_device(name):
+    end = Foreign().end
+    end.ops, end.device = changed_ops(**{name: None}), 0
+    text = f"endpoint->ops->{name}: got NULL"
+    assert_refused(LIB.baracuda_ring_endpoint_open(ct.byref(end)), OPEN, text)
+    assert_refused(all_gather(end, b"12345678", 8, memory()), ALL_GATHER, text)
