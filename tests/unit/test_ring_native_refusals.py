@@ -248,3 +248,55 @@ def test_ranks_of_devices_need_the_current_device(name):
     text = f"endpoint->ops->{name}: got NULL"
     assert_refused(LIB.baracuda_ring_endpoint_open(ct.byref(end)), OPEN, text)
     assert_refused(all_gather(end, b"12345678", 8, memory()), ALL_GATHER, text)
+
+
+# ---- Local worlds -------------------------------------------------------------------------------
+
+
+def test_a_local_world_refuses_null():
+    create, abort = "baracuda_local_world_create", "baracuda_local_world_abort"
+    assert_refused(LIB.baracuda_local_world_create(2, 1.0, None), create, "world: got NULL")
+    assert_refused(LIB.baracuda_local_world_abort(None), abort, "world: got NULL")
+
+
+def test_a_local_transport_refuses_what_it_cannot_fill():
+    call = "baracuda_local_transport"
+    world = LocalWorld(1)
+    end = abi.Endpoint(struct_size=ct.sizeof(abi.Endpoint), device=-1, ops=world.ops)
+    assert_refused(LIB.baracuda_local_transport(None, 0, end), call, "world: got NULL")
+    assert_refused(LIB.baracuda_local_transport(world.handle, 0, None), call, "endpoint: got NULL")
+    end.struct_size = 16
+    text = f"endpoint.struct_size: got 16, must be {ct.sizeof(abi.Endpoint)}"
+    assert_refused(LIB.baracuda_local_transport(world.handle, 0, end), call, text)
+    end.struct_size = ct.sizeof(abi.Endpoint)
+    for name in ("record", "wait", "copy", "event_create", "event_destroy"):
+        end.ops = changed_ops(**{name: None})
+        text = f"endpoint->ops->{name}: got NULL"
+        assert_refused(LIB.baracuda_local_transport(world.handle, 0, end), call, text)
+    assert not end.transport.struct_size
+    world.close()
+
+
+def test_a_local_transport_records_a_status_without_a_record():
+    handle = ct.c_void_p()
+    assert LIB.baracuda_local_world_create(1, 1.0, handle) == abi.OK
+    ops = changed_ops(event_create=refuses)
+    end = abi.Endpoint(struct_size=ct.sizeof(abi.Endpoint), device=-1, ops=ops)
+    leave_a_stale_record()
+    status = LIB.baracuda_local_transport(handle, 0, end)
+    assert_refused(status, "event_create", "event_create returned 1")
+    assert LIB.baracuda_local_world_destroy(handle) == abi.OK
+
+
+@pytest.mark.parametrize("name", ["record", "wait", "copy"])
+def test_a_local_message_records_a_status_without_a_record(name):
+    """Also where an earlier failure had the same status."""
+    world = LocalWorld(1, changed_ops(**{name: refuses}))
+    transport, held = world.endpoints[0].transport, memory()
+    leave_a_stale_record()
+    assert transport.group_start(transport.context) == abi.OK
+    assert transport.send(transport.context, ct.addressof(held), 8, 0, None) == abi.OK
+    assert transport.recv(transport.context, ct.addressof(held) + 8, 8, 0, None) == abi.OK
+    assert_refused(transport.group_end(transport.context), name, f"{name} returned 1")
+    assert last_failure().rank == 0
+    world.close()
