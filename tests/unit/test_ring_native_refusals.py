@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from helpers import ring_abi as abi
 from helpers.ring_abi import LocalWorld, last_failure
+from helpers.ring_problem import Problem
+from helpers.sum_ring import SumRing
 
 LIB = abi.library()
 MOST = 2**63 - 1
@@ -300,3 +302,136 @@ def test_a_local_message_records_a_status_without_a_record(name):
     assert_refused(transport.group_end(transport.context), name, f"{name} returned 1")
     assert last_failure().rank == 0
     world.close()
+
+
+# ---- Runs ---------------------------------------------------------------------------------------
+
+
+class Ring:
+    """A local ring and the calls of its ranks. `refused` checks that a run of them moves nothing."""
+
+    def __init__(self, world_size: int) -> None:
+        self.problem = Problem(world_size, abi.CONTIGUOUS, False)
+        self.world = LocalWorld(world_size, timeout=2.0)
+        self.calls = list(self.problem.calls(self.world.endpoints))
+
+    def run(self, *ranks: int) -> int:
+        calls = [self.calls[rank] for rank in ranks]
+        return LIB.baracuda_ring_run((abi.Call * len(calls))(*calls), len(calls))
+
+    def refused(self, *ranks: int) -> abi.Failure:
+        assert self.run(*ranks) == abi.INVALID_ARGUMENT
+        assert (self.problem.y == 77).all()
+        assert last_failure().call == "baracuda_ring_run"
+        return last_failure()
+
+    def close(self) -> None:
+        """Nothing was aborted, so the ring still runs."""
+        assert self.run(*range(self.problem.world_size)) == abi.OK, last_failure()
+        assert self.problem.is_right()
+        self.world.close()
+
+
+@pytest.mark.parametrize("name", ["grant", "open", "post", "close", "complete", "wait", "join"])
+def test_an_exchange_without_a_function_is_refused(name):
+    ring = Ring(2)
+    end = ring.world.endpoints[0]
+    exchange = abi.Exchange.from_buffer_copy(abi.Exchange.from_address(end.exchange))
+    setattr(exchange, name, None)
+    real, end.exchange = end.exchange, ct.addressof(exchange)
+    text = f"endpoint->exchange->{name}: got NULL, must be given"
+    assert text in ring.refused(0, 1).message
+    assert_refused(LIB.baracuda_ring_endpoint_open(ct.byref(end)), OPEN, text)
+    end.exchange = real
+    ring.close()
+
+
+@pytest.mark.parametrize("name", ["record", "wait", "multiprocessors"])
+def test_a_run_refuses_a_table_without_its_functions(name):
+    ring = Ring(2)
+    end = ring.world.endpoints[1]
+    end.ops = changed_ops(**{name: None}, **({"pause": 1} if name == "multiprocessors" else {}))
+    assert f"endpoint->ops->{name}: got NULL, must be given" in ring.refused(0, 1).message
+    end.ops = ring.world.ops
+    ring.close()
+
+
+def test_sums_need_a_clear():
+    ring, world = SumRing(2), LocalWorld(2)
+    world.endpoints[0].ops = changed_ops(clear=None)
+    calls = ring.calls(world.endpoints)
+    status = LIB.baracuda_ring_run(calls, 2)
+    assert_refused(status, "baracuda_ring_run", "endpoint->ops->clear: got NULL")
+    world.endpoints[0].ops = world.ops
+    world.close()
+
+
+def test_each_rank_has_one_call():
+    ring = Ring(2)
+    failure = ring.refused(0, 0)
+    assert "calls[1]: got rank 0, which another call has" in failure.message
+    assert "count: got 3, must be at most 2" in ring.refused(0, 1, 1).message
+    ring.close()
+    # Among more ranks than the check looks at together.
+    large = Ring(70)
+    assert "calls[3]: got rank 68," in large.refused(69, 68, 1, 68, 0).message
+    large.close()
+
+
+@pytest.mark.parametrize("world_size", [3, 70])
+def test_hops_start_at_the_rank_and_visit_every_chunk(world_size):
+    ring = Ring(world_size)
+    hops, last = ring.problem.hops[0], world_size - 1
+    for step, origin, text in [
+        (0, 1, "hops[0].origin: got 1, must be 0, the rank itself"),
+        (last, 0, f"hops[{last}].origin: got 0 a second time, must be every rank once"),
+        (1, hops[last].origin, f"hops[{last}].origin: got {hops[last].origin} a second time"),
+    ]:
+        real, hops[step].origin = hops[step].origin, origin
+        failure = ring.refused(*range(world_size))
+        assert text in failure.message and failure.rank == 0
+        hops[step].origin = real
+    ring.close()
+
+
+def test_two_calls_of_a_hop_must_agree_on_it():
+    ring = Ring(3)
+    for rank, step, name, value, text in [
+        (0, 1, "send_to", 2, "calls[0].hops[1].send_to: got 2, whose recv_from is 1, must be"),
+        (2, 0, "recv_from", 0, "calls[1].hops[0].send_to: got 2, whose recv_from is 0, must be"),
+    ]:
+        hop = ring.problem.hops[rank][step]
+        real = getattr(hop, name)
+        setattr(hop, name, value)
+        assert text in ring.refused(0, 1, 2).message
+        setattr(hop, name, real)
+    # Rank 1 waits for rank 0, which sends to rank 2, whose call is another thread's.
+    ring.problem.hops[0][0].send_to = 2
+    text = "calls[1].hops[0].recv_from: got 0, whose send_to is 2, must be the rank whose send_to"
+    assert text in ring.refused(0, 1).message
+    ring.problem.hops[0][0].send_to = 1
+    # Nothing is sent after the last step, so its hop is not read.
+    for rank in range(3):
+        ring.problem.hops[rank][2].send_to = 7
+    ring.close()
+
+
+def test_pieces_of_payloads_that_a_call_does_not_have_are_null():
+    ring = Ring(2)
+    found = set()
+
+    def launch(_: Any, at: Any) -> int:
+        step = at.contents
+        for place in range(1, abi.PAYLOADS):
+            found.update(step.chunk[place])
+            found.update(step.received[place])
+        found.update([*step.chunk[0][2:], *step.received[0]])
+        return abi.OK
+
+    program = abi.Program.from_buffer_copy(LIB.baracuda_attention_ring_program().contents)
+    program.launch = abi.ProgramFn(launch)
+    for call in ring.calls:
+        call.program = ct.pointer(program)
+    assert ring.run(0, 1) == abi.OK, last_failure()
+    assert found == {None}
+    ring.world.close()

@@ -129,7 +129,8 @@ typedef struct baracuda_ring_call {
   uint64_t struct_size;
   baracuda_ring_endpoint* endpoint;
   void* stream;                   // the caller's
-  const baracuda_ring_hop* hops;  // world_size entries
+  // world_size entries. hops[0].origin is the rank, and every rank is the origin of one entry.
+  const baracuda_ring_hop* hops;
   const baracuda_ring_program* program;
   const void* problem;
   const baracuda_ring_payload* payloads;
@@ -150,9 +151,9 @@ BARACUDA_API void baracuda_ring_messages(const baracuda_ring_call* call, int32_t
 BARACUDA_API int32_t baracuda_ring_has_sum(const baracuda_ring_call* call, int32_t number);
 
 // Runs count ranks of one ring from this thread (count = 1 for one rank per process or thread;
-// count = world_size for a whole local ring). Enqueues, per launch, the rounds of all ranks in one
-// group, then all launches. After the first call it allocates nothing and never synchronises the
-// host.
+// count = world_size for a whole local ring). Each rank has one call. Enqueues, per launch, the
+// rounds of all ranks in one group, then all launches. After the first call it allocates nothing
+// and never synchronises the host.
 //
 // If nothing travels BEHIND, a failed launch is returned at the end: the rounds go on, because the
 // other ranks need the chunks that pass through this rank. Otherwise a failed launch ends the run,
