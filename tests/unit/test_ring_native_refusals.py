@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import ring_abi as abi
 from helpers.ring_abi import LocalWorld, last_failure
@@ -434,4 +435,43 @@ def test_pieces_of_payloads_that_a_call_does_not_have_are_null():
         call.program = ct.pointer(program)
     assert ring.run(0, 1) == abi.OK, last_failure()
     assert found == {None}
+    ring.world.close()
+
+
+# ---- Functions without a status -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 0), (0, -1), (-1, 2), (2, 2), (3, 2)])
+def test_a_schedule_of_no_rank_is_not_written(rank, world_size):
+    hops = (abi.Hop * 4)(*[abi.Hop(7, 7, 7)] * 4)
+    LIB.baracuda_ring_schedule(rank, world_size, hops)
+    assert {(hop.origin, hop.send_to, hop.recv_from) for hop in hops} == {(7, 7, 7)}
+
+
+def test_a_schedule_without_hops_is_not_written():
+    LIB.baracuda_ring_schedule(0, 2, None)
+
+
+@pytest.mark.parametrize("missing", ["call", "endpoint", "program", "payloads"])
+def test_a_call_that_lacks_something_has_no_rounds(missing):
+    ring = Ring(2)
+    call = abi.Call.from_buffer_copy(ring.calls[0])
+    assert LIB.baracuda_ring_has_exchange(ct.byref(call), 0) == 1
+    if missing != "call":
+        setattr(call, missing, None)
+    given = None if missing == "call" else ct.byref(call)
+    assert LIB.baracuda_ring_has_exchange(given, 0) == 0
+    assert LIB.baracuda_ring_has_sum(given, 0) == 0
+    messages = abi.Round(number=5, send_count=7)
+    LIB.baracuda_ring_messages(given, 0, ct.byref(messages))
+    assert not np.frombuffer(messages, np.uint8).any()
+
+
+def test_the_messages_of_a_call_without_hops_are_none():
+    ring = Ring(2)
+    LIB.baracuda_ring_messages(ct.byref(ring.calls[0]), 0, None)
+    messages = abi.Round(number=5, send_count=7)
+    ring.calls[0].hops = None
+    LIB.baracuda_ring_messages(ct.byref(ring.calls[0]), 0, ct.byref(messages))
+    assert not np.frombuffer(messages, np.uint8).any()
     ring.world.close()
