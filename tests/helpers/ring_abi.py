@@ -30,15 +30,22 @@ GroupFn = function_type("transport", "group_start")
 MessageFn = function_type("transport", "send")
 EventFn = function_type("stream_ops", "record")
 
+AbortFn = function_type("transport", "abort")
+
 Transport = structure(
-    "transport", group_start=GroupFn, send=MessageFn, recv=MessageFn, group_end=GroupFn
-)
+    "transport",
+    group_start=GroupFn, send=MessageFn, recv=MessageFn, group_end=GroupFn, abort=AbortFn,
+)  # fmt: skip
 StreamOps = structure(
     "stream_ops",
     record=EventFn,
     wait=EventFn,
-    **{name: function_type("stream_ops", name) for name in ("copy", "clear", "stream_create")},
+    **{
+        name: function_type("stream_ops", name)
+        for name in ("copy", "clear", "event_create", "stream_create", "stream_synchronize")
+    },
 )
+Exchange = structure("ring_exchange")
 Endpoint = structure("ring_endpoint", ops=ct.POINTER(StreamOps))
 Hop = structure("ring_hop")
 Payload = structure("ring_payload")

@@ -5,6 +5,7 @@
 #include "baracuda/status.h"
 #include "common/check_struct.h"
 #include "common/error.h"
+#include "ring/check_endpoint.h"
 #include "ring/rounds.h"
 
 namespace baracuda {
@@ -17,39 +18,51 @@ int32_t invalid(const char* message, Args... args) {
   return fail(BARACUDA_INVALID_ARGUMENT, kCall, message, args...);
 }
 
-int32_t check_endpoint(const baracuda_ring_endpoint* endpoint) {
-  int32_t status = check_struct(kCall, "endpoint", endpoint);
-  if (status == BARACUDA_OK) status = check_struct(kCall, "endpoint->ops", endpoint->ops);
-  if (status == BARACUDA_OK) status = check_struct(kCall, "endpoint->exchange", endpoint->exchange);
-  if (status == BARACUDA_OK) status = check_struct(kCall, "transport", &endpoint->transport);
-  if (status != BARACUDA_OK) return status;
-  const baracuda_transport& transport = endpoint->transport;
-  if (transport.world_size < 1) {
-    return invalid("transport.world_size: got %d, must be at least 1", transport.world_size);
+// The first i below count whose rank_of(i) an earlier one has; -1: none. Each is a rank of
+// world_size. Looks at 64 ranks at a time, because a run must not allocate.
+template <typename F>
+int32_t find_repeat(int32_t count, int32_t world_size, F rank_of) {
+  for (int64_t from = 0; from < world_size; from += 64) {
+    uint64_t seen = 0;
+    for (int32_t i = 0; i < count; ++i) {
+      const int64_t place = rank_of(i) - from;
+      if (place < 0 || place >= 64) continue;
+      const uint64_t bit = uint64_t{1} << place;
+      if ((seen & bit) != 0) return i;
+      seen |= bit;
+    }
   }
-  if (transport.rank < 0 || transport.rank >= transport.world_size) {
-    return invalid("transport.rank: got %d, must be in [0, %d)", transport.rank,
-                   transport.world_size);
-  }
-  const bool complete =
-      transport.group_start && transport.send && transport.recv && transport.group_end;
-  if (transport.world_size > 1 && !complete) {
-    return invalid("%s", "transport: got a NULL function, must have all four");
-  }
-  return BARACUDA_OK;
+  return -1;
 }
 
-// brings_home: a sum is sent home after the last step.
-int32_t check_hops(const baracuda_ring_hop* hops, int32_t world_size, bool brings_home) {
+// True if something travels along the hop of this step. brings_home: a sum is sent home after the
+// last step.
+bool travels(int32_t step, int32_t world_size, bool brings_home) {
+  return step + 1 < world_size || (brings_home && world_size > 1);
+}
+
+int32_t check_hops(const baracuda_ring_hop* hops, const baracuda_transport& transport,
+                   bool brings_home) {
   if (hops == nullptr) return invalid("%s", "hops: got NULL, must be given");
+  const int32_t world_size = transport.world_size;
   const auto is_rank = [world_size](int32_t rank) { return rank >= 0 && rank < world_size; };
   for (int32_t step = 0; step < world_size; ++step) {
     const baracuda_ring_hop& hop = hops[step];
-    const bool travels = step + 1 < world_size || (brings_home && world_size > 1);
-    if (!is_rank(hop.origin) || (travels && !(is_rank(hop.send_to) && is_rank(hop.recv_from)))) {
+    const bool has_ends = is_rank(hop.send_to) && is_rank(hop.recv_from);
+    if (!is_rank(hop.origin) || (travels(step, world_size, brings_home) && !has_ends)) {
       return invalid("hops[%d]: got origin %d, send_to %d, recv_from %d, must be in [0, %d)", step,
                      hop.origin, hop.send_to, hop.recv_from, world_size);
     }
+  }
+  if (hops[0].origin != transport.rank) {
+    return invalid("hops[0].origin: got %d, must be %d, the rank itself", hops[0].origin,
+                   transport.rank);
+  }
+  const int32_t step =
+      find_repeat(world_size, world_size, [hops](int32_t i) { return hops[i].origin; });
+  if (step >= 0) {
+    return invalid("hops[%d].origin: got %d a second time, must be every rank once", step,
+                   hops[step].origin);
   }
   return BARACUDA_OK;
 }
@@ -160,12 +173,21 @@ bool same_shape(const baracuda_ring_call& a, const baracuda_ring_call& b) {
   return true;
 }
 
+// Checks the functions that the loop and the exchange by send and receive call without a test for
+// NULL.
+int32_t check_run_ops(const baracuda_stream_ops& ops, bool has_behind) {
+  return check_functions(kCall, "endpoint->ops->",
+                         {{"record", ops.record != nullptr},
+                          {"wait", ops.wait != nullptr},
+                          {"clear", !has_behind || ops.clear != nullptr},
+                          {"multiprocessors", ops.pause == nullptr || ops.multiprocessors}});
+}
+
 int32_t check_call(const baracuda_ring_call& call) {
   const baracuda_transport& transport = call.endpoint->transport;
   int32_t status = check_payloads(call, transport.world_size);
-  if (status == BARACUDA_OK) {
-    status = check_hops(call.hops, transport.world_size, has_behind(call));
-  }
+  if (status == BARACUDA_OK) status = check_run_ops(*call.endpoint->ops, has_behind(call));
+  if (status == BARACUDA_OK) status = check_hops(call.hops, transport, has_behind(call));
   if (status == BARACUDA_OK && call.program->check != nullptr) {
     baracuda_ring_step at{};
     at.rank = transport.rank;
@@ -176,6 +198,56 @@ int32_t check_call(const baracuda_ring_call& call) {
   return status;
 }
 
+int32_t rank_of(const baracuda_ring_call& call) { return call.endpoint->transport.rank; }
+
+// A rank's call, or NULL if this thread does not drive the rank.
+const baracuda_ring_call* find_call(const baracuda_ring_call* calls, int32_t count, int32_t rank) {
+  if (rank < count && rank_of(calls[rank]) == rank) return &calls[rank];  // as a rule
+  for (int32_t i = 0; i < count; ++i) {
+    if (rank_of(calls[i]) == rank) return &calls[i];
+  }
+  return nullptr;
+}
+
+// One end of a hop, and its name.
+struct HopEnd {
+  int32_t baracuda_ring_hop::*rank;
+  const char* name;
+};
+
+// If this thread drives both ranks of a hop, each must name the other.
+int32_t check_ends(const baracuda_ring_call* calls, int32_t count, HopEnd near, HopEnd far) {
+  const int32_t world_size = calls[0].endpoint->transport.world_size;
+  const bool brings_home = has_behind(calls[0]);
+  for (int32_t i = 0; i < count; ++i) {
+    for (int32_t step = 0; step < world_size && travels(step, world_size, brings_home); ++step) {
+      const int32_t to = calls[i].hops[step].*near.rank;
+      const baracuda_ring_call* const other = find_call(calls, count, to);
+      const int32_t back = other == nullptr ? rank_of(calls[i]) : other->hops[step].*far.rank;
+      if (back == rank_of(calls[i])) continue;
+      return invalid("calls[%d].hops[%d].%s: got %d, whose %s is %d, must be the rank whose %s is "
+                     "%d",
+                     i, step, near.name, to, far.name, back, far.name, rank_of(calls[i]));
+    }
+  }
+  return BARACUDA_OK;
+}
+
+// Checks what the calls are to each other.
+int32_t check_ranks(const baracuda_ring_call* calls, int32_t count) {
+  const int32_t world_size = calls[0].endpoint->transport.world_size;
+  const int32_t i =
+      find_repeat(count, world_size, [calls](int32_t at) { return rank_of(calls[at]); });
+  if (i >= 0) {
+    return invalid("calls[%d]: got rank %d, which another call has, must be one call a rank", i,
+                   rank_of(calls[i]));
+  }
+  const HopEnd send_to = {&baracuda_ring_hop::send_to, "send_to"};
+  const HopEnd recv_from = {&baracuda_ring_hop::recv_from, "recv_from"};
+  const int32_t status = check_ends(calls, count, send_to, recv_from);
+  return status == BARACUDA_OK ? check_ends(calls, count, recv_from, send_to) : status;
+}
+
 }  // namespace
 
 int32_t check_calls(const baracuda_ring_call* calls, int32_t count) {
@@ -184,16 +256,22 @@ int32_t check_calls(const baracuda_ring_call* calls, int32_t count) {
   for (int32_t i = 0; i < count; ++i) {
     const baracuda_ring_call& call = calls[i];
     int32_t status = check_struct(kCall, "call", &call);
-    if (status == BARACUDA_OK) status = check_endpoint(call.endpoint);
+    if (status == BARACUDA_OK) status = check_endpoint(kCall, call.endpoint);
+    if (status == BARACUDA_OK) status = check_exchange(kCall, call.endpoint->exchange);
     if (status == BARACUDA_OK) status = check_call(call);
     if (status != BARACUDA_OK) return status;
+    const int32_t world_size = call.endpoint->transport.world_size;
+    if (count > world_size) {
+      return invalid("count: got %d, must be at most %d, the world_size of calls[%d]", count,
+                     world_size, i);
+    }
     if (!same_shape(call, calls[0])) {
       return invalid("calls[%d]: got another world_size, program or payloads, must be those of "
                      "calls[0]",
                      i);
     }
   }
-  return BARACUDA_OK;
+  return check_ranks(calls, count);
 }
 
 }  // namespace baracuda

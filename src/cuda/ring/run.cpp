@@ -340,7 +340,8 @@ class Run {
   }
 
   struct Step : baracuda_ring_step {
-    Step(const Run& run, const Call& call, int32_t t) {
+    // The pieces of payloads that the call does not have are NULL.
+    Step(const Run& run, const Call& call, int32_t t) : baracuda_ring_step{} {
       const Rounds rounds(call);
       rank = call.endpoint->transport.rank;
       world_size = rounds.steps();

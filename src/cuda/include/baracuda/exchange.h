@@ -161,12 +161,14 @@ BARACUDA_API int32_t baracuda_ring_endpoint_open(baracuda_ring_endpoint* endpoin
 BARACUDA_API int32_t baracuda_ring_endpoint_close(baracuda_ring_endpoint* endpoint);
 
 // Warm-up: sends a few bytes to ourselves, to the next and to the previous rank in one group, so
-// that the transport connects its peers now. buffer holds at least 6*64 bytes (device or host).
+// that the transport connects its peers now. buffer holds at least 6*64 bytes (device or host). If
+// an argument is refused, the transport's abort is called, so that the other ranks do not wait.
 BARACUDA_API int32_t baracuda_ring_warm_up(baracuda_ring_endpoint* endpoint, void* buffer);
 
 // Gathers a few bytes of host memory from every rank into `all` (world_size * bytes), in rank
 // order. Collective, for set-up: it allocates, and waits for the ring stream. Each rank of the ring
-// must call it from a thread of its own. bytes is the same on every rank.
+// must call it from a thread of its own. bytes is the same on every rank. After any failure the
+// transport's abort is called, so that the other ranks do not wait.
 BARACUDA_API int32_t baracuda_ring_all_gather(baracuda_ring_endpoint* endpoint, const void* mine,
                                               int64_t bytes, void* all);
 

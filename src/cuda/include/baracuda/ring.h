@@ -22,7 +22,8 @@ typedef struct baracuda_ring_hop {
 } baracuda_ring_hop;
 
 // Hops of the plain ring: origin (rank - s) mod P, send to rank + 1, receive from rank - 1.
-// hops holds world_size entries.
+// hops holds world_size entries. Nothing is written if hops is NULL or rank is not in
+// [0, world_size).
 BARACUDA_API void baracuda_ring_schedule(int32_t rank, int32_t world_size, baracuda_ring_hop* hops);
 
 enum {
@@ -129,7 +130,8 @@ typedef struct baracuda_ring_call {
   uint64_t struct_size;
   baracuda_ring_endpoint* endpoint;
   void* stream;                   // the caller's
-  const baracuda_ring_hop* hops;  // world_size entries
+  // world_size entries. hops[0].origin is the rank, and every rank is the origin of one entry.
+  const baracuda_ring_hop* hops;
   const baracuda_ring_program* program;
   const void* problem;
   const baracuda_ring_payload* payloads;
@@ -140,19 +142,22 @@ typedef struct baracuda_ring_call {
 } baracuda_ring_call;
 
 // 1 if round `number` of a call has messages. `number` is also the timeline's entry. The call is
-// a valid one.
+// a valid one. 0 if it is NULL, or lacks its endpoint, program or payloads.
 BARACUDA_API int32_t baracuda_ring_has_exchange(const baracuda_ring_call* call, int32_t number);
-// The messages of round `number` of a call that is ready to run; the rest of *round is zero.
+// The messages of round `number` of a call that is ready to run; the rest of *round is zero. All of
+// it is zero if the call is NULL, or lacks its endpoint, program, payloads or hops. A round of NULL
+// is ignored.
 BARACUDA_API void baracuda_ring_messages(const baracuda_ring_call* call, int32_t number,
                                          baracuda_ring_round* round);
 
-// 1 if something is added in that entry of a timeline.
+// 1 if something is added in that entry of a timeline. 0 for such a call as
+// baracuda_ring_has_exchange returns 0 for.
 BARACUDA_API int32_t baracuda_ring_has_sum(const baracuda_ring_call* call, int32_t number);
 
 // Runs count ranks of one ring from this thread (count = 1 for one rank per process or thread;
-// count = world_size for a whole local ring). Enqueues, per launch, the rounds of all ranks in one
-// group, then all launches. After the first call it allocates nothing and never synchronises the
-// host.
+// count = world_size for a whole local ring). Each rank has one call. Enqueues, per launch, the
+// rounds of all ranks in one group, then all launches. After the first call it allocates nothing
+// and never synchronises the host.
 //
 // If nothing travels BEHIND, a failed launch is returned at the end: the rounds go on, because the
 // other ranks need the chunks that pass through this rank. Otherwise a failed launch ends the run,

@@ -33,9 +33,7 @@ int32_t fail_at(const LocalRank& rank, int32_t status) {
 // Returns the status of a stream operation. After a failure it adds the rank to the error record.
 // A function of a caller's own table may leave no error record; then this makes one.
 int32_t check_op(const LocalRank& rank, int32_t status, const char* call) {
-  if (status == BARACUDA_OK) return status;
-  if (baracuda_last_error()->status != status) fail(status, call, "%s returned %d", call, status);
-  return fail_at(rank, status);
+  return status == BARACUDA_OK ? status : fail_at(rank, with_record(status, call));
 }
 
 int32_t join_group(LocalGroup& group, LocalRank& rank) {
@@ -169,6 +167,7 @@ class Exchange {
       abort();
       return status;
     }
+    expect_record();
     status = post();
     for (LocalRank* rank = group_.ranks; rank && status == BARACUDA_OK;
          rank = rank->next_in_group) {

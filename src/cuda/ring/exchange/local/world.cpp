@@ -2,16 +2,16 @@
 
 #include <new>
 
-#include "common/check_struct.h"
 #include "common/error.h"
+#include "ring/check_endpoint.h"
 #include "ring/device_scope.h"
 #include "ring/exchange/local/group.h"
 
 namespace {
 
-using baracuda::check_struct;
 using baracuda::fail;
 using baracuda::LocalRank;
+using baracuda::with_record;
 
 // A rank's lists have room for this many messages in a group before they allocate.
 constexpr size_t kReservedMessages = 16;
@@ -25,11 +25,32 @@ void destroy_events(LocalRank& rank) {
 }
 
 int32_t create_events(LocalRank& rank, const baracuda_ring_endpoint& endpoint) {
+  const baracuda_stream_ops& ops = *endpoint.ops;
+  baracuda::expect_record();
   baracuda::DeviceScope device;
-  int32_t status = device.enter(*endpoint.ops, endpoint.device);
-  if (status == BARACUDA_OK) status = endpoint.ops->event_create(&rank.ready);
-  if (status == BARACUDA_OK) status = endpoint.ops->event_create(&rank.done);
+  int32_t status = with_record(device.enter(ops, endpoint.device), "set_device");
+  for (void** event : {&rank.ready, &rank.done}) {
+    if (status == BARACUDA_OK) status = with_record(ops.event_create(event), "event_create");
+  }
   return status;
+}
+
+int32_t check_given(const char* call, const char* name, const void* argument) {
+  if (argument != nullptr) return BARACUDA_OK;
+  return fail(BARACUDA_INVALID_ARGUMENT, call, "%s: got NULL, must be given", name);
+}
+
+// Checks what the functions of a local transport use.
+int32_t check_local(const char* call, const baracuda_ring_endpoint* endpoint) {
+  const int32_t status = baracuda::check_ops(call, endpoint);
+  if (status != BARACUDA_OK) return status;
+  const baracuda_stream_ops& ops = *endpoint->ops;
+  return baracuda::check_functions(call, "endpoint->ops->",
+                                   {{"record", ops.record != nullptr},
+                                    {"wait", ops.wait != nullptr},
+                                    {"copy", ops.copy != nullptr},
+                                    {"event_create", ops.event_create != nullptr},
+                                    {"event_destroy", ops.event_destroy != nullptr}});
 }
 
 }  // namespace
@@ -76,6 +97,8 @@ extern "C" {
 int32_t baracuda_local_world_create(int32_t world_size, double timeout_seconds,
                                     baracuda_local_world** world) {
   constexpr const char* call = "baracuda_local_world_create";
+  const int32_t status = check_given(call, "world", world);
+  if (status != BARACUDA_OK) return status;
   *world = nullptr;
   if (world_size < 1) {
     return fail(BARACUDA_INVALID_ARGUMENT, call, "world_size: got %d, must be at least 1",
@@ -90,6 +113,8 @@ int32_t baracuda_local_world_create(int32_t world_size, double timeout_seconds,
 }
 
 int32_t baracuda_local_world_abort(baracuda_local_world* world) {
+  const int32_t status = check_given("baracuda_local_world_abort", "world", world);
+  if (status != BARACUDA_OK) return status;
   const std::lock_guard<std::mutex> lock(world->mutex);
   world->abort_with({BARACUDA_ABORTED, 0, -1, -1, "baracuda_local_world_abort", "on request"});
   return BARACUDA_OK;
@@ -115,12 +140,14 @@ int32_t baracuda_local_world_destroy(baracuda_local_world* world) {
 int32_t baracuda_local_transport(baracuda_local_world* world, int32_t rank,
                                  baracuda_ring_endpoint* endpoint) {
   constexpr const char* call = "baracuda_local_transport";
+  int32_t status = check_given(call, "world", world);
+  if (status != BARACUDA_OK) return status;
   const int32_t world_size = static_cast<int32_t>(world->ranks.size());
   if (rank < 0 || rank >= world_size) {
     return fail(BARACUDA_INVALID_ARGUMENT, call, "rank: got %d, must be in [0, %d)", rank,
                 world_size);
   }
-  int32_t status = check_struct(call, "endpoint->ops", endpoint->ops);
+  status = check_local(call, endpoint);
   if (status != BARACUDA_OK) return status;
   const std::lock_guard<std::mutex> lock(world->mutex);
   for (const LocalRank& other : world->ranks) {
