@@ -35,6 +35,17 @@ int32_t find_repeat(int32_t count, int32_t world_size, F rank_of) {
   return -1;
 }
 
+// True for the origins of baracuda_ring_schedule(), which are every rank once. find_repeat() would
+// take long for the many ranks of a large local ring.
+bool has_plain_origins(const baracuda_ring_hop* hops, const baracuda_transport& transport) {
+  int32_t origin = transport.rank;
+  for (int32_t step = 0; step < transport.world_size; ++step) {
+    if (hops[step].origin != origin) return false;
+    origin = origin == 0 ? transport.world_size - 1 : origin - 1;
+  }
+  return true;
+}
+
 // True if something travels along the hop of this step. brings_home: a sum is sent home after the
 // last step.
 bool travels(int32_t step, int32_t world_size, bool brings_home) {
@@ -58,6 +69,7 @@ int32_t check_hops(const baracuda_ring_hop* hops, const baracuda_transport& tran
     return invalid("hops[0].origin: got %d, must be %d, the rank itself", hops[0].origin,
                    transport.rank);
   }
+  if (has_plain_origins(hops, transport)) return BARACUDA_OK;
   const int32_t step =
       find_repeat(world_size, world_size, [hops](int32_t i) { return hops[i].origin; });
   if (step >= 0) {
