@@ -1,0 +1,177 @@
+"""What the attention entries of the C ABI refuse, before they write anything."""
+
+import ctypes as ct
+from itertools import chain
+
+import numpy as np
+import pytest
+from helpers import ring_abi as abi
+from helpers.c_headers import structure
+from helpers.host_abi import CAUSAL, ELEMENT, FIRST, LAST, Params, PositionMap, make_params
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+HOST = 0
+EDGE = 2**62
+VisiblePairs = structure("visible_pairs")
+
+
+def message():
+    return abi.last_failure().message
+
+
+def step(**changes):
+    """The status of a step of the host family, of 4 rows and 4 keys; nothing is written if not OK."""
+    x = np.ones((1, 2, 4, 8), np.float32)
+    y = np.full(x.shape, 77, np.float32)
+    params = make_params(x, x, x, y, flags=FIRST | LAST | CAUSAL)
+    for name, value in changes.items():
+        setattr(params, name, value)
+    status = abi.library().baracuda_attention_step(HOST, ct.byref(params), None)
+    assert (y == 77).all() if status != abi.OK else (y != 77).any(), status
+    return status
+
+
+# ---- Positions ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", ["head", "tail"])
+@pytest.mark.parametrize("start", [-(2**63), -EDGE, EDGE + 1, 2**63 - 1])
+@pytest.mark.parametrize("name", ["q_map", "k_map"])
+def test_starts_of_both_halves_are_positions_even_where_no_row_is(name, start, half):
+    one = PositionMap(0, 0, 1, 4 if half == "tail" else 0)
+    setattr(one, half, start)
+    assert step(**{name: one}) == abi.INVALID_ARGUMENT
+    assert f"{name}.{half}: got {start}, must be above -2^62 and at most 2^62" in message()
+
+
+def test_the_farthest_positions_see_each_other():
+    """The first key is as far from the row as positions go; in the tail's place there is no row."""
+    far = PositionMap(1 - EDGE, EDGE, 1, 4)
+    assert step(q_map=PositionMap(EDGE - 4, 0, 1, 4), k_map=far) == abi.OK
+    rows, keys = PositionMap(EDGE - 1, 0, 1, 1), PositionMap(1 - EDGE, 0, 1, 1)
+    assert counted(rows, 1, keys, 1, flags=CAUSAL) == (1, 0, 0, 1)
+
+
+@pytest.mark.parametrize("one", [PositionMap(5, 0, EDGE, 4), PositionMap(0, 5, 2**63 - 1, 0)])
+def test_a_single_row_may_have_any_stride(one):
+    assert step(q_map=one, query_len=1) == abi.OK
+    assert step(q_map=one, query_len=2) == abi.INVALID_ARGUMENT
+    assert "q_map: got positions beyond 2^62, must be between -2^62 and 2^62" in message()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(7, 0, 1, 4), (-1, 0, 1, 4), (0, 1, 1, 4), (1, -1, 2, 4), (2, 0, 0, 4), (0, 0, -1, 4),
+     (1, 0, 1, -1), (2, 1, 8, EDGE)],
+)  # fmt: skip
+def test_every_step_refuses_the_map_of_a_rank_that_there_is_not(arguments):
+    found = abi.library().baracuda_layout_map(*arguments)
+    assert found.stride == 0
+    assert step(q_map=found) == abi.INVALID_ARGUMENT
+    assert "q_map.stride: got 0, must be at least 1" in message()
+
+
+@pytest.mark.parametrize("layout", [abi.CONTIGUOUS, abi.ZIGZAG, abi.STRIPED])
+def test_the_maps_of_the_longest_sequence_are_legal(layout):
+    ranks, rows = 2**20, EDGE // 2**20
+    for rank in (0, ranks - 1):
+        found = abi.library().baracuda_layout_map(layout, rank, ranks, rows)
+        pairs = counted(found, rows, PositionMap(0, 0, 1, 1), 1, flags=CAUSAL)
+        assert pairs is not None and sum(pairs[:2]) == rows, message()
+
+
+# ---- Visible pairs ------------------------------------------------------------------------------
+
+
+def counted(q_map, rows, k_map, keys, **fields):
+    """(whole, cut, first_row, end_row) of baracuda_attention_visible_pairs; None if it refuses."""
+    params = Params(struct_size=ct.sizeof(Params), element=ELEMENT["f32"], lse_element=ELEMENT["f32"],
+                    batch=1, heads=1, kv_heads=1, head_dim=1, query_len=rows, key_len=keys,
+                    q_map=q_map, k_map=k_map, **fields)  # fmt: skip
+    pairs = VisiblePairs()
+    status = abi.library().baracuda_attention_visible_pairs(ct.byref(params), ct.byref(pairs))
+    return (pairs.whole, pairs.cut, pairs.first_row, pairs.end_row) if status == abi.OK else None
+
+
+def positions(one, length):
+    """The two runs of positions, as integers of any size."""
+    split = min(one.split, length)
+    return ([one.head + one.stride * i for i in range(split)],
+            [one.tail + one.stride * i for i in range(length - split)])  # fmt: skip
+
+
+def by_one(q_map, rows, k_map, keys, flags=0, window_left=0, window_right=0):
+    """The same, from each pair of a row and a key."""
+
+    def sees(row, key):
+        right = 0 if flags else window_right
+        is_late = key > row + right if flags or right else False
+        return not is_late and not (window_left and key <= row - window_left)
+
+    whole = cut = 0
+    for some_rows in positions(q_map, rows):
+        for some_keys in positions(k_map, keys):
+            seen = sum(sees(row, key) for row in some_rows for key in some_keys)
+            whole += seen if seen == len(some_rows) * len(some_keys) else 0
+            cut += seen if seen < len(some_rows) * len(some_keys) else 0
+    all_keys = list(chain(*positions(k_map, keys)))
+    live = [i for i, row in enumerate(chain(*positions(q_map, rows)))
+            if any(sees(row, key) for key in all_keys)]  # fmt: skip
+    return whole, cut, *((live[0], live[-1] + 1) if live else (0, 0))
+
+
+NEAR = st.integers(-3, 3)
+PLACES = st.one_of(
+    st.integers(-20, 20),
+    st.integers(-EDGE, EDGE),
+    *(NEAR.map(edge.__add__) for edge in (-EDGE, EDGE, -EDGE // 2, EDGE // 2)),
+)
+STRIDES = st.one_of(
+    st.integers(1, 9), st.integers(1, 2**63 - 1), st.sampled_from([2**60, 2**61, EDGE, EDGE + 1])
+)
+WINDOWS = st.one_of(
+    st.just(0), st.integers(1, 20), st.integers(1, 2**63 - 1), st.integers(2**63 - 4, 2**63 - 1),
+    NEAR.map(EDGE.__add__),
+)  # fmt: skip
+
+
+@st.composite
+def shards(draw):
+    """A position map that steps take, and its number of rows."""
+    rows = draw(st.integers(1, 7))
+    split = draw(st.one_of(st.integers(0, rows + 1), st.just(2**63 - 1)))
+    stride, head, tail = draw(STRIDES), draw(PLACES), draw(PLACES)
+    one = PositionMap(head, tail, stride, split)
+    runs = positions(one, rows)
+    # Fewer, closer and later rows make most maps legal.
+    if any(run and not -EDGE < run[0] <= run[-1] < EDGE for run in runs):
+        one.stride = stride % 9 + 1
+    if runs[0] and runs[1] and one.tail <= positions(one, rows)[0][-1]:
+        one.head, one.tail = one.tail, one.head
+    return one, rows
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True)
+@given(shards(), shards(), st.sampled_from([0, CAUSAL]), WINDOWS, WINDOWS)
+def test_pairs_at_the_farthest_positions_and_windows(rows, keys, flags, left, right):
+    mask = {"flags": flags, "window_left": left, "window_right": right}
+    found = counted(*rows, *keys, **mask)
+    if found is None:
+        assert "_map" in message()
+    else:
+        assert found == by_one(*rows, *keys, **mask)
+
+
+@pytest.mark.parametrize(
+    ("q_map", "rows", "k_map", "keys", "mask"),
+    [
+        ((-99, -96, 3, 0), 4, (1, 2, 2, 0), 3,
+         {"window_left": 2**63 - 2, "window_right": 2**63 - 1}),
+        ((1 - EDGE, 1, 2**61, 2), 2, (-(2**31), 4611686016279904253, 658812288346769700, 7), 7,
+         {"flags": CAUSAL}),
+    ],
+)  # fmt: skip
+def test_pairs_that_were_counted_wrong(q_map, rows, k_map, keys, mask):
+    shards = PositionMap(*q_map), rows, PositionMap(*k_map), keys
+    assert counted(*shards, **mask) == by_one(*shards, **mask)
