@@ -5,8 +5,10 @@ from itertools import chain
 
 import numpy as np
 import pytest
+from helpers import backward_abi
 from helpers import ring_abi as abi
 from helpers.c_headers import structure
+from helpers.gradients import draw, forward
 from helpers.host_abi import CAUSAL, ELEMENT, FIRST, LAST, Params, PositionMap, make_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -175,3 +177,126 @@ def test_pairs_at_the_farthest_positions_and_windows(rows, keys, flags, left, ri
 def test_pairs_that_were_counted_wrong(q_map, rows, k_map, keys, mask):
     shards = PositionMap(*q_map), rows, PositionMap(*k_map), keys
     assert counted(*shards, **mask) == by_one(*shards, **mask)
+
+
+# ---- Extents and strides ------------------------------------------------------------------------
+
+
+def set_field(struct, path, value):
+    *parents, name = path.split(".")
+    for parent in parents:
+        struct = getattr(struct, parent)
+    setattr(struct, name, value)
+
+
+class Backward:
+    """A backward call of one step on the host, of float32. `changes` are fields of its params."""
+
+    def __init__(self, **sizes):
+        x = draw("f32", 0, batch=2, query_len=8, dlse=True, **sizes)
+        y, lse = forward(x)
+        self.outputs = [np.full_like(a, 77) for a in (x.q, x.k, x.v)]
+        dq, dk, dv = self.outputs
+        self.steps = backward_abi.Steps(
+            x, y, lse, kernel=HOST, kv_heads=x.k.shape[1], dq=dq, scale=0.5, causal=False,
+            q_map=PositionMap(0, 0, 1, 8), scratch=np.empty(1 << 14),
+        )  # fmt: skip
+        self.steps.bind_keys(x.k, x.v, dk, dv, PositionMap(0, 0, 1, 8))
+        self.params = self.steps.params
+        self.params.step.flags = FIRST | LAST
+
+    def run(self, **changes):
+        """The status. A call that fails has written nothing."""
+        for path, value in changes.items():
+            set_field(self.params, path, value)
+        for name in ("prepare", "step"):
+            entry = getattr(self.steps.lib, f"baracuda_attention_backward_{name}")
+            status = entry(HOST, ct.byref(self.params), None)
+            if status != abi.OK:
+                assert all((a == 77).all() for a in self.outputs)
+                return status
+        assert not any((a == 77).any() for a in self.outputs)
+        return status
+
+
+def test_a_backward_call_is_otherwise_legal():
+    assert Backward().run() == abi.OK
+
+
+@pytest.mark.parametrize(
+    "extents",
+    [{"batch": 2**32, "kv_heads": 2**32, "key_len": 1}, {"key_len": 2**63 - 1},
+     {"key_len": 2**61 // 16}, {"batch": 2**40, "key_len": 2**40}],
+)  # fmt: skip
+def test_keys_without_rows_have_extents_whose_product_fits(extents):
+    call = Backward()
+    changes = {f"step.{name}": value for name, value in extents.items()}
+    strides = {f"{name}_strides.{i}": 0 for name in ("dk", "dv") for i in ("batch", "head", "seq")}
+    assert call.run(**changes, **strides, **{"step.heads": 0}) == abi.INVALID_ARGUMENT
+    assert "batch, kv_heads, key_len, head_dim: got" in message()
+    assert "must keep K below 2^63 bytes" in message()
+
+
+FAR = [2**62, -(2**62), 2**61, -(2**63), 2**63 - 1]
+
+
+@pytest.mark.parametrize("stride", FAR)
+@pytest.mark.parametrize("dimension", ["batch", "head", "seq"])
+@pytest.mark.parametrize("name", ["q", "k", "v", "y"])
+def test_a_forward_steps_offsets_fit_in_63_bits(name, dimension, stride):
+    x = np.ones((2, 2, 4, 8), np.float32)
+    y = np.full(x.shape, 77, np.float32)
+    params = make_params(x, x, x, y)
+    set_field(params, f"{name}_strides.{dimension}", stride)
+    status = abi.library().baracuda_attention_step(HOST, ct.byref(params), None)
+    assert status == abi.INVALID_ARGUMENT and (y == 77).all()
+    assert f"{name}: got batch, head and sequence strides of" in message()
+    assert f"{stride}" in message() and "must keep all offsets below 2^63 bytes" in message()
+
+
+@pytest.mark.parametrize("stride", FAR)
+@pytest.mark.parametrize("dimension", ["batch", "head", "seq"])
+@pytest.mark.parametrize(
+    "name",
+    ["step.q", "step.k", "step.v", "step.y", "dy", "dq", "dk", "dv", "lse", "dlse"],
+)
+def test_a_backward_calls_offsets_fit_in_63_bits(name, dimension, stride):
+    assert Backward().run(**{f"{name}_strides.{dimension}": stride}) == abi.INVALID_ARGUMENT
+    assert f"{name[-4:].split('.')[-1]}: got batch, head and sequence strides of" in message()
+
+
+def test_offsets_are_those_of_all_dimensions_together():
+    """The bytes of each dimension fit in 63 bits, those of all three do not."""
+    x = np.ones((2, 2, 2, 8), np.float32)
+    y = np.full(x.shape, 77, np.float32)
+    params = make_params(x, x, x, y)
+    params.k_strides = type(params.k_strides)(2**60, 2**60, 2**61 - 8)
+    status = abi.library().baracuda_attention_step(HOST, ct.byref(params), None)
+    assert status == abi.INVALID_ARGUMENT and (y == 77).all()
+
+
+def test_the_stride_of_one_row_may_be_anything():
+    x, y = np.ones((1, 1, 1, 8), np.float32), np.full((1, 1, 1, 8), 77, np.float32)
+    params = make_params(x, x, x, y)
+    for name in ("q", "k", "v", "y"):
+        for dimension in ("batch", "head", "seq"):
+            set_field(params, f"{name}_strides.{dimension}", 2**63 - 1)
+    assert abi.library().baracuda_attention_step(HOST, ct.byref(params), None) == abi.OK
+    assert (y == 1).all()
+
+
+@pytest.mark.parametrize("dimension", ["batch", "head", "seq"])
+def test_elements_of_an_output_lie_apart(dimension):
+    x = np.ones((2, 2, 4, 8), np.float32)
+    y = np.full(x.shape, 77, np.float32)
+    params = make_params(x, x, x, y)
+    set_field(params, f"k_strides.{dimension}", 0)
+    assert abi.library().baracuda_attention_step(HOST, ct.byref(params), None) == abi.OK
+    y[...] = 77
+    set_field(params, f"y_strides.{dimension}", 0)
+    status = abi.library().baracuda_attention_step(HOST, ct.byref(params), None)
+    assert status == abi.INVALID_ARGUMENT and (y == 77).all()
+    assert "y: got a" in message() and "stride of 0, must not be 0" in message()
+    for name in ("dq", "dk", "dv"):
+        assert Backward().run(**{f"{name}_strides.{dimension}": 0}) == abi.INVALID_ARGUMENT
+        assert f"{name}: got a" in message() and "stride of 0, must not be 0" in message()

@@ -16,6 +16,16 @@ int32_t check_at_least(const char* call, const char* name, int64_t value, int64_
               ll(value), ll(least));
 }
 
+// Whether the bytes of dk fit in 63 bits, and so every product of the extents of keys. dk may have
+// the accumulator's type.
+bool keys_fit(const StepParams& p) {
+  int64_t bytes = 0;
+  return !__builtin_mul_overflow(p.head_dim, accumulator_bytes(p.element), &bytes) &&
+         !__builtin_mul_overflow(bytes, p.batch, &bytes) &&
+         !__builtin_mul_overflow(bytes, p.key_len, &bytes) &&
+         !__builtin_mul_overflow(bytes, p.kv_heads, &bytes);
+}
+
 int32_t check_extents(const char* call, const StepParams& p) {
   const struct {
     const char* name;
@@ -41,6 +51,12 @@ int32_t check_extents(const char* call, const StepParams& p) {
                 "batch, heads, query_len, head_dim: got %lld, %lld, %lld, %lld, must keep the "
                 "state below 2^63 bytes",
                 ll(p.batch), ll(p.heads), ll(p.query_len), ll(p.head_dim));
+  }
+  if (!keys_fit(p)) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call,
+                "batch, kv_heads, key_len, head_dim: got %lld, %lld, %lld, %lld, must keep K below "
+                "2^63 bytes in the accumulator's type",
+                ll(p.batch), ll(p.kv_heads), ll(p.key_len), ll(p.head_dim));
   }
   return BARACUDA_OK;
 }

@@ -5,6 +5,7 @@
 
 #include "attention/backward/facts.h"
 #include "attention/backward/family.h"
+#include "attention/reach.h"
 #include "common/check_struct.h"
 #include "common/error.h"
 
@@ -105,6 +106,13 @@ class Operands {
             int32_t element, bool input) {
     tensor(name, pointer, strides, p_.kv_heads, p_.key_len, element, input);
   }
+  // One number for each row, of the accumulator's type.
+  void numbers(const char* name, const void* pointer, const baracuda_strides& strides) {
+    const int64_t bytes = accumulator_bytes(p_.element);
+    address(name, pointer, bytes);
+    if (status_ == BARACUDA_OK)
+      status_ = check_reach(call_, name, strides, p_, p_.heads, p_.query_len, 1, bytes);
+  }
   void address(const char* name, const void* pointer, int64_t bytes) {
     if (status_ != BARACUDA_OK) return;
     if (pointer == nullptr) {
@@ -136,12 +144,11 @@ class Operands {
 
 int32_t check_prepare_operands(const char* call, int32_t kernel, const BackwardParams& params) {
   const StepParams& p = params.step;
-  const int64_t wide = accumulator_bytes(p.element);
   Operands operands(call, kernel, p);
   operands.rows("y", p.y, p.y_strides, true);
   operands.rows("dy", params.dy, params.dy_strides, true);
-  operands.address("lse", p.lse, wide);
-  if (params.dlse != nullptr) operands.address("dlse", params.dlse, wide);
+  operands.numbers("lse", p.lse, params.lse_strides);
+  if (params.dlse != nullptr) operands.numbers("dlse", params.dlse, params.dlse_strides);
   operands.address("state", p.state, scratch_alignment);
   return operands.status();
 }

@@ -26,9 +26,9 @@ enum baracuda_sequence_layout {
   BARACUDA_STRIPED = 2,     // pos(i) = i*P + r
 };
 
-// The map of a rank with `length` rows. A map of stride 0 is the answer to an unknown layout, a rank
-// outside [0, world_size), a world_size below 1, a negative length, and positions that do not fit in
-// 63 bits. Every step whose mask depends on positions refuses it.
+// The map of a rank with `length` rows. An unknown layout, a rank outside [0, world_size), a
+// world_size below 1, a negative length, and positions that do not fit in 63 bits get a map of
+// stride 0, which every step refuses whose mask depends on positions.
 BARACUDA_API baracuda_position_map baracuda_layout_map(int32_t layout, int32_t rank,
                                                        int32_t world_size, int64_t length);
 
