@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 HOST = 0
 EDGE = 2**62
 VisiblePairs = structure("visible_pairs")
+RingProblem = structure("attention_backward_ring_problem")
 
 
 def message():
@@ -300,3 +301,48 @@ def test_elements_of_an_output_lie_apart(dimension):
     for name in ("dq", "dk", "dv"):
         assert Backward().run(**{f"{name}_strides.{dimension}": 0}) == abi.INVALID_ARGUMENT
         assert f"{name}: got a" in message() and "stride of 0, must not be 0" in message()
+
+
+# ---- The backward's ring ------------------------------------------------------------------------
+
+
+def check_of_ring(world_size, **changes):
+    """The status of the check that a ring makes before it sends or starts anything."""
+    call = Backward()
+    problem = RingProblem(ct.sizeof(RingProblem), HOST, abi.ZIGZAG, call.params, 0)
+    for path, value in changes.items():
+        set_field(problem, path, value)
+    entry = abi.library().baracuda_attention_backward_ring_program
+    entry.restype = ct.POINTER(abi.Program)
+    at = abi.Step(rank=0, world_size=world_size)
+    return entry().contents.check(ct.addressof(problem), ct.byref(at))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "status", "text"),
+    [
+        ("call.kv_gradient_element", 9, abi.INVALID_ARGUMENT,
+         "kv_gradient_element: got 9, must be element, 2, or the accumulator's type, 2"),
+        ("call.dk", None, abi.INVALID_ARGUMENT, "dk: got NULL, must be given"),
+        ("call.dv", None, abi.INVALID_ARGUMENT, "dv: got NULL, must be given"),
+        ("call.dk", 2**20 + 1, abi.MISALIGNED, "dk: got address 0x100001, must be a multiple of 4"),
+        ("call.dv", 2**20 + 2, abi.MISALIGNED, "dv: got address 0x100002, must be a multiple of 4"),
+        ("call.dk_strides.seq", 0, abi.INVALID_ARGUMENT, "dk: got a sequence stride of 0"),
+        ("call.dv_strides.head", 2**62, abi.INVALID_ARGUMENT, "dv: got batch, head and sequence"),
+        ("call.reserved", 1, abi.UNSUPPORTED, "reserved: got a value, must be 0"),
+        ("call.step.lse_element", 3, abi.INVALID_ARGUMENT, "lse_element: got 3, must be"),
+        ("call.step.kv_heads", 0, abi.INVALID_ARGUMENT, "kv_heads: got 0, must be at least 1"),
+        ("kernel", 9, abi.INVALID_ARGUMENT, "kernel: got 9, must be a baracuda_attention_kernel"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_ring_looks_at_what_its_last_sum_is_written_to(world_size, path, value, status, text):
+    assert check_of_ring(world_size) == abi.OK
+    assert check_of_ring(world_size, **{path: value}) == status
+    assert text in message()
+
+
+@pytest.mark.parametrize("extent", ["batch", "key_len"])
+def test_a_ring_without_keys_needs_no_gradients_of_them(extent):
+    no_keys = {f"call.step.{extent}": 0, "call.dk": None, "call.dv": None}
+    assert check_of_ring(2, **no_keys) == abi.OK

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <string>
 
+#include "attention/backward/checks.h"
 #include "attention/backward/facts.h"
 #include "attention/backward/family.h"
 #include "attention/reach.h"
@@ -106,6 +107,10 @@ class Operands {
             int32_t element, bool input) {
     tensor(name, pointer, strides, p_.kv_heads, p_.key_len, element, input);
   }
+  void key_gradients(const BackwardParams& params) {
+    keys("dk", params.dk, params.dk_strides, params.kv_gradient_element, false);
+    keys("dv", params.dv, params.dv_strides, params.kv_gradient_element, false);
+  }
   // One number for each row, of the accumulator's type.
   void numbers(const char* name, const void* pointer, const baracuda_strides& strides) {
     const int64_t bytes = accumulator_bytes(p_.element);
@@ -163,8 +168,7 @@ int32_t check_step_operands(const char* call, int32_t kernel, const BackwardPara
       operands.keys("v", p.v, p.v_strides, p.element, true);
       operands.rows("dy", params.dy, params.dy_strides, true);
     }
-    operands.keys("dk", params.dk, params.dk_strides, params.kv_gradient_element, false);
-    operands.keys("dv", params.dv, params.dv_strides, params.kv_gradient_element, false);
+    operands.key_gradients(params);
   }
   if (!is_empty(p)) {
     if (p.key_len > 0 || !is_single_step(p)) operands.address("state", p.state, scratch_alignment);
@@ -198,6 +202,17 @@ int32_t find_stepper(int32_t kernel, const BackwardParams* params, const Backwar
 }
 
 }  // namespace
+
+int32_t check_key_gradients(const char* call, int32_t kernel, const BackwardParams& params) {
+  const BackwardFamily* family = nullptr;
+  int32_t status = find_server(call, kernel, &params.step, &family);
+  if (status == BARACUDA_OK) status = check_types(call, params);
+  const StepParams& p = params.step;
+  if (status != BARACUDA_OK || p.batch == 0 || p.key_len == 0) return status;
+  Operands operands(call, kernel, p);
+  operands.key_gradients(params);
+  return operands.status();
+}
 
 int32_t backward_step_grid(int32_t kernel, const BackwardParams& params, StepGrid* grid) {
   const BackwardFamily* family = nullptr;
