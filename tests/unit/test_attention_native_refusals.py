@@ -180,6 +180,12 @@ def test_pairs_that_were_counted_wrong(q_map, rows, k_map, keys, mask):
     assert counted(*shards, **mask) == by_one(*shards, **mask)
 
 
+def test_pairs_need_memory_for_the_answer():
+    params = Params(struct_size=ct.sizeof(Params))
+    status = abi.library().baracuda_attention_visible_pairs(ct.byref(params), None)
+    assert status == abi.INVALID_ARGUMENT and "pairs: got NULL, must be given" in message()
+
+
 # ---- Extents and strides ------------------------------------------------------------------------
 
 
@@ -346,3 +352,74 @@ def test_a_ring_looks_at_what_its_last_sum_is_written_to(world_size, path, value
 def test_a_ring_without_keys_needs_no_gradients_of_them(extent):
     no_keys = {f"call.step.{extent}": 0, "call.dk": None, "call.dv": None}
     assert check_of_ring(2, **no_keys) == abi.OK
+
+
+# ---- What a family refuses ----------------------------------------------------------------------
+
+
+def problem(**changes):
+    """Params of a problem that every family serves."""
+    given = Params(struct_size=ct.sizeof(Params), flags=FIRST | LAST, element=ELEMENT["bf16"],
+                   lse_element=ELEMENT["f32"], batch=1, heads=4, kv_heads=2, query_len=64,
+                   key_len=64, head_dim=128, scale=0.1)  # fmt: skip
+    for name, value in changes.items():
+        setattr(given, name, value)
+    return given
+
+
+def asked(entry, kernel, given, size=256, *, null=False):
+    """(status, reason). Bytes of the reason's memory that are not written stay 0x55."""
+    reason = ct.create_string_buffer(b"\x55" * 256, 256)
+    function = getattr(abi.library(), f"baracuda_attention_{entry}")
+    function.argtypes = [ct.c_int32, ct.c_void_p, ct.c_void_p, ct.c_int64]
+    pointer = None if given is None else ct.addressof(given)
+    status = function(kernel, pointer, None if null else ct.addressof(reason), size)
+    return status, reason.raw
+
+
+UNTOUCHED = b"\x55" * 256
+ENTRIES = pytest.mark.parametrize("entry", ["refusal", "backward_refusal"])
+KERNELS = pytest.mark.parametrize("kernel", range(4))
+
+
+@ENTRIES
+@KERNELS
+def test_a_refusal_needs_the_struct_and_memory_for_the_reason(entry, kernel):
+    assert asked(entry, kernel, problem()) == (abi.OK, b"\0" + UNTOUCHED[1:])
+    assert asked(entry, kernel, problem(), 0, null=True)[0] == abi.OK
+    for wrong, text in (
+        ({"given": None}, "params: got NULL, must be given"),
+        ({"given": problem(struct_size=8)}, "params.struct_size: got 8, must be"),
+        ({"size": -1}, "size: got -1, must be at least 0"),
+        ({"size": -(2**63)}, "size: got -9223372036854775808, must be at least 0"),
+        ({"null": True}, "reason: got NULL, must be given for a size of 256"),
+    ):
+        call = {"given": problem(), **wrong}
+        assert asked(entry, kernel, **call) == (abi.INVALID_ARGUMENT, UNTOUCHED)
+        assert text in message()
+
+
+@ENTRIES
+@KERNELS
+@pytest.mark.parametrize(
+    ("changes", "status", "text"),
+    [
+        ({"kv_heads": 0}, abi.INVALID_ARGUMENT, "kv_heads: got 0, must be at least 1"),
+        ({"heads": 3}, abi.INVALID_ARGUMENT, "heads: got 3, must be a multiple of kv_heads, 2"),
+        ({"flags": 256}, abi.INVALID_ARGUMENT, "flags: got 0x100, must be a combination"),
+        ({"lse_element": 9}, abi.INVALID_ARGUMENT, "lse_element: got 9, must be BARACUDA_F32"),
+        ({"batch": -1}, abi.INVALID_ARGUMENT, "batch: got -1, must be at least 0"),
+        ({"softcap": 30.0}, abi.UNSUPPORTED, "softcap: got a value, must be 0 (reserved)"),
+    ],
+)
+def test_what_every_family_refuses_is_a_refusal(entry, kernel, changes, status, text):
+    found, reason = asked(entry, kernel, problem(**changes))
+    assert found == status and message().startswith(text)
+    assert reason.split(b"\0")[0].decode() == message()
+    found, reason = asked(entry, kernel, problem(**changes), 8)
+    assert found == status and reason == text[:7].encode() + b"\0" + UNTOUCHED[8:]
+
+
+def test_facts_of_a_family_need_memory():
+    assert abi.library().baracuda_attention_family_info(HOST, None) == abi.INVALID_ARGUMENT
+    assert "info: got NULL, must be given" in message()

@@ -1,11 +1,11 @@
 // The backward entries of the C ABI: each checks the call, then asks or calls a family.
 #include <algorithm>
-#include <cstdio>
 #include <string>
 
 #include "attention/backward/checks.h"
 #include "attention/backward/facts.h"
 #include "attention/backward/family.h"
+#include "attention/question.h"
 #include "attention/reach.h"
 #include "common/check_struct.h"
 #include "common/error.h"
@@ -273,11 +273,12 @@ extern "C" int32_t baracuda_attention_backward_ordered(int32_t kernel) {
 extern "C" int32_t baracuda_attention_backward_refusal(
     int32_t kernel, const baracuda_attention_step_params* problem, char* reason, int64_t size) {
   using namespace baracuda;
-  if (find_facts(backward_family(kernel)) == nullptr)
-    return no_such_kernel("baracuda_attention_backward_refusal", kernel);
-  const std::string why = backward_refusal(kernel, *problem);
-  std::snprintf(reason, static_cast<size_t>(size), "%s", why.c_str());
-  return why.empty() ? BARACUDA_OK : BARACUDA_UNSUPPORTED;
+  constexpr const char* call = "baracuda_attention_backward_refusal";
+  if (find_facts(backward_family(kernel)) == nullptr) return no_such_kernel(call, kernel);
+  const int32_t status = check_question(call, problem, reason, size);
+  return status == BARACUDA_OK
+             ? answer(call, backward_refusal(kernel, *problem), *problem, reason, size)
+             : status;
 }
 
 extern "C" int64_t baracuda_attention_backward_scratch_bytes(
