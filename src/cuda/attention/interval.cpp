@@ -34,7 +34,10 @@ Interval within(Interval a, Interval b) {
 // The number of a shard's rows before a position, which is the index of the first later row.
 int64_t rows_before(const baracuda_position_map& map, int64_t length, int64_t position) {
   if (position == lowest) return 0;
-  return position == highest ? length : visible_keys(map, length, position - 1);
+  // All positions are below 2^62 (problem.cpp). A window may end behind it, where a difference from
+  // a position need not fit in 63 bits.
+  constexpr int64_t limit = int64_t{1} << 62;
+  return position >= limit ? length : visible_keys(map, length, position - 1);
 }
 
 Interval local(const baracuda_position_map& map, int64_t length, Interval positions) {

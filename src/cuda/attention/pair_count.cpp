@@ -9,11 +9,14 @@
 namespace baracuda {
 namespace {
 
+// Ends of windows, and differences of positions, may need more than 63 bits.
+__extension__ using Wide = __int128;
+
 // Rows at first, first + stride, ...
 struct Run {
-  int64_t first;
-  int64_t stride;
-  int64_t count;
+  Wide first;
+  Wide stride;
+  Wide count;
 };
 
 struct Runs {
@@ -27,25 +30,25 @@ struct Runs {
 
 // How an end of the interval continues from a row position on.
 struct Course {
-  int64_t value;  // the end at that position
-  bool moves;     // with the row position; else it is constant
-  int64_t until;  // holds for row positions before this one
+  Wide value;  // the end at that position
+  bool moves;  // with the row position; else it is constant
+  Wide until;  // holds for row positions before this one
 };
 
 // The least i >= 0 with start + step * i >= bound.
-int64_t first_reaching(int64_t start, int64_t step, int64_t bound) {
+Wide first_reaching(Wide start, Wide step, Wide bound) {
   return start >= bound ? 0 : (bound - start + step - 1) / step;
 }
 
 // Sum of floor((start + step * i) / divisor) over 0 <= i < count; start >= 0.
-int64_t sum_of_quotients(int64_t count, int64_t divisor, int64_t step, int64_t start) {
-  int64_t sum = 0;
+Wide sum_of_quotients(Wide count, Wide divisor, Wide step, Wide start) {
+  Wide sum = 0;
   while (count > 0) {
     sum += (count & 1 ? (count - 1) / 2 * count : count / 2 * (count - 1)) * (step / divisor) +
            count * (start / divisor);
     step %= divisor;
     start %= divisor;
-    const int64_t top = step * count + start;
+    const Wide top = step * count + start;
     if (top < divisor) break;
     // The same lattice points, counted along the other axis.
     count = top / divisor;
@@ -56,18 +59,18 @@ int64_t sum_of_quotients(int64_t count, int64_t divisor, int64_t step, int64_t s
 }
 
 // Counts, over `rows` rows that lie `stride` apart, the keys before the end of each row.
-int64_t sum_before(const Run& keys, const Course& end, int64_t stride, int64_t rows) {
-  if (end.value == INT64_MIN) return 0;
-  if (end.value == INT64_MAX) return rows * keys.count;
+Wide sum_before(const Run& keys, const Course& end, Wide stride, Wide rows) {
+  if (!end.moves && end.value == INT64_MIN) return 0;
+  if (!end.moves && end.value == INT64_MAX) return rows * keys.count;
   // Distances from the first key: of the first row's end, and of the least end behind all keys.
-  const int64_t ahead = end.value - keys.first;
-  const int64_t all = (keys.count - 1) * keys.stride + 1;
+  const Wide ahead = end.value - keys.first;
+  const Wide all = (keys.count - 1) * keys.stride + 1;
   if (!end.moves) {
     if (ahead <= 0) return 0;
     return rows * (ahead >= all ? keys.count : (ahead - 1) / keys.stride + 1);
   }
-  const int64_t some = std::min(rows, first_reaching(ahead, stride, 1));
-  const int64_t full = std::min(rows, first_reaching(ahead, stride, all));
+  const Wide some = std::min(rows, first_reaching(ahead, stride, 1));
+  const Wide full = std::min(rows, first_reaching(ahead, stride, all));
   return (rows - full) * keys.count + (full - some) +
          sum_of_quotients(full - some, keys.stride, stride, ahead + stride * some - 1);
 }
@@ -76,17 +79,17 @@ class PairCounter {
  public:
   explicit PairCounter(const Mask& mask) : mask_(mask) {}
 
-  int64_t count(const Run& rows, const Run& keys) const {
-    int64_t pairs = 0;
-    for (int64_t done = 0; done < rows.count;) {
-      const int64_t at = rows.first + rows.stride * done;
+  Wide count(const Run& rows, const Run& keys) const {
+    Wide pairs = 0;
+    for (Wide done = 0; done < rows.count;) {
+      const Wide at = rows.first + rows.stride * done;
       const Interval fence = fence_at(at);
       const Course begin = begin_at(at, fence), end = end_at(at, fence);
-      const int64_t until = std::min({begin.until, end.until, fence_end(at, fence)});
-      const int64_t here = until == INT64_MAX
-                               ? rows.count - done
-                               : std::min(rows.count - done,
-                                          first_reaching(at, rows.stride, until));
+      const Wide until = std::min({begin.until, end.until, fence_end(at, fence)});
+      const Wide here =
+          until == INT64_MAX
+              ? rows.count - done
+              : std::min(rows.count - done, first_reaching(at, rows.stride, until));
       if (!fence.empty()) {
         pairs += sum_before(keys, end, rows.stride, here) -
                  sum_before(keys, begin, rows.stride, here);
@@ -98,32 +101,33 @@ class PairCounter {
 
  private:
   // The positions in the same chunk and document as a position. Empty outside of all documents.
-  Interval fence_at(int64_t at) const {
+  Interval fence_at(Wide at) const {
     Mask fences;
     fences.chunk = mask_.chunk;
     fences.cu_seqlens = mask_.cu_seqlens;
     fences.documents = mask_.documents;
     return key_positions(fences, at);
   }
-  int64_t fence_end(int64_t at, const Interval& fence) const {
+  Wide fence_end(Wide at, const Interval& fence) const {
     if (!fence.empty()) return fence.end;
     // Outside of all documents: before the first, or behind the last.
     const int64_t start = mask_.cu_seqlens[0];
     return at < start ? start : INT64_MAX;
   }
-  Course begin_at(int64_t at, const Interval& fence) const {
+  Course begin_at(Wide at, const Interval& fence) const {
     if (mask_.left == Mask::unlimited) return {fence.begin, false, INT64_MAX};
-    const int64_t moving = at - mask_.left;
+    const Wide moving = at - mask_.left;
     if (moving >= fence.begin) return {moving, true, INT64_MAX};
-    return {fence.begin, false, fence.begin + mask_.left};
+    return {fence.begin, false, Wide{fence.begin} + mask_.left};
   }
-  Course end_at(int64_t at, const Interval& fence) const {
+  Course end_at(Wide at, const Interval& fence) const {
     if (mask_.right == Mask::unlimited) return {fence.end, false, INT64_MAX};
-    const int64_t moving = at + mask_.right + 1;
+    const Wide moving = at + mask_.right + 1;
     if (moving < mask_.prefix)
-      return {std::min(mask_.prefix, fence.end), false, mask_.prefix - mask_.right - 1};
+      return {std::min(mask_.prefix, fence.end), false, Wide{mask_.prefix} - mask_.right - 1};
     if (moving >= fence.end) return {fence.end, false, INT64_MAX};
-    return {moving, true, fence.end == INT64_MAX ? INT64_MAX : fence.end - mask_.right - 1};
+    if (fence.end == INT64_MAX) return {moving, true, INT64_MAX};
+    return {moving, true, Wide{fence.end} - mask_.right - 1};
   }
 
   const Mask& mask_;

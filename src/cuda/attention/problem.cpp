@@ -16,6 +16,16 @@ int32_t check_at_least(const char* call, const char* name, int64_t value, int64_
               ll(value), ll(least));
 }
 
+// Whether the bytes of dk fit in 63 bits, and so every product of the extents of keys. dk may have
+// the accumulator's type.
+bool keys_fit(const StepParams& p) {
+  int64_t bytes = 0;
+  return !__builtin_mul_overflow(p.head_dim, accumulator_bytes(p.element), &bytes) &&
+         !__builtin_mul_overflow(bytes, p.batch, &bytes) &&
+         !__builtin_mul_overflow(bytes, p.key_len, &bytes) &&
+         !__builtin_mul_overflow(bytes, p.kv_heads, &bytes);
+}
+
 int32_t check_extents(const char* call, const StepParams& p) {
   const struct {
     const char* name;
@@ -42,6 +52,12 @@ int32_t check_extents(const char* call, const StepParams& p) {
                 "state below 2^63 bytes",
                 ll(p.batch), ll(p.heads), ll(p.query_len), ll(p.head_dim));
   }
+  if (!keys_fit(p)) {
+    return fail(BARACUDA_INVALID_ARGUMENT, call,
+                "batch, kv_heads, key_len, head_dim: got %lld, %lld, %lld, %lld, must keep K below "
+                "2^63 bytes in the accumulator's type",
+                ll(p.batch), ll(p.kv_heads), ll(p.key_len), ll(p.head_dim));
+  }
   return BARACUDA_OK;
 }
 
@@ -59,6 +75,26 @@ int32_t check_reserved(const char* call, const StepParams& p) {
   return fail(BARACUDA_UNSUPPORTED, call, "%s: got a value, must be 0 (reserved)", name);
 }
 
+// Positions are between -2^62 and 2^62, both excluded: then the number of rows from one to another
+// fits in 63 bits, as rows_at_or_before() needs.
+constexpr int64_t position_limit = int64_t{1} << 62;
+
+// Kernels subtract head and tail from positions even if no row is there.
+int32_t check_start(const char* call, const char* map, const char* name, int64_t start) {
+  if (start > -position_limit && start <= position_limit) return BARACUDA_OK;
+  return fail(BARACUDA_INVALID_ARGUMENT, call,
+              "%s.%s: got %lld, must be above -2^62 and at most 2^62, even if no row is there", map,
+              name, ll(start));
+}
+
+// The last of `count` positions from start on; start if there are none. False: beyond 2^62.
+bool find_last(int64_t start, int64_t stride, int64_t count, int64_t* last) {
+  *last = start;
+  if (count <= 0) return true;
+  return !__builtin_mul_overflow(stride, count - 1, last) &&
+         !__builtin_add_overflow(start, *last, last) && *last < position_limit;
+}
+
 int32_t check_map(const char* call, const char* name, const baracuda_position_map& map,
                   int64_t length) {
   if (map.stride < 1) {
@@ -69,24 +105,21 @@ int32_t check_map(const char* call, const char* name, const baracuda_position_ma
     return fail(BARACUDA_INVALID_ARGUMENT, call, "%s.split: got %lld, must be at least 0", name,
                 ll(map.split));
   }
+  int32_t status = check_start(call, name, "head", map.head);
+  if (status == BARACUDA_OK) status = check_start(call, name, "tail", map.tail);
+  if (status != BARACUDA_OK) return status;
   const int64_t below = map.split < length ? map.split : length;
-  // Two positions may be this far apart, so their difference does not overflow.
-  const int64_t limit = int64_t{1} << 62;
-  int64_t end = 0;
-  int64_t end_of_tail = 0;
-  if (__builtin_mul_overflow(map.stride, below, &end) ||
-      __builtin_add_overflow(map.head, end, &end) ||
-      __builtin_mul_overflow(map.stride, length - below, &end_of_tail) ||
-      __builtin_add_overflow(map.tail, end_of_tail, &end_of_tail) ||
-      (below > 0 && (map.head < -limit || end > limit)) ||
-      (below < length && (map.tail < -limit || end_of_tail > limit))) {
+  int64_t last_of_head = 0;
+  int64_t last = 0;
+  if (!find_last(map.head, map.stride, below, &last_of_head) ||
+      !find_last(map.tail, map.stride, length - below, &last)) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
-                "%s: got positions beyond 2^62, must be from -2^62 to 2^62", name);
+                "%s: got positions beyond 2^62, must be between -2^62 and 2^62", name);
   }
-  if (below > 0 && below < length && map.tail <= end - map.stride) {
+  if (below > 0 && below < length && map.tail <= last_of_head) {
     return fail(BARACUDA_INVALID_ARGUMENT, call,
                 "%s.tail: got %lld, must be above the last position of the head, %lld", name,
-                ll(map.tail), ll(end - map.stride));
+                ll(map.tail), ll(last_of_head));
   }
   return BARACUDA_OK;
 }

@@ -31,7 +31,7 @@ inline bool borders_may_vary(const StepParams& p) {
 
 // Checks everything except the positions, and the addresses and strides of operands.
 int32_t check_problem(const char* call, const StepParams* params);
-// Checks that positions rise and are from -2^62 to 2^62, if the mask depends on them.
+// Checks that positions rise and are between -2^62 and 2^62, if the mask depends on them.
 int32_t check_maps(const char* call, const StepParams& p, const baracuda_position_map& q_map,
                    const baracuda_position_map& k_map);
 

@@ -6,6 +6,8 @@ extern "C" int32_t baracuda_attention_visible_pairs(const baracuda_attention_ste
                                                     baracuda_visible_pairs* pairs) {
   using namespace baracuda;
   constexpr const char* call = "baracuda_attention_visible_pairs";
+  if (pairs == nullptr)
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "%s", "pairs: got NULL, must be given");
   int32_t status = check_problem(call, params);
   if (status == BARACUDA_OK) status = check_maps(call, *params, params->q_map, params->k_map);
   if (status != BARACUDA_OK) return status;

@@ -1,10 +1,12 @@
 // The backward entries of the C ABI: each checks the call, then asks or calls a family.
 #include <algorithm>
-#include <cstdio>
 #include <string>
 
+#include "attention/backward/checks.h"
 #include "attention/backward/facts.h"
 #include "attention/backward/family.h"
+#include "attention/question.h"
+#include "attention/reach.h"
 #include "common/check_struct.h"
 #include "common/error.h"
 
@@ -105,6 +107,17 @@ class Operands {
             int32_t element, bool input) {
     tensor(name, pointer, strides, p_.kv_heads, p_.key_len, element, input);
   }
+  void key_gradients(const BackwardParams& params) {
+    keys("dk", params.dk, params.dk_strides, params.kv_gradient_element, false);
+    keys("dv", params.dv, params.dv_strides, params.kv_gradient_element, false);
+  }
+  // One number for each row, of the accumulator's type.
+  void numbers(const char* name, const void* pointer, const baracuda_strides& strides) {
+    const int64_t bytes = accumulator_bytes(p_.element);
+    address(name, pointer, bytes);
+    if (status_ == BARACUDA_OK)
+      status_ = check_reach(call_, name, strides, p_, p_.heads, p_.query_len, 1, bytes);
+  }
   void address(const char* name, const void* pointer, int64_t bytes) {
     if (status_ != BARACUDA_OK) return;
     if (pointer == nullptr) {
@@ -136,12 +149,11 @@ class Operands {
 
 int32_t check_prepare_operands(const char* call, int32_t kernel, const BackwardParams& params) {
   const StepParams& p = params.step;
-  const int64_t wide = accumulator_bytes(p.element);
   Operands operands(call, kernel, p);
   operands.rows("y", p.y, p.y_strides, true);
   operands.rows("dy", params.dy, params.dy_strides, true);
-  operands.address("lse", p.lse, wide);
-  if (params.dlse != nullptr) operands.address("dlse", params.dlse, wide);
+  operands.numbers("lse", p.lse, params.lse_strides);
+  if (params.dlse != nullptr) operands.numbers("dlse", params.dlse, params.dlse_strides);
   operands.address("state", p.state, scratch_alignment);
   return operands.status();
 }
@@ -156,8 +168,7 @@ int32_t check_step_operands(const char* call, int32_t kernel, const BackwardPara
       operands.keys("v", p.v, p.v_strides, p.element, true);
       operands.rows("dy", params.dy, params.dy_strides, true);
     }
-    operands.keys("dk", params.dk, params.dk_strides, params.kv_gradient_element, false);
-    operands.keys("dv", params.dv, params.dv_strides, params.kv_gradient_element, false);
+    operands.key_gradients(params);
   }
   if (!is_empty(p)) {
     if (p.key_len > 0 || !is_single_step(p)) operands.address("state", p.state, scratch_alignment);
@@ -191,6 +202,17 @@ int32_t find_stepper(int32_t kernel, const BackwardParams* params, const Backwar
 }
 
 }  // namespace
+
+int32_t check_key_gradients(const char* call, int32_t kernel, const BackwardParams& params) {
+  const BackwardFamily* family = nullptr;
+  int32_t status = find_server(call, kernel, &params.step, &family);
+  if (status == BARACUDA_OK) status = check_types(call, params);
+  const StepParams& p = params.step;
+  if (status != BARACUDA_OK || p.batch == 0 || p.key_len == 0) return status;
+  Operands operands(call, kernel, p);
+  operands.key_gradients(params);
+  return operands.status();
+}
 
 int32_t backward_step_grid(int32_t kernel, const BackwardParams& params, StepGrid* grid) {
   const BackwardFamily* family = nullptr;
@@ -251,11 +273,12 @@ extern "C" int32_t baracuda_attention_backward_ordered(int32_t kernel) {
 extern "C" int32_t baracuda_attention_backward_refusal(
     int32_t kernel, const baracuda_attention_step_params* problem, char* reason, int64_t size) {
   using namespace baracuda;
-  if (find_facts(backward_family(kernel)) == nullptr)
-    return no_such_kernel("baracuda_attention_backward_refusal", kernel);
-  const std::string why = backward_refusal(kernel, *problem);
-  std::snprintf(reason, static_cast<size_t>(size), "%s", why.c_str());
-  return why.empty() ? BARACUDA_OK : BARACUDA_UNSUPPORTED;
+  constexpr const char* call = "baracuda_attention_backward_refusal";
+  if (find_facts(backward_family(kernel)) == nullptr) return no_such_kernel(call, kernel);
+  const int32_t status = check_question(call, problem, reason, size);
+  return status == BARACUDA_OK
+             ? answer(call, backward_refusal(kernel, *problem), *problem, reason, size)
+             : status;
 }
 
 extern "C" int64_t baracuda_attention_backward_scratch_bytes(

@@ -1,6 +1,7 @@
 // The backward's program for the ring loop.
 #include <cstdint>
 
+#include "attention/backward/checks.h"
 #include "attention/backward/family.h"
 #include "attention/live_steps.h"
 #include "baracuda/attention_ring.h"
@@ -97,7 +98,10 @@ int32_t check(const void* given, const baracuda_ring_step* at) {
                 "dq_holds_share: got %d for kernel %d, must be 0: a step of it writes dq",
                 problem->dq_holds_share, problem->kernel);
   }
-  return check_ring_step(kCall, problem->call.step, problem->layout, at->world_size);
+  status = check_ring_step(kCall, problem->call.step, problem->layout, at->world_size);
+  if (status != BARACUDA_OK || at->world_size == 1) return status;
+  // The steps write their shares elsewhere, so none of them looks at the caller's dk and dv.
+  return check_key_gradients(kCall, problem->kernel, problem->call);
 }
 
 int32_t is_live(const void* problem, const baracuda_ring_step* at) {

@@ -1,8 +1,7 @@
 // The attention entries of the C ABI: each checks the call, then asks or calls a family.
-#include <cstdio>
-
 #include "attention/forward/families.h"
 #include "attention/forward/family.h"
+#include "attention/question.h"
 #include "common/error.h"
 
 namespace baracuda {
@@ -55,7 +54,10 @@ extern "C" int32_t baracuda_attention_available(int32_t kernel) {
 extern "C" int32_t baracuda_attention_family_info(int32_t kernel, baracuda_attention_family* info) {
   using namespace baracuda;
   const FamilyFacts* facts = find_facts(kernel);
-  if (facts == nullptr) return no_such_kernel("baracuda_attention_family_info", kernel);
+  constexpr const char* call = "baracuda_attention_family_info";
+  if (facts == nullptr) return no_such_kernel(call, kernel);
+  if (info == nullptr)
+    return fail(BARACUDA_INVALID_ARGUMENT, call, "%s", "info: got NULL, must be given");
   *info = {facts->name,
            facts->min_compute_capability,
            facts->max_compute_capability,
@@ -70,11 +72,12 @@ extern "C" int32_t baracuda_attention_refusal(int32_t kernel,
                                               const baracuda_attention_step_params* params,
                                               char* reason, int64_t size) {
   using namespace baracuda;
+  constexpr const char* call = "baracuda_attention_refusal";
   const FamilyFacts* facts = find_facts(kernel);
-  if (facts == nullptr) return no_such_kernel("baracuda_attention_refusal", kernel);
-  const std::string why = refusal(*facts, *params);
-  std::snprintf(reason, static_cast<size_t>(size), "%s", why.c_str());
-  return why.empty() ? BARACUDA_OK : BARACUDA_UNSUPPORTED;
+  if (facts == nullptr) return no_such_kernel(call, kernel);
+  const int32_t status = check_question(call, params, reason, size);
+  return status == BARACUDA_OK ? answer(call, refusal(*facts, *params), *params, reason, size)
+                               : status;
 }
 
 extern "C" int64_t baracuda_attention_state_bytes(int32_t kernel,

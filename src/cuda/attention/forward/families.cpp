@@ -7,6 +7,7 @@
 #include <cstring>
 #include <iterator>
 
+#include "attention/reach.h"
 #include "common/error.h"
 
 namespace baracuda {
@@ -122,6 +123,11 @@ class OperandCheck {
   int32_t stride(const char* name, const char* dimension, int64_t stride, int64_t extent,
                  int64_t element_bytes, bool input) const {
     if (extent <= 1) return BARACUDA_OK;
+    if (!input && stride == 0) {
+      return fail(BARACUDA_INVALID_ARGUMENT, call_,
+                  "%s: got a %s stride of 0, must not be 0: each of its elements is written", name,
+                  dimension);
+    }
     if (family_.vector_bytes > 0 && stride % (family_.vector_bytes / element_bytes) != 0) {
       return fail(BARACUDA_MISALIGNED, call_,
                   "%s: got a %s stride of %lld elements, must for the %s kernel be a multiple of "
@@ -151,7 +157,8 @@ class OperandCheck {
     if (status == BARACUDA_OK) status = stride(name, "batch", strides.batch, p.batch, bytes, input);
     if (status == BARACUDA_OK) status = stride(name, "head", strides.head, heads, bytes, input);
     if (status == BARACUDA_OK) status = stride(name, "sequence", strides.seq, length, bytes, input);
-    return status;
+    if (status != BARACUDA_OK) return status;
+    return check_reach(call_, name, strides, p, heads, length, p.head_dim, bytes);
   }
 
  private:

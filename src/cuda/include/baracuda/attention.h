@@ -7,6 +7,8 @@
 // FIRST: there is no state to load. LAST: y = o_acc / l and lse = m + ln(l) are written and no
 // state is stored. FIRST|LAST is plain attention in one launch with no state traffic.
 // A row that saw no key gets y = 0 and lse = -inf.
+//
+// The outputs (y, lse, state) must not overlap each other or any input. That is not checked here.
 #pragma once
 
 #include <stdint.h>
@@ -104,8 +106,9 @@ BARACUDA_API int32_t baracuda_attention_family_info(int32_t kernel,
 // BARACUDA_OK if the family serves the problem's element, extents, scale and mask; the build need
 // not contain the family. Pointers, strides and positions are ignored. Otherwise
 // BARACUDA_UNSUPPORTED, and `reason` gets the rest of a sentence that begins with the family's
-// name, cut to `size` bytes. Records a failure only for an unknown family. Extents must not be
-// negative.
+// name, cut to `size` bytes. A problem that no family could serve is a recorded failure, and
+// `reason` gets the record's message. Recorded too, without a reason: an unknown family, another
+// struct_size, a negative `size`, and a `reason` of NULL unless `size` is 0.
 BARACUDA_API int32_t baracuda_attention_refusal(int32_t kernel,
                                                 const baracuda_attention_step_params* params,
                                                 char* reason, int64_t size);
@@ -125,9 +128,11 @@ BARACUDA_API int32_t baracuda_attention_step(int32_t kernel,
                                              const baracuda_attention_step_params* params,
                                              void* stream);
 
-// For planners: what the rows of a shard see of a chunk of keys under the mask. Reads only the
-// flags, lengths, windows and the two maps of params. The product of the lengths must stay below
-// 2^63.
+// For planners: what the rows of a shard see of a chunk of keys under the mask. The answer depends
+// only on the flags, lengths, windows and the two maps of params. The rest must be a problem that
+// some family could serve, for example one with batch, heads, kv_heads and head_dim of 1, F32 in
+// both elements and zeros elsewhere. Pointers, strides and device_maps are ignored. The product of
+// the lengths must stay below 2^63.
 typedef struct baracuda_visible_pairs {
   // Pairs of a row and a key that the row sees. A position map has two runs of evenly spaced
   // positions, so rows and keys form up to four blocks. whole: pairs in blocks that are fully

@@ -16,6 +16,9 @@
 //
 // A row that sees no key has dq = 0 and adds nothing to dk and dv, whatever its dy (sm80 and sm90a:
 // for any finite dy). A key that no row sees has dk = dv = 0.
+//
+// The outputs (dq, dk, dv, the scratch) must not overlap each other or any input. That is not
+// checked here.
 #pragma once
 
 #include <stdint.h>

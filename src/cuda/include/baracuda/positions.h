@@ -11,7 +11,8 @@ extern "C" {
 
 // Global position of local row i: head + stride*i below split, tail + stride*(i - split) from it
 // on. Must rise with i (so visible keys are always a prefix of the chunk) and be
-// from -2^62 to 2^62. stride >= 1.
+// between -2^62 and 2^62. stride >= 1. head and tail are above -2^62 and at most 2^62, even if
+// no row is there.
 typedef struct baracuda_position_map {
   int64_t head;
   int64_t tail;
@@ -25,6 +26,9 @@ enum baracuda_sequence_layout {
   BARACUDA_STRIPED = 2,     // pos(i) = i*P + r
 };
 
+// The map of a rank with `length` rows. An unknown layout, a rank outside [0, world_size), a
+// world_size below 1, a negative length, and positions that do not fit in 63 bits get a map of
+// stride 0, which every step refuses whose mask depends on positions.
 BARACUDA_API baracuda_position_map baracuda_layout_map(int32_t layout, int32_t rank,
                                                        int32_t world_size, int64_t length);
 
