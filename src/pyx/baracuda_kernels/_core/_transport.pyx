@@ -184,7 +184,7 @@ cdef class TransportCommunicator(RingMember):
         Raises
         ------
         InvalidProblemError
-            As the constructor.
+            As the constructor; or the transport's rank or world size is not that of its first use.
         """
         device = integer("device", device, -1, 2 ** 31)
         key = id(transport)
