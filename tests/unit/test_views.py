@@ -337,21 +337,26 @@ def test_a_foreign_byte_order_on_a_gpu_is_refused():
         bk.TensorRef(source)
 
 
-def test_the_exception_of_a_signal_s_handler_is_not_the_tensor_s():
-    class Late(TimeoutError):
+@pytest.mark.parametrize("kind", [TimeoutError, RuntimeError, TypeError])
+@pytest.mark.parametrize("method", ["__dlpack_device__", "__dlpack__", "__cuda_stream__"])
+def test_the_exception_of_a_signal_s_handler_is_not_the_operand_s(kind, method):
+    class Late(kind):
         pass
-
-    class Slow(OnlyDlpack):
-        def __dlpack_device__(self):
-            signal.raise_signal(signal.SIGUSR1)  # as one that arrives here
-            return super().__dlpack_device__()
 
     def handler(*_):
         raise Late("deadline")
 
+    class Slow(OnlyDlpack):
+        pass
+
+    def late(self, *_, **__):
+        signal.raise_signal(signal.SIGUSR1)  # as one that arrives here
+
+    setattr(Slow, method, late)
+    source = Slow(np.zeros(4), True)
     before = signal.signal(signal.SIGUSR1, handler)
     try:
         with pytest.raises(Late, match="deadline"):
-            bk.TensorRef(Slow(np.zeros(4), True))
+            (bk.Stream if method == "__cuda_stream__" else bk.TensorRef)(source)
     finally:
         signal.signal(signal.SIGUSR1, before)

@@ -9,3 +9,5 @@ cdef object last_exception(int32_t status)
 cdef int raise_later(int32_t status) except -1
 # What other ranks are told of an error.
 cdef str text_of(object error)
+# Whether a signal's handler raised it, and not the code that the handler interrupted.
+cdef bint is_of_a_signal(object error) except -1

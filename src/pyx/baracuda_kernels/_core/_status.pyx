@@ -82,3 +82,19 @@ cdef object last_exception(int32_t status):
 
 cdef str text_of(object error):
     return str(error) if isinstance(error, BaracudaError) else f"{type(error).__name__}: {error}"
+
+
+cdef bint is_of_a_signal(object error) except -1:
+    """Whether a signal's handler raised it. Python may call one in any code of an operand's, whose
+    own errors are reported as a wrong operand."""
+    import signal
+
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    functions = [getattr(handler, "__func__", handler) for handler in handlers]
+    codes = {getattr(function, "__code__", None) for function in functions} - {None}
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in codes:
+            return True
+        trace = trace.tb_next
+    return False

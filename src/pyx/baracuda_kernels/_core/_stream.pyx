@@ -4,7 +4,7 @@
 from libc.stdint cimport int32_t, uintptr_t
 
 from baracuda_kernels._core cimport c_api
-from baracuda_kernels._core._status cimport check
+from baracuda_kernels._core._status cimport check, is_of_a_signal
 from baracuda_kernels._core._view cimport integer
 
 from baracuda_kernels._core._errors import (
@@ -113,6 +113,8 @@ cdef tuple _ask(object source):
     except BaracudaError:
         raise
     except Exception as error:  # such as a stream that is closed
+        if is_of_a_signal(error):
+            raise
         raise InvalidProblemError(
             f"stream: got a {type(source).__name__} that gives no handle "
             f"({type(error).__name__}: {error}), must be an open CUDA stream") from error

@@ -12,7 +12,7 @@ from baracuda_kernels._core._dlpack cimport (
     BaracudaDLTensor,
     BaracudaDLVersioned,
 )
-from baracuda_kernels._core._status cimport check
+from baracuda_kernels._core._status cimport check, is_of_a_signal
 from baracuda_kernels._core._view cimport MAX_DIMS, View, integer, integer_from
 
 from baracuda_kernels._core._enums import (
@@ -47,7 +47,7 @@ cdef object fill(View self, str name, object source, object shape, object stride
     except (BaracudaError, MemoryError):
         raise
     except Exception as error:  # a tensor may raise anything if it is asked where it lies
-        if _is_of_a_signal(error):
+        if is_of_a_signal(error):
             raise
         raise InvalidProblemError(
             f"{name}: got a {type(source).__name__} that cannot be viewed "
@@ -73,21 +73,6 @@ cdef bint _is_integer(object source) except -1:
     import numbers
 
     return isinstance(source, numbers.Integral)
-
-
-cdef bint _is_of_a_signal(object error) except -1:
-    """Whether a signal's handler raised it, which Python may call in any code of the tensor's."""
-    import signal
-
-    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    functions = [getattr(handler, "__func__", handler) for handler in handlers]
-    codes = {getattr(function, "__code__", None) for function in functions} - {None}
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code in codes:
-            return True
-        trace = trace.tb_next
-    return False
 
 
 cdef object _from_object(View self, str name, object source):
@@ -300,9 +285,13 @@ cdef object _export(str name, object source, bint on_gpu):
         try:
             try:
                 return source.__dlpack__(stream=stream, max_version=(1, 0))
-            except TypeError:  # a producer from before DLPack 1.0
+            except TypeError as error:  # a producer from before DLPack 1.0
+                if is_of_a_signal(error):
+                    raise
                 return source.__dlpack__(stream=stream)
         except (BufferError, RuntimeError) as error:
+            if is_of_a_signal(error):
+                raise
             refusal = refusal or error
     raise InvalidProblemError(
         f"{name}: {type(source).__name__} refuses to be viewed: {refusal}") from refusal
